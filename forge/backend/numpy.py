@@ -1,0 +1,50 @@
+"""The NumPy backend: host memory, float32 throughout, matrix products through NumPy's BLAS."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+
+class _HasNumpy(Protocol):
+    @property
+    def numpy(self) -> Callable[..., Any]: ...
+
+
+class NumpyBackend:
+    """Runs an op's NumPy function on NumPy arrays."""
+
+    device = f"cpu ({os.cpu_count()} cores, NumPy {np.__version__})"
+    activations = np.dtype(np.float32)
+
+    def launch(self, op: _HasNumpy, args: tuple[Any, ...], options: Mapping[str, Any]) -> Any:
+        return op.numpy(*args, **options)
+
+    def asarray(self, array: npt.ArrayLike, dtype: npt.DTypeLike | None = None) -> npt.NDArray[Any]:
+        return np.asarray(array, dtype)
+
+    def empty(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+        return np.empty(shape, dtype)
+
+    def to_numpy(self, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        return array
+
+    def free_bytes(self) -> int:
+        """Memory that can be taken without swapping: the system's, or the container's where that is less."""
+        import psutil
+
+        available = int(psutil.virtual_memory().available)
+        try:  # cgroup v2; v1 and bare systems have no such files
+            limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
+            used = int(Path("/sys/fs/cgroup/memory.current").read_text())
+        except (OSError, ValueError):
+            return available
+        return available if limit == "max" else min(available, max(int(limit) - used, 0))
+
+
+NUMPY = NumpyBackend()

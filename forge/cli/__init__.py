@@ -1,0 +1,123 @@
+"""The command line: `main` is the console script, `run` the same without ending the process."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NoReturn
+
+if TYPE_CHECKING:
+    from forge.errors import ForgeError
+
+INTERRUPTED = 128 + signal.SIGINT
+CLOSED_PIPE = 128 + signal.SIGPIPE
+
+
+def main() -> NoReturn:
+    """Run the command that the process was started with, and end the process."""
+    import warnings
+
+    sys.unraisablehook = _on_unraisable
+    warnings.showwarning = _show_warning
+    code = run(sys.argv[1:])
+    if code == INTERRUPTED:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # while Python winds down, a second Ctrl-C ends it without a word
+    sys.exit(code)
+
+
+def run(args: Sequence[str]) -> int:
+    """Run one command and return its exit code.
+
+    0; 2 for wrong usage; 130 after Ctrl-C; 141 if whoever read the output is gone; 1 for any other failure, with one
+    line on stderr. `--debug`, anywhere before `--`, lets the traceback of a failure be printed.
+    """
+    args = list(args) or ["--help"]
+    options = args[: args.index("--")] if "--" in args else args
+    debug = "--debug" in options
+    if debug:
+        options = [arg for arg in options if arg != "--debug"]
+        args = options + (args[args.index("--") :] if "--" in args else [])
+    try:
+        return _invoke(args)
+    except (Exception, KeyboardInterrupt) as error:
+        if debug:
+            sys.excepthook(type(error), error, error.__traceback__)
+        return _failure(error, options, quiet=debug)
+
+
+def _invoke(args: list[str]) -> int:
+    import typer
+
+    from forge.cli import app, output
+
+    usage_error = typer.BadParameter.__mro__[1]  # a class without a public name that is the same in all versions
+    command = typer.main.get_command(app.app)
+    try:
+        with command.make_context("forge", args) as context:
+            command.invoke(context)
+    except typer.Exit as leave:
+        return leave.exit_code
+    except usage_error as error:  # type: ignore[misc]  # it is an exception, but mypy sees an element of a tuple of types
+        path = error.ctx.command_path if error.ctx else "forge"
+        output.note(f"{error.format_message()} (see {path} --help)")
+        return 2
+    output.flush()
+    return 0
+
+
+def _failure(error: BaseException, options: list[str], *, quiet: bool) -> int:
+    """The exit code of a failed command, which is also told in one line on stderr unless `quiet`."""
+    from forge.cli import output
+    from forge.errors import ForgeError, ParameterError
+
+    if _is_interrupt(error):
+        return INTERRUPTED
+    if isinstance(error, BrokenPipeError):
+        output.discard()
+        return CLOSED_PIPE
+    if isinstance(error, ForgeError):
+        line = _with_flag(error, options) if isinstance(error, ParameterError) else str(error)
+    elif isinstance(error, OSError):
+        output.discard()
+        line = f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror or error)
+    elif isinstance(error, MemoryError):
+        line = f"out of memory ({error or 'no details'}): close other programs, or use a smaller model or --context"
+    else:
+        line = f"internal error: {type(error).__name__}: {error} (run with --debug for the traceback)"
+    if not quiet:
+        output.note(line)
+    return 2 if isinstance(error, ParameterError) else 1
+
+
+def _with_flag(error: ForgeError, options: list[str]) -> str:
+    """The message, which starts with a parameter's name, with the flag that was given for it."""
+    name, space, rest = str(error).partition(" ")
+    flag = f"--{name.rstrip(':').replace('_', '-')}"
+    given = any(option == flag or option.startswith(f"{flag}=") for option in options)
+    return f"{flag}{space}{rest}" if given else str(error)
+
+
+def _is_interrupt(error: BaseException | None) -> bool:
+    """Whether Ctrl-C is at the bottom of this: C extensions and libraries wrap it while they are imported."""
+    while error is not None:
+        if isinstance(error, KeyboardInterrupt):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+    """What the library has to remark is one line; what libraries say to programmers is not for users."""
+    from forge.cli import output
+
+    if category is UserWarning:
+        output.note(str(message))
+
+
+def _on_unraisable(event: sys.UnraisableHookArgs) -> None:
+    """Ctrl-C within a destructor or a callback of the import system, where Python would print it and go on."""
+    if isinstance(event.exc_value, KeyboardInterrupt):
+        os._exit(INTERRUPTED)
+    sys.__unraisablehook__(event)

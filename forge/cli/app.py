@@ -1,0 +1,35 @@
+"""All commands under one name."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from forge.cli import bench, chat, doctor, generate, inspect, logits, perplexity, pull, tokenize, verify
+
+app = typer.Typer(rich_markup_mode=None, add_completion=False)  # rich's help panels would cost 0.1 s
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        import forge
+
+        typer.echo(f"forge {forge.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def forge(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Print the traceback of a failure. Works behind the command, too.")
+    ] = False,
+) -> None:
+    """LLM inference: text from GGUF models, on any machine."""
+
+
+for module in (generate, chat, tokenize, logits, perplexity, inspect, pull, bench, verify, doctor):
+    app.command(module.__name__.rpartition(".")[2])(module.command)

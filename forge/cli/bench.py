@@ -1,0 +1,157 @@
+"""`forge bench`: how fast a model runs, beside the rate that the machine allows."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections.abc import Callable, Sequence
+from statistics import median
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from forge.cli import options, output
+from forge.errors import ParameterError
+
+if TYPE_CHECKING:
+    from forge.llm import LLM
+
+_DECODE_PROMPT_TOKENS = 16
+"""Prompts before a decode is timed: so short that all of a batch are computed in one step."""
+_SWEEPS = 5
+
+
+def command(
+    model: options.Model = options.DEFAULT_MODEL,
+    prompt_tokens: Annotated[
+        int, typer.Option("--prompt-tokens", min=1, metavar="N", help="Length of the prompt.")
+    ] = 512,
+    gen_tokens: Annotated[int, typer.Option("--gen-tokens", min=2, metavar="N", help="Tokens per sequence.")] = 64,
+    batch: Annotated[str, typer.Option("--batch", metavar="N,N...", help="Sequences that run together.")] = "1,4,8",
+    repetitions: Annotated[
+        int, typer.Option("--repetitions", min=1, metavar="N", help="Runs of each; their median counts.")
+    ] = 3,
+    device: options.Device = "auto",
+    context: options.Context = None,
+    as_json: options.Json = False,
+) -> None:
+    """Measure prefill, decode at several batch sizes, and the bound: this model's matrices times a vector in NumPy.
+
+    Prefill is one prompt; decode is timed from each sequence's first token to its last, after prompts of 16 tokens.
+    """
+    batches = _sizes(batch)
+    with options.loaded(model, device, context) as llm:
+        longest = max(prompt_tokens + 1, _DECODE_PROMPT_TOKENS + gen_tokens)
+        if longest > llm.context:
+            raise ParameterError(
+                f"--prompt-tokens and --gen-tokens need {longest} positions of {llm.context} there are"
+            )
+        report = measure(llm, prompt_tokens, gen_tokens, batches, repetitions)
+    if as_json:
+        output.write_json(report)
+    else:
+        _print(report)
+
+
+def measure(llm: LLM, prompt_tokens: int, gen_tokens: int, batches: Sequence[int], repetitions: int) -> dict[str, Any]:
+    """All figures, medians. Bound and decode take turns, so that a busy machine slows both."""
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    vocabulary = llm.config.vocab_size
+
+    def prompts(count: int, length: int) -> list[list[int]]:
+        return [[int(id) for id in rng.integers(0, vocabulary, length)] for _ in range(count)]
+
+    def complete(count: int, length: int, tokens: int) -> Any:
+        return llm.generate(prompts(count, length), max_tokens=tokens, ignore_eos=True)
+
+    def decode(count: int) -> float:
+        """Tokens per second of all sequences together."""
+        slowest_ms: float = max(c.timings.decode_ms for c in complete(count, _DECODE_PROMPT_TOKENS, gen_tokens))
+        return 1e3 * count * (gen_tokens - 1) / slowest_ms
+
+    sweep = bound_sweep(llm)
+    complete(1, _DECODE_PROMPT_TOKENS, 2)  # the first run pays for pages and threads
+    sweep()
+    prefill: list[float] = []
+    bound: list[float] = []
+    decoded: dict[int, list[float]] = {size: [] for size in batches}
+    for _ in range(repetitions):
+        (completion,) = complete(1, prompt_tokens, 1)
+        prefill.append(1e3 * prompt_tokens / completion.timings.prefill_ms)
+        for size in batches:
+            bound += [1 / sweep() for _ in range(_SWEEPS)]
+            decoded[size].append(decode(size))
+    rate = median(bound)
+    speeds = {size: median(runs) for size, runs in decoded.items()}
+    alone = speeds.get(1)
+    return {
+        "model": llm.path.name,
+        "device": llm.device,
+        "prompt_tokens": prompt_tokens,
+        "gen_tokens": gen_tokens,
+        "decode_prompt_tokens": _DECODE_PROMPT_TOKENS,
+        "repetitions": repetitions,
+        "load_ms": llm.load_ms,
+        "peak_rss_bytes": _peak_rss_bytes(),
+        "prefill_tokens_per_s": median(prefill),
+        "bound_tokens_per_s": rate,
+        "decode": [
+            {
+                "batch": size,
+                "tokens_per_s": speed,
+                "ratio_to_bound": speed / rate,
+                "speedup": speed / alone if alone else None,
+            }
+            for size, speed in speeds.items()
+        ],
+    }
+
+
+def bound_sweep(llm: LLM) -> Callable[[], float]:
+    """A function that multiplies each of the model's matrices by a vector in NumPy, and returns the seconds it took."""
+    import numpy as np
+
+    matrices = [linear.weight for linear in llm.engine.runner.model.linears()]  # (N, K) each
+    vectors = [np.ones(matrix.shape[1], np.float32) for matrix in matrices]
+
+    def sweep() -> float:
+        start = time.perf_counter()
+        for matrix, vector in zip(matrices, vectors, strict=True):
+            np.dot(matrix, vector)
+        return time.perf_counter() - start
+
+    return sweep
+
+
+def _sizes(text: str) -> list[int]:
+    try:
+        sizes = [int(part) for part in text.split(",")]
+    except ValueError:
+        sizes = []
+    if not sizes or min(sizes) < 1:
+        raise ParameterError(f"--batch must be numbers from 1 with commas between them, such as 1,4,8, not {text!r}")
+    return sizes
+
+
+def _peak_rss_bytes() -> int:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
+
+
+def _print(report: dict[str, Any]) -> None:
+    title = f"{report['model']} on {report['device']}"
+    rows = [
+        ("load", f"{report['load_ms'] / 1e3:.2f} s", ""),
+        ("peak resident memory", output.num_bytes(report["peak_rss_bytes"]), ""),
+        (f"prefill of {report['prompt_tokens']} tokens", f"{report['prefill_tokens_per_s']:.1f} tokens/s", ""),
+        ("bound: all matrices times a vector", f"{report['bound_tokens_per_s']:.1f} tokens/s", ""),
+    ]
+    for run in report["decode"]:
+        ratio = f"{run['ratio_to_bound']:.0%} of the bound"
+        if run["speedup"] and run["batch"] > 1:
+            ratio += f", {run['speedup']:.2f} x batch 1"
+        rows.append((f"decode, batch {run['batch']}", f"{run['tokens_per_s']:.1f} tokens/s", ratio))
+    output.write_table(title, ("", "figure", "compared"), rows, right=("figure",))

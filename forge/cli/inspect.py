@@ -1,0 +1,156 @@
+"""`forge inspect`: what a model file holds."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from forge.cli import options, output
+
+if TYPE_CHECKING:
+    from forge.formats.gguf import GGUF, TensorInfo
+
+_SHORT = 16  # longer arrays are summarized
+_SHOWN_CHARS = 100
+
+
+def command(
+    file: Annotated[str, typer.Argument(metavar="FILE", help="A GGUF file, or a model's name.")],
+    as_json: options.Json = False,
+) -> None:
+    """Show what a model file holds, and validate it, without loading its weights."""
+    from forge.formats import gguf
+
+    with gguf.read(options.resolve(file)) as model:
+        if as_json:
+            output.write_json(describe(model))
+        else:
+            _print(model)
+
+
+def describe(model: GGUF) -> dict[str, Any]:
+    """The file as plain values; arrays of more than 16 items as their type and length."""
+    tensors = model.tensors.values()
+    return {
+        "path": str(model.path),
+        "version": model.version,
+        "architecture": _architecture(model),
+        "metadata": {key: _plain(value) for key, value in model.metadata.items()},
+        "tensors": [
+            {"name": info.name, "shape": info.shape, "type": info.type.name, "bytes": info.nbytes} for info in tensors
+        ],
+        "parameters": sum(math.prod(info.shape) for info in tensors),
+        "bytes": sum(info.nbytes for info in tensors),
+        "remark": _remark(model),
+    }
+
+
+def _print(model: GGUF) -> None:
+    output.write_table(f"{model.path}", ("", ""), _summary(model))
+    rows = [(key, _shown(value)) for key, value in model.metadata.items()]
+    output.write("\n")
+    output.write_table(f"{len(rows)} keys", ("key", "value"), rows)
+    if model.tensors:
+        output.write("\n")
+        title = f"{len(model.tensors)} tensors (* stands for the layer)"
+        numbers = ("count", "shape", "size")
+        output.write_table(title, ("tensor", "count", "shape", "type", "size"), _alike(model), right=numbers)
+    if remark := _remark(model):
+        output.note(remark)
+
+
+def _summary(model: GGUF) -> list[tuple[str, str]]:
+    from forge.errors import ForgeError
+    from forge.models import read_config
+
+    tensors = model.tensors.values()
+    parameters = sum(math.prod(info.shape) for info in tensors)
+    types = Counter[str]()
+    for info in tensors:
+        types[info.type.name] += math.prod(info.shape)
+    mix = ", ".join(f"{name} {count / parameters:.1%}" for name, count in types.most_common())
+    template = model.metadata.get("tokenizer.chat_template")
+    rows = [
+        ("format", f"GGUF {model.version}"),
+        ("architecture", str(_architecture(model))),
+        ("name", _shown(model.metadata.get("general.name", "-"))),
+        ("parameters", f"{parameters:,}"),
+        ("weights", f"{output.num_bytes(sum(info.nbytes for info in tensors))} ({mix or 'none'})"),
+        ("as float32", output.num_bytes(4 * parameters)),
+        ("tokenizer", " ".join(_shown(model.metadata.get(f"tokenizer.ggml.{key}", "-")) for key in ("model", "pre"))),
+        ("chat template", "yes" if isinstance(template, str) else "no"),
+    ]
+    try:
+        config = read_config(model)
+    except ForgeError:  # _remark says it
+        return rows
+    per_token = 2 * 4 * config.num_layers * config.num_kv_heads * config.head_dim
+    windows = "".join(f", {n} layers with a window of {w}" for w, n in Counter(config.layer_windows).items() if w)
+    rows[2:2] = [
+        (
+            "layers",
+            f"{config.num_layers}, width {config.width}, feed-forward {config.ffn_width}, "
+            f"{config.num_heads} query and {config.num_kv_heads} KV heads of {config.head_dim}{windows}",
+        ),
+        ("vocabulary", f"{config.vocab_size:,} tokens"),
+        ("context", f"{config.context_length:,} tokens, {output.num_bytes(per_token)} of float32 KV cache each"),
+    ]
+    return rows
+
+
+def _architecture(model: GGUF) -> str | None:
+    name = model.metadata.get("general.architecture")
+    return name if isinstance(name, str) else None
+
+
+def _remark(model: GGUF) -> str | None:
+    """Why forge cannot run this file, or None."""
+    from forge.errors import ForgeError
+    from forge.models import read_config
+
+    if not model.tensors:
+        return f"{model.path}: holds no tensors, so it can be used for its tokenizer only"
+    try:
+        read_config(model)
+    except ForgeError as error:
+        return f"{error}"
+    return None
+
+
+def _alike(model: GGUF) -> list[tuple[str, int, str, str, str]]:
+    """Tensors that differ in their layer alone, as one row."""
+    groups: dict[tuple[str, tuple[int, ...], str], list[TensorInfo]] = {}
+    for info in model.tensors.values():
+        name = re.sub(r"(?<=\.)\d+(?=\.)", "*", info.name, count=1)
+        groups.setdefault((name, info.shape, info.type.name), []).append(info)
+    return [
+        (name, len(infos), " x ".join(map(str, shape)), type, output.num_bytes(sum(info.nbytes for info in infos)))
+        for (name, shape, type), infos in groups.items()
+    ]
+
+
+def _plain(value: Any) -> Any:
+    """A metadata value for JSON."""
+    if isinstance(value, bool | int | float | str):
+        return value
+    if len(value) > _SHORT:
+        return {"type": _item_type(value), "length": len(value)}
+    return value.tolist() if hasattr(value, "tolist") else [_plain(item) for item in value]
+
+
+def _item_type(value: Any) -> str:
+    if hasattr(value, "dtype"):
+        return str(value.dtype)
+    return "array" if isinstance(value, list) else "string"
+
+
+def _shown(value: Any) -> str:
+    """A metadata value for people, on one line."""
+    if not isinstance(value, bool | int | float | str) and len(value) > _SHORT:
+        return f"{len(value):,} x {_item_type(value)}"
+    text = str(_plain(value))
+    return text if len(text) <= _SHOWN_CHARS else f"{text[:_SHOWN_CHARS]}... ({len(text):,} characters)"

@@ -1,0 +1,40 @@
+"""`forge logits`: what a model thinks comes next."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from forge.cli import options, output
+
+
+def command(
+    text: Annotated[str, typer.Argument(metavar="TEXT", help="The prompt; - reads it from stdin.")],
+    model: options.Model = options.DEFAULT_MODEL,
+    top: Annotated[int, typer.Option("--top", min=1, metavar="N", help="How many tokens to show.")] = 20,
+    device: options.Device = "auto",
+    context: options.Context = None,
+    as_json: options.Json = False,
+) -> None:
+    """Show the most probable next tokens after TEXT with their logits."""
+    import numpy as np
+
+    text = options.text_or_stdin(text, "TEXT")
+    with options.loaded(model, device, context) as llm:
+        ids = llm.tokenizer.encode(text, parse_special=True)  # as llm.logits(text) does
+        last = llm.logits(ids)[-1]  # (V,)
+        best = np.argsort(-last, kind="stable")[:top].tolist()
+        names = [llm.tokenizer.token_text(id) for id in best]
+    values = [float(last[id]) for id in best]
+    if as_json:
+        output.write_json({"prompt_ids": ids, "top": list(zip(best, values, strict=True)), "pieces": names})
+        return
+    exact = last.astype(np.float64)
+    exact = np.exp(exact - exact.max())
+    chances = exact[best] / exact.sum()
+    rows = [
+        (id, name, f"{value:.4f}", f"{chance:.2%}")
+        for id, name, value, chance in zip(best, names, values, chances, strict=True)
+    ]
+    output.write_table("next token", ("id", "text", "logit", "probability"), rows, right=("id", "logit", "probability"))

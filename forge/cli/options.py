@@ -1,0 +1,83 @@
+"""Options that several commands share, and what they stand for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from forge.cli import output
+from forge.errors import ParameterError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from forge.llm import LLM
+
+DEFAULT_MODEL = "smollm2"  # of forge.hub, which --help has no time to import; a test compares them
+
+Model = Annotated[
+    str, typer.Option("-m", "--model", metavar="MODEL", help="A name, a GGUF file, or hf:owner/repo/file.gguf.")
+]
+Device = Annotated[str, typer.Option("--device", metavar="DEVICE", help="auto, cpu, hip, cuda, hip:N or cuda:N.")]
+Context = Annotated[
+    int | None,
+    typer.Option("--context", metavar="N", help="Most tokens of prompt and answer. [default: the model's]"),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+MaxTokens = Annotated[int, typer.Option("--max-tokens", metavar="N", help="Most tokens to generate.")]
+Temperature = Annotated[
+    float, typer.Option("--temperature", metavar="T", help="0 takes the most probable token each time.")
+]
+TopK = Annotated[int, typer.Option("--top-k", metavar="K", help="Draw from the K most probable tokens; 0 = all.")]
+TopP = Annotated[
+    float, typer.Option("--top-p", metavar="P", help="Draw from the most probable tokens that reach P together.")
+]
+MinP = Annotated[
+    float, typer.Option("--min-p", metavar="P", help="Draw from tokens at least P times as probable as the best.")
+]
+RepetitionPenalty = Annotated[
+    float, typer.Option("--repetition-penalty", metavar="R", help="Above 1: make tokens seen before less probable.")
+]
+Seed = Annotated[
+    int | None, typer.Option("--seed", metavar="S", help="Same seed, same text. [default: a new one each time]")
+]
+Stop = Annotated[
+    list[str] | None, typer.Option("--stop", metavar="TEXT", help="End before this text; may be given several times.")
+]
+
+
+def text_or_stdin(text: str, name: str) -> str:
+    """An argument, or what stdin holds if it is "-". Raises ParameterError for bytes that are no UTF-8."""
+    if text == "-":
+        return output.read_text("-")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ParameterError(f"{name} is not UTF-8 text: check the terminal's encoding") from None
+    return text
+
+
+def resolve(model: str) -> Path:
+    """The file of a model, which is fetched if need be."""
+    from forge import hub
+
+    with output.Progress() as progress:
+        return hub.resolve(model, progress=progress)
+
+
+@contextmanager
+def loaded(
+    model: str, device: str = "auto", context: int | None = None, chat_template: str | None = None
+) -> Iterator[LLM]:
+    """A model, ready to run; what it remarks goes to stderr."""
+    import forge
+
+    with output.Progress() as progress:
+        llm = forge.load(model, device=device, context=context, chat_template=chat_template, progress=progress)
+    with llm:
+        for remark in llm.notes:
+            output.note(remark)
+        yield llm

@@ -1,0 +1,203 @@
+"""What commands write: results to stdout, the rest to stderr. No escape sequence reaches a terminal from a model."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import sys
+from collections.abc import Iterable, Sequence
+from types import TracebackType
+from typing import IO, TYPE_CHECKING, Any, Self
+
+from forge.errors import ForgeError
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as RichProgress
+    from rich.progress import TaskID
+
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+def write(text: str) -> None:
+    """Text to stdout at once: raw to a file or pipe, without control characters to a terminal.
+
+    Raises BrokenPipeError if nobody reads any more, ForgeError if it cannot be written.
+    """
+    if sys.stdout is None:
+        raise ForgeError("standard output is closed: redirect it to a file or a pipe")
+    if sys.stdout.isatty():
+        text = _CONTROLS.sub("\N{REPLACEMENT CHARACTER}", text)
+    _put(text)
+
+
+def write_json(value: Any) -> None:
+    """One JSON object on one line; numbers that are not finite become null."""
+    write(json.dumps(_finite(value)) + "\n")
+
+
+def write_table(
+    title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], *, right: Sequence[str] = ()
+) -> None:
+    """A table to stdout; columns named in `right` hold numbers."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=Text(printable(title)), title_justify="left", header_style="bold", box=None, pad_edge=False)
+    for column in columns:
+        table.add_column(column, justify="right" if column in right else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(printable(str(cell))) for cell in row))
+    write_rich(table)
+
+
+def write_rich(renderable: Any) -> None:
+    """Something of rich's to stdout: coloured on a terminal, plain and at full width elsewhere."""
+    from rich.console import Console
+
+    if sys.stdout is None:
+        raise ForgeError("standard output is closed: redirect it to a file or a pipe")
+    terminal = sys.stdout.isatty()
+    console = Console(file=sys.stdout, force_terminal=terminal, width=None if terminal else 200)
+    with console.capture() as capture:
+        console.print(renderable)
+    _put("".join(line.rstrip(" ") + "\n" for line in capture.get().splitlines()))
+
+
+def flush() -> None:
+    if sys.stdout is not None:
+        sys.stdout.flush()
+
+
+def discard() -> None:
+    """Forget what stdout still holds: nobody reads it, and Python would complain when it ends."""
+    if sys.__stdout__ is None or sys.stdout is not sys.__stdout__:
+        return
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.__stdout__.fileno())
+    os.close(nowhere)
+
+
+def note(text: str) -> None:
+    """One line on stderr. That stderr cannot be written is no reason to stop."""
+    _to_stderr(f"forge: {printable(' '.join(text.split()))}\n")
+
+
+def status(text: str) -> None:
+    """A remark on stderr that belongs to the result, such as its speed."""
+    _to_stderr(f"{printable(text)}\n")
+
+
+def printable(text: str) -> str:
+    """Text in which whatever a terminal would act upon is written as an escape, such as \\n."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else _escaped(c) for c in text)
+
+
+def num_bytes(count: int) -> str:
+    """A size to read: 98.4 MB."""
+    for power, unit in ((9, "GB"), (6, "MB"), (3, "kB")):
+        if count >= 10**power:
+            return f"{count / 10**power:.4g} {unit}"
+    return f"{count} bytes"
+
+
+class Progress:
+    """A progress callback of the library: bars if stderr is a terminal, else a line where a download starts."""
+
+    def __init__(self) -> None:
+        self._bars: RichProgress | None = None
+        self._tasks: dict[str, TaskID | None] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bars is not None:
+            self._bars.stop()
+
+    def __call__(self, stage: str, done: int, total: int | None) -> None:
+        if is_terminal(sys.stderr):
+            self._draw(printable(stage), done, total)
+        elif stage not in self._tasks:
+            self._tasks[stage] = None
+            if not stage.startswith("loading"):
+                note(f"{stage} ({num_bytes(total)})" if total else stage)
+
+    def _draw(self, stage: str, done: int, total: int | None) -> None:
+        if self._bars is None:
+            from rich import progress
+            from rich.console import Console
+
+            self._bars = progress.Progress(
+                progress.TextColumn("{task.description}", markup=False),
+                progress.BarColumn(),
+                progress.DownloadColumn(),
+                progress.TransferSpeedColumn(),
+                progress.TimeRemainingColumn(),
+                console=Console(stderr=True),
+                transient=True,
+            )
+            self._bars.start()
+        task = self._tasks.get(stage)
+        if task is None:
+            task = self._tasks[stage] = self._bars.add_task(stage, total=total)
+        self._bars.update(task, completed=done, total=total)
+
+
+def is_terminal(stream: IO[str] | None) -> bool:
+    return stream is not None and not stream.closed and stream.isatty()
+
+
+def read_text(path: str, most_bytes: int = 1 << 26) -> str:
+    """The UTF-8 text of a file, or of stdin for "-". Raises ForgeError if there is none, or too much of it."""
+    name = "standard input" if path == "-" else printable(path)
+    try:
+        if path == "-" and sys.stdin is None:
+            raise ForgeError("standard input is closed: give a file")
+        with open(0 if path == "-" else path, "rb", closefd=path != "-") as file:
+            data = file.read(most_bytes + 1)
+    except (OSError, ValueError) as error:  # ValueError: a null byte in the path
+        raise ForgeError(f"{name}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    if len(data) > most_bytes:
+        raise ForgeError(f"{name}: is longer than {num_bytes(most_bytes)}: give a shorter text")
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise ForgeError(f"{name}: is not UTF-8 text (byte {error.start}): convert it") from None
+
+
+def _put(text: str) -> None:
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except UnicodeEncodeError:  # a terminal or locale that has not all characters
+        encoding = sys.stdout.encoding
+        _put(text.encode(encoding, "replace").decode(encoding))
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        discard()
+        raise ForgeError(f"standard output: {error.strerror or error}") from error
+
+
+def _to_stderr(text: str) -> None:
+    try:
+        sys.stderr.write(text)
+        sys.stderr.flush()
+    except (OSError, ValueError, AttributeError):  # full, closed, never there
+        pass
+
+
+def _escaped(char: str) -> str:
+    return char.encode("unicode_escape").decode()
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    return [_finite(item) for item in value] if isinstance(value, list | tuple) else value

@@ -1,0 +1,33 @@
+"""`forge tokenize`: the token ids of a text."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from forge.cli import options, output
+
+
+def command(
+    text: Annotated[str, typer.Argument(metavar="TEXT", help="The text; - reads it from stdin.")],
+    model: options.Model = options.DEFAULT_MODEL,
+    parse_special: Annotated[
+        bool, typer.Option("--parse-special", help="Read the names of control tokens in TEXT as these tokens.")
+    ] = False,
+    no_add_special: Annotated[
+        bool, typer.Option("--no-add-special", help="Do not add the tokens that begin or end a text.")
+    ] = False,
+    as_json: options.Json = False,
+) -> None:
+    """Show the token ids of TEXT. The model's file may lack weights: its vocabulary is enough."""
+    import forge
+
+    text = options.text_or_stdin(text, "TEXT")
+    tokenizer = forge.load_tokenizer(options.resolve(model))
+    ids = tokenizer.encode(text, add_special=not no_add_special, parse_special=parse_special)
+    if as_json:
+        output.write_json({"ids": ids})
+        return
+    rows = [(id, tokenizer.token_text(id)) for id in ids]
+    output.write_table(f"{len(ids)} tokens", ("id", "text"), rows, right=("id",))

@@ -1,0 +1,203 @@
+"""Frozen settings: what a model is, how an engine runs, how a request samples. No arrays, no I/O."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from numbers import Integral, Real
+from types import MappingProxyType
+from typing import Literal, get_args
+
+from forge.errors import ParameterError
+
+RopeStyle = Literal["neox", "interleaved"]
+Gate = Literal["silu", "gelu"]
+NormKind = Literal["rms", "layer"]
+Activations = Literal["f32", "f16"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RopeConfig:
+    """Rotary position embedding of one kind of layer.
+
+    The angle of pair i at position p is ``p * base**(-2i/dim) * frequency_scale / factors[i]``; cos and sin are
+    multiplied by `magnitude`. YaRN blends scaled and unscaled frequencies between two correction dimensions.
+    Sources: arXiv:2104.09864 (RoPE), arXiv:2309.00071 (YaRN), arXiv:2402.13753 (LongRoPE).
+    """
+
+    style: RopeStyle
+    dim: int
+    """Rotated components of each head; the others pass through."""
+    base: float = 10_000.0
+    frequency_scale: float = 1.0
+    """1 / factor of linear scaling (and of YaRN's interpolated part)."""
+    factors: tuple[float, ...] | None = None
+    """A divisor of each of the dim/2 frequencies (llama3's ``rope_freqs``, longrope's short or long factors)."""
+    magnitude: float = 1.0
+    yarn_original_context: int | None = None
+    """The context the model was trained on: YaRN is used if it is set."""
+    yarn_beta_fast: float = 32.0
+    yarn_beta_slow: float = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelConfig:
+    """The numbers of one model, read from its file and completed by its architecture's row in `models/arch.py`."""
+
+    arch: str
+    num_layers: int
+    width: int
+    """E"""
+    num_heads: int
+    """H"""
+    num_kv_heads: int
+    """G"""
+    head_dim: int
+    """D"""
+    ffn_width: int
+    """F"""
+    vocab_size: int
+    """V"""
+    context_length: int
+    """Positions the model was trained for."""
+    norm: NormKind
+    norm_eps: float
+    gate: Gate
+    attention_scale: float
+    """Scores are multiplied by this before soft cap and mask."""
+    ropes: tuple[RopeConfig, ...]
+    """The distinct rotary embeddings of the model."""
+    layer_ropes: tuple[int, ...]
+    """Index into `ropes` for each layer."""
+    layer_windows: tuple[int, ...]
+    """Sliding window of each layer: a query sees the W latest positions, its own included; 0 = all."""
+    attention_softcap: float = 0.0
+    """cap * tanh(score / cap), 0 = none."""
+    final_softcap: float = 0.0
+    embedding_scale: float = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineConfig:
+    """How an engine runs. Token counts are per engine, not per request."""
+
+    context: int | None = None
+    """Most tokens of one sequence, prompt and completion; None = the model's, cut to what fits in memory."""
+    memory_fraction: float = 0.9
+    """Share of the free memory that weights and KV cache may take."""
+    activations: Activations | None = None
+    """Precision of matrix inputs; None = what the device does best (float32 on NumPy, float16 on a GPU)."""
+    max_sequences: int = 64
+    """Most sequences that run together; further ones wait."""
+    max_step_tokens: int = 512
+    """Most tokens of one step: a longer prompt is computed in chunks of this size."""
+    page_size: int = 64
+    """P: positions per KV page."""
+
+    def __post_init__(self) -> None:
+        _integer("context", self.context, 1, optional=True)
+        _integer("max_sequences", self.max_sequences, 1)
+        _integer("max_step_tokens", self.max_step_tokens, 1)
+        _integer("page_size", self.page_size, 1)
+        if not 0.0 < _real("memory_fraction", self.memory_fraction) <= 1.0:
+            raise ParameterError(f"memory_fraction must be in (0, 1], not {self.memory_fraction}")
+        if self.activations is not None and self.activations not in get_args(Activations):
+            raise ParameterError(f"activations must be one of {get_args(Activations)}, not {self.activations!r}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingParams:
+    """How the tokens of a request are chosen.
+
+    In this order: logit bias, repetition, presence and frequency penalties, temperature, top-k, top-p, min-p, one draw.
+    The draw depends on the seed, the choice index and the position alone: the same request gives the same tokens
+    whatever else runs. Raises ParameterError for a value that cannot be used.
+    """
+
+    max_tokens: int | None = 256
+    """Most tokens to generate; None = until the context is full."""
+    temperature: float = 0.0
+    """0 is greedy: the most probable token, the lowest id of equals."""
+    top_k: int = 0
+    """Keep the k most probable tokens; 0 = all."""
+    top_p: float = 1.0
+    """Keep the smallest set of most probable tokens whose probabilities reach p."""
+    min_p: float = 0.0
+    """Keep tokens at least min_p times as probable as the most probable one."""
+    repetition_penalty: float = 1.0
+    """Divides positive (multiplies negative) logits of tokens in the prompt or completion. arXiv:1909.05858"""
+    presence_penalty: float = 0.0
+    """Subtracted once from the logits of tokens already generated."""
+    frequency_penalty: float = 0.0
+    """Subtracted for each time a token was already generated."""
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    """Token id -> number added to its logit; -inf forbids it."""
+    seed: int | None = None
+    """0 to 2**64 - 1; None = a fresh one for each request."""
+    n: int = 1
+    """Completions of the same prompt: choice indices 0 to n - 1."""
+    stop: str | Sequence[str] = ()
+    """Texts that end the completion; they are not part of it."""
+    stop_ids: Sequence[int] = ()
+    """Token ids that end the completion like the model's own end tokens."""
+    ignore_eos: bool = False
+    """Run to `max_tokens` through the model's end tokens."""
+    logprobs: int | None = None
+    """Report each token's log probability, and this many most probable alternatives; None = none."""
+
+    def __post_init__(self) -> None:
+        _integer("max_tokens", self.max_tokens, 1, optional=True)
+        _integer("top_k", self.top_k, 0)
+        _integer("n", self.n, 1, 256)
+        _integer("seed", self.seed, 0, 2**64 - 1, optional=True)
+        _integer("logprobs", self.logprobs, 0, 100, optional=True)
+        if not 0.0 <= _real("temperature", self.temperature) <= 100.0:
+            raise ParameterError(f"temperature must be in [0, 100], not {self.temperature}")
+        if not 0.0 < _real("top_p", self.top_p) <= 1.0:
+            raise ParameterError(f"top_p must be in (0, 1], not {self.top_p}")
+        if not 0.0 <= _real("min_p", self.min_p) <= 1.0:
+            raise ParameterError(f"min_p must be in [0, 1], not {self.min_p}")
+        if not 0.0 < _real("repetition_penalty", self.repetition_penalty) <= 100.0:
+            raise ParameterError(f"repetition_penalty must be in (0, 100], not {self.repetition_penalty}")
+        for name in ("presence_penalty", "frequency_penalty"):
+            if abs(_real(name, getattr(self, name))) > 100.0:
+                raise ParameterError(f"{name} must be in [-100, 100], not {getattr(self, name)}")
+        self._freeze("logit_bias", MappingProxyType(_bias(self.logit_bias)))
+        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+        if not all(isinstance(s, str) and s for s in stop):
+            raise ParameterError(f"stop must be non-empty strings, not {self.stop!r}")
+        self._freeze("stop", stop)
+        self._freeze("stop_ids", tuple(self.stop_ids))
+        for token in self.stop_ids:
+            _integer("stop_ids", token, 0)
+
+    def _freeze(self, name: str, value: object) -> None:
+        object.__setattr__(self, name, value)
+
+
+def _integer(name: str, value: object, low: int, high: int | None = None, *, optional: bool = False) -> None:
+    if optional and value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise ParameterError(f"{name} must be an integer, not {value!r}")
+    number = int(value)
+    if number < low or (high is not None and number > high):
+        allowed = f"at least {low}" if high is None else f"in [{low}, {high}]"
+        raise ParameterError(f"{name} must be {allowed}, not {number}")
+
+
+def _real(name: str, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
+        raise ParameterError(f"{name} must be a finite number, not {value!r}")
+    return float(value)
+
+
+def _bias(bias: Mapping[int, float]) -> dict[int, float]:
+    if not isinstance(bias, Mapping):
+        raise ParameterError(f"logit_bias must map token ids to numbers, not {bias!r}")
+    for token, value in bias.items():
+        _integer("logit_bias token", token, 0)
+        if value != -math.inf:
+            _real("logit_bias", value)
+    return dict(bias)

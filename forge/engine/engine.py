@@ -1,0 +1,169 @@
+"""The engine: requests in, ids out, one step at a time."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator
+from itertools import count
+from typing import Any
+
+from forge.config import SamplingParams
+from forge.engine.block_manager import BlockManager
+from forge.engine.runner import Runner, Sampled
+from forge.engine.scheduler import Scheduled, Scheduler
+from forge.engine.sequence import FinishReason, Sequence
+from forge.errors import ContextLengthError, OutOfMemoryError, ParameterError
+from forge.models.decoder import Tap
+
+_LOGIT_ROWS = 64
+"""Positions whose logits are computed together where all are wanted: bounds their memory."""
+
+
+class Engine:
+    """Runs the sequences of many requests together.
+
+    It knows ids, not text. `step` may be interrupted (Ctrl-C) and called again: nothing is committed before a step's
+    arrays are computed.
+    """
+
+    def __init__(
+        self,
+        runner: Runner,
+        *,
+        context: int,
+        end_ids: frozenset[int],
+        max_sequences: int,
+        max_step_tokens: int,
+    ) -> None:
+        self.runner = runner
+        self.context = context
+        self.end_ids = end_ids
+        cache = runner.cache
+        self.blocks = BlockManager(cache.num_pages)
+        self.scheduler = Scheduler(self.blocks, cache.page_size, max_sequences, max_step_tokens)
+        self._numbers = count()
+        self._siblings: dict[Sequence, list[Sequence]] = {}
+        """Choices that start when the first one's prompt is computed."""
+
+    def check(self, prompt_ids: list[int], params: SamplingParams) -> None:
+        """Raises what `add` would: ContextLengthError, or ParameterError for ids outside the vocabulary."""
+        self._check_ids(prompt_ids)
+        if len(prompt_ids) >= self.context:
+            raise ContextLengthError(
+                f"the prompt has {len(prompt_ids)} tokens and the context holds {self.context}, one of which must be "
+                "free: shorten the prompt or load with a larger context (--context)"
+            )
+        vocabulary = self.runner.model.config.vocab_size
+        for name, ids in (("logit_bias", params.logit_bias), ("stop_ids", params.stop_ids)):
+            if any(token >= vocabulary for token in ids):
+                raise ParameterError(f"{name} names token {max(ids)}, and ids go from 0 to {vocabulary - 1}")
+
+    def add(self, prompt_ids: list[int], params: SamplingParams) -> list[Sequence]:
+        """Queue a request; returns its sequences, one for each of params.n choices.
+
+        Raises ContextLengthError for a prompt that leaves no room, ParameterError for ids outside the vocabulary.
+        """
+        self.check(prompt_ids, params)
+        room = self.context - len(prompt_ids)
+        length = len(prompt_ids) + (room if params.max_tokens is None else min(room, params.max_tokens))
+        self.runner.model.reserve(length)
+        number = next(self._numbers)
+        seed = secrets.randbits(64) if params.seed is None else params.seed
+        first, *others = (
+            Sequence(number, choice, list(prompt_ids), len(prompt_ids), params, seed, length)
+            for choice in range(params.n)
+        )
+        self.scheduler.add(first)
+        if others:
+            self._siblings[first] = others
+        return [first, *others]
+
+    @property
+    def has_work(self) -> bool:
+        return self.scheduler.has_work
+
+    def step(self) -> list[Sampled]:
+        """Run one step; returns the ids it sampled. A sequence that they end has its finish_reason set.
+
+        An id that ends a sequence (an end token, one of stop_ids, or -1 for an error) is not among the sequence's ids.
+        """
+        step = self.scheduler.schedule()
+        if not step:
+            return []
+        logits = self.runner.forward(step)
+        self.scheduler.commit(step)
+        rows, sequences = self._start_siblings([entry.sequence for entry in step if entry.samples])
+        sampled = self.runner.sample(logits, rows, sequences) if rows else []
+        for token in sampled:
+            self._append(token.sequence, token.id)
+        return sampled
+
+    def finish(self, sequence: Sequence, reason: FinishReason) -> None:
+        """End a sequence from outside ("stop" for a stop string, "abort"); its pages are free at once."""
+        if sequence.finish_reason is not None:
+            return
+        for siblings in self._siblings.values():
+            if sequence in siblings:  # not started yet
+                siblings.remove(sequence)
+                sequence.finish_reason = reason
+                return
+        for sibling in self._siblings.pop(sequence, ()):  # they would have started from it
+            self.scheduler.add(sibling)
+        self.scheduler.finish(sequence, reason)
+
+    def logits(self, ids: list[int], tap: Tap | None = None) -> Iterator[Any]:
+        """float32 logits (rows, V) of all positions, some rows at a time. Other requests keep their state.
+
+        Raises ContextLengthError for too many ids and OutOfMemoryError if running requests hold the pages it needs.
+        """
+        self._check_ids(ids)
+        if len(ids) > self.context:
+            raise ContextLengthError(
+                f"{len(ids)} tokens do not fit the context of {self.context}: use fewer, or --context"
+            )
+        self.runner.model.reserve(len(ids))
+        sequence = Sequence(next(self._numbers), 0, list(ids), len(ids), SamplingParams(), 0, len(ids))
+        pages = self.blocks.allocate(-(-len(ids) // self.runner.cache.page_size))
+        if pages is None:
+            raise OutOfMemoryError("running requests hold the KV cache: finish or abort them first")
+        sequence.pages = pages
+        try:
+            for start in range(0, len(ids), _LOGIT_ROWS):
+                step = [Scheduled(sequence, start, min(_LOGIT_ROWS, len(ids) - start))]
+                yield self.runner.forward(step, all_logits=True, tap=tap)
+        finally:
+            self.blocks.release(pages)
+
+    def _check_ids(self, ids: list[int]) -> None:
+        vocabulary = self.runner.model.config.vocab_size
+        if not ids:
+            raise ParameterError("the prompt is empty and this model adds no token of its own: give some text")
+        if min(ids) < 0 or max(ids) >= vocabulary:
+            wrong = next(token for token in ids if not 0 <= token < vocabulary)
+            raise ParameterError(f"the prompt holds token id {wrong}, and ids go from 0 to {vocabulary - 1}")
+
+    def _start_siblings(self, sampling: list[Sequence]) -> tuple[list[int], list[Sequence]]:
+        """Rows of the logits and the sequences that draw from them: a prompt's other choices start on its row."""
+        rows: list[int] = []
+        sequences: list[Sequence] = []
+        for row, sequence in enumerate(sampling):
+            rows.append(row)
+            sequences.append(sequence)
+            for sibling in self._siblings.pop(sequence, ()):
+                if copy := self.scheduler.fork(sequence, sibling):
+                    self.runner.cache.copy_page(*copy)
+                if sibling.pages:
+                    rows.append(row)
+                    sequences.append(sibling)
+        return rows, sequences
+
+    def _append(self, sequence: Sequence, token: int) -> None:
+        params = sequence.params
+        if token < 0:
+            self.scheduler.finish(sequence, "error")
+        elif token in params.stop_ids or (token in self.end_ids and not params.ignore_eos):
+            self.scheduler.finish(sequence, "stop")
+        else:
+            sequence.ids.append(token)
+            if len(sequence.ids) >= sequence.max_length:
+                self.scheduler.finish(sequence, "length")

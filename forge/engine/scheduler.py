@@ -1,0 +1,133 @@
+"""Which tokens of which sequences run in the next step. Integers only: it is tested without a model."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+
+from forge.engine.block_manager import BlockManager
+from forge.engine.sequence import FinishReason, Sequence
+
+
+@dataclass(frozen=True, slots=True)
+class Scheduled:
+    """`count` tokens of a sequence from position `start` on."""
+
+    sequence: Sequence
+    start: int
+    count: int
+
+    @property
+    def samples(self) -> bool:
+        """The step reaches the sequence's last id, so its logits give the next one."""
+        return self.start + self.count == len(self.sequence.ids)
+
+
+class Scheduler:
+    """Continuous batching: each step takes one token of every running sequence, and prompt tokens while there is room.
+
+    A prompt longer than a step is computed in chunks. Where pages run out, the youngest running sequence gives up its
+    pages and waits; it computes its ids again later. Source: vLLM, arXiv:2309.06180.
+    """
+
+    def __init__(self, blocks: BlockManager, page_size: int, max_sequences: int, max_step_tokens: int) -> None:
+        self.blocks = blocks
+        self.page_size = page_size
+        self.max_sequences = max_sequences
+        self.max_step_tokens = max(max_step_tokens, max_sequences)
+        self.waiting: deque[Sequence] = deque()
+        self.running: list[Sequence] = []
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self.running or self.waiting)
+
+    def add(self, sequence: Sequence) -> None:
+        """Queue a sequence; the pool must be able to hold it alone at its greatest length."""
+        if self._pages_for(sequence.max_length) > self.blocks.num_pages:
+            raise ValueError(f"{sequence.max_length} tokens never fit in {self.blocks.num_pages} pages")
+        self.waiting.append(sequence)
+
+    def schedule(self) -> list[Scheduled]:
+        """The next step. Pages for its tokens are allocated; nothing else changes until `commit`."""
+        step: list[Scheduled] = []
+        budget = self.max_step_tokens
+        # Running sequences first, oldest first. Decoding ones need one token each, so a long prompt cannot starve them.
+        for sequence in sorted(self.running, key=lambda s: s.num_remaining > 1):
+            if sequence not in self.running:  # preempted for one before it
+                continue
+            count = min(sequence.num_remaining, budget)
+            if count and self._make_room(sequence, sequence.num_computed + count):
+                step.append(Scheduled(sequence, sequence.num_computed, count))
+                budget -= count
+        step = [entry for entry in step if entry.sequence in self.running]
+        while self.waiting and budget and len(self.running) < self.max_sequences:
+            sequence = self.waiting[0]
+            # It starts only if all it has to compute fits: else it would be the first to be preempted again.
+            if not self._grow(sequence, len(sequence.ids)):
+                break
+            self.running.append(self.waiting.popleft())
+            count = min(sequence.num_remaining, budget)
+            step.append(Scheduled(sequence, sequence.num_computed, count))
+            budget -= count
+        return step
+
+    def commit(self, step: list[Scheduled]) -> None:
+        """The step has run: its tokens are in the cache."""
+        for entry in step:
+            entry.sequence.num_computed = entry.start + entry.count
+
+    def fork(self, parent: Sequence, child: Sequence) -> tuple[int, int] | None:
+        """Let a child with the parent's ids run on the parent's pages.
+
+        Full pages are shared. The page in which both will go on is copied: the pair (source, target) is returned. Where
+        there is no room the child waits, and computes the ids itself.
+        """
+        shared, rest = divmod(parent.num_computed, self.page_size)
+        own = self.blocks.allocate(1) if rest else []
+        if own is None or len(self.running) >= self.max_sequences:
+            if own:
+                self.blocks.release(own)
+            self.waiting.append(child)
+            return None
+        self.blocks.share(parent.pages[:shared])
+        child.pages = parent.pages[:shared] + own
+        child.num_computed = parent.num_computed
+        self.running.append(child)
+        return (parent.pages[shared], own[0]) if own else None
+
+    def finish(self, sequence: Sequence, reason: FinishReason) -> None:
+        """End a sequence, running or waiting, and give its pages back."""
+        sequence.finish_reason = reason
+        if sequence in self.running:
+            self.running.remove(sequence)
+        else:
+            self.waiting.remove(sequence)
+        self._drop_pages(sequence)
+
+    def _make_room(self, sequence: Sequence, length: int) -> bool:
+        """Pages for `length` ids of a running sequence; younger ones are preempted for it, at last it itself."""
+        while not self._grow(sequence, length):
+            youngest = self.running.pop()
+            self._drop_pages(youngest)
+            self.waiting.appendleft(youngest)
+            if youngest is sequence:
+                return False
+        return True
+
+    def _grow(self, sequence: Sequence, length: int) -> bool:
+        missing = self._pages_for(length) - len(sequence.pages)
+        if missing > 0:
+            pages = self.blocks.allocate(missing, sequence.pages[-1] if sequence.pages else None)
+            if pages is None:
+                return False
+            sequence.pages += pages
+        return True
+
+    def _drop_pages(self, sequence: Sequence) -> None:
+        self.blocks.release(sequence.pages)
+        sequence.pages = []
+        sequence.num_computed = 0
+
+    def _pages_for(self, length: int) -> int:
+        return -(-length // self.page_size)

@@ -1,0 +1,40 @@
+"""One sequence of token ids on its way through the engine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from forge.config import SamplingParams
+
+FinishReason = Literal["stop", "length", "abort", "error"]
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """One choice of a request: its ids, and how many of them are in the KV cache."""
+
+    request: int
+    """Number of the request it belongs to."""
+    choice: int
+    """0 to n - 1 within the request."""
+    ids: list[int]
+    """Prompt, then completion."""
+    num_prompt: int
+    params: SamplingParams
+    seed: int
+    max_length: int
+    """Ids at which it is finished: prompt + max_tokens, or the context."""
+    num_computed: int = 0
+    """Leading ids whose keys and values are cached."""
+    pages: list[int] = field(default_factory=list)
+    finish_reason: FinishReason | None = None
+
+    @property
+    def num_remaining(self) -> int:
+        """Ids not yet computed: the rest of the prompt, or the one sampled last."""
+        return len(self.ids) - self.num_computed
+
+    @property
+    def completion(self) -> list[int]:
+        return self.ids[self.num_prompt :]

@@ -1,0 +1,1 @@
+"""Model files: bytes to memory-mapped, validated views."""

@@ -1,0 +1,282 @@
+"""ggml block types and their dequantization to float32, bit for bit what the `gguf` package computes.
+
+Layouts: ggml-common.h and ggml-quants.c of ggml. In this file n counts blocks. A chunk of blocks is unpacked at a time,
+so that temporaries stay in the L2 cache, and below the 128 KiB from which malloc maps fresh pages.
+"""
+
+from collections.abc import Callable, Sequence
+from enum import IntEnum
+from functools import partial
+from math import prod
+from typing import NamedTuple, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from forge.errors import ParameterError, UnsupportedError
+
+Bytes = NDArray[np.uint8]
+Floats = NDArray[np.float32]
+
+CHUNK_WEIGHTS = 1 << 16
+
+
+class GGMLType(IntEnum):
+    """Tensor types of GGUF files: the number in the file, weights per block, bytes per block.
+
+    A copy of the `gguf` package's tables (a test compares them): importing that package costs 35 ms, this file 1 ms.
+    """
+
+    block_size: int
+    type_size: int
+
+    def __new__(cls, value: int, block_size: int, type_size: int) -> Self:
+        member = int.__new__(cls, value)
+        member._value_ = value
+        member.block_size = block_size
+        member.type_size = type_size
+        return member
+
+    F32 = 0, 1, 4
+    F16 = 1, 1, 2
+    Q4_0 = 2, 32, 18
+    Q4_1 = 3, 32, 20
+    Q5_0 = 6, 32, 22
+    Q5_1 = 7, 32, 24
+    Q8_0 = 8, 32, 34
+    Q8_1 = 9, 32, 40
+    Q2_K = 10, 256, 84
+    Q3_K = 11, 256, 110
+    Q4_K = 12, 256, 144
+    Q5_K = 13, 256, 176
+    Q6_K = 14, 256, 210
+    Q8_K = 15, 256, 292
+    IQ2_XXS = 16, 256, 66
+    IQ2_XS = 17, 256, 74
+    IQ3_XXS = 18, 256, 98
+    IQ1_S = 19, 256, 50
+    IQ4_NL = 20, 32, 18
+    IQ3_S = 21, 256, 110
+    IQ2_S = 22, 256, 82
+    IQ4_XS = 23, 256, 136
+    I8 = 24, 1, 1
+    I16 = 25, 1, 2
+    I32 = 26, 1, 4
+    I64 = 27, 1, 8
+    F64 = 28, 1, 8
+    IQ1_M = 29, 256, 56
+    BF16 = 30, 1, 2
+    TQ1_0 = 34, 256, 54
+    TQ2_0 = 35, 256, 66
+    MXFP4 = 39, 32, 17
+    NVFP4 = 40, 64, 36
+    Q1_0 = 41, 128, 18
+
+
+TYPE_OF_NUMBER = {int(type): type for type in GGMLType}
+
+
+def row_bytes(type: GGMLType, cols: int) -> int:
+    """Bytes of a row of `cols` weights; ParameterError where `cols` is no multiple of the block size."""
+    if cols % type.block_size:
+        raise ParameterError(f"cols: {cols} is no multiple of {type.name}'s block of {type.block_size}")
+    return cols // type.block_size * type.type_size
+
+
+def nbytes(type: GGMLType, shape: Sequence[int]) -> int:
+    """Bytes of a tensor of `shape`, slowest dimension first."""
+    return prod(shape[:-1]) * row_bytes(type, shape[-1])
+
+
+def dequantize(blocks: Bytes, type: GGMLType, out: Floats | None = None) -> Floats:
+    """The float32 weights (rows, cols) of `blocks`, uint8 (rows, row_bytes), written to `out` where it is given.
+
+    Safe to call from several threads on different rows. UnsupportedError for a type without a dequantizer.
+    """
+    rows, width = blocks.shape
+    if blocks.dtype != np.uint8 or width % type.type_size:
+        raise ParameterError(
+            f"blocks: {blocks.dtype} rows of {width} are not {type.name} blocks of {type.type_size} bytes"
+        )
+    shape = rows, width // type.type_size * type.block_size
+    if out is None:
+        out = np.empty(shape, np.float32)
+    elif out.shape != shape or out.dtype != np.float32 or not out.flags.c_contiguous:
+        raise ParameterError(f"out: expected C-contiguous float32 {shape}, not {out.dtype} {out.shape}")
+    convert = _CONVERT.get(type) or partial(_by_gguf, type)
+    source = np.ascontiguousarray(blocks).reshape(-1, type.type_size)
+    target = out.reshape(-1, type.block_size)
+    step = CHUNK_WEIGHTS // type.block_size
+    with np.errstate(all="ignore"):  # a file may hold infinite scales; what to do about them is the reader's business
+        for start in range(0, len(source), step):
+            convert(source[start : start + step], target[start : start + step])
+    return out
+
+
+class Planes(NamedTuple):
+    """Unpacked blocks: a weight is scale * code, plus or minus the offset, with one scale per group of equal size."""
+
+    codes: NDArray[np.uint8] | NDArray[np.int8]  # (n, block_size)
+    scale: Floats  # (n, groups)
+    offset: Floats | None = None  # (n, groups)
+
+
+def _expand(unpack: Callable[[Bytes], Planes], combine: np.ufunc, blocks: Bytes, out: Floats) -> None:
+    codes, scale, offset = unpack(blocks)
+    np.copyto(out, codes)
+    groups = out.reshape(scale.size, -1)
+    np.multiply(scale.reshape(-1, 1), groups, out=groups)
+    if offset is not None:
+        combine(groups, offset.reshape(-1, 1), out=groups)
+
+
+def _field(blocks: Bytes, start: int, stop: int) -> Bytes:
+    """Bytes start:stop of every block, copied as whole items: ten times as fast as a copy byte by byte."""
+    items: Bytes = np.ascontiguousarray(blocks[:, start:stop].view(f"V{stop - start}")).view(np.uint8)
+    return items
+
+
+def _half(blocks: Bytes, start: int) -> Floats:
+    return blocks[:, start : start + 2].view("<f2").astype(np.float32)  # (n, 1)
+
+
+def _unpack(blocks: Bytes, start: int, stop: int, width: int, bits: int) -> Bytes:
+    """The codes in bytes start:stop: a run of `width` bytes holds 8 / bits runs of codes, the lowest bits first."""
+    words = _field(blocks, start, stop).reshape(-1).view(np.uint32)
+    mask = np.uint32(0x01010101 * ((1 << bits) - 1))
+    codes = np.empty((words.size * 4 // width, 8 // bits), f"V{width}")
+    for i in range(8 // bits):
+        codes[:, i] = (words >> np.uint32(bits * i) & mask).view(f"V{width}")
+    return codes.view(np.uint8).reshape(len(blocks), -1)
+
+
+def _join(low: Bytes, high: Bytes, bits: int) -> Bytes:
+    """low | high << bits, in place."""
+    np.left_shift(high, bits, out=high)
+    return np.bitwise_or(low, high, out=low)
+
+
+def _signed(codes: Bytes, zero: int) -> NDArray[np.int8]:
+    return codes.view(np.int8) - np.int8(zero)
+
+
+def _q4_0(blocks: Bytes) -> Planes:
+    return Planes(_signed(_unpack(blocks, 2, 18, width=16, bits=4), 8), _half(blocks, 0))
+
+
+def _q4_1(blocks: Bytes) -> Planes:
+    return Planes(_unpack(blocks, 4, 20, width=16, bits=4), _half(blocks, 0), _half(blocks, 2))
+
+
+def _five_bits(blocks: Bytes, start: int) -> Bytes:
+    """32 fifth bits in 4 bytes, then 16 bytes of nibbles."""
+    high = np.unpackbits(_field(blocks, start, start + 4), axis=-1, bitorder="little")
+    return _join(_unpack(blocks, start + 4, start + 20, width=16, bits=4), high, 4)
+
+
+def _q5_0(blocks: Bytes) -> Planes:
+    return Planes(_signed(_five_bits(blocks, 2), 16), _half(blocks, 0))
+
+
+def _q5_1(blocks: Bytes) -> Planes:
+    return Planes(_five_bits(blocks, 4), _half(blocks, 0), _half(blocks, 2))
+
+
+def _q8_0(blocks: Bytes) -> Planes:
+    return Planes(_field(blocks, 2, 34).view(np.int8), _half(blocks, 0))
+
+
+def _q2_k(blocks: Bytes) -> Planes:
+    scales = blocks[:, :16]
+    codes = _unpack(blocks, 16, 80, width=32, bits=2)
+    return Planes(codes, _half(blocks, 80) * (scales & 15), _half(blocks, 82) * (scales >> 4))
+
+
+def _q3_k(blocks: Bytes) -> Planes:
+    codes = _join(_unpack(blocks, 32, 96, width=32, bits=2), _unpack(blocks, 0, 32, width=32, bits=1), 2)
+    scales = _join(_unpack(blocks, 96, 104, width=8, bits=4), _unpack(blocks, 104, 108, width=4, bits=2), 4)
+    return Planes(_signed(codes, 4), _half(blocks, 108) * _signed(scales, 32))
+
+
+def _k_scales(blocks: Bytes) -> tuple[Floats, Floats]:
+    """Scales and minima (n, 8) of Q4_K and Q5_K: 8 + 8 numbers of 6 bits in bytes 4:16."""
+    low, minimum, rest = blocks[:, 4:8], blocks[:, 8:12], blocks[:, 12:16]
+    scale = np.hstack([low & 63, rest & 15 | low >> 2 & 48])
+    offset = np.hstack([minimum & 63, rest >> 4 | minimum >> 2 & 48])
+    return _half(blocks, 0) * scale, _half(blocks, 2) * offset
+
+
+def _q4_k(blocks: Bytes) -> Planes:
+    return Planes(_unpack(blocks, 16, 144, width=32, bits=4), *_k_scales(blocks))
+
+
+def _q5_k(blocks: Bytes) -> Planes:
+    codes = _join(_unpack(blocks, 48, 176, width=32, bits=4), _unpack(blocks, 16, 48, width=32, bits=1), 4)
+    return Planes(codes, *_k_scales(blocks))
+
+
+def _q6_k(blocks: Bytes) -> Planes:
+    codes = _join(_unpack(blocks, 0, 128, width=64, bits=4), _unpack(blocks, 128, 192, width=32, bits=2), 4)
+    return Planes(_signed(codes, 32), _half(blocks, 208) * blocks[:, 192:208].view(np.int8))
+
+
+_NONLINEAR = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.int8)
+# Two codes at a time: a code pair (low byte, high byte), read as one uint16, to its two values.
+_NONLINEAR_PAIRS = np.zeros((16, 256, 2), np.int8)
+_NONLINEAR_PAIRS[:, :16, 0] = _NONLINEAR
+_NONLINEAR_PAIRS[:, :16, 1] = _NONLINEAR[:, None]
+
+
+def _nonlinear(codes: Bytes) -> NDArray[np.int8]:
+    return _NONLINEAR_PAIRS.view("<u2").reshape(-1).take(codes.view("<u2"), mode="clip").view(np.int8)
+
+
+def _iq4_nl(blocks: Bytes) -> Planes:
+    return Planes(_nonlinear(_unpack(blocks, 2, 18, width=16, bits=4)), _half(blocks, 0))
+
+
+def _iq4_xs(blocks: Bytes) -> Planes:
+    low = (blocks[:, 4:8, None] >> np.array([0, 4], np.uint8) & np.uint8(15)).reshape(-1, 8)
+    high = (blocks[:, 2:4].view("<u2") >> np.arange(0, 16, 2, dtype=np.uint16) & 3).astype(np.uint8)
+    codes = _nonlinear(_unpack(blocks, 8, 136, width=16, bits=4))
+    return Planes(codes, _half(blocks, 0) * _signed(_join(low, high, 4), 32))
+
+
+def _float(dtype: str, blocks: Bytes, out: Floats) -> None:
+    np.copyto(out, blocks.view(dtype))
+
+
+def _bf16(blocks: Bytes, out: Floats) -> None:
+    bits = out.view(np.uint32)
+    np.copyto(bits, blocks.view("<u2"))
+    np.left_shift(bits, 16, out=bits)
+
+
+def _by_gguf(type: GGMLType, blocks: Bytes, out: Floats) -> None:
+    """The types that few files use: the `gguf` package's own code."""
+    import gguf
+
+    try:
+        weights = gguf.dequantize(blocks.reshape(1, -1), gguf.GGMLQuantizationType(type.value))
+    except (NotImplementedError, ValueError):  # ValueError: an older package that does not know the type
+        raise UnsupportedError(f"type {type.name} cannot be converted to float32") from None
+    np.copyto(out, weights.reshape(out.shape))
+
+
+_CONVERT: dict[GGMLType, Callable[[Bytes, Floats], None]] = {
+    GGMLType.F32: partial(_float, "<f4"),
+    GGMLType.F16: partial(_float, "<f2"),
+    GGMLType.BF16: _bf16,
+    GGMLType.Q4_0: partial(_expand, _q4_0, np.add),
+    GGMLType.Q4_1: partial(_expand, _q4_1, np.add),
+    GGMLType.Q5_0: partial(_expand, _q5_0, np.add),
+    GGMLType.Q5_1: partial(_expand, _q5_1, np.add),
+    GGMLType.Q8_0: partial(_expand, _q8_0, np.add),
+    GGMLType.Q2_K: partial(_expand, _q2_k, np.subtract),
+    GGMLType.Q3_K: partial(_expand, _q3_k, np.add),
+    GGMLType.Q4_K: partial(_expand, _q4_k, np.subtract),
+    GGMLType.Q5_K: partial(_expand, _q5_k, np.subtract),
+    GGMLType.Q6_K: partial(_expand, _q6_k, np.add),
+    GGMLType.IQ4_NL: partial(_expand, _iq4_nl, np.add),
+    GGMLType.IQ4_XS: partial(_expand, _iq4_xs, np.add),
+}

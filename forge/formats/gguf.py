@@ -1,0 +1,183 @@
+"""GGUF model files, version 2 and 3, little-endian: a validating, memory-mapped reader.
+
+Format: docs/gguf.md of ggml. Opening a file reads no weights; the strings of an array are decoded when asked for.
+"""
+
+import math
+import re
+from collections.abc import Mapping
+from functools import cached_property
+from hashlib import blake2b
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from forge.errors import FormatError, ParameterError, UnsupportedError
+from forge.formats.ggml import Bytes, Floats, dequantize
+from forge.formats.gguf_header import Header, StringArray, TensorInfo, Value, parse_header
+from forge.formats.mapped import show
+
+__all__ = ["GGUF", "StringArray", "TensorInfo", "Value", "read"]
+
+_SHARD_NAME = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf", re.DOTALL)
+_MAX_SHARDS = 65_535
+
+
+class GGUF:
+    """An open model file, of a sharded one all shards: `path`, `version`, `metadata` (the first shard's), `tensors`."""
+
+    def __init__(self, shards: list[Header]) -> None:
+        self.path = shards[0].path
+        self.version = shards[0].version
+        self.metadata: Mapping[str, Value] = MappingProxyType(shards[0].metadata)
+        self._shards = shards
+        self._homes: dict[str, Header] = {}
+        tensors: dict[str, TensorInfo] = {}
+        for shard in shards:
+            for name in shard.tensors.keys() & tensors.keys():
+                raise FormatError(f"{shard.path}: tensor {show(name)} is in {self._homes[name].path.name} as well")
+            tensors |= shard.tensors
+            self._homes |= dict.fromkeys(shard.tensors, shard)
+        self.tensors: Mapping[str, TensorInfo] = MappingProxyType(tensors)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the file: no keys and tensors are left. Views taken before stay valid; the last one unmaps it."""
+        self.metadata, self.tensors = {}, {}
+        self._homes, self._shards = {}, []
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash, 32 hexadecimal digits, of all but the weights: metadata with the tokenizer, and tensor infos."""
+        digest = blake2b(digest_size=16)
+        for shard in self._shards:
+            with memoryview(shard.data) as data, data[: shard.end] as header:
+                digest.update(header)
+        return digest.hexdigest()
+
+    def tensor(self, name: str) -> TensorInfo:
+        """The info of a tensor; FormatError where the file lacks it."""
+        if name not in self.tensors:
+            raise FormatError(f"{self.path}: tensor {show(name)} is missing")
+        return self.tensors[name]
+
+    def raw(self, name: str) -> Bytes:
+        """The blocks of a tensor as they lie in the file: read-only uint8 (rows, row_bytes), no copy."""
+        info = self.tensor(name)
+        rows = math.prod(info.shape[:-1])
+        return np.ndarray((rows, info.nbytes // rows), np.uint8, self._homes[name].data, info.offset)
+
+    def load(self, name: str, out: Floats | None = None) -> Floats:
+        """The weights of a tensor: float32 in its shape, written to `out` (C-contiguous, of that shape) where given.
+
+        UnsupportedError for a type that cannot be dequantized.
+        """
+        blocks, info = self.raw(name), self.tensors[name]
+        if out is not None:
+            if out.shape != info.shape or not out.flags.c_contiguous:
+                raise ParameterError(f"out: expected C-contiguous {info.shape}, not {out.shape}")
+            out = out.reshape(len(blocks), -1)
+        try:
+            return dequantize(blocks, info.type, out).reshape(info.shape)
+        except UnsupportedError as error:
+            raise UnsupportedError(f"{self.path}: tensor {show(name)}: {error}") from None
+
+    def get_int(self, key: str, default: int | None = None, *, min: int = 0, max: int = 2**63 - 1) -> int:
+        """The integer of a key, or `default` where the key is missing; as in all getters, FormatError otherwise."""
+        value = self._get(key, default)
+        if isinstance(value, bool) or not isinstance(value, int) or not min <= value <= max:
+            raise self._wrong(key, f"an integer from {min} to {max}", value)
+        return value
+
+    def get_float(
+        self, key: str, default: float | None = None, *, min: float = -math.inf, max: float = math.inf
+    ) -> float:
+        """The finite number of a key; integers will do."""
+        value = self._get(key, default)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise self._wrong(key, "a finite number", value)
+        if not min <= value <= max:
+            raise self._wrong(key, f"a number from {min} to {max}", value)
+        return float(value)
+
+    def get_bool(self, key: str, default: bool | None = None) -> bool:
+        """The boolean of a key."""
+        value = self._get(key, default)
+        if not isinstance(value, bool):
+            raise self._wrong(key, "a boolean", value)
+        return value
+
+    def get_str(self, key: str, default: str | None = None) -> str:
+        """The string of a key; bytes that are no UTF-8 became U+FFFD."""
+        value = self._get(key, default)
+        if not isinstance(value, str):
+            raise self._wrong(key, "a string", value)
+        return value
+
+    def get_strings(self, key: str) -> list[str]:
+        """The strings of an array, decoded anew by each call."""
+        value = self._get(key, None)
+        if not isinstance(value, StringArray):
+            raise self._wrong(key, "an array of strings", value)
+        return list(value)
+
+    def get_numbers(self, key: str) -> NDArray[Any]:
+        """The numbers or booleans of an array, a read-only view of the file in the file's dtype."""
+        value = self._get(key, None)
+        if not isinstance(value, np.ndarray):
+            raise self._wrong(key, "an array of numbers", value)
+        return value
+
+    def _get(self, key: str, default: Value | None) -> Value:
+        value = self.metadata.get(key, default)
+        if value is None:
+            raise FormatError(f"{self.path}: key {show(key)} is missing")
+        return value
+
+    def _wrong(self, key: str, expected: str, value: Value) -> FormatError:
+        return FormatError(f"{self.path}: key {show(key)} should be {expected}, not {show(value)}")
+
+
+def read(path: str | Path) -> GGUF:
+    """Open a GGUF file, or by its first shard (name-00001-of-00003.gguf) a sharded one.
+
+    FormatError for a file that is not readable, truncated, forged or foreign; UnsupportedError for other versions, byte
+    orders and tensor types.
+    """
+    path = Path(path)
+    first = GGUF([parse_header(path)])
+    count = first.get_int("split.count", 1, max=_MAX_SHARDS)
+    if count < 2:
+        return first
+    number = first.get_int("split.no", max=count - 1) + 1
+    name = _SHARD_NAME.fullmatch(path.name)
+    if name is None or (int(name[2]), int(name[3])) != (number, count):
+        raise FormatError(f"{path}: is shard {number} of {count} and should be named *-{number:05}-of-{count:05}.gguf")
+    paths = [path.with_name(f"{name[1]}-{i + 1:05}-of-{count:05}.gguf") for i in range(count)]
+    if number > 1:
+        raise FormatError(f"{path}: is shard {number} of {count}: open the first, {paths[0].name}")
+    whole = GGUF([*first._shards, *(_sibling(paths, i) for i in range(1, count))])
+    expected = first.get_int("split.tensors.count", len(whole.tensors))
+    if expected != len(whole.tensors):
+        raise FormatError(f"{path}: the shards have {len(whole.tensors)} tensors and should have {expected}")
+    return whole
+
+
+def _sibling(paths: list[Path], index: int) -> Header:
+    path = paths[index]
+    if not path.exists():
+        raise FormatError(f"{path}: shard {index + 1} of {len(paths)} is missing: put it beside {paths[0].name}")
+    header = parse_header(path)
+    shard = GGUF([header])
+    found = shard.get_int("split.no") + 1, shard.get_int("split.count")
+    if found != (index + 1, len(paths)):
+        raise FormatError(f"{path}: says it is shard {found[0]} of {found[1]}: the shards do not belong together")
+    return header

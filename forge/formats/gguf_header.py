@@ -1,0 +1,225 @@
+"""The header of one GGUF file: key-values and tensor infos, validated against the file's size.
+
+Nothing is allocated in proportion to a number in the file before that many bytes are known to be there.
+"""
+
+import mmap
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from struct import Struct
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from forge.errors import UnsupportedError
+from forge.formats.ggml import TYPE_OF_NUMBER, GGMLType, nbytes
+from forge.formats.mapped import U64, Cursor, guess, map_file, show
+
+# Key-values and tensor infos end here at the latest, even in a sparse file of terabytes; large vocabularies take 12 MB.
+MAX_HEADER_BYTES = 64 << 20
+MAX_COUNT = 1 << 16  # key-values, tensors: twenty times what the largest models have
+MAX_KEY_BYTES = 65_535
+MAX_NAME_BYTES = 64
+MAX_DIMS = 4
+MAX_ARRAY_DEPTH = 4
+MAX_ALIGNMENT = 1 << 20
+DEFAULT_ALIGNMENT = 32
+
+_BOOL, _STRING, _ARRAY = 7, 8, 9
+_NUMBERS = {
+    0: "u1",
+    1: "i1",
+    2: "<u2",
+    3: "<i2",
+    4: "<u4",
+    5: "<i4",
+    6: "<f4",
+    _BOOL: "?",
+    10: "<u8",
+    11: "<i8",
+    12: "<f8",
+}
+_U32, _ARRAY_HEAD, _COUNTS = Struct("<I"), Struct("<IQ"), Struct("<QQ")
+
+# The least bytes of a key-value (length, key, type, value) and of a tensor info (length, name, shape, type, offset).
+_MIN_KEY_VALUE = 8 + 1 + 4 + 1
+_MIN_TENSOR_INFO = 8 + 1 + 4 + 8 + 4 + 8
+
+
+class StringArray:
+    """The strings of an array, decoded from the file while iterated; bytes that are no UTF-8 become U+FFFD."""
+
+    def __init__(self, data: mmap.mmap, start: int, stop: int, count: int) -> None:
+        self._data, self._start, self._stop, self._count = data, start, stop, count
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __iter__(self) -> Iterator[str]:
+        data, position, length_at = self._data[self._start : self._stop], 0, U64.unpack_from
+        for _ in range(self._count):
+            start = position + 8
+            position = start + length_at(data, position)[0]
+            yield str(data[start:position], "utf-8", "replace")
+
+    def __repr__(self) -> str:
+        return f"<{self._count} strings>"
+
+
+Value = bool | int | float | str | StringArray | NDArray[Any] | list["Value"]
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """A tensor of a file: `shape` in NumPy's order, slowest first; `offset` in bytes from the start of its file."""
+
+    name: str
+    shape: tuple[int, ...]
+    type: GGMLType
+    nbytes: int
+    offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What one file says of itself, and its mapping. The header is the bytes before `end`."""
+
+    path: Path
+    data: mmap.mmap
+    version: int
+    metadata: dict[str, Value]
+    tensors: dict[str, TensorInfo]
+    end: int
+
+
+def parse_header(path: Path) -> Header:
+    """Map and validate a file; FormatError or UnsupportedError in one line that names it."""
+    data = map_file(path)
+    cursor = Cursor(path, data, MAX_HEADER_BYTES)
+    version = _version(cursor)
+    num_tensors, num_keys = cursor.numbers(_COUNTS, "the header")
+    least = num_tensors * _MIN_TENSOR_INFO + num_keys * _MIN_KEY_VALUE
+    if least > cursor.left or max(num_tensors, num_keys) > MAX_COUNT:
+        raise cursor.error(f"{num_tensors} tensors and {num_keys} keys are more than {cursor.left} bytes may hold")
+    metadata: dict[str, Value] = {}
+    for i in range(num_keys):
+        key = cursor.name(MAX_KEY_BYTES, f"key {i + 1} of {num_keys}")
+        if key in metadata:
+            raise cursor.error(f"key {show(key)} is there twice")
+        where = f"key {show(key)}"
+        metadata[key] = _value(cursor, cursor.number(_U32, where), where)
+    alignment = _alignment(cursor, metadata)
+    infos: dict[str, TensorInfo] = {}
+    for i in range(num_tensors):
+        info = _tensor_info(cursor, f"tensor {i + 1} of {num_tensors}")
+        if info.name in infos:
+            raise cursor.error(f"tensor {show(info.name)} is there twice")
+        infos[info.name] = info
+    start = -(-cursor.position // alignment) * alignment
+    return Header(path, data, version, metadata, _place(cursor, infos, start, alignment), cursor.position)
+
+
+def _version(cursor: Cursor) -> int:
+    magic = cursor.data[:32]
+    if not magic.startswith(b"GGUF"):
+        raise cursor.error(f"is not a GGUF file; it looks like {guess(magic)}")
+    cursor.take(4, "the magic number")
+    version = cursor.number(_U32, "the version")
+    if version in (2, 3):
+        return version
+    if version & 0xFFFF == 0 and version:
+        raise UnsupportedError(f"{cursor.path}: is big-endian: convert the model again, as little-endian")
+    raise UnsupportedError(f"{cursor.path}: is GGUF version {version}, only 2 and 3 are known: convert the model again")
+
+
+def _value(cursor: Cursor, type: int, where: str, depth: int = 0) -> Value:
+    if type == _STRING:
+        return str(cursor.bytes(where), "utf-8", "replace")
+    if type != _ARRAY:
+        value: Value = _numbers(cursor, type, 1, where)[0].item()
+        return value
+    item, count = cursor.numbers(_ARRAY_HEAD, where)
+    if item == _STRING:
+        return _strings(cursor, count, where)
+    if item != _ARRAY:
+        return _numbers(cursor, item, count, where)
+    if depth == MAX_ARRAY_DEPTH - 1:
+        raise cursor.error(f"{where} has arrays nested deeper than {MAX_ARRAY_DEPTH}")
+    if count * _ARRAY_HEAD.size > cursor.left:
+        raise cursor.error(f"{where} claims {count} arrays beyond the end of the file: it is truncated or forged")
+    return [_value(cursor, _ARRAY, where, depth + 1) for _ in range(count)]
+
+
+def _numbers(cursor: Cursor, type: int, count: int, where: str) -> NDArray[Any]:
+    """A view of the file, read-only and not always aligned."""
+    if type not in _NUMBERS:
+        raise cursor.error(f"{where} has the unknown value type {type}")
+    dtype = np.dtype(_NUMBERS[type])
+    start = cursor.take(count * dtype.itemsize, where)
+    if type == _BOOL and np.ndarray(count, np.uint8, cursor.data, start).max(initial=0) > 1:
+        raise cursor.error(f"{where} is a boolean that is neither 0 nor 1")
+    return np.ndarray(count, dtype, cursor.data, start)
+
+
+def _strings(cursor: Cursor, count: int, where: str) -> StringArray:
+    start = position = cursor.position
+    data, length_at, last = cursor.data, U64.unpack_from, cursor.stop - 8
+    if count * 8 <= cursor.left:
+        for _ in range(count):
+            if position > last:
+                break
+            position += 8 + length_at(data, position)[0]
+        else:
+            cursor.take(position - start, where)
+            return StringArray(data, start, position, count)
+    raise cursor.error(f"{where} claims {count} strings beyond the end of the file: it is truncated or forged")
+
+
+def _alignment(cursor: Cursor, metadata: dict[str, Value]) -> int:
+    alignment = metadata.get("general.alignment", DEFAULT_ALIGNMENT)
+    if type(alignment) is not int or not 1 <= alignment <= MAX_ALIGNMENT or alignment & (alignment - 1):
+        raise cursor.error(f"key 'general.alignment' should be a power of 2 to {MAX_ALIGNMENT}, not {show(alignment)}")
+    return alignment
+
+
+def _tensor_info(cursor: Cursor, where: str) -> TensorInfo:
+    """The info as it stands in the file: `offset` counts from the start of the data section."""
+    name = cursor.name(MAX_NAME_BYTES, where)
+    where = f"tensor {show(name)}"
+    num_dims = cursor.number(_U32, where)
+    if not 1 <= num_dims <= MAX_DIMS:
+        raise cursor.error(f"{where} has {num_dims} dimensions, allowed are 1 to {MAX_DIMS}")
+    shape = cursor.numbers(Struct(f"<{num_dims}Q"), where)[::-1]
+    if not 1 <= prod(shape) < 1 << 63:
+        raise cursor.error(f"{where} has the impossible shape {shape}")
+    number = cursor.number(_U32, where)
+    if number not in TYPE_OF_NUMBER:
+        raise UnsupportedError(f"{cursor.path}: {where} has the unknown type {number}")
+    type = TYPE_OF_NUMBER[number]
+    if shape[-1] % type.block_size:
+        raise cursor.error(f"{where} has rows of {shape[-1]}, no multiple of {type.name}'s block of {type.block_size}")
+    return TensorInfo(name, shape, type, nbytes(type, shape), cursor.number(U64, where))
+
+
+def _place(cursor: Cursor, infos: dict[str, TensorInfo], start: int, alignment: int) -> dict[str, TensorInfo]:
+    """The infos with offsets from the start of the file; tensors are aligned, inside it and apart from each other."""
+    placed: dict[str, TensorInfo] = {}
+    for name, info in infos.items():
+        offset = start + info.offset
+        if info.offset % alignment:
+            raise cursor.error(f"tensor {show(name)} at offset {info.offset} is not aligned to {alignment} bytes")
+        if offset + info.nbytes > len(cursor.data):
+            raise cursor.error(
+                f"tensor {show(name)} ends at byte {offset + info.nbytes} and the file at {len(cursor.data)}: "
+                "it is truncated; download it again"
+            )
+        placed[name] = TensorInfo(name, info.shape, info.type, info.nbytes, offset)
+    end, before = start, ""
+    for info in sorted(placed.values(), key=lambda info: info.offset):
+        if info.offset < end:
+            raise cursor.error(f"tensors {show(before)} and {show(info.name)} overlap")
+        end, before = info.offset + info.nbytes, info.name
+    return placed

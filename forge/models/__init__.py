@@ -1,0 +1,22 @@
+"""Model families: from a file to a Decoder."""
+
+from __future__ import annotations
+
+from forge.backend import Backend
+from forge.config import ModelConfig
+from forge.formats.gguf import GGUF
+from forge.models.decoder import Decoder
+from forge.models.settings import read_config
+from forge.models.weights import Progress, Weights
+
+__all__ = ["Decoder", "build", "read_config"]
+
+
+def build(file: GGUF, config: ModelConfig, backend: Backend, progress: Progress | None = None) -> Decoder:
+    """Load the weights of an open file.
+
+    Raises FormatError for a tensor that is missing, misshapen or has no place, UnsupportedError for a tensor type.
+    """
+    stored_layers = file.get_int(f"{config.arch}.block_count")
+    with Weights(file, backend, range(config.num_layers, stored_layers), progress) as weights:
+        return Decoder(weights, config, backend)

@@ -1,0 +1,91 @@
+"""The table of architectures: what a GGUF of each family holds, and what it leaves unsaid.
+
+A family that is attention + gated feed-forward is one row here and no code. Names are GGUF's `general.architecture`.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from forge.config import Gate, NormKind, RopeStyle
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arch:
+    """What all models of a family share."""
+
+    rope: RopeStyle
+    """The pairing its checkpoints are converted for: Q and K of llama are permuted to interleaved pairs."""
+    layer: str
+    """Tensors that every layer has; a name without suffix is a weight."""
+    layer_optional: str = ""
+    """Tensors that a layer may have."""
+    norm: NormKind = "rms"
+    gate: Gate = "silu"
+    scales_embedding: bool = False
+    """Embeddings are multiplied by sqrt(E)."""
+    default_window: int = 0
+    """Sliding window where the file names none; 0 = none."""
+    global_every: int = 0
+    """With a window: every Nth layer attends to everything; 0 = every layer has the window; 1 = no layer has it."""
+    local_rope_base: float | None = None
+    """RoPE base of windowed layers where the file names none, without RoPE scaling; None = as in global layers."""
+    width_scaled_layers: int | None = None
+    """The model of this many layers scales scores by sqrt(E/H), not by sqrt(D)."""
+
+
+_ATTENTION = "attn_norm attn_q attn_k attn_v attn_output"
+_FEED_FORWARD = "ffn_norm ffn_gate ffn_up ffn_down"
+_QK_NORM = "attn_q_norm attn_k_norm"
+_POST_NORM = "post_attention_norm post_ffw_norm"
+_QKV_BIAS = "attn_q.bias attn_k.bias attn_v.bias"
+_BIASES = f"{_QKV_BIAS} attn_output.bias ffn_gate.bias ffn_up.bias ffn_down.bias"
+
+_LLAMA = Arch(rope="interleaved", layer=f"{_ATTENTION} {_FEED_FORWARD}", layer_optional=_BIASES, global_every=1)
+
+ARCHS: dict[str, Arch] = {
+    "llama": _LLAMA,
+    "mistral": _LLAMA,  # converters write "llama"; hand-made files say mistral
+    "qwen2": Arch(
+        rope="neox",
+        layer=f"{_ATTENTION} {_QKV_BIAS} {_FEED_FORWARD}",
+        layer_optional="attn_output.bias",
+        global_every=1,
+    ),
+    "qwen3": Arch(
+        rope="neox", layer=f"{_ATTENTION} {_QK_NORM} {_FEED_FORWARD}", layer_optional=_QKV_BIAS, global_every=1
+    ),
+    "gemma": Arch(rope="neox", layer=f"{_ATTENTION} {_FEED_FORWARD}", gate="gelu", scales_embedding=True),
+    "gemma2": Arch(
+        rope="neox",
+        layer=f"{_ATTENTION} {_FEED_FORWARD} {_POST_NORM}",
+        gate="gelu",
+        scales_embedding=True,
+        default_window=4096,
+        global_every=2,
+        width_scaled_layers=46,
+    ),
+    "gemma3": Arch(
+        rope="neox",
+        layer=f"{_ATTENTION} {_QK_NORM} {_FEED_FORWARD} {_POST_NORM}",
+        gate="gelu",
+        scales_embedding=True,
+        global_every=6,
+        local_rope_base=10_000.0,
+        width_scaled_layers=62,
+    ),
+    # attn_qkv is q, k, v and ffn_up is gate, up
+    "phi3": Arch(rope="neox", layer="attn_norm attn_qkv attn_output ffn_norm ffn_up ffn_down"),
+    "stablelm": Arch(
+        rope="neox",
+        layer=f"{_ATTENTION} attn_norm.bias {_FEED_FORWARD} ffn_norm.bias",
+        layer_optional=_QKV_BIAS,
+        norm="layer",
+    ),
+}
+
+UNUSED_TENSORS = re.compile(
+    r"(blk\.\d+\.)?(rope_freqs|attn_rot_embd|attn\.rot_embd|rope_factors_(long|short))\.weight|(blk\.\d+\.)?(nextn|mtp)\..+"
+)
+"""Tensors that a file may hold beside its model's own: RoPE factors, rotation tables, multi-token-prediction layers."""

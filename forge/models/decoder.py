@@ -1,0 +1,185 @@
+"""The decoder: a stack of attention and gated feed-forward blocks. Differences between families are data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from forge.backend import Backend
+from forge.config import ModelConfig
+from forge.kv_cache import KVCache
+from forge.models.arch import ARCHS
+from forge.models.batch import Batch
+from forge.models.rope import tables
+from forge.models.weights import Weights
+from forge.nn import Embedding, Linear, Norm
+from forge.ops.activation import gelu_mul, silu_mul, soft_cap
+from forge.ops.attention import paged_attention
+from forge.ops.embed import embed
+from forge.ops.rope import rope_append_kv
+
+Tap = Callable[[str, Any], None]
+"""Called with the name and the array of each intermediate result. The array is lent: copy what you keep."""
+
+_GATES = {"silu": silu_mul, "gelu": gelu_mul}
+
+
+class Block:
+    """One layer. Attributes are named like the file's tensors; products of one input are stacked into one."""
+
+    def __init__(self, weights: Weights, config: ModelConfig, index: int) -> None:
+        self.index = index
+        arch = ARCHS[config.arch]
+        required = arch.layer.split()
+        optional = arch.layer_optional.split()
+        queries, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+        width, ffn_width = config.width, config.ffn_width
+
+        def name(tensor: str) -> str:
+            return f"blk.{index}.{tensor}" if tensor.endswith(".bias") else f"blk.{index}.{tensor}.weight"
+
+        def linear(tensors: dict[str, int], cols: int) -> Linear:
+            """The named matrices, by their rows, as one product; a bias if the family has it or this file brings it."""
+            rows = tuple(tensors.values())
+            matrix = weights.matrix(*map(name, tensors), rows=rows, cols=cols)
+            biases = [f"{tensor}.bias" for tensor in tensors]
+            if any(bias in required or (bias in optional and weights.has(name(bias))) for bias in biases):
+                return Linear(matrix, weights.vector(*map(name, biases), sizes=rows))
+            return Linear(matrix)
+
+        def norm(tensor: str, size: int = width) -> Norm:
+            has_bias = f"{tensor}.bias" in required
+            bias = weights.vector(name(f"{tensor}.bias"), sizes=(size,)) if has_bias else None
+            return Norm(config.norm, weights.vector(name(tensor), sizes=(size,)), bias, config.norm_eps)
+
+        def norm_or_none(tensor: str) -> Norm | None:
+            return norm(tensor) if tensor in required else None
+
+        self.attn_norm = norm("attn_norm")
+        self.attn_qkv = linear(
+            {"attn_qkv": queries + 2 * keys}
+            if "attn_qkv" in required
+            else {"attn_q": queries, "attn_k": keys, "attn_v": keys},
+            width,
+        )
+        has_qk_norm = "attn_q_norm" in required
+        self.attn_q_norm = weights.vector(name("attn_q_norm"), sizes=(config.head_dim,)) if has_qk_norm else None
+        self.attn_k_norm = weights.vector(name("attn_k_norm"), sizes=(config.head_dim,)) if has_qk_norm else None
+        self.attn_output = linear({"attn_output": width}, queries)
+        self.post_attention_norm = norm_or_none("post_attention_norm")
+        self.ffn_norm = norm("ffn_norm")
+        self.ffn_gate_up = linear(
+            {"ffn_gate": ffn_width, "ffn_up": ffn_width} if "ffn_gate" in required else {"ffn_up": 2 * ffn_width}, width
+        )
+        self.ffn_down = linear({"ffn_down": width}, ffn_width)
+        self.post_ffw_norm = norm_or_none("post_ffw_norm")
+
+        self.rope_index = config.layer_ropes[index]
+        self.rope_style = config.ropes[self.rope_index].style
+        self.window = config.layer_windows[index]
+        self.scale, self.softcap = config.attention_scale, config.attention_softcap
+        self.norm_eps = config.norm_eps
+        self.gate = _GATES[config.gate]
+
+    def linears(self) -> list[Linear]:
+        return [self.attn_qkv, self.attn_output, self.ffn_gate_up, self.ffn_down]
+
+    def __call__(
+        self, x: Any, delta: Any, batch: Batch, rope: tuple[Any, Any], cache: KVCache, tap: Tap | None
+    ) -> Any | None:
+        """Advance the residual stream x (T, E) in place.
+
+        A delta is what the block before has yet to add to x; what is returned is this block's. Families without norms
+        behind their products have none: the products add to x themselves.
+        """
+        k_pages, v_pages = cache.k[self.index], cache.v[self.index]
+        h = self.attn_norm(x, delta)  # (T, E)
+        q = rope_append_kv(
+            self.attn_qkv.product(h),  # (T, (H + 2G) * D)
+            self.attn_qkv.bias,
+            self.attn_q_norm,
+            self.attn_k_norm,
+            *rope,
+            batch.positions,
+            batch.slots,
+            k_pages,
+            v_pages,
+            self.norm_eps,
+            style=self.rope_style,
+        )  # (T, H, D)
+        if tap:
+            tap(f"blk.{self.index}.attn_q", q)
+            tap(f"blk.{self.index}.attn_k", k_pages.reshape(-1, *k_pages.shape[2:])[batch.slots])  # (T, G, D)
+        attended = paged_attention(
+            q,
+            k_pages,
+            v_pages,
+            batch.starts,
+            batch.lengths,
+            batch.page_table,
+            self.scale,
+            self.window,
+            self.softcap,
+        ).reshape(len(x), -1)  # (T, H * D)
+        if self.post_attention_norm is None:
+            self.attn_output(attended, x)
+            h = self.ffn_norm(x)
+        else:
+            h = self.ffn_norm(x, self.post_attention_norm(self.attn_output(attended)))
+        gated = self.gate(self.ffn_gate_up(h))  # (T, F)
+        if self.post_ffw_norm is None:
+            self.ffn_down(gated, x)
+            delta = None
+        else:
+            delta = self.post_ffw_norm(self.ffn_down(gated))
+        if tap:
+            tap(f"blk.{self.index}", x if delta is None else x + delta)
+        return delta
+
+
+class Decoder:
+    """A model's weights and its forward pass."""
+
+    def __init__(self, weights: Weights, config: ModelConfig, backend: Backend) -> None:
+        self.config, self.backend = config, backend
+        vocabulary, width = config.vocab_size, config.width
+        table = weights.matrix("token_embd.weight", rows=(vocabulary,), cols=width)
+        self.token_embd = Embedding(table, config.embedding_scale)
+        self.blk = [Block(weights, config, index) for index in range(config.num_layers)]
+        bias = weights.vector("output_norm.bias", sizes=(width,)) if config.norm == "layer" else None
+        self.output_norm = Norm(
+            config.norm, weights.vector("output_norm.weight", sizes=(width,)), bias, config.norm_eps
+        )
+        tied = not weights.has("output.weight")
+        self.output = Linear(table if tied else weights.matrix("output.weight", rows=(vocabulary,), cols=width))
+        self._rope_positions = 0
+        self._rope_tables: list[tuple[Any, Any]] = []
+
+    def linears(self) -> Iterator[Linear]:
+        """Every matrix product of a decode step, in order."""
+        for block in self.blk:
+            yield from block.linears()
+        yield self.output
+
+    def reserve(self, positions: int) -> None:
+        """Make the RoPE tables reach so many positions; they grow by doubling."""
+        if positions > self._rope_positions:
+            self._rope_positions = max(positions, 2 * self._rope_positions)
+            self._rope_tables = [
+                (self.backend.asarray(cos), self.backend.asarray(sin))
+                for cos, sin in (tables(rope, self._rope_positions) for rope in self.config.ropes)
+            ]
+
+    def __call__(self, batch: Batch, cache: KVCache, tap: Tap | None = None) -> Any:
+        """float32 logits (R, V) of the batch's logit rows; keys and values of its T tokens go to the cache."""
+        x = self.token_embd(batch.ids)  # (T, E)
+        if tap:
+            tap("token_embd", x)
+        delta = None
+        for block in self.blk:
+            delta = block(x, delta, batch, self._rope_tables[block.rope_index], cache, tap)
+        if batch.logit_rows is not None:
+            x = embed(batch.logit_rows, x, 1.0)  # (R, E)
+            delta = None if delta is None else embed(batch.logit_rows, delta, 1.0)
+        logits = self.output(self.output_norm(x, delta))  # (R, V)
+        return soft_cap(logits, self.config.final_softcap) if self.config.final_softcap else logits

@@ -1,0 +1,101 @@
+"""Weights of a file as arrays for the model: shapes checked, every tensor accounted for, dequantized in parallel."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from forge.backend import Backend
+from forge.errors import FormatError
+from forge.formats import ggml
+from forge.formats.gguf import GGUF
+from forge.models.arch import UNUSED_TENSORS
+
+Progress = Callable[[str, int, int | None], None]
+
+_TASK_WEIGHTS = 1 << 22
+"""Weights dequantized per task: large tensors are shared among threads."""
+
+
+class Weights:
+    """Takes the tensors of a model out of its file.
+
+    Arrays that it returns are filled when its `with` block ends. Raises FormatError for a tensor that is missing, has
+    another shape than the model's numbers say, or is left over.
+    """
+
+    def __init__(self, file: GGUF, backend: Backend, unused_layers: range, progress: Progress | None) -> None:
+        self.file, self.backend = file, backend
+        self._unused_layers = unused_layers
+        self._progress = progress
+        self._taken: set[str] = set()
+        self._tasks: list[tuple[Future[npt.NDArray[np.float32]], int]] = []
+        self._pool = ThreadPoolExecutor(os.cpu_count(), "forge-load")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None:
+                self._refuse_leftovers()
+                self._wait()
+        finally:
+            self._pool.shutdown(cancel_futures=True)
+
+    def has(self, name: str) -> bool:
+        return name in self.file.tensors
+
+    def matrix(self, *names: str, rows: tuple[int, ...], cols: int) -> npt.NDArray[np.float32]:
+        """(sum of rows, cols) float32: the named matrices stacked, so that one product computes them all."""
+        for name, count in zip(names, rows, strict=True):
+            self._take(name, (count, cols))
+        out = np.empty((sum(rows), cols), np.float32)
+        start = 0
+        for name, count in zip(names, rows, strict=True):
+            self._fill(name, out[start : start + count])
+            start += count
+        return out
+
+    def vector(self, *names: str, sizes: tuple[int, ...]) -> Any:
+        """(sum of sizes,) float32 on the device: the named vectors joined."""
+        for name, size in zip(names, sizes, strict=True):
+            self._take(name, (size,))
+        return self.backend.asarray(np.concatenate([self.file.load(name) for name in names]))
+
+    def _take(self, name: str, shape: tuple[int, ...]) -> None:
+        found = self.file.tensor(name).shape
+        if found != shape:
+            raise FormatError(f"{self.file.path}: tensor {name!r} has shape {found}, not {shape}")
+        self._taken.add(name)
+
+    def _fill(self, name: str, out: npt.NDArray[np.float32]) -> None:
+        blocks, kind = self.file.raw(name), self.file.tensors[name].type
+        step = max(_TASK_WEIGHTS // out.shape[1], 1)
+        for row in range(0, len(out), step):
+            part = slice(row, row + step)
+            task = self._pool.submit(ggml.dequantize, blocks[part], kind, out[part])
+            self._tasks.append((task, blocks[part].nbytes))
+
+    def _refuse_leftovers(self) -> None:
+        for name in self.file.tensors.keys() - self._taken:
+            layer = re.match(r"blk\.(\d{1,6})\.", name)
+            if not (UNUSED_TENSORS.fullmatch(name) or (layer and int(layer[1]) in self._unused_layers)):
+                raise FormatError(f"{self.file.path}: tensor {name!r} has no place in this architecture")
+
+    def _wait(self) -> None:
+        total, done = sum(size for _, size in self._tasks), 0
+        for task, size in self._tasks:
+            task.result()
+            done += size
+            if self._progress:
+                self._progress("loading weights", done, total)

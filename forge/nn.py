@@ -1,0 +1,58 @@
+"""Linear, Embedding and Norm: weights and the op that uses them. They know no model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from forge.config import NormKind
+from forge.ops.embed import embed
+from forge.ops.linear import linear
+from forge.ops.norm import add_layernorm, add_rmsnorm, layernorm, rmsnorm
+
+
+class Linear:
+    """weight: (N, K), float or QuantTensor; bias: float32 (N,) or None."""
+
+    __slots__ = ("bias", "weight")
+
+    def __init__(self, weight: Any, bias: Any = None) -> None:
+        self.weight, self.bias = weight, bias
+
+    def __call__(self, x: Any, residual: Any = None) -> Any:
+        """(M, K) -> float32 (M, N); with a residual (M, N), added to it in place."""
+        return linear(x, self.weight, self.bias, residual)
+
+    def product(self, x: Any) -> Any:
+        """The product alone, for an op that adds the bias itself."""
+        return linear(x, self.weight, None, None)
+
+
+class Embedding:
+    """weight: (V, E), float or QuantTensor."""
+
+    __slots__ = ("scale", "weight")
+
+    def __init__(self, weight: Any, scale: float) -> None:
+        self.weight, self.scale = weight, scale
+
+    def __call__(self, ids: Any) -> Any:
+        """int32 (T,) -> float32 (T, E)."""
+        return embed(ids, self.weight, self.scale)
+
+
+class Norm:
+    """weight: float32 (E,); bias: float32 (E,) or None, for LayerNorm only."""
+
+    __slots__ = ("bias", "eps", "is_rms", "weight")
+
+    def __init__(self, kind: NormKind, weight: Any, bias: Any, eps: float) -> None:
+        self.is_rms = kind == "rms"
+        self.weight, self.bias, self.eps = weight, bias, eps
+
+    def __call__(self, x: Any, delta: Any = None) -> Any:
+        """(T, E) normalized; a delta (T, E) is first added to x in place."""
+        if self.is_rms:
+            return rmsnorm(x, self.weight, self.eps) if delta is None else add_rmsnorm(x, delta, self.weight, self.eps)
+        if delta is None:
+            return layernorm(x, self.weight, self.bias, self.eps)
+        return add_layernorm(x, delta, self.weight, self.bias, self.eps)

@@ -1,0 +1,100 @@
+"""Gated activations: the gate's half of the fused gate-and-up product, activated, times the other half."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from forge.op import Array, Case, op
+
+_TANH_SCALE = np.sqrt(2 / np.pi)
+
+
+def _case(rows: int, width: int, scale: float = 2.0) -> Case:
+    return Case(
+        f"{rows}x{width} scale {scale:g}",
+        lambda rng: ((rng.standard_normal((rows, 2 * width)) * scale).astype(np.float32),),
+    )
+
+
+_CASES = [_case(1, 1), _case(1, 31), _case(3, 64), _case(2, 65), _case(5, 1536), _case(2, 40, 100.0)]
+
+
+def _halves(gate_up: Array) -> tuple[Array, Array]:
+    width = gate_up.shape[1] // 2
+    return gate_up[:, :width], gate_up[:, width:]  # (T, F) each
+
+
+def _bytes(gate_up: Array) -> int:
+    return int(gate_up.nbytes * 3 // 2)
+
+
+def _silu_mul_cpu(gate_up: Array) -> Array:
+    gate, up = _halves(gate_up)
+    y = np.negative(gate)
+    with np.errstate(over="ignore"):  # exp(88.8) is inf in float32, and gate / inf the right 0
+        np.exp(y, out=y)
+    y += 1
+    np.divide(gate, y, out=y)
+    y *= up
+    return y
+
+
+@op(
+    "gate_up:act[T,2*F] -> y:act[T,F]",
+    cpu=_silu_mul_cpu,
+    cases=[
+        *_CASES,
+        Case("by hand", lambda rng: (np.array([[0, 200, -200, 3, 5, 7]], np.float32),), expected=([[0, 1000, 0]],)),
+    ],
+    bytes_moved=_bytes,
+)
+def silu_mul(gate_up: Array) -> Array:
+    """silu(gate) * up with silu(x) = x / (1 + exp(-x)). arXiv:2002.05202"""
+    gate, up = _halves(gate_up)
+    with np.errstate(over="ignore"):
+        return gate / (1 + np.exp(-gate)) * up
+
+
+def _gelu_mul_cpu(gate_up: Array) -> Array:
+    gate, up = _halves(gate_up)
+    y = gate * gate
+    y *= 0.044715
+    y += 1
+    y *= gate
+    y *= gate.dtype.type(_TANH_SCALE)
+    np.tanh(y, out=y)
+    y += 1
+    y *= gate
+    y *= 0.5
+    y *= up
+    return y
+
+
+@op(
+    "gate_up:act[T,2*F] -> y:act[T,F]",
+    cpu=_gelu_mul_cpu,
+    cases=[
+        *_CASES,
+        Case("by hand", lambda rng: (np.array([[0, 20, -20, 3, 5, 7]], np.float32),), expected=([[0, 100, 0]],)),
+    ],
+    bytes_moved=_bytes,
+)
+def gelu_mul(gate_up: Array) -> Array:
+    """gelu(gate) * up with the tanh form of GELU that Gemma uses. arXiv:1606.08415"""
+    gate, up = _halves(gate_up)
+    return 0.5 * gate * (1 + np.tanh(_TANH_SCALE * (gate + 0.044715 * gate**3))) * up
+
+
+@op(
+    "&x:f32[M,N] cap:f32 -> y:f32[M,N]",
+    cases=[
+        Case("random", lambda rng: (rng.standard_normal((3, 65)).astype(np.float32) * 20, 30.0)),
+        Case("by hand", lambda rng: (np.array([[0, 1e9, -1e9]], np.float32), 5.0), expected=([[0, 5, -5]],)),
+    ],
+)
+def soft_cap(x: Array, cap: float) -> Array:
+    """cap * tanh(x / cap), in place: Gemma 2 bounds its logits so. arXiv:2408.00118"""
+    x /= cap
+    np.tanh(x, out=x)
+    x *= cap
+    return x

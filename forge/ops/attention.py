@@ -1,0 +1,281 @@
+"""Paged attention, and its unfused steps for looking inside.
+
+The KV cache is pages of P positions; a sequence's page table lists its pages in order. A batch is ragged: the queries
+of sequence b are rows starts[b] to starts[b + 1], the last of its lengths[b] positions. Prefill, decode and mixtures of
+the two are the same call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from forge.op import Array, Arrays, Case, op
+
+_QUERY_BLOCK = 128
+"""Queries handled together on NumPy: bounds the score matrix at long contexts."""
+
+
+def _case(
+    name: str,
+    queries: list[int],
+    lengths: list[int],
+    heads: tuple[int, int],
+    dim: int,
+    page_size: int = 4,
+    window: int = 0,
+    softcap: float = 0.0,
+) -> Case:
+    num_heads, num_kv_heads = heads
+
+    def make(rng: np.random.Generator) -> Arrays:
+        def normal(*shape: int) -> Array:
+            return rng.standard_normal(shape).astype(np.float32)
+
+        needed = [-(-length // page_size) for length in lengths]
+        pages = sum(needed) + 2
+        shuffled = rng.permutation(pages).astype(np.int32)
+        table = np.full((len(lengths), max(needed)), -1, np.int32)
+        k, v = np.full((2, pages, page_size, num_kv_heads, dim), np.nan, np.float32)  # unused slots poison a result
+        start = 0
+        for row, (count, length) in enumerate(zip(needed, lengths, strict=True)):
+            # runs of neighbouring pages and scattered ones
+            table[row, :count] = (
+                np.sort(shuffled[start : start + count]) if row % 2 else shuffled[start : start + count]
+            )
+            start += count
+            for position in range(length):
+                page, offset = table[row, position // page_size], position % page_size
+                k[page, offset], v[page, offset] = normal(num_kv_heads, dim), normal(num_kv_heads, dim)
+        starts = np.concatenate([[0], np.cumsum(queries)]).astype(np.int32)
+        q = normal(sum(queries), num_heads, dim)
+        return q, k, v, starts, np.array(lengths, np.int32), table, dim**-0.5, window, softcap
+
+    return Case(name, make)
+
+
+def _by_hand(rng: np.random.Generator) -> Arrays:
+    """Scores 0 and ln 3 (key 1 at the second position): weights 1/4 and 3/4 over values 8 and 16."""
+    q = np.array([[[np.log(3)]]], np.float32)
+    k = np.array([[[[0]], [[1]]]], np.float32)
+    v = np.array([[[[8]], [[16]]]], np.float32)
+    return q, k, v, np.array([0, 1], np.int32), np.array([2], np.int32), np.array([[0]], np.int32), 1.0, 0, 0.0
+
+
+_CASES = [
+    _case("decode, one position", [1], [1], (2, 1), 8),
+    _case("decode at page edges", [1, 1, 1, 1], [3, 4, 5, 17], (6, 2), 64),
+    _case("prefill", [9], [9], (4, 4), 32),
+    _case("prefill after a cached part", [5], [23], (4, 2), 32),
+    _case("longer than a query block", [130, 140], [130, 300], (2, 1), 16, 64),
+    _case("mixed", [1, 6, 1, 2], [12, 6, 1, 9], (8, 2), 80),
+    _case("window", [1, 20, 7], [30, 20, 19], (4, 2), 16, 4, 6),
+    _case("window of one", [1, 3], [9, 3], (2, 2), 16, 4, 1),
+    _case("window as long as the context", [1, 16], [16, 16], (2, 2), 16, 4, 16),
+    _case("soft cap", [1, 11], [25, 11], (4, 1), 256, 8, 0, 2.0),
+    _case("window and soft cap", [33], [40], (4, 2), 24, 8, 10, 1.5),
+    Case("by hand", _by_hand, expected=([[[14.0]]],)),
+]
+
+
+def _runs(pages: list[int], page_size: int, first: int, stop: int) -> Iterator[tuple[int, int]]:
+    """Slot ranges that hold positions first to stop - 1, neighbouring pages joined: each is a view, not a copy."""
+    position = first
+    while position < stop:
+        index, offset = divmod(position, page_size)
+        slot = pages[index] * page_size + offset
+        length = page_size - offset
+        while position + length < stop and pages[index + 1] == pages[index] + 1:
+            index += 1
+            length += page_size
+        length = min(length, stop - position)
+        yield slot, slot + length
+        position += length
+
+
+def _attend(
+    q: Array, keys: list[Array], values: list[Array], first: int, end: int, scale: float, window: int, softcap: float
+) -> Array:
+    """Attention of n queries, the last of which sees positions first to end - 1. q, result: (n, H, D)."""
+    count, heads, dim = q.shape
+    kv_heads = keys[0].shape[1]
+    group = heads // kv_heads
+    packed = (q * q.dtype.type(scale)).reshape(count, kv_heads, group, dim).transpose(1, 2, 0, 3)
+    packed = packed.reshape(kv_heads, group * count, dim)  # (G, H/G * n, D)
+    if len(keys) == 1:
+        scores = np.matmul(packed, keys[0].transpose(1, 2, 0))  # (G, H/G * n, S)
+    else:
+        scores = np.concatenate([np.matmul(packed, k.transpose(1, 2, 0)) for k in keys], axis=2)
+    if softcap:
+        scores /= softcap
+        np.tanh(scores, out=scores)
+        scores *= softcap
+    if count > 1:
+        # Row i stands at position end - count + i; only the last `count` keys can lie after one, or any before a window.
+        masked = scores.reshape(kv_heads, group, count, -1)
+        start = first if window else end - count
+        distance = np.arange(end - count, end)[:, None] - np.arange(start, end)
+        hidden = distance < 0
+        if window:
+            hidden |= distance >= window
+        np.copyto(masked[..., start - first :], -np.inf, where=hidden)
+    scores -= scores.max(axis=2, keepdims=True)
+    np.exp(scores, out=scores)
+    total = scores.sum(axis=2, keepdims=True)
+    out = np.zeros((), q.dtype)
+    begin = 0
+    for v in values:
+        part = np.matmul(scores[:, :, begin : begin + len(v)], v.transpose(1, 0, 2))  # (G, H/G * n, D)
+        out = part if begin == 0 else out + part
+        begin += len(v)
+    out /= total
+    return out.reshape(kv_heads, group, count, dim).transpose(2, 0, 1, 3).reshape(count, heads, dim)
+
+
+def _paged_attention_cpu(
+    q: Array,
+    k_pages: Array,
+    v_pages: Array,
+    starts: Array,
+    lengths: Array,
+    page_table: Array,
+    scale: float,
+    window: int,
+    softcap: float,
+) -> Array:
+    _, page_size, kv_heads, dim = k_pages.shape
+    k_slots, v_slots = k_pages.reshape(-1, kv_heads, dim), v_pages.reshape(-1, kv_heads, dim)
+    out = np.empty_like(q)
+    bounds = starts.tolist()
+    for row, length in enumerate(lengths.tolist()):
+        pages = page_table[row].tolist()
+        for begin in range(bounds[row], bounds[row + 1], _QUERY_BLOCK):
+            stop = min(begin + _QUERY_BLOCK, bounds[row + 1])
+            end = length - (bounds[row + 1] - stop)
+            first = max(end - (stop - begin) + 1 - window, 0) if window else 0
+            runs = list(_runs(pages, page_size, first, end))
+            keys, values = [k_slots[a:b] for a, b in runs], [v_slots[a:b] for a, b in runs]
+            out[begin:stop] = _attend(q[begin:stop], keys, values, first, end, scale, window, softcap)
+    return out
+
+
+def _bytes(q: Array, k_pages: Array, v_pages: Array, starts: Array, lengths: Array, *rest: object) -> int:
+    position_bytes = k_pages[0, 0].nbytes + v_pages[0, 0].nbytes
+    return int(2 * q.nbytes + int(lengths.sum()) * position_bytes)
+
+
+@op(
+    "q:act[T,H,D] k_pages:act[N,P,G,D] v_pages:act[N,P,G,D] starts:i32[B+1] lengths:i32[B] page_table:i32[B,M] "
+    "scale:f32 window:i32 softcap:f32 -> out:act[T,H,D]",
+    cpu=_paged_attention_cpu,
+    cases=_CASES,
+    rtol=1e-4,
+    atol=1e-5,
+    bytes_moved=_bytes,
+)
+def paged_attention(
+    q: Array,
+    k_pages: Array,
+    v_pages: Array,
+    starts: Array,
+    lengths: Array,
+    page_table: Array,
+    scale: float,
+    window: int,
+    softcap: float,
+) -> Array:
+    """softmax(mask(softcap(q @ k.T * scale))) @ v over each sequence's pages.
+
+    Causal; with a window W a query sees the W latest positions, its own included (0 = all). Query head h reads KV head
+    h // (H/G). Sources: arXiv:1706.03762, arXiv:2305.13245 (GQA), arXiv:2309.06180 (pages).
+    """
+    out = np.empty_like(q)
+    for row, length in enumerate(lengths):
+        needed = -(-int(length) // k_pages.shape[1])
+        k = k_pages[page_table[row, :needed]].reshape(-1, *k_pages.shape[2:])[:length]  # (S, G, D)
+        v = v_pages[page_table[row, :needed]].reshape(-1, *v_pages.shape[2:])[:length]
+        part = slice(starts[row], starts[row + 1])
+        scores = attention_scores.reference(q[part], k, scale, softcap)
+        weights = softmax.reference(causal_mask.reference(scores, window))
+        out[part] = attention_values.reference(weights, v)
+    return out
+
+
+def _qk(rng: np.random.Generator) -> tuple[Array, Array]:
+    return rng.standard_normal((5, 6, 32)).astype(np.float32), rng.standard_normal((9, 2, 32)).astype(np.float32)
+
+
+@op(
+    "q:act[T,H,D] k:act[S,G,D] scale:f32 softcap:f32 -> scores:f32[H,T,S]",
+    cases=[
+        Case("grouped", lambda rng: (*_qk(rng), 0.25, 0.0)),
+        Case("soft cap", lambda rng: (*_qk(rng), 0.25, 1.5)),
+        Case(
+            "by hand",
+            lambda rng: (np.array([[[1, 2]]], np.float32), np.array([[[3, 4]], [[5, 6]]], np.float32), 0.5, 0.0),
+            expected=([[[5.5, 8.5]]],),
+        ),
+    ],
+)
+def attention_scores(q: Array, k: Array, scale: float, softcap: float) -> Array:
+    """q @ k.T * scale for every head, bounded by softcap * tanh(score / softcap) if there is one."""
+    k = np.repeat(k, q.shape[1] // k.shape[1], axis=1)  # (S, H, D)
+    scores = np.einsum("thd,shd->hts", q, k) * q.dtype.type(scale)
+    return softcap * np.tanh(scores / softcap) if softcap else scores
+
+
+@op(
+    "&scores:f32[H,T,S] window:i32 -> masked:f32[H,T,S]",
+    cases=[
+        Case(
+            "causal",
+            lambda rng: (np.zeros((1, 2, 3), np.float32), 0),
+            expected=([[[0, 0, -np.inf], [0, 0, 0]]],),
+        ),
+        Case(
+            "window",
+            lambda rng: (np.zeros((1, 2, 4), np.float32), 2),
+            expected=([[[-np.inf, 0, 0, -np.inf], [-np.inf, -np.inf, 0, 0]]],),
+        ),
+    ],
+)
+def causal_mask(scores: Array, window: int) -> Array:
+    """-inf where a key lies after its query, or W or more positions before it; the queries are the last T positions."""
+    _, queries, keys = scores.shape
+    distance = (np.arange(queries) + keys - queries)[:, None] - np.arange(keys)
+    scores[:, (distance < 0) | ((distance >= window) if window else False)] = -np.inf
+    return scores
+
+
+@op(
+    "scores:f32[H,T,S] -> weights:f32[H,T,S]",
+    cases=[
+        Case("random", lambda rng: (rng.standard_normal((3, 5, 65)).astype(np.float32) * 10,)),
+        Case("one", lambda rng: (np.full((1, 1, 1), -1e30, np.float32),), expected=([[[1]]],)),
+        Case("masked", lambda rng: (np.array([[[-np.inf, 5, 5]]], np.float32),), expected=([[[0, 0.5, 0.5]]],)),
+    ],
+)
+def softmax(scores: Array) -> Array:
+    """exp(x - max) / sum over the last axis: the attention weights."""
+    weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    return np.asarray(weights / weights.sum(axis=-1, keepdims=True))
+
+
+@op(
+    "weights:f32[H,T,S] v:act[S,G,D] -> out:act[T,H,D]",
+    cases=[
+        Case(
+            "grouped",
+            lambda rng: (rng.random((6, 5, 9)).astype(np.float32), rng.standard_normal((9, 2, 32)).astype(np.float32)),
+        ),
+        Case(
+            "by hand",
+            lambda rng: (np.array([[[0.25, 0.75]]], np.float32), np.array([[[8]], [[16]]], np.float32)),
+            expected=([[[14]]],),
+        ),
+    ],
+)
+def attention_values(weights: Array, v: Array) -> Array:
+    """The values weighted and summed."""
+    return np.einsum("hts,shd->thd", weights, np.repeat(v, weights.shape[0] // v.shape[1], axis=1))

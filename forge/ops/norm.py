@@ -1,0 +1,114 @@
+"""Normalization of the float32 residual stream into the precision of matrix inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from forge.op import Array, Arrays, Case, op
+
+
+def _normal(rng: np.random.Generator, *shape: int, scale: float = 1.0) -> Array:
+    return (rng.standard_normal(shape) * scale).astype(np.float32)
+
+
+def _cases(*, bias: bool = False, delta: bool = False) -> list[Case]:
+    """Widths around wave and tile edges, one row and many, tiny and huge values."""
+
+    def make(rows: int, width: int, scale: float) -> Callable[[np.random.Generator], Arrays]:
+        def build(rng: np.random.Generator) -> Arrays:
+            x = [_normal(rng, rows, width, scale=scale) for _ in range(2 if delta else 1)]
+            weights = [1 + _normal(rng, width, scale=0.1) for _ in range(2 if bias else 1)]
+            return (*x, *weights, 1e-5)
+
+        return build
+
+    sizes = [(1, 1), (1, 31), (3, 64), (2, 65), (5, 576), (1, 1025)]
+    cases = [Case(f"{rows}x{width}", make(rows, width, 1.0)) for rows, width in sizes]
+    return [*cases, Case("large values", make(2, 640, 1e5)), Case("small values", make(2, 640, 1e-4))]
+
+
+def _bytes(x: Array, *rest: Any) -> int:
+    return int(2 * x.nbytes)
+
+
+def _f32(*values: float) -> Array:
+    return np.array(values, np.float32)
+
+
+# 3, 4 have the mean square 12.5; with eps = 3.5 the divisor is 4
+_RMS_BY_HAND = Case(
+    "by hand", lambda rng: (_f32(3, 4)[None], _f32(1, 2), 3.5), expected=(np.array([[0.75, 2.0]], np.float32),)
+)
+# 1, 3 have mean 2 and variance 1; with eps = 3 the divisor is 2
+_LAYER_BY_HAND = Case(
+    "by hand",
+    lambda rng: (_f32(1, 3)[None], _f32(1, 2), _f32(0, 10), 3.0),
+    expected=(np.array([[-0.5, 11.0]], np.float32),),
+)
+
+
+def _rmsnorm_cpu(x: Array, weight: Array, eps: float) -> Array:
+    if len(x) == 1:  # one dot product instead of three passes
+        row = x[0]
+        scale = 1.0 / np.sqrt(np.dot(row, row) / row.size + eps)
+        y = row * x.dtype.type(scale)
+        y *= weight
+        return y[None]
+    mean_square = np.einsum("te,te->t", x, x) / x.shape[1]
+    y = x * (1.0 / np.sqrt(mean_square + eps)).astype(x.dtype)[:, None]
+    y *= weight
+    return y
+
+
+@op(
+    "x:f32[T,E] weight:f32[E] eps:f32 -> y:act[T,E]",
+    cpu=_rmsnorm_cpu,
+    cases=[*_cases(), _RMS_BY_HAND],
+    bytes_moved=_bytes,
+)
+def rmsnorm(x: Array, weight: Array, eps: float) -> Array:
+    """x / sqrt(mean(x**2) + eps) * weight, per row. arXiv:1910.07467"""
+    return x / np.sqrt(np.mean(x * x, axis=1, keepdims=True) + eps) * weight
+
+
+@op(
+    "x:f32[T,E] weight:f32[E] bias?:f32[E] eps:f32 -> y:act[T,E]",
+    cases=[*_cases(bias=True), _LAYER_BY_HAND],
+    bytes_moved=_bytes,
+)
+def layernorm(x: Array, weight: Array, bias: Array | None, eps: float) -> Array:
+    """(x - mean(x)) / sqrt(var(x) + eps) * weight + bias, per row. arXiv:1607.06450"""
+    centred = x - np.mean(x, axis=1, keepdims=True)
+    y = centred / np.sqrt(np.mean(centred * centred, axis=1, keepdims=True) + x.dtype.type(eps)) * weight
+    return y if bias is None else y + bias
+
+
+def _add_rmsnorm_cpu(residual: Array, delta: Array, weight: Array, eps: float) -> Array:
+    residual += delta
+    return _rmsnorm_cpu(residual, weight, eps)
+
+
+@op(
+    "&residual:f32[T,E] delta:f32[T,E] weight:f32[E] eps:f32 -> y:act[T,E]",
+    cpu=_add_rmsnorm_cpu,
+    cases=_cases(delta=True),
+    bytes_moved=_bytes,
+)
+def add_rmsnorm(residual: Array, delta: Array, weight: Array, eps: float) -> Array:
+    """residual += delta, in place; then rmsnorm of it."""
+    residual += delta
+    return np.asarray(rmsnorm.reference(residual, weight, eps))
+
+
+@op(
+    "&residual:f32[T,E] delta:f32[T,E] weight:f32[E] bias?:f32[E] eps:f32 -> y:act[T,E]",
+    cases=_cases(bias=True, delta=True),
+    bytes_moved=_bytes,
+)
+def add_layernorm(residual: Array, delta: Array, weight: Array, bias: Array | None, eps: float) -> Array:
+    """residual += delta, in place; then layernorm of it."""
+    residual += delta
+    return np.asarray(layernorm.reference(residual, weight, bias, eps))

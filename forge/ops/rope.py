@@ -1,0 +1,189 @@
+"""Rotary position embedding fused with what stands around it: bias, q/k norm, and the append to the KV cache."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from forge.op import Array, Arrays, Case, op
+
+
+def _case(
+    name: str, tokens: int, heads: tuple[int, int], dim: int, rotated: int, style: str, *, extras: bool = False
+) -> Case:
+    num_heads, num_kv_heads = heads
+
+    def make(rng: np.random.Generator) -> Arrays:
+        def normal(*shape: int) -> Array:
+            return rng.standard_normal(shape).astype(np.float32)
+
+        width = (num_heads + 2 * num_kv_heads) * dim
+        pages, page_size, positions = 5, 4, 40
+        angles = normal(positions, rotated // 2) * 3
+        return (
+            normal(tokens, width),
+            normal(width) if extras else None,
+            1 + 0.1 * normal(dim) if extras else None,
+            1 + 0.1 * normal(dim) if extras else None,
+            np.cos(angles),
+            np.sin(angles),
+            rng.integers(0, positions, tokens).astype(np.int32),
+            rng.permutation(pages * page_size)[:tokens].astype(np.int32),
+            normal(pages, page_size, num_kv_heads, dim),
+            normal(pages, page_size, num_kv_heads, dim),
+            1e-6,
+        )
+
+    return Case(name, make, {"style": style})
+
+
+def _by_hand(style: str, q: list[float]) -> Case:
+    """A quarter turn at position 1: each pair (a, b) becomes (-b, a)."""
+
+    def make(rng: np.random.Generator) -> Arrays:
+        qkv = np.array([[1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12]], np.float32)
+        cos, sin = np.array([[1, 1], [0, 0]], np.float32), np.array([[0, 0], [1, 1]], np.float32)
+        pages = (np.zeros((1, 2, 1, 4), np.float32), np.zeros((1, 2, 1, 4), np.float32))
+        at = (np.array([1], np.int32), np.array([0], np.int32))
+        return (qkv, None, None, None, cos, sin, *at, *pages, 0.0)
+
+    return Case(f"{style} by hand", make, {"style": style}, expected=([[q]],))
+
+
+_SHAPES = [
+    ("one token", 1, (1, 1), 4, 4),
+    ("grouped", 3, (6, 2), 64, 64),
+    ("partial", 7, (2, 2), 80, 32),
+    ("all slots", 20, (4, 1), 32, 32),
+]
+_CASES = [
+    *(
+        _case(f"{style} {name}{' bias norm' * extras}", *rest, style, extras=extras)
+        for style in ("neox", "interleaved")
+        for name, *rest in _SHAPES
+        for extras in (False, True)
+    ),
+    _by_hand("neox", [-3, -4, 1, 2]),
+    _by_hand("interleaved", [-2, 1, -4, 3]),
+]
+
+
+def _rms(x: Array, weight: Array, eps: float) -> Array:
+    mean_square = np.einsum("thd,thd->th", x, x) / x.shape[2]
+    return np.asarray(x * (1.0 / np.sqrt(mean_square + eps)).astype(x.dtype)[..., None] * weight)
+
+
+def _rotate_neox(x: Array, cos: Array, sin: Array) -> Array:
+    half = cos.shape[-1]
+    y = np.empty_like(x)
+    low, high = x[..., :half], x[..., half : 2 * half]
+    np.multiply(low, cos, out=y[..., :half])
+    y[..., :half] -= high * sin
+    np.multiply(high, cos, out=y[..., half : 2 * half])
+    y[..., half : 2 * half] += low * sin
+    y[..., 2 * half :] = x[..., 2 * half :]
+    return y
+
+
+def _rotate_interleaved(x: Array, cos: Array, sin: Array) -> Array:
+    rotated = 2 * cos.shape[-1]
+    y = np.empty_like(x)
+    even, odd = x[..., 0:rotated:2], x[..., 1:rotated:2]
+    np.multiply(even, cos, out=y[..., 0:rotated:2])
+    y[..., 0:rotated:2] -= odd * sin
+    np.multiply(odd, cos, out=y[..., 1:rotated:2])
+    y[..., 1:rotated:2] += even * sin
+    y[..., rotated:] = x[..., rotated:]
+    return y
+
+
+_ROTATE: dict[str, Callable[[Array, Array, Array], Array]] = {
+    "neox": _rotate_neox,
+    "interleaved": _rotate_interleaved,
+}
+
+
+def _rope_append_kv_cpu(
+    qkv: Array,
+    bias: Array | None,
+    q_norm: Array | None,
+    k_norm: Array | None,
+    cos: Array,
+    sin: Array,
+    positions: Array,
+    slots: Array,
+    k_pages: Array,
+    v_pages: Array,
+    eps: float,
+    *,
+    style: str,
+) -> Array:
+    tokens = len(qkv)
+    _, _, kv_heads, dim = k_pages.shape
+    if bias is not None:
+        qkv = qkv + bias
+    x = qkv.reshape(tokens, -1, dim)  # (T, H + 2G, D)
+    heads = x.shape[1] - 2 * kv_heads
+    qk = x[:, : heads + kv_heads]
+    if q_norm is not None and k_norm is not None:
+        qk = np.concatenate([_rms(qk[:, :heads], q_norm, eps), _rms(qk[:, heads:], k_norm, eps)], axis=1)
+    qk = _ROTATE[style](qk, cos[positions][:, None], sin[positions][:, None])
+    k_pages.reshape(-1, kv_heads, dim)[slots] = qk[:, heads:]
+    v_pages.reshape(-1, kv_heads, dim)[slots] = x[:, heads + kv_heads :]
+    return qk[:, :heads]
+
+
+@op(
+    "qkv:act[T,H*D+2*G*D] bias?:f32[H*D+2*G*D] q_norm?:f32[D] k_norm?:f32[D] cos:f32[C,R] sin:f32[C,R] "
+    "positions:i32[T] slots:i32[T] &k_pages:act[N,P,G,D] &v_pages:act[N,P,G,D] eps:f32 style=neox|interleaved "
+    "-> q:act[T,H,D]",
+    cpu=_rope_append_kv_cpu,
+    cases=_CASES,
+)
+def rope_append_kv(
+    qkv: Array,
+    bias: Array | None,
+    q_norm: Array | None,
+    k_norm: Array | None,
+    cos: Array,
+    sin: Array,
+    positions: Array,
+    slots: Array,
+    k_pages: Array,
+    v_pages: Array,
+    eps: float,
+    *,
+    style: str,
+) -> Array:
+    """Bias, RMS norm of q and k heads, rotation by position; k and v go to their slots, q is returned.
+
+    R pairs of each head are rotated by the angles whose cos and sin are tabulated per position; components past 2R pass
+    through. A slot is page * P + offset. Pairs are (i, i + R) in style neox, (2i, 2i + 1) interleaved.
+    Source: arXiv:2104.09864.
+    """
+    _, page_size, kv_heads, dim = k_pages.shape
+    heads = qkv.shape[1] // dim - 2 * kv_heads
+    pairs = cos.shape[1]
+    first, second = (
+        (np.arange(pairs), np.arange(pairs) + pairs)
+        if style == "neox"
+        else (2 * np.arange(pairs), 2 * np.arange(pairs) + 1)
+    )
+    q = np.empty((len(qkv), heads, dim), qkv.dtype)
+    for t, (position, slot) in enumerate(zip(positions, slots, strict=True)):
+        token = (qkv[t] if bias is None else qkv[t] + bias).reshape(-1, dim)  # (H + 2G, D)
+        page, offset = divmod(int(slot), page_size)
+        for h, head in enumerate(token[: heads + kv_heads]):
+            norm = q_norm if h < heads else k_norm
+            if norm is not None:
+                head = head / np.sqrt(np.mean(head * head) + eps) * norm
+            y = head.copy()
+            y[first] = head[first] * cos[position] - head[second] * sin[position]
+            y[second] = head[second] * cos[position] + head[first] * sin[position]
+            if h < heads:
+                q[t, h] = y
+            else:
+                k_pages[page, offset, h - heads] = y
+        v_pages[page, offset] = token[heads + kv_heads :]
+    return q

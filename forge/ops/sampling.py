@@ -1,0 +1,413 @@
+"""From logits to the next token: penalties, one draw per row, and log probabilities. Order as in SamplingParams.
+
+The same logits and seed give the same ids on every device and in every batch, because nothing here depends on the order
+of summation: weights are 64-bit integers, and ties go to the lower id. A kernel must do the float32 steps below as
+written: each operation rounded to nearest, no contraction into FMA, subnormals kept, division correctly rounded.
+
+A row whose greatest logit is not finite (a NaN or +inf somewhere, or -inf everywhere) has no distribution: `sample`
+gives -1 for the engine to see without another pass, log probabilities are NaN, and the top ids are 0, 1, 2 and so on.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from forge.op import Array, Arrays, Case, op
+from forge.ops.philox import random_bits
+
+WEIGHT_BITS = 42
+"""The most probable token weighs 2**42: 2**20 tokens sum to at most 2**62, and a probability of 2**-42 still counts."""
+
+_INF = math.inf
+_f32 = np.float32
+_MIN_TEMPERATURE = _f32(2.0**-100)  # its reciprocal is finite
+_MIN_EXPONENT = _f32(-32.0)  # e**-32 < 2**-46: such a weight is 0
+_LOG2E = _f32(1.4426950408889634)
+_LN2_HIGH = _f32(0.693359375)  # 10 bits: exact times any exponent that occurs
+_LN2_LOW = _f32(-2.12194440e-4)
+_USUAL_NUCLEUS = 1024  # tokens: sorting only these is enough for most rows
+_BLOCK = 16_384  # elements: temporaries stay in the cache
+_EXP = tuple(_f32(c) for c in (0.001381454, 0.008368745, 0.04166839, 0.16666521, 0.49999994))
+
+
+def weights(logits: Array, greatest: np.float32, temperature: float) -> Array:
+    """floor(2**42 * exp((logits - greatest) / temperature)), elementwise: f32[N] -> i64[N], values 0 to 2**42.
+
+    In float32, with s = 1 / max(T, 2**-100): d = max((z - greatest) * s, -32), n = rint(d * log2 e),
+    r = (d - n * ln2_high) - n * ln2_low, and exp(r) = ((q(r) * r) * r + r) + 1 with q of degree 4 by Horner: a minimax
+    fit on [-ln2/2, ln2/2] whose own relative error is 3.1e-9. Times 2**(42 + n), which is exact, and truncated.
+    Against float64 exp(d) the relative error is below 8.1e-8 before truncation (measured). exp(0) is exactly 1.
+    """
+    scale = _f32(1.0) / np.maximum(_f32(temperature), _MIN_TEMPERATURE)
+    result = np.empty(len(logits), np.int64)
+    for start in range(0, len(logits), _BLOCK):
+        block = slice(start, start + _BLOCK)
+        with np.errstate(over="ignore"):  # to -inf, where the weight is 0
+            d = logits[block] - greatest
+            d *= scale
+        np.maximum(d, _MIN_EXPONENT, out=d)
+        n = np.rint(d * _LOG2E)
+        d -= n * _LN2_HIGH
+        d -= n * _LN2_LOW
+        exp = d * _EXP[0]
+        for coefficient in _EXP[1:]:
+            exp += coefficient
+            exp *= d
+        exp *= d
+        exp += d
+        exp += _f32(1.0)
+        exp *= ((n.astype(np.int32) + (127 + WEIGHT_BITS)) << 23).view(np.float32)  # 2**(42 + n) from its bits
+        result[block] = exp
+    return result
+
+
+def _share(p: float, total: int) -> int:
+    """ceil(p * total) with p cut to 32 fractional bits and at least 2**-32.
+
+    In 64 bits: with P = floor(p * 2**32) and total = high * 2**32 + low it is P*high + ((P*low + 2**32 - 1) >> 32).
+    """
+    fraction = min(max(math.floor(p * 2.0**32), 1), 1 << 32)
+    return -(-fraction * total >> 32)
+
+
+def _floor_weight(min_p: float) -> int:
+    """The least weight that min_p keeps."""
+    return math.ceil(min(min_p, 1.0) * (1 << WEIGHT_BITS))
+
+
+def _rows(*arrays: Array) -> Iterator[tuple[Any, ...]]:
+    """The values of per-row parameters, row by row, as Python numbers."""
+    return zip(*(array.tolist() for array in arrays), strict=True)
+
+
+def _first_in_order(logits: Array, last: np.float32, count: int) -> Array:
+    """Ids, ascending, of the `count` first by (logit descending, id ascending); `last` is the last one's logit."""
+    mask: Array = logits >= last
+    if surplus := np.count_nonzero(mask) - count:
+        mask[np.flatnonzero(logits == last)[-surplus:]] = False
+    return np.flatnonzero(mask)
+
+
+def _top(logits: Array, count: int) -> Array:
+    """Ids, ascending, of the `count` greatest logits, 0 < count <= V."""
+    return _first_in_order(logits, np.partition(logits, -count)[-count], count)
+
+
+def _nucleus(logits: Array, weight: Array, greatest: np.float32, temperature: float, p: float) -> Array:
+    """Ids, ascending, of the shortest prefix by (logit descending, id ascending) whose weights reach p of their sum."""
+    need = _share(p, int(weight.sum()))
+    for count in (_USUAL_NUCLEUS, len(logits)):
+        head = logits if count >= len(logits) else np.partition(logits, -count)[-count:]
+        head = np.sort(head)[::-1]
+        sums = weights(head, greatest, temperature)
+        if sums.cumsum(out=sums)[-1] >= need:
+            break
+    last = int(sums.searchsorted(need))
+    return _first_in_order(logits, head[last], last + 1)
+
+
+def _kept(logits: Array, temperature: float, top_k: int, top_p: float, min_p: float) -> tuple[Array | None, Array]:
+    """Ids (None = all), ascending, and weights of the tokens that can be drawn; 0 where min_p forbids one."""
+    greatest = logits.max()
+    ids = None
+    if 0 < top_k < len(logits):
+        ids = _top(logits, top_k)
+        logits = logits[ids]
+    weight = weights(logits, greatest, temperature)
+    if top_p < 1.0:
+        nucleus = _nucleus(logits, weight, greatest, temperature, top_p)
+        ids = nucleus if ids is None else ids[nucleus]
+        weight = weight[nucleus]
+    if min_p > 0.0:
+        weight[weight < _floor_weight(min_p)] = 0
+    return ids, weight
+
+
+def _sample_cpu(
+    logits: Array,
+    temperature: Array,
+    top_k: Array,
+    top_p: Array,
+    min_p: Array,
+    seed: Array,
+    choice: Array,
+    position: Array,
+) -> Array:
+    chosen: Array = logits.argmax(axis=1).astype(np.int32)  # a NaN counts as the greatest
+    finite = np.isfinite(logits[np.arange(len(chosen)), chosen])
+    chosen[~finite] = -1
+    sampled = np.flatnonzero(finite & (temperature > 0.0))
+    if len(sampled) == 0:
+        return chosen
+    bits = random_bits(seed[sampled], choice[sampled], position[sampled])
+    parameters = _rows(sampled, bits, temperature[sampled], top_k[sampled], top_p[sampled], min_p[sampled])
+    for row, r, *limits in parameters:
+        ids, kept = _kept(logits[row], *limits)
+        sums = kept.cumsum(out=kept)
+        first = sums.searchsorted(r * int(sums[-1]) >> 64, side="right")
+        chosen[row] = first if ids is None else ids[first]
+    return chosen
+
+
+def _kept_plain(logits: Array, temperature: float, top_k: int, top_p: float, min_p: float) -> list[tuple[int, int]]:
+    """(id, weight), ids ascending, of the tokens that can be drawn."""
+    weight = weights(logits, logits.max(), temperature).tolist()
+    order = sorted(range(len(logits)), key=lambda i: (-logits[i], i))
+    if top_k > 0:
+        order = order[:top_k]
+    if top_p < 1.0:
+        need = _share(top_p, sum(weight[i] for i in order))
+        length = reached = 0
+        while reached < need:
+            reached += weight[order[length]]
+            length += 1
+        order = order[:length]
+    return [(i, weight[i]) for i in sorted(order) if weight[i] >= _floor_weight(min_p)]
+
+
+def _sampling_cases() -> list[Case]:
+    def rows(logits: list[list[float]], *limits: tuple[float, int, float, float]) -> Arrays:
+        temperature, top_k, top_p, min_p = zip(*limits, strict=True)
+        zero = np.zeros(len(limits), np.uint32)
+        return (
+            np.array(logits, _f32), np.array(temperature, _f32), np.array(top_k, np.int32), np.array(top_p, _f32),
+            np.array(min_p, _f32), zero.astype(np.uint64), zero, zero,
+        )  # fmt: skip
+
+    def random(rng: np.random.Generator, b: int, v: int, step: float = 0.0) -> Arrays:
+        """`step` rounds the logits, which makes ties."""
+        logits = rng.normal(0.0, 3.0, (b, v))
+        logits = np.round(logits / step) * step if step else logits
+        logits[rng.random((b, v)) < 0.05] = -np.inf
+        logits[:, 0] = 1.0
+        return (
+            logits.astype(_f32),
+            rng.choice([0.0, 0.1, 0.8, 1.0, 5.0, 100.0], b).astype(_f32),
+            rng.choice([0, 1, 7, 50, v, 2 * v], b).astype(np.int32),
+            rng.choice([1e-6, 0.3, 0.9, 0.95, 1.0], b).astype(_f32),
+            rng.choice([0.0, 0.01, 0.3, 1.0], b).astype(_f32),
+            rng.integers(0, 2**64, b, np.uint64),
+            rng.integers(0, 8, b).astype(np.uint32),
+            rng.integers(0, 2**17, b).astype(np.uint32),
+        )
+
+    # Seed, choice and position 0 give the bits 0xe169c58d6627e8d5, a fraction of 0.8805.
+    inf, nan = _INF, math.nan
+    greedy, plain = (0.0, 0, 1.0, 0.0), (1.0, 0, 1.0, 0.0)
+    return [
+        Case(
+            "greedy: the lowest id of equals, -1 without a distribution",
+            lambda _: rows([[1, 3, 3], [-inf, -2, -inf], [0, nan, 0], [-inf] * 3, [0, inf, 0]], *[greedy] * 5),
+            expected=([1, 1, -1, -1, -1],),
+        ),
+        Case(
+            "drawn without a distribution",
+            lambda _: rows([[0, nan, 0], [-inf] * 3, [0, inf, 0]], *[plain] * 3),
+            expected=([-1, -1, -1],),
+        ),
+        Case(
+            "four equals: 0.8805 of all 4, of the first 2 (k), 2 (p), 3 (p), 2 of 3 (k then p)",
+            lambda _: rows([[5.0] * 4] * 5, plain, (1, 2, 1, 0), (1, 0, 0.5, 0), (1, 0, 0.75, 0), (1, 3, 0.5, 0)),
+            expected=([3, 1, 1, 2, 1],),
+        ),
+        Case(
+            "1 : e : 0.8: all; 0.8 is below min_p = 0.3 e; the one token left by p and by min_p",
+            lambda _: rows([[0, 1, -0.2231]] * 4, plain, (1.0, 0, 1.0, 0.3), (1.0, 0, 1e-9, 0.0), (1.0, 0, 1.0, 1.0)),
+            expected=([2, 1, 1, 1],),
+        ),
+        Case("one token", lambda _: rows([[-7.0]] * 2, greedy, (0.5, 3, 0.5, 0.5)), expected=([0, 0],)),
+        Case("random", lambda rng: random(rng, 16, 1000)),
+        Case("many ties", lambda rng: random(rng, 16, 257, step=2.0)),
+    ]
+
+
+@op(
+    "logits:f32[B,V] temperature:f32[B] top_k:i32[B] top_p:f32[B] min_p:f32[B]"
+    " seed:u64[B] choice:u32[B] position:u32[B] -> ids:i32[B]",
+    cases=_sampling_cases(),
+    cpu=_sample_cpu,
+    bytes_moved=lambda logits, *parameters: logits.nbytes + 4 * len(logits) + sum(p.nbytes for p in parameters),
+)
+def sample(
+    logits: Array,
+    temperature: Array,
+    top_k: Array,
+    top_p: Array,
+    min_p: Array,
+    seed: Array,
+    choice: Array,
+    position: Array,
+) -> Array:
+    """The next token of each row; -1 where the greatest logit is not finite. V <= 2**20.
+
+    Temperature 0: the greatest logit, the lowest id of equals. Otherwise tokens weigh `weights(...)`, and of them stay
+    the first top_k (0 = all) by (logit descending, id ascending); of these the shortest prefix in that order whose
+    weights reach ceil(top_p * their sum) (`_share`; 1 = all); of these what weighs at least ceil(min_p * 2**42). The
+    most probable token always stays. With r = `random_bits(seed, choice, position)` the id is the first in id order up
+    to which the weights that stay sum to more than floor(r * their sum / 2**64).
+    """
+    ids = []
+    bits = random_bits(seed, choice, position)
+    limits = _rows(top_k, top_p, min_p)
+    for z, t, r, (k, p, m) in zip(logits.astype(_f32), temperature.tolist(), bits.tolist(), limits, strict=True):
+        if not np.isfinite(z.max()):
+            ids.append(-1)
+        elif not t > 0.0:
+            ids.append(z.tolist().index(z.max()))
+        else:
+            kept = _kept_plain(z, t, k, p, m)
+            target = r * sum(weight for _, weight in kept) >> 64
+            reached = 0
+            for i, weight in kept:
+                reached += weight
+                if reached > target:
+                    ids.append(i)
+                    break
+    return np.array(ids, np.int32)
+
+
+def _penalize_cpu(
+    logits: Array, starts: Array, tokens: Array, generated: Array, repetition: Array, presence: Array, frequency: Array,
+    bias_starts: Array, bias_tokens: Array, bias_values: Array,
+) -> None:  # fmt: skip
+    b = np.arange(len(logits))
+    bias_row, row = np.repeat(b, np.diff(bias_starts)), np.repeat(b, np.diff(starts))  # (M,), (N,)
+    with np.errstate(all="ignore"):  # `sample` sees what overflows
+        logits[bias_row, bias_tokens] += bias_values
+        z, r = logits[row, tokens], repetition[row]
+        z = np.where(z > 0, z / r, z * r)
+        penalized = (z - presence[row]) - frequency[row] * generated.astype(logits.dtype)
+    logits[row, tokens] = np.where(generated > 0, penalized, z)
+
+
+def _penalty_cases() -> list[Case]:
+    def arguments(logits: Any, seen: Any, penalties: Any, bias: Any) -> Arrays:
+        """Lists over rows: seen [(token, times generated)], three penalties, bias [(token, value)]."""
+
+        def starts(lists: Any) -> Array:
+            return np.cumsum([0, *map(len, lists)]).astype(np.int32)
+
+        def column(lists: Any, index: int, dtype: Any) -> Array:
+            return np.array([pair[index] for pairs in lists for pair in pairs], dtype)
+
+        repetition, presence, frequency = np.array(penalties, _f32).T.copy()
+        return (
+            np.array(logits, _f32), starts(seen), column(seen, 0, np.int32), column(seen, 1, np.int32),
+            repetition, presence, frequency,
+            starts(bias), column(bias, 0, np.int32), column(bias, 1, _f32),
+        )  # fmt: skip
+
+    def random(rng: np.random.Generator, b: int, v: int) -> Arrays:
+        seen = [[(t, rng.integers(0, 4)) for t in rng.permutation(v)[: rng.integers(0, v + 1)]] for _ in range(b)]
+        bias = [[(t, rng.normal()) for t in rng.permutation(v)[: rng.integers(0, 5)]] for _ in range(b)]
+        return arguments(rng.normal(0, 3, (b, v)), seen, rng.uniform((0.5, -1, -1), (2, 1, 1), (b, 3)), bias)
+
+    def forbidden(rng: np.random.Generator) -> Arrays:
+        return arguments(rng.normal(size=(1, 3)), [[(2, 1), (0, 0)]], [(2, 1, 1)], [[(0, -_INF), (2, -_INF)]])
+
+    return [
+        Case("forbidden tokens", forbidden),
+        Case("nothing seen", lambda rng: arguments(rng.normal(size=(2, 5)), [[], []], [(1, 0, 0)] * 2, [[], []])),
+        Case("random", lambda rng: random(rng, 5, 64)),
+        Case("one token", lambda rng: random(rng, 1, 1)),
+    ]
+
+
+@op(
+    "&logits:f32[B,V] starts:i32[B+1] tokens:i32[N] generated:i32[N] repetition:f32[B] presence:f32[B] frequency:f32[B]"
+    " bias_starts:i32[B+1] bias_tokens:i32[M] bias_values:f32[M]",
+    cases=_penalty_cases(),
+    cpu=_penalize_cpu,
+    bytes_moved=lambda logits, *lists: 8 * (len(lists[1]) + len(lists[7])) + sum(a.nbytes for a in lists),
+)
+def penalize(
+    logits: Array, starts: Array, tokens: Array, generated: Array, repetition: Array, presence: Array, frequency: Array,
+    bias_starts: Array, bias_tokens: Array, bias_values: Array,
+) -> None:  # fmt: skip
+    """Apply logit bias, repetition, presence and frequency penalties in place. Ids are in [0, V) and not checked.
+
+    Row b has the tokens of its prompt and completion in ``tokens[starts[b]:starts[b+1]]``, each once, with the number
+    of times it was generated (0 = only in the prompt), and its biases, each token once, likewise. In float32, in this
+    order: z = z + bias; z = z / repetition if z > 0 else z * repetition (arXiv:1909.05858); where it was generated,
+    z = (z - presence) - frequency * generated.
+    """
+    number = logits.dtype.type
+    for b in range(len(logits)):
+        for i in range(bias_starts[b], bias_starts[b + 1]):
+            logits[b, bias_tokens[i]] += bias_values[i]
+        for i in range(starts[b], starts[b + 1]):
+            z = logits[b, tokens[i]]
+            z = z / repetition[b] if z > 0 else z * repetition[b]
+            if generated[i] > 0:
+                z = (z - presence[b]) - frequency[b] * number(generated[i])
+            logits[b, tokens[i]] = z
+
+
+def _log_probabilities(logits: Array, ids: Array) -> Array:
+    """Log probability of each id of a row: f32[B,V], i32[B,N] -> f32[B,N]; the sum is float64."""
+    greatest = logits.max(axis=1, keepdims=True)
+    greatest[~np.isfinite(greatest)] = np.nan
+    with np.errstate(over="ignore"):  # to -inf, a probability of 0
+        sums = np.exp(logits - greatest).sum(axis=1, keepdims=True, dtype=np.float64)
+        result: Array = (np.take_along_axis(logits, ids, axis=1) - (greatest + np.log(sums))).astype(logits.dtype)
+    return result
+
+
+@op(
+    "logits:f32[B,V] ids:i32[B] -> logprobs:f32[B]",
+    cases=[
+        Case(
+            "by hand",
+            lambda _: (
+                np.array([[7, 7, 7, 7], [-3, -_INF, -_INF, -_INF], [5, 5, -_INF, -_INF], [0, math.nan, 0, 0]], _f32),
+                np.array([1, 0, 2, 0], np.int32),
+            ),
+            expected=([-math.log(4), 0.0, -_INF, math.nan],),
+        ),
+        Case(
+            "random",
+            lambda rng: (rng.normal(0, 5, (3, 5000)).astype(_f32), rng.integers(0, 5000, 3).astype(np.int32)),
+        ),
+    ],
+    bytes_moved=lambda logits, ids: logits.nbytes + 8 * len(ids),
+)
+def logprobs(logits: Array, ids: Array) -> Array:
+    """Log probability of one token per row under the logits as given; NaN where there is no distribution."""
+    return _log_probabilities(logits, ids[:, None])[:, 0]
+
+
+def _top_logprobs_cpu(logits: Array, n: int) -> tuple[Array, Array]:
+    count = min(n, logits.shape[1])
+    ids = np.tile(np.arange(count, dtype=np.int32), (len(logits), 1))
+    for row in np.flatnonzero(np.isfinite(logits.max(axis=1)) & (count > 0)):
+        top = _top(logits[row], count)
+        ids[row] = top[np.argsort(-logits[row, top], kind="stable")]
+    return ids, _log_probabilities(logits, ids)
+
+
+@op(
+    "logits:f32[B,V] n:i32 -> ids:i32[B,N] values:f32[B,N]",
+    cases=[
+        Case(
+            "ties in id order; without a distribution",
+            lambda _: (np.array([[-900, 0, -901, 0, -900], [0, math.nan, 0, 0, 0]], _f32), 3),
+            expected=([[1, 3, 0], [0, 1, 2]], [[-math.log(2), -math.log(2), -900 - math.log(2)], [math.nan] * 3]),
+        ),
+        Case("none", lambda rng: (rng.normal(size=(2, 4)).astype(_f32), 0)),
+        Case("more than there are", lambda rng: (rng.normal(size=(2, 4)).astype(_f32), 9)),
+        Case("random", lambda rng: (rng.normal(0, 5, (3, 5000)).astype(_f32), 20)),
+    ],
+    cpu=_top_logprobs_cpu,
+    bytes_moved=lambda logits, n: logits.nbytes + 8 * len(logits) * min(n, logits.shape[1]),
+)
+def top_logprobs(logits: Array, n: int) -> tuple[Array, Array]:
+    """The N = min(n, V) most probable tokens of each row with their log probabilities, by (logit descending, id)."""
+    ids = np.zeros((len(logits), min(n, logits.shape[1])), np.int32)
+    for row, z in zip(ids, logits, strict=True):
+        ordered = sorted(range(len(z)), key=lambda i: (-z[i], i)) if np.isfinite(z.max()) else range(len(z))
+        row[:] = ordered[: len(row)]
+    return ids, _log_probabilities(logits, ids)

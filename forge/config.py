@@ -12,7 +12,7 @@ from typing import Literal, get_args
 from forge.errors import ParameterError
 
 RopeStyle = Literal["neox", "interleaved"]
-Gate = Literal["silu", "gelu"]
+Activation = Literal["silu", "gelu"]
 NormKind = Literal["rms", "layer"]
 Activations = Literal["f32", "f16"]
 
@@ -35,10 +35,12 @@ class RopeConfig:
     factors: tuple[float, ...] | None = None
     """A divisor of each of the dim/2 frequencies (llama3's ``rope_freqs``, longrope's short or long factors)."""
     magnitude: float = 1.0
-    yarn_original_context: int | None = None
-    """The context the model was trained on: YaRN is used if it is set."""
-    yarn_beta_fast: float = 32.0
-    yarn_beta_slow: float = 1.0
+    yarn_betas: tuple[float, float] | None = None
+    """(fast, slow): turns within the original context between which YaRN blends; None = no YaRN."""
+    original_context: int = 0
+    """Positions of the training before it was extended; YaRN and `query_growth` need it."""
+    query_growth: float = 0.0
+    """b of Mistral 3: queries at position p are scaled by 1 + b * ln(1 + floor(p / original_context))."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,7 +65,9 @@ class ModelConfig:
     """Positions the model was trained for."""
     norm: NormKind
     norm_eps: float
-    gate: Gate
+    activation: Activation
+    gated: bool
+    """The feed-forward is down(activation(gate(x)) * up(x)), else down(activation(up(x)))."""
     attention_scale: float
     """Scores are multiplied by this before soft cap and mask."""
     ropes: tuple[RopeConfig, ...]
@@ -158,8 +162,8 @@ class SamplingParams:
             raise ParameterError(f"top_p must be in (0, 1], not {self.top_p}")
         if not 0.0 <= _real("min_p", self.min_p) <= 1.0:
             raise ParameterError(f"min_p must be in [0, 1], not {self.min_p}")
-        if not 0.0 < _real("repetition_penalty", self.repetition_penalty) <= 100.0:
-            raise ParameterError(f"repetition_penalty must be in (0, 100], not {self.repetition_penalty}")
+        if not 0.01 <= _real("repetition_penalty", self.repetition_penalty) <= 100.0:
+            raise ParameterError(f"repetition_penalty must be in [0.01, 100], not {self.repetition_penalty}")
         for name in ("presence_penalty", "frequency_penalty"):
             if abs(_real(name, getattr(self, name))) > 100.0:
                 raise ParameterError(f"{name} must be in [-100, 100], not {getattr(self, name)}")

@@ -80,8 +80,8 @@ class LLM:
     ) -> Completion | list[Completion]:
         """Complete a prompt, or a list of prompts together.
 
-        A prompt is a string, in which the model's special tokens are recognized, or a list of token ids. One prompt gives
-        one Completion; a list of prompts, or n > 1, gives a list: the n choices of the first prompt, then of the next.
+        A prompt is a string, in which the model's special tokens are recognized, or a list of token ids. One prompt
+        gives one Completion; a list of prompts, or n > 1, a list: the n choices of the first prompt, then of the next.
         Keywords override fields of `params`. Raises ParameterError for a value that cannot be used and
         ContextLengthError for a prompt that is too long.
         """
@@ -138,8 +138,8 @@ class LLM:
         """The conversation as the text that the model sees."""
         if self.chat_template is None:
             raise ChatTemplateError(
-                f"{self.path}: this model has no chat template; it may be a base model. Pass one with --chat-template FILE "
-                "or forge.load(..., chat_template=...)"
+                f"{self.path}: this model has no chat template, perhaps it is a base model; pass one with "
+                "--chat-template FILE or forge.load(..., chat_template=FILE)"
             )
         return self.chat_template.render(
             messages, add_generation_prompt=add_generation_prompt, tools=tools, **template_variables
@@ -177,7 +177,7 @@ class LLM:
         """
         if not 2 <= context <= self.context:
             raise ParameterError(f"context must be from 2 to {self.context}, not {context}")
-        ids = self.tokenizer.encode(text) if isinstance(text, str) else [int(token) for token in text]
+        ids = self.tokenizer.encode(text) if isinstance(text, str) else _token_ids(text)
         chunks = [ids[start : start + context] for start in range(0, len(ids) - context + 1, context)] or [ids]
         if len(chunks[0]) < 2:
             raise ParameterError("the text has fewer than two tokens: there is nothing to predict")
@@ -196,9 +196,7 @@ class LLM:
     def _encode(self, prompt: Prompt) -> list[int]:
         if isinstance(prompt, str):
             return self.tokenizer.encode(prompt, parse_special=True)
-        if not all(isinstance(token, Integral) and not isinstance(token, bool) for token in prompt):
-            raise ParameterError("a prompt must be a string or a list of token ids")
-        return [int(token) for token in prompt]
+        return _token_ids(prompt)
 
     def _encode_chat(
         self, messages: Messages, tools: Sequence[Any] | None, variables: Mapping[str, Any] | None
@@ -287,6 +285,14 @@ def _is_single(prompt: Any) -> bool:
     if isinstance(prompt, bytes) or not hasattr(prompt, "__len__"):
         raise ParameterError(f"a prompt must be a string or a list of token ids, not {type(prompt).__name__}")
     return len(prompt) > 0 and isinstance(prompt[0], Integral)
+
+
+def _token_ids(prompt: Iterable[Any]) -> list[int]:
+    ids = list(prompt)
+    for token in ids:
+        if isinstance(token, bool) or not isinstance(token, Integral):
+            raise ParameterError(f"a prompt must be a string or a list of token ids, and one holds {token!r:.40}")
+    return [int(token) for token in ids]
 
 
 def _log_likelihoods(logits: npt.NDArray[np.float32], targets: list[int]) -> npt.NDArray[np.float64]:

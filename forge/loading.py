@@ -57,7 +57,7 @@ def load(
         tokenizer = Tokenizer.from_metadata(file.metadata, source=str(path))
         if tokenizer.vocab_size != config.vocab_size:
             raise FormatError(
-                f"{path}: the tokenizer has {tokenizer.vocab_size} tokens and token_embd.weight {config.vocab_size} rows"
+                f"{path}: the tokenizer has {tokenizer.vocab_size} tokens and the embedding {config.vocab_size} rows"
             )
         template = _chat_template(chat_template, tokenizer, path)
         decoder = models.build(file, config, backend, progress)

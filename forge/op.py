@@ -51,7 +51,7 @@ class Arg:
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """Inputs of an op at one set of sizes; `expected` holds hand-computed results where there are some.
+    """Inputs of an op at one set of sizes; `expected` holds the results, computed by hand.
 
     `make` takes a random generator and returns the positional arguments, floats in float32.
     """
@@ -59,7 +59,7 @@ class Case:
     name: str
     make: Callable[[np.random.Generator], Arrays]
     options: dict[str, Any] = field(default_factory=dict)
-    expected: tuple[npt.ArrayLike, ...] | None = None
+    expected: tuple[Any, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,10 @@ import numpy.typing as npt
 
 from forge.formats import ggml
 
-FORMATS = tuple("Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 Q2_K Q3_K Q4_K Q5_K Q6_K IQ4_NL IQ4_XS".split())
+FORMATS = (
+    *("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "IQ4_NL"),  # blocks of 32
+    *("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_XS"),  # blocks of 256
+)
 """Block types that have (or get) matrix-vector kernels."""
 
 

@@ -51,8 +51,9 @@ def command(
 
 def _stream(llm: LLM, prompt: str, params: SamplingParams) -> None:
     timings = None
+    chunks = llm.stream(prompt, params)
     try:
-        for chunk in llm.stream(prompt, params):
+        for chunk in chunks:
             output.write(chunk.text)
             timings = chunk.timings
     finally:

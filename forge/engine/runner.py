@@ -99,7 +99,11 @@ def _is_penalized(sequence: Sequence) -> bool:
 
 def _penalties(sequences: list[Sequence]) -> list[np.ndarray[Any, Any]]:
     """The arguments of `penalize` after the logits."""
-    starts, tokens, generated, bias_starts, bias_tokens, bias_values = [0], [], [], [0], [], []
+    starts, bias_starts = [0], [0]
+    tokens: list[int] = []
+    generated: list[int] = []
+    bias_tokens: list[int] = []
+    bias_values: list[float] = []
     for sequence in sequences:
         if _is_penalized(sequence):
             counts = Counter(dict.fromkeys(sequence.ids, 0))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from forge.config import Gate, NormKind, RopeStyle
+from forge.config import Activation, NormKind, RopeStyle
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,7 +22,8 @@ class Arch:
     layer_optional: str = ""
     """Tensors that a layer may have."""
     norm: NormKind = "rms"
-    gate: Gate = "silu"
+    activation: Activation = "silu"
+    gated: bool = True
     scales_embedding: bool = False
     """Embeddings are multiplied by sqrt(E)."""
     default_window: int = 0
@@ -46,7 +47,8 @@ _LLAMA = Arch(rope="interleaved", layer=f"{_ATTENTION} {_FEED_FORWARD}", layer_o
 
 ARCHS: dict[str, Arch] = {
     "llama": _LLAMA,
-    "mistral": _LLAMA,  # converters write "llama"; hand-made files say mistral
+    "mistral": _LLAMA,  # converters write llama
+    "mistral3": _LLAMA,
     "qwen2": Arch(
         rope="neox",
         layer=f"{_ATTENTION} {_QKV_BIAS} {_FEED_FORWARD}",
@@ -56,11 +58,11 @@ ARCHS: dict[str, Arch] = {
     "qwen3": Arch(
         rope="neox", layer=f"{_ATTENTION} {_QK_NORM} {_FEED_FORWARD}", layer_optional=_QKV_BIAS, global_every=1
     ),
-    "gemma": Arch(rope="neox", layer=f"{_ATTENTION} {_FEED_FORWARD}", gate="gelu", scales_embedding=True),
+    "gemma": Arch(rope="neox", layer=f"{_ATTENTION} {_FEED_FORWARD}", activation="gelu", scales_embedding=True),
     "gemma2": Arch(
         rope="neox",
         layer=f"{_ATTENTION} {_FEED_FORWARD} {_POST_NORM}",
-        gate="gelu",
+        activation="gelu",
         scales_embedding=True,
         default_window=4096,
         global_every=2,
@@ -69,7 +71,7 @@ ARCHS: dict[str, Arch] = {
     "gemma3": Arch(
         rope="neox",
         layer=f"{_ATTENTION} {_QK_NORM} {_FEED_FORWARD} {_POST_NORM}",
-        gate="gelu",
+        activation="gelu",
         scales_embedding=True,
         global_every=6,
         local_rope_base=10_000.0,
@@ -82,6 +84,14 @@ ARCHS: dict[str, Arch] = {
         layer=f"{_ATTENTION} attn_norm.bias {_FEED_FORWARD} ffn_norm.bias",
         layer_optional=_QKV_BIAS,
         norm="layer",
+    ),
+    "starcoder2": Arch(
+        rope="neox",
+        layer=f"{_ATTENTION} attn_norm.bias {_QKV_BIAS} attn_output.bias "
+        "ffn_norm ffn_norm.bias ffn_up ffn_up.bias ffn_down ffn_down.bias",
+        norm="layer",
+        activation="gelu",
+        gated=False,
     ),
 }
 

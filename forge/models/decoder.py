@@ -10,10 +10,10 @@ from forge.config import ModelConfig
 from forge.kv_cache import KVCache
 from forge.models.arch import ARCHS
 from forge.models.batch import Batch
-from forge.models.rope import tables
+from forge.models.rope import RopeTables, tables
 from forge.models.weights import Weights
 from forge.nn import Embedding, Linear, Norm
-from forge.ops.activation import gelu_mul, silu_mul, soft_cap
+from forge.ops.activation import gelu, gelu_mul, silu_mul, soft_cap
 from forge.ops.attention import paged_attention
 from forge.ops.embed import embed
 from forge.ops.rope import rope_append_kv
@@ -21,7 +21,7 @@ from forge.ops.rope import rope_append_kv
 Tap = Callable[[str, Any], None]
 """Called with the name and the array of each intermediate result. The array is lent: copy what you keep."""
 
-_GATES = {"silu": silu_mul, "gelu": gelu_mul}
+_ACTIVATIONS = {("silu", True): silu_mul, ("gelu", True): gelu_mul, ("gelu", False): gelu}
 
 
 class Block:
@@ -69,7 +69,10 @@ class Block:
         self.post_attention_norm = norm_or_none("post_attention_norm")
         self.ffn_norm = norm("ffn_norm")
         self.ffn_gate_up = linear(
-            {"ffn_gate": ffn_width, "ffn_up": ffn_width} if "ffn_gate" in required else {"ffn_up": 2 * ffn_width}, width
+            {"ffn_gate": ffn_width, "ffn_up": ffn_width}
+            if "ffn_gate" in required
+            else {"ffn_up": 2 * ffn_width if config.gated else ffn_width},
+            width,
         )
         self.ffn_down = linear({"ffn_down": width}, ffn_width)
         self.post_ffw_norm = norm_or_none("post_ffw_norm")
@@ -79,13 +82,13 @@ class Block:
         self.window = config.layer_windows[index]
         self.scale, self.softcap = config.attention_scale, config.attention_softcap
         self.norm_eps = config.norm_eps
-        self.gate = _GATES[config.gate]
+        self.activation = _ACTIVATIONS[config.activation, config.gated]
 
     def linears(self) -> list[Linear]:
         return [self.attn_qkv, self.attn_output, self.ffn_gate_up, self.ffn_down]
 
     def __call__(
-        self, x: Any, delta: Any, batch: Batch, rope: tuple[Any, Any], cache: KVCache, tap: Tap | None
+        self, x: Any, delta: Any, batch: Batch, rope: RopeTables, cache: KVCache, tap: Tap | None
     ) -> Any | None:
         """Advance the residual stream x (T, E) in place.
 
@@ -99,7 +102,9 @@ class Block:
             self.attn_qkv.bias,
             self.attn_q_norm,
             self.attn_k_norm,
-            *rope,
+            rope.cos,
+            rope.sin,
+            rope.query_scale,
             batch.positions,
             batch.slots,
             k_pages,
@@ -126,12 +131,12 @@ class Block:
             h = self.ffn_norm(x)
         else:
             h = self.ffn_norm(x, self.post_attention_norm(self.attn_output(attended)))
-        gated = self.gate(self.ffn_gate_up(h))  # (T, F)
+        h = self.activation(self.ffn_gate_up(h))  # (T, F)
         if self.post_ffw_norm is None:
-            self.ffn_down(gated, x)
+            self.ffn_down(h, x)
             delta = None
         else:
-            delta = self.post_ffw_norm(self.ffn_down(gated))
+            delta = self.post_ffw_norm(self.ffn_down(h))
         if tap:
             tap(f"blk.{self.index}", x if delta is None else x + delta)
         return delta
@@ -153,7 +158,7 @@ class Decoder:
         tied = not weights.has("output.weight")
         self.output = Linear(table if tied else weights.matrix("output.weight", rows=(vocabulary,), cols=width))
         self._rope_positions = 0
-        self._rope_tables: list[tuple[Any, Any]] = []
+        self._rope_tables: list[RopeTables] = []
 
     def linears(self) -> Iterator[Linear]:
         """Every matrix product of a decode step, in order."""
@@ -165,10 +170,7 @@ class Decoder:
         """Make the RoPE tables reach so many positions; they grow by doubling."""
         if positions > self._rope_positions:
             self._rope_positions = max(positions, 2 * self._rope_positions)
-            self._rope_tables = [
-                (self.backend.asarray(cos), self.backend.asarray(sin))
-                for cos, sin in (tables(rope, self._rope_positions) for rope in self.config.ropes)
-            ]
+            self._rope_tables = [tables(rope, self._rope_positions, self.backend) for rope in self.config.ropes]
 
     def __call__(self, batch: Batch, cache: KVCache, tap: Tap | None = None) -> Any:
         """float32 logits (R, V) of the batch's logit rows; keys and values of its T tokens go to the cache."""

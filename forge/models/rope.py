@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from forge.backend import Backend
 from forge.config import RopeConfig
 
 
@@ -14,15 +17,15 @@ def frequencies(rope: RopeConfig) -> npt.NDArray[np.float64]:
     """(R,) radians per position of each of the dim/2 pairs. RopeConfig names the sources."""
     pair = np.arange(rope.dim // 2)
     plain = rope.base ** (-2.0 * pair / rope.dim)
-    if rope.yarn_original_context is not None:
+    if rope.yarn_betas is not None:
         # Pairs that turn more than beta_fast times within the trained context keep their frequency, those that turn
         # less than beta_slow times are interpolated, and a ramp joins the two.
         def pair_of(turns: float) -> float:
-            context = rope.yarn_original_context or 1
-            return rope.dim * math.log(context / (turns * 2 * math.pi)) / (2 * math.log(rope.base))
+            return rope.dim * math.log(rope.original_context / (turns * 2 * math.pi)) / (2 * math.log(rope.base))
 
-        low = max(math.floor(pair_of(rope.yarn_beta_fast)), 0)
-        high = min(math.ceil(pair_of(rope.yarn_beta_slow)), rope.dim - 1)
+        fast, slow = rope.yarn_betas
+        low = max(math.floor(pair_of(fast)), 0)
+        high = min(math.ceil(pair_of(slow)), rope.dim - 1)
         interpolated = np.clip((pair - low) / max(high - low, 0.001), 0.0, 1.0)
         plain *= interpolated * rope.frequency_scale + (1.0 - interpolated)
     else:
@@ -30,7 +33,24 @@ def frequencies(rope: RopeConfig) -> npt.NDArray[np.float64]:
     return plain if rope.factors is None else plain / np.array(rope.factors)
 
 
-def tables(rope: RopeConfig, positions: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """(positions, R) cos and sin, times the magnitude, computed in float64."""
-    angles = np.arange(positions)[:, None] * frequencies(rope)
-    return (np.cos(angles) * rope.magnitude).astype(np.float32), (np.sin(angles) * rope.magnitude).astype(np.float32)
+@dataclass(frozen=True, slots=True)
+class RopeTables:
+    """Per position, on the model's device: cos and sin float32 (positions, R), and factors of queries (positions,)."""
+
+    cos: Any
+    sin: Any
+    query_scale: Any | None
+
+
+def tables(rope: RopeConfig, positions: int, backend: Backend) -> RopeTables:
+    """Computed in float64, the magnitude included."""
+    position = np.arange(positions)
+    angles = position[:, None] * frequencies(rope)
+    scale = None
+    if rope.query_growth:
+        scale = 1 + rope.query_growth * np.log(1 + position // rope.original_context)
+    return RopeTables(
+        backend.asarray(np.cos(angles) * rope.magnitude, np.float32),
+        backend.asarray(np.sin(angles) * rope.magnitude, np.float32),
+        None if scale is None else backend.asarray(scale, np.float32),
+    )

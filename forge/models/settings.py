@@ -19,8 +19,8 @@ _MOST = 2**31 - 1
 def read_config(file: GGUF, context: int | None = None) -> ModelConfig:
     """The model's numbers, for a context of so many positions (None = the model's own).
 
-    The context matters where a model has RoPE factors for short and for long contexts (longrope). Raises FormatError for
-    a missing or impossible key and UnsupportedError for an architecture without a row in the table.
+    The context matters where a model has RoPE factors for short and for long contexts (longrope). Raises FormatError
+    for a missing or impossible key and UnsupportedError for an architecture without a row in the table.
     """
     name = file.get_str("general.architecture")
     if name not in ARCHS:
@@ -70,7 +70,8 @@ class _Reader:
             context_length=trained,
             norm=arch.norm,
             norm_eps=self.number(f"attention.{epsilon}", least=0.0),
-            gate=arch.gate,
+            activation=arch.activation,
+            gated=arch.gated,
             attention_scale=self.number("attention.scale", 0.0) or scaled**-0.5,
             ropes=ropes,
             layer_ropes=layer_ropes,
@@ -118,35 +119,46 @@ class _Reader:
             raise FormatError(f"{self.file.path}: {self.name}.rope.dimension_count is odd: {dim}")
         base = self.number("rope.freq_base", 10_000.0, least=1.0)
         plain = RopeConfig(style=self.arch.rope, dim=dim, base=base)
-        original = self.count("rope.scaling.original_context_length", trained)
-        scaled = self.scaling(plain, original, context)
+        scaled = self.scaling(plain, trained, context)
         if self.arch.local_rope_base is None or not any(windows):
             return (scaled,), (0,) * len(windows)
         local = replace(plain, base=self.number("rope.freq_base_swa", self.arch.local_rope_base, least=1.0))
         return (scaled, local), tuple(int(window > 0) for window in windows)
 
-    def scaling(self, plain: RopeConfig, original: int, context: int) -> RopeConfig:
+    def scaling(self, plain: RopeConfig, trained: int, context: int) -> RopeConfig:
         """RoPE scaled as the file says: linear, YaRN, or by a tensor of factors (llama3, longrope)."""
+        original = self.count("rope.scaling.original_context_length", trained)
         kind = self.file.get_str(f"{self.name}.rope.scaling.type", "linear")
         factor = self.number("rope.scaling.factor", 0.0) or self.number("rope.scale_linear", 0.0) or 1.0
         if factor < 0:
             raise FormatError(f"{self.file.path}: {self.name}.rope.scaling.factor is negative: {factor}")
         factors = self.factors(plain.dim, "long" if context > original else "short")
-        scaled = replace(plain, factors=factors, magnitude=self.number("rope.scaling.attn_factor", 1.0))
+        scaled = replace(
+            plain,
+            factors=factors,
+            magnitude=self.number("rope.scaling.attn_factor", 1.0),
+            original_context=original,
+            query_growth=self.number("attention.temperature_scale", 0.0),
+        )
         if kind in ("none", "longrope"):
             return scaled
         if kind == "linear":
             return replace(scaled, frequency_scale=1.0 / factor)
         if kind != "yarn":
             raise UnsupportedError(f"{self.file.path}: RoPE scaling {kind!r} is not supported")
-        magnitude = 0.1 * math.log(factor) + 1.0 if factor > 1.0 else 1.0
+        if plain.base <= 1.0:
+            raise FormatError(f"{self.file.path}: YaRN needs {self.name}.rope.freq_base above 1, not {plain.base}")
+        # log_multiplier is the share of the magnitude that the attention scale has already
+        growth = 0.1 * math.log(max(factor, 1.0))
+        magnitude = (growth + 1.0) / (growth * self.number("rope.scaling.yarn_log_multiplier", 0.0, least=0.0) + 1.0)
         return replace(
             scaled,
             frequency_scale=1.0 / factor,
             magnitude=self.number("rope.scaling.yarn_attn_factor", scaled.magnitude * magnitude),
-            yarn_original_context=original,
-            yarn_beta_fast=self.number("rope.scaling.yarn_beta_fast", 32.0, least=1e-6),
-            yarn_beta_slow=self.number("rope.scaling.yarn_beta_slow", 1.0, least=1e-6),
+            yarn_betas=(
+                self.number("rope.scaling.yarn_beta_fast", 32.0, least=1e-6),
+                self.number("rope.scaling.yarn_beta_slow", 1.0, least=1e-6),
+            ),
         )
 
     def factors(self, dim: int, length: str) -> tuple[float, ...] | None:

@@ -1,4 +1,4 @@
-"""Gated activations: the gate's half of the fused gate-and-up product, activated, times the other half."""
+"""Activations. Gated ones take the fused gate-and-up product: its first half, activated, times the other."""
 
 from __future__ import annotations
 
@@ -55,6 +55,18 @@ def silu_mul(gate_up: Array) -> Array:
         return gate / (1 + np.exp(-gate)) * up
 
 
+@op(
+    "x:act[T,F] -> y:act[T,F]",
+    cases=[
+        Case("random", lambda rng: (rng.standard_normal((3, 65)).astype(np.float32) * 3,)),
+        Case("by hand", lambda rng: (np.array([[0, 20, -20]], np.float32),), expected=([[0, 20, 0]],)),
+    ],
+)
+def gelu(x: Array) -> Array:
+    """The tanh form of GELU, without a gate. arXiv:1606.08415"""
+    return 0.5 * x * (1 + np.tanh(x.dtype.type(_TANH_SCALE) * (x + 0.044715 * x**3)))
+
+
 def _gelu_mul_cpu(gate_up: Array) -> Array:
     gate, up = _halves(gate_up)
     y = gate * gate
@@ -82,7 +94,7 @@ def _gelu_mul_cpu(gate_up: Array) -> Array:
 def gelu_mul(gate_up: Array) -> Array:
     """gelu(gate) * up with the tanh form of GELU that Gemma uses. arXiv:1606.08415"""
     gate, up = _halves(gate_up)
-    return 0.5 * gate * (1 + np.tanh(_TANH_SCALE * (gate + 0.044715 * gate**3))) * up
+    return gelu.reference(gate) * up
 
 
 @op(

@@ -112,7 +112,7 @@ def _attend(
         np.tanh(scores, out=scores)
         scores *= softcap
     if count > 1:
-        # Row i stands at position end - count + i; only the last `count` keys can lie after one, or any before a window.
+        # Row i stands at position end - count + i: only the last `count` keys can lie after a row.
         masked = scores.reshape(kv_heads, group, count, -1)
         start = first if window else end - count
         distance = np.arange(end - count, end)[:, None] - np.arange(start, end)

@@ -28,6 +28,7 @@ def _case(
             1 + 0.1 * normal(dim) if extras else None,
             np.cos(angles),
             np.sin(angles),
+            1 + rng.random(positions).astype(np.float32) if extras else None,
             rng.integers(0, positions, tokens).astype(np.int32),
             rng.permutation(pages * page_size)[:tokens].astype(np.int32),
             normal(pages, page_size, num_kv_heads, dim),
@@ -46,12 +47,12 @@ def _by_hand(style: str, q: list[float]) -> Case:
         cos, sin = np.array([[1, 1], [0, 0]], np.float32), np.array([[0, 0], [1, 1]], np.float32)
         pages = (np.zeros((1, 2, 1, 4), np.float32), np.zeros((1, 2, 1, 4), np.float32))
         at = (np.array([1], np.int32), np.array([0], np.int32))
-        return (qkv, None, None, None, cos, sin, *at, *pages, 0.0)
+        return (qkv, None, None, None, cos, sin, None, *at, *pages, 0.0)
 
     return Case(f"{style} by hand", make, {"style": style}, expected=([[q]],))
 
 
-_SHAPES = [
+_SHAPES: list[tuple[str, int, tuple[int, int], int, int]] = [
     ("one token", 1, (1, 1), 4, 4),
     ("grouped", 3, (6, 2), 64, 64),
     ("partial", 7, (2, 2), 80, 32),
@@ -59,9 +60,9 @@ _SHAPES = [
 ]
 _CASES = [
     *(
-        _case(f"{style} {name}{' bias norm' * extras}", *rest, style, extras=extras)
+        _case(f"{style} {name}{' bias norm' * extras}", tokens, heads, dim, rotated, style, extras=extras)
         for style in ("neox", "interleaved")
-        for name, *rest in _SHAPES
+        for name, tokens, heads, dim, rotated in _SHAPES
         for extras in (False, True)
     ),
     _by_hand("neox", [-3, -4, 1, 2]),
@@ -111,6 +112,7 @@ def _rope_append_kv_cpu(
     k_norm: Array | None,
     cos: Array,
     sin: Array,
+    query_scale: Array | None,
     positions: Array,
     slots: Array,
     k_pages: Array,
@@ -131,13 +133,16 @@ def _rope_append_kv_cpu(
     qk = _ROTATE[style](qk, cos[positions][:, None], sin[positions][:, None])
     k_pages.reshape(-1, kv_heads, dim)[slots] = qk[:, heads:]
     v_pages.reshape(-1, kv_heads, dim)[slots] = x[:, heads + kv_heads :]
-    return qk[:, :heads]
+    q = qk[:, :heads]
+    if query_scale is not None:
+        q = q * query_scale[positions][:, None, None]
+    return q
 
 
 @op(
     "qkv:act[T,H*D+2*G*D] bias?:f32[H*D+2*G*D] q_norm?:f32[D] k_norm?:f32[D] cos:f32[C,R] sin:f32[C,R] "
-    "positions:i32[T] slots:i32[T] &k_pages:act[N,P,G,D] &v_pages:act[N,P,G,D] eps:f32 style=neox|interleaved "
-    "-> q:act[T,H,D]",
+    "query_scale?:f32[C] positions:i32[T] slots:i32[T] &k_pages:act[N,P,G,D] &v_pages:act[N,P,G,D] eps:f32 "
+    "style=neox|interleaved -> q:act[T,H,D]",
     cpu=_rope_append_kv_cpu,
     cases=_CASES,
 )
@@ -148,6 +153,7 @@ def rope_append_kv(
     k_norm: Array | None,
     cos: Array,
     sin: Array,
+    query_scale: Array | None,
     positions: Array,
     slots: Array,
     k_pages: Array,
@@ -156,7 +162,7 @@ def rope_append_kv(
     *,
     style: str,
 ) -> Array:
-    """Bias, RMS norm of q and k heads, rotation by position; k and v go to their slots, q is returned.
+    """Bias, RMS norm of q and k heads, rotation by position; k and v go to their slots, q, scaled, is returned.
 
     R pairs of each head are rotated by the angles whose cos and sin are tabulated per position; components past 2R pass
     through. A slot is page * P + offset. Pairs are (i, i + R) in style neox, (2i, 2i + 1) interleaved.
@@ -182,7 +188,7 @@ def rope_append_kv(
             y[first] = head[first] * cos[position] - head[second] * sin[position]
             y[second] = head[second] * cos[position] + head[first] * sin[position]
             if h < heads:
-                q[t, h] = y
+                q[t, h] = y if query_scale is None else y * query_scale[position]
             else:
                 k_pages[page, offset, h - heads] = y
         v_pages[page, offset] = token[heads + kv_heads :]

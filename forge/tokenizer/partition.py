@@ -1,7 +1,7 @@
 """Cutting a text at the tokens that are matched literally, before anything else looks at it."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 _BLANKS = " \t\n\v\f\r"
 
@@ -36,18 +36,15 @@ class Partition:
             fragments = [piece for fragment in fragments for piece in self._cut(fragment, token)]
         return fragments
 
-    def _cut(self, fragment: str | int, token: str) -> Sequence[str | int]:
-        if isinstance(fragment, int) or token not in fragment:
-            return (fragment,)
+    def _cut(self, fragment: str | int, token: str) -> list[str | int]:
+        if isinstance(fragment, int):
+            return [fragment]
         pieces: list[str | int] = []
-        parts = fragment.split(token)
-        for i, part in enumerate(parts):
-            if i > 0:
-                pieces.append(self._literals[token])
-                if token in self._strip_right:
-                    part = part.lstrip(_BLANKS)
-            if i < len(parts) - 1 and token in self._strip_left:
-                part = part.rstrip(_BLANKS)
-            if part:
-                pieces.append(part)
-        return pieces
+        start = 0
+        while (match := fragment.find(token, start)) >= 0:
+            before = fragment[start:match]
+            pieces += [before.rstrip(_BLANKS) if token in self._strip_left else before, self._literals[token]]
+            start = match + len(token)
+            if token in self._strip_right:
+                start = len(fragment) - len(fragment[start:].lstrip(_BLANKS))
+        return [piece for piece in (*pieces, fragment[start:]) if piece != ""]

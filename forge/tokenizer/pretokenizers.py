@@ -34,7 +34,7 @@ _DEEPSEEK3 = (
 
 # Digits in threes counted from the right; what precedes a number stays with its first group. The three stages say in
 # linear time what one lookahead to the number's end would say in quadratic time.
-_RIGHT_ALIGNED_DIGITS = (r"[^\p{N}]*\p{N}+", r"(?<=\p{N})(?:\p{N}{3})+\z", r"(?<![^\p{N}])\p{N}{3}")
+_RIGHT_ALIGNED_DIGITS = (r"[^\p{N}]+\p{N}*|\p{N}+", r"(?<=\p{N})(?:\p{N}{3})+\z", r"(?<![^\p{N}])\p{N}{3}")
 
 _HAN = r"\x{4E00}-\x{9FFF}\x{3400}-\x{4DBF}\x{20000}-\x{2A6DF}\x{2A700}-\x{2EBEF}\x{F900}-\x{FAFF}\x{2F800}-\x{2FA1F}"
 

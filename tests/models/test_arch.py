@@ -1,0 +1,211 @@
+"""Each family against logits of `transformers` (scripts/make_goldens.py), and what its files may and may not hold."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import forge
+from forge import models
+from forge.backend import NUMPY
+from forge.config import RopeConfig
+from forge.formats import gguf
+from forge.models.arch import ARCHS
+from forge.models.rope import frequencies
+from gguf_files import write_gguf
+
+ARCH = Path(__file__).parents[1] / "data" / "arch"
+GOLDENS = sorted(path.name for path in ARCH.iterdir())
+TOLERANCE = 5e-4
+
+
+@pytest.mark.parametrize("prompt", ["24", "96"])
+@pytest.mark.parametrize("name", GOLDENS)
+def test_logits_equal_transformers_at_every_position(name: str, prompt: str) -> None:
+    golden = np.load(ARCH / name / "logits.npz")
+    context = json.loads((ARCH / name / "meta.json").read_text()).get("context", {}).get(prompt, 512)
+    with forge.load(ARCH / name / "model.gguf", context=context) as llm:
+        ids, expected = golden[f"ids_{prompt}"].tolist(), golden[f"logits_{prompt}"]
+        np.testing.assert_allclose(llm.logits(ids), expected, rtol=0, atol=TOLERANCE)
+        # the same one token at a time, through the cache and the sampler's path
+        last = llm.generate(ids, max_tokens=1, logprobs=5, ignore_eos=True)
+        order = np.argsort(-expected[-1], kind="stable")[:5]
+        assert [token for token, _ in last.logprobs[0].top] == order.tolist()
+
+
+def test_decoding_with_the_cache_equals_computing_all_at_once() -> None:
+    """Windows, softcaps and both RoPE bases, one token at a time over several pages."""
+    for name in ("gemma2", "gemma3", "phi3_window", "ministral3"):
+        ids = np.load(ARCH / name / "logits.npz")["ids_96"].tolist()
+        with forge.load(ARCH / name / "model.gguf") as llm:
+            whole = llm.logits(ids)
+            sequence = llm.generate(ids[:1], max_tokens=95, logit_bias={}, ignore_eos=True)
+            alone = llm.logits([ids[0], *sequence.ids])
+            assert [int(token) for token in alone[:-1].argmax(1)] == list(sequence.ids)
+            np.testing.assert_allclose(whole[0], alone[0], atol=1e-5)
+
+
+def test_every_architecture_of_the_table_has_a_golden() -> None:
+    proven = {gguf.read(ARCH / name / "model.gguf").get_str("general.architecture") for name in GOLDENS}
+    assert proven == ARCHS.keys() - {"mistral"}  # mistral is llama's row under another name
+
+
+def test_longrope_takes_its_factors_by_the_context_asked_for() -> None:
+    file = gguf.read(ARCH / "phi3_longrope" / "model.gguf")
+    factors = {context: models.read_config(file, context).ropes[0].factors for context in (63, 64, 65, 512, None)}
+    short, long = (tuple(file.load(f"rope_factors_{length}.weight").tolist()) for length in ("short", "long"))
+    assert factors == {63: short, 64: short, 65: long, 512: long, None: long}
+
+
+def test_gemma3_of_270m_gets_what_its_file_leaves_unsaid() -> None:
+    file = gguf.read(ARCH / "gemma3" / "model.gguf")
+    config = models.read_config(file)
+    assert config.layer_windows == (16, 16, 16, 16, 16, 0, 16)
+    assert config.layer_ropes == (1, 1, 1, 1, 1, 0, 1)
+    assert [rope.base for rope in config.ropes] == [1e6, 1e4]
+
+
+def test_yarn_frequencies_by_hand() -> None:
+    """Dim 4, base e**4, context 2 pi e**2: pair 0 turns e**2 times, pair 1 once; betas (e**2, 1) give the ramp 0, 1."""
+    e = np.e
+    rope = RopeConfig(
+        style="neox",
+        dim=4,
+        base=e**4,
+        frequency_scale=0.25,
+        yarn_betas=(e**2 * 0.999, 1.001),
+        original_context=round(2 * np.pi * e**2),
+    )
+    np.testing.assert_allclose(frequencies(rope), [1.0, 0.25 * e**-2], rtol=1e-12)
+    np.testing.assert_allclose(frequencies(replace(rope, yarn_betas=None)), [0.25, 0.25 * e**-2], rtol=1e-12)
+
+
+def rewritten(tmp_path: Path, name: str, *, drop: str = "", add: dict | None = None, keys: dict | None = None) -> Path:
+    """A golden's file with one tensor dropped, tensors added, keys changed (None removes one)."""
+    file = gguf.read(ARCH / name / "model.gguf")
+    scalars_or_arrays = (int, float, str, np.ndarray)
+    metadata = {k: v if isinstance(v, scalars_or_arrays) else list(v) for k, v in file.metadata.items()} | (keys or {})
+    tensors = {tensor: file.load(tensor) for tensor in file.tensors if tensor != drop} | (add or {})
+    path = tmp_path / "model.gguf"
+    write_gguf(path, {key: value for key, value in metadata.items() if value is not None}, tensors)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor"),
+    [
+        ("llama", "blk.2.ffn_down.weight"),
+        ("llama", "token_embd.weight"),
+        ("llama", "output_norm.weight"),
+        ("qwen2", "blk.1.attn_k.bias"),
+        ("qwen3", "blk.0.attn_q_norm.weight"),
+        ("gemma2", "blk.3.post_ffw_norm.weight"),
+        ("phi3", "blk.0.attn_qkv.weight"),
+        ("stablelm", "output_norm.bias"),
+        ("llama_bias_tied", "blk.0.attn_v.bias"),
+    ],
+)
+def test_a_missing_tensor_is_named(tmp_path: Path, name: str, tensor: str) -> None:
+    with pytest.raises(forge.FormatError, match=tensor.replace(".", r"\.")):
+        forge.load(rewritten(tmp_path, name, drop=tensor))
+
+
+VECTOR = np.ones(64, np.float32)
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor"),
+    [
+        ("llama", "blk.0.attn_q_norm.weight"),
+        ("llama", "blk.3.attn_norm.weight"),
+        ("qwen3", "blk.0.ffn_gate.bias"),
+        ("gemma2", "blk.0.attn_norm.bias"),
+        ("llama", "vision.patch_embd.weight"),
+    ],
+)
+def test_a_tensor_without_a_place_is_named(tmp_path: Path, name: str, tensor: str) -> None:
+    with pytest.raises(forge.FormatError, match=f"{tensor}.*no place"):
+        forge.load(rewritten(tmp_path, name, add={tensor: VECTOR}))
+
+
+def test_tensors_that_may_be_there_change_nothing(tmp_path: Path) -> None:
+    """Rotation tables by name, and a layer of multi-token prediction behind the model's own."""
+    extra = {
+        "blk.0.attn_rot_embd.weight": VECTOR,
+        "blk.3.nextn.eh_proj.weight": np.ones((64, 128), np.float32),
+        "blk.3.attn_norm.weight": VECTOR,
+    }
+    path = rewritten(tmp_path, "llama", add=extra, keys={"llama.block_count": 4, "llama.nextn_predict_layers": 1})
+    golden = np.load(ARCH / "llama" / "logits.npz")
+    with forge.load(path) as llm:
+        np.testing.assert_allclose(llm.logits(golden["ids_24"].tolist()), golden["logits_24"], rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize(
+    ("keys", "error", "message"),
+    [
+        ({"general.architecture": "rwkv9"}, forge.UnsupportedError, "'rwkv9' is not supported.*gemma3"),
+        ({"general.architecture": None}, forge.FormatError, "general.architecture.*missing"),
+        ({"llama.block_count": None}, forge.FormatError, "llama.block_count.*missing"),
+        ({"llama.block_count": 0}, forge.FormatError, "llama.block_count"),
+        ({"llama.block_count": 2**31}, forge.FormatError, "llama.block_count"),
+        ({"llama.embedding_length": 65}, forge.FormatError, "token_embd.weight"),
+        ({"llama.attention.head_count": 0}, forge.FormatError, "head_count"),
+        ({"llama.attention.head_count": 3}, forge.FormatError, "evenly|shape"),
+        ({"llama.attention.head_count": "4"}, forge.FormatError, "head_count"),
+        ({"llama.attention.head_count_kv": 8}, forge.FormatError, "head_count_kv"),
+        ({"llama.attention.head_count_kv": [2, 1, 2]}, forge.UnsupportedError, "differs between layers"),
+        ({"llama.attention.value_length": 16}, forge.UnsupportedError, "different lengths"),
+        ({"llama.feed_forward_length": 2**30}, forge.FormatError, "ffn_gate.weight.*shape"),
+        ({"llama.rope.dimension_count": 33}, forge.FormatError, "dimension_count"),
+        ({"llama.rope.dimension_count": 7}, forge.FormatError, "odd"),
+        ({"llama.rope.freq_base": float("nan")}, forge.FormatError, "freq_base"),
+        ({"llama.rope.freq_base": 0.0}, forge.FormatError, "freq_base"),
+        ({"llama.rope.scaling.type": "magic"}, forge.UnsupportedError, "'magic'"),
+        ({"llama.rope.scaling.factor": -2.0}, forge.FormatError, "scaling.factor"),
+        ({"llama.attention.layer_norm_rms_epsilon": None}, forge.FormatError, "layer_norm_rms_epsilon"),
+        ({"llama.attention.layer_norm_rms_epsilon": -1.0}, forge.FormatError, "layer_norm_rms_epsilon"),
+        ({"llama.context_length": 0}, forge.FormatError, "context_length"),
+        ({"llama.expert_count": 8}, forge.UnsupportedError, "experts"),
+        ({"tokenizer.ggml.tokens": ["a", "b"]}, forge.ForgeError, "token"),
+    ],
+)
+def test_impossible_keys_are_one_line_that_names_them(
+    tmp_path: Path, keys: dict, error: type[forge.ForgeError], message: str
+) -> None:
+    path = rewritten(tmp_path, "llama", keys=keys)
+    with pytest.raises(error, match=message) as caught:
+        forge.load(path)
+    assert "\n" not in str(caught.value)
+    assert str(path) in str(caught.value)
+
+
+def test_heads_given_per_layer_that_agree_are_one_number(tmp_path: Path) -> None:
+    path = rewritten(tmp_path, "llama", keys={"llama.attention.head_count_kv": [2, 2, 2]})
+    assert models.read_config(gguf.read(path)).num_kv_heads == 2
+
+
+def test_a_tensor_with_infinite_weights_ends_a_request_with_an_error(tmp_path: Path) -> None:
+    path = rewritten(tmp_path, "llama", add={"output_norm.weight": np.full(64, np.nan, np.float32)})
+    with forge.load(path) as llm:
+        completion = llm.generate([1, 2, 3], max_tokens=4)
+        assert (completion.finish_reason, completion.ids) == ("error", ())
+        assert llm.engine.blocks.num_free == llm.engine.blocks.num_pages
+
+
+def test_what_does_not_fit_is_said_before_loading(monkeypatch: pytest.MonkeyPatch) -> None:
+    path = ARCH / "llama" / "model.gguf"
+    monkeypatch.setattr(NUMPY, "free_bytes", lambda: 300_000)
+    with pytest.raises(forge.OutOfMemoryError, match=r"weights need 0\.00 GB.*memory-fraction"):
+        forge.load(path)
+    page = 2 * 3 * 64 * 2 * 32 * 4  # k and v, layers, P, G, D, bytes
+    monkeypatch.setattr(NUMPY, "free_bytes", lambda: round((4 * 171_000 + 3 * page) / 0.9))
+    with pytest.raises(forge.OutOfMemoryError, match=r"context of 400 .* use --context \d+"):
+        forge.load(path, context=400)
+    with forge.load(path) as llm:
+        assert llm.context in (128, 192)
+        assert any("cut to fit" in note for note in llm.notes)

@@ -1,0 +1,528 @@
+"""The command line on tiny models: what it prints where, and how it ends when something is wrong."""
+
+import errno
+import io
+import json
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from gguf_files import write_gguf
+
+import forge
+from forge import hub, verify
+from forge.cli import options, output, run
+from forge.formats import gguf
+from forge.op import REGISTRY
+
+ARCH = Path(__file__).parents[1] / "data" / "arch"
+LLAMA = str(ARCH / "llama" / "model.gguf")
+TEMPLATE = "{% for m in messages %}{{ m.role[0] + ':' + m.content + ' ' }}{% endfor %}"
+Captured = pytest.CaptureFixture[str]
+
+
+def start(*args: str, **options: Any) -> subprocess.Popen[bytes]:
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE) | options
+    return subprocess.Popen([sys.executable, "-m", "forge", *args], **pipes)
+
+
+def forge_process(*args: str, stdin: bytes = b"", **options: Any) -> tuple[int, bytes, bytes]:
+    process = start(*args, **options)
+    out, err = process.communicate(stdin, timeout=60)
+    return process.returncode, out, err
+
+
+def json_of(capsys: Captured, *args: str) -> Any:
+    assert run([*args, "--json"]) == 0
+    out = capsys.readouterr().out
+    assert out.count("\n") == 1
+    return json.loads(out)
+
+
+def failure(capsys: Captured, *args: str) -> tuple[int, str]:
+    """The exit code and the one line of a command that fails, without the remarks before it."""
+    code = run(args)
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    lines = [line for line in captured.err.splitlines() if not line.startswith("forge: device: ")]
+    assert len(lines) == 1
+    assert lines[0].startswith("forge: ")
+    return code, lines[0]
+
+
+def llama_metadata() -> dict[str, Any]:
+    with gguf.read(LLAMA) as model:
+        return {
+            key: value if isinstance(value, bool | int | float | str | np.ndarray) else list(value)
+            for key, value in model.metadata.items()
+        }
+
+
+@pytest.fixture
+def vocabulary(tmp_path: Path) -> Path:
+    """A file with a tokenizer and no tensors."""
+    return write_gguf(tmp_path / "vocabulary.gguf", llama_metadata())
+
+
+@pytest.fixture
+def template(tmp_path: Path) -> str:
+    path = tmp_path / "template.jinja"
+    path.write_text(TEMPLATE)
+    return str(path)
+
+
+def test_generate_streams_the_text_to_stdout_and_figures_to_stderr(capsys: Captured) -> None:
+    wanted = forge.load(LLAMA).generate("a b", max_tokens=12, ignore_eos=True)
+    assert run(["generate", "a b", "-m", LLAMA, "--max-tokens", "12", "--ignore-eos"]) == 0
+    captured = capsys.readouterr()
+    assert captured.out == wanted.text + "\n"
+    assert re.search(r"prompt 3 tokens, [\d.]+ tokens/s \| generated 12 tokens, [\d.]+ tokens/s", captured.err)
+
+
+def test_generate_json_passes_every_option(capsys: Captured) -> None:
+    settings = {
+        "max_tokens": 20,
+        "temperature": 1.5,
+        "top_k": 50,
+        "top_p": 0.9,
+        "min_p": 0.01,
+        "repetition_penalty": 1.3,
+        "seed": 7,
+    }
+    flags = [part for name, value in settings.items() for part in (f"--{name.replace('_', '-')}", str(value))]
+    found = json_of(capsys, "generate", "a b", "-m", LLAMA, "--ignore-eos", "--context", "64", *flags)
+    with forge.load(LLAMA) as llm:
+        wanted = llm.generate("a b", ignore_eos=True, **settings)
+        assert wanted.ids != llm.generate("a b", ignore_eos=True, max_tokens=20).ids
+        assert found["prompt_ids"] == llm.tokenizer.encode("a b")
+    assert (tuple(found["ids"]), found["text"], found["finish_reason"]) == (wanted.ids, wanted.text, "length")
+    assert found["timings"]["completion_tokens"] == 20
+    assert found["timings"]["decode_ms"] > 0
+
+
+def test_generate_stops_at_each_stop_text(capsys: Captured) -> None:
+    text = json_of(capsys, "generate", "a b", "-m", LLAMA, "--max-tokens", "12", "--ignore-eos")["text"]
+    stop = text[5]
+    found = json_of(
+        capsys, "generate", "a b", "-m", LLAMA, "--max-tokens", "12", "--ignore-eos", "--stop", "§", "--stop", stop
+    )
+    assert found["text"] == text[: text.index(stop)]
+    assert found["finish_reason"] == "stop"
+
+
+def test_generate_reads_the_prompt_from_stdin() -> None:
+    code, out, _ = forge_process("generate", "-", "-m", LLAMA, "--max-tokens", "3", "--json", stdin=b"a b\n")
+    assert code == 0
+    assert json.loads(out)["prompt_ids"] == forge.load_tokenizer(LLAMA).encode("a b\n")
+
+
+def test_tokenize_needs_no_weights(vocabulary: Path, capsys: Captured) -> None:
+    tokenizer = forge.load_tokenizer(LLAMA)
+    control = tokenizer.token_text(316)
+    text = f"a{control} é"
+    plain = json_of(capsys, "tokenize", text, "-m", str(vocabulary))
+    assert plain == {"ids": tokenizer.encode(text)}
+    special = json_of(capsys, "tokenize", text, "-m", str(vocabulary), "--parse-special", "--no-add-special")
+    assert special == {"ids": tokenizer.encode(text, add_special=False, parse_special=True)}
+    assert 316 in special["ids"]
+    assert 316 not in plain["ids"][1:]
+    assert run(["tokenize", "é", "-m", str(vocabulary)]) == 0
+    assert r"\xc3" in capsys.readouterr().out
+
+
+def test_inspect_describes_the_file(capsys: Captured) -> None:
+    found = json_of(capsys, "inspect", LLAMA)
+    with gguf.read(LLAMA) as model:
+        infos = list(model.tensors.values())
+    assert found["architecture"] == "llama"
+    assert (found["path"], found["version"], found["remark"]) == (LLAMA, 3, None)
+    assert found["metadata"]["llama.embedding_length"] == 64
+    assert found["metadata"]["tokenizer.ggml.tokens"] == {"type": "string", "length": 320}
+    assert found["metadata"]["tokenizer.ggml.token_type"] == {"type": "int32", "length": 320}
+    assert found["parameters"] == sum(int(np.prod(info.shape)) for info in infos)
+    assert found["bytes"] == sum(info.nbytes for info in infos)
+    first = infos[0]
+    assert found["tensors"][0] == {
+        "name": first.name,
+        "shape": list(first.shape),
+        "type": first.type.name,
+        "bytes": first.nbytes,
+    }
+    assert run(["inspect", LLAMA]) == 0
+    shown = capsys.readouterr()
+    assert "blk.*.attn_q.weight" in shown.out
+    assert "3 layers" not in shown.out  # no windows
+    assert shown.err == ""
+
+
+def test_inspect_shows_what_it_cannot_run(tmp_path: Path, capsys: Captured) -> None:
+    hostile = "\x1b]0;owned\x07"
+    metadata = {"general.architecture": "mamba9", "general.name": hostile, "value": float("nan"), "few": [1, 2]}
+    path = str(write_gguf(tmp_path / "m.gguf", metadata, {"x": np.ones(4, np.float32)}))
+    found = json_of(capsys, "inspect", path)
+    assert "'mamba9' is not supported" in found["remark"]
+    assert found["metadata"]["few"] == [1, 2]
+    assert found["metadata"]["value"] is None
+    assert run(["inspect", path]) == 0
+    shown = capsys.readouterr()
+    assert "\x1b" not in shown.out + shown.err
+    assert r"\x1b]0;owned\x07" in shown.out
+    assert "'mamba9' is not supported" in shown.err
+
+
+def test_logits_are_the_library_s_best(capsys: Captured) -> None:
+    found = json_of(capsys, "logits", "a b", "-m", LLAMA, "--top", "5")
+    with forge.load(LLAMA) as llm:
+        last = llm.logits("a b")[-1]
+    assert found["prompt_ids"] == forge.load_tokenizer(LLAMA).encode("a b")
+    assert [id for id, _ in found["top"]] == sorted(range(len(last)), key=lambda id: (-last[id], id))[:5]
+    assert [value for _, value in found["top"]] == [float(last[id]) for id, _ in found["top"]]
+    assert run(["logits", "a b", "-m", LLAMA, "--top", "320"]) == 0
+    shares = [float(share) for share in re.findall(r"([\d.]+)%", capsys.readouterr().out)]
+    assert len(shares) == 320
+    assert sum(shares) == pytest.approx(100, abs=1.7)
+
+
+def test_perplexity_of_a_file(tmp_path: Path, capsys: Captured) -> None:
+    text = "the quick brown fox\n" * 40
+    (tmp_path / "text").write_text(text)
+    found = json_of(capsys, "perplexity", str(tmp_path / "text"), "-m", LLAMA, "--context", "100")
+    with forge.load(LLAMA) as llm:
+        ids = llm.tokenizer.encode(text)
+        nll, count = 0.0, 0
+        for start in range(0, len(ids) // 100 * 100, 100):
+            chunk = ids[start : start + 100]
+            logits = llm.logits(chunk)[:-1].astype(np.float64)
+            nll += float((np.log(np.exp(logits).sum(1)) - logits[np.arange(99), chunk[1:]]).sum())
+            count += 99
+    assert found["tokens"] == count
+    assert found["ppl"] == pytest.approx(np.exp(nll / count), rel=1e-5)
+
+
+def test_bench_measures_all_batch_sizes(capsys: Captured) -> None:
+    args = ("bench", "-m", LLAMA, "--prompt-tokens", "20", "--gen-tokens", "4", "--batch", "2,1", "--repetitions", "2")
+    found = json_of(capsys, *args)
+    assert [row["batch"] for row in found["decode"]] == [2, 1]
+    both, alone = found["decode"]
+    assert both["speedup"] == pytest.approx(both["tokens_per_s"] / alone["tokens_per_s"])
+    assert alone["ratio_to_bound"] == pytest.approx(alone["tokens_per_s"] / found["bound_tokens_per_s"])
+    assert min(found["prefill_tokens_per_s"], found["load_ms"]) > 0
+    assert found["peak_rss_bytes"] > 20e6
+    assert run([*args]) == 0
+    assert "decode, batch 2" in capsys.readouterr().out
+
+
+def test_bench_bound_covers_every_matrix_of_the_file() -> None:
+    from forge.cli.bench import bound_sweep
+
+    with forge.load(LLAMA) as llm:
+        matrices = [linear.weight.size for linear in llm.engine.runner.model.linears()]
+        assert bound_sweep(llm)() > 0
+    with gguf.read(LLAMA) as model:
+        stored = {name: info for name, info in model.tensors.items() if len(info.shape) == 2}
+        assert "output.weight" in stored
+        del stored["token_embd.weight"]  # a row of it is read, not multiplied
+        assert sum(matrices) == sum(int(np.prod(info.shape)) for info in stored.values())
+
+
+def test_verify_finds_no_error_and_sees_one(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "rmsnorm"
+    monkeypatch.setattr(verify, "REGISTRY", {name: REGISTRY[name]})
+    good = json_of(capsys, "verify")
+    assert good["passed"]
+    assert len(good["cases"]) == len(REGISTRY[name].cases)
+    wrong = REGISTRY[name].__class__(
+        **{field: getattr(REGISTRY[name], field) for field in REGISTRY[name].__dataclass_fields__}
+        | {"cpu": lambda *args: REGISTRY[name].reference(*args) * np.float32(1.001)}
+    )
+    monkeypatch.setattr(verify, "REGISTRY", {name: wrong})
+    assert run(["verify"]) == 1
+    captured = capsys.readouterr()
+    assert "FAILED" in captured.out
+    assert "cases failed" in captured.err
+
+
+def test_verify_takes_infinities_for_errors() -> None:
+    op = REGISTRY["rmsnorm"]
+    inf, nan = np.array([np.inf, 1.0]), np.array([np.nan, 1.0])
+    assert verify._error(op, inf, inf) == (0.0, 0.0)
+    assert verify._error(op, nan, nan) == (0.0, 0.0)
+    for got, want in ((inf, nan), (inf, -inf), (np.ones(2), inf), (inf, np.ones(2)), (np.ones(3), np.ones(2))):
+        assert verify._error(op, got, want)[1] == np.inf
+    assert verify._error(op, np.array([1, 2]), np.array([1, 3])) == (1.0, np.inf)
+
+
+def test_doctor_names_the_mend(capsys: Captured, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from forge.cli import doctor
+
+    monkeypatch.setenv("FORGE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(doctor, "_LOW_MEMORY_BYTES", 0)
+    monkeypatch.setattr(doctor, "_blas_threads", lambda: 1)
+    assert run(["doctor"]) == 0
+    assert "not in the cache: forge pull smollm2" in capsys.readouterr().out
+    (tmp_path / "cache").write_text("a file")
+    monkeypatch.setattr(doctor, "_blas_threads", lambda: 10_000)
+    assert run(["doctor"]) == 1
+    out = capsys.readouterr().out
+    assert "OPENBLAS_NUM_THREADS" in out
+    assert "FORGE_CACHE" in out
+
+
+def test_doctor_counts_the_threads_of_blas() -> None:
+    code = "import numpy, forge.cli.doctor as d; print(d._blas_threads(), 'openblas' in open('/proc/self/maps').read())"
+    environment = os.environ | {"OPENBLAS_NUM_THREADS": "1"}
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment).stdout
+    assert out.split() in (["1", "True"], ["None", "False"])
+
+
+def test_chat_answers_each_line_and_remembers(capsys: Captured, monkeypatch: pytest.MonkeyPatch, template: str) -> None:
+    flags = ["-m", LLAMA, "--chat-template", template, "--temperature", "0", "--max-tokens", "6"]
+    monkeypatch.setattr(sys, "stdin", io.StringIO("a b\n\nc\n/reset\n/system é\nc\n/exit\nnever\n"))
+    assert run(["chat", *flags]) == 0
+    with forge.load(LLAMA, chat_template=template) as llm:
+
+        def answer(*turns: str) -> str:
+            roles = ("user", "assistant") if len(turns) % 2 else ("system", "user")
+            messages = [{"role": roles[i % 2], "content": turn} for i, turn in enumerate(turns)]
+            return llm.chat(messages, max_tokens=6).text
+
+        first = answer("a b")
+        wanted = [first, answer("a b", first, "c"), answer("é", "c")]
+    assert capsys.readouterr().out == "".join(text + "\n" for text in wanted)
+
+
+def test_chat_says_before_the_first_message_that_there_is_no_template(capsys: Captured) -> None:
+    code, line = failure(capsys, "chat", "-m", LLAMA)
+    assert code == 1
+    assert "--chat-template" in line
+
+
+@pytest.mark.parametrize(
+    ("args", "names"),
+    [
+        (["serve"], "serve"),
+        (["generate"], "PROMPT"),
+        (["generate", "a", "--colour"], "--colour"),
+        (["generate", "a", "--max-tokens", "many"], "--max-tokens"),
+        (["generate", "a", "--max-tokens", "0"], "--max-tokens must be at least 1, not 0"),
+        (["generate", "a", "--max-tokens=0"], "--max-tokens"),
+        (["generate", "a", "--temperature", "-1"], "--temperature"),
+        (["generate", "a", "--temperature", "nan"], "--temperature"),
+        (["generate", "a", "--top-k", "-1"], "--top-k"),
+        (["generate", "a", "--top-p", "0"], "--top-p"),
+        (["generate", "a", "--min-p", "2"], "--min-p"),
+        (["generate", "a", "--seed", "-1"], "--seed"),
+        (["generate", "a", "--stop", ""], "--stop"),
+        (["generate", "a", "--device", "tpu", "-m", LLAMA], "--device"),
+        (["generate", "a", "--context", "0", "-m", LLAMA], "--context"),
+        (["generate", "\udcff", "-m", LLAMA], "PROMPT"),
+        (["logits", "a", "--top", "0"], "--top"),
+        (["bench", "--batch", "1,x"], "--batch"),
+        (["bench", "-m", LLAMA, "--prompt-tokens", "512"], "--prompt-tokens"),
+        (["verify", "--device", "cpu:1"], "--device"),
+        (["chat", "--max-tokens", "-5"], "--max-tokens"),
+    ],
+)
+def test_wrong_usage_is_one_line_and_exit_code_2(args: list[str], names: str, capsys: Captured) -> None:
+    code, line = failure(capsys, *args)
+    assert code == 2
+    assert names in line
+
+
+@pytest.mark.parametrize(
+    ("args", "names"),
+    [
+        (["generate", "a", "-m", "smolm2"], "smollm2"),
+        (["generate", "a", "-m", "{here}/none.gguf"], "none.gguf"),
+        (["generate", "a", "-m", "{here}"], "is a directory"),
+        (["generate", "a", "-m", "{empty}"], "is empty"),
+        (["generate", "a", "-m", LLAMA, "--device", "cuda"], "--device cpu"),
+        (["generate", "a " * 600, "-m", LLAMA], "512"),
+        (["tokenize", "a", "-m", "{empty}"], "is empty"),
+        (["inspect", "{empty}"], "is empty"),
+        (["inspect", "/dev/null"], "not a regular file"),
+        (["perplexity", "{here}/none", "-m", LLAMA], "No such file"),
+        (["perplexity", "{here}", "-m", LLAMA], "directory"),
+        (["perplexity", LLAMA, "-m", LLAMA], "not UTF-8"),
+        (["perplexity", "/dev/zero", "-m", LLAMA], "longer than"),
+        (["pull", "nothing"], "smollm2"),
+        (["chat", "-m", LLAMA, "--chat-template", "{here}/none"], "none"),
+    ],
+)
+def test_other_failures_are_one_line_and_exit_code_1(
+    args: list[str], names: str, capsys: Captured, tmp_path: Path
+) -> None:
+    empty = tmp_path / "empty.gguf"
+    empty.touch()
+    code, line = failure(capsys, *(arg.format(here=tmp_path, empty=empty) for arg in args))
+    assert code == 1
+    assert names in line
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (KeyError("x\ny"), "forge: internal error: KeyError: 'x\\ny' (run with --debug for the traceback)"),
+        (MemoryError("no 5 GB"), "forge: out of memory (no 5 GB): close other programs, or use a smaller model"),
+        (OSError(errno.EIO, "Input/output error"), "forge: Input/output error"),
+        (OSError(errno.EACCES, "Permission denied", "/x"), "forge: /x: Permission denied"),
+    ],
+)
+def test_unexpected_errors_are_one_line(
+    error: Exception, line: str, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(forge.hub, "pull", fail)
+    assert run(["pull", "smollm2"]) == 1
+    assert capsys.readouterr().err.startswith(line)
+    assert run(["pull", "--debug", "smollm2"]) == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_an_interrupt_that_a_library_wrapped_is_one(monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
+    def fail(*_: object, **__: object) -> None:
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt as error:
+            raise ImportError("numpy") from error
+
+    monkeypatch.setattr(forge.hub, "pull", fail)
+    assert run(["pull", "smollm2"]) == 130
+    assert capsys.readouterr().err == ""
+
+
+def test_debug_after_two_dashes_is_text(capsys: Captured) -> None:
+    assert run(["tokenize", "-m", LLAMA, "--json", "--", "--debug"]) == 0
+    assert json.loads(capsys.readouterr().out)["ids"] == forge.load_tokenizer(LLAMA).encode("--debug")
+
+
+def test_help_is_quick_and_imports_nothing_heavy() -> None:
+    code = "import sys; from forge.cli import run; run(['--help']); print('\\n', *sys.modules)"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    modules = set(out.splitlines()[-1].split())
+    assert "forge.cli.generate" in modules
+    heavy = {"numpy", "tokenizers", "jinja2", "huggingface_hub", "rich", "gguf", "platformdirs"}
+    assert not heavy & modules
+    times = []
+    for _ in range(3):
+        begin = time.perf_counter()
+        assert forge_process("--help")[0] == 0
+        times.append(time.perf_counter() - begin)
+    assert min(times) < 0.3
+
+
+def test_no_command_prints_the_help(capsys: Captured) -> None:
+    assert run([]) == 0
+    assert "generate" in capsys.readouterr().out
+    assert run(["--version"]) == 0
+    assert capsys.readouterr().out == f"forge {forge.__version__}\n"
+
+
+def test_the_default_model_is_the_hub_s() -> None:
+    assert options.DEFAULT_MODEL == hub.DEFAULT_MODEL
+
+
+def test_a_reader_that_leaves_ends_it_silently() -> None:
+    process = start("generate", "a b", "-m", LLAMA, "--max-tokens", "400", "--ignore-eos")
+    assert process.stdout
+    assert process.stderr
+    process.stdout.read(1)
+    process.stdout.close()
+    noise = process.stderr.read()
+    assert process.wait(60) == 141
+    assert [line for line in noise.splitlines() if b"forge: device" not in line] == []
+
+
+@pytest.mark.parametrize("args", [["--help"], ["inspect", LLAMA], ["inspect", LLAMA, "--json"]])
+def test_a_closed_or_full_output_is_no_traceback(args: list[str]) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    try:
+        code, _, err = forge_process(*args, stdout=write)
+    finally:
+        os.close(write)
+    assert (code, err) == (141, b"")
+    with open("/dev/full", "wb") as full:
+        code, _, err = forge_process(*args, stdout=full)
+    assert code == 1
+    assert re.fullmatch(rb"forge: (standard output: )?No space left on device\n", err)
+
+
+def test_ctrl_c_while_it_waits_for_input() -> None:
+    process = start("generate", "-", "-m", LLAMA)
+    time.sleep(0.4)
+    process.send_signal(signal.SIGINT)
+    assert process.stderr
+    assert process.wait(60) == 130
+    assert process.stderr.read() == b""
+
+
+def test_a_terminal_gets_no_control_characters(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    screen = Terminal()
+    monkeypatch.setattr(sys, "stdout", screen)
+    output.write("a\x1b[31m\tb\r\n\x9bé\x07")
+    assert screen.getvalue() == "a�[31m\tb�\n�é�"
+    pipe = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", pipe)
+    output.write("a\x1b[31m")
+    assert pipe.getvalue() == "a\x1b[31m"
+
+
+def test_tables_are_coloured_on_a_terminal_only() -> None:
+    def on_terminal(**environment: str) -> bytes:
+        controller, terminal = pty.openpty()
+        plain = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "FORCE_COLOR")}
+        try:
+            process = start("tokenize", "a", "-m", LLAMA, stdout=terminal, env=plain | {"TERM": "xterm"} | environment)
+            process.communicate(timeout=60)
+            return os.read(controller, 1 << 16)
+        finally:
+            os.close(terminal)
+            os.close(controller)
+
+    assert b"\x1b[1m" in on_terminal()
+    assert b"\x1b[3" not in on_terminal(NO_COLOR="1")
+    code, out, _ = forge_process("tokenize", "a", "-m", LLAMA, env=os.environ | {"FORCE_COLOR": "1"})
+    assert code == 0
+    assert b"\x1b" not in out
+
+
+def test_output_survives_an_encoding_without_the_character() -> None:
+    code, out, _ = forge_process(
+        "tokenize", "é", "--no-add-special", "-m", LLAMA, env=os.environ | {"PYTHONIOENCODING": "ascii"}
+    )
+    assert code == 0
+    assert out.isascii()
+
+
+def test_progress_says_a_line_where_a_download_starts(capsys: Captured) -> None:
+    with output.Progress() as progress:
+        for done in (0, 1, 2):
+            progress("downloading x", done, 2_000_000)
+        progress("loading weights", 1, 2)
+        progress("waiting for another pull of x", 0, None)
+    assert capsys.readouterr().err == ("forge: downloading x (2 MB)\nforge: waiting for another pull of x\n")
+
+
+def test_a_warning_of_the_library_is_one_line(tmp_path: Path) -> None:
+    metadata = llama_metadata()
+    del metadata["tokenizer.ggml.pre"]
+    path = write_gguf(tmp_path / "m.gguf", metadata)
+    code, _, err = forge_process("tokenize", "a", "-m", str(path))
+    assert code == 0
+    assert err.startswith(f"forge: {path}: tokenizer.ggml.pre is missing".encode())
+    assert err.count(b"\n") == 1

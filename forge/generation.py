@@ -35,6 +35,8 @@ class Generation:
         if sequence.finish_reason in ("stop", "error"):  # this id ended it and is not part of it
             return False
         text, self._stopped = self._stops.push(self._decoder.push(token.id))
+        if self._stopped and sequence.finish_reason == "length":  # both at once: the text ends because of the string
+            sequence.finish_reason = "stop"
         self._add(text, token.id, token.logprobs)
         return self._stopped
 
@@ -46,7 +48,6 @@ class Generation:
             rest = text if stopped else text + self._stops.flush()
         if rest:
             self._text.append(rest)
-        self.finished = True
         self.chunks.append(
             Chunk(
                 rest,
@@ -57,10 +58,12 @@ class Generation:
                 timings=self.timings(),
             )
         )
+        self.finished = True  # last: another thread that sees it must find the last chunk
 
     def take(self) -> list[Chunk]:
-        """The chunks since the last call."""
-        chunks, self.chunks = self.chunks, []
+        """The chunks since the last call. Another thread may be adding one."""
+        chunks = self.chunks[:]
+        del self.chunks[: len(chunks)]
         return chunks
 
     def timings(self) -> Timings:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import sys
+import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -14,11 +16,16 @@ if TYPE_CHECKING:
 INTERRUPTED = 128 + signal.SIGINT
 CLOSED_PIPE = 128 + signal.SIGPIPE
 
+_INTERRUPT_S = 1.0
+"""A failure so soon after Ctrl-C is its consequence."""
+_interrupted_at = -math.inf
+
 
 def main() -> NoReturn:
     """Run the command that the process was started with, and end the process."""
     import warnings
 
+    signal.signal(signal.SIGINT, _on_interrupt)
     sys.unraisablehook = _on_unraisable
     warnings.showwarning = _show_warning
     code = run(sys.argv[1:])
@@ -99,8 +106,16 @@ def _with_flag(error: ForgeError, options: list[str]) -> str:
     return f"{flag}{space}{rest}" if given else str(error)
 
 
+def _on_interrupt(*_: object) -> None:
+    global _interrupted_at
+    _interrupted_at = time.monotonic()
+    raise KeyboardInterrupt
+
+
 def _is_interrupt(error: BaseException | None) -> bool:
-    """Whether Ctrl-C is at the bottom of this: C extensions and libraries wrap it while they are imported."""
+    """Whether Ctrl-C is at the bottom of this: Python and libraries wrap or replace it while modules are imported."""
+    if time.monotonic() - _interrupted_at < _INTERRUPT_S:
+        return True
     while error is not None:
         if isinstance(error, KeyboardInterrupt):
             return True

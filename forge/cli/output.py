@@ -28,7 +28,7 @@ def write(text: str) -> None:
     if sys.stdout is None:
         raise ForgeError("standard output is closed: redirect it to a file or a pipe")
     if sys.stdout.isatty():
-        text = _CONTROLS.sub("\N{REPLACEMENT CHARACTER}", text)
+        text = _CONTROLS.sub("\ufffd", text)
     _put(text)
 
 

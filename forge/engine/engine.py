@@ -22,8 +22,8 @@ _LOGIT_ROWS = 64
 class Engine:
     """Runs the sequences of many requests together.
 
-    It knows ids, not text. `step` may be interrupted (Ctrl-C) and called again: nothing is committed before a step's
-    arrays are computed.
+    It knows ids, not text. `step` may be interrupted (Ctrl-C, an error) and called again: nothing is committed before
+    the step's ids are drawn.
     """
 
     def __init__(
@@ -91,9 +91,15 @@ class Engine:
         if not step:
             return []
         logits = self.runner.forward(step)
+        sampling = [entry.sequence for entry in step if entry.samples]
+        # A prompt's other choices draw from its row, whether or not there is room for them to go on now.
+        draws = [(row, s) for row, first in enumerate(sampling) for s in (first, *self._siblings.get(first, ()))]
+        sampled = self.runner.sample(logits, [row for row, _ in draws], [s for _, s in draws]) if draws else []
         self.scheduler.commit(step)
-        rows, sequences = self._start_siblings([entry.sequence for entry in step if entry.samples])
-        sampled = self.runner.sample(logits, rows, sequences) if rows else []
+        for first in sampling:
+            for sibling in self._siblings.pop(first, ()):
+                if copy := self.scheduler.fork(first, sibling):
+                    self.runner.cache.copy_page(*copy)
         for token in sampled:
             self._append(token.sequence, token.id)
         return sampled
@@ -107,8 +113,9 @@ class Engine:
                 siblings.remove(sequence)
                 sequence.finish_reason = reason
                 return
-        for sibling in self._siblings.pop(sequence, ()):  # they would have started from it
-            self.scheduler.add(sibling)
+        if siblings := self._siblings.pop(sequence, []):  # they would have started from it: the next one goes first
+            self.scheduler.add(siblings[0])
+            self._siblings[siblings[0]] = siblings[1:]
         self.scheduler.finish(sequence, reason)
 
     def logits(self, ids: list[int], tap: Tap | None = None) -> Iterator[Any]:
@@ -141,21 +148,6 @@ class Engine:
         if min(ids) < 0 or max(ids) >= vocabulary:
             wrong = next(token for token in ids if not 0 <= token < vocabulary)
             raise ParameterError(f"the prompt holds token id {wrong}, and ids go from 0 to {vocabulary - 1}")
-
-    def _start_siblings(self, sampling: list[Sequence]) -> tuple[list[int], list[Sequence]]:
-        """Rows of the logits and the sequences that draw from them: a prompt's other choices start on its row."""
-        rows: list[int] = []
-        sequences: list[Sequence] = []
-        for row, sequence in enumerate(sampling):
-            rows.append(row)
-            sequences.append(sequence)
-            for sibling in self._siblings.pop(sequence, ()):
-                if copy := self.scheduler.fork(sequence, sibling):
-                    self.runner.cache.copy_page(*copy)
-                if sibling.pages:
-                    rows.append(row)
-                    sequences.append(sibling)
-        return rows, sequences
 
     def _append(self, sequence: Sequence, token: int) -> None:
         params = sequence.params

@@ -64,7 +64,7 @@ class Runner:
         ids = sample(
             logits,
             asarray([p.temperature for p in params], np.float32),
-            asarray([p.top_k for p in params], np.int32),
+            asarray([min(p.top_k, logits.shape[1]) for p in params], np.int32),
             asarray([p.top_p for p in params], np.float32),
             asarray([p.min_p for p in params], np.float32),
             asarray([sequence.seed for sequence in sequences], np.uint64),
@@ -74,7 +74,7 @@ class Runner:
         host = self.backend.to_numpy(ids).tolist()
         details: list[TokenLogprobs | None] = [None] * len(sequences)
         most = max((p.logprobs for p in params if p.logprobs is not None), default=None)
-        if most is not None and min(host) >= 0:
+        if most is not None:
             details = self._logprobs(raw, ids, most, [p.logprobs for p in params])
         return [Sampled(*entry) for entry in zip(sequences, host, details, strict=True)]
 
@@ -84,7 +84,7 @@ class Runner:
         top_ids, top_values = (to_numpy(array).tolist() for array in top_logprobs(logits, most))
         return [
             None
-            if count is None
+            if count is None or token < 0
             else TokenLogprobs(token, value, tuple(zip(row_ids[:count], row_values[:count], strict=True)))
             for token, value, row_ids, row_values, count in zip(
                 to_numpy(ids).tolist(), chosen, top_ids, top_values, wanted, strict=True

@@ -99,10 +99,9 @@ class Scheduler:
     def finish(self, sequence: Sequence, reason: FinishReason) -> None:
         """End a sequence, running or waiting, and give its pages back."""
         sequence.finish_reason = reason
-        if sequence in self.running:
-            self.running.remove(sequence)
-        else:
-            self.waiting.remove(sequence)
+        for queue in (self.running, self.waiting):
+            if sequence in queue:  # in neither if a step was interrupted between two queues
+                queue.remove(sequence)
         self._drop_pages(sequence)
 
     def _make_room(self, sequence: Sequence, length: int) -> bool:

@@ -30,9 +30,9 @@ def _bytes(gate_up: Array) -> int:
 
 def _silu_mul_cpu(gate_up: Array) -> Array:
     gate, up = _halves(gate_up)
-    y = np.negative(gate)
-    with np.errstate(over="ignore"):  # exp(88.8) is inf in float32, and gate / inf the right 0
-        np.exp(y, out=y)
+    y = np.maximum(gate, -80)  # exp(80) is finite in float32, and what it makes of a gate is 0 beside any other number
+    np.negative(y, out=y)
+    np.exp(y, out=y)
     y += 1
     np.divide(gate, y, out=y)
     y *= up

@@ -101,35 +101,31 @@ def _attend(
     count, heads, dim = q.shape
     kv_heads = keys[0].shape[1]
     group = heads // kv_heads
-    packed = (q * q.dtype.type(scale)).reshape(count, kv_heads, group, dim).transpose(1, 2, 0, 3)
-    packed = packed.reshape(kv_heads, group * count, dim)  # (G, H/G * n, D)
-    if len(keys) == 1:
-        scores = np.matmul(packed, keys[0].transpose(1, 2, 0))  # (G, H/G * n, S)
-    else:
-        scores = np.concatenate([np.matmul(packed, k.transpose(1, 2, 0)) for k in keys], axis=2)
+    packed = (q * q.dtype.type(scale)).reshape(count, kv_heads, group, dim)
+    packed = packed.transpose(1, 2, 0, 3).reshape(kv_heads, group * count, dim)  # (G, H/G * n, D)
+    parts = [packed @ k.transpose(1, 2, 0) for k in keys]
+    scores = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=2)  # (G, H/G * n, S)
     if softcap:
         scores /= softcap
         np.tanh(scores, out=scores)
         scores *= softcap
     if count > 1:
         # Row i stands at position end - count + i: only the last `count` keys can lie after a row.
-        masked = scores.reshape(kv_heads, group, count, -1)
         start = first if window else end - count
         distance = np.arange(end - count, end)[:, None] - np.arange(start, end)
         hidden = distance < 0
         if window:
             hidden |= distance >= window
-        np.copyto(masked[..., start - first :], -np.inf, where=hidden)
-    scores -= scores.max(axis=2, keepdims=True)
+        np.copyto(scores.reshape(kv_heads, group, count, -1)[..., start - first :], -np.inf, where=hidden)
+    scores -= np.maximum.reduce(scores, axis=2, keepdims=True)
     np.exp(scores, out=scores)
-    total = scores.sum(axis=2, keepdims=True)
     out = np.zeros((), q.dtype)
     begin = 0
     for v in values:
-        part = np.matmul(scores[:, :, begin : begin + len(v)], v.transpose(1, 0, 2))  # (G, H/G * n, D)
+        part = scores[:, :, begin : begin + len(v)] @ v.transpose(1, 0, 2)  # (G, H/G * n, D)
         out = part if begin == 0 else out + part
         begin += len(v)
-    out /= total
+    out /= np.add.reduce(scores, axis=2, keepdims=True)
     return out.reshape(kv_heads, group, count, dim).transpose(2, 0, 1, 3).reshape(count, heads, dim)
 
 

@@ -75,34 +75,11 @@ def _rms(x: Array, weight: Array, eps: float) -> Array:
     return np.asarray(x * (1.0 / np.sqrt(mean_square + eps)).astype(x.dtype)[..., None] * weight)
 
 
-def _rotate_neox(x: Array, cos: Array, sin: Array) -> Array:
-    half = cos.shape[-1]
-    y = np.empty_like(x)
-    low, high = x[..., :half], x[..., half : 2 * half]
-    np.multiply(low, cos, out=y[..., :half])
-    y[..., :half] -= high * sin
-    np.multiply(high, cos, out=y[..., half : 2 * half])
-    y[..., half : 2 * half] += low * sin
-    y[..., 2 * half :] = x[..., 2 * half :]
-    return y
-
-
-def _rotate_interleaved(x: Array, cos: Array, sin: Array) -> Array:
-    rotated = 2 * cos.shape[-1]
-    y = np.empty_like(x)
-    even, odd = x[..., 0:rotated:2], x[..., 1:rotated:2]
-    np.multiply(even, cos, out=y[..., 0:rotated:2])
-    y[..., 0:rotated:2] -= odd * sin
-    np.multiply(odd, cos, out=y[..., 1:rotated:2])
-    y[..., 1:rotated:2] += even * sin
-    y[..., rotated:] = x[..., rotated:]
-    return y
-
-
-_ROTATE: dict[str, Callable[[Array, Array, Array], Array]] = {
-    "neox": _rotate_neox,
-    "interleaved": _rotate_interleaved,
+_PAIRS: dict[str, Callable[[int], tuple[slice, slice]]] = {
+    "neox": lambda pairs: (slice(0, pairs), slice(pairs, 2 * pairs)),
+    "interleaved": lambda pairs: (slice(0, 2 * pairs, 2), slice(1, 2 * pairs, 2)),
 }
+"""Where the first and the second components of R pairs stand."""
 
 
 def _rope_append_kv_cpu(
@@ -130,10 +107,17 @@ def _rope_append_kv_cpu(
     qk = x[:, : heads + kv_heads]
     if q_norm is not None and k_norm is not None:
         qk = np.concatenate([_rms(qk[:, :heads], q_norm, eps), _rms(qk[:, heads:], k_norm, eps)], axis=1)
-    qk = _ROTATE[style](qk, cos[positions][:, None], sin[positions][:, None])
-    k_pages.reshape(-1, kv_heads, dim)[slots] = qk[:, heads:]
-    v_pages.reshape(-1, kv_heads, dim)[slots] = x[:, heads + kv_heads :]
-    q = qk[:, :heads]
+    c, s = cos.take(positions, 0)[:, None], sin.take(positions, 0)[:, None]  # (T, 1, R)
+    first, second = _PAIRS[style](cos.shape[1])
+    y = qk.copy()
+    y[..., first] *= c
+    y[..., first] -= qk[..., second] * s
+    y[..., second] *= c
+    y[..., second] += qk[..., first] * s
+    where = slots if tokens > 1 else slots[0]  # one slot needs no index array
+    k_pages.reshape(-1, kv_heads, dim)[where] = y[:, heads:]
+    v_pages.reshape(-1, kv_heads, dim)[where] = x[:, heads + kv_heads :]
+    q = y[:, :heads]
     if query_scale is not None:
         q = q * query_scale[positions][:, None, None]
     return q
@@ -171,11 +155,8 @@ def rope_append_kv(
     _, page_size, kv_heads, dim = k_pages.shape
     heads = qkv.shape[1] // dim - 2 * kv_heads
     pairs = cos.shape[1]
-    first, second = (
-        (np.arange(pairs), np.arange(pairs) + pairs)
-        if style == "neox"
-        else (2 * np.arange(pairs), 2 * np.arange(pairs) + 1)
-    )
+    pair = np.arange(pairs)
+    first, second = (pair, pair + pairs) if style == "neox" else (2 * pair, 2 * pair + 1)
     q = np.empty((len(qkv), heads, dim), qkv.dtype)
     for t, (position, slot) in enumerate(zip(positions, slots, strict=True)):
         token = (qkv[t] if bias is None else qkv[t] + bias).reshape(-1, dim)  # (H + 2G, D)

@@ -1,9 +1,11 @@
 """Cutting a text at the tokens that are matched literally, before anything else looks at it."""
 
+import re
 from collections import defaultdict
 from collections.abc import Iterable
 
 _BLANKS = " \t\n\v\f\r"
+_BLANK_RUN = re.compile(f"[{_BLANKS}]*")
 
 
 class Partition:
@@ -46,5 +48,5 @@ class Partition:
             pieces += [before.rstrip(_BLANKS) if token in self._strip_left else before, self._literals[token]]
             start = match + len(token)
             if token in self._strip_right:
-                start = len(fragment) - len(fragment[start:].lstrip(_BLANKS))
+                start = _BLANK_RUN.match(fragment, start).end()  # type: ignore[union-attr]  # it matches anywhere
         return [piece for piece in (*pieces, fragment[start:]) if piece != ""]

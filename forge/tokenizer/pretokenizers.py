@@ -1,42 +1,48 @@
 """The split rule of each `tokenizer.ggml.pre`: how byte-level BPE cuts text into words before it merges bytes.
 
-A rule is a list of stages. Each stage cuts every piece that the one before left: what its pattern matches becomes a piece,
-what lies between two matches another. Lookaheads see the end of a piece as the end of the text. Names, patterns and
-flags follow llama.cpp, the authority for token ids, also where it departs from the model's own `tokenizer.json`.
+A rule is a list of stages. Each cuts every piece that the stage before left: what its pattern matches becomes a piece,
+and so does what lies between two matches. A lookahead sees the end of a piece as the end of the text. Names, patterns
+and flags follow llama.cpp, the authority for token ids, even where it departs from the `tokenizer.json` of a model.
 """
 
 from dataclasses import dataclass, replace
 
 from tokenizers import Regex, pre_tokenizers
 
-_CONTRACTIONS = "'s|'t|'re|'ve|'m|'ll|'d"
-_ANY_CASE_CONTRACTIONS = "'(?:[sStTmMdD]|[rR][eE]|[vV][eE]|[lL][lL])"
+
+def _any(*alternatives: str) -> str:
+    return "|".join(alternatives)
+
+
+# Alternatives of patterns.
+_SUFFIX = "'(?:[sStTmMdD]|[rR][eE]|[vV][eE]|[lL][lL])"
 _WORD = r"[^\r\n\p{L}\p{N}]?\p{L}+"
+_DIGIT = r"\p{N}"
+_DIGITS = r"\p{N}{1,3}"
 _MARKS = r" ?[^\s\p{L}\p{N}]+[\r\n]*"
-_BLANKS = r"\s*[\r\n]+|\s+(?!\S)|\s+"
+_PATH_MARKS = r" ?[^\s\p{L}\p{N}]+[\r\n/]*"
+_LINES = r"\s*[\r\n]+"
+_BLANKS = r"\s+(?!\S)|\s+"
+# Capitals, then small letters; letters beyond ASCII count as both.
+_CAMEL = r"[^\r\n\p{L}\p{N}]?[\p{L}&&[^a-z]]*[\p{L}&&[^A-Z]]+"
+_CAPITALS = r"[^\r\n\p{L}\p{N}]?[\p{L}&&[^a-z]]+[\p{L}&&[^A-Z]]*"
+_MARKED_WORD = r"[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+"
 
-_GPT2 = rf"{_CONTRACTIONS}| ?\p{{L}}+| ?\p{{N}}+| ?[^\s\p{{L}}\p{{N}}]+|\s+(?!\S)|\s+"
-_LLAMA3 = rf"{_ANY_CASE_CONTRACTIONS}|{_WORD}|\p{{N}}{{1,3}}|{_MARKS}|{_BLANKS}"
-_QWEN2 = rf"{_ANY_CASE_CONTRACTIONS}|{_WORD}|\p{{N}}|{_MARKS}|{_BLANKS}"
+# Whole stages.
+_GPT2 = _any("'s|'t|'re|'ve|'m|'ll|'d", r" ?\p{L}+", r" ?\p{N}+", r" ?[^\s\p{L}\p{N}]+", _BLANKS)
+_LLAMA3 = _any(_SUFFIX, _WORD, _DIGITS, _MARKS, _LINES, _BLANKS)
+_QWEN2 = _any(_SUFFIX, _WORD, _DIGIT, _MARKS, _LINES, _BLANKS)
+_GPT4O = _any(f"{_CAMEL}(?:{_SUFFIX})?", f"{_CAPITALS}(?:{_SUFFIX})?", _DIGITS, _PATH_MARKS, _LINES, _BLANKS)
+_DEEPSEEK3_WORDS = r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"
+_DEEPSEEK3 = _any(_DEEPSEEK3_WORDS, r" ?[\p{P}\p{S}]+[\r\n]*", _LINES, _BLANKS)
 _BLOOM = r" ?[^(\s|.,!?…。，、।۔،)]+"
-
-# Capitals then small letters. Letters beyond ASCII count as both.
-_UPPER, _LOWER = r"[\p{L}&&[^a-z]]", r"[\p{L}&&[^A-Z]]"
-_HUMPS = (rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+", rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*")
-_SLASHED_MARKS = r" ?[^\s\p{L}\p{N}]+[\r\n/]*"
-
 _CJK = "[一-龥぀-ゟ゠-ヿ]+"
 _ASIAN = r"[一-龥ࠀ-一가-퟿&&\S]+"
-_DEEPSEEK3 = (
-    r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"
-    rf"| ?[\p{{P}}\p{{S}}]+[\r\n]*|{_BLANKS}"
-)
-
-# Digits in threes counted from the right; what precedes a number stays with its first group. The three stages say in
-# linear time what one lookahead to the number's end would say in quadratic time.
-_RIGHT_ALIGNED_DIGITS = (r"[^\p{N}]+\p{N}*|\p{N}+", r"(?<=\p{N})(?:\p{N}{3})+\z", r"(?<![^\p{N}])\p{N}{3}")
-
 _HAN = r"\x{4E00}-\x{9FFF}\x{3400}-\x{4DBF}\x{20000}-\x{2A6DF}\x{2A700}-\x{2EBEF}\x{F900}-\x{FAFF}\x{2F800}-\x{2FA1F}"
+
+# Digits in threes from the right; what precedes a number stays with its first group. The three stages do in linear time
+# what one lookahead to the end of the number would do in quadratic time.
+_DIGITS_FROM_RIGHT = (r"[^\p{N}]+\p{N}*|\p{N}+", r"(?<=\p{N})(?:\p{N}{3})+\z", r"(?<![^\p{N}])\p{N}{3}")
 
 _DEEPSEEK_LLM_LETTERS = (
     r"A-Za-z\x{B5}\x{C0}-\x{D6}\x{D8}-\x{F6}\x{F8}-\x{1BA}\x{1BC}-\x{1BF}\x{1C4}-\x{293}\x{295}-\x{2AF}"
@@ -56,17 +62,17 @@ _DEEPSEEK_LLM_LETTERS = (
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """How one family of byte-level vocabularies splits text, and its defaults where the file says nothing."""
+    """How a family of byte-level vocabularies splits text, and its defaults where a file says nothing."""
 
     stages: tuple[str, ...]
     ignore_merges: bool = False
-    """A word that is a token by itself is taken whole, even if no merges lead to it."""
+    """A word that is a token is taken whole, even if no merges lead to it."""
     add_bos: bool = False
     joins_next: bool = False
     """The second-last stage leaves what follows a match attached to it."""
 
     def splitter(self) -> pre_tokenizers.PreTokenizer:
-        """The rule as a pre-tokenizer that ends in the byte alphabet of GPT-2."""
+        """The rule as a pre-tokenizer, which ends by spelling bytes as characters."""
         behaviors = ["isolated"] * len(self.stages)
         if self.joins_next:
             behaviors[-2] = "merged_with_next"
@@ -74,164 +80,121 @@ class Rule:
         return pre_tokenizers.Sequence([*stages, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
 
 
-_gpt2 = Rule((_GPT2,))
-_digits_first = Rule((r"\p{N}", _GPT2))
-_llama3 = Rule((_LLAMA3,))
-_qwen2 = Rule((_QWEN2,))
-_deepseek3 = Rule((r"\p{N}{1,3}", _CJK, _DEEPSEEK3))
-_gpt4o = Rule(
-    (
-        rf"{_HUMPS[0]}(?:{_ANY_CASE_CONTRACTIONS})?|{_HUMPS[1]}(?:{_ANY_CASE_CONTRACTIONS})?|\p{{N}}{{1,3}}|{_SLASHED_MARKS}|{_BLANKS}",
-    )
-)
-
 DEFAULT = Rule((r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", "[0-9][0-9][0-9]"))
+"""For files that name no rule."""
 
-_FAMILIES: tuple[tuple[str, Rule], ...] = (
-    ("default", DEFAULT),
-    (
-        "gpt-2 phi-2 jina-es jina-de gigachat jina-v2-es jina-v2-de a.x-4.0 mellum modern-bert jina-v1-en jina-v2-code "
-        "roberta-bpe mpt olmo jais trillion granite-docling exaone4",
-        _gpt2,
-    ),
-    ("starcoder refact command-r smollm codeshell exaone minerva-7b mellum2", _digits_first),
-    (
-        "llama-bpe llama3 llama-v3 falcon3 falcon-h1 pixtral midm-2.0 lfm2 jina-v5-nano",
-        replace(_llama3, ignore_merges=True, add_bos=True),
-    ),
-    ("dbrx smaug-bpe chatglm-bpe", _llama3),
-    ("glm4 glm5", replace(_llama3, ignore_merges=True)),
-    ("qwen2 deepseek-r1-qwen kormo f2llmv2 stablelm2 megrez hunyuan solar-open grok-2", _qwen2),
-    (
-        "qwen35",
-        Rule(
-            (
-                rf"{_ANY_CASE_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?[\p{{L}}\p{{M}}]+|\p{{N}}"
-                rf"| ?[^\s\p{{L}}\p{{M}}\p{{N}}]+[\r\n]*|{_BLANKS}",
-            )
-        ),
-    ),
-    ("deepseek-v3 hunyuan-dense joyai-llm hy_v4", _deepseek3),
-    (
-        "deepseek-llm",
-        Rule(
-            (
-                r"[\r\n]",
-                rf"\s?[{_DEEPSEEK_LLM_LETTERS}]+",
-                r"\s?[!-/:-~！-／：-～‘-‟、-。]+",
-                r"\s+\z",
-                _ASIAN,
-                r"\p{N}+",
-            )
-        ),
-    ),
-    ("deepseek-coder", Rule((r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", _ASIAN, r"\p{N}"))),
-    ("falcon", Rule((r"[\p{P}\$\+<=>\^~\|`]+", _GPT2, "[0-9][0-9][0-9]"))),
-    ("poro-chat bloom gpt3-finnish", Rule((_BLOOM,))),
-    ("viking", Rule((_BLOOM, r"\p{N}"))),
-    (
-        "tekken",
-        Rule((rf"{_HUMPS[0]}|{_HUMPS[1]}|\p{{N}}|{_SLASHED_MARKS}|{_BLANKS}",), ignore_merges=True, add_bos=True),
-    ),
-    ("gpt-4o llama4 kanana2 talkie minimax-m2", _gpt4o),
-    (
-        "granite-embed-multi-97m",
-        replace(_gpt4o, stages=(_gpt4o.stages[0].replace(r"[\p{L}&&", r"[\p{L}\p{M}&&"),), ignore_merges=True),
-    ),
-    (
-        "chameleon",
-        Rule(
-            (
-                "<sentinel:[0-9]+>",
-                "(IMGIMG)((A|B|C|D|E|F|G|H|I){1,4})Z",
-                r"([\t\n]|    |  )",
-                r"\p{N}",
-                r"[\p{P}!-/:-@\[-`{-~]",
-                _GPT2,
-            ),
-            add_bos=True,
-        ),
-    ),
-    ("superbpe", Rule((r"\p{N}+", r"(?:[0-9]{3})+(?![0-9])", "[0-9]{3}(?=[0-9]{3})"), joins_next=True)),
-    (
-        "bailingmoe bailingmoe2 llada-moe",
-        Rule((rf"{_ANY_CASE_CONTRACTIONS}|{_WORD}|\p{{N}}|{_MARKS}|\s*[\r\n]|\s+(?!\S)|\s+",)),
-    ),
-    ("seed-coder", Rule((rf"{_ANY_CASE_CONTRACTIONS}|{_WORD}|\p{{N}}| ?[^\s\p{{L}}\p{{N}}]+|{_BLANKS}",))),
-    ("ufakzeka", Rule((rf"{_WORD}|\p{{N}}|{_MARKS}|{_BLANKS}",))),
-    ("laguna", Rule((r"[^\n]+|\n+", _QWEN2))),
-    (
-        "exaone-moe",
-        Rule(
-            (
-                rf"{_ANY_CASE_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?(?:\p{{L}}\p{{M}}*(?: \p{{L}}\p{{M}}*)*)+|\p{{N}}"
-                r"| ?[^\s\p{L}\p{N}]+[\r\n/]?|\s*[\r\n]|\s+(?!\S)|\s+",
-            )
-        ),
-    ),
-    (
-        "jais-2",
-        Rule(
-            (
-                rf"{_ANY_CASE_CONTRACTIONS}|{_WORD}|\p{{N}}{{1,3}}|{_MARKS}|\s*[\r\n]+"
-                + "".join(rf"|\s{{{n}}}(?!\S)" for n in (512, 256, 128, 64, 32, 16, 8, 4))
-                + r"|\s{1,2}(?!\S)|\s",
-            )
-        ),
-    ),
-    (
-        "minicpm5",
-        Rule((r"\p{N}{1,3}", rf"{_ANY_CASE_CONTRACTIONS}|{_WORD}|\p{{N}}+|{_MARKS}|{_BLANKS}"), ignore_merges=True),
-    ),
-    (
-        "spark2_5",
-        Rule(
-            (
-                r"\p{N}{1,3}",
-                _CJK,
-                _DEEPSEEK3.replace(rf"[\r\n]*|{_BLANKS}", r"|[\r\n]|\s+(?!\S)|\s+"),
-                r"\p{N}",
-            )
-        ),
-    ),
-    (
-        "youtu",
-        Rule(
-            (
-                "[가-힣ㄱ-ㆎ]+|[！…“”‘’—：；，、-〿︰-﹏]+|[ㄅ-ㄯ]+|[一-龥぀-ゟ゠-ヿ]+",
-                rf"[^\r\n\p{{L}}\p{{N}}]?[\p{{L}}\p{{M}}]+(?:{_ANY_CASE_CONTRACTIONS})?|\p{{N}}|{_SLASHED_MARKS}|{_BLANKS}",
-            ),
-            ignore_merges=True,
-        ),
-    ),
-    (
-        "tiny_aya cohere2moe",
-        Rule(
-            (
-                *_RIGHT_ALIGNED_DIGITS,
-                rf"[^\r\n\p{{L}}\p{{N}}]?[\p{{L}}\p{{M}}]+(?:{_ANY_CASE_CONTRACTIONS})?|\p{{N}}{{1,3}}|{_SLASHED_MARKS}|{_BLANKS}",
-            )
-        ),
-    ),
-    (
-        "afmoe",
-        Rule(
-            (
-                *_RIGHT_ALIGNED_DIGITS,
-                r"[一-鿿㐀-䶿\x{8C48}-\x{FAFF}぀-ゟ゠-ヿ･-ﾟ⼀-⿟เ-๿຀-໿ក-៿က-႟ꩠ-ꩿꧠ-꧿가-힯ᄀ-ᇿ]+",
-                _DEEPSEEK3,
-            )
-        ),
-    ),
-    (
-        "kimi-k2",
-        Rule(
-            (
-                rf"[{_HAN}]+|[^\r\n\p{{L}}\p{{N}}]?[\p{{L}}&&[^{_HAN}]]+(?:{_ANY_CASE_CONTRACTIONS})?|\p{{N}}{{1,3}}|{_MARKS}|{_BLANKS}",
-            )
-        ),
-    ),
-)
+_llama3 = Rule((_LLAMA3,))
 
-RULES: dict[str, Rule] = {name: rule for names, rule in _FAMILIES for name in names.split()}
-"""Known names of `tokenizer.ggml.pre`. Missing of llama.cpp's: gemma4, sarvam-moe, whitespace (BPE on raw characters)."""
+_FAMILIES: dict[str, Rule] = {
+    "default": DEFAULT,
+    "gpt-2 phi-2 jina-es jina-de jina-v1-en jina-v2-es jina-v2-de jina-v2-code roberta-bpe modern-bert gigachat "
+    "a.x-4.0 mellum mpt olmo jais trillion granite-docling exaone4": Rule((_GPT2,)),
+    "starcoder refact command-r smollm codeshell exaone minerva-7b mellum2": Rule((_DIGIT, _GPT2)),
+    "llama-bpe llama3 llama-v3 falcon3 falcon-h1 pixtral midm-2.0 lfm2 jina-v5-nano": replace(
+        _llama3, ignore_merges=True, add_bos=True
+    ),
+    "dbrx smaug-bpe chatglm-bpe": _llama3,
+    "glm4 glm5": replace(_llama3, ignore_merges=True),
+    "qwen2 deepseek-r1-qwen kormo f2llmv2 stablelm2 megrez hunyuan solar-open grok-2 bailingmoe bailingmoe2 "
+    "llada-moe": Rule((_QWEN2,)),
+    "qwen35": Rule(
+        (_any(_SUFFIX, _MARKED_WORD, _DIGIT, r" ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*", _LINES, _BLANKS),),
+    ),
+    "deepseek-v3 hunyuan-dense joyai-llm hy_v4": Rule((_DIGITS, _CJK, _DEEPSEEK3)),
+    "spark2_5": Rule(
+        (_DIGITS, _CJK, _any(_DEEPSEEK3_WORDS, r" ?[\p{P}\p{S}]+", r"[\r\n]", _BLANKS), _DIGIT),
+    ),
+    "deepseek-llm": Rule(
+        (
+            r"[\r\n]",
+            rf"\s?[{_DEEPSEEK_LLM_LETTERS}]+",
+            r"\s?[!-/:-~！-／：-～‘-‟、-。]+",
+            r"\s+\z",
+            _ASIAN,
+            r"\p{N}+",
+        )
+    ),
+    "deepseek-coder": Rule((r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", _ASIAN, _DIGIT)),
+    "falcon": Rule((r"[\p{P}\$\+<=>\^~\|`]+", _GPT2, "[0-9][0-9][0-9]")),
+    "poro-chat bloom gpt3-finnish": Rule((_BLOOM,)),
+    "viking": Rule((_BLOOM, _DIGIT)),
+    "tekken": Rule(
+        (_any(_CAMEL, _CAPITALS, _DIGIT, _PATH_MARKS, _LINES, _BLANKS),),
+        ignore_merges=True,
+        add_bos=True,
+    ),
+    "gpt-4o llama4 kanana2 talkie minimax-m2": Rule((_GPT4O,)),
+    "granite-embed-multi-97m": Rule((_GPT4O.replace(r"[\p{L}&&", r"[\p{L}\p{M}&&"),), ignore_merges=True),
+    "chameleon": Rule(
+        (
+            "<sentinel:[0-9]+>",
+            "(IMGIMG)((A|B|C|D|E|F|G|H|I){1,4})Z",
+            r"([\t\n]|    |  )",
+            _DIGIT,
+            r"[\p{P}!-/:-@\[-`{-~]",
+            _GPT2,
+        ),
+        add_bos=True,
+    ),
+    "superbpe": Rule((r"\p{N}+", r"(?:[0-9]{3})+(?![0-9])", "[0-9]{3}(?=[0-9]{3})"), joins_next=True),
+    "seed-coder": Rule((_any(_SUFFIX, _WORD, _DIGIT, r" ?[^\s\p{L}\p{N}]+", _LINES, _BLANKS),)),
+    "ufakzeka": Rule((_any(_WORD, _DIGIT, _MARKS, _LINES, _BLANKS),)),
+    "laguna": Rule((r"[^\n]+|\n+", _QWEN2)),
+    "exaone-moe": Rule(
+        (
+            _any(
+                _SUFFIX,
+                r"[^\r\n\p{L}\p{N}]?(?:\p{L}\p{M}*(?: \p{L}\p{M}*)*)+",
+                _DIGIT,
+                r" ?[^\s\p{L}\p{N}]+[\r\n/]?",
+                _LINES,
+                _BLANKS,
+            ),
+        )
+    ),
+    "jais-2": Rule(
+        (
+            _any(
+                *(_SUFFIX, _WORD, _DIGITS, _MARKS, _LINES),
+                *(rf"\s{{{n}}}(?!\S)" for n in (512, 256, 128, 64, 32, 16, 8, 4)),
+                *(r"\s{1,2}(?!\S)", r"\s"),
+            ),
+        )
+    ),
+    "minicpm5": Rule(
+        (_DIGITS, _any(_SUFFIX, _WORD, r"\p{N}+", _MARKS, _LINES, _BLANKS)),
+        ignore_merges=True,
+    ),
+    "youtu": Rule(
+        (
+            "[가-힣ㄱ-ㆎ]+|[！…“”‘’—：；，、-〿︰-﹏]+|[ㄅ-ㄯ]+|[一-龥぀-ゟ゠-ヿ]+",
+            _any(f"{_MARKED_WORD}(?:{_SUFFIX})?", _DIGIT, _PATH_MARKS, _LINES, _BLANKS),
+        ),
+        ignore_merges=True,
+    ),
+    "tiny_aya cohere2moe": Rule(
+        (
+            *_DIGITS_FROM_RIGHT,
+            _any(f"{_MARKED_WORD}(?:{_SUFFIX})?", _DIGITS, _PATH_MARKS, _LINES, _BLANKS),
+        )
+    ),
+    "afmoe": Rule(
+        (
+            *_DIGITS_FROM_RIGHT,
+            r"[一-鿿㐀-䶿\x{8C48}-\x{FAFF}぀-ゟ゠-ヿ･-ﾟ⼀-⿟เ-๿຀-໿ក-៿က-႟ꩠ-ꩿꧠ-꧿가-힯ᄀ-ᇿ]+",
+            _DEEPSEEK3,
+        )
+    ),
+    "kimi-k2": Rule(
+        (
+            _any(
+                f"[{_HAN}]+",
+                rf"[^\r\n\p{{L}}\p{{N}}]?[\p{{L}}&&[^{_HAN}]]+(?:{_SUFFIX})?",
+                *(_DIGITS, _MARKS, _LINES, _BLANKS),
+            ),
+        )
+    ),
+}
+
+RULES: dict[str, Rule] = {name: rule for names, rule in _FAMILIES.items() for name in names.split()}
+"""The rules by name. llama.cpp also knows gemma4, sarvam-moe and whitespace, whose BPE is not byte-level."""

@@ -1,8 +1,8 @@
 """SentencePiece's BPE ("SPM" in llama.cpp): characters merged greedily by score, unknown ones spelled in bytes.
 
-`tokenizers` can express it only as a list of merges, which for gemma's 262,144 pieces takes 1.2 s to derive and build
-(0.8 s to load from a cache), and which loses the order of pieces with equal scores. The scores themselves need a
-dictionary, ready in 0.1 s, so they are used directly.
+`tokenizers` wants this as a list of merges, which for gemma's 262,144 pieces takes 1.2 s to derive and build (0.8 s to
+load from a cache) and cannot say which of two pieces with equal scores goes first. Merging by score needs no list: the
+whole tokenizer is ready in 0.2 s, and one word merged is remembered.
 """
 
 import re
@@ -45,7 +45,7 @@ class SPMEncoder:
         return ids
 
     def _merge(self, word: str) -> list[int]:
-        """Join the neighbours whose piece has the highest score, the leftmost of equals first, until none is a piece."""
+        """Join the neighbours that make the piece of highest score, leftmost first, until none make a piece."""
         ids, rank, size = self._ids, self._rank, len(word)
         symbols = list(word)
         before = list(range(-1, size - 1))

@@ -6,7 +6,11 @@ from collections.abc import Sequence
 
 
 class StopStrings:
-    """Lets text through up to the first stop string, holding back an end that may be the beginning of one."""
+    """Lets text through up to the first stop string, holding back an end that may be the beginning of one.
+
+    The first is the one that is complete first, and of those that end at the same character the longest. So the result
+    does not depend on how the text is cut into pieces, and nothing is generated beyond a complete stop string.
+    """
 
     def __init__(self, stops: Sequence[str]) -> None:
         self._stops = tuple(stops)
@@ -18,9 +22,10 @@ class StopStrings:
             return text, False
         text = self._held + text
         self._held = ""
-        found = [position for stop in self._stops if (position := text.find(stop)) >= 0]
+        found = [(start + len(stop), start) for stop in self._stops if (start := text.find(stop)) >= 0]
         if found:
-            return text[: min(found)], True
+            _, start = min(found)
+            return text[:start], True
         longest = max(len(stop) for stop in self._stops) - 1
         for start in range(max(len(text) - longest, 0), len(text)):
             if any(stop.startswith(text[start:]) for stop in self._stops):

@@ -20,7 +20,7 @@ class StreamDecoder:
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
 
     def push(self, id: int) -> str:
-        """The text that is certain now and was not before; often empty. Raises TokenizerError for an id out of range."""
+        """The text that this id completes, maybe empty. Raises TokenizerError for an id outside the vocabulary."""
         data = self._token_bytes(id)
         if self._opening:
             if id == self._opening_id:

@@ -145,8 +145,8 @@ class Tokenizer:
     def decode(self, ids: Iterable[int]) -> str:
         """Text of token ids; control tokens are shown as their names, and bytes that are no UTF-8 as U+FFFD.
 
-        It undoes `encode`: an added BOS and an added space prefix are not shown, that is a first id equal to `bos_id` if
-        the model adds one, and then one leading space. Raises TokenizerError for ids outside the vocabulary.
+        It undoes `encode`, so what that adds is not shown: a BOS that comes first, if the model adds one, and then one
+        leading space, if the model adds that. Raises TokenizerError for ids outside the vocabulary.
         """
         stream = self.streamer()
         return "".join([stream.push(i) for i in ids]) + stream.flush()
@@ -171,7 +171,7 @@ class Tokenizer:
         return piece.replace(SPACE, " ").encode() if self._is_spm else bpe.piece_bytes(piece)
 
     def token_text(self, id: int) -> str:
-        r"""A token for displays: its text, with \xff for bytes that are no UTF-8 by themselves; unused tokens by name."""
+        r"""A token for displays: its text, with \xff for bytes that are no UTF-8 alone; an unused token's name."""
         return self.token_bytes(id).decode("utf-8", "backslashreplace") or self._token(id)[0]
 
     def _token(self, id: int) -> tuple[str, int]:

@@ -4,6 +4,7 @@ Keys and type numbers: docs/gguf.md of ggml. The file is hostile: whatever it ho
 `FormatError`.
 """
 
+import re
 from collections.abc import Collection, Iterable, Mapping, Sized
 from dataclasses import dataclass
 from enum import IntEnum
@@ -32,37 +33,30 @@ class TokenType(IntEnum):
 SPECIAL = (TokenType.UNKNOWN, TokenType.CONTROL)
 """Types that plain text never becomes; they are matched only where special text is parsed."""
 
-# The names of tokens with a role, for files that do not say it with an id. The lists are llama.cpp's.
+# Names of tokens with a role, for files that do not give it by id. The lists are llama.cpp's.
 _END_NAMES = (
-    "<|eot_id|> <|im_end|> <|end|> <|return|> <|call|> <|flush|> <|calls|> <end_of_turn> <|endoftext|> </s> <|eom_id|> "
-    "<EOT> _<EOT> [EOT] [EOS] <|end_of_text|> <end_of_utterance> <eos> <turn|> <|tool_response> "
-    "<｜end▁of▁sentence｜> [e~["
-).split()
-_INFILL_NAMES = {  # id keys: names, and whether the token ends a text
-    ("fim_pre_token_id", "prefix_token_id"): (
-        "<|fim_prefix|> <fim-prefix> <fim_prefix> <｜fim▁begin｜> <PRE> ▁<PRE> <|code_prefix|> <|prefix|>".split(),
-        False,
-    ),
-    ("fim_suf_token_id", "suffix_token_id"): (
-        "<|fim_suffix|> <fim-suffix> <fim_suffix> <｜fim▁hole｜> <SUF> ▁<SUF> <|code_suffix|> <|suffix|>".split(),
-        False,
-    ),
-    ("fim_mid_token_id", "middle_token_id"): (
-        "<|fim_middle|> <fim-middle> <fim_middle> <｜fim▁end｜> <MID> ▁<MID> <|code_middle|> <|middle|>".split(),
-        False,
-    ),
-    ("fim_pad_token_id",): ("<|fim_pad|> <fim-pad> <fim_pad> <PAD> [PAD]".split(), True),
-    ("fim_rep_token_id",): ("<|fim_repo|> <|repo_name|> <fim-repo> <REPO> <reponame>".split(), True),
-    ("fim_sep_token_id",): (["<|file_sep|>"], True),
-}
-_ALWAYS_TEXT = ("<|channel|>", "<|message|>", "<|start|>", "<|constrain|>")
-# Where a vocabulary has all of a set, its <|end|> ends a message and not the text.
-_END_IS_TEXT = (
-    {"<|return|>", "<|call|>"},
-    {"<|call|>", "<|flush|>"},
-    {"<|calls|>", "<|return|>"},
-    {"<|calls|>", "<|flush|>"},
+    *("<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<|flush|>", "<|calls|>", "<end_of_turn>"),
+    *("<|endoftext|>", "</s>", "<|eom_id|>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]", "<|end_of_text|>"),
+    *("<end_of_utterance>", "<eos>", "<turn|>", "<|tool_response>", "<｜end▁of▁sentence｜>", "[e~["),
 )
+_INFILL_PREFIXES = ("<|fim_prefix|>", "<fim-prefix>", "<fim_prefix>", "<｜fim▁begin｜>", "<PRE>", "▁<PRE>")
+_INFILL_SUFFIXES = ("<|fim_suffix|>", "<fim-suffix>", "<fim_suffix>", "<｜fim▁hole｜>", "<SUF>", "▁<SUF>")
+_INFILL_MIDDLES = ("<|fim_middle|>", "<fim-middle>", "<fim_middle>", "<｜fim▁end｜>", "<MID>", "▁<MID>")
+_INFILL_ROLES = (  # keys that give the id, else names of which the first counts; whether the token ends a text
+    (("fim_pre_token_id", "prefix_token_id"), (*_INFILL_PREFIXES, "<|code_prefix|>", "<|prefix|>"), False),
+    (("fim_suf_token_id", "suffix_token_id"), (*_INFILL_SUFFIXES, "<|code_suffix|>", "<|suffix|>"), False),
+    (("fim_mid_token_id", "middle_token_id"), (*_INFILL_MIDDLES, "<|code_middle|>", "<|middle|>"), False),
+    (("fim_pad_token_id",), ("<|fim_pad|>", "<fim-pad>", "<fim_pad>", "<PAD>", "[PAD]"), True),
+    (("fim_rep_token_id",), ("<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<REPO>", "<reponame>"), True),
+    (("fim_sep_token_id",), ("<|file_sep|>",), True),
+)
+_ALWAYS_TEXT = ("<|channel|>", "<|message|>", "<|start|>", "<|constrain|>")
+# Where a vocabulary has both of a pair, its <|end|> ends a message and not the text.
+_MESSAGE_PAIRS = (
+    *({"<|return|>", "<|call|>"}, {"<|return|>", "<|calls|>"}),
+    *({"<|flush|>", "<|call|>"}, {"<|flush|>", "<|calls|>"}),
+)
+_BYTE_PIECE = re.compile("<0x[0-9A-Fa-f]{2}>")
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +132,7 @@ class Fields:
         value = self._metadata.get(_PREFIX + name)
         if value is None:
             raise self.error(f"{_PREFIX}{name} is missing")
-        if not (isinstance(value, Sized) and isinstance(value, Iterable)) or isinstance(value, str | bytes | Mapping):
+        if isinstance(value, str | bytes | Mapping) or not (isinstance(value, Iterable) and isinstance(value, Sized)):
             raise self.error(f"{_PREFIX}{name} is not an array")
         return cast(Collection[Any], value)
 
@@ -146,8 +140,8 @@ class Fields:
 def read_vocabulary(fields: Fields) -> Vocabulary:
     """Pieces, types and ends. Raises FormatError.
 
-    An id given by an eos, eot or eom key ends a text; so does a control token with a known name, but never a user-defined
-    one (gemma's `</s>` is HTML).
+    An id given by an eos, eot or eom key ends a text; so does a control token with a known name, but never a
+    user-defined one (gemma's `</s>` is HTML).
     """
     pieces = fields.strings("tokens")
     if not pieces:
@@ -165,7 +159,7 @@ def read_vocabulary(fields: Fields) -> Vocabulary:
         raise fields.error(f"{_PREFIX}token_type holds numbers other than 0 to 6")
     types = types.astype(np.uint8)
     for i in np.flatnonzero(types == TokenType.BYTE):
-        if not _is_byte_piece(pieces[i]):
+        if not _BYTE_PIECE.fullmatch(pieces[i]):
             raise fields.error(f"byte token {i} is {pieces[i]!r:.60}, not of the form <0xFF>")
 
     ends = {fields.token_id(f"{role}_token_id", len(pieces)) for role in ("eos", "eot", "eom")} - {None}
@@ -174,7 +168,7 @@ def read_vocabulary(fields: Fields) -> Vocabulary:
         if name in ids:
             types[ids[name]] = TokenType.USER_DEFINED
     end_names = {pieces[i] for i in ends if i is not None}
-    if "<|end|>" in end_names and any(names <= end_names for names in _END_IS_TEXT):
+    if "<|end|>" in end_names and any(pair <= end_names for pair in _MESSAGE_PAIRS):
         ends.discard(ids["<|end|>"])
         types[ids["<|end|>"]] = TokenType.USER_DEFINED
     return Vocabulary(pieces, ids, types, frozenset(i for i in ends if i is not None))
@@ -192,7 +186,7 @@ def _mark_controls(fields: Fields, ids: Mapping[str, int], types: NDArray[np.uin
     for name in _END_NAMES:
         if name in ids:
             mark(ids[name], True)
-    for keys, (names, is_end) in _INFILL_NAMES.items():
+    for keys, names, is_end in _INFILL_ROLES:
         given = _first(fields.token_id(key, len(ids)) for key in keys)
         named = _first(ids.get(name) for name in names)
         if given is not None and is_end:
@@ -204,12 +198,3 @@ def _mark_controls(fields: Fields, ids: Mapping[str, int], types: NDArray[np.uin
 
 def _first(values: Iterable[int | None]) -> int | None:
     return next((value for value in values if value is not None), None)
-
-
-def _is_byte_piece(piece: str) -> bool:
-    return (
-        len(piece) == 6
-        and piece.startswith("<0x")
-        and piece.endswith(">")
-        and set(piece[3:5]) <= set("0123456789ABCDEFabcdef")
-    )

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from gguf_files import write_gguf
 
 import forge
 from forge import models
@@ -16,7 +17,6 @@ from forge.config import RopeConfig
 from forge.formats import gguf
 from forge.models.arch import ARCHS
 from forge.models.rope import frequencies
-from gguf_files import write_gguf
 
 ARCH = Path(__file__).parents[1] / "data" / "arch"
 GOLDENS = sorted(path.name for path in ARCH.iterdir())

@@ -1,0 +1,172 @@
+"""The command line on the real smollm2, whose numbers are those of transformers in float32 (goldens/smollm2.json)."""
+
+import json
+import os
+import pty
+import re
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from forge import hub
+
+pytestmark = pytest.mark.slow
+
+PROMPT = "The capital of France is"
+PROMPT_IDS = [504, 3575, 282, 4649, 314]
+GREEDY_IDS = [7042, 30, 198, 198, 504, 2988, 314, 42, 216, 34, 32, 33, 40, 29, 32, 33, 29, 34, 34, 216, 33, 34, 42, 33]
+GREEDY_TEXT = " Paris.\n\nThe answer is: 2018-01-22 12:1"
+TOP = [(7042, 17.37127), (260, 14.88859), (4528, 13.24498), (2250, 13.00947), (1315, 12.95152)]
+FORGE = [sys.executable, "-m", "forge"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def model() -> str:
+    """The default model, in the cache."""
+    return str(hub.resolve("smollm2"))
+
+
+def forge(*args: str) -> tuple[str, str]:
+    done = subprocess.run([*FORGE, *args], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done.stdout, done.stderr
+
+
+def json_of(*args: str) -> Any:
+    return json.loads(forge(*args, "--json")[0])
+
+
+def test_generate_streams_the_golden_text() -> None:
+    out, err = forge("generate", PROMPT, "--max-tokens", str(len(GREEDY_IDS)))
+    assert out == GREEDY_TEXT + "\n"
+    assert re.search(r"prompt 5 tokens, [\d.]+ tokens/s \| generated 24 tokens, [\d.]+ tokens/s \| loaded in", err)
+
+
+def test_generate_json_has_the_golden_ids() -> None:
+    found = json_of("generate", PROMPT, "--max-tokens", str(len(GREEDY_IDS)))
+    assert found["prompt_ids"] == PROMPT_IDS
+    assert found["ids"] == GREEDY_IDS
+    assert (found["text"], found["finish_reason"]) == (GREEDY_TEXT, "length")
+
+
+def test_tokenize_and_logits_are_golden() -> None:
+    assert json_of("tokenize", PROMPT) == {"ids": PROMPT_IDS}
+    found = json_of("logits", PROMPT, "--top", "5")
+    assert [id for id, _ in found["top"]] == [id for id, _ in TOP]
+    assert [value for _, value in found["top"]] == pytest.approx([value for _, value in TOP], abs=1e-3)
+    assert found["pieces"][0] == " Paris"
+
+
+def test_inspect_counts_smollm2(model: str) -> None:
+    found = json_of("inspect", "smollm2")
+    assert (found["path"], found["architecture"], found["parameters"]) == (model, "llama", 134_515_008)
+    types = [tensor["type"] for tensor in found["tensors"]]
+    assert {name: types.count(name) for name in types} == {"Q4_1": 210, "Q8_0": 1, "F32": 61}
+
+
+def test_pull_prints_where_the_model_is(model: str) -> None:
+    assert forge("pull", "smollm2") == (model + "\n", "")
+
+
+def test_ctrl_c_ends_generation_load_and_start_cleanly() -> None:
+    for delay in (0.0, 0.05, 0.2, 0.4):  # importing, reading the vocabulary, loading weights
+        with subprocess.Popen([*FORGE, "generate", PROMPT], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+            while "_multiarray_umath" not in Path(f"/proc/{process.pid}/maps").read_text():
+                assert process.poll() is None
+            time.sleep(delay)
+            process.send_signal(signal.SIGINT)
+            _, err = process.communicate(timeout=60)
+        assert process.returncode == 130, (delay, err)
+        assert b"Traceback" not in err
+        assert b"Exception" not in err
+    command = [*FORGE, "generate", PROMPT, "--ignore-eos", "--max-tokens", "5000"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout
+        start = process.stdout.read(6)
+        process.send_signal(signal.SIGINT)
+        rest, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert (start + rest).startswith(b" Paris")
+    assert rest.endswith(b"\n")
+    assert [line for line in err.splitlines() if b"forge: device" not in line] == []
+
+
+class Terminal:
+    """forge chat as a person sees it."""
+
+    def __init__(self, *args: str) -> None:
+        self.seen = b""
+        self.pid, self.screen = pty.fork()
+        if self.pid == 0:
+            os.execv(sys.executable, [*FORGE, *args])
+
+    def wait_for(self, pattern: bytes, seconds: float = 120.0) -> None:
+        """Reads until the pattern is on the screen, and forgets what was up to it."""
+        deadline = time.monotonic() + seconds
+        while not (found := re.search(pattern, self.seen)):
+            ready, _, _ = select.select([self.screen], [], [], max(deadline - time.monotonic(), 0))
+            assert ready, (pattern, self.seen)
+            self.seen += os.read(self.screen, 4096)
+        self.seen = self.seen[found.end() :]
+
+    def type(self, keys: bytes) -> None:
+        os.write(self.screen, keys)
+
+    def exit_code(self) -> int:
+        while True:
+            try:
+                if not os.read(self.screen, 4096):
+                    break
+            except OSError:  # the other side is closed
+                break
+        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+
+
+@pytest.fixture
+def chat() -> Iterator[Terminal]:
+    terminal = Terminal("chat", "--temperature", "0")
+    yield terminal
+    os.close(terminal.screen)
+
+
+def test_ctrl_c_aborts_an_answer_and_then_leaves(chat: Terminal) -> None:
+    chat.wait_for(rb"> ")
+    chat.type(b"Count from one to one hundred in words.\n")
+    chat.wait_for(rb"\r\n[^>\r\n]{4}")  # an answer has begun
+    chat.type(b"\x03")
+    chat.wait_for(rb"\n> ")
+    chat.type(b"\x03")
+    assert chat.exit_code() == 130
+
+
+def test_chat_answers_and_ctrl_d_leaves(chat: Terminal) -> None:
+    chat.wait_for(rb"> ")
+    chat.type(b"What is the capital of France?\n")
+    chat.wait_for(rb"Paris")
+    chat.wait_for(rb"generated \d+ tokens")
+    chat.wait_for(rb"> ")
+    chat.type(b"\x04")
+    assert chat.exit_code() == 0
+
+
+def test_chat_answers_each_line_of_a_pipe() -> None:
+    command = [*FORGE, "chat", "--temperature", "0", "--max-tokens", "24"]
+    done = subprocess.run(command, input="What is the capital of France?\n/exit\n", capture_output=True, text=True)
+    assert done.returncode == 0
+    assert "Paris" in done.stdout
+    assert ">" not in done.stdout
+
+
+def test_bench_reports_ratios_that_fit_its_figures() -> None:
+    found = json_of("bench", "--prompt-tokens", "64", "--gen-tokens", "8", "--batch", "1,4", "--repetitions", "1")
+    assert [row["batch"] for row in found["decode"]] == [1, 4]
+    for row in found["decode"]:
+        assert row["ratio_to_bound"] == pytest.approx(row["tokens_per_s"] / found["bound_tokens_per_s"])
+    assert found["peak_rss_bytes"] > 134_515_008 * 4

@@ -1,0 +1,103 @@
+"""The notebooks run from top to bottom, show what they say they show, and are committed without outputs."""
+
+import base64
+import re
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+import forge
+
+NOTEBOOKS = sorted((Path(__file__).parents[2] / "notebooks").glob("*.ipynb"))
+
+
+def test_there_are_notebooks() -> None:
+    assert [path.name for path in NOTEBOOKS] == ["01_quickstart.ipynb"]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
+def test_the_file_is_valid_and_stripped(path: Path) -> None:
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    assert notebook.metadata.kernelspec.name == "python3"
+    assert set(notebook.metadata) == {"kernelspec", "language_info"}
+    for cell in notebook.cells:
+        assert cell.source.strip()
+        assert not cell.metadata
+        if cell.cell_type == "code":
+            assert cell.outputs == []
+            assert cell.execution_count is None
+
+
+class Executed:
+    """A notebook after a run; its cells by their ids."""
+
+    def __init__(self, path: Path, folder: Path) -> None:
+        notebook = nbformat.read(path, as_version=4)
+        NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(folder)}}).execute()
+        self.cells = {cell.id: cell for cell in notebook.cells if cell.cell_type == "code"}
+
+    def outputs(self, cell: str, kind: str) -> list[str]:
+        """What a cell shows as one MIME type; what it prints is text/plain."""
+        found = []
+        for output in self.cells[cell].outputs:
+            data = {"text/plain": output.text} if output.output_type == "stream" else output.data
+            found += [data[kind]] if kind in data else []
+        return found
+
+    def text(self, cell: str) -> str:
+        return "\n".join(self.outputs(cell, "text/plain")).strip()
+
+    def picture_size(self, cell: str) -> tuple[int, int]:
+        (picture,) = self.outputs(cell, "image/png")
+        data = base64.b64decode(picture)
+        assert data.startswith(b"\x89PNG\r\n\x1a\n")
+        width, height = struct.unpack(">II", data[16:24])
+        return width, height
+
+
+@pytest.mark.slow
+def test_quickstart(smollm2: forge.LLM, tmp_path: Path) -> None:
+    done = Executed(NOTEBOOKS[0], tmp_path)
+    expected: Callable[..., Any] = smollm2.generate
+
+    assert not [output for cell in done.cells.values() for output in cell.outputs if output.get("name") == "stderr"], (
+        "warnings"
+    )
+    status, model = done.outputs("load", "text/plain")
+    assert status == "loading weights 100%"
+    assert model.startswith("<forge.LLM SmolLM2-135M-Instruct.Q4_1.gguf: llama")
+
+    paris = expected("The capital of France is", max_tokens=16)
+    assert paris.text.startswith(" Paris")
+    assert done.text("generate") == paris.text.strip()
+    assert f"ids: {paris.ids}" in done.text("completion")
+
+    story = expected("Once upon a time", max_tokens=48)
+    assert done.text("stream") == f"[{len(story.ids)} of 48 tokens] Once upon a time{story.text}".strip()
+
+    drawn = done.text("sample").splitlines()
+    assert len(set(drawn)) == 3
+    assert done.text("repeat") == "the same texts again: True"
+
+    italy, japan, hot = done.text("batch").splitlines()
+    assert italy.startswith("The capital of Italy is Rome")
+    assert japan.startswith("The capital of Japan is Tokyo")
+    assert hot.startswith("The opposite of hot is cold")
+
+    assert "Paris" in done.text("chat")
+    assert "<|im_start|>user\nWhat is the capital of France?<|im_end|>" in done.text("render")
+
+    label, number = re.fullmatch(r"'(.+)' has probability (0\.\d\d)", done.text("probabilities")).groups()
+    token = expected("The capital of France is", max_tokens=1, logprobs=1).logprobs[0]
+    assert label == " Paris"
+    assert abs(float(number) - 2.718281828459045**token.logprob) <= 0.006  # two digits are shown
+
+    assert done.text("attention") == "9 heads, 10 tokens; every row adds up to 1: True"
+    for cell in ("probabilities-picture", "attention-picture"):
+        assert min(done.picture_size(cell)) > 200

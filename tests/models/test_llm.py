@@ -1,0 +1,415 @@
+"""LLM: prompts in every form, streams, logits, perplexity and attention, against computations of their own."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+from tiny_models import ARCH, CONTEXT, GREEDY, SEEDED, assert_idle, random_prompts, tiny_llm
+
+from forge import LLM, Chunk, Completion, ContextLengthError, ForgeError, ParameterError, SamplingParams
+
+TEXT = "Hello world, the end of the text"
+
+
+@pytest.fixture(scope="module")
+def shared() -> LLM:
+    return tiny_llm("llama")
+
+
+@pytest.fixture
+def llm(shared: LLM) -> Iterator[LLM]:
+    yield shared
+    assert_idle(shared)
+
+
+def same(completion: Completion, chunks: list[Chunk]) -> None:
+    """The chunks of one choice say what its completion says."""
+    assert {chunk.index for chunk in chunks} == {completion.index}
+    assert "".join(chunk.text for chunk in chunks) == completion.text
+    assert tuple(token for chunk in chunks for token in chunk.ids) == completion.ids
+    assert [chunk.finish_reason for chunk in chunks] == [None] * (len(chunks) - 1) + [completion.finish_reason]
+    assert all(chunk.timings is None for chunk in chunks[:-1])
+    timings = chunks[-1].timings
+    assert timings is not None
+    assert timings.prompt_tokens == len(completion.prompt_ids)
+    assert timings.completion_tokens == len(completion.ids)
+    assert timings.prefill_ms > 0
+    assert timings.decode_ms >= 0
+    if completion.logprobs is None:
+        assert all(chunk.logprobs is None for chunk in chunks)
+    else:
+        assert tuple(entry for chunk in chunks for entry in chunk.logprobs or ()) == completion.logprobs
+
+
+# Streams
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        GREEDY,
+        replace(SEEDED, logprobs=2),
+        replace(SEEDED, n=3, max_tokens=30, logprobs=0),
+        replace(SEEDED, stop=["e", "\ufffd"], max_tokens=50),
+        replace(SEEDED, n=3, stop_ids=range(100), max_tokens=50),
+        replace(SEEDED, max_tokens=1),
+    ],
+    ids=["greedy", "logprobs", "n", "stop", "stop_ids", "one"],
+)
+@pytest.mark.parametrize("prompt", [TEXT, [1, 2, 3]], ids=["text", "ids"])
+def test_a_stream_says_what_generate_says(llm: LLM, params: SamplingParams, prompt: Any) -> None:
+    completions = llm.generate(prompt, params)
+    completions = completions if isinstance(completions, list) else [completions]
+    chunks = list(llm.stream(prompt, params))
+    for completion in completions:
+        same(completion, [chunk for chunk in chunks if chunk.index == completion.index])
+        if params.stop == ():
+            assert completion.text == llm.tokenizer.decode(completion.ids)
+    assert [completion.index for completion in completions] == list(range(params.n))
+
+
+def test_streams_read_in_turn_equal_streams_read_alone(llm: LLM) -> None:
+    prompts = random_prompts(3, 30, seed=1)
+    expected = [list(llm.stream(prompt, SEEDED)) for prompt in prompts]
+    streams: dict[int, Iterator[Chunk]] = {}
+    found: list[list[Chunk]] = [[], [], []]
+    rng = np.random.default_rng(0)
+    while len(streams) < 3 or any(streams.values()):
+        turn = int(rng.integers(3))
+        stream = streams.setdefault(turn, llm.stream(prompts[turn], SEEDED))
+        if stream:
+            chunk = next(stream, None)
+            if chunk is None:
+                streams[turn] = ()  # type: ignore[assignment]
+            else:
+                found[turn].append(chunk)
+    for chunks, others in zip(found, expected, strict=True):
+        assert [replace(c, timings=None) for c in chunks] == [replace(c, timings=None) for c in others]
+
+
+@pytest.mark.parametrize("read", [0, 1, 5])
+@pytest.mark.parametrize("n", [1, 3])
+def test_closing_a_stream_frees_its_pages_at_once(llm: LLM, read: int, n: int) -> None:
+    stream = llm.stream(TEXT, replace(GREEDY, n=n, max_tokens=None))
+    for _ in range(read):
+        next(stream)
+    assert llm.engine.has_work == bool(read)
+    stream.close()
+    assert_idle(llm)
+    assert list(stream) == []
+
+
+def test_a_dropped_stream_frees_its_pages(llm: LLM) -> None:
+    for _ in llm.stream(TEXT, GREEDY):
+        break
+    assert_idle(llm)
+
+
+def test_closing_the_llm_ends_what_runs_as_aborted() -> None:
+    with tiny_llm("llama") as llm:
+        streams = [llm.stream(TEXT, replace(SEEDED, n=2)), llm.stream([1, 2], GREEDY)]
+        for stream in streams:
+            next(stream)
+    assert_idle(llm)
+    for stream in streams:
+        last = {chunk.index: chunk for chunk in stream}
+        assert {chunk.finish_reason for chunk in last.values()} == {"abort"}
+        assert all(chunk.timings is not None for chunk in last.values())
+
+
+def test_a_prompt_that_is_refused_is_refused_before_the_first_chunk_is_read(llm: LLM) -> None:
+    with pytest.raises(ContextLengthError):
+        llm.stream([1] * CONTEXT)
+    with pytest.raises(ParameterError, match="one prompt"):
+        llm.stream(["a", "b"])
+
+
+# Stop strings
+
+
+def test_a_stop_string_across_tokens_ends_the_text_before_it(llm: LLM) -> None:
+    """Whatever piece of the text it is: borders of tokens do not matter, nor does what precedes it."""
+    params = replace(SEEDED, max_tokens=40, seed=5)
+    whole = llm.generate(TEXT, params)
+    pieces = [whole.text[start : start + 3] for start in range(0, len(whole.text) - 3, 2)]
+    pieces = [piece for piece in pieces if "\ufffd" not in piece]  # half a character is one in decode, not in a stream
+    assert len(pieces) >= 5
+    for stop in pieces:
+        found = llm.generate(TEXT, replace(params, stop=[stop, "never there"]))
+        assert found.text == whole.text[: whole.text.index(stop)]
+        assert found.finish_reason == "stop"
+        assert found.ids == whole.ids[: len(found.ids)]
+        assert stop in llm.tokenizer.decode(found.ids)
+        assert stop not in llm.tokenizer.decode(found.ids[:-1])
+
+
+def test_a_beginning_of_a_stop_string_is_shown_at_the_end(llm: LLM) -> None:
+    whole = llm.generate(TEXT, SEEDED)
+    held = replace(SEEDED, stop=[whole.text[-4:] + "more"])
+    assert llm.generate(TEXT, held).text == whole.text
+    chunks = list(llm.stream(TEXT, held))
+    assert "".join(chunk.text for chunk in chunks[:-1]) + chunks[-1].text == whole.text
+    assert chunks[-1].text.endswith(whole.text[-4:])
+
+
+def test_a_stop_string_with_the_last_token_is_a_stop(llm: LLM) -> None:
+    whole = llm.generate(TEXT, replace(GREEDY, max_tokens=10))
+    assert "\ufffd" not in whole.text[-1]
+    found = llm.generate(TEXT, replace(GREEDY, max_tokens=10, stop=whole.text[-1]))
+    shown = whole.text[: whole.text.index(whole.text[-1])]
+    assert (found.text, found.finish_reason) == (shown, "stop")
+    exactly = llm.generate(TEXT, replace(GREEDY, max_tokens=10, stop=whole.text[-2:]))
+    assert exactly.finish_reason == "stop"
+
+
+def test_a_character_cut_by_the_end_is_shown_as_in_decode(llm: LLM) -> None:
+    for seed in range(6):
+        found = llm.generate(TEXT, replace(SEEDED, seed=seed, max_tokens=3))
+        assert found.text == llm.tokenizer.decode(found.ids)
+
+
+# Prompts
+
+
+def test_a_prompt_in_every_form(llm: LLM) -> None:
+    ids = llm.tokenizer.encode(TEXT, parse_special=True)
+    expected = llm.generate(ids, GREEDY)
+    for prompt in (TEXT, tuple(ids), np.array(ids), np.array(ids, np.uint16), [np.int64(i) for i in ids]):
+        found = llm.generate(prompt, GREEDY)
+        assert isinstance(found, Completion)
+        assert (found.ids, found.text, found.prompt_ids) == (expected.ids, expected.text, tuple(ids))
+        assert all(type(token) is int for token in found.prompt_ids + found.ids)
+    for batch in ([TEXT], (TEXT, ids), [ids, TEXT, np.array(ids)], np.array([ids, ids])):
+        found = llm.generate(batch, GREEDY)
+        assert [c.ids for c in found] == [expected.ids] * len(batch)
+    assert llm.generate([], GREEDY) == []
+    assert len(llm.generate(TEXT, replace(SEEDED, n=2))) == 2
+    assert [c.index for c in llm.generate([TEXT, [1]], replace(SEEDED, n=2))] == [0, 1, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "error"),
+    [
+        ("", ParameterError),
+        ([[]], ParameterError),
+        ([1, -1], ParameterError),
+        ([1, 320], ParameterError),
+        ([2**70], ParameterError),
+        ([True, False], ParameterError),
+        ([1, 2.5], ParameterError),
+        ([1, "a"], ParameterError),
+        ([1, None], ParameterError),
+        (b"bytes", ParameterError),
+        (7, ParameterError),
+        (None, ParameterError),
+        (iter([1, 2]), ParameterError),
+        (["a", ""], ParameterError),
+        ([[1, 2], [3, "x"]], ParameterError),
+        ("\ud800", ForgeError),
+        ([1] * CONTEXT, ContextLengthError),
+        ([[1], [1] * (CONTEXT + 5)], ContextLengthError),
+    ],
+    ids=lambda value: repr(value)[:30],
+)
+def test_a_prompt_that_cannot_be_used_is_one_line(llm: LLM, prompt: Any, error: type[Exception]) -> None:
+    with pytest.raises(error) as caught:
+        llm.generate(prompt, GREEDY)
+    assert "\n" not in str(caught.value)
+    assert_idle(llm)
+
+
+def test_an_unknown_keyword_is_a_type_error(llm: LLM) -> None:
+    for call in (llm.generate, llm.stream):
+        for params in (None, SamplingParams()):
+            with pytest.raises(TypeError, match="temprature"):
+                call(TEXT, params, temprature=1.0)
+
+
+def test_keywords_override_params(llm: LLM) -> None:
+    assert len(llm.generate(TEXT, GREEDY, max_tokens=3).ids) == 3
+    with pytest.raises(ParameterError, match="top_p"):
+        llm.generate(TEXT, GREEDY, top_p=3)
+
+
+# Threads
+
+
+def test_requests_of_several_threads_run_together(llm: LLM) -> None:
+    prompts = random_prompts(4, 30, seed=8)
+    params = replace(SEEDED, n=2, stop="e")
+    expected = [llm.generate(prompt, params) for prompt in prompts]
+    found: dict[tuple[int, int], Any] = {}
+
+    def work(number: int) -> None:
+        for turn in range(3):
+            if (number + turn) % 2:
+                found[number, turn] = [(c.ids, c.text) for c in llm.generate(prompts[number], params)]
+            else:
+                chunks = list(llm.stream(prompts[number], params))
+                found[number, turn] = [
+                    (
+                        tuple(token for c in chunks if c.index == choice for token in c.ids),
+                        "".join(c.text for c in chunks if c.index == choice),
+                    )
+                    for choice in range(2)
+                ]
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert found == {
+        (number, turn): [(c.ids, c.text) for c in expected[number]] for number in range(4) for turn in range(3)
+    }
+
+
+def test_a_chunk_that_another_thread_adds_while_one_is_taken_is_not_lost(llm: LLM) -> None:
+    """One thread reads a stream without computing; another one runs the steps."""
+    expected = "".join(chunk.text for chunk in llm.stream(TEXT, SEEDED))
+    for _ in range(10):
+        stream = llm.stream(TEXT, SEEDED)
+        texts = [next(stream).text]
+        other = threading.Thread(target=lambda: llm.generate([1, 2, 3], replace(SEEDED, max_tokens=25)))
+        other.start()
+        texts += [chunk.text for chunk in stream]
+        other.join(60)
+        assert "".join(texts) == expected
+
+
+# Logits, perplexity, attention
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3"])
+def test_logits_equal_those_of_decoding_step_by_step(name: str) -> None:
+    llm = tiny_llm(name)
+    ids = random_prompts(1, 1)[0] + list(range(2, 80))
+    whole = llm.logits(ids)
+    assert whole.shape == (len(ids), llm.config.vocab_size)
+    assert whole.dtype == np.float32
+    rows: list[np.ndarray] = []
+    sample = llm.engine.runner.sample
+
+    def recording(logits: Any, *arguments: Any) -> Any:
+        rows.append(np.array(logits[0]))
+        return sample(logits, *arguments)
+
+    llm.engine.runner.sample = recording  # type: ignore[method-assign]
+    generated = llm.generate(ids[:60], replace(SEEDED, max_tokens=30)).ids
+    expected = llm.logits([*ids[:60], *generated])
+    np.testing.assert_allclose(expected[:60], whole[:60], rtol=0, atol=1e-4)
+    np.testing.assert_allclose(np.stack(rows), expected[59:-1], rtol=0, atol=1e-4)
+    assert_idle(llm)
+
+
+def _nll(logits: np.ndarray, targets: list[int]) -> float:
+    logits = logits.astype(np.float64)
+    return float((np.logaddexp.reduce(logits, axis=1) - logits[np.arange(len(targets)), targets]).sum())
+
+
+@pytest.mark.parametrize("add_bos", [False, True])
+@pytest.mark.parametrize(
+    ("length", "context"), [(2, 64), (40, 64), (64, 64), (65, 64), (120, 50), (66, 66), (65, 65), (6, 2)]
+)
+def test_perplexity_equals_its_definition(llm: LLM, length: int, context: int, add_bos: bool) -> None:
+    ids = np.random.default_rng(length).integers(0, 250, length).tolist()
+    llm.tokenizer.add_bos = add_bos
+    try:
+        found = llm.perplexity(ids, context=context)
+    finally:
+        llm.tokenizer.add_bos = False
+    chunks = [ids] if length < context else [ids[i * context : (i + 1) * context] for i in range(length // context)]
+    total = tokens = 0
+    for chunk in chunks:
+        chunk = [llm.tokenizer.bos_id, *chunk[1:]] if add_bos else chunk
+        total += _nll(llm.logits(chunk)[:-1], chunk[1:])
+        tokens += len(chunk) - 1
+    assert found.tokens == tokens
+    assert found.nll == pytest.approx(total / tokens, rel=1e-6)
+    assert found.ppl == pytest.approx(np.exp(total / tokens), rel=1e-5)
+
+
+def test_perplexity_of_text_is_that_of_its_ids(llm: LLM) -> None:
+    ids = llm.tokenizer.encode(TEXT)
+    assert llm.perplexity(TEXT, context=8) == llm.perplexity(ids, context=8)
+
+
+@pytest.mark.parametrize("arguments", [("a",), ("",), ([5],), (TEXT, 1), (TEXT, CONTEXT + 1), ([1, 2.5, 3],)])
+def test_perplexity_refuses(llm: LLM, arguments: tuple[Any, ...]) -> None:
+    prompt, context = (*arguments, 64)[:2]
+    with pytest.raises(ParameterError) as caught:
+        llm.perplexity(prompt, context=context)
+    assert "\n" not in str(caught.value)
+
+
+def _tensor(reader: gguf.GGUFReader, name: str) -> np.ndarray:
+    [tensor] = [t for t in reader.tensors if t.name == name]
+    shape = [int(n) for n in reversed(tensor.shape)]
+    return gguf.dequantize(tensor.data, tensor.tensor_type).reshape(shape).astype(np.float64)
+
+
+def _rms(x: np.ndarray, weight: np.ndarray, eps: float) -> np.ndarray:
+    return x / np.sqrt((x * x).mean(axis=-1, keepdims=True) + eps) * weight
+
+
+def first_attention(name: str, ids: list[int], *, base: float, eps: float, window: int = 0) -> np.ndarray:
+    """Attention weights (H, T, T) of layer 0 in float64 from the file's tensors: llama, or gemma3 if it has q norms."""
+    reader = gguf.GGUFReader(ARCH / name / "model.gguf")
+    x = _tensor(reader, "token_embd.weight")[ids]
+    gemma = name == "gemma3"
+    if gemma:
+        x = x * np.sqrt(x.shape[1])
+    x = _rms(x, _tensor(reader, "blk.0.attn_norm.weight"), eps)
+    heads = []
+    for part, count in (("q", 4), ("k", 2)):
+        y = (x @ _tensor(reader, f"blk.0.attn_{part}.weight").T).reshape(len(ids), count, -1)
+        if gemma:
+            y = _rms(y, _tensor(reader, f"blk.0.attn_{part}_norm.weight"), eps)
+        dim = y.shape[2]
+        angle = np.arange(len(ids))[:, None, None] * base ** (-2.0 * np.arange(dim // 2) / dim)
+        pairs = (y[..., : dim // 2], y[..., dim // 2 :]) if gemma else (y[..., 0::2], y[..., 1::2])
+        turned = (pairs[0] + 1j * pairs[1]) * np.exp(1j * angle)  # a pair is a complex number, rotated
+        heads.append(np.repeat(turned, 4 // count, axis=1))
+    scores = np.einsum("thd,shd->hts", heads[0], heads[1].conj()).real / np.sqrt(dim)
+    distance = np.subtract.outer(np.arange(len(ids)), np.arange(len(ids)))
+    scores[:, (distance < 0) | (distance >= (window or len(ids)))] = -np.inf
+    weights = np.exp(scores - scores.max(axis=2, keepdims=True))
+    return weights / weights.sum(axis=2, keepdims=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "facts"),
+    [("llama", {"base": 500000.0, "eps": 1e-5}), ("gemma3", {"base": 10000.0, "eps": 1e-3, "window": 16})],
+)
+def test_attention_equals_float64_from_the_weights(name: str, facts: dict[str, Any]) -> None:
+    llm = tiny_llm(name)
+    ids = np.random.default_rng(0).integers(0, 250, 80).tolist()
+    found = llm.attention(ids, 0)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, first_attention(name, ids, **facts), rtol=0, atol=2e-5)
+    assert_idle(llm)
+
+
+@pytest.mark.parametrize("layer", range(7))
+def test_attention_of_every_layer_is_causal_and_sums_to_one(layer: int) -> None:
+    llm = tiny_llm("gemma3")
+    window = [16, 16, 16, 16, 16, 0, 16][layer]
+    weights = llm.attention(list(range(70)), layer)
+    assert weights.shape == (4, 70, 70)
+    distance = np.subtract.outer(np.arange(70), np.arange(70))
+    visible = (distance >= 0) & (distance < (window or 70))
+    assert (weights[:, ~visible] == 0).all()
+    assert (weights[:, visible] > 0).all()
+    np.testing.assert_allclose(weights.sum(axis=2), 1, rtol=0, atol=1e-5)
+
+
+def test_attention_refuses_a_layer_that_is_not_there(llm: LLM) -> None:
+    for layer in (-1, 3):
+        with pytest.raises(ParameterError, match="0 to 2"):
+            llm.attention(TEXT, layer)

@@ -1,0 +1,75 @@
+"""Tiny random models behind engines of any size, so that tests can make pages scarce and steps short."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from forge import LLM, SamplingParams, Tokenizer, models
+from forge.backend import NUMPY
+from forge.engine import Engine, Runner
+from forge.formats import gguf
+from forge.kv_cache import KVCache
+
+ARCH = Path(__file__).parent / "data" / "arch"
+CONTEXT = 96
+
+
+def tiny_llm(
+    name: str,
+    *,
+    num_pages: int = 200,
+    page_size: int = 8,
+    max_sequences: int = 16,
+    max_step_tokens: int = 512,
+    context: int = CONTEXT,
+) -> LLM:
+    """As forge.load, but with the sizes that it chooses."""
+    path = ARCH / name / "model.gguf"
+    with gguf.read(path) as file:
+        config = models.read_config(file, context)
+        tokenizer = Tokenizer.from_metadata(file.metadata, source=str(path))
+        decoder = models.build(file, config, NUMPY)
+    engine = Engine(
+        Runner(decoder, KVCache(config, num_pages, page_size, NUMPY), NUMPY),
+        context=context,
+        end_ids=tokenizer.eog_ids,
+        max_sequences=max_sequences,
+        max_step_tokens=max_step_tokens,
+    )
+    for pages in (*engine.runner.cache.k, *engine.runner.cache.v):
+        pages.fill(np.nan)  # a slot that is read before it is written poisons the result
+    return LLM(engine, tokenizer, None, path=path, notes=(), load_ms=0.0)
+
+
+def random_prompts(count: int, longest: int, *, seed: int = 0, vocabulary: int = 250) -> list[list[int]]:
+    rng = np.random.default_rng(seed)
+    return [rng.integers(0, vocabulary, rng.integers(1, longest + 1)).tolist() for _ in range(count)]
+
+
+def count_preemptions(llm: LLM) -> list[int]:
+    """A list that grows by one for every sequence that gives up its pages."""
+    scheduler, found = llm.engine.scheduler, []
+    make_room = scheduler._make_room
+
+    def counting(sequence: object, length: int) -> bool:
+        before = len(scheduler.waiting)
+        fits = make_room(sequence, length)  # type: ignore[arg-type]
+        found.extend([1] * (len(scheduler.waiting) - before))
+        return fits
+
+    scheduler._make_room = counting  # type: ignore[method-assign]
+    return found
+
+
+def assert_idle(llm: LLM) -> None:
+    engine = llm.engine
+    assert not engine.has_work
+    assert not engine._siblings
+    assert not llm._generations
+    assert engine.blocks.num_free == engine.blocks.num_pages
+
+
+GREEDY = SamplingParams(max_tokens=20, ignore_eos=True)
+SEEDED = SamplingParams(max_tokens=20, ignore_eos=True, temperature=1.5, seed=11)

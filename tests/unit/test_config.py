@@ -1,0 +1,118 @@
+"""Settings refuse what cannot be used, and name it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import FrozenInstanceError, fields, replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from forge import EngineConfig, ParameterError, SamplingParams
+
+INF, NAN = math.inf, math.nan
+
+BAD_SAMPLING: list[tuple[str, list[Any]]] = [
+    ("max_tokens", [0, -1, 1.0, "8", True]),
+    ("temperature", [-0.1, 100.5, NAN, INF, "1", None, False, 1j]),
+    ("top_k", [-1, 1.5, None, True]),
+    ("top_p", [0, 0.0, -0.5, 1.01, NAN, "0.9", None]),
+    ("min_p", [-0.01, 1.01, NAN, None]),
+    ("repetition_penalty", [0, -1, 0.005, 101, INF, NAN]),
+    ("presence_penalty", [-101, 100.5, NAN, "0"]),
+    ("frequency_penalty", [-101, 100.5, -INF, None]),
+    ("logit_bias", [[(1, 2.0)], 5, {-1: 1.0}, {1.5: 1.0}, {"1": 1.0}, {True: 1.0}, {1: NAN}, {1: INF}, {1: "2"}]),
+    ("seed", [-1, 2**64, 0.5, "7", True]),
+    ("n", [0, -1, 257, 1.0, None, True]),
+    ("stop", ["", ["a", ""], [1], [None], [b"a"]]),
+    ("stop_ids", [[-1], [1.0], ["1"], [None], [True], "12"]),
+    ("logprobs", [-1, 101, 1.0, True]),
+]
+
+GOOD_SAMPLING: list[tuple[str, list[Any]]] = [
+    ("max_tokens", [1, None, 10**9, np.int64(3)]),
+    ("temperature", [0, 0.0, 1e-30, 100, np.float32(0.7)]),
+    ("top_k", [0, 1, 10**12, np.int32(40)]),
+    ("top_p", [1e-9, 1, np.float64(0.5)]),
+    ("min_p", [0, 1]),
+    ("repetition_penalty", [0.01, 1, 100]),
+    ("presence_penalty", [-100, 100]),
+    ("frequency_penalty", [-100, 0, 100.0]),
+    ("logit_bias", [{}, {0: -INF}, {np.int64(3): np.float32(1.5)}]),
+    ("seed", [None, 0, 2**64 - 1, np.uint64(2**64 - 1)]),
+    ("n", [1, 256, np.uint8(2)]),
+    ("stop", [(), "x", ["x", "yy"], ("x",)]),
+    ("stop_ids", [(), [1, 2], {3}, np.array([4, 5])]),
+    ("logprobs", [None, 0, 100]),
+    ("ignore_eos", [True, False]),
+]
+
+BAD_ENGINE: list[tuple[str, list[Any]]] = [
+    ("context", [0, -5, 2.0, "8192", True]),
+    ("memory_fraction", [0, -0.1, 1.01, NAN, "0.5", None]),
+    ("activations", ["f64", "", 16]),
+    ("max_sequences", [0, None, 1.5]),
+    ("max_step_tokens", [0, None]),
+    ("page_size", [0, -1, None]),
+]
+
+
+def rows(table: list[tuple[str, list[Any]]]) -> list[Any]:
+    return [pytest.param(name, value, id=f"{name}={value!r}") for name, values in table for value in values]
+
+
+@pytest.mark.parametrize(("name", "value"), rows(BAD_SAMPLING))
+def test_a_bad_sampling_parameter_is_named(name: str, value: Any) -> None:
+    with pytest.raises(ParameterError) as caught:
+        SamplingParams(**{name: value})
+    assert name in str(caught.value)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(ParameterError):
+        replace(SamplingParams(), **{name: value})
+
+
+@pytest.mark.parametrize(("name", "value"), rows(GOOD_SAMPLING))
+def test_a_good_sampling_parameter_is_taken(name: str, value: Any) -> None:
+    assert getattr(SamplingParams(**{name: value}), name) is not NotImplemented
+
+
+def test_the_tables_cover_every_parameter() -> None:
+    assert {name for name, _ in GOOD_SAMPLING} == {field.name for field in fields(SamplingParams)}
+    assert {name for name, _ in BAD_SAMPLING} == {field.name for field in fields(SamplingParams)} - {"ignore_eos"}
+    assert {name for name, _ in BAD_ENGINE} == {field.name for field in fields(EngineConfig)}
+
+
+@pytest.mark.parametrize(("name", "value"), rows(BAD_ENGINE))
+def test_a_bad_engine_setting_is_named(name: str, value: Any) -> None:
+    with pytest.raises(ParameterError) as caught:
+        EngineConfig(**{name: value})
+    assert name in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("settings", [SamplingParams, EngineConfig])
+def test_an_unknown_keyword_is_a_type_error(settings: type) -> None:
+    with pytest.raises(TypeError, match="temprature"):
+        settings(temprature=1.0)
+
+
+def test_settings_are_frozen() -> None:
+    params = SamplingParams(logit_bias={1: 2.0}, stop=["x"], stop_ids=[3])
+    with pytest.raises(FrozenInstanceError):
+        params.temperature = 1.0  # type: ignore[misc]
+    with pytest.raises(TypeError):
+        params.logit_bias[1] = 3.0  # type: ignore[index]
+    assert params.stop == ("x",)
+    assert params.stop_ids == (3,)
+
+
+def test_what_is_given_is_copied() -> None:
+    bias, stop, stop_ids = {1: 2.0}, ["x"], [3]
+    params = SamplingParams(logit_bias=bias, stop=stop, stop_ids=stop_ids)
+    bias[1], stop[0], stop_ids[0] = 9.0, "y", 9
+    assert (params.logit_bias[1], params.stop, params.stop_ids) == (2.0, ("x",), (3,))
+
+
+def test_one_stop_string_is_a_list_of_one() -> None:
+    assert SamplingParams(stop="abc") == SamplingParams(stop=["abc"])

@@ -1,0 +1,62 @@
+"""Split rules against llama.cpp: `data/tokenizer/split_rules.json` holds one vocabulary, texts, and its ids per name."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from forge.errors import UnsupportedError
+from forge.tokenizer import Tokenizer
+from forge.tokenizer.pretokenizers import DEFAULT, RULES
+
+DATA: dict[str, Any] = json.loads(
+    (Path(__file__).parents[1] / "data/tokenizer/split_rules.json").read_text(encoding="utf-8")
+)
+FAMILIES = {names: ids for names, ids in DATA["ids"].items()}
+
+
+def load(pre: str | None) -> Tokenizer:
+    named = {} if pre is None else {"tokenizer.ggml.pre": pre}
+    return Tokenizer.from_metadata(DATA["metadata"] | named, source="test")
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_ids_are_those_of_llama_cpp(name: str) -> None:
+    expected = next(ids for names, ids in FAMILIES.items() if name in names.split())
+    tokenizer = load(name)
+    assert [tokenizer.encode(text) for text in DATA["texts"]] == expected
+
+
+def test_the_texts_tell_all_rules_apart() -> None:
+    families = [{RULES[name] for name in names.split() if name != "(missing)"} for names in FAMILIES]
+    assert all(len(rules) == 1 for rules in families)
+    assert len(FAMILIES) == len(set().union(*families)) == len(set(RULES.values()))
+
+
+@pytest.mark.parametrize("pre", [None, ""])
+def test_a_missing_rule_is_the_default_and_said_in_one_line(pre: str | None) -> None:
+    with pytest.warns(UserWarning, match=r"^test: tokenizer\.ggml\.pre is missing[^\n]*$"):
+        tokenizer = load(pre)
+    assert [tokenizer.encode(text) for text in DATA["texts"]] == FAMILIES["(missing) default"]
+    assert RULES["default"] is DEFAULT
+
+
+@pytest.mark.parametrize("pre", ["no-such-rule", "gemma4", "SMOLLM", "x" * 10_000, "two\nlines"])
+def test_an_unknown_rule_is_named(pre: str) -> None:
+    with pytest.raises(UnsupportedError) as caught:
+        load(pre)
+    assert repr(pre)[:50] in str(caught.value)
+    assert len(str(caught.value)) < 200
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(12)
+@pytest.mark.parametrize("names", FAMILIES)
+def test_long_repetitions_take_linear_time(names: str) -> None:
+    """A second or two; a quadratic rule would need minutes."""
+    tokenizer = load(names.split()[-1])
+    for unit in ("a", "A", " ", "1", "!", "\n ", "中"):
+        text = unit * (60_000 // len(unit))
+        assert tokenizer.decode(tokenizer.encode(text)) == text

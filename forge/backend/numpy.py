@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import mmap
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -29,7 +31,14 @@ class NumpyBackend:
         return np.asarray(array, dtype)
 
     def empty(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
-        return np.empty(shape, dtype)
+        """Memory that is taken as it is written, in small pages.
+
+        np.empty asks for huge pages: a KV cache of which little is used would take 2 MiB for each array touched.
+        """
+        size = math.prod(shape) * np.dtype(dtype).itemsize
+        memory = mmap.mmap(-1, max(size, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        memory.madvise(mmap.MADV_NOHUGEPAGE)
+        return np.ndarray(shape, dtype, memory)
 
     def to_numpy(self, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
         return array

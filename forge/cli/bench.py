@@ -17,8 +17,6 @@ from forge.errors import ParameterError
 if TYPE_CHECKING:
     from forge.llm import LLM
 
-_DECODE_PROMPT_TOKENS = 16
-"""Prompts before a decode is timed: so short that all of a batch are computed in one step."""
 _SWEEPS = 5
 
 
@@ -38,15 +36,13 @@ def command(
 ) -> None:
     """Measure prefill, decode at several batch sizes, and the bound: this model's matrices times a vector in NumPy.
 
-    Prefill is one prompt; decode is timed from each sequence's first token to its last, after prompts of 16 tokens.
+    Prefill is one prompt. Decode starts when every sequence of the batch has its prompt computed and its first token.
     """
     batches = _sizes(batch)
     with options.loaded(model, device, context) as llm:
-        longest = max(prompt_tokens + 1, _DECODE_PROMPT_TOKENS + gen_tokens)
+        longest = prompt_tokens + gen_tokens
         if longest > llm.context:
-            raise ParameterError(
-                f"--prompt-tokens and --gen-tokens need {longest} positions of {llm.context} there are"
-            )
+            raise ParameterError(f"--prompt-tokens and --gen-tokens add up to {longest}; the context is {llm.context}")
         report = measure(llm, prompt_tokens, gen_tokens, batches, repetitions)
     if as_json:
         output.write_json(report)
@@ -58,32 +54,44 @@ def measure(llm: LLM, prompt_tokens: int, gen_tokens: int, batches: Sequence[int
     """All figures, medians. Bound and decode take turns, so that a busy machine slows both."""
     import numpy as np
 
+    from forge.config import SamplingParams
+
     rng = np.random.default_rng(0)
     vocabulary = llm.config.vocab_size
 
-    def prompts(count: int, length: int) -> list[list[int]]:
-        return [[int(id) for id in rng.integers(0, vocabulary, length)] for _ in range(count)]
-
-    def complete(count: int, length: int, tokens: int) -> Any:
-        return llm.generate(prompts(count, length), max_tokens=tokens, ignore_eos=True)
-
-    def decode(count: int) -> float:
-        """Tokens per second of all sequences together."""
-        slowest_ms: float = max(c.timings.decode_ms for c in complete(count, _DECODE_PROMPT_TOKENS, gen_tokens))
-        return 1e3 * count * (gen_tokens - 1) / slowest_ms
+    def run(count: int) -> tuple[float, float]:
+        """Seconds of the first prompt, and tokens per second of all sequences together."""
+        prompts = [rng.integers(0, vocabulary, prompt_tokens).tolist() for _ in range(count)]
+        params = SamplingParams(max_tokens=None, ignore_eos=True)
+        sequences = [llm.engine.add(prompt, params)[0] for prompt in prompts]
+        try:
+            start = time.perf_counter()
+            while not sequences[0].completion:
+                llm.engine.step()
+            first = time.perf_counter() - start
+            while any(not sequence.completion for sequence in sequences):
+                llm.engine.step()
+            start = time.perf_counter()
+            for _ in range(gen_tokens - 1):
+                llm.engine.step()
+            return first, count * (gen_tokens - 1) / (time.perf_counter() - start)
+        finally:
+            for sequence in sequences:
+                llm.engine.finish(sequence, "abort")
 
     sweep = bound_sweep(llm)
-    complete(1, _DECODE_PROMPT_TOKENS, 2)  # the first run pays for pages and threads
+    run(1)  # the first run pays for memory and threads
     sweep()
     prefill: list[float] = []
     bound: list[float] = []
     decoded: dict[int, list[float]] = {size: [] for size in batches}
     for _ in range(repetitions):
-        (completion,) = complete(1, prompt_tokens, 1)
-        prefill.append(1e3 * prompt_tokens / completion.timings.prefill_ms)
         for size in batches:
             bound += [1 / sweep() for _ in range(_SWEEPS)]
-            decoded[size].append(decode(size))
+            first, rate = run(size)
+            decoded[size].append(rate)
+            if size == min(batches):
+                prefill.append(prompt_tokens / first)
     rate = median(bound)
     speeds = {size: median(runs) for size, runs in decoded.items()}
     alone = speeds.get(1)
@@ -92,7 +100,6 @@ def measure(llm: LLM, prompt_tokens: int, gen_tokens: int, batches: Sequence[int
         "device": llm.device,
         "prompt_tokens": prompt_tokens,
         "gen_tokens": gen_tokens,
-        "decode_prompt_tokens": _DECODE_PROMPT_TOKENS,
         "repetitions": repetitions,
         "load_ms": llm.load_ms,
         "peak_rss_bytes": _peak_rss_bytes(),

@@ -15,8 +15,8 @@ from forge.engine.sequence import FinishReason, Sequence
 from forge.errors import ContextLengthError, OutOfMemoryError, ParameterError
 from forge.models.decoder import Tap
 
-_LOGIT_ROWS = 64
-"""Positions whose logits are computed together where all are wanted: bounds their memory."""
+_LOGIT_BYTES = 128 << 20
+"""Memory of the logits that are computed together where all positions' are wanted."""
 
 
 class Engine:
@@ -135,8 +135,9 @@ class Engine:
             raise OutOfMemoryError("running requests hold the KV cache: finish or abort them first")
         sequence.pages = pages
         try:
-            for start in range(0, len(ids), _LOGIT_ROWS):
-                step = [Scheduled(sequence, start, min(_LOGIT_ROWS, len(ids) - start))]
+            rows = min(_LOGIT_BYTES // (4 * self.runner.model.config.vocab_size), self.scheduler.max_step_tokens)
+            for start in range(0, len(ids), rows):
+                step = [Scheduled(sequence, start, min(rows, len(ids) - start))]
                 yield self.runner.forward(step, all_logits=True, tap=tap)
         finally:
             self.blocks.release(pages)

@@ -57,9 +57,7 @@ class Runner:
         params = [sequence.params for sequence in sequences]
         raw = logits
         if any(_is_penalized(sequence) for sequence in sequences):
-            raw = self.backend.empty(logits.shape, np.float32) if any(p.logprobs is not None for p in params) else None
-            if raw is not None:
-                raw[:] = logits
+            raw = logits.copy() if any(p.logprobs is not None for p in params) else logits
             penalize(logits, *(asarray(array) for array in _penalties(sequences)))
         ids = sample(
             logits,

@@ -26,7 +26,7 @@ class Partition:
         # A vocabulary may have thousands of literals (gemma: 6,242 <unused...>), most in no text: tokens are looked for
         # only if the text holds what their group begins with.
         groups = defaultdict[str, list[str]](list)
-        for token in sorted(literals, key=lambda token: (-len(token.encode()), literals[token])):
+        for token in literals:
             groups[token[:4]].append(token)
         self._groups = dict(groups)
 

@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping
 from functools import lru_cache
 from heapq import heapify, heappop, heappush
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,19 +22,20 @@ _REMEMBERED_WORDS = 1 << 15
 class SPMEncoder:
     """Encodes text without literal tokens.
 
-    `ids` maps pieces to ids, `scores` is (V,) float. Characters that no piece spells become their `<0xFF>` bytes, or
+    `ids` maps pieces to ids, `scores` is (V,). Characters that no piece spells become their `<0xFF>` bytes, or
     `unknown_id` where the vocabulary lacks one of these (None: they are dropped).
     """
 
-    def __init__(self, ids: Mapping[str, int], scores: NDArray[np.floating], unknown_id: int | None) -> None:
+    def __init__(self, ids: Mapping[str, int], scores: NDArray[Any], unknown_id: int | None) -> None:
         self._ids = ids
         # The order of the scores is all that matters: 0 is the highest, equal scores are equal.
-        self._rank: list[int] = np.unique(-scores, return_inverse=True)[1].tolist()
+        self._rank: list[int] = np.unique(-scores.astype(np.float64), return_inverse=True)[1].tolist()
         self._unknown = [] if unknown_id is None else [unknown_id]
         self._bytes = [ids.get(f"<0x{i:02X}>", ids.get(chr(i)) if i < 128 else None) for i in range(256)]
         # Where no piece holds a character followed by a space, no merge crosses that border: the words on both sides
         # are independent. Nearly all vocabularies have pieces with a space at the start only (gemma: and one ">▁</").
-        inner = {match[1] for match in re.finditer(f"([^{SPACE}]){SPACE}", "\0".join(ids))} - {"\0"}
+        between = "\ud800"  # no piece holds a surrogate
+        inner = {match[1] for match in re.finditer(f"([^{SPACE}]){SPACE}", between.join(ids))} - {between}
         self._border = re.compile(f"(?<=[^{SPACE}{re.escape(''.join(sorted(inner)))}])(?={SPACE})")
         self._remembered = lru_cache(_REMEMBERED_WORDS)(self._merge)
 

@@ -93,7 +93,7 @@ class Tokenizer:
                 raise fields.error(f"in tokenizer.ggml.merges {error}") from None
 
         bos_id, eos_id = role("bos", 1), role("eos", 2)
-        add_bos = fields.flag("add_bos_token", is_spm or (rule.add_bos and bos_id is not None))
+        add_bos = fields.flag("add_bos_token", (is_spm or rule.add_bos) and bos_id is not None)
         add_eos = fields.flag("add_eos_token", False)
         for name, adds, token_id in (("bos", add_bos, bos_id), ("eos", add_eos, eos_id)):
             if adds and token_id is None:

@@ -13,13 +13,15 @@ import pytest
 from tiny_models import ARCH, CONTEXT, GREEDY, SEEDED, assert_idle, random_prompts, tiny_llm
 
 from forge import LLM, Chunk, Completion, ContextLengthError, ForgeError, ParameterError, SamplingParams
+from forge.engine import Sequence
+from forge.generation import Generation
 
 TEXT = "Hello world, the end of the text"
 
 
 @pytest.fixture(scope="module")
 def shared() -> LLM:
-    return tiny_llm("llama")
+    return tiny_llm("llama", max_step_tokens=24)  # longer prompts, and their logits, come in pieces
 
 
 @pytest.fixture
@@ -224,6 +226,15 @@ def test_a_prompt_that_cannot_be_used_is_one_line(llm: LLM, prompt: Any, error: 
     assert_idle(llm)
 
 
+@pytest.mark.xfail(strict=True, reason="llm.py: another error, or taken; move the row to the table above")
+@pytest.mark.parametrize(
+    "prompt", [[3.5], [None], ["a", 5], [b"ab"], {1: 2}, {1, 2}, np.array(5)], ids=lambda value: repr(value)[:30]
+)
+def test_a_prompt_that_is_not_refused_yet(llm: LLM, prompt: Any) -> None:
+    with pytest.raises(ParameterError):
+        llm.generate(prompt, GREEDY)
+
+
 def test_an_unknown_keyword_is_a_type_error(llm: LLM) -> None:
     for call in (llm.generate, llm.stream):
         for params in (None, SamplingParams()):
@@ -270,10 +281,9 @@ def test_requests_of_several_threads_run_together(llm: LLM) -> None:
     }
 
 
-def test_a_chunk_that_another_thread_adds_while_one_is_taken_is_not_lost(llm: LLM) -> None:
-    """One thread reads a stream without computing; another one runs the steps."""
+def test_a_stream_loses_nothing_while_another_thread_runs_its_steps(llm: LLM) -> None:
     expected = "".join(chunk.text for chunk in llm.stream(TEXT, SEEDED))
-    for _ in range(10):
+    for _ in range(5):
         stream = llm.stream(TEXT, SEEDED)
         texts = [next(stream).text]
         other = threading.Thread(target=lambda: llm.generate([1, 2, 3], replace(SEEDED, max_tokens=25)))
@@ -283,12 +293,39 @@ def test_a_chunk_that_another_thread_adds_while_one_is_taken_is_not_lost(llm: LL
         assert "".join(texts) == expected
 
 
+def generation(llm: LLM) -> Generation:
+    return Generation(Sequence(0, 0, [1, 2], 1, SamplingParams(), 0, 2, finish_reason="length"), llm.tokenizer)
+
+
+def test_a_chunk_that_another_thread_is_adding_is_taken_the_next_time(llm: LLM) -> None:
+    one = generation(llm)
+    append = one.chunks.append  # the other thread is about to call it
+    assert one.take() == []
+    append(Chunk("late", ()))
+    assert [chunk.text for chunk in one.take()] == ["late"]
+
+
+def test_who_sees_that_it_is_finished_finds_the_last_chunk(llm: LLM) -> None:
+    one = generation(llm)
+    seen: list[bool] = []
+
+    class Watched(list[Chunk]):
+        def append(self, chunk: Chunk) -> None:
+            seen.append(one.finished)
+            super().append(chunk)
+
+    one.chunks = Watched()
+    one.finish()
+    assert (seen, one.finished) == ([False], True)
+    assert [chunk.finish_reason for chunk in one.take()] == ["length"]
+
+
 # Logits, perplexity, attention
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma3"])
 def test_logits_equal_those_of_decoding_step_by_step(name: str) -> None:
-    llm = tiny_llm(name)
+    llm = tiny_llm(name, max_step_tokens=24)
     ids = random_prompts(1, 1)[0] + list(range(2, 80))
     whole = llm.logits(ids)
     assert whole.shape == (len(ids), llm.config.vocab_size)
@@ -388,7 +425,7 @@ def first_attention(name: str, ids: list[int], *, base: float, eps: float, windo
     [("llama", {"base": 500000.0, "eps": 1e-5}), ("gemma3", {"base": 10000.0, "eps": 1e-3, "window": 16})],
 )
 def test_attention_equals_float64_from_the_weights(name: str, facts: dict[str, Any]) -> None:
-    llm = tiny_llm(name)
+    llm = tiny_llm(name, max_step_tokens=24)
     ids = np.random.default_rng(0).integers(0, 250, 80).tolist()
     found = llm.attention(ids, 0)
     assert found.dtype == np.float32
@@ -398,7 +435,7 @@ def test_attention_equals_float64_from_the_weights(name: str, facts: dict[str, A
 
 @pytest.mark.parametrize("layer", range(7))
 def test_attention_of_every_layer_is_causal_and_sums_to_one(layer: int) -> None:
-    llm = tiny_llm("gemma3")
+    llm = tiny_llm("gemma3", max_step_tokens=24)
     window = [16, 16, 16, 16, 16, 0, 16][layer]
     weights = llm.attention(list(range(70)), layer)
     assert weights.shape == (4, 70, 70)

@@ -30,6 +30,14 @@ BAD_SAMPLING: list[tuple[str, list[Any]]] = [
     ("logprobs", [-1, 101, 1.0, True]),
 ]
 
+NOT_REFUSED_YET: list[tuple[str, list[Any]]] = [
+    ("stop", [5, None]),
+    ("stop_ids", [5, None]),
+    ("ignore_eos", ["no", 2, None]),
+    ("logit_bias", [{1: 1e300}, {1: 10**400}]),
+    ("temperature", [10**400]),
+]
+
 GOOD_SAMPLING: list[tuple[str, list[Any]]] = [
     ("max_tokens", [1, None, 10**9, np.int64(3)]),
     ("temperature", [0, 0.0, 1e-30, 100, np.float32(0.7)]),
@@ -59,7 +67,7 @@ BAD_ENGINE: list[tuple[str, list[Any]]] = [
 
 
 def rows(table: list[tuple[str, list[Any]]]) -> list[Any]:
-    return [pytest.param(name, value, id=f"{name}={value!r}") for name, values in table for value in values]
+    return [pytest.param(name, value, id=f"{name}={value!r:.30}") for name, values in table for value in values]
 
 
 @pytest.mark.parametrize(("name", "value"), rows(BAD_SAMPLING))
@@ -72,9 +80,19 @@ def test_a_bad_sampling_parameter_is_named(name: str, value: Any) -> None:
         replace(SamplingParams(), **{name: value})
 
 
+@pytest.mark.xfail(strict=True, reason="config.py: raises another error or takes it; move the row to BAD_SAMPLING")
+@pytest.mark.parametrize(("name", "value"), rows(NOT_REFUSED_YET))
+def test_a_bad_sampling_parameter_that_is_not_refused_yet(name: str, value: Any) -> None:
+    with pytest.raises(ParameterError, match=name):
+        SamplingParams(**{name: value})
+
+
 @pytest.mark.parametrize(("name", "value"), rows(GOOD_SAMPLING))
 def test_a_good_sampling_parameter_is_taken(name: str, value: Any) -> None:
-    assert getattr(SamplingParams(**{name: value}), name) is not NotImplemented
+    expected = value
+    if name in ("stop", "stop_ids"):
+        expected = (value,) if isinstance(value, str) else tuple(value)
+    assert getattr(SamplingParams(**{name: value}), name) == expected
 
 
 def test_the_tables_cover_every_parameter() -> None:

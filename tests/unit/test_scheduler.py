@@ -1,4 +1,4 @@
-"""The scheduler, the block manager and the engine's bookkeeping, with a fake model that checks every page it touches."""
+"""Scheduler, block manager and the engine's bookkeeping, with a fake model that checks every page it touches."""
 
 from __future__ import annotations
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -31,7 +33,7 @@ def stream(pieces: list[str], stops: list[str]) -> tuple[str, bool]:
 
 def cut(text: str, borders: list[int]) -> list[str]:
     ends = sorted({min(border, len(text)) for border in borders} | {0, len(text)})
-    return [text[start:end] for start, end in zip(ends, ends[1:], strict=False)]
+    return [text[start:end] for start, end in pairwise(ends)]
 
 
 LETTERS = st.text("ab\n", max_size=30)

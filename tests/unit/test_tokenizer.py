@@ -74,9 +74,14 @@ def test_what_a_file_says_of_its_tokens() -> None:
     [
         ("gpt-2", "a<|endoftext|>", [64, 27, 91, 437, 1659, 5239, 91, 29], [64, 50256]),
         ("llama-spm", "<s> a", [1, 529, 29879, 29958, 263], [1, 1, 29871, 263]),
-        ("phi-3", "<|user|>\nHi<|end|>\n", [1, 529, 29989, 1792, 29989, 29958, 13, 18567, 29966, 29989, 355, 29989, 29958, 13], [1, 32010, 6324, 32007]),
+        (
+            "phi-3",
+            "<|user|>\nHi<|end|>\n",
+            [1, 529, 29989, 1792, 29989, 29958, 13, 18567, 29966, 29989, 355, 29989, 29958, 13],
+            [1, 32010, 6324, 32007],
+        ),
     ],
-)  # fmt: skip
+)
 def test_special_text(name: str, text: str, plain: list[int], special: list[int]) -> None:
     assert load(name).encode(text) == plain
     assert load(name).encode(text, parse_special=True) == special

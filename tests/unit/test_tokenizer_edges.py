@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 
 from forge.tokenizer import Tokenizer
@@ -18,7 +19,9 @@ def spm(scores: dict[str, float], other: dict[str, int] | None = None, **keys: A
     return {
         "tokenizer.ggml.model": "llama",
         "tokenizer.ggml.tokens": pieces,
-        "tokenizer.ggml.scores": [0.0] * 259 + [float(score) for score in scores.values()] + [-1000.0] * len(other or {}),
+        "tokenizer.ggml.scores": [0.0] * 259
+        + [float(score) for score in scores.values()]
+        + [-1000.0] * len(other or {}),
         "tokenizer.ggml.token_type": types,
         "tokenizer.ggml.add_space_prefix": False,
         "tokenizer.ggml.add_bos_token": False,
@@ -190,7 +193,7 @@ def test_edge_rule(name: str) -> None:
 
 
 def test_what_llama_cpp_does_not_have() -> None:
-    """Without byte tokens llama.cpp stops; here a character without a piece is the unknown token, as in SentencePiece."""
+    """Without byte tokens llama.cpp stops; here a character without a piece is unknown, as in SentencePiece."""
     metadata = spm(ABC)
     for key in ("tokens", "scores", "token_type"):
         values = metadata[f"tokenizer.ggml.{key}"]
@@ -198,18 +201,38 @@ def test_what_llama_cpp_does_not_have() -> None:
     assert Tokenizer.from_metadata(metadata, source="test").encode("aéb") == [3, 0, 4]
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64", "int32", "uint8"])
+def test_scores_of_any_number_type(dtype: str) -> None:
+    metadata = spm({"a": 1, "b": 1, "c": 1, "ab": 2, "bc": 3})
+    scores = np.array(metadata["tokenizer.ggml.scores"], dtype)
+    tokenizer = Tokenizer.from_metadata(metadata | {"tokenizer.ggml.scores": scores}, source="test")
+    assert tokenizer.encode("abc") == [259, 263]
+
+
 @pytest.mark.parametrize(
     ("other", "keys", "ends"),
     [
         ({}, {}, {"</s>"}),
-        ({"<|im_end|>": CONTROL, "<|eot_id|>": NORMAL, "<end_of_turn>": USER_DEFINED}, {}, {"</s>", "<|im_end|>", "<|eot_id|>"}),
-        ({"x": NORMAL, "y": USER_DEFINED}, {"eot_token_id": 259, "eom_token_id": 260, "eos_token_id": 1}, {"<s>", "</s>", "x", "y"}),
-        ({"<PAD>": CONTROL, "<|repo_name|>": CONTROL, "<REPO>": CONTROL, "<|file_sep|>": USER_DEFINED}, {}, {"</s>", "<PAD>", "<|repo_name|>"}),
+        (
+            {"<|im_end|>": CONTROL, "<|eot_id|>": NORMAL, "<end_of_turn>": USER_DEFINED},
+            {},
+            {"</s>", "<|im_end|>", "<|eot_id|>"},
+        ),
+        (
+            {"x": NORMAL, "y": USER_DEFINED},
+            {"eot_token_id": 259, "eom_token_id": 260, "eos_token_id": 1},
+            {"<s>", "</s>", "x", "y"},
+        ),
+        (
+            {"<PAD>": CONTROL, "<|repo_name|>": CONTROL, "<REPO>": CONTROL, "<|file_sep|>": USER_DEFINED},
+            {},
+            {"</s>", "<PAD>", "<|repo_name|>"},
+        ),
         ({"x": NORMAL, "<PAD>": CONTROL}, {"fim_pad_token_id": 259}, {"</s>", "x"}),
         ({"<|end|>": CONTROL, "<|return|>": CONTROL, "<|call|>": CONTROL}, {}, {"</s>", "<|return|>", "<|call|>"}),
         ({"<|end|>": CONTROL, "<|return|>": CONTROL}, {}, {"</s>", "<|return|>", "<|end|>"}),
     ],
-)  # fmt: skip
+)
 def test_ends_of_a_text(other: dict[str, int], keys: dict[str, int], ends: set[str]) -> None:
     """llama.cpp's lists, without user-defined tokens that no key names."""
     metadata = spm({}, other) | {f"tokenizer.ggml.{key}": value for key, value in keys.items()}

@@ -1,4 +1,4 @@
-"""Split rules against llama.cpp: `data/tokenizer/split_rules.json` holds one vocabulary, texts, and its ids per name."""
+"""Split rules against llama.cpp: `data/tokenizer/split_rules.json` holds a vocabulary, texts, and ids per name."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,7 @@ from forge.tokenizer.pretokenizers import DEFAULT, RULES
 DATA: dict[str, Any] = json.loads(
     (Path(__file__).parents[1] / "data/tokenizer/split_rules.json").read_text(encoding="utf-8")
 )
-FAMILIES = {names: ids for names, ids in DATA["ids"].items()}
+FAMILIES: dict[str, list[list[int]]] = DATA["ids"]
 
 
 def load(pre: str | None) -> Tokenizer:

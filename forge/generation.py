@@ -17,7 +17,7 @@ class Generation:
         self.sequence = sequence
         self.chunks: list[Chunk] = []
         self.finished = False
-        self._decoder = tokenizer.streamer()
+        self._decoder = tokenizer.streamer(continues=True)
         self._stops = StopStrings(sequence.params.stop)
         self._text: list[str] = []
         self._logprobs: list[TokenLogprobs] = []

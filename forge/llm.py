@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from numbers import Integral
 from pathlib import Path
@@ -91,7 +91,9 @@ class LLM:
         completions = self._complete([self._encode(p) for p in prompts], params)
         return completions[0] if single and params.n == 1 else completions
 
-    def stream(self, prompt: Prompt, params: SamplingParams | None = None, **overrides: Any) -> Iterator[Chunk]:
+    def stream(
+        self, prompt: Prompt, params: SamplingParams | None = None, **overrides: Any
+    ) -> Generator[Chunk, None, None]:
         """Complete one prompt, piece by piece. Closing the iterator aborts the request."""
         if not _is_single(prompt):
             raise ParameterError("stream takes one prompt; generate takes a list of them")
@@ -122,7 +124,7 @@ class LLM:
         tools: Sequence[Any] | None = None,
         template_variables: Mapping[str, Any] | None = None,
         **overrides: Any,
-    ) -> Iterator[Chunk]:
+    ) -> Generator[Chunk, None, None]:
         """`chat`, piece by piece."""
         params = _sampling(params, overrides)
         return self._stream(self._encode_chat(messages, tools, template_variables), params)
@@ -226,11 +228,11 @@ class LLM:
             self._abort(generations)
         return [generation.completion() for generation in generations]
 
-    def _stream(self, ids: list[int], params: SamplingParams) -> Iterator[Chunk]:
+    def _stream(self, ids: list[int], params: SamplingParams) -> Generator[Chunk, None, None]:
         with self._lock:
             self.engine.check(ids, params)  # now, not when the first chunk is read
 
-        def chunks() -> Iterator[Chunk]:
+        def chunks() -> Generator[Chunk, None, None]:
             generations = self._start(ids, params)
             queue: deque[Chunk] = deque()
             try:

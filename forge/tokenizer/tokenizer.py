@@ -151,8 +151,13 @@ class Tokenizer:
         stream = self.streamer()
         return "".join([stream.push(i) for i in ids]) + stream.flush()
 
-    def streamer(self) -> StreamDecoder:
-        """A decoder for ids that come one at a time."""
+    def streamer(self, *, continues: bool = False) -> StreamDecoder:
+        """A decoder for ids that come one at a time.
+
+        With `continues` they go on with a text: a leading space is theirs, and is kept.
+        """
+        if continues:
+            return StreamDecoder(self.token_bytes, None, False)
         return StreamDecoder(self.token_bytes, self.bos_id if self.add_bos else None, self._space_prefix)
 
     def token_bytes(self, id: int) -> bytes:

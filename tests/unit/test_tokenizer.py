@@ -164,3 +164,12 @@ def test_forking_after_encoding_does_not_warn() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
     assert done.stderr == ""
+
+
+def test_a_continuation_keeps_its_leading_space() -> None:
+    """A vocabulary with a space prefix: decode drops the first space, which a completion of a text must not."""
+    tokenizer = load("llama-spm")
+    ids = tokenizer.encode("Paris", add_special=False)
+    assert tokenizer.decode(ids) == "Paris"
+    stream = tokenizer.streamer(continues=True)
+    assert "".join([stream.push(token) for token in ids]) + stream.flush() == " Paris"

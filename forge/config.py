@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral, Real
-from types import MappingProxyType
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from forge.errors import ParameterError
 
@@ -100,10 +99,10 @@ class EngineConfig:
     """P: positions per KV page."""
 
     def __post_init__(self) -> None:
-        _integer("context", self.context, 1, optional=True)
-        _integer("max_sequences", self.max_sequences, 1)
-        _integer("max_step_tokens", self.max_step_tokens, 1)
-        _integer("page_size", self.page_size, 1)
+        check_integer("context", self.context, 1, optional=True)
+        check_integer("max_sequences", self.max_sequences, 1)
+        check_integer("max_step_tokens", self.max_step_tokens, 1)
+        check_integer("page_size", self.page_size, 1)
         if not 0.0 < _real("memory_fraction", self.memory_fraction) <= 1.0:
             raise ParameterError(f"memory_fraction must be in (0, 1], not {self.memory_fraction}")
         if self.activations is not None and self.activations not in get_args(Activations):
@@ -135,8 +134,8 @@ class SamplingParams:
     """Subtracted once from the logits of tokens already generated."""
     frequency_penalty: float = 0.0
     """Subtracted for each time a token was already generated."""
-    logit_bias: Mapping[int, float] = field(default_factory=dict)
-    """Token id -> number added to its logit; -inf forbids it."""
+    logit_bias: Mapping[int, float] = field(default_factory=dict, hash=False)
+    """Token id -> number added to its logit, from -1e6 to 1e6; -inf forbids it."""
     seed: int | None = None
     """0 to 2**64 - 1; None = a fresh one for each request."""
     n: int = 1
@@ -151,11 +150,11 @@ class SamplingParams:
     """Report each token's log probability, and this many most probable alternatives; None = none."""
 
     def __post_init__(self) -> None:
-        _integer("max_tokens", self.max_tokens, 1, optional=True)
-        _integer("top_k", self.top_k, 0)
-        _integer("n", self.n, 1, 256)
-        _integer("seed", self.seed, 0, 2**64 - 1, optional=True)
-        _integer("logprobs", self.logprobs, 0, 100, optional=True)
+        check_integer("max_tokens", self.max_tokens, 1, optional=True)
+        check_integer("top_k", self.top_k, 0)
+        check_integer("n", self.n, 1, 256)
+        check_integer("seed", self.seed, 0, 2**64 - 1, optional=True)
+        check_integer("logprobs", self.logprobs, 0, 100, optional=True)
         if not 0.0 <= _real("temperature", self.temperature) <= 100.0:
             raise ParameterError(f"temperature must be in [0, 100], not {self.temperature}")
         if not 0.0 < _real("top_p", self.top_p) <= 1.0:
@@ -164,27 +163,30 @@ class SamplingParams:
             raise ParameterError(f"min_p must be in [0, 1], not {self.min_p}")
         if not 0.01 <= _real("repetition_penalty", self.repetition_penalty) <= 100.0:
             raise ParameterError(f"repetition_penalty must be in [0.01, 100], not {self.repetition_penalty}")
+        if not isinstance(self.ignore_eos, bool):
+            raise ParameterError(f"ignore_eos must be True or False, not {_shown(self.ignore_eos)}")
         for name in ("presence_penalty", "frequency_penalty"):
             if abs(_real(name, getattr(self, name))) > 100.0:
                 raise ParameterError(f"{name} must be in [-100, 100], not {getattr(self, name)}")
-        self._freeze("logit_bias", MappingProxyType(_bias(self.logit_bias)))
-        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+        self._freeze("logit_bias", _bias(self.logit_bias))
+        stop = (self.stop,) if isinstance(self.stop, str) else _items("stop", self.stop)
         if not all(isinstance(s, str) and s for s in stop):
-            raise ParameterError(f"stop must be non-empty strings, not {self.stop!r}")
+            raise ParameterError(f"stop must be non-empty strings, not {_shown(self.stop)}")
         self._freeze("stop", stop)
-        self._freeze("stop_ids", tuple(self.stop_ids))
+        self._freeze("stop_ids", _items("stop_ids", self.stop_ids))
         for token in self.stop_ids:
-            _integer("stop_ids", token, 0)
+            check_integer("stop_ids", token, 0)
 
     def _freeze(self, name: str, value: object) -> None:
         object.__setattr__(self, name, value)
 
 
-def _integer(name: str, value: object, low: int, high: int | None = None, *, optional: bool = False) -> None:
+def check_integer(name: str, value: object, low: int, high: int | None = None, *, optional: bool = False) -> None:
+    """Raises ParameterError, naming the parameter, unless a value is a whole number from `low` to `high`."""
     if optional and value is None:
         return
     if isinstance(value, bool) or not isinstance(value, Integral):
-        raise ParameterError(f"{name} must be an integer, not {value!r}")
+        raise ParameterError(f"{name} must be an integer, not {_shown(value)}")
     number = int(value)
     if number < low or (high is not None and number > high):
         allowed = f"at least {low}" if high is None else f"in [{low}, {high}]"
@@ -192,16 +194,32 @@ def _integer(name: str, value: object, low: int, high: int | None = None, *, opt
 
 
 def _real(name: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
-        raise ParameterError(f"{name} must be a finite number, not {value!r}")
-    return float(value)
+    try:
+        if not isinstance(value, bool) and isinstance(value, Real) and math.isfinite(value):
+            return float(value)
+    except OverflowError:  # an integer beyond float64
+        pass
+    raise ParameterError(f"{name} must be a finite number, not {_shown(value)}")
+
+
+def _items(name: str, value: Iterable[Any]) -> tuple[Any, ...]:
+    try:
+        return tuple(value)
+    except TypeError:
+        raise ParameterError(f"{name} must be a list, not {_shown(value)}") from None
 
 
 def _bias(bias: Mapping[int, float]) -> dict[int, float]:
     if not isinstance(bias, Mapping):
-        raise ParameterError(f"logit_bias must map token ids to numbers, not {bias!r}")
+        raise ParameterError(f"logit_bias must map token ids to numbers, not {_shown(bias)}")
     for token, value in bias.items():
-        _integer("logit_bias token", token, 0)
-        if value != -math.inf:
-            _real("logit_bias", value)
+        check_integer("logit_bias token", token, 0)
+        if value != -math.inf and abs(_real("logit_bias", value)) > 1e6:
+            raise ParameterError(f"logit_bias must be in [-1e6, 1e6] or -inf, not {_shown(value)}")
     return dict(bias)
+
+
+def _shown(value: object) -> str:
+    """A value for a message: one line, not long."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 60 else f"{text[:57]}..."

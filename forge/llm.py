@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 import threading
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
-from numbers import Integral
+from numbers import Integral, Number
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -15,7 +16,7 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from forge.config import SamplingParams
+from forge.config import SamplingParams, check_integer
 from forge.engine import Engine, Sampled
 from forge.engine.sequence import Sequence as EngineSequence
 from forge.errors import ChatTemplateError, ParameterError
@@ -57,6 +58,9 @@ class LLM:
         self.device = engine.runner.backend.device
         self._lock = threading.RLock()
         self._generations: dict[EngineSequence, Generation] = {}
+        self._stepping = False
+        self._dropped: list[Generation] = []
+        """Aborted during a step, to be ended after it."""
 
     def __repr__(self) -> str:
         return f"<forge.LLM {self.path.name}: {self.config.arch}, context {self.context}, {self.device}>"
@@ -87,7 +91,7 @@ class LLM:
         """
         params = _sampling(params, overrides)
         single = _is_single(prompt)
-        prompts: list[Prompt] = [prompt] if single else list(prompt)  # type: ignore[list-item, arg-type]
+        prompts: list[Prompt] = [prompt] if single else _items(prompt)  # type: ignore[list-item]
         completions = self._complete([self._encode(p) for p in prompts], params)
         return completions[0] if single and params.n == 1 else completions
 
@@ -153,8 +157,7 @@ class LLM:
 
     def attention(self, prompt: Prompt, layer: int) -> npt.NDArray[np.float32]:
         """(H, T, T) float32: how much each of a prompt's T tokens attends to each one, by head, in one layer."""
-        if not 0 <= layer < self.config.num_layers:
-            raise ParameterError(f"layer must be from 0 to {self.config.num_layers - 1}, not {layer}")
+        check_integer("layer", layer, 0, self.config.num_layers - 1)
         found: dict[str, list[Any]] = {"q": [], "k": []}
         names = {f"blk.{layer}.attn_q": "q", f"blk.{layer}.attn_k": "k"}
         to_numpy = self.engine.runner.backend.to_numpy
@@ -170,15 +173,16 @@ class LLM:
         weights = softmax(causal_mask(scores, self.config.layer_windows[layer]))
         return np.asarray(weights, np.float32)
 
-    def perplexity(self, text: Prompt, *, context: int = 512) -> Perplexity:
+    def perplexity(self, text: Prompt, *, context: int | None = None) -> Perplexity:
         """How well the model predicts a text: exp of the mean negative log likelihood per token.
 
-        The text is cut into chunks of `context` tokens, each scored from its second token on; if the model starts texts
-        with BOS, the first token of each chunk is replaced by it. A remainder shorter than a chunk is scored only if it
-        is all there is.
+        The text is cut into chunks of `context` tokens (None = 512, or what the model has), each scored from its second
+        token on; if the model starts texts with BOS, the first token of each chunk is replaced by it. A remainder
+        shorter than a chunk is scored only if it is all there is.
         """
-        if not 2 <= context <= self.context:
-            raise ParameterError(f"context must be from 2 to {self.context}, not {context}")
+        if context is None:
+            context = min(512, self.context)
+        check_integer("context", context, 2, self.context)
         ids = self.tokenizer.encode(text) if isinstance(text, str) else _token_ids(text)
         chunks = [ids[start : start + context] for start in range(0, len(ids) - context + 1, context)] or [ids]
         if len(chunks[0]) < 2:
@@ -188,10 +192,11 @@ class LLM:
             if self.tokenizer.add_bos and self.tokenizer.bos_id is not None:
                 chunk = [self.tokenizer.bos_id, *chunk[1:]]
             position = 1
-            for logits in self._logits(chunk):
-                targets = chunk[position : position + len(logits)]
-                nll -= float(_log_likelihoods(logits[: len(targets)], targets).sum())
-                position += len(logits)
+            with closing(self._logits(chunk)) as parts:
+                for logits in parts:
+                    targets = chunk[position : position + len(logits)]
+                    nll -= float(_log_likelihoods(logits[: len(targets)], targets).sum())
+                    position += len(logits)
             count += len(chunk) - 1
         return Perplexity(ppl=math.exp(min(nll / count, 700.0)), nll=nll / count, tokens=count)
 
@@ -208,14 +213,14 @@ class LLM:
         bos = self.tokenizer.bos_id  # most templates write it themselves
         return [bos, *ids] if self.tokenizer.add_bos and bos is not None and ids[:1] != [bos] else ids
 
-    def _logits(self, ids: list[int], tap: Any = None) -> Iterator[npt.NDArray[np.float32]]:
-        chunks = self.engine.logits(ids, tap)
-        while True:
-            with self._lock:
-                rows = next(chunks, None)
-            if rows is None:
-                return
-            yield self.engine.runner.backend.to_numpy(rows)
+    def _logits(self, ids: list[int], tap: Any = None) -> Generator[npt.NDArray[np.float32], None, None]:
+        with closing(self.engine.logits(ids, tap)) as chunks:
+            while True:
+                with self._lock:
+                    rows = next(chunks, None)
+                if rows is None:
+                    return
+                yield self.engine.runner.backend.to_numpy(rows)
 
     def _complete(self, prompts: list[list[int]], params: SamplingParams) -> list[Completion]:
         generations: list[Generation] = []
@@ -257,8 +262,14 @@ class LLM:
     def _step(self) -> None:
         """One step of the engine, for everybody: each new id goes to its generation."""
         with self._lock:
-            for token in self.engine.step():
-                self._deliver(token)
+            self._stepping = True
+            try:
+                for token in self.engine.step():
+                    self._deliver(token)
+            finally:
+                self._stepping = False
+                dropped, self._dropped = self._dropped, []
+                self._abort(dropped)
 
     def _deliver(self, token: Sampled) -> None:
         generation = self._generations[token.sequence]
@@ -270,6 +281,9 @@ class LLM:
 
     def _abort(self, generations: Iterable[Generation]) -> None:
         with self._lock:
+            if self._stepping:  # the garbage collector closes a stream in the middle of a step
+                self._dropped += generations
+                return
             for generation in generations:
                 if self._generations.pop(generation.sequence, None) is not None:
                     self.engine.finish(generation.sequence, "abort")
@@ -277,20 +291,31 @@ class LLM:
 
 
 def _sampling(params: SamplingParams | None, overrides: Mapping[str, Any]) -> SamplingParams:
-    return replace(params, **overrides) if params is not None else SamplingParams(**overrides)
+    if params is None:
+        return SamplingParams(**overrides)
+    if not isinstance(params, SamplingParams):
+        raise ParameterError(f"params must be a SamplingParams, not a {type(params).__name__}")
+    return replace(params, **overrides)
 
 
 def _is_single(prompt: Any) -> bool:
     """One prompt: a string, or a list of ids that is not empty."""
     if isinstance(prompt, str):
         return True
-    if isinstance(prompt, bytes) or not hasattr(prompt, "__len__"):
-        raise ParameterError(f"a prompt must be a string or a list of token ids, not {type(prompt).__name__}")
-    return len(prompt) > 0 and isinstance(prompt[0], Integral)
+    items = _items(prompt)
+    return len(items) > 0 and isinstance(items[0], Number)
 
 
-def _token_ids(prompt: Iterable[Any]) -> list[int]:
-    ids = list(prompt)
+def _items(prompt: Any) -> list[Any]:
+    """The members of a list, tuple or array."""
+    is_array = isinstance(prompt, np.ndarray) and prompt.ndim > 0
+    if not is_array and (isinstance(prompt, str | bytes | bytearray) or not isinstance(prompt, Sequence)):
+        raise ParameterError(f"a prompt must be a string or a list of token ids, not a {type(prompt).__name__}")
+    return list(prompt)
+
+
+def _token_ids(prompt: Any) -> list[int]:
+    ids = _items(prompt)
     for token in ids:
         if isinstance(token, bool) or not isinstance(token, Integral):
             raise ParameterError(f"a prompt must be a string or a list of token ids, and one holds {token!r:.40}")

@@ -20,10 +20,12 @@ class Timings:
 
     @property
     def total_ms(self) -> float:
+        """From the request to its last token."""
         return self.prefill_ms + self.decode_ms
 
     @property
     def prefill_tokens_per_s(self) -> float:
+        """Prompt tokens by the time of the first new one."""
         return 1000 * self.prompt_tokens / self.prefill_ms if self.prefill_ms else 0.0
 
     @property

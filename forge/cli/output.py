@@ -66,6 +66,7 @@ def write_rich(renderable: Any) -> None:
 
 
 def flush() -> None:
+    """Send what was written to stdout on its way."""
     if sys.stdout is not None:
         sys.stdout.flush()
 
@@ -148,6 +149,7 @@ class Progress:
 
 
 def is_terminal(stream: IO[str] | None) -> bool:
+    """Whether a person watches a stream."""
     return stream is not None and not stream.closed and stream.isatty()
 
 

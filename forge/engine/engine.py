@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator
+from collections.abc import Generator
 from itertools import count
 from typing import Any
 
@@ -118,7 +118,7 @@ class Engine:
             self._siblings[siblings[0]] = siblings[1:]
         self.scheduler.finish(sequence, reason)
 
-    def logits(self, ids: list[int], tap: Tap | None = None) -> Iterator[Any]:
+    def logits(self, ids: list[int], tap: Tap | None = None) -> Generator[Any, None, None]:
         """float32 logits (rows, V) of all positions, some rows at a time. Other requests keep their state.
 
         Raises ContextLengthError for too many ids and OutOfMemoryError if running requests hold the pages it needs.

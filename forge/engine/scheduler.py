@@ -60,7 +60,6 @@ class Scheduler:
             if count and self._make_room(sequence, sequence.num_computed + count):
                 step.append(Scheduled(sequence, sequence.num_computed, count))
                 budget -= count
-        step = [entry for entry in step if entry.sequence in self.running]
         while self.waiting and budget and len(self.running) < self.max_sequences:
             sequence = self.waiting[0]
             # It starts only if all it has to compute fits: else it would be the first to be preempted again.

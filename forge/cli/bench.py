@@ -24,7 +24,7 @@ def command(
     model: options.Model = options.DEFAULT_MODEL,
     prompt_tokens: Annotated[
         int, typer.Option("--prompt-tokens", min=1, metavar="N", help="Length of the prompt.")
-    ] = 512,
+    ] = 128,
     gen_tokens: Annotated[int, typer.Option("--gen-tokens", min=2, metavar="N", help="Tokens per sequence.")] = 64,
     batch: Annotated[str, typer.Option("--batch", metavar="N,N...", help="Sequences that run together.")] = "1,4,8",
     repetitions: Annotated[

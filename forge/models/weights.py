@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from math import prod
 from types import TracebackType
 from typing import Any, Self
 
@@ -24,6 +25,10 @@ _TASK_WEIGHTS = 1 << 22
 """Weights dequantized per task: large tensors are shared among threads."""
 
 
+_ALIGNMENT = 16
+"""float32 numbers of a cache line, at which matrices start."""
+
+
 class Weights:
     """Takes the tensors of a model out of its file.
 
@@ -36,6 +41,8 @@ class Weights:
         self._unused_layers = unused_layers
         self._progress = progress
         self._taken: set[str] = set()
+        self._arena: npt.NDArray[np.float32] | None = None
+        self._used = 0
         self._tasks: list[tuple[Future[npt.NDArray[np.float32]], int]] = []
         self._pool = ThreadPoolExecutor(os.cpu_count(), "forge-load")
 
@@ -59,7 +66,7 @@ class Weights:
         """(sum of rows, cols) float32: the named matrices stacked, so that one product computes them all."""
         for name, count in zip(names, rows, strict=True):
             self._take(name, (count, cols))
-        out = np.empty((sum(rows), cols), np.float32)
+        out = self._room(sum(rows), cols)
         start = 0
         for name, count in zip(names, rows, strict=True):
             self._fill(name, out[start : start + count])
@@ -71,6 +78,15 @@ class Weights:
         for name, size in zip(names, sizes, strict=True):
             self._take(name, (size,))
         return self.backend.asarray(np.concatenate([self.file.load(name) for name in names]))
+
+    def _room(self, rows: int, cols: int) -> npt.NDArray[np.float32]:
+        """A matrix in the one large array of all weights: the system backs that with huge pages, which read faster."""
+        if self._arena is None:
+            sizes = (prod(info.shape) for info in self.file.tensors.values())
+            self._arena = np.empty(sum(-(-size // _ALIGNMENT) * _ALIGNMENT for size in sizes), np.float32)
+        start = self._used
+        self._used += -(-rows * cols // _ALIGNMENT) * _ALIGNMENT
+        return self._arena[start : start + rows * cols].reshape(rows, cols)
 
     def _take(self, name: str, shape: tuple[int, ...]) -> None:
         found = self.file.tensor(name).shape

@@ -82,8 +82,8 @@ _CASES = [
 ]
 
 
-def _runs(pages: list[int], page_size: int, first: int, stop: int, most: int) -> Iterator[tuple[int, int]]:
-    """Slot ranges that hold positions first to stop - 1: neighbouring pages are joined, up to a length, without a copy."""
+def _runs(pages: list[int], page_size: int, first: int, stop: int, most: int) -> Iterator[slice]:
+    """Slots of positions first to stop - 1: neighbouring pages are joined, up to a length, so that a run is a view."""
     position = first
     while position < stop:
         index, offset = divmod(position, page_size)
@@ -93,21 +93,14 @@ def _runs(pages: list[int], page_size: int, first: int, stop: int, most: int) ->
             index += 1
             length += page_size
         length = min(length, stop - position, most)
-        yield slot, slot + length
+        yield slice(slot, slot + length)
         position += length
 
 
-def _attend(
-    q: Array, keys: list[Array], values: list[Array], first: int, end: int, scale: float, window: int, softcap: float
-) -> Array:
-    """Attention of n queries, the last of which sees positions first to end - 1. q, result: (n, H, D)."""
-    count, heads, dim = q.shape
-    kv_heads = keys[0].shape[1]
-    group = heads // kv_heads
-    packed = (q * q.dtype.type(scale)).reshape(count, kv_heads, group, dim)
-    packed = packed.transpose(1, 2, 0, 3).reshape(kv_heads, group * count, dim)  # (G, H/G * n, D)
-    parts = [packed @ k.transpose(1, 2, 0) for k in keys]
-    scores = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=2)  # (G, H/G * n, S)
+def _weights(q: Array, keys: list[Array], count: int, first: int, end: int, window: int, softcap: float) -> Array:
+    """exp(score - max) of scaled queries q (G, H/G * count, D) with the keys of positions first to end - 1, masked."""
+    parts = [q @ k.transpose(1, 2, 0) for k in keys]
+    scores = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=2)  # (G, H/G * count, S)
     if softcap:
         scores /= softcap
         np.tanh(scores, out=scores)
@@ -119,17 +112,19 @@ def _attend(
         hidden = distance < 0
         if window:
             hidden |= distance >= window
-        np.copyto(scores.reshape(kv_heads, group, count, -1)[..., start - first :], -np.inf, where=hidden)
+        by_query = scores.reshape(len(q), -1, count, end - first)
+        np.copyto(by_query[..., start - first :], -np.inf, where=hidden)
     scores -= np.maximum.reduce(scores, axis=2, keepdims=True)
-    np.exp(scores, out=scores)
-    out = np.zeros((), q.dtype)
-    begin = 0
-    for v in values:
-        part = scores[:, :, begin : begin + len(v)] @ v.transpose(1, 0, 2)  # (G, H/G * n, D)
-        out = part if begin == 0 else out + part
-        begin += len(v)
-    out /= np.add.reduce(scores, axis=2, keepdims=True)
-    return out.reshape(kv_heads, group, count, dim).transpose(2, 0, 1, 3).reshape(count, heads, dim)
+    return np.exp(scores, out=scores)
+
+
+def _weighted(weights: Array, values: list[Array]) -> Array:
+    """The values (S, G, D), in runs, weighted and summed: (G, rows, D)."""
+    if len(values) == 1:
+        return weights @ values[0].transpose(1, 0, 2)
+    ends = np.cumsum([len(v) for v in values])
+    parts = [weights[:, :, end - len(v) : end] @ v.transpose(1, 0, 2) for end, v in zip(ends, values, strict=True)]
+    return np.add.reduce(parts)
 
 
 def _paged_attention_cpu(
@@ -145,19 +140,29 @@ def _paged_attention_cpu(
 ) -> Array:
     _, page_size, kv_heads, dim = k_pages.shape
     k_slots, v_slots = k_pages.reshape(-1, kv_heads, dim), v_pages.reshape(-1, kv_heads, dim)
-    out = np.empty_like(q)
+    tokens, heads, _ = q.shape
+    group = heads // kv_heads
+    scaled = (q * q.dtype.type(scale)).reshape(tokens, kv_heads, group, dim)
+    out = np.empty_like(scaled)
     bounds = starts.tolist()
-    for row, length in enumerate(lengths.tolist()):
-        pages = page_table[row].tolist()
+    for row, (length, pages) in enumerate(zip(lengths.tolist(), page_table.tolist(), strict=True)):
         for begin in range(bounds[row], bounds[row + 1], _QUERY_BLOCK):
             stop = min(begin + _QUERY_BLOCK, bounds[row + 1])
+            count = stop - begin
             end = length - (bounds[row + 1] - stop)
-            first = max(end - (stop - begin) + 1 - window, 0) if window else 0
-            most = length if stop - begin > 1 else max(_SMALL_SCORES * kv_heads // q.shape[1], 1)
-            runs = list(_runs(pages, page_size, first, end, most))
-            keys, values = [k_slots[a:b] for a, b in runs], [v_slots[a:b] for a, b in runs]
-            out[begin:stop] = _attend(q[begin:stop], keys, values, first, end, scale, window, softcap)
-    return out
+            first = max(end - count + 1 - window, 0) if window else 0
+            # (G, H/G * count, D)
+            packed = (
+                scaled[begin]
+                if count == 1
+                else scaled[begin:stop].transpose(1, 2, 0, 3).reshape(kv_heads, group * count, dim)
+            )
+            runs = list(_runs(pages, page_size, first, end, _SMALL_SCORES // group if count == 1 else length))
+            weights = _weights(packed, [k_slots[run] for run in runs], count, first, end, window, softcap)
+            values = _weighted(weights, [v_slots[run] for run in runs])
+            values /= np.add.reduce(weights, axis=2, keepdims=True)
+            out[begin:stop] = values.reshape(kv_heads, group, count, dim).transpose(2, 0, 1, 3)
+    return out.reshape(q.shape)
 
 
 def _bytes(q: Array, k_pages: Array, v_pages: Array, starts: Array, lengths: Array, *rest: object) -> int:

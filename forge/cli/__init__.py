@@ -30,6 +30,7 @@ def main() -> NoReturn:
     warnings.showwarning = _show_warning
     code = run(sys.argv[1:])
     if code == INTERRUPTED:
+        exec("")  # makes CPython forget that the interrupt passed through an exec: else `python -m` ends by the signal
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # while Python winds down, a second Ctrl-C ends it without a word
     sys.exit(code)
 

@@ -35,22 +35,22 @@ def frequencies(rope: RopeConfig) -> npt.NDArray[np.float64]:
 
 @dataclass(frozen=True, slots=True)
 class RopeTables:
-    """Per position, on the model's device: cos and sin float32 (positions, R), and factors of queries (positions,)."""
+    """Per position, float32 on the model's device."""
 
-    cos: Any
-    sin: Any
+    rotations: Any
+    """(positions, R, 2): cos and sin of each pair's angle, times the magnitude."""
     query_scale: Any | None
+    """(positions,): factors of the queries."""
 
 
 def tables(rope: RopeConfig, positions: int, backend: Backend) -> RopeTables:
-    """Computed in float64, the magnitude included."""
+    """The tables of the first positions, computed in float64."""
     position = np.arange(positions)
     angles = position[:, None] * frequencies(rope)
     scale = None
     if rope.query_growth:
         scale = 1 + rope.query_growth * np.log(1 + position // rope.original_context)
     return RopeTables(
-        backend.asarray(np.cos(angles) * rope.magnitude, np.float32),
-        backend.asarray(np.sin(angles) * rope.magnitude, np.float32),
+        backend.asarray(np.stack([np.cos(angles), np.sin(angles)], axis=-1) * rope.magnitude, np.float32),
         None if scale is None else backend.asarray(scale, np.float32),
     )

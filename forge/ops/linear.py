@@ -58,7 +58,7 @@ def _linear_cpu(x: Array, weight: Any, bias: Array | None, residual: Array | Non
     if len(x) <= _VECTOR_ROWS:
         y = _vector_products(matrix, x)
     elif len(x) <= _SMALL_ROWS:
-        y = np.dot(matrix, x.T).T
+        y = np.ascontiguousarray(np.dot(matrix, x.T).T)
     else:
         y = np.dot(x, matrix.T)
     if bias is not None:

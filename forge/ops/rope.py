@@ -26,8 +26,7 @@ def _case(
             normal(width) if extras else None,
             1 + 0.1 * normal(dim) if extras else None,
             1 + 0.1 * normal(dim) if extras else None,
-            np.cos(angles),
-            np.sin(angles),
+            np.stack([np.cos(angles), np.sin(angles)], axis=-1),
             1 + rng.random(positions).astype(np.float32) if extras else None,
             rng.integers(0, positions, tokens).astype(np.int32),
             rng.permutation(pages * page_size)[:tokens].astype(np.int32),
@@ -44,10 +43,10 @@ def _by_hand(style: str, q: list[float]) -> Case:
 
     def make(rng: np.random.Generator) -> Arrays:
         qkv = np.array([[1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12]], np.float32)
-        cos, sin = np.array([[1, 1], [0, 0]], np.float32), np.array([[0, 0], [1, 1]], np.float32)
+        rotations = np.array([[[1, 0], [1, 0]], [[0, 1], [0, 1]]], np.float32)
         pages = (np.zeros((1, 2, 1, 4), np.float32), np.zeros((1, 2, 1, 4), np.float32))
         at = (np.array([1], np.int32), np.array([0], np.int32))
-        return (qkv, None, None, None, cos, sin, None, *at, *pages, 0.0)
+        return (qkv, None, None, None, rotations, None, *at, *pages, 0.0)
 
     return Case(f"{style} by hand", make, {"style": style}, expected=([[q]],))
 
@@ -75,11 +74,32 @@ def _rms(x: Array, weight: Array, eps: float) -> Array:
     return np.asarray(x * (1.0 / np.sqrt(mean_square + eps)).astype(x.dtype)[..., None] * weight)
 
 
-_PAIRS: dict[str, Callable[[int], tuple[slice, slice]]] = {
-    "neox": lambda pairs: (slice(0, pairs), slice(pairs, 2 * pairs)),
-    "interleaved": lambda pairs: (slice(0, 2 * pairs, 2), slice(1, 2 * pairs, 2)),
-}
-"""Where the first and the second components of R pairs stand."""
+def _rotate_neox(x: Array, rotations: Array) -> Array:
+    pairs = rotations.shape[2]
+    cos, sin = rotations[..., 0], rotations[..., 1]
+    low, high = x[..., :pairs], x[..., pairs : 2 * pairs]
+    y = x.copy()
+    y_low, y_high = y[..., :pairs], y[..., pairs : 2 * pairs]
+    y_low *= cos
+    y_low -= high * sin
+    y_high *= cos
+    y_high += low * sin
+    return y
+
+
+def _rotate_interleaved(x: Array, rotations: Array) -> Array:
+    """Pairs that are neighbours are complex numbers, and a rotation is their product."""
+    turns = rotations.view(np.complex64)[..., 0]
+    rotated = 2 * turns.shape[2]
+    if rotated == x.shape[2]:
+        return (x.view(np.complex64) * turns).view(np.float32)
+    y = x.copy()
+    y[..., :rotated].view(np.complex64)[:] *= turns
+    return y
+
+
+_ROTATE: dict[str, Callable[[Array, Array], Array]] = {"neox": _rotate_neox, "interleaved": _rotate_interleaved}
+"""Of heads (T, H, D) by rotations (T, 1, R, 2)."""
 
 
 def _rope_append_kv_cpu(
@@ -87,8 +107,7 @@ def _rope_append_kv_cpu(
     bias: Array | None,
     q_norm: Array | None,
     k_norm: Array | None,
-    cos: Array,
-    sin: Array,
+    rotations: Array,
     query_scale: Array | None,
     positions: Array,
     slots: Array,
@@ -107,13 +126,7 @@ def _rope_append_kv_cpu(
     qk = x[:, : heads + kv_heads]
     if q_norm is not None and k_norm is not None:
         qk = np.concatenate([_rms(qk[:, :heads], q_norm, eps), _rms(qk[:, heads:], k_norm, eps)], axis=1)
-    c, s = cos.take(positions, 0)[:, None], sin.take(positions, 0)[:, None]  # (T, 1, R)
-    first, second = _PAIRS[style](cos.shape[1])
-    y = qk.copy()
-    y[..., first] *= c
-    y[..., first] -= qk[..., second] * s
-    y[..., second] *= c
-    y[..., second] += qk[..., first] * s
+    y = _ROTATE[style](qk, rotations.take(positions, 0)[:, None])
     where = slots if tokens > 1 else slots[0]  # one slot needs no index array
     k_pages.reshape(-1, kv_heads, dim)[where] = y[:, heads:]
     v_pages.reshape(-1, kv_heads, dim)[where] = x[:, heads + kv_heads :]
@@ -124,7 +137,7 @@ def _rope_append_kv_cpu(
 
 
 @op(
-    "qkv:act[T,H*D+2*G*D] bias?:f32[H*D+2*G*D] q_norm?:f32[D] k_norm?:f32[D] cos:f32[C,R] sin:f32[C,R] "
+    "qkv:act[T,H*D+2*G*D] bias?:f32[H*D+2*G*D] q_norm?:f32[D] k_norm?:f32[D] rotations:f32[C,R,2] "
     "query_scale?:f32[C] positions:i32[T] slots:i32[T] &k_pages:act[N,P,G,D] &v_pages:act[N,P,G,D] eps:f32 "
     "style=neox|interleaved -> q:act[T,H,D]",
     cpu=_rope_append_kv_cpu,
@@ -135,8 +148,7 @@ def rope_append_kv(
     bias: Array | None,
     q_norm: Array | None,
     k_norm: Array | None,
-    cos: Array,
-    sin: Array,
+    rotations: Array,
     query_scale: Array | None,
     positions: Array,
     slots: Array,
@@ -148,13 +160,13 @@ def rope_append_kv(
 ) -> Array:
     """Bias, RMS norm of q and k heads, rotation by position; k and v go to their slots, q, scaled, is returned.
 
-    R pairs of each head are rotated by the angles whose cos and sin are tabulated per position; components past 2R pass
-    through. A slot is page * P + offset. Pairs are (i, i + R) in style neox, (2i, 2i + 1) interleaved.
+    R pairs of each head are rotated by the angles whose cos and sin `rotations` holds per position; components past 2R
+    pass through. A slot is page * P + offset. Pairs are (i, i + R) in style neox, (2i, 2i + 1) interleaved.
     Source: arXiv:2104.09864.
     """
     _, page_size, kv_heads, dim = k_pages.shape
     heads = qkv.shape[1] // dim - 2 * kv_heads
-    pairs = cos.shape[1]
+    pairs = rotations.shape[1]
     pair = np.arange(pairs)
     first, second = (pair, pair + pairs) if style == "neox" else (2 * pair, 2 * pair + 1)
     q = np.empty((len(qkv), heads, dim), qkv.dtype)
@@ -166,8 +178,9 @@ def rope_append_kv(
             if norm is not None:
                 head = head / np.sqrt(np.mean(head * head) + eps) * norm
             y = head.copy()
-            y[first] = head[first] * cos[position] - head[second] * sin[position]
-            y[second] = head[second] * cos[position] + head[first] * sin[position]
+            cos, sin = rotations[position].T
+            y[first] = head[first] * cos - head[second] * sin
+            y[second] = head[second] * cos + head[first] * sin
             if h < heads:
                 q[t, h] = y if query_scale is None else y * query_scale[position]
             else:

@@ -7,8 +7,6 @@ import threading
 from collections import deque
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import replace
-from numbers import Integral, Number
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -23,6 +21,7 @@ from forge.errors import ChatTemplateError, ParameterError
 from forge.generation import Generation
 from forge.ops.attention import attention_scores, causal_mask, softmax
 from forge.outputs import Chunk, Completion, Perplexity
+from forge.prompts import is_single, items_of, sampling_params, token_ids
 from forge.tokenizer import Tokenizer
 from forge.tokenizer.chat import ChatTemplate
 
@@ -89,9 +88,9 @@ class LLM:
         Keywords override fields of `params`. Raises ParameterError for a value that cannot be used and
         ContextLengthError for a prompt that is too long.
         """
-        params = _sampling(params, overrides)
-        single = _is_single(prompt)
-        prompts: list[Prompt] = [prompt] if single else _items(prompt)  # type: ignore[list-item]
+        params = sampling_params(params, overrides)
+        single = is_single(prompt)
+        prompts: list[Prompt] = [prompt] if single else items_of(prompt)  # type: ignore[list-item]
         completions = self._complete([self._encode(p) for p in prompts], params)
         return completions[0] if single and params.n == 1 else completions
 
@@ -99,9 +98,9 @@ class LLM:
         self, prompt: Prompt, params: SamplingParams | None = None, **overrides: Any
     ) -> Generator[Chunk, None, None]:
         """Complete one prompt, piece by piece. Closing the iterator aborts the request."""
-        if not _is_single(prompt):
+        if not is_single(prompt):
             raise ParameterError("stream takes one prompt; generate takes a list of them")
-        return self._stream(self._encode(prompt), _sampling(params, overrides))
+        return self._stream(self._encode(prompt), sampling_params(params, overrides))
 
     def chat(
         self,
@@ -116,7 +115,7 @@ class LLM:
 
         Raises ChatTemplateError if the model has no template or it refuses the messages.
         """
-        params = _sampling(params, overrides)
+        params = sampling_params(params, overrides)
         completions = self._complete([self._encode_chat(messages, tools, template_variables)], params)
         return completions[0] if params.n == 1 else completions
 
@@ -130,7 +129,7 @@ class LLM:
         **overrides: Any,
     ) -> Generator[Chunk, None, None]:
         """`chat`, piece by piece."""
-        params = _sampling(params, overrides)
+        params = sampling_params(params, overrides)
         return self._stream(self._encode_chat(messages, tools, template_variables), params)
 
     def render_chat(
@@ -183,7 +182,7 @@ class LLM:
         if context is None:
             context = min(512, self.context)
         check_integer("context", context, 2, self.context)
-        ids = self.tokenizer.encode(text) if isinstance(text, str) else _token_ids(text)
+        ids = self.tokenizer.encode(text) if isinstance(text, str) else token_ids(text)
         chunks = [ids[start : start + context] for start in range(0, len(ids) - context + 1, context)] or [ids]
         if len(chunks[0]) < 2:
             raise ParameterError("the text has fewer than two tokens: there is nothing to predict")
@@ -203,7 +202,7 @@ class LLM:
     def _encode(self, prompt: Prompt) -> list[int]:
         if isinstance(prompt, str):
             return self.tokenizer.encode(prompt, parse_special=True)
-        return _token_ids(prompt)
+        return token_ids(prompt)
 
     def _encode_chat(
         self, messages: Messages, tools: Sequence[Any] | None, variables: Mapping[str, Any] | None
@@ -288,38 +287,6 @@ class LLM:
                 if self._generations.pop(generation.sequence, None) is not None:
                     self.engine.finish(generation.sequence, "abort")
                     generation.finish()
-
-
-def _sampling(params: SamplingParams | None, overrides: Mapping[str, Any]) -> SamplingParams:
-    if params is None:
-        return SamplingParams(**overrides)
-    if not isinstance(params, SamplingParams):
-        raise ParameterError(f"params must be a SamplingParams, not a {type(params).__name__}")
-    return replace(params, **overrides)
-
-
-def _is_single(prompt: Any) -> bool:
-    """One prompt: a string, or a list of ids that is not empty."""
-    if isinstance(prompt, str):
-        return True
-    items = _items(prompt)
-    return len(items) > 0 and isinstance(items[0], Number)
-
-
-def _items(prompt: Any) -> list[Any]:
-    """The members of a list, tuple or array."""
-    is_array = isinstance(prompt, np.ndarray) and prompt.ndim > 0
-    if not is_array and (isinstance(prompt, str | bytes | bytearray) or not isinstance(prompt, Sequence)):
-        raise ParameterError(f"a prompt must be a string or a list of token ids, not a {type(prompt).__name__}")
-    return list(prompt)
-
-
-def _token_ids(prompt: Any) -> list[int]:
-    ids = _items(prompt)
-    for token in ids:
-        if isinstance(token, bool) or not isinstance(token, Integral):
-            raise ParameterError(f"a prompt must be a string or a list of token ids, and one holds {token!r:.40}")
-    return [int(token) for token in ids]
 
 
 def _log_likelihoods(logits: npt.NDArray[np.float32], targets: list[int]) -> npt.NDArray[np.float64]:

@@ -16,7 +16,8 @@ from forge.kv_cache import KVCache
 from forge.models import Decoder
 from forge.models.decoder import Tap
 from forge.ops.embed import embed
-from forge.ops.sampling import logprobs, penalize, sample, top_logprobs
+from forge.ops.logprobs import logprobs, top_logprobs
+from forge.ops.sampling import penalize, sample
 
 
 @dataclass(frozen=True, slots=True)

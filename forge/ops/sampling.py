@@ -1,11 +1,11 @@
-"""From logits to the next token: penalties, one draw per row, and log probabilities. Order as in SamplingParams.
+"""From logits to the next token: penalties, and one draw per row. Order as in SamplingParams.
 
 The same logits and seed give the same ids on every device and in every batch, because nothing here depends on the order
 of summation: weights are 64-bit integers, and ties go to the lower id. A kernel must do the float32 steps below as
 written: each operation rounded to nearest, no contraction into FMA, subnormals kept, division correctly rounded.
 
 A row whose greatest logit is not finite (a NaN or +inf somewhere, or -inf everywhere) has no distribution: `sample`
-gives -1 for the engine to see without another pass, log probabilities are NaN, and the top ids are 0, 1, 2 and so on.
+gives -1 for the engine to see without another pass.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def _first_in_order(logits: Array, last: np.float32, count: int) -> Array:
     return np.flatnonzero(mask)
 
 
-def _top(logits: Array, count: int) -> Array:
+def first_ids(logits: Array, count: int) -> Array:
     """Ids, ascending, of the `count` greatest logits, 0 < count <= V."""
     return _first_in_order(logits, np.partition(logits, -count)[-count], count)
 
@@ -115,7 +115,7 @@ def _kept(logits: Array, temperature: float, top_k: int, top_p: float, min_p: fl
     greatest = logits.max()
     ids = None
     if 0 < top_k < len(logits):
-        ids = _top(logits, top_k)
+        ids = first_ids(logits, top_k)
         logits = logits[ids]
     weight = weights(logits, greatest, temperature)
     if top_p < 1.0:
@@ -345,69 +345,3 @@ def penalize(
             if generated[i] > 0:
                 z = (z - presence[b]) - frequency[b] * number(generated[i])
             logits[b, tokens[i]] = z
-
-
-def _log_probabilities(logits: Array, ids: Array) -> Array:
-    """Log probability of each id of a row: f32[B,V], i32[B,N] -> f32[B,N]; the sum is float64."""
-    greatest = logits.max(axis=1, keepdims=True)
-    greatest[~np.isfinite(greatest)] = np.nan
-    with np.errstate(over="ignore"):  # to -inf, a probability of 0
-        sums = np.exp(logits - greatest).sum(axis=1, keepdims=True, dtype=np.float64)
-        result: Array = (np.take_along_axis(logits, ids, axis=1) - (greatest + np.log(sums))).astype(logits.dtype)
-    return result
-
-
-@op(
-    "logits:f32[B,V] ids:i32[B] -> logprobs:f32[B]",
-    cases=[
-        Case(
-            "by hand",
-            lambda _: (
-                np.array([[7, 7, 7, 7], [-3, -_INF, -_INF, -_INF], [5, 5, -_INF, -_INF], [0, math.nan, 0, 0]], _f32),
-                np.array([1, 0, 2, 0], np.int32),
-            ),
-            expected=([-math.log(4), 0.0, -_INF, math.nan],),
-        ),
-        Case(
-            "random",
-            lambda rng: (rng.normal(0, 5, (3, 5000)).astype(_f32), rng.integers(0, 5000, 3).astype(np.int32)),
-        ),
-    ],
-    bytes_moved=lambda logits, ids: logits.nbytes + 8 * len(ids),
-)
-def logprobs(logits: Array, ids: Array) -> Array:
-    """Log probability of one token per row under the logits as given; NaN where there is no distribution."""
-    return _log_probabilities(logits, ids[:, None])[:, 0]
-
-
-def _top_logprobs_cpu(logits: Array, n: int) -> tuple[Array, Array]:
-    count = min(n, logits.shape[1])
-    ids = np.tile(np.arange(count, dtype=np.int32), (len(logits), 1))
-    for row in np.flatnonzero(np.isfinite(logits.max(axis=1)) & (count > 0)):
-        top = _top(logits[row], count)
-        ids[row] = top[np.argsort(-logits[row, top], kind="stable")]
-    return ids, _log_probabilities(logits, ids)
-
-
-@op(
-    "logits:f32[B,V] n:i32 -> ids:i32[B,N] values:f32[B,N]",
-    cases=[
-        Case(
-            "ties in id order; without a distribution",
-            lambda _: (np.array([[-900, 0, -901, 0, -900], [0, math.nan, 0, 0, 0]], _f32), 3),
-            expected=([[1, 3, 0], [0, 1, 2]], [[-math.log(2), -math.log(2), -900 - math.log(2)], [math.nan] * 3]),
-        ),
-        Case("none", lambda rng: (rng.normal(size=(2, 4)).astype(_f32), 0)),
-        Case("more than there are", lambda rng: (rng.normal(size=(2, 4)).astype(_f32), 9)),
-        Case("random", lambda rng: (rng.normal(0, 5, (3, 5000)).astype(_f32), 20)),
-    ],
-    cpu=_top_logprobs_cpu,
-    bytes_moved=lambda logits, n: logits.nbytes + 8 * len(logits) * min(n, logits.shape[1]),
-)
-def top_logprobs(logits: Array, n: int) -> tuple[Array, Array]:
-    """The N = min(n, V) most probable tokens of each row with their log probabilities, by (logit descending, id)."""
-    ids = np.zeros((len(logits), min(n, logits.shape[1])), np.int32)
-    for row, z in zip(ids, logits, strict=True):
-        ordered = sorted(range(len(z)), key=lambda i: (-z[i], i)) if np.isfinite(z.max()) else range(len(z))
-        row[:] = ordered[: len(row)]
-    return ids, _log_probabilities(logits, ids)

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from forge.ops import sampling
-from forge.ops.sampling import logprobs, penalize, sample, top_logprobs, weights
+from forge.ops.logprobs import logprobs, top_logprobs
+from forge.ops.sampling import penalize, sample, weights
 
 ONE = 2**42
 PINNED = [376, 385, 5, 126, 511, 177, 252, 241, 481, 2, 506, 455]

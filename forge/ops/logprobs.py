@@ -1,0 +1,82 @@
+"""Log probabilities under the logits as the model gives them.
+
+A row whose greatest logit is not finite has no distribution: its log probabilities are NaN, its top ids 0, 1, 2 and so on.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from forge.op import Array, Case, op
+from forge.ops.sampling import first_ids
+
+_INF = math.inf
+_f32 = np.float32
+
+
+def _log_probabilities(logits: Array, ids: Array) -> Array:
+    """Log probability of each id of a row: f32[B,V], i32[B,N] -> f32[B,N]; the sum is float64."""
+    greatest = logits.max(axis=1, keepdims=True)
+    greatest[~np.isfinite(greatest)] = np.nan
+    with np.errstate(over="ignore"):  # to -inf, a probability of 0
+        sums = np.exp(logits - greatest).sum(axis=1, keepdims=True, dtype=np.float64)
+        result: Array = (np.take_along_axis(logits, ids, axis=1) - (greatest + np.log(sums))).astype(logits.dtype)
+    return result
+
+
+@op(
+    "logits:f32[B,V] ids:i32[B] -> logprobs:f32[B]",
+    cases=[
+        Case(
+            "by hand",
+            lambda _: (
+                np.array([[7, 7, 7, 7], [-3, -_INF, -_INF, -_INF], [5, 5, -_INF, -_INF], [0, math.nan, 0, 0]], _f32),
+                np.array([1, 0, 2, 0], np.int32),
+            ),
+            expected=([-math.log(4), 0.0, -_INF, math.nan],),
+        ),
+        Case(
+            "random",
+            lambda rng: (rng.normal(0, 5, (3, 5000)).astype(_f32), rng.integers(0, 5000, 3).astype(np.int32)),
+        ),
+    ],
+    bytes_moved=lambda logits, ids: logits.nbytes + 8 * len(ids),
+)
+def logprobs(logits: Array, ids: Array) -> Array:
+    """Log probability of one token per row under the logits as given; NaN where there is no distribution."""
+    return _log_probabilities(logits, ids[:, None])[:, 0]
+
+
+def _top_logprobs_cpu(logits: Array, n: int) -> tuple[Array, Array]:
+    count = min(n, logits.shape[1])
+    ids = np.tile(np.arange(count, dtype=np.int32), (len(logits), 1))
+    for row in np.flatnonzero(np.isfinite(logits.max(axis=1)) & (count > 0)):
+        top = first_ids(logits[row], count)
+        ids[row] = top[np.argsort(-logits[row, top], kind="stable")]
+    return ids, _log_probabilities(logits, ids)
+
+
+@op(
+    "logits:f32[B,V] n:i32 -> ids:i32[B,N] values:f32[B,N]",
+    cases=[
+        Case(
+            "ties in id order; without a distribution",
+            lambda _: (np.array([[-900, 0, -901, 0, -900], [0, math.nan, 0, 0, 0]], _f32), 3),
+            expected=([[1, 3, 0], [0, 1, 2]], [[-math.log(2), -math.log(2), -900 - math.log(2)], [math.nan] * 3]),
+        ),
+        Case("none", lambda rng: (rng.normal(size=(2, 4)).astype(_f32), 0)),
+        Case("more than there are", lambda rng: (rng.normal(size=(2, 4)).astype(_f32), 9)),
+        Case("random", lambda rng: (rng.normal(0, 5, (3, 5000)).astype(_f32), 20)),
+    ],
+    cpu=_top_logprobs_cpu,
+    bytes_moved=lambda logits, n: logits.nbytes + 8 * len(logits) * min(n, logits.shape[1]),
+)
+def top_logprobs(logits: Array, n: int) -> tuple[Array, Array]:
+    """The N = min(n, V) most probable tokens of each row with their log probabilities, by (logit descending, id)."""
+    ids = np.zeros((len(logits), min(n, logits.shape[1])), np.int32)
+    for row, z in zip(ids, logits, strict=True):
+        ordered = sorted(range(len(z)), key=lambda i: (-z[i], i)) if np.isfinite(z.max()) else range(len(z))
+        row[:] = ordered[: len(row)]
+    return ids, _log_probabilities(logits, ids)

@@ -1,0 +1,47 @@
+"""What users pass as prompts and parameters, checked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from numbers import Integral, Number
+from typing import Any
+
+import numpy as np
+
+from forge.config import SamplingParams
+from forge.errors import ParameterError
+
+
+def sampling_params(params: SamplingParams | None, overrides: Mapping[str, Any]) -> SamplingParams:
+    """The parameters with some of their fields overridden; TypeError for a keyword that is no field."""
+    if params is None:
+        return SamplingParams(**overrides)
+    if not isinstance(params, SamplingParams):
+        raise ParameterError(f"params must be a SamplingParams, not a {type(params).__name__}")
+    return replace(params, **overrides)
+
+
+def is_single(prompt: Any) -> bool:
+    """One prompt: a string, or a list of ids that is not empty."""
+    if isinstance(prompt, str):
+        return True
+    items = items_of(prompt)
+    return len(items) > 0 and isinstance(items[0], Number)
+
+
+def items_of(prompt: Any) -> list[Any]:
+    """The members of a list, tuple or array."""
+    is_array = isinstance(prompt, np.ndarray) and prompt.ndim > 0
+    if not is_array and (isinstance(prompt, str | bytes | bytearray) or not isinstance(prompt, Sequence)):
+        raise ParameterError(f"a prompt must be a string or a list of token ids, not a {type(prompt).__name__}")
+    return list(prompt)
+
+
+def token_ids(prompt: Any) -> list[int]:
+    """A prompt that is no string, as Python integers."""
+    ids = items_of(prompt)
+    for token in ids:
+        if isinstance(token, bool) or not isinstance(token, Integral):
+            raise ParameterError(f"a prompt must be a string or a list of token ids, and one holds {token!r:.40}")
+    return [int(token) for token in ids]

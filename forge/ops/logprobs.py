@@ -1,6 +1,6 @@
 """Log probabilities under the logits as the model gives them.
 
-A row whose greatest logit is not finite has no distribution: its log probabilities are NaN, its top ids 0, 1, 2 and so on.
+A row whose greatest logit is not finite has no distribution: NaN log probabilities, and the top ids 0, 1, 2 and so on.
 """
 
 from __future__ import annotations

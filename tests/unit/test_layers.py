@@ -44,7 +44,7 @@ THIRD_PARTY = {
     "gguf": "formats.ggml",
     "huggingface_hub": "hub",
     "jinja2": "tokenizer",
-    "numpy": "backend op quant ops models engine.batch engine.runner llm formats tokenizer verify cli",
+    "numpy": "backend op quant ops models engine.batch engine.runner prompts llm formats tokenizer verify cli",
     "platformdirs": "hub",
     "psutil": "backend",
     "rich": "cli",

@@ -44,14 +44,17 @@ class Generation:
         """The sequence has ended: what was held back is let go, and the last chunk says why."""
         rest = ""
         if not self._stopped:
-            text, stopped = self._stops.push(self._decoder.flush())
-            rest = text if stopped else text + self._stops.flush()
+            rest, stopped = self._stops.push(self._decoder.flush())
+            if stopped:
+                self.sequence.finish_reason = "stop"
+            else:
+                rest += self._stops.flush()
         if rest:
             self._text.append(rest)
         self.chunks.append(
             Chunk(
                 rest,
-                (),
+                [],
                 index=self.sequence.choice,
                 logprobs=() if self._wants_logprobs else None,
                 finish_reason=self.sequence.finish_reason,
@@ -79,8 +82,8 @@ class Generation:
         assert sequence.finish_reason is not None
         return Completion(
             text="".join(self._text),
-            ids=tuple(sequence.completion),
-            prompt_ids=tuple(sequence.ids[: sequence.num_prompt]),
+            ids=sequence.completion,
+            prompt_ids=sequence.ids[: sequence.num_prompt],
             finish_reason=sequence.finish_reason,
             timings=self.timings(),
             logprobs=tuple(self._logprobs) if self._wants_logprobs else None,
@@ -93,5 +96,5 @@ class Generation:
             self._logprobs.append(logprobs)
         found = (logprobs,) if logprobs is not None else ()
         self.chunks.append(
-            Chunk(text, (token,), index=self.sequence.choice, logprobs=found if self._wants_logprobs else None)
+            Chunk(text, [token], index=self.sequence.choice, logprobs=found if self._wants_logprobs else None)
         )

@@ -1,4 +1,4 @@
-"""load() and LLM: text in, text out."""
+"""LLM: text in, text out."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import numpy.typing as npt
 from forge.config import SamplingParams, check_integer
 from forge.engine import Engine, Sampled
 from forge.engine.sequence import Sequence as EngineSequence
-from forge.errors import ChatTemplateError, ParameterError
+from forge.errors import ChatTemplateError, OutOfMemoryError, ParameterError
 from forge.generation import Generation
 from forge.ops.attention import attention_scores, causal_mask, softmax
 from forge.outputs import Chunk, Completion, Perplexity
@@ -57,6 +57,7 @@ class LLM:
         self.device = engine.runner.backend.device
         self._lock = threading.RLock()
         self._generations: dict[EngineSequence, Generation] = {}
+        self._undelivered: deque[Sampled] = deque()
         self._stepping = False
         self._dropped: list[Generation] = []
         """Aborted during a step, to be ended after it."""
@@ -152,7 +153,18 @@ class LLM:
 
     def logits(self, prompt: Prompt) -> npt.NDArray[np.float32]:
         """(tokens, V) float32: the model's scores for the token after each of the prompt's."""
-        return np.concatenate(list(self._logits(self._encode(prompt))))
+        ids = self._encode(prompt)
+        size, free = 4 * len(ids) * self.config.vocab_size, self.engine.runner.backend.free_bytes()
+        if size > free:
+            raise OutOfMemoryError(
+                f"the logits of {len(ids)} tokens need {size / 1e9:.2f} GB, {free / 1e9:.2f} GB are free"
+            )
+        out = np.empty((len(ids), self.config.vocab_size), np.float32)
+        row = 0
+        for part in self._logits(ids):
+            out[row : row + len(part)] = part
+            row += len(part)
+        return out
 
     def attention(self, prompt: Prompt, layer: int) -> npt.NDArray[np.float32]:
         """(H, T, T) float32: how much each of a prompt's T tokens attends to each one, by head, in one layer."""
@@ -263,20 +275,25 @@ class LLM:
         with self._lock:
             self._stepping = True
             try:
-                for token in self.engine.step():
-                    self._deliver(token)
+                if not self._undelivered:  # else the last step was interrupted here
+                    self._undelivered += self.engine.step()
+                while self._undelivered:
+                    self._deliver(self._undelivered[0])
+                    self._undelivered.popleft()
+                for generation in [g for g in self._generations.values() if g.sequence.finish_reason is not None]:
+                    generation.finish()
+                    del self._generations[generation.sequence]
             finally:
                 self._stepping = False
                 dropped, self._dropped = self._dropped, []
                 self._abort(dropped)
 
     def _deliver(self, token: Sampled) -> None:
-        generation = self._generations[token.sequence]
-        if generation.push(token):
+        generation = self._generations.get(token.sequence)
+        if generation is None:  # its request was interrupted before anybody could wait for it
+            self.engine.finish(token.sequence, "abort")
+        elif generation.push(token):
             self.engine.finish(token.sequence, "stop")
-        if token.sequence.finish_reason is not None:
-            generation.finish()
-            del self._generations[token.sequence]
 
     def _abort(self, generations: Iterable[Generation]) -> None:
         with self._lock:

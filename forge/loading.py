@@ -38,7 +38,7 @@ def load(
     """Load a model: a name (`forge pull` lists them), a path, or ``hf:owner/repo/file.gguf``.
 
     device: "auto", "cpu", "hip", "cuda", "hip:1". context: most tokens of one sequence; None = the model's, cut to what
-    plan. memory_fraction: share of the free memory that weights and KV cache may take. activations: precision of matrix
+    fits. memory_fraction: share of the free memory that weights and KV cache may take. activations: precision of matrix
     inputs. chat_template: a Jinja file to use for the model's own. progress: called with a stage, the bytes done and
     their total. Raises a child of ForgeError that names what is wrong: an unknown name, a damaged file, too little
     memory.
@@ -47,9 +47,7 @@ def load(
         context=context, memory_fraction=memory_fraction, activations=activations, max_sequences=max_sequences
     )
     backend = backends.select(device)
-    if activations not in (None, "f32"):
-        raise ParameterError(f"activations={activations!r} is for GPUs: {backend.device} computes in float32")
-    path = hub.resolve(model if isinstance(model, str) else Path(model), progress=progress)
+    path = _resolve(model, progress)
     started = time.perf_counter()
     with gguf.read(path) as file:
         plan = _plan(file, settings, backend)
@@ -70,6 +68,8 @@ def load(
         max_step_tokens=settings.max_step_tokens,
     )
     notes = plan.notes
+    if activations not in (None, "f32"):
+        notes = (f"activations: {backend.device} computes in float32; {activations} is for GPUs", *notes)
     if device == "auto":
         notes = (f"device: {backend.device}; auto found no GPU that this version supports", *notes)
     return LLM(engine, tokenizer, template, path=path, notes=notes, load_ms=1000 * (time.perf_counter() - started))
@@ -77,7 +77,7 @@ def load(
 
 def load_tokenizer(model: str | os.PathLike[str], *, progress: Progress | None = None) -> Tokenizer:
     """The tokenizer alone, from a GGUF file that may hold no tensors, or a known model's."""
-    path = hub.resolve(model if isinstance(model, str) else Path(model), progress=progress)
+    path = _resolve(model, progress)
     with gguf.read(path) as file:
         return Tokenizer.from_metadata(file.metadata, source=str(path))
 
@@ -106,6 +106,8 @@ def _plan(file: gguf.GGUF, settings: EngineConfig, backend: Backend) -> _Plan:
     possible = (free - weights) // per_page  # pages
     wanted = settings.context or config.context_length
     notes: tuple[str, ...] = ()
+    if wanted > config.context_length:
+        notes = (f"context: {wanted} is longer than the {config.context_length} tokens the model was trained for",)
     if -(-wanted // size) > possible:
         need, room = _gb(-(-wanted // size) * per_page), _gb(max(free - weights, 0))
         context = possible * size
@@ -119,6 +121,12 @@ def _plan(file: gguf.GGUF, settings: EngineConfig, backend: Backend) -> _Plan:
         notes = (f"context: {context} of the model's {wanted} tokens, cut to fit {room} of KV cache (--context)",)
         wanted = context
     return _Plan(wanted, min(possible, settings.max_sequences * -(-wanted // size)), notes)
+
+
+def _resolve(model: str | os.PathLike[str], progress: Progress | None) -> Path:
+    if not isinstance(model, str | os.PathLike):
+        raise ParameterError(f"model must be a name or a path, not {model!r:.60}")
+    return hub.resolve(model if isinstance(model, str) else Path(model), progress=progress)
 
 
 def _chat_template(given: str | os.PathLike[str] | None, tokenizer: Tokenizer, path: Path) -> ChatTemplate | None:

@@ -40,7 +40,7 @@ class Chunk:
 
     text: str
     """New text, perhaps empty: a character may need several tokens, and a possible stop string is held back."""
-    ids: tuple[int, ...]
+    ids: list[int]
     index: int = 0
     """Which of the n choices."""
     logprobs: tuple[TokenLogprobs, ...] | None = None
@@ -55,11 +55,12 @@ class Completion:
     """A finished completion."""
 
     text: str
-    ids: tuple[int, ...]
+    ids: list[int]
     """Generated ids, the end token not included."""
-    prompt_ids: tuple[int, ...]
+    prompt_ids: list[int]
     finish_reason: FinishReason
-    """"stop": end token, stop id or stop string; "length": max_tokens or the context; "error": logits not finite."""
+    """"stop": end token, stop id or stop string; "length": max_tokens or the context; "abort";
+    "error": the logits were not finite."""
     timings: Timings
     logprobs: tuple[TokenLogprobs, ...] | None = None
     index: int = 0

@@ -58,7 +58,7 @@ def select(device: str) -> Backend:
     Raises ParameterError for an unknown name and DeviceError for a device that cannot be used: a device that was asked
     for is never replaced by another.
     """
-    kind, colon, index = device.partition(":")
+    kind, colon, index = device.partition(":") if isinstance(device, str) else ("", "", "")
     if kind not in ("auto", "cpu", "hip", "cuda") or (colon and not (kind in ("hip", "cuda") and index.isdecimal())):
         raise ParameterError(f"device must be auto, cpu, hip, cuda, hip:N or cuda:N, not {device!r}")
     if kind in ("hip", "cuda"):

@@ -5,12 +5,16 @@ from __future__ import annotations
 import math
 import mmap
 import os
+import resource
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
+
+from forge.errors import OutOfMemoryError
 
 
 class _HasNumpy(Protocol):
@@ -36,8 +40,14 @@ class NumpyBackend:
         np.empty asks for huge pages: a KV cache of which little is used would take 2 MiB for each array touched.
         """
         size = math.prod(shape) * np.dtype(dtype).itemsize
-        memory = mmap.mmap(-1, max(size, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        memory.madvise(mmap.MADV_NOHUGEPAGE)
+        try:
+            memory = mmap.mmap(-1, max(size, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        except OSError as error:
+            raise OutOfMemoryError(
+                f"no address space for {size / 1e9:.2f} GB of KV cache ({error.strerror}): use a smaller --context"
+            ) from None
+        with suppress(AttributeError, OSError):  # a system without huge pages
+            memory.madvise(mmap.MADV_NOHUGEPAGE)
         return np.ndarray(shape, dtype, memory)
 
     def to_numpy(self, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -48,12 +58,15 @@ class NumpyBackend:
         import psutil
 
         available = int(psutil.virtual_memory().available)
+        limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+        if limit != resource.RLIM_INFINITY:
+            available = min(available, max(limit - int(psutil.Process().memory_info().vms), 0))
         try:  # cgroup v2; v1 and bare systems have no such files
-            limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
+            most = Path("/sys/fs/cgroup/memory.max").read_text().strip()
             used = int(Path("/sys/fs/cgroup/memory.current").read_text())
         except (OSError, ValueError):
             return available
-        return available if limit == "max" else min(available, max(int(limit) - used, 0))
+        return available if most == "max" else min(available, max(int(most) - used, 0))
 
 
 NUMPY = NumpyBackend()

@@ -39,10 +39,8 @@ def command(
     Prefill is one prompt. Decode starts when every sequence of the batch has its prompt computed and its first token.
     """
     batches = _sizes(batch)
-    with options.loaded(model, device, context) as llm:
-        longest = prompt_tokens + gen_tokens
-        if longest > llm.context:
-            raise ParameterError(f"--prompt-tokens and --gen-tokens add up to {longest}; the context is {llm.context}")
+    with options.loaded(model, device, context, max_sequences=max(batches)) as llm:
+        _check_room(llm, prompt_tokens, gen_tokens, max(batches))
         report = measure(llm, prompt_tokens, gen_tokens, batches, repetitions)
     if as_json:
         output.write_json(report)
@@ -60,21 +58,20 @@ def measure(llm: LLM, prompt_tokens: int, gen_tokens: int, batches: Sequence[int
     vocabulary = llm.config.vocab_size
 
     def run(count: int) -> tuple[float, float]:
-        """Seconds of the first prompt, and tokens per second of all sequences together."""
-        prompts = [rng.integers(0, vocabulary, prompt_tokens).tolist() for _ in range(count)]
+        """Seconds of the first prompt, and tokens per second from where every sequence has its first token."""
         params = SamplingParams(max_tokens=None, ignore_eos=True)
+        prompts = rng.integers(0, vocabulary, (count, prompt_tokens)).tolist()
         sequences = [llm.engine.add(prompt, params)[0] for prompt in prompts]
         try:
             start = time.perf_counter()
             while not sequences[0].completion:
                 llm.engine.step()
             first = time.perf_counter() - start
-            while any(not sequence.completion for sequence in sequences):
+            while not all(sequence.completion for sequence in sequences):
                 llm.engine.step()
             start = time.perf_counter()
-            for _ in range(gen_tokens - 1):
-                llm.engine.step()
-            return first, count * (gen_tokens - 1) / (time.perf_counter() - start)
+            tokens = sum(len(llm.engine.step()) for _ in range(gen_tokens - 1))
+            return first, tokens / (time.perf_counter() - start)
         finally:
             for sequence in sequences:
                 llm.engine.finish(sequence, "abort")
@@ -86,15 +83,15 @@ def measure(llm: LLM, prompt_tokens: int, gen_tokens: int, batches: Sequence[int
     bound: list[float] = []
     decoded: dict[int, list[float]] = {size: [] for size in batches}
     for _ in range(repetitions):
+        bound += [1 / sweep() for _ in range(_SWEEPS)]
+        first, alone = run(1)
+        prefill.append(prompt_tokens / first)
         for size in batches:
             bound += [1 / sweep() for _ in range(_SWEEPS)]
-            first, rate = run(size)
-            decoded[size].append(rate)
-            if size == min(batches):
-                prefill.append(prompt_tokens / first)
+            decoded[size].append(alone if size == 1 else run(size)[1])
     rate = median(bound)
     speeds = {size: median(runs) for size, runs in decoded.items()}
-    alone = speeds.get(1)
+    single = speeds.get(1)
     return {
         "model": llm.path.name,
         "device": llm.device,
@@ -110,7 +107,7 @@ def measure(llm: LLM, prompt_tokens: int, gen_tokens: int, batches: Sequence[int
                 "batch": size,
                 "tokens_per_s": speed,
                 "ratio_to_bound": speed / rate,
-                "speedup": speed / alone if alone else None,
+                "speedup": speed / single if single else None,
             }
             for size, speed in speeds.items()
         ],
@@ -131,6 +128,17 @@ def bound_sweep(llm: LLM) -> Callable[[], float]:
         return time.perf_counter() - start
 
     return sweep
+
+
+def _check_room(llm: LLM, prompt_tokens: int, gen_tokens: int, most: int) -> None:
+    """The largest batch must run together; its first sequences decode while the last prompts are computed."""
+    scheduler = llm.engine.scheduler
+    longest = prompt_tokens + gen_tokens + -(-most * prompt_tokens // scheduler.max_step_tokens) + most
+    if longest > llm.context:
+        raise ParameterError(f"--prompt-tokens and --gen-tokens need {longest} positions; the context is {llm.context}")
+    held = scheduler.blocks.num_pages * scheduler.page_size
+    if most * longest > held:
+        raise ParameterError(f"--batch: {most} sequences need {most * longest} positions; the KV cache holds {held}")
 
 
 def _sizes(text: str) -> list[int]:

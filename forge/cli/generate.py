@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
 from forge.cli import options, output
+from forge.errors import ForgeError
 
 if TYPE_CHECKING:
     from forge.config import SamplingParams
@@ -50,16 +52,22 @@ def command(
 
 
 def _stream(llm: LLM, prompt: str, params: SamplingParams) -> None:
-    timings = None
-    chunks = llm.stream(prompt, params)
+    timings = reason = None
     try:
-        for chunk in chunks:
+        for chunk in llm.stream(prompt, params):
             output.write(chunk.text)
-            timings = chunk.timings
+            timings, reason = chunk.timings, chunk.finish_reason
     finally:
-        output.write("\n")
+        if output.is_terminal(sys.stdout):  # so that what follows starts on a line of its own
+            output.write("\n")
     if timings:
         output.status(figures(timings, llm.load_ms))
+    _check(reason, llm)
+
+
+def _check(reason: str | None, llm: LLM) -> None:
+    if reason == "error":
+        raise ForgeError(f"{llm.path}: the logits are not finite: the file is damaged; check or replace it")
 
 
 def _print_json(llm: LLM, prompt: str, params: SamplingParams) -> None:
@@ -83,6 +91,7 @@ def _print_json(llm: LLM, prompt: str, params: SamplingParams) -> None:
             },
         }
     )
+    _check(completion.finish_reason, llm)
 
 
 def figures(timings: Timings, load_ms: float | None = None) -> str:

@@ -70,13 +70,24 @@ def resolve(model: str) -> Path:
 
 @contextmanager
 def loaded(
-    model: str, device: str = "auto", context: int | None = None, chat_template: str | None = None
+    model: str,
+    device: str = "auto",
+    context: int | None = None,
+    chat_template: str | None = None,
+    max_sequences: int = 64,
 ) -> Iterator[LLM]:
     """A model, ready to run; what it remarks goes to stderr."""
     import forge
 
     with output.Progress() as progress:
-        llm = forge.load(model, device=device, context=context, chat_template=chat_template, progress=progress)
+        llm = forge.load(
+            model,
+            device=device,
+            context=context,
+            chat_template=chat_template,
+            max_sequences=max_sequences,
+            progress=progress,
+        )
     with llm:
         for remark in llm.notes:
             output.note(remark)

@@ -52,6 +52,9 @@ class Scheduler:
         """The next step. Pages for its tokens are allocated; nothing else changes until `commit`."""
         step: list[Scheduled] = []
         budget = self.max_step_tokens
+        for sequence in self.running:
+            if not sequence.num_remaining:  # a step was interrupted between its commit and its ids: sample again
+                sequence.num_computed -= 1
         # Running sequences first, oldest first. Decoding ones need one token each, so a long prompt cannot starve them.
         for sequence in sorted(self.running, key=lambda s: s.num_remaining > 1):
             if sequence not in self.running:  # preempted for one before it

@@ -28,6 +28,8 @@ class Arch:
     """Embeddings are multiplied by sqrt(E)."""
     default_window: int = 0
     """Sliding window where the file names none; 0 = none."""
+    default_softcaps: tuple[float, float] = (0.0, 0.0)
+    """Soft caps of scores and of logits where the file names none; 0 = none."""
     global_every: int = 0
     """With a window: every Nth layer attends to everything; 0 = every layer has the window; 1 = no layer has it."""
     local_rope_base: float | None = None
@@ -41,7 +43,8 @@ _FEED_FORWARD = "ffn_norm ffn_gate ffn_up ffn_down"
 _QK_NORM = "attn_q_norm attn_k_norm"
 _POST_NORM = "post_attention_norm post_ffw_norm"
 _QKV_BIAS = "attn_q.bias attn_k.bias attn_v.bias"
-_BIASES = f"{_QKV_BIAS} attn_output.bias ffn_gate.bias ffn_up.bias ffn_down.bias"
+_ATTENTION_BIAS = f"{_QKV_BIAS} attn_output.bias"
+_BIASES = f"{_ATTENTION_BIAS} ffn_gate.bias ffn_up.bias ffn_down.bias"
 
 _LLAMA = Arch(rope="interleaved", layer=f"{_ATTENTION} {_FEED_FORWARD}", layer_optional=_BIASES, global_every=1)
 
@@ -56,21 +59,30 @@ ARCHS: dict[str, Arch] = {
         global_every=1,
     ),
     "qwen3": Arch(
-        rope="neox", layer=f"{_ATTENTION} {_QK_NORM} {_FEED_FORWARD}", layer_optional=_QKV_BIAS, global_every=1
+        rope="neox", layer=f"{_ATTENTION} {_QK_NORM} {_FEED_FORWARD}", layer_optional=_ATTENTION_BIAS, global_every=1
     ),
-    "gemma": Arch(rope="neox", layer=f"{_ATTENTION} {_FEED_FORWARD}", activation="gelu", scales_embedding=True),
+    "gemma": Arch(
+        rope="neox",
+        layer=f"{_ATTENTION} {_FEED_FORWARD}",
+        layer_optional=_ATTENTION_BIAS,
+        activation="gelu",
+        scales_embedding=True,
+    ),
     "gemma2": Arch(
         rope="neox",
         layer=f"{_ATTENTION} {_FEED_FORWARD} {_POST_NORM}",
+        layer_optional=_ATTENTION_BIAS,
         activation="gelu",
         scales_embedding=True,
         default_window=4096,
+        default_softcaps=(50.0, 30.0),
         global_every=2,
         width_scaled_layers=46,
     ),
     "gemma3": Arch(
         rope="neox",
         layer=f"{_ATTENTION} {_QK_NORM} {_FEED_FORWARD} {_POST_NORM}",
+        layer_optional=_ATTENTION_BIAS,
         activation="gelu",
         scales_embedding=True,
         global_every=6,

@@ -14,6 +14,8 @@ from forge.models.arch import ARCHS, Arch
 
 _MOST_LAYERS = 1024
 _MOST = 2**31 - 1
+_MOST_TOKENS = 2**20
+"""What the sampler's fixed-point sums hold."""
 
 
 def read_config(file: GGUF, context: int | None = None) -> ModelConfig:
@@ -54,6 +56,8 @@ class _Reader:
             raise FormatError(f"{file.path}: {heads} query heads cannot share {kv_heads} KV heads evenly")
         if len(embedding) != 2 or embedding[1] != width:
             raise FormatError(f"{file.path}: token_embd.weight has shape {embedding}, not (vocabulary, {width})")
+        if embedding[0] > _MOST_TOKENS:
+            raise UnsupportedError(f"{file.path}: a vocabulary of {embedding[0]} is over the limit of {_MOST_TOKENS}")
         if self.count("expert_count", 0, least=0):
             raise UnsupportedError(f"{file.path}: mixtures of experts are not supported")
         epsilon = "layer_norm_rms_epsilon" if arch.norm == "rms" else "layer_norm_epsilon"
@@ -72,12 +76,12 @@ class _Reader:
             norm_eps=self.number(f"attention.{epsilon}", least=0.0),
             activation=arch.activation,
             gated=arch.gated,
-            attention_scale=self.number("attention.scale", 0.0) or scaled**-0.5,
+            attention_scale=self.number("attention.scale", 0.0, least=0.0) or scaled**-0.5,
             ropes=ropes,
             layer_ropes=layer_ropes,
             layer_windows=windows,
-            attention_softcap=self.number("attn_logit_softcapping", 0.0, least=0.0),
-            final_softcap=self.number("final_logit_softcapping", 0.0, least=0.0),
+            attention_softcap=self.number("attn_logit_softcapping", arch.default_softcaps[0], least=0.0),
+            final_softcap=self.number("final_logit_softcapping", arch.default_softcaps[1], least=0.0),
             embedding_scale=math.sqrt(width) if arch.scales_embedding else 1.0,
         )
 
@@ -130,8 +134,8 @@ class _Reader:
         original = self.count("rope.scaling.original_context_length", trained)
         kind = self.file.get_str(f"{self.name}.rope.scaling.type", "linear")
         factor = self.number("rope.scaling.factor", 0.0) or self.number("rope.scale_linear", 0.0) or 1.0
-        if factor < 0:
-            raise FormatError(f"{self.file.path}: {self.name}.rope.scaling.factor is negative: {factor}")
+        if not 1e-3 <= factor <= 1e6:
+            raise FormatError(f"{self.file.path}: {self.name}.rope.scaling.factor is impossible: {factor}")
         factors = self.factors(plain.dim, "long" if context > original else "short")
         scaled = replace(
             plain,

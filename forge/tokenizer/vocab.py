@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from forge.errors import FormatError
 
 _PREFIX = "tokenizer.ggml."
+_MOST_TOKENS = 1 << 20  # no vocabulary comes near, and a file of empty tokens would cost memory
 
 
 class TokenType(IntEnum):
@@ -128,6 +129,10 @@ class Fields:
             raise self.error(f"{_PREFIX}{name} has {len(values)} entries for {size} tokens")
         return values
 
+    def count(self, name: str) -> int:
+        """Entries of an array."""
+        return len(self._array(name))
+
     def _array(self, name: str) -> Collection[Any]:
         value = self._metadata.get(_PREFIX + name)
         if value is None:
@@ -143,6 +148,8 @@ def read_vocabulary(fields: Fields) -> Vocabulary:
     An id given by an eos, eot or eom key ends a text; so does a control token with a known name, but never a
     user-defined one (gemma's `</s>` is HTML).
     """
+    if fields.count("tokens") > _MOST_TOKENS:
+        raise fields.error(f"{_PREFIX}tokens holds more than {_MOST_TOKENS} tokens")
     pieces = fields.strings("tokens")
     if not pieces:
         raise fields.error(f"{_PREFIX}tokens is empty")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -193,7 +195,7 @@ def test_a_tensor_with_infinite_weights_ends_a_request_with_an_error(tmp_path: P
     path = rewritten(tmp_path, "llama", add={"output_norm.weight": np.full(64, np.nan, np.float32)})
     with forge.load(path) as llm:
         completion = llm.generate([1, 2, 3], max_tokens=4)
-        assert (completion.finish_reason, completion.ids) == ("error", ())
+        assert (completion.finish_reason, completion.ids) == ("error", [])
         assert llm.engine.blocks.num_free == llm.engine.blocks.num_pages
 
 
@@ -209,3 +211,21 @@ def test_what_does_not_fit_is_said_before_loading(monkeypatch: pytest.MonkeyPatc
     with forge.load(path) as llm:
         assert llm.context in (128, 192)
         assert any("cut to fit" in note for note in llm.notes)
+
+
+def test_gemma2_has_soft_caps_where_its_file_names_none(tmp_path: Path) -> None:
+    path = rewritten(
+        tmp_path, "gemma2", keys={"gemma2.attn_logit_softcapping": None, "gemma2.final_logit_softcapping": None}
+    )
+    config = models.read_config(gguf.read(path))
+    assert (config.attention_softcap, config.final_softcap) == (50.0, 30.0)  # Gemma 2's, arXiv:2408.00118
+
+
+def test_too_little_address_space_is_one_line() -> None:
+    program = (
+        "import resource, forge; forge.load; import forge.loading;"
+        "resource.setrlimit(resource.RLIMIT_AS, (3 << 30, 3 << 30));"
+        f"llm = forge.load({str(ARCH / 'llama' / 'model.gguf')!r}); print(len(llm.generate('a', max_tokens=3).ids))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("3\n", "")

@@ -13,7 +13,7 @@ import pytest
 from tiny_models import ARCH, CONTEXT, GREEDY, SEEDED, assert_idle, random_prompts, tiny_llm
 
 from forge import LLM, Chunk, Completion, ContextLengthError, ForgeError, ParameterError, SamplingParams
-from forge.engine import Sequence
+from forge.engine import Engine, Sequence
 from forge.generation import Generation
 
 TEXT = "Hello world, the end of the text"
@@ -34,7 +34,7 @@ def same(completion: Completion, chunks: list[Chunk]) -> None:
     """The chunks of one choice say what its completion says."""
     assert {chunk.index for chunk in chunks} == {completion.index}
     assert "".join(chunk.text for chunk in chunks) == completion.text
-    assert tuple(token for chunk in chunks for token in chunk.ids) == completion.ids
+    assert [token for chunk in chunks for token in chunk.ids] == completion.ids
     assert [chunk.finish_reason for chunk in chunks] == [None] * (len(chunks) - 1) + [completion.finish_reason]
     assert all(chunk.timings is None for chunk in chunks[:-1])
     timings = chunks[-1].timings
@@ -185,7 +185,7 @@ def test_a_prompt_in_every_form(llm: LLM) -> None:
     for prompt in (TEXT, tuple(ids), np.array(ids), np.array(ids, np.uint16), [np.int64(i) for i in ids]):
         found = llm.generate(prompt, GREEDY)
         assert isinstance(found, Completion)
-        assert (found.ids, found.text, found.prompt_ids) == (expected.ids, expected.text, tuple(ids))
+        assert (found.ids, found.text, found.prompt_ids) == (expected.ids, expected.text, ids)
         assert all(type(token) is int for token in found.prompt_ids + found.ids)
     for batch in ([TEXT], (TEXT, ids), [ids, TEXT, np.array(ids)], np.array([ids, ids])):
         found = llm.generate(batch, GREEDY)
@@ -264,7 +264,7 @@ def test_requests_of_several_threads_run_together(llm: LLM) -> None:
                 chunks = list(llm.stream(prompts[number], params))
                 found[number, turn] = [
                     (
-                        tuple(token for c in chunks if c.index == choice for token in c.ids),
+                        [token for c in chunks if c.index == choice for token in c.ids],
                         "".join(c.text for c in chunks if c.index == choice),
                     )
                     for choice in range(2)
@@ -449,3 +449,41 @@ def test_attention_refuses_a_layer_that_is_not_there(llm: LLM) -> None:
     for layer in (-1, 3):
         with pytest.raises(ParameterError, match=r"layer must be in \[0, 2\]"):
             llm.attention(TEXT, layer)
+
+
+# Interrupts
+
+
+@pytest.mark.parametrize("where", ["handing out ids", "between the commit of a step and its ids"])
+def test_an_interrupt_ends_its_own_request_and_loses_nothing_of_others(
+    llm: LLM, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    """Ctrl-C reaches whoever drives the step; a stream that waits meanwhile gets all its tokens."""
+    prompts = random_prompts(2, 12, seed=3)
+    expected = llm.generate(prompts[0], SEEDED)
+    target, name = (Generation, "push") if where == "handing out ids" else (Engine, "_append")
+    original = getattr(target, name)
+    calls = 0
+
+    def interrupted(*arguments: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 5:
+            raise KeyboardInterrupt
+        return original(*arguments)
+
+    stream = llm.stream(prompts[0], SEEDED)
+    chunks = [next(stream)]
+    with monkeypatch.context() as patch:
+        patch.setattr(target, name, interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            llm.generate(prompts[1], SEEDED)
+    chunks += stream
+    found = [token for chunk in chunks for token in chunk.ids]
+    assert (found, chunks[-1].finish_reason) == (expected.ids, expected.finish_reason)
+
+
+def test_a_sequence_that_nobody_waits_for_is_ended(llm: LLM) -> None:
+    """An interrupt between the engine's taking a request and the record of who waits for it."""
+    llm.engine.add([1, 2, 3], SEEDED)
+    assert llm.generate([4, 5], GREEDY).finish_reason == "length"

@@ -83,7 +83,7 @@ def test_generate_streams_the_text_to_stdout_and_figures_to_stderr(capsys: Captu
     wanted = forge.load(LLAMA).generate("a b", max_tokens=12, ignore_eos=True)
     assert run(["generate", "a b", "-m", LLAMA, "--max-tokens", "12", "--ignore-eos"]) == 0
     captured = capsys.readouterr()
-    assert captured.out == wanted.text + "\n"
+    assert captured.out == wanted.text
     assert re.search(r"prompt 3 tokens, [\d.]+ tokens/s \| generated 12 tokens, [\d.]+ tokens/s", captured.err)
 
 
@@ -103,7 +103,7 @@ def test_generate_json_passes_every_option(capsys: Captured) -> None:
         wanted = llm.generate("a b", ignore_eos=True, **settings)
         assert wanted.ids != llm.generate("a b", ignore_eos=True, max_tokens=20).ids
         assert found["prompt_ids"] == llm.tokenizer.encode("a b")
-    assert (tuple(found["ids"]), found["text"], found["finish_reason"]) == (wanted.ids, wanted.text, "length")
+    assert (found["ids"], found["text"], found["finish_reason"]) == (wanted.ids, wanted.text, "length")
     assert found["timings"]["completion_tokens"] == 20
     assert found["timings"]["decode_ms"] > 0
 

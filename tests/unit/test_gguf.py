@@ -141,7 +141,7 @@ def test_strings_that_are_no_utf8_are_replaced(tmp_path: Path) -> None:
         write_gguf(tmp_path / "m.gguf", {"one": Typed(STR, b"a\xff"), "many": Typed(STR, [b"\xc3", b"\xe2\x96\x81"])})
     )
     assert file.get_str("one") == "a\ufffd"
-    assert file.get_strings("many") == ["\ufffd", "\u2581"]
+    assert plain(file.metadata["many"]) == ["\ufffd", "\u2581"]
 
 
 def test_string_arrays_are_decoded_again_each_time(tmp_path: Path) -> None:
@@ -166,9 +166,6 @@ def test_getters(tmp_path: Path) -> None:
     assert file.get_int("absent", 3) == 3
     assert (file.get_float("f"), file.get_float("i"), file.get_float("absent", 1.5)) == (0.5, 7.0, 1.5)
     assert (file.get_str("s"), file.get_str("absent", "")) == ("x", "")
-    assert (file.get_bool("b"), file.get_bool("absent", False)) == (True, False)
-    assert file.get_strings("ss") == ["p", "q"]
-    assert file.get_numbers("ns").tolist() == [1, 2]
     wrong: list[tuple[Callable[[str], object], str, str]] = [
         (file.get_int, "absent", "missing"),
         (file.get_int, "b", "integer"),
@@ -180,10 +177,8 @@ def test_getters(tmp_path: Path) -> None:
         (file.get_float, "nan", "finite"),
         (lambda key: file.get_float(key, min=0.6), "f", "from 0.6"),
         (file.get_str, "i", "string"),
-        (file.get_bool, "i", "boolean"),
-        (file.get_strings, "ns", "array of strings"),
-        (file.get_strings, "absent", "missing"),
-        (file.get_numbers, "ss", "array of numbers"),
+        (file.get_int, "ns", "integer.*array of 2"),
+        (file.get_str, "ss", "string.*array of 2"),
         (file.get_int, "long", "integer"),
     ]
     for getter, key, words in wrong:
@@ -233,15 +228,6 @@ def test_views_outlive_close(tmp_path: Path, tensors: dict[str, np.ndarray]) -> 
     (tmp_path / "m.gguf").unlink()
 
 
-def test_fingerprint_is_of_all_but_the_weights(tmp_path: Path) -> None:
-    def mark(tokens: list[str], weights: float, name: str = "t") -> str:
-        tensor = np.full(8, weights, np.float32)
-        return read(write_gguf(tmp_path / "m.gguf", {"tokens": tokens}, {name: tensor})).fingerprint
-
-    assert mark(["a"], 1) == mark(["a"], 2)
-    assert len({mark(["a"], 1), mark(["b"], 1), mark(["a"], 1, "u")}) == 3
-
-
 def test_tensors_apart_from_each_other_are_fine(tmp_path: Path) -> None:
     first, second = np.ones(8, np.float32), np.zeros(8, np.float32)
     gap = {"a": first, "b": Blocks(0, (8,), bytes(64) + second.tobytes(), offset=96)}
@@ -261,7 +247,6 @@ def test_shards_of_the_gguf_package(tmp_path: Path, tensors: dict[str, np.ndarra
     assert file.get_str("general.architecture") == "llama"
     for name, tensor in tensors.items():
         np.testing.assert_array_equal(file.load(name), tensor.astype(np.float32))
-    assert file.fingerprint != read(written_by_gguf(tmp_path / "whole.gguf", tensors)).fingerprint
 
 
 def test_a_file_with_a_shard_count_of_one_may_have_any_name(tmp_path: Path) -> None:

@@ -382,7 +382,6 @@ def use(path: Path) -> bool:
         with read(path) as file:
             for value in file.metadata.values():
                 list(value) if isinstance(value, StringArray) else repr(value)
-            assert len(file.fingerprint) == 32
             for name, info in file.tensors.items():
                 assert file.load(name).shape == info.shape
     except (FormatError, UnsupportedError):
@@ -437,7 +436,7 @@ def test_many_small_things(tmp_path: Path) -> None:
     path = tmp_path / "m.gguf"
     path.write_bytes(raw_array(STR, 1 << 17, bytes(1 << 20)))
     with bounded(max_seconds=20):
-        assert len(read(path).get_strings("a")) == 1 << 17
+        assert len(list(read(path).metadata["a"])) == 1 << 17
     path.write_bytes(raw_array(ARR, 1 << 13, array(U8, []) * (1 << 13)))
     with bounded(max_seconds=20):
         assert read(path).metadata["a"] is not None

@@ -17,7 +17,7 @@ import pytest
 from gguf_files import ARR, BOOL, F32, F64, I32, I64, U32, U64, Blocks, Typed, write_gguf
 
 import forge
-from forge import FormatError, UnsupportedError
+from forge import FormatError, UnsupportedError, models
 from forge.formats import gguf
 
 DATA = Path(__file__).parents[1] / "data"
@@ -58,11 +58,12 @@ def forged(tmp_path: Path) -> Callable[..., Path]:
         metadata, weights = golden(arch)
         family = metadata["general.architecture"]
         metadata = metadata | {key.format(family): value for key, value in (keys or {}).items()}
-        return write_gguf(
+        path: Path = write_gguf(
             tmp_path / "forged.gguf",
             {key: value for key, value in metadata.items() if value is not None},
             {name: value for name, value in (weights | dict(tensors or {})).items() if value is not None},
         )
+        return path
 
     return write
 
@@ -77,6 +78,15 @@ def refusal(path: Path, error: type[forge.ForgeError]) -> str:
     assert len(message) < len(str(path)) + 300
     assert str(path) in message
     return message
+
+
+def is_refused(path: Path) -> bool:
+    try:
+        with gguf.read(path) as file:
+            models.read_config(file)
+    except FormatError:
+        return True
+    return False
 
 
 COUNTS = [
@@ -234,21 +244,15 @@ def test_an_extreme_number_is_refused_or_every_request_ends(
 ) -> None:
     """Such a model may run; where its logits are no numbers, the request says so."""
     path = forged(arch, keys)
-    with little_memory(), np.errstate(all="ignore"):
-        try:
-            llm = forge.load(path, device="cpu")
-        except FormatError as error:
-            (key,) = keys
-            assert str(path) in str(error)
-            assert key.removeprefix("{}") in str(error)
-            assert "\n" not in str(error)
-            return
-        with llm:
-            completion = llm.generate(PROMPT, max_tokens=3, ignore_eos=True)
-            assert isinstance(completion, forge.Completion)
-            assert len(completion.ids) == (0 if completion.finish_reason == "error" else 3)
-            assert completion.finish_reason in ("length", "error")
-            assert llm.engine.blocks.num_free == llm.engine.blocks.num_pages
+    if is_refused(path):
+        assert next(iter(keys)).removeprefix("{}") in refusal(path, FormatError)
+        return
+    with little_memory(), np.errstate(all="ignore"), forge.load(path, device="cpu") as llm:
+        completion = llm.generate(PROMPT, max_tokens=3, ignore_eos=True)
+        assert isinstance(completion, forge.Completion)
+        assert len(completion.ids) == (0 if completion.finish_reason == "error" else 3)
+        assert completion.finish_reason in ("length", "error")
+        assert llm.engine.blocks.num_free == llm.engine.blocks.num_pages
 
 
 @pytest.mark.parametrize("value", [NAN, INF, -INF], ids=str)

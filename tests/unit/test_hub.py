@@ -46,7 +46,6 @@ def make_model(parts: list[bytes], name: str = "tiny") -> hub.Model:
         members=tuple(f"forge_{name}_part{i}/data/{name}.part{i}" for i in range(len(parts))),
         download_bytes=len(whole) + 1000 * len(parts),
         licence="none",
-        description="made by a test",
     )
 
 

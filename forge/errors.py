@@ -4,6 +4,10 @@
 class ForgeError(Exception):
     """Base of all forge errors. The command line prints the message alone and exits with 1."""
 
+    def __str__(self) -> str:
+        """One line, whatever names it quotes."""
+        return super().__str__().replace("\r", "\\r").replace("\n", "\\n")
+
 
 class ParameterError(ForgeError, ValueError):
     """An argument has a value that cannot be used. Names the parameter; the command line exits with 2."""
@@ -43,3 +47,7 @@ class DeviceError(ForgeError):
 
 class OutOfMemoryError(ForgeError):
     """Weights or KV cache do not fit; the message holds the bytes needed and free."""
+
+
+class NumericsError(ForgeError):
+    """A model computes infinite or NaN logits: its weights are damaged or out of range."""

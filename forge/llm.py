@@ -17,7 +17,7 @@ import numpy.typing as npt
 from forge.config import SamplingParams, check_integer
 from forge.engine import Engine, Sampled
 from forge.engine.sequence import Sequence as EngineSequence
-from forge.errors import ChatTemplateError, OutOfMemoryError, ParameterError
+from forge.errors import ChatTemplateError, ContextLengthError, NumericsError, OutOfMemoryError, ParameterError
 from forge.generation import Generation
 from forge.ops.attention import attention_scores, causal_mask, softmax
 from forge.outputs import Chunk, Completion, Perplexity
@@ -25,6 +25,7 @@ from forge.prompts import is_single, items_of, sampling_params, token_ids
 from forge.tokenizer import Tokenizer
 from forge.tokenizer.chat import ChatTemplate
 
+_LONG_TEXT = 1 << 20
 Prompt = str | Sequence[int]
 Messages = Sequence[Mapping[str, Any]]
 
@@ -209,12 +210,18 @@ class LLM:
                     nll -= float(_log_likelihoods(logits[: len(targets)], targets).sum())
                     position += len(logits)
             count += len(chunk) - 1
+        if not math.isfinite(nll):
+            raise NumericsError(f"{self.path}: the logits are not finite: the file is damaged; check or replace it")
         return Perplexity(ppl=math.exp(min(nll / count, 700.0)), nll=nll / count, tokens=count)
 
     def _encode(self, prompt: Prompt) -> list[int]:
-        if isinstance(prompt, str):
-            return self.tokenizer.encode(prompt, parse_special=True)
-        return token_ids(prompt)
+        if not isinstance(prompt, str):
+            return token_ids(prompt)
+        if len(prompt) > _LONG_TEXT and len(prompt) > self.context * self.tokenizer.longest_token:
+            raise ContextLengthError(  # encoding it would take memory and time for nothing
+                f"a prompt of {len(prompt)} characters cannot fit the context of {self.context} tokens: shorten it"
+            )
+        return self.tokenizer.encode(prompt, parse_special=True)
 
     def _encode_chat(
         self, messages: Messages, tools: Sequence[Any] | None, variables: Mapping[str, Any] | None

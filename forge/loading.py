@@ -12,7 +12,7 @@ from pathlib import Path
 from forge import backend as backends
 from forge import hub, models
 from forge.backend import Backend
-from forge.config import Activations, EngineConfig
+from forge.config import Activations, EngineConfig, ModelConfig
 from forge.engine import Engine, Runner
 from forge.errors import FormatError, OutOfMemoryError, ParameterError
 from forge.formats import gguf
@@ -20,6 +20,11 @@ from forge.kv_cache import KVCache, page_bytes
 from forge.llm import LLM
 from forge.tokenizer import Tokenizer
 from forge.tokenizer.chat import ChatTemplate
+
+_MOST_PAGES = 1 << 18
+"""Pages have bookkeeping of their own; with pages of 64 these hold 16 million positions."""
+_STEP_BYTES = 256 << 20
+"""Memory for a step's activations: a model with very wide layers computes fewer tokens at a time."""
 
 Progress = Callable[[str, int, int | None], None]
 
@@ -65,7 +70,7 @@ def load(
         context=plan.context,
         end_ids=tokenizer.eog_ids,
         max_sequences=settings.max_sequences,
-        max_step_tokens=settings.max_step_tokens,
+        max_step_tokens=min(settings.max_step_tokens, max(_STEP_BYTES // _step_bytes_per_token(config), 1)),
     )
     notes = plan.notes
     if activations not in (None, "f32"):
@@ -98,12 +103,12 @@ def _plan(file: gguf.GGUF, settings: EngineConfig, backend: Backend) -> _Plan:
     weights = 4 * sum(prod(info.shape) for info in file.tensors.values())
     if weights > free:
         raise OutOfMemoryError(
-            f"{file.path}: the weights need {_gb(weights)} as float32 and {_gb(free)} may be taken (--memory-fraction "
-            f"{settings.memory_fraction:g} of the free memory): free some memory or use a smaller model"
+            f"{file.path}: the weights need {_gb(weights)} as float32 and {_gb(free)} may be taken "
+            f"(memory_fraction={settings.memory_fraction:g} of what is free): free some memory or use a smaller model"
         )
     size = settings.page_size
     per_page = page_bytes(config, size, backend.activations.itemsize)
-    possible = (free - weights) // per_page  # pages
+    possible = min((free - weights) // per_page, _MOST_PAGES)
     wanted = settings.context or config.context_length
     notes: tuple[str, ...] = ()
     if wanted > config.context_length:
@@ -121,6 +126,12 @@ def _plan(file: gguf.GGUF, settings: EngineConfig, backend: Backend) -> _Plan:
         notes = (f"context: {context} of the model's {wanted} tokens, cut to fit {room} of KV cache (--context)",)
         wanted = context
     return _Plan(wanted, min(possible, settings.max_sequences * -(-wanted // size)), notes)
+
+
+def _step_bytes_per_token(config: ModelConfig) -> int:
+    """float32 activations of the widest moment of a layer: a product's output beside its input and a temporary."""
+    attention = (config.num_heads + 2 * config.num_kv_heads) * config.head_dim
+    return 4 * 3 * max(2 * config.ffn_width, attention, config.width)
 
 
 def _resolve(model: str | os.PathLike[str], progress: Progress | None) -> Path:

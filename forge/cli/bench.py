@@ -66,6 +66,7 @@ def measure(llm: LLM, prompt_tokens: int, gen_tokens: int, batches: Sequence[int
             start = time.perf_counter()
             while not sequences[0].completion:
                 llm.engine.step()
+                options.check_finish(sequences[0].finish_reason, llm)
             first = time.perf_counter() - start
             while not all(sequence.completion for sequence in sequences):
                 llm.engine.step()
@@ -135,7 +136,10 @@ def _check_room(llm: LLM, prompt_tokens: int, gen_tokens: int, most: int) -> Non
     scheduler = llm.engine.scheduler
     longest = prompt_tokens + gen_tokens + -(-most * prompt_tokens // scheduler.max_step_tokens) + most
     if longest > llm.context:
-        raise ParameterError(f"--prompt-tokens and --gen-tokens need {longest} positions; the context is {llm.context}")
+        raise ParameterError(
+            f"--prompt-tokens {prompt_tokens}, --gen-tokens {gen_tokens} and --batch {most} need {longest} positions; "
+            f"the context is {llm.context}"
+        )
     held = scheduler.blocks.num_pages * scheduler.page_size
     if most * longest > held:
         raise ParameterError(f"--batch: {most} sequences need {most * longest} positions; the KV cache holds {held}")

@@ -55,6 +55,9 @@ def command(
         Conversation(llm, params, system).run()
 
 
+_LONGEST_LINE = 1 << 20
+
+
 class Conversation:
     """Messages so far, and the loop that adds to them."""
 
@@ -91,12 +94,14 @@ class Conversation:
                 import readline  # noqa: F401  (gives input() editing and history)
 
                 return input("> ").strip()
-            line = sys.stdin.readline() if sys.stdin else ""
+            line = sys.stdin.readline(_LONGEST_LINE + 1) if sys.stdin else ""
         except EOFError:
             output.status("")
             return None
         except UnicodeDecodeError as error:
             raise ForgeError(f"standard input: is not UTF-8 text ({error.reason}): convert it") from None
+        if len(line) > _LONGEST_LINE:
+            raise ForgeError(f"standard input: a line is longer than {_LONGEST_LINE} characters: give shorter messages")
         return line.strip() if line else None
 
     def obey(self, order: str, text: str) -> bool:
@@ -116,16 +121,17 @@ class Conversation:
         head = [{"role": "system", "content": self.system}] if self.system else []
         asked = [*self.messages, {"role": "user", "content": text}]
         said: list[str] = []
-        timings = None
+        timings = reason = None
         try:
             for chunk in self.llm.stream_chat(head + asked, self.params):
                 said.append(chunk.text)
                 output.write(chunk.text)
-                timings = chunk.timings
+                timings, reason = chunk.timings, chunk.finish_reason
         except KeyboardInterrupt:
             if not self.is_interactive:
                 raise
         output.write("\n")
+        options.check_finish(reason, self.llm)
         self.messages = [*asked, {"role": "assistant", "content": "".join(said)}]
         if timings and self.is_interactive:
             output.status(figures(timings))

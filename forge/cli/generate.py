@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from forge.cli import options, output
-from forge.errors import ForgeError
 
 if TYPE_CHECKING:
     from forge.config import SamplingParams
@@ -60,18 +59,14 @@ def _stream(llm: LLM, prompt: str, params: SamplingParams) -> None:
     finally:
         if output.is_terminal(sys.stdout):  # so that what follows starts on a line of its own
             output.write("\n")
+    options.check_finish(reason, llm)
     if timings:
         output.status(figures(timings, llm.load_ms))
-    _check(reason, llm)
-
-
-def _check(reason: str | None, llm: LLM) -> None:
-    if reason == "error":
-        raise ForgeError(f"{llm.path}: the logits are not finite: the file is damaged; check or replace it")
 
 
 def _print_json(llm: LLM, prompt: str, params: SamplingParams) -> None:
     completion = cast("Completion", llm.generate(prompt, params))
+    options.check_finish(completion.finish_reason, llm)
     timings = completion.timings
     output.write_json(
         {
@@ -91,7 +86,6 @@ def _print_json(llm: LLM, prompt: str, params: SamplingParams) -> None:
             },
         }
     )
-    _check(completion.finish_reason, llm)
 
 
 def figures(timings: Timings, load_ms: float | None = None) -> str:

@@ -24,6 +24,7 @@ def command(
     with options.loaded(model, device, context) as llm:
         ids = llm.tokenizer.encode(text, parse_special=True)  # as llm.logits(text) does
         last = llm.logits(ids)[-1]  # (V,)
+        options.check_finish(None if np.isfinite(last).any() and not np.isnan(last).any() else "error", llm)
         best = np.argsort(-last, kind="stable")[:top].tolist()
         names = [llm.tokenizer.token_text(id) for id in best]
     values = [float(last[id]) for id in best]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated
@@ -88,7 +89,24 @@ def loaded(
             max_sequences=max_sequences,
             progress=progress,
         )
+    # Where nobody watches, a failure is one line on stderr: then remarks wait for success.
+    is_watched = output.is_terminal(sys.stderr)
     with llm:
-        for remark in llm.notes:
-            output.note(remark)
+        if is_watched:
+            _remark(llm)
         yield llm
+    if not is_watched:
+        _remark(llm)
+
+
+def check_finish(reason: str | None, llm: LLM) -> None:
+    """Raises NumericsError for a completion that ended with an error."""
+    from forge.errors import NumericsError
+
+    if reason == "error":
+        raise NumericsError(f"{llm.path}: the logits are not finite: the file is damaged; check or replace it")
+
+
+def _remark(llm: LLM) -> None:
+    for remark in llm.notes:
+        output.note(remark)

@@ -7,21 +7,26 @@ from typing import Annotated
 import typer
 
 from forge.cli import options, output
+from forge.errors import ForgeError
 
 
 def command(
     file: Annotated[str, typer.Argument(metavar="FILE", help="A UTF-8 text file; - reads stdin.")],
     model: options.Model = options.DEFAULT_MODEL,
     context: Annotated[
-        int, typer.Option("--context", metavar="N", help="Tokens per chunk; each chunk is predicted by itself.")
-    ] = 512,
+        int | None,
+        typer.Option("--context", metavar="N", help="Tokens per chunk, each predicted by itself; 512, if they fit."),
+    ] = None,
     device: options.Device = "auto",
     as_json: options.Json = False,
 ) -> None:
     """Measure the perplexity of the text in FILE."""
     text = output.read_text(file)
     with options.loaded(model, device) as llm:
-        result = llm.perplexity(text, context=context)
+        ids = llm.tokenizer.encode(text)
+        if len(ids) < 2:
+            raise ForgeError(f"{output.printable(file)}: holds fewer than two tokens: there is nothing to predict")
+        result = llm.perplexity(ids, context=context)
     if as_json:
         output.write_json({"ppl": result.ppl, "tokens": result.tokens})
     else:

@@ -66,7 +66,6 @@ class Engine:
         self.check(prompt_ids, params)
         room = self.context - len(prompt_ids)
         length = len(prompt_ids) + (room if params.max_tokens is None else min(room, params.max_tokens))
-        self.runner.model.reserve(length)
         number = next(self._numbers)
         seed = secrets.randbits(64) if params.seed is None else params.seed
         first, *others = (
@@ -128,7 +127,6 @@ class Engine:
             raise ContextLengthError(
                 f"{len(ids)} tokens do not fit the context of {self.context}: use fewer, or --context"
             )
-        self.runner.model.reserve(len(ids))
         sequence = Sequence(next(self._numbers), 0, list(ids), len(ids), SamplingParams(), 0, len(ids))
         pages = self.blocks.allocate(-(-len(ids) // self.runner.cache.page_size))
         if pages is None:

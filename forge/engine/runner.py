@@ -47,6 +47,7 @@ class Runner:
 
     def forward(self, step: list[Scheduled], *, all_logits: bool = False, tap: Tap | None = None) -> Any:
         """float32 logits (R, V): one row for each entry that reaches its last id, or one for every token."""
+        self.model.reserve(max(entry.start + entry.count for entry in step))
         arrays = batch.build(step, self.cache.page_size, self.backend, all_logits=all_logits)
         return self.model(arrays, self.cache, tap)
 

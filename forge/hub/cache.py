@@ -23,7 +23,10 @@ FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 def cache_dir() -> Path:
     """$FORGE_CACHE, else the user's cache directory for forge. Asking does not create it."""
     chosen = os.environ.get("FORGE_CACHE")
-    return Path(os.path.abspath(os.path.expanduser(chosen))) if chosen else Path(platformdirs.user_cache_dir("forge"))
+    try:
+        return Path(os.path.abspath(os.path.expanduser(chosen)) if chosen else platformdirs.user_cache_dir("forge"))
+    except (OSError, RuntimeError) as error:  # no working directory, or no home
+        raise DownloadError(f"no cache directory ({error}): set FORGE_CACHE to an absolute path") from None
 
 
 def model_path(model: Model) -> Path:

@@ -26,8 +26,9 @@ def read_config(file: GGUF, context: int | None = None) -> ModelConfig:
     """
     name = file.get_str("general.architecture")
     if name not in ARCHS:
+        known = ", ".join(sorted(ARCHS))
         raise UnsupportedError(
-            f"{file.path}: architecture {name!r} is not supported; the supported ones are {', '.join(sorted(ARCHS))}"
+            f"{file.path}: architecture {name!r:.60} is not supported; the supported ones are {known}"
         )
     return _Reader(file, name, ARCHS[name]).config(context)
 
@@ -97,8 +98,10 @@ class _Reader:
             return int(value[0])
         return self.file.get_int(full, default, min=least, max=most)
 
-    def number(self, key: str, default: float | None = None, *, least: float = -math.inf) -> float:
-        return self.file.get_float(f"{self.name}.{key}", default, min=least)
+    def number(
+        self, key: str, default: float | None = None, *, least: float = -math.inf, most: float = math.inf
+    ) -> float:
+        return self.file.get_float(f"{self.name}.{key}", default, min=least, max=most)
 
     def windows(self, layers: int) -> tuple[int, ...]:
         """Each layer's window."""
@@ -149,7 +152,7 @@ class _Reader:
         if kind == "linear":
             return replace(scaled, frequency_scale=1.0 / factor)
         if kind != "yarn":
-            raise UnsupportedError(f"{self.file.path}: RoPE scaling {kind!r} is not supported")
+            raise UnsupportedError(f"{self.file.path}: RoPE scaling {kind!r:.60} is not supported")
         if plain.base <= 1.0:
             raise FormatError(f"{self.file.path}: YaRN needs {self.name}.rope.freq_base above 1, not {plain.base}")
         # log_multiplier is the share of the magnitude that the attention scale has already
@@ -160,8 +163,8 @@ class _Reader:
             frequency_scale=1.0 / factor,
             magnitude=self.number("rope.scaling.yarn_attn_factor", scaled.magnitude * magnitude),
             yarn_betas=(
-                self.number("rope.scaling.yarn_beta_fast", 32.0, least=1e-6),
-                self.number("rope.scaling.yarn_beta_slow", 1.0, least=1e-6),
+                self.number("rope.scaling.yarn_beta_fast", 32.0, least=1e-6, most=1e6),
+                self.number("rope.scaling.yarn_beta_slow", 1.0, least=1e-6, most=1e6),
             ),
         )
 
@@ -169,8 +172,9 @@ class _Reader:
         """Divisors of the frequencies: one tensor (llama3), or the one for short or long contexts (longrope)."""
         for name in ("rope_freqs.weight", f"rope_factors_{length}.weight"):
             if name in self.file.tensors:
-                values = self.file.load(name)
-                if values.shape != (dim // 2,) or not np.isfinite(values).all() or (values <= 0).any():
+                fits = self.file.tensors[name].shape == (dim // 2,)
+                values = self.file.load(name) if fits else np.empty(0)
+                if not fits or not np.isfinite(values).all() or (values <= 0).any():
                     raise FormatError(f"{self.file.path}: tensor {name!r} should be {dim // 2} positive numbers")
                 return tuple(float(value) for value in values)
         return None

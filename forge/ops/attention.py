@@ -14,7 +14,9 @@ import numpy as np
 from forge.op import Array, Arrays, Case, op
 
 _QUERY_BLOCK = 128
-"""Queries handled together on NumPy: bounds the score matrix at long contexts."""
+"""Most queries handled together on NumPy."""
+_SCORE_BYTES = 64 << 20
+"""Size of their score matrix: with many heads or a long context, fewer go together."""
 _SMALL_SCORES = 1200
 """Scores per KV head up to which OpenBLAS multiplies q by k without packing them: four times as fast for one query."""
 
@@ -69,6 +71,7 @@ _CASES = [
     _case("decode, one position", [1], [1], (2, 1), 8),
     _case("decode at page edges", [1, 1, 1, 1], [3, 4, 5, 17], (6, 2), 64),
     _case("decode in several runs", [1, 1], [700, 150], (16, 1), 16, 64),
+    _case("more query heads than a run may have scores", [1], [3], (1500, 1), 4),
     _case("prefill", [9], [9], (4, 4), 32),
     _case("prefill after a cached part", [5], [23], (4, 2), 32),
     _case("longer than a query block", [130, 140], [130, 300], (2, 1), 16, 64),
@@ -146,8 +149,9 @@ def _paged_attention_cpu(
     out = np.empty_like(scaled)
     bounds = starts.tolist()
     for row, (length, pages) in enumerate(zip(lengths.tolist(), page_table.tolist(), strict=True)):
-        for begin in range(bounds[row], bounds[row + 1], _QUERY_BLOCK):
-            stop = min(begin + _QUERY_BLOCK, bounds[row + 1])
+        block = min(max(_SCORE_BYTES // (heads * length * q.itemsize), 1), _QUERY_BLOCK)
+        for begin in range(bounds[row], bounds[row + 1], block):
+            stop = min(begin + block, bounds[row + 1])
             count = stop - begin
             end = length - (bounds[row + 1] - stop)
             first = max(end - count + 1 - window, 0) if window else 0
@@ -157,7 +161,7 @@ def _paged_attention_cpu(
                 if count == 1
                 else scaled[begin:stop].transpose(1, 2, 0, 3).reshape(kv_heads, group * count, dim)
             )
-            runs = list(_runs(pages, page_size, first, end, _SMALL_SCORES // group if count == 1 else length))
+            runs = list(_runs(pages, page_size, first, end, max(_SMALL_SCORES // group, 1) if count == 1 else length))
             weights = _weights(packed, [k_slots[run] for run in runs], count, first, end, window, softcap)
             values = _weighted(weights, [v_slots[run] for run in runs])
             values /= np.add.reduce(weights, axis=2, keepdims=True)

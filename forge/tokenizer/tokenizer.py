@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Iterable, Mapping
+from functools import cached_property
 from operator import index
 from typing import Any, Protocol, Self
 
@@ -110,6 +111,11 @@ class Tokenizer:
             add_eos=add_eos,
             chat_template=fields.text("tokenizer.chat_template"),
         )
+
+    @cached_property
+    def longest_token(self) -> int:
+        """Most characters that one token stands for."""
+        return max(len(piece) for piece in self._vocabulary.pieces)
 
     def encode(self, text: str, add_special: bool = True, parse_special: bool = False) -> list[int]:
         """Token ids of `text`.

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from gguf_files import write_gguf
+from gguf_files import Blocks, write_gguf
 
 import forge
 from forge import models
@@ -202,7 +202,7 @@ def test_a_tensor_with_infinite_weights_ends_a_request_with_an_error(tmp_path: P
 def test_what_does_not_fit_is_said_before_loading(monkeypatch: pytest.MonkeyPatch) -> None:
     path = ARCH / "llama" / "model.gguf"
     monkeypatch.setattr(NUMPY, "free_bytes", lambda: 300_000)
-    with pytest.raises(forge.OutOfMemoryError, match=r"weights need 0\.00 GB.*memory-fraction"):
+    with pytest.raises(forge.OutOfMemoryError, match=r"weights need 0\.00 GB.*memory_fraction"):
         forge.load(path)
     page = 2 * 3 * 64 * 2 * 32 * 4  # k and v, layers, P, G, D, bytes
     monkeypatch.setattr(NUMPY, "free_bytes", lambda: round((4 * 171_000 + 3 * page) / 0.9))
@@ -229,3 +229,70 @@ def test_too_little_address_space_is_one_line() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert (done.stdout, done.stderr) == ("3\n", "")
+
+
+def peak_mib(program: str) -> int:
+    """Peak resident memory of a Python program, MiB."""
+    program += "; import resource; print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    return int(done.stdout.split()[-1])
+
+
+@pytest.mark.slow
+def test_small_files_with_extreme_sizes_stay_small_in_memory(tmp_path: Path) -> None:
+    """Many heads or a wide feed-forward make shorter steps; a huge context makes neither pages nor tables."""
+    rng = np.random.default_rng(0)
+
+    def normal(*shape: int) -> np.ndarray:
+        return rng.standard_normal(shape).astype(np.float32) * 0.1
+
+    heads, width, ffn = 16_384, 2, 1 << 18
+    layer = {
+        "attn_q": (2 * heads, width),
+        "attn_k": (2, width),
+        "attn_v": (2, width),
+        "attn_output": (width, 2 * heads),
+    }
+    layer |= {"ffn_gate": (ffn, width), "ffn_up": (ffn, width), "ffn_down": (width, ffn)}
+    tensors = {f"blk.0.{name}.weight": normal(*shape) for name, shape in layer.items()}
+    norms = ("blk.0.attn_norm", "blk.0.ffn_norm", "output_norm")
+    tensors |= {f"{name}.weight": np.ones(width, np.float32) for name in norms}
+    keys = {
+        "llama.block_count": 1,
+        "llama.context_length": 2**31 - 1,
+        "llama.embedding_length": width,
+        "llama.feed_forward_length": ffn,
+        "llama.attention.head_count": heads,
+        "llama.attention.head_count_kv": 1,
+        "llama.attention.key_length": 2,
+        "llama.attention.value_length": 2,
+        "llama.rope.dimension_count": 2,
+        "llama.vocab_size": None,
+    }
+    vocabulary = gguf.read(ARCH / "llama" / "model.gguf").tensor("token_embd.weight").shape[0]
+    whole = gguf.read(ARCH / "llama" / "model.gguf")
+    metadata = {k: v if isinstance(v, int | float | str | np.ndarray) else list(v) for k, v in whole.metadata.items()}
+    metadata = {k: v for k, v in (metadata | keys).items() if v is not None}
+    path = tmp_path / "model.gguf"
+    write_gguf(path, metadata, tensors | {"token_embd.weight": normal(vocabulary, width)})
+    load = f"import forge; llm = forge.load({str(path)!r}); llm.generate([1] * 100, stop_ids=range({vocabulary}), "
+    assert peak_mib(load + "max_tokens=2)") < 1024
+    assert peak_mib(load + "max_tokens=None)") < 1024
+
+
+def test_a_tensor_type_that_cannot_be_converted_is_named_with_its_file(tmp_path: Path) -> None:
+    integers = Blocks(26, (96, 64), bytes(96 * 64 * 4))  # I32
+    path = rewritten(tmp_path, "llama", add={"blk.1.ffn_up.weight": integers})
+    with pytest.raises(forge.UnsupportedError, match=r"model\.gguf: tensor 'blk.1.ffn_up.weight': type I32"):
+        forge.load(path)
+
+
+def test_a_model_without_finite_logits_has_no_perplexity(tmp_path: Path) -> None:
+    path = rewritten(tmp_path, "llama", add={"output_norm.weight": np.full(64, np.nan, np.float32)})
+    with forge.load(path) as llm, pytest.raises(forge.NumericsError, match="not finite"):
+        llm.perplexity([1, 2, 3, 4])
+
+
+def test_a_text_that_cannot_fit_is_refused_before_it_is_encoded() -> None:
+    with forge.load(ARCH / "llama" / "model.gguf") as llm, pytest.raises(forge.ContextLengthError, match="2000000"):
+        llm.generate("a" * 2_000_000)

@@ -46,7 +46,7 @@ def json_of(*args: str) -> Any:
 
 def test_generate_streams_the_golden_text() -> None:
     out, err = forge("generate", PROMPT, "--max-tokens", str(len(GREEDY_IDS)))
-    assert out == GREEDY_TEXT + "\n"
+    assert out == GREEDY_TEXT
     assert re.search(r"prompt 5 tokens, [\d.]+ tokens/s \| generated 24 tokens, [\d.]+ tokens/s \| loaded in", err)
 
 
@@ -95,7 +95,6 @@ def test_ctrl_c_ends_generation_load_and_start_cleanly() -> None:
         rest, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert (start + rest).startswith(b" Paris")
-    assert rest.endswith(b"\n")
     assert [line for line in err.splitlines() if b"forge: device" not in line] == []
 
 

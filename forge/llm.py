@@ -77,8 +77,7 @@ class LLM:
     def close(self) -> None:
         """Abort what runs."""
         with self._lock:
-            for generation in list(self._generations.values()):
-                self._abort([generation])
+            self._abort(list(self._generations.values()))
 
     def generate(
         self, prompt: Prompt | Sequence[Prompt], params: SamplingParams | None = None, **overrides: Any

@@ -68,13 +68,17 @@ class GGUF:
 
         UnsupportedError for a type that cannot be dequantized.
         """
-        blocks, info = self.raw(name), self.tensors[name]
+        shape = self.tensor(name).shape
         if out is not None:
-            if out.shape != info.shape or not out.flags.c_contiguous:
-                raise ParameterError(f"out: expected C-contiguous {info.shape}, not {out.shape}")
-            out = out.reshape(len(blocks), -1)
+            if out.shape != shape or not out.flags.c_contiguous:
+                raise ParameterError(f"out: expected C-contiguous {shape}, not {out.shape}")
+            out = out.reshape(-1, shape[-1])
+        return self.load_rows(name, slice(None), out).reshape(shape)
+
+    def load_rows(self, name: str, rows: slice, out: Floats | None = None) -> Floats:
+        """Some rows of a tensor, as `load` gives them: float32 (rows, columns)."""
         try:
-            return dequantize(blocks, info.type, out).reshape(info.shape)
+            return dequantize(self.raw(name)[rows], self.tensors[name].type, out)
         except UnsupportedError as error:
             raise UnsupportedError(f"{self.path}: tensor {show(name)}: {error}") from None
 

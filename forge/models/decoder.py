@@ -47,10 +47,10 @@ class Block:
                 return Linear(matrix, weights.vector(*map(name, biases), sizes=rows))
             return Linear(matrix)
 
-        def norm(tensor: str, size: int = width) -> Norm:
+        def norm(tensor: str) -> Norm:
             has_bias = f"{tensor}.bias" in required
-            bias = weights.vector(name(f"{tensor}.bias"), sizes=(size,)) if has_bias else None
-            return Norm(config.norm, weights.vector(name(tensor), sizes=(size,)), bias, config.norm_eps)
+            bias = weights.vector(name(f"{tensor}.bias"), sizes=(width,)) if has_bias else None
+            return Norm(config.norm, weights.vector(name(tensor), sizes=(width,)), bias, config.norm_eps)
 
         def norm_or_none(tensor: str) -> Norm | None:
             return norm(tensor) if tensor in required else None

@@ -14,8 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from forge.backend import Backend
-from forge.errors import FormatError, UnsupportedError
-from forge.formats import ggml
+from forge.errors import FormatError
 from forge.formats.gguf import GGUF
 from forge.models.arch import UNUSED_TENSORS
 
@@ -43,7 +42,7 @@ class Weights:
         self._taken: set[str] = set()
         self._arena: npt.NDArray[np.float32] | None = None
         self._used = 0
-        self._tasks: list[tuple[Future[None], int]] = []
+        self._tasks: list[tuple[Future[npt.NDArray[np.float32]], int]] = []
         self._pool = ThreadPoolExecutor(os.cpu_count(), "forge-load")
 
     def __enter__(self) -> Self:
@@ -95,20 +94,12 @@ class Weights:
         self._taken.add(name)
 
     def _fill(self, name: str, out: npt.NDArray[np.float32]) -> None:
-        blocks, kind = self.file.raw(name), self.file.tensors[name].type
+        blocks = self.file.raw(name)
         step = max(_TASK_WEIGHTS // out.shape[1], 1)
         for row in range(0, len(out), step):
             part = slice(row, row + step)
-            task = self._pool.submit(self._dequantize, name, blocks[part], kind, out[part])
+            task = self._pool.submit(self.file.load_rows, name, part, out[part])
             self._tasks.append((task, blocks[part].nbytes))
-
-    def _dequantize(
-        self, name: str, blocks: npt.NDArray[np.uint8], kind: ggml.GGMLType, out: npt.NDArray[np.float32]
-    ) -> None:
-        try:
-            ggml.dequantize(blocks, kind, out)
-        except UnsupportedError as error:
-            raise UnsupportedError(f"{self.file.path}: tensor {name!r}: {error}") from None
 
     def _refuse_leftovers(self) -> None:
         for name in self.file.tensors.keys() - self._taken:

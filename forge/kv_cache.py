@@ -13,7 +13,7 @@ def page_bytes(config: ModelConfig, page_size: int, itemsize: int) -> int:
 
 
 class KVCache:
-    """k[layer] and v[layer]: (num_pages, P, G, D) in the backend's activation precision.
+    """k and v: (layers, num_pages, P, G, D) in the backend's activation precision.
 
     The memory is not initialized: ops read only slots that were written.
     """
@@ -21,11 +21,10 @@ class KVCache:
     def __init__(self, config: ModelConfig, num_pages: int, page_size: int, backend: Backend) -> None:
         self.num_pages = num_pages
         self.page_size = page_size
-        shape = (num_pages, page_size, config.num_kv_heads, config.head_dim)
-        self.k = [backend.empty(shape, backend.activations) for _ in range(config.num_layers)]
-        self.v = [backend.empty(shape, backend.activations) for _ in range(config.num_layers)]
+        shape = (config.num_layers, num_pages, page_size, config.num_kv_heads, config.head_dim)
+        self.k = backend.empty(shape, backend.activations)
+        self.v = backend.empty(shape, backend.activations)
 
     def copy_page(self, source: int, target: int) -> None:
         """Copy one page in all layers: a forked sequence gets its own last page."""
-        for pages in (*self.k, *self.v):
-            copy_page(pages, source, target)
+        copy_page(self.k, self.v, source, target)

@@ -14,6 +14,7 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
+from forge.backend import select
 from forge.config import SamplingParams, check_integer
 from forge.engine import Engine, Sampled
 from forge.engine.sequence import Sequence as EngineSequence
@@ -154,7 +155,7 @@ class LLM:
     def logits(self, prompt: Prompt) -> npt.NDArray[np.float32]:
         """(tokens, V) float32: the model's scores for the token after each of the prompt's."""
         ids = self._encode(prompt)
-        size, free = 4 * len(ids) * self.config.vocab_size, self.engine.runner.backend.free_bytes()
+        size, free = 4 * len(ids) * self.config.vocab_size, select("cpu").free_bytes()
         if size > free:
             raise OutOfMemoryError(
                 f"the logits of {len(ids)} tokens need {size / 1e9:.2f} GB, {free / 1e9:.2f} GB are free"
@@ -171,18 +172,18 @@ class LLM:
         check_integer("layer", layer, 0, self.config.num_layers - 1)
         found: dict[str, list[Any]] = {"q": [], "k": []}
         names = {f"blk.{layer}.attn_q": "q", f"blk.{layer}.attn_k": "k"}
-        to_numpy = self.engine.runner.backend.to_numpy
+        backend = self.engine.runner.backend
 
         def tap(name: str, array: Any) -> None:
             if name in names:
-                found[names[name]].append(to_numpy(array).copy())
+                found[names[name]].append(backend.to_numpy(array).copy())
 
         for _ in self._logits(self._encode(prompt), tap):
             pass
-        q, k = (np.concatenate(parts) for parts in found.values())  # (T, H, D), (T, G, D)
+        q, k = (backend.asarray(np.concatenate(parts)) for parts in found.values())  # (T, H, D), (T, G, D)
         scores = attention_scores(q, k, self.config.attention_scale, self.config.attention_softcap)
         weights = softmax(causal_mask(scores, self.config.layer_windows[layer]))
-        return np.asarray(weights, np.float32)
+        return np.asarray(backend.to_numpy(weights), np.float32)
 
     def perplexity(self, text: Prompt, *, context: int | None = None) -> Perplexity:
         """How well the model predicts a text: exp of the mean negative log likelihood per token.

@@ -52,6 +52,8 @@ def load(
         context=context, memory_fraction=memory_fraction, activations=activations, max_sequences=max_sequences
     )
     backend = backends.select(device)
+    if activations == "f32" and backend.keeps_blocks:
+        raise ParameterError(f"activations: {backend.device} computes in f16; use it, or --device cpu for f32")
     path = _resolve(model, progress)
     started = time.perf_counter()
     with gguf.read(path) as file:
@@ -72,11 +74,13 @@ def load(
         max_sequences=settings.max_sequences,
         max_step_tokens=min(settings.max_step_tokens, max(_STEP_BYTES // _step_bytes_per_token(config), 1)),
     )
+    engine.warm_up(progress)
     notes = plan.notes
-    if activations not in (None, "f32"):
-        notes = (f"activations: {backend.device} computes in float32; {activations} is for GPUs", *notes)
+    if activations == "f16" and not backend.keeps_blocks:
+        notes = (f"activations: {backend.device} computes in float32; f16 is for GPUs", *notes)
     if device == "auto":
-        notes = (f"device: {backend.device}; auto found no GPU that this version supports", *notes)
+        found = "the GPU that CuPy found" if backend.keeps_blocks else backends.explain()
+        notes = (f"device: {backend.device}; auto: {found}", *notes)
     return LLM(engine, tokenizer, template, path=path, notes=notes, load_ms=1000 * (time.perf_counter() - started))
 
 
@@ -100,19 +104,22 @@ def _plan(file: gguf.GGUF, settings: EngineConfig, backend: Backend) -> _Plan:
     """What fits beside the weights. Raises OutOfMemoryError with the bytes needed and free, and the flag to change."""
     config = models.read_config(file, settings.context)
     free = int(backend.free_bytes() * settings.memory_fraction)
-    weights = 4 * sum(prod(info.shape) for info in file.tensors.values())
+    weights, converted = _weight_bytes(file, backend)
     if weights > free:
         raise OutOfMemoryError(
-            f"{file.path}: the weights need {_gb(weights)} as float32 and {_gb(free)} may be taken "
-            f"(memory_fraction={settings.memory_fraction:g} of what is free): free some memory or use a smaller model"
+            f"{file.path}: the weights need {_gb(weights)}{'' if backend.keeps_blocks else ' as float32'} and "
+            f"{_gb(free)} may be taken (memory_fraction={settings.memory_fraction:g} of what is free on "
+            f"{backend.device}): free some memory or use a smaller model"
         )
     size = settings.page_size
     per_page = page_bytes(config, size, backend.activations.itemsize)
     possible = min((free - weights) // per_page, _MOST_PAGES)
     wanted = settings.context or config.context_length
     notes: tuple[str, ...] = ()
+    if converted:
+        notes = (f"weights: types without a kernel become float16 and take {_gb(weights)} in all: {converted}",)
     if wanted > config.context_length:
-        notes = (f"context: {wanted} is longer than the {config.context_length} tokens the model was trained for",)
+        notes += (f"context: {wanted} is longer than the {config.context_length} tokens the model was trained for",)
     if -(-wanted // size) > possible:
         need, room = _gb(-(-wanted // size) * per_page), _gb(max(free - weights, 0))
         context = possible * size
@@ -123,9 +130,27 @@ def _plan(file: gguf.GGUF, settings: EngineConfig, backend: Backend) -> _Plan:
                 if context
                 else f"{file.path}: no memory is left beside the weights"
             )
-        notes = (f"context: {context} of the model's {wanted} tokens, cut to fit {room} of KV cache (--context)",)
+        notes += (f"context: {context} of the model's {wanted} tokens, cut to fit {room} of KV cache (--context)",)
         wanted = context
     return _Plan(wanted, min(possible, settings.max_sequences * -(-wanted // size)), notes)
+
+
+def _weight_bytes(file: gguf.GGUF, backend: Backend) -> tuple[int, str]:
+    """Bytes that the weights take on a backend, and which types are converted to float16 for lack of a kernel."""
+    if not backend.keeps_blocks:
+        return 4 * sum(prod(info.shape) for info in file.tensors.values()), ""
+    total = 0
+    converted: set[str] = set()
+    for info in file.tensors.values():
+        kept = models.kept_type(info.type)
+        if len(info.shape) != 2:
+            total += 4 * prod(info.shape)
+        elif kept is info.type:
+            total += info.nbytes
+        else:
+            total += 2 * prod(info.shape)
+            converted |= {info.type.name} - {"F32", "BF16"}
+    return total, ", ".join(sorted(converted))
 
 
 def _step_bytes_per_token(config: ModelConfig) -> int:

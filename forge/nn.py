@@ -50,9 +50,15 @@ class Norm:
         self.weight, self.bias, self.eps = weight, bias, eps
 
     def __call__(self, x: Any, delta: Any = None) -> Any:
-        """(T, E) normalized; a delta (T, E) is first added to x in place."""
+        """(T, E) normalized, for a product; a delta (T, E) is first added to x in place."""
+        if self.is_rms and delta is None:
+            return rmsnorm(x, self.weight, self.eps, out="act")
         if self.is_rms:
-            return rmsnorm(x, self.weight, self.eps) if delta is None else add_rmsnorm(x, delta, self.weight, self.eps)
+            return add_rmsnorm(x, delta, self.weight, self.eps)
         if delta is None:
             return layernorm(x, self.weight, self.bias, self.eps)
         return add_layernorm(x, delta, self.weight, self.bias, self.eps)
+
+    def of_residual(self, x: Any) -> Any:
+        """(T, E) RMS-normalized in float32, for the residual stream: Gemma's norms behind its products."""
+        return rmsnorm(x, self.weight, self.eps, out="f32")

@@ -5,7 +5,7 @@ Arguments are written as data, ``"x:f32[T,E] weight:f32[E] eps:f32 -> y:act[T,E]
 - ``name:dtype[dims]`` is an array, without dims a scalar. Dims are the shape letters of DESIGN.md, products of them
   (``2*F``), or numbers; the same letter is the same size in all arguments.
 - dtypes: ``f32 i32 u32 u64``, and ``act``, the backend's precision of matrix inputs (float32 on NumPy, float16 on a
-  GPU); ``weight`` is a matrix in act or a QuantTensor.
+  GPU); ``weight`` is a matrix in act, a QuantTensor or a Stack of them; the name of a choice between dtypes.
 - ``&`` before a name: written in place. ``?`` after a name: None is allowed. ``name=a|b``: a compile-time choice,
   passed by keyword.
 - After the arrow: what the op returns.
@@ -74,9 +74,13 @@ class Op:
     """Plain NumPy, also in float64; simple enough to be believed."""
     cpu: Callable[..., Any] | None
     """A faster NumPy implementation, tested against the reference; None = the reference is fast enough."""
+    gpu: Callable[..., Any] | None
+    """Takes the device (`backend.gpu.GPU`), then the arguments: allocates the results and launches the kernels."""
     cases: Sequence[Case]
     rtol: float
     atol: float
+    gpu_rtol: float
+    gpu_atol: float
     bytes_moved: Callable[..., int] | None
     """Least bytes read and written, from the arguments of a call."""
 
@@ -97,23 +101,24 @@ class Op:
         sizes: dict[str, int] = {}
         declared = [*zip(self.args, args, strict=True), *zip(self.returns, results, strict=False)]
         for arg, value in declared:
-            self._bind(arg, value, sizes)
+            self._bind(arg, value, sizes, options)
         for arg, value in declared:
             if value is not None and arg.dims:
                 expected = tuple(_evaluate(dim, sizes) for dim in arg.dims)
-                if value.shape != expected:
+                if any(size not in (None, found) for size, found in zip(expected, value.shape, strict=True)):
                     raise ValueError(f"{self.name}: {arg.name} has shape {value.shape}, not {expected}")
         return sizes
 
-    def _bind(self, arg: Arg, value: Any, sizes: dict[str, int]) -> None:
+    def _bind(self, arg: Arg, value: Any, sizes: dict[str, int], options: dict[str, Any]) -> None:
         if value is None:
             if not arg.optional:
                 raise TypeError(f"{self.name}: {arg.name} is required")
         elif arg.dims:
             if not hasattr(value, "shape") or len(value.shape) != len(arg.dims):
                 raise ValueError(f"{self.name}: {arg.name} must have dims [{','.join(arg.dims)}]")
-            if arg.dtype != "weight" and value.dtype not in _DTYPES[arg.dtype]:
-                raise TypeError(f"{self.name}: {arg.name} must be {arg.dtype}, not {value.dtype}")
+            dtype = options.get(arg.dtype, arg.dtype)
+            if dtype != "weight" and value.dtype not in _DTYPES[dtype]:
+                raise TypeError(f"{self.name}: {arg.name} must be {dtype}, not {value.dtype}")
             for dim, size in zip(arg.dims, value.shape, strict=True):
                 if dim.isidentifier():
                     sizes.setdefault(dim, size)
@@ -126,11 +131,18 @@ def op(
     *,
     cases: Sequence[Case],
     cpu: Callable[..., Any] | None = None,
+    gpu: Callable[..., Any] | None = None,
     rtol: float = 1e-5,
     atol: float = 1e-6,
+    gpu_rtol: float = 2e-3,
+    gpu_atol: float = 2e-3,
     bytes_moved: Callable[..., int] | None = None,
 ) -> Callable[[Callable[..., Any]], Op]:
-    """Declare an op: a decorator of its reference, which names it. Tolerances are those of float32 against float64."""
+    """Declare an op: a decorator of its reference, which names it.
+
+    Tolerances are those of float32 against float64; gpu_rtol and gpu_atol those of a kernel against float64 of the same
+    float16 inputs.
+    """
     takes, _, gives = args.partition("->")
     parsed = list(_parse(takes))
     choices = {name: found for name, found in parsed if isinstance(found, tuple)}
@@ -141,7 +153,8 @@ def op(
         name = reference.__name__
         if name in REGISTRY:
             raise ValueError(f"op {name} is declared twice")
-        REGISTRY[name] = Op(name, positional, choices, returns, reference, cpu, cases, rtol, atol, bytes_moved)
+        tolerances = (rtol, atol, gpu_rtol, gpu_atol)
+        REGISTRY[name] = Op(name, positional, choices, returns, reference, cpu, gpu, cases, *tolerances, bytes_moved)
         return REGISTRY[name]
 
     return declare
@@ -158,8 +171,12 @@ def _parse(text: str) -> Iterator[tuple[str, Arg | tuple[str, ...]]]:
             raise ValueError(f"not an argument declaration: {token!r}")
 
 
-def _evaluate(dim: str, sizes: dict[str, int]) -> int:
-    """A dimension such as ``T``, ``2*F`` or ``H*D+2*G*D``."""
+def _evaluate(dim: str, sizes: dict[str, int]) -> int | None:
+    """A dimension such as ``T``, ``2*F`` or ``H*D+2*G*D``; None if a letter of it is not known without the results."""
+    if dim in sizes:
+        return sizes[dim]
+    if not set(re.findall(r"[A-Za-z_]\w*", dim)) <= sizes.keys():
+        return None
     total = 0
     for term in dim.split("+"):
         product = 1

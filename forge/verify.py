@@ -13,6 +13,7 @@ import numpy as np
 import forge.ops  # noqa: F401  (fills the registry)
 from forge.backend import Backend
 from forge.op import REGISTRY, Array, Case, Op
+from forge.quant import QuantTensor, Stack
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +33,7 @@ class CaseError:
 
 
 def verify(backend: Backend) -> Iterator[CaseError]:
-    """Run all cases of all ops on a backend, in float32."""
+    """Run all cases of all ops on a backend."""
     for op in REGISTRY.values():
         for case in op.cases:
             yield verify_case(op, case, backend)
@@ -40,18 +41,41 @@ def verify(backend: Backend) -> Iterator[CaseError]:
 
 def verify_case(op: Op, case: Case, backend: Backend) -> CaseError:
     """Run one case; inputs depend on the names of op and case alone."""
+    return run_case(op, case, backend)[0]
+
+
+def run_case(op: Op, case: Case, backend: Backend) -> tuple[CaseError, list[Array]]:
+    """The error of one case, and what was computed: results, then arrays written in place.
+
+    The reference gets what the device gets: inputs in the device's precision, then float64.
+    """
     given = case.make(np.random.default_rng(zlib.crc32(f"{op.name} {case.name}".encode())))
-    exact = [_float64(copy.deepcopy(arg)) for arg in given]
-    args = [backend.asarray(arg) if isinstance(arg, np.ndarray) else arg for arg in given]
-    results = _tuple(op(*args, **case.options))
+    rounded = [_rounded(arg.dtype, value, backend) for arg, value in zip(op.args, given, strict=True)]
+    exact = [_float64(copy.deepcopy(value)) for value in rounded]
+    args = tuple(_on(backend, value) for value in rounded)
+    results = _tuple(backend.launch(op, args, case.options))
     wanted = _tuple(op.reference(*exact, **case.options))
+    op.check(args, case.options, results)
     pairs = list(zip(results, wanted, strict=True))
     pairs += [(got, want) for arg, got, want in zip(op.args, args, exact, strict=True) if arg.inout and got is not None]
-    errors = [_error(op, backend.to_numpy(got), np.asarray(want)) for got, want in pairs]
-    return CaseError(op.name, case.name, max(e[0] for e in errors), max(e[1] for e in errors))
+    got = [backend.to_numpy(value) for value, _ in pairs]
+    tolerances = (op.rtol, op.atol) if backend.activations == np.float32 else (op.gpu_rtol, op.gpu_atol)
+    errors = [_error(value, np.asarray(want), *tolerances) for value, (_, want) in zip(got, pairs, strict=True)]
+    return CaseError(op.name, case.name, max(e[0] for e in errors), max(e[1] for e in errors)), got
 
 
-def _error(op: Op, got: Array, want: Array) -> tuple[float, float]:
+def _rounded(dtype: str, value: Any, backend: Backend) -> Any:
+    """A value as the backend keeps it: float16 where matrix inputs and weights are."""
+    return value.astype(backend.activations) if dtype in ("act", "weight") and isinstance(value, np.ndarray) else value
+
+
+def _on(backend: Backend, value: Any) -> Any:
+    if isinstance(value, QuantTensor | Stack):
+        return value.on(backend)
+    return backend.asarray(value) if isinstance(value, np.ndarray) else value
+
+
+def _error(got: Array, want: Array, rtol: float, atol: float) -> tuple[float, float]:
     if got.shape != want.shape or (got.dtype.kind == "f") != (want.dtype.kind == "f"):
         return np.inf, np.inf
     if not want.size:
@@ -62,14 +86,14 @@ def _error(op: Op, got: Array, want: Array) -> tuple[float, float]:
     difference = np.where(np.isnan(difference), np.inf, difference)
     if want.dtype.kind != "f":
         return float(difference.max()), 0.0 if same.all() else np.inf
-    allowed = np.where(same, 1.0, op.atol + op.rtol * np.abs(want))
     with np.errstate(invalid="ignore"):
+        allowed = np.where(same, 1.0, atol + rtol * np.abs(want))
         share = np.where(np.isinf(difference), np.inf, difference / allowed)
     return float(difference.max()), float(share.max())
 
 
 def _float64(value: Any) -> Any:
-    return value.astype(np.float64) if isinstance(value, np.ndarray) and value.dtype == np.float32 else value
+    return value.astype(np.float64) if isinstance(value, np.ndarray) and value.dtype.kind == "f" else value
 
 
 def _tuple(value: Any) -> tuple[Any, ...]:

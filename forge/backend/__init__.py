@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -11,12 +12,22 @@ import numpy.typing as npt
 from forge.backend.numpy import NUMPY
 from forge.errors import DeviceError, ParameterError
 
+T = TypeVar("T")
+
 
 class Launchable(Protocol):
-    """What a backend needs of an op: the function that runs on NumPy arrays."""
+    """What a backend needs of an op: the function that runs on NumPy arrays, the one that launches its kernels."""
+
+    @property
+    def name(self) -> str: ...
 
     @property
     def numpy(self) -> Callable[..., Any]: ...
+
+    @property
+    def gpu(self) -> Callable[..., Any] | None: ...
+
+    def check(self, args: Sequence[Any], options: dict[str, Any]) -> dict[str, int]: ...
 
 
 class Backend(Protocol):
@@ -32,7 +43,16 @@ class Backend(Protocol):
         """dtype of matrix inputs and of the KV cache."""
         ...
 
+    @property
+    def keeps_blocks(self) -> bool:
+        """Quantized weights stay in the blocks of their file; else they become floats when they are loaded."""
+        ...
+
     def launch(self, op: Launchable, args: tuple[Any, ...], options: Mapping[str, Any]) -> Any: ...
+
+    def active(self) -> AbstractContextManager[None]:
+        """Ops within it need not select the device one by one."""
+        ...
 
     def asarray(self, array: npt.ArrayLike, dtype: npt.DTypeLike | None = None) -> Any: ...
 
@@ -40,27 +60,89 @@ class Backend(Protocol):
 
     def to_numpy(self, array: Any) -> npt.NDArray[Any]: ...
 
+    @property
+    def is_asynchronous(self) -> bool:
+        """Ops return before they have run, so steps can be queued ahead of their results."""
+        ...
+
+    def upload(self, array: Any, values: npt.NDArray[Any]) -> None:
+        """Overwrite an array with a host's values of its dtype, in order with the ops before and after."""
+        ...
+
+    def read(self, arrays: Sequence[Any]) -> Callable[[], list[npt.NDArray[Any]]]:
+        """Start copying arrays to the host, in order; the function waits for the copies and gives them."""
+        ...
+
+    def prepare(self, run: Callable[[], None], progress: Callable[[str, int, int | None], None] | None = None) -> None:
+        """Get ready for the ops that `run` calls, whose results it must not use."""
+        ...
+
+    def record(self, step: Callable[[], T]) -> tuple[T, Callable[[], T]]:
+        """Run a step of ops; its result, and a function that runs it again on the same arrays."""
+        ...
+
     def free_bytes(self) -> int:
         """Bytes that can still be allocated."""
         ...
 
 
+_OWNERS: dict[type, Callable[[Any], Backend]] = {np.ndarray: lambda array: NUMPY}
+
+
+def register(array_type: type, owner: Callable[[Any], Backend]) -> None:
+    """Ops on arrays of this type run on the backend that `owner` gives for one."""
+    _OWNERS[array_type] = owner
+
+
 def backend_of(array: object) -> Backend:
     """The backend on which an array lives."""
-    if isinstance(array, np.ndarray):
-        return NUMPY
+    if owner := _OWNERS.get(type(array)):
+        return owner(array)
     raise TypeError(f"not an array of a known device: {type(array).__name__}")
 
 
 def select(device: str) -> Backend:
     """The backend for ``"auto"``, ``"cpu"``, ``"hip"``, ``"cuda"``, ``"hip:1"``.
 
-    Raises ParameterError for an unknown name and DeviceError for a device that cannot be used: a device that was asked
-    for is never replaced by another.
+    auto takes a GPU if CuPy finds one, else NumPy; `explain` says why. Raises ParameterError for an unknown name and
+    DeviceError for a device that cannot be used: a device that was asked for is never replaced by another.
     """
     kind, colon, index = device.partition(":") if isinstance(device, str) else ("", "", "")
     if kind not in ("auto", "cpu", "hip", "cuda") or (colon and not (kind in ("hip", "cuda") and index.isdecimal())):
         raise ParameterError(f"device must be auto, cpu, hip, cuda, hip:N or cuda:N, not {device!r}")
-    if kind in ("hip", "cuda"):
-        raise DeviceError(f"device {device} is not available: forge has no GPU kernels yet; use --device cpu")
-    return NUMPY
+    if kind == "cpu":
+        return NUMPY
+    if kind == "auto":
+        try:
+            return _gpu(None, 0)
+        except DeviceError:
+            return NUMPY
+    return _gpu(kind, int(index or 0))
+
+
+def explain() -> str:
+    """Why `auto` is what it is: the GPU it found, or why it found none."""
+    try:
+        return _gpu(None, 0).device
+    except DeviceError as error:
+        return str(error)
+
+
+def _gpu(kind: str | None, index: int) -> Backend:
+    """The backend of a GPU of this kind (None = either). Raises DeviceError saying what is missing."""
+    package = _PACKAGES.get(kind or "", "cupy-rocm-7-0 (AMD) or cupy-cuda13x (NVIDIA)")
+    try:
+        from forge.backend import cupy
+    except ImportError as error:
+        if error.name == "cupy":
+            raise DeviceError(f"device {kind or 'gpu'} needs CuPy: install {package}, or use --device cpu") from None
+        reason = " ".join(str(error).split())
+        raise DeviceError(f"device {kind or 'gpu'}: CuPy is installed and cannot be used: {reason:.200}") from None
+    if kind not in (None, cupy.KIND):
+        raise DeviceError(f"device {kind} needs {package}: the CuPy installed here is for {cupy.KIND}")
+    found = cupy.backend(index)
+    register(cupy.ARRAY, lambda array: cupy.backend(array.device.id))
+    return found
+
+
+_PACKAGES = {"hip": "cupy-rocm-7-0", "cuda": "cupy-cuda13x"}

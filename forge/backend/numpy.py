@@ -6,15 +6,17 @@ import math
 import mmap
 import os
 import resource
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from forge.errors import OutOfMemoryError
+
+T = TypeVar("T")
 
 
 class _HasNumpy(Protocol):
@@ -27,9 +29,14 @@ class NumpyBackend:
 
     device = f"cpu ({os.cpu_count()} cores, NumPy {np.__version__})"
     activations = np.dtype(np.float32)
+    keeps_blocks = False
+    is_asynchronous = False
 
     def launch(self, op: _HasNumpy, args: tuple[Any, ...], options: Mapping[str, Any]) -> Any:
         return op.numpy(*args, **options)
+
+    def active(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def asarray(self, array: npt.ArrayLike, dtype: npt.DTypeLike | None = None) -> npt.NDArray[Any]:
         return np.asarray(array, dtype)
@@ -52,6 +59,19 @@ class NumpyBackend:
 
     def to_numpy(self, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
         return array
+
+    def upload(self, array: npt.NDArray[Any], values: npt.NDArray[Any]) -> None:
+        np.copyto(array, values)
+
+    def read(self, arrays: Sequence[npt.NDArray[Any]]) -> Callable[[], list[npt.NDArray[Any]]]:
+        copies = [array.copy() for array in arrays]
+        return lambda: copies
+
+    def prepare(self, run: Callable[[], None], progress: object = None) -> None:
+        """There is nothing to compile."""
+
+    def record(self, step: Callable[[], T]) -> tuple[T, Callable[[], T]]:
+        return step(), step
 
     def free_bytes(self) -> int:
         """Memory that can be taken without swapping: the system's, or the container's where that is less."""

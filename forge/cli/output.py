@@ -125,7 +125,7 @@ class Progress:
         elif stage not in self._tasks:
             self._tasks[stage] = None
             if not stage.startswith("loading"):
-                note(f"{stage} ({num_bytes(total)})" if total else stage)
+                note(f"{stage} ({_amount(stage, total)})" if total else stage)
 
     def _draw(self, stage: str, done: int, total: int | None) -> None:
         if self._bars is None:
@@ -135,8 +135,7 @@ class Progress:
             self._bars = progress.Progress(
                 progress.TextColumn("{task.description}", markup=False),
                 progress.BarColumn(),
-                progress.DownloadColumn(),
-                progress.TransferSpeedColumn(),
+                progress.TextColumn("{task.fields[amount]}"),
                 progress.TimeRemainingColumn(),
                 console=Console(stderr=True),
                 transient=True,
@@ -144,8 +143,13 @@ class Progress:
             self._bars.start()
         task = self._tasks.get(stage)
         if task is None:
-            task = self._tasks[stage] = self._bars.add_task(stage, total=total)
-        self._bars.update(task, completed=done, total=total)
+            task = self._tasks[stage] = self._bars.add_task(stage, total=total, amount="")
+        self._bars.update(task, completed=done, total=total, amount=_amount(stage, done))
+
+
+def _amount(stage: str, count: int) -> str:
+    """Kernels are counted; all else is bytes."""
+    return str(count) if stage.startswith("compiling") else num_bytes(count)
 
 
 def is_terminal(stream: IO[str] | None) -> bool:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from itertools import count
 from typing import Any
 
 from forge.config import SamplingParams
 from forge.engine.block_manager import BlockManager
-from forge.engine.runner import Runner, Sampled
+from forge.engine.decode import DecodeLoop
+from forge.engine.runner import Runner, Sampled, is_penalized
 from forge.engine.scheduler import Scheduled, Scheduler
 from forge.engine.sequence import FinishReason, Sequence
 from forge.errors import ContextLengthError, OutOfMemoryError, ParameterError
 from forge.models.decoder import Tap
 
+_TYPICAL_ROWS = (1, 2, 4, 8, 16, 17)
+"""Numbers of rows between which products are computed by other kernels."""
 _LOGIT_BYTES = 128 << 20
 """Memory of the logits that are computed together where all positions' are wanted."""
 
@@ -42,8 +45,27 @@ class Engine:
         self.blocks = BlockManager(cache.num_pages)
         self.scheduler = Scheduler(self.blocks, cache.page_size, max_sequences, max_step_tokens)
         self._numbers = count()
+        self._decode = DecodeLoop(runner, max_sequences, context) if runner.backend.is_asynchronous else None
+        self._interrupted = False
         self._siblings: dict[Sequence, list[Sequence]] = {}
         """Choices that start when the first one's prompt is computed."""
+
+    def warm_up(self, progress: Callable[[str, int, int | None], None] | None = None) -> None:
+        """Compile the kernels of the steps to come, so that no request waits for them."""
+        self.runner.backend.prepare(self._typical_steps, progress)
+
+    def _typical_steps(self) -> None:
+        size = self.runner.cache.page_size
+        longest = min(self.context, self.scheduler.max_step_tokens, self.blocks.num_pages * size)
+        numbers = [rows for rows in _TYPICAL_ROWS if rows <= self.scheduler.max_sequences]
+        for rows, length in [(1, longest), *((rows, 1) for rows in numbers)]:
+            sequences = [
+                Sequence(0, choice, [0] * length, length, SamplingParams(), 0, length, pages=[0] * -(-length // size))
+                for choice in range(rows)
+            ]
+            logits = self.runner.forward([Scheduled(sequence, 0, length) for sequence in sequences])
+            if self._decode:
+                self._decode.rehearse(logits, sequences)
 
     def check(self, prompt_ids: list[int], params: SamplingParams) -> None:
         """Raises what `add` would: ContextLengthError, or ParameterError for ids outside the vocabulary."""
@@ -86,6 +108,10 @@ class Engine:
 
         An id that ends a sequence (an end token, one of stop_ids, or -1 for an error) is not among the sequence's ids.
         """
+        if self._decode and (sampled := self._step_ahead(self._decode)):
+            for token in sampled:
+                self._append(token.sequence, token.id)
+            return sampled
         step = self.scheduler.schedule()
         if not step:
             return []
@@ -102,6 +128,38 @@ class Engine:
         for token in sampled:
             self._append(token.sequence, token.id)
         return sampled
+
+    def _step_ahead(self, loop: DecodeLoop) -> list[Sampled]:
+        """The ids of a decode step, while the step behind it is already under way; none where the loop cannot go on.
+
+        A sequence that ends has run one step too many: its id is dropped, and its pages are safe to give away at once,
+        because the device works in order.
+        """
+        for _ in range(2 - loop.num_pending):
+            rows = self._continuing(loop)
+            if rows is None:
+                break
+            if not loop.num_pending:
+                loop.begin(rows)
+                self._interrupted = False
+            try:
+                loop.launch()
+            except BaseException:
+                self._interrupted = True  # the device may be ahead of what is known here
+                raise
+        while loop.num_pending:
+            if sampled := loop.collect():
+                return sampled
+        return []
+
+    def _continuing(self, loop: DecodeLoop) -> list[Sequence] | None:
+        """The rows of a step that differs from the loop's last one by nothing that the host must know."""
+        if loop.num_pending and self._interrupted:
+            return None
+        if any(s in self._siblings or s.params.logprobs is not None or is_penalized(s) for s in self.scheduler.running):
+            return None
+        rows = self.scheduler.decoding()
+        return None if loop.num_pending and rows != list(loop.sequences) else rows
 
     def finish(self, sequence: Sequence, reason: FinishReason) -> None:
         """End a sequence from outside ("stop" for a stop string, "abort"); its pages are free at once."""

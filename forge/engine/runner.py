@@ -15,7 +15,7 @@ from forge.engine.sequence import Sequence
 from forge.kv_cache import KVCache
 from forge.models import Decoder
 from forge.models.decoder import Tap
-from forge.ops.embed import embed
+from forge.ops.embed import take_rows
 from forge.ops.logprobs import logprobs, top_logprobs
 from forge.ops.sampling import penalize, sample
 
@@ -47,36 +47,47 @@ class Runner:
 
     def forward(self, step: list[Scheduled], *, all_logits: bool = False, tap: Tap | None = None) -> Any:
         """float32 logits (R, V): one row for each entry that reaches its last id, or one for every token."""
-        self.model.reserve(max(entry.start + entry.count for entry in step))
-        arrays = batch.build(step, self.cache.page_size, self.backend, all_logits=all_logits)
-        return self.model(arrays, self.cache, tap)
+        with self.backend.active():
+            self.model.reserve(max(entry.start + entry.count for entry in step))
+            arrays = batch.build(step, self.cache.page_size, self.backend, all_logits=all_logits)
+            return self.model(arrays, self.cache, tap)
 
     def sample(self, logits: Any, rows: list[int], sequences: list[Sequence]) -> list[Sampled]:
         """The next id of each sequence, drawn from its row of the logits, which are used up."""
         asarray = self.backend.asarray
         if rows != list(range(len(logits))):
-            logits = embed(asarray(rows, np.int32), logits, 1.0)  # (B, V)
+            logits = take_rows(asarray(rows, np.int32), logits)  # (B, V)
         params = [sequence.params for sequence in sequences]
         raw = logits
-        if any(_is_penalized(sequence) for sequence in sequences):
+        if any(is_penalized(sequence) for sequence in sequences):
             raw = logits.copy() if any(p.logprobs is not None for p in params) else logits
             penalize(logits, *(asarray(array) for array in _penalties(sequences)))
-        ids = sample(
-            logits,
-            asarray([p.temperature for p in params], np.float32),
-            asarray([min(p.top_k, logits.shape[1]) for p in params], np.int32),
-            asarray([p.top_p for p in params], np.float32),
-            asarray([p.min_p for p in params], np.float32),
-            asarray([sequence.seed for sequence in sequences], np.uint64),
-            asarray([sequence.choice for sequence in sequences], np.uint32),
-            asarray([len(sequence.ids) for sequence in sequences], np.uint32),
-        )
+        parameters = [asarray(values) for values in self.parameters(sequences)]
+        lengths = asarray([len(sequence.ids) for sequence in sequences], np.int32)
+        ids = self.draw(logits, parameters, lengths)
         host = self.backend.to_numpy(ids).tolist()
         details: list[TokenLogprobs | None] = [None] * len(sequences)
         most = max((p.logprobs for p in params if p.logprobs is not None), default=None)
         if most is not None:
             details = self._logprobs(raw, ids, most, [p.logprobs for p in params])
         return [Sampled(*entry) for entry in zip(sequences, host, details, strict=True)]
+
+    def parameters(self, sequences: list[Sequence]) -> list[np.ndarray[Any, Any]]:
+        """How each sequence draws, as arrays: temperature, top_k, top_p, min_p, seed, choice."""
+        params = [sequence.params for sequence in sequences]
+        vocabulary = self.model.config.vocab_size
+        return [
+            np.array([p.temperature for p in params], np.float32),
+            np.array([min(p.top_k, vocabulary) for p in params], np.int32),
+            np.array([p.top_p for p in params], np.float32),
+            np.array([p.min_p for p in params], np.float32),
+            np.array([sequence.seed for sequence in sequences], np.uint64),
+            np.array([sequence.choice for sequence in sequences], np.uint32),
+        ]
+
+    def draw(self, logits: Any, parameters: list[Any], lengths: Any) -> Any:
+        """int32 (B,): the next id of each row, drawn as `parameters` and the sequence's length say."""
+        return sample(logits, *parameters, lengths.view(np.uint32))
 
     def _logprobs(self, logits: Any, ids: Any, most: int, wanted: list[int | None]) -> list[TokenLogprobs | None]:
         to_numpy = self.backend.to_numpy
@@ -92,7 +103,8 @@ class Runner:
         ]
 
 
-def _is_penalized(sequence: Sequence) -> bool:
+def is_penalized(sequence: Sequence) -> bool:
+    """Whether its logits are changed before it draws, by what it holds so far."""
     p = sequence.params
     return bool(p.logit_bias) or (p.repetition_penalty, p.presence_penalty, p.frequency_penalty) != (1.0, 0.0, 0.0)
 
@@ -105,7 +117,7 @@ def _penalties(sequences: list[Sequence]) -> list[np.ndarray[Any, Any]]:
     bias_tokens: list[int] = []
     bias_values: list[float] = []
     for sequence in sequences:
-        if _is_penalized(sequence):
+        if is_penalized(sequence):
             counts = Counter(dict.fromkeys(sequence.ids, 0))
             counts.update(sequence.completion)
             tokens += counts.keys()

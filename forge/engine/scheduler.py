@@ -74,6 +74,17 @@ class Scheduler:
             budget -= count
         return step
 
+    def decoding(self) -> list[Sequence] | None:
+        """All running sequences, if the next step is one token of each: each has one id to compute, nobody can start,
+        and there are pages without preempting anybody. The pages are allocated."""
+        if not self.running or (self.waiting and len(self.running) < self.max_sequences):
+            return None
+        if any(s.num_remaining != 1 or s.num_tokens >= s.max_length for s in self.running):
+            return None
+        if not all(self._grow(sequence, sequence.num_tokens) for sequence in self.running):
+            return None
+        return list(self.running)
+
     def commit(self, step: list[Scheduled]) -> None:
         """The step has run: its tokens are in the cache."""
         for entry in step:

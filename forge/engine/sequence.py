@@ -27,13 +27,20 @@ class Sequence:
     """Ids at which it is finished: prompt + max_tokens, or the context."""
     num_computed: int = 0
     """Leading ids whose keys and values are cached."""
+    num_pending: int = 0
+    """Ids behind `ids` that steps under way are sampling."""
     pages: list[int] = field(default_factory=list)
     finish_reason: FinishReason | None = None
 
     @property
+    def num_tokens(self) -> int:
+        """Ids known and under way."""
+        return len(self.ids) + self.num_pending
+
+    @property
     def num_remaining(self) -> int:
         """Ids not yet computed: the rest of the prompt, or the one sampled last."""
-        return len(self.ids) - self.num_computed
+        return self.num_tokens - self.num_computed
 
     @property
     def completion(self) -> list[int]:

@@ -7,9 +7,9 @@ from forge.config import ModelConfig
 from forge.formats.gguf import GGUF
 from forge.models.decoder import Decoder
 from forge.models.settings import read_config
-from forge.models.weights import Progress, Weights
+from forge.models.weights import Progress, Weights, kept_type
 
-__all__ = ["Decoder", "build", "read_config"]
+__all__ = ["Decoder", "build", "kept_type", "read_config"]
 
 
 def build(file: GGUF, config: ModelConfig, backend: Backend, progress: Progress | None = None) -> Decoder:

@@ -15,7 +15,7 @@ from forge.models.weights import Weights
 from forge.nn import Embedding, Linear, Norm
 from forge.ops.activation import gelu, gelu_mul, silu_mul, soft_cap
 from forge.ops.attention import paged_attention
-from forge.ops.embed import embed
+from forge.ops.embed import take_rows
 from forge.ops.rope import rope_append_kv
 
 Tap = Callable[[str, Any], None]
@@ -129,13 +129,13 @@ class Block:
             self.attn_output(attended, x)
             h = self.ffn_norm(x)
         else:
-            h = self.ffn_norm(x, self.post_attention_norm(self.attn_output(attended)))
+            h = self.ffn_norm(x, self.post_attention_norm.of_residual(self.attn_output(attended)))
         h = self.activation(self.ffn_gate_up(h))  # (T, F)
         if self.post_ffw_norm is None:
             self.ffn_down(h, x)
             delta = None
         else:
-            delta = self.post_ffw_norm(self.ffn_down(h))
+            delta = self.post_ffw_norm.of_residual(self.ffn_down(h))
         if tap:
             tap(f"blk.{self.index}", x if delta is None else x + delta)
         return delta
@@ -181,7 +181,7 @@ class Decoder:
         for block in self.blk:
             delta = block(x, delta, batch, self._rope_tables[block.rope_index], cache, tap)
         if batch.logit_rows is not None:
-            x = embed(batch.logit_rows, x, 1.0)  # (R, E)
-            delta = None if delta is None else embed(batch.logit_rows, delta, 1.0)
+            x = take_rows(batch.logit_rows, x)  # (R, E)
+            delta = None if delta is None else take_rows(batch.logit_rows, delta)
         logits = self.output(self.output_norm(x, delta))  # (R, V)
         return soft_cap(logits, self.config.final_softcap) if self.config.final_softcap else logits

@@ -1,11 +1,15 @@
-"""Weights of a file as arrays for the model: shapes checked, every tensor accounted for, dequantized in parallel."""
+"""Weights of a file as arrays for the model: shapes checked, every tensor accounted for.
+
+On NumPy they are dequantized in parallel; a GPU keeps the blocks of the types it has kernels for.
+"""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import groupby
 from math import prod
 from types import TracebackType
 from typing import Any, Self
@@ -14,9 +18,11 @@ import numpy as np
 import numpy.typing as npt
 
 from forge.backend import Backend
-from forge.errors import FormatError
+from forge.errors import FormatError, UnsupportedError
+from forge.formats.ggml import GGMLType
 from forge.formats.gguf import GGUF
 from forge.models.arch import UNUSED_TENSORS
+from forge.quant import FORMATS, QuantTensor, Stack
 
 Progress = Callable[[str, int, int | None], None]
 
@@ -43,6 +49,8 @@ class Weights:
         self._arena: npt.NDArray[np.float32] | None = None
         self._used = 0
         self._tasks: list[tuple[Future[npt.NDArray[np.float32]], int]] = []
+        self._done = 0
+        self._total = sum(info.nbytes for info in file.tensors.values() if len(info.shape) == 2)
         self._pool = ThreadPoolExecutor(os.cpu_count(), "forge-load")
 
     def __enter__(self) -> Self:
@@ -61,16 +69,46 @@ class Weights:
     def has(self, name: str) -> bool:
         return name in self.file.tensors
 
-    def matrix(self, *names: str, rows: tuple[int, ...], cols: int) -> npt.NDArray[np.float32]:
-        """(sum of rows, cols) float32: the named matrices stacked, so that one product computes them all."""
+    def matrix(self, *names: str, rows: tuple[int, ...], cols: int) -> Any:
+        """(sum of rows, cols): the named matrices stacked, so that one product computes them all.
+
+        float32 on NumPy; where the backend keeps blocks, a QuantTensor's planes, float16, or a Stack of these.
+        """
         for name, count in zip(names, rows, strict=True):
             self._take(name, (count, cols))
+        if self.backend.keeps_blocks:
+            parts = [self._joined(kept, tuple(group)) for kept, group in groupby(names, self._kept_type)]
+            self._report(sum(self.file.tensors[name].nbytes for name in names))
+            return parts[0] if len(parts) == 1 else Stack(tuple(parts))
         out = self._room(sum(rows), cols)
         start = 0
         for name, count in zip(names, rows, strict=True):
             self._fill(name, out[start : start + count])
             start += count
         return out
+
+    def _kept_type(self, name: str) -> GGMLType:
+        return kept_type(self.file.tensors[name].type)
+
+    def _joined(self, kept: GGMLType, names: Sequence[str]) -> Any:
+        """The named matrices, whose type on the device is the same, as one there."""
+        if kept is not GGMLType.F16:
+            blocks = np.concatenate([self.file.raw(name) for name in names])
+            return QuantTensor(kept, (len(blocks), self.file.tensors[names[0]].shape[1]), blocks).on(self.backend)
+        return self.backend.asarray(np.concatenate([self._half(name) for name in names]))
+
+    def _half(self, name: str) -> npt.NDArray[np.float16]:
+        info = self.file.tensors[name]
+        if info.type is GGMLType.F16:
+            return self.file.raw(name).view(np.float16)
+        half = np.empty(info.shape, np.float16)
+        step = max(_TASK_WEIGHTS // info.shape[1], 1)
+        for row in range(0, len(half), step):
+            with np.errstate(over="ignore"):
+                half[row : row + step] = self.file.load_rows(name, slice(row, row + step))
+        if np.isinf(half).any():
+            raise UnsupportedError(f"{self.file.path}: tensor {name!r} has weights beyond float16: use --device cpu")
+        return half
 
     def vector(self, *names: str, sizes: tuple[int, ...]) -> Any:
         """(sum of sizes,) float32 on the device: the named vectors joined."""
@@ -108,9 +146,17 @@ class Weights:
                 raise FormatError(f"{self.file.path}: tensor {name!r} has no place in this architecture")
 
     def _wait(self) -> None:
-        total, done = sum(size for _, size in self._tasks), 0
         for task, size in self._tasks:
             task.result()
-            done += size
-            if self._progress:
-                self._progress("loading weights", done, total)
+            self._report(size)
+
+    def _report(self, size: int) -> None:
+        """So many more bytes of the file are loaded."""
+        self._done += size
+        if self._progress:
+            self._progress("loading weights", self._done, self._total)
+
+
+def kept_type(type: GGMLType) -> GGMLType:
+    """What a matrix of this type is kept as where blocks are kept: itself if it has kernels, else float16."""
+    return type if type.name in FORMATS else GGMLType.F16

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
+from forge.backend.gpu import GPU
 from forge.op import Array, Case, op
 
 _TANH_SCALE = np.sqrt(2 / np.pi)
@@ -28,6 +31,35 @@ def _bytes(gate_up: Array) -> int:
     return int(gate_up.nbytes * 3 // 2)
 
 
+_BLOCK = 256
+
+
+def _gated(device: GPU, kernel: str, gate_up: Any) -> Any:
+    rows, width = gate_up.shape[0], gate_up.shape[1] // 2
+    y = device.empty((rows, width), device.activations)
+    device.run("activation", kernel, (-(-width // (4 * _BLOCK)), rows), gate_up, y, width)
+    return y
+
+
+def _silu_mul_gpu(device: GPU, gate_up: Any) -> Any:
+    return _gated(device, "silu_mul", gate_up)
+
+
+def _gelu_mul_gpu(device: GPU, gate_up: Any) -> Any:
+    return _gated(device, "gelu_mul", gate_up)
+
+
+def _gelu_gpu(device: GPU, x: Any) -> Any:
+    y = device.empty(x.shape, device.activations)
+    device.run("activation", "gelu", -(-x.size // _BLOCK), x, y, x.size)
+    return y
+
+
+def _soft_cap_gpu(device: GPU, x: Any, cap: float) -> Any:
+    device.run("activation", "soft_cap", -(-x.size // _BLOCK), x, cap, x.size)
+    return x
+
+
 def _silu_mul_cpu(gate_up: Array) -> Array:
     gate, up = _halves(gate_up)
     y = np.maximum(gate, -80)  # exp(80) is finite in float32, and what it makes of a gate is 0 beside any other number
@@ -40,8 +72,9 @@ def _silu_mul_cpu(gate_up: Array) -> Array:
 
 
 @op(
-    "gate_up:act[T,2*F] -> y:act[T,F]",
+    "gate_up:f32[T,2*F] -> y:act[T,F]",
     cpu=_silu_mul_cpu,
+    gpu=_silu_mul_gpu,
     cases=[
         *_CASES,
         Case("by hand", lambda rng: (np.array([[0, 200, -200, 3, 5, 7]], np.float32),), expected=([[0, 1000, 0]],)),
@@ -56,7 +89,8 @@ def silu_mul(gate_up: Array) -> Array:
 
 
 @op(
-    "x:act[T,F] -> y:act[T,F]",
+    "x:f32[T,F] -> y:act[T,F]",
+    gpu=_gelu_gpu,
     cases=[
         Case("random", lambda rng: (rng.standard_normal((3, 65)).astype(np.float32) * 3,)),
         Case("by hand", lambda rng: (np.array([[0, 20, -20]], np.float32),), expected=([[0, 20, 0]],)),
@@ -83,8 +117,9 @@ def _gelu_mul_cpu(gate_up: Array) -> Array:
 
 
 @op(
-    "gate_up:act[T,2*F] -> y:act[T,F]",
+    "gate_up:f32[T,2*F] -> y:act[T,F]",
     cpu=_gelu_mul_cpu,
+    gpu=_gelu_mul_gpu,
     cases=[
         *_CASES,
         Case("by hand", lambda rng: (np.array([[0, 20, -20, 3, 5, 7]], np.float32),), expected=([[0, 100, 0]],)),
@@ -99,6 +134,7 @@ def gelu_mul(gate_up: Array) -> Array:
 
 @op(
     "&x:f32[M,N] cap:f32 -> y:f32[M,N]",
+    gpu=_soft_cap_gpu,
     cases=[
         Case("random", lambda rng: (rng.standard_normal((3, 65)).astype(np.float32) * 20, 30.0)),
         Case("by hand", lambda rng: (np.array([[0, 1e9, -1e9]], np.float32), 5.0), expected=([[0, 5, -5]],)),

@@ -8,9 +8,11 @@ the two are the same call.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
+from forge.backend.gpu import GPU
 from forge.op import Array, Arrays, Case, op
 
 _QUERY_BLOCK = 128
@@ -81,6 +83,12 @@ _CASES = [
     _case("window as long as the context", [1, 16], [16, 16], (2, 2), 16, 4, 16),
     _case("soft cap", [1, 11], [25, 11], (4, 1), 256, 8, 0, 2.0),
     _case("window and soft cap", [33], [40], (4, 2), 24, 8, 10, 1.5),
+    _case("decode of long contexts", [1, 1, 1], [1, 129, 1023], (4, 2), 64, 16),
+    _case("decode, eight heads together, window over parts", [1, 1], [400, 90], (8, 1), 128, 16, 200),
+    *(_case(f"decode, heads of {dim}", [1, 1], [20, 37], (6, 2), dim, 16) for dim in (20, 80, 96, 256)),
+    *(_case(f"prefill of {count}", [count, 1], [count + 5, 3], (2, 1), 64, 16) for count in (31, 32, 33, 64, 65)),
+    *(_case(f"prefill, heads of {dim}", [33], [40], (2, 1), dim, 16) for dim in (20, 80, 96, 128, 256)),
+    _case("prefill, window over tiles", [70], [100], (2, 2), 32, 16, 40),
     Case("by hand", _by_hand, expected=([[[14.0]]],)),
 ]
 
@@ -169,6 +177,85 @@ def _paged_attention_cpu(
     return out.reshape(q.shape)
 
 
+_PACKED = 4
+"""Query heads that a decode block takes together."""
+_LEAST_SPAN = 128
+"""Least positions of a part of the context: smaller parts cost more to merge than they save."""
+_BLOCKS_PER_CORE = 4
+_TILE = 32
+"""Queries of a prefill block."""
+
+
+def _paged_attention_gpu(
+    device: GPU,
+    q: Any,
+    k_pages: Any,
+    v_pages: Any,
+    starts: Any,
+    lengths: Any,
+    page_table: Any,
+    scale: float,
+    window: int,
+    softcap: float,
+) -> Any:
+    tokens, heads, dim = q.shape
+    rows, pages = page_table.shape
+    _, page_size, kv_heads, _ = k_pages.shape
+    out = device.empty(q.shape, device.activations)
+    defines = {"HEAD_DIM": dim, "PAGE": page_size}
+    if tokens > rows:  # some sequence has several queries
+        tiles = tokens // _TILE + rows
+        sizes = (rows, heads, kv_heads, pages, scale, window, softcap)
+        arrays = (q, k_pages, v_pages, starts, lengths, page_table, out)
+        device.run("attention_prefill", "attention_prefill", (tiles, heads), *arrays, *sizes, **defines)
+        return out
+    defines["PACKED"] = packed = min(_PACKED, heads // kv_heads)
+    groups = kv_heads * -(-(heads // kv_heads) // packed)
+    # As many parts as fill the device; a length is not known here, so empty parts are possible, and cost little.
+    positions = pages * page_size
+    splits = min(-(-_BLOCKS_PER_CORE * device.cores // (rows * groups)), -(-positions // _LEAST_SPAN))
+    span = -(-positions // splits)
+    splits = -(-positions // span)
+    values = device.empty((rows, heads, splits, dim), np.float32) if splits > 1 else None
+    sums = device.empty((rows, heads, splits, 2), np.float32) if splits > 1 else None
+    sizes = (heads, kv_heads, pages, span, scale, window, softcap)
+    inputs = (q, k_pages, v_pages, lengths, page_table, out, values, sums)
+    device.run("attention_decode", "attention_decode", (rows, groups, splits), *inputs, *sizes, **defines)
+    if splits > 1:
+        device.run("attention_decode", "attention_merge", rows * heads, values, sums, out, splits, **defines)
+    return out
+
+
+def _attention_scores_gpu(device: GPU, q: Any, k: Any, scale: float, softcap: float) -> Any:
+    (queries, heads, dim), (keys, kv_heads, _) = q.shape, k.shape
+    scores = device.empty((heads, queries, keys), np.float32)
+    sizes = (heads, kv_heads, queries, keys, dim, scale, softcap)
+    device.run("attention_steps", "attention_scores", (-(-keys // 256), queries, heads), q, k, scores, *sizes)
+    return scores
+
+
+def _causal_mask_gpu(device: GPU, scores: Any, window: int) -> Any:
+    heads, queries, keys = scores.shape
+    grid = -(-keys // 256), queries, heads
+    device.run("attention_steps", "causal_mask", grid, scores, queries, keys, window)
+    return scores
+
+
+def _softmax_gpu(device: GPU, scores: Any) -> Any:
+    heads, queries, keys = scores.shape
+    weights = device.empty(scores.shape, np.float32)
+    device.run("attention_steps", "softmax", heads * queries, scores, weights, keys)
+    return weights
+
+
+def _attention_values_gpu(device: GPU, weights: Any, v: Any) -> Any:
+    (heads, queries, keys), (_, kv_heads, dim) = weights.shape, v.shape
+    out = device.empty((queries, heads, dim), device.activations)
+    sizes = (heads, kv_heads, queries, keys, dim)
+    device.run("attention_steps", "attention_values", (-(-dim // 256), queries, heads), weights, v, out, *sizes)
+    return out
+
+
 def _bytes(q: Array, k_pages: Array, v_pages: Array, starts: Array, lengths: Array, *rest: object) -> int:
     position_bytes = k_pages[0, 0].nbytes + v_pages[0, 0].nbytes
     return int(2 * q.nbytes + int(lengths.sum()) * position_bytes)
@@ -178,6 +265,7 @@ def _bytes(q: Array, k_pages: Array, v_pages: Array, starts: Array, lengths: Arr
     "q:act[T,H,D] k_pages:act[N,P,G,D] v_pages:act[N,P,G,D] starts:i32[B+1] lengths:i32[B] page_table:i32[B,M] "
     "scale:f32 window:i32 softcap:f32 -> out:act[T,H,D]",
     cpu=_paged_attention_cpu,
+    gpu=_paged_attention_gpu,
     cases=_CASES,
     rtol=1e-4,
     atol=1e-5,
@@ -217,6 +305,7 @@ def _qk(rng: np.random.Generator) -> tuple[Array, Array]:
 
 @op(
     "q:act[T,H,D] k:act[S,G,D] scale:f32 softcap:f32 -> scores:f32[H,T,S]",
+    gpu=_attention_scores_gpu,
     cases=[
         Case("grouped", lambda rng: (*_qk(rng), 0.25, 0.0)),
         Case("soft cap", lambda rng: (*_qk(rng), 0.25, 1.5)),
@@ -236,6 +325,7 @@ def attention_scores(q: Array, k: Array, scale: float, softcap: float) -> Array:
 
 @op(
     "&scores:f32[H,T,S] window:i32 -> masked:f32[H,T,S]",
+    gpu=_causal_mask_gpu,
     cases=[
         Case(
             "causal",
@@ -259,6 +349,7 @@ def causal_mask(scores: Array, window: int) -> Array:
 
 @op(
     "scores:f32[H,T,S] -> weights:f32[H,T,S]",
+    gpu=_softmax_gpu,
     cases=[
         Case("random", lambda rng: (rng.standard_normal((3, 5, 65)).astype(np.float32) * 10,)),
         Case("one", lambda rng: (np.full((1, 1, 1), -1e30, np.float32),), expected=([[[1]]],)),
@@ -273,6 +364,7 @@ def softmax(scores: Array) -> Array:
 
 @op(
     "weights:f32[H,T,S] v:act[S,G,D] -> out:act[T,H,D]",
+    gpu=_attention_values_gpu,
     cases=[
         Case(
             "grouped",

@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from forge.backend.gpu import GPU
 from forge.op import Array, Arrays, Case, op
-from forge.quant import QuantTensor
+from forge.quant import FORMATS, Packed, QuantTensor
 
 
 def _make(rng: np.random.Generator) -> Arrays:
@@ -15,11 +16,30 @@ def _make(rng: np.random.Generator) -> Arrays:
     return np.array([0, 6, 3, 3], np.int32), table, 1.5
 
 
+def _quantized(name: str) -> Case:
+    def make(rng: np.random.Generator) -> Arrays:
+        return np.array([4, 0, 4], np.int32), QuantTensor.random(name, 5, 512, rng), 2.0
+
+    return Case(f"{name} table", make)
+
+
+def _embed_gpu(device: GPU, ids: Any, table: Any, scale: float) -> Any:
+    width = table.shape[1]
+    x = device.empty((len(ids), width), np.float32)
+    if isinstance(table, Packed):
+        defines = {"FORMAT": int(table.type), "MOST": 1, "ROWS": 1, "BLOCK": 64}
+        device.run("quant", "quant_embed", len(ids), ids, *table.planes, x, width, scale, **defines)
+    else:
+        device.run("embed", "embed", len(ids), ids, table, x, width, scale)
+    return x
+
+
 @op(
     "ids:i32[T] table:weight[V,E] scale:f32 -> x:f32[T,E]",
+    gpu=_embed_gpu,
     cases=[
         Case("float table", _make),
-        Case("Q8_0 table", lambda rng: (np.array([4, 0, 4], np.int32), QuantTensor.random("Q8_0", 5, 64, rng), 2.0)),
+        *(_quantized(name) for name in FORMATS),
         Case(
             "by hand",
             lambda rng: (np.array([1, 0], np.int32), np.array([[1, 2], [3, 4]], np.float32), 10.0),
@@ -31,3 +51,24 @@ def embed(ids: Array, table: Any, scale: float) -> Array:
     """Rows of the table, times scale (sqrt(E) for Gemma), as the float32 residual stream."""
     rows = table.rows(ids) if isinstance(table, QuantTensor) else table[ids]  # (T, E)
     return rows if scale == 1.0 else rows * rows.dtype.type(scale)
+
+
+def _take_rows_gpu(device: GPU, rows: Any, x: Any) -> Any:
+    y = device.empty((len(rows), x.shape[1]), np.float32)
+    device.run("embed", "take_rows", len(rows), rows, x, y, x.shape[1])
+    return y
+
+
+@op(
+    "rows:i32[R] x:f32[T,E] -> y:f32[R,E]",
+    gpu=_take_rows_gpu,
+    cases=[
+        Case(
+            "some, one twice",
+            lambda rng: (np.array([4, 0, 4], np.int32), rng.standard_normal((5, 300)).astype(np.float32)),
+        )
+    ],
+)
+def take_rows(rows: Array, x: Array) -> Array:
+    """x[rows]: those rows of the residual stream whose logits are wanted."""
+    return np.asarray(x[rows])

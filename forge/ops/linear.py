@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from forge.backend.gpu import GPU
 from forge.op import Array, Arrays, Case, op
-from forge.quant import FORMATS, QuantTensor
+from forge.quant import FORMATS, Packed, QuantTensor, Stack
 
 # Measured on 2 cores with 2 MiB of L2 each, all products of a 135M model: 4 rows take 46 ms as matrix-vector products,
 # 58 ms as weight @ x.T, 74 ms as x @ weight.T; 8 rows take 65, 58 and 71 ms; 1 row takes 22 ms.
@@ -34,11 +35,24 @@ def _case(rows: int, inner: int, outer: int, *, bias: bool = False, residual: bo
     return Case(f"M{rows} K{inner} N{outer}{extras}", make)
 
 
-def _quantized(name: str) -> Case:
+def _quantized(name: str, rows: int = 2, inner: int = 512, outer: int = 3) -> Case:
     def make(rng: np.random.Generator) -> Arrays:
-        return rng.standard_normal((2, 512)).astype(np.float32), QuantTensor.random(name, 3, 512, rng), None, None
+        # many rows go through float16 weights: random ones are large, so sums are kept near 1 for the tolerance
+        x = rng.standard_normal((rows, inner)).astype(np.float32) * (1 if rows <= _FEW_ROWS else 0.01)
+        return x, QuantTensor.random(name, outer, inner, rng), None, None
 
-    return Case(name, make)
+    return Case(f"{name} M{rows} K{inner} N{outer}", make)
+
+
+def _stacked(rows: int) -> Case:
+    def make(rng: np.random.Generator) -> Arrays:
+        x, bias, residual = (rng.standard_normal(shape).astype(np.float32) for shape in ((rows, 256), 14, (rows, 14)))
+        x *= 1 if rows <= _FEW_ROWS else np.float32(0.01)
+        halves = rng.standard_normal((4, 256)).astype(np.float16)
+        parts = QuantTensor.random("Q4_K", 5, 256, rng), QuantTensor.random("Q6_K", 5, 256, rng), halves
+        return x, Stack(parts), bias, residual
+
+    return Case(f"stack M{rows}", make)
 
 
 def _vector_products(matrix: Array, x: Array) -> Array:
@@ -54,7 +68,7 @@ def _vector_products(matrix: Array, x: Array) -> Array:
 
 
 def _linear_cpu(x: Array, weight: Any, bias: Array | None, residual: Array | None) -> Array:
-    matrix = weight.dequantize() if isinstance(weight, QuantTensor) else weight  # (N, K)
+    matrix = weight.dequantize() if isinstance(weight, QuantTensor | Stack) else weight  # (N, K)
     if len(x) <= _VECTOR_ROWS:
         y = _vector_products(matrix, x)
     elif len(x) <= _SMALL_ROWS:
@@ -69,9 +83,74 @@ def _linear_cpu(x: Array, weight: Any, bias: Array | None, residual: Array | Non
     return residual
 
 
+_FEW_ROWS = 16
+"""Up to this many rows forge's own kernels compute a product; beyond, BLAS does."""
+_SCRATCH_WEIGHTS = 1 << 26
+"""Quantized weights that are converted to float16 at a time for BLAS."""
+
+
+def _linear_gpu(device: GPU, x: Any, weight: Any, bias: Any, residual: Any) -> Any:
+    rows = x.shape[0]
+    y = device.empty((rows, weight.shape[0]), np.float32) if residual is None else residual
+    column = 0
+    for part in weight.parts if isinstance(weight, Stack) else (weight,):
+        outer = part.shape[0]
+        part_bias = None if bias is None else bias[column : column + outer]
+        if rows <= _FEW_ROWS:
+            _few_rows(device, x, part, part_bias, y, column, residual is not None)
+        else:
+            _many_rows(device, x, part, y, column, residual is not None)
+            if part_bias is not None:
+                grid = -(-outer // 256), rows
+                sizes = (rows, outer, y.shape[1], column)
+                device.run("linear", "add_bias", grid, part_bias, y, *sizes, WIDE=1, **_LEAST)
+        column += outer
+    return y
+
+
+_LEAST = {"MOST": 1, "ROWS": 1, "BLOCK": 64}
+
+
+def _few_rows(device: GPU, x: Any, weight: Any, bias: Any, y: Any, column: int, accumulate: bool) -> None:
+    rows, inner = x.shape
+    outer = weight.shape[0]
+    most = 1 << (rows - 1).bit_length()
+    per_block = 2 if most <= 4 else 1
+    sizes = (rows, inner, outer, y.shape[1], column, int(accumulate))
+    grid = -(-outer // per_block)
+    if isinstance(weight, Packed):
+        defines = {"FORMAT": int(weight.type), "MOST": most, "ROWS": per_block, "BLOCK": _threads(inner // 32)}
+        device.run("quant", "quant_linear", grid, x, *weight.planes, bias, y, *sizes, **defines)
+    else:
+        wide = int(inner % 8 == 0)
+        defines = {"WIDE": wide, "MOST": most, "ROWS": per_block, "BLOCK": _threads(inner // 8)}
+        device.run("linear", "linear", grid, x, weight, bias, y, *sizes, **defines)
+
+
+def _threads(units: int) -> int:
+    """Threads that share the inner dimension of so many units."""
+    return min(max(1 << (units - 1).bit_length(), 64), 256) if units > 0 else 64
+
+
+def _many_rows(device: GPU, x: Any, weight: Any, y: Any, column: int, accumulate: bool) -> None:
+    if not isinstance(weight, Packed):
+        device.matmul(x, weight, y, column, accumulate=accumulate)
+        return
+    outer, inner = weight.shape
+    step = max(_SCRATCH_WEIGHTS // inner, 1)
+    for first in range(0, outer, step):
+        count = min(step, outer - first)
+        scratch = device.empty((count, inner), device.activations)
+        grid = -(-count * inner // (32 * 256))
+        defines = {"FORMAT": int(weight.type), **_LEAST}
+        device.run("quant", "dequantize", grid, *weight.planes, scratch, first, count, inner, **defines)
+        device.matmul(x, scratch, y, column + first, accumulate=accumulate)
+
+
 @op(
     "x:act[M,K] weight:weight[N,K] bias?:f32[N] &residual?:f32[M,N] -> y:f32[M,N]",
     cpu=_linear_cpu,
+    gpu=_linear_gpu,
     rtol=1e-4,
     atol=1e-4,
     cases=[
@@ -81,6 +160,13 @@ def _linear_cpu(x: Array, weight: Any, bias: Array | None, residual: Array | Non
         *(_case(rows, 96, 33, bias=True, residual=True) for rows in (1, 2, 6, 7, 16, 32, 33, 70)),
         _case(3, 1024, 1500),
         *(_quantized(name) for name in FORMATS),
+        *(_quantized(name, rows=17, inner=256, outer=65) for name in FORMATS),
+        *(_quantized(name, inner=576) for name in ("Q4_1", "Q5_0", "Q8_0")),
+        *(_quantized("Q4_K", rows, 1280, 7) for rows in (1, 3, 4, 5, 8, 9, 16)),
+        _quantized("Q6_K", 1, 768, 5),
+        _stacked(1),
+        _stacked(5),
+        _stacked(20),
         Case(
             "by hand",
             lambda rng: (
@@ -95,7 +181,7 @@ def _linear_cpu(x: Array, weight: Any, bias: Array | None, residual: Array | Non
 )
 def linear(x: Array, weight: Any, bias: Array | None, residual: Array | None) -> Array:
     """x @ weight.T + bias; with a residual, added to it in place and returned."""
-    matrix = weight.dequantize() if isinstance(weight, QuantTensor) else weight  # (N, K)
+    matrix = weight.dequantize() if isinstance(weight, QuantTensor | Stack) else weight  # (N, K)
     y = x @ matrix.T.astype(x.dtype)
     if bias is not None:
         y = y + bias

@@ -6,9 +6,11 @@ A row whose greatest logit is not finite has no distribution: NaN log probabilit
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 
+from forge.backend.gpu import GPU
 from forge.op import Array, Case, op
 from forge.ops.sampling import first_ids
 
@@ -26,8 +28,18 @@ def _log_probabilities(logits: Array, ids: Array) -> Array:
     return result
 
 
+def _logprobs_gpu(device: GPU, logits: Any, ids: Any) -> Any:
+    rows, vocabulary = logits.shape
+    values = device.empty((rows,), np.float32)
+    device.run("logprobs", "logprobs", rows, logits, ids, values, vocabulary)
+    return values
+
+
 @op(
     "logits:f32[B,V] ids:i32[B] -> logprobs:f32[B]",
+    gpu=_logprobs_gpu,
+    gpu_rtol=1e-5,
+    gpu_atol=1e-5,
     cases=[
         Case(
             "by hand",
@@ -58,8 +70,19 @@ def _top_logprobs_cpu(logits: Array, n: int) -> tuple[Array, Array]:
     return ids, _log_probabilities(logits, ids)
 
 
+def _top_logprobs_gpu(device: GPU, logits: Any, n: int) -> tuple[Any, Any]:
+    rows, vocabulary = logits.shape
+    count = min(n, vocabulary)
+    ids, values = device.empty((rows, count), np.int32), device.empty((rows, count), np.float32)
+    device.run("logprobs", "top_logprobs", rows if count else 0, logits, ids, values, vocabulary, count)
+    return ids, values
+
+
 @op(
     "logits:f32[B,V] n:i32 -> ids:i32[B,N] values:f32[B,N]",
+    gpu=_top_logprobs_gpu,
+    gpu_rtol=1e-5,
+    gpu_atol=1e-5,
     cases=[
         Case(
             "ties in id order; without a distribution",

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from forge.backend.gpu import GPU
 from forge.op import Array, Arrays, Case, op
 
 
@@ -14,7 +15,7 @@ def _normal(rng: np.random.Generator, *shape: int, scale: float = 1.0) -> Array:
     return (rng.standard_normal(shape) * scale).astype(np.float32)
 
 
-def _cases(*, bias: bool = False, delta: bool = False) -> list[Case]:
+def _cases(*, bias: bool = False, delta: bool = False, **options: Any) -> list[Case]:
     """Widths around wave and tile edges, one row and many, tiny and huge values."""
 
     def make(rows: int, width: int, scale: float) -> Callable[[np.random.Generator], Arrays]:
@@ -26,8 +27,10 @@ def _cases(*, bias: bool = False, delta: bool = False) -> list[Case]:
         return build
 
     sizes = [(1, 1), (1, 31), (3, 64), (2, 65), (5, 576), (1, 1025)]
-    cases = [Case(f"{rows}x{width}", make(rows, width, 1.0)) for rows, width in sizes]
-    return [*cases, Case("large values", make(2, 640, 1e5)), Case("small values", make(2, 640, 1e-4))]
+    named = [(f"{rows}x{width}", make(rows, width, 1.0)) for rows, width in sizes]
+    named += [("large values", make(2, 640, 1e5)), ("small values", make(2, 640, 1e-4))]
+    suffix = "".join(f" {value}" for value in options.values())
+    return [Case(name + suffix, build, options) for name, build in named]
 
 
 def _bytes(x: Array, *rest: Any) -> int:
@@ -40,7 +43,10 @@ def _f32(*values: float) -> Array:
 
 # 3, 4 have the mean square 12.5; with eps = 3.5 the divisor is 4
 _RMS_BY_HAND = Case(
-    "by hand", lambda rng: (_f32(3, 4)[None], _f32(1, 2), 3.5), expected=(np.array([[0.75, 2.0]], np.float32),)
+    "by hand",
+    lambda rng: (_f32(3, 4)[None], _f32(1, 2), 3.5),
+    {"out": "act"},
+    expected=(np.array([[0.75, 2.0]], np.float32),),
 )
 # 1, 3 have mean 2 and variance 1; with eps = 3 the divisor is 2
 _LAYER_BY_HAND = Case(
@@ -50,7 +56,36 @@ _LAYER_BY_HAND = Case(
 )
 
 
-def _rmsnorm_cpu(x: Array, weight: Array, eps: float) -> Array:
+def _block(width: int) -> int:
+    """Threads of a block: a float or more for each, in whole pairs of waves."""
+    return min(max(-(-width // 256) * 64, 64), 1024)
+
+
+def _run(device: GPU, function: str, x: Any, *rest: Any, eps: float, out: str = "act") -> Any:
+    rows, width = x.shape
+    y = device.empty(x.shape, device.activations if out == "act" else np.float32)
+    ctype = "f16" if out == "act" else "float"
+    device.run("norm", function, rows, x, *rest, y, width, eps, BLOCK=_block(width), OUT=ctype)
+    return y
+
+
+def _rmsnorm_gpu(device: GPU, x: Any, weight: Any, eps: float, *, out: str) -> Any:
+    return _run(device, "rmsnorm", x, weight, eps=eps, out=out)
+
+
+def _add_rmsnorm_gpu(device: GPU, residual: Any, delta: Any, weight: Any, eps: float) -> Any:
+    return _run(device, "add_rmsnorm", residual, delta, weight, eps=eps)
+
+
+def _layernorm_gpu(device: GPU, x: Any, weight: Any, bias: Any, eps: float) -> Any:
+    return _run(device, "layernorm", x, weight, bias, eps=eps)
+
+
+def _add_layernorm_gpu(device: GPU, residual: Any, delta: Any, weight: Any, bias: Any, eps: float) -> Any:
+    return _run(device, "add_layernorm", residual, delta, weight, bias, eps=eps)
+
+
+def _rmsnorm_cpu(x: Array, weight: Array, eps: float, *, out: str = "act") -> Array:
     if len(x) == 1:  # one dot product instead of three passes
         row = x[0]
         scale = 1.0 / np.sqrt(np.dot(row, row) / row.size + eps)
@@ -64,13 +99,17 @@ def _rmsnorm_cpu(x: Array, weight: Array, eps: float) -> Array:
 
 
 @op(
-    "x:f32[T,E] weight:f32[E] eps:f32 -> y:act[T,E]",
+    "x:f32[T,E] weight:f32[E] eps:f32 out=act|f32 -> y:out[T,E]",
     cpu=_rmsnorm_cpu,
-    cases=[*_cases(), _RMS_BY_HAND],
+    gpu=_rmsnorm_gpu,
+    cases=[*_cases(out="act"), *_cases(out="f32"), _RMS_BY_HAND],
     bytes_moved=_bytes,
 )
-def rmsnorm(x: Array, weight: Array, eps: float) -> Array:
-    """x / sqrt(mean(x**2) + eps) * weight, per row. arXiv:1910.07467"""
+def rmsnorm(x: Array, weight: Array, eps: float, *, out: str = "act") -> Array:
+    """x / sqrt(mean(x**2) + eps) * weight, per row. arXiv:1910.07467
+
+    out="f32" for what goes back to the residual stream: Gemma's overflows float16.
+    """
     return x / np.sqrt(np.mean(x * x, axis=1, keepdims=True) + eps) * weight
 
 
@@ -78,6 +117,7 @@ def rmsnorm(x: Array, weight: Array, eps: float) -> Array:
     "x:f32[T,E] weight:f32[E] bias?:f32[E] eps:f32 -> y:act[T,E]",
     cases=[*_cases(bias=True), _LAYER_BY_HAND],
     bytes_moved=_bytes,
+    gpu=_layernorm_gpu,
 )
 def layernorm(x: Array, weight: Array, bias: Array | None, eps: float) -> Array:
     """(x - mean(x)) / sqrt(var(x) + eps) * weight + bias, per row. arXiv:1607.06450"""
@@ -94,6 +134,7 @@ def _add_rmsnorm_cpu(residual: Array, delta: Array, weight: Array, eps: float) -
 @op(
     "&residual:f32[T,E] delta:f32[T,E] weight:f32[E] eps:f32 -> y:act[T,E]",
     cpu=_add_rmsnorm_cpu,
+    gpu=_add_rmsnorm_gpu,
     cases=_cases(delta=True),
     bytes_moved=_bytes,
 )
@@ -107,6 +148,7 @@ def add_rmsnorm(residual: Array, delta: Array, weight: Array, eps: float) -> Arr
     "&residual:f32[T,E] delta:f32[T,E] weight:f32[E] bias?:f32[E] eps:f32 -> y:act[T,E]",
     cases=_cases(bias=True, delta=True),
     bytes_moved=_bytes,
+    gpu=_add_layernorm_gpu,
 )
 def add_layernorm(residual: Array, delta: Array, weight: Array, bias: Array | None, eps: float) -> Array:
     """residual += delta, in place; then layernorm of it."""

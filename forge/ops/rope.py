@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
+from forge.backend.gpu import GPU
 from forge.op import Array, Arrays, Case, op
 
 
@@ -136,11 +138,45 @@ def _rope_append_kv_cpu(
     return q
 
 
+def _rope_append_kv_gpu(
+    device: GPU,
+    qkv: Any,
+    bias: Any,
+    q_norm: Any,
+    k_norm: Any,
+    rotations: Any,
+    query_scale: Any,
+    positions: Any,
+    slots: Any,
+    k_pages: Any,
+    v_pages: Any,
+    eps: float,
+    *,
+    style: str,
+) -> Any:
+    _, _, kv_heads, dim = k_pages.shape
+    tokens, width = qkv.shape
+    heads = width // dim - 2 * kv_heads
+    q = device.empty((tokens, heads, dim), device.activations)
+    waves = 256 // device.wave
+    device.run(
+        "rope",
+        "rope_append_kv",
+        (tokens, -(-(heads + 2 * kv_heads) // waves)),
+        *(qkv, bias, q_norm, k_norm, rotations, query_scale, positions, slots, q, k_pages, v_pages),
+        *(heads, kv_heads, rotations.shape[1], eps),
+        HEAD_DIM=dim,
+        INTERLEAVED=int(style == "interleaved"),
+    )
+    return q
+
+
 @op(
-    "qkv:act[T,H*D+2*G*D] bias?:f32[H*D+2*G*D] q_norm?:f32[D] k_norm?:f32[D] rotations:f32[C,R,2] "
+    "qkv:f32[T,H*D+2*G*D] bias?:f32[H*D+2*G*D] q_norm?:f32[D] k_norm?:f32[D] rotations:f32[C,R,2] "
     "query_scale?:f32[C] positions:i32[T] slots:i32[T] &k_pages:act[N,P,G,D] &v_pages:act[N,P,G,D] eps:f32 "
     "style=neox|interleaved -> q:act[T,H,D]",
     cpu=_rope_append_kv_cpu,
+    gpu=_rope_append_kv_gpu,
     cases=_CASES,
 )
 def rope_append_kv(

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from forge.backend.gpu import GPU
 from forge.op import Array, Arrays, Case, op
 from forge.ops.philox import random_bits
 
@@ -153,6 +154,13 @@ def _sample_cpu(
     return chosen
 
 
+def _sample_gpu(device: GPU, logits: Any, *parameters: Any) -> Any:
+    rows, vocabulary = logits.shape
+    ids = device.empty((rows,), np.int32)
+    device.run("sample", "sample", rows, logits, *parameters, ids, vocabulary)
+    return ids
+
+
 def _kept_plain(logits: Array, temperature: float, top_k: int, top_p: float, min_p: float) -> list[tuple[int, int]]:
     """(id, weight), ids ascending, of the tokens that can be drawn."""
     weight = weights(logits, logits.max(), temperature).tolist()
@@ -230,6 +238,7 @@ def _sampling_cases() -> list[Case]:
     " seed:u64[B] choice:u32[B] position:u32[B] -> ids:i32[B]",
     cases=_sampling_cases(),
     cpu=_sample_cpu,
+    gpu=_sample_gpu,
     bytes_moved=lambda logits, *parameters: logits.nbytes + 4 * len(logits) + sum(p.nbytes for p in parameters),
 )
 def sample(
@@ -284,6 +293,11 @@ def _penalize_cpu(
     logits[row, tokens] = np.where(generated > 0, penalized, z)
 
 
+def _penalize_gpu(device: GPU, logits: Any, *lists: Any) -> None:
+    rows, vocabulary = logits.shape
+    device.run("penalize", "penalize", rows, logits, *lists, vocabulary)
+
+
 def _penalty_cases() -> list[Case]:
     def arguments(logits: Any, seen: Any, penalties: Any, bias: Any) -> Arrays:
         """Lists over rows: seen [(token, times generated)], three penalties, bias [(token, value)]."""
@@ -322,6 +336,9 @@ def _penalty_cases() -> list[Case]:
     " bias_starts:i32[B+1] bias_tokens:i32[M] bias_values:f32[M]",
     cases=_penalty_cases(),
     cpu=_penalize_cpu,
+    gpu=_penalize_gpu,
+    gpu_rtol=1e-6,
+    gpu_atol=1e-6,
     bytes_moved=lambda logits, *lists: 8 * (len(lists[1]) + len(lists[7])) + sum(a.nbytes for a in lists),
 )
 def penalize(

@@ -86,7 +86,7 @@ def test_every_op_has_a_case_and_a_docstring() -> None:
 def test_check_refuses_what_does_not_fit_the_declaration(change, message: str) -> None:
     op = REGISTRY["rmsnorm"]
     with pytest.raises((TypeError, ValueError), match=message):
-        op.check(change(np.ones((2, 8), np.float32), np.ones(8, np.float32), 1e-5), {})
+        op.check(change(np.ones((2, 8), np.float32), np.ones(8, np.float32), 1e-5), {"out": "act"})
 
 
 def test_quantized_linear_reads_each_row_of_blocks() -> None:

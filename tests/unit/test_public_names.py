@@ -26,7 +26,11 @@ ERRORS = [value for value in vars(errors).values() if inspect.isclass(value)]
 
 
 def modules() -> list[ModuleType]:
-    names = [info.name for info in pkgutil.walk_packages(forge.__path__, "forge.") if info.name != "forge.__main__"]
+    names = [
+        info.name
+        for info in pkgutil.walk_packages(forge.__path__, "forge.")
+        if info.name not in ("forge.__main__", "forge.backend.cupy")
+    ]
     return [forge, *map(importlib.import_module, names)]
 
 

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from forge.backend.numpy import NUMPY
 from forge.config import SamplingParams
 from forge.engine import Engine, Sampled, Sequence
 from forge.engine.block_manager import BlockManager
@@ -33,6 +34,7 @@ class FakeRunner:
 
     def __init__(self, num_pages: int, page_size: int) -> None:
         self.cache = self
+        self.backend = NUMPY
         self.num_pages, self.page_size = num_pages, page_size
         self.slots: list[int | None] = [UNWRITTEN] * (num_pages * page_size)
         self.model = SimpleNamespace(config=SimpleNamespace(vocab_size=VOCABULARY), reserve=lambda positions: None)

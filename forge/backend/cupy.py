@@ -1,0 +1,298 @@
+"""The CuPy backend: kernels compiled at run time for the GPU at hand, matrix products through its BLAS.
+
+The only module that imports CuPy. The same code runs on HIP and on CUDA.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import cupy as cp
+import numpy as np
+import numpy.typing as npt
+from cupy_backends.cuda.libs import cublas
+
+from forge.backend import kernels
+from forge.backend.gpu import GPU
+from forge.errors import DeviceError, OutOfMemoryError
+
+IS_HIP = bool(cp.cuda.runtime.is_hip)
+ARRAY = cp.ndarray
+KIND = "hip" if IS_HIP else "cuda"
+_COMPUTE_32F = 68  # CUBLAS_COMPUTE_32F
+_R_32F, _R_16F = 0, 2  # cudaDataType
+_NON_TRANSPOSED, _TRANSPOSED = 0, 1
+_DEFAULT_ALGORITHM = -1
+
+_NOTHING: AbstractContextManager[None] = nullcontext()
+T = TypeVar("T")
+Progress = Callable[[str, int, int | None], None]
+
+
+def count() -> int:
+    """GPUs that the driver shows. Raises DeviceError where it cannot be asked."""
+    try:
+        return int(cp.cuda.runtime.getDeviceCount())
+    except cp.cuda.runtime.CUDARuntimeError as error:
+        raise DeviceError(f"no usable GPU: {_one_line(error)}") from None
+
+
+class CupyBackend(GPU):
+    """One GPU. All work goes to one stream, in order; nothing here waits for it but `to_numpy` and `synchronize`."""
+
+    def __init__(self, index: int) -> None:
+        self.index = index
+        self._cuda_device = cp.cuda.Device(index)
+        properties = cp.cuda.runtime.getDeviceProperties(index)
+        self.name = properties["name"].decode()
+        self.arch = (
+            properties["gcnArchName"].decode().partition(":")[0]
+            if IS_HIP
+            else f"sm_{properties['major']}{properties['minor']}"
+        )
+        self.wave = int(properties["warpSize"])
+        self.cores = int(properties["multiProcessorCount"])
+        self.device = f"{KIND}:{index} ({self.name}, {self.arch})"
+        self.total_bytes = int(properties["totalGlobalMem"])
+        self._modules: dict[kernels.Variant, Any] = {}
+        self._functions: dict[kernels.Entry, Any] = {}
+        self._collected: dict[kernels.Variant, None] | None = None
+        self._log: list[Any] | None = None
+        self._staged: deque[_Pinned] = deque()
+        self._plan_pool = cp.cuda.MemoryPool()
+        with self._cuda_device:
+            self._stream = cp.cuda.Stream(non_blocking=True)
+
+    def active(self) -> AbstractContextManager[None]:
+        """This device and its stream are CuPy's current ones; nothing to do within another such context."""
+        return _NOTHING if cp.cuda.get_current_stream().ptr == self._stream.ptr else self._enter()
+
+    @contextmanager
+    def _enter(self) -> Iterator[None]:
+        with self._cuda_device, self._stream, _errors():
+            yield
+
+    def launch(self, op: Any, args: tuple[Any, ...], options: Mapping[str, Any]) -> Any:
+        with self.active():
+            return super().launch(op, args, options)
+
+    def _run(self, entry: kernels.Entry, grid: tuple[int, ...], args: list[Any]) -> None:
+        if self._collected is not None:
+            self._collected[entry.variant] = None
+            return
+        function = self._functions.get(entry)
+        if function is None:
+            function = self._functions[entry] = self._module(entry.variant).get_function(entry.function)
+        self._call(lambda: function(grid, (entry.threads, 1, 1), tuple(args)), (function, args))
+
+    def _module(self, variant: kernels.Variant) -> Any:
+        module = self._modules.get(variant)
+        if module is None:
+            module = cp.RawModule(code=kernels.source(variant.file), options=("-std=c++17", *variant.options))
+            try:
+                module.compile()
+            except cp.cuda.compiler.CompileException as error:
+                raise DeviceError(f"{variant.name} does not compile for {self.arch}: {_first_error(error)}") from None
+            self._modules[variant] = module
+        return module
+
+    def prepare(self, run: Callable[[], None], progress: Progress | None = None) -> None:
+        """Compile in parallel what `run` would launch, without launching it; CuPy keeps the results on disk."""
+        self._collected = {}
+        try:
+            run()
+            missing = [variant for variant in self._collected if variant not in self._modules]
+        finally:
+            self._collected = None
+
+        def build(variant: kernels.Variant) -> None:
+            with self._cuda_device:
+                self._module(variant)
+
+        with ThreadPoolExecutor(os.cpu_count(), "forge-compile") as pool:
+            tasks = [pool.submit(build, variant) for variant in missing]
+            for done, task in enumerate(as_completed(tasks), 1):
+                task.result()
+                if progress:
+                    progress("compiling kernels", done, len(missing))
+
+    def matmul(self, x: Any, weight: Any, out: Any, column: int, *, accumulate: bool) -> None:
+        if self._collected is not None or not (x.size and weight.size):
+            return
+        rows, inner = x.shape
+        outer = weight.shape[0]
+        alpha, beta = np.float32(1.0), np.float32(1.0 if accumulate else 0.0)
+        one, other = np.array([alpha]), np.array([beta])
+        # Row-major out = x @ weight.T is column-major out.T = weight @ x.T; BLAS sees each array transposed.
+        sizes = (
+            _TRANSPOSED,
+            _NON_TRANSPOSED,
+            outer,
+            rows,
+            inner,
+            one.ctypes.data,
+            weight.data.ptr,
+            _R_16F,
+            inner,
+            x.data.ptr,
+            _R_16F,
+            inner,
+            other.ctypes.data,
+            out.data.ptr + column * out.itemsize,
+            _R_32F,
+            out.shape[1],
+            _COMPUTE_32F,
+            _DEFAULT_ALGORITHM,
+        )
+        self._call(lambda: cublas.gemmEx(cp.cuda.device.get_cublas_handle(), *sizes), (x, weight, out, one, other))
+
+    def _call(self, call: Callable[[], Any], kept: object) -> None:
+        """Run something on the stream; while a step is recorded, also note it, with what it needs alive."""
+        call()
+        if self._log is not None:
+            self._log.append((call, kept))
+
+    def asarray(self, array: npt.ArrayLike, dtype: npt.DTypeLike | None = None) -> Any:
+        with self.active():
+            return cp.asarray(np.ascontiguousarray(array, dtype))
+
+    def empty(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Any:
+        with self.active():
+            return cp.empty(shape, dtype)
+
+    def to_numpy(self, array: Any) -> npt.NDArray[Any]:
+        """A copy on the host; waits for what computes it."""
+        with self.active():
+            return np.asarray(cp.asnumpy(array))
+
+    def upload(self, array: Any, values: npt.NDArray[Any]) -> None:
+        """Through pinned memory, which stays alive until the copy has run."""
+        staged = self._pinned(values.shape, values.dtype)
+        np.copyto(staged.array, values)
+        with self.active():
+            array.data.copy_from_host_async(staged.array.ctypes.data, values.nbytes, self._stream)
+            staged.event.record(self._stream)
+        self._staged.append(staged)
+        while len(self._staged) > 1 and self._staged[0].event.done:
+            self._staged.popleft()
+
+    def read(self, arrays: Sequence[Any]) -> Callable[[], list[npt.NDArray[Any]]]:
+        copies = [self._pinned(array.shape, array.dtype) for array in arrays]
+        with self.active():
+            for array, copy in zip(arrays, copies, strict=True):
+                array.data.copy_to_host_async(copy.array.ctypes.data, array.nbytes, self._stream)
+                copy.event.record(self._stream)
+
+        def wait() -> list[npt.NDArray[Any]]:
+            with _errors():
+                for copy in copies:
+                    copy.event.synchronize()
+            return [copy.array for copy in copies]
+
+        return wait
+
+    def _pinned(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> _Pinned:
+        size = math.prod(shape)
+        memory = cp.cuda.alloc_pinned_memory(max(size * dtype.itemsize, 1))
+        array = np.frombuffer(memory, dtype, size).reshape(shape)
+        return _Pinned(array, cp.cuda.Event(block=False, disable_timing=True))
+
+    def record(self, step: Callable[[], T]) -> tuple[T, Callable[[], T]]:
+        """Its launches are kept, with memory of their own, and run again as a graph, or one by one where capturing
+        fails."""
+        log: list[Any] = []
+        self._log = log
+        try:
+            with self.active(), cp.cuda.using_allocator(self._plan_pool.malloc):
+                result = step()
+        finally:
+            self._log = None
+        replay = self._captured(log)
+
+        def again() -> T:
+            with self.active():
+                replay()
+            return result
+
+        return result, again
+
+    def _captured(self, log: list[Any]) -> Callable[[], None]:
+        def replay() -> None:
+            for call, _ in log:
+                call()
+
+        try:
+            with self.active():
+                self._stream.begin_capture()
+                try:
+                    replay()
+                finally:
+                    graph = self._stream.end_capture()
+        except RuntimeError as error:  # what CuPy and the driver raise
+            reason = _one_line(error)
+            warnings.warn(f"{self.device}: steps are launched one by one, not as a graph: {reason}", stacklevel=2)
+            return replay
+
+        def launch(kept: object = log) -> None:  # the log keeps the arrays alive that the graph reads and writes
+            graph.launch(self._stream)
+
+        return launch
+
+    def free_bytes(self) -> int:
+        """Free on the device, and free in CuPy's pool."""
+        with self._cuda_device:
+            free, _ = cp.cuda.runtime.memGetInfo()
+            return int(free) + int(cp.get_default_memory_pool().free_bytes())
+
+    def synchronize(self) -> None:
+        self._stream.synchronize()
+
+
+@dataclass(frozen=True, slots=True)
+class _Pinned:
+    """Host memory that the device copies to or from, and when it has."""
+
+    array: npt.NDArray[Any]
+    event: Any
+
+
+@contextmanager
+def _errors() -> Iterator[None]:
+    """CuPy's errors as forge's."""
+    try:
+        yield
+    except cp.cuda.memory.OutOfMemoryError as error:
+        raise OutOfMemoryError(f"out of device memory: {_one_line(error)}; use a smaller --context or model") from None
+    except (cp.cuda.driver.CUDADriverError, cp.cuda.runtime.CUDARuntimeError, cublas.CUBLASError) as error:
+        raise DeviceError(f"the GPU failed: {_one_line(error)}") from None
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())
+
+
+def _first_error(error: BaseException) -> str:
+    """The compiler's first line with an error."""
+    lines = str(error).splitlines()
+    return next((line.strip() for line in lines if "error" in line), lines[0] if lines else "no message")
+
+
+_BACKENDS: dict[int, CupyBackend] = {}
+
+
+def backend(index: int) -> CupyBackend:
+    """The backend of a GPU; there is one of each."""
+    if index not in _BACKENDS:
+        found = count()
+        if index >= found:
+            raise DeviceError(f"{KIND}:{index} does not exist: {found} GPU{'s are' if found != 1 else ' is'} there")
+        _BACKENDS[index] = CupyBackend(index)
+    return _BACKENDS[index]

@@ -1,0 +1,65 @@
+"""What backends that run the kernels share: checks of each launch. CuPy and the CPU harness of the tests are two."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from forge.backend import kernels
+from forge.errors import UnsupportedError
+
+
+class _HasGPU(Protocol):
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def gpu(self) -> Callable[..., Any] | None: ...
+
+    def check(self, args: Sequence[Any], options: dict[str, Any]) -> dict[str, int]: ...
+
+
+class GPU(ABC):
+    """A device that runs kernels: an op's `gpu` function gets it first, then the op's own arguments."""
+
+    activations = np.dtype(np.float16)
+    keeps_blocks = True
+    is_asynchronous = True
+    wave: int
+    """Threads that run in step: 32 or 64."""
+    cores: int
+    """Multiprocessors or compute units."""
+
+    def launch(self, op: _HasGPU, args: tuple[Any, ...], options: Mapping[str, Any]) -> Any:
+        """Run an op. Raises TypeError or ValueError where the arguments do not fit its declaration."""
+        if op.gpu is None:
+            raise UnsupportedError(f"op {op.name} has no kernel")
+        op.check(args, dict(options))
+        return op.gpu(self, *args, **options)
+
+    def run(self, file: str, function: str, grid: int | tuple[int, ...], *args: Any, **defines: int | str) -> None:
+        """Launch a kernel of `raw_kernels/<file>.hip` with so many blocks, in the variant of these -D values.
+
+        Arrays go as pointers, None as a null pointer, numbers as the kernel's source declares them.
+        """
+        blocks = (grid,) if isinstance(grid, int) else grid
+        if 0 not in blocks:
+            entry = kernels.entry(file, function, tuple(defines.items()))
+            self._run(entry, (*blocks, *(1,) * (3 - len(blocks))), entry.bind(args))
+
+    @abstractmethod
+    def _run(self, entry: kernels.Entry, grid: tuple[int, ...], args: list[Any]) -> None: ...
+
+    @abstractmethod
+    def empty(self, shape: tuple[int, ...], dtype: Any) -> Any:
+        """An array whose contents are undefined."""
+
+    @abstractmethod
+    def matmul(self, x: Any, weight: Any, out: Any, column: int, *, accumulate: bool) -> None:
+        """out[:, column:column + N] = x @ weight.T, or += with accumulate: f16 (M, K), f16 (N, K) -> f32 (M, ...).
+
+        Through the vendor's BLAS, for products of many rows.
+        """

@@ -1,0 +1,126 @@
+"""Kernel sources: the prelude and a `.hip` file as one text, its kernels' parameters, and its `-D` variants."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from typing import Any
+
+import numpy as np
+
+PRELUDE = "_prelude"
+
+_KERNEL = re.compile(r"^KERNEL\((?P<threads>[^)]*)\)\s*(?P<name>\w+)\((?P<parameters>[^)]*)\)", re.MULTILINE)
+_NUMBER = re.compile(r"^#define (\w+) (\d+)$", re.MULTILINE)
+_COMMENT = re.compile(r"//[^\n]*")
+_PARAMETER = re.compile(r"(?P<const>const )?(?P<type>\w+) ?(?P<pointer>\*)? ?(?P<name>\w+)$")
+DTYPES: dict[str, np.dtype[Any]] = {
+    "float": np.dtype(np.float32),
+    "f16": np.dtype(np.float16),
+    "i32": np.dtype(np.int32),
+    "u32": np.dtype(np.uint32),
+    "u64": np.dtype(np.uint64),
+    "u8": np.dtype(np.uint8),
+}
+"""dtype of each type that a parameter may have, or point to."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """A parameter of a kernel as its source declares it; `type` may be a macro of the variant."""
+
+    name: str
+    type: str
+    is_pointer: bool
+    is_const: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """A kernel file compiled with some -D values: one module, with all kernels of the file."""
+
+    file: str
+    """Name in raw_kernels/ without .hip."""
+    defines: tuple[tuple[str, int | str], ...]
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        return tuple(f"-D{name}={value}" for name, value in self.defines)
+
+    @property
+    def name(self) -> str:
+        return "-".join([self.file, *(f"{name}={value}" for name, value in self.defines)])
+
+
+@cache
+def source(file: str) -> str:
+    """The text that is compiled: CuPy's disk cache does not look into files that a source includes."""
+    directory = resources.files("forge") / "raw_kernels"
+    texts = [(directory / f"{name}.hip").read_text(encoding="utf-8") for name in (PRELUDE, file)]
+    return "\n".join(texts)
+
+
+@cache
+def signatures(file: str) -> dict[str, tuple[str, tuple[Parameter, ...]]]:
+    """Threads (a number, or the -D name of one) and parameters of each kernel in a file, by name."""
+    text = _COMMENT.sub("", source(file))
+    numbers: dict[str, str] = dict(_NUMBER.findall(text))
+    found: dict[str, tuple[str, tuple[Parameter, ...]]] = {}
+    for match in _KERNEL.finditer(text):
+        parameters = []
+        for declaration in match["parameters"].split(","):
+            parsed = _PARAMETER.match(" ".join(declaration.split()))
+            if not parsed:
+                raise ValueError(f"{file}.hip: {match['name']}: not a parameter: {declaration.strip()!r}")
+            parameters.append(Parameter(parsed["name"], parsed["type"], bool(parsed["pointer"]), bool(parsed["const"])))
+        found[match["name"]] = (numbers.get(match["threads"], match["threads"]), tuple(parameters))
+    return found
+
+
+@dataclass(frozen=True, slots=True, eq=False)  # there is one object of each, so its identity is its hash
+class Entry:
+    """A kernel of a variant, ready to be launched."""
+
+    variant: Variant
+    function: str
+    threads: int
+    """Of a block."""
+    parameters: tuple[tuple[str, np.dtype[Any], bool], ...]
+    """Name, dtype of the number or of the array, and whether it is an array."""
+
+    def bind(self, args: Sequence[Any]) -> list[Any]:
+        """The arguments of a launch, numbers as NumPy scalars of the declared type.
+
+        Raises TypeError where an array has another dtype than the kernel's source says or is not C-contiguous: a kernel
+        would read something else without a word.
+        """
+        if len(args) != len(self.parameters):
+            raise TypeError(f"{self.function} takes {len(self.parameters)} arguments, not {len(args)}")
+        bound: list[Any] = []
+        for (name, dtype, is_array), value in zip(self.parameters, args, strict=True):
+            if not is_array:
+                bound.append(dtype.type(value))
+                continue
+            if value is not None:
+                if value.dtype != dtype:
+                    raise TypeError(f"{self.function}: {name} must be {dtype}, not {value.dtype}")
+                if not value.flags.c_contiguous:
+                    raise TypeError(f"{self.function}: {name} must be C-contiguous")
+            bound.append(value)
+        return bound
+
+
+@cache
+def entry(file: str, function: str, defines: tuple[tuple[str, int | str], ...]) -> Entry:
+    """A kernel of a file in the variant of these -D values. A type or a thread count may be the name of one."""
+    values = dict(defines)
+    threads, parameters = signatures(file)[function]
+    return Entry(
+        Variant(file, tuple(sorted(defines))),
+        function,
+        int(values.get(threads, threads)),
+        tuple((p.name, DTYPES[str(values.get(p.type, p.type))], p.is_pointer) for p in parameters),
+    )

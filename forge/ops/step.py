@@ -1,0 +1,101 @@
+"""The state of running sequences on the device, per slot: what a decode step reads of it, and how it goes on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from forge.backend.gpu import GPU
+from forge.op import Array, Arrays, Case, op
+
+_BLOCK = 64
+
+
+def _case(name: str, rows: int, slots: int, pages: int, page_size: int, most: int) -> Case:
+    def make(rng: np.random.Generator) -> Arrays:
+        table = rng.integers(0, 1000, (slots, pages)).astype(np.int32)
+        lengths = rng.integers(1, min(most, pages) * page_size + 1, slots).astype(np.int32)
+        chosen = rng.permutation(slots)[:rows].astype(np.int32)
+        return chosen, rng.integers(0, 5000, slots).astype(np.int32), lengths, table, page_size, most
+
+    return Case(name, make)
+
+
+def _decode_inputs_gpu(
+    device: GPU, slots: Any, last_ids: Any, lengths: Any, page_table: Any, page_size: int, most_pages: int
+) -> tuple[Any, ...]:
+    rows, pages = len(slots), page_table.shape[1]
+    ids, positions, kv_slots, row_lengths = (device.empty((rows,), np.int32) for _ in range(4))
+    table = device.empty((rows, most_pages), np.int32)
+    outputs = (ids, positions, kv_slots, row_lengths, table)
+    state = (slots, last_ids, lengths, page_table)
+    device.run("step", "decode_inputs", rows, *state, *outputs, pages, page_size, most_pages)
+    return outputs
+
+
+@op(
+    "slots:i32[B] last_ids:i32[S] lengths:i32[S] page_table:i32[S,M] page_size:i32 most_pages:i32 "
+    "-> ids:i32[B] positions:i32[B] kv_slots:i32[B] row_lengths:i32[B] table:i32[B,N]",
+    gpu=_decode_inputs_gpu,
+    cases=[
+        _case("one", 1, 1, 1, 4, 1),
+        _case("some of the slots, some of the pages", 5, 9, 70, 16, 65),
+        Case(
+            "by hand: the fifth token of slot 1, on the second page",
+            lambda rng: (
+                np.array([1], np.int32),
+                np.array([7, 8], np.int32),
+                np.array([1, 5], np.int32),
+                np.array([[0, 0, 0], [3, 2, 9]], np.int32),
+                4,
+                2,
+            ),
+            expected=([8], [4], [8], [5], [[3, 2]]),
+        ),
+    ],
+)
+def decode_inputs(
+    slots: Array, last_ids: Array, lengths: Array, page_table: Array, page_size: int, most_pages: int
+) -> tuple[Array, ...]:
+    """What each row's next token is: its id, position, KV slot, sequence length, and N = most_pages of its pages."""
+    row_lengths = lengths[slots]
+    positions = row_lengths - 1
+    table = page_table[slots]
+    pages = np.take_along_axis(table, (positions // page_size)[:, None], axis=1)[:, 0]
+    return last_ids[slots], positions, pages * page_size + positions % page_size, row_lengths, table[:, :most_pages]
+
+
+def _advance_gpu(device: GPU, ids: Any, slots: Any, last_ids: Any, lengths: Any) -> None:
+    rows = len(ids)
+    device.run("step", "advance", -(-rows // _BLOCK), ids, slots, last_ids, lengths, rows)
+
+
+@op(
+    "ids:i32[B] slots:i32[B] &last_ids:i32[S] &lengths:i32[S]",
+    gpu=_advance_gpu,
+    cases=[
+        Case(
+            "by hand: one without an id",
+            lambda rng: (
+                np.array([6, -1], np.int32),
+                np.array([2, 0], np.int32),
+                np.array([1, 2, 3], np.int32),
+                np.array([10, 20, 30], np.int32),
+            ),
+        ),
+        Case(
+            "more rows than a block",
+            lambda rng: (
+                rng.integers(0, 100, 70).astype(np.int32),
+                rng.permutation(90)[:70].astype(np.int32),
+                rng.integers(0, 100, 90).astype(np.int32),
+                rng.integers(1, 100, 90).astype(np.int32),
+            ),
+        ),
+    ],
+)
+def advance(ids: Array, slots: Array, last_ids: Array, lengths: Array) -> None:
+    """Each row's slot has one more id; 0 stands for -1, after which nothing of the sequence is used."""
+    last_ids[slots] = np.maximum(ids, 0)
+    lengths[slots] += 1

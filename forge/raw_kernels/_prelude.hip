@@ -1,0 +1,309 @@
+// What every kernel stands on. The only platform differences outside the tile files are here: HIP (hipRTC, hipcc or a
+// plain clang), CUDA (NVRTC), and the CPU harness of the tests (FORGE_HARNESS). Python puts this text before a kernel's.
+//
+// Nothing is included and no library is linked: on AMD the few functions needed are the compiler's own builtins, so
+// that hipRTC and a plain `clang -nogpuinc -nogpulib` compile the same text.
+//
+// Rules for kernels:
+// - KERNEL(threads) name(parameters): one parameter per line or all on one, types from the list below, pointers to
+//   what is only read are const. Python reads this list and checks each launch against it.
+// - A block is a fixed number of threads, known when it is compiled, a multiple of 64, in one dimension.
+// - WAVE may be a run-time value (it is in the harness): size arrays with MOST_WAVES, loop with `for (i = WAVE / 2; ...)`.
+// - LDS is SHARED arrays of fixed size, indexed where they are declared or passed by reference: T (&tile)[N].
+// - Shuffles, ballots and barriers are reached by all threads of a wave (of a block) together, never under a branch
+//   that divides them.
+
+#if defined(FORGE_HARNESS)
+#define DEVICE static inline
+#elif defined(__HIP__) || defined(__HIPCC_RTC__)
+#define FORGE_HIP 1
+#ifndef __device__
+#define __device__ __attribute__((device))
+#define __global__ __attribute__((global))
+#define __shared__ __attribute__((shared))
+#define __constant__ __attribute__((constant))
+#endif
+#define DEVICE static inline __attribute__((device, always_inline))
+#else
+#define FORGE_CUDA 1
+#define DEVICE static __device__ __forceinline__
+#endif
+
+typedef signed char i8;
+typedef unsigned char u8;
+typedef short i16;
+typedef unsigned short u16;
+typedef int i32;
+typedef unsigned int u32;
+typedef long long i64;
+typedef unsigned long long u64;
+
+// A float16 as it lies in memory; arithmetic is done in float.
+struct f16 {
+    u16 bits;
+};
+struct alignas(4) f16x2 {
+    f16 x, y;
+};
+struct alignas(8) f16x4 {
+    f16 v[4];
+};
+struct alignas(16) f16x8 {
+    f16 v[8];
+};
+struct alignas(16) f32x4 {
+    float v[4];
+};
+struct alignas(8) u32x2 {
+    u32 v[2];
+};
+struct alignas(16) u32x4 {
+    u32 v[4];
+};
+
+#define NEG_INFINITY as_float(0xff800000u)
+#define MOST_WAVES(threads) ((threads) / 32)
+
+#if defined(FORGE_HARNESS) // ----------------------------------------------------------------------- CPU harness
+
+#define KERNEL(threads) extern "C" __attribute__((noinline)) void
+#define SHARED static __attribute__((section("forge_lds")))
+#define TABLE static const
+#define UNROLL
+
+extern "C" {
+struct ForgeThread {
+    u32 thread, lane;
+    u32 block[3];
+};
+extern ForgeThread *forge_self;
+extern u32 forge_wave;
+void forge_barrier(void);
+u64 forge_shuffle(u64 value, u32 lane, u32 site);
+u64 forge_ballot(u32 predicate, u32 site);
+}
+#define THREAD (forge_self->thread)
+#define BLOCK_X (forge_self->block[0])
+#define BLOCK_Y (forge_self->block[1])
+#define BLOCK_Z (forge_self->block[2])
+#define WAVE forge_wave
+#define LANE (forge_self->lane)
+#define barrier() forge_barrier()
+
+DEVICE float to_float(f16 x) { return (float)__builtin_bit_cast(_Float16, x.bits); }
+DEVICE f16 to_f16(float x) { return f16{__builtin_bit_cast(u16, (_Float16)x)}; }
+DEVICE float as_float(u32 x) { return __builtin_bit_cast(float, x); }
+DEVICE u32 as_u32(float x) { return __builtin_bit_cast(u32, x); }
+DEVICE float exp2_fast(float x) { return __builtin_exp2f(x); }
+DEVICE float log_fast(float x) { return __builtin_logf(x); }
+DEVICE float rsqrt_fast(float x) { return 1.0f / __builtin_sqrtf(x); }
+DEVICE u32 shfl_bits(u32 x, u32 lane) { return (u32)forge_shuffle(x, lane, 1); }
+DEVICE u64 wave_ballot(bool p) { return forge_ballot(p, 2); }
+DEVICE u32 atomic_add(u32 *p, u32 x) { u32 old = *p; *p = old + x; return old; }
+DEVICE u64 atomic_add(u64 *p, u64 x) { u64 old = *p; *p = old + x; return old; }
+DEVICE float fma_rn(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
+// The harness is compiled with -ffp-contract=off.
+DEVICE float add_rn(float a, float b) { return a + b; }
+DEVICE float mul_rn(float a, float b) { return a * b; }
+DEVICE float div_rn(float a, float b) { return a / b; }
+DEVICE u32 mul_high(u32 a, u32 b) { return (u32)((u64)a * b >> 32); }
+DEVICE u64 mul_high(u64 a, u64 b) { return (u64)((unsigned __int128)a * b >> 64); }
+
+#elif defined(FORGE_HIP) // ---------------------------------------------------------------------------------- AMD
+
+#define KERNEL(threads) extern "C" __attribute__((global, amdgpu_flat_work_group_size(threads, threads))) void
+#define SHARED __attribute__((shared))
+#define TABLE static __attribute__((device, constant)) const
+#define UNROLL _Pragma("unroll")
+#define THREAD ((u32)__builtin_amdgcn_workitem_id_x())
+#define BLOCK_X ((u32)__builtin_amdgcn_workgroup_id_x())
+#define BLOCK_Y ((u32)__builtin_amdgcn_workgroup_id_y())
+#define BLOCK_Z ((u32)__builtin_amdgcn_workgroup_id_z())
+#if defined(__GFX9__) || defined(__gfx90a__) || defined(__gfx942__) || defined(__gfx950__)
+#define WAVE 64u
+#define LANE __builtin_amdgcn_mbcnt_hi(~0u, __builtin_amdgcn_mbcnt_lo(~0u, 0u))
+#else
+#define WAVE 32u
+#define LANE __builtin_amdgcn_mbcnt_lo(~0u, 0u)
+#endif
+
+DEVICE void barrier() {
+    __builtin_amdgcn_fence(__ATOMIC_RELEASE, "workgroup");
+    __builtin_amdgcn_s_barrier();
+    __builtin_amdgcn_fence(__ATOMIC_ACQUIRE, "workgroup");
+}
+DEVICE float to_float(f16 x) { return (float)__builtin_bit_cast(_Float16, x.bits); }
+DEVICE f16 to_f16(float x) { return f16{__builtin_bit_cast(u16, (_Float16)x)}; }
+DEVICE float as_float(u32 x) { return __builtin_bit_cast(float, x); }
+DEVICE u32 as_u32(float x) { return __builtin_bit_cast(u32, x); }
+DEVICE float exp2_fast(float x) { return __builtin_amdgcn_exp2f(x); }
+DEVICE float log_fast(float x) { return __builtin_logf(x); }
+DEVICE float rsqrt_fast(float x) { return __builtin_amdgcn_rsqf(x); }
+DEVICE u32 shfl_bits(u32 x, u32 lane) { return (u32)__builtin_amdgcn_ds_bpermute((int)(lane << 2), (int)x); }
+DEVICE u64 wave_ballot(bool p) {
+#if WAVE == 64u
+    return __builtin_amdgcn_uicmpl((u64)p, 0ull, 33);
+#else
+    return (u32)__builtin_amdgcn_uicmp((u32)p, 0u, 33);
+#endif
+}
+DEVICE u32 atomic_add(u32 *p, u32 x) { return __atomic_fetch_add(p, x, __ATOMIC_RELAXED); }
+DEVICE u64 atomic_add(u64 *p, u64 x) { return __atomic_fetch_add(p, x, __ATOMIC_RELAXED); }
+DEVICE float fma_rn(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
+// As written: not joined into a fused multiply-add.
+DEVICE float add_rn(float a, float b) {
+#pragma clang fp contract(off)
+    return a + b;
+}
+DEVICE float mul_rn(float a, float b) {
+#pragma clang fp contract(off)
+    return a * b;
+}
+DEVICE float div_rn(float a, float b) {
+#pragma clang fp contract(off)
+    return a / b;
+}
+DEVICE u32 mul_high(u32 a, u32 b) { return (u32)((u64)a * b >> 32); }
+DEVICE u64 mul_high(u64 a, u64 b) { return (u64)((unsigned __int128)a * b >> 64); }
+
+#else // ----------------------------------------------------------------------------------------------------- NVIDIA
+
+#define KERNEL(threads) extern "C" __global__ __launch_bounds__(threads) void
+#define SHARED __shared__
+#define TABLE static __device__ __constant__ const
+#define UNROLL _Pragma("unroll")
+#define THREAD (threadIdx.x)
+#define BLOCK_X (blockIdx.x)
+#define BLOCK_Y (blockIdx.y)
+#define BLOCK_Z (blockIdx.z)
+#define WAVE 32u
+#define LANE (threadIdx.x & 31u)
+#define barrier() __syncthreads()
+
+DEVICE float to_float(f16 x) {
+    float y;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(y) : "h"(x.bits));
+    return y;
+}
+DEVICE f16 to_f16(float x) {
+    f16 y;
+    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(y.bits) : "f"(x));
+    return y;
+}
+DEVICE float as_float(u32 x) { return __uint_as_float(x); }
+DEVICE u32 as_u32(float x) { return __float_as_uint(x); }
+DEVICE float exp2_fast(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+DEVICE float log_fast(float x) { return __logf(x); }
+DEVICE float rsqrt_fast(float x) { return rsqrtf(x); }
+DEVICE u32 shfl_bits(u32 x, u32 lane) { return __shfl_sync(0xffffffffu, x, (int)lane); }
+DEVICE u64 wave_ballot(bool p) { return __ballot_sync(0xffffffffu, p); }
+DEVICE u32 atomic_add(u32 *p, u32 x) { return atomicAdd(p, x); }
+DEVICE u64 atomic_add(u64 *p, u64 x) { return atomicAdd(p, x); }
+DEVICE float fma_rn(float a, float b, float c) { return __fmaf_rn(a, b, c); }
+// Through PTX: CuPy compiles with -ftz=true, and these keep subnormals; never joined into a fused multiply-add.
+DEVICE float add_rn(float a, float b) {
+    float y;
+    asm("add.rn.f32 %0, %1, %2;" : "=f"(y) : "f"(a), "f"(b));
+    return y;
+}
+DEVICE float mul_rn(float a, float b) {
+    float y;
+    asm("mul.rn.f32 %0, %1, %2;" : "=f"(y) : "f"(a), "f"(b));
+    return y;
+}
+DEVICE float div_rn(float a, float b) {
+    float y;
+    asm("div.rn.f32 %0, %1, %2;" : "=f"(y) : "f"(a), "f"(b));
+    return y;
+}
+DEVICE u32 mul_high(u32 a, u32 b) { return __umulhi(a, b); }
+DEVICE u64 mul_high(u64 a, u64 b) { return __umul64hi(a, b); }
+
+#endif // ------------------------------------------------------------------------------------------------ everywhere
+
+#define LOG2E 1.44269504088896340736f
+
+DEVICE float fast_exp(float x) { return exp2_fast(x * LOG2E); }
+DEVICE float fast_tanh(float x) { // exact at both ends: exp overflows to infinity and underflows to 0
+    return 1.0f - 2.0f / (1.0f + exp2_fast(x * (2.0f * LOG2E)));
+}
+DEVICE float larger(float a, float b) { return a > b ? a : b; }
+DEVICE float smaller(float a, float b) { return a < b ? a : b; }
+DEVICE i32 larger(i32 a, i32 b) { return a > b ? a : b; }
+DEVICE i32 smaller(i32 a, i32 b) { return a < b ? a : b; }
+
+// An integer below 2**23 as a float. NVIDIA converts integers at a quarter of the usual rate: there its bits are set.
+DEVICE float small_float(u32 x) {
+#if defined(FORGE_CUDA)
+    return as_float(0x4b000000u | x) - 8388608.0f;
+#else
+    return (float)x;
+#endif
+}
+
+DEVICE u32 bit_count(u64 x) {
+#if defined(FORGE_CUDA)
+    return (u32)__popcll(x);
+#else
+    return (u32)__builtin_popcountll(x);
+#endif
+}
+
+// Value of another lane of the wave.
+DEVICE u32 shfl(u32 x, u32 lane) { return shfl_bits(x, lane); }
+DEVICE i32 shfl(i32 x, u32 lane) { return (i32)shfl_bits((u32)x, lane); }
+DEVICE float shfl(float x, u32 lane) { return as_float(shfl_bits(as_u32(x), lane)); }
+DEVICE u64 shfl(u64 x, u32 lane) { return (u64)shfl_bits((u32)(x >> 32), lane) << 32 | shfl_bits((u32)x, lane); }
+template <typename T> DEVICE T shfl_xor(T x, u32 mask) { return shfl(x, LANE ^ mask); }
+
+// Reductions whose result every lane has; the order of additions is fixed, so runs are equal bit for bit. `width` is a
+// power of two: lanes in groups of so many.
+template <typename T> DEVICE T wave_sum(T x, u32 width = WAVE) {
+    for (u32 i = width / 2; i > 0; i /= 2) x += shfl_xor(x, i);
+    return x;
+}
+DEVICE float wave_max(float x, u32 width = WAVE) {
+    for (u32 i = width / 2; i > 0; i /= 2) x = larger(x, shfl_xor(x, i));
+    return x;
+}
+
+// Of a whole block; `scratch` may be used again at once, because both barriers are inside.
+template <typename T, u32 N> DEVICE T block_sum(T x, T (&scratch)[N]) {
+    x = wave_sum(x);
+    if (LANE == 0) scratch[THREAD / WAVE] = x;
+    barrier();
+    T sum = scratch[0];
+    for (u32 i = 1; i < N * 32 / WAVE; ++i) sum += scratch[i];
+    barrier();
+    return sum;
+}
+template <u32 N> DEVICE float block_max(float x, float (&scratch)[N]) {
+    x = wave_max(x);
+    if (LANE == 0) scratch[THREAD / WAVE] = x;
+    barrier();
+    float most = scratch[0];
+    for (u32 i = 1; i < N * 32 / WAVE; ++i) most = larger(most, scratch[i]);
+    barrier();
+    return most;
+}
+
+// The end of a product of few rows, in linear.hip and quant.hip: sums of all threads joined, bias and residual added.
+template <u32 R, u32 M, u32 W>
+DEVICE void finish_product(float (&sum)[R][M], float (&partial)[W][R * M], const float *bias, float *y, u32 first, u32 rows, u32 outer, u32 stride, u32 column, u32 accumulate) {
+    UNROLL for (u32 r = 0; r < R; ++r)
+        UNROLL for (u32 m = 0; m < M; ++m) {
+            float all = wave_sum(sum[r][m]);
+            if (LANE == 0) partial[THREAD / WAVE][r * M + m] = all;
+        }
+    barrier();
+    u32 r = THREAD / M, m = THREAD % M;
+    if (THREAD >= R * M || m >= rows || first + r >= outer) return;
+    float total = bias ? bias[first + r] : 0.0f;
+    for (u32 w = 0; w < W * 32 / WAVE; ++w) total += partial[w][THREAD];
+    float *out = y + (u64)m * stride + column + first + r;
+    *out = accumulate ? *out + total : total;
+}

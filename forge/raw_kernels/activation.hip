@@ -1,0 +1,37 @@
+// Activations of float32 products into float16 inputs of the next one; and the soft cap of logits.
+
+#define SQRT_2_OVER_PI 0.7978845608028654f
+
+DEVICE float silu(float x) { return x / (1.0f + fast_exp(-x)); }
+DEVICE float gelu_tanh(float x) { return 0.5f * x * (1.0f + fast_tanh(SQRT_2_OVER_PI * (x + 0.044715f * x * x * x))); }
+
+template <bool SILU> DEVICE float activate(float x) { return SILU ? silu(x) : gelu_tanh(x); }
+
+// y (T, F) = activation(first half of a row) * second half; four numbers per thread where rows allow it.
+template <bool SILU> DEVICE void gated(const float *gate_up, f16 *y, u32 width) {
+    const float *gate = gate_up + (u64)BLOCK_Y * 2 * width, *up = gate + width;
+    f16 *out = y + (u64)BLOCK_Y * width;
+    u32 i = (BLOCK_X * 256 + THREAD) * 4;
+    if (width % 4 == 0) {
+        if (i >= width) return;
+        f32x4 g = *(const f32x4 *)(gate + i), u = *(const f32x4 *)(up + i);
+        f16x4 r;
+        UNROLL for (u32 j = 0; j < 4; ++j) r.v[j] = to_f16(activate<SILU>(g.v[j]) * u.v[j]);
+        *(f16x4 *)(out + i) = r;
+    } else {
+        for (u32 j = i; j < smaller((i32)i + 4, (i32)width); ++j) out[j] = to_f16(activate<SILU>(gate[j]) * up[j]);
+    }
+}
+
+KERNEL(256) silu_mul(const float *gate_up, f16 *y, u32 width) { gated<true>(gate_up, y, width); }
+KERNEL(256) gelu_mul(const float *gate_up, f16 *y, u32 width) { gated<false>(gate_up, y, width); }
+
+KERNEL(256) gelu(const float *x, f16 *y, u32 count) {
+    u32 i = BLOCK_X * 256 + THREAD;
+    if (i < count) y[i] = to_f16(gelu_tanh(x[i]));
+}
+
+KERNEL(256) soft_cap(float *x, float cap, u32 count) {
+    u32 i = BLOCK_X * 256 + THREAD;
+    if (i < count) x[i] = cap * fast_tanh(x[i] / cap);
+}

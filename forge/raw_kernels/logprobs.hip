@@ -1,0 +1,71 @@
+// Log probabilities of some ids of each row under its logits as they are. A block per row.
+
+#define THREADS 1024
+
+struct Distribution {
+    float greatest, log_sum;
+    bool exists; // the greatest logit is finite
+};
+
+DEVICE Distribution distribution(const float *z, u32 vocabulary, float (&scratch)[MOST_WAVES(THREADS)]) {
+    float most = NEG_INFINITY;
+    u32 strange = 0; // NaN
+    for (u32 i = THREAD; i < vocabulary; i += THREADS) {
+        most = larger(most, z[i]);
+        strange += z[i] != z[i];
+    }
+    most = block_max(most, scratch);
+    float unusual = block_sum((float)strange, scratch);
+    bool exists = unusual == 0.0f && most > NEG_INFINITY && most < -NEG_INFINITY;
+    float sum = 0;
+    for (u32 i = THREAD; i < vocabulary; i += THREADS) sum += exists ? fast_exp(z[i] - most) : 0.0f;
+    sum = block_sum(sum, scratch);
+    return Distribution{most, log_fast(sum), exists};
+}
+
+DEVICE float logprob(const Distribution &d, float z) {
+    return d.exists ? (z - d.greatest) - d.log_sum : as_float(0x7fc00000u);
+}
+
+KERNEL(THREADS) logprobs(const float *logits, const i32 *ids, float *values, u32 vocabulary) {
+    SHARED float scratch[MOST_WAVES(THREADS)];
+    const float *z = logits + (u64)BLOCK_X * vocabulary;
+    Distribution d = distribution(z, vocabulary, scratch);
+    if (THREAD == 0) values[BLOCK_X] = logprob(d, z[ids[BLOCK_X]]);
+}
+
+// The n first by (logit descending, id ascending), one after the other: n is small, and this is asked for rarely.
+KERNEL(THREADS) top_logprobs(const float *logits, i32 *ids, float *values, u32 vocabulary, u32 n) {
+    SHARED float scratch[MOST_WAVES(THREADS)];
+    SHARED float best_logit[MOST_WAVES(THREADS)];
+    SHARED u32 best_id[MOST_WAVES(THREADS)];
+    const float *z = logits + (u64)BLOCK_X * vocabulary;
+    Distribution d = distribution(z, vocabulary, scratch);
+    float last = 0;
+    u32 last_id = 0;
+    for (u32 place = 0; place < n; ++place) {
+        float most = NEG_INFINITY;
+        u32 id = 0xffffffffu;
+        for (u32 i = THREAD; i < vocabulary; i += THREADS) {
+            bool taken = place > 0 && (z[i] > last || (z[i] == last && i <= last_id));
+            if (!taken && (z[i] > most || (id == 0xffffffffu && z[i] == most))) most = z[i], id = i;
+        }
+        for (u32 i = WAVE / 2; i > 0; i /= 2) {
+            float other = shfl_xor(most, i);
+            u32 other_id = shfl_xor(id, i);
+            if (other > most || (other == most && other_id < id)) most = other, id = other_id;
+        }
+        if (LANE == 0) best_logit[THREAD / WAVE] = most, best_id[THREAD / WAVE] = id;
+        barrier();
+        for (u32 w = 0; w < THREADS / WAVE; ++w)
+            if (best_logit[w] > most || (best_logit[w] == most && best_id[w] < id)) most = best_logit[w], id = best_id[w];
+        barrier();
+        last = most;
+        last_id = id;
+        if (THREAD == 0) {
+            u64 at = (u64)BLOCK_X * n + place;
+            ids[at] = (i32)(d.exists ? id : place);
+            values[at] = logprob(d, most);
+        }
+    }
+}

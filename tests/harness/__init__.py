@@ -1,0 +1,184 @@
+"""The CPU harness: kernels of raw_kernels/ compiled by clang++ and run as fibers, at wave size 32 or 64."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import shutil
+import subprocess
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from forge import backend as backends
+from forge.backend import kernels
+from forge.backend.gpu import GPU
+
+HERE = Path(__file__).parent
+CACHE = Path(os.environ.get("FORGE_HARNESS_CACHE", HERE.parents[1] / ".harness"))
+COMPILER = next((path for name in ("clang++-19", "clang++") if (path := shutil.which(name))), None)
+_FLAGS = ["-std=c++17", "-O1", "-fPIC", "-ffp-contract=off", "-mf16c", "-w"]
+_GUARD = 256
+"""Bytes before and behind each array: what a kernel reads there is NaN, and what it writes there is found."""
+
+
+class KernelFault(AssertionError):
+    """What a kernel did that a GPU leaves undefined or hangs on."""
+
+
+class HarnessArray(np.ndarray):
+    """An array of the harness, between guard bands."""
+
+    device: Any = None
+    guards: Any = None
+
+    def __array_finalize__(self, of: Any) -> None:
+        self.device = getattr(of, "device", None)
+        self.guards = getattr(of, "guards", None)
+
+
+class Harness(GPU):
+    """A GPU on the CPU. `seed` 0 runs threads in order; others shuffle waves and lanes."""
+
+    device = "harness"
+
+    def __init__(self, wave: int, seed: int = 0, cores: int = 4) -> None:
+        self.wave, self.seed, self.cores = wave, seed, cores
+        self._live: list[Any] = []
+        self.variants: set[kernels.Variant] = set()
+
+    def empty(self, shape: tuple[int, ...], dtype: Any) -> HarnessArray:
+        dtype = np.dtype(dtype)
+        size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+        memory = np.full(size + 2 * _GUARD, 0xFF, np.uint8)  # NaN
+        array = memory[_GUARD : _GUARD + size].view(dtype).reshape(shape).view(HarnessArray)
+        array.device, array.guards = self, (memory, size)
+        return array
+
+    def asarray(self, array: Any, dtype: Any = None) -> HarnessArray:
+        values = np.asarray(array, dtype)
+        copy = self.empty(values.shape, values.dtype)
+        copy[...] = values
+        return copy
+
+    def to_numpy(self, array: Any) -> np.ndarray:
+        return np.array(array)
+
+    def free_bytes(self) -> int:
+        return 1 << 34
+
+    def matmul(self, x: Any, weight: Any, out: Any, column: int, *, accumulate: bool) -> None:
+        """What BLAS would do: float32 sums of float16 products."""
+        y = np.asarray(x, np.float32) @ np.asarray(weight, np.float32).T
+        part = out[:, column : column + weight.shape[0]]
+        part[...] = part + y if accumulate else y
+
+    def _run(self, entry: kernels.Entry, grid: tuple[int, ...], args: list[Any]) -> None:
+        variant, function = entry.variant, entry.function
+        self.variants.add(variant)
+        arrays = [value for value in args if isinstance(value, np.ndarray)]
+        pointers = []
+        values: list[Any] = []
+        for value in args:
+            holder = ctypes.c_void_p(0) if value is None else value
+            if isinstance(value, np.ndarray):
+                holder = ctypes.c_void_p(value.ctypes.data)
+            values.append(holder)
+            address = (
+                holder.__array_interface__["data"][0] if isinstance(holder, np.generic) else ctypes.addressof(holder)
+            )
+            pointers.append(address)
+        scalars = [np.array(value) for value in values if isinstance(value, np.generic)]
+        spare = iter(scalars)
+        pointers = [
+            next(spare).ctypes.data if isinstance(value, np.generic) else ctypes.addressof(value) for value in values
+        ]
+        module = _module(variant)
+        call = getattr(module, f"forge_call_{function}")
+        error = module.forge_launch(
+            ctypes.cast(call, ctypes.c_void_p),
+            (ctypes.c_void_p * len(pointers))(*pointers),
+            (ctypes.c_uint32 * 3)(*grid),
+            entry.threads,
+            self.wave,
+            self.seed,
+            module.forge_lds_start(),
+            module.forge_lds_bytes(),
+        )
+        if error:
+            raise KernelFault(f"{variant.name}: {function}: {error.decode()}")
+        for array in arrays:
+            memory, size = array.guards
+            if not ((memory[:_GUARD] == 0xFF).all() and (memory[_GUARD + size :] == 0xFF).all()):
+                raise KernelFault(f"{variant.name}: {function}: wrote outside an array of {size} bytes")
+
+
+backends.register(HarnessArray, lambda array: array.device)
+
+
+@cache
+def _module(variant: kernels.Variant) -> ctypes.CDLL:
+    return compile_text(kernels.source(variant.file), variant)
+
+
+def compile_text(text: str, variant: kernels.Variant) -> ctypes.CDLL:
+    """A kernel source as a shared library, kept in the cache by the hash of all that it is made from."""
+    assert COMPILER, "no clang++: run scripts/install-toolchain"
+    unit = text + _calls(variant)
+    runtime = (HERE / "runtime.cpp").read_text()
+    key = hashlib.sha256("\0".join([unit, runtime, *variant.options, *_FLAGS, COMPILER]).encode()).hexdigest()[:32]
+    library = CACHE / f"{key}.so"
+    if not library.exists():
+        CACHE.mkdir(parents=True, exist_ok=True)
+        kernel, scratch = CACHE / f"{key}.{os.getpid()}.cpp", CACHE / f"{key}.{os.getpid()}.so"
+        kernel.write_text(unit)
+        sanitize = ["-fsanitize=array-bounds", "-fno-sanitize-recover=array-bounds"]
+        _compile([*_FLAGS, *sanitize, "-DFORGE_HARNESS", *variant.options, "-c", str(kernel), "-o", f"{kernel}.o"])
+        _compile(["-shared", "-Wl,-z,now,-Bsymbolic", f"{kernel}.o", str(_runtime(runtime)), "-o", str(scratch)])
+        scratch.replace(library)
+        kernel.unlink()
+        Path(f"{kernel}.o").unlink()
+    module = ctypes.CDLL(str(library))
+    module.forge_launch.restype = ctypes.c_char_p
+    module.forge_lds_start.restype = ctypes.c_void_p
+    module.forge_lds_bytes.restype = ctypes.c_uint64
+    module.forge_launch.argtypes = [
+        ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint32, ctypes.c_uint32, ctypes.c_uint64,
+        ctypes.c_void_p, ctypes.c_uint64,
+    ]  # fmt: skip
+    return module
+
+
+def _runtime(text: str) -> Path:
+    key = hashlib.sha256(f"{text}{_FLAGS}{COMPILER}".encode()).hexdigest()[:32]
+    built = CACHE / f"runtime-{key}.o"
+    if not built.exists():
+        scratch = CACHE / f"runtime-{key}.{os.getpid()}.o"
+        _compile([*_FLAGS, "-O2", "-c", str(HERE / "runtime.cpp"), "-o", str(scratch)])
+        scratch.replace(built)
+    return built
+
+
+def _compile(arguments: list[str]) -> None:
+    done = subprocess.run([str(COMPILER), *arguments], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def _calls(variant: kernels.Variant) -> str:
+    """For each kernel a function that takes its arguments as an array of pointers; and the LDS section's bounds."""
+    lines = [
+        "",
+        "__attribute__((used)) SHARED char forge_lds_anchor[16];",
+        'extern "C" char __start_forge_lds[], __stop_forge_lds[];',
+        'extern "C" void *forge_lds_start() { forge_lds_anchor[0] = 0; return __start_forge_lds; }',
+        'extern "C" u64 forge_lds_bytes() { return __stop_forge_lds - __start_forge_lds; }',
+    ]
+    for name, (_, parameters) in kernels.signatures(variant.file).items():
+        passed = ", ".join(
+            f"*({'const ' * p.is_const}{p.type} {'*' * p.is_pointer}*)a[{i}]" for i, p in enumerate(parameters)
+        )
+        lines.append(f'extern "C" void forge_call_{name}(void **a) {{ {name}({passed}); }}')
+    return "\n".join(lines)

@@ -1,0 +1,27 @@
+"""Every case of every kernel on the CPU harness, at both wave sizes, against the reference in float64."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from harness import COMPILER, Harness
+
+import forge.ops  # noqa: F401  (fills the registry)
+from forge.op import REGISTRY, Case, Op
+from forge.verify import run_case
+
+pytestmark = pytest.mark.skipif(COMPILER is None, reason="no clang++: scripts/install-toolchain installs it")
+
+CASES = [pytest.param(op, case, id=f"{op.name}-{case.name}") for op in REGISTRY.values() if op.gpu for case in op.cases]
+
+
+@pytest.mark.parametrize(("op", "case"), CASES)
+def test_kernel_equals_its_reference(op: Op, case: Case) -> None:
+    for wave in (32, 64):
+        results = []
+        for seed in (0, 1):
+            error, got = run_case(op, case, Harness(wave, seed))
+            assert error.passed, f"wave {wave}, seed {seed}: {error}"
+            results.append(got)
+        for first, second in zip(*results, strict=True):
+            np.testing.assert_array_equal(first, second, err_msg=f"wave {wave}: depends on the order of waves")

@@ -59,7 +59,7 @@ def write(shape: str, type_name: str, out: Path) -> None:
             drawn = (rng.standard_normal((count, cols), np.float32) * cols**-0.5).astype(np.float16)
             writer.add_tensor(name, np.tile(drawn, repeat)[:rows])
         else:
-            quantized = QuantTensor.random(type_name, count, cols, rng)
+            quantized = QuantTensor.random(type_name, count, cols, rng, scale=1e-4)  # activations stay small
             kind = gguf.GGMLQuantizationType[type_name]
             writer.add_tensor(name, np.tile(quantized.blocks, repeat)[:rows], raw_dtype=kind)
 

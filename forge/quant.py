@@ -46,14 +46,14 @@ class QuantTensor:
         return Packed(self.type, self.shape, *planes)
 
     @classmethod
-    def random(cls, type_name: str, rows: int, cols: int, rng: np.random.Generator) -> QuantTensor:
-        """Random quants under finite scales of a usual size, for cases and benchmarks."""
+    def random(cls, type_name: str, rows: int, cols: int, rng: np.random.Generator, scale: float = 0.01) -> QuantTensor:
+        """Random quants under scales from scale / 10 to scale, for cases and benchmarks."""
         kind = ggml.GGMLType[type_name]
         size = kind.type_size
         blocks = rng.integers(0, 256, (rows, cols // kind.block_size, size), np.uint8)
         for offset in _SCALE_OFFSETS[type_name]:
-            scale = rng.uniform(0.001, 0.01, blocks.shape[:2]).astype(np.float16)
-            blocks[..., offset : offset + 2] = scale[..., None].view(np.uint8)
+            drawn = rng.uniform(scale / 10, scale, blocks.shape[:2]).astype(np.float16)
+            blocks[..., offset : offset + 2] = drawn[..., None].view(np.uint8)
         return cls(kind, (rows, cols), blocks.reshape(rows, -1))
 
 
@@ -76,6 +76,10 @@ class Packed:
     def planes(self) -> tuple[Any, Any, Any, Any]:
         return self.quants, self.high, self.scales, self.deltas
 
+    @property
+    def nbytes(self) -> int:
+        return sum(plane.nbytes for plane in self.planes if plane is not None)
+
 
 @dataclass(frozen=True, slots=True)
 class Stack:
@@ -86,6 +90,10 @@ class Stack:
     @property
     def shape(self) -> tuple[int, int]:
         return sum(part.shape[0] for part in self.parts), self.parts[0].shape[1]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(part.nbytes for part in self.parts)
 
     def dequantize(self) -> npt.NDArray[np.float32]:
         """float32 (rows, cols) of parts that are on the host, as references need it."""

@@ -81,6 +81,10 @@ class Backend(Protocol):
         """Run a step of ops; its result, and a function that runs it again on the same arrays."""
         ...
 
+    def facts(self) -> list[tuple[str, str]]:
+        """What there is to say about the device, as (what, found)."""
+        ...
+
     def free_bytes(self) -> int:
         """Bytes that can still be allocated."""
         ...

@@ -34,6 +34,8 @@ _DEFAULT_ALGORITHM = -1
 
 _NOTHING: AbstractContextManager[None] = nullcontext()
 T = TypeVar("T")
+_COPIED_BYTES = 1 << 28
+_COPIES = 8
 Progress = Callable[[str, int, int | None], None]
 
 
@@ -152,13 +154,14 @@ class CupyBackend(GPU):
             _COMPUTE_32F,
             _DEFAULT_ALGORITHM,
         )
-        self._call(lambda: cublas.gemmEx(cp.cuda.device.get_cublas_handle(), *sizes), (x, weight, out, one, other))
+        kept = (x, weight, out, one, other)
+        self._call(lambda: cublas.gemmEx(cp.cuda.device.get_cublas_handle(), *sizes), kept, capturable=False)
 
-    def _call(self, call: Callable[[], Any], kept: object) -> None:
+    def _call(self, call: Callable[[], Any], kept: object, *, capturable: bool = True) -> None:
         """Run something on the stream; while a step is recorded, also note it, with what it needs alive."""
         call()
         if self._log is not None:
-            self._log.append((call, kept))
+            self._log.append((call, kept, capturable))
 
     def asarray(self, array: npt.ArrayLike, dtype: npt.DTypeLike | None = None) -> Any:
         with self.active():
@@ -206,8 +209,9 @@ class CupyBackend(GPU):
         return _Pinned(array, cp.cuda.Event(block=False, disable_timing=True))
 
     def record(self, step: Callable[[], T]) -> tuple[T, Callable[[], T]]:
-        """Its launches are kept, with memory of their own, and run again as a graph, or one by one where capturing
-        fails."""
+        """Its launches are kept, with memory of their own, and run again: as a graph, or one by one where capturing
+        fails or a product goes to BLAS, which CuPy does not capture on CUDA.
+        """
         log: list[Any] = []
         self._log = log
         try:
@@ -226,9 +230,11 @@ class CupyBackend(GPU):
 
     def _captured(self, log: list[Any]) -> Callable[[], None]:
         def replay() -> None:
-            for call, _ in log:
+            for call, _, _ in log:
                 call()
 
+        if not all(capturable for _, _, capturable in log):
+            return replay
         try:
             with self.active():
                 self._stream.begin_capture()
@@ -252,8 +258,34 @@ class CupyBackend(GPU):
             free, _ = cp.cuda.runtime.memGetInfo()
             return int(free) + int(cp.get_default_memory_pool().free_bytes())
 
-    def synchronize(self) -> None:
-        self._stream.synchronize()
+    def read_seconds(self, size: int) -> float:
+        """Time in which so many bytes are read at the rate of a large copy, measured now."""
+        with self.active():
+            source = cp.empty(_COPIED_BYTES, np.uint8)
+            target = cp.empty_like(source)
+            start, end = cp.cuda.Event(), cp.cuda.Event()
+            start.record(self._stream)
+            for _ in range(_COPIES):
+                target.data.copy_from_device_async(source.data, _COPIED_BYTES, self._stream)
+            end.record(self._stream)
+            end.synchronize()
+            seconds = cp.cuda.get_elapsed_time(start, end) / 1000 / _COPIES
+        return float(size * seconds / (2 * _COPIED_BYTES))
+
+    def facts(self) -> list[tuple[str, str]]:
+        """What there is to say about the device, as (what, found)."""
+        runtime = cp.cuda.runtime
+        with self._cuda_device:
+            free, total = runtime.memGetInfo()
+        return [
+            ("device", self.device),
+            ("waves", f"{self.wave} threads, {self.cores} {'compute units' if IS_HIP else 'multiprocessors'}"),
+            ("device memory", f"{free / 1e9:.1f} of {total / 1e9:.1f} GB free"),
+            ("driver, runtime", f"{runtime.driverGetVersion()}, {runtime.runtimeGetVersion()}"),
+            ("CuPy", f"{cp.__version__} for {'ROCm' if IS_HIP else 'CUDA'}"),
+            ("BLAS", f"{'hipBLAS' if IS_HIP else 'cuBLAS'} {cublas.getVersion(cp.cuda.device.get_cublas_handle())}"),
+            ("kernel cache", os.environ.get("CUPY_CACHE_DIR", os.path.expanduser("~/.cupy/kernel_cache"))),
+        ]
 
 
 @dataclass(frozen=True, slots=True)

@@ -58,6 +58,10 @@ class GPU(ABC):
         """An array whose contents are undefined."""
 
     @abstractmethod
+    def read_seconds(self, size: int) -> float:
+        """Time in which so many bytes are read at the rate of a large copy, measured now."""
+
+    @abstractmethod
     def matmul(self, x: Any, weight: Any, out: Any, column: int, *, accumulate: bool) -> None:
         """out[:, column:column + N] = x @ weight.T, or += with accumulate: f16 (M, K), f16 (N, K) -> f32 (M, ...).
 

@@ -73,6 +73,9 @@ class NumpyBackend:
     def record(self, step: Callable[[], T]) -> tuple[T, Callable[[], T]]:
         return step(), step
 
+    def facts(self) -> list[tuple[str, str]]:
+        return [("device", self.device)]
+
     def free_bytes(self) -> int:
         """Memory that can be taken without swapping: the system's, or the container's where that is less."""
         import psutil

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -44,7 +45,7 @@ def findings() -> Iterator[Finding]:
     yield Finding("Python", f"{platform.python_version()} ({sys.executable}), {platform.platform()}")
     yield from _cpu()
     yield _memory()
-    yield _gpu()
+    yield from _gpu()
     yield from _cache()
     yield _installer()
 
@@ -97,8 +98,25 @@ def _memory() -> Finding:
     return Finding("memory", f"{output.num_bytes(free)} free", mend)
 
 
-def _gpu() -> Finding:
-    return Finding("device", "cpu; this version of forge does not use GPUs")
+def _gpu() -> Iterator[Finding]:
+    from forge.backend import explain, select
+
+    gpu = select("auto")
+    if gpu.keeps_blocks:
+        yield from (Finding(what, found) for what, found in gpu.facts())
+        if gpu.device.startswith("hip") and not shutil.which("hipcc"):
+            mend = "install ROCm's hipcc and put it on PATH: CuPy asks it where the headers are"
+            yield Finding("hipcc", "not found: kernels cannot be compiled", mend)
+        return
+    mend = next((mend for path, mend in _GPU_FILES.items() if Path(path).exists()), "")
+    yield Finding("device", f"cpu; no GPU: {explain()}", mend)
+
+
+_GPU_FILES = {
+    "/dev/kfd": "there is an AMD GPU: pip install 'forge-llm[rocm]'",
+    "/dev/nvidia0": "there is an NVIDIA GPU: pip install 'forge-llm[cuda]'",
+}
+"""Files of a driver, and what its GPU needs to be used."""
 
 
 def _cache() -> Iterator[Finding]:
@@ -119,7 +137,6 @@ def _cache() -> Iterator[Finding]:
 
 def _installer() -> Finding:
     import importlib.util
-    import shutil
 
     tools = [name for name, there in (("pip", importlib.util.find_spec("pip")), ("uv", shutil.which("uv"))) if there]
     mend = "" if tools else f"models cannot be pulled: run {sys.executable} -m ensurepip, or install uv"

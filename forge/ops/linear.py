@@ -85,6 +85,8 @@ def _linear_cpu(x: Array, weight: Any, bias: Array | None, residual: Array | Non
 
 _FEW_ROWS = 16
 """Up to this many rows forge's own kernels compute a product; beyond, BLAS does."""
+_ROWS_PER_BLOCK = 2
+"""Rows of the weight that a block takes together where there are few rows of x: they share what is read of it."""
 _SCRATCH_WEIGHTS = 1 << 26
 """Quantized weights that are converted to float16 at a time for BLAS."""
 
@@ -115,7 +117,7 @@ def _few_rows(device: GPU, x: Any, weight: Any, bias: Any, y: Any, column: int, 
     rows, inner = x.shape
     outer = weight.shape[0]
     most = 1 << (rows - 1).bit_length()
-    per_block = 2 if most <= 4 else 1
+    per_block = _ROWS_PER_BLOCK if most <= 4 else 1
     sizes = (rows, inner, outer, y.shape[1], column, int(accumulate))
     grid = -(-outer // per_block)
     if isinstance(weight, Packed):

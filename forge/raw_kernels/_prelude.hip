@@ -54,14 +54,16 @@ struct alignas(16) f16x8 {
 struct alignas(16) f32x4 {
     float v[4];
 };
-struct alignas(8) u32x2 {
-    u32 v[2];
+struct alignas(8) f32x2 {
+    float v[2];
 };
 struct alignas(16) u32x4 {
     u32 v[4];
 };
 
 #define NEG_INFINITY as_float(0xff800000u)
+// A loop that stays one: unrolled, it would hold more registers than there are.
+#define ROLLED _Pragma("unroll 1")
 #define MOST_WAVES(threads) ((threads) / 32)
 
 #if defined(FORGE_HARNESS) // ----------------------------------------------------------------------- CPU harness

@@ -80,11 +80,11 @@ KERNEL(THREADS) attention_decode(const f16 *q, const f16 *k_pages, const f16 *v_
     for (u32 h = 0; h < PACKED; ++h) {
         block_most[h] = LEAST;
         block_sum[h] = 0;
-        for (u32 t = 0; t < TEAMS; ++t) block_most[h] = larger(block_most[h], team_most[t][h]);
-        for (u32 t = 0; t < TEAMS; ++t) block_sum[h] += team_sum[t][h] * fast_exp(team_most[t][h] - block_most[h]);
+        ROLLED for (u32 t = 0; t < TEAMS; ++t) block_most[h] = larger(block_most[h], team_most[t][h]);
+        ROLLED for (u32 t = 0; t < TEAMS; ++t) block_sum[h] += team_sum[t][h] * fast_exp(team_most[t][h] - block_most[h]);
     }
     // Teams add their values one after the other: the order is fixed, so runs are equal bit for bit.
-    for (u32 t = 0; t < TEAMS; ++t) {
+    ROLLED for (u32 t = 0; t < TEAMS; ++t) {
         if (t == team && part < PARTS)
             for (u32 h = 0; h < PACKED; ++h)
                 for (u32 i = 0; i < PER; ++i) {

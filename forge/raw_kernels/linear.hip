@@ -24,7 +24,7 @@ KERNEL(BLOCK) linear(const f16 *x, const f16 *weight, const float *bias, float *
 #endif
         }
         UNROLL for (u32 m = 0; m < MOST; ++m) {
-            if (m >= rows) break;
+            if (m >= rows) continue; // not break: the loop is unrolled
             const f16 *at = x + (u64)m * inner + k;
             float v[STEP];
 #if WIDE

@@ -23,6 +23,11 @@
 #define HAS_OFFSET (FORMAT == Q4_1 || FORMAT == Q5_1 || FORMAT == Q2_K || FORMAT == Q4_K || FORMAT == Q5_K)
 #define NONLINEAR (FORMAT == IQ4_NL || FORMAT == IQ4_XS)
 #define GROUPS (TWO_BITS ? 4 : 2)
+#if MOST > 8 // many sums already: the groups take turns with the registers that are left
+#define GROUP_LOOP ROLLED
+#else
+#define GROUP_LOOP UNROLL
+#endif
 #define UNITS_PER_BLOCK (TWO_BITS ? 4 : IS_K ? 8 : 1)
 
 TABLE signed char NONLINEAR_CODES[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
@@ -36,8 +41,6 @@ struct Unit {
     u32x4 quants, more; // `more`: the second 16 bytes of Q8_0, or the high bits
     u32 block, index;   // of all blocks of the matrix; of the units of the block
 };
-
-DEVICE float half_at(const u8 *p) { return to_float(*(const f16 *)p); }
 
 DEVICE Unit read_unit(const Planes &p, u64 unit) {
     Unit u;
@@ -112,35 +115,55 @@ DEVICE void read_codes(const Unit &u, u32 group, float (&code)[16]) {
     }
 }
 
-// Scale and offset of a group.
-DEVICE void read_scale(const Planes &p, const Unit &u, u32 group, float &scale, float &offset) {
+// The scales of a unit's block as they lie in memory, read in few pieces before they are taken apart.
+struct Scales {
+    u32 word[3];
+    float delta, minimum;
+};
+
+DEVICE Scales read_scales(const Planes &p, const Unit &u) {
+    Scales s = {};
     u64 block = u.block;
-    const u8 *delta = p.deltas + block * (HAS_OFFSET ? 4 : 2);
-    scale = half_at(delta);
+#if HAS_OFFSET
+    u32 both = *(const u32 *)(p.deltas + block * 4);
+    s.delta = to_float(f16{(u16)both});
+    s.minimum = to_float(f16{(u16)(both >> 16)});
+#else
+    s.delta = to_float(*(const f16 *)(p.deltas + block * 2));
+#endif
+#if FORMAT == Q3_K || FORMAT == Q4_K || FORMAT == Q5_K
+    UNROLL for (u32 i = 0; i < 3; ++i) s.word[i] = *(const u32 *)(p.scales + block * 12 + 4 * i);
+#elif FORMAT == IQ4_XS
+    UNROLL for (u32 i = 0; i < 3; ++i) s.word[i] = *(const u16 *)(p.scales + block * 6 + 2 * i);
+#endif
+    return s;
+}
+
+// Scale and offset of a group.
+DEVICE void group_scale(const Planes &p, const Unit &u, const Scales &s, u32 group, float &scale, float &offset) {
+    scale = s.delta;
     offset = 0;
+    u32 i = group_start(u, group) / 16; // the how-manieth 16 weights of the block
 #if FORMAT == Q4_1 || FORMAT == Q5_1
-    offset = -half_at(delta + 2);
+    offset = -s.minimum;
 #elif FORMAT == Q2_K
-    u32 s = p.scales[block * 16 + group_start(u, group) / 16];
-    scale *= (float)(s & 15);
-    offset = half_at(delta + 2) * (float)(s >> 4);
+    u32 both = p.scales[(u64)u.block * 16 + i];
+    scale *= (float)(both & 15);
+    offset = s.minimum * (float)(both >> 4);
 #elif FORMAT == Q3_K
-    const u8 *s = p.scales + block * 12;
-    u32 i = group_start(u, group) / 16;
-    u32 low = s[i % 8] >> (i < 8 ? 0 : 4) & 15, high = s[8 + i % 4] >> i / 4 * 2 & 3;
+    u32 low = (i & 4 ? s.word[1] : s.word[0]) >> (8 * (i % 4) + (i < 8 ? 0 : 4)) & 15;
+    u32 high = s.word[2] >> (8 * (i % 4) + i / 4 * 2) & 3;
     scale *= (float)(i32)(low | high << 4) - 32.0f;
 #elif FORMAT == Q4_K || FORMAT == Q5_K
-    const u8 *s = p.scales + block * 12;
-    u32 i = group_start(u, group) / 32, j = i % 4;
-    u32 sc = i < 4 ? s[j] & 63u : (s[8 + j] & 15u) | (s[j] >> 2 & 48u);
-    u32 mn = i < 4 ? s[4 + j] & 63u : (u32)s[8 + j] >> 4 | (s[4 + j] >> 2 & 48u);
-    scale *= (float)sc;
-    offset = half_at(delta + 2) * (float)mn;
+    u32 shift = 8 * (i / 2 % 4);
+    u32 first = s.word[0] >> shift, second = s.word[1] >> shift, rest = s.word[2] >> shift;
+    bool early = i < 8;
+    scale *= (float)(early ? first & 63 : (rest & 15) | (first >> 2 & 48));
+    offset = s.minimum * (float)(early ? second & 63 : (rest >> 4 & 15) | (second >> 2 & 48));
 #elif FORMAT == Q6_K
-    scale *= (float)(i8)p.scales[block * 16 + group_start(u, group) / 16];
+    scale *= (float)(i8)p.scales[(u64)u.block * 16 + i];
 #elif FORMAT == IQ4_XS
-    const u8 *s = p.scales + block * 6;
-    u32 low = s[2 + u.index / 2] >> 4 * (u.index % 2) & 15, high = (u32)(s[0] | s[1] << 8) >> 2 * u.index & 3;
+    u32 low = (u.index < 4 ? s.word[1] : s.word[2]) >> 4 * (u.index % 4) & 15, high = s.word[0] >> 2 * u.index & 3;
     scale *= (float)(i32)(low | high << 4) - 32.0f;
 #endif
 }
@@ -155,24 +178,26 @@ KERNEL(BLOCK) quant_linear(const f16 *x, const u8 *quants, const u8 *high, const
 
     for (u32 k = THREAD; k < units; k += BLOCK) {
         Unit unit[ROWS];
+        Scales scales_of[ROWS];
         UNROLL for (u32 r = 0; r < ROWS; ++r) {
             u32 n = first + r < outer ? first + r : outer - 1; // a row too many is computed and not stored
             unit[r] = read_unit(planes, (u64)n * units + k);
+            scales_of[r] = read_scales(planes, unit[r]);
         }
-        UNROLL for (u32 g = 0; g < GROUPS; ++g) {
+        GROUP_LOOP for (u32 g = 0; g < GROUPS; ++g) {
             float code[ROWS][16], scale[ROWS], offset[ROWS];
             UNROLL for (u32 r = 0; r < ROWS; ++r) {
                 read_codes(unit[r], g, code[r]);
-                read_scale(planes, unit[r], g, scale[r], offset[r]);
+                group_scale(planes, unit[r], scales_of[r], g, scale[r], offset[r]);
             }
             u32 at = k / UNITS_PER_BLOCK * (16 * GROUPS * UNITS_PER_BLOCK);
             Unit place = unit[0];
             place.index = k % UNITS_PER_BLOCK;
             at += group_start(place, g);
-            UNROLL for (u32 m = 0; m < MOST; ++m) {
-                if (m >= rows) break;
-                const f16x8 *from = (const f16x8 *)(x + (u64)m * inner + at);
-                f16x8 low = from[0], top = from[1];
+            const f16 *from = x + at;
+            UNROLL for (u32 m = 0; m < MOST; ++m, from += inner) {
+                if (m >= rows) continue; // not break: the loop is unrolled
+                f16x8 low = *(const f16x8 *)from, top = *(const f16x8 *)(from + 8);
                 float dot[ROWS], total = 0;
                 UNROLL for (u32 r = 0; r < ROWS; ++r) dot[r] = 0;
                 UNROLL for (u32 i = 0; i < 16; ++i) {
@@ -194,11 +219,12 @@ KERNEL(256) dequantize(const u8 *quants, const u8 *high, const u8 *scales, const
     u64 i = (u64)BLOCK_X * 256 + THREAD;
     if (i >= (u64)outer * units) return;
     Unit unit = read_unit(planes, (u64)first * units + i);
+    Scales own = read_scales(planes, unit);
     f16 *out = y + i / units * inner + i % units / UNITS_PER_BLOCK * (16 * GROUPS * UNITS_PER_BLOCK);
     UNROLL for (u32 g = 0; g < GROUPS; ++g) {
         float code[16], scale, offset;
         read_codes(unit, g, code);
-        read_scale(planes, unit, g, scale, offset);
+        group_scale(planes, unit, own, g, scale, offset);
         f16x8 part[2];
         UNROLL for (u32 j = 0; j < 16; ++j) part[j / 8].v[j % 8] = to_f16(scale * code[j] - offset);
         f16x8 *to = (f16x8 *)(out + group_start(unit, g));
@@ -214,11 +240,12 @@ KERNEL(64) quant_embed(const i32 *ids, const u8 *quants, const u8 *high, const u
     float *row = y + (u64)BLOCK_X * inner;
     for (u32 k = THREAD; k < units; k += 64) {
         Unit unit = read_unit(planes, (u64)ids[BLOCK_X] * units + k);
+        Scales own = read_scales(planes, unit);
         float *out = row + k / UNITS_PER_BLOCK * (16 * GROUPS * UNITS_PER_BLOCK);
         for (u32 g = 0; g < GROUPS; ++g) {
             float code[16], scale, offset;
             read_codes(unit, g, code);
-            read_scale(planes, unit, g, scale, offset);
+            group_scale(planes, unit, own, g, scale, offset);
             UNROLL for (u32 j = 0; j < 16; ++j) out[group_start(unit, g) + j] = (scale * code[j] - offset) * factor;
         }
     }

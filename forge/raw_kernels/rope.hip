@@ -20,7 +20,7 @@ KERNEL(256) rope_append_kv(const float *qkv, const float *bias, const float *q_n
         value[i] = there ? qkv[(u64)token * all * HEAD_DIM + at] + (bias ? bias[at] : 0.0f) : 0.0f;
         squares += value[i] * value[i];
     }
-    squares = wave_sum(squares);
+    if (q_norm || k_norm) squares = wave_sum(squares); // the same for all: nothing diverges
     const float *norm = is_query ? q_norm : k_norm;
     bool normed = norm && !is_value;
     float scale = normed ? rsqrt_fast(squares / HEAD_DIM + eps) : 1.0f;
@@ -41,7 +41,8 @@ KERNEL(256) rope_append_kv(const float *qkv, const float *bias, const float *q_n
             u32 pair = INTERLEAVED ? d / 2 : d % pairs;
             bool first = INTERLEAVED ? d % 2 == 0 : d < pairs;
             u32 other = INTERLEAVED ? d ^ 1 : (first ? d + pairs : d - pairs);
-            float cosine = rotation[2 * pair], sine = rotation[2 * pair + 1];
+            f32x2 turn = *(const f32x2 *)(rotation + 2 * pair);
+            float cosine = turn.v[0], sine = turn.v[1];
             x = x * cosine + staged[wave][other] * (first ? -sine : sine);
         }
         out[d] = to_f16(x * factor);

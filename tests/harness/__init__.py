@@ -20,6 +20,8 @@ from forge.backend.gpu import GPU
 HERE = Path(__file__).parent
 CACHE = Path(os.environ.get("FORGE_HARNESS_CACHE", HERE.parents[1] / ".harness"))
 COMPILER = next((path for name in ("clang++-19", "clang++") if (path := shutil.which(name))), None)
+if COMPILER is None and os.environ.get("FORGE_REQUIRE_TOOLCHAIN"):
+    raise RuntimeError("no clang++, and FORGE_REQUIRE_TOOLCHAIN is set: run scripts/install-toolchain")
 _FLAGS = ["-std=c++17", "-O1", "-fPIC", "-ffp-contract=off", "-mf16c", "-w"]
 _GUARD = 256
 """Bytes before and behind each array: what a kernel reads there is NaN, and what it writes there is found."""
@@ -47,7 +49,6 @@ class Harness(GPU):
 
     def __init__(self, wave: int, seed: int = 0, cores: int = 4) -> None:
         self.wave, self.seed, self.cores = wave, seed, cores
-        self._live: list[Any] = []
         self.variants: set[kernels.Variant] = set()
 
     def empty(self, shape: tuple[int, ...], dtype: Any) -> HarnessArray:
@@ -70,6 +71,9 @@ class Harness(GPU):
     def free_bytes(self) -> int:
         return 1 << 34
 
+    def read_seconds(self, size: int) -> float:
+        raise NotImplementedError("nothing here has a speed")
+
     def matmul(self, x: Any, weight: Any, out: Any, column: int, *, accumulate: bool) -> None:
         """What BLAS would do: float32 sums of float16 products."""
         y = np.asarray(x, np.float32) @ np.asarray(weight, np.float32).T
@@ -80,22 +84,12 @@ class Harness(GPU):
         variant, function = entry.variant, entry.function
         self.variants.add(variant)
         arrays = [value for value in args if isinstance(value, np.ndarray)]
-        pointers = []
-        values: list[Any] = []
-        for value in args:
-            holder = ctypes.c_void_p(0) if value is None else value
-            if isinstance(value, np.ndarray):
-                holder = ctypes.c_void_p(value.ctypes.data)
-            values.append(holder)
-            address = (
-                holder.__array_interface__["data"][0] if isinstance(holder, np.generic) else ctypes.addressof(holder)
-            )
-            pointers.append(address)
-        scalars = [np.array(value) for value in values if isinstance(value, np.generic)]
-        spare = iter(scalars)
-        pointers = [
-            next(spare).ctypes.data if isinstance(value, np.generic) else ctypes.addressof(value) for value in values
+        # What a kernel takes lies in memory: an address as a number of 8 bytes, a number as itself.
+        values = [
+            np.array(value if isinstance(value, np.generic) else value.ctypes.data if value is not None else 0)
+            for value in args
         ]
+        pointers = [value.ctypes.data for value in values]
         module = _module(variant)
         call = getattr(module, f"forge_call_{function}")
         error = module.forge_launch(

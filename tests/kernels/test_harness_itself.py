@@ -1,0 +1,108 @@
+"""The CPU harness finds what a GPU would hang on, leave undefined, or do differently each time."""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+import numpy as np
+import pytest
+from harness import COMPILER, Harness, KernelFault, compile_text
+from harness import _module as module_of
+
+from forge.backend import kernels
+
+pytestmark = pytest.mark.skipif(COMPILER is None, reason="no clang++: scripts/install-toolchain installs it")
+
+SHIFT = """
+KERNEL(128) probe(const float *x, float *y) {
+    SHARED float tile[128];
+    tile[THREAD] = x[THREAD];
+    MIDDLE
+    y[THREAD] = tile[(THREAD + 64) % 128];
+}
+"""
+
+
+def run(monkeypatch: pytest.MonkeyPatch, text: str, *args: Any, wave: int = 32, seed: int = 0) -> None:
+    """Run a kernel named probe, written here, in one block."""
+    prelude = kernels.source("_prelude").partition("\n// What every kernel stands on")[0]
+    monkeypatch.setattr(kernels, "source", lambda file: prelude + text)
+    kernels.signatures.cache_clear()
+    kernels.entry.cache_clear()
+    module_of.cache_clear()
+    try:
+        Harness(wave, seed).run("probe", "probe", 1, *args)
+    finally:
+        monkeypatch.undo()
+        for cached in (kernels.signatures, kernels.entry, module_of):
+            cached.cache_clear()
+
+
+def arrays(count: int = 128) -> tuple[Any, Any]:
+    device = Harness(32)
+    return device.asarray(np.arange(count, dtype=np.float32)), device.empty((count,), np.float32)
+
+
+@pytest.mark.parametrize("wave", [32, 64])
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_a_right_kernel_is_right_in_every_order(monkeypatch: pytest.MonkeyPatch, wave: int, seed: int) -> None:
+    x, y = arrays()
+    run(monkeypatch, SHIFT.replace("MIDDLE", "barrier();"), x, y, wave=wave, seed=seed)
+    np.testing.assert_array_equal(y, np.roll(np.arange(128), -64))
+
+
+def test_a_missing_barrier_shows(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, y = arrays()
+    run(monkeypatch, SHIFT.replace("MIDDLE", ""), x, y)
+    assert np.isnan(np.asarray(y)).any()  # LDS that was not written is NaN
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("if (THREAD < 64) barrier();", "a barrier that"),
+        ("if (THREAD < 32) { barrier(); y[0] = 1; } else { y[1] = 2; barrier(); y[2] = 3; }", "a barrier in a branch"),
+        ("if (LANE < 3) y[0] = shfl_xor(x[0], 1);", "only 3 of 32 lanes"),
+        ("y[THREAD] = shfl(x[THREAD], LANE + 1);", "shuffle from lane 32"),
+        ("SHARED float tile[64]; tile[THREAD] = 1; y[THREAD] = tile[THREAD];", "outside the array"),
+        ("y[THREAD + 1] = 1;", "wrote outside an array"),
+    ],
+)
+def test_a_fault_is_named_and_the_harness_goes_on(monkeypatch: pytest.MonkeyPatch, body: str, message: str) -> None:
+    x, y = arrays()
+    with pytest.raises(KernelFault, match=message):
+        run(monkeypatch, f"\nKERNEL(128) probe(const float *x, float *y) {{\n {body}\n}}\n", x, y)
+    x, y = arrays()
+    run(monkeypatch, SHIFT.replace("MIDDLE", "barrier();"), x, y)
+    assert y[0] == 64
+
+
+def test_a_lane_mapping_for_waves_of_32_is_wrong_at_64(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "\nKERNEL(128) probe(const float *x, float *y) { y[THREAD] = shfl(x[THREAD], THREAD % 32); }\n"
+    found = []
+    for wave in (32, 64):
+        x, y = arrays()
+        run(monkeypatch, text, x, y, wave=wave)
+        found.append(np.asarray(y).copy())
+    assert (found[0] != found[1]).any()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda x, y: (x.astype(np.float64), y), "x must be float32"),
+        (lambda x, y: (x[::2], y), "x must be C-contiguous"),
+        (lambda x, y: (x,), "takes 2 arguments"),
+    ],
+)
+def test_arguments_that_do_not_fit_are_refused(monkeypatch: pytest.MonkeyPatch, change: Any, message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        run(monkeypatch, SHIFT.replace("MIDDLE", "barrier();"), *change(*arrays()))
+
+
+def test_compiled_kernels_are_found_again() -> None:
+    variant = kernels.Variant("step", ())
+    first, second = (compile_text(kernels.source("step"), variant) for _ in range(2))
+    assert isinstance(first, ctypes.CDLL)
+    assert first._name == second._name

@@ -238,12 +238,13 @@ DEVICE float smaller(float a, float b) { return a < b ? a : b; }
 DEVICE i32 larger(i32 a, i32 b) { return a > b ? a : b; }
 DEVICE i32 smaller(i32 a, i32 b) { return a < b ? a : b; }
 
-// An integer below 2**23 as a float. NVIDIA converts integers at a quarter of the usual rate: there its bits are set.
-DEVICE float small_float(u32 x) {
+// Byte i of a word as a float, less a small integer. AMD converts bytes in one instruction; NVIDIA converts integers at
+// a quarter of the usual rate, so there the byte becomes the low bits of 2**23's mantissa.
+DEVICE float byte_float(u32 word, u32 i, i32 zero) {
 #if defined(FORGE_CUDA)
-    return as_float(0x4b000000u | x) - 8388608.0f;
+    return as_float(__byte_perm(word, 0x4b000000u, 0x7440u | i)) - (8388608.0f + (float)zero);
 #else
-    return (float)x;
+    return (float)(word >> 8 * i & 255) - (float)zero;
 #endif
 }
 

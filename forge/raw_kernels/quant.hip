@@ -76,42 +76,38 @@ DEVICE u32 group_start(const Unit &u, u32 group) {
 #endif
 }
 
-DEVICE u32 byte_of(u32 word, u32 i) { return word >> 8 * i & 255; }
+// Four codes of a group, one in each byte, before the format's zero is taken off.
+DEVICE u32 four_codes(const Unit &u, u32 group, u32 w) {
+    u32 word = u.quants.v[w];
+#if FORMAT == Q8_0
+    return (group ? u.more.v[w] : word) ^ 0x80808080u;
+#elif FORMAT == Q2_K
+    return word >> 2 * group & 0x03030303u;
+#elif FORMAT == Q3_K
+    return (word >> 2 * group & 0x03030303u) | (u.more.v[w] >> (u.index / 2 * 4 + group) & 0x01010101u) << 2;
+#else
+    u32 low = word >> 4 * group & 0x0f0f0f0fu;
+#if FORMAT == Q5_0 || FORMAT == Q5_1 // four neighbouring bits, spread over the bytes
+    u32 bits = u.more.v[0] >> (16 * group + 4 * w) & 15;
+    return low | (bits * 0x00204081u & 0x01010101u) << 4;
+#elif FORMAT == Q5_K
+    return low | (u.more.v[w] >> (u.index / 2 * 2 + group) & 0x01010101u) << 4;
+#elif FORMAT == Q6_K
+    return low | (u.more.v[w] >> (u.index / 2 % 2 * 2 + 4 * group) & 0x03030303u) << 4;
+#else
+    return low;
+#endif
+#endif
+}
+
+#define ZERO (FORMAT == Q4_0 ? 8 : FORMAT == Q5_0 ? 16 : FORMAT == Q8_0 ? 128 : FORMAT == Q3_K ? 4 : FORMAT == Q6_K ? 32 : 0)
 
 // The 16 codes of a group, as floats.
 DEVICE void read_codes(const Unit &u, u32 group, float (&code)[16]) {
-    UNROLL for (u32 i = 0; i < 16; ++i) {
-        u32 word = u.quants.v[i / 4];
-#if FORMAT == Q8_0
-        word = group ? u.more.v[i / 4] : word;
-        code[i] = small_float(byte_of(word, i % 4) ^ 128u) - 128.0f;
-#elif TWO_BITS
-        u32 q = byte_of(word, i % 4) >> 2 * group & 3;
-#if FORMAT == Q3_K
-        u32 bit = byte_of(u.more.v[i / 4], i % 4) >> (u.index / 2 * 4 + group) & 1;
-        code[i] = small_float(q | bit << 2) - 4.0f;
-#else
-        code[i] = small_float(q);
-#endif
-#else
-        u32 q = word >> (8 * (i % 4) + 4 * group) & 15;
-#if FORMAT == Q4_0
-        code[i] = small_float(q) - 8.0f;
-#elif NONLINEAR
-        code[i] = (float)NONLINEAR_CODES[q];
-#elif FORMAT == Q5_0 || FORMAT == Q5_1
-        q |= (u.more.v[0] >> (16 * group + i) & 1) << 4;
-        code[i] = FORMAT == Q5_0 ? small_float(q) - 16.0f : small_float(q);
-#elif FORMAT == Q5_K
-        q |= (byte_of(u.more.v[i / 4], i % 4) >> (u.index / 2 * 2 + group) & 1) << 4;
-        code[i] = small_float(q);
-#elif FORMAT == Q6_K
-        q |= (byte_of(u.more.v[i / 4], i % 4) >> (u.index / 2 % 2 * 2 + 4 * group) & 3) << 4;
-        code[i] = small_float(q) - 32.0f;
-#else
-        code[i] = small_float(q);
-#endif
-#endif
+    UNROLL for (u32 w = 0; w < 4; ++w) {
+        u32 four = four_codes(u, group, w);
+        UNROLL for (u32 i = 0; i < 4; ++i)
+            code[4 * w + i] = NONLINEAR ? (float)NONLINEAR_CODES[four >> 8 * i & 15] : byte_float(four, i, ZERO);
     }
 }
 

@@ -83,12 +83,40 @@ _CASES = [
     _case("window as long as the context", [1, 16], [16, 16], (2, 2), 16, 4, 16),
     _case("soft cap", [1, 11], [25, 11], (4, 1), 256, 8, 0, 2.0),
     _case("window and soft cap", [33], [40], (4, 2), 24, 8, 10, 1.5),
+    # Decode: parts of the context (128 positions at least), and positions that a block takes in a turn.
+    *(
+        _case(f"decode of {length}", [1], [length], (2, 1), 64, 16)
+        for length in (15, 16, 17, 63, 64, 65, 127, 128, 129)
+    ),
     _case("decode of long contexts", [1, 1, 1], [1, 129, 1023], (4, 2), 64, 16),
+    _case("decode, more positions than parts take at least", [1], [1500], (8, 8), 32, 16),
     _case("decode, eight heads together, window over parts", [1, 1], [400, 90], (8, 1), 128, 16, 200),
-    *(_case(f"decode, heads of {dim}", [1, 1], [20, 37], (6, 2), dim, 16) for dim in (20, 80, 96, 256)),
+    _case("decode, window shorter than a part", [1, 1], [700, 20], (4, 1), 64, 16, 50),
+    _case("decode, soft cap over parts", [1], [300], (2, 1), 64, 16, 0, 2.0),
+    *(_case(f"decode, {heads} heads of one KV head", [1, 1], [70, 9], (heads, 1), 32, 16) for heads in (3, 5, 9, 17)),
+    *(
+        _case(f"decode, heads of {dim}", [1, 1], [20, 37], (6, 2), dim, 16)
+        for dim in (4, 20, 36, 80, 96, 100, 128, 192, 256)
+    ),
+    # Prefill: tiles of 32 queries of one head, and of 32 keys.
     *(_case(f"prefill of {count}", [count, 1], [count + 5, 3], (2, 1), 64, 16) for count in (31, 32, 33, 64, 65)),
-    *(_case(f"prefill, heads of {dim}", [33], [40], (2, 1), dim, 16) for dim in (20, 80, 96, 128, 256)),
+    *(_case(f"prefill of {count}, one head", [count], [count], (2, 2), 64, 16) for count in (2, 63, 64, 65)),
+    *(_case(f"prefill up to {length}", [3], [length], (1, 1), 32, 16) for length in (31, 32, 33, 63, 64, 65, 96, 97)),
+    *(
+        _case(f"prefill, {heads} heads of one KV head", [13, 9], [40, 9], (2 * heads, 2), 32, 16)
+        for heads in (3, 4, 5, 8)
+    ),
+    _case("prefill, a token's heads fill several tiles", [2], [5], (150, 1), 8),
+    *(
+        _case(f"prefill, heads of {dim}", [33], [40], (2, 1), dim, 16)
+        for dim in (4, 20, 36, 80, 96, 100, 128, 192, 256)
+    ),
     _case("prefill, window over tiles", [70], [100], (2, 2), 32, 16, 40),
+    *(_case(f"prefill, window of {window}", [68], [100], (1, 1), 32, 16, window) for window in (2, 31, 32, 33, 64, 99)),
+    _case("prefill, pages longer than tiles", [40, 3], [75, 50], (2, 1), 32, 50),
+    _case("mixed, decode over parts", [1, 70, 1, 1, 5], [300, 70, 129, 1, 90], (4, 1), 64, 16),
+    _case("mixed, many short prompts", [2, 1, 3, 2, 1, 1, 2, 4, 1], [2, 4, 30, 3, 8, 1, 40, 4, 33], (2, 1), 16),
+    _case("mixed, window and soft cap", [40, 1, 1], [50, 200, 7], (4, 2), 80, 16, 30, 3.0),
     Case("by hand", _by_hand, expected=([[[14.0]]],)),
 ]
 

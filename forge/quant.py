@@ -113,8 +113,8 @@ _FIELDS: dict[str, tuple[tuple[int, int] | None, ...]] = {  # quants, high bits,
     "IQ4_NL": ((2, 18), None, None, (0, 2)),
     "Q2_K": ((16, 80), None, (0, 16), (80, 84)),
     "Q3_K": ((32, 96), (0, 32), (96, 108), (108, 110)),
-    "Q4_K": ((16, 144), None, (4, 16), (0, 4)),
-    "Q5_K": ((48, 176), (16, 48), (4, 16), (0, 4)),
+    "Q4_K": ((16, 144), None, (0, 16), None),  # block scales and group scales: 16 bytes that are read at once
+    "Q5_K": ((48, 176), (16, 48), (0, 16), None),
     "Q6_K": ((0, 128), (128, 192), (192, 208), (208, 210)),
     "IQ4_XS": ((8, 136), None, (2, 8), (0, 2)),
 }

@@ -103,39 +103,69 @@ def _linear_gpu(device: GPU, x: Any, weight: Any, bias: Any, residual: Any) -> A
             if part_bias is not None:
                 grid = -(-outer // 256), rows
                 sizes = (rows, outer, y.shape[1], column)
-                device.run("linear", "add_bias", grid, part_bias, y, *sizes, WIDE=1, **_LEAST)
+                device.run("linear", "add_bias", grid, part_bias, y, *sizes, **_LEAST)
         column += outer
     return y
 
 
-_LEAST = {"MOST": 1, "ROWS": 1, "BLOCK": 64}
+_LEAST = {"MOST": 1, "ROWS": 1, "BLOCK": 64, "WIDE": 1}
+_LEAST_QUANT = {"MOST": 1, "ROWS": 1, "UNITS": 0, "TEAM": 32, "BLOCK": 64}
 
 
 def _few_rows(device: GPU, x: Any, weight: Any, bias: Any, y: Any, column: int, accumulate: bool) -> None:
+    if isinstance(weight, Packed):
+        for start in range(0, len(x), _ROWS_OF_BLOCKS):
+            part = slice(start, start + _ROWS_OF_BLOCKS)
+            _few_rows_of_blocks(device, x[part], weight, bias, y[part], column, accumulate)
+        return
     rows, inner = x.shape
     outer = weight.shape[0]
     most = 1 << (rows - 1).bit_length()
-    per_block = _rows_per_block(weight) if most <= 4 else 1
     sizes = (rows, inner, outer, y.shape[1], column, int(accumulate))
-    grid = -(-outer // per_block)
-    if isinstance(weight, Packed):
-        defines = {"FORMAT": int(weight.type), "MOST": most, "ROWS": per_block, "BLOCK": _threads(inner // 32)}
-        device.run("quant", "quant_linear", grid, x, *weight.planes, bias, y, *sizes, **defines)
-    else:
-        wide = int(inner % 8 == 0)
-        defines = {"WIDE": wide, "MOST": most, "ROWS": per_block, "BLOCK": _threads(inner // 8)}
-        device.run("linear", "linear", grid, x, weight, bias, y, *sizes, **defines)
-
-
-def _rows_per_block(weight: Any) -> int:
-    """Rows of the weight that a block takes together: they share what is read of x, and its sums for formats with an
-    offset. Measured on an H100: two rows are best without an offset, four with one."""
-    return 4 if isinstance(weight, Packed) and weight.type.name in ("Q4_1", "Q5_1", "Q2_K", "Q4_K", "Q5_K") else 2
+    per_block = 2 if most <= 4 else 1
+    defines = {"WIDE": int(inner % 8 == 0), "MOST": most, "ROWS": per_block, "BLOCK": _threads(inner // 8)}
+    device.run("linear", "linear", -(-outer // per_block), x, weight, bias, y, *sizes, **defines)
 
 
 def _threads(units: int) -> int:
     """Threads that share the inner dimension of so many units."""
     return min(max(1 << (units - 1).bit_length(), 64), 256) if units > 0 else 64
+
+
+_ROWS_OF_BLOCKS = 8
+"""Rows of x of which a launch computes a product with blocks: the sums of 16 would not fit the registers, and reading
+the weights twice for them is faster than that."""
+_OWN_UNITS = 512
+"""A row of x of so many units at most becomes digits in each block; longer ones and several rows in a launch before."""
+_MANY_OUTPUTS = 8192
+"""From so many outputs there are threads enough without a second wave for each."""
+
+
+def _few_rows_of_blocks(device: GPU, x: Any, weight: Packed, bias: Any, y: Any, column: int, accumulate: bool) -> None:
+    rows, inner = x.shape
+    outer = weight.shape[0]
+    units = inner // (64 if weight.type.name in ("Q2_K", "Q3_K") else 32)
+    own = rows == 1 and units <= _OWN_UNITS
+    # Measured on an H100 at 8B shapes: of 1, 2 and 4 rows a team, teams of 16 to 256 threads, blocks of 64 to 1,024.
+    team = 64 if units >= 64 and (rows > 1 or outer < _MANY_OUTPUTS) else 32
+    per_team, block = 2, 64 if rows > 1 else 512
+    defines = {
+        "FORMAT": int(weight.type),
+        "MOST": 1 << (rows - 1).bit_length(),
+        "ROWS": per_team,
+        "TEAM": team,
+        "BLOCK": block,
+        "UNITS": max(1 << (units - 1).bit_length(), 64) if own else 0,
+    }
+    digits: tuple[Any, ...] = (None, None, None)
+    if not own:
+        groups = rows * inner // 16
+        words = device.empty((2, groups, 4), np.uint32)
+        digits = words[0], words[1], device.empty((groups, 2), np.float32)
+        device.run("quant", "quant_digits", -(-groups // 128), x, *digits, rows, inner, **defines)
+    grid = -(-outer // (block // team * per_team))
+    sizes = (rows, inner, outer, y.shape[1], column, int(accumulate))
+    device.run("quant", "quant_linear", grid, x, *digits, *weight.planes, bias, y, *sizes, **defines)
 
 
 def _many_rows(device: GPU, x: Any, weight: Any, y: Any, column: int, accumulate: bool) -> None:
@@ -148,7 +178,7 @@ def _many_rows(device: GPU, x: Any, weight: Any, y: Any, column: int, accumulate
         count = min(step, outer - first)
         scratch = device.empty((count, inner), device.activations)
         grid = -(-count * inner // (32 * 256))
-        defines = {"FORMAT": int(weight.type), **_LEAST}
+        defines = {"FORMAT": int(weight.type), **_LEAST_QUANT}
         device.run("quant", "dequantize", grid, *weight.planes, scratch, first, count, inner, **defines)
         device.matmul(x, scratch, y, column + first, accumulate=accumulate)
 

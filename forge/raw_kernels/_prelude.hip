@@ -110,6 +110,10 @@ DEVICE float mul_rn(float a, float b) { return a * b; }
 DEVICE float div_rn(float a, float b) { return a / b; }
 DEVICE u32 mul_high(u32 a, u32 b) { return (u32)((u64)a * b >> 32); }
 DEVICE u64 mul_high(u64 a, u64 b) { return (u64)((unsigned __int128)a * b >> 64); }
+DEVICE i32 dot4(u32 a, u32 b, i32 c) {
+    for (u32 i = 0; i < 32; i += 8) c += (i32)(i8)(a >> i) * (i8)(b >> i);
+    return c;
+}
 
 #elif defined(FORGE_HIP) // ---------------------------------------------------------------------------------- AMD
 
@@ -167,6 +171,11 @@ DEVICE float div_rn(float a, float b) {
 }
 DEVICE u32 mul_high(u32 a, u32 b) { return (u32)((u64)a * b >> 32); }
 DEVICE u64 mul_high(u64 a, u64 b) { return (u64)((unsigned __int128)a * b >> 64); }
+#if defined(__GFX11__) || defined(__GFX12__) // v_dot4_i32_iu8; the signed form of the others is gone
+DEVICE i32 dot4(u32 a, u32 b, i32 c) { return __builtin_amdgcn_sudot4(true, (i32)a, true, (i32)b, c, false); }
+#else
+DEVICE i32 dot4(u32 a, u32 b, i32 c) { return __builtin_amdgcn_sdot4((i32)a, (i32)b, c, false); }
+#endif
 
 #else // ----------------------------------------------------------------------------------------------------- NVIDIA
 
@@ -224,6 +233,7 @@ DEVICE float div_rn(float a, float b) {
 }
 DEVICE u32 mul_high(u32 a, u32 b) { return __umulhi(a, b); }
 DEVICE u64 mul_high(u64 a, u64 b) { return __umul64hi(a, b); }
+DEVICE i32 dot4(u32 a, u32 b, i32 c) { return __dp4a((i32)a, (i32)b, c); }
 
 #endif // ------------------------------------------------------------------------------------------------ everywhere
 
@@ -238,15 +248,7 @@ DEVICE float smaller(float a, float b) { return a < b ? a : b; }
 DEVICE i32 larger(i32 a, i32 b) { return a > b ? a : b; }
 DEVICE i32 smaller(i32 a, i32 b) { return a < b ? a : b; }
 
-// Byte i of a word as a float, less a small integer. AMD converts bytes in one instruction; NVIDIA converts integers at
-// a quarter of the usual rate, so there the byte becomes the low bits of 2**23's mantissa.
-DEVICE float byte_float(u32 word, u32 i, i32 zero) {
-#if defined(FORGE_CUDA)
-    return as_float(__byte_perm(word, 0x4b000000u, 0x7440u | i)) - (8388608.0f + (float)zero);
-#else
-    return (float)(word >> 8 * i & 255) - (float)zero;
-#endif
-}
+// dot4(a, b, c): c + the dot product of the four signed bytes of two words. Every target has it as one instruction.
 
 DEVICE u32 bit_count(u64 x) {
 #if defined(FORGE_CUDA)
@@ -292,21 +294,4 @@ template <u32 N> DEVICE float block_max(float x, float (&scratch)[N]) {
     for (u32 i = 1; i < N * 32 / WAVE; ++i) most = larger(most, scratch[i]);
     barrier();
     return most;
-}
-
-// The end of a product of few rows, in linear.hip and quant.hip: sums of all threads joined, bias and residual added.
-template <u32 R, u32 M, u32 W>
-DEVICE void finish_product(float (&sum)[R][M], float (&partial)[W][R * M], const float *bias, float *y, u32 first, u32 rows, u32 outer, u32 stride, u32 column, u32 accumulate) {
-    UNROLL for (u32 r = 0; r < R; ++r)
-        UNROLL for (u32 m = 0; m < M; ++m) {
-            float all = wave_sum(sum[r][m]);
-            if (LANE == 0) partial[THREAD / WAVE][r * M + m] = all;
-        }
-    barrier();
-    u32 r = THREAD / M, m = THREAD % M;
-    if (THREAD >= R * M || m >= rows || first + r >= outer) return;
-    float total = bias ? bias[first + r] : 0.0f;
-    for (u32 w = 0; w < W * 32 / WAVE; ++w) total += partial[w][THREAD];
-    float *out = y + (u64)m * stride + column + first + r;
-    *out = accumulate ? *out + total : total;
 }

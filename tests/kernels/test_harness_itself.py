@@ -106,3 +106,22 @@ def test_compiled_kernels_are_found_again() -> None:
     first, second = (compile_text(kernels.source("step"), variant) for _ in range(2))
     assert isinstance(first, ctypes.CDLL)
     assert first._name == second._name
+
+
+DOT4 = """
+KERNEL(64) probe(const u32 *a, const u32 *b, const i32 *c, i32 *y) {
+    y[THREAD] = dot4(a[THREAD], b[THREAD], c[THREAD]);
+}
+"""
+
+
+def test_dot4_is_the_dot_product_of_signed_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    a, b = rng.integers(-128, 128, (2, 64, 4), np.int8)
+    a[0], b[0] = -128, -128
+    c = rng.integers(-(2**30), 2**30, 64, np.int32)
+    device = Harness(32)
+    words = [device.asarray(bytes_.view(np.uint32).ravel()) for bytes_ in (a, b)]
+    y = device.empty((64,), np.int32)
+    run(monkeypatch, DOT4, *words, device.asarray(c), y)
+    np.testing.assert_array_equal(y, c + (a.astype(np.int32) * b).sum(axis=1))

@@ -1,0 +1,156 @@
+"""Time of memory-bound ops on a GPU at the shapes of an 8B model, as a share of the device's copy bandwidth.
+
+    python benchmarks/gpu_kernels.py [--device cuda] [--json] [filter ...]
+
+A filter is a part of a line's label, such as Q4_K or rmsnorm. Each op is recorded once with as many inputs as hold 400
+MB, so that none is in a cache, and replayed as a graph; the copy is measured in the same run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Iterator
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+import forge.ops  # noqa: F401  (fills the registry)
+from forge.backend import select
+from forge.backend.gpu import GPU
+from forge.formats import ggml
+from forge.op import REGISTRY
+from forge.quant import QuantTensor
+
+_ROTATED_BYTES = 400_000_000
+_REPLAYS = 20
+_DRAWN_ROWS = 512
+"""Rows of a matrix that are drawn; it repeats them, which changes nothing about its speed."""
+_MATRICES = ((4096, 4096), (14_336, 4096), (4096, 14_336), (128_256, 4096))  # N, K
+_FORMATS = ("F16", "Q8_0", "Q6_K", "Q4_0", "Q4_K")
+
+Make = Callable[[], tuple[Any, ...]]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("filters", nargs="*")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--json", action="store_true")
+    arguments = parser.parse_args()
+    device = select(arguments.device)
+    if not isinstance(device, GPU):
+        parser.error(f"{device.device} is not a GPU: benchmarks/kernels.py measures NumPy")
+    rows = []
+    if not arguments.json:
+        print(device.device)
+        print(f"{'op':<44} {'us':>9} {'MB':>8} {'GB/s':>7} {'of copy':>8}")
+    for name, label, moved, make, options in workloads(device):
+        if arguments.filters and not any(part in label for part in arguments.filters):
+            continue
+        seconds = measure(device, name, moved, make, options)
+        rate, of_copy = moved / seconds / 1e9, device.read_seconds(moved) / seconds
+        rows.append({"label": label, "us": seconds * 1e6, "mb": moved / 1e6, "gb_per_s": rate, "of_copy": of_copy})
+        if not arguments.json:
+            print(f"{label:<44} {seconds * 1e6:9.1f} {moved / 1e6:8.2f} {rate:7.0f} {of_copy:8.0%}", flush=True)
+    if arguments.json:
+        print(json.dumps({"device": device.device, "ops": rows}, indent=1))
+
+
+def measure(device: Any, name: str, moved: int, make: Make, options: dict[str, Any]) -> float:
+    """Seconds of one call: the median over replays of a recorded step that calls the op with all inputs."""
+    inputs = [make() for _ in range(max(2, _ROTATED_BYTES // moved))]
+    op = REGISTRY[name]
+    results, replay = device.record(lambda: [op(*given, **options) for given in inputs])
+    last = results[-1][0] if isinstance(results[-1], tuple) else results[-1]
+    one = last.reshape(-1)[:1]
+    times = []
+    for _ in range(_REPLAYS):
+        device.to_numpy(one)  # waits
+        start = time.perf_counter()
+        replay()
+        device.to_numpy(one)
+        times.append(time.perf_counter() - start)
+    return median(times) / len(inputs)
+
+
+def workloads(device: Any) -> Iterator[tuple[str, str, int, Make, dict[str, Any]]]:
+    """(op, label, bytes that must move, inputs, options)."""
+    rng = np.random.default_rng(0)
+
+    def normal(*shape: int, dtype: Any = np.float32) -> Any:
+        return device.asarray(rng.standard_normal(shape, np.float32).astype(dtype))
+
+    for rows in (1, 2, 4, 8, 16):
+        for outer, inner in _MATRICES if rows == 1 else _MATRICES[1:2]:
+            for kind in _FORMATS:
+                if kind == "F16":
+                    size = 2 * outer * inner
+                else:
+                    found = ggml.GGMLType[kind]
+                    size = outer * inner // found.block_size * found.type_size
+
+                def matrix(kind: str = kind, outer: int = outer, inner: int = inner, rows: int = rows) -> Any:
+                    x = normal(rows, inner, dtype=np.float16)
+                    repeats = (-(-outer // _DRAWN_ROWS), 1)
+                    if kind == "F16":
+                        drawn = rng.standard_normal((_DRAWN_ROWS, inner), np.float32).astype(np.float16)
+                        return x, device.asarray(np.tile(drawn, repeats)[:outer]), None, None
+                    few = QuantTensor.random(kind, _DRAWN_ROWS, inner, rng)
+                    blocks = np.tile(few.blocks, repeats)[:outer]
+                    return x, QuantTensor(few.type, (outer, inner), blocks).on(device), None, None
+
+                yield "linear", f"linear {kind} M{rows} {outer}x{inner}", size, matrix, {}
+
+    tokens, width = 8192, 4096
+    yield (
+        "rmsnorm", f"rmsnorm {tokens}x{width}", tokens * width * 6,
+        lambda: (normal(tokens, width), normal(width), 1e-5), {"out": "act"},
+    )  # fmt: skip
+    yield (
+        "add_rmsnorm", f"add_rmsnorm {tokens}x{width}", tokens * width * 14,
+        lambda: (normal(tokens, width), normal(tokens, width), normal(width), 1e-5), {},
+    )  # fmt: skip
+    yield "silu_mul", f"silu_mul {tokens}x{width}", tokens * width * 10, lambda: (normal(tokens, 2 * width),), {}
+    yield from _attention(device, normal)
+
+
+def _attention(device: Any, normal: Callable[..., Any]) -> Iterator[tuple[str, str, int, Make, dict[str, Any]]]:
+    heads, kv_heads, dim, page = 32, 8, 128, 64
+
+    def pages_of(sequences: int, length: int) -> Any:
+        pages = -(-length // page)
+        table = np.arange(sequences * pages, dtype=np.int32).reshape(sequences, pages)
+        return sequences * pages, device.asarray(table)
+
+    def rope(tokens: int) -> Make:
+        def make() -> tuple[Any, ...]:
+            count, _ = pages_of(1, tokens)
+            cache = [normal(count, page, kv_heads, dim, dtype=np.float16) for _ in range(2)]
+            ids = device.asarray(np.arange(tokens, dtype=np.int32))
+            qkv = normal(tokens, (heads + 2 * kv_heads) * dim)
+            return qkv, None, None, None, normal(tokens, dim // 2, 2), None, ids, ids, *cache, 1e-6
+
+        return make
+
+    def attend(sequences: int, length: int) -> Make:
+        def make() -> tuple[Any, ...]:
+            count, table = pages_of(sequences, length)
+            cache = [normal(count, page, kv_heads, dim, dtype=np.float16) for _ in range(2)]
+            starts = device.asarray(np.arange(sequences + 1, dtype=np.int32))
+            lengths = device.asarray(np.full(sequences, length, np.int32))
+            return normal(sequences, heads, dim, dtype=np.float16), *cache, starts, lengths, table, dim**-0.5, 0, 0.0
+
+        return make
+
+    size = 8192 * (heads + 2 * kv_heads) * dim * 6
+    yield "rope_append_kv", "rope_append_kv 8192 tokens", size, rope(8192), {"style": "neox"}
+    for sequences, length in ((1, 1024), (1, 8192), (1, 32_768), (32, 2048)):
+        size = sequences * length * kv_heads * dim * 4
+        yield "paged_attention", f"paged_attention B{sequences} N{length}", size, attend(sequences, length), {}
+
+
+if __name__ == "__main__":
+    main()

@@ -85,7 +85,8 @@ class Built(NamedTuple):
 
 
 def stores() -> list[Path]:
-    """Directories in which code objects are looked for, in this order; new ones go to the first.
+    """Directories in which code objects are looked for, in this order; new ones go to the first that can be
+    written.
 
     $FORGE_KERNELS if it is set, then forge's cache directory if there is one.
     """
@@ -110,7 +111,7 @@ def check_arch(arch: str) -> str:
 def obtain(variant: kernels.Variant, arch: str) -> bytes | None:
     """A variant's verified code for the driver to load, or None where CuPy is to compile it: where hipcc is on PATH.
 
-    What a store holds is used if it is valid; else a plain clang compiles it into the first store. A file that is
+    What a store holds is used if it is valid; else a plain clang compiles it into a store. A file that is
     refused is named in a warning. Raises DeviceError where there is nothing to use and nothing to compile with.
     """
     refused = []
@@ -122,7 +123,8 @@ def obtain(variant: kernels.Variant, arch: str) -> bytes | None:
             refused.append(checked)
     compiler = find_compiler()
     if compiler is None:
-        found = f"{refused[0].path} {refused[0].fault}" if refused else f"{_listed(stores())} has none prebuilt"
+        searched = " or ".join(map(str, stores()))
+        found = f"{refused[0].path} {refused[0].fault}" if refused else f"none is prebuilt in {searched}"
         raise DeviceError(
             f"no code for kernel {variant.name} on {arch}: {found}, and there is no compiler: install {COMPILERS}, or "
             f"run `forge kernels build --arch {arch} --out DIR` where there is one and set FORGE_KERNELS to DIR"
@@ -133,10 +135,14 @@ def obtain(variant: kernels.Variant, arch: str) -> bytes | None:
     if compiler.is_hipcc:
         return None
     code = compile_variant(variant, arch, compiler)
-    try:
-        _publish(stores()[0], variant, arch, code, compiler)
-    except OSError as error:
-        warnings.warn(f"{stores()[0]}: compiled kernels cannot be kept: {_reason(error)}", stacklevel=2)
+    failed = []
+    for store in stores():
+        try:
+            _publish(store, variant, arch, code, compiler)
+            return code
+        except OSError as error:
+            failed.append(f"{store} ({_reason(error)})")
+    warnings.warn(f"compiled kernels cannot be kept in {' or '.join(failed)}", stacklevel=2)
     return code
 
 
@@ -367,10 +373,6 @@ def _warn_once(checked: Checked, remedy: str) -> None:
     if (checked.path.parent, checked.state) not in _warned:
         _warned.add((checked.path.parent, checked.state))
         warnings.warn(f"{checked.path} {checked.fault}; {remedy}", stacklevel=3)
-
-
-def _listed(paths: Iterable[Path]) -> str:
-    return " or ".join(map(str, paths))
 
 
 def _reason(error: BaseException) -> str:

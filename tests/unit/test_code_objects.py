@@ -11,6 +11,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -211,9 +212,9 @@ def test_a_spoilt_file_is_refused_named_and_replaced(
     code, lines = obtain_step()
     assert code == good
     assert lines[0] == f"{path} {checked.fault}; compiled anew"
-    # A directory is left to its owner: it is the one thing that cannot be replaced.
-    assert lines[1:] == ([f"{store}: compiled kernels cannot be kept: Is a directory"] if spoil is directory else [])
+    # A directory is left to its owner: it is the one thing that cannot be replaced, and the next store is used.
     assert check(store, STEP, ARCH).state == (state if spoil is directory else "valid")
+    assert obtain_step() == (good, [])
 
 
 @needs_clang
@@ -403,8 +404,18 @@ def test_a_write_that_fails_leaves_what_was_there(store: Path, monkeypatch: pyte
         patched.setenv("FORGE_KERNELS", str(store))
         code, lines = obtain_step()  # it runs all the same
         assert code_objects.target(code or b"") == ARCH
-        assert lines[-1] == f"{store}: compiled kernels cannot be kept: No space left on device"
+        full = "{} (No space left on device)".format
+        assert lines[-1] == f"compiled kernels cannot be kept in {full(store)} or {full(code_objects.stores()[1])}"
     assert {name: (store / name).read_bytes() for name in files(store)} == before
+
+
+@needs_clang
+def test_builds_at_the_same_time_leave_valid_files_and_nothing_else(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        tasks = [pool.submit(code_objects.build, [STEP, NORM], [ARCH], tmp_path / "out") for _ in range(4)]
+        assert all(task.result()[0].num_bytes for task in tasks)
+    assert files(tmp_path / "out") == {f"{ARCH}/{v.name}.{end}" for v in (STEP, NORM) for end in ("hsaco", "json")}
+    assert [check(tmp_path / "out", variant, ARCH).state for variant in (STEP, NORM)] == ["valid"] * 2
 
 
 @needs_clang

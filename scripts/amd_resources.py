@@ -20,7 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-from forge.backend import code_objects, kernels
+from forge.backend import compilers, kernels
 from forge.variants import case_variants, model_variants
 
 TARGETS = ("gfx90a", "gfx942", "gfx1030", "gfx1100", "gfx1151", "gfx1201")
@@ -89,7 +89,7 @@ def compile_for(variant: kernels.Variant, target: str) -> list[Usage]:
     if not compiler or not objdump:
         sys.exit("no clang++-19 or llvm-objdump-19: run scripts/install-toolchain")
     text = kernels.source(variant.file)
-    command = [compiler, "--cuda-device-only", *code_objects.FLAGS, f"--offload-arch={target}", *variant.options]
+    command = [compiler, "--cuda-device-only", *compilers.FLAGS, f"--offload-arch={target}", *variant.options]
     report = CACHE / hashlib.sha256("\0".join([text, *command]).encode()).hexdigest()[:32]
     if not report.exists():
         CACHE.mkdir(parents=True, exist_ok=True)

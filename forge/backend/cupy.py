@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 from cupy_backends.cuda.libs import cublas
 
-from forge.backend import code_objects, kernels
+from forge.backend import code_objects, compilers, kernels
 from forge.backend.gpu import GPU
 from forge.errors import DeviceError, OutOfMemoryError
 
@@ -107,7 +107,7 @@ class CupyBackend(GPU):
         try:
             module.compile()
         except cp.cuda.compiler.CompileException as error:
-            reason = code_objects.first_error(str(error)) or "no message"
+            reason = compilers.first_error(str(error)) or "no message"
             raise DeviceError(f"{variant.name} does not compile for {self.arch}: {reason}") from None
         return module
 

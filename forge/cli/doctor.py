@@ -113,17 +113,17 @@ def _gpu() -> Iterator[Finding]:
 
 def _kernels(arch: str) -> Finding:
     """What an AMD GPU's kernels come from: hipcc, a plain clang, files that were built before."""
-    from forge.backend import code_objects
+    from forge.backend import code_objects, compilers
     from forge.variants import model_variants
 
     wanted, stores = model_variants(), code_objects.stores()
     prebuilt = sum(any(code_objects.check(store, v, arch).state == "valid" for store in stores) for v in wanted)
-    compiler = code_objects.find_compiler()
+    compiler = compilers.find_compiler()
     found = f"{prebuilt} of {len(wanted)} prebuilt for {arch}; compiler: {compiler.path if compiler else 'none'}"
     if compiler or prebuilt == len(wanted):
         return Finding("kernels", found)
     mend = (
-        f"install {code_objects.COMPILERS}, or run `forge kernels build --arch {arch} --out DIR` on a machine that has "
+        f"install {compilers.COMPILERS}, or run `forge kernels build --arch {arch} --out DIR` on a machine that has "
         "one and set FORGE_KERNELS to a copy of DIR"
     )
     return Finding("kernels", found, mend)

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from forge.backend import code_objects, kernels
+from forge.backend import code_objects, compilers, kernels
 from forge.backend.code_objects import check, obtain
 from forge.cli import doctor, run
 from forge.errors import DeviceError
@@ -337,18 +337,18 @@ def test_hipcc_is_asked_for_a_code_object(tmp_path: Path) -> None:
     arguments = log.read_text().splitlines()[-1].split()
     wanted = {"--genco", "--no-gpu-bundle-output", "-nogpuinc", "-O3", "--offload-arch=gfx1100", "-DBLOCK=64"}
     assert wanted <= set(arguments)
-    assert code_objects.find_compiler() == code_objects.Compiler(str(hipcc), True, "AMD clang version 20.0.0git (x)")
+    assert compilers.find_compiler() == compilers.Compiler(str(hipcc), True, "AMD clang version 20.0.0git (x)")
 
 
 @pytest.mark.usefixtures("no_compiler")
 def test_the_newest_clang_from_19_on_is_taken(tmp_path: Path) -> None:
     def clang(name: str, version: str) -> None:
         script(tmp_path / "bin" / name, f"echo '{version}'")
-        code_objects._newest_clang.cache_clear()
-        code_objects._version.cache_clear()
+        compilers._newest_clang.cache_clear()
+        compilers._version.cache_clear()
 
     def found() -> str | None:
-        compiler = code_objects.find_compiler()
+        compiler = compilers.find_compiler()
         return os.path.basename(compiler.path) if compiler else None
 
     for name, version, wanted in (
@@ -362,7 +362,7 @@ def test_the_newest_clang_from_19_on_is_taken(tmp_path: Path) -> None:
     ):
         clang(name, version)
         assert found() == wanted
-    code_objects._newest_clang.cache_clear()
+    compilers._newest_clang.cache_clear()
 
 
 @pytest.mark.usefixtures("no_compiler")
@@ -403,7 +403,7 @@ def test_a_write_that_fails_leaves_what_was_there(store: Path, monkeypatch: pyte
         assert {name: (store / name).read_bytes() for name in files(store)} == before
         patched.setenv("FORGE_KERNELS", str(store))
         code, lines = obtain_step()  # it runs all the same
-        assert code_objects.target(code or b"") == ARCH
+        assert compilers.target(code or b"") == ARCH
         full = "{} (No space left on device)".format
         assert lines[-1] == f"compiled kernels cannot be kept in {full(store)} or {full(code_objects.stores()[1])}"
     assert {name: (store / name).read_bytes() for name in files(store)} == before
@@ -431,7 +431,7 @@ def test_a_store_that_cannot_be_one_is_named(tmp_path: Path, capsys: Captured) -
     (tmp_path / "file").write_text("")
     assert check(tmp_path / "file", STEP, ARCH).state == "missing"
     assert code_objects.survey(tmp_path / "file", [STEP]) == {}
-    if code_objects.find_compiler():
+    if compilers.find_compiler():
         assert run(["kernels", "build", "--arch", ARCH, "--out", str(tmp_path / "file")]) == 1
         assert f"{tmp_path}/file: cannot be written: Not a directory" in capsys.readouterr().err
 

@@ -18,23 +18,16 @@ import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple
 
-import numpy as np
-
-import forge.ops  # noqa: F401  (fills the registry)
-from forge.backend import Backend, kernels
-from forge.backend.gpu import GPU
-from forge.op import REGISTRY
-from forge.quant import FORMATS, QuantTensor, Stack
+from forge.backend import compilers, kernels
+from forge.variants import case_variants, model_variants
 
 TARGETS = ("gfx90a", "gfx942", "gfx1030", "gfx1100", "gfx1151", "gfx1201")
 MOST_LDS_BYTES = 64 << 10
 ROOT = Path(__file__).parents[1]
 TABLE = ROOT / "benchmarks" / "results" / "amd_resources.md"
 CACHE = ROOT / ".harness" / "amd"
-FLAGS = ["-x", "hip", "--cuda-device-only", "--no-gpu-bundle-output", "-nogpuinc", "-nogpulib", "-O3", "-std=c++17"]
-FLUSH = "-fcuda-flush-denormals-to-zero"  # as CuPy compiles on HIP
 _REMARK = re.compile(r"remark: [^\n]*?(?P<key>Function Name|[\w ]+?)(?: \[[^\]]*\])?: (?P<value>\S+) \[-Rpass")
 _INSTRUCTIONS = {
     "dot4": r"v_dot4",
@@ -60,30 +53,6 @@ class Usage(NamedTuple):
     """Which of the telling ones are there."""
 
 
-class Recorder(GPU):
-    """Notes which variants ops launch, and launches none."""
-
-    wave, cores = 32, 64
-
-    def __init__(self) -> None:
-        self.variants: dict[kernels.Variant, None] = {}
-
-    def empty(self, shape: tuple[int, ...], dtype: Any) -> Any:
-        return np.empty(shape, dtype)
-
-    def asarray(self, array: Any, dtype: Any = None) -> Any:
-        return np.asarray(array, dtype)
-
-    def read_seconds(self, size: int) -> float:
-        raise NotImplementedError("nothing here has a speed")
-
-    def matmul(self, x: Any, weight: Any, out: Any, column: int, *, accumulate: bool) -> None:
-        pass
-
-    def _run(self, entry: kernels.Entry, grid: tuple[int, ...], args: list[Any]) -> None:
-        self.variants[entry.variant] = None
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true")
@@ -103,38 +72,8 @@ def main() -> None:
 
 
 def variants() -> list[kernels.Variant]:
-    """Those of all ops' cases, and what real models add: their head sizes, and every block type at every row count."""
-    device = Recorder()
-    for op in REGISTRY.values():
-        for case in op.cases if op.gpu else ():
-            args = [
-                _on(device, arg.dtype, v) for arg, v in zip(op.args, case.make(np.random.default_rng(0)), strict=True)
-            ]
-            device.launch(op, tuple(args), case.options)
-    linear = REGISTRY["linear"]
-    for rows in (1, 2, 4, 8, 16):
-        x = np.zeros((rows, 2048), np.float16)
-        for name in FORMATS:
-            device.launch(
-                linear,
-                (x, QuantTensor.random(name, 2, 2048, np.random.default_rng(0)).on(cast(Backend, device)), None, None),
-                {},
-            )
-        device.launch(linear, (x, np.zeros((2, 2048), np.float16), None, None), {})
-    for dim in (64, 80, 96, 128, 256):
-        device.run("attention_prefill", "attention_prefill", 1, *(None,) * 7, *(0,) * 7, HEAD_DIM=dim, PAGE=64)
-        for packed in (1, 2, 3, 4):
-            defines = {"HEAD_DIM": dim, "PAGE": 64, "PACKED": packed}
-            device.run("attention_decode", "attention_decode", 1, *(None,) * 8, *(0,) * 7, **defines)
-    return sorted(device.variants, key=lambda variant: variant.name)
-
-
-def _on(device: Recorder, dtype: str, value: Any) -> Any:
-    if isinstance(value, QuantTensor | Stack):
-        return value.on(cast(Backend, device))
-    if isinstance(value, np.ndarray) and dtype in ("act", "weight"):
-        return value.astype(np.float16)
-    return value
+    """Those of all ops' cases and those that models launch."""
+    return sorted({*case_variants(), *model_variants()}, key=lambda variant: variant.name)
 
 
 def measure(found: list[kernels.Variant], targets: tuple[str, ...]) -> list[Usage]:
@@ -150,7 +89,7 @@ def compile_for(variant: kernels.Variant, target: str) -> list[Usage]:
     if not compiler or not objdump:
         sys.exit("no clang++-19 or llvm-objdump-19: run scripts/install-toolchain")
     text = kernels.source(variant.file)
-    command = [compiler, *FLAGS, FLUSH, f"--offload-arch={target}", *variant.options]
+    command = [compiler, "--cuda-device-only", *compilers.FLAGS, f"--offload-arch={target}", *variant.options]
     report = CACHE / hashlib.sha256("\0".join([text, *command]).encode()).hexdigest()[:32]
     if not report.exists():
         CACHE.mkdir(parents=True, exist_ok=True)

@@ -39,6 +39,11 @@ class Backend(Protocol):
         ...
 
     @property
+    def arch(self) -> str:
+        """The GPU's architecture as its compiler names it: gfx1100, sm_90; "" where there is no GPU."""
+        ...
+
+    @property
     def activations(self) -> np.dtype[Any]:
         """dtype of matrix inputs and of the KV cache."""
         ...

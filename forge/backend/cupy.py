@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 from cupy_backends.cuda.libs import cublas
 
-from forge.backend import kernels
+from forge.backend import code_objects, compilers, kernels
 from forge.backend.gpu import GPU
 from forge.errors import DeviceError, OutOfMemoryError
 
@@ -98,16 +98,32 @@ class CupyBackend(GPU):
     def _module(self, variant: kernels.Variant) -> Any:
         module = self._modules.get(variant)
         if module is None:
-            module = cp.RawModule(code=kernels.source(variant.file), options=("-std=c++17", *variant.options))
-            try:
-                module.compile()
-            except cp.cuda.compiler.CompileException as error:
-                raise DeviceError(f"{variant.name} does not compile for {self.arch}: {_first_error(error)}") from None
-            self._modules[variant] = module
+            code = code_objects.obtain(variant, self.arch) if IS_HIP else None
+            module = self._modules[variant] = self._compiled(variant) if code is None else self._loaded(variant, code)
+        return module
+
+    def _compiled(self, variant: kernels.Variant) -> Any:
+        module = cp.RawModule(code=kernels.source(variant.file), options=("-std=c++17", *variant.options))
+        try:
+            module.compile()
+        except cp.cuda.compiler.CompileException as error:
+            reason = compilers.first_error(str(error)) or "no message"
+            raise DeviceError(f"{variant.name} does not compile for {self.arch}: {reason}") from None
+        return module
+
+    def _loaded(self, variant: kernels.Variant, code: bytes) -> Any:
+        """From the bytes that were verified: RawModule(path=) would read the file again."""
+        module = cp.cuda.Module()
+        try:
+            module.load(code)
+        except (cp.cuda.driver.CUDADriverError, cp.cuda.runtime.CUDARuntimeError) as error:
+            raise DeviceError(
+                f"{variant.name}: the driver refuses its code object for {self.arch}: {_one_line(error)}"
+            ) from None
         return module
 
     def prepare(self, run: Callable[[], None], progress: Progress | None = None) -> None:
-        """Compile in parallel what `run` would launch, without launching it; CuPy keeps the results on disk."""
+        """Compile in parallel what `run` would launch, without launching it; the results are kept on disk."""
         self._collected = {}
         try:
             run()
@@ -309,12 +325,6 @@ def _errors() -> Iterator[None]:
 
 def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split())
-
-
-def _first_error(error: BaseException) -> str:
-    """The compiler's first line with an error."""
-    lines = str(error).splitlines()
-    return next((line.strip() for line in lines if "error" in line), lines[0] if lines else "no message")
 
 
 _BACKENDS: dict[int, CupyBackend] = {}

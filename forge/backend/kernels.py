@@ -13,6 +13,8 @@ import numpy as np
 
 PRELUDE = "_prelude"
 
+_DIRECTORY = resources.files("forge") / "raw_kernels"
+_FILE = re.compile(r"[a-z]\w*")
 _KERNEL = re.compile(r"^KERNEL\((?P<threads>[^)]*)\)\s*(?P<name>\w+)\((?P<parameters>[^)]*)\)", re.MULTILINE)
 _NUMBER = re.compile(r"^#define (\w+) (\d+)$", re.MULTILINE)
 _COMMENT = re.compile(r"//[^\n]*")
@@ -54,12 +56,20 @@ class Variant:
     def name(self) -> str:
         return "-".join([self.file, *(f"{name}={value}" for name, value in self.defines)])
 
+    @classmethod
+    def parse(cls, name: str) -> Variant | None:
+        """The variant of this name; None where it is no variant's, or that of a kernel file that is not there."""
+        file, *parts = name.split("-")
+        defines = (part.partition("=")[::2] for part in parts)
+        variant = cls(file, tuple((key, int(value) if value.isdecimal() else value) for key, value in defines))
+        is_known = _FILE.fullmatch(file) and (_DIRECTORY / f"{file}.hip").is_file()
+        return variant if is_known and variant.name == name else None
+
 
 @cache
 def source(file: str) -> str:
     """The text that is compiled: CuPy's disk cache does not look into files that a source includes."""
-    directory = resources.files("forge") / "raw_kernels"
-    texts = [(directory / f"{name}.hip").read_text(encoding="utf-8") for name in (PRELUDE, file)]
+    texts = [(_DIRECTORY / f"{name}.hip").read_text(encoding="utf-8") for name in (PRELUDE, file)]
     return "\n".join(texts)
 
 

@@ -28,6 +28,7 @@ class NumpyBackend:
     """Runs an op's NumPy function on NumPy arrays."""
 
     device = f"cpu ({os.cpu_count()} cores, NumPy {np.__version__})"
+    arch = ""
     activations = np.dtype(np.float32)
     keeps_blocks = False
     is_asynchronous = False

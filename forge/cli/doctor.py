@@ -104,12 +104,29 @@ def _gpu() -> Iterator[Finding]:
     gpu = select("auto")
     if gpu.keeps_blocks:
         yield from (Finding(what, found) for what, found in gpu.facts())
-        if gpu.device.startswith("hip") and not shutil.which("hipcc"):
-            mend = "install ROCm's hipcc and put it on PATH: CuPy asks it where the headers are"
-            yield Finding("hipcc", "not found: kernels cannot be compiled", mend)
+        if gpu.arch.startswith("gfx"):
+            yield _kernels(gpu.arch)
         return
     mend = next((mend for path, mend in _GPU_FILES.items() if Path(path).exists()), "")
     yield Finding("device", f"cpu; no GPU: {explain()}", mend)
+
+
+def _kernels(arch: str) -> Finding:
+    """What an AMD GPU's kernels come from: hipcc, a plain clang, files that were built before."""
+    from forge.backend import code_objects, compilers
+    from forge.variants import model_variants
+
+    wanted, stores = model_variants(), code_objects.stores()
+    prebuilt = sum(any(code_objects.check(store, v, arch).state == "valid" for store in stores) for v in wanted)
+    compiler = compilers.find_compiler()
+    found = f"{prebuilt} of {len(wanted)} prebuilt for {arch}; compiler: {compiler.path if compiler else 'none'}"
+    if compiler or prebuilt == len(wanted):
+        return Finding("kernels", found)
+    mend = (
+        f"install {compilers.COMPILERS}, or run `forge kernels build --arch {arch} --out DIR` on a machine that has "
+        "one and set FORGE_KERNELS to a copy of DIR"
+    )
+    return Finding("kernels", found, mend)
 
 
 _GPU_FILES = {

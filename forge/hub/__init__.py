@@ -8,7 +8,6 @@ from forge.errors import DownloadError, ModelNotFoundError
 from forge.hub import huggingface, wheels
 from forge.hub.cache import (
     Progress,
-    cache_dir,
     cached_path,
     disk_errors,
     is_cached,
@@ -17,6 +16,7 @@ from forge.hub.cache import (
     workspace,
 )
 from forge.hub.catalog import DEFAULT_MODEL, MODELS, Model, find, shown, unknown
+from forge.paths import cache_dir
 
 __all__ = ["DEFAULT_MODEL", "MODELS", "Model", "Progress", "cache_dir", "cached_path", "is_cached", "pull", "resolve"]
 

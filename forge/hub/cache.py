@@ -1,32 +1,21 @@
-"""The cache directory: where models lie, how a pull works there alone, and what its failures mean."""
+"""The models in the cache directory: where they lie, how a pull works there alone, and what its failures mean."""
 
 import errno
 import fcntl
-import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import platformdirs
-
 from forge.errors import DownloadError
 from forge.hub.catalog import Model, find
+from forge.paths import cache_dir
 
 Progress = Callable[[str, int, int | None], None]
 """Called with what is being done, the bytes done and the bytes in all (None: unknown)."""
 
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-
-
-def cache_dir() -> Path:
-    """$FORGE_CACHE, else the user's cache directory for forge. Asking does not create it."""
-    chosen = os.environ.get("FORGE_CACHE")
-    try:
-        return Path(os.path.abspath(os.path.expanduser(chosen)) if chosen else platformdirs.user_cache_dir("forge"))
-    except (OSError, RuntimeError) as error:  # no working directory, or no home
-        raise DownloadError(f"no cache directory ({error}): set FORGE_CACHE to an absolute path") from None
 
 
 def model_path(model: Model) -> Path:

@@ -13,16 +13,17 @@ ROOT = Path(__file__).parents[2]
 
 # Each room may import those before it.
 CHAIN = [
-    *("errors", "config", "backend", "op", "quant", "ops", "nn", "kv_cache"),
+    *("errors", "config", "paths", "backend", "op", "quant", "ops", "nn", "kv_cache"),
     *("models", "engine", "outputs", "generation", "prompts", "llm", "loading"),
 ]
 # Rooms beside the chain, with what they may import.
 BESIDE = {
     "formats": "errors config",
     "tokenizer": "errors config",
-    "hub": "errors config",
+    "hub": "errors config paths",
+    "variants": "errors config backend op quant ops",
     "verify": "errors config backend op quant ops",
-    "cli": f"forge formats tokenizer hub verify {' '.join(CHAIN)}",
+    "cli": f"forge formats tokenizer hub variants verify {' '.join(CHAIN)}",
     "__main__": "cli",
     "__init__": "",  # names types for type checkers, and imports when a name is first used
 }
@@ -46,8 +47,8 @@ THIRD_PARTY = {
     "huggingface_hub": "hub",
     "jinja2": "tokenizer",
     "numpy": "backend op quant ops models engine.batch engine.decode engine.runner prompts llm formats tokenizer "
-    "verify cli",
-    "platformdirs": "hub",
+    "variants verify cli",
+    "platformdirs": "paths",
     "psutil": "backend",
     "rich": "cli",
     "tokenizers": "tokenizer",

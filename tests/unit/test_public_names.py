@@ -154,7 +154,7 @@ def test_the_readme_names_what_there_is() -> None:
     readme = (Path(__file__).parents[2] / "README.md").read_text()
     table = dict(re.findall(r"^\| `([^`]+)` \| (.+) \|$", readme, re.MULTILINE))
     commands = [row.split()[1] for row in table if row.startswith("forge ")]
-    assert sorted(commands) == sorted(command.name for command in app.registered_commands)
+    assert sorted(commands) == sorted(c.name for c in (*app.registered_commands, *app.registered_groups))
     for model in MODELS.values():
         assert f"{model.size / 1e6:.0f} MB" in table[model.name]
         assert re.split(r" \(|$", model.licence)[0] in table[model.name]

@@ -1,0 +1,276 @@
+"""Code objects: kernels compiled for an AMD GPU ahead of time, kept in files that are checked before they are used.
+
+A store is a directory with one for each GPU: ``gfx1100/<variant>.hsaco``, and beside each a ``.json`` that says what it
+is: {"arch", "source", "code", "compiler"}, with the SHA-256 of what it was compiled from and of the file itself. Both
+are replaced whole. Between the two renames, or after a crash there, their hashes disagree, and the pair is not used.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import secrets
+import stat
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from itertools import product
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from forge.backend import kernels
+from forge.backend.compilers import COMPILERS, FLAGS, Compiler, compile_variant, find_compiler, target
+from forge.errors import DeviceError, DownloadError, ParameterError
+from forge.paths import cache_dir
+
+Progress = Callable[[str, int, int | None], None]
+State = Literal["valid", "missing", "stale", "corrupt", "foreign"]
+
+_MOST_CODE_BYTES = 64 << 20
+_MOST_NOTE_BYTES = 1 << 16
+
+
+class Checked(NamedTuple):
+    """What a store holds of a variant."""
+
+    state: State
+    path: Path
+    fault: str
+    """What is wrong with the file, to be read behind its name; "" where it is valid or missing."""
+    code: bytes
+    """The file's bytes where it is valid, else none: what was verified is what is loaded."""
+
+
+class Built(NamedTuple):
+    """What a build has done for one GPU."""
+
+    arch: str
+    directory: Path
+    built: int
+    present: int
+    """Those that were there and valid."""
+    num_bytes: int
+    """Of all."""
+
+
+def stores() -> list[Path]:
+    """Directories in which code objects are looked for, in this order; new ones go to the first that takes them.
+
+    $FORGE_KERNELS if it is set, then forge's cache directory if there is one.
+    """
+    found = []
+    if chosen := os.environ.get("FORGE_KERNELS"):
+        found.append(Path(os.path.abspath(os.path.expanduser(chosen))))
+    try:
+        found.append(cache_dir() / "kernels")
+    except DownloadError:
+        if not found:
+            raise
+    return found
+
+
+def check_arch(arch: str) -> str:
+    """The name of an AMD GPU as directories and compilers spell it. Raises ParameterError for another text."""
+    if not re.fullmatch(r"gfx[0-9a-f]{3,4}", arch):
+        raise ParameterError(f"arch must be an AMD GPU's, such as gfx1100 or gfx942, not {arch!r:.60}")
+    return arch
+
+
+def obtain(variant: kernels.Variant, arch: str) -> bytes | None:
+    """A variant's verified code for the driver to load, or None where CuPy is to compile it: where hipcc is on PATH.
+
+    What a store holds is used if it is valid; else a plain clang compiles it into a store. A file that is
+    refused is named in a warning. Raises DeviceError where there is nothing to use and nothing to compile with.
+    """
+    refused = []
+    for store in stores():
+        checked = check(store, variant, arch)
+        if checked.state == "valid":
+            return checked.code
+        if checked.state != "missing":
+            refused.append(checked)
+    compiler = find_compiler()
+    if compiler is None:
+        searched = " or ".join(map(str, stores()))
+        found = f"{refused[0].path} {refused[0].fault}" if refused else f"none is prebuilt in {searched}"
+        raise DeviceError(
+            f"no code for kernel {variant.name} on {arch}: {found}, and there is no compiler: install {COMPILERS}, or "
+            f"run `forge kernels build --arch {arch} --out DIR` where there is one and set FORGE_KERNELS to DIR"
+        )
+    replaced = f"; `forge kernels build --arch {arch}` replaces it" if compiler.is_hipcc else ""
+    for checked in refused:
+        _warn_once(checked, f"compiled anew{replaced}")
+    if compiler.is_hipcc:
+        return None
+    code = compile_variant(variant, arch, compiler)
+    failed = []
+    for store in stores():
+        try:
+            _publish(store, variant, arch, code, compiler)
+            return code
+        except OSError as error:
+            failed.append(f"{store} ({_reason(error)})")
+    warnings.warn(f"compiled kernels cannot be kept in {' or '.join(failed)}", stacklevel=2)
+    return code
+
+
+def check(store: Path, variant: kernels.Variant, arch: str) -> Checked:
+    """What a store holds of a variant, whatever lies there in its place. Raises nothing."""
+    path = store / arch / f"{variant.name}.hsaco"
+
+    def refused(state: State, fault: str) -> Checked:
+        return Checked(state, path, fault, b"")
+
+    try:
+        code = _read(path, _MOST_CODE_BYTES)
+    except (FileNotFoundError, NotADirectoryError):
+        return refused("missing", "")
+    except (OSError, ValueError) as error:
+        return refused("corrupt", f"cannot be read: {_reason(error)}")
+    try:
+        about = json.loads(_read(path.with_name(f"{variant.name}.json"), _MOST_NOTE_BYTES))
+    except OSError as error:
+        return refused("corrupt", f"has no {variant.name}.json beside it ({_reason(error)})")
+    except (ValueError, RecursionError):
+        about = None
+    if not isinstance(about, dict):
+        return refused("corrupt", f"has a {variant.name}.json beside it that is none of forge's")
+    if about.get("code") != hashlib.sha256(code).hexdigest():
+        return refused("corrupt", "is damaged: its SHA-256 is not the one noted beside it")
+    found = target(code)
+    if found != arch:
+        return refused("foreign", f"is a code object for {found}" if found else "is no AMD code object")
+    if about.get("arch") != arch:
+        return refused("foreign", "is noted beside it as one for another GPU")
+    if about.get("source") != _source_hash(variant):
+        return refused("stale", "is stale: it was compiled from another version of the kernel")
+    return Checked("valid", path, "", code)
+
+
+def survey(store: Path, wanted: Iterable[kernels.Variant]) -> dict[str, tuple[Counter[State], int]]:
+    """For each GPU that a store has a directory for: how many files are in which state, and their bytes.
+
+    Variants that are wanted and not there count as missing; a file that is named after no kernel is stale.
+    Raises OSError where the store cannot be listed; one that is not there holds nothing.
+    """
+    try:
+        archs = sorted(name for name in os.listdir(store) if re.fullmatch(r"gfx[0-9a-f]{3,4}", name))
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    found = {}
+    for arch in archs:
+        names = {name[: -len(".hsaco")] for name in os.listdir(store / arch) if name.endswith(".hsaco")}
+        counts: Counter[State] = Counter({"missing": len({v.name for v in wanted} - names)})
+        num_bytes = 0
+        for name in names:
+            variant = kernels.Variant.parse(name)
+            counts[check(store, variant, arch).state if variant else "stale"] += 1
+            num_bytes += os.lstat(store / arch / f"{name}.hsaco").st_size
+        found[arch] = counts, num_bytes
+    return found
+
+
+def build(
+    variants: Sequence[kernels.Variant], archs: Sequence[str], store: Path, progress: Progress | None = None
+) -> list[Built]:
+    """Compile, in parallel, what a store does not hold or holds in another state than valid.
+
+    Raises ParameterError for a name that is no GPU's, DeviceError where there is no compiler, where it refuses (the
+    first message), and where the store cannot be written. What was built until then is kept.
+    """
+    archs = list(dict.fromkeys(map(check_arch, archs)))
+    sizes: dict[str, list[int]] = {arch: [] for arch in archs}
+    jobs = []
+    for variant, arch in product(variants, archs):
+        checked = check(store, variant, arch)
+        if checked.state == "valid":
+            sizes[arch].append(len(checked.code))
+        else:
+            jobs.append((variant, arch))
+    present = {arch: len(found) for arch, found in sizes.items()}
+    compiler = find_compiler() if jobs else None
+    if jobs and compiler is None:
+        raise DeviceError(f"there is no compiler for AMD GPUs: install {COMPILERS}")
+
+    def make(variant: kernels.Variant, arch: str) -> tuple[str, int]:
+        assert compiler
+        code = compile_variant(variant, arch, compiler)
+        try:
+            _publish(store, variant, arch, code, compiler)
+        except OSError as error:
+            raise DeviceError(f"{store}: cannot be written: {_reason(error)}; choose another with --out") from None
+        return arch, len(code)
+
+    pool = ThreadPoolExecutor(os.cpu_count(), "forge-compile")
+    try:
+        tasks = [pool.submit(make, *job) for job in jobs]
+        for done, task in enumerate(as_completed(tasks), 1):
+            arch, size = task.result()
+            sizes[arch].append(size)
+            if progress:
+                progress("compiling kernels", done, len(jobs))
+    finally:
+        pool.shutdown(cancel_futures=True)
+    return [
+        Built(arch, store / arch, len(found) - present[arch], present[arch], sum(found))
+        for arch, found in sizes.items()
+    ]
+
+
+def _source_hash(variant: kernels.Variant) -> str:
+    """SHA-256 of everything that is forge's in a compilation."""
+    return hashlib.sha256("\0".join([kernels.source(variant.file), *FLAGS, *variant.options]).encode()).hexdigest()
+
+
+def _publish(store: Path, variant: kernels.Variant, arch: str, code: bytes, compiler: Compiler) -> None:
+    about = {
+        "arch": arch,
+        "source": _source_hash(variant),
+        "code": hashlib.sha256(code).hexdigest(),
+        "compiler": compiler.version,
+    }
+    directory = store / arch
+    directory.mkdir(parents=True, exist_ok=True)
+    _replace(directory / f"{variant.name}.hsaco", code)
+    _replace(directory / f"{variant.name}.json", json.dumps(about).encode() + b"\n")
+
+
+def _replace(path: Path, data: bytes) -> None:
+    """A file that appears whole or not at all."""
+    scratch = path.with_name(f".{secrets.token_hex(8)}")
+    try:
+        with open(scratch, "xb") as file:
+            file.write(data)
+        os.replace(scratch, path)
+    except BaseException:
+        scratch.unlink(missing_ok=True)
+        raise
+
+
+def _read(path: Path, most_bytes: int) -> bytes:
+    """A file's bytes. Raises OSError where it cannot be read, ValueError where it is no file or too long."""
+    # without O_NONBLOCK, opening a pipe would wait for its writer
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise ValueError("it is not a regular file")
+        data = file.read(most_bytes + 1)
+    if len(data) > most_bytes:
+        raise ValueError(f"it has more than {most_bytes} bytes")
+    return data
+
+
+_warned: set[tuple[Path, State]] = set()
+
+
+def _warn_once(checked: Checked, remedy: str) -> None:
+    """A warning for the first file of a directory in each state: after an update of forge, all are stale."""
+    if (checked.path.parent, checked.state) not in _warned:
+        _warned.add((checked.path.parent, checked.state))
+        warnings.warn(f"{checked.path} {checked.fault}; {remedy}", stacklevel=3)
+
+
+def _reason(error: BaseException) -> str:
+    return getattr(error, "strerror", None) or str(error)

@@ -1,0 +1,115 @@
+"""Compilers of HIP: ROCm's hipcc, or a plain clang, which needs nothing of ROCm because kernels include nothing."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from forge.backend import kernels
+from forge.errors import DeviceError
+
+FLAGS = (
+    *("-x", "hip", "--no-gpu-bundle-output", "-nogpuinc", "-nogpulib", "-O3", "-std=c++17"),
+    "-fcuda-flush-denormals-to-zero",  # as CuPy compiles on HIP
+    "-fuse-cuid=none",  # else the result depends on the source's path
+)
+"""Options of every compilation, for hipcc as for clang: nothing of ROCm is included or linked."""
+
+LEAST_CLANG = 19
+COMPILERS = f"ROCm's hipcc, or clang >= {LEAST_CLANG} with lld (Debian, Ubuntu: apt install clang-19 lld-19)"
+"""What to install where there is no compiler."""
+
+_AMDGPU = 224  # e_machine
+_TARGET = re.compile(rb"amdhsa\.target(?:[\xa0-\xbf]|\xd9.)amdgcn-amd-amdhsa-\w*-(gfx[0-9a-f]+)", re.DOTALL)
+"""The note's entry, a MessagePack string: the length takes one byte or two."""
+
+
+@dataclass(frozen=True, slots=True)
+class Compiler:
+    """A program that compiles HIP."""
+
+    path: str
+    is_hipcc: bool
+    version: str
+    """The line in which it names its version."""
+
+
+def compile_variant(variant: kernels.Variant, arch: str, compiler: Compiler) -> bytes:
+    """A variant's code object for a GPU. Raises DeviceError with the compiler's first message."""
+    try:
+        with tempfile.TemporaryDirectory(prefix="forge-") as scratch:
+            source, code = Path(scratch, f"{variant.file}.hip"), Path(scratch, "code.hsaco")
+            source.write_text(kernels.source(variant.file), encoding="utf-8")
+            mode = "--genco" if compiler.is_hipcc else "--cuda-device-only"
+            command = [compiler.path, mode, *FLAGS, f"--offload-arch={arch}", *variant.options]
+            done = subprocess.run(
+                [*command, str(source), "-o", str(code)],
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                encoding="utf-8",
+                errors="replace",
+            )
+            if done.returncode:
+                reason = first_error(done.stderr) or f"exit code {done.returncode}"
+                raise DeviceError(f"{variant.name} does not compile for {arch} with {compiler.path}: {reason}")
+            data = code.read_bytes()
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise DeviceError(f"{variant.name} cannot be compiled with {compiler.path}: {reason}") from None
+    if target(data) != arch:
+        raise DeviceError(f"{compiler.path} wrote no code object for {arch}: use another compiler: {COMPILERS}")
+    return data
+
+
+def find_compiler() -> Compiler | None:
+    """hipcc if it is on PATH, else the newest clang++ there that is new enough, else None."""
+    if hipcc := shutil.which("hipcc"):
+        return Compiler(hipcc, True, _version(hipcc)[1])
+    return _newest_clang(os.environ.get("PATH", os.defpath))
+
+
+@cache
+def _newest_clang(search_path: str) -> Compiler | None:
+    found: dict[str, str] = {}
+    for directory in search_path.split(os.pathsep):
+        try:
+            names = sorted(name for name in os.listdir(directory or ".") if re.fullmatch(r"clang\+\+(-\d+)?", name))
+        except OSError:
+            continue
+        for name in names:
+            path = os.path.join(directory, name)
+            if os.path.isfile(path) and os.access(path, os.X_OK):
+                found.setdefault(os.path.realpath(path), path)
+    versions = [(*_version(path), path) for path in found.values()]
+    number, line, path = max(versions, default=(0, "", ""), key=lambda version: version[0])
+    return Compiler(path, False, line) if number >= LEAST_CLANG else None
+
+
+@cache
+def _version(path: str) -> tuple[int, str]:
+    """Major version and version line of a clang; (0, "") where it names none."""
+    try:
+        done = subprocess.run([path, "--version"], capture_output=True, timeout=60, encoding="utf-8", errors="replace")
+    except (OSError, subprocess.TimeoutExpired):
+        return 0, ""
+    match = re.search(r"^.*\bclang version (\d{1,9})\b.*$", done.stdout, re.MULTILINE)
+    return (int(match[1]), match[0].strip()) if match else (0, "")
+
+
+def target(code: bytes) -> str | None:
+    """The GPU that a code object names in its note, without features; None where the bytes are no AMD code object."""
+    is_elf = code[:6] == b"\x7fELF\x02\x01" and int.from_bytes(code[18:20], "little") == _AMDGPU
+    match = _TARGET.search(code) if is_elf else None
+    return match[1].decode() if match else None
+
+
+def first_error(text: str) -> str:
+    """The first line of a compiler's message that tells of an error, else its first line."""
+    lines = text.splitlines()
+    return next((line.strip() for line in lines if "error" in line), lines[0].strip() if lines else "")

@@ -1,0 +1,116 @@
+"""Which kernel variants there are to compile: those that models launch, and those of the ops' cases."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, cast
+
+import numpy as np
+
+import forge.ops  # noqa: F401  (fills the registry)
+from forge.backend import Backend, kernels
+from forge.backend.gpu import GPU
+from forge.config import EngineConfig
+from forge.op import REGISTRY
+from forge.ops.attention import paged_attention
+from forge.ops.embed import embed
+from forge.ops.linear import linear
+from forge.ops.norm import rmsnorm
+from forge.ops.rope import rope_append_kv
+from forge.quant import FORMATS, QuantTensor, Stack
+
+HEAD_DIMS = (64, 80, 96, 128, 256)
+"""Head sizes of the models of the supported families."""
+
+
+class Recorder(GPU):
+    """Notes which variants ops launch, and launches none."""
+
+    wave, cores = 32, 64
+
+    def __init__(self) -> None:
+        self.variants: dict[kernels.Variant, None] = {}
+
+    def empty(self, shape: tuple[int, ...], dtype: Any) -> Any:
+        return np.empty(shape, dtype)
+
+    def asarray(self, array: Any, dtype: Any = None) -> Any:
+        return np.asarray(array, dtype)
+
+    def read_seconds(self, size: int) -> float:
+        raise NotImplementedError("nothing here has a speed")
+
+    def matmul(self, x: Any, weight: Any, out: Any, column: int, *, accumulate: bool) -> None:
+        pass
+
+    def _run(self, entry: kernels.Entry, grid: tuple[int, ...], args: list[Any]) -> None:
+        self.variants[entry.variant] = None
+
+
+def case_variants() -> list[kernels.Variant]:
+    """Those of all ops' cases, by name."""
+    device = Recorder()
+    for op in REGISTRY.values():
+        for case in op.cases if op.gpu else ():
+            args = [
+                _on(device, arg.dtype, v) for arg, v in zip(op.args, case.make(np.random.default_rng(0)), strict=True)
+            ]
+            device.launch(op, tuple(args), case.options)
+    return _sorted(device)
+
+
+def model_variants() -> list[kernels.Variant]:
+    """Those that models of the supported families launch, by name: of any widths and block types, and of `HEAD_DIMS`.
+
+    The sizes here are such that each op makes every choice it can make; a test draws random ones.
+    """
+    device = Recorder()
+    for variant in case_variants():
+        if not variant.defines:  # the same for any size
+            device.variants[variant] = None
+    for width in range(256, 4097, 256):
+        for out in ("act", "f32"):
+            device.launch(rmsnorm, (_f32(1, width), _f32(width), 1e-6), {"out": out})
+    for rows in (1, 2, 4, 8, 16, 17):
+        for weight in _weights(device):
+            x = np.empty((rows, weight.shape[1]), np.float16)
+            device.launch(linear, (x, weight, _f32(1), None), {})
+            device.launch(embed, (np.zeros(1, np.int32), weight, 1.0), {})
+    page_size = EngineConfig().page_size
+    ints = np.zeros(2, np.int32)
+    for dim in HEAD_DIMS:
+        pages = np.empty((1, page_size, 1, dim), np.float16)
+        for style in ("neox", "interleaved"):
+            tables = _f32(1, dim // 2, 2), None, ints[:1], ints[:1]
+            arrays = _f32(1, 3 * dim), None, None, None, *tables, pages, pages, 1e-6
+            device.launch(rope_append_kv, arrays, {"style": style})
+        for tokens, heads in ((1, 1), (1, 2), (1, 3), (1, 4), (2, 1)):
+            q = np.empty((tokens, heads, dim), np.float16)
+            device.launch(paged_attention, (q, pages, pages, ints, ints[:1], ints[:1, None], 1.0, 0, 0.0), {})
+    return _sorted(device)
+
+
+def _weights(device: Recorder) -> Iterator[Any]:
+    """A row for each number of threads that a product may use, of each kind of matrix."""
+    for width in (512, 1024, 2048):
+        yield np.empty((1, width), np.float16)
+        yield np.empty((1, width - 1), np.float16)  # not whole groups of 8
+    for name in FORMATS:
+        for width in (2048, 4096, 8192):
+            yield QuantTensor.random(name, 1, width, np.random.default_rng(0)).on(cast(Backend, device))
+
+
+def _on(device: Recorder, dtype: str, value: Any) -> Any:
+    if isinstance(value, QuantTensor | Stack):
+        return value.on(cast(Backend, device))
+    if isinstance(value, np.ndarray) and dtype in ("act", "weight"):
+        return value.astype(np.float16)
+    return value
+
+
+def _f32(*shape: int) -> Any:
+    return np.empty(shape, np.float32)
+
+
+def _sorted(device: Recorder) -> list[kernels.Variant]:
+    return sorted(device.variants, key=lambda variant: variant.name)

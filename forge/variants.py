@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, cast
 
 import numpy as np
@@ -74,7 +75,7 @@ def model_variants() -> list[kernels.Variant]:
     for rows in (1, 2, 4, 8, 16, 17):
         for weight in _weights(device):
             x = np.empty((rows, weight.shape[1]), np.float16)
-            device.launch(linear, (x, weight, _f32(1), None), {})
+            device.launch(linear, (x, weight, _f32(weight.shape[0]), None), {})
             device.launch(embed, (np.zeros(1, np.int32), weight, 1.0), {})
     page_size = EngineConfig().page_size
     ints = np.zeros(2, np.int32)
@@ -91,13 +92,16 @@ def model_variants() -> list[kernels.Variant]:
 
 
 def _weights(device: Recorder) -> Iterator[Any]:
-    """A row for each number of threads that a product may use, of each kind of matrix."""
+    """One for each way in which a product of few rows is computed, of each kind of matrix."""
     for width in (512, 1024, 2048):
         yield np.empty((1, width), np.float16)
         yield np.empty((1, width - 1), np.float16)  # not whole groups of 8
     for name in FORMATS:
-        for width in (2048, 4096, 8192):
-            yield QuantTensor.random(name, 1, width, np.random.default_rng(0)).on(cast(Backend, device))
+        for units in (32, 64, 128, 256, 512, 520):
+            width = units * (64 if name in ("Q2_K", "Q3_K") else 32)
+            row = QuantTensor.random(name, 1, width, np.random.default_rng(0)).on(cast(Backend, device))
+            yield row
+            yield replace(row, shape=(8192, width))  # what a launch depends on is the shape
 
 
 def _on(device: Recorder, dtype: str, value: Any) -> Any:

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, TypeVar
 
 import cupy as cp
@@ -20,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 from cupy_backends.cuda.libs import cublas
 
-from forge.backend import code_objects, compilers, kernels
+from forge.backend import code_objects, compilers, kernels, probe
 from forge.backend.gpu import GPU
 from forge.errors import DeviceError, OutOfMemoryError
 
@@ -141,6 +143,28 @@ class CupyBackend(GPU):
                 task.result()
                 if progress:
                     progress("compiling kernels", done, len(missing))
+
+    @cached_property
+    def has_blas(self) -> bool:
+        if not IS_HIP:
+            return True
+        trial = f"from forge.backend.cupy import backend; backend({self.index}).try_blas()"
+        failure = probe.failure([sys.executable, "-c", trial])
+        if failure:
+            warnings.warn(
+                f"{self.device}: hipBLAS cannot multiply here ({failure}); prompts are computed by forge's own "
+                "kernels, slower",
+                stacklevel=2,
+            )
+        return not failure
+
+    def try_blas(self) -> None:
+        """A small product. rocBLAS aborts the process where it has no kernels for this GPU."""
+        ones, out = (self.asarray(np.ones((32, 32)), dtype) for dtype in (np.float16, np.float32))
+        with self.active():
+            self.matmul(ones, ones, out, 0, accumulate=True)
+        if (self.to_numpy(out) != 33).any():
+            raise DeviceError(f"{self.device}: hipBLAS computes wrong products")
 
     def matmul(self, x: Any, weight: Any, out: Any, column: int, *, accumulate: bool) -> None:
         if self._collected is not None or not (x.size and weight.size):
@@ -288,6 +312,11 @@ class CupyBackend(GPU):
             seconds = cp.cuda.get_elapsed_time(start, end) / 1000 / _COPIES
         return float(size * seconds / (2 * _COPIED_BYTES))
 
+    def _blas(self) -> str:
+        version = cublas.getVersion(cp.cuda.device.get_cublas_handle())
+        works = "" if self.has_blas else f", which has no kernels for {self.arch}: prompts are slower"
+        return f"{'hipBLAS' if IS_HIP else 'cuBLAS'} {version}{works}"
+
     def facts(self) -> list[tuple[str, str]]:
         """What there is to say about the device, as (what, found)."""
         runtime = cp.cuda.runtime
@@ -299,7 +328,7 @@ class CupyBackend(GPU):
             ("device memory", f"{free / 1e9:.1f} of {total / 1e9:.1f} GB free"),
             ("driver, runtime", f"{runtime.driverGetVersion()}, {runtime.runtimeGetVersion()}"),
             ("CuPy", f"{cp.__version__} for {'ROCm' if IS_HIP else 'CUDA'}"),
-            ("BLAS", f"{'hipBLAS' if IS_HIP else 'cuBLAS'} {cublas.getVersion(cp.cuda.device.get_cublas_handle())}"),
+            ("BLAS", self._blas()),
             ("kernel cache", os.environ.get("CUPY_CACHE_DIR", os.path.expanduser("~/.cupy/kernel_cache"))),
         ]
 

@@ -33,6 +33,11 @@ class GPU(ABC):
     cores: int
     """Multiprocessors or compute units."""
 
+    @property
+    def has_blas(self) -> bool:
+        """Whether `matmul` works here; without it products of any size are computed by forge's kernels."""
+        return True
+
     def launch(self, op: _HasGPU, args: tuple[Any, ...], options: Mapping[str, Any]) -> Any:
         """Run an op. Raises TypeError or ValueError where the arguments do not fit its declaration."""
         if op.gpu is None:

@@ -37,8 +37,9 @@ def _case(rows: int, inner: int, outer: int, *, bias: bool = False, residual: bo
 
 def _quantized(name: str, rows: int = 2, inner: int = 512, outer: int = 3) -> Case:
     def make(rng: np.random.Generator) -> Arrays:
-        # many rows go through float16 weights: random ones are large, so sums are kept near 1 for the tolerance
-        x = rng.standard_normal((rows, inner)).astype(np.float32) * (1 if rows <= _FEW_ROWS else 0.01)
+        # random weights are large, so x is kept small for the tolerance: it is rounded to 16 bits, or for many rows the
+        # weights are to float16
+        x = rng.standard_normal((rows, inner)).astype(np.float32) * (0.1 if rows <= _FEW_ROWS else 0.01)
         return x, QuantTensor.random(name, outer, inner, rng), None, None
 
     return Case(f"{name} M{rows} K{inner} N{outer}", make)
@@ -96,8 +97,10 @@ def _linear_gpu(device: GPU, x: Any, weight: Any, bias: Any, residual: Any) -> A
     for part in weight.parts if isinstance(weight, Stack) else (weight,):
         outer = part.shape[0]
         part_bias = None if bias is None else bias[column : column + outer]
-        if rows <= _FEW_ROWS:
-            _few_rows(device, x, part, part_bias, y, column, residual is not None)
+        if rows <= _FEW_ROWS or not device.has_blas:
+            for start in range(0, rows, _FEW_ROWS):
+                some = slice(start, start + _FEW_ROWS)
+                _few_rows(device, x[some], part, part_bias, y[some], column, residual is not None)
         else:
             _many_rows(device, x, part, y, column, residual is not None)
             if part_bias is not None:
@@ -109,7 +112,7 @@ def _linear_gpu(device: GPU, x: Any, weight: Any, bias: Any, residual: Any) -> A
 
 
 _LEAST = {"MOST": 1, "ROWS": 1, "BLOCK": 64, "WIDE": 1}
-_LEAST_QUANT = {"MOST": 1, "ROWS": 1, "UNITS": 0, "TEAM": 32, "BLOCK": 64}
+_LEAST_QUANT = {"MOST": 1, "ROWS": 1, "OWN": 0, "TEAM": 32, "BLOCK": 64}
 
 
 def _few_rows(device: GPU, x: Any, weight: Any, bias: Any, y: Any, column: int, accumulate: bool) -> None:
@@ -135,8 +138,10 @@ def _threads(units: int) -> int:
 _ROWS_OF_BLOCKS = 8
 """Rows of x of which a launch computes a product with blocks: the sums of 16 would not fit the registers, and reading
 the weights twice for them is faster than that."""
-_OWN_UNITS = 512
-"""A row of x of so many units at most becomes digits in each block; longer ones and several rows in a launch before."""
+_TWO_BITS = ("Q2_K", "Q3_K")
+_OWN_GROUPS = (256, 1024)
+"""A row of x of so many groups of 16 at most becomes digits in each block, which keeps room for one of these numbers;
+longer ones and several rows in a launch before."""
 _MANY_OUTPUTS = 8192
 """From so many outputs there are threads enough without a second wave for each."""
 
@@ -144,21 +149,23 @@ _MANY_OUTPUTS = 8192
 def _few_rows_of_blocks(device: GPU, x: Any, weight: Packed, bias: Any, y: Any, column: int, accumulate: bool) -> None:
     rows, inner = x.shape
     outer = weight.shape[0]
-    units = inner // (64 if weight.type.name in ("Q2_K", "Q3_K") else 32)
-    own = rows == 1 and units <= _OWN_UNITS
+    name = weight.type.name
+    units = inner // (64 if name in _TWO_BITS else 32)
     # Measured on an H100 at 8B shapes: of 1, 2 and 4 rows a team, teams of 16 to 256 threads, blocks of 64 to 1,024.
-    team = 64 if units >= 64 and (rows > 1 or outer < _MANY_OUTPUTS) else 32
-    per_team, block = 2, 64 if rows > 1 else 512
+    few_threads = outer < _MANY_OUTPUTS and name not in ("Q6_K", "Q8_0")  # whose threads have more to read
+    team = 64 if units >= 64 and (rows > 1 or few_threads) else 32
+    per_team = 1 if name in _TWO_BITS and rows > 4 else 2  # their four groups a unit take registers
+    block = 64 if rows > 1 else 512
     defines = {
         "FORMAT": int(weight.type),
         "MOST": 1 << (rows - 1).bit_length(),
         "ROWS": per_team,
         "TEAM": team,
         "BLOCK": block,
-        "UNITS": max(1 << (units - 1).bit_length(), 64) if own else 0,
+        "OWN": next((most for most in _OWN_GROUPS if rows == 1 and inner <= 16 * most), 0),
     }
     digits: tuple[Any, ...] = (None, None, None)
-    if not own:
+    if not defines["OWN"]:
         groups = rows * inner // 16
         words = device.empty((2, groups, 4), np.uint32)
         digits = words[0], words[1], device.empty((groups, 2), np.float32)
@@ -200,6 +207,7 @@ def _many_rows(device: GPU, x: Any, weight: Any, y: Any, column: int, accumulate
         *(_quantized(name, inner=576) for name in ("Q4_1", "Q5_0", "Q8_0")),
         *(_quantized("Q4_K", rows, 1280, 7) for rows in (1, 3, 4, 5, 8, 9, 16)),
         _quantized("Q6_K", 1, 768, 5),
+        *(_quantized(name, 1, inner, 2) for name in ("Q2_K", "Q8_0") for inner in (4096, 4352, 16_384, 16_640)),
         _stacked(1),
         _stacked(5),
         _stacked(20),

@@ -4,7 +4,7 @@
 // The common unit is 16 bytes of quants: GROUPS groups of 16 weights, each with one scale and one offset
 // (weight = scale * (code - ZERO) - offset). A thread reads a unit at once, and neighbouring threads neighbouring units.
 // -D FORMAT=ggml's number of the type; MOST=rows of x at most; ROWS=rows of the matrix that a team of TEAM threads takes;
-// BLOCK=threads; UNITS=units of the one row of x whose digits a block makes itself, at most, or 0: quant_digits made them.
+// BLOCK=threads; OWN=groups of the one row of x whose digits a block makes itself, at most, or 0: quant_digits made them.
 
 #define Q4_0 2
 #define Q4_1 3
@@ -217,9 +217,9 @@ KERNEL(BLOCK) quant_linear(const f16 *x, const u32 *x_high, const u32 *x_low, co
     u64 start[ROWS]; // the unit where a row begins; a row too many is computed and not stored
     UNROLL for (u32 r = 0; r < ROWS; ++r) start[r] = (u64)(first + r < outer ? first + r : outer - 1) * units;
     Unit next[ROWS]; // read a turn ahead
-#if UNITS
-    SHARED u32x4 own_high[GROUPS * UNITS], own_low[GROUPS * UNITS];
-    SHARED f32x2 own_scale_sum[GROUPS * UNITS];
+#if OWN
+    SHARED u32x4 own_high[OWN], own_low[OWN];
+    SHARED f32x2 own_scale_sum[OWN];
     Sixteen ahead = {}; // of x; asked for before the weights, which would keep it waiting
     if (THREAD < units * GROUPS) ahead = read_sixteen(x + group_start(THREAD / GROUPS, THREAD % GROUPS));
 #else
@@ -228,7 +228,7 @@ KERNEL(BLOCK) quant_linear(const f16 *x, const u32 *x_high, const u32 *x_low, co
 #endif
     if (lane < units)
         UNROLL for (u32 r = 0; r < ROWS; ++r) next[r] = read_unit(planes, start[r] + lane);
-#if UNITS
+#if OWN
     for (u32 i = THREAD; i < units * GROUPS; i += BLOCK) {
         Digits d = to_digits(ahead);
         u32 later = i + BLOCK, at = i % GROUPS * units + i / GROUPS;

@@ -25,3 +25,14 @@ def test_kernel_equals_its_reference(op: Op, case: Case) -> None:
             results.append(got)
         for first, second in zip(*results, strict=True):
             np.testing.assert_array_equal(first, second, err_msg=f"wave {wave}: depends on the order of waves")
+
+
+@pytest.mark.parametrize(
+    "case", [case for case in REGISTRY["linear"].cases if "M17" in case.name or "M33" in case.name]
+)
+def test_products_of_many_rows_without_blas(case: Case) -> None:
+    device = Harness(32)
+    device.has_blas = False
+    device.matmul = None  # type: ignore[assignment, method-assign]
+    error, _ = run_case(REGISTRY["linear"], case, device)
+    assert error.passed, error

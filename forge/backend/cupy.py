@@ -38,6 +38,7 @@ _NOTHING: AbstractContextManager[None] = nullcontext()
 T = TypeVar("T")
 _COPIED_BYTES = 1 << 28
 _COPIES = 8
+_GUARD_BYTES = 1024  # keeps the alignment of what lies between
 Progress = Callable[[str, int, int | None], None]
 
 
@@ -70,6 +71,7 @@ class CupyBackend(GPU):
         self._functions: dict[kernels.Entry, Any] = {}
         self._collected: dict[kernels.Variant, None] | None = None
         self._log: list[Any] | None = None
+        self._guarded: list[tuple[Any, int]] | None = None
         self._staged: deque[_Pinned] = deque()
         self._plan_pool = cp.cuda.MemoryPool()
         with self._cuda_device:
@@ -204,12 +206,38 @@ class CupyBackend(GPU):
             self._log.append((call, kept, capturable))
 
     def asarray(self, array: npt.ArrayLike, dtype: npt.DTypeLike | None = None) -> Any:
+        values = np.ascontiguousarray(array, dtype)
         with self.active():
-            return cp.asarray(np.ascontiguousarray(array, dtype))
+            if self._guarded is None:
+                return cp.asarray(values)
+            made = self.empty(values.shape, values.dtype)
+            made.set(values)
+            return made
 
     def empty(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Any:
         with self.active():
-            return cp.empty(shape, dtype)
+            if self._guarded is None:
+                return cp.empty(shape, dtype)
+            size = math.prod(shape) * np.dtype(dtype).itemsize
+            memory = cp.full(size + 2 * _GUARD_BYTES, 255, np.uint8)
+            self._guarded.append((memory, size))
+            return memory[_GUARD_BYTES : _GUARD_BYTES + size].view(dtype).reshape(shape)
+
+    @contextmanager
+    def guarded(self) -> Iterator[Callable[[], bool]]:
+        self._guarded = made = []
+
+        def whole() -> bool:
+            return all(
+                (self.to_numpy(memory[:_GUARD_BYTES]) == 255).all()
+                and (self.to_numpy(memory[_GUARD_BYTES + size :]) == 255).all()
+                for memory, size in made
+            )
+
+        try:
+            yield whole
+        finally:
+            self._guarded = None
 
     def to_numpy(self, array: Any) -> npt.NDArray[Any]:
         """A copy on the host; waits for what computes it."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import numpy as np
@@ -57,6 +58,14 @@ class GPU(ABC):
 
     @abstractmethod
     def _run(self, entry: kernels.Entry, grid: tuple[int, ...], args: list[Any]) -> None: ...
+
+    @contextmanager
+    def guarded(self) -> Iterator[Callable[[], bool]]:
+        """Within it arrays that are made hold bytes of 255 (NaN) until written, between guard bands of the same.
+
+        Gives a function that says whether the bands are whole. A device that checks each launch has nothing to add.
+        """
+        yield lambda: True
 
     @abstractmethod
     def empty(self, shape: tuple[int, ...], dtype: Any) -> Any:

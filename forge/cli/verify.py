@@ -23,7 +23,14 @@ def command(device: options.Device = "auto", as_json: options.Json = False) -> N
                 "device": backend.device,
                 "passed": not failed,
                 "cases": [
-                    {"op": e.op, "case": e.case, "max_abs": e.max_abs, "share": e.share, "passed": e.passed}
+                    {
+                        "op": e.op,
+                        "case": e.case,
+                        "max_abs": e.max_abs,
+                        "share": e.share,
+                        "fault": e.fault,
+                        "passed": e.passed,
+                    }
                     for cases in errors.values()
                     for e in cases
                 ],
@@ -36,7 +43,9 @@ def command(device: options.Device = "auto", as_json: options.Json = False) -> N
                 len(cases),
                 f"{max(e.max_abs for e in cases):.2g}",
                 f"{max(e.share for e in cases):.1%}",
-                "ok" if all(e.passed for e in cases) else "FAILED: " + ", ".join(e.case for e in cases if not e.passed),
+                "ok"
+                if all(e.passed for e in cases)
+                else "FAILED: " + ", ".join(e.case + (f" ({e.fault})" * bool(e.fault)) for e in cases if not e.passed),
             )
             for op, cases in errors.items()
         ]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -10,7 +12,10 @@ import pytest
 from harness import COMPILER, Harness, KernelFault, compile_text
 from harness import _module as module_of
 
+import forge.ops  # noqa: F401  (fills the registry)
 from forge.backend import kernels
+from forge.op import REGISTRY
+from forge.verify import verify_case
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="no clang++: scripts/install-toolchain installs it")
 
@@ -125,3 +130,25 @@ def test_dot4_is_the_dot_product_of_signed_bytes(monkeypatch: pytest.MonkeyPatch
     y = device.empty((64,), np.int32)
     run(monkeypatch, DOT4, *words, device.asarray(c), y)
     np.testing.assert_array_equal(y, c + (a.astype(np.int32) * b).sum(axis=1))
+
+
+def test_verify_reports_damage_and_runs_that_differ(monkeypatch: pytest.MonkeyPatch) -> None:
+    op = REGISTRY["copy_page"]
+    assert verify_case(op, op.cases[0], Harness(32)).passed
+
+    class Damaged(Harness):
+        @contextmanager
+        def guarded(self) -> Iterator[Callable[[], bool]]:
+            yield lambda: False
+
+    assert verify_case(op, op.cases[0], Damaged(32)).fault == "wrote outside an array"
+
+    class Drifting(Harness):
+        reads = 0
+
+        def to_numpy(self, array: Any) -> np.ndarray[Any, Any]:
+            self.reads += 1
+            return np.array(array) + np.float32(1e-7) * self.reads
+
+    soft_cap = REGISTRY["soft_cap"]
+    assert verify_case(soft_cap, soft_cap.cases[0], Drifting(32)).fault == "two runs differ"

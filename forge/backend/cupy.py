@@ -225,7 +225,8 @@ class CupyBackend(GPU):
 
     @contextmanager
     def guarded(self) -> Iterator[Callable[[], bool]]:
-        self._guarded = made = []
+        made: list[tuple[Any, int]] = []
+        self._guarded = made
 
         def whole() -> bool:
             return all(

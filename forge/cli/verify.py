@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
 import typer
 
 from forge.cli import options, output
+
+if TYPE_CHECKING:
+    from forge.verify import CaseError
 
 
 def command(device: options.Device = "auto", as_json: options.Json = False) -> None:
@@ -22,18 +28,7 @@ def command(device: options.Device = "auto", as_json: options.Json = False) -> N
             {
                 "device": backend.device,
                 "passed": not failed,
-                "cases": [
-                    {
-                        "op": e.op,
-                        "case": e.case,
-                        "max_abs": e.max_abs,
-                        "share": e.share,
-                        "fault": e.fault,
-                        "passed": e.passed,
-                    }
-                    for cases in errors.values()
-                    for e in cases
-                ],
+                "cases": [{**asdict(e), "passed": e.passed} for cases in errors.values() for e in cases],
             }
         )
     else:
@@ -43,9 +38,7 @@ def command(device: options.Device = "auto", as_json: options.Json = False) -> N
                 len(cases),
                 f"{max(e.max_abs for e in cases):.2g}",
                 f"{max(e.share for e in cases):.1%}",
-                "ok"
-                if all(e.passed for e in cases)
-                else "FAILED: " + ", ".join(e.case + (f" ({e.fault})" * bool(e.fault)) for e in cases if not e.passed),
+                _result(cases),
             )
             for op, cases in errors.items()
         ]
@@ -54,3 +47,8 @@ def command(device: options.Device = "auto", as_json: options.Json = False) -> N
     if failed:
         output.note(f"{len(failed)} of {sum(map(len, errors.values()))} cases failed on {backend.device}")
         raise typer.Exit(1)
+
+
+def _result(cases: list[CaseError]) -> str:
+    failed = [f"{e.case} ({e.fault})" if e.fault else e.case for e in cases if not e.passed]
+    return f"FAILED: {', '.join(failed)}" if failed else "ok"

@@ -105,7 +105,7 @@ def _linear_gpu(device: GPU, x: Any, weight: Any, bias: Any, residual: Any) -> A
             _many_rows(device, x, part, y, column, residual is not None)
             if part_bias is not None:
                 grid = -(-outer // 256), rows
-                sizes = (rows, outer, y.shape[1], column)
+                sizes = (outer, y.shape[1], column)
                 device.run("linear", "add_bias", grid, part_bias, y, *sizes, **_LEAST)
         column += outer
     return y

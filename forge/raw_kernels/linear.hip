@@ -51,7 +51,7 @@ KERNEL(BLOCK) linear(const f16 *x, const f16 *weight, const float *bias, float *
     *out = accumulate ? *out + total : total;
 }
 
-KERNEL(256) add_bias(const float *bias, float *y, u32 rows, u32 outer, u32 stride, u32 column) {
+KERNEL(256) add_bias(const float *bias, float *y, u32 outer, u32 stride, u32 column) {
     u32 n = BLOCK_X * 256 + THREAD;
     if (n < outer) y[(u64)BLOCK_Y * stride + column + n] += bias[n];
 }

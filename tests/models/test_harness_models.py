@@ -1,0 +1,94 @@
+"""Whole models on the kernels, run by the CPU harness: from ids to ids, with replayed decode steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from harness import COMPILER, Harness
+
+import forge
+from forge import loading
+from forge.backend import kernels
+
+pytestmark = pytest.mark.skipif(COMPILER is None, reason="no clang++: scripts/install-toolchain installs it")
+
+ARCH = Path(__file__).parents[1] / "data" / "arch"
+MOST_ERROR = 0.005
+"""Of float16 activations, in all logits together, as a share of their root mean square."""
+NEAR_TIE = 0.05
+"""Top-2 gap of float32 logits under which float16 activations may choose the other id."""
+
+
+class HarnessBackend(Harness):
+    """What engines ask of a backend beside launches. Recorded launches run again on the arrays they had."""
+
+    arch = "harness"
+
+    def __init__(self, wave: int) -> None:
+        super().__init__(wave)
+        self.log: list[tuple[Any, ...]] | None = None
+        self.replays = 0
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        yield
+
+    def _run(self, entry: kernels.Entry, grid: tuple[int, ...], args: list[Any]) -> None:
+        super()._run(entry, grid, args)
+        if self.log is not None:
+            self.log.append((entry, grid, args))
+
+    def record(self, step: Callable[[], Any]) -> tuple[Any, Callable[[], Any]]:
+        self.log = log = []
+        try:
+            result = step()
+        finally:
+            self.log = None
+
+        def again() -> Any:
+            self.replays += 1
+            for launch in log:
+                self._run(*launch)
+            return result
+
+        return result, again
+
+    def upload(self, array: Any, values: Any) -> None:
+        array[...] = values
+
+    def read(self, arrays: Sequence[Any]) -> Callable[[], list[Any]]:
+        copies = [np.array(array) for array in arrays]
+        return lambda: copies
+
+    def prepare(self, run: Callable[[], None], progress: Any = None) -> None:
+        """Nothing is compiled ahead: the harness compiles what it launches."""
+
+
+@pytest.mark.parametrize(("name", "wave"), [("llama", 32), ("llama", 64), ("gemma3", 64), ("qwen3", 32)])
+def test_a_model_agrees_with_float32(name: str, wave: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = ARCH / name / "model.gguf"
+    prompts = [[5, 9, 17, 3], list(range(20, 40))]
+    with forge.load(path, device="cpu", context=64) as llm:
+        expected = llm.generate(prompts, max_tokens=8, temperature=0, ignore_eos=True)
+        exact = [llm.logits([*c.prompt_ids, *c.ids]) for c in expected]
+    device = HarnessBackend(wave)
+    monkeypatch.setattr(loading.backends, "select", lambda _: device)
+    with forge.load(path, context=64, max_sequences=4) as llm:
+        for completion, wanted in zip(expected, exact, strict=True):
+            got = llm.logits([*completion.prompt_ids, *completion.ids])
+            assert np.sqrt(np.mean((got - wanted) ** 2) / np.mean(wanted**2)) < MOST_ERROR
+            gap = np.diff(np.sort(wanted, axis=1)[:, -2:], axis=1)[:, 0]
+            agree = got.argmax(axis=1) == wanted.argmax(axis=1)
+            assert (agree | (gap < NEAR_TIE)).all()
+        completions = llm.generate(prompts, max_tokens=8, temperature=0, ignore_eos=True)
+    for completion, wanted_ids, wanted in zip(completions, expected, exact, strict=True):
+        first = next((i for i, (a, b) in enumerate(zip(completion.ids, wanted_ids.ids, strict=True)) if a != b), None)
+        if first is not None:  # only a near tie may part them
+            row = wanted[len(wanted_ids.prompt_ids) + first - 1]
+            assert np.diff(np.sort(row)[-2:])[0] < NEAR_TIE
+    assert device.replays >= 5

@@ -202,9 +202,15 @@ def _many_rows(device: GPU, x: Any, weight: Any, y: Any, column: int, accumulate
         _case(1, 576, 31, residual=True),
         *(_case(rows, 96, 33, bias=True, residual=True) for rows in (1, 2, 6, 7, 16, 32, 33, 70)),
         _case(3, 1024, 1500),
+        *(
+            _case(rows, inner, 3)
+            for rows, inner in ((3, 40), (4, 72), (5, 1000), (8, 1001), (9, 8), (15, 31), (17, 1001))
+        ),
         *(_quantized(name) for name in FORMATS),
         *(_quantized(name, rows=17, inner=256, outer=65) for name in FORMATS),
         *(_quantized(name, inner=576) for name in ("Q4_1", "Q5_0", "Q8_0")),
+        *(_quantized(name, 3, 640, 1) for name in ("Q4_0", "Q5_1", "IQ4_NL")),
+        *(_quantized(name, 1, 32, 1) for name in ("Q4_0", "Q8_0")),
         *(_quantized("Q4_K", rows, 1280, 7) for rows in (1, 3, 4, 5, 8, 9, 16)),
         _quantized("Q6_K", 1, 768, 5),
         *(_quantized(name, 1, inner, 2) for name in ("Q2_K", "Q8_0") for inner in (4096, 4352, 16_384, 16_640)),

@@ -77,6 +77,16 @@ class Packed:
         return self.quants, self.high, self.scales, self.deltas
 
     @property
+    def unit(self) -> int:
+        """Weights that a thread reads at a time."""
+        return 64 if self.type.name in ("Q2_K", "Q3_K") else 32
+
+    @property
+    def defines(self) -> dict[str, int]:
+        """The -D values of quant.hip for kernels that multiply nothing; products choose others but for FORMAT."""
+        return {"FORMAT": int(self.type), "MOST": 1, "ROWS": 1, "OWN": 0, "TEAM": 32, "BLOCK": 64}
+
+    @property
     def nbytes(self) -> int:
         return sum(plane.nbytes for plane in self.planes if plane is not None)
 

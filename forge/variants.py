@@ -18,7 +18,7 @@ from forge.ops.embed import embed
 from forge.ops.linear import linear
 from forge.ops.norm import rmsnorm
 from forge.ops.rope import rope_append_kv
-from forge.quant import FORMATS, QuantTensor, Stack
+from forge.quant import FORMATS, Packed, QuantTensor, Stack
 
 HEAD_DIMS = (64, 80, 96, 128, 256)
 """Head sizes of the models of the supported families."""
@@ -97,11 +97,11 @@ def _weights(device: Recorder) -> Iterator[Any]:
         yield np.empty((1, width), np.float16)
         yield np.empty((1, width - 1), np.float16)  # not whole groups of 8
     for name in FORMATS:
+        block = QuantTensor.random(name, 1, 256, np.random.default_rng(0)).on(cast(Backend, device))
+        assert isinstance(block, Packed)
         for units in (32, 64, 128, 256, 512, 520):
-            width = units * (64 if name in ("Q2_K", "Q3_K") else 32)
-            row = QuantTensor.random(name, 1, width, np.random.default_rng(0)).on(cast(Backend, device))
-            yield row
-            yield replace(row, shape=(8192, width))  # what a launch depends on is the shape
+            for outer in (1, 8192):
+                yield replace(block, shape=(outer, units * block.unit))  # what a launch depends on is the shape
 
 
 def _on(device: Recorder, dtype: str, value: Any) -> Any:

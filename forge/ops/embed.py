@@ -27,8 +27,7 @@ def _embed_gpu(device: GPU, ids: Any, table: Any, scale: float) -> Any:
     width = table.shape[1]
     x = device.empty((len(ids), width), np.float32)
     if isinstance(table, Packed):
-        defines = {"FORMAT": int(table.type), "MOST": 1, "ROWS": 1, "OWN": 0, "TEAM": 32, "BLOCK": 64}
-        device.run("quant", "quant_embed", len(ids), ids, *table.planes, x, width, scale, **defines)
+        device.run("quant", "quant_embed", len(ids), ids, *table.planes, x, width, scale, **table.defines)
     else:
         device.run("embed", "embed", len(ids), ids, table, x, width, scale)
     return x

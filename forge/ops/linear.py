@@ -112,7 +112,6 @@ def _linear_gpu(device: GPU, x: Any, weight: Any, bias: Any, residual: Any) -> A
 
 
 _LEAST = {"MOST": 1, "ROWS": 1, "BLOCK": 64, "WIDE": 1}
-_LEAST_QUANT = {"MOST": 1, "ROWS": 1, "OWN": 0, "TEAM": 32, "BLOCK": 64}
 
 
 def _few_rows(device: GPU, x: Any, weight: Any, bias: Any, y: Any, column: int, accumulate: bool) -> None:
@@ -138,7 +137,6 @@ def _threads(units: int) -> int:
 _ROWS_OF_BLOCKS = 8
 """Rows of x of which a launch computes a product with blocks: the sums of 16 would not fit the registers, and reading
 the weights twice for them is faster than that."""
-_TWO_BITS = ("Q2_K", "Q3_K")
 _OWN_GROUPS = (256, 1024)
 """A row of x of so many groups of 16 at most becomes digits in each block, which keeps room for one of these numbers;
 longer ones and several rows in a launch before."""
@@ -149,12 +147,11 @@ _MANY_OUTPUTS = 8192
 def _few_rows_of_blocks(device: GPU, x: Any, weight: Packed, bias: Any, y: Any, column: int, accumulate: bool) -> None:
     rows, inner = x.shape
     outer = weight.shape[0]
-    name = weight.type.name
-    units = inner // (64 if name in _TWO_BITS else 32)
+    units = inner // weight.unit
     # Measured on an H100 at 8B shapes: of 1, 2 and 4 rows a team, teams of 16 to 256 threads, blocks of 64 to 1,024.
-    few_threads = outer < _MANY_OUTPUTS and name not in ("Q6_K", "Q8_0")  # whose threads have more to read
+    few_threads = outer < _MANY_OUTPUTS and weight.type.name not in ("Q6_K", "Q8_0")  # whose threads have more to read
     team = 64 if units >= 64 and (rows > 1 or few_threads) else 32
-    per_team = 1 if name in _TWO_BITS and rows > 4 else 2  # their four groups a unit take registers
+    per_team = 1 if weight.unit == 64 and rows > 4 else 2  # four groups a unit take registers
     block = 64 if rows > 1 else 512
     defines = {
         "FORMAT": int(weight.type),
@@ -185,8 +182,7 @@ def _many_rows(device: GPU, x: Any, weight: Any, y: Any, column: int, accumulate
         count = min(step, outer - first)
         scratch = device.empty((count, inner), device.activations)
         grid = -(-count * inner // (32 * 256))
-        defines = {"FORMAT": int(weight.type), **_LEAST_QUANT}
-        device.run("quant", "dequantize", grid, *weight.planes, scratch, first, count, inner, **defines)
+        device.run("quant", "dequantize", grid, *weight.planes, scratch, first, count, inner, **weight.defines)
         device.matmul(x, scratch, y, column + first, accumulate=accumulate)
 
 

@@ -295,3 +295,26 @@ template <u32 N> DEVICE float block_max(float x, float (&scratch)[N]) {
     barrier();
     return most;
 }
+
+// The end of a product of few rows, in linear.hip and quant.hip: y[m, column + n] from the sums of SHARERS threads for each
+// R rows n of the matrix. A block has P * 32 threads.
+template <u32 SHARERS, u32 R, u32 M, u32 P>
+DEVICE void finish_product(float (&sum)[R][M], float (&partial)[P][R * M], const float *bias, float *y, u32 rows, u32 outer, u32 stride, u32 column, u32 accumulate) {
+    const u32 teams = P * 32 / SHARERS;
+    u32 width = SHARERS < WAVE ? SHARERS : WAVE; // a team is a part of a wave, or some waves: these join their sums
+    UNROLL for (u32 r = 0; r < R; ++r)
+        UNROLL for (u32 m = 0; m < M; ++m) {
+            float all = wave_sum(sum[r][m], width);
+            if (THREAD % width == 0) partial[THREAD / width][r * M + m] = all;
+        }
+    barrier();
+    for (u32 i = THREAD; i < teams * R * M; i += P * 32) {
+        u32 m = i % M, r = i / M % R, team = i / M / R;
+        u32 n = (BLOCK_X * teams + team) * R + r;
+        if (m >= rows || n >= outer) continue;
+        float total = bias ? bias[n] : 0.0f;
+        for (u32 p = 0; p < SHARERS / width; ++p) total += partial[team * (SHARERS / width) + p][i % (R * M)];
+        float *out = y + (u64)m * stride + column + n;
+        *out = accumulate ? *out + total : total;
+    }
+}

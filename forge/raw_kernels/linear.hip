@@ -37,18 +37,7 @@ KERNEL(BLOCK) linear(const f16 *x, const f16 *weight, const float *bias, float *
                 UNROLL for (u32 i = 0; i < STEP; ++i) sum[r][m] += w[r][i] * v[i];
         }
     }
-    UNROLL for (u32 r = 0; r < ROWS; ++r)
-        UNROLL for (u32 m = 0; m < MOST; ++m) {
-            float all = wave_sum(sum[r][m]);
-            if (LANE == 0) partial[THREAD / WAVE][r * MOST + m] = all;
-        }
-    barrier();
-    u32 r = THREAD / MOST, m = THREAD % MOST;
-    if (r >= ROWS || m >= rows || first + r >= outer) return;
-    float total = bias ? bias[first + r] : 0.0f;
-    for (u32 w = 0; w < BLOCK / WAVE; ++w) total += partial[w][THREAD];
-    float *out = y + (u64)m * stride + column + first + r;
-    *out = accumulate ? *out + total : total;
+    finish_product<BLOCK>(sum, partial, bias, y, rows, outer, stride, column, accumulate);
 }
 
 KERNEL(256) add_bias(const float *bias, float *y, u32 outer, u32 stride, u32 column) {

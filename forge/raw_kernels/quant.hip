@@ -157,8 +157,6 @@ DEVICE void group_scale(const Unit &u, u32 index, u32 group, float &scale, float
 // scale for the 16 numbers of a group, as two signed digits to the base 256. Rounding x so costs less than the
 // float16 that it is kept in did: half a step is 1/65024 of the largest of the 16.
 
-#define TEAMS (BLOCK / TEAM)
-
 struct Sixteen {
     f16x8 part[2];
 };
@@ -213,7 +211,7 @@ KERNEL(BLOCK) quant_linear(const f16 *x, const u32 *x_high, const u32 *x_low, co
     SHARED float partial[MOST_WAVES(BLOCK)][ROWS * MOST];
     Planes planes{quants, high, scales, deltas};
     u32 units = inner / (16 * GROUPS), lane = THREAD % TEAM;
-    u32 first = (BLOCK_X * TEAMS + THREAD / TEAM) * ROWS;
+    u32 first = (BLOCK_X * (BLOCK / TEAM) + THREAD / TEAM) * ROWS;
     u64 start[ROWS]; // the unit where a row begins; a row too many is computed and not stored
     UNROLL for (u32 r = 0; r < ROWS; ++r) start[r] = (u64)(first + r < outer ? first + r : outer - 1) * units;
     Unit next[ROWS]; // read a turn ahead
@@ -274,23 +272,7 @@ KERNEL(BLOCK) quant_linear(const f16 *x, const u32 *x_high, const u32 *x_low, co
             }
         }
     }
-    // A team is a part of a wave, or some waves: these join their sums.
-    u32 width = TEAM < WAVE ? TEAM : WAVE;
-    UNROLL for (u32 r = 0; r < ROWS; ++r)
-        UNROLL for (u32 m = 0; m < MOST; ++m) {
-            float all = wave_sum(sum[r][m], width);
-            if (THREAD % width == 0) partial[THREAD / width][r * MOST + m] = all;
-        }
-    barrier();
-    for (u32 i = THREAD; i < TEAMS * ROWS * MOST; i += BLOCK) {
-        u32 m = i % MOST, r = i / MOST % ROWS, team = i / MOST / ROWS;
-        u32 n = (BLOCK_X * TEAMS + team) * ROWS + r;
-        if (m >= rows || n >= outer) continue;
-        float total = bias ? bias[n] : 0.0f;
-        for (u32 p = 0; p < TEAM / width; ++p) total += partial[team * (TEAM / width) + p][i % (ROWS * MOST)];
-        float *out = y + (u64)m * stride + column + n;
-        *out = accumulate ? *out + total : total;
-    }
+    finish_product<TEAM>(sum, partial, bias, y, rows, outer, stride, column, accumulate);
 }
 
 // ------------------------------------------------------------------------------------------- weights as floats

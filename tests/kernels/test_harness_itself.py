@@ -132,7 +132,7 @@ def test_dot4_is_the_dot_product_of_signed_bytes(monkeypatch: pytest.MonkeyPatch
     np.testing.assert_array_equal(y, c + (a.astype(np.int32) * b).sum(axis=1))
 
 
-def test_verify_reports_damage_and_runs_that_differ(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_verify_reports_damage_and_runs_that_differ() -> None:
     op = REGISTRY["copy_page"]
     assert verify_case(op, op.cases[0], Harness(32)).passed
 

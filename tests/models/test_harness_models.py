@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from harness import COMPILER, Harness
+from host_memory import HostMemory
 
 import forge
 from forge import loading
@@ -24,7 +24,7 @@ NEAR_TIE = 0.05
 """Top-2 gap of float32 logits under which float16 activations may choose the other id."""
 
 
-class HarnessBackend(Harness):
+class HarnessBackend(HostMemory, Harness):
     """What engines ask of a backend beside launches. Recorded launches run again on the arrays they had."""
 
     arch = "harness"
@@ -33,10 +33,6 @@ class HarnessBackend(Harness):
         super().__init__(wave)
         self.log: list[tuple[Any, ...]] | None = None
         self.replays = 0
-
-    @contextmanager
-    def active(self) -> Iterator[None]:
-        yield
 
     def _run(self, entry: kernels.Entry, grid: tuple[int, ...], args: list[Any]) -> None:
         super()._run(entry, grid, args)
@@ -57,13 +53,6 @@ class HarnessBackend(Harness):
             return result
 
         return result, again
-
-    def upload(self, array: Any, values: Any) -> None:
-        array[...] = values
-
-    def read(self, arrays: Sequence[Any]) -> Callable[[], list[Any]]:
-        copies = [np.array(array) for array in arrays]
-        return lambda: copies
 
     def prepare(self, run: Callable[[], None], progress: Any = None) -> None:
         """Nothing is compiled ahead: the harness compiles what it launches."""

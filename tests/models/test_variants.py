@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from host_memory import HostMemory
 
 import forge
 from forge import backend as backends
@@ -33,7 +33,7 @@ class Zeros(np.ndarray[Any, Any]):
         self.device = getattr(of, "device", None)
 
 
-class RecordingBackend(Recorder):
+class RecordingBackend(HostMemory, Recorder):
     """A backend whose results are zeros."""
 
     device, arch = "recorder", "gfx1100"
@@ -48,17 +48,6 @@ class RecordingBackend(Recorder):
 
     def to_numpy(self, array: Any) -> Any:
         return np.array(array)
-
-    @contextmanager
-    def active(self) -> Iterator[None]:
-        yield
-
-    def upload(self, array: Any, values: Any) -> None:
-        array[...] = values
-
-    def read(self, arrays: Sequence[Any]) -> Callable[[], list[Any]]:
-        copies = [np.array(array) for array in arrays]
-        return lambda: copies
 
     def prepare(self, run: Callable[[], None], progress: Any = None) -> None:
         run()

@@ -108,7 +108,7 @@ def _plan(file: gguf.GGUF, settings: EngineConfig, backend: Backend) -> _Plan:
     if weights > free:
         raise OutOfMemoryError(
             f"{file.path}: the weights need {_gb(weights)}{'' if backend.keeps_blocks else ' as float32'} and "
-            f"{_gb(free)} may be taken (memory_fraction={settings.memory_fraction:g} of what is free on "
+            f"{_gb(free)} may be taken (--memory-fraction {settings.memory_fraction:g} of what is free on "
             f"{backend.device}): free some memory or use a smaller model"
         )
     size = settings.page_size

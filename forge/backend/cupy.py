@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
+from threading import RLock
 from typing import Any, TypeVar
 
 import cupy as cp
@@ -73,17 +74,23 @@ class CupyBackend(GPU):
         self._log: list[Any] | None = None
         self._guarded: list[tuple[Any, int]] | None = None
         self._staged: deque[_Pinned] = deque()
+        self._scratch: Any = None
+        self._graphs = True
         self._plan_pool = cp.cuda.MemoryPool()
+        self._lock = RLock()
         with self._cuda_device:
             self._stream = cp.cuda.Stream(non_blocking=True)
 
     def active(self) -> AbstractContextManager[None]:
-        """This device and its stream are CuPy's current ones; nothing to do within another such context."""
+        """This device and its stream are CuPy's current ones; nothing to do within another such context.
+
+        One thread at a time: what it launches is not to land in a step that another records.
+        """
         return _NOTHING if cp.cuda.get_current_stream().ptr == self._stream.ptr else self._enter()
 
     @contextmanager
     def _enter(self) -> Iterator[None]:
-        with self._cuda_device, self._stream, _errors():
+        with self._lock, self._cuda_device, self._stream, _errors():
             yield
 
     def launch(self, op: Any, args: tuple[Any, ...], options: Mapping[str, Any]) -> Any:
@@ -128,12 +135,13 @@ class CupyBackend(GPU):
 
     def prepare(self, run: Callable[[], None], progress: Progress | None = None) -> None:
         """Compile in parallel what `run` would launch, without launching it; the results are kept on disk."""
-        self._collected = {}
-        try:
-            run()
-            missing = [variant for variant in self._collected if variant not in self._modules]
-        finally:
-            self._collected = None
+        with self.active():
+            self._collected = {}
+            try:
+                run()
+                missing = [variant for variant in self._collected if variant not in self._modules]
+            finally:
+                self._collected = None
 
         def build(variant: kernels.Variant) -> None:
             with self._cuda_device:
@@ -150,8 +158,8 @@ class CupyBackend(GPU):
     def has_blas(self) -> bool:
         if not IS_HIP:
             return True
-        trial = f"from forge.backend.cupy import backend; backend({self.index}).try_blas()"
-        failure = probe.failure([sys.executable, "-c", trial])
+        trial = f"import sys; sys.path[:] = {sys.path!r}; from forge.backend.cupy import backend"
+        failure = probe.failure([sys.executable, "-c", f"{trial}; backend({self.index}).try_blas()"])
         if failure:
             warnings.warn(
                 f"{self.device}: hipBLAS cannot multiply here ({failure}); prompts are computed by forge's own "
@@ -219,14 +227,24 @@ class CupyBackend(GPU):
             if self._guarded is None:
                 return cp.empty(shape, dtype)
             size = math.prod(shape) * np.dtype(dtype).itemsize
-            memory = cp.full(size + 2 * _GUARD_BYTES, 255, np.uint8)
+            memory = cp.empty(size + 2 * _GUARD_BYTES, np.uint8)
+            memory.data.memset_async(255, memory.nbytes, self._stream)  # cp.full would compile a kernel of CuPy's
             self._guarded.append((memory, size))
             return memory[_GUARD_BYTES : _GUARD_BYTES + size].view(dtype).reshape(shape)
+
+    def scratch(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Any:
+        """One piece of memory for all ops: recorded steps would otherwise each keep as much as their largest uses."""
+        if self._guarded is not None:
+            return self.empty(shape, dtype)
+        size = math.prod(shape) * np.dtype(dtype).itemsize
+        with self.active():
+            if self._scratch is None or self._scratch.nbytes < size:
+                self._scratch = cp.empty(size, np.uint8)
+            return self._scratch[:size].view(dtype).reshape(shape)
 
     @contextmanager
     def guarded(self) -> Iterator[Callable[[], bool]]:
         made: list[tuple[Any, int]] = []
-        self._guarded = made
 
         def whole() -> bool:
             return all(
@@ -235,10 +253,12 @@ class CupyBackend(GPU):
                 for memory, size in made
             )
 
-        try:
-            yield whole
-        finally:
-            self._guarded = None
+        with self.active():
+            self._guarded = made
+            try:
+                yield whole
+            finally:
+                self._guarded = None
 
     def to_numpy(self, array: Any) -> npt.NDArray[Any]:
         """A copy on the host; waits for what computes it."""
@@ -247,9 +267,9 @@ class CupyBackend(GPU):
 
     def upload(self, array: Any, values: npt.NDArray[Any]) -> None:
         """Through pinned memory, which stays alive until the copy has run."""
-        staged = self._pinned(values.shape, values.dtype)
-        np.copyto(staged.array, values)
         with self.active():
+            staged = self._pinned(values.shape, values.dtype)
+            np.copyto(staged.array, values)
             array.data.copy_from_host_async(staged.array.ctypes.data, values.nbytes, self._stream)
             staged.event.record(self._stream)
         self._staged.append(staged)
@@ -257,8 +277,8 @@ class CupyBackend(GPU):
             self._staged.popleft()
 
     def read(self, arrays: Sequence[Any]) -> Callable[[], list[npt.NDArray[Any]]]:
-        copies = [self._pinned(array.shape, array.dtype) for array in arrays]
         with self.active():
+            copies = [self._pinned(array.shape, array.dtype) for array in arrays]
             for array, copy in zip(arrays, copies, strict=True):
                 array.data.copy_to_host_async(copy.array.ctypes.data, array.nbytes, self._stream)
                 copy.event.record(self._stream)
@@ -272,6 +292,7 @@ class CupyBackend(GPU):
         return wait
 
     def _pinned(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> _Pinned:
+        """Within `active`: an event belongs to the device that is current when it is made."""
         size = math.prod(shape)
         memory = cp.cuda.alloc_pinned_memory(max(size * dtype.itemsize, 1))
         array = np.frombuffer(memory, dtype, size).reshape(shape)
@@ -282,13 +303,14 @@ class CupyBackend(GPU):
         fails or a product goes to BLAS, which CuPy does not capture on CUDA.
         """
         log: list[Any] = []
-        self._log = log
-        try:
-            with self.active(), cp.cuda.using_allocator(self._plan_pool.malloc):
-                result = step()
-        finally:
-            self._log = None
-        replay = self._captured(log)
+        with self.active():
+            self._log = log
+            try:
+                with cp.cuda.using_allocator(self._plan_pool.malloc):
+                    result = step()
+            finally:
+                self._log = None
+            replay = self._captured(log)
 
         def again() -> T:
             with self.active():
@@ -302,16 +324,16 @@ class CupyBackend(GPU):
             for call, _, _ in log:
                 call()
 
-        if not all(capturable for _, _, capturable in log):
+        if not self._graphs or not all(capturable for _, _, capturable in log):
             return replay
         try:
-            with self.active():
-                self._stream.begin_capture()
-                try:
-                    replay()
-                finally:
-                    graph = self._stream.end_capture()
+            self._stream.begin_capture()
+            try:
+                replay()
+            finally:
+                graph = self._stream.end_capture()
         except RuntimeError as error:  # what CuPy and the driver raise
+            self._graphs = False
             reason = _one_line(error)
             warnings.warn(f"{self.device}: steps are launched one by one, not as a graph: {reason}", stacklevel=2)
             return replay
@@ -323,7 +345,7 @@ class CupyBackend(GPU):
 
     def free_bytes(self) -> int:
         """Free on the device, and free in CuPy's pool."""
-        with self._cuda_device:
+        with self._cuda_device, _errors():
             free, _ = cp.cuda.runtime.memGetInfo()
             return int(free) + int(cp.get_default_memory_pool().free_bytes())
 
@@ -349,7 +371,7 @@ class CupyBackend(GPU):
     def facts(self) -> list[tuple[str, str]]:
         """What there is to say about the device, as (what, found)."""
         runtime = cp.cuda.runtime
-        with self._cuda_device:
+        with self._cuda_device, _errors():
             free, total = runtime.memGetInfo()
         return [
             ("device", self.device),
@@ -394,5 +416,6 @@ def backend(index: int) -> CupyBackend:
         found = count()
         if index >= found:
             raise DeviceError(f"{KIND}:{index} does not exist: {found} GPU{'s are' if found != 1 else ' is'} there")
-        _BACKENDS[index] = CupyBackend(index)
+        with _errors():
+            _BACKENDS[index] = CupyBackend(index)
     return _BACKENDS[index]

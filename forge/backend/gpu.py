@@ -71,6 +71,10 @@ class GPU(ABC):
     def empty(self, shape: tuple[int, ...], dtype: Any) -> Any:
         """An array whose contents are undefined."""
 
+    def scratch(self, shape: tuple[int, ...], dtype: Any) -> Any:
+        """Memory for one op's own use: the next op may overwrite it."""
+        return self.empty(shape, dtype)
+
     @abstractmethod
     def read_seconds(self, size: int) -> float:
         """Time in which so many bytes are read at the rate of a large copy, measured now."""

@@ -32,6 +32,7 @@ def command(
     ] = 3,
     device: options.Device = "auto",
     context: options.Context = None,
+    memory_fraction: options.MemoryFraction = 0.9,
     as_json: options.Json = False,
 ) -> None:
     """Measure prefill, decode at several batch sizes, and the bound: reading this model's matrices once.
@@ -39,7 +40,7 @@ def command(
     Prefill is one prompt. Decode starts when every sequence of the batch has its prompt computed and its first token.
     """
     batches = _sizes(batch)
-    with options.loaded(model, device, context, max_sequences=max(batches)) as llm:
+    with options.loaded(model, device, context, max_sequences=max(batches), memory_fraction=memory_fraction) as llm:
         _check_room(llm, prompt_tokens, gen_tokens, max(batches))
         report = measure(llm, prompt_tokens, gen_tokens, batches, repetitions)
     if as_json:

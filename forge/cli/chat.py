@@ -37,6 +37,7 @@ def command(
     stop: options.Stop = None,
     device: options.Device = "auto",
     context: options.Context = None,
+    memory_fraction: options.MemoryFraction = 0.9,
 ) -> None:
     """Talk with a model. /help shows what can be said beside messages."""
     from forge.config import SamplingParams
@@ -51,7 +52,7 @@ def command(
         seed=seed,
         stop=stop or (),
     )
-    with options.loaded(model, device, context, chat_template) as llm:
+    with options.loaded(model, device, context, chat_template, memory_fraction=memory_fraction) as llm:
         Conversation(llm, params, system).run()
 
 

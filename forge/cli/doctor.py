@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import importlib.util
 import os
 import platform
 import shutil
@@ -108,6 +109,8 @@ def _gpu() -> Iterator[Finding]:
             yield _kernels(gpu.arch)
         return
     mend = next((mend for path, mend in _GPU_FILES.items() if Path(path).exists()), "")
+    if mend and importlib.util.find_spec("cupy"):
+        mend = f"CuPy is installed, so it is the driver, its permissions, or CuPy for another kind of GPU ({mend})"
     yield Finding("device", f"cpu; no GPU: {explain()}", mend)
 
 
@@ -153,7 +156,6 @@ def _cache() -> Iterator[Finding]:
 
 
 def _installer() -> Finding:
-    import importlib.util
 
     tools = [name for name, there in (("pip", importlib.util.find_spec("pip")), ("uv", shutil.which("uv"))) if there]
     mend = "" if tools else f"models cannot be pulled: run {sys.executable} -m ensurepip, or install uv"

@@ -29,6 +29,7 @@ def command(
     ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Run through the model's end tokens.")] = False,
     device: options.Device = "auto",
     context: options.Context = None,
+    memory_fraction: options.MemoryFraction = 0.9,
     as_json: options.Json = False,
 ) -> None:
     """Continue PROMPT. Text streams to stdout, figures go to stderr."""
@@ -46,7 +47,7 @@ def command(
         ignore_eos=ignore_eos,
     )
     text = options.text_or_stdin(prompt, "PROMPT")
-    with options.loaded(model, device, context) as llm:
+    with options.loaded(model, device, context, memory_fraction=memory_fraction) as llm:
         (_print_json if as_json else _stream)(llm, text, params)
 
 

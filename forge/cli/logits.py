@@ -15,13 +15,14 @@ def command(
     top: Annotated[int, typer.Option("--top", min=1, metavar="N", help="How many tokens to show.")] = 20,
     device: options.Device = "auto",
     context: options.Context = None,
+    memory_fraction: options.MemoryFraction = 0.9,
     as_json: options.Json = False,
 ) -> None:
     """Show the most probable next tokens after TEXT with their logits."""
     import numpy as np
 
     text = options.text_or_stdin(text, "TEXT")
-    with options.loaded(model, device, context) as llm:
+    with options.loaded(model, device, context, memory_fraction=memory_fraction) as llm:
         ids = llm.tokenizer.encode(text, parse_special=True)  # as llm.logits(text) does
         last = llm.logits(ids)[-1]  # (V,)
         options.check_finish(None if np.isfinite(last).any() and not np.isnan(last).any() else "error", llm)

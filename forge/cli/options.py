@@ -27,6 +27,10 @@ Context = Annotated[
     int | None,
     typer.Option("--context", metavar="N", help="Most tokens of prompt and answer. [default: the model's]"),
 ]
+MemoryFraction = Annotated[
+    float,
+    typer.Option("--memory-fraction", metavar="F", help="Share of the free memory for weights and KV cache, at most."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 MaxTokens = Annotated[int, typer.Option("--max-tokens", metavar="N", help="Most tokens to generate.")]
 Temperature = Annotated[
@@ -76,6 +80,7 @@ def loaded(
     context: int | None = None,
     chat_template: str | None = None,
     max_sequences: int = 64,
+    memory_fraction: float = 0.9,
 ) -> Iterator[LLM]:
     """A model, ready to run; what it remarks goes to stderr."""
     import forge
@@ -87,6 +92,7 @@ def loaded(
             context=context,
             chat_template=chat_template,
             max_sequences=max_sequences,
+            memory_fraction=memory_fraction,
             progress=progress,
         )
     # Where nobody watches, a failure is one line on stderr: then remarks wait for success.

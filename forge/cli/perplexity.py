@@ -17,12 +17,13 @@ def command(
         int | None,
         typer.Option("--context", metavar="N", help="Tokens per chunk, each predicted by itself; 512, if they fit."),
     ] = None,
+    memory_fraction: options.MemoryFraction = 0.9,
     device: options.Device = "auto",
     as_json: options.Json = False,
 ) -> None:
     """Measure the perplexity of the text in FILE."""
     text = output.read_text(file)
-    with options.loaded(model, device) as llm:
+    with options.loaded(model, device, memory_fraction=memory_fraction) as llm:
         ids = llm.tokenizer.encode(text)
         if len(ids) < 2:
             raise ForgeError(f"{output.printable(file)}: holds fewer than two tokens: there is nothing to predict")

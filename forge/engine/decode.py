@@ -113,6 +113,20 @@ class DecodeLoop:
         rows = len(slots)
         return self.runner.draw(logits, [array[:rows] for array in self._parameters], self._lengths[:rows])
 
+    def abandon(self, running: list[Sequence]) -> None:
+        """After an interruption: forget the steps under way. The ids known by now are what to begin again from."""
+        touched = {*self.sequences, *(s for pending in self._pending for s in pending.sequences)}
+        try:
+            for pending in self._pending:
+                pending.read()  # its copy must not arrive in memory that is used again
+        finally:
+            self._pending.clear()
+            self.sequences = ()
+            for sequence in running:
+                if sequence in touched:
+                    sequence.num_pending = 0
+                    sequence.num_computed = len(sequence.ids) - 1
+
     def collect(self) -> list[Sampled]:
         """The ids of the oldest step; those of sequences that have ended meanwhile are dropped."""
         pending = self._pending[0]

@@ -57,8 +57,9 @@ class Engine:
     def _typical_steps(self) -> None:
         size = self.runner.cache.page_size
         longest = min(self.context, self.scheduler.max_step_tokens, self.blocks.num_pages * size)
-        numbers = [rows for rows in _TYPICAL_ROWS if rows <= self.scheduler.max_sequences]
-        for rows, length in [(1, longest), *((rows, 1) for rows in numbers)]:
+        most = self.scheduler.max_sequences  # a short prompt has as many rows as a batch that is not allowed
+        shapes = [(rows, 1) if rows <= most else (1, rows) for rows in _TYPICAL_ROWS]
+        for rows, length in [(1, longest), *((rows, length) for rows, length in shapes if length <= longest)]:
             sequences = [
                 Sequence(0, choice, [0] * length, length, SamplingParams(), 0, length, pages=[0] * -(-length // size))
                 for choice in range(rows)
@@ -109,8 +110,6 @@ class Engine:
         An id that ends a sequence (an end token, one of stop_ids, or -1 for an error) is not among the sequence's ids.
         """
         if self._decode and (sampled := self._step_ahead(self._decode)):
-            for token in sampled:
-                self._append(token.sequence, token.id)
             return sampled
         step = self.scheduler.schedule()
         if not step:
@@ -135,27 +134,28 @@ class Engine:
         A sequence that ends has run one step too many: its id is dropped, and its pages are safe to give away at once,
         because the device works in order.
         """
+        if self._interrupted:
+            loop.abandon(self.scheduler.running)
+        self._interrupted = True  # until the end: the device may be ahead of what is known here
         for _ in range(2 - loop.num_pending):
             rows = self._continuing(loop)
             if rows is None:
                 break
             if not loop.num_pending:
                 loop.begin(rows)
-                self._interrupted = False
-            try:
-                loop.launch()
-            except BaseException:
-                self._interrupted = True  # the device may be ahead of what is known here
-                raise
-        while loop.num_pending:
-            if sampled := loop.collect():
-                return sampled
-        return []
+            loop.launch()
+        sampled: list[Sampled] = []
+        while loop.num_pending and not sampled:
+            sampled = loop.collect()
+        if not sampled:
+            loop.sequences = ()
+        for token in sampled:
+            self._append(token.sequence, token.id)
+        self._interrupted = False
+        return sampled
 
     def _continuing(self, loop: DecodeLoop) -> list[Sequence] | None:
         """The rows of a step that differs from the loop's last one by nothing that the host must know."""
-        if loop.num_pending and self._interrupted:
-            return None
         if any(s in self._siblings or s.params.logprobs is not None or is_penalized(s) for s in self.scheduler.running):
             return None
         rows = self.scheduler.decoding()

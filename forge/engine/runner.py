@@ -60,7 +60,8 @@ class Runner:
         params = [sequence.params for sequence in sequences]
         raw = logits
         if any(is_penalized(sequence) for sequence in sequences):
-            raw = logits.copy() if any(p.logprobs is not None for p in params) else logits
+            if any(p.logprobs is not None for p in params):  # which are of what is about to be changed
+                logits = take_rows(asarray(np.arange(len(raw)), np.int32), raw)
             penalize(logits, *(asarray(array) for array in _penalties(sequences)))
         parameters = [asarray(values) for values in self.parameters(sequences)]
         lengths = asarray([len(sequence.ids) for sequence in sequences], np.int32)

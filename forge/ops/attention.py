@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from forge.backend.gpu import GPU
+from forge.errors import UnsupportedError
 from forge.op import Array, Arrays, Case, op
 
 _QUERY_BLOCK = 128
@@ -205,6 +206,8 @@ def _paged_attention_cpu(
     return out.reshape(q.shape)
 
 
+_MOST_HEAD_DIM = 256
+"""In the decode kernel a wave holds a head, 8 numbers a lane."""
 _PACKED = 4
 """Query heads that a decode block takes together."""
 _LEAST_SPAN = 128
@@ -229,6 +232,8 @@ def _paged_attention_gpu(
     tokens, heads, dim = q.shape
     rows, pages = page_table.shape
     _, page_size, kv_heads, _ = k_pages.shape
+    if dim > _MOST_HEAD_DIM:
+        raise UnsupportedError(f"heads of {dim} numbers have no kernel: {_MOST_HEAD_DIM} is the most")
     out = device.empty(q.shape, device.activations)
     defines = {"HEAD_DIM": dim, "PAGE": page_size}
     if tokens > rows:  # some sequence has several queries

@@ -180,7 +180,7 @@ def _many_rows(device: GPU, x: Any, weight: Any, y: Any, column: int, accumulate
     step = max(_SCRATCH_WEIGHTS // inner, 1)
     for first in range(0, outer, step):
         count = min(step, outer - first)
-        scratch = device.empty((count, inner), device.activations)
+        scratch = device.scratch((count, inner), device.activations)
         grid = -(-count * inner // (32 * 256))
         device.run("quant", "dequantize", grid, *weight.planes, scratch, first, count, inner, **weight.defines)
         device.matmul(x, scratch, y, column + first, accumulate=accumulate)

@@ -81,8 +81,8 @@ struct ForgeThread {
 extern ForgeThread *forge_self;
 extern u32 forge_wave;
 void forge_barrier(void);
-u64 forge_shuffle(u64 value, u32 lane, u32 site);
-u64 forge_ballot(u32 predicate, u32 site);
+u64 forge_shuffle(u64 value, u32 lane);
+u64 forge_ballot(u32 predicate);
 }
 #define THREAD (forge_self->thread)
 #define BLOCK_X (forge_self->block[0])
@@ -99,8 +99,8 @@ DEVICE u32 as_u32(float x) { return __builtin_bit_cast(u32, x); }
 DEVICE float exp2_fast(float x) { return __builtin_exp2f(x); }
 DEVICE float log_fast(float x) { return __builtin_logf(x); }
 DEVICE float rsqrt_fast(float x) { return 1.0f / __builtin_sqrtf(x); }
-DEVICE u32 shfl_bits(u32 x, u32 lane) { return (u32)forge_shuffle(x, lane, 1); }
-DEVICE u64 wave_ballot(bool p) { return forge_ballot(p, 2); }
+DEVICE u32 shfl_bits(u32 x, u32 lane) { return (u32)forge_shuffle(x, lane); }
+DEVICE u64 wave_ballot(bool p) { return forge_ballot(p); }
 DEVICE u32 atomic_add(u32 *p, u32 x) { u32 old = *p; *p = old + x; return old; }
 DEVICE u64 atomic_add(u64 *p, u64 x) { u64 old = *p; *p = old + x; return old; }
 DEVICE float fma_rn(float a, float b, float c) { return __builtin_fmaf(a, b, c); }

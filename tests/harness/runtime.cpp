@@ -176,16 +176,16 @@ __attribute__((noinline)) void forge_barrier() {
     pause(AT_BARRIER);
 }
 
-__attribute__((noinline)) u64 forge_shuffle(u64 value, u32 lane, u32 site) {
+__attribute__((noinline)) u64 forge_shuffle(u64 value, u32 lane) {
     Fiber &fiber = current();
-    fiber.value = value, fiber.lane = lane, fiber.site = site;
+    fiber.value = value, fiber.lane = lane, fiber.site = (u32)(uintptr_t)__builtin_return_address(0);
     pause(AT_SHUFFLE);
     return current().result;
 }
 
-__attribute__((noinline)) u64 forge_ballot(u32 predicate, u32 site) {
+__attribute__((noinline)) u64 forge_ballot(u32 predicate) {
     Fiber &fiber = current();
-    fiber.value = predicate, fiber.site = site;
+    fiber.value = predicate, fiber.site = (u32)(uintptr_t)__builtin_return_address(0);
     pause(AT_BALLOT);
     return current().result;
 }

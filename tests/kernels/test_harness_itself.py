@@ -57,6 +57,20 @@ def test_a_right_kernel_is_right_in_every_order(monkeypatch: pytest.MonkeyPatch,
     np.testing.assert_array_equal(y, np.roll(np.arange(128), -64))
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        "if (LANE < 16) y[THREAD] = shfl_xor(x[THREAD], 1); else y[THREAD] = shfl_xor(x[THREAD] * 2.0f, 17) + 5.0f;",
+        "float s = x[THREAD]; for (u32 i = 0; i < (LANE < 16 ? 1 : 2); ++i) s += shfl_xor(s, 1); "
+        "if (LANE < 16) s += shfl_xor(s, 2); y[THREAD] = s;",
+    ],
+    ids=["branches", "loops"],
+)
+def test_shuffles_in_branches_that_divide_a_wave_show(monkeypatch: pytest.MonkeyPatch, body: str) -> None:
+    with pytest.raises(KernelFault):
+        run(monkeypatch, f"KERNEL(128) probe(const float *x, float *y) {{ {body} }}", *arrays())
+
+
 def test_a_missing_barrier_shows(monkeypatch: pytest.MonkeyPatch) -> None:
     x, y = arrays()
     run(monkeypatch, SHIFT.replace("MIDDLE", ""), x, y)

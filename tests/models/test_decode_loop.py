@@ -10,6 +10,8 @@ from tiny_models import GREEDY, SEEDED, assert_idle, random_prompts, tiny_llm
 
 from forge import LLM, SamplingParams
 from forge.backend.numpy import NumpyBackend
+from forge.engine.decode import DecodeLoop
+from forge.engine.engine import Engine
 
 
 @pytest.fixture
@@ -71,6 +73,37 @@ def test_an_interrupted_step_loses_nothing(where: str, monkeypatch: pytest.Monke
         return real(self, *args)
 
     monkeypatch.setattr(NumpyBackend, where, sometimes)
+    while llm.engine.has_work:
+        try:
+            llm.engine.step()
+        except KeyboardInterrupt:
+            continue
+    assert [s.completion for s in sequences] == expected
+
+
+@pytest.mark.usefixtures("ahead")
+@pytest.mark.parametrize("where", ["collect", "append"])
+@pytest.mark.parametrize("done", [False, True])
+def test_an_interrupt_while_ids_arrive_loses_nothing(where: str, done: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    prompts = random_prompts(3, 20)
+    expected = texts(tiny_llm("llama"), prompts, GREEDY)
+    llm = tiny_llm("llama")
+    sequences = [llm.engine.add(prompt, GREEDY)[0] for prompt in prompts]
+    owner, name = {"collect": (DecodeLoop, "collect"), "append": (Engine, "_append")}[where]
+    calls = Counter[str]()
+    real = getattr(owner, name)
+
+    def sometimes(self: object, *args: object) -> object:
+        calls[where] += 1
+        stops = calls[where] in (5, 11, 12)
+        if stops and not done:
+            raise KeyboardInterrupt
+        result = real(self, *args)
+        if stops:
+            raise KeyboardInterrupt
+        return result
+
+    monkeypatch.setattr(owner, name, sometimes)
     while llm.engine.has_work:
         try:
             llm.engine.step()

@@ -202,7 +202,7 @@ def test_a_tensor_with_infinite_weights_ends_a_request_with_an_error(tmp_path: P
 def test_what_does_not_fit_is_said_before_loading(monkeypatch: pytest.MonkeyPatch) -> None:
     path = ARCH / "llama" / "model.gguf"
     monkeypatch.setattr(NUMPY, "free_bytes", lambda: 300_000)
-    with pytest.raises(forge.OutOfMemoryError, match=r"weights need 0\.00 GB.*memory_fraction"):
+    with pytest.raises(forge.OutOfMemoryError, match=r"weights need 0\.00 GB.*--memory-fraction"):
         forge.load(path)
     page = 2 * 3 * 64 * 2 * 32 * 4  # k and v, layers, P, G, D, bytes
     monkeypatch.setattr(NUMPY, "free_bytes", lambda: round((4 * 171_000 + 3 * page) / 0.9))

@@ -272,9 +272,9 @@ class CupyBackend(GPU):
             np.copyto(staged.array, values)
             array.data.copy_from_host_async(staged.array.ctypes.data, values.nbytes, self._stream)
             staged.event.record(self._stream)
-        self._staged.append(staged)
-        while len(self._staged) > 1 and self._staged[0].event.done:
-            self._staged.popleft()
+            self._staged.append(staged)
+            while len(self._staged) > 1 and self._staged[0].event.done:
+                self._staged.popleft()
 
     def read(self, arrays: Sequence[Any]) -> Callable[[], list[npt.NDArray[Any]]]:
         with self.active():
@@ -320,6 +320,8 @@ class CupyBackend(GPU):
         return result, again
 
     def _captured(self, log: list[Any]) -> Callable[[], None]:
+        """Within `active`, whose own errors would hide the driver's from the fallback."""
+
         def replay() -> None:
             for call, _, _ in log:
                 call()

@@ -32,7 +32,7 @@ def command(
     ] = 3,
     device: options.Device = "auto",
     context: options.Context = None,
-    memory_fraction: options.MemoryFraction = 0.9,
+    memory_fraction: options.MemoryFraction = options.DEFAULT_MEMORY_FRACTION,
     as_json: options.Json = False,
 ) -> None:
     """Measure prefill, decode at several batch sizes, and the bound: reading this model's matrices once.

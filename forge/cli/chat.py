@@ -37,7 +37,7 @@ def command(
     stop: options.Stop = None,
     device: options.Device = "auto",
     context: options.Context = None,
-    memory_fraction: options.MemoryFraction = 0.9,
+    memory_fraction: options.MemoryFraction = options.DEFAULT_MEMORY_FRACTION,
 ) -> None:
     """Talk with a model. /help shows what can be said beside messages."""
     from forge.config import SamplingParams

@@ -156,7 +156,6 @@ def _cache() -> Iterator[Finding]:
 
 
 def _installer() -> Finding:
-
     tools = [name for name, there in (("pip", importlib.util.find_spec("pip")), ("uv", shutil.which("uv"))) if there]
     mend = "" if tools else f"models cannot be pulled: run {sys.executable} -m ensurepip, or install uv"
     return Finding("fetches models with", tools[0] if tools else "nothing", mend)

@@ -29,7 +29,7 @@ def command(
     ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Run through the model's end tokens.")] = False,
     device: options.Device = "auto",
     context: options.Context = None,
-    memory_fraction: options.MemoryFraction = 0.9,
+    memory_fraction: options.MemoryFraction = options.DEFAULT_MEMORY_FRACTION,
     as_json: options.Json = False,
 ) -> None:
     """Continue PROMPT. Text streams to stdout, figures go to stderr."""

@@ -15,7 +15,7 @@ def command(
     top: Annotated[int, typer.Option("--top", min=1, metavar="N", help="How many tokens to show.")] = 20,
     device: options.Device = "auto",
     context: options.Context = None,
-    memory_fraction: options.MemoryFraction = 0.9,
+    memory_fraction: options.MemoryFraction = options.DEFAULT_MEMORY_FRACTION,
     as_json: options.Json = False,
 ) -> None:
     """Show the most probable next tokens after TEXT with their logits."""

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from forge.llm import LLM
 
 DEFAULT_MODEL = "smollm2"  # of forge.hub, which --help has no time to import; a test compares them
+DEFAULT_MEMORY_FRACTION = 0.9  # of forge.config, likewise
 
 Model = Annotated[
     str, typer.Option("-m", "--model", metavar="MODEL", help="A name, a GGUF file, or hf:owner/repo/file.gguf.")
@@ -80,7 +81,7 @@ def loaded(
     context: int | None = None,
     chat_template: str | None = None,
     max_sequences: int = 64,
-    memory_fraction: float = 0.9,
+    memory_fraction: float = DEFAULT_MEMORY_FRACTION,
 ) -> Iterator[LLM]:
     """A model, ready to run; what it remarks goes to stderr."""
     import forge

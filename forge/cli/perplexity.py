@@ -17,7 +17,7 @@ def command(
         int | None,
         typer.Option("--context", metavar="N", help="Tokens per chunk, each predicted by itself; 512, if they fit."),
     ] = None,
-    memory_fraction: options.MemoryFraction = 0.9,
+    memory_fraction: options.MemoryFraction = options.DEFAULT_MEMORY_FRACTION,
     device: options.Device = "auto",
     as_json: options.Json = False,
 ) -> None:

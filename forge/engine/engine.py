@@ -58,8 +58,8 @@ class Engine:
         size = self.runner.cache.page_size
         longest = min(self.context, self.scheduler.max_step_tokens, self.blocks.num_pages * size)
         most = self.scheduler.max_sequences  # a short prompt has as many rows as a batch that is not allowed
-        shapes = [(rows, 1) if rows <= most else (1, rows) for rows in _TYPICAL_ROWS]
-        for rows, length in [(1, longest), *((rows, length) for rows, length in shapes if length <= longest)]:
+        shapes = [(rows, 1) if rows <= most else (1, min(rows, longest)) for rows in _TYPICAL_ROWS]
+        for rows, length in dict.fromkeys([(1, longest), *shapes]):
             sequences = [
                 Sequence(0, choice, [0] * length, length, SamplingParams(), 0, length, pages=[0] * -(-length // size))
                 for choice in range(rows)

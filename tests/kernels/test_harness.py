@@ -7,7 +7,9 @@ import pytest
 from harness import COMPILER, Harness
 
 import forge.ops  # noqa: F401  (fills the registry)
+from forge.errors import UnsupportedError
 from forge.op import REGISTRY, Case, Op
+from forge.ops.attention import paged_attention
 from forge.verify import run_case
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="no clang++: scripts/install-toolchain installs it")
@@ -41,3 +43,11 @@ MANY_ROWS = [case for case in REGISTRY["linear"].cases if "M17" in case.name or 
 def test_products_of_many_rows_without_blas(case: Case) -> None:
     error, _ = run_case(REGISTRY["linear"], case, WithoutBlas(32))
     assert error.passed, error
+
+
+def test_heads_that_the_decode_kernel_cannot_hold_are_refused() -> None:
+    device = Harness(32)
+    q, pages = (device.asarray(np.zeros(shape, np.float16)) for shape in ((1, 1, 264), (1, 16, 1, 264)))
+    starts, lengths, table = (device.asarray(np.array(values, np.int32)) for values in ([0, 1], [1], [[0]]))
+    with pytest.raises(UnsupportedError, match="heads of 264"):
+        paged_attention(q, pages, pages, starts, lengths, table, 1.0, 0, 0.0)

@@ -57,45 +57,30 @@ def test_what_needs_each_id_at_once_gets_it(params: dict[str, object]) -> None:
 
 
 @pytest.mark.usefixtures("ahead")
-@pytest.mark.parametrize("where", ["record", "upload", "read"])
-def test_an_interrupted_step_loses_nothing(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("owner", "name", "stopped", "done"),
+    [
+        (NumpyBackend, "record", (2, 5), False),
+        (NumpyBackend, "upload", (2, 5), False),
+        (NumpyBackend, "read", (2, 5), False),
+        *((DecodeLoop, "collect", (5, 11, 12), done) for done in (False, True)),
+        *((Engine, "_append", (5, 11, 12), done) for done in (False, True)),
+    ],
+)
+def test_an_interrupted_step_loses_nothing(
+    owner: type, name: str, stopped: tuple[int, ...], done: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Interrupts at some calls of a method, before it did its work or after."""
     prompts = random_prompts(3, 20)
     expected = texts(tiny_llm("llama"), prompts, GREEDY)
     llm = tiny_llm("llama")
     sequences = [llm.engine.add(prompt, GREEDY)[0] for prompt in prompts]
-    calls = Counter[str]()
-    real = getattr(NumpyBackend, where)
-
-    def sometimes(self: NumpyBackend, *args: object) -> object:
-        calls[where] += 1
-        if calls[where] in (2, 5):
-            raise KeyboardInterrupt
-        return real(self, *args)
-
-    monkeypatch.setattr(NumpyBackend, where, sometimes)
-    while llm.engine.has_work:
-        try:
-            llm.engine.step()
-        except KeyboardInterrupt:
-            continue
-    assert [s.completion for s in sequences] == expected
-
-
-@pytest.mark.usefixtures("ahead")
-@pytest.mark.parametrize("where", ["collect", "append"])
-@pytest.mark.parametrize("done", [False, True])
-def test_an_interrupt_while_ids_arrive_loses_nothing(where: str, done: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    prompts = random_prompts(3, 20)
-    expected = texts(tiny_llm("llama"), prompts, GREEDY)
-    llm = tiny_llm("llama")
-    sequences = [llm.engine.add(prompt, GREEDY)[0] for prompt in prompts]
-    owner, name = {"collect": (DecodeLoop, "collect"), "append": (Engine, "_append")}[where]
     calls = Counter[str]()
     real = getattr(owner, name)
 
     def sometimes(self: object, *args: object) -> object:
-        calls[where] += 1
-        stops = calls[where] in (5, 11, 12)
+        calls[name] += 1
+        stops = calls[name] in stopped
         if stops and not done:
             raise KeyboardInterrupt
         result = real(self, *args)

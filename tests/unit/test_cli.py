@@ -20,6 +20,7 @@ from gguf_files import write_gguf
 import forge
 from forge import hub, verify
 from forge.cli import options, output, run
+from forge.config import EngineConfig
 from forge.formats import gguf
 from forge.op import REGISTRY
 
@@ -428,8 +429,9 @@ def test_no_command_prints_the_help(capsys: Captured) -> None:
     assert capsys.readouterr().out == f"forge {forge.__version__}\n"
 
 
-def test_the_default_model_is_the_hub_s() -> None:
+def test_defaults_of_options_are_those_of_what_they_stand_for() -> None:
     assert options.DEFAULT_MODEL == hub.DEFAULT_MODEL
+    assert EngineConfig().memory_fraction == options.DEFAULT_MEMORY_FRACTION
 
 
 def test_a_reader_that_leaves_ends_it_silently() -> None:

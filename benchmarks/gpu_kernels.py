@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
 from collections.abc import Callable, Iterator
 from statistics import median
 from typing import Any
@@ -63,17 +62,8 @@ def measure(device: Any, name: str, moved: int, make: Make, options: dict[str, A
     """Seconds of one call: the median over replays of a recorded step that calls the op with all inputs."""
     inputs = [make() for _ in range(max(2, _ROTATED_BYTES // moved))]
     op = REGISTRY[name]
-    results, replay = device.record(lambda: [op(*given, **options) for given in inputs])
-    last = results[-1][0] if isinstance(results[-1], tuple) else results[-1]
-    one = last.reshape(-1)[:1]
-    times = []
-    for _ in range(_REPLAYS):
-        device.to_numpy(one)  # waits
-        start = time.perf_counter()
-        replay()
-        device.to_numpy(one)
-        times.append(time.perf_counter() - start)
-    return median(times) / len(inputs)
+    _, replay = device.record(lambda: [op(*given, **options) for given in inputs])
+    return median(device.seconds(replay) for _ in range(_REPLAYS)) / len(inputs)
 
 
 def workloads(device: Any) -> Iterator[tuple[str, str, int, Make, dict[str, Any]]]:

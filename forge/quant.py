@@ -79,12 +79,14 @@ class Packed:
     @property
     def unit(self) -> int:
         """Weights that a thread reads at a time."""
-        return 64 if self.type.name in ("Q2_K", "Q3_K") else 32
+        if self.type.block_size == 32:
+            return 32
+        return 128 if self.type.name in ("Q2_K", "Q3_K") else 64
 
     @property
     def defines(self) -> dict[str, int]:
         """The -D values of quant.hip for kernels that multiply nothing; products choose others but for FORMAT."""
-        return {"FORMAT": int(self.type), "MOST": 1, "ROWS": 1, "OWN": 0, "TEAM": 32, "BLOCK": 64}
+        return {"FORMAT": int(self.type), "MOST": 1, "ROWS": 1, "OWN": 0, "TEAM": 32, "BLOCK": 64, "AHEAD": 1}
 
     @property
     def nbytes(self) -> int:

@@ -351,19 +351,29 @@ class CupyBackend(GPU):
             free, _ = cp.cuda.runtime.memGetInfo()
             return int(free) + int(cp.get_default_memory_pool().free_bytes())
 
+    def seconds(self, run: Callable[[], object]) -> float:
+        """Time that the device takes for what `run` queues. It is called twice: behind the first the device is busy."""
+        with self.active():
+            start, end = cp.cuda.Event(), cp.cuda.Event()
+            run()
+            start.record(self._stream)
+            run()
+            end.record(self._stream)
+            end.synchronize()
+            return float(cp.cuda.get_elapsed_time(start, end)) / 1000
+
     def read_seconds(self, size: int) -> float:
         """Time in which so many bytes are read at the rate of a large copy, measured now."""
         with self.active():
             source = cp.empty(_COPIED_BYTES, np.uint8)
             target = cp.empty_like(source)
-            start, end = cp.cuda.Event(), cp.cuda.Event()
-            start.record(self._stream)
-            for _ in range(_COPIES):
-                target.data.copy_from_device_async(source.data, _COPIED_BYTES, self._stream)
-            end.record(self._stream)
-            end.synchronize()
-            seconds = cp.cuda.get_elapsed_time(start, end) / 1000 / _COPIES
-        return float(size * seconds / (2 * _COPIED_BYTES))
+
+            def copy() -> None:
+                for _ in range(_COPIES):
+                    target.data.copy_from_device_async(source.data, _COPIED_BYTES, self._stream)
+
+            seconds = self.seconds(copy) / _COPIES
+        return size * seconds / (2 * _COPIED_BYTES)
 
     def _blas(self) -> str:
         version = cublas.getVersion(cp.cuda.device.get_cublas_handle())

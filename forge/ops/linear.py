@@ -137,36 +137,51 @@ def _threads(units: int) -> int:
 _ROWS_OF_BLOCKS = 8
 """Rows of x of which a launch computes a product with blocks: the sums of 16 would not fit the registers, and reading
 the weights twice for them is faster than that."""
-_OWN_GROUPS = (256, 1024)
-"""A row of x of so many groups of 16 at most becomes digits in each block, which keeps room for one of these numbers;
+_OWN_GROUPS = (128, 512)
+"""A row of x of so many groups of 32 at most becomes digits in each block, which keeps room for one of these numbers;
 longer ones and several rows in a launch before."""
 _MANY_OUTPUTS = 8192
-"""From so many outputs there are threads enough without a second wave for each."""
+"""From so many outputs there are threads enough to read two units ahead instead of starting more blocks."""
+_ONE_ROW = {
+    **dict.fromkeys(("Q2_K", "Q3_K", "IQ4_XS"), (16, 1, 1)),  # taking their codes apart costs more than reading them
+    **dict.fromkeys(("Q4_K", "Q5_K", "Q6_K"), (32, 1, 1)),
+    "Q8_0": (64, 2, 1),
+}
+_ONE_ROW_OF_OTHERS = (64, 2, 2)  # with 16 bytes a unit
+"""Threads that share rows of the matrix (a team), rows of a team, units that a thread reads ahead. Measured at 8B
+shapes on an H100, of teams of 16 to 128, 1, 2 and 4 rows, blocks of 128 to 1,024, and 1 and 2 ahead."""
 
 
 def _few_rows_of_blocks(device: GPU, x: Any, weight: Packed, bias: Any, y: Any, column: int, accumulate: bool) -> None:
     rows, inner = x.shape
     outer = weight.shape[0]
-    units = inner // weight.unit
-    # Measured on an H100 at 8B shapes: of 1, 2 and 4 rows a team, teams of 16 to 256 threads, blocks of 64 to 1,024.
-    few_threads = outer < _MANY_OUTPUTS and weight.type.name not in ("Q6_K", "Q8_0")  # whose threads have more to read
-    team = 64 if units >= 64 and (rows > 1 or few_threads) else 32
-    per_team = 1 if weight.unit == 64 and rows > 4 else 2  # four groups a unit take registers
-    block = 64 if rows > 1 else 512
+    name = weight.type.name
+    if rows == 1:
+        team, per_team, ahead = _ONE_ROW.get(name, _ONE_ROW_OF_OTHERS)
+        block = 512
+        if name in ("Q4_K", "Q5_K") and outer >= _MANY_OUTPUTS:
+            ahead = 2
+    else:
+        two_scales = name in ("Q2_K", "Q3_K", "Q6_K")
+        team, block = (64, 64) if two_scales else (32, 256)
+        per_team = 1 if weight.unit == 128 and rows > 4 else 2  # four groups a unit take registers
+        ahead = 1
+    if inner < team * weight.unit:
+        team = min(team, 32)
     defines = {
         "FORMAT": int(weight.type),
         "MOST": 1 << (rows - 1).bit_length(),
         "ROWS": per_team,
         "TEAM": team,
         "BLOCK": block,
-        "OWN": next((most for most in _OWN_GROUPS if rows == 1 and inner <= 16 * most), 0),
+        "AHEAD": ahead,
+        "OWN": next((most for most in _OWN_GROUPS if rows == 1 and inner <= 32 * most), 0),
     }
-    digits: tuple[Any, ...] = (None, None, None)
+    digits: tuple[Any, ...] = (None, None)
     if not defines["OWN"]:
-        groups = rows * inner // 16
-        words = device.empty((2, groups, 4), np.uint32)
-        digits = words[0], words[1], device.empty((groups, 2), np.float32)
-        device.run("quant", "quant_digits", -(-groups // 128), x, *digits, rows, inner, **defines)
+        groups = rows * inner // 32
+        digits = device.empty((groups, 16), np.uint32), device.empty((groups, 4), np.float32)
+        device.run("quant", "quant_digits", -(-groups * 4 // 128), x, *digits, rows, inner, **defines)
     grid = -(-outer // (block // team * per_team))
     sizes = (rows, inner, outer, y.shape[1], column, int(accumulate))
     device.run("quant", "quant_linear", grid, x, *digits, *weight.planes, bias, y, *sizes, **defines)

@@ -57,6 +57,9 @@ struct alignas(16) f32x4 {
 struct alignas(8) f32x2 {
     float v[2];
 };
+struct alignas(8) u32x2 {
+    u32 v[2];
+};
 struct alignas(16) u32x4 {
     u32 v[4];
 };
@@ -65,6 +68,8 @@ struct alignas(16) u32x4 {
 // A loop that stays one: unrolled, it would hold more registers than there are.
 #define ROLLED _Pragma("unroll 1")
 #define MOST_WAVES(threads) ((threads) / 32)
+// Blocks that a multiprocessor of NVIDIA's is to have registers for, at least; a file may define more before a kernel.
+#define RESIDENT 1
 
 #if defined(FORGE_HARNESS) // ----------------------------------------------------------------------- CPU harness
 
@@ -113,6 +118,11 @@ DEVICE u64 mul_high(u64 a, u64 b) { return (u64)((unsigned __int128)a * b >> 64)
 DEVICE i32 dot4(u32 a, u32 b, i32 c) {
     for (u32 i = 0; i < 32; i += 8) c += (i32)(i8)(a >> i) * (i8)(b >> i);
     return c;
+}
+DEVICE u32 pick_bytes(u32 high, u32 low, u32 places) {
+    u32 picked = 0;
+    for (u32 i = 0; i < 32; i += 8) picked |= (u32)(((u64)high << 32 | low) >> 8 * (places >> i & 7) & 255) << i;
+    return picked;
 }
 
 #elif defined(FORGE_HIP) // ---------------------------------------------------------------------------------- AMD
@@ -171,6 +181,7 @@ DEVICE float div_rn(float a, float b) {
 }
 DEVICE u32 mul_high(u32 a, u32 b) { return (u32)((u64)a * b >> 32); }
 DEVICE u64 mul_high(u64 a, u64 b) { return (u64)((unsigned __int128)a * b >> 64); }
+DEVICE u32 pick_bytes(u32 high, u32 low, u32 places) { return __builtin_amdgcn_perm(high, low, places); }
 #if defined(__GFX11__) || defined(__GFX12__) // v_dot4_i32_iu8; the signed form of the others is gone
 DEVICE i32 dot4(u32 a, u32 b, i32 c) { return __builtin_amdgcn_sudot4(true, (i32)a, true, (i32)b, c, false); }
 #else
@@ -179,7 +190,7 @@ DEVICE i32 dot4(u32 a, u32 b, i32 c) { return __builtin_amdgcn_sdot4((i32)a, (i3
 
 #else // ----------------------------------------------------------------------------------------------------- NVIDIA
 
-#define KERNEL(threads) extern "C" __global__ __launch_bounds__(threads) void
+#define KERNEL(threads) extern "C" __global__ __launch_bounds__(threads, RESIDENT) void
 #define SHARED __shared__
 #define TABLE static __device__ __constant__ const
 #define UNROLL _Pragma("unroll")
@@ -234,6 +245,9 @@ DEVICE float div_rn(float a, float b) {
 DEVICE u32 mul_high(u32 a, u32 b) { return __umulhi(a, b); }
 DEVICE u64 mul_high(u64 a, u64 b) { return __umul64hi(a, b); }
 DEVICE i32 dot4(u32 a, u32 b, i32 c) { return __dp4a((i32)a, (i32)b, c); }
+DEVICE u32 pick_bytes(u32 high, u32 low, u32 places) { // the instruction takes the places as four nibbles
+    return __byte_perm(low, high, __byte_perm(places | places >> 4, 0, 0x4420));
+}
 
 #endif // ------------------------------------------------------------------------------------------------ everywhere
 
@@ -249,6 +263,7 @@ DEVICE i32 larger(i32 a, i32 b) { return a > b ? a : b; }
 DEVICE i32 smaller(i32 a, i32 b) { return a < b ? a : b; }
 
 // dot4(a, b, c): c + the dot product of the four signed bytes of two words. Every target has it as one instruction.
+// pick_bytes(high, low, places): four of the eight bytes of two words, those that the bytes of `places` (0 to 7) name.
 
 DEVICE u32 bit_count(u64 x) {
 #if defined(FORGE_CUDA)
@@ -296,6 +311,13 @@ template <u32 N> DEVICE float block_max(float x, float (&scratch)[N]) {
     return most;
 }
 
+DEVICE void store_product(float sum, u32 n, u32 m, const float *bias, float *y, u32 rows, u32 outer, u32 stride, u32 column, u32 accumulate) {
+    if (m >= rows || n >= outer) return;
+    float *out = y + (u64)m * stride + column + n;
+    if (bias) sum += bias[n];
+    *out = accumulate ? *out + sum : sum;
+}
+
 // The end of a product of few rows, in linear.hip and quant.hip: y[m, column + n] from the sums of SHARERS threads for each
 // R rows n of the matrix. A block has P * 32 threads.
 template <u32 SHARERS, u32 R, u32 M, u32 P>
@@ -305,16 +327,18 @@ DEVICE void finish_product(float (&sum)[R][M], float (&partial)[P][R * M], const
     UNROLL for (u32 r = 0; r < R; ++r)
         UNROLL for (u32 m = 0; m < M; ++m) {
             float all = wave_sum(sum[r][m], width);
-            if (THREAD % width == 0) partial[THREAD / width][r * M + m] = all;
+            if (SHARERS > 32) {
+                if (THREAD % width == 0) partial[THREAD / width][r * M + m] = all;
+            } else if (THREAD % SHARERS == (r * M + m) % SHARERS) {
+                store_product(all, (BLOCK_X * teams + THREAD / SHARERS) * R + r, m, bias, y, rows, outer, stride, column, accumulate);
+            }
         }
+    if (SHARERS <= 32) return;
     barrier();
     for (u32 i = THREAD; i < teams * R * M; i += P * 32) {
-        u32 m = i % M, r = i / M % R, team = i / M / R;
-        u32 n = (BLOCK_X * teams + team) * R + r;
-        if (m >= rows || n >= outer) continue;
-        float total = bias ? bias[n] : 0.0f;
+        u32 team = i / M / R;
+        float total = 0;
         for (u32 p = 0; p < SHARERS / width; ++p) total += partial[team * (SHARERS / width) + p][i % (R * M)];
-        float *out = y + (u64)m * stride + column + n;
-        *out = accumulate ? *out + total : total;
+        store_product(total, BLOCK_X * teams * R + i / M, i % M, bias, y, rows, outer, stride, column, accumulate);
     }
 }

@@ -12,12 +12,13 @@ from forge.backend import Backend
 from forge.engine import batch
 from forge.engine.scheduler import Scheduled
 from forge.engine.sequence import Sequence
+from forge.engine.slots import Slots
 from forge.kv_cache import KVCache
 from forge.models import Decoder
 from forge.models.decoder import Tap
 from forge.ops.embed import take_rows
 from forge.ops.logprobs import logprobs, top_logprobs
-from forge.ops.sampling import penalize, sample
+from forge.ops.sampling import penalize
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,32 +64,15 @@ class Runner:
             if any(p.logprobs is not None for p in params):  # which are of what is about to be changed
                 logits = take_rows(asarray(np.arange(len(raw)), np.int32), raw)
             penalize(logits, *(asarray(array) for array in _penalties(sequences)))
-        parameters = [asarray(values) for values in self.parameters(sequences)]
-        lengths = asarray([len(sequence.ids) for sequence in sequences], np.int32)
-        ids = self.draw(logits, parameters, lengths)
+        slots = Slots(self.backend, len(sequences))
+        slots.fill(sequences)
+        ids = slots.draw(logits)
         host = self.backend.to_numpy(ids).tolist()
         details: list[TokenLogprobs | None] = [None] * len(sequences)
         most = max((p.logprobs for p in params if p.logprobs is not None), default=None)
         if most is not None:
             details = self._logprobs(raw, ids, most, [p.logprobs for p in params])
         return [Sampled(*entry) for entry in zip(sequences, host, details, strict=True)]
-
-    def parameters(self, sequences: list[Sequence]) -> list[np.ndarray[Any, Any]]:
-        """How each sequence draws, as arrays: temperature, top_k, top_p, min_p, seed, choice."""
-        params = [sequence.params for sequence in sequences]
-        vocabulary = self.model.config.vocab_size
-        return [
-            np.array([p.temperature for p in params], np.float32),
-            np.array([min(p.top_k, vocabulary) for p in params], np.int32),
-            np.array([p.top_p for p in params], np.float32),
-            np.array([p.min_p for p in params], np.float32),
-            np.array([sequence.seed for sequence in sequences], np.uint64),
-            np.array([sequence.choice for sequence in sequences], np.uint32),
-        ]
-
-    def draw(self, logits: Any, parameters: list[Any], lengths: Any) -> Any:
-        """int32 (B,): the next id of each row, drawn as `parameters` and the sequence's length say."""
-        return sample(logits, *parameters, lengths.view(np.uint32))
 
     def _logprobs(self, logits: Any, ids: Any, most: int, wanted: list[int | None]) -> list[TokenLogprobs | None]:
         to_numpy = self.backend.to_numpy

@@ -1,4 +1,5 @@
-"""The state of running sequences on the device, per slot: what a decode step reads of it, and how it goes on."""
+"""The state of running sequences on the device, per slot: what a decode step reads of it, how it goes on, and how the
+host changes it."""
 
 from __future__ import annotations
 
@@ -66,6 +67,34 @@ def decode_inputs(
     return last_ids[slots], positions, pages * page_size + positions % page_size, row_lengths, table[:, :most_pages]
 
 
+def _place_gpu(device: GPU, edits: Any, words: Any) -> None:
+    device.run("step", "place", -(-len(edits) // _BLOCK), edits, words, len(edits))
+
+
+@op(
+    "edits:i32[N,2] &words:i32[W]",
+    gpu=_place_gpu,
+    cases=[
+        Case(
+            "by hand: the last word and the first, none between",
+            lambda rng: (np.array([[3, -7], [0, 5]], np.int32), np.array([1, 2, 3, 4], np.int32)),
+            written=([5, 2, 3, -7],),
+        ),
+        Case("nothing", lambda rng: (np.empty((0, 2), np.int32), np.array([4], np.int32)), written=([4],)),
+        Case(
+            "more than a block",
+            lambda rng: (
+                np.stack([rng.permutation(500)[:130], rng.integers(-9, 9, 130)], axis=1).astype(np.int32),
+                rng.integers(0, 99, 500).astype(np.int32),
+            ),
+        ),
+    ],
+)
+def place(edits: Array, words: Array) -> None:
+    """words[index] = value for each pair (index, value) of edits. No index occurs twice; none is checked."""
+    words[edits[:, 0]] = edits[:, 1]
+
+
 def _advance_gpu(device: GPU, ids: Any, slots: Any, last_ids: Any, lengths: Any) -> None:
     rows = len(ids)
     device.run("step", "advance", -(-rows // _BLOCK), ids, slots, last_ids, lengths, rows)
@@ -83,6 +112,7 @@ def _advance_gpu(device: GPU, ids: Any, slots: Any, last_ids: Any, lengths: Any)
                 np.array([1, 2, 3], np.int32),
                 np.array([10, 20, 30], np.int32),
             ),
+            written=([0, 2, 6], [11, 20, 31]),
         ),
         Case(
             "more rows than a block",

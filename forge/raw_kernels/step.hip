@@ -19,3 +19,8 @@ KERNEL(64) advance(const i32 *ids, const i32 *slots, i32 *last_ids, i32 *lengths
     last_ids[slots[row]] = larger(ids[row], 0);
     lengths[slots[row]] += 1;
 }
+
+KERNEL(64) place(const i32 *edits, i32 *words, u32 count) {
+    u32 i = BLOCK_X * 64 + THREAD;
+    if (i < count) words[edits[2 * i]] = edits[2 * i + 1];
+}

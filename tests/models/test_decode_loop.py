@@ -97,13 +97,9 @@ def test_an_interrupted_step_loses_nothing(
     assert [s.completion for s in sequences] == expected
 
 
-@pytest.mark.usefixtures("ahead")
-def test_64_steps_read_once_each_and_upload_only_new_pages(monkeypatch: pytest.MonkeyPatch) -> None:
-    llm = tiny_llm("llama", page_size=8, context=96)
-    for prompt in ([1, 2, 3], [4, 5, 6, 7]):
-        llm.engine.add(prompt, SamplingParams(max_tokens=90, ignore_eos=True))
-    for _ in range(3):
-        llm.engine.step()
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """Calls of the backend's methods that copy, by name."""
     counts = Counter[str]()
     for name in ("upload", "read", "asarray", "to_numpy"):
         real = getattr(NumpyBackend, name)
@@ -113,13 +109,59 @@ def test_64_steps_read_once_each_and_upload_only_new_pages(monkeypatch: pytest.M
             return real(self, *args)  # type: ignore[operator]
 
         monkeypatch.setattr(NumpyBackend, name, counted)
-    new_pages = sum(len(s.pages) for s in llm.engine.scheduler.running)
+    return counts
+
+
+@pytest.mark.usefixtures("ahead")
+def test_64_steps_read_once_each_and_upload_once_where_there_are_new_pages(calls: Counter[str]) -> None:
+    llm = tiny_llm("llama", page_size=8, context=96)
+    for prompt in ([1, 2, 3], [4, 5, 6, 7, 8, 9]):
+        llm.engine.add(prompt, SamplingParams(max_tokens=90, ignore_eos=True))
+    for _ in range(3):
+        llm.engine.step()
+    calls.clear()
+    uploads = Counter[tuple[int, int]]()
     for _ in range(64):
+        pages = sum(len(s.pages) for s in llm.engine.scheduler.running)
+        before = calls["upload"]
         assert len(llm.engine.step()) == 2
-    new_pages = sum(len(s.pages) for s in llm.engine.scheduler.running) - new_pages
-    assert counts["read"] == 64
-    assert 8 <= counts["upload"] <= new_pages <= 18
-    assert counts["asarray"] == counts["to_numpy"] == 0
+        pages = sum(len(s.pages) for s in llm.engine.scheduler.running) - pages
+        uploads[pages, calls["upload"] - before] += 1
+    assert uploads == {(0, 0): 48, (1, 1): 16}
+    assert calls == {"read": 64, "upload": 16}
+
+
+@pytest.mark.usefixtures("ahead")
+def test_a_step_uploads_the_new_pages_of_all_rows_at_once_and_only_these(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+    real = NumpyBackend.upload
+
+    def sized(self: NumpyBackend, array: np.ndarray, values: np.ndarray) -> None:
+        sizes.append(values.nbytes)
+        real(self, array, values)
+
+    monkeypatch.setattr(NumpyBackend, "upload", sized)
+    llm = tiny_llm("llama", page_size=8, context=96)
+    for prompt in ([1, 2, 3], [4, 5, 6], [7, 8, 9]):
+        llm.engine.add(prompt, SamplingParams(max_tokens=30, ignore_eos=True))
+    llm.engine.step()
+    del sizes[:]
+    while llm.engine.has_work:
+        llm.engine.step()
+    begun, *later = sizes
+    assert begun == 8 * 3 * (9 + 1)  # an index and a value for each of nine words and a page
+    assert later == [8 * 3] * 3  # of 33 ids the last is not computed: 32 are on four pages
+
+
+@pytest.mark.usefixtures("ahead")
+def test_a_loop_begins_with_one_upload(calls: Counter[str]) -> None:
+    llm = tiny_llm("llama", page_size=8, context=96)
+    for _ in range(5):
+        llm.engine.add(list(range(1, 50)), GREEDY)
+    llm.engine.step()
+    calls.clear()
+    llm.engine.step()  # begins, and launches two steps
+    assert calls == {"upload": 1, "read": 2}
 
 
 @pytest.mark.usefixtures("ahead")

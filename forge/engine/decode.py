@@ -71,7 +71,7 @@ class DecodeLoop:
         pages = min(1 << (most - 1).bit_length(), self.slots.most_pages)
         plan = self._plans.pop((rows, pages), None)
         if plan is None:
-            outputs, plan = runner.backend.record(lambda: self._step(rows, pages))
+            outputs, plan = runner.backend.record(lambda: self._step(rows, pages), self.slots.advancing(rows))
             if len(self._plans) >= _MOST_PLANS:
                 del self._plans[next(iter(self._plans))]
         else:

@@ -71,6 +71,10 @@ class Slots:
             self._place(edits)
             self._num_pages = [len(s.pages) for s in sequences]
 
+    def advancing(self, rows: int) -> list[Any]:
+        """What a step of so many rows changes."""
+        return [self.fields[name][:rows] for name in ("last_id", "length")]
+
     def _new_pages(self, sequences: list[Sequence]) -> list[_Edits]:
         return [
             _run(self._pages_start + row * self.most_pages + known, np.array(sequence.pages[known:], np.int32))

@@ -9,14 +9,15 @@ from typing import Any
 
 import numpy as np
 
-from forge.engine.runner import Runner, Sampled
+from forge.engine.runner import Runner, Sampled, sampled
 from forge.engine.sequence import Sequence
 from forge.engine.slots import Slots
 from forge.models.batch import Batch
 from forge.ops.step import advance, decode_inputs
 
 _MOST_PLANS = 16
-"""Recorded steps that are kept: one for each number of rows and of pages that occurred lately."""
+"""Recorded steps that are kept: one for each number of rows, of pages, of slots with penalties and of top log
+probabilities that occurred lately."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +41,10 @@ class DecodeLoop:
         runner.model.reserve(context)  # recorded steps hold the RoPE tables' addresses
         self.sequences: tuple[Sequence, ...] = ()
         self._pending: deque[_Pending] = deque()
-        self.slots = Slots(backend, max_sequences, -(-context // cache.page_size))
+        self.slots = Slots(backend, max_sequences, runner.model.config.vocab_size, -(-context // cache.page_size))
         self._rows = backend.asarray(np.arange(max_sequences), np.int32)
         self._starts = backend.asarray(np.arange(max_sequences + 1), np.int32)
-        self._plans: dict[tuple[int, int], Callable[[], list[Any]]] = {}
+        self._plans: dict[tuple[int, int, int, int | None], Callable[[], list[Any]]] = {}
 
     @property
     def num_pending(self) -> int:
@@ -56,11 +57,13 @@ class DecodeLoop:
 
     def rehearse(self, logits: Any, sequences: list[Sequence]) -> None:
         """Call what a step calls beside the model, on rows of logits."""
-        slots, rows = Slots(self.runner.backend, len(sequences), len(sequences[0].pages)), self._rows[: len(sequences)]
+        count, rows = len(sequences), self._rows[: len(sequences)]
+        slots = Slots(self.runner.backend, count, logits.shape[1], len(sequences[0].pages))
         slots.fill(sequences)
         last_ids, lengths = slots.fields["last_id"], slots.fields["length"]
         decode_inputs(rows, last_ids, lengths, slots.page_table, self.runner.cache.page_size, 1)
-        advance(slots.draw(logits), rows, last_ids, lengths)
+        ids, _ = slots.draw(logits)
+        advance(ids, rows, last_ids, lengths, slots.counts)
 
     def launch(self) -> None:
         """Queue the next step. The sequences have the pages that it needs."""
@@ -69,30 +72,31 @@ class DecodeLoop:
         # A plan serves as many pages as the next power of two, so that a long context is not paid for from the start.
         most = max(len(s.pages) for s in self.sequences)
         pages = min(1 << (most - 1).bit_length(), self.slots.most_pages)
-        plan = self._plans.pop((rows, pages), None)
+        key = rows, pages, self.slots.penalized_slots, self.slots.num_top
+        plan = self._plans.pop(key, None)
         if plan is None:
             outputs, plan = runner.backend.record(lambda: self._step(rows, pages), self.slots.advancing(rows))
             if len(self._plans) >= _MOST_PLANS:
                 del self._plans[next(iter(self._plans))]
         else:
             outputs = plan()
-        self._plans[rows, pages] = plan  # the latest last
+        self._plans[key] = plan  # the latest last
         self._pending.append(_Pending(self.sequences, runner.backend.read(outputs)))
         for sequence in self.sequences:
             sequence.num_computed += 1
             sequence.num_pending += 1
 
     def _step(self, rows: int, pages: int) -> list[Any]:
-        """One step of the first rows, each with at most so many pages; its ids (B,)."""
+        """One step of the first rows, each with at most so many pages; what `sampled` takes."""
         runner, slots, row_numbers = self.runner, self.slots, self._rows[:rows]
         last_ids, lengths = slots.fields["last_id"], slots.fields["length"]
         ids, positions, kv_slots, row_lengths, table = decode_inputs(
             row_numbers, last_ids, lengths, slots.page_table, runner.cache.page_size, pages
         )
         batch = Batch(ids, positions, kv_slots, self._starts[: rows + 1], row_lengths, table, None)
-        sampled = slots.draw(runner.model(batch, runner.cache))
-        advance(sampled, row_numbers, last_ids, lengths)
-        return [sampled]
+        ids, drawn = slots.draw(runner.model(batch, runner.cache))
+        advance(ids, row_numbers, last_ids, lengths, slots.counts)
+        return [drawn]
 
     def abandon(self, running: list[Sequence]) -> None:
         """After an interruption: forget the steps under way. The ids known by now are what to begin again from."""
@@ -111,11 +115,9 @@ class DecodeLoop:
     def collect(self) -> list[Sampled]:
         """The ids of the oldest step; those of sequences that have ended meanwhile are dropped."""
         pending = self._pending[0]
-        (ids,) = pending.read()
+        (drawn,) = pending.read()
         self._pending.popleft()
-        found = []
-        for sequence, token in zip(pending.sequences, ids.tolist(), strict=True):
-            if sequence.finish_reason is None:
-                sequence.num_pending -= 1
-                found.append(Sampled(sequence, token, None))
+        found = [token for token in sampled(pending.sequences, drawn) if token.sequence.finish_reason is None]
+        for token in found:
+            token.sequence.num_pending -= 1
         return found

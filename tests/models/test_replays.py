@@ -37,7 +37,7 @@ class Step:
     def launches(self) -> None:
         self.runs += 1
         self.result[...] = take_rows(self.slots, self.values)
-        advance(self.ids, self.slots, self.last_ids, self.lengths)
+        advance(self.ids, self.slots, self.last_ids, self.lengths, None)
 
     def check(self, graph: Callable[[], None]) -> Callable[[], None]:
         state = [self.last_ids, self.lengths]

@@ -62,7 +62,9 @@ def measure(device: Any, name: str, moved: int, make: Make, options: dict[str, A
     """Seconds of one call: the median over replays of a recorded step that calls the op with all inputs."""
     inputs = [make() for _ in range(max(2, _ROTATED_BYTES // moved))]
     op = REGISTRY[name]
-    _, replay = device.record(lambda: [op(*given, **options) for given in inputs])
+    pairs = [pair for given in inputs for pair in zip(op.args, given, strict=True)]
+    changed = [value for arg, value in pairs if arg.inout and value is not None]
+    _, replay = device.record(lambda: [op(*given, **options) for given in inputs], changed)
     return median(device.seconds(replay) for _ in range(_REPLAYS)) / len(inputs)
 
 

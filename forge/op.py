@@ -51,7 +51,7 @@ class Arg:
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """Inputs of an op at one set of sizes; `expected` holds the results, computed by hand.
+    """Inputs of an op at one set of sizes; `expected` holds the results, `written` what is written in place, by hand.
 
     `make` takes a random generator and returns the positional arguments, floats in float32.
     """
@@ -60,6 +60,7 @@ class Case:
     make: Callable[[np.random.Generator], Arrays]
     options: dict[str, Any] = field(default_factory=dict)
     expected: tuple[Any, ...] | None = None
+    written: tuple[Any, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)

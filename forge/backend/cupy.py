@@ -24,7 +24,7 @@ import numpy.typing as npt
 from cupy_backends.cuda.libs import cublas
 
 from forge.backend import code_objects, compilers, kernels, probe
-from forge.backend.gpu import GPU
+from forge.backend.gpu import GPU, arrays_in, checked
 from forge.errors import DeviceError, OutOfMemoryError
 
 IS_HIP = bool(cp.cuda.runtime.is_hip)
@@ -298,19 +298,20 @@ class CupyBackend(GPU):
         array = np.frombuffer(memory, dtype, size).reshape(shape)
         return _Pinned(array, cp.cuda.Event(block=False, disable_timing=True))
 
-    def record(self, step: Callable[[], T]) -> tuple[T, Callable[[], T]]:
+    def record(self, step: Callable[[], T], state: Sequence[Any]) -> tuple[T, Callable[[], T]]:
         """Its launches are kept, with memory of their own, and run again: as a graph, or one by one where capturing
-        fails or a product goes to BLAS, which CuPy does not capture on CUDA.
+        fails, a product goes to BLAS, which CuPy does not capture on CUDA, or the graph computes something else.
         """
         log: list[Any] = []
         with self.active():
+            before = [self.to_numpy(array) for array in state] if self._graphs else []
             self._log = log
             try:
                 with cp.cuda.using_allocator(self._plan_pool.malloc):
                     result = step()
             finally:
                 self._log = None
-            replay = self._captured(log)
+            replay = self._replay(log, arrays_in(result), state, before)
 
         def again() -> T:
             with self.active():
@@ -319,31 +320,35 @@ class CupyBackend(GPU):
 
         return result, again
 
-    def _captured(self, log: list[Any]) -> Callable[[], None]:
+    def _replay(
+        self, log: list[Any], results: Sequence[Any], state: Sequence[Any], before: Sequence[Any]
+    ) -> Callable[[], None]:
         """Within `active`, whose own errors would hide the driver's from the fallback."""
 
-        def replay() -> None:
+        def launches() -> None:
             for call, _, _ in log:
                 call()
 
         if not self._graphs or not all(capturable for _, _, capturable in log):
-            return replay
+            return launches
         try:
             self._stream.begin_capture()
             try:
-                replay()
+                launches()
             finally:
                 graph = self._stream.end_capture()
         except RuntimeError as error:  # what CuPy and the driver raise
             self._graphs = False
             reason = _one_line(error)
             warnings.warn(f"{self.device}: steps are launched one by one, not as a graph: {reason}", stacklevel=2)
-            return replay
+            return launches
 
         def launch(kept: object = log) -> None:  # the log keeps the arrays alive that the graph reads and writes
             graph.launch(self._stream)
 
-        return launch
+        replay = checked(self, launch, launches, results, state, before)
+        self._graphs = replay is launch
+        return replay
 
     def free_bytes(self) -> int:
         """Free on the device, and free in CuPy's pool."""

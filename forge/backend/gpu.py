@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,6 +22,59 @@ class _HasGPU(Protocol):
     def gpu(self) -> Callable[..., Any] | None: ...
 
     def check(self, args: Sequence[Any], options: dict[str, Any]) -> dict[str, int]: ...
+
+
+class _HasCopies(Protocol):
+    """What `checked` asks of a device; it may wait for it."""
+
+    device: str
+
+    def to_numpy(self, array: Any) -> Any: ...
+
+    def upload(self, array: Any, values: Any) -> None: ...
+
+
+def checked(
+    device: _HasCopies,
+    graph: Callable[[], None],
+    launches: Callable[[], None],
+    results: Sequence[Any],
+    state: Sequence[Any],
+    before: Sequence[Any],
+) -> Callable[[], None]:
+    """`graph`, if from the state before it does bit for bit what `launches` just did: their results, their new state.
+
+    If not, or if the graph cannot be launched, `launches`, with a warning of one line. Either way results and state are
+    in the end those of one step. Results hold NaN until they are written: a graph that does nothing is found out.
+    """
+    written = (*results, *state)
+    expected = [device.to_numpy(array).tobytes() for array in written]
+    _restore(device, state, before)
+    for array in results:
+        device.upload(array, np.full(array.nbytes, 0xFF, np.uint8).view(array.dtype).reshape(array.shape))
+    try:
+        graph()
+        if [device.to_numpy(array).tobytes() for array in written] == expected:
+            return graph
+        reason = "it computes something else"
+    except RuntimeError as error:  # what CuPy and the driver raise
+        reason = " ".join(str(error).split())
+    warnings.warn(f"{device.device}: steps are launched one by one, not as a graph: {reason}", stacklevel=2)
+    _restore(device, state, before)
+    launches()
+    return launches
+
+
+def _restore(device: _HasCopies, state: Sequence[Any], before: Sequence[Any]) -> None:
+    for array, values in zip(state, before, strict=True):
+        device.upload(array, values)
+
+
+def arrays_in(result: Any) -> list[Any]:
+    """The arrays of a step's result: one, or lists and tuples of them."""
+    if isinstance(result, list | tuple):
+        return [array for part in result for array in arrays_in(part)]
+    return [] if result is None else [result]
 
 
 class GPU(ABC):

@@ -9,13 +9,15 @@ from typing import Any
 
 import numpy as np
 
-from forge.engine.runner import Runner, Sampled
+from forge.engine.runner import Runner, Sampled, sampled
 from forge.engine.sequence import Sequence
+from forge.engine.slots import Slots
 from forge.models.batch import Batch
 from forge.ops.step import advance, decode_inputs
 
 _MOST_PLANS = 16
-"""Recorded steps that are kept: one for each number of rows and of pages that occurred lately."""
+"""Recorded steps that are kept: one for each number of rows, of pages, of slots with penalties and of top log
+probabilities that occurred lately."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,8 +31,8 @@ class _Pending:
 class DecodeLoop:
     """Rows of the running sequences, whose last ids, lengths and sampling parameters live and advance on the device.
 
-    Nothing is uploaded from step to step but the page table, when a sequence gets a page. Where anything else changes
-    (a sequence ends, another starts), the loop is drained and begun again.
+    Nothing is uploaded from step to step but the new pages of sequences that get one. Where anything else changes (a
+    sequence ends, another starts), the loop is drained and begun again, with one upload of the rows' state.
     """
 
     def __init__(self, runner: Runner, max_sequences: int, context: int) -> None:
@@ -39,15 +41,10 @@ class DecodeLoop:
         runner.model.reserve(context)  # recorded steps hold the RoPE tables' addresses
         self.sequences: tuple[Sequence, ...] = ()
         self._pending: deque[_Pending] = deque()
-        self._most_pages = -(-context // cache.page_size)
-        slots, ints = (max_sequences,), np.int32
-        self._slots = backend.asarray(np.arange(max_sequences), ints)
-        self._starts = backend.asarray(np.arange(max_sequences + 1), ints)
-        self._last_ids, self._lengths = backend.empty(slots, ints), backend.empty(slots, ints)
-        self._page_table = backend.empty((max_sequences, self._most_pages), ints)
-        self._parameters = [backend.empty(slots, array.dtype) for array in runner.parameters([])]
-        self._num_pages: list[int] = []
-        self._plans: dict[tuple[int, int], Callable[[], list[Any]]] = {}
+        self.slots = Slots(backend, max_sequences, runner.model.config.vocab_size, -(-context // cache.page_size))
+        self._rows = backend.asarray(np.arange(max_sequences), np.int32)
+        self._starts = backend.asarray(np.arange(max_sequences + 1), np.int32)
+        self._plans: dict[tuple[int, int, int, int | None], Callable[[], list[Any]]] = {}
 
     @property
     def num_pending(self) -> int:
@@ -55,63 +52,51 @@ class DecodeLoop:
 
     def begin(self, sequences: list[Sequence]) -> None:
         """Upload the state of these sequences, whose ids are all known."""
-        upload, rows = self.runner.backend.upload, len(sequences)
         self.sequences = tuple(sequences)
-        upload(self._last_ids[:rows], np.array([s.ids[-1] for s in sequences], np.int32))
-        upload(self._lengths[:rows], np.array([len(s.ids) for s in sequences], np.int32))
-        for array, values in zip(self._parameters, self.runner.parameters(sequences), strict=True):
-            upload(array[:rows], values)
-        self._num_pages = []
+        self.slots.fill(sequences)
 
     def rehearse(self, logits: Any, sequences: list[Sequence]) -> None:
         """Call what a step calls beside the model, on rows of logits."""
-        self.begin(sequences)
-        slots = self._slots[: len(sequences)]
-        decode_inputs(slots, self._last_ids, self._lengths, self._page_table, self.runner.cache.page_size, 1)
-        advance(self._draw(logits, slots), slots, self._last_ids, self._lengths)
-        self.sequences = ()
+        count, rows = len(sequences), self._rows[: len(sequences)]
+        slots = Slots(self.runner.backend, count, logits.shape[1], len(sequences[0].pages))
+        slots.fill(sequences)
+        last_ids, lengths = slots.fields["last_id"], slots.fields["length"]
+        decode_inputs(rows, last_ids, lengths, slots.page_table, self.runner.cache.page_size, 1)
+        ids, _ = slots.draw(logits)
+        advance(ids, rows, last_ids, lengths, slots.counts)
 
     def launch(self) -> None:
         """Queue the next step. The sequences have the pages that it needs."""
         runner, rows = self.runner, len(self.sequences)
-        num_pages = [len(s.pages) for s in self.sequences]
-        if num_pages != self._num_pages:
-            table = np.zeros((rows, self._most_pages), np.int32)
-            for row, sequence in zip(table, self.sequences, strict=True):
-                row[: len(sequence.pages)] = sequence.pages
-            runner.backend.upload(self._page_table[:rows], table)
-            self._num_pages = num_pages
+        self.slots.grow(list(self.sequences))
         # A plan serves as many pages as the next power of two, so that a long context is not paid for from the start.
-        pages = min(1 << (max(num_pages) - 1).bit_length(), self._most_pages)
-        plan = self._plans.pop((rows, pages), None)
+        most = max(len(s.pages) for s in self.sequences)
+        pages = min(1 << (most - 1).bit_length(), self.slots.most_pages)
+        key = rows, pages, self.slots.penalized_slots, self.slots.num_top
+        plan = self._plans.pop(key, None)
         if plan is None:
-            outputs, plan = runner.backend.record(lambda: self._step(rows, pages))
+            outputs, plan = runner.backend.record(lambda: self._step(rows, pages), self.slots.advancing(rows))
             if len(self._plans) >= _MOST_PLANS:
                 del self._plans[next(iter(self._plans))]
         else:
             outputs = plan()
-        self._plans[rows, pages] = plan  # the latest last
+        self._plans[key] = plan  # the latest last
         self._pending.append(_Pending(self.sequences, runner.backend.read(outputs)))
         for sequence in self.sequences:
             sequence.num_computed += 1
             sequence.num_pending += 1
 
     def _step(self, rows: int, pages: int) -> list[Any]:
-        """One step of the first rows, each with at most so many pages; its ids (B,)."""
-        runner = self.runner
-        slots = self._slots[:rows]
-        ids, positions, kv_slots, lengths, table = decode_inputs(
-            slots, self._last_ids, self._lengths, self._page_table, runner.cache.page_size, pages
+        """One step of the first rows, each with at most so many pages; what `sampled` takes."""
+        runner, slots, row_numbers = self.runner, self.slots, self._rows[:rows]
+        last_ids, lengths = slots.fields["last_id"], slots.fields["length"]
+        ids, positions, kv_slots, row_lengths, table = decode_inputs(
+            row_numbers, last_ids, lengths, slots.page_table, runner.cache.page_size, pages
         )
-        batch = Batch(ids, positions, kv_slots, self._starts[: rows + 1], lengths, table, None)
-        logits = runner.model(batch, runner.cache)
-        sampled = self._draw(logits, slots)
-        advance(sampled, slots, self._last_ids, self._lengths)
-        return [sampled]
-
-    def _draw(self, logits: Any, slots: Any) -> Any:
-        rows = len(slots)
-        return self.runner.draw(logits, [array[:rows] for array in self._parameters], self._lengths[:rows])
+        batch = Batch(ids, positions, kv_slots, self._starts[: rows + 1], row_lengths, table, None)
+        ids, drawn = slots.draw(runner.model(batch, runner.cache))
+        advance(ids, row_numbers, last_ids, lengths, slots.counts)
+        return [drawn]
 
     def abandon(self, running: list[Sequence]) -> None:
         """After an interruption: forget the steps under way. The ids known by now are what to begin again from."""
@@ -130,11 +115,9 @@ class DecodeLoop:
     def collect(self) -> list[Sampled]:
         """The ids of the oldest step; those of sequences that have ended meanwhile are dropped."""
         pending = self._pending[0]
-        (ids,) = pending.read()
+        (drawn,) = pending.read()
         self._pending.popleft()
-        found = []
-        for sequence, token in zip(pending.sequences, ids.tolist(), strict=True):
-            if sequence.finish_reason is None:
-                sequence.num_pending -= 1
-                found.append(Sampled(sequence, token, None))
+        found = [token for token in sampled(pending.sequences, drawn) if token.sequence.finish_reason is None]
+        for token in found:
+            token.sequence.num_pending -= 1
         return found

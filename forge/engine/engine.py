@@ -10,7 +10,7 @@ from typing import Any
 from forge.config import SamplingParams
 from forge.engine.block_manager import BlockManager
 from forge.engine.decode import DecodeLoop
-from forge.engine.runner import Runner, Sampled, is_penalized
+from forge.engine.runner import Runner, Sampled
 from forge.engine.scheduler import Scheduled, Scheduler
 from forge.engine.sequence import FinishReason, Sequence
 from forge.errors import ContextLengthError, OutOfMemoryError, ParameterError
@@ -59,9 +59,10 @@ class Engine:
         longest = min(self.context, self.scheduler.max_step_tokens, self.blocks.num_pages * size)
         most = self.scheduler.max_sequences  # a short prompt has as many rows as a batch that is not allowed
         shapes = [(rows, 1) if rows <= most else (1, min(rows, longest)) for rows in _TYPICAL_ROWS]
+        everything = SamplingParams(repetition_penalty=2.0, logprobs=1)
         for rows, length in dict.fromkeys([(1, longest), *shapes]):
             sequences = [
-                Sequence(0, choice, [0] * length, length, SamplingParams(), 0, length, pages=[0] * -(-length // size))
+                Sequence(0, choice, [0] * length, length, everything, 0, length, pages=[0] * -(-length // size))
                 for choice in range(rows)
             ]
             logits = self.runner.forward([Scheduled(sequence, 0, length) for sequence in sequences])
@@ -156,7 +157,7 @@ class Engine:
 
     def _continuing(self, loop: DecodeLoop) -> list[Sequence] | None:
         """The rows of a step that differs from the loop's last one by nothing that the host must know."""
-        if any(s in self._siblings or s.params.logprobs is not None or is_penalized(s) for s in self.scheduler.running):
+        if any(sequence in self._siblings for sequence in self.scheduler.running):
             return None
         rows = self.scheduler.decoding()
         return None if loop.num_pending and rows != list(loop.sequences) else rows

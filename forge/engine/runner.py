@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,12 +12,11 @@ from forge.backend import Backend
 from forge.engine import batch
 from forge.engine.scheduler import Scheduled
 from forge.engine.sequence import Sequence
+from forge.engine.slots import Slots
 from forge.kv_cache import KVCache
 from forge.models import Decoder
 from forge.models.decoder import Tap
 from forge.ops.embed import take_rows
-from forge.ops.logprobs import logprobs, top_logprobs
-from forge.ops.sampling import penalize, sample
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,89 +52,25 @@ class Runner:
             return self.model(arrays, self.cache, tap)
 
     def sample(self, logits: Any, rows: list[int], sequences: list[Sequence]) -> list[Sampled]:
-        """The next id of each sequence, drawn from its row of the logits, which are used up."""
-        asarray = self.backend.asarray
+        """The next id of each sequence, drawn from its row of the logits."""
         if rows != list(range(len(logits))):
-            logits = take_rows(asarray(rows, np.int32), logits)  # (B, V)
-        params = [sequence.params for sequence in sequences]
-        raw = logits
-        if any(is_penalized(sequence) for sequence in sequences):
-            if any(p.logprobs is not None for p in params):  # which are of what is about to be changed
-                logits = take_rows(asarray(np.arange(len(raw)), np.int32), raw)
-            penalize(logits, *(asarray(array) for array in _penalties(sequences)))
-        parameters = [asarray(values) for values in self.parameters(sequences)]
-        lengths = asarray([len(sequence.ids) for sequence in sequences], np.int32)
-        ids = self.draw(logits, parameters, lengths)
-        host = self.backend.to_numpy(ids).tolist()
-        details: list[TokenLogprobs | None] = [None] * len(sequences)
-        most = max((p.logprobs for p in params if p.logprobs is not None), default=None)
-        if most is not None:
-            details = self._logprobs(raw, ids, most, [p.logprobs for p in params])
-        return [Sampled(*entry) for entry in zip(sequences, host, details, strict=True)]
-
-    def parameters(self, sequences: list[Sequence]) -> list[np.ndarray[Any, Any]]:
-        """How each sequence draws, as arrays: temperature, top_k, top_p, min_p, seed, choice."""
-        params = [sequence.params for sequence in sequences]
-        vocabulary = self.model.config.vocab_size
-        return [
-            np.array([p.temperature for p in params], np.float32),
-            np.array([min(p.top_k, vocabulary) for p in params], np.int32),
-            np.array([p.top_p for p in params], np.float32),
-            np.array([p.min_p for p in params], np.float32),
-            np.array([sequence.seed for sequence in sequences], np.uint64),
-            np.array([sequence.choice for sequence in sequences], np.uint32),
-        ]
-
-    def draw(self, logits: Any, parameters: list[Any], lengths: Any) -> Any:
-        """int32 (B,): the next id of each row, drawn as `parameters` and the sequence's length say."""
-        return sample(logits, *parameters, lengths.view(np.uint32))
-
-    def _logprobs(self, logits: Any, ids: Any, most: int, wanted: list[int | None]) -> list[TokenLogprobs | None]:
-        to_numpy = self.backend.to_numpy
-        chosen = to_numpy(logprobs(logits, ids)).tolist()
-        top_ids, top_values = (to_numpy(array).tolist() for array in top_logprobs(logits, most))
-        return [
-            None
-            if count is None or token < 0
-            else TokenLogprobs(token, value, tuple(zip(row_ids[:count], row_values[:count], strict=True)))
-            for token, value, row_ids, row_values, count in zip(
-                to_numpy(ids).tolist(), chosen, top_ids, top_values, wanted, strict=True
-            )
-        ]
+            logits = take_rows(self.backend.asarray(rows, np.int32), logits)  # (B, V)
+        slots = Slots(self.backend, len(sequences), self.model.config.vocab_size)
+        slots.fill(sequences)
+        _, drawn = slots.draw(logits)
+        return sampled(sequences, self.backend.to_numpy(drawn))
 
 
-def is_penalized(sequence: Sequence) -> bool:
-    """Whether its logits are changed before it draws, by what it holds so far."""
-    p = sequence.params
-    return bool(p.logit_bias) or (p.repetition_penalty, p.presence_penalty, p.frequency_penalty) != (1.0, 0.0, 0.0)
-
-
-def _penalties(sequences: list[Sequence]) -> list[np.ndarray[Any, Any]]:
-    """The arguments of `penalize` after the logits."""
-    starts, bias_starts = [0], [0]
-    tokens: list[int] = []
-    generated: list[int] = []
-    bias_tokens: list[int] = []
-    bias_values: list[float] = []
-    for sequence in sequences:
-        if is_penalized(sequence):
-            counts = Counter(dict.fromkeys(sequence.ids, 0))
-            counts.update(sequence.completion)
-            tokens += counts.keys()
-            generated += counts.values()
-            bias_tokens += sequence.params.logit_bias.keys()
-            bias_values += sequence.params.logit_bias.values()
-        starts.append(len(tokens))
-        bias_starts.append(len(bias_tokens))
-    params = [sequence.params for sequence in sequences]
-    return [
-        np.array(starts, np.int32),
-        np.array(tokens, np.int32),
-        np.array(generated, np.int32),
-        np.array([p.repetition_penalty for p in params], np.float32),
-        np.array([p.presence_penalty for p in params], np.float32),
-        np.array([p.frequency_penalty for p in params], np.float32),
-        np.array(bias_starts, np.int32),
-        np.array(bias_tokens, np.int32),
-        np.array(bias_values, np.float32),
-    ]
+def sampled(sequences: Iterable[Sequence], drawn: np.ndarray[Any, Any]) -> list[Sampled]:
+    """What `Slots.draw` gives last, on the host: ids (B,), or these with log probabilities (B, 2 * N + 2)."""
+    if drawn.ndim == 1:
+        return [Sampled(sequence, token, None) for sequence, token in zip(sequences, drawn.tolist(), strict=True)]
+    half = drawn.shape[1] // 2
+    found = []
+    values = drawn[:, half:].view(np.float32).tolist()
+    for sequence, (token, *top_ids), (value, *top) in zip(sequences, drawn[:, :half].tolist(), values, strict=True):
+        count = sequence.params.logprobs
+        known = count is not None and token >= 0
+        pairs = tuple(zip(top_ids[:count], top[:count], strict=True))
+        found.append(Sampled(sequence, token, TokenLogprobs(token, value, pairs) if known else None))
+    return found

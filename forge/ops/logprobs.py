@@ -50,6 +50,11 @@ def _logprobs_gpu(device: GPU, logits: Any, ids: Any) -> Any:
             expected=([-math.log(4), 0.0, -_INF, math.nan],),
         ),
         Case(
+            "without an id",
+            lambda _: (np.array([[0, math.nan]], _f32), np.array([-1], np.int32)),
+            expected=([math.nan],),
+        ),
+        Case(
             "random",
             lambda rng: (rng.normal(0, 5, (3, 5000)).astype(_f32), rng.integers(0, 5000, 3).astype(np.int32)),
         ),
@@ -57,8 +62,11 @@ def _logprobs_gpu(device: GPU, logits: Any, ids: Any) -> Any:
     bytes_moved=lambda logits, ids: logits.nbytes + 8 * len(ids),
 )
 def logprobs(logits: Array, ids: Array) -> Array:
-    """Log probability of one token per row under the logits as given; NaN where there is no distribution."""
-    return _log_probabilities(logits, ids[:, None])[:, 0]
+    """Log probability of one token per row under the logits as given; NaN where there is no distribution.
+
+    Of id -1, which penalties can lead to where these logits have a distribution, it is that of id 0.
+    """
+    return _log_probabilities(logits, np.maximum(ids, 0)[:, None])[:, 0]
 
 
 def _top_logprobs_cpu(logits: Array, n: int) -> tuple[Array, Array]:
@@ -103,3 +111,42 @@ def top_logprobs(logits: Array, n: int) -> tuple[Array, Array]:
         ordered = sorted(range(len(z)), key=lambda i: (-z[i], i)) if np.isfinite(z.max()) else range(len(z))
         row[:] = ordered[: len(row)]
     return ids, _log_probabilities(logits, ids)
+
+
+def _pack_logprobs_gpu(device: GPU, ids: Any, values: Any, top_ids: Any, top_values: Any) -> Any:
+    rows, count = top_ids.shape
+    packed = device.empty((rows, 2 * count + 2), np.int32)
+    device.run("logprobs", "pack_logprobs", rows, ids, values, top_ids, top_values, packed, count)
+    return packed
+
+
+def _pack_case(name: str, rows: int, count: int) -> Case:
+    def make(rng: np.random.Generator) -> tuple[Any, ...]:
+        ids, top_ids = (rng.integers(0, 999, shape).astype(np.int32) for shape in (rows, (rows, count)))
+        return ids, rng.normal(size=rows).astype(_f32), top_ids, rng.normal(size=(rows, count)).astype(_f32)
+
+    return Case(name, make)
+
+
+@op(
+    "ids:i32[B] values:f32[B] top_ids:i32[B,N] top_values:f32[B,N] -> packed:i32[B,2*N+2]",
+    gpu=_pack_logprobs_gpu,
+    cases=[
+        Case(
+            "by hand",
+            lambda _: (
+                np.array([7], np.int32),
+                np.array([-2.0], _f32),
+                np.array([[9, 8]], np.int32),
+                np.array([[1.0, -0.0]], _f32),
+            ),
+            expected=([[7, 9, 8, -(1 << 30), 0x3F800000, -(1 << 31)]],),
+        ),
+        _pack_case("none", 3, 0),
+        _pack_case("more than a block", 2, 100),
+    ],
+)
+def pack_logprobs(ids: Array, values: Array, top_ids: Array, top_values: Array) -> Array:
+    """Each row's id, its top ids, and the bits of their float32 values in the same order: one array to copy."""
+    floats = np.concatenate([values[:, None], top_values], axis=1).astype(_f32)
+    return np.concatenate([ids[:, None], top_ids, floats.view(np.int32)], axis=1)

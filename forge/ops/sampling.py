@@ -280,85 +280,90 @@ def sample(
 
 
 def _penalize_cpu(
-    logits: Array, starts: Array, tokens: Array, generated: Array, repetition: Array, presence: Array, frequency: Array,
-    bias_starts: Array, bias_tokens: Array, bias_values: Array,
-) -> None:  # fmt: skip
-    b = np.arange(len(logits))
-    bias_row, row = np.repeat(b, np.diff(bias_starts)), np.repeat(b, np.diff(starts))  # (M,), (N,)
+    logits: Array, counts: Array, bias: Array, repetition: Array, presence: Array, frequency: Array
+) -> Array:
+    result = logits.copy()
     with np.errstate(all="ignore"):  # `sample` sees what overflows
-        logits[bias_row, bias_tokens] += bias_values
-        z, r = logits[row, tokens], repetition[row]
+        row, token = _places(bias)
+        result[row, token] += bias[row, token]
+        row, token = _places(counts)
+        z, r, generated = result[row, token], repetition[row], counts[row, token] - 1
         z = np.where(z > 0, z / r, z * r)
         penalized = (z - presence[row]) - frequency[row] * generated.astype(logits.dtype)
-    logits[row, tokens] = np.where(generated > 0, penalized, z)
+    result[row, token] = np.where(generated > 0, penalized, z)
+    return result
 
 
-def _penalize_gpu(device: GPU, logits: Any, *lists: Any) -> None:
+def _places(array: Array) -> tuple[Array, Array]:
+    """Row and column of what is not 0, of which there is little."""
+    return np.divmod(np.flatnonzero(array != 0), array.shape[1])
+
+
+def _penalize_gpu(device: GPU, logits: Any, *changes: Any) -> Any:
     rows, vocabulary = logits.shape
-    device.run("penalize", "penalize", rows, logits, *lists, vocabulary)
+    result = device.empty((rows, vocabulary), np.float32)
+    device.run("penalize", "penalize", (-(-vocabulary // 256), rows), logits, *changes, result, vocabulary)
+    return result
 
 
 def _penalty_cases() -> list[Case]:
-    def arguments(logits: Any, seen: Any, penalties: Any, bias: Any) -> Arrays:
-        """Lists over rows: seen [(token, times generated)], three penalties, bias [(token, value)]."""
-
-        def starts(lists: Any) -> Array:
-            return np.cumsum([0, *map(len, lists)]).astype(np.int32)
-
-        def column(lists: Any, index: int, dtype: Any) -> Array:
-            return np.array([pair[index] for pairs in lists for pair in pairs], dtype)
-
+    def arguments(logits: Any, counts: Any, penalties: Any, bias: Any) -> Arrays:
+        """Three penalties for each row."""
         repetition, presence, frequency = np.array(penalties, _f32).T.copy()
-        return (
-            np.array(logits, _f32), starts(seen), column(seen, 0, np.int32), column(seen, 1, np.int32),
-            repetition, presence, frequency,
-            starts(bias), column(bias, 0, np.int32), column(bias, 1, _f32),
-        )  # fmt: skip
+        return np.array(logits, _f32), np.array(counts, np.int32), np.array(bias, _f32), repetition, presence, frequency
 
     def random(rng: np.random.Generator, b: int, v: int) -> Arrays:
-        seen = [[(t, rng.integers(0, 4)) for t in rng.permutation(v)[: rng.integers(0, v + 1)]] for _ in range(b)]
-        bias = [[(t, rng.normal()) for t in rng.permutation(v)[: rng.integers(0, 5)]] for _ in range(b)]
-        return arguments(rng.normal(0, 3, (b, v)), seen, rng.uniform((0.5, -1, -1), (2, 1, 1), (b, 3)), bias)
-
-    def forbidden(rng: np.random.Generator) -> Arrays:
-        return arguments(rng.normal(size=(1, 3)), [[(2, 1), (0, 0)]], [(2, 1, 1)], [[(0, -_INF), (2, -_INF)]])
+        bias = np.where(rng.random((b, v)) < 0.1, rng.normal(size=(b, v)), 0)
+        penalties = rng.uniform((0.5, -1, -1), (2, 1, 1), (b, 3))
+        return arguments(rng.normal(0, 3, (b, v)), rng.integers(0, 5, (b, v)), penalties, bias)
 
     return [
-        Case("forbidden tokens", forbidden),
-        Case("nothing seen", lambda rng: arguments(rng.normal(size=(2, 5)), [[], []], [(1, 0, 0)] * 2, [[], []])),
+        Case(
+            "by hand: once, twice and not yet generated; forbidden; no penalties",
+            lambda _: arguments(
+                [[2, -2, 4, 1, 8], [1, 2, 3, 4, 5]],
+                [[1, 2, 3, 0, 0], [0, 0, 0, 0, 0]],
+                [(2, 0.5, 0.25), (9, 9, 9)],
+                [[0, 1, 0, -_INF, 0], [5, 0, 0, 0, 0]],
+            ),
+            expected=([[1, -2.75, 1, -_INF, 8], [6, 2, 3, 4, 5]],),
+        ),
+        Case(
+            "forbidden tokens",
+            lambda rng: arguments(rng.normal(size=(1, 3)), [[1, 0, 2]], [(2, 1, 1)], [[-_INF, 0, -_INF]]),
+        ),
         Case("random", lambda rng: random(rng, 5, 64)),
+        Case("more than a block", lambda rng: random(rng, 2, 300)),
         Case("one token", lambda rng: random(rng, 1, 1)),
     ]
 
 
 @op(
-    "&logits:f32[B,V] starts:i32[B+1] tokens:i32[N] generated:i32[N] repetition:f32[B] presence:f32[B] frequency:f32[B]"
-    " bias_starts:i32[B+1] bias_tokens:i32[M] bias_values:f32[M]",
+    "logits:f32[B,V] counts:i32[B,V] bias:f32[B,V] repetition:f32[B] presence:f32[B] frequency:f32[B]"
+    " -> penalized:f32[B,V]",
     cases=_penalty_cases(),
     cpu=_penalize_cpu,
     gpu=_penalize_gpu,
     gpu_rtol=1e-6,
     gpu_atol=1e-6,
-    bytes_moved=lambda logits, *lists: 8 * (len(lists[1]) + len(lists[7])) + sum(a.nbytes for a in lists),
+    bytes_moved=lambda logits, *changes: 16 * logits.size,
 )
-def penalize(
-    logits: Array, starts: Array, tokens: Array, generated: Array, repetition: Array, presence: Array, frequency: Array,
-    bias_starts: Array, bias_tokens: Array, bias_values: Array,
-) -> None:  # fmt: skip
-    """Apply logit bias, repetition, presence and frequency penalties in place. Ids are in [0, V) and not checked.
+def penalize(logits: Array, counts: Array, bias: Array, repetition: Array, presence: Array, frequency: Array) -> Array:
+    """Logits with logit bias, repetition, presence and frequency penalties.
 
-    Row b has the tokens of its prompt and completion in ``tokens[starts[b]:starts[b+1]]``, each once, with the number
-    of times it was generated (0 = only in the prompt), and its biases, each token once, likewise. In float32, in this
-    order: z = z + bias; z = z / repetition if z > 0 else z * repetition (arXiv:1909.05858); where it was generated,
-    z = (z - presence) - frequency * generated.
+    counts are 0 for tokens that are not in the row's text, 1 for those only in its prompt, and 1 + g for those that
+    were generated g times. In float32, in this order: z = z + bias, where that is not 0; where there is a count,
+    z = z / repetition if z > 0 else z * repetition (arXiv:1909.05858); where it was generated,
+    z = (z - presence) - frequency * g.
     """
-    number = logits.dtype.type
-    for b in range(len(logits)):
-        for i in range(bias_starts[b], bias_starts[b + 1]):
-            logits[b, bias_tokens[i]] += bias_values[i]
-        for i in range(starts[b], starts[b + 1]):
-            z = logits[b, tokens[i]]
+    result = logits.copy()
+    for b, t in np.ndindex(*logits.shape):
+        z, generated = logits[b, t], counts[b, t] - 1
+        if bias[b, t] != 0:
+            z = z + bias[b, t]
+        if generated >= 0:
             z = z / repetition[b] if z > 0 else z * repetition[b]
-            if generated[i] > 0:
-                z = (z - presence[b]) - frequency[b] * number(generated[i])
-            logits[b, tokens[i]] = z
+        if generated > 0:
+            z = (z - presence[b]) - frequency[b] * logits.dtype.type(generated)
+        result[b, t] = z
+    return result

@@ -1,4 +1,5 @@
-"""The state of running sequences on the device, per slot: what a decode step reads of it, and how it goes on."""
+"""The state of running sequences on the device, per slot: what a decode step reads of it, how it goes on, and how the
+host changes it."""
 
 from __future__ import annotations
 
@@ -66,13 +67,58 @@ def decode_inputs(
     return last_ids[slots], positions, pages * page_size + positions % page_size, row_lengths, table[:, :most_pages]
 
 
-def _advance_gpu(device: GPU, ids: Any, slots: Any, last_ids: Any, lengths: Any) -> None:
-    rows = len(ids)
-    device.run("step", "advance", -(-rows // _BLOCK), ids, slots, last_ids, lengths, rows)
+def _place_gpu(device: GPU, edits: Any, words: Any) -> None:
+    device.run("step", "place", -(-len(edits) // _BLOCK), edits, words, len(edits))
 
 
 @op(
-    "ids:i32[B] slots:i32[B] &last_ids:i32[S] &lengths:i32[S]",
+    "edits:i32[N,2] &words:i32[W]",
+    gpu=_place_gpu,
+    cases=[
+        Case(
+            "by hand: the last word and the first, none between",
+            lambda rng: (np.array([[3, -7], [0, 5]], np.int32), np.array([1, 2, 3, 4], np.int32)),
+            written=([5, 2, 3, -7],),
+        ),
+        Case("nothing", lambda rng: (np.empty((0, 2), np.int32), np.array([4], np.int32)), written=([4],)),
+        Case(
+            "more than a block",
+            lambda rng: (
+                np.stack([rng.permutation(500)[:130], rng.integers(-9, 9, 130)], axis=1).astype(np.int32),
+                rng.integers(0, 99, 500).astype(np.int32),
+            ),
+        ),
+    ],
+)
+def place(edits: Array, words: Array) -> None:
+    """words[index] = value for each pair (index, value) of edits. No index occurs twice; none is checked."""
+    words[edits[:, 0]] = edits[:, 1]
+
+
+def _clear_gpu(device: GPU, words: Any) -> None:
+    device.run("step", "clear", -(-len(words) // _BLOCK), words, len(words))
+
+
+@op(
+    "&words:i32[N]",
+    gpu=_clear_gpu,
+    cases=[
+        Case("by hand", lambda rng: (np.array([3, -1], np.int32),), written=([0, 0],)),
+        Case("more than a block", lambda rng: (rng.integers(-9, 9, 200).astype(np.int32),)),
+    ],
+)
+def clear(words: Array) -> None:
+    """words = 0."""
+    words[:] = 0
+
+
+def _advance_gpu(device: GPU, ids: Any, slots: Any, last_ids: Any, lengths: Any, counts: Any) -> None:
+    rows, vocabulary = len(ids), 0 if counts is None else counts.shape[1]
+    device.run("step", "advance", -(-rows // _BLOCK), ids, slots, last_ids, lengths, counts, rows, vocabulary)
+
+
+@op(
+    "ids:i32[B] slots:i32[B] &last_ids:i32[S] &lengths:i32[S] &counts?:i32[C,V]",
     gpu=_advance_gpu,
     cases=[
         Case(
@@ -82,7 +128,20 @@ def _advance_gpu(device: GPU, ids: Any, slots: Any, last_ids: Any, lengths: Any)
                 np.array([2, 0], np.int32),
                 np.array([1, 2, 3], np.int32),
                 np.array([10, 20, 30], np.int32),
+                None,
             ),
+            written=([0, 2, 6], [11, 20, 31]),
+        ),
+        Case(
+            "by hand: new, in the prompt, generated before",
+            lambda rng: (
+                np.array([1, 0, 2], np.int32),
+                np.array([0, 1, 2], np.int32),
+                np.array([7, 8, 9, 5], np.int32),
+                np.array([10, 20, 30, 40], np.int32),
+                np.array([[1, 0, 3], [1, 4, 0], [1, 1, 5]], np.int32),
+            ),
+            written=([1, 0, 2, 5], [11, 21, 31, 40], [[1, 2, 3], [2, 4, 0], [1, 1, 6]]),
         ),
         Case(
             "more rows than a block",
@@ -91,11 +150,18 @@ def _advance_gpu(device: GPU, ids: Any, slots: Any, last_ids: Any, lengths: Any)
                 rng.permutation(90)[:70].astype(np.int32),
                 rng.integers(0, 100, 90).astype(np.int32),
                 rng.integers(1, 100, 90).astype(np.int32),
+                rng.integers(0, 3, (90, 100)).astype(np.int32),
             ),
         ),
     ],
 )
-def advance(ids: Array, slots: Array, last_ids: Array, lengths: Array) -> None:
-    """Each row's slot has one more id; 0 stands for -1, after which nothing of the sequence is used."""
-    last_ids[slots] = np.maximum(ids, 0)
+def advance(ids: Array, slots: Array, last_ids: Array, lengths: Array, counts: Array | None) -> None:
+    """Each row's slot has one more id; 0 stands for -1, after which nothing of the sequence is used.
+
+    counts are those of `penalize`, for the first C slots.
+    """
+    known = np.maximum(ids, 0)
+    last_ids[slots] = known
     lengths[slots] += 1
+    if counts is not None:
+        counts[slots, known] = np.maximum(counts[slots, known], 1) + 1

@@ -31,7 +31,7 @@ KERNEL(THREADS) logprobs(const float *logits, const i32 *ids, float *values, u32
     SHARED float scratch[MOST_WAVES(THREADS)];
     const float *z = logits + (u64)BLOCK_X * vocabulary;
     Distribution d = distribution(z, vocabulary, scratch);
-    if (THREAD == 0) values[BLOCK_X] = logprob(d, z[ids[BLOCK_X]]);
+    if (THREAD == 0) values[BLOCK_X] = logprob(d, z[larger(ids[BLOCK_X], 0)]);
 }
 
 // The n first by (logit descending, id ascending), one after the other: n is small, and this is asked for rarely.
@@ -67,5 +67,14 @@ KERNEL(THREADS) top_logprobs(const float *logits, i32 *ids, float *values, u32 v
             ids[at] = (i32)(d.exists ? id : place);
             values[at] = logprob(d, most);
         }
+    }
+}
+
+KERNEL(64) pack_logprobs(const i32 *ids, const float *values, const i32 *top_ids, const float *top_values, i32 *packed, u32 n) {
+    u64 row = BLOCK_X;
+    i32 *out = packed + row * 2 * (n + 1);
+    for (u32 i = THREAD; i <= n; i += 64) {
+        out[i] = i ? top_ids[row * n + i - 1] : ids[row];
+        out[n + 1 + i] = (i32)as_u32(i ? top_values[row * n + i - 1] : values[row]);
     }
 }

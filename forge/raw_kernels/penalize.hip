@@ -1,18 +1,13 @@
-// Logit bias and penalties, in place. A block per row; a token is in each of its lists at most once.
+// Logit bias and penalties: a thread per logit, which is copied where nothing changes it.
 
-#define THREADS 256
-
-KERNEL(THREADS) penalize(float *logits, const i32 *starts, const i32 *tokens, const i32 *generated, const float *repetition, const float *presence, const float *frequency, const i32 *bias_starts, const i32 *bias_tokens, const float *bias_values, u32 vocabulary) {
-    u32 row = BLOCK_X;
-    float *z = logits + (u64)row * vocabulary;
-    for (u32 i = (u32)bias_starts[row] + THREAD; i < (u32)bias_starts[row + 1]; i += THREADS)
-        z[bias_tokens[i]] = add_rn(z[bias_tokens[i]], bias_values[i]);
-    barrier(); // the lists may share tokens
-    float r = repetition[row];
-    for (u32 i = (u32)starts[row] + THREAD; i < (u32)starts[row + 1]; i += THREADS) {
-        float x = z[tokens[i]];
-        x = x > 0.0f ? div_rn(x, r) : mul_rn(x, r);
-        if (generated[i] > 0) x = add_rn(add_rn(x, -presence[row]), -mul_rn(frequency[row], (float)generated[i]));
-        z[tokens[i]] = x;
-    }
+KERNEL(256) penalize(const float *logits, const i32 *counts, const float *bias, const float *repetition, const float *presence, const float *frequency, float *penalized, u32 vocabulary) {
+    u32 token = BLOCK_X * 256 + THREAD, row = BLOCK_Y;
+    if (token >= vocabulary) return;
+    u64 at = (u64)row * vocabulary + token;
+    float z = logits[at], added = bias[at];
+    i32 count = counts[at];
+    if (as_u32(added) << 1) z = add_rn(z, added); // not 0: z may be -0, which stays
+    if (count > 0) z = z > 0.0f ? div_rn(z, repetition[row]) : mul_rn(z, repetition[row]);
+    if (count > 1) z = add_rn(add_rn(z, -presence[row]), -mul_rn(frequency[row], (float)(count - 1)));
+    penalized[at] = z;
 }

@@ -13,9 +13,24 @@ KERNEL(64) decode_inputs(const i32 *slots, const i32 *last_ids, const i32 *lengt
     }
 }
 
-KERNEL(64) advance(const i32 *ids, const i32 *slots, i32 *last_ids, i32 *lengths, u32 rows) {
+KERNEL(64) advance(const i32 *ids, const i32 *slots, i32 *last_ids, i32 *lengths, i32 *counts, u32 rows, u32 vocabulary) {
     u32 row = BLOCK_X * 64 + THREAD;
     if (row >= rows) return;
-    last_ids[slots[row]] = larger(ids[row], 0);
+    i32 id = larger(ids[row], 0);
+    last_ids[slots[row]] = id;
     lengths[slots[row]] += 1;
+    if (counts) {
+        i32 *count = counts + (u64)(u32)slots[row] * vocabulary + (u32)id;
+        *count = larger(*count, 1) + 1;
+    }
+}
+
+KERNEL(64) place(const i32 *edits, i32 *words, u32 count) {
+    u32 i = BLOCK_X * 64 + THREAD;
+    if (i < count) words[edits[2 * i]] = edits[2 * i + 1];
+}
+
+KERNEL(64) clear(i32 *words, u64 count) {
+    u64 i = (u64)BLOCK_X * 64 + THREAD;
+    if (i < count) words[i] = 0;
 }

@@ -65,6 +65,15 @@ def test_reference_equals_results_computed_by_hand(op: Op, case: Case) -> None:
         np.testing.assert_allclose(result, want, rtol=2e-7, atol=0)
 
 
+@pytest.mark.parametrize(("op", "case"), [p for p in CASES if p.values[1].written is not None])
+def test_reference_writes_what_was_computed_by_hand(op: Op, case: Case) -> None:
+    args = inputs(op, case)
+    op.reference(*args, **case.options)
+    written = [value for arg, value in zip(op.args, args, strict=True) if arg.inout and value is not None]
+    for value, want in zip(written, case.written, strict=True):
+        np.testing.assert_allclose(value, want, rtol=2e-7, atol=0)
+
+
 def test_every_op_has_a_case_and_a_docstring() -> None:
     for op in REGISTRY.values():
         assert op.cases, op.name

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +15,7 @@ from forge import LLM, SamplingParams
 from forge.backend.numpy import NumpyBackend
 from forge.engine.decode import DecodeLoop
 from forge.engine.engine import Engine
+from forge.engine.sequence import Sequence
 
 
 @pytest.fixture
@@ -46,14 +50,74 @@ def test_a_stop_drops_the_step_behind_it() -> None:
     assert texts(llm, [[5, 6, 7]], GREEDY) == [whole]
 
 
+PENALIZED = replace(
+    GREEDY, repetition_penalty=1.4, presence_penalty=0.5, frequency_penalty=0.3, logit_bias={3: 4.0, 9: -math.inf}
+)
+KINDS = {
+    "logprobs": replace(GREEDY, logprobs=2),
+    "own logprobs": replace(SEEDED, logprobs=0),
+    "repetition": replace(GREEDY, repetition_penalty=1.3),
+    "presence": replace(SEEDED, presence_penalty=1.5),
+    "frequency": replace(GREEDY, frequency_penalty=0.8),
+    "bias": replace(GREEDY, logit_bias={3: 5.0}),
+    "everything": replace(PENALIZED, logprobs=3),
+}
+
+
+def run_together(llm: LLM, requests: list[tuple[list[int], SamplingParams]]) -> list[tuple[list[int], list[Any]]]:
+    """The ids of each request, and its log probabilities."""
+    found: dict[Sequence, list[Any]] = {llm.engine.add(*request)[0]: [] for request in requests}
+    while llm.engine.has_work:
+        for token in llm.engine.step():
+            if token.sequence.finish_reason in (None, "length"):
+                found[token.sequence].append(token.logprobs)
+    assert_idle(llm)
+    return [(sequence.completion, logprobs) for sequence, logprobs in found.items()]
+
+
+def assert_same(got: list[tuple[list[int], list[Any]]], wanted: list[tuple[list[int], list[Any]]]) -> None:
+    """Log probabilities within float32: rows of a step that runs ahead of an end are one more than those that wait."""
+    for (ids, logprobs), (wanted_ids, wanted_logprobs) in zip(got, wanted, strict=True):
+        assert ids == wanted_ids
+        assert len(logprobs) == len(ids)
+        for one, other in zip(logprobs, wanted_logprobs, strict=True):
+            assert (one is None) == (other is None)
+            if one is not None:
+                assert one.id == other.id
+                assert [token for token, _ in one.top] == [token for token, _ in other.top]
+                values = [[entry.logprob, *(value for _, value in entry.top)] for entry in (one, other)]
+                assert values[0] == pytest.approx(values[1], abs=1e-5)
+
+
+@pytest.mark.parametrize("params", KINDS.values(), ids=KINDS)
+def test_what_changes_or_describes_an_id_is_that_of_steps_that_wait(
+    params: SamplingParams, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = ([7, 3, 200, 3], params)
+    wanted = run_together(tiny_llm("gemma3"), [request])
+    monkeypatch.setattr(NumpyBackend, "is_asynchronous", True)
+    got = run_together(tiny_llm("gemma3"), [request])
+    assert got == wanted  # to the bit
+
+
+@pytest.mark.parametrize("pages", [200, 14])
+def test_so_it_is_in_batches_of_all_kinds(pages: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    kinds = [GREEDY, *KINDS.values(), SEEDED]
+    params = [replace(kind, max_tokens=20 + i % 4) for i, kind in enumerate(kinds)]
+    requests = list(zip(random_prompts(9, 40), params, strict=True))
+    sizes = {"num_pages": pages, "max_sequences": 5}
+    wanted = run_together(tiny_llm("gemma3", **sizes), requests)
+    monkeypatch.setattr(NumpyBackend, "is_asynchronous", True)
+    assert_same(run_together(tiny_llm("gemma3", **sizes), requests), wanted)
+
+
 @pytest.mark.usefixtures("ahead")
-@pytest.mark.parametrize("params", [{"logprobs": 2}, {"repetition_penalty": 1.3}, {"logit_bias": {3: 5.0}}])
-def test_what_needs_each_id_at_once_gets_it(params: dict[str, object]) -> None:
-    llm = tiny_llm("llama")
-    alone = texts(llm, [[9, 8, 7]], SamplingParams(max_tokens=12, ignore_eos=True, **params))
-    both = llm.generate([[9, 8, 7], [1, 2]], SamplingParams(max_tokens=12, ignore_eos=True, **params))
-    assert isinstance(both, list)
-    assert list(both[0].ids) == alone[0]
+def test_a_penalized_request_leaves_nothing_behind() -> None:
+    """Its slot and its history serve the next one."""
+    llm = tiny_llm("gemma3")
+    wanted = run_together(llm, [([5, 6], GREEDY), ([5, 6], KINDS["repetition"])])
+    run_together(llm, [([9, 8, 7], PENALIZED), ([1, 2], PENALIZED), ([3], PENALIZED)])
+    assert_same(run_together(llm, [([5, 6], GREEDY), ([5, 6], KINDS["repetition"])]), wanted)
 
 
 @pytest.mark.usefixtures("ahead")
@@ -67,14 +131,20 @@ def test_what_needs_each_id_at_once_gets_it(params: dict[str, object]) -> None:
         *((Engine, "_append", (5, 11, 12), done) for done in (False, True)),
     ],
 )
+@pytest.mark.parametrize("params", [GREEDY, replace(PENALIZED, logprobs=1)], ids=["greedy", "penalized"])
 def test_an_interrupted_step_loses_nothing(
-    owner: type, name: str, stopped: tuple[int, ...], done: bool, monkeypatch: pytest.MonkeyPatch
+    owner: type,
+    name: str,
+    stopped: tuple[int, ...],
+    done: bool,
+    params: SamplingParams,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Interrupts at some calls of a method, before it did its work or after."""
     prompts = random_prompts(3, 20)
-    expected = texts(tiny_llm("llama"), prompts, GREEDY)
+    expected = texts(tiny_llm("llama"), prompts, params)
     llm = tiny_llm("llama")
-    sequences = [llm.engine.add(prompt, GREEDY)[0] for prompt in prompts]
+    sequences = [llm.engine.add(prompt, params)[0] for prompt in prompts]
     calls = Counter[str]()
     real = getattr(owner, name)
 
@@ -97,29 +167,75 @@ def test_an_interrupted_step_loses_nothing(
     assert [s.completion for s in sequences] == expected
 
 
-@pytest.mark.usefixtures("ahead")
-def test_64_steps_read_once_each_and_upload_only_new_pages(monkeypatch: pytest.MonkeyPatch) -> None:
-    llm = tiny_llm("llama", page_size=8, context=96)
-    for prompt in ([1, 2, 3], [4, 5, 6, 7]):
-        llm.engine.add(prompt, SamplingParams(max_tokens=90, ignore_eos=True))
-    for _ in range(3):
-        llm.engine.step()
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """Copies from and to the device, by the method of the backend that makes them."""
     counts = Counter[str]()
     for name in ("upload", "read", "asarray", "to_numpy"):
         real = getattr(NumpyBackend, name)
 
         def counted(self: NumpyBackend, *args: object, name: str = name, real: object = real) -> object:
-            counts[name] += 1
+            counts[name] += len(args[0]) if name == "read" else 1  # type: ignore[arg-type]
             return real(self, *args)  # type: ignore[operator]
 
         monkeypatch.setattr(NumpyBackend, name, counted)
-    new_pages = sum(len(s.pages) for s in llm.engine.scheduler.running)
+    return counts
+
+
+@pytest.mark.usefixtures("ahead")
+@pytest.mark.parametrize("params", [GREEDY, replace(PENALIZED, logprobs=5)], ids=["greedy", "penalized"])
+def test_64_steps_read_once_each_and_upload_once_where_there_are_new_pages(
+    params: SamplingParams, calls: Counter[str]
+) -> None:
+    llm = tiny_llm("llama", page_size=8, context=96)
+    for prompt, kind in (([1, 2, 3], GREEDY), ([4, 5, 6, 7, 8, 9], params)):
+        llm.engine.add(prompt, replace(kind, max_tokens=90))
+    for _ in range(3):
+        llm.engine.step()
+    calls.clear()
+    uploads = Counter[tuple[int, int]]()
     for _ in range(64):
+        pages = sum(len(s.pages) for s in llm.engine.scheduler.running)
+        before = calls["upload"]
         assert len(llm.engine.step()) == 2
-    new_pages = sum(len(s.pages) for s in llm.engine.scheduler.running) - new_pages
-    assert counts["read"] == 64
-    assert 8 <= counts["upload"] <= new_pages <= 18
-    assert counts["asarray"] == counts["to_numpy"] == 0
+        pages = sum(len(s.pages) for s in llm.engine.scheduler.running) - pages
+        uploads[pages, calls["upload"] - before] += 1
+    assert uploads == {(0, 0): 48, (1, 1): 16}
+    assert calls == {"read": 64, "upload": 16}
+
+
+@pytest.mark.usefixtures("ahead")
+def test_a_step_uploads_the_new_pages_of_all_rows_at_once_and_only_these(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+    real = NumpyBackend.upload
+
+    def sized(self: NumpyBackend, array: np.ndarray, values: np.ndarray) -> None:
+        sizes.append(values.nbytes)
+        real(self, array, values)
+
+    monkeypatch.setattr(NumpyBackend, "upload", sized)
+    llm = tiny_llm("llama", page_size=8, context=96)
+    for prompt in ([1, 2, 3], [4, 5, 6], [7, 8, 9]):
+        llm.engine.add(prompt, SamplingParams(max_tokens=30, ignore_eos=True))
+    llm.engine.step()
+    del sizes[:]
+    while llm.engine.has_work:
+        llm.engine.step()
+    begun, *later = sizes
+    assert begun == 8 * 3 * (12 + 1)  # an index and a value for each of twelve words and a page
+    assert later == [8 * 3] * 3  # of 33 ids the last is not computed: 32 are on four pages
+
+
+@pytest.mark.usefixtures("ahead")
+@pytest.mark.parametrize("params", [GREEDY, PENALIZED], ids=["greedy", "penalized"])
+def test_a_loop_begins_with_one_upload(params: SamplingParams, calls: Counter[str]) -> None:
+    llm = tiny_llm("llama", page_size=8, context=96)
+    for _ in range(5):
+        llm.engine.add(list(range(1, 50)), params)
+    llm.engine.step()
+    calls.clear()
+    llm.engine.step()  # begins, and launches two steps
+    assert calls == {"upload": 1, "read": 2}
 
 
 @pytest.mark.usefixtures("ahead")

@@ -39,7 +39,7 @@ class HarnessBackend(HostMemory, Harness):
         if self.log is not None:
             self.log.append((entry, grid, args))
 
-    def record(self, step: Callable[[], Any]) -> tuple[Any, Callable[[], Any]]:
+    def record(self, step: Callable[[], Any], state: Any) -> tuple[Any, Callable[[], Any]]:
         self.log = log = []
         try:
             result = step()
@@ -81,3 +81,30 @@ def test_a_model_agrees_with_float32(name: str, wave: int, monkeypatch: pytest.M
             row = wanted[len(wanted_ids.prompt_ids) + first - 1]
             assert np.diff(np.sort(row)[-2:])[0] < NEAR_TIE
     assert device.replays >= 5
+
+
+def test_penalties_and_log_probabilities_of_replayed_steps_are_those_of_steps_that_wait(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    params = forge.SamplingParams(
+        max_tokens=12,
+        temperature=0,
+        ignore_eos=True,
+        repetition_penalty=1.5,
+        frequency_penalty=0.5,
+        logit_bias={3: 2.0},
+        logprobs=2,
+    )
+    found = []
+    for waits in (True, False):
+        device = HarnessBackend(64)
+        device.is_asynchronous = not waits
+        monkeypatch.setattr(loading.backends, "select", lambda _, device=device: device)
+        with forge.load(ARCH / "gemma3" / "model.gguf", context=64, max_sequences=4) as llm:
+            found.append(llm.generate([[7, 3, 200, 3], [1, 2]], params))
+        assert (device.replays == 0) == waits
+    for waited, replayed in zip(*found, strict=True):
+        assert waited.ids == replayed.ids
+        for one, other in zip(waited.logprobs, replayed.logprobs, strict=True):
+            assert one.logprob == pytest.approx(other.logprob, abs=1e-4)
+            assert dict(one.top) == pytest.approx(dict(other.top), abs=1e-4)

@@ -52,7 +52,7 @@ class RecordingBackend(HostMemory, Recorder):
     def prepare(self, run: Callable[[], None], progress: Any = None) -> None:
         run()
 
-    def record(self, step: Callable[[], Any]) -> tuple[Any, Callable[[], Any]]:
+    def record(self, step: Callable[[], Any], state: Any) -> tuple[Any, Callable[[], Any]]:
         return step(), step
 
     def free_bytes(self) -> int:
@@ -80,9 +80,9 @@ def test_what_a_model_launches_is_built(name: str, monkeypatch: pytest.MonkeyPat
         launched = set(device.variants)
         llm.generate([5] * 70, n=3, logprobs=2, repetition_penalty=1.5, **every)
         llm.logits([1, 2, 3])
-    assert {"norm", "rope", "linear", "step", "sample"} <= {variant.file for variant in warm}
+    assert {"norm", "rope", "linear", "step", "sample", "penalize", "logprobs"} <= {variant.file for variant in warm}
     assert launched - warm <= {v for v in launched if v.file in ("embed", "linear", "quant")}  # rows not rehearsed
-    assert {"penalize", "logprobs", "pages"} <= {variant.file for variant in device.variants}
+    assert "pages" in {variant.file for variant in device.variants}
     assert {real_sizes(variant) for variant in device.variants} <= set(model_variants())
 
 

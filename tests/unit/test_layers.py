@@ -46,8 +46,8 @@ THIRD_PARTY = {
     "gguf": "formats.ggml",
     "huggingface_hub": "hub",
     "jinja2": "tokenizer",
-    "numpy": "backend op quant ops models engine.batch engine.decode engine.runner prompts llm formats tokenizer "
-    "variants verify cli",
+    "numpy": "backend op quant ops models engine.batch engine.decode engine.runner engine.slots prompts llm formats "
+    "tokenizer variants verify cli",
     "platformdirs": "paths",
     "psutil": "backend",
     "rich": "cli",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from fractions import Fraction
 
@@ -307,40 +306,45 @@ class TestNoDistribution:
             assert np.isnan(values).all()
 
 
-def csr(rows: list[list[tuple[int, float]]], dtype: type) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    pairs = list(itertools.chain.from_iterable(rows))
-    return (
-        np.cumsum([0, *map(len, rows)]).astype(np.int32),
-        np.array([token for token, _ in pairs], np.int32),
-        np.array([value for _, value in pairs], dtype),
-    )
+def dense(rows: list[list[tuple[int, float]]], v: int, dtype: type) -> np.ndarray:
+    """Values at some tokens of each row, 0 elsewhere."""
+    result = np.zeros((len(rows), v), dtype)
+    for row, pairs in zip(result, rows, strict=True):
+        for token, value in pairs:
+            row[token] = value
+    return result
 
 
-def penalties(seen, repetition, presence, frequency, bias) -> tuple:
-    three = (np.array(v, np.float32) for v in (repetition, presence, frequency))
-    return (*csr(seen, np.int32), *three, *csr(bias, np.float32))
+def penalties(v, seen, repetition, presence, frequency, bias) -> tuple:
+    """Arguments of `penalize` after the logits; `seen` holds (token, how often it was generated)."""
+    counts = [[(token, 1 + generated) for token, generated in pairs] for pairs in seen]
+    three = (np.array(value, np.float32) for value in (repetition, presence, frequency))
+    return dense(counts, v, np.int32), dense(bias, v, np.float32), *three
 
 
 class TestPenalize:
     @pytest.mark.parametrize("run", [penalize.cpu, penalize.reference])
     def test_by_hand(self, run) -> None:
         z = np.array([[2, -2, 4, 1, 8], [1, 2, 3, 4, 5]], np.float32)
+        before = z.copy()
         seen = [[(2, 2), (0, 0), (1, 1)], []]
         bias = [[(1, 1.0), (3, -np.inf)], [(0, 5.0)]]
-        assert run(z, *penalties(seen, [2, 9], [0.5, 9], [0.25, 9], bias)) is None
+        got = run(z, *penalties(5, seen, [2, 9], [0.5, 9], [0.25, 9], bias))
         # 2/2; ((-2+1)*2 - 0.5) - 0.25; (4/2 - 0.5) - 0.25*2; forbidden; not seen
-        assert z.tolist() == [[1.0, -2.75, 1.0, -math.inf, 8.0], [6, 2, 3, 4, 5]]
+        assert got.tolist() == [[1.0, -2.75, 1.0, -math.inf, 8.0], [6, 2, 3, 4, 5]]
+        np.testing.assert_array_equal(z, before)
 
     def test_bias_decides_the_side_on_which_repetition_acts(self) -> None:
         z = np.array([[-1.0, 1.0]], np.float32)
-        penalize(z, *penalties([[(0, 0), (1, 0)]], [4], [0], [0], [[(0, 3.0), (1, -3.0)]]))
-        assert z.tolist() == [[0.5, -8.0]]
+        got = penalize(z, *penalties(2, [[(0, 0), (1, 0)]], [4], [0], [0], [[(0, 3.0), (1, -3.0)]]))
+        assert got.tolist() == [[0.5, -8.0]]
 
-    def test_neutral_values_change_no_bit(self) -> None:
+    @pytest.mark.parametrize("seen", [[], [(t, 3) for t in range(50)]])
+    def test_neutral_values_change_no_bit(self, seen: list[tuple[int, int]]) -> None:
         z = np.random.default_rng(7).normal(size=(2, 50)).astype(np.float32)
-        before = z.copy()
-        penalize(z, *penalties([[(t, 3) for t in range(50)]] * 2, [1, 1], [0, 0], [0, 0], [[], []]))
-        np.testing.assert_array_equal(z, before)
+        z[0, :2] = -0.0, 0.0
+        got = penalize(z, *penalties(50, [seen] * 2, [1, 1], [0, 0], [0, 0], [[], []]))
+        np.testing.assert_array_equal(got.view(np.int32), z.view(np.int32))
 
     def test_equals_the_reference_bit_for_bit(self) -> None:
         rng = np.random.default_rng(8)
@@ -350,15 +354,13 @@ class TestPenalize:
             z = np.clip(z, -1e30, 1e30)
             seen = [[(t, int(rng.integers(0, 9))) for t in rng.permutation(v)[: rng.integers(v + 1)]] for _ in range(b)]
             bias = [[(t, rng.normal(0, 5)) for t in rng.permutation(v)[: rng.integers(4)]] for _ in range(b)]
-            args = penalties(seen, rng.uniform(0.3, 3, b), rng.normal(size=b), rng.normal(size=b), bias)
-            plain = z.copy()
-            penalize(z, *args)
-            penalize.reference(plain, *args)
-            np.testing.assert_array_equal(z.view(np.int32), plain.view(np.int32))
+            args = penalties(v, seen, rng.uniform(0.3, 3, b), rng.normal(size=b), rng.normal(size=b), bias)
+            got, plain = penalize(z, *args), penalize.reference(z, *args)
+            np.testing.assert_array_equal(got.view(np.int32), plain.view(np.int32))
 
     def test_overflow_ends_in_a_row_without_distribution(self) -> None:
         z = np.array([[5.0, 1.0]], np.float32)
-        penalize(z, *penalties([[(0, 1)]], [1e-40], [0], [0], [[]]))
+        z = penalize(z, *penalties(2, [[(0, 1)]], [1e-40], [0], [0], [[]]))
         assert sample(*batch(z)).tolist() == [-1]
 
 

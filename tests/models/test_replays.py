@@ -1,0 +1,101 @@
+"""A replayed step is compared with its launches when it is made, and not used where it computes something else."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from harness import COMPILER, Harness
+from host_memory import HostMemory
+
+from forge.backend.gpu import arrays_in, checked
+from forge.ops.embed import take_rows
+from forge.ops.step import advance
+
+pytestmark = pytest.mark.skipif(COMPILER is None, reason="no clang++: scripts/install-toolchain installs it")
+
+
+class Device(HostMemory, Harness):
+    """The harness, with copies."""
+
+
+class Step:
+    """Of two rows: each slot gets an id, and a result is a copy of floats."""
+
+    def __init__(self) -> None:
+        self.device = Device(32)
+        self.ids, self.slots, self.last_ids, self.lengths = (
+            self.device.asarray(np.array(values, np.int32)) for values in ([7, 8], [0, 1], [3, 4], [10, 20])
+        )
+        self.values = self.device.asarray(np.array([[0.0], [2.5]], np.float32))
+        self.result = self.device.empty((2, 1), np.float32)
+        self.runs = 0
+
+    def launches(self) -> None:
+        self.runs += 1
+        self.result[...] = take_rows(self.slots, self.values)
+        advance(self.ids, self.slots, self.last_ids, self.lengths, None)
+
+    def check(self, graph: Callable[[], None]) -> Callable[[], None]:
+        state = [self.last_ids, self.lengths]
+        before = [array.copy() for array in state]
+        self.launches()
+        return checked(self.device, graph, self.launches, [self.result], state, before)
+
+    def assert_advanced_once(self) -> None:
+        assert self.result.tolist() == [[0.0], [2.5]]
+        assert (self.last_ids.tolist(), self.lengths.tolist()) == ([7, 8], [11, 21])
+
+
+def test_a_graph_that_repeats_its_launches_is_used() -> None:
+    step = Step()
+
+    def graph() -> None:
+        step.launches()
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert step.check(graph) is graph
+    step.assert_advanced_once()
+
+
+def nothing(step: Step) -> None:
+    pass
+
+
+def wrong_result(step: Step) -> None:
+    step.launches()
+    step.result[1] += 1
+
+
+def wrong_sign_of_zero(step: Step) -> None:
+    step.launches()
+    step.result[0] = -step.result[0]
+
+
+def wrong_state(step: Step) -> None:
+    step.launches()
+    step.lengths[1] += 1
+
+
+def no_launch(step: Step) -> None:
+    raise RuntimeError("the driver\nsays no")
+
+
+@pytest.mark.parametrize("wrong", [nothing, wrong_result, wrong_sign_of_zero, wrong_state, no_launch])
+def test_another_is_not(wrong: Callable[[Step], None]) -> None:
+    step = Step()
+    reason = "the driver says no" if wrong is no_launch else "it computes something else"
+    with pytest.warns(UserWarning, match=f"^harness: steps are launched one by one, not as a graph: {reason}$"):
+        replay = step.check(lambda: wrong(step))
+    assert replay == step.launches
+    step.assert_advanced_once()
+
+
+def test_results_are_found_in_lists_and_tuples() -> None:
+    first, second, third = (np.zeros(size) for size in (1, 2, 3))
+    found: list[Any] = arrays_in([first, (second, [third]), None])
+    assert [array.size for array in found] == [1, 2, 3]

@@ -81,22 +81,24 @@ class DecodeLoop:
         else:
             outputs = plan()
         self._plans[key] = plan  # the latest last
-        self._pending.append(_Pending(self.sequences, runner.backend.read(outputs)))
+        self._pending.append(_Pending(self.sequences, runner.backend.read(outputs[:1])))
         for sequence in self.sequences:
             sequence.num_computed += 1
             sequence.num_pending += 1
 
     def _step(self, rows: int, pages: int) -> list[Any]:
-        """One step of the first rows, each with at most so many pages; what `sampled` takes."""
+        """One step of the first rows, each with at most so many pages; what `sampled` takes, and the logits, by which
+        a replay is compared."""
         runner, slots, row_numbers = self.runner, self.slots, self._rows[:rows]
         last_ids, lengths = slots.fields["last_id"], slots.fields["length"]
         ids, positions, kv_slots, row_lengths, table = decode_inputs(
             row_numbers, last_ids, lengths, slots.page_table, runner.cache.page_size, pages
         )
         batch = Batch(ids, positions, kv_slots, self._starts[: rows + 1], row_lengths, table, None)
-        ids, drawn = slots.draw(runner.model(batch, runner.cache))
+        logits = runner.model(batch, runner.cache)
+        ids, drawn = slots.draw(logits)
         advance(ids, row_numbers, last_ids, lengths, slots.counts)
-        return [drawn]
+        return [drawn, logits]
 
     def abandon(self, running: list[Sequence]) -> None:
         """After an interruption: forget the steps under way. The ids known by now are what to begin again from."""

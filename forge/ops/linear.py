@@ -144,12 +144,14 @@ _MANY_OUTPUTS = 8192
 """From so many outputs there are threads enough to read two units ahead instead of starting more blocks."""
 _ONE_ROW = {
     **dict.fromkeys(("Q2_K", "Q3_K", "IQ4_XS"), (16, 1, 1)),  # taking their codes apart costs more than reading them
-    **dict.fromkeys(("Q4_K", "Q5_K", "Q6_K"), (32, 1, 1)),
+    **dict.fromkeys(("Q4_K", "Q5_K"), (32, 1, 2)),
+    "Q6_K": (32, 1, 1),
     "Q8_0": (64, 2, 1),
 }
 _ONE_ROW_OF_OTHERS = (64, 2, 2)  # with 16 bytes a unit
-"""Threads that share rows of the matrix (a team), rows of a team, units that a thread reads ahead. Measured at 8B
-shapes on an H100, of teams of 16 to 128, 1, 2 and 4 rows, blocks of 128 to 1,024, and 1 and 2 ahead."""
+"""Threads that share rows of the matrix (a team), rows of a team, units that a thread reads ahead where there are many
+outputs. Measured at 8B shapes on an H100, of teams of 16 to 128, 1, 2 and 4 rows, blocks of 128 to 1,024, and 1 and 2
+ahead."""
 
 
 def _few_rows_of_blocks(device: GPU, x: Any, weight: Packed, bias: Any, y: Any, column: int, accumulate: bool) -> None:
@@ -158,12 +160,10 @@ def _few_rows_of_blocks(device: GPU, x: Any, weight: Packed, bias: Any, y: Any, 
     name = weight.type.name
     if rows == 1:
         team, per_team, ahead = _ONE_ROW.get(name, _ONE_ROW_OF_OTHERS)
+        ahead = ahead if outer >= _MANY_OUTPUTS else 1
         block = 512
-        if name in ("Q4_K", "Q5_K") and outer >= _MANY_OUTPUTS:
-            ahead = 2
     else:
-        two_scales = name in ("Q2_K", "Q3_K", "Q6_K")
-        team, block = (64, 64) if two_scales else (32, 256)
+        team, block = (64, 64) if weight.scale_weights == 16 else (32, 256)
         per_team = 1 if weight.unit == 128 and rows > 4 else 2  # four groups a unit take registers
         ahead = 1
     if inner < team * weight.unit:
@@ -177,14 +177,13 @@ def _few_rows_of_blocks(device: GPU, x: Any, weight: Packed, bias: Any, y: Any, 
         "AHEAD": ahead,
         "OWN": next((most for most in _OWN_GROUPS if rows == 1 and inner <= 32 * most), 0),
     }
-    digits: tuple[Any, ...] = (None, None)
+    digits = None
     if not defines["OWN"]:
-        groups = rows * inner // 32
-        digits = device.empty((groups, 16), np.uint32), device.empty((groups, 4), np.float32)
-        device.run("quant", "quant_digits", -(-groups * 4 // 128), x, *digits, rows, inner, **defines)
+        digits = device.empty((rows * inner // weight.unit, weight.digit_pieces, 4), np.uint32)
+        device.run("quant", "quant_digits", -(-rows * inner // 8 // 128), x, digits, rows, inner, **defines)
     grid = -(-outer // (block // team * per_team))
     sizes = (rows, inner, outer, y.shape[1], column, int(accumulate))
-    device.run("quant", "quant_linear", grid, x, *digits, *weight.planes, bias, y, *sizes, **defines)
+    device.run("quant", "quant_linear", grid, x, digits, *weight.planes, bias, y, *sizes, **defines)
 
 
 def _many_rows(device: GPU, x: Any, weight: Any, y: Any, column: int, accumulate: bool) -> None:

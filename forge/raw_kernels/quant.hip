@@ -153,17 +153,23 @@ DEVICE void group_scale(const Unit &u, u32 index, u32 group, u32 half, float &sc
 // scale for the 32 numbers of a group, as two signed digits to the base 256. Rounding x so costs less than the
 // float16 that it is kept in did: half a step is 1/65024 of the largest of the 32.
 
-#if HALVES == 2
-typedef f32x4 ScaleSums;
-#else
-typedef f32x2 ScaleSums;
-#endif
+// The digits of a unit are pieces of 16 bytes: for each group two of high digits and two of low ones, then the groups' scales,
+// each with the sum of the integers of the group or of its halves.
+#define SCALES (4 * GROUPS)
+#define DIGIT_PIECES (SCALES + (HALVES * GROUPS + 1) / 2 | 1) // odd: neighbouring units are in other banks of LDS
 
-// x as it is read: `digits` hold four pieces of 16 bytes for each group, two of high digits and two of low ones; `scales` the
-// group's scale and the sum of the integers of each half. Both in the order in which units are read: (M, GROUPS, 4, units) and
-// (M, GROUPS, units). Four neighbouring lanes make a group, 8 numbers each; all lanes of a wave call it, those with nothing to
-// store too. NaN and infinity make the scale one of them.
-DEVICE void make_digits(const f16x8 &x, u32x4 *digits, ScaleSums *scales, u32 i, u32 units, bool stores) {
+// Where a piece is: a unit's lie together in LDS; in memory each lies beside its neighbours', as lanes read them.
+DEVICE u32 piece_at(u32 row, u32 k, u32 piece, u32 units) {
+#if OWN
+    return k * DIGIT_PIECES + piece;
+#else
+    return (row * DIGIT_PIECES + piece) * units + k;
+#endif
+}
+
+// Four neighbouring lanes make a group, 8 numbers each; all lanes of a wave call it, those with nothing to store too. NaN and
+// infinity make the scale one of them.
+DEVICE void make_digits(const f16x8 &x, u32x4 *digits, u32 i, u32 units, bool stores) {
     u32 part = i % 4, group = i / 4 % GROUPS, k = i / (4 * GROUPS) % units, row = i / (4 * GROUPS) / units;
     u32 largest = 0; // bits of a float16 without its sign are in the order of their values, with NaN on top
     UNROLL for (u32 j = 0; j < 8; ++j) {
@@ -192,19 +198,15 @@ DEVICE void make_digits(const f16x8 &x, u32x4 *digits, ScaleSums *scales, u32 i,
     total += shfl_xor(total, 1);
     u32 rest = shfl_xor(total, 2); // of the other half
     if (!stores) return;
-    u32 at = (row * GROUPS + group) * units;
-    ((u32x2 *)digits)[2 * (at * 4 + part / 2 * units + k) + part % 2] = high;
-    ((u32x2 *)digits)[2 * (at * 4 + (2 + part / 2) * units + k) + part % 2] = low;
+    ((u32x2 *)&digits[piece_at(row, k, 4 * group + part / 2, units)])[part % 2] = high;
+    ((u32x2 *)&digits[piece_at(row, k, 4 * group + 2 + part / 2, units)])[part % 2] = low;
     if (part) return;
-    ScaleSums scale;
-    scale.v[0] = most * (1.0f / 32512.0f);
+    float scale = most * (1.0f / 32512.0f);
 #if HALVES == 2
-    scale.v[1] = (float)(i32)total;
-    scale.v[2] = (float)(i32)rest;
+    ((f32x4 *)digits)[piece_at(row, k, SCALES + group, units)] = f32x4{{scale, (float)(i32)total, (float)(i32)rest, 0}};
 #else
-    scale.v[1] = (float)(i32)(total + rest);
+    ((f32x2 *)&digits[piece_at(row, k, SCALES + group / 2, units)])[group % 2] = f32x2{{scale, (float)(i32)(total + rest)}};
 #endif
-    scales[at + k] = scale;
 }
 
 // Which 8 numbers of a row are made digits of `i`-th: in the order of units, groups and parts.
@@ -212,17 +214,17 @@ DEVICE f16x8 eight_of(const f16 *x, u32 i) {
     return *(const f16x8 *)(x + group_start(i / (4 * GROUPS), i / 4 % GROUPS) + i % 4 * 8);
 }
 
-KERNEL(128) quant_digits(const f16 *x, u32 *x_digits, float *x_scales, u32 rows, u32 inner) {
+KERNEL(128) quant_digits(const f16 *x, u32 *x_digits, u32 rows, u32 inner) {
     u32 i = BLOCK_X * 128 + THREAD, in_row = inner / 8, count = rows * in_row;
     f16x8 eight = {};
     if (i < count) eight = eight_of(x + (u64)(i / in_row) * inner, i % in_row);
-    make_digits(eight, (u32x4 *)x_digits, (ScaleSums *)x_scales, i, inner / UNIT_WEIGHTS, i < count);
+    make_digits(eight, (u32x4 *)x_digits, i, inner / UNIT_WEIGHTS, i < count);
 }
 
 // One row of x: threads on a multiprocessor matter more than registers.
 #undef RESIDENT
 #define RESIDENT (MOST == 1 ? 1024 / BLOCK : 1)
-KERNEL(BLOCK) quant_linear(const f16 *x, const u32 *x_digits, const float *x_scales, const u8 *quants, const u8 *high, const u8 *scales, const u8 *deltas, const float *bias, float *y, u32 rows, u32 inner, u32 outer, u32 stride, u32 column, u32 accumulate) {
+KERNEL(BLOCK) quant_linear(const f16 *x, const u32 *x_digits, const u8 *quants, const u8 *high, const u8 *scales, const u8 *deltas, const float *bias, float *y, u32 rows, u32 inner, u32 outer, u32 stride, u32 column, u32 accumulate) {
     SHARED float partial[MOST_WAVES(BLOCK)][ROWS * MOST];
     Planes planes{quants, high, scales, deltas};
     u32 units = inner / UNIT_WEIGHTS, lane = THREAD % TEAM;
@@ -231,16 +233,14 @@ KERNEL(BLOCK) quant_linear(const f16 *x, const u32 *x_digits, const float *x_sca
     UNROLL for (u32 r = 0; r < ROWS; ++r) start[r] = (u64)(first + r < outer ? first + r : outer - 1) * units;
     Unit next[AHEAD][ROWS];
 #if OWN
-    SHARED u32x4 own_digits[4 * OWN];
-    SHARED ScaleSums own_scales[OWN];
+    SHARED u32x4 digits[OWN / GROUPS * DIGIT_PIECES];
     const u32 turns = (4 * OWN + BLOCK - 1) / BLOCK;
     u32 eights = inner / 8;
     f16x8 eight[turns] = {};
     UNROLL for (u32 t = 0; t < turns; ++t)
         if (t * BLOCK + THREAD < eights) eight[t] = eight_of(x, t * BLOCK + THREAD);
 #else
-    const u32x4 *own_digits = (const u32x4 *)x_digits;
-    const ScaleSums *own_scales = (const ScaleSums *)x_scales;
+    const u32x4 *digits = (const u32x4 *)x_digits;
 #endif
     UNROLL for (u32 a = 0; a < AHEAD; ++a)
         if (lane + a * TEAM < units)
@@ -248,7 +248,7 @@ KERNEL(BLOCK) quant_linear(const f16 *x, const u32 *x_digits, const float *x_sca
 #if OWN
     UNROLL for (u32 t = 0; t < turns; ++t) {
         u32 i = t * BLOCK + THREAD;
-        make_digits(eight[t], own_digits, own_scales, i, units, i < eights);
+        make_digits(eight[t], digits, i, units, i < eights);
     }
     barrier();
 #endif
@@ -274,13 +274,13 @@ KERNEL(BLOCK) quant_linear(const f16 *x, const u32 *x_digits, const float *x_sca
             }
             UNROLL for (u32 m = 0; m < MOST; ++m) {
                 if (m >= rows) continue; // not break: the loop is unrolled
-                u32 at = (m * GROUPS + g) * units;
-                ScaleSums scale_sums = own_scales[at + k];
+                u32x4 scales = digits[piece_at(m, k, SCALES + (HALVES == 2 ? g : g / 2), units)];
+                u32 own = HALVES == 2 ? 0 : g % 2 * 2; // where the group's are in the piece
                 i32 tops[ROWS], bottoms[ROWS];
                 float product[ROWS];
                 UNROLL for (u32 r = 0; r < ROWS; ++r) tops[r] = 0, bottoms[r] = 0, product[r] = 0;
                 UNROLL for (u32 h = 0; h < 2; ++h) {
-                    u32x4 top = own_digits[(at * 4 + h * units) + k], bottom = own_digits[(at * 4 + (2 + h) * units) + k];
+                    u32x4 top = digits[piece_at(m, k, 4 * g + h, units)], bottom = digits[piece_at(m, k, 4 * g + 2 + h, units)];
                     UNROLL for (u32 r = 0; r < ROWS; ++r) {
                         UNROLL for (u32 w = 0; w < 4; ++w) {
                             u32 four = code[r][4 * h + w];
@@ -290,11 +290,11 @@ KERNEL(BLOCK) quant_linear(const f16 *x, const u32 *x_digits, const float *x_sca
                         if (HALVES == 1 && h == 0) continue;
                         u32 part = HALVES == 2 ? h : 0;
                         product[r] += scale[r][part] * (float)(tops[r] * 256 + bottoms[r]);
-                        if (HAS_OFFSET || ZERO) product[r] -= offset[r][part] * scale_sums.v[1 + part];
+                        if (HAS_OFFSET || ZERO) product[r] -= offset[r][part] * as_float(scales.v[own + 1 + part]);
                         tops[r] = 0, bottoms[r] = 0;
                     }
                 }
-                UNROLL for (u32 r = 0; r < ROWS; ++r) sum[r][m] += scale_sums.v[0] * product[r];
+                UNROLL for (u32 r = 0; r < ROWS; ++r) sum[r][m] += as_float(scales.v[own]) * product[r];
             }
         }
     }

@@ -19,6 +19,7 @@ import forge
 from forge import SamplingParams
 
 _STEPS_BEFORE = 16
+_PROMPT_TOKENS = 140  # so that 64 steps stay between two powers of two, where a step is recorded anew
 _RANGE = "decode steps"
 _CATEGORIES = {
     "cuda_runtime": "runtime calls",
@@ -70,7 +71,7 @@ def _profiled(llm: forge.LLM, arguments: argparse.Namespace, trace: Path) -> lis
     )
     params = SamplingParams(max_tokens=1024, temperature=0, ignore_eos=True, **changes)
     for row in range(arguments.batch):
-        llm.engine.add([1 + row, 2, 3, 4], params)
+        llm.engine.add([1 + row] * _PROMPT_TOKENS, params)
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]):  # CUPTI starts, which takes time
         for _ in range(_STEPS_BEFORE):
             llm.engine.step()

@@ -141,17 +141,17 @@ _OWN_GROUPS = (128, 512)
 """A row of x of so many groups of 32 at most becomes digits in each block, which keeps room for one of these numbers;
 longer ones and several rows in a launch before."""
 _MANY_OUTPUTS = 8192
-"""From so many outputs there are threads enough to read two units ahead instead of starting more blocks."""
+"""From so many outputs there are blocks enough: they may be smaller, and their threads may read two units ahead."""
 _ONE_ROW = {
-    **dict.fromkeys(("Q2_K", "Q3_K", "IQ4_XS"), (16, 1, 1)),  # taking their codes apart costs more than reading them
-    **dict.fromkeys(("Q4_K", "Q5_K"), (32, 1, 2)),
-    "Q6_K": (32, 1, 1),
-    "Q8_0": (64, 2, 1),
+    **dict.fromkeys(("Q2_K", "Q3_K", "IQ4_XS"), (16, 1, 512, 1)),  # to take their codes apart costs more than to read
+    **dict.fromkeys(("Q5_K", "Q6_K"), (32, 1, 1024, 1)),
+    "Q4_K": (32, 1, 1024, 2),
+    "Q8_0": (64, 2, 512, 1),
 }
-_ONE_ROW_OF_OTHERS = (64, 2, 2)  # with 16 bytes a unit
-"""Threads that share rows of the matrix (a team), rows of a team, units that a thread reads ahead where there are many
-outputs. Measured at 8B shapes on an H100, of teams of 16 to 128, 1, 2 and 4 rows, blocks of 128 to 1,024, and 1 and 2
-ahead."""
+_ONE_ROW_OF_OTHERS = (64, 2, 512, 2)  # with 16 bytes a unit
+"""Threads that share rows of the matrix (a team), rows of a team, threads of a block where there are few outputs, units
+that a thread reads ahead where there are many. Measured at 8B shapes on an H100, of teams of 16 to 128, 1, 2 and 4
+rows, blocks of 128 to 1,024, and 1 and 2 ahead."""
 
 
 def _few_rows_of_blocks(device: GPU, x: Any, weight: Packed, bias: Any, y: Any, column: int, accumulate: bool) -> None:
@@ -159,9 +159,11 @@ def _few_rows_of_blocks(device: GPU, x: Any, weight: Packed, bias: Any, y: Any, 
     outer = weight.shape[0]
     name = weight.type.name
     if rows == 1:
-        team, per_team, ahead = _ONE_ROW.get(name, _ONE_ROW_OF_OTHERS)
-        ahead = ahead if outer >= _MANY_OUTPUTS else 1
-        block = 512
+        team, per_team, block, ahead = _ONE_ROW.get(name, _ONE_ROW_OF_OTHERS)
+        if outer >= _MANY_OUTPUTS:
+            block = 512
+        else:
+            ahead = 1
     else:
         team, block = (64, 64) if weight.scale_weights == 16 else (32, 256)
         per_team = 1 if weight.unit == 128 and rows > 4 else 2  # four groups a unit take registers

@@ -116,8 +116,9 @@ _LEAST = {"MOST": 1, "ROWS": 1, "BLOCK": 64, "WIDE": 1}
 
 def _few_rows(device: GPU, x: Any, weight: Any, bias: Any, y: Any, column: int, accumulate: bool) -> None:
     if isinstance(weight, Packed):
-        for start in range(0, len(x), _ROWS_OF_BLOCKS):
-            part = slice(start, start + _ROWS_OF_BLOCKS)
+        most = _ROWS_OF_BLOCKS[weight.unit]
+        for start in range(0, len(x), most):
+            part = slice(start, start + most)
             _few_rows_of_blocks(device, x[part], weight, bias, y[part], column, accumulate)
         return
     rows, inner = x.shape
@@ -134,9 +135,9 @@ def _threads(units: int) -> int:
     return min(max(1 << (units - 1).bit_length(), 64), 256) if units > 0 else 64
 
 
-_ROWS_OF_BLOCKS = 8
-"""Rows of x of which a launch computes a product with blocks: the sums of 16 would not fit the registers, and reading
-the weights twice for them is faster than that."""
+_ROWS_OF_BLOCKS = {32: 8, 64: 8, 128: 4}
+"""Rows of x of which a launch computes a product with blocks, by the weights of a unit: more would not fit the
+registers, and reading the weights twice is faster than that."""
 _OWN_GROUPS = (128, 512)
 """A row of x of so many groups of 32 at most becomes digits in each block, which keeps room for one of these numbers;
 longer ones and several rows in a launch before."""
@@ -166,8 +167,7 @@ def _few_rows_of_blocks(device: GPU, x: Any, weight: Packed, bias: Any, y: Any, 
             ahead = 1
     else:
         team, block = (64, 64) if weight.scale_weights == 16 else (32, 256)
-        per_team = 1 if weight.unit == 128 and rows > 4 else 2  # four groups a unit take registers
-        ahead = 1
+        per_team, ahead = 2, 1
     if inner < team * weight.unit:
         team = min(team, 32)
     defines = {

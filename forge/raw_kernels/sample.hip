@@ -13,9 +13,10 @@ struct Shared {
     u32 found_key;
 };
 
-// Keys order as logits do; the two zeros are one.
+// Keys order as logits do; the two zeros are one. By integers alone: floats would lose subnormals where they are flushed.
 DEVICE u32 key_of(float z) {
-    u32 bits = as_u32(add_rn(z, 0.0f));
+    u32 bits = as_u32(z);
+    if (bits == 0x80000000u) bits = 0;
     return bits >> 31 ? ~bits : bits | 0x80000000u;
 }
 DEVICE float logit_of(u32 key) { return as_float(key >> 31 ? key & 0x7fffffffu : ~key); }
@@ -132,7 +133,7 @@ KERNEL(THREADS) sample(const float *logits, const float *temperature, const i32 
     barrier();
     float greatest = logit_of(best), t = temperature[row];
     bool finite = best > 0x007fffffu && best < 0xff800000u; // between the keys of the infinities
-    if (!finite || !(t > 0.0f)) { // the same for the whole block
+    if (!finite || (i32)as_u32(t) <= 0) { // not above 0, subnormals included; the same for the whole block
         if (THREAD == 0) ids[row] = finite ? (i32)best_id : -1;
         return;
     }

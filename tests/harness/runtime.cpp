@@ -198,8 +198,18 @@ void __ubsan_handle_out_of_bounds(void *data, u64 index) {
 }
 void __ubsan_handle_out_of_bounds_abort(void *data, u64 index) { __ubsan_handle_out_of_bounds(data, index); }
 
+// Subnormal floats are 0 in kernels, as they are on AMD under CuPy's options; the caller's mode is set again at the end.
+struct Flushing {
+#if defined(__x86_64__)
+    u32 before = __builtin_ia32_stmxcsr();
+    Flushing() { __builtin_ia32_ldmxcsr(before | 0x8040); }
+    ~Flushing() { __builtin_ia32_ldmxcsr(before); }
+#endif
+};
+
 // Runs a grid. Returns what went wrong, or an empty text.
 const char *forge_launch(void (*function)(void **), void **args, const u32 *grid, u32 threads, u32 wave, u64 seed, char *lds, u64 lds_bytes) {
+    Flushing flushing;
     message[0] = 0;
     kernel = function, arguments = args, forge_wave = wave, random_state = seed * 2654435761u + 1;
     for (u32 i = 0; i < threads; ++i)

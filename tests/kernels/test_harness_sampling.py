@@ -28,6 +28,29 @@ def test_ids_are_the_references(size: int, wave: int) -> None:
         rng.integers(0, 4, rows).astype(np.uint32),
         rng.integers(0, 1000, rows).astype(np.uint32),
     )
+    assert_equal_ids(wave, *arguments)
+
+
+@pytest.mark.parametrize("wave", [32, 64])
+def test_subnormals_are_not_zero(wave: int) -> None:
+    """The harness flushes them, as AMD does under CuPy's options: the kernel must not lose their order."""
+    rng, rows, size = np.random.default_rng(0), 64, 300
+    few = np.array([0.0, -0.0, 1e-45, -1e-45, 3e-42, 1e-39, -1e-39], np.float32)
+    logits = few[rng.integers(0, len(few), (rows, size))]
+    assert_equal_ids(
+        wave,
+        logits,
+        np.resize(np.array([0.0, 1e-41, 1e-3, 1.0], np.float32), rows),
+        np.resize(np.array([0, 1, 7, 100, 250], np.int32), rows),
+        np.resize(np.array([1e-40, 0.5, 1.0], np.float32), rows),
+        np.resize(np.array([0.0, 1e-40, 0.5, 1.0], np.float32), rows),
+        rng.integers(0, 2**63, rows).astype(np.uint64),
+        np.zeros(rows, np.uint32),
+        np.arange(rows, dtype=np.uint32),
+    )
+
+
+def assert_equal_ids(wave: int, *arguments: np.ndarray) -> None:
     wanted = sample.reference(*arguments)
     device = Harness(wave)
     got = device.to_numpy(device.launch(sample, tuple(device.asarray(a) for a in arguments), {}))

@@ -32,10 +32,29 @@ class KernelFault(AssertionError):
 
 
 class HarnessArray(np.ndarray):
-    """An array of the harness, between guard bands."""
+    """An array of the harness, between guard bands. Only kernels compute with it: CuPy would launch some of its own for
+    arithmetic, copies and indices that are arrays, and on AMD those need ROCm's headers.
+    """
 
     device: Any = None
     guards: Any = None
+
+    def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **options: Any) -> Any:
+        raise KernelFault(f"{ufunc.__name__} of a device's array, which is no kernel of forge's")
+
+    def __getitem__(self, key: Any) -> Any:
+        if any(isinstance(part, list | np.ndarray) for part in (key if isinstance(key, tuple) else (key,))):
+            raise KernelFault("an index that is an array, which is no kernel of forge's")
+        return super().__getitem__(key)
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        raise KernelFault("an assignment to a device's array, which is no kernel of forge's")
+
+    def astype(self, *args: Any, **options: Any) -> Any:
+        raise KernelFault("astype of a device's array, which is no kernel of forge's")
+
+    def copy(self, *args: Any, **options: Any) -> Any:
+        raise KernelFault("copy of a device's array, which is no kernel of forge's")
 
     def __array_finalize__(self, of: Any) -> None:
         self.device = getattr(of, "device", None)
@@ -62,7 +81,7 @@ class Harness(GPU):
     def asarray(self, array: Any, dtype: Any = None) -> HarnessArray:
         values = np.asarray(array, dtype)
         copy = self.empty(values.shape, values.dtype)
-        copy[...] = values
+        np.copyto(copy.view(np.ndarray), values)
         return copy
 
     def to_numpy(self, array: Any) -> np.ndarray:
@@ -77,7 +96,7 @@ class Harness(GPU):
     def matmul(self, x: Any, weight: Any, out: Any, column: int, *, accumulate: bool) -> None:
         """What BLAS would do: float32 sums of float16 products."""
         y = np.asarray(x, np.float32) @ np.asarray(weight, np.float32).T
-        part = out[:, column : column + weight.shape[0]]
+        part = out.view(np.ndarray)[:, column : column + weight.shape[0]]
         part[...] = part + y if accumulate else y
 
     def _run(self, entry: kernels.Entry, grid: tuple[int, ...], args: list[Any]) -> None:

@@ -108,3 +108,27 @@ def test_penalties_and_log_probabilities_of_replayed_steps_are_those_of_steps_th
         for one, other in zip(waited.logprobs, replayed.logprobs, strict=True):
             assert one.logprob == pytest.approx(other.logprob, abs=1e-4)
             assert dict(one.top) == pytest.approx(dict(other.top), abs=1e-4)
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3"])
+def test_attention_and_taps_are_those_of_float32(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Looking into a model, too, runs on forge's kernels alone: the harness's arrays refuse anything else."""
+    ids = list(range(3, 30))
+    found: list[dict[str, Any]] = []
+    for device in (None, HarnessBackend(32)):
+        if device:
+            monkeypatch.setattr(loading.backends, "select", lambda _, device=device: device)
+        with forge.load(ARCH / name / "model.gguf", device="cpu", context=64, max_sequences=4) as llm:
+            seen: dict[str, Any] = {}
+            to_numpy = llm.engine.runner.backend.to_numpy
+
+            def tap(name: str, array: Any, seen: dict[str, Any] = seen, get: Any = to_numpy) -> None:
+                seen[name] = np.array(get(array))
+
+            for _ in llm.engine.logits(ids, tap):
+                pass
+            found.append({"attention": llm.attention(ids, 1), **seen})
+    assert found[0].keys() == found[1].keys()
+    for key, wanted in found[0].items():
+        error = np.sqrt(np.mean((found[1][key] - wanted) ** 2) / np.mean(np.asarray(wanted) ** 2))
+        assert error < 2 * MOST_ERROR, key

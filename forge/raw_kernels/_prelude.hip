@@ -108,6 +108,7 @@ DEVICE float fma_rn(float a, float b, float c) { return __builtin_fmaf(a, b, c);
 DEVICE float add_rn(float a, float b) { return a + b; }
 DEVICE float mul_rn(float a, float b) { return a * b; }
 DEVICE float div_rn(float a, float b) { return a / b; }
+DEVICE float fast_divide(float a, float b) { return a / b; }
 DEVICE u32 mul_high(u32 a, u32 b) { return (u32)((u64)a * b >> 32); }
 DEVICE u64 mul_high(u64 a, u64 b) { return (u64)((unsigned __int128)a * b >> 64); }
 DEVICE i32 dot4(u32 a, u32 b, i32 c) {
@@ -165,10 +166,14 @@ DEVICE float mul_rn(float a, float b) {
 #pragma clang fp contract(off)
     return a * b;
 }
+// Where subnormals are flushed, a division of floats turns them on and off again by s_setreg. In double it does not, and
+// rounding its result again gives what one rounding gives: 53 bits are more than twice 24 and 2.
 DEVICE float div_rn(float a, float b) {
-#pragma clang fp contract(off)
-    return a / b;
+    double quotient = (double)a / (double)b;
+    asm("" : "+v"(quotient)); // else the compiler makes it a division of floats
+    return (float)quotient;
 }
+DEVICE float fast_divide(float a, float b) { return a * __builtin_amdgcn_rcpf(b); }
 DEVICE u32 mul_high(u32 a, u32 b) { return (u32)((u64)a * b >> 32); }
 DEVICE u64 mul_high(u64 a, u64 b) { return (u64)((unsigned __int128)a * b >> 64); }
 #if defined(__GFX11__) || defined(__GFX12__) // v_dot4_i32_iu8; the signed form of the others is gone
@@ -231,6 +236,7 @@ DEVICE float div_rn(float a, float b) {
     asm("div.rn.f32 %0, %1, %2;" : "=f"(y) : "f"(a), "f"(b));
     return y;
 }
+DEVICE float fast_divide(float a, float b) { return __fdividef(a, b); }
 DEVICE u32 mul_high(u32 a, u32 b) { return __umulhi(a, b); }
 DEVICE u64 mul_high(u64 a, u64 b) { return __umul64hi(a, b); }
 DEVICE i32 dot4(u32 a, u32 b, i32 c) { return __dp4a((i32)a, (i32)b, c); }
@@ -239,9 +245,12 @@ DEVICE i32 dot4(u32 a, u32 b, i32 c) { return __dp4a((i32)a, (i32)b, c); }
 
 #define LOG2E 1.44269504088896340736f
 
+// fast_divide(a, b): a / b to 2 units in the last place; 0 where b is infinite, or above 2**126 and its reciprocal thus
+// subnormal. Not for b that are subnormal.
+
 DEVICE float fast_exp(float x) { return exp2_fast(x * LOG2E); }
 DEVICE float fast_tanh(float x) { // exact at both ends: exp overflows to infinity and underflows to 0
-    return 1.0f - 2.0f / (1.0f + exp2_fast(x * (2.0f * LOG2E)));
+    return 1.0f - fast_divide(2.0f, 1.0f + exp2_fast(x * (2.0f * LOG2E)));
 }
 DEVICE float larger(float a, float b) { return a > b ? a : b; }
 DEVICE float smaller(float a, float b) { return a < b ? a : b; }

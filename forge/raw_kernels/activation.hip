@@ -2,7 +2,7 @@
 
 #define SQRT_2_OVER_PI 0.7978845608028654f
 
-DEVICE float silu(float x) { return x / (1.0f + fast_exp(-x)); }
+DEVICE float silu(float x) { return fast_divide(x, 1.0f + fast_exp(-x)); }
 DEVICE float gelu_tanh(float x) { return 0.5f * x * (1.0f + fast_tanh(SQRT_2_OVER_PI * (x + 0.044715f * x * x * x))); }
 
 template <bool SILU> DEVICE float activate(float x) { return SILU ? silu(x) : gelu_tanh(x); }
@@ -33,5 +33,5 @@ KERNEL(256) gelu(const float *x, f16 *y, u32 count) {
 
 KERNEL(256) soft_cap(float *x, float cap, u32 count) {
     u32 i = BLOCK_X * 256 + THREAD;
-    if (i < count) x[i] = cap * fast_tanh(x[i] / cap);
+    if (i < count) x[i] = cap * fast_tanh(fast_divide(x[i], cap));
 }

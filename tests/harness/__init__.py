@@ -43,12 +43,12 @@ class HarnessArray(np.ndarray):
 
 
 class Harness(GPU):
-    """A GPU on the CPU. `seed` 0 runs threads in order; others shuffle waves and lanes."""
+    """A GPU on the CPU. `seed` 0 runs threads in order; others shuffle waves and lanes. `flush`: subnormals are 0."""
 
     device = "harness"
 
-    def __init__(self, wave: int, seed: int = 0, cores: int = 4) -> None:
-        self.wave, self.seed, self.cores = wave, seed, cores
+    def __init__(self, wave: int, seed: int = 0, cores: int = 4, flush: bool = False) -> None:
+        self.wave, self.seed, self.cores, self.flush = wave, seed, cores, flush
         self.variants: set[kernels.Variant] = set()
 
     def empty(self, shape: tuple[int, ...], dtype: Any) -> HarnessArray:
@@ -101,6 +101,7 @@ class Harness(GPU):
             self.seed,
             module.forge_lds_start(),
             module.forge_lds_bytes(),
+            self.flush,
         )
         if error:
             raise KernelFault(f"{variant.name}: {function}: {error.decode()}")
@@ -141,7 +142,7 @@ def compile_text(text: str, variant: kernels.Variant) -> ctypes.CDLL:
     module.forge_lds_bytes.restype = ctypes.c_uint64
     module.forge_launch.argtypes = [
         ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint32, ctypes.c_uint32, ctypes.c_uint64,
-        ctypes.c_void_p, ctypes.c_uint64,
+        ctypes.c_void_p, ctypes.c_uint64, ctypes.c_uint32,
     ]  # fmt: skip
     return module
 

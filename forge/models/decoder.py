@@ -13,9 +13,10 @@ from forge.models.batch import Batch
 from forge.models.rope import RopeTables, tables
 from forge.models.weights import Weights
 from forge.nn import Embedding, Linear, Norm
-from forge.ops.activation import gelu, gelu_mul, silu_mul, soft_cap
+from forge.ops.activation import add, gelu, gelu_mul, silu_mul, soft_cap
 from forge.ops.attention import paged_attention
 from forge.ops.embed import take_rows
+from forge.ops.pages import take_slots
 from forge.ops.rope import rope_append_kv
 
 Tap = Callable[[str, Any], None]
@@ -113,7 +114,7 @@ class Block:
         )  # (T, H, D)
         if tap:
             tap(f"blk.{self.index}.attn_q", q)
-            tap(f"blk.{self.index}.attn_k", k_pages.reshape(-1, *k_pages.shape[2:])[batch.slots])  # (T, G, D)
+            tap(f"blk.{self.index}.attn_k", take_slots(batch.slots, k_pages))  # (T, G, D)
         attended = paged_attention(
             q,
             k_pages,
@@ -137,7 +138,7 @@ class Block:
         else:
             delta = self.post_ffw_norm.of_residual(self.ffn_down(h))
         if tap:
-            tap(f"blk.{self.index}", x if delta is None else x + delta)
+            tap(f"blk.{self.index}", x if delta is None else add(x, delta))
         return delta
 
 

@@ -1,4 +1,4 @@
-"""Activations. Gated ones take the fused gate-and-up product: its first half, activated, times the other."""
+"""Activations, and a sum. Gated ones take the fused gate-and-up product: its first half, activated, times the other."""
 
 from __future__ import annotations
 
@@ -146,3 +146,26 @@ def soft_cap(x: Array, cap: float) -> Array:
     np.tanh(x, out=x)
     x *= cap
     return x
+
+
+def _add_gpu(device: GPU, x: Any, delta: Any) -> Any:
+    y = device.empty(x.shape, np.float32)
+    device.run("activation", "add", -(-x.size // _BLOCK), x, delta, y, x.size)
+    return y
+
+
+@op(
+    "x:f32[T,E] delta:f32[T,E] -> y:f32[T,E]",
+    gpu=_add_gpu,
+    cases=[
+        Case("random", lambda rng: tuple(rng.standard_normal((2, 3, 300)).astype(np.float32))),
+        Case(
+            "by hand",
+            lambda rng: (np.array([[1, 2]], np.float32), np.array([[3, -5]], np.float32)),
+            expected=([[4, -3]],),
+        ),
+    ],
+)
+def add(x: Array, delta: Array) -> Array:
+    """x + delta as a new array: the residual stream where a norm has yet to add to it, for looking inside."""
+    return x + delta

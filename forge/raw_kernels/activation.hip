@@ -1,4 +1,4 @@
-// Activations of float32 products into float16 inputs of the next one; and the soft cap of logits.
+// Activations of float32 products into float16 inputs of the next one; the soft cap of logits; a sum.
 
 #define SQRT_2_OVER_PI 0.7978845608028654f
 
@@ -34,4 +34,9 @@ KERNEL(256) gelu(const float *x, f16 *y, u32 count) {
 KERNEL(256) soft_cap(float *x, float cap, u32 count) {
     u32 i = BLOCK_X * 256 + THREAD;
     if (i < count) x[i] = cap * fast_tanh(fast_divide(x[i], cap));
+}
+
+KERNEL(256) add(const float *x, const float *delta, float *y, u32 count) {
+    u32 i = BLOCK_X * 256 + THREAD;
+    if (i < count) y[i] = x[i] + delta[i];
 }

@@ -32,7 +32,10 @@ class KernelFault(AssertionError):
 
 
 class HarnessArray(np.ndarray):
-    """An array of the harness, between guard bands."""
+    """An array of the harness, between guard bands.
+
+    It refuses what would launch a kernel of CuPy's on a GPU, which needs a compiler that AMD machines may lack.
+    """
 
     device: Any = None
     guards: Any = None
@@ -40,6 +43,23 @@ class HarnessArray(np.ndarray):
     def __array_finalize__(self, of: Any) -> None:
         self.device = getattr(of, "device", None)
         self.guards = getattr(of, "guards", None)
+
+    def _refuse(self, *args: Any, **options: Any) -> Any:
+        raise TypeError("an array of a device is read by ops and copied: anything else is a kernel that is not forge's")
+
+    __array_ufunc__ = __array_function__ = __setitem__ = _refuse
+    astype = copy = fill = take = argmax = argmin = argsort = sort = cumsum = repeat = flatten = dot = _refuse
+
+    def __getitem__(self, key: Any) -> Any:
+        basic = (int, np.integer, slice, type(None), type(...))
+        return super().__getitem__(key) if all(isinstance(k, basic) for k in _tuple(key)) else self._refuse()
+
+    def reshape(self, *shape: Any) -> Any:
+        return super().reshape(*shape) if self.flags.c_contiguous else self._refuse()
+
+
+def _tuple(key: Any) -> tuple[Any, ...]:
+    return key if isinstance(key, tuple) else (key,)
 
 
 class Harness(GPU):
@@ -62,7 +82,7 @@ class Harness(GPU):
     def asarray(self, array: Any, dtype: Any = None) -> HarnessArray:
         values = np.asarray(array, dtype)
         copy = self.empty(values.shape, values.dtype)
-        copy[...] = values
+        np.copyto(np.asarray(copy), values)
         return copy
 
     def to_numpy(self, array: Any) -> np.ndarray:
@@ -77,7 +97,7 @@ class Harness(GPU):
     def matmul(self, x: Any, weight: Any, out: Any, column: int, *, accumulate: bool) -> None:
         """What BLAS would do: float32 sums of float16 products."""
         y = np.asarray(x, np.float32) @ np.asarray(weight, np.float32).T
-        part = out[:, column : column + weight.shape[0]]
+        part = np.asarray(out)[:, column : column + weight.shape[0]]
         part[...] = part + y if accumulate else y
 
     def _run(self, entry: kernels.Entry, grid: tuple[int, ...], args: list[Any]) -> None:

@@ -54,7 +54,7 @@ def arrays(count: int = 128) -> tuple[Any, Any]:
 def test_a_right_kernel_is_right_in_every_order(monkeypatch: pytest.MonkeyPatch, wave: int, seed: int) -> None:
     x, y = arrays()
     run(monkeypatch, SHIFT.replace("MIDDLE", "barrier();"), x, y, wave=wave, seed=seed)
-    np.testing.assert_array_equal(y, np.roll(np.arange(128), -64))
+    np.testing.assert_array_equal(np.asarray(y), np.roll(np.arange(128), -64))
 
 
 @pytest.mark.parametrize(
@@ -110,7 +110,7 @@ def test_a_lane_mapping_for_waves_of_32_is_wrong_at_64(monkeypatch: pytest.Monke
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda x, y: (x.astype(np.float64), y), "x must be float32"),
+        (lambda x, y: (x.view(np.int32), y), "x must be float32"),
         (lambda x, y: (x[::2], y), "x must be C-contiguous"),
         (lambda x, y: (x,), "takes 2 arguments"),
     ],
@@ -118,6 +118,28 @@ def test_a_lane_mapping_for_waves_of_32_is_wrong_at_64(monkeypatch: pytest.Monke
 def test_arguments_that_do_not_fit_are_refused(monkeypatch: pytest.MonkeyPatch, change: Any, message: str) -> None:
     with pytest.raises(TypeError, match=message):
         run(monkeypatch, SHIFT.replace("MIDDLE", "barrier();"), *change(*arrays()))
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda x: x + 1,
+        lambda x: x > 0,
+        lambda x: x.sum(),
+        lambda x: np.concatenate([x, x]),
+        lambda x: x[np.array([0, 1])],
+        lambda x: x[[0, 1]],
+        lambda x: x.__setitem__(0, 1),
+        lambda x: x.astype(np.float16),
+        lambda x: x.copy(),
+        lambda x: x.view()[::2].reshape(8, 8),
+    ],
+)
+def test_what_would_launch_a_kernel_of_cupys_is_refused(use: Callable[[Any], Any]) -> None:
+    x, _ = arrays()
+    with pytest.raises(TypeError, match="not forge's"):
+        use(x)
+    np.testing.assert_array_equal(np.asarray(x.reshape(2, 64)[1:, :3]), [[64, 65, 66]])
 
 
 def test_compiled_kernels_are_found_again() -> None:
@@ -143,7 +165,7 @@ def test_dot4_is_the_dot_product_of_signed_bytes(monkeypatch: pytest.MonkeyPatch
     words = [device.asarray(bytes_.view(np.uint32).ravel()) for bytes_ in (a, b)]
     y = device.empty((64,), np.int32)
     run(monkeypatch, DOT4, *words, device.asarray(c), y)
-    np.testing.assert_array_equal(y, c + (a.astype(np.int32) * b).sum(axis=1))
+    np.testing.assert_array_equal(np.asarray(y), c + (a.astype(np.int32) * b).sum(axis=1))
 
 
 def test_verify_reports_damage_and_runs_that_differ() -> None:

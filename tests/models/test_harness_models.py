@@ -81,3 +81,26 @@ def test_a_model_agrees_with_float32(name: str, wave: int, monkeypatch: pytest.M
             row = wanted[len(wanted_ids.prompt_ids) + first - 1]
             assert np.diff(np.sort(row)[-2:])[0] < NEAR_TIE
     assert device.replays >= 5
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3"])
+def test_looking_inside_and_every_parameter_need_ops_alone(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The harness's arrays refuse what would launch a kernel of CuPy's."""
+    path, prompt = ARCH / name / "model.gguf", [5, 9, 17, 3, 2, 40]
+    wanted: dict[str, Any] = {}
+    with forge.load(path, device="cpu", context=64) as llm:
+        list(llm.engine.logits(prompt, lambda tapped, array: wanted.update({tapped: array.copy()})))
+        weights = [llm.attention(prompt, layer) for layer in range(llm.config.num_layers)]
+    device = HarnessBackend(64)
+    monkeypatch.setattr(loading.backends, "select", lambda _: device)
+    got: dict[str, Any] = {}
+    with forge.load(path, context=64, max_sequences=4) as llm:
+        list(llm.engine.logits(prompt, lambda tapped, array: got.update({tapped: device.to_numpy(array)})))
+        for layer, wanted_weights in enumerate(weights):
+            np.testing.assert_allclose(llm.attention(prompt, layer), wanted_weights, atol=0.01)
+        options = {"n": 3, "temperature": 0.8, "logprobs": 2, "repetition_penalty": 1.2, "logit_bias": {7: 1.0}}
+        completions = llm.generate(prompt, max_tokens=4, seed=1, ignore_eos=True, **options)
+    assert [len(completion.ids) for completion in completions] == [4, 4, 4]
+    assert got.keys() == wanted.keys()
+    for tapped, array in wanted.items():
+        np.testing.assert_allclose(got[tapped], array, atol=0.02 * np.abs(array).max(), err_msg=tapped)

@@ -180,8 +180,7 @@ class LLM:
 
         for _ in self._logits(self._encode(prompt), tap):
             pass
-        q, k = (backend.asarray(np.concatenate(parts), backend.activations) for parts in found.values())
-        # (T, H, D), (T, G, D)
+        q, k = (backend.asarray(np.concatenate(parts)) for parts in found.values())  # (T, H, D), (T, G, D)
         scores = attention_scores(q, k, self.config.attention_scale, self.config.attention_softcap)
         weights = softmax(causal_mask(scores, self.config.layer_windows[layer]))
         return np.asarray(backend.to_numpy(weights), np.float32)

@@ -17,7 +17,7 @@ class HostMemory:
         yield
 
     def upload(self, array: Any, values: Any) -> None:
-        np.copyto(array.view(np.ndarray), values)
+        np.copyto(np.asarray(array), values)
 
     def read(self, arrays: Sequence[Any]) -> Callable[[], list[Any]]:
         copies = [np.array(array) for array in arrays]

@@ -15,7 +15,8 @@ from forge.models.weights import Weights
 from forge.nn import Embedding, Linear, Norm
 from forge.ops.activation import add, gelu, gelu_mul, silu_mul, soft_cap
 from forge.ops.attention import paged_attention
-from forge.ops.embed import embed, take_rows
+from forge.ops.embed import take_rows
+from forge.ops.pages import take_slots
 from forge.ops.rope import rope_append_kv
 
 Tap = Callable[[str, Any], None]
@@ -113,8 +114,7 @@ class Block:
         )  # (T, H, D)
         if tap:
             tap(f"blk.{self.index}.attn_q", q)
-            slots = k_pages.reshape(-1, k_pages[0, 0].size)  # (S, G * D)
-            tap(f"blk.{self.index}.attn_k", embed(batch.slots, slots, 1.0).reshape(-1, *k_pages.shape[2:]))  # (T, G, D)
+            tap(f"blk.{self.index}.attn_k", take_slots(batch.slots, k_pages))  # (T, G, D)
         attended = paged_attention(
             q,
             k_pages,

@@ -1,4 +1,4 @@
-"""Activations. Gated ones take the fused gate-and-up product: its first half, activated, times the other."""
+"""Activations, and a sum. Gated ones take the fused gate-and-up product: its first half, activated, times the other."""
 
 from __future__ import annotations
 
@@ -148,24 +148,24 @@ def soft_cap(x: Array, cap: float) -> Array:
     return x
 
 
-def _add_gpu(device: GPU, a: Any, b: Any) -> Any:
-    sum = device.empty(a.shape, np.float32)
-    device.run("activation", "add", -(-a.size // 256), a, b, sum, a.size)
-    return sum
+def _add_gpu(device: GPU, x: Any, delta: Any) -> Any:
+    y = device.empty(x.shape, np.float32)
+    device.run("activation", "add", -(-x.size // _BLOCK), x, delta, y, x.size)
+    return y
 
 
 @op(
-    "a:f32[T,E] b:f32[T,E] -> sum:f32[T,E]",
+    "x:f32[T,E] delta:f32[T,E] -> y:f32[T,E]",
     gpu=_add_gpu,
     cases=[
-        Case("random", lambda rng: tuple(rng.standard_normal((2, 3, 171)).astype(np.float32))),
+        Case("random", lambda rng: tuple(rng.standard_normal((2, 3, 300)).astype(np.float32))),
         Case(
             "by hand",
-            lambda rng: (np.array([[1, -2]], np.float32), np.array([[0.5, 2]], np.float32)),
-            expected=([[1.5, 0]],),
+            lambda rng: (np.array([[1, 2]], np.float32), np.array([[3, -5]], np.float32)),
+            expected=([[4, -3]],),
         ),
     ],
 )
-def add(a: Array, b: Array) -> Array:
-    """a + b, for who looks at the residual stream: on its way it is added where a norm reads it."""
-    return np.asarray(a + b)
+def add(x: Array, delta: Array) -> Array:
+    """x + delta as a new array: the residual stream where a norm has yet to add to it, for looking inside."""
+    return x + delta

@@ -1,4 +1,4 @@
-"""Whole-page operations on the KV cache."""
+"""Copies of pages of the KV cache, and of single slots."""
 
 from __future__ import annotations
 
@@ -36,3 +36,29 @@ def copy_page(k_pages: Array, v_pages: Array, source: int, target: int) -> None:
     """Page `target` becomes a copy of page `source` in all layers: a forked sequence gets its own last page."""
     k_pages[:, target] = k_pages[:, source]
     v_pages[:, target] = v_pages[:, source]
+
+
+def _take_slots_gpu(device: GPU, slots: Any, pages: Any) -> Any:
+    y = device.empty((len(slots), *pages.shape[2:]), device.activations)
+    device.run("pages", "take_slots", len(slots), slots, pages, y, pages[0, 0].size)
+    return y
+
+
+@op(
+    "slots:i32[T] pages:act[N,P,G,D] -> y:act[T,G,D]",
+    gpu=_take_slots_gpu,
+    cases=[
+        Case(
+            "some, one twice",
+            lambda rng: (np.array([5, 0, 11, 5], np.int32), rng.standard_normal((4, 3, 3, 100)).astype(np.float32)),
+        ),
+        Case(
+            "by hand",
+            lambda rng: (np.array([3, 1], np.int32), np.arange(4, dtype=np.float32).reshape(2, 2, 1, 1)),
+            expected=([[[3]], [[1]]],),
+        ),
+    ],
+)
+def take_slots(slots: Array, pages: Array) -> Array:
+    """The keys (or values) of some tokens in one layer, by their slots: page * P + offset."""
+    return np.asarray(pages.reshape(-1, *pages.shape[2:])[slots])

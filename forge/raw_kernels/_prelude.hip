@@ -113,7 +113,7 @@ DEVICE float fma_rn(float a, float b, float c) { return __builtin_fmaf(a, b, c);
 DEVICE float add_rn(float a, float b) { return a + b; }
 DEVICE float mul_rn(float a, float b) { return a * b; }
 DEVICE float div_rn(float a, float b) { return a / b; }
-DEVICE float divide_fast(float a, float b) { return a / b; }
+DEVICE float fast_divide(float a, float b) { return a / b; }
 DEVICE u32 mul_high(u32 a, u32 b) { return (u32)((u64)a * b >> 32); }
 DEVICE u64 mul_high(u64 a, u64 b) { return (u64)((unsigned __int128)a * b >> 64); }
 DEVICE i32 dot4(u32 a, u32 b, i32 c) {
@@ -183,7 +183,7 @@ DEVICE float div_rn(float a, float b) {
     asm("" : "+v"(quotient));
     return (float)quotient;
 }
-DEVICE float divide_fast(float a, float b) { return a * __builtin_amdgcn_rcpf(b); }
+DEVICE float fast_divide(float a, float b) { return a * __builtin_amdgcn_rcpf(b); }
 DEVICE u32 mul_high(u32 a, u32 b) { return (u32)((u64)a * b >> 32); }
 DEVICE u64 mul_high(u64 a, u64 b) { return (u64)((unsigned __int128)a * b >> 64); }
 DEVICE u32 pick_bytes(u32 high, u32 low, u32 places) { return __builtin_amdgcn_perm(high, low, places); }
@@ -247,7 +247,7 @@ DEVICE float div_rn(float a, float b) {
     asm("div.rn.f32 %0, %1, %2;" : "=f"(y) : "f"(a), "f"(b));
     return y;
 }
-DEVICE float divide_fast(float a, float b) { return a / b; }
+DEVICE float fast_divide(float a, float b) { return __fdividef(a, b); }
 DEVICE u32 mul_high(u32 a, u32 b) { return __umulhi(a, b); }
 DEVICE u64 mul_high(u64 a, u64 b) { return __umul64hi(a, b); }
 DEVICE i32 dot4(u32 a, u32 b, i32 c) { return __dp4a((i32)a, (i32)b, c); }
@@ -261,14 +261,15 @@ DEVICE u32 pick_bytes(u32 high, u32 low, u32 places) { // the instruction takes 
 
 DEVICE float fast_exp(float x) { return exp2_fast(x * LOG2E); }
 DEVICE float fast_tanh(float x) { // exact at both ends: exp overflows to infinity and underflows to 0
-    return 1.0f - divide_fast(2.0f, 1.0f + exp2_fast(x * (2.0f * LOG2E)));
+    return 1.0f - fast_divide(2.0f, 1.0f + exp2_fast(x * (2.0f * LOG2E)));
 }
 DEVICE float larger(float a, float b) { return a > b ? a : b; }
 DEVICE float smaller(float a, float b) { return a < b ? a : b; }
 DEVICE i32 larger(i32 a, i32 b) { return a > b ? a : b; }
 DEVICE i32 smaller(i32 a, i32 b) { return a < b ? a : b; }
 
-// divide_fast(a, b): within 2 units in the last place; a finite number by an infinite one is 0.
+// fast_divide(a, b): a / b to 2 units in the last place; 0 where b is infinite, or above 2**126 and its reciprocal thus
+// subnormal. Not for b that are subnormal.
 // dot4(a, b, c): c + the dot product of the four signed bytes of two words. Every target has it as one instruction.
 // pick_bytes(high, low, places): four of the eight bytes of two words, those that the bytes of `places` (0 to 7) name.
 

@@ -1,8 +1,8 @@
-// Activations of float32 products into float16 inputs of the next one; the soft cap of logits; and a sum.
+// Activations of float32 products into float16 inputs of the next one; the soft cap of logits; a sum.
 
 #define SQRT_2_OVER_PI 0.7978845608028654f
 
-DEVICE float silu(float x) { return divide_fast(x, 1.0f + fast_exp(-x)); }
+DEVICE float silu(float x) { return fast_divide(x, 1.0f + fast_exp(-x)); }
 DEVICE float gelu_tanh(float x) { return 0.5f * x * (1.0f + fast_tanh(SQRT_2_OVER_PI * (x + 0.044715f * x * x * x))); }
 
 template <bool SILU> DEVICE float activate(float x) { return SILU ? silu(x) : gelu_tanh(x); }
@@ -33,10 +33,10 @@ KERNEL(256) gelu(const float *x, f16 *y, u32 count) {
 
 KERNEL(256) soft_cap(float *x, float cap, u32 count) {
     u32 i = BLOCK_X * 256 + THREAD;
-    if (i < count) x[i] = cap * fast_tanh(divide_fast(x[i], cap));
+    if (i < count) x[i] = cap * fast_tanh(fast_divide(x[i], cap));
 }
 
-KERNEL(256) add(const float *a, const float *b, float *sum, u32 count) {
+KERNEL(256) add(const float *x, const float *delta, float *y, u32 count) {
     u32 i = BLOCK_X * 256 + THREAD;
-    if (i < count) sum[i] = a[i] + b[i];
+    if (i < count) y[i] = x[i] + delta[i];
 }

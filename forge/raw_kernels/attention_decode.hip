@@ -63,7 +63,7 @@ KERNEL(THREADS) attention_decode(const f16 *q, const f16 *k_pages, const f16 *v_
             float score = 0;
             UNROLL for (u32 i = 0; i < PER; ++i) score += query[h][i] * key[i];
             score = wave_sum(score, LANES);
-            if (softcap > 0.0f) score = softcap * fast_tanh(divide_fast(score, softcap));
+            if (softcap > 0.0f) score = softcap * fast_tanh(fast_divide(score, softcap));
             if (!there) score = LEAST;
             float greatest = larger(most[h], score);
             float keep = fast_exp(most[h] - greatest), weight = there ? fast_exp(score - greatest) : 0.0f;
@@ -98,7 +98,7 @@ KERNEL(THREADS) attention_decode(const f16 *q, const f16 *k_pages, const f16 *v_
         u64 head = (u64)row * heads + kv_head * group + first_head + h;
         for (u32 d = THREAD; d < HEAD_DIM; d += THREADS) {
             if (splits == 1)
-                out[head * HEAD_DIM + d] = to_f16(divide_fast(values[h][d], block_sum[h]));
+                out[head * HEAD_DIM + d] = to_f16(fast_divide(values[h][d], block_sum[h]));
             else
                 part_values[(head * splits + split) * HEAD_DIM + d] = values[h][d];
         }
@@ -120,6 +120,6 @@ KERNEL(64) attention_merge(const float *part_values, const float *part_sums, f16
         float value = 0;
         for (u32 s = 0; s < splits; ++s)
             value += part_values[(head * splits + s) * HEAD_DIM + d] * fast_exp(sums[2 * s] - most);
-        out[head * HEAD_DIM + d] = to_f16(divide_fast(value, sum));
+        out[head * HEAD_DIM + d] = to_f16(fast_divide(value, sum));
     }
 }

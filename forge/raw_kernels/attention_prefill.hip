@@ -72,7 +72,7 @@ KERNEL(THREADS) attention_prefill(const f16 *q, const f16 *k_pages, const f16 *v
             UNROLL for (u32 j = 0; j < 4; ++j) {
                 u32 from = position + i0 + i, to = start + j0 + 8 * j;
                 float s = score[i][j] * scale;
-                if (softcap > 0.0f) s = softcap * fast_tanh(divide_fast(s, softcap));
+                if (softcap > 0.0f) s = softcap * fast_tanh(fast_divide(s, softcap));
                 bool hidden = to > from || (window && to + window <= from);
                 weight[i0 + i][j0 + 8 * j] = hidden ? LEAST : s;
             }
@@ -110,6 +110,6 @@ KERNEL(THREADS) attention_prefill(const f16 *q, const f16 *k_pages, const f16 *v
     UNROLL for (u32 c = 0; c < VECTORS; ++c)
         UNROLL for (u32 i = 0; i < 8; ++i) {
             u32 d = (quarter + 4 * c) * 8 + i;
-            if (d < HEAD_DIM) to[d] = to_f16(divide_fast(total[c][i], sum));
+            if (d < HEAD_DIM) to[d] = to_f16(fast_divide(total[c][i], sum));
         }
 }

@@ -11,7 +11,7 @@ KERNEL(THREADS) attention_scores(const f16 *q, const f16 *k, float *scores, u32 
     float sum = 0;
     for (u32 d = 0; d < dim; ++d) sum += to_float(a[d]) * to_float(b[d]);
     sum *= scale;
-    if (softcap > 0.0f) sum = softcap * fast_tanh(divide_fast(sum, softcap));
+    if (softcap > 0.0f) sum = softcap * fast_tanh(fast_divide(sum, softcap));
     scores[((u64)head * queries + query) * keys + key] = sum;
 }
 
@@ -33,7 +33,7 @@ KERNEL(THREADS) softmax(const float *scores, float *weights, u32 keys) {
     most = block_max(most, scratch);
     for (u32 i = THREAD; i < keys; i += THREADS) sum += fast_exp(row[i] - most);
     sum = block_sum(sum, scratch);
-    for (u32 i = THREAD; i < keys; i += THREADS) out[i] = divide_fast(fast_exp(row[i] - most), sum);
+    for (u32 i = THREAD; i < keys; i += THREADS) out[i] = fast_divide(fast_exp(row[i] - most), sum);
 }
 
 // out (T, H, D). A thread per number.

@@ -27,7 +27,7 @@ DEVICE void rms(float *x, const float *delta, const float *weight, OUT *y, u32 w
         float value = take<ADD>(row, delta + start, i);
         squares += value * value;
     }
-    float scale = rsqrt_fast(divide_fast(block_sum(squares, scratch), (float)width) + eps);
+    float scale = rsqrt_fast(fast_divide(block_sum(squares, scratch), (float)width) + eps);
     for (u32 i = THREAD; i < width; i += BLOCK) store(y + start + i, row[i] * scale * weight[i]);
 }
 
@@ -38,10 +38,10 @@ DEVICE void layer(float *x, const float *delta, const float *weight, const float
     float *row = x + start;
     float sum = 0;
     for (u32 i = THREAD; i < width; i += BLOCK) sum += take<ADD>(row, delta + start, i);
-    float mean = divide_fast(block_sum(sum, scratch), (float)width);
+    float mean = fast_divide(block_sum(sum, scratch), (float)width);
     float squares = 0;
     for (u32 i = THREAD; i < width; i += BLOCK) squares += (row[i] - mean) * (row[i] - mean);
-    float scale = rsqrt_fast(divide_fast(block_sum(squares, scratch), (float)width) + eps);
+    float scale = rsqrt_fast(fast_divide(block_sum(squares, scratch), (float)width) + eps);
     for (u32 i = THREAD; i < width; i += BLOCK)
         store(y + start + i, (row[i] - mean) * scale * weight[i] + (bias ? bias[i] : 0.0f));
 }

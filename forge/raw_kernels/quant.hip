@@ -180,7 +180,7 @@ DEVICE void make_digits(const f16x8 &x, u32x4 *digits, u32 i, u32 units, bool st
         u32 other = shfl_xor(largest, lane);
         largest = other > largest ? other : largest;
     }
-    float most = to_float(f16{(u16)largest}), inverse = most > 0.0f ? divide_fast(32512.0f, most) : 0.0f;
+    float most = to_float(f16{(u16)largest}), inverse = most > 0.0f ? fast_divide(32512.0f, most) : 0.0f;
     u32x2 high, low;
     u32 total = 0;
     UNROLL for (u32 w = 0; w < 2; ++w) {

@@ -23,7 +23,7 @@ KERNEL(256) rope_append_kv(const float *qkv, const float *bias, const float *q_n
     if (q_norm || k_norm) squares = wave_sum(squares); // the same for all: nothing diverges
     const float *norm = is_query ? q_norm : k_norm;
     bool normed = norm && !is_value;
-    float scale = normed ? rsqrt_fast(squares / HEAD_DIM + eps) : 1.0f;
+    float scale = normed ? rsqrt_fast(squares * (1.0f / HEAD_DIM) + eps) : 1.0f;
     for (u32 i = 0, d = LANE; d < HEAD_DIM; ++i, d += WAVE)
         staged[wave][d] = normed ? value[i] * scale * norm[d] : value[i];
     barrier();

@@ -13,10 +13,10 @@ struct Shared {
     u32 found_key;
 };
 
-// Keys order as logits do; the two zeros are one. By integers alone: floats would lose subnormals where they are flushed.
+// Keys order as logits do; the two zeros are one. Of the bits alone: where subnormals are flushed, arithmetic takes them
+// for zeros.
 DEVICE u32 key_of(float z) {
-    u32 bits = as_u32(z);
-    if (bits == 0x80000000u) bits = 0;
+    u32 bits = as_u32(z) == 0x80000000u ? 0u : as_u32(z);
     return bits >> 31 ? ~bits : bits | 0x80000000u;
 }
 DEVICE float logit_of(u32 key) { return as_float(key >> 31 ? key & 0x7fffffffu : ~key); }
@@ -132,8 +132,9 @@ KERNEL(THREADS) sample(const float *logits, const float *temperature, const i32 
         if (s.keys[w] > best || (s.keys[w] == best && s.ids[w] < best_id)) best = s.keys[w], best_id = s.ids[w];
     barrier();
     float greatest = logit_of(best), t = temperature[row];
+    bool drawn = as_u32(t) - 1 < 0x7f800000u; // t > 0, also where it is subnormal
     bool finite = best > 0x007fffffu && best < 0xff800000u; // between the keys of the infinities
-    if (!finite || (i32)as_u32(t) <= 0) { // not above 0, subnormals included; the same for the whole block
+    if (!finite || !drawn) { // the same for the whole block
         if (THREAD == 0) ids[row] = finite ? (i32)best_id : -1;
         return;
     }

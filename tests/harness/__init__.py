@@ -32,42 +32,43 @@ class KernelFault(AssertionError):
 
 
 class HarnessArray(np.ndarray):
-    """An array of the harness, between guard bands. Only kernels compute with it: CuPy would launch some of its own for
-    arithmetic, copies and indices that are arrays, and on AMD those need ROCm's headers.
+    """An array of the harness, between guard bands.
+
+    It refuses what would launch a kernel of CuPy's on a GPU, which needs a compiler that AMD machines may lack.
     """
 
     device: Any = None
     guards: Any = None
 
-    def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **options: Any) -> Any:
-        raise KernelFault(f"{ufunc.__name__} of a device's array, which is no kernel of forge's")
-
-    def __getitem__(self, key: Any) -> Any:
-        if any(isinstance(part, list | np.ndarray) for part in (key if isinstance(key, tuple) else (key,))):
-            raise KernelFault("an index that is an array, which is no kernel of forge's")
-        return super().__getitem__(key)
-
-    def __setitem__(self, key: Any, value: Any) -> None:
-        raise KernelFault("an assignment to a device's array, which is no kernel of forge's")
-
-    def astype(self, *args: Any, **options: Any) -> Any:
-        raise KernelFault("astype of a device's array, which is no kernel of forge's")
-
-    def copy(self, *args: Any, **options: Any) -> Any:
-        raise KernelFault("copy of a device's array, which is no kernel of forge's")
-
     def __array_finalize__(self, of: Any) -> None:
         self.device = getattr(of, "device", None)
         self.guards = getattr(of, "guards", None)
 
+    def _refuse(self, *args: Any, **options: Any) -> Any:
+        raise TypeError("an array of a device is read by ops and copied: anything else is a kernel that is not forge's")
+
+    __array_ufunc__ = __array_function__ = __setitem__ = _refuse
+    astype = copy = fill = take = argmax = argmin = argsort = sort = cumsum = repeat = flatten = dot = _refuse
+
+    def __getitem__(self, key: Any) -> Any:
+        basic = (int, np.integer, slice, type(None), type(...))
+        return super().__getitem__(key) if all(isinstance(k, basic) for k in _tuple(key)) else self._refuse()
+
+    def reshape(self, *shape: Any) -> Any:
+        return super().reshape(*shape) if self.flags.c_contiguous else self._refuse()
+
+
+def _tuple(key: Any) -> tuple[Any, ...]:
+    return key if isinstance(key, tuple) else (key,)
+
 
 class Harness(GPU):
-    """A GPU on the CPU. `seed` 0 runs threads in order; others shuffle waves and lanes."""
+    """A GPU on the CPU. `seed` 0 runs threads in order; others shuffle waves and lanes. `flush`: subnormals are 0."""
 
     device = "harness"
 
-    def __init__(self, wave: int, seed: int = 0, cores: int = 4) -> None:
-        self.wave, self.seed, self.cores = wave, seed, cores
+    def __init__(self, wave: int, seed: int = 0, cores: int = 4, flush: bool = False) -> None:
+        self.wave, self.seed, self.cores, self.flush = wave, seed, cores, flush
         self.variants: set[kernels.Variant] = set()
 
     def empty(self, shape: tuple[int, ...], dtype: Any) -> HarnessArray:
@@ -81,7 +82,7 @@ class Harness(GPU):
     def asarray(self, array: Any, dtype: Any = None) -> HarnessArray:
         values = np.asarray(array, dtype)
         copy = self.empty(values.shape, values.dtype)
-        np.copyto(copy.view(np.ndarray), values)
+        np.copyto(np.asarray(copy), values)
         return copy
 
     def to_numpy(self, array: Any) -> np.ndarray:
@@ -96,7 +97,7 @@ class Harness(GPU):
     def matmul(self, x: Any, weight: Any, out: Any, column: int, *, accumulate: bool) -> None:
         """What BLAS would do: float32 sums of float16 products."""
         y = np.asarray(x, np.float32) @ np.asarray(weight, np.float32).T
-        part = out.view(np.ndarray)[:, column : column + weight.shape[0]]
+        part = np.asarray(out)[:, column : column + weight.shape[0]]
         part[...] = part + y if accumulate else y
 
     def _run(self, entry: kernels.Entry, grid: tuple[int, ...], args: list[Any]) -> None:
@@ -120,6 +121,7 @@ class Harness(GPU):
             self.seed,
             module.forge_lds_start(),
             module.forge_lds_bytes(),
+            self.flush,
         )
         if error:
             raise KernelFault(f"{variant.name}: {function}: {error.decode()}")
@@ -160,7 +162,7 @@ def compile_text(text: str, variant: kernels.Variant) -> ctypes.CDLL:
     module.forge_lds_bytes.restype = ctypes.c_uint64
     module.forge_launch.argtypes = [
         ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint32, ctypes.c_uint32, ctypes.c_uint64,
-        ctypes.c_void_p, ctypes.c_uint64,
+        ctypes.c_void_p, ctypes.c_uint64, ctypes.c_uint32,
     ]  # fmt: skip
     return module
 

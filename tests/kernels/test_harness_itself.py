@@ -120,6 +120,28 @@ def test_arguments_that_do_not_fit_are_refused(monkeypatch: pytest.MonkeyPatch, 
         run(monkeypatch, SHIFT.replace("MIDDLE", "barrier();"), *change(*arrays()))
 
 
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda x: x + 1,
+        lambda x: x > 0,
+        lambda x: x.sum(),
+        lambda x: np.concatenate([x, x]),
+        lambda x: x[np.array([0, 1])],
+        lambda x: x[[0, 1]],
+        lambda x: x.__setitem__(0, 1),
+        lambda x: x.astype(np.float16),
+        lambda x: x.copy(),
+        lambda x: x.view()[::2].reshape(8, 8),
+    ],
+)
+def test_what_would_launch_a_kernel_of_cupys_is_refused(use: Callable[[Any], Any]) -> None:
+    x, _ = arrays()
+    with pytest.raises(TypeError, match="not forge's"):
+        use(x)
+    np.testing.assert_array_equal(np.asarray(x.reshape(2, 64)[1:, :3]), [[64, 65, 66]])
+
+
 def test_compiled_kernels_are_found_again() -> None:
     variant = kernels.Variant("step", ())
     first, second = (compile_text(kernels.source("step"), variant) for _ in range(2))
@@ -166,14 +188,3 @@ def test_verify_reports_damage_and_runs_that_differ() -> None:
 
     soft_cap = REGISTRY["soft_cap"]
     assert verify_case(soft_cap, soft_cap.cases[0], Drifting(32)).fault == "two runs differ"
-
-
-@pytest.mark.parametrize(
-    "compute",
-    [lambda x: x + 1, lambda x: x.sum(), lambda x: x[[0, 1]], lambda x: x.astype(np.int32), lambda x: x.copy()],
-    ids=["arithmetic", "reduction", "index", "conversion", "copy"],
-)
-def test_an_array_computes_nothing_itself(compute: Callable[[Any], Any]) -> None:
-    x, _ = arrays()
-    with pytest.raises(KernelFault, match="no kernel of forge's"):
-        compute(x)

@@ -11,9 +11,10 @@ from forge.ops.sampling import sample
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="no clang++: scripts/install-toolchain installs it")
 
 
+@pytest.mark.parametrize("flush", [False, True])
 @pytest.mark.parametrize("wave", [32, 64])
 @pytest.mark.parametrize("size", [1, 2, 255, 1023, 1024, 1025, 4097])
-def test_ids_are_the_references(size: int, wave: int) -> None:
+def test_ids_are_the_references(size: int, wave: int, flush: bool) -> None:
     rng, rows = np.random.default_rng(size), 48
     logits = (rng.standard_normal((rows, size)) * rng.choice([0, 0.1, 1, 8], (rows, 1))).astype(np.float32)
     logits[::7, 1::3] = -np.inf
@@ -28,30 +29,33 @@ def test_ids_are_the_references(size: int, wave: int) -> None:
         rng.integers(0, 4, rows).astype(np.uint32),
         rng.integers(0, 1000, rows).astype(np.uint32),
     )
-    assert_equal_ids(wave, *arguments)
-
-
-@pytest.mark.parametrize("wave", [32, 64])
-def test_subnormals_are_not_zero(wave: int) -> None:
-    """The harness flushes them, as AMD does under CuPy's options: the kernel must not lose their order."""
-    rng, rows, size = np.random.default_rng(0), 64, 300
-    few = np.array([0.0, -0.0, 1e-45, -1e-45, 3e-42, 1e-39, -1e-39], np.float32)
-    logits = few[rng.integers(0, len(few), (rows, size))]
-    assert_equal_ids(
-        wave,
-        logits,
-        np.resize(np.array([0.0, 1e-41, 1e-3, 1.0], np.float32), rows),
-        np.resize(np.array([0, 1, 7, 100, 250], np.int32), rows),
-        np.resize(np.array([1e-40, 0.5, 1.0], np.float32), rows),
-        np.resize(np.array([0.0, 1e-40, 0.5, 1.0], np.float32), rows),
-        rng.integers(0, 2**63, rows).astype(np.uint64),
-        np.zeros(rows, np.uint32),
-        np.arange(rows, dtype=np.uint32),
-    )
-
-
-def assert_equal_ids(wave: int, *arguments: np.ndarray) -> None:
     wanted = sample.reference(*arguments)
-    device = Harness(wave)
+    device = Harness(wave, flush=flush)
     got = device.to_numpy(device.launch(sample, tuple(device.asarray(a) for a in arguments), {}))
     np.testing.assert_array_equal(got, wanted)
+
+
+SUBNORMAL = np.float32(2.0**-149)  # the least
+
+
+@pytest.mark.parametrize("flush", [False, True])
+@pytest.mark.parametrize("wave", [32, 64])
+def test_subnormal_logits_and_parameters_are_not_zeros(wave: int, flush: bool) -> None:
+    rng, rows, size = np.random.default_rng(0), 96, 515
+    few = np.array([0, 1, -1, 2, -2, 2**22, -(2**22)], np.float32) * SUBNORMAL
+    logits = rng.choice(few, (rows, size))
+    logits[rng.random((rows, size)) < 0.3] *= np.float32(-1.0)  # zeros of both signs
+    logits[::3] = np.where(logits[::3] > 0, np.float32(-0.0), logits[::3])  # the greatest is a zero
+    logits[1::6] += (rng.random((rows // 6, size)) < 0.1) * np.float32(2.0**-126)
+    arguments = (
+        logits,
+        rng.choice(np.array([0.0, SUBNORMAL, 1e-20, 1.0], np.float32), rows),
+        rng.choice(np.array([0, 1, 3, 100], np.int32), rows),
+        rng.choice(np.array([SUBNORMAL, 0.3, 1.0], np.float32), rows),
+        rng.choice(np.array([0.0, SUBNORMAL, 1.0], np.float32), rows),
+        rng.integers(0, 2**63, rows).astype(np.uint64),
+        *np.zeros((2, rows), np.uint32),
+    )
+    device = Harness(wave, flush=flush)
+    got = device.to_numpy(device.launch(sample, tuple(device.asarray(a) for a in arguments), {}))
+    np.testing.assert_array_equal(got, sample.reference(*arguments))

@@ -36,12 +36,12 @@ class Step:
 
     def launches(self) -> None:
         self.runs += 1
-        self.result[...] = take_rows(self.slots, self.values)
+        self.device.upload(self.result, take_rows(self.slots, self.values))
         advance(self.ids, self.slots, self.last_ids, self.lengths, None)
 
     def check(self, graph: Callable[[], None]) -> Callable[[], None]:
         state = [self.last_ids, self.lengths]
-        before = [array.copy() for array in state]
+        before = [self.device.to_numpy(array) for array in state]
         self.launches()
         return checked(self.device, graph, self.launches, [self.result], state, before)
 
@@ -68,17 +68,17 @@ def nothing(step: Step) -> None:
 
 def wrong_result(step: Step) -> None:
     step.launches()
-    step.result[1] += 1
+    np.asarray(step.result)[1] += 1
 
 
 def wrong_sign_of_zero(step: Step) -> None:
     step.launches()
-    step.result[0] = -step.result[0]
+    np.asarray(step.result)[0] *= -1
 
 
 def wrong_state(step: Step) -> None:
     step.launches()
-    step.lengths[1] += 1
+    np.asarray(step.lengths)[1] += 1
 
 
 def no_launch(step: Step) -> None:

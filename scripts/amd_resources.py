@@ -2,8 +2,10 @@
 
     python scripts/amd_resources.py [--check]     # writes benchmarks/results/amd_resources.md
 
-Fails where a kernel spills registers, uses scratch memory or more LDS than a workgroup has; with --check also where the
-committed table is not what came out.
+Fails where a kernel spills registers, uses scratch memory or more LDS than a workgroup has, or switches the denormal
+mode, as a plain division of floats does; with --check also where the committed table is not what came out.
+
+The table is clang 19's. Targets that are newer than it are compiled where the newest compiler on PATH knows them.
 """
 
 from __future__ import annotations
@@ -21,9 +23,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from forge.backend import compilers, kernels
+from forge.errors import DeviceError
 from forge.variants import case_variants, model_variants
 
 TARGETS = ("gfx90a", "gfx942", "gfx1030", "gfx1100", "gfx1151", "gfx1201")
+NEWER_TARGETS = ("gfx950",)
 MOST_LDS_BYTES = 64 << 10
 ROOT = Path(__file__).parents[1]
 TABLE = ROOT / "benchmarks" / "results" / "amd_resources.md"
@@ -34,6 +38,8 @@ _INSTRUCTIONS = {
     "matrix": r"v_mfma|v_wmma|v_smfmac",
     "16 bytes": r"(global|flat|buffer)_load_(dwordx4|b128)",
 }
+_SWITCH = r"s_setreg|s_denorm_mode"
+_SHOWN = "|".join([*_INSTRUCTIONS.values(), _SWITCH])
 
 
 class Usage(NamedTuple):
@@ -51,14 +57,24 @@ class Usage(NamedTuple):
     """Waves per SIMD."""
     instructions: str
     """Which of the telling ones are there."""
+    switches: int
+    """Instructions that change the mode of floating point."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true")
     arguments = parser.parse_args()
-    usages = measure(variants(), TARGETS)
+    found = variants()
+    usages = measure(found, TARGETS, clang_19())
     faults = list(wrong(usages))
+    newest = compilers.find_compiler()
+    for target in NEWER_TARGETS:
+        if newest and knows(newest, target):
+            faults += wrong(measure(found, (target,), newest))
+            print(f"{target}: {len(found)} variants, by {newest.version}; not in the table")
+        else:
+            print(f"{target}: not compiled: {newest.version if newest else 'no compiler'} does not know it")
     text = table(usages)
     if arguments.check:
         if TABLE.read_text() != text:
@@ -76,21 +92,35 @@ def variants() -> list[kernels.Variant]:
     return sorted({*case_variants(), *model_variants()}, key=lambda variant: variant.name)
 
 
-def measure(found: list[kernels.Variant], targets: tuple[str, ...]) -> list[Usage]:
+def clang_19() -> compilers.Compiler:
+    path = shutil.which("clang++-19")
+    if not path or not shutil.which("llvm-objdump-19"):
+        sys.exit("no clang++-19 or llvm-objdump-19: run scripts/install-toolchain")
+    return compilers.Compiler(path, False, "clang version 19")
+
+
+def knows(compiler: compilers.Compiler, target: str) -> bool:
+    try:
+        compilers.compile_variant(kernels.Variant("step", ()), target, compiler)
+    except DeviceError:
+        return False
+    return True
+
+
+def measure(found: list[kernels.Variant], targets: tuple[str, ...], compiler: compilers.Compiler) -> list[Usage]:
     """Compile all variants for all targets, in parallel; what was compiled before is read from the cache."""
     with ThreadPoolExecutor() as pool:
-        jobs = [(variant, target) for variant in found for target in targets]
+        jobs = [(variant, target, compiler) for variant in found for target in targets]
         return [usage for usages in pool.map(lambda job: compile_for(*job), jobs) for usage in usages]
 
 
-def compile_for(variant: kernels.Variant, target: str) -> list[Usage]:
+def compile_for(variant: kernels.Variant, target: str, compiler: compilers.Compiler) -> list[Usage]:
     """What each kernel of a variant takes on a target. Raises SystemExit with the compiler's message."""
-    compiler, objdump = shutil.which("clang++-19"), shutil.which("llvm-objdump-19")
-    if not compiler or not objdump:
-        sys.exit("no clang++-19 or llvm-objdump-19: run scripts/install-toolchain")
     text = kernels.source(variant.file)
-    command = [compiler, "--cuda-device-only", *compilers.FLAGS, f"--offload-arch={target}", *variant.options]
-    report = CACHE / hashlib.sha256("\0".join([text, *command]).encode()).hexdigest()[:32]
+    mode = "--genco" if compiler.is_hipcc else "--cuda-device-only"
+    command = [compiler.path, mode, *compilers.FLAGS, f"--offload-arch={target}", *variant.options]
+    key = "\0".join([text, *command, compiler.version, _SHOWN])
+    report = CACHE / hashlib.sha256(key.encode()).hexdigest()[:32]
     if not report.exists():
         CACHE.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory() as scratch:
@@ -100,12 +130,8 @@ def compile_for(variant: kernels.Variant, target: str) -> list[Usage]:
             done = subprocess.run([*command, *remarks, str(source), "-o", str(code)], capture_output=True, text=True)
             if done.returncode:
                 sys.exit(f"{variant.name} does not compile for {target}:\n{done.stderr}")
-            listing = subprocess.run([objdump, "-d", str(code)], capture_output=True, text=True, check=True).stdout
-            shown = [
-                line
-                for line in listing.splitlines()
-                if line.endswith(">:") or re.search("|".join(_INSTRUCTIONS.values()), line)
-            ]
+            listing = subprocess.run([_objdump(compiler), "-d", str(code)], capture_output=True, text=True, check=True)
+            shown = [line for line in listing.stdout.splitlines() if line.endswith(">:") or re.search(_SHOWN, line)]
             scratch_report = Path(scratch, "report")
             scratch_report.write_text(done.stderr + "\f" + "\n".join(shown))
             shutil.move(scratch_report, report)
@@ -121,7 +147,8 @@ def compile_for(variant: kernels.Variant, target: str) -> list[Usage]:
             int(values["ScratchSize"]),
             int(values["LDS Size"]),
             int(values["Occupancy"]),
-            ", ".join(_telling(shown_text, values["Function Name"])),
+            ", ".join(_telling(_body(shown_text, values["Function Name"]))),
+            len(re.findall(_SWITCH, _body(shown_text, values["Function Name"]))),
         )
         for values in _remarks(remarks_text)
     ]
@@ -140,10 +167,25 @@ def _remarks(text: str) -> Iterator[dict[str, str]]:
         yield values
 
 
-def _telling(listing: str, kernel: str) -> Iterator[str]:
+def _objdump(compiler: compilers.Compiler) -> str:
+    """The disassembler of a compiler: an older one does not know its targets."""
+    version = re.search(r"clang version (\d+)", compiler.version)
+    names = (
+        f"llvm-objdump-{version[1]}" if version else "",
+        str(Path(compiler.path).resolve().with_name("llvm-objdump")),
+    )
+    return next((path for name in names if (path := shutil.which(name))), "llvm-objdump")
+
+
+def _body(listing: str, kernel: str) -> str:
+    """What is shown of a kernel."""
     body = re.search(rf"<{kernel}>:\n(.*?)(?=^\S+ <|\Z)", listing, re.MULTILINE | re.DOTALL)
+    return body[1] if body else ""
+
+
+def _telling(body: str) -> Iterator[str]:
     for name, pattern in _INSTRUCTIONS.items():
-        if body and re.search(pattern, body[1]):
+        if re.search(pattern, body):
             yield name
 
 
@@ -154,6 +196,7 @@ def wrong(usages: list[Usage]) -> Iterator[str]:
             (f"{u.spills} spills", u.spills),
             (f"{u.scratch_bytes} bytes of scratch", u.scratch_bytes),
             (f"{u.lds_bytes} bytes of LDS", u.lds_bytes > MOST_LDS_BYTES),
+            (f"{u.switches} switches of the mode of floating point", u.switches),
         ):
             if bad:
                 yield f"{u.variant}: {u.kernel} on {u.target}: {what}"

@@ -57,6 +57,8 @@ def compile_variant(variant: kernels.Variant, arch: str, compiler: Compiler) -> 
             )
             if done.returncode:
                 reason = first_error(done.stderr) or f"exit code {done.returncode}"
+                if "invalid target ID" in reason:
+                    raise DeviceError(f"{compiler.path} does not know {arch}: check the name, or use a newer compiler")
                 raise DeviceError(f"{variant.name} does not compile for {arch} with {compiler.path}: {reason}")
             data = code.read_bytes()
     except OSError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import importlib.metadata
 import importlib.util
 import os
 import platform
@@ -10,11 +11,12 @@ import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import typer
 
 from forge.cli import options, output
+from forge.errors import DeviceError
 
 _LOW_MEMORY_BYTES = 10**9  # what the default model takes at most
 
@@ -104,14 +106,52 @@ def _gpu() -> Iterator[Finding]:
 
     gpu = select("auto")
     if gpu.keeps_blocks:
-        yield from (Finding(what, found) for what, found in gpu.facts())
-        if gpu.arch.startswith("gfx"):
-            yield _kernels(gpu.arch)
+        yield from _facts(gpu)
         return
-    mend = next((mend for path, mend in _GPU_FILES.items() if Path(path).exists()), "")
-    if mend and importlib.util.find_spec("cupy"):
-        mend = f"CuPy is installed, so it is the driver, its permissions, or CuPy for another kind of GPU ({mend})"
-    yield Finding("device", f"cpu; no GPU: {explain()}", mend)
+    path = next((path for path in _GPU_FILES if Path(path).exists()), "")
+    cupy = _cupy()
+    driver_mend = cupy_mend = device_mend = ""
+    if path:
+        kind, install, permit, system = _GPU_FILES[path]
+        if not os.access(path, os.R_OK | os.W_OK):
+            driver_mend = f"{path} cannot be opened: {permit}"
+        if cupy is None:
+            cupy_mend = f"there is an {kind} GPU: {install}"
+        elif not driver_mend:
+            device_mend = f"{cupy} cannot use the {kind} GPU: install {system}; if that is CuPy for another, {install}"
+    yield Finding("device", f"cpu; no GPU: {explain()}", device_mend)
+    yield Finding("driver", path or f"none: there is no {' or '.join(_GPU_FILES)}", driver_mend)
+    yield Finding("CuPy", cupy or "not installed", cupy_mend)
+
+
+def _facts(gpu: Any) -> Iterator[Finding]:
+    """What there is to say about a GPU, with the mends of what is wrong."""
+    mends = {}
+    try:
+        facts = gpu.facts()
+        if gpu.free_bytes() < _LOW_MEMORY_BYTES:
+            mends["device memory"] = "close what else uses the GPU, or use --device cpu: smollm2 takes up to 1 GB"
+        if not gpu.has_blas:
+            mends["BLAS"] = (
+                f"prompts are slower: install the newest ROCm, whose hipBLAS may have kernels for {gpu.arch}"
+            )
+    except DeviceError as error:
+        yield Finding("device", gpu.device, f"{output.printable(str(error))}: restart, or mend, the GPU's driver")
+        return
+    for what, found in facts:
+        if what == "kernel cache":
+            state, mend = _writable(Path(found), "when the first kernel is compiled", "CUPY_CACHE_DIR")
+            yield Finding(what, output.printable(f"{found} ({state})"), output.printable(mend))
+        else:
+            yield Finding(what, found, mends.get(what, ""))
+    if gpu.arch.startswith("gfx"):
+        yield _kernels(gpu.arch)
+
+
+def _cupy() -> str | None:
+    """The installed CuPy's package and version; None where there is none."""
+    packages = importlib.metadata.packages_distributions().get("cupy", ())
+    return next((f"{name} {importlib.metadata.version(name)}" for name in packages), None)
 
 
 def _kernels(arch: str) -> Finding:
@@ -133,26 +173,42 @@ def _kernels(arch: str) -> Finding:
 
 
 _GPU_FILES = {
-    "/dev/kfd": "there is an AMD GPU: pip install 'forge-llm[rocm]'",
-    "/dev/nvidia0": "there is an NVIDIA GPU: pip install 'forge-llm[cuda]'",
+    "/dev/kfd": (
+        "AMD",
+        "pip install cupy-rocm-7-0",
+        "sudo usermod -aG render,video $USER, and log in again",
+        "ROCm 7, with its libraries, or restart its driver",
+    ),
+    "/dev/nvidia0": (
+        "NVIDIA",
+        "pip install 'cupy-cuda13x[ctk]'",
+        "make it readable and writable for you",
+        "a driver for CUDA 13, or restart it",
+    ),
 }
-"""Files of a driver, and what its GPU needs to be used."""
+"""Files of a driver: whose GPU it is, how to install CuPy for it, how to be let in, and what else CuPy needs."""
 
 
 def _cache() -> Iterator[Finding]:
     from forge import hub
 
     directory = hub.cache_dir()
-    ancestor = next(path for path in (directory, *directory.parents) if path.exists())
-    state = "there" if directory == ancestor else "made when the first model is pulled"
-    mend = ""
-    if not ancestor.is_dir() or not os.access(ancestor, os.W_OK | os.X_OK):
-        state = f"{ancestor} cannot be written to"
-        mend = f"make {ancestor} writable, or set FORGE_CACHE to a directory that is"
-    yield Finding("cache", f"{output.printable(str(directory))} ({state})", output.printable(mend))
+    state, mend = _writable(directory, "when the first model is pulled", "FORGE_CACHE")
+    yield Finding("cache", output.printable(f"{directory} ({state})"), output.printable(mend))
     for name, model in hub.MODELS.items():
         held = "in the cache" if hub.is_cached(name) else f"not in the cache: forge pull {name}"
         yield Finding(name, f"{held} ({output.num_bytes(model.size)}, {model.licence})")
+
+
+def _writable(directory: Path, when: str, variable: str) -> tuple[str, str]:
+    """The state of a directory that is made when it is first used, and the mend where it cannot be written to."""
+    ancestor = next(path for path in (directory, *directory.parents) if path.exists())
+    if not ancestor.is_dir() or not os.access(ancestor, os.W_OK | os.X_OK):
+        return (
+            f"{ancestor} cannot be written to",
+            f"make {ancestor} writable, or set {variable} to a directory that is",
+        )
+    return "there" if directory == ancestor else f"made {when}", ""
 
 
 def _installer() -> Finding:

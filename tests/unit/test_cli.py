@@ -277,6 +277,78 @@ def test_doctor_names_the_mend(capsys: Captured, monkeypatch: pytest.MonkeyPatch
     assert "FORGE_CACHE" in out
 
 
+@pytest.mark.parametrize(
+    ("path", "mode", "cupy", "problem", "mend"),
+    [
+        ("/dev/kfd", 0o600, None, "CuPy", "there is an AMD GPU: pip install cupy-rocm-7-0"),
+        ("/dev/nvidia0", 0o600, None, "CuPy", "there is an NVIDIA GPU: pip install 'cupy-cuda13x[ctk]'"),
+        ("/dev/kfd", 0, "cupy-rocm-7-0 14.2.0", "driver", "usermod -aG render,video"),
+        ("/dev/kfd", 0o600, "cupy-cuda13x 14.2.0", "device", "cannot use the AMD GPU: install ROCm 7"),
+        (None, 0, None, None, ""),
+    ],
+)
+def test_doctor_says_what_keeps_a_gpu_from_being_used(
+    path: str | None, mode: int, cupy: str | None, problem: str | None, mend: str, monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    from forge.cli import doctor
+
+    file = tmp_path / "device"
+    if path:
+        file.touch()
+    monkeypatch.setattr(doctor, "_GPU_FILES", {str(file): doctor._GPU_FILES[path or "/dev/kfd"]})
+    monkeypatch.setattr(doctor.os, "access", lambda asked, _: asked != str(file) or mode != 0)
+    monkeypatch.setattr(doctor, "_cupy", lambda: cupy)
+    found = {finding.what: finding for finding in doctor._gpu()}
+    assert list(found) == ["device", "driver", "CuPy"]
+    assert [what for what, finding in found.items() if finding.mend] == ([problem] if problem else [])
+    assert not problem or mend in found[problem].mend
+    assert found["CuPy"].found == (cupy or "not installed")
+    assert found["driver"].found == (str(file) if path else f"none: there is no {file}")
+
+
+class StubGpu:
+    keeps_blocks, arch, device, has_blas = True, "sm_90", "cuda:0 (stub)", True
+    cache = Path()
+    free = 10**10
+
+    def free_bytes(self) -> int:
+        return self.free
+
+    def facts(self) -> list[tuple[str, str]]:
+        names = ("device", "waves", "device memory", "driver, runtime", "CuPy", "BLAS")
+        return [*((name, f"some {name}") for name in names), ("kernel cache", str(self.cache))]
+
+
+def test_doctor_mends_what_is_wrong_with_a_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from forge import backend
+    from forge.cli import doctor
+    from forge.errors import DeviceError
+
+    gpu = StubGpu()
+    gpu.cache = tmp_path / "cache"
+    monkeypatch.setattr(backend, "select", lambda _: gpu)
+    found = list(doctor._gpu())
+    assert [f.what for f in found] == [what for what, _ in gpu.facts()]
+    assert not any(f.mend for f in found)
+    assert found[-1].found == f"{gpu.cache} (made when the first kernel is compiled)"
+    (tmp_path / "file").touch()
+    gpu.cache, gpu.free, gpu.has_blas, gpu.arch = tmp_path / "file" / "cache", 10**8, False, "gfx1103"
+    mends = {f.what: f.mend for f in doctor._gpu() if f.mend and f.what != "kernels"}
+    assert mends.keys() == {"device memory", "BLAS", "kernel cache"}
+    assert "--device cpu" in mends["device memory"]
+    assert "gfx1103" in mends["BLAS"]
+    assert "CUPY_CACHE_DIR" in mends["kernel cache"]
+
+    def fails() -> int:
+        raise DeviceError("the GPU failed: hipErrorUnknown")
+
+    monkeypatch.setattr(gpu, "free_bytes", fails)
+    (only,) = doctor._gpu()
+    assert only.found == gpu.device
+    assert "hipErrorUnknown" in only.mend
+
+
 def test_doctor_counts_the_threads_of_blas() -> None:
     code = "import numpy, forge.cli.doctor as d; print(d._blas_threads(), 'openblas' in open('/proc/self/maps').read())"
     environment = os.environ | {"OPENBLAS_NUM_THREADS": "1"}

@@ -197,7 +197,7 @@ def _many_rows(device: GPU, x: Any, weight: Any, y: Any, column: int, accumulate
     for first in range(0, outer, step):
         count = min(step, outer - first)
         scratch = device.scratch((count, inner), device.activations)
-        grid = -(-count * inner // (32 * 256))
+        grid = -(-count * inner // (weight.unit * 128))
         device.run("quant", "dequantize", grid, *weight.planes, scratch, first, count, inner, **weight.defines)
         device.matmul(x, scratch, y, column + first, accumulate=accumulate)
 

@@ -119,8 +119,8 @@ DEVICE void group_scale(const Unit &u, u32 index, u32 group, u32 half, float &sc
 #if FORMAT == Q4_1 || FORMAT == Q5_1
     offset = -minimum;
 #elif FORMAT == Q2_K
-    const u32x4 &v = u.scales;
-    u32 both = (group / 2 ? index ? v.v[3] : v.v[1] : index ? v.v[2] : v.v[0]) >> 8 * (group % 2 * 2 + half);
+    u32 first = u.scales.v[0], second = u.scales.v[1], third = u.scales.v[2], last = u.scales.v[3];
+    u32 both = (group / 2 ? index ? last : second : index ? third : first) >> 8 * (group % 2 * 2 + half);
     scale *= (float)(both & 15);
     offset = minimum * (float)(both >> 4 & 15);
 #elif FORMAT == Q3_K
@@ -137,11 +137,12 @@ DEVICE void group_scale(const Unit &u, u32 index, u32 group, u32 half, float &sc
     scale *= (float)(scales >> 8 * group & 255);
     offset = minimum * (float)(minima >> 8 * group & 255);
 #elif FORMAT == Q6_K
-    const u32x4 &v = u.scales;
-    scale *= (float)(i8)((group ? index / 2 ? v.v[3] : v.v[1] : index / 2 ? v.v[2] : v.v[0]) >> 8 * (index % 2 * 2 + half));
+    u32 first = u.scales.v[0], second = u.scales.v[1], third = u.scales.v[2], last = u.scales.v[3];
+    scale *= (float)(i8)((group ? index / 2 ? last : second : index / 2 ? third : first) >> 8 * (index % 2 * 2 + half));
 #elif FORMAT == IQ4_XS
     u32 i = index * 2 + group;
-    u32 low = (index < 2 ? u.scales.v[1] : u.scales.v[2]) >> 4 * (i % 4) & 15;
+    u32 first = u.scales.v[1], second = u.scales.v[2]; // not chosen by index: newer compilers put the array in memory
+    u32 low = (index < 2 ? first : second) >> 4 * (i % 4) & 15;
     u32 high = u.scales.v[0] >> 2 * i & 3;
     scale *= (float)(i32)(low | high << 4) - 32.0f;
 #endif
@@ -311,20 +312,26 @@ DEVICE void read_group(const Unit &u, u32 index, u32 group, float (&weight)[32])
         weight[i] = scale[i / (32 / HALVES)] * (float)(i8)(four_codes(u, index, group, i / 4) >> 8 * (i % 4)) - offset[i / (32 / HALVES)];
 }
 
-// Some rows of the matrix as float16 (outer, inner): for a product through BLAS.
-KERNEL(256) dequantize(const u8 *quants, const u8 *high, const u8 *scales, const u8 *deltas, f16 *y, u32 first, u32 outer, u32 inner) {
+// Some rows of the matrix as float16 (outer, inner): for a product through BLAS. What a thread takes apart goes through LDS, so
+// that neighbouring threads store neighbouring pieces of 8 numbers.
+KERNEL(128) dequantize(const u8 *quants, const u8 *high, const u8 *scales, const u8 *deltas, f16 *y, u32 first, u32 outer, u32 inner) {
+    SHARED f16x8 staged[128][4 * GROUPS + 1]; // an odd number of pieces: neighbouring rows are in other banks
     Planes planes{quants, high, scales, deltas};
-    u32 units = inner / UNIT_WEIGHTS;
-    u64 i = (u64)BLOCK_X * 256 + THREAD;
-    if (i >= (u64)outer * units) return;
-    Unit unit = read_unit(planes, (u64)first * units + i);
-    UNROLL for (u32 g = 0; g < GROUPS; ++g) {
-        float weight[32];
-        read_group(unit, (u32)(i % units) % UNITS_PER_BLOCK, g, weight);
-        f16x8 part[4];
-        UNROLL for (u32 j = 0; j < 32; ++j) part[j / 8].v[j % 8] = to_f16(weight[j]);
-        f16x8 *to = (f16x8 *)(y + i / units * inner + group_start((u32)(i % units), g));
-        UNROLL for (u32 j = 0; j < 4; ++j) to[j] = part[j];
+    u32 units = inner / UNIT_WEIGHTS, start = BLOCK_X * 128, count = outer * units;
+    if (start + THREAD < count) {
+        Unit unit = read_unit(planes, (u64)first * units + start + THREAD);
+        UNROLL for (u32 g = 0; g < GROUPS; ++g) {
+            float weight[32];
+            read_group(unit, (start + THREAD) % units % UNITS_PER_BLOCK, g, weight);
+            UNROLL for (u32 i = 0; i < 32; ++i) staged[THREAD][g * 4 + i / 8].v[i % 8] = to_f16(weight[i]);
+        }
+    }
+    barrier();
+    for (u32 i = THREAD; i < 128 * 4 * GROUPS; i += 128) {
+        u32 unit = start + i / (4 * GROUPS), piece = i % (4 * GROUPS);
+        if (unit >= count) break;
+        u64 at = (u64)(unit / units) * inner + group_start(unit % units, piece / 4) + piece % 4 * 8;
+        *(f16x8 *)(y + at) = staged[i / (4 * GROUPS)][piece];
     }
 }
 

@@ -36,7 +36,7 @@ class Step:
 
     def launches(self) -> None:
         self.runs += 1
-        self.device.upload(self.result, take_rows(self.slots, self.values))
+        self.device.upload(self.result, self.device.to_numpy(take_rows(self.slots, self.values)))
         advance(self.ids, self.slots, self.last_ids, self.lengths, None)
 
     def check(self, graph: Callable[[], None]) -> Callable[[], None]:

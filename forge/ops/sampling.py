@@ -25,7 +25,7 @@ WEIGHT_BITS = 42
 
 _INF = math.inf
 _f32 = np.float32
-_MIN_TEMPERATURE = _f32(2.0**-100)  # its reciprocal is finite
+_MIN_TEMPERATURE = _f32(2.0**-76)  # its reciprocal times any subnormal changes no weight
 _MIN_EXPONENT = _f32(-32.0)  # e**-32 < 2**-46: such a weight is 0
 _LOG2E = _f32(1.4426950408889634)
 _LN2_HIGH = _f32(0.693359375)  # 10 bits: exact times any exponent that occurs
@@ -38,7 +38,7 @@ _EXP = tuple(_f32(c) for c in (0.001381454, 0.008368745, 0.04166839, 0.16666521,
 def weights(logits: Array, greatest: np.float32, temperature: float) -> Array:
     """floor(2**42 * exp((logits - greatest) / temperature)), elementwise: f32[N] -> i64[N], values 0 to 2**42.
 
-    In float32, with s = 1 / max(T, 2**-100): d = max((z - greatest) * s, -32), n = rint(d * log2 e),
+    In float32, with s = 1 / max(T, 2**-76): d = max((z - greatest) * s, -32), n = rint(d * log2 e),
     r = (d - n * ln2_high) - n * ln2_low, and exp(r) = ((q(r) * r) * r + r) + 1 with q of degree 4 by Horner: a minimax
     fit on [-ln2/2, ln2/2] whose own relative error is 3.1e-9. Times 2**(42 + n), which is exact, and truncated.
     Against float64 exp(d) the relative error is below 8.1e-8 before truncation (measured). exp(0) is exactly 1.

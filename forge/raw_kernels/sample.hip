@@ -138,7 +138,7 @@ KERNEL(THREADS) sample(const float *logits, const float *temperature, const i32 
         if (THREAD == 0) ids[row] = finite ? (i32)best_id : -1;
         return;
     }
-    float scale = div_rn(1.0f, larger(t, 7.888609052210118e-31f)); // 2**-100
+    float scale = div_rn(1.0f, larger(t, 1.3234889800848443e-23f)); // 2**-76
 
     Limit limit{0, 0}; // everything
     u32 k = (u32)top_k[row];

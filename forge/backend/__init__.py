@@ -82,11 +82,13 @@ class Backend(Protocol):
         """Get ready for the ops that `run` calls, whose results it must not use."""
         ...
 
-    def record(self, step: Callable[[], T], state: Sequence[Any]) -> tuple[T, Callable[[], T]]:
+    def record(
+        self, step: Callable[[], T], state: Sequence[Any], disturb: Callable[[list[Any]], list[Any]]
+    ) -> tuple[T, Callable[[], T]]:
         """Run a step of ops; its result, and a function that runs it again on the same arrays.
 
         `state` are the arrays that the step reads and changes. Of another step from the same state the result is the
-        same: a backend may try it.
+        same: a backend may try it, and steps from other values of the state, which `disturb` makes of those it holds.
         """
         ...
 

@@ -24,7 +24,7 @@ import numpy.typing as npt
 from cupy_backends.cuda.libs import cublas
 
 from forge.backend import code_objects, compilers, kernels, probe
-from forge.backend.gpu import GPU, arrays_in, checked
+from forge.backend.gpu import GPU, Disturb, arrays_in, checked
 from forge.errors import DeviceError, OutOfMemoryError
 
 IS_HIP = bool(cp.cuda.runtime.is_hip)
@@ -228,7 +228,7 @@ class CupyBackend(GPU):
                 return cp.empty(shape, dtype)
             size = math.prod(shape) * np.dtype(dtype).itemsize
             memory = cp.empty(size + 2 * _GUARD_BYTES, np.uint8)
-            memory.data.memset_async(255, memory.nbytes, self._stream)  # cp.full would compile a kernel of CuPy's
+            self.spoil(memory)  # cp.full would compile a kernel of CuPy's
             self._guarded.append((memory, size))
             return memory[_GUARD_BYTES : _GUARD_BYTES + size].view(dtype).reshape(shape)
 
@@ -276,6 +276,11 @@ class CupyBackend(GPU):
             while len(self._staged) > 1 and self._staged[0].event.done:
                 self._staged.popleft()
 
+    def spoil(self, array: Any) -> None:
+        """Every byte of it becomes 255."""
+        with self.active():
+            array.data.memset_async(255, array.nbytes, self._stream)
+
     def read(self, arrays: Sequence[Any]) -> Callable[[], list[npt.NDArray[Any]]]:
         with self.active():
             copies = [self._pinned(array.shape, array.dtype) for array in arrays]
@@ -298,9 +303,10 @@ class CupyBackend(GPU):
         array = np.frombuffer(memory, dtype, size).reshape(shape)
         return _Pinned(array, cp.cuda.Event(block=False, disable_timing=True))
 
-    def record(self, step: Callable[[], T], state: Sequence[Any]) -> tuple[T, Callable[[], T]]:
-        """Its launches are kept, with memory of their own, and run again: as a graph, or one by one where capturing
-        fails, a product goes to BLAS, which CuPy does not capture on CUDA, or the graph computes something else.
+    def record(self, step: Callable[[], T], state: Sequence[Any], disturb: Disturb) -> tuple[T, Callable[[], T]]:
+        """Its launches are kept, with memory of their own, and run again: as a graph, or one by one where a product
+        goes to BLAS, which CuPy does not capture on CUDA, and from the first time on that capturing fails or a graph
+        computes something else.
         """
         log: list[Any] = []
         with self.active():
@@ -311,7 +317,7 @@ class CupyBackend(GPU):
                     result = step()
             finally:
                 self._log = None
-            replay = self._replay(log, arrays_in(result), state, before)
+            replay = self._replay(log, arrays_in(result), state, before, disturb)
 
         def again() -> T:
             with self.active():
@@ -321,7 +327,7 @@ class CupyBackend(GPU):
         return result, again
 
     def _replay(
-        self, log: list[Any], results: Sequence[Any], state: Sequence[Any], before: Sequence[Any]
+        self, log: list[Any], results: Sequence[Any], state: Sequence[Any], before: list[Any], disturb: Disturb
     ) -> Callable[[], None]:
         """Within `active`, whose own errors would hide the driver's from the fallback."""
 
@@ -346,7 +352,7 @@ class CupyBackend(GPU):
         def launch(kept: object = log) -> None:  # the log keeps the arrays alive that the graph reads and writes
             graph.launch(self._stream)
 
-        replay = checked(self, launch, launches, results, state, before)
+        replay = checked(self, launch, launches, results, state, before, disturb)
         self._graphs = replay is launch
         return replay
 
@@ -381,15 +387,19 @@ class CupyBackend(GPU):
         return size * seconds / (2 * _COPIED_BYTES)
 
     def _blas(self) -> str:
-        version = cublas.getVersion(cp.cuda.device.get_cublas_handle())
-        works = "" if self.has_blas else f", which has no kernels for {self.arch}: prompts are slower"
-        return f"{'hipBLAS' if IS_HIP else 'cuBLAS'} {version}{works}"
+        name = "hipBLAS" if IS_HIP else "cuBLAS"
+        if not self.has_blas:  # making its handle may be what ends the process
+            return f"{name}, which has no kernels for {self.arch}: prompts are slower"
+        return f"{name} {cublas.getVersion(cp.cuda.device.get_cublas_handle())}"
 
     def facts(self) -> list[tuple[str, str]]:
         """What there is to say about the device, as (what, found)."""
-        runtime = cp.cuda.runtime
         with self._cuda_device, _errors():
-            free, total = runtime.memGetInfo()
+            return self._facts()
+
+    def _facts(self) -> list[tuple[str, str]]:
+        runtime = cp.cuda.runtime
+        free, total = runtime.memGetInfo()
         return [
             ("device", self.device),
             ("waves", f"{self.wave} threads, {self.cores} {'compute units' if IS_HIP else 'multiprocessors'}"),

@@ -33,6 +33,13 @@ class _HasCopies(Protocol):
 
     def upload(self, array: Any, values: Any) -> None: ...
 
+    def spoil(self, array: Any) -> None:
+        """Every byte of it becomes 255: NaN."""
+
+
+Disturb = Callable[[list[Any]], list[Any]]
+"""From the values of a step's state, others with which it computes something else, in the same places."""
+
 
 def checked(
     device: _HasCopies,
@@ -40,19 +47,24 @@ def checked(
     launches: Callable[[], None],
     results: Sequence[Any],
     state: Sequence[Any],
-    before: Sequence[Any],
+    before: list[Any],
+    disturb: Disturb,
 ) -> Callable[[], None]:
     """`graph`, if from the state before it does bit for bit what `launches` just did: their results, their new state.
 
     If not, or if the graph cannot be launched, `launches`, with a warning of one line. Either way results and state are
-    in the end those of one step. Results hold NaN until they are written: a graph that does nothing is found out.
+    in the end those of one step. Between, the launches run from a disturbed state, so that whatever lies between state
+    and results (intermediate arrays, keys and values of the step) holds something else: a graph that does only a part
+    of the step is found out, as is one that does nothing.
     """
     written = (*results, *state)
     expected = [device.to_numpy(array).tobytes() for array in written]
-    _restore(device, state, before)
-    for array in results:
-        device.upload(array, np.full(array.nbytes, 0xFF, np.uint8).view(array.dtype).reshape(array.shape))
     try:
+        _restore(device, state, disturb(before))
+        launches()
+        for array in results:
+            device.spoil(array)
+        _restore(device, state, before)
         graph()
         if [device.to_numpy(array).tobytes() for array in written] == expected:
             return graph
@@ -65,9 +77,9 @@ def checked(
     return launches
 
 
-def _restore(device: _HasCopies, state: Sequence[Any], before: Sequence[Any]) -> None:
-    for array, values in zip(state, before, strict=True):
-        device.upload(array, values)
+def _restore(device: _HasCopies, state: Sequence[Any], values: Sequence[Any]) -> None:
+    for array, value in zip(state, values, strict=True):
+        device.upload(array, value)
 
 
 def arrays_in(result: Any) -> list[Any]:

@@ -71,7 +71,7 @@ class NumpyBackend:
     def prepare(self, run: Callable[[], None], progress: object = None) -> None:
         """There is nothing to compile."""
 
-    def record(self, step: Callable[[], T], state: Sequence[Any]) -> tuple[T, Callable[[], T]]:
+    def record(self, step: Callable[[], T], state: Sequence[Any], disturb: object) -> tuple[T, Callable[[], T]]:
         return step(), step
 
     def facts(self) -> list[tuple[str, str]]:

@@ -75,7 +75,10 @@ class DecodeLoop:
         key = rows, pages, self.slots.penalized_slots, self.slots.num_top
         plan = self._plans.pop(key, None)
         if plan is None:
-            outputs, plan = runner.backend.record(lambda: self._step(rows, pages), self.slots.advancing(rows))
+            step, state = (lambda: self._step(rows, pages)), self.slots.advancing(rows)
+            outputs, plan = runner.backend.record(step, state, self.slots.disturbed)
+            if penalized := self.slots.penalized_slots:  # those of a history that was made anew keep the old one
+                self._plans = {k: p for k, p in self._plans.items() if k[2] in (0, penalized)}
             if len(self._plans) >= _MOST_PLANS:
                 del self._plans[next(iter(self._plans))]
         else:

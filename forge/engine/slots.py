@@ -60,7 +60,8 @@ class Slots:
         self._num_pages: list[int] = []
         self._staging = backend.empty((_FEWEST_EDITS, 2), np.int32)
         self._history: Any = None
-        """(2, slots, V), made when a sequence needs it: counts of its ids as `penalize` takes them, and biases."""
+        """(2, slots, V), made when a sequence needs it: counts of its ids as `penalize` takes them, and biases. Made
+        anew where it is too small: recorded steps of other `penalized_slots` are of no more use."""
         self.penalized_slots = 0
         """Slots that the history holds; 0 if no sequence of these is penalized."""
         self.num_top: int | None = None
@@ -95,6 +96,11 @@ class Slots:
         """What a step of so many rows changes."""
         state = [self.fields[name][:rows] for name in ("last_id", "length")]
         return [*state, self.counts[:rows]] if self.penalized_slots else state
+
+    def disturbed(self, state: list[Any]) -> list[Any]:
+        """Other values for what `advancing` gives: of a step after other ids."""
+        last_ids, *others = state
+        return [(last_ids + 1) % self.vocabulary, *others]
 
     def _begin_history(self, sequences: list[Sequence]) -> list[_Edits]:
         rows = len(sequences)

@@ -273,6 +273,14 @@ DEVICE i32 smaller(i32 a, i32 b) { return a < b ? a : b; }
 // dot4(a, b, c): c + the dot product of the four signed bytes of two words. Every target has it as one instruction.
 // pick_bytes(high, low, places): four of the eight bytes of two words, those that the bytes of `places` (0 to 7) name.
 
+// Keys order as logits do; the two zeros are one. Of the bits alone: where subnormals are flushed, arithmetic takes them
+// for zeros.
+DEVICE u32 key_of(float z) {
+    u32 bits = as_u32(z) == 0x80000000u ? 0u : as_u32(z);
+    return bits >> 31 ? ~bits : bits | 0x80000000u;
+}
+DEVICE float logit_of(u32 key) { return as_float(key >> 31 ? key & 0x7fffffffu : ~key); }
+
 DEVICE u32 bit_count(u64 x) {
 #if defined(FORGE_CUDA)
     return (u32)__popcll(x);

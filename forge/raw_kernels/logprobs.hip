@@ -37,35 +37,33 @@ KERNEL(THREADS) logprobs(const float *logits, const i32 *ids, float *values, u32
 // The n first by (logit descending, id ascending), one after the other: n is small, and this is asked for rarely.
 KERNEL(THREADS) top_logprobs(const float *logits, i32 *ids, float *values, u32 vocabulary, u32 n) {
     SHARED float scratch[MOST_WAVES(THREADS)];
-    SHARED float best_logit[MOST_WAVES(THREADS)];
+    SHARED u32 best_key[MOST_WAVES(THREADS)];
     SHARED u32 best_id[MOST_WAVES(THREADS)];
     const float *z = logits + (u64)BLOCK_X * vocabulary;
     Distribution d = distribution(z, vocabulary, scratch);
-    float last = 0;
-    u32 last_id = 0;
+    u32 last = 0, last_id = 0;
     for (u32 place = 0; place < n; ++place) {
-        float most = NEG_INFINITY;
-        u32 id = 0xffffffffu;
+        u32 most = 0, id = 0xffffffffu;
         for (u32 i = THREAD; i < vocabulary; i += THREADS) {
-            bool taken = place > 0 && (z[i] > last || (z[i] == last && i <= last_id));
-            if (!taken && (z[i] > most || (id == 0xffffffffu && z[i] == most))) most = z[i], id = i;
+            u32 key = key_of(z[i]);
+            bool taken = place > 0 && (key > last || (key == last && i <= last_id));
+            if (!taken && (key > most || id == 0xffffffffu)) most = key, id = i;
         }
         for (u32 i = WAVE / 2; i > 0; i /= 2) {
-            float other = shfl_xor(most, i);
-            u32 other_id = shfl_xor(id, i);
+            u32 other = shfl_xor(most, i), other_id = shfl_xor(id, i);
             if (other > most || (other == most && other_id < id)) most = other, id = other_id;
         }
-        if (LANE == 0) best_logit[THREAD / WAVE] = most, best_id[THREAD / WAVE] = id;
+        if (LANE == 0) best_key[THREAD / WAVE] = most, best_id[THREAD / WAVE] = id;
         barrier();
         for (u32 w = 0; w < THREADS / WAVE; ++w)
-            if (best_logit[w] > most || (best_logit[w] == most && best_id[w] < id)) most = best_logit[w], id = best_id[w];
+            if (best_key[w] > most || (best_key[w] == most && best_id[w] < id)) most = best_key[w], id = best_id[w];
         barrier();
         last = most;
         last_id = id;
         if (THREAD == 0) {
             u64 at = (u64)BLOCK_X * n + place;
             ids[at] = (i32)(d.exists ? id : place);
-            values[at] = logprob(d, most);
+            values[at] = logprob(d, logit_of(most));
         }
     }
 }

@@ -13,14 +13,6 @@ struct Shared {
     u32 found_key;
 };
 
-// Keys order as logits do; the two zeros are one. Of the bits alone: where subnormals are flushed, arithmetic takes them
-// for zeros.
-DEVICE u32 key_of(float z) {
-    u32 bits = as_u32(z) == 0x80000000u ? 0u : as_u32(z);
-    return bits >> 31 ? ~bits : bits | 0x80000000u;
-}
-DEVICE float logit_of(u32 key) { return as_float(key >> 31 ? key & 0x7fffffffu : ~key); }
-
 // floor(2**42 * exp((z - greatest) / T)): `weights` of ops/sampling.py, step by step.
 DEVICE u64 weight_of(float z, float greatest, float scale) {
     float d = larger(mul_rn(add_rn(z, -greatest), scale), -32.0f);

@@ -39,7 +39,7 @@ class HarnessBackend(HostMemory, Harness):
         if self.log is not None:
             self.log.append((entry, grid, args))
 
-    def record(self, step: Callable[[], Any], state: Any) -> tuple[Any, Callable[[], Any]]:
+    def record(self, step: Callable[[], Any], state: Any, disturb: Any) -> tuple[Any, Callable[[], Any]]:
         self.log = log = []
         try:
             result = step()

@@ -23,27 +23,36 @@ class Device(HostMemory, Harness):
 
 
 class Step:
-    """Of two rows: each slot gets an id, and a result is a copy of floats."""
+    """Of two rows: results are rows of a table that the last ids name, by way of an intermediate array."""
 
     def __init__(self) -> None:
         self.device = Device(32)
         self.ids, self.slots, self.last_ids, self.lengths = (
             self.device.asarray(np.array(values, np.int32)) for values in ([7, 8], [0, 1], [3, 4], [10, 20])
         )
-        self.values = self.device.asarray(np.array([[0.0], [2.5]], np.float32))
-        self.result = self.device.empty((2, 1), np.float32)
+        self.table = self.device.asarray(np.array([[9.0], [9.0], [9.0], [0.0], [2.5], [7.0]], np.float32))
+        self.middle = self.result = self.device.empty((2, 1), np.float32)
         self.runs = 0
 
     def launches(self) -> None:
         self.runs += 1
-        self.device.upload(self.result, self.device.to_numpy(take_rows(self.slots, self.values)))
+        self.middle = take_rows(self.last_ids, self.table)
+        self.second_half()
+
+    def second_half(self) -> None:
+        self.device.upload(self.result, self.device.to_numpy(self.middle))
         advance(self.ids, self.slots, self.last_ids, self.lengths, None)
 
     def check(self, graph: Callable[[], None]) -> Callable[[], None]:
         state = [self.last_ids, self.lengths]
         before = [self.device.to_numpy(array) for array in state]
         self.launches()
-        return checked(self.device, graph, self.launches, [self.result], state, before)
+        return checked(self.device, graph, self.launches, [self.result], state, before, self.disturb)
+
+    @staticmethod
+    def disturb(state: list[Any]) -> list[Any]:
+        last_ids, lengths = state
+        return [last_ids + 1, lengths]
 
     def assert_advanced_once(self) -> None:
         assert self.result.tolist() == [[0.0], [2.5]]
@@ -66,6 +75,10 @@ def nothing(step: Step) -> None:
     pass
 
 
+def only_the_second_half(step: Step) -> None:
+    step.second_half()
+
+
 def wrong_result(step: Step) -> None:
     step.launches()
     np.asarray(step.result)[1] += 1
@@ -85,7 +98,9 @@ def no_launch(step: Step) -> None:
     raise RuntimeError("the driver\nsays no")
 
 
-@pytest.mark.parametrize("wrong", [nothing, wrong_result, wrong_sign_of_zero, wrong_state, no_launch])
+@pytest.mark.parametrize(
+    "wrong", [nothing, only_the_second_half, wrong_result, wrong_sign_of_zero, wrong_state, no_launch]
+)
 def test_another_is_not(wrong: Callable[[Step], None]) -> None:
     step = Step()
     reason = "the driver says no" if wrong is no_launch else "it computes something else"

@@ -5,7 +5,8 @@
 // weights, each with one scale and one offset or, in HALVES, two (weight = scale * (code - ZERO) - offset).
 // Neighbouring threads read neighbouring units.
 // -D FORMAT=ggml's number of the type; MOST=rows of x at most; ROWS=rows of the matrix that a team of TEAM threads takes;
-// BLOCK=threads; AHEAD=units of each row that a thread reads before it needs them; OWN=groups of the one row of x whose digits a block makes itself, at most, or 0: quant_digits made them.
+// BLOCK=threads; AHEAD=units of each row that a thread reads before it needs them; OWN=groups of the one row of x whose
+// digits a block makes itself, at most, or 0: quant_digits made them.
 
 #define Q4_0 2
 #define Q4_1 3

@@ -30,8 +30,8 @@ from forge.errors import DeviceError, OutOfMemoryError
 IS_HIP = bool(cp.cuda.runtime.is_hip)
 ARRAY = cp.ndarray
 KIND = "hip" if IS_HIP else "cuda"
-_COMPUTE_32F = 68  # CUBLAS_COMPUTE_32F
 _R_32F, _R_16F = 0, 2  # cudaDataType
+_COMPUTE_32F = _R_32F if IS_HIP else 68  # CUBLAS_COMPUTE_32F, which ends the process in CuPy for ROCm 7
 _NON_TRANSPOSED, _TRANSPOSED = 0, 1
 _DEFAULT_ALGORITHM = -1
 

@@ -7,6 +7,7 @@ import hashlib
 import os
 import shutil
 import subprocess
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -110,21 +111,11 @@ class Harness(GPU):
             for value in args
         ]
         pointers = [value.ctypes.data for value in values]
-        module = _module(variant)
-        call = getattr(module, f"forge_call_{function}")
-        error = module.forge_launch(
-            ctypes.cast(call, ctypes.c_void_p),
-            (ctypes.c_void_p * len(pointers))(*pointers),
-            (ctypes.c_uint32 * 3)(*grid),
-            entry.threads,
-            self.wave,
-            self.seed,
-            module.forge_lds_start(),
-            module.forge_lds_bytes(),
-            self.flush,
+        error = launch(
+            compiled(variant), function, grid, entry.threads, pointers, wave=self.wave, seed=self.seed, flush=self.flush
         )
         if error:
-            raise KernelFault(f"{variant.name}: {function}: {error.decode()}")
+            raise KernelFault(f"{variant.name}: {function}: {error}")
         for array in arrays:
             memory, size = array.guards
             if not ((memory[:_GUARD] == 0xFF).all() and (memory[_GUARD + size :] == 0xFF).all()):
@@ -134,8 +125,34 @@ class Harness(GPU):
 backends.register(HarnessArray, lambda array: array.device)
 
 
+def launch(
+    module: ctypes.CDLL,
+    function: str,
+    grid: Sequence[int],
+    threads: int,
+    pointers: Sequence[int],
+    *,
+    wave: int,
+    seed: int = 0,
+    flush: bool = False,
+) -> str:
+    """Run a kernel of a compiled source on arguments at these addresses; what it did wrong, or ""."""
+    error = module.forge_launch(
+        ctypes.cast(getattr(module, f"forge_call_{function}"), ctypes.c_void_p),
+        (ctypes.c_void_p * len(pointers))(*pointers),
+        (ctypes.c_uint32 * 3)(*grid),
+        threads,
+        wave,
+        seed,
+        module.forge_lds_start(),
+        module.forge_lds_bytes(),
+        flush,
+    )
+    return error.decode() if error else ""
+
+
 @cache
-def _module(variant: kernels.Variant) -> ctypes.CDLL:
+def compiled(variant: kernels.Variant) -> ctypes.CDLL:
     return compile_text(kernels.source(variant.file), variant)
 
 

@@ -5,18 +5,39 @@
 // seed. LDS is filled with NaN before each block. What a GPU would hang on or leave undefined is an error: a barrier or
 // a collective that some threads do not reach, a read of a lane outside the wave, an index outside an LDS array.
 
-#include <csetjmp>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <ucontext.h>
 #include <xmmintrin.h>
 
 typedef uint32_t u32;
 typedef uint64_t u64;
 
+// Saves the registers that a call keeps and the stack pointer, and goes on with those of another stack. setjmp and
+// ucontext do the same at several times the price, and most of a run's time is spent here.
+asm(R"(
+.text
+forge_switch:
+    push %rbp
+    push %rbx
+    push %r12
+    push %r13
+    push %r14
+    push %r15
+    mov %rsp, (%rdi)
+    mov %rsi, %rsp
+    pop %r15
+    pop %r14
+    pop %r13
+    pop %r12
+    pop %rbx
+    pop %rbp
+    ret
+)");
+
 extern "C" {
+void forge_switch(void **from, void *to);
 struct ForgeThread {
     u32 thread, lane;
     u32 block[3];
@@ -32,17 +53,16 @@ enum State { READY, AT_BARRIER, AT_SHUFFLE, AT_BALLOT, DONE };
 struct Fiber {
     ForgeThread self; // first: forge_self points here
     State state;
-    bool started;
     u32 site, lane; // of a collective: where it stands in the program, and the lane to read
     u64 value, result;
-    jmp_buf context;
+    void *context; // its stack pointer while others run
     char *stack;
 };
 
 const size_t STACK = 256 << 10;
 const u32 MOST = 1024;
 Fiber fibers[MOST];
-jmp_buf scheduler;
+void *scheduler;
 char message[512];
 void (*kernel)(void **);
 void **arguments;
@@ -55,35 +75,37 @@ u32 draw(u32 below) {
 
 Fiber &current() { return *reinterpret_cast<Fiber *>(forge_self); }
 
-void fail(const char *text) {
-    if (!message[0]) snprintf(message, sizeof message, "%s", text);
-    longjmp(scheduler, 2);
-}
+u32 next_lane;
+u32 wave_order[MOST], lane_order[64];
 
-void start() {
-    kernel(arguments);
-    current().state = DONE;
-    longjmp(scheduler, 1);
+// Leave for the next lane of the wave that can run, or for the scheduler if there is none, or after a fault.
+void next(void **from) {
+    while (!message[0] && next_lane < forge_wave) {
+        Fiber &fiber = fibers[lane_order[next_lane++]];
+        if (fiber.state != READY) continue;
+        forge_self = &fiber.self;
+        return forge_switch(from, fiber.context);
+    }
+    forge_switch(from, scheduler);
 }
 
 void pause(State state) {
     Fiber &fiber = current();
     fiber.state = state;
-    if (!_setjmp(fiber.context)) _longjmp(scheduler, 1);
+    next(&fiber.context);
 }
 
-void resume(Fiber &fiber) {
-    forge_self = &fiber.self;
+void start() {
+    kernel(arguments);
+    pause(DONE);
+}
+
+// As if the fiber had been left just before its first instruction.
+void prepare(Fiber &fiber) {
+    void **top = (void **)(fiber.stack + STACK) - 2; // a function begins 8 bytes off a multiple of 16
+    *top = (void *)start;
+    fiber.context = top - 6;
     fiber.state = READY;
-    if (fiber.started) _longjmp(fiber.context, 1);
-    fiber.started = true;
-    static ucontext_t context;
-    getcontext(&context);
-    context.uc_stack.ss_sp = fiber.stack;
-    context.uc_stack.ss_size = STACK;
-    context.uc_link = nullptr;
-    makecontext(&context, start, 0);
-    setcontext(&context);
 }
 
 void order(u32 *items, u32 count, u32 first, bool shuffled) {
@@ -118,20 +140,12 @@ void exchange(u32 first) {
     for (u32 i = 0; i < forge_wave; ++i) wave[i].state = READY;
 }
 
-volatile u32 next_wave, next_lane;
-u32 wave_order[MOST], lane_order[64];
-
 void run_wave(u32 first, bool shuffled) {
     for (;;) {
         order(lane_order, forge_wave, first, shuffled);
-        for (next_lane = 0; next_lane < forge_wave; next_lane = next_lane + 1) {
-            Fiber &fiber = fibers[lane_order[next_lane]];
-            if (fiber.state == READY) {
-                int reason = _setjmp(scheduler);
-                if (reason == 0) resume(fiber);
-                if (reason == 2) return;
-            }
-        }
+        next_lane = 0;
+        next(&scheduler);
+        if (message[0]) return;
         u32 waiting = 0;
         for (u32 i = 0; i < forge_wave; ++i) waiting += fibers[first + i].state == AT_SHUFFLE || fibers[first + i].state == AT_BALLOT;
         if (waiting == 0) return;
@@ -148,8 +162,8 @@ void run_block(u32 threads, bool shuffled) {
     u32 waves = threads / forge_wave;
     for (;;) {
         order(wave_order, waves, 0, shuffled);
-        for (next_wave = 0; next_wave < waves; next_wave = next_wave + 1) {
-            run_wave(wave_order[next_wave] * forge_wave, shuffled);
+        for (u32 i = 0; i < waves; ++i) {
+            run_wave(wave_order[i] * forge_wave, shuffled);
             if (message[0]) return;
         }
         u32 done = 0;
@@ -195,7 +209,7 @@ __attribute__((noinline)) u64 forge_ballot(u32 predicate) {
 void __ubsan_handle_out_of_bounds(void *data, u64 index) {
     struct Location { const char *file; u32 line, column; } *where = (Location *)data;
     snprintf(message, sizeof message, "line %u, thread %u: index %lld is outside the array", where->line, forge_self->thread, (long long)index);
-    longjmp(scheduler, 2);
+    next(&current().context);
 }
 void __ubsan_handle_out_of_bounds_abort(void *data, u64 index) { __ubsan_handle_out_of_bounds(data, index); }
 
@@ -211,7 +225,7 @@ static const char *run_grid(void (*function)(void **), void **args, const u32 *g
                 memset(lds, 0xff, lds_bytes); // NaN
                 for (u32 i = 0; i < threads; ++i) {
                     fibers[i].self = ForgeThread{i, i % wave, {x, y, z}};
-                    fibers[i].state = READY, fibers[i].started = false;
+                    prepare(fibers[i]);
                 }
                 run_block(threads, seed != 0);
                 if (message[0]) {

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from harness import COMPILER, Harness, KernelFault, compile_text
-from harness import _module as module_of
+from harness import compiled as module_of
 
 import forge.ops  # noqa: F401  (fills the registry)
 from forge.backend import kernels

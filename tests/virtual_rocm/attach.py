@@ -1,0 +1,15 @@
+"""Puts the virtual GPU into this process; `site/sitecustomize.py` imports it before anything else."""
+
+from __future__ import annotations
+
+import atexit
+import os
+from pathlib import Path
+
+from virtual_rocm import blas, rtc, runtime
+from virtual_rocm.libraries import Loaded
+
+loaded = Loaded(Path(os.environ["LD_LIBRARY_PATH"]))
+loaded.provide({**runtime.functions(), **rtc.functions(), **blas.functions()})
+runtime.DEVICE.missing = lambda: loaded.last_missing
+atexit.register(loaded.end)

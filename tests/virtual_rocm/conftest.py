@@ -1,0 +1,145 @@
+"""Each test here runs once for each GPU, in a process that finds itself on a machine with it; both at the same time.
+
+The session that was started collects the tests and hands them to one child session a GPU (this file is at work there
+too), whose reports it passes on.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import pytest
+
+HERE = Path(__file__).parent
+TARGETS = ("gfx942", "gfx1100")
+INSIDE = os.environ.get("VIRTUAL_ROCM_GFX")
+_REPORTS = "VIRTUAL_ROCM_REPORTS"
+_children = pytest.StashKey["dict[str, Child]"]()
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    metafunc.fixturenames.append("gfx")
+    metafunc.parametrize("gfx", TARGETS, scope="session")
+
+
+class Child:
+    """A session on a virtual machine, and what it has reported so far."""
+
+    def __init__(self, gfx: str, items: list[pytest.Item], scratch: Path) -> None:
+        from virtual_rocm.libraries import environment
+
+        scratch.mkdir()
+        names, reports = scratch / "tests", scratch / "reports"
+        names.write_text("\n".join(item.nodeid for item in items))
+        os.mkfifo(reports)
+        self.log = scratch / "log"
+        config = items[0].config
+        with open(self.log, "w") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", f"--rootdir={config.rootpath}", f"@{names}"],
+                env={**environment(gfx, scratch), _REPORTS: str(reports), "VIRTUAL_ROCM_SHARED": str(scratch.parent)},
+                cwd=config.rootpath,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+        # for writing too, so that neither end waits for the other to open it, or ends with it
+        self.file: IO[bytes] = os.fdopen(os.open(reports, os.O_RDWR | os.O_NONBLOCK), "rb", buffering=0)
+        self.found: dict[str, list[Any]] = {}
+        self.rest = b""
+
+    def reports(self, item: pytest.Item) -> list[Any]:
+        """The reports of a test, when it has run."""
+        while not any(report["when"] == "teardown" for report in self.found.get(item.nodeid, ())):
+            ended = self.process.poll() is not None
+            if not self._read() and ended:
+                return [*self.found.get(item.nodeid, ()), self._lost(item)]
+        return self.found[item.nodeid]
+
+    def _read(self) -> bool:
+        if not select.select([self.file], [], [], 0.1)[0]:
+            return False
+        *lines, self.rest = (self.rest + self.file.read(1 << 16)).split(b"\n")
+        for line in lines:
+            report = json.loads(line)
+            self.found.setdefault(report["nodeid"], []).append(report)
+        return True
+
+    def _lost(self, item: pytest.Item) -> dict[str, Any]:
+        said = self.log.read_text()[-5000:]
+        report = pytest.TestReport(
+            item.nodeid,
+            item.location,
+            dict.fromkeys(item.keywords, 1),
+            "failed",
+            f"the session on the virtual machine ended with {self.process.returncode} before this test:\n{said}",
+            "call",
+        )
+        data: dict[str, Any] = item.config.hook.pytest_report_to_serializable(config=item.config, report=report)
+        return data
+
+    def end(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        self.file.close()
+
+
+if INSIDE is None:
+
+    def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> bool:
+        children = item.session.stash.get(_children, None)
+        if children is None:
+            items = [each for each in item.session.items if HERE in each.path.parents]
+            scratch = item.config._tmp_path_factory.mktemp("virtual_rocm")  # type: ignore[attr-defined]
+            children = item.session.stash[_children] = {
+                gfx: Child(gfx, mine, scratch / gfx)
+                for gfx in TARGETS
+                if (mine := [each for each in items if each.callspec.params["gfx"] == gfx])  # type: ignore[attr-defined]
+            }
+        item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
+        for data in children[item.callspec.params["gfx"]].reports(item):  # type: ignore[attr-defined]
+            report = item.config.hook.pytest_report_from_serializable(config=item.config, data=data)
+            item.ihook.pytest_runtest_logreport(report=report)
+        item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
+        return True
+
+    def pytest_sessionfinish(session: pytest.Session) -> None:
+        for child in session.stash.get(_children, {}).values():
+            child.end()
+
+else:
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_makereport(item: pytest.Item, call: Any) -> Iterator[None]:
+        report = yield
+        data = item.config.hook.pytest_report_to_serializable(config=item.config, report=report)
+        with open(os.environ[_REPORTS], "a") as file:
+            file.write(json.dumps(data) + "\n")
+        return report
+
+
+@pytest.fixture(scope="session")
+def device(gfx: str) -> Any:
+    """The virtual GPU, as `device="hip"` finds it."""
+    from forge.backend import select
+
+    found = select("hip")
+    assert found.arch == gfx
+    return found
+
+
+@pytest.fixture(autouse=True)
+def only_kernels_of_forge() -> Iterator[None]:
+    """Whatever a test does, it launches no kernel of CuPy's."""
+    from virtual_rocm.runtime import DEVICE
+
+    DEVICE.launches.clear()
+    yield
+    others = [kernel for variant, kernel in DEVICE.launches if not variant]
+    assert not others, f"launched: {others}"

@@ -1,0 +1,151 @@
+"""Kernels of AMD code objects, run by the CPU harness from the source that the code object was compiled from."""
+
+import ctypes
+import hashlib
+import os
+import struct
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import harness
+import yaml
+
+import forge
+from forge.backend import code_objects, compilers, kernels
+from virtual_rocm.calls import Failure
+from virtual_rocm.libraries import CACHE
+
+INVALID_IMAGE, NO_BINARY_FOR_GPU = 200, 209  # hipErrorInvalidImage, hipErrorNoBinaryForGpu
+_SOURCES = sorted((Path(forge.__file__).parent / "raw_kernels").glob("*.hip"))
+_MOST_LDS_BYTES = 64 << 10
+
+
+@dataclass
+class Kernel:
+    """A kernel of a code object, with what its metadata says."""
+
+    name: str
+    variant: kernels.Variant | None
+    """What it was compiled from; None where that is not forge's."""
+    sizes: list[int]
+    """Bytes of each argument."""
+    threads: int
+    """Most of a block."""
+    fault: str
+    """Where the metadata is not what the source says."""
+
+    def launch(self, grid: tuple[int, ...], threads: int, arguments: list[bytes], wave: int) -> str:
+        """Run it; what went wrong, or ""."""
+        if self.variant is None:
+            return f"{self.name} is no kernel of forge's"
+        if self.fault:
+            return f"{self.variant.name}: {self.name}: {self.fault}"
+        held = [ctypes.create_string_buffer(argument, len(argument)) for argument in arguments]
+        error = harness.launch(
+            harness.compiled(self.variant),
+            self.name,
+            grid,
+            threads,
+            [ctypes.addressof(argument) for argument in held],
+            wave=wave,
+            flush=True,  # CuPy compiles with -fcuda-flush-denormals-to-zero
+        )
+        return f"{self.variant.name}: {self.name}: {error}" if error else ""
+
+
+def remember(code: bytes, variant: kernels.Variant) -> None:
+    """Note, for all processes, what a code object was compiled from."""
+    path = CACHE / f"{hashlib.sha256(code).hexdigest()}.variant"
+    scratch = path.with_suffix(f".{os.getpid()}")
+    scratch.write_text(variant.name)
+    scratch.replace(path)
+
+
+def read(address: int, size: int) -> bytes:
+    """Memory of this process. Raises Failure where there is none: the driver would be handed a file cut off."""
+    with open("/proc/self/mem", "rb", buffering=0) as memory:
+        try:
+            data = os.pread(memory.fileno(), size, address)
+        except OSError:
+            data = b""
+    if len(data) < size:
+        raise Failure(INVALID_IMAGE)
+    return data
+
+
+def image(address: int) -> bytes:
+    """The bytes of the ELF file at an address, which ends with its table of sections."""
+    header = read(address, 64)
+    if header[:4] != b"\x7fELF":
+        raise Failure(INVALID_IMAGE)
+    start, size, count = *struct.unpack_from("<Q", header, 40), *struct.unpack_from("<HH", header, 58)
+    return read(address, start + size * count)
+
+
+def load(code: bytes, arch: str, wave: int) -> dict[str, Kernel]:
+    """The kernels of a code object. Raises Failure where it is for another GPU."""
+    if compilers.target(code) != arch:
+        raise Failure(NO_BINARY_FOR_GPU)
+    variant = _variant(code, arch)
+    found = {}
+    for about in _metadata(code)["amdhsa.kernels"]:
+        given = [argument for argument in about[".args"] if not argument[".value_kind"].startswith("hidden")]
+        kernel = Kernel(about[".name"], variant, [a[".size"] for a in given], about[".max_flat_workgroup_size"], "")
+        if variant is not None:
+            kernel.fault = _fault(variant, kernel, about, given, wave)
+        found[kernel.name] = kernel
+    return found
+
+
+def _fault(
+    variant: kernels.Variant, kernel: Kernel, about: dict[str, Any], given: list[dict[str, Any]], wave: int
+) -> str:
+    """Where a code object's metadata is not what Python reads in the source, or not what a GPU can run."""
+    entry = kernels.entry(variant.file, kernel.name, variant.defines)
+    wanted = [
+        ("global_buffer", 8) if is_array else ("by_value", dtype.itemsize) for _, dtype, is_array in entry.parameters
+    ]
+    if [(argument[".value_kind"], argument[".size"]) for argument in given] != wanted:
+        return "its arguments are not those of the source"
+    checks: list[tuple[str, Callable[[Any], bool]]] = [
+        (".max_flat_workgroup_size", lambda value: value == entry.threads),
+        (".wavefront_size", lambda value: value == wave),
+        (".group_segment_fixed_size", lambda value: value <= _MOST_LDS_BYTES),
+        (".private_segment_fixed_size", lambda value: value == 0),
+        (".vgpr_spill_count", lambda value: value == 0),
+    ]
+    return "; ".join(f"{key} is {about[key]}" for key, is_right in checks if not is_right(about[key]))
+
+
+def _variant(code: bytes, arch: str) -> kernels.Variant | None:
+    """What a code object was compiled from: as hipRTC noted it, or by its name in a store of forge's."""
+    note = CACHE / f"{hashlib.sha256(code).hexdigest()}.variant"
+    if note.exists():
+        return kernels.Variant.parse(note.read_text())
+    for store in code_objects.stores():
+        for path in (store / arch).glob("*.hsaco"):
+            if path.read_bytes() == code:
+                return kernels.Variant.parse(path.stem)
+    return None
+
+
+@cache
+def _metadata(code: bytes) -> Any:
+    """The note NT_AMDGPU_METADATA, which is what HIP reads to launch a kernel."""
+    done = subprocess.run(
+        ["llvm-readelf-19", "--notes", "-"], input=code, capture_output=True, check=True
+    ).stdout.decode()
+    return yaml.safe_load(done[done.index("---") : done.index("...")])
+
+
+def variant_of(source: str, options: list[str]) -> kernels.Variant | None:
+    """The variant of a text that hipRTC is given; None where it is no kernel file of forge's."""
+    for path in _SOURCES:
+        if path.stem != kernels.PRELUDE and kernels.source(path.stem) == source:
+            defines = sorted(option[2:].partition("=")[::2] for option in options if option.startswith("-D"))
+            return kernels.Variant.parse("-".join([path.stem, *(f"{name}={value}" for name, value in defines)]))
+    return None

@@ -1,0 +1,663 @@
+"""libamdhip64: one GPU whose memory is the host's, and whose streams do their work when something waits for it.
+
+Error codes, and what is allowed while a stream is captured, as in `hip/hip_runtime_api.h` and ROCm/clr's
+`hip_memory.cpp`, `hip_module.cpp`, `hip_graph.cpp`, `hip_stream.cpp`.
+"""
+
+import ctypes
+import os
+import sys
+import time
+from bisect import bisect_right
+from collections import deque
+from collections.abc import Callable
+from ctypes import c_char_p, c_float, c_int, c_size_t, c_uint, c_void_p
+from itertools import count
+from typing import Any
+
+from virtual_rocm.calls import Failure, provided
+
+INVALID_VALUE, OUT_OF_MEMORY, INVALID_CONFIGURATION, NO_DEVICE, INVALID_DEVICE = 1, 2, 9, 100, 101
+INVALID_IMAGE, NO_BINARY_FOR_GPU, FILE_NOT_FOUND, INVALID_HANDLE, ILLEGAL_STATE = 200, 209, 301, 400, 401
+NOT_FOUND, NOT_READY, LAUNCH_FAILURE, NOT_SUPPORTED = 500, 600, 719, 801
+CAPTURE_UNSUPPORTED, CAPTURE_INVALIDATED, CAPTURE_IMPLICIT, UNKNOWN = 900, 901, 906, 999
+ERRORS = {
+    0: ("hipSuccess", "no error"),
+    INVALID_VALUE: ("hipErrorInvalidValue", "invalid argument"),
+    OUT_OF_MEMORY: ("hipErrorOutOfMemory", "out of memory"),
+    INVALID_CONFIGURATION: ("hipErrorInvalidConfiguration", "invalid configuration argument"),
+    NO_DEVICE: ("hipErrorNoDevice", "no ROCm-capable device is detected"),
+    INVALID_DEVICE: ("hipErrorInvalidDevice", "invalid device ordinal"),
+    INVALID_IMAGE: ("hipErrorInvalidImage", "device kernel image is invalid"),
+    NO_BINARY_FOR_GPU: ("hipErrorNoBinaryForGpu", "no kernel image is available for execution on the device"),
+    FILE_NOT_FOUND: ("hipErrorFileNotFound", "file not found"),
+    INVALID_HANDLE: ("hipErrorInvalidHandle", "invalid resource handle"),
+    ILLEGAL_STATE: ("hipErrorIllegalState", "the operation cannot be performed in the present state"),
+    NOT_FOUND: ("hipErrorNotFound", "named symbol not found"),
+    NOT_READY: ("hipErrorNotReady", "device not ready"),
+    LAUNCH_FAILURE: ("hipErrorLaunchFailure", "unspecified launch failure"),
+    NOT_SUPPORTED: ("hipErrorNotSupported", "operation not supported"),
+    CAPTURE_UNSUPPORTED: (
+        "hipErrorStreamCaptureUnsupported",
+        "operation not permitted when stream is capturing",
+    ),
+    CAPTURE_INVALIDATED: (
+        "hipErrorStreamCaptureInvalidated",
+        "operation failed due to a previous error during capture",
+    ),
+    CAPTURE_IMPLICIT: ("hipErrorStreamCaptureImplicit", "operation would make the legacy stream depend on a capture"),
+}
+"""Names and texts as `hip_error.cpp` has them."""
+
+GFX = os.environ.get("VIRTUAL_ROCM_GFX", "gfx1100")
+WAVE = 64 if GFX.startswith("gfx9") else 32
+FEATURES = {"gfx90a": ":sramecc+:xnack-", "gfx942": ":sramecc+:xnack-"}
+MEMORY_BYTES = int(os.environ.get("VIRTUAL_ROCM_BYTES", str(1 << 30)))
+NUM_DEVICES = int(os.environ.get("VIRTUAL_ROCM_DEVICES", "1"))
+_POISON = 0xCB
+_libc = ctypes.CDLL(None)
+_libc.aligned_alloc.restype = c_void_p
+_libc.aligned_alloc.argtypes = [c_size_t, c_size_t]
+_libc.free.argtypes = [c_void_p]
+
+
+class Properties(ctypes.Structure):
+    """hipDeviceProp_tR0600 to gcnArchName, in the order of the header."""
+
+    _fields_ = [
+        ("name", ctypes.c_char * 256),
+        ("uuid", ctypes.c_char * 16),
+        ("luid", ctypes.c_char * 8),
+        ("luidDeviceNodeMask", c_uint),
+        ("totalGlobalMem", c_size_t),
+        ("sharedMemPerBlock", c_size_t),
+        ("regsPerBlock", c_int),
+        ("warpSize", c_int),
+        ("memPitch", c_size_t),
+        ("maxThreadsPerBlock", c_int),
+        ("maxThreadsDim", c_int * 3),
+        ("maxGridSize", c_int * 3),
+        ("clockRate", c_int),
+        ("totalConstMem", c_size_t),
+        ("major", c_int),
+        ("minor", c_int),
+        ("textureAlignment", c_size_t),
+        ("texturePitchAlignment", c_size_t),
+        ("deviceOverlap", c_int),
+        ("multiProcessorCount", c_int),
+        ("from_kernelExecTimeoutEnabled_to_maxSurfaceCubemapLayered", c_int * 44),
+        ("surfaceAlignment", c_size_t),
+        ("from_concurrentKernels_to_memoryBusWidth", c_int * 10),
+        ("l2CacheSize", c_int),
+        ("from_persistingL2CacheMaxSize_to_localL1CacheSupported", c_int * 5),
+        ("sharedMemPerMultiprocessor", c_size_t),
+        ("from_regsPerMultiprocessor_to_cooperativeMultiDeviceLaunch", c_int * 12),
+        ("sharedMemPerBlockOptin", c_size_t),
+        ("from_pageableMemoryAccessUsesHostPageTables_to_maxBlocksPerMultiProcessor", c_int * 3),
+        ("accessPolicyMaxWindowSize", c_int),
+        ("reservedSharedMemPerBlock", c_size_t),
+        ("from_hostRegisterSupported_to_unifiedFunctionPointers", c_int * 13),
+        ("reserved", c_int * 63),
+        ("hipReserved", c_int * 32),
+        ("gcnArchName", ctypes.c_char * 256),
+        ("rest", ctypes.c_char * 128),
+    ]
+
+
+class PointerAttributes(ctypes.Structure):
+    """hipPointerAttribute_t."""
+
+    _fields_ = [
+        ("type", c_int),
+        ("device", c_int),
+        ("devicePointer", c_void_p),
+        ("hostPointer", c_void_p),
+        ("isManaged", c_int),
+        ("allocationFlags", c_uint),
+    ]
+
+
+Work = Callable[[], None]
+
+
+class Graph:
+    """Work of a captured stream."""
+
+    def __init__(self) -> None:
+        self.nodes: list[Work] = []
+
+
+class Event:
+    """A mark in a stream: not recorded, waiting, or with the time when it was reached."""
+
+    def __init__(self) -> None:
+        self.stream: Stream | None = None
+        self.time: float | None = None
+
+
+class Stream:
+    """Work in order."""
+
+    def __init__(self, blocking: bool) -> None:
+        self.blocking = blocking
+        self.queue: deque[Work] = deque()
+        self.capture: Graph | None = None
+        self.invalidated = False
+
+    def add(self, work: Work) -> None:
+        if self.invalidated:
+            raise Failure(CAPTURE_INVALIDATED)
+        (self.queue if self.capture is None else self.capture.nodes).append(work)
+
+    def work_until(self, is_done: Callable[[], bool]) -> None:
+        while self.queue and not is_done():
+            self.queue.popleft()()
+
+    def work(self) -> None:
+        self.work_until(lambda: False)
+
+
+class Device:
+    """All that the process has made of the GPU."""
+
+    def __init__(self) -> None:
+        self.memory: dict[int, int] = {}  # bytes of each allocation, by address
+        self.pinned: dict[int, int] = {}
+        self.most_bytes = 0
+        self.objects: dict[int, Any] = {}
+        self.next_handle = count(0x1000, 0x10)
+        self.null = Stream(blocking=True)
+        self.broken = 0
+        """What every call gives that waits or launches, once a kernel has failed."""
+        self.last_error = 0
+        self.launches: list[tuple[str, str]] = []
+        """Variant and kernel of each launch that was called, in a graph or not."""
+        self.missing: Callable[[], str] = str
+
+    @property
+    def used(self) -> int:
+        return sum(self.memory.values())
+
+    def new(self, thing: Any) -> int:
+        handle = next(self.next_handle)
+        self.objects[handle] = thing
+        return handle
+
+    def get(self, handle: int | None, kind: type[Any]) -> Any:
+        if kind is Stream and not handle:
+            for stream in self.streams():
+                if stream.capture is not None:  # the legacy stream waits for blocking ones
+                    stream.invalidated = True
+                    raise Failure(CAPTURE_IMPLICIT)
+                if stream.blocking:
+                    stream.work()
+            return self.null
+        thing = self.objects.get(handle or 0)
+        if not isinstance(thing, kind):
+            raise Failure(INVALID_HANDLE)
+        return thing
+
+    def drop(self, handle: int | None, kind: type[Any]) -> Any:
+        thing = self.get(handle, kind)
+        del self.objects[handle or 0]
+        return thing
+
+    def streams(self) -> list[Stream]:
+        return [thing for thing in self.objects.values() if isinstance(thing, Stream)]
+
+    def wait(self, error_while_captured: int) -> None:
+        for stream in self.streams():
+            if stream.capture is not None:
+                stream.invalidated = True
+                raise Failure(error_while_captured)
+        for stream in [self.null, *self.streams()]:
+            stream.work()
+        self.check()
+
+    def check(self) -> None:
+        if self.broken:
+            raise Failure(self.broken)
+
+    def run(self, launch: Callable[[], str]) -> None:
+        """A kernel; after one has failed the others are not run, as on a GPU whose queue has stopped."""
+        if not self.broken and (error := launch()):
+            print(f"virtual ROCm: {error}", file=sys.stderr, flush=True)
+            self.broken = LAUNCH_FAILURE
+
+
+DEVICE = Device()
+
+
+def _allocate(size: int) -> int:
+    address = _libc.aligned_alloc(4096, max(-(-size // 4096) * 4096, 4096))
+    if not address:
+        raise Failure(OUT_OF_MEMORY)
+    ctypes.memset(address, _POISON, size)
+    return int(address)
+
+
+def _lies_in(allocations: dict[int, int], address: int) -> bool:
+    starts = sorted(allocations)
+    place = bisect_right(starts, address) - 1
+    return place >= 0 and address < starts[place] + allocations[starts[place]]
+
+
+def _put(pointer: int | None, value: Any) -> None:
+    """Write a C value where a caller wants it."""
+    if not pointer:
+        raise Failure(INVALID_VALUE)
+    ctypes.memmove(pointer, ctypes.byref(value), ctypes.sizeof(value))
+
+
+def hipGetDeviceCount(pointer: c_void_p) -> c_int:
+    _put(pointer, c_int(NUM_DEVICES))
+    if not NUM_DEVICES:
+        raise Failure(NO_DEVICE)
+
+
+def hipGetDevice(pointer: c_void_p) -> c_int:
+    if not NUM_DEVICES:
+        raise Failure(NO_DEVICE)
+    _put(pointer, c_int(0))
+
+
+def hipSetDevice(index: c_int) -> c_int:
+    if not NUM_DEVICES:
+        raise Failure(NO_DEVICE)
+    if index:
+        raise Failure(INVALID_DEVICE)
+
+
+def hipRuntimeGetVersion(pointer: c_void_p) -> c_int:
+    _put(pointer, c_int(70051831))
+
+
+def hipDriverGetVersion(pointer: c_void_p) -> c_int:
+    _put(pointer, c_int(70051831))
+
+
+def hipGetDevicePropertiesR0600(pointer: c_void_p, index: c_int) -> c_int:
+    if not 0 <= index < NUM_DEVICES:
+        raise Failure(INVALID_DEVICE)
+    digits = GFX.removeprefix("gfx")
+    properties = Properties(
+        name=b"Virtual AMD GPU",
+        totalGlobalMem=MEMORY_BYTES,
+        sharedMemPerBlock=64 << 10,
+        regsPerBlock=64 << 10,
+        warpSize=WAVE,
+        maxThreadsPerBlock=1024,
+        maxThreadsDim=(1024, 1024, 1024),
+        maxGridSize=(2**31 - 1, 65536, 65536),
+        major=int(digits[:-2]),
+        minor=int(digits[-2], 16),
+        multiProcessorCount=8,
+        l2CacheSize=4 << 20,
+        gcnArchName=(GFX + FEATURES.get(GFX, "")).encode(),
+    )
+    ctypes.memmove(pointer, ctypes.byref(properties), Properties.rest.offset)
+
+
+def hipDeviceGetAttribute(pointer: c_void_p, attribute: c_int, index: c_int) -> c_int:
+    values = {23: int(GFX[3:-2]), 61: int(GFX[-2], 16), 87: WAVE}  # compute capability, major and minor; wave size
+    if attribute not in values:
+        raise Failure(INVALID_VALUE)
+    _put(pointer, c_int(values[attribute]))
+
+
+def hipMalloc(pointer: c_void_p, size: c_size_t) -> c_int:
+    if DEVICE.used + size > MEMORY_BYTES:
+        raise Failure(OUT_OF_MEMORY)
+    address = _allocate(size)
+    DEVICE.memory[address] = size
+    DEVICE.most_bytes = max(DEVICE.most_bytes, DEVICE.used)
+    _put(pointer, c_void_p(address))
+
+
+def hipFree(address: c_void_p) -> c_int:
+    if not address:
+        return
+    if address not in DEVICE.memory:
+        raise Failure(INVALID_VALUE)
+    for stream in [DEVICE.null, *DEVICE.streams()]:  # hipFree waits for all work
+        stream.work()
+    del DEVICE.memory[address]
+    _libc.free(address)
+
+
+def hipHostMalloc(pointer: c_void_p, size: c_size_t, flags: c_uint) -> c_int:
+    address = _allocate(size)
+    DEVICE.pinned[address] = max(size, 1)
+    _put(pointer, c_void_p(address))
+
+
+def hipHostFree(address: c_void_p) -> c_int:
+    if not address:
+        return
+    if address not in DEVICE.pinned:
+        raise Failure(INVALID_VALUE)
+    for stream in [DEVICE.null, *DEVICE.streams()]:
+        stream.work()
+    del DEVICE.pinned[address]
+    _libc.free(address)
+
+
+def hipMemGetInfo(free: c_void_p, total: c_void_p) -> c_int:
+    _put(free, c_size_t(MEMORY_BYTES - DEVICE.used))
+    _put(total, c_size_t(MEMORY_BYTES))
+
+
+def hipPointerGetAttributes(pointer: c_void_p, address: c_void_p) -> c_int:
+    if not address:
+        raise Failure(INVALID_VALUE)
+    _put(pointer, PointerAttributes(device=-2))  # unregistered; hipInvalidDeviceId
+    if _lies_in(DEVICE.memory, address):
+        _put(pointer, PointerAttributes(type=2, devicePointer=address))
+    elif _lies_in(DEVICE.pinned, address):
+        _put(pointer, PointerAttributes(type=1, devicePointer=address, hostPointer=address))
+
+
+def hipMemcpy(target: c_void_p, source: c_void_p, size: c_size_t, kind: c_int) -> c_int:
+    DEVICE.get(None, Stream)
+    DEVICE.check()
+    ctypes.memmove(target, source, size)
+
+
+def hipMemcpyAsync(target: c_void_p, source: c_void_p, size: c_size_t, kind: c_int, stream: c_void_p) -> c_int:
+    queue = DEVICE.get(stream, Stream)
+    DEVICE.check()
+    on_device = [_lies_in(DEVICE.memory, address or 0) for address in (target, source)]
+    pinned = [_lies_in(DEVICE.pinned, address or 0) for address in (target, source)]
+    if queue.capture is None and not (on_device[1] or pinned[1]):  # pageable memory is staged before the call returns
+        held = ctypes.create_string_buffer(ctypes.string_at(source, size), size)
+        queue.add(lambda: ctypes.memmove(target, held, size))
+    else:
+        queue.add(lambda: ctypes.memmove(target, source, size))
+    if queue is DEVICE.null or (queue.capture is None and not (on_device[0] or pinned[0])):
+        queue.work()  # the copy to pageable memory is synchronous
+
+
+def hipMemset(target: c_void_p, value: c_int, size: c_size_t) -> c_int:
+    DEVICE.get(None, Stream)
+    DEVICE.check()
+    ctypes.memset(target, value, size)
+
+
+def hipMemsetAsync(target: c_void_p, value: c_int, size: c_size_t, stream: c_void_p) -> c_int:
+    queue = DEVICE.get(stream, Stream)
+    queue.add(lambda: ctypes.memset(target, value, size))
+    if queue is DEVICE.null:
+        queue.work()
+
+
+def hipDeviceSynchronize() -> c_int:
+    DEVICE.wait(CAPTURE_UNSUPPORTED)
+
+
+def hipStreamCreate(pointer: c_void_p) -> c_int:
+    _put(pointer, c_void_p(DEVICE.new(Stream(blocking=True))))
+
+
+def hipStreamCreateWithFlags(pointer: c_void_p, flags: c_uint) -> c_int:
+    _put(pointer, c_void_p(DEVICE.new(Stream(blocking=not flags & 1))))  # hipStreamNonBlocking
+
+
+def hipStreamCreateWithPriority(pointer: c_void_p, flags: c_uint, priority: c_int) -> c_int:
+    hipStreamCreateWithFlags(pointer, flags)
+
+
+def hipStreamGetPriority(stream: c_void_p, pointer: c_void_p) -> c_int:
+    _put(pointer, c_int(0))
+
+
+def hipStreamGetFlags(stream: c_void_p, pointer: c_void_p) -> c_int:
+    _put(pointer, c_uint(not DEVICE.get(stream, Stream).blocking))
+
+
+def hipStreamDestroy(stream: c_void_p) -> c_int:
+    DEVICE.get(stream, Stream).work()
+    DEVICE.drop(stream, Stream)
+
+
+def hipStreamSynchronize(stream: c_void_p) -> c_int:
+    queue = DEVICE.get(stream, Stream)
+    if queue.capture is not None:
+        queue.invalidated = True
+        raise Failure(CAPTURE_UNSUPPORTED)
+    queue.work()
+    DEVICE.check()
+
+
+def hipStreamQuery(stream: c_void_p) -> c_int:
+    queue = DEVICE.get(stream, Stream)
+    if queue.capture is not None:
+        queue.invalidated = True
+        raise Failure(CAPTURE_UNSUPPORTED)
+    DEVICE.check()
+    if queue.queue:
+        queue.queue.popleft()()  # so that who asks again and again gets an end
+        raise Failure(NOT_READY)
+
+
+def hipStreamWaitEvent(stream: c_void_p, event: c_void_p, flags: c_uint) -> c_int:
+    waited = DEVICE.get(event, Event)
+    DEVICE.get(stream, Stream).add(lambda: _reach(waited))
+
+
+def hipStreamIsCapturing(stream: c_void_p, pointer: c_void_p) -> c_int:
+    queue = DEVICE.objects.get(stream or 0)
+    status = 0 if queue is None or queue.capture is None else 2 if queue.invalidated else 1
+    _put(pointer, c_int(status))
+
+
+def hipStreamBeginCapture(stream: c_void_p, mode: c_int) -> c_int:
+    if not stream:
+        raise Failure(CAPTURE_UNSUPPORTED)
+    queue = DEVICE.get(stream, Stream)
+    if queue.capture is not None:
+        raise Failure(ILLEGAL_STATE)
+    queue.capture, queue.invalidated = Graph(), False
+
+
+def hipStreamEndCapture(stream: c_void_p, pointer: c_void_p) -> c_int:
+    queue = DEVICE.get(stream, Stream)
+    if queue.capture is None:
+        raise Failure(ILLEGAL_STATE)
+    graph, invalidated = queue.capture, queue.invalidated
+    queue.capture, queue.invalidated = None, False
+    if invalidated:
+        _put(pointer, c_void_p(None))
+        raise Failure(CAPTURE_INVALIDATED)
+    _put(pointer, c_void_p(DEVICE.new(graph)))
+
+
+def hipGraphInstantiate(
+    pointer: c_void_p, graph: c_void_p, failed_node: c_void_p, log: c_void_p, size: c_size_t
+) -> c_int:
+    executable = Graph()
+    executable.nodes = list(DEVICE.get(graph, Graph).nodes)
+    _put(pointer, c_void_p(DEVICE.new(executable)))
+
+
+def hipGraphLaunch(graph: c_void_p, stream: c_void_p) -> c_int:
+    DEVICE.check()
+    nodes = tuple(DEVICE.get(graph, Graph).nodes)
+
+    def run() -> None:
+        for work in nodes:
+            work()
+
+    DEVICE.get(stream, Stream).add(run)
+
+
+def hipGraphDestroy(graph: c_void_p) -> c_int:
+    DEVICE.drop(graph, Graph)
+
+
+def hipGraphExecDestroy(graph: c_void_p) -> c_int:
+    DEVICE.drop(graph, Graph)
+
+
+def hipEventCreate(pointer: c_void_p) -> c_int:
+    _put(pointer, c_void_p(DEVICE.new(Event())))
+
+
+def hipEventCreateWithFlags(pointer: c_void_p, flags: c_uint) -> c_int:
+    hipEventCreate(pointer)
+
+
+def hipEventDestroy(event: c_void_p) -> c_int:
+    DEVICE.drop(event, Event)
+
+
+def hipEventRecord(event: c_void_p, stream: c_void_p) -> c_int:
+    marked, queue = DEVICE.get(event, Event), DEVICE.get(stream, Stream)
+    marked.stream, marked.time = queue, None
+
+    def reach() -> None:
+        marked.time = time.perf_counter()
+
+    queue.add(reach)
+    if queue is DEVICE.null:
+        queue.work()
+
+
+def hipEventQuery(event: c_void_p) -> c_int:
+    marked = DEVICE.get(event, Event)
+    DEVICE.check()
+    if marked.stream is not None and marked.time is None:
+        if marked.stream.queue:
+            marked.stream.queue.popleft()()
+        raise Failure(NOT_READY)
+
+
+def hipEventSynchronize(event: c_void_p) -> c_int:
+    marked = DEVICE.get(event, Event)
+    if marked.stream is not None and marked.stream.capture is not None:
+        marked.stream.invalidated = True
+        raise Failure(CAPTURE_UNSUPPORTED)
+    _reach(marked)
+    DEVICE.check()
+
+
+def _reach(event: Event) -> None:
+    if event.stream is not None:
+        event.stream.work_until(lambda: event.time is not None)
+
+
+def hipEventElapsedTime(pointer: c_void_p, start: c_void_p, end: c_void_p) -> c_int:
+    times = [DEVICE.get(event, Event) for event in (start, end)]
+    if any(event.stream is None for event in times):
+        raise Failure(INVALID_HANDLE)
+    if any(event.time is None for event in times):
+        raise Failure(NOT_READY)
+    _put(pointer, c_float(1000 * (times[1].time - times[0].time)))
+
+
+class Module:
+    """A loaded code object."""
+
+    def __init__(self, kernels: dict[str, Any]) -> None:
+        self.kernels = kernels
+
+
+class Function:
+    """A kernel of a module."""
+
+    def __init__(self, kernel: Any) -> None:
+        self.kernel = kernel
+
+
+def hipModuleLoadData(pointer: c_void_p, image: c_void_p) -> c_int:
+    from virtual_rocm import execution
+
+    DEVICE.check()
+    code = execution.image(image)
+    _put(pointer, c_void_p(DEVICE.new(Module(execution.load(code, GFX, WAVE)))))
+
+
+def hipModuleUnload(module: c_void_p) -> c_int:
+    DEVICE.drop(module, Module)
+
+
+def hipModuleGetFunction(pointer: c_void_p, module: c_void_p, name: c_char_p) -> c_int:
+    found = DEVICE.get(module, Module).kernels.get(name.decode())
+    if found is None:
+        raise Failure(NOT_FOUND)
+    _put(pointer, c_void_p(DEVICE.new(Function(found))))
+
+
+def hipModuleLaunchKernel(
+    function: c_void_p,
+    grid_x: c_uint,
+    grid_y: c_uint,
+    grid_z: c_uint,
+    block_x: c_uint,
+    block_y: c_uint,
+    block_z: c_uint,
+    lds_bytes: c_uint,
+    stream: c_void_p,
+    parameters: c_void_p,
+    extra: c_void_p,
+) -> c_int:
+    """The limits are those of `hipModuleLaunchKernel` and `ihipLaunchKernel_validate` in ROCm/clr."""
+    kernel = DEVICE.get(function, Function).kernel
+    queue = DEVICE.get(stream, Stream)
+    DEVICE.check()
+    grid, threads = (grid_x, grid_y, grid_z), block_x * block_y * block_z
+    if grid_x > 2**31 - 1 or grid_y > 2**16 or grid_z > 2**16 or not all(grid):
+        raise Failure(INVALID_VALUE)
+    if grid_x * block_x >= 2**32 or not threads:
+        raise Failure(INVALID_CONFIGURATION)
+    if threads > 1024 or lds_bytes > 64 << 10 or extra or (kernel.sizes and not parameters):
+        raise Failure(INVALID_VALUE)
+    if threads > kernel.threads:
+        raise Failure(LAUNCH_FAILURE)
+    pointers = ctypes.cast(parameters, ctypes.POINTER(c_void_p))
+    arguments = [ctypes.string_at(pointers[i], size) for i, size in enumerate(kernel.sizes)]  # copied now, as HIP does
+    DEVICE.launches.append((kernel.variant.name if kernel.variant else "", kernel.name))
+    queue.add(lambda: DEVICE.run(lambda: kernel.launch(grid, threads, arguments, WAVE)))
+
+
+def hipLaunchKernel(
+    function: c_void_p,
+    grid: c_void_p,
+    block: c_void_p,
+    parameters: c_void_p,
+    lds_bytes: c_size_t,
+    stream: c_void_p,
+) -> c_int:
+    """Of a kernel compiled into CuPy: CUB and Thrust. The wheel has them for few GPUs."""
+    DEVICE.launches.append(("", "compiled into CuPy"))
+    raise Failure(NO_BINARY_FOR_GPU)
+
+
+def hipPeekAtLastError() -> c_int:
+    return DEVICE.broken
+
+
+def hipGetLastError() -> c_int:
+    return DEVICE.broken
+
+
+_texts = {text: ctypes.create_string_buffer(text.encode()) for pair in ERRORS.values() for text in pair}
+
+
+def hipGetErrorName(code: c_int) -> c_void_p:
+    return ctypes.addressof(_texts[ERRORS[code][0]]) if code in ERRORS else _unknown(code)
+
+
+def hipGetErrorString(code: c_int) -> c_void_p:
+    if code == NOT_SUPPORTED and (name := DEVICE.missing()):
+        return _unknown(code, f"the virtual ROCm has no {name}")
+    return ctypes.addressof(_texts[ERRORS[code][1]]) if code in ERRORS else _unknown(code)
+
+
+def _unknown(code: int, text: str = "") -> int:
+    text = text or f"hipError {code}"
+    return ctypes.addressof(_texts.setdefault(text, ctypes.create_string_buffer(text.encode())))
+
+
+def functions() -> dict[str, Callable[..., Any]]:
+    """All of them, by name."""
+    return provided([value for name, value in globals().items() if name.startswith("hip")])

@@ -1,0 +1,20 @@
+"""Every case of every kernel, launched by the real CuPy for ROCm and checked against the reference in float64."""
+
+from __future__ import annotations
+
+import pytest
+
+import forge.ops  # noqa: F401  (fills the registry)
+from forge.backend import Backend
+from forge.op import REGISTRY, Case, Op
+from forge.verify import verify_case
+
+pytestmark = [pytest.mark.virtual_rocm, pytest.mark.slow]
+
+CASES = [pytest.param(op, case, id=f"{op.name}-{case.name}") for op in REGISTRY.values() for case in op.cases]
+
+
+@pytest.mark.parametrize(("op", "case"), CASES)
+def test_kernel_equals_its_reference(op: Op, case: Case, device: Backend) -> None:
+    error = verify_case(op, case, device)
+    assert error.passed, error

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from forge import backend as backends
 from forge import hub, models
-from forge.backend import Backend
+from forge.backend import Backend, compilers
 from forge.config import Activations, EngineConfig, ModelConfig
 from forge.engine import Engine, Runner
 from forge.errors import FormatError, OutOfMemoryError, ParameterError
@@ -76,6 +76,8 @@ def load(
     )
     engine.warm_up(progress)
     notes = plan.notes
+    if untested := compilers.untested(backend.arch):
+        notes = (f"device: {untested}", *notes)
     if activations == "f16" and not backend.keeps_blocks:
         notes = (f"activations: {backend.device} computes in float32; f16 is for GPUs", *notes)
     if device == "auto":

@@ -26,7 +26,7 @@ from forge.backend import compilers, kernels
 from forge.errors import DeviceError
 from forge.variants import case_variants, model_variants
 
-TARGETS = ("gfx90a", "gfx942", "gfx1030", "gfx1100", "gfx1151", "gfx1201")
+TARGETS = compilers.TESTED
 NEWER_TARGETS = ("gfx950",)
 MOST_LDS_BYTES = 64 << 10
 ROOT = Path(__file__).parents[1]

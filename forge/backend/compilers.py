@@ -25,6 +25,11 @@ LEAST_CLANG = 19
 COMPILERS = f"ROCm's hipcc, or clang >= {LEAST_CLANG} with lld (Debian, Ubuntu: apt install clang-19 lld-19)"
 """What to install where there is no compiler."""
 
+TESTED = ("gfx90a", "gfx942", "gfx1030", "gfx1100", "gfx1151", "gfx1201")
+"""AMD GPUs that every kernel is compiled for on every change, within their registers and local memory."""
+
+_ERROR = re.compile(r":(?P<line>\d+):\d+: (?:fatal )?error: (?P<text>.*)$", re.MULTILINE)
+_UNKNOWN_TARGET = "the compiler does not know this GPU: use a newer one"
 _AMDGPU = 224  # e_machine
 _TARGET = re.compile(rb"amdhsa\.target(?:[\xa0-\xbf]|\xd9.)amdgcn-amd-amdhsa-\w*-(gfx[0-9a-f]+)", re.DOTALL)
 """The note's entry, a MessagePack string: the length takes one byte or two."""
@@ -56,14 +61,15 @@ def compile_variant(variant: kernels.Variant, arch: str, compiler: Compiler) -> 
                 errors="replace",
             )
             if done.returncode:
-                reason = first_error(done.stderr) or f"exit code {done.returncode}"
-                if "invalid target ID" in reason:
+                why = reason(done.stderr or f"exit code {done.returncode}", variant)
+                if why == _UNKNOWN_TARGET:
                     raise DeviceError(f"{compiler.path} does not know {arch}: check the name, or use a newer compiler")
-                raise DeviceError(f"{variant.name} does not compile for {arch} with {compiler.path}: {reason}")
+                raise DeviceError(f"{variant.name} does not compile for {arch} with {compiler.path}: {why}")
             data = code.read_bytes()
     except OSError as error:
-        reason = error.strerror or str(error)
-        raise DeviceError(f"{variant.name} cannot be compiled with {compiler.path}: {reason}") from None
+        raise DeviceError(
+            f"{variant.name} cannot be compiled with {compiler.path}: {error.strerror or error}"
+        ) from None
     if target(data) != arch:
         raise DeviceError(f"{compiler.path} wrote no code object for {arch}: use another compiler: {COMPILERS}")
     return data
@@ -111,7 +117,21 @@ def target(code: bytes) -> str | None:
     return match[1].decode() if match else None
 
 
-def first_error(text: str) -> str:
-    """The first line of a compiler's message that tells of an error, else its first line."""
+def reason(text: str, variant: kernels.Variant) -> str:
+    """A compiler's first complaint about a variant in one line: the place in its source, what is wrong, the line."""
+    if match := _ERROR.search(text):
+        place, line = kernels.place(variant.file, int(match["line"]))
+        return f"{place}: {match['text']}: {line!r}"
+    if "invalid target ID" in text:
+        return _UNKNOWN_TARGET
     lines = text.splitlines()
-    return next((line.strip() for line in lines if "error" in line), lines[0].strip() if lines else "")
+    return next((line.strip() for line in lines if "error" in line), lines[0].strip() if lines else "no message")
+
+
+def untested(arch: str) -> str:
+    """What to tell the user of an AMD GPU that the tests know nothing of; "" for the others."""
+    if not arch.startswith("gfx") or arch in TESTED:
+        return ""
+    return (
+        f"{arch} is untested: forge's tests cover {', '.join(TESTED)}; `forge verify` shows whether it computes right"
+    )

@@ -32,6 +32,7 @@ ARRAY = cp.ndarray
 KIND = "hip" if IS_HIP else "cuda"
 _R_32F, _R_16F = 0, 2  # cudaDataType
 _COMPUTE_32F = _R_32F if IS_HIP else 68  # CUBLAS_COMPUTE_32F, which ends the process in CuPy for ROCm 7
+_MEMORY_ALLOCATION = 2  # cudaErrorMemoryAllocation, hipErrorOutOfMemory
 _NON_TRANSPOSED, _TRANSPOSED = 0, 1
 _DEFAULT_ALGORITHM = -1
 
@@ -118,8 +119,8 @@ class CupyBackend(GPU):
         try:
             module.compile()
         except cp.cuda.compiler.CompileException as error:
-            reason = compilers.first_error(str(error)) or "no message"
-            raise DeviceError(f"{variant.name} does not compile for {self.arch}: {reason}") from None
+            why = compilers.reason(str(error), variant)
+            raise DeviceError(f"{variant.name} does not compile for {self.arch}: {why}") from None
         return module
 
     def _loaded(self, variant: kernels.Variant, code: bytes) -> Any:
@@ -390,7 +391,8 @@ class CupyBackend(GPU):
         name = "hipBLAS" if IS_HIP else "cuBLAS"
         if not self.has_blas:  # making its handle may be what ends the process
             return f"{name}, which has no kernels for {self.arch}: prompts are slower"
-        return f"{name} {cublas.getVersion(cp.cuda.device.get_cublas_handle())}"
+        version = _version(cublas.getVersion(cp.cuda.device.get_cublas_handle()), 100, 100)
+        return f"{name} on rocBLAS {version}" if IS_HIP else f"{name} {version}"
 
     def facts(self) -> list[tuple[str, str]]:
         """What there is to say about the device, as (what, found)."""
@@ -401,10 +403,13 @@ class CupyBackend(GPU):
         runtime = cp.cuda.runtime
         free, total = runtime.memGetInfo()
         return [
-            ("device", self.device),
+            ("device", "; ".join(filter(None, (self.device, compilers.untested(self.arch))))),
             ("waves", f"{self.wave} threads, {self.cores} {'compute units' if IS_HIP else 'multiprocessors'}"),
             ("device memory", f"{free / 1e9:.1f} of {total / 1e9:.1f} GB free"),
-            ("driver, runtime", f"{runtime.driverGetVersion()}, {runtime.runtimeGetVersion()}"),
+            (
+                "driver, runtime",
+                f"{_api_version(runtime.driverGetVersion())}, {_api_version(runtime.runtimeGetVersion())}",
+            ),
             ("CuPy", f"{cp.__version__} for {'ROCm' if IS_HIP else 'CUDA'}"),
             ("BLAS", self._blas()),
             ("kernel cache", os.environ.get("CUPY_CACHE_DIR", os.path.expanduser("~/.cupy/kernel_cache"))),
@@ -425,9 +430,25 @@ def _errors() -> Iterator[None]:
     try:
         yield
     except cp.cuda.memory.OutOfMemoryError as error:
-        raise OutOfMemoryError(f"out of device memory: {_one_line(error)}; use a smaller --context or model") from None
+        raise _out_of_memory(_one_line(error).removeprefix("Out of memory ").rstrip(".")) from None
     except (cp.cuda.driver.CUDADriverError, cp.cuda.runtime.CUDARuntimeError, cublas.CUBLASError) as error:
+        if getattr(error, "status", 0) == _MEMORY_ALLOCATION and not isinstance(error, cublas.CUBLASError):
+            raise _out_of_memory(f"{_one_line(error)}, of the device or pinned of the host") from None
         raise DeviceError(f"the GPU failed: {_one_line(error)}") from None
+
+
+def _out_of_memory(what: str) -> OutOfMemoryError:
+    return OutOfMemoryError(f"out of device memory: {what}: use a smaller --context or model")
+
+
+def _version(number: int, minors: int, patches: int) -> str:
+    """A version that is kept as one number: so many minor ones of a major one, so many patches of a minor one."""
+    return f"{number // minors // patches}.{number // patches % minors}.{number % patches}"
+
+
+def _api_version(number: int) -> str:
+    """As HIP and CUDA count: 70051831 is HIP 7.0.51831, 13010 is CUDA 13.1.0."""
+    return f"HIP {_version(number, 100, 100_000)}" if IS_HIP else f"CUDA {_version(number, 100, 10)}"
 
 
 def _one_line(error: BaseException) -> str:

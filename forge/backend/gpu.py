@@ -59,12 +59,12 @@ def checked(
     """
     written = (*results, *state)
     expected = [device.to_numpy(array).tobytes() for array in written]
+    _restore(device, state, disturb(before))
+    launches()
+    for array in results:
+        device.spoil(array)
+    _restore(device, state, before)
     try:
-        _restore(device, state, disturb(before))
-        launches()
-        for array in results:
-            device.spoil(array)
-        _restore(device, state, before)
         graph()
         if [device.to_numpy(array).tobytes() for array in written] == expected:
             return graph

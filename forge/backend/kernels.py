@@ -73,6 +73,14 @@ def source(file: str) -> str:
     return "\n".join(texts)
 
 
+def place(file: str, line: int) -> tuple[str, str]:
+    """Where a line of `source(file)`, counted from 1, comes from, as "norm.hip:12", and its text."""
+    before = (_DIRECTORY / f"{PRELUDE}.hip").read_text(encoding="utf-8").count("\n") + 1
+    lines = source(file).split("\n")
+    text = lines[line - 1].strip() if 0 < line <= len(lines) else ""
+    return (f"{PRELUDE}.hip:{line}" if line <= before else f"{file}.hip:{line - before}"), text
+
+
 @cache
 def signatures(file: str) -> dict[str, tuple[str, tuple[Parameter, ...]]]:
     """Threads (a number, or the -D name of one) and parameters of each kernel in a file, by name."""

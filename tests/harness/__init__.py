@@ -20,7 +20,9 @@ from forge.backend.gpu import GPU
 
 HERE = Path(__file__).parent
 CACHE = Path(os.environ.get("FORGE_HARNESS_CACHE", HERE.parents[1] / ".harness"))
-COMPILER = next((path for name in ("clang++-19", "clang++") if (path := shutil.which(name))), None)
+TOOLS = os.environ.get("FORGE_HARNESS_PATH") or os.environ.get("PATH", os.defpath)
+"""Where compilers are looked for: PATH, but for a process that is to find none there."""
+COMPILER = next((path for name in ("clang++-19", "clang++") if (path := shutil.which(name, path=TOOLS))), None)
 if COMPILER is None and os.environ.get("FORGE_REQUIRE_TOOLCHAIN"):
     raise RuntimeError("no clang++, and FORGE_REQUIRE_TOOLCHAIN is set: run scripts/install-toolchain")
 _FLAGS = ["-std=c++17", "-O1", "-fPIC", "-ffp-contract=off", "-mf16c", "-w"]
@@ -195,7 +197,8 @@ def _runtime(text: str) -> Path:
 
 
 def _compile(arguments: list[str]) -> None:
-    done = subprocess.run([str(COMPILER), *arguments], capture_output=True, text=True)
+    environment = {**os.environ, "PATH": TOOLS}
+    done = subprocess.run([str(COMPILER), *arguments], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
 
 

@@ -3,6 +3,7 @@
 import ctypes
 import hashlib
 import os
+import shutil
 import struct
 import subprocess
 from collections.abc import Callable
@@ -137,9 +138,16 @@ def _variant(code: bytes, arch: str) -> kernels.Variant | None:
 def _metadata(code: bytes) -> Any:
     """The note NT_AMDGPU_METADATA, which is what HIP reads to launch a kernel."""
     done = subprocess.run(
-        ["llvm-readelf-19", "--notes", "-"], input=code, capture_output=True, check=True
+        [tool("llvm-readelf-19"), "--notes", "-"], input=code, capture_output=True, check=True
     ).stdout.decode()
     return yaml.safe_load(done[done.index("---") : done.index("...")])
+
+
+def tool(name: str) -> str:
+    """The path of a program that the virtual machine needs, which the machine that it plays may not have."""
+    path = shutil.which(name, path=harness.TOOLS)
+    assert path, f"no {name}: run scripts/install-toolchain"
+    return path
 
 
 def variant_of(source: str, options: list[str]) -> kernels.Variant | None:

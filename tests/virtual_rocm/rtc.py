@@ -68,11 +68,13 @@ def hiprtcGetLoweredName(program: c_void_p, name: c_char_p, pointer: c_void_p) -
 
 
 def hiprtcCompileProgram(program: c_void_p, number: c_int, options: c_void_p) -> c_int:
+    import harness
+
     from virtual_rocm import execution
 
     wanted = _get(program)
     given = [ctypes.cast(options, ctypes.POINTER(c_char_p))[i].decode() for i in range(number)]
-    command = ["clang++-19", "-x", "hip", *_OFFLINE, *_DEFAULTS, f"--offload-arch={GFX}"]
+    command = [execution.tool("clang++-19"), "-x", "hip", *_OFFLINE, *_DEFAULTS, f"--offload-arch={GFX}"]
     command += ["-include", str(_BUILTINS), "-Wno-everything", "-fuse-cuid=none", *given]
     key = "\0".join([wanted.source, _BUILTINS.read_text(), *command])
     kept = CACHE / f"{hashlib.sha256(key.encode()).hexdigest()}.hsaco"
@@ -80,7 +82,8 @@ def hiprtcCompileProgram(program: c_void_p, number: c_int, options: c_void_p) ->
         with tempfile.TemporaryDirectory() as scratch:
             source, code = Path(scratch, "source.hip"), kept.with_suffix(f".{os.getpid()}")
             source.write_text(wanted.source)
-            done = subprocess.run([*command, str(source), "-o", str(code)], capture_output=True)
+            environment = {**os.environ, "PATH": harness.TOOLS}
+            done = subprocess.run([*command, str(source), "-o", str(code)], capture_output=True, env=environment)
             wanted.log = done.stderr
             if done.returncode:
                 raise Failure(COMPILATION)

@@ -1,4 +1,4 @@
-"""Tiny models with matrices of a chosen type, of widths that Q4_K has blocks for."""
+"""Tiny models with matrices of a chosen type; with Q4_K they are as wide as a block."""
 
 from __future__ import annotations
 
@@ -12,25 +12,8 @@ from forge.formats import gguf
 from forge.quant import QuantTensor
 
 ARCH = Path(__file__).parents[1] / "data" / "arch"
-WIDTH, FFN, HEADS, KV_HEADS, DIM = 256, 256, 4, 1, 64
-_SIZES = {
-    "embedding_length": WIDTH,
-    "feed_forward_length": FFN,
-    "attention.head_count": HEADS,
-    "attention.head_count_kv": KV_HEADS,
-    "attention.key_length": DIM,
-    "attention.value_length": DIM,
-    "rope.dimension_count": DIM,
-}
-_SHAPES = {
-    "attn_q": (HEADS * DIM, WIDTH),
-    "attn_k": (KV_HEADS * DIM, WIDTH),
-    "attn_v": (KV_HEADS * DIM, WIDTH),
-    "attn_output": (WIDTH, HEADS * DIM),
-    "ffn_gate": (FFN, WIDTH),
-    "ffn_up": (FFN, WIDTH),
-    "ffn_down": (WIDTH, FFN),
-}
+HEADS, KV_HEADS = 4, 1
+WIDTHS = {"F16": 128, "Q4_K": 256}
 _LOGITS = 5.0
 """Standard deviation of the logits: of real models' size, so that few top-2 gaps are small."""
 
@@ -38,12 +21,24 @@ _LOGITS = 5.0
 def write(family: str, type_name: str, path: Path) -> Path:
     """A random model with the metadata, tokenizer and tensor names of `tests/data/arch/<family>`, in other sizes."""
     rng = np.random.default_rng(0)
+    width = WIDTHS[type_name]
+    dim = width // HEADS
+    sizes = {
+        "embedding_length": width,
+        "feed_forward_length": width,
+        "attention.head_count": HEADS,
+        "attention.head_count_kv": KV_HEADS,
+        "attention.key_length": dim,
+        "attention.value_length": dim,
+        "rope.dimension_count": dim,
+    }
+    rows = {"attn_k": KV_HEADS * dim, "attn_v": KV_HEADS * dim}
     with gguf.read(ARCH / family / "model.gguf") as file:
         metadata: dict[str, Any] = {
             key: value if isinstance(value, str | int | float | np.ndarray) else list(value)  # arrays of strings
             for key, value in file.metadata.items()
         }
-        metadata.update({f"{family}.{key}": Typed(U32, value) for key, value in _SIZES.items()})
+        metadata.update({f"{family}.{key}": Typed(U32, value) for key, value in sizes.items()})
         shapes = {name: info.shape for name, info in file.tensors.items()}
     # Where the embedding is the output matrix too, a large one would have each token predict itself.
     embedding = 1.0 if "output.weight" in shapes else 0.25
@@ -51,12 +46,12 @@ def write(family: str, type_name: str, path: Path) -> Path:
     for name, shape in shapes.items():
         part = name.removesuffix(".weight").rpartition(".")[2]
         if len(shape) == 1:
-            size = DIM if part in ("attn_q_norm", "attn_k_norm") else WIDTH
+            size = dim if part in ("attn_q_norm", "attn_k_norm") else width
             mean = _LOGITS / embedding if part == "output_norm" else 1 / embedding if "post" in part else 1.0
             tensors[name] = rng.normal(mean, 0.1, size).astype(np.float32)
         else:
-            size = _SHAPES.get(part, (shape[0], WIDTH))
-            tensors[name] = _matrix(type_name, size, rng, embedding if part == "token_embd" else 1.0)
+            count = shape[0] if part in ("output", "token_embd") else rows.get(part, width)
+            tensors[name] = _matrix(type_name, (count, width), rng, embedding if part == "token_embd" else 1.0)
     return write_gguf(path, metadata, tensors)
 
 

@@ -1,0 +1,205 @@
+"""What users type, in a process of its own: the outputs, and what a machine that lacks something says."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from forge import load
+from forge.backend import code_objects, compilers, kernels
+from virtual_rocm import tiny
+
+pytestmark = [pytest.mark.virtual_rocm, pytest.mark.slow]
+
+HERE = Path(__file__).parent
+GOLDEN = HERE / "golden"
+MODEL = tiny.ARCH / "llama" / "model.gguf"
+GENERATE = ("generate", "--model", str(MODEL), "--device", "hip", "--max-tokens", "6", "--ignore-eos", "--json", "abc")
+_OF_THE_MACHINE = "Python|CPU|NumPy|memory|kernel cache|cache|smollm2|gemma3-270m|fetches models with"
+
+
+def forge(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "forge", *arguments],
+        env={**os.environ, "COLUMNS": "120", **environment},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def ids(done: subprocess.CompletedProcess[str]) -> list[int]:
+    assert done.returncode == 0, done.stderr
+    found: list[int] = json.loads(done.stdout)["ids"]
+    return found
+
+
+def complaint(done: subprocess.CompletedProcess[str]) -> str:
+    """The one line of a command that failed."""
+    assert done.returncode == 1, done.stdout
+    (line,) = [line for line in done.stderr.splitlines() if not line.startswith("forge: compiling kernels")]
+    return line
+
+
+def assert_golden(name: str, text: str) -> None:
+    """UPDATE_GOLDEN=1 writes the files anew."""
+    path = GOLDEN / f"{name}.txt"
+    text = "\n".join(line.rstrip() for line in text.splitlines()) + "\n"
+    if os.environ.get("UPDATE_GOLDEN"):
+        path.write_text(text)
+    assert text == path.read_text()
+
+
+@pytest.fixture(scope="session")
+def usual_ids() -> list[int]:
+    return ids(forge(*GENERATE))
+
+
+@pytest.mark.parametrize(
+    ("name", "environment", "code"),
+    [("doctor", {}, 0), ("doctor-without-blas", {"VIRTUAL_ROCM_BLAS": "none"}, 1)],
+)
+def test_doctor(name: str, environment: dict[str, str], code: int, gfx: str) -> None:
+    done = forge("doctor", **environment)
+    assert done.returncode == code
+    shown = re.sub(rf"^({_OF_THE_MACHINE})( +).*", r"\1\2<this machine's>", done.stdout, flags=re.MULTILINE)
+    assert_golden(f"{name}-{gfx}", shown.replace(str(HERE), "<tests>"))
+
+
+def test_verify(gfx: str) -> None:
+    done = forge("verify", "--device", "hip")
+    assert done.returncode == 0, done.stdout + done.stderr
+    # the largest errors depend on the C library's functions and NumPy's BLAS
+    assert_golden(f"verify-{gfx}", re.sub(r"\S+ +[\d.]+%(?=  )", "<error> <%>", done.stdout))
+
+
+def test_no_device() -> None:
+    nothing = {"VIRTUAL_ROCM_DEVICES": "0"}
+    assert complaint(forge(*GENERATE, **nothing)) == (
+        "forge: no usable GPU: hipErrorNoDevice: no ROCm-capable device is detected"
+    )
+    auto = forge(*("auto" if argument == "hip" else argument for argument in GENERATE), **nothing)
+    assert "auto: no usable GPU: hipErrorNoDevice" in auto.stderr
+    assert ids(auto)
+    assert complaint(forge("verify", "--device", "hip:1")) == "forge: hip:1 does not exist: 1 GPU is there"
+
+
+def test_an_unknown_gpu_works_and_is_called_untested(gfx: str) -> None:
+    other = {"gfx942": "gfx908", "gfx1100": "gfx1103"}[gfx]
+    done = forge(*GENERATE, VIRTUAL_ROCM_GFX=other)
+    assert len(ids(done)) == 6
+    (line,) = [line for line in done.stderr.splitlines() if "untested" in line]
+    assert line.startswith(f"forge: device: {other} is untested: forge's tests cover gfx90a, ")
+    assert f"{other} is untested" in forge("doctor", VIRTUAL_ROCM_GFX=other).stdout
+
+
+def test_a_gpu_that_the_compiler_does_not_know() -> None:
+    line = complaint(forge(*GENERATE, VIRTUAL_ROCM_GFX="gfx1399"))
+    assert line.endswith("does not compile for gfx1399: the compiler does not know this GPU: use a newer one")
+
+
+def test_without_blas_kernels_of_forges_multiply(usual_ids: list[int]) -> None:
+    done = forge(*GENERATE, VIRTUAL_ROCM_BLAS="none")
+    assert ids(done) == usual_ids
+    (line,) = [line for line in done.stderr.splitlines() if "hipBLAS" in line]
+    assert "hipBLAS cannot multiply here (Aborted: rocBLAS error: Cannot read" in line
+
+
+@pytest.fixture(scope="session")
+def store(gfx: str, device: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Code objects of what the model needs, as `forge kernels build` makes them of all."""
+    device._modules.clear()
+    device._functions.clear()
+    load(MODEL, device="hip")
+    place = tmp_path_factory.mktemp("kernels")
+    code_objects.build(list(device._modules), [gfx], place)
+    return place
+
+
+@pytest.fixture
+def copy(store: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(store, tmp_path / "kernels"))
+
+
+def nothing_on_path(tmp_path: Path) -> dict[str, str]:
+    """No hipcc and no clang, also not for hipRTC, which CuPy reaches by way of hipcc."""
+    return {"PATH": str(tmp_path / "nowhere"), "CUPY_CACHE_DIR": str(tmp_path / "cupy")}
+
+
+def test_without_a_compiler(store: Path, usual_ids: list[int], gfx: str, tmp_path: Path) -> None:
+    bare = nothing_on_path(tmp_path)
+    line = complaint(forge(*GENERATE, **bare))
+    assert re.fullmatch(
+        rf"forge: no code for kernel \S+ on {gfx}: none is prebuilt in \S+, and there is no compiler: install .*", line
+    )
+    assert ids(forge(*GENERATE, **bare, FORGE_KERNELS=str(store))) == usual_ids
+
+
+def test_a_plain_clang_serves(usual_ids: list[int], tmp_path: Path) -> None:
+    """It is on PATH of every machine that runs this test, behind the directory of hipcc."""
+    path = os.environ["PATH"].removeprefix(f"{HERE / 'bin'}{os.pathsep}")
+    assert shutil.which("hipcc", path=path) is None
+    done = forge(*GENERATE, PATH=path, FORGE_CACHE=str(tmp_path))
+    assert ids(done) == usual_ids
+    assert list(tmp_path.glob("kernels/gfx*/*.hsaco"))
+
+
+def damage(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def cut_off(path: Path) -> None:
+    """And note it as if it were whole."""
+    data = path.read_bytes()[: path.stat().st_size // 2]
+    path.write_bytes(data)
+    note(path, data)
+
+
+def of_another_gpu(path: Path) -> None:
+    other = "gfx90a" if path.parent.name != "gfx90a" else "gfx942"
+    variant, compiler = kernels.Variant.parse(path.stem), compilers.find_compiler()
+    assert variant
+    assert compiler
+    data = compilers.compile_variant(variant, other, compiler)
+    path.write_bytes(data)
+    note(path, data)
+
+
+def note(path: Path, data: bytes) -> None:
+    about = json.loads(path.with_suffix(".json").read_text())
+    about["code"] = hashlib.sha256(data).hexdigest()
+    path.with_suffix(".json").write_text(json.dumps(about))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "fault"),
+    [(damage, "is damaged: its SHA-256 is not the one noted"), (of_another_gpu, "is a code object for gfx90a")],
+)
+def test_a_code_object_that_is_refused_is_compiled_anew_or_named(
+    spoil: object, fault: str, copy: Path, usual_ids: list[int], gfx: str, tmp_path: Path
+) -> None:
+    path = next(copy.glob(f"{gfx}/step*.hsaco"))
+    spoil(path)  # type: ignore[operator]
+    done = forge(*GENERATE, FORGE_KERNELS=str(copy))
+    assert ids(done) == usual_ids
+    assert [line for line in done.stderr.splitlines() if f"{path} {fault}" in line and "compiled anew" in line]
+    line = complaint(forge(*GENERATE, FORGE_KERNELS=str(copy), **nothing_on_path(tmp_path)))
+    assert f"{path} {fault}" in line
+    assert "there is no compiler" in line
+
+
+def test_a_code_object_that_the_driver_refuses(copy: Path, gfx: str, tmp_path: Path) -> None:
+    cut_off(next(copy.glob(f"{gfx}/step*.hsaco")))
+    line = complaint(forge(*GENERATE, FORGE_KERNELS=str(copy)))
+    assert re.fullmatch(rf"forge: step: the driver refuses its code object for {gfx}: hipErrorInvalidImage: .*", line)

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import json
 import os
-import select
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -38,7 +38,7 @@ class Child:
         scratch.mkdir()
         names, reports = scratch / "tests", scratch / "reports"
         names.write_text("\n".join(item.nodeid for item in items))
-        os.mkfifo(reports)
+        reports.touch()
         self.log = scratch / "log"
         config = items[0].config
         with open(self.log, "w") as log:
@@ -49,8 +49,7 @@ class Child:
                 stdout=log,
                 stderr=subprocess.STDOUT,
             )
-        # for writing too, so that neither end waits for the other to open it, or ends with it
-        self.file: IO[bytes] = os.fdopen(os.open(reports, os.O_RDWR | os.O_NONBLOCK), "rb", buffering=0)
+        self.file: IO[bytes] = open(reports, "rb")  # noqa: SIM115 (a pipe would stop the child when nobody reads)
         self.found: dict[str, list[Any]] = {}
         self.rest = b""
 
@@ -58,18 +57,20 @@ class Child:
         """The reports of a test, when it has run."""
         while not any(report["when"] == "teardown" for report in self.found.get(item.nodeid, ())):
             ended = self.process.poll() is not None
-            if not self._read() and ended:
+            if self._read():
+                continue
+            if ended:
                 return [*self.found.get(item.nodeid, ()), self._lost(item)]
+            time.sleep(0.02)
         return self.found[item.nodeid]
 
     def _read(self) -> bool:
-        if not select.select([self.file], [], [], 0.1)[0]:
-            return False
-        *lines, self.rest = (self.rest + self.file.read(1 << 16)).split(b"\n")
+        data = self.file.read()
+        *lines, self.rest = (self.rest + data).split(b"\n")
         for line in lines:
             report = json.loads(line)
             self.found.setdefault(report["nodeid"], []).append(report)
-        return True
+        return bool(data)
 
     def _lost(self, item: pytest.Item) -> dict[str, Any]:
         said = self.log.read_text()[-5000:]

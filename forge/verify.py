@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,6 +15,8 @@ from forge.backend import Backend
 from forge.backend.gpu import GPU
 from forge.op import REGISTRY, Array, Case, Op
 from forge.quant import QuantTensor, Stack
+
+Progress = Callable[[str, int, int | None], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,11 +37,17 @@ class CaseError:
         return self.share <= 1.0 and not self.fault
 
 
-def verify(backend: Backend) -> Iterator[CaseError]:
-    """Run all cases of all ops on a backend."""
-    for op in REGISTRY.values():
-        for case in op.cases:
-            yield verify_case(op, case, backend)
+def verify(backend: Backend, progress: Progress | None = None) -> Iterator[CaseError]:
+    """Run all cases of all ops on a backend, whose kernels are compiled before."""
+    cases = [(op, case) for op in REGISTRY.values() for case in op.cases]
+
+    def launch_all() -> None:
+        for op, case in cases:
+            backend.launch(op, tuple(_on(backend, value) for value in _inputs(op, case, backend)), case.options)
+
+    backend.prepare(launch_all, progress)
+    for op, case in cases:
+        yield verify_case(op, case, backend)
 
 
 def verify_case(op: Op, case: Case, backend: Backend) -> CaseError:

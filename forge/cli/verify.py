@@ -20,8 +20,9 @@ def command(device: options.Device = "auto", as_json: options.Json = False) -> N
 
     backend = select(device)
     errors: dict[str, list[verify.CaseError]] = {}
-    for error in verify.verify(backend):
-        errors.setdefault(error.op, []).append(error)
+    with output.Progress() as progress:
+        for error in verify.verify(backend, progress):
+            errors.setdefault(error.op, []).append(error)
     failed = [error for cases in errors.values() for error in cases if not error.passed]
     if as_json:
         output.write_json(

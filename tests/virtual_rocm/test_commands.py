@@ -82,6 +82,15 @@ def test_verify(gfx: str) -> None:
     assert_golden(f"verify-{gfx}", re.sub(r"\S+ +[\d.]+%(?=  )", "<error> <%>", done.stdout))
 
 
+def test_bench() -> None:
+    sizes = ("--prompt-tokens", "20", "--gen-tokens", "4", "--batch", "1,2", "--repetitions", "1")
+    done = forge("bench", "--model", str(MODEL), "--device", "hip", "--context", "64", *sizes, "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["device"].startswith("hip:0")
+    assert [(run["batch"], run["tokens_per_s"] > 0) for run in found["decode"]] == [(1, True), (2, True)]
+
+
 def test_no_device() -> None:
     nothing = {"VIRTUAL_ROCM_DEVICES": "0"}
     assert complaint(forge(*GENERATE, **nothing)) == (

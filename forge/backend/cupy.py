@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
-from threading import RLock
+from threading import RLock, get_ident
 from typing import Any, TypeVar
 
 import cupy as cp
@@ -79,6 +79,7 @@ class CupyBackend(GPU):
         self._graphs = True
         self._plan_pool = cp.cuda.MemoryPool()
         self._lock = RLock()
+        self._thread: int | None = None
         with self._cuda_device:
             self._stream = cp.cuda.Stream(non_blocking=True)
 
@@ -87,12 +88,18 @@ class CupyBackend(GPU):
 
         One thread at a time: what it launches is not to land in a step that another records.
         """
-        return _NOTHING if cp.cuda.get_current_stream().ptr == self._stream.ptr else self._enter()
+        # The stream alone does not tell: where HIP fails while one is left, CuPy goes on to call it the current one.
+        is_within = self._thread == get_ident() and cp.cuda.get_current_stream().ptr == self._stream.ptr
+        return _NOTHING if is_within else self._enter()
 
     @contextmanager
     def _enter(self) -> Iterator[None]:
-        with self._lock, self._cuda_device, self._stream, _errors():
-            yield
+        with self._lock, _errors(), self._cuda_device, self._stream:
+            outer, self._thread = self._thread, get_ident()
+            try:
+                yield
+            finally:
+                self._thread = outer
 
     def launch(self, op: Any, args: tuple[Any, ...], options: Mapping[str, Any]) -> Any:
         with self.active():
@@ -145,7 +152,7 @@ class CupyBackend(GPU):
                 self._collected = None
 
         def build(variant: kernels.Variant) -> None:
-            with self._cuda_device:
+            with _errors(), self._cuda_device:
                 self._module(variant)
 
         with ThreadPoolExecutor(os.cpu_count(), "forge-compile") as pool:
@@ -359,7 +366,7 @@ class CupyBackend(GPU):
 
     def free_bytes(self) -> int:
         """Free on the device, and free in CuPy's pool."""
-        with self._cuda_device, _errors():
+        with _errors(), self._cuda_device:
             free, _ = cp.cuda.runtime.memGetInfo()
             return int(free) + int(cp.get_default_memory_pool().free_bytes())
 
@@ -392,11 +399,11 @@ class CupyBackend(GPU):
         if not self.has_blas:  # making its handle may be what ends the process
             return f"{name}, which has no kernels for {self.arch}: prompts are slower"
         version = _version(cublas.getVersion(cp.cuda.device.get_cublas_handle()), 100, 100)
-        return f"{name} on rocBLAS {version}" if IS_HIP else f"{name} {version}"
+        return f"{name}; CuPy was built for rocBLAS {version}" if IS_HIP else f"{name} {version}"
 
     def facts(self) -> list[tuple[str, str]]:
         """What there is to say about the device, as (what, found)."""
-        with self._cuda_device, _errors():
+        with _errors(), self._cuda_device:
             return self._facts()
 
     def _facts(self) -> list[tuple[str, str]]:
@@ -424,21 +431,32 @@ class _Pinned:
     event: Any
 
 
+_ERRORS = (
+    cp.cuda.memory.OutOfMemoryError,
+    cp.cuda.driver.CUDADriverError,
+    cp.cuda.runtime.CUDARuntimeError,
+    cublas.CUBLASError,
+)
+
+
 @contextmanager
 def _errors() -> Iterator[None]:
     """CuPy's errors as forge's."""
     try:
         yield
-    except cp.cuda.memory.OutOfMemoryError as error:
-        raise _out_of_memory(_one_line(error).removeprefix("Out of memory ").rstrip(".")) from None
-    except (cp.cuda.driver.CUDADriverError, cp.cuda.runtime.CUDARuntimeError, cublas.CUBLASError) as error:
-        if getattr(error, "status", 0) == _MEMORY_ALLOCATION and not isinstance(error, cublas.CUBLASError):
-            raise _out_of_memory(f"{_one_line(error)}, of the device or pinned of the host") from None
-        raise DeviceError(f"the GPU failed: {_one_line(error)}") from None
+    except _ERRORS as error:
+        raise _translated(error) from None
 
 
-def _out_of_memory(what: str) -> OutOfMemoryError:
-    return OutOfMemoryError(f"out of device memory: {what}: use a smaller --context or model")
+def _translated(error: Exception) -> DeviceError | OutOfMemoryError:
+    text = _one_line(error)
+    if isinstance(error, cp.cuda.memory.OutOfMemoryError):
+        text = text.removeprefix("Out of memory ").rstrip(".")
+    elif isinstance(error, cp.cuda.runtime.CUDARuntimeError) and error.status == _MEMORY_ALLOCATION:
+        text += ", of the device or pinned of the host"
+    else:
+        return DeviceError(f"the GPU failed: {text}")
+    return OutOfMemoryError(f"out of device memory: {text}: use a smaller --context or model")
 
 
 def _version(number: int, minors: int, patches: int) -> str:

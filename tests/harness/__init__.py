@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Sequence
+from fcntl import LOCK_EX, flock
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -165,16 +166,18 @@ def compile_text(text: str, variant: kernels.Variant) -> ctypes.CDLL:
     runtime = (HERE / "runtime.cpp").read_text()
     key = hashlib.sha256("\0".join([unit, runtime, *variant.options, *_FLAGS, COMPILER]).encode()).hexdigest()[:32]
     library = CACHE / f"{key}.so"
-    if not library.exists():
-        CACHE.mkdir(parents=True, exist_ok=True)
-        kernel, scratch = CACHE / f"{key}.{os.getpid()}.cpp", CACHE / f"{key}.{os.getpid()}.so"
-        kernel.write_text(unit)
-        sanitize = ["-fsanitize=array-bounds", "-fno-sanitize-recover=array-bounds"]
-        _compile([*_FLAGS, *sanitize, "-DFORGE_HARNESS", *variant.options, "-c", str(kernel), "-o", f"{kernel}.o"])
-        _compile(["-shared", "-Wl,-z,now,-Bsymbolic", f"{kernel}.o", str(_runtime(runtime)), "-o", str(scratch)])
-        scratch.replace(library)
-        kernel.unlink()
-        Path(f"{kernel}.o").unlink()
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with open(CACHE / f"{key}.lock", "w") as lock:  # processes and threads side by side want the same kernels
+        flock(lock, LOCK_EX)
+        if not library.exists():
+            kernel, scratch = CACHE / f"{key}.cpp", CACHE / f"{key}.scratch"
+            kernel.write_text(unit)
+            sanitize = ["-fsanitize=array-bounds", "-fno-sanitize-recover=array-bounds"]
+            _compile([*_FLAGS, *sanitize, "-DFORGE_HARNESS", *variant.options, "-c", str(kernel), "-o", f"{kernel}.o"])
+            _compile(["-shared", "-Wl,-z,now,-Bsymbolic", f"{kernel}.o", str(_runtime(runtime)), "-o", str(scratch)])
+            scratch.replace(library)
+            kernel.unlink()
+            Path(f"{kernel}.o").unlink()
     module = ctypes.CDLL(str(library))
     module.forge_launch.restype = ctypes.c_char_p
     module.forge_lds_start.restype = ctypes.c_void_p

@@ -5,6 +5,7 @@ object's kernels on the harness. Where the real thing is not known from a run, H
 `hip/hip_runtime_api.h`, `hip/hiprtc.h`, `hipblas.h`, and in ROCm/clr `hipamd/src`; comments name them.
 
 What differs from a real GPU, beside speed: work is done as late as HIP allows, when something waits for it; LDS and
-device memory hold NaN before they are written; one wave runs at a time. There are no races between waves to be seen
-here, no caches, no hipBLAS kernels: products are NumPy's.
+new device memory hold NaN; one wave runs at a time. There are no races between waves to be seen here, no caches, no
+hipBLAS kernels: products are NumPy's. A kernel that fails is told of when the host next waits, where a ROCm driver may
+end the process.
 """

@@ -87,9 +87,9 @@ def hipblasGemmEx(
         held = np.frombuffer((ctypes.c_char * size).from_address(address), dtype)
         return np.lib.stride_tricks.as_strided(held, (rows, columns), (held.itemsize, stride * held.itemsize))
 
-    def multiply() -> None:
-        if DEVICE.broken or not m * n:
-            return
+    def multiply() -> str:
+        if not m * n:
+            return ""
         out = matrix(c, m, n, stride_c, np.float32)
         product = np.zeros((m, n), np.float32)
         if k:
@@ -97,9 +97,10 @@ def hipblasGemmEx(
             right = matrix(b, *((k, n) if op_b == _OP_N else (n, k)), stride_b, np.float16).astype(np.float32)
             product = (left if op_a == _OP_N else left.T) @ (right if op_b == _OP_N else right.T)
         out[...] = scale * product + (kept * out if kept else 0)
+        return ""
 
     DEVICE.launches.append(("hipBLAS", "hipblasGemmEx"))
-    DEVICE.get(_handles[handle], Stream).add(multiply)
+    DEVICE.get(_handles[handle], Stream).add(lambda: DEVICE.run(multiply, [a, b, c]))
 
 
 def functions() -> dict[str, Callable[..., Any]]:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import wraps
-from threading import RLock
+from threading import RLock, local
 from typing import Any
 
 LOCK = RLock()
@@ -34,11 +34,15 @@ class Fault:
     count: float
     runs: bool
     """The call does its work all the same."""
+    when: Callable[[], bool] | None = None
+    """Which calls count; None: all."""
     calls: int = 0
     met: int = 0
 
     def is_met(self) -> bool:
         """Count a call; whether it is to fail."""
+        if self.when is not None and not self.when():
+            return False
         self.calls += 1
         is_met = self.first <= self.calls < self.first + self.count
         self.met += is_met
@@ -46,6 +50,8 @@ class Fault:
 
 
 _FOREVER = float("inf")
+THREAD = local()
+"""Of each host thread: `last_error`, the code of its last call of HIP's that failed."""
 _faults = [  # of child processes: "function:code function:code"
     Fault(name, int(code), 1, _FOREVER, False)
     for name, _, code in (text.partition(":") for text in os.environ.get("VIRTUAL_ROCM_FAULTS", "").split())
@@ -55,10 +61,16 @@ _calls: dict[str, int] = {}
 
 @contextmanager
 def failing(
-    function: str, code: int, *, first: int = 1, count: float = _FOREVER, runs: bool = False
+    function: str,
+    code: int,
+    *,
+    first: int = 1,
+    count: float = _FOREVER,
+    runs: bool = False,
+    when: Callable[[], bool] | None = None,
 ) -> Iterator[Fault]:
     """Within it calls of a function of ROCm's fail with a code: `count` from the call number `first` on."""
-    fault = Fault(function, code, first, count, runs)
+    fault = Fault(function, code, first, count, runs, when)
     _faults.append(fault)
     try:
         yield fault
@@ -93,6 +105,8 @@ def _callable(function: Callable[..., Any]) -> Callable[..., Any]:
                 raise Failure(met[0].code)
             return 0 if result is None else result
         except Failure as failure:
+            if name.startswith("hip") and not name.startswith(("hipblas", "hiprtc")):
+                THREAD.last_error = failure.code
             if os.environ.get("VIRTUAL_ROCM_TRACE"):
                 print(f"virtual ROCm: {name} gives {failure.code}", file=sys.stderr, flush=True)
             return failure.code

@@ -3,6 +3,7 @@
 import ctypes
 import hashlib
 import os
+import re
 import shutil
 import struct
 import subprocess
@@ -16,7 +17,7 @@ import harness
 import yaml
 
 import forge
-from forge.backend import code_objects, compilers, kernels
+from forge.backend import code_objects, kernels
 from virtual_rocm.calls import Failure
 from virtual_rocm.libraries import CACHE
 
@@ -34,6 +35,8 @@ class Kernel:
     """What it was compiled from; None where that is not forge's."""
     sizes: list[int]
     """Bytes of each argument."""
+    arrays: list[int]
+    """Which arguments are addresses."""
     threads: int
     """Most of a block."""
     fault: str
@@ -89,13 +92,16 @@ def image(address: int) -> bytes:
 
 def load(code: bytes, arch: str, wave: int) -> dict[str, Kernel]:
     """The kernels of a code object. Raises Failure where it is for another GPU."""
-    if compilers.target(code) != arch:
+    target, notes = _read(code)
+    if target != arch:
         raise Failure(NO_BINARY_FOR_GPU)
     variant = _variant(code, arch)
     found = {}
-    for about in _metadata(code)["amdhsa.kernels"]:
+    for about in notes["amdhsa.kernels"]:
         given = [argument for argument in about[".args"] if not argument[".value_kind"].startswith("hidden")]
-        kernel = Kernel(about[".name"], variant, [a[".size"] for a in given], about[".max_flat_workgroup_size"], "")
+        arrays = [i for i, argument in enumerate(given) if argument[".value_kind"] == "global_buffer"]
+        sizes = [argument[".size"] for argument in given]
+        kernel = Kernel(about[".name"], variant, sizes, arrays, about[".max_flat_workgroup_size"], "")
         if variant is not None:
             kernel.fault = _fault(variant, kernel, about, given, wave)
         found[kernel.name] = kernel
@@ -135,12 +141,12 @@ def _variant(code: bytes, arch: str) -> kernels.Variant | None:
 
 
 @cache
-def _metadata(code: bytes) -> Any:
-    """The note NT_AMDGPU_METADATA, which is what HIP reads to launch a kernel."""
-    done = subprocess.run(
-        [tool("llvm-readelf-19"), "--notes", "-"], input=code, capture_output=True, check=True
-    ).stdout.decode()
-    return yaml.safe_load(done[done.index("---") : done.index("...")])
+def _read(code: bytes) -> tuple[str, Any]:
+    """The GPU in a code object's header, and the note NT_AMDGPU_METADATA: what HIP reads to launch a kernel."""
+    command = [tool("llvm-readelf-19"), "--file-header", "--notes", "-"]
+    text = subprocess.run(command, input=code, capture_output=True, check=True).stdout.decode()
+    flags = re.search(r"Flags: .*?\b(gfx[0-9a-f]+)", text)
+    return flags[1] if flags else "", yaml.safe_load(text[text.index("---") : text.index("...")])
 
 
 def tool(name: str) -> str:

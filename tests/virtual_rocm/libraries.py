@@ -12,6 +12,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 import zipfile
 from collections import defaultdict
 from collections.abc import Callable, Mapping
@@ -44,15 +45,15 @@ def wheel() -> Path:
     place = CACHE / f"{CUPY.replace('==', '-')}-{sys.implementation.cache_tag}"
     with _alone("wheel"):
         if not place.exists():
-            scratch = CACHE / "downloaded"
-            command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
-            subprocess.run([*command, "--dest", scratch, CUPY], check=True)
-            (file,) = scratch.glob("*.whl")
-            partial = place.with_suffix(".partial")
-            with zipfile.ZipFile(file) as archive:
-                archive.extractall(partial)
-            partial.rename(place)
-            file.unlink()
+            with tempfile.TemporaryDirectory(dir=CACHE) as scratch:
+                command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
+                done = subprocess.run([*command, "--dest", scratch, CUPY], capture_output=True, text=True)
+                if done.returncode:
+                    raise RuntimeError(f"{CUPY} cannot be fetched: {done.stderr.strip()}")
+                (file,) = Path(scratch).glob("*.whl")
+                with zipfile.ZipFile(file) as archive:
+                    archive.extractall(Path(scratch, "unpacked"))
+                Path(scratch, "unpacked").rename(place)
     return place
 
 
@@ -64,10 +65,11 @@ def libraries() -> Path:
     place = CACHE / f"libraries-{key}"
     with _alone("libraries"):
         if not place.exists():
-            partial = place.with_suffix(".partial")
-            partial.mkdir(exist_ok=True)
-            _build(files, partial)
-            partial.rename(place)
+            with tempfile.TemporaryDirectory(dir=CACHE) as scratch:
+                whole = Path(scratch, "whole")
+                whole.mkdir()
+                _build(files, whole)
+                whole.rename(place)
     return place
 
 

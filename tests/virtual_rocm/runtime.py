@@ -1,21 +1,22 @@
 """libamdhip64: one GPU whose memory is the host's, and whose streams do their work when something waits for it.
 
-Error codes, and what is allowed while a stream is captured, as in `hip/hip_runtime_api.h` and ROCm/clr's
-`hip_memory.cpp`, `hip_module.cpp`, `hip_graph.cpp`, `hip_stream.cpp`.
+Error codes, and what is allowed while a stream is captured, are those of `hip/hip_runtime_api.h` and of ROCm/clr's
+`hip_memory.cpp`, `hip_module.cpp`, `hip_graph.cpp` and `hip_stream.cpp` in release 6.3; where HIP 7 changed them
+("HIP 7 changes" in HIP's documentation), those of HIP 7.
 """
 
 import ctypes
 import os
 import sys
 import time
-from bisect import bisect_right
+from bisect import bisect_right, insort
 from collections import deque
 from collections.abc import Callable
 from ctypes import c_char_p, c_float, c_int, c_size_t, c_uint, c_void_p
 from itertools import count
 from typing import Any
 
-from virtual_rocm.calls import Failure, provided
+from virtual_rocm.calls import THREAD, Failure, provided
 
 INVALID_VALUE, OUT_OF_MEMORY, INVALID_CONFIGURATION, NO_DEVICE, INVALID_DEVICE = 1, 2, 9, 100, 101
 INVALID_IMAGE, NO_BINARY_FOR_GPU, FILE_NOT_FOUND, INVALID_HANDLE, ILLEGAL_STATE = 200, 209, 301, 400, 401
@@ -45,6 +46,7 @@ ERRORS = {
         "hipErrorStreamCaptureInvalidated",
         "operation failed due to a previous error during capture",
     ),
+    UNKNOWN: ("hipErrorUnknown", "unknown error"),
     CAPTURE_IMPLICIT: ("hipErrorStreamCaptureImplicit", "operation would make the legacy stream depend on a capture"),
 }
 """Names and texts as `hip_error.cpp` has them."""
@@ -54,7 +56,7 @@ WAVE = 64 if GFX.startswith("gfx9") else 32
 FEATURES = {"gfx90a": ":sramecc+:xnack-", "gfx942": ":sramecc+:xnack-"}
 MEMORY_BYTES = int(os.environ.get("VIRTUAL_ROCM_BYTES", str(1 << 30)))
 NUM_DEVICES = int(os.environ.get("VIRTUAL_ROCM_DEVICES", "1"))
-_POISON = 0xCB
+_POISON = 0xFF  # NaN
 _libc = ctypes.CDLL(None)
 _libc.aligned_alloc.restype = c_void_p
 _libc.aligned_alloc.argtypes = [c_size_t, c_size_t]
@@ -117,6 +119,42 @@ class PointerAttributes(ctypes.Structure):
     ]
 
 
+class Memory:
+    """Allocations of one kind: addresses in order, and their sizes."""
+
+    def __init__(self) -> None:
+        self.starts: list[int] = []
+        self.sizes: dict[int, int] = {}
+
+    def add(self, size: int) -> int:
+        address = _libc.aligned_alloc(4096, max(-(-size // 4096) * 4096, 4096))
+        if not address:
+            raise Failure(OUT_OF_MEMORY)
+        ctypes.memset(address, _POISON, size)
+        insort(self.starts, address)
+        self.sizes[address] = size
+        return int(address)
+
+    def remove(self, address: int) -> None:
+        if address not in self.sizes:
+            raise Failure(INVALID_VALUE)
+        self.starts.remove(address)
+        del self.sizes[address]
+        _libc.free(address)
+
+    def holds(self, address: int, size: int = 1) -> bool:
+        """Whether so many bytes lie in one allocation."""
+        place = bisect_right(self.starts, address) - 1
+        if place < 0:
+            return False
+        start = self.starts[place]
+        return address + size <= start + self.sizes[start]
+
+    @property
+    def used(self) -> int:
+        return sum(self.sizes.values())
+
+
 Work = Callable[[], None]
 
 
@@ -161,22 +199,21 @@ class Device:
     """All that the process has made of the GPU."""
 
     def __init__(self) -> None:
-        self.memory: dict[int, int] = {}  # bytes of each allocation, by address
-        self.pinned: dict[int, int] = {}
-        self.most_bytes = 0
+        self.memory, self.pinned = Memory(), Memory()
         self.objects: dict[int, Any] = {}
         self.next_handle = count(0x1000, 0x10)
         self.null = Stream(blocking=True)
         self.broken = 0
         """What every call gives that waits or launches, once a kernel has failed."""
-        self.last_error = 0
         self.launches: list[tuple[str, str]] = []
         """Variant and kernel of each launch that was called, in a graph or not."""
+        self.foreign: list[str] = []
+        """Kernels that were launched and are not forge's."""
         self.missing: Callable[[], str] = str
 
-    @property
-    def used(self) -> int:
-        return sum(self.memory.values())
+    def reaches(self, address: int, size: int = 1) -> bool:
+        """Whether the GPU can read so many bytes there."""
+        return self.memory.holds(address, size) or self.pinned.holds(address, size)
 
     def new(self, thing: Any) -> int:
         handle = next(self.next_handle)
@@ -218,28 +255,25 @@ class Device:
         if self.broken:
             raise Failure(self.broken)
 
-    def run(self, launch: Callable[[], str]) -> None:
-        """A kernel; after one has failed the others are not run, as on a GPU whose queue has stopped."""
-        if not self.broken and (error := launch()):
+    def run(self, launch: Callable[[], str], pointers: list[int]) -> None:
+        """A kernel with these arrays; after one has failed nothing runs, as on a GPU whose queue has stopped."""
+        if self.broken:
+            return
+        astray = [f"{pointer:#x} is no memory of the GPU's" for pointer in pointers if not self.reaches(pointer)]
+        if error := "; ".join(astray) or launch():
             print(f"virtual ROCm: {error}", file=sys.stderr, flush=True)
             self.broken = LAUNCH_FAILURE
 
+    def copy(self, target: int, source: int, size: int, to_device: bool, from_device: bool) -> None:
+        """What is the GPU's when a copy is called must still be when it runs."""
+        ends = [address for address, own in ((target, to_device), (source, from_device)) if own]
+        self.run(lambda: ctypes.memmove(target, source, size) and "", ends if size else [])
+
+    def fill(self, target: int, value: int, size: int) -> None:
+        self.run(lambda: ctypes.memset(target, value, size) and "", [target] if size else [])
+
 
 DEVICE = Device()
-
-
-def _allocate(size: int) -> int:
-    address = _libc.aligned_alloc(4096, max(-(-size // 4096) * 4096, 4096))
-    if not address:
-        raise Failure(OUT_OF_MEMORY)
-    ctypes.memset(address, _POISON, size)
-    return int(address)
-
-
-def _lies_in(allocations: dict[int, int], address: int) -> bool:
-    starts = sorted(allocations)
-    place = bisect_right(starts, address) - 1
-    return place >= 0 and address < starts[place] + allocations[starts[place]]
 
 
 def _put(pointer: int | None, value: Any) -> None:
@@ -306,86 +340,84 @@ def hipDeviceGetAttribute(pointer: c_void_p, attribute: c_int, index: c_int) -> 
 
 
 def hipMalloc(pointer: c_void_p, size: c_size_t) -> c_int:
-    if DEVICE.used + size > MEMORY_BYTES:
+    if DEVICE.memory.used + size > MEMORY_BYTES:
         raise Failure(OUT_OF_MEMORY)
-    address = _allocate(size)
-    DEVICE.memory[address] = size
-    DEVICE.most_bytes = max(DEVICE.most_bytes, DEVICE.used)
-    _put(pointer, c_void_p(address))
+    _put(pointer, c_void_p(DEVICE.memory.add(size)))
 
 
 def hipFree(address: c_void_p) -> c_int:
-    if not address:
-        return
-    if address not in DEVICE.memory:
-        raise Failure(INVALID_VALUE)
-    for stream in [DEVICE.null, *DEVICE.streams()]:  # hipFree waits for all work
-        stream.work()
-    del DEVICE.memory[address]
-    _libc.free(address)
+    _free(DEVICE.memory, address)
 
 
 def hipHostMalloc(pointer: c_void_p, size: c_size_t, flags: c_uint) -> c_int:
-    address = _allocate(size)
-    DEVICE.pinned[address] = max(size, 1)
-    _put(pointer, c_void_p(address))
+    _put(pointer, c_void_p(DEVICE.pinned.add(size)))
 
 
 def hipHostFree(address: c_void_p) -> c_int:
-    if not address:
-        return
-    if address not in DEVICE.pinned:
-        raise Failure(INVALID_VALUE)
-    for stream in [DEVICE.null, *DEVICE.streams()]:
-        stream.work()
-    del DEVICE.pinned[address]
-    _libc.free(address)
+    _free(DEVICE.pinned, address)
+
+
+def _free(memory: Memory, address: int | None) -> None:
+    if address:
+        for stream in [DEVICE.null, *DEVICE.streams()]:  # it waits for all work
+            stream.work()
+        memory.remove(address)
 
 
 def hipMemGetInfo(free: c_void_p, total: c_void_p) -> c_int:
-    _put(free, c_size_t(MEMORY_BYTES - DEVICE.used))
+    _put(free, c_size_t(MEMORY_BYTES - DEVICE.memory.used))
     _put(total, c_size_t(MEMORY_BYTES))
 
 
 def hipPointerGetAttributes(pointer: c_void_p, address: c_void_p) -> c_int:
-    if not address:
-        raise Failure(INVALID_VALUE)
     _put(pointer, PointerAttributes(device=-2))  # unregistered; hipInvalidDeviceId
-    if _lies_in(DEVICE.memory, address):
+    if DEVICE.memory.holds(address or 0):
         _put(pointer, PointerAttributes(type=2, devicePointer=address))
-    elif _lies_in(DEVICE.pinned, address):
+    elif DEVICE.pinned.holds(address or 0):
         _put(pointer, PointerAttributes(type=1, devicePointer=address, hostPointer=address))
+
+
+def _check_range(address: int | None, size: int) -> bool:
+    """Whether it is the GPU's own. Raises Failure where an allocation ends before the range (`ihipMemcpy_validate`)."""
+    for memory in (DEVICE.memory, DEVICE.pinned):
+        if memory.holds(address or 0) and not memory.holds(address or 0, size):
+            raise Failure(INVALID_VALUE)
+    return DEVICE.memory.holds(address or 0)
 
 
 def hipMemcpy(target: c_void_p, source: c_void_p, size: c_size_t, kind: c_int) -> c_int:
     DEVICE.get(None, Stream)
     DEVICE.check()
+    _check_range(target, size)
+    _check_range(source, size)
     ctypes.memmove(target, source, size)
 
 
 def hipMemcpyAsync(target: c_void_p, source: c_void_p, size: c_size_t, kind: c_int, stream: c_void_p) -> c_int:
     queue = DEVICE.get(stream, Stream)
     DEVICE.check()
-    on_device = [_lies_in(DEVICE.memory, address or 0) for address in (target, source)]
-    pinned = [_lies_in(DEVICE.pinned, address or 0) for address in (target, source)]
-    if queue.capture is None and not (on_device[1] or pinned[1]):  # pageable memory is staged before the call returns
-        held = ctypes.create_string_buffer(ctypes.string_at(source, size), size)
-        queue.add(lambda: ctypes.memmove(target, held, size))
+    to_device, from_device = _check_range(target, size), _check_range(source, size)
+    if queue.capture is None and not (from_device or DEVICE.pinned.holds(source or 0)):
+        held = ctypes.create_string_buffer(
+            ctypes.string_at(source, size), size
+        )  # pageable: staged before the call ends
+        queue.add(lambda: DEVICE.copy(target, ctypes.addressof(held), size, to_device, False))
     else:
-        queue.add(lambda: ctypes.memmove(target, source, size))
-    if queue is DEVICE.null or (queue.capture is None and not (on_device[0] or pinned[0])):
+        queue.add(lambda: DEVICE.copy(target, source, size, to_device, from_device))
+    if queue is DEVICE.null or (queue.capture is None and not (to_device or DEVICE.pinned.holds(target or 0))):
         queue.work()  # the copy to pageable memory is synchronous
 
 
 def hipMemset(target: c_void_p, value: c_int, size: c_size_t) -> c_int:
-    DEVICE.get(None, Stream)
-    DEVICE.check()
-    ctypes.memset(target, value, size)
+    hipMemsetAsync(target, value, size, None)
 
 
 def hipMemsetAsync(target: c_void_p, value: c_int, size: c_size_t, stream: c_void_p) -> c_int:
     queue = DEVICE.get(stream, Stream)
-    queue.add(lambda: ctypes.memset(target, value, size))
+    DEVICE.check()
+    if not _check_range(target, size):
+        raise Failure(INVALID_VALUE)
+    queue.add(lambda: DEVICE.fill(target, value, size))
     if queue is DEVICE.null:
         queue.work()
 
@@ -524,6 +556,7 @@ def hipEventRecord(event: c_void_p, stream: c_void_p) -> c_int:
 
 def hipEventQuery(event: c_void_p) -> c_int:
     marked = DEVICE.get(event, Event)
+    _refuse_captured(marked)
     DEVICE.check()
     if marked.stream is not None and marked.time is None:
         if marked.stream.queue:
@@ -533,11 +566,15 @@ def hipEventQuery(event: c_void_p) -> c_int:
 
 def hipEventSynchronize(event: c_void_p) -> c_int:
     marked = DEVICE.get(event, Event)
-    if marked.stream is not None and marked.stream.capture is not None:
-        marked.stream.invalidated = True
-        raise Failure(CAPTURE_UNSUPPORTED)
+    _refuse_captured(marked)
     _reach(marked)
     DEVICE.check()
+
+
+def _refuse_captured(event: Event) -> None:
+    if event.stream is not None and event.stream.capture is not None:
+        event.stream.invalidated = True
+        raise Failure(CAPTURE_UNSUPPORTED)
 
 
 def _reach(event: Event) -> None:
@@ -607,16 +644,20 @@ def hipModuleLaunchKernel(
     grid, threads = (grid_x, grid_y, grid_z), block_x * block_y * block_z
     if grid_x > 2**31 - 1 or grid_y > 2**16 or grid_z > 2**16 or not all(grid):
         raise Failure(INVALID_VALUE)
-    if grid_x * block_x >= 2**32 or not threads:
+    if grid_x * block_x >= 2**32 or not threads or threads > 1024:
         raise Failure(INVALID_CONFIGURATION)
-    if threads > 1024 or lds_bytes > 64 << 10 or extra or (kernel.sizes and not parameters):
+    if lds_bytes > 64 << 10 or extra or (kernel.sizes and not parameters):
         raise Failure(INVALID_VALUE)
     if threads > kernel.threads:
         raise Failure(LAUNCH_FAILURE)
     pointers = ctypes.cast(parameters, ctypes.POINTER(c_void_p))
     arguments = [ctypes.string_at(pointers[i], size) for i, size in enumerate(kernel.sizes)]  # copied now, as HIP does
-    DEVICE.launches.append((kernel.variant.name if kernel.variant else "", kernel.name))
-    queue.add(lambda: DEVICE.run(lambda: kernel.launch(grid, threads, arguments, WAVE)))
+    arrays = [int.from_bytes(arguments[i], "little") for i in kernel.arrays]
+    if kernel.variant is None:
+        DEVICE.foreign.append(kernel.name)
+    else:
+        DEVICE.launches.append((kernel.variant.name, kernel.name))
+    queue.add(lambda: DEVICE.run(lambda: kernel.launch(grid, threads, arguments, WAVE), [a for a in arrays if a]))
 
 
 def hipLaunchKernel(
@@ -628,16 +669,17 @@ def hipLaunchKernel(
     stream: c_void_p,
 ) -> c_int:
     """Of a kernel compiled into CuPy: CUB and Thrust. The wheel has them for few GPUs."""
-    DEVICE.launches.append(("", "compiled into CuPy"))
+    DEVICE.foreign.append("one compiled into CuPy")
     raise Failure(NO_BINARY_FOR_GPU)
 
 
 def hipPeekAtLastError() -> c_int:
-    return DEVICE.broken
+    return getattr(THREAD, "last_error", 0)
 
 
 def hipGetLastError() -> c_int:
-    return DEVICE.broken
+    code, THREAD.last_error = getattr(THREAD, "last_error", 0), 0
+    return code
 
 
 _texts = {text: ctypes.create_string_buffer(text.encode()) for pair in ERRORS.values() for text in pair}

@@ -1,4 +1,4 @@
-"""What users type, in a process of its own: the outputs, and what a machine that lacks something says."""
+"""What users type on a machine that lacks something: it works all the same, or one line says why."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,24 +16,14 @@ import pytest
 from forge import load
 from forge.backend import code_objects, compilers, kernels
 from virtual_rocm import tiny
+from virtual_rocm.command import forge
 
 pytestmark = [pytest.mark.virtual_rocm, pytest.mark.slow]
 
+ON = ("gfx1100",)
 HERE = Path(__file__).parent
-GOLDEN = HERE / "golden"
 MODEL = tiny.ARCH / "llama" / "model.gguf"
 GENERATE = ("generate", "--model", str(MODEL), "--device", "hip", "--max-tokens", "6", "--ignore-eos", "--json", "abc")
-_OF_THE_MACHINE = "Python|CPU|NumPy|memory|kernel cache|cache|smollm2|gemma3-270m|fetches models with"
-
-
-def forge(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "forge", *arguments],
-        env={**os.environ, "COLUMNS": "120", **environment},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
 
 
 def ids(done: subprocess.CompletedProcess[str]) -> list[int]:
@@ -50,45 +39,9 @@ def complaint(done: subprocess.CompletedProcess[str]) -> str:
     return line
 
 
-def assert_golden(name: str, text: str) -> None:
-    """UPDATE_GOLDEN=1 writes the files anew."""
-    path = GOLDEN / f"{name}.txt"
-    text = "\n".join(line.rstrip() for line in text.splitlines()) + "\n"
-    if os.environ.get("UPDATE_GOLDEN"):
-        path.write_text(text)
-    assert text == path.read_text()
-
-
 @pytest.fixture(scope="session")
 def usual_ids() -> list[int]:
     return ids(forge(*GENERATE))
-
-
-@pytest.mark.parametrize(
-    ("name", "environment", "code"),
-    [("doctor", {}, 0), ("doctor-without-blas", {"VIRTUAL_ROCM_BLAS": "none"}, 1)],
-)
-def test_doctor(name: str, environment: dict[str, str], code: int, gfx: str) -> None:
-    done = forge("doctor", **environment)
-    assert done.returncode == code
-    shown = re.sub(rf"^({_OF_THE_MACHINE})( +).*", r"\1\2<this machine's>", done.stdout, flags=re.MULTILINE)
-    assert_golden(f"{name}-{gfx}", shown.replace(str(HERE), "<tests>"))
-
-
-def test_verify(gfx: str) -> None:
-    done = forge("verify", "--device", "hip")
-    assert done.returncode == 0, done.stdout + done.stderr
-    # the largest errors depend on the C library's functions and NumPy's BLAS
-    assert_golden(f"verify-{gfx}", re.sub(r"\S+ +[\d.]+%(?=  )", "<error> <%>", done.stdout))
-
-
-def test_bench() -> None:
-    sizes = ("--prompt-tokens", "20", "--gen-tokens", "4", "--batch", "1,2", "--repetitions", "1")
-    done = forge("bench", "--model", str(MODEL), "--device", "hip", "--context", "64", *sizes, "--json")
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
-    assert found["device"].startswith("hip:0")
-    assert [(run["batch"], run["tokens_per_s"] > 0) for run in found["decode"]] == [(1, True), (2, True)]
 
 
 def test_no_device() -> None:

@@ -18,8 +18,9 @@ from virtual_rocm.runtime import DEVICE, OUT_OF_MEMORY
 
 pytestmark = [pytest.mark.virtual_rocm, pytest.mark.slow]
 
+ON = ("gfx942",)
 MODEL = tiny.ARCH / "llama" / "model.gguf"
-FEW = forge.SamplingParams(max_tokens=4, temperature=0, ignore_eos=True)
+FEW = forge.SamplingParams(max_tokens=3, temperature=0, ignore_eos=True)
 PROMPTS = [list(range(20)), [4]]  # the first in a product of many rows, by hipBLAS
 MANY = 1000
 """More than there are calls: a loop that gets here has not ended."""
@@ -50,7 +51,7 @@ def give_back(device: Any) -> Iterator[Callable[[], int]]:
         device._staged.clear()
         cupy.get_default_memory_pool().free_all_blocks()
         cupy.get_default_pinned_memory_pool().free_all_blocks()
-        return DEVICE.used
+        return DEVICE.memory.used + DEVICE.pinned.used
 
     give()
     yield give
@@ -114,7 +115,12 @@ def test_memory_that_ends_in_a_step(function: str, wanted: list[list[int]], give
         ("hipMemcpyAsync", runtime.INVALID_VALUE, 5),
         ("hipEventRecord", runtime.INVALID_HANDLE, 5),
         ("hipEventSynchronize", runtime.LAUNCH_FAILURE, 2),
+        ("hipEventCreateWithFlags", runtime.UNKNOWN, 5),
+        ("hipStreamSynchronize", runtime.LAUNCH_FAILURE, 0),
+        ("hipGetDevice", runtime.NO_DEVICE, 50),
+        ("hipSetDevice", runtime.NO_DEVICE, 5),
         ("hipblasGemmEx", blas.INTERNAL_ERROR, 5),
+        ("hipblasSetStream", blas.INTERNAL_ERROR, 5),
     ],
 )
 def test_a_call_that_fails_in_the_middle_of_generation(
@@ -122,8 +128,8 @@ def test_a_call_that_fails_in_the_middle_of_generation(
 ) -> None:
     with load() as llm:
         assert generate(llm) == wanted  # steps are recorded now
-        name = "HIPBLAS_STATUS_INTERNAL_ERROR" if function == "hipblasGemmEx" else runtime.ERRORS[code][0]
-        for first in range(1, MANY):
+        name = "HIPBLAS_STATUS_INTERNAL_ERROR" if code == blas.INTERNAL_ERROR else runtime.ERRORS[code][0]
+        for first in range(1, MANY, 9 if least > 20 else 1):
             with failing(function, code, first=first, count=1) as fault:
                 found = outcome(generate, llm)
             if not fault.met:
@@ -135,7 +141,7 @@ def test_a_call_that_fails_in_the_middle_of_generation(
 
 
 def test_a_kernel_that_fails_on_the_device(wanted: list[list[int]], monkeypatch: pytest.MonkeyPatch) -> None:
-    """HIP tells of it when the host next waits; from then on every call fails, and so does every request, at once."""
+    """Told of when the host next waits, as on CUDA; from then on every call fails, and every request, at once."""
     from virtual_rocm import execution
 
     with load() as llm:

@@ -14,13 +14,14 @@ from forge.quant import QuantTensor
 ARCH = Path(__file__).parents[1] / "data" / "arch"
 HEADS, KV_HEADS = 4, 1
 WIDTHS = {"F16": 128, "Q4_K": 256}
+_SEED = 5  # of the first few the one with which greedy texts vary most
 _LOGITS = 5.0
 """Standard deviation of the logits: of real models' size, so that few top-2 gaps are small."""
 
 
 def write(family: str, type_name: str, path: Path) -> Path:
     """A random model with the metadata, tokenizer and tensor names of `tests/data/arch/<family>`, in other sizes."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(_SEED)
     width = WIDTHS[type_name]
     dim = width // HEADS
     sizes = {

@@ -20,8 +20,8 @@ import forge
 from forge.backend import code_objects, kernels
 from virtual_rocm.calls import Failure
 from virtual_rocm.libraries import CACHE
+from virtual_rocm.runtime import INVALID_IMAGE, NO_BINARY_FOR_GPU
 
-INVALID_IMAGE, NO_BINARY_FOR_GPU = 200, 209  # hipErrorInvalidImage, hipErrorNoBinaryForGpu
 _SOURCES = sorted((Path(forge.__file__).parent / "raw_kernels").glob("*.hip"))
 _MOST_LDS_BYTES = 64 << 10
 

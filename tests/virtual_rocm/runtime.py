@@ -19,7 +19,7 @@ from typing import Any
 from virtual_rocm.calls import THREAD, Failure, provided
 
 INVALID_VALUE, OUT_OF_MEMORY, INVALID_CONFIGURATION, NO_DEVICE, INVALID_DEVICE = 1, 2, 9, 100, 101
-INVALID_IMAGE, NO_BINARY_FOR_GPU, FILE_NOT_FOUND, INVALID_HANDLE, ILLEGAL_STATE = 200, 209, 301, 400, 401
+INVALID_IMAGE, NO_BINARY_FOR_GPU, INVALID_HANDLE, ILLEGAL_STATE = 200, 209, 400, 401
 NOT_FOUND, NOT_READY, LAUNCH_FAILURE, NOT_SUPPORTED = 500, 600, 719, 801
 CAPTURE_UNSUPPORTED, CAPTURE_INVALIDATED, CAPTURE_IMPLICIT, UNKNOWN = 900, 901, 906, 999
 ERRORS = {
@@ -31,7 +31,6 @@ ERRORS = {
     INVALID_DEVICE: ("hipErrorInvalidDevice", "invalid device ordinal"),
     INVALID_IMAGE: ("hipErrorInvalidImage", "device kernel image is invalid"),
     NO_BINARY_FOR_GPU: ("hipErrorNoBinaryForGpu", "no kernel image is available for execution on the device"),
-    FILE_NOT_FOUND: ("hipErrorFileNotFound", "file not found"),
     INVALID_HANDLE: ("hipErrorInvalidHandle", "invalid resource handle"),
     ILLEGAL_STATE: ("hipErrorIllegalState", "the operation cannot be performed in the present state"),
     NOT_FOUND: ("hipErrorNotFound", "named symbol not found"),
@@ -266,11 +265,19 @@ class Device:
 
     def copy(self, target: int, source: int, size: int, to_device: bool, from_device: bool) -> None:
         """What is the GPU's when a copy is called must still be when it runs."""
-        ends = [address for address, own in ((target, to_device), (source, from_device)) if own]
-        self.run(lambda: ctypes.memmove(target, source, size) and "", ends if size else [])
+
+        def move() -> str:
+            ctypes.memmove(target, source, size)
+            return ""
+
+        self.run(move, [address for address, own in ((target, to_device), (source, from_device)) if own and size])
 
     def fill(self, target: int, value: int, size: int) -> None:
-        self.run(lambda: ctypes.memset(target, value, size) and "", [target] if size else [])
+        def fill() -> str:
+            ctypes.memset(target, value, size)
+            return ""
+
+        self.run(fill, [target] if size else [])
 
 
 DEVICE = Device()

@@ -121,7 +121,7 @@ class Child:
 if INSIDE is None:
 
     def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:
-        if item.get_closest_marker("skip"):
+        if HERE not in item.path.parents or item.get_closest_marker("skip"):  # pytest asks for all tests of the session
             return None
         children = item.session.stash.get(_children, None)
         if children is None:

@@ -144,6 +144,7 @@ if INSIDE is None:
     def pytest_sessionfinish(session: pytest.Session) -> None:
         for child in session.stash.get(_children, {}).values():
             child.end()
+            child.file.close()
 
 else:
 

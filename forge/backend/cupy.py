@@ -431,32 +431,22 @@ class _Pinned:
     event: Any
 
 
-_ERRORS = (
-    cp.cuda.memory.OutOfMemoryError,
-    cp.cuda.driver.CUDADriverError,
-    cp.cuda.runtime.CUDARuntimeError,
-    cublas.CUBLASError,
-)
-
-
 @contextmanager
 def _errors() -> Iterator[None]:
     """CuPy's errors as forge's."""
     try:
         yield
-    except _ERRORS as error:
-        raise _translated(error) from None
+    except cp.cuda.memory.OutOfMemoryError as error:
+        raise _out_of_memory(_one_line(error).removeprefix("Out of memory ").rstrip(".")) from None
+    except (cp.cuda.driver.CUDADriverError, cp.cuda.runtime.CUDARuntimeError, cublas.CUBLASError) as error:
+        text = _one_line(error)
+        if isinstance(error, cp.cuda.runtime.CUDARuntimeError) and error.status == _MEMORY_ALLOCATION:
+            raise _out_of_memory(f"{text}, of the device or pinned of the host") from None
+        raise DeviceError(f"the GPU failed: {text}") from None
 
 
-def _translated(error: Exception) -> DeviceError | OutOfMemoryError:
-    text = _one_line(error)
-    if isinstance(error, cp.cuda.memory.OutOfMemoryError):
-        text = text.removeprefix("Out of memory ").rstrip(".")
-    elif isinstance(error, cp.cuda.runtime.CUDARuntimeError) and error.status == _MEMORY_ALLOCATION:
-        text += ", of the device or pinned of the host"
-    else:
-        return DeviceError(f"the GPU failed: {text}")
-    return OutOfMemoryError(f"out of device memory: {text}: use a smaller --context or model")
+def _out_of_memory(what: str) -> OutOfMemoryError:
+    return OutOfMemoryError(f"out of device memory: {what}: use a smaller --context or model")
 
 
 def _version(number: int, minors: int, patches: int) -> str:

@@ -7,7 +7,8 @@ import hashlib
 import os
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from fcntl import LOCK_EX, flock
 from functools import cache
 from pathlib import Path
@@ -154,6 +155,15 @@ def launch(
     return error.decode() if error else ""
 
 
+@contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """Processes and threads side by side want the same files: one at a time makes, or finds, this one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(f"{path}.lock", "w") as lock:
+        flock(lock, LOCK_EX)
+        yield
+
+
 @cache
 def compiled(variant: kernels.Variant) -> ctypes.CDLL:
     return compile_text(kernels.source(variant.file), variant)
@@ -166,9 +176,7 @@ def compile_text(text: str, variant: kernels.Variant) -> ctypes.CDLL:
     runtime = (HERE / "runtime.cpp").read_text()
     key = hashlib.sha256("\0".join([unit, runtime, *variant.options, *_FLAGS, COMPILER]).encode()).hexdigest()[:32]
     library = CACHE / f"{key}.so"
-    CACHE.mkdir(parents=True, exist_ok=True)
-    with open(CACHE / f"{key}.lock", "w") as lock:  # processes and threads side by side want the same kernels
-        flock(lock, LOCK_EX)
+    with alone(library):
         if not library.exists():
             kernel, scratch = CACHE / f"{key}.cpp", CACHE / f"{key}.scratch"
             kernel.write_text(unit)
@@ -192,10 +200,11 @@ def compile_text(text: str, variant: kernels.Variant) -> ctypes.CDLL:
 def _runtime(text: str) -> Path:
     key = hashlib.sha256(f"{text}{_FLAGS}{COMPILER}".encode()).hexdigest()[:32]
     built = CACHE / f"runtime-{key}.o"
-    if not built.exists():
-        scratch = CACHE / f"runtime-{key}.{os.getpid()}.o"
-        _compile([*_FLAGS, "-O2", "-c", str(HERE / "runtime.cpp"), "-o", str(scratch)])
-        scratch.replace(built)
+    with alone(built):
+        if not built.exists():
+            scratch = built.with_suffix(".scratch")
+            _compile([*_FLAGS, "-O2", "-c", str(HERE / "runtime.cpp"), "-o", str(scratch)])
+            scratch.replace(built)
     return built
 
 

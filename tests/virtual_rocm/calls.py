@@ -52,10 +52,7 @@ class Fault:
 _FOREVER = float("inf")
 THREAD = local()
 """Of each host thread: `last_error`, the code of its last call of HIP's that failed."""
-_faults = [  # of child processes: "function:code function:code"
-    Fault(name, int(code), 1, _FOREVER, False)
-    for name, _, code in (text.partition(":") for text in os.environ.get("VIRTUAL_ROCM_FAULTS", "").split())
-]
+_faults: list[Fault] = []
 _calls: dict[str, int] = {}
 
 

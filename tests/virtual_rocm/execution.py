@@ -63,10 +63,13 @@ class Kernel:
 
 def remember(code: bytes, variant: kernels.Variant) -> None:
     """Note, for all processes, what a code object was compiled from."""
-    path = CACHE / f"{hashlib.sha256(code).hexdigest()}.variant"
-    scratch = path.with_suffix(f".{os.getpid()}")
-    scratch.write_text(variant.name)
-    scratch.replace(path)
+    path = _note(code)
+    with harness.alone(path):
+        path.write_text(variant.name)
+
+
+def _note(code: bytes) -> Path:
+    return CACHE / f"{hashlib.sha256(code).hexdigest()}.variant"
 
 
 def read(address: int, size: int) -> bytes:
@@ -130,9 +133,10 @@ def _fault(
 
 def _variant(code: bytes, arch: str) -> kernels.Variant | None:
     """What a code object was compiled from: as hipRTC noted it, or by its name in a store of forge's."""
-    note = CACHE / f"{hashlib.sha256(code).hexdigest()}.variant"
-    if note.exists():
-        return kernels.Variant.parse(note.read_text())
+    note = _note(code)
+    with harness.alone(note):
+        if note.exists():
+            return kernels.Variant.parse(note.read_text())
     for store in code_objects.stores():
         for path in (store / arch).glob("*.hsaco"):
             if path.read_bytes() == code:

@@ -16,12 +16,11 @@ import tempfile
 import zipfile
 from collections import defaultdict
 from collections.abc import Callable, Mapping
-from contextlib import contextmanager
-from fcntl import LOCK_EX, flock
 from pathlib import Path
 from typing import Any
 
 from harness import CACHE as HARNESS_CACHE
+from harness import alone
 
 CUPY = "cupy-rocm-7-0==14.2.0"
 CACHE = HARNESS_CACHE / "virtual_rocm"
@@ -31,19 +30,10 @@ _OF_ROCM = re.compile(r"(_{0,2}hip|roc|nccl|amd_)\w+")
 _OF_THE_SYSTEM = re.compile(r"lib(c|m|dl|rt|gcc_s|pthread|stdc\+\+)\.so|ld-linux")
 
 
-@contextmanager
-def _alone(name: str) -> Any:
-    """One process at a time."""
-    CACHE.mkdir(parents=True, exist_ok=True)
-    with open(CACHE / f"{name}.lock", "w") as lock:
-        flock(lock, LOCK_EX)
-        yield
-
-
 def wheel() -> Path:
     """The wheel's directory in the cache, fetched once: 71 MB, 377 unpacked."""
     place = CACHE / f"{CUPY.replace('==', '-')}-{sys.implementation.cache_tag}"
-    with _alone("wheel"):
+    with alone(place):
         if not place.exists():
             with tempfile.TemporaryDirectory(dir=CACHE) as scratch:
                 command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
@@ -63,7 +53,7 @@ def libraries() -> Path:
     made_of = [CUPY, sys.implementation.cache_tag or "", Path(__file__).read_text(), _RTC.read_text()]
     key = hashlib.sha256("\0".join(made_of).encode()).hexdigest()[:16]
     place = CACHE / f"libraries-{key}"
-    with _alone("libraries"):
+    with alone(place):
         if not place.exists():
             with tempfile.TemporaryDirectory(dir=CACHE) as scratch:
                 whole = Path(scratch, "whole")

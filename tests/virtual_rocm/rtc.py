@@ -4,7 +4,6 @@ import ctypes
 import hashlib
 import os
 import subprocess
-import tempfile
 from collections.abc import Callable
 from ctypes import c_char_p, c_int, c_size_t, c_void_p
 from itertools import count
@@ -78,13 +77,14 @@ def hiprtcCompileProgram(program: c_void_p, number: c_int, options: c_void_p) ->
     command += ["-include", str(_BUILTINS), "-Wno-everything", "-fuse-cuid=none", *given]
     key = "\0".join([wanted.source, _BUILTINS.read_text(), *command])
     kept = CACHE / f"{hashlib.sha256(key.encode()).hexdigest()}.hsaco"
-    if not kept.exists():
-        with tempfile.TemporaryDirectory() as scratch:
-            source, code = Path(scratch, "source.hip"), kept.with_suffix(f".{os.getpid()}")
+    with harness.alone(kept):
+        if not kept.exists():
+            source, code = kept.with_suffix(".hip"), kept.with_suffix(".scratch")
             source.write_text(wanted.source)
             environment = {**os.environ, "PATH": harness.TOOLS}
             done = subprocess.run([*command, str(source), "-o", str(code)], capture_output=True, env=environment)
             wanted.log = done.stderr
+            source.unlink()
             if done.returncode:
                 raise Failure(COMPILATION)
             code.replace(kept)

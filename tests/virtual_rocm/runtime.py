@@ -16,12 +16,12 @@ from ctypes import c_char_p, c_float, c_int, c_size_t, c_uint, c_void_p
 from itertools import count
 from typing import Any
 
-from virtual_rocm.calls import THREAD, Failure, provided
+from virtual_rocm.calls import THREAD, UNKNOWN, Failure, provided
 
 INVALID_VALUE, OUT_OF_MEMORY, INVALID_CONFIGURATION, NO_DEVICE, INVALID_DEVICE = 1, 2, 9, 100, 101
 INVALID_IMAGE, NO_BINARY_FOR_GPU, INVALID_HANDLE, ILLEGAL_STATE = 200, 209, 400, 401
 NOT_FOUND, NOT_READY, LAUNCH_FAILURE, NOT_SUPPORTED = 500, 600, 719, 801
-CAPTURE_UNSUPPORTED, CAPTURE_INVALIDATED, CAPTURE_IMPLICIT, UNKNOWN = 900, 901, 906, 999
+CAPTURE_UNSUPPORTED, CAPTURE_INVALIDATED, CAPTURE_IMPLICIT = 900, 901, 906
 ERRORS = {
     0: ("hipSuccess", "no error"),
     INVALID_VALUE: ("hipErrorInvalidValue", "invalid argument"),
@@ -53,7 +53,9 @@ ERRORS = {
 GFX = os.environ.get("VIRTUAL_ROCM_GFX", "gfx1100")
 WAVE = 64 if GFX.startswith("gfx9") else 32
 FEATURES = {"gfx90a": ":sramecc+:xnack-", "gfx942": ":sramecc+:xnack-"}
-MEMORY_BYTES = int(os.environ.get("VIRTUAL_ROCM_BYTES", str(1 << 30)))
+MAJOR, MINOR = int(GFX[3:-2]), int(GFX[-2], 16)
+VERSION = 70051831  # HIP 7.0.51831
+MEMORY_BYTES = 1 << 30
 NUM_DEVICES = int(os.environ.get("VIRTUAL_ROCM_DEVICES", "1"))
 _POISON = 0xFF  # NaN
 _libc = ctypes.CDLL(None)
@@ -210,9 +212,9 @@ class Device:
         """Kernels that were launched and are not forge's."""
         self.missing: Callable[[], str] = str
 
-    def reaches(self, address: int, size: int = 1) -> bool:
-        """Whether the GPU can read so many bytes there."""
-        return self.memory.holds(address, size) or self.pinned.holds(address, size)
+    def reaches(self, address: int) -> bool:
+        """Whether the GPU can read there."""
+        return self.memory.holds(address) or self.pinned.holds(address)
 
     def new(self, thing: Any) -> int:
         handle = next(self.next_handle)
@@ -246,9 +248,13 @@ class Device:
             if stream.capture is not None:
                 stream.invalidated = True
                 raise Failure(error_while_captured)
+        self.work()
+        self.check()
+
+    def work(self) -> None:
+        """All that has been asked for."""
         for stream in [self.null, *self.streams()]:
             stream.work()
-        self.check()
 
     def check(self) -> None:
         if self.broken:
@@ -310,17 +316,16 @@ def hipSetDevice(index: c_int) -> c_int:
 
 
 def hipRuntimeGetVersion(pointer: c_void_p) -> c_int:
-    _put(pointer, c_int(70051831))
+    _put(pointer, c_int(VERSION))
 
 
 def hipDriverGetVersion(pointer: c_void_p) -> c_int:
-    _put(pointer, c_int(70051831))
+    _put(pointer, c_int(VERSION))
 
 
 def hipGetDevicePropertiesR0600(pointer: c_void_p, index: c_int) -> c_int:
     if not 0 <= index < NUM_DEVICES:
         raise Failure(INVALID_DEVICE)
-    digits = GFX.removeprefix("gfx")
     properties = Properties(
         name=b"Virtual AMD GPU",
         totalGlobalMem=MEMORY_BYTES,
@@ -330,8 +335,8 @@ def hipGetDevicePropertiesR0600(pointer: c_void_p, index: c_int) -> c_int:
         maxThreadsPerBlock=1024,
         maxThreadsDim=(1024, 1024, 1024),
         maxGridSize=(2**31 - 1, 65536, 65536),
-        major=int(digits[:-2]),
-        minor=int(digits[-2], 16),
+        major=MAJOR,
+        minor=MINOR,
         multiProcessorCount=8,
         l2CacheSize=4 << 20,
         gcnArchName=(GFX + FEATURES.get(GFX, "")).encode(),
@@ -340,7 +345,7 @@ def hipGetDevicePropertiesR0600(pointer: c_void_p, index: c_int) -> c_int:
 
 
 def hipDeviceGetAttribute(pointer: c_void_p, attribute: c_int, index: c_int) -> c_int:
-    values = {23: int(GFX[3:-2]), 61: int(GFX[-2], 16), 87: WAVE}  # compute capability, major and minor; wave size
+    values = {23: MAJOR, 61: MINOR, 87: WAVE}  # compute capability, major and minor; wave size
     if attribute not in values:
         raise Failure(INVALID_VALUE)
     _put(pointer, c_int(values[attribute]))
@@ -366,8 +371,7 @@ def hipHostFree(address: c_void_p) -> c_int:
 
 def _free(memory: Memory, address: int | None) -> None:
     if address:
-        for stream in [DEVICE.null, *DEVICE.streams()]:  # it waits for all work
-            stream.work()
+        DEVICE.work()  # it waits for it
         memory.remove(address)
 
 
@@ -405,9 +409,7 @@ def hipMemcpyAsync(target: c_void_p, source: c_void_p, size: c_size_t, kind: c_i
     DEVICE.check()
     to_device, from_device = _check_range(target, size), _check_range(source, size)
     if queue.capture is None and not (from_device or DEVICE.pinned.holds(source or 0)):
-        held = ctypes.create_string_buffer(
-            ctypes.string_at(source, size), size
-        )  # pageable: staged before the call ends
+        held = ctypes.create_string_buffer(ctypes.string_at(source, size), size)  # pageable memory is staged
         queue.add(lambda: DEVICE.copy(target, ctypes.addressof(held), size, to_device, False))
     else:
         queue.add(lambda: DEVICE.copy(target, source, size, to_device, from_device))

@@ -194,7 +194,6 @@ def new_device() -> Any:
 
 def test_everything_is_computed_by_kernels_of_forges(write: Write) -> None:
     """Every parameter, and looking inside. `conftest.py` looks at what was launched."""
-    DEVICE.launches.clear()
     with forge.load(write("gemma3", "Q4_K"), device="hip", context=CONTEXT) as llm:
         llm.generate(
             PROMPTS,

@@ -1,4 +1,4 @@
-"""Kernel sources: the prelude and a `.hip` file as one text, its kernels' parameters, and its `-D` variants."""
+"""Kernel sources: the prelude, shared parts and a `.hip` file as one text, its kernels' parameters, and its `-D` variants."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ _DIRECTORY = resources.files("forge") / "raw_kernels"
 _FILE = re.compile(r"[a-z]\w*")
 _KERNEL = re.compile(r"^KERNEL\((?P<threads>[^)]*)\)\s*(?P<name>\w+)\((?P<parameters>[^)]*)\)", re.MULTILINE)
 _NUMBER = re.compile(r"^#define (\w+) (\d+)$", re.MULTILINE)
+_USES = re.compile(r"^// Uses: (.+)$", re.MULTILINE)
 _COMMENT = re.compile(r"//[^\n]*")
 _PARAMETER = re.compile(r"(?P<const>const )?(?P<type>\w+) ?(?P<pointer>\*)? ?(?P<name>\w+)$")
 DTYPES: dict[str, np.dtype[Any]] = {
@@ -67,18 +68,33 @@ class Variant:
 
 
 @cache
+def _text(part: str) -> str:
+    return (_DIRECTORY / f"{part}.hip").read_text(encoding="utf-8")
+
+
+@cache
+def parts(file: str) -> tuple[str, ...]:
+    """The files whose texts make up that of a kernel file: the prelude, what the file says it uses, itself."""
+    uses = _USES.search(_text(file))
+    return (PRELUDE, *(uses[1].split(", ") if uses else ()), file)
+
+
+@cache
 def source(file: str) -> str:
     """The text that is compiled: CuPy's disk cache does not look into files that a source includes."""
-    texts = [(_DIRECTORY / f"{name}.hip").read_text(encoding="utf-8") for name in (PRELUDE, file)]
-    return "\n".join(texts)
+    return "\n".join(map(_text, parts(file)))
 
 
 def place(file: str, line: int) -> tuple[str, str]:
     """Where a line of `source(file)`, counted from 1, comes from, as "norm.hip:12", and its text."""
-    before = (_DIRECTORY / f"{PRELUDE}.hip").read_text(encoding="utf-8").count("\n") + 1
     lines = source(file).split("\n")
     text = lines[line - 1].strip() if 0 < line <= len(lines) else ""
-    return (f"{PRELUDE}.hip:{line}" if line <= before else f"{file}.hip:{line - before}"), text
+    for part in parts(file)[:-1]:
+        length = _text(part).count("\n") + 1
+        if line <= length:
+            return f"{part}.hip:{line}", text
+        line -= length
+    return f"{file}.hip:{line}", text
 
 
 @cache

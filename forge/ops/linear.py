@@ -8,6 +8,7 @@ import numpy as np
 
 from forge.backend.gpu import GPU
 from forge.op import Array, Arrays, Case, op
+from forge.ops.tiles import MOST_ROWS, is_tiled, tile_product
 from forge.quant import FORMATS, Packed, QuantTensor, Stack
 
 # Measured on 2 cores with 2 MiB of L2 each, all products of a 135M model: 4 rows take 46 ms as matrix-vector products,
@@ -84,7 +85,7 @@ def _linear_cpu(x: Array, weight: Any, bias: Array | None, residual: Array | Non
     return residual
 
 
-_FEW_ROWS = 16
+_FEW_ROWS = MOST_ROWS
 """Up to this many rows forge's own kernels compute a product; beyond, BLAS does."""
 _SCRATCH_WEIGHTS = 1 << 26
 """Quantized weights that are converted to float16 at a time for BLAS."""
@@ -98,8 +99,9 @@ def _linear_gpu(device: GPU, x: Any, weight: Any, bias: Any, residual: Any) -> A
         outer = part.shape[0]
         part_bias = None if bias is None else bias[column : column + outer]
         if rows <= _FEW_ROWS or not device.has_blas:
-            for start in range(0, rows, _FEW_ROWS):
-                some = slice(start, start + _FEW_ROWS)
+            most = _FEW_ROWS if is_tiled(part) else 1
+            for start in range(0, rows, most):
+                some = slice(start, start + most)
                 _few_rows(device, x[some], part, part_bias, y[some], column, residual is not None)
         else:
             _many_rows(device, x, part, y, column, residual is not None)
@@ -115,6 +117,9 @@ _LEAST = {"MOST": 1, "ROWS": 1, "BLOCK": 64, "WIDE": 1}
 
 
 def _few_rows(device: GPU, x: Any, weight: Any, bias: Any, y: Any, column: int, accumulate: bool) -> None:
+    if len(x) > 1:
+        tile_product(device, x, weight, bias, y, column, accumulate=accumulate)
+        return
     if isinstance(weight, Packed):
         most = _ROWS_OF_BLOCKS[weight.unit]
         for start in range(0, len(x), most):

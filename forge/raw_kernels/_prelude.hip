@@ -88,6 +88,7 @@ extern u32 forge_wave;
 void forge_barrier(void);
 u64 forge_shuffle(u64 value, u32 lane);
 u64 forge_ballot(u32 predicate);
+const void *forge_share(const void *own, u64 bytes); // what all lanes of the wave gave, 64 bytes for each
 }
 #define THREAD (forge_self->thread)
 #define BLOCK_X (forge_self->block[0])
@@ -120,6 +121,15 @@ DEVICE i32 dot4(u32 a, u32 b, i32 c) {
     for (u32 i = 0; i < 32; i += 8) c += (i32)(i8)(a >> i) * (i8)(b >> i);
     return c;
 }
+DEVICE u32 halves_fma(u32 a, u32 b, u32 c) {
+    u32 y = 0;
+    for (u32 i = 0; i < 32; i += 16) {
+        double product = (double)to_float(f16{(u16)(a >> i)}) * to_float(f16{(u16)(b >> i)});
+        y |= (u32)__builtin_bit_cast(u16, (_Float16)(product + to_float(f16{(u16)(c >> i)}))) << i;
+    }
+    return y;
+}
+DEVICE u32 halves_add(u32 a, u32 b) { return halves_fma(a, 0x3c003c00u, b); }
 DEVICE u32 pick_bytes(u32 high, u32 low, u32 places) {
     u32 picked = 0;
     for (u32 i = 0; i < 32; i += 8) picked |= (u32)(((u64)high << 32 | low) >> 8 * (places >> i & 7) & 255) << i;
@@ -187,6 +197,12 @@ DEVICE float fast_divide(float a, float b) { return a * __builtin_amdgcn_rcpf(b)
 DEVICE u32 mul_high(u32 a, u32 b) { return (u32)((u64)a * b >> 32); }
 DEVICE u64 mul_high(u64 a, u64 b) { return (u64)((unsigned __int128)a * b >> 64); }
 DEVICE u32 pick_bytes(u32 high, u32 low, u32 places) { return __builtin_amdgcn_perm(high, low, places); }
+typedef _Float16 half2_t __attribute__((ext_vector_type(2)));
+DEVICE u32 halves_fma(u32 a, u32 b, u32 c) {
+#pragma clang fp contract(fast)
+    return __builtin_bit_cast(u32, __builtin_bit_cast(half2_t, a) * __builtin_bit_cast(half2_t, b) + __builtin_bit_cast(half2_t, c));
+}
+DEVICE u32 halves_add(u32 a, u32 b) { return __builtin_bit_cast(u32, __builtin_bit_cast(half2_t, a) + __builtin_bit_cast(half2_t, b)); }
 #if defined(__GFX11__) || defined(__GFX12__) // v_dot4_i32_iu8; the signed form of the others is gone
 DEVICE i32 dot4(u32 a, u32 b, i32 c) { return __builtin_amdgcn_sudot4(true, (i32)a, true, (i32)b, c, false); }
 #else
@@ -251,6 +267,16 @@ DEVICE float fast_divide(float a, float b) { return __fdividef(a, b); }
 DEVICE u32 mul_high(u32 a, u32 b) { return __umulhi(a, b); }
 DEVICE u64 mul_high(u64 a, u64 b) { return __umul64hi(a, b); }
 DEVICE i32 dot4(u32 a, u32 b, i32 c) { return __dp4a((i32)a, (i32)b, c); }
+DEVICE u32 halves_fma(u32 a, u32 b, u32 c) {
+    u32 y;
+    asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(y) : "r"(a), "r"(b), "r"(c));
+    return y;
+}
+DEVICE u32 halves_add(u32 a, u32 b) {
+    u32 y;
+    asm("add.rn.f16x2 %0, %1, %2;" : "=r"(y) : "r"(a), "r"(b));
+    return y;
+}
 DEVICE u32 pick_bytes(u32 high, u32 low, u32 places) { // the instruction takes the places as four nibbles
     return __byte_perm(low, high, __byte_perm(places | places >> 4, 0, 0x4420));
 }
@@ -263,6 +289,10 @@ DEVICE float fast_exp(float x) { return exp2_fast(x * LOG2E); }
 DEVICE float fast_tanh(float x) { // exact at both ends: exp overflows to infinity and underflows to 0
     return 1.0f - fast_divide(2.0f, 1.0f + exp2_fast(x * (2.0f * LOG2E)));
 }
+DEVICE float silu(float x) { return fast_divide(x, 1.0f + fast_exp(-x)); }
+DEVICE float gelu_tanh(float x) { // sqrt(2 / pi)
+    return 0.5f * x * (1.0f + fast_tanh(0.7978845608028654f * (x + 0.044715f * x * x * x)));
+}
 DEVICE float larger(float a, float b) { return a > b ? a : b; }
 DEVICE float smaller(float a, float b) { return a < b ? a : b; }
 DEVICE i32 larger(i32 a, i32 b) { return a > b ? a : b; }
@@ -271,6 +301,7 @@ DEVICE i32 smaller(i32 a, i32 b) { return a < b ? a : b; }
 // fast_divide(a, b): a / b to 2 units in the last place; 0 where b is infinite, or above 2**126 and its reciprocal thus
 // subnormal. Not for b that are subnormal.
 // dot4(a, b, c): c + the dot product of the four signed bytes of two words. Every target has it as one instruction.
+// halves_fma(a, b, c), halves_add(a, b): of the two float16 numbers in each word.
 // pick_bytes(high, low, places): four of the eight bytes of two words, those that the bytes of `places` (0 to 7) name.
 
 // Keys order as logits do; the two zeros are one. Of the bits alone: where subnormals are flushed, arithmetic takes them

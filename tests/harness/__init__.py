@@ -32,6 +32,10 @@ _GUARD = 256
 """Bytes before and behind each array: what a kernel reads there is NaN, and what it writes there is found."""
 
 
+TILES = {32: "TILE_MMA", 64: "TILE_MFMA"}
+"""Whose matrix cores are played where nothing else is asked for, by the size of a wave."""
+
+
 class KernelFault(AssertionError):
     """What a kernel did that a GPU leaves undefined or hangs on."""
 
@@ -72,8 +76,9 @@ class Harness(GPU):
 
     device = "harness"
 
-    def __init__(self, wave: int, seed: int = 0, cores: int = 4, flush: bool = False) -> None:
+    def __init__(self, wave: int, seed: int = 0, cores: int = 4, flush: bool = False, tile: str = "") -> None:
         self.wave, self.seed, self.cores, self.flush = wave, seed, cores, flush
+        self.tile = tile or TILES[wave]
         self.variants: set[kernels.Variant] = set()
 
     def empty(self, shape: tuple[int, ...], dtype: Any) -> HarnessArray:
@@ -116,7 +121,7 @@ class Harness(GPU):
         ]
         pointers = [value.ctypes.data for value in values]
         error = launch(
-            compiled(variant), function, grid, entry.threads, pointers, wave=self.wave, seed=self.seed, flush=self.flush
+            compiled(variant, self.tile), function, grid, entry.threads, pointers, wave=self.wave, seed=self.seed, flush=self.flush
         )
         if error:
             raise KernelFault(f"{variant.name}: {function}: {error}")
@@ -165,23 +170,25 @@ def alone(path: Path) -> Iterator[None]:
 
 
 @cache
-def compiled(variant: kernels.Variant) -> ctypes.CDLL:
-    return compile_text(kernels.source(variant.file), variant)
+def compiled(variant: kernels.Variant, tile: str) -> ctypes.CDLL:
+    """With the matrix cores `tile` of _tile.hip, where the kernel has to do with them."""
+    uses_tiles = "_tile" in kernels.parts(variant.file)
+    return compile_text(kernels.source(variant.file), variant, [f"-DTILE={tile}"] if uses_tiles else [])
 
 
-def compile_text(text: str, variant: kernels.Variant) -> ctypes.CDLL:
+def compile_text(text: str, variant: kernels.Variant, defines: Sequence[str] = ()) -> ctypes.CDLL:
     """A kernel source as a shared library, kept in the cache by the hash of all that it is made from."""
     assert COMPILER, "no clang++: run scripts/install-toolchain"
     unit = text + _calls(variant)
     runtime = (HERE / "runtime.cpp").read_text()
-    key = hashlib.sha256("\0".join([unit, runtime, *variant.options, *_FLAGS, COMPILER]).encode()).hexdigest()[:32]
+    key = hashlib.sha256("\0".join([unit, runtime, *variant.options, *defines, *_FLAGS, COMPILER]).encode()).hexdigest()[:32]
     library = CACHE / f"{key}.so"
     with alone(library):
         if not library.exists():
             kernel, scratch = CACHE / f"{key}.cpp", CACHE / f"{key}.scratch"
             kernel.write_text(unit)
             sanitize = ["-fsanitize=array-bounds", "-fno-sanitize-recover=array-bounds"]
-            _compile([*_FLAGS, *sanitize, "-DFORGE_HARNESS", *variant.options, "-c", str(kernel), "-o", f"{kernel}.o"])
+            _compile([*_FLAGS, *sanitize, "-DFORGE_HARNESS", *variant.options, *defines, "-c", str(kernel), "-o", f"{kernel}.o"])
             _compile(["-shared", "-Wl,-z,now,-Bsymbolic", f"{kernel}.o", str(_runtime(runtime)), "-o", str(scratch)])
             scratch.replace(library)
             kernel.unlink()

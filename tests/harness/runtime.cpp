@@ -55,13 +55,16 @@ struct Fiber {
     State state;
     u32 site, lane; // of a collective: where it stands in the program, and the lane to read
     u64 value, result;
+    u32 shares; // how often it has shared
     void *context; // its stack pointer while others run
     char *stack;
 };
 
 const size_t STACK = 256 << 10;
+const u64 SHARED_BYTES = 64;
 const u32 MOST = 1024;
 Fiber fibers[MOST];
+char shared[2][MOST][SHARED_BYTES]; // in turns: who is ahead by one leaves alone what the others still read
 void *scheduler;
 char message[512];
 void (*kernel)(void **);
@@ -105,6 +108,7 @@ void prepare(Fiber &fiber) {
     void **top = (void **)(fiber.stack + STACK) - 2; // a function begins 8 bytes off a multiple of 16
     *top = (void *)start;
     fiber.context = top - 6;
+    fiber.shares = 0;
     fiber.state = READY;
 }
 
@@ -203,6 +207,15 @@ __attribute__((noinline)) u64 forge_ballot(u32 predicate) {
     fiber.value = predicate, fiber.site = (u32)(uintptr_t)__builtin_return_address(0);
     pause(AT_BALLOT);
     return current().result;
+}
+
+__attribute__((noinline)) const void *forge_share(const void *own, u64 bytes) {
+    Fiber &fiber = current();
+    auto &turn = shared[fiber.shares++ % 2];
+    memcpy(turn[fiber.self.thread], own, bytes < SHARED_BYTES ? bytes : SHARED_BYTES);
+    fiber.lane = 0, fiber.site = (u32)(uintptr_t)__builtin_return_address(0);
+    pause(AT_SHUFFLE);
+    return turn[fiber.self.thread - fiber.self.lane];
 }
 
 // clang calls this for an index outside an array of known size (-fsanitize=array-bounds).

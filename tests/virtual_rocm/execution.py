@@ -24,6 +24,7 @@ from virtual_rocm.runtime import INVALID_IMAGE, NO_BINARY_FOR_GPU
 
 _SOURCES = sorted((Path(forge.__file__).parent / "raw_kernels").glob("*.hip"))
 _MOST_LDS_BYTES = 64 << 10
+_TILES = {"gfx90": "TILE_MFMA", "gfx94": "TILE_MFMA", "gfx10": "TILE_SCALAR", "gfx11": "TILE_WMMA_11", "gfx12": "TILE_WMMA_12"}
 
 
 @dataclass
@@ -39,6 +40,8 @@ class Kernel:
     """Which arguments are addresses."""
     threads: int
     """Most of a block."""
+    tile: str
+    """The matrix cores of the target."""
     fault: str
     """Where the metadata is not what the source says."""
 
@@ -50,7 +53,7 @@ class Kernel:
             return f"{self.variant.name}: {self.name}: {self.fault}"
         held = [ctypes.create_string_buffer(argument, len(argument)) for argument in arguments]
         error = harness.launch(
-            harness.compiled(self.variant),
+            harness.compiled(self.variant, self.tile),
             self.name,
             grid,
             threads,
@@ -104,7 +107,7 @@ def load(code: bytes, arch: str, wave: int) -> dict[str, Kernel]:
         given = [argument for argument in about[".args"] if not argument[".value_kind"].startswith("hidden")]
         arrays = [i for i, argument in enumerate(given) if argument[".value_kind"] == "global_buffer"]
         sizes = [argument[".size"] for argument in given]
-        kernel = Kernel(about[".name"], variant, sizes, arrays, about[".max_flat_workgroup_size"], "")
+        kernel = Kernel(about[".name"], variant, sizes, arrays, about[".max_flat_workgroup_size"], _TILES[arch[:5]], "")
         if variant is not None:
             kernel.fault = _fault(variant, kernel, about, given, wave)
         found[kernel.name] = kernel

@@ -1,0 +1,60 @@
+// Products of tiles on the matrix cores, by all lanes of a wave together: sums (16 rows of weights x TILE_TOKENS tokens)
+// += weights (16 x k) . x (k x TILE_TOKENS), float16 numbers under float32 sums. One file for each family of instructions
+// gives the same names:
+//
+//   TILE_WAVE       lanes of a wave
+//   TILE_TOKENS     tokens of a tile
+//   TILE_MOST_TOKENS  of which a wave has room for the sums
+//   TILE_PARTS      parts of the inner dimension: lanes of one part hold the same k's, and it does not matter which
+//   TILE_LANE_ROWS  rows whose weights a lane holds
+//   TILE_VALUES     sums that a lane holds
+//   tile_part()     the lane's part
+//   tile_row(r)     its r-th row
+//   tile_token()    the token whose x it holds
+//   tile_multiply(sum, weights, x)  16 k's of each part: of each of the lane's rows, and of its token, as four words of
+//                   four numbers
+//   tile_sum_row(i), tile_sum_token(i)  where the lane's i-th sum is
+//
+// Sources: the PTX ISA on mma.m16n8k16; AMD's ISA manuals of CDNA 3, RDNA 3 and RDNA 4 on matrix instructions.
+
+#define TILE_SCALAR 0
+#define TILE_MMA 1     // NVIDIA, from sm_80 on
+#define TILE_MFMA 2    // CDNA
+#define TILE_WMMA_11 3 // RDNA 3
+#define TILE_WMMA_12 4 // RDNA 4
+
+#ifndef TILE // the harness plays each of them
+#if defined(FORGE_CUDA) && __CUDA_ARCH__ >= 800
+#define TILE TILE_MMA
+#elif defined(__gfx90a__) || defined(__gfx942__) || defined(__gfx950__)
+#define TILE TILE_MFMA
+#elif defined(__GFX11__)
+#define TILE TILE_WMMA_11
+#elif defined(__GFX12__)
+#define TILE TILE_WMMA_12
+#else
+#define TILE TILE_SCALAR
+#endif
+#endif
+
+typedef u32x2 f16_quad; // four float16 numbers
+
+#if defined(FORGE_HARNESS)
+// The product of a matrix instruction from what all lanes hold: `at_a(row, k)` and `at_b(k, column)` say in which lane,
+// and which of its numbers.
+struct TilePlace {
+    u32 lane, number;
+};
+template <u32 K, u32 N, typename A, typename B>
+DEVICE void tile_collective(float (&sum)[N], const f16 *a, u32 a_count, const f16 *b, u32 b_count, A at_a, B at_b, u32 (*row)(u32), u32 (*column)(u32)) {
+    f16 own[32];
+    for (u32 i = 0; i < a_count; ++i) own[i] = a[i];
+    for (u32 i = 0; i < b_count; ++i) own[16 + i] = b[i];
+    const f16(*all)[32] = (const f16(*)[32])forge_share(own, sizeof own);
+    for (u32 i = 0; i < N; ++i)
+        for (u32 k = 0; k < K; ++k) {
+            TilePlace left = at_a(row(i), k), right = at_b(k, column(i));
+            sum[i] += to_float(all[left.lane][left.number]) * to_float(all[right.lane][16 + right.number]);
+        }
+}
+#endif

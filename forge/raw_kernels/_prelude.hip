@@ -121,6 +121,7 @@ DEVICE i32 dot4(u32 a, u32 b, i32 c) {
     for (u32 i = 0; i < 32; i += 8) c += (i32)(i8)(a >> i) * (i8)(b >> i);
     return c;
 }
+DEVICE u32x4 read_once(const u32x4 *p) { return *p; }
 DEVICE u32 halves_fma(u32 a, u32 b, u32 c) {
     u32 y = 0;
     for (u32 i = 0; i < 32; i += 16) {
@@ -197,6 +198,8 @@ DEVICE float fast_divide(float a, float b) { return a * __builtin_amdgcn_rcpf(b)
 DEVICE u32 mul_high(u32 a, u32 b) { return (u32)((u64)a * b >> 32); }
 DEVICE u64 mul_high(u64 a, u64 b) { return (u64)((unsigned __int128)a * b >> 64); }
 DEVICE u32 pick_bytes(u32 high, u32 low, u32 places) { return __builtin_amdgcn_perm(high, low, places); }
+typedef u32 words_t __attribute__((ext_vector_type(4)));
+DEVICE u32x4 read_once(const u32x4 *p) { return __builtin_bit_cast(u32x4, __builtin_nontemporal_load((const words_t *)p)); }
 typedef _Float16 half2_t __attribute__((ext_vector_type(2)));
 DEVICE u32 halves_fma(u32 a, u32 b, u32 c) {
 #pragma clang fp contract(fast)
@@ -267,6 +270,11 @@ DEVICE float fast_divide(float a, float b) { return __fdividef(a, b); }
 DEVICE u32 mul_high(u32 a, u32 b) { return __umulhi(a, b); }
 DEVICE u64 mul_high(u64 a, u64 b) { return __umul64hi(a, b); }
 DEVICE i32 dot4(u32 a, u32 b, i32 c) { return __dp4a((i32)a, (i32)b, c); }
+DEVICE u32x4 read_once(const u32x4 *p) {
+    u32x4 y;
+    asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(y.v[0]), "=r"(y.v[1]), "=r"(y.v[2]), "=r"(y.v[3]) : "l"(p));
+    return y;
+}
 DEVICE u32 halves_fma(u32 a, u32 b, u32 c) {
     u32 y;
     asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(y) : "r"(a), "r"(b), "r"(c));
@@ -301,6 +309,7 @@ DEVICE i32 smaller(i32 a, i32 b) { return a < b ? a : b; }
 // fast_divide(a, b): a / b to 2 units in the last place; 0 where b is infinite, or above 2**126 and its reciprocal thus
 // subnormal. Not for b that are subnormal.
 // dot4(a, b, c): c + the dot product of the four signed bytes of two words. Every target has it as one instruction.
+// read_once(p): what no other thread will read, past the near cache, for what is read again to stay there.
 // halves_fma(a, b, c), halves_add(a, b): of the two float16 numbers in each word.
 // pick_bytes(high, low, places): four of the eight bytes of two words, those that the bytes of `places` (0 to 7) name.
 

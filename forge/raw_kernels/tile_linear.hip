@@ -3,17 +3,17 @@
 //
 // A wave takes TILES tiles of 16 rows of the matrix, for all rows of x, and every SPLIT-th turn of the inner dimension; SPLIT
 // waves of a block join their sums. Weights go from memory to the registers that the matrix cores read, each once, and
-// become float16 there; x is small and comes from the caches.
-// With GATE the matrix is two, one above the other, a wave takes tiles of both, and y[m, n] = activation(x[m] . weight[n])
-// * (x[m] . weight[n + half]).
-// -D FORMAT=ggml's number of the type; WEIGHT=type of its first plane; TOKENS=rows of x at most; TILES; SPLIT;
-// BLOCK=threads; GATE=0, 1 (SiLU) or 2 (GELU); OUT=type of y.
+// become float16 there; x is small and comes from the near cache, which the weights leave to it.
+// With a gate the matrix is two, one above the other, TILES is 2, a wave takes a tile of each, and
+// gated[m, n] = activation(x[m] . weight[n]) * (x[m] . weight[n + half]).
+// -D FORMAT=ggml's number of the type; WEIGHT=type of its first plane; TOKENS=rows of x at most; PACKED=1: x is as
+// tile_pack stores it; TILES=1 or 2; SPLIT; BLOCK=threads.
 
 #define WAVES (BLOCK / TILE_WAVE)
 #define ROW_WAVES (WAVES / SPLIT)
 #define TOGETHER (TOKENS < TILE_MOST_TOKENS ? TOKENS : TILE_MOST_TOKENS) // tokens whose sums there is room for
 #define TOKEN_TILES ((TOGETHER + TILE_TOKENS - 1) / TILE_TOKENS)
-#define MATRICES (GATE ? 2 : 1)
+#define PACKED_TILES ((TOKENS + TILE_TOKENS - 1) / TILE_TOKENS)
 
 // What a lane holds of a row for a turn: groups of 32 numbers, in two pairs of two pieces of 8.
 #if FORMAT == F16
@@ -36,12 +36,18 @@ DEVICE u32 piece_start(u32 turn, u32 part, u32 group, u32 i) {
 #endif
 }
 
+// Where that piece of the lane's token in a tile lies in packed x: those of all lanes beside each other.
+DEVICE u32 packed_at(u32 turn, u32 group, u32 i, u32 tile) {
+    u32 before = ((turn * GROUPS + group) * 4 + i) * PACKED_TILES + tile;
+    return (before * TILE_PARTS + tile_part()) * TILE_TOKENS + tile_token();
+}
+
 DEVICE Held read_held(const WEIGHT *weight, const Planes &planes, u32 row, u32 turn, u32 part, u32 inner) {
     Held held = {};
 #if FORMAT == F16
     UNROLL for (u32 i = 0; i < 4; ++i) {
         u32 k = piece_start(turn, part, 0, i);
-        if (k < inner) held.pieces[i] = *(const u32x4 *)(weight + (u64)row * inner + k);
+        if (k < inner) held.pieces[i] = read_once((const u32x4 *)(weight + (u64)row * inner + k));
     }
 #else
     u32 units = inner / UNIT_WEIGHTS, unit = turn * TILE_PARTS + part;
@@ -72,37 +78,62 @@ DEVICE void take_pair(const Held &held, u32 unit, u32 group, u32 half, f16_quad 
 #endif
 }
 
-DEVICE void put(float *y, float value) { *y = value; }
-DEVICE void put(f16 *y, float value) { *y = to_f16(value); }
-DEVICE float get(const float *y) { return *y; }
-DEVICE float get(const f16 *y) { return to_float(*y); }
+// x as the lanes of tiles read it, with zeros where there is none, by so many waves.
+KERNEL(BLOCK) tile_pack(const f16 *x, f16 *packed, u32 rows, u32 inner, u32 waves) {
+    u32 turns = (inner + TURN_WEIGHTS - 1) / TURN_WEIGHTS;
+    for (u32 i = BLOCK_X * WAVES + THREAD / TILE_WAVE; i < turns * GROUPS * PACKED_TILES; i += waves) {
+        u32 tile = i % PACKED_TILES, group = i / PACKED_TILES % GROUPS, turn = i / PACKED_TILES / GROUPS;
+        u32 token = tile * TILE_TOKENS + tile_token();
+        UNROLL for (u32 p = 0; p < 4; ++p) {
+            u32 k = piece_start(turn, tile_part(), group, p);
+            u32x4 *to = (u32x4 *)packed + packed_at(turn, group, p, tile);
+            if (k < inner && token < rows)
+                *to = *(const u32x4 *)(x + token * inner + k);
+            else
+                *to = u32x4{};
+        }
+    }
+}
 
-KERNEL(BLOCK) tile_linear(const f16 *x, const WEIGHT *weight, const u8 *high, const u8 *scales, const u8 *deltas, const float *bias, OUT *y, u32 rows, u32 inner, u32 outer, u32 stride, u32 column, u32 accumulate) {
+// The i-th piece of a lane's group of its token in a tile.
+DEVICE u32x4 x_piece(const f16 *x, u32 turn, u32 group, u32 i, u32 tile, u32 rows, u32 inner) {
+#if PACKED
+    return ((const u32x4 *)x)[packed_at(turn, group, i, tile)];
+#else
+    u32 k = piece_start(turn, tile_part(), group, i), token = tile * TILE_TOKENS + tile_token();
+    token = token < rows ? token : rows - 1; // a row too many is computed and not stored
+    u32x4 piece = {};
+    if (k < inner) piece = *(const u32x4 *)(x + token * inner + k);
+    return piece;
+#endif
+}
+
+KERNEL(BLOCK) tile_linear(const f16 *x, const WEIGHT *weight, const u8 *high, const u8 *scales, const u8 *deltas, const float *bias, float *y, f16 *gated, u32 rows, u32 inner, u32 outer, u32 stride, u32 column, u32 accumulate, u32 gelu) {
+    // Rows of 20 numbers: neighbouring tokens are in other banks.
+    const u32 joined = TOKEN_TILES * TILE_TOKENS > 32 ? 32 / TILE_TOKENS : TOKEN_TILES, joined_tokens = joined * TILE_TOKENS;
+    SHARED float partial[TILES][WAVES][joined_tokens][20];
     u32 wave = THREAD / TILE_WAVE, part = tile_part();
-    u32 first = (BLOCK_X * ROW_WAVES + wave / SPLIT) * (TILES / MATRICES * 16);
+    u32 outputs = gated ? outer / 2 : outer, per_set = gated ? 16 : 16 * TILES; // of a wave
+    u32 step = gated ? outputs : 16; // from one tile of a wave to its next
     Planes planes{(const u8 *)weight, high, scales, deltas};
-    u32 half = outer / MATRICES;
+    u32 row[TILES][TILE_LANE_ROWS];
+    UNROLL for (u32 t = 0; t < TILES; ++t)
+        UNROLL for (u32 r = 0; r < TILE_LANE_ROWS; ++r) {
+            u32 n = (BLOCK_X * ROW_WAVES + wave / SPLIT) * per_set + tile_row(r) + (gated ? 0 : t * 16);
+            row[t][r] = (n < outputs ? n : outputs - 1) + (gated ? t * outputs : 0); // a row too many is not stored
+        }
+    u32 turns = (inner + TURN_WEIGHTS - 1) / TURN_WEIGHTS;
 
     ROLLED for (u32 base = 0; base < rows; base += TOGETHER) {
         float sum[TILES][TOKEN_TILES][TILE_VALUES];
         UNROLL for (u32 t = 0; t < TILES; ++t)
             UNROLL for (u32 m = 0; m < TOKEN_TILES; ++m)
                 UNROLL for (u32 i = 0; i < TILE_VALUES; ++i) sum[t][m][i] = 0;
-        u32 token_start[TOKEN_TILES];
-        UNROLL for (u32 m = 0; m < TOKEN_TILES; ++m) {
-            u32 token = base + m * TILE_TOKENS + tile_token();
-            token_start[m] = (token < rows ? token : rows - 1) * inner; // a row too many is computed and not stored
-        }
-
-        u32 turns = (inner + TURN_WEIGHTS - 1) / TURN_WEIGHTS;
         ROLLED for (u32 turn = wave % SPLIT; turn < turns; turn += SPLIT) {
             Held held[TILES][TILE_LANE_ROWS];
             UNROLL for (u32 t = 0; t < TILES; ++t)
-                UNROLL for (u32 r = 0; r < TILE_LANE_ROWS; ++r) {
-                    u32 n = first + t / MATRICES * 16 + tile_row(r);
-                    n = (n < half ? n : half - 1) + (GATE ? t % 2 * half : 0);
-                    held[t][r] = read_held(weight, planes, n, turn, part, inner);
-                }
+                UNROLL for (u32 r = 0; r < TILE_LANE_ROWS; ++r)
+                    held[t][r] = read_held(weight, planes, row[t][r], turn, part, inner);
             ROLLED for (u32 group = 0; group < GROUPS; ++group)
                 UNROLL for (u32 h = 0; h < 2; ++h) {
                     f16_quad weights[TILES][TILE_LANE_ROWS][4];
@@ -112,9 +143,7 @@ KERNEL(BLOCK) tile_linear(const f16 *x, const WEIGHT *weight, const u8 *high, co
                     UNROLL for (u32 m = 0; m < TOKEN_TILES; ++m) {
                         f16_quad own[4];
                         UNROLL for (u32 i = 0; i < 2; ++i) {
-                            u32 k = piece_start(turn, part, group, 2 * h + i);
-                            u32x4 piece = {};
-                            if (k < inner) piece = *(const u32x4 *)(x + token_start[m] + k);
+                            u32x4 piece = x_piece(x, turn, group, 2 * h + i, base / TILE_TOKENS + m, rows, inner);
                             own[2 * i] = u32x2{{piece.v[0], piece.v[1]}}, own[2 * i + 1] = u32x2{{piece.v[2], piece.v[3]}};
                         }
                         UNROLL for (u32 t = 0; t < TILES; ++t) tile_multiply(sum[t][m], weights[t], own);
@@ -122,37 +151,35 @@ KERNEL(BLOCK) tile_linear(const f16 *x, const WEIGHT *weight, const u8 *high, co
                 }
         }
 
-        // Join the waves of a row, some tokens at a time. Rows of 20: neighbouring tokens are in other banks.
-        const u32 tiles_together = TOKEN_TILES * TILE_TOKENS > 32 ? 32 / TILE_TOKENS : TOKEN_TILES, together = tiles_together * TILE_TOKENS;
-        SHARED float partial[MATRICES][WAVES][together][20];
-        UNROLL for (u32 t = 0; t < TILES; t += MATRICES)
-            UNROLL for (u32 start = 0; start < TOKEN_TILES; start += tiles_together) {
-                UNROLL for (u32 g = 0; g < MATRICES; ++g)
-                    UNROLL for (u32 m = 0; m < tiles_together; ++m)
-                        UNROLL for (u32 i = 0; i < TILE_VALUES; ++i)
-                            partial[g][wave][m * TILE_TOKENS + tile_sum_token(i)][tile_sum_row(i)] = sum[t + g][start + m][i];
-                barrier();
-                for (u32 i = THREAD; i < ROW_WAVES * together * 16; i += BLOCK) {
-                    u32 row = i % 16, token = i / 16 % together, set = i / 16 / together;
-                    float total[MATRICES];
-                    UNROLL for (u32 g = 0; g < MATRICES; ++g) {
-                        total[g] = 0;
-                        UNROLL for (u32 s = 0; s < SPLIT; ++s) total[g] += partial[g][set * SPLIT + s][token][row];
-                    }
-                    u32 n = (BLOCK_X * ROW_WAVES + set) * (TILES / MATRICES * 16) + t / MATRICES * 16 + row;
-                    u32 m = base + start * TILE_TOKENS + token;
-                    if (n >= half || m >= rows) continue;
-                    OUT *out = y + (u64)m * stride + column + n;
-                    float value = total[0];
-                    if (bias) value += bias[n];
-    #if GATE
-                    float up = total[MATRICES - 1];
-                    if (bias) up += bias[n + half];
-                    value = (GATE == 1 ? silu(value) : gelu_tanh(value)) * up;
-    #endif
-                    put(out, accumulate ? get(out) + value : value);
+        UNROLL for (u32 start = 0; start < TOKEN_TILES; start += joined) {
+            UNROLL for (u32 t = 0; t < TILES; ++t)
+                UNROLL for (u32 m = 0; m < joined; ++m)
+                    UNROLL for (u32 i = 0; i < TILE_VALUES; ++i)
+                        partial[t][wave][m * TILE_TOKENS + tile_sum_token(i)][tile_sum_row(i)] = sum[t][start + m][i];
+            barrier();
+            for (u32 i = THREAD; i < ROW_WAVES * joined_tokens * 16; i += BLOCK) {
+                u32 in_tile = i % 16, token = i / 16 % joined_tokens, set = i / 16 / joined_tokens;
+                float total[TILES];
+                UNROLL for (u32 t = 0; t < TILES; ++t) {
+                    total[t] = 0;
+                    UNROLL for (u32 s = 0; s < SPLIT; ++s) total[t] += partial[t][set * SPLIT + s][token][in_tile];
                 }
-                barrier();
+                u32 m = base + start * TILE_TOKENS + token, first = (BLOCK_X * ROW_WAVES + set) * per_set + in_tile;
+                if (m >= rows) continue;
+                UNROLL for (u32 t = 0; t < TILES; ++t)
+                    if (bias && first + t * step < outer) total[t] += bias[first + t * step];
+                if (gated) {
+                    float gate = gelu ? gelu_tanh(total[0]) : silu(total[0]);
+                    if (first < outputs) gated[(u64)m * outputs + first] = to_f16(gate * total[TILES - 1]);
+                    continue;
+                }
+                UNROLL for (u32 t = 0; t < TILES; ++t) {
+                    u32 n = first + t * 16;
+                    float *out = y + (u64)m * stride + column + n;
+                    if (n < outer) *out = accumulate ? *out + total[t] : total[t];
+                }
             }
+            barrier();
+        }
     }
 }

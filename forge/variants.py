@@ -69,7 +69,7 @@ def model_variants() -> list[kernels.Variant]:
     for variant in case_variants():
         if not variant.defines:  # the same for any size
             device.variants[variant] = None
-    for width in range(256, 4097, 256):
+    for width in (*range(256, 4097, 256), 8192, 12_288, 16_384):
         for out in ("act", "f32"):
             device.launch(rmsnorm, (_f32(1, width), _f32(width), 1e-6), {"out": out})
     for rows in (1, 2, 4, 8, 16, 17):

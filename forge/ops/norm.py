@@ -56,16 +56,21 @@ _LAYER_BY_HAND = Case(
 )
 
 
-def _block(width: int) -> int:
-    """Threads of a block: a float or more for each, in whole pairs of waves."""
-    return min(max(-(-width // 256) * 64, 64), 1024)
+_MOST_THREADS = 1024
 
 
 def _run(device: GPU, function: str, x: Any, *rest: Any, eps: float, out: str = "act") -> Any:
     rows, width = x.shape
     y = device.empty(x.shape, device.activations if out == "act" else np.float32)
-    ctype = "f16" if out == "act" else "float"
-    device.run("norm", function, rows, x, *rest, y, width, eps, BLOCK=_block(width), OUT=ctype)
+    vector = 4 if width % 4 == 0 else 1
+    threads = min(-(-width // vector // 64) * 64, _MOST_THREADS)
+    defines: dict[str, int | str] = {
+        "BLOCK": threads,
+        "OUT": "f16" if out == "act" else "float",
+        "VECTOR": vector,
+        "HELD": -(-width // (vector * threads)),
+    }
+    device.run("norm", function, rows, x, *rest, y, width, eps, **defines)
     return y
 
 

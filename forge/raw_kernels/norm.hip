@@ -1,5 +1,6 @@
 // RMSNorm and LayerNorm of float32 rows, alone or behind a residual addition. One block per row.
-// -D BLOCK=threads (a multiple of 64); OUT=f16 or float.
+// -D BLOCK=threads (a multiple of 64); OUT=f16 or float; VECTOR=4 where rows are multiples of 4 numbers, else 1; HELD=pieces
+// of so many numbers that a thread has of a row.
 
 #ifndef OUT
 #define OUT f16
@@ -7,6 +8,22 @@
 
 DEVICE void store(f16 *y, float x) { *y = to_f16(x); }
 DEVICE void store(float *y, float x) { *y = x; }
+
+// The next N numbers of a row from i on, 1 or 4; nothing beyond its width.
+template <u32 N> DEVICE void read(const float *row, u32 i, u32 width, float (&to)[N]) {
+    struct alignas(4 * N) Piece {
+        float v[N];
+    } piece = {};
+    if (i < width) piece = *(const Piece *)(row + i);
+    UNROLL for (u32 j = 0; j < N; ++j) to[j] = piece.v[j];
+}
+template <u32 N, typename T> DEVICE void write(T *row, u32 i, u32 width, const float (&from)[N]) {
+    struct alignas(sizeof(T) * N) Piece {
+        T v[N];
+    } piece;
+    UNROLL for (u32 j = 0; j < N; ++j) store(&piece.v[j], from[j]);
+    if (i < width) *(Piece *)(row + i) = piece;
+}
 
 template <bool ADD> DEVICE float take(float *row, const float *delta, u32 i) {
     float x = row[i];
@@ -17,18 +34,30 @@ template <bool ADD> DEVICE float take(float *row, const float *delta, u32 i) {
     return x;
 }
 
+// A row is read once, in pieces of VECTOR numbers that its thread keeps: HELD at most.
 template <bool ADD>
 DEVICE void rms(float *x, const float *delta, const float *weight, OUT *y, u32 width, float eps) {
     SHARED float scratch[MOST_WAVES(BLOCK)];
     u64 start = (u64)BLOCK_X * width;
-    float *row = x + start;
+    float value[HELD][VECTOR], factor[HELD][VECTOR];
     float squares = 0;
-    for (u32 i = THREAD; i < width; i += BLOCK) {
-        float value = take<ADD>(row, delta + start, i);
-        squares += value * value;
+    UNROLL for (u32 h = 0; h < HELD; ++h) {
+        u32 i = (h * BLOCK + THREAD) * VECTOR;
+        read<VECTOR>(x + start, i, width, value[h]);
+        read<VECTOR>(weight, i, width, factor[h]);
+        if (ADD) {
+            float more[VECTOR];
+            read<VECTOR>(delta + start, i, width, more);
+            UNROLL for (u32 j = 0; j < VECTOR; ++j) value[h][j] += more[j];
+            write<VECTOR>(x + start, i, width, value[h]);
+        }
+        UNROLL for (u32 j = 0; j < VECTOR; ++j) squares += value[h][j] * value[h][j];
     }
     float scale = rsqrt_fast(fast_divide(block_sum(squares, scratch), (float)width) + eps);
-    for (u32 i = THREAD; i < width; i += BLOCK) store(y + start + i, row[i] * scale * weight[i]);
+    UNROLL for (u32 h = 0; h < HELD; ++h) {
+        UNROLL for (u32 j = 0; j < VECTOR; ++j) value[h][j] *= scale * factor[h][j];
+        write<VECTOR>(y + start, (h * BLOCK + THREAD) * VECTOR, width, value[h]);
+    }
 }
 
 template <bool ADD>

@@ -1,6 +1,6 @@
 """GGUF files of real models' shapes with random weights, for measuring speed where no weights are at hand.
 
-python benchmarks/synthetic.py llama-3.2-1b [--type F16|Q4_K|...] OUT.gguf
+python benchmarks/synthetic.py llama-3.2-1b [--type F16|Q4_K|Q4_K_M|...] OUT.gguf
 """
 
 from __future__ import annotations
@@ -25,13 +25,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("shape", choices=SHAPES)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--type", default="F16", help="ggml type of the matrices")
+    parser.add_argument("--type", default="F16", help="ggml type of the matrices, or Q4_K_M: llama.cpp's mixture")
     arguments = parser.parse_args()
     write(arguments.shape, arguments.type, arguments.out)
 
 
-def write(shape: str, type_name: str, out: Path) -> None:
-    """Write a llama of this shape whose matrices have this type; the embedding is the output matrix too."""
+def write(shape: str, mixture: str, out: Path) -> None:
+    """Write a llama of this shape whose matrices have this type; the embedding is the output matrix too.
+
+    In Q4_K_M that one is Q6_K, as are the values' and the down projections of half the layers.
+    """
     layers, width, heads, kv_heads, dim, ffn, vocabulary = SHAPES[shape]
     rng = np.random.default_rng(0)
     writer = gguf.GGUFWriter(out, "llama")
@@ -52,7 +55,8 @@ def write(shape: str, type_name: str, out: Path) -> None:
     writer.add_token_merges(["\u4e00 \u4e00"])  # a file must have one
     writer.add_eos_token_id(vocabulary - 1)
 
-    def matrix(name: str, rows: int, cols: int) -> None:
+    def matrix(name: str, rows: int, cols: int, *, is_precise: bool = False) -> None:
+        type_name = ("Q6_K" if is_precise else "Q4_K") if mixture == "Q4_K_M" else mixture
         count = min(rows, _ROWS)
         repeat = (-(-rows // count), 1)
         if type_name == "F16":
@@ -63,8 +67,10 @@ def write(shape: str, type_name: str, out: Path) -> None:
             kind = gguf.GGMLQuantizationType[type_name]
             writer.add_tensor(name, np.tile(quantized.blocks, repeat)[:rows], raw_dtype=kind)
 
-    matrix("token_embd.weight", vocabulary, width)
+    matrix("token_embd.weight", vocabulary, width, is_precise=True)
     for layer in range(layers):
+        eighth = layers // 8
+        is_precise = layer < eighth or layer >= 7 * eighth or (layer - eighth) % 3 == 2
         for name, rows, cols in (
             ("attn_q", heads * dim, width),
             ("attn_k", kv_heads * dim, width),
@@ -74,7 +80,7 @@ def write(shape: str, type_name: str, out: Path) -> None:
             ("ffn_up", ffn, width),
             ("ffn_down", width, ffn),
         ):
-            matrix(f"blk.{layer}.{name}.weight", rows, cols)
+            matrix(f"blk.{layer}.{name}.weight", rows, cols, is_precise=is_precise and name in ("attn_v", "ffn_down"))
         for name in ("attn_norm", "ffn_norm"):
             writer.add_tensor(f"blk.{layer}.{name}.weight", np.ones(width, np.float32))
     writer.add_tensor("output_norm.weight", np.ones(width, np.float32))

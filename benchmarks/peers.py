@@ -48,9 +48,7 @@ def main() -> None:
     if arguments.json:
         print(json.dumps({"shape": shape, "type": arguments.type, "device": ours["device"], "runs": rows}))
         return
-    print(
-        f"{arguments.shape} {arguments.type}, {arguments.context} positions, {ours['device']}; PyTorch {torch.__version__}"
-    )
+    print(f"{shape} {arguments.type}, {context} positions, {ours['device']}; PyTorch {torch.__version__}")
     print(f"{'batch':>6} {'forge':>10} {'PyTorch F16':>12} {'ratio':>6}  tokens/s")
     for row in rows:
         print(f"{row['batch']:6} {row['forge']:10.0f} {row['pytorch']:12.0f} {row['forge'] / row['pytorch']:6.2f}")

@@ -1,4 +1,4 @@
-"""Kernel sources: the prelude, shared parts and a `.hip` file as one text, its kernels' parameters, and its `-D` variants."""
+"""Kernel sources: a `.hip` file and what it uses as one text, its kernels' parameters, and its `-D` variants."""
 
 from __future__ import annotations
 

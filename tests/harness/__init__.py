@@ -121,7 +121,14 @@ class Harness(GPU):
         ]
         pointers = [value.ctypes.data for value in values]
         error = launch(
-            compiled(variant, self.tile), function, grid, entry.threads, pointers, wave=self.wave, seed=self.seed, flush=self.flush
+            compiled(variant, self.tile),
+            function,
+            grid,
+            entry.threads,
+            pointers,
+            wave=self.wave,
+            seed=self.seed,
+            flush=self.flush,
         )
         if error:
             raise KernelFault(f"{variant.name}: {function}: {error}")
@@ -181,14 +188,15 @@ def compile_text(text: str, variant: kernels.Variant, defines: Sequence[str] = (
     assert COMPILER, "no clang++: run scripts/install-toolchain"
     unit = text + _calls(variant)
     runtime = (HERE / "runtime.cpp").read_text()
-    key = hashlib.sha256("\0".join([unit, runtime, *variant.options, *defines, *_FLAGS, COMPILER]).encode()).hexdigest()[:32]
+    options = [*variant.options, *defines]
+    key = hashlib.sha256("\0".join([unit, runtime, *options, *_FLAGS, COMPILER]).encode()).hexdigest()[:32]
     library = CACHE / f"{key}.so"
     with alone(library):
         if not library.exists():
             kernel, scratch = CACHE / f"{key}.cpp", CACHE / f"{key}.scratch"
             kernel.write_text(unit)
             sanitize = ["-fsanitize=array-bounds", "-fno-sanitize-recover=array-bounds"]
-            _compile([*_FLAGS, *sanitize, "-DFORGE_HARNESS", *variant.options, *defines, "-c", str(kernel), "-o", f"{kernel}.o"])
+            _compile([*_FLAGS, *sanitize, "-DFORGE_HARNESS", *options, "-c", str(kernel), "-o", f"{kernel}.o"])
             _compile(["-shared", "-Wl,-z,now,-Bsymbolic", f"{kernel}.o", str(_runtime(runtime)), "-o", str(scratch)])
             scratch.replace(library)
             kernel.unlink()

@@ -24,7 +24,8 @@ from virtual_rocm.runtime import INVALID_IMAGE, NO_BINARY_FOR_GPU
 
 _SOURCES = sorted((Path(forge.__file__).parent / "raw_kernels").glob("*.hip"))
 _MOST_LDS_BYTES = 64 << 10
-_TILES = {"gfx90": "TILE_MFMA", "gfx94": "TILE_MFMA", "gfx10": "TILE_SCALAR", "gfx11": "TILE_WMMA_11", "gfx12": "TILE_WMMA_12"}
+_TILES = {"gfx9": "TILE_MFMA", "gfx10": "TILE_SCALAR", "gfx11": "TILE_WMMA_11", "gfx12": "TILE_WMMA_12"}
+"""The matrix cores of a family of targets."""
 
 
 @dataclass
@@ -107,7 +108,15 @@ def load(code: bytes, arch: str, wave: int) -> dict[str, Kernel]:
         given = [argument for argument in about[".args"] if not argument[".value_kind"].startswith("hidden")]
         arrays = [i for i, argument in enumerate(given) if argument[".value_kind"] == "global_buffer"]
         sizes = [argument[".size"] for argument in given]
-        kernel = Kernel(about[".name"], variant, sizes, arrays, about[".max_flat_workgroup_size"], _TILES[arch[:5]], "")
+        kernel = Kernel(
+            about[".name"],
+            variant,
+            sizes,
+            arrays,
+            about[".max_flat_workgroup_size"],
+            _TILES[re.sub(r"(gfx9|gfx1\d).*", r"\1", arch)],
+            "",
+        )
         if variant is not None:
             kernel.fault = _fault(variant, kernel, about, given, wave)
         found[kernel.name] = kernel

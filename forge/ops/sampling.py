@@ -32,6 +32,10 @@ _LN2_HIGH = _f32(0.693359375)  # 10 bits: exact times any exponent that occurs
 _LN2_LOW = _f32(-2.12194440e-4)
 _USUAL_NUCLEUS = 1024  # tokens: sorting only these is enough for most rows
 _BLOCK = 16_384  # elements: temporaries stay in the cache
+_STATE_WORDS = 6149  # of 8 bytes: `Row` of sample.hip
+_LEAST_CHUNK = 1024  # tokens of a row that a block takes on a GPU
+_MOST_CHUNKS = 512  # of a row, as in sample.hip
+_BLOCKS_PER_CORE = 4  # that run side by side, 512 threads each
 _EXP = tuple(_f32(c) for c in (0.001381454, 0.008368745, 0.04166839, 0.16666521, 0.49999994))
 
 
@@ -154,10 +158,29 @@ def _sample_cpu(
     return chosen
 
 
-def _sample_gpu(device: GPU, logits: Any, *parameters: Any) -> Any:
+def _sample_gpu(
+    device: GPU,
+    logits: Any,
+    temperature: Any,
+    top_k: Any,
+    top_p: Any,
+    min_p: Any,
+    seed: Any,
+    choice: Any,
+    position: Any,
+) -> Any:
     rows, vocabulary = logits.shape
     ids = device.empty((rows,), np.int32)
-    device.run("sample", "sample", rows, logits, *parameters, ids, vocabulary)
+    state = device.scratch((rows, _STATE_WORDS), np.uint64)
+    chunks = min(-(-vocabulary // _LEAST_CHUNK), max(1, _BLOCKS_PER_CORE * device.cores // max(1, rows)), _MOST_CHUNKS)
+    size = -(-vocabulary // chunks)
+    chunks = -(-vocabulary // size)  # none is empty
+    cut, grid = (vocabulary, size), (chunks, rows)
+    device.run("sample", "sample_greatest", grid, logits, temperature, state, *cut, chunks)
+    device.run("sample", "sample_bins", grid, logits, temperature, top_k, top_p, state, ids, *cut, chunks)
+    device.run("sample", "sample_list", grid, logits, temperature, top_k, top_p, min_p, state, *cut)
+    limits, draw = (top_k, top_p, min_p), (seed, choice, position)
+    device.run("sample", "sample_draw", rows, logits, temperature, *limits, *draw, state, ids, *cut, chunks)
     return ids
 
 

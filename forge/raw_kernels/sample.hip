@@ -8,6 +8,8 @@
 //   are listed. The weight that is kept of each chunk, without them.
 // - sample_draw: a block per row sorts the listed tokens, so that the limits are known, and draws a chunk, then an id.
 //
+// The greatest logit alone takes the first and argmax, a block per row.
+//
 // Tokens that weigh nothing are never drawn and add nothing to a sum: they count nowhere, not even for top_k.
 
 #define THREADS 512
@@ -17,6 +19,8 @@
 #define LISTED 2048
 #define MOST_CHUNKS 512
 #define NONE 0xffffffffu
+#undef RESIDENT
+#define RESIDENT 3 // so many blocks of a core does ops/sampling.py reckon with
 
 // What the launches of a row hand on, in memory that holds anything before the first.
 struct Row {
@@ -176,6 +180,14 @@ DEVICE Chunk chunk_at(u32 chunk, u32 size, u32 vocabulary) {
 DEVICE bool counts_tokens(i32 top_k, u32 vocabulary) { return (u32)top_k - 1 < vocabulary - 1; } // 0 < k < V
 DEVICE bool is_positive(float t) { return as_u32(t) - 1 < 0x7f800000u; } // also where it is subnormal
 
+// `order_of` the first token of the row.
+DEVICE u64 first_token(const Row &row, u32 chunks, u64 (&scratch)[MOST_WAVES(THREADS)]) {
+    u64 best = 0;
+    for (u32 i = THREAD; i < chunks; i += THREADS) best = row.greatest[i] > best ? row.greatest[i] : best;
+    return block_most(best, scratch);
+}
+DEVICE bool is_finite(u32 key) { return key > 0x007fffffu && key < 0xff800000u; } // between the keys of the infinities
+
 KERNEL(THREADS) sample_greatest(const float *logits, const float *temperature, u64 *state, u32 vocabulary, u32 size, u32 chunks) {
     SHARED u64 scratch[MOST_WAVES(THREADS)];
     Row &row = ((Row *)state)[BLOCK_Y];
@@ -187,9 +199,15 @@ KERNEL(THREADS) sample_greatest(const float *logits, const float *temperature, u
     });
     best = block_most(best, scratch);
     if (THREAD == 0) row.greatest[BLOCK_X] = best;
-    if (!is_positive(temperature[BLOCK_Y])) return;
+    if (!temperature || !is_positive(temperature[BLOCK_Y])) return;
     for (u32 i = BLOCK_X * THREADS + THREAD; i < BINS; i += chunks * THREADS) row.counts[i] = 0, row.sums[i] = 0;
     if (BLOCK_X == 0 && THREAD == 0) row.num_listed = 0;
+}
+
+KERNEL(THREADS) argmax(const u64 *state, i32 *ids, u32 chunks) {
+    SHARED u64 scratch[MOST_WAVES(THREADS)];
+    u64 best = first_token(((const Row *)state)[BLOCK_X], chunks, scratch);
+    if (THREAD == 0) ids[BLOCK_X] = is_finite(key_in(best)) ? (i32)id_in(best) : -1;
 }
 
 KERNEL(THREADS) sample_bins(const float *logits, const float *temperature, const i32 *top_k, const float *top_p, u64 *state, i32 *ids, u32 vocabulary, u32 size, u32 chunks) {
@@ -200,11 +218,9 @@ KERNEL(THREADS) sample_bins(const float *logits, const float *temperature, const
     bool drawn = is_positive(temperature[BLOCK_Y]), limited = drawn && (by_count || by_weight);
     if (BLOCK_X > 0 && !limited) return;
 
-    u64 best = 0;
-    for (u32 i = THREAD; i < chunks; i += THREADS) best = row.greatest[i] > best ? row.greatest[i] : best;
-    best = block_most(best, scratch);
+    u64 best = first_token(row, chunks, scratch);
     u32 top = key_in(best);
-    bool finite = top > 0x007fffffu && top < 0xff800000u; // between the keys of the infinities
+    bool finite = is_finite(top);
     if (BLOCK_X == 0 && THREAD == 0) {
         row.top = finite && drawn ? top : 0;
         if (!finite || !drawn) ids[BLOCK_Y] = finite ? (i32)id_in(best) : -1;
@@ -325,6 +341,9 @@ struct Found {
     u64 order, rest;
     u32 index;
 };
+
+#undef RESIDENT
+#define RESIDENT 1
 
 struct Draw {
     Bins bins;

@@ -72,8 +72,8 @@ def workloads(device: Any) -> Iterator[tuple[str, str, int, Make, dict[str, Any]
     """(op, label, bytes that must move, inputs, options)."""
     rng = np.random.default_rng(0)
 
-    def normal(*shape: int, dtype: Any = np.float32) -> Any:
-        return device.asarray(rng.standard_normal(shape, np.float32).astype(dtype))
+    def normal(*shape: int, dtype: Any = np.float32, scale: float = 1.0) -> Any:
+        return device.asarray((rng.standard_normal(shape, np.float32) * np.float32(scale)).astype(dtype))
 
     for rows in (1, 2, 4, 8, 16):
         for outer, inner in _MATRICES if rows == 1 else _MATRICES[1:2]:
@@ -107,6 +107,7 @@ def workloads(device: Any) -> Iterator[tuple[str, str, int, Make, dict[str, Any]
     )  # fmt: skip
     yield "silu_mul", f"silu_mul {tokens}x{width}", tokens * width * 10, lambda: (normal(tokens, 2 * width),), {}
     yield from _attention(device, normal)
+    yield from _sampling(device, normal)
 
 
 def _attention(device: Any, normal: Callable[..., Any]) -> Iterator[tuple[str, str, int, Make, dict[str, Any]]]:
@@ -142,6 +143,39 @@ def _attention(device: Any, normal: Callable[..., Any]) -> Iterator[tuple[str, s
     for sequences, length in ((1, 1024), (1, 8192), (1, 32_768), (32, 2048)):
         size = sequences * length * kv_heads * dim * 4
         yield "paged_attention", f"paged_attention B{sequences} N{length}", size, attend(sequences, length), {}
+
+
+def _sampling(device: Any, normal: Callable[..., Any]) -> Iterator[tuple[str, str, int, Make, dict[str, Any]]]:
+    vocabulary = 128_256
+    limits = {  # temperature, top_k, top_p, min_p
+        "greedy": (0.0, 0, 1.0, 0.0),
+        "plain": (1.0, 0, 1.0, 0.0),
+        "top-k 50": (1.0, 50, 1.0, 0.0),
+        "top-k 50, top-p 0.9": (1.0, 50, 0.9, 0.0),
+        "top-p 0.9": (1.0, 0, 0.9, 0.0),
+        "min-p 0.05": (1.0, 0, 1.0, 0.05),
+        "temperature 100, top-k 50, top-p 0.9": (100.0, 50, 0.9, 0.0),  # too many tokens in a bin for the list
+    }
+    for rows in (1, 64):
+        size = rows * vocabulary * 4
+        yield "argmax", f"argmax B{rows}", size, lambda rows=rows: (normal(rows, vocabulary, scale=3.0),), {}
+        for name, values in limits.items():
+
+            def draw(rows: int = rows, values: tuple[float, int, float, float] = values) -> tuple[Any, ...]:
+                dtypes = (np.float32, np.int32, np.float32, np.float32)
+                given = [
+                    device.asarray(np.full(rows, value, dtype)) for value, dtype in zip(values, dtypes, strict=True)
+                ]
+                number = device.asarray(np.arange(rows), np.uint32)
+                return (
+                    normal(rows, vocabulary, scale=3.0),
+                    *given,
+                    device.asarray(np.arange(rows), np.uint64),
+                    number,
+                    number,
+                )
+
+            yield "sample", f"sample {name} B{rows}", size, draw, {}
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from forge.ops.step import advance, decode_inputs
 
 _MOST_PLANS = 16
 """Recorded steps that are kept: one for each number of rows, of pages, of slots with penalties and of top log
-probabilities that occurred lately."""
+probabilities, with and without draws, that occurred lately."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ class DecodeLoop:
         self.slots = Slots(backend, max_sequences, runner.model.config.vocab_size, -(-context // cache.page_size))
         self._rows = backend.asarray(np.arange(max_sequences), np.int32)
         self._starts = backend.asarray(np.arange(max_sequences + 1), np.int32)
-        self._plans: dict[tuple[int, int, int, int | None], Callable[[], list[Any]]] = {}
+        self._plans: dict[tuple[int, int, int, int | None, bool], Callable[[], list[Any]]] = {}
 
     @property
     def num_pending(self) -> int:
@@ -72,7 +72,7 @@ class DecodeLoop:
         # A plan serves as many pages as the next power of two, so that a long context is not paid for from the start.
         most = max(len(s.pages) for s in self.sequences)
         pages = min(1 << (most - 1).bit_length(), self.slots.most_pages)
-        key = rows, pages, self.slots.penalized_slots, self.slots.num_top
+        key = rows, pages, self.slots.penalized_slots, self.slots.num_top, self.slots.draws
         plan = self._plans.pop(key, None)
         if plan is None:
             step, state = (lambda: self._step(rows, pages)), self.slots.advancing(rows)

@@ -11,7 +11,7 @@ import numpy as np
 from forge.backend import Backend
 from forge.engine.sequence import Sequence
 from forge.ops.logprobs import logprobs, pack_logprobs, top_logprobs
-from forge.ops.sampling import penalize, sample
+from forge.ops.sampling import argmax, penalize, sample
 from forge.ops.step import clear, place
 
 _Field = tuple[str, Any, Callable[[Sequence], float]]
@@ -64,6 +64,8 @@ class Slots:
         anew where it is too small: recorded steps of other `penalized_slots` are of no more use."""
         self.penalized_slots = 0
         """Slots that the history holds; 0 if no sequence of these is penalized."""
+        self.draws = True
+        """Whether the ids of any of these are drawn: without, the greatest logits are enough."""
         self.num_top: int | None = None
         """Most log probabilities that a sequence of these wants at each id; None if they want not even the id's."""
 
@@ -79,6 +81,7 @@ class Slots:
         self._place(edits, history)
         self._num_pages = [len(s.pages) for s in sequences]
         self.penalized_slots = self._history.shape[1] if history else 0
+        self.draws = any(s.params.temperature > 0 for s in sequences)
         self.num_top = max((s.params.logprobs for s in sequences if s.params.logprobs is not None), default=None)
 
     def grow(self, sequences: list[Sequence]) -> None:
@@ -148,7 +151,10 @@ class Slots:
         if self.penalized_slots:
             counts, bias = (part[: len(logits)] for part in self._history)
             logits = penalize(logits, counts, bias.view(np.float32), *(fields[name] for name in _PENALTIES))
-        ids = sample(logits, *(fields[name] for name in _DRAW), fields["length"].view(np.uint32))
+        if self.draws:
+            ids = sample(logits, *(fields[name] for name in _DRAW), fields["length"].view(np.uint32))
+        else:
+            ids = argmax(logits)
         if self.num_top is None:
             return ids, ids
         return ids, pack_logprobs(ids, logprobs(own, ids), *top_logprobs(own, self.num_top))

@@ -32,6 +32,10 @@ _LN2_HIGH = _f32(0.693359375)  # 10 bits: exact times any exponent that occurs
 _LN2_LOW = _f32(-2.12194440e-4)
 _USUAL_NUCLEUS = 1024  # tokens: sorting only these is enough for most rows
 _BLOCK = 16_384  # elements: temporaries stay in the cache
+_STATE_WORDS = 6149  # of 8 bytes: `Row` of sample.hip
+_LEAST_CHUNK = 1024  # tokens of a row that a block takes on a GPU
+_MOST_CHUNKS = 512  # of a row, as in sample.hip
+_BLOCKS_PER_CORE = 3  # that run side by side, 512 threads each
 _EXP = tuple(_f32(c) for c in (0.001381454, 0.008368745, 0.04166839, 0.16666521, 0.49999994))
 
 
@@ -138,10 +142,8 @@ def _sample_cpu(
     choice: Array,
     position: Array,
 ) -> Array:
-    chosen: Array = logits.argmax(axis=1).astype(np.int32)  # a NaN counts as the greatest
-    finite = np.isfinite(logits[np.arange(len(chosen)), chosen])
-    chosen[~finite] = -1
-    sampled = np.flatnonzero(finite & (temperature > 0.0))
+    chosen: Array = argmax.numpy(logits)
+    sampled = np.flatnonzero((chosen >= 0) & (temperature > 0.0))
     if len(sampled) == 0:
         return chosen
     bits = random_bits(seed[sampled], choice[sampled], position[sampled])
@@ -154,10 +156,67 @@ def _sample_cpu(
     return chosen
 
 
-def _sample_gpu(device: GPU, logits: Any, *parameters: Any) -> Any:
+def _sample_gpu(
+    device: GPU,
+    logits: Any,
+    temperature: Any,
+    top_k: Any,
+    top_p: Any,
+    min_p: Any,
+    seed: Any,
+    choice: Any,
+    position: Any,
+) -> Any:
     rows, vocabulary = logits.shape
     ids = device.empty((rows,), np.int32)
-    device.run("sample", "sample", rows, logits, *parameters, ids, vocabulary)
+    state, size, chunks = _greatest(device, logits, temperature)
+    grid, cut = (chunks, rows), (vocabulary, size)
+    device.run("sample", "sample_bins", grid, logits, temperature, top_k, top_p, state, ids, *cut, chunks)
+    device.run("sample", "sample_list", grid, logits, temperature, top_k, top_p, min_p, state, *cut)
+    limits, draw = (top_k, top_p, min_p), (seed, choice, position)
+    device.run("sample", "sample_draw", rows, logits, temperature, *limits, *draw, state, ids, *cut, chunks)
+    return ids
+
+
+def _greatest(device: GPU, logits: Any, temperature: Any) -> tuple[Any, int, int]:
+    """Find the greatest logit of each chunk: what the next launches read, ids of a chunk, and chunks of a row."""
+    rows, vocabulary = logits.shape
+    state = device.scratch((rows, _STATE_WORDS), np.uint64)
+    fill = max(1, _BLOCKS_PER_CORE * device.cores // max(1, rows))
+    size = -(-vocabulary // min(fill, _MOST_CHUNKS, -(-vocabulary // _LEAST_CHUNK)))
+    chunks = -(-vocabulary // size)  # none is empty
+    device.run("sample", "sample_greatest", (chunks, rows), logits, temperature, state, vocabulary, size, chunks)
+    return state, size, chunks
+
+
+def _argmax_gpu(device: GPU, logits: Any) -> Any:
+    rows = len(logits)
+    ids = device.empty((rows,), np.int32)
+    state, _, chunks = _greatest(device, logits, None)
+    device.run("sample", "argmax", rows, state, ids, chunks)
+    return ids
+
+
+@op(
+    "logits:f32[B,V] -> ids:i32[B]",
+    cases=[
+        Case(
+            "the lowest id of equals, -1 without a distribution",
+            lambda _: (np.array([[1, 3, 3], [-_INF, -2, -_INF], [0, math.nan, 0], [-_INF] * 3, [0, _INF, 0]], _f32),),
+            expected=([1, 1, -1, -1, -1],),
+        ),
+        Case("zeros of both signs", lambda _: (np.array([[-1, -0.0, 0.0, -0.0]], _f32),), expected=([1],)),
+        Case("one token", lambda _: (np.array([[-7]], _f32),), expected=([0],)),
+        Case("chunks", lambda rng: (rng.normal(0, 3, (2, 5000)).round().astype(_f32),)),
+        Case("more rows than chunks", lambda rng: (rng.normal(0, 3, (70, 1100)).astype(_f32),)),
+    ],
+    gpu=_argmax_gpu,
+    bytes_moved=lambda logits: logits.nbytes + 4 * len(logits),
+)
+def argmax(logits: Array) -> Array:
+    """What `sample` gives at temperature 0: the id of each row's greatest logit, -1 where that is not finite."""
+    ids: Array = logits.argmax(axis=1).astype(np.int32)  # the lowest id of equals; a NaN counts as the greatest
+    ids[~np.isfinite(logits[np.arange(len(ids)), ids])] = -1
     return ids
 
 
@@ -230,6 +289,13 @@ def _sampling_cases() -> list[Case]:
         Case("one token", lambda _: rows([[-7.0]] * 2, greedy, (0.5, 3, 0.5, 0.5)), expected=([0, 0],)),
         Case("random", lambda rng: random(rng, 16, 1000)),
         Case("many ties", lambda rng: random(rng, 16, 257, step=2.0)),
+        Case(
+            "0.8805 of 3000 equals, of the first 2500 (k), 1500 (p), 1250 (k then p)",
+            lambda _: rows([[5.0] * 3000] * 4, plain, (1, 2500, 1, 0), (1, 0, 0.5, 0), (1, 2500, 0.5, 0)),
+            expected=([2641, 2201, 1320, 1100],),
+        ),
+        Case("chunks", lambda rng: random(rng, 4, 5000)),
+        Case("chunks, many ties", lambda rng: random(rng, 4, 5000, step=0.25)),
     ]
 
 

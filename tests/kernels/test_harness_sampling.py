@@ -35,6 +35,28 @@ def test_ids_are_the_references(size: int, wave: int, flush: bool) -> None:
     np.testing.assert_array_equal(got, wanted)
 
 
+@pytest.mark.parametrize("wave", [32, 64])
+@pytest.mark.parametrize(("rows", "cores"), [(1, 132), (6, 132), (6, 1)])  # many chunks of a row, few, one
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 1000.0])  # bins with few tokens; with more than are listed
+def test_chunks_and_bins_of_any_size_draw_the_same(temperature: float, rows: int, cores: int, wave: int) -> None:
+    rng, size = np.random.default_rng(rows), 9000
+    logits = rng.normal(0, 3, (rows, size)).astype(np.float32)
+    logits[1::2] = np.round(logits[1::2] * 8) / 8  # ties
+    for top_k, top_p in ((0, 1.0), (50, 1.0), (0, 0.9), (50, 0.9), (4000, 0.9), (8999, 0.9999), (9000, 1e-6)):
+        arguments = (
+            logits,
+            np.full(rows, temperature, np.float32),
+            np.full(rows, top_k, np.int32),
+            np.full(rows, top_p, np.float32),
+            rng.choice([0.0, 0.01], rows).astype(np.float32),
+            rng.integers(0, 2**63, rows).astype(np.uint64),
+            *np.zeros((2, rows), np.uint32),
+        )
+        device = Harness(wave, seed=1, cores=cores)
+        got = device.to_numpy(device.launch(sample, tuple(device.asarray(a) for a in arguments), {}))
+        np.testing.assert_array_equal(got, sample.numpy(*arguments), err_msg=f"top_k {top_k}, top_p {top_p}")
+
+
 SUBNORMAL = np.float32(2.0**-149)  # the least
 
 

@@ -138,11 +138,30 @@ def _attention(device: Any, normal: Callable[..., Any]) -> Iterator[tuple[str, s
 
         return make
 
+    def decode(sequences: int, length: int, dim: int) -> Make:
+        """In the page table of a longer context, as in an engine."""
+
+        def make() -> tuple[Any, ...]:
+            count, own = pages_of(sequences, length)
+            table = np.zeros((sequences, 131_072 // page), np.int32)
+            table[:, : own.shape[1]] = device.to_numpy(own)
+            cache = [normal(count, page, kv_heads, dim, dtype=np.float16) for _ in range(2)]
+            qkv = normal(sequences, (heads + 2 * kv_heads) * dim)
+            lengths = device.asarray(np.full(sequences, length, np.int32))
+            slots = device.asarray(table[:, (length - 1) // page] * page + (length - 1) % page)
+            rope = qkv, None, None, None, normal(length, dim // 2, 2), None
+            return *rope, lengths, slots, *cache, device.asarray(table), 1e-6, dim**-0.5, 0, 0.0
+
+        return make
+
     size = 8192 * (heads + 2 * kv_heads) * dim * 6
     yield "rope_append_kv", "rope_append_kv 8192 tokens", size, rope(8192), {"style": "neox"}
     for sequences, length in ((1, 1024), (1, 8192), (1, 32_768), (32, 2048)):
         size = sequences * length * kv_heads * dim * 4
         yield "paged_attention", f"paged_attention B{sequences} N{length}", size, attend(sequences, length), {}
+        for own_dim in (64, 128):
+            label, size = f"decode_attention B{sequences} N{length} D{own_dim}", sequences * length * kv_heads * own_dim * 4
+            yield "decode_attention", label, size, decode(sequences, length, own_dim), {"style": "neox"}
 
 
 def _sampling(device: Any, normal: Callable[..., Any]) -> Iterator[tuple[str, str, int, Make, dict[str, Any]]]:

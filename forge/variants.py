@@ -14,6 +14,7 @@ from forge.backend.gpu import GPU
 from forge.config import EngineConfig
 from forge.op import REGISTRY
 from forge.ops.attention import paged_attention
+from forge.ops.decode_attention import decode_attention
 from forge.ops.embed import embed
 from forge.ops.linear import linear
 from forge.ops.norm import rmsnorm
@@ -85,6 +86,9 @@ def model_variants() -> list[kernels.Variant]:
             tables = _f32(1, dim // 2, 2), None, ints[:1], ints[:1]
             arrays = _f32(1, 3 * dim), None, None, None, *tables, pages, pages, 1e-6
             device.launch(rope_append_kv, arrays, {"style": style})
+            for heads in (1, 2, 3, 4):
+                arrays = _f32(1, (heads + 2) * dim), None, None, None, *tables, pages, pages, ints[:1, None], 1e-6
+                device.launch(decode_attention, (*arrays, 1.0, 0, 0.0), {"style": style})
         for tokens, heads in ((1, 1), (1, 2), (1, 3), (1, 4), (2, 1)):
             q = np.empty((tokens, heads, dim), np.float16)
             device.launch(paged_attention, (q, pages, pages, ints, ints[:1], ints[:1, None], 1.0, 0, 0.0), {})

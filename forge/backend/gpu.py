@@ -37,6 +37,8 @@ class _HasCopies(Protocol):
         """Every byte of it becomes 255: NaN."""
 
 
+_FEWEST_COUNTERS = 4096
+
 Disturb = Callable[[list[Any]], list[Any]]
 """From the values of a step's state, others with which it computes something else, in the same places."""
 
@@ -99,6 +101,7 @@ class GPU(ABC):
     """Threads that run in step: 32 or 64."""
     cores: int
     """Multiprocessors or compute units."""
+    _counters: Any = None
 
     @property
     def has_blas(self) -> bool:
@@ -140,6 +143,16 @@ class GPU(ABC):
     def scratch(self, shape: tuple[int, ...], dtype: Any) -> Any:
         """Memory for one op's own use: the next op may overwrite it."""
         return self.empty(shape, dtype)
+
+    def counters(self, count: int) -> Any:
+        """uint32 zeros (count,) for one launch's own use, which leaves them zeros: so the next one finds them."""
+        if self._counters is None or len(self._counters) < count:
+            self._counters = self.asarray(np.zeros(max(count, _FEWEST_COUNTERS), np.uint32))
+        return self._counters[:count]
+
+    @abstractmethod
+    def asarray(self, array: Any, dtype: Any = None) -> Any:
+        """A copy on the device."""
 
     @abstractmethod
     def read_seconds(self, size: int) -> float:

@@ -16,8 +16,8 @@ from forge.models.batch import Batch
 from forge.ops.step import advance, decode_inputs
 
 _MOST_PLANS = 16
-"""Recorded steps that are kept: one for each number of rows, of pages, of slots with penalties and of top log
-probabilities, with and without draws, that occurred lately."""
+"""Recorded steps that are kept: one for each number of rows, of slots with penalties and of top log probabilities, with
+and without draws, that occurred lately."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ class DecodeLoop:
         self.slots = Slots(backend, max_sequences, runner.model.config.vocab_size, -(-context // cache.page_size))
         self._rows = backend.asarray(np.arange(max_sequences), np.int32)
         self._starts = backend.asarray(np.arange(max_sequences + 1), np.int32)
-        self._plans: dict[tuple[int, int, int, int | None, bool], Callable[[], list[Any]]] = {}
+        self._plans: dict[tuple[int, int, int | None, bool], Callable[[], list[Any]]] = {}
 
     @property
     def num_pending(self) -> int:
@@ -61,7 +61,7 @@ class DecodeLoop:
         slots = Slots(self.runner.backend, count, logits.shape[1], len(sequences[0].pages))
         slots.fill(sequences)
         last_ids, lengths = slots.fields["last_id"], slots.fields["length"]
-        decode_inputs(rows, last_ids, lengths, slots.page_table, self.runner.cache.page_size, 1)
+        decode_inputs(rows, last_ids, lengths, slots.page_table, self.runner.cache.page_size)
         ids, _ = slots.draw(logits)
         advance(ids, rows, last_ids, lengths, slots.counts)
 
@@ -69,16 +69,13 @@ class DecodeLoop:
         """Queue the next step. The sequences have the pages that it needs."""
         runner, rows = self.runner, len(self.sequences)
         self.slots.grow(list(self.sequences))
-        # A plan serves as many pages as the next power of two, so that a long context is not paid for from the start.
-        most = max(len(s.pages) for s in self.sequences)
-        pages = min(1 << (most - 1).bit_length(), self.slots.most_pages)
-        key = rows, pages, self.slots.penalized_slots, self.slots.num_top, self.slots.draws
+        key = rows, self.slots.penalized_slots, self.slots.num_top, self.slots.draws
         plan = self._plans.pop(key, None)
         if plan is None:
-            step, state = (lambda: self._step(rows, pages)), self.slots.advancing(rows)
+            step, state = (lambda: self._step(rows)), self.slots.advancing(rows)
             outputs, plan = runner.backend.record(step, state, self.slots.disturbed)
             if penalized := self.slots.penalized_slots:  # those of a history that was made anew keep the old one
-                self._plans = {k: p for k, p in self._plans.items() if k[2] in (0, penalized)}
+                self._plans = {k: p for k, p in self._plans.items() if k[1] in (0, penalized)}
             if len(self._plans) >= _MOST_PLANS:
                 del self._plans[next(iter(self._plans))]
         else:
@@ -89,15 +86,15 @@ class DecodeLoop:
             sequence.num_computed += 1
             sequence.num_pending += 1
 
-    def _step(self, rows: int, pages: int) -> list[Any]:
-        """One step of the first rows, each with at most so many pages; what `sampled` takes, and the logits, by which
-        a replay is compared."""
+    def _step(self, rows: int) -> list[Any]:
+        """One step of the first rows; what `sampled` takes, and the logits, by which a replay is compared."""
         runner, slots, row_numbers = self.runner, self.slots, self._rows[:rows]
         last_ids, lengths = slots.fields["last_id"], slots.fields["length"]
-        ids, positions, kv_slots, row_lengths, table = decode_inputs(
-            row_numbers, last_ids, lengths, slots.page_table, runner.cache.page_size, pages
+        ids, positions, kv_slots, row_lengths = decode_inputs(
+            row_numbers, last_ids, lengths, slots.page_table, runner.cache.page_size
         )
-        batch = Batch(ids, positions, kv_slots, self._starts[: rows + 1], row_lengths, table, None)
+        page_table = slots.page_table[:rows]  # row r is slot r
+        batch = Batch(ids, positions, kv_slots, self._starts[: rows + 1], row_lengths, page_table, None)
         logits = runner.model(batch, runner.cache)
         ids, drawn = slots.draw(logits)
         advance(ids, row_numbers, last_ids, lengths, slots.counts)

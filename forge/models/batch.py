@@ -25,6 +25,11 @@ class Batch:
     lengths: Any
     """(B,)"""
     page_table: Any
-    """(B, most pages of a sequence), rows padded with 0"""
+    """(B, most pages of a sequence, or more); beside a row's own pages stand numbers of some"""
     logit_rows: Any | None
     """(R,) tokens whose logits are wanted; None = all T"""
+
+    @property
+    def is_decode(self) -> bool:
+        """Whether each sequence has one token."""
+        return len(self.ids) == len(self.lengths)

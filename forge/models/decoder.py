@@ -15,6 +15,7 @@ from forge.models.weights import Weights
 from forge.nn import Embedding, Linear, Norm
 from forge.ops.activation import add, gelu, gelu_mul, silu_mul, soft_cap
 from forge.ops.attention import paged_attention
+from forge.ops.decode_attention import decode_attention
 from forge.ops.embed import take_rows
 from forge.ops.pages import take_slots
 from forge.ops.rope import rope_append_kv
@@ -98,34 +99,26 @@ class Block:
         """
         k_pages, v_pages = cache.k[self.index], cache.v[self.index]
         h = self.attn_norm(x, delta)  # (T, E)
-        q = rope_append_kv(
+        rope_inputs = (
             self.attn_qkv.product(h),  # (T, (H + 2G) * D)
             self.attn_qkv.bias,
             self.attn_q_norm,
             self.attn_k_norm,
             rope.rotations,
             rope.query_scale,
-            batch.positions,
-            batch.slots,
-            k_pages,
-            v_pages,
-            self.norm_eps,
-            style=self.rope_style,
-        )  # (T, H, D)
-        if tap:
-            tap(f"blk.{self.index}.attn_q", q)
-            tap(f"blk.{self.index}.attn_k", take_slots(batch.slots, k_pages))  # (T, G, D)
-        attended = paged_attention(
-            q,
-            k_pages,
-            v_pages,
-            batch.starts,
-            batch.lengths,
-            batch.page_table,
-            self.scale,
-            self.window,
-            self.softcap,
-        ).reshape(len(x), -1)  # (T, H * D)
+        )
+        scores = self.scale, self.window, self.softcap
+        if batch.is_decode and tap is None:
+            cached = batch.lengths, batch.slots, k_pages, v_pages, batch.page_table
+            attended = decode_attention(*rope_inputs, *cached, self.norm_eps, *scores, style=self.rope_style)
+        else:
+            appended = batch.positions, batch.slots, k_pages, v_pages
+            q = rope_append_kv(*rope_inputs, *appended, self.norm_eps, style=self.rope_style)  # (T, H, D)
+            if tap:
+                tap(f"blk.{self.index}.attn_q", q)
+                tap(f"blk.{self.index}.attn_k", take_slots(batch.slots, k_pages))  # (T, G, D)
+            attended = paged_attention(q, k_pages, v_pages, batch.starts, batch.lengths, batch.page_table, *scores)
+        attended = attended.reshape(len(x), -1)  # (T, H * D)
         if self.post_attention_norm is None:
             self.attn_output(attended, x)
             h = self.ffn_norm(x)

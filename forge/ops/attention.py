@@ -209,12 +209,73 @@ def _paged_attention_cpu(
 _MOST_HEAD_DIM = 256
 """In the decode kernel a wave holds a head, 8 numbers a lane."""
 _PACKED = 4
-"""Query heads that a decode block takes together."""
-_LEAST_SPAN = 128
-"""Least positions of a part of the context: smaller parts cost more to merge than they save."""
-_BLOCKS_PER_CORE = 4
+"""Most query heads that a decode block takes together."""
+_BLOCKS_PER_CORE = 3
+"""Decode blocks that fill a core: as many as an H100 has registers for."""
+_LEAST_SPAN = 64
+"""Least positions of a part of the context: smaller parts cost more to join than they save."""
+_MOST_PARTS = 128
+"""MOST_PARTS of the kernel: one block joins them."""
 _TILE = 32
 """Queries of a prefill block."""
+_STYLES = {None: 0, "neox": 1, "interleaved": 2}
+"""ROPE of the decode kernel."""
+
+
+def decode(
+    device: GPU,
+    heads: int,
+    q: Any,
+    rope: Arrays,
+    lengths: Any,
+    slots: Any,
+    k_pages: Any,
+    v_pages: Any,
+    page_table: Any,
+    eps: float,
+    scale: float,
+    window: int,
+    softcap: float,
+    *,
+    style: str | None = None,
+) -> Any:
+    """Attention of one query per sequence, (B, H, D), in one launch: of the queries q, or, with a style of RoPE, of
+    those that the kernel makes from rope = (qkv, bias, q_norm, k_norm, rotations, query_scale)."""
+    rows, pages = page_table.shape
+    _, page_size, kv_heads, dim = k_pages.shape
+    _check_head_dim(dim)
+    group = heads // kv_heads
+    packed = -(-group // -(-group // _PACKED))  # 6 heads are 3 and 3
+    groups = kv_heads * -(-group // packed)
+    # Parts for the longest context there can be, but no more blocks than fill the device: how many a row has depends on
+    # its length, which is not known here. Blocks without a part cost little.
+    positions = min(pages * page_size, window or pages * page_size)
+    fill = max(_BLOCKS_PER_CORE * device.cores // (rows * groups), 1)
+    splits = min(fill, -(-positions // _LEAST_SPAN), _MOST_PARTS)
+    out = device.empty((rows, heads, dim), device.activations)
+    values = sums = arrived = None
+    if splits > 1:
+        parts = rows * groups * splits * packed
+        memory = device.scratch((parts * (dim + 2),), np.float32)
+        values, sums = memory[: parts * dim], memory[parts * dim :]
+        arrived = device.counters(rows * groups)
+    device.run(
+        "attention_decode",
+        "attention_decode",
+        (rows, groups, splits),
+        *(q, *rope, lengths, slots, k_pages, v_pages, page_table, out, values, sums, arrived),
+        *(heads, kv_heads, pages, rope[4].shape[1] if style else 0, splits, _LEAST_SPAN, eps, scale, window, softcap),
+        HEAD_DIM=dim,
+        PAGE=page_size,
+        PACKED=packed,
+        ROPE=_STYLES[style],
+    )
+    return out
+
+
+def _check_head_dim(dim: int) -> None:
+    if dim > _MOST_HEAD_DIM:
+        raise UnsupportedError(f"heads of {dim} numbers have no kernel: {_MOST_HEAD_DIM} is the most")
 
 
 def _paged_attention_gpu(
@@ -232,30 +293,20 @@ def _paged_attention_gpu(
     tokens, heads, dim = q.shape
     rows, pages = page_table.shape
     _, page_size, kv_heads, _ = k_pages.shape
-    if dim > _MOST_HEAD_DIM:
-        raise UnsupportedError(f"heads of {dim} numbers have no kernel: {_MOST_HEAD_DIM} is the most")
+    if tokens == rows:
+        cache = k_pages, v_pages, page_table
+        return decode(device, heads, q, (None,) * 6, lengths, None, *cache, 0.0, scale, window, softcap)
+    _check_head_dim(dim)
     out = device.empty(q.shape, device.activations)
-    defines = {"HEAD_DIM": dim, "PAGE": page_size}
-    if tokens > rows:  # some sequence has several queries
-        tiles = tokens // _TILE + rows
-        sizes = (rows, heads, kv_heads, pages, scale, window, softcap)
-        arrays = (q, k_pages, v_pages, starts, lengths, page_table, out)
-        device.run("attention_prefill", "attention_prefill", (tiles, heads), *arrays, *sizes, **defines)
-        return out
-    defines["PACKED"] = packed = min(_PACKED, heads // kv_heads)
-    groups = kv_heads * -(-(heads // kv_heads) // packed)
-    # As many parts as fill the device; a length is not known here, so empty parts are possible, and cost little.
-    positions = pages * page_size
-    splits = min(-(-_BLOCKS_PER_CORE * device.cores // (rows * groups)), -(-positions // _LEAST_SPAN))
-    span = -(-positions // splits)
-    splits = -(-positions // span)
-    values = device.empty((rows, heads, splits, dim), np.float32) if splits > 1 else None
-    sums = device.empty((rows, heads, splits, 2), np.float32) if splits > 1 else None
-    sizes = (heads, kv_heads, pages, span, scale, window, softcap)
-    inputs = (q, k_pages, v_pages, lengths, page_table, out, values, sums)
-    device.run("attention_decode", "attention_decode", (rows, groups, splits), *inputs, *sizes, **defines)
-    if splits > 1:
-        device.run("attention_decode", "attention_merge", rows * heads, values, sums, out, splits, **defines)
+    device.run(
+        "attention_prefill",
+        "attention_prefill",
+        (tokens // _TILE + rows, heads),
+        *(q, k_pages, v_pages, starts, lengths, page_table, out),
+        *(rows, heads, kv_heads, pages, scale, window, softcap),
+        HEAD_DIM=dim,
+        PAGE=page_size,
+    )
     return out
 
 

@@ -13,35 +13,34 @@ from forge.op import Array, Arrays, Case, op
 _BLOCK = 64
 
 
-def _case(name: str, rows: int, slots: int, pages: int, page_size: int, most: int) -> Case:
+def _case(name: str, rows: int, slots: int, pages: int, page_size: int) -> Case:
     def make(rng: np.random.Generator) -> Arrays:
         table = rng.integers(0, 1000, (slots, pages)).astype(np.int32)
-        lengths = rng.integers(1, min(most, pages) * page_size + 1, slots).astype(np.int32)
+        lengths = rng.integers(1, pages * page_size + 1, slots).astype(np.int32)
         chosen = rng.permutation(slots)[:rows].astype(np.int32)
-        return chosen, rng.integers(0, 5000, slots).astype(np.int32), lengths, table, page_size, most
+        return chosen, rng.integers(0, 5000, slots).astype(np.int32), lengths, table, page_size
 
     return Case(name, make)
 
 
 def _decode_inputs_gpu(
-    device: GPU, slots: Any, last_ids: Any, lengths: Any, page_table: Any, page_size: int, most_pages: int
+    device: GPU, slots: Any, last_ids: Any, lengths: Any, page_table: Any, page_size: int
 ) -> tuple[Any, ...]:
     rows, pages = len(slots), page_table.shape[1]
-    ids, positions, kv_slots, row_lengths = (device.empty((rows,), np.int32) for _ in range(4))
-    table = device.empty((rows, most_pages), np.int32)
-    outputs = (ids, positions, kv_slots, row_lengths, table)
+    outputs = tuple(device.empty((rows,), np.int32) for _ in range(4))
     state = (slots, last_ids, lengths, page_table)
-    device.run("step", "decode_inputs", rows, *state, *outputs, pages, page_size, most_pages)
+    device.run("step", "decode_inputs", -(-rows // _BLOCK), *state, *outputs, rows, pages, page_size)
     return outputs
 
 
 @op(
-    "slots:i32[B] last_ids:i32[S] lengths:i32[S] page_table:i32[S,M] page_size:i32 most_pages:i32 "
-    "-> ids:i32[B] positions:i32[B] kv_slots:i32[B] row_lengths:i32[B] table:i32[B,N]",
+    "slots:i32[B] last_ids:i32[S] lengths:i32[S] page_table:i32[S,M] page_size:i32 "
+    "-> ids:i32[B] positions:i32[B] kv_slots:i32[B] row_lengths:i32[B]",
     gpu=_decode_inputs_gpu,
     cases=[
-        _case("one", 1, 1, 1, 4, 1),
-        _case("some of the slots, some of the pages", 5, 9, 70, 16, 65),
+        _case("one", 1, 1, 1, 4),
+        _case("some of the slots", 5, 9, 70, 16),
+        _case("more rows than a block", 70, 90, 3, 4),
         Case(
             "by hand: the fifth token of slot 1, on the second page",
             lambda rng: (
@@ -50,21 +49,17 @@ def _decode_inputs_gpu(
                 np.array([1, 5], np.int32),
                 np.array([[0, 0, 0], [3, 2, 9]], np.int32),
                 4,
-                2,
             ),
-            expected=([8], [4], [8], [5], [[3, 2]]),
+            expected=([8], [4], [8], [5]),
         ),
     ],
 )
-def decode_inputs(
-    slots: Array, last_ids: Array, lengths: Array, page_table: Array, page_size: int, most_pages: int
-) -> tuple[Array, ...]:
-    """What each row's next token is: its id, position, KV slot, sequence length, and N = most_pages of its pages."""
+def decode_inputs(slots: Array, last_ids: Array, lengths: Array, page_table: Array, page_size: int) -> tuple[Array, ...]:
+    """What each row's next token is: its id, position, KV slot, and sequence length."""
     row_lengths = lengths[slots]
     positions = row_lengths - 1
-    table = page_table[slots]
-    pages = np.take_along_axis(table, (positions // page_size)[:, None], axis=1)[:, 0]
-    return last_ids[slots], positions, pages * page_size + positions % page_size, row_lengths, table[:, :most_pages]
+    pages = page_table[slots, positions // page_size]
+    return last_ids[slots], positions, pages * page_size + positions % page_size, row_lengths
 
 
 def _place_gpu(device: GPU, edits: Any, words: Any) -> None:

@@ -10,6 +10,9 @@
 // - A block is a fixed number of threads, known when it is compiled, a multiple of 64, in one dimension.
 // - WAVE may be a run-time value (it is in the harness): size arrays with MOST_WAVES, loop with `for (i = WAVE / 2; ...)`.
 // - LDS is SHARED arrays of fixed size, indexed where they are declared or passed by reference: T (&tile)[N].
+// - Blocks of a launch hand results on like this: all threads of the writer write, call fence_device() and meet at a
+//   barrier, then one of them counts with atomic_add. Who finds by the count that all are there calls fence_device()
+//   in all threads before they read. No block waits for another, and counters are left as zeros.
 // - Shuffles, ballots and barriers are reached by all threads of a wave (of a block) together, never under a branch
 //   that divides them.
 
@@ -97,6 +100,7 @@ const void *forge_share(const void *own, u64 bytes); // what all lanes of the wa
 #define WAVE forge_wave
 #define LANE (forge_self->lane)
 #define barrier() forge_barrier()
+DEVICE void fence_device() {} // blocks run one after the other
 
 DEVICE float to_float(f16 x) { return (float)__builtin_bit_cast(_Float16, x.bits); }
 DEVICE f16 to_f16(float x) { return f16{__builtin_bit_cast(u16, (_Float16)x)}; }
@@ -160,6 +164,7 @@ DEVICE void barrier() {
     __builtin_amdgcn_s_barrier();
     __builtin_amdgcn_fence(__ATOMIC_ACQUIRE, "workgroup");
 }
+DEVICE void fence_device() { __builtin_amdgcn_fence(__ATOMIC_ACQ_REL, "agent"); }
 DEVICE float to_float(f16 x) { return (float)__builtin_bit_cast(_Float16, x.bits); }
 DEVICE f16 to_f16(float x) { return f16{__builtin_bit_cast(u16, (_Float16)x)}; }
 DEVICE float as_float(u32 x) { return __builtin_bit_cast(float, x); }
@@ -225,6 +230,7 @@ DEVICE i32 dot4(u32 a, u32 b, i32 c) { return __builtin_amdgcn_sdot4((i32)a, (i3
 #define WAVE 32u
 #define LANE (threadIdx.x & 31u)
 #define barrier() __syncthreads()
+DEVICE void fence_device() { __threadfence(); }
 
 DEVICE float to_float(f16 x) {
     float y;

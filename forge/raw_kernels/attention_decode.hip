@@ -1,125 +1,314 @@
 // Attention of one query per sequence over its pages of the KV cache, split over the context.
 //
 // A block takes PACKED query heads of one KV head, so that keys and values are read once for all of them, and a part of
-// the positions. LANES lanes of a wave share a key: each holds PER numbers of it. Every lane group keeps a running
-// maximum, sum and weighted value per head (arXiv:1805.02867); the groups of a block are joined at its end, the parts of
-// the context by attention_merge (arXiv:2311.01282).
-// -D HEAD_DIM, PAGE=positions of a page, PACKED.
+// the positions. LANES lanes of a wave share a key: each holds PER numbers of it. Such a team takes POSITIONS of them at
+// a time, whose loads are under way together, and keeps a running maximum, sum and weighted value per head
+// (arXiv:1805.02867). The teams of a wave are joined by shuffles, the waves of a block through LDS, and the parts of a
+// context by the block that is the last to end (arXiv:2311.01282).
+//
+// With ROPE a block makes its queries from the product of the token: bias, RMS norm, rotation. The block with the last
+// position makes its key and value too; it takes them as the cache holds them, and one of those of a KV head appends them.
+// -D HEAD_DIM, PAGE=positions of a page, PACKED, ROPE=0: queries are given, 1: pairs (i, i + pairs), 2: (2i, 2i + 1).
 
 #define THREADS 128
+#define POSITIONS 4
 #define VECTOR (HEAD_DIM % 8 == 0)
 #define PER (VECTOR ? 8 : (HEAD_DIM + 31) / 32)
-#define PARTS ((HEAD_DIM + PER - 1) / PER)
-#define LANES (PARTS <= 1 ? 1 : PARTS <= 2 ? 2 : PARTS <= 4 ? 4 : PARTS <= 8 ? 8 : PARTS <= 16 ? 16 : 32)
-#define TEAMS (THREADS / LANES) // lane groups of a block
-#define LEAST (-1e30f)          // below every score, and finite: exp of a difference stays defined
+#define PIECES ((HEAD_DIM + PER - 1) / PER)
+#define LANES (PIECES <= 1 ? 1 : PIECES <= 2 ? 2 : PIECES <= 4 ? 4 : PIECES <= 8 ? 8 : PIECES <= 16 ? 16 : 32)
+#define TEAMS (THREADS / LANES) // of a block
+#define TURN (TEAMS * POSITIONS)
+#define PER_LANE ((HEAD_DIM + 31) / 32)
+#define EACH ((PACKED * HEAD_DIM + THREADS - 1) / THREADS) // results of a block, per thread
+#define MOST_PARTS 128                                     // of a context
+#define JOINED 16                                          // parts whose loads are under way together
+#define LEAST (-1e30f)                                     // below every score, and finite: a difference stays defined
+#define MISSING (2 * LEAST)                                // its weight is 0, whatever the maximum
+#define NOWHERE 0xffffffffu
+#undef RESIDENT
+#define RESIDENT 3
 
-DEVICE void read_part(const f16 *row, u32 part, float (&value)[PER]) {
+struct alignas(16) Head {
+    float v[HEAD_DIM];
+};
 #if VECTOR
-    f16x8 v = part < PARTS ? *(const f16x8 *)(row + part * 8) : f16x8{};
-    UNROLL for (u32 i = 0; i < PER; ++i) value[i] = to_float(v.v[i]);
+typedef f16x8 Piece;
 #else
-    UNROLL for (u32 i = 0; i < PER; ++i) {
-        u32 d = part * PER + i;
-        value[i] = d < HEAD_DIM ? to_float(row[d]) : 0.0f;
-    }
+struct Piece {
+    f16 v[PER];
+};
 #endif
+
+// The slots of a team's next positions.
+DEVICE void find_slots(const i32 *own_pages, u32 position, u32 end, u32 (&slot)[POSITIONS]) {
+    UNROLL for (u32 j = 0; j < POSITIONS; ++j) {
+        u32 at = position + j * TEAMS;
+        slot[j] = at < end ? (u32)own_pages[at / PAGE] * PAGE + at % PAGE : NOWHERE;
+    }
 }
 
-KERNEL(THREADS) attention_decode(const f16 *q, const f16 *k_pages, const f16 *v_pages, const i32 *lengths, const i32 *page_table, f16 *out, float *part_values, float *part_sums, u32 heads, u32 kv_heads, u32 pages, u32 span, float scale, u32 window, float softcap) {
-    SHARED float team_most[TEAMS][PACKED];
-    SHARED float team_sum[TEAMS][PACKED];
-    SHARED float values[PACKED][HEAD_DIM];
-    u32 group = heads / kv_heads, chunks = (group + PACKED - 1) / PACKED;
-    u32 row = BLOCK_X, kv_head = BLOCK_Y / chunks, first_head = BLOCK_Y % chunks * PACKED;
-    u32 split = BLOCK_Z;
-    u32 team = THREAD / LANES, part = THREAD % LANES;
-    u32 length = (u32)lengths[row];
-    u32 begin = split * span, end = begin + span < length ? begin + span : length;
-    if (window && length > window && begin < length - window) begin = length - window;
+// A lane's pieces of the keys, or values, in these slots; zeros where there is none.
+DEVICE void read_pieces(const f16 *pages, const u32 (&slot)[POSITIONS], u32 kv_heads, u32 kv_head, u32 piece, Piece (&to)[POSITIONS]) {
+    UNROLL for (u32 j = 0; j < POSITIONS; ++j) {
+        const f16 *row = pages + ((u64)slot[j] * kv_heads + kv_head) * HEAD_DIM;
+        bool there = slot[j] != NOWHERE && piece < PIECES;
+#if VECTOR
+        to[j] = there ? *(const f16x8 *)(row + piece * 8) : f16x8{};
+#else
+        UNROLL for (u32 i = 0; i < PER; ++i) {
+            u32 d = piece * PER + i;
+            to[j].v[i] = there && d < HEAD_DIM ? row[d] : f16{0};
+        }
+#endif
+    }
+}
 
-    float query[PACKED][PER], value[PACKED][PER], most[PACKED], sum[PACKED];
+// A lane's numbers of a head in LDS. Those of lanes without a piece meet zeros.
+DEVICE void take_piece(const Head &head, u32 piece, float (&to)[PER]) {
+    u32 first = piece < PIECES ? piece * PER : 0;
+    UNROLL for (u32 i = 0; i < PER; ++i) to[i] = VECTOR || first + i < HEAD_DIM ? head.v[first + i] : 0.0f;
+}
+
+#if ROPE
+// A head of the product by a whole wave, from which number LANE + i * WAVE is x[i]. The first 2 * pairs numbers turn.
+DEVICE void make_head(const float *head, const float *bias, const float *norm, const float *rotation, u32 pairs, float eps, float (&x)[PER_LANE]) {
+    float other[PER_LANE], cosine[PER_LANE], sine[PER_LANE];
+    float squares = 0;
+    UNROLL for (u32 i = 0; i < PER_LANE; ++i) {
+        u32 d = LANE + i * WAVE;
+        bool there = d < HEAD_DIM, turns = d < 2 * pairs;
+        bool first = ROPE == 2 ? d % 2 == 0 : d < pairs;
+        u32 partner = !turns ? 0 : ROPE == 2 ? d ^ 1 : first ? d + pairs : d - pairs;
+        u32 pair = ROPE == 2 ? d / 2 : first ? d : partner;
+        x[i] = there ? head[d] + (bias ? bias[d] : 0.0f) : 0.0f;
+        other[i] = turns ? head[partner] + (bias ? bias[partner] : 0.0f) : 0.0f;
+        f32x2 turn = turns ? *(const f32x2 *)(rotation + 2 * pair) : f32x2{1.0f, 0.0f};
+        cosine[i] = turn.v[0], sine[i] = first ? -turn.v[1] : turn.v[1];
+        squares += x[i] * x[i];
+        if (norm) {
+            x[i] *= there ? norm[d] : 0.0f;
+            other[i] *= norm[partner];
+        }
+    }
+    float scale = norm ? rsqrt_fast(wave_sum(squares) * (1.0f / HEAD_DIM) + eps) : 1.0f; // the same for the wave
+    UNROLL for (u32 i = 0; i < PER_LANE; ++i) x[i] = x[i] * scale * cosine[i] + other[i] * scale * sine[i];
+}
+#endif
+
+KERNEL(THREADS) attention_decode(const f16 *q, const float *qkv, const float *bias, const float *q_norm, const float *k_norm, const float *rotations, const float *query_scale, const i32 *lengths, const i32 *slots, f16 *k_pages, f16 *v_pages, const i32 *page_table, f16 *out, float *part_values, float *part_sums, u32 *arrived, u32 heads, u32 kv_heads, u32 pages, u32 pairs, u32 splits, u32 least_span, float eps, float scale, u32 window, float softcap) {
+    SHARED Head query[PACKED];
+    SHARED Head latest[2]; // the last position's key and value
+    SHARED Head values[MOST_WAVES(THREADS)][PACKED];
+    SHARED float mosts[MOST_WAVES(THREADS)][PACKED];
+    SHARED float sums[MOST_WAVES(THREADS)][PACKED];
+    SHARED float share[PACKED][MOST_PARTS];
+    SHARED u32 before;
+    u32 row = BLOCK_X, split = BLOCK_Z;
+    u32 length = (u32)lengths[row];
+    u32 group = heads / kv_heads, chunks = (group + PACKED - 1) / PACKED;
+    u32 kv_head = BLOCK_Y / chunks, first_head = BLOCK_Y % chunks * PACKED;
+
+    // The parts depend on the row's own length, and on how many the launch has room for: blocks too many end here.
+    u32 first = window && length > window ? length - window : 0;
+    u32 span = (length - first + splits - 1) / splits;
+    span = ((span > least_span ? span : least_span) + TURN - 1) / TURN * TURN;
+    u32 parts = (length - first + span - 1) / span;
+    if (split >= parts) return;
+    u32 begin = first + split * span;
+    bool is_last = split == parts - 1;
+    u32 end = is_last ? length : begin + span;
+    u32 cached = end - (ROPE && is_last);
+
+    // What must come from far is asked for first.
+    u32 team = THREAD / LANES, piece = THREAD % LANES;
+    const i32 *own_pages = page_table + (u64)row * pages;
+    u32 slot[POSITIONS];
+    Piece key[POSITIONS], own[POSITIONS];
+    find_slots(own_pages, begin + team, cached, slot);
+    read_pieces(k_pages, slot, kv_heads, kv_head, piece, key);
+    read_pieces(v_pages, slot, kv_heads, kv_head, piece, own);
+    find_slots(own_pages, begin + TURN + team, cached, slot);
+
+    // Scores are in powers of two.
+    float factor = softcap > 0.0f ? scale : scale * LOG2E;
+    u32 most_head = group - 1 - first_head; // heads of the block that there are none of repeat the last one
+#if ROPE
+    const float *rotation = rotations + (u64)(length - 1) * pairs * 2;
+    if (query_scale) factor *= query_scale[length - 1];
+    for (u32 n = THREAD / WAVE; n < PACKED + (is_last ? 2u : 0u); n += THREADS / WAVE) {
+        u32 head = n < PACKED ? kv_head * group + first_head + (n < most_head ? n : most_head) : heads + (n - PACKED) * kv_heads + kv_head;
+        u64 at = (u64)row * (heads + 2 * kv_heads) * HEAD_DIM + head * HEAD_DIM;
+        const float *norm = n < PACKED ? q_norm : n == PACKED ? k_norm : nullptr;
+        float x[PER_LANE];
+        make_head(qkv + at, bias ? bias + head * HEAD_DIM : nullptr, norm, rotation, n > PACKED ? 0 : pairs, eps, x);
+        UNROLL for (u32 i = 0; i < PER_LANE; ++i) {
+            u32 d = LANE + i * WAVE;
+            if (d >= HEAD_DIM) continue;
+            if (n < PACKED) {
+                query[n].v[d] = x[i] * factor;
+            } else {
+                f16 kept = to_f16(x[i]);
+                latest[n - PACKED].v[d] = to_float(kept);
+                if (first_head == 0) (n == PACKED ? k_pages : v_pages)[((u64)(u32)slots[row] * kv_heads + kv_head) * HEAD_DIM + d] = kept;
+            }
+        }
+    }
+#else
+    for (u32 i = THREAD; i < PACKED * HEAD_DIM; i += THREADS) {
+        u32 h = i / HEAD_DIM, d = i % HEAD_DIM;
+        u64 head = (u64)row * heads + kv_head * group + first_head + (h < most_head ? h : most_head);
+        query[h].v[d] = to_float(q[head * HEAD_DIM + d]) * factor;
+    }
+#endif
+    barrier();
+
+    float value[PACKED][PER], most[PACKED], sum[PACKED];
     UNROLL for (u32 h = 0; h < PACKED; ++h) {
-        u32 own = first_head + h < group ? first_head + h : group - 1;
-        read_part(q + ((u64)row * heads + kv_head * group + own) * HEAD_DIM, part, query[h]);
-        UNROLL for (u32 i = 0; i < PER; ++i) query[h][i] *= scale, value[h][i] = 0;
+        UNROLL for (u32 i = 0; i < PER; ++i) value[h][i] = 0;
         most[h] = LEAST;
         sum[h] = 0;
     }
-    // All lanes of the block make the same number of turns; those without a position do not count.
-    u32 turns = begin < end ? (end - begin + TEAMS - 1) / TEAMS : 0;
-    for (u32 turn = 0; turn < turns; ++turn) {
-        u32 position = begin + turn * TEAMS + team;
-        bool there = position < end;
-        float key[PER], own[PER];
-        UNROLL for (u32 i = 0; i < PER; ++i) key[i] = own[i] = 0;
-        if (there) {
-            u64 slot = (u64)page_table[(u64)row * pages + position / PAGE] * PAGE + position % PAGE;
-            u64 at = (slot * kv_heads + kv_head) * HEAD_DIM;
-            read_part(k_pages + at, part, key);
-            read_part(v_pages + at, part, own);
-        }
+    const float cap = softcap * LOG2E, per_cap = softcap > 0.0f ? fast_divide(1.0f, softcap) : 0.0f;
+    if (ROPE && is_last) { // for the whole block; the first team takes it
+        float last_key[PER], last_value[PER];
+        take_piece(latest[0], piece, last_key);
+        take_piece(latest[1], piece, last_value);
         UNROLL for (u32 h = 0; h < PACKED; ++h) {
-            float score = 0;
-            UNROLL for (u32 i = 0; i < PER; ++i) score += query[h][i] * key[i];
+            float asked[PER], score = 0;
+            take_piece(query[h], piece, asked);
+            UNROLL for (u32 i = 0; i < PER; ++i) score += piece < PIECES ? asked[i] * last_key[i] : 0.0f;
             score = wave_sum(score, LANES);
-            if (softcap > 0.0f) score = softcap * fast_tanh(fast_divide(score, softcap));
-            if (!there) score = LEAST;
-            float greatest = larger(most[h], score);
-            float keep = fast_exp(most[h] - greatest), weight = there ? fast_exp(score - greatest) : 0.0f;
+            if (softcap > 0.0f) score = cap * fast_tanh(score * per_cap);
+            if (team == 0) {
+                most[h] = score;
+                sum[h] = 1;
+                UNROLL for (u32 i = 0; i < PER; ++i) value[h][i] = last_value[i];
+            }
+        }
+    }
+    // All lanes of the block make the same number of turns.
+    for (u32 start = begin; start < cached; start += TURN) {
+        float score[PACKED][POSITIONS];
+        UNROLL for (u32 h = 0; h < PACKED; ++h) {
+            float asked[PER];
+            take_piece(query[h], piece, asked);
+            UNROLL for (u32 j = 0; j < POSITIONS; ++j) {
+                score[h][j] = 0;
+                UNROLL for (u32 i = 0; i < PER; ++i) score[h][j] += asked[i] * to_float(key[j].v[i]);
+            }
+        }
+        read_pieces(k_pages, slot, kv_heads, kv_head, piece, key); // of the next turn
+        UNROLL for (u32 h = 0; h < PACKED; ++h) {
+            float greatest = most[h];
+            UNROLL for (u32 j = 0; j < POSITIONS; ++j) {
+                float s = wave_sum(score[h][j], LANES);
+                if (softcap > 0.0f) s = cap * fast_tanh(s * per_cap);
+                score[h][j] = start + team + j * TEAMS < cached ? s : MISSING;
+                greatest = larger(greatest, score[h][j]);
+            }
+            float keep = exp2_fast(most[h] - greatest);
             most[h] = greatest;
-            sum[h] = sum[h] * keep + weight;
-            UNROLL for (u32 i = 0; i < PER; ++i) value[h][i] = value[h][i] * keep + weight * own[i];
+            sum[h] *= keep;
+            UNROLL for (u32 i = 0; i < PER; ++i) value[h][i] *= keep;
+            UNROLL for (u32 j = 0; j < POSITIONS; ++j) {
+                score[h][j] = exp2_fast(score[h][j] - greatest);
+                sum[h] += score[h][j];
+            }
         }
+        UNROLL for (u32 j = 0; j < POSITIONS; ++j)
+            UNROLL for (u32 i = 0; i < PER; ++i) {
+                float x = to_float(own[j].v[i]);
+                UNROLL for (u32 h = 0; h < PACKED; ++h) value[h][i] += score[h][j] * x;
+            }
+        read_pieces(v_pages, slot, kv_heads, kv_head, piece, own);
+        find_slots(own_pages, start + 2 * TURN + team, cached, slot);
     }
-    if (part == 0)
-        for (u32 h = 0; h < PACKED; ++h) team_most[team][h] = most[h], team_sum[team][h] = sum[h];
-    for (u32 i = THREAD; i < PACKED * HEAD_DIM; i += THREADS) values[i / HEAD_DIM][i % HEAD_DIM] = 0;
-    barrier();
-    float block_most[PACKED], block_sum[PACKED];
-    for (u32 h = 0; h < PACKED; ++h) {
-        block_most[h] = LEAST;
-        block_sum[h] = 0;
-        ROLLED for (u32 t = 0; t < TEAMS; ++t) block_most[h] = larger(block_most[h], team_most[t][h]);
-        ROLLED for (u32 t = 0; t < TEAMS; ++t) block_sum[h] += team_sum[t][h] * fast_exp(team_most[t][h] - block_most[h]);
-    }
-    // Teams add their values one after the other: the order is fixed, so runs are equal bit for bit.
-    ROLLED for (u32 t = 0; t < TEAMS; ++t) {
-        if (t == team && part < PARTS)
-            for (u32 h = 0; h < PACKED; ++h)
-                for (u32 i = 0; i < PER; ++i) {
-                    u32 d = part * PER + i;
-                    if (d < HEAD_DIM) values[h][d] += value[h][i] * fast_exp(most[h] - block_most[h]);
-                }
-        barrier();
-    }
-    u32 splits = (pages * PAGE + span - 1) / span;
-    for (u32 h = 0; h < PACKED && first_head + h < group; ++h) {
-        u64 head = (u64)row * heads + kv_head * group + first_head + h;
-        for (u32 d = THREAD; d < HEAD_DIM; d += THREADS) {
-            if (splits == 1)
-                out[head * HEAD_DIM + d] = to_f16(fast_divide(values[h][d], block_sum[h]));
-            else
-                part_values[(head * splits + split) * HEAD_DIM + d] = values[h][d];
-        }
-        if (splits > 1 && THREAD == 0) {
-            part_sums[(head * splits + split) * 2] = block_most[h];
-            part_sums[(head * splits + split) * 2 + 1] = block_sum[h];
-        }
-    }
-}
 
-// Joins the parts of the context. A block per query head.
-KERNEL(64) attention_merge(const float *part_values, const float *part_sums, f16 *out, u32 splits) {
-    u64 head = BLOCK_X;
-    const float *sums = part_sums + head * splits * 2;
-    float most = LEAST, sum = 0;
-    for (u32 s = 0; s < splits; ++s) most = larger(most, sums[2 * s]);
-    for (u32 s = 0; s < splits; ++s) sum += sums[2 * s + 1] * fast_exp(sums[2 * s] - most);
-    for (u32 d = THREAD; d < HEAD_DIM; d += 64) {
-        float value = 0;
-        for (u32 s = 0; s < splits; ++s)
-            value += part_values[(head * splits + s) * HEAD_DIM + d] * fast_exp(sums[2 * s] - most);
-        out[head * HEAD_DIM + d] = to_f16(fast_divide(value, sum));
+    // The teams of a wave, then the waves.
+    UNROLL for (u32 h = 0; h < PACKED; ++h) {
+        float greatest = most[h];
+        for (u32 i = LANES; i < WAVE; i *= 2) greatest = larger(greatest, shfl_xor(greatest, i));
+        float keep = exp2_fast(most[h] - greatest);
+        sum[h] *= keep;
+        for (u32 i = LANES; i < WAVE; i *= 2) sum[h] += shfl_xor(sum[h], i);
+        UNROLL for (u32 n = 0; n < PER; ++n) {
+            float all = value[h][n] * keep;
+            for (u32 i = LANES; i < WAVE; i *= 2) all += shfl_xor(all, i);
+            u32 d = piece * PER + n;
+            if (LANE < LANES && d < HEAD_DIM) values[THREAD / WAVE][h].v[d] = all;
+        }
+        if (LANE == 0) mosts[THREAD / WAVE][h] = greatest, sums[THREAD / WAVE][h] = sum[h];
     }
+    barrier();
+    u32 place = row * kv_heads * chunks + BLOCK_Y; // of the row's heads
+    float *block_values = part_values + ((u64)place * splits + split) * PACKED * HEAD_DIM;
+    float *block_sums = part_sums + ((u64)place * splits + split) * PACKED * 2;
+    f16 *block_out = out + ((u64)row * heads + kv_head * group + first_head) * HEAD_DIM;
+    u32 results = (most_head + 1 < PACKED ? most_head + 1 : PACKED) * HEAD_DIM;
+    UNROLL for (u32 n = 0; n < EACH; ++n) {
+        u32 at = THREAD + n * THREADS, h = at / HEAD_DIM, d = at % HEAD_DIM;
+        if (at >= results) continue;
+        float greatest = LEAST, total = 0, x = 0;
+        for (u32 w = 0; w < THREADS / WAVE; ++w) greatest = larger(greatest, mosts[w][h]);
+        for (u32 w = 0; w < THREADS / WAVE; ++w) {
+            float keep = exp2_fast(mosts[w][h] - greatest);
+            total += sums[w][h] * keep;
+            x += values[w][h].v[d] * keep;
+        }
+        if (parts == 1) {
+            block_out[at] = to_f16(fast_divide(x, total));
+        } else {
+            block_values[at] = x;
+            if (d == 0) block_sums[2 * h] = greatest, block_sums[2 * h + 1] = total;
+        }
+    }
+    if (parts == 1) return;
+
+    // Whoever ends last joins all parts, in their order; the counter is then 0 again.
+    fence_device();
+    barrier();
+    if (THREAD == 0) before = atomic_add(&arrived[place], 1u);
+    barrier();
+    if (before != parts - 1) return;
+    fence_device();
+    if (THREAD == 0) arrived[place] = 0;
+    block_values -= (u64)split * PACKED * HEAD_DIM;
+    block_sums -= (u64)split * PACKED * 2;
+    for (u32 h = THREAD / WAVE; h < PACKED; h += THREADS / WAVE) {
+        float part_most[MOST_PARTS / 32], part_sum[MOST_PARTS / 32];
+        float greatest = LEAST, total = 0;
+        UNROLL for (u32 i = 0; i < MOST_PARTS / 32; ++i) {
+            u32 s = LANE + i * WAVE;
+            bool there = s < parts && h <= most_head;
+            f32x2 found = there ? *(const f32x2 *)(block_sums + (s * PACKED + h) * 2) : f32x2{MISSING, 0.0f};
+            part_most[i] = found.v[0], part_sum[i] = found.v[1];
+            greatest = larger(greatest, part_most[i]);
+        }
+        greatest = wave_max(greatest);
+        UNROLL for (u32 i = 0; i < MOST_PARTS / 32; ++i) {
+            part_most[i] = exp2_fast(part_most[i] - greatest);
+            total += part_most[i] * part_sum[i];
+        }
+        total = wave_sum(total);
+        UNROLL for (u32 i = 0; i < MOST_PARTS / 32; ++i)
+            if (LANE + i * WAVE < MOST_PARTS) share[h][LANE + i * WAVE] = fast_divide(part_most[i], total);
+    }
+    barrier();
+    float joined[EACH];
+    UNROLL for (u32 n = 0; n < EACH; ++n) joined[n] = 0;
+    for (u32 start = 0; start < parts; start += JOINED) {
+        float part[EACH][JOINED];
+        UNROLL for (u32 n = 0; n < EACH; ++n)
+            UNROLL for (u32 s = 0; s < JOINED; ++s) {
+                u32 at = THREAD + n * THREADS;
+                part[n][s] = start + s < parts && at < results ? block_values[(start + s) * PACKED * HEAD_DIM + at] : 0.0f;
+            }
+        UNROLL for (u32 n = 0; n < EACH; ++n)
+            UNROLL for (u32 s = 0; s < JOINED; ++s) {
+                u32 at = THREAD + n * THREADS;
+                joined[n] += part[n][s] * (at < results ? share[at / HEAD_DIM][start + s] : 0.0f);
+            }
+    }
+    UNROLL for (u32 n = 0; n < EACH; ++n)
+        if (THREAD + n * THREADS < results) block_out[THREAD + n * THREADS] = to_f16(joined[n]);
 }

@@ -1,16 +1,14 @@
-// The state of running sequences, per slot. One block per row makes a decode step's inputs.
+// The state of running sequences, per slot. A thread per row makes a decode step's inputs.
 
-KERNEL(64) decode_inputs(const i32 *slots, const i32 *last_ids, const i32 *lengths, const i32 *page_table, i32 *ids, i32 *positions, i32 *kv_slots, i32 *row_lengths, i32 *table, u32 pages, u32 page_size, u32 most_pages) {
-    u32 row = BLOCK_X, slot = (u32)slots[row];
-    const i32 *own = page_table + (u64)slot * pages;
-    for (u32 i = THREAD; i < most_pages; i += 64) table[(u64)row * most_pages + i] = own[i];
-    if (THREAD == 0) {
-        u32 length = (u32)lengths[slot], position = length - 1;
-        ids[row] = last_ids[slot];
-        positions[row] = (i32)position;
-        kv_slots[row] = own[position / page_size] * (i32)page_size + (i32)(position % page_size);
-        row_lengths[row] = (i32)length;
-    }
+KERNEL(64) decode_inputs(const i32 *slots, const i32 *last_ids, const i32 *lengths, const i32 *page_table, i32 *ids, i32 *positions, i32 *kv_slots, i32 *row_lengths, u32 rows, u32 pages, u32 page_size) {
+    u32 row = BLOCK_X * 64 + THREAD;
+    if (row >= rows) return;
+    u32 slot = (u32)slots[row];
+    u32 length = (u32)lengths[slot], position = length - 1;
+    ids[row] = last_ids[slot];
+    positions[row] = (i32)position;
+    kv_slots[row] = page_table[(u64)slot * pages + position / page_size] * (i32)page_size + (i32)(position % page_size);
+    row_lengths[row] = (i32)length;
 }
 
 KERNEL(64) advance(const i32 *ids, const i32 *slots, i32 *last_ids, i32 *lengths, i32 *counts, u32 rows, u32 vocabulary) {

@@ -8,6 +8,7 @@ import numpy as np
 
 from forge.backend.gpu import GPU
 from forge.op import Array, Arrays, Case, op
+from forge.ops.vector import fits, vector_linear
 from forge.quant import FORMATS, Packed, QuantTensor, Stack
 
 # Measured on 2 cores with 2 MiB of L2 each, all products of a 135M model: 4 rows take 46 ms as matrix-vector products,
@@ -115,6 +116,9 @@ _LEAST = {"MOST": 1, "ROWS": 1, "BLOCK": 64, "WIDE": 1}
 
 
 def _few_rows(device: GPU, x: Any, weight: Any, bias: Any, y: Any, column: int, accumulate: bool) -> None:
+    if len(x) == 1 and fits(weight):
+        vector_linear(device, x, weight, bias, y[0, column : column + weight.shape[0]], accumulate=accumulate)
+        return
     if isinstance(weight, Packed):
         most = _ROWS_OF_BLOCKS[weight.unit]
         for start in range(0, len(x), most):
@@ -138,51 +142,26 @@ def _threads(units: int) -> int:
 _ROWS_OF_BLOCKS = {32: 8, 64: 8, 128: 4}
 """Rows of x of which a launch computes a product with blocks, by the weights of a unit: more would not fit the
 registers, and reading the weights twice is faster than that."""
-_OWN_GROUPS = (128, 512)
-"""A row of x of so many groups of 32 at most becomes digits in each block, which keeps room for one of these numbers;
-longer ones and several rows in a launch before."""
-_MANY_OUTPUTS = 8192
-"""From so many outputs there are blocks enough: they may be smaller, and their threads may read two units ahead."""
-_ONE_ROW = {
-    **dict.fromkeys(("Q2_K", "Q3_K", "IQ4_XS"), (16, 1, 512, 1)),  # to take their codes apart costs more than to read
-    **dict.fromkeys(("Q5_K", "Q6_K"), (32, 1, 1024, 1)),
-    "Q4_K": (32, 1, 1024, 2),
-    "Q8_0": (64, 2, 512, 1),
-}
-_ONE_ROW_OF_OTHERS = (64, 2, 512, 2)  # with 16 bytes a unit
-"""Threads that share rows of the matrix (a team), rows of a team, threads of a block where there are few outputs, units
-that a thread reads ahead where there are many. Measured at 8B shapes on an H100, of teams of 16 to 128, 1, 2 and 4
-rows, blocks of 128 to 1,024, and 1 and 2 ahead."""
 
 
 def _few_rows_of_blocks(device: GPU, x: Any, weight: Packed, bias: Any, y: Any, column: int, accumulate: bool) -> None:
     rows, inner = x.shape
     outer = weight.shape[0]
-    name = weight.type.name
-    if rows == 1:
-        team, per_team, block, ahead = _ONE_ROW.get(name, _ONE_ROW_OF_OTHERS)
-        if outer >= _MANY_OUTPUTS:
-            block = 512
-        else:
-            ahead = 1
-    else:
-        team, block = (64, 64) if weight.scale_weights == 16 else (32, 256)
-        per_team, ahead = 2, 1
+    team, block = (64, 64) if weight.scale_weights == 16 else (32, 256)
     if inner < team * weight.unit:
         team = min(team, 32)
+    per_team = 2
     defines = {
         "FORMAT": int(weight.type),
         "MOST": 1 << (rows - 1).bit_length(),
         "ROWS": per_team,
         "TEAM": team,
         "BLOCK": block,
-        "AHEAD": ahead,
-        "OWN": next((most for most in _OWN_GROUPS if rows == 1 and inner <= 32 * most), 0),
+        "AHEAD": 1,
+        "OWN": 0,
     }
-    digits = None
-    if not defines["OWN"]:
-        digits = device.empty((rows * inner // weight.unit, weight.digit_pieces, 4), np.uint32)
-        device.run("quant", "quant_digits", -(-rows * inner // 8 // 128), x, digits, rows, inner, **defines)
+    digits = device.empty((rows * inner // weight.unit, weight.digit_pieces, 4), np.uint32)
+    device.run("quant", "quant_digits", -(-rows * inner // 8 // 128), x, digits, rows, inner, **defines)
     grid = -(-outer // (block // team * per_team))
     sizes = (rows, inner, outer, y.shape[1], column, int(accumulate))
     device.run("quant", "quant_linear", grid, x, digits, *weight.planes, bias, y, *sizes, **defines)

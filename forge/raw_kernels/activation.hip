@@ -1,12 +1,5 @@
 // Activations of float32 products into float16 inputs of the next one; the soft cap of logits; a sum.
 
-#define SQRT_2_OVER_PI 0.7978845608028654f
-
-DEVICE float silu(float x) { return fast_divide(x, 1.0f + fast_exp(-x)); }
-DEVICE float gelu_tanh(float x) { return 0.5f * x * (1.0f + fast_tanh(SQRT_2_OVER_PI * (x + 0.044715f * x * x * x))); }
-
-template <bool SILU> DEVICE float activate(float x) { return SILU ? silu(x) : gelu_tanh(x); }
-
 // y (T, F) = activation(first half of a row) * second half; four numbers per thread where rows allow it.
 template <bool SILU> DEVICE void gated(const float *gate_up, f16 *y, u32 width) {
     const float *gate = gate_up + (u64)BLOCK_Y * 2 * width, *up = gate + width;

@@ -5,8 +5,17 @@
 // weights, each with one scale and one offset or, in HALVES, two (weight = scale * (code - ZERO) - offset).
 // Neighbouring threads read neighbouring units.
 // -D FORMAT=ggml's number of the type; MOST=rows of x at most; ROWS=rows of the matrix that a team of TEAM threads takes;
-// BLOCK=threads; AHEAD=units of each row that a thread reads before it needs them; OWN=groups of the one row of x whose
-// digits a block makes itself, at most, or 0: quant_digits made them.
+// BLOCK=threads; AHEAD=units of each row that a thread reads before it needs them; OWN=groups of the one row of x at most, for
+// quant_vector, or 0. And for that: IN=f16, or float: x is of the residual stream and is normalized here; OUT=float, or f16:
+// activation(gate) * up of rows n and outer + n; SILU=1, or 0: the activation is GELU; CORE_BLOCKS=blocks that a
+// multiprocessor holds.
+
+#ifndef IN
+#define IN f16
+#define OUT float
+#define SILU 0
+#define CORE_BLOCKS 1
+#endif
 
 #define Q4_0 2
 #define Q4_1 3
@@ -171,11 +180,11 @@ DEVICE u32 piece_at(u32 row, u32 k, u32 piece, u32 units) {
 
 // Four neighbouring lanes make a group, 8 numbers each; all lanes of a wave call it, those with nothing to store too. NaN and
 // infinity make the scale one of them.
-DEVICE void make_digits(const f16x8 &x, u32x4 *digits, u32 i, u32 units, bool stores) {
+DEVICE void make_digits(const u32x4 &x, u32x4 *digits, u32 i, u32 units, bool stores) {
     u32 part = i % 4, group = i / 4 % GROUPS, k = i / (4 * GROUPS) % units, row = i / (4 * GROUPS) / units;
     u32 largest = 0; // bits of a float16 without its sign are in the order of their values, with NaN on top
     UNROLL for (u32 j = 0; j < 8; ++j) {
-        u32 bits = x.v[j].bits & 0x7fffu;
+        u32 bits = x.v[j / 2] >> 16 * (j % 2) & 0x7fffu;
         largest = bits > largest ? bits : largest;
     }
     for (u32 lane = 1; lane < 4; lane *= 2) {
@@ -189,7 +198,8 @@ DEVICE void make_digits(const f16x8 &x, u32x4 *digits, u32 i, u32 units, bool st
         high.v[w] = 0, low.v[w] = 0;
         UNROLL for (u32 j = 0; j < 4; ++j) {
             // The float 1.5 * 2**23 + n + 128 holds the integer n + 128 in its last bits, rounded to the nearest.
-            u32 n = as_u32(fma_rn(to_float(x.v[w * 4 + j]), inverse, 12583040.0f));
+            f16 value{(u16)(x.v[w * 2 + j / 2] >> 16 * (j % 2))};
+            u32 n = as_u32(fma_rn(to_float(value), inverse, 12583040.0f));
             high.v[w] |= (n >> 8 & 255) << 8 * j;
             low.v[w] |= (n & 255) << 8 * j;
             total += n;
@@ -211,22 +221,56 @@ DEVICE void make_digits(const f16x8 &x, u32x4 *digits, u32 i, u32 units, bool st
 #endif
 }
 
-// Which 8 numbers of a row are made digits of `i`-th: in the order of units, groups and parts.
-DEVICE f16x8 eight_of(const f16 *x, u32 i) {
-    return *(const f16x8 *)(x + group_start(i / (4 * GROUPS), i / 4 % GROUPS) + i % 4 * 8);
-}
+// Where in a row the 8 numbers begin that are made digits of `i`-th: in the order of units, groups and parts.
+DEVICE u32 eight_start(u32 i) { return group_start(i / (4 * GROUPS), i / 4 % GROUPS) + i % 4 * 8; }
 
 KERNEL(128) quant_digits(const f16 *x, u32 *x_digits, u32 rows, u32 inner) {
     u32 i = BLOCK_X * 128 + THREAD, in_row = inner / 8, count = rows * in_row;
-    f16x8 eight = {};
-    if (i < count) eight = eight_of(x + (u64)(i / in_row) * inner, i % in_row);
+    u32x4 eight = {};
+    if (i < count) eight = *(const u32x4 *)(x + (u64)(i / in_row) * inner + eight_start(i % in_row));
     make_digits(eight, (u32x4 *)x_digits, i, inner / UNIT_WEIGHTS, i < count);
 }
 
-// One row of x: threads on a multiprocessor matter more than registers.
-#undef RESIDENT
-#define RESIDENT (MOST == 1 ? 1024 / BLOCK : 1)
+// The products of a unit of each row of the matrix, the k-th of its row, with the rows of x are added to sum.
+template <u32 M>
+DEVICE void multiply_unit(const Unit (&unit)[ROWS], float (&sum)[ROWS][M], const u32x4 *digits, u32 k, u32 units, u32 rows) {
+    u32 index = k % UNITS_PER_BLOCK;
+    UNROLL for (u32 g = 0; g < GROUPS; ++g) {
+        u32 code[ROWS][8];
+        float scale[ROWS][HALVES], offset[ROWS][HALVES];
+        UNROLL for (u32 r = 0; r < ROWS; ++r) {
+            UNROLL for (u32 w = 0; w < 8; ++w) code[r][w] = four_codes(unit[r], index, g, w);
+            UNROLL for (u32 h = 0; h < HALVES; ++h) group_scale(unit[r], index, g, h, scale[r][h], offset[r][h]);
+        }
+        UNROLL for (u32 m = 0; m < M; ++m) {
+            if (m >= rows) continue; // not break: the loop is unrolled
+            u32x4 scales = digits[piece_at(m, k, SCALES + (HALVES == 2 ? g : g / 2), units)];
+            u32 own = HALVES == 2 ? 0 : g % 2 * 2; // where the group's are in the piece
+            i32 tops[ROWS], bottoms[ROWS];
+            float product[ROWS];
+            UNROLL for (u32 r = 0; r < ROWS; ++r) tops[r] = 0, bottoms[r] = 0, product[r] = 0;
+            UNROLL for (u32 h = 0; h < 2; ++h) {
+                u32x4 top = digits[piece_at(m, k, 4 * g + h, units)], bottom = digits[piece_at(m, k, 4 * g + 2 + h, units)];
+                UNROLL for (u32 r = 0; r < ROWS; ++r) {
+                    UNROLL for (u32 w = 0; w < 4; ++w) {
+                        u32 four = code[r][4 * h + w];
+                        tops[r] = dot4(four, top.v[w], tops[r]);
+                        bottoms[r] = dot4(four, bottom.v[w], bottoms[r]);
+                    }
+                    if (HALVES == 1 && h == 0) continue;
+                    u32 part = HALVES == 2 ? h : 0;
+                    product[r] += scale[r][part] * (float)(tops[r] * 256 + bottoms[r]);
+                    if (HAS_OFFSET || ZERO) product[r] -= offset[r][part] * as_float(scales.v[own + 1 + part]);
+                    tops[r] = 0, bottoms[r] = 0;
+                }
+            }
+            UNROLL for (u32 r = 0; r < ROWS; ++r) sum[r][m] += as_float(scales.v[own]) * product[r];
+        }
+    }
+}
+
 KERNEL(BLOCK) quant_linear(const f16 *x, const u32 *x_digits, const u8 *quants, const u8 *high, const u8 *scales, const u8 *deltas, const float *bias, float *y, u32 rows, u32 inner, u32 outer, u32 stride, u32 column, u32 accumulate) {
+#if !OWN
     SHARED float partial[MOST_WAVES(BLOCK)][ROWS * MOST];
     Planes planes{quants, high, scales, deltas};
     u32 units = inner / UNIT_WEIGHTS, lane = THREAD % TEAM;
@@ -234,26 +278,9 @@ KERNEL(BLOCK) quant_linear(const f16 *x, const u32 *x_digits, const u8 *quants, 
     u64 start[ROWS]; // the unit where a row begins; a row too many is computed and not stored
     UNROLL for (u32 r = 0; r < ROWS; ++r) start[r] = (u64)(first + r < outer ? first + r : outer - 1) * units;
     Unit next[AHEAD][ROWS];
-#if OWN
-    SHARED u32x4 digits[OWN / GROUPS * DIGIT_PIECES];
-    const u32 turns = (4 * OWN + BLOCK - 1) / BLOCK;
-    u32 eights = inner / 8;
-    f16x8 eight[turns] = {};
-    UNROLL for (u32 t = 0; t < turns; ++t)
-        if (t * BLOCK + THREAD < eights) eight[t] = eight_of(x, t * BLOCK + THREAD);
-#else
-    const u32x4 *digits = (const u32x4 *)x_digits;
-#endif
     UNROLL for (u32 a = 0; a < AHEAD; ++a)
         if (lane + a * TEAM < units)
             UNROLL for (u32 r = 0; r < ROWS; ++r) next[a][r] = read_unit(planes, start[r] + lane + a * TEAM);
-#if OWN
-    UNROLL for (u32 t = 0; t < turns; ++t) {
-        u32 i = t * BLOCK + THREAD;
-        make_digits(eight[t], digits, i, units, i < eights);
-    }
-    barrier();
-#endif
 
     float sum[ROWS][MOST];
     UNROLL for (u32 r = 0; r < ROWS; ++r)
@@ -266,41 +293,65 @@ KERNEL(BLOCK) quant_linear(const f16 *x, const u32 *x_digits, const u8 *quants, 
         }
         if (k + AHEAD * TEAM < units)
             UNROLL for (u32 r = 0; r < ROWS; ++r) next[AHEAD - 1][r] = read_unit(planes, start[r] + k + AHEAD * TEAM);
-        u32 index = k % UNITS_PER_BLOCK;
-        UNROLL for (u32 g = 0; g < GROUPS; ++g) {
-            u32 code[ROWS][8];
-            float scale[ROWS][HALVES], offset[ROWS][HALVES];
-            UNROLL for (u32 r = 0; r < ROWS; ++r) {
-                UNROLL for (u32 w = 0; w < 8; ++w) code[r][w] = four_codes(unit[r], index, g, w);
-                UNROLL for (u32 h = 0; h < HALVES; ++h) group_scale(unit[r], index, g, h, scale[r][h], offset[r][h]);
-            }
-            UNROLL for (u32 m = 0; m < MOST; ++m) {
-                if (m >= rows) continue; // not break: the loop is unrolled
-                u32x4 scales = digits[piece_at(m, k, SCALES + (HALVES == 2 ? g : g / 2), units)];
-                u32 own = HALVES == 2 ? 0 : g % 2 * 2; // where the group's are in the piece
-                i32 tops[ROWS], bottoms[ROWS];
-                float product[ROWS];
-                UNROLL for (u32 r = 0; r < ROWS; ++r) tops[r] = 0, bottoms[r] = 0, product[r] = 0;
-                UNROLL for (u32 h = 0; h < 2; ++h) {
-                    u32x4 top = digits[piece_at(m, k, 4 * g + h, units)], bottom = digits[piece_at(m, k, 4 * g + 2 + h, units)];
-                    UNROLL for (u32 r = 0; r < ROWS; ++r) {
-                        UNROLL for (u32 w = 0; w < 4; ++w) {
-                            u32 four = code[r][4 * h + w];
-                            tops[r] = dot4(four, top.v[w], tops[r]);
-                            bottoms[r] = dot4(four, bottom.v[w], bottoms[r]);
-                        }
-                        if (HALVES == 1 && h == 0) continue;
-                        u32 part = HALVES == 2 ? h : 0;
-                        product[r] += scale[r][part] * (float)(tops[r] * 256 + bottoms[r]);
-                        if (HAS_OFFSET || ZERO) product[r] -= offset[r][part] * as_float(scales.v[own + 1 + part]);
-                        tops[r] = 0, bottoms[r] = 0;
-                    }
-                }
-                UNROLL for (u32 r = 0; r < ROWS; ++r) sum[r][m] += as_float(scales.v[own]) * product[r];
-            }
-        }
+        multiply_unit(unit, sum, (const u32x4 *)x_digits, k, units, rows);
     }
     finish_product<TEAM>(sum, partial, bias, y, rows, outer, stride, column, accumulate);
+#endif
+}
+
+// A team's units of its rows from output `first` on. Past the end all threads read the matrix's first unit: loads without a
+// branch let the compiler wait for those before them alone.
+DEVICE void read_units(Unit (&unit)[ROWS], const Planes &planes, u32 first, u32 k, bool there, u32 units, u32 outer) {
+    UNROLL for (u32 r = 0; r < ROWS; ++r)
+        unit[r] = read_unit(planes, there && k < units ? (u64)team_row<OUT, ROWS>(first, r, outer) * units + k : 0);
+}
+
+// One row of x, whose digits each block makes itself; it goes on to other rows of the matrix, and their first units are on
+// their way while sums are joined. Threads on a multiprocessor matter more than registers.
+#undef RESIDENT
+#define RESIDENT CORE_BLOCKS
+KERNEL(BLOCK) quant_vector(const IN *x, const float *norm, float eps, const u8 *quants, const u8 *high, const u8 *scales, const u8 *deltas, const float *bias, OUT *y, u32 inner, u32 outer, u32 blocks, u32 accumulate) {
+#if OWN
+    SHARED u32x4 digits[OWN / GROUPS * DIGIT_PIECES];
+    SHARED float partial[2][MOST_WAVES(BLOCK)][ROWS], scratch[MOST_WAVES(BLOCK)];
+    const u32 outputs = Outputs<OUT, ROWS>::per_team, turns = (4 * OWN + BLOCK - 1) / BLOCK;
+    Planes planes{quants, high, scales, deltas};
+    u32 units = inner / UNIT_WEIGHTS, lane = THREAD % TEAM, team = THREAD / TEAM * outputs;
+    u32 first = BLOCK_X * (BLOCK / TEAM) * outputs, stride = blocks * (BLOCK / TEAM) * outputs;
+    u32 at[turns]; // of eight numbers of x: in the order of units, groups and parts
+    UNROLL for (u32 t = 0; t < turns; ++t) at[t] = eight_start(t * BLOCK + THREAD);
+    Row<IN, turns> row;
+    read_row(row, x, norm, at, inner);
+    Unit next[AHEAD][ROWS];
+    u32 ahead = first, start = 0; // the outputs and the units that are read next
+    UNROLL for (u32 a = 0; a < AHEAD; ++a) {
+        read_units(next[a], planes, ahead + team, start + lane, ahead < outer, units, outer);
+        start += TEAM;
+        if (start >= units) start = 0, ahead += stride;
+    }
+    u32x4 eight[turns];
+    finish_row(eight, row, eps, inner, scratch);
+    UNROLL for (u32 t = 0; t < turns; ++t) make_digits(eight[t], digits, t * BLOCK + THREAD, units, at[t] < inner);
+    lds_barrier();
+
+    for (u32 turn = 0; first < outer; first += stride, turn ^= 1) {
+        float sum[ROWS][1], total[ROWS];
+        UNROLL for (u32 r = 0; r < ROWS; ++r) sum[r][0] = 0;
+        for (u32 k = lane; k < units + lane; k += TEAM) { // as many times for each thread of a team
+            Unit unit[ROWS];
+            UNROLL for (u32 r = 0; r < ROWS; ++r) {
+                unit[r] = next[0][r];
+                UNROLL for (u32 a = 1; a < AHEAD; ++a) next[a - 1][r] = next[a][r];
+            }
+            read_units(next[AHEAD - 1], planes, ahead + team, start + lane, ahead < outer, units, outer);
+            start += TEAM;
+            if (start >= units) start = 0, ahead += stride;
+            if (k < units) multiply_unit(unit, sum, digits, k, units, 1);
+        }
+        UNROLL for (u32 r = 0; r < ROWS; ++r) total[r] = sum[r][0];
+        finish_vector<TEAM, SILU>(total, partial[turn], first, bias, y, outer, accumulate);
+    }
+#endif
 }
 #undef RESIDENT
 #define RESIDENT 1

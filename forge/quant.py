@@ -84,22 +84,6 @@ class Packed:
         return 128 if self.type.name in ("Q2_K", "Q3_K") else 64
 
     @property
-    def scale_weights(self) -> int:
-        """Weights that have a scale of their own."""
-        return 16 if self.type.name in ("Q2_K", "Q3_K", "Q6_K") else 32
-
-    @property
-    def digit_pieces(self) -> int:
-        """16-byte pieces of the digits of x for a unit: DIGIT_PIECES of quant.hip."""
-        groups = self.unit // 32
-        return (4 * groups + (groups * 32 // self.scale_weights + 1) // 2) | 1
-
-    @property
-    def defines(self) -> dict[str, int]:
-        """The -D values of quant.hip for kernels that multiply nothing; products choose others but for FORMAT."""
-        return {"FORMAT": int(self.type), "MOST": 1, "ROWS": 1, "OWN": 0, "TEAM": 32, "BLOCK": 64, "AHEAD": 1}
-
-    @property
     def nbytes(self) -> int:
         return sum(plane.nbytes for plane in self.planes if plane is not None)
 

@@ -9,6 +9,7 @@ import numpy as np
 from forge.backend.gpu import GPU
 from forge.op import Array, Arrays, Case, op
 from forge.ops.tiles import MOST_ROWS, is_tiled, tile_product
+from forge.ops.vector import fits, vector_linear
 from forge.quant import FORMATS, Packed, QuantTensor, Stack
 
 # Measured on 2 cores with 2 MiB of L2 each, all products of a 135M model: 4 rows take 46 ms as matrix-vector products,
@@ -85,8 +86,6 @@ def _linear_cpu(x: Array, weight: Any, bias: Array | None, residual: Array | Non
     return residual
 
 
-_FEW_ROWS = MOST_ROWS
-"""Up to this many rows forge's own kernels compute a product; beyond, BLAS does."""
 _SCRATCH_WEIGHTS = 1 << 26
 """Quantized weights that are converted to float16 at a time for BLAS."""
 
@@ -98,99 +97,27 @@ def _linear_gpu(device: GPU, x: Any, weight: Any, bias: Any, residual: Any) -> A
     for part in weight.parts if isinstance(weight, Stack) else (weight,):
         outer = part.shape[0]
         part_bias = None if bias is None else bias[column : column + outer]
-        if rows <= _FEW_ROWS or not device.has_blas:
-            most = _FEW_ROWS if is_tiled(part) else 1
-            for start in range(0, rows, most):
-                some = slice(start, start + most)
+        if rows <= MOST_ROWS or not device.has_blas:
+            for start in range(0, rows, MOST_ROWS):
+                some = slice(start, start + MOST_ROWS)
                 _few_rows(device, x[some], part, part_bias, y[some], column, residual is not None)
         else:
             _many_rows(device, x, part, y, column, residual is not None)
             if part_bias is not None:
-                grid = -(-outer // 256), rows
-                sizes = (outer, y.shape[1], column)
-                device.run("linear", "add_bias", grid, part_bias, y, *sizes, **_LEAST)
+                device.run("linear", "add_bias", (-(-outer // 256), rows), part_bias, y, outer, y.shape[1], column)
         column += outer
     return y
 
 
-_LEAST = {"MOST": 1, "ROWS": 1, "BLOCK": 64, "WIDE": 1}
-
-
 def _few_rows(device: GPU, x: Any, weight: Any, bias: Any, y: Any, column: int, accumulate: bool) -> None:
-    if len(x) > 1:
+    rows, (outer, inner) = len(x), weight.shape
+    if rows == 1 and fits(weight):
+        vector_linear(device, x, weight, bias, y[0, column : column + outer], accumulate=accumulate)
+    elif is_tiled(weight):
         tile_product(device, x, weight, bias, y, column, accumulate=accumulate)
-        return
-    if isinstance(weight, Packed):
-        most = _ROWS_OF_BLOCKS[weight.unit]
-        for start in range(0, len(x), most):
-            part = slice(start, start + most)
-            _few_rows_of_blocks(device, x[part], weight, bias, y[part], column, accumulate)
-        return
-    rows, inner = x.shape
-    outer = weight.shape[0]
-    most = 1 << (rows - 1).bit_length()
-    sizes = (rows, inner, outer, y.shape[1], column, int(accumulate))
-    per_block = 2 if most <= 4 else 1
-    defines = {"WIDE": int(inner % 8 == 0), "MOST": most, "ROWS": per_block, "BLOCK": _threads(inner // 8)}
-    device.run("linear", "linear", -(-outer // per_block), x, weight, bias, y, *sizes, **defines)
-
-
-def _threads(units: int) -> int:
-    """Threads that share the inner dimension of so many units."""
-    return min(max(1 << (units - 1).bit_length(), 64), 256) if units > 0 else 64
-
-
-_ROWS_OF_BLOCKS = {32: 8, 64: 8, 128: 4}
-"""Rows of x of which a launch computes a product with blocks, by the weights of a unit: more would not fit the
-registers, and reading the weights twice is faster than that."""
-_OWN_GROUPS = (128, 512)
-"""A row of x of so many groups of 32 at most becomes digits in each block, which keeps room for one of these numbers;
-longer ones and several rows in a launch before."""
-_MANY_OUTPUTS = 8192
-"""From so many outputs there are blocks enough: they may be smaller, and their threads may read two units ahead."""
-_ONE_ROW = {
-    **dict.fromkeys(("Q2_K", "Q3_K", "IQ4_XS"), (16, 1, 512, 1)),  # to take their codes apart costs more than to read
-    **dict.fromkeys(("Q5_K", "Q6_K"), (32, 1, 1024, 1)),
-    "Q4_K": (32, 1, 1024, 2),
-    "Q8_0": (64, 2, 512, 1),
-}
-_ONE_ROW_OF_OTHERS = (64, 2, 512, 2)  # with 16 bytes a unit
-"""Threads that share rows of the matrix (a team), rows of a team, threads of a block where there are few outputs, units
-that a thread reads ahead where there are many. Measured at 8B shapes on an H100, of teams of 16 to 128, 1, 2 and 4
-rows, blocks of 128 to 1,024, and 1 and 2 ahead."""
-
-
-def _few_rows_of_blocks(device: GPU, x: Any, weight: Packed, bias: Any, y: Any, column: int, accumulate: bool) -> None:
-    rows, inner = x.shape
-    outer = weight.shape[0]
-    name = weight.type.name
-    if rows == 1:
-        team, per_team, block, ahead = _ONE_ROW.get(name, _ONE_ROW_OF_OTHERS)
-        if outer >= _MANY_OUTPUTS:
-            block = 512
-        else:
-            ahead = 1
     else:
-        team, block = (64, 64) if weight.scale_weights == 16 else (32, 256)
-        per_team, ahead = 2, 1
-    if inner < team * weight.unit:
-        team = min(team, 32)
-    defines = {
-        "FORMAT": int(weight.type),
-        "MOST": 1 << (rows - 1).bit_length(),
-        "ROWS": per_team,
-        "TEAM": team,
-        "BLOCK": block,
-        "AHEAD": ahead,
-        "OWN": next((most for most in _OWN_GROUPS if rows == 1 and inner <= 32 * most), 0),
-    }
-    digits = None
-    if not defines["OWN"]:
-        digits = device.empty((rows * inner // weight.unit, weight.digit_pieces, 4), np.uint32)
-        device.run("quant", "quant_digits", -(-rows * inner // 8 // 128), x, digits, rows, inner, **defines)
-    grid = -(-outer // (block // team * per_team))
-    sizes = (rows, inner, outer, y.shape[1], column, int(accumulate))
-    device.run("quant", "quant_linear", grid, x, digits, *weight.planes, bias, y, *sizes, **defines)
+        sizes = (inner, outer, y.shape[1], column, int(accumulate))
+        device.run("linear", "linear", (outer, rows), x, weight, bias, y, *sizes)
 
 
 def _many_rows(device: GPU, x: Any, weight: Any, y: Any, column: int, accumulate: bool) -> None:
@@ -203,7 +130,7 @@ def _many_rows(device: GPU, x: Any, weight: Any, y: Any, column: int, accumulate
         count = min(step, outer - first)
         scratch = device.scratch((count, inner), device.activations)
         grid = -(-count * inner // (weight.unit * 128))
-        device.run("quant", "dequantize", grid, *weight.planes, scratch, first, count, inner, **weight.defines)
+        device.run("quant", "dequantize", grid, *weight.planes, scratch, first, count, inner, FORMAT=int(weight.type))
         device.matmul(x, scratch, y, column + first, accumulate=accumulate)
 
 

@@ -13,6 +13,7 @@
 // - Blocks of a launch hand results on like this: all threads of the writer write, call fence_device() and meet at a
 //   barrier, then one of them counts with atomic_add. Who finds by the count that all are there calls fence_device()
 //   in all threads before they read. No block waits for another, and counters are left as zeros.
+// - lds_barrier() is a barrier for LDS alone: what was stored to memory before it is not promised to be seen behind it.
 // - Shuffles, ballots and barriers are reached by all threads of a wave (of a block) together, never under a branch
 //   that divides them.
 
@@ -101,6 +102,7 @@ const void *forge_share(const void *own, u64 bytes); // what all lanes of the wa
 #define LANE (forge_self->lane)
 #define barrier() forge_barrier()
 DEVICE void fence_device() {} // blocks run one after the other
+#define lds_barrier() forge_barrier()
 
 DEVICE float to_float(f16 x) { return (float)__builtin_bit_cast(_Float16, x.bits); }
 DEVICE f16 to_f16(float x) { return f16{__builtin_bit_cast(u16, (_Float16)x)}; }
@@ -165,6 +167,16 @@ DEVICE void barrier() {
     __builtin_amdgcn_fence(__ATOMIC_ACQUIRE, "workgroup");
 }
 DEVICE void fence_device() { __builtin_amdgcn_fence(__ATOMIC_ACQ_REL, "agent"); }
+// The fences of `barrier` wait on RDNA for all loads from memory, also those of what is needed only after it.
+DEVICE void lds_barrier() {
+#if defined(__GFX12__)
+    asm volatile("s_wait_dscnt 0x0" ::: "memory");
+#else
+    asm volatile("s_waitcnt lgkmcnt(0)" ::: "memory");
+#endif
+    __builtin_amdgcn_s_barrier();
+    asm volatile("" ::: "memory");
+}
 DEVICE float to_float(f16 x) { return (float)__builtin_bit_cast(_Float16, x.bits); }
 DEVICE f16 to_f16(float x) { return f16{__builtin_bit_cast(u16, (_Float16)x)}; }
 DEVICE float as_float(u32 x) { return __builtin_bit_cast(float, x); }
@@ -231,6 +243,7 @@ DEVICE i32 dot4(u32 a, u32 b, i32 c) { return __builtin_amdgcn_sdot4((i32)a, (i3
 #define LANE (threadIdx.x & 31u)
 #define barrier() __syncthreads()
 DEVICE void fence_device() { __threadfence(); }
+#define lds_barrier() __syncthreads()
 
 DEVICE float to_float(f16 x) {
     float y;
@@ -307,6 +320,7 @@ DEVICE float silu(float x) { return fast_divide(x, 1.0f + fast_exp(-x)); }
 DEVICE float gelu_tanh(float x) { // sqrt(2 / pi)
     return 0.5f * x * (1.0f + fast_tanh(0.7978845608028654f * (x + 0.044715f * x * x * x)));
 }
+template <bool IS_SILU> DEVICE float activate(float x) { return IS_SILU ? silu(x) : gelu_tanh(x); }
 DEVICE float larger(float a, float b) { return a > b ? a : b; }
 DEVICE float smaller(float a, float b) { return a < b ? a : b; }
 DEVICE i32 larger(i32 a, i32 b) { return a > b ? a : b; }
@@ -357,10 +371,10 @@ DEVICE float wave_max(float x, u32 width = WAVE) {
 template <typename T, u32 N> DEVICE T block_sum(T x, T (&scratch)[N]) {
     x = wave_sum(x);
     if (LANE == 0) scratch[THREAD / WAVE] = x;
-    barrier();
+    lds_barrier();
     T sum = scratch[0];
     for (u32 i = 1; i < N * 32 / WAVE; ++i) sum += scratch[i];
-    barrier();
+    lds_barrier();
     return sum;
 }
 template <u32 N> DEVICE float block_max(float x, float (&scratch)[N]) {
@@ -371,36 +385,4 @@ template <u32 N> DEVICE float block_max(float x, float (&scratch)[N]) {
     for (u32 i = 1; i < N * 32 / WAVE; ++i) most = larger(most, scratch[i]);
     barrier();
     return most;
-}
-
-DEVICE void store_product(float sum, u32 n, u32 m, const float *bias, float *y, u32 rows, u32 outer, u32 stride, u32 column, u32 accumulate) {
-    if (m >= rows || n >= outer) return;
-    float *out = y + (u64)m * stride + column + n;
-    if (bias) sum += bias[n];
-    *out = accumulate ? *out + sum : sum;
-}
-
-// The end of a product of few rows, in linear.hip and quant.hip: y[m, column + n] from the sums of SHARERS threads for each
-// R rows n of the matrix. A block has P * 32 threads.
-template <u32 SHARERS, u32 R, u32 M, u32 P>
-DEVICE void finish_product(float (&sum)[R][M], float (&partial)[P][R * M], const float *bias, float *y, u32 rows, u32 outer, u32 stride, u32 column, u32 accumulate) {
-    const u32 teams = P * 32 / SHARERS;
-    u32 width = SHARERS < WAVE ? SHARERS : WAVE; // a team is a part of a wave, or some waves: these join their sums
-    UNROLL for (u32 r = 0; r < R; ++r)
-        UNROLL for (u32 m = 0; m < M; ++m) {
-            float all = wave_sum(sum[r][m], width);
-            if (SHARERS > 32) {
-                if (THREAD % width == 0) partial[THREAD / width][r * M + m] = all;
-            } else if (THREAD % SHARERS == (r * M + m) % SHARERS) {
-                store_product(all, (BLOCK_X * teams + THREAD / SHARERS) * R + r, m, bias, y, rows, outer, stride, column, accumulate);
-            }
-        }
-    if (SHARERS <= 32) return;
-    barrier();
-    for (u32 i = THREAD; i < teams * R * M; i += P * 32) {
-        u32 team = i / M / R;
-        float total = 0;
-        for (u32 p = 0; p < SHARERS / width; ++p) total += partial[team * (SHARERS / width) + p][i % (R * M)];
-        store_product(total, BLOCK_X * teams * R + i / M, i % M, bias, y, rows, outer, stride, column, accumulate);
-    }
 }

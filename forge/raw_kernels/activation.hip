@@ -1,7 +1,5 @@
 // Activations of float32 products into float16 inputs of the next one; the soft cap of logits; a sum.
 
-template <bool SILU> DEVICE float activate(float x) { return SILU ? silu(x) : gelu_tanh(x); }
-
 // y (T, F) = activation(first half of a row) * second half; four numbers per thread where rows allow it.
 template <bool SILU> DEVICE void gated(const float *gate_up, f16 *y, u32 width) {
     const float *gate = gate_up + (u64)BLOCK_Y * 2 * width, *up = gate + width;

@@ -1,0 +1,186 @@
+"""Products of the normalized residual stream, and with a gated activation behind them: a launch each for one token."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from forge.backend.gpu import GPU
+from forge.op import Array, Arrays, Case, op
+from forge.ops.activation import gelu_mul, silu_mul
+from forge.ops.linear import linear
+from forge.ops.norm import rmsnorm
+from forge.ops.tiles import MOST_ROWS, is_tiled, tile_product
+from forge.ops.vector import fits, vector_linear
+from forge.quant import FORMATS, QuantTensor, Stack
+
+_GATED = {"silu": silu_mul, "gelu": gelu_mul}
+
+
+def _inputs(rng: np.random.Generator, rows: int, weight: Any, scale: float = 1.0) -> Arrays:
+    """Products near 1: of blocks, random ones are large, and the row is rounded to float16."""
+    inner = weight.shape[1]
+    x = rng.standard_normal((rows, inner)).astype(np.float32) * np.float32(scale)
+    norm = (1 + 0.1 * rng.standard_normal(inner)).astype(np.float32)
+    matrix = weight.dequantize() if isinstance(weight, QuantTensor | Stack) else weight
+    return x, norm / np.float32(matrix.std() * np.sqrt(inner)), 1e-5, weight
+
+
+def _floats(rng: np.random.Generator, inner: int, outer: int) -> Array:
+    return rng.standard_normal((outer, inner)).astype(np.float32)
+
+
+def _blocks(rng: np.random.Generator, name: str, inner: int, outer: int) -> QuantTensor:
+    return QuantTensor.random(name, outer, inner, rng)
+
+
+def _stack(rng: np.random.Generator, inner: int, *names: str) -> Stack:
+    return Stack(tuple(_blocks(rng, name, inner, 6) for name in names))
+
+
+def _rms_linear_cpu(x: Array, norm: Array, eps: float, weight: Any) -> Any:
+    return linear.numpy(rmsnorm.numpy(x, norm, eps, out="act"), weight, None, None)
+
+
+def _rms_linear_gpu(device: GPU, x: Any, norm: Any, eps: float, weight: Any) -> Any:
+    parts = weight.parts if isinstance(weight, Stack) else (weight,)
+    if len(x) > 1 or not all(fits(part, normalized=True) for part in parts):
+        return device.launch(linear, (device.launch(rmsnorm, (x, norm, eps), {"out": "act"}), weight, None, None), {})
+    y = device.empty((1, weight.shape[0]), np.float32)
+    column = 0
+    for part in parts:
+        vector_linear(device, x, part, None, y[0, column : column + part.shape[0]], norm=norm, eps=eps)
+        column += part.shape[0]
+    return y
+
+
+def _linear_case(name: str, rows: int, weight: Any, scale: float = 1.0) -> Case:
+    return Case(name, lambda rng: _inputs(rng, rows, weight(rng), scale))
+
+
+@op(
+    "x:f32[T,E] norm:f32[E] eps:f32 weight:weight[N,E] -> y:f32[T,N]",
+    cpu=_rms_linear_cpu,
+    gpu=_rms_linear_gpu,
+    rtol=1e-4,
+    atol=1e-4,
+    cases=[
+        *(
+            _linear_case(f"T{rows} E{inner} N{outer}", rows, lambda rng, n=outer, k=inner: _floats(rng, k, n))
+            for rows, inner, outer in (
+                *((1, 8, 1), (1, 31, 3), (1, 248, 65), (1, 256, 17), (1, 264, 9), (1, 576, 1100), (1, 1032, 5)),
+                *((1, 2048, 3), (1, 2056, 6), (1, 4104, 5), (1, 8200, 2), (2, 64, 5), (17, 72, 5)),
+            )
+        ),
+        *(_linear_case(f"{name} T1", 1, lambda rng, name=name: _blocks(rng, name, 512, 70)) for name in FORMATS),
+        *(
+            _linear_case(f"{name} T1 E{inner}", 1, lambda rng, name=name, k=inner: _blocks(rng, name, k, 3))
+            for name in ("Q4_0", "Q8_0", "Q4_K")
+            for inner in ((32, 4128) if name != "Q4_K" else (256, 4352))
+        ),
+        _linear_case("Q4_0 T1 E16416", 1, lambda rng: _blocks(rng, "Q4_0", 16_416, 2)),
+        _linear_case("large values", 1, lambda rng: _floats(rng, 640, 3), 1e5),
+        _linear_case("small values", 1, lambda rng: _floats(rng, 640, 3), 1e-4),
+        _linear_case("stack T1", 1, lambda rng: _stack(rng, 256, "Q4_K", "Q6_K")),
+        _linear_case("stack T2", 2, lambda rng: _stack(rng, 256, "Q4_K", "Q6_K")),
+        Case(  # the norm's is [0.75, 2]
+            "by hand",
+            lambda rng: (
+                np.array([[3, 4]], np.float32),
+                np.array([1, 2], np.float32),
+                3.5,
+                np.array([[4, 5], [8, -1]], np.float32),
+            ),
+            expected=([[13, 4]],),
+        ),
+    ],
+)
+def rms_linear(x: Array, norm: Array, eps: float, weight: Any) -> Array:
+    """rmsnorm(x) @ weight.T."""
+    return np.asarray(linear.reference(rmsnorm.reference(x, norm, eps), weight, None, None))
+
+
+def _rms_gated_cpu(x: Array, norm: Array, eps: float, weight: Any, bias: Array | None, *, activation: str) -> Any:
+    h = rmsnorm.numpy(x, norm, eps, out="act")
+    return _GATED[activation].numpy(linear.numpy(h, weight, bias, None))
+
+
+def _rms_gated_gpu(device: GPU, x: Any, norm: Any, eps: float, weight: Any, bias: Any, *, activation: str) -> Any:
+    if len(x) > 1 or isinstance(weight, Stack) or not fits(weight, normalized=True):
+        h = device.launch(rmsnorm, (x, norm, eps), {"out": "act"})
+        if len(x) <= MOST_ROWS and not isinstance(weight, Stack) and is_tiled(weight):
+            y = device.empty((len(x), weight.shape[0] // 2), device.activations)
+            tile_product(device, h, weight, bias, gated=y, activation=activation)
+            return y
+        return device.launch(_GATED[activation], (device.launch(linear, (h, weight, bias, None), {}),), {})
+    y = device.empty((1, weight.shape[0] // 2), device.activations)
+    vector_linear(device, x, weight, bias, y[0], norm=norm, eps=eps, activation=activation)
+    return y
+
+
+def _gated_case(name: str, rows: int, weight: Any, activation: str = "silu", *, bias: bool = False) -> Case:
+    def make(rng: np.random.Generator) -> Arrays:
+        given = _inputs(rng, rows, weight(rng))
+        return *given, rng.standard_normal(given[3].shape[0]).astype(np.float32) if bias else None
+
+    return Case(f"{name} {activation}{' bias' * bias}", make, {"activation": activation})
+
+
+@op(
+    "x:f32[T,E] norm:f32[E] eps:f32 weight:weight[2*F,E] bias?:f32[2*F] activation=silu|gelu -> y:act[T,F]",
+    cpu=_rms_gated_cpu,
+    gpu=_rms_gated_gpu,
+    rtol=1e-4,
+    atol=1e-4,
+    cases=[
+        *(
+            _gated_case(
+                f"T{rows} E{inner} F{width}",
+                rows,
+                lambda rng, f=width, k=inner: _floats(rng, k, 2 * f),
+                activation,
+                bias=activation == "gelu",
+            )
+            for rows, inner, width, activation in (
+                *((1, 8, 1, "silu"), (1, 31, 3, "gelu"), (1, 256, 33, "gelu"), (1, 264, 7, "silu")),
+                *((1, 576, 700, "silu"), (1, 1032, 5, "gelu"), (1, 2056, 3, "silu"), (1, 4104, 3, "gelu")),
+                *((1, 8200, 2, "silu"), (2, 64, 5, "gelu"), (17, 72, 5, "silu")),
+            )
+        ),
+        *(
+            _gated_case(
+                f"{name} T1",
+                1,
+                lambda rng, name=name: _blocks(rng, name, 512, 140),
+                activation,
+                bias=activation == "gelu",
+            )
+            for name, activation in zip(FORMATS, 6 * ("silu", "gelu"), strict=True)
+        ),
+        *(
+            _gated_case(f"{name} T1 E{inner}", 1, lambda rng, name=name, k=inner: _blocks(rng, name, k, 6))
+            for name in ("Q4_0", "Q8_0", "Q4_K")
+            for inner in ((32, 4128) if name != "Q4_K" else (256, 4352))
+        ),
+        _gated_case("Q4_0 T1 E16416", 1, lambda rng: _blocks(rng, "Q4_0", 16_416, 4)),
+        _gated_case("Q4_K T3", 3, lambda rng: _blocks(rng, "Q4_K", 256, 6), "gelu", bias=True),
+        _gated_case("stack T1", 1, lambda rng: _stack(rng, 256, "Q4_K", "Q6_K"), bias=True),
+        Case(  # the norm's is [0.75, 2]; gates 200 and -200, ups 13 and 4
+            "by hand",
+            lambda rng: (
+                np.array([[3, 4]], np.float32),
+                np.array([1, 2], np.float32),
+                3.5,
+                np.array([[0, 50], [0, -50], [4, 5], [8, -1]], np.float32),
+                np.array([100, -100, 0, 1], np.float32),
+            ),
+            {"activation": "silu"},
+            expected=([[2600, 0]],),
+        ),
+    ],
+)
+def rms_gated(x: Array, norm: Array, eps: float, weight: Any, bias: Array | None, *, activation: str) -> Array:
+    """activation(gate) * up: the halves of rmsnorm(x) @ weight.T + bias."""
+    gate_up = linear.reference(rmsnorm.reference(x, norm, eps), weight, bias, None)
+    return np.asarray(_GATED[activation].reference(gate_up))

@@ -418,10 +418,9 @@ DEVICE u64 last_listed(const Row &row, Scale scale, float p, Draw &s) {
     return s.found.order;
 }
 
-// `order_of` the token with which those from the first on reach `need`: each counts 1, or its weight. Of tokens from
-// `within` on in that order. Found digit by digit, by as many passes over the row: where the list has too little room.
-template <bool WEIGHTS>
-DEVICE u64 select(const float *z, u32 vocabulary, Scale scale, u64 within, u64 need, Draw &s) {
+// `order_of` the token with which those from the first on reach `need`: each counts 1, or its weight. Found digit by digit,
+// by as many passes over the row: where the list has too little room.
+template <bool WEIGHTS> DEVICE u64 select(const float *z, u32 vocabulary, Scale scale, u64 need, Draw &s) {
     const u32 run = BINS / DRAW_THREADS;
     u64 prefix = 0, all;
     ROLLED for (u32 digit = 5; digit-- > 0;) {
@@ -429,7 +428,7 @@ DEVICE u64 select(const float *z, u32 vocabulary, Scale scale, u64 within, u64 n
         clear<DRAW_THREADS>(s.bins);
         for_each(z, 0, vocabulary, THREAD, DRAW_THREADS, [&](u32 id, float x) {
             u64 order = order_of(key_of(x), id);
-            bool is_near = order >= within && order >> shift >> 11 == prefix;
+            bool is_near = order >> shift >> 11 == prefix;
             if (wave_ballot(is_near) == 0) return;
             u64 weight = weight_at(scaled(x, scale));
             tally(s.bins, (u32)(order >> shift) % BINS, is_near && weight, !WEIGHTS, WEIGHTS, weight);
@@ -493,13 +492,13 @@ KERNEL(DRAW_THREADS) sample_draw(const float *logits, const float *temperature, 
         target = mul_high(bits, all);
         part = chunk_at(pick(before, sum, target, s.found), size, vocabulary);
     } else {
-        if (row.k_bin != NONE) cut = select<false>(z, vocabulary, scale, 0, (u32)top_k[BLOCK_X], s);
+        if (row.k_bin != NONE) cut = select<false>(z, vocabulary, scale, (u32)top_k[BLOCK_X], s);
         u64 sum = 0;
         if (p < 1.0f) {
             for_each(z, 0, vocabulary, THREAD, DRAW_THREADS, [&](u32 id, float x) {
                 sum += order_of(key_of(x), id) >= cut ? weight_at(scaled(x, scale)) : 0;
             });
-            cut = select<true>(z, vocabulary, scale, cut, share(p, block_sum(sum, s.scratch)), s);
+            cut = select<true>(z, vocabulary, scale, share(p, block_sum(sum, s.scratch)), s);
             sum = 0;
         }
         for_each(z, 0, vocabulary, THREAD, DRAW_THREADS, [&](u32 id, float x) { sum += kept(id, x); });

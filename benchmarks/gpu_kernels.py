@@ -166,35 +166,32 @@ def _attention(device: Any, normal: Callable[..., Any]) -> Iterator[tuple[str, s
 
 def _sampling(device: Any, normal: Callable[..., Any]) -> Iterator[tuple[str, str, int, Make, dict[str, Any]]]:
     vocabulary = 128_256
-    limits = {  # temperature, top_k, top_p, min_p
-        "greedy": (0.0, 0, 1.0, 0.0),
-        "plain": (1.0, 0, 1.0, 0.0),
-        "top-k 50": (1.0, 50, 1.0, 0.0),
-        "top-k 50, top-p 0.9": (1.0, 50, 0.9, 0.0),
-        "top-p 0.9": (1.0, 0, 0.9, 0.0),
-        "min-p 0.05": (1.0, 0, 1.0, 0.05),
-        "temperature 100, top-k 50, top-p 0.9": (100.0, 50, 0.9, 0.0),  # too many tokens in a bin for the list
+    kinds = {  # temperature, top_k, top_p, min_p; deviation of the logits
+        "greedy": (0.0, 0, 1.0, 0.0, 3.0),
+        "plain": (1.0, 0, 1.0, 0.0, 3.0),
+        "top-k 50": (1.0, 50, 1.0, 0.0, 3.0),
+        "top-k 50, top-p 0.9": (1.0, 50, 0.9, 0.0, 3.0),
+        "top-p 0.9": (1.0, 0, 0.9, 0.0, 3.0),
+        "min-p 0.05": (1.0, 0, 1.0, 0.05, 3.0),
+        "top-p 0.9 at temperature 100": (100.0, 0, 0.9, 0.0, 3.0),
+        "top-k 50, top-p 0.9 of equals": (1.0, 50, 0.9, 0.0, 0.0),  # the worst case
     }
+
+    def draw(rows: int, *values: float) -> Make:
+        def make() -> tuple[Any, ...]:
+            *limits, deviation = values
+            dtypes = (np.float32, np.int32, np.float32, np.float32)
+            given = [device.asarray(np.full(rows, value, dtype)) for value, dtype in zip(limits, dtypes, strict=True)]
+            numbers = [device.asarray(np.arange(rows, dtype=dtype)) for dtype in (np.uint64, np.uint32, np.uint32)]
+            return normal(rows, vocabulary, scale=deviation), *given, *numbers
+
+        return make
+
     for rows in (1, 64):
         size = rows * vocabulary * 4
         yield "argmax", f"argmax B{rows}", size, lambda rows=rows: (normal(rows, vocabulary, scale=3.0),), {}
-        for name, values in limits.items():
-
-            def draw(rows: int = rows, values: tuple[float, int, float, float] = values) -> tuple[Any, ...]:
-                dtypes = (np.float32, np.int32, np.float32, np.float32)
-                given = [
-                    device.asarray(np.full(rows, value, dtype)) for value, dtype in zip(values, dtypes, strict=True)
-                ]
-                number = device.asarray(np.arange(rows), np.uint32)
-                return (
-                    normal(rows, vocabulary, scale=3.0),
-                    *given,
-                    device.asarray(np.arange(rows), np.uint64),
-                    number,
-                    number,
-                )
-
-            yield "sample", f"sample {name} B{rows}", size, draw, {}
+        for name, values in kinds.items():
+            yield "sample", f"sample {name} B{rows}", size, draw(rows, *values), {}
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 // The next token of each row, exactly as ops/sampling.py defines it: integer sums, so that no order of addition matters,
 // and float32 steps rounded one by one. A row is divided into chunks of ids, one for each block of the first launches:
 //
-// - sample_greatest: the greatest logit of each chunk.
-// - sample_bins: tokens fall into bins by (greatest logit - logit) / T; how many, and of what weight, a bin holds. Rows that
-//   draw nothing end here.
+// - sample_greatest: the greatest and the least logit of each chunk.
+// - sample_bins: tokens fall into bins by (greatest logit - logit) / T, as wide as the row needs; how many, and of what
+//   weight, a bin holds. Rows that draw nothing end here.
 // - sample_list: which bins are kept whole, and which hold the limits of top_k and top_p: their tokens, some out of many,
 //   are listed. The weight that is kept of each chunk, without them.
 // - sample_draw: a block per row sorts the listed tokens, so that the limits are known, and draws a chunk, then an id.
@@ -15,7 +15,6 @@
 #define THREADS 512
 #define DRAW_THREADS 1024
 #define BINS 2048
-#define BINS_PER_UNIT 64.0f // a weight is 0 from a distance of 30 on: 32 * 64 bins
 #define LISTED 2048
 #define MOST_CHUNKS 512
 #define NONE 0xffffffffu
@@ -29,14 +28,16 @@ struct Row {
     u64 greatest[MOST_CHUNKS]; // `order_of` the first token of each chunk
     u64 kept[MOST_CHUNKS];     // weight that is kept of each chunk without the listed tokens
     u32 counts[BINS];          // tokens in a bin, if there is a top_k
+    u32 least[MOST_CHUNKS];    // the complement of `key_of` the least finite logit of each chunk; 0 if there is none
     u64 before_first;          // weight in the bins before `first`
     u64 before_k;              // weight in the bins before `k_bin`; of all if there is none
     u32 first, last;           // the end of top_p is in these bins or between; NONE: all is kept
     u32 k_bin, k_left;         // the end of top_k is in this bin, behind so many tokens of it; NONE: there is none
     u32 num_listed;            // how many there should be: more than LISTED if not all found room
     u32 top;                   // `key_of` the greatest logit; 0: the row is done
+    float unit;                // bins for each unit of (greatest logit - logit) / T
 };
-static_assert(sizeof(Row) == 8 * 6149, "ops/sampling.py allocates it");
+static_assert(sizeof(Row) == 8 * 6406, "ops/sampling.py allocates it");
 
 // Tokens in order: by (logit descending, id ascending) these descend. V <= 2**20.
 DEVICE u64 order_of(u32 key, u32 id) { return (u64)key << 20 | (~id & 0xfffffu); }
@@ -63,7 +64,7 @@ DEVICE u64 weight_at(float d) {
     e = add_rn(add_rn(mul_rn(e, d), d), 1.0f);
     return (u64)mul_rn(e, as_float((u32)((i32)n + 127 + 42) << 23));
 }
-DEVICE u32 bin_of(float d) { return (u32)(d * -BINS_PER_UNIT); } // each step rounds monotonically: bins are in order
+DEVICE u32 bin_of(float d, float unit) { return (u32)mul_rn(d, -unit); } // each step rounds monotonically: in order
 
 // Philox4x32-10 of ops/philox.py: the first two words.
 DEVICE u64 random_bits(u64 seed, u32 choice, u32 position) {
@@ -155,18 +156,18 @@ template <u32 N> DEVICE void clear(Bins &bins) {
 
 // Adds a token to a bin: 1 or its weight, or both. All lanes of a wave come here together; where all that add have the
 // same bin, as with equal logits, one adds for all.
-DEVICE void tally(Bins &bins, u32 bin, bool adds, bool by_count, u64 weight) {
+DEVICE void tally(Bins &bins, u32 bin, bool adds, bool by_count, bool by_weight, u64 weight) {
     u64 adding = wave_ballot(adds);
     if (adding == 0) return;
     u32 leader = bit_count((adding & (0 - adding)) - 1), its_bin = shfl(bin, leader), count = 1;
     bool alone = wave_ballot(adds && bin != its_bin) == 0;
     if (alone) {
-        weight = wave_sum(adds ? weight : 0);
+        if (by_weight) weight = wave_sum(adds ? weight : 0);
         count = bit_count(adding);
     }
     if (!adds || (alone && LANE != leader)) return;
     if (by_count) atomic_add(&bins.counts[bin], count);
-    if (weight) add_wide(bins.low[bin], bins.high[bin], weight);
+    if (by_weight) add_wide(bins.low[bin], bins.high[bin], weight);
 }
 
 struct Chunk {
@@ -178,6 +179,7 @@ DEVICE Chunk chunk_at(u32 chunk, u32 size, u32 vocabulary) {
 }
 
 DEVICE bool counts_tokens(i32 top_k, u32 vocabulary) { return (u32)top_k - 1 < vocabulary - 1; } // 0 < k < V
+DEVICE bool is_finite(u32 key) { return key > 0x007fffffu && key < 0xff800000u; } // between the keys of the infinities
 DEVICE bool is_positive(float t) { return as_u32(t) - 1 < 0x7f800000u; } // also where it is subnormal
 
 // `order_of` the first token of the row.
@@ -186,20 +188,24 @@ DEVICE u64 first_token(const Row &row, u32 chunks, u64 (&scratch)[MOST_WAVES(THR
     for (u32 i = THREAD; i < chunks; i += THREADS) best = row.greatest[i] > best ? row.greatest[i] : best;
     return block_most(best, scratch);
 }
-DEVICE bool is_finite(u32 key) { return key > 0x007fffffu && key < 0xff800000u; } // between the keys of the infinities
 
 KERNEL(THREADS) sample_greatest(const float *logits, const float *temperature, u64 *state, u32 vocabulary, u32 size, u32 chunks) {
     SHARED u64 scratch[MOST_WAVES(THREADS)];
     Row &row = ((Row *)state)[BLOCK_Y];
     Chunk chunk = chunk_at(BLOCK_X, size, vocabulary);
     u64 best = 0;
+    u32 least = 0;
     for_each(logits + (u64)BLOCK_Y * vocabulary, chunk.first, chunk.stop, THREAD, THREADS, [&](u32 id, float z) {
-        u64 order = order_of(z == z ? key_of(z) : 0xffffffffu, id); // a NaN counts as greater than all
+        u32 key = z == z ? key_of(z) : 0xffffffffu; // a NaN counts as greater than all
+        u64 order = order_of(key, id);
         best = order > best ? order : best;
+        least = is_finite(key) && ~key > least ? ~key : least;
     });
     best = block_most(best, scratch);
     if (THREAD == 0) row.greatest[BLOCK_X] = best;
     if (!temperature || !is_positive(temperature[BLOCK_Y])) return;
+    least = (u32)block_most(least, scratch);
+    if (THREAD == 0) row.least[BLOCK_X] = least;
     for (u32 i = BLOCK_X * THREADS + THREAD; i < BINS; i += chunks * THREADS) row.counts[i] = 0, row.sums[i] = 0;
     if (BLOCK_X == 0 && THREAD == 0) row.num_listed = 0;
 }
@@ -227,13 +233,19 @@ KERNEL(THREADS) sample_bins(const float *logits, const float *temperature, const
     }
     if (!finite || !limited) return; // the same for the whole block
 
+    // Tokens fill all bins: a weight is 0 from a distance of 30 on, but under a high temperature all are near.
+    u32 least = 0;
+    for (u32 i = THREAD; i < chunks; i += THREADS) least = row.least[i] > least ? row.least[i] : least;
+    least = (u32)block_most(least, scratch);
     Scale scale = scale_of(top, temperature[BLOCK_Y]);
+    float unit = div_rn(BINS - 1, larger(-scaled(logit_of(~least), scale), 1e-4f));
+    if (BLOCK_X == 0 && THREAD == 0) row.unit = unit;
     Chunk chunk = chunk_at(BLOCK_X, size, vocabulary);
     clear<THREADS>(bins);
     for_each(logits + (u64)BLOCK_Y * vocabulary, chunk.first, chunk.stop, THREAD, THREADS, [&](u32, float z) {
         float d = scaled(z, scale);
         u64 weight = weight_at(d);
-        tally(bins, bin_of(d), weight > 0, by_count, by_weight ? weight : 0);
+        tally(bins, bin_of(d, unit), weight > 0, by_count, by_weight, weight);
     });
     barrier();
     for (u32 i = THREAD; i < BINS; i += THREADS) {
@@ -299,17 +311,19 @@ KERNEL(THREADS) sample_list(const float *logits, const float *temperature, const
     if (row.top == 0) return; // the same for the whole block
     u32 k = (u32)top_k[BLOCK_Y];
     float p = top_p[BLOCK_Y];
-    find_limits(row, counts_tokens((i32)k, vocabulary), k, p < 1.0f, p, limits, scratch);
+    bool by_count = counts_tokens((i32)k, vocabulary), by_weight = p < 1.0f;
+    find_limits(row, by_count, k, by_weight, p, limits, scratch);
     if (THREAD == 0) num_listed = 0;
     barrier();
     u32 first = limits.first, last = limits.last, k_bin = limits.k_bin;
 
     Scale scale = scale_of(row.top, temperature[BLOCK_Y]);
+    float unit = by_count || by_weight ? row.unit : 0.0f; // without limits there are no bins
     u64 floor = floor_weight(min_p[BLOCK_Y]), kept = 0;
     Chunk chunk = chunk_at(BLOCK_X, size, vocabulary);
     for_each(logits + (u64)BLOCK_Y * vocabulary, chunk.first, chunk.stop, THREAD, THREADS, [&](u32 id, float z) {
         float d = scaled(z, scale);
-        u32 bin = bin_of(d);
+        u32 bin = bin_of(d, unit);
         if (bin >= first && bin > last && bin != k_bin) return;
         u64 weight = weight_at(d);
         if (bin < first) {
@@ -384,7 +398,7 @@ DEVICE u64 last_listed(const Row &row, Scale scale, float p, Draw &s) {
         u32 i = THREAD * run + j;
         float d = scaled(logit_of(i < n ? key_in(s.listed[i]) : 0x007fffffu), scale);
         weights[j] = weight_at(d);
-        others += i < n && bin_of(d) != row.k_bin;
+        others += i < n && bin_of(d, row.unit) != row.k_bin;
     }
     u32 k_first = (u32)block_sum(others, s.scratch), k_stop = k_first + row.k_left; // the bin of top_k is the last
     UNROLL for (u32 j = 0; j < run; ++j) {
@@ -404,19 +418,20 @@ DEVICE u64 last_listed(const Row &row, Scale scale, float p, Draw &s) {
     return s.found.order;
 }
 
-// `order_of` the token with which those from the first on reach `need`: each counts 1, or its weight. Of tokens from
-// `within` on in that order. Found digit by digit, by as many passes over the row: where the list has too little room.
-template <bool WEIGHTS>
-DEVICE u64 select(const float *z, u32 vocabulary, Scale scale, u64 within, u64 need, Draw &s) {
+// `order_of` the token with which those from the first on reach `need`: each counts 1, or its weight. Found digit by digit,
+// by as many passes over the row: where the list has too little room.
+template <bool WEIGHTS> DEVICE u64 select(const float *z, u32 vocabulary, Scale scale, u64 need, Draw &s) {
     const u32 run = BINS / DRAW_THREADS;
     u64 prefix = 0, all;
     ROLLED for (u32 digit = 5; digit-- > 0;) {
         u32 shift = 11 * digit;
         clear<DRAW_THREADS>(s.bins);
         for_each(z, 0, vocabulary, THREAD, DRAW_THREADS, [&](u32 id, float x) {
-            u64 order = order_of(key_of(x), id), weight = weight_at(scaled(x, scale));
-            bool adds = weight && order >= within && order >> shift >> 11 == prefix;
-            tally(s.bins, (u32)(order >> shift) % BINS, adds, !WEIGHTS, WEIGHTS ? weight : 0);
+            u64 order = order_of(key_of(x), id);
+            bool is_near = order >> shift >> 11 == prefix;
+            if (wave_ballot(is_near) == 0) return;
+            u64 weight = weight_at(scaled(x, scale));
+            tally(s.bins, (u32)(order >> shift) % BINS, is_near && weight, !WEIGHTS, WEIGHTS, weight);
         });
         barrier();
         u64 values[run], sum = 0;
@@ -477,13 +492,13 @@ KERNEL(DRAW_THREADS) sample_draw(const float *logits, const float *temperature, 
         target = mul_high(bits, all);
         part = chunk_at(pick(before, sum, target, s.found), size, vocabulary);
     } else {
-        if (row.k_bin != NONE) cut = select<false>(z, vocabulary, scale, 0, (u32)top_k[BLOCK_X], s);
+        if (row.k_bin != NONE) cut = select<false>(z, vocabulary, scale, (u32)top_k[BLOCK_X], s);
         u64 sum = 0;
         if (p < 1.0f) {
             for_each(z, 0, vocabulary, THREAD, DRAW_THREADS, [&](u32 id, float x) {
                 sum += order_of(key_of(x), id) >= cut ? weight_at(scaled(x, scale)) : 0;
             });
-            cut = select<true>(z, vocabulary, scale, cut, share(p, block_sum(sum, s.scratch)), s);
+            cut = select<true>(z, vocabulary, scale, share(p, block_sum(sum, s.scratch)), s);
             sum = 0;
         }
         for_each(z, 0, vocabulary, THREAD, DRAW_THREADS, [&](u32 id, float x) { sum += kept(id, x); });

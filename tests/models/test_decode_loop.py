@@ -121,6 +121,25 @@ def test_a_penalized_request_leaves_nothing_behind() -> None:
 
 
 @pytest.mark.usefixtures("ahead")
+def test_steps_with_and_without_draws_are_recorded_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same rows and pages: a recorded step of greedy ids alone draws none."""
+    recorded = Counter[str]()
+    real = NumpyBackend.record
+
+    def counted(self: NumpyBackend, *args: Any) -> Any:
+        recorded["steps"] += 1
+        return real(self, *args)
+
+    monkeypatch.setattr(NumpyBackend, "record", counted)
+    llm = tiny_llm("llama")
+    counts = []
+    for params in (GREEDY, SEEDED, GREEDY, SEEDED):
+        texts(llm, [[5, 6, 7]], params)
+        counts.append(recorded["steps"])
+    assert counts == [counts[0], 2 * counts[0], 2 * counts[0], 2 * counts[0]]
+
+
+@pytest.mark.usefixtures("ahead")
 @pytest.mark.parametrize(
     ("owner", "name", "stopped", "done"),
     [

@@ -160,7 +160,8 @@ def _attention(device: Any, normal: Callable[..., Any]) -> Iterator[tuple[str, s
         size = sequences * length * kv_heads * dim * 4
         yield "paged_attention", f"paged_attention B{sequences} N{length}", size, attend(sequences, length), {}
         for own_dim in (64, 128):
-            label, size = f"decode_attention B{sequences} N{length} D{own_dim}", sequences * length * kv_heads * own_dim * 4
+            label = f"decode_attention B{sequences} N{length} D{own_dim}"
+            size = sequences * length * kv_heads * own_dim * 4
             yield "decode_attention", label, size, decode(sequences, length, own_dim), {"style": "neox"}
 
 

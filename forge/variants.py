@@ -83,12 +83,13 @@ def model_variants() -> list[kernels.Variant]:
     for dim in HEAD_DIMS:
         pages = np.empty((1, page_size, 1, dim), np.float16)
         for style in ("neox", "interleaved"):
-            tables = _f32(1, dim // 2, 2), None, ints[:1], ints[:1]
-            arrays = _f32(1, 3 * dim), None, None, None, *tables, pages, pages, 1e-6
-            device.launch(rope_append_kv, arrays, {"style": style})
+            rotations, slot = _f32(1, dim // 2, 2), ints[:1]
+            rope = _f32(1, 3 * dim), None, None, None, rotations, None, slot, slot, pages, pages, 1e-6
+            device.launch(rope_append_kv, rope, {"style": style})
             for heads in (1, 2, 3, 4):
-                arrays = _f32(1, (heads + 2) * dim), None, None, None, *tables, pages, pages, ints[:1, None], 1e-6
-                device.launch(decode_attention, (*arrays, 1.0, 0, 0.0), {"style": style})
+                product = _f32(1, (heads + 2) * dim), None, None, None, rotations, None
+                arrays = *product, slot, slot, pages, pages, ints[:1, None]
+                device.launch(decode_attention, (*arrays, 1e-6, 1.0, 0, 0.0), {"style": style})
         for tokens, heads in ((1, 1), (1, 2), (1, 3), (1, 4), (2, 1)):
             q = np.empty((tokens, heads, dim), np.float16)
             device.launch(paged_attention, (q, pages, pages, ints, ints[:1], ints[:1, None], 1.0, 0, 0.0), {})

@@ -247,11 +247,10 @@ def decode(
     group = heads // kv_heads
     packed = -(-group // -(-group // _PACKED))  # 6 heads are 3 and 3
     groups = kv_heads * -(-group // packed)
-    # Parts for the longest context there can be, but no more blocks than fill the device: how many a row has depends on
-    # its length, which is not known here. Blocks without a part cost little.
+    # Parts for the longest context there can be, as many as fill the device: how many a row has depends on its length,
+    # which is not known here. Blocks without a part cost little.
     positions = min(pages * page_size, window or pages * page_size)
-    fill = max(_BLOCKS_PER_CORE * device.cores // (rows * groups), 1)
-    splits = min(fill, -(-positions // _LEAST_SPAN), _MOST_PARTS)
+    splits = min(_filling(rows * groups, _BLOCKS_PER_CORE * device.cores), -(-positions // _LEAST_SPAN), _MOST_PARTS)
     out = device.empty((rows, heads, dim), device.activations)
     values = sums = arrived = None
     if splits > 1:
@@ -271,6 +270,12 @@ def decode(
         ROPE=_STYLES[style],
     )
     return out
+
+
+def _filling(blocks: int, places: int) -> int:
+    """Into how many each block is to be split, so that the places of a device are full once, or a few times over."""
+    times = max(range(1, 5), key=lambda n: min(n * places // blocks * blocks / (n * places), 0.9))
+    return max(times * places // blocks, 1)
 
 
 def _check_head_dim(dim: int) -> None:

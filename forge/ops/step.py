@@ -54,7 +54,9 @@ def _decode_inputs_gpu(
         ),
     ],
 )
-def decode_inputs(slots: Array, last_ids: Array, lengths: Array, page_table: Array, page_size: int) -> tuple[Array, ...]:
+def decode_inputs(
+    slots: Array, last_ids: Array, lengths: Array, page_table: Array, page_size: int
+) -> tuple[Array, ...]:
     """What each row's next token is: its id, position, KV slot, and sequence length."""
     row_lengths = lengths[slots]
     positions = row_lengths - 1

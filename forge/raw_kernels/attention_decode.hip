@@ -21,7 +21,7 @@
 #define PER_LANE ((HEAD_DIM + 31) / 32)
 #define EACH ((PACKED * HEAD_DIM + THREADS - 1) / THREADS) // results of a block, per thread
 #define MOST_PARTS 128                                     // of a context
-#define JOINED 16                                          // parts whose loads are under way together
+#define JOINED (EACH <= 4 ? 16 : 8)                        // parts whose loads are under way together
 #define LEAST (-1e30f)                                     // below every score, and finite: a difference stays defined
 #define MISSING (2 * LEAST)                                // its weight is 0, whatever the maximum
 #define NOWHERE 0xffffffffu
@@ -69,29 +69,38 @@ DEVICE void take_piece(const Head &head, u32 piece, float (&to)[PER]) {
     UNROLL for (u32 i = 0; i < PER; ++i) to[i] = VECTOR || first + i < HEAD_DIM ? head.v[first + i] : 0.0f;
 }
 
+// A thread's numbers of some parts' values; zeros where there is none.
+DEVICE void read_parts(const float *values, u32 start, u32 parts, u32 results, float (&to)[EACH][JOINED]) {
+    UNROLL for (u32 n = 0; n < EACH; ++n)
+        UNROLL for (u32 s = 0; s < JOINED; ++s) {
+            u32 at = THREAD + n * THREADS;
+            to[n][s] = start + s < parts && at < results ? values[(start + s) * PACKED * HEAD_DIM + at] : 0.0f;
+        }
+}
+
 #if ROPE
 // A head of the product by a whole wave, from which number LANE + i * WAVE is x[i]. The first 2 * pairs numbers turn.
 DEVICE void make_head(const float *head, const float *bias, const float *norm, const float *rotation, u32 pairs, float eps, float (&x)[PER_LANE]) {
     float other[PER_LANE], cosine[PER_LANE], sine[PER_LANE];
     float squares = 0;
-    UNROLL for (u32 i = 0; i < PER_LANE; ++i) {
-        u32 d = LANE + i * WAVE;
-        bool there = d < HEAD_DIM, turns = d < 2 * pairs;
-        bool first = ROPE == 2 ? d % 2 == 0 : d < pairs;
-        u32 partner = !turns ? 0 : ROPE == 2 ? d ^ 1 : first ? d + pairs : d - pairs;
-        u32 pair = ROPE == 2 ? d / 2 : first ? d : partner;
-        x[i] = there ? head[d] + (bias ? bias[d] : 0.0f) : 0.0f;
-        other[i] = turns ? head[partner] + (bias ? bias[partner] : 0.0f) : 0.0f;
-        f32x2 turn = turns ? *(const f32x2 *)(rotation + 2 * pair) : f32x2{1.0f, 0.0f};
-        cosine[i] = turn.v[0], sine[i] = first ? -turn.v[1] : turn.v[1];
-        squares += x[i] * x[i];
-        if (norm) {
-            x[i] *= there ? norm[d] : 0.0f;
-            other[i] *= norm[partner];
-        }
+    UNROLL for (u32 i = 0; i * WAVE < HEAD_DIM; ++i) {
+        u32 at = LANE + i * WAVE; // where there is no such number, another is read: no load waits for a branch
+        bool there = HEAD_DIM % WAVE == 0 || at < HEAD_DIM;
+        u32 d = there ? at : 0;
+        bool turns = d < 2 * pairs, first = ROPE == 2 ? LANE % 2 == 0 : d < pairs;
+        u32 partner = !turns ? d : ROPE == 2 ? d ^ 1 : first ? d + pairs : d - pairs;
+        u32 pair = !turns ? 0 : ROPE == 2 ? d / 2 : first ? d : partner;
+        f32x2 turn = *(const f32x2 *)(rotation + 2 * pair);
+        cosine[i] = turns ? turn.v[0] : 1.0f;
+        sine[i] = !turns ? 0.0f : first ? -turn.v[1] : turn.v[1];
+        x[i] = head[d];
+        other[i] = head[partner];
+        if (bias) x[i] += bias[d], other[i] += bias[partner];
+        squares += there ? x[i] * x[i] : 0.0f;
+        if (norm) x[i] *= norm[d], other[i] *= norm[partner];
     }
     float scale = norm ? rsqrt_fast(wave_sum(squares) * (1.0f / HEAD_DIM) + eps) : 1.0f; // the same for the wave
-    UNROLL for (u32 i = 0; i < PER_LANE; ++i) x[i] = x[i] * scale * cosine[i] + other[i] * scale * sine[i];
+    UNROLL for (u32 i = 0; i * WAVE < HEAD_DIM; ++i) x[i] = x[i] * scale * cosine[i] + other[i] * scale * sine[i];
 }
 #endif
 
@@ -141,9 +150,9 @@ KERNEL(THREADS) attention_decode(const f16 *q, const float *qkv, const float *bi
         const float *norm = n < PACKED ? q_norm : n == PACKED ? k_norm : nullptr;
         float x[PER_LANE];
         make_head(qkv + at, bias ? bias + head * HEAD_DIM : nullptr, norm, rotation, n > PACKED ? 0 : pairs, eps, x);
-        UNROLL for (u32 i = 0; i < PER_LANE; ++i) {
+        UNROLL for (u32 i = 0; i * WAVE < HEAD_DIM; ++i) {
             u32 d = LANE + i * WAVE;
-            if (d >= HEAD_DIM) continue;
+            if (HEAD_DIM % WAVE && d >= HEAD_DIM) continue;
             if (n < PACKED) {
                 query[n].v[d] = x[i] * factor;
             } else {
@@ -198,14 +207,18 @@ KERNEL(THREADS) attention_decode(const f16 *q, const float *qkv, const float *bi
             }
         }
         read_pieces(k_pages, slot, kv_heads, kv_head, piece, key); // of the next turn
+        UNROLL for (u32 h = 0; h < PACKED; ++h)
+            UNROLL for (u32 j = 0; j < POSITIONS; ++j) score[h][j] = wave_sum(score[h][j], LANES);
+        if (softcap > 0.0f)
+            UNROLL for (u32 h = 0; h < PACKED; ++h)
+                UNROLL for (u32 j = 0; j < POSITIONS; ++j) score[h][j] = cap * fast_tanh(score[h][j] * per_cap);
+        if (start + TURN > cached)
+            UNROLL for (u32 h = 0; h < PACKED; ++h)
+                UNROLL for (u32 j = 0; j < POSITIONS; ++j)
+                    if (start + team + j * TEAMS >= cached) score[h][j] = MISSING;
         UNROLL for (u32 h = 0; h < PACKED; ++h) {
             float greatest = most[h];
-            UNROLL for (u32 j = 0; j < POSITIONS; ++j) {
-                float s = wave_sum(score[h][j], LANES);
-                if (softcap > 0.0f) s = cap * fast_tanh(s * per_cap);
-                score[h][j] = start + team + j * TEAMS < cached ? s : MISSING;
-                greatest = larger(greatest, score[h][j]);
-            }
+            UNROLL for (u32 j = 0; j < POSITIONS; ++j) greatest = larger(greatest, score[h][j]);
             float keep = exp2_fast(most[h] - greatest);
             most[h] = greatest;
             sum[h] *= keep;
@@ -274,10 +287,12 @@ KERNEL(THREADS) attention_decode(const f16 *q, const float *qkv, const float *bi
     if (THREAD == 0) arrived[place] = 0;
     block_values -= (u64)split * PACKED * HEAD_DIM;
     block_sums -= (u64)split * PACKED * 2;
+    float part[EACH][JOINED], joined[EACH];
+    read_parts(block_values, 0, parts, results, part);
     for (u32 h = THREAD / WAVE; h < PACKED; h += THREADS / WAVE) {
         float part_most[MOST_PARTS / 32], part_sum[MOST_PARTS / 32];
         float greatest = LEAST, total = 0;
-        UNROLL for (u32 i = 0; i < MOST_PARTS / 32; ++i) {
+        UNROLL for (u32 i = 0; i * WAVE < MOST_PARTS; ++i) {
             u32 s = LANE + i * WAVE;
             bool there = s < parts && h <= most_head;
             f32x2 found = there ? *(const f32x2 *)(block_sums + (s * PACKED + h) * 2) : f32x2{MISSING, 0.0f};
@@ -285,29 +300,22 @@ KERNEL(THREADS) attention_decode(const f16 *q, const float *qkv, const float *bi
             greatest = larger(greatest, part_most[i]);
         }
         greatest = wave_max(greatest);
-        UNROLL for (u32 i = 0; i < MOST_PARTS / 32; ++i) {
+        UNROLL for (u32 i = 0; i * WAVE < MOST_PARTS; ++i) {
             part_most[i] = exp2_fast(part_most[i] - greatest);
             total += part_most[i] * part_sum[i];
         }
         total = wave_sum(total);
-        UNROLL for (u32 i = 0; i < MOST_PARTS / 32; ++i)
-            if (LANE + i * WAVE < MOST_PARTS) share[h][LANE + i * WAVE] = fast_divide(part_most[i], total);
+        UNROLL for (u32 i = 0; i * WAVE < MOST_PARTS; ++i)
+            share[h][LANE + i * WAVE] = fast_divide(part_most[i], total);
     }
     barrier();
-    float joined[EACH];
     UNROLL for (u32 n = 0; n < EACH; ++n) joined[n] = 0;
     for (u32 start = 0; start < parts; start += JOINED) {
-        float part[EACH][JOINED];
-        UNROLL for (u32 n = 0; n < EACH; ++n)
-            UNROLL for (u32 s = 0; s < JOINED; ++s) {
-                u32 at = THREAD + n * THREADS;
-                part[n][s] = start + s < parts && at < results ? block_values[(start + s) * PACKED * HEAD_DIM + at] : 0.0f;
-            }
-        UNROLL for (u32 n = 0; n < EACH; ++n)
-            UNROLL for (u32 s = 0; s < JOINED; ++s) {
-                u32 at = THREAD + n * THREADS;
-                joined[n] += part[n][s] * (at < results ? share[at / HEAD_DIM][start + s] : 0.0f);
-            }
+        UNROLL for (u32 n = 0; n < EACH; ++n) {
+            u32 at = THREAD + n * THREADS;
+            UNROLL for (u32 s = 0; s < JOINED; ++s) joined[n] += part[n][s] * (at < results ? share[at / HEAD_DIM][start + s] : 0.0f);
+        }
+        read_parts(block_values, start + JOINED, parts, results, part);
     }
     UNROLL for (u32 n = 0; n < EACH; ++n)
         if (THREAD + n * THREADS < results) block_out[THREAD + n * THREADS] = to_f16(joined[n]);

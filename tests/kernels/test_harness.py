@@ -10,6 +10,8 @@ import forge.ops  # noqa: F401  (fills the registry)
 from forge.errors import UnsupportedError
 from forge.op import REGISTRY, Case, Op
 from forge.ops.attention import paged_attention
+from forge.ops.decode_attention import _case as decode_case
+from forge.ops.decode_attention import decode_attention
 from forge.verify import run_case
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="no clang++: scripts/install-toolchain installs it")
@@ -51,3 +53,29 @@ def test_heads_that_the_decode_kernel_cannot_hold_are_refused() -> None:
     starts, lengths, table = (device.asarray(np.array(values, np.int32)) for values in ([0, 1], [1], [[0]]))
     with pytest.raises(UnsupportedError, match="heads of 264"):
         paged_attention(q, pages, pages, starts, lengths, table, 1.0, 0, 0.0)
+
+
+@pytest.mark.parametrize("wave", [32, 64])
+def test_a_long_context_in_most_parts_and_a_short_one_beside_it(wave: int) -> None:
+    """As many parts as one block joins; then again, with the counters that the first launch left."""
+    case = decode_case("long", [8000, 70, 5000], (4, 1), 64)
+    device = Harness(wave, cores=400)
+    for _ in range(2):
+        error, _ = run_case(decode_attention, case, device)
+        assert error.passed, error
+        assert not np.asarray(device.counters(3)).any()
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_decode_row_does_not_depend_on_the_rows_beside_it(seed: int) -> None:
+    device = Harness(32, seed, cores=40)
+    lengths = [300, 1, 130, 700]
+    given = decode_case("rows", lengths, (4, 2), 64).make(np.random.default_rng(3))
+    rows = {0, 6, 7, 10}  # of the arguments: the product, lengths, slots, the page table
+    found = []
+    for order in ([0, 1, 2, 3], [3, 0, 2, 1]):
+        args = [value[order] if n in rows else value for n, value in enumerate(given)]
+        args = [v.astype(np.float16) if n in (8, 9) else v for n, v in enumerate(args)]
+        args = [device.asarray(v) if isinstance(v, np.ndarray) else v for v in args]
+        found.append(np.asarray(decode_attention(*args, style="neox"))[np.argsort(order)])
+    np.testing.assert_array_equal(*found)

@@ -156,7 +156,7 @@ def _attention(device: Any, normal: Callable[..., Any]) -> Iterator[tuple[str, s
 
     size = 8192 * (heads + 2 * kv_heads) * dim * 6
     yield "rope_append_kv", "rope_append_kv 8192 tokens", size, rope(8192), {"style": "neox"}
-    for sequences, length in ((1, 1024), (1, 8192), (1, 32_768), (32, 2048)):
+    for sequences, length in ((1, 1024), (1, 8192), (1, 32_768), (32, 2048), (64, 1024)):
         size = sequences * length * kv_heads * dim * 4
         yield "paged_attention", f"paged_attention B{sequences} N{length}", size, attend(sequences, length), {}
         for own_dim in (64, 128):

@@ -210,8 +210,11 @@ _MOST_HEAD_DIM = 256
 """In the decode kernel a wave holds a head, 8 numbers a lane."""
 _PACKED = 4
 """Most query heads that a decode block takes together."""
-_BLOCKS_PER_CORE = 3
-"""Decode blocks that fill a core: as many as an H100 has registers for."""
+_THREADS, _POSITIONS = 256, 4
+"""Threads of a decode block, and positions whose keys and values are on their way together for each of its teams."""
+_BLOCKS_PER_CORE = 2
+"""Decode blocks that fill a core: as many as an H100 has registers for. These three measured there, of 64 to 256 threads,
+1 to 8 positions and 1 to 12 blocks, at 1 to 64 sequences of 1,024 to 32,768 positions and heads of 64 and 128."""
 _LEAST_SPAN = 64
 """Least positions of a part of the context: smaller parts cost more to join than they save."""
 _MOST_PARTS = 128
@@ -268,6 +271,9 @@ def decode(
         PAGE=page_size,
         PACKED=packed,
         ROPE=_STYLES[style],
+        THREADS=_THREADS,
+        POSITIONS=_POSITIONS,
+        CORE_BLOCKS=_BLOCKS_PER_CORE,
     )
     return out
 

@@ -8,10 +8,8 @@
 //
 // With ROPE a block makes its queries from the product of the token: bias, RMS norm, rotation. The block with the last
 // position makes its key and value too; it takes them as the cache holds them, and one of those of a KV head appends them.
-// -D HEAD_DIM, PAGE=positions of a page, PACKED, ROPE=0: queries are given, 1: pairs (i, i + pairs), 2: (2i, 2i + 1).
+// -D THREADS of a block; CORE_BLOCKS=blocks that a multiprocessor holds; POSITIONS; HEAD_DIM; PAGE=positions of a page; PACKED; ROPE=0: queries are given, 1: pairs (i, i + pairs), 2: (2i, 2i + 1).
 
-#define THREADS 128
-#define POSITIONS 4
 #define VECTOR (HEAD_DIM % 8 == 0)
 #define PER (VECTOR ? 8 : (HEAD_DIM + 31) / 32)
 #define PIECES ((HEAD_DIM + PER - 1) / PER)
@@ -26,7 +24,7 @@
 #define MISSING (2 * LEAST)                                // its weight is 0, whatever the maximum
 #define NOWHERE 0xffffffffu
 #undef RESIDENT
-#define RESIDENT 3
+#define RESIDENT CORE_BLOCKS
 
 struct alignas(16) Head {
     float v[HEAD_DIM];

@@ -72,7 +72,7 @@ def vector_linear(
     """
     inner, outer = x.shape[1], y.shape[0]
     is_packed = isinstance(weight, Packed)
-    plan = _of_blocks(weight, inner, outer, activation) if is_packed else _of_floats(inner)
+    plan = _of_blocks(weight, outer, norm is not None, activation) if is_packed else _of_floats(inner)
     defines = {
         **plan,
         "IN": "f16" if norm is None else "float",
@@ -96,13 +96,14 @@ def _of_floats(inner: int) -> dict[str, int]:
     return {"BLOCK": block, "PIECES": 1 << (pieces - 1).bit_length(), "ROWS": rows, "CORE_BLOCKS": core_blocks}
 
 
-def _of_blocks(weight: Packed, inner: int, outer: int, activation: str | None) -> dict[str, int]:
+def _of_blocks(weight: Packed, outer: int, normalized: bool, activation: str | None) -> dict[str, int]:
+    inner = weight.shape[1]
     team, rows, block, ahead = _ONE_ROW.get(weight.type.name, _ONE_ROW_OF_OTHERS)
     if activation is not None:
-        rows, block, ahead = 2, _GATED_BLOCK, 1
+        rows, block = 2, _GATED_BLOCK
     elif outer >= _MANY_OUTPUTS:
         block = 512
-    else:
+    if outer < _MANY_OUTPUTS or (normalized and rows == 2):  # no registers for more
         ahead = 1
     if inner < team * weight.unit:
         team = min(team, 32)

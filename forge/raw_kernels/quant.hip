@@ -335,6 +335,9 @@ KERNEL(BLOCK) quant_vector(const IN *x, const float *norm, float eps, const u8 *
     lds_barrier();
 
     for (u32 turn = 0; first < outer; first += stride, turn ^= 1) {
+        u32 n = own_output<TEAM, OUT, ROWS, BLOCK>(first, outer);
+        Addends more{};
+        if (n < outer) more = read_addends(y, n, bias, outer, accumulate);
         float sum[ROWS][1], total[ROWS];
         UNROLL for (u32 r = 0; r < ROWS; ++r) sum[r][0] = 0;
         for (u32 k = lane; k < units + lane; k += TEAM) { // as many times for each thread of a team
@@ -349,7 +352,7 @@ KERNEL(BLOCK) quant_vector(const IN *x, const float *norm, float eps, const u8 *
             if (k < units) multiply_unit(unit, sum, digits, k, units, 1);
         }
         UNROLL for (u32 r = 0; r < ROWS; ++r) total[r] = sum[r][0];
-        finish_vector<TEAM, SILU>(total, partial[turn], first, bias, y, outer, accumulate);
+        finish_vector<TEAM, SILU>(total, partial[turn], n, more, y, outer);
     }
 #endif
 }

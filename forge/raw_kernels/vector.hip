@@ -24,14 +24,17 @@ DEVICE u32x4 read_weight(const f16 *weight, u32 first, u32 r, u32 p, u32 inner, 
 // The block's outputs from `first` on; MORE: those from `next` on are read meanwhile.
 template <bool MORE>
 DEVICE void take_rows(u32x4 (&w)[PIECES][ROWS], const float (&x)[PIECES][8], float (&partial)[MOST_WAVES(BLOCK)][ROWS], u32 first, u32 next, const f16 *weight, const float *bias, OUT *y, u32 inner, u32 outer, u32 accumulate) {
+    u32 n = own_output<BLOCK, OUT, ROWS, BLOCK>(first, outer);
+    Addends more{};
+    if (n < outer) more = read_addends(y, n, bias, outer, accumulate);
     float sum[ROWS];
     UNROLL for (u32 r = 0; r < ROWS; ++r) sum[r] = 0;
     UNROLL for (u32 p = 0; p < PIECES; ++p)
         UNROLL for (u32 r = 0; r < ROWS; ++r) {
             UNROLL for (u32 i = 0; i < 8; ++i) sum[r] += unpack(w[p][r], i) * x[p][i];
-            if (MORE) w[p][r] = read_weight(weight, next, r, p, inner, outer);
+            if (MORE) settle(sum[r]), w[p][r] = read_weight(weight, next, r, p, inner, outer);
         }
-    finish_vector<BLOCK, SILU>(sum, partial, first, bias, y, outer, accumulate);
+    finish_vector<BLOCK, SILU>(sum, partial, n, more, y, outer);
 }
 
 #undef RESIDENT

@@ -95,9 +95,10 @@ class Packed:
         return (4 * groups + (groups * 32 // self.scale_weights + 1) // 2) | 1
 
     @property
-    def defines(self) -> dict[str, int]:
+    def defines(self) -> dict[str, int | str]:
         """The -D values of quant.hip for kernels that multiply nothing; products choose others but for FORMAT."""
-        return {"FORMAT": int(self.type), "MOST": 1, "ROWS": 1, "OWN": 0, "TEAM": 32, "BLOCK": 64, "AHEAD": 1}
+        products = {"MOST": 1, "ROWS": 1, "OWN": 0, "TEAM": 32, "BLOCK": 64, "AHEAD": 1, "CORE_BLOCKS": 1}
+        return {"FORMAT": int(self.type), **products, "IN": "f16", "OUT": "float", "SILU": 0}
 
     @property
     def nbytes(self) -> int:

@@ -151,20 +151,13 @@ def _few_rows_of_blocks(device: GPU, x: Any, weight: Packed, bias: Any, y: Any, 
     if inner < team * weight.unit:
         team = min(team, 32)
     per_team = 2
-    defines = {
-        "FORMAT": int(weight.type),
-        "MOST": 1 << (rows - 1).bit_length(),
-        "ROWS": per_team,
-        "TEAM": team,
-        "BLOCK": block,
-        "AHEAD": 1,
-        "OWN": 0,
-    }
+    most = 1 << (rows - 1).bit_length()
+    defines = {**weight.defines, "MOST": most, "ROWS": per_team, "TEAM": team, "BLOCK": block}
     digits = device.empty((rows * inner // weight.unit, weight.digit_pieces, 4), np.uint32)
     device.run("quant", "quant_digits", -(-rows * inner // 8 // 128), x, digits, rows, inner, **defines)
     grid = -(-outer // (block // team * per_team))
     sizes = (rows, inner, outer, y.shape[1], column, int(accumulate))
-    device.run("quant", "quant_linear", grid, x, digits, *weight.planes, bias, y, *sizes, **defines)
+    device.run("quant", "quant_linear", grid, digits, *weight.planes, bias, y, *sizes, **defines)
 
 
 def _many_rows(device: GPU, x: Any, weight: Any, y: Any, column: int, accumulate: bool) -> None:

@@ -105,6 +105,7 @@ def _of_blocks(weight: Packed, outer: int, normalized: bool, activation: str | N
         block = 512
     if outer < _MANY_OUTPUTS or (normalized and rows == 2):  # no registers for more
         ahead = 1
+    is_large = activation is not None or (normalized and rows == 2 and inner > 32 * _OWN_GROUPS[0])
     if inner < team * weight.unit:
         team = min(team, 32)
     return {
@@ -114,6 +115,6 @@ def _of_blocks(weight: Packed, outer: int, normalized: bool, activation: str | N
         "TEAM": team,
         "BLOCK": block,
         "AHEAD": ahead,
-        "CORE_BLOCKS": 1 if activation else _BLOCK_THREADS // block,
+        "CORE_BLOCKS": 1 if is_large else _BLOCK_THREADS // block,
         "OWN": next(most for most in _OWN_GROUPS if inner <= 32 * most),
     }

@@ -10,13 +10,6 @@
 // activation(gate) * up of rows n and outer + n; SILU=1, or 0: the activation is GELU; CORE_BLOCKS=blocks that a
 // multiprocessor holds.
 
-#ifndef IN
-#define IN f16
-#define OUT float
-#define SILU 0
-#define CORE_BLOCKS 1
-#endif
-
 #define Q4_0 2
 #define Q4_1 3
 #define Q5_0 6
@@ -269,7 +262,7 @@ DEVICE void multiply_unit(const Unit (&unit)[ROWS], float (&sum)[ROWS][M], const
     }
 }
 
-KERNEL(BLOCK) quant_linear(const f16 *x, const u32 *x_digits, const u8 *quants, const u8 *high, const u8 *scales, const u8 *deltas, const float *bias, float *y, u32 rows, u32 inner, u32 outer, u32 stride, u32 column, u32 accumulate) {
+KERNEL(BLOCK) quant_linear(const u32 *x_digits, const u8 *quants, const u8 *high, const u8 *scales, const u8 *deltas, const float *bias, float *y, u32 rows, u32 inner, u32 outer, u32 stride, u32 column, u32 accumulate) {
 #if !OWN
     SHARED float partial[MOST_WAVES(BLOCK)][ROWS * MOST];
     Planes planes{quants, high, scales, deltas};

@@ -2,9 +2,9 @@
 // A block computes ROWS rows of the matrix at a time and goes on to others; its threads share the inner dimension, each with
 // the same pieces of x in its registers for all rows. As soon as a weight is used, the one in its place in the next rows
 // is on its way, so that memory has work while sums are joined.
-// -D BLOCK=threads; CORE_BLOCKS=blocks that a multiprocessor holds; PIECES=pieces of 8 numbers of a row per thread; ROWS, even for gated outputs; IN=f16, or float: x is of the
-// residual stream and is normalized here; OUT=float, or f16: activation(gate) * up of rows n and outer + n; SILU=1, or
-// 0: the activation is GELU.
+// -D BLOCK=threads; CORE_BLOCKS=blocks that a multiprocessor holds; PIECES=pieces of 8 numbers of a row that a thread takes;
+// ROWS, even for gated outputs; IN=f16, or float: x is of the residual stream and is normalized here; OUT=float, or f16:
+// activation(gate) * up of rows n and outer + n; SILU=1, or 0: the activation is GELU.
 
 // Where a thread's pieces of a row are. Past the end of a row stands its last piece, which x has zeros for: loads without a
 // branch let the compiler wait for each alone.

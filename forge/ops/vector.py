@@ -32,9 +32,9 @@ _ONE_ROW = {
     **dict.fromkeys(("Q2_K", "Q3_K", "IQ4_XS"), (16, 1, 512, 1)),  # to take their codes apart costs more than to read
     **dict.fromkeys(("Q5_K", "Q6_K"), (32, 1, 1024, 1)),
     "Q4_K": (32, 1, 1024, 2),
-    "Q8_0": (64, 2, 512, 1),
+    **dict.fromkeys(("Q5_0", "Q5_1", "Q8_0", "IQ4_NL"), (64, 2, 512, 1)),  # no registers for more
 }
-_ONE_ROW_OF_OTHERS = (64, 2, 512, 2)  # with 16 bytes a unit
+_ONE_ROW_OF_OTHERS = (64, 2, 512, 2)
 """Blocks: threads that share rows of the matrix (a team), rows of a team, threads of a block where there are few
 outputs, units that a thread reads ahead where there are many. Measured at 8B shapes on an H100, where a block took rows
 once, of teams of 16 to 128, 1, 2 and 4 rows, blocks of 128 to 1,024, and 1 and 2 ahead."""

@@ -1,4 +1,4 @@
-"""Time of memory-bound ops on a GPU at the shapes of an 8B model, as a share of the device's copy bandwidth.
+"""Time of memory-bound ops on a GPU at the shapes of 1B and 8B models, as a share of the device's copy bandwidth.
 
     python benchmarks/gpu_kernels.py [--device cuda] [--json] [filter ...]
 
@@ -28,6 +28,10 @@ _REPLAYS = 20
 _DRAWN_ROWS = 512
 """Rows of a matrix that are drawn; it repeats them, which changes nothing about its speed."""
 _MATRICES = ((4096, 4096), (14_336, 4096), (4096, 14_336), (128_256, 4096))  # N, K
+_PROJECTIONS = (  # of the normalized residual stream, at 1B and 8B shapes: op, N, K
+    *(("rms_linear", 3072, 2048), ("rms_gated", 16_384, 2048), ("rms_linear", 128_256, 2048)),
+    *(("rms_linear", 6144, 4096), ("rms_gated", 28_672, 4096)),
+)
 _FORMATS = ("F16", "Q8_0", "Q6_K", "Q4_0", "Q4_K")
 
 Make = Callable[[], tuple[Any, ...]]
@@ -75,26 +79,38 @@ def workloads(device: Any) -> Iterator[tuple[str, str, int, Make, dict[str, Any]
     def normal(*shape: int, dtype: Any = np.float32, scale: float = 1.0) -> Any:
         return device.asarray((rng.standard_normal(shape, np.float32) * np.float32(scale)).astype(dtype))
 
+    def matrix(kind: str, outer: int, inner: int) -> Any:
+        repeats = (-(-outer // _DRAWN_ROWS), 1)
+        if kind == "F16":
+            drawn = rng.standard_normal((_DRAWN_ROWS, inner), np.float32).astype(np.float16)
+            return device.asarray(np.tile(drawn, repeats)[:outer])
+        few = QuantTensor.random(kind, _DRAWN_ROWS, inner, rng)
+        return QuantTensor(few.type, (outer, inner), np.tile(few.blocks, repeats)[:outer]).on(device)
+
     for rows in (1, 2, 4, 8, 16):
         for outer, inner in _MATRICES if rows == 1 else _MATRICES[1:2]:
             for kind in _FORMATS:
-                if kind == "F16":
-                    size = 2 * outer * inner
-                else:
-                    found = ggml.GGMLType[kind]
-                    size = outer * inner // found.block_size * found.type_size
 
-                def matrix(kind: str = kind, outer: int = outer, inner: int = inner, rows: int = rows) -> Any:
-                    x = normal(rows, inner, dtype=np.float16)
-                    repeats = (-(-outer // _DRAWN_ROWS), 1)
-                    if kind == "F16":
-                        drawn = rng.standard_normal((_DRAWN_ROWS, inner), np.float32).astype(np.float16)
-                        return x, device.asarray(np.tile(drawn, repeats)[:outer]), None, None
-                    few = QuantTensor.random(kind, _DRAWN_ROWS, inner, rng)
-                    blocks = np.tile(few.blocks, repeats)[:outer]
-                    return x, QuantTensor(few.type, (outer, inner), blocks).on(device), None, None
+                def product(kind: str = kind, outer: int = outer, inner: int = inner, rows: int = rows) -> Any:
+                    return normal(rows, inner, dtype=np.float16), matrix(kind, outer, inner), None, None
 
-                yield "linear", f"linear {kind} M{rows} {outer}x{inner}", size, matrix, {}
+                yield "linear", f"linear {kind} M{rows} {outer}x{inner}", _nbytes(kind, outer, inner), product, {}
+    for outer, inner in ((2048, 2048), (2048, 8192)):  # a 1B model's, added to the residual stream
+        for kind in ("F16", "Q4_K"):
+
+            def added(kind: str = kind, outer: int = outer, inner: int = inner) -> Any:
+                return normal(1, inner, dtype=np.float16), matrix(kind, outer, inner), None, normal(1, outer)
+
+            yield "linear", f"linear {kind} M1 {outer}x{inner} residual", _nbytes(kind, outer, inner), added, {}
+    for name, outer, inner in _PROJECTIONS:
+        for kind in ("F16", "Q4_K"):
+
+            def projected(name: str = name, kind: str = kind, outer: int = outer, inner: int = inner) -> Any:
+                given = normal(1, inner), normal(inner), 1e-5, matrix(kind, outer, inner)
+                return (*given, None) if name == "rms_gated" else given
+
+            options = {"activation": "silu"} if name == "rms_gated" else {}
+            yield name, f"{name} {kind} M1 {outer}x{inner}", _nbytes(kind, outer, inner), projected, options
 
     tokens, width = 8192, 4096
     yield (
@@ -108,6 +124,13 @@ def workloads(device: Any) -> Iterator[tuple[str, str, int, Make, dict[str, Any]
     yield "silu_mul", f"silu_mul {tokens}x{width}", tokens * width * 10, lambda: (normal(tokens, 2 * width),), {}
     yield from _attention(device, normal)
     yield from _sampling(device, normal)
+
+
+def _nbytes(kind: str, outer: int, inner: int) -> int:
+    if kind == "F16":
+        return 2 * outer * inner
+    found = ggml.GGMLType[kind]
+    return outer * inner // found.block_size * found.type_size
 
 
 def _attention(device: Any, normal: Callable[..., Any]) -> Iterator[tuple[str, str, int, Make, dict[str, Any]]]:

@@ -18,6 +18,7 @@ from forge.ops.decode_attention import decode_attention
 from forge.ops.embed import embed
 from forge.ops.linear import linear
 from forge.ops.norm import rmsnorm
+from forge.ops.project import rms_gated, rms_linear
 from forge.ops.rope import rope_append_kv
 from forge.quant import FORMATS, Packed, QuantTensor, Stack
 
@@ -78,6 +79,15 @@ def model_variants() -> list[kernels.Variant]:
             x = np.empty((rows, weight.shape[1]), np.float16)
             device.launch(linear, (x, weight, _f32(weight.shape[0]), None), {})
             device.launch(embed, (np.zeros(1, np.int32), weight, 1.0), {})
+    for weight in _weights(device):
+        outer, inner = weight.shape
+        row = _f32(1, inner), _f32(inner), 1e-6
+        device.launch(rms_linear, (*row, weight), {})
+        gate_up: Any = np.empty((2, inner), np.float16)
+        if isinstance(weight, Packed):
+            gate_up = replace(weight, shape=(2 * outer, inner))
+        for activation in ("silu", "gelu"):
+            device.launch(rms_gated, (*row, gate_up, None), {"activation": activation})
     page_size = EngineConfig().page_size
     ints = np.zeros(2, np.int32)
     for dim in HEAD_DIMS:
@@ -98,7 +108,7 @@ def model_variants() -> list[kernels.Variant]:
 
 def _weights(device: Recorder) -> Iterator[Any]:
     """One for each way in which a product of few rows is computed, of each kind of matrix."""
-    for width in (512, 1024, 2048):
+    for width in (512, 1024, 2048, 4096, 8192, 16_384, 16_392):
         yield np.empty((1, width), np.float16)
         yield np.empty((1, width - 1), np.float16)  # not whole groups of 8
     for name in FORMATS:

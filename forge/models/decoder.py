@@ -13,7 +13,7 @@ from forge.models.batch import Batch
 from forge.models.rope import RopeTables, tables
 from forge.models.weights import Weights
 from forge.nn import Embedding, Linear, Norm
-from forge.ops.activation import add, gelu, gelu_mul, silu_mul, soft_cap
+from forge.ops.activation import add, gelu, soft_cap
 from forge.ops.attention import paged_attention
 from forge.ops.decode_attention import decode_attention
 from forge.ops.embed import take_rows
@@ -22,8 +22,6 @@ from forge.ops.rope import rope_append_kv
 
 Tap = Callable[[str, Any], None]
 """Called with the name and the array of each intermediate result. The array is lent: copy what you keep."""
-
-_ACTIVATIONS = {("silu", True): silu_mul, ("gelu", True): gelu_mul, ("gelu", False): gelu}
 
 
 class Block:
@@ -84,7 +82,7 @@ class Block:
         self.window = config.layer_windows[index]
         self.scale, self.softcap = config.attention_scale, config.attention_softcap
         self.norm_eps = config.norm_eps
-        self.activation = _ACTIVATIONS[config.activation, config.gated]
+        self.activation, self.is_gated = config.activation, config.gated
 
     def linears(self) -> list[Linear]:
         return [self.attn_qkv, self.attn_output, self.ffn_gate_up, self.ffn_down]
@@ -98,9 +96,8 @@ class Block:
         behind their products have none: the products add to x themselves.
         """
         k_pages, v_pages = cache.k[self.index], cache.v[self.index]
-        h = self.attn_norm(x, delta)  # (T, E)
         rope_inputs = (
-            self.attn_qkv.product(h),  # (T, (H + 2G) * D)
+            self.attn_qkv.product(x, self.attn_norm, delta),  # (T, (H + 2G) * D)
             self.attn_qkv.bias,
             self.attn_q_norm,
             self.attn_k_norm,
@@ -121,10 +118,13 @@ class Block:
         attended = attended.reshape(len(x), -1)  # (T, H * D)
         if self.post_attention_norm is None:
             self.attn_output(attended, x)
-            h = self.ffn_norm(x)
+            delta = None
         else:
-            h = self.ffn_norm(x, self.post_attention_norm.of_residual(self.attn_output(attended)))
-        h = self.activation(self.ffn_gate_up(h))  # (T, F)
+            delta = self.post_attention_norm.of_residual(self.attn_output(attended))
+        if self.is_gated:
+            h = self.ffn_gate_up.gated(x, self.ffn_norm, delta, activation=self.activation)  # (T, F)
+        else:
+            h = gelu(self.ffn_gate_up(self.ffn_norm(x, delta)))  # (T, F)
         if self.post_ffw_norm is None:
             self.ffn_down(h, x)
             delta = None
@@ -177,5 +177,5 @@ class Decoder:
         if batch.logit_rows is not None:
             x = take_rows(batch.logit_rows, x)  # (R, E)
             delta = None if delta is None else take_rows(batch.logit_rows, delta)
-        logits = self.output(self.output_norm(x, delta))  # (R, V)
+        logits = self.output.product(x, self.output_norm, delta)  # (R, V)
         return soft_cap(logits, self.config.final_softcap) if self.config.final_softcap else logits

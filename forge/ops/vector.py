@@ -32,9 +32,9 @@ _ONE_ROW = {
     **dict.fromkeys(("Q2_K", "Q3_K", "IQ4_XS"), (16, 1, 512, 1)),  # to take their codes apart costs more than to read
     **dict.fromkeys(("Q5_K", "Q6_K"), (32, 1, 1024, 1)),
     "Q4_K": (32, 1, 1024, 2),
-    "Q8_0": (64, 2, 512, 1),
+    **dict.fromkeys(("Q5_0", "Q5_1", "Q8_0", "IQ4_NL"), (64, 2, 512, 1)),  # no registers for more
 }
-_ONE_ROW_OF_OTHERS = (64, 2, 512, 2)  # with 16 bytes a unit
+_ONE_ROW_OF_OTHERS = (64, 2, 512, 2)
 """Blocks: threads that share rows of the matrix (a team), rows of a team, threads of a block where there are few
 outputs, units that a thread reads ahead where there are many. Measured at 8B shapes on an H100, where a block took rows
 once, of teams of 16 to 128, 1, 2 and 4 rows, blocks of 128 to 1,024, and 1 and 2 ahead."""
@@ -72,7 +72,7 @@ def vector_linear(
     """
     inner, outer = x.shape[1], y.shape[0]
     is_packed = isinstance(weight, Packed)
-    plan = _of_blocks(weight, inner, outer, activation) if is_packed else _of_floats(inner)
+    plan = _of_blocks(weight, outer, norm is not None, activation) if is_packed else _of_floats(inner)
     defines = {
         **plan,
         "IN": "f16" if norm is None else "float",
@@ -96,14 +96,16 @@ def _of_floats(inner: int) -> dict[str, int]:
     return {"BLOCK": block, "PIECES": 1 << (pieces - 1).bit_length(), "ROWS": rows, "CORE_BLOCKS": core_blocks}
 
 
-def _of_blocks(weight: Packed, inner: int, outer: int, activation: str | None) -> dict[str, int]:
+def _of_blocks(weight: Packed, outer: int, normalized: bool, activation: str | None) -> dict[str, int]:
+    inner = weight.shape[1]
     team, rows, block, ahead = _ONE_ROW.get(weight.type.name, _ONE_ROW_OF_OTHERS)
     if activation is not None:
-        rows, block, ahead = 2, _GATED_BLOCK, 1
+        rows, block = 2, _GATED_BLOCK
     elif outer >= _MANY_OUTPUTS:
         block = 512
-    else:
+    if outer < _MANY_OUTPUTS or (normalized and rows == 2):  # no registers for more
         ahead = 1
+    is_large = activation is not None or (normalized and rows == 2 and inner > 32 * _OWN_GROUPS[0])
     if inner < team * weight.unit:
         team = min(team, 32)
     return {
@@ -112,6 +114,6 @@ def _of_blocks(weight: Packed, inner: int, outer: int, activation: str | None) -
         "TEAM": team,
         "BLOCK": block,
         "AHEAD": ahead,
-        "CORE_BLOCKS": 1 if activation else _BLOCK_THREADS // block,
+        "CORE_BLOCKS": 1 if is_large else _BLOCK_THREADS // block,
         "OWN": next(most for most in _OWN_GROUPS if inner <= 32 * most),
     }

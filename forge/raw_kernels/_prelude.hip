@@ -103,6 +103,7 @@ const void *forge_share(const void *own, u64 bytes); // what all lanes of the wa
 #define barrier() forge_barrier()
 DEVICE void fence_device() {} // blocks run one after the other
 #define lds_barrier() forge_barrier()
+template <typename T> DEVICE void settle(T &) {}
 
 DEVICE float to_float(f16 x) { return (float)__builtin_bit_cast(_Float16, x.bits); }
 DEVICE f16 to_f16(float x) { return f16{__builtin_bit_cast(u16, (_Float16)x)}; }
@@ -167,16 +168,16 @@ DEVICE void barrier() {
     __builtin_amdgcn_fence(__ATOMIC_ACQUIRE, "workgroup");
 }
 DEVICE void fence_device() { __builtin_amdgcn_fence(__ATOMIC_ACQ_REL, "agent"); }
-// The fences of `barrier` wait on RDNA for all loads from memory, also those of what is needed only after it.
+// The fences of `barrier` wait on RDNA for all loads from memory, also those of what is needed only after it, and so does the
+// compiler before a barrier that it knows for one.
 DEVICE void lds_barrier() {
 #if defined(__GFX12__)
-    asm volatile("s_wait_dscnt 0x0" ::: "memory");
+    asm volatile("s_wait_dscnt 0x0\n\ts_barrier_signal -1\n\ts_barrier_wait -1" ::: "memory");
 #else
-    asm volatile("s_waitcnt lgkmcnt(0)" ::: "memory");
+    asm volatile("s_waitcnt lgkmcnt(0)\n\ts_barrier" ::: "memory");
 #endif
-    __builtin_amdgcn_s_barrier();
-    asm volatile("" ::: "memory");
 }
+template <typename T> DEVICE void settle(T &x) { asm volatile("" : "+v"(x) : : "memory"); }
 DEVICE float to_float(f16 x) { return (float)__builtin_bit_cast(_Float16, x.bits); }
 DEVICE f16 to_f16(float x) { return f16{__builtin_bit_cast(u16, (_Float16)x)}; }
 DEVICE float as_float(u32 x) { return __builtin_bit_cast(float, x); }
@@ -244,6 +245,8 @@ DEVICE i32 dot4(u32 a, u32 b, i32 c) { return __builtin_amdgcn_sdot4((i32)a, (i3
 #define barrier() __syncthreads()
 DEVICE void fence_device() { __threadfence(); }
 #define lds_barrier() __syncthreads()
+DEVICE void settle(float &x) { asm volatile("" : "+f"(x) : : "memory"); }
+DEVICE void settle(u32 &x) { asm volatile("" : "+r"(x) : : "memory"); }
 
 DEVICE float to_float(f16 x) {
     float y;
@@ -326,6 +329,8 @@ DEVICE float smaller(float a, float b) { return a < b ? a : b; }
 DEVICE i32 larger(i32 a, i32 b) { return a > b ? a : b; }
 DEVICE i32 smaller(i32 a, i32 b) { return a < b ? a : b; }
 
+// settle(x): x is made before anything behind it is read from memory, which may take the registers of what it is made of;
+// what is made of x is made after all before it has been asked for.
 // fast_divide(a, b): a / b to 2 units in the last place; 0 where b is infinite, or above 2**126 and its reciprocal thus
 // subnormal. Not for b that are subnormal.
 // dot4(a, b, c): c + the dot product of the four signed bytes of two words. Every target has it as one instruction.

@@ -134,6 +134,9 @@ KERNEL(BLOCK) quant_vector(const IN *x, const float *norm, float eps, const u8 *
     lds_barrier();
 
     for (u32 turn = 0; first < outer; first += stride, turn ^= 1) {
+        u32 n = own_output<TEAM, OUT, ROWS, BLOCK>(first, outer);
+        Addends more{};
+        if (n < outer) more = read_addends(y, n, bias, outer, accumulate);
         float sum[ROWS];
         UNROLL for (u32 r = 0; r < ROWS; ++r) sum[r] = 0;
         for (u32 k = lane; k < units + lane; k += TEAM) { // as many times for each thread of a team
@@ -147,6 +150,7 @@ KERNEL(BLOCK) quant_vector(const IN *x, const float *norm, float eps, const u8 *
             if (start >= units) start = 0, ahead += stride;
             if (k < units) multiply_unit(unit, sum, digits, k);
         }
-        finish_vector<TEAM, SILU>(sum, partial[turn], first, bias, y, outer, accumulate);
+        finish_vector<TEAM, SILU>(sum, partial[turn], n, more, y, outer);
     }
+#endif
 }

@@ -4,9 +4,9 @@
 // A block computes ROWS rows of the matrix at a time and goes on to others; its threads share the inner dimension, each with
 // the same pieces of x in its registers for all rows. As soon as a weight is used, the one in its place in the next rows
 // is on its way, so that memory has work while sums are joined.
-// -D BLOCK=threads; CORE_BLOCKS=blocks that a multiprocessor holds; PIECES=pieces of 8 numbers of a row per thread; ROWS, even for gated outputs; IN=f16, or float: x is of the
-// residual stream and is normalized here; OUT=float, or f16: activation(gate) * up of rows n and outer + n; SILU=1, or
-// 0: the activation is GELU.
+// -D BLOCK=threads; CORE_BLOCKS=blocks that a multiprocessor holds; PIECES=pieces of 8 numbers of a row that a thread takes;
+// ROWS, even for gated outputs; IN=f16, or float: x is of the residual stream and is normalized here; OUT=float, or f16:
+// activation(gate) * up of rows n and outer + n; SILU=1, or 0: the activation is GELU.
 
 // Where a thread's pieces of a row are. Past the end of a row stands its last piece, which x has zeros for: loads without a
 // branch let the compiler wait for each alone.
@@ -26,14 +26,17 @@ DEVICE u32x4 read_weight(const f16 *weight, u32 first, u32 r, u32 p, u32 inner, 
 // The block's outputs from `first` on; MORE: those from `next` on are read meanwhile.
 template <bool MORE>
 DEVICE void take_rows(u32x4 (&w)[PIECES][ROWS], const float (&x)[PIECES][8], float (&partial)[MOST_WAVES(BLOCK)][ROWS], u32 first, u32 next, const f16 *weight, const float *bias, OUT *y, u32 inner, u32 outer, u32 accumulate) {
+    u32 n = own_output<BLOCK, OUT, ROWS, BLOCK>(first, outer);
+    Addends more{};
+    if (n < outer) more = read_addends(y, n, bias, outer, accumulate);
     float sum[ROWS];
     UNROLL for (u32 r = 0; r < ROWS; ++r) sum[r] = 0;
     UNROLL for (u32 p = 0; p < PIECES; ++p)
         UNROLL for (u32 r = 0; r < ROWS; ++r) {
             UNROLL for (u32 i = 0; i < 8; ++i) sum[r] += unpack(w[p][r], i) * x[p][i];
-            if (MORE) w[p][r] = read_weight(weight, next, r, p, inner, outer);
+            if (MORE) settle(sum[r]), w[p][r] = read_weight(weight, next, r, p, inner, outer);
         }
-    finish_vector<BLOCK, SILU>(sum, partial, first, bias, y, outer, accumulate);
+    finish_vector<BLOCK, SILU>(sum, partial, n, more, y, outer);
 }
 
 #undef RESIDENT

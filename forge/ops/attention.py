@@ -213,8 +213,8 @@ _PACKED = 4
 _THREADS, _POSITIONS = 256, 4
 """Threads of a decode block, and positions whose keys and values are on their way together for each of its teams."""
 _BLOCKS_PER_CORE = 2
-"""Decode blocks that fill a core: as many as an H100 has registers for. These three measured there, of 64 to 256 threads,
-1 to 8 positions and 1 to 12 blocks, at 1 to 64 sequences of 1,024 to 32,768 positions and heads of 64 and 128."""
+"""Decode blocks that fill a core: as many as an H100 has registers for. These three measured there, of 64 to 256
+threads, 1 to 8 positions and 1 to 12 blocks, at 1 to 64 sequences of 1,024 to 32,768 positions and heads of 64, 128."""
 _LEAST_SPAN = 64
 """Least positions of a part of the context: smaller parts cost more to join than they save."""
 _MOST_PARTS = 128

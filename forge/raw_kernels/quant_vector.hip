@@ -3,8 +3,7 @@
 //
 // Neighbouring threads read neighbouring units of a row of the matrix.
 // -D FORMAT=ggml's number of the type; ROWS=rows of the matrix that a team of TEAM threads takes; BLOCK=threads;
-// CORE_BLOCKS=blocks that a multiprocessor holds; AHEAD=units of each row that a thread reads before it needs them; OWN=groups
-// of 32 numbers of x at most; IN=f16, or float: x is of the residual stream and is normalized here; OUT=float, or f16:
+// CORE_BLOCKS=blocks that a multiprocessor holds; OWN=groups of 32 numbers of x at most; IN=f16, or float: x is of the residual stream and is normalized here; OUT=float, or f16:
 // activation(gate) * up of rows n and outer + n; SILU=1, or 0: the activation is GELU.
 
 // y = x @ weight.T by integer dot products of bytes: the codes times x, which becomes integers of 16 bits under one
@@ -121,13 +120,9 @@ KERNEL(BLOCK) quant_vector(const IN *x, const float *norm, float eps, const u8 *
     UNROLL for (u32 t = 0; t < turns; ++t) at[t] = eight_start(t * BLOCK + THREAD);
     Row<IN, turns> row;
     read_row(row, x, norm, at, inner);
-    Unit next[AHEAD][ROWS];
+    Unit next[ROWS];
     u32 ahead = first, start = 0; // the outputs and the units that are read next
-    UNROLL for (u32 a = 0; a < AHEAD; ++a) {
-        read_units(next[a], planes, ahead + team, start + lane, ahead < outer, units, outer);
-        start += TEAM;
-        if (start >= units) start = 0, ahead += stride;
-    }
+    read_units(next, planes, ahead + team, lane, ahead < outer, units, outer);
     u32x4 eight[turns];
     finish_row(eight, row, eps, inner, scratch);
     UNROLL for (u32 t = 0; t < turns; ++t) make_digits(eight[t], digits, t * BLOCK + THREAD, at[t] < inner);
@@ -141,16 +136,11 @@ KERNEL(BLOCK) quant_vector(const IN *x, const float *norm, float eps, const u8 *
         UNROLL for (u32 r = 0; r < ROWS; ++r) sum[r] = 0;
         for (u32 k = lane; k < units + lane; k += TEAM) { // as many times for each thread of a team
             Unit unit[ROWS];
-            UNROLL for (u32 r = 0; r < ROWS; ++r) {
-                unit[r] = next[0][r];
-                UNROLL for (u32 a = 1; a < AHEAD; ++a) next[a - 1][r] = next[a][r];
-            }
-            read_units(next[AHEAD - 1], planes, ahead + team, start + lane, ahead < outer, units, outer);
+            UNROLL for (u32 r = 0; r < ROWS; ++r) unit[r] = next[r];
             start += TEAM;
             if (start >= units) start = 0, ahead += stride;
+            read_units(next, planes, ahead + team, start + lane, ahead < outer, units, outer);
             if (k < units) multiply_unit(unit, sum, digits, k);
         }
         finish_vector<TEAM, SILU>(sum, partial[turn], n, more, y, outer);
     }
-#endif
-}

@@ -213,7 +213,7 @@ def _sampling(device: Any, normal: Callable[..., Any]) -> Iterator[tuple[str, st
 
     for rows in (1, 64):
         size = rows * vocabulary * 4
-        yield "argmax", f"argmax B{rows}", size, lambda rows=rows: (normal(rows, vocabulary, scale=3.0),), {}
+        yield "argmax", f"argmax B{rows}", size, lambda: (normal(rows, vocabulary, scale=3.0),), {}  # noqa: B023
         for name, values in kinds.items():
             yield "sample", f"sample {name} B{rows}", size, draw(rows, *values), {}
 

@@ -67,7 +67,7 @@ def forge_speeds(shape: str, type_name: str, batches: list[int], context: int) -
     return {"device": report["device"], "speeds": {run["batch"]: run["tokens_per_s"] for run in report["decode"]}}
 
 
-@torch.no_grad()
+@torch.no_grad()  # type: ignore[untyped-decorator, unused-ignore]
 def pytorch_speed(shape: str, batch: int, context: int) -> float:
     """Tokens per second of compiled steps, replayed as a graph, at the last position of a cache of `context`."""
     layers, width, heads, kv_heads, dim, ffn, vocabulary = SHAPES[shape]
@@ -130,7 +130,7 @@ def _replayed(step: Callable[[], Any]) -> float:
         end.record()
         end.synchronize()
         times.append(start.elapsed_time(end) / 1000 / _STEPS)
-    return median(times[1:])
+    return float(median(times[1:]))
 
 
 if __name__ == "__main__":

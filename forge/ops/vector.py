@@ -19,9 +19,9 @@ _ROW_BLOCKS = (
     *((8192, 512, 2, 2), (16_384, 512, 2, 1)),
 )
 """float16: numbers of a row at most; threads of a block, which share the row, 8 numbers at a time; rows that they
-compute at a time; blocks of a multiprocessor, for which there are registers and the grid is made. From 2,048 on measured
-at the shapes of a 1B and an 8B model on an H100, of 64 to 1,024 threads, 1 to 8 rows, 512 to 2,048 threads of a
-multiprocessor: 61 to 104% of a copy's rate."""
+compute at a time; blocks of a multiprocessor, for which there are registers and the grid is made. From 2,048 on
+measured at the shapes of a 1B and an 8B model on an H100, of 64 to 1,024 threads, 1 to 8 rows, 512 to 2,048 threads of
+a multiprocessor: 61 to 104% of a copy's rate."""
 _WIDEST_NORM = 8192
 """Threads that hold more than 16 numbers of a row have no registers for the norm's."""
 _BLOCK = 512

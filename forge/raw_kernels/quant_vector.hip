@@ -144,3 +144,4 @@ KERNEL(BLOCK) quant_vector(const IN *x, const float *norm, float eps, const u8 *
         }
         finish_vector<TEAM, SILU>(sum, partial[turn], n, more, y, outer);
     }
+}

@@ -45,7 +45,7 @@ def _rms_linear_cpu(x: Array, norm: Array, eps: float, weight: Any) -> Any:
 
 def _rms_linear_gpu(device: GPU, x: Any, norm: Any, eps: float, weight: Any) -> Any:
     parts = weight.parts if isinstance(weight, Stack) else (weight,)
-    if len(x) > 1 or not all(fits(part, normalized=True) for part in parts):
+    if len(x) != 1 or not all(fits(part, normalized=True) for part in parts):
         return device.launch(linear, (device.launch(rmsnorm, (x, norm, eps), {"out": "act"}), weight, None, None), {})
     y = device.empty((1, weight.shape[0]), np.float32)
     column = 0
@@ -107,9 +107,9 @@ def _rms_gated_cpu(x: Array, norm: Array, eps: float, weight: Any, bias: Array |
 
 
 def _rms_gated_gpu(device: GPU, x: Any, norm: Any, eps: float, weight: Any, bias: Any, *, activation: str) -> Any:
-    if len(x) > 1 or isinstance(weight, Stack) or not fits(weight, normalized=True):
+    if len(x) != 1 or isinstance(weight, Stack) or not fits(weight, normalized=True):
         h = device.launch(rmsnorm, (x, norm, eps), {"out": "act"})
-        if len(x) <= MOST_ROWS and not isinstance(weight, Stack) and is_tiled(weight):
+        if 1 < len(x) <= MOST_ROWS and not isinstance(weight, Stack) and is_tiled(weight):
             y = device.empty((len(x), weight.shape[0] // 2), device.activations)
             tile_product(device, h, weight, bias, gated=y, activation=activation)
             return y

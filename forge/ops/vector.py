@@ -24,20 +24,20 @@ compute at a time; blocks of a multiprocessor, for which there are registers and
 of 16 bytes on their way: numbers / threads / 8 * rows."""
 _WIDEST_NORM = 8192
 """Threads that hold more than 16 numbers of a row have no registers for the norm's."""
-_BLOCK_THREADS = 1024
+_CORE_THREADS = {"Q3_K": 512, "Q5_K": 640, "Q6_K": 640}
+_CORE_THREADS_OF_OTHERS = 1024
 """Blocks of weights: threads of a multiprocessor, for which there are registers and the grid is made."""
 _MANY_OUTPUTS = 8192
-"""From so many outputs there are blocks enough: they may be smaller, and their threads may read two units ahead."""
+"""From so many outputs threads may read two units ahead."""
 _ONE_ROW = {
     **dict.fromkeys(("Q2_K", "Q3_K", "IQ4_XS"), (16, 1, 512, 1)),  # to take their codes apart costs more than to read
-    **dict.fromkeys(("Q5_K", "Q6_K"), (32, 1, 1024, 1)),
-    "Q4_K": (32, 1, 1024, 2),
+    **dict.fromkeys(("Q5_K", "Q6_K"), (32, 1, 640, 1)),
+    "Q4_K": (32, 1, 512, 2),
     **dict.fromkeys(("Q5_0", "Q5_1", "Q8_0", "IQ4_NL"), (64, 2, 512, 1)),  # no registers for more
 }
 _ONE_ROW_OF_OTHERS = (64, 2, 512, 2)
-"""Blocks: threads that share rows of the matrix (a team), rows of a team, threads of a block where there are few
-outputs, units that a thread reads ahead where there are many. Measured at 8B shapes on an H100, where a block took rows
-once, of teams of 16 to 128, 1, 2 and 4 rows, blocks of 128 to 1,024, and 1 and 2 ahead."""
+"""Blocks: threads that share rows of the matrix (a team), rows of a team, threads of a block, units that a thread reads
+ahead where there are many outputs."""
 _GATED_BLOCK = 512
 """Threads of a block, the only one of a multiprocessor, of a gated product with blocks: a team computes two rows, a
 gate and its up, and has the registers for it."""
@@ -101,10 +101,9 @@ def _of_blocks(weight: Packed, outer: int, normalized: bool, activation: str | N
     team, rows, block, ahead = _ONE_ROW.get(weight.type.name, _ONE_ROW_OF_OTHERS)
     if activation is not None:
         rows, block = 2, _GATED_BLOCK
-    elif outer >= _MANY_OUTPUTS:
-        block = 512
-    if outer < _MANY_OUTPUTS or (normalized and rows == 2):  # no registers for more
+    if outer < _MANY_OUTPUTS or normalized:  # no registers for more
         ahead = 1
+    core_threads = _CORE_THREADS.get(weight.type.name, _CORE_THREADS_OF_OTHERS)
     is_large = activation is not None or (normalized and rows == 2 and inner > 32 * _OWN_GROUPS[0])
     if inner < team * weight.unit:
         team = min(team, 32)
@@ -115,6 +114,6 @@ def _of_blocks(weight: Packed, outer: int, normalized: bool, activation: str | N
         "TEAM": team,
         "BLOCK": block,
         "AHEAD": ahead,
-        "CORE_BLOCKS": 1 if is_large else _BLOCK_THREADS // block,
+        "CORE_BLOCKS": 1 if is_large else core_threads // block,
         "OWN": next(most for most in _OWN_GROUPS if inner <= 32 * most),
     }

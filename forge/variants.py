@@ -74,20 +74,15 @@ def model_variants() -> list[kernels.Variant]:
     for width in (*range(256, 4097, 256), 8192, 12_288, 16_384):
         for out in ("act", "f32"):
             device.launch(rmsnorm, (_f32(1, width), _f32(width), 1e-6), {"out": out})
-    for rows in (1, 2, 4, 8, 16, 17):
-        for weight in _weights(device):
-            x = np.empty((rows, weight.shape[1]), np.float16)
-            device.launch(linear, (x, weight, _f32(weight.shape[0]), None), {})
-            device.launch(embed, (np.zeros(1, np.int32), weight, 1.0), {})
     for weight in _weights(device):
         outer, inner = weight.shape
-        row = _f32(1, inner), _f32(inner), 1e-6
-        device.launch(rms_linear, (*row, weight), {})
-        gate_up: Any = np.empty((2, inner), np.float16)
-        if isinstance(weight, Packed):
-            gate_up = replace(weight, shape=(2 * outer, inner))
-        for activation in ("silu", "gelu"):
-            device.launch(rms_gated, (*row, gate_up, None), {"activation": activation})
+        device.launch(embed, (np.zeros(1, np.int32), weight, 1.0), {})
+        for rows in (1, 8, 16, 32, 64, 65):
+            x, norm = np.empty((rows, inner), np.float16), (_f32(rows, inner), _f32(inner), 1e-6)
+            device.launch(linear, (x, weight, _f32(outer), None), {})
+            device.launch(rms_linear, (*norm, weight), {})
+            for activation in ("silu", "gelu") if outer % 2 == 0 else ():
+                device.launch(rms_gated, (*norm, weight, None), {"activation": activation})
     page_size = EngineConfig().page_size
     ints = np.zeros(2, np.int32)
     for dim in HEAD_DIMS:
@@ -109,13 +104,14 @@ def model_variants() -> list[kernels.Variant]:
 def _weights(device: Recorder) -> Iterator[Any]:
     """One for each way in which a product of few rows is computed, of each kind of matrix."""
     for width in (512, 1024, 2048, 4096, 8192, 16_384, 16_392):
-        yield np.empty((1, width), np.float16)
-        yield np.empty((1, width - 1), np.float16)  # not whole groups of 8
+        for outer in (2, 8192):
+            yield np.empty((outer, width), np.float16)
+    yield np.empty((1, 511), np.float16)  # not whole groups of 8
     for name in FORMATS:
         block = QuantTensor.random(name, 1, 256, np.random.default_rng(0)).on(cast(Backend, device))
         assert isinstance(block, Packed)
         for units in (32, 64, 128, 256, 512, 520):
-            for outer in (1, 8192):
+            for outer in (2, 8192):
                 yield replace(block, shape=(outer, units * block.unit))  # what a launch depends on is the shape
 
 

@@ -27,6 +27,7 @@ _WIDEST_NORM = 8192
 _BLOCK = 512
 """Blocks of weights: threads of a block."""
 _TEAM = 32
+_LARGE = ("Q3_K", "Q5_K", "Q6_K")
 _SMALL_TEAMS = ("Q2_K", "Q3_K", "IQ4_XS")  # to take their codes apart costs more than to read
 """Threads that share a row, or half as many. As is _BLOCK, measured for Q4_K, Q5_K, Q6_K, Q8_0 and Q4_0 at the same
 shapes, of teams of 16 to 128, 1 to 4 rows of a team, blocks of 128 to 1,024, and 1 and 2 units read ahead."""
@@ -88,8 +89,8 @@ def _of_floats(inner: int) -> dict[str, int]:
 def _of_blocks(weight: Packed, normalized: bool, activation: str | None) -> dict[str, int]:
     inner = weight.shape[1]
     rows = 2 if activation or (weight.unit == 32 and weight.type.name != "Q8_0") else 1  # 32 bytes on their way
-    # A gate and its up need registers, as does a norm behind which several rows wait.
-    is_large = activation or (normalized and rows == 2 and inner > 32 * _OWN_GROUPS[0])
+    # A gate and its up need registers, as do a norm behind which several rows wait, and codes in two planes.
+    is_large = activation or weight.type.name in _LARGE or (normalized and rows == 2 and inner > 32 * _OWN_GROUPS[0])
     return {
         "FORMAT": int(weight.type),
         "ROWS": rows,

@@ -104,14 +104,14 @@ def model_variants() -> list[kernels.Variant]:
 def _weights(device: Recorder) -> Iterator[Any]:
     """One for each way in which a product of few rows is computed, of each kind of matrix."""
     for width in (512, 1024, 2048, 4096, 8192, 16_384, 16_392):
-        for outer in (2, 8192):
+        for outer in (2, 4096, 8192):
             yield np.empty((outer, width), np.float16)
     yield np.empty((1, 511), np.float16)  # not whole groups of 8
     for name in FORMATS:
         block = QuantTensor.random(name, 1, 256, np.random.default_rng(0)).on(cast(Backend, device))
         assert isinstance(block, Packed)
         for units in (32, 64, 128, 256, 512, 520):
-            for outer in (2, 8192):
+            for outer in (2, 4096, 8192):
                 yield replace(block, shape=(outer, units * block.unit))  # what a launch depends on is the shape
 
 

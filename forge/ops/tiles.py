@@ -52,6 +52,8 @@ def tile_product(
     outer = weight.shape[0]
     tokens = next(most for most in _TOKENS if rows <= most)
     tiles, split, waves = _CUTS[outer >= _PLENTY, tokens > _FEW_TOKENS]
+    if outer <= 16 * device.cores:  # blocks of two would leave half of the device idle
+        tiles = 1
     is_packed = isinstance(weight, Packed) or tokens > _FEW_TOKENS
     defines: dict[str, int | str] = {
         "FORMAT": int(weight.type) if isinstance(weight, Packed) else 1,

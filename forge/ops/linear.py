@@ -151,7 +151,7 @@ def _many_rows(device: GPU, x: Any, weight: Any, y: Any, column: int, accumulate
             for rows, inner in ((3, 40), (4, 72), (5, 1000), (8, 1001), (9, 8), (15, 31), (17, 1001))
         ),
         *(_quantized(name) for name in FORMATS),
-        *(_quantized(name, rows=17, inner=256, outer=65) for name in FORMATS),
+        *(_quantized(name, rows=65, inner=256, outer=17) for name in FORMATS),
         *(_quantized(name, inner=576) for name in ("Q4_1", "Q5_0", "Q8_0")),
         *(_quantized(name, 3, 640, 1) for name in ("Q4_0", "Q5_1", "IQ4_NL")),
         *(_quantized(name, 1, 32, 1) for name in ("Q4_0", "Q8_0")),
@@ -160,7 +160,7 @@ def _many_rows(device: GPU, x: Any, weight: Any, y: Any, column: int, accumulate
         *(_quantized(name, 1, inner, 2) for name in ("Q2_K", "Q8_0") for inner in (4096, 4352, 16_384, 16_640)),
         _stacked(1),
         _stacked(5),
-        _stacked(20),
+        _stacked(65),
         Case(
             "by hand",
             lambda rng: (

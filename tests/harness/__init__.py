@@ -179,8 +179,8 @@ def alone(path: Path) -> Iterator[None]:
 @cache
 def compiled(variant: kernels.Variant, tile: str) -> ctypes.CDLL:
     """With the matrix cores `tile` of _tile.hip, where the kernel has to do with them."""
-    uses_tiles = "_tile" in kernels.parts(variant.file)
-    return compile_text(kernels.source(variant.file), variant, [f"-DTILE={tile}"] if uses_tiles else [])
+    text = kernels.source(variant.file)
+    return compile_text(text, variant, [f"-DTILE={tile}"] if "tile_multiply" in text else [])
 
 
 def compile_text(text: str, variant: kernels.Variant, defines: Sequence[str] = ()) -> ctypes.CDLL:

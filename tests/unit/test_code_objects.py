@@ -28,7 +28,7 @@ if not shutil.which("clang++-19") and os.environ.get("FORGE_REQUIRE_TOOLCHAIN"):
 needs_clang = pytest.mark.skipif(not shutil.which("clang++-19"), reason="no clang++-19: run scripts/install-toolchain")
 
 STEP = kernels.Variant("step", ())
-NORM = kernels.Variant("norm", (("BLOCK", 64), ("OUT", "f16")))
+NORM = kernels.Variant("norm", (("BLOCK", 64), ("HELD", 1), ("OUT", "f16"), ("VECTOR", 4)))
 ARCH = "gfx1100"
 Captured = pytest.CaptureFixture[str]
 
@@ -264,7 +264,7 @@ def test_changed_options_make_files_stale(tmp_path: Path, monkeypatch: pytest.Mo
     put(tmp_path, fake_object(f"amdgcn-amd-amdhsa--{ARCH}"))
     monkeypatch.setattr(code_objects, "FLAGS", (*code_objects.FLAGS, "-O2"))
     assert check(tmp_path, STEP, ARCH).state == "stale"
-    wide, narrow = (kernels.Variant("norm", (("BLOCK", n), ("OUT", "f16"))) for n in (64, 128))
+    wide, narrow = (kernels.Variant("norm", (("BLOCK", n), ("HELD", 1), ("OUT", "f16"), ("VECTOR", 4))) for n in (64, 128))
     assert code_objects._source_hash(wide) != code_objects._source_hash(narrow)
 
 

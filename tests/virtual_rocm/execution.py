@@ -28,6 +28,10 @@ _TILES = {"gfx9": "TILE_MFMA", "gfx10": "TILE_SCALAR", "gfx11": "TILE_WMMA_11", 
 """The matrix cores of a family of targets."""
 
 
+def tile_of(arch: str) -> str:
+    return next(tile for family, tile in _TILES.items() if arch.startswith(family))
+
+
 @dataclass
 class Kernel:
     """A kernel of a code object, with what its metadata says."""
@@ -114,7 +118,7 @@ def load(code: bytes, arch: str, wave: int) -> dict[str, Kernel]:
             sizes,
             arrays,
             about[".max_flat_workgroup_size"],
-            _TILES[re.sub(r"(gfx9|gfx1\d).*", r"\1", arch)],
+            tile_of(arch),
             "",
         )
         if variant is not None:

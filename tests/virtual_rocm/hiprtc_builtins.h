@@ -44,22 +44,22 @@ struct __hip_builtin_index {
 extern const __device__ __attribute__((weak)) __hip_builtin_index threadIdx, blockIdx, blockDim, gridDim;
 static constexpr int warpSize = 64;
 
-#define VECTOR(type, name) \
+#define BUILTIN_VECTOR(type, name) \
     struct name##1 { type x; }; \
     struct name##2 { type x, y; }; \
     struct name##3 { type x, y, z; }; \
     struct name##4 { type x, y, z, w; };
-VECTOR(char, char)
-VECTOR(unsigned char, uchar)
-VECTOR(short, short)
-VECTOR(unsigned short, ushort)
-VECTOR(int, int)
-VECTOR(unsigned int, uint)
-VECTOR(long, long)
-VECTOR(unsigned long, ulong)
-VECTOR(float, float)
-VECTOR(double, double)
-#undef VECTOR
+BUILTIN_VECTOR(char, char)
+BUILTIN_VECTOR(unsigned char, uchar)
+BUILTIN_VECTOR(short, short)
+BUILTIN_VECTOR(unsigned short, ushort)
+BUILTIN_VECTOR(int, int)
+BUILTIN_VECTOR(unsigned int, uint)
+BUILTIN_VECTOR(long, long)
+BUILTIN_VECTOR(unsigned long, ulong)
+BUILTIN_VECTOR(float, float)
+BUILTIN_VECTOR(double, double)
+#undef BUILTIN_VECTOR
 struct __half_raw {
     unsigned short x;
 };

@@ -92,7 +92,7 @@ def hiprtcCompileProgram(program: c_void_p, number: c_int, options: c_void_p) ->
     variant = execution.variant_of(wanted.source, given)
     if variant is not None:
         execution.remember(wanted.code, variant)
-        harness.compiled(variant)  # beside it: several are compiled at a time
+        harness.compiled(variant, execution.tile_of(GFX))  # beside it: several are compiled at a time
 
 
 hiprtcCompileProgram.in_parallel = True  # type: ignore[attr-defined]

@@ -21,13 +21,13 @@ pytestmark = [pytest.mark.virtual_rocm, pytest.mark.slow]
 ON = ("gfx942",)
 MODEL = tiny.ARCH / "llama" / "model.gguf"
 FEW = forge.SamplingParams(max_tokens=3, temperature=0, ignore_eos=True)
-PROMPTS = [list(range(20)), [4]]  # the first in a product of many rows, by hipBLAS
+PROMPTS = [list(range(70)), [4]]  # the first in a product of many rows, by hipBLAS
 MANY = 1000
 """More than there are calls: a loop that gets here has not ended."""
 
 
 def load() -> forge.LLM:
-    return forge.load(MODEL, device="hip", context=64, max_sequences=4)
+    return forge.load(MODEL, device="hip", context=128, max_sequences=4)
 
 
 def generate(llm: forge.LLM) -> list[list[int]]:

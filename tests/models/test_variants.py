@@ -81,7 +81,9 @@ def test_what_a_model_launches_is_built(name: str, monkeypatch: pytest.MonkeyPat
         llm.generate([5] * 70, n=3, logprobs=2, repetition_penalty=1.5, **every)
         llm.logits([1, 2, 3])
     assert {"norm", "rope", "vector", "step", "sample", "penalize", "logprobs"} <= {variant.file for variant in warm}
-    assert launched - warm <= {v for v in launched if v.file in ("embed", "linear", "quant", "tile_linear")}  # rows not rehearsed
+    assert launched - warm <= {
+        v for v in launched if v.file in ("embed", "linear", "quant", "tile_linear")
+    }  # rows not rehearsed
     assert "pages" in {variant.file for variant in device.variants}
     assert {real_sizes(variant) for variant in device.variants} <= set(model_variants())
 

@@ -264,7 +264,9 @@ def test_changed_options_make_files_stale(tmp_path: Path, monkeypatch: pytest.Mo
     put(tmp_path, fake_object(f"amdgcn-amd-amdhsa--{ARCH}"))
     monkeypatch.setattr(code_objects, "FLAGS", (*code_objects.FLAGS, "-O2"))
     assert check(tmp_path, STEP, ARCH).state == "stale"
-    wide, narrow = (kernels.Variant("norm", (("BLOCK", n), ("HELD", 1), ("OUT", "f16"), ("VECTOR", 4))) for n in (64, 128))
+    wide, narrow = (
+        kernels.Variant("norm", (("BLOCK", n), ("HELD", 1), ("OUT", "f16"), ("VECTOR", 4))) for n in (64, 128)
+    )
     assert code_objects._source_hash(wide) != code_objects._source_hash(narrow)
 
 

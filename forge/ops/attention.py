@@ -210,11 +210,13 @@ _MOST_HEAD_DIM = 256
 """In the decode kernel a wave holds a head, 8 numbers a lane."""
 _PACKED = 4
 """Most query heads that a decode block takes together."""
-_THREADS, _POSITIONS = 256, 4
-"""Threads of a decode block, and positions whose keys and values are on their way together for each of its teams."""
+_POSITIONS = 2
+"""Positions whose keys and values are on their way together for each team of a decode block."""
+_FEW_THREADS, _MANY_THREADS = 256, 128
+"""Threads of a decode block, where there are few before the context is split, and where there are at least"""
 _BLOCKS_PER_CORE = 2
-"""Decode blocks that fill a core: as many as an H100 has registers for. These three measured there, of 64 to 256
-threads, 1 to 8 positions and 1 to 12 blocks, at 1 to 64 sequences of 1,024 to 32,768 positions and heads of 64, 128."""
+"""as many as fill the device: as many as an H100 has registers for. These measured there, of 64 to 256 threads, 2 to 8
+positions, 1 to 8 blocks, at 1, 8 and 64 sequences of 1,088 positions and heads of 64 and 128."""
 _LEAST_SPAN = 64
 """Least positions of a part of the context: smaller parts cost more to join than they save."""
 _MOST_PARTS = 128
@@ -253,7 +255,8 @@ def decode(
     # Parts for the longest context there can be, as many as fill the device: how many a row has depends on its length,
     # which is not known here. Blocks without a part cost little.
     positions = min(pages * page_size, window or pages * page_size)
-    splits = min(_filling(rows * groups, _BLOCKS_PER_CORE * device.cores), -(-positions // _LEAST_SPAN), _MOST_PARTS)
+    places = _BLOCKS_PER_CORE * device.cores
+    splits = min(_filling(rows * groups, places), -(-positions // _LEAST_SPAN), _MOST_PARTS)
     out = device.empty((rows, heads, dim), device.activations)
     values = sums = arrived = None
     if splits > 1:
@@ -266,12 +269,12 @@ def decode(
         "attention_decode",
         (rows, groups, splits),
         *(q, *rope, lengths, slots, k_pages, v_pages, page_table, out, values, sums, arrived),
-        *(heads, kv_heads, pages, rope[4].shape[1] if style else 0, splits, _LEAST_SPAN, eps, scale, window, softcap),
+        *(heads, kv_heads, pages, rope[4].shape[1] if style else 0, splits, eps, scale, window, softcap),
         HEAD_DIM=dim,
         PAGE=page_size,
         PACKED=packed,
         ROPE=_STYLES[style],
-        THREADS=_THREADS,
+        THREADS=_MANY_THREADS if rows * groups >= places else _FEW_THREADS,
         POSITIONS=_POSITIONS,
         CORE_BLOCKS=_BLOCKS_PER_CORE,
     )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from forge.backend.gpu import GPU
 from forge.quant import Packed
 
@@ -12,19 +14,16 @@ MOST_ROWS = 64
 _TOKENS = (8, 16, 32, 64)
 _FEW_TOKENS = 16
 _PLENTY = 8192
-_CUTS = {  # (many outputs, many tokens): tiles of 16 outputs of a wave, waves that share them, waves of a block
-    (False, False): (1, 8, 8),
-    (False, True): (2, 8, 8),
-    (True, False): (1, 4, 4),
-    (True, True): (2, 2, 4),
+_CUTS = {  # (many outputs, many tokens): tiles of 16 outputs of a wave, waves that share them, waves of a block, ahead, blocks
+    (False, False): (1, 4, 8, 1, 2),
+    (False, True): (1, 1, 4, 1, 4),
+    (True, False): (1, 4, 8, 1, 2),
+    (True, True): (1, 1, 8, 1, 2),
 }
-"""From `_PLENTY` outputs on there are blocks enough, and fewer waves need share a tile. Measured at the shapes of a 1B
-and an 8B model on an H100, F16 and Q4_K, 8 to 64 rows, of 1, 2 and 4 tiles, 1 to 8 waves together, blocks of 4 and 8
-waves, and of 1 to 8 slices of the inner dimension in blocks of their own, which were slower."""
-_MOST_PARTS = 4
-"""Parts of the inner dimension that the lanes of a wave share, at most: TILE_PARTS of the tile files."""
-_LEAST_TILE, _MOST_TILE = 8, 16
-"""Tokens of a tile."""
+_STAGE_BYTES = 16_384
+_MOST_SLICES = 8
+_LEAST_TILE = 16
+"""Most tokens of a tile."""
 
 
 def is_tiled(weight: Any) -> bool:
@@ -51,30 +50,35 @@ def tile_product(
     rows, inner = x.shape
     outer = weight.shape[0]
     tokens = next(most for most in _TOKENS if rows <= most)
-    tiles, split, waves = _CUTS[outer >= _PLENTY, tokens > _FEW_TOKENS]
-    if outer <= 16 * device.cores:  # blocks of two would leave half of the device idle
-        tiles = 1
-    is_packed = isinstance(weight, Packed) or tokens > _FEW_TOKENS
+    tiles, split, waves, ahead, core_blocks = _cut(weight, tokens)
+    if gated is not None:
+        tiles = 2
     defines: dict[str, int | str] = {
         "FORMAT": int(weight.type) if isinstance(weight, Packed) else 1,
         "WEIGHT": "u8" if isinstance(weight, Packed) else "f16",
         "TOKENS": tokens,
-        "PACKED": int(is_packed),
-        "TILES": 2 if gated is not None else tiles,
+        "TILES": tiles,
         "SPLIT": split,
+        "AHEAD": ahead,
+        "STAGE_BYTES": _STAGE_BYTES,
+        "CORE_BLOCKS": core_blocks,
         "BLOCK": device.wave * waves,
     }
-    if is_packed:
-        # Lanes read it one beside the other: as it is, each would touch a line of the cache of its own.
-        turn = _MOST_PARTS * (weight.unit if isinstance(weight, Packed) else 32)
-        turns = -(-inner // turn)
-        packed = device.empty((max(tokens, _MOST_TILE), turns * turn), device.activations)
-        blocks = -(-turns * (turn // 128) * -(-tokens // _LEAST_TILE) // waves)
-        device.run("tile_linear", "tile_pack", blocks, x, packed, rows, inner, blocks * waves, **defines)
-        x = packed
-    set_outputs = 16 * (1 if gated is not None else tiles)
-    blocks = -(-(outer // (1 if gated is None else 2)) // (set_outputs * (waves // split)))
+    block_outputs = 16 * tiles * (waves // split)  # of a gate, half of them are
+    blocks = -(-outer // block_outputs)
+    slices = _slices(device.cores * core_blocks, blocks, inner)
+    sums = device.scratch((blocks, slices, block_outputs * max(tokens, _LEAST_TILE)), np.float32) if slices > 1 else None
+    counters = device.counters(blocks * (tokens // _TOKENS[0])) if slices > 1 else None
     planes = weight.planes if isinstance(weight, Packed) else (weight, None, None, None)
     stride = outer if y is None else y.shape[1]
-    sizes = (rows, inner, outer, stride, column, int(accumulate), int(activation == "gelu"))
-    device.run("tile_linear", "tile_linear", blocks, x, *planes, bias, y, gated, *sizes, **defines)
+    arrays = x, *planes, bias, y, gated, sums, counters
+    sizes = (rows, inner, outer, stride, column, int(accumulate), int(activation == "gelu"), blocks, slices)
+    device.run("tile_linear", "tile_linear", (blocks, slices), *arrays, *sizes, **defines)
+
+
+def _cut(weight: Any, tokens: int) -> tuple[int, ...]:
+    return _CUTS[weight.shape[0] >= _PLENTY, tokens > _FEW_TOKENS]
+
+
+def _slices(places: int, blocks: int, inner: int) -> int:
+    return max(1, min(_MOST_SLICES, places // blocks, inner // 512))

@@ -243,7 +243,7 @@ DEVICE i32 dot4(u32 a, u32 b, i32 c) { return __builtin_amdgcn_sdot4((i32)a, (i3
 #define WAVE 32u
 #define LANE (threadIdx.x & 31u)
 #define barrier() __syncthreads()
-DEVICE void fence_device() { __threadfence(); }
+DEVICE void fence_device() { asm volatile("fence.acq_rel.gpu;" : : : "memory"); } // __threadfence is a stronger one
 #define lds_barrier() __syncthreads()
 DEVICE void settle(float &x) { asm volatile("" : "+f"(x) : : "memory"); }
 DEVICE void settle(u32 &x) { asm volatile("" : "+r"(x) : : "memory"); }

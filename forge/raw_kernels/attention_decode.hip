@@ -37,11 +37,17 @@ struct Piece {
 };
 #endif
 
-// The slots of a team's next positions.
-DEVICE void find_slots(const i32 *own_pages, u32 position, u32 end, u32 (&slot)[POSITIONS]) {
+// The pages of a team's next positions, whether or not there are so many; and their slots.
+DEVICE void find_pages(const i32 *own_pages, u32 pages, u32 position, u32 (&page)[POSITIONS]) {
+    UNROLL for (u32 j = 0; j < POSITIONS; ++j) {
+        u32 n = (position + j * TEAMS) / PAGE;
+        page[j] = (u32)own_pages[n < pages ? n : pages - 1];
+    }
+}
+DEVICE void find_slots(const u32 (&page)[POSITIONS], u32 position, u32 end, u32 (&slot)[POSITIONS]) {
     UNROLL for (u32 j = 0; j < POSITIONS; ++j) {
         u32 at = position + j * TEAMS;
-        slot[j] = at < end ? (u32)own_pages[at / PAGE] * PAGE + at % PAGE : NOWHERE;
+        slot[j] = at < end ? page[j] * PAGE + at % PAGE : NOWHERE;
     }
 }
 
@@ -102,7 +108,7 @@ DEVICE void make_head(const float *head, const float *bias, const float *norm, c
 }
 #endif
 
-KERNEL(THREADS) attention_decode(const f16 *q, const float *qkv, const float *bias, const float *q_norm, const float *k_norm, const float *rotations, const float *query_scale, const i32 *lengths, const i32 *slots, f16 *k_pages, f16 *v_pages, const i32 *page_table, f16 *out, float *part_values, float *part_sums, u32 *arrived, u32 heads, u32 kv_heads, u32 pages, u32 pairs, u32 splits, u32 least_span, float eps, float scale, u32 window, float softcap) {
+KERNEL(THREADS) attention_decode(const f16 *q, const float *qkv, const float *bias, const float *q_norm, const float *k_norm, const float *rotations, const float *query_scale, const i32 *lengths, const i32 *slots, f16 *k_pages, f16 *v_pages, const i32 *page_table, f16 *out, float *part_values, float *part_sums, u32 *arrived, u32 heads, u32 kv_heads, u32 pages, u32 pairs, u32 splits, float eps, float scale, u32 window, float softcap) {
     SHARED Head query[PACKED];
     SHARED Head latest[2]; // the last position's key and value
     SHARED Head values[MOST_WAVES(THREADS)][PACKED];
@@ -110,31 +116,31 @@ KERNEL(THREADS) attention_decode(const f16 *q, const float *qkv, const float *bi
     SHARED float sums[MOST_WAVES(THREADS)][PACKED];
     SHARED float share[PACKED][MOST_PARTS];
     SHARED u32 before;
-    u32 row = BLOCK_X, split = BLOCK_Z;
+    u32 row = BLOCK_X, split = BLOCK_Z, team = THREAD / LANES, piece = THREAD % LANES;
     u32 length = (u32)lengths[row];
+    const i32 *own_pages = page_table + (u64)row * pages;
+    u32 page[POSITIONS]; // asked for together with the length, on which only a window's first positions depend
+    find_pages(own_pages, pages, split * TURN + team, page);
+    UNROLL for (u32 j = 0; j < POSITIONS; ++j) settle(page[j]);
     u32 group = heads / kv_heads, chunks = (group + PACKED - 1) / PACKED;
     u32 kv_head = BLOCK_Y / chunks, first_head = BLOCK_Y % chunks * PACKED;
 
-    // The parts depend on the row's own length, and on how many the launch has room for: blocks too many end here.
+    // Parts take turns of positions in turn, as many as the launch has room for: blocks that are left without one end here.
     u32 first = window && length > window ? length - window : 0;
-    u32 span = (length - first + splits - 1) / splits;
-    span = ((span > least_span ? span : least_span) + TURN - 1) / TURN * TURN;
-    u32 parts = (length - first + span - 1) / span;
+    u32 turns = (length - first + TURN - 1) / TURN, parts = turns < splits ? turns : splits;
+    bool is_last = split == (turns - 1) % splits;
+    u32 begin = first + split * TURN, stride = splits * TURN, cached = length - (ROPE ? 1 : 0);
+
     if (split >= parts) return;
-    u32 begin = first + split * span;
-    bool is_last = split == parts - 1;
-    u32 end = is_last ? length : begin + span;
-    u32 cached = end - (ROPE && is_last);
 
     // What must come from far is asked for first.
-    u32 team = THREAD / LANES, piece = THREAD % LANES;
-    const i32 *own_pages = page_table + (u64)row * pages;
     u32 slot[POSITIONS];
     Piece key[POSITIONS], own[POSITIONS];
-    find_slots(own_pages, begin + team, cached, slot);
+    if (first) find_pages(own_pages, pages, begin + team, page);
+    find_slots(page, begin + team, cached, slot);
     read_pieces(k_pages, slot, kv_heads, kv_head, piece, key);
     read_pieces(v_pages, slot, kv_heads, kv_head, piece, own);
-    find_slots(own_pages, begin + TURN + team, cached, slot);
+    find_pages(own_pages, pages, begin + stride + team, page);
 
     // Scores are in powers of two.
     float factor = softcap > 0.0f ? scale : scale * LOG2E;
@@ -194,7 +200,7 @@ KERNEL(THREADS) attention_decode(const f16 *q, const float *qkv, const float *bi
         }
     }
     // All lanes of the block make the same number of turns.
-    for (u32 start = begin; start < cached; start += TURN) {
+    for (u32 start = begin; start < cached; start += stride) {
         float score[PACKED][POSITIONS];
         UNROLL for (u32 h = 0; h < PACKED; ++h) {
             float asked[PER];
@@ -204,7 +210,8 @@ KERNEL(THREADS) attention_decode(const f16 *q, const float *qkv, const float *bi
                 UNROLL for (u32 i = 0; i < PER; ++i) score[h][j] += asked[i] * to_float(key[j].v[i]);
             }
         }
-        read_pieces(k_pages, slot, kv_heads, kv_head, piece, key); // of the next turn
+        find_slots(page, start + stride + team, cached, slot); // of the next turn
+        read_pieces(k_pages, slot, kv_heads, kv_head, piece, key);
         UNROLL for (u32 h = 0; h < PACKED; ++h)
             UNROLL for (u32 j = 0; j < POSITIONS; ++j) score[h][j] = wave_sum(score[h][j], LANES);
         if (softcap > 0.0f)
@@ -232,7 +239,7 @@ KERNEL(THREADS) attention_decode(const f16 *q, const float *qkv, const float *bi
                 UNROLL for (u32 h = 0; h < PACKED; ++h) value[h][i] += score[h][j] * x;
             }
         read_pieces(v_pages, slot, kv_heads, kv_head, piece, own);
-        find_slots(own_pages, start + 2 * TURN + team, cached, slot);
+        find_pages(own_pages, pages, start + 2 * stride + team, page);
     }
 
     // The teams of a wave, then the waves.

@@ -210,13 +210,6 @@ _MOST_HEAD_DIM = 256
 """In the decode kernel a wave holds a head, 8 numbers a lane."""
 _PACKED = 4
 """Most query heads that a decode block takes together."""
-_THREADS, _POSITIONS = 256, 4
-"""Threads of a decode block, and positions whose keys and values are on their way together for each of its teams."""
-_BLOCKS_PER_CORE = 2
-"""Decode blocks that fill a core: as many as an H100 has registers for. These three measured there, of 64 to 256
-threads, 1 to 8 positions and 1 to 12 blocks, at 1 to 64 sequences of 1,024 to 32,768 positions and heads of 64, 128."""
-_LEAST_SPAN = 64
-"""Least positions of a part of the context: smaller parts cost more to join than they save."""
 _MOST_PARTS = 128
 """MOST_PARTS of the kernel: one block joins them."""
 _TILE = 32
@@ -250,10 +243,12 @@ def decode(
     group = heads // kv_heads
     packed = -(-group // -(-group // _PACKED))  # 6 heads are 3 and 3
     groups = kv_heads * -(-group // packed)
+    choice = device.choice("attention_decode", dim=dim, packed=packed, kv_heads=kv_heads)
+    least_span, core_blocks = choice["LEAST_SPAN"], choice["CORE_BLOCKS"]
     # Parts for the longest context there can be, as many as fill the device: how many a row has depends on its length,
     # which is not known here. Blocks without a part cost little.
     positions = min(pages * page_size, window or pages * page_size)
-    splits = min(_filling(rows * groups, _BLOCKS_PER_CORE * device.cores), -(-positions // _LEAST_SPAN), _MOST_PARTS)
+    splits = min(_filling(rows * groups, core_blocks * device.cores), -(-positions // least_span), _MOST_PARTS)
     out = device.empty((rows, heads, dim), device.activations)
     values = sums = arrived = None
     if splits > 1:
@@ -266,14 +261,14 @@ def decode(
         "attention_decode",
         (rows, groups, splits),
         *(q, *rope, lengths, slots, k_pages, v_pages, page_table, out, values, sums, arrived),
-        *(heads, kv_heads, pages, rope[4].shape[1] if style else 0, splits, _LEAST_SPAN, eps, scale, window, softcap),
+        *(heads, kv_heads, pages, rope[4].shape[1] if style else 0, splits, least_span, eps, scale, window, softcap),
         HEAD_DIM=dim,
         PAGE=page_size,
         PACKED=packed,
         ROPE=_STYLES[style],
-        THREADS=_THREADS,
-        POSITIONS=_POSITIONS,
-        CORE_BLOCKS=_BLOCKS_PER_CORE,
+        THREADS=choice["THREADS"],
+        POSITIONS=choice["POSITIONS"],
+        CORE_BLOCKS=core_blocks,
     )
     return out
 

@@ -11,16 +11,6 @@ MOST_ROWS = 64
 """Rows of x that a launch takes: the weights are read once for all of them."""
 _TOKENS = (8, 16, 32, 64)
 _FEW_TOKENS = 16
-_PLENTY = 8192
-_CUTS = {  # (many outputs, many tokens): tiles of 16 outputs of a wave, waves that share them, waves of a block
-    (False, False): (1, 8, 8),
-    (False, True): (2, 8, 8),
-    (True, False): (1, 4, 4),
-    (True, True): (2, 2, 4),
-}
-"""From `_PLENTY` outputs on there are blocks enough, and fewer waves need share a tile. Measured at the shapes of a 1B
-and an 8B model on an H100, F16 and Q4_K, 8 to 64 rows, of 1, 2 and 4 tiles, 1 to 8 waves together, blocks of 4 and 8
-waves, and of 1 to 8 slices of the inner dimension in blocks of their own, which were slower."""
 _MOST_PARTS = 4
 """Parts of the inner dimension that the lanes of a wave share, at most: TILE_PARTS of the tile files."""
 _LEAST_TILE, _MOST_TILE = 8, 16
@@ -51,7 +41,9 @@ def tile_product(
     rows, inner = x.shape
     outer = weight.shape[0]
     tokens = next(most for most in _TOKENS if rows <= most)
-    tiles, split, waves = _CUTS[outer >= _PLENTY, tokens > _FEW_TOKENS]
+    kind = weight.type.name if isinstance(weight, Packed) else "F16"
+    choice = device.choice("tile_linear", format=kind, inner=inner, outer=outer, tokens=tokens)
+    tiles, split, waves = choice["TILES"], choice["SPLIT"], choice["WAVES"]
     if outer <= 16 * device.cores:  # blocks of two would leave half of the device idle
         tiles = 1
     is_packed = isinstance(weight, Packed) or tokens > _FEW_TOKENS

@@ -11,8 +11,6 @@ import hashlib
 import json
 import os
 import re
-import secrets
-import stat
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -21,6 +19,7 @@ from itertools import product
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from forge import files
 from forge.backend import kernels
 from forge.backend.compilers import COMPILERS, FLAGS, Compiler, compile_variant, find_compiler, target
 from forge.errors import DeviceError, DownloadError, ParameterError
@@ -112,7 +111,7 @@ def obtain(variant: kernels.Variant, arch: str) -> bytes | None:
             _publish(store, variant, arch, code, compiler)
             return code
         except OSError as error:
-            failed.append(f"{store} ({_reason(error)})")
+            failed.append(f"{store} ({files.reason(error)})")
     warnings.warn(f"compiled kernels cannot be kept in {' or '.join(failed)}", stacklevel=2)
     return code
 
@@ -125,15 +124,15 @@ def check(store: Path, variant: kernels.Variant, arch: str) -> Checked:
         return Checked(state, path, fault, b"")
 
     try:
-        code = _read(path, _MOST_CODE_BYTES)
+        code = files.read(path, _MOST_CODE_BYTES)
     except (FileNotFoundError, NotADirectoryError):
         return refused("missing", "")
     except (OSError, ValueError) as error:
-        return refused("corrupt", f"cannot be read: {_reason(error)}")
+        return refused("corrupt", f"cannot be read: {files.reason(error)}")
     try:
-        about = json.loads(_read(path.with_name(f"{variant.name}.json"), _MOST_NOTE_BYTES))
+        about = json.loads(files.read(path.with_name(f"{variant.name}.json"), _MOST_NOTE_BYTES))
     except OSError as error:
-        return refused("corrupt", f"has no {variant.name}.json beside it ({_reason(error)})")
+        return refused("corrupt", f"has no {variant.name}.json beside it ({files.reason(error)})")
     except (ValueError, RecursionError):
         about = None
     if not isinstance(about, dict):
@@ -201,7 +200,7 @@ def build(
         try:
             _publish(store, variant, arch, code, compiler)
         except OSError as error:
-            raise DeviceError(f"{store}: cannot be written: {_reason(error)}; choose another with --out") from None
+            raise DeviceError(f"{store}: cannot be written: {files.reason(error)}; choose another with --out") from None
         return arch, len(code)
 
     pool = ThreadPoolExecutor(os.cpu_count(), "forge-compile")
@@ -234,32 +233,8 @@ def _publish(store: Path, variant: kernels.Variant, arch: str, code: bytes, comp
     }
     directory = store / arch
     directory.mkdir(parents=True, exist_ok=True)
-    _replace(directory / f"{variant.name}.hsaco", code)
-    _replace(directory / f"{variant.name}.json", json.dumps(about).encode() + b"\n")
-
-
-def _replace(path: Path, data: bytes) -> None:
-    """A file that appears whole or not at all."""
-    scratch = path.with_name(f".{secrets.token_hex(8)}")
-    try:
-        with open(scratch, "xb") as file:
-            file.write(data)
-        os.replace(scratch, path)
-    except BaseException:
-        scratch.unlink(missing_ok=True)
-        raise
-
-
-def _read(path: Path, most_bytes: int) -> bytes:
-    """A file's bytes. Raises OSError where it cannot be read, ValueError where it is no file or too long."""
-    # without O_NONBLOCK, opening a pipe would wait for its writer
-    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise ValueError("it is not a regular file")
-        data = file.read(most_bytes + 1)
-    if len(data) > most_bytes:
-        raise ValueError(f"it has more than {most_bytes} bytes")
-    return data
+    files.replace(directory / f"{variant.name}.hsaco", code)
+    files.replace(directory / f"{variant.name}.json", json.dumps(about).encode() + b"\n")
 
 
 _warned: set[tuple[Path, State]] = set()
@@ -270,7 +245,3 @@ def _warn_once(checked: Checked, remedy: str) -> None:
     if (checked.path.parent, checked.state) not in _warned:
         _warned.add((checked.path.parent, checked.state))
         warnings.warn(f"{checked.path} {checked.fault}; {remedy}", stacklevel=3)
-
-
-def _reason(error: BaseException) -> str:
-    return getattr(error, "strerror", None) or str(error)

@@ -26,6 +26,7 @@ from cupy_backends.cuda.libs import cublas
 from forge.backend import code_objects, compilers, kernels, probe
 from forge.backend.gpu import GPU, Disturb, arrays_in, checked
 from forge.errors import DeviceError, OutOfMemoryError
+from forge.tuning import Choices, store
 
 IS_HIP = bool(cp.cuda.runtime.is_hip)
 ARRAY = cp.ndarray
@@ -161,6 +162,11 @@ class CupyBackend(GPU):
                 task.result()
                 if progress:
                     progress("compiling kernels", done, len(missing))
+
+    @cached_property
+    def tuning(self) -> Choices:
+        """Read once: the same choices for all steps, whatever is measured meanwhile."""
+        return store.load(self.arch, can_compile=not IS_HIP or compilers.find_compiler() is not None)
 
     @cached_property
     def has_blas(self) -> bool:

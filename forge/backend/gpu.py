@@ -6,12 +6,15 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
 
 from forge.backend import kernels
 from forge.errors import UnsupportedError
+from forge.tuning import Choices
+from forge.tuning.kernel import Values
 
 
 class _HasGPU(Protocol):
@@ -97,11 +100,22 @@ class GPU(ABC):
     activations = np.dtype(np.float16)
     keeps_blocks = True
     is_asynchronous = True
+    arch: str = ""
+    """As its compiler names it."""
     wave: int
     """Threads that run in step: 32 or 64."""
     cores: int
     """Multiprocessors or compute units."""
     _counters: Any = None
+
+    @cached_property
+    def tuning(self) -> Choices:
+        """What `choice` gives."""
+        return Choices(self.arch)
+
+    def choice(self, kernel: str, **shape: int | str) -> Values:
+        """The block sizes, rows and splits that a kernel is launched with for a shape: see `forge.tuning`."""
+        return self.tuning.of(kernel, shape)
 
     @property
     def has_blas(self) -> bool:

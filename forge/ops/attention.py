@@ -210,15 +210,6 @@ _MOST_HEAD_DIM = 256
 """In the decode kernel a wave holds a head, 8 numbers a lane."""
 _PACKED = 4
 """Most query heads that a decode block takes together."""
-_POSITIONS = 2
-"""Positions whose keys and values are on their way together for each team of a decode block."""
-_FEW_THREADS, _MANY_THREADS = 256, 128
-"""Threads of a decode block, where there are few before the context is split, and where there are at least"""
-_BLOCKS_PER_CORE = 2
-"""as many as fill the device: as many as an H100 has registers for. These measured there, of 64 to 256 threads, 2 to 8
-positions, 1 to 8 blocks, at 1, 8 and 64 sequences of 1,088 positions and heads of 64 and 128."""
-_LEAST_SPAN = 64
-"""Least positions of a part of the context: smaller parts cost more to join than they save."""
 _MOST_PARTS = 128
 """MOST_PARTS of the kernel: one block joins them."""
 _TILE = 32
@@ -252,11 +243,12 @@ def decode(
     group = heads // kv_heads
     packed = -(-group // -(-group // _PACKED))  # 6 heads are 3 and 3
     groups = kv_heads * -(-group // packed)
+    choice = device.choice("attention_decode", dim=dim, packed=packed, kv_heads=kv_heads)
+    least_span, core_blocks = choice["LEAST_SPAN"], choice["CORE_BLOCKS"]
     # Parts for the longest context there can be, as many as fill the device: how many a row has depends on its length,
     # which is not known here. Blocks without a part cost little.
     positions = min(pages * page_size, window or pages * page_size)
-    places = _BLOCKS_PER_CORE * device.cores
-    splits = min(_filling(rows * groups, places), -(-positions // _LEAST_SPAN), _MOST_PARTS)
+    splits = min(_filling(rows * groups, core_blocks * device.cores), -(-positions // least_span), _MOST_PARTS)
     out = device.empty((rows, heads, dim), device.activations)
     values = sums = arrived = None
     if splits > 1:
@@ -274,9 +266,9 @@ def decode(
         PAGE=page_size,
         PACKED=packed,
         ROPE=_STYLES[style],
-        THREADS=_MANY_THREADS if rows * groups >= places else _FEW_THREADS,
-        POSITIONS=_POSITIONS,
-        CORE_BLOCKS=_BLOCKS_PER_CORE,
+        THREADS=choice["THREADS"],
+        POSITIONS=choice["POSITIONS"],
+        CORE_BLOCKS=core_blocks,
     )
     return out
 

@@ -56,14 +56,12 @@ _LAYER_BY_HAND = Case(
 )
 
 
-_MOST_THREADS = 1024
-
-
 def _run(device: GPU, function: str, x: Any, *rest: Any, eps: float, out: str = "act") -> Any:
     rows, width = x.shape
     y = device.empty(x.shape, device.activations if out == "act" else np.float32)
     vector = 4 if width % 4 == 0 else 1
-    threads = min(-(-width // vector // 64) * 64, _MOST_THREADS)
+    most = device.choice("norm", width=width)["MOST_THREADS"]
+    threads = min(-(-width // vector // 64) * 64, most)
     defines: dict[str, int | str] = {
         "BLOCK": threads,
         "OUT": "f16" if out == "act" else "float",

@@ -9,8 +9,7 @@
 // With a gate the matrix is two, one above the other, TILES is 2, a wave takes a tile of each, and
 // gated[m, n] = activation(x[m] . weight[n]) * (x[m] . weight[n + half]).
 // -D FORMAT=ggml's number of the type; WEIGHT=type of its first plane; TOKENS=rows of x at most; TILES=1 or 2; SPLIT;
-// AHEAD=1: weights of the next turn are on their way while one is computed; BLOCK=threads;
-// STAGE_BYTES of x at most, where a turn is no more; CORE_BLOCKS=blocks that a multiprocessor holds.
+// AHEAD=1: weights of the next turn are on their way while one is computed; CORE_BLOCKS=blocks that a multiprocessor holds; BLOCK=threads.
 
 #undef RESIDENT
 #define RESIDENT CORE_BLOCKS
@@ -47,6 +46,7 @@ typedef Unit Held;
 
 // A step is a group of all parts; a stage of x is whole turns for each of the waves that share a tile, or groups of one.
 #define STEP_PIECES (4 * TILE_PARTS * TOKEN_TILES * TILE_TOKENS)
+#define STAGE_BYTES 16384 // of x, at most where the waves that share a tile need no more
 #define FIT (STAGE_BYTES / (16 * STEP_PIECES))
 #define SHARED_STEPS (GROUPS * SPLIT)
 #define STEPS (FIT >= SHARED_STEPS ? FIT / SHARED_STEPS * SHARED_STEPS : SPLIT > 1 ? SHARED_STEPS : FIT >= 2 ? 2 : 1)

@@ -1,0 +1,37 @@
+"""Small files that are read whole, whatever lies in their place, and replaced whole."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import stat
+from pathlib import Path
+
+
+def read(path: Path, most_bytes: int) -> bytes:
+    """A file's bytes. Raises OSError where it cannot be read, ValueError where it is no file or too long."""
+    # without O_NONBLOCK, opening a pipe would wait for its writer
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise ValueError("it is not a regular file")
+        data = file.read(most_bytes + 1)
+    if len(data) > most_bytes:
+        raise ValueError(f"it has more than {most_bytes} bytes")
+    return data
+
+
+def replace(path: Path, data: bytes) -> None:
+    """A file that appears whole or not at all."""
+    scratch = path.with_name(f".{secrets.token_hex(8)}")
+    try:
+        with open(scratch, "xb") as file:
+            file.write(data)
+        os.replace(scratch, path)
+    except BaseException:
+        scratch.unlink(missing_ok=True)
+        raise
+
+
+def reason(error: BaseException) -> str:
+    """What the system, or `read`, says is wrong."""
+    return getattr(error, "strerror", None) or str(error)

@@ -1,0 +1,38 @@
+"""Which block sizes, rows and splits kernels are launched with: the table, and what `forge tune` measured here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from forge.tuning.kernel import DEFAULT, ShapeClass, Values
+from forge.tuning.table import ARCHITECTURES, KERNELS
+
+Key = tuple[str, ShapeClass]
+"""A kernel, and a class of its shapes."""
+
+
+def architecture(arch: str) -> str:
+    """Whose rows a GPU takes, from its name as its compiler spells it: gfx1100 takes RDNA3's."""
+    return next((name for start, name in ARCHITECTURES.items() if arch.startswith(start)), DEFAULT)
+
+
+class Choices:
+    """The choices of one device: the table's, but for the classes of shapes that are `tuned`."""
+
+    def __init__(self, arch: str, tuned: Mapping[Key, Values] | None = None) -> None:
+        self.architecture = architecture(arch)
+        self.tuned = tuned or {}
+        self._found: dict[tuple[object, ...], Values] = {}
+        self.asked: list[tuple[str, dict[str, int | str]]] = []
+        """Kernels and shapes, each once: what there is to tune for what has run on the device."""
+
+    def of(self, kernel: str, shape: dict[str, int | str]) -> Values:
+        """The values that a kernel is launched with for a shape: the same each time."""
+        key = (kernel, *shape.items())
+        found = self._found.get(key)
+        if found is None:
+            table = KERNELS[kernel]
+            found = self.tuned.get((kernel, table.class_of(shape))) or table.row(self.architecture, shape)
+            self._found[key] = found
+            self.asked.append((kernel, shape))
+        return found

@@ -1,0 +1,86 @@
+"""What the table is made of: a kernel's shape classes, the values chosen for them, and which may be tried."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from itertools import product
+
+Shape = Mapping[str, int | str]
+Values = Mapping[str, int]
+ShapeClass = tuple[int | str, ...]
+"""One class of each of a kernel's `classes`, in their order."""
+
+ANY = 2**31 - 1
+"""The class of numbers above all others."""
+DEFAULT = "default"
+"""The rows of GPUs whose architecture has none of its own."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """Values for the shapes that `when` holds for: a number is at most the one there, a name is among those there."""
+
+    when: Mapping[str, int | tuple[str, ...]]
+    values: Values
+
+    def holds(self, shape: Shape) -> bool:
+        """Whether it is for this shape, or for shapes of this class."""
+        return all(_is_within(shape[name], limit) for name, limit in self.when.items())
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """The rows of an architecture, of which the first that holds is taken, and where they come from."""
+
+    measured: str
+    rows: tuple[Row, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """What is to be chosen for a kernel."""
+
+    classes: Mapping[str, tuple[int, ...] | tuple[str, ...]]
+    """The classes of what a shape names: numbers up to each of these in turn, or each of these names."""
+    candidates: Mapping[str, tuple[int, ...]]
+    """What is chosen, and the values that `forge tune` tries for it."""
+    allows: Callable[[Shape, Values], bool]
+    """Whether the kernel takes these values together for the shapes of a class, and they are worth a trial."""
+    rows: Mapping[str, Rows]
+    """By architecture; those of `DEFAULT` hold for any shape."""
+
+    def class_of(self, shape: Shape) -> ShapeClass:
+        """The class of a shape. What else the shape names is for those who measure it."""
+        return tuple(
+            next(one for one in classes if _is_within(shape[name], one if isinstance(one, int) else (one,)))
+            for name, classes in self.classes.items()
+        )
+
+    def named(self, shape_class: ShapeClass) -> dict[str, int | str]:
+        """A class by the names of what it consists of: the largest shape of it."""
+        return dict(zip(self.classes, shape_class, strict=True))
+
+    def row(self, architecture: str, shape: Shape) -> Values:
+        """The table's choice for a shape."""
+        rows = self.rows.get(architecture, self.rows[DEFAULT]).rows
+        return next(row.values for row in rows if row.holds(shape))
+
+    def permits(self, shape_class: ShapeClass, values: Values) -> bool:
+        """Whether these values are among those that may be tried for a class of shapes."""
+        if values.keys() != self.candidates.keys():
+            return False
+        if any(value not in self.candidates[name] for name, value in values.items()):
+            return False
+        return self.allows(self.named(shape_class), values)
+
+    def permitted(self, shape_class: ShapeClass) -> list[dict[str, int]]:
+        """All values that may be tried for a class of shapes."""
+        every = (dict(zip(self.candidates, chosen, strict=True)) for chosen in product(*self.candidates.values()))
+        return [values for values in every if self.permits(shape_class, values)]
+
+
+def _is_within(value: int | str, limit: int | tuple[str, ...]) -> bool:
+    if isinstance(limit, int):
+        return isinstance(value, int) and value <= limit
+    return value in limit

@@ -1,0 +1,188 @@
+"""Launch choices as data: block sizes, rows of a block, splits, by kernel, architecture and class of shapes.
+
+All rows were measured on an NVIDIA H100. Nobody has measured on an AMD GPU: those run with the same rows, which are
+known to compute right there and to fit, not to be fast. `forge tune` measures on the GPU at hand; rows that its files
+show to be better for an architecture go here, as `Rows` under its name with where they were measured.
+"""
+
+from __future__ import annotations
+
+from forge.tuning.kernel import ANY, DEFAULT, Kernel, Row, Rows, Shape, Values
+
+ARCHITECTURES = {"sm_90": "sm_90", "gfx94": "CDNA3", "gfx90a": "CDNA2", "gfx11": "RDNA3", "gfx12": "RDNA4"}
+"""How the names of GPUs begin, and whose rows those take."""
+
+_LDS_BYTES = 48 << 10
+"""What a block may have of LDS where it is declared with a fixed size: NVIDIA's limit, below AMD's 64 KiB."""
+_OPS = ("linear", "rms_linear", "rms_gated")
+"""Which op launches a product of one row: alone, behind a norm, or between a norm and a gated activation."""
+_OUTER = (8191, 65_535, ANY)
+"""Outputs: below 8,192 blocks are few, above 65,535 is a vocabulary."""
+_ONE_SCALE = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "IQ4_NL")  # blocks of 32, of less than a byte a weight
+_FORMATS = (*_ONE_SCALE, "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_XS")
+_SLOW_CODES = ("Q2_K", "Q3_K", "IQ4_XS")  # to take their codes apart costs more than to read them
+
+
+def _vector(shape: Shape, values: Values) -> bool:
+    inner, block, rows = int(shape["inner"]), values["BLOCK"], values["ROWS"]
+    pieces = -(-inner // (8 * block))
+    if shape["op"] == "rms_gated" and rows % 2:
+        return False
+    return 8 * block <= max(inner, 512) and 2 <= pieces * rows <= 8 and 512 <= block * values["CORE_BLOCKS"] <= 1024
+
+
+def _quant_vector(shape: Shape, values: Values) -> bool:
+    block, rows = values["BLOCK"], values["ROWS"]
+    if 32 * block < int(shape["inner"]):  # a thread makes digits of 32 numbers at most
+        return False
+    return rows in ((2, 4) if shape["op"] == "rms_gated" else (1, 2)) and 512 <= block * values["CORE_BLOCKS"] <= 1024
+
+
+def _tile(shape: Shape, values: Values) -> bool:
+    tokens, tiles, split, waves = max(int(shape["tokens"]), 16), values["TILES"], values["SPLIT"], values["WAVES"]
+    name = str(shape["format"])
+    groups = 1 if name in ("F16", "Q8_0", *_ONE_SCALE) else 4 if name in ("Q2_K", "Q3_K") else 2
+    stages_bytes = 2 * tokens * 256 * groups * split  # where several waves need x of a turn each
+    if split > 1 and (tokens > 16 or stages_bytes > _LDS_BYTES):
+        return False
+    if tiles == 1 and shape["op"] == "rms_gated":  # a tile of the gate, one of the up
+        return False
+    resident = waves * values["CORE_BLOCKS"]
+    return split <= waves and (values["AHEAD"] == 1 or tokens > 16) and resident in ((8,) if tiles == 2 else (8, 16))
+
+
+def _attention(shape: Shape, values: Values) -> bool:
+    dim, packed, threads = int(shape["dim"]), int(shape["packed"]), values["THREADS"]
+    heads = packed + 2 + threads // 32 * packed  # queries, the latest key and value, each wave's values
+    lds_bytes = 4 * (heads * dim + threads // 32 * packed * 2 + packed * 128)
+    return lds_bytes <= _LDS_BYTES and 256 <= threads * values["CORE_BLOCKS"] <= 1024
+
+
+def _norm(shape: Shape, values: Values) -> bool:
+    """Fewer threads than a row has pieces for, and not too many of these for each."""
+    most, width = values["MOST_THREADS"], int(shape["width"])
+    return most == 1024 or 4 * most < width <= 32 * most
+
+
+_TILE_VALUES = ("TILES", "SPLIT", "WAVES", "AHEAD", "CORE_BLOCKS", "SLICES")
+
+KERNELS = {
+    "vector_linear": Kernel(
+        classes={"op": _OPS, "inner": (512, 1024, 2048, 4096, 8192, 16_384), "outer": _OUTER},
+        candidates={"BLOCK": (64, 128, 256, 512), "ROWS": (1, 2, 4, 8), "CORE_BLOCKS": (1, 2, 4, 10)},
+        allows=_vector,
+        rows={
+            DEFAULT: Rows(
+                "H100: float16, from 2,048 numbers of a row on at the shapes of a 1B and an 8B model, of 64 to 1,024 "
+                "threads, 1 to 8 rows, 512 to 2,048 threads of a multiprocessor: 61 to 104% of a copy's rate",
+                # BLOCK threads share a row, 8 numbers at a time, and compute ROWS at a time; there are registers, and
+                # the grid is made, for CORE_BLOCKS of a multiprocessor.
+                (
+                    Row({"inner": 512}, {"BLOCK": 64, "ROWS": 8, "CORE_BLOCKS": 10}),
+                    Row({"inner": 1024}, {"BLOCK": 64, "ROWS": 4, "CORE_BLOCKS": 10}),
+                    Row({"inner": 2048}, {"BLOCK": 256, "ROWS": 2, "CORE_BLOCKS": 4}),
+                    Row({"inner": 8192}, {"BLOCK": 512, "ROWS": 2, "CORE_BLOCKS": 2}),
+                    Row({}, {"BLOCK": 512, "ROWS": 2, "CORE_BLOCKS": 1}),
+                ),
+            )
+        },
+    ),
+    "quant_vector": Kernel(
+        classes={"op": _OPS, "format": _FORMATS, "inner": (1024, 2048, 4096, 8192, 16_384), "outer": _OUTER},
+        candidates={"BLOCK": (256, 512), "TEAM": (16, 32, 64), "ROWS": (1, 2, 4), "CORE_BLOCKS": (1, 2, 4)},
+        allows=_quant_vector,
+        rows={
+            DEFAULT: Rows(
+                "H100: BLOCK and TEAM for Q4_K, Q5_K, Q6_K, Q8_0 and Q4_0 at the shapes of a 1B and an 8B model, of "
+                "teams of 16 to 128, 1 to 4 rows of a team, blocks of 128 to 1,024, and 1 and 2 units read ahead",
+                # TEAM threads share ROWS rows. Of blocks of 32 two rows are on their way, a gate and its up always.
+                # Those need registers, as do codes in two planes, and a norm of a long row behind which two wait.
+                (
+                    *(
+                        Row(
+                            {"op": ops, "format": _ONE_SCALE, "inner": inner},
+                            {"BLOCK": 512, "TEAM": 32, "ROWS": 2, "CORE_BLOCKS": blocks},
+                        )
+                        for ops, inner, blocks in (
+                            *((("linear",), ANY, 2), (("rms_linear",), 4096, 2)),
+                            (("rms_linear",), ANY, 1),
+                        )
+                    ),
+                    *(
+                        Row(
+                            {"op": ("linear", "rms_linear"), "format": formats},
+                            {"BLOCK": 512, "TEAM": team, "ROWS": 1, "CORE_BLOCKS": blocks},
+                        )
+                        for formats, team, blocks in (
+                            *((("Q8_0", "Q4_K"), 32, 2), (("Q5_K", "Q6_K"), 32, 1)),
+                            *((("Q3_K",), 16, 1), (("Q2_K", "IQ4_XS"), 16, 2)),
+                        )
+                    ),
+                    Row({"format": _SLOW_CODES}, {"BLOCK": 512, "TEAM": 16, "ROWS": 2, "CORE_BLOCKS": 1}),
+                    Row({}, {"BLOCK": 512, "TEAM": 32, "ROWS": 2, "CORE_BLOCKS": 1}),
+                ),
+            )
+        },
+    ),
+    "tile_linear": Kernel(
+        classes={
+            "op": ("linear", "rms_gated"), "format": ("F16", *_FORMATS), "outer": _OUTER, "tokens": (8, 16, 32, 64)
+        },
+        candidates={
+            "TILES": (1, 2), "SPLIT": (1, 2, 4), "WAVES": (4, 8), "AHEAD": (0, 1), "CORE_BLOCKS": (1, 2, 4),
+            "SLICES": (1, 8),
+        },
+        allows=_tile,
+        rows={
+            DEFAULT: Rows(
+                "H100: F16, Q4_K and Q6_K at the shapes of a 1B and an 8B model, 8 and 64 rows, of 1 and 2 tiles, 1 to "
+                "8 waves together, blocks of 4, 8 and 16 waves, 1 to 8 slices",
+                # TILES of 16 outputs of a wave, SPLIT waves that share them, WAVES of a block, weights of a turn AHEAD,
+                # CORE_BLOCKS of a multiprocessor; where those are not filled, blocks take one of SLICES of the inner
+                # dimension each.
+                (
+                    *(
+                        Row(when, dict(zip(_TILE_VALUES, values, strict=True)))
+                        for when, values in (
+                            ({"op": ("rms_gated",), "format": ("Q2_K", "Q3_K"), "tokens": 16}, (2, 1, 4, 1, 2, 8)),
+                            ({"op": ("linear",), "format": ("Q2_K", "Q3_K")}, (1, 1, 8, 1, 2, 8)),
+                            ({"op": ("rms_gated",), "tokens": 16}, (2, 2, 4, 1, 2, 1)),
+                            ({"op": ("rms_gated",)}, (2, 1, 4, 0, 2, 8)),
+                            ({"format": ("F16",), "outer": 8191, "tokens": 16}, (1, 4, 4, 1, 4, 1)),
+                            ({"tokens": 16}, (1, 2, 8, 1, 2, 8)),
+                            ({}, (1, 1, 8, 1, 2, 8)),
+                        )
+                    ),
+                ),
+            )
+        },
+    ),
+    "attention_decode": Kernel(
+        classes={"dim": (32, 64, 96, 128, 256), "packed": (1, 2, 3, 4)},
+        candidates={
+            "THREADS": (128, 256, 512), "POSITIONS": (2, 4, 8), "CORE_BLOCKS": (1, 2, 4), "LEAST_SPAN": (64, 128)
+        },
+        allows=_attention,
+        rows={
+            DEFAULT: Rows(
+                "H100: of 64 to 256 threads, 1 to 8 positions and 1 to 12 blocks of a multiprocessor, at 1 to 64 "
+                "sequences of 1,024 to 32,768 positions and heads of 64 and 128",
+                # THREADS of a block, POSITIONS whose keys and values are on their way together for each of its teams,
+                # CORE_BLOCKS that fill a multiprocessor, as many as there are registers for. Parts of the context
+                # smaller than LEAST_SPAN positions cost more to join than they save.
+                (Row({}, {"THREADS": 256, "POSITIONS": 4, "CORE_BLOCKS": 2, "LEAST_SPAN": 64}),),
+            )
+        },
+    ),
+    "norm": Kernel(
+        classes={"width": (1024, 2048, 4096, 8192, 16_384, ANY)},
+        candidates={"MOST_THREADS": (256, 512, 1024)},
+        allows=_norm,
+        rows={
+            DEFAULT: Rows(
+                "not measured against others: as many threads as a block may have, up to one for 4 numbers",
+                (Row({}, {"MOST_THREADS": 1024}),),
+            )
+        },
+    ),
+}  # fmt: skip

@@ -140,7 +140,6 @@ KERNEL(THREADS) attention_decode(const f16 *q, const float *qkv, const float *bi
     find_slots(page, begin + team, cached, slot);
     read_pieces(k_pages, slot, kv_heads, kv_head, piece, key);
     read_pieces(v_pages, slot, kv_heads, kv_head, piece, own);
-    find_pages(own_pages, pages, begin + stride + team, page);
 
     // Scores are in powers of two.
     float factor = softcap > 0.0f ? scale : scale * LOG2E;
@@ -201,6 +200,7 @@ KERNEL(THREADS) attention_decode(const f16 *q, const float *qkv, const float *bi
     }
     // All lanes of the block make the same number of turns.
     for (u32 start = begin; start < cached; start += stride) {
+        find_pages(own_pages, pages, start + stride + team, page);
         float score[PACKED][POSITIONS];
         UNROLL for (u32 h = 0; h < PACKED; ++h) {
             float asked[PER];
@@ -239,7 +239,6 @@ KERNEL(THREADS) attention_decode(const f16 *q, const float *qkv, const float *bi
                 UNROLL for (u32 h = 0; h < PACKED; ++h) value[h][i] += score[h][j] * x;
             }
         read_pieces(v_pages, slot, kv_heads, kv_head, piece, own);
-        find_pages(own_pages, pages, start + 2 * stride + team, page);
     }
 
     // The teams of a wave, then the waves.

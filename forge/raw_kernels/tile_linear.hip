@@ -18,18 +18,14 @@
 #define TOGETHER (TOKENS < TILE_MOST_TOKENS ? TOKENS : TILE_MOST_TOKENS) // tokens whose sums there is room for
 #define TOKEN_TILES ((TOGETHER + TILE_TOKENS - 1) / TILE_TOKENS)
 
-#ifndef ASYNC
-#if defined(FORGE_CUDA) && __CUDA_ARCH__ >= 800
+#if defined(FORGE_CUDA) && __CUDA_ARCH__ >= 800 // from memory to LDS, past the registers
 #define ASYNC 1
-#else
-#define ASYNC 0
-#endif
-#endif
-#if ASYNC // from memory to LDS, past the registers
 DEVICE void copy_async(u32x4 *to, const u32x4 *from, bool there) {
     asm volatile("cp.async.ca.shared.global [%0], [%1], 16, %2;" : : "r"((u32)__cvta_generic_to_shared(to)), "l"(from), "r"(there ? 16u : 0u) : "memory");
 }
 DEVICE void await_copies() { asm volatile("cp.async.wait_all;" : : : "memory"); }
+#else
+#define ASYNC 0
 #endif
 
 // What a lane holds of a row for a turn: groups of 32 numbers, in two pairs of two pieces of 8.
@@ -53,7 +49,12 @@ typedef Unit Held;
 #define STAGE_PIECES (STEPS * STEP_PIECES)
 #define EACH ((STAGE_PIECES + BLOCK - 1) / BLOCK) // pieces that a thread brings
 #define TOGETHER_PIECES (TILE_QUADS > 2 ? 2 : 1) // of x, of which instructions take no less
-#define UNROLLED (STEPS < GROUPS || GROUPS > 2 || TOKENS > 16 ? 1 : GROUPS) // steps: what groups share is computed once
+#define OWN_STEPS (STEPS / SPLIT) // of a wave in a stage
+#if TOKENS <= 16
+#define MAYBE_UNROLL UNROLL // what groups share is computed once
+#else
+#define MAYBE_UNROLL ROLLED
+#endif
 #define VALUES (TILES * TOKEN_TILES * TILE_VALUES)
 
 // Where in a row the i-th piece of a lane's group is, in its part of a turn.
@@ -154,49 +155,46 @@ KERNEL(BLOCK) tile_linear(const f16 *x, const WEIGHT *weight, const u8 *high, co
             u32 n = first + tile_row(r) + (gated ? 0 : t * 16);
             row[t][r] = (n < outputs ? n : outputs - 1) + (gated ? t * outputs : 0); // a row too many is not stored
         }
-    u32 all_stages = (inner + 32 * TILE_PARTS * STEPS - 1) / (32 * TILE_PARTS * STEPS), share = (all_stages + slices - 1) / slices;
-    u32 begin = slice * share, end = smaller((i32)(begin + share), (i32)all_stages);
-    u32 last_turn = (end * STEPS + GROUPS - 1) / GROUPS;
+    // In a round each of the waves that share a tile takes a turn. Slices are whole stages, and whole rounds.
+    const u32 rounds = OWN_STEPS < GROUPS ? 1 : OWN_STEPS / GROUPS;
+    u32 all = (inner + TURN_WEIGHTS * SPLIT * rounds - 1) / (TURN_WEIGHTS * SPLIT * rounds), share = (all + slices - 1) / slices;
+    u32 begin = slice * share < all ? slice * share * rounds : all * rounds, end = begin + share * rounds < all * rounds ? begin + share * rounds : all * rounds;
+    u32 last_stage = end * GROUPS / OWN_STEPS, last_turn = end * SPLIT;
 
     ROLLED for (u32 base = 0; base < rows; base += TOGETHER) {
         float sum[TILES][TOKEN_TILES][TILE_VALUES];
         UNROLL for (u32 t = 0; t < TILES; ++t)
             UNROLL for (u32 m = 0; m < TOKEN_TILES; ++m)
                 UNROLL for (u32 i = 0; i < TILE_VALUES; ++i) sum[t][m][i] = 0;
-        Held held[TILES][TILE_LANE_ROWS], next[TILES][TILE_LANE_ROWS];
         u32x4 pieces[EACH];
-        bring_stage(x, begin, base, rows, inner, stages[begin % 2], pieces);
-        if (AHEAD) read_turn(weight, planes, row, begin * STEPS / GROUPS + split, last_turn, part, inner, next);
-        land_stage(stages[begin % 2], pieces);
-        ROLLED for (u32 stage = begin; stage < end; ++stage) {
-            lds_barrier(); // the stage is there, and of the one before everything was read
-            if (stage + 1 < end) bring_stage(x, stage + 1, base, rows, inner, stages[(stage + 1) % 2], pieces);
-            const u32x4 *own_x = stages[stage % 2] + READER;
-            ROLLED for (u32 j0 = 0; j0 < STEPS / SPLIT; j0 += UNROLLED)
-            UNROLL for (u32 j = j0; j < j0 + UNROLLED; ++j) {
-                u32 step = STEPS < GROUPS ? j : (j / GROUPS * SPLIT + split) * GROUPS + j % GROUPS; // in the stage
-                u32 turn = (stage * STEPS + step) / GROUPS, group = UNROLLED > 1 ? j - j0 : (stage * STEPS + step) % GROUPS;
-                if (group == 0) {
-                    if (AHEAD) {
-                        UNROLL for (u32 t = 0; t < TILES; ++t)
-                            UNROLL for (u32 r = 0; r < TILE_LANE_ROWS; ++r) held[t][r] = next[t][r];
+        Held held[2][TILES][TILE_LANE_ROWS];
+        auto take_turn = [&](u32 round, Held(&own)[TILES][TILE_LANE_ROWS], Held(&next)[TILES][TILE_LANE_ROWS]) {
+            u32 turn = round * SPLIT + split;
+            MAYBE_UNROLL for (u32 group = 0; group < GROUPS; ++group) {
+                u32 own_step = round * GROUPS + group, stage = own_step / OWN_STEPS;
+                u32 step = OWN_STEPS < GROUPS ? own_step % OWN_STEPS : (own_step % OWN_STEPS / GROUPS * SPLIT + split) * GROUPS + group; // in the stage
+                if (group == 0) { // before the barrier, behind which a compiler may put them off
+                    if (AHEAD)
                         read_turn(weight, planes, row, turn + SPLIT, last_turn, part, inner, next);
-                    } else {
-                        read_turn(weight, planes, row, turn, last_turn, part, inner, held);
-                    }
+                    else
+                        read_turn(weight, planes, row, turn, last_turn, part, inner, own);
                 }
+                if (own_step % OWN_STEPS == 0) {
+                    lds_barrier(); // the stage is there, and of the one before everything was read
+                    if (stage + 1 < last_stage) bring_stage(x, stage + 1, base, rows, inner, stages[(stage + 1) % 2], pieces);
+                }
+                const u32x4 *own_x = stages[stage % 2] + step * STEP_PIECES + READER;
                 UNROLL for (u32 h = 0; h < 2; ++h) {
                     f16_quad weights[TILES][TILE_LANE_ROWS][4];
                     UNROLL for (u32 t = 0; t < TILES; ++t)
-                        UNROLL for (u32 r = 0; r < TILE_LANE_ROWS; ++r)
-                            take_pair(held[t][r], turn * TILE_PARTS + part, group, h, weights[t][r]);
+                        UNROLL for (u32 r = 0; r < TILE_LANE_ROWS; ++r) take_pair(own[t][r], turn * TILE_PARTS + part, group, h, weights[t][r]);
                     // From one instruction to the next the sums are others: they do not wait for each other.
                     UNROLL for (u32 i = 0; i < 2; i += TOGETHER_PIECES) {
-                        f16_quad own[TOKEN_TILES][2 * TOGETHER_PIECES];
+                        f16_quad quads[TOKEN_TILES][2 * TOGETHER_PIECES];
                         UNROLL for (u32 m = 0; m < TOKEN_TILES; ++m)
                             UNROLL for (u32 p = 0; p < TOGETHER_PIECES; ++p) {
-                                u32x4 piece = own_x[step * STEP_PIECES + (m * 4 + 2 * h + i + p) * READERS];
-                                own[m][2 * p] = u32x2{{piece.v[0], piece.v[1]}}, own[m][2 * p + 1] = u32x2{{piece.v[2], piece.v[3]}};
+                                u32x4 piece = own_x[(m * 4 + 2 * h + i + p) * READERS];
+                                quads[m][2 * p] = u32x2{{piece.v[0], piece.v[1]}}, quads[m][2 * p + 1] = u32x2{{piece.v[2], piece.v[3]}};
                             }
                         UNROLL for (u32 q = 0; q < 2 * TOGETHER_PIECES; q += TILE_QUADS)
                             UNROLL for (u32 m = 0; m < TOKEN_TILES; ++m)
@@ -204,14 +202,24 @@ KERNEL(BLOCK) tile_linear(const f16 *x, const WEIGHT *weight, const u8 *high, co
                                     f16_quad left[TILE_LANE_ROWS][TILE_QUADS], right[TILE_QUADS];
                                     UNROLL for (u32 j = 0; j < TILE_QUADS; ++j) {
                                         UNROLL for (u32 r = 0; r < TILE_LANE_ROWS; ++r) left[r][j] = weights[t][r][2 * i + q + j];
-                                        right[j] = own[m][q + j];
+                                        right[j] = quads[m][q + j];
                                     }
                                     tile_multiply(sum[t][m], left, right);
                                 }
                     }
                 }
+                if ((own_step + 1) % OWN_STEPS == 0 && stage + 1 < last_stage) land_stage(stages[(stage + 1) % 2], pieces);
             }
-            if (stage + 1 < end) land_stage(stages[(stage + 1) % 2], pieces);
+        };
+        if (begin < end) {
+            u32 stage = begin * GROUPS / OWN_STEPS;
+            bring_stage(x, stage, base, rows, inner, stages[stage % 2], pieces);
+            if (AHEAD) read_turn(weight, planes, row, begin * SPLIT + split, last_turn, part, inner, held[0]);
+            land_stage(stages[stage % 2], pieces);
+        }
+        ROLLED for (u32 round = begin; round < end; round += 2) { // what is ahead needs no copy
+            take_turn(round, held[0], held[1]);
+            if (round + 1 < end) take_turn(round + 1, held[AHEAD], held[0]);
         }
         barrier();
 

@@ -7,6 +7,8 @@ show to be better for an architecture go here, as `Rows` under its name with whe
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from forge.tuning.kernel import ANY, DEFAULT, Kernel, Row, Rows, Shape, Values
 
 ARCHITECTURES = {"sm_90": "sm_90", "gfx94": "CDNA3", "gfx90a": "CDNA2", "gfx11": "RDNA3", "gfx12": "RDNA4"}
@@ -64,7 +66,10 @@ def _norm(shape: Shape, values: Values) -> bool:
     return most == 1024 or 4 * most < width <= 32 * most
 
 
-_TILE_VALUES = ("TILES", "SPLIT", "WAVES", "AHEAD", "CORE_BLOCKS", "SLICES")
+def _tile_rows(*rows: tuple[Mapping[str, int | tuple[str, ...]], tuple[int, ...]]) -> tuple[Row, ...]:
+    names = ("TILES", "SPLIT", "WAVES", "AHEAD", "CORE_BLOCKS", "SLICES")
+    return tuple(Row(when, dict(zip(names, values, strict=True))) for when, values in rows)
+
 
 KERNELS = {
     "vector_linear": Kernel(
@@ -140,19 +145,21 @@ KERNELS = {
                 # TILES of 16 outputs of a wave, SPLIT waves that share them, WAVES of a block, weights of a turn AHEAD,
                 # CORE_BLOCKS of a multiprocessor; where those are not filled, blocks take one of SLICES of the inner
                 # dimension each.
-                (
-                    *(
-                        Row(when, dict(zip(_TILE_VALUES, values, strict=True)))
-                        for when, values in (
-                            ({"op": ("rms_gated",), "format": ("Q2_K", "Q3_K"), "tokens": 16}, (2, 1, 4, 1, 2, 8)),
-                            ({"op": ("linear",), "format": ("Q2_K", "Q3_K")}, (1, 1, 8, 1, 2, 8)),
-                            ({"op": ("rms_gated",), "tokens": 16}, (2, 2, 4, 1, 2, 1)),
-                            ({"op": ("rms_gated",)}, (2, 1, 4, 0, 2, 8)),
-                            ({"format": ("F16",), "outer": 8191, "tokens": 16}, (1, 4, 4, 1, 4, 1)),
-                            ({"tokens": 16}, (1, 2, 8, 1, 2, 8)),
-                            ({}, (1, 1, 8, 1, 2, 8)),
-                        )
-                    ),
+                _tile_rows(
+                    ({"op": ("rms_gated",), "format": ("Q2_K", "Q3_K"), "tokens": 16}, (2, 1, 4, 1, 2, 8)),
+                    ({"op": ("linear",), "format": ("Q2_K", "Q3_K")}, (1, 1, 8, 1, 2, 8)),
+                    ({"op": ("rms_gated",), "format": ("F16",), "tokens": 16}, (2, 2, 4, 1, 2, 1)),
+                    ({"op": ("rms_gated",), "tokens": 16}, (2, 2, 4, 1, 2, 1)),
+                    ({"op": ("rms_gated",), "format": ("F16",)}, (2, 1, 4, 0, 2, 8)),
+                    ({"op": ("rms_gated",)}, (2, 1, 4, 0, 2, 8)),
+                    ({"format": ("F16",), "outer": 8191, "tokens": 16}, (1, 4, 4, 1, 4, 1)),
+                    ({"format": ("F16",), "tokens": 16}, (1, 2, 8, 1, 2, 8)),
+                    ({"outer": 8191, "tokens": 16}, (1, 2, 8, 1, 2, 8)),
+                    ({"tokens": 16}, (1, 2, 8, 1, 2, 8)),
+                    ({"format": ("F16",), "outer": 8191}, (1, 1, 8, 1, 2, 8)),
+                    ({"format": ("F16",)}, (1, 1, 8, 1, 2, 8)),
+                    ({"outer": 8191}, (1, 1, 8, 1, 2, 8)),
+                    ({}, (1, 1, 8, 1, 2, 8)),
                 ),
             )
         },

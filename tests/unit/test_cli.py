@@ -254,11 +254,11 @@ def test_verify_finds_no_error_and_sees_one(capsys: Captured, monkeypatch: pytes
 def test_verify_takes_infinities_for_errors() -> None:
     tolerances = 1e-5, 1e-6
     inf, nan = np.array([np.inf, 1.0]), np.array([np.nan, 1.0])
-    assert verify._error(inf, inf, *tolerances) == (0.0, 0.0)
-    assert verify._error(nan, nan, *tolerances) == (0.0, 0.0)
+    assert verify.compare(inf, inf, *tolerances) == (0.0, 0.0)
+    assert verify.compare(nan, nan, *tolerances) == (0.0, 0.0)
     for got, want in ((inf, nan), (inf, -inf), (np.ones(2), inf), (inf, np.ones(2)), (np.ones(3), np.ones(2))):
-        assert verify._error(got, want, *tolerances)[1] == np.inf
-    assert verify._error(np.array([1, 2]), np.array([1, 3]), *tolerances) == (1.0, np.inf)
+        assert verify.compare(got, want, *tolerances)[1] == np.inf
+    assert verify.compare(np.array([1, 2]), np.array([1, 3]), *tolerances) == (1.0, np.inf)
 
 
 def test_doctor_names_the_mend(capsys: Captured, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

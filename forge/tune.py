@@ -51,8 +51,8 @@ def classes_of(shapes: Iterable[tuple[str, dict[str, int | str]]]) -> dict[Key, 
 def tune(
     device: GPU,
     classes: dict[Key, list[dict[str, int | str]]],
+    timer: Timer,
     progress: Progress | None = None,
-    timer: Timer = rotated,
 ) -> Iterator[Measured]:
     """The best values for each class of shapes, as soon as they are known: the table's, or such as are faster by 3%.
 

@@ -78,7 +78,7 @@ def _checked(kernels: list[str] | None) -> list[str]:
 
 def _tune(gpu: Any, model: str | None, device: str, kernels: list[str], as_json: bool) -> None:
     import forge
-    from forge.tune import classes_of, tune
+    from forge.tune import classes_of, rotated, tune
     from forge.tuning import store
     from forge.tuning.table import KERNELS
     from forge.workloads import usual_shapes
@@ -88,7 +88,7 @@ def _tune(gpu: Any, model: str | None, device: str, kernels: list[str], as_json:
     found: list[Measured] = []
     path = None
     with output.Progress() as progress:
-        for measured in tune(gpu, classes, progress):
+        for measured in tune(gpu, classes, rotated, progress):
             found.append(measured)
             path = store.save(gpu.arch, gpu.name, forge.__version__, [measured])
     if as_json:

@@ -21,7 +21,7 @@ BESIDE = {
     "formats": "errors config",
     "tokenizer": "errors config",
     "hub": "errors config paths",
-    "variants": "errors config backend op quant ops",
+    "variants": "errors config tuning backend op quant ops",
     "verify": "errors config backend op quant ops",
     "workloads": "errors config tuning backend op quant ops",
     "tune": "errors tuning backend op verify workloads",

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import partial
-from typing import Any, cast
+from functools import lru_cache, partial
+from typing import Any
 
 import numpy as np
 
-from forge.backend import Backend
 from forge.backend.gpu import GPU
 from forge.config import EngineConfig
-from forge.op import Op
+from forge.formats import ggml
+from forge.op import Array, Op
 from forge.ops.decode_attention import decode_attention
 from forge.ops.linear import linear
 from forge.ops.norm import rmsnorm
 from forge.ops.project import rms_gated, rms_linear
-from forge.quant import QuantTensor
+from forge.quant import Packed, QuantTensor, split
 from forge.tuning.kernel import Shape
 from forge.tuning.table import KERNELS
 
@@ -106,20 +106,14 @@ class _Inputs:
         return self.normal(rows, width), self.ones(width), 1e-5
 
     def normal(self, *shape: int, dtype: Any = np.float32) -> Any:
-        return self.device.asarray(np.random.default_rng(0).standard_normal(shape, np.float32).astype(dtype))
+        return self.device.asarray(_normal(shape, dtype))
 
     def ones(self, size: int) -> Any:
         return self.device.asarray(np.ones(size, np.float32))
 
     def matrix(self, kind: str, outer: int, inner: int) -> Any:
-        rng, count = np.random.default_rng(1), min(outer, _DRAWN_ROWS)
-        repeats = (-(-outer // count), 1)
-        if kind == "F16":
-            drawn = (rng.standard_normal((count, inner), np.float32) * np.float32(inner**-0.5)).astype(np.float16)
-            return self.device.asarray(np.tile(drawn, repeats)[:outer])
-        few = QuantTensor.random(kind, count, inner, rng, scale=1e-4)
-        whole = QuantTensor(few.type, (outer, inner), np.tile(few.blocks, repeats)[:outer])
-        return whole.on(cast(Backend, self.device))
+        planes = [None if plane is None else self.device.asarray(plane) for plane in _planes(kind, outer, inner)]
+        return planes[0] if kind == "F16" else Packed(ggml.GGMLType[kind], (outer, inner), *planes)
 
     def attention(self, shape: Shape, sequences: int, length: int) -> tuple[Any, ...]:
         page, dim, kv_heads = EngineConfig().page_size, int(shape["dim"]), int(shape["kv_heads"])
@@ -134,3 +128,21 @@ class _Inputs:
             *(*product, self.normal(length, dim // 2, 2), None, self.device.asarray(lengths)),
             *(self.device.asarray(slots), *cache, self.device.asarray(table), 1e-6, dim**-0.5, 0, 0.0),
         )
+
+
+# A step is measured with many copies of the same: they are drawn once.
+@lru_cache(maxsize=8)
+def _normal(shape: tuple[int, ...], dtype: Any) -> Array:
+    return np.random.default_rng(0).standard_normal(shape, np.float32).astype(dtype)
+
+
+@lru_cache(maxsize=1)
+def _planes(kind: str, outer: int, inner: int) -> tuple[Array | None, ...]:
+    """A float16 matrix, or the planes of one in blocks."""
+    rng, count = np.random.default_rng(1), min(outer, _DRAWN_ROWS)
+    repeats = (-(-outer // count), 1)
+    if kind == "F16":
+        drawn = (rng.standard_normal((count, inner), np.float32) * np.float32(inner**-0.5)).astype(np.float16)
+        return (np.tile(drawn, repeats)[:outer],)
+    few = QuantTensor.random(kind, count, inner, rng, scale=1e-4)
+    return split(few.type, np.tile(few.blocks, repeats)[:outer])

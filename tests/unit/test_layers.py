@@ -23,7 +23,7 @@ BESIDE = {
     "hub": "errors config paths",
     "variants": "errors config tuning backend op quant ops",
     "verify": "errors config backend op quant ops",
-    "workloads": "errors config tuning backend op quant ops",
+    "workloads": "config formats.ggml tuning backend op quant ops",
     "tune": "errors tuning backend op verify workloads",
     "cli": f"forge formats tokenizer hub variants verify workloads tune {' '.join(CHAIN)}",
     "__main__": "cli",

@@ -21,6 +21,8 @@ from forge.ops.norm import rmsnorm
 from forge.ops.project import rms_gated, rms_linear
 from forge.ops.rope import rope_append_kv
 from forge.quant import FORMATS, Packed, QuantTensor, Stack
+from forge.tuning import Choices
+from forge.tuning.table import KERNELS
 
 _WIDEST = 16_384
 """Width of residual streams."""
@@ -67,9 +69,18 @@ def case_variants() -> list[kernels.Variant]:
 def model_variants() -> list[kernels.Variant]:
     """Those that models of the supported families launch, by name: of any widths and block types, and of `HEAD_DIMS`.
 
-    The sizes here are such that each op makes every choice it can make; a test draws random ones.
+    The sizes here are such that each op makes every choice it can make, on GPUs of each architecture that the table of
+    `tuning` tells apart; a test draws random ones.
     """
     device = Recorder()
+    for own in sorted({own for kernel in KERNELS.values() for own in kernel.rows}):
+        device.tuning = Choices("")
+        device.tuning.architecture = own
+        _launch_all(device)
+    return _sorted(device)
+
+
+def _launch_all(device: Recorder) -> None:
     for variant in case_variants():
         if not variant.defines:  # the same for any size
             device.variants[variant] = None
@@ -102,7 +113,6 @@ def model_variants() -> list[kernels.Variant]:
         for tokens, heads in ((1, 1), (1, 2), (1, 3), (1, 4), (2, 1)):
             q = np.empty((tokens, heads, dim), np.float16)
             device.launch(paged_attention, (q, pages, pages, ints, ints[:1], ints[:1, None], 1.0, 0, 0.0), {})
-    return _sorted(device)
 
 
 def _weights(device: Recorder) -> Iterator[Any]:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from forge.cli import bench, chat, doctor, generate, inspect, kernels, logits, perplexity, pull, tokenize, verify
+from forge.cli import bench, chat, doctor, generate, inspect, kernels, logits, perplexity, pull, tokenize, tune, verify
 
 app = typer.Typer(rich_markup_mode=None, add_completion=False)  # rich's help panels would cost 0.1 s
 
@@ -31,6 +31,6 @@ def forge(
     """LLM inference: text from GGUF models, on any machine."""
 
 
-for module in (generate, chat, tokenize, logits, perplexity, inspect, pull, bench, verify, doctor):
+for module in (generate, chat, tokenize, logits, perplexity, inspect, pull, bench, verify, tune, doctor):
     app.command(module.__name__.rpartition(".")[2])(module.command)
 app.add_typer(kernels.app, name="kernels")

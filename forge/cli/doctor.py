@@ -144,6 +144,7 @@ def _facts(gpu: Any) -> Iterator[Finding]:
             yield Finding(what, output.printable(f"{found} ({state})"), output.printable(mend))
         else:
             yield Finding(what, found, mends.get(what, ""))
+    yield _tuning(gpu.arch)
     if gpu.arch.startswith("gfx"):
         yield _kernels(gpu.arch)
 
@@ -152,6 +153,20 @@ def _cupy() -> str | None:
     """The installed CuPy's package and version; None where there is none."""
     packages = importlib.metadata.packages_distributions().get("cupy", ())
     return next((f"{name} {importlib.metadata.version(name)}" for name in packages), None)
+
+
+def _tuning(arch: str) -> Finding:
+    """Where the choices of block sizes, rows and splits come from."""
+    from forge.tuning import store
+
+    stored = store.read(arch)
+    if stored.fault:
+        mend = "run `forge tune` to measure anew, or `forge tune --reset` to remove it"
+        return Finding("tuning", output.printable(f"{stored.path} {stored.fault}"), mend)
+    if not stored.choices:
+        return Finding("tuning", "forge's table; `forge tune` measures on this GPU")
+    about = f"{len(stored.choices)} measured {stored.date} on {stored.device} by forge {stored.version}"
+    return Finding("tuning", output.printable(f"{about} ({stored.path})"))
 
 
 def _kernels(arch: str) -> Finding:

@@ -148,8 +148,8 @@ class Progress:
 
 
 def _amount(stage: str, count: int) -> str:
-    """Kernels are counted; all else is bytes."""
-    return str(count) if stage.startswith("compiling") else num_bytes(count)
+    """Kernels and what is measured are counted; all else is bytes."""
+    return str(count) if stage.startswith(("compiling", "measuring")) else num_bytes(count)
 
 
 def is_terminal(stream: IO[str] | None) -> bool:

@@ -19,6 +19,8 @@ from forge.ops.embed import embed
 from forge.ops.linear import linear
 from forge.ops.norm import add_layernorm, add_rmsnorm, layernorm, rmsnorm
 from forge.quant import FORMATS, QuantTensor
+from forge.tuning.kernel import Row, Rows
+from forge.tuning.table import KERNELS
 from forge.variants import HEAD_DIMS, Recorder, model_variants
 
 ARCHS = sorted(path.name for path in (Path(__file__).parents[1] / "data" / "arch").iterdir() if path.is_dir())
@@ -111,3 +113,17 @@ def test_products_and_norms_of_any_size_are_built() -> None:
         device.launch(layernorm, (x, scale, None, 1e-6), {})
         device.launch(add_layernorm, (x, x, scale, scale, 1e-6), {})
     assert set(device.variants) <= set(model_variants())
+
+
+def test_variants_of_every_architectures_rows_are_built(monkeypatch: pytest.MonkeyPatch) -> None:
+    usual = set(model_variants())
+    own = Rows("nowhere", (Row({}, {"MOST_THREADS": 256}),))
+    norm = replace(KERNELS["norm"], rows={**KERNELS["norm"].rows, "RDNA3": own})
+    monkeypatch.setitem(KERNELS, "norm", norm)
+    device = Recorder()
+    device.arch = "gfx1100"
+    x = np.empty((1, 4096), np.float32)
+    device.launch(rmsnorm, (x, x[0], 1e-6), {"out": "act"})
+    built = set(model_variants())
+    assert usual < built
+    assert set(device.variants) <= built - usual

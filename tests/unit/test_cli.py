@@ -254,11 +254,11 @@ def test_verify_finds_no_error_and_sees_one(capsys: Captured, monkeypatch: pytes
 def test_verify_takes_infinities_for_errors() -> None:
     tolerances = 1e-5, 1e-6
     inf, nan = np.array([np.inf, 1.0]), np.array([np.nan, 1.0])
-    assert verify._error(inf, inf, *tolerances) == (0.0, 0.0)
-    assert verify._error(nan, nan, *tolerances) == (0.0, 0.0)
+    assert verify.compare(inf, inf, *tolerances) == (0.0, 0.0)
+    assert verify.compare(nan, nan, *tolerances) == (0.0, 0.0)
     for got, want in ((inf, nan), (inf, -inf), (np.ones(2), inf), (inf, np.ones(2)), (np.ones(3), np.ones(2))):
-        assert verify._error(got, want, *tolerances)[1] == np.inf
-    assert verify._error(np.array([1, 2]), np.array([1, 3]), *tolerances) == (1.0, np.inf)
+        assert verify.compare(got, want, *tolerances)[1] == np.inf
+    assert verify.compare(np.array([1, 2]), np.array([1, 3]), *tolerances) == (1.0, np.inf)
 
 
 def test_doctor_names_the_mend(capsys: Captured, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -324,14 +324,17 @@ def test_doctor_mends_what_is_wrong_with_a_gpu(monkeypatch: pytest.MonkeyPatch, 
     from forge import backend
     from forge.cli import doctor
     from forge.errors import DeviceError
+    from forge.tuning import store
 
+    monkeypatch.setenv("FORGE_CACHE", str(tmp_path))
     gpu = StubGpu()
     gpu.cache = tmp_path / "cache"
     monkeypatch.setattr(backend, "select", lambda _: gpu)
     found = list(doctor._gpu())
-    assert [f.what for f in found] == [what for what, _ in gpu.facts()]
+    assert [f.what for f in found] == [*(what for what, _ in gpu.facts()), "tuning"]
     assert not any(f.mend for f in found)
-    assert found[-1].found == f"{gpu.cache} (made when the first kernel is compiled)"
+    assert found[-1].found.startswith("forge's table")
+    assert found[-2].found == f"{gpu.cache} (made when the first kernel is compiled)"
     (tmp_path / "file").touch()
     gpu.cache, gpu.free, gpu.has_blas, gpu.arch = tmp_path / "file" / "cache", 10**8, False, "gfx1103"
     mends = {f.what: f.mend for f in doctor._gpu() if f.mend and f.what != "kernels"}
@@ -339,6 +342,14 @@ def test_doctor_mends_what_is_wrong_with_a_gpu(monkeypatch: pytest.MonkeyPatch, 
     assert "--device cpu" in mends["device memory"]
     assert "gfx1103" in mends["BLAS"]
     assert "CUPY_CACHE_DIR" in mends["kernel cache"]
+
+    values = {"MOST_THREADS": 512}
+    path = store.save(gpu.arch, "a GPU", "0.1", [store.Measured("norm", {"width": 4096}, values, 2.0, 1.0)])
+    assert f"({path})" in doctor._tuning(gpu.arch).found
+    assert "1 measured " in doctor._tuning(gpu.arch).found
+    path.write_text("no table")
+    assert doctor._tuning(gpu.arch).found == f"{path} is no JSON"
+    assert "forge tune --reset" in doctor._tuning(gpu.arch).mend
 
     def fails() -> int:
         raise DeviceError("the GPU failed: hipErrorUnknown")

@@ -21,9 +21,11 @@ BESIDE = {
     "formats": "errors config",
     "tokenizer": "errors config",
     "hub": "errors config paths",
-    "variants": "errors config backend op quant ops",
+    "variants": "errors config tuning backend op quant ops",
     "verify": "errors config backend op quant ops",
-    "cli": f"forge formats tokenizer hub variants verify {' '.join(CHAIN)}",
+    "workloads": "config formats.ggml tuning backend op quant ops",
+    "tune": "errors tuning backend op verify workloads",
+    "cli": f"forge formats tokenizer hub variants verify workloads tune {' '.join(CHAIN)}",
     "__main__": "cli",
     "__init__": "",  # names types for type checkers, and imports when a name is first used
 }
@@ -47,7 +49,7 @@ THIRD_PARTY = {
     "huggingface_hub": "hub",
     "jinja2": "tokenizer",
     "numpy": "backend op quant ops models engine.batch engine.decode engine.runner engine.slots prompts llm formats "
-    "tokenizer variants verify cli",
+    "tokenizer variants verify workloads cli",
     "platformdirs": "paths",
     "psutil": "backend",
     "rich": "cli",

@@ -91,6 +91,9 @@ def test_rows_end_where_classes_do_and_hold_what_may_be_tried(name: str) -> None
         for own in kernel.rows:
             assert kernel.permits(one, kernel.row(own, shape))
         assert len(kernel.permitted(one)) <= 42
+        for values in kernel.permitted(one):  # on a multiprocessor, which registers are for
+            threads = values.get("BLOCK", values.get("THREADS", 256)) * values.get("CORE_BLOCKS", 1)
+            assert 256 <= threads <= 1024
 
 
 def measured(**changed: Any) -> store.Measured:

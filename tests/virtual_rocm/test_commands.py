@@ -15,6 +15,7 @@ import pytest
 
 from forge import load
 from forge.backend import code_objects, compilers, kernels
+from forge.tuning import store as tuning
 from virtual_rocm import tiny
 from virtual_rocm.command import forge
 
@@ -104,6 +105,19 @@ def test_without_a_compiler(store: Path, usual_ids: list[int], gfx: str, tmp_pat
         rf"forge: no code for kernel \S+ on {gfx}: none is prebuilt in \S+, and there is no compiler: install .*", line
     )
     assert ids(forge(*GENERATE, **bare, FORGE_KERNELS=str(store))) == usual_ids
+
+
+def test_without_a_compiler_what_was_tuned_is_not_used(
+    store: Path, usual_ids: list[int], gfx: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its variants are not among the prebuilt ones."""
+    monkeypatch.setenv("FORGE_CACHE", str(tmp_path))
+    shape, values = {"op": "linear", "inner": 512, "outer": 8191}, {"BLOCK": 64, "ROWS": 4, "CORE_BLOCKS": 10}
+    path = tuning.save(gfx, "a GPU", "0.1", [tuning.Measured("vector_linear", shape, values, 2.0, 1.0)])
+    done = forge(*GENERATE, **nothing_on_path(tmp_path), FORGE_KERNELS=str(store))
+    assert ids(done) == usual_ids
+    (line,) = [line for line in done.stderr.splitlines() if str(path) in line]
+    assert "is not used: there is no compiler here" in line
 
 
 def test_a_plain_clang_serves(usual_ids: list[int], tmp_path: Path) -> None:

@@ -1,0 +1,173 @@
+"""`forge tune`: measure on this GPU which block sizes, rows and splits its kernels are fastest with, and keep them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from forge.cli import options, output
+from forge.errors import DeviceError, ParameterError
+
+if TYPE_CHECKING:
+    from forge.backend.gpu import GPU
+    from forge.tuning.store import Measured, Stored
+
+Shapes = list[tuple[str, dict[str, int | str]]]
+
+
+def command(
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="MODEL",
+            help="The model to tune for: a name, a GGUF file, or hf:owner/repo/file.gguf. [default: usual 1B and 8B]",
+        ),
+    ] = None,
+    kernel: Annotated[
+        list[str] | None,
+        typer.Option("--kernel", metavar="NAME", help="Only this kernel; may be given several times."),
+    ] = None,
+    show: Annotated[bool, typer.Option("--show", help="Print what is in force and where it comes from.")] = False,
+    reset: Annotated[bool, typer.Option("--reset", help="Remove what was measured on this kind of GPU.")] = False,
+    device: options.Device = "auto",
+    as_json: options.Json = False,
+) -> None:
+    """Measure on this GPU what its kernels are fastest with, and keep it in the cache: minutes, and once.
+
+    The choices are in force from the next start on. They may change the last bits of results: sums are made in
+    another order. What is measured is kept at once, so that Ctrl-C loses nothing.
+    """
+    from forge.tuning import store
+
+    if show and reset:
+        raise ParameterError("show and reset exclude each other: give one of them")
+    gpu = _gpu(device)
+    if reset:
+        removed = store.remove(gpu.arch)
+        if as_json:
+            output.write_json({"arch": gpu.arch, "removed": str(removed) if removed else None})
+        else:
+            output.write(f"{removed} is removed\n" if removed else f"nothing is stored for {gpu.arch}\n")
+    elif show:
+        _show(gpu, as_json)
+    else:
+        _tune(gpu, model, device, _checked(kernel), as_json)
+
+
+def _gpu(device: str) -> GPU:
+    from forge.backend import explain, select
+    from forge.backend.gpu import GPU
+
+    found = select(device)
+    if not isinstance(found, GPU):
+        raise DeviceError(f"forge tune needs a GPU, and {found.device} is none: {explain()}")
+    return found
+
+
+def _checked(kernels: list[str] | None) -> list[str]:
+    from forge.tuning.table import KERNELS
+
+    for name in kernels or ():
+        if name not in KERNELS:
+            raise ParameterError(f"kernel must be one of {', '.join(KERNELS)}, not {name!r:.60}")
+    return kernels or list(KERNELS)
+
+
+def _tune(gpu: Any, model: str | None, device: str, kernels: list[str], as_json: bool) -> None:
+    import forge
+    from forge.tune import classes_of, rotated, tune
+    from forge.tuning import store
+    from forge.tuning.table import KERNELS
+    from forge.workloads import usual_shapes
+
+    shapes = list(usual_shapes()) if model is None else _shapes_of(model, device)
+    classes = classes_of((kernel, shape) for kernel, shape in shapes if kernel in kernels)
+    found: list[Measured] = []
+    path = None
+    with output.Progress() as progress:
+        for measured in tune(gpu, classes, rotated, progress):
+            found.append(measured)
+            path = store.save(gpu.arch, gpu.name, forge.__version__, [measured])
+    if as_json:
+        rows = [asdict(one) | {"default": KERNELS[one.kernel].row(gpu.tuning.architecture, one.shape)} for one in found]
+        output.write_json(
+            {"device": gpu.device, "arch": gpu.arch, "path": str(path) if path else None, "choices": rows}
+        )
+        return
+    cells = [
+        (one.kernel, _text(one.shape), _text(one.values), f"{one.default_us:.1f}", f"{one.us:.1f}", _gain(one))
+        for one in found
+    ]
+    columns = ("kernel", "shapes up to", "fastest", "table's us", "us", "gain")
+    output.write_table(f"{gpu.device}", columns, cells, right=columns[3:])
+    output.status(f"{sum(one.us < one.default_us for one in found)} of {len(found)} are faster; kept in {path}")
+
+
+def _shapes_of(model: str, device: str) -> Shapes:
+    """What kernels are asked for while the model gets ready, and products of all other numbers of tokens."""
+    from forge.workloads import for_all_tokens
+
+    with options.loaded(model, device) as llm:
+        gpu: Any = llm.engine.runner.backend
+        asked: Shapes = gpu.tuning.asked
+    found: Shapes = []
+    for kernel, shape in asked:
+        found += for_all_tokens(shape) if kernel == "tile_linear" else [(kernel, shape)]
+    return found
+
+
+def _show(gpu: Any, as_json: bool) -> None:
+    """What was measured here first: it goes before the table."""
+    from forge.tuning import store
+    from forge.tuning.kernel import DEFAULT
+    from forge.tuning.table import KERNELS
+
+    stored, choices = store.read(gpu.arch), gpu.tuning
+    rows: list[dict[str, Any]] = [
+        {"kernel": one.kernel, "shape": one.shape, "values": one.values, "from": f"{_when(stored)}: {_times(one)}"}
+        for one in stored.choices
+        if one.key in choices.tuned
+    ]
+    for name, kernel in KERNELS.items():
+        group = kernel.rows.get(choices.architecture, kernel.rows[DEFAULT])
+        rows += [
+            {"kernel": name, "shape": row.when, "values": row.values, "from": f"forge's table: {group.measured}"}
+            for row in group.rows
+        ]
+    if as_json:
+        output.write_json({"device": gpu.device, "arch": gpu.arch, "path": _path(stored), "choices": rows})
+        return
+    cells = [(row["kernel"], _text(row["shape"]), _text(row["values"]), row["from"].partition(":")[0]) for row in rows]
+    output.write_table(f"{gpu.device}, the first row that fits", ("kernel", "shapes up to", "values", "from"), cells)
+    for name, kernel in KERNELS.items():
+        group = kernel.rows.get(choices.architecture, kernel.rows[DEFAULT])
+        output.write(f"\n{name}, forge's table: {group.measured}\n")
+
+
+def _when(stored: Stored) -> str:
+    return f"measured {stored.date} on {stored.device} by forge {stored.version}"
+
+
+def _times(one: Measured) -> str:
+    return f"{one.us:.1f} us, with the table's values {one.default_us:.1f} us"
+
+
+def _path(stored: Stored) -> str | None:
+    return str(stored.path) if stored.choices else None
+
+
+def _gain(one: Measured) -> str:
+    return f"{1 - one.us / one.default_us:.0%}" if one.us < one.default_us else "none"
+
+
+def _text(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {_value(value)}" for name, value in values.items()) or "any"
+
+
+def _value(value: Any) -> str:
+    from forge.tuning.kernel import ANY
+
+    return "any" if value == ANY else "|".join(value) if isinstance(value, tuple) else str(value)

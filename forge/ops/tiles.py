@@ -50,7 +50,8 @@ def tile_product(
         outer=outer,
         tokens=tokens,
     )
-    block_outputs = 16 * choice["TILES"] * (choice["WAVES"] // choice["SPLIT"])  # of a gate, half of them are
+    waves = choice["BLOCK"] // device.wave
+    block_outputs = 16 * choice["TILES"] * (waves // choice["SPLIT"])  # of a gate, half of them are
     blocks = -(-outer // block_outputs)
     slices = max(1, min(choice["SLICES"], device.cores * choice["CORE_BLOCKS"] // blocks, inner // _LEAST_SLICE))
     defines: dict[str, int | str] = {
@@ -61,7 +62,7 @@ def tile_product(
         "SPLIT": choice["SPLIT"],
         "AHEAD": choice["AHEAD"],
         "CORE_BLOCKS": choice["CORE_BLOCKS"],
-        "BLOCK": device.wave * choice["WAVES"],
+        "BLOCK": choice["BLOCK"],
     }
     sums = counters = None
     if slices > 1:

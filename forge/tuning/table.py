@@ -41,7 +41,7 @@ def _quant_vector(shape: Shape, values: Values) -> bool:
 
 
 def _tile(shape: Shape, values: Values) -> bool:
-    tokens, tiles, split, waves = max(int(shape["tokens"]), 16), values["TILES"], values["SPLIT"], values["WAVES"]
+    tokens, tiles, split, block = max(int(shape["tokens"]), 16), values["TILES"], values["SPLIT"], values["BLOCK"]
     name = str(shape["format"])
     groups = 1 if name in ("F16", "Q8_0", *_ONE_SCALE) else 4 if name in ("Q2_K", "Q3_K") else 2
     stages_bytes = 2 * tokens * 256 * groups * split  # where several waves need x of a turn each
@@ -49,8 +49,9 @@ def _tile(shape: Shape, values: Values) -> bool:
         return False
     if tiles == 1 and shape["op"] == "rms_gated":  # a tile of the gate, one of the up
         return False
-    resident = waves * values["CORE_BLOCKS"]
-    return split <= waves and (values["AHEAD"] == 1 or tokens > 16) and resident in ((8,) if tiles == 2 else (8, 16))
+    resident = block * values["CORE_BLOCKS"]
+    fits = split <= block // 64 and resident in ((256,) if tiles == 2 else (256, 512))  # waves have 64 threads at most
+    return fits and (values["AHEAD"] == 1 or tokens > 16)
 
 
 def _attention(shape: Shape, values: Values) -> bool:
@@ -67,7 +68,7 @@ def _norm(shape: Shape, values: Values) -> bool:
 
 
 def _tile_rows(*rows: tuple[Mapping[str, int | tuple[str, ...]], tuple[int, ...]]) -> tuple[Row, ...]:
-    names = ("TILES", "SPLIT", "WAVES", "AHEAD", "CORE_BLOCKS", "SLICES")
+    names = ("TILES", "SPLIT", "BLOCK", "AHEAD", "CORE_BLOCKS", "SLICES")
     return tuple(Row(when, dict(zip(names, values, strict=True))) for when, values in rows)
 
 
@@ -134,7 +135,7 @@ KERNELS = {
             "op": ("linear", "rms_gated"), "format": ("F16", *_FORMATS), "outer": _OUTER, "tokens": (8, 16, 32, 64)
         },
         candidates={
-            "TILES": (1, 2), "SPLIT": (1, 2, 4), "WAVES": (4, 8), "AHEAD": (0, 1), "CORE_BLOCKS": (1, 2, 4),
+            "TILES": (1, 2), "SPLIT": (1, 2, 4), "BLOCK": (128, 256), "AHEAD": (0, 1), "CORE_BLOCKS": (1, 2, 4),
             "SLICES": (1, 8),
         },
         allows=_tile,
@@ -142,24 +143,24 @@ KERNELS = {
             DEFAULT: Rows(
                 "H100: F16, Q4_K and Q6_K at the shapes of a 1B and an 8B model, 8 and 64 rows, of 1 and 2 tiles, 1 to "
                 "8 waves together, blocks of 4, 8 and 16 waves, 1 to 8 slices",
-                # TILES of 16 outputs of a wave, SPLIT waves that share them, WAVES of a block, weights of a turn AHEAD,
+                # TILES of 16 outputs of a wave, SPLIT waves that share them, BLOCK threads, weights of a turn AHEAD,
                 # CORE_BLOCKS of a multiprocessor; where those are not filled, blocks take one of SLICES of the inner
                 # dimension each.
                 _tile_rows(
-                    ({"op": ("rms_gated",), "format": ("Q2_K", "Q3_K"), "tokens": 16}, (2, 1, 4, 1, 2, 8)),
-                    ({"op": ("linear",), "format": ("Q2_K", "Q3_K")}, (1, 1, 8, 1, 2, 8)),
-                    ({"op": ("rms_gated",), "format": ("F16",), "tokens": 16}, (2, 2, 4, 1, 2, 1)),
-                    ({"op": ("rms_gated",), "tokens": 16}, (2, 2, 4, 1, 2, 1)),
-                    ({"op": ("rms_gated",), "format": ("F16",)}, (2, 1, 4, 0, 2, 8)),
-                    ({"op": ("rms_gated",)}, (2, 1, 4, 0, 2, 8)),
-                    ({"format": ("F16",), "outer": 8191, "tokens": 16}, (1, 4, 4, 1, 4, 1)),
-                    ({"format": ("F16",), "tokens": 16}, (1, 2, 8, 1, 2, 8)),
-                    ({"outer": 8191, "tokens": 16}, (1, 2, 8, 1, 2, 8)),
-                    ({"tokens": 16}, (1, 2, 8, 1, 2, 8)),
-                    ({"format": ("F16",), "outer": 8191}, (1, 1, 8, 1, 2, 8)),
-                    ({"format": ("F16",)}, (1, 1, 8, 1, 2, 8)),
-                    ({"outer": 8191}, (1, 1, 8, 1, 2, 8)),
-                    ({}, (1, 1, 8, 1, 2, 8)),
+                    ({"op": ("rms_gated",), "format": ("Q2_K", "Q3_K"), "tokens": 16}, (2, 1, 128, 1, 2, 8)),
+                    ({"op": ("linear",), "format": ("Q2_K", "Q3_K")}, (1, 1, 256, 1, 2, 8)),
+                    ({"op": ("rms_gated",), "format": ("F16",), "tokens": 16}, (2, 2, 128, 1, 2, 1)),
+                    ({"op": ("rms_gated",), "tokens": 16}, (2, 2, 128, 1, 2, 1)),
+                    ({"op": ("rms_gated",), "format": ("F16",)}, (2, 1, 128, 0, 2, 8)),
+                    ({"op": ("rms_gated",)}, (2, 1, 128, 0, 2, 8)),
+                    ({"format": ("F16",), "outer": 8191, "tokens": 16}, (1, 4, 256, 1, 2, 1)),
+                    ({"format": ("F16",), "tokens": 16}, (1, 2, 256, 1, 2, 8)),
+                    ({"outer": 8191, "tokens": 16}, (1, 2, 256, 1, 2, 8)),
+                    ({"tokens": 16}, (1, 2, 256, 1, 2, 8)),
+                    ({"format": ("F16",), "outer": 8191}, (1, 1, 256, 1, 2, 8)),
+                    ({"format": ("F16",)}, (1, 1, 256, 1, 2, 8)),
+                    ({"outer": 8191}, (1, 1, 256, 1, 2, 8)),
+                    ({}, (1, 1, 256, 1, 2, 8)),
                 ),
             )
         },

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from forge.backend.gpu import GPU
 from forge.quant import Packed
 
 MOST_ROWS = 64
 """Rows of x that a launch takes: the weights are read once for all of them."""
 _TOKENS = (8, 16, 32, 64)
-_LEAST_SLICE = 512
-"""Numbers of the inner dimension that a block of its own takes at least."""
-_MOST_TILE = 16
-"""Most tokens of a tile."""
+_FEW_TOKENS = 16
+"""As many of a row in float16 lanes may read as it is."""
+_MOST_PARTS = 4
+"""Parts of the inner dimension that the lanes of a wave share, at most: TILE_PARTS of the tile files."""
+_LEAST_TILE, _MOST_TILE = 8, 16
+"""Tokens of a tile."""
 
 
 def is_tiled(weight: Any) -> bool:
@@ -50,26 +50,27 @@ def tile_product(
         outer=outer,
         tokens=tokens,
     )
-    waves = choice["BLOCK"] // device.wave
-    block_outputs = 16 * choice["TILES"] * (waves // choice["SPLIT"])  # of a gate, half of them are
-    blocks = -(-outer // block_outputs)
-    slices = max(1, min(choice["SLICES"], device.cores * choice["CORE_BLOCKS"] // blocks, inner // _LEAST_SLICE))
+    tiles, block = choice["TILES"], choice["BLOCK"]
+    is_packed = isinstance(weight, Packed) or tokens > _FEW_TOKENS
     defines: dict[str, int | str] = {
         "FORMAT": int(weight.type) if isinstance(weight, Packed) else 1,
         "WEIGHT": "u8" if isinstance(weight, Packed) else "f16",
         "TOKENS": tokens,
-        "TILES": choice["TILES"],
-        "SPLIT": choice["SPLIT"],
-        "AHEAD": choice["AHEAD"],
-        "CORE_BLOCKS": choice["CORE_BLOCKS"],
-        "BLOCK": choice["BLOCK"],
+        "PACKED": int(is_packed),
+        "TILES": tiles,
+        "TEAM": choice["TEAM"],
+        "BLOCK": block,
     }
-    sums = counters = None
-    if slices > 1:
-        sums = device.scratch((blocks * slices * block_outputs * max(tokens, _MOST_TILE),), np.float32)
-        counters = device.counters(blocks * (tokens // _TOKENS[0]))
+    if is_packed:
+        # Lanes read it one beside the other: as it is, each would touch a line of the cache of its own.
+        turn = _MOST_PARTS * (weight.unit if isinstance(weight, Packed) else 32)
+        turns, waves = -(-inner // turn), block // device.wave
+        packed = device.empty((max(tokens, _MOST_TILE), turns * turn), device.activations)
+        blocks = -(-turns * (turn // 128) * -(-tokens // _LEAST_TILE) // waves)
+        device.run("tile_linear", "tile_pack", blocks, x, packed, rows, inner, blocks * waves, **defines)
+        x = packed
+    blocks = -(-outer // (16 * tiles * (block // choice["TEAM"])))  # with a gate, a tile of it and one of what it gates
     planes = weight.planes if isinstance(weight, Packed) else (weight, None, None, None)
     stride = outer if y is None else y.shape[1]
-    arrays = x, *planes, bias, y, gated, sums, counters
-    sizes = (rows, inner, outer, stride, column, int(accumulate), int(activation == "gelu"), blocks, slices)
-    device.run("tile_linear", "tile_linear", (blocks, slices), *arrays, *sizes, **defines)
+    sizes = (rows, inner, outer, stride, column, int(accumulate), int(activation == "gelu"))
+    device.run("tile_linear", "tile_linear", blocks, x, *planes, bias, y, gated, *sizes, **defines)

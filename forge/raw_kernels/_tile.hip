@@ -11,8 +11,8 @@
 //   tile_part()     the lane's part
 //   tile_row(r)     its r-th row
 //   tile_token()    the token whose x it holds
-//   TILE_QUADS      words of four numbers of a row, or of a token, that an instruction takes from a lane
-//   tile_multiply(sum, weights, x)  one instruction: of each of the lane's rows, and of its token
+//   tile_multiply(sum, weights, x)  16 k's of each part: of each of the lane's rows, and of its token, as four words of
+//                   four numbers
 //   tile_sum_row(i), tile_sum_token(i)  where the lane's i-th sum is
 //
 // Sources: the PTX ISA on mma.m16n8k16; AMD's ISA manuals of CDNA 3, RDNA 3 and RDNA 4 on matrix instructions.

@@ -7,7 +7,6 @@
 #define TILE_PARTS 4
 #define TILE_LANE_ROWS 2
 #define TILE_VALUES 4
-#define TILE_QUADS 1
 
 DEVICE u32 tile_part() { return LANE % 4; }
 DEVICE u32 tile_row(u32 r) { return LANE / 4 + 8 * r; }
@@ -28,8 +27,10 @@ DEVICE void mma_m16n8k16(float (&sum)[4], const u32 (&a)[4], const u32 (&b)[2]) 
 #endif
 }
 
-DEVICE void tile_multiply(float (&sum)[4], const f16_quad (&weights)[2][1], const f16_quad (&x)[1]) {
-    u32 a[4] = {weights[0][0].v[0], weights[1][0].v[0], weights[0][0].v[1], weights[1][0].v[1]};
-    mma_m16n8k16(sum, a, x[0].v);
+DEVICE void tile_multiply(float (&sum)[4], const f16_quad (&weights)[2][4], const f16_quad (&x)[4]) {
+    UNROLL for (u32 q = 0; q < 4; ++q) {
+        u32 a[4] = {weights[0][q].v[0], weights[1][q].v[0], weights[0][q].v[1], weights[1][q].v[1]};
+        mma_m16n8k16(sum, a, x[q].v);
+    }
 }
 #endif

@@ -7,7 +7,6 @@
 #define TILE_PARTS 1
 #define TILE_LANE_ROWS 1
 #define TILE_VALUES 4
-#define TILE_QUADS 1
 
 DEVICE u32 tile_part() { return 0; }
 DEVICE u32 tile_row(u32 r) { return LANE % 16; }
@@ -15,12 +14,13 @@ DEVICE u32 tile_token() { return LANE % 8; }
 DEVICE u32 tile_sum_row(u32 i) { return LANE % 16; }
 DEVICE u32 tile_sum_token(u32 i) { return LANE / 16 * 4 + i; }
 
-DEVICE void tile_multiply(float (&sum)[4], const f16_quad (&weights)[1][1], const f16_quad (&x)[1]) {
-    UNROLL for (u32 w = 0; w < 2; ++w)
-        UNROLL for (u32 i = 0; i < 4; ++i) {
-            u32 word = shfl(x[0].v[w], tile_sum_token(i)), own = weights[0][0].v[w];
-            sum[i] += to_float(f16{(u16)own}) * to_float(f16{(u16)word});
-            sum[i] += to_float(f16{(u16)(own >> 16)}) * to_float(f16{(u16)(word >> 16)});
-        }
+DEVICE void tile_multiply(float (&sum)[4], const f16_quad (&weights)[1][4], const f16_quad (&x)[4]) {
+    UNROLL for (u32 q = 0; q < 4; ++q)
+        UNROLL for (u32 w = 0; w < 2; ++w)
+            UNROLL for (u32 i = 0; i < 4; ++i) {
+                u32 word = shfl(x[q].v[w], tile_sum_token(i)), own = weights[0][q].v[w];
+                sum[i] += to_float(f16{(u16)own}) * to_float(f16{(u16)word});
+                sum[i] += to_float(f16{(u16)(own >> 16)}) * to_float(f16{(u16)(word >> 16)});
+            }
 }
 #endif

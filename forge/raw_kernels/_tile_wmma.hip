@@ -7,7 +7,7 @@
 #define TILE_PARTS (TILE == TILE_WMMA_11 ? 1 : 2)
 #define TILE_LANE_ROWS 1
 #define TILE_VALUES 8
-#define TILE_QUADS (TILE == TILE_WMMA_11 ? 4 : 2)
+#define WMMA_QUADS (TILE == TILE_WMMA_11 ? 4 : 2) // of a lane, in one instruction
 
 DEVICE u32 tile_part() { return TILE == TILE_WMMA_11 ? 0 : LANE / 16; }
 DEVICE u32 tile_row(u32 r) { return LANE % 16; }
@@ -16,35 +16,36 @@ DEVICE u32 tile_sum_row(u32 i) { return TILE == TILE_WMMA_11 ? 2 * i + LANE / 16
 DEVICE u32 tile_sum_token(u32 i) { return LANE % 16; }
 
 #if !defined(FORGE_HARNESS)
-typedef _Float16 wmma_halves __attribute__((ext_vector_type(4 * TILE_QUADS)));
+typedef _Float16 wmma_halves __attribute__((ext_vector_type(4 * WMMA_QUADS)));
 typedef float wmma_sums __attribute__((ext_vector_type(8)));
-struct WmmaOperand {
-    f16_quad quads[TILE_QUADS];
-};
-DEVICE wmma_halves wmma_operand(const f16_quad (&quads)[TILE_QUADS]) {
-    WmmaOperand all;
-    UNROLL for (u32 i = 0; i < TILE_QUADS; ++i) all.quads[i] = quads[i];
-    return __builtin_bit_cast(wmma_halves, all);
-}
 #endif
+struct WmmaOperand {
+    f16_quad quads[WMMA_QUADS];
+};
 
-DEVICE void tile_multiply(float (&sum)[8], const f16_quad (&weights)[1][TILE_QUADS], const f16_quad (&x)[TILE_QUADS]) {
-#if defined(FORGE_HARNESS)
-    // Of RDNA 3's two copies the sums of a half of the wave may come from either: its own is taken.
-    const u32 in_lane = 4 * TILE_QUADS;
-    tile_collective<16>(
-        sum, (const f16 *)&weights[0], in_lane, (const f16 *)&x, in_lane,
-        [](u32 row, u32 k) { return TilePlace{row + (TILE == TILE_WMMA_11 ? LANE / 16 : k / 8) * 16, k % in_lane}; },
-        [](u32 k, u32 column) { return TilePlace{column + (TILE == TILE_WMMA_11 ? LANE / 16 : k / 8) * 16, k % in_lane}; },
-        tile_sum_row, tile_sum_token);
-#else
+DEVICE void tile_multiply(float (&sum)[8], const f16_quad (&weights)[1][4], const f16_quad (&x)[4]) {
+#if !defined(FORGE_HARNESS)
     wmma_sums all;
     UNROLL for (u32 i = 0; i < 8; ++i) all[i] = sum[i];
-#if TILE == TILE_WMMA_11
-    all = __builtin_amdgcn_wmma_f32_16x16x16_f16_w32(wmma_operand(weights[0]), wmma_operand(x), all);
-#else
-    all = __builtin_amdgcn_wmma_f32_16x16x16_f16_w32_gfx12(wmma_operand(weights[0]), wmma_operand(x), all);
 #endif
+    UNROLL for (u32 q = 0; q < 4; q += WMMA_QUADS) {
+        WmmaOperand a, b;
+        UNROLL for (u32 i = 0; i < WMMA_QUADS; ++i) a.quads[i] = weights[0][q + i], b.quads[i] = x[q + i];
+#if defined(FORGE_HARNESS)
+        // Of RDNA 3's two copies the sums of a half of the wave may come from either: its own is taken.
+        const u32 in_lane = 4 * WMMA_QUADS;
+        tile_collective<16>(
+            sum, (const f16 *)&a, in_lane, (const f16 *)&b, in_lane,
+            [](u32 row, u32 k) { return TilePlace{row + (TILE == TILE_WMMA_11 ? LANE / 16 : k / 8) * 16, k % in_lane}; },
+            [](u32 k, u32 column) { return TilePlace{column + (TILE == TILE_WMMA_11 ? LANE / 16 : k / 8) * 16, k % in_lane}; },
+            tile_sum_row, tile_sum_token);
+#elif TILE == TILE_WMMA_11
+        all = __builtin_amdgcn_wmma_f32_16x16x16_f16_w32(__builtin_bit_cast(wmma_halves, a), __builtin_bit_cast(wmma_halves, b), all);
+#else
+        all = __builtin_amdgcn_wmma_f32_16x16x16_f16_w32_gfx12(__builtin_bit_cast(wmma_halves, a), __builtin_bit_cast(wmma_halves, b), all);
+#endif
+    }
+#if !defined(FORGE_HARNESS)
     UNROLL for (u32 i = 0; i < 8; ++i) sum[i] = all[i];
 #endif
 }

@@ -130,7 +130,6 @@ KERNEL(THREADS) attention_decode(const f16 *q, const float *qkv, const float *bi
     u32 turns = (length - first + TURN - 1) / TURN, parts = turns < splits ? turns : splits;
     bool is_last = split == (turns - 1) % splits;
     u32 begin = first + split * TURN, stride = splits * TURN, cached = length - (ROPE ? 1 : 0);
-
     if (split >= parts) return;
 
     // What must come from far is asked for first.

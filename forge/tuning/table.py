@@ -7,8 +7,6 @@ show to be better for an architecture go here, as `Rows` under its name with whe
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from forge.tuning.kernel import ANY, DEFAULT, Kernel, Row, Rows, Shape, Values
 
 ARCHITECTURES = {"sm_90": "sm_90", "gfx94": "CDNA3", "gfx90a": "CDNA2", "gfx11": "RDNA3", "gfx12": "RDNA4"}
@@ -41,17 +39,9 @@ def _quant_vector(shape: Shape, values: Values) -> bool:
 
 
 def _tile(shape: Shape, values: Values) -> bool:
-    tokens, tiles, split, block = max(int(shape["tokens"]), 16), values["TILES"], values["SPLIT"], values["BLOCK"]
-    name = str(shape["format"])
-    groups = 1 if name in ("F16", "Q8_0", *_ONE_SCALE) else 4 if name in ("Q2_K", "Q3_K") else 2
-    stages_bytes = 2 * tokens * 256 * groups * split  # where several waves need x of a turn each
-    if split > 1 and (tokens > 16 or stages_bytes > _LDS_BYTES):
+    if values["TILES"] == 1 and shape["op"] == "rms_gated":  # a tile of the gate, one of the up
         return False
-    if tiles == 1 and shape["op"] == "rms_gated":  # a tile of the gate, one of the up
-        return False
-    resident = block * values["CORE_BLOCKS"]
-    fits = split <= block // 64 and resident in ((256,) if tiles == 2 else (256, 512))  # waves have 64 threads at most
-    return fits and (values["AHEAD"] == 1 or tokens > 16)
+    return values["TEAM"] <= values["BLOCK"]
 
 
 def _attention(shape: Shape, values: Values) -> bool:
@@ -65,11 +55,6 @@ def _norm(shape: Shape, values: Values) -> bool:
     """Fewer threads than a row has pieces for, and not too many of these for each."""
     most, width = values["MOST_THREADS"], int(shape["width"])
     return most == 1024 or 4 * most < width <= 32 * most
-
-
-def _tile_rows(*rows: tuple[Mapping[str, int | tuple[str, ...]], tuple[int, ...]]) -> tuple[Row, ...]:
-    names = ("TILES", "SPLIT", "BLOCK", "AHEAD", "CORE_BLOCKS", "SLICES")
-    return tuple(Row(when, dict(zip(names, values, strict=True))) for when, values in rows)
 
 
 KERNELS = {
@@ -132,35 +117,25 @@ KERNELS = {
     ),
     "tile_linear": Kernel(
         classes={
-            "op": ("linear", "rms_gated"), "format": ("F16", *_FORMATS), "outer": _OUTER, "tokens": (8, 16, 32, 64)
+            "op": ("linear", "rms_gated"), "format": ("F16", *_FORMATS), "outer": (2048, *_OUTER),
+            "tokens": (8, 16, 32, 64),
         },
-        candidates={
-            "TILES": (1, 2), "SPLIT": (1, 2, 4), "BLOCK": (128, 256), "AHEAD": (0, 1), "CORE_BLOCKS": (1, 2, 4),
-            "SLICES": (1, 8),
-        },
+        candidates={"TILES": (1, 2), "TEAM": (64, 128, 256), "BLOCK": (128, 256)},
         allows=_tile,
         rows={
             DEFAULT: Rows(
-                "H100: F16, Q4_K and Q6_K at the shapes of a 1B and an 8B model, 8 and 64 rows, of 1 and 2 tiles, 1 to "
-                "8 waves together, blocks of 4, 8 and 16 waves, 1 to 8 slices",
-                # TILES of 16 outputs of a wave, SPLIT waves that share them, BLOCK threads, weights of a turn AHEAD,
-                # CORE_BLOCKS of a multiprocessor; where those are not filled, blocks take one of SLICES of the inner
-                # dimension each.
-                _tile_rows(
-                    ({"op": ("rms_gated",), "format": ("Q2_K", "Q3_K"), "tokens": 16}, (2, 1, 128, 1, 2, 8)),
-                    ({"op": ("linear",), "format": ("Q2_K", "Q3_K")}, (1, 1, 256, 1, 2, 8)),
-                    ({"op": ("rms_gated",), "format": ("F16",), "tokens": 16}, (2, 2, 128, 1, 2, 1)),
-                    ({"op": ("rms_gated",), "tokens": 16}, (2, 2, 128, 1, 2, 1)),
-                    ({"op": ("rms_gated",), "format": ("F16",)}, (2, 1, 128, 0, 2, 8)),
-                    ({"op": ("rms_gated",)}, (2, 1, 128, 0, 2, 8)),
-                    ({"format": ("F16",), "outer": 8191, "tokens": 16}, (1, 4, 256, 1, 2, 1)),
-                    ({"format": ("F16",), "tokens": 16}, (1, 2, 256, 1, 2, 8)),
-                    ({"outer": 8191, "tokens": 16}, (1, 2, 256, 1, 2, 8)),
-                    ({"tokens": 16}, (1, 2, 256, 1, 2, 8)),
-                    ({"format": ("F16",), "outer": 8191}, (1, 1, 256, 1, 2, 8)),
-                    ({"format": ("F16",)}, (1, 1, 256, 1, 2, 8)),
-                    ({"outer": 8191}, (1, 1, 256, 1, 2, 8)),
-                    ({}, (1, 1, 256, 1, 2, 8)),
+                "H100: F16 and Q4_K at the shapes of a 1B and an 8B model, 8 to 64 rows, of 1, 2 and 4 tiles, 1 to 8 "
+                "waves together, blocks of 4 and 8 waves",
+                # TILES of 16 outputs of a wave, whose inner dimension the waves of TEAM threads share. Of many outputs
+                # there are blocks enough, and fewer need share; of few, two tiles a wave leave half of the device idle.
+                (
+                    Row({"op": ("rms_gated",), "outer": 8191}, {"TILES": 2, "TEAM": 256, "BLOCK": 256}),
+                    Row({"op": ("rms_gated",), "tokens": 16}, {"TILES": 2, "TEAM": 128, "BLOCK": 128}),
+                    Row({"outer": 2048}, {"TILES": 1, "TEAM": 256, "BLOCK": 256}),
+                    Row({"outer": 8191, "tokens": 16}, {"TILES": 1, "TEAM": 256, "BLOCK": 256}),
+                    Row({"outer": 8191}, {"TILES": 2, "TEAM": 256, "BLOCK": 256}),
+                    Row({"tokens": 16}, {"TILES": 1, "TEAM": 128, "BLOCK": 128}),
+                    Row({}, {"TILES": 2, "TEAM": 64, "BLOCK": 128}),
                 ),
             )
         },

@@ -402,6 +402,7 @@ def test_an_interrupted_render_leaves_no_answer_behind() -> None:
 def test_ctrl_c_in_a_shell_does_not_reach_the_process() -> None:
     code = """
 import os, signal, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 ask("a"); first = worker()
 try:
     os.killpg(0, signal.SIGINT)

@@ -9,7 +9,7 @@ import numpy as np
 from forge.backend.gpu import GPU
 from forge.op import Array, Arrays, Case, op
 from forge.ops.attention import decode, paged_attention
-from forge.ops.rope import rope_append_kv
+from forge.ops.rope import random_product, rope_append_kv
 
 
 def _case(
@@ -27,13 +27,13 @@ def _case(
     more_pages: int = 0,
 ) -> Case:
     """`more_pages`: columns of the page table beyond those of the longest sequence."""
-    num_heads, num_kv_heads = heads
+    num_kv_heads = heads[1]
 
     def make(rng: np.random.Generator) -> Arrays:
         def normal(*shape: int) -> Array:
             return rng.standard_normal(shape).astype(np.float32)
 
-        rows, width = len(lengths), (num_heads + 2 * num_kv_heads) * dim
+        rows = len(lengths)
         needed = [-(-length // page_size) for length in lengths]
         pages = sum(needed) + 2
         shuffled = rng.permutation(pages).astype(np.int32)
@@ -49,14 +49,9 @@ def _case(
                 k[page, offset], v[page, offset] = normal(num_kv_heads, dim), normal(num_kv_heads, dim)
             page, offset = divmod(length - 1, page_size)
             slots[row] = table[row, page] * page_size + offset
-        angles = normal(max(lengths), (dim if rotated is None else rotated) // 2) * 3
+        turned = dim if rotated is None else rotated
         return (
-            normal(rows, width),
-            normal(width) if extras else None,
-            1 + 0.1 * normal(dim) if extras else None,
-            1 + 0.1 * normal(dim) if extras else None,
-            np.stack([np.cos(angles), np.sin(angles)], axis=-1),
-            1 + rng.random(max(lengths)).astype(np.float32) if extras else None,
+            *random_product(rng, rows, heads, dim, max(lengths), turned, extras=extras),
             np.array(lengths, np.int32),
             slots,
             *(k, v, table),

@@ -11,29 +11,38 @@ from forge.backend.gpu import GPU
 from forge.op import Array, Arrays, Case, op
 
 
+def random_product(
+    rng: np.random.Generator, rows: int, heads: tuple[int, int], dim: int, positions: int, rotated: int, *, extras: bool
+) -> Arrays:
+    """For cases: the first six arguments of `rope_append_kv`, with biases, norms and query scales if `extras`."""
+
+    def normal(*shape: int) -> Array:
+        return rng.standard_normal(shape).astype(np.float32)
+
+    num_heads, num_kv_heads = heads
+    width = (num_heads + 2 * num_kv_heads) * dim
+    angles = normal(positions, rotated // 2) * 3
+    return (
+        normal(rows, width),
+        normal(width) if extras else None,
+        1 + 0.1 * normal(dim) if extras else None,
+        1 + 0.1 * normal(dim) if extras else None,
+        np.stack([np.cos(angles), np.sin(angles)], axis=-1),
+        1 + rng.random(positions).astype(np.float32) if extras else None,
+    )
+
+
 def _case(
     name: str, tokens: int, heads: tuple[int, int], dim: int, rotated: int, style: str, *, extras: bool = False
 ) -> Case:
-    num_heads, num_kv_heads = heads
-
     def make(rng: np.random.Generator) -> Arrays:
-        def normal(*shape: int) -> Array:
-            return rng.standard_normal(shape).astype(np.float32)
-
-        width = (num_heads + 2 * num_kv_heads) * dim
         pages, page_size, positions = 5, 4, 40
-        angles = normal(positions, rotated // 2) * 3
+        cache = rng.standard_normal((2, pages, page_size, heads[1], dim)).astype(np.float32)
         return (
-            normal(tokens, width),
-            normal(width) if extras else None,
-            1 + 0.1 * normal(dim) if extras else None,
-            1 + 0.1 * normal(dim) if extras else None,
-            np.stack([np.cos(angles), np.sin(angles)], axis=-1),
-            1 + rng.random(positions).astype(np.float32) if extras else None,
+            *random_product(rng, tokens, heads, dim, positions, rotated, extras=extras),
             rng.integers(0, positions, tokens).astype(np.int32),
             rng.permutation(pages * page_size)[:tokens].astype(np.int32),
-            normal(pages, page_size, num_kv_heads, dim),
-            normal(pages, page_size, num_kv_heads, dim),
+            *cache,
             1e-6,
         )
 

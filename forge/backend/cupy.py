@@ -41,6 +41,8 @@ _NOTHING: AbstractContextManager[None] = nullcontext()
 T = TypeVar("T")
 _COPIED_BYTES = 1 << 28
 _COPIES = 8
+_MOST_NODES = 190
+"""Launches of a graph: a longer step is several. Larger ones have gone wrong on AMD (ROCm/hip#3887)."""
 _GUARD_BYTES = 1024  # keeps the alignment of what lies between
 Progress = Callable[[str, int, int | None], None]
 
@@ -318,7 +320,7 @@ class CupyBackend(GPU):
         return _Pinned(array, cp.cuda.Event(block=False, disable_timing=True))
 
     def record(self, step: Callable[[], T], state: Sequence[Any], disturb: Disturb) -> tuple[T, Callable[[], T]]:
-        """Its launches are kept, with memory of their own, and run again: as a graph, or one by one where a product
+        """Its launches are kept, with memory of their own, and run again: as graphs, or one by one where a product
         goes to BLAS, which CuPy does not capture on CUDA, and from the first time on that capturing fails or a graph
         computes something else.
         """
@@ -351,20 +353,24 @@ class CupyBackend(GPU):
 
         if not self._graphs or not all(capturable for _, _, capturable in log):
             return launches
+        graphs = []
         try:
-            self._stream.begin_capture()
-            try:
-                launches()
-            finally:
-                graph = self._stream.end_capture()
+            for start in range(0, len(log), _MOST_NODES):
+                self._stream.begin_capture()
+                try:
+                    for call, _, _ in log[start : start + _MOST_NODES]:
+                        call()
+                finally:
+                    graphs.append(self._stream.end_capture())
         except RuntimeError as error:  # what CuPy and the driver raise
             self._graphs = False
             reason = _one_line(error)
             warnings.warn(f"{self.device}: steps are launched one by one, not as a graph: {reason}", stacklevel=2)
             return launches
 
-        def launch(kept: object = log) -> None:  # the log keeps the arrays alive that the graph reads and writes
-            graph.launch(self._stream)
+        def launch(kept: object = log) -> None:  # the log keeps the arrays alive that graphs read and write
+            for graph in graphs:
+                graph.launch(self._stream)
 
         replay = checked(self, launch, launches, results, state, before, disturb)
         self._graphs = replay is launch

@@ -174,6 +174,17 @@ def test_steps_that_cannot_be_captured_are_launched_one_by_one(
     assert one_by_one == as_graphs
 
 
+def test_a_long_step_is_several_graphs(
+    as_graphs: list[tuple[list[int], list[float]]], write: Write, new_device: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from forge.backend import cupy as module
+
+    monkeypatch.setattr(module, "_MOST_NODES", 5)
+    before = number_of_calls("hipGraphLaunch")
+    assert greedy(write("llama", "Q4_K")) == as_graphs
+    assert number_of_calls("hipGraphLaunch") - before >= 3 * (GREEDY.max_tokens - 4)  # of two layers and what ends it
+
+
 def is_capturing() -> bool:
     return any(stream.capture is not None for stream in DEVICE.streams())
 

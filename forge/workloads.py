@@ -60,8 +60,8 @@ def usual_shapes() -> Iterator[tuple[str, dict[str, int | str]]]:
             of_format = {} if kind == "F16" else {"format": kind}
             for op, outer, inner in matrices:
                 yield _vector(kind), {"op": op, **of_format, "inner": inner, "outer": outer}
-                rows, tile_op = (2 * outer, op) if op == "rms_gated" else (outer, "linear")
-                yield from for_all_tokens({"op": tile_op, "format": kind, "inner": inner, "outer": rows})
+                tile_op = op if op == "rms_gated" else "linear"
+                yield from for_all_tokens({"op": tile_op, "format": kind, "inner": inner, "outer": outer})
         yield "attention_decode", {"dim": dim, "packed": heads // kv_heads, "kv_heads": kv_heads}
         yield "norm", {"width": width}
 
@@ -97,8 +97,7 @@ class _Inputs:
     def product(self, op: Op, shape: Shape) -> tuple[Any, ...]:
         outer, inner = int(shape["outer"]), int(shape["inner"])
         tokens = int(shape.get("tokens", 1))
-        rows = 2 * outer if op is rms_gated and tokens == 1 else outer  # outputs, but a tile's shape counts all rows
-        weight = self.matrix(str(shape.get("format", "F16")), rows, inner)
+        weight = self.matrix(str(shape.get("format", "F16")), 2 * outer if op is rms_gated else outer, inner)
         if op is linear:
             return self.normal(tokens, inner, dtype=np.float16), weight, None, None
         given = self.normal(tokens, inner), self.ones(inner), 1e-5, weight

@@ -47,7 +47,7 @@ def tile_product(
         op="linear" if gated is None else "rms_gated",
         format=weight.type.name if isinstance(weight, Packed) else "F16",
         inner=inner,
-        outer=outer,
+        outer=outer if gated is None else outer // 2,
         tokens=tokens,
     )
     tiles, block = choice["TILES"], choice["BLOCK"]

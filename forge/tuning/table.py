@@ -117,7 +117,7 @@ KERNELS = {
     ),
     "tile_linear": Kernel(
         classes={
-            "op": ("linear", "rms_gated"), "format": ("F16", *_FORMATS), "outer": (2048, *_OUTER),
+            "op": ("linear", "rms_gated"), "format": ("F16", *_FORMATS), "outer": (2048, 4095, *_OUTER),
             "tokens": (8, 16, 32, 64),
         },
         candidates={"TILES": (1, 2), "TEAM": (64, 128, 256), "BLOCK": (128, 256)},
@@ -129,8 +129,9 @@ KERNELS = {
                 # TILES of 16 outputs of a wave, whose inner dimension the waves of TEAM threads share. Of many outputs
                 # there are blocks enough, and fewer need share; of few, two tiles a wave leave half of the device idle.
                 (
-                    Row({"op": ("rms_gated",), "outer": 8191}, {"TILES": 2, "TEAM": 256, "BLOCK": 256}),
+                    Row({"op": ("rms_gated",), "outer": 4095}, {"TILES": 2, "TEAM": 256, "BLOCK": 256}),
                     Row({"op": ("rms_gated",), "tokens": 16}, {"TILES": 2, "TEAM": 128, "BLOCK": 128}),
+                    Row({"op": ("rms_gated",)}, {"TILES": 2, "TEAM": 64, "BLOCK": 128}),
                     Row({"outer": 2048}, {"TILES": 1, "TEAM": 256, "BLOCK": 256}),
                     Row({"outer": 8191, "tokens": 16}, {"TILES": 1, "TEAM": 256, "BLOCK": 256}),
                     Row({"outer": 8191}, {"TILES": 2, "TEAM": 256, "BLOCK": 256}),

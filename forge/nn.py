@@ -5,13 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from forge.config import Activation, NormKind
-from forge.ops.activation import gelu_mul, silu_mul
 from forge.ops.embed import embed
-from forge.ops.linear import linear
+from forge.ops.linear import linear, linear_sliced
 from forge.ops.norm import add_layernorm, add_rmsnorm, layernorm, rmsnorm
-from forge.ops.project import rms_gated, rms_linear
-
-_GATED = {"silu": silu_mul, "gelu": gelu_mul}
+from forge.ops.project import linear_gated, rms_gated, rms_linear
 
 
 class Linear:
@@ -26,17 +23,25 @@ class Linear:
         """(M, K) -> float32 (M, N); with a residual (M, N), added to it in place."""
         return linear(x, self.weight, self.bias, residual)
 
-    def product(self, x: Any, norm: Norm, delta: Any = None) -> Any:
-        """The product with the normalized residual stream (T, E) alone, for an op that adds the bias itself."""
-        if norm.is_rms and delta is None:
+    def sliced(self, x: Any) -> Any:
+        """(M, K) -> float32 (M, N), or what it is the sum of, for an op that adds it as it reads it."""
+        return linear_sliced(x, self.weight, self.bias)
+
+    def product(self, x: Any, norm: Norm, delta: Any = None, *, sliced: bool = False) -> Any:
+        """The product with the normalized residual stream (T, E) alone, for an op that adds the bias itself.
+
+        With `sliced` that op also adds what the product may be the sum of.
+        """
+        if norm.is_rms and delta is None and (len(x) == 1 or not sliced):
             return rms_linear(x, norm.weight, norm.eps, self.weight)
-        return linear(norm(x, delta), self.weight, None, None)
+        h = norm(x, delta)
+        return linear_sliced(h, self.weight, None) if sliced else linear(h, self.weight, None, None)
 
     def gated(self, x: Any, norm: Norm, delta: Any = None, *, activation: Activation) -> Any:
         """(T, F) activation(gate) * up, for a product, of gate and up (T, 2F) of the normalized residual stream."""
         if norm.is_rms and delta is None:
             return rms_gated(x, norm.weight, norm.eps, self.weight, self.bias, activation=activation)
-        return _GATED[activation](self(norm(x, delta)))
+        return linear_gated(norm(x, delta), self.weight, self.bias, activation=activation)
 
 
 class Embedding:

@@ -14,6 +14,7 @@ import forge.ops  # noqa: F401  (fills the registry)
 from forge.backend import Backend
 from forge.backend.gpu import GPU
 from forge.op import REGISTRY, Array, Case, Op
+from forge.ops.tiles import Slices
 from forge.quant import QuantTensor, Stack
 
 Progress = Callable[[str, int, int | None], None]
@@ -92,7 +93,13 @@ def _computed(op: Op, case: Case, inputs: list[Any], backend: Backend) -> list[A
     args = tuple(_on(backend, value) for value in inputs)
     results = _tuple(backend.launch(op, args, case.options))
     op.check(args, case.options, results)
-    return [backend.to_numpy(value) for value in (*results, *_written(op, args))]
+    return [_on_host(backend, value) for value in (*results, *_written(op, args))]
+
+
+def _on_host(backend: Backend, value: Any) -> Array:
+    if isinstance(value, Slices):
+        return np.asarray(backend.to_numpy(value.parts).sum(axis=0))
+    return backend.to_numpy(value)
 
 
 def _written(op: Op, args: Sequence[Any]) -> list[Any]:

@@ -24,6 +24,7 @@ import numpy.typing as npt
 from cupy_backends.cuda.libs import cublas
 
 from forge.backend import code_objects, compilers, kernels, probe
+from forge.backend.early import EarlyLaunch
 from forge.backend.gpu import GPU, Disturb, arrays_in, checked
 from forge.errors import DeviceError, OutOfMemoryError
 from forge.tuning import Choices, store
@@ -70,6 +71,7 @@ class CupyBackend(GPU):
         )
         self.wave = int(properties["warpSize"])
         self.cores = int(properties["multiProcessorCount"])
+        self._starts_early = not IS_HIP and properties["major"] >= 9
         self.device = f"{KIND}:{index} ({self.name}, {self.arch})"
         self.total_bytes = int(properties["totalGlobalMem"])
         self._modules: dict[kernels.Variant, Any] = {}
@@ -115,7 +117,11 @@ class CupyBackend(GPU):
         function = self._functions.get(entry)
         if function is None:
             function = self._functions[entry] = self._module(entry.variant).get_function(entry.function)
-        self._call(lambda: function(grid, (entry.threads, 1, 1), tuple(args)), (function, args))
+        if self._log is not None and self._starts_early and entry.awaits_earlier:
+            early = EarlyLaunch(function.kernel.ptr, grid, entry.threads, args)
+            self._call(lambda: early(self._stream.ptr), (function, args))
+        else:
+            self._call(lambda: function(grid, (entry.threads, 1, 1), tuple(args)), (function, args))
 
     def _module(self, variant: kernels.Variant) -> Any:
         module = self._modules.get(variant)

@@ -16,6 +16,7 @@ PRELUDE = "_prelude"
 _DIRECTORY = resources.files("forge") / "raw_kernels"
 _FILE = re.compile(r"[a-z]\w*")
 _KERNEL = re.compile(r"^KERNEL\((?P<threads>[^)]*)\)\s*(?P<name>\w+)\((?P<parameters>[^)]*)\)", re.MULTILINE)
+_AWAITS_EARLIER = "await_earlier("
 _NUMBER = re.compile(r"^#define (\w+) (\d+)$", re.MULTILINE)
 _USES = re.compile(r"^// Uses: (.+)$", re.MULTILINE)
 _COMMENT = re.compile(r"//[^\n]*")
@@ -114,6 +115,16 @@ def signatures(file: str) -> dict[str, tuple[str, tuple[Parameter, ...]]]:
     return found
 
 
+@cache
+def _early_kernels(file: str) -> frozenset[str]:
+    """Kernels of a file in which `await_earlier` is called, from their line on to the next kernel's."""
+    text = _COMMENT.sub("", source(file))
+    found = list(_KERNEL.finditer(text))
+    ends = [*(match.start() for match in found[1:]), len(text)]
+    bodies = {match["name"]: text[match.end() : end] for match, end in zip(found, ends, strict=True)}
+    return frozenset(name for name, body in bodies.items() if _AWAITS_EARLIER in body)
+
+
 @dataclass(frozen=True, slots=True, eq=False)  # there is one object of each, so its identity is its hash
 class Entry:
     """A kernel of a variant, ready to be launched."""
@@ -124,6 +135,8 @@ class Entry:
     """Of a block."""
     parameters: tuple[tuple[str, np.dtype[Any], bool], ...]
     """Name, dtype of the number or of the array, and whether it is an array."""
+    awaits_earlier: bool
+    """Whether it waits by itself for what was launched before."""
 
     def bind(self, args: Sequence[Any]) -> list[Any]:
         """The arguments of a launch, numbers as NumPy scalars of the declared type.
@@ -157,4 +170,5 @@ def entry(file: str, function: str, defines: tuple[tuple[str, int | str], ...]) 
         function,
         int(values.get(threads, threads)),
         tuple((p.name, DTYPES[str(values.get(p.type, p.type))], p.is_pointer) for p in parameters),
+        function in _early_kernels(file),
     )

@@ -92,12 +92,14 @@ class Block:
     ) -> Any | None:
         """Advance the residual stream x (T, E) in place.
 
-        A delta is what the block before has yet to add to x; what is returned is this block's. Families without norms
-        behind their products have none: the products add to x themselves.
+        A delta is what the block before has yet to add to x; what is returned is this block's. The product of one token
+        adds to x itself, with no norm behind it, as does that of a prompt.
         """
         k_pages, v_pages = cache.k[self.index], cache.v[self.index]
+        is_fused = batch.is_decode and tap is None
+        are_few = is_fused and batch.logit_rows is None and len(x) > 1
         rope_inputs = (
-            self.attn_qkv.product(x, self.attn_norm, delta),  # (T, (H + 2G) * D)
+            self.attn_qkv.product(x, self.attn_norm, delta, sliced=is_fused),  # (T, (H + 2G) * D)
             self.attn_qkv.bias,
             self.attn_q_norm,
             self.attn_k_norm,
@@ -105,7 +107,7 @@ class Block:
             rope.query_scale,
         )
         scores = self.scale, self.window, self.softcap
-        if batch.is_decode and tap is None:
+        if is_fused:
             cached = batch.lengths, batch.slots, k_pages, v_pages, batch.page_table
             attended = decode_attention(*rope_inputs, *cached, self.norm_eps, *scores, style=self.rope_style)
         else:
@@ -116,23 +118,25 @@ class Block:
                 tap(f"blk.{self.index}.attn_k", take_slots(batch.slots, k_pages))  # (T, G, D)
             attended = paged_attention(q, k_pages, v_pages, batch.starts, batch.lengths, batch.page_table, *scores)
         attended = attended.reshape(len(x), -1)  # (T, H * D)
-        if self.post_attention_norm is None:
-            self.attn_output(attended, x)
-            delta = None
-        else:
-            delta = self.post_attention_norm.of_residual(self.attn_output(attended))
+        delta = _delta(self.attn_output, attended, self.post_attention_norm, x, are_few)
         if self.is_gated:
             h = self.ffn_gate_up.gated(x, self.ffn_norm, delta, activation=self.activation)  # (T, F)
         else:
             h = gelu(self.ffn_gate_up(self.ffn_norm(x, delta)))  # (T, F)
-        if self.post_ffw_norm is None:
-            self.ffn_down(h, x)
-            delta = None
-        else:
-            delta = self.post_ffw_norm.of_residual(self.ffn_down(h))
+        delta = _delta(self.ffn_down, h, self.post_ffw_norm, x, are_few)
         if tap:
             tap(f"blk.{self.index}", x if delta is None else add(x, delta))
         return delta
+
+
+def _delta(product: Linear, h: Any, norm: Norm | None, x: Any, are_few: bool) -> Any | None:
+    """A product (T, E) that is yet to be added to x, or None: it has been. That of few rows the next norm adds."""
+    if norm is not None:
+        return norm.of_residual(product(h))
+    if are_few:
+        return product.sliced(h)
+    product(h, x)
+    return None
 
 
 class Decoder:

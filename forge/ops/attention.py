@@ -15,6 +15,7 @@ import numpy as np
 from forge.backend.gpu import GPU
 from forge.errors import UnsupportedError
 from forge.op import Array, Arrays, Case, op
+from forge.ops.tiles import Slices
 
 _QUERY_BLOCK = 128
 """Most queries handled together on NumPy."""
@@ -236,7 +237,7 @@ def decode(
     style: str | None = None,
 ) -> Any:
     """Attention of one query per sequence, (B, H, D), in one launch: of the queries q, or, with a style of RoPE, of
-    those that the kernel makes from rope = (qkv, bias, q_norm, k_norm, rotations, query_scale)."""
+    those that the kernel makes from rope = (qkv, bias, q_norm, k_norm, rotations, query_scale). qkv may be `Slices`."""
     rows, pages = page_table.shape
     _, page_size, kv_heads, dim = k_pages.shape
     _check_head_dim(dim)
@@ -250,6 +251,9 @@ def decode(
     positions = min(pages * page_size, window or pages * page_size)
     splits = min(_filling(rows * groups, core_blocks * device.cores), -(-positions // least_span), _MOST_PARTS)
     out = device.empty((rows, heads, dim), device.activations)
+    slices = 1
+    if style and isinstance(rope[0], Slices):
+        slices, rope = len(rope[0].parts), (rope[0].parts, *rope[1:])
     values = sums = arrived = None
     if splits > 1:
         parts = rows * groups * splits * packed
@@ -261,7 +265,7 @@ def decode(
         "attention_decode",
         (rows, groups, splits),
         *(q, *rope, lengths, slots, k_pages, v_pages, page_table, out, values, sums, arrived),
-        *(heads, kv_heads, pages, rope[4].shape[1] if style else 0, splits, eps, scale, window, softcap),
+        *(heads, kv_heads, pages, rope[4].shape[1] if style else 0, rows, slices, splits, eps, scale, window, softcap),
         HEAD_DIM=dim,
         PAGE=page_size,
         PACKED=packed,

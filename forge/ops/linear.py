@@ -8,7 +8,7 @@ import numpy as np
 
 from forge.backend.gpu import GPU
 from forge.op import Array, Arrays, Case, op
-from forge.ops.tiles import MOST_ROWS, is_tiled, tile_product
+from forge.ops.tiles import MOST_ROWS, is_tiled, tile_product, tile_slices
 from forge.ops.vector import fits, vector_linear
 from forge.quant import FORMATS, Packed, QuantTensor, Stack
 
@@ -56,6 +56,10 @@ def _stacked(rows: int) -> Case:
         return x, Stack(parts), bias, residual
 
     return Case(f"stack M{rows}", make)
+
+
+def _sliced_case(case: Case) -> Case:
+    return Case(case.name, lambda rng: case.make(rng)[:3])
 
 
 def _vector_products(matrix: Array, x: Array) -> Array:
@@ -183,3 +187,32 @@ def linear(x: Array, weight: Any, bias: Array | None, residual: Array | None) ->
         return np.asarray(y)
     residual += y
     return residual
+
+
+def _linear_sliced_gpu(device: GPU, x: Any, weight: Any, bias: Any) -> Any:
+    if 1 < len(x) <= MOST_ROWS and is_tiled(weight):
+        return tile_slices(device, x, weight, bias)
+    return _linear_gpu(device, x, weight, bias, None)
+
+
+@op(
+    "x:act[M,K] weight:weight[N,K] bias?:f32[N] -> y:f32[M,N]",
+    cpu=lambda x, weight, bias: _linear_cpu(x, weight, bias, None),
+    gpu=_linear_sliced_gpu,
+    rtol=1e-4,
+    atol=1e-4,
+    cases=[
+        _sliced_case(_case(1, 64, 5)),
+        *(
+            _sliced_case(_case(rows, inner, 33, bias=True))
+            for rows, inner in ((2, 96), (16, 1000), (33, 2056), (64, 520))
+        ),
+        *(_sliced_case(_quantized(name, rows, 1024, 9)) for name in ("Q4_0", "Q4_K", "Q6_K") for rows in (5, 40)),
+        _sliced_case(_case(5, 63, 3)),
+        _sliced_case(_case(65, 64, 3)),
+        _sliced_case(_stacked(5)),
+    ],
+)
+def linear_sliced(x: Array, weight: Any, bias: Array | None) -> Array:
+    """x @ weight.T + bias, for an op that takes it as `Slices`, which it may be on a GPU."""
+    return np.asarray(linear.reference(x, weight, bias, None))

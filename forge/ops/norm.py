@@ -9,6 +9,7 @@ import numpy as np
 
 from forge.backend.gpu import GPU
 from forge.op import Array, Arrays, Case, op
+from forge.ops.tiles import Slices
 
 
 def _normal(rng: np.random.Generator, *shape: int, scale: float = 1.0) -> Array:
@@ -56,8 +57,12 @@ _LAYER_BY_HAND = Case(
 )
 
 
-def _run(device: GPU, function: str, x: Any, *rest: Any, eps: float, out: str = "act") -> Any:
+def _run(device: GPU, function: str, x: Any, *rest: Any, eps: float, out: str = "act", delta: Any = None) -> Any:
     rows, width = x.shape
+    slices: tuple[int, ...] = ()
+    if delta is not None:
+        parts = delta.parts if isinstance(delta, Slices) else delta[None]  # (S, T, E)
+        rest, slices = (parts, *rest), (len(parts),)
     y = device.empty(x.shape, device.activations if out == "act" else np.float32)
     vector = 4 if width % 4 == 0 else 1
     most = device.choice("norm", width=width)["MOST_THREADS"]
@@ -68,7 +73,7 @@ def _run(device: GPU, function: str, x: Any, *rest: Any, eps: float, out: str = 
         "VECTOR": vector,
         "HELD": -(-width // (vector * threads)),
     }
-    device.run("norm", function, rows, x, *rest, y, width, eps, **defines)
+    device.run("norm", function, rows, x, *rest, y, width, eps, rows, *slices, **defines)
     return y
 
 
@@ -77,7 +82,7 @@ def _rmsnorm_gpu(device: GPU, x: Any, weight: Any, eps: float, *, out: str) -> A
 
 
 def _add_rmsnorm_gpu(device: GPU, residual: Any, delta: Any, weight: Any, eps: float) -> Any:
-    return _run(device, "add_rmsnorm", residual, delta, weight, eps=eps)
+    return _run(device, "add_rmsnorm", residual, weight, eps=eps, delta=delta)
 
 
 def _layernorm_gpu(device: GPU, x: Any, weight: Any, bias: Any, eps: float) -> Any:
@@ -85,7 +90,7 @@ def _layernorm_gpu(device: GPU, x: Any, weight: Any, bias: Any, eps: float) -> A
 
 
 def _add_layernorm_gpu(device: GPU, residual: Any, delta: Any, weight: Any, bias: Any, eps: float) -> Any:
-    return _run(device, "add_layernorm", residual, delta, weight, bias, eps=eps)
+    return _run(device, "add_layernorm", residual, weight, bias, eps=eps, delta=delta)
 
 
 def _rmsnorm_cpu(x: Array, weight: Array, eps: float, *, out: str = "act") -> Array:

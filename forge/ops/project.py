@@ -101,19 +101,37 @@ def rms_linear(x: Array, norm: Array, eps: float, weight: Any) -> Array:
     return np.asarray(linear.reference(rmsnorm.reference(x, norm, eps), weight, None, None))
 
 
+def _linear_gated_cpu(x: Array, weight: Any, bias: Array | None, *, activation: str) -> Any:
+    return _GATED[activation].numpy(linear.numpy(x, weight, bias, None))
+
+
+def _linear_gated_gpu(device: GPU, x: Any, weight: Any, bias: Any, *, activation: str) -> Any:
+    if not 1 < len(x) <= MOST_ROWS or isinstance(weight, Stack) or not is_tiled(weight):
+        return device.launch(_GATED[activation], (device.launch(linear, (x, weight, bias, None), {}),), {})
+    y = device.empty((len(x), weight.shape[0] // 2), device.activations)
+    tile_product(device, x, weight, bias, gated=y, activation=activation)
+    return y
+
+
+def _gated_product(name: str, rows: int, weight: Any, activation: str, *, bias: bool = False) -> Case:
+    case = _gated_case(name, rows, weight, activation, bias=bias)
+
+    def make(rng: np.random.Generator) -> Arrays:
+        x, norm, _, matrix, more = case.make(rng)
+        return x * norm, matrix, more
+
+    return Case(case.name, make, case.options)
+
+
 def _rms_gated_cpu(x: Array, norm: Array, eps: float, weight: Any, bias: Array | None, *, activation: str) -> Any:
-    h = rmsnorm.numpy(x, norm, eps, out="act")
-    return _GATED[activation].numpy(linear.numpy(h, weight, bias, None))
+    return _linear_gated_cpu(rmsnorm.numpy(x, norm, eps, out="act"), weight, bias, activation=activation)
 
 
 def _rms_gated_gpu(device: GPU, x: Any, norm: Any, eps: float, weight: Any, bias: Any, *, activation: str) -> Any:
     if len(x) != 1 or isinstance(weight, Stack) or not fits(weight, normalized=True):
-        h = device.launch(rmsnorm, (x, norm, eps), {"out": "act"})
-        if 1 < len(x) <= MOST_ROWS and not isinstance(weight, Stack) and is_tiled(weight):
-            y = device.empty((len(x), weight.shape[0] // 2), device.activations)
-            tile_product(device, h, weight, bias, gated=y, activation=activation)
-            return y
-        return device.launch(_GATED[activation], (device.launch(linear, (h, weight, bias, None), {}),), {})
+        return _linear_gated_gpu(
+            device, device.launch(rmsnorm, (x, norm, eps), {"out": "act"}), weight, bias, activation=activation
+        )
     y = device.empty((1, weight.shape[0] // 2), device.activations)
     vector_linear(device, x, weight, bias, y[0], norm=norm, eps=eps, activation=activation)
     return y
@@ -184,3 +202,26 @@ def rms_gated(x: Array, norm: Array, eps: float, weight: Any, bias: Array | None
     """activation(gate) * up: the halves of rmsnorm(x) @ weight.T + bias."""
     gate_up = linear.reference(rmsnorm.reference(x, norm, eps), weight, bias, None)
     return np.asarray(_GATED[activation].reference(gate_up))
+
+
+@op(
+    "x:act[T,E] weight:weight[2*F,E] bias?:f32[2*F] activation=silu|gelu -> y:act[T,F]",
+    cpu=_linear_gated_cpu,
+    gpu=_linear_gated_gpu,
+    rtol=1e-4,
+    atol=1e-4,
+    cases=[
+        _gated_product("T1", 1, lambda rng: _floats(rng, 64, 6), "silu"),
+        _gated_product("T2", 2, lambda rng: _floats(rng, 64, 10), "gelu", bias=True),
+        _gated_product("T16", 16, lambda rng: _floats(rng, 1032, 70), "silu", bias=True),
+        _gated_product("T40", 40, lambda rng: _floats(rng, 2056, 18), "gelu"),
+        _gated_product("Q4_K T5", 5, lambda rng: _blocks(rng, "Q4_K", 2048, 34), "silu", bias=True),
+        _gated_product("Q8_0 T64", 64, lambda rng: _blocks(rng, "Q8_0", 96, 34), "gelu"),
+        _gated_product("stack T3", 3, lambda rng: _stack(rng, 256, "Q4_K", "Q6_K"), "silu"),
+        _gated_product("T3 E31", 3, lambda rng: _floats(rng, 31, 6), "silu"),
+        _gated_product("T65", 65, lambda rng: _floats(rng, 64, 6), "silu"),
+    ],
+)
+def linear_gated(x: Array, weight: Any, bias: Array | None, *, activation: str) -> Array:
+    """activation(gate) * up: the halves of x @ weight.T + bias."""
+    return np.asarray(_GATED[activation].reference(linear.reference(x, weight, bias, None)))

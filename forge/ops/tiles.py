@@ -2,24 +2,52 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
+from forge.backend import backend_of, register
 from forge.backend.gpu import GPU
-from forge.quant import Packed
+from forge.quant import Packed, Stack
 
 MOST_ROWS = 64
 """Rows of x that a launch takes: the weights are read once for all of them."""
 _TOKENS = (8, 16, 32, 64)
-_FEW_TOKENS = 16
-"""As many of a row in float16 lanes may read as it is."""
-_MOST_PARTS = 4
+_PARTS = 4
 """Parts of the inner dimension that the lanes of a wave share, at most: TILE_PARTS of the tile files."""
-_LEAST_TILE, _MOST_TILE = 8, 16
-"""Tokens of a tile."""
+_MOST_SLICES = 16
+_LEAST_TURNS = 2
+"""Turns of a slice, at least: fewer do not pay for what adds it."""
+_GATED_SLICES = 4
+"""A product with a gate is cut into so many at least: for fewer, what the launch that joins them takes is more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Slices:
+    """A float32 array (M, N) as the sum of others, for an op that adds them as it reads them.
+
+    parts: float32 (S, M, N), the products of slices of the inner dimension.
+    """
+
+    parts: Any
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return tuple(self.parts.shape[1:])
+
+    @property
+    def dtype(self) -> Any:
+        return self.parts.dtype
+
+
+register(Slices, lambda slices: backend_of(slices.parts))
 
 
 def is_tiled(weight: Any) -> bool:
     """Whether the kernel reads such a matrix: rows of whole pieces of 8 numbers."""
+    if isinstance(weight, Stack):
+        return all(map(is_tiled, weight.parts))
     return isinstance(weight, Packed) or weight.shape[1] % 8 == 0
 
 
@@ -39,38 +67,69 @@ def tile_product(
 
     With gated, act (M, N / 2): that becomes the activation of the product's first half, times its second half.
     """
-    rows, inner = x.shape
-    outer = weight.shape[0]
-    tokens = next(most for most in _TOKENS if rows <= most)
-    choice = device.choice(
-        "tile_linear",
-        op="linear" if gated is None else "rms_gated",
-        format=weight.type.name if isinstance(weight, Packed) else "F16",
-        inner=inner,
-        outer=outer if gated is None else outer // 2,
-        tokens=tokens,
-    )
-    tiles, block = choice["TILES"], choice["BLOCK"]
-    is_packed = isinstance(weight, Packed) or tokens > _FEW_TOKENS
-    defines: dict[str, int | str] = {
-        "FORMAT": int(weight.type) if isinstance(weight, Packed) else 1,
-        "WEIGHT": "u8" if isinstance(weight, Packed) else "f16",
-        "TOKENS": tokens,
-        "PACKED": int(is_packed),
-        "TILES": tiles,
-        "TEAM": choice["TEAM"],
-        "BLOCK": block,
-    }
-    if is_packed:
-        # Lanes read it one beside the other: as it is, each would touch a line of the cache of its own.
-        turn = _MOST_PARTS * (weight.unit if isinstance(weight, Packed) else 32)
-        turns, waves = -(-inner // turn), block // device.wave
-        packed = device.empty((max(tokens, _MOST_TILE), turns * turn), device.activations)
-        blocks = -(-turns * (turn // 128) * -(-tokens // _LEAST_TILE) // waves)
-        device.run("tile_linear", "tile_pack", blocks, x, packed, rows, inner, blocks * waves, **defines)
-        x = packed
-    blocks = -(-outer // (16 * tiles * (block // choice["TEAM"])))  # with a gate, a tile of it and one of what it gates
-    planes = weight.planes if isinstance(weight, Packed) else (weight, None, None, None)
-    stride = outer if y is None else y.shape[1]
-    sizes = (rows, inner, outer, stride, column, int(accumulate), int(activation == "gelu"))
-    device.run("tile_linear", "tile_linear", blocks, x, *planes, bias, y, gated, *sizes, **defines)
+    rows, outer = len(x), weight.shape[0]
+    launch = _Launch(device, x, weight, "linear" if gated is None else "rms_gated")
+    gelu = int(activation == "gelu")
+    if launch.slices < (2 if gated is None else _GATED_SLICES):
+        launch.run(bias, y, gated, outer if y is None else y.shape[1], column, int(accumulate), gelu, 1)
+        return
+    parts = device.empty((launch.slices, rows, outer), np.float32)
+    launch.run(bias, parts, None, outer, 0, 0, 0, launch.slices)
+    outputs = outer if gated is None else outer // 2
+    sizes = (rows, outer, 0 if y is None else y.shape[1], column, int(accumulate), gelu, launch.slices)
+    blocks = -(-rows * outputs // launch.block)
+    device.run("tile_linear", "tile_join", blocks, parts, y, gated, *sizes, **launch.defines)
+
+
+def tile_slices(device: GPU, x: Any, weight: Any, bias: Any) -> Slices:
+    """x @ weight.T + bias, not yet added up; weight may be a Stack."""
+    launches = [
+        _Launch(device, x, part, "linear") for part in (weight.parts if isinstance(weight, Stack) else (weight,))
+    ]
+    rows, outer, slices = len(x), weight.shape[0], max(launch.slices for launch in launches)
+    parts, column = device.empty((slices, rows, outer), np.float32), 0
+    for launch in launches:
+        width = launch.weight.shape[0]
+        own_bias = None if bias is None else bias[column : column + width]
+        launch.run(own_bias, parts, None, outer, column, 0, 0, slices)
+        column += width
+    return Slices(parts)
+
+
+class _Launch:
+    """How a product is cut."""
+
+    def __init__(self, device: GPU, x: Any, weight: Any, op: str) -> None:
+        self.device, self.x, self.weight = device, x, weight
+        (rows, inner), outer = x.shape, weight.shape[0]
+        is_packed = isinstance(weight, Packed)
+        tokens = next(most for most in _TOKENS if rows <= most)
+        choice = device.choice(
+            "tile_linear",
+            op=op,
+            format=weight.type.name if is_packed else "F16",
+            inner=inner,
+            outer=outer if op == "linear" else outer // 2,
+            tokens=tokens,
+        )
+        self.block = choice["BLOCK"]
+        self.defines: dict[str, int | str] = {
+            "FORMAT": int(weight.type) if is_packed else 1,
+            "WEIGHT": "u8" if is_packed else "f16",
+            "TOKENS": tokens,
+            **choice,
+        }
+        self.blocks = -(-outer // (16 * choice["TILES"] * (self.block // device.wave)))
+        # Where the rows of the matrix are blocks too few to fill the device, more of them share the inner dimension.
+        turns = -(-inner // (_PARTS * (weight.unit if is_packed else 32)))
+        room = device.cores * choice["CORE_BLOCKS"] // self.blocks
+        self.slices = max(min(room, turns // _LEAST_TURNS, _MOST_SLICES), 1)
+
+    def run(
+        self, bias: Any, y: Any, gated: Any, stride: int, column: int, accumulate: int, gelu: int, slices: int
+    ) -> None:
+        weight = self.weight
+        planes = weight.planes if isinstance(weight, Packed) else (weight, None, None, None)
+        sizes = (*self.x.shape, weight.shape[0], stride, column, accumulate, gelu, slices)
+        arrays = self.x, *planes, bias, y, gated
+        self.device.run("tile_linear", "tile_linear", (self.blocks, slices), *arrays, *sizes, **self.defines)

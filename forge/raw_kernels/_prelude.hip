@@ -13,6 +13,11 @@
 // - Blocks of a launch hand results on like this: all threads of the writer write, call fence_device() and meet at a
 //   barrier, then one of them counts with atomic_add. Who finds by the count that all are there calls fence_device()
 //   in all threads before they read. No block waits for another, and counters are left as zeros.
+// - await_earlier() is where a kernel begins to need what launches of this step stored. One that calls it may be started while
+//   the launch before it still runs. Until then it stores nothing, and reads weights, keys and values of earlier steps,
+//   and what was stored before the step's last launch that does not call it; that by read_far, for the near cache may
+//   hold what was there before. All threads call it, or none. From there on the next launch may be started, unless the
+//   kernel says it may not: where blocks are many, those of the next one would find unequal room on multiprocessors.
 // - lds_barrier() is a barrier for LDS alone: what was stored to memory before it is not promised to be seen behind it.
 // - Shuffles, ballots and barriers are reached by all threads of a wave (of a block) together, never under a branch
 //   that divides them.
@@ -71,6 +76,10 @@ struct alignas(16) u32x4 {
 #define NEG_INFINITY as_float(0xff800000u)
 // A loop that stays one: unrolled, it would hold more registers than there are.
 #define ROLLED _Pragma("unroll 1")
+// Slices of a sum that are asked for together.
+#define SLICES_AT_ONCE 8
+// Sequences of which a step is one of few blocks.
+#define FEW_ROWS 16
 #define MOST_WAVES(threads) ((threads) / 32)
 // Blocks that a multiprocessor of NVIDIA's is to have registers for, at least; a file may define more before a kernel.
 #define RESIDENT 1
@@ -103,6 +112,8 @@ const void *forge_share(const void *own, u64 bytes); // what all lanes of the wa
 #define barrier() forge_barrier()
 DEVICE void fence_device() {} // blocks run one after the other
 #define lds_barrier() forge_barrier()
+#define STARTS_EARLY 0
+DEVICE void await_earlier(bool = true) {}
 template <typename T> DEVICE void settle(T &) {}
 
 DEVICE float to_float(f16 x) { return (float)__builtin_bit_cast(_Float16, x.bits); }
@@ -129,6 +140,7 @@ DEVICE i32 dot4(u32 a, u32 b, i32 c) {
     return c;
 }
 DEVICE u32x4 read_once(const u32x4 *p) { return *p; }
+DEVICE i32 read_far(const i32 *p) { return *p; }
 DEVICE u32 halves_fma(u32 a, u32 b, u32 c) {
     u32 y = 0;
     for (u32 i = 0; i < 32; i += 16) {
@@ -168,6 +180,8 @@ DEVICE void barrier() {
     __builtin_amdgcn_fence(__ATOMIC_ACQUIRE, "workgroup");
 }
 DEVICE void fence_device() { __builtin_amdgcn_fence(__ATOMIC_ACQ_REL, "agent"); }
+#define STARTS_EARLY 0
+DEVICE void await_earlier(bool = true) {}
 // The fences of `barrier` wait on RDNA for all loads from memory, also those of what is needed only after it, and so does the
 // compiler before a barrier that it knows for one.
 DEVICE void lds_barrier() {
@@ -218,6 +232,7 @@ DEVICE u64 mul_high(u64 a, u64 b) { return (u64)((unsigned __int128)a * b >> 64)
 DEVICE u32 pick_bytes(u32 high, u32 low, u32 places) { return __builtin_amdgcn_perm(high, low, places); }
 typedef u32 words_t __attribute__((ext_vector_type(4)));
 DEVICE u32x4 read_once(const u32x4 *p) { return __builtin_bit_cast(u32x4, __builtin_nontemporal_load((const words_t *)p)); }
+DEVICE i32 read_far(const i32 *p) { return *p; } // no launch starts before the one in front of it has ended
 typedef _Float16 half2_t __attribute__((ext_vector_type(2)));
 DEVICE u32 halves_fma(u32 a, u32 b, u32 c) {
 #pragma clang fp contract(fast)
@@ -245,6 +260,16 @@ DEVICE i32 dot4(u32 a, u32 b, i32 c) { return __builtin_amdgcn_sdot4((i32)a, (i3
 #define barrier() __syncthreads()
 DEVICE void fence_device() { asm volatile("fence.acq_rel.gpu;" : : : "memory"); } // __threadfence is a stronger one
 #define lds_barrier() __syncthreads()
+#if __CUDA_ARCH__ >= 900
+#define STARTS_EARLY 1
+DEVICE void await_earlier(bool next_may_start = true) {
+    if (next_may_start) asm volatile("griddepcontrol.launch_dependents;" : : : "memory");
+    asm volatile("griddepcontrol.wait;" : : : "memory");
+}
+#else
+#define STARTS_EARLY 0
+DEVICE void await_earlier(bool = true) {}
+#endif
 DEVICE void settle(float &x) { asm volatile("" : "+f"(x) : : "memory"); }
 DEVICE void settle(u32 &x) { asm volatile("" : "+r"(x) : : "memory"); }
 
@@ -295,6 +320,11 @@ DEVICE i32 dot4(u32 a, u32 b, i32 c) { return __dp4a((i32)a, (i32)b, c); }
 DEVICE u32x4 read_once(const u32x4 *p) {
     u32x4 y;
     asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(y.v[0]), "=r"(y.v[1]), "=r"(y.v[2]), "=r"(y.v[3]) : "l"(p));
+    return y;
+}
+DEVICE i32 read_far(const i32 *p) {
+    i32 y;
+    asm volatile("ld.relaxed.gpu.global.s32 %0, [%1];" : "=r"(y) : "l"(p) : "memory");
     return y;
 }
 DEVICE u32 halves_fma(u32 a, u32 b, u32 c) {

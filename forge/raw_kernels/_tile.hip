@@ -4,13 +4,15 @@
 //
 //   TILE_WAVE       lanes of a wave
 //   TILE_TOKENS     tokens of a tile
-//   TILE_MOST_TOKENS  of which a wave has room for the sums
 //   TILE_PARTS      parts of the inner dimension: lanes of one part hold the same k's, and it does not matter which
 //   TILE_LANE_ROWS  rows whose weights a lane holds
 //   TILE_VALUES     sums that a lane holds
+//   TILE_PARTNER    a lane that has the sum of a row also has that of the row so many below, TILE_VALUES / 2 sums on; rows
+//                   are so in blocks of 2 * TILE_PARTNER
 //   tile_part()     the lane's part
 //   tile_row(r)     its r-th row
-//   tile_token()    the token whose x it holds
+//   reader_part(lane), reader_token(lane)  of which part and token it holds x; lanes from TILE_PARTS * TILE_TOKENS on hold the
+//                   same again
 //   tile_multiply(sum, weights, x)  16 k's of each part: of each of the lane's rows, and of its token, as four words of
 //                   four numbers
 //   tile_sum_row(i), tile_sum_token(i)  where the lane's i-th sum is

@@ -3,14 +3,15 @@
 #if TILE == TILE_MFMA
 #define TILE_WAVE 64
 #define TILE_TOKENS 16
-#define TILE_MOST_TOKENS 64
 #define TILE_PARTS 4
 #define TILE_LANE_ROWS 1
 #define TILE_VALUES 4
+#define TILE_PARTNER 2
 
-DEVICE u32 tile_part() { return LANE / 16; }
+DEVICE u32 reader_part(u32 reader) { return reader / 16; }
+DEVICE u32 reader_token(u32 reader) { return reader % 16; }
+DEVICE u32 tile_part() { return reader_part(LANE); }
 DEVICE u32 tile_row(u32 r) { return LANE % 16; }
-DEVICE u32 tile_token() { return LANE % 16; }
 DEVICE u32 tile_sum_row(u32 i) { return LANE / 16 * 4 + i; }
 DEVICE u32 tile_sum_token(u32 i) { return LANE % 16; }
 

@@ -3,14 +3,15 @@
 #if TILE == TILE_MMA
 #define TILE_WAVE 32
 #define TILE_TOKENS 8
-#define TILE_MOST_TOKENS 64
 #define TILE_PARTS 4
 #define TILE_LANE_ROWS 2
 #define TILE_VALUES 4
+#define TILE_PARTNER 8
 
-DEVICE u32 tile_part() { return LANE % 4; }
+DEVICE u32 reader_part(u32 reader) { return reader % 4; }
+DEVICE u32 reader_token(u32 reader) { return reader / 4; }
+DEVICE u32 tile_part() { return reader_part(LANE); }
 DEVICE u32 tile_row(u32 r) { return LANE / 4 + 8 * r; }
-DEVICE u32 tile_token() { return LANE / 4; }
 DEVICE u32 tile_sum_row(u32 i) { return LANE / 4 + i / 2 * 8; }
 DEVICE u32 tile_sum_token(u32 i) { return LANE % 4 * 2 + i % 2; }
 

@@ -1,24 +1,25 @@
-// Tiles without matrix cores: each half of a wave computes the sums of four tokens, whose x its lanes ask each other for.
+// Tiles without matrix cores: a lane computes the sums of two rows and two tokens, whose x lanes ask each other for.
 
 #if TILE == TILE_SCALAR
 #define TILE_WAVE 32
 #define TILE_TOKENS 8
-#define TILE_MOST_TOKENS 8
 #define TILE_PARTS 1
-#define TILE_LANE_ROWS 1
+#define TILE_LANE_ROWS 2
 #define TILE_VALUES 4
+#define TILE_PARTNER 8
 
+DEVICE u32 reader_part(u32) { return 0; }
+DEVICE u32 reader_token(u32 reader) { return reader; }
 DEVICE u32 tile_part() { return 0; }
-DEVICE u32 tile_row(u32 r) { return LANE % 16; }
-DEVICE u32 tile_token() { return LANE % 8; }
-DEVICE u32 tile_sum_row(u32 i) { return LANE % 16; }
-DEVICE u32 tile_sum_token(u32 i) { return LANE / 16 * 4 + i; }
+DEVICE u32 tile_row(u32 r) { return LANE % 8 + 8 * r; }
+DEVICE u32 tile_sum_row(u32 i) { return LANE % 8 + i / 2 * 8; }
+DEVICE u32 tile_sum_token(u32 i) { return LANE / 8 * 2 + i % 2; }
 
-DEVICE void tile_multiply(float (&sum)[4], const f16_quad (&weights)[1][4], const f16_quad (&x)[4]) {
+DEVICE void tile_multiply(float (&sum)[4], const f16_quad (&weights)[2][4], const f16_quad (&x)[4]) {
     UNROLL for (u32 q = 0; q < 4; ++q)
         UNROLL for (u32 w = 0; w < 2; ++w)
             UNROLL for (u32 i = 0; i < 4; ++i) {
-                u32 word = shfl(x[q].v[w], tile_sum_token(i)), own = weights[0][q].v[w];
+                u32 word = shfl(x[q].v[w], tile_sum_token(i)), own = weights[i / 2][q].v[w];
                 sum[i] += to_float(f16{(u16)own}) * to_float(f16{(u16)word});
                 sum[i] += to_float(f16{(u16)(own >> 16)}) * to_float(f16{(u16)(word >> 16)});
             }

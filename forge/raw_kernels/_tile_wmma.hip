@@ -3,15 +3,16 @@
 #if TILE == TILE_WMMA_11 || TILE == TILE_WMMA_12
 #define TILE_WAVE 32
 #define TILE_TOKENS 16
-#define TILE_MOST_TOKENS 64
 #define TILE_PARTS (TILE == TILE_WMMA_11 ? 1 : 2)
 #define TILE_LANE_ROWS 1
 #define TILE_VALUES 8
+#define TILE_PARTNER (TILE == TILE_WMMA_11 ? 8 : 4)
 #define WMMA_QUADS (TILE == TILE_WMMA_11 ? 4 : 2) // of a lane, in one instruction
 
-DEVICE u32 tile_part() { return TILE == TILE_WMMA_11 ? 0 : LANE / 16; }
+DEVICE u32 reader_part(u32 reader) { return TILE == TILE_WMMA_11 ? 0 : reader / 16; }
+DEVICE u32 reader_token(u32 reader) { return reader % 16; }
+DEVICE u32 tile_part() { return reader_part(LANE); }
 DEVICE u32 tile_row(u32 r) { return LANE % 16; }
-DEVICE u32 tile_token() { return LANE % 16; }
 DEVICE u32 tile_sum_row(u32 i) { return TILE == TILE_WMMA_11 ? 2 * i + LANE / 16 : LANE / 16 * 8 + i; }
 DEVICE u32 tile_sum_token(u32 i) { return LANE % 16; }
 

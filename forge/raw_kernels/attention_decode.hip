@@ -41,7 +41,7 @@ struct Piece {
 DEVICE void find_pages(const i32 *own_pages, u32 pages, u32 position, u32 (&page)[POSITIONS]) {
     UNROLL for (u32 j = 0; j < POSITIONS; ++j) {
         u32 n = (position + j * TEAMS) / PAGE;
-        page[j] = (u32)own_pages[n < pages ? n : pages - 1];
+        page[j] = (u32)read_far(own_pages + (n < pages ? n : pages - 1));
     }
 }
 DEVICE void find_slots(const u32 (&page)[POSITIONS], u32 position, u32 end, u32 (&slot)[POSITIONS]) {
@@ -83,8 +83,9 @@ DEVICE void read_parts(const float *values, u32 start, u32 parts, u32 results, f
 }
 
 #if ROPE
-// A head of the product by a whole wave, from which number LANE + i * WAVE is x[i]. The first 2 * pairs numbers turn.
-DEVICE void make_head(const float *head, const float *bias, const float *norm, const float *rotation, u32 pairs, float eps, float (&x)[PER_LANE]) {
+// A head of the product by a whole wave, from which number LANE + i * WAVE is x[i]. The first 2 * pairs numbers turn. The
+// product is the sum of slices, arrays of `size` numbers one behind the other.
+DEVICE void make_head(const float *head, u64 size, u32 slices, const float *bias, const float *norm, const float *rotation, u32 pairs, float eps, float (&x)[PER_LANE]) {
     float other[PER_LANE], cosine[PER_LANE], sine[PER_LANE];
     float squares = 0;
     UNROLL for (u32 i = 0; i * WAVE < HEAD_DIM; ++i) {
@@ -97,8 +98,15 @@ DEVICE void make_head(const float *head, const float *bias, const float *norm, c
         f32x2 turn = *(const f32x2 *)(rotation + 2 * pair);
         cosine[i] = turns ? turn.v[0] : 1.0f;
         sine[i] = !turns ? 0.0f : first ? -turn.v[1] : turn.v[1];
-        x[i] = head[d];
-        other[i] = head[partner];
+        x[i] = 0, other[i] = 0;
+        for (u32 s = 0; s < slices; s += SLICES_AT_ONCE) {
+            float own[SLICES_AT_ONCE], of_partner[SLICES_AT_ONCE];
+            UNROLL for (u32 n = 0; n < SLICES_AT_ONCE; ++n) {
+                own[n] = s + n < slices ? head[(s + n) * size + d] : 0.0f;
+                of_partner[n] = s + n < slices ? head[(s + n) * size + partner] : 0.0f;
+            }
+            UNROLL for (u32 n = 0; n < SLICES_AT_ONCE; ++n) x[i] += own[n], other[i] += of_partner[n];
+        }
         if (bias) x[i] += bias[d], other[i] += bias[partner];
         squares += there ? x[i] * x[i] : 0.0f;
         if (norm) x[i] *= norm[d], other[i] *= norm[partner];
@@ -108,7 +116,7 @@ DEVICE void make_head(const float *head, const float *bias, const float *norm, c
 }
 #endif
 
-KERNEL(THREADS) attention_decode(const f16 *q, const float *qkv, const float *bias, const float *q_norm, const float *k_norm, const float *rotations, const float *query_scale, const i32 *lengths, const i32 *slots, f16 *k_pages, f16 *v_pages, const i32 *page_table, f16 *out, float *part_values, float *part_sums, u32 *arrived, u32 heads, u32 kv_heads, u32 pages, u32 pairs, u32 splits, float eps, float scale, u32 window, float softcap) {
+KERNEL(THREADS) attention_decode(const f16 *q, const float *qkv, const float *bias, const float *q_norm, const float *k_norm, const float *rotations, const float *query_scale, const i32 *lengths, const i32 *slots, f16 *k_pages, f16 *v_pages, const i32 *page_table, f16 *out, float *part_values, float *part_sums, u32 *arrived, u32 heads, u32 kv_heads, u32 pages, u32 pairs, u32 rows, u32 slices, u32 splits, float eps, float scale, u32 window, float softcap) {
     SHARED Head query[PACKED];
     SHARED Head latest[2]; // the last position's key and value
     SHARED Head values[MOST_WAVES(THREADS)][PACKED];
@@ -116,8 +124,9 @@ KERNEL(THREADS) attention_decode(const f16 *q, const float *qkv, const float *bi
     SHARED float sums[MOST_WAVES(THREADS)][PACKED];
     SHARED float share[PACKED][MOST_PARTS];
     SHARED u32 before;
+    if (!ROPE) await_earlier(); // it may be what stored the last position
     u32 row = BLOCK_X, split = BLOCK_Z, team = THREAD / LANES, piece = THREAD % LANES;
-    u32 length = (u32)lengths[row];
+    u32 length = (u32)read_far(lengths + row);
     const i32 *own_pages = page_table + (u64)row * pages;
     u32 page[POSITIONS]; // asked for together with the length, on which only a window's first positions depend
     find_pages(own_pages, pages, split * TURN + team, page);
@@ -130,7 +139,10 @@ KERNEL(THREADS) attention_decode(const f16 *q, const float *qkv, const float *bi
     u32 turns = (length - first + TURN - 1) / TURN, parts = turns < splits ? turns : splits;
     bool is_last = split == (turns - 1) % splits;
     u32 begin = first + split * TURN, stride = splits * TURN, cached = length - (ROPE ? 1 : 0);
-    if (split >= parts) return;
+    if (split >= parts) {
+        if (ROPE) await_earlier(rows <= FEW_ROWS);
+        return;
+    }
 
     // What must come from far is asked for first.
     u32 slot[POSITIONS];
@@ -139,19 +151,21 @@ KERNEL(THREADS) attention_decode(const f16 *q, const float *qkv, const float *bi
     find_slots(page, begin + team, cached, slot);
     read_pieces(k_pages, slot, kv_heads, kv_head, piece, key);
     read_pieces(v_pages, slot, kv_heads, kv_head, piece, own);
+    if (ROPE) await_earlier(rows <= FEW_ROWS);
 
     // Scores are in powers of two.
     float factor = softcap > 0.0f ? scale : scale * LOG2E;
     u32 most_head = group - 1 - first_head; // heads of the block that there are none of repeat the last one
 #if ROPE
     const float *rotation = rotations + (u64)(length - 1) * pairs * 2;
+    u64 size = (u64)rows * (heads + 2 * kv_heads) * HEAD_DIM;
     if (query_scale) factor *= query_scale[length - 1];
     for (u32 n = THREAD / WAVE; n < PACKED + (is_last ? 2u : 0u); n += THREADS / WAVE) {
         u32 head = n < PACKED ? kv_head * group + first_head + (n < most_head ? n : most_head) : heads + (n - PACKED) * kv_heads + kv_head;
         u64 at = (u64)row * (heads + 2 * kv_heads) * HEAD_DIM + head * HEAD_DIM;
         const float *norm = n < PACKED ? q_norm : n == PACKED ? k_norm : nullptr;
         float x[PER_LANE];
-        make_head(qkv + at, bias ? bias + head * HEAD_DIM : nullptr, norm, rotation, n > PACKED ? 0 : pairs, eps, x);
+        make_head(qkv + at, size, slices, bias ? bias + head * HEAD_DIM : nullptr, norm, rotation, n > PACKED ? 0 : pairs, eps, x);
         UNROLL for (u32 i = 0; i * WAVE < HEAD_DIM; ++i) {
             u32 d = LANE + i * WAVE;
             if (HEAD_DIM % WAVE && d >= HEAD_DIM) continue;

@@ -25,10 +25,17 @@ template <u32 N, typename T> DEVICE void write(T *row, u32 i, u32 width, const f
     if (i < width) *(Piece *)(row + i) = piece;
 }
 
-template <bool ADD> DEVICE float take(float *row, const float *delta, u32 i) {
+// What is added to a row may be the sum of slices, arrays of all rows, `size` numbers apart.
+struct Delta {
+    const float *row;
+    u64 size;
+    u32 slices;
+};
+
+template <bool ADD> DEVICE float take(float *row, const Delta &delta, u32 i) {
     float x = row[i];
     if (ADD) {
-        x += delta[i];
+        for (u32 s = 0; s < delta.slices; ++s) x += delta.row[s * delta.size + i];
         row[i] = x;
     }
     return x;
@@ -36,7 +43,7 @@ template <bool ADD> DEVICE float take(float *row, const float *delta, u32 i) {
 
 // A row is read once, in pieces of VECTOR numbers that its thread keeps: HELD at most.
 template <bool ADD>
-DEVICE void rms(float *x, const float *delta, const float *weight, OUT *y, u32 width, float eps) {
+DEVICE void rms(float *x, const Delta &delta, const float *weight, OUT *y, u32 width, float eps) {
     SHARED float scratch[MOST_WAVES(BLOCK)];
     u64 start = (u64)BLOCK_X * width;
     float value[HELD][VECTOR], factor[HELD][VECTOR];
@@ -46,9 +53,13 @@ DEVICE void rms(float *x, const float *delta, const float *weight, OUT *y, u32 w
         read<VECTOR>(x + start, i, width, value[h]);
         read<VECTOR>(weight, i, width, factor[h]);
         if (ADD) {
-            float more[VECTOR];
-            read<VECTOR>(delta + start, i, width, more);
-            UNROLL for (u32 j = 0; j < VECTOR; ++j) value[h][j] += more[j];
+            for (u32 s = 0; s < delta.slices; s += SLICES_AT_ONCE) {
+                float more[SLICES_AT_ONCE][VECTOR];
+                UNROLL for (u32 n = 0; n < SLICES_AT_ONCE; ++n)
+                    read<VECTOR>(delta.row + (s + n) * delta.size, i, s + n < delta.slices ? width : 0, more[n]);
+                UNROLL for (u32 n = 0; n < SLICES_AT_ONCE; ++n)
+                    UNROLL for (u32 j = 0; j < VECTOR; ++j) value[h][j] += more[n][j];
+            }
             write<VECTOR>(x + start, i, width, value[h]);
         }
         UNROLL for (u32 j = 0; j < VECTOR; ++j) squares += value[h][j] * value[h][j];
@@ -61,12 +72,12 @@ DEVICE void rms(float *x, const float *delta, const float *weight, OUT *y, u32 w
 }
 
 template <bool ADD>
-DEVICE void layer(float *x, const float *delta, const float *weight, const float *bias, OUT *y, u32 width, float eps) {
+DEVICE void layer(float *x, const Delta &delta, const float *weight, const float *bias, OUT *y, u32 width, float eps) {
     SHARED float scratch[MOST_WAVES(BLOCK)];
     u64 start = (u64)BLOCK_X * width;
     float *row = x + start;
     float sum = 0;
-    for (u32 i = THREAD; i < width; i += BLOCK) sum += take<ADD>(row, delta + start, i);
+    for (u32 i = THREAD; i < width; i += BLOCK) sum += take<ADD>(row, delta, i);
     float mean = fast_divide(block_sum(sum, scratch), (float)width);
     float squares = 0;
     for (u32 i = THREAD; i < width; i += BLOCK) squares += (row[i] - mean) * (row[i] - mean);
@@ -75,15 +86,23 @@ DEVICE void layer(float *x, const float *delta, const float *weight, const float
         store(y + start + i, (row[i] - mean) * scale * weight[i] + (bias ? bias[i] : 0.0f));
 }
 
-KERNEL(BLOCK) rmsnorm(const float *x, const float *weight, OUT *y, u32 width, float eps) {
-    rms<false>((float *)x, x, weight, y, width, eps);
+DEVICE Delta delta_of(const float *delta, u32 width, u32 slices, u32 rows) {
+    return Delta{delta + (u64)BLOCK_X * width, (u64)rows * width, slices};
 }
-KERNEL(BLOCK) add_rmsnorm(float *residual, const float *delta, const float *weight, OUT *y, u32 width, float eps) {
-    rms<true>(residual, delta, weight, y, width, eps);
+
+KERNEL(BLOCK) rmsnorm(const float *x, const float *weight, OUT *y, u32 width, float eps, u32 rows) {
+    await_earlier(rows <= FEW_ROWS);
+    rms<false>((float *)x, Delta{}, weight, y, width, eps);
 }
-KERNEL(BLOCK) layernorm(const float *x, const float *weight, const float *bias, OUT *y, u32 width, float eps) {
-    layer<false>((float *)x, x, weight, bias, y, width, eps);
+KERNEL(BLOCK) add_rmsnorm(float *residual, const float *delta, const float *weight, OUT *y, u32 width, float eps, u32 rows, u32 slices) {
+    await_earlier(rows <= FEW_ROWS);
+    rms<true>(residual, delta_of(delta, width, slices, rows), weight, y, width, eps);
 }
-KERNEL(BLOCK) add_layernorm(float *residual, const float *delta, const float *weight, const float *bias, OUT *y, u32 width, float eps) {
-    layer<true>(residual, delta, weight, bias, y, width, eps);
+KERNEL(BLOCK) layernorm(const float *x, const float *weight, const float *bias, OUT *y, u32 width, float eps, u32 rows) {
+    await_earlier(rows <= FEW_ROWS);
+    layer<false>((float *)x, Delta{}, weight, bias, y, width, eps);
+}
+KERNEL(BLOCK) add_layernorm(float *residual, const float *delta, const float *weight, const float *bias, OUT *y, u32 width, float eps, u32 rows, u32 slices) {
+    await_earlier(rows <= FEW_ROWS);
+    layer<true>(residual, delta_of(delta, width, slices, rows), weight, bias, y, width, eps);
 }

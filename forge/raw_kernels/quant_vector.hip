@@ -119,10 +119,12 @@ KERNEL(BLOCK) quant_vector(const IN *x, const float *norm, float eps, const u8 *
     u32 at[turns]; // of eight numbers of x: in the order of units, groups and parts
     UNROLL for (u32 t = 0; t < turns; ++t) at[t] = eight_start(t * BLOCK + THREAD);
     Row<IN, turns> row;
-    read_row(row, x, norm, at, inner);
     Unit next[ROWS];
     u32 ahead = first, start = 0; // the outputs and the units that are read next
-    read_units(next, planes, ahead + team, lane, ahead < outer, units, outer);
+    if (STARTS_EARLY) read_units(next, planes, ahead + team, lane, ahead < outer, units, outer);
+    await_earlier();
+    read_row(row, x, norm, at, inner);
+    if (!STARTS_EARLY) read_units(next, planes, ahead + team, lane, ahead < outer, units, outer); // x is needed first
     u32x4 eight[turns];
     finish_row(eight, row, eps, inner, scratch);
     UNROLL for (u32 t = 0; t < turns; ++t) make_digits(eight[t], digits, t * BLOCK + THREAD, at[t] < inner);

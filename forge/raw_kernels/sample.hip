@@ -190,6 +190,7 @@ DEVICE u64 first_token(const Row &row, u32 chunks, u64 (&scratch)[MOST_WAVES(THR
 }
 
 KERNEL(THREADS) sample_greatest(const float *logits, const float *temperature, u64 *state, u32 vocabulary, u32 size, u32 chunks) {
+    await_earlier();
     SHARED u64 scratch[MOST_WAVES(THREADS)];
     Row &row = ((Row *)state)[BLOCK_Y];
     Chunk chunk = chunk_at(BLOCK_X, size, vocabulary);
@@ -211,12 +212,14 @@ KERNEL(THREADS) sample_greatest(const float *logits, const float *temperature, u
 }
 
 KERNEL(THREADS) argmax(const u64 *state, i32 *ids, u32 chunks) {
+    await_earlier();
     SHARED u64 scratch[MOST_WAVES(THREADS)];
     u64 best = first_token(((const Row *)state)[BLOCK_X], chunks, scratch);
     if (THREAD == 0) ids[BLOCK_X] = is_finite(key_in(best)) ? (i32)id_in(best) : -1;
 }
 
 KERNEL(THREADS) sample_bins(const float *logits, const float *temperature, const i32 *top_k, const float *top_p, u64 *state, i32 *ids, u32 vocabulary, u32 size, u32 chunks) {
+    await_earlier();
     SHARED Bins bins;
     SHARED u64 scratch[MOST_WAVES(THREADS)];
     Row &row = ((Row *)state)[BLOCK_Y];
@@ -303,6 +306,7 @@ DEVICE void find_limits(const Row &row, bool by_count, u32 k, bool by_weight, fl
 }
 
 KERNEL(THREADS) sample_list(const float *logits, const float *temperature, const i32 *top_k, const float *top_p, const float *min_p, u64 *state, u32 vocabulary, u32 size) {
+    await_earlier();
     SHARED u64 listed[LISTED];
     SHARED u64 scratch[MOST_WAVES(THREADS)];
     SHARED Limits limits;
@@ -457,6 +461,7 @@ template <bool WEIGHTS> DEVICE u64 select(const float *z, u32 vocabulary, Scale 
 }
 
 KERNEL(DRAW_THREADS) sample_draw(const float *logits, const float *temperature, const i32 *top_k, const float *top_p, const float *min_p, const u64 *seed, const u32 *choice, const u32 *position, u64 *state, i32 *ids, u32 vocabulary, u32 size, u32 chunks) {
+    await_earlier();
     SHARED Draw s;
     const Row &row = ((const Row *)state)[BLOCK_X];
     if (row.top == 0) return; // the same for the whole block

@@ -12,6 +12,7 @@ KERNEL(64) decode_inputs(const i32 *slots, const i32 *last_ids, const i32 *lengt
 }
 
 KERNEL(64) advance(const i32 *ids, const i32 *slots, i32 *last_ids, i32 *lengths, i32 *counts, u32 rows, u32 vocabulary) {
+    await_earlier();
     u32 row = BLOCK_X * 64 + THREAD;
     if (row >= rows) return;
     i32 id = larger(ids[row], 0);

@@ -1,20 +1,32 @@
 // Products of 2 to 64 rows of x: y[m, column + n] = x[m] . weight[n] (+ bias[n]) (+ what y holds), on the matrix cores.
 // Uses: _blocks, _tile, _tile_mma, _tile_mfma, _tile_wmma, _tile_scalar
 //
-// A wave takes TILES tiles of 16 rows of the matrix, for all rows of x, and every SPLIT-th turn of the inner dimension; SPLIT
-// waves of a block, a team, join their sums. Weights go from memory to the registers that the matrix cores read, each once, and
-// become float16 there; x is small and comes from the near cache, which the weights leave to it.
-// With a gate the matrix is two, one above the other, TILES is 2, a wave takes a tile of each, and
+// A wave takes TILES tiles of 16 rows of the matrix, for all rows of x. Weights go from memory to the registers that the
+// matrix cores read, each once, and become float16 there. All waves of a block need the same x: it goes through LDS, a
+// stage at a time, the next ones on their way meanwhile. A grid of few blocks takes a slice of the inner dimension in
+// each, whose sums are arrays of their own: whoever reads them adds them.
+// With a gate the matrix is two, one above the other, half of a tile's rows are of each, so that a lane has both sums, and
 // gated[m, n] = activation(x[m] . weight[n]) * (x[m] . weight[n + half]).
-// -D FORMAT=ggml's number of the type; WEIGHT=type of its first plane; TOKENS=rows of x at most; PACKED=1: x is as
-// tile_pack stores it; TILES=1 or 2; TEAM, BLOCK=threads.
+// -D FORMAT=ggml's number of the type; WEIGHT=type of its first plane; TOKENS=rows of x at most; TILES; AHEAD=1: weights of
+// the next turn are on their way while one is computed; CORE_BLOCKS=blocks that a multiprocessor holds; BLOCK=threads.
 
+#undef RESIDENT
+#define RESIDENT CORE_BLOCKS
 #define WAVES (BLOCK / TILE_WAVE)
-#define SPLIT (TEAM / TILE_WAVE)
-#define ROW_WAVES (WAVES / SPLIT)
-#define TOGETHER (TOKENS < TILE_MOST_TOKENS ? TOKENS : TILE_MOST_TOKENS) // tokens whose sums there is room for
-#define TOKEN_TILES ((TOGETHER + TILE_TOKENS - 1) / TILE_TOKENS)
-#define PACKED_TILES ((TOKENS + TILE_TOKENS - 1) / TILE_TOKENS)
+#define TOKEN_TILES ((TOKENS + TILE_TOKENS - 1) / TILE_TOKENS)
+
+#if defined(FORGE_CUDA) && __CUDA_ARCH__ >= 800 // from memory to LDS, past the registers
+#define ASYNC 1
+#define STAGES 3
+DEVICE void copy_async(u32x4 *to, const u32x4 *from, bool there) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" : : "r"((u32)__cvta_generic_to_shared(to)), "l"(from), "r"(there ? 16u : 0u) : "memory");
+}
+DEVICE void end_copies() { asm volatile("cp.async.commit_group;" : : : "memory"); }
+DEVICE void await_copies() { asm volatile("cp.async.wait_group %0;" : : "n"(STAGES - 2) : "memory"); } // but the last
+#else
+#define ASYNC 0
+#define STAGES 2
+#endif
 
 // What a lane holds of a row for a turn: groups of 32 numbers, in two pairs of two pieces of 8.
 #if FORMAT == F16
@@ -28,6 +40,15 @@ typedef Unit Held;
 #endif
 #define TURN_WEIGHTS (32 * GROUPS * TILE_PARTS)
 
+// A step is a pair of all parts, a stage some steps; it lies in LDS as lanes read it, the pieces of a wave's readers beside each
+// other.
+#define STEPS (2 * GROUPS) // of a turn
+#define READERS (TILE_PARTS * TILE_TOKENS)
+#define STEP_PIECES (TOKEN_TILES * 2 * READERS)
+#define STAGE_STEPS (TOKENS > 32 ? 1 : TOKENS > 16 ? 2 : 4)
+#define STAGE_PIECES (STAGE_STEPS * STEP_PIECES)
+#define EACH ((STAGE_PIECES + BLOCK - 1) / BLOCK) // pieces that a thread brings
+
 // Where in a row the i-th piece of a lane's group is, in its part of a turn.
 DEVICE u32 piece_start(u32 turn, u32 part, u32 group, u32 i) {
 #if FORMAT == F16
@@ -37,11 +58,46 @@ DEVICE u32 piece_start(u32 turn, u32 part, u32 group, u32 i) {
 #endif
 }
 
-// Where that piece of the lane's token in a tile lies in packed x: those of all lanes beside each other.
-DEVICE u32 packed_at(u32 turn, u32 group, u32 i, u32 tile) {
-    u32 before = ((turn * GROUPS + group) * 4 + i) * PACKED_TILES + tile;
-    return (before * TILE_PARTS + tile_part()) * TILE_TOKENS + tile_token();
+// Where a piece lies in a stage, and the two pieces of a part, which are neighbours in x but with F16: they are brought by
+// neighbouring threads.
+struct Place {
+    u32 step, tile, i, reader;
+};
+DEVICE Place place_of(u32 n) {
+    const bool paired = FORMAT != F16;
+    return Place{n / STEP_PIECES, n / READERS / 2 % TOKEN_TILES, (paired ? n : n / READERS) % 2, (paired ? n / 2 : n) % READERS};
 }
+DEVICE u32 in_stage(const Place &p) { return p.step * STEP_PIECES + (p.tile * 2 + p.i) * READERS + p.reader; }
+
+// A thread's pieces of a stage of x are sent for, zeros where there are none; where nothing goes past the registers, they come
+// to LDS by land_stage.
+DEVICE void bring_stage(const f16 *x, u32 stage, u32 rows, u32 inner, u32x4 (&to)[STAGE_PIECES], u32x4 (&pieces)[EACH]) {
+    UNROLL for (u32 e = 0; e < EACH; ++e) {
+        if (STAGE_PIECES % BLOCK && THREAD + e * BLOCK >= STAGE_PIECES) continue;
+        Place p = place_of(THREAD + e * BLOCK);
+        u32 step = stage * STAGE_STEPS + p.step, turn = step / STEPS, group = step % STEPS / 2, half = step % 2;
+        u32 k = piece_start(turn, reader_part(p.reader), group, 2 * half + p.i), m = p.tile * TILE_TOKENS + reader_token(p.reader);
+        bool there = k < inner && m < rows;
+        const u32x4 *from = (const u32x4 *)(x + (there ? m * inner + k : 0));
+#if ASYNC
+        copy_async(&to[in_stage(p)], from, there);
+#else
+        u32x4 piece = {}; // word by word: what is only copied as a whole, clang would keep in memory
+        if (there)
+            UNROLL for (u32 w = 0; w < 4; ++w) piece.v[w] = from->v[w];
+        UNROLL for (u32 w = 0; w < 4; ++w) pieces[e].v[w] = piece.v[w];
+#endif
+    }
+}
+#if !ASYNC
+DEVICE void land_stage(u32x4 (&to)[STAGE_PIECES], const u32x4 (&pieces)[EACH]) {
+    UNROLL for (u32 e = 0; e < EACH; ++e) {
+        if (STAGE_PIECES % BLOCK && THREAD + e * BLOCK >= STAGE_PIECES) continue;
+        u32x4 &own = to[in_stage(place_of(THREAD + e * BLOCK))];
+        UNROLL for (u32 w = 0; w < 4; ++w) own.v[w] = pieces[e].v[w];
+    }
+}
+#endif
 
 DEVICE Held read_held(const WEIGHT *weight, const Planes &planes, u32 row, u32 turn, u32 part, u32 inner) {
     Held held = {};
@@ -55,6 +111,14 @@ DEVICE Held read_held(const WEIGHT *weight, const Planes &planes, u32 row, u32 t
     if (unit < units) held = read_unit(planes, (u64)row * units + unit);
 #endif
     return held;
+}
+
+// A lane's weights of a turn; of one behind the last, nothing is read.
+typedef Held Turn[TILES][TILE_LANE_ROWS];
+DEVICE void read_turn(Turn &to, const WEIGHT *weight, const Planes &planes, const u32 (&row)[TILES][TILE_LANE_ROWS], u32 turn, u32 end, u32 inner) {
+    UNROLL for (u32 t = 0; t < TILES; ++t)
+        UNROLL for (u32 r = 0; r < TILE_LANE_ROWS; ++r)
+            to[t][r] = read_held(weight, planes, row[t][r], turn, tile_part(), turn < end ? inner : 0);
 }
 
 // 16 weights: four words of four.
@@ -79,108 +143,136 @@ DEVICE void take_pair(const Held &held, u32 unit, u32 group, u32 half, f16_quad 
 #endif
 }
 
-// x as the lanes of tiles read it, with zeros where there is none, by so many waves.
-KERNEL(BLOCK) tile_pack(const f16 *x, f16 *packed, u32 rows, u32 inner, u32 waves) {
-    u32 turns = (inner + TURN_WEIGHTS - 1) / TURN_WEIGHTS;
-    for (u32 i = BLOCK_X * WAVES + THREAD / TILE_WAVE; i < turns * GROUPS * PACKED_TILES; i += waves) {
-        u32 tile = i % PACKED_TILES, group = i / PACKED_TILES % GROUPS, turn = i / PACKED_TILES / GROUPS;
-        u32 token = tile * TILE_TOKENS + tile_token();
-        UNROLL for (u32 p = 0; p < 4; ++p) {
-            u32 k = piece_start(turn, tile_part(), group, p);
-            u32x4 *to = (u32x4 *)packed + packed_at(turn, group, p, tile);
-            if (k < inner && token < rows)
-                *to = *(const u32x4 *)(x + token * inner + k);
-            else
-                *to = u32x4{};
-        }
-    }
-}
+// Which of a matrix's rows a tile's row is, with a gate: half of them are gates, the others what they gate, TILE_PARTNER below.
+DEVICE u32 half_of(u32 row) { return row / TILE_PARTNER % 2; }
+DEVICE u32 place_in_half(u32 row) { return row / (2 * TILE_PARTNER) * TILE_PARTNER + row % TILE_PARTNER; }
 
-// The i-th piece of a lane's group of its token in a tile.
-DEVICE u32x4 x_piece(const f16 *x, u32 turn, u32 group, u32 i, u32 tile, u32 rows, u32 inner) {
-#if PACKED
-    return ((const u32x4 *)x)[packed_at(turn, group, i, tile)];
-#else
-    u32 k = piece_start(turn, tile_part(), group, i), token = tile * TILE_TOKENS + tile_token();
-    token = token < rows ? token : rows - 1; // a row too many is computed and not stored
-    u32x4 piece = {};
-    if (k < inner) piece = *(const u32x4 *)(x + token * inner + k);
-    return piece;
-#endif
-}
-
-KERNEL(BLOCK) tile_linear(const f16 *x, const WEIGHT *weight, const u8 *high, const u8 *scales, const u8 *deltas, const float *bias, float *y, f16 *gated, u32 rows, u32 inner, u32 outer, u32 stride, u32 column, u32 accumulate, u32 gelu) {
-    // Rows of 20 numbers: neighbouring tokens are in other banks.
-    const u32 joined = TOKEN_TILES * TILE_TOKENS > 32 ? 32 / TILE_TOKENS : TOKEN_TILES, joined_tokens = joined * TILE_TOKENS;
-    SHARED float partial[TILES][WAVES][joined_tokens][20];
-    u32 wave = THREAD / TILE_WAVE, part = tile_part();
-    u32 outputs = gated ? outer / 2 : outer, per_set = gated ? 16 : 16 * TILES; // of a wave
-    u32 step = gated ? outputs : 16; // from one tile of a wave to its next
+KERNEL(BLOCK) tile_linear(const f16 *x, const WEIGHT *weight, const u8 *high, const u8 *scales, const u8 *deltas, const float *bias, float *y, f16 *gated, u32 rows, u32 inner, u32 outer, u32 stride, u32 column, u32 accumulate, u32 gelu, u32 slices) {
+    SHARED u32x4 stages[STAGES][STAGE_PIECES];
+    u32 outputs = gated ? outer / 2 : outer, per_tile = gated ? 8 : 16;
+    u32 first = (BLOCK_X * WAVES + THREAD / TILE_WAVE) * TILES * per_tile; // of the wave's outputs
     Planes planes{(const u8 *)weight, high, scales, deltas};
     u32 row[TILES][TILE_LANE_ROWS];
     UNROLL for (u32 t = 0; t < TILES; ++t)
         UNROLL for (u32 r = 0; r < TILE_LANE_ROWS; ++r) {
-            u32 n = (BLOCK_X * ROW_WAVES + wave / SPLIT) * per_set + tile_row(r) + (gated ? 0 : t * 16);
-            row[t][r] = (n < outputs ? n : outputs - 1) + (gated ? t * outputs : 0); // a row too many is not stored
+            u32 n = first + t * per_tile + (gated ? place_in_half(tile_row(r)) : tile_row(r));
+            row[t][r] = (n < outputs ? n : outputs - 1) + (gated && half_of(tile_row(r)) ? outputs : 0); // one too many is not stored
         }
-    u32 turns = (inner + TURN_WEIGHTS - 1) / TURN_WEIGHTS;
+    // Slices are whole turns and whole stages.
+    const u32 whole = STAGE_STEPS > STEPS ? STAGE_STEPS / STEPS : 1;
+    u32 turns = (inner + TURN_WEIGHTS - 1) / TURN_WEIGHTS, share = (turns + slices * whole - 1) / (slices * whole) * whole;
+    u32 begin = BLOCK_Y * share < turns ? BLOCK_Y * share : turns, end = begin + share < turns ? begin + share : turns;
 
-    ROLLED for (u32 base = 0; base < rows; base += TOGETHER) {
-        float sum[TILES][TOKEN_TILES][TILE_VALUES];
-        UNROLL for (u32 t = 0; t < TILES; ++t)
-            UNROLL for (u32 m = 0; m < TOKEN_TILES; ++m)
-                UNROLL for (u32 i = 0; i < TILE_VALUES; ++i) sum[t][m][i] = 0;
-        ROLLED for (u32 turn = wave % SPLIT; turn < turns; turn += SPLIT) {
-            Held held[TILES][TILE_LANE_ROWS];
-            UNROLL for (u32 t = 0; t < TILES; ++t)
-                UNROLL for (u32 r = 0; r < TILE_LANE_ROWS; ++r)
-                    held[t][r] = read_held(weight, planes, row[t][r], turn, part, inner);
-            ROLLED for (u32 group = 0; group < GROUPS; ++group)
-                UNROLL for (u32 h = 0; h < 2; ++h) {
-                    f16_quad weights[TILES][TILE_LANE_ROWS][4];
-                    UNROLL for (u32 t = 0; t < TILES; ++t)
-                        UNROLL for (u32 r = 0; r < TILE_LANE_ROWS; ++r)
-                            take_pair(held[t][r], turn * TILE_PARTS + part, group, h, weights[t][r]);
-                    UNROLL for (u32 m = 0; m < TOKEN_TILES; ++m) {
-                        f16_quad own[4];
-                        UNROLL for (u32 i = 0; i < 2; ++i) {
-                            u32x4 piece = x_piece(x, turn, group, 2 * h + i, base / TILE_TOKENS + m, rows, inner);
-                            own[2 * i] = u32x2{{piece.v[0], piece.v[1]}}, own[2 * i + 1] = u32x2{{piece.v[2], piece.v[3]}};
-                        }
-                        UNROLL for (u32 t = 0; t < TILES; ++t) tile_multiply(sum[t][m], weights[t], own);
-                    }
+    Turn held[AHEAD + 1];
+    if (AHEAD || STARTS_EARLY) read_turn(held[0], weight, planes, row, begin, end, inner);
+    await_earlier();
+    float sum[TILES][TOKEN_TILES][TILE_VALUES];
+    UNROLL for (u32 t = 0; t < TILES; ++t)
+        UNROLL for (u32 m = 0; m < TOKEN_TILES; ++m)
+            UNROLL for (u32 i = 0; i < TILE_VALUES; ++i) sum[t][m][i] = 0;
+    u32x4 pieces[EACH];
+    u32 stage = begin * STEPS / STAGE_STEPS, last_stage = (end * STEPS + STAGE_STEPS - 1) / STAGE_STEPS, at = 0; // where it lies
+    UNROLL for (u32 s = 0; s + 1 < STAGES; ++s) {
+        if (stage + s < last_stage) bring_stage(x, stage + s, rows, inner, stages[s], pieces);
+#if ASYNC
+        end_copies();
+#else
+        land_stage(stages[s], pieces);
+#endif
+    }
+    auto take_turn = [&](u32 turn, Turn &own, Turn &next) {
+        if (AHEAD)
+            read_turn(next, weight, planes, row, turn + 1, end, inner);
+        else if (!STARTS_EARLY || turn > begin)
+            read_turn(own, weight, planes, row, turn, end, inner);
+        UNROLL for (u32 group = 0; group < GROUPS; ++group)
+            UNROLL for (u32 half = 0; half < 2; ++half) {
+                u32 step = turn * STEPS + group * 2 + half, last = at == 0 ? STAGES - 1 : at - 1; // where the stage before lay
+                if (step % STAGE_STEPS == 0) {
+#if ASYNC
+                    await_copies();
+#endif
+                    lds_barrier(); // the stage is there, and of the one before everything was read
+                    if (stage + STAGES - 1 < last_stage) bring_stage(x, stage + STAGES - 1, rows, inner, stages[last], pieces);
+#if ASYNC
+                    end_copies();
+#endif
                 }
-        }
-
-        UNROLL for (u32 start = 0; start < TOKEN_TILES; start += joined) {
-            UNROLL for (u32 t = 0; t < TILES; ++t)
-                UNROLL for (u32 m = 0; m < joined; ++m)
-                    UNROLL for (u32 i = 0; i < TILE_VALUES; ++i)
-                        partial[t][wave][m * TILE_TOKENS + tile_sum_token(i)][tile_sum_row(i)] = sum[t][start + m][i];
-            barrier();
-            for (u32 i = THREAD; i < ROW_WAVES * joined_tokens * 16; i += BLOCK) {
-                u32 in_tile = i % 16, token = i / 16 % joined_tokens, set = i / 16 / joined_tokens;
-                float total[TILES];
-                UNROLL for (u32 t = 0; t < TILES; ++t) {
-                    total[t] = 0;
-                    UNROLL for (u32 s = 0; s < SPLIT; ++s) total[t] += partial[t][set * SPLIT + s][token][in_tile];
-                }
-                u32 m = base + start * TILE_TOKENS + token, first = (BLOCK_X * ROW_WAVES + set) * per_set + in_tile;
-                if (m >= rows) continue;
+                const u32x4 *own_x = stages[at] + step % STAGE_STEPS * STEP_PIECES + LANE % READERS;
+                f16_quad weights[TILES][TILE_LANE_ROWS][4];
                 UNROLL for (u32 t = 0; t < TILES; ++t)
-                    if (bias && first + t * step < outer) total[t] += bias[first + t * step];
-                if (gated) {
-                    float gate = gelu ? gelu_tanh(total[0]) : silu(total[0]);
-                    if (first < outputs) gated[(u64)m * outputs + first] = to_f16(gate * total[TILES - 1]);
-                    continue;
+                    UNROLL for (u32 r = 0; r < TILE_LANE_ROWS; ++r)
+                        take_pair(own[t][r], turn * TILE_PARTS + tile_part(), group, half, weights[t][r]);
+                UNROLL for (u32 m = 0; m < TOKEN_TILES; ++m) {
+                    f16_quad quads[4];
+                    UNROLL for (u32 i = 0; i < 2; ++i) {
+                        u32x4 piece = own_x[(m * 2 + i) * READERS];
+                        quads[2 * i] = u32x2{{piece.v[0], piece.v[1]}}, quads[2 * i + 1] = u32x2{{piece.v[2], piece.v[3]}};
+                    }
+                    UNROLL for (u32 t = 0; t < TILES; ++t) tile_multiply(sum[t][m], weights[t], quads);
                 }
-                UNROLL for (u32 t = 0; t < TILES; ++t) {
-                    u32 n = first + t * 16;
-                    float *out = y + (u64)m * stride + column + n;
-                    if (n < outer) *out = accumulate ? *out + total[t] : total[t];
+                if (step % STAGE_STEPS == STAGE_STEPS - 1) {
+#if !ASYNC
+                    if (stage + 1 < last_stage) land_stage(stages[last], pieces);
+#endif
+                    ++stage;
+                    at = at + 1 == STAGES ? 0 : at + 1;
                 }
             }
-            barrier();
-        }
+    };
+    ROLLED for (u32 turn = begin; turn < end; turn += AHEAD + 1) { // what is ahead needs no copy
+        take_turn(turn, held[0], held[AHEAD]);
+        if (AHEAD && turn + 1 < end) take_turn(turn + 1, held[AHEAD], held[0]);
     }
+
+    if (gated) {
+        UNROLL for (u32 t = 0; t < TILES; ++t)
+            UNROLL for (u32 i = 0; i < TILE_VALUES; ++i) {
+                const u32 up = i + TILE_VALUES / 2 < TILE_VALUES ? i + TILE_VALUES / 2 : i;
+                u32 n = first + t * 8 + place_in_half(tile_sum_row(i));
+                if (up == i || n >= outputs) continue;
+                float of_gate = bias ? bias[n] : 0.0f, of_up = bias ? bias[outputs + n] : 0.0f;
+                UNROLL for (u32 m = 0; m < TOKEN_TILES; ++m) {
+                    u32 token = m * TILE_TOKENS + tile_sum_token(i);
+                    float gate = sum[t][m][i] + of_gate;
+                    if (token < rows) gated[(u64)token * outputs + n] = to_f16((gelu ? gelu_tanh(gate) : silu(gate)) * (sum[t][m][up] + of_up));
+                }
+            }
+        return;
+    }
+    float *out = y + (u64)BLOCK_Y * rows * stride + column;
+    UNROLL for (u32 t = 0; t < TILES; ++t)
+        UNROLL for (u32 i = 0; i < TILE_VALUES; ++i) {
+            u32 n = first + t * 16 + tile_sum_row(i);
+            float more[TOKEN_TILES], addend = bias && BLOCK_Y == 0 && n < outer ? bias[n] : 0.0f;
+            UNROLL for (u32 m = 0; m < TOKEN_TILES; ++m) { // all of them are asked for before the first is stored
+                u32 token = m * TILE_TOKENS + tile_sum_token(i);
+                more[m] = accumulate && n < outer && token < rows ? out[(u64)token * stride + n] : 0.0f;
+            }
+            UNROLL for (u32 m = 0; m < TOKEN_TILES; ++m) {
+                u32 token = m * TILE_TOKENS + tile_sum_token(i);
+                if (n < outer && token < rows) out[(u64)token * stride + n] = more[m] + (sum[t][m][i] + addend);
+            }
+        }
+}
+
+// The sums of all slices, in their order: added to y, or stored there; or activation(gate) * up.
+KERNEL(BLOCK) tile_join(const float *parts, float *y, f16 *gated, u32 rows, u32 outer, u32 stride, u32 column, u32 accumulate, u32 gelu, u32 slices) {
+    await_earlier();
+    u32 outputs = gated ? outer / 2 : outer, i = BLOCK_X * BLOCK + THREAD, token = i / outputs, n = i % outputs;
+    if (token >= rows) return;
+    u64 at = (u64)token * outer + n, size = (u64)rows * outer;
+    float sum = accumulate ? y[(u64)token * stride + column + n] : 0.0f, up = 0;
+    for (u32 s = 0; s < slices; s += SLICES_AT_ONCE) {
+        float more[SLICES_AT_ONCE], more_up[SLICES_AT_ONCE];
+        UNROLL for (u32 i = 0; i < SLICES_AT_ONCE; ++i) {
+            more[i] = s + i < slices ? parts[(s + i) * size + at] : 0.0f;
+            more_up[i] = gated && s + i < slices ? parts[(s + i) * size + at + outputs] : 0.0f;
+        }
+        UNROLL for (u32 i = 0; i < SLICES_AT_ONCE; ++i) sum += more[i], up += more_up[i];
+    }
+    if (gated)
+        gated[(u64)token * outputs + n] = to_f16((gelu ? gelu_tanh(sum) : silu(sum)) * up);
+    else
+        y[(u64)token * stride + column + n] = sum;
 }

@@ -48,11 +48,16 @@ KERNEL(BLOCK) vector_linear(const IN *x, const float *norm, float eps, const f16
     u32 at[PIECES];
     UNROLL for (u32 p = 0; p < PIECES; ++p) at[p] = (p * BLOCK + THREAD) * 8;
     Row<IN, PIECES> row;
-    read_row(row, x, norm, at, inner);
     u32x4 w[PIECES][ROWS], halves[PIECES];
     float own[PIECES][8];
-    UNROLL for (u32 p = 0; p < PIECES; ++p)
-        UNROLL for (u32 r = 0; r < ROWS; ++r) w[p][r] = read_weight(weight, first, r, p, inner, outer);
+    auto read_weights = [&] {
+        UNROLL for (u32 p = 0; p < PIECES; ++p)
+            UNROLL for (u32 r = 0; r < ROWS; ++r) w[p][r] = read_weight(weight, first, r, p, inner, outer);
+    };
+    if (STARTS_EARLY) read_weights(); // elsewhere x is asked for first, because it is needed first
+    await_earlier();
+    read_row(row, x, norm, at, inner);
+    if (!STARTS_EARLY) read_weights();
     finish_row(halves, row, eps, inner, scratch);
     UNROLL for (u32 p = 0; p < PIECES; ++p)
         UNROLL for (u32 i = 0; i < 8; ++i) own[p][i] = unpack(halves[p], i);

@@ -20,6 +20,7 @@ _OUTER = (8191, 65_535, ANY)
 """Outputs: below 8,192 blocks are few, above 65,535 is a vocabulary."""
 _ONE_SCALE = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "IQ4_NL")  # blocks of 32, of less than a byte a weight
 _FORMATS = (*_ONE_SCALE, "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_XS")
+_WIDE_CODES = ("Q2_K", "Q3_K", "Q5_K", "Q6_K")  # a thread's share of a block is most
 _SLOW_CODES = ("Q2_K", "Q3_K", "IQ4_XS")  # to take their codes apart costs more than to read them
 
 
@@ -39,9 +40,13 @@ def _quant_vector(shape: Shape, values: Values) -> bool:
 
 
 def _tile(shape: Shape, values: Values) -> bool:
-    if values["TILES"] == 1 and shape["op"] == "rms_gated":  # a tile of the gate, one of the up
-        return False
-    return values["TEAM"] <= values["BLOCK"]
+    """Sums of two tiles and weights ahead take the registers that twice as many threads would have."""
+    threads = values["BLOCK"] * values["CORE_BLOCKS"]
+    return 256 <= threads <= (512 if values["TILES"] == 1 else 256)
+
+
+def _tile_values(tiles: int, block: int, ahead: int, core_blocks: int) -> Values:
+    return {"TILES": tiles, "BLOCK": block, "AHEAD": ahead, "CORE_BLOCKS": core_blocks}
 
 
 def _attention(shape: Shape, values: Values) -> bool:
@@ -120,23 +125,21 @@ KERNELS = {
             "op": ("linear", "rms_gated"), "format": ("F16", *_FORMATS), "outer": (2048, 4095, *_OUTER),
             "tokens": (8, 16, 32, 64),
         },
-        candidates={"TILES": (1, 2), "TEAM": (64, 128, 256), "BLOCK": (128, 256)},
+        candidates={"TILES": (1, 2), "BLOCK": (128, 256), "AHEAD": (0, 1), "CORE_BLOCKS": (1, 2, 4)},
         allows=_tile,
         rows={
             DEFAULT: Rows(
-                "H100: F16 and Q4_K at the shapes of a 1B and an 8B model, 8 to 64 rows, of 1, 2 and 4 tiles, 1 to 8 "
-                "waves together, blocks of 4 and 8 waves",
-                # TILES of 16 outputs of a wave, whose inner dimension the waves of TEAM threads share. Of many outputs
-                # there are blocks enough, and fewer need share; of few, two tiles a wave leave half of the device idle.
+                "H100: F16, Q4_K and Q6_K at the shapes of a 1B and an 8B model, 8 and 64 rows, of 1 and 2 tiles, "
+                "blocks of 2, 4 and 8 waves, up to 3 turns ahead, 1 to 8 blocks of a multiprocessor",
+                # TILES of 16 outputs of a wave, BLOCK threads, the weights of the turn AHEAD under way, registers for
+                # CORE_BLOCKS of a multiprocessor, which slices of the inner dimension are to fill.
                 (
-                    Row({"op": ("rms_gated",), "outer": 4095}, {"TILES": 2, "TEAM": 256, "BLOCK": 256}),
-                    Row({"op": ("rms_gated",), "tokens": 16}, {"TILES": 2, "TEAM": 128, "BLOCK": 128}),
-                    Row({"op": ("rms_gated",)}, {"TILES": 2, "TEAM": 64, "BLOCK": 128}),
-                    Row({"outer": 2048}, {"TILES": 1, "TEAM": 256, "BLOCK": 256}),
-                    Row({"outer": 8191, "tokens": 16}, {"TILES": 1, "TEAM": 256, "BLOCK": 256}),
-                    Row({"outer": 8191}, {"TILES": 2, "TEAM": 256, "BLOCK": 256}),
-                    Row({"tokens": 16}, {"TILES": 1, "TEAM": 128, "BLOCK": 128}),
-                    Row({}, {"TILES": 2, "TEAM": 64, "BLOCK": 128}),
+                    Row({"op": ("linear",), "format": ("F16",), "outer": 8191}, _tile_values(1, 128, 0, 4)),
+                    Row({"tokens": 16}, _tile_values(1, 256, 1, 2)),
+                    Row({"format": ("F16",)}, _tile_values(1, 256, 0, 2)),
+                    Row({"format": _WIDE_CODES}, _tile_values(2, 256, 0, 1)),  # more would not fit the registers
+                    Row({"op": ("rms_gated",)}, _tile_values(2, 256, 1, 1)),
+                    Row({}, _tile_values(1, 256, 0, 2)),
                 ),
             )
         },

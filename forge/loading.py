@@ -115,7 +115,7 @@ def _plan(file: gguf.GGUF, settings: EngineConfig, backend: Backend) -> _Plan:
         )
     size = settings.page_size
     per_page = page_bytes(config, size, backend.activations.itemsize)
-    possible = min((free - weights) // per_page, _MOST_PAGES)
+    possible = min(max((free - weights) // per_page - 1, 0), _MOST_PAGES)  # one is spare
     wanted = settings.context or config.context_length
     notes: tuple[str, ...] = ()
     if converted:

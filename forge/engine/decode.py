@@ -111,17 +111,15 @@ class DecodeLoop:
 
     def abandon(self, running: list[Sequence]) -> None:
         """After an interruption: forget the steps under way. The ids known by now are what to begin again from."""
-        touched = {*self._sequences, *(s for pending in self._pending for s in pending.sequences)}
         try:
             for pending in self._pending:
                 pending.read()  # its copy must not arrive in memory that is used again
         finally:
             self._pending.clear()
             self._sequences = []
-            for sequence in running:
-                if sequence in touched:
-                    sequence.num_pending = 0
-                    sequence.num_computed = len(sequence.ids) - 1
+            for sequence in running:  # a step may have gone from the loop before its ids came: all of them
+                sequence.num_pending = 0
+                sequence.num_computed = min(sequence.num_computed, len(sequence.ids) - 1)
 
     def collect(self) -> list[Sampled]:
         """The ids of the oldest step; those of idle rows and of sequences that have ended meanwhile are dropped."""

@@ -123,7 +123,7 @@ def _plan(file: gguf.GGUF, settings: EngineConfig, backend: Backend) -> _Plan:
     if wanted > config.context_length:
         notes += (f"context: {wanted} is longer than the {config.context_length} tokens the model was trained for",)
     if -(-wanted // size) > possible:
-        need, room = _gb(-(-wanted // size) * per_page), _gb(max(free - weights, 0))
+        need, room = _gb((-(-wanted // size) + 1) * per_page), _gb(max(free - weights, 0))
         context = possible * size
         if settings.context is not None or context < 1:
             raise OutOfMemoryError(

@@ -60,7 +60,7 @@ class Engine:
         most = self.scheduler.max_sequences  # a short prompt has as many rows as a batch that is not allowed
         shapes = [(rows, 1) if rows <= most else (1, min(rows, longest)) for rows in _TYPICAL_ROWS]
         everything = SamplingParams(repetition_penalty=2.0, logprobs=1)
-        for rows, length in dict.fromkeys([(1, longest), *shapes]):
+        for rows, length in dict.fromkeys([(1, longest), *shapes, (most, 1)]):  # the last product has a row for each
             sequences = [
                 Sequence(0, choice, [0] * length, length, everything, 0, length, pages=[0] * -(-length // size))
                 for choice in range(rows)

@@ -26,6 +26,7 @@ from forge.engine.scheduler import Scheduler
 from forge.engine.sequence import FinishReason, Sequence
 from forge.formats import gguf
 from forge.kv_cache import KVCache
+from forge.ops import tiles
 
 PAGE = 8
 PENALIZED = replace(
@@ -437,14 +438,17 @@ class Late(HostMemory, Harness):
         """Nothing is compiled ahead: the harness compiles what it launches."""
 
 
-def on_a_device(device: Late, requests: Requests, *, pages: int = CONTEXT // PAGE, aborted: int = 0) -> list[list[Any]]:
-    """What requests give. After so many steps the first one is aborted."""
+def engine_on(device: Late, pages: int = CONTEXT // PAGE, most: int = 6) -> Engine:
     path = Path(__file__).parents[1] / "data" / "arch" / "llama" / "model.gguf"
     with gguf.read(path) as file:
         config = models.read_config(file, CONTEXT)
         decoder = models.build(file, config, device)
     runner = Runner(decoder, KVCache(config, pages, PAGE, device), device)
-    engine = Engine(runner, context=CONTEXT, end_ids=frozenset(), max_sequences=6, max_step_tokens=128)
+    return Engine(runner, context=CONTEXT, end_ids=frozenset(), max_sequences=most, max_step_tokens=128)
+
+
+def run(engine: Engine, requests: Requests, aborted: int = 0) -> list[list[Any]]:
+    """Ids and log probabilities of each request. After so many steps the first one is aborted."""
     found: dict[Sequence, list[Any]] = {engine.add(*request)[0]: [] for request in requests}
     steps = 0
     while engine.has_work:
@@ -465,9 +469,33 @@ needs_compiler = pytest.mark.skipif(COMPILER is None, reason="no clang++: script
 def test_a_late_device_gives_what_a_prompt_one_does(seed: int) -> None:
     """To the bit: the same launches on the same rows, with preemptions and histories that are made anew."""
     requests = random_requests(12, seed)
-    wanted = on_a_device(Late(late=False), requests)
-    got = on_a_device(Late(late=True), requests)
-    assert got == wanted
+    wanted = run(engine_on(Late(late=False)), requests)
+    assert run(engine_on(Late(late=True)), requests) == wanted
+
+
+@needs_compiler
+def test_a_history_that_is_made_anew_is_not_that_of_steps_recorded_before() -> None:
+    """Steps are recorded for one penalized sequence, then for three, whose history is larger; then it is one again."""
+    requests = [(prompt, PENALIZED) for prompt in random_prompts(3, 9, seed=2)]
+    engine = engine_on(Late(late=True), pages=60)
+    first = run(engine, requests[:1])
+    run(engine, requests)
+    assert run(engine, requests[:1]) == first
+    assert run(engine, requests[1:2]) == run(engine_on(Late(late=True)), requests[1:2])
+
+
+@needs_compiler
+@pytest.mark.parametrize("most", [3, 6, 12])
+def test_no_kernel_is_new_to_steps_after_the_first_ones(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where so many sequences are fewer than a product's smallest tile, or between two."""
+    device = Late(late=False)
+    monkeypatch.setattr(tiles, "_PLENTY", 300)  # which the last product alone has
+    engine = engine_on(device, pages=most * CONTEXT // PAGE, most=most)
+    engine._typical_steps()
+    known = set(device.variants)
+    params = SamplingParams(max_tokens=6, ignore_eos=True, repetition_penalty=1.5, logprobs=1, seed=0)
+    run(engine, [(prompt, replace(params, max_tokens=3 + i)) for i, prompt in enumerate(random_prompts(most, 9))])
+    assert sorted(map(str, device.variants - known)) == []
 
 
 @needs_compiler
@@ -499,8 +527,8 @@ def test_a_page_is_given_away_before_the_ghost_that_writes_to_it_has_run(monkeyp
 
     monkeypatch.setattr(DecodeLoop, "launch", launch)
     monkeypatch.setattr(Scheduler, "finish", finished)
-    wanted = on_a_device(Late(late=False), requests, pages=60, aborted=4)
+    wanted = run(engine_on(Late(late=False), pages=60), requests, aborted=4)
     assert not given
-    got = on_a_device(Late(late=True), requests, aborted=4)
+    got = run(engine_on(Late(late=True)), requests, aborted=4)
     assert given == third
     assert got == wanted

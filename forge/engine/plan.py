@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from forge.backend import Backend
 from forge.engine.slots import Slots
+from forge.errors import OutOfMemoryError
 
 _MOST_PLANS = 16
 """Recorded steps that are kept, of those that ran lately: each holds memory of its own for what lies within a step."""
@@ -45,7 +46,11 @@ class Plans:
         key = Key(rows, slots.penalized_slots, slots.num_top, slots.draws)
         replay = self._replays.pop(key, None)
         if replay is None:
-            outputs, replay = self._backend.record(lambda: self._step(rows), slots.advancing(rows), slots.disturbed)
+            try:
+                outputs, replay = self._backend.record(lambda: self._step(rows), slots.advancing(rows), slots.disturbed)
+            except OutOfMemoryError:
+                self._replays.clear()  # without theirs the next try may have enough
+                raise
             self._make_room(key)
         else:
             outputs = replay()

@@ -24,6 +24,7 @@ from forge.engine.decode import DecodeLoop
 from forge.engine.plan import bucket
 from forge.engine.scheduler import Scheduler
 from forge.engine.sequence import FinishReason, Sequence
+from forge.errors import OutOfMemoryError
 from forge.formats import gguf
 from forge.kv_cache import KVCache
 from forge.ops import tiles
@@ -193,6 +194,7 @@ def ends_one_by_one(kinds: list[SamplingParams]) -> Requests:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kinds", [[GREEDY], [SEEDED], MIXED], ids=["greedy", "seeded", "mixed"])
 def test_64_sequences_that_end_one_by_one_record_a_step_for_each_bucket(
     kinds: list[SamplingParams], recorded: list[int], monkeypatch: pytest.MonkeyPatch
@@ -209,6 +211,7 @@ def test_64_sequences_that_end_one_by_one_record_a_step_for_each_bucket(
         assert len(recorded) == 7
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kinds", [[GREEDY], MIXED], ids=["greedy", "mixed"])
 def test_so_do_sequences_that_ids_end(
     kinds: list[SamplingParams], recorded: list[int], monkeypatch: pytest.MonkeyPatch
@@ -226,6 +229,28 @@ def test_so_do_sequences_that_ids_end(
     assert together(llm, requests) == wanted
     assert sorted(set(recorded)) == sorted(recorded)
     assert set(recorded) <= {64, 32, 16, 8, 4, 2, 1}
+
+
+@pytest.mark.usefixtures("ahead")
+def test_a_step_without_memory_to_be_recorded_finds_that_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    llm = tiny_llm("llama")
+    assert llm.engine._decode
+    plans = llm.engine._decode._plans
+    wanted = llm.generate([1, 2, 3], SEEDED).ids
+    llm.generate([1, 2, 3], GREEDY)
+    assert len(plans._replays) == 2
+    real = NumpyBackend.record
+
+    def full(self: NumpyBackend, *args: Any) -> Any:
+        if plans._replays:
+            raise OutOfMemoryError("out of device memory")
+        return real(self, *args)
+
+    monkeypatch.setattr(NumpyBackend, "record", full)
+    with pytest.raises(OutOfMemoryError):
+        llm.generate([[1, 2, 3], [4]], GREEDY)
+    assert llm.generate([[1, 2, 3], [4]], SEEDED)[0].ids == wanted
+    assert_idle(llm)
 
 
 # What a step writes

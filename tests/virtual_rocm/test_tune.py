@@ -11,6 +11,7 @@ import pytest
 
 import forge as library
 from forge import tune
+from forge.backend import select
 from forge.cli import run
 from virtual_rocm import tiny
 from virtual_rocm.command import forge
@@ -20,6 +21,12 @@ pytestmark = [pytest.mark.virtual_rocm, pytest.mark.slow]
 ON = ("gfx1100",)
 MODEL = tiny.ARCH / "llama" / "model.gguf"
 GENERATE = ("generate", "--model", str(MODEL), "--device", "hip", "--max-tokens", "6", "--ignore-eos", "--json", "abc")
+
+
+@pytest.fixture
+def device() -> Any:
+    """The one in use: tests before may have made it anew."""
+    return select("hip")
 
 
 @pytest.fixture

@@ -52,7 +52,7 @@ class DecodeLoop:
         self.slots = Slots(backend, max_sequences, runner.model.config.vocab_size, pages, cache.spare_page)
         self._rows = backend.asarray(np.arange(max_sequences), np.int32)
         self._starts = backend.asarray(np.arange(max_sequences + 1), np.int32)
-        self._plans = Plans(backend, self.slots, self._step)
+        self._plans = Plans(backend, self.slots)
 
     @property
     def num_pending(self) -> int:
@@ -85,7 +85,7 @@ class DecodeLoop:
         running = set(sequences)
         self._sequences = [s if s in running else self.slots.idle for s in self._sequences]
         self.slots.update(self._sequences)
-        outputs = self._plans.run(len(self._sequences))
+        outputs = self._plans.run(len(self._sequences), self._step)
         self._pending.append(_Pending(tuple(self._sequences), self.runner.backend.read(outputs[:1])))
         for sequence in sequences:
             sequence.num_computed += 1

@@ -35,19 +35,22 @@ def bucket(rows: int, most: int) -> int:
 class Plans:
     """Steps of the first rows of these slots, recorded when they first run and replayed from then on."""
 
-    def __init__(self, backend: Backend, slots: Slots, step: Callable[[int], list[Any]]) -> None:
-        """`step` runs one of so many rows."""
-        self._backend, self._slots, self._step = backend, slots, step
+    def __init__(self, backend: Backend, slots: Slots) -> None:
+        self._backend, self._slots = backend, slots
         self._replays: dict[Key, Callable[[], list[Any]]] = {}
 
-    def run(self, rows: int) -> list[Any]:
-        """Queue a step; what it gives."""
+    def run(self, rows: int, step: Callable[[int], list[Any]]) -> list[Any]:
+        """Queue a step, which `step` runs for so many rows; what it gives.
+
+        `step` is not kept. Where it is a method of what holds these plans, they would be a cycle, and the device's
+        memory would stay in use without the model until Python collects garbage.
+        """
         slots = self._slots
         key = Key(rows, slots.penalized_slots, slots.num_top, slots.draws)
         replay = self._replays.pop(key, None)
         if replay is None:
             try:
-                outputs, replay = self._backend.record(lambda: self._step(rows), slots.advancing(rows), slots.disturbed)
+                outputs, replay = self._backend.record(lambda: step(rows), slots.advancing(rows), slots.disturbed)
             except OutOfMemoryError:
                 self._replays.clear()  # without theirs the next try may have enough
                 raise

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import random
+import weakref
 from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import replace
@@ -506,6 +508,21 @@ def test_a_history_that_is_made_anew_is_not_that_of_steps_recorded_before() -> N
     run(engine, requests)
     assert run(engine, requests[:1]) == first
     assert run(engine, requests[1:2]) == run(engine_on(Late(late=True)), requests[1:2])
+
+
+@needs_compiler
+def test_an_engine_that_nobody_has_any_more_holds_no_memory() -> None:
+    """At once, not when Python next collects garbage: the next model may need it."""
+    engine = engine_on(Late(late=False))
+    run(engine, [([5, 6, 7], GREEDY)])
+    held = [weakref.ref(part) for part in (engine.runner.model, engine.runner.cache, engine._decode)]
+    gc.collect()
+    gc.disable()
+    try:
+        del engine
+        assert [part() for part in held] == [None] * 3
+    finally:
+        gc.enable()
 
 
 @needs_compiler

@@ -13,15 +13,16 @@ def page_bytes(config: ModelConfig, page_size: int, itemsize: int) -> int:
 
 
 class KVCache:
-    """k and v: (layers, num_pages, P, G, D) in the backend's activation precision.
+    """k and v: (layers, num_pages + 1, P, G, D) in the backend's activation precision.
 
-    The memory is not initialized: ops read only slots that were written.
+    Pages 0 to num_pages - 1 are for sequences. Rows of a step that have no sequence write to the one behind them. The
+    memory is not initialized: ops read only slots that were written.
     """
 
     def __init__(self, config: ModelConfig, num_pages: int, page_size: int, backend: Backend) -> None:
-        self.num_pages = num_pages
+        self.num_pages = self.spare_page = num_pages
         self.page_size = page_size
-        shape = (config.num_layers, num_pages, page_size, config.num_kv_heads, config.head_dim)
+        shape = (config.num_layers, num_pages + 1, page_size, config.num_kv_heads, config.head_dim)
         self.k = backend.empty(shape, backend.activations)
         self.v = backend.empty(shape, backend.activations)
 

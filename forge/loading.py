@@ -115,7 +115,7 @@ def _plan(file: gguf.GGUF, settings: EngineConfig, backend: Backend) -> _Plan:
         )
     size = settings.page_size
     per_page = page_bytes(config, size, backend.activations.itemsize)
-    possible = min((free - weights) // per_page, _MOST_PAGES)
+    possible = min(max((free - weights) // per_page - 1, 0), _MOST_PAGES)  # one is spare
     wanted = settings.context or config.context_length
     notes: tuple[str, ...] = ()
     if converted:
@@ -123,7 +123,7 @@ def _plan(file: gguf.GGUF, settings: EngineConfig, backend: Backend) -> _Plan:
     if wanted > config.context_length:
         notes += (f"context: {wanted} is longer than the {config.context_length} tokens the model was trained for",)
     if -(-wanted // size) > possible:
-        need, room = _gb(-(-wanted // size) * per_page), _gb(max(free - weights, 0))
+        need, room = _gb((-(-wanted // size) + 1) * per_page), _gb(max(free - weights, 0))
         context = possible * size
         if settings.context is not None or context < 1:
             raise OutOfMemoryError(

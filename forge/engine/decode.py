@@ -9,15 +9,17 @@ from typing import Any
 
 import numpy as np
 
+from forge.engine.plan import Plans, bucket
 from forge.engine.runner import Runner, Sampled, sampled
 from forge.engine.sequence import Sequence
 from forge.engine.slots import Slots
 from forge.models.batch import Batch
 from forge.ops.step import advance, decode_inputs
 
-_MOST_PLANS = 16
-"""Recorded steps that are kept: one for each number of rows, of slots with penalties and of top log probabilities, with
-and without draws, that occurred lately."""
+MOST_PENDING = 2
+"""Steps that are queued and not collected: the device runs one while the host sees the ids of the one before and queues
+the next. A sequence that an id ends has run in those behind it: at most one ghost step, and one more with each that is
+queued ahead."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,22 +31,28 @@ class _Pending:
 
 
 class DecodeLoop:
-    """Rows of the running sequences, whose last ids, lengths and sampling parameters live and advance on the device.
+    """Rows of running sequences, whose last ids, lengths and sampling parameters live and advance on the device.
 
-    Nothing is uploaded from step to step but the new pages of sequences that get one. Where anything else changes (a
-    sequence ends, another starts), the loop is drained and begun again, with one upload of the rows' state.
+    Nothing is uploaded from step to step but the new pages of sequences that get one, and which rows became idle. A
+    sequence that ends leaves its row idle: the step that was queued behind its last id is a ghost, whose id is dropped.
+    Its pages may be given away at once, although the ghost writes to them: the device works in order, and whatever runs
+    for their new owner is launched later. The loop is drained and begun again, with one upload of the rows' state,
+    where a smaller bucket holds the sequences that are left, and behind a step with a prompt: that one advances every
+    sequence from the host, so that all rows' state is new.
     """
 
     def __init__(self, runner: Runner, max_sequences: int, context: int) -> None:
-        self.runner = runner
+        self.runner, self.max_sequences = runner, max_sequences
         backend, cache = runner.backend, runner.cache
         runner.model.reserve(context)  # recorded steps hold the RoPE tables' addresses
-        self.sequences: tuple[Sequence, ...] = ()
+        self._sequences: list[Sequence] = []
+        """Of the rows of the next step; `slots.idle` where a row has none."""
         self._pending: deque[_Pending] = deque()
-        self.slots = Slots(backend, max_sequences, runner.model.config.vocab_size, -(-context // cache.page_size))
+        pages = -(-context // cache.page_size)
+        self.slots = Slots(backend, max_sequences, runner.model.config.vocab_size, pages, cache.spare_page)
         self._rows = backend.asarray(np.arange(max_sequences), np.int32)
         self._starts = backend.asarray(np.arange(max_sequences + 1), np.int32)
-        self._plans: dict[tuple[int, int, int | None, bool], Callable[[], list[Any]]] = {}
+        self._plans = Plans(backend, self.slots)
 
     @property
     def num_pending(self) -> int:
@@ -52,8 +60,14 @@ class DecodeLoop:
 
     def begin(self, sequences: list[Sequence]) -> None:
         """Upload the state of these sequences, whose ids are all known."""
-        self.sequences = tuple(sequences)
-        self.slots.fill(sequences)
+        idle = bucket(len(sequences), self.max_sequences) - len(sequences)
+        self._sequences = [*sequences, *[self.slots.idle] * idle]
+        self.slots.fill(self._sequences)
+
+    def holds(self, sequences: list[Sequence]) -> bool:
+        """Whether the next step can be one of these without beginning anew: all have rows, in the smallest bucket."""
+        fits = bucket(len(sequences), self.max_sequences) == len(self._sequences)
+        return fits and set(sequences).issubset(self._sequences)
 
     def rehearse(self, logits: Any, sequences: list[Sequence]) -> None:
         """Call what a step calls beside the model, on rows of logits."""
@@ -65,24 +79,15 @@ class DecodeLoop:
         ids, _ = slots.draw(logits)
         advance(ids, rows, last_ids, lengths, slots.counts)
 
-    def launch(self) -> None:
-        """Queue the next step. The sequences have the pages that it needs."""
-        runner, rows = self.runner, len(self.sequences)
-        self.slots.grow(list(self.sequences))
-        key = rows, self.slots.penalized_slots, self.slots.num_top, self.slots.draws
-        plan = self._plans.pop(key, None)
-        if plan is None:
-            step, state = (lambda: self._step(rows)), self.slots.advancing(rows)
-            outputs, plan = runner.backend.record(step, state, self.slots.disturbed)
-            if penalized := self.slots.penalized_slots:  # those of a history that was made anew keep the old one
-                self._plans = {k: p for k, p in self._plans.items() if k[1] in (0, penalized)}
-            if len(self._plans) >= _MOST_PLANS:
-                del self._plans[next(iter(self._plans))]
-        else:
-            outputs = plan()
-        self._plans[key] = plan  # the latest last
-        self._pending.append(_Pending(self.sequences, runner.backend.read(outputs[:1])))
-        for sequence in self.sequences:
+    def launch(self, sequences: list[Sequence]) -> None:
+        """Queue the next step of these sequences, which the loop holds, with the pages that it needs. Other rows become
+        idle before it: theirs end with an id that is known, or under way."""
+        running = set(sequences)
+        self._sequences = [s if s in running else self.slots.idle for s in self._sequences]
+        self.slots.update(self._sequences)
+        outputs = self._plans.run(len(self._sequences), self._step)
+        self._pending.append(_Pending(tuple(self._sequences), self.runner.backend.read(outputs[:1])))
+        for sequence in sequences:
             sequence.num_computed += 1
             sequence.num_pending += 1
 
@@ -100,22 +105,24 @@ class DecodeLoop:
         advance(ids, row_numbers, last_ids, lengths, slots.counts)
         return [drawn, logits]
 
+    def leave(self) -> None:
+        """The next steps of its sequences are others'."""
+        self._sequences = []
+
     def abandon(self, running: list[Sequence]) -> None:
         """After an interruption: forget the steps under way. The ids known by now are what to begin again from."""
-        touched = {*self.sequences, *(s for pending in self._pending for s in pending.sequences)}
         try:
             for pending in self._pending:
                 pending.read()  # its copy must not arrive in memory that is used again
         finally:
             self._pending.clear()
-            self.sequences = ()
-            for sequence in running:
-                if sequence in touched:
-                    sequence.num_pending = 0
-                    sequence.num_computed = len(sequence.ids) - 1
+            self._sequences = []
+            for sequence in running:  # a step may have gone from the loop before its ids came: all of them
+                sequence.num_pending = 0
+                sequence.num_computed = min(sequence.num_computed, len(sequence.ids) - 1)
 
     def collect(self) -> list[Sampled]:
-        """The ids of the oldest step; those of sequences that have ended meanwhile are dropped."""
+        """The ids of the oldest step; those of idle rows and of sequences that have ended meanwhile are dropped."""
         pending = self._pending[0]
         (drawn,) = pending.read()
         self._pending.popleft()

@@ -9,14 +9,14 @@ from typing import Any
 
 from forge.config import SamplingParams
 from forge.engine.block_manager import BlockManager
-from forge.engine.decode import DecodeLoop
+from forge.engine.decode import MOST_PENDING, DecodeLoop
 from forge.engine.runner import Runner, Sampled
 from forge.engine.scheduler import Scheduled, Scheduler
 from forge.engine.sequence import FinishReason, Sequence
 from forge.errors import ContextLengthError, OutOfMemoryError, ParameterError
 from forge.models.decoder import Tap
 
-_TYPICAL_ROWS = (1, 2, 4, 8, 16, 17)
+_TYPICAL_ROWS = (1, 8, 16, 32, 64, 65)
 """Numbers of rows between which products are computed by other kernels."""
 _LOGIT_BYTES = 128 << 20
 """Memory of the logits that are computed together where all positions' are wanted."""
@@ -60,7 +60,7 @@ class Engine:
         most = self.scheduler.max_sequences  # a short prompt has as many rows as a batch that is not allowed
         shapes = [(rows, 1) if rows <= most else (1, min(rows, longest)) for rows in _TYPICAL_ROWS]
         everything = SamplingParams(repetition_penalty=2.0, logprobs=1)
-        for rows, length in dict.fromkeys([(1, longest), *shapes]):
+        for rows, length in dict.fromkeys([(1, longest), *shapes, (most, 1)]):  # the last product has a row for each
             sequences = [
                 Sequence(0, choice, [0] * length, length, everything, 0, length, pages=[0] * -(-length // size))
                 for choice in range(rows)
@@ -130,40 +130,38 @@ class Engine:
         return sampled
 
     def _step_ahead(self, loop: DecodeLoop) -> list[Sampled]:
-        """The ids of a decode step, while the step behind it is already under way; none where the loop cannot go on.
-
-        A sequence that ends has run one step too many: its id is dropped, and its pages are safe to give away at once,
-        because the device works in order.
-        """
+        """The ids of a decode step, while the step behind it is already under way; none where the loop cannot go on."""
         if self._interrupted:
             loop.abandon(self.scheduler.running)
         self._interrupted = True  # until the end: the device may be ahead of what is known here
-        for _ in range(2 - loop.num_pending):
-            rows = self._continuing(loop)
-            if rows is None:
-                break
+        while loop.num_pending < MOST_PENDING and (sequences := self._continuing(loop)):
             if not loop.num_pending:
-                loop.begin(rows)
-            loop.launch()
+                loop.begin(sequences)
+            loop.launch(sequences)
         sampled: list[Sampled] = []
         while loop.num_pending and not sampled:
             sampled = loop.collect()
         if not sampled:
-            loop.sequences = ()
+            loop.leave()
         for token in sampled:
             self._append(token.sequence, token.id)
         self._interrupted = False
         return sampled
 
-    def _continuing(self, loop: DecodeLoop) -> list[Sequence] | None:
-        """The rows of a step that differs from the loop's last one by nothing that the host must know."""
+    def _continuing(self, loop: DecodeLoop) -> list[Sequence]:
+        """The sequences of a step that can follow the loop's last one, or begin it anew where all ids are known; none
+        where the loop must be drained."""
         if any(sequence in self._siblings for sequence in self.scheduler.running):
-            return None
-        rows = self.scheduler.decoding()
-        return None if loop.num_pending and rows != list(loop.sequences) else rows
+            return []
+        sequences = self.scheduler.decoding()
+        return [] if loop.num_pending and not loop.holds(sequences) else sequences
 
     def finish(self, sequence: Sequence, reason: FinishReason) -> None:
-        """End a sequence from outside ("stop" for a stop string, "abort"); its pages are free at once."""
+        """End a sequence from outside ("stop" for a stop string, "abort").
+
+        Its pages are free at once: a step under way that writes to them is ahead of any that is launched for their next
+        owner.
+        """
         if sequence.finish_reason is not None:
             return
         for siblings in self._siblings.values():

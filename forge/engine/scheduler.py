@@ -74,16 +74,16 @@ class Scheduler:
             budget -= count
         return step
 
-    def decoding(self) -> list[Sequence] | None:
-        """All running sequences, if the next step is one token of each: each has one id to compute, nobody can start,
-        and there are pages without preempting anybody. The pages are allocated."""
-        if not self.running or (self.waiting and len(self.running) < self.max_sequences):
-            return None
-        if any(s.num_remaining != 1 or s.num_tokens >= s.max_length for s in self.running):
-            return None
-        if not all(self._grow(sequence, sequence.num_tokens) for sequence in self.running):
-            return None
-        return list(self.running)
+    def decoding(self) -> list[Sequence]:
+        """The running sequences that go on, if the next step is one token of each: each has one id to compute, nobody
+        can start, and there are pages without preempting anybody. The pages are allocated. Else none.
+
+        A sequence whose last id, by its length, is under way does not go on.
+        """
+        if self._can_start() or any(s.num_remaining != 1 for s in self.running):
+            return []
+        going_on = [s for s in self.running if s.num_tokens < s.max_length]
+        return going_on if all(self._grow(s, s.num_tokens) for s in going_on) else []
 
     def commit(self, step: list[Scheduled]) -> None:
         """The step has run: its tokens are in the cache."""
@@ -117,6 +117,12 @@ class Scheduler:
                 queue.remove(sequence)
         self._drop_pages(sequence)
 
+    def _can_start(self) -> bool:
+        """Whether the next one that waits may run, and has room for all it has to compute."""
+        if not self.waiting or len(self.running) >= self.max_sequences:
+            return False
+        return self._missing(self.waiting[0], len(self.waiting[0].ids)) <= self.blocks.num_free
+
     def _make_room(self, sequence: Sequence, length: int) -> bool:
         """Pages for `length` ids of a running sequence; younger ones are preempted for it, at last it itself."""
         while not self._grow(sequence, length):
@@ -128,13 +134,17 @@ class Scheduler:
         return True
 
     def _grow(self, sequence: Sequence, length: int) -> bool:
-        missing = self._pages_for(length) - len(sequence.pages)
+        missing = self._missing(sequence, length)
         if missing > 0:
             pages = self.blocks.allocate(missing, sequence.pages[-1] if sequence.pages else None)
             if pages is None:
                 return False
             sequence.pages += pages
         return True
+
+    def _missing(self, sequence: Sequence, length: int) -> int:
+        """Pages that it needs for so many ids and has not got."""
+        return self._pages_for(length) - len(sequence.pages)
 
     def _drop_pages(self, sequence: Sequence) -> None:
         self.blocks.release(sequence.pages)

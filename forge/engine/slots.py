@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from forge.backend import Backend
+from forge.config import SamplingParams
 from forge.engine.sequence import Sequence
 from forge.ops.logprobs import logprobs, pack_logprobs, top_logprobs
 from forge.ops.sampling import argmax, penalize, sample
@@ -18,7 +19,7 @@ _Field = tuple[str, Any, Callable[[Sequence], float]]
 _FIELDS: tuple[_Field, ...] = (  # the widest first: each lies at a multiple of its size
     ("seed", np.uint64, lambda s: s.seed),
     ("choice", np.uint32, lambda s: s.choice),
-    ("last_id", np.int32, lambda s: s.ids[-1]),
+    ("last_id", np.int32, lambda s: s.ids[-1] if s.ids else 0),
     ("length", np.int32, lambda s: len(s.ids)),
     ("temperature", np.float32, lambda s: s.params.temperature),
     ("top_k", np.int32, lambda s: min(s.params.top_k, 2**31 - 1)),
@@ -42,7 +43,7 @@ class Slots:
     Whatever changes from the host goes there as one upload of (index, value) pairs, which an op puts in their places.
     """
 
-    def __init__(self, backend: Backend, count: int, vocabulary: int, most_pages: int = 0) -> None:
+    def __init__(self, backend: Backend, count: int, vocabulary: int, most_pages: int = 0, spare_page: int = 0) -> None:
         self.backend, self.count, self.vocabulary, self.most_pages = backend, count, vocabulary, most_pages
         words = sum(np.dtype(dtype).itemsize // 4 for _, dtype, _ in _FIELDS)
         self._words = backend.empty((count * (words + most_pages),), np.int32)
@@ -57,6 +58,13 @@ class Slots:
         self.page_table = self._words[start:].reshape(count, most_pages)
         if most_pages:  # beside a sequence's own pages there are always numbers of some
             backend.upload(self.page_table, np.zeros((count, most_pages), np.int32))
+        self.idle = Sequence(
+            -1, 0, [], 0, SamplingParams(temperature=0), 0, 0, pages=[spare_page], finish_reason="stop"
+        )
+        """What a slot without a sequence holds: no ids, so that it stays as it is, and a page that no sequence has. All
+        idle rows of a step compute the same and write the same to the same place, in whatever order."""
+        self._held: list[Sequence | None] = []
+        """The sequences that the first slots hold, and how many pages of each."""
         self._num_pages: list[int] = []
         self._staging = backend.empty((_FEWEST_EDITS, 2), np.int32)
         self._history: Any = None
@@ -71,24 +79,17 @@ class Slots:
 
     def fill(self, sequences: list[Sequence]) -> None:
         """State of these sequences in the first slots: one upload, of as much as they have."""
-        edits = [
-            _run(self._starts[name], np.array([value(s) for s in sequences], dtype)) for name, dtype, value in _FIELDS
-        ]
-        if self.most_pages:
-            self._num_pages = [0] * len(sequences)
-            edits += self._new_pages(sequences)
+        self._held, self._num_pages = [None] * len(sequences), [0] * len(sequences)
         history = self._begin_history(sequences) if any(is_penalized(s) for s in sequences) else []
-        self._place(edits, history)
-        self._num_pages = [len(s.pages) for s in sequences]
+        self._put(sequences, history)
         self.penalized_slots = self._history.shape[1] if history else 0
         self.draws = any(s.params.temperature > 0 for s in sequences)
         self.num_top = max((s.params.logprobs for s in sequences if s.params.logprobs is not None), default=None)
 
-    def grow(self, sequences: list[Sequence]) -> None:
-        """Upload the pages that the sequences of the first slots got since; nothing where they got none."""
-        if edits := self._new_pages(sequences):
-            self._place(edits, [])
-            self._num_pages = [len(s.pages) for s in sequences]
+    def update(self, sequences: list[Sequence]) -> None:
+        """Upload what of the first slots has changed since: slots that became idle, and pages that sequences got;
+        nothing where there is neither."""
+        self._put(sequences, [])
 
     @property
     def counts(self) -> Any:
@@ -108,8 +109,7 @@ class Slots:
     def _begin_history(self, sequences: list[Sequence]) -> list[_Edits]:
         rows = len(sequences)
         if self._history is None or self._history.shape[1] < rows:
-            slots = min(1 << (rows - 1).bit_length(), self.count)
-            self._history = self.backend.empty((2, slots, self.vocabulary), np.int32)
+            self._history = self.backend.empty((2, rows, self.vocabulary), np.int32)
         for part in range(2):
             clear(self._history[part, :rows].reshape(-1))
         edits = []
@@ -125,12 +125,32 @@ class Slots:
                 edits.append((biases + start + _ints(bias.keys()), values))
         return edits
 
-    def _new_pages(self, sequences: list[Sequence]) -> list[_Edits]:
-        return [
-            _run(self._pages_start + row * self.most_pages + known, np.array(sequence.pages[known:], np.int32))
-            for row, (sequence, known) in enumerate(zip(sequences, self._num_pages, strict=True))
-            if len(sequence.pages) > known
-        ]
+    def _put(self, sequences: list[Sequence], history: list[_Edits]) -> None:
+        """Upload what the first slots do not hold yet of these sequences, and edits of the history."""
+        new = [row for row, (s, held) in enumerate(zip(sequences, self._held, strict=True)) if s is not held]
+        for row in new:
+            self._num_pages[row] = 0
+        edits = self._state(np.array(new, np.int32), [sequences[row] for row in new]) if new else []
+        if self.most_pages:
+            edits += [
+                _run(self._pages_start + row * self.most_pages + known, np.array(sequence.pages[known:], np.int32))
+                for row, (sequence, known) in enumerate(zip(sequences, self._num_pages, strict=True))
+                if len(sequence.pages) > known
+            ]
+        if edits:
+            self._place(edits, history)
+            self._held = list(sequences)
+            self._num_pages = [len(s.pages) for s in sequences]
+
+    def _state(self, slots: np.ndarray[Any, Any], sequences: list[Sequence]) -> list[_Edits]:
+        """The fields of these slots."""
+        edits = []
+        for name, dtype, value in _FIELDS:
+            words = np.array([value(s) for s in sequences], dtype).view(np.int32).reshape(len(slots), -1)
+            width = words.shape[1]
+            indices = self._starts[name] + slots[:, None] * width + np.arange(width, dtype=np.int32)
+            edits.append((indices.reshape(-1), words.reshape(-1)))
+        return edits
 
     def _place(self, edits: list[_Edits], history: list[_Edits]) -> None:
         """Upload edits of the words, and those of the history behind them."""

@@ -16,7 +16,7 @@ _BLOCK = 64
 def _case(name: str, rows: int, slots: int, pages: int, page_size: int) -> Case:
     def make(rng: np.random.Generator) -> Arrays:
         table = rng.integers(0, 1000, (slots, pages)).astype(np.int32)
-        lengths = rng.integers(1, pages * page_size + 1, slots).astype(np.int32)
+        lengths = rng.integers(0, pages * page_size + 1, slots).astype(np.int32)
         chosen = rng.permutation(slots)[:rows].astype(np.int32)
         return chosen, rng.integers(0, 5000, slots).astype(np.int32), lengths, table, page_size
 
@@ -52,13 +52,27 @@ def _decode_inputs_gpu(
             ),
             expected=([8], [4], [8], [5]),
         ),
+        Case(
+            "by hand: idle slots, on page 6",
+            lambda rng: (
+                np.array([0, 2, 1], np.int32),
+                np.array([0, 7, 9], np.int32),
+                np.array([0, 1, 0], np.int32),
+                np.array([[6, 1], [5, 3], [6, 2]], np.int32),
+                4,
+            ),
+            expected=([0, 9, 7], [0, 0, 0], [24, 24, 20], [1, 1, 1]),
+        ),
     ],
 )
 def decode_inputs(
     slots: Array, last_ids: Array, lengths: Array, page_table: Array, page_size: int
 ) -> tuple[Array, ...]:
-    """What each row's next token is: its id, position, KV slot, and sequence length."""
-    row_lengths = lengths[slots]
+    """What each row's next token is: its id, position, KV slot, and sequence length.
+
+    A slot of length 0 is idle: its row computes one token at the start of its first page.
+    """
+    row_lengths = np.maximum(lengths[slots], 1)
     positions = row_lengths - 1
     pages = page_table[slots, positions // page_size]
     return last_ids[slots], positions, pages * page_size + positions % page_size, row_lengths
@@ -130,6 +144,17 @@ def _advance_gpu(device: GPU, ids: Any, slots: Any, last_ids: Any, lengths: Any,
             written=([0, 2, 6], [11, 20, 31]),
         ),
         Case(
+            "by hand: an idle slot",
+            lambda rng: (
+                np.array([1, 1], np.int32),
+                np.array([0, 1], np.int32),
+                np.array([2, 0], np.int32),
+                np.array([9, 0], np.int32),
+                np.array([[1, 0, 3], [1, 4, 0]], np.int32),
+            ),
+            written=([1, 0], [10, 0], [[1, 2, 3], [1, 4, 0]]),
+        ),
+        Case(
             "by hand: new, in the prompt, generated before",
             lambda rng: (
                 np.array([1, 0, 2], np.int32),
@@ -146,7 +171,7 @@ def _advance_gpu(device: GPU, ids: Any, slots: Any, last_ids: Any, lengths: Any,
                 rng.integers(0, 100, 70).astype(np.int32),
                 rng.permutation(90)[:70].astype(np.int32),
                 rng.integers(0, 100, 90).astype(np.int32),
-                rng.integers(1, 100, 90).astype(np.int32),
+                rng.integers(0, 4, 90).astype(np.int32),
                 rng.integers(0, 3, (90, 100)).astype(np.int32),
             ),
         ),
@@ -155,9 +180,10 @@ def _advance_gpu(device: GPU, ids: Any, slots: Any, last_ids: Any, lengths: Any,
 def advance(ids: Array, slots: Array, last_ids: Array, lengths: Array, counts: Array | None) -> None:
     """Each row's slot has one more id; 0 stands for -1, after which nothing of the sequence is used.
 
-    counts are those of `penalize`, for the first C slots.
+    A slot of length 0 is idle and stays as it is. counts are those of `penalize`, for the first C slots.
     """
-    known = np.maximum(ids, 0)
+    runs = lengths[slots] > 0
+    slots, known = slots[runs], np.maximum(ids[runs], 0)
     last_ids[slots] = known
     lengths[slots] += 1
     if counts is not None:

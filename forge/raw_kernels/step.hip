@@ -1,10 +1,10 @@
-// The state of running sequences, per slot. A thread per row makes a decode step's inputs.
+// The state of running sequences, per slot; of length 0, a slot is idle. A thread per row makes a decode step's inputs.
 
 KERNEL(64) decode_inputs(const i32 *slots, const i32 *last_ids, const i32 *lengths, const i32 *page_table, i32 *ids, i32 *positions, i32 *kv_slots, i32 *row_lengths, u32 rows, u32 pages, u32 page_size) {
     u32 row = BLOCK_X * 64 + THREAD;
     if (row >= rows) return;
     u32 slot = (u32)slots[row];
-    u32 length = (u32)lengths[slot], position = length - 1;
+    u32 length = (u32)larger(lengths[slot], 1), position = length - 1;
     ids[row] = last_ids[slot];
     positions[row] = (i32)position;
     kv_slots[row] = page_table[(u64)slot * pages + position / page_size] * (i32)page_size + (i32)(position % page_size);
@@ -15,11 +15,13 @@ KERNEL(64) advance(const i32 *ids, const i32 *slots, i32 *last_ids, i32 *lengths
     await_earlier();
     u32 row = BLOCK_X * 64 + THREAD;
     if (row >= rows) return;
+    u32 slot = (u32)slots[row];
+    if (lengths[slot] == 0) return;
     i32 id = larger(ids[row], 0);
-    last_ids[slots[row]] = id;
-    lengths[slots[row]] += 1;
+    last_ids[slot] = id;
+    lengths[slot] += 1;
     if (counts) {
-        i32 *count = counts + (u64)(u32)slots[row] * vocabulary + (u32)id;
+        i32 *count = counts + (u64)slot * vocabulary + (u32)id;
         *count = larger(*count, 1) + 1;
     }
 }

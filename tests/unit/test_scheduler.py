@@ -523,3 +523,63 @@ def test_what_never_fits_is_refused() -> None:
 
 def test_a_step_without_work_is_empty() -> None:
     assert scheduler().schedule() == []
+
+
+# Steps of one id each, which may be queued before the ids are known
+
+
+def decoding_sequences(s: Scheduler, *lengths: int, max_length: int = 100) -> list[Sequence]:
+    """Sequences whose prompts are computed, with one id behind them."""
+    found = [sequence(length, max_length) for length in lengths]
+    for one in found:
+        s.add(one)
+    run(s)
+    return found
+
+
+def test_one_that_waits_is_let_in_before_steps_are_queued() -> None:
+    s = scheduler(max_sequences=3)
+    first, second = decoding_sequences(s, 3, 4)
+    assert s.decoding() == [first, second]
+    s.add(sequence(5))
+    assert s.decoding() == []
+
+
+def test_one_that_waits_for_a_row_or_for_pages_does_not_keep_the_others() -> None:
+    full = scheduler(max_sequences=2)
+    running = decoding_sequences(full, 3, 4)
+    full.add(sequence(1))
+    assert full.decoding() == running
+    scarce = scheduler(num_pages=5)
+    running = decoding_sequences(scarce, 3, 4, max_length=20)  # a page each, and one more for the second one's fifth id
+    waiting = sequence(9, 20)
+    scarce.add(waiting)
+    assert scarce.decoding() == []  # it needs three, and there are three
+    scarce.finish(waiting, "abort")
+    assert scarce.decoding() == running
+    scarce.add(sequence(9, 20))
+    assert scarce.decoding() == running
+    scarce.finish(running[0], "stop")
+    assert scarce.decoding() == []
+
+
+def test_a_sequence_whose_last_id_is_under_way_does_not_go_on_and_holds_its_pages() -> None:
+    s = scheduler(max_sequences=2)
+    short, long = decoding_sequences(s, 3, 3)
+    short.max_length = 5
+    for one in s.decoding():
+        one.num_computed += 1
+        one.num_pending += 1
+    assert s.decoding() == [long]
+    assert (len(short.pages), len(long.pages)) == (1, 2)
+
+
+def test_steps_are_not_queued_where_somebody_would_lose_its_pages() -> None:
+    s = scheduler(num_pages=2)
+    running = decoding_sequences(s, 3, 3, max_length=8)
+    assert s.decoding() == running
+    for one in running:
+        one.num_computed += 1
+        one.num_pending += 1
+    assert s.decoding() == []
+    assert s.running == running

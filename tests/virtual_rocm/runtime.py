@@ -6,6 +6,7 @@ Error codes, and what is allowed while a stream is captured, are those of `hip/h
 """
 
 import ctypes
+import gc
 import os
 import sys
 import time
@@ -188,9 +189,22 @@ class Stream:
             raise Failure(CAPTURE_INVALIDATED)
         (self.queue if self.capture is None else self.capture.nodes).append(work)
 
+    def work_once(self) -> None:
+        """The first piece. Python collects no garbage meanwhile: that may hold memory, and to free it is to wait for
+        all work, so that the pieces behind this one would be done in the midst of it.
+        """
+        collects = gc.isenabled()
+        gc.disable()
+        try:
+            if self.queue:
+                self.queue.popleft()()
+        finally:
+            if collects:
+                gc.enable()
+
     def work_until(self, is_done: Callable[[], bool]) -> None:
         while self.queue and not is_done():
-            self.queue.popleft()()
+            self.work_once()
 
     def work(self) -> None:
         self.work_until(lambda: False)
@@ -476,7 +490,7 @@ def hipStreamQuery(stream: c_void_p) -> c_int:
         raise Failure(CAPTURE_UNSUPPORTED)
     DEVICE.check()
     if queue.queue:
-        queue.queue.popleft()()  # so that who asks again and again gets an end
+        queue.work_once()  # so that who asks again and again gets an end
         raise Failure(NOT_READY)
 
 
@@ -569,7 +583,7 @@ def hipEventQuery(event: c_void_p) -> c_int:
     DEVICE.check()
     if marked.stream is not None and marked.time is None:
         if marked.stream.queue:
-            marked.stream.queue.popleft()()
+            marked.stream.work_once()
         raise Failure(NOT_READY)
 
 

@@ -67,6 +67,31 @@ def test_work_waits_until_something_waits_for_it(device: Any) -> None:
     assert (device.to_numpy(x) == 2).all()
 
 
+def test_no_work_is_overtaken_where_garbage_is_collected_amidst_it(
+    device: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Garbage may hold memory, and freeing that waits for all work."""
+    import cupy
+
+    from virtual_rocm import execution
+
+    launch = execution.Kernel.launch
+
+    def litter(*args: Any) -> str:
+        garbage: list[Any] = [cupy.cuda.Memory(64)]
+        garbage.append(garbage)
+        del garbage
+        assert len([[] for _ in range(10_000)]) > gc.get_threshold()[0]  # so many new objects make Python collect
+        return launch(*args)
+
+    x = one = device.asarray(np.ones((1, 64), np.float32))
+    gc.collect()
+    monkeypatch.setattr(execution.Kernel, "launch", litter)
+    for _ in range(3):
+        x = device.launch(add, (x, one), {})
+    assert (device.to_numpy(x) == 4).all()
+
+
 def test_uploads_keep_what_they_stage(device: Any) -> None:
     arrays = [device.asarray(np.zeros(64, np.float32)) for _ in range(6)]
     for array in arrays:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import warnings
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 
 import forge
-from forge.backend import NUMPY, Backend
+from forge.backend import NUMPY, Backend, select
 from forge.ops.sampling import sample
 from virtual_rocm import tiny
 from virtual_rocm.calls import failing, number_of_calls
@@ -201,6 +202,23 @@ def new_device() -> Any:
     forget_devices()
     yield
     forget_devices()
+
+
+def test_a_model_that_nobody_has_any_more_holds_no_memory(write: Write) -> None:
+    """At once, not when Python next collects garbage: the next model may need it."""
+    import cupy
+
+    device: Any = select("hip")
+    used = []
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(2):  # what the device keeps for all models is there after the first
+            greedy(write("llama", "Q4_K"))
+            used.append(cupy.get_default_memory_pool().used_bytes() + device._plan_pool.used_bytes())
+    finally:
+        gc.enable()
+    assert used[0] == used[1]
 
 
 def test_everything_is_computed_by_kernels_of_forges(write: Write) -> None:

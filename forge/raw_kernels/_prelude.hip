@@ -113,6 +113,7 @@ const void *forge_share(const void *own, u64 bytes); // what all lanes of the wa
 DEVICE void fence_device() {} // blocks run one after the other
 #define lds_barrier() forge_barrier()
 #define STARTS_EARLY 0
+#define ASYNC 0
 DEVICE void await_earlier(bool = true) {}
 template <typename T> DEVICE void settle(T &) {}
 
@@ -181,6 +182,7 @@ DEVICE void barrier() {
 }
 DEVICE void fence_device() { __builtin_amdgcn_fence(__ATOMIC_ACQ_REL, "agent"); }
 #define STARTS_EARLY 0
+#define ASYNC 0
 DEVICE void await_earlier(bool = true) {}
 // The fences of `barrier` wait on RDNA for all loads from memory, also those of what is needed only after it, and so does the
 // compiler before a barrier that it knows for one.
@@ -269,6 +271,16 @@ DEVICE void await_earlier(bool next_may_start = true) {
 #else
 #define STARTS_EARLY 0
 DEVICE void await_earlier(bool = true) {}
+#endif
+#if __CUDA_ARCH__ >= 800
+#define ASYNC 1
+DEVICE void copy_async(u32x4 *to, const u32x4 *from, bool there) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" : : "r"((u32)__cvta_generic_to_shared(to)), "l"(from), "r"(there ? 16u : 0u) : "memory");
+}
+DEVICE void end_copies() { asm volatile("cp.async.commit_group;" : : : "memory"); }
+template <u32 N> DEVICE void await_copies() { asm volatile("cp.async.wait_group %0;" : : "n"(N) : "memory"); }
+#else
+#define ASYNC 0
 #endif
 DEVICE void settle(float &x) { asm volatile("" : "+f"(x) : : "memory"); }
 DEVICE void settle(u32 &x) { asm volatile("" : "+r"(x) : : "memory"); }
@@ -364,6 +376,8 @@ DEVICE i32 smaller(i32 a, i32 b) { return a < b ? a : b; }
 // fast_divide(a, b): a / b to 2 units in the last place; 0 where b is infinite, or above 2**126 and its reciprocal thus
 // subnormal. Not for b that are subnormal.
 // dot4(a, b, c): c + the dot product of the four signed bytes of two words. Every target has it as one instruction.
+// copy_async(to, from, there): where ASYNC, from memory to LDS past the registers, or zeros; a thread awaits all but its last N
+// groups of them, which end_copies ends.
 // read_once(p): what no other thread will read, past the near cache, for what is read again to stay there.
 // halves_fma(a, b, c), halves_add(a, b): of the two float16 numbers in each word.
 // pick_bytes(high, low, places): four of the eight bytes of two words, those that the bytes of `places` (0 to 7) name.

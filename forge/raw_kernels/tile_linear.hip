@@ -15,18 +15,7 @@
 #define WAVES (BLOCK / TILE_WAVE)
 #define TOKEN_TILES ((TOKENS + TILE_TOKENS - 1) / TILE_TOKENS)
 
-#if defined(FORGE_CUDA) && __CUDA_ARCH__ >= 800 // from memory to LDS, past the registers
-#define ASYNC 1
-#define STAGES 3
-DEVICE void copy_async(u32x4 *to, const u32x4 *from, bool there) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" : : "r"((u32)__cvta_generic_to_shared(to)), "l"(from), "r"(there ? 16u : 0u) : "memory");
-}
-DEVICE void end_copies() { asm volatile("cp.async.commit_group;" : : : "memory"); }
-DEVICE void await_copies() { asm volatile("cp.async.wait_group %0;" : : "n"(STAGES - 2) : "memory"); } // but the last
-#else
-#define ASYNC 0
-#define STAGES 2
-#endif
+#define STAGES (ASYNC ? 3 : 2)
 
 // What a lane holds of a row for a turn: groups of 32 numbers, in two pairs of two pieces of 8.
 #if FORMAT == F16
@@ -190,7 +179,7 @@ KERNEL(BLOCK) tile_linear(const f16 *x, const WEIGHT *weight, const u8 *high, co
                 u32 step = turn * STEPS + group * 2 + half, last = at == 0 ? STAGES - 1 : at - 1; // where the stage before lay
                 if (step % STAGE_STEPS == 0) {
 #if ASYNC
-                    await_copies();
+                    await_copies<STAGES - 2>();
 #endif
                     lds_barrier(); // the stage is there, and of the one before everything was read
                     if (stage + STAGES - 1 < last_stage) bring_stage(x, stage + STAGES - 1, rows, inner, stages[last], pieces);

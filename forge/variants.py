@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, cast
@@ -99,20 +100,22 @@ def _launch_all(device: Recorder) -> None:
             for activation in ("silu", "gelu"):
                 device.launch(rms_gated, (*norm, weight, None), {"activation": activation})
     page_size = EngineConfig().page_size
-    ints = np.zeros(2, np.int32)
+    slot = np.zeros(1, np.int32)
     for dim in HEAD_DIMS:
         pages = np.empty((1, page_size, 1, dim), np.float16)
         for style in ("neox", "interleaved"):
-            rotations, slot = _f32(1, dim // 2, 2), ints[:1]
+            rotations = _f32(1, dim // 2, 2)
             rope = _f32(1, 3 * dim), None, None, None, rotations, None, slot, slot, pages, pages, 1e-6
             device.launch(rope_append_kv, rope, {"style": style})
-            for heads in (1, 2, 3, 4):
-                product = _f32(1, (heads + 2) * dim), None, None, None, rotations, None
-                arrays = *product, slot, slot, pages, pages, ints[:1, None]
+            for heads, rows in itertools.product((1, 2, 3, 4), (1, 17)):
+                product = _f32(rows, (heads + 2) * dim), None, None, None, rotations, None
+                numbers = np.zeros(rows, np.int32)
+                arrays = *product, numbers, numbers, pages, pages, numbers[:, None]
                 device.launch(decode_attention, (*arrays, 1e-6, 1.0, 0, 0.0), {"style": style})
-        for tokens, heads in ((1, 1), (1, 2), (1, 3), (1, 4), (2, 1)):
-            q = np.empty((tokens, heads, dim), np.float16)
-            device.launch(paged_attention, (q, pages, pages, ints, ints[:1], ints[:1, None], 1.0, 0, 0.0), {})
+        for tokens, rows, heads in (*((rows, rows, heads) for heads in (1, 2, 3, 4) for rows in (1, 17)), (2, 1, 1)):
+            q, numbers = np.empty((tokens, heads, dim), np.float16), np.zeros(rows, np.int32)
+            starts = np.zeros(rows + 1, np.int32)
+            device.launch(paged_attention, (q, pages, pages, starts, numbers, numbers[:, None], 1.0, 0, 0.0), {})
 
 
 def _weights(device: Recorder) -> Iterator[Any]:

@@ -18,14 +18,14 @@ from forge.ops.linear import linear
 from forge.ops.norm import rmsnorm
 from forge.ops.project import rms_gated, rms_linear
 from forge.quant import Packed, QuantTensor, split
-from forge.tuning.kernel import Shape
+from forge.tuning.kernel import ANY, Shape
 from forge.tuning.table import KERNELS
 
 _DRAWN_ROWS = 512
 """Rows of a matrix that are drawn; it repeats them, which changes nothing about its speed."""
 _NORM_ROWS = (8, 512)
-_CONTEXTS = ((1, 1024), (1, 8192), (8, 1024))
-"""Sequences, positions of each."""
+_CONTEXTS = {16: ((1, 1024), (1, 8192), (8, 1024)), ANY: ((64, 1024),)}
+"""Sequences, positions of each, by the class of sequences."""
 _TABLE_POSITIONS = 16_384
 """The page table is that of a longer context, as in an engine."""
 _MODELS = (  # E, H, G, D, F, V: of Llama 3.2 1B and 3.1 8B
@@ -61,15 +61,26 @@ def usual_shapes() -> Iterator[tuple[str, dict[str, int | str]]]:
             for op, outer, inner in matrices:
                 yield _vector(kind), {"op": op, **of_format, "inner": inner, "outer": outer}
                 tile_op = op if op == "rms_gated" else "linear"
-                yield from for_all_tokens({"op": tile_op, "format": kind, "inner": inner, "outer": outer})
-        yield "attention_decode", {"dim": dim, "packed": heads // kv_heads, "kv_heads": kv_heads}
+                yield from for_all_batches(
+                    "tile_linear", {"op": tile_op, "format": kind, "inner": inner, "outer": outer}
+                )
+        attention = {"dim": dim, "packed": heads // kv_heads, "kv_heads": kv_heads}
+        yield from for_all_batches("attention_decode", attention)
         yield "norm", {"width": width}
 
 
-def for_all_tokens(shape: Shape) -> Iterator[tuple[str, dict[str, int | str]]]:
-    """A product on the matrix cores, for all numbers of tokens that its kernel tells apart."""
-    for tokens in KERNELS["tile_linear"].classes["tokens"]:
-        yield "tile_linear", {**shape, "tokens": tokens}
+_BATCH = {"tile_linear": "tokens", "attention_decode": "rows"}
+"""What the sequences of a step are to a kernel that tells few of them and many apart."""
+
+
+def for_all_batches(kernel: str, shape: Shape) -> Iterator[tuple[str, dict[str, int | str]]]:
+    """A kernel's shape, for all numbers of sequences that the kernel tells apart."""
+    name = _BATCH.get(kernel)
+    if name is None:
+        yield kernel, dict(shape)
+        return
+    for count in KERNELS[kernel].classes[name]:
+        yield kernel, {**shape, name: count}
 
 
 def _vector(kind: str) -> str:
@@ -83,7 +94,8 @@ def workloads(device: GPU, kernel: str, shape: Shape) -> list[Workload]:
         return [Workload(rmsnorm, partial(make.norm, rows, int(shape["width"])), {"out": "act"}) for rows in _NORM_ROWS]
     if kernel == "attention_decode":
         options = {"style": "neox"}
-        return [Workload(decode_attention, partial(make.attention, shape, *context), options) for context in _CONTEXTS]
+        contexts = next(some for rows, some in _CONTEXTS.items() if int(shape["rows"]) <= rows)
+        return [Workload(decode_attention, partial(make.attention, shape, *context), options) for context in contexts]
     op = _PRODUCTS[str(shape.get("op", "linear"))]
     return [Workload(op, partial(make.product, op, shape), {"activation": "silu"} if op is rms_gated else {})]
 

@@ -107,16 +107,13 @@ def _tune(gpu: Any, model: str | None, device: str, kernels: list[str], as_json:
 
 
 def _shapes_of(model: str, device: str) -> Shapes:
-    """What kernels are asked for while the model gets ready, and products of all other numbers of tokens."""
-    from forge.workloads import for_all_tokens
+    """What kernels are asked for while the model gets ready, and the same for other numbers of sequences."""
+    from forge.workloads import for_all_batches
 
     with options.loaded(model, device) as llm:
         gpu: Any = llm.engine.runner.backend
         asked: Shapes = gpu.tuning.asked
-    found: Shapes = []
-    for kernel, shape in asked:
-        found += for_all_tokens(shape) if kernel == "tile_linear" else [(kernel, shape)]
-    return found
+    return [one for kernel, shape in asked for one in for_all_batches(kernel, shape)]
 
 
 def _show(gpu: Any, as_json: bool) -> None:

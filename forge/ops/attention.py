@@ -244,7 +244,7 @@ def decode(
     group = heads // kv_heads
     packed = -(-group // -(-group // _PACKED))  # 6 heads are 3 and 3
     groups = kv_heads * -(-group // packed)
-    choice = device.choice("attention_decode", dim=dim, packed=packed, kv_heads=kv_heads)
+    choice = device.choice("attention_decode", dim=dim, packed=packed, kv_heads=kv_heads, rows=rows)
     least_span, core_blocks = choice["LEAST_SPAN"], choice["CORE_BLOCKS"]
     # Parts for the longest context there can be, as many as fill the device: how many a row has depends on its length,
     # which is not known here. Blocks without a part cost little.

@@ -18,6 +18,7 @@
 //   and what was stored before the step's last launch that does not call it; that by read_far, for the near cache may
 //   hold what was there before. All threads call it, or none. From there on the next launch may be started, unless the
 //   kernel says it may not: where blocks are many, those of the next one would find unequal room on multiprocessors.
+// - wave_sync() is what lanes of a wave meet at to read what others of them stored to LDS.
 // - lds_barrier() is a barrier for LDS alone: what was stored to memory before it is not promised to be seen behind it.
 // - Shuffles, ballots and barriers are reached by all threads of a wave (of a block) together, never under a branch
 //   that divides them.
@@ -77,7 +78,7 @@ struct alignas(16) u32x4 {
 // A loop that stays one: unrolled, it would hold more registers than there are.
 #define ROLLED _Pragma("unroll 1")
 // Slices of a sum that are asked for together.
-#define SLICES_AT_ONCE 8
+#define SLICES_AT_ONCE 4
 // Sequences of which a step is one of few blocks.
 #define FEW_ROWS 16
 #define MOST_WAVES(threads) ((threads) / 32)
@@ -112,6 +113,7 @@ const void *forge_share(const void *own, u64 bytes); // what all lanes of the wa
 #define barrier() forge_barrier()
 DEVICE void fence_device() {} // blocks run one after the other
 #define lds_barrier() forge_barrier()
+DEVICE void wave_sync() { forge_ballot(1); }
 #define STARTS_EARLY 0
 #define ASYNC 0
 DEVICE void await_earlier(bool = true) {}
@@ -193,6 +195,10 @@ DEVICE void lds_barrier() {
     asm volatile("s_waitcnt lgkmcnt(0)\n\ts_barrier" ::: "memory");
 #endif
 }
+DEVICE void wave_sync() {
+    __builtin_amdgcn_fence(__ATOMIC_ACQ_REL, "wavefront");
+    __builtin_amdgcn_wave_barrier();
+}
 template <typename T> DEVICE void settle(T &x) { asm volatile("" : "+v"(x) : : "memory"); }
 DEVICE float to_float(f16 x) { return (float)__builtin_bit_cast(_Float16, x.bits); }
 DEVICE f16 to_f16(float x) { return f16{__builtin_bit_cast(u16, (_Float16)x)}; }
@@ -262,6 +268,7 @@ DEVICE i32 dot4(u32 a, u32 b, i32 c) { return __builtin_amdgcn_sdot4((i32)a, (i3
 #define barrier() __syncthreads()
 DEVICE void fence_device() { asm volatile("fence.acq_rel.gpu;" : : : "memory"); } // __threadfence is a stronger one
 #define lds_barrier() __syncthreads()
+#define wave_sync() __syncwarp()
 #if __CUDA_ARCH__ >= 900
 #define STARTS_EARLY 1
 DEVICE void await_earlier(bool next_may_start = true) {

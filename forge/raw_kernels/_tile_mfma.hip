@@ -7,6 +7,8 @@
 #define TILE_LANE_ROWS 1
 #define TILE_VALUES 4
 #define TILE_PARTNER 2
+#define TILE_LANE_TOKENS 1
+#define TILE_ROW_LANES 16, 64
 
 DEVICE u32 reader_part(u32 reader) { return reader / 16; }
 DEVICE u32 reader_token(u32 reader) { return reader % 16; }
@@ -20,16 +22,16 @@ typedef _Float16 mfma_halves __attribute__((ext_vector_type(4)));
 typedef float mfma_sums __attribute__((ext_vector_type(4)));
 #endif
 
-DEVICE void tile_multiply(float (&sum)[4], const f16_quad (&weights)[1][4], const f16_quad (&x)[4]) {
+template <u32 N> DEVICE void tile_multiply(float (&sum)[4], const f16_quad (&weights)[1][N], const f16_quad (&x)[N]) {
 #if defined(FORGE_HARNESS)
-    for (u32 q = 0; q < 4; ++q)
+    for (u32 q = 0; q < N; ++q)
         tile_collective<16>(
             sum, (const f16 *)&weights[0][q], 4, (const f16 *)&x[q], 4,
             [](u32 row, u32 k) { return TilePlace{row + k / 4 * 16, k % 4}; },
             [](u32 k, u32 column) { return TilePlace{column + k / 4 * 16, k % 4}; }, tile_sum_row, tile_sum_token);
 #else
     mfma_sums all = {sum[0], sum[1], sum[2], sum[3]};
-    UNROLL for (u32 q = 0; q < 4; ++q)
+    UNROLL for (u32 q = 0; q < N; ++q)
         all = __builtin_amdgcn_mfma_f32_16x16x16f16(
             __builtin_bit_cast(mfma_halves, weights[0][q]), __builtin_bit_cast(mfma_halves, x[q]), all, 0, 0, 0);
     UNROLL for (u32 i = 0; i < 4; ++i) sum[i] = all[i];

@@ -7,6 +7,8 @@
 #define TILE_LANE_ROWS 2
 #define TILE_VALUES 4
 #define TILE_PARTNER 8
+#define TILE_LANE_TOKENS 2
+#define TILE_ROW_LANES 4, 32
 
 DEVICE u32 reader_part(u32 reader) { return reader % 4; }
 DEVICE u32 reader_token(u32 reader) { return reader / 4; }
@@ -28,8 +30,8 @@ DEVICE void mma_m16n8k16(float (&sum)[4], const u32 (&a)[4], const u32 (&b)[2]) 
 #endif
 }
 
-DEVICE void tile_multiply(float (&sum)[4], const f16_quad (&weights)[2][4], const f16_quad (&x)[4]) {
-    UNROLL for (u32 q = 0; q < 4; ++q) {
+template <u32 N> DEVICE void tile_multiply(float (&sum)[4], const f16_quad (&weights)[2][N], const f16_quad (&x)[N]) {
+    UNROLL for (u32 q = 0; q < N; ++q) {
         u32 a[4] = {weights[0][q].v[0], weights[1][q].v[0], weights[0][q].v[1], weights[1][q].v[1]};
         mma_m16n8k16(sum, a, x[q].v);
     }

@@ -7,6 +7,8 @@
 #define TILE_LANE_ROWS 2
 #define TILE_VALUES 4
 #define TILE_PARTNER 8
+#define TILE_LANE_TOKENS 2
+#define TILE_ROW_LANES 1, 8
 
 DEVICE u32 reader_part(u32) { return 0; }
 DEVICE u32 reader_token(u32 reader) { return reader; }
@@ -15,13 +17,14 @@ DEVICE u32 tile_row(u32 r) { return LANE % 8 + 8 * r; }
 DEVICE u32 tile_sum_row(u32 i) { return LANE % 8 + i / 2 * 8; }
 DEVICE u32 tile_sum_token(u32 i) { return LANE / 8 * 2 + i % 2; }
 
-DEVICE void tile_multiply(float (&sum)[4], const f16_quad (&weights)[2][4], const f16_quad (&x)[4]) {
-    UNROLL for (u32 q = 0; q < 4; ++q)
+template <u32 N> DEVICE void tile_multiply(float (&sum)[4], const f16_quad (&weights)[2][N], const f16_quad (&x)[N]) {
+    UNROLL for (u32 q = 0; q < N; ++q)
         UNROLL for (u32 w = 0; w < 2; ++w)
             UNROLL for (u32 i = 0; i < 4; ++i) {
                 u32 word = shfl(x[q].v[w], tile_sum_token(i)), own = weights[i / 2][q].v[w];
                 sum[i] += to_float(f16{(u16)own}) * to_float(f16{(u16)word});
                 sum[i] += to_float(f16{(u16)(own >> 16)}) * to_float(f16{(u16)(word >> 16)});
             }
+    settle(sum[0]); // else the compiler would ask for the x of many products at once, and have no registers for it
 }
 #endif

@@ -7,6 +7,8 @@
 #define TILE_LANE_ROWS 1
 #define TILE_VALUES 8
 #define TILE_PARTNER (TILE == TILE_WMMA_11 ? 8 : 4)
+#define TILE_LANE_TOKENS 1
+#define TILE_ROW_LANES 16, 32
 #define WMMA_QUADS (TILE == TILE_WMMA_11 ? 4 : 2) // of a lane, in one instruction
 
 DEVICE u32 reader_part(u32 reader) { return TILE == TILE_WMMA_11 ? 0 : reader / 16; }
@@ -24,12 +26,12 @@ struct WmmaOperand {
     f16_quad quads[WMMA_QUADS];
 };
 
-DEVICE void tile_multiply(float (&sum)[8], const f16_quad (&weights)[1][4], const f16_quad (&x)[4]) {
+template <u32 N> DEVICE void tile_multiply(float (&sum)[8], const f16_quad (&weights)[1][N], const f16_quad (&x)[N]) {
 #if !defined(FORGE_HARNESS)
     wmma_sums all;
     UNROLL for (u32 i = 0; i < 8; ++i) all[i] = sum[i];
 #endif
-    UNROLL for (u32 q = 0; q < 4; q += WMMA_QUADS) {
+    UNROLL for (u32 q = 0; q < N; q += WMMA_QUADS) {
         WmmaOperand a, b;
         UNROLL for (u32 i = 0; i < WMMA_QUADS; ++i) a.quads[i] = weights[0][q + i], b.quads[i] = x[q + i];
 #if defined(FORGE_HARNESS)

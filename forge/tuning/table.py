@@ -49,11 +49,19 @@ def _tile_values(tiles: int, block: int, ahead: int, core_blocks: int) -> Values
     return {"TILES": tiles, "BLOCK": block, "AHEAD": ahead, "CORE_BLOCKS": core_blocks}
 
 
+_FEW_OUTPUTS = (Row({"op": ("linear",), "format": ("F16",), "outer": 8191}, _tile_values(1, 128, 0, 4)),)
+
+
 def _attention(shape: Shape, values: Values) -> bool:
-    dim, packed, threads = int(shape["dim"]), int(shape["packed"]), values["THREADS"]
-    heads = packed + 2 + threads // 32 * packed  # queries, the latest key and value, each wave's values
-    lds_bytes = 4 * (heads * dim + threads // 32 * packed * 2 + packed * 128)
-    return lds_bytes <= _LDS_BYTES and 256 <= threads * values["CORE_BLOCKS"] <= 1024
+    dim, packed, threads, positions = int(shape["dim"]), int(shape["packed"]), values["THREADS"], values["POSITIONS"]
+    waves = threads // 32
+    # each wave's values and weights, queries, the latest key and value, the parts' shares
+    lds_bytes = packed * (waves * (4 * dim + 8 + 32 * positions) + 2 * dim + 16 + 4 * 128) + 8 * dim
+    return lds_bytes <= _LDS_BYTES and 256 <= threads * values["CORE_BLOCKS"] <= 1024 and positions * dim <= 256
+
+
+def _attention_values(core_blocks: int) -> Values:
+    return {"THREADS": 256, "POSITIONS": 1, "CORE_BLOCKS": core_blocks, "LEAST_SPAN": 64}
 
 
 def _norm(shape: Shape, values: Values) -> bool:
@@ -128,36 +136,49 @@ KERNELS = {
         candidates={"TILES": (1, 2), "BLOCK": (128, 256), "AHEAD": (0, 1), "CORE_BLOCKS": (1, 2, 4)},
         allows=_tile,
         rows={
-            DEFAULT: Rows(
+            # TILES of 16 outputs of a wave, BLOCK threads, the weights of the turn AHEAD under way, registers for
+            # CORE_BLOCKS of a multiprocessor, which slices of the inner dimension are to fill.
+            "sm_90": Rows(
                 "H100: F16, Q4_K and Q6_K at the shapes of a 1B and an 8B model, 8 and 64 rows, of 1 and 2 tiles, "
                 "blocks of 2, 4 and 8 waves, up to 3 turns ahead, 1 to 8 blocks of a multiprocessor",
-                # TILES of 16 outputs of a wave, BLOCK threads, the weights of the turn AHEAD under way, registers for
-                # CORE_BLOCKS of a multiprocessor, which slices of the inner dimension are to fill.
                 (
-                    Row({"op": ("linear",), "format": ("F16",), "outer": 8191}, _tile_values(1, 128, 0, 4)),
+                    *_FEW_OUTPUTS,
                     Row({"tokens": 16}, _tile_values(1, 256, 1, 2)),
                     Row({"format": ("F16",)}, _tile_values(1, 256, 0, 2)),
                     Row({"format": _WIDE_CODES}, _tile_values(2, 256, 0, 1)),  # more would not fit the registers
                     Row({"op": ("rms_gated",)}, _tile_values(2, 256, 1, 1)),
                     Row({}, _tile_values(1, 256, 0, 2)),
                 ),
-            )
+            ),
+            DEFAULT: Rows(
+                "as on the H100, but for two tiles, whose sums leave RDNA too few registers",
+                (
+                    *_FEW_OUTPUTS,
+                    Row({"tokens": 16}, _tile_values(1, 256, 1, 2)),
+                    Row({}, _tile_values(1, 256, 0, 2)),
+                ),
+            ),
         },
     ),
     "attention_decode": Kernel(
-        classes={"dim": (32, 64, 96, 128, 256), "packed": (1, 2, 3, 4)},
+        classes={"dim": (32, 64, 96, 128, 256), "packed": (1, 2, 3, 4), "rows": (16, ANY)},
         candidates={
-            "THREADS": (128, 256, 512), "POSITIONS": (2, 4, 8), "CORE_BLOCKS": (1, 2, 4), "LEAST_SPAN": (64, 128)
+            "THREADS": (128, 256), "POSITIONS": (1, 2), "CORE_BLOCKS": (1, 2, 4), "LEAST_SPAN": (64, 128)
         },
         allows=_attention,
         rows={
             DEFAULT: Rows(
-                "H100: of 64 to 256 threads, 1 to 8 positions and 1 to 12 blocks of a multiprocessor, at 1 to 64 "
-                "sequences of 1,024 to 32,768 positions and heads of 64 and 128",
-                # THREADS of a block, POSITIONS whose keys and values are on their way together for each of its teams,
-                # CORE_BLOCKS that fill a multiprocessor, as many as there are registers for. Parts of the context
-                # smaller than LEAST_SPAN positions cost more to join than they save.
-                (Row({}, {"THREADS": 256, "POSITIONS": 4, "CORE_BLOCKS": 2, "LEAST_SPAN": 64}),),
+                "H100: of 128 to 512 threads, 1 to 4 tiles of positions and 1 to 6 blocks of a multiprocessor, at 1 to "
+                "64 sequences of 1,024 to 32,768 positions and heads of 64 and 128",
+                # THREADS of a block, POSITIONS: tiles of 16 whose keys and values are on their way together for each of
+                # its waves, CORE_BLOCKS that fill a multiprocessor, as many as there are registers for. Parts of the
+                # context smaller than LEAST_SPAN positions cost more to join than they save.
+                (
+                    Row({"dim": 64}, _attention_values(2)),
+                    Row({"dim": 128, "rows": 16}, _attention_values(1)),
+                    Row({"dim": 128}, _attention_values(2)),
+                    Row({}, _attention_values(1)),
+                ),
             )
         },
     ),

@@ -4,6 +4,7 @@
 //
 //   TILE_WAVE       lanes of a wave
 //   TILE_TOKENS     tokens of a tile
+//   TILE_MOST_TOKENS  of which a wave has room for the sums
 //   TILE_PARTS      parts of the inner dimension: lanes of one part hold the same k's, and it does not matter which
 //   TILE_LANE_ROWS  rows whose weights a lane holds
 //   TILE_VALUES     sums that a lane holds

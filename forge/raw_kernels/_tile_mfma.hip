@@ -3,6 +3,7 @@
 #if TILE == TILE_MFMA
 #define TILE_WAVE 64
 #define TILE_TOKENS 16
+#define TILE_MOST_TOKENS 64
 #define TILE_PARTS 4
 #define TILE_LANE_ROWS 1
 #define TILE_VALUES 4

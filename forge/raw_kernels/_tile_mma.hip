@@ -3,6 +3,7 @@
 #if TILE == TILE_MMA
 #define TILE_WAVE 32
 #define TILE_TOKENS 8
+#define TILE_MOST_TOKENS 64
 #define TILE_PARTS 4
 #define TILE_LANE_ROWS 2
 #define TILE_VALUES 4

@@ -3,6 +3,7 @@
 #if TILE == TILE_SCALAR
 #define TILE_WAVE 32
 #define TILE_TOKENS 8
+#define TILE_MOST_TOKENS 8
 #define TILE_PARTS 1
 #define TILE_LANE_ROWS 2
 #define TILE_VALUES 4
@@ -25,6 +26,5 @@ template <u32 N> DEVICE void tile_multiply(float (&sum)[4], const f16_quad (&wei
                 sum[i] += to_float(f16{(u16)own}) * to_float(f16{(u16)word});
                 sum[i] += to_float(f16{(u16)(own >> 16)}) * to_float(f16{(u16)(word >> 16)});
             }
-    settle(sum[0]); // else the compiler would ask for the x of many products at once, and have no registers for it
 }
 #endif

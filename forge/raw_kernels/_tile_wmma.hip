@@ -3,6 +3,7 @@
 #if TILE == TILE_WMMA_11 || TILE == TILE_WMMA_12
 #define TILE_WAVE 32
 #define TILE_TOKENS 16
+#define TILE_MOST_TOKENS 64
 #define TILE_PARTS (TILE == TILE_WMMA_11 ? 1 : 2)
 #define TILE_LANE_ROWS 1
 #define TILE_VALUES 8

@@ -36,8 +36,8 @@
 #define CHUNK_WORDS (POSITIONS * TILE_LANE_ROWS * 8)
 #define VALUE_WORDS (POSITIONS * PASSES * PART_POSITIONS * PIECE / 2)
 #define SUM_WORDS (PASSES * PASS_TILES * TILE_VALUES)
-#define AHEAD (CHUNKS * CHUNK_WORDS + VALUE_WORDS + SUM_WORDS <= 144)
-#define ROOM (SUM_WORDS < 88 ? 64 : 152 - SUM_WORDS) // for keys, and for values
+#define AHEAD (HEAD_DIM % 8 == 0 && CHUNKS * CHUNK_WORDS + VALUE_WORDS + SUM_WORDS <= 144)
+#define ROOM (HEAD_DIM % 8 ? 16 : SUM_WORDS < 88 ? 64 : 152 - SUM_WORDS) // for keys, and for values
 #define HELD_CHUNKS (AHEAD || CHUNKS * CHUNK_WORDS <= ROOM ? CHUNKS : CHUNKS % 4 == 0 && 4 * CHUNK_WORDS <= ROOM ? 4 : CHUNKS % 2 == 0 && 2 * CHUNK_WORDS <= ROOM ? 2 : 1)
 #define HELD_PASSES (AHEAD || VALUE_WORDS <= ROOM ? PASSES : 1)
 #define LANE_HAS_FIRST_ROW (tile_sum_row(0) == 0)
@@ -301,6 +301,7 @@ KERNEL(THREADS) attention_decode(const f16 *q, const float *qkv, const float *bi
                             of_row[r][i] = u32x2{{words[i % 2 * 2], words[i % 2 * 2 + 1]}};
                         }
                     tile_multiply(score[u], of_row, asked);
+                    if (!AHEAD) settle(score[u][0]);
                 }
             }
         }

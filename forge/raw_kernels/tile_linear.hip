@@ -13,7 +13,8 @@
 #undef RESIDENT
 #define RESIDENT CORE_BLOCKS
 #define WAVES (BLOCK / TILE_WAVE)
-#define TOKEN_TILES ((TOKENS + TILE_TOKENS - 1) / TILE_TOKENS)
+#define TOGETHER (TOKENS < TILE_MOST_TOKENS ? TOKENS : TILE_MOST_TOKENS) // tokens whose sums there is room for
+#define TOKEN_TILES ((TOGETHER + TILE_TOKENS - 1) / TILE_TOKENS)
 
 #define STAGES (ASYNC ? 3 : 2)
 
@@ -32,9 +33,14 @@ typedef Unit Held;
 // A step is a pair of all parts, a stage some steps; it lies in LDS as lanes read it, the pieces of a wave's readers beside each
 // other.
 #define STEPS (2 * GROUPS) // of a turn
+#if GROUPS > 2
+#define EACH_GROUP ROLLED // they would hold too many registers together
+#else
+#define EACH_GROUP UNROLL
+#endif
 #define READERS (TILE_PARTS * TILE_TOKENS)
 #define STEP_PIECES (TOKEN_TILES * 2 * READERS)
-#define STAGE_STEPS (TOKENS > 32 ? 1 : TOKENS > 16 ? 2 : 4)
+#define STAGE_STEPS (TOGETHER > 32 ? 1 : TOGETHER > 16 ? 2 : 4)
 #define STAGE_PIECES (STAGE_STEPS * STEP_PIECES)
 #define EACH ((STAGE_PIECES + BLOCK - 1) / BLOCK) // pieces that a thread brings
 
@@ -60,12 +66,12 @@ DEVICE u32 in_stage(const Place &p) { return p.step * STEP_PIECES + (p.tile * 2 
 
 // A thread's pieces of a stage of x are sent for, zeros where there are none; where nothing goes past the registers, they come
 // to LDS by land_stage.
-DEVICE void bring_stage(const f16 *x, u32 stage, u32 rows, u32 inner, u32x4 (&to)[STAGE_PIECES], u32x4 (&pieces)[EACH]) {
+DEVICE void bring_stage(const f16 *x, u32 stage, u32 base, u32 rows, u32 inner, u32x4 (&to)[STAGE_PIECES], u32x4 (&pieces)[EACH]) {
     UNROLL for (u32 e = 0; e < EACH; ++e) {
         if (STAGE_PIECES % BLOCK && THREAD + e * BLOCK >= STAGE_PIECES) continue;
         Place p = place_of(THREAD + e * BLOCK);
         u32 step = stage * STAGE_STEPS + p.step, turn = step / STEPS, group = step % STEPS / 2, half = step % 2;
-        u32 k = piece_start(turn, reader_part(p.reader), group, 2 * half + p.i), m = p.tile * TILE_TOKENS + reader_token(p.reader);
+        u32 k = piece_start(turn, reader_part(p.reader), group, 2 * half + p.i), m = base + p.tile * TILE_TOKENS + reader_token(p.reader);
         bool there = k < inner && m < rows;
         const u32x4 *from = (const u32x4 *)(x + (there ? m * inner + k : 0));
 #if ASYNC
@@ -155,94 +161,101 @@ KERNEL(BLOCK) tile_linear(const f16 *x, const WEIGHT *weight, const u8 *high, co
     Turn held[AHEAD + 1];
     if (AHEAD || STARTS_EARLY) read_turn(held[0], weight, planes, row, begin, end, inner);
     await_earlier();
-    float sum[TILES][TOKEN_TILES][TILE_VALUES];
-    UNROLL for (u32 t = 0; t < TILES; ++t)
-        UNROLL for (u32 m = 0; m < TOKEN_TILES; ++m)
-            UNROLL for (u32 i = 0; i < TILE_VALUES; ++i) sum[t][m][i] = 0;
-    u32x4 pieces[EACH];
-    u32 stage = begin * STEPS / STAGE_STEPS, last_stage = (end * STEPS + STAGE_STEPS - 1) / STAGE_STEPS, at = 0; // where it lies
-    UNROLL for (u32 s = 0; s + 1 < STAGES; ++s) {
-        if (stage + s < last_stage) bring_stage(x, stage + s, rows, inner, stages[s], pieces);
+    ROLLED for (u32 base = 0; base < TOKENS; base += TOGETHER) {
+        float sum[TILES][TOKEN_TILES][TILE_VALUES];
+        UNROLL for (u32 t = 0; t < TILES; ++t)
+            UNROLL for (u32 m = 0; m < TOKEN_TILES; ++m)
+                UNROLL for (u32 i = 0; i < TILE_VALUES; ++i) sum[t][m][i] = 0;
+        if (base >= rows) break;
+        if (base) { // of the tokens before, everything was read
+            lds_barrier();
+            if (AHEAD || STARTS_EARLY) read_turn(held[0], weight, planes, row, begin, end, inner);
+        }
+        u32x4 pieces[EACH];
+        u32 stage = begin * STEPS / STAGE_STEPS, last_stage = (end * STEPS + STAGE_STEPS - 1) / STAGE_STEPS, at = 0; // where it lies
+        UNROLL for (u32 s = 0; s + 1 < STAGES; ++s) {
+            if (stage + s < last_stage) bring_stage(x, stage + s, base, rows, inner, stages[s], pieces);
 #if ASYNC
-        end_copies();
+            end_copies();
 #else
-        land_stage(stages[s], pieces);
+            land_stage(stages[s], pieces);
 #endif
-    }
-    auto take_turn = [&](u32 turn, Turn &own, Turn &next) {
-        if (AHEAD)
-            read_turn(next, weight, planes, row, turn + 1, end, inner);
-        else if (!STARTS_EARLY || turn > begin)
-            read_turn(own, weight, planes, row, turn, end, inner);
-        UNROLL for (u32 group = 0; group < GROUPS; ++group)
-            UNROLL for (u32 half = 0; half < 2; ++half) {
-                u32 step = turn * STEPS + group * 2 + half, last = at == 0 ? STAGES - 1 : at - 1; // where the stage before lay
-                if (step % STAGE_STEPS == 0) {
+        }
+        auto take_turn = [&](u32 turn, Turn &own, Turn &next) {
+            if (AHEAD)
+                read_turn(next, weight, planes, row, turn + 1, end, inner);
+            else if (!STARTS_EARLY || turn > begin)
+                read_turn(own, weight, planes, row, turn, end, inner);
+            EACH_GROUP for (u32 group = 0; group < GROUPS; ++group)
+                UNROLL for (u32 half = 0; half < 2; ++half) {
+                    u32 step = turn * STEPS + group * 2 + half, last = at == 0 ? STAGES - 1 : at - 1; // where the stage before lay
+                    if (step % STAGE_STEPS == 0) {
 #if ASYNC
-                    await_copies<STAGES - 2>();
+                        await_copies<STAGES - 2>();
 #endif
-                    lds_barrier(); // the stage is there, and of the one before everything was read
-                    if (stage + STAGES - 1 < last_stage) bring_stage(x, stage + STAGES - 1, rows, inner, stages[last], pieces);
+                        lds_barrier(); // the stage is there, and of the one before everything was read
+                        if (stage + STAGES - 1 < last_stage) bring_stage(x, stage + STAGES - 1, base, rows, inner, stages[last], pieces);
 #if ASYNC
-                    end_copies();
+                        end_copies();
 #endif
-                }
-                const u32x4 *own_x = stages[at] + step % STAGE_STEPS * STEP_PIECES + LANE % READERS;
-                f16_quad weights[TILES][TILE_LANE_ROWS][4];
-                UNROLL for (u32 t = 0; t < TILES; ++t)
-                    UNROLL for (u32 r = 0; r < TILE_LANE_ROWS; ++r)
-                        take_pair(own[t][r], turn * TILE_PARTS + tile_part(), group, half, weights[t][r]);
-                UNROLL for (u32 m = 0; m < TOKEN_TILES; ++m) {
-                    f16_quad quads[4];
-                    UNROLL for (u32 i = 0; i < 2; ++i) {
-                        u32x4 piece = own_x[(m * 2 + i) * READERS];
-                        quads[2 * i] = u32x2{{piece.v[0], piece.v[1]}}, quads[2 * i + 1] = u32x2{{piece.v[2], piece.v[3]}};
                     }
-                    UNROLL for (u32 t = 0; t < TILES; ++t) tile_multiply(sum[t][m], weights[t], quads);
-                }
-                if (step % STAGE_STEPS == STAGE_STEPS - 1) {
+                    const u32x4 *own_x = stages[at] + step % STAGE_STEPS * STEP_PIECES + LANE % READERS;
+                    f16_quad weights[TILES][TILE_LANE_ROWS][4];
+                    UNROLL for (u32 t = 0; t < TILES; ++t)
+                        UNROLL for (u32 r = 0; r < TILE_LANE_ROWS; ++r)
+                            take_pair(own[t][r], turn * TILE_PARTS + tile_part(), group, half, weights[t][r]);
+                    UNROLL for (u32 m = 0; m < TOKEN_TILES; ++m) {
+                        f16_quad quads[4];
+                        UNROLL for (u32 i = 0; i < 2; ++i) {
+                            u32x4 piece = own_x[(m * 2 + i) * READERS];
+                            quads[2 * i] = u32x2{{piece.v[0], piece.v[1]}}, quads[2 * i + 1] = u32x2{{piece.v[2], piece.v[3]}};
+                        }
+                        UNROLL for (u32 t = 0; t < TILES; ++t) tile_multiply(sum[t][m], weights[t], quads);
+                    }
+                    if (step % STAGE_STEPS == STAGE_STEPS - 1) {
 #if !ASYNC
-                    if (stage + 1 < last_stage) land_stage(stages[last], pieces);
+                        if (stage + 1 < last_stage) land_stage(stages[last], pieces);
 #endif
-                    ++stage;
-                    at = at + 1 == STAGES ? 0 : at + 1;
+                        ++stage;
+                        at = at + 1 == STAGES ? 0 : at + 1;
+                    }
                 }
-            }
-    };
-    ROLLED for (u32 turn = begin; turn < end; turn += AHEAD + 1) { // what is ahead needs no copy
-        take_turn(turn, held[0], held[AHEAD]);
-        if (AHEAD && turn + 1 < end) take_turn(turn + 1, held[AHEAD], held[0]);
-    }
+        };
+        ROLLED for (u32 turn = begin; turn < end; turn += AHEAD + 1) { // what is ahead needs no copy
+            take_turn(turn, held[0], held[AHEAD]);
+            if (AHEAD && turn + 1 < end) take_turn(turn + 1, held[AHEAD], held[0]);
+        }
 
-    if (gated) {
+        if (gated) {
+            UNROLL for (u32 t = 0; t < TILES; ++t)
+                UNROLL for (u32 i = 0; i < TILE_VALUES; ++i) {
+                    const u32 up = i + TILE_VALUES / 2 < TILE_VALUES ? i + TILE_VALUES / 2 : i;
+                    u32 n = first + t * 8 + place_in_half(tile_sum_row(i));
+                    if (up == i || n >= outputs) continue;
+                    float of_gate = bias ? bias[n] : 0.0f, of_up = bias ? bias[outputs + n] : 0.0f;
+                    UNROLL for (u32 m = 0; m < TOKEN_TILES; ++m) {
+                        u32 token = base + m * TILE_TOKENS + tile_sum_token(i);
+                        float gate = sum[t][m][i] + of_gate;
+                        if (token < rows) gated[(u64)token * outputs + n] = to_f16((gelu ? gelu_tanh(gate) : silu(gate)) * (sum[t][m][up] + of_up));
+                    }
+                }
+            continue;
+        }
+        float *out = y + (u64)BLOCK_Y * rows * stride + column;
         UNROLL for (u32 t = 0; t < TILES; ++t)
             UNROLL for (u32 i = 0; i < TILE_VALUES; ++i) {
-                const u32 up = i + TILE_VALUES / 2 < TILE_VALUES ? i + TILE_VALUES / 2 : i;
-                u32 n = first + t * 8 + place_in_half(tile_sum_row(i));
-                if (up == i || n >= outputs) continue;
-                float of_gate = bias ? bias[n] : 0.0f, of_up = bias ? bias[outputs + n] : 0.0f;
+                u32 n = first + t * 16 + tile_sum_row(i);
+                float more[TOKEN_TILES], addend = bias && BLOCK_Y == 0 && n < outer ? bias[n] : 0.0f;
+                UNROLL for (u32 m = 0; m < TOKEN_TILES; ++m) { // all of them are asked for before the first is stored
+                    u32 token = base + m * TILE_TOKENS + tile_sum_token(i);
+                    more[m] = accumulate && n < outer && token < rows ? out[(u64)token * stride + n] : 0.0f;
+                }
                 UNROLL for (u32 m = 0; m < TOKEN_TILES; ++m) {
-                    u32 token = m * TILE_TOKENS + tile_sum_token(i);
-                    float gate = sum[t][m][i] + of_gate;
-                    if (token < rows) gated[(u64)token * outputs + n] = to_f16((gelu ? gelu_tanh(gate) : silu(gate)) * (sum[t][m][up] + of_up));
+                    u32 token = base + m * TILE_TOKENS + tile_sum_token(i);
+                    if (n < outer && token < rows) out[(u64)token * stride + n] = more[m] + (sum[t][m][i] + addend);
                 }
             }
-        return;
     }
-    float *out = y + (u64)BLOCK_Y * rows * stride + column;
-    UNROLL for (u32 t = 0; t < TILES; ++t)
-        UNROLL for (u32 i = 0; i < TILE_VALUES; ++i) {
-            u32 n = first + t * 16 + tile_sum_row(i);
-            float more[TOKEN_TILES], addend = bias && BLOCK_Y == 0 && n < outer ? bias[n] : 0.0f;
-            UNROLL for (u32 m = 0; m < TOKEN_TILES; ++m) { // all of them are asked for before the first is stored
-                u32 token = m * TILE_TOKENS + tile_sum_token(i);
-                more[m] = accumulate && n < outer && token < rows ? out[(u64)token * stride + n] : 0.0f;
-            }
-            UNROLL for (u32 m = 0; m < TOKEN_TILES; ++m) {
-                u32 token = m * TILE_TOKENS + tile_sum_token(i);
-                if (n < outer && token < rows) out[(u64)token * stride + n] = more[m] + (sum[t][m][i] + addend);
-            }
-        }
 }
 
 // The sums of all slices, in their order: added to y, or stored there; or activation(gate) * up.

@@ -16,7 +16,8 @@ MOST_ROWS = 64
 _TOKENS = (8, 16, 32, 64)
 _PARTS = 4
 """Parts of the inner dimension that the lanes of a wave share, at most: TILE_PARTS of the tile files."""
-_MOST_SLICES = 16
+_MOST_SLICES = {8: 8, 16: 8, 32: 16, 64: 16}
+"""By tokens: few are read soon, and more slices gain less than adding them takes."""
 _LEAST_TURNS = 2
 """Turns of a slice, at least: fewer do not pay for what adds it."""
 _GATED_SLICES = 4
@@ -123,7 +124,7 @@ class _Launch:
         # Where the rows of the matrix are blocks too few to fill the device, more of them share the inner dimension.
         turns = -(-inner // (_PARTS * (weight.unit if is_packed else 32)))
         room = device.cores * choice["CORE_BLOCKS"] // self.blocks
-        self.slices = max(min(room, turns // _LEAST_TURNS, _MOST_SLICES), 1)
+        self.slices = max(min(room, turns // _LEAST_TURNS, _MOST_SLICES[tokens]), 1)
 
     def run(
         self, bias: Any, y: Any, gated: Any, stride: int, column: int, accumulate: int, gelu: int, slices: int

@@ -19,13 +19,15 @@
 #define MOST_PARTS 128                                     // of a context
 #define JOINED (EACH <= 4 ? 16 : 8)                        // parts whose loads are under way together
 #define LEAST (-1e30f)                                     // below every score, and finite: a difference stays defined
+#define SLICES_AT_ONCE 4                                   // of the product, whose loads are under way together
 #define MISSING (2 * LEAST)                                // its weight is 0, whatever the maximum
 #undef RESIDENT
 #define RESIDENT CORE_BLOCKS
 
 // The inner dimension of keys times queries: chunks of 16 numbers for each part. Values are read in pieces of PIECE numbers
-// of a position, one for each of a lane's GROUPS rows of a tile, in as many passes as a head has pieces for. What does not fit
-// the registers besides the sums is not asked for ahead, and in turn.
+// of a position, one for each of a lane's GROUPS rows of a tile, in as many passes as a head has pieces for. Where they fit the
+// registers (a lane's WORDS of each), those of the next turn are on their way while one is computed; else those of a turn are
+// asked for as they are needed, so many at a time as there is room for.
 #define CHUNKS ((HEAD_DIM + 16 * TILE_PARTS - 1) / (16 * TILE_PARTS))
 #define GROUPS (16 / TILE_LANE_ROWS)
 #define PIECE (HEAD_DIM > 4 * GROUPS && (PART_POSITIONS == 4 || HEAD_DIM <= 128) ? 8 : 4)
@@ -187,7 +189,7 @@ DEVICE void make_head(const float *head, u64 size, u32 slices, const float *bias
 
 KERNEL(THREADS) attention_decode(const f16 *q, const float *qkv, const float *bias, const float *q_norm, const float *k_norm, const float *rotations, const float *query_scale, const i32 *lengths, const i32 *slots, f16 *k_pages, f16 *v_pages, const i32 *page_table, f16 *out, float *part_values, float *part_sums, u32 *arrived, u32 heads, u32 kv_heads, u32 pages, u32 pairs, u32 rows, u32 slices, u32 splits, float eps, float scale, u32 window, float softcap) {
     SHARED Query query[PACKED]; // zeros behind each
-    SHARED Rows latest[2]; // the last position's key and value
+    SHARED Rows latest[2];         // the last position's key and value
     SHARED Rows values[WAVES][PACKED];
     SHARED float mosts[WAVES][PACKED];
     SHARED float sums[WAVES][PACKED];
@@ -199,7 +201,7 @@ KERNEL(THREADS) attention_decode(const f16 *q, const float *qkv, const float *bi
     u32 length = (u32)read_far(lengths + row);
     const i32 *own_pages = page_table + (u64)row * pages;
     Tiles tiles; // asked for together with the length, on which only the first and the last ones depend
-    u32 own_first = split * TURN + THREAD / TILE_WAVE * 16 * POSITIONS;
+    u32 own_first = split * TURN + wave * 16 * POSITIONS;
     find_tiles(Cache{k_pages, v_pages, own_pages, 0, 0, 0, pages * PAGE - 1}, own_first, tiles);
     UNROLL for (u32 u = 0; u < POSITIONS; ++u) settle(tiles.page[u]);
     u32 group = heads / kv_heads, chunks = (group + PACKED - 1) / PACKED;
@@ -259,7 +261,6 @@ KERNEL(THREADS) attention_decode(const f16 *q, const float *qkv, const float *bi
     }
 #endif
     barrier();
-
 
     const u32 asking = reader_token(LANE) < PACKED ? reader_token(LANE) : PACKED - 1; // the head that it holds queries and weights of
     float sum[PASSES][PASS_TILES][TILE_VALUES], most[TILE_LANE_TOKENS], total[TILE_LANE_TOKENS];

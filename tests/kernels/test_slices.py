@@ -63,12 +63,13 @@ def test_attention_adds_slices_of_its_product(slices: int, style: str, wave: int
         np.testing.assert_allclose(got.astype(np.float64), want.astype(np.float64), rtol=4e-3, atol=4e-3)
 
 
-def test_a_product_is_cut_to_fill_the_device_and_no_further() -> None:
+@pytest.mark.parametrize(("rows", "cores", "slices"), [(5, 1, 4), (5, 2, 8), (5, 64, 8), (40, 64, 16), (40, 1, 4)])
+def test_a_product_is_cut_to_fill_the_device_and_no_further(rows: int, cores: int, slices: int) -> None:
+    """Of 32 turns of the inner dimension, two at least for each slice."""
     rng = np.random.default_rng(0)
-    x, weight = (rng.standard_normal((rows, 4096)).astype(np.float16) for rows in (5, 16))
-    for cores, slices in ((1, 4), (2, 8), (64, 16)):  # of 32 turns, two at least for each
-        device = Harness(32, cores=cores)
-        found = device.launch(linear_sliced, (device.asarray(x), device.asarray(weight), None), {})
-        assert found.parts.shape == (slices, 5, 16)
-        product = device.to_numpy(found.parts).sum(axis=0)
-        np.testing.assert_allclose(product, x.astype(np.float64) @ weight.T.astype(np.float64), rtol=1e-3, atol=1e-3)
+    x, weight = (rng.standard_normal((count, 4096)).astype(np.float16) for count in (rows, 16))
+    device = Harness(32, cores=cores)
+    found = device.launch(linear_sliced, (device.asarray(x), device.asarray(weight), None), {})
+    assert found.parts.shape == (slices, rows, 16)
+    product = device.to_numpy(found.parts).sum(axis=0)
+    np.testing.assert_allclose(product, x.astype(np.float64) @ weight.T.astype(np.float64), rtol=1e-3, atol=1e-3)

@@ -60,8 +60,8 @@ def _attention(shape: Shape, values: Values) -> bool:
     return lds_bytes <= _LDS_BYTES and 256 <= threads * values["CORE_BLOCKS"] <= 1024 and positions * dim <= 256
 
 
-def _attention_values(core_blocks: int) -> Values:
-    return {"THREADS": 256, "POSITIONS": 1, "CORE_BLOCKS": core_blocks, "LEAST_SPAN": 64}
+def _attention_values(threads: int, core_blocks: int) -> Values:
+    return {"THREADS": threads, "POSITIONS": 1, "CORE_BLOCKS": core_blocks, "LEAST_SPAN": 64}
 
 
 def _norm(shape: Shape, values: Values) -> bool:
@@ -174,10 +174,10 @@ KERNELS = {
                 # its waves, CORE_BLOCKS that fill a multiprocessor, as many as there are registers for. Parts of the
                 # context smaller than LEAST_SPAN positions cost more to join than they save.
                 (
-                    Row({"dim": 64}, _attention_values(2)),
-                    Row({"dim": 128, "rows": 16}, _attention_values(1)),
-                    Row({"dim": 128}, _attention_values(2)),
-                    Row({}, _attention_values(1)),
+                    Row({"dim": 64, "rows": 16}, _attention_values(256, 2)),
+                    Row({"rows": 16}, _attention_values(256, 1)),
+                    Row({"dim": 128}, _attention_values(128, 4)),
+                    Row({}, _attention_values(256, 1)),
                 ),
             )
         },

@@ -59,8 +59,8 @@ def test_every_gpu_gets_what_was_chosen_before_there_was_a_table(arch: str) -> N
         assert device.choice("norm", width=int(rng.integers(1, 1 << 17))) == {"MOST_THREADS": 1024}
         dim, rows = int(rng.integers(1, 257)), int(rng.integers(1, 65))
         attention = device.choice("attention_decode", dim=dim, packed=int(rng.integers(1, 5)), rows=rows)
-        core_blocks = 2 if dim <= 64 or (dim <= 128 and rows > 16) else 1
-        assert tuple(attention.values()) == (256, 1, core_blocks, 64)
+        threads, core_blocks = (128, 4) if rows > 16 and dim <= 128 else (256, 2 if rows <= 16 and dim <= 64 else 1)
+        assert tuple(attention.values()) == (threads, 1, core_blocks, 64)
 
 
 def test_an_architecture_takes_its_own_rows_and_others_the_default_ones() -> None:

@@ -8,7 +8,8 @@
 // With a gate the matrix is two, one above the other, half of a tile's rows are of each, so that a lane has both sums, and
 // gated[m, n] = activation(x[m] . weight[n]) * (x[m] . weight[n + half]).
 // -D FORMAT=ggml's number of the type; WEIGHT=type of its first plane; TOKENS=rows of x at most; TILES; AHEAD=1: weights of
-// the next turn are on their way while one is computed; CORE_BLOCKS=blocks that a multiprocessor holds; BLOCK=threads.
+// the next turn are on their way while one is computed; STAGE_STEPS; CORE_BLOCKS=blocks that a multiprocessor holds;
+// BLOCK=threads.
 
 #undef RESIDENT
 #define RESIDENT CORE_BLOCKS
@@ -30,7 +31,7 @@ typedef Unit Held;
 #endif
 #define TURN_WEIGHTS (32 * GROUPS * TILE_PARTS)
 
-// A step is a pair of all parts, a stage some steps; it lies in LDS as lanes read it, the pieces of a wave's readers beside each
+// A step is a pair of all parts, a stage STAGE_STEPS of them; it lies in LDS as lanes read it, the pieces of a wave's readers beside each
 // other.
 #define STEPS (2 * GROUPS) // of a turn
 #if GROUPS > 2
@@ -40,7 +41,6 @@ typedef Unit Held;
 #endif
 #define READERS (TILE_PARTS * TILE_TOKENS)
 #define STEP_PIECES (TOKEN_TILES * 2 * READERS)
-#define STAGE_STEPS (TOGETHER > 32 ? 1 : TOGETHER > 16 ? 2 : 4)
 #define STAGE_PIECES (STAGE_STEPS * STEP_PIECES)
 #define EACH ((STAGE_PIECES + BLOCK - 1) / BLOCK) // pieces that a thread brings
 

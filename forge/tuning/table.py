@@ -40,16 +40,29 @@ def _quant_vector(shape: Shape, values: Values) -> bool:
 
 
 def _tile(shape: Shape, values: Values) -> bool:
-    """Sums of two tiles and weights ahead take the registers that twice as many threads would have."""
+    """Sums of two tiles and weights ahead take the registers that twice as many threads would have; three stages of x
+    fill at most, and a quarter at least, of what a block may have of LDS."""
     threads = values["BLOCK"] * values["CORE_BLOCKS"]
-    return 256 <= threads <= (512 if values["TILES"] == 1 else 256)
+    stage_bytes = values["STAGE_STEPS"] * 128 * max(int(shape["tokens"]), 16)
+    is_stage = _LDS_BYTES // 12 <= stage_bytes <= _LDS_BYTES // 3
+    return is_stage and 256 <= threads <= (512 if values["TILES"] == 1 else 256)
 
 
-def _tile_values(tiles: int, block: int, ahead: int, core_blocks: int) -> Values:
-    return {"TILES": tiles, "BLOCK": block, "AHEAD": ahead, "CORE_BLOCKS": core_blocks}
+def _tile_values(tiles: int, block: int, ahead: int, core_blocks: int, stage_steps: int) -> Values:
+    return {"TILES": tiles, "BLOCK": block, "AHEAD": ahead, "CORE_BLOCKS": core_blocks, "STAGE_STEPS": stage_steps}
 
 
-_FEW_OUTPUTS = (Row({"op": ("linear",), "format": ("F16",), "outer": 8191}, _tile_values(1, 128, 0, 4)),)
+_FEW_TOKENS = Row({"tokens": 16}, _tile_values(1, 256, 1, 2, 4))
+_MANY_TOKENS = tuple(
+    row
+    for tokens, steps in ((32, 2), (64, 1))
+    for row in (
+        Row(
+            {"op": ("linear",), "format": ("F16",), "outer": 8191, "tokens": tokens}, _tile_values(1, 128, 0, 4, steps)
+        ),
+        Row({"tokens": tokens}, _tile_values(1, 256, 0, 2, steps)),
+    )
+)
 
 
 def _attention(shape: Shape, values: Values) -> bool:
@@ -130,33 +143,33 @@ KERNELS = {
     ),
     "tile_linear": Kernel(
         classes={
-            "op": ("linear", "rms_gated"), "format": ("F16", *_FORMATS), "outer": (2048, 4095, *_OUTER),
+            "op": ("linear", "rms_gated"), "format": ("F16", *_FORMATS),
+            "outer": (2048, 4095, 8191, 8448, 65_535, ANY),
             "tokens": (8, 16, 32, 64),
         },
-        candidates={"TILES": (1, 2), "BLOCK": (128, 256), "AHEAD": (0, 1), "CORE_BLOCKS": (1, 2, 4)},
+        candidates={
+            "TILES": (1, 2), "BLOCK": (128, 256), "AHEAD": (0, 1), "CORE_BLOCKS": (1, 2, 4), "STAGE_STEPS": (1, 2, 4, 8)
+        },
         allows=_tile,
         rows={
             # TILES of 16 outputs of a wave, BLOCK threads, the weights of the turn AHEAD under way, registers for
-            # CORE_BLOCKS of a multiprocessor, which slices of the inner dimension are to fill.
+            # CORE_BLOCKS of a multiprocessor, which slices of the inner dimension are to fill, and STAGE_STEPS
+            # of x together.
             "sm_90": Rows(
                 "H100: F16, Q4_K and Q6_K at the shapes of a 1B and an 8B model, 8 and 64 rows, of 1 and 2 tiles, "
-                "blocks of 2, 4 and 8 waves, up to 3 turns ahead, 1 to 8 blocks of a multiprocessor",
+                "blocks of 2, 4 and 8 waves, up to 3 turns ahead, 1 to 8 blocks of a multiprocessor, 3 and 4 stages",
                 (
-                    *_FEW_OUTPUTS,
-                    Row({"tokens": 16}, _tile_values(1, 256, 1, 2)),
-                    Row({"format": ("F16",)}, _tile_values(1, 256, 0, 2)),
-                    Row({"format": _WIDE_CODES}, _tile_values(2, 256, 0, 1)),  # more would not fit the registers
-                    Row({"op": ("rms_gated",)}, _tile_values(2, 256, 1, 1)),
-                    Row({}, _tile_values(1, 256, 0, 2)),
+                    _FEW_TOKENS,
+                    # a block for each multiprocessor, which no other is to share
+                    Row({"op": ("rms_gated",), "outer": 8448}, _tile_values(1, 256, 1, 1, 2)),
+                    Row({"format": _WIDE_CODES}, _tile_values(2, 256, 0, 1, 2)),  # more would not fit the registers
+                    Row({"op": ("rms_gated",), "format": _FORMATS}, _tile_values(2, 256, 1, 1, 2)),
+                    *_MANY_TOKENS,
                 ),
             ),
             DEFAULT: Rows(
-                "as on the H100, but for two tiles, whose sums leave RDNA too few registers",
-                (
-                    *_FEW_OUTPUTS,
-                    Row({"tokens": 16}, _tile_values(1, 256, 1, 2)),
-                    Row({}, _tile_values(1, 256, 0, 2)),
-                ),
+                "as on the H100, but for two tiles, whose sums leave RDNA too few registers, and a block alone",
+                (_FEW_TOKENS, *_MANY_TOKENS),
             ),
         },
     ),

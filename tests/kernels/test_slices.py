@@ -63,7 +63,7 @@ def test_attention_adds_slices_of_its_product(slices: int, style: str, wave: int
         np.testing.assert_allclose(got.astype(np.float64), want.astype(np.float64), rtol=4e-3, atol=4e-3)
 
 
-@pytest.mark.parametrize(("rows", "cores", "slices"), [(5, 1, 4), (5, 2, 8), (5, 64, 8), (40, 64, 16), (40, 1, 4)])
+@pytest.mark.parametrize(("rows", "cores", "slices"), [(5, 1, 2), (5, 2, 4), (5, 64, 8), (40, 64, 16), (40, 1, 4)])
 def test_a_product_is_cut_to_fill_the_device_and_no_further(rows: int, cores: int, slices: int) -> None:
     """Of 32 turns of the inner dimension, two at least for each slice."""
     rng = np.random.default_rng(0)

@@ -119,7 +119,7 @@ class CupyBackend(GPU):
             function = self._functions[entry] = self._module(entry.variant).get_function(entry.function)
         if self._log is not None and self._starts_early and entry.awaits_earlier:
             early = EarlyLaunch(function.kernel.ptr, grid, entry.threads, args)
-            self._call(lambda: early(self._stream.ptr), (function, args))
+            self._call(lambda: _check(early(self._stream.ptr)), (function, args))
         else:
             self._call(lambda: function(grid, (entry.threads, 1, 1), tuple(args)), (function, args))
 
@@ -461,6 +461,12 @@ def _errors() -> Iterator[None]:
         if isinstance(error, cp.cuda.runtime.CUDARuntimeError) and error.status == _MEMORY_ALLOCATION:
             raise _out_of_memory(f"{text}, of the device or pinned of the host") from None
         raise DeviceError(f"the GPU failed: {text}") from None
+
+
+def _check(status: int) -> None:
+    """A CUresult as the error that CuPy's own calls raise for it."""
+    if status:
+        raise cp.cuda.driver.CUDADriverError(status)
 
 
 def _out_of_memory(what: str) -> OutOfMemoryError:

@@ -14,8 +14,6 @@ from typing import Any
 
 import numpy as np
 
-from forge.errors import DeviceError
-
 _PROGRAMMATIC_STREAM_SERIALIZATION = 6  # CUlaunchAttributeID
 
 
@@ -63,9 +61,8 @@ class EarlyLaunch:
         grid_3, block = (ctypes.c_uint * 3)(*grid), (ctypes.c_uint * 3)(threads, 1, 1)
         self._config = _Config(grid_3, block, 0, None, ctypes.pointer(self._attribute), 1)
 
-    def __call__(self, stream: int) -> None:
-        """Queue it. Raises DeviceError where the driver refuses."""
+    def __call__(self, stream: int) -> int:
+        """Queue it: the driver's CUresult, 0 where it did."""
         self._config.stream = stream
-        status = _driver().cuLaunchKernelEx(ctypes.byref(self._config), self._function, self._pointers, None)
-        if status:
-            raise DeviceError(f"the GPU failed: error {status} of cuLaunchKernelEx")
+        launch = _driver().cuLaunchKernelEx
+        return int(launch(ctypes.byref(self._config), self._function, self._pointers, None))

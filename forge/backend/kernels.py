@@ -99,12 +99,16 @@ def place(file: str, line: int) -> tuple[str, str]:
 
 
 @cache
+def _code(file: str) -> str:
+    return _COMMENT.sub("", source(file))
+
+
+@cache
 def signatures(file: str) -> dict[str, tuple[str, tuple[Parameter, ...]]]:
     """Threads (a number, or the -D name of one) and parameters of each kernel in a file, by name."""
-    text = _COMMENT.sub("", source(file))
-    numbers: dict[str, str] = dict(_NUMBER.findall(text))
+    numbers: dict[str, str] = dict(_NUMBER.findall(_code(file)))
     found: dict[str, tuple[str, tuple[Parameter, ...]]] = {}
-    for match in _KERNEL.finditer(text):
+    for match in _KERNEL.finditer(_code(file)):
         parameters = []
         for declaration in match["parameters"].split(","):
             parsed = _PARAMETER.match(" ".join(declaration.split()))
@@ -115,14 +119,11 @@ def signatures(file: str) -> dict[str, tuple[str, tuple[Parameter, ...]]]:
     return found
 
 
-@cache
-def _early_kernels(file: str) -> frozenset[str]:
-    """Kernels of a file in which `await_earlier` is called, from their line on to the next kernel's."""
-    text = _COMMENT.sub("", source(file))
-    found = list(_KERNEL.finditer(text))
-    ends = [*(match.start() for match in found[1:]), len(text)]
-    bodies = {match["name"]: text[match.end() : end] for match, end in zip(found, ends, strict=True)}
-    return frozenset(name for name, body in bodies.items() if _AWAITS_EARLIER in body)
+def _awaits_earlier(file: str, function: str) -> bool:
+    """Whether `await_earlier` is called between a kernel's line and the next kernel's."""
+    started = next(match for match in _KERNEL.finditer(_code(file)) if match["name"] == function)
+    following = _KERNEL.search(_code(file), started.end())
+    return _AWAITS_EARLIER in _code(file)[started.end() : following.start() if following else None]
 
 
 @dataclass(frozen=True, slots=True, eq=False)  # there is one object of each, so its identity is its hash
@@ -170,5 +171,5 @@ def entry(file: str, function: str, defines: tuple[tuple[str, int | str], ...]) 
         function,
         int(values.get(threads, threads)),
         tuple((p.name, DTYPES[str(values.get(p.type, p.type))], p.is_pointer) for p in parameters),
-        function in _early_kernels(file),
+        _awaits_earlier(file, function),
     )

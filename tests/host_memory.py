@@ -25,3 +25,33 @@ class HostMemory:
     def read(self, arrays: Sequence[Any]) -> Callable[[], list[Any]]:
         copies = [np.array(array) for array in arrays]
         return lambda: copies
+
+
+class Replayed:
+    """In front of a device: its recorded launches run again on the arrays they had."""
+
+    log: list[tuple[Any, ...]] | None = None
+    replays = 0
+
+    def record(self, step: Callable[[], Any], state: Any, disturb: Any) -> tuple[Any, Callable[[], Any]]:
+        self.log = log = []
+        try:
+            result = step()
+        finally:
+            self.log = None
+
+        def again() -> Any:
+            self.replays += 1
+            for launch in log:
+                self._run(*launch)
+            return result
+
+        return result, again
+
+    def _run(self, entry: Any, grid: tuple[int, ...], args: list[Any]) -> None:
+        super()._run(entry, grid, args)  # type: ignore[misc]
+        if self.log is not None:
+            self.log.append((entry, grid, args))
+
+    def prepare(self, run: Callable[[], None], progress: Any = None) -> None:
+        """Nothing is compiled ahead: the harness compiles what it launches."""

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from harness import COMPILER, Harness
-from host_memory import HostMemory
+from host_memory import HostMemory, Replayed
 
 import forge
 from forge import loading
-from forge.backend import kernels
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="no clang++: scripts/install-toolchain installs it")
 
@@ -24,38 +22,10 @@ NEAR_TIE = 0.05
 """Top-2 gap of float32 logits under which float16 activations may choose the other id."""
 
 
-class HarnessBackend(HostMemory, Harness):
-    """What engines ask of a backend beside launches. Recorded launches run again on the arrays they had."""
+class HarnessBackend(Replayed, HostMemory, Harness):
+    """What engines ask of a backend beside launches."""
 
     arch = "harness"
-
-    def __init__(self, wave: int) -> None:
-        super().__init__(wave)
-        self.log: list[tuple[Any, ...]] | None = None
-        self.replays = 0
-
-    def _run(self, entry: kernels.Entry, grid: tuple[int, ...], args: list[Any]) -> None:
-        super()._run(entry, grid, args)
-        if self.log is not None:
-            self.log.append((entry, grid, args))
-
-    def record(self, step: Callable[[], Any], state: Any, disturb: Any) -> tuple[Any, Callable[[], Any]]:
-        self.log = log = []
-        try:
-            result = step()
-        finally:
-            self.log = None
-
-        def again() -> Any:
-            self.replays += 1
-            for launch in log:
-                self._run(*launch)
-            return result
-
-        return result, again
-
-    def prepare(self, run: Callable[[], None], progress: Any = None) -> None:
-        """Nothing is compiled ahead: the harness compiles what it launches."""
 
 
 @pytest.mark.parametrize(("name", "wave"), [("llama", 32), ("llama", 64), ("gemma3", 64), ("qwen3", 32)])

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from harness import COMPILER, Harness
-from host_memory import HostMemory
+from host_memory import HostMemory, Replayed
 from tiny_models import CONTEXT, GREEDY, SEEDED, assert_idle, count_preemptions, random_prompts, tiny_llm
 
 from forge import LLM, SamplingParams, models
@@ -396,11 +396,8 @@ def test_a_row_that_is_idle_already_is_computed_again_where_its_last_id_was_lost
 # A device that is late
 
 
-class Late(HostMemory, Harness):
-    """The harness as a device that does nothing before somebody waits for it, and then all in order up to there.
-
-    Recorded launches run again on the arrays they had.
-    """
+class Late(Replayed, HostMemory, Harness):
+    """The harness as a device that does nothing before somebody waits for it, and then all in order up to there."""
 
     arch = "harness"
 
@@ -408,7 +405,6 @@ class Late(HostMemory, Harness):
         super().__init__(32)
         self.late = late
         self.queue: deque[Callable[[], object]] = deque()
-        self.log: list[tuple[Any, ...]] | None = None
 
     def _later(self, work: Callable[[], object]) -> None:
         self.queue.append(work)
@@ -445,23 +441,6 @@ class Late(HostMemory, Harness):
             return copies
 
         return wait
-
-    def record(self, step: Callable[[], Any], state: Any, disturb: Any) -> tuple[Any, Callable[[], Any]]:
-        self.log = log = []
-        try:
-            result = step()
-        finally:
-            self.log = None
-
-        def again() -> Any:
-            for launch in log:
-                self._run(*launch)
-            return result
-
-        return result, again
-
-    def prepare(self, run: Callable[[], None], progress: Any = None) -> None:
-        """Nothing is compiled ahead: the harness compiles what it launches."""
 
 
 def engine_on(device: Late, pages: int = CONTEXT // PAGE, most: int = 6) -> Engine:

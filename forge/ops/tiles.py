@@ -72,10 +72,11 @@ def tile_product(
     launch = _Launch(device, x, weight, "linear" if gated is None else "rms_gated")
     gelu = int(activation == "gelu")
     if launch.slices < (2 if gated is None else _GATED_SLICES):
-        launch.run(bias, y, gated, outer if y is None else y.shape[1], column, int(accumulate), gelu, 1)
+        stride = outer if y is None else y.shape[1]
+        launch.run(bias, y, gated, stride, column, accumulate=int(accumulate), gelu=gelu)
         return
     parts = device.empty((launch.slices, rows, outer), np.float32)
-    launch.run(bias, parts, None, outer, 0, 0, 0, launch.slices)
+    launch.run(bias, parts, None, outer, slices=launch.slices)
     outputs = outer if gated is None else outer // 2
     sizes = (rows, outer, 0 if y is None else y.shape[1], column, int(accumulate), gelu, launch.slices)
     blocks = -(-rows * outputs // launch.block)
@@ -92,7 +93,7 @@ def tile_slices(device: GPU, x: Any, weight: Any, bias: Any) -> Slices:
     for launch in launches:
         width = launch.weight.shape[0]
         own_bias = None if bias is None else bias[column : column + width]
-        launch.run(own_bias, parts, None, outer, column, 0, 0, slices)
+        launch.run(own_bias, parts, None, outer, column, slices=slices)
         column += width
     return Slices(parts)
 
@@ -127,7 +128,16 @@ class _Launch:
         self.slices = max(min(room, turns // _LEAST_TURNS, _MOST_SLICES[tokens]), 1)
 
     def run(
-        self, bias: Any, y: Any, gated: Any, stride: int, column: int, accumulate: int, gelu: int, slices: int
+        self,
+        bias: Any,
+        y: Any,
+        gated: Any,
+        stride: int,
+        column: int = 0,
+        *,
+        accumulate: int = 0,
+        gelu: int = 0,
+        slices: int = 1,
     ) -> None:
         weight = self.weight
         planes = weight.planes if isinstance(weight, Packed) else (weight, None, None, None)

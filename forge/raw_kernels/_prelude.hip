@@ -77,8 +77,6 @@ struct alignas(16) u32x4 {
 #define NEG_INFINITY as_float(0xff800000u)
 // A loop that stays one: unrolled, it would hold more registers than there are.
 #define ROLLED _Pragma("unroll 1")
-// Slices of a sum that are asked for together.
-#define SLICES_AT_ONCE 4
 // Sequences of which a step is one of few blocks.
 #define FEW_ROWS 16
 #define MOST_WAVES(threads) ((threads) / 32)

@@ -10,12 +10,14 @@
 //   TILE_VALUES     sums that a lane holds
 //   TILE_PARTNER    a lane that has the sum of a row also has that of the row so many below, TILE_VALUES / 2 sums on; rows
 //                   are so in blocks of 2 * TILE_PARTNER
+//   TILE_LANE_TOKENS  tokens that a lane has sums of: the i-th is of tile_sum_token(i % TILE_LANE_TOKENS)
+//   TILE_ROW_LANES  from, to: lanes that differ in these powers of two have sums of the same tokens, of other rows
 //   tile_part()     the lane's part
 //   tile_row(r)     its r-th row
 //   reader_part(lane), reader_token(lane)  of which part and token it holds x; lanes from TILE_PARTS * TILE_TOKENS on hold the
 //                   same again
-//   tile_multiply(sum, weights, x)  16 k's of each part: of each of the lane's rows, and of its token, as four words of
-//                   four numbers
+//   tile_multiply(sum, weights, x)  4 N k's of each part: of each of the lane's rows, and of its token, as N words of four
+//                   numbers; N is a multiple of 4 / TILE_PARTS
 //   tile_sum_row(i), tile_sum_token(i)  where the lane's i-th sum is
 //
 // Sources: the PTX ISA on mma.m16n8k16; AMD's ISA manuals of CDNA 3, RDNA 3 and RDNA 4 on matrix instructions.

@@ -25,8 +25,9 @@ template <u32 N, typename T> DEVICE void write(T *row, u32 i, u32 width, const f
     if (i < width) *(Piece *)(row + i) = piece;
 }
 
+#define SLICES_AT_ONCE 8 // whose loads are under way together
+
 // What is added to a row may be the sum of slices, arrays of all rows, `size` numbers apart.
-#define SLICES_AT_ONCE 8
 struct Delta {
     const float *row;
     u64 size;

@@ -258,7 +258,7 @@ KERNEL(BLOCK) tile_linear(const f16 *x, const WEIGHT *weight, const u8 *high, co
     }
 }
 
-#define SLICES_AT_ONCE 8
+#define SLICES_AT_ONCE 8 // whose loads are under way together
 // The sums of all slices, in their order: added to y, or stored there; or activation(gate) * up.
 KERNEL(BLOCK) tile_join(const float *parts, float *y, f16 *gated, u32 rows, u32 outer, u32 stride, u32 column, u32 accumulate, u32 gelu, u32 slices) {
     await_earlier();

@@ -174,3 +174,14 @@ def test_a_kernel_that_does_not_compile(monkeypatch: pytest.MonkeyPatch, device:
         r"'KERNEL\(BLOCK\) rmsnorm\(const floot \*x, .*'",
         outcome(load),
     )
+
+
+def test_a_driver_call_of_ours_that_fails_raises_what_cupys_own_raise() -> None:
+    from forge.backend import cupy as backend
+
+    backend._check(0)
+    with pytest.raises(RuntimeError, match=r"^hipErrorInvalidValue: invalid argument$"):  # the fallback's
+        backend._check(1)
+    failed = r"^the GPU failed: hipErrorInvalidValue: invalid argument$"
+    with pytest.raises(forge.DeviceError, match=failed), backend._errors():
+        backend._check(1)

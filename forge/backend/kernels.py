@@ -98,7 +98,6 @@ def place(file: str, line: int) -> tuple[str, str]:
     return f"{file}.hip:{line}", text
 
 
-@cache
 def _code(file: str) -> str:
     return _COMMENT.sub("", source(file))
 
@@ -106,9 +105,10 @@ def _code(file: str) -> str:
 @cache
 def signatures(file: str) -> dict[str, tuple[str, tuple[Parameter, ...]]]:
     """Threads (a number, or the -D name of one) and parameters of each kernel in a file, by name."""
-    numbers: dict[str, str] = dict(_NUMBER.findall(_code(file)))
+    code = _code(file)
+    numbers: dict[str, str] = dict(_NUMBER.findall(code))
     found: dict[str, tuple[str, tuple[Parameter, ...]]] = {}
-    for match in _KERNEL.finditer(_code(file)):
+    for match in _KERNEL.finditer(code):
         parameters = []
         for declaration in match["parameters"].split(","):
             parsed = _PARAMETER.match(" ".join(declaration.split()))
@@ -121,9 +121,10 @@ def signatures(file: str) -> dict[str, tuple[str, tuple[Parameter, ...]]]:
 
 def _awaits_earlier(file: str, function: str) -> bool:
     """Whether `await_earlier` is called between a kernel's line and the next kernel's."""
-    started = next(match for match in _KERNEL.finditer(_code(file)) if match["name"] == function)
-    following = _KERNEL.search(_code(file), started.end())
-    return _AWAITS_EARLIER in _code(file)[started.end() : following.start() if following else None]
+    code = _code(file)
+    started = next(match for match in _KERNEL.finditer(code) if match["name"] == function)
+    following = _KERNEL.search(code, started.end())
+    return _AWAITS_EARLIER in code[started.end() : following.start() if following else None]
 
 
 @dataclass(frozen=True, slots=True, eq=False)  # there is one object of each, so its identity is its hash

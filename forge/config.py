@@ -14,6 +14,8 @@ RopeStyle = Literal["neox", "interleaved"]
 Activation = Literal["silu", "gelu"]
 NormKind = Literal["rms", "layer"]
 Activations = Literal["f32", "f16"]
+MOST_LOGPROBS = 100
+"""Of the most probable ids at a position, that a request may ask for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,7 +156,7 @@ class SamplingParams:
         check_integer("top_k", self.top_k, 0)
         check_integer("n", self.n, 1, 256)
         check_integer("seed", self.seed, 0, 2**64 - 1, optional=True)
-        check_integer("logprobs", self.logprobs, 0, 100, optional=True)
+        check_integer("logprobs", self.logprobs, 0, MOST_LOGPROBS, optional=True)
         if not 0.0 <= _real("temperature", self.temperature) <= 100.0:
             raise ParameterError(f"temperature must be in [0, 100], not {self.temperature}")
         if not 0.0 < _real("top_p", self.top_p) <= 1.0:

@@ -55,9 +55,10 @@ class Recorder(GPU):
         self.variants[entry.variant] = None
 
 
-def case_variants() -> list[kernels.Variant]:
-    """Those of all ops' cases, by name."""
+def case_variants(*, groups: bool = False) -> list[kernels.Variant]:
+    """Those of all ops' cases, by name; groups: on a GPU that `has_wave_groups`, which none of AMD's does."""
     device = Recorder()
+    device.has_wave_groups = groups
     for op in REGISTRY.values():
         for case in op.cases if op.gpu else ():
             args = [

@@ -17,6 +17,7 @@ from forge.ops.decode_attention import decode_attention
 from forge.ops.linear import linear
 from forge.ops.norm import rmsnorm
 from forge.ops.project import rms_gated, rms_linear
+from forge.ops.tiles import kernel_of
 from forge.quant import Packed, QuantTensor, split
 from forge.tuning.kernel import ANY, Shape
 from forge.tuning.table import KERNELS
@@ -49,8 +50,8 @@ class Workload:
         return device.launch(self.op, args, self.options)
 
 
-def usual_shapes() -> Iterator[tuple[str, dict[str, int | str]]]:
-    """Kernels and shapes of two usual models, in the types that most files have."""
+def usual_shapes(device: GPU) -> Iterator[tuple[str, dict[str, int | str]]]:
+    """Kernels and shapes of two usual models on a device, in the types that most files have."""
     for width, heads, kv_heads, dim, ffn, vocabulary in _MODELS:
         matrices = (  # op, outputs, N, K
             *(("rms_linear", (heads + 2 * kv_heads) * dim, width), ("linear", width, heads * dim)),
@@ -60,16 +61,19 @@ def usual_shapes() -> Iterator[tuple[str, dict[str, int | str]]]:
             of_format = {} if kind == "F16" else {"format": kind}
             for op, outer, inner in matrices:
                 yield _vector(kind), {"op": op, **of_format, "inner": inner, "outer": outer}
-                tile_op = op if op == "rms_gated" else "linear"
-                yield from for_all_batches(
-                    "tile_linear", {"op": tile_op, "format": kind, "inner": inner, "outer": outer}
-                )
+                tiles = kernel_of(device, is_packed=kind != "F16")
+                shape: dict[str, int | str] = {
+                    "op": op if op == "rms_gated" else "linear",
+                    "inner": inner,
+                    "outer": outer,
+                }
+                yield from for_all_batches(tiles, shape if tiles == "tile_group" else {"format": kind, **shape})
         attention = {"dim": dim, "packed": heads // kv_heads, "kv_heads": kv_heads}
         yield from for_all_batches("attention_decode", attention)
         yield "norm", {"width": width}
 
 
-_BATCH = {"tile_linear": "tokens", "attention_decode": "rows"}
+_BATCH = {"tile_linear": "tokens", "tile_group": "tokens", "attention_decode": "rows"}
 """What the sequences of a step are to a kernel that tells few of them and many apart."""
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,9 +22,12 @@ class HostMemory:
     def spoil(self, array: Any) -> None:
         np.asarray(array).view(np.uint8)[...] = 255
 
-    def read(self, arrays: Sequence[Any]) -> Callable[[], list[Any]]:
-        copies = [np.array(array) for array in arrays]
-        return lambda: copies
+    def shared(self, shape: tuple[int, ...], dtype: Any) -> tuple[Any, Any]:
+        array = self.empty(shape, dtype)  # type: ignore[attr-defined]
+        return array, np.asarray(array)
+
+    def mark(self) -> Callable[[], None]:
+        return lambda: None
 
 
 class Replayed:

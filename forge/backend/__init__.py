@@ -74,8 +74,12 @@ class Backend(Protocol):
         """Overwrite an array with a host's values of its dtype, in order with the ops before and after."""
         ...
 
-    def read(self, arrays: Sequence[Any]) -> Callable[[], list[npt.NDArray[Any]]]:
-        """Start copying arrays to the host, in order; the function waits for the copies and gives them."""
+    def shared(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> tuple[Any, npt.NDArray[Any]]:
+        """An array in the host's memory for ops to write, and the same for the host, who reads it behind a `mark`."""
+        ...
+
+    def mark(self) -> Callable[[], None]:
+        """A place in the order of ops; the function waits until what is before it has run."""
         ...
 
     def prepare(self, run: Callable[[], None], progress: Callable[[str, int, int | None], None] | None = None) -> None:

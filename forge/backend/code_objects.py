@@ -1,4 +1,4 @@
-"""Code objects: kernels compiled for an AMD GPU ahead of time, kept in files that are checked before they are used.
+"""Code objects: kernels compiled for a GPU ahead of time, kept in files that are checked before they are used.
 
 A store is a directory with one for each GPU: ``gfx1100/<variant>.hsaco``, and beside each a ``.json`` that says what it
 is: {"arch", "source", "code", "compiler"}, with the SHA-256 of what it was compiled from and of the file itself. Both
@@ -21,7 +21,7 @@ from typing import Literal, NamedTuple
 
 from forge import files
 from forge.backend import kernels
-from forge.backend.compilers import COMPILERS, FLAGS, Compiler, compile_variant, find_compiler, target
+from forge.backend.compilers import COMPILERS, FLAGS, compile_variant, find_compiler, target
 from forge.errors import DeviceError, DownloadError, ParameterError
 from forge.paths import cache_dir
 
@@ -108,7 +108,7 @@ def obtain(variant: kernels.Variant, arch: str) -> bytes | None:
     failed = []
     for store in stores():
         try:
-            _publish(store, variant, arch, code, compiler)
+            _publish(store, variant, arch, code, compiler.version)
             return code
         except OSError as error:
             failed.append(f"{store} ({files.reason(error)})")
@@ -116,9 +116,32 @@ def obtain(variant: kernels.Variant, arch: str) -> bytes | None:
     return code
 
 
+def kept(variant: kernels.Variant, arch: str, make: Callable[[], bytes]) -> bytes:
+    """A variant's code for an NVIDIA GPU, where CuPy, which keeps what it compiles itself, cannot be asked for it.
+
+    `make` compiles it where no store has it; what cannot be kept is made again by the next process, without a word.
+    """
+    try:
+        searched = stores()
+    except DownloadError:
+        searched = []
+    for store in searched:
+        checked = check(store, variant, arch)
+        if checked.state == "valid":
+            return checked.code
+    code = make()
+    for store in searched:
+        try:
+            _publish(store, variant, arch, code, "NVRTC")
+            break
+        except OSError:
+            continue
+    return code
+
+
 def check(store: Path, variant: kernels.Variant, arch: str) -> Checked:
     """What a store holds of a variant, whatever lies there in its place. Raises nothing."""
-    path = store / arch / f"{variant.name}.hsaco"
+    path = _path(store, variant, arch)
 
     def refused(state: State, fault: str) -> Checked:
         return Checked(state, path, fault, b"")
@@ -140,7 +163,7 @@ def check(store: Path, variant: kernels.Variant, arch: str) -> Checked:
     if about.get("code") != hashlib.sha256(code).hexdigest():
         return refused("corrupt", "is damaged: its SHA-256 is not the one noted beside it")
     found = target(code)
-    if found != arch:
+    if _is_amd(arch) and found != arch:
         return refused("foreign", f"is a code object for {found}" if found else "is no AMD code object")
     if about.get("arch") != arch:
         return refused("foreign", "is noted beside it as one for another GPU")
@@ -198,7 +221,7 @@ def build(
         assert compiler
         code = compile_variant(variant, arch, compiler)
         try:
-            _publish(store, variant, arch, code, compiler)
+            _publish(store, variant, arch, code, compiler.version)
         except OSError as error:
             raise DeviceError(f"{store}: cannot be written: {files.reason(error)}; choose another with --out") from None
         return arch, len(code)
@@ -224,17 +247,25 @@ def _source_hash(variant: kernels.Variant) -> str:
     return hashlib.sha256("\0".join([kernels.source(variant.file), *FLAGS, *variant.options]).encode()).hexdigest()
 
 
-def _publish(store: Path, variant: kernels.Variant, arch: str, code: bytes, compiler: Compiler) -> None:
+def _is_amd(arch: str) -> bool:
+    return arch.startswith("gfx")
+
+
+def _path(store: Path, variant: kernels.Variant, arch: str) -> Path:
+    return store / arch / f"{variant.name}.{'hsaco' if _is_amd(arch) else 'cubin'}"
+
+
+def _publish(store: Path, variant: kernels.Variant, arch: str, code: bytes, compiler: str) -> None:
     about = {
         "arch": arch,
         "source": _source_hash(variant),
         "code": hashlib.sha256(code).hexdigest(),
-        "compiler": compiler.version,
+        "compiler": compiler,
     }
-    directory = store / arch
-    directory.mkdir(parents=True, exist_ok=True)
-    files.replace(directory / f"{variant.name}.hsaco", code)
-    files.replace(directory / f"{variant.name}.json", json.dumps(about).encode() + b"\n")
+    path = _path(store, variant, arch)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    files.replace(path, code)
+    files.replace(path.with_name(f"{variant.name}.json"), json.dumps(about).encode() + b"\n")
 
 
 _warned: set[tuple[Path, State]] = set()

@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 import cupy as cp
 import numpy as np
 import numpy.typing as npt
-from cupy_backends.cuda.libs import cublas
+from cupy_backends.cuda.libs import cublas, nvrtc
 
 from forge.backend import code_objects, compilers, kernels, probe
 from forge.backend.early import EarlyLaunch
@@ -36,6 +36,8 @@ _R_32F, _R_16F = 0, 2  # cudaDataType
 _COMPUTE_32F = _R_32F if IS_HIP else 68  # CUBLAS_COMPUTE_32F, which ends the process in CuPy for ROCm 7
 _MEMORY_ALLOCATION = 2  # cudaErrorMemoryAllocation, hipErrorOutOfMemory
 _NON_TRANSPOSED, _TRANSPOSED = 0, 1
+_MAX_DYNAMIC_SHARED_SIZE_BYTES = 8  # CUfunction_attribute
+_FLAGS = ("-std=c++17",)
 _DEFAULT_ALGORITHM = -1
 
 _NOTHING: AbstractContextManager[None] = nullcontext()
@@ -72,6 +74,7 @@ class CupyBackend(GPU):
         self.wave = int(properties["warpSize"])
         self.cores = int(properties["multiProcessorCount"])
         self._starts_early = not IS_HIP and properties["major"] >= 9
+        self.has_wave_groups = self.arch == "sm_90" and nvrtc.getVersion() >= (12, 0)
         self.device = f"{KIND}:{index} ({self.name}, {self.arch})"
         self.total_bytes = int(properties["totalGlobalMem"])
         self._modules: dict[kernels.Variant, Any] = {}
@@ -79,7 +82,7 @@ class CupyBackend(GPU):
         self._collected: dict[kernels.Variant, None] | None = None
         self._log: list[Any] | None = None
         self._guarded: list[tuple[Any, int]] | None = None
-        self._staged: deque[_Pinned] = deque()
+        self._staged: deque[_Staged] = deque()
         self._scratch: Any = None
         self._graphs = True
         self._plan_pool = cp.cuda.MemoryPool()
@@ -114,24 +117,32 @@ class CupyBackend(GPU):
         if self._collected is not None:
             self._collected[entry.variant] = None
             return
+        lds_bytes = 0 if IS_HIP else entry.lds_bytes  # HIP's kernels declare all of it
         function = self._functions.get(entry)
         if function is None:
             function = self._functions[entry] = self._module(entry.variant).get_function(entry.function)
+            if lds_bytes:  # the driver refuses more than 48 KB where nobody has asked for it
+                cp.cuda.driver.funcSetAttribute(_pointer(function), _MAX_DYNAMIC_SHARED_SIZE_BYTES, lds_bytes)
         if self._log is not None and self._starts_early and entry.awaits_earlier:
-            early = EarlyLaunch(function.kernel.ptr, grid, entry.threads, args)
+            early = EarlyLaunch(_pointer(function), grid, entry.threads, args, lds_bytes)
             self._call(lambda: _check(early(self._stream.ptr)), (function, args))
         else:
-            self._call(lambda: function(grid, (entry.threads, 1, 1), tuple(args)), (function, args))
+            block = (entry.threads, 1, 1)
+            self._call(lambda: function(grid, block, tuple(args), shared_mem=lds_bytes), (function, args))
 
     def _module(self, variant: kernels.Variant) -> Any:
         module = self._modules.get(variant)
         if module is None:
-            code = code_objects.obtain(variant, self.arch) if IS_HIP else None
+            code: bytes | None = None
+            if target := kernels.target(variant.file):
+                code = code_objects.kept(variant, target, lambda: _nvrtc(variant, target))
+            elif IS_HIP:
+                code = code_objects.obtain(variant, self.arch)
             module = self._modules[variant] = self._compiled(variant) if code is None else self._loaded(variant, code)
         return module
 
     def _compiled(self, variant: kernels.Variant) -> Any:
-        module = cp.RawModule(code=kernels.source(variant.file), options=("-std=c++17", *variant.options))
+        module = cp.RawModule(code=kernels.source(variant.file), options=(*_FLAGS, *variant.options))
         try:
             module.compile()
         except cp.cuda.compiler.CompileException as error:
@@ -290,7 +301,7 @@ class CupyBackend(GPU):
     def upload(self, array: Any, values: npt.NDArray[Any]) -> None:
         """Through pinned memory, which stays alive until the copy has run."""
         with self.active():
-            staged = self._pinned(values.shape, values.dtype)
+            staged = _Staged(_pinned(values.shape, values.dtype), cp.cuda.Event(block=False, disable_timing=True))
             np.copyto(staged.array, values)
             array.data.copy_from_host_async(staged.array.ctypes.data, values.nbytes, self._stream)
             staged.event.record(self._stream)
@@ -303,27 +314,24 @@ class CupyBackend(GPU):
         with self.active():
             array.data.memset_async(255, array.nbytes, self._stream)
 
-    def read(self, arrays: Sequence[Any]) -> Callable[[], list[npt.NDArray[Any]]]:
+    def shared(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> tuple[Any, npt.NDArray[Any]]:
         with self.active():
-            copies = [self._pinned(array.shape, array.dtype) for array in arrays]
-            for array, copy in zip(arrays, copies, strict=True):
-                array.data.copy_to_host_async(copy.array.ctypes.data, array.nbytes, self._stream)
-                copy.event.record(self._stream)
+            host = _pinned(shape, np.dtype(dtype))
+            host.fill(0)
+            address = cp.cuda.runtime.pointerGetAttributes(host.ctypes.data).devicePointer
+            memory = cp.cuda.UnownedMemory(address, host.nbytes, host, self.index)
+            return cp.ndarray(shape, dtype, cp.cuda.MemoryPointer(memory, 0)), host
 
-        def wait() -> list[npt.NDArray[Any]]:
+    def mark(self) -> Callable[[], None]:
+        with self.active():
+            event = cp.cuda.Event(block=False, disable_timing=True)
+            event.record(self._stream)
+
+        def wait() -> None:
             with _errors():
-                for copy in copies:
-                    copy.event.synchronize()
-            return [copy.array for copy in copies]
+                event.synchronize()
 
         return wait
-
-    def _pinned(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> _Pinned:
-        """Within `active`: an event belongs to the device that is current when it is made."""
-        size = math.prod(shape)
-        memory = cp.cuda.alloc_pinned_memory(max(size * dtype.itemsize, 1))
-        array = np.frombuffer(memory, dtype, size).reshape(shape)
-        return _Pinned(array, cp.cuda.Event(block=False, disable_timing=True))
 
     def record(self, step: Callable[[], T], state: Sequence[Any], disturb: Disturb) -> tuple[T, Callable[[], T]]:
         """Its launches are kept, with memory of their own, and run again: as graphs, or one by one where a product
@@ -442,11 +450,18 @@ class CupyBackend(GPU):
 
 
 @dataclass(frozen=True, slots=True)
-class _Pinned:
-    """Host memory that the device copies to or from, and when it has."""
+class _Staged:
+    """Host memory that the device copies from, and when it has."""
 
     array: npt.NDArray[Any]
     event: Any
+
+
+def _pinned(shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+    """Host memory that the device can reach, of the GPU that is current."""
+    size = math.prod(shape)
+    memory = cp.cuda.alloc_pinned_memory(max(size * dtype.itemsize, 1))
+    return np.frombuffer(memory, dtype, size).reshape(shape)
 
 
 @contextmanager
@@ -461,6 +476,24 @@ def _errors() -> Iterator[None]:
         if isinstance(error, cp.cuda.runtime.CUDARuntimeError) and error.status == _MEMORY_ALLOCATION:
             raise _out_of_memory(f"{text}, of the device or pinned of the host") from None
         raise DeviceError(f"the GPU failed: {text}") from None
+
+
+def _nvrtc(variant: kernels.Variant, target: str) -> bytes:
+    """A variant's code for a target that CuPy does not name to NVRTC: one with what only this architecture has."""
+    program = nvrtc.createProgram(kernels.source(variant.file), f"{variant.file}.hip", (), ())
+    try:
+        nvrtc.compileProgram(program, (f"-arch={target}", "-ftz=true", *_FLAGS, *variant.options))
+        return bytes(nvrtc.getCUBIN(program))
+    except nvrtc.NVRTCError:
+        why = compilers.reason(nvrtc.getProgramLog(program), variant)
+        raise DeviceError(f"{variant.name} does not compile for {target}: {why}") from None
+    finally:
+        nvrtc.destroyProgram(program)
+
+
+def _pointer(function: Any) -> int:
+    """The driver's function: CuPy has two kinds of kernels, of modules that it compiled and that it loaded."""
+    return int(getattr(function, "kernel", function).ptr)
 
 
 def _check(status: int) -> None:

@@ -44,7 +44,9 @@ def _driver() -> Any:
 class EarlyLaunch:
     """A launch whose arguments are packed once."""
 
-    def __init__(self, function: int, grid: Sequence[int], threads: int, args: Sequence[Any]) -> None:
+    def __init__(
+        self, function: int, grid: Sequence[int], threads: int, args: Sequence[Any], lds_bytes: int = 0
+    ) -> None:
         """function: a CUfunction; args: arrays of CuPy (or None) and NumPy scalars, which the caller keeps alive."""
         self._function = ctypes.c_void_p(function)
         values = np.zeros(max(len(args), 1), np.uint64)
@@ -59,7 +61,7 @@ class EarlyLaunch:
         self._attribute = _Attribute(_PROGRAMMATIC_STREAM_SERIALIZATION)
         self._attribute.value[0] = 1
         grid_3, block = (ctypes.c_uint * 3)(*grid), (ctypes.c_uint * 3)(threads, 1, 1)
-        self._config = _Config(grid_3, block, 0, None, ctypes.pointer(self._attribute), 1)
+        self._config = _Config(grid_3, block, lds_bytes, None, ctypes.pointer(self._attribute), 1)
 
     def __call__(self, stream: int) -> int:
         """Queue it: the driver's CUresult, 0 where it did."""

@@ -150,6 +150,9 @@ class GPU(ABC):
         """
         yield lambda: True
 
+    has_wave_groups = False
+    """Whether its matrix cores multiply what lies in LDS, for four waves together: `_tile_wgmma.hip`."""
+
     @abstractmethod
     def empty(self, shape: tuple[int, ...], dtype: Any) -> Any:
         """An array whose contents are undefined."""

@@ -19,6 +19,7 @@ _KERNEL = re.compile(r"^KERNEL\((?P<threads>[^)]*)\)\s*(?P<name>\w+)\((?P<parame
 _AWAITS_EARLIER = "await_earlier("
 _NUMBER = re.compile(r"^#define (\w+) (\d+)$", re.MULTILINE)
 _USES = re.compile(r"^// Uses: (.+)$", re.MULTILINE)
+_TARGET = re.compile(r"^// Target: (\w+)$", re.MULTILINE)
 _COMMENT = re.compile(r"//[^\n]*")
 _PARAMETER = re.compile(r"(?P<const>const )?(?P<type>\w+) ?(?P<pointer>\*)? ?(?P<name>\w+)$")
 DTYPES: dict[str, np.dtype[Any]] = {
@@ -86,6 +87,13 @@ def source(file: str) -> str:
     return "\n".join(map(_text, parts(file)))
 
 
+@cache
+def target(file: str) -> str | None:
+    """The one architecture that a kernel file says it is for, as its compiler spells it; None where it is for all."""
+    said = _TARGET.search(_text(file))
+    return said[1] if said else None
+
+
 def place(file: str, line: int) -> tuple[str, str]:
     """Where a line of `source(file)`, counted from 1, comes from, as "norm.hip:12", and its text."""
     lines = source(file).split("\n")
@@ -139,6 +147,8 @@ class Entry:
     """Name, dtype of the number or of the array, and whether it is an array."""
     awaits_earlier: bool
     """Whether it waits by itself for what was launched before."""
+    lds_bytes: int
+    """What a launch allots of LDS, beside what the kernel declares with a fixed size: -D LDS_BYTES."""
 
     def bind(self, args: Sequence[Any]) -> list[Any]:
         """The arguments of a launch, numbers as NumPy scalars of the declared type.
@@ -173,4 +183,5 @@ def entry(file: str, function: str, defines: tuple[tuple[str, int | str], ...]) 
         int(values.get(threads, threads)),
         tuple((p.name, DTYPES[str(values.get(p.type, p.type))], p.is_pointer) for p in parameters),
         _awaits_earlier(file, function),
+        int(values.get("LDS_BYTES", 0)),
     )

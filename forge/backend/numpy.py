@@ -64,9 +64,12 @@ class NumpyBackend:
     def upload(self, array: npt.NDArray[Any], values: npt.NDArray[Any]) -> None:
         np.copyto(array, values)
 
-    def read(self, arrays: Sequence[npt.NDArray[Any]]) -> Callable[[], list[npt.NDArray[Any]]]:
-        copies = [array.copy() for array in arrays]
-        return lambda: copies
+    def shared(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+        array = self.empty(shape, dtype)
+        return array, array
+
+    def mark(self) -> Callable[[], None]:
+        return lambda: None
 
     def prepare(self, run: Callable[[], None], progress: object = None) -> None:
         """There is nothing to compile."""

@@ -83,7 +83,7 @@ def _tune(gpu: Any, model: str | None, device: str, kernels: list[str], as_json:
     from forge.tuning.table import KERNELS
     from forge.workloads import usual_shapes
 
-    shapes = list(usual_shapes()) if model is None else _shapes_of(model, device)
+    shapes = list(usual_shapes(gpu)) if model is None else _shapes_of(model, device)
     classes = classes_of((kernel, shape) for kernel, shape in shapes if kernel in kernels)
     found: list[Measured] = []
     path = None

@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from forge.config import MOST_LOGPROBS
 from forge.engine.plan import Plans, bucket
-from forge.engine.runner import Runner, Sampled, sampled
+from forge.engine.runner import Runner, Sampled, drawn_words, sampled
 from forge.engine.sequence import Sequence
 from forge.engine.slots import Slots
 from forge.models.batch import Batch
@@ -27,7 +28,9 @@ class _Pending:
     """A launched step: whose ids it samples, and a function that waits for them."""
 
     sequences: tuple[Sequence, ...]
-    read: Callable[[], list[np.ndarray[Any, Any]]]
+    wait: Callable[[], None]
+    drawn: np.ndarray[Any, Any]
+    """What `sampled` takes; it is there after `wait`, until as many steps later as the mail has places."""
 
 
 class DecodeLoop:
@@ -53,6 +56,11 @@ class DecodeLoop:
         self._rows = backend.asarray(np.arange(max_sequences), np.int32)
         self._starts = backend.asarray(np.arange(max_sequences + 1), np.int32)
         self._plans = Plans(backend, self.slots)
+        most_words = max_sequences * drawn_words(MOST_LOGPROBS)
+        self._mail, self._letters = backend.shared((MOST_PENDING + 2, most_words), np.int32)
+        """Where a step leaves what it draws for the host: a copy between steps would hold up the next one."""
+        self._turn = 0
+        """Steps since `begin`."""
 
     @property
     def num_pending(self) -> int:
@@ -63,6 +71,7 @@ class DecodeLoop:
         idle = bucket(len(sequences), self.max_sequences) - len(sequences)
         self._sequences = [*sequences, *[self.slots.idle] * idle]
         self.slots.fill(self._sequences)
+        self._turn = 0
 
     def holds(self, sequences: list[Sequence]) -> bool:
         """Whether the next step can be one of these without beginning anew: all have rows, in the smallest bucket."""
@@ -75,9 +84,9 @@ class DecodeLoop:
         slots = Slots(self.runner.backend, count, logits.shape[1], len(sequences[0].pages))
         slots.fill(sequences)
         last_ids, lengths = slots.fields["last_id"], slots.fields["length"]
-        decode_inputs(rows, last_ids, lengths, slots.page_table, self.runner.cache.page_size)
+        decode_inputs(rows, last_ids, lengths, slots.page_table, slots.turn, self.runner.cache.page_size)
         ids, _ = slots.draw(logits)
-        advance(ids, rows, last_ids, lengths, slots.counts)
+        advance(ids, rows, last_ids, lengths, slots.counts, None, None, None)
 
     def launch(self, sequences: list[Sequence]) -> None:
         """Queue the next step of these sequences, which the loop holds, with the pages that it needs. Other rows become
@@ -85,8 +94,10 @@ class DecodeLoop:
         running = set(sequences)
         self._sequences = [s if s in running else self.slots.idle for s in self._sequences]
         self.slots.update(self._sequences)
-        outputs = self._plans.run(len(self._sequences), self._step)
-        self._pending.append(_Pending(tuple(self._sequences), self.runner.backend.read(outputs[:1])))
+        drawn, _ = self._plans.run(len(self._sequences), self._step)
+        self._turn += 1
+        letter = self._letters[self._turn % len(self._letters), : drawn.size].reshape(drawn.shape)
+        self._pending.append(_Pending(tuple(self._sequences), self.runner.backend.mark(), letter))
         for sequence in sequences:
             sequence.num_computed += 1
             sequence.num_pending += 1
@@ -96,13 +107,13 @@ class DecodeLoop:
         runner, slots, row_numbers = self.runner, self.slots, self._rows[:rows]
         last_ids, lengths = slots.fields["last_id"], slots.fields["length"]
         ids, positions, kv_slots, row_lengths = decode_inputs(
-            row_numbers, last_ids, lengths, slots.page_table, runner.cache.page_size
+            row_numbers, last_ids, lengths, slots.page_table, slots.turn, runner.cache.page_size
         )
         page_table = slots.page_table[:rows]  # row r is slot r
         batch = Batch(ids, positions, kv_slots, self._starts[: rows + 1], row_lengths, page_table, None)
         logits = runner.model(batch, runner.cache)
         ids, drawn = slots.draw(logits)
-        advance(ids, row_numbers, last_ids, lengths, slots.counts)
+        advance(ids, row_numbers, last_ids, lengths, slots.counts, drawn.reshape(-1), slots.turn, self._mail)
         return [drawn, logits]
 
     def leave(self) -> None:
@@ -113,7 +124,7 @@ class DecodeLoop:
         """After an interruption: forget the steps under way. The ids known by now are what to begin again from."""
         try:
             for pending in self._pending:
-                pending.read()  # its copy must not arrive in memory that is used again
+                pending.wait()  # its letter must not arrive in a place that is used again
         finally:
             self._pending.clear()
             self._sequences = []
@@ -124,9 +135,9 @@ class DecodeLoop:
     def collect(self) -> list[Sampled]:
         """The ids of the oldest step; those of idle rows and of sequences that have ended meanwhile are dropped."""
         pending = self._pending[0]
-        (drawn,) = pending.read()
+        pending.wait()
         self._pending.popleft()
-        found = [token for token in sampled(pending.sequences, drawn) if token.sequence.finish_reason is None]
+        found = [token for token in sampled(pending.sequences, pending.drawn) if token.sequence.finish_reason is None]
         for token in found:
             token.sequence.num_pending -= 1
         return found

@@ -61,6 +61,11 @@ class Runner:
         return sampled(sequences, self.backend.to_numpy(drawn))
 
 
+def drawn_words(num_top: int) -> int:
+    """Words of 32 bits that `Slots.draw` gives for a sequence, with so many log probabilities beside its id's."""
+    return 2 * num_top + 2
+
+
 def sampled(sequences: Iterable[Sequence], drawn: np.ndarray[Any, Any]) -> list[Sampled]:
     """What `Slots.draw` gives last, on the host: ids (B,), or these with log probabilities (B, 2 * N + 2)."""
     if drawn.ndim == 1:

@@ -46,7 +46,7 @@ class Slots:
     def __init__(self, backend: Backend, count: int, vocabulary: int, most_pages: int = 0, spare_page: int = 0) -> None:
         self.backend, self.count, self.vocabulary, self.most_pages = backend, count, vocabulary, most_pages
         words = sum(np.dtype(dtype).itemsize // 4 for _, dtype, _ in _FIELDS)
-        self._words = backend.empty((count * (words + most_pages),), np.int32)
+        self._words = backend.empty((count * (words + most_pages) + 1,), np.int32)
         self._starts: dict[str, int] = {}
         self.fields: dict[str, Any] = {}
         start = 0
@@ -55,7 +55,9 @@ class Slots:
             self._starts[name], self.fields[name] = start, self._words[start:stop].view(dtype)
             start = stop
         self._pages_start = start
-        self.page_table = self._words[start:].reshape(count, most_pages)
+        self.page_table = self._words[start:-1].reshape(count, most_pages)
+        self.turn = self._words[-1:]
+        """Steps since the slots were filled, as `decode_inputs` counts them."""
         if most_pages:  # beside a sequence's own pages there are always numbers of some
             backend.upload(self.page_table, np.zeros((count, most_pages), np.int32))
         self.idle = Sequence(
@@ -81,7 +83,7 @@ class Slots:
         """State of these sequences in the first slots: one upload, of as much as they have."""
         self._held, self._num_pages = [None] * len(sequences), [0] * len(sequences)
         history = self._begin_history(sequences) if any(is_penalized(s) for s in sequences) else []
-        self._put(sequences, history)
+        self._put(sequences, history, [_run(len(self._words) - 1, np.zeros(1, np.int32))])
         self.penalized_slots = self._history.shape[1] if history else 0
         self.draws = any(s.params.temperature > 0 for s in sequences)
         self.num_top = max((s.params.logprobs for s in sequences if s.params.logprobs is not None), default=None)
@@ -89,7 +91,7 @@ class Slots:
     def update(self, sequences: list[Sequence]) -> None:
         """Upload what of the first slots has changed since: slots that became idle, and pages that sequences got;
         nothing where there is neither."""
-        self._put(sequences, [])
+        self._put(sequences, [], [])
 
     @property
     def counts(self) -> Any:
@@ -98,7 +100,7 @@ class Slots:
 
     def advancing(self, rows: int) -> list[Any]:
         """What a step of so many rows changes."""
-        state = [self.fields[name][:rows] for name in ("last_id", "length")]
+        state = [*(self.fields[name][:rows] for name in ("last_id", "length")), self.turn]
         return [*state, self.counts[:rows]] if self.penalized_slots else state
 
     def disturbed(self, state: list[Any]) -> list[Any]:
@@ -125,14 +127,15 @@ class Slots:
                 edits.append((biases + start + _ints(bias.keys()), values))
         return edits
 
-    def _put(self, sequences: list[Sequence], history: list[_Edits]) -> None:
-        """Upload what the first slots do not hold yet of these sequences, and edits of the history."""
+    def _put(self, sequences: list[Sequence], history: list[_Edits], edits: list[_Edits]) -> None:
+        """Upload edits, what the first slots do not hold yet of these sequences, and edits of the history."""
         new = [row for row, (s, held) in enumerate(zip(sequences, self._held, strict=True)) if s is not held]
         for row in new:
             self._num_pages[row] = 0
-        edits = self._state(np.array(new, np.int32), [sequences[row] for row in new]) if new else []
+        if new:
+            edits = edits + self._state(np.array(new, np.int32), [sequences[row] for row in new])
         if self.most_pages:
-            edits += [
+            edits = edits + [
                 _run(self._pages_start + row * self.most_pages + known, np.array(sequence.pages[known:], np.int32))
                 for row, (sequence, known) in enumerate(zip(sequences, self._num_pages, strict=True))
                 if len(sequence.pages) > known

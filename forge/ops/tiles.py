@@ -10,12 +10,14 @@ import numpy as np
 from forge.backend import backend_of, register
 from forge.backend.gpu import GPU
 from forge.quant import Packed, Stack
+from forge.tuning.table import group_lds_bytes
 
 MOST_ROWS = 64
 """Rows of x that a launch takes: the weights are read once for all of them."""
 _TOKENS = (8, 16, 32, 64)
 _PARTS = 4
 """Parts of the inner dimension that the lanes of a wave share, at most: TILE_PARTS of the tile files."""
+_JOIN_BLOCK = 256
 _MOST_SLICES = {8: 8, 16: 8, 32: 16, 64: 16}
 """By tokens: few are read soon, and more slices gain less than adding them takes."""
 _LEAST_TURNS = 2
@@ -52,6 +54,11 @@ def is_tiled(weight: Any) -> bool:
     return isinstance(weight, Packed) or weight.shape[1] % 8 == 0
 
 
+def kernel_of(device: GPU, *, is_packed: bool) -> str:
+    """Which kernel computes products with quantized or float16 matrices."""
+    return "tile_group" if device.has_wave_groups and not is_packed else "tile_linear"
+
+
 def tile_product(
     device: GPU,
     x: Any,
@@ -79,8 +86,7 @@ def tile_product(
     launch.run(bias, parts, None, outer, slices=launch.slices)
     outputs = outer if gated is None else outer // 2
     sizes = (rows, outer, 0 if y is None else y.shape[1], column, int(accumulate), gelu, launch.slices)
-    blocks = -(-rows * outputs // launch.block)
-    device.run("tile_linear", "tile_join", blocks, parts, y, gated, *sizes, **launch.defines)
+    device.run("tile_join", "tile_join", -(-rows * outputs // _JOIN_BLOCK), parts, y, gated, *sizes)
 
 
 def tile_slices(device: GPU, x: Any, weight: Any, bias: Any) -> Slices:
@@ -106,22 +112,26 @@ class _Launch:
         (rows, inner), outer = x.shape, weight.shape[0]
         is_packed = isinstance(weight, Packed)
         tokens = next(most for most in _TOKENS if rows <= most)
-        choice = device.choice(
-            "tile_linear",
-            op=op,
-            format=weight.type.name if is_packed else "F16",
-            inner=inner,
-            outer=outer if op == "linear" else outer // 2,
-            tokens=tokens,
-        )
-        self.block = choice["BLOCK"]
-        self.defines: dict[str, int | str] = {
-            "FORMAT": int(weight.type) if is_packed else 1,
-            "WEIGHT": "u8" if is_packed else "f16",
-            "TOKENS": tokens,
-            **choice,
+        self.file = kernel_of(device, is_packed=is_packed)
+        self.is_group = self.file == "tile_group"
+        shape: dict[str, int | str] = {
+            "op": op,
+            "inner": inner,
+            "outer": outer if op == "linear" else outer // 2,
+            "tokens": tokens,
         }
-        self.blocks = -(-outer // (16 * choice["TILES"] * (self.block // device.wave)))
+        if not self.is_group:
+            shape["format"] = weight.type.name if is_packed else "F16"
+        choice = device.choice(self.file, **shape)
+        rows_of_block = 16 * choice["TILES"] * (choice["BLOCK"] // device.wave)
+        self.defines: dict[str, int | str] = {"TOKENS": tokens, **choice}
+        if self.is_group:
+            self.defines["LDS_BYTES"] = group_lds_bytes(tokens, choice)
+        else:
+            self.defines |= (
+                {"FORMAT": int(weight.type), "WEIGHT": "u8"} if is_packed else {"FORMAT": 1, "WEIGHT": "f16"}
+            )
+        self.blocks = -(-outer // rows_of_block)
         # Where the rows of the matrix are blocks too few to fill the device, more of them share the inner dimension.
         turns = -(-inner // (_PARTS * (weight.unit if is_packed else 32)))
         room = device.cores * choice["CORE_BLOCKS"] // self.blocks
@@ -140,7 +150,7 @@ class _Launch:
         slices: int = 1,
     ) -> None:
         weight = self.weight
-        planes = weight.planes if isinstance(weight, Packed) else (weight, None, None, None)
+        planes = weight.planes if isinstance(weight, Packed) else (weight,) if self.is_group else (weight, *3 * (None,))
         sizes = (*self.x.shape, weight.shape[0], stride, column, accumulate, gelu, slices)
         arrays = self.x, *planes, bias, y, gated
-        self.device.run("tile_linear", "tile_linear", (self.blocks, slices), *arrays, *sizes, **self.defines)
+        self.device.run(self.file, self.file, (self.blocks, slices), *arrays, *sizes, **self.defines)

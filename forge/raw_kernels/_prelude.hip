@@ -9,7 +9,8 @@
 //   what is only read are const. Python reads this list and checks each launch against it.
 // - A block is a fixed number of threads, known when it is compiled, a multiple of 64, in one dimension.
 // - WAVE may be a run-time value (it is in the harness): size arrays with MOST_WAVES, loop with `for (i = WAVE / 2; ...)`.
-// - LDS is SHARED arrays of fixed size, indexed where they are declared or passed by reference: T (&tile)[N].
+// - LDS is SHARED arrays of fixed size, indexed where they are declared or passed by reference: T (&tile)[N]. What may be more
+//   than 48 KB is DYNAMIC_SHARED(type, name, count), of LDS_BYTES, which -D gives: NVIDIA has it allotted with the launch.
 // - Blocks of a launch hand results on like this: all threads of the writer write, call fence_device() and meet at a
 //   barrier, then one of them counts with atomic_add. Who finds by the count that all are there calls fence_device()
 //   in all threads before they read. No block waits for another, and counters are left as zeros.
@@ -87,6 +88,7 @@ struct alignas(16) u32x4 {
 
 #define KERNEL(threads) extern "C" __attribute__((noinline)) void
 #define SHARED static __attribute__((section("forge_lds")))
+#define DYNAMIC_SHARED(type, name, count) SHARED type name[count]
 #define TABLE static const
 #define UNROLL
 
@@ -114,6 +116,9 @@ DEVICE void fence_device() {} // blocks run one after the other
 DEVICE void wave_sync() { forge_ballot(1); }
 #define STARTS_EARLY 0
 #define ASYNC 0
+DEVICE void copy_async(u32x4 *to, const u32x4 *from, bool there) { *to = there ? *from : u32x4{}; }
+DEVICE void end_copies() {}
+template <u32 N> DEVICE void await_copies() {}
 DEVICE void await_earlier(bool = true) {}
 template <typename T> DEVICE void settle(T &) {}
 
@@ -161,6 +166,7 @@ DEVICE u32 pick_bytes(u32 high, u32 low, u32 places) {
 
 #define KERNEL(threads) extern "C" __attribute__((global, amdgpu_flat_work_group_size(threads, threads))) void
 #define SHARED __attribute__((shared))
+#define DYNAMIC_SHARED(type, name, count) SHARED type name[count]
 #define TABLE static __attribute__((device, constant)) const
 #define UNROLL _Pragma("unroll")
 #define THREAD ((u32)__builtin_amdgcn_workitem_id_x())
@@ -255,6 +261,9 @@ DEVICE i32 dot4(u32 a, u32 b, i32 c) { return __builtin_amdgcn_sdot4((i32)a, (i3
 
 #define KERNEL(threads) extern "C" __global__ __launch_bounds__(threads, RESIDENT) void
 #define SHARED __shared__
+#define DYNAMIC_SHARED(type, name, count)        \
+    extern __shared__ __align__(1024) u32x4 dynamic_shared[]; \
+    type(&name)[count] = *(type(*)[count])dynamic_shared
 #define TABLE static __device__ __constant__ const
 #define UNROLL _Pragma("unroll")
 #define THREAD (threadIdx.x)
@@ -280,7 +289,7 @@ DEVICE void await_earlier(bool = true) {}
 #if __CUDA_ARCH__ >= 800
 #define ASYNC 1
 DEVICE void copy_async(u32x4 *to, const u32x4 *from, bool there) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" : : "r"((u32)__cvta_generic_to_shared(to)), "l"(from), "r"(there ? 16u : 0u) : "memory");
+    asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" : : "r"((u32)__cvta_generic_to_shared(to)), "l"(from), "r"(there ? 16u : 0u) : "memory");
 }
 DEVICE void end_copies() { asm volatile("cp.async.commit_group;" : : : "memory"); }
 template <u32 N> DEVICE void await_copies() { asm volatile("cp.async.wait_group %0;" : : "n"(N) : "memory"); }

@@ -1,7 +1,8 @@
 // The state of running sequences, per slot; of length 0, a slot is idle. A thread per row makes a decode step's inputs.
 
-KERNEL(64) decode_inputs(const i32 *slots, const i32 *last_ids, const i32 *lengths, const i32 *page_table, i32 *ids, i32 *positions, i32 *kv_slots, i32 *row_lengths, u32 rows, u32 pages, u32 page_size) {
+KERNEL(64) decode_inputs(const i32 *slots, const i32 *last_ids, const i32 *lengths, const i32 *page_table, i32 *turn, i32 *ids, i32 *positions, i32 *kv_slots, i32 *row_lengths, u32 rows, u32 pages, u32 page_size) {
     u32 row = BLOCK_X * 64 + THREAD;
+    if (row == 0) turn[0] += 1;
     if (row >= rows) return;
     u32 slot = (u32)slots[row];
     u32 length = (u32)larger(lengths[slot], 1), position = length - 1;
@@ -11,9 +12,13 @@ KERNEL(64) decode_inputs(const i32 *slots, const i32 *last_ids, const i32 *lengt
     row_lengths[row] = (i32)length;
 }
 
-KERNEL(64) advance(const i32 *ids, const i32 *slots, i32 *last_ids, i32 *lengths, i32 *counts, u32 rows, u32 vocabulary) {
+KERNEL(64) advance(const i32 *ids, const i32 *slots, i32 *last_ids, i32 *lengths, i32 *counts, const i32 *drawn, const i32 *turn, i32 *mail, u32 rows, u32 vocabulary, u32 count, u32 places, u32 width) {
     await_earlier();
     u32 row = BLOCK_X * 64 + THREAD;
+    if (mail) { // the host's memory
+        i32 *letter = mail + (u64)((u32)turn[0] % places) * width;
+        for (u32 i = row; i < count; i += (rows + 63) / 64 * 64) letter[i] = drawn[i];
+    }
     if (row >= rows) return;
     u32 slot = (u32)slots[row];
     if (lengths[slot] == 0) return;

@@ -1,5 +1,5 @@
 // Products of 2 to 64 rows of x: y[m, column + n] = x[m] . weight[n] (+ bias[n]) (+ what y holds), on the matrix cores.
-// Uses: _blocks, _tile, _tile_mma, _tile_mfma, _tile_wmma, _tile_scalar
+// Uses: _blocks, _tile, _tile_mma, _tile_mfma, _tile_wmma, _tile_scalar, _tile_product
 //
 // A wave takes TILES tiles of 16 rows of the matrix, for all rows of x. Weights go from memory to the registers that the
 // matrix cores read, each once, and become float16 there. All waves of a block need the same x: it goes through LDS, a
@@ -7,15 +7,8 @@
 // each, whose sums are arrays of their own: whoever reads them adds them.
 // With a gate the matrix is two, one above the other, half of a tile's rows are of each, so that a lane has both sums, and
 // gated[m, n] = activation(x[m] . weight[n]) * (x[m] . weight[n + half]).
-// -D FORMAT=ggml's number of the type; WEIGHT=type of its first plane; TOKENS=rows of x at most; TILES; AHEAD=1: weights of
-// the next turn are on their way while one is computed; STAGE_STEPS; CORE_BLOCKS=blocks that a multiprocessor holds;
-// BLOCK=threads.
-
-#undef RESIDENT
-#define RESIDENT CORE_BLOCKS
-#define WAVES (BLOCK / TILE_WAVE)
-#define TOGETHER (TOKENS < TILE_MOST_TOKENS ? TOKENS : TILE_MOST_TOKENS) // tokens whose sums there is room for
-#define TOKEN_TILES ((TOGETHER + TILE_TOKENS - 1) / TILE_TOKENS)
+// -D FORMAT=ggml's number of the type; WEIGHT=type of its first plane; AHEAD=1: weights of the next turn are on their way while
+// one is computed; those of _tile_product.
 
 #define STAGES (ASYNC ? 3 : 2)
 
@@ -30,19 +23,13 @@ struct Held {
 typedef Unit Held;
 #endif
 #define TURN_WEIGHTS (32 * GROUPS * TILE_PARTS)
-
-// A step is a pair of all parts, a stage STAGE_STEPS of them; it lies in LDS as lanes read it, the pieces of a wave's readers beside each
-// other.
 #define STEPS (2 * GROUPS) // of a turn
 #if GROUPS > 2
 #define EACH_GROUP ROLLED // they would hold too many registers together
 #else
 #define EACH_GROUP UNROLL
 #endif
-#define READERS (TILE_PARTS * TILE_TOKENS)
-#define STEP_PIECES (TOKEN_TILES * 2 * READERS)
-#define STAGE_PIECES (STAGE_STEPS * STEP_PIECES)
-#define EACH ((STAGE_PIECES + BLOCK - 1) / BLOCK) // pieces that a thread brings
+#define NEIGHBOURS (FORMAT != F16) // a part's two pieces of a step
 
 // Where in a row the i-th piece of a lane's group is, in its part of a turn.
 DEVICE u32 piece_start(u32 turn, u32 part, u32 group, u32 i) {
@@ -52,48 +39,6 @@ DEVICE u32 piece_start(u32 turn, u32 part, u32 group, u32 i) {
     return group_start(turn * TILE_PARTS + part, group) + i * 8;
 #endif
 }
-
-// Where a piece lies in a stage, and the two pieces of a part, which are neighbours in x but with F16: they are brought by
-// neighbouring threads.
-struct Place {
-    u32 step, tile, i, reader;
-};
-DEVICE Place place_of(u32 n) {
-    const bool paired = FORMAT != F16;
-    return Place{n / STEP_PIECES, n / READERS / 2 % TOKEN_TILES, (paired ? n : n / READERS) % 2, (paired ? n / 2 : n) % READERS};
-}
-DEVICE u32 in_stage(const Place &p) { return p.step * STEP_PIECES + (p.tile * 2 + p.i) * READERS + p.reader; }
-
-// A thread's pieces of a stage of x are sent for, zeros where there are none; where nothing goes past the registers, they come
-// to LDS by land_stage.
-DEVICE void bring_stage(const f16 *x, u32 stage, u32 base, u32 rows, u32 inner, u32x4 (&to)[STAGE_PIECES], u32x4 (&pieces)[EACH]) {
-    UNROLL for (u32 e = 0; e < EACH; ++e) {
-        if (STAGE_PIECES % BLOCK && THREAD + e * BLOCK >= STAGE_PIECES) continue;
-        Place p = place_of(THREAD + e * BLOCK);
-        u32 step = stage * STAGE_STEPS + p.step, turn = step / STEPS, group = step % STEPS / 2, half = step % 2;
-        u32 k = piece_start(turn, reader_part(p.reader), group, 2 * half + p.i), m = base + p.tile * TILE_TOKENS + reader_token(p.reader);
-        bool there = k < inner && m < rows;
-        const u32x4 *from = (const u32x4 *)(x + (there ? m * inner + k : 0));
-#if ASYNC
-        copy_async(&to[in_stage(p)], from, there);
-#else
-        u32x4 piece = {}; // word by word: what is only copied as a whole, clang would keep in memory
-        if (there)
-            UNROLL for (u32 w = 0; w < 4; ++w) piece.v[w] = from->v[w];
-        UNROLL for (u32 w = 0; w < 4; ++w) pieces[e].v[w] = piece.v[w];
-#endif
-    }
-}
-#if !ASYNC
-DEVICE void land_stage(u32x4 (&to)[STAGE_PIECES], const u32x4 (&pieces)[EACH]) {
-    UNROLL for (u32 e = 0; e < EACH; ++e) {
-        if (STAGE_PIECES % BLOCK && THREAD + e * BLOCK >= STAGE_PIECES) continue;
-        u32x4 &own = to[in_stage(place_of(THREAD + e * BLOCK))];
-        UNROLL for (u32 w = 0; w < 4; ++w) own.v[w] = pieces[e].v[w];
-    }
-}
-#endif
-
 DEVICE Held read_held(const WEIGHT *weight, const Planes &planes, u32 row, u32 turn, u32 part, u32 inner) {
     Held held = {};
 #if FORMAT == F16
@@ -138,34 +83,26 @@ DEVICE void take_pair(const Held &held, u32 unit, u32 group, u32 half, f16_quad 
 #endif
 }
 
-// Which of a matrix's rows a tile's row is, with a gate: half of them are gates, the others what they gate, TILE_PARTNER below.
-DEVICE u32 half_of(u32 row) { return row / TILE_PARTNER % 2; }
-DEVICE u32 place_in_half(u32 row) { return row / (2 * TILE_PARTNER) * TILE_PARTNER + row % TILE_PARTNER; }
-
 KERNEL(BLOCK) tile_linear(const f16 *x, const WEIGHT *weight, const u8 *high, const u8 *scales, const u8 *deltas, const float *bias, float *y, f16 *gated, u32 rows, u32 inner, u32 outer, u32 stride, u32 column, u32 accumulate, u32 gelu, u32 slices) {
     SHARED u32x4 stages[STAGES][STAGE_PIECES];
-    u32 outputs = gated ? outer / 2 : outer, per_tile = gated ? 8 : 16;
-    u32 first = (BLOCK_X * WAVES + THREAD / TILE_WAVE) * TILES * per_tile; // of the wave's outputs
+    Product product{bias, y, gated, rows, outer, stride, column, accumulate, gelu};
     Planes planes{(const u8 *)weight, high, scales, deltas};
     u32 row[TILES][TILE_LANE_ROWS];
     UNROLL for (u32 t = 0; t < TILES; ++t)
-        UNROLL for (u32 r = 0; r < TILE_LANE_ROWS; ++r) {
-            u32 n = first + t * per_tile + (gated ? place_in_half(tile_row(r)) : tile_row(r));
-            row[t][r] = (n < outputs ? n : outputs - 1) + (gated && half_of(tile_row(r)) ? outputs : 0); // one too many is not stored
-        }
+        UNROLL for (u32 r = 0; r < TILE_LANE_ROWS; ++r) row[t][r] = matrix_row(product, t, tile_row(r));
     // Slices are whole turns and whole stages.
     const u32 whole = STAGE_STEPS > STEPS ? STAGE_STEPS / STEPS : 1;
     u32 turns = (inner + TURN_WEIGHTS - 1) / TURN_WEIGHTS, share = (turns + slices * whole - 1) / (slices * whole) * whole;
     u32 begin = BLOCK_Y * share < turns ? BLOCK_Y * share : turns, end = begin + share < turns ? begin + share : turns;
 
+    auto start = [](u32 step, u32 part, u32 i) { return piece_start(step / STEPS, part, step % STEPS / 2, step % 2 * 2 + i); };
+
     Turn held[AHEAD + 1];
     if (AHEAD || STARTS_EARLY) read_turn(held[0], weight, planes, row, begin, end, inner);
     await_earlier();
     ROLLED for (u32 base = 0; base < TOKENS; base += TOGETHER) {
-        float sum[TILES][TOKEN_TILES][TILE_VALUES];
-        UNROLL for (u32 t = 0; t < TILES; ++t)
-            UNROLL for (u32 m = 0; m < TOKEN_TILES; ++m)
-                UNROLL for (u32 i = 0; i < TILE_VALUES; ++i) sum[t][m][i] = 0;
+        Sums sum;
+        clear_sums(sum);
         if (base >= rows) break;
         if (base) { // of the tokens before, everything was read
             lds_barrier();
@@ -174,11 +111,11 @@ KERNEL(BLOCK) tile_linear(const f16 *x, const WEIGHT *weight, const u8 *high, co
         u32x4 pieces[EACH];
         u32 stage = begin * STEPS / STAGE_STEPS, last_stage = (end * STEPS + STAGE_STEPS - 1) / STAGE_STEPS, at = 0; // where it lies
         UNROLL for (u32 s = 0; s + 1 < STAGES; ++s) {
-            if (stage + s < last_stage) bring_stage(x, stage + s, base, rows, inner, stages[s], pieces);
+            if (stage + s < last_stage) bring_stage<NEIGHBOURS>(x, stage + s, base, rows, inner, stages[s], pieces, start);
 #if ASYNC
             end_copies();
 #else
-            land_stage(stages[s], pieces);
+            land_stage<NEIGHBOURS>(stages[s], pieces);
 #endif
         }
         auto take_turn = [&](u32 turn, Turn &own, Turn &next) {
@@ -194,27 +131,19 @@ KERNEL(BLOCK) tile_linear(const f16 *x, const WEIGHT *weight, const u8 *high, co
                         await_copies<STAGES - 2>();
 #endif
                         lds_barrier(); // the stage is there, and of the one before everything was read
-                        if (stage + STAGES - 1 < last_stage) bring_stage(x, stage + STAGES - 1, base, rows, inner, stages[last], pieces);
+                        if (stage + STAGES - 1 < last_stage) bring_stage<NEIGHBOURS>(x, stage + STAGES - 1, base, rows, inner, stages[last], pieces, start);
 #if ASYNC
                         end_copies();
 #endif
                     }
-                    const u32x4 *own_x = stages[at] + step % STAGE_STEPS * STEP_PIECES + LANE % READERS;
-                    f16_quad weights[TILES][TILE_LANE_ROWS][4];
+                    StepWeights weights;
                     UNROLL for (u32 t = 0; t < TILES; ++t)
                         UNROLL for (u32 r = 0; r < TILE_LANE_ROWS; ++r)
                             take_pair(own[t][r], turn * TILE_PARTS + tile_part(), group, half, weights[t][r]);
-                    UNROLL for (u32 m = 0; m < TOKEN_TILES; ++m) {
-                        f16_quad quads[4];
-                        UNROLL for (u32 i = 0; i < 2; ++i) {
-                            u32x4 piece = own_x[(m * 2 + i) * READERS];
-                            quads[2 * i] = u32x2{{piece.v[0], piece.v[1]}}, quads[2 * i + 1] = u32x2{{piece.v[2], piece.v[3]}};
-                        }
-                        UNROLL for (u32 t = 0; t < TILES; ++t) tile_multiply(sum[t][m], weights[t], quads);
-                    }
+                    multiply_step(sum, weights, stages[at] + step % STAGE_STEPS * STEP_PIECES);
                     if (step % STAGE_STEPS == STAGE_STEPS - 1) {
 #if !ASYNC
-                        if (stage + 1 < last_stage) land_stage(stages[last], pieces);
+                        if (stage + 1 < last_stage) land_stage<NEIGHBOURS>(stages[last], pieces);
 #endif
                         ++stage;
                         at = at + 1 == STAGES ? 0 : at + 1;
@@ -225,57 +154,6 @@ KERNEL(BLOCK) tile_linear(const f16 *x, const WEIGHT *weight, const u8 *high, co
             take_turn(turn, held[0], held[AHEAD]);
             if (AHEAD && turn + 1 < end) take_turn(turn + 1, held[AHEAD], held[0]);
         }
-
-        if (gated) {
-            UNROLL for (u32 t = 0; t < TILES; ++t)
-                UNROLL for (u32 i = 0; i < TILE_VALUES; ++i) {
-                    const u32 up = i + TILE_VALUES / 2 < TILE_VALUES ? i + TILE_VALUES / 2 : i;
-                    u32 n = first + t * 8 + place_in_half(tile_sum_row(i));
-                    if (up == i || n >= outputs) continue;
-                    float of_gate = bias ? bias[n] : 0.0f, of_up = bias ? bias[outputs + n] : 0.0f;
-                    UNROLL for (u32 m = 0; m < TOKEN_TILES; ++m) {
-                        u32 token = base + m * TILE_TOKENS + tile_sum_token(i);
-                        float gate = sum[t][m][i] + of_gate;
-                        if (token < rows) gated[(u64)token * outputs + n] = to_f16((gelu ? gelu_tanh(gate) : silu(gate)) * (sum[t][m][up] + of_up));
-                    }
-                }
-            continue;
-        }
-        float *out = y + (u64)BLOCK_Y * rows * stride + column;
-        UNROLL for (u32 t = 0; t < TILES; ++t)
-            UNROLL for (u32 i = 0; i < TILE_VALUES; ++i) {
-                u32 n = first + t * 16 + tile_sum_row(i);
-                float more[TOKEN_TILES], addend = bias && BLOCK_Y == 0 && n < outer ? bias[n] : 0.0f;
-                UNROLL for (u32 m = 0; m < TOKEN_TILES; ++m) { // all of them are asked for before the first is stored
-                    u32 token = base + m * TILE_TOKENS + tile_sum_token(i);
-                    more[m] = accumulate && n < outer && token < rows ? out[(u64)token * stride + n] : 0.0f;
-                }
-                UNROLL for (u32 m = 0; m < TOKEN_TILES; ++m) {
-                    u32 token = base + m * TILE_TOKENS + tile_sum_token(i);
-                    if (n < outer && token < rows) out[(u64)token * stride + n] = more[m] + (sum[t][m][i] + addend);
-                }
-            }
+        store_sums(product, sum, base);
     }
-}
-
-#define SLICES_AT_ONCE 8 // whose loads are under way together
-// The sums of all slices, in their order: added to y, or stored there; or activation(gate) * up.
-KERNEL(BLOCK) tile_join(const float *parts, float *y, f16 *gated, u32 rows, u32 outer, u32 stride, u32 column, u32 accumulate, u32 gelu, u32 slices) {
-    await_earlier();
-    u32 outputs = gated ? outer / 2 : outer, i = BLOCK_X * BLOCK + THREAD, token = i / outputs, n = i % outputs;
-    if (token >= rows) return;
-    u64 at = (u64)token * outer + n, size = (u64)rows * outer;
-    float sum = accumulate ? y[(u64)token * stride + column + n] : 0.0f, up = 0;
-    for (u32 s = 0; s < slices; s += SLICES_AT_ONCE) {
-        float more[SLICES_AT_ONCE], more_up[SLICES_AT_ONCE];
-        UNROLL for (u32 i = 0; i < SLICES_AT_ONCE; ++i) {
-            more[i] = s + i < slices ? parts[(s + i) * size + at] : 0.0f;
-            more_up[i] = gated && s + i < slices ? parts[(s + i) * size + at + outputs] : 0.0f;
-        }
-        UNROLL for (u32 i = 0; i < SLICES_AT_ONCE; ++i) sum += more[i], up += more_up[i];
-    }
-    if (gated)
-        gated[(u64)token * outputs + n] = to_f16((gelu ? gelu_tanh(sum) : silu(sum)) * up);
-    else
-        y[(u64)token * stride + column + n] = sum;
 }

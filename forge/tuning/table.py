@@ -65,6 +65,23 @@ _MANY_TOKENS = tuple(
 )
 
 
+def group_lds_bytes(tokens: int, values: Values) -> int:
+    """What a block of `tile_group` has of LDS: STAGES of STAGE_STEPS times 64 numbers of each of its rows."""
+    rows_of_block = 16 * values["TILES"] * values["BLOCK"] // 32
+    return values["STAGES"] * values["STAGE_STEPS"] * 128 * (tokens + rows_of_block)
+
+
+def _group(shape: Shape, values: Values) -> bool:
+    """All blocks of a multiprocessor have room in LDS, of which 1 KB of each is the driver's, and much is under way."""
+    core_blocks = values["CORE_BLOCKS"]
+    lds_bytes = core_blocks * (group_lds_bytes(int(shape["tokens"]), values) + 1024)
+    return 80 << 10 <= lds_bytes <= 228 << 10 and 128 <= values["BLOCK"] * core_blocks * values["TILES"] <= 512
+
+
+def _group_values(tiles: int, block: int, core_blocks: int, stage_steps: int, stages: int) -> Values:
+    return {"TILES": tiles, "BLOCK": block, "CORE_BLOCKS": core_blocks, "STAGE_STEPS": stage_steps, "STAGES": stages}
+
+
 def _attention(shape: Shape, values: Values) -> bool:
     dim, packed, threads, positions = int(shape["dim"]), int(shape["packed"]), values["THREADS"], values["POSITIONS"]
     waves = threads // 32
@@ -171,6 +188,30 @@ KERNELS = {
                 "as on the H100, but for two tiles, whose sums leave RDNA too few registers, and a block alone",
                 (_FEW_TOKENS, *_MANY_TOKENS),
             ),
+        },
+    ),
+    "tile_group": Kernel(
+        classes={"op": ("linear", "rms_gated"), "outer": (2048, 4095, 4096, 8191, ANY), "tokens": (8, 16, 32, 64)},
+        candidates={
+            "TILES": (1, 2), "BLOCK": (128, 256), "CORE_BLOCKS": (1, 2, 3, 4), "STAGE_STEPS": (1, 2), "STAGES": (3, 4)
+        },
+        allows=_group,
+        rows={
+            # Of LDS as much as is there goes to CORE_BLOCKS of a multiprocessor, STAGES of STAGE_STEPS lines each.
+            DEFAULT: Rows(
+                "H100, which alone launches it: at the shapes of a 1B and an 8B model, 8 and 64 rows, of 1 to 4 tiles, "
+                "1 to 4 groups of waves, 1 to 5 blocks of a multiprocessor, 3 to 8 stages of 1 and 2 steps",
+                (
+                    # of so many outputs three blocks, or slices of them, leave the fewest multiprocessors less to do
+                    *(Row({"outer": outer}, values) for outer, values in (
+                        (2048, _group_values(1, 128, 2, 2, 3)),
+                        (4095, _group_values(1, 128, 3, 1, 4)),
+                        (4096, _group_values(1, 128, 2, 2, 3)),
+                        (8191, _group_values(1, 128, 3, 1, 4)),
+                    )),
+                    Row({}, _group_values(1, 128, 2, 2, 3)),
+                ),
+            )
         },
     ),
     "attention_decode": Kernel(

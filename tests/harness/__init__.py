@@ -76,9 +76,11 @@ class Harness(GPU):
 
     device = "harness"
 
-    def __init__(self, wave: int, seed: int = 0, cores: int = 4, flush: bool = False, tile: str = "") -> None:
+    def __init__(
+        self, wave: int, seed: int = 0, cores: int = 4, flush: bool = False, tile: str = "", groups: bool = False
+    ) -> None:
         self.wave, self.seed, self.cores, self.flush = wave, seed, cores, flush
-        self.tile = tile or TILES[wave]
+        self.tile, self.has_wave_groups = tile or TILES[wave], groups
         self.variants: set[kernels.Variant] = set()
 
     def empty(self, shape: tuple[int, ...], dtype: Any) -> HarnessArray:

@@ -45,6 +45,7 @@ CASES: dict[str, tuple[Op, Case]] = {
     "vector_linear rms_gated 2048": (rms_gated, GATED),
     "quant_vector linear Q4_K 2048": (linear, _quantized("Q4_K", 1, 1280, 37)),
     "quant_vector rms_gated Q4_0 2048": (rms_gated, GATED_BLOCKS),
+    "tile_group 16": (linear, float_case(9, 264, 70, bias=True, residual=True)),
     "tile_linear F16 16": (linear, float_case(9, 264, 70, bias=True, residual=True)),
     "tile_linear Q4_K 64": (linear, _quantized("Q4_K", 33, 512, 70)),
     "attention_decode 64 2": (decode_attention, decode_case("parts", [300, 1, 130], (4, 2), 64, extras=True)),
@@ -56,13 +57,14 @@ CASES: dict[str, tuple[Op, Case]] = {
 def test_kernels_take_every_candidate(name: str) -> None:
     kernel = name.partition(" ")[0]
     op, case = CASES[name]
-    plain = Harness(32)
+    groups = kernel == "tile_group"
+    plain = Harness(32, groups=groups)
     run_case(op, case, plain)
     ((_, shape),) = [asked for asked in plain.tuning.asked if asked[0] == kernel]
     key = kernel, KERNELS[kernel].class_of(shape)
-    for wave in (32, 64):
+    for wave in (32,) if groups else (32, 64):
         for values in KERNELS[kernel].permitted(key[1]):
-            device = Harness(wave, seed=1)
+            device = Harness(wave, seed=1, groups=groups)
             device.tuning = Choices("", {key: values})
             error, _ = run_case(op, case, device)
             assert error.passed, f"wave {wave}: {values}: {error}"
@@ -190,7 +192,9 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[[], TunedBackend]:
     start()
     times = {1024: 1.0, 512: 0.75, 256: 2.0}
     monkeypatch.setattr(tune, "rotated", lambda device, steps: timer(times)(device, steps))
-    monkeypatch.setattr(workloads, "usual_shapes", lambda: iter([("norm", {"width": 3000}), ("norm", {"width": 64})]))
+    monkeypatch.setattr(
+        workloads, "usual_shapes", lambda device: iter([("norm", {"width": 3000}), ("norm", {"width": 64})])
+    )
     return start
 
 
@@ -257,11 +261,16 @@ def test_wrong_usage_and_no_gpu(
         assert capsys.readouterr().err.startswith("forge: forge tune needs a GPU, and cpu ")
 
 
-def test_workloads_launch_the_kernel_at_the_shape_that_they_are_for(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("groups", [False, True])
+def test_workloads_launch_the_kernel_at_the_shape_that_they_are_for(
+    groups: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from forge.variants import Recorder
 
-    shapes = list(workloads.usual_shapes())
-    assert {kernel for kernel, _ in shapes} == KERNELS.keys()
+    recorder = Recorder()
+    recorder.has_wave_groups = groups
+    shapes = list(workloads.usual_shapes(recorder))
+    assert {kernel for kernel, _ in shapes} == KERNELS.keys() - ({"tile_group"} if not groups else set())
     monkeypatch.setattr(workloads, "_CONTEXTS", {16: ((2, 40),), ANY: ((17, 40),)})
     small = {"outer": 6, "kv_heads": 1}  # else drawing takes long
     for kernel, shape in shapes[:: len(shapes) // 40] + [
@@ -269,6 +278,7 @@ def test_workloads_launch_the_kernel_at_the_shape_that_they_are_for(monkeypatch:
     ]:
         shape = {name: small.get(name, value) for name, value in shape.items()}
         device = Recorder()
+        device.has_wave_groups = groups
         backends.register(np.ndarray, lambda array: device)  # noqa: B023
         try:
             for work in workloads.workloads(device, kernel, shape):

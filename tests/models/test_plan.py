@@ -431,14 +431,13 @@ class Late(Replayed, HostMemory, Harness):
         self._work()
         return np.array(array)
 
-    def read(self, arrays: Any) -> Callable[[], list[Any]]:
-        copies: list[Any] = []
-        self._later(lambda: copies.extend(np.array(array) for array in arrays))
+    def mark(self) -> Callable[[], None]:
+        passed: list[bool] = []
+        self._later(lambda: passed.append(True))
 
-        def wait() -> list[Any]:
-            while len(copies) < len(arrays):
+        def wait() -> None:
+            while not passed:
                 self.queue.popleft()()
-            return copies
 
         return wait
 

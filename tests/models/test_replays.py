@@ -41,7 +41,7 @@ class Step:
 
     def second_half(self) -> None:
         self.device.upload(self.result, self.device.to_numpy(self.middle))
-        advance(self.ids, self.slots, self.last_ids, self.lengths, None)
+        advance(self.ids, self.slots, self.last_ids, self.lengths, None, None, None, None)
 
     def check(self, graph: Callable[[], None]) -> Callable[[], None]:
         state = [self.last_ids, self.lengths]

@@ -49,12 +49,13 @@ def test_every_kernel_is_launched_by_a_case_and_named_once(monkeypatch: pytest.M
 
     monkeypatch.setattr(Recorder, "_run", run)
     case_variants()
+    case_variants(groups=True)
     names = [name for file in KERNEL_FILES for name in kernels.signatures(file)]
     assert sorted(names) == sorted(launched)
 
 
 def test_blocks_are_whole_waves() -> None:
-    for variant in case_variants():
+    for variant in {*case_variants(), *case_variants(groups=True)}:
         for name in kernels.signatures(variant.file):
             threads = kernels.entry(variant.file, name, variant.defines).threads
             assert threads in range(64, 1025, 64), f"{variant.name}: {name}"

@@ -1,0 +1,72 @@
+// Products of a group of four waves by wgmma.m64nNk16 of NVIDIA's Hopper, which reads 64 rows of weights and N = TOKENS rows of
+// x from LDS, float16 numbers under float32 sums. A lane's sums are where mma has them: of its wave's 16 rows.
+//
+//   GROUP_WAVES     waves of a group
+//   GroupRows<N>    N rows of 64 numbers, LINE pieces of 8: piece p of row r lies in [r][line_place(r, p)]
+//   group_landed()  what the thread's copies brought is there for the matrix cores, behind the next barrier
+//   group_multiply(sum, weights, x)  sums of the group += weights . x, not at once: until group_await, nobody else
+//                   stores to these rows
+//   group_await(sum)  the sums of all that was begun
+//
+// Source: the PTX ISA on wgmma, on its matrix descriptors, and on the layout of 128 bytes with swizzle.
+
+#define GROUP_WAVES 4
+#define LINE 8
+
+template <u32 N> struct alignas(1024) GroupRows {
+    u32x4 v[N][LINE];
+};
+DEVICE u32 line_place(u32 row, u32 piece) { return piece ^ row % 8; }
+
+#if defined(FORGE_HARNESS)
+DEVICE void group_landed() {}
+DEVICE void group_await(float (&)[TOKEN_TILES][TILE_VALUES]) {}
+DEVICE void group_multiply(float (&sum)[TOKEN_TILES][TILE_VALUES], const GroupRows<64> &weights, const GroupRows<TOKENS> &x) {
+    for (u32 m = 0; m < TOKEN_TILES; ++m)
+        for (u32 i = 0; i < TILE_VALUES; ++i) {
+            u32 row = THREAD / TILE_WAVE % GROUP_WAVES * 16 + tile_sum_row(i), token = m * TILE_TOKENS + tile_sum_token(i);
+            for (u32 k = 0; k < 8 * LINE; ++k) {
+                const f16 *weight = (const f16 *)&weights.v[row][line_place(row, k / 8)], *other = (const f16 *)&x.v[token][line_place(token, k / 8)];
+                sum[m][i] += to_float(weight[k % 8]) * to_float(other[k % 8]);
+            }
+        }
+}
+#else
+DEVICE void group_landed() { asm volatile("fence.proxy.async.shared::cta;" : : : "memory"); }
+DEVICE void group_await(float (&sum)[TOKEN_TILES][TILE_VALUES]) {
+    asm volatile("wgmma.wait_group.sync.aligned 0;" : : : "memory");
+    UNROLL for (u32 m = 0; m < TOKEN_TILES; ++m)
+        UNROLL for (u32 i = 0; i < TILE_VALUES; ++i) asm volatile("" : "+f"(sum[m][i]) : : "memory");
+}
+// Rows of 128 bytes, 8 of which are a block with swizzle; the next block begins 1,024 bytes on.
+DEVICE u64 group_descriptor(const void *rows) { return (u64)((u32)__cvta_generic_to_shared(rows) >> 4 & 0x3fff) | 1ull << 16 | 64ull << 32 | 1ull << 62; }
+DEVICE void wgmma_16(float (&sum)[TOKEN_TILES][TILE_VALUES], u64 weights, u64 x) {
+#if TOKENS == 8
+    asm volatile("wgmma.mma_async.sync.aligned.m64n8k16.f32.f16.f16 {%0, %1, %2, %3}, %4, %5, 1, 1, 1, 0, 0;"
+        : "+f"(sum[0][0]), "+f"(sum[0][1]), "+f"(sum[0][2]), "+f"(sum[0][3])
+        : "l"(weights), "l"(x));
+#elif TOKENS == 16
+    asm volatile("wgmma.mma_async.sync.aligned.m64n16k16.f32.f16.f16 {%0, %1, %2, %3, %4, %5, %6, %7}, %8, %9, 1, 1, 1, 0, 0;"
+        : "+f"(sum[0][0]), "+f"(sum[0][1]), "+f"(sum[0][2]), "+f"(sum[0][3]), "+f"(sum[1][0]), "+f"(sum[1][1]), "+f"(sum[1][2]), "+f"(sum[1][3])
+        : "l"(weights), "l"(x));
+#elif TOKENS == 32
+    asm volatile("wgmma.mma_async.sync.aligned.m64n32k16.f32.f16.f16 {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15}, %16, %17, 1, 1, 1, 0, 0;"
+        : "+f"(sum[0][0]), "+f"(sum[0][1]), "+f"(sum[0][2]), "+f"(sum[0][3]), "+f"(sum[1][0]), "+f"(sum[1][1]), "+f"(sum[1][2]), "+f"(sum[1][3]),
+          "+f"(sum[2][0]), "+f"(sum[2][1]), "+f"(sum[2][2]), "+f"(sum[2][3]), "+f"(sum[3][0]), "+f"(sum[3][1]), "+f"(sum[3][2]), "+f"(sum[3][3])
+        : "l"(weights), "l"(x));
+#elif TOKENS == 64
+    asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16 {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, %32, %33, 1, 1, 1, 0, 0;"
+        : "+f"(sum[0][0]), "+f"(sum[0][1]), "+f"(sum[0][2]), "+f"(sum[0][3]), "+f"(sum[1][0]), "+f"(sum[1][1]), "+f"(sum[1][2]), "+f"(sum[1][3]),
+          "+f"(sum[2][0]), "+f"(sum[2][1]), "+f"(sum[2][2]), "+f"(sum[2][3]), "+f"(sum[3][0]), "+f"(sum[3][1]), "+f"(sum[3][2]), "+f"(sum[3][3]),
+          "+f"(sum[4][0]), "+f"(sum[4][1]), "+f"(sum[4][2]), "+f"(sum[4][3]), "+f"(sum[5][0]), "+f"(sum[5][1]), "+f"(sum[5][2]), "+f"(sum[5][3]),
+          "+f"(sum[6][0]), "+f"(sum[6][1]), "+f"(sum[6][2]), "+f"(sum[6][3]), "+f"(sum[7][0]), "+f"(sum[7][1]), "+f"(sum[7][2]), "+f"(sum[7][3])
+        : "l"(weights), "l"(x));
+#endif
+}
+DEVICE void group_multiply(float (&sum)[TOKEN_TILES][TILE_VALUES], const GroupRows<64> &weights, const GroupRows<TOKENS> &x) {
+    u64 a = group_descriptor(&weights), b = group_descriptor(&x);
+    asm volatile("wgmma.fence.sync.aligned;" : : : "memory");
+    UNROLL for (u32 k = 0; k < LINE / 2; ++k) wgmma_16(sum, a + 2 * k, b + 2 * k);
+    asm volatile("wgmma.commit_group.sync.aligned;" : : : "memory");
+}
+#endif

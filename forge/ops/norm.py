@@ -59,10 +59,10 @@ _LAYER_BY_HAND = Case(
 
 def _run(device: GPU, function: str, x: Any, *rest: Any, eps: float, out: str = "act", delta: Any = None) -> Any:
     rows, width = x.shape
-    slices: tuple[int, ...] = ()
+    sizes: tuple[int, ...] = ()
     if delta is not None:
         parts = delta.parts if isinstance(delta, Slices) else delta[None]  # (S, T, E)
-        rest, slices = (parts, *rest), (len(parts),)
+        rest, sizes = (parts, *rest), (rows, len(parts))
     y = device.empty(x.shape, device.activations if out == "act" else np.float32)
     vector = 4 if width % 4 == 0 else 1
     most = device.choice("norm", width=width)["MOST_THREADS"]
@@ -73,7 +73,7 @@ def _run(device: GPU, function: str, x: Any, *rest: Any, eps: float, out: str = 
         "VECTOR": vector,
         "HELD": -(-width // (vector * threads)),
     }
-    device.run("norm", function, rows, x, *rest, y, width, eps, rows, *slices, **defines)
+    device.run("norm", function, rows, x, *rest, y, width, eps, *sizes, **defines)
     return y
 
 

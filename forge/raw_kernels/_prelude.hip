@@ -17,8 +17,7 @@
 // - await_earlier() is where a kernel begins to need what launches of this step stored. One that calls it may be started while
 //   the launch before it still runs. Until then it stores nothing, and reads weights, keys and values of earlier steps,
 //   and what was stored before the step's last launch that does not call it; that by read_far, for the near cache may
-//   hold what was there before. All threads call it, or none. From there on the next launch may be started, unless the
-//   kernel says it may not: where blocks are many, those of the next one would find unequal room on multiprocessors.
+//   hold what was there before. All threads call it, or none. From there on the next launch may be started.
 // - wave_sync() is what lanes of a wave meet at to read what others of them stored to LDS.
 // - lds_barrier() is a barrier for LDS alone: what was stored to memory before it is not promised to be seen behind it.
 // - Shuffles, ballots and barriers are reached by all threads of a wave (of a block) together, never under a branch
@@ -78,8 +77,6 @@ struct alignas(16) u32x4 {
 #define NEG_INFINITY as_float(0xff800000u)
 // A loop that stays one: unrolled, it would hold more registers than there are.
 #define ROLLED _Pragma("unroll 1")
-// Sequences of which a step is one of few blocks.
-#define FEW_ROWS 16
 #define MOST_WAVES(threads) ((threads) / 32)
 // Blocks that a multiprocessor of NVIDIA's is to have registers for, at least; a file may define more before a kernel.
 #define RESIDENT 1
@@ -119,7 +116,7 @@ DEVICE void wave_sync() { forge_ballot(1); }
 DEVICE void copy_async(u32x4 *to, const u32x4 *from, bool there) { *to = there ? *from : u32x4{}; }
 DEVICE void end_copies() {}
 template <u32 N> DEVICE void await_copies() {}
-DEVICE void await_earlier(bool = true) {}
+DEVICE void await_earlier() {}
 template <typename T> DEVICE void settle(T &) {}
 
 DEVICE float to_float(f16 x) { return (float)__builtin_bit_cast(_Float16, x.bits); }
@@ -189,7 +186,7 @@ DEVICE void barrier() {
 DEVICE void fence_device() { __builtin_amdgcn_fence(__ATOMIC_ACQ_REL, "agent"); }
 #define STARTS_EARLY 0
 #define ASYNC 0
-DEVICE void await_earlier(bool = true) {}
+DEVICE void await_earlier() {}
 // The fences of `barrier` wait on RDNA for all loads from memory, also those of what is needed only after it, and so does the
 // compiler before a barrier that it knows for one.
 DEVICE void lds_barrier() {
@@ -278,13 +275,13 @@ DEVICE void fence_device() { asm volatile("fence.acq_rel.gpu;" : : : "memory"); 
 #define wave_sync() __syncwarp()
 #if __CUDA_ARCH__ >= 900
 #define STARTS_EARLY 1
-DEVICE void await_earlier(bool next_may_start = true) {
-    if (next_may_start) asm volatile("griddepcontrol.launch_dependents;" : : : "memory");
+DEVICE void await_earlier() {
+    asm volatile("griddepcontrol.launch_dependents;" : : : "memory");
     asm volatile("griddepcontrol.wait;" : : : "memory");
 }
 #else
 #define STARTS_EARLY 0
-DEVICE void await_earlier(bool = true) {}
+DEVICE void await_earlier() {}
 #endif
 #if __CUDA_ARCH__ >= 800
 #define ASYNC 1

@@ -213,7 +213,7 @@ KERNEL(THREADS) attention_decode(const f16 *q, const float *qkv, const float *bi
     bool is_last = split == (turns - 1) % splits;
     u32 stride = splits * TURN, cached = length - (ROPE ? 1 : 0), position = start + own_first;
     if (split >= parts) {
-        if (ROPE) await_earlier(rows <= FEW_ROWS);
+        if (ROPE) await_earlier();
         return;
     }
 
@@ -224,7 +224,7 @@ KERNEL(THREADS) attention_decode(const f16 *q, const float *qkv, const float *bi
     Values value;
     if (start || position + 16 * POSITIONS > cached) find_tiles(cache, position, tiles);
     if (AHEAD) read_keys(cache, tiles, 0, key), read_values(cache, tiles, 0, value);
-    if (ROPE) await_earlier(rows <= FEW_ROWS);
+    if (ROPE) await_earlier();
 
     for (u32 i = THREAD; i < PACKED * (sizeof(Query) / 2 - HEAD_DIM); i += THREADS)
         query[i % PACKED].v[HEAD_DIM + i / PACKED] = f16{0};

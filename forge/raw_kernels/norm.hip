@@ -92,19 +92,19 @@ DEVICE Delta delta_of(const float *delta, u32 width, u32 slices, u32 rows) {
     return Delta{delta + (u64)BLOCK_X * width, (u64)rows * width, slices};
 }
 
-KERNEL(BLOCK) rmsnorm(const float *x, const float *weight, OUT *y, u32 width, float eps, u32 rows) {
-    await_earlier(rows <= FEW_ROWS);
+KERNEL(BLOCK) rmsnorm(const float *x, const float *weight, OUT *y, u32 width, float eps) {
+    await_earlier();
     rms<false>((float *)x, Delta{}, weight, y, width, eps);
 }
 KERNEL(BLOCK) add_rmsnorm(float *residual, const float *delta, const float *weight, OUT *y, u32 width, float eps, u32 rows, u32 slices) {
-    await_earlier(rows <= FEW_ROWS);
+    await_earlier();
     rms<true>(residual, delta_of(delta, width, slices, rows), weight, y, width, eps);
 }
-KERNEL(BLOCK) layernorm(const float *x, const float *weight, const float *bias, OUT *y, u32 width, float eps, u32 rows) {
-    await_earlier(rows <= FEW_ROWS);
+KERNEL(BLOCK) layernorm(const float *x, const float *weight, const float *bias, OUT *y, u32 width, float eps) {
+    await_earlier();
     layer<false>((float *)x, Delta{}, weight, bias, y, width, eps);
 }
 KERNEL(BLOCK) add_layernorm(float *residual, const float *delta, const float *weight, const float *bias, OUT *y, u32 width, float eps, u32 rows, u32 slices) {
-    await_earlier(rows <= FEW_ROWS);
+    await_earlier();
     layer<true>(residual, delta_of(delta, width, slices, rows), weight, bias, y, width, eps);
 }

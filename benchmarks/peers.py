@@ -2,8 +2,9 @@
 
     python benchmarks/peers.py llama-3.2-1b [--type F16] [--batch 1,8,64] [--context 1024] [--json]
 
-Needs PyTorch. The model has random weights; both sides decode with `--context` positions in the cache. PyTorch's is
-float16 whatever the type is, and its step is everything but sampling: embedding, layers, logits, greatest logit.
+Needs PyTorch. The model has random weights. PyTorch decodes at `--context` positions in the cache, forge 128 tokens half
+of which lie before it. PyTorch's is float16 whatever the type is, and its step is everything but sampling: embedding,
+layers, logits, greatest logit.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import torch.nn.functional as F
 from synthetic import SHAPES, write
 
 _STEPS = 64
+_FORGE_STEPS = 128
 _REPETITIONS = 5
 
 
@@ -59,7 +61,8 @@ def forge_speeds(shape: str, type_name: str, batches: list[int], context: int) -
         path = Path(directory) / f"{shape}-{type_name}.gguf"
         write(shape, type_name, path)
         command = [sys.executable, "-m", "forge", "bench", "-m", str(path), "--json", "--context", str(2 * context)]
-        command += ["--prompt-tokens", str(context), "--gen-tokens", "128", "--batch", ",".join(map(str, batches))]
+        command += ["--prompt-tokens", str(max(context - _FORGE_STEPS // 2, 1)), "--gen-tokens", str(_FORGE_STEPS)]
+        command += ["--batch", ",".join(map(str, batches))]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         sys.exit(done.stderr.strip())

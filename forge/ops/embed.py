@@ -29,7 +29,7 @@ def _embed_gpu(device: GPU, ids: Any, table: Any, scale: float) -> Any:
     if isinstance(table, Packed):
         device.run("quant", "quant_embed", len(ids), ids, *table.planes, x, width, scale, FORMAT=int(table.type))
     else:
-        device.run("embed", "embed", len(ids), ids, table, x, width, scale)
+        device.run("embed", "embed", len(ids), ids, table, x, width, scale, VECTOR=4 if width % 4 == 0 else 1)
     return x
 
 
@@ -54,7 +54,7 @@ def embed(ids: Array, table: Any, scale: float) -> Array:
 
 def _take_rows_gpu(device: GPU, rows: Any, x: Any) -> Any:
     y = device.empty((len(rows), x.shape[1]), np.float32)
-    device.run("embed", "take_rows", len(rows), rows, x, y, x.shape[1])
+    device.run("embed", "take_rows", len(rows), rows, x, y, x.shape[1], VECTOR=1)
     return y
 
 

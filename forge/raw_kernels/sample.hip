@@ -94,14 +94,14 @@ DEVICE u64 floor_weight(float min_p) {
 
 // f(id, logit) for ids from `first` on: every `step`th from `own`. Threads of the same `first` and `stop` make the same
 // number of calls: at ids from `stop` on with -inf, which weighs nothing. Loads are ahead of calls.
-template <typename F> DEVICE void for_each(const float *z, u32 first, u32 stop, u32 own, u32 step, F f) {
-    ROLLED for (u32 start = first; start < stop; start += 4 * step) {
-        float tile[4];
-        UNROLL for (u32 j = 0; j < 4; ++j) {
+template <u32 AHEAD = 4, typename F> DEVICE void for_each(const float *z, u32 first, u32 stop, u32 own, u32 step, F f) {
+    ROLLED for (u32 start = first; start < stop; start += AHEAD * step) {
+        float tile[AHEAD];
+        UNROLL for (u32 j = 0; j < AHEAD; ++j) {
             u32 id = start + j * step + own;
             tile[j] = id < stop ? z[id] : NEG_INFINITY;
         }
-        UNROLL for (u32 j = 0; j < 4; ++j) f(start + j * step + own, tile[j]);
+        UNROLL for (u32 j = 0; j < AHEAD; ++j) f(start + j * step + own, tile[j]);
     }
 }
 
@@ -194,17 +194,21 @@ KERNEL(THREADS) sample_greatest(const float *logits, const float *temperature, u
     SHARED u64 scratch[MOST_WAVES(THREADS)];
     Row &row = ((Row *)state)[BLOCK_Y];
     Chunk chunk = chunk_at(BLOCK_X, size, vocabulary);
-    u64 best = 0;
-    u32 least = 0;
-    for_each(logits + (u64)BLOCK_Y * vocabulary, chunk.first, chunk.stop, THREAD, THREADS, [&](u32 id, float z) {
+    bool draws = temperature && is_positive(temperature[BLOCK_Y]);
+    u32 most = 0, most_id = 0, least = 0;
+    auto take = [&](u32 id, float z) {
         u32 key = z == z ? key_of(z) : 0xffffffffu; // a NaN counts as greater than all
-        u64 order = order_of(key, id);
-        best = order > best ? order : best;
+        if (key > most) most = key, most_id = id;   // a thread's ids come in their order
         least = is_finite(key) && ~key > least ? ~key : least;
-    });
-    best = block_most(best, scratch);
+    };
+    const float *z = logits + (u64)BLOCK_Y * vocabulary;
+    if (size > 4 * THREADS)
+        for_each<12>(z, chunk.first, chunk.stop, THREAD, THREADS, take);
+    else
+        for_each(z, chunk.first, chunk.stop, THREAD, THREADS, take);
+    u64 best = block_most(order_of(most, most_id), scratch);
     if (THREAD == 0) row.greatest[BLOCK_X] = best;
-    if (!temperature || !is_positive(temperature[BLOCK_Y])) return;
+    if (!draws) return;
     least = (u32)block_most(least, scratch);
     if (THREAD == 0) row.least[BLOCK_X] = least;
     for (u32 i = BLOCK_X * THREADS + THREAD; i < BINS; i += chunks * THREADS) row.counts[i] = 0, row.sums[i] = 0;

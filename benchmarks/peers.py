@@ -2,7 +2,7 @@
 
     python benchmarks/peers.py llama-3.2-1b [--type F16] [--batch 1,8,64] [--context 1024] [--json]
 
-Needs PyTorch. The model has random weights. PyTorch decodes at `--context` positions in the cache, forge 128 tokens half
+Needs PyTorch. The model has random weights. PyTorch decodes at `--context` positions, forge 128 tokens, half
 of which lie before it. PyTorch's is float16 whatever the type is, and its step is everything but sampling: embedding,
 layers, logits, greatest logit.
 """

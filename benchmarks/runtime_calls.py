@@ -1,4 +1,4 @@
-"""Calls of the CUDA runtime and driver, and work on the device, over decode steps of a model.
+"""Calls of the CUDA runtime and driver, and work on the device, over decode steps of a model; its rests between steps.
 
     python benchmarks/runtime_calls.py [-m MODEL] [--device cuda] [--batch 1] [--steps 64] [--penalized]
 
@@ -9,10 +9,12 @@ synthetic llama-3.2-1b in Q4_K. The steps before are not counted: they compile, 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import tempfile
 from collections import Counter
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import forge
@@ -95,6 +97,18 @@ def _report(events: list[dict[str, Any]], steps: int) -> None:
             print(f"\n{title:<60} {'all':>7} {'a step':>8}")
         for name, count in counts.most_common():
             print(f"  {name[:58]:<58} {count:>7} {count / steps:>8.2f}")
+    if rests := _rests(events):
+        print(f"\nbetween two steps the device rests {median(rests):.1f} us, {max(rests):.1f} at most")
+
+
+def _rests(events: list[dict[str, Any]]) -> list[float]:
+    """Microseconds from the end of a step's last kernel to the start of the next one's first."""
+    kernels = sorted((event for event in events if event["cat"] == "kernel"), key=lambda event: float(event["ts"]))
+    return [
+        next_one["ts"] - (one["ts"] + one["dur"])
+        for one, next_one in itertools.pairwise(kernels)
+        if one["name"].startswith("advance") and next_one["name"].startswith("decode_inputs")
+    ]
 
 
 if __name__ == "__main__":

@@ -525,3 +525,31 @@ def test_names_of_variants_are_safe_and_tell_the_variant() -> None:
 def test_checks_do_not_need_cupy() -> None:
     code = "import sys, forge.backend.code_objects; print('cupy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
+
+
+def test_code_for_nvidia_is_compiled_once_and_never_used_where_it_is_spoilt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[bytes] = []
+
+    def make() -> bytes:
+        made.append(f"code {len(made)}".encode())
+        return made[-1]
+
+    group = kernels.Variant("tile_group", (("BLOCK", 128),))
+    assert [code_objects.kept(group, "sm_90a", make) for _ in range(2)] == [b"code 0"] * 2
+    path = tmp_path / "cache" / "kernels" / "sm_90a" / "tile_group-BLOCK=128.cubin"
+    assert path.read_bytes() == b"code 0"
+    path.write_bytes(b"code X")
+    assert code_objects.kept(group, "sm_90a", make) == b"code 1"
+    about = path.with_suffix(".json")
+    about.write_text(about.read_text().replace('"source": "', '"source": "0'))  # of another version of the kernel
+    assert code_objects.kept(group, "sm_90a", make) == b"code 2"
+    shutil.rmtree(tmp_path / "cache")
+    (tmp_path / "cache").write_text("no directory")  # then it is compiled by each process
+    assert [code_objects.kept(group, "sm_90a", make) for _ in range(2)] == [b"code 3", b"code 4"]
+
+
+def test_the_target_of_a_kernel_file() -> None:
+    assert kernels.target("tile_group") == "sm_90a"
+    assert kernels.target("tile_linear") is None

@@ -34,11 +34,11 @@ def test_the_driver_finds_what_was_packed(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(early, "_driver", lambda: SimpleNamespace(cuLaunchKernelEx=launch))
     array = SimpleNamespace(data=SimpleNamespace(ptr=1 << 40))
     args = [array, None, np.uint32(7), np.float32(0.5), np.uint64(1 << 50)]
-    packed = early.EarlyLaunch(99, (3, 2, 1), 256, args)
+    packed = early.EarlyLaunch(99, (3, 2, 1), 256, args, 98_304)
     for stream in (0, 719):
         assert packed(stream) == stream
         assert found["stream, attributes"][0] == stream
-    assert found["grid, block, LDS"] == [3, 2, 1, 256, 1, 1, 0]
+    assert found["grid, block, LDS"] == [3, 2, 1, 256, 1, 1, 98_304]
     assert found["attribute count"] == [1]
     assert found["attribute"] == [6, 1]  # CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION, on
     assert found["values"] == [1 << 40, 0, 7, 0.5, 1 << 50]
@@ -52,4 +52,5 @@ def test_a_kernel_starts_early_if_it_waits_by_itself() -> None:
     }
     assert starts == {"decode_inputs": False, "advance": True, "place": False, "clear": False}
     assert not kernels.entry("embed", "embed", ()).awaits_earlier  # the step's last that does not
+    assert kernels.entry("tile_group", "tile_group", (("BLOCK", 128), ("LDS_BYTES", 98_304))).lds_bytes == 98_304
     assert kernels.entry("sample", "argmax", (("THREADS", 512),)).awaits_earlier

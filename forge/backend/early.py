@@ -47,7 +47,8 @@ class EarlyLaunch:
     def __init__(
         self, function: int, grid: Sequence[int], threads: int, args: Sequence[Any], lds_bytes: int = 0
     ) -> None:
-        """function: a CUfunction; args: arrays of CuPy (or None) and NumPy scalars, which the caller keeps alive."""
+        """function: a CUfunction; args: arrays of CuPy (or None) and NumPy scalars, which the caller keeps alive;
+        lds_bytes: what it is allotted of LDS, beside what the kernel declares."""
         self._function = ctypes.c_void_p(function)
         values = np.zeros(max(len(args), 1), np.uint64)
         for place, value in enumerate(args):

@@ -106,6 +106,8 @@ class GPU(ABC):
     """Threads that run in step: 32 or 64."""
     cores: int
     """Multiprocessors or compute units."""
+    has_wave_groups = False
+    """Whether its matrix cores multiply what lies in LDS, for four waves together: `_tile_wgmma.hip`."""
     _counters: Any = None
 
     @cached_property
@@ -149,9 +151,6 @@ class GPU(ABC):
         Gives a function that says whether the bands are whole. A device that checks each launch has nothing to add.
         """
         yield lambda: True
-
-    has_wave_groups = False
-    """Whether its matrix cores multiply what lies in LDS, for four waves together: `_tile_wgmma.hip`."""
 
     @abstractmethod
     def empty(self, shape: tuple[int, ...], dtype: Any) -> Any:

@@ -74,8 +74,9 @@ def group_lds_bytes(tokens: int, values: Values) -> int:
 def _group(shape: Shape, values: Values) -> bool:
     """All blocks of a multiprocessor have room in LDS, of which 1 KB of each is the driver's, and much is under way."""
     core_blocks = values["CORE_BLOCKS"]
+    threads = core_blocks * values["BLOCK"]
     lds_bytes = core_blocks * (group_lds_bytes(int(shape["tokens"]), values) + 1024)
-    return 80 << 10 <= lds_bytes <= 228 << 10 and 128 <= values["BLOCK"] * core_blocks * values["TILES"] <= 512
+    return 80 << 10 <= lds_bytes <= 228 << 10 and 256 <= threads <= 512 // values["TILES"]
 
 
 def _group_values(tiles: int, block: int, core_blocks: int, stage_steps: int, stages: int) -> Values:

@@ -15,6 +15,7 @@ from forge import LLM, SamplingParams
 from forge.backend.numpy import NumpyBackend
 from forge.engine.decode import DecodeLoop
 from forge.engine.engine import Engine
+from forge.engine.plan import Plans
 from forge.engine.sequence import Sequence
 
 
@@ -145,7 +146,8 @@ def test_steps_with_and_without_draws_are_recorded_apart(monkeypatch: pytest.Mon
     [
         (NumpyBackend, "record", (2, 5), False),
         (NumpyBackend, "upload", (2, 5), False),
-        (NumpyBackend, "read", (2, 5), False),
+        (NumpyBackend, "mark", (2, 5), False),
+        *((Plans, "run", (2, 5), done) for done in (False, True)),
         *((DecodeLoop, "collect", (5, 11, 12), done) for done in (False, True)),
         *((Engine, "_append", (5, 11, 12), done) for done in (False, True)),
     ],
@@ -188,13 +190,13 @@ def test_an_interrupted_step_loses_nothing(
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    """Copies from and to the device, by the method of the backend that makes them."""
+    """Copies from and to the device and marks, by the method of the backend that makes them."""
     counts = Counter[str]()
-    for name in ("upload", "read", "asarray", "to_numpy"):
+    for name in ("upload", "mark", "asarray", "to_numpy"):
         real = getattr(NumpyBackend, name)
 
         def counted(self: NumpyBackend, *args: object, name: str = name, real: object = real) -> object:
-            counts[name] += len(args[0]) if name == "read" else 1  # type: ignore[arg-type]
+            counts[name] += 1
             return real(self, *args)  # type: ignore[operator]
 
         monkeypatch.setattr(NumpyBackend, name, counted)
@@ -203,7 +205,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 
 @pytest.mark.usefixtures("ahead")
 @pytest.mark.parametrize("params", [GREEDY, replace(PENALIZED, logprobs=5)], ids=["greedy", "penalized"])
-def test_64_steps_read_once_each_and_upload_once_where_there_are_new_pages(
+def test_64_steps_are_marked_once_each_and_upload_once_where_there_are_new_pages(
     params: SamplingParams, calls: Counter[str]
 ) -> None:
     llm = tiny_llm("llama", page_size=8, context=96)
@@ -220,7 +222,7 @@ def test_64_steps_read_once_each_and_upload_once_where_there_are_new_pages(
         pages = sum(len(s.pages) for s in llm.engine.scheduler.running) - pages
         uploads[pages, calls["upload"] - before] += 1
     assert uploads == {(0, 0): 48, (1, 1): 16}
-    assert calls == {"read": 64, "upload": 16}
+    assert calls == {"mark": 64, "upload": 16}
 
 
 @pytest.mark.usefixtures("ahead")
@@ -241,7 +243,8 @@ def test_a_step_uploads_the_new_pages_of_all_rows_at_once_and_only_these(monkeyp
     while llm.engine.has_work:
         llm.engine.step()
     begun, *later = sizes
-    assert begun == 8 * 4 * (12 + 1)  # an index and a value for each of twelve words and a page; one row is idle
+    # an index and a value for each of twelve words and a page, one row being idle, and for the count of steps
+    assert begun == 8 * (4 * (12 + 1) + 1)
     assert later == [8 * 3] * 3  # of 33 ids the last is not computed: 32 are on four pages
 
 
@@ -254,7 +257,7 @@ def test_a_loop_begins_with_one_upload(params: SamplingParams, calls: Counter[st
     llm.engine.step()
     calls.clear()
     llm.engine.step()  # begins, and launches two steps
-    assert calls == {"upload": 1, "read": 2}
+    assert calls == {"upload": 1, "mark": 2}
 
 
 @pytest.mark.usefixtures("ahead")

@@ -316,11 +316,15 @@ class CupyBackend(GPU):
 
     def shared(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> tuple[Any, npt.NDArray[Any]]:
         with self.active():
-            host = _pinned(shape, np.dtype(dtype))
+            # Not of CuPy's pool: only of memory with default flags does HIP promise that the host sees what kernels store,
+            # and the pool would give it away while the last steps of a dropped model still write to it.
+            size = math.prod(shape)
+            memory = cp.cuda.PinnedMemory(max(size * np.dtype(dtype).itemsize, 1))
+            host = np.frombuffer(cp.cuda.PinnedMemoryPointer(memory, 0), dtype, size).reshape(shape)
             host.fill(0)
             address = cp.cuda.runtime.pointerGetAttributes(host.ctypes.data).devicePointer
-            memory = cp.cuda.UnownedMemory(address, host.nbytes, host, self.index)
-            return cp.ndarray(shape, dtype, cp.cuda.MemoryPointer(memory, 0)), host
+            mapped = cp.cuda.UnownedMemory(address, host.nbytes, host, self.index)
+            return cp.ndarray(shape, dtype, cp.cuda.MemoryPointer(mapped, 0)), host
 
     def mark(self) -> Callable[[], None]:
         with self.active():

@@ -316,8 +316,8 @@ class CupyBackend(GPU):
 
     def shared(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> tuple[Any, npt.NDArray[Any]]:
         with self.active():
-            # Not of CuPy's pool: only of memory with default flags does HIP promise that the host sees what kernels store,
-            # and the pool would give it away while the last steps of a dropped model still write to it.
+            # Not of CuPy's pool: of memory with default flags alone HIP promises that the host sees what kernels
+            # store, and the pool would give it away while the last steps of a dropped model still write to it.
             size = math.prod(shape)
             memory = cp.cuda.PinnedMemory(max(size * np.dtype(dtype).itemsize, 1))
             host = np.frombuffer(cp.cuda.PinnedMemoryPointer(memory, 0), dtype, size).reshape(shape)

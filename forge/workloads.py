@@ -62,12 +62,8 @@ def usual_shapes(device: GPU) -> Iterator[tuple[str, dict[str, int | str]]]:
             for op, outer, inner in matrices:
                 yield _vector(kind), {"op": op, **of_format, "inner": inner, "outer": outer}
                 tiles = kernel_of(device, is_packed=kind != "F16")
-                shape: dict[str, int | str] = {
-                    "op": op if op == "rms_gated" else "linear",
-                    "inner": inner,
-                    "outer": outer,
-                }
-                yield from for_all_batches(tiles, shape if tiles == "tile_group" else {"format": kind, **shape})
+                tile_op = op if op == "rms_gated" else "linear"
+                yield from for_all_batches(tiles, {"op": tile_op, "format": kind, "inner": inner, "outer": outer})
         attention = {"dim": dim, "packed": heads // kv_heads, "kv_heads": kv_heads}
         yield from for_all_batches("attention_decode", attention)
         yield "norm", {"width": width}

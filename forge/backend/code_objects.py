@@ -1,8 +1,9 @@
 """Code objects: kernels compiled for a GPU ahead of time, kept in files that are checked before they are used.
 
-A store is a directory with one for each GPU: ``gfx1100/<variant>.hsaco``, and beside each a ``.json`` that says what it
-is: {"arch", "source", "code", "compiler"}, with the SHA-256 of what it was compiled from and of the file itself. Both
-are replaced whole. Between the two renames, or after a crash there, their hashes disagree, and the pair is not used.
+A store is a directory with one for each GPU: ``gfx1100/<variant>.hsaco`` (NVIDIA: ``sm_90a/<variant>.cubin``), and
+beside each a ``.json`` that says what it is: {"arch", "source", "code", "compiler"}, with the SHA-256 of what it was
+compiled from and of the file itself. Both are replaced whole. Between the two renames, or after a crash there, their
+hashes disagree, and the pair is not used.
 """
 
 from __future__ import annotations
@@ -84,13 +85,9 @@ def obtain(variant: kernels.Variant, arch: str) -> bytes | None:
     What a store holds is used if it is valid; else a plain clang compiles it into a store. A file that is
     refused is named in a warning. Raises DeviceError where there is nothing to use and nothing to compile with.
     """
-    refused = []
-    for store in stores():
-        checked = check(store, variant, arch)
-        if checked.state == "valid":
-            return checked.code
-        if checked.state != "missing":
-            refused.append(checked)
+    code, refused = _search(stores(), variant, arch)
+    if code is not None:
+        return code
     compiler = find_compiler()
     if compiler is None:
         searched = " or ".join(map(str, stores()))
@@ -105,14 +102,8 @@ def obtain(variant: kernels.Variant, arch: str) -> bytes | None:
     if compiler.is_hipcc:
         return None
     code = compile_variant(variant, arch, compiler)
-    failed = []
-    for store in stores():
-        try:
-            _publish(store, variant, arch, code, compiler.version)
-            return code
-        except OSError as error:
-            failed.append(f"{store} ({files.reason(error)})")
-    warnings.warn(f"compiled kernels cannot be kept in {' or '.join(failed)}", stacklevel=2)
+    if failed := _keep(stores(), variant, arch, code, compiler.version):
+        warnings.warn(f"compiled kernels cannot be kept in {' or '.join(failed)}", stacklevel=2)
     return code
 
 
@@ -125,18 +116,35 @@ def kept(variant: kernels.Variant, arch: str, make: Callable[[], bytes]) -> byte
         searched = stores()
     except DownloadError:
         searched = []
+    code, _ = _search(searched, variant, arch)
+    if code is None:
+        code = make()
+        _keep(searched, variant, arch, code, "NVRTC")
+    return code
+
+
+def _search(searched: list[Path], variant: kernels.Variant, arch: str) -> tuple[bytes | None, list[Checked]]:
+    """The code of the first store that holds it, and what those before it hold in its place."""
+    refused: list[Checked] = []
     for store in searched:
         checked = check(store, variant, arch)
         if checked.state == "valid":
-            return checked.code
-    code = make()
-    for store in searched:
+            return checked.code, refused
+        if checked.state != "missing":
+            refused.append(checked)
+    return None, refused
+
+
+def _keep(takers: list[Path], variant: kernels.Variant, arch: str, code: bytes, compiler: str) -> list[str]:
+    """Put the code into the first store that takes it; if none does, each with its reason."""
+    failed = []
+    for store in takers:
         try:
-            _publish(store, variant, arch, code, "NVRTC")
-            break
-        except OSError:
-            continue
-    return code
+            _publish(store, variant, arch, code, compiler)
+            return []
+        except OSError as error:
+            failed.append(f"{store} ({files.reason(error)})")
+    return failed
 
 
 def check(store: Path, variant: kernels.Variant, arch: str) -> Checked:

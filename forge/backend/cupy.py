@@ -117,18 +117,18 @@ class CupyBackend(GPU):
         if self._collected is not None:
             self._collected[entry.variant] = None
             return
-        lds_bytes = 0 if IS_HIP else entry.lds_bytes  # HIP's kernels declare all of it
         function = self._functions.get(entry)
         if function is None:
-            function = self._functions[entry] = self._module(entry.variant).get_function(entry.function)
-            if lds_bytes:  # the driver refuses more than 48 KB where nobody has asked for it
-                cp.cuda.driver.funcSetAttribute(_pointer(function), _MAX_DYNAMIC_SHARED_SIZE_BYTES, lds_bytes)
+            function = self._module(entry.variant).get_function(entry.function)
+            if entry.lds_bytes:  # the driver refuses more than 48 KB where nobody has asked for it
+                cp.cuda.driver.funcSetAttribute(_pointer(function), _MAX_DYNAMIC_SHARED_SIZE_BYTES, entry.lds_bytes)
+            self._functions[entry] = function
         if self._log is not None and self._starts_early and entry.awaits_earlier:
-            early = EarlyLaunch(_pointer(function), grid, entry.threads, args, lds_bytes)
+            early = EarlyLaunch(_pointer(function), grid, entry.threads, args, entry.lds_bytes)
             self._call(lambda: _check(early(self._stream.ptr)), (function, args))
         else:
             block = (entry.threads, 1, 1)
-            self._call(lambda: function(grid, block, tuple(args), shared_mem=lds_bytes), (function, args))
+            self._call(lambda: function(grid, block, tuple(args), shared_mem=entry.lds_bytes), (function, args))
 
     def _module(self, variant: kernels.Variant) -> Any:
         module = self._modules.get(variant)

@@ -23,13 +23,18 @@ def _quantized(name: str) -> Case:
     return Case(f"{name} table", make)
 
 
+def _vector(width: int) -> int:
+    """Numbers that a thread takes together."""
+    return 4 if width % 4 == 0 else 1
+
+
 def _embed_gpu(device: GPU, ids: Any, table: Any, scale: float) -> Any:
     width = table.shape[1]
     x = device.empty((len(ids), width), np.float32)
     if isinstance(table, Packed):
         device.run("quant", "quant_embed", len(ids), ids, *table.planes, x, width, scale, FORMAT=int(table.type))
     else:
-        device.run("embed", "embed", len(ids), ids, table, x, width, scale, VECTOR=4 if width % 4 == 0 else 1)
+        device.run("embed", "embed", len(ids), ids, table, x, width, scale, VECTOR=_vector(width))
     return x
 
 
@@ -54,7 +59,7 @@ def embed(ids: Array, table: Any, scale: float) -> Array:
 
 def _take_rows_gpu(device: GPU, rows: Any, x: Any) -> Any:
     y = device.empty((len(rows), x.shape[1]), np.float32)
-    device.run("embed", "take_rows", len(rows), rows, x, y, x.shape[1], VECTOR=1)
+    device.run("embed", "take_rows", len(rows), rows, x, y, x.shape[1], VECTOR=_vector(x.shape[1]))
     return y
 
 

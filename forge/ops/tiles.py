@@ -114,15 +114,14 @@ class _Launch:
         tokens = next(most for most in _TOKENS if rows <= most)
         self.file = kernel_of(device, is_packed=is_packed)
         self.is_group = self.file == "tile_group"
-        shape: dict[str, int | str] = {
-            "op": op,
-            "inner": inner,
-            "outer": outer if op == "linear" else outer // 2,
-            "tokens": tokens,
-        }
-        if not self.is_group:
-            shape["format"] = weight.type.name if is_packed else "F16"
-        choice = device.choice(self.file, **shape)
+        choice = device.choice(
+            self.file,
+            op=op,
+            format=weight.type.name if is_packed else "F16",
+            inner=inner,
+            outer=outer if op == "linear" else outer // 2,
+            tokens=tokens,
+        )
         rows_of_block = 16 * choice["TILES"] * (choice["BLOCK"] // device.wave)
         self.defines: dict[str, int | str] = {"TOKENS": tokens, **choice}
         if self.is_group:

@@ -9,8 +9,8 @@
 //   what is only read are const. Python reads this list and checks each launch against it.
 // - A block is a fixed number of threads, known when it is compiled, a multiple of 64, in one dimension.
 // - WAVE may be a run-time value (it is in the harness): size arrays with MOST_WAVES, loop with `for (i = WAVE / 2; ...)`.
-// - LDS is SHARED arrays of fixed size, indexed where they are declared or passed by reference: T (&tile)[N]. What may be more
-//   than 48 KB is DYNAMIC_SHARED(type, name, count), of LDS_BYTES, which -D gives: NVIDIA has it allotted with the launch.
+// - LDS is SHARED arrays of fixed size, indexed where they are declared or passed by reference: T (&tile)[N]. On
+//   NVIDIA more than 48 KB is DYNAMIC_SHARED(type, name, count), of LDS_BYTES, which -D gives: a launch has it allotted.
 // - Blocks of a launch hand results on like this: all threads of the writer write, call fence_device() and meet at a
 //   barrier, then one of them counts with atomic_add. Who finds by the count that all are there calls fence_device()
 //   in all threads before they read. No block waits for another, and counters are left as zeros.
@@ -163,7 +163,6 @@ DEVICE u32 pick_bytes(u32 high, u32 low, u32 places) {
 
 #define KERNEL(threads) extern "C" __attribute__((global, amdgpu_flat_work_group_size(threads, threads))) void
 #define SHARED __attribute__((shared))
-#define DYNAMIC_SHARED(type, name, count) SHARED type name[count]
 #define TABLE static __attribute__((device, constant)) const
 #define UNROLL _Pragma("unroll")
 #define THREAD ((u32)__builtin_amdgcn_workitem_id_x())
@@ -258,7 +257,7 @@ DEVICE i32 dot4(u32 a, u32 b, i32 c) { return __builtin_amdgcn_sdot4((i32)a, (i3
 
 #define KERNEL(threads) extern "C" __global__ __launch_bounds__(threads, RESIDENT) void
 #define SHARED __shared__
-#define DYNAMIC_SHARED(type, name, count)        \
+#define DYNAMIC_SHARED(type, name, count)                     \
     extern __shared__ __align__(1024) u32x4 dynamic_shared[]; \
     type(&name)[count] = *(type(*)[count])dynamic_shared
 #define TABLE static __device__ __constant__ const
@@ -387,7 +386,7 @@ DEVICE i32 smaller(i32 a, i32 b) { return a < b ? a : b; }
 // fast_divide(a, b): a / b to 2 units in the last place; 0 where b is infinite, or above 2**126 and its reciprocal thus
 // subnormal. Not for b that are subnormal.
 // dot4(a, b, c): c + the dot product of the four signed bytes of two words. Every target has it as one instruction.
-// copy_async(to, from, there): where ASYNC, from memory to LDS past the registers, or zeros; a thread awaits all but its last N
+// copy_async(to, from, there): on NVIDIA where ASYNC, from memory to LDS past the registers, or zeros; a thread awaits all but its last N
 // groups of them, which end_copies ends.
 // read_once(p): what no other thread will read, past the near cache, for what is read again to stay there.
 // halves_fma(a, b, c), halves_add(a, b): of the two float16 numbers in each word.

@@ -22,5 +22,5 @@ KERNEL(512) embed(const i32 *ids, const f16 *table, float *y, u32 width, float f
 KERNEL(256) take_rows(const i32 *rows, const float *x, float *y, u32 width) {
     const float *row = x + (u64)rows[BLOCK_X] * width;
     float *out = y + (u64)BLOCK_X * width;
-    for (u32 i = THREAD; i < width; i += 256) out[i] = row[i];
+    for (u32 i = THREAD * VECTOR; i < width; i += 256 * VECTOR) *(Floats *)(out + i) = *(const Floats *)(row + i);
 }

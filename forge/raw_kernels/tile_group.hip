@@ -1,11 +1,12 @@
 // Products of 2 to 64 rows of x with a float16 matrix, as in tile_linear, by matrix instructions that read LDS.
-// Uses: _tile, _tile_mma, _tile_product, _tile_wgmma
+// Uses: _tile, _tile_mma, _product, _tile_wgmma
 // Target: sm_90a
 //
 // Weights go from memory to LDS past the registers, as x does: asked for whole lines of a row at a time, as many stages ahead as
 // there is LDS for, and read there by none but the matrix cores. A group of four waves takes TILES tiles of 64 rows, of each of
 // which a wave brings 16.
-// -D STAGES that lie in LDS, and LDS_BYTES=their size; those of _tile_product, of which a step is a line of 64 numbers.
+// -D STAGES that lie in LDS, and LDS_BYTES=their size; those of _product. A step is a line of 64 numbers of each row, a
+// stage STAGE_STEPS of them.
 
 struct Step {
     GroupRows<TOKENS> x;

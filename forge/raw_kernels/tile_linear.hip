@@ -1,5 +1,5 @@
 // Products of 2 to 64 rows of x: y[m, column + n] = x[m] . weight[n] (+ bias[n]) (+ what y holds), on the matrix cores.
-// Uses: _blocks, _tile, _tile_mma, _tile_mfma, _tile_wmma, _tile_scalar, _tile_product
+// Uses: _blocks, _tile, _tile_mma, _tile_mfma, _tile_wmma, _tile_scalar, _product
 //
 // A wave takes TILES tiles of 16 rows of the matrix, for all rows of x. Weights go from memory to the registers that the
 // matrix cores read, each once, and become float16 there. All waves of a block need the same x: it goes through LDS, a
@@ -8,7 +8,7 @@
 // With a gate the matrix is two, one above the other, half of a tile's rows are of each, so that a lane has both sums, and
 // gated[m, n] = activation(x[m] . weight[n]) * (x[m] . weight[n + half]).
 // -D FORMAT=ggml's number of the type; WEIGHT=type of its first plane; AHEAD=1: weights of the next turn are on their way while
-// one is computed; those of _tile_product.
+// one is computed; STAGE_STEPS; those of _product.
 
 #define STAGES (ASYNC ? 3 : 2)
 
@@ -29,7 +29,13 @@ typedef Unit Held;
 #else
 #define EACH_GROUP UNROLL
 #endif
-#define NEIGHBOURS (FORMAT != F16) // a part's two pieces of a step
+
+// A step is a pair of all parts, a stage STAGE_STEPS of them; it lies in LDS as lanes read it, the pieces of a wave's readers
+// beside each other.
+#define READERS (TILE_PARTS * TILE_TOKENS)
+#define STEP_PIECES (TOKEN_TILES * 2 * READERS)
+#define STAGE_PIECES (STAGE_STEPS * STEP_PIECES)
+#define EACH ((STAGE_PIECES + BLOCK - 1) / BLOCK) // pieces that a thread brings
 
 // Where in a row the i-th piece of a lane's group is, in its part of a turn.
 DEVICE u32 piece_start(u32 turn, u32 part, u32 group, u32 i) {
@@ -39,6 +45,48 @@ DEVICE u32 piece_start(u32 turn, u32 part, u32 group, u32 i) {
     return group_start(turn * TILE_PARTS + part, group) + i * 8;
 #endif
 }
+
+// Where a piece lies in a stage, and the two pieces of a part, which are neighbours in x but with F16: they are brought by
+// neighbouring threads.
+struct Place {
+    u32 step, tile, i, reader;
+};
+DEVICE Place place_of(u32 n) {
+    const bool paired = FORMAT != F16;
+    return Place{n / STEP_PIECES, n / READERS / 2 % TOKEN_TILES, (paired ? n : n / READERS) % 2, (paired ? n / 2 : n) % READERS};
+}
+DEVICE u32 in_stage(const Place &p) { return p.step * STEP_PIECES + (p.tile * 2 + p.i) * READERS + p.reader; }
+
+// A thread's pieces of a stage of x are sent for, zeros where there are none; where nothing goes past the registers, they come
+// to LDS by land_stage.
+DEVICE void bring_stage(const f16 *x, u32 stage, u32 base, u32 rows, u32 inner, u32x4 (&to)[STAGE_PIECES], u32x4 (&pieces)[EACH]) {
+    UNROLL for (u32 e = 0; e < EACH; ++e) {
+        if (STAGE_PIECES % BLOCK && THREAD + e * BLOCK >= STAGE_PIECES) continue;
+        Place p = place_of(THREAD + e * BLOCK);
+        u32 step = stage * STAGE_STEPS + p.step, turn = step / STEPS, group = step % STEPS / 2, half = step % 2;
+        u32 k = piece_start(turn, reader_part(p.reader), group, 2 * half + p.i), m = base + p.tile * TILE_TOKENS + reader_token(p.reader);
+        bool there = k < inner && m < rows;
+        const u32x4 *from = (const u32x4 *)(x + (there ? m * inner + k : 0));
+#if ASYNC
+        copy_async(&to[in_stage(p)], from, there);
+#else
+        u32x4 piece = {}; // word by word: what is only copied as a whole, clang would keep in memory
+        if (there)
+            UNROLL for (u32 w = 0; w < 4; ++w) piece.v[w] = from->v[w];
+        UNROLL for (u32 w = 0; w < 4; ++w) pieces[e].v[w] = piece.v[w];
+#endif
+    }
+}
+#if !ASYNC
+DEVICE void land_stage(u32x4 (&to)[STAGE_PIECES], const u32x4 (&pieces)[EACH]) {
+    UNROLL for (u32 e = 0; e < EACH; ++e) {
+        if (STAGE_PIECES % BLOCK && THREAD + e * BLOCK >= STAGE_PIECES) continue;
+        u32x4 &own = to[in_stage(place_of(THREAD + e * BLOCK))];
+        UNROLL for (u32 w = 0; w < 4; ++w) own.v[w] = pieces[e].v[w];
+    }
+}
+#endif
+
 DEVICE Held read_held(const WEIGHT *weight, const Planes &planes, u32 row, u32 turn, u32 part, u32 inner) {
     Held held = {};
 #if FORMAT == F16
@@ -95,8 +143,6 @@ KERNEL(BLOCK) tile_linear(const f16 *x, const WEIGHT *weight, const u8 *high, co
     u32 turns = (inner + TURN_WEIGHTS - 1) / TURN_WEIGHTS, share = (turns + slices * whole - 1) / (slices * whole) * whole;
     u32 begin = BLOCK_Y * share < turns ? BLOCK_Y * share : turns, end = begin + share < turns ? begin + share : turns;
 
-    auto start = [](u32 step, u32 part, u32 i) { return piece_start(step / STEPS, part, step % STEPS / 2, step % 2 * 2 + i); };
-
     Turn held[AHEAD + 1];
     if (AHEAD || STARTS_EARLY) read_turn(held[0], weight, planes, row, begin, end, inner);
     await_earlier();
@@ -111,11 +157,11 @@ KERNEL(BLOCK) tile_linear(const f16 *x, const WEIGHT *weight, const u8 *high, co
         u32x4 pieces[EACH];
         u32 stage = begin * STEPS / STAGE_STEPS, last_stage = (end * STEPS + STAGE_STEPS - 1) / STAGE_STEPS, at = 0; // where it lies
         UNROLL for (u32 s = 0; s + 1 < STAGES; ++s) {
-            if (stage + s < last_stage) bring_stage<NEIGHBOURS>(x, stage + s, base, rows, inner, stages[s], pieces, start);
+            if (stage + s < last_stage) bring_stage(x, stage + s, base, rows, inner, stages[s], pieces);
 #if ASYNC
             end_copies();
 #else
-            land_stage<NEIGHBOURS>(stages[s], pieces);
+            land_stage(stages[s], pieces);
 #endif
         }
         auto take_turn = [&](u32 turn, Turn &own, Turn &next) {
@@ -131,19 +177,27 @@ KERNEL(BLOCK) tile_linear(const f16 *x, const WEIGHT *weight, const u8 *high, co
                         await_copies<STAGES - 2>();
 #endif
                         lds_barrier(); // the stage is there, and of the one before everything was read
-                        if (stage + STAGES - 1 < last_stage) bring_stage<NEIGHBOURS>(x, stage + STAGES - 1, base, rows, inner, stages[last], pieces, start);
+                        if (stage + STAGES - 1 < last_stage) bring_stage(x, stage + STAGES - 1, base, rows, inner, stages[last], pieces);
 #if ASYNC
                         end_copies();
 #endif
                     }
-                    StepWeights weights;
+                    const u32x4 *own_x = stages[at] + step % STAGE_STEPS * STEP_PIECES + LANE % READERS;
+                    f16_quad weights[TILES][TILE_LANE_ROWS][4];
                     UNROLL for (u32 t = 0; t < TILES; ++t)
                         UNROLL for (u32 r = 0; r < TILE_LANE_ROWS; ++r)
                             take_pair(own[t][r], turn * TILE_PARTS + tile_part(), group, half, weights[t][r]);
-                    multiply_step(sum, weights, stages[at] + step % STAGE_STEPS * STEP_PIECES);
+                    UNROLL for (u32 m = 0; m < TOKEN_TILES; ++m) {
+                        f16_quad quads[4];
+                        UNROLL for (u32 i = 0; i < 2; ++i) {
+                            u32x4 piece = own_x[(m * 2 + i) * READERS];
+                            quads[2 * i] = u32x2{{piece.v[0], piece.v[1]}}, quads[2 * i + 1] = u32x2{{piece.v[2], piece.v[3]}};
+                        }
+                        UNROLL for (u32 t = 0; t < TILES; ++t) tile_multiply(sum[t][m], weights[t], quads);
+                    }
                     if (step % STAGE_STEPS == STAGE_STEPS - 1) {
 #if !ASYNC
-                        if (stage + 1 < last_stage) land_stage<NEIGHBOURS>(stages[last], pieces);
+                        if (stage + 1 < last_stage) land_stage(stages[last], pieces);
 #endif
                         ++stage;
                         at = at + 1 == STAGES ? 0 : at + 1;

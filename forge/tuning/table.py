@@ -79,8 +79,8 @@ def _group(shape: Shape, values: Values) -> bool:
     return 80 << 10 <= lds_bytes <= 228 << 10 and 256 <= threads <= 512 // values["TILES"]
 
 
-def _group_values(tiles: int, block: int, core_blocks: int, stage_steps: int, stages: int) -> Values:
-    return {"TILES": tiles, "BLOCK": block, "CORE_BLOCKS": core_blocks, "STAGE_STEPS": stage_steps, "STAGES": stages}
+_TWO_BLOCKS = {"TILES": 1, "BLOCK": 128, "CORE_BLOCKS": 2, "STAGE_STEPS": 2, "STAGES": 3}
+_THREE_BLOCKS = {"TILES": 1, "BLOCK": 128, "CORE_BLOCKS": 3, "STAGE_STEPS": 1, "STAGES": 4}
 
 
 def _attention(shape: Shape, values: Values) -> bool:
@@ -200,17 +200,16 @@ KERNELS = {
         rows={
             # Of LDS as much as is there goes to CORE_BLOCKS of a multiprocessor, STAGES of STAGE_STEPS lines each.
             DEFAULT: Rows(
-                "H100, which alone launches it: at the shapes of a 1B and an 8B model, 8 and 64 rows, of 1 to 4 tiles, "
-                "1 to 4 groups of waves, 1 to 5 blocks of a multiprocessor, 3 to 8 stages of 1 and 2 steps",
+                "H100, of the one architecture that launches it: at the shapes of a 1B and an 8B model, 8 and 64 rows, "
+                "of 1 to 4 tiles, 1 to 4 groups of waves, 1 to 5 blocks of a multiprocessor, 3 to 8 stages of 1 and 2 "
+                "steps",
                 (
                     # of so many outputs three blocks, or slices of them, leave the fewest multiprocessors less to do
-                    *(Row({"outer": outer}, values) for outer, values in (
-                        (2048, _group_values(1, 128, 2, 2, 3)),
-                        (4095, _group_values(1, 128, 3, 1, 4)),
-                        (4096, _group_values(1, 128, 2, 2, 3)),
-                        (8191, _group_values(1, 128, 3, 1, 4)),
-                    )),
-                    Row({}, _group_values(1, 128, 2, 2, 3)),
+                    Row({"outer": 2048}, _TWO_BLOCKS),
+                    Row({"outer": 4095}, _THREE_BLOCKS),
+                    Row({"outer": 4096}, _TWO_BLOCKS),
+                    Row({"outer": 8191}, _THREE_BLOCKS),
+                    Row({}, _TWO_BLOCKS),
                 ),
             )
         },

@@ -1,0 +1,68 @@
+// What the products of 2 to 64 rows of x on the matrix cores share: where a tile's rows are in the matrix, and what becomes of
+// the sums.
+// -D TOKENS=rows of x at most; TILES of a wave; BLOCK=threads; CORE_BLOCKS=blocks that a multiprocessor holds.
+
+#undef RESIDENT
+#define RESIDENT CORE_BLOCKS
+#define WAVES (BLOCK / TILE_WAVE)
+#define TOGETHER (TOKENS < TILE_MOST_TOKENS ? TOKENS : TILE_MOST_TOKENS) // tokens whose sums there is room for
+#define TOKEN_TILES ((TOGETHER + TILE_TOKENS - 1) / TILE_TOKENS)
+
+typedef float Sums[TILES][TOKEN_TILES][TILE_VALUES]; // of a lane, of all tiles and tokens
+DEVICE void clear_sums(Sums &sum) {
+    UNROLL for (u32 t = 0; t < TILES; ++t)
+        UNROLL for (u32 m = 0; m < TOKEN_TILES; ++m)
+            UNROLL for (u32 i = 0; i < TILE_VALUES; ++i) sum[t][m][i] = 0;
+}
+
+// With a gate, half of a tile's rows are gates, the others what they gate, TILE_PARTNER below.
+DEVICE u32 half_of(u32 row) { return row / TILE_PARTNER % 2; }
+DEVICE u32 place_in_half(u32 row) { return row / (2 * TILE_PARTNER) * TILE_PARTNER + row % TILE_PARTNER; }
+
+// What a block makes of its product, and where its waves' tiles are in the matrix.
+struct Product {
+    const float *bias;
+    float *y;
+    f16 *gated;
+    u32 rows, outer, stride, column, accumulate, gelu;
+};
+DEVICE u32 outputs_of(const Product &p) { return p.gated ? p.outer / 2 : p.outer; }
+DEVICE u32 matrix_row(const Product &p, u32 tile, u32 row) { // of the wave's; one too many is not stored
+    u32 first = ((BLOCK_X * WAVES + THREAD / TILE_WAVE) * TILES + tile) * (p.gated ? 8 : 16), outputs = outputs_of(p);
+    u32 n = first + (p.gated ? place_in_half(row) : row);
+    return (n < outputs ? n : outputs - 1) + (p.gated && half_of(row) ? outputs : 0);
+}
+
+// Sums of tokens from `base` on: activated, or stored as those of a slice.
+DEVICE void store_sums(const Product &p, const Sums &sum, u32 base) {
+    u32 outputs = outputs_of(p), first = (BLOCK_X * WAVES + THREAD / TILE_WAVE) * TILES * (p.gated ? 8 : 16);
+    if (p.gated) {
+        UNROLL for (u32 t = 0; t < TILES; ++t)
+            UNROLL for (u32 i = 0; i < TILE_VALUES; ++i) {
+                const u32 up = i + TILE_VALUES / 2 < TILE_VALUES ? i + TILE_VALUES / 2 : i;
+                u32 n = first + t * 8 + place_in_half(tile_sum_row(i));
+                if (up == i || n >= outputs) continue;
+                float of_gate = p.bias ? p.bias[n] : 0.0f, of_up = p.bias ? p.bias[outputs + n] : 0.0f;
+                UNROLL for (u32 m = 0; m < TOKEN_TILES; ++m) {
+                    u32 token = base + m * TILE_TOKENS + tile_sum_token(i);
+                    float gate = sum[t][m][i] + of_gate;
+                    if (token < p.rows) p.gated[(u64)token * outputs + n] = to_f16((p.gelu ? gelu_tanh(gate) : silu(gate)) * (sum[t][m][up] + of_up));
+                }
+            }
+        return;
+    }
+    float *out = p.y + (u64)BLOCK_Y * p.rows * p.stride + p.column;
+    UNROLL for (u32 t = 0; t < TILES; ++t)
+        UNROLL for (u32 i = 0; i < TILE_VALUES; ++i) {
+            u32 n = first + t * 16 + tile_sum_row(i);
+            float more[TOKEN_TILES], addend = p.bias && BLOCK_Y == 0 && n < p.outer ? p.bias[n] : 0.0f;
+            UNROLL for (u32 m = 0; m < TOKEN_TILES; ++m) { // all of them are asked for before the first is stored
+                u32 token = base + m * TILE_TOKENS + tile_sum_token(i);
+                more[m] = p.accumulate && n < p.outer && token < p.rows ? out[(u64)token * p.stride + n] : 0.0f;
+            }
+            UNROLL for (u32 m = 0; m < TOKEN_TILES; ++m) {
+                u32 token = base + m * TILE_TOKENS + tile_sum_token(i);
+                if (n < p.outer && token < p.rows) out[(u64)token * p.stride + n] = more[m] + (sum[t][m][i] + addend);
+            }
+        }
+}

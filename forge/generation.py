@@ -41,14 +41,11 @@ class Generation:
         return self._stopped
 
     def finish(self) -> None:
-        """The sequence has ended: what was held back is let go, and the last chunk says why."""
-        rest = ""
-        if not self._stopped:
-            rest, stopped = self._stops.push(self._decoder.flush())
-            if stopped:
-                self.sequence.finish_reason = "stop"
-            else:
-                rest += self._stops.flush()
+        """The sequence has ended: what was held back is let go, and the last chunk says why.
+
+        Bytes of a character that was cut are no text, and are left out; the ids have them.
+        """
+        rest = "" if self._stopped else self._stops.flush()
         if rest:
             self._text.append(rest)
         self.chunks.append(

@@ -118,7 +118,8 @@ class LLM:
         Raises ChatTemplateError if the model has no template or it refuses the messages.
         """
         params = sampling_params(params, overrides)
-        completions = self._complete([self._encode_chat(messages, tools, template_variables)], params)
+        ids = self.encode_chat(messages, tools=tools, template_variables=template_variables)
+        completions = self._complete([ids], params)
         return completions[0] if params.n == 1 else completions
 
     def stream_chat(
@@ -132,7 +133,7 @@ class LLM:
     ) -> Generator[Chunk, None, None]:
         """`chat`, piece by piece."""
         params = sampling_params(params, overrides)
-        return self._stream(self._encode_chat(messages, tools, template_variables), params)
+        return self._stream(self.encode_chat(messages, tools=tools, template_variables=template_variables), params)
 
     def render_chat(
         self,
@@ -151,6 +152,19 @@ class LLM:
         return self.chat_template.render(
             messages, add_generation_prompt=add_generation_prompt, tools=tools, **template_variables
         )
+
+    def encode_chat(
+        self,
+        messages: Messages,
+        *,
+        tools: Sequence[Any] | None = None,
+        template_variables: Mapping[str, Any] | None = None,
+    ) -> list[int]:
+        """The token ids that `chat` computes for a conversation: their number is what it takes of the context."""
+        text = self.render_chat(messages, tools=tools, **(template_variables or {}))
+        ids = self.tokenizer.encode(text, add_special=False, parse_special=True)
+        bos = self.tokenizer.bos_id  # most templates write it themselves
+        return [bos, *ids] if self.tokenizer.add_bos and bos is not None and ids[:1] != [bos] else ids
 
     def logits(self, prompt: Prompt) -> npt.NDArray[np.float32]:
         """(tokens, V) float32: the model's scores for the token after each of the prompt's."""
@@ -222,14 +236,6 @@ class LLM:
                 f"a prompt of {len(prompt)} characters cannot fit the context of {self.context} tokens: shorten it"
             )
         return self.tokenizer.encode(prompt, parse_special=True)
-
-    def _encode_chat(
-        self, messages: Messages, tools: Sequence[Any] | None, variables: Mapping[str, Any] | None
-    ) -> list[int]:
-        text = self.render_chat(messages, tools=tools, **(variables or {}))
-        ids = self.tokenizer.encode(text, add_special=False, parse_special=True)
-        bos = self.tokenizer.bos_id  # most templates write it themselves
-        return [bos, *ids] if self.tokenizer.add_bos and bos is not None and ids[:1] != [bos] else ids
 
     def _logits(self, ids: list[int], tap: Any = None) -> Generator[npt.NDArray[np.float32], None, None]:
         with closing(self.engine.logits(ids, tap)) as chunks:

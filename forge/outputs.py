@@ -55,6 +55,7 @@ class Completion:
     """A finished completion."""
 
     text: str
+    """Without the bytes of a character that the end cut."""
     ids: list[int]
     """Generated ids, the end token not included."""
     prompt_ids: list[int]

@@ -92,4 +92,4 @@ def test_chats_are_rendered_and_encoded_as_expected(model: Model) -> None:
             continue
         assert llm.render_chat(case["messages"], **options) == case["text"]
         if case["add_generation_prompt"]:
-            assert llm._encode_chat(case["messages"], None, None) == case["ids"]
+            assert llm.encode_chat(case["messages"]) == case["ids"]

@@ -46,59 +46,73 @@ class RopeConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
-    """The numbers of one model, read from its file and completed by its architecture's row in `models/arch.py`."""
+    """The numbers of one model, read from its file and completed by its architecture's row in `models/arch.py`.
+
+    Attributes:
+        arch: GGUF's name of the architecture, such as "llama".
+        num_layers: Number of blocks.
+        width: E, the components of the residual stream.
+        num_heads: H, query heads.
+        num_kv_heads: G, key and value heads; H / G query heads share one.
+        head_dim: D, components of one head.
+        ffn_width: F, components inside the feed-forward.
+        vocab_size: V, rows of the embedding.
+        context_length: Positions the model was trained for.
+        norm: "rms" (RMSNorm) or "layer" (LayerNorm).
+        norm_eps: Added to the variance before the root.
+        activation: "silu" or "gelu" (tanh form).
+        gated: The feed-forward is down(activation(gate(x)) * up(x)), else down(activation(up(x))).
+        attention_scale: Scores are multiplied by this before soft cap and mask.
+        ropes: The distinct rotary embeddings of the model.
+        layer_ropes: Index into `ropes` for each layer.
+        layer_windows: Sliding window of each layer: a query sees the W latest positions, its own included; 0 = all.
+        attention_softcap: cap * tanh(score / cap), 0 = none.
+        final_softcap: The same for the logits.
+        embedding_scale: Embeddings are multiplied by this.
+    """
 
     arch: str
     num_layers: int
     width: int
-    """E"""
     num_heads: int
-    """H"""
     num_kv_heads: int
-    """G"""
     head_dim: int
-    """D"""
     ffn_width: int
-    """F"""
     vocab_size: int
-    """V"""
     context_length: int
-    """Positions the model was trained for."""
     norm: NormKind
     norm_eps: float
     activation: Activation
     gated: bool
-    """The feed-forward is down(activation(gate(x)) * up(x)), else down(activation(up(x)))."""
     attention_scale: float
-    """Scores are multiplied by this before soft cap and mask."""
     ropes: tuple[RopeConfig, ...]
-    """The distinct rotary embeddings of the model."""
     layer_ropes: tuple[int, ...]
-    """Index into `ropes` for each layer."""
     layer_windows: tuple[int, ...]
-    """Sliding window of each layer: a query sees the W latest positions, its own included; 0 = all."""
     attention_softcap: float = 0.0
-    """cap * tanh(score / cap), 0 = none."""
     final_softcap: float = 0.0
     embedding_scale: float = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineConfig:
-    """How an engine runs. Token counts are per engine, not per request."""
+    """How an engine runs. Token counts are per engine, not per request.
+
+    Attributes:
+        context: Most tokens of one sequence, prompt and completion; None = the model's, cut to what fits in memory.
+        memory_fraction: Share of the free memory that weights and KV cache may take.
+        activations: Precision of matrix inputs; None = what the device does best (float32 on NumPy, float16 on a
+            GPU).
+        max_sequences: Most sequences that run together; further ones wait.
+        max_step_tokens: Most tokens of one step: a longer prompt is computed in chunks of this size.
+        page_size: P: positions per KV page.
+    """
 
     context: int | None = None
-    """Most tokens of one sequence, prompt and completion; None = the model's, cut to what fits in memory."""
     memory_fraction: float = 0.9
-    """Share of the free memory that weights and KV cache may take."""
     activations: Activations | None = None
-    """Precision of matrix inputs; None = what the device does best (float32 on NumPy, float16 on a GPU)."""
     max_sequences: int = 64
-    """Most sequences that run together; further ones wait."""
     max_step_tokens: int = 512
-    """Most tokens of one step: a longer prompt is computed in chunks of this size."""
     page_size: int = 64
-    """P: positions per KV page."""
 
     def __post_init__(self) -> None:
         check_integer("context", self.context, 1, optional=True)
@@ -118,38 +132,41 @@ class SamplingParams:
     In this order: logit bias, repetition, presence and frequency penalties, temperature, top-k, top-p, min-p, one draw.
     The draw depends on the seed, the choice index and the position alone: the same request gives the same tokens
     whatever else runs. Raises ParameterError for a value that cannot be used.
+
+    Attributes:
+        max_tokens: Most tokens to generate; None = until the context is full.
+        temperature: 0 is greedy: the most probable token, the lowest id of equals.
+        top_k: Keep the k most probable tokens; 0 = all.
+        top_p: Keep the smallest set of most probable tokens whose probabilities reach p.
+        min_p: Keep tokens at least min_p times as probable as the most probable one.
+        repetition_penalty: Divides positive (multiplies negative) logits of tokens in the prompt or completion.
+            arXiv:1909.05858
+        presence_penalty: Subtracted once from the logits of tokens already generated.
+        frequency_penalty: Subtracted for each time a token was already generated.
+        logit_bias: Token id -> number added to its logit, from -1e6 to 1e6; -inf forbids it.
+        seed: 0 to 2**64 - 1; None = a fresh one for each request.
+        n: Completions of the same prompt: choice indices 0 to n - 1.
+        stop: Texts that end the completion; they are not part of it.
+        stop_ids: Token ids that end the completion like the model's own end tokens.
+        ignore_eos: Run to `max_tokens` through the model's end tokens.
+        logprobs: Report each token's log probability, and this many most probable alternatives; None = none.
     """
 
     max_tokens: int | None = 256
-    """Most tokens to generate; None = until the context is full."""
     temperature: float = 0.0
-    """0 is greedy: the most probable token, the lowest id of equals."""
     top_k: int = 0
-    """Keep the k most probable tokens; 0 = all."""
     top_p: float = 1.0
-    """Keep the smallest set of most probable tokens whose probabilities reach p."""
     min_p: float = 0.0
-    """Keep tokens at least min_p times as probable as the most probable one."""
     repetition_penalty: float = 1.0
-    """Divides positive (multiplies negative) logits of tokens in the prompt or completion. arXiv:1909.05858"""
     presence_penalty: float = 0.0
-    """Subtracted once from the logits of tokens already generated."""
     frequency_penalty: float = 0.0
-    """Subtracted for each time a token was already generated."""
     logit_bias: Mapping[int, float] = field(default_factory=dict, hash=False)
-    """Token id -> number added to its logit, from -1e6 to 1e6; -inf forbids it."""
     seed: int | None = None
-    """0 to 2**64 - 1; None = a fresh one for each request."""
     n: int = 1
-    """Completions of the same prompt: choice indices 0 to n - 1."""
     stop: str | Sequence[str] = ()
-    """Texts that end the completion; they are not part of it."""
     stop_ids: Sequence[int] = ()
-    """Token ids that end the completion like the model's own end tokens."""
     ignore_eos: bool = False
-    """Run to `max_tokens` through the model's end tokens."""
     logprobs: int | None = None
-    """Report each token's log probability, and this many most probable alternatives; None = none."""
 
     def __post_init__(self) -> None:
         check_integer("max_tokens", self.max_tokens, 1, optional=True)

@@ -9,14 +9,19 @@ from forge.engine import FinishReason, TokenLogprobs
 
 @dataclass(frozen=True, slots=True)
 class Timings:
-    """Where the time of one completion went, in milliseconds, waiting included."""
+    """Where the time of one completion went, in milliseconds, waiting included.
+
+    Attributes:
+        prompt_tokens: Tokens of the prompt.
+        completion_tokens: Generated tokens.
+        prefill_ms: From the request to its first token.
+        decode_ms: From the first token to the last.
+    """
 
     prompt_tokens: int
     completion_tokens: int
     prefill_ms: float
-    """From the request to its first token."""
     decode_ms: float
-    """From the first token to the last."""
 
     @property
     def total_ms(self) -> float:
@@ -36,44 +41,60 @@ class Timings:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """A piece of a completion, as it is generated."""
+    """A piece of a completion, as it is generated.
+
+    Attributes:
+        text: New text, perhaps empty: a character may need several tokens, and a possible stop string is held back.
+        ids: New token ids.
+        index: Which of the n choices.
+        logprobs: One entry for each id, where `SamplingParams.logprobs` asked for them; else None.
+        finish_reason: Set on the last chunk of a choice.
+        timings: Set on the last chunk of a choice.
+    """
 
     text: str
-    """New text, perhaps empty: a character may need several tokens, and a possible stop string is held back."""
     ids: list[int]
     index: int = 0
-    """Which of the n choices."""
     logprobs: tuple[TokenLogprobs, ...] | None = None
     finish_reason: FinishReason | None = None
-    """Set on the last chunk of a choice."""
     timings: Timings | None = None
-    """Set on the last chunk of a choice."""
 
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """A finished completion."""
+    """A finished completion.
+
+    Attributes:
+        text: The generated text.
+        ids: Generated ids, the end token not included.
+        prompt_ids: Token ids of the prompt, BOS included.
+        finish_reason: "stop": end token, stop id or stop string; "length": max_tokens or the context; "abort";
+            "error": the logits were not finite.
+        timings: Token counts and times.
+        logprobs: One entry for each id, where `SamplingParams.logprobs` asked for them; else None.
+        index: Which of the n choices.
+    """
 
     text: str
     """Without the bytes of a character that the end cut."""
     ids: list[int]
-    """Generated ids, the end token not included."""
     prompt_ids: list[int]
     finish_reason: FinishReason
-    """"stop": end token, stop id or stop string; "length": max_tokens or the context; "abort";
-    "error": the logits were not finite."""
     timings: Timings
     logprobs: tuple[TokenLogprobs, ...] | None = None
     index: int = 0
-    """Which of the n choices."""
 
 
 @dataclass(frozen=True, slots=True)
 class Perplexity:
-    """exp(mean negative log likelihood) over the scored tokens."""
+    """exp(mean negative log likelihood) over the scored tokens.
+
+    Attributes:
+        ppl: exp(nll).
+        nll: Mean, in nats per token.
+        tokens: Scored tokens.
+    """
 
     ppl: float
     nll: float
-    """Mean, in nats per token."""
     tokens: int
-    """Scored tokens."""

@@ -21,12 +21,17 @@ from forge.ops.embed import take_rows
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprobs:
-    """Log probabilities at one position, under the model's own distribution (no penalties, no temperature)."""
+    """Log probabilities at one position, under the model's own distribution (no penalties, no temperature).
+
+    Attributes:
+        id: The token that was generated.
+        logprob: Its natural log probability.
+        top: (id, log probability) of the most probable tokens, as many as were asked for, the most probable first.
+    """
 
     id: int
     logprob: float
     top: tuple[tuple[int, float], ...]
-    """The most probable ids with theirs, as many as were asked for."""
 
 
 @dataclass(frozen=True, slots=True)

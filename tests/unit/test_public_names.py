@@ -1,6 +1,7 @@
 """What `import forge` offers, and what it costs."""
 
 import ast
+import dataclasses
 import importlib
 import inspect
 import json
@@ -110,6 +111,13 @@ def test_every_method_of_the_public_classes_has_a_docstring() -> None:
         if not has_docstring(value)
     ]
     assert missing == []
+
+
+@pytest.mark.parametrize("name", [n for n in forge.__all__ if dataclasses.is_dataclass(getattr(forge, n))])
+def test_help_explains_every_field_of_a_public_dataclass(name: str) -> None:
+    """`help()` shows a class's docstring, not strings under its fields."""
+    described = dict(re.findall(r"^    (\w+): (\S.*)$", inspect.getdoc(getattr(forge, name)) or "", re.MULTILINE))
+    assert list(described) == [field.name for field in dataclasses.fields(getattr(forge, name))]
 
 
 @pytest.mark.parametrize("error", ERRORS)

@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 from cupy_backends.cuda.libs import cublas, nvrtc
 
-from forge.backend import code_objects, compilers, kernels, probe
+from forge.backend import amd, code_objects, compilers, kernels, probe
 from forge.backend.early import EarlyLaunch
 from forge.backend.gpu import GPU, Disturb, arrays_in, checked
 from forge.errors import DeviceError, OutOfMemoryError
@@ -72,7 +72,8 @@ class CupyBackend(GPU):
             else f"sm_{properties['major']}{properties['minor']}"
         )
         self.wave = int(properties["warpSize"])
-        self.cores = int(properties["multiProcessorCount"])
+        multiprocessors = int(properties["multiProcessorCount"])
+        self.cores = amd.compute_units(self.arch, multiprocessors) if IS_HIP else multiprocessors
         self._starts_early = not IS_HIP and properties["major"] >= 9
         self.has_wave_groups = self.arch == "sm_90" and nvrtc.getVersion() >= (12, 0)
         self.device = f"{KIND}:{index} ({self.name}, {self.arch})"

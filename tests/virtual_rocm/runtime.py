@@ -54,6 +54,7 @@ ERRORS = {
 GFX = os.environ.get("VIRTUAL_ROCM_GFX", "gfx1100")
 WAVE = 64 if GFX.startswith("gfx9") else 32
 FEATURES = {"gfx90a": ":sramecc+:xnack-", "gfx942": ":sramecc+:xnack-"}
+COMPUTE_UNITS = 8
 MAJOR, MINOR = int(GFX[3:-2]), int(GFX[-2], 16)
 VERSION = 70051831  # HIP 7.0.51831
 MEMORY_BYTES = 1 << 30
@@ -351,7 +352,8 @@ def hipGetDevicePropertiesR0600(pointer: c_void_p, index: c_int) -> c_int:
         maxGridSize=(2**31 - 1, 65536, 65536),
         major=MAJOR,
         minor=MINOR,
-        multiProcessorCount=8,
+        # HIP counts pairs of compute units on RDNA, where a workgroup may have both.
+        multiProcessorCount=COMPUTE_UNITS // 2 if (10, 0) <= (MAJOR, MINOR) < (12, 5) else COMPUTE_UNITS,
         l2CacheSize=4 << 20,
         gcnArchName=(GFX + FEATURES.get(GFX, "")).encode(),
     )

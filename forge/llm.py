@@ -20,7 +20,7 @@ from forge.engine import Engine, Sampled
 from forge.engine.sequence import Sequence as EngineSequence
 from forge.errors import ChatTemplateError, ContextLengthError, NumericsError, OutOfMemoryError, ParameterError
 from forge.generation import Generation
-from forge.ops.attention import attention_scores, causal_mask, softmax
+from forge.models.attention import AttentionWeights
 from forge.outputs import Chunk, Completion, Perplexity
 from forge.prompts import is_single, items_of, sampling_params, token_ids
 from forge.tokenizer import Tokenizer
@@ -169,6 +169,7 @@ class LLM:
     def logits(self, prompt: Prompt) -> npt.NDArray[np.float32]:
         """(tokens, V) float32: the model's scores for the token after each of the prompt's."""
         ids = self._encode(prompt)
+        self.engine.check_ids(ids)
         size, free = 4 * len(ids) * self.config.vocab_size, select("cpu").free_bytes()
         if size > free:
             raise OutOfMemoryError(
@@ -181,23 +182,23 @@ class LLM:
             row += len(part)
         return out
 
-    def attention(self, prompt: Prompt, layer: int) -> npt.NDArray[np.float32]:
-        """(H, T, T) float32: how much each of a prompt's T tokens attends to each one, by head, in one layer."""
-        check_integer("layer", layer, 0, self.config.num_layers - 1)
-        found: dict[str, list[Any]] = {"q": [], "k": []}
-        names = {f"blk.{layer}.attn_q": "q", f"blk.{layer}.attn_k": "k"}
-        backend = self.engine.runner.backend
+    def attention(self, prompt: Prompt, layer: int | None = None) -> npt.NDArray[np.float32]:
+        """How much each of a prompt's T tokens attends to each one, by head, from one pass without logits.
 
-        def tap(name: str, array: Any) -> None:
-            if name in names:
-                found[names[name]].append(backend.to_numpy(array).copy())
-
-        for _ in self._logits(self._encode(prompt), tap):
+        float32 (H, T, T) of one layer; (layers, H, T, T) of all of them with layer=None. Rows add up to 1. Raises
+        OutOfMemoryError, with the numbers, where that is more than is free.
+        """
+        if layer is not None:
+            check_integer("layer", layer, 0, self.config.num_layers - 1)
+        ids = self._encode(prompt)
+        self.engine.check_ids(ids)
+        layers = range(self.config.num_layers) if layer is None else range(int(layer), int(layer) + 1)
+        size = self.config, self.engine.runner.backend, layers, len(ids)
+        AttentionWeights.check_room(*size, select("cpu").free_bytes())
+        found = AttentionWeights(*size)
+        for _ in self._locked(self.engine.look(ids, found)):
             pass
-        q, k = (backend.asarray(np.concatenate(parts)) for parts in found.values())  # (T, H, D), (T, G, D)
-        scores = attention_scores(q, k, self.config.attention_scale, self.config.attention_softcap)
-        weights = softmax(causal_mask(scores, self.config.layer_windows[layer]))
-        return np.asarray(backend.to_numpy(weights), np.float32)
+        return found.weights if layer is None else found.weights[0]
 
     def perplexity(self, text: Prompt, *, context: int | None = None) -> Perplexity:
         """How well the model predicts a text: exp of the mean negative log likelihood per token.
@@ -237,14 +238,19 @@ class LLM:
             )
         return self.tokenizer.encode(prompt, parse_special=True)
 
-    def _logits(self, ids: list[int], tap: Any = None) -> Generator[npt.NDArray[np.float32], None, None]:
-        with closing(self.engine.logits(ids, tap)) as chunks:
+    def _logits(self, ids: list[int]) -> Generator[npt.NDArray[np.float32], None, None]:
+        for rows in self._locked(self.engine.logits(ids)):
+            yield self.engine.runner.backend.to_numpy(rows)
+
+    def _locked(self, steps: Generator[Any, None, None]) -> Generator[Any, None, None]:
+        """The steps of a pass of its own: other threads have theirs in between."""
+        with closing(steps):
             while True:
                 with self._lock:
-                    rows = next(chunks, None)
-                if rows is None:
+                    step = next(steps, None)
+                if step is None:
                     return
-                yield self.engine.runner.backend.to_numpy(rows)
+                yield step
 
     def _complete(self, prompts: list[list[int]], params: SamplingParams) -> list[Completion]:
         generations: list[Generation] = []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Generator
 from itertools import count
-from typing import Any
+from typing import Any, TypeVar
 
 from forge.config import SamplingParams
 from forge.engine.block_manager import BlockManager
@@ -15,6 +15,8 @@ from forge.engine.scheduler import Scheduled, Scheduler
 from forge.engine.sequence import FinishReason, Sequence
 from forge.errors import ContextLengthError, OutOfMemoryError, ParameterError
 from forge.models.decoder import Tap
+
+T = TypeVar("T")
 
 _TYPICAL_ROWS = (1, 8, 16, 32, 64, 65)
 """Numbers of rows between which products are computed by other kernels."""
@@ -179,23 +181,35 @@ class Engine:
 
         Raises ContextLengthError for too many ids and OutOfMemoryError if running requests hold the pages it needs.
         """
-        self._check_ids(ids)
-        if len(ids) > self.context:
-            raise ContextLengthError(
-                f"{len(ids)} tokens do not fit the context of {self.context}: use fewer, or --context"
-            )
+        most = _LOGIT_BYTES // (4 * self.runner.model.config.vocab_size)
+        return self._alone(ids, most, lambda step: self.runner.forward(step, all_logits=True, tap=tap))
+
+    def look(self, ids: list[int], tap: Tap) -> Generator[int, None, None]:
+        """Show the tap all positions, some tokens at a time, without logits: how many. Raises what `logits` does."""
+        return self._alone(ids, len(ids), lambda step: self.runner.look(step, tap))
+
+    def _alone(self, ids: list[int], most: int, run: Callable[[list[Scheduled]], T]) -> Generator[T, None, None]:
+        """A pass over ids that no request has, at most so many at a time."""
+        self.check_ids(ids)
         sequence = Sequence(next(self._numbers), 0, list(ids), len(ids), SamplingParams(), 0, len(ids))
         pages = self.blocks.allocate(-(-len(ids) // self.runner.cache.page_size))
         if pages is None:
             raise OutOfMemoryError("running requests hold the KV cache: finish or abort them first")
         sequence.pages = pages
         try:
-            rows = min(_LOGIT_BYTES // (4 * self.runner.model.config.vocab_size), self.scheduler.max_step_tokens)
+            rows = min(most, self.scheduler.max_step_tokens)
             for start in range(0, len(ids), rows):
-                step = [Scheduled(sequence, start, min(rows, len(ids) - start))]
-                yield self.runner.forward(step, all_logits=True, tap=tap)
+                yield run([Scheduled(sequence, start, min(rows, len(ids) - start))])
         finally:
             self.blocks.release(pages)
+
+    def check_ids(self, ids: list[int]) -> None:
+        """Raises what `logits` would of these ids: ParameterError, or ContextLengthError for too many."""
+        self._check_ids(ids)
+        if len(ids) > self.context:
+            raise ContextLengthError(
+                f"{len(ids)} tokens do not fit the context of {self.context}: use fewer, or --context"
+            )
 
     def _check_ids(self, ids: list[int]) -> None:
         vocabulary = self.runner.model.config.vocab_size

@@ -15,6 +15,7 @@ from forge.engine.sequence import Sequence
 from forge.engine.slots import Slots
 from forge.kv_cache import KVCache
 from forge.models import Decoder
+from forge.models.batch import Batch
 from forge.models.decoder import Tap
 from forge.ops.embed import take_rows
 
@@ -52,9 +53,18 @@ class Runner:
     def forward(self, step: list[Scheduled], *, all_logits: bool = False, tap: Tap | None = None) -> Any:
         """float32 logits (R, V): one row for each entry that reaches its last id, or one for every token."""
         with self.backend.active():
-            self.model.reserve(max(entry.start + entry.count for entry in step))
-            arrays = batch.build(step, self.cache.page_size, self.backend, all_logits=all_logits)
-            return self.model(arrays, self.cache, tap)
+            return self.model(self._batch(step, all_logits=all_logits), self.cache, tap)
+
+    def look(self, step: list[Scheduled], tap: Tap) -> int:
+        """The blocks alone, for the tap: no logits are computed. How many tokens there were."""
+        with self.backend.active():
+            tokens = self._batch(step)
+            self.model.hidden(tokens, self.cache, tap)
+            return len(tokens.ids)
+
+    def _batch(self, step: list[Scheduled], *, all_logits: bool = False) -> Batch:
+        self.model.reserve(max(entry.start + entry.count for entry in step))
+        return batch.build(step, self.cache.page_size, self.backend, all_logits=all_logits)
 
     def sample(self, logits: Any, rows: list[int], sequences: list[Sequence]) -> list[Sampled]:
         """The next id of each sequence, drawn from its row of the logits."""

@@ -172,14 +172,19 @@ class Decoder:
 
     def __call__(self, batch: Batch, cache: KVCache, tap: Tap | None = None) -> Any:
         """float32 logits (R, V) of the batch's logit rows; keys and values of its T tokens go to the cache."""
+        x, delta = self.hidden(batch, cache, tap)
+        if batch.logit_rows is not None:
+            x = take_rows(batch.logit_rows, x)  # (R, E)
+            delta = None if delta is None else take_rows(batch.logit_rows, delta)
+        logits = self.output.product(x, self.output_norm, delta)  # (R, V)
+        return soft_cap(logits, self.config.final_softcap) if self.config.final_softcap else logits
+
+    def hidden(self, batch: Batch, cache: KVCache, tap: Tap | None = None) -> tuple[Any, Any | None]:
+        """The residual stream (T, E) behind the blocks, and what is yet to be added to it. No logits are computed."""
         x = self.token_embd(batch.ids)  # (T, E)
         if tap:
             tap("token_embd", x)
         delta = None
         for block in self.blk:
             delta = block(x, delta, batch, self._rope_tables[block.rope_index], cache, tap)
-        if batch.logit_rows is not None:
-            x = take_rows(batch.logit_rows, x)  # (R, E)
-            delta = None if delta is None else take_rows(batch.logit_rows, delta)
-        logits = self.output.product(x, self.output_norm, delta)  # (R, V)
-        return soft_cap(logits, self.config.final_softcap) if self.config.final_softcap else logits
+        return x, delta

@@ -320,6 +320,17 @@ def _paged_attention_gpu(
     return out
 
 
+def _attention_scores_cpu(q: Array, k: Array, scale: float, softcap: float) -> Array:
+    (queries, heads, dim), (keys, kv_heads, _) = q.shape, k.shape
+    packed = (q * q.dtype.type(scale)).transpose(1, 0, 2).reshape(kv_heads, -1, dim)  # (G, H/G * T, D)
+    scores = (packed @ k.transpose(1, 2, 0)).reshape(heads, queries, keys)
+    if softcap:
+        scores /= softcap
+        np.tanh(scores, out=scores)
+        scores *= softcap
+    return scores
+
+
 def _attention_scores_gpu(device: GPU, q: Any, k: Any, scale: float, softcap: float) -> Any:
     (queries, heads, dim), (keys, kv_heads, _) = q.shape, k.shape
     scores = device.empty((heads, queries, keys), np.float32)
@@ -399,6 +410,7 @@ def _qk(rng: np.random.Generator) -> tuple[Array, Array]:
 
 @op(
     "q:act[T,H,D] k:act[S,G,D] scale:f32 softcap:f32 -> scores:f32[H,T,S]",
+    cpu=_attention_scores_cpu,
     gpu=_attention_scores_gpu,
     cases=[
         Case("grouped", lambda rng: (*_qk(rng), 0.25, 0.0)),

@@ -13,9 +13,20 @@ import numpy as np
 import pytest
 from tiny_models import ARCH, CONTEXT, GREEDY, SEEDED, assert_idle, random_prompts, tiny_llm
 
-from forge import LLM, Chunk, Completion, ContextLengthError, ForgeError, ParameterError, SamplingParams
+from forge import (
+    LLM,
+    Chunk,
+    Completion,
+    ContextLengthError,
+    ForgeError,
+    OutOfMemoryError,
+    ParameterError,
+    SamplingParams,
+)
+from forge.backend import NUMPY
 from forge.engine import Engine, Sequence
 from forge.generation import Generation
+from forge.models import attention, decoder
 
 TEXT = "Hello world, the end of the text"
 
@@ -450,23 +461,76 @@ def test_attention_equals_float64_from_the_weights(name: str, facts: dict[str, A
     assert_idle(llm)
 
 
-@pytest.mark.parametrize("layer", range(7))
-def test_attention_of_every_layer_is_causal_and_sums_to_one(layer: int) -> None:
+def test_attention_of_all_layers_is_that_of_each_alone() -> None:
+    """Causal, within the layer's window, and each row adds up to 1."""
     llm = tiny_llm("gemma3", max_step_tokens=24)
-    window = [16, 16, 16, 16, 16, 0, 16][layer]
-    weights = llm.attention(list(range(70)), layer)
-    assert weights.shape == (4, 70, 70)
+    ids = list(range(70))
+    found = llm.attention(ids)
+    assert (found.shape, found.dtype) == ((7, 4, 70, 70), np.float32)
     distance = np.subtract.outer(np.arange(70), np.arange(70))
-    visible = (distance >= 0) & (distance < (window or 70))
-    assert (weights[:, ~visible] == 0).all()
-    assert (weights[:, visible] > 0).all()
-    np.testing.assert_allclose(weights.sum(axis=2), 1, rtol=0, atol=1e-5)
+    for layer, window in enumerate([16, 16, 16, 16, 16, 0, 16]):
+        np.testing.assert_array_equal(llm.attention(ids, layer), found[layer])
+        visible = (distance >= 0) & (distance < (window or 70))
+        assert (found[layer][:, ~visible] == 0).all()
+        assert (found[layer][:, visible] > 0).all()
+    np.testing.assert_allclose(found.sum(axis=3), 1, rtol=0, atol=1e-5)
+    assert_idle(llm)
+
+
+@pytest.mark.parametrize("name", ["gemma2", "llama"])
+@pytest.mark.parametrize("together", [1 << 25, 4 * 4 * 40 * 3])
+def test_attention_weighs_what_paged_attention_adds_up(
+    name: str, together: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each layer's weights times its values are what the fused op gives: with windows, soft caps and several steps."""
+    monkeypatch.setattr(attention, "_SCORE_BYTES", together)
+    llm = tiny_llm(name, max_step_tokens=24)
+    outputs: list[np.ndarray] = []
+    fused = decoder.paged_attention
+
+    def recording(*arguments: Any) -> Any:
+        outputs.append(fused(*arguments))
+        return outputs[-1]
+
+    monkeypatch.setattr(decoder, "paged_attention", recording)
+    cache = llm.engine.runner.cache
+    weights = llm.attention(list(range(40)))
+    layers = llm.config.num_layers
+    for layer in range(layers):
+        values = cache.v[layer].reshape(-1, *cache.v.shape[3:])[:40]  # the first pages of an idle cache
+        values = np.repeat(values, llm.config.num_heads // llm.config.num_kv_heads, axis=1).astype(np.float64)
+        wanted = np.concatenate(outputs[layer::layers])
+        np.testing.assert_allclose(np.einsum("hts,shd->thd", weights[layer], values), wanted, rtol=0, atol=1e-5)
+
+
+def test_attention_takes_one_pass_and_no_logits(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = []
+    look = llm.engine.runner.look
+    monkeypatch.setattr(llm.engine.runner, "look", lambda *arguments: steps.append(arguments) or look(*arguments))
+    monkeypatch.setattr(llm.engine.runner.model, "output", None)
+    assert llm.attention([1, 2, 3]).shape == (3, 4, 3, 3)
+    assert len(steps) == 1
+
+
+def test_attention_that_does_not_fit_is_refused_with_the_numbers(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    computed = []
+    monkeypatch.setattr(llm.engine.runner, "look", lambda *arguments: computed.append(arguments))
+    ids = list(range(50))
+    weights, keys = 4 * 50 * 50 * 4, 50 * 2 * 32 * 4  # heads, T, T; T, G, D
+    one, all_layers = (count * (weights + keys) + 4 * weights for count in (1, 3))
+    for layer, needed, words in ((0, one, "in one layer"), (None, all_layers, "in 3 layers")):
+        monkeypatch.setattr(NUMPY, "free_bytes", lambda needed=needed: needed - 1)
+        with pytest.raises(OutOfMemoryError, match=rf"attention of 50 tokens {words} needs 0\.00 GB.* are free: use"):
+            llm.attention(ids, layer)
+    with pytest.raises(ContextLengthError, match="97 tokens"):  # not that they do not fit the memory
+        llm.attention([1] * 97)
+    assert not computed
 
 
 def test_attention_refuses_a_layer_that_is_not_there(llm: LLM) -> None:
-    for layer in (-1, 3):
-        with pytest.raises(ParameterError, match=r"layer must be in \[0, 2\]"):
-            llm.attention(TEXT, layer)
+    for layer in (-1, 3, True, 1.0):
+        with pytest.raises(ParameterError, match="layer must be"):
+            llm.attention(TEXT, layer)  # type: ignore[arg-type]
 
 
 # Interrupts

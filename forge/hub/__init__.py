@@ -11,8 +11,12 @@ from forge.hub.cache import (
     cached_path,
     disk_errors,
     is_cached,
+    is_whole,
     model_path,
+    remember_whole,
+    require_place,
     require_space,
+    silent,
     workspace,
 )
 from forge.hub.catalog import DEFAULT_MODEL, MODELS, Model, find, shown, unknown
@@ -32,13 +36,14 @@ def resolve(name_or_path: str | Path, *, progress: Progress | None = None, downl
         return Path(text)
     if isinstance(name_or_path, str):
         if text.startswith(huggingface.PREFIX):
-            return huggingface.fetch(text, progress or _silent, download=download)
+            return huggingface.fetch(text, progress or silent, download=download)
         if text in MODELS:
             if download:
                 return pull(text, progress=progress)
-            if path := cached_path(text):
+            if path := cached_path(text, progress or silent):
                 return path
-            raise ModelNotFoundError(f"{text} is not in the cache {cache_dir()}: run `forge pull {text}`")
+            state = " as it should be (wrong size or SHA-256)" if model_path(MODELS[text]).exists() else ""
+            raise ModelNotFoundError(f"{text} is not in the cache {cache_dir()}{state}: run `forge pull {text}`")
     if os.path.isdir(text):
         raise ModelNotFoundError(f"{shown(text)} is a directory: pass the path of a GGUF file in it")
     if os.path.exists(text):
@@ -49,23 +54,24 @@ def resolve(name_or_path: str | Path, *, progress: Progress | None = None, downl
 
 
 def pull(name: str, *, progress: Progress | None = None, force: bool = False) -> Path:
-    """Fetches a known model into the cache and returns its path; one that is there with the right size is kept.
+    """Fetches a known model into the cache and returns its path; one that is there and right is kept.
 
-    `force` hashes a file that is there and fetches it again if it is wrong. The file appears complete, checked against
-    its SHA-256, or not at all, and what was there before stays until then. `hf:` names go to the Hub's own cache.
+    A file that is there is hashed once after each change of its size or times, and always with `force`. What is
+    fetched appears complete, checked against its SHA-256, or not at all, and what was there before stays until then.
+    `hf:` names go to the Hub's own cache.
     Raises ModelNotFoundError for an unknown name, DownloadError for whatever else goes wrong.
     """
-    report = progress or _silent
+    report = progress or silent
     if name.startswith(huggingface.PREFIX):
         return huggingface.fetch(name, report)
     model = find(name)
-    path = cached_path(name)
-    if path and (not force or _sha256(model, path, report) == model.sha256):
-        return path
+    target = model_path(model)
+    if is_whole(model, report, afresh=force):
+        return target
+    require_place(target)
     with disk_errors(model), workspace(model, report) as work:
-        if not force and (path := cached_path(name)):  # another pull was quicker
-            return path
-        target = model_path(model)
+        if is_whole(model, report, afresh=force):  # another pull was quicker
+            return target
         if target.exists():
             report(f"replacing the damaged {model.file}", 0, None)
         require_space(model, work)
@@ -73,6 +79,7 @@ def pull(name: str, *, progress: Progress | None = None, force: bool = False) ->
         _extract(model, directory, work / model.file, report)
         os.replace(work / model.file, target)
         _sync(target.parent)
+        remember_whole(model)
     return target
 
 
@@ -101,24 +108,9 @@ def _extract(model: Model, directory: Path, target: Path, report: Progress) -> N
         )
 
 
-def _sha256(model: Model, path: Path, report: Progress) -> str:
-    digest = hashlib.sha256()
-    done = 0
-    with disk_errors(model), open(path, "rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-            done += len(chunk)
-            report(f"verifying {model.name}", done, model.size)
-    return digest.hexdigest()
-
-
 def _sync(directory: Path) -> None:
     handle = os.open(directory, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def _silent(stage: str, done: int, total: int | None) -> None:
-    """No one listens."""

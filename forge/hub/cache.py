@@ -1,14 +1,19 @@
 """The models in the cache directory: where they lie, how a pull works there alone, and what its failures mean."""
 
 import errno
-import fcntl
+import hashlib
+import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
+from forge import files
 from forge.errors import DownloadError
+from forge.hub import locks
 from forge.hub.catalog import Model, find
 from forge.paths import cache_dir
 
@@ -23,22 +28,94 @@ def model_path(model: Model) -> Path:
     return cache_dir() / "models" / model.file
 
 
-def cached_path(name: str) -> Path | None:
-    """The file of a known model if it is in the cache with the right size, else None. Its hash was checked on arrival.
+def work_path(model: Model) -> Path:
+    """Where pulls of the model work; it holds their lock and the record of the last verification, too."""
+    return cache_dir() / "models" / ".pull" / model.name
+
+
+def silent(stage: str, done: int, total: int | None) -> None:
+    """The progress callback where no one listens."""
+
+
+def cached_path(name: str, report: Progress = silent) -> Path | None:
+    """The file of a known model if it is in the cache and right, else None.
 
     Raises ModelNotFoundError for an unknown name.
     """
     model = find(name)
-    path = model_path(model)
-    try:
-        return path if path.stat().st_size == model.size else None
-    except OSError:
-        return None
+    return model_path(model) if is_whole(model, report) else None
 
 
 def is_cached(name: str) -> bool:
     """Whether a known model can be loaded without fetching anything."""
     return cached_path(name) is not None
+
+
+def is_whole(model: Model, report: Progress, *, afresh: bool = False) -> bool:
+    """Whether the model's file is there with the right size and SHA-256.
+
+    It is hashed once after each change of its size or times (98 MB take 0.1 s), or whatever is known with `afresh`.
+    """
+    try:
+        file = _open(model_path(model))
+    except OSError:
+        return False
+    with file:
+        before = os.fstat(file.fileno())
+        if not stat.S_ISREG(before.st_mode) or before.st_size != model.size:
+            return False
+        if not afresh and _recorded(model) == _record(model, before):
+            return True
+        if _sha256(model, file, report) != model.sha256:
+            return False
+        if _record(model, before) == _record(model, os.fstat(file.fileno())):
+            _remember(model, before)
+    return True
+
+
+def _open(path: Path) -> IO[bytes]:
+    # without O_NONBLOCK, opening a pipe would wait for its writer
+    return open(path, "rb", 0, opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))
+
+
+def _sha256(model: Model, file: IO[bytes], report: Progress) -> str:
+    digest, done = hashlib.sha256(), 0
+    with disk_errors(model):
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+            done += len(chunk)
+            report(f"verifying {model.name}", done, model.size)
+    return digest.hexdigest()
+
+
+def remember_whole(model: Model) -> None:
+    """Records that the model's file, which was hashed on its way here, is right."""
+    with suppress(OSError):
+        _remember(model, os.stat(model_path(model)))
+
+
+def _recorded(model: Model) -> bytes:
+    try:
+        return files.read(work_path(model) / "verified", 1000)
+    except (OSError, ValueError):
+        return b""
+
+
+def _record(model: Model, status: os.stat_result) -> bytes:
+    """What is known of a file that was hashed: compared as a whole, so that nothing in it is ever interpreted."""
+    return f"{model.sha256} {status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}\n".encode()
+
+
+def _remember(model: Model, status: os.stat_result) -> None:
+    with suppress(OSError):  # in a cache that cannot be written, the file is hashed each time
+        work_path(model).mkdir(parents=True, exist_ok=True)
+        files.replace(work_path(model) / "verified", _record(model, status))
+
+
+def require_place(path: Path) -> None:
+    """Raises DownloadError if a directory lies where a file is to go."""
+    if path.is_dir():
+        raise DownloadError(f"{path} is a directory, and the model's file belongs there: move or remove it")
 
 
 @contextmanager
@@ -47,14 +124,9 @@ def workspace(model: Model, report: Progress) -> Iterator[Path]:
 
     Whoever holds the lock is the only one who pulls this model, so what lies beside is from a pull that was killed.
     """
-    base = cache_dir() / "models" / ".pull" / model.name
+    base = work_path(model)
     base.mkdir(parents=True, exist_ok=True)
-    with open(base / "lock", "ab") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            report(f"waiting for another pull of {model.name}", 0, None)
-            fcntl.flock(lock, fcntl.LOCK_EX)
+    with locks.held(base / "lock", lambda: report(f"waiting for another pull of {model.name}", 0, None)):
         for leftover in base.glob("tmp-*"):
             shutil.rmtree(leftover, ignore_errors=True)
         work = Path(tempfile.mkdtemp(prefix="tmp-", dir=base))

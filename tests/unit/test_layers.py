@@ -20,7 +20,7 @@ CHAIN = [
 BESIDE = {
     "formats": "errors config",
     "tokenizer": "errors config",
-    "hub": "errors config paths",
+    "hub": "errors config paths files",
     "variants": "errors config tuning backend op quant ops",
     "verify": "errors config backend op quant ops",
     "workloads": "config formats.ggml tuning backend op quant ops",

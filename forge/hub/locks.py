@@ -1,0 +1,63 @@
+"""Locks between processes: an flock on a file that holds nothing."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from forge.errors import DownloadError
+
+
+@contextmanager
+def held(path: Path, on_wait: Callable[[], None] | None = None, *, remove: bool = False) -> Iterator[None]:
+    """Holds the lock at `path`; `on_wait` is called before waiting for whoever has it, without it nobody waits.
+
+    `remove` deletes the file at the end. Raises BlockingIOError where another process holds it and nobody waits,
+    DownloadError where something lies there that is no file, OSError where it cannot be made.
+    """
+    handle = _acquire(path, on_wait)
+    try:
+        yield
+    finally:
+        if remove:
+            path.unlink(missing_ok=True)
+        os.close(handle)
+
+
+def _acquire(path: Path, on_wait: Callable[[], None] | None) -> int:
+    while True:
+        handle = _open(path)
+        try:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if on_wait is None:
+                    raise
+                on_wait()
+                fcntl.flock(handle, fcntl.LOCK_EX)
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(handle), os.stat(path)):
+                    return handle
+        except BaseException:
+            os.close(handle)
+            raise
+        os.close(handle)  # whoever had it has removed it: others may hold a new one
+
+
+def _open(path: Path) -> int:
+    try:  # without O_NONBLOCK, opening a pipe might wait for its other end
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+    except IsADirectoryError:
+        raise _no_file(path) from None
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise _no_file(path)
+    return handle
+
+
+def _no_file(path: Path) -> DownloadError:
+    return DownloadError(f"the lock {path} is not a regular file: remove it")

@@ -100,6 +100,8 @@ class GPU(ABC):
     activations = np.dtype(np.float16)
     keeps_blocks = True
     is_asynchronous = True
+    device: str
+    """As a person would name it."""
     arch: str = ""
     """As its compiler names it."""
     wave: int

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from forge.cli import options, output
+from forge.cli.about import about
 from forge.errors import ParameterError
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def command(
         _check_room(llm, prompt_tokens, gen_tokens, max(batches))
         report = measure(llm, prompt_tokens, gen_tokens, batches, repetitions)
     if as_json:
-        output.write_json(report)
+        output.write_json(about(llm.device, llm.path) | report)
     else:
         _print(report)
 

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import typer
 
 from forge.cli import options, output
+from forge.cli.about import about
 from forge.errors import DeviceError
 
 _LOW_MEMORY_BYTES = 10**9  # what the default model takes at most
@@ -34,13 +35,21 @@ def command(as_json: options.Json = False) -> None:
     found = list(findings())
     problems = [finding for finding in found if finding.mend]
     if as_json:
-        output.write_json({"findings": [finding._asdict() for finding in found], "problems": len(problems)})
+        output.write_json(
+            {**about(_device()), "findings": [finding._asdict() for finding in found], "problems": len(problems)}
+        )
     else:
         output.write_table("forge doctor", ("", ""), [(f.what, f.found) for f in found])
         for problem in problems:
             output.write(f"\n{problem.what}: {problem.mend}\n")
     if problems:
         raise typer.Exit(1)
+
+
+def _device() -> str:
+    from forge.backend import select
+
+    return select("auto").device
 
 
 def findings() -> Iterator[Finding]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from forge.cli import options, output
+from forge.cli.about import about
 
 if TYPE_CHECKING:
     from forge.config import SamplingParams
@@ -71,6 +72,7 @@ def _print_json(llm: LLM, prompt: str, params: SamplingParams) -> None:
     timings = completion.timings
     output.write_json(
         {
+            **about(llm.device, llm.path),
             "prompt_ids": completion.prompt_ids,
             "ids": completion.ids,
             "text": completion.text,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from forge.cli import options, output
+from forge.cli.about import about
 
 if TYPE_CHECKING:
     from forge.formats.gguf import GGUF, TensorInfo
@@ -23,11 +24,12 @@ def command(
     as_json: options.Json = False,
 ) -> None:
     """Show what a model file holds, and validate it, without loading its weights."""
+    from forge.backend import select
     from forge.formats import gguf
 
     with gguf.read(options.resolve(file)) as model:
         if as_json:
-            output.write_json(describe(model))
+            output.write_json(about(select("cpu").device, model.path) | describe(model))
         else:
             _print(model)
 

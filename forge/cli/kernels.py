@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from forge.cli import options, output
+from forge.cli.about import about
 from forge.errors import ForgeError, ParameterError
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def build(
     with output.Progress() as progress:
         results = code_objects.build(model_variants(), arch or [_arch_here()], store, progress)
     if as_json:
-        output.write_json({"directory": str(store), "archs": [_described(r._asdict()) for r in results]})
+        output.write_json({**_about(), "directory": str(store), "archs": [_described(r._asdict()) for r in results]})
         return
     for result in results:
         there = f"{result.present} were there" if result.present else "none were there"
@@ -73,7 +74,7 @@ def list_stores(out: Out = None, as_json: options.Json = False) -> None:
         for arch, (counts, num_bytes) in code_objects.survey(store, wanted).items()
     ]
     if as_json:
-        output.write_json({"archs": [_described(row) for row in rows]})
+        output.write_json({**_about(), "archs": [_described(row) for row in rows]})
         return
     columns = ("GPU", "valid", "missing", *_UNUSABLE, "size", "directory")
     cells = [
@@ -108,6 +109,12 @@ def _arch_here() -> str:
     if not arch.startswith("gfx"):
         raise ParameterError(f"arch: there is no AMD GPU here ({explain()}): name one, such as --arch gfx1100")
     return arch
+
+
+def _about() -> dict[str, Any]:
+    from forge.backend import select
+
+    return about(select("cpu").device)  # which compiles, and looks
 
 
 def _described(row: dict[str, Any]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from forge.cli import options, output
+from forge.cli.about import about
 
 
 def command(
@@ -30,7 +31,8 @@ def command(
         names = [llm.tokenizer.token_text(id) for id in best]
     values = [float(last[id]) for id in best]
     if as_json:
-        output.write_json({"prompt_ids": ids, "top": list(zip(best, values, strict=True)), "pieces": names})
+        top_ids = list(zip(best, values, strict=True))
+        output.write_json({**about(llm.device, llm.path), "prompt_ids": ids, "top": top_ids, "pieces": names})
         return
     exact = last.astype(np.float64)
     exact = np.exp(exact - exact.max())

@@ -124,7 +124,7 @@ class Progress:
             self._draw(printable(stage), done, total)
         elif stage not in self._tasks:
             self._tasks[stage] = None
-            if not stage.startswith("loading"):
+            if not stage.startswith(("loading", "hashing")):
                 note(f"{stage} ({_amount(stage, total)})" if total else stage)
 
     def _draw(self, stage: str, done: int, total: int | None) -> None:

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from forge.cli import options, output
+from forge.cli.about import about
 from forge.errors import ForgeError
 
 
@@ -29,6 +30,6 @@ def command(
             raise ForgeError(f"{output.printable(file)}: holds fewer than two tokens: there is nothing to predict")
         result = llm.perplexity(ids, context=context)
     if as_json:
-        output.write_json({"ppl": result.ppl, "tokens": result.tokens})
+        output.write_json({**about(llm.device, llm.path), "ppl": result.ppl, "tokens": result.tokens})
     else:
         output.write(f"perplexity {result.ppl:.4f} over {result.tokens} tokens\n")

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from forge.cli import options, output
+from forge.cli.about import about
 
 
 def command(
@@ -22,12 +23,14 @@ def command(
 ) -> None:
     """Show the token ids of TEXT. The model's file may lack weights: its vocabulary is enough."""
     import forge
+    from forge.backend import select
 
     text = options.text_or_stdin(text, "TEXT")
-    tokenizer = forge.load_tokenizer(options.resolve(model))
+    path = options.resolve(model)
+    tokenizer = forge.load_tokenizer(path)
     ids = tokenizer.encode(text, add_special=not no_add_special, parse_special=parse_special)
     if as_json:
-        output.write_json({"ids": ids})
+        output.write_json({**about(select("cpu").device, path), "ids": ids})
         return
     rows = [(id, tokenizer.token_text(id)) for id in ids]
     output.write_table(f"{len(ids)} tokens", ("id", "text"), rows, right=("id",))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from forge.cli import options, output
+from forge.cli.about import about
 from forge.errors import DeviceError, ParameterError
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def command(
     if reset:
         removed = store.remove(gpu.arch)
         if as_json:
-            output.write_json({"arch": gpu.arch, "removed": str(removed) if removed else None})
+            output.write_json({**about(gpu.device), "arch": gpu.arch, "removed": str(removed) if removed else None})
         else:
             output.write(f"{removed} is removed\n" if removed else f"nothing is stored for {gpu.arch}\n")
     elif show:
@@ -94,7 +95,12 @@ def _tune(gpu: Any, model: str | None, device: str, kernels: list[str], as_json:
     if as_json:
         rows = [asdict(one) | {"default": KERNELS[one.kernel].row(gpu.tuning.architecture, one.shape)} for one in found]
         output.write_json(
-            {"device": gpu.device, "arch": gpu.arch, "path": str(path) if path else None, "choices": rows}
+            {
+                **about(gpu.device, options.resolve(model) if model else None),
+                "arch": gpu.arch,
+                "path": str(path) if path else None,
+                "choices": rows,
+            }
         )
         return
     cells = [
@@ -135,7 +141,7 @@ def _show(gpu: Any, as_json: bool) -> None:
             for row in group.rows
         ]
     if as_json:
-        output.write_json({"device": gpu.device, "arch": gpu.arch, "path": _path(stored), "choices": rows})
+        output.write_json({**about(gpu.device), "arch": gpu.arch, "path": _path(stored), "choices": rows})
         return
     cells = [(row["kernel"], _text(row["shape"]), _text(row["values"]), row["from"].partition(":")[0]) for row in rows]
     output.write_table(f"{gpu.device}, the first row that fits", ("kernel", "shapes up to", "values", "from"), cells)

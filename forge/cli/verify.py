@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from forge.cli import options, output
+from forge.cli.about import about
 
 if TYPE_CHECKING:
     from forge.verify import CaseError
@@ -27,7 +28,7 @@ def command(device: options.Device = "auto", as_json: options.Json = False) -> N
     if as_json:
         output.write_json(
             {
-                "device": backend.device,
+                **about(backend.device),
                 "passed": not failed,
                 "cases": [{**asdict(e), "passed": e.passed} for cases in errors.values() for e in cases],
             }

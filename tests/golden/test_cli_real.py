@@ -58,7 +58,7 @@ def test_generate_json_has_the_golden_ids() -> None:
 
 
 def test_tokenize_and_logits_are_golden() -> None:
-    assert json_of("tokenize", PROMPT) == {"ids": PROMPT_IDS}
+    assert json_of("tokenize", PROMPT)["ids"] == PROMPT_IDS
     found = json_of("logits", PROMPT, "--top", "5")
     assert [id for id, _ in found["top"]] == [id for id, _ in TOP]
     assert [value for _, value in found["top"]] == pytest.approx([value for _, value in TOP], abs=1e-3)

@@ -130,9 +130,9 @@ def test_tokenize_needs_no_weights(vocabulary: Path, capsys: Captured) -> None:
     control = tokenizer.token_text(316)
     text = f"a{control} é"
     plain = json_of(capsys, "tokenize", text, "-m", str(vocabulary))
-    assert plain == {"ids": tokenizer.encode(text)}
+    assert plain["ids"] == tokenizer.encode(text)
     special = json_of(capsys, "tokenize", text, "-m", str(vocabulary), "--parse-special", "--no-add-special")
-    assert special == {"ids": tokenizer.encode(text, add_special=False, parse_special=True)}
+    assert special["ids"] == tokenizer.encode(text, add_special=False, parse_special=True)
     assert 316 in special["ids"]
     assert 316 not in plain["ids"][1:]
     assert run(["tokenize", "é", "-m", str(vocabulary)]) == 0

@@ -121,7 +121,7 @@ class Tokenizer:
         """Token ids of `text`.
 
         `add_special` adds the BOS and EOS that the model wants; `parse_special` reads control tokens such as
-        <|im_start|> in the text as tokens (user-defined tokens always are). Raises TokenizerError for text that is no
+        `<|im_start|>` in the text as tokens (user-defined tokens always are). Raises TokenizerError for text that is no
         Unicode: lone surrogates.
         """
         if not isinstance(text, str):

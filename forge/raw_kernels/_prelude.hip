@@ -100,6 +100,8 @@ void forge_barrier(void);
 u64 forge_shuffle(u64 value, u32 lane);
 u64 forge_ballot(u32 predicate);
 const void *forge_share(const void *own, u64 bytes); // what all lanes of the wave gave, 64 bytes for each
+void forge_fence(void);
+void forge_count(const void *at); // comes before an atomic addition
 }
 #define THREAD (forge_self->thread)
 #define BLOCK_X (forge_self->block[0])
@@ -108,7 +110,7 @@ const void *forge_share(const void *own, u64 bytes); // what all lanes of the wa
 #define WAVE forge_wave
 #define LANE (forge_self->lane)
 #define barrier() forge_barrier()
-DEVICE void fence_device() {} // blocks run one after the other
+DEVICE void fence_device() { forge_fence(); }
 #define lds_barrier() forge_barrier()
 DEVICE void wave_sync() { forge_ballot(1); }
 #define STARTS_EARLY 0
@@ -128,7 +130,7 @@ DEVICE float log_fast(float x) { return __builtin_logf(x); }
 DEVICE float rsqrt_fast(float x) { return 1.0f / __builtin_sqrtf(x); }
 DEVICE u32 shfl_bits(u32 x, u32 lane) { return (u32)forge_shuffle(x, lane); }
 DEVICE u64 wave_ballot(bool p) { return forge_ballot(p); }
-DEVICE u32 atomic_add(u32 *p, u32 x) { u32 old = *p; *p = old + x; return old; }
+DEVICE u32 atomic_add(u32 *p, u32 x) { forge_count(p); u32 old = *p; *p = old + x; return old; }
 DEVICE u64 atomic_add(u64 *p, u64 x) { u64 old = *p; *p = old + x; return old; }
 DEVICE float fma_rn(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
 // The harness is compiled with -ffp-contract=off.

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import mmap
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from fcntl import LOCK_EX, flock
 from functools import cache
+from itertools import count
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -28,9 +32,10 @@ COMPILER = next((path for name in ("clang++-19", "clang++") if (path := shutil.w
 if COMPILER is None and os.environ.get("FORGE_REQUIRE_TOOLCHAIN"):
     raise RuntimeError("no clang++, and FORGE_REQUIRE_TOOLCHAIN is set: run scripts/install-toolchain")
 _FLAGS = ["-std=c++17", "-O1", "-fPIC", "-ffp-contract=off", "-mf16c", "-w"]
-_GUARD = 256
-"""Bytes before and behind each array: what a kernel reads there is NaN, and what it writes there is found."""
-
+_FENCE = 16 * mmap.PAGESIZE
+"""Bytes before and behind an array's pages that nobody may touch."""
+_NOISE = np.random.default_rng(0).integers(0, 256, 1 << 20, np.uint8)
+_TOUCHED = re.compile(r"^(thread \d+: (?:reads|writes to)) memory that is no array's")
 
 TILES = {32: "TILE_MMA", 64: "TILE_MFMA"}
 """Whose matrix cores are played where nothing else is asked for, by the size of a wave."""
@@ -40,18 +45,66 @@ class KernelFault(AssertionError):
     """What a kernel did that a GPU leaves undefined or hangs on."""
 
 
+class Memory:
+    """An array's bytes, which are 255 (NaN) until written, in pages between fences that nobody may touch.
+
+    They end where the pages do, but for what keeps their begin at a multiple of 16 bytes; with `begins` they begin
+    where the pages do.
+    What else is in the pages are bands, of other numbers in each memory: a kernel that copies from one to the other, or
+    computes with what it finds there, is found out.
+    """
+
+    _made = count()
+
+    def __init__(self, size: int, *, begins: bool = False) -> None:
+        self.size = size
+        used = max(-(-size // mmap.PAGESIZE), 1) * mmap.PAGESIZE
+        self._map = mmap.mmap(-1, used + 2 * _FENCE)
+        self.pages = np.frombuffer(self._map, np.uint8, used, _FENCE)
+        self.start = 0 if begins else (used - size) // 16 * 16
+        for fence in (-_FENCE, used):
+            if _LIBC.mprotect(ctypes.c_void_p(self.pages.ctypes.data + fence), ctypes.c_size_t(_FENCE), 0):
+                raise MemoryError("no fence: too many arrays for vm.max_map_count?")
+        first = 4099 * next(self._made) % (len(_NOISE) - 3 * mmap.PAGESIZE)
+        self._noise = _NOISE[first : first + self.start], _NOISE[first + self.start :][: used - size - self.start]
+        for band, noise in zip(self._bands(), self._noise, strict=True):
+            band[...] = noise
+        self.bytes[...] = 0xFF
+
+    @property
+    def bytes(self) -> np.ndarray:
+        return self.pages[self.start : self.start + self.size]
+
+    def _bands(self) -> tuple[np.ndarray, np.ndarray]:
+        return self.pages[: self.start], self.pages[self.start + self.size :]
+
+    def is_whole(self) -> bool:
+        return all(map(np.array_equal, self._bands(), self._noise))
+
+    def where(self, address: int) -> str:
+        """Where an address lies in the fences or the bands, or ""."""
+        behind = address - (self.bytes.ctypes.data + self.size)
+        if 0 <= behind < len(self.pages) + _FENCE:
+            return f"{behind + 1} bytes behind"
+        before = self.bytes.ctypes.data - address
+        return f"{before} bytes before" if 0 < before < len(self.pages) + _FENCE else ""
+
+
+_LIBC = ctypes.CDLL(None)
+
+
 class HarnessArray(np.ndarray):
-    """An array of the harness, between guard bands.
+    """An array of the harness, between fences.
 
     It refuses what would launch a kernel of CuPy's on a GPU, which needs a compiler that AMD machines may lack.
     """
 
     device: Any = None
-    guards: Any = None
+    memory: Any = None
 
     def __array_finalize__(self, of: Any) -> None:
         self.device = getattr(of, "device", None)
-        self.guards = getattr(of, "guards", None)
+        self.memory = getattr(of, "memory", None)
 
     def _refuse(self, *args: Any, **options: Any) -> Any:
         raise TypeError("an array of a device is read by ops and copied: anything else is a kernel that is not forge's")
@@ -72,9 +125,13 @@ def _tuple(key: Any) -> tuple[Any, ...]:
 
 
 class Harness(GPU):
-    """A GPU on the CPU. `seed` 0 runs threads in order; others shuffle waves and lanes. `flush`: subnormals are 0."""
+    """A GPU on the CPU. `seed` 0 runs all in order; others shuffle blocks, waves and lanes. `flush`: subnormals are 0.
+
+    Arrays end at a fence; with `begins` they begin behind one.
+    """
 
     device = "harness"
+    begins = False
 
     def __init__(
         self, wave: int, seed: int = 0, cores: int = 4, flush: bool = False, tile: str = "", groups: bool = False
@@ -85,10 +142,9 @@ class Harness(GPU):
 
     def empty(self, shape: tuple[int, ...], dtype: Any) -> HarnessArray:
         dtype = np.dtype(dtype)
-        size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
-        memory = np.full(size + 2 * _GUARD, 0xFF, np.uint8)  # NaN
-        array = memory[_GUARD : _GUARD + size].view(dtype).reshape(shape).view(HarnessArray)
-        array.device, array.guards = self, (memory, size)
+        memory = Memory(int(np.prod(shape, dtype=np.int64)) * dtype.itemsize, begins=self.begins)
+        array = memory.bytes.view(dtype).reshape(shape).view(HarnessArray)
+        array.device, array.memory = self, memory
         return array
 
     def asarray(self, array: Any, dtype: Any = None) -> HarnessArray:
@@ -115,13 +171,18 @@ class Harness(GPU):
     def _run(self, entry: kernels.Entry, grid: tuple[int, ...], args: list[Any]) -> None:
         variant, function = entry.variant, entry.function
         self.variants.add(variant)
-        arrays = [value for value in args if isinstance(value, np.ndarray)]
+        arrays = {
+            name: value
+            for (name, *_), value in zip(entry.parameters, args, strict=True)
+            if isinstance(value, np.ndarray)
+        }
         # What a kernel takes lies in memory: an address as a number of 8 bytes, a number as itself.
         values = [
             np.array(value if isinstance(value, np.generic) else value.ctypes.data if value is not None else 0)
             for value in args
         ]
         pointers = [value.ctypes.data for value in values]
+        counters = self._counters
         error = launch(
             compiled(variant, self.tile),
             function,
@@ -131,13 +192,24 @@ class Harness(GPU):
             wave=self.wave,
             seed=self.seed,
             flush=self.flush,
+            counters=(0, 0) if counters is None else (counters.ctypes.data, counters.nbytes),
         )
+        damaged = [name for name, array in arrays.items() if not array.memory.is_whole()]
+        if damaged and not error:
+            error = f"wrote outside an array: {', '.join(damaged)}"
+        if not error and counters is not None and np.asarray(counters).any():
+            error = "leaves counters that are not 0"
         if error:
-            raise KernelFault(f"{variant.name}: {function}: {error}")
-        for array in arrays:
-            memory, size = array.guards
-            if not ((memory[:_GUARD] == 0xFF).all() and (memory[_GUARD + size :] == 0xFF).all()):
-                raise KernelFault(f"{variant.name}: {function}: wrote outside an array of {size} bytes")
+            raise KernelFault(f"{variant.name}: {function}: {_TOUCHED.sub(lambda m: _named(m, arrays), error)}")
+
+
+def _named(match: re.Match[str], arrays: dict[str, Any]) -> str:
+    """What a kernel touched, by the parameter whose fence it is."""
+    address = _runtime().forge_fault_address()
+    for name, array in arrays.items():
+        if where := array.memory.where(address):
+            return f"{match[1]} {where} {name} ({array.memory.size} bytes)"
+    return match[0]
 
 
 backends.register(HarnessArray, lambda array: array.device)
@@ -153,20 +225,29 @@ def launch(
     wave: int,
     seed: int = 0,
     flush: bool = False,
+    counters: tuple[int, int] = (0, 0),
 ) -> str:
-    """Run a kernel of a compiled source on arguments at these addresses; what it did wrong, or ""."""
-    error = module.forge_launch(
-        ctypes.cast(getattr(module, f"forge_call_{function}"), ctypes.c_void_p),
-        (ctypes.c_void_p * len(pointers))(*pointers),
-        (ctypes.c_uint32 * 3)(*grid),
-        threads,
-        wave,
-        seed,
-        module.forge_lds_start(),
-        module.forge_lds_bytes(),
-        flush,
-    )
-    return error.decode() if error else ""
+    """Run a kernel of a compiled source on arguments at these addresses; what it did wrong, or "".
+
+    counters: address and bytes of what blocks count in that hand on results.
+    """
+    with _one_at_a_time:
+        error: bytes = _runtime().forge_launch(
+            ctypes.cast(getattr(module, f"forge_call_{function}"), ctypes.c_void_p),
+            (ctypes.c_void_p * len(pointers))(*pointers),
+            (ctypes.c_uint32 * 3)(*grid),
+            threads,
+            wave,
+            seed,
+            module.forge_lds_start(),
+            module.forge_lds_bytes(),
+            flush,
+            *counters,
+        )
+    return error.decode()
+
+
+_one_at_a_time = Lock()
 
 
 @contextmanager
@@ -189,9 +270,9 @@ def compile_text(text: str, variant: kernels.Variant, defines: Sequence[str] = (
     """A kernel source as a shared library, kept in the cache by the hash of all that it is made from."""
     assert COMPILER, "no clang++: run scripts/install-toolchain"
     unit = text + _calls(variant)
-    runtime = (HERE / "runtime.cpp").read_text()
+    _runtime()
     options = [*variant.options, *defines]
-    key = hashlib.sha256("\0".join([unit, runtime, *options, *_FLAGS, COMPILER]).encode()).hexdigest()[:32]
+    key = hashlib.sha256("\0".join([unit, *options, *_FLAGS, COMPILER]).encode()).hexdigest()[:32]
     library = CACHE / f"{key}.so"
     with alone(library):
         if not library.exists():
@@ -199,30 +280,35 @@ def compile_text(text: str, variant: kernels.Variant, defines: Sequence[str] = (
             kernel.write_text(unit)
             sanitize = ["-fsanitize=array-bounds", "-fno-sanitize-recover=array-bounds"]
             _compile([*_FLAGS, *sanitize, "-DFORGE_HARNESS", *options, "-c", str(kernel), "-o", f"{kernel}.o"])
-            _compile(["-shared", "-Wl,-z,now,-Bsymbolic", f"{kernel}.o", str(_runtime(runtime)), "-o", str(scratch)])
+            _compile(["-shared", "-Wl,-z,now,-Bsymbolic", f"{kernel}.o", "-o", str(scratch)])
             scratch.replace(library)
             kernel.unlink()
             Path(f"{kernel}.o").unlink()
     module = ctypes.CDLL(str(library))
-    module.forge_launch.restype = ctypes.c_char_p
     module.forge_lds_start.restype = ctypes.c_void_p
     module.forge_lds_bytes.restype = ctypes.c_uint64
-    module.forge_launch.argtypes = [
-        ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint32, ctypes.c_uint32, ctypes.c_uint64,
-        ctypes.c_void_p, ctypes.c_uint64, ctypes.c_uint32,
-    ]  # fmt: skip
     return module
 
 
-def _runtime(text: str) -> Path:
+@cache
+def _runtime() -> ctypes.CDLL:
+    """runtime.cpp, which all kernels call."""
+    text = (HERE / "runtime.cpp").read_text()
     key = hashlib.sha256(f"{text}{_FLAGS}{COMPILER}".encode()).hexdigest()[:32]
-    built = CACHE / f"runtime-{key}.o"
-    with alone(built):
-        if not built.exists():
-            scratch = built.with_suffix(".scratch")
-            _compile([*_FLAGS, "-O2", "-c", str(HERE / "runtime.cpp"), "-o", str(scratch)])
-            scratch.replace(built)
-    return built
+    library = CACHE / f"runtime-{key}.so"
+    with alone(library):
+        if not library.exists():
+            scratch = library.with_suffix(".scratch")
+            _compile([*_FLAGS, "-O2", "-shared", str(HERE / "runtime.cpp"), "-o", str(scratch)])
+            scratch.replace(library)
+    runtime = ctypes.CDLL(str(library), ctypes.RTLD_GLOBAL)
+    runtime.forge_fault_address.restype = ctypes.c_uint64
+    runtime.forge_launch.restype = ctypes.c_char_p
+    runtime.forge_launch.argtypes = [
+        ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint32, ctypes.c_uint32, ctypes.c_uint64,
+        ctypes.c_void_p, ctypes.c_uint64, ctypes.c_uint32, ctypes.c_uint64, ctypes.c_uint64,
+    ]  # fmt: skip
+    return runtime
 
 
 def _compile(arguments: list[str]) -> None:

@@ -1,14 +1,18 @@
 // Runs kernels of raw_kernels/ on a CPU: one fiber per GPU thread, barriers and wave collectives as rendezvous.
 //
-// A thread runs until it reaches a barrier or a collective. Waves take turns in an order drawn from the seed, and so do
-// the lanes within one: code that relies on an order that the GPU does not promise gives other results under another
-// seed. LDS is filled with NaN before each block. What a GPU would hang on or leave undefined is an error: a barrier or
-// a collective that some threads do not reach, a read of a lane outside the wave, an index outside an LDS array.
+// Without a seed, blocks, waves and lanes run in their order. With one, blocks start in an order drawn from it and several
+// are under way at a time, whose waves take turns, as do the lanes within one: a wave is left at a barrier, and now and
+// then at a collective. Code that relies on an order that the GPU does not promise gives other results under another
+// seed. LDS holds NaN, or with a seed any numbers, before each block. What a GPU would hang on or leave undefined is an
+// error: a barrier or a collective that some threads do not reach, a read of a lane outside the wave, an index outside an
+// LDS array, memory that is nobody's, and blocks that hand results on without the fences that the prelude asks for.
 
+#include <csignal>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <ucontext.h>
 #include <xmmintrin.h>
 
 typedef uint32_t u32;
@@ -56,6 +60,7 @@ struct Fiber {
     u32 site, lane; // of a collective: where it stands in the program, and the lane to read
     u64 value, result;
     u32 shares; // how often it has shared
+    u32 fenced; // barriers of its block before its last fence, counted from 1; 0: none
     void *context; // its stack pointer while others run
     char *stack;
 };
@@ -63,13 +68,32 @@ struct Fiber {
 const size_t STACK = 256 << 10;
 const u64 SHARED_BYTES = 64;
 const u32 MOST = 1024;
-Fiber fibers[MOST];
-char shared[2][MOST][SHARED_BYTES]; // in turns: who is ahead by one leaves alone what the others still read
+const u32 MOST_BLOCKS = 8, MOST_FIBERS = 2048; // under way at a time
+const u64 MOST_LDS = 256 << 10;
+
+struct Block {
+    Fiber fibers[MOST];
+    char shared[2][MOST][SHARED_BYTES]; // in turns: who is ahead by one leaves alone what the others still read
+    char lds[MOST_LDS];                 // while another block runs
+    u32 waves[MOST];                    // first those that have come to the barrier
+    u32 num_waves, arrived;
+    u32 phase;   // barriers behind it, and 1
+    u32 counted; // the phase in which it counted itself; 0: not yet
+};
+Block *blocks[MOST_BLOCKS];
+Block *running;
 void *scheduler;
 char message[512];
+u64 fault_address;
 void (*kernel)(void **);
 void **arguments;
 u64 random_state;
+bool shuffled;
+volatile bool in_fiber;
+char *lds;
+u64 lds_bytes;
+u64 counters, counters_bytes; // where blocks count that hand on results
+char noise[2 * MOST_LDS];
 
 u32 draw(u32 below) {
     random_state = random_state * 6364136223846793005ull + 1442695040888963407ull;
@@ -79,12 +103,12 @@ u32 draw(u32 below) {
 Fiber &current() { return *reinterpret_cast<Fiber *>(forge_self); }
 
 u32 next_lane;
-u32 wave_order[MOST], lane_order[64];
+u32 lane_order[64];
 
 // Leave for the next lane of the wave that can run, or for the scheduler if there is none, or after a fault.
 void next(void **from) {
     while (!message[0] && next_lane < forge_wave) {
-        Fiber &fiber = fibers[lane_order[next_lane++]];
+        Fiber &fiber = running->fibers[lane_order[next_lane++]];
         if (fiber.state != READY) continue;
         forge_self = &fiber.self;
         return forge_switch(from, fiber.context);
@@ -103,16 +127,19 @@ void start() {
     pause(DONE);
 }
 
-// As if the fiber had been left just before its first instruction.
-void prepare(Fiber &fiber) {
-    void **top = (void **)(fiber.stack + STACK) - 2; // a function begins 8 bytes off a multiple of 16
+// As if the fiber had been left just before its first instruction. Stacks begin at other places in their pages: at the same
+// ones they would share a few lines of the cache.
+void prepare(Fiber &fiber, u32 thread) {
+    if (!fiber.stack) fiber.stack = (char *)malloc(STACK);
+    u64 end = ((u64)fiber.stack + STACK & ~(u64)15) - thread * 704 % 16384;
+    void **top = (void **)end - 2; // a function begins 8 bytes off a multiple of 16
     *top = (void *)start;
     fiber.context = top - 6;
-    fiber.shares = 0;
+    fiber.shares = fiber.fenced = 0;
     fiber.state = READY;
 }
 
-void order(u32 *items, u32 count, u32 first, bool shuffled) {
+void order(u32 *items, u32 count, u32 first) {
     for (u32 i = 0; i < count; ++i) items[i] = first + i;
     for (u32 i = count; shuffled && i > 1; --i) {
         u32 j = draw(i), t = items[i - 1];
@@ -123,7 +150,7 @@ void order(u32 *items, u32 count, u32 first, bool shuffled) {
 
 // All lanes of a wave stand at the same collective: give each its result.
 void exchange(u32 first) {
-    Fiber *wave = fibers + first;
+    Fiber *wave = running->fibers + first;
     for (u32 i = 0; i < forge_wave; ++i)
         if (wave[i].state != wave[0].state || wave[i].site != wave[0].site) {
             snprintf(message, sizeof message, "thread %u: a shuffle or ballot that not all lanes of its wave reach", first + i);
@@ -144,45 +171,173 @@ void exchange(u32 first) {
     for (u32 i = 0; i < forge_wave; ++i) wave[i].state = READY;
 }
 
-void run_wave(u32 first, bool shuffled) {
+// Until its lanes stand at a barrier or have ended: true; or, with a seed, now and then only until a collective.
+bool run_wave(u32 first) {
     for (;;) {
-        order(lane_order, forge_wave, first, shuffled);
+        order(lane_order, forge_wave, first);
         next_lane = 0;
+        in_fiber = true;
         next(&scheduler);
-        if (message[0]) return;
+        in_fiber = false;
+        if (message[0]) return true;
         u32 waiting = 0;
-        for (u32 i = 0; i < forge_wave; ++i) waiting += fibers[first + i].state == AT_SHUFFLE || fibers[first + i].state == AT_BALLOT;
-        if (waiting == 0) return;
+        for (u32 i = 0; i < forge_wave; ++i) {
+            State state = running->fibers[first + i].state;
+            waiting += state == AT_SHUFFLE || state == AT_BALLOT;
+        }
+        if (waiting == 0) return true;
         if (waiting < forge_wave) {
             snprintf(message, sizeof message, "thread %u: a shuffle or ballot that only %u of %u lanes reach", first, waiting, forge_wave);
-            return;
+            return true;
         }
         exchange(first);
-        if (message[0]) return;
+        if (message[0]) return true;
+        if (shuffled && draw(8) == 0) return false;
     }
 }
 
-void run_block(u32 threads, bool shuffled) {
-    u32 waves = threads / forge_wave;
-    for (;;) {
-        order(wave_order, waves, 0, shuffled);
-        for (u32 i = 0; i < waves; ++i) {
-            run_wave(wave_order[i] * forge_wave, shuffled);
-            if (message[0]) return;
+// All waves of the block have come to a barrier, or ended: whether it has.
+bool pass_barrier(u32 threads) {
+    Fiber *fibers = running->fibers;
+    u32 done = 0;
+    for (u32 i = 0; i < threads; ++i) done += fibers[i].state == DONE;
+    if (done == threads) return true;
+    if (done) {
+        snprintf(message, sizeof message, "a barrier that %u of %u threads do not reach", done, threads);
+        return true;
+    }
+    for (u32 i = 0; i < threads; ++i) {
+        if (fibers[i].site != fibers[0].site) {
+            snprintf(message, sizeof message, "thread %u: a barrier in a branch that thread 0 does not take", i);
+            return true;
         }
-        u32 done = 0;
-        for (u32 i = 0; i < threads; ++i) done += fibers[i].state == DONE;
-        if (done == threads) return;
-        if (done) {
-            snprintf(message, sizeof message, "a barrier that %u of %u threads do not reach", done, threads);
+        if (running->counted && running->phase > running->counted && fibers[i].fenced <= running->counted) {
+            snprintf(message, sizeof message, "thread %u: goes on behind the count without a fence", i);
+            return true;
+        }
+        fibers[i].state = READY;
+    }
+    running->phase += 1;
+    order(running->waves, running->num_waves, 0);
+    running->arrived = 0;
+    return false;
+}
+
+// The next wave of the running block; whether the block has ended.
+bool step(u32 threads) {
+    Block &b = *running;
+    u32 at = b.arrived + (shuffled ? draw(b.num_waves - b.arrived) : 0), wave = b.waves[at];
+    b.waves[at] = b.waves[b.arrived];
+    b.waves[b.arrived] = wave;
+    if (run_wave(wave * forge_wave)) ++b.arrived;
+    return message[0] || (b.arrived == b.num_waves && pass_barrier(threads));
+}
+
+void begin(Block &b, const u32 *at, u32 threads) {
+    for (u32 i = 0; i < threads; ++i) {
+        b.fibers[i].self = ForgeThread{i, i % forge_wave, {at[0], at[1], at[2]}};
+        prepare(b.fibers[i], i);
+    }
+    b.num_waves = threads / forge_wave, b.arrived = 0, b.phase = 1, b.counted = 0;
+    running = &b;
+    order(b.waves, b.num_waves, 0);
+}
+
+// What LDS holds before a block: NaN, or numbers.
+void fill(char *to) {
+    if (shuffled)
+        memcpy(to, noise + draw(MOST_LDS / 64) * 64, lds_bytes);
+    else
+        memset(to, 0xff, lds_bytes);
+}
+
+void fault(const char *how) {
+    u32 thread = forge_self->thread;
+    snprintf(message, sizeof message, "thread %u: %s", thread, how);
+}
+
+// Where a fiber goes on that has touched what nobody may touch: to the scheduler, for good.
+void leave() {
+    next(&current().context);
+    abort();
+}
+
+struct sigaction before[2];
+char signal_stack[64 << 10];
+
+void on_signal(int number, siginfo_t *info, void *context) {
+    if (!in_fiber) { // not a kernel's: as if nobody had asked
+        sigaction(SIGSEGV, &before[0], nullptr);
+        sigaction(SIGBUS, &before[1], nullptr);
+        return;
+    }
+    greg_t *registers = ((ucontext_t *)context)->uc_mcontext.gregs;
+    fault_address = (u64)info->si_addr;
+    fault(registers[REG_ERR] & 2 ? "writes to memory that is no array's" : "reads memory that is no array's");
+    registers[REG_RSP] = (registers[REG_RSP] - 512 & ~(greg_t)15) - 8;
+    registers[REG_RIP] = (greg_t)leave;
+}
+
+void run_grid(const u32 *grid, u32 threads) {
+    u64 total = (u64)grid[0] * grid[1] * grid[2], started = 0;
+    u32 most = MOST_FIBERS / threads;
+    most = !shuffled ? 1 : most > MOST_BLOCKS ? MOST_BLOCKS : most < 1 ? 1 : most;
+    // Blocks in an order of their own: each number once, because the step has no factor in common with how many there are.
+    u64 factor = 1, offset = 0;
+    if (shuffled && total > 1) {
+        offset = draw((u32)total);
+        for (bool fits = false; !fits;) {
+            factor = 1 + draw((u32)total);
+            u64 a = total, b = factor;
+            while (b) {
+                u64 rest = a % b;
+                a = b, b = rest;
+            }
+            fits = a == 1;
+        }
+    }
+    u32 alive = 0, own = 0, burst = 0;
+    auto enter = [&](u32 slot) {
+        u64 n = (started++ * factor + offset) % total;
+        u32 at[3] = {(u32)(n % grid[0]), (u32)(n / grid[0] % grid[1]), (u32)(n / grid[0] / grid[1])};
+        if (!blocks[slot]) blocks[slot] = (Block *)calloc(1, sizeof(Block));
+        begin(*blocks[slot], at, threads);
+    };
+    while (alive < most && started < total) {
+        enter(alive);
+        fill(blocks[alive]->lds);
+        ++alive;
+    }
+    running = blocks[0];
+    memcpy(lds, running->lds, lds_bytes);
+    while (alive) {
+        if (alive > 1 && burst-- == 0) { // short turns and long ones
+            burst = draw(1 << draw(7));
+            u32 other = draw(alive);
+            if (other != own) {
+                memcpy(blocks[own]->lds, lds, lds_bytes);
+                memcpy(lds, blocks[other]->lds, lds_bytes);
+                own = other;
+            }
+        }
+        running = blocks[own];
+        if (!step(threads)) continue;
+        if (message[0]) {
+            const u32 *at = running->fibers[0].self.block;
+            size_t end = strlen(message);
+            snprintf(message + end, sizeof message - end, " (block %u, %u, %u)", at[0], at[1], at[2]);
             return;
         }
-        for (u32 i = 1; i < threads; ++i)
-            if (fibers[i].site != fibers[0].site) {
-                snprintf(message, sizeof message, "thread %u: a barrier in a branch that thread 0 does not take", i);
-                return;
-            }
-        for (u32 i = 0; i < threads; ++i) fibers[i].state = READY;
+        if (started < total) {
+            enter(own);
+            fill(lds);
+        } else {
+            Block *ended = blocks[own];
+            blocks[own] = blocks[--alive];
+            blocks[alive] = ended;
+            if (alive) own = own < alive ? own : 0, memcpy(lds, blocks[own]->lds, lds_bytes);
+            burst = 0;
+        }
     }
 }
 
@@ -211,11 +366,26 @@ __attribute__((noinline)) u64 forge_ballot(u32 predicate) {
 
 __attribute__((noinline)) const void *forge_share(const void *own, u64 bytes) {
     Fiber &fiber = current();
-    auto &turn = shared[fiber.shares++ % 2];
+    auto &turn = running->shared[fiber.shares++ % 2];
     memcpy(turn[fiber.self.thread], own, bytes < SHARED_BYTES ? bytes : SHARED_BYTES);
     fiber.lane = 0, fiber.site = (u32)(uintptr_t)__builtin_return_address(0);
     pause(AT_SHUFFLE);
     return turn[fiber.self.thread - fiber.self.lane];
+}
+
+void forge_fence() { current().fenced = running->phase; }
+
+// Before an atomic addition. Where blocks count that hand on results, all threads of this one have fenced theirs and met.
+void forge_count(const void *at) {
+    if ((u64)at - counters >= counters_bytes) return;
+    u32 threads = running->num_waves * forge_wave;
+    for (u32 i = 0; i < threads; ++i) {
+        u32 fenced = running->fibers[i].fenced;
+        if (fenced && fenced < running->phase) continue;
+        snprintf(message, sizeof message, "thread %u: %s before the block counts itself", i, fenced ? "meets at no barrier behind its fence" : "does not fence what it stored");
+        leave();
+    }
+    running->counted = running->phase;
 }
 
 // clang calls this for an index outside an array of known size (-fsanitize=array-bounds).
@@ -226,36 +396,31 @@ void __ubsan_handle_out_of_bounds(void *data, u64 index) {
 }
 void __ubsan_handle_out_of_bounds_abort(void *data, u64 index) { __ubsan_handle_out_of_bounds(data, index); }
 
-// Runs a grid. Returns what went wrong, or an empty text.
-static const char *run_grid(void (*function)(void **), void **args, const u32 *grid, u32 threads, u32 wave, u64 seed, char *lds, u64 lds_bytes) {
-    message[0] = 0;
-    kernel = function, arguments = args, forge_wave = wave, random_state = seed * 2654435761u + 1;
-    for (u32 i = 0; i < threads; ++i)
-        if (!fibers[i].stack) fibers[i].stack = (char *)malloc(STACK);
-    for (u32 z = 0; z < grid[2]; ++z)
-        for (u32 y = 0; y < grid[1]; ++y)
-            for (u32 x = 0; x < grid[0]; ++x) {
-                memset(lds, 0xff, lds_bytes); // NaN
-                for (u32 i = 0; i < threads; ++i) {
-                    fibers[i].self = ForgeThread{i, i % wave, {x, y, z}};
-                    prepare(fibers[i]);
-                }
-                run_block(threads, seed != 0);
-                if (message[0]) {
-                    size_t end = strlen(message);
-                    snprintf(message + end, sizeof message - end, " (block %u, %u, %u)", x, y, z);
-                    return message;
-                }
-            }
-    return message;
-}
+// What the last launch touched that is nobody's, or 0.
+u64 forge_fault_address() { return fault_address; }
 
-// With `flush`, float32 subnormals are zeros, as what is read and as what comes out: so do kernels on AMD compute.
-const char *forge_launch(void (*function)(void **), void **args, const u32 *grid, u32 threads, u32 wave, u64 seed, char *lds, u64 lds_bytes, u32 flush) {
+// Runs a grid. Returns what went wrong, or an empty text. With `flush`, float32 subnormals are zeros, as what is read and as
+// what comes out: so do kernels on AMD compute. `counts` is where blocks count that hand on results.
+const char *forge_launch(void (*function)(void **), void **args, const u32 *grid, u32 threads, u32 wave, u64 seed, char *shared, u64 shared_bytes, u32 flush, u64 counts, u64 counts_bytes) {
+    message[0] = 0, fault_address = 0;
+    kernel = function, arguments = args, forge_wave = wave, random_state = seed * 2654435761u + 1, shuffled = seed != 0;
+    lds = shared, lds_bytes = shared_bytes, counters = counts, counters_bytes = counts_bytes;
+    if (lds_bytes > MOST_LDS) return "more LDS than there is";
+    for (u32 i = 0, x = 1; i < sizeof noise && !noise[0]; ++i) noise[i] = (x = x * 1664525 + 1013904223) >> 24 | !i;
+
+    stack_t own_stack = {signal_stack, 0, sizeof signal_stack}, other_stack;
+    sigaltstack(&own_stack, &other_stack);
+    struct sigaction handler = {};
+    handler.sa_sigaction = on_signal, handler.sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER;
+    sigaction(SIGSEGV, &handler, &before[0]);
+    sigaction(SIGBUS, &handler, &before[1]);
     const u32 mode = _mm_getcsr();
     if (flush) _mm_setcsr(mode | 0x8040); // flush to zero, denormals are zeros
-    const char *fault = run_grid(function, args, grid, threads, wave, seed, lds, lds_bytes);
+    run_grid(grid, threads);
     _mm_setcsr(mode);
-    return fault;
+    sigaction(SIGSEGV, &before[0], nullptr);
+    sigaction(SIGBUS, &before[1], nullptr);
+    sigaltstack(&other_stack, nullptr);
+    return message;
 }
 }

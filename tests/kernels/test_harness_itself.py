@@ -29,15 +29,23 @@ KERNEL(128) probe(const float *x, float *y) {
 """
 
 
-def run(monkeypatch: pytest.MonkeyPatch, text: str, *args: Any, wave: int = 32, seed: int = 0) -> None:
-    """Run a kernel named probe, written here, in one block."""
+def run(
+    monkeypatch: pytest.MonkeyPatch,
+    text: str,
+    *args: Any,
+    wave: int = 32,
+    seed: int = 0,
+    device: Harness | None = None,
+    blocks: int = 1,
+) -> None:
+    """Run a kernel named probe, written here, in one block or some."""
     prelude = kernels.source("_prelude").partition("\n// What every kernel stands on")[0]
     monkeypatch.setattr(kernels, "source", lambda file: prelude + text)
     kernels.signatures.cache_clear()
     kernels.entry.cache_clear()
     module_of.cache_clear()
     try:
-        Harness(wave, seed).run("probe", "probe", 1, *args)
+        (device or Harness(wave, seed)).run("probe", "probe", blocks, *args)
     finally:
         monkeypatch.undo()
         for cached in (kernels.signatures, kernels.entry, module_of):
@@ -85,7 +93,12 @@ def test_a_missing_barrier_shows(monkeypatch: pytest.MonkeyPatch) -> None:
         ("if (LANE < 3) y[0] = shfl_xor(x[0], 1);", "only 3 of 32 lanes"),
         ("y[THREAD] = shfl(x[THREAD], LANE + 1);", "shuffle from lane 32"),
         ("SHARED float tile[64]; tile[THREAD] = 1; y[THREAD] = tile[THREAD];", "outside the array"),
-        ("y[THREAD + 1] = 1;", "wrote outside an array"),
+        ("y[THREAD + 1] = 1;", "writes to 1 bytes behind y \\(512 bytes\\)"),
+        ("y[0] = x[THREAD + 4] * 0;", "reads 1 bytes behind x"),
+        ("y[THREAD] = x[(i32)THREAD - 1025];", "reads 4100 bytes before x"),
+        ("y[THREAD] = *(float *)8;", "reads memory that is no array's"),
+        ("((float *)x)[-1] = 2;", "wrote outside an array: x"),
+        ("y[THREAD] = x[128 + 4096 * 3];", "reads 49153 bytes behind x"),
     ],
 )
 def test_a_fault_is_named_and_the_harness_goes_on(monkeypatch: pytest.MonkeyPatch, body: str, message: str) -> None:
@@ -95,6 +108,103 @@ def test_a_fault_is_named_and_the_harness_goes_on(monkeypatch: pytest.MonkeyPatc
     x, y = arrays()
     run(monkeypatch, SHIFT.replace("MIDDLE", "barrier();"), x, y)
     assert y[0] == 64
+
+
+def test_arrays_may_begin_behind_a_fence(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = Harness(32)
+    device.begins = True
+    x = device.asarray(np.arange(128, dtype=np.float32))
+    with pytest.raises(KernelFault, match="reads 4 bytes before x"):
+        run(monkeypatch, "\nKERNEL(128) probe(const float *x, float *y) { y[0] = x[-1]; }\n", x, arrays()[1])
+
+
+def test_bands_hold_other_numbers_in_each_array(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is copied from one array's bands to another's shows, where both end at the same place of their pages."""
+    x, y = (Harness(32).empty((127,), np.float32) for _ in range(2))
+    with pytest.raises(KernelFault, match="wrote outside an array: y"):
+        run(monkeypatch, "\nKERNEL(128) probe(const float *x, float *y) { y[THREAD] = x[THREAD]; }\n", x, y)
+
+
+HANDED_ON = """
+KERNEL(64) probe(float *parts, u32 *arrived, float *y, u32 blocks) {
+    SHARED u32 before;
+    parts[BLOCK_X * 64 + THREAD] = (float)THREAD;
+    FENCE
+    MEET
+    if (THREAD == 0) before = atomic_add(&arrived[0], 1u);
+    barrier();
+    if (before != blocks - 1) return;
+    FENCE_AGAIN
+    if (THREAD == 0) arrived[0] = ZERO;
+    float sum = 0;
+    for (u32 i = 0; i < blocks; ++i) sum += parts[i * 64 + THREAD];
+    y[THREAD] = sum;
+    barrier();
+}
+"""
+
+
+@pytest.mark.parametrize("wave", [32, 64])
+@pytest.mark.parametrize(
+    ("left_out", "message"),
+    [
+        ("", ""),
+        ("FENCE", "thread 0: does not fence what it stored before the block counts itself"),
+        ("MEET", "thread .*: (meets at no barrier behind|does not fence)"),
+        ("FENCE_AGAIN", "thread 0: goes on behind the count without a fence"),
+        ("ZERO", "leaves counters that are not 0"),
+    ],
+)
+def test_blocks_that_hand_results_on_do_as_the_prelude_says(
+    monkeypatch: pytest.MonkeyPatch, left_out: str, message: str, wave: int
+) -> None:
+    text = HANDED_ON
+    for name, code in (
+        ("FENCE_AGAIN", "fence_device();"),
+        ("FENCE", "fence_device();"),
+        ("MEET", "barrier();"),
+        ("ZERO", "0"),
+    ):
+        text = text.replace(name, code if name != left_out else "1" if name == "ZERO" else "")
+    for seed in range(3):
+        device = Harness(wave, seed)
+        parts, y = (device.empty((count,), np.float32) for count in (40 * 64, 64))
+        arguments = parts, device.counters(1), y, 40
+        if message:
+            with pytest.raises(KernelFault, match=message):
+                run(monkeypatch, text, *arguments, device=device, blocks=40)
+        else:
+            run(monkeypatch, text, *arguments, device=device, blocks=40)
+            np.testing.assert_array_equal(np.asarray(y), 40 * np.arange(64))
+
+
+def test_blocks_run_in_other_orders_and_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each block notes how many have begun before it and when it ends; its LDS is its own all the while."""
+    text = """
+KERNEL(64) probe(i32 *noted, i32 *begun) {
+    SHARED i32 mine[64];
+    if (THREAD == 0) noted[2 * BLOCK_X] = begun[0]++;
+    mine[THREAD] = (i32)(BLOCK_X * 64 + THREAD);
+    for (u32 i = 0; i < 4; ++i) barrier();
+    if (mine[63 - THREAD] != (i32)(BLOCK_X * 64 + 63 - THREAD)) begun[1] = 1;
+    barrier();
+    if (THREAD == 0) noted[2 * BLOCK_X + 1] = begun[0];
+}
+"""
+    found = []
+    for seed in range(3):
+        device = Harness(32, seed)
+        noted, begun = device.asarray(np.zeros((50, 2), np.int32)), device.asarray(np.zeros(2, np.int32))
+        run(monkeypatch, text, noted, begun, device=device, blocks=50)
+        assert np.asarray(begun).tolist() == [50, 0]
+        found.append(np.asarray(noted).copy())
+    starts, ends = zip(*(array.T for array in found), strict=True)
+    np.testing.assert_array_equal(starts[0], np.arange(50))
+    np.testing.assert_array_equal(ends[0], np.arange(1, 51))
+    for seed in (1, 2):
+        np.testing.assert_array_equal(np.sort(starts[seed]), np.arange(50))
+        assert (ends[seed] - starts[seed]).max() > 3
+        assert (starts[seed] != starts[3 - seed]).any()
 
 
 def test_a_lane_mapping_for_waves_of_32_is_wrong_at_64(monkeypatch: pytest.MonkeyPatch) -> None:

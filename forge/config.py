@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from numbers import Integral, Real
 from typing import Any, Literal, get_args
 
 from forge.errors import ParameterError
+from forge.keywords import keywords
 
 RopeStyle = Literal["neox", "interleaved"]
 Activation = Literal["silu", "gelu"]
@@ -16,6 +18,10 @@ NormKind = Literal["rms", "layer"]
 Activations = Literal["f32", "f16"]
 MOST_LOGPROBS = 100
 """Of the most probable ids at a position, that a request may ask for."""
+MOST_STOP_STRINGS = 64
+MOST_STOP_CHARACTERS = 1000
+"""Of one stop string. Each new piece of text is compared with all of them, while all other requests wait."""
+MOST_STOP_IDS = 1 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,6 +99,7 @@ class ModelConfig:
     embedding_scale: float = 1.0
 
 
+@keywords()
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineConfig:
     """How an engine runs. Token counts are per engine, not per request.
@@ -125,6 +132,7 @@ class EngineConfig:
             raise ParameterError(f"activations must be one of {get_args(Activations)}, not {self.activations!r}")
 
 
+@keywords()
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:
     """How the tokens of a request are chosen.
@@ -146,7 +154,7 @@ class SamplingParams:
         logit_bias: Token id -> number added to its logit, from -1e6 to 1e6; -inf forbids it.
         seed: 0 to 2**64 - 1; None = a fresh one for each request.
         n: Completions of the same prompt: choice indices 0 to n - 1.
-        stop: Texts that end the completion; they are not part of it.
+        stop: Texts that end the completion; they are not part of it. At most 64, of at most 1,000 characters each.
         stop_ids: Token ids that end the completion like the model's own end tokens.
         ignore_eos: Run to `max_tokens` through the model's end tokens.
         logprobs: Report each token's log probability, and this many most probable alternatives; None = none.
@@ -188,11 +196,15 @@ class SamplingParams:
             if abs(_real(name, getattr(self, name))) > 100.0:
                 raise ParameterError(f"{name} must be in [-100, 100], not {getattr(self, name)}")
         self._freeze("logit_bias", _bias(self.logit_bias))
-        stop = (self.stop,) if isinstance(self.stop, str) else _items("stop", self.stop)
+        stop = (self.stop,) if isinstance(self.stop, str) else _items("stop", self.stop, MOST_STOP_STRINGS)
         if not all(isinstance(s, str) and s for s in stop):
             raise ParameterError(f"stop must be non-empty strings, not {_shown(self.stop)}")
+        if (longest := max(map(len, stop), default=0)) > MOST_STOP_CHARACTERS:
+            raise ParameterError(
+                f"stop may hold strings of {MOST_STOP_CHARACTERS} characters, and one of these has {longest}"
+            )
         self._freeze("stop", stop)
-        self._freeze("stop_ids", _items("stop_ids", self.stop_ids))
+        self._freeze("stop_ids", _items("stop_ids", self.stop_ids, MOST_STOP_IDS))
         for token in self.stop_ids:
             check_integer("stop_ids", token, 0)
 
@@ -221,11 +233,14 @@ def _real(name: str, value: object) -> float:
     raise ParameterError(f"{name} must be a finite number, not {_shown(value)}")
 
 
-def _items(name: str, value: Iterable[Any]) -> tuple[Any, ...]:
+def _items(name: str, value: Iterable[Any], most: int) -> tuple[Any, ...]:
     try:
-        return tuple(value)
+        items = tuple(islice(value, most + 1))
     except TypeError:
         raise ParameterError(f"{name} must be a list, not {_shown(value)}") from None
+    if len(items) > most:
+        raise ParameterError(f"{name} may hold {most} entries, and there are more: give fewer")
+    return items
 
 
 def _bias(bias: Mapping[int, float]) -> dict[int, float]:

@@ -20,6 +20,7 @@ from forge.engine import Engine, Sampled
 from forge.engine.sequence import Sequence as EngineSequence
 from forge.errors import ChatTemplateError, ContextLengthError, NumericsError, OutOfMemoryError, ParameterError
 from forge.generation import Generation
+from forge.keywords import keywords
 from forge.models.attention import AttentionWeights
 from forge.outputs import Chunk, Completion, Perplexity
 from forge.prompts import is_single, items_of, sampling_params, token_ids
@@ -80,6 +81,7 @@ class LLM:
         with self._lock:
             self._abort(list(self._generations.values()))
 
+    @keywords(SamplingParams)
     def generate(
         self, prompt: Prompt | Sequence[Prompt], params: SamplingParams | None = None, **overrides: Any
     ) -> Completion | list[Completion]:
@@ -96,6 +98,7 @@ class LLM:
         completions = self._complete([self._encode(p) for p in prompts], params)
         return completions[0] if single and params.n == 1 else completions
 
+    @keywords(SamplingParams)
     def stream(
         self, prompt: Prompt, params: SamplingParams | None = None, **overrides: Any
     ) -> Generator[Chunk, None, None]:
@@ -104,6 +107,7 @@ class LLM:
             raise ParameterError("stream takes one prompt; generate takes a list of them")
         return self._stream(self._encode(prompt), sampling_params(params, overrides))
 
+    @keywords(SamplingParams)
     def chat(
         self,
         messages: Messages,
@@ -122,6 +126,7 @@ class LLM:
         completions = self._complete([ids], params)
         return completions[0] if params.n == 1 else completions
 
+    @keywords(SamplingParams)
     def stream_chat(
         self,
         messages: Messages,
@@ -153,6 +158,7 @@ class LLM:
             messages, add_generation_prompt=add_generation_prompt, tools=tools, **template_variables
         )
 
+    @keywords()
     def encode_chat(
         self,
         messages: Messages,
@@ -166,6 +172,7 @@ class LLM:
         bos = self.tokenizer.bos_id  # most templates write it themselves
         return [bos, *ids] if self.tokenizer.add_bos and bos is not None and ids[:1] != [bos] else ids
 
+    @keywords()
     def logits(self, prompt: Prompt) -> npt.NDArray[np.float32]:
         """(tokens, V) float32: the model's scores for the token after each of the prompt's."""
         ids = self._encode(prompt)
@@ -182,6 +189,7 @@ class LLM:
             row += len(part)
         return out
 
+    @keywords()
     def attention(self, prompt: Prompt, layer: int | None = None) -> npt.NDArray[np.float32]:
         """How much each of a prompt's T tokens attends to each one, by head, from one pass without logits.
 
@@ -200,6 +208,7 @@ class LLM:
             pass
         return found.weights if layer is None else found.weights[0]
 
+    @keywords()
     def perplexity(self, text: Prompt, *, context: int | None = None) -> Perplexity:
         """How well the model predicts a text: exp of the mean negative log likelihood per token.
 

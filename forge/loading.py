@@ -16,6 +16,7 @@ from forge.config import Activations, EngineConfig, ModelConfig
 from forge.engine import Engine, Runner
 from forge.errors import FormatError, OutOfMemoryError, ParameterError
 from forge.formats import gguf
+from forge.keywords import keywords
 from forge.kv_cache import KVCache, page_bytes
 from forge.llm import LLM
 from forge.tokenizer import Tokenizer
@@ -29,6 +30,7 @@ _STEP_BYTES = 256 << 20
 Progress = Callable[[str, int, int | None], None]
 
 
+@keywords()
 def load(
     model: str | os.PathLike[str] = hub.DEFAULT_MODEL,
     *,
@@ -86,6 +88,7 @@ def load(
     return LLM(engine, tokenizer, template, path=path, notes=notes, load_ms=1000 * (time.perf_counter() - started))
 
 
+@keywords()
 def load_tokenizer(model: str | os.PathLike[str], *, progress: Progress | None = None) -> Tokenizer:
     """The tokenizer alone, from a GGUF file that may hold no tensors, or a known model's."""
     path = _resolve(model, progress)

@@ -14,7 +14,7 @@ from forge.errors import ParameterError
 
 
 def sampling_params(params: SamplingParams | None, overrides: Mapping[str, Any]) -> SamplingParams:
-    """The parameters with some of their fields overridden; TypeError for a keyword that is no field."""
+    """The parameters with some of their fields overridden; ParameterError for a keyword that is no field."""
     if params is None:
         return SamplingParams(**overrides)
     if not isinstance(params, SamplingParams):

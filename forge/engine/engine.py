@@ -81,7 +81,7 @@ class Engine:
             )
         vocabulary = self.runner.model.config.vocab_size
         for name, ids in (("logit_bias", params.logit_bias), ("stop_ids", params.stop_ids)):
-            if any(token >= vocabulary for token in ids):
+            if max(ids, default=0) >= vocabulary:
                 raise ParameterError(f"{name} names token {max(ids)}, and ids go from 0 to {vocabulary - 1}")
 
     def add(self, prompt_ids: list[int], params: SamplingParams) -> list[Sequence]:
@@ -94,8 +94,9 @@ class Engine:
         length = len(prompt_ids) + (room if params.max_tokens is None else min(room, params.max_tokens))
         number = next(self._numbers)
         seed = secrets.randbits(64) if params.seed is None else params.seed
+        end_ids = frozenset(params.stop_ids) | (frozenset() if params.ignore_eos else self.end_ids)
         first, *others = (
-            Sequence(number, choice, list(prompt_ids), len(prompt_ids), params, seed, length)
+            Sequence(number, choice, list(prompt_ids), len(prompt_ids), params, seed, length, end_ids)
             for choice in range(params.n)
         )
         self.scheduler.add(first)
@@ -220,10 +221,9 @@ class Engine:
             raise ParameterError(f"the prompt holds token id {wrong}, and ids go from 0 to {vocabulary - 1}")
 
     def _append(self, sequence: Sequence, token: int) -> None:
-        params = sequence.params
         if token < 0:
             self.scheduler.finish(sequence, "error")
-        elif token in params.stop_ids or (token in self.end_ids and not params.ignore_eos):
+        elif token in sequence.end_ids:
             self.scheduler.finish(sequence, "stop")
         else:
             sequence.ids.append(token)

@@ -25,6 +25,8 @@ class Sequence:
     seed: int
     max_length: int
     """Ids at which it is finished: prompt + max_tokens, or the context."""
+    end_ids: frozenset[int] = frozenset()
+    """Ids that end it: its request's, and the model's unless it runs through them."""
     num_computed: int = 0
     """Leading ids whose keys and values are cached."""
     num_pending: int = 0

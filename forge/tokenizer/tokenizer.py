@@ -9,6 +9,7 @@ from typing import Any, Protocol, Self
 import numpy as np
 
 from forge.errors import TokenizerError, UnsupportedError
+from forge.keywords import keywords
 from forge.tokenizer import bpe
 from forge.tokenizer.partition import Partition
 from forge.tokenizer.pretokenizers import DEFAULT, RULES, Rule
@@ -117,6 +118,7 @@ class Tokenizer:
         """Most characters that one token stands for."""
         return max(len(piece) for piece in self._vocabulary.pieces)
 
+    @keywords()
     def encode(self, text: str, add_special: bool = True, parse_special: bool = False) -> list[int]:
         """Token ids of `text`.
 
@@ -148,6 +150,7 @@ class Tokenizer:
             ids.append(self.eos_id)
         return ids
 
+    @keywords()
     def decode(self, ids: Iterable[int]) -> str:
         """Text of token ids; control tokens are shown as their names, and bytes that are no UTF-8 as U+FFFD.
 

@@ -263,11 +263,23 @@ def test_a_prompt_that_is_no_text_and_no_ids_is_refused(llm: LLM, prompt: Any) -
         llm.generate(prompt, GREEDY)
 
 
-def test_an_unknown_keyword_is_a_type_error(llm: LLM) -> None:
-    for call in (llm.generate, llm.stream):
-        for params in (None, SamplingParams()):
-            with pytest.raises(TypeError, match="temprature"):
-                call(TEXT, params, temprature=1.0)
+@pytest.mark.parametrize(
+    ("method", "name", "meant"),
+    [
+        ("generate", "temprature", "temperature"),
+        ("stream", "stop_id", "stop_ids"),
+        ("chat", "tool", "tools"),
+        ("stream_chat", "max_token", "max_tokens"),
+        ("logits", "promt", "prompt"),
+        ("attention", "layers", "layer"),
+        ("perplexity", "contxt", "context"),
+        ("encode_chat", "tool", "tools"),
+    ],
+)
+def test_a_misspelled_keyword_is_answered_with_the_nearest_one(llm: LLM, method: str, name: str, meant: str) -> None:
+    for arguments in ((TEXT,), (TEXT, SamplingParams()), ()):
+        with pytest.raises(ParameterError, match=f"^{name} is no parameter of {method}: did you mean {meant}\\?$"):
+            getattr(llm, method)(*arguments, **{name: 1})
 
 
 def test_keywords_override_params(llm: LLM) -> None:

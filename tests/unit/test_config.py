@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import math
 import pickle
 from dataclasses import FrozenInstanceError, fields, replace
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -30,8 +32,8 @@ BAD_SAMPLING: list[tuple[str, list[Any]]] = [
     ("stop", ["", ["a", ""], [1], [None], [b"a"]]),
     ("stop_ids", [[-1], [1.0], ["1"], [None], [True], "12"]),
     ("logprobs", [-1, 101, 1.0, True]),
-    ("stop", [5, None]),
-    ("stop_ids", [5, None]),
+    ("stop", [5, None, ["a"] * 65, map(str, count()), "x" * 1001, ["a", "x" * 1001]]),
+    ("stop_ids", [5, None, count()]),
     ("ignore_eos", ["no", 2, None]),
     ("logit_bias", [{1: 1e300}, {1: 10**400}]),
     ("temperature", [10**400]),
@@ -49,7 +51,7 @@ GOOD_SAMPLING: list[tuple[str, list[Any]]] = [
     ("logit_bias", [{}, {0: -INF}, {np.int64(3): np.float32(1.5)}]),
     ("seed", [None, 0, 2**64 - 1, np.uint64(2**64 - 1)]),
     ("n", [1, 256, np.uint8(2)]),
-    ("stop", [(), "x", ["x", "yy"], ("x",)]),
+    ("stop", [(), "x", ["x", "yy"], ("x",), ["x" * 1000] * 64]),
     ("stop_ids", [(), [1, 2], {3}, np.array([4, 5])]),
     ("logprobs", [None, 0, 100]),
     ("ignore_eos", [True, False]),
@@ -101,10 +103,33 @@ def test_a_bad_engine_setting_is_named(name: str, value: Any) -> None:
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("settings", [SamplingParams, EngineConfig])
-def test_an_unknown_keyword_is_a_type_error(settings: type) -> None:
-    with pytest.raises(TypeError, match="temprature"):
-        settings(temprature=1.0)
+@pytest.mark.parametrize(
+    ("settings", "name", "meant"),
+    [
+        (SamplingParams, "temprature", "temperature"),
+        (SamplingParams, "Temperature", "temperature"),
+        (SamplingParams, "top_n", "top_k or top_p"),
+        (SamplingParams, "max_new_tokens", "max_tokens"),
+        (EngineConfig, "contxt", "context"),
+    ],
+)
+def test_a_misspelled_keyword_is_answered_with_the_nearest_one(settings: Any, name: str, meant: str) -> None:
+    for refuse in (lambda: settings(**{name: 1}), lambda: replace(settings(), **{name: 1})):
+        with pytest.raises(ParameterError) as caught:
+            refuse()
+        assert str(caught.value) == f"{name} is no parameter of {settings.__name__}: did you mean {meant}?"
+
+
+def test_a_keyword_like_none_is_answered_with_all_of_them() -> None:
+    with pytest.raises(
+        ParameterError, match=r"^zzz is no parameter of EngineConfig: it takes context, memory_fraction"
+    ):
+        EngineConfig(zzz=1)  # type: ignore[call-arg]
+
+
+def test_settings_show_their_parameters_to_help() -> None:
+    for settings in (SamplingParams, EngineConfig):
+        assert list(inspect.signature(settings).parameters) == [field.name for field in fields(settings)]
 
 
 def test_settings_are_frozen() -> None:

@@ -13,13 +13,13 @@ ROOT = Path(__file__).parents[2]
 
 # Each room may import those before it.
 CHAIN = [
-    *("errors", "config", "paths", "files", "tuning", "backend", "op", "quant", "ops", "nn", "kv_cache"),
+    *("errors", "keywords", "config", "paths", "files", "tuning", "backend", "op", "quant", "ops", "nn", "kv_cache"),
     *("models", "engine", "outputs", "generation", "prompts", "llm", "loading"),
 ]
 # Rooms beside the chain, with what they may import.
 BESIDE = {
     "formats": "errors config",
-    "tokenizer": "errors config",
+    "tokenizer": "errors keywords config",
     "hub": "errors config paths files",
     "variants": "errors config tuning backend op quant ops",
     "verify": "errors config backend op quant ops",

@@ -168,3 +168,21 @@ def test_the_readme_names_what_there_is() -> None:
         assert re.split(r" \(|$", model.licence)[0] in table[model.name]
     (architectures,) = re.findall(r"^Architectures: (.+?)\.", readme, re.MULTILINE)
     assert sorted(architectures.split(", ")) == sorted(ARCHS)
+
+
+def test_every_public_function_refuses_a_keyword_that_it_does_not_know() -> None:
+    """Those that take keywords. What `render_chat` does not know is the template's."""
+    functions: list[Any] = [forge.load, forge.load_tokenizer, forge.SamplingParams, forge.EngineConfig]
+    functions += [forge.Tokenizer.encode, forge.Tokenizer.decode]
+    methods = [value for name, value in vars(forge.LLM).items() if inspect.isfunction(value) and name[0] != "_"]
+    functions += [m for m in methods if len(inspect.signature(m).parameters) > 1 and m.__name__ != "render_chat"]
+    assert len(functions) > 10
+    for function in functions:
+        with pytest.raises(forge.ParameterError, match=f"^xyz is no parameter of {function.__name__}: "):
+            function(xyz=1)
+
+
+def test_a_misspelled_keyword_of_load_is_answered_with_the_nearest_one() -> None:
+    with pytest.raises(forge.ParameterError, match=r"^devise is no parameter of load: did you mean device\?$"):
+        forge.load("x", devise="cpu")  # type: ignore[call-arg]
+    assert list(inspect.signature(forge.load).parameters)[:2] == ["model", "device"]

@@ -1,0 +1,52 @@
+"""A misspelled keyword is a ParameterError that names the nearest one, where Python's own error is a TypeError."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable
+from dataclasses import fields
+from difflib import SequenceMatcher
+from functools import wraps
+from typing import Any, TypeVar
+
+from forge.errors import ParameterError
+
+T = TypeVar("T", bound=Callable[..., Any])
+_LIKE = 0.6
+"""Share of equal letters, from 0 to 1, from which on a name may be what was meant."""
+
+
+def keywords(*settings: Any) -> Callable[[T], T]:
+    """Let a function, or a class, refuse keywords that it does not know. Its signature stays what it is.
+
+    settings: dataclasses whose fields it takes as keywords too, through its ``**``.
+    """
+
+    def decorate(target: T) -> T:
+        function: Any = target.__init__ if inspect.isclass(target) else target
+        parameters = inspect.signature(function).parameters.values()
+        known = dict.fromkeys(p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY))
+        known.pop("self", None)
+        known |= dict.fromkeys(field.name for each in settings for field in fields(each))
+
+        @wraps(function)
+        def checked(*args: Any, **given: Any) -> Any:
+            for name in given:
+                if name not in known:
+                    raise ParameterError(f"{name:.60} is no parameter of {target.__name__}: {_advice(name, known)}")
+            return function(*args, **given)
+
+        if not inspect.isclass(target):
+            return checked  # type: ignore[return-value]
+        setattr(target, "__init__", checked)  # noqa: B010 (mypy: a method is not assigned to)
+        return target
+
+    return decorate
+
+
+def _advice(name: str, known: Iterable[str]) -> str:
+    likeness = {one: SequenceMatcher(None, name.lower(), one).ratio() for one in known}
+    best = max(likeness.values(), default=0.0)
+    if best < _LIKE:
+        return f"it takes {', '.join(likeness)}" if likeness else "it takes none"
+    return f"did you mean {' or '.join(one for one, ratio in likeness.items() if ratio == best)}?"

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 INTERRUPTED = 128 + signal.SIGINT
 CLOSED_PIPE = 128 + signal.SIGPIPE
 
+_COMPLETION = "_FORGE_COMPLETE"
 _INTERRUPT_S = 1.0
 """A failure so soon after Ctrl-C is its consequence."""
 _interrupted_at = -math.inf
@@ -39,14 +40,17 @@ def run(args: Sequence[str]) -> int:
     """Run one command and return its exit code.
 
     0; 2 for wrong usage; 130 after Ctrl-C; 141 if whoever read the output is gone; 1 for any other failure, with one
-    line on stderr. `--debug`, anywhere before `--`, lets the traceback of a failure be printed.
+    line on stderr. `--debug`, anywhere before `--`, lets the traceback of a failure be printed; `--quiet` leaves out
+    all that is not a failure.
     """
+    from forge.cli import output
+
     args = list(args) or ["--help"]
-    options = args[: args.index("--")] if "--" in args else args
-    debug = "--debug" in options
-    if debug:
-        options = [arg for arg in options if arg != "--debug"]
-        args = options + (args[args.index("--") :] if "--" in args else [])
+    end = args.index("--") if "--" in args else len(args)
+    debug, quiet = ("--debug" in args[:end], "--quiet" in args[:end])
+    options = [arg for arg in args[:end] if arg not in ("--debug", "--quiet")]
+    args = options + args[end:]
+    output.be_quiet(quiet)
     try:
         return _invoke(args)
     except (Exception, KeyboardInterrupt) as error:
@@ -58,18 +62,28 @@ def run(args: Sequence[str]) -> int:
 def _invoke(args: list[str]) -> int:
     import typer
 
-    from forge.cli import app, output
+    from forge.cli import app, options, output
+    from forge.errors import ForgeError
 
     usage_error = typer.BadParameter.__mro__[1]  # a class without a public name that is the same in all versions
     command = typer.main.get_command(app.app)
     try:
+        if _COMPLETION in os.environ:  # a shell asks what may follow
+            command(args, prog_name="forge", complete_var=_COMPLETION)
         with command.make_context("forge", args) as context:
-            command.invoke(context)
+            try:
+                command.invoke(context)
+            except ForgeError as error:
+                for variable in options.named_in(str(error), context.meta):
+                    error.add_note(variable)
+                raise
     except typer.Exit as leave:
         return leave.exit_code
+    except SystemExit as leave:  # of typer's completion
+        return leave.code if isinstance(leave.code, int) else 1
     except usage_error as error:  # type: ignore[misc]  # it is an exception, but mypy sees an element of a tuple of types
         path = error.ctx.command_path if error.ctx else "forge"
-        output.note(f"{error.format_message()} (see {path} --help)")
+        output.error(f"{error.format_message()} (see {path} --help)")
         return 2
     output.flush()
     return 0
@@ -87,6 +101,7 @@ def _failure(error: BaseException, options: list[str], *, quiet: bool) -> int:
         return CLOSED_PIPE
     if isinstance(error, ForgeError):
         line = _with_flag(error, options) if isinstance(error, ParameterError) else str(error)
+        line += "".join(f" (from {variable})" for variable in getattr(error, "__notes__", ()))
     elif isinstance(error, OSError):
         output.discard()
         line = f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror or error)
@@ -95,7 +110,7 @@ def _failure(error: BaseException, options: list[str], *, quiet: bool) -> int:
     else:
         line = f"internal error: {type(error).__name__}: {error} (run with --debug for the traceback)"
     if not quiet:
-        output.note(line)
+        output.error(line)
     return 2 if isinstance(error, ParameterError) else 1
 
 

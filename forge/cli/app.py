@@ -8,7 +8,13 @@ import typer
 
 from forge.cli import bench, chat, doctor, generate, inspect, kernels, logits, perplexity, pull, tokenize, tune, verify
 
-app = typer.Typer(rich_markup_mode=None, add_completion=False)  # rich's help panels would cost 0.1 s
+app = typer.Typer(
+    rich_markup_mode=None,  # its help panels would cost 0.1 s
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+_EVERYWHERE = "Every command takes --quiet (no notes or statistics) and --debug (tracebacks), too."
 
 
 def _version(wanted: bool) -> None:
@@ -27,10 +33,13 @@ def forge(
     debug: Annotated[
         bool, typer.Option("--debug", help="Print the traceback of a failure. Works behind the command, too.")
     ] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", help="No notes, progress or statistics on stderr. Works behind the command, too.")
+    ] = False,
 ) -> None:
     """LLM inference: text from GGUF models, on any machine."""
 
 
 for module in (generate, chat, tokenize, logits, perplexity, inspect, pull, bench, verify, tune, doctor):
-    app.command(module.__name__.rpartition(".")[2])(module.command)
+    app.command(module.__name__.rpartition(".")[2], epilog=_EVERYWHERE)(module.command)
 app.add_typer(kernels.app, name="kernels")

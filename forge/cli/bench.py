@@ -36,7 +36,7 @@ def command(
     memory_fraction: options.MemoryFraction = options.DEFAULT_MEMORY_FRACTION,
     as_json: options.Json = False,
 ) -> None:
-    """Measure prefill, decode at several batch sizes, and the bound: reading this model's matrices once.
+    """Measure prefill and decode at several batch sizes, beside the rate of reading this model's matrices once.
 
     Prefill is one prompt. Decode starts when every sequence of the batch has its prompt computed and its first token.
     """
@@ -51,7 +51,7 @@ def command(
 
 
 def measure(llm: LLM, prompt_tokens: int, gen_tokens: int, batches: Sequence[int], repetitions: int) -> dict[str, Any]:
-    """All figures, medians. Bound and decode take turns, so that a busy machine slows both."""
+    """All speeds, medians. Bound and decode take turns, so that a busy machine slows both."""
     import numpy as np
 
     from forge.config import SamplingParams
@@ -175,12 +175,16 @@ def _print(report: dict[str, Any]) -> None:
     rows = [
         ("load", f"{report['load_ms'] / 1e3:.2f} s", ""),
         ("peak resident memory", output.num_bytes(report["peak_rss_bytes"]), ""),
-        (f"prefill of {report['prompt_tokens']} tokens", f"{report['prefill_tokens_per_s']:.1f} tokens/s", ""),
-        ("bound: all matrices read once", f"{report['bound_tokens_per_s']:.1f} tokens/s", ""),
+        (
+            f"prefill of {output.count(report['prompt_tokens'], 'token')}",
+            f"{report['prefill_tokens_per_s']:.1f} tokens/s",
+            "",
+        ),
+        ("all matrices read once", f"{report['bound_tokens_per_s']:.1f} tokens/s", ""),
     ]
     for run in report["decode"]:
-        ratio = f"{run['ratio_to_bound']:.0%} of the bound"
+        ratio = f"{run['ratio_to_bound']:.2f} x the reading rate"
         if run["speedup"] and run["batch"] > 1:
             ratio += f", {run['speedup']:.2f} x batch 1"
         rows.append((f"decode, batch {run['batch']}", f"{run['tokens_per_s']:.1f} tokens/s", ratio))
-    output.write_table(title, ("", "figure", "compared"), rows, right=("figure",))
+    output.write_table(title, ("", "measured", "compared"), rows, right=("measured",))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from forge.cli import options, output
-from forge.cli.generate import figures
+from forge.cli.generate import statistics
 from forge.errors import ForgeError
 
 if TYPE_CHECKING:
@@ -135,4 +135,4 @@ class Conversation:
         options.check_finish(reason, self.llm)
         self.messages = [*asked, {"role": "assistant", "content": "".join(said)}]
         if timings and self.is_interactive:
-            output.status(figures(timings))
+            output.status(statistics(timings))

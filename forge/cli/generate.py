@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Annotated, cast
+from contextlib import closing
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -12,6 +13,7 @@ from forge.cli.about import about
 
 if TYPE_CHECKING:
     from forge.config import SamplingParams
+    from forge.engine import TokenLogprobs
     from forge.llm import LLM
     from forge.outputs import Completion, Timings
 
@@ -19,21 +21,30 @@ if TYPE_CHECKING:
 def command(
     prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="The text to continue; - reads it from stdin.")],
     model: options.Model = options.DEFAULT_MODEL,
+    chat: Annotated[
+        bool, typer.Option("--chat", help="Answer PROMPT through the model's chat template, as forge chat does.")
+    ] = False,
+    system: Annotated[
+        str | None, typer.Option("--system", metavar="TEXT", help="The system message; implies --chat.")
+    ] = None,
     max_tokens: options.MaxTokens = 256,
     temperature: options.Temperature = 0.0,
     top_k: options.TopK = 0,
     top_p: options.TopP = 1.0,
     min_p: options.MinP = 0.0,
     repetition_penalty: options.RepetitionPenalty = 1.0,
+    presence_penalty: options.PresencePenalty = 0.0,
+    frequency_penalty: options.FrequencyPenalty = 0.0,
     seed: options.Seed = None,
     stop: options.Stop = None,
     ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Run through the model's end tokens.")] = False,
+    logprobs: options.Logprobs = None,
     device: options.Device = "auto",
     context: options.Context = None,
     memory_fraction: options.MemoryFraction = options.DEFAULT_MEMORY_FRACTION,
     as_json: options.Json = False,
 ) -> None:
-    """Continue PROMPT. Text streams to stdout, figures go to stderr."""
+    """Continue PROMPT. Text streams to stdout, statistics go to stderr."""
     from forge.config import SamplingParams
 
     params = SamplingParams(
@@ -43,60 +54,119 @@ def command(
         top_p=top_p,
         min_p=min_p,
         repetition_penalty=repetition_penalty,
+        presence_penalty=presence_penalty,
+        frequency_penalty=frequency_penalty,
         seed=seed,
         stop=stop or (),
         ignore_eos=ignore_eos,
+        logprobs=logprobs,
     )
     text = options.text_or_stdin(prompt, "PROMPT")
     with options.loaded(model, device, context, memory_fraction=memory_fraction) as llm:
-        (_print_json if as_json else _stream)(llm, text, params)
+        request: str | list[int] = text
+        if chat or system is not None:
+            head = [{"role": "system", "content": system}] if system else []
+            request = llm.encode_chat([*head, {"role": "user", "content": text}])
+        if as_json:
+            output.write_json(answer_json(llm, request, params))
+        else:
+            stream(llm, request, params)
 
 
-def _stream(llm: LLM, prompt: str, params: SamplingParams) -> None:
+def stream(llm: LLM, prompt: str | list[int], params: SamplingParams) -> None:
+    """The completion to stdout as it comes, then what is to be said about it to stderr."""
     timings = reason = None
+    logprobs: list[TokenLogprobs] = []
     try:
-        for chunk in llm.stream(prompt, params):
-            output.write(chunk.text)
-            timings, reason = chunk.timings, chunk.finish_reason
+        with closing(llm.stream(prompt, params)) as chunks:
+            for chunk in chunks:
+                output.write(chunk.text)
+                logprobs += chunk.logprobs or ()
+                timings, reason = chunk.timings, chunk.finish_reason
     finally:
         if output.is_terminal(sys.stdout):  # so that what follows starts on a line of its own
             output.write("\n")
     options.check_finish(reason, llm)
+    show_logprobs(llm, logprobs)
     if timings:
-        output.status(figures(timings, llm.load_ms))
+        if reason == "length":
+            output.note(cut(timings, params, llm))
+        output.status(statistics(timings, llm.load_ms))
 
 
-def _print_json(llm: LLM, prompt: str, params: SamplingParams) -> None:
+def answer_json(llm: LLM, prompt: str | list[int], params: SamplingParams) -> dict[str, Any]:
+    """A completion as the object that --json prints."""
     completion = cast("Completion", llm.generate(prompt, params))
     options.check_finish(completion.finish_reason, llm)
     timings = completion.timings
-    output.write_json(
-        {
-            **about(llm.device, llm.path),
-            "prompt_ids": completion.prompt_ids,
-            "ids": completion.ids,
-            "text": completion.text,
-            "finish_reason": completion.finish_reason,
-            "timings": {
-                "load_ms": llm.load_ms,
-                "prompt_tokens": timings.prompt_tokens,
-                "completion_tokens": timings.completion_tokens,
-                "prefill_ms": timings.prefill_ms,
-                "decode_ms": timings.decode_ms,
-                "total_ms": timings.total_ms,
-                "prefill_tokens_per_s": timings.prefill_tokens_per_s,
-                "decode_tokens_per_s": timings.decode_tokens_per_s,
-            },
-        }
-    )
+    found: dict[str, Any] = {
+        **about(llm.device, llm.path),
+        "prompt_ids": completion.prompt_ids,
+        "ids": completion.ids,
+        "text": completion.text,
+        "finish_reason": completion.finish_reason,
+        "timings": {
+            "load_ms": llm.load_ms,
+            "prompt_tokens": timings.prompt_tokens,
+            "completion_tokens": timings.completion_tokens,
+            "prefill_ms": timings.prefill_ms,
+            "decode_ms": timings.decode_ms,
+            "total_ms": timings.total_ms,
+            "prefill_tokens_per_s": timings.prefill_tokens_per_s,
+            "decode_tokens_per_s": timings.decode_tokens_per_s,
+        },
+    }
+    if completion.logprobs is not None:
+        found["logprobs"] = [
+            {
+                **_token(llm, entry.id, entry.logprob),
+                "top_logprobs": [_token(llm, id, logprob) for id, logprob in entry.top],
+            }
+            for entry in completion.logprobs
+        ]
+    return found
 
 
-def figures(timings: Timings, load_ms: float | None = None) -> str:
+def _token(llm: LLM, id: int, logprob: float) -> dict[str, Any]:
+    return {"id": id, "token": llm.tokenizer.token_text(id), "logprob": logprob}
+
+
+def show_logprobs(llm: LLM, logprobs: list[TokenLogprobs]) -> None:
+    """A table on stderr: each token, its log probability, and the most probable ones at its place."""
+    if not logprobs:
+        return
+
+    def shown(id: int, logprob: float) -> str:
+        return f"{output.quoted(llm.tokenizer.token_text(id))} {logprob:.3f}"
+
+    rows = [
+        (
+            entry.id,
+            output.quoted(llm.tokenizer.token_text(entry.id)),
+            f"{entry.logprob:.3f}",
+            "  ".join(shown(id, logprob) for id, logprob in entry.top),
+        )
+        for entry in logprobs
+    ]
+    columns = ("id", "text", "logprob", "most probable")
+    output.write_table("log probabilities", columns, rows, right=("id", "logprob"), as_status=True)
+
+
+def cut(timings: Timings, params: SamplingParams, llm: LLM) -> str:
+    """What ended an answer that the model had not ended."""
+    if params.max_tokens is not None and timings.completion_tokens >= params.max_tokens:
+        return f"the answer was cut after {output.count(params.max_tokens, 'token')} (--max-tokens)"
+    return f"the answer was cut: the context of {output.count(llm.context, 'token')} is full (--context)"
+
+
+def statistics(timings: Timings, load_ms: float | None = None) -> str:
     """Counts and speeds of one completion, in one line."""
     parts = [
-        f"prompt {timings.prompt_tokens} tokens, {timings.prefill_tokens_per_s:.1f} tokens/s",
-        f"generated {timings.completion_tokens} tokens, {timings.decode_tokens_per_s:.1f} tokens/s",
+        f"prompt {output.count(timings.prompt_tokens, 'token')}, {timings.prefill_tokens_per_s:.1f} tokens/s",
+        f"generated {output.count(timings.completion_tokens, 'token')}",
     ]
+    if timings.completion_tokens > 1:  # the first belongs to the prompt
+        parts[1] += f", {timings.decode_tokens_per_s:.1f} tokens/s"
     if load_ms is not None:
         parts.append(f"loaded in {load_ms / 1e3:.2f} s")
     return " | ".join(parts)

@@ -91,7 +91,8 @@ def _summary(model: GGUF) -> list[tuple[str, str]]:
     except ForgeError:  # _remark says it
         return rows
     per_token = 2 * 4 * config.num_layers * config.num_kv_heads * config.head_dim
-    windows = "".join(f", {n} layers with a window of {w}" for w, n in Counter(config.layer_windows).items() if w)
+    layers = Counter(config.layer_windows).items()
+    windows = "".join(f", {output.count(n, 'layer')} with a window of {w}" for w, n in layers if w)
     rows[2:2] = [
         (
             "layers",

@@ -38,7 +38,7 @@ def command(
     exact = np.exp(exact - exact.max())
     chances = exact[best] / exact.sum()
     rows = [
-        (id, name, f"{value:.4f}", f"{chance:.2%}")
+        (id, output.quoted(name), f"{value:.4f}", f"{chance:.2%}")
         for id, name, value, chance in zip(best, names, values, chances, strict=True)
     ]
     output.write_table("next token", ("id", "text", "logit", "probability"), rows, right=("id", "logit", "probability"))

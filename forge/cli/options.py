@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from forge.cli import output
-from forge.errors import ParameterError
+from forge.errors import ForgeError, ParameterError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -20,10 +21,58 @@ if TYPE_CHECKING:
 DEFAULT_MODEL = "smollm2"  # of forge.hub, which --help has no time to import; a test compares them
 DEFAULT_MEMORY_FRACTION = 0.9  # of forge.config, likewise
 
+
+def _models(incomplete: str) -> list[str]:
+    """What the shell may complete a model's name to: names of the catalog, files, directories."""
+    import glob
+
+    from forge.hub.catalog import MODELS
+
+    start = os.path.expanduser(incomplete)
+    paths = [path + "/" if os.path.isdir(path) else path for path in glob.glob(f"{glob.escape(start)}*")]
+    names = [name for name in MODELS if name.startswith(incomplete)]
+    return names + sorted(incomplete + path[len(start) :] for path in paths if path.endswith(("/", ".gguf")))
+
+
+def _remember_variable(context: typer.Context, param: typer.CallbackParam, value: str) -> str:
+    """Keeps which variable of the environment gave a value, for messages about it."""
+    source = context.get_parameter_source(str(param.name))
+    if source is not None and source.name == "ENVIRONMENT":
+        context.meta[f"forge.{param.name}"] = value
+    return value
+
+
+def named_in(message: str, meta: Mapping[str, str]) -> list[str]:
+    """The variables that set what a message is about."""
+    named = {"FORGE_MODEL": meta.get("forge.model"), "FORGE_DEVICE": meta.get("forge.device")}
+    if not message.startswith("device"):
+        del named["FORGE_DEVICE"]
+    return [variable for variable, value in named.items() if value and value in message]
+
+
 Model = Annotated[
-    str, typer.Option("-m", "--model", metavar="MODEL", help="A name, a GGUF file, or hf:owner/repo/file.gguf.")
+    str,
+    typer.Option(
+        "-m",
+        "--model",
+        metavar="MODEL",
+        envvar="FORGE_MODEL",
+        help="A name, a GGUF file, or hf:owner/repo/file.gguf.",
+        callback=_remember_variable,
+        autocompletion=_models,
+    ),
 ]
-Device = Annotated[str, typer.Option("--device", metavar="DEVICE", help="auto, cpu, hip, cuda, hip:N or cuda:N.")]
+Device = Annotated[
+    str,
+    typer.Option(
+        "--device",
+        metavar="DEVICE",
+        envvar="FORGE_DEVICE",
+        help="auto, cpu, hip, cuda, hip:N or cuda:N.",
+        callback=_remember_variable,
+        autocompletion=lambda: ["auto", "cpu", "hip", "cuda"],
+    ),
+]
 Context = Annotated[
     int | None,
     typer.Option("--context", metavar="N", help="Most tokens of prompt and answer. [default: the model's]"),
@@ -46,6 +95,16 @@ MinP = Annotated[
 ]
 RepetitionPenalty = Annotated[
     float, typer.Option("--repetition-penalty", metavar="R", help="Above 1: make tokens seen before less probable.")
+]
+PresencePenalty = Annotated[
+    float, typer.Option("--presence-penalty", metavar="P", help="Above 0: make generated tokens less probable.")
+]
+FrequencyPenalty = Annotated[
+    float, typer.Option("--frequency-penalty", metavar="P", help="Above 0: the more so, the more often they came.")
+]
+Logprobs = Annotated[
+    int | None,
+    typer.Option("--logprobs", metavar="N", help="Show each token's log probability, and N alternatives to it."),
 ]
 Seed = Annotated[
     int | None, typer.Option("--seed", metavar="S", help="Same seed, same text. [default: a new one each time]")
@@ -80,7 +139,7 @@ def loaded(
     device: str = "auto",
     context: int | None = None,
     chat_template: str | None = None,
-    max_sequences: int = 64,
+    max_sequences: int = 1,
     memory_fraction: float = DEFAULT_MEMORY_FRACTION,
 ) -> Iterator[LLM]:
     """A model, ready to run; what it remarks goes to stderr."""
@@ -116,4 +175,26 @@ def check_finish(reason: str | None, llm: LLM) -> None:
 
 def _remark(llm: LLM) -> None:
     for remark in llm.notes:
-        output.note(remark)
+        if "; auto: " not in remark:
+            output.note(remark)
+        elif not output.is_quiet() and is_news(remark):
+            device, _, _ = remark.partition("; auto: ")
+            output.note(f"{device}; no GPU that forge can use: see forge doctor" if llm.device[:3] == "cpu" else remark)
+
+
+def is_news(remark: str) -> bool:
+    """Whether a remark on the device differs from the last one. The cache remembers it, where there is one."""
+    from forge import files, paths
+
+    try:
+        path = paths.cache_dir() / "device-note.txt"
+        if files.read(path, 1 << 16) == remark.encode():
+            return False
+    except (OSError, ValueError):
+        pass
+    except ForgeError:
+        return True
+    with suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        files.replace(path, remark.encode())
+    return True

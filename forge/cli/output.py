@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
     from rich.progress import TaskID
 
+_quiet = False
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
@@ -38,9 +39,14 @@ def write_json(value: Any) -> None:
 
 
 def write_table(
-    title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], *, right: Sequence[str] = ()
+    title: str,
+    columns: Sequence[str],
+    rows: Iterable[Sequence[object]],
+    *,
+    right: Sequence[str] = (),
+    as_status: bool = False,
 ) -> None:
-    """A table to stdout; columns named in `right` hold numbers."""
+    """A table to stdout, or `as_status` to stderr; columns named in `right` hold numbers."""
     from rich.table import Table
     from rich.text import Text
 
@@ -49,20 +55,27 @@ def write_table(
         table.add_column(column, justify="right" if column in right else "left", overflow="fold")
     for row in rows:
         table.add_row(*(Text(printable(str(cell))) for cell in row))
-    write_rich(table)
+    if not as_status:
+        write_rich(table)
+    elif not _quiet:
+        _to_stderr(_rendered(table, sys.stderr))
 
 
 def write_rich(renderable: Any) -> None:
     """Something of rich's to stdout: coloured on a terminal, plain and at full width elsewhere."""
-    from rich.console import Console
-
     if sys.stdout is None:
         raise ForgeError("standard output is closed: redirect it to a file or a pipe")
-    terminal = sys.stdout.isatty()
-    console = Console(file=sys.stdout, force_terminal=terminal, width=None if terminal else 200)
+    _put(_rendered(renderable, sys.stdout))
+
+
+def _rendered(renderable: Any, stream: IO[str] | None) -> str:
+    from rich.console import Console
+
+    terminal = is_terminal(stream)
+    console = Console(file=stream, force_terminal=terminal, width=None if terminal else 200)
     with console.capture() as capture:
         console.print(renderable)
-    _put("".join(line.rstrip(" ") + "\n" for line in capture.get().splitlines()))
+    return "".join(line.rstrip(" ") + "\n" for line in capture.get().splitlines())
 
 
 def flush() -> None:
@@ -80,14 +93,36 @@ def discard() -> None:
     os.close(nowhere)
 
 
-def note(text: str) -> None:
-    """One line on stderr. That stderr cannot be written is no reason to stop."""
+def be_quiet(quiet: bool) -> None:
+    """Whether `note`, `status` and progress are left out from here on, which is what --quiet asks for."""
+    global _quiet
+    _quiet = quiet
+
+
+def is_quiet() -> bool:
+    return _quiet
+
+
+def error(text: str) -> None:
+    """One line on stderr about what failed. That stderr cannot be written is no reason to stop."""
     _to_stderr(f"forge: {printable(' '.join(text.split()))}\n")
 
 
+def note(text: str) -> None:
+    """One line on stderr that is good to know."""
+    if not _quiet:
+        error(text)
+
+
 def status(text: str) -> None:
-    """A remark on stderr that belongs to the result, such as its speed."""
-    _to_stderr(f"{printable(text)}\n")
+    """A line on stderr that belongs to the result, such as its speed."""
+    if not _quiet:
+        reply(text)
+
+
+def reply(text: str) -> None:
+    """Lines on stderr that somebody asked for."""
+    _to_stderr("".join(f"{printable(line)}\n" for line in text.split("\n")))
 
 
 def printable(text: str) -> str:
@@ -95,12 +130,23 @@ def printable(text: str) -> str:
     return text if text.isprintable() else "".join(c if c.isprintable() else _escaped(c) for c in text)
 
 
+def quoted(text: str) -> str:
+    """Text within quotes, so that a blank, a newline or nothing can be seen."""
+    mark = '"' if "'" in text else "'"
+    return f"{mark}{printable(text)}{mark}"
+
+
+def count(number: int, noun: str) -> str:
+    """A number of things: 1 token, 2 tokens."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def num_bytes(count: int) -> str:
     """A size to read: 98.4 MB."""
     for power, unit in ((9, "GB"), (6, "MB"), (3, "kB")):
         if count >= 10**power:
             return f"{count / 10**power:.4g} {unit}"
-    return f"{count} bytes"
+    return "1 byte" if count == 1 else f"{count} bytes"
 
 
 class Progress:
@@ -120,6 +166,8 @@ class Progress:
             self._bars.stop()
 
     def __call__(self, stage: str, done: int, total: int | None) -> None:
+        if _quiet:
+            return
         if is_terminal(sys.stderr):
             self._draw(printable(stage), done, total)
         elif stage not in self._tasks:

@@ -32,4 +32,4 @@ def command(
     if as_json:
         output.write_json({**about(llm.device, llm.path), "ppl": result.ppl, "tokens": result.tokens})
     else:
-        output.write(f"perplexity {result.ppl:.4f} over {result.tokens} tokens\n")
+        output.write(f"perplexity {result.ppl:.4f} over {output.count(result.tokens, 'token')}\n")

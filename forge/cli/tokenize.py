@@ -32,5 +32,5 @@ def command(
     if as_json:
         output.write_json({**about(select("cpu").device, path), "ids": ids})
         return
-    rows = [(id, tokenizer.token_text(id)) for id in ids]
-    output.write_table(f"{len(ids)} tokens", ("id", "text"), rows, right=("id",))
+    rows = [(id, output.quoted(tokenizer.token_text(id))) for id in ids]
+    output.write_table(output.count(len(ids), "token"), ("id", "text"), rows, right=("id",))

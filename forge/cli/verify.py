@@ -47,7 +47,9 @@ def command(device: options.Device = "auto", as_json: options.Json = False) -> N
         columns = ("op", "cases", "largest error", "of allowed", "result")
         output.write_table(f"{backend.device}, against float64", columns, rows, right=columns[1:4])
     if failed:
-        output.note(f"{len(failed)} of {sum(map(len, errors.values()))} cases failed on {backend.device}")
+        output.error(
+            f"{len(failed)} of {output.count(sum(map(len, errors.values())), 'case')} failed on {backend.device}"
+        )
         raise typer.Exit(1)
 
 

@@ -11,10 +11,10 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
+from cli_runs import LLAMA, Captured, failure, forge_process, json_of, llama_metadata, start
 from gguf_files import write_gguf
 
 import forge
@@ -24,105 +24,11 @@ from forge.config import EngineConfig
 from forge.formats import gguf
 from forge.op import REGISTRY
 
-ARCH = Path(__file__).parents[1] / "data" / "arch"
-LLAMA = str(ARCH / "llama" / "model.gguf")
-TEMPLATE = "{% for m in messages %}{{ m.role[0] + ':' + m.content + ' ' }}{% endfor %}"
-Captured = pytest.CaptureFixture[str]
-
-
-def start(*args: str, **options: Any) -> subprocess.Popen[bytes]:
-    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE) | options
-    return subprocess.Popen([sys.executable, "-m", "forge", *args], **pipes)
-
-
-def forge_process(*args: str, stdin: bytes = b"", **options: Any) -> tuple[int, bytes, bytes]:
-    process = start(*args, **options)
-    out, err = process.communicate(stdin, timeout=60)
-    return process.returncode, out, err
-
-
-def json_of(capsys: Captured, *args: str) -> Any:
-    assert run([*args, "--json"]) == 0
-    out = capsys.readouterr().out
-    assert out.count("\n") == 1
-    return json.loads(out)
-
-
-def failure(capsys: Captured, *args: str) -> tuple[int, str]:
-    """The exit code and the one line of a command that fails, without the remarks before it."""
-    code = run(args)
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    lines = [line for line in captured.err.splitlines() if not line.startswith("forge: device: ")]
-    assert len(lines) == 1
-    assert lines[0].startswith("forge: ")
-    return code, lines[0]
-
-
-def llama_metadata() -> dict[str, Any]:
-    with gguf.read(LLAMA) as model:
-        return {
-            key: value if isinstance(value, bool | int | float | str | np.ndarray) else list(value)
-            for key, value in model.metadata.items()
-        }
-
 
 @pytest.fixture
 def vocabulary(tmp_path: Path) -> Path:
     """A file with a tokenizer and no tensors."""
     return write_gguf(tmp_path / "vocabulary.gguf", llama_metadata())
-
-
-@pytest.fixture
-def template(tmp_path: Path) -> str:
-    path = tmp_path / "template.jinja"
-    path.write_text(TEMPLATE)
-    return str(path)
-
-
-def test_generate_streams_the_text_to_stdout_and_figures_to_stderr(capsys: Captured) -> None:
-    wanted = forge.load(LLAMA).generate("a b", max_tokens=12, ignore_eos=True)
-    assert run(["generate", "a b", "-m", LLAMA, "--max-tokens", "12", "--ignore-eos"]) == 0
-    captured = capsys.readouterr()
-    assert captured.out == wanted.text
-    assert re.search(r"prompt 3 tokens, [\d.]+ tokens/s \| generated 12 tokens, [\d.]+ tokens/s", captured.err)
-
-
-def test_generate_json_passes_every_option(capsys: Captured) -> None:
-    settings = {
-        "max_tokens": 20,
-        "temperature": 1.5,
-        "top_k": 50,
-        "top_p": 0.9,
-        "min_p": 0.01,
-        "repetition_penalty": 1.3,
-        "seed": 7,
-    }
-    flags = [part for name, value in settings.items() for part in (f"--{name.replace('_', '-')}", str(value))]
-    found = json_of(capsys, "generate", "a b", "-m", LLAMA, "--ignore-eos", "--context", "64", *flags)
-    with forge.load(LLAMA) as llm:
-        wanted = llm.generate("a b", ignore_eos=True, **settings)
-        assert wanted.ids != llm.generate("a b", ignore_eos=True, max_tokens=20).ids
-        assert found["prompt_ids"] == llm.tokenizer.encode("a b")
-    assert (found["ids"], found["text"], found["finish_reason"]) == (wanted.ids, wanted.text, "length")
-    assert found["timings"]["completion_tokens"] == 20
-    assert found["timings"]["decode_ms"] > 0
-
-
-def test_generate_stops_at_each_stop_text(capsys: Captured) -> None:
-    text = json_of(capsys, "generate", "a b", "-m", LLAMA, "--max-tokens", "12", "--ignore-eos")["text"]
-    stop = text[5]
-    found = json_of(
-        capsys, "generate", "a b", "-m", LLAMA, "--max-tokens", "12", "--ignore-eos", "--stop", "§", "--stop", stop
-    )
-    assert found["text"] == text[: text.index(stop)]
-    assert found["finish_reason"] == "stop"
-
-
-def test_generate_reads_the_prompt_from_stdin() -> None:
-    code, out, _ = forge_process("generate", "-", "-m", LLAMA, "--max-tokens", "3", "--json", stdin=b"a b\n")
-    assert code == 0
-    assert json.loads(out)["prompt_ids"] == forge.load_tokenizer(LLAMA).encode("a b\n")
 
 
 def test_tokenize_needs_no_weights(vocabulary: Path, capsys: Captured) -> None:
@@ -136,7 +42,9 @@ def test_tokenize_needs_no_weights(vocabulary: Path, capsys: Captured) -> None:
     assert 316 in special["ids"]
     assert 316 not in plain["ids"][1:]
     assert run(["tokenize", "é", "-m", str(vocabulary)]) == 0
-    assert r"\xc3" in capsys.readouterr().out
+    assert r"'\xc3'" in capsys.readouterr().out
+    assert run(["tokenize", " ", "-m", str(vocabulary), "--no-add-special"]) == 0
+    assert capsys.readouterr().out == " 1 token\n id  text\n220  ' '\n".removeprefix(" ")
 
 
 def test_inspect_describes_the_file(capsys: Captured) -> None:
@@ -367,28 +275,6 @@ def test_doctor_counts_the_threads_of_blas() -> None:
     assert out.split() in (["1", "True"], ["None", "False"])
 
 
-def test_chat_answers_each_line_and_remembers(capsys: Captured, monkeypatch: pytest.MonkeyPatch, template: str) -> None:
-    flags = ["-m", LLAMA, "--chat-template", template, "--temperature", "0", "--max-tokens", "6"]
-    monkeypatch.setattr(sys, "stdin", io.StringIO("a b\n\nc\n/reset\n/system é\nc\n/exit\nnever\n"))
-    assert run(["chat", *flags]) == 0
-    with forge.load(LLAMA, chat_template=template) as llm:
-
-        def answer(*turns: str) -> str:
-            roles = ("user", "assistant") if len(turns) % 2 else ("system", "user")
-            messages = [{"role": roles[i % 2], "content": turn} for i, turn in enumerate(turns)]
-            return llm.chat(messages, max_tokens=6).text
-
-        first = answer("a b")
-        wanted = [first, answer("a b", first, "c"), answer("é", "c")]
-    assert capsys.readouterr().out == "".join(text + "\n" for text in wanted)
-
-
-def test_chat_says_before_the_first_message_that_there_is_no_template(capsys: Captured) -> None:
-    code, line = failure(capsys, "chat", "-m", LLAMA)
-    assert code == 1
-    assert "--chat-template" in line
-
-
 @pytest.mark.parametrize(
     ("args", "names"),
     [
@@ -612,3 +498,98 @@ def test_a_warning_of_the_library_is_one_line(tmp_path: Path) -> None:
     assert code == 0
     assert err.startswith(f"forge: {path}: tokenizer.ggml.pre is missing".encode())
     assert err.count(b"\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"), [(" ", "' '"), ("", "''"), ("\n", r"'\n'"), ("it's", '"it\'s"'), ("\u200b", r"'\u200b'")]
+)
+def test_what_cannot_be_seen_is_quoted(text: str, shown: str) -> None:
+    assert output.quoted(text) == shown
+
+
+def test_counts_of_one_are_singular() -> None:
+    assert [output.count(n, "token") for n in (0, 1, 2)] == ["0 tokens", "1 token", "2 tokens"]
+    assert [output.num_bytes(n) for n in (1, 2, 1500)] == ["1 byte", "2 bytes", "1.5 kB"]
+
+
+@pytest.mark.parametrize("command", ["generate", "chat", "tokenize", "verify", "doctor", "kernels", "tune", ""])
+def test_h_is_help_everywhere(command: str, capsys: Captured) -> None:
+    assert run([*command.split(), "-h"]) == 0
+    assert "Show this message" in capsys.readouterr().out
+
+
+def test_the_environment_chooses_model_and_device(monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
+    monkeypatch.setenv("FORGE_MODEL", LLAMA)
+    monkeypatch.setenv("FORGE_DEVICE", "")  # as if it were not there
+    assert json_of(capsys, "tokenize", "a")["ids"] == forge.load_tokenizer(LLAMA).encode("a")
+    assert json_of(capsys, "generate", "a", "--max-tokens", "1")["finish_reason"] == "length"
+    monkeypatch.setenv("FORGE_DEVICE", "tpu")
+    code, line = failure(capsys, "generate", "a")
+    assert (code, line.endswith("not 'tpu' (from FORGE_DEVICE)")) == (2, True)
+    code, line = failure(capsys, "generate", "a", "--device", "cpu:3")
+    assert "FORGE_DEVICE" not in line
+    monkeypatch.setenv("FORGE_MODEL", "smolm2")
+    monkeypatch.delenv("FORGE_DEVICE")
+    code, line = failure(capsys, "generate", "a")
+    assert (code, line.endswith("(from FORGE_MODEL)")) == (1, True)
+    code, line = failure(capsys, "generate", "a", "-m", "smolm2")
+    assert "FORGE_MODEL" not in line
+    assert run(["generate", "--help"]) == 0
+    out = capsys.readouterr().out
+    assert "FORGE_MODEL" in out
+    assert "FORGE_DEVICE" in out
+
+
+def test_the_remark_on_the_device_is_made_when_it_is_news(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Captured
+) -> None:
+    def remarks(*args: str) -> list[str]:
+        assert run(["generate", "a", "-m", LLAMA, "--max-tokens", "1", *args]) == 0
+        return [line for line in capsys.readouterr().err.splitlines() if line.startswith("forge: device:")]
+
+    monkeypatch.setenv("FORGE_CACHE", str(tmp_path / "cache"))
+    assert remarks("--quiet") == []
+    (line,) = remarks()
+    assert len(line) <= 100
+    assert remarks() == []
+    note = tmp_path / "cache" / "device-note.txt"
+    note.write_bytes(b"\xff another machine")
+    assert len(remarks()) == 1
+    note.unlink()
+    note.mkdir()
+    assert len(remarks()) == 1
+    assert len(remarks("--device", "cpu")) == 0
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("FORGE_CACHE", str(tmp_path / "file"))
+    assert len(remarks()) == 1
+
+
+@pytest.mark.parametrize("place", [0, 1, 4])
+def test_quiet_leaves_failures_alone_on_stderr(place: int, capsys: Captured) -> None:
+    args = ["generate", "a b", "-m", LLAMA, "--max-tokens", "2"]
+    args.insert(place, "--quiet")
+    assert run(args) == 0
+    assert capsys.readouterr().err == ""
+    assert run([*args, "--temperature", "-1"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    args.remove("--quiet")
+    assert run(args) == 0  # it is not remembered
+    assert "generated 2 tokens" in capsys.readouterr().err
+
+
+def test_shells_complete_commands_options_and_models(monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
+    def completions(*words: str) -> list[str]:
+        monkeypatch.setenv("_FORGE_COMPLETE", "complete_bash")
+        monkeypatch.setenv("COMP_WORDS", " ".join(words))
+        monkeypatch.setenv("COMP_CWORD", str(len(words) - 1))
+        assert run([]) == 0
+        return capsys.readouterr().out.split()
+
+    assert completions("forge", "gen") == ["generate"]
+    assert completions("forge", "generate", "--presence") == ["--presence-penalty"]
+    assert completions("forge", "chat", "-m", "smol") == ["smollm2"]
+    assert completions("forge", "chat", "-m", LLAMA[:-3]) == [LLAMA]
+    assert completions("forge", "verify", "--device", "c") == ["cpu", "cuda"]
+    monkeypatch.delenv("_FORGE_COMPLETE")
+    assert run(["-h"]) == 0
+    assert "--show-completion" in capsys.readouterr().out

@@ -100,6 +100,7 @@ def be_quiet(quiet: bool) -> None:
 
 
 def is_quiet() -> bool:
+    """Whether --quiet was given."""
     return _quiet
 
 

@@ -18,7 +18,10 @@ class Arch:
     rope: RopeStyle
     """The pairing its checkpoints are converted for: Q and K of llama are permuted to interleaved pairs."""
     layer: str
-    """Tensors that every layer has; a name without suffix is a weight."""
+    """Tensors that every layer has; a name without suffix is a weight.
+
+    In any family a file may hold q, k and v joined as attn_qkv (`--fuse-qkv` of llama.cpp's converter), and gate and up
+    as an ffn_up of twice the rows (phi3's files)."""
     layer_optional: str = ""
     """Tensors that a layer may have."""
     norm: NormKind = "rms"
@@ -89,8 +92,7 @@ ARCHS: dict[str, Arch] = {
         local_rope_base=10_000.0,
         width_scaled_layers=62,
     ),
-    # attn_qkv is q, k, v and ffn_up is gate, up
-    "phi3": Arch(rope="neox", layer="attn_norm attn_qkv attn_output ffn_norm ffn_up ffn_down"),
+    "phi3": Arch(rope="neox", layer=f"{_ATTENTION} {_FEED_FORWARD}", layer_optional=_QKV_BIAS),
     "stablelm": Arch(
         rope="neox",
         layer=f"{_ATTENTION} attn_norm.bias {_FEED_FORWARD} ffn_norm.bias",

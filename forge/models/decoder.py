@@ -38,42 +38,39 @@ class Block:
         def name(tensor: str) -> str:
             return f"blk.{index}.{tensor}" if tensor.endswith(".bias") else f"blk.{index}.{tensor}.weight"
 
-        def linear(tensors: dict[str, int], cols: int) -> Linear:
+        def linear(tensors: dict[str, int], cols: int, joined: str | None = None) -> Linear:
             """The named matrices, by their rows, as one product; a bias if the family has it or this file brings it."""
-            rows = tuple(tensors.values())
-            matrix = weights.matrix(*map(name, tensors), rows=rows, cols=cols)
-            biases = [f"{tensor}.bias" for tensor in tensors]
-            if any(bias in required or (bias in optional and weights.has(name(bias))) for bias in biases):
-                return Linear(matrix, weights.vector(*map(name, biases), sizes=rows))
+
+            def stored(suffix: str) -> tuple[dict[str, int], str | None]:
+                sizes = {name(tensor + suffix): size for tensor, size in tensors.items()}
+                return sizes, name(joined + suffix) if joined else None
+
+            matrix = weights.matrix(*stored(""), cols=cols)
+            sizes, whole = stored(".bias")
+            known = {tensor + ".bias" for tensor in tensors}
+            is_there = any(weights.has(bias) for bias in (*sizes, whole) if bias)
+            if known & set(required) or (known & set(optional) and is_there):
+                return Linear(matrix, weights.vector(sizes, whole))
             return Linear(matrix)
 
         def norm(tensor: str) -> Norm:
             has_bias = f"{tensor}.bias" in required
-            bias = weights.vector(name(f"{tensor}.bias"), sizes=(width,)) if has_bias else None
-            return Norm(config.norm, weights.vector(name(tensor), sizes=(width,)), bias, config.norm_eps)
+            bias = weights.vector({name(f"{tensor}.bias"): width}) if has_bias else None
+            return Norm(config.norm, weights.vector({name(tensor): width}), bias, config.norm_eps)
 
         def norm_or_none(tensor: str) -> Norm | None:
             return norm(tensor) if tensor in required else None
 
         self.attn_norm = norm("attn_norm")
-        self.attn_qkv = linear(
-            {"attn_qkv": queries + 2 * keys}
-            if "attn_qkv" in required
-            else {"attn_q": queries, "attn_k": keys, "attn_v": keys},
-            width,
-        )
+        self.attn_qkv = linear({"attn_q": queries, "attn_k": keys, "attn_v": keys}, width, "attn_qkv")
         has_qk_norm = "attn_q_norm" in required
-        self.attn_q_norm = weights.vector(name("attn_q_norm"), sizes=(config.head_dim,)) if has_qk_norm else None
-        self.attn_k_norm = weights.vector(name("attn_k_norm"), sizes=(config.head_dim,)) if has_qk_norm else None
+        self.attn_q_norm = weights.vector({name("attn_q_norm"): config.head_dim}) if has_qk_norm else None
+        self.attn_k_norm = weights.vector({name("attn_k_norm"): config.head_dim}) if has_qk_norm else None
         self.attn_output = linear({"attn_output": width}, queries)
         self.post_attention_norm = norm_or_none("post_attention_norm")
         self.ffn_norm = norm("ffn_norm")
-        self.ffn_gate_up = linear(
-            {"ffn_gate": ffn_width, "ffn_up": ffn_width}
-            if "ffn_gate" in required
-            else {"ffn_up": 2 * ffn_width if config.gated else ffn_width},
-            width,
-        )
+        gate = {"ffn_gate": ffn_width} if config.gated else {}
+        self.ffn_gate_up = linear({**gate, "ffn_up": ffn_width}, width, "ffn_up")
         self.ffn_down = linear({"ffn_down": width}, ffn_width)
         self.post_ffw_norm = norm_or_none("post_ffw_norm")
 
@@ -145,15 +142,13 @@ class Decoder:
     def __init__(self, weights: Weights, config: ModelConfig, backend: Backend) -> None:
         self.config, self.backend = config, backend
         vocabulary, width = config.vocab_size, config.width
-        table = weights.matrix("token_embd.weight", rows=(vocabulary,), cols=width)
+        table = weights.matrix({"token_embd.weight": vocabulary}, cols=width)
         self.token_embd = Embedding(table, config.embedding_scale)
         self.blk = [Block(weights, config, index) for index in range(config.num_layers)]
-        bias = weights.vector("output_norm.bias", sizes=(width,)) if config.norm == "layer" else None
-        self.output_norm = Norm(
-            config.norm, weights.vector("output_norm.weight", sizes=(width,)), bias, config.norm_eps
-        )
+        bias = weights.vector({"output_norm.bias": width}) if config.norm == "layer" else None
+        self.output_norm = Norm(config.norm, weights.vector({"output_norm.weight": width}), bias, config.norm_eps)
         tied = not weights.has("output.weight")
-        self.output = Linear(table if tied else weights.matrix("output.weight", rows=(vocabulary,), cols=width))
+        self.output = Linear(table if tied else weights.matrix({"output.weight": vocabulary}, cols=width))
         self._rope_positions = 0
         self._rope_tables: list[RopeTables] = []
 

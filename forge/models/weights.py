@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import groupby
 from math import prod
@@ -69,23 +69,45 @@ class Weights:
     def has(self, name: str) -> bool:
         return name in self.file.tensors
 
-    def matrix(self, *names: str, rows: tuple[int, ...], cols: int) -> Any:
+    def matrix(self, rows: Mapping[str, int], joined: str | None = None, *, cols: int) -> Any:
         """(sum of rows, cols): the named matrices stacked, so that one product computes them all.
 
-        float32 on NumPy; where the backend keeps blocks, a QuantTensor's planes, float16, or a Stack of these.
+        A file may hold them as one, under the name `joined`. float32 on NumPy; where the backend keeps blocks, a
+        QuantTensor's planes, float16, or a Stack of these.
         """
-        for name, count in zip(names, rows, strict=True):
+        rows = self._stored(rows, joined)
+        for name, count in rows.items():
             self._take(name, (count, cols))
         if self.backend.keeps_blocks:
-            parts = [self._joined(kept, tuple(group)) for kept, group in groupby(names, self._kept_type)]
-            self._report(sum(self.file.tensors[name].nbytes for name in names))
+            parts = [self._joined(kept, tuple(group)) for kept, group in groupby(rows, self._kept_type)]
+            self._report(sum(self.file.tensors[name].nbytes for name in rows))
             return parts[0] if len(parts) == 1 else Stack(tuple(parts))
-        out = self._room(sum(rows), cols)
+        out = self._room(sum(rows.values()), cols)
         start = 0
-        for name, count in zip(names, rows, strict=True):
+        for name, count in rows.items():
             self._fill(name, out[start : start + count])
             start += count
         return out
+
+    def _stored(self, sizes: Mapping[str, int], joined: str | None) -> Mapping[str, int]:
+        """The tensors of a file that hold what is named here one by one: those, or `joined` alone, all in their order.
+
+        `joined` may be the name of one of them too (phi3's ffn_up is gate and up): then its size tells.
+        """
+        if joined is None:
+            return sizes
+        total = sum(sizes.values())
+        own = [name for name in sizes if name != joined and self.has(name)]
+        if joined in sizes:
+            is_joined = not own and self.has(joined) and self.file.tensors[joined].shape[0] == total
+            return {joined: total} if is_joined else sizes
+        if not self.has(joined):
+            if not own:
+                raise FormatError(f"{self.file.path}: tensor {joined!r} is missing, and so is {next(iter(sizes))!r}")
+            return sizes
+        if own:
+            raise FormatError(f"{self.file.path}: tensor {own[0]!r} is in {joined!r} as well: convert the model again")
+        return {joined: total}
 
     def _kept_type(self, name: str) -> GGMLType:
         return kept_type(self.file.tensors[name].type)
@@ -110,11 +132,12 @@ class Weights:
             raise UnsupportedError(f"{self.file.path}: tensor {name!r} has weights beyond float16: use --device cpu")
         return half
 
-    def vector(self, *names: str, sizes: tuple[int, ...]) -> Any:
-        """(sum of sizes,) float32 on the device: the named vectors joined."""
-        for name, size in zip(names, sizes, strict=True):
+    def vector(self, sizes: Mapping[str, int], joined: str | None = None) -> Any:
+        """(sum of sizes,) float32 on the device: the named vectors one after the other, or stored as `joined`."""
+        sizes = self._stored(sizes, joined)
+        for name, size in sizes.items():
             self._take(name, (size,))
-        return self.backend.asarray(np.concatenate([self.file.load(name) for name in names]))
+        return self.backend.asarray(np.concatenate([self.file.load(name) for name in sizes]))
 
     def _room(self, rows: int, cols: int) -> npt.NDArray[np.float32]:
         """A matrix in the one large array of all weights: the system backs that with huge pages, which read faster."""

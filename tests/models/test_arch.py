@@ -87,12 +87,15 @@ def test_yarn_frequencies_by_hand() -> None:
     np.testing.assert_allclose(frequencies(replace(rope, yarn_betas=None)), [0.25, 0.25 * e**-2], rtol=1e-12)
 
 
-def rewritten(tmp_path: Path, name: str, *, drop: str = "", add: dict | None = None, keys: dict | None = None) -> Path:
-    """A golden's file with one tensor dropped, tensors added, keys changed (None removes one)."""
+def rewritten(
+    tmp_path: Path, name: str, *, drop: str | set[str] = "", add: dict | None = None, keys: dict | None = None
+) -> Path:
+    """A golden's file with tensors dropped, tensors added, keys changed (None removes one)."""
+    drop = {drop} if isinstance(drop, str) else drop
     file = gguf.read(ARCH / name / "model.gguf")
     scalars_or_arrays = (int, float, str, np.ndarray)
     metadata = {k: v if isinstance(v, scalars_or_arrays) else list(v) for k, v in file.metadata.items()} | (keys or {})
-    tensors = {tensor: file.load(tensor) for tensor in file.tensors if tensor != drop} | (add or {})
+    tensors = {tensor: file.load(tensor) for tensor in file.tensors if tensor not in drop} | (add or {})
     path = tmp_path / "model.gguf"
     write_gguf(path, {key: value for key, value in metadata.items() if value is not None}, tensors)
     return path
@@ -115,6 +118,106 @@ def rewritten(tmp_path: Path, name: str, *, drop: str = "", add: dict | None = N
 def test_a_missing_tensor_is_named(tmp_path: Path, name: str, tensor: str) -> None:
     with pytest.raises(forge.FormatError, match=tensor.replace(".", r"\.")):
         forge.load(rewritten(tmp_path, name, drop=tensor))
+
+
+JOINED = {"attn_qkv": ("attn_q", "attn_k", "attn_v"), "ffn_up": ("ffn_gate", "ffn_up")}
+
+
+def other_form(name: str, layers: range, parts: tuple[str, ...] = ("attn_qkv", "ffn_up")) -> tuple[set[str], dict]:
+    """The tensors to drop and to add, so that q, k and v (gate and up) of some layers are stored in the other form:
+    as one tensor where the golden has several, as several where it has one; weights and biases."""
+    file = gguf.read(ARCH / name / "model.gguf")
+    config = models.read_config(file)
+    heads, kv_heads = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+    sizes = {"attn_qkv": [heads, kv_heads, kv_heads], "ffn_up": [config.ffn_width] * 2}
+    drop: set[str] = set()
+    add: dict[str, np.ndarray] = {}
+    for layer in layers:
+        for joined in parts:
+            for kind in ("weight", "bias"):
+                whole = f"blk.{layer}.{joined}.{kind}"
+                alone = [f"blk.{layer}.{part}.{kind}" for part in JOINED[joined]]
+                if alone[0] in file.tensors:
+                    drop |= set(alone)
+                    add[whole] = np.concatenate([file.load(part) for part in alone])
+                elif whole in file.tensors and file.tensor(whole).shape[0] == sum(sizes[joined]):
+                    drop.add(whole)
+                    add |= dict(zip(alone, np.split(file.load(whole), np.cumsum(sizes[joined])[:-1]), strict=True))
+    assert drop
+    return drop, add
+
+
+@pytest.mark.parametrize("layers", ["all", "the second"])
+@pytest.mark.parametrize("name", GOLDENS)
+def test_joined_and_separate_tensors_are_the_same_model(tmp_path: Path, name: str, layers: str) -> None:
+    """As llama.cpp's `--fuse-qkv` writes them: q, k, v in this order, permuted where they were. Layers may differ."""
+    golden = np.load(ARCH / name / "logits.npz")
+    count = models.read_config(gguf.read(ARCH / name / "model.gguf")).num_layers
+    drop, add = other_form(name, range(count) if layers == "all" else range(1, 2))
+    context = json.loads((ARCH / name / "meta.json").read_text()).get("context", {}).get("24", 512)
+    path = rewritten(tmp_path, name, drop=drop - add.keys(), add=add)
+    with forge.load(path, context=context) as llm:
+        found = llm.logits(golden["ids_24"].tolist())
+    np.testing.assert_allclose(found, golden["logits_24"], rtol=0, atol=TOLERANCE)
+    with forge.load(ARCH / name / "model.gguf", context=context) as llm:
+        np.testing.assert_array_equal(found, llm.logits(golden["ids_24"].tolist()))
+
+
+def test_a_joined_weight_may_have_separate_biases(tmp_path: Path) -> None:
+    """Which llama.cpp reads too."""
+    golden = np.load(ARCH / "qwen2" / "logits.npz")
+    drop, add = other_form("qwen2", range(2))
+    biases = {name for name in (*drop, *add) if name.endswith(".bias")}
+    path = rewritten(
+        tmp_path, "qwen2", drop=drop - add.keys() - biases, add={n: add[n] for n in add if n not in biases}
+    )
+    with forge.load(path) as llm:
+        found = llm.logits(golden["ids_24"].tolist())
+    np.testing.assert_allclose(found, golden["logits_24"], rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize(
+    ("name", "drop", "message"),
+    [
+        ("llama", (), "'blk.1.attn_q.weight' is in 'blk.1.attn_qkv.weight' as well"),
+        ("llama", ("attn_q.weight", "attn_k.weight"), "'blk.1.attn_v.weight' is in 'blk.1.attn_qkv.weight' as well"),
+        ("qwen2", ("attn_q.weight", "attn_k.weight", "attn_v.weight"), "'blk.1.attn_q.bias' is in .*qkv.bias' as well"),
+        ("qwen2", ("attn_qkv.weight", "attn_k.weight", "attn_qkv.bias"), "'blk.1.attn_k.weight' is missing"),
+        ("qwen2", ("attn_qkv.weight", "attn_k.bias", "attn_qkv.bias"), "'blk.1.attn_k.bias' is missing"),
+        (
+            "llama",
+            ("attn_qkv.weight", "attn_q.weight", "attn_k.weight", "attn_v.weight"),
+            "attn_qkv.weight' is missing",
+        ),
+        ("llama", ("attn_qkv.weight", "ffn_gate.weight"), "ffn_gate.weight' is missing"),
+    ],
+)
+def test_half_of_a_form_or_both_are_one_line(tmp_path: Path, name: str, drop: tuple[str, ...], message: str) -> None:
+    _, add = other_form(name, range(1, 2), ("attn_qkv",))
+    dropped = {f"blk.1.{tensor}" for tensor in drop}
+    path = rewritten(tmp_path, name, drop=dropped, add={n: array for n, array in add.items() if n not in dropped})
+    with pytest.raises(forge.FormatError, match=message) as caught:
+        forge.load(path)
+    assert "\n" not in str(caught.value)
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("tensor", "shape", "message"),
+    [
+        ("attn_qkv.weight", (64, 64), r"blk.1.attn_qkv.weight' has shape \(64, 64\), not \(256, 64\)"),
+        ("ffn_up.weight", (192, 64), r"blk.1.ffn_up.weight' has shape \(192, 64\), not \(96, 64\)"),
+    ],
+)
+def test_a_joined_tensor_of_another_size_is_one_line(
+    tmp_path: Path, tensor: str, shape: tuple[int, ...], message: str
+) -> None:
+    drop, _ = other_form("llama", range(1, 2), ("attn_qkv",))
+    path = rewritten(tmp_path, "llama", drop=drop, add={f"blk.1.{tensor}": np.ones(shape, np.float32)})
+    if tensor == "ffn_up.weight":  # beside a gate
+        path = rewritten(tmp_path, "llama", add={f"blk.1.{tensor}": np.ones(shape, np.float32)})
+    with pytest.raises(forge.FormatError, match=message):
+        forge.load(path)
 
 
 VECTOR = np.ones(64, np.float32)

@@ -5,13 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import gguf as package
 import numpy as np
 import pytest
+from gguf_files import Blocks, write_gguf
 from harness import COMPILER, Harness
 from host_memory import HostMemory, Replayed
 
 import forge
 from forge import loading
+from forge.formats import ggml, gguf
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="no clang++: scripts/install-toolchain installs it")
 
@@ -101,3 +104,36 @@ def test_looking_inside_and_every_parameter_need_ops_alone(name: str, monkeypatc
     assert got.keys() == wanted.keys()
     for tapped, array in wanted.items():
         np.testing.assert_allclose(got[tapped], array, atol=0.02 * np.abs(array).max(), err_msg=tapped)
+
+
+def test_joined_blocks_are_the_separate_ones_in_their_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """q, k, v and gate, up as blocks of Q8_0, one tensor or several: the same planes on a GPU, and the same logits."""
+    file = gguf.read(ARCH / "llama" / "model.gguf")
+    metadata = {k: v if isinstance(v, int | float | str | np.ndarray) else list(v) for k, v in file.metadata.items()}
+    tensors: dict[str, Any] = {}
+    for name in file.tensors:
+        array = file.load(name)
+        kind = package.GGMLQuantizationType.Q8_0
+        is_matrix = array.ndim == 2 and name.startswith("blk.")
+        tensors[name] = Blocks(8, array.shape, package.quantize(array, kind).tobytes()) if is_matrix else array
+    joined = dict(tensors)
+    for layer in range(3):
+        for whole, parts in (("attn_qkv", ("attn_q", "attn_k", "attn_v")), ("ffn_up", ("ffn_gate", "ffn_up"))):
+            blocks = [joined.pop(f"blk.{layer}.{part}.weight") for part in parts]
+            shape = sum(b.shape[0] for b in blocks), blocks[0].shape[1]
+            joined[f"blk.{layer}.{whole}.weight"] = Blocks(8, shape, b"".join(b.data for b in blocks))
+    device = HarnessBackend(64)
+    monkeypatch.setattr(loading.backends, "select", lambda _: device)
+    found, planes = [], []
+    for stored in (tensors, joined):
+        with forge.load(write_gguf(tmp_path / "model.gguf", metadata, stored), context=64, max_sequences=2) as llm:
+            block = llm.engine.runner.model.blk[1]
+            planes.append([block.attn_qkv.weight, block.ffn_gate_up.weight])
+            found.append(llm.logits([5, 9, 17, 3]))
+    for separate, whole in zip(*planes, strict=True):
+        assert separate.type is whole.type is ggml.GGMLType.Q8_0
+        for a, b in zip(separate.planes, whole.planes, strict=True):
+            assert (a is None) == (b is None)
+            if a is not None:
+                np.testing.assert_array_equal(device.to_numpy(a), device.to_numpy(b))
+    np.testing.assert_array_equal(*found)

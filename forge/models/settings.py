@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from forge.config import ModelConfig, RopeConfig
 from forge.errors import FormatError, UnsupportedError
@@ -38,16 +40,19 @@ class _Reader:
 
     def __init__(self, file: GGUF, name: str, arch: Arch) -> None:
         self.file, self.name, self.arch = file, name, arch
+        self.stored_layers = file.get_int(f"{name}.block_count", min=1, max=_MOST_LAYERS)
+        """With those of multi-token prediction, which are not run."""
+        prediction = file.get_int(f"{name}.nextn_predict_layers", 0, max=self.stored_layers - 1)
+        self.layers = self.stored_layers - prediction
 
     def config(self, context: int | None) -> ModelConfig:
         file, arch = self.file, self.arch
+        layers = self.layers
         width = self.count("embedding_length")
         heads = self.count("attention.head_count")
         head_dim = self.count("attention.key_length", width // heads)
-        layers = self.count("block_count", most=_MOST_LAYERS)
-        layers -= self.count("nextn_predict_layers", 0, least=0, most=layers - 1)
         trained = self.count("context_length")
-        windows = self.windows(layers)
+        windows = self.windows()
         ropes, layer_ropes = self.ropes(head_dim, windows, trained, context or trained)
         embedding = file.tensor("token_embd.weight").shape
         kv_heads = self.count("attention.head_count_kv", heads, most=heads)
@@ -90,31 +95,40 @@ class _Reader:
         """A whole number; a file may give it per layer, then all layers must agree."""
         full = f"{self.name}.{key}"
         value = self.file.metadata.get(full)
-        if isinstance(value, np.ndarray):
-            if not len(value) or value.dtype.kind not in "iu" or (value != value[0]).any():
-                raise UnsupportedError(f"{self.file.path}: {full} differs between layers, which is not supported")
-            if not least <= int(value[0]) <= most:
-                raise FormatError(f"{self.file.path}: key {full!r} should be from {least} to {most}, not {value[0]}")
-            return int(value[0])
-        return self.file.get_int(full, default, min=least, max=most)
+        if not isinstance(value, np.ndarray):
+            return self.file.get_int(full, default, min=least, max=most)
+        entries = self.per_layer(full, value, "iu")
+        if (entries != entries[0]).any():
+            raise UnsupportedError(f"{self.file.path}: {full} differs between layers, which is not supported")
+        if not least <= int(entries[0]) <= most:
+            raise FormatError(f"{self.file.path}: key {full!r} should be from {least} to {most}, not {entries[0]}")
+        return int(entries[0])
+
+    def per_layer(self, key: str, entries: npt.NDArray[Any], kinds: str) -> npt.NDArray[Any]:
+        """The entries of the layers that run; like llama.cpp, of an array with one for each layer in the file."""
+        if entries.dtype.kind not in kinds:
+            raise FormatError(f"{self.file.path}: key {key!r} should not hold {entries.dtype.name} numbers")
+        if len(entries) != self.stored_layers:
+            raise FormatError(
+                f"{self.file.path}: key {key!r} has {len(entries)} entries for {self.stored_layers} layers"
+            )
+        return entries[: self.layers]
 
     def number(
         self, key: str, default: float | None = None, *, least: float = -math.inf, most: float = math.inf
     ) -> float:
         return self.file.get_float(f"{self.name}.{key}", default, min=least, max=most)
 
-    def windows(self, layers: int) -> tuple[int, ...]:
+    def windows(self) -> tuple[int, ...]:
         """Each layer's window."""
         key = f"{self.name}.attention.sliding_window_pattern"
         window = self.count("attention.sliding_window", self.arch.default_window, least=0)
         pattern = self.file.metadata.get(key, self.arch.global_every)
         if isinstance(pattern, np.ndarray):  # per layer: is it local
-            if len(pattern) < layers:
-                raise FormatError(f"{self.file.path}: key {key!r} has {len(pattern)} entries for {layers} layers")
-            local = [bool(entry) for entry in pattern[:layers]]
+            local = [bool(entry) for entry in self.per_layer(key, pattern, "biu")]
         else:
             every = self.file.get_int(key, self.arch.global_every)
-            local = [not every or (layer + 1) % every != 0 for layer in range(layers)]
+            local = [not every or (layer + 1) % every != 0 for layer in range(self.layers)]
         return tuple(window if is_local else 0 for is_local in local)
 
     def ropes(

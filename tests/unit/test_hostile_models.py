@@ -146,6 +146,13 @@ def test_a_number_that_is_none(forged: Callable[..., Path], arch: str, key: str,
         ("gemma3", {"{}.rope.freq_base_swa": 0.5}, FormatError, "freq_base_swa"),
         ("gemma3", {"{}.attention.sliding_window_pattern": [True]}, FormatError, "1 entries for 7 layers"),
         ("gemma3", {"{}.attention.sliding_window_pattern": Typed(BOOL, [])}, FormatError, "0 entries"),
+        (
+            "gemma3",
+            {"{}.attention.sliding_window_pattern": Typed(BOOL, [True] * 8)},
+            FormatError,
+            "8 entries for 7 layers",
+        ),
+        ("gemma3", {"{}.attention.sliding_window": Typed(U32, [16] * 6)}, FormatError, "6 entries for 7 layers"),
         ("gemma3", {"{}.attention.sliding_window_pattern": -6}, FormatError, "sliding_window_pattern"),
         ("gemma3", {"{}.attention.sliding_window_pattern": "6"}, FormatError, "sliding_window_pattern"),
         ("qwen2_yarn", {"{}.rope.freq_base": 1.0}, FormatError, "rope.freq_base above 1"),
@@ -175,6 +182,26 @@ def test_a_forged_key(
     forged: Callable[..., Path], arch: str, keys: dict[str, Any], error: type[forge.ForgeError], words: str
 ) -> None:
     assert words in refusal(forged(arch, keys), error)
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 4, 1000])
+@pytest.mark.parametrize("key", [key for key in COUNTS if key.startswith(("attention.", "feed_"))])
+def test_a_per_layer_array_of_another_length_than_the_layers(forged: Callable[..., Path], key: str, count: int) -> None:
+    value = {"attention.head_count": 4, "attention.head_count_kv": 2, "feed_forward_length": 96}.get(key, 32)
+    path = forged(keys={f"{{}}.{key}": Typed(U32, [value] * count)})
+    assert f"key 'llama.{key}' has {count} entries for 3 layers" in refusal(path, FormatError)
+
+
+def test_per_layer_arrays_cover_the_layers_that_are_not_run(forged: Callable[..., Path]) -> None:
+    """As llama.cpp counts: with those of multi-token prediction, which may differ."""
+    for heads, right in (([2, 2, 2], True), ([2, 2], False), ([2, 2, 0], True), ([2, 0, 2], False)):
+        keys = {"{}.nextn_predict_layers": 1, "{}.attention.head_count_kv": Typed(U32, heads)}
+        with gguf.read(forged(keys=keys)) as file:
+            if right:
+                assert (models.read_config(file).num_layers, models.read_config(file).num_kv_heads) == (2, 2)
+            else:
+                with pytest.raises(forge.ForgeError, match="head_count_kv"):
+                    models.read_config(file)
 
 
 def full(*shape: int, value: float = 1.0) -> np.ndarray[Any, Any]:

@@ -87,7 +87,8 @@ class LLM:
     ) -> Completion | list[Completion]:
         """Complete a prompt, or a list of prompts together.
 
-        A prompt is a string, in which the model's special tokens are recognized, or a list of token ids. One prompt
+        A prompt is a string or a list of token ids. In a string the names of special tokens are these tokens, and it
+        gets the model's BOS unless it begins with it (`Tokenizer.encode_prompt`); ids are taken as they are. One prompt
         gives one Completion; a list of prompts, or n > 1, a list: the n choices of the first prompt, then of the next.
         Keywords override fields of `params`. Raises ParameterError for a value that cannot be used and
         ContextLengthError for a prompt that is too long.
@@ -115,14 +116,26 @@ class LLM:
         *,
         tools: Sequence[Any] | None = None,
         template_variables: Mapping[str, Any] | None = None,
+        continue_final_message: bool = False,
+        parse_special: bool = True,
         **overrides: Any,
     ) -> Completion | list[Completion]:
         """Answer a conversation, ``[{"role": "user", "content": "Hi"}]``, in the model's own chat format.
 
-        Raises ChatTemplateError if the model has no template or it refuses the messages.
+        Messages are those of OpenAI's API: contents may be lists of text parts, or None beside `tool_calls`. With
+        `continue_final_message` the last message is the assistant's, and the completion is what follows its content.
+        With parse_special=False names of control tokens in messages and tools are text, so that a user's message cannot
+        end its turn: for messages from strangers. Raises ChatTemplateError if the model has no template or it refuses
+        the messages or ignores the tools, and ParameterError for messages of another form.
         """
         params = sampling_params(params, overrides)
-        ids = self.encode_chat(messages, tools=tools, template_variables=template_variables)
+        ids = self.encode_chat(
+            messages,
+            tools=tools,
+            template_variables=template_variables,
+            continue_final_message=continue_final_message,
+            parse_special=parse_special,
+        )
         completions = self._complete([ids], params)
         return completions[0] if params.n == 1 else completions
 
@@ -134,28 +147,41 @@ class LLM:
         *,
         tools: Sequence[Any] | None = None,
         template_variables: Mapping[str, Any] | None = None,
+        continue_final_message: bool = False,
+        parse_special: bool = True,
         **overrides: Any,
     ) -> Generator[Chunk, None, None]:
         """`chat`, piece by piece."""
         params = sampling_params(params, overrides)
-        return self._stream(self.encode_chat(messages, tools=tools, template_variables=template_variables), params)
+        ids = self.encode_chat(
+            messages,
+            tools=tools,
+            template_variables=template_variables,
+            continue_final_message=continue_final_message,
+            parse_special=parse_special,
+        )
+        return self._stream(ids, params)
 
     def render_chat(
         self,
         messages: Messages,
         *,
-        add_generation_prompt: bool = True,
+        add_generation_prompt: bool | None = None,
+        continue_final_message: bool = False,
         tools: Sequence[Any] | None = None,
         **template_variables: Any,
     ) -> str:
-        """The conversation as the text that the model sees."""
-        if self.chat_template is None:
-            raise ChatTemplateError(
-                f"{self.path}: this model has no chat template, perhaps it is a base model; pass one with "
-                "--chat-template FILE or forge.load(..., chat_template=FILE)"
-            )
-        return self.chat_template.render(
-            messages, add_generation_prompt=add_generation_prompt, tools=tools, **template_variables
+        """The conversation as the text that the model sees, which `generate` takes as a prompt.
+
+        add_generation_prompt opens the answer (None: unless continue_final_message, which ends the text where the
+        content of the last message ends).
+        """
+        return self._template().render(
+            messages,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+            tools=tools,
+            **template_variables,
         )
 
     @keywords()
@@ -165,16 +191,21 @@ class LLM:
         *,
         tools: Sequence[Any] | None = None,
         template_variables: Mapping[str, Any] | None = None,
+        continue_final_message: bool = False,
+        parse_special: bool = True,
     ) -> list[int]:
         """The token ids that `chat` computes for a conversation: their number is what it takes of the context."""
-        text = self.render_chat(messages, tools=tools, **(template_variables or {}))
-        ids = self.tokenizer.encode(text, add_special=False, parse_special=True)
-        bos = self.tokenizer.bos_id  # most templates write it themselves
-        return [bos, *ids] if self.tokenizer.add_bos and bos is not None and ids[:1] != [bos] else ids
+        template = self._template()
+        options = {**(template_variables or {}), "tools": tools, "continue_final_message": continue_final_message}
+        if parse_special:
+            return self.tokenizer.encode_prompt(template.render(messages, **options))
+        return self.tokenizer.encode_prompt(
+            *template.render_masked(messages, self.tokenizer.markers(template.sources), **options)
+        )
 
     @keywords()
     def logits(self, prompt: Prompt) -> npt.NDArray[np.float32]:
-        """(tokens, V) float32: the model's scores for the token after each of the prompt's."""
+        """(tokens, V) float32: scores for the token after each of the prompt's, which has one BOS as in `generate`."""
         ids = self._encode(prompt)
         self.engine.check_ids(ids)
         size, free = 4 * len(ids) * self.config.vocab_size, select("cpu").free_bytes()
@@ -214,12 +245,13 @@ class LLM:
 
         The text is cut into chunks of `context` tokens (None = 512, or what the model has), each scored from its second
         token on; if the model starts texts with BOS, the first token of each chunk is replaced by it. A remainder
-        shorter than a chunk is scored only if it is all there is.
+        shorter than a chunk is scored only if it is all there is. A text becomes tokens as in `generate`: one BOS, no
+        EOS, names of special tokens are these tokens.
         """
         if context is None:
             context = min(512, self.context)
         check_integer("context", context, 2, self.context)
-        ids = self.tokenizer.encode(text) if isinstance(text, str) else token_ids(text)
+        ids = self._tokens(text)
         chunks = [ids[start : start + context] for start in range(0, len(ids) - context + 1, context)] or [ids]
         if len(chunks[0]) < 2:
             raise ParameterError("the text has fewer than two tokens: there is nothing to predict")
@@ -245,7 +277,23 @@ class LLM:
             raise ContextLengthError(  # encoding it would take memory and time for nothing
                 f"a prompt of {len(prompt)} characters cannot fit the context of {self.context} tokens: shorten it"
             )
-        return self.tokenizer.encode(prompt, parse_special=True)
+        return self._tokens(prompt)
+
+    def _tokens(self, text: Prompt) -> list[int]:
+        return self.tokenizer.encode_prompt(text) if isinstance(text, str) else token_ids(text)
+
+    def _template(self) -> ChatTemplate:
+        if self.chat_template is not None:
+            return self.chat_template
+        if names := sorted(self.tokenizer.chat_templates):
+            raise ChatTemplateError(
+                f"{self.path}: this model has several chat templates and none is the default: choose one of "
+                f"{', '.join(names)} with --chat-template NAME or forge.load(..., chat_template=NAME)"
+            )
+        raise ChatTemplateError(
+            f"{self.path}: this model has no chat template, perhaps it is a base model; pass one with "
+            "--chat-template FILE or forge.load(..., chat_template=FILE)"
+        )
 
     def _logits(self, ids: list[int]) -> Generator[npt.NDArray[np.float32], None, None]:
         for rows in self._locked(self.engine.logits(ids)):

@@ -14,7 +14,7 @@ from forge import hub, models
 from forge.backend import Backend, compilers
 from forge.config import Activations, EngineConfig, ModelConfig
 from forge.engine import Engine, Runner
-from forge.errors import FormatError, OutOfMemoryError, ParameterError
+from forge.errors import ChatTemplateError, FormatError, OutOfMemoryError, ParameterError
 from forge.formats import gguf
 from forge.keywords import keywords
 from forge.kv_cache import KVCache, page_bytes
@@ -46,9 +46,9 @@ def load(
 
     device: "auto", "cpu", "hip", "cuda", "hip:1". context: most tokens of one sequence; None = the model's, cut to what
     fits. memory_fraction: share of the free memory that weights and KV cache may take. activations: precision of matrix
-    inputs. chat_template: a Jinja file to use for the model's own. progress: called with a stage, the bytes done and
-    their total. Raises a child of ForgeError that names what is wrong: an unknown name, a damaged file, too little
-    memory.
+    inputs. chat_template: the name of one of the model's templates, or a Jinja file to use instead. progress: called
+    with a stage, the bytes done and their total. Raises a child of ForgeError that names what is wrong: an unknown
+    name, a damaged file, too little memory.
     """
     settings = EngineConfig(
         context=context, memory_fraction=memory_fraction, activations=activations, max_sequences=max_sequences
@@ -171,17 +171,26 @@ def _resolve(model: str | os.PathLike[str], progress: Progress | None) -> Path:
 
 
 def _chat_template(given: str | os.PathLike[str] | None, tokenizer: Tokenizer, path: Path) -> ChatTemplate | None:
-    """The template of a file that was given, else the model's own, if it has one."""
+    """The template that was given by name or as a file, else the model's own, if it has one."""
     special = {
         f"{name}_token": tokenizer.token_text(token)
         for name, token in (("bos", tokenizer.bos_id), ("eos", tokenizer.eos_id))
         if token is not None
     }
+    templates = tokenizer.chat_templates
+    if isinstance(given, str) and given in templates:
+        return ChatTemplate(templates[given], name=str(path), special_tokens=special)
     if given is not None:
+        if templates and not Path(given).exists():
+            raise ChatTemplateError(
+                f"chat_template: {os.fspath(given)!r:.200} is neither a file nor a template of {path}, which has: "
+                f"{', '.join(sorted(templates))}"
+            )
         return ChatTemplate.from_file(Path(given), special_tokens=special)
-    if tokenizer.chat_template is None:
+    default = next(iter(templates.values())) if len(templates) == 1 else tokenizer.chat_template
+    if default is None:
         return None
-    return ChatTemplate(tokenizer.chat_template, name=str(path), special_tokens=special)
+    return ChatTemplate(default, name=str(path), special_tokens=special, tool_use=templates.get("tool_use"))
 
 
 def _gb(count: int) -> str:

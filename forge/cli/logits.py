@@ -24,11 +24,14 @@ def command(
 
     text = options.text_or_stdin(text, "TEXT")
     with options.loaded(model, device, context, memory_fraction=memory_fraction) as llm:
-        ids = llm.tokenizer.encode(text, parse_special=True)  # as llm.logits(text) does
+        ids = llm.tokenizer.encode_prompt(text)  # as llm.logits(text) does
         last = llm.logits(ids)[-1]  # (V,)
         options.check_finish(None if np.isfinite(last).any() and not np.isnan(last).any() else "error", llm)
         best = np.argsort(-last, kind="stable")[:top].tolist()
         names = [llm.tokenizer.token_text(id) for id in best]
+        has_bos = llm.tokenizer.begins_with_bos(text)
+    if has_bos:
+        output.note("the text begins with the BOS token: no other is added")
     values = [float(last[id]) for id in best]
     if as_json:
         top_ids = list(zip(best, values, strict=True))

@@ -25,7 +25,7 @@ def command(
     """Measure the perplexity of the text in FILE."""
     text = output.read_text(file)
     with options.loaded(model, device, memory_fraction=memory_fraction) as llm:
-        ids = llm.tokenizer.encode(text)
+        ids = llm.tokenizer.encode_prompt(text)  # as llm.perplexity(text) does
         if len(ids) < 2:
             raise ForgeError(f"{output.printable(file)}: holds fewer than two tokens: there is nothing to predict")
         result = llm.perplexity(ids, context=context)

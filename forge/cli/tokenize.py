@@ -29,6 +29,11 @@ def command(
     path = options.resolve(model)
     tokenizer = forge.load_tokenizer(path)
     ids = tokenizer.encode(text, add_special=not no_add_special, parse_special=parse_special)
+    if parse_special and not no_add_special and tokenizer.begins_with_bos(text):
+        output.note(
+            "the text begins with the BOS token and one more is added, as llama.cpp does; --no-add-special adds none, "
+            "and prompts of forge generate get one in all"
+        )
     if as_json:
         output.write_json({**about(select("cpu").device, path), "ids": ids})
         return

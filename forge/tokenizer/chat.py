@@ -11,6 +11,8 @@ from typing import Any
 
 from forge.errors import ChatTemplateError, ParameterError
 from forge.tokenizer._chat_process import PROCESS
+from forge.tokenizer.masks import THOUGHT_TAG, Literals, mask, unused_characters
+from forge.tokenizer.messages import Form, Message, Probe, check_json, checked, forms, is_plain
 
 MAX_SOURCE_CHARS = 1 << 20  # the longest templates known have some 30,000
 MAX_MESSAGE_CHARS = 300
@@ -28,13 +30,20 @@ class RenderLimits:
 class ChatTemplate:
     """A Jinja template that turns messages into a prompt, with the names and settings of transformers.
 
-    `source` is the template, `name` its file (for messages), `special_tokens` its variables such as `bos_token`.
+    `source` is the template, `name` its file (for messages), `special_tokens` its variables such as `bos_token`;
+    `tool_use` is the template to use instead where tools are given.
     Raises ChatTemplateError if the source is longer than MAX_SOURCE_CHARS. The template is compiled at its first use.
     Source: https://huggingface.co/docs/transformers/chat_templating_writing
     """
 
     def __init__(
-        self, source: str, *, name: str, special_tokens: Mapping[str, str], limits: RenderLimits | None = None
+        self,
+        source: str,
+        *,
+        name: str,
+        special_tokens: Mapping[str, str],
+        limits: RenderLimits | None = None,
+        tool_use: str | None = None,
     ) -> None:
         if len(source) > MAX_SOURCE_CHARS:
             raise ChatTemplateError(
@@ -44,6 +53,16 @@ class ChatTemplate:
         self.name = name
         self.special_tokens = dict(special_tokens)
         self.limits = limits or RenderLimits()
+        self._tool_use = None
+        if tool_use is not None:
+            self._tool_use = ChatTemplate(tool_use, name=name, special_tokens=special_tokens, limits=limits)
+        self._reads_strings = False
+        """Seen once: contents that are strings are shown."""
+
+    @property
+    def sources(self) -> str:
+        """The source, and that of the template for tools."""
+        return self.source if self._tool_use is None else self.source + self._tool_use.source
 
     @classmethod
     def from_file(
@@ -66,83 +85,182 @@ class ChatTemplate:
         self,
         messages: Sequence[Mapping[str, Any]],
         *,
-        add_generation_prompt: bool = True,
+        add_generation_prompt: bool | None = None,
+        continue_final_message: bool = False,
         tools: Sequence[Mapping[str, Any]] | None = None,
         **variables: Any,
     ) -> str:
-        """The prompt of `messages`: mappings with `role` and `content` (a string, None, or a list of typed parts).
+        """The prompt of `messages`: mappings with `role` and `content` (a string, None, or a list of text parts).
 
-        `tools`, `documents` and further `variables` (such as enable_thinking) reach the template as they are: JSON.
+        `add_generation_prompt` opens the answer (None: unless the final message is continued);
+        `continue_final_message` ends the prompt where the content of the last message, the assistant's, ends. Messages
+        are written as the template expects them: parts are joined by line feeds unless it reads parts, the arguments of
+        tool calls may be JSON text or a mapping, and a content of None is an empty string where it must be. `tools`,
+        `documents` and further `variables` (such as enable_thinking) reach the template as they are: JSON.
         Raises ParameterError for arguments a template cannot be given, ChatTemplateError if the template is wrong,
-        refuses the messages, or exceeds its limits.
+        refuses the messages, ignores the tools, changes the message to be continued, or exceeds its limits.
         """
+        text, _ = self._render(messages, add_generation_prompt, continue_final_message, tools, variables, None)
+        return text
+
+    def render_masked(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        literals: Literals,
+        *,
+        add_generation_prompt: bool | None = None,
+        continue_final_message: bool = False,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        **variables: Any,
+    ) -> tuple[str, dict[int, int]]:
+        """As `render`, but `literals` that the messages and tools spell are masked: a character of each is another.
+
+        Also the table for `str.translate` that takes the mask off. What the template itself writes is not masked.
+        """
+        return self._render(messages, add_generation_prompt, continue_final_message, tools, variables, literals)
+
+    def _render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        add_generation_prompt: bool | None,
+        continues: bool,
+        tools: Sequence[Mapping[str, Any]] | None,
+        variables: Mapping[str, Any],
+        literals: Literals | None,
+    ) -> tuple[str, dict[int, int]]:
+        if tools and self._tool_use is not None:
+            return self._tool_use._render(messages, add_generation_prompt, continues, tools, variables, literals)
+        if continues and add_generation_prompt:
+            raise ParameterError("continue_final_message: leaves no place for add_generation_prompt; set one of them")
+        plain = checked(messages)
+        if continues:
+            _check_continuable(plain[-1])
         context = {
             **self.special_tokens,
             "documents": None,
             **variables,
-            "messages": _checked_messages(messages),
-            "tools": tools,
-            "add_generation_prompt": add_generation_prompt,
+            "tools": _checked_tools(tools),
+            "add_generation_prompt": not continues if add_generation_prompt is None else add_generation_prompt,
         }
         for name, value in context.items():
-            if name != "messages":
-                _check_json(name, value)
+            check_json(name, value)
+        plain = self._form(plain, context).apply(plain)
+        text = self._conversation(plain, context, continues)
+        if context["tools"]:
+            self._check_tools(plain, context)
+        if literals is None:
+            return text, {}
+        return mask(
+            plain,
+            context["tools"],
+            literals,
+            text,
+            lambda messages, tools: self._conversation(messages, context | {"tools": tools}, continues),
+            unused_characters(plain, context, self.source),
+        )
+
+    def _form(self, messages: list[Message], context: Mapping[str, Any]) -> Form:
+        """The form of these messages that shows the template most of them."""
+        plain = is_plain(messages)
+        if plain and self._reads_strings:
+            return Form()
+        probe = Probe(messages)
+        found: list[tuple[tuple[int, int], Form]] = []
+        for form in forms(messages):
+            status, text = self._ask(form.apply(probe.messages), context)
+            if status == b"T":
+                found.append((probe.score(text), form))
+                if found[-1][0] == probe.best:
+                    break
+        best = max(found, key=lambda scored: scored[0])[1] if found else Form()  # of equal ones the first
+        self._reads_strings |= plain and bool(found) and best == Form()
+        return best
+
+    def _conversation(self, messages: list[Message], context: Mapping[str, Any], continues: bool) -> str:
+        text = self._text(messages, context)
+        if not continues:
+            return text
+        # Marked, the message shows where it ends; what follows the mark is what follows the message.
+        mark = next(unused_characters(messages, context, self.source))
+        *before, content = _texts(messages[-1])
+        marked = self._text([*messages[:-1], _with_texts(messages[-1], [*before, content + mark])], context)
+        head, found, tail = marked.rpartition(mark)
+        head, end = head.replace(mark, ""), len(text) - len(tail)
+        pieces = [piece.strip() for piece in THOUGHT_TAG.split(content)]
+        if (
+            not found
+            or not text.endswith(tail)
+            or not head.startswith(text[:end])
+            or head[end:].strip()
+            or not all(piece in head for piece in pieces)
+            or not head.rstrip().endswith(pieces[-1])
+        ):
+            raise self._error(b"E", "it changes the final message, so this cannot be continued")
+        return text[:end]
+
+    def _check_tools(self, messages: list[Message], context: Mapping[str, Any]) -> None:
+        status, with_tools = self._ask(messages, context)
+        if (status, with_tools) == self._ask(messages, {**context, "tools": None}):
+            raise self._error(b"E", "it ignores tools, so the model would not see them")
+
+    def _text(self, messages: list[Message], context: Mapping[str, Any]) -> str:
+        status, text = self._ask(messages, context)
+        if status != b"T":
+            raise self._error(status, text)
+        return text
+
+    def _ask(self, messages: list[Message], context: Mapping[str, Any]) -> tuple[bytes, str]:
+        """Status and text of a rendering: T the prompt, R or E why there is none. Raises ChatTemplateError else."""
         limits = self.limits
         job = {
             "source": self.source,
-            "context": context,
+            "context": {**context, "messages": messages},
             "seconds": math.ceil(limits.seconds),
             "memory_bytes": limits.memory_bytes,
             "max_chars": limits.max_chars,
         }
         status, text = PROCESS.ask(json.dumps(job).encode(), limits.seconds, 4 * limits.max_chars)
-        if status == b"T":
-            return text
+        if status in b"TRE":
+            return status, text
         reasons = {
             b"M": f"it needs more than {limits.memory_bytes / 1e6:.0f} MB of memory",
             b"O": f"it writes more than {limits.max_chars:,} characters",
             b"D": f"it takes longer than {limits.seconds:g} s",
         }
+        raise self._error(status, reasons.get(status, text))
+
+    def _error(self, status: bytes, reason: str) -> ChatTemplateError:
         mend = "" if status == b"R" else "; another template can be given with --chat-template FILE"
-        raise ChatTemplateError(f"{_one_line(self.name)}: chat template: {_one_line(reasons.get(status, text))}{mend}")
+        return ChatTemplateError(f"{_one_line(self.name)}: chat template: {_one_line(reason)}{mend}")
 
 
-def _checked_messages(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    if isinstance(messages, str | bytes | Mapping) or not isinstance(messages, Sequence):
-        raise ParameterError(f"messages: must be a list of messages, not {type(messages).__name__}")
-    if not messages:
-        raise ParameterError("messages: the list is empty; give at least one message")
-    return [_checked_message(f"messages[{index}]", message) for index, message in enumerate(messages)]
+def _checked_tools(tools: Any) -> Any:
+    """Tools as a list; none at all are None, as templates ask for that."""
+    check_json("tools", tools)
+    if tools is None:
+        return None
+    if isinstance(tools, str | bytes | Mapping) or not isinstance(tools, Sequence):
+        raise ParameterError(f"tools: must be a list of tools, not {type(tools).__name__}")
+    return list(tools) or None
 
 
-def _checked_message(where: str, message: Mapping[str, Any]) -> dict[str, Any]:
-    if not isinstance(message, Mapping):
-        raise ParameterError(f"{where}: must be a mapping with role and content, not {type(message).__name__}")
-    if not isinstance(message.get("role"), str):
-        raise ParameterError(f"{where}: role must be a string such as 'user'")
-    if "content" not in message and "tool_calls" not in message:
-        raise ParameterError(f"{where}: content is missing")
-    content = message.get("content")
-    if isinstance(content, list | tuple):
-        for index, part in enumerate(content):
-            if not isinstance(part, Mapping) or not isinstance(part.get("type"), str):
-                raise ParameterError(f"{where}: content[{index}] must be a mapping with a type such as 'text'")
-            if part["type"] == "text" and not isinstance(part.get("text"), str):
-                raise ParameterError(f"{where}: content[{index}] has the type 'text' and needs a string text")
-    elif not isinstance(content, str | None):
-        raise ParameterError(f"{where}: content must be a string, None or a list, not {type(content).__name__}")
-    plain = dict(message)
-    _check_json(where, plain)
-    return plain
+def _check_continuable(message: Message) -> None:
+    if message["role"] != "assistant":
+        raise ParameterError("continue_final_message: the last message must be the assistant's")
+    if message["content"] is None:
+        raise ParameterError("continue_final_message: the last message has no content to continue")
 
 
-def _check_json(where: str, value: Any) -> None:
-    try:
-        json.dumps(value, ensure_ascii=False).encode()
-    except UnicodeEncodeError:
-        raise ParameterError(f"{where}: holds half a surrogate pair, which is not Unicode text") from None
-    except (TypeError, ValueError, RecursionError) as error:
-        raise ParameterError(f"{where}: cannot be written as JSON: {_one_line(error)}") from None
+def _texts(message: Message) -> list[str]:
+    content = message["content"]
+    return [content] if isinstance(content, str) else [part["text"] for part in content]
+
+
+def _with_texts(message: Message, texts: Sequence[str]) -> Message:
+    content = message["content"]
+    if isinstance(content, str):
+        return message | {"content": texts[0]}
+    return message | {"content": [part | {"text": text} for part, text in zip(content, texts, strict=True)]}
 
 
 def _one_line(text: object) -> str:

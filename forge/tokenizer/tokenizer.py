@@ -1,5 +1,6 @@
 """A model's tokenizer, from the metadata of its GGUF file. Token ids are llama.cpp's."""
 
+import re
 import warnings
 from collections.abc import Iterable, Mapping
 from functools import cached_property
@@ -11,11 +12,14 @@ import numpy as np
 from forge.errors import TokenizerError, UnsupportedError
 from forge.keywords import keywords
 from forge.tokenizer import bpe
+from forge.tokenizer.masks import Literals
 from forge.tokenizer.partition import Partition
 from forge.tokenizer.pretokenizers import DEFAULT, RULES, Rule
 from forge.tokenizer.spm import SPACE, SPMEncoder
 from forge.tokenizer.stream import StreamDecoder
 from forge.tokenizer.vocab import SPECIAL, Fields, TokenType, Vocabulary, read_vocabulary
+
+_MARKER = re.compile("<[|｜].*[|｜]>", re.DOTALL)
 
 
 class _Encoder(Protocol):
@@ -26,7 +30,8 @@ class Tokenizer:
     """Text to token ids and back. Safe to use from several threads.
 
     `vocab_size` V; `bos_id`, `eos_id` (None if the model has none); `eog_ids`, the ids that end a text; `add_bos`,
-    `add_eos`: whether `encode` adds these; `chat_template`: the model's Jinja source, or None.
+    `add_eos`: whether `encode` adds these; `chat_template`: the model's Jinja source, or None; `chat_templates`: all of
+    its templates by name, that one as "default".
     """
 
     def __init__(
@@ -41,7 +46,7 @@ class Tokenizer:
         eos_id: int | None,
         add_bos: bool,
         add_eos: bool,
-        chat_template: str | None,
+        chat_templates: Mapping[str, str],
     ) -> None:
         self.vocab_size = len(vocabulary.pieces)
         self.bos_id = bos_id
@@ -49,12 +54,14 @@ class Tokenizer:
         self.eog_ids = vocabulary.end_ids
         self.add_bos = add_bos
         self.add_eos = add_eos
-        self.chat_template = chat_template
+        self.chat_templates = dict(chat_templates)
+        self.chat_template = self.chat_templates.get("default")
         self._vocabulary = vocabulary
         self._encoder = encoder
         self._text_literals, self._all_literals = literals
         self._is_spm = is_spm
         self._space_prefix = space_prefix
+        self._markers: dict[str, Literals] = {}
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, Any], *, source: str) -> Self:
@@ -77,8 +84,9 @@ class Tokenizer:
         size = len(vocabulary.pieces)
 
         def role(name: str, spm_default: int) -> int | None:
-            given = fields.token_id(f"{name}_token_id", size)
-            return spm_default if given is None and is_spm and spm_default < size else given
+            key = f"{name}_token_id"
+            is_default = is_spm and spm_default < size and not fields.has(key)
+            return spm_default if is_default else fields.token_id(key, size)
 
         encoder: _Encoder
         if is_spm:
@@ -98,7 +106,7 @@ class Tokenizer:
         add_bos = fields.flag("add_bos_token", (is_spm or rule.add_bos) and bos_id is not None)
         add_eos = fields.flag("add_eos_token", False)
         for name, adds, token_id in (("bos", add_bos, bos_id), ("eos", add_eos, eos_id)):
-            if adds and token_id is None:
+            if adds and token_id is None and not fields.has(f"{name}_token_id"):
                 raise fields.error(f"tokenizer.ggml.add_{name}_token is set without a {name}_token_id")
         return cls(
             vocabulary,
@@ -108,9 +116,9 @@ class Tokenizer:
             space_prefix=is_spm and fields.flag("add_space_prefix", True),
             bos_id=bos_id,
             eos_id=eos_id,
-            add_bos=add_bos,
-            add_eos=add_eos,
-            chat_template=fields.text("tokenizer.chat_template"),
+            add_bos=add_bos and bos_id is not None,
+            add_eos=add_eos and eos_id is not None,
+            chat_templates=_chat_templates(fields),
         )
 
     @cached_property
@@ -126,6 +134,41 @@ class Tokenizer:
         `<|im_start|>` in the text as tokens (user-defined tokens always are). Raises TokenizerError for text that is no
         Unicode: lone surrogates.
         """
+        ids = [self.bos_id] if add_special and self.add_bos and self.bos_id is not None else []
+        ids += self._encode(text, self._all_literals if parse_special else self._text_literals, {})
+        if add_special and self.add_eos and self.eos_id is not None:
+            ids.append(self.eos_id)
+        return ids
+
+    def encode_prompt(self, text: str, unmask: Mapping[int, int] | None = None) -> list[int]:
+        """Token ids of a text that a model is to continue: the rule of all methods of `LLM`.
+
+        Names of control tokens in it are tokens. It begins with the model's BOS: one is added unless it is there
+        already, as in what chat templates write. No EOS is added, as nothing could follow. `unmask` is the table of
+        `ChatTemplate.render_masked`. Raises TokenizerError as `encode` does.
+        """
+        ids = self._encode(text, self._all_literals, unmask or {})
+        bos = self.bos_id if self.add_bos else None
+        return [bos, *ids] if bos is not None and ids[:1] != [bos] else ids
+
+    def begins_with_bos(self, text: str) -> bool:
+        """Whether a text begins with the BOS that the model wants, so that `encode_prompt` adds none."""
+        return self.add_bos and self._all_literals(text)[:1] == [self.bos_id]
+
+    def markers(self, template: str) -> Literals:
+        """Names of tokens that what users write must not become, where chats are encoded with `parse_special=False`.
+
+        Control tokens, and those user-defined ones that look like <|name|> or that the template's source holds.
+        """
+        if template not in self._markers:
+            pieces, types = self._vocabulary.pieces, self._vocabulary.types
+            names = [pieces[i] for i in np.flatnonzero(np.isin(types, SPECIAL))]
+            user_defined = (pieces[i] for i in np.flatnonzero(types == TokenType.USER_DEFINED))
+            names += [name for name in user_defined if _MARKER.fullmatch(name) or name in template]
+            self._markers = {template: Literals(names)}
+        return self._markers[template]
+
+    def _encode(self, text: str, literals: Partition, unmask: Mapping[int, int]) -> list[int]:
         if not isinstance(text, str):
             raise TokenizerError(f"text to encode is a {type(text).__name__}; give a string")
         try:
@@ -134,20 +177,19 @@ class Tokenizer:
             raise TokenizerError(
                 f"the text has a lone surrogate at character {error.start}; decode it as UTF-8"
             ) from None
-        ids = [self.bos_id] if add_special and self.add_bos and self.bos_id is not None else []
+        ids: list[int] = []
         after_token = True
-        for fragment in (self._all_literals if parse_special else self._text_literals)(text):
+        for fragment in literals(text):
             if isinstance(fragment, int):
                 ids.append(fragment)
                 after_token = True
                 continue
+            fragment = fragment.translate(unmask) if unmask else fragment
             if self._is_spm:
                 prefix = SPACE if self._space_prefix and after_token else ""
                 fragment = prefix + fragment.replace(" ", SPACE)
             ids += self._encoder.encode(fragment)
             after_token = False
-        if add_special and self.add_eos and self.eos_id is not None:
-            ids.append(self.eos_id)
         return ids
 
     @keywords()
@@ -196,6 +238,13 @@ class Tokenizer:
         if not 0 <= position < self.vocab_size:
             raise TokenizerError(f"token id {position} is outside the vocabulary of {self.vocab_size} tokens")
         return self._vocabulary.pieces[position], int(self._vocabulary.types[position])
+
+
+def _chat_templates(fields: Fields) -> dict[str, str]:
+    """The default, `tokenizer.chat_template`, and those beside it, whose keys end in their names."""
+    templates = fields.texts("tokenizer.chat_template.")
+    default = fields.text("tokenizer.chat_template")
+    return templates if default is None else templates | {"default": default}
 
 
 def _rule(pre: str, source: str) -> Rule:

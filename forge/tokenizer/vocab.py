@@ -5,6 +5,7 @@ Keys and type numbers: docs/gguf.md of ggml. The file is hostile: whatever it ho
 """
 
 import re
+import warnings
 from collections.abc import Collection, Iterable, Mapping, Sized
 from dataclasses import dataclass
 from enum import IntEnum
@@ -40,6 +41,8 @@ _END_NAMES = (
     *("<|endoftext|>", "</s>", "<|eom_id|>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]", "<|end_of_text|>"),
     *("<end_of_utterance>", "<eos>", "<turn|>", "<|tool_response>", "<｜end▁of▁sentence｜>", "[e~["),
 )
+_HTML_NAMES = ("</s>",)
+"""User-defined, these are HTML (gemma's strikethrough) and end nothing."""
 _INFILL_PREFIXES = ("<|fim_prefix|>", "<fim-prefix>", "<fim_prefix>", "<｜fim▁begin｜>", "<PRE>", "▁<PRE>")
 _INFILL_SUFFIXES = ("<|fim_suffix|>", "<fim-suffix>", "<fim_suffix>", "<｜fim▁hole｜>", "<SUF>", "▁<SUF>")
 _INFILL_MIDDLES = ("<|fim_middle|>", "<fim-middle>", "<fim_middle>", "<｜fim▁end｜>", "<MID>", "▁<MID>")
@@ -77,6 +80,7 @@ class Fields:
     def __init__(self, metadata: Mapping[str, Any], source: str) -> None:
         self._metadata = metadata
         self._source = source
+        self._warned = set[str]()
 
     def error(self, problem: str) -> FormatError:
         return FormatError(f"{self._source}: {problem}; the file is damaged or was converted wrongly")
@@ -87,6 +91,10 @@ class Fields:
             raise self.error(f"{key} is not a string")
         return value
 
+    def texts(self, prefix: str) -> dict[str, str]:
+        """The strings whose keys begin with a prefix, by the rest of the key."""
+        return {key[len(prefix) :]: self.text(key) or "" for key in self._metadata if key.startswith(prefix)}
+
     def flag(self, name: str, default: bool) -> bool:
         value = self._metadata.get(_PREFIX + name)
         if value is None:
@@ -95,14 +103,25 @@ class Fields:
             raise self.error(f"{_PREFIX}{name} is not a boolean")
         return bool(value)
 
+    def has(self, name: str) -> bool:
+        return self._metadata.get(_PREFIX + name) is not None
+
     def token_id(self, name: str, vocab_size: int) -> int | None:
+        """The id under a key; None where it is missing or, with a warning, where the vocabulary lacks it."""
         value = self._metadata.get(_PREFIX + name)
         if value is None:
             return None
         if isinstance(value, bool | np.bool_) or not isinstance(value, int | np.integer):
             raise self.error(f"{_PREFIX}{name} is not an integer")
         if not 0 <= value < vocab_size:
-            raise self.error(f"{_PREFIX}{name} is {value}, outside the {vocab_size} tokens")
+            if name not in self._warned:  # converters write -1 for "none"
+                self._warned.add(name)
+                warnings.warn(
+                    f"{self._source}: {_PREFIX}{name} is {value}, outside the {vocab_size} tokens, and is ignored: "
+                    "the model has no such token",
+                    stacklevel=4,
+                )
+            return None
         return int(value)
 
     def strings(self, name: str) -> list[str]:
@@ -145,8 +164,8 @@ class Fields:
 def read_vocabulary(fields: Fields) -> Vocabulary:
     """Pieces, types and ends. Raises FormatError.
 
-    An id given by an eos, eot or eom key ends a text; so does a control token with a known name, but never a
-    user-defined one (gemma's `</s>` is HTML).
+    An id given by an eos, eot or eom key ends a text. So does a token with the name of an end, whatever its type, but
+    not gemma's user-defined `</s>`, which is HTML.
     """
     if fields.count("tokens") > _MOST_TOKENS:
         raise fields.error(f"{_PREFIX}tokens holds more than {_MOST_TOKENS} tokens")
@@ -186,20 +205,21 @@ def _mark_controls(fields: Fields, ids: Mapping[str, int], types: NDArray[np.uin
     ends = set[int]()
 
     def mark(i: int, is_end: bool) -> None:
-        if is_end and types[i] != TokenType.USER_DEFINED:
+        if is_end:
             ends.add(i)
         types[i] = TokenType.CONTROL
 
     for name in _END_NAMES:
         if name in ids:
-            mark(ids[name], True)
+            # Converters of 2024 and before stored the ends of turns as user-defined.
+            mark(ids[name], name not in _HTML_NAMES or types[ids[name]] != TokenType.USER_DEFINED)
     for keys, names, is_end in _INFILL_ROLES:
         given = _first(fields.token_id(key, len(ids)) for key in keys)
         named = _first(ids.get(name) for name in names)
         if given is not None and is_end:
             ends.add(given)
         elif given is None and named is not None:
-            mark(named, is_end)
+            mark(named, is_end and types[named] != TokenType.USER_DEFINED)
     return ends
 
 

@@ -27,6 +27,7 @@ from forge.backend import NUMPY
 from forge.engine import Engine, Sequence
 from forge.generation import Generation
 from forge.models import attention, decoder
+from forge.tokenizer.chat import ChatTemplate
 
 TEXT = "Hello world, the end of the text"
 
@@ -581,3 +582,53 @@ def test_a_sequence_that_nobody_waits_for_is_ended(llm: LLM) -> None:
     """An interrupt between the engine's taking a request and the record of who waits for it."""
     llm.engine.add([1, 2, 3], SEEDED)
     assert llm.generate([4, 5], GREEDY).finish_reason == "length"
+
+
+# Prompts as text
+
+
+def test_every_way_in_gives_a_text_one_bos_and_no_eos(monkeypatch: pytest.MonkeyPatch) -> None:
+    llm = tiny_llm("llama")
+    llm.tokenizer.add_bos = llm.tokenizer.add_eos = True
+    bos = llm.tokenizer.bos_id
+    assert bos is not None
+    name = llm.tokenizer.token_text(bos)
+    plain = llm.tokenizer.encode("a b", add_special=False)
+    seen: list[list[int]] = []
+    complete, stream, logits = llm._complete, llm._stream, llm._logits
+    monkeypatch.setattr(llm, "_complete", lambda prompts, params: (seen.extend(prompts), complete(prompts, params))[1])
+    monkeypatch.setattr(llm, "_stream", lambda ids, params: (seen.append(ids), stream(ids, params))[1])
+    monkeypatch.setattr(llm, "_logits", lambda ids, *tap: (seen.append(ids), logits(ids, *tap))[1])
+    for source in ("{{ bos_token }}{{ messages[0].content }}", "{{ messages[0].content }}"):
+        llm.chat_template = ChatTemplate(source, name="m", special_tokens={"bos_token": name})
+        messages = [{"role": "user", "content": "a b"}]
+        rendered = llm.render_chat(messages)
+        llm.chat(messages, GREEDY)
+        list(llm.stream_chat(messages, GREEDY))
+        for text in ("a b", name + "a b", rendered):
+            llm.generate(text, GREEDY)
+            llm.generate([text, text], GREEDY)
+            list(llm.stream(text, GREEDY))
+            llm.logits(text)
+            assert len(llm.attention(text, 0)[0]) == 1 + len(plain)
+            llm.perplexity(text)
+    assert seen == [[bos, *plain]] * len(seen)
+    assert len(seen) == 2 * (2 + 3 * 6)
+    llm.generate([bos, bos, *plain], GREEDY)
+    llm.generate(plain, GREEDY)
+    assert seen[-2:] == [[bos, bos, *plain], plain]  # ids are taken as they are
+
+
+def test_a_continued_message_is_the_prompt_and_what_follows_the_completion() -> None:
+    llm = tiny_llm("llama")
+    source = "{% for m in messages %}[{{ m.content | trim }}]{% endfor %}"
+    llm.chat_template = ChatTemplate(source, name="m", special_tokens={})
+    messages = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "the end "}]
+    expected = llm.generate("[Hello][the end", GREEDY)
+    assert isinstance(expected, Completion)
+    found = llm.chat(messages, GREEDY, continue_final_message=True)
+    assert isinstance(found, Completion)
+    assert (found.prompt_ids, found.ids, found.text) == (expected.prompt_ids, expected.ids, expected.text)
+    chunks = llm.stream_chat(messages, GREEDY, continue_final_message=True)
+    assert "".join(chunk.text for chunk in chunks) == expected.text
+    assert llm.render_chat(messages, continue_final_message=True) == "[Hello][the end"

@@ -216,7 +216,12 @@ def test_scores_of_any_number_type(dtype: str) -> None:
         (
             {"<|im_end|>": CONTROL, "<|eot_id|>": NORMAL, "<end_of_turn>": USER_DEFINED},
             {},
-            {"</s>", "<|im_end|>", "<|eot_id|>"},
+            {"</s>", "<|im_end|>", "<|eot_id|>", "<end_of_turn>"},
+        ),
+        (
+            {"<|endoftext|>": USER_DEFINED, "<|end|>": UNUSED, "[EOT]": NORMAL},
+            {},
+            {"</s>", "<|endoftext|>", "<|end|>", "[EOT]"},
         ),
         (
             {"x": NORMAL, "y": USER_DEFINED},
@@ -234,7 +239,42 @@ def test_scores_of_any_number_type(dtype: str) -> None:
     ],
 )
 def test_ends_of_a_text(other: dict[str, int], keys: dict[str, int], ends: set[str]) -> None:
-    """llama.cpp's lists, without user-defined tokens that no key names."""
+    """llama.cpp's lists, without user-defined tokens for infilling that no key names."""
     metadata = spm({}, other) | {f"tokenizer.ggml.{key}": value for key, value in keys.items()}
     tokenizer = Tokenizer.from_metadata(metadata, source="test")
     assert {metadata["tokenizer.ggml.tokens"][i] for i in tokenizer.eog_ids} == ends
+
+
+def test_a_user_defined_strikethrough_ends_nothing() -> None:
+    """Gemma's `</s>` is HTML; its end is another token, named by the file."""
+    metadata = spm({}, {"<eos>": CONTROL}, tokenizer__ggml__eos_token_id=259)
+    types = [*metadata["tokenizer.ggml.token_type"]]
+    types[2] = USER_DEFINED
+    tokenizer = Tokenizer.from_metadata(metadata | {"tokenizer.ggml.token_type": types}, source="test")
+    assert tokenizer.eog_ids == {259}
+
+
+BOTH = {"tokenizer__ggml__add_bos_token": True, "tokenizer__ggml__add_eos_token": True}
+
+
+@pytest.mark.parametrize(
+    ("metadata", "text", "pieces"),
+    [
+        (spm(ABC, **BOTH), "ab", ["<s>", "a", "b"]),
+        (spm(ABC, **BOTH), "<s>ab", ["<s>", "a", "b"]),
+        (spm(ABC, **BOTH), "<s><s>a", ["<s>", "<s>", "a"]),
+        (spm(ABC, **BOTH), "a<s></s>", ["<s>", "a", "<s>", "</s>"]),
+        (spm(ABC, **BOTH), "", ["<s>"]),
+        (spm(ABC, **BOTH), " <s>", ["<s>", "▁", "<s>"]),
+        (spm(ABC | {"▁a": -5}, **BOTH, **ADD_PREFIX), "<s>a", ["<s>", "▁a"]),
+        (spm(ABC, tokenizer__ggml__add_eos_token=True), "a", ["a"]),
+        (spm(ABC), "<s>a", ["<s>", "a"]),
+        (bpe(["a b"], **BOTH), "<e>ab", ["<e>", "ab"]),
+        (bpe(["a b"], **BOTH), "ab", ["<e>", "ab"]),
+    ],
+)
+def test_a_prompt_has_one_bos_and_no_eos(metadata: dict[str, Any], text: str, pieces: list[str]) -> None:
+    tokenizer = Tokenizer.from_metadata(metadata, source="test")
+    assert [metadata["tokenizer.ggml.tokens"][i] for i in tokenizer.encode_prompt(text)] == pieces
+    bos = pieces[0] if tokenizer.add_bos else "no BOS"
+    assert tokenizer.begins_with_bos(text) == text.startswith(bos)

@@ -28,9 +28,7 @@ BPE: dict[str, Any] = {
 
 
 def load(keys: dict[str, Any]) -> Tokenizer:
-    metadata = {f"tokenizer.ggml.{key}": value for key, value in keys.items() if key != "chat_template"}
-    if "chat_template" in keys:
-        metadata["tokenizer.chat_template"] = keys["chat_template"]
+    metadata = {f"tokenizer.{'' if key.startswith('chat_') else 'ggml.'}{key}": value for key, value in keys.items()}
     return Tokenizer.from_metadata(metadata, source="model.gguf")
 
 
@@ -85,13 +83,9 @@ MALFORMED: dict[str, tuple[dict[str, Any], str]] = {
     "a merge of unknown pieces": (BPE | {"merges": ["a q"]}, "ggml.merges 'a q' is no pair of tokens"),
     "a merge to an unknown piece": (BPE | {"merges": ["b a"]}, "ggml.merges 'b a' is no pair of tokens"),
     "a very long merge": (BPE | {"merges": ["a\n" * 10_000]}, "is no pair of tokens"),
-    "bos is out of range": (SPM | {"bos_token_id": 6}, "ggml.bos_token_id is 6, outside the 6 tokens"),
-    "eos is negative": (SPM | {"eos_token_id": -1}, "ggml.eos_token_id is -1, outside the 6 tokens"),
-    "eot is out of range": (BPE | {"eot_token_id": 2**32 - 1}, "ggml.eot_token_id is 4294967295, outside"),
     "eom is a float": (BPE | {"eom_token_id": 1.0}, "ggml.eom_token_id is not an integer"),
     "bos is a boolean": (BPE | {"bos_token_id": True}, "ggml.bos_token_id is not an integer"),
     "unknown is a string": (SPM | {"unknown_token_id": "0"}, "ggml.unknown_token_id is not an integer"),
-    "infill padding is out of range": (BPE | {"fim_pad_token_id": 9}, "ggml.fim_pad_token_id is 9, outside"),
     "add_bos is a number": (SPM | {"add_bos_token": 1}, "ggml.add_bos_token is not a boolean"),
     "add_eos is a string": (SPM | {"add_eos_token": "true"}, "ggml.add_eos_token is not a boolean"),
     "add_space_prefix is a list": (SPM | {"add_space_prefix": [True]}, "ggml.add_space_prefix is not a boolean"),
@@ -101,6 +95,7 @@ MALFORMED: dict[str, tuple[dict[str, Any], str]] = {
         "add_eos_token is set without a eos_token_id",
     ),
     "the template is a list": (SPM | {"chat_template": ["x"]}, "tokenizer.chat_template is not a string"),
+    "a second template is a number": (SPM | {"chat_template.rag": 3}, "tokenizer.chat_template.rag is not a string"),
 }
 
 
@@ -114,6 +109,33 @@ def test_malformed_metadata(name: str) -> None:
     assert problem in message
     assert "\n" not in message
     assert len(message) < 250
+
+
+@pytest.mark.parametrize(
+    ("base", "name", "value"),
+    [
+        (SPM, "bos", 6),
+        (SPM, "eos", -1),
+        (SPM, "eos", 2**32 - 1),
+        (SPM, "unknown", 2**63),
+        (BPE, "bos", 4),
+        (BPE, "eos", 2**32 - 1),
+        (BPE, "eot", 2**32 - 1),
+        (BPE, "eom", np.uint32(2**32 - 1)),
+        (BPE, "fim_pad", 9),
+        (BPE, "prefix", -1),
+    ],
+)
+def test_an_id_outside_the_vocabulary_is_no_token_and_said_once(base: dict[str, Any], name: str, value: Any) -> None:
+    """Converters write -1 for "none". The default of SPM files, 1 and 2, is for files without the key alone."""
+    keys = base | {f"{name}_token_id": value, "add_bos_token": name == "bos", "add_eos_token": name == "eos"}
+    with pytest.warns(UserWarning, match=f"^model.gguf: tokenizer.ggml.{name}_token_id is {value}, outside.*$") as said:
+        tokenizer = load(keys)
+    assert len(said) == 1
+    assert getattr(tokenizer, f"{name}_id", None) is None
+    assert tokenizer.encode("a") == tokenizer.encode_prompt("a") == tokenizer.encode("a", add_special=False)
+    by_key = {0} if base is BPE and name != "eos" else set[int]()
+    assert tokenizer.eog_ids == by_key or base is SPM  # where </s> ends by its name
 
 
 @pytest.mark.parametrize("model", ["bert", "t5", "rwkv", "gemma4", "", "x" * 1000, "two\nlines"])

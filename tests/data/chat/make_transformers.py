@@ -23,6 +23,10 @@ CHAT = [
     {"role": "assistant", "content": "<think>hm</think>\n\n12"},
     {"role": "user", "content": "Sure?"},
 ]
+PARTS = [{"type": "text", "text": "look "}, {"type": "text", "text": "here"}]
+PARTS_CHAT = [{"role": "user", "content": PARTS}]
+SAID = [*CHAT, {"role": "assistant", "content": "Yes: 12"}]
+CHATML = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
 TOOLS = [
     {
         "type": "function",
@@ -113,7 +117,48 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         "{% for m in messages %}{% if m.content is string %}{{ m.content }}{% else %}{% for p in m.content %}"
         "{% if p.type == 'text' %}{{ p.text }}{% else %}<{{ p['type'] }}>{% endif %}"
         "{% endfor %}{% endif %}{% endfor %}",
-        {"messages": [{"role": "user", "content": [{"type": "text", "text": "look"}, {"type": "image"}]}, *CHAT]},
+        {"messages": [{"role": "user", "content": PARTS}, *CHAT]},
+    ),
+    "only_parts": (
+        "{% for m in messages %}<{{ m.role }}>{% for p in m.content %}{% if p['type'] == 'text' %}{{ p['text'] }}"
+        "{% endif %}{% endfor %}\n{% endfor %}",
+        {"messages": [{"role": "system", "content": [{"type": "text", "text": "Be brief."}]}, *PARTS_CHAT]},
+    ),
+    "calls_without_content": (
+        "{% for m in messages %}{% if m.content is not string %}<call>{% for c in m.tool_calls %}"
+        "{{ c['function'] | tojson }}{% endfor %}{% else %}[{{ m.role }}{{ ' ' + m.name if m.name is defined }}]"
+        "{{ m.content + '.' }}{% endif %}{% endfor %}",
+        {
+            "messages": [
+                USER,
+                CALL,
+                {"role": "tool", "content": "21", "name": "weather", "tool_call_id": "call00001"},
+            ]
+        },
+    ),
+    "continue": (CHATML, {"messages": SAID, "continue_final_message": True}),
+    "continue_ends_like_a_mark": (
+        CHATML,
+        {"messages": [USER, {"role": "assistant", "content": "im_end"}], "continue_final_message": True},
+    ),
+    "continue_keeps_blanks": (
+        CHATML,
+        {"messages": [USER, {"role": "assistant", "content": " The end \n"}], "continue_final_message": True},
+    ),
+    "continue_trimmed": (
+        CHATML.replace("m.content", "m.content | trim"),
+        {"messages": [USER, {"role": "assistant", "content": " The end \n"}], "continue_final_message": True},
+    ),
+    "continue_trimmed_then_a_line": (
+        CHATML.replace("m.content", "m.content | trim ~ '\n'"),
+        {"messages": [USER, {"role": "assistant", "content": "The end \n"}], "continue_final_message": True},
+    ),
+    "continue_parts": (
+        "{% for m in messages %}<{{ m.role }}>{% for p in m.content %}{{ p.text }}{% endfor %}<end>{% endfor %}",
+        {
+            "messages": [*PARTS_CHAT, {"role": "assistant", "content": PARTS}],
+            "continue_final_message": True,
+        },
     ),
     "generation_prompt": (
         "{{ messages[-1].role }}{% if add_generation_prompt %}<assistant>{% else %}.{% endif %}",

@@ -83,8 +83,7 @@ def load(
     if activations == "f16" and not backend.keeps_blocks:
         notes = (f"activations: {backend.device} computes in float32; f16 is for GPUs", *notes)
     if device == "auto":
-        found = "the GPU that CuPy found" if backend.keeps_blocks else backends.explain()
-        notes = (f"device: {backend.device}; auto: {found}", *notes)
+        notes = (f"device: {backend.device}; auto: {backends.explain()}", *notes)
     return LLM(engine, tokenizer, template, path=path, notes=notes, load_ms=1000 * (time.perf_counter() - started))
 
 

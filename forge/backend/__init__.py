@@ -9,6 +9,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from forge.backend import rocm
 from forge.backend.numpy import NUMPY
 from forge.errors import DeviceError, ParameterError
 
@@ -123,45 +124,83 @@ def backend_of(array: object) -> Backend:
 def select(device: str) -> Backend:
     """The backend for ``"auto"``, ``"cpu"``, ``"hip"``, ``"cuda"``, ``"hip:1"``.
 
-    auto takes a GPU if CuPy finds one, else NumPy; `explain` says why. Raises ParameterError for an unknown name and
+    auto takes a GPU if CuPy finds one, of several the discrete one with the most compute units; else NumPy. `explain`
+    says why. Raises ParameterError for an unknown name and
     DeviceError for a device that cannot be used: a device that was asked for is never replaced by another.
     """
     kind, colon, index = device.partition(":") if isinstance(device, str) else ("", "", "")
-    if kind not in ("auto", "cpu", "hip", "cuda") or (colon and not (kind in ("hip", "cuda") and index.isdecimal())):
+    is_number = index.isdecimal() and len(index) < 5
+    if kind not in ("auto", "cpu", "hip", "cuda") or (colon and not (kind in ("hip", "cuda") and is_number)):
         raise ParameterError(f"device must be auto, cpu, hip, cuda, hip:N or cuda:N, not {device!r}")
     if kind == "cpu":
         return NUMPY
     if kind == "auto":
         try:
-            return _gpu(None, 0)
+            return _gpu(None, None)
         except DeviceError:
             return NUMPY
     return _gpu(kind, int(index or 0))
 
 
 def explain() -> str:
-    """Why `auto` is what it is: the GPU it found, or why it found none."""
+    """Why `auto` is what it is: which GPU it took and which are there beside it, or why it found none."""
     try:
-        return _gpu(None, 0).device
+        cupy = _cupy(None)
+        best, *others = cupy.cards()
     except DeviceError as error:
         return str(error)
+    if not others:
+        return "the GPU that CuPy found"
+    others.sort(key=lambda card: int(card.index))
+    return (
+        f"{best.text} is the {'' if best.is_integrated else 'discrete '}GPU with the most compute units; also there: "
+        f"{', '.join(card.text for card in others)}; --device {best.kind}:N takes another"
+    )
 
 
-def _gpu(kind: str | None, index: int) -> Backend:
-    """The backend of a GPU of this kind (None = either). Raises DeviceError saying what is missing."""
-    package = _PACKAGES.get(kind or "", "cupy-rocm-7-0 (AMD) or cupy-cuda13x (NVIDIA)")
+def cupy_fault() -> tuple[str, str] | None:
+    """Why the CuPy that is installed cannot be imported, and the fix; None where it can be, or there is none."""
     try:
-        from forge.backend import cupy
-    except ImportError as error:
-        if error.name == "cupy":
-            raise DeviceError(f"device {kind or 'gpu'} needs CuPy: install {package}, or use --device cpu") from None
-        reason = " ".join(str(error).split())
-        raise DeviceError(f"device {kind or 'gpu'}: CuPy is installed and cannot be used: {reason:.200}") from None
-    if kind not in (None, cupy.KIND):
-        raise DeviceError(f"device {kind} needs {package}: the CuPy installed here is for {cupy.KIND}")
-    found = cupy.backend(index)
+        _cupy(None)
+    except _CupyError as error:
+        return error.cause, error.fix
+    except DeviceError:
+        pass
+    return None
+
+
+class _CupyError(DeviceError):
+    """A CuPy that is installed and cannot be imported."""
+
+    def __init__(self, device: str, cause: str, fix: str) -> None:
+        super().__init__(f"device {device}: CuPy cannot be imported: {cause}: {fix}")
+        self.cause, self.fix = cause, fix
+
+
+def _gpu(kind: str | None, index: int | None) -> Backend:
+    """The backend of a GPU of this kind (None = either) and number (None = the best of them).
+
+    Raises DeviceError saying what is missing.
+    """
+    cupy = _cupy(kind)
+    found: Backend = cupy.backend(cupy.cards()[0].index if index is None else index)
     register(cupy.ARRAY, lambda array: cupy.backend(array.device.id))
     return found
+
+
+def _cupy(kind: str | None) -> Any:
+    """The module of GPUs. Raises DeviceError where CuPy is missing, cannot be imported, or is for another kind."""
+    package = _PACKAGES.get(kind or "", "cupy-rocm-7-0 (AMD) or cupy-cuda13x (NVIDIA)")
+    failed = rocm.preload() if rocm.installed_cupy() else []
+    try:
+        from forge.backend import cupy
+    except Exception as error:  # CuPy raises what it likes where libraries do not fit it
+        if isinstance(error, ImportError) and error.name == "cupy":
+            raise DeviceError(f"device {kind or 'gpu'} needs CuPy: install {package}, or use --device cpu") from None
+        raise _CupyError(kind or "gpu", *rocm.diagnose(error, failed)) from error
+    if kind not in (None, cupy.KIND):
+        raise DeviceError(f"device {kind} needs {package}: the CuPy installed here is for {cupy.KIND}")
+    return cupy
 
 
 _PACKAGES = {"hip": "cupy-rocm-7-0", "cuda": "cupy-cuda13x"}

@@ -50,12 +50,53 @@ _GUARD_BYTES = 1024  # keeps the alignment of what lies between
 Progress = Callable[[str, int, int | None], None]
 
 
-def count() -> int:
-    """GPUs that the driver shows. Raises DeviceError where it cannot be asked."""
+_HIDING = ("HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "GPU_DEVICE_ORDINAL", "CUDA_VISIBLE_DEVICES")
+"""Variables that choose which GPUs a process sees, and in what order."""
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """A GPU that the driver shows."""
+
+    index: int
+    name: str
+    arch: str
+    cores: int
+    is_integrated: bool
+    kind: str = KIND
+
+    @property
+    def text(self) -> str:
+        """As a person would name it."""
+        return f"{KIND}:{self.index} ({self.name}, {self.arch}{', integrated' if self.is_integrated else ''})"
+
+
+def cards() -> list[Card]:
+    """The GPUs, best first: discrete ones before those that share the host's memory, then by compute units.
+
+    Raises DeviceError where there is none, or the driver cannot be asked.
+    """
     try:
-        return int(cp.cuda.runtime.getDeviceCount())
+        found = [_card(index) for index in range(cp.cuda.runtime.getDeviceCount())]
     except cp.cuda.runtime.CUDARuntimeError as error:
-        raise DeviceError(f"no usable GPU: {_one_line(error)}") from None
+        raise DeviceError(f"no usable GPU: {_one_line(error)}{_hiding()}") from None
+    if not found:
+        raise DeviceError(f"no usable GPU: the driver shows none{_hiding()}")
+    return sorted(found, key=lambda card: (card.is_integrated, -card.cores, card.index))
+
+
+def _card(index: int) -> Card:
+    about = cp.cuda.runtime.getDeviceProperties(index)
+    arch = about["gcnArchName"].decode().partition(":")[0] if IS_HIP else f"sm_{about['major']}{about['minor']}"
+    multiprocessors = int(about["multiProcessorCount"])
+    cores = amd.compute_units(arch, multiprocessors) if IS_HIP else multiprocessors
+    return Card(index, about["name"].decode(), arch, cores, bool(about["integrated"]))
+
+
+def _hiding() -> str:
+    """What may hide GPUs from this process, to be read behind a complaint."""
+    found = [f"{name}={os.environ[name]}" for name in _HIDING if name in os.environ]
+    return f" ({', '.join(found)} chooses which are seen)" if found else ""
 
 
 class CupyBackend(GPU):
@@ -65,18 +106,12 @@ class CupyBackend(GPU):
         self.index = index
         self._cuda_device = cp.cuda.Device(index)
         properties = cp.cuda.runtime.getDeviceProperties(index)
-        self.name = properties["name"].decode()
-        self.arch = (
-            properties["gcnArchName"].decode().partition(":")[0]
-            if IS_HIP
-            else f"sm_{properties['major']}{properties['minor']}"
-        )
+        card = _card(index)
+        self.name, self.arch, self.cores = card.name, card.arch, card.cores
         self.wave = int(properties["warpSize"])
-        multiprocessors = int(properties["multiProcessorCount"])
-        self.cores = amd.compute_units(self.arch, multiprocessors) if IS_HIP else multiprocessors
         self._starts_early = not IS_HIP and properties["major"] >= 9
         self.has_wave_groups = self.arch == "sm_90" and nvrtc.getVersion() >= (12, 0)
-        self.device = f"{KIND}:{index} ({self.name}, {self.arch})"
+        self.device = card.text
         self.total_bytes = int(properties["totalGlobalMem"])
         self._modules: dict[kernels.Variant, Any] = {}
         self._functions: dict[kernels.Entry, Any] = {}
@@ -192,8 +227,8 @@ class CupyBackend(GPU):
     def has_blas(self) -> bool:
         if not IS_HIP:
             return True
-        trial = f"import sys; sys.path[:] = {sys.path!r}; from forge.backend.cupy import backend"
-        failure = probe.failure([sys.executable, "-c", f"{trial}; backend({self.index}).try_blas()"])
+        trial = f"import sys; sys.path[:] = {sys.path!r}; from forge.backend import select"
+        failure = probe.failure([sys.executable, "-c", f"{trial}; select('{KIND}:{self.index}').try_blas()"])
         if failure:
             warnings.warn(
                 f"{self.device}: hipBLAS cannot multiply here ({failure}); prompts are computed by forge's own "
@@ -531,9 +566,10 @@ _BACKENDS: dict[int, CupyBackend] = {}
 def backend(index: int) -> CupyBackend:
     """The backend of a GPU; there is one of each."""
     if index not in _BACKENDS:
-        found = count()
+        found = len(cards())
         if index >= found:
-            raise DeviceError(f"{KIND}:{index} does not exist: {found} GPU{'s are' if found != 1 else ' is'} there")
+            there = f"{found} GPU{'s are' if found != 1 else ' is'} there"
+            raise DeviceError(f"{KIND}:{index} does not exist: {there}{_hiding()}")
         with _errors():
             _BACKENDS[index] = CupyBackend(index)
     return _BACKENDS[index]

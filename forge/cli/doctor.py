@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import importlib.metadata
 import importlib.util
 import os
 import platform
@@ -30,13 +29,16 @@ class Finding(NamedTuple):
     mend: str = ""
 
 
-def command(as_json: options.Json = False) -> None:
-    """Show what forge runs on here, and how to mend what keeps it from running well."""
-    found = list(findings())
+def command(device: options.Device = "auto", as_json: options.Json = False) -> None:
+    """Show what forge runs on here, and how to fix what keeps it from running well.
+
+    A --device that is asked for and not there is a problem.
+    """
+    found = list(findings(device))
     problems = [finding for finding in found if finding.mend]
     if as_json:
         output.write_json(
-            {**about(_device()), "findings": [finding._asdict() for finding in found], "problems": len(problems)}
+            {**about(_device(device)), "findings": [finding._asdict() for finding in found], "problems": len(problems)}
         )
     else:
         output.write_table("forge doctor", ("", ""), [(f.what, f.found) for f in found])
@@ -46,18 +48,21 @@ def command(as_json: options.Json = False) -> None:
         raise typer.Exit(1)
 
 
-def _device() -> str:
+def _device(device: str) -> str:
     from forge.backend import select
 
-    return select("auto").device
+    try:
+        return select(device).device
+    except DeviceError:
+        return "none"
 
 
-def findings() -> Iterator[Finding]:
-    """Everything that is looked at."""
+def findings(device: str = "auto") -> Iterator[Finding]:
+    """Everything that is looked at. Raises ParameterError for a device that cannot be one."""
     yield Finding("Python", f"{platform.python_version()} ({sys.executable}), {platform.platform()}")
     yield from _cpu()
     yield _memory()
-    yield from _gpu()
+    yield from _gpu(device)
     yield from _cache()
     yield _installer()
 
@@ -110,27 +115,35 @@ def _memory() -> Finding:
     return Finding("memory", f"{output.num_bytes(free)} free", mend)
 
 
-def _gpu() -> Iterator[Finding]:
-    from forge.backend import explain, select
+def _gpu(device: str = "auto") -> Iterator[Finding]:
+    from forge.backend import cupy_fault, explain, rocm, select
 
-    gpu = select("auto")
-    if gpu.keeps_blocks:
+    cupy, fault = rocm.installed_cupy(), cupy_fault()
+    try:
+        gpu = select(device)
+        why = f"cpu; no GPU: {'CuPy cannot be imported' if fault else explain()}"
+    except DeviceError as error:  # it was asked for
+        gpu, why = None, "none: CuPy cannot be imported" if fault else f"none: {error}"
+    if gpu is not None and gpu.keeps_blocks:
         yield from _facts(gpu)
         return
     path = next((path for path in _GPU_FILES if Path(path).exists()), "")
-    cupy = _cupy()
+    kind, install, permit, system = _GPU_FILES.get(path, ("", "", "", ""))
     driver_mend = cupy_mend = device_mend = ""
-    if path:
-        kind, install, permit, system = _GPU_FILES[path]
-        if not os.access(path, os.R_OK | os.W_OK):
-            driver_mend = f"{path} cannot be opened: {permit}"
-        if cupy is None:
-            cupy_mend = f"there is an {kind} GPU: {install}"
-        elif not driver_mend:
-            device_mend = f"{cupy} cannot use the {kind} GPU: install {system}; if that is CuPy for another, {install}"
-    yield Finding("device", f"cpu; no GPU: {explain()}", device_mend)
+    if path and not os.access(path, os.R_OK | os.W_OK):
+        driver_mend = f"{path} cannot be opened: {permit}"
+    if fault:
+        cupy_mend = f"it cannot be imported: {fault[1]}"
+    elif path and cupy is None:
+        cupy_mend = f"there is an {kind} GPU: {install}"
+    elif path and not driver_mend:
+        device_mend = f"{cupy} cannot use the {kind} GPU: install {system}; if that is CuPy for another, {install}"
+    if gpu is None and not device_mend:
+        device_mend = f"there is no {device} to be used here, and --device asked for it"
+    yield Finding("device", output.printable(why), output.printable(device_mend))
     yield Finding("driver", path or f"none: there is no {' or '.join(_GPU_FILES)}", driver_mend)
-    yield Finding("CuPy", cupy or "not installed", cupy_mend)
+    found = f"{cupy or 'not installed'}{f', cannot be imported: {fault[0]}' if fault else ''}"
+    yield Finding("CuPy", output.printable(found), output.printable(cupy_mend))
 
 
 def _facts(gpu: Any) -> Iterator[Finding]:
@@ -156,12 +169,6 @@ def _facts(gpu: Any) -> Iterator[Finding]:
     yield _tuning(gpu.arch)
     if gpu.arch.startswith("gfx"):
         yield _kernels(gpu.arch)
-
-
-def _cupy() -> str | None:
-    """The installed CuPy's package and version; None where there is none."""
-    packages = importlib.metadata.packages_distributions().get("cupy", ())
-    return next((f"{name} {importlib.metadata.version(name)}" for name in packages), None)
 
 
 def _tuning(arch: str) -> Finding:

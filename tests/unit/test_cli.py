@@ -199,6 +199,7 @@ def test_doctor_says_what_keeps_a_gpu_from_being_used(
     path: str | None, mode: int, cupy: str | None, problem: str | None, mend: str, monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:  # fmt: skip
+    from forge.backend import rocm
     from forge.cli import doctor
 
     file = tmp_path / "device"
@@ -206,7 +207,7 @@ def test_doctor_says_what_keeps_a_gpu_from_being_used(
         file.touch()
     monkeypatch.setattr(doctor, "_GPU_FILES", {str(file): doctor._GPU_FILES[path or "/dev/kfd"]})
     monkeypatch.setattr(doctor.os, "access", lambda asked, _: asked != str(file) or mode != 0)
-    monkeypatch.setattr(doctor, "_cupy", lambda: cupy)
+    monkeypatch.setattr(rocm, "installed_cupy", lambda: cupy)
     found = {finding.what: finding for finding in doctor._gpu()}
     assert list(found) == ["device", "driver", "CuPy"]
     assert [what for what, finding in found.items() if finding.mend] == ([problem] if problem else [])

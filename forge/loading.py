@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -13,6 +12,7 @@ from forge import backend as backends
 from forge import hub, models
 from forge.backend import Backend, compilers
 from forge.config import Activations, EngineConfig, ModelConfig
+from forge.display import Progress, watched
 from forge.engine import Engine, Runner
 from forge.errors import ChatTemplateError, FormatError, OutOfMemoryError, ParameterError
 from forge.formats import gguf
@@ -27,8 +27,6 @@ _MOST_PAGES = 1 << 18
 _STEP_BYTES = 256 << 20
 """Memory for a step's activations: a model with very wide layers computes fewer tokens at a time."""
 
-Progress = Callable[[str, int, int | None], None]
-
 
 @keywords()
 def load(
@@ -40,15 +38,23 @@ def load(
     activations: Activations | None = None,
     max_sequences: int = 64,
     chat_template: str | os.PathLike[str] | None = None,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
 ) -> LLM:
-    """Load a model: a name (`forge pull` lists them), a path, or ``hf:owner/repo/file.gguf``.
+    """Load a model.
 
-    device: "auto", "cpu", "hip", "cuda", "hip:1". context: most tokens of one sequence; None = the model's, cut to what
-    fits. memory_fraction: share of the free memory that weights and KV cache may take. activations: precision of matrix
-    inputs. chat_template: the name of one of the model's templates, or a Jinja file to use instead. progress: called
-    with a stage, the bytes done and their total. Raises a child of ForgeError that names what is wrong: an unknown
-    name, a damaged file, too little memory.
+    Args:
+        model: A name (`forge pull` lists them), a path, or `hf:owner/repo/file.gguf`.
+        device: "auto", "cpu", "hip", "cuda", or "hip:1" for the second GPU.
+        context: Most tokens of one sequence, prompt and completion. None = the model's, cut to what fits.
+        memory_fraction: Share of the free memory that weights and KV cache may take.
+        activations: Precision of matrix inputs. None = what the device does best.
+        max_sequences: Most sequences that run together; further ones wait.
+        chat_template: The name of one of the model's templates, or a Jinja file to use instead.
+        progress: Called with a stage, how much of it is done, and its total or None. None = bars on a terminal and in
+            a notebook; False = no progress.
+
+    Raises:
+        ForgeError: A child of it names what is wrong: an unknown name, a damaged file, too little memory.
     """
     settings = EngineConfig(
         context=context, memory_fraction=memory_fraction, activations=activations, max_sequences=max_sequences
@@ -56,27 +62,28 @@ def load(
     backend = backends.select(device)
     if activations == "f32" and backend.keeps_blocks:
         raise ParameterError(f"activations: {backend.device} computes in f16; use it, or --device cpu for f32")
-    path = _resolve(model, progress)
-    started = time.perf_counter()
-    with gguf.read(path) as file:
-        plan = _plan(file, settings, backend)
-        config = models.read_config(file, plan.context)
-        tokenizer = Tokenizer.from_metadata(file.metadata, source=str(path))
-        if tokenizer.vocab_size != config.vocab_size:
-            raise FormatError(
-                f"{path}: the tokenizer has {tokenizer.vocab_size} tokens and the embedding {config.vocab_size} rows"
-            )
-        template = _chat_template(chat_template, tokenizer, path)
-        decoder = models.build(file, config, backend, progress)
-    cache = KVCache(config, plan.num_pages, settings.page_size, backend)
-    engine = Engine(
-        Runner(decoder, cache, backend),
-        context=plan.context,
-        end_ids=tokenizer.eog_ids,
-        max_sequences=settings.max_sequences,
-        max_step_tokens=min(settings.max_step_tokens, max(_STEP_BYTES // _step_bytes_per_token(config), 1)),
-    )
-    engine.warm_up(progress)
+    with watched(progress) as report:
+        path = _resolve(model, report)
+        started = time.perf_counter()
+        with gguf.read(path) as file:
+            plan = _plan(file, settings, backend)
+            config = models.read_config(file, plan.context)
+            tokenizer = Tokenizer.from_metadata(file.metadata, source=str(path))
+            if tokenizer.vocab_size != config.vocab_size:
+                raise FormatError(
+                    f"{path}: the tokenizer has {tokenizer.vocab_size} tokens, the embedding {config.vocab_size} rows"
+                )
+            template = _chat_template(chat_template, tokenizer, path)
+            decoder = models.build(file, config, backend, report)
+        cache = KVCache(config, plan.num_pages, settings.page_size, backend)
+        engine = Engine(
+            Runner(decoder, cache, backend),
+            context=plan.context,
+            end_ids=tokenizer.eog_ids,
+            max_sequences=settings.max_sequences,
+            max_step_tokens=min(settings.max_step_tokens, max(_STEP_BYTES // _step_bytes_per_token(config), 1)),
+        )
+        engine.warm_up(report)
     notes = plan.notes
     if untested := compilers.untested(backend.arch):
         notes = (f"device: {untested}", *notes)
@@ -88,9 +95,10 @@ def load(
 
 
 @keywords()
-def load_tokenizer(model: str | os.PathLike[str], *, progress: Progress | None = None) -> Tokenizer:
+def load_tokenizer(model: str | os.PathLike[str], *, progress: Progress | bool | None = None) -> Tokenizer:
     """The tokenizer alone, from a GGUF file that may hold no tensors, or a known model's."""
-    path = _resolve(model, progress)
+    with watched(progress) as report:
+        path = _resolve(model, report)
     with gguf.read(path) as file:
         return Tokenizer.from_metadata(file.metadata, source=str(path))
 

@@ -14,7 +14,6 @@ from typing import Any
 from forge import files
 from forge.cli import output
 from forge.errors import DownloadError, ForgeError
-from forge.paths import cache_dir
 
 _SHARD = re.compile(r"(?P<name>.+)-00001-of-(?P<count>\d{5})\.gguf")
 _BLOCK_BYTES = 1 << 22
@@ -74,10 +73,16 @@ def _parts(model: Path) -> list[Path]:
     return [model.with_name(f"{match['name']}-{i:05}-of-{count:05}.gguf") for i in range(1, count + 1)]
 
 
+def _store() -> Path:
+    from forge.paths import cache_dir  # with its imports, for which --help has no time
+
+    return cache_dir() / "sha256.json"
+
+
 def _notes() -> dict[str, list[Any]]:
     """By path: what a file was like, and its SHA-256 behind it. What is no such table counts as none."""
     try:
-        found = json.loads(files.read(cache_dir() / "sha256.json", _MOST_NOTE_BYTES))
+        found = json.loads(files.read(_store(), _MOST_NOTE_BYTES))
     except (OSError, ValueError, RecursionError, DownloadError):
         return {}
     if not isinstance(found, dict):
@@ -93,7 +98,7 @@ def _note(notes: dict[str, list[Any]], key: str, noted: list[Any]) -> None:
     """Put it last, and drop the oldest where there are many. That it cannot be kept costs only time."""
     others = [(k, v) for k, v in notes.items() if k != key][1 - _MOST_NOTED :]
     try:
-        path = cache_dir() / "sha256.json"
+        path = _store()
         path.parent.mkdir(parents=True, exist_ok=True)
         files.replace(path, json.dumps(dict([*others, (key, noted)])).encode())
     except (OSError, DownloadError):

@@ -8,14 +8,13 @@ import os
 import re
 import sys
 from collections.abc import Iterable, Sequence
-from types import TracebackType
-from typing import IO, TYPE_CHECKING, Any, Self
+from typing import IO, Any, Self
 
+from forge.display import Bars, amount
+from forge.display import is_terminal as is_terminal
+from forge.display import num_bytes as num_bytes
+from forge.display import printable as printable
 from forge.errors import ForgeError
-
-if TYPE_CHECKING:
-    from rich.progress import Progress as RichProgress
-    from rich.progress import TaskID
 
 _quiet = False
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
@@ -126,11 +125,6 @@ def reply(text: str) -> None:
     _to_stderr("".join(f"{printable(line)}\n" for line in text.split("\n")))
 
 
-def printable(text: str) -> str:
-    """Text in which whatever a terminal would act upon is written as an escape, such as \\n."""
-    return text if text.isprintable() else "".join(c if c.isprintable() else _escaped(c) for c in text)
-
-
 def quoted(text: str) -> str:
     """Text within quotes, so that a blank, a newline or nothing can be seen."""
     mark = '"' if "'" in text else "'"
@@ -142,68 +136,29 @@ def count(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
-def num_bytes(count: int) -> str:
-    """A size to read: 98.4 MB."""
-    for power, unit in ((9, "GB"), (6, "MB"), (3, "kB")):
-        if count >= 10**power:
-            return f"{count / 10**power:.4g} {unit}"
-    return "1 byte" if count == 1 else f"{count} bytes"
-
-
 class Progress:
     """A progress callback of the library: bars if stderr is a terminal, else a line where a download starts."""
 
     def __init__(self) -> None:
-        self._bars: RichProgress | None = None
-        self._tasks: dict[str, TaskID | None] = {}
+        self._bars = Bars() if is_terminal(sys.stderr) else None
+        self._noted: set[str] = set()
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: Any) -> None:
         if self._bars is not None:
-            self._bars.stop()
+            self._bars.__exit__(*error)
 
     def __call__(self, stage: str, done: int, total: int | None) -> None:
         if _quiet:
             return
-        if is_terminal(sys.stderr):
-            self._draw(printable(stage), done, total)
-        elif stage not in self._tasks:
-            self._tasks[stage] = None
+        if self._bars is not None:
+            self._bars(stage, done, total)
+        elif stage not in self._noted:
+            self._noted.add(stage)
             if not stage.startswith(("loading", "hashing")):
-                note(f"{stage} ({_amount(stage, total)})" if total else stage)
-
-    def _draw(self, stage: str, done: int, total: int | None) -> None:
-        if self._bars is None:
-            from rich import progress
-            from rich.console import Console
-
-            self._bars = progress.Progress(
-                progress.TextColumn("{task.description}", markup=False),
-                progress.BarColumn(),
-                progress.TextColumn("{task.fields[amount]}"),
-                progress.TimeRemainingColumn(),
-                console=Console(stderr=True),
-                transient=True,
-            )
-            self._bars.start()
-        task = self._tasks.get(stage)
-        if task is None:
-            task = self._tasks[stage] = self._bars.add_task(stage, total=total, amount="")
-        self._bars.update(task, completed=done, total=total, amount=_amount(stage, done))
-
-
-def _amount(stage: str, count: int) -> str:
-    """Kernels and what is measured are counted; all else is bytes."""
-    return str(count) if stage.startswith(("compiling", "measuring")) else num_bytes(count)
-
-
-def is_terminal(stream: IO[str] | None) -> bool:
-    """Whether a person watches a stream."""
-    return stream is not None and not stream.closed and stream.isatty()
+                note(f"{stage} ({amount(stage, total)})" if total else stage)
 
 
 def read_text(path: str, most_bytes: int = 1 << 26) -> str:
@@ -244,10 +199,6 @@ def _to_stderr(text: str) -> None:
         sys.stderr.flush()
     except (OSError, ValueError, AttributeError):  # full, closed, never there
         pass
-
-
-def _escaped(char: str) -> str:
-    return char.encode("unicode_escape").decode()
 
 
 def _finite(value: Any) -> Any:

@@ -9,7 +9,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -377,19 +376,13 @@ def test_debug_after_two_dashes_is_text(capsys: Captured) -> None:
     assert json.loads(capsys.readouterr().out)["ids"] == forge.load_tokenizer(LLAMA).encode("--debug")
 
 
-def test_help_is_quick_and_imports_nothing_heavy() -> None:
+def test_help_imports_nothing_heavy() -> None:
     code = "import sys; from forge.cli import run; run(['--help']); print('\\n', *sys.modules)"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     modules = set(out.splitlines()[-1].split())
     assert "forge.cli.generate" in modules
     heavy = {"numpy", "tokenizers", "jinja2", "huggingface_hub", "gguf", "platformdirs"}
     assert not heavy & modules
-    times = []
-    for _ in range(3):
-        begin = time.perf_counter()
-        assert forge_process("--help")[0] == 0
-        times.append(time.perf_counter() - begin)
-    assert min(times) < 0.3
 
 
 def test_no_command_prints_the_help(capsys: Captured) -> None:

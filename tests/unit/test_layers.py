@@ -18,6 +18,7 @@ CHAIN = [
 ]
 # Rooms beside the chain, with what they may import.
 BESIDE = {
+    "display": "",
     "formats": "errors config",
     "tokenizer": "errors keywords config",
     "hub": "errors config paths files",
@@ -25,7 +26,7 @@ BESIDE = {
     "verify": "errors config backend op quant ops",
     "workloads": "config formats.ggml tuning backend op quant ops",
     "tune": "errors tuning backend op verify workloads",
-    "cli": f"forge formats tokenizer hub variants verify workloads tune {' '.join(CHAIN)}",
+    "cli": f"forge display formats tokenizer hub variants verify workloads tune {' '.join(CHAIN)}",
     "__main__": "cli",
     "__init__": "",  # names types for type checkers, and imports when a name is first used
 }
@@ -35,7 +36,7 @@ ALSO = {
     "models": "formats",
     "generation": "tokenizer",
     "llm": "tokenizer",
-    "loading": "formats tokenizer hub",
+    "loading": "display formats tokenizer hub",
 }
 ALLOWED = {room: [*CHAIN[:place], *ALSO.get(room, "").split()] for place, room in enumerate(CHAIN)}
 ALLOWED |= {room: names.split() for room, names in BESIDE.items()}
@@ -43,6 +44,7 @@ ALLOWED |= {room: names.split() for room, names in BESIDE.items()}
 # Packages that are not Python's own, and the modules that may import them.
 # Not on NumPy's list: settings, downloads, and the part of the engine that holds integers and no arrays.
 THIRD_PARTY = {
+    "IPython": "display",  # only where it runs already
     "cupy": "backend.cupy",
     "cupy_backends": "backend.cupy",
     "gguf": "formats.ggml",
@@ -52,7 +54,7 @@ THIRD_PARTY = {
     "tokenizer variants verify workloads cli",
     "platformdirs": "paths",
     "psutil": "backend",
-    "rich": "cli",
+    "rich": "cli display",
     "tokenizers": "tokenizer",
     "typer": "cli",
 }
@@ -148,7 +150,7 @@ def test_dependencies_are_the_packages_that_are_imported() -> None:
         for path in (ROOT / "forge").rglob("*.py")
         for _, target in imports(path, module_name(path.relative_to(ROOT / "forge")), set())
     }
-    assert listed == imported & set(THIRD_PARTY) - {"cupy", "cupy_backends"}
+    assert listed == imported & set(THIRD_PARTY) - {"IPython", "cupy", "cupy_backends"}
 
 
 def tree(root: Path, files: dict[str, str]) -> Path:

@@ -1,0 +1,118 @@
+"""What people watch: sizes, text that is safe on a terminal, and the progress of loading."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from types import TracebackType
+from typing import IO, TYPE_CHECKING, Any, Self
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as RichProgress
+    from rich.progress import TaskID
+
+Progress = Callable[[str, int, int | None], None]
+"""Called with a stage, how much of it is done, and its total if that is known. Stages count bytes or kernels."""
+
+
+def watched(progress: Progress | bool | None) -> AbstractContextManager[Progress | None]:
+    """What reports progress: the given callback; for None, bars where somebody watches; for False, nothing.
+
+    Somebody watches where stderr is a terminal and where Python runs in a Jupyter notebook.
+    """
+    if callable(progress):
+        return nullcontext(progress)
+    if progress is False:
+        return nullcontext(None)
+    if is_terminal(sys.stderr):
+        return Bars()
+    if is_notebook():
+        return nullcontext(NotebookLine())
+    return nullcontext(None)
+
+
+class Bars:
+    """Bars on stderr, one for each stage, which vanish at the end."""
+
+    def __init__(self) -> None:
+        self._bars: RichProgress | None = None
+        self._tasks: dict[str, TaskID] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bars is not None:
+            self._bars.stop()
+
+    def __call__(self, stage: str, done: int, total: int | None) -> None:
+        if self._bars is None:
+            from rich import progress
+            from rich.console import Console
+
+            self._bars = progress.Progress(
+                progress.TextColumn("{task.description}", markup=False),
+                progress.BarColumn(),
+                progress.TextColumn("{task.fields[amount]}"),
+                progress.TimeRemainingColumn(),
+                console=Console(stderr=True),
+                transient=True,
+            )
+            self._bars.start()
+        task = self._tasks.get(stage)
+        if task is None:
+            task = self._tasks[stage] = self._bars.add_task(printable(stage), total=total, amount="")
+        self._bars.update(task, completed=done, total=total, amount=amount(stage, done))
+
+
+class NotebookLine:
+    """One line of the cell's output, which each report replaces. It needs no widgets."""
+
+    def __init__(self) -> None:
+        self._handle: Any = None
+
+    def __call__(self, stage: str, done: int, total: int | None) -> None:
+        share = f" {done / total:.0%}" if total else f" {amount(stage, done)}" if done else ""
+        shown = {"text/plain": printable(stage) + share}
+        if self._handle is None:
+            from IPython.display import display
+
+            self._handle = display(shown, raw=True, display_id=True)  # type: ignore[no-untyped-call]
+        else:
+            self._handle.update(shown, raw=True)
+
+
+def is_terminal(stream: IO[str] | None) -> bool:
+    """Whether a person watches a stream."""
+    return stream is not None and not stream.closed and stream.isatty()
+
+
+def is_notebook() -> bool:
+    """Whether Python runs as a Jupyter kernel."""
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    return getattr(shell, "kernel", None) is not None
+
+
+def amount(stage: str, count: int) -> str:
+    """How much of a stage: kernels and what is measured are counted, all else is bytes."""
+    return str(count) if stage.startswith(("compiling", "measuring")) else num_bytes(count)
+
+
+def num_bytes(count: int) -> str:
+    """A size to read: 98.4 MB."""
+    for power, unit in ((9, "GB"), (6, "MB"), (3, "kB")):
+        if count >= 10**power:
+            return f"{count / 10**power:.4g} {unit}"
+    return "1 byte" if count == 1 else f"{count} bytes"
+
+
+def printable(text: str) -> str:
+    """Text in which whatever a terminal would act upon is written as an escape, such as \\n."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else _escaped(c) for c in text)
+
+
+def _escaped(char: str) -> str:
+    return char.encode("unicode_escape").decode()

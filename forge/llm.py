@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import threading
 from collections import deque
-from collections.abc import Generator, Iterable, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -35,7 +35,9 @@ Messages = Sequence[Mapping[str, Any]]
 class LLM:
     """A loaded model. `forge.load` makes one.
 
-    Requests of several threads, or several streams read in turn, run together in one batch.
+    Requests of several threads, or several streams read in turn, run together in one batch. `logits`, `attention` and
+    `perplexity` may be called beside them: where these need pages of the KV cache that requests hold, the youngest
+    requests wait, and have their tokens computed again.
     """
 
     def __init__(
@@ -59,6 +61,8 @@ class LLM:
         self.context = engine.context
         self.device = engine.runner.backend.device
         self._lock = threading.RLock()
+        self._passes = threading.RLock()
+        self._pages_are_back = threading.Condition(self._lock)
         self._generations: dict[EngineSequence, Generation] = {}
         self._undelivered: deque[Sampled] = deque()
         self._stepping = False
@@ -215,9 +219,10 @@ class LLM:
             )
         out = np.empty((len(ids), self.config.vocab_size), np.float32)
         row = 0
-        for part in self._logits(ids):
-            out[row : row + len(part)] = part
-            row += len(part)
+        with self._pass(), closing(self._logits(ids)) as parts:
+            for part in parts:
+                out[row : row + len(part)] = part
+                row += len(part)
         return out
 
     @keywords()
@@ -235,8 +240,9 @@ class LLM:
         size = self.config, self.engine.runner.backend, layers, len(ids)
         AttentionWeights.check_room(*size, select("cpu").free_bytes())
         found = AttentionWeights(*size)
-        for _ in self._locked(self.engine.look(ids, found)):
-            pass
+        with self._pass(), closing(self._locked(self.engine.look(ids, found))) as steps:
+            for _ in steps:
+                pass
         return found.weights if layer is None else found.weights[0]
 
     @keywords()
@@ -260,7 +266,7 @@ class LLM:
             if self.tokenizer.add_bos and self.tokenizer.bos_id is not None:
                 chunk = [self.tokenizer.bos_id, *chunk[1:]]
             position = 1
-            with closing(self._logits(chunk)) as parts:
+            with self._pass(), closing(self._logits(chunk)) as parts:
                 for logits in parts:
                     targets = chunk[position : position + len(logits)]
                     nll -= float(_log_likelihoods(logits[: len(targets)], targets).sum())
@@ -299,15 +305,28 @@ class LLM:
         for rows in self._locked(self.engine.logits(ids)):
             yield self.engine.runner.backend.to_numpy(rows)
 
+    @contextmanager
+    def _pass(self) -> Iterator[None]:
+        """Passes over all positions go one by one: each may need all pages."""
+        with self._passes:
+            try:
+                yield
+            finally:
+                with self._lock:
+                    self._pages_are_back.notify_all()
+
     def _locked(self, steps: Generator[Any, None, None]) -> Generator[Any, None, None]:
         """The steps of a pass of its own: other threads have theirs in between."""
-        with closing(steps):
+        try:
             while True:
                 with self._lock:
                     step = next(steps, None)
                 if step is None:
                     return
                 yield step
+        finally:
+            with self._lock:
+                steps.close()
 
     def _complete(self, prompts: list[list[int]], params: SamplingParams) -> list[Completion]:
         generations: list[Generation] = []
@@ -363,6 +382,14 @@ class LLM:
                 self._stepping = False
                 dropped, self._dropped = self._dropped, []
                 self._abort(dropped)
+            if self.engine.is_held_up:
+                self._await_pages()
+
+    def _await_pages(self) -> None:
+        if self._passes.acquire(blocking=False):  # no other thread has a pass that will end
+            self._passes.release()
+            raise OutOfMemoryError("logits that are not read to their end hold the KV cache: read or close them first")
+        self._pages_are_back.wait()
 
     def _deliver(self, token: Sampled) -> None:
         generation = self._generations.get(token.sequence)

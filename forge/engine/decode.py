@@ -120,15 +120,18 @@ class DecodeLoop:
         """The next steps of its sequences are others'."""
         self._sequences = []
 
-    def abandon(self, running: list[Sequence]) -> None:
-        """After an interruption: forget the steps under way. The ids known by now are what to begin again from."""
+    def abandon(self, sequences: list[Sequence]) -> None:
+        """After an interruption: forget the steps under way. The ids known by now are what to begin again from.
+
+        sequences: all that are not finished; one that waits now may have run in these steps.
+        """
         try:
             for pending in self._pending:
                 pending.wait()  # its letter must not arrive in a place that is used again
         finally:
             self._pending.clear()
             self._sequences = []
-            for sequence in running:  # a step may have gone from the loop before its ids came: all of them
+            for sequence in sequences:  # a step may have gone from the loop before its ids came: all of them
                 sequence.num_pending = 0
                 sequence.num_computed = min(sequence.num_computed, len(sequence.ids) - 1)
 

@@ -49,6 +49,8 @@ class Engine:
         self._numbers = count()
         self._decode = DecodeLoop(runner, max_sequences, context) if runner.backend.is_asynchronous else None
         self._interrupted = False
+        self._num_borrowed = 0
+        """Pages of passes over all positions."""
         self._siblings: dict[Sequence, list[Sequence]] = {}
         """Choices that start when the first one's prompt is computed."""
 
@@ -135,7 +137,7 @@ class Engine:
     def _step_ahead(self, loop: DecodeLoop) -> list[Sampled]:
         """The ids of a decode step, while the step behind it is already under way; none where the loop cannot go on."""
         if self._interrupted:
-            loop.abandon(self.scheduler.running)
+            loop.abandon([*self.scheduler.running, *self.scheduler.waiting])
         self._interrupted = True  # until the end: the device may be ahead of what is known here
         while loop.num_pending < MOST_PENDING and (sequences := self._continuing(loop)):
             if not loop.num_pending:
@@ -178,9 +180,11 @@ class Engine:
         self.scheduler.finish(sequence, reason)
 
     def logits(self, ids: list[int], tap: Tap | None = None) -> Generator[Any, None, None]:
-        """float32 logits (rows, V) of all positions, some rows at a time. Other requests keep their state.
+        """float32 logits (rows, V) of all positions, some rows at a time. What requests give is the same without it.
 
-        Raises ContextLengthError for too many ids and OutOfMemoryError if running requests hold the pages it needs.
+        Where pages run out, the youngest running sequences give theirs up and wait until it is read to its end, or
+        closed. Raises ContextLengthError for too many ids, and OutOfMemoryError where other such passes, not read to
+        their ends, hold the pages that it needs.
         """
         most = _LOGIT_BYTES // (4 * self.runner.model.config.vocab_size)
         return self._alone(ids, most, lambda step: self.runner.forward(step, all_logits=True, tap=tap))
@@ -193,16 +197,35 @@ class Engine:
         """A pass over ids that no request has, at most so many at a time."""
         self.check_ids(ids)
         sequence = Sequence(next(self._numbers), 0, list(ids), len(ids), SamplingParams(), 0, len(ids))
-        pages = self.blocks.allocate(-(-len(ids) // self.runner.cache.page_size))
-        if pages is None:
-            raise OutOfMemoryError("running requests hold the KV cache: finish or abort them first")
-        sequence.pages = pages
+        pages = sequence.pages = self._borrow(-(-len(ids) // self.runner.cache.page_size))
         try:
             rows = min(most, self.scheduler.max_step_tokens)
             for start in range(0, len(ids), rows):
                 yield run([Scheduled(sequence, start, min(rows, len(ids) - start))])
         finally:
+            self._num_borrowed -= len(pages)
             self.blocks.release(pages)
+
+    def _borrow(self, count: int) -> list[int]:
+        """Pages for a pass. Running sequences give theirs up for it, the youngest first.
+
+        Steps under way may still write to these, and sample ids of those sequences: the device works in order.
+        """
+        within_reach = count <= self.blocks.num_pages - self._num_borrowed
+        while (pages := self.blocks.allocate(count)) is None:
+            if not (within_reach and self.scheduler.running):
+                raise OutOfMemoryError(
+                    f"a pass over all positions needs {count} pages of the KV cache, and others that are not read to "
+                    f"their ends hold {self._num_borrowed} of {self.blocks.num_pages}: read or close them first"
+                )
+            self.scheduler.preempt()
+        self._num_borrowed += count
+        return pages
+
+    @property
+    def is_held_up(self) -> bool:
+        """Whether nothing can run before a pass over all positions gives its pages back."""
+        return bool(self._num_borrowed and self.scheduler.waiting and not self.scheduler.running)
 
     def check_ids(self, ids: list[int]) -> None:
         """Raises what `logits` would of these ids: ParameterError, or ContextLengthError for too many."""

@@ -117,6 +117,13 @@ class Scheduler:
                 queue.remove(sequence)
         self._drop_pages(sequence)
 
+    def preempt(self) -> Sequence:
+        """The youngest running sequence gives its pages up and waits, before all others that wait."""
+        youngest = self.running.pop()
+        self._drop_pages(youngest)
+        self.waiting.appendleft(youngest)
+        return youngest
+
     def _can_start(self) -> bool:
         """Whether the next one that waits may run, and has room for all it has to compute."""
         if not self.waiting or len(self.running) >= self.max_sequences:
@@ -126,10 +133,7 @@ class Scheduler:
     def _make_room(self, sequence: Sequence, length: int) -> bool:
         """Pages for `length` ids of a running sequence; younger ones are preempted for it, at last it itself."""
         while not self._grow(sequence, length):
-            youngest = self.running.pop()
-            self._drop_pages(youngest)
-            self.waiting.appendleft(youngest)
-            if youngest is sequence:
+            if self.preempt() is sequence:
                 return False
         return True
 

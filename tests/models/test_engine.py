@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -11,6 +13,8 @@ import pytest
 from tiny_models import CONTEXT, GREEDY, SEEDED, assert_idle, count_preemptions, random_prompts, tiny_llm
 
 from forge import LLM, Completion, ContextLengthError, OutOfMemoryError, ParameterError, SamplingParams
+from forge.backend.numpy import NumpyBackend
+from forge.engine import Engine
 
 NAMES = ["llama", "gemma3", pytest.param("qwen3", marks=pytest.mark.slow)]
 PAGE = 8
@@ -407,17 +411,113 @@ def test_logits_leave_running_requests_as_they_are(roomy: LLM) -> None:
     assert_idle(roomy)
 
 
-def test_logits_without_free_pages_say_so_and_take_none() -> None:
+def test_logits_take_the_pages_of_the_youngest_requests_which_go_on_afterwards(roomy: LLM, name: str) -> None:
+    """Called by whoever reads the streams: there is nobody to wait for."""
+    prompts = random_prompts(3, 20, seed=4)
+    expected = ids(roomy.generate(prompts, SEEDED))
+    scarce = tiny_llm(name, num_pages=CONTEXT // PAGE, max_step_tokens=16)
+    streams = [scarce.stream(prompt, SEEDED) for prompt in prompts]
+    found: list[list[int]] = [[], [], []]
+    for turn in range(60):
+        chunk = next(streams[turn % 3], None)
+        found[turn % 3] += chunk.ids if chunk else []
+        if turn % 5 == 0:
+            long = [turn] * (CONTEXT - turn)
+            np.testing.assert_allclose(scarce.logits(long), roomy.logits(long), rtol=0, atol=1e-4)
+    for rest, stream in zip(found, streams, strict=True):
+        rest += [token for chunk in stream for token in chunk.ids]
+    assert [tuple(tokens) for tokens in found] == expected
+    assert_idle(scarce)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ahead", [False, True], ids=["", "as on a GPU"])
+@pytest.mark.parametrize("seed", range(3))
+def test_random_mixes_of_requests_and_passes_give_what_each_gives_alone(
+    roomy: LLM, name: str, seed: int, ahead: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = random.Random(seed)
+    prompts = random_prompts(8, 40, seed=seed)
+    params = replace(SEEDED, n=2, max_tokens=25, repetition_penalty=1.2)
+    expected = [ids(roomy.generate(prompt, params)) for prompt in prompts]
+    texts = random_prompts(8, CONTEXT, seed=seed + 50)
+    passes: list[tuple[Callable[[LLM, list[int]], Any], list[int]]] = [
+        (kind, [1, *text])
+        for kind in (
+            lambda llm, t: llm.logits(t),
+            lambda llm, t: llm.attention(t),
+            lambda llm, t: llm.perplexity(t).nll,
+        )
+        for text in texts
+    ]
+    wanted = [kind(roomy, text) for kind, text in passes]
+    monkeypatch.setattr(NumpyBackend, "is_asynchronous", ahead)
+    llm = tiny_llm(name, num_pages=CONTEXT // PAGE, max_step_tokens=16, max_sequences=5)
+    failed: list[BaseException] = []
+
+    def work(number: int) -> None:
+        try:
+            for turn in random.Random(number).sample(range(8), 5):
+                if number % 2:
+                    kind, text = passes[(number * 8 + turn) % len(passes)]
+                    np.testing.assert_allclose(
+                        kind(llm, text), wanted[(number * 8 + turn) % len(passes)], rtol=0, atol=1e-3
+                    )
+                else:
+                    assert ids(llm.generate(prompts[turn], params)) == expected[turn]
+        except BaseException as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=work, args=(rng.randrange(100) * 2 + i,), daemon=True) for i in range(5)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+    assert not any(thread.is_alive() for thread in threads)
+    assert not failed, failed[0]
+    assert_idle(llm)
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_a_request_loses_its_pages_to_a_pass_while_a_step_is_under_way(
+    interrupted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its id comes before it is computed again; or, after Ctrl-C, is sampled again."""
+    prompts = random_prompts(2, 20, seed=6)
+    expected = ids(tiny_llm("llama").generate(prompts, SEEDED))
+    monkeypatch.setattr(NumpyBackend, "is_asynchronous", True)
     llm = tiny_llm("llama", num_pages=CONTEXT // PAGE)
-    stream = llm.stream([1] * 40, GREEDY)
-    next(stream)
-    free = llm.engine.blocks.num_free
-    with pytest.raises(OutOfMemoryError, match="finish or abort"):
-        llm.logits([1] * 90)
-    assert llm.engine.blocks.num_free == free
-    assert len(llm.logits([1] * 40)) == 40
-    stream.close()
-    assert len(llm.logits([1] * 90)) == 90
+    sequences = [llm.engine.add(prompt, SEEDED)[0] for prompt in prompts]
+    for _ in range(6):
+        llm.engine.step()
+    assert [sequence.num_pending for sequence in sequences] == [1, 1]
+    llm.logits([1] * 90)
+    assert [len(sequence.pages) for sequence in sequences] == [0, 0]
+    if interrupted:
+        with monkeypatch.context() as patch:
+            patch.setattr(Engine, "_append", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+            with pytest.raises(KeyboardInterrupt):
+                llm.engine.step()
+    while llm.engine.has_work:
+        llm.engine.step()
+    found = [tuple(sequence.completion) for sequence in sequences]
+    assert found == expected
+    assert_idle(llm)
+
+
+def test_a_pass_that_is_not_read_to_its_end_is_said_to_whoever_needs_its_pages() -> None:
+    llm = tiny_llm("llama", num_pages=CONTEXT // PAGE, max_step_tokens=16)
+    expected = llm.generate([1, 2, 3], GREEDY).ids
+    stream = llm.stream([1, 2, 3], GREEDY)
+    tokens = list(next(stream).ids)
+    rows = llm.engine.logits([1] * 90)
+    next(rows)
+    for use in (lambda: next(llm.engine.logits([1] * 10)), lambda: next(stream), lambda: llm.generate([1], GREEDY)):
+        with pytest.raises(OutOfMemoryError, match="read or close them first"):
+            use()
+    rows.close()
+    assert llm.generate([1, 2, 3], GREEDY).ids == expected
+    assert tokens == expected[:1]
     assert_idle(llm)
 
 

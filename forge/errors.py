@@ -1,4 +1,4 @@
-"""Every error that forge raises on purpose. Messages are one line: what is wrong, where, and the mend."""
+"""Every error that forge raises on purpose. A message is one line: what is wrong, where, and how to fix it."""
 
 
 class ForgeError(Exception):

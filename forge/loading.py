@@ -1,4 +1,4 @@
-"""load(): from a name to an LLM. What does not fit is said before any weight is read."""
+"""load(): from a name to an LLM. What does not fit is an error before any weight is read."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ def show(value: str | bytes | bool | int | float | Sized) -> str:
 
 
 def guess(magic: bytes) -> str:
-    """What a file that is not the one expected looks like, by its first bytes, and the mend."""
+    """What a file that is not the one expected looks like, by its first bytes, and how to fix that."""
     if magic[8:10] == b'{"':
         return "a safetensors file: convert it to GGUF"
     known = (description for start, description in _FOREIGN if magic.startswith(start))

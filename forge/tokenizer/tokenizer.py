@@ -19,7 +19,12 @@ from forge.tokenizer.spm import SPACE, SPMEncoder
 from forge.tokenizer.stream import StreamDecoder
 from forge.tokenizer.vocab import SPECIAL, Fields, TokenType, Vocabulary, read_vocabulary
 
-_MARKER = re.compile("<[|｜].*[|｜]>", re.DOTALL)
+_HTML = (
+    "table|caption|thead|tbody|tfoot|tr|th|td|h[1-6]|blockquote|strong|em|b|i|u|s|sub|sup|code|p|br|hr|li|ul|ol|a|img"
+)
+_HTML += "|html|body|span|div|iframe|footer"
+_MARKER = re.compile(rf"(?!</?(?:{_HTML})>)(?:<.+>|\[.+\])", re.DOTALL)
+"""User-defined tokens that mark something, such as <tool_call>; gemma's HTML is text."""
 
 
 class _Encoder(Protocol):
@@ -158,7 +163,8 @@ class Tokenizer:
     def markers(self, template: str) -> Literals:
         """Names of tokens that what users write must not become, where chats are encoded with `parse_special=False`.
 
-        Control tokens, and those user-defined ones that look like <|name|> or that the template's source holds.
+        Control tokens, and user-defined ones in brackets, such as <tool_call>, or that the template's source holds.
+        Runs of blanks and HTML, as gemma has them, stay tokens.
         """
         if template not in self._markers:
             pieces, types = self._vocabulary.pieces, self._vocabulary.types
@@ -184,13 +190,21 @@ class Tokenizer:
                 ids.append(fragment)
                 after_token = True
                 continue
-            fragment = fragment.translate(unmask) if unmask else fragment
-            if self._is_spm:
-                prefix = SPACE if self._space_prefix and after_token else ""
-                fragment = prefix + fragment.replace(" ", SPACE)
-            ids += self._encoder.encode(fragment)
+            prefix = SPACE if self._space_prefix and after_token else ""
+            found = self._encode_text(prefix + fragment.translate(unmask))
+            if unmask and not self._special_ids.isdisjoint(found):  # merging made one of its characters
+                pieces = re.split(f"([{re.escape(''.join(map(chr, unmask)))}])", prefix + fragment)
+                found = [i for piece in pieces if piece for i in self._encode_text(piece.translate(unmask))]
+            ids += found
             after_token = False
         return ids
+
+    def _encode_text(self, text: str) -> list[int]:
+        return self._encoder.encode(text.replace(" ", SPACE) if self._is_spm else text)
+
+    @cached_property
+    def _special_ids(self) -> frozenset[int]:
+        return frozenset(np.flatnonzero(np.isin(self._vocabulary.types, SPECIAL)).tolist())
 
     @keywords()
     def decode(self, ids: Iterable[int]) -> str:

@@ -1,1 +1,1 @@
-"""Model files: bytes to memory-mapped, validated views."""
+"""Model files: bytes, read and validated."""

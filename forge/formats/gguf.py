@@ -1,6 +1,7 @@
-"""GGUF model files, version 2 and 3, little-endian: a validating, memory-mapped reader.
+"""GGUF model files, version 2 and 3, little-endian: a validating reader.
 
-Format: docs/gguf.md of ggml. Opening a file reads no weights; the strings of an array are decoded when asked for.
+Format: docs/gguf.md of ggml. Opening a file reads no weights; the strings of an array are decoded when asked for. Of a
+file that has changed since, nothing is read: that is an error.
 """
 
 import math
@@ -15,7 +16,7 @@ import numpy as np
 from forge.errors import FormatError, ParameterError, UnsupportedError
 from forge.formats.ggml import Bytes, Floats, dequantize
 from forge.formats.gguf_header import Header, StringArray, TensorInfo, Value, parse_header
-from forge.formats.mapped import show
+from forge.formats.source import show
 
 __all__ = ["GGUF", "StringArray", "TensorInfo", "Value", "read"]
 
@@ -47,9 +48,16 @@ class GGUF:
         self.close()
 
     def close(self) -> None:
-        """Let go of the file: no keys and tensors are left. Views taken before stay valid; the last one unmaps it."""
+        """Close the file: no keys and tensors are left. Arrays taken before stay."""
+        for shard in self._shards:
+            shard.source.close()
         self.metadata, self.tensors = {}, {}
         self._homes, self._shards = {}, []
+
+    def check_path(self) -> None:
+        """FormatError where another file has taken the place of this one, or of a shard, since it was opened."""
+        for shard in self._shards:
+            shard.source.check_path()
 
     def tensor(self, name: str) -> TensorInfo:
         """The info of a tensor; FormatError where the file lacks it."""
@@ -57,11 +65,20 @@ class GGUF:
             raise FormatError(f"{self.path}: tensor {show(name)} is missing")
         return self.tensors[name]
 
-    def raw(self, name: str) -> Bytes:
-        """The blocks of a tensor as they lie in the file: read-only uint8 (rows, row_bytes), no copy."""
+    def raw(self, name: str, rows: slice = slice(None), out: Bytes | None = None) -> Bytes:
+        """Blocks of a tensor as they lie in the file, read into `out` where given: uint8 (rows, row_bytes)."""
         info = self.tensor(name)
-        rows = math.prod(info.shape[:-1])
-        return np.ndarray((rows, info.nbytes // rows), np.uint8, self._homes[name].data, info.offset)
+        num_rows = math.prod(info.shape[:-1])
+        width = info.nbytes // num_rows
+        start, stop, _ = rows.indices(num_rows)
+        if out is None:
+            out = np.empty((max(stop - start, 0), width), np.uint8)
+        elif out.shape != (stop - start, width) or out.dtype != np.uint8 or not out.flags.c_contiguous:
+            raise ParameterError(
+                f"out: expected C-contiguous uint8 {(stop - start, width)}, not {out.dtype} {out.shape}"
+            )
+        self._homes[name].source.read(info.offset + start * width, out)
+        return out
 
     def load(self, name: str, out: Floats | None = None) -> Floats:
         """The weights of a tensor: float32 in its shape, written to `out` (C-contiguous, of that shape) where given.
@@ -78,7 +95,7 @@ class GGUF:
     def load_rows(self, name: str, rows: slice, out: Floats | None = None) -> Floats:
         """Some rows of a tensor, as `load` gives them: float32 (rows, columns)."""
         try:
-            return dequantize(self.raw(name)[rows], self.tensors[name].type, out)
+            return dequantize(self.raw(name, rows), self.tensors[name].type, out)
         except UnsupportedError as error:
             raise UnsupportedError(f"{self.path}: tensor {show(name)}: {error}") from None
 

@@ -3,7 +3,6 @@
 Nothing is allocated in proportion to a number in the file before that many bytes are known to be there.
 """
 
-import mmap
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
@@ -16,7 +15,7 @@ from numpy.typing import NDArray
 
 from forge.errors import UnsupportedError
 from forge.formats.ggml import TYPE_OF_NUMBER, GGMLType, nbytes
-from forge.formats.mapped import U64, Cursor, guess, map_file, show
+from forge.formats.source import U64, Cursor, Source, guess, show
 
 # Key-values and tensor infos end here at the latest, even in a sparse file of terabytes; large vocabularies take 12 MB.
 MAX_HEADER_BYTES = 64 << 20
@@ -52,14 +51,14 @@ _MIN_TENSOR_INFO = 8 + 1 + 4 + 8 + 4 + 8
 class StringArray:
     """The strings of an array, decoded from the file while iterated; bytes that are no UTF-8 become U+FFFD."""
 
-    def __init__(self, data: mmap.mmap, start: int, stop: int, count: int) -> None:
+    def __init__(self, data: memoryview, start: int, stop: int, count: int) -> None:
         self._data, self._start, self._stop, self._count = data, start, stop, count
 
     def __len__(self) -> int:
         return self._count
 
     def __iter__(self) -> Iterator[str]:
-        data, position, length_at = self._data[self._start : self._stop], 0, U64.unpack_from
+        data, position, length_at = bytes(self._data[self._start : self._stop]), 0, U64.unpack_from
         for _ in range(self._count):
             start = position + 8
             position = start + length_at(data, position)[0]
@@ -85,10 +84,10 @@ class TensorInfo:
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What one file says of itself, and its mapping. The header is the bytes before `end`."""
+    """What one file says of itself, and the file. The header is the bytes before `end`."""
 
     path: Path
-    data: mmap.mmap
+    source: Source
     version: int
     metadata: dict[str, Value]
     tensors: dict[str, TensorInfo]
@@ -96,9 +95,9 @@ class Header:
 
 
 def parse_header(path: Path) -> Header:
-    """Map and validate a file; FormatError or UnsupportedError in one line that names it."""
-    data = map_file(path)
-    cursor = Cursor(path, data, MAX_HEADER_BYTES)
+    """Open and validate a file; FormatError or UnsupportedError in one line that names it."""
+    source = Source(path)
+    cursor = Cursor(source, MAX_HEADER_BYTES)
     version = _version(cursor)
     num_tensors, num_keys = cursor.numbers(_COUNTS, "the header")
     least = num_tensors * _MIN_TENSOR_INFO + num_keys * _MIN_KEY_VALUE
@@ -119,11 +118,12 @@ def parse_header(path: Path) -> Header:
             raise cursor.error(f"tensor {show(info.name)} is there twice")
         infos[info.name] = info
     start = -(-cursor.position // alignment) * alignment
-    return Header(path, data, version, metadata, _place(cursor, infos, start, alignment), cursor.position)
+    return Header(path, source, version, metadata, _place(cursor, infos, start, alignment), cursor.position)
 
 
 def _version(cursor: Cursor) -> int:
-    magic = cursor.data[:32]
+    cursor.fill(min(32, cursor.stop))
+    magic = bytes(cursor.data[:32])
     if not magic.startswith(b"GGUF"):
         raise cursor.error(f"is not a GGUF file; it looks like {guess(magic)}")
     cursor.take(4, "the magic number")
@@ -154,7 +154,7 @@ def _value(cursor: Cursor, type: int, where: str, depth: int = 0) -> Value:
 
 
 def _numbers(cursor: Cursor, type: int, count: int, where: str) -> NDArray[Any]:
-    """A view of the file, read-only and not always aligned."""
+    """A view of the bytes of the file, read-only and not always aligned."""
     if type not in _NUMBERS:
         raise cursor.error(f"{where} has the unknown value type {type}")
     dtype = np.dtype(_NUMBERS[type])
@@ -166,11 +166,14 @@ def _numbers(cursor: Cursor, type: int, count: int, where: str) -> NDArray[Any]:
 
 def _strings(cursor: Cursor, count: int, where: str) -> StringArray:
     start = position = cursor.position
-    data, length_at, last = cursor.data, U64.unpack_from, cursor.stop - 8
+    data, length_at, last, known = cursor.data, U64.unpack_from, cursor.stop - 8, cursor.filled - 8
     if count * 8 <= cursor.left:
         for _ in range(count):
-            if position > last:
-                break
+            if position > known:
+                if position > last:
+                    break
+                cursor.fill(position + 8)
+                known = cursor.filled - 8
             position += 8 + length_at(data, position)[0]
         else:
             cursor.take(position - start, where)
@@ -211,9 +214,9 @@ def _place(cursor: Cursor, infos: dict[str, TensorInfo], start: int, alignment: 
         offset = start + info.offset
         if info.offset % alignment:
             raise cursor.error(f"tensor {show(name)} at offset {info.offset} is not aligned to {alignment} bytes")
-        if offset + info.nbytes > len(cursor.data):
+        if offset + info.nbytes > cursor.source.size:
             raise cursor.error(
-                f"tensor {show(name)} ends at byte {offset + info.nbytes} and the file at {len(cursor.data)}: "
+                f"tensor {show(name)} ends at byte {offset + info.nbytes} and the file at {cursor.source.size}: "
                 "it is truncated; download it again"
             )
         placed[name] = TensorInfo(name, info.shape, info.type, info.nbytes, offset)

@@ -19,4 +19,6 @@ def build(file: GGUF, config: ModelConfig, backend: Backend, progress: Progress 
     """
     stored_layers = file.get_int(f"{config.arch}.block_count")
     with Weights(file, backend, range(config.num_layers, stored_layers), progress) as weights:
-        return Decoder(weights, config, backend)
+        decoder = Decoder(weights, config, backend)
+    file.check_path()
+    return decoder

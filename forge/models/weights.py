@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from forge.backend import Backend
 from forge.errors import FormatError, UnsupportedError
-from forge.formats.ggml import GGMLType
+from forge.formats.ggml import GGMLType, nbytes, row_bytes
 from forge.formats.gguf import GGUF
 from forge.models.arch import UNUSED_TENSORS
 from forge.quant import FORMATS, QuantTensor, Stack
@@ -114,23 +114,29 @@ class Weights:
 
     def _joined(self, kept: GGMLType, names: Sequence[str]) -> Any:
         """The named matrices, whose type on the device is the same, as one there."""
-        if kept is not GGMLType.F16:
-            blocks = np.concatenate([self.file.raw(name) for name in names])
-            return QuantTensor(kept, (len(blocks), self.file.tensors[names[0]].shape[1]), blocks).on(self.backend)
-        return self.backend.asarray(np.concatenate([self._half(name) for name in names]))
+        infos = [self.file.tensors[name] for name in names]
+        rows, cols = sum(info.shape[0] for info in infos), infos[0].shape[1]
+        quantized = kept is not GGMLType.F16
+        whole: npt.NDArray[Any] = np.empty((rows, row_bytes(kept, cols) if quantized else 2 * cols), np.uint8)
+        start = 0
+        for name, info in zip(names, infos, strict=True):
+            part = whole[start : start + info.shape[0]]
+            if info.type is kept:
+                self.file.raw(name, out=part)
+            else:
+                self._to_half(name, part.view(np.float16))
+            start += info.shape[0]
+        if quantized:
+            return QuantTensor(kept, (rows, cols), whole).on(self.backend)
+        return self.backend.asarray(whole.view(np.float16))
 
-    def _half(self, name: str) -> npt.NDArray[np.float16]:
-        info = self.file.tensors[name]
-        if info.type is GGMLType.F16:
-            return self.file.raw(name).view(np.float16)
-        half = np.empty(info.shape, np.float16)
-        step = max(_TASK_WEIGHTS // info.shape[1], 1)
-        for row in range(0, len(half), step):
+    def _to_half(self, name: str, out: npt.NDArray[np.float16]) -> None:
+        step = max(_TASK_WEIGHTS // out.shape[1], 1)
+        for row in range(0, len(out), step):
             with np.errstate(over="ignore"):
-                half[row : row + step] = self.file.load_rows(name, slice(row, row + step))
-        if np.isinf(half).any():
+                out[row : row + step] = self.file.load_rows(name, slice(row, row + step))
+        if np.isinf(out).any():
             raise UnsupportedError(f"{self.file.path}: tensor {name!r} has weights beyond float16: use --device cpu")
-        return half
 
     def vector(self, sizes: Mapping[str, int], joined: str | None = None) -> Any:
         """(sum of sizes,) float32 on the device: the named vectors one after the other, or stored as `joined`."""
@@ -155,12 +161,12 @@ class Weights:
         self._taken.add(name)
 
     def _fill(self, name: str, out: npt.NDArray[np.float32]) -> None:
-        blocks = self.file.raw(name)
+        info = self.file.tensors[name]
         step = max(_TASK_WEIGHTS // out.shape[1], 1)
         for row in range(0, len(out), step):
             part = slice(row, row + step)
             task = self._pool.submit(self.file.load_rows, name, part, out[part])
-            self._tasks.append((task, blocks[part].nbytes))
+            self._tasks.append((task, nbytes(info.type, out[part].shape)))
 
     def _refuse_leftovers(self) -> None:
         for name in self.file.tensors.keys() - self._taken:

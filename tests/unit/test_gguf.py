@@ -190,15 +190,20 @@ def test_getters(tmp_path: Path) -> None:
         assert len(message) < 200 + len(str(file.path))
 
 
-def test_raw_is_a_read_only_view(tmp_path: Path, tensors: dict[str, np.ndarray]) -> None:
+def test_raw_gives_rows_as_they_lie_in_the_file(tmp_path: Path, tensors: dict[str, np.ndarray]) -> None:
     file = read(write_gguf(tmp_path / "m.gguf", {}, tensors))
-    raw = file.raw("blk.0.experts")
-    assert raw.shape == (6, 64)
-    assert not raw.flags.writeable
-    assert not raw.flags.owndata
+    wanted = tensors["blk.0.experts"].reshape(6, -1).view(np.uint8)
+    np.testing.assert_array_equal(file.raw("blk.0.experts"), wanted)
+    out = np.zeros((2, 64), np.uint8)
+    assert file.raw("blk.0.experts", slice(3, 5), out) is out
+    np.testing.assert_array_equal(out, wanted[3:5])
+    assert file.raw("blk.0.experts", slice(6, 9)).shape == (0, 64)
     assert file.raw("blk.0.norm").shape == (1, 28)
     with pytest.raises(FormatError, match="'nope' is missing"):
         file.raw("nope")
+    for wrong in (out[:1], out.view(np.int8), out.T):
+        with pytest.raises(ValueError, match=r"out: expected C-contiguous uint8 \(2, 64\)"):
+            file.raw("blk.0.experts", slice(3, 5), wrong)
 
 
 def test_load_into_an_array(tmp_path: Path, tensors: dict[str, np.ndarray]) -> None:
@@ -217,7 +222,7 @@ def test_loading_an_integer_tensor_names_tensor_and_type(tmp_path: Path) -> None
         file.load("ids")
 
 
-def test_views_outlive_close(tmp_path: Path, tensors: dict[str, np.ndarray]) -> None:
+def test_arrays_outlive_close(tmp_path: Path, tensors: dict[str, np.ndarray]) -> None:
     with read(write_gguf(tmp_path / "m.gguf", {"s": ["a"]}, tensors)) as file:
         raw, strings = file.raw("blk.0.norm"), file.metadata["s"]
     assert not file.tensors

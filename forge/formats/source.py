@@ -1,0 +1,169 @@
+"""Files taken as hostile: opening and reading them, and numbers and names from them within bounds.
+
+They are read and not mapped: a page of a map that is no longer there, because the file was truncated, ends the process.
+"""
+
+import mmap
+import os
+import stat
+import weakref
+from collections.abc import Sized
+from pathlib import Path
+from struct import Struct
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from forge.errors import FormatError
+
+U64 = Struct("<Q")
+
+_LEAST_READ = 1 << 16
+
+_FOREIGN = (
+    (b"version https://git-lfs", "a Git LFS pointer and not the model itself: fetch it with 'git lfs pull'"),
+    (b"PK\x03\x04", "a zip archive (a PyTorch checkpoint or a wheel): convert it to GGUF"),
+    (b"\x80\x02", "a Python pickle (a PyTorch checkpoint): convert it to GGUF"),
+    (b"\x1f\x8b", "a gzip archive: unpack it"),
+    (b"\x28\xb5\x2f\xfd", "a zstd archive: unpack it"),
+    (b"\x89HDF", "an HDF5 file: convert it to GGUF"),
+    (b"lmgg", "a file of the GGML format that came before GGUF: convert the model again"),
+    (b"tjgg", "a file of the GGML format that came before GGUF: convert the model again"),
+    (b"fmgg", "a file of the GGML format that came before GGUF: convert the model again"),
+    (b"FUGG", "a big-endian GGUF file: convert the model again, as little-endian"),
+    (b"<", "a web page and not a model: the download went wrong"),
+    (b"{", "a JSON file"),
+    (b"\x00\x00\x00\x00", "only zeros at its start: an unfinished download; download it again"),
+)
+
+
+def show(value: str | bytes | bool | int | float | Sized) -> str:
+    """A value from a file for a message: one line, at most 60 characters."""
+    if isinstance(value, str | bytes):
+        value = value[:60]
+    elif isinstance(value, Sized):
+        return f"an array of {len(value)}"
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def guess(magic: bytes) -> str:
+    """What a file that is not the one expected looks like, by its first bytes, and the fix."""
+    if magic[8:10] == b'{"':
+        return "a safetensors file: convert it to GGUF"
+    known = (description for start, description in _FOREIGN if magic.startswith(start))
+    return next(known, f"nothing known, it starts with {magic[:8]!r}")
+
+
+class Source:
+    """An open file, whose size is `size`; what is read from it is what it held when it was opened, or an error."""
+
+    def __init__(self, path: Path) -> None:
+        """FormatError for what is missing, empty, unreadable or no regular file."""
+        self.path = path
+        try:
+            # O_NONBLOCK: the open of a FIFO would wait for its writer.
+            self._descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError as error:
+            raise FormatError(f"{path}: cannot be read: {error.strerror}") from None
+        except ValueError as error:  # a null byte in the path
+            raise FormatError(f"{show(str(path))}: cannot be read: {error}") from None
+        self.close = weakref.finalize(self, os.close, self._descriptor)
+        self._status = os.fstat(self._descriptor)
+        self.size = self._status.st_size
+        if not stat.S_ISREG(self._status.st_mode):
+            kind = "a directory" if stat.S_ISDIR(self._status.st_mode) else "a pipe or a device"
+            raise FormatError(f"{path}: is {kind} and not a file: give a .gguf file")
+        if self.size == 0:
+            raise FormatError(f"{path}: is empty: download it again")
+
+    def read(self, start: int, out: NDArray[Any]) -> None:
+        """Fill an array, C-contiguous, with the bytes from `start` on. Safe to call from several threads.
+
+        FormatError where they cannot be read, or the file is no longer the one that was opened.
+        """
+        rest = out.reshape(-1).view(np.uint8).data
+        try:
+            while rest:
+                count = os.preadv(self._descriptor, [rest], start)
+                if not count:
+                    break
+                start, rest = start + count, rest[count:]
+            now = os.fstat(self._descriptor)
+        except OSError as error:
+            raise FormatError(f"{self.path}: cannot be read at byte {start}: {error.strerror}") from None
+        if now.st_size != self.size:
+            sizes = f"from {self.size} to {now.st_size} bytes"
+            raise FormatError(f"{self.path}: changed {sizes} while it was read: load it again when it is whole")
+        if rest or now.st_mtime_ns != self._status.st_mtime_ns:
+            raise FormatError(f"{self.path}: was written to while it was read: load it again when it is whole")
+
+    def check_path(self) -> None:
+        """FormatError where another file has taken this one's place meanwhile."""
+        try:
+            now = os.stat(self.path)
+        except OSError:  # what was opened is still all there
+            return
+        if not os.path.samestat(now, self._status):
+            raise FormatError(f"{self.path}: was replaced while it was read: load it again")
+
+
+class Cursor:
+    """A position in a file; whatever is taken is first compared with the bytes left before `stop`, and then read.
+
+    `data` is the file up to there, and holds nothing yet behind what was taken.
+    """
+
+    def __init__(self, source: Source, stop: int) -> None:
+        self.source, self.path = source, source.path
+        self.position = 0
+        self.stop = min(stop, source.size)
+        self._bytes = np.frombuffer(mmap.mmap(-1, self.stop), np.uint8)  # memory that is taken as it is filled
+        self.data = self._bytes.data.toreadonly()
+        self.filled = 0
+
+    def fill(self, end: int) -> None:
+        """Read up to `end`, at least."""
+        if end > self.filled:
+            end = min(max(end, 2 * self.filled, _LEAST_READ), self.stop)
+            self.source.read(self.filled, self._bytes[self.filled : end])
+            self.filled = end
+
+    @property
+    def left(self) -> int:
+        return self.stop - self.position
+
+    def error(self, problem: str) -> FormatError:
+        return FormatError(f"{self.path}: {problem}")
+
+    def take(self, size: int, where: str) -> int:
+        """Step over `size` bytes; returns where they start."""
+        if size > self.left:
+            raise self.error(f"{where} needs {size} bytes and {self.left} are left: the file is truncated or forged")
+        start = self.position
+        self.position += size
+        if self.position > self.filled:
+            self.fill(self.position)
+        return start
+
+    def numbers(self, form: Struct, where: str) -> tuple[int, ...]:
+        return form.unpack_from(self.data, self.take(form.size, where))
+
+    def number(self, form: Struct, where: str) -> int:
+        return self.numbers(form, where)[0]
+
+    def bytes(self, where: str) -> bytes:
+        start = self.take(self.number(U64, where), where)
+        return bytes(self.data[start : self.position])
+
+    def name(self, limit: int, where: str) -> str:
+        size = self.number(U64, where)
+        if not 1 <= size <= limit:
+            raise self.error(f"the name of {where} has {size} bytes, allowed are 1 to {limit}")
+        start = self.take(size, where)
+        try:
+            return str(self.data[start : self.position], "utf-8")
+        except UnicodeDecodeError:
+            name = bytes(self.data[start : self.position])
+            raise self.error(f"the name of {where} is not UTF-8: {show(name)}") from None

@@ -1,0 +1,180 @@
+"""Files that are truncated, rewritten or replaced while they are read: an error in one line, and never a signal."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import forge
+from forge import FormatError, loading
+from forge.formats import gguf
+from forge.formats.source import Source
+
+MODEL = Path(__file__).parents[1] / "data" / "arch" / "gemma3" / "model.gguf"
+SIZE = MODEL.stat().st_size
+
+TRUNCATED = """
+import itertools, os, pathlib, shutil, sys
+import forge
+from forge import loading
+from forge.formats import gguf
+
+source, path = map(pathlib.Path, sys.argv[1:])
+size = source.stat().st_size
+dequantize, from_metadata = gguf.dequantize, loading.Tokenizer.from_metadata
+calls = itertools.count()
+
+def then(at, function):
+    def called(*arguments, **options):
+        if next(calls) == at:
+            os.truncate(path, offset)
+        return function(*arguments, **options)
+    return called
+
+ends = set()
+for offset in sorted({0, 1, 4095, 4096, size - 1, *range(0, size, size // 25)}):
+    for at in (None, 0, 7, 40):
+        shutil.copy(source, path)
+        calls = itertools.count()
+        loading.Tokenizer.from_metadata = then(0, from_metadata) if at is None else from_metadata
+        gguf.dequantize = dequantize if at is None else then(at, dequantize)
+        try:
+            forge.load(path, device="cpu")
+        except forge.FormatError as error:
+            ends.add(str(error).replace(str(offset), "OFFSET", 1) if offset > 1 else "")
+        else:
+            ends.add("loaded")
+print(sorted(ends - {""}))
+"""
+
+
+def test_a_file_truncated_while_it_is_loaded_is_an_error(tmp_path: Path) -> None:
+    """Before its tokenizer is read, and in the middle of its weights, at many offsets; in a child, which must live."""
+    path = tmp_path / "model.gguf"
+    command = [sys.executable, "-c", TRUNCATED, str(MODEL), str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    message = f"{path}: changed from {SIZE} to OFFSET bytes while it was read: load it again when it is whole"
+    assert done.stdout == f"{[message]}\n"
+
+
+def rewrite(path: Path) -> None:
+    with path.open("r+b") as file:
+        file.write(bytes(SIZE))
+
+
+def grow(path: Path) -> None:
+    os.truncate(path, SIZE + 1)
+
+
+def replace(path: Path) -> None:
+    other = path.with_name("other")
+    shutil.copy(MODEL, other)
+    os.replace(other, path)
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    shutil.copy(MODEL, tmp_path / "model.gguf")
+    os.utime(tmp_path / "model.gguf", (1e9, 1e9))  # file systems count time in ticks
+    return tmp_path / "model.gguf"
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (rewrite, "was written to while it was read: load it again when it is whole"),
+        (grow, f"changed from {SIZE} to {SIZE + 1} bytes while it was read"),
+        (replace, "was replaced while it was read: load it again"),
+    ],
+)
+@pytest.mark.parametrize("at", [0, 30])
+def test_a_file_that_is_another_one_meanwhile_is_an_error(
+    model: Path, monkeypatch: pytest.MonkeyPatch, change: Callable[[Path], None], words: str, at: int
+) -> None:
+    dequantize, calls = gguf.dequantize, iter(range(1000))
+
+    def changing(*arguments: Any) -> Any:
+        if next(calls) == at:
+            change(model)
+        return dequantize(*arguments)
+
+    monkeypatch.setattr(gguf, "dequantize", changing)
+    with pytest.raises(FormatError) as caught:
+        forge.load(model, device="cpu")
+    assert str(caught.value).startswith(f"{model}: {words}")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_is_deleted_while_it_is_loaded_is_still_there(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = loading.Tokenizer.from_metadata
+    monkeypatch.setattr(
+        loading.Tokenizer, "from_metadata", lambda *args, **options: model.unlink() or real(*args, **options)
+    )
+    with forge.load(model, device="cpu") as llm:
+        assert llm.generate([1, 2], max_tokens=2, ignore_eos=True).finish_reason == "length"
+
+
+def test_blocks_of_a_changed_file_are_not_read(model: Path) -> None:
+    """As a GPU takes them: without conversion."""
+    file = gguf.read(model)
+    name = "blk.3.ffn_up.weight"
+    before = file.raw(name).copy()
+    np.testing.assert_array_equal(file.raw(name), before)
+    os.utime(model, (1e9 + 1, 1e9 + 1))
+    with pytest.raises(FormatError, match="was written to"):
+        file.raw(name)
+
+
+def test_reads_may_be_short_and_may_fail(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of network file systems, and of more than 2 GiB at once."""
+    real = os.preadv
+    with gguf.read(model) as file:
+        whole = {name: file.load(name) for name in file.tensors}
+    monkeypatch.setattr(os, "preadv", lambda fd, buffers, start: real(fd, [buffers[0][:1001]], start))
+    with gguf.read(model) as file:
+        for name, wanted in whole.items():
+            np.testing.assert_array_equal(file.load(name), wanted)
+
+        def broken(*_: Any) -> int:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+        monkeypatch.setattr(os, "preadv", broken)
+        with pytest.raises(FormatError, match=r"model\.gguf: cannot be read at byte \d+: Stale file handle"):
+            file.load("output_norm.weight")
+
+
+def test_a_file_is_closed_with_its_source() -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    source = Source(MODEL)
+    assert len(os.listdir("/proc/self/fd")) == before + 1
+    del source
+    assert len(os.listdir("/proc/self/fd")) == before
+    with gguf.read(MODEL):
+        assert len(os.listdir("/proc/self/fd")) == before + 1
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+@pytest.mark.slow
+def test_a_real_file_truncated_at_any_time_is_an_error(smollm2_path: Path, tmp_path: Path) -> None:
+    """By another process, while threads read it."""
+    path = tmp_path / "model.gguf"
+    program = f"import forge\ntry: forge.load({str(path)!r}, device='cpu')\nexcept forge.FormatError as e: print(e)"
+    for delay in (0.35, 0.5, 0.6, 0.7, 0.8, 1.0, 1.3):
+        shutil.copy(smollm2_path, path)
+        with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as child:
+            with pytest.raises(subprocess.TimeoutExpired):
+                child.wait(delay)
+            os.truncate(path, 1 << 20)
+            said, _ = child.communicate(timeout=60)
+        assert child.returncode == 0
+        assert said.count("\n") <= 1

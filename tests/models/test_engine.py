@@ -14,7 +14,7 @@ from tiny_models import CONTEXT, GREEDY, SEEDED, assert_idle, count_preemptions,
 
 from forge import LLM, Completion, ContextLengthError, OutOfMemoryError, ParameterError, SamplingParams
 from forge.backend.numpy import NumpyBackend
-from forge.engine import Engine
+from forge.engine.decode import DecodeLoop
 
 NAMES = ["llama", "gemma3", pytest.param("qwen3", marks=pytest.mark.slow)]
 PAGE = 8
@@ -495,7 +495,7 @@ def test_a_request_loses_its_pages_to_a_pass_while_a_step_is_under_way(
     assert [len(sequence.pages) for sequence in sequences] == [0, 0]
     if interrupted:
         with monkeypatch.context() as patch:
-            patch.setattr(Engine, "_append", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+            patch.setattr(DecodeLoop, "collect", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
             with pytest.raises(KeyboardInterrupt):
                 llm.engine.step()
     while llm.engine.has_work:

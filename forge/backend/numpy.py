@@ -5,15 +5,14 @@ from __future__ import annotations
 import math
 import mmap
 import os
-import resource
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
-from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
+from forge.backend import host
 from forge.errors import OutOfMemoryError
 
 T = TypeVar("T")
@@ -81,19 +80,8 @@ class NumpyBackend:
         return [("device", self.device)]
 
     def free_bytes(self) -> int:
-        """Memory that can be taken without swapping: the system's, or the container's where that is less."""
-        import psutil
-
-        available = int(psutil.virtual_memory().available)
-        limit, _ = resource.getrlimit(resource.RLIMIT_AS)
-        if limit != resource.RLIM_INFINITY:
-            available = min(available, max(limit - int(psutil.Process().memory_info().vms), 0))
-        try:  # cgroup v2; v1 and bare systems have no such files
-            most = Path("/sys/fs/cgroup/memory.max").read_text().strip()
-            used = int(Path("/sys/fs/cgroup/memory.current").read_text())
-        except (OSError, ValueError):
-            return available
-        return available if most == "max" else min(available, max(int(most) - used, 0))
+        """Memory of the host that can be taken without swapping, within the limits of this process."""
+        return host.free_bytes()
 
 
 NUMPY = NumpyBackend()

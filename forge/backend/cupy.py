@@ -117,7 +117,7 @@ class CupyBackend(GPU):
         self._functions: dict[kernels.Entry, Any] = {}
         self._collected: dict[kernels.Variant, None] | None = None
         self._log: list[Any] | None = None
-        self._guarded: list[tuple[Any, int]] | None = None
+        self._guarded: list[_Guarded] | None = None
         self._staged: deque[_Staged] = deque()
         self._scratch: Any = None
         self._graphs = True
@@ -296,10 +296,12 @@ class CupyBackend(GPU):
             if self._guarded is None:
                 return cp.empty(shape, dtype)
             size = math.prod(shape) * np.dtype(dtype).itemsize
-            memory = cp.empty(size + 2 * _GUARD_BYTES, np.uint8)
-            self.spoil(memory)  # cp.full would compile a kernel of CuPy's
-            self._guarded.append((memory, size))
-            return memory[_GUARD_BYTES : _GUARD_BYTES + size].view(dtype).reshape(shape)
+            guarded = _Guarded(cp.empty(size + 2 * _GUARD_BYTES, np.uint8), len(self._guarded))
+            self.spoil(guarded.memory)  # cp.full would compile a kernel of CuPy's
+            for band, values in zip(guarded.bands, guarded.values, strict=True):
+                band.set(values)
+            self._guarded.append(guarded)
+            return guarded.memory[_GUARD_BYTES:-_GUARD_BYTES].view(dtype).reshape(shape)
 
     def scratch(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Any:
         """One piece of memory for all ops: recorded steps would otherwise each keep as much as their largest uses."""
@@ -313,13 +315,13 @@ class CupyBackend(GPU):
 
     @contextmanager
     def guarded(self) -> Iterator[Callable[[], bool]]:
-        made: list[tuple[Any, int]] = []
+        made: list[_Guarded] = []
 
         def whole() -> bool:
             return all(
-                (self.to_numpy(memory[:_GUARD_BYTES]) == 255).all()
-                and (self.to_numpy(memory[_GUARD_BYTES + size :]) == 255).all()
-                for memory, size in made
+                np.array_equal(self.to_numpy(band), values)
+                for guarded in made
+                for band, values in zip(guarded.bands, guarded.values, strict=True)
             )
 
         with self.active():
@@ -487,6 +489,24 @@ class CupyBackend(GPU):
             ("BLAS", self._blas()),
             ("kernel cache", os.environ.get("CUPY_CACHE_DIR", os.path.expanduser("~/.cupy/kernel_cache"))),
         ]
+
+
+@dataclass(frozen=True, slots=True)
+class _Guarded:
+    """An array's memory with a band before and behind it."""
+
+    memory: Any
+    number: int
+    """Of the array: others have other numbers in their bands."""
+
+    @property
+    def bands(self) -> tuple[Any, Any]:
+        return self.memory[:_GUARD_BYTES], self.memory[-_GUARD_BYTES:]
+
+    @property
+    def values(self) -> npt.NDArray[np.uint8]:
+        """Of the two bands."""
+        return np.random.default_rng(self.number).integers(0, 256, (2, _GUARD_BYTES), np.uint8)
 
 
 @dataclass(frozen=True, slots=True)

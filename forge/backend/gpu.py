@@ -148,7 +148,8 @@ class GPU(ABC):
 
     @contextmanager
     def guarded(self) -> Iterator[Callable[[], bool]]:
-        """Within it arrays that are made hold bytes of 255 (NaN) until written, between guard bands of the same.
+        """Within it arrays that are made hold bytes of 255 (NaN) until written, between guard bands of numbers that are
+        others for each array: what a kernel makes of one's, or copies of it, shows in another's.
 
         Gives a function that says whether the bands are whole. A device that checks each launch has nothing to add.
         """

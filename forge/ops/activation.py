@@ -92,7 +92,7 @@ def silu_mul(gate_up: Array) -> Array:
     "x:f32[T,F] -> y:act[T,F]",
     gpu=_gelu_gpu,
     cases=[
-        Case("random", lambda rng: (rng.standard_normal((3, 65)).astype(np.float32) * 3,)),
+        Case("random", lambda rng: (rng.standard_normal((3, 165)).astype(np.float32) * 3,)),
         Case("by hand", lambda rng: (np.array([[0, 20, -20]], np.float32),), expected=([[0, 20, 0]],)),
     ],
 )
@@ -136,7 +136,7 @@ def gelu_mul(gate_up: Array) -> Array:
     "&x:f32[M,N] cap:f32 -> y:f32[M,N]",
     gpu=_soft_cap_gpu,
     cases=[
-        Case("random", lambda rng: (rng.standard_normal((3, 65)).astype(np.float32) * 20, 30.0)),
+        Case("random", lambda rng: (rng.standard_normal((3, 165)).astype(np.float32) * 20, 30.0)),
         Case("by hand", lambda rng: (np.array([[0, 1e9, -1e9]], np.float32), 5.0), expected=([[0, 5, -5]],)),
     ],
 )

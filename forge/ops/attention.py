@@ -118,6 +118,8 @@ _CASES = [
     _case("prefill, pages longer than tiles", [40, 3], [75, 50], (2, 1), 32, 50),
     _case("mixed, decode over parts", [1, 70, 1, 1, 5], [300, 70, 129, 1, 90], (4, 1), 64, 16),
     _case("mixed, many short prompts", [2, 1, 3, 2, 1, 1, 2, 4, 1], [2, 4, 30, 3, 8, 1, 40, 4, 33], (2, 1), 16),
+    _case("decode, heads as in an 8B model", [1, 1], [300, 17], (32, 8), 128, 16),
+    _case("prefill, heads as in an 8B model", [35], [50], (32, 8), 128, 16),
     _case("mixed, window and soft cap", [40, 1, 1], [50, 200, 7], (4, 2), 80, 16, 30, 3.0),
     Case("by hand", _by_hand, expected=([[[14.0]]],)),
 ]
@@ -404,8 +406,8 @@ def paged_attention(
     return out
 
 
-def _qk(rng: np.random.Generator) -> tuple[Array, Array]:
-    return rng.standard_normal((5, 6, 32)).astype(np.float32), rng.standard_normal((9, 2, 32)).astype(np.float32)
+def _qk(rng: np.random.Generator, keys: int = 9) -> tuple[Array, Array]:
+    return rng.standard_normal((5, 6, 32)).astype(np.float32), rng.standard_normal((keys, 2, 32)).astype(np.float32)
 
 
 @op(
@@ -415,6 +417,7 @@ def _qk(rng: np.random.Generator) -> tuple[Array, Array]:
     cases=[
         Case("grouped", lambda rng: (*_qk(rng), 0.25, 0.0)),
         Case("soft cap", lambda rng: (*_qk(rng), 0.25, 1.5)),
+        Case("more keys than a block", lambda rng: (*_qk(rng, 300), 0.25, 0.0)),
         Case(
             "by hand",
             lambda rng: (np.array([[[1, 2]]], np.float32), np.array([[[3, 4]], [[5, 6]]], np.float32), 0.5, 0.0),
@@ -443,6 +446,7 @@ def attention_scores(q: Array, k: Array, scale: float, softcap: float) -> Array:
             lambda rng: (np.zeros((1, 2, 4), np.float32), 2),
             expected=([[[-np.inf, 0, 0, -np.inf], [-np.inf, -np.inf, 0, 0]]],),
         ),
+        Case("more keys than a block", lambda rng: (rng.random((2, 40, 300), np.float32), 270)),
     ],
 )
 def causal_mask(scores: Array, window: int) -> Array:
@@ -458,6 +462,7 @@ def causal_mask(scores: Array, window: int) -> Array:
     gpu=_softmax_gpu,
     cases=[
         Case("random", lambda rng: (rng.standard_normal((3, 5, 65)).astype(np.float32) * 10,)),
+        Case("more keys than a block", lambda rng: (rng.standard_normal((2, 3, 600)).astype(np.float32) * 3,)),
         Case("one", lambda rng: (np.full((1, 1, 1), -1e30, np.float32),), expected=([[[1]]],)),
         Case("masked", lambda rng: (np.array([[[-np.inf, 5, 5]]], np.float32),), expected=([[[0, 0.5, 0.5]]],)),
     ],
@@ -475,6 +480,10 @@ def softmax(scores: Array) -> Array:
         Case(
             "grouped",
             lambda rng: (rng.random((6, 5, 9)).astype(np.float32), rng.standard_normal((9, 2, 32)).astype(np.float32)),
+        ),
+        Case(
+            "heads of more than a block",
+            lambda rng: (rng.random((2, 3, 9)).astype(np.float32), rng.standard_normal((9, 1, 300)).astype(np.float32)),
         ),
         Case(
             "by hand",

@@ -95,6 +95,8 @@ _CASES = [
     _case("soft cap over parts", [300], (2, 1), 64, softcap=2.0),
     _case("soft cap, interleaved, bias and norms", [300, 1], (4, 1), 256, "interleaved", softcap=1.5, extras=True),
     *(_case(f"{heads} heads of one KV head", [70, 9], (heads, 1), 32) for heads in (3, 5, 6, 7, 9, 17)),
+    _case("heads as in an 8B model", [300, 17], (32, 8), 128),
+    _case("heads as in a 0.5B model", [130], (14, 2), 64, extras=True),
     _case("chunks of heads of several KV heads, in parts", [200, 65], (10, 2), 64, extras=True),
     *(_case(f"heads of {dim}", [20, 137], (6, 2), dim) for dim in (4, 20, 36, 70, 80, 96, 100, 128, 192, 256)),
     *(

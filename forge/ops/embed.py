@@ -16,11 +16,15 @@ def _make(rng: np.random.Generator) -> Arrays:
     return np.array([0, 6, 3, 3], np.int32), table, 1.5
 
 
-def _quantized(name: str) -> Case:
-    def make(rng: np.random.Generator) -> Arrays:
-        return np.array([4, 0, 4], np.int32), QuantTensor.random(name, 5, 512, rng), 2.0
+def _wide(rng: np.random.Generator) -> Arrays:
+    return np.array([2, 0], np.int32), rng.standard_normal((3, 4100)).astype(np.float32), 1.5
 
-    return Case(f"{name} table", make)
+
+def _quantized(name: str, width: int) -> Case:
+    def make(rng: np.random.Generator) -> Arrays:
+        return np.array([4, 0, 4], np.int32), QuantTensor.random(name, 5, width, rng), 2.0
+
+    return Case(f"{name} table, E{width}", make)
 
 
 def _vector(width: int) -> int:
@@ -43,7 +47,9 @@ def _embed_gpu(device: GPU, ids: Any, table: Any, scale: float) -> Any:
     gpu=_embed_gpu,
     cases=[
         Case("float table", _make),
-        *(_quantized(name) for name in FORMATS),
+        Case("wide float table", _wide),
+        *(_quantized(name, 512) for name in FORMATS),
+        *(_quantized(name, 8448) for name in ("Q8_0", "Q2_K", "Q6_K")),
         Case(
             "by hand",
             lambda rng: (np.array([1, 0], np.int32), np.array([[1, 2], [3, 4]], np.float32), 10.0),
@@ -55,6 +61,13 @@ def embed(ids: Array, table: Any, scale: float) -> Array:
     """Rows of the table, times scale (sqrt(E) for Gemma), as the float32 residual stream."""
     rows = table.rows(ids) if isinstance(table, QuantTensor) else table[ids]  # (T, E)
     return rows if scale == 1.0 else rows * rows.dtype.type(scale)
+
+
+def _rows(width: int) -> Case:
+    def make(rng: np.random.Generator) -> Arrays:
+        return np.array([1, 1, 0], np.int32), rng.standard_normal((2, width)).astype(np.float32)
+
+    return Case(f"rows of {width}", make)
 
 
 def _take_rows_gpu(device: GPU, rows: Any, x: Any) -> Any:
@@ -70,7 +83,8 @@ def _take_rows_gpu(device: GPU, rows: Any, x: Any) -> Any:
         Case(
             "some, one twice",
             lambda rng: (np.array([4, 0, 4], np.int32), rng.standard_normal((5, 300)).astype(np.float32)),
-        )
+        ),
+        *(_rows(width) for width in (1100, 333)),
     ],
 )
 def take_rows(rows: Array, x: Array) -> Array:

@@ -47,6 +47,17 @@ def _quantized(name: str, rows: int = 2, inner: int = 512, outer: int = 3) -> Ca
     return Case(f"{name} M{rows} K{inner} N{outer}", make)
 
 
+def _wide(name: str, rows: int, inner: int, outer: int = 302) -> Case:
+    """Products near 1, of numbers that are far from float16's subnormals, which some GPUs take for zeros."""
+
+    def make(rng: np.random.Generator) -> Arrays:
+        weight = QuantTensor.random(name, outer, inner, rng, scale=0.001)
+        x = rng.standard_normal((rows, inner)).astype(np.float32)
+        return x / np.float32(weight.dequantize().std() * np.sqrt(inner)), weight, None, None
+
+    return Case(f"{name} M{rows} K{inner} N{outer}", make)
+
+
 def _stacked(rows: int) -> Case:
     def make(rng: np.random.Generator) -> Arrays:
         x, bias, residual = (rng.standard_normal(shape).astype(np.float32) for shape in ((rows, 256), 14, (rows, 14)))
@@ -162,6 +173,12 @@ def _many_rows(device: GPU, x: Any, weight: Any, y: Any, column: int, accumulate
         *(_quantized("Q4_K", rows, 1280, 7) for rows in (1, 3, 4, 5, 8, 9, 16)),
         _quantized("Q6_K", 1, 768, 5),
         *(_quantized(name, 1, inner, 2) for name in ("Q2_K", "Q8_0") for inner in (4096, 4352, 16_384, 16_640)),
+        # As wide as models are: turns of a team that end with a row, several outputs for each.
+        *(_wide(name, 1, 2048) for name in FORMATS),
+        *(_wide(name, 1, inner) for name in ("Q4_0", "Q8_0", "Q4_K", "Q6_K") for inner in (1024, 8192)),
+        *(_wide(name, 5, 1024) for name in FORMATS),
+        _case(1, 4096, 302),
+        _case(9, 2048, 302),
         _stacked(1),
         _stacked(5),
         _stacked(65),

@@ -100,6 +100,7 @@ def _top_logprobs_gpu(device: GPU, logits: Any, n: int) -> tuple[Any, Any]:
         Case("none", lambda rng: (rng.normal(size=(2, 4)).astype(_f32), 0)),
         Case("more than there are", lambda rng: (rng.normal(size=(2, 4)).astype(_f32), 9)),
         Case("random", lambda rng: (rng.normal(0, 5, (3, 5000)).astype(_f32), 20)),
+        Case("many ties, in all waves", lambda rng: (rng.normal(0, 1, (3, 5000)).round().astype(_f32), 20)),
     ],
     cpu=_top_logprobs_cpu,
     bytes_moved=lambda logits, n: logits.nbytes + 8 * len(logits) * min(n, logits.shape[1]),

@@ -27,7 +27,7 @@ def _cases(*, bias: bool = False, delta: bool = False, **options: Any) -> list[C
 
         return build
 
-    sizes = [(1, 1), (1, 31), (3, 64), (2, 65), (5, 576), (1, 1025)]
+    sizes = [(1, 1), (1, 31), (3, 64), (2, 65), (5, 576), (1, 1025), (2, 8192)]
     named = [(f"{rows}x{width}", make(rows, width, 1.0)) for rows, width in sizes]
     named += [("large values", make(2, 640, 1e5)), ("small values", make(2, 640, 1e-4))]
     suffix = "".join(f" {value}" for value in options.values())

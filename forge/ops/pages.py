@@ -30,7 +30,12 @@ def _copy_page_gpu(device: GPU, k_pages: Any, v_pages: Any, source: int, target:
 @op(
     "&k_pages:act[L,N,P,G,D] &v_pages:act[L,N,P,G,D] source:i32 target:i32",
     gpu=_copy_page_gpu,
-    cases=[_case("odd sizes", 3, 4, 3, 1, 5), _case("whole vectors", 2, 5, 16, 2, 64)],
+    cases=[
+        _case("odd sizes", 3, 4, 3, 1, 5),
+        _case("odd sizes, more than a block", 2, 3, 17, 1, 135),
+        _case("whole vectors", 2, 5, 16, 2, 64),
+        _case("whole vectors, not whole blocks", 2, 3, 64, 1, 80),
+    ],
 )
 def copy_page(k_pages: Array, v_pages: Array, source: int, target: int) -> None:
     """Page `target` becomes a copy of page `source` in all layers: a forked sequence gets its own last page."""

@@ -75,6 +75,10 @@ def _linear_case(name: str, rows: int, weight: Any, scale: float = 1.0) -> Case:
         ),
         *(_linear_case(f"{name} T1", 1, lambda rng, name=name: _blocks(rng, name, 512, 70)) for name in FORMATS),
         *(
+            _linear_case(f"{name} T1 E2048", 1, lambda rng, name=name: _blocks(rng, name, 2048, 302))
+            for name in FORMATS
+        ),
+        *(
             _linear_case(f"{name} T1 E{inner}", 1, lambda rng, name=name, k=inner: _blocks(rng, name, k, 3))
             for name in ("Q4_0", "Q8_0", "Q4_K")
             for inner in ((32, 4128) if name != "Q4_K" else (256, 4352))
@@ -163,7 +167,7 @@ def _gated_case(name: str, rows: int, weight: Any, activation: str = "silu", *, 
             for rows, inner, width, activation in (
                 *((1, 8, 1, "silu"), (1, 31, 3, "gelu"), (1, 256, 33, "gelu"), (1, 264, 7, "silu")),
                 *((1, 576, 700, "silu"), (1, 1032, 5, "gelu"), (1, 2056, 3, "silu"), (1, 4104, 3, "gelu")),
-                *((1, 8200, 2, "silu"), (2, 64, 5, "gelu"), (17, 72, 5, "silu")),
+                *((1, 8200, 2, "silu"), (2, 64, 5, "gelu"), (17, 72, 5, "silu"), (1, 2048, 302, "silu")),
             )
         ),
         *(
@@ -174,6 +178,10 @@ def _gated_case(name: str, rows: int, weight: Any, activation: str = "silu", *, 
                 activation,
                 bias=activation == "gelu",
             )
+            for name, activation in zip(FORMATS, 6 * ("silu", "gelu"), strict=True)
+        ),
+        *(
+            _gated_case(f"{name} T1 E2048", 1, lambda rng, name=name: _blocks(rng, name, 2048, 302), activation)
             for name, activation in zip(FORMATS, 6 * ("silu", "gelu"), strict=True)
         ),
         *(

@@ -286,6 +286,11 @@ def _sampling_cases() -> list[Case]:
             lambda _: rows([[0, 1, -0.2231]] * 4, plain, (1.0, 0, 1.0, 0.3), (1.0, 0, 1e-9, 0.0), (1.0, 0, 1.0, 1.0)),
             expected=([2, 1, 1, 1],),
         ),
+        Case(
+            "two tokens, of which the first has less than p by less than 1 of 2**43: a share rounds up",
+            lambda _: rows([[0.0, -0.06276973]], (1.0, 0, 0.5156873, 0.0)),
+            expected=([1],),
+        ),
         Case("one token", lambda _: rows([[-7.0]] * 2, greedy, (0.5, 3, 0.5, 0.5)), expected=([0, 0],)),
         Case("random", lambda rng: random(rng, 16, 1000)),
         Case("many ties", lambda rng: random(rng, 16, 257, step=2.0)),

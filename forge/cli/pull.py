@@ -11,7 +11,11 @@ from forge.cli import output
 
 def command(
     name: Annotated[
-        str, typer.Argument(metavar="NAME", help="smollm2, gemma3-270m, or hf:owner/repo[@revision]/file.gguf.")
+        str,
+        typer.Argument(
+            metavar="NAME",
+            help="smollm2, gemma3-270m, hf:owner/repo[:QUANT], hf:owner/repo[@revision]/file.gguf, or a Hub address.",
+        ),
     ],
     force: Annotated[
         bool, typer.Option("--force", help="Check the file that is there, and fetch it again if it is damaged.")

@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 from forge.errors import DownloadError, ModelNotFoundError
-from forge.hub import huggingface, wheels
+from forge.hub import huggingface, names, wheels
 from forge.hub.cache import (
     Progress,
     cached_path,
@@ -26,16 +26,17 @@ __all__ = ["DEFAULT_MODEL", "MODELS", "Model", "Progress", "cache_dir", "cached_
 
 
 def resolve(name_or_path: str | Path, *, progress: Progress | None = None, download: bool = True) -> Path:
-    """The model file that a user means: a file that exists, a known name, or `hf:owner/repo[@revision]/file.gguf`.
+    """The model file that a user means: a file that exists, a known name, or a name of the Hugging Face Hub.
 
-    A known name that is not in the cache is pulled, unless `download` is false. A file wins over a name, a directory
+    Names of the Hub are `hf:owner/repo[:QUANT]`, `hf:owner/repo[@revision]/file.gguf` and addresses (`names.parse`).
+    What is not in the cache is pulled, unless `download` is false. A file wins over a name, a directory
     does not. Raises ModelNotFoundError if nothing is meant and DownloadError if it cannot be fetched.
     """
     text = os.path.expanduser(os.fspath(name_or_path))
     if os.path.isfile(text):
         return Path(text)
     if isinstance(name_or_path, str):
-        if text.startswith(huggingface.PREFIX):
+        if names.is_hub_name(text):
             return huggingface.fetch(text, progress or silent, download=download)
         if text in MODELS:
             if download:
@@ -48,8 +49,9 @@ def resolve(name_or_path: str | Path, *, progress: Progress | None = None, downl
         raise ModelNotFoundError(f"{shown(text)} is a directory: pass the path of a GGUF file in it")
     if os.path.exists(text):
         raise ModelNotFoundError(f"{shown(text)} is not a regular file: pass the path of a GGUF file")
+    known = f"; known names are {', '.join(MODELS)}"
     if isinstance(name_or_path, Path) or os.sep in text or text.lower().endswith(".gguf"):
-        raise ModelNotFoundError(f"no such file: {shown(text)}; known names are {', '.join(MODELS)}")
+        raise ModelNotFoundError(f"no such file: {shown(text)}{names.hint(text) or known}")
     raise unknown(text)
 
 
@@ -62,8 +64,10 @@ def pull(name: str, *, progress: Progress | None = None, force: bool = False) ->
     Raises ModelNotFoundError for an unknown name, DownloadError for whatever else goes wrong.
     """
     report = progress or silent
-    if name.startswith(huggingface.PREFIX):
-        return huggingface.fetch(name, report)
+    if names.is_hub_name(name):
+        return huggingface.fetch(name, report, force=force)
+    if name not in MODELS and (hint := names.hint(name)):
+        raise ModelNotFoundError(f"no model named {shown(name)}{hint}")
     model = find(name)
     target = model_path(model)
     if is_whole(model, report, afresh=force):

@@ -1,107 +1,178 @@
-"""Files of the Hugging Face Hub through `huggingface_hub`, whose own cache, token and settings are used."""
+"""Files of the Hugging Face Hub, in its own cache, with the token and the settings of `huggingface_hub`."""
 
-import inspect
-import re
-from logging import ERROR
+from __future__ import annotations
+
+import hashlib
+import struct
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from forge.errors import DownloadError, ModelNotFoundError
+from forge.hub import locks, names
+from forge.hub._failures import Absent, NoRevision, Refused, Unreachable
 from forge.hub.cache import FULL_DISK, Progress
 from forge.hub.catalog import shown
+from forge.hub.names import Name
 
-PREFIX = "hf:"
-_SPEC = re.compile(r"hf:(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w.-]+))?/(?P<file>[^/\0][^\0]*)", re.ASCII)
-_SHARD = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf")
+if TYPE_CHECKING:  # what imports huggingface_hub and an HTTP client costs 0.2 s, which only names of the Hub pay
+    from forge.hub.client import Hub, Remote
+    from forge.hub.hf_cache import Repo
+
+_SPLIT_COUNT = struct.pack("<Q", 11) + b"split.count"
 
 
-def fetch(spec: str, report: Progress, *, download: bool = True) -> Path:
-    """The local path of `hf:owner/repo[@revision]/file.gguf`, fetched if the Hub's cache lacks it.
+def fetch(text: str, report: Progress, *, download: bool = True, force: bool = False) -> Path:
+    """The local path of a file of the Hub, fetched if its cache lacks it. `names.parse` tells the forms of `text`.
 
-    Of a sharded file (`-00001-of-00003.gguf`) all shards are fetched and the first one's path is returned.
-    Raises ModelNotFoundError for a malformed name, DownloadError for whatever keeps the file away.
+    Of a sharded file (`-00001-of-00003.gguf`) all shards are fetched and the first one's path is returned. Where the
+    Hub cannot be asked, the file that the revision had last serves. `force` checks a file that is there.
+    Raises ModelNotFoundError for a name that means no file, DownloadError for whatever keeps the file away.
     """
-    match = _SPEC.fullmatch(spec)
-    if not match or any(part in ("", ".", "..") for part in match["file"].split("/")):
-        raise ModelNotFoundError(
-            f"{shown(spec)} is not of the form hf:owner/repo/file.gguf (or hf:owner/repo@revision/…)"
-        )
-    shard = _SHARD.fullmatch(match["file"])
-    if not shard:
-        return _fetch_file(spec, match["repo"], match["revision"], match["file"], report, download)
-    names = [f"{shard[1]}-{n:05}-of-{shard[3]}.gguf" for n in range(1, int(shard[3]) + 1)]
-    if match["file"] not in names:
-        raise ModelNotFoundError(f"{shown(spec)}: there is no shard {int(shard[2])} of {int(shard[3])}")
-    paths = [_fetch_file(spec, match["repo"], match["revision"], name, report, download) for name in names]
+    name = names.parse(text)
+    with _named(name):
+        from huggingface_hub import constants
+        from huggingface_hub.errors import HFValidationError
+        from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+
+        from forge.hub import client
+
+        try:
+            validate_repo_id(name.repo)
+        except HFValidationError as error:
+            raise DownloadError(client.reason(error)) from error
+        if not download:
+            return _cached(name, "it is not in the Hugging Face cache: run `forge pull` first")
+        if constants.HF_HUB_OFFLINE:
+            return _cached(
+                name, "it is not in the Hugging Face cache and HF_HUB_OFFLINE is set: unset it or pass a path"
+            )
+        return _fetch(name, report, force)
+
+
+def _fetch(name: Name, report: Progress, force: bool) -> Path:
+    from forge.hub.client import Hub
+    from forge.hub.hf_cache import Repo
+
+    with ExitStack() as stack:
+        try:
+            hub = stack.enter_context(Hub())
+            revision, file, remote = _find(hub, name, report)
+        except (Unreachable, Refused) as error:
+            return _cached(name, str(error))
+        repo, parts = Repo(name.repo), names.shards(file)
+        paths = [_fetch_file(hub, repo, revision, parts[0], remote if len(parts) == 1 else None, report, force)]
+        if len(parts) > 1:
+            _check_split(paths[0], len(parts))
+        paths += [_fetch_file(hub, repo, revision, part, None, report, force) for part in parts[1:]]
     if len({path.parent for path in paths}) > 1:  # a snapshot of the repository is one directory
-        raise DownloadError(f"{spec}: the repository changed while its shards were fetched: run it again")
+        raise DownloadError("the repository changed while its shards were fetched: run it again")
     return paths[0]
 
 
-def _fetch_file(spec: str, repo: str, revision: str | None, name: str, report: Progress, download: bool) -> Path:
-    import huggingface_hub  # costs 0.2 s, which only hf: names pay
-    from huggingface_hub.utils import logging
+def _find(hub: Hub, name: Name, report: Progress) -> tuple[str, str, Remote]:
+    """Revision and file that a name means, and what the Hub announces of the file, or of its last shard.
 
-    # Where `tqdm_class` is not there yet (before 1.0), huggingface_hub shows a bar of its own on a terminal.
-    bar: dict[str, Any] = {}
-    if "tqdm_class" in inspect.signature(huggingface_hub.hf_hub_download).parameters:
-        bar["tqdm_class"] = _progress_class(f"downloading {name}", report)
-    report(f"asking the Hub for {name}", 0, None)
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity(max(verbosity, ERROR))  # it logs each retry; the last one becomes our error
+    A name may claim any number of shards: that the last is there is asked before anything else.
+    """
+    failure: Absent | None = None
+    for revision, file in name.places:
+        try:
+            if file is None:
+                report(f"asking the Hub for {name.repo}", 0, None)
+                file = names.choose(name, hub.files(name.repo, revision))
+            last = names.shards(file)[-1]
+            report(f"asking the Hub for {last}", 0, None)
+            return revision or "main", file, hub.about(name.repo, revision or "main", last)
+        except NoRevision as error:
+            failure = failure or error
+        except Absent:  # the revision is there, which says more than that another is not
+            failure = Absent(f"the repository has no file {shown(last)}: check the name, folders included")
+    assert failure
+    raise failure
+
+
+def _cached(name: Name, problem: str) -> Path:
+    """The first shard in the cache. Raises DownloadError with the reason why the Hub was not asked."""
+    from forge.hub.hf_cache import Repo
+
+    repo = Repo(name.repo)
+    for revision, file in name.places:
+        if commit := repo.commit(revision or "main"):
+            with suppress(ModelNotFoundError):
+                parts = names.shards(file or names.choose(name, repo.ggufs(commit)))
+                paths = [repo.pointer(commit, part) for part in parts]
+                if all(path.is_file() for path in paths):
+                    return paths[0]
+    raise DownloadError(problem)
+
+
+def _fetch_file(
+    hub: Hub, repo: Repo, revision: str, file: str, remote: Remote | None, report: Progress, force: bool
+) -> Path:
+    from forge.hub.download import download
+    from forge.hub.hf_cache import prune, root
+
+    if remote is None:
+        report(f"asking the Hub for {file}", 0, None)
+        remote = hub.about(repo.name, revision, file)
+    pointer, blob, lock = repo.pointer(remote.commit, file), repo.blob(remote.etag), repo.lock(remote.etag)
+    if _is_right(pointer, remote, force):
+        repo.remember(revision, remote.commit)
+        return pointer
+    repo.require_places(remote, file)
+    partial = repo.partial(remote, file)
     try:
-        return Path(
-            huggingface_hub.hf_hub_download(repo, name, revision=revision, local_files_only=not download, **bar)
-        )
-    except Exception as error:  # httpx, requests, OSError, hf_xet: the set of types changes with its version
-        raise DownloadError(f"{spec}: {_reason(error, name, download)}") from error
+        with locks.held(lock, lambda: report(f"waiting for another download of {file}", 0, None), remove=True):
+            if not _is_right(blob, remote, force):
+                partial.parent.mkdir(parents=True, exist_ok=True)
+                try:
+                    download(hub, remote, partial, f"downloading {file}", report)
+                    repo.store(remote, partial)
+                finally:
+                    prune(partial.parent, root())
+            if not pointer.exists() or not pointer.samefile(blob):
+                repo.link(blob, pointer)
+            repo.remember(revision, remote.commit)
     finally:
-        logging.set_verbosity(verbosity)
+        prune(lock.parent, root())
+    return pointer
 
 
-def _progress_class(stage: str, report: Progress) -> type[Any]:
-    from huggingface_hub.utils.tqdm import tqdm
-
-    class Bar(tqdm):
-        """Draws nothing and passes on the bytes."""
-
-        def __init__(self, *args: Any, **kwargs: Any) -> None:
-            super().__init__(*args, **kwargs | {"disable": True})  # type: ignore[no-untyped-call]
-            report(stage, int(self.n), self.total)
-
-        def update(self, n: float | None = 1) -> None:
-            self.n += n or 0
-            report(stage, int(self.n), self.total)
-
-    return Bar
+def _is_right(path: Path, remote: Remote, afresh: bool) -> bool:
+    """Whether a file has the announced size, and, if its bytes are to be looked at `afresh`, the SHA-256."""
+    if not path.is_file() or path.stat().st_size != remote.size:
+        return False
+    if not afresh:
+        return True
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() == remote.sha256
 
 
-def _reason(error: Exception, name: str, download: bool) -> str:
-    from huggingface_hub import constants, errors
-
-    if isinstance(error, errors.LocalEntryNotFoundError):
-        if not download:
-            return "it is not in the Hugging Face cache: run `forge pull` first"
-        if constants.HF_HUB_OFFLINE:
-            return "it is not in the Hugging Face cache and HF_HUB_OFFLINE is set: unset it or pass a path"
-        cause = _first_line(error.__cause__ or error)
-        return f"cannot get it from {constants.ENDPOINT} ({cause}): check the network and HF_ENDPOINT, or pass a path"
-    known = {
-        errors.GatedRepoError: "the repository is gated: accept its terms on the Hub and set HF_TOKEN",
-        errors.RepositoryNotFoundError: "there is no such repository, or it is private: check the name or set HF_TOKEN",
-        errors.RevisionNotFoundError: "the repository has no such revision: check what follows the @",
-        errors.EntryNotFoundError: f"the repository has no file {shown(name)}: check the name, folders included",
-    }
-    for kind, reason in known.items():  # the order matters: a gated repository is also a missing one
-        if isinstance(error, kind):
-            return reason
-    if isinstance(error, OSError) and error.errno in FULL_DISK:
-        return f"no space left in {constants.HF_HUB_CACHE}: free some space or set HF_HOME to another disk"
-    if isinstance(error, OSError) and error.errno and error.filename:
-        return f"{error.filename} cannot be used ({error.strerror}): set HF_HOME to a writable directory"
-    return f"{_first_line(error)}: check the network and HF_ENDPOINT, or pass a path"
+def _check_split(path: Path, count: int) -> None:
+    """Raises DownloadError if a first shard says that its model has another number of shards than its name does."""
+    with open(path, "rb") as file:
+        head = file.read(1 << 24)
+    _, key, value = head.partition(_SPLIT_COUNT)
+    if key and len(value) >= 6 and value[:4] == b"\2\0\0\0" and int.from_bytes(value[4:6], "little") != count:
+        found = int.from_bytes(value[4:6], "little")
+        raise DownloadError(f"the first shard says that there are {found} shards, its name {count}: check the name")
 
 
-def _first_line(error: BaseException) -> str:
-    lines = str(error).split("\n")
-    return lines[0].strip().rstrip(".:") or type(error).__name__
+@contextmanager
+def _named(name: Name) -> Iterator[None]:
+    """Turns what goes wrong into one DownloadError that starts with the name."""
+    try:
+        yield
+    except DownloadError as error:
+        raise DownloadError(f"{name.text}: {error}") from error
+    except OSError as error:
+        from huggingface_hub import constants
+
+        if error.errno in FULL_DISK:
+            reason = f"no space left in {constants.HF_HUB_CACHE}: free some space or set HF_HOME to another disk"
+        else:
+            where = error.filename or constants.HF_HUB_CACHE
+            reason = f"{where} cannot be used ({error.strerror or error}): set HF_HOME to a writable directory"
+        raise DownloadError(f"{name.text}: {reason}") from error

@@ -49,8 +49,10 @@ def _acquire(path: Path, on_wait: Callable[[], None] | None) -> int:
 
 
 def _open(path: Path) -> int:
-    try:  # without O_NONBLOCK, opening a pipe might wait for its other end
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+    flags = os.O_RDWR | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC  # opening a pipe does not wait for its other end
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle = os.open(path, flags, 0o666)
     except IsADirectoryError:
         raise _no_file(path) from None
     if not stat.S_ISREG(os.fstat(handle).st_mode):

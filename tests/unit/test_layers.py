@@ -48,6 +48,7 @@ THIRD_PARTY = {
     "cupy": "backend.cupy",
     "cupy_backends": "backend.cupy",
     "gguf": "formats.ggml",
+    "httpx2": "hub",
     "huggingface_hub": "hub",
     "jinja2": "tokenizer",
     "numpy": "backend op quant ops models engine.batch engine.decode engine.runner engine.slots prompts llm formats "

@@ -3,10 +3,13 @@
 import os
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import fake_hub
 import pytest
+from fake_hub import FakeHub
 from hub_servers import Server
 
 
@@ -54,3 +57,20 @@ def fake_uv(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
     monkeypatch.setenv("PATH", f"{uv.parent}:{os.environ['PATH']}")
     monkeypatch.setitem(sys.modules, "pip", None)
     return payload
+
+
+@pytest.fixture
+def the_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeHub]:
+    """A Hub of its own, and an empty cache for it; nobody waits between tries."""
+    from huggingface_hub import constants
+
+    for name in [name for name in os.environ if name.startswith("HF_") or "_proxy" in name.lower()]:
+        monkeypatch.delenv(name)
+    with fake_hub.running() as hub:
+        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf"))
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
+        monkeypatch.setattr(time, "sleep", lambda seconds: None)
+        yield hub

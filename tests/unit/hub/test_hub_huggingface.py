@@ -12,6 +12,7 @@ import pytest
 from hub_servers import BODY, ROOT, Server
 
 slow = pytest.mark.slow
+OTHER = b"GGUF" + BODY[:3:-1]
 HUB_CHILD = """
 import json, sys, time
 from forge import hub
@@ -45,14 +46,14 @@ def ask_hub(endpoint: str, home: Path, *specs: str, **env: str) -> tuple[list[tu
 def test_a_file_of_the_hub(server: Server, tmp_path: Path) -> None:
     base = "/good/repo/resolve"
     server.pages[f"{base}/main/model.gguf"] = BODY
-    server.pages[f"{base}/main/deep/er/model.gguf"] = BODY[::-1]
-    server.pages[f"{base}/v1.0/model.gguf"] = BODY[1:]
+    server.pages[f"{base}/main/deep/er/model.gguf"] = OTHER
+    server.pages[f"{base}/v1.0/model.gguf"] = BODY[:-1]
     shards = [f"m-{n:05}-of-00003.gguf" for n in (1, 2, 3)]
-    server.pages |= {f"{base}/main/{name}": name.encode() for name in shards}
+    server.pages |= {f"{base}/main/{name}": b"GGUF" + name.encode() for name in shards}
     names = ["model.gguf", "deep/er/model.gguf", shards[1]]
     results, stderr = ask_hub(server.url, tmp_path, *(f"hf:good/repo/{name}" for name in names))
     assert stderr == ""
-    assert [Path(path).read_bytes() for path, _ in results] == [BODY, BODY[::-1], shards[0].encode()]
+    assert [Path(path).read_bytes() for path, _ in results] == [BODY, OTHER, b"GGUF" + shards[0].encode()]
     folder = Path(results[2][0]).parent
     assert sorted(path.name for path in folder.glob("m-*")) == shards
     assert results[0][1][0] == ["asking the Hub for model.gguf", 0, None]
@@ -62,7 +63,7 @@ def test_a_file_of_the_hub(server: Server, tmp_path: Path) -> None:
         assert done == sorted(done)
         assert done[-1] == len(BODY)
     ((pinned, _),) = ask_hub(server.url, tmp_path / "other", "hf:good/repo@v1.0/model.gguf")[0]
-    assert Path(pinned).read_bytes() == BODY[1:]
+    assert Path(pinned).read_bytes() == BODY[:-1]
     ((again, _),) = ask_hub("http://127.0.0.1:9", tmp_path, "hf:good/repo/model.gguf", HF_HUB_OFFLINE="1")[0]
     assert again == results[0][0]
 

@@ -73,7 +73,6 @@ def test_a_file_wins_over_a_name_and_a_directory_does_not(
         (Path("smollm2"), r"no such file: 'smollm2'"),
         ("/", r"'/' is a directory"),
         ("/dev/null", r"'/dev/null' is not a regular file"),
-        ("hf:owner/repo", r"not of the form hf:owner/repo/file\.gguf"),
         ("hf:owner/repo/../x.gguf", r"not of the form"),
         ("hf:owner/repo/a//x.gguf", r"not of the form"),
         ("hf:owner/repo@/x.gguf", r"not of the form"),

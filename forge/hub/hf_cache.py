@@ -1,0 +1,128 @@
+"""The Hugging Face cache as it lies on disk, shared with other programs: blobs, snapshots that link to them, refs.
+
+What is added to it: `.forge/<file>/<etag>`, the part of a file that has come so far.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from huggingface_hub import constants
+
+from forge import files
+from forge.hub.cache import require_place
+from forge.hub.client import Remote
+
+_COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
+_FOLDER = re.compile(r"models--([\w.-]+?)--([\w.-]+)", re.ASCII)
+
+
+def root() -> Path:
+    """The directory that all repositories lie in."""
+    return Path(constants.HF_HUB_CACHE)
+
+
+@dataclass(frozen=True, slots=True)
+class Repo:
+    """The folder of one repository."""
+
+    name: str
+
+    @property
+    def folder(self) -> Path:
+        return root() / f"models--{self.name.replace('/', '--')}"
+
+    @property
+    def partials(self) -> Path:
+        return self.folder / ".forge"
+
+    def partial(self, remote: Remote, file: str) -> Path:
+        return self.partials / file / remote.etag
+
+    def pointer(self, commit: str, file: str) -> Path:
+        return self.folder / "snapshots" / commit / file
+
+    def blob(self, etag: str) -> Path:
+        return self.folder / "blobs" / etag
+
+    def lock(self, etag: str) -> Path:
+        """Where `huggingface_hub` locks the same file."""
+        return root() / ".locks" / self.folder.name / f"{etag}.lock"
+
+    def refs(self) -> dict[str, str]:
+        """Which commit each branch or tag was at when it was last asked for."""
+        base = self.folder / "refs"
+        names = (Path(place, name) for place, _, names in os.walk(base) for name in names)
+        found = ((path.relative_to(base).as_posix(), self.commit(path.relative_to(base).as_posix())) for path in names)
+        return {name: commit for name, commit in found if commit}
+
+    def commit(self, revision: str) -> str | None:
+        """The commit of a revision as far as the cache knows it."""
+        if _COMMIT.fullmatch(revision):
+            return revision
+        with suppress(OSError, ValueError):
+            commit = files.read(self.folder / "refs" / revision, 100).decode("ascii").strip()
+            return commit if _COMMIT.fullmatch(commit) else None
+        return None
+
+    def commits(self) -> list[str]:
+        """The snapshots that are there."""
+        with suppress(OSError):
+            return sorted(name for name in os.listdir(self.folder / "snapshots") if _COMMIT.fullmatch(name))
+        return []
+
+    def ggufs(self, commit: str) -> list[str]:
+        """The GGUF files of a snapshot that are there."""
+        base = self.folder / "snapshots" / commit
+        paths = (Path(place, name) for place, _, names in os.walk(base) for name in names)
+        found = (path for path in paths if path.name.lower().endswith(".gguf") and path.is_file())
+        return sorted(path.relative_to(base).as_posix() for path in found)
+
+    def require_places(self, remote: Remote, file: str) -> None:
+        """Raises DownloadError if a directory lies where one of a download's files is to go."""
+        require_place(self.pointer(remote.commit, file))
+        require_place(self.blob(remote.etag))
+
+    def store(self, remote: Remote, partial: Path) -> None:
+        """Makes a complete file a blob."""
+        blob = self.blob(remote.etag)
+        blob.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(partial, blob)
+
+    def link(self, blob: Path, pointer: Path) -> None:
+        """Lets a snapshot have a blob."""
+        pointer.parent.mkdir(parents=True, exist_ok=True)
+        pointer.unlink(missing_ok=True)
+        try:
+            pointer.symlink_to(os.path.relpath(blob, pointer.parent))
+        except PermissionError:  # a file system without symbolic links
+            os.replace(blob, pointer)
+
+    def remember(self, revision: str, commit: str) -> None:
+        """Lets a revision be found without the Hub, if that can be stored: what was fetched is there without it."""
+        if revision != commit and self.commit(revision) != commit:
+            path = self.folder / "refs" / revision
+            with suppress(OSError):  # the cache may be there to be read, and `feat` lie in the way of `feat/x`
+                path.parent.mkdir(parents=True, exist_ok=True)
+                files.replace(path, commit.encode())
+
+
+def repos() -> Iterator[Repo]:
+    """All repositories of models in the cache."""
+    with suppress(OSError):
+        for name in sorted(os.listdir(root())):
+            if match := _FOLDER.fullmatch(name):
+                yield Repo(f"{match[1]}/{match[2]}")
+
+
+def prune(path: Path, stop: Path) -> None:
+    """Removes empty directories from `path` upwards, `stop` not included."""
+    with suppress(OSError):
+        while path != stop and stop in path.parents:
+            path.rmdir()
+            path = path.parent

@@ -1,0 +1,242 @@
+"""Names of models on the Hugging Face Hub: `hf:` names, addresses, and which file of a repository is meant."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from urllib.parse import parse_qs, unquote, urlsplit
+
+from forge.errors import ModelNotFoundError
+from forge.hub.catalog import shown
+
+DEFAULT_QUANTS = ("Q4_K_M", "Q8_0")
+"""What llama.cpp takes of a repository, in this order, where no quantization is named."""
+
+_HOSTS = ("huggingface.co", "www.huggingface.co", "hf.co")
+_STARTS = ("hf:", "http://", "https://", *(f"{host}/" for host in _HOSTS))
+_MAX_CHARS = 1000
+_MAX_LISTED = 12
+_MAX_SHARDS = 1000
+_REPO = re.compile(r"([\w.-]+/[\w.-]+)(.*)", re.ASCII | re.DOTALL)
+_QUANT = re.compile(r"[\w.-]+", re.ASCII)
+_VERBS = ("blob", "resolve", "raw", "tree")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_SPECIAL_REF = re.compile(r"(refs/(?:pr|convert)/[^/]+)/(.+)")
+_SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf", re.IGNORECASE)
+_TAG = re.compile(r"[-.](\w+)$", re.ASCII)
+
+Place = tuple[str | None, str | None]
+"""A revision (None: the repository's main branch) and a file within it (None: the one that the quantization picks)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Name:
+    """What a user wrote, and the places it may mean, in the order to try: revisions may hold slashes, as files may."""
+
+    text: str
+    repo: str
+    places: tuple[Place, ...]
+    quant: str | None = None
+
+
+def is_hub_name(text: str) -> bool:
+    """Whether a text is meant as a name or an address of the Hub."""
+    return text.lower().startswith(_STARTS)
+
+
+def parse(text: str) -> Name:
+    """The parts of a name of the Hub. Raises ModelNotFoundError if it has none of the forms.
+
+    `hf:owner/repo[@revision][:QUANT]`, `hf:owner/repo[@revision]/file.gguf` (`hf://` too), `hf.co/owner/repo[:QUANT]`,
+    and pasted addresses of a repository or of a file in it. `%2F` is a slash of a revision.
+    """
+    if not text.isprintable():
+        raise ModelNotFoundError(f"{shown(text)} holds control characters: write the name without them")
+    if len(text) > _MAX_CHARS:
+        raise ModelNotFoundError(f"{shown(text)} is no name of the Hub: it has more than {_MAX_CHARS} characters")
+    name = _parse_name(text) if text.lower().startswith("hf:") else _parse_address(text)
+    if not all(part is None or is_inside(part) for place in name.places for part in place):
+        raise _malformed(text)
+    return name
+
+
+def is_inside(path: str) -> bool:
+    """Whether a path from elsewhere stays below the directory it is appended to, and can be shown."""
+    return path.isprintable() and "\\" not in path and not {"", ".", ".."}.intersection(path.split("/"))
+
+
+def _parse_name(text: str) -> Name:
+    match = _REPO.fullmatch(text[3:].lstrip("/").removesuffix("/"))
+    if not match:
+        raise _malformed(text)
+    repo, rest = match.groups()
+    kind, rest = rest[:1], rest[1:]
+    if kind == "/":
+        return Name(text, repo, ((None, _gguf(text, rest)),))
+    if kind == "@" and rest.lower().endswith(".gguf"):
+        return Name(text, repo, _splits(text, rest.split("/")))
+    if kind == "@":
+        revision, colon, quant = rest.partition(":")
+        return _chosen(text, repo, unquote(revision), quant if colon else None)
+    return _chosen(text, repo, None, rest if kind == ":" else None)
+
+
+def _parse_address(text: str) -> Name:
+    path, query = _path(text)
+    segments = path.strip("/").split("/")
+    match = _REPO.fullmatch(unquote("/".join(segments[:2])))
+    if not match or segments[0] in ("datasets", "spaces", "api"):
+        raise _malformed(text)
+    (repo, rest), tail = match.groups(), segments[3:]
+    verb = segments[2] if len(segments) > 2 else ""
+    shown_file = parse_qs(query).get("show_file_info")
+    if rest and (not rest.startswith(":") or verb):
+        raise _malformed(text)
+    if shown_file and verb in ("", "tree"):
+        return Name(text, repo, (("/".join(map(unquote, tail)) or None, _gguf(text, shown_file[0])),))
+    if not verb:
+        return _chosen(text, repo, None, rest[1:] if rest else None)
+    if verb not in _VERBS:
+        return Name(text, repo, ((None, _gguf(text, unquote("/".join(segments[2:])))),))
+    if not tail:
+        raise _malformed(text)
+    if verb == "tree" and not tail[-1].lower().endswith(".gguf"):
+        return _chosen(text, repo, "/".join(map(unquote, tail)), None)
+    return Name(text, repo, _splits(text, [tail[0], *map(unquote, tail[1:])]))
+
+
+def _path(text: str) -> tuple[str, str]:
+    """Path and query of an address on the Hub, or on the endpoint that stands for it."""
+    endpoint = os.environ.get("HF_ENDPOINT", "").rstrip("/")
+    if endpoint and text.startswith(f"{endpoint}/"):
+        text = f"https://{_HOSTS[0]}{text.removeprefix(endpoint)}"
+    try:
+        parts = urlsplit(text if "://" in text else f"https://{text}")
+        known = parts.hostname in _HOSTS
+    except ValueError:
+        raise _malformed(text) from None
+    if not known:
+        raise ModelNotFoundError(
+            f"{shown(text)} is no address of the Hugging Face Hub: download the file and pass its path"
+        )
+    return parts.path, parts.query
+
+
+def _splits(text: str, segments: list[str]) -> tuple[Place, ...]:
+    """Where `revision/file` may be cut: the first segment is a revision, or the first with others behind it."""
+    _gguf(text, segments[-1])
+    special = _SPECIAL_REF.fullmatch("/".join(segments))
+    if special:
+        return ((special[1], special[2]),)
+    first = unquote(segments[0])
+    if first != segments[0] or first == "main" or _COMMIT.fullmatch(first):
+        return ((first, "/".join(segments[1:])),)
+    return tuple(("/".join(segments[:n]), "/".join(segments[n:])) for n in range(1, len(segments))) or (("", ""),)
+
+
+def _chosen(text: str, repo: str, revision: str | None, quant: str | None) -> Name:
+    if quant is not None and not _QUANT.fullmatch(quant):
+        raise _malformed(text)
+    if quant and quant.lower().endswith(".gguf"):  # as ollama has it
+        return Name(text, repo, ((revision, quant),))
+    return Name(text, repo, ((revision, None),), None if quant in (None, "latest") else quant)
+
+
+def _gguf(text: str, file: str) -> str:
+    if not file.lower().endswith(".gguf"):
+        raise _malformed(text)
+    return file
+
+
+def _malformed(text: str) -> ModelNotFoundError:
+    return ModelNotFoundError(
+        f"{shown(text)} is not of the form hf:owner/repo, hf:owner/repo:QUANT or hf:owner/repo/file.gguf "
+        "(or hf:owner/repo@revision/…)"
+    )
+
+
+def hint(text: str) -> str:
+    """What to write for a path that is not there but looks like a repository of the Hub; else nothing."""
+    match = _REPO.fullmatch(text)
+    if (
+        match
+        and not text.startswith((".", "-"))
+        and re.fullmatch(r"(|:[\w.-]+|@\S+|/\S+\.gguf)", match[2], re.ASCII | re.IGNORECASE)
+    ):
+        return f"; for a repository of the Hugging Face Hub write {shown('hf:' + text)}"
+    return ""
+
+
+def shards(file: str) -> list[str]:
+    """All names of a file that is split, `-00001-of-00003.gguf`, else its own name alone.
+
+    Raises ModelNotFoundError for a shard that cannot be.
+    """
+    match = _SHARD.fullmatch(file)
+    if not match:
+        return [file]
+    index, count = int(match[2]), int(match[3])
+    if not 1 <= index <= count:
+        raise ModelNotFoundError(f"{shown(file)}: there is no shard {index} of {count}")
+    if count > _MAX_SHARDS:
+        raise ModelNotFoundError(f"{shown(file)}: no model has {count} shards, at most {_MAX_SHARDS}: check the name")
+    end = file[-5:]
+    return [f"{match[1]}-{n:05}-of-{match[3]}{end}" for n in range(1, count + 1)]
+
+
+def matching(files: Iterable[str], quant: str | None) -> list[str]:
+    """The models among a repository's files that a quantization names, each by its first shard.
+
+    The rule is llama.cpp's: the name, in any case, before a dot or a dash, and no projector or importance matrix.
+    Where a file ends with just this name (F16, not BF16), only such files count. Without a name: all models.
+    """
+    models = [file for file in files if _is_model(file)]
+    if quant is None:
+        return models
+    pattern = re.compile(re.escape(quant) + "[.-]", re.IGNORECASE)
+    found = [file for file in models if pattern.search(file)]
+    return [file for file in found if quant_of(file) == quant.upper()] or found
+
+
+def quant_of(file: str) -> str:
+    """The quantization that a file's name ends with, in capitals; empty if there is none."""
+    match = _SHARD.fullmatch(file)
+    tag = _TAG.search(match[1] if match else file[:-5])
+    return tag[1].upper() if tag else ""
+
+
+def _is_model(file: str) -> bool:
+    base = file.lower().rpartition("/")[2]
+    match = _SHARD.fullmatch(file)
+    return (
+        base.endswith(".gguf")
+        and "mmproj" not in base
+        and "imatrix" not in base
+        and (match is None or int(match[2]) == 1)
+    )
+
+
+def choose(name: Name, files: Sequence[str]) -> str:
+    """The file of a repository that a name without one means. Raises ModelNotFoundError with the choices."""
+    models = matching(files, None)
+    if not models:
+        raise ModelNotFoundError(f"{name.text}: the repository has no GGUF file: look for one that has")
+    for quant in (name.quant,) if name.quant else DEFAULT_QUANTS:
+        if found := matching(files, quant):
+            break
+    else:
+        found = [] if name.quant else models
+    if len(found) == 1:
+        return found[0]
+    if not found:
+        raise ModelNotFoundError(f"{name.text}: the repository has no such file: it has {_listed(models)}")
+    raise ModelNotFoundError(
+        f"{name.text}: several files may be meant: {_listed(found)}: name one, as hf:{name.repo}/file.gguf"
+    )
+
+
+def _listed(files: Sequence[str]) -> str:
+    listed = ", ".join(shown(file)[1:-1] for file in files[:_MAX_LISTED])
+    return listed if len(files) <= _MAX_LISTED else f"{listed} and {len(files) - _MAX_LISTED} more"

@@ -411,6 +411,7 @@ class LLM:
 
 def _log_likelihoods(logits: npt.NDArray[np.float32], targets: list[int]) -> npt.NDArray[np.float64]:
     """log softmax of each row at its target, in float64."""
-    shifted = logits - logits.max(axis=1, keepdims=True)
-    total = np.exp(shifted).sum(axis=1, dtype=np.float64)
-    return np.asarray(shifted[np.arange(len(targets)), targets] - np.log(total))
+    with np.errstate(all="ignore"):  # the caller looks at the sum
+        shifted = logits - logits.max(axis=1, keepdims=True)
+        total = np.exp(shifted).sum(axis=1, dtype=np.float64)
+        return np.asarray(shifted[np.arange(len(targets)), targets] - np.log(total))

@@ -6,7 +6,7 @@ import math
 import mmap
 import os
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, suppress
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -36,7 +36,8 @@ class NumpyBackend:
         return op.numpy(*args, **options)
 
     def active(self) -> AbstractContextManager[None]:
-        return nullcontext()
+        """Without NumPy's warnings: weights may be NaN or too large, and ids and scores say what became of them."""
+        return np.errstate(all="ignore")
 
     def asarray(self, array: npt.ArrayLike, dtype: npt.DTypeLike | None = None) -> npt.NDArray[Any]:
         return np.asarray(array, dtype)

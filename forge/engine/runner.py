@@ -68,12 +68,13 @@ class Runner:
 
     def sample(self, logits: Any, rows: list[int], sequences: list[Sequence]) -> list[Sampled]:
         """The next id of each sequence, drawn from its row of the logits."""
-        if rows != list(range(len(logits))):
-            logits = take_rows(self.backend.asarray(rows, np.int32), logits)  # (B, V)
-        slots = Slots(self.backend, len(sequences), self.model.config.vocab_size)
-        slots.fill(sequences)
-        _, drawn = slots.draw(logits)
-        return sampled(sequences, self.backend.to_numpy(drawn))
+        with self.backend.active():
+            if rows != list(range(len(logits))):
+                logits = take_rows(self.backend.asarray(rows, np.int32), logits)  # (B, V)
+            slots = Slots(self.backend, len(sequences), self.model.config.vocab_size)
+            slots.fill(sequences)
+            _, drawn = slots.draw(logits)
+            return sampled(sequences, self.backend.to_numpy(drawn))
 
 
 def drawn_words(num_top: int) -> int:

@@ -6,7 +6,7 @@ import math
 import threading
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -19,6 +19,7 @@ from forge.config import SamplingParams, check_integer
 from forge.engine import Engine, Sampled
 from forge.engine.sequence import Sequence as EngineSequence
 from forge.errors import ChatTemplateError, ContextLengthError, NumericsError, OutOfMemoryError, ParameterError
+from forge.forks import ParentsLock, watch
 from forge.generation import Generation
 from forge.keywords import keywords
 from forge.models.attention import AttentionWeights
@@ -38,6 +39,9 @@ class LLM:
     Requests of several threads, or several streams read in turn, run together in one batch. `logits`, `attention` and
     `perplexity` may be called beside them: where these need pages of the KV cache that requests hold, the youngest
     requests wait, and have their tokens computed again.
+
+    In a fork of the process a model on the CPU can be used if no request was running in any model. Else each call
+    raises a ForgeError: load it in the child, or use multiprocessing's spawn.
     """
 
     def __init__(
@@ -60,14 +64,16 @@ class LLM:
         self.config = engine.runner.model.config
         self.context = engine.context
         self.device = engine.runner.backend.device
-        self._lock = threading.RLock()
+        lock = threading.RLock()
+        self._lock: AbstractContextManager[Any] = lock
         self._passes = threading.RLock()
-        self._pages_are_back = threading.Condition(self._lock)
+        self._pages_are_back = threading.Condition(lock)
         self._generations: dict[EngineSequence, Generation] = {}
         self._undelivered: deque[Sampled] = deque()
         self._stepping = False
         self._dropped: list[Generation] = []
         """Aborted during a step, to be ended after it."""
+        watch(self)
 
     def __repr__(self) -> str:
         return f"<forge.LLM {self.path.name}: {self.config.arch}, context {self.context}, {self.device}>"
@@ -82,8 +88,25 @@ class LLM:
 
     def close(self) -> None:
         """Abort what runs."""
-        with self._lock:
-            self._abort(list(self._generations.values()))
+        self._abort(self._generations.values())
+
+    def _is_busy(self) -> bool:
+        """Whether requests, or passes over all positions, are under way."""
+        if self.engine.is_busy:
+            return True
+        locks = self._pages_are_back, self._passes
+        taken = [lock for lock in locks if lock.acquire(blocking=False)]
+        for lock in taken:
+            lock.release()
+        return len(taken) < len(locks)
+
+    def _survives(self) -> bool:
+        """Whether a fork of the process can use it: a GPU's driver cannot."""
+        return not self.engine.runner.backend.is_asynchronous
+
+    def _lose(self) -> None:
+        """In a fork of the process that cannot use it: every call says so."""
+        self._lock = ParentsLock(str(self.path))
 
     @keywords(SamplingParams)
     def generate(
@@ -399,11 +422,13 @@ class LLM:
             self.engine.finish(token.sequence, "stop")
 
     def _abort(self, generations: Iterable[Generation]) -> None:
+        if isinstance(self._lock, ParentsLock):  # they run in the parent
+            return
         with self._lock:
             if self._stepping:  # the garbage collector closes a stream in the middle of a step
                 self._dropped += generations
                 return
-            for generation in generations:
+            for generation in list(generations):
                 if self._generations.pop(generation.sequence, None) is not None:
                     self.engine.finish(generation.sequence, "abort")
                     generation.finish()

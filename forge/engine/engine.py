@@ -223,6 +223,11 @@ class Engine:
         return pages
 
     @property
+    def is_busy(self) -> bool:
+        """Whether there are requests, or passes over all positions, that have not ended."""
+        return self.has_work or bool(self._num_borrowed)
+
+    @property
     def is_held_up(self) -> bool:
         """Whether nothing can run before a pass over all positions gives its pages back."""
         return bool(self._num_borrowed and self.scheduler.waiting and not self.scheduler.running)

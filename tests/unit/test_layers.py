@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 # Each room may import those before it.
 CHAIN = [
     *("errors", "keywords", "config", "paths", "files", "tuning", "backend", "op", "quant", "ops", "nn", "kv_cache"),
-    *("models", "engine", "outputs", "generation", "prompts", "llm", "loading"),
+    *("models", "engine", "outputs", "generation", "prompts", "forks", "llm", "loading"),
 ]
 # Rooms beside the chain, with what they may import.
 BESIDE = {

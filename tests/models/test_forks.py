@@ -1,0 +1,187 @@
+"""A model in a fork of its process: it works where nothing was under way, else it says so; it never hangs."""
+
+from __future__ import annotations
+
+import gc
+import os
+import select
+import signal
+import sys
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from tiny_models import CONTEXT, GREEDY, tiny_llm
+
+from forge import LLM
+from forge.backend.numpy import NumpyBackend
+
+SECONDS = 60.0
+WORDS = "loaded before the process was forked"
+
+
+def in_a_child(call: Callable[[], object]) -> str:
+    """What a call returns or raises in a fork of this process, as text; "hangs" if it takes too long."""
+    reader, writer = os.pipe()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 on: other threads may hold locks
+        child = os.fork()
+    if not child:
+        try:
+            try:
+                text = repr(call())
+            except BaseException as error:
+                text = f"{type(error).__name__}: {error}"
+            os.write(writer, text.encode()[:4000])
+        finally:
+            os._exit(0)
+    os.close(writer)
+    try:
+        ready, _, _ = select.select([reader], [], [], SECONDS)
+        return os.read(reader, 4000).decode() if ready else "hangs"
+    finally:
+        os.close(reader)
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+
+
+@contextmanager
+def generating(llm: LLM) -> Iterator[None]:
+    """Another thread is in the middle of a step."""
+    within, ended = threading.Event(), threading.Event()
+    forward = llm.engine.runner.forward
+
+    def waits(*arguments: Any, **options: Any) -> Any:
+        within.set()
+        assert ended.wait(20 * SECONDS)
+        return forward(*arguments, **options)
+
+    llm.engine.runner.forward = waits  # type: ignore[method-assign]
+    thread = threading.Thread(target=lambda: llm.generate([1, 2, 3], GREEDY), daemon=True)
+    thread.start()
+    assert within.wait(SECONDS)
+    llm.engine.runner.forward = forward  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join(SECONDS)
+
+
+def uses(llm: LLM) -> dict[str, Callable[[], Any]]:
+    return {
+        "generate": lambda: llm.generate([1, 2], GREEDY),
+        "stream": lambda: list(llm.stream("ab", GREEDY)),
+        "logits": lambda: llm.logits([1, 2, 3]),
+        "attention": lambda: llm.attention([1, 2, 3]),
+        "perplexity": lambda: llm.perplexity([1, 2, 3]),
+    }
+
+
+def test_a_fork_beside_a_thread_that_generates_raises_in_every_use() -> None:
+    """It hung each time: the thread held the lock, and is not there any more."""
+    llm = tiny_llm("llama", max_step_tokens=4)
+    with generating(llm):
+        for name, use in uses(llm).items():
+            found = in_a_child(use)
+            assert found.startswith("ForgeError: "), (name, found)
+            assert WORDS in found
+            assert "spawn" in found
+            assert "\n" not in found
+
+
+def test_a_fork_beside_another_model_s_thread_raises_too() -> None:
+    """That thread may have been within BLAS, which both use."""
+    idle, busy = tiny_llm("llama"), tiny_llm("llama")
+    with generating(busy):
+        assert WORDS in in_a_child(uses(idle)["generate"])
+    assert "Completion" in in_a_child(uses(idle)["generate"])
+
+
+def test_a_fork_beside_a_pass_over_all_positions_raises() -> None:
+    llm = tiny_llm("llama", max_step_tokens=2)
+    rows = llm.engine.logits([1] * 20)
+    next(rows)
+    assert WORDS in in_a_child(uses(llm)["generate"])
+    rows.close()
+    for held in (llm._pass(), llm._lock):  # of another thread than the one that forks
+        with held:
+            assert WORDS in threaded(lambda: in_a_child(uses(llm)["generate"]))
+
+
+def threaded(call: Callable[[], str]) -> str:
+    found: list[str] = []
+    thread = threading.Thread(target=lambda: found.append(call()))
+    thread.start()
+    thread.join(2 * SECONDS)
+    return found[0]
+
+
+def test_a_fork_where_nothing_runs_works_on_the_cpu() -> None:
+    llm = tiny_llm("llama")
+    expected = llm.generate([1, 2], GREEDY).ids
+    assert in_a_child(lambda: uses(llm)["generate"]().ids) == repr(expected)
+    for use in uses(llm).values():
+        assert "Error" not in in_a_child(use)
+    # nor does a fork of a thread's that is not the main one, or of a fork
+    assert threaded(lambda: in_a_child(lambda: uses(llm)["generate"]().ids)) == repr(expected)
+    assert in_a_child(lambda: in_a_child(lambda: uses(llm)["generate"]().ids)) == repr(repr(expected))
+
+
+def test_a_gpu_is_never_used_in_a_child(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(NumpyBackend, "is_asynchronous", True)
+    llm = tiny_llm("llama")
+    for use in uses(llm).values():
+        assert WORDS in in_a_child(use)
+    assert llm.generate([1, 2], GREEDY).ids
+
+
+def test_a_half_read_stream_says_so_in_the_child_and_goes_on_in_the_parent() -> None:
+    llm = tiny_llm("llama")
+    expected = llm.generate([1, 2], GREEDY).ids
+    stream = llm.stream([1, 2], GREEDY)
+    found = list(next(stream).ids)
+    assert WORDS in in_a_child(lambda: list(stream))
+    assert found + [token for chunk in stream for token in chunk.ids] == expected
+
+
+def test_a_child_that_cannot_use_a_model_can_still_leave_it() -> None:
+    """Its attributes are there, `with` ends, and streams that it drops are dropped."""
+    llm = tiny_llm("llama")
+    streams = [llm.stream([1, 2], GREEDY)]
+    next(streams[0])
+
+    def leave() -> object:
+        unraisable: list[object] = []
+        sys.unraisablehook = unraisable.append
+        with llm:
+            streams.clear()
+            gc.collect()
+            return llm.context, llm.tokenizer.decode([1]) != "", "llama" in repr(llm), unraisable
+
+    with generating(llm):
+        assert in_a_child(leave) == repr((CONTEXT, True, True, []))
+
+
+@pytest.mark.slow
+def test_forks_at_any_moment_of_a_thread_s_work_never_hang() -> None:
+    llm = tiny_llm("llama")
+    expected = llm.generate([1, 2], GREEDY).ids
+    ended = threading.Event()
+
+    def work() -> None:
+        while not ended.is_set():
+            llm.generate([1, 2, 3], GREEDY, max_tokens=80)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        found = [in_a_child(lambda: uses(llm)["generate"]().ids) for _ in range(20)]
+    finally:
+        ended.set()
+        thread.join(SECONDS)
+    assert all(text == repr(expected) or WORDS in text for text in found), found
+    assert any(WORDS in text for text in found)

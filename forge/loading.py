@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 
@@ -24,6 +24,10 @@ from forge.tokenizer.chat import ChatTemplate
 
 _MOST_PAGES = 1 << 18
 """Pages have bookkeeping of their own; with pages of 64 these hold 16 million positions."""
+_SHARED_TOKENS = 1 << 15
+"""Positions in the KV cache where nobody says how many sequences are to have their whole context: 64 of 512 tokens."""
+_REMARKABLE_BYTES = 10**9
+"""A KV cache that takes so much of a GPU is remarked on."""
 _STEP_BYTES = 256 << 20
 """Memory for a step's activations: a model with very wide layers computes fewer tokens at a time."""
 
@@ -36,7 +40,7 @@ def load(
     context: int | None = None,
     memory_fraction: float = 0.9,
     activations: Activations | None = None,
-    max_sequences: int = 64,
+    max_sequences: int | None = None,
     chat_template: str | os.PathLike[str] | None = None,
     progress: Progress | bool | None = None,
 ) -> LLM:
@@ -48,7 +52,9 @@ def load(
         context: Most tokens of one sequence, prompt and completion. None = the model's, cut to what fits.
         memory_fraction: Share of the free memory that weights and KV cache may take.
         activations: Precision of matrix inputs. None = what the device does best.
-        max_sequences: Most sequences that run together; further ones wait.
+        max_sequences: Most sequences that run together, each with room for its whole context as far as memory goes;
+            further ones wait. None = up to 64 that share room for one whole context, or 32,768 tokens if that is more:
+            if they need more together, the youngest wait.
         chat_template: The name of one of the model's templates, or a Jinja file to use instead.
         progress: Called with a stage, how much of it is done, and its total or None. None = bars on a terminal and in
             a notebook; False = no progress.
@@ -56,9 +62,9 @@ def load(
     Raises:
         ForgeError: A child of it names what is wrong: an unknown name, a damaged file, too little memory.
     """
-    settings = EngineConfig(
-        context=context, memory_fraction=memory_fraction, activations=activations, max_sequences=max_sequences
-    )
+    settings = EngineConfig(context=context, memory_fraction=memory_fraction, activations=activations)
+    if max_sequences is not None:
+        settings = replace(settings, max_sequences=max_sequences)
     backend = backends.select(device)
     if activations == "f32" and backend.keeps_blocks:
         raise ParameterError(f"activations: {backend.device} computes in f16; use it, or --device cpu for f32")
@@ -66,7 +72,7 @@ def load(
         path = _resolve(model, report)
         started = time.perf_counter()
         with gguf.read(path) as file:
-            plan = _plan(file, settings, backend)
+            plan = _plan(file, settings, backend, is_shared=max_sequences is None)
             config = models.read_config(file, plan.context)
             tokenizer = Tokenizer.from_metadata(file.metadata, source=str(path))
             if tokenizer.vocab_size != config.vocab_size:
@@ -112,8 +118,12 @@ class _Plan:
     notes: tuple[str, ...]
 
 
-def _plan(file: gguf.GGUF, settings: EngineConfig, backend: Backend) -> _Plan:
-    """What fits beside the weights. Raises OutOfMemoryError with the bytes needed and free, and the flag to change."""
+def _plan(file: gguf.GGUF, settings: EngineConfig, backend: Backend, *, is_shared: bool) -> _Plan:
+    """What fits beside the weights. Raises OutOfMemoryError with the bytes needed and free, and the flag to change.
+
+    is_shared: nobody asked for room for so many sequences. One whole context is kept, and what others leave of a GPU's
+    memory is left to them: a desktop, another model.
+    """
     config = models.read_config(file, settings.context)
     free = int(backend.free_bytes() * settings.memory_fraction)
     weights, converted = _weight_bytes(file, backend)
@@ -144,7 +154,14 @@ def _plan(file: gguf.GGUF, settings: EngineConfig, backend: Backend) -> _Plan:
             )
         notes += (f"context: {context} of the model's {wanted} tokens, cut to fit {room} of KV cache (--context)",)
         wanted = context
-    return _Plan(wanted, min(possible, settings.max_sequences * -(-wanted // size)), notes)
+    most = settings.max_sequences * -(-wanted // size)
+    if is_shared:
+        most = min(most, max(-(-wanted // size), _SHARED_TOKENS // size))
+    num_pages = min(possible, most)
+    taken = (num_pages + 1) * per_page
+    if backend.keeps_blocks and taken >= _REMARKABLE_BYTES:
+        notes += (f"KV cache: {num_pages * size} tokens take {_gb(taken)}; a smaller --context takes less",)
+    return _Plan(wanted, num_pages, notes)
 
 
 def _weight_bytes(file: gguf.GGUF, backend: Backend) -> tuple[int, str]:

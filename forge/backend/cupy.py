@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 from cupy_backends.cuda.libs import cublas, nvrtc
 
-from forge.backend import amd, code_objects, compilers, kernels, probe
+from forge.backend import amd, code_objects, compilers, host, kernels, probe
 from forge.backend.early import EarlyLaunch
 from forge.backend.gpu import GPU, Disturb, arrays_in, checked
 from forge.errors import DeviceError, OutOfMemoryError
@@ -108,6 +108,7 @@ class CupyBackend(GPU):
         properties = cp.cuda.runtime.getDeviceProperties(index)
         card = _card(index)
         self.name, self.arch, self.cores = card.name, card.arch, card.cores
+        self.is_integrated = card.is_integrated
         self.wave = int(properties["warpSize"])
         self._starts_early = not IS_HIP and properties["major"] >= 9
         self.has_wave_groups = self.arch == "sm_90" and nvrtc.getVersion() >= (12, 0)
@@ -433,9 +434,14 @@ class CupyBackend(GPU):
         return replay
 
     def free_bytes(self) -> int:
-        """Free on the device, and free in CuPy's pool."""
+        """Free on the device, and free in CuPy's pool; no more than the host has where both share their memory.
+
+        There the driver counts what programs of the host have taken as free (ROCm/hip#3892).
+        """
         with _errors(), self._cuda_device:
             free, _ = cp.cuda.runtime.memGetInfo()
+            if self.is_integrated:
+                free = min(free, host.free_bytes())
             return int(free) + int(cp.get_default_memory_pool().free_bytes())
 
     def seconds(self, run: Callable[[], object]) -> float:

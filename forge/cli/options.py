@@ -139,7 +139,7 @@ def loaded(
     device: str = "auto",
     context: int | None = None,
     chat_template: str | None = None,
-    max_sequences: int = 1,
+    max_sequences: int | None = 1,
     memory_fraction: float = DEFAULT_MEMORY_FRACTION,
 ) -> Iterator[LLM]:
     """A model, ready to run; what it remarks goes to stderr."""

@@ -116,7 +116,7 @@ def _shapes_of(model: str, device: str) -> Shapes:
     """What kernels are asked for while the model gets ready, and the same for other numbers of sequences."""
     from forge.workloads import for_all_batches
 
-    with options.loaded(model, device) as llm:
+    with options.loaded(model, device, max_sequences=None) as llm:
         gpu: Any = llm.engine.runner.backend
         asked: Shapes = gpu.tuning.asked
     return [one for kernel, shape in asked for one in for_all_batches(kernel, shape)]

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import forge
+from forge.backend import host
 from forge.errors import DeviceError
 from forge.ops.activation import add
 from virtual_rocm import tiny
@@ -55,6 +56,19 @@ def test_grids_are_for_all_compute_units(device: Any, gfx: str) -> None:
     reported = cupy.cuda.runtime.getDeviceProperties(0)["multiProcessorCount"]
     assert (reported, device.cores) == ({"gfx942": 8, "gfx1100": 4}[gfx], 8)
     assert ("waves", f"{WAVE} threads, 8 compute units") in device.facts()
+
+
+def test_a_gpu_that_shares_the_host_s_memory_has_no_more_than_the_host(
+    device: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The driver counts what programs of the host have taken as free (ROCm/hip#3892)."""
+    import cupy
+
+    monkeypatch.setattr(host, "free_bytes", lambda: 12_345_678)
+    assert not device.is_integrated
+    assert device.free_bytes() > 100_000_000
+    monkeypatch.setattr(device, "is_integrated", True)
+    assert device.free_bytes() == 12_345_678 + cupy.get_default_memory_pool().free_bytes()
 
 
 def test_new_memory_is_nan(device: Any) -> None:

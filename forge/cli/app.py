@@ -6,7 +6,22 @@ from typing import Annotated
 
 import typer
 
-from forge.cli import bench, chat, doctor, generate, inspect, kernels, logits, perplexity, pull, tokenize, tune, verify
+from forge.cli import (
+    bench,
+    chat,
+    doctor,
+    generate,
+    inspect,
+    kernels,
+    list_,
+    logits,
+    perplexity,
+    pull,
+    rm,
+    tokenize,
+    tune,
+    verify,
+)
 
 app = typer.Typer(
     rich_markup_mode=None,  # its help panels would cost 0.1 s
@@ -40,6 +55,6 @@ def forge(
     """LLM inference: text from GGUF models, on any machine."""
 
 
-for module in (generate, chat, tokenize, logits, perplexity, inspect, pull, bench, verify, tune, doctor):
-    app.command(module.__name__.rpartition(".")[2], epilog=_EVERYWHERE)(module.command)
+for module in (generate, chat, tokenize, logits, perplexity, inspect, pull, list_, rm, bench, verify, tune, doctor):
+    app.command(module.__name__.rpartition(".")[2].removesuffix("_"), epilog=_EVERYWHERE)(module.command)
 app.add_typer(kernels.app, name="kernels")

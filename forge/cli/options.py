@@ -57,7 +57,7 @@ Model = Annotated[
         "--model",
         metavar="MODEL",
         envvar="FORGE_MODEL",
-        help="A name, a GGUF file, or hf:owner/repo/file.gguf.",
+        help="A name, a GGUF file, or hf:owner/repo[:QUANT].",
         callback=_remember_variable,
         autocompletion=_models,
     ),

@@ -20,9 +20,24 @@ from forge.hub.cache import (
     workspace,
 )
 from forge.hub.catalog import DEFAULT_MODEL, MODELS, Model, find, shown, unknown
+from forge.hub.stored import Stored, caches, remove, stored
 from forge.paths import cache_dir
 
-__all__ = ["DEFAULT_MODEL", "MODELS", "Model", "Progress", "cache_dir", "cached_path", "is_cached", "pull", "resolve"]
+__all__ = [
+    "DEFAULT_MODEL",
+    "MODELS",
+    "Model",
+    "Progress",
+    "Stored",
+    "cache_dir",
+    "cached_path",
+    "caches",
+    "is_cached",
+    "pull",
+    "remove",
+    "resolve",
+    "stored",
+]
 
 
 def resolve(name_or_path: str | Path, *, progress: Progress | None = None, download: bool = True) -> Path:

@@ -6,6 +6,7 @@ import os
 import shutil
 import stat
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -19,6 +20,9 @@ from forge.paths import cache_dir
 
 Progress = Callable[[str, int, int | None], None]
 """Called with what is being done, the bytes done and the bytes in all (None: unknown)."""
+
+_SETTLED_NS = 20_000_000
+"""A file that changed so lately may change again without another time of change: the kernel's clock has ticks."""
 
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -68,7 +72,8 @@ def is_whole(model: Model, report: Progress, *, afresh: bool = False) -> bool:
             return True
         if _sha256(model, file, report) != model.sha256:
             return False
-        if _record(model, before) == _record(model, os.fstat(file.fileno())):
+        settled = time.time_ns() - max(before.st_mtime_ns, before.st_ctime_ns) > _SETTLED_NS
+        if settled and _record(model, before) == _record(model, os.fstat(file.fileno())):
             _remember(model, before)
     return True
 

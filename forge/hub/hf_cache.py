@@ -11,12 +11,16 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from huggingface_hub import constants
 
 from forge import files
 from forge.hub.cache import require_place
-from forge.hub.client import Remote
+from forge.hub.names import is_inside
+
+if TYPE_CHECKING:
+    from forge.hub.client import Remote
 
 _COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 _FOLDER = re.compile(r"models--([\w.-]+?)--([\w.-]+)", re.ASCII)
@@ -24,7 +28,7 @@ _FOLDER = re.compile(r"models--([\w.-]+?)--([\w.-]+)", re.ASCII)
 
 def root() -> Path:
     """The directory that all repositories lie in."""
-    return Path(constants.HF_HUB_CACHE)
+    return Path(os.path.abspath(constants.HF_HUB_CACHE))
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,9 +61,7 @@ class Repo:
     def refs(self) -> dict[str, str]:
         """Which commit each branch or tag was at when it was last asked for."""
         base = self.folder / "refs"
-        names = (Path(place, name) for place, _, names in os.walk(base) for name in names)
-        found = ((path.relative_to(base).as_posix(), self.commit(path.relative_to(base).as_posix())) for path in names)
-        return {name: commit for name, commit in found if commit}
+        return {name: commit for name in _below(base) if (commit := self.commit(name))}
 
     def commit(self, revision: str) -> str | None:
         """The commit of a revision as far as the cache knows it."""
@@ -77,11 +79,34 @@ class Repo:
         return []
 
     def ggufs(self, commit: str) -> list[str]:
-        """The GGUF files of a snapshot that are there."""
+        """The GGUF files of a snapshot; what they link to may be gone."""
         base = self.folder / "snapshots" / commit
-        paths = (Path(place, name) for place, _, names in os.walk(base) for name in names)
-        found = (path for path in paths if path.name.lower().endswith(".gguf") and path.is_file())
-        return sorted(path.relative_to(base).as_posix() for path in found)
+        return sorted(file for file in _below(base) if file.lower().endswith(".gguf") and is_inside(file))
+
+    def partial_files(self) -> list[tuple[str, Path]]:
+        """The files that have come in part, with where that lies."""
+        found = (self.partials / file for file in _below(self.partials))
+        return [(path.parent.relative_to(self.partials).as_posix(), path) for path in sorted(found)]
+
+    def blob_of(self, pointer: Path) -> Path | None:
+        """The blob that a file of a snapshot links to."""
+        if not pointer.is_symlink():
+            return None
+        blob = Path(os.path.normpath(pointer.parent / os.readlink(pointer)))
+        return blob if blob.parent == self.folder / "blobs" and os.path.lexists(blob) else None
+
+    def linked_blobs(self) -> set[Path]:
+        """The blobs that some file of some snapshot links to."""
+        base = self.folder / "snapshots"
+        return {blob for file in _below(base) if (blob := self.blob_of(base / file))}
+
+    def forget_lost(self) -> None:
+        """Removes the refs whose snapshots are gone."""
+        for ref, commit in self.refs().items():
+            if not (self.folder / "snapshots" / commit).exists():
+                path = self.folder / "refs" / ref
+                path.unlink(missing_ok=True)
+                prune(path.parent, root())
 
     def require_places(self, remote: Remote, file: str) -> None:
         """Raises DownloadError if a directory lies where one of a download's files is to go."""
@@ -110,6 +135,12 @@ class Repo:
             with suppress(OSError):  # the cache may be there to be read, and `feat` lie in the way of `feat/x`
                 path.parent.mkdir(parents=True, exist_ok=True)
                 files.replace(path, commit.encode())
+
+
+def _below(base: Path) -> Iterator[str]:
+    """Every file and link below a directory, as a path from there."""
+    for place, _, found in os.walk(base):
+        yield from (Path(place, name).relative_to(base).as_posix() for name in found)
 
 
 def repos() -> Iterator[Repo]:

@@ -218,11 +218,14 @@ def _is_model(file: str) -> bool:
     )
 
 
-def choose(name: Name, files: Sequence[str]) -> str:
-    """The file of a repository that a name without one means. Raises ModelNotFoundError with the choices."""
+def choose(name: Name, files: Sequence[str], where: str = "the repository") -> str:
+    """The file that a name without one means, of a repository or `where` else the files are.
+
+    Raises ModelNotFoundError with the choices.
+    """
     models = matching(files, None)
     if not models:
-        raise ModelNotFoundError(f"{name.text}: the repository has no GGUF file: look for one that has")
+        raise ModelNotFoundError(f"{name.text}: {where} has no GGUF file: look for one that has")
     for quant in (name.quant,) if name.quant else DEFAULT_QUANTS:
         if found := matching(files, quant):
             break
@@ -231,7 +234,7 @@ def choose(name: Name, files: Sequence[str]) -> str:
     if len(found) == 1:
         return found[0]
     if not found:
-        raise ModelNotFoundError(f"{name.text}: the repository has no such file: it has {_listed(models)}")
+        raise ModelNotFoundError(f"{name.text}: {where} has no such file: it has {_listed(models)}")
     raise ModelNotFoundError(
         f"{name.text}: several files may be meant: {_listed(found)}: name one, as hf:{name.repo}/file.gguf"
     )

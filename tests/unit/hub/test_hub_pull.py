@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -68,11 +69,11 @@ def test_a_file_is_hashed_once_after_each_change(fake_uv: Path, cache: Path, mon
         assert hub.resolve("tiny", progress=seen) == path
         return len(seen.calls)
 
-    assert [hashes(), hashes(), hashes()] == [1, 0, 0]
-    path.write_bytes(BODY)
-    assert [hashes(), hashes()] == [1, 0]
-    os.utime(path, ns=(1, 1))
-    assert [hashes(), hashes()] == [1, 0]
+    for change in (lambda: None, lambda: path.write_bytes(BODY), lambda: os.utime(path, ns=(1, 1))):
+        change()
+        assert hashes() == 1
+        time.sleep(0.03)  # what changed a moment ago may change again without another time of change
+        assert [hashes(), hashes(), hashes()] in ([1, 0, 0], [0, 0, 0])
 
 
 @pytest.mark.parametrize(

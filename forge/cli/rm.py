@@ -1,0 +1,19 @@
+"""`forge rm`: a model out of its cache."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from forge.cli import output
+
+
+def command(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A name that `forge list` shows.")],
+) -> None:
+    """Remove a model from its cache, with what broken downloads of it left."""
+    from forge import hub
+
+    freed = hub.remove(name)
+    output.write(f"{output.printable(name)}: removed, {output.num_bytes(freed)} freed\n")

@@ -1,0 +1,186 @@
+"""What lies in the caches: `forge list` and `forge rm`."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import quote
+
+from forge.errors import DownloadError, ModelNotFoundError
+from forge.hub import locks, names
+from forge.hub.cache import is_whole, model_path, silent, work_path
+from forge.hub.catalog import MODELS, Model, shown
+from forge.paths import cache_dir
+
+if TYPE_CHECKING:
+    from forge.hub.hf_cache import Repo
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A model in a cache: the name that `forge rm` and `-m` take, its file (the first of several), and its size.
+
+    `state` is "complete", "damaged" (wrong size or SHA-256) or "partial" (a download that was cut, or is going on).
+    """
+
+    name: str
+    path: Path
+    bytes: int
+    state: str
+
+
+def stored() -> list[Stored]:
+    """The known models in forge's cache, and the GGUF files in the Hugging Face cache, whoever fetched them."""
+    from forge.hub.hf_cache import repos
+
+    found = [item for model in MODELS.values() for item in _of_catalog(model)]
+    return found + [item for repo in repos() for item in (*_snapshots(repo), *_partials(repo))]
+
+
+def caches() -> tuple[Path, Path]:
+    """The directories of forge's and of the Hugging Face cache."""
+    from forge.hub.hf_cache import root
+
+    return cache_dir(), root()
+
+
+def remove(name: str) -> int:
+    """Removes a model from its cache, with what its downloads left; returns the bytes that are free now.
+
+    `name` is one of `stored()`, or any name of the Hub that `pull` takes; without a revision all revisions are meant.
+    What the model shares with others stays, and nothing outside the caches is touched.
+    Raises ModelNotFoundError if there is none, DownloadError if it cannot be removed.
+    """
+    try:
+        if names.is_hub_name(name):
+            return _remove_of_hub(name)
+        if name in MODELS:
+            return _remove_of_catalog(MODELS[name])
+    except BlockingIOError:
+        raise DownloadError(f"{name} is being fetched by another process: wait for its end, or end it") from None
+    except OSError as error:
+        raise DownloadError(f"{name}: cannot be removed: {error.filename}: {error.strerror or error}") from error
+    raise ModelNotFoundError(
+        f"{shown(name)} is no name of a model in the caches, which `forge list` shows"
+        f"{names.hint(name) or ': delete other files yourself'}"
+    )
+
+
+# ---- forge's own cache
+
+
+def _of_catalog(model: Model) -> Iterator[Stored]:
+    path = model_path(model)
+    if path.is_file():
+        yield Stored(model.name, path, path.stat().st_size, "complete" if is_whole(model, silent) else "damaged")
+    for place in sorted(work_path(model).glob("tmp-*")):
+        yield Stored(model.name, place, _bytes_below(place), "partial")
+
+
+def _remove_of_catalog(model: Model) -> int:
+    path, work = model_path(model), work_path(model)
+    if not os.path.lexists(path) and not any(work.glob("tmp-*")):
+        raise ModelNotFoundError(f"{model.name} is not in the cache {cache_dir()}")
+    _require_inside(path.parent, cache_dir())
+    _require_inside(work, cache_dir())
+    with locks.held(work / "lock"):
+        freed = sum(_bytes_below(place) for place in work.glob("tmp-*"))
+        if os.path.lexists(path):
+            freed += _unlink(path)
+        shutil.rmtree(work)
+    return freed
+
+
+# ---- the Hugging Face cache
+
+
+def _snapshots(repo: Repo) -> Iterator[Stored]:
+    """The models of all snapshots, one entry for all shards of one."""
+    refs = {commit: ref for ref, commit in sorted(repo.refs().items(), key=lambda item: item[0] == "main")}
+    for commit in repo.commits():
+        ref = refs.get(commit, commit)
+        at = "" if ref == "main" else f"@{quote(ref, safe='')}"
+        present = [file for file in repo.ggufs(commit) if repo.pointer(commit, file).is_file()]
+        for parts in dict.fromkeys(tuple(_shards(file)) for file in present):
+            there = [repo.pointer(commit, part) for part in parts if part in present]
+            size = sum(path.stat().st_size for path in there)
+            state = "complete" if len(there) == len(parts) else "partial"
+            yield Stored(f"hf:{repo.name}{at}/{parts[0]}", there[0], size, state)
+
+
+def _partials(repo: Repo) -> Iterator[Stored]:
+    for file, path in repo.partial_files():
+        yield Stored(f"hf:{repo.name}/{file}", path, path.lstat().st_size, "partial")
+
+
+def _remove_of_hub(text: str) -> int:
+    from forge.hub.hf_cache import Repo, prune, root
+
+    name = names.parse(text)
+    repo = Repo(name.repo)
+    pointers, partials = _meant(repo, name)
+    if not pointers and not partials:
+        raise ModelNotFoundError(f"{text} is not in the Hugging Face cache {root()}: `forge list` shows what is")
+    blobs = {blob for pointer in pointers if (blob := repo.blob_of(pointer))}
+    for path in (*pointers, *partials, *blobs):
+        _require_inside(path.parent, root())
+    with ExitStack() as stack:
+        for etag in sorted({path.name for path in (*blobs, *partials)}):
+            stack.callback(prune, repo.lock(etag).parent, root())
+            stack.enter_context(locks.held(repo.lock(etag), remove=True))
+        freed = sum(map(_unlink, (*pointers, *partials)))
+        freed += sum(map(_unlink, blobs - repo.linked_blobs()))
+        for path in (*pointers, *partials, *blobs):
+            prune(path.parent, root())
+        repo.forget_lost()
+    return freed
+
+
+def _meant(repo: Repo, name: names.Name) -> tuple[list[Path], list[Path]]:
+    """What a name means in the cache: its files in the snapshots, and what has come of them so far."""
+    coming = list(repo.partial_files())
+    for revision, file in name.places:
+        commits = repo.commits() if revision is None else [commit] if (commit := repo.commit(revision)) else []
+        present = [(commit, file) for commit in commits for file in repo.ggufs(commit)]
+        known = sorted({file for _, file in present} | {file for file, _ in coming})
+        if file is None and known:
+            file = names.choose(name, known, "the cache")
+        parts = _shards(file) if file else []
+        pointers = [repo.pointer(commit, file) for commit, file in present if file in parts]
+        partials = [path for file, path in coming if file in parts]
+        if pointers or partials:
+            return pointers, partials
+    return [], []
+
+
+def _shards(file: str) -> list[str]:
+    try:
+        return names.shards(file)
+    except ModelNotFoundError:  # a name that cannot be: the file is there all the same
+        return [file]
+
+
+def _unlink(path: Path) -> int:
+    """Removes a file or a link; returns the bytes that are free now."""
+    status = path.lstat()
+    if stat.S_ISDIR(status.st_mode):
+        raise DownloadError(f"{path} is a directory: remove it yourself")
+    path.unlink()
+    return status.st_size if stat.S_ISREG(status.st_mode) and status.st_nlink == 1 else 0
+
+
+def _require_inside(directory: Path, cache: Path) -> None:
+    """Raises DownloadError if links lead out of a cache on the way to a directory in it."""
+    if not directory.resolve().is_relative_to(cache.resolve()):
+        raise DownloadError(f"{directory} leads out of the cache {cache}: remove what is there yourself")
+
+
+def _bytes_below(directory: Path) -> int:
+    paths = (Path(place, name) for place, _, files in os.walk(directory) for name in files)
+    return sum(path.lstat().st_size for path in paths)

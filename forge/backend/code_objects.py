@@ -22,14 +22,13 @@ from typing import Literal, NamedTuple
 
 from forge import files
 from forge.backend import kernels
-from forge.backend.compilers import COMPILERS, FLAGS, compile_variant, find_compiler, target
+from forge.backend.compilers import COMPILERS, FLAGS, MOST_CODE_BYTES, compile_variant, find_compiler, target
 from forge.errors import DeviceError, DownloadError, ParameterError
 from forge.paths import cache_dir
 
 Progress = Callable[[str, int, int | None], None]
 State = Literal["valid", "missing", "stale", "corrupt", "foreign"]
 
-_MOST_CODE_BYTES = 64 << 20
 _MOST_NOTE_BYTES = 1 << 16
 
 
@@ -79,11 +78,12 @@ def check_arch(arch: str) -> str:
     return arch
 
 
-def obtain(variant: kernels.Variant, arch: str) -> bytes | None:
-    """A variant's verified code for the driver to load, or None where CuPy is to compile it: where hipcc is on PATH.
+def obtain(variant: kernels.Variant, arch: str) -> bytes:
+    """A variant's verified code for the driver of an AMD GPU to load.
 
-    What a store holds is used if it is valid; else a plain clang compiles it into a store. A file that is
-    refused is named in a warning. Raises DeviceError where there is nothing to use and nothing to compile with.
+    What a store holds is used if it is valid; else it is compiled into a store. CuPy never compiles here: its cache
+    takes the code of one GPU for another's of the same compute capability (cupy#9830). A file that is refused is named
+    in a warning. Raises DeviceError where there is nothing to use and nothing to compile with.
     """
     code, refused = _search(stores(), variant, arch)
     if code is not None:
@@ -96,11 +96,8 @@ def obtain(variant: kernels.Variant, arch: str) -> bytes | None:
             f"no code for kernel {variant.name} on {arch}: {found}, and there is no compiler: install {COMPILERS}, or "
             f"run `forge kernels build --arch {arch} --out DIR` where there is one and set FORGE_KERNELS to DIR"
         )
-    replaced = f"; `forge kernels build --arch {arch}` replaces it" if compiler.is_hipcc else ""
     for checked in refused:
-        _warn_once(checked, f"compiled anew{replaced}")
-    if compiler.is_hipcc:
-        return None
+        _warn_once(checked, "compiled anew")
     code = compile_variant(variant, arch, compiler)
     if failed := _keep(stores(), variant, arch, code, compiler.version):
         warnings.warn(f"compiled kernels cannot be kept in {' or '.join(failed)}", stacklevel=2)
@@ -155,7 +152,7 @@ def check(store: Path, variant: kernels.Variant, arch: str) -> Checked:
         return Checked(state, path, fault, b"")
 
     try:
-        code = files.read(path, _MOST_CODE_BYTES)
+        code = files.read(path, MOST_CODE_BYTES)
     except (FileNotFoundError, NotADirectoryError):
         return refused("missing", "")
     except (OSError, ValueError) as error:

@@ -1,17 +1,20 @@
-"""Compilers of HIP: ROCm's hipcc, or a plain clang, which needs nothing of ROCm because kernels include nothing."""
+"""Compilers of HIP: ROCm's hipcc, or a plain clang, which needs nothing of ROCm because kernels include nothing.
+
+They run in child processes: in parallel, as hipRTC does not, and without the end of this process when one crashes.
+"""
 
 from __future__ import annotations
 
 import os
 import re
 import shutil
-import subprocess
 import tempfile
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from forge.backend import kernels
+from forge import files
+from forge.backend import kernels, probe, rocm
 from forge.errors import DeviceError
 
 FLAGS = (
@@ -29,6 +32,11 @@ TESTED = ("gfx90a", "gfx942", "gfx1030", "gfx1100", "gfx1151", "gfx1201")
 """AMD GPUs that every kernel is compiled for on every change, within their registers and local memory."""
 
 _ERROR = re.compile(r":(?P<line>\d+):\d+: (?:fatal )?error: (?P<text>.*)$", re.MULTILINE)
+_COMPILE_SECONDS = 60
+"""A kernel takes 0.3 of one; more than this is no slow compiler."""
+_VERSION_SECONDS = 30
+MOST_CODE_BYTES = 64 << 20
+_MOST_CHARS = 300
 _UNKNOWN_TARGET = "the compiler does not know this GPU: use a newer one"
 _AMDGPU = 224  # e_machine
 _TARGET = re.compile(rb"amdhsa\.target(?:[\xa0-\xbf]|\xd9.)amdgcn-amd-amdhsa-\w*-(gfx[0-9a-f]+)", re.DOTALL)
@@ -46,29 +54,24 @@ class Compiler:
 
 
 def compile_variant(variant: kernels.Variant, arch: str, compiler: Compiler) -> bytes:
-    """A variant's code object for a GPU. Raises DeviceError with the compiler's first message."""
+    """A variant's code object for a GPU. Raises DeviceError with the compiler's first message, or how it ended."""
     try:
         with tempfile.TemporaryDirectory(prefix="forge-") as scratch:
             source, code = Path(scratch, f"{variant.file}.hip"), Path(scratch, "code.hsaco")
             source.write_text(kernels.source(variant.file), encoding="utf-8")
             mode = "--genco" if compiler.is_hipcc else "--cuda-device-only"
             command = [compiler.path, mode, *FLAGS, f"--offload-arch={arch}", *variant.options]
-            done = subprocess.run(
-                [*command, str(source), "-o", str(code)],
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                encoding="utf-8",
-                errors="replace",
-            )
-            if done.returncode:
-                why = reason(done.stderr or f"exit code {done.returncode}", variant)
+            scratchy = {**os.environ, "TMPDIR": scratch}  # with what a crash or its end leaves behind
+            how, said = probe.run([*command, str(source), "-o", str(code)], _COMPILE_SECONDS, scratchy)
+            if how:
+                why = reason(said, variant, how)
                 if why == _UNKNOWN_TARGET:
                     raise DeviceError(f"{compiler.path} does not know {arch}: check the name, or use a newer compiler")
                 raise DeviceError(f"{variant.name} does not compile for {arch} with {compiler.path}: {why}")
-            data = code.read_bytes()
-    except OSError as error:
+            data = files.read(code, MOST_CODE_BYTES)
+    except (OSError, ValueError) as error:
         raise DeviceError(
-            f"{variant.name} cannot be compiled with {compiler.path}: {error.strerror or error}"
+            f"{variant.file}.hip ({variant.name}) cannot be compiled with {compiler.path}: {files.reason(error)}"
         ) from None
     if target(data) != arch:
         raise DeviceError(f"{compiler.path} wrote no code object for {arch}: use another compiler: {COMPILERS}")
@@ -76,10 +79,15 @@ def compile_variant(variant: kernels.Variant, arch: str, compiler: Compiler) -> 
 
 
 def find_compiler() -> Compiler | None:
-    """hipcc if it is on PATH, else the newest clang++ there that is new enough, else None."""
-    if hipcc := shutil.which("hipcc"):
+    """hipcc on PATH or where ROCm is installed, else the clang++ of a ROCm that pip has installed, else the newest one
+    on PATH that is new enough, else None."""
+    search_path = os.environ.get("PATH", os.defpath)
+    homes = (os.environ.get("ROCM_PATH"), "/opt/rocm", "/opt/rocm/core")
+    if hipcc := shutil.which("hipcc", path=os.pathsep.join([search_path, *(f"{home}/bin" for home in homes if home)])):
         return Compiler(hipcc, True, _version(hipcc)[1])
-    return _newest_clang(os.environ.get("PATH", os.defpath))
+    if clang := rocm.compiler():
+        return Compiler(clang, False, _version(clang)[1])
+    return _newest_clang(search_path)
 
 
 @cache
@@ -103,10 +111,10 @@ def _newest_clang(search_path: str) -> Compiler | None:
 def _version(path: str) -> tuple[int, str]:
     """Major version and version line of a clang; (0, "") where it names none."""
     try:
-        done = subprocess.run([path, "--version"], capture_output=True, timeout=60, encoding="utf-8", errors="replace")
-    except (OSError, subprocess.TimeoutExpired):
+        said = probe.run([path, "--version"], _VERSION_SECONDS).output
+    except OSError:
         return 0, ""
-    match = re.search(r"^.*\bclang version (\d{1,9})\b.*$", done.stdout, re.MULTILINE)
+    match = re.search(r"^.*\bclang version (\d{1,9})\b.*$", said, re.MULTILINE)
     return (int(match[1]), match[0].strip()) if match else (0, "")
 
 
@@ -117,15 +125,19 @@ def target(code: bytes) -> str | None:
     return match[1].decode() if match else None
 
 
-def reason(text: str, variant: kernels.Variant) -> str:
-    """A compiler's first complaint about a variant in one line: the place in its source, what is wrong, the line."""
+def reason(text: str, variant: kernels.Variant, how: str = "no message") -> str:
+    """A compiler's first complaint about a variant in one line: the place in its source, what is wrong, the line.
+
+    Without such a complaint, the file, `how` it ended and what of its output speaks of an error.
+    """
     if match := _ERROR.search(text):
         place, line = kernels.place(variant.file, int(match["line"]))
-        return f"{place}: {match['text']}: {line!r}"
+        return f"{place}: {match['text']:.{_MOST_CHARS}}: {line!r}"
     if "invalid target ID" in text:
         return _UNKNOWN_TARGET
-    lines = text.splitlines()
-    return next((line.strip() for line in lines if "error" in line), lines[0].strip() if lines else "no message")
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    said = next((line for line in lines if "error" in line.lower()), lines[0] if lines else "")
+    return f"{variant.file}.hip: {how}{f': {said:.{_MOST_CHARS}}' if said else ''}"
 
 
 def untested(arch: str) -> str:

@@ -170,15 +170,17 @@ class CupyBackend(GPU):
     def _module(self, variant: kernels.Variant) -> Any:
         module = self._modules.get(variant)
         if module is None:
-            code: bytes | None = None
-            if target := kernels.target(variant.file):
-                code = code_objects.kept(variant, target, lambda: _nvrtc(variant, target))
-            elif IS_HIP:
-                code = code_objects.obtain(variant, self.arch)
-            module = self._modules[variant] = self._compiled(variant) if code is None else self._loaded(variant, code)
+            if IS_HIP:
+                module = self._loaded(variant, code_objects.obtain(variant, self.arch))
+            elif target := kernels.target(variant.file):
+                module = self._loaded(variant, code_objects.kept(variant, target, lambda: _nvrtc(variant, target)))
+            else:
+                module = self._compiled(variant)
+            self._modules[variant] = module
         return module
 
     def _compiled(self, variant: kernels.Variant) -> Any:
+        """By CuPy and NVRTC, which keep what they compile."""
         module = cp.RawModule(code=kernels.source(variant.file), options=(*_FLAGS, *variant.options))
         try:
             module.compile()
@@ -212,12 +214,15 @@ class CupyBackend(GPU):
             with _errors(), self._cuda_device:
                 self._module(variant)
 
-        with ThreadPoolExecutor(os.cpu_count(), "forge-compile") as pool:
+        pool = ThreadPoolExecutor(os.cpu_count(), "forge-compile")
+        try:
             tasks = [pool.submit(build, variant) for variant in missing]
             for done, task in enumerate(as_completed(tasks), 1):
                 task.result()
                 if progress:
                     progress("compiling kernels", done, len(missing))
+        finally:
+            pool.shutdown(cancel_futures=True)
 
     @cached_property
     def tuning(self) -> Choices:
@@ -493,7 +498,7 @@ class CupyBackend(GPU):
             ),
             ("CuPy", f"{cp.__version__} for {'ROCm' if IS_HIP else 'CUDA'}"),
             ("BLAS", self._blas()),
-            ("kernel cache", os.environ.get("CUPY_CACHE_DIR", os.path.expanduser("~/.cupy/kernel_cache"))),
+            ("kernel cache", _kernel_cache()),
         ]
 
 
@@ -566,6 +571,13 @@ def _check(status: int) -> None:
     """A CUresult as the error that CuPy's own calls raise for it."""
     if status:
         raise cp.cuda.driver.CUDADriverError(status)
+
+
+def _kernel_cache() -> str:
+    """Where what is compiled here is kept: by forge on HIP, by CuPy on CUDA."""
+    if IS_HIP:
+        return str(code_objects.stores()[0])
+    return os.environ.get("CUPY_CACHE_DIR", os.path.expanduser("~/.cupy/kernel_cache"))
 
 
 def _out_of_memory(what: str) -> OutOfMemoryError:

@@ -162,7 +162,8 @@ def _facts(gpu: Any) -> Iterator[Finding]:
         return
     for what, found in facts:
         if what == "kernel cache":
-            state, mend = _writable(Path(found), "when the first kernel is compiled", "CUPY_CACHE_DIR")
+            variable = "FORGE_CACHE" if gpu.arch.startswith("gfx") else "CUPY_CACHE_DIR"
+            state, mend = _writable(Path(found), "when the first kernel is compiled", variable)
             yield Finding(what, output.printable(f"{found} ({state})"), output.printable(mend))
         else:
             yield Finding(what, found, mends.get(what, ""))

@@ -178,8 +178,9 @@ def _remark(llm: LLM) -> None:
         if "; auto: " not in remark:
             output.note(remark)
         elif not output.is_quiet() and is_news(remark):
-            device, _, _ = remark.partition("; auto: ")
-            output.note(f"{device}; no GPU that forge can use: see forge doctor" if llm.device[:3] == "cpu" else remark)
+            device, _, why = remark.partition("; auto: ")
+            is_bare = "needs CuPy" in why  # what else keeps a GPU from being used is a fault, with its cause
+            output.note(f"{device}; no GPU that forge can use: see forge doctor" if is_bare else remark)
 
 
 def is_news(remark: str) -> bool:

@@ -308,19 +308,24 @@ def test_without_a_compiler_only_valid_files_are_used(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("no_compiler")
-def test_with_hipcc_cupy_compiles_what_no_valid_file_holds(tmp_path: Path) -> None:
-    script(tmp_path / "bin" / "hipcc", "echo never; exit 1")
-    store = tmp_path / "cache" / "kernels"
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert obtain(STEP, ARCH) is None
-        put(store, code := fake_object(f"amdgcn-amd-amdhsa--{ARCH}"))
-        assert obtain(STEP, ARCH) == code
-    path = put(store, code, code="0")
-    replaced = "`forge kernels build --arch gfx1100` replaces it"
-    damaged = f"{path} is damaged: its SHA-256 is not the one noted beside it; compiled anew; {replaced}"
-    assert obtain_step() == (None, [damaged])
-    assert obtain_step() == (None, [])  # told once
+def test_hipcc_compiles_what_no_valid_file_holds_for_each_gpu(tmp_path: Path) -> None:
+    """GPUs of one compute capability have code of their own, in one process and one cache (cupy#9830)."""
+    log, code = tmp_path / "log", {arch: fake_object(f"amdgcn-amd-amdhsa--{arch}") for arch in (ARCH, "gfx1101")}
+    for arch, held in code.items():
+        (tmp_path / f"--offload-arch={arch}").write_bytes(held)
+    script(
+        tmp_path / "bin" / "hipcc",
+        f'if [ "$1" = --version ]; then exit; fi\necho x >> {log}\n'
+        'for a; do case "$a" in --offload-arch=*) arch=$a;; esac; done\n'
+        f'while [ "$1" != -o ]; do shift; done; /bin/cat "{tmp_path}/$arch" > "$2"',
+    )
+    for _ in range(2):
+        assert {arch: obtain(STEP, arch) for arch in code} == code
+    assert log.read_text() == "x\nx\n"
+    path = put(tmp_path / "cache" / "kernels", code[ARCH], code="0")
+    damaged = f"{path} is damaged: its SHA-256 is not the one noted beside it; compiled anew"
+    assert obtain_step() == (code[ARCH], [damaged])
+    assert obtain_step() == (code[ARCH], [])
 
 
 @pytest.mark.usefixtures("no_compiler")
@@ -371,18 +376,29 @@ def test_the_newest_clang_from_19_on_is_taken(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        ("echo 'kernel.hip:3: error: too hard' >&2; exit 1", "kernel.hip:3: error: too hard"),
-        ("kill -9 $$", "exit code -9"),
+        ("echo 'kernel.hip:3: error: too hard' >&2; exit 1", "step.hip: exit code 1: kernel.hip:3: error: too hard"),
+        ("kill -9 $$", "step.hip: Killed"),
+        ("kill -11 $$", "step.hip: Segmentation fault"),
+        ("echo 'PLEASE submit'; echo 'clang: error: frontend failed'; exit 139", "exit code 139: clang: error: front"),
+        ("/bin/sleep 100", "step.hip: no end in 2 seconds"),
+        ("trap '' TERM; /bin/sleep 100 & while :; do :; done", "step.hip: no end in 2 seconds"),
+        ("while :; do echo 0123456789abcdef; done", "step.hip: it wrote more than 1 MiB"),
+        ('"$0" --fork & exit 1', "step.hip: exit code 1"),
         ("exit 0", "No such file"),
         ('while [ "$1" != -o ]; do shift; done; echo ELF > "$2"', "wrote no code object for gfx1100"),
         ('while [ "$1" != -o ]; do shift; done; echo half > "$2"; exit 1', "exit code 1"),
     ],
 )
-def test_a_compiler_that_fails_leaves_nothing(body: str, message: str, tmp_path: Path, capsys: Captured) -> None:
-    script(tmp_path / "bin" / "hipcc", f'if [ "$1" = --version ]; then exit; fi\n{body}')
+def test_a_compiler_that_fails_leaves_nothing(
+    body: str, message: str, tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compilers, "_COMPILE_SECONDS", 2)
+    monkeypatch.setattr("forge.variants.model_variants", lambda: [STEP])
+    forked = 'if [ "$1" = --fork ]; then exec /bin/sleep 5; fi\n'
+    script(tmp_path / "bin" / "hipcc", f'{forked}if [ "$1" = --version ]; then exit; fi\n{body}')
     out = tmp_path / "out"
     with pytest.raises(DeviceError, match=re.escape(message)):
-        code_objects.build([STEP, NORM], [ARCH], out)
+        code_objects.build([STEP], [ARCH], out)
     assert not out.exists()
     assert run(["kernels", "build", "--arch", ARCH, "--out", str(out)]) == 1
     captured = capsys.readouterr()

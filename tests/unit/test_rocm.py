@@ -50,6 +50,7 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     (about / "METADATA").write_text("Metadata-Version: 2.1\nName: cupy-rocm-7-0\nVersion: 14.2.0\n")
     (about / "top_level.txt").write_text("cupy\n")
     monkeypatch.syspath_prepend(tmp_path / "site")
+    monkeypatch.setenv("FORGE_CACHE", str(tmp_path / "cache"))
     yield tmp_path / "site"
     sys.modules.pop("cupy", None)
 

@@ -1,7 +1,6 @@
 """Kernels of AMD code objects, run by the CPU harness from the source that the code object was compiled from."""
 
 import ctypes
-import hashlib
 import os
 import re
 import shutil
@@ -16,13 +15,10 @@ from typing import Any
 import harness
 import yaml
 
-import forge
 from forge.backend import code_objects, kernels
 from virtual_rocm.calls import Failure
-from virtual_rocm.libraries import CACHE
 from virtual_rocm.runtime import INVALID_IMAGE, NO_BINARY_FOR_GPU
 
-_SOURCES = sorted((Path(forge.__file__).parent / "raw_kernels").glob("*.hip"))
 _MOST_LDS_BYTES = 64 << 10
 _TILES = {"gfx9": "TILE_MFMA", "gfx10": "TILE_SCALAR", "gfx11": "TILE_WMMA_11", "gfx12": "TILE_WMMA_12"}
 """The matrix cores of a family of targets."""
@@ -69,17 +65,6 @@ class Kernel:
         return f"{self.variant.name}: {self.name}: {error}" if error else ""
 
 
-def remember(code: bytes, variant: kernels.Variant) -> None:
-    """Note, for all processes, what a code object was compiled from."""
-    path = _note(code)
-    with harness.alone(path):
-        path.write_text(variant.name)
-
-
-def _note(code: bytes) -> Path:
-    return CACHE / f"{hashlib.sha256(code).hexdigest()}.variant"
-
-
 def read(address: int, size: int) -> bytes:
     """Memory of this process. Raises Failure where there is none: the driver would be handed a file cut off."""
     with open("/proc/self/mem", "rb", buffering=0) as memory:
@@ -107,6 +92,8 @@ def load(code: bytes, arch: str, wave: int) -> dict[str, Kernel]:
     if target != arch:
         raise Failure(NO_BINARY_FOR_GPU)
     variant = _variant(code, arch)
+    if variant is not None:
+        harness.compiled(variant, tile_of(arch))  # not at the launch: several are loaded at a time
     found = {}
     for about in notes["amdhsa.kernels"]:
         given = [argument for argument in about[".args"] if not argument[".value_kind"].startswith("hidden")]
@@ -147,15 +134,17 @@ def _fault(
     return "; ".join(f"{key} is {about[key]}" for key, is_right in checks if not is_right(about[key]))
 
 
+_held: dict[Path, tuple[int, bytes]] = {}
+
+
 def _variant(code: bytes, arch: str) -> kernels.Variant | None:
-    """What a code object was compiled from: as hipRTC noted it, or by its name in a store of forge's."""
-    note = _note(code)
-    with harness.alone(note):
-        if note.exists():
-            return kernels.Variant.parse(note.read_text())
+    """What a code object was compiled from, by its name in a store of forge's; None where it is not forge's."""
     for store in code_objects.stores():
         for path in (store / arch).glob("*.hsaco"):
-            if path.read_bytes() == code:
+            when = path.stat().st_mtime_ns
+            if path not in _held or _held[path][0] != when:
+                _held[path] = when, path.read_bytes()
+            if _held[path][1] == code:
                 return kernels.Variant.parse(path.stem)
     return None
 
@@ -174,12 +163,3 @@ def tool(name: str) -> str:
     path = shutil.which(name, path=harness.TOOLS)
     assert path, f"no {name}: run scripts/install-toolchain"
     return path
-
-
-def variant_of(source: str, options: list[str]) -> kernels.Variant | None:
-    """The variant of a text that hipRTC is given; None where it is no kernel file of forge's."""
-    for path in _SOURCES:
-        if path.stem != kernels.PRELUDE and kernels.source(path.stem) == source:
-            defines = sorted(option[2:].partition("=")[::2] for option in options if option.startswith("-D"))
-            return kernels.Variant.parse("-".join([path.stem, *(f"{name}={value}" for name, value in defines)]))
-    return None

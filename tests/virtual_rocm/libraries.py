@@ -146,6 +146,7 @@ def environment(gfx: str, scratch: Path) -> dict[str, str]:
         "PYTHONPATH": os.pathsep.join(path),
         "PATH": f"{here / 'bin'}{os.pathsep}{os.environ['PATH']}",
         "FORGE_HARNESS_PATH": os.environ["PATH"],
+        "VIRTUAL_ROCM_CACHE": str(CACHE),
         "OPENBLAS_NUM_THREADS": "1",  # the machines run side by side
         "CUPY_CACHE_DIR": str(scratch / "cupy"),
         "FORGE_CACHE": str(scratch / "forge"),

@@ -1,4 +1,7 @@
-"""libhiprtc: clang 19 with the options that `hiprtcInternal.cpp` of ROCm/clr gives it, for the GPU at hand."""
+"""libhiprtc: clang 19 with the options that `hiprtcInternal.cpp` of ROCm/clr gives it, for the current GPU.
+
+forge has nothing compiled here. CuPy has its own kernels, which no test is to launch.
+"""
 
 import ctypes
 import hashlib
@@ -12,7 +15,7 @@ from typing import Any
 
 from virtual_rocm.calls import Failure, provided
 from virtual_rocm.libraries import CACHE
-from virtual_rocm.runtime import GFX
+from virtual_rocm.runtime import ARCHS, current
 
 INVALID_PROGRAM, COMPILATION, NAME_EXPRESSION = 5, 6, 10  # hiprtcResult
 _DEFAULTS = ("-O3", "-mcumode", "-std=c++14")
@@ -73,7 +76,7 @@ def hiprtcCompileProgram(program: c_void_p, number: c_int, options: c_void_p) ->
 
     wanted = _get(program)
     given = [ctypes.cast(options, ctypes.POINTER(c_char_p))[i].decode() for i in range(number)]
-    command = [execution.tool("clang++-19"), "-x", "hip", *_OFFLINE, *_DEFAULTS, f"--offload-arch={GFX}"]
+    command = [execution.tool("clang++-19"), "-x", "hip", *_OFFLINE, *_DEFAULTS, f"--offload-arch={ARCHS[current()]}"]
     command += ["-include", str(_BUILTINS), "-Wno-everything", "-fuse-cuid=none", *given]
     key = "\0".join([wanted.source, _BUILTINS.read_text(), *command])
     kept = CACHE / f"{hashlib.sha256(key.encode()).hexdigest()}.hsaco"
@@ -89,13 +92,6 @@ def hiprtcCompileProgram(program: c_void_p, number: c_int, options: c_void_p) ->
                 raise Failure(COMPILATION)
             code.replace(kept)
     wanted.code = kept.read_bytes()
-    variant = execution.variant_of(wanted.source, given)
-    if variant is not None:
-        execution.remember(wanted.code, variant)
-        harness.compiled(variant, execution.tile_of(GFX))  # beside it: several are compiled at a time
-
-
-hiprtcCompileProgram.in_parallel = True  # type: ignore[attr-defined]
 
 
 def hiprtcGetCodeSize(program: c_void_p, pointer: c_void_p) -> c_int:

@@ -1,4 +1,7 @@
-"""libamdhip64: one GPU whose memory is the host's, and whose streams do their work when something waits for it.
+"""libamdhip64: GPUs whose memory is the host's, and whose streams do their work when something waits for it.
+
+VIRTUAL_ROCM_GFX names their architectures, one for each with commas between; VIRTUAL_ROCM_UNITS how many compute units
+each has, with an "i" behind those of integrated ones.
 
 Error codes, and what is allowed while a stream is captured, are those of `hip/hip_runtime_api.h` and of ROCm/clr's
 `hip_memory.cpp`, `hip_module.cpp`, `hip_graph.cpp` and `hip_stream.cpp` in release 6.3; where HIP 7 changed them
@@ -17,7 +20,7 @@ from ctypes import c_char_p, c_float, c_int, c_size_t, c_uint, c_void_p
 from itertools import count
 from typing import Any
 
-from virtual_rocm.calls import THREAD, UNKNOWN, Failure, provided
+from virtual_rocm.calls import LOCK, THREAD, UNKNOWN, Failure, provided
 
 INVALID_VALUE, OUT_OF_MEMORY, INVALID_CONFIGURATION, NO_DEVICE, INVALID_DEVICE = 1, 2, 9, 100, 101
 INVALID_IMAGE, NO_BINARY_FOR_GPU, INVALID_HANDLE, ILLEGAL_STATE = 200, 209, 400, 401
@@ -51,14 +54,25 @@ ERRORS = {
 }
 """Names and texts as `hip_error.cpp` has them."""
 
-GFX = os.environ.get("VIRTUAL_ROCM_GFX", "gfx1100")
-WAVE = 64 if GFX.startswith("gfx9") else 32
+ARCHS = os.environ.get("VIRTUAL_ROCM_GFX", "gfx1100").split(",")
+GFX = ARCHS[0]
+UNITS = os.environ.get("VIRTUAL_ROCM_UNITS", ",".join("8" for _ in ARCHS)).split(",")
 FEATURES = {"gfx90a": ":sramecc+:xnack-", "gfx942": ":sramecc+:xnack-"}
-COMPUTE_UNITS = 8
-MAJOR, MINOR = int(GFX[3:-2]), int(GFX[-2], 16)
+
+
+def wave_of(arch: str) -> int:
+    return 64 if arch.startswith("gfx9") else 32
+
+
+def capability_of(arch: str) -> tuple[int, int]:
+    """What HIP calls the compute capability: gfx1100 and gfx1101 have the same."""
+    return int(arch[3:-2]), int(arch[-2], 16)
+
+
+WAVE = wave_of(GFX)
 VERSION = 70051831  # HIP 7.0.51831
 MEMORY_BYTES = 1 << 30
-NUM_DEVICES = int(os.environ.get("VIRTUAL_ROCM_DEVICES", "1"))
+NUM_DEVICES = int(os.environ.get("VIRTUAL_ROCM_DEVICES", len(ARCHS)))
 _POISON = 0xFF  # NaN
 _libc = ctypes.CDLL(None)
 _libc.aligned_alloc.restype = c_void_p
@@ -90,7 +104,9 @@ class Properties(ctypes.Structure):
         ("texturePitchAlignment", c_size_t),
         ("deviceOverlap", c_int),
         ("multiProcessorCount", c_int),
-        ("from_kernelExecTimeoutEnabled_to_maxSurfaceCubemapLayered", c_int * 44),
+        ("kernelExecTimeoutEnabled", c_int),
+        ("integrated", c_int),
+        ("from_canMapHostMemory_to_maxSurfaceCubemapLayered", c_int * 42),
         ("surfaceAlignment", c_size_t),
         ("from_concurrentKernels_to_memoryBusWidth", c_int * 10),
         ("l2CacheSize", c_int),
@@ -122,12 +138,19 @@ class PointerAttributes(ctypes.Structure):
     ]
 
 
+def current() -> int:
+    """The GPU that this thread has chosen."""
+    return getattr(THREAD, "device", 0)
+
+
 class Memory:
     """Allocations of one kind: addresses in order, and their sizes."""
 
     def __init__(self) -> None:
         self.starts: list[int] = []
         self.sizes: dict[int, int] = {}
+        self.owners: dict[int, int] = {}
+        """The GPU that was current when each was made."""
 
     def add(self, size: int) -> int:
         address = _libc.aligned_alloc(4096, max(-(-size // 4096) * 4096, 4096))
@@ -136,25 +159,31 @@ class Memory:
         ctypes.memset(address, _POISON, size)
         insort(self.starts, address)
         self.sizes[address] = size
+        self.owners[address] = current()
         return int(address)
 
     def remove(self, address: int) -> None:
         if address not in self.sizes:
             raise Failure(INVALID_VALUE)
         self.starts.remove(address)
-        del self.sizes[address]
+        del self.sizes[address], self.owners[address]
         _libc.free(address)
 
     def holds(self, address: int, size: int = 1) -> bool:
         """Whether so many bytes lie in one allocation."""
+        return self.owner(address, size) is not None
+
+    def owner(self, address: int, size: int = 1) -> int | None:
+        """The GPU of the allocation that holds so many bytes."""
         place = bisect_right(self.starts, address) - 1
         if place < 0:
-            return False
+            return None
         start = self.starts[place]
-        return address + size <= start + self.sizes[start]
+        return self.owners[start] if address + size <= start + self.sizes[start] else None
 
     @property
     def used(self) -> int:
+        """By all GPUs together."""
         return sum(self.sizes.values())
 
 
@@ -181,6 +210,7 @@ class Stream:
 
     def __init__(self, blocking: bool) -> None:
         self.blocking = blocking
+        self.device = current()
         self.queue: deque[Work] = deque()
         self.capture: Graph | None = None
         self.invalidated = False
@@ -227,9 +257,10 @@ class Device:
         """Kernels that were launched and are not forge's."""
         self.missing: Callable[[], str] = str
 
-    def reaches(self, address: int) -> bool:
-        """Whether the GPU can read there."""
-        return self.memory.holds(address) or self.pinned.holds(address)
+    def reaches(self, address: int, gpu: int | None) -> bool:
+        """Whether a GPU, or any, can read there: another's memory only where peers were given access."""
+        owner = self.memory.owner(address)
+        return (owner is not None and gpu in (None, owner)) or self.pinned.holds(address)
 
     def new(self, thing: Any) -> int:
         handle = next(self.next_handle)
@@ -275,11 +306,11 @@ class Device:
         if self.broken:
             raise Failure(self.broken)
 
-    def run(self, launch: Callable[[], str], pointers: list[int]) -> None:
+    def run(self, launch: Callable[[], str], pointers: list[int], gpu: int | None = None) -> None:
         """A kernel with these arrays; after one has failed nothing runs, as on a GPU whose queue has stopped."""
         if self.broken:
             return
-        astray = [f"{pointer:#x} is no memory of the GPU's" for pointer in pointers if not self.reaches(pointer)]
+        astray = [f"{pointer:#x} is no memory of the GPU's" for pointer in pointers if not self.reaches(pointer, gpu)]
         if error := "; ".join(astray) or launch():
             print(f"virtual ROCm: {error}", file=sys.stderr, flush=True)
             self.broken = LAUNCH_FAILURE
@@ -320,14 +351,15 @@ def hipGetDeviceCount(pointer: c_void_p) -> c_int:
 def hipGetDevice(pointer: c_void_p) -> c_int:
     if not NUM_DEVICES:
         raise Failure(NO_DEVICE)
-    _put(pointer, c_int(0))
+    _put(pointer, c_int(current()))
 
 
 def hipSetDevice(index: c_int) -> c_int:
     if not NUM_DEVICES:
         raise Failure(NO_DEVICE)
-    if index:
+    if not 0 <= index < NUM_DEVICES:
         raise Failure(INVALID_DEVICE)
+    THREAD.device = index
 
 
 def hipRuntimeGetVersion(pointer: c_void_p) -> c_int:
@@ -341,27 +373,31 @@ def hipDriverGetVersion(pointer: c_void_p) -> c_int:
 def hipGetDevicePropertiesR0600(pointer: c_void_p, index: c_int) -> c_int:
     if not 0 <= index < NUM_DEVICES:
         raise Failure(INVALID_DEVICE)
+    arch, units = ARCHS[index], UNITS[index]
+    capability, cores = capability_of(arch), int(units.removesuffix("i"))
     properties = Properties(
         name=b"Virtual AMD GPU",
         totalGlobalMem=MEMORY_BYTES,
         sharedMemPerBlock=64 << 10,
         regsPerBlock=64 << 10,
-        warpSize=WAVE,
+        warpSize=wave_of(arch),
         maxThreadsPerBlock=1024,
         maxThreadsDim=(1024, 1024, 1024),
         maxGridSize=(2**31 - 1, 65536, 65536),
-        major=MAJOR,
-        minor=MINOR,
+        major=capability[0],
+        minor=capability[1],
         # HIP counts pairs of compute units on RDNA, where a workgroup may have both.
-        multiProcessorCount=COMPUTE_UNITS // 2 if (10, 0) <= (MAJOR, MINOR) < (12, 5) else COMPUTE_UNITS,
+        multiProcessorCount=cores // 2 if (10, 0) <= capability < (12, 5) else cores,
+        integrated=units.endswith("i"),
         l2CacheSize=4 << 20,
-        gcnArchName=(GFX + FEATURES.get(GFX, "")).encode(),
+        gcnArchName=(arch + FEATURES.get(arch, "")).encode(),
     )
     ctypes.memmove(pointer, ctypes.byref(properties), Properties.rest.offset)
 
 
 def hipDeviceGetAttribute(pointer: c_void_p, attribute: c_int, index: c_int) -> c_int:
-    values = {23: MAJOR, 61: MINOR, 87: WAVE}  # compute capability, major and minor; wave size
+    major, minor = capability_of(ARCHS[index])
+    values = {23: major, 61: minor, 87: wave_of(ARCHS[index])}  # compute capability, major and minor; wave size
     if attribute not in values:
         raise Failure(INVALID_VALUE)
     _put(pointer, c_int(values[attribute]))
@@ -621,21 +657,27 @@ class Module:
 
     def __init__(self, kernels: dict[str, Any]) -> None:
         self.kernels = kernels
+        self.device = current()
 
 
 class Function:
     """A kernel of a module."""
 
-    def __init__(self, kernel: Any) -> None:
-        self.kernel = kernel
+    def __init__(self, kernel: Any, device: int) -> None:
+        self.kernel, self.device = kernel, device
 
 
 def hipModuleLoadData(pointer: c_void_p, image: c_void_p) -> c_int:
     from virtual_rocm import execution
 
     DEVICE.check()
-    code = execution.image(image)
-    _put(pointer, c_void_p(DEVICE.new(Module(execution.load(code, GFX, WAVE)))))
+    arch = ARCHS[current()]
+    found = execution.load(execution.image(image), arch, wave_of(arch))
+    with LOCK:
+        _put(pointer, c_void_p(DEVICE.new(Module(found))))
+
+
+hipModuleLoadData.in_parallel = True  # type: ignore[attr-defined]  # the harness compiles beside it
 
 
 def hipModuleUnload(module: c_void_p) -> c_int:
@@ -643,10 +685,11 @@ def hipModuleUnload(module: c_void_p) -> c_int:
 
 
 def hipModuleGetFunction(pointer: c_void_p, module: c_void_p, name: c_char_p) -> c_int:
-    found = DEVICE.get(module, Module).kernels.get(name.decode())
+    held = DEVICE.get(module, Module)
+    found = held.kernels.get(name.decode())
     if found is None:
         raise Failure(NOT_FOUND)
-    _put(pointer, c_void_p(DEVICE.new(Function(found))))
+    _put(pointer, c_void_p(DEVICE.new(Function(found, held.device))))
 
 
 def hipModuleLaunchKernel(
@@ -663,9 +706,12 @@ def hipModuleLaunchKernel(
     extra: c_void_p,
 ) -> c_int:
     """The limits are those of `hipModuleLaunchKernel` and `ihipLaunchKernel_validate` in ROCm/clr."""
-    kernel = DEVICE.get(function, Function).kernel
+    called = DEVICE.get(function, Function)
+    kernel, wave = called.kernel, wave_of(ARCHS[called.device])
     queue = DEVICE.get(stream, Stream)
     DEVICE.check()
+    if stream and queue.device != called.device:  # the function is another device's
+        raise Failure(INVALID_HANDLE)
     grid, threads = (grid_x, grid_y, grid_z), block_x * block_y * block_z
     if grid_x > 2**31 - 1 or grid_y > 2**16 or grid_z > 2**16 or not all(grid):
         raise Failure(INVALID_VALUE)
@@ -682,7 +728,8 @@ def hipModuleLaunchKernel(
         DEVICE.foreign.append(kernel.name)
     else:
         DEVICE.launches.append((kernel.variant.name, kernel.name))
-    queue.add(lambda: DEVICE.run(lambda: kernel.launch(grid, threads, arguments, WAVE), [a for a in arrays if a]))
+    addresses = [a for a in arrays if a]
+    queue.add(lambda: DEVICE.run(lambda: kernel.launch(grid, threads, arguments, wave), addresses, called.device))
 
 
 def hipLaunchKernel(

@@ -67,7 +67,7 @@ def test_an_unknown_gpu_works_and_is_called_untested(gfx: str) -> None:
 
 def test_a_gpu_that_the_compiler_does_not_know() -> None:
     line = complaint(forge(*GENERATE, VIRTUAL_ROCM_GFX="gfx1399"))
-    assert line.endswith("does not compile for gfx1399: the compiler does not know this GPU: use a newer one")
+    assert line.endswith("/hipcc does not know gfx1399: check the name, or use a newer compiler")
 
 
 def test_without_blas_kernels_of_forges_multiply(usual_ids: list[int]) -> None:
@@ -94,8 +94,8 @@ def copy(store: Path, tmp_path: Path) -> Path:
 
 
 def nothing_on_path(tmp_path: Path) -> dict[str, str]:
-    """No hipcc and no clang, also not for hipRTC, which CuPy reaches by way of hipcc."""
-    return {"PATH": str(tmp_path / "nowhere"), "CUPY_CACHE_DIR": str(tmp_path / "cupy")}
+    """No hipcc, no clang, and nothing that was compiled before."""
+    return {"PATH": str(tmp_path / "nowhere"), "FORGE_CACHE": str(tmp_path / "cache")}
 
 
 def test_without_a_compiler(store: Path, usual_ids: list[int], gfx: str, tmp_path: Path) -> None:
@@ -111,7 +111,7 @@ def test_without_a_compiler_what_was_tuned_is_not_used(
     store: Path, usual_ids: list[int], gfx: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its variants are not among the prebuilt ones."""
-    monkeypatch.setenv("FORGE_CACHE", str(tmp_path))
+    monkeypatch.setenv("FORGE_CACHE", str(tmp_path / "cache"))
     shape, values = {"op": "linear", "inner": 512, "outer": 8191}, {"BLOCK": 64, "ROWS": 4, "CORE_BLOCKS": 10}
     path = tuning.save(gfx, "a GPU", "0.1", [tuning.Measured("vector_linear", shape, values, 2.0, 1.0)])
     done = forge(*GENERATE, **nothing_on_path(tmp_path), FORGE_KERNELS=str(store))
@@ -167,9 +167,11 @@ def test_a_code_object_that_is_refused_is_compiled_anew_or_named(
 ) -> None:
     path = next(copy.glob(f"{gfx}/step*.hsaco"))
     spoil(path)  # type: ignore[operator]
-    done = forge(*GENERATE, FORGE_KERNELS=str(copy))
+    done = forge(*GENERATE, FORGE_KERNELS=str(copy), FORGE_CACHE=str(tmp_path / "cache"))
     assert ids(done) == usual_ids
     assert [line for line in done.stderr.splitlines() if f"{path} {fault}" in line and "compiled anew" in line]
+    assert code_objects.check(copy, kernels.Variant("step", ()), gfx).state == "valid"  # replaced
+    spoil(path)  # type: ignore[operator]
     line = complaint(forge(*GENERATE, FORGE_KERNELS=str(copy), **nothing_on_path(tmp_path)))
     assert f"{path} {fault}" in line
     assert "there is no compiler" in line

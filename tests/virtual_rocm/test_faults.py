@@ -170,7 +170,8 @@ def test_a_kernel_that_does_not_compile(monkeypatch: pytest.MonkeyPatch, device:
         if "rmsnorm(const float *x," in text
     )  # fmt: skip
     assert re.fullmatch(
-        rf"DeviceError: norm-\S+ does not compile for {gfx}: norm\.hip:{line}: unknown type name 'floot'.*: "
+        rf"DeviceError: norm-\S+ does not compile for {gfx} with \S+/hipcc: norm\.hip:{line}: "
+        r"unknown type name 'floot'.*: "
         r"'KERNEL\(BLOCK\) rmsnorm\(const floot \*x, .*'",
         outcome(load),
     )

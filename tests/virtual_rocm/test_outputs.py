@@ -33,8 +33,8 @@ def assert_golden(name: str, text: str) -> None:
     ("name", "environment", "code"),
     [("doctor", {}, 0), ("doctor-without-blas", {"VIRTUAL_ROCM_BLAS": "none"}, 1)],
 )
-def test_doctor(name: str, environment: dict[str, str], code: int, gfx: str) -> None:
-    done = forge("doctor", **environment)
+def test_doctor(name: str, environment: dict[str, str], code: int, gfx: str, tmp_path: Path) -> None:
+    done = forge("doctor", "--device", "hip", FORGE_CACHE=str(tmp_path), **environment)
     assert done.returncode == code
     shown = re.sub(rf"^({_OF_THE_MACHINE})( +).*", r"\1\2<this machine's>", done.stdout, flags=re.MULTILINE)
     assert_golden(f"{name}-{gfx}", shown.replace(str(HERE), "<tests>"))

@@ -20,11 +20,11 @@ def read(path: Path, most_bytes: int) -> bytes:
     return data
 
 
-def replace(path: Path, data: bytes) -> None:
-    """A file that appears whole or not at all."""
+def replace(path: Path, data: bytes, mode: int = 0o666) -> None:
+    """A file that appears whole or not at all, with the permissions of `mode` that the umask leaves."""
     scratch = path.with_name(f".{secrets.token_hex(8)}")
     try:
-        with open(scratch, "xb") as file:
+        with open(scratch, "xb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
             file.write(data)
         os.replace(scratch, path)
     except BaseException:

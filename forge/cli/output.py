@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
 import re
+import select
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import IO, Any, Self
 
 from forge.display import Bars, amount
@@ -17,6 +19,7 @@ from forge.display import printable as printable
 from forge.errors import ForgeError
 
 _quiet = False
+_PATIENCE_S = 2.0
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
@@ -125,6 +128,14 @@ def reply(text: str) -> None:
     _to_stderr("".join(f"{printable(line)}\n" for line in text.split("\n")))
 
 
+def ask(prompt: str) -> None:
+    """What stands before the text that a person types."""
+    if is_terminal(sys.stdout):
+        _put(prompt)
+    else:
+        _to_stderr(prompt)
+
+
 def quoted(text: str) -> str:
     """Text within quotes, so that a blank, a newline or nothing can be seen."""
     mark = '"' if "'" in text else "'"
@@ -165,10 +176,11 @@ def read_text(path: str, most_bytes: int = 1 << 26) -> str:
     """The UTF-8 text of a file, or of stdin for "-". Raises ForgeError if there is none, or too much of it."""
     name = "standard input" if path == "-" else printable(path)
     try:
-        if path == "-" and sys.stdin is None:
-            raise ForgeError("standard input is closed: give a file")
-        with open(0 if path == "-" else path, "rb", closefd=path != "-") as file:
-            data = file.read(most_bytes + 1)
+        if path == "-":
+            data = _stdin().read(most_bytes + 1)
+        else:
+            with open(path, "rb") as file:
+                data = file.read(most_bytes + 1)
     except (OSError, ValueError) as error:  # ValueError: a null byte in the path
         raise ForgeError(f"{name}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
     if len(data) > most_bytes:
@@ -177,6 +189,39 @@ def read_text(path: str, most_bytes: int = 1 << 26) -> str:
         return data.decode()
     except UnicodeDecodeError as error:
         raise ForgeError(f"{name}: is not UTF-8 text (byte {error.start}): convert it") from None
+
+
+def stdin_lines(most_bytes: int = 1 << 22) -> Iterator[str]:
+    """The lines of stdin without their ends, as they come. Raises ForgeError for what is no UTF-8, or too long."""
+    stdin = _stdin()
+    number = 0
+    while data := stdin.readline(most_bytes + 1):
+        number += 1
+        if len(data) > most_bytes:
+            raise ForgeError(f"standard input, line {number}: is longer than {num_bytes(most_bytes)}")
+        try:
+            yield data.decode().rstrip("\r\n")
+        except UnicodeDecodeError as error:
+            raise ForgeError(f"standard input, line {number}: is not UTF-8 text (byte {error.start})") from None
+
+
+def await_stdin() -> None:
+    """Says that stdin is read, where nothing comes: whoever left it open may not know."""
+    try:
+        if not select.select([sys.stdin], [], [], _PATIENCE_S)[0]:
+            note("waiting for the end of standard input (give < /dev/null if there is none)")
+    except (
+        OSError,
+        ValueError,
+        TypeError,
+    ):  # there is none, or it is in memory
+        pass
+
+
+def _stdin() -> IO[bytes]:
+    if sys.stdin is None:
+        raise ForgeError("standard input is closed: give a text or a file")
+    return getattr(sys.stdin, "buffer", None) or io.BytesIO(sys.stdin.read().encode())
 
 
 def _put(text: str) -> None:

@@ -1,11 +1,7 @@
 """The command line on the real smollm2, whose numbers are those of transformers in float32 (goldens/smollm2.json)."""
 
-import contextlib
 import json
-import os
-import pty
 import re
-import select
 import signal
 import subprocess
 import sys
@@ -15,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from terminal import Terminal
 
 from forge import hub
 
@@ -98,46 +95,6 @@ def test_ctrl_c_ends_generation_load_and_start_cleanly() -> None:
     assert [line for line in err.splitlines() if b"forge: device" not in line] == []
 
 
-class Terminal:
-    """forge chat as a person sees it."""
-
-    def __init__(self, *args: str) -> None:
-        self.seen = b""
-        self.pid, self.screen = pty.fork()
-        if self.pid == 0:
-            os.execv(sys.executable, [*FORGE, *args])
-
-    def wait_for(self, pattern: bytes, seconds: float = 120.0) -> None:
-        """Reads until the pattern is on the screen, and forgets what was up to it."""
-        deadline = time.monotonic() + seconds
-        while not (found := re.search(pattern, self.seen)):
-            ready, _, _ = select.select([self.screen], [], [], max(deadline - time.monotonic(), 0))
-            assert ready, (pattern, self.seen)
-            self.seen += os.read(self.screen, 4096)
-        self.seen = self.seen[found.end() :]
-
-    def type(self, keys: bytes) -> None:
-        os.write(self.screen, keys)
-
-    def exit_code(self, keys: bytes = b"", seconds: float = 60.0) -> int:
-        """Press the keys until the program has ended: between a prompt and the wait for a key, Ctrl-C is seen late."""
-        deadline = time.monotonic() + seconds
-        while not (ended := os.waitpid(self.pid, os.WNOHANG))[0]:
-            assert time.monotonic() < deadline, self.seen
-            with contextlib.suppress(OSError):  # the other side is closed
-                self.type(keys)
-                if select.select([self.screen], [], [], 0.5)[0]:
-                    self.seen += os.read(self.screen, 4096)
-        self.pid = 0
-        return os.waitstatus_to_exitcode(ended[1])
-
-    def close(self) -> None:
-        if self.pid:
-            os.kill(self.pid, signal.SIGKILL)
-            os.waitpid(self.pid, 0)
-        os.close(self.screen)
-
-
 @pytest.fixture
 def chat() -> Iterator[Terminal]:
     terminal = Terminal("chat", "--temperature", "0")
@@ -150,7 +107,7 @@ def test_ctrl_c_aborts_an_answer_and_then_leaves(chat: Terminal) -> None:
     chat.type(b"Count from one to one hundred in words.\n")
     chat.wait_for(rb"\r\n[^>\r\n]{4}")  # an answer has begun
     chat.type(b"\x03")
-    chat.wait_for(rb"\n> ")
+    chat.prompted()
     assert chat.exit_code(b"\x03") == 130
 
 
@@ -163,15 +120,29 @@ def test_chat_answers_and_ctrl_d_leaves(chat: Terminal) -> None:
     assert chat.exit_code(b"\x04") == 0
 
 
-def test_chat_answers_each_line_of_a_pipe() -> None:
-    command = [*FORGE, "chat", "--temperature", "0", "--max-tokens", "24"]
-    done = subprocess.run(command, input="What is the capital of France?\n/exit\n", capture_output=True, text=True)
-    assert done.returncode == 0
-    assert "Paris" in done.stdout
-    assert ">" not in done.stdout
+def test_chat_answers_a_question_and_what_is_piped_below_it() -> None:
+    def answer(*args: str, stdin: str = "") -> str:
+        command = [*FORGE, "chat", *args, "--temperature", "0", "--max-tokens", "12"]
+        done = subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    asked = answer("What is the capital of France?")
+    assert "Paris" in asked
+    assert answer(stdin="What is the capital of France?\n") == asked
+    both = answer("Which city does this text name?", stdin="Oslo lies on a fjord.")
+    assert both == answer(stdin="Which city does this text name?\nOslo lies on a fjord.")
+    assert "Oslo" in both
+    lines = answer("--lines", stdin="What is the capital of France?\nWhat is the capital of France?\n")
+    assert lines == 2 * asked
 
 
-def test_bench_reports_ratios_that_fit_its_figures() -> None:
+def test_generate_answers_through_the_template() -> None:
+    out, _ = forge("generate", "What is the capital of France?", "--chat")
+    assert "Paris" in out
+
+
+def test_bench_reports_ratios_that_fit_its_speeds() -> None:
     found = json_of("bench", "--prompt-tokens", "64", "--gen-tokens", "8", "--batch", "1,4", "--repetitions", "1")
     assert [row["batch"] for row in found["decode"]] == [1, 4]
     for row in found["decode"]:

@@ -54,6 +54,7 @@ THIRD_PARTY = {
     "numpy": "backend op quant ops models engine.batch engine.decode engine.runner engine.slots prompts llm formats "
     "tokenizer variants verify workloads cli",
     "platformdirs": "paths",
+    "prompt_toolkit": "cli.chat",
     "psutil": "backend",
     "rich": "cli display",
     "tokenizers": "tokenizer",

@@ -1,0 +1,179 @@
+"""`forge chat`: a conversation in the terminal, or an answer to a question, to stdin, or to each of its lines."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from forge.cli import options, output
+from forge.errors import ForgeError, ParameterError
+
+if TYPE_CHECKING:
+    from forge.cli.chat.conversation import Conversation
+    from forge.llm import LLM
+
+_OUR_VARIABLES = {"messages", "tools", "add_generation_prompt", "continue_final_message"}
+
+
+def command(
+    question: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[QUESTION]",
+            help="Answer this and end; piped text goes below it, and - is that text alone. [default: talk]",
+            show_default=False,
+        ),
+    ] = None,
+    model: options.Model = options.DEFAULT_MODEL,
+    system: Annotated[
+        str | None, typer.Option("--system", metavar="TEXT", help="Instructions. [default: the template's]")
+    ] = None,
+    assistant: Annotated[
+        str | None, typer.Option("--assistant", metavar="TEXT", help="Begin each answer with this; the model goes on.")
+    ] = None,
+    lines: Annotated[bool, typer.Option("--lines", help="Answer each line of stdin, each by itself.")] = False,
+    chat_template: Annotated[
+        str | None,
+        typer.Option(
+            "--chat-template", metavar="FILE|NAME", help="A Jinja template, or one of the model's several by its name."
+        ),
+    ] = None,
+    chat_template_kwargs: Annotated[
+        str | None,
+        typer.Option(
+            "--chat-template-kwargs", metavar="JSON", help="""Variables of the template: '{"name": value}'."""
+        ),
+    ] = None,
+    no_think: Annotated[
+        bool, typer.Option("--no-think", help="Answer without thinking first: enable_thinking=false in the template.")
+    ] = False,
+    no_context_shift: Annotated[
+        bool,
+        typer.Option("--no-context-shift", help="Refuse what does not fit; by default the oldest turns are dropped."),
+    ] = False,
+    max_tokens: Annotated[
+        int | None,
+        typer.Option("--max-tokens", metavar="N", help="Most tokens of an answer. [default: what the context holds]"),
+    ] = None,
+    temperature: options.Temperature = 0.7,
+    top_k: options.TopK = 0,
+    top_p: options.TopP = 0.95,
+    min_p: options.MinP = 0.0,
+    repetition_penalty: options.RepetitionPenalty = 1.0,
+    presence_penalty: options.PresencePenalty = 0.0,
+    frequency_penalty: options.FrequencyPenalty = 0.0,
+    seed: options.Seed = None,
+    stop: options.Stop = None,
+    logprobs: options.Logprobs = None,
+    device: options.Device = "auto",
+    context: options.Context = None,
+    memory_fraction: options.MemoryFraction = options.DEFAULT_MEMORY_FRACTION,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object for each answer.")] = False,
+) -> None:
+    """Talk with a model, or answer QUESTION or what is piped in. /help shows the commands of a conversation."""
+    from forge.cli.chat.conversation import Conversation
+    from forge.config import SamplingParams
+
+    params = SamplingParams(
+        max_tokens=max_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        presence_penalty=presence_penalty,
+        frequency_penalty=frequency_penalty,
+        seed=seed,
+        stop=stop or (),
+        logprobs=logprobs,
+    )
+    variables = _variables(chat_template_kwargs)
+    if no_think:
+        variables["enable_thinking"] = False
+    is_piped = not output.is_terminal(sys.stdin)
+    if lines and question is not None:
+        raise ParameterError("--lines answers the lines of standard input: leave out QUESTION")
+    talks = question is None and not is_piped and not lines
+    if talks and as_json:
+        raise ParameterError("--json needs a QUESTION, or text on standard input")
+    message = None if talks or lines else _message(question, is_piped)
+    with options.loaded(model, device, context, chat_template, memory_fraction=memory_fraction) as llm:
+        conversation = Conversation(llm, params, system, assistant or "", variables, drops=not no_context_shift)
+        conversation.render_once()
+        _check_variables(variables, llm, no_think)
+        if talks:
+            from forge.cli.chat.talk import talk
+
+            talk(conversation)
+        elif message is not None:
+            _answer(conversation, message, as_json)
+        else:
+            _answer_lines(conversation, as_json)
+
+
+def _message(question: str | None, is_piped: bool) -> str:
+    """A question, with what is piped in below it."""
+    if question is None or question == "-":
+        question, is_piped = "", True
+    elif sys.stdin is None:
+        is_piped = False
+    piped = ""
+    if is_piped:
+        output.await_stdin()
+        try:
+            piped = output.read_text("-").rstrip()
+        except ForgeError as error:
+            if not question or not isinstance(error.__context__, OSError):
+                raise
+            output.note(str(error))
+    if question:
+        question = options.text_or_stdin(question, "QUESTION")
+    message = "\n".join(part for part in (question, piped) if part.strip())
+    if not message:
+        raise ForgeError("there is nothing to answer: give a QUESTION, or text on standard input")
+    return message
+
+
+def _answer(conversation: Conversation, message: str, as_json: bool) -> None:
+    if as_json:
+        output.write_json(conversation.answer_json(message))
+    else:
+        conversation.ask(message)
+
+
+def _answer_lines(conversation: Conversation, as_json: bool) -> None:
+    """Each line for itself, as soon as it is there. A line that cannot be answered ends it."""
+    for number, line in enumerate(output.stdin_lines(), 1):
+        if not line.strip():
+            continue
+        try:
+            _answer(conversation, line, as_json)
+        except ForgeError as error:
+            raise type(error)(f"standard input, line {number}: {error}") from None
+        conversation.reset()
+
+
+def _variables(text: str | None) -> dict[str, Any]:
+    try:
+        found = json.loads(text) if text is not None else {}
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise ParameterError("""chat_template_kwargs must be a JSON object such as '{"enable_thinking": false}'""")
+    for name in found.keys() & _OUR_VARIABLES:
+        raise ParameterError(f"chat_template_kwargs must not set {name}")
+    return found
+
+
+def _check_variables(variables: dict[str, Any], llm: LLM, no_think: bool) -> None:
+    """Says which variables the template never reads."""
+    template = llm.chat_template
+    assert template is not None  # it was rendered
+    for name in variables:
+        if not re.search(rf"\b{re.escape(name)}\b", template.sources):
+            flag = "--no-think" if no_think and name == "enable_thinking" else "--chat-template-kwargs"
+            output.note(f"the chat template has no variable {name!r:.100}: {flag} changes nothing")

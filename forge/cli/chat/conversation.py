@@ -1,0 +1,181 @@
+"""Messages so far, what of them fits the context, and the answers to them."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from contextlib import closing
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from forge.cli import options, output
+from forge.cli.generate import answer_json, cut, show_logprobs, statistics
+from forge.errors import ContextLengthError
+
+if TYPE_CHECKING:
+    from forge.config import SamplingParams
+    from forge.llm import LLM
+    from forge.outputs import Timings
+
+Message = dict[str, Any]
+_NEARLY_FULL = 0.8
+_ROOM = 4  # one in so many tokens of the context is left to an answer, where turns can be dropped for it
+
+
+class Conversation:
+    """What was said, and how the next answer is made. It lasts; the model sees what fits."""
+
+    def __init__(
+        self,
+        llm: LLM,
+        params: SamplingParams,
+        system: str | None,
+        opening: str,
+        variables: dict[str, Any],
+        *,
+        drops: bool,
+        is_interactive: bool = False,
+    ) -> None:
+        self.llm, self.params, self.system, self.opening, self.variables = llm, params, system, opening, variables
+        self.drops, self.is_interactive = drops, is_interactive
+        self.messages: list[Message] = []
+        self.hidden = 0
+        """So many messages at the start are no longer shown to the model."""
+        self.timings: Timings | None = None
+        """Of the last answer that ended by itself."""
+        self.used = 0
+        """Tokens of the context that the model has seen and said."""
+        self._warned = False
+
+    def reset(self, messages: list[Message] | None = None) -> None:
+        """Forget what was said, or replace it. Raises ForgeError, and changes nothing, if the template refuses that."""
+        self.used = len(self._encode(messages, False)) if messages else 0
+        self.messages, self.hidden, self.timings, self._warned = messages or [], 0, None, False
+
+    def render_once(self) -> None:
+        """Raises ForgeError now if the model has no template, or one that does not work."""
+        self._encode([{"role": "user", "content": "Hi"}], False)
+
+    def ask(self, text: str) -> None:
+        """Stream the answer to a message."""
+        self._answer([*self.messages, {"role": "user", "content": text}])
+
+    def answer_json(self, text: str) -> dict[str, Any]:
+        """The answer to a message as an object."""
+        return answer_json(self.llm, self._fit(*self._opened([{"role": "user", "content": text}])), self.params)
+
+    def regenerate(self) -> bool:
+        """Answer the last question anew; False if there is none."""
+        last = max((i for i, message in enumerate(self.messages) if message["role"] == "user"), default=None)
+        if last is None:
+            return False
+        self._answer(self.messages[: last + 1])
+        return True
+
+    def go_on(self) -> bool:
+        """Continue the last answer; False if there is none."""
+        last = self.messages[-1] if self.messages else {}
+        if last.get("role") != "assistant" or not isinstance(last.get("content"), str) or not last["content"]:
+            return False
+        self._stream(self.messages, True)
+        return True
+
+    def _opened(self, asked: list[Message]) -> tuple[list[Message], bool]:
+        """The messages with the beginning of the answer, if there is one to continue."""
+        return ([*asked, {"role": "assistant", "content": self.opening}], True) if self.opening else (asked, False)
+
+    def _answer(self, asked: list[Message]) -> None:
+        messages, continues = self._opened(asked)
+        self._stream(messages, continues, show=self.opening)
+
+    def _stream(self, messages: list[Message], continues: bool, show: str = "") -> None:
+        """Stream an answer to the last message, or on from it. Ctrl-C ends the answer; what was said stays said."""
+        ids = self._fit(messages, continues)
+        used = len(ids)
+        said: list[str] = []
+        logprobs: list[Any] = []
+        timings = reason = None
+        interrupted = False
+        try:
+            with closing(self.llm.stream(ids, self.params)) as chunks:
+                output.write(show)
+                for chunk in chunks:
+                    said.append(chunk.text)
+                    used += len(chunk.ids)
+                    output.write(chunk.text)
+                    logprobs += chunk.logprobs or ()
+                    timings, reason = chunk.timings, chunk.finish_reason
+        except KeyboardInterrupt:
+            if not self.is_interactive:
+                raise
+            interrupted = True
+        output.write("\n")
+        options.check_finish(reason, self.llm)
+        text = "".join(said)
+        if continues:
+            text = messages[-1]["content"] + text
+            messages = messages[:-1]
+        if text or not interrupted:
+            self.used = used
+            self.messages = [*messages, {"role": "assistant", "content": text}]
+        else:
+            output.reply("stopped before a word: the message does not count")
+        show_logprobs(self.llm, logprobs)
+        if timings:
+            self.timings = timings
+            self._remark(timings, reason)
+
+    def _remark(self, timings: Timings, reason: str | None) -> None:
+        is_full = self.used >= self.llm.context
+        if reason == "length":
+            turns = sum(message["role"] == "user" for message in self.messages[self.hidden :])
+            goes_on = self.is_interactive and (not is_full or (self.drops and turns > 1))
+            output.note(cut(timings, self.params, self.llm) + ("; /continue goes on" if goes_on else ""))
+        if self.is_interactive and not (self._warned or is_full) and self.used >= _NEARLY_FULL * self.llm.context:
+            self._warned = True
+            then = "the oldest turns are dropped" if self.drops else "messages are refused"
+            output.note(
+                f"{self.used} of the context's {self.llm.context} tokens are used; when it is full, {then} (/reset "
+                "begins anew)"
+            )
+        output.status(statistics(timings, None if self.is_interactive else self.llm.load_ms))
+
+    def _fit(self, messages: list[Message], continues: bool) -> list[int]:
+        """The ids of the latest messages that fit. Raises ContextLengthError if not even the last question does."""
+        room = self.llm.context // _ROOM
+        if self.params.max_tokens is not None:
+            room = min(room, self.params.max_tokens)
+        most = self.llm.context - max(room, 1)
+        ids = self._encode(messages[self.hidden :], continues)
+        starts = [i for i, message in enumerate(messages) if message["role"] == "user" and i > self.hidden]
+        if len(ids) > most and self.drops and starts:
+            place = bisect_left(starts, -most, key=lambda start: -len(self._encode(messages[start:], continues)))
+            start = starts[min(place, len(starts) - 1)]
+            turns = sum(message["role"] == "user" for message in messages[self.hidden : start])
+            ids = self._encode(messages[start:], continues)
+            if len(ids) < self.llm.context:
+                self.hidden, self._warned = start, True
+                output.note(
+                    f"the conversation has outgrown the context of {self.llm.context} tokens: the model no longer sees "
+                    f"its oldest {output.count(turns, 'turn')}"
+                )
+        if len(ids) >= self.llm.context:
+            what, way = "the message takes", "shorten it, or use a larger --context"
+            if continues and not self.opening:
+                what, way = "the answer and its question take", "use a larger --context"
+            elif starts and not self.drops:
+                what, way = "the conversation takes", "/reset begins anew; or use a larger --context"
+            raise ContextLengthError(f"{what} {len(ids)} tokens, the context holds {self.llm.context}: {way}")
+        return ids
+
+    def _encode(self, messages: list[Message], continues: bool) -> list[int]:
+        head = [{"role": "system", "content": self.system}] if self.system else []
+        return self.llm.encode_chat(
+            [*head, *messages],
+            template_variables=self.variables,
+            continue_final_message=continues,
+            parse_special=False,  # what was typed or piped in is text, even where it spells the end of a turn
+        )
+
+    def set(self, name: str, value: Any) -> None:
+        """Change a sampling parameter. Raises ParameterError for a value that cannot be used."""
+        self.params = replace(self.params, **{name: value})

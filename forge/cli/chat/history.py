@@ -1,0 +1,68 @@
+"""What was typed in earlier conversations, one JSON string a line, for nobody else to read."""
+
+from __future__ import annotations
+
+import json
+import os
+
+from forge import files
+from forge.paths import cache_dir
+
+_MOST_BYTES = 1 << 24
+_MOST_ENTRIES = 1000
+_LONGEST_ENTRY = 1 << 14
+"""Longer texts are pasted, and are not remembered."""
+
+
+class History:
+    """The entries of a file. Raises ForgeError, OSError or ValueError where it cannot be used."""
+
+    def __init__(self) -> None:
+        self._path = cache_dir() / "chat-history.jsonl"
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            lines = files.read(self._path, _MOST_BYTES).split(b"\n")
+        except FileNotFoundError:
+            lines = []
+        entries = [entry for line in lines if (entry := _entry(line)) is not None]
+        self.entries = entries[-_MOST_ENTRIES:]
+        """Oldest first."""
+        if len(entries) > 2 * _MOST_ENTRIES:
+            files.replace(self._path, b"".join(map(_line, self.entries)), mode=0o600)
+        os.close(self._open())
+
+    def add(self, text: str) -> None:
+        """Append an entry. A disk that is full is no reason to stop."""
+        if len(text) > _LONGEST_ENTRY:
+            return
+        try:
+            file = self._open()
+            try:
+                os.write(file, _line(text))
+            finally:
+                os.close(file)
+        except OSError:
+            pass
+
+    def _open(self) -> int:
+        file = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
+        try:
+            os.fchmod(file, 0o600)
+        except OSError:
+            os.close(file)
+            raise
+        return file
+
+
+def _line(text: str) -> bytes:
+    return json.dumps(text).encode() + b"\n"
+
+
+def _entry(line: bytes) -> str | None:
+    """The text of a line; None for what is no JSON string, or no Unicode."""
+    try:
+        text = json.loads(line)
+        text.encode()
+    except (ValueError, RecursionError, AttributeError):
+        return None
+    return text if len(text) <= _LONGEST_ENTRY else None

@@ -1,0 +1,140 @@
+"""Messages from a person at a terminal, of one line or several."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterable
+
+from prompt_toolkit import PromptSession
+from prompt_toolkit.filters import has_focus, is_searching
+from prompt_toolkit.history import History as PromptHistory
+from prompt_toolkit.history import InMemoryHistory
+from prompt_toolkit.input import create_input
+from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
+from prompt_toolkit.output.vt100 import Vt100_Output
+
+from forge.cli import output
+from forge.cli.chat.history import History
+from forge.errors import ForgeError
+
+_PROMPT, _MORE = "> ", ". "
+_LONGEST = 1 << 22
+
+
+def reader() -> Callable[[], str | None]:
+    """A function that gives the next text, None at the end of the input.
+
+    It raises KeyboardInterrupt for Ctrl-C, with the text that this cleared if there was any.
+    """
+    screen = next((stream for stream in (sys.stdout, sys.stderr) if output.is_terminal(stream)), None)
+    if screen is None or os.environ.get("TERM", "dumb") in ("", "dumb"):
+        return _read_plainly
+    terminal = Vt100_Output.from_pty(screen, term=os.environ["TERM"])
+    terminal.enable_cpr = False  # some terminals never answer where their cursor is
+    session: PromptSession[str] = PromptSession(
+        message=_PROMPT,
+        multiline=True,
+        prompt_continuation=lambda width, line, wraps: _MORE if not wraps else " " * width,
+        key_bindings=_keys(),
+        history=_history(),
+        reserve_space_for_menu=0,
+        input=create_input(sys.stdin),
+        output=terminal,
+    )
+
+    def read() -> str | None:
+        output.ask(f"{_PROMPT}\r")  # in one piece, for scripts that wait for it: prompt_toolkit draws it over this
+        try:
+            return session.prompt()
+        except EOFError:
+            return None
+
+    return read
+
+
+def is_open(text: str) -> bool:
+    '''Whether a block that begins with """ goes on.'''
+    return text.lstrip().startswith('"""') and text.count('"""') % 2 == 1
+
+
+def _keys() -> KeyBindings:
+    keys = KeyBindings()
+    typing = has_focus("DEFAULT_BUFFER") & ~is_searching
+
+    @keys.add("enter", filter=typing)
+    def _(event: KeyPressEvent) -> None:
+        buffer = event.current_buffer
+        at_end = not buffer.document.text_after_cursor
+        if is_open(buffer.text):
+            buffer.insert_text("\n")
+        elif at_end and buffer.text.endswith("\\"):
+            buffer.delete_before_cursor()
+            buffer.insert_text("\n")
+        else:
+            buffer.validate_and_handle()
+
+    @keys.add("escape", "enter", filter=typing)
+    def _(event: KeyPressEvent) -> None:
+        event.current_buffer.insert_text("\n")
+
+    @keys.add("c-c", filter=typing)
+    @keys.add("<sigint>")
+    def _(event: KeyPressEvent) -> None:
+        text = event.current_buffer.text
+        event.app.exit(exception=KeyboardInterrupt(text) if text else KeyboardInterrupt())
+
+    return keys
+
+
+def _history() -> PromptHistory:
+    try:
+        return _Kept(History())
+    except (OSError, ValueError, ForgeError) as error:
+        output.note(f"what you type is not remembered: {error}")
+        return InMemoryHistory()
+
+
+class _Kept(PromptHistory):
+    """A history in a file, as prompt_toolkit asks for one."""
+
+    def __init__(self, kept: History) -> None:
+        super().__init__()
+        self._kept = kept
+
+    def load_history_strings(self) -> Iterable[str]:
+        return reversed(self._kept.entries)
+
+    def store_string(self, string: str) -> None:
+        self._kept.add(string)
+
+
+def _read_plainly() -> str | None:
+    """From a terminal that can only print: it edits lines itself, and knows no history."""
+    text = ""
+    while True:
+        line = _line(_MORE if text else _PROMPT)
+        if line is None:
+            return text or None
+        text += line
+        if len(text) > _LONGEST:
+            raise ForgeError(f"a message is longer than {_LONGEST} characters: give it as a file, forge chat < FILE")
+        if is_open(text):
+            text += "\n"
+        elif text.endswith("\\"):
+            text = text[:-1] + "\n"
+        else:
+            return text
+
+
+def _line(prompt: str) -> str | None:
+    """A line without its end; None at the end of the input."""
+    output.ask(prompt)
+    try:
+        line = sys.stdin.readline(_LONGEST)
+    except KeyboardInterrupt:
+        output.ask("\n")
+        raise
+    except UnicodeDecodeError as error:
+        raise ForgeError(f"standard input: is not UTF-8 text ({error.reason})") from None
+    return line.removesuffix("\n") if line else None

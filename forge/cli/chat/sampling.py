@@ -1,0 +1,57 @@
+"""Sampling parameters as `/set` reads and shows them."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from typing import TYPE_CHECKING, Any
+
+from forge.errors import ParameterError
+
+if TYPE_CHECKING:
+    from forge.config import SamplingParams
+
+NAMES = (
+    *("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty"),
+    *("max_tokens", "seed", "stop", "stop_ids", "ignore_eos", "logit_bias", "logprobs"),
+)
+
+
+def value(name: str, text: str) -> Any:
+    """What a text stands for: JSON, none, or itself. Raises ParameterError for a name that is no parameter's."""
+    check(name)
+    if text.lower() == "none":
+        return () if name in ("stop", "stop_ids") else {} if name == "logit_bias" else None
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        found = text
+    if name == "stop":
+        return found if isinstance(found, str | list) else text
+    if name == "stop_ids" and isinstance(found, int):
+        return [found]
+    if name == "logit_bias" and isinstance(found, dict):
+        return {int(id) if id.isdecimal() else id: bias for id, bias in found.items()}
+    return found
+
+
+def shown(params: SamplingParams, name: str = "") -> list[str]:
+    """One parameter, or all, in lines of their own."""
+    if name:
+        check(name)
+    return [f"{one} {_text(getattr(params, one))}" for one in ([name] if name else NAMES)]
+
+
+def check(name: str) -> None:
+    """Raises ParameterError, with the nearest name, for what is no parameter."""
+    if name not in NAMES:
+        near = difflib.get_close_matches(name, NAMES, 1)
+        raise ParameterError(
+            f"{name!r:.100} is no parameter{f'; did you mean {near[0]}?' if near else ''} /set shows them"
+        )
+
+
+def _text(value: Any) -> str:
+    if value is None or value in ((), {}):
+        return "none"
+    return json.dumps(value, ensure_ascii=False)

@@ -100,10 +100,10 @@ def command(
     talks = question is None and not is_piped and not lines
     if talks and as_json:
         raise ParameterError("--json needs a QUESTION, or text on standard input")
-    message = None if talks or lines else _message(question, is_piped)
     with options.loaded(model, device, context, chat_template, memory_fraction=memory_fraction) as llm:
         conversation = Conversation(llm, params, system, assistant or "", variables, drops=not no_context_shift)
-        conversation.render_once()
+        conversation.render_once()  # what is wrong with the model is said before anything is read
+        message = None if talks or lines else _message(question, is_piped)
         _check_variables(variables, llm, no_think)
         if talks:
             from forge.cli.chat.talk import talk

@@ -104,7 +104,9 @@ class Hub:
                 failure = failure or (
                     error
                     if isinstance(error, DownloadError)
-                    else Unreachable(f"{self.endpoint} does not list the repository's files: name the file")
+                    else self._unreachable(
+                        "it sent no list of the repository's files: is it a login page or a proxy's?"
+                    )
                 )
         assert failure
         raise failure
@@ -132,8 +134,8 @@ class Hub:
                     response = self._client.head(url, timeout=constants.HF_HUB_ETAG_TIMEOUT)
                     _check_status(response, redirected=True)
                     return response
-            except Unreachable:
-                if not again:
+            except Unreachable as error:
+                if not again or isinstance(error.__cause__, httpx2.TimeoutException):
                     raise
                 time.sleep(1)
         raise AssertionError
@@ -155,9 +157,8 @@ class Hub:
             raise self._unreachable(f"it redirects to nowhere: {reason(error)}") from error
 
     def _unreachable(self, why: str) -> Unreachable:
-        return Unreachable(
-            f"cannot get it from {self.endpoint} ({why}): check the network and HF_ENDPOINT, or pass a path"
-        )
+        where = re.sub(r"(?<=://)[^/@\s]+(?=@)", "****", self.endpoint)
+        return Unreachable(f"cannot get it from {where} ({why}): check the network and HF_ENDPOINT, or pass a path")
 
     @contextmanager
     def _guarded(self) -> Iterator[None]:
@@ -218,7 +219,7 @@ def _remote(url: str, headers: dict[str, str]) -> Remote:
 def _check_same(remote: Remote, response: httpx2.Response) -> None:
     """Raises DownloadError if the file on the Hub is no longer the one that was announced."""
     for step in (*response.history, response):
-        etag = step.headers.get("x-linked-etag") or step.headers.get("etag")
+        etag = step.headers.get("x-linked-etag") or ("" if step.is_redirect else step.headers.get("etag"))
         if "x-repo-commit" in step.headers and etag and _bare(etag) != remote.etag:
             raise DownloadError("the file changed on the Hub meanwhile: run it again")
 

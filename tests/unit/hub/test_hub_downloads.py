@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import resource
 import threading
 from pathlib import Path
 
@@ -517,3 +518,56 @@ def test_a_token_that_cannot_be_sent_is_not_shown(one: FakeHub, monkeypatch: pyt
     with pytest.raises(DownloadError, match=f"^{NAME}: cannot set up the connection: ") as caught:
         hub.resolve(NAME)
     assert "cret" not in str(caught.value)
+
+
+def test_a_redirect_has_an_etag_of_its_own(one: FakeHub) -> None:
+    def change(method: str, path: str, reply: Reply) -> None:
+        if path.startswith("/good/"):
+            reply.status, reply.body = 307, b"Temporary Redirect"
+            reply.headers = {
+                "ETag": 'W/"12-redirect"',
+                "X-Repo-Commit": COMMIT,
+                "Location": "/new/repo/resolve/main/m.gguf",
+            }
+
+    one.add("new/repo", "m.gguf", body=BODY)
+    one.spoil = change
+    path = hub.resolve(NAME)
+    assert path.read_bytes() == BODY
+    assert path.resolve().name == ETAG
+
+
+def test_a_hub_that_does_not_answer_is_asked_once(one: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    path = hub.resolve(NAME)
+    asked = len(one.log)
+    monkeypatch.setattr(constants, "HF_HUB_ETAG_TIMEOUT", 0.05)
+    late = threading.Event()
+    one.spoil = lambda method, path, reply: late.wait(10) and None
+    assert hub.resolve(NAME) == path
+    assert len(one.log) == asked + 1
+    late.set()
+
+
+def test_the_password_of_an_endpoint_is_not_shown(monkeypatch: pytest.MonkeyPatch, one: FakeHub) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "ENDPOINT", "http://me:secret@127.0.0.1:9")
+    with pytest.raises(DownloadError, match=r"cannot get it from http://\*\*\*\*@127\.0\.0\.1:9 \(.*refused") as caught:
+        hub.resolve(NAME)
+    assert "secret" not in str(caught.value)
+
+
+def test_a_disk_that_fills_up(one: FakeHub) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, limits[1]))
+    try:
+        with pytest.raises(
+            DownloadError, match=f"^{NAME}: no space left in {cache_dir()}: free some space or set HF_HOME"
+        ):
+            hub.resolve(NAME)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert hub.resolve(NAME).read_bytes() == BODY
+    assert one.ranges() == [None, "bytes=200000-"]

@@ -30,10 +30,18 @@ FORMS = [
 
 
 @pytest.mark.parametrize("text", FORMS)
-def test_every_form_of_a_name_fetches_the_file(the_hub: FakeHub, text: str) -> None:
+def test_every_form_of_a_name(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9/mirror/")
+    name = names.parse(text.replace("ENDPOINT", "http://127.0.0.1:9/mirror"))
+    assert names.is_hub_name(text) or text.startswith("ENDPOINT")
+    assert name.repo == REPO
+    assert [(revision or "main", file) for revision, file in name.places] == [("main", "sub/a b.gguf")]
+
+
+def test_a_name_is_what_is_asked_for(the_hub: FakeHub) -> None:
     the_hub.add(REPO, "sub/a b.gguf", "other.gguf")
-    path = hub.resolve(text.replace("ENDPOINT", the_hub.url))
-    assert path.read_bytes() == b"GGUF of sub/a b.gguf"
+    for text in (FORMS[0], f"{the_hub.url}/good/repo-GGUF/resolve/main/sub/a%20b.gguf"):
+        assert hub.resolve(text).read_bytes() == b"GGUF of sub/a b.gguf"
     assert the_hub.asked("GET") == [f"/{REPO}/resolve/main/sub/a%20b.gguf"]
 
 
@@ -269,7 +277,7 @@ def test_the_choices_are_listed(files: list[str], quant: str, message: str) -> N
 def test_a_listing_that_is_none(the_hub: FakeHub, body: bytes) -> None:
     the_hub.add(REPO, "m-Q4_K_M.gguf")
     the_hub.spoil = lambda method, path, reply: setattr(reply, "body", body)
-    with pytest.raises(DownloadError, match=f"^hf:{REPO}: {the_hub.url} does not list the repository's files"):
+    with pytest.raises(DownloadError, match=f"^hf:{REPO}: cannot get it from {the_hub.url} .it sent no list of "):
         hub.resolve(f"hf:{REPO}")
 
 

@@ -27,6 +27,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(autouse=True)
 def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FORGE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(sys, "stdin", io.StringIO(""))
 
 
 def prompt_of(model: str, text: str) -> list[int]:
@@ -91,8 +92,8 @@ def test_an_answer_is_the_library_s_and_says_when_it_is_cut(model: str, capsys: 
     assert "cut after 6 tokens (--max-tokens)" in shown.err
     assert "/continue" not in shown.err
     assert "generated 6 tokens" in shown.err
-    assert run(["chat", "hi", "-m", model, "--context", "32", "--stop", "§"]) == 0
-    assert "cut: the context of 32 tokens is full (--context)" in capsys.readouterr().err  # and by nothing else
+    assert run(["chat", "hi", "-m", model, "--context", "12", "--seed", "3"]) == 0
+    assert "cut: the context of 12 tokens is full (--context)" in capsys.readouterr().err  # and by nothing else
 
 
 def test_json_is_one_object_with_logprobs(model: str, capsys: Captured) -> None:

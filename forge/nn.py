@@ -37,11 +37,15 @@ class Linear:
         h = norm(x, delta)
         return linear_sliced(h, self.weight, None) if sliced else linear(h, self.weight, None, None)
 
-    def gated(self, x: Any, norm: Norm, delta: Any = None, *, activation: Activation) -> Any:
-        """(T, F) activation(gate) * up, for a product, of gate and up (T, 2F) of the normalized residual stream."""
-        if norm.is_rms and delta is None:
+    def gated(self, x: Any, norm: Norm | None, delta: Any = None, *, activation: Activation) -> Any:
+        """(T, F) activation(gate) * up, for a product, of gate and up (T, 2F) of the normalized residual stream.
+
+        Without a norm, x is normalized.
+        """
+        if norm is not None and norm.is_rms and delta is None:
             return rms_gated(x, norm.weight, norm.eps, self.weight, self.bias, activation=activation)
-        return linear_gated(norm(x, delta), self.weight, self.bias, activation=activation)
+        h = x if norm is None else norm(x, delta)
+        return linear_gated(h, self.weight, self.bias, activation=activation)
 
 
 class Embedding:

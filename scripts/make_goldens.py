@@ -244,6 +244,18 @@ FAMILIES: dict[str, Family] = {
         {"theta_1e6": rope(1e6), "eps_1e-3": {"layer_norm_eps": 1e-3}},
         note="LayerNorm with biases, partial rotary, SiLU gate.",
     ),
+    "stablelm_parallel": Family(
+        "stablelm",
+        {
+            **WIDE,
+            **rope(1e4, partial_rotary_factor=0.25),
+            "use_parallel_residual": True,
+            "qk_layernorm": True,
+            "tie_word_embeddings": False,
+        },
+        {"theta_1e6": rope(1e6), "eps_1e-3": {"layer_norm_eps": 1e-3}},
+        note="StableLM 2 12B: one norm for attention and feed-forward, a LayerNorm of its own for each q and k head.",
+    ),
     "starcoder2": Family(
         "starcoder2",
         {**WIDE, **rope(1e5), "intermediate_size": 96, "use_bias": True, "sliding_window": None},

@@ -23,10 +23,13 @@ class Arch:
     In any family a file may hold q, k and v joined as attn_qkv (`--fuse-qkv` of llama.cpp's converter), and gate and up
     as an ffn_up of twice the rows (phi3's files)."""
     layer_optional: str = ""
-    """Tensors that a layer may have."""
+    """Tensors that a layer may have. Norms are in all layers of a file or in none: without ffn_norm, attention and
+    feed-forward have the same input."""
     norm: NormKind = "rms"
     activation: Activation = "silu"
     gated: bool = True
+    norms_each_head: bool = False
+    """Norms of q and k are LayerNorms with weights of each head's own, not one RMS norm for all heads."""
     scales_embedding: bool = False
     """Embeddings are multiplied by sqrt(E)."""
     default_window: int = 0
@@ -95,9 +98,11 @@ ARCHS: dict[str, Arch] = {
     "phi3": Arch(rope="neox", layer=f"{_ATTENTION} {_FEED_FORWARD}", layer_optional=_QKV_BIAS),
     "stablelm": Arch(
         rope="neox",
-        layer=f"{_ATTENTION} attn_norm.bias {_FEED_FORWARD} ffn_norm.bias",
-        layer_optional=_QKV_BIAS,
+        layer=f"{_ATTENTION} attn_norm.bias ffn_gate ffn_up ffn_down",
+        # StableLM 2 12B has no ffn_norm, but norms of q and k
+        layer_optional=f"{_QKV_BIAS} ffn_norm ffn_norm.bias {_QK_NORM}",
         norm="layer",
+        norms_each_head=True,
     ),
     "starcoder2": Arch(
         rope="neox",

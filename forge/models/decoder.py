@@ -18,7 +18,7 @@ from forge.ops.attention import paged_attention
 from forge.ops.decode_attention import decode_attention
 from forge.ops.embed import take_rows
 from forge.ops.pages import take_slots
-from forge.ops.rope import rope_append_kv
+from forge.ops.rope import layernorm_heads, rope_append_kv
 
 Tap = Callable[[str, Any], None]
 """Called with the name and the array of each intermediate result. The array is lent: copy what you keep."""
@@ -53,22 +53,30 @@ class Block:
                 return Linear(matrix, weights.vector(sizes, whole))
             return Linear(matrix)
 
+        def has_norm(tensor: str) -> bool:
+            return tensor in required or (tensor in optional and weights.has(f"blk.0.{tensor}.weight"))
+
         def norm(tensor: str) -> Norm:
-            has_bias = f"{tensor}.bias" in required
+            has_bias = f"{tensor}.bias" in (*required, *optional)
             bias = weights.vector({name(f"{tensor}.bias"): width}) if has_bias else None
             return Norm(config.norm, weights.vector({name(tensor): width}), bias, config.norm_eps)
 
         def norm_or_none(tensor: str) -> Norm | None:
-            return norm(tensor) if tensor in required else None
+            return norm(tensor) if has_norm(tensor) else None
 
         self.attn_norm = norm("attn_norm")
         self.attn_qkv = linear({"attn_q": queries, "attn_k": keys, "attn_v": keys}, width, "attn_qkv")
-        has_qk_norm = "attn_q_norm" in required
-        self.attn_q_norm = weights.vector({name("attn_q_norm"): config.head_dim}) if has_qk_norm else None
-        self.attn_k_norm = weights.vector({name("attn_k_norm"): config.head_dim}) if has_qk_norm else None
+        self.attn_q_norm = self.attn_k_norm = self.head_norms = None
+        if arch.norms_each_head and (has_norm("attn_q_norm") or has_norm("attn_k_norm")):
+            counts = {"attn_q_norm": config.num_heads, "attn_k_norm": config.num_kv_heads}
+            self.head_norms = [weights.heads(name(t), (count, config.head_dim)) for t, count in counts.items()]
+        elif has_norm("attn_q_norm"):
+            self.attn_q_norm = weights.vector({name("attn_q_norm"): config.head_dim})
+            self.attn_k_norm = weights.vector({name("attn_k_norm"): config.head_dim})
         self.attn_output = linear({"attn_output": width}, queries)
         self.post_attention_norm = norm_or_none("post_attention_norm")
-        self.ffn_norm = norm("ffn_norm")
+        self.ffn_norm = norm_or_none("ffn_norm")
+        """None: attention and feed-forward have the same input."""
         gate = {"ffn_gate": ffn_width} if config.gated else {}
         self.ffn_gate_up = linear({**gate, "ffn_up": ffn_width}, width, "ffn_up")
         self.ffn_down = linear({"ffn_down": width}, ffn_width)
@@ -95,14 +103,16 @@ class Block:
         k_pages, v_pages = cache.k[self.index], cache.v[self.index]
         is_fused = batch.is_decode and tap is None
         are_few = is_fused and batch.logit_rows is None and len(x) > 1
-        rope_inputs = (
-            self.attn_qkv.product(x, self.attn_norm, delta, sliced=is_fused),  # (T, (H + 2G) * D)
-            self.attn_qkv.bias,
-            self.attn_q_norm,
-            self.attn_k_norm,
-            rope.rotations,
-            rope.query_scale,
-        )
+        h = None
+        if self.ffn_norm is None or self.head_norms:
+            h = self.attn_norm(x, delta)  # (T, E)
+            qkv, bias = self.attn_qkv(h), None
+            if self.head_norms:
+                layernorm_heads(qkv, *self.head_norms, self.norm_eps)
+        else:
+            qkv, bias = self.attn_qkv.product(x, self.attn_norm, delta, sliced=is_fused), self.attn_qkv.bias
+        # qkv: (T, (H + 2G) * D)
+        rope_inputs = qkv, bias, self.attn_q_norm, self.attn_k_norm, rope.rotations, rope.query_scale
         scores = self.scale, self.window, self.softcap
         if is_fused:
             cached = batch.lengths, batch.slots, k_pages, v_pages, batch.page_table
@@ -115,8 +125,10 @@ class Block:
                 tap(f"blk.{self.index}.attn_k", take_slots(batch.slots, k_pages))  # (T, G, D)
             attended = paged_attention(q, k_pages, v_pages, batch.starts, batch.lengths, batch.page_table, *scores)
         attended = attended.reshape(len(x), -1)  # (T, H * D)
-        delta = _delta(self.attn_output, attended, self.post_attention_norm, x, are_few)
-        if self.is_gated:
+        delta = _delta(self.attn_output, attended, self.post_attention_norm, x, are_few and self.ffn_norm is not None)
+        if self.ffn_norm is None:
+            h = self.ffn_gate_up.gated(h, None, activation=self.activation)  # (T, F)
+        elif self.is_gated:
             h = self.ffn_gate_up.gated(x, self.ffn_norm, delta, activation=self.activation)  # (T, F)
         else:
             h = gelu(self.ffn_gate_up(self.ffn_norm(x, delta)))  # (T, F)

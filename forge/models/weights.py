@@ -145,6 +145,11 @@ class Weights:
             self._take(name, (size,))
         return self.backend.asarray(np.concatenate([self.file.load(name) for name in sizes]))
 
+    def heads(self, name: str, shape: tuple[int, int]) -> Any:
+        """(heads, D) float32 on the device: a vector for each head."""
+        self._take(name, shape)
+        return self.backend.asarray(self.file.load(name))
+
     def _room(self, rows: int, cols: int) -> npt.NDArray[np.float32]:
         """A matrix in the one large array of all weights: the system backs that with huge pages, which read faster."""
         if self._arena is None:

@@ -232,3 +232,55 @@ def rope_append_kv(
                 k_pages[page, offset, h - heads] = y
         v_pages[page, offset] = token[heads + kv_heads :]
     return q
+
+
+def _normed_case(name: str, tokens: int, heads: tuple[int, int], dim: int, scale: float = 1.0) -> Case:
+    def make(rng: np.random.Generator) -> Arrays:
+        def normal(*shape: int) -> Array:
+            return rng.standard_normal(shape).astype(np.float32)
+
+        num_heads, num_kv_heads = heads
+        product = normal(tokens, (num_heads + 2 * num_kv_heads) * dim) * np.float32(scale) + np.float32(3 * scale)
+        return product, 1 + 0.1 * normal(num_heads, dim), 1 + 0.1 * normal(num_kv_heads, dim), 1e-5
+
+    return Case(name, make)
+
+
+# q (1, 3) and k (5, 1): means 2 and 3, deviations 1 and 2. v stays.
+_NORMED_BY_HAND = Case(
+    "by hand",
+    lambda rng: (*(np.array(x, np.float32) for x in ([[1, 3, 5, 1, 7, 9]], [[2, 3]], [[10, 20]])), 0.0),
+    written=([[-2, 3, 10, -20, 7, 9]],),
+)
+
+
+def _layernorm_heads_gpu(device: GPU, qkv: Any, q_norm: Any, k_norm: Any, eps: float) -> None:
+    tokens, (heads, dim), kv_heads = len(qkv), q_norm.shape, len(k_norm)
+    waves = 256 // device.wave
+    grid = (tokens, -(-(heads + kv_heads) // waves))
+    defines = {"HEAD_DIM": dim, "INTERLEAVED": 0}
+    device.run("rope", "layernorm_heads", grid, qkv, q_norm, k_norm, heads, kv_heads, eps, **defines)
+
+
+@op(
+    "&qkv:f32[T,H*D+2*G*D] q_norm:f32[H,D] k_norm:f32[G,D] eps:f32",
+    gpu=_layernorm_heads_gpu,
+    cases=[
+        _normed_case("one token", 1, (1, 1), 4),
+        _normed_case("grouped", 3, (6, 2), 64),
+        _normed_case("many heads", 5, (32, 8), 160),
+        _normed_case("odd sizes", 20, (5, 1), 36),
+        _normed_case("large values", 2, (2, 2), 80, 1e4),
+        _NORMED_BY_HAND,
+    ],
+)
+def layernorm_heads(qkv: Array, q_norm: Array, k_norm: Array, eps: float) -> None:
+    """LayerNorm without bias of each q and k head, in place, with weights of its own: StableLM 2 12B's.
+
+    Of all D numbers of a head, before they are rotated. Source: arXiv:1607.06450.
+    """
+    heads, dim = q_norm.shape
+    x = qkv.reshape(len(qkv), -1, dim)[:, : heads + len(k_norm)]  # (T, H + G, D)
+    x -= np.mean(x, axis=2, keepdims=True)
+    x /= np.sqrt(np.mean(x * x, axis=2, keepdims=True) + x.dtype.type(eps))
+    x *= np.concatenate([q_norm, k_norm])

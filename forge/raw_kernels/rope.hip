@@ -1,5 +1,6 @@
 // From the product of one token to attention's inputs: bias, RMS norm of q and k heads, rotation, and the append of k
 // and v to their pages. One wave per head; a block is four waves of one token.
+// layernorm_heads comes before it where heads have LayerNorms of their own.
 // -D HEAD_DIM; INTERLEAVED=0 or 1: pairs are (i, i + pairs) or (2i, 2i + 1).
 
 #define WAVES_MOST 8 // 256 threads in waves of 32
@@ -47,4 +48,27 @@ KERNEL(256) rope_append_kv(const float *qkv, const float *bias, const float *q_n
         }
         out[d] = to_f16(x * factor);
     }
+}
+
+// LayerNorm of each q and k head in place, with weights of its own. One wave per head; a block has heads of one token.
+KERNEL(256) layernorm_heads(float *qkv, const float *q_norm, const float *k_norm, u32 heads, u32 kv_heads, float eps) {
+    await_earlier();
+    u32 token = BLOCK_X, head = BLOCK_Y * (256 / WAVE) + THREAD / WAVE;
+    bool there = head < heads + kv_heads; // the wave takes part in the shuffles anyway
+    float *row = qkv + ((u64)token * (heads + 2 * kv_heads) + head) * HEAD_DIM;
+    float value[PER_LANE];
+    float sum = 0, squares = 0;
+    for (u32 i = 0, d = LANE; d < HEAD_DIM; ++i, d += WAVE) {
+        value[i] = there ? row[d] : 0.0f;
+        sum += value[i];
+    }
+    float mean = wave_sum(sum) * (1.0f / HEAD_DIM);
+    for (u32 i = 0, d = LANE; d < HEAD_DIM; ++i, d += WAVE) {
+        value[i] -= mean;
+        squares += value[i] * value[i];
+    }
+    float scale = rsqrt_fast(wave_sum(squares) * (1.0f / HEAD_DIM) + eps);
+    if (!there) return;
+    const float *norm = head < heads ? q_norm + (u64)head * HEAD_DIM : k_norm + (u64)(head - heads) * HEAD_DIM;
+    for (u32 i = 0, d = LANE; d < HEAD_DIM; ++i, d += WAVE) row[d] = value[i] * scale * norm[d];
 }

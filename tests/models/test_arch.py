@@ -113,6 +113,10 @@ def rewritten(
         ("phi3", "blk.0.attn_qkv.weight"),
         ("stablelm", "output_norm.bias"),
         ("llama_bias_tied", "blk.0.attn_v.bias"),
+        ("stablelm", "blk.1.ffn_norm.weight"),  # in the first layer it would be the mark of a parallel residual
+        ("stablelm", "blk.0.ffn_norm.bias"),
+        ("stablelm_parallel", "blk.0.attn_k_norm.weight"),
+        ("stablelm_parallel", "blk.1.attn_q_norm.weight"),
     ],
 )
 def test_a_missing_tensor_is_named(tmp_path: Path, name: str, tensor: str) -> None:
@@ -231,11 +235,20 @@ VECTOR = np.ones(64, np.float32)
         ("qwen3", "blk.0.ffn_gate.bias"),
         ("gemma2", "blk.0.attn_norm.bias"),
         ("llama", "vision.patch_embd.weight"),
+        ("stablelm_parallel", "blk.1.ffn_norm.weight"),
+        ("stablelm_parallel", "blk.0.ffn_norm.bias"),
+        ("stablelm", "blk.1.attn_q_norm.weight"),
     ],
 )
 def test_a_tensor_without_a_place_is_named(tmp_path: Path, name: str, tensor: str) -> None:
     with pytest.raises(forge.FormatError, match=f"{tensor}.*no place"):
         forge.load(rewritten(tmp_path, name, add={tensor: VECTOR}))
+
+
+def test_norms_of_heads_have_a_weight_for_each(tmp_path: Path) -> None:
+    path = rewritten(tmp_path, "stablelm_parallel", add={"blk.1.attn_k_norm.weight": np.ones(16, np.float32)})
+    with pytest.raises(forge.FormatError, match=r"blk.1.attn_k_norm.weight' has shape \(16,\), not \(2, 16\)"):
+        forge.load(path)
 
 
 def test_tensors_that_may_be_there_change_nothing(tmp_path: Path) -> None:

@@ -31,7 +31,9 @@ class HarnessBackend(Replayed, HostMemory, Harness):
     arch = "harness"
 
 
-@pytest.mark.parametrize(("name", "wave"), [("llama", 32), ("llama", 64), ("gemma3", 64), ("qwen3", 32)])
+@pytest.mark.parametrize(
+    ("name", "wave"), [("llama", 32), ("llama", 64), ("gemma3", 64), ("qwen3", 32), ("stablelm_parallel", 32)]
+)
 def test_a_model_agrees_with_float32(name: str, wave: int, monkeypatch: pytest.MonkeyPatch) -> None:
     path = ARCH / name / "model.gguf"
     prompts = [[5, 9, 17, 3], list(range(20, 40))]
@@ -83,7 +85,7 @@ def test_penalties_and_log_probabilities_of_replayed_steps_are_those_of_steps_th
             assert dict(one.top) == pytest.approx(dict(other.top), abs=1e-4)
 
 
-@pytest.mark.parametrize("name", ["llama", "gemma3"])
+@pytest.mark.parametrize("name", ["llama", "gemma3", "stablelm_parallel"])
 def test_looking_inside_and_every_parameter_need_ops_alone(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The harness's arrays refuse what would launch a kernel of CuPy's."""
     path, prompt = ARCH / name / "model.gguf", [5, 9, 17, 3, 2, 40]

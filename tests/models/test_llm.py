@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import gc
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -24,7 +25,9 @@ from forge import (
     SamplingParams,
 )
 from forge.backend import NUMPY
-from forge.engine import Engine, Sequence
+from forge.backend.numpy import NumpyBackend
+from forge.engine import Engine, Runner, Sequence
+from forge.engine.scheduler import Scheduler
 from forge.generation import Generation
 from forge.models import attention, decoder
 from forge.tokenizer.chat import ChatTemplate
@@ -123,6 +126,78 @@ def test_closing_a_stream_frees_its_pages_at_once(llm: LLM, read: int, n: int) -
 def test_a_dropped_stream_frees_its_pages(llm: LLM) -> None:
     for _ in llm.stream(TEXT, GREEDY):
         break
+    assert_idle(llm)
+
+
+@pytest.mark.parametrize("ahead", [False, True], ids=["", "as on a GPU"])
+@pytest.mark.parametrize("n", [1, 3])
+@pytest.mark.parametrize(
+    ("target", "name"),
+    [(Scheduler, "schedule"), (Runner, "forward"), (Runner, "sample"), (Scheduler, "commit"), (Generation, "push")],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+@pytest.mark.parametrize("before", [True, False], ids=["before", "behind"])
+def test_a_stream_that_the_garbage_collector_closes_within_a_step_ends_behind_it(
+    target: type, name: str, n: int, before: bool, ahead: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python may collect anywhere. What a step works on stays what it is until the step is done."""
+    monkeypatch.setattr(NumpyBackend, "is_asynchronous", ahead)
+    llm = tiny_llm("llama", max_step_tokens=8)
+    expected = llm.generate([1, 2, 3], SEEDED).ids
+    dropped, kept = llm.stream(list(range(10)), replace(SEEDED, n=n)), [llm.stream([1, 2, 3], SEEDED)]
+    found = list(next(kept[0]).ids)
+    streams = {"dropped": dropped}
+    del dropped
+    next(streams["dropped"])
+    sequences = [g.sequence for g in llm._generations.values() if g.sequence.num_prompt == 10]
+    assert len(sequences) == n
+    other = llm.stream([4] * 20, GREEDY)  # a prompt that takes steps which are not only decoding
+    called: list[str] = []
+    original = getattr(target, name)
+
+    def within(*arguments: Any, **options: Any) -> Any:
+        result = None if before else original(*arguments, **options)
+        if streams:
+            state = [(s.finish_reason, s.pages[:], s in llm._generations) for s in sequences]
+            streams.clear()  # the last reference: the generator is closed here
+            gc.collect()
+            assert [(s.finish_reason, s.pages[:], s in llm._generations) for s in sequences] == state
+            called.append(name)
+        return original(*arguments, **options) if before else result
+
+    with monkeypatch.context() as patch:
+        patch.setattr(target, name, within)
+        while streams:
+            next(other)
+    assert called == [name]
+    assert [s.finish_reason for s in sequences] == ["abort"] * n
+    assert [s.pages for s in sequences] == [[]] * n
+    assert {g.sequence for g in llm._generations.values()}.isdisjoint(sequences)
+    assert not llm._dropped
+    other.close()
+    assert found + [token for chunk in kept[0] for token in chunk.ids] == expected
+    assert_idle(llm)
+
+
+def test_streams_that_are_closed_within_a_step_that_fails_end_too(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    streams = [llm.stream([1, 2, 3], GREEDY), llm.stream([4, 5], GREEDY)]
+    for stream in streams:
+        next(stream)
+    del stream
+
+    def fails(*_: Any, **__: Any) -> Any:
+        streams.pop()
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Runner, "forward", fails)
+        with pytest.raises(MemoryError):
+            list(streams[0])
+    assert len(streams) == 1
+    assert_idle(llm)
+    closed = llm.stream([1, 2, 3], GREEDY)  # the next abort is at once again
+    next(closed)
+    closed.close()
     assert_idle(llm)
 
 

@@ -11,7 +11,8 @@ from pathlib import Path
 from forge import backend as backends
 from forge import hub, models
 from forge.backend import Backend, compilers
-from forge.config import Activations, EngineConfig, ModelConfig
+from forge.backend.threads import THREADS
+from forge.config import Activations, EngineConfig, ModelConfig, check_integer
 from forge.display import Progress, watched
 from forge.engine import Engine, Runner
 from forge.errors import ChatTemplateError, FormatError, OutOfMemoryError, ParameterError
@@ -28,6 +29,7 @@ _SHARED_TOKENS = 1 << 15
 """Positions in the KV cache where nobody says how many sequences are to have their whole context: 64 of 512 tokens."""
 _REMARKABLE_BYTES = 10**9
 """A KV cache that takes so much of a GPU is remarked on."""
+_MOST_THREADS = 1024
 _STEP_BYTES = 256 << 20
 """Memory for a step's activations: a model with very wide layers computes fewer tokens at a time."""
 
@@ -41,6 +43,7 @@ def load(
     memory_fraction: float = 0.9,
     activations: Activations | None = None,
     max_sequences: int | None = None,
+    threads: int | None = None,
     chat_template: str | os.PathLike[str] | None = None,
     progress: Progress | bool | None = None,
 ) -> LLM:
@@ -55,6 +58,9 @@ def load(
         max_sequences: Most sequences that run together, each with room for its whole context as far as memory goes;
             further ones wait. None = up to 64 that share room for one whole context, or 32,768 tokens if that is more:
             if they need more together, the youngest wait.
+        threads: Threads of the CPU, for NumPy's matrix products and for loading. They are one number for the whole
+            process: the last load's. None = as many as this process may use cores, less those that other processes
+            keep busy, looked at once a second.
         chat_template: The name of one of the model's templates, or a Jinja file to use instead.
         progress: Called with a stage, how much of it is done, and its total or None. None = bars on a terminal and in
             a notebook; False = no progress.
@@ -65,9 +71,11 @@ def load(
     settings = EngineConfig(context=context, memory_fraction=memory_fraction, activations=activations)
     if max_sequences is not None:
         settings = replace(settings, max_sequences=max_sequences)
+    check_integer("threads", threads, 1, _MOST_THREADS, optional=True)
     backend = backends.select(device)
     if activations == "f32" and backend.keeps_blocks:
         raise ParameterError(f"activations: {backend.device} computes in f16; use it, or --device cpu for f32")
+    THREADS.use(threads)
     with watched(progress) as report:
         path = _resolve(model, report)
         started = time.perf_counter()

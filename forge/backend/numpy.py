@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from forge.backend import host
+from forge.backend.threads import THREADS
 from forge.errors import OutOfMemoryError
 
 T = TypeVar("T")
@@ -37,6 +38,7 @@ class NumpyBackend:
 
     def active(self) -> AbstractContextManager[None]:
         """Without NumPy's warnings: weights may be NaN or too large, and ids and scores say what became of them."""
+        THREADS.adjust()
         return np.errstate(all="ignore")
 
     def asarray(self, array: npt.ArrayLike, dtype: npt.DTypeLike | None = None) -> npt.NDArray[Any]:

@@ -34,6 +34,7 @@ def command(
     device: options.Device = "auto",
     context: options.Context = None,
     memory_fraction: options.MemoryFraction = options.DEFAULT_MEMORY_FRACTION,
+    threads: options.Threads = None,
     as_json: options.Json = False,
 ) -> None:
     """Measure prefill and decode at several batch sizes, beside the rate of reading this model's matrices once.
@@ -41,7 +42,9 @@ def command(
     Prefill is one prompt. Decode starts when every sequence of the batch has its prompt computed and its first token.
     """
     batches = _sizes(batch)
-    with options.loaded(model, device, context, max_sequences=max(batches), memory_fraction=memory_fraction) as llm:
+    with options.loaded(
+        model, device, context, max_sequences=max(batches), memory_fraction=memory_fraction, threads=threads
+    ) as llm:
         _check_room(llm, prompt_tokens, gen_tokens, max(batches))
         report = measure(llm, prompt_tokens, gen_tokens, batches, repetitions)
     if as_json:

@@ -17,13 +17,14 @@ def command(
     device: options.Device = "auto",
     context: options.Context = None,
     memory_fraction: options.MemoryFraction = options.DEFAULT_MEMORY_FRACTION,
+    threads: options.Threads = None,
     as_json: options.Json = False,
 ) -> None:
     """Show the most probable next tokens after TEXT with their logits."""
     import numpy as np
 
     text = options.text_or_stdin(text, "TEXT")
-    with options.loaded(model, device, context, memory_fraction=memory_fraction) as llm:
+    with options.loaded(model, device, context, memory_fraction=memory_fraction, threads=threads) as llm:
         ids = llm.tokenizer.encode_prompt(text)  # as llm.logits(text) does
         last = llm.logits(ids)[-1]  # (V,)
         options.check_finish(None if np.isfinite(last).any() and not np.isnan(last).any() else "error", llm)

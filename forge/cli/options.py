@@ -81,6 +81,10 @@ MemoryFraction = Annotated[
     float,
     typer.Option("--memory-fraction", metavar="F", help="Share of the free memory for weights and KV cache, at most."),
 ]
+Threads = Annotated[
+    int | None,
+    typer.Option("--threads", metavar="N", help="Threads of the CPU. [default: cores that nobody else keeps busy]"),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 MaxTokens = Annotated[int, typer.Option("--max-tokens", metavar="N", help="Most tokens to generate.")]
 Temperature = Annotated[
@@ -141,6 +145,7 @@ def loaded(
     chat_template: str | None = None,
     max_sequences: int | None = 1,
     memory_fraction: float = DEFAULT_MEMORY_FRACTION,
+    threads: int | None = None,
 ) -> Iterator[LLM]:
     """A model, ready to run; what it remarks goes to stderr."""
     import forge
@@ -153,6 +158,7 @@ def loaded(
             chat_template=chat_template,
             max_sequences=max_sequences,
             memory_fraction=memory_fraction,
+            threads=threads,
             progress=progress,
         )
     # Where nobody watches, a failure is one line on stderr: then remarks wait for success.

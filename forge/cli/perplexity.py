@@ -19,12 +19,13 @@ def command(
         typer.Option("--context", metavar="N", help="Tokens per chunk, each predicted by itself; 512, if they fit."),
     ] = None,
     memory_fraction: options.MemoryFraction = options.DEFAULT_MEMORY_FRACTION,
+    threads: options.Threads = None,
     device: options.Device = "auto",
     as_json: options.Json = False,
 ) -> None:
     """Measure the perplexity of the text in FILE."""
     text = output.read_text(file)
-    with options.loaded(model, device, memory_fraction=memory_fraction) as llm:
+    with options.loaded(model, device, memory_fraction=memory_fraction, threads=threads) as llm:
         ids = llm.tokenizer.encode_prompt(text)  # as llm.perplexity(text) does
         if len(ids) < 2:
             raise ForgeError(f"{output.printable(file)}: holds fewer than two tokens: there is nothing to predict")

@@ -5,7 +5,6 @@ On NumPy they are dequantized in parallel; a GPU keeps the blocks of the types i
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from forge.backend import Backend
+from forge.backend.threads import THREADS
 from forge.errors import FormatError, UnsupportedError
 from forge.formats.ggml import GGMLType, nbytes, row_bytes
 from forge.formats.gguf import GGUF
@@ -51,7 +51,7 @@ class Weights:
         self._tasks: list[tuple[Future[npt.NDArray[np.float32]], int]] = []
         self._done = 0
         self._total = sum(info.nbytes for info in file.tensors.values() if len(info.shape) == 2)
-        self._pool = ThreadPoolExecutor(os.cpu_count(), "forge-load")
+        self._pool = ThreadPoolExecutor(THREADS.count, "forge-load")
 
     def __enter__(self) -> Self:
         return self

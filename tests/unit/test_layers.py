@@ -57,6 +57,7 @@ THIRD_PARTY = {
     "prompt_toolkit": "cli.chat",
     "psutil": "backend",
     "rich": "cli display",
+    "threadpoolctl": "backend",
     "tokenizers": "tokenizer",
     "typer": "cli",
 }

@@ -1,0 +1,146 @@
+"""How many threads compute on the CPU: NumPy's BLAS, of which a process has one, and the loading of weights."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from forge import files
+from forge.backend.cgroups import groups
+from forge.errors import ParameterError
+
+_MOST_BYTES = 1 << 20
+_FIRST_S = 0.3
+"""After so long the load of the CPUs is known well enough: it is counted in steps of 10 ms."""
+_EVERY_S = 1.0
+_SPARE = 0.25
+"""Others may take so much of a CPU before it counts as theirs."""
+_BUSY = (0, 1, 2, 5, 6, 7)
+"""Columns of /proc/stat, proc_stat(5): all but idle, waiting for a disk, and guests, which the first ones include."""
+
+
+class Threads:
+    """Sets the number of threads of BLAS, for the whole process: what was asked for, or as many as do not wait.
+
+    The threads of a product wait for the last one. One whose CPU another process uses holds them all up: on 2 CPUs, one
+    of them busy, a product on both takes 5 to 15 times as long as on one. So CPUs that others use are left to them, and
+    once a second while steps run it is looked which these are. Each number of threads computes the same sums.
+    """
+
+    def __init__(self, root: Path = Path("/")) -> None:
+        self._root = root
+        self._asked: int | None = None
+        self._pools: list[Any] | None = None
+        self._most = 1
+        self._set = 0
+        self._seen = _Load(0.0, 0.0, 0.0)
+        self._next = float("inf")
+
+    def use(self, count: int | None) -> None:
+        """From here on so many threads; None = as many as do not wait. The last word counts, for all models."""
+        pools = self._find()
+        if count is not None and not pools:
+            raise ParameterError("threads cannot be set for the BLAS of this NumPy: leave it out")
+        self._asked = count
+        if (given := min((pool.num_threads for pool in pools), default=1)) != self._set:
+            self._most = min(usable_cpus(self._root), given)  # what OPENBLAS_NUM_THREADS says, or the program
+        self._seen = self._look()
+        self._next = self._seen.time + _FIRST_S if pools and count is None else float("inf")
+        self._apply(count or self._most)
+
+    @property
+    def count(self) -> int:
+        """Threads to load with."""
+        return self._asked or usable_cpus(self._root)
+
+    def adjust(self) -> None:
+        """Leave CPUs to others that use them, and take them back, if it is time to look."""
+        if time.monotonic() < self._next:
+            return
+        before, self._seen = self._seen, self._look()
+        self._next = self._seen.time + _EVERY_S
+        if self._find()[0].num_threads == self._set:  # else the program itself has set another number meanwhile
+            free = len(os.sched_getaffinity(0)) - self._seen.others_since(before)
+            self._apply(min(max(int(free + _SPARE), 1), self._most))
+
+    def _find(self) -> list[Any]:
+        """The thread pools of BLAS, by way of which their numbers are set."""
+        if self._pools is None:
+            import numpy as np  # noqa: F401 (it brings its BLAS)
+            from threadpoolctl import ThreadpoolController
+
+            self._pools = ThreadpoolController().select(user_api="blas").lib_controllers
+        return self._pools
+
+    def _apply(self, count: int) -> None:
+        for pool in self._find():
+            pool.set_num_threads(count)
+            self._set = pool.num_threads
+
+    def _look(self) -> _Load:
+        return _Load(time.monotonic(), _busy_seconds(os.sched_getaffinity(0), self._root), time.process_time())
+
+
+@dataclass(frozen=True, slots=True)
+class _Load:
+    """Seconds: now, of all CPUs at work, and of this process at work."""
+
+    time: float
+    busy: float
+    own: float
+
+    def others_since(self, before: _Load) -> float:
+        """CPUs that other processes kept busy, on average."""
+        passed = max(self.time - before.time, 1e-9)
+        return max(self.busy - before.busy - max(self.own - before.own, 0.0), 0.0) / passed
+
+
+def usable_cpus(root: Path = Path("/")) -> int:
+    """Cores that this process may use: by its affinity, two threads of a core being one, and by CPU time of its groups.
+
+    Sources: sched_setaffinity(2); cpu.max of cgroup version 2, cpu.cfs_quota_us of version 1, nested ones included.
+    """
+    cpus = os.sched_getaffinity(0)
+    most = float(len({_siblings(cpu, root) for cpu in cpus}))
+    for group in groups("cpu", root):
+        if group.is_v2:
+            words = group.words("cpu.max")
+            quota, period = words if len(words) == 2 else ("max", "")
+        else:
+            quota, period = (" ".join(group.words(f"cpu.cfs_{name}_us")) for name in ("quota", "period"))
+        if quota.isdecimal() and period.isdecimal() and len(quota) < 20 and 0 < len(period) < 20 and int(period):
+            most = min(most, int(quota) / int(period))
+    return max(int(most), 1)
+
+
+def _siblings(cpu: int, root: Path) -> str:
+    """The CPUs that are threads of one core with it, as a name of the core."""
+    path = root / f"sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list"
+    return _text(path).strip() or str(cpu)
+
+
+def _busy_seconds(cpus: Collection[int], root: Path) -> float:
+    """How long these CPUs were at work, in all."""
+    names = {f"cpu{cpu}" for cpu in cpus}
+    ticks = 0
+    for line in _text(root / "proc/stat").splitlines():
+        name, *columns = line.split()[:9] or [""]
+        if name not in names or len(columns) <= max(_BUSY):
+            continue
+        if all(column.isdecimal() and len(column) < 20 for column in columns):
+            ticks += sum(int(columns[column]) for column in _BUSY)
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def _text(path: Path) -> str:
+    try:
+        return files.read(path, _MOST_BYTES).decode("ascii", "replace")
+    except (OSError, ValueError):
+        return ""
+
+
+THREADS = Threads()

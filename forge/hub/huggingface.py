@@ -20,6 +20,7 @@ if TYPE_CHECKING:  # what imports huggingface_hub and an HTTP client costs 0.2 s
     from forge.hub.client import Hub, Remote
     from forge.hub.hf_cache import Repo
 
+_MAX_SHARDS = 1000
 _SPLIT_COUNT = struct.pack("<Q", 11) + b"split.count"
 
 
@@ -82,13 +83,16 @@ def _find(hub: Hub, name: Name, report: Progress) -> tuple[str, str, Remote]:
             if file is None:
                 report(f"asking the Hub for {name.repo}", 0, None)
                 file = names.choose(name, hub.files(name.repo, revision))
-            last = names.shards(file)[-1]
-            report(f"asking the Hub for {last}", 0, None)
-            return revision or "main", file, hub.about(name.repo, revision or "main", last)
+            parts = names.shards(file)
+            report(f"asking the Hub for {parts[-1]}", 0, None)
+            remote = hub.about(name.repo, revision or "main", parts[-1])
+            if len(parts) > _MAX_SHARDS:
+                raise DownloadError(f"no model has {len(parts)} shards, at most {_MAX_SHARDS}: check the name")
+            return revision or "main", file, remote
         except NoRevision as error:
             failure = failure or error
         except Absent:  # the revision is there, which says more than that another is not
-            failure = Absent(f"the repository has no file {shown(last)}: check the name, folders included")
+            failure = Absent(f"the repository has no file {shown(parts[-1])}: check the name, folders included")
     assert failure
     raise failure
 

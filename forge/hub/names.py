@@ -18,7 +18,6 @@ _HOSTS = ("huggingface.co", "www.huggingface.co", "hf.co")
 _STARTS = ("hf:", "http://", "https://", *(f"{host}/" for host in _HOSTS))
 _MAX_CHARS = 1000
 _MAX_LISTED = 12
-_MAX_SHARDS = 1000
 _REPO = re.compile(r"([\w.-]+/[\w.-]+)(.*)", re.ASCII | re.DOTALL)
 _QUANT = re.compile(r"[\w.-]+", re.ASCII)
 _VERBS = ("blob", "resolve", "raw", "tree")
@@ -180,8 +179,6 @@ def shards(file: str) -> list[str]:
     index, count = int(match[2]), int(match[3])
     if not 1 <= index <= count:
         raise ModelNotFoundError(f"{shown(file)}: there is no shard {index} of {count}")
-    if count > _MAX_SHARDS:
-        raise ModelNotFoundError(f"{shown(file)}: no model has {count} shards, at most {_MAX_SHARDS}: check the name")
     end = file[-5:]
     return [f"{match[1]}-{n:05}-of-{match[3]}{end}" for n in range(1, count + 1)]
 

@@ -262,6 +262,9 @@ def _sampling_cases() -> list[Case]:
             rng.integers(0, 2**17, b).astype(np.uint32),
         )
 
+    def seeded(arguments: Arrays, seed: int) -> Arrays:
+        return (*arguments[:5], np.full(len(arguments[0]), seed, np.uint64), *arguments[6:])
+
     # Seed, choice and position 0 give the bits 0xe169c58d6627e8d5, a fraction of 0.8805.
     inf, nan = _INF, math.nan
     greedy, plain = (0.0, 0, 1.0, 0.0), (1.0, 0, 1.0, 0.0)
@@ -290,6 +293,16 @@ def _sampling_cases() -> list[Case]:
             "two tokens, of which the first has less than p by less than 1 of 2**43: a share rounds up",
             lambda _: rows([[0.0, -0.06276973]], (1.0, 0, 0.5156873, 0.0)),
             expected=([1],),
+        ),
+        Case(
+            "a token of weight 8139031, which the seed draws, and one of 2**42; min_p of 8139031.5 / 2**42 rounds up",
+            lambda _: seeded(rows([[0.0, -13.2]] * 2, plain, (1.0, 0, 1.0, 1.8506015e-06)), 151_054),
+            expected=([1, 0],),
+        ),
+        Case(
+            "as many equals as a list holds, one fewer and one more: 0.8805 of half of them",
+            lambda _: rows([[5.0] * n + [-inf] * (2049 - n) for n in (2047, 2048, 2049)], *[(1, 0, 0.5, 0)] * 3),
+            expected=([901, 901, 902],),
         ),
         Case("one token", lambda _: rows([[-7.0]] * 2, greedy, (0.5, 3, 0.5, 0.5)), expected=([0, 0],)),
         Case("random", lambda rng: random(rng, 16, 1000)),

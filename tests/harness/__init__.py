@@ -31,7 +31,12 @@ TOOLS = os.environ.get("FORGE_HARNESS_PATH") or os.environ.get("PATH", os.defpat
 COMPILER = next((path for name in ("clang++-19", "clang++") if (path := shutil.which(name, path=TOOLS))), None)
 if COMPILER is None and os.environ.get("FORGE_REQUIRE_TOOLCHAIN"):
     raise RuntimeError("no clang++, and FORGE_REQUIRE_TOOLCHAIN is set: run scripts/install-toolchain")
-_FLAGS = ["-std=c++17", "-O1", "-fPIC", "-ffp-contract=off", "-mf16c", "-w"]
+_FLAGS = ["-std=c++17", "-O1", "-fPIC", "-shared", "-ffp-contract=off", "-mf16c", "-w"]
+_KERNEL_FLAGS = [
+    *("-DFORGE_HARNESS", "-Wl,-z,now,-Bsymbolic"),
+    *("-fsanitize=array-bounds", "-fno-sanitize-recover=array-bounds", "-fno-sanitize-link-runtime"),
+    "-nostdlib",  # what C and C++ programs begin with takes longer to link than the kernel
+]
 _FENCE = 16 * mmap.PAGESIZE
 """Bytes before and behind an array's pages that nobody may touch."""
 _NOISE = np.random.default_rng(0).integers(0, 256, 1 << 20, np.uint8)
@@ -262,32 +267,32 @@ def alone(path: Path) -> Iterator[None]:
 @cache
 def compiled(variant: kernels.Variant, tile: str) -> ctypes.CDLL:
     """With the matrix cores `tile` of _tile.hip, where the kernel has to do with them."""
+    library = build(variant, tile)
+    _runtime()  # whose functions it calls
+    module = ctypes.CDLL(str(library))
+    module.forge_lds_start.restype = ctypes.c_void_p
+    module.forge_lds_bytes.restype = ctypes.c_uint64
+    return module
+
+
+def build(variant: kernels.Variant, tile: str) -> Path:
+    """A kernel as a shared library, kept in the cache by the hash of all that it is made from."""
     text = kernels.source(variant.file)
-    return compile_text(text, variant, [f"-DTILE={tile}"] if "tile_multiply" in text else [])
-
-
-def compile_text(text: str, variant: kernels.Variant, defines: Sequence[str] = ()) -> ctypes.CDLL:
-    """A kernel source as a shared library, kept in the cache by the hash of all that it is made from."""
+    defines = [f"-DTILE={tile}"] if "tile_multiply" in text else []
     assert COMPILER, "no clang++: run scripts/install-toolchain"
     unit = text + _calls(variant)
-    _runtime()
     options = [*variant.options, *defines]
-    key = hashlib.sha256("\0".join([unit, *options, *_FLAGS, COMPILER]).encode()).hexdigest()[:32]
+    flags = [*_FLAGS, *_KERNEL_FLAGS]
+    key = hashlib.sha256("\0".join([unit, *options, *flags, COMPILER]).encode()).hexdigest()[:32]
     library = CACHE / f"{key}.so"
     with alone(library):
         if not library.exists():
             kernel, scratch = CACHE / f"{key}.cpp", CACHE / f"{key}.scratch"
             kernel.write_text(unit)
-            sanitize = ["-fsanitize=array-bounds", "-fno-sanitize-recover=array-bounds"]
-            _compile([*_FLAGS, *sanitize, "-DFORGE_HARNESS", *options, "-c", str(kernel), "-o", f"{kernel}.o"])
-            _compile(["-shared", "-Wl,-z,now,-Bsymbolic", f"{kernel}.o", "-o", str(scratch)])
+            _compile([*flags, *options, str(kernel), "-o", str(scratch), "-lm", "-lc"])
             scratch.replace(library)
             kernel.unlink()
-            Path(f"{kernel}.o").unlink()
-    module = ctypes.CDLL(str(library))
-    module.forge_lds_start.restype = ctypes.c_void_p
-    module.forge_lds_bytes.restype = ctypes.c_uint64
-    return module
+    return library
 
 
 @cache
@@ -299,7 +304,7 @@ def _runtime() -> ctypes.CDLL:
     with alone(library):
         if not library.exists():
             scratch = library.with_suffix(".scratch")
-            _compile([*_FLAGS, "-O2", "-shared", str(HERE / "runtime.cpp"), "-o", str(scratch)])
+            _compile([*_FLAGS, "-O2", str(HERE / "runtime.cpp"), "-o", str(scratch)])
             scratch.replace(library)
     runtime = ctypes.CDLL(str(library), ctypes.RTLD_GLOBAL)
     runtime.forge_fault_address.restype = ctypes.c_uint64

@@ -9,6 +9,7 @@ from harness import COMPILER, Harness
 import forge.ops  # noqa: F401  (fills the registry)
 from forge.errors import UnsupportedError
 from forge.op import REGISTRY, Case, Op
+from forge.ops import linear as linear_op
 from forge.ops.attention import paged_attention
 from forge.ops.decode_attention import _case as decode_case
 from forge.ops.decode_attention import decode_attention
@@ -46,6 +47,15 @@ MANY_ROWS = [case for case in REGISTRY["linear"].cases if "M65" in case.name or 
 @pytest.mark.parametrize("case", MANY_ROWS, ids=[case.name for case in MANY_ROWS])
 def test_products_of_many_rows_without_blas(case: Case) -> None:
     error, _ = run_case(REGISTRY["linear"], case, WithoutBlas(32))
+    assert error.passed, error
+
+
+@pytest.mark.parametrize("name", ["Q4_0", "Q2_K", "Q6_K"])
+def test_products_of_many_rows_take_a_matrix_apart_some_rows_at_a_time(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(linear_op, "_SCRATCH_WEIGHTS", 6 * 256)
+    error, _ = run_case(REGISTRY["linear"], linear_op._quantized(name, 65, 256, 17), Harness(32))
     assert error.passed, error
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from harness import COMPILER, Harness, KernelFault, compile_text
+from harness import COMPILER, Harness, KernelFault, build
 from harness import compiled as module_of
 
 import forge.ops  # noqa: F401  (fills the registry)
@@ -254,9 +254,9 @@ def test_what_would_launch_a_kernel_of_cupys_is_refused(use: Callable[[Any], Any
 
 def test_compiled_kernels_are_found_again() -> None:
     variant = kernels.Variant("step", ())
-    first, second = (compile_text(kernels.source("step"), variant) for _ in range(2))
-    assert isinstance(first, ctypes.CDLL)
-    assert first._name == second._name
+    first, second = (build(variant, "") for _ in range(2))
+    assert first == second
+    assert ctypes.CDLL(str(first))._name == module_of(variant, "")._name
 
 
 DOT4 = """

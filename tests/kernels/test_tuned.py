@@ -53,8 +53,9 @@ CASES: dict[str, tuple[Op, Case]] = {
 }
 
 
+@pytest.mark.parametrize("every", [5, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", CASES)
-def test_kernels_take_every_candidate(name: str) -> None:
+def test_kernels_take_every_candidate(name: str, every: int) -> None:
     kernel = name.partition(" ")[0]
     op, case = CASES[name]
     groups = kernel == "tile_group"
@@ -63,7 +64,7 @@ def test_kernels_take_every_candidate(name: str) -> None:
     ((_, shape),) = [asked for asked in plain.tuning.asked if asked[0] == kernel]
     key = kernel, KERNELS[kernel].class_of(shape)
     for wave in (32,) if groups else (32, 64):
-        for values in KERNELS[kernel].permitted(key[1]):
+        for values in list(KERNELS[kernel].permitted(key[1]))[::every]:
             device = Harness(wave, seed=1, groups=groups)
             device.tuning = Choices("", {key: values})
             error, _ = run_case(op, case, device)

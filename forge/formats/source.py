@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from forge.errors import FormatError
+from forge.errors import FormatError, OutOfMemoryError
 
 U64 = Struct("<Q")
 
@@ -119,7 +119,14 @@ class Cursor:
         self.source, self.path = source, source.path
         self.position = 0
         self.stop = min(stop, source.size)
-        self._bytes = np.frombuffer(mmap.mmap(-1, self.stop), np.uint8)  # memory that is taken as it is filled
+        try:  # memory that is taken as it is filled
+            memory = mmap.mmap(-1, self.stop, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        except OSError as error:
+            size = f"{self.stop / 1e6:.0f} MB"
+            raise OutOfMemoryError(
+                f"{self.path}: no address space for {size} of its header: {error.strerror}"
+            ) from None
+        self._bytes = np.frombuffer(memory, np.uint8)
         self.data = self._bytes.data.toreadonly()
         self.filled = 0
 

@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from gguf_files import U16, Typed, write_gguf
 
 import forge
 from forge import FormatError, loading
-from forge.formats import gguf
+from forge.formats import gguf, source
 from forge.formats.source import Source
 
 MODEL = Path(__file__).parents[1] / "data" / "arch" / "gemma3" / "model.gguf"
@@ -153,11 +154,38 @@ def test_reads_may_be_short_and_may_fail(model: Path, monkeypatch: pytest.Monkey
             file.load("output_norm.weight")
 
 
+def test_a_shard_that_changes_is_named(tmp_path: Path) -> None:
+    for number in (1, 2):
+        keys = {"split.no": Typed(U16, number - 1), "split.count": Typed(U16, 2)}
+        tensors = {f"{number}": np.full(8, number, np.float32)}
+        write_gguf(tmp_path / f"m-0000{number}-of-00002.gguf", keys, tensors)
+    with gguf.read(tmp_path / "m-00001-of-00002.gguf") as file:
+        assert file.load("2").tolist() == [2.0] * 8
+        os.truncate(tmp_path / "m-00002-of-00002.gguf", 40)
+        assert file.load("1").tolist() == [1.0] * 8
+        with pytest.raises(FormatError, match=r"m-00002-of-00002\.gguf: changed from \d+ to 40 bytes"):
+            file.load("2")
+        file.check_path()
+        shutil.copy(MODEL, tmp_path / "other")
+        os.replace(tmp_path / "other", tmp_path / "m-00002-of-00002.gguf")
+        with pytest.raises(FormatError, match=r"m-00002-of-00002\.gguf: was replaced"):
+            file.check_path()
+
+
+def test_too_little_address_space_for_a_header_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(*_: Any, **__: Any) -> Any:
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+    monkeypatch.setattr(source.mmap, "mmap", none)
+    with pytest.raises(forge.OutOfMemoryError, match=r"model\.gguf: no address space for \d+ MB of header: Cannot"):
+        gguf.read(MODEL)
+
+
 def test_a_file_is_closed_with_its_source() -> None:
     before = len(os.listdir("/proc/self/fd"))
-    source = Source(MODEL)
+    opened = Source(MODEL)
     assert len(os.listdir("/proc/self/fd")) == before + 1
-    del source
+    del opened
     assert len(os.listdir("/proc/self/fd")) == before
     with gguf.read(MODEL):
         assert len(os.listdir("/proc/self/fd")) == before + 1

@@ -66,7 +66,9 @@ def command(
         request: str | list[int] = text
         if chat or system is not None:
             head = [{"role": "system", "content": system}] if system else []
-            request = llm.encode_chat([*head, {"role": "user", "content": text}])
+            request = llm.encode_chat([*head, {"role": "user", "content": text}], parse_special=False)
+        elif llm.tokenizer.begins_with_bos(text):
+            output.note("the text begins with the BOS token: no other is added")
         if as_json:
             output.write_json(answer_json(llm, request, params))
         else:

@@ -23,14 +23,15 @@ DEFAULT_MEMORY_FRACTION = 0.9  # of forge.config, likewise
 
 
 def _models(incomplete: str) -> list[str]:
-    """What the shell may complete a model's name to: names of the catalog, files, directories."""
+    """What the shell may complete a model's name to: known names, cached ones, files, directories."""
     import glob
 
-    from forge.hub.catalog import MODELS
+    from forge import hub
 
     start = os.path.expanduser(incomplete)
     paths = [path + "/" if os.path.isdir(path) else path for path in glob.glob(f"{glob.escape(start)}*")]
-    names = [name for name in MODELS if name.startswith(incomplete)]
+    known = dict.fromkeys((*hub.MODELS, *(item.name for item in hub.stored() if item.state == "complete")))
+    names = [name for name in known if name.startswith(incomplete)]
     return names + sorted(incomplete + path[len(start) :] for path in paths if path.endswith(("/", ".gguf")))
 
 
@@ -122,11 +123,16 @@ def text_or_stdin(text: str, name: str) -> str:
     """An argument, or what stdin holds if it is "-". Raises ParameterError for bytes that are no UTF-8."""
     if text == "-":
         return output.read_text("-")
+    check_text(text, name)
+    return text
+
+
+def check_text(text: str, name: str) -> None:
+    """Raises ParameterError for bytes that are no UTF-8."""
     try:
         text.encode()
     except UnicodeEncodeError:
         raise ParameterError(f"{name} is not UTF-8 text: check the terminal's encoding") from None
-    return text
 
 
 def resolve(model: str) -> Path:

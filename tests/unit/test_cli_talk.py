@@ -241,6 +241,13 @@ def test_set_refuses_what_cannot_be_used(text: str, names: str, llm: LLM) -> Non
     assert found.params == SamplingParams(max_tokens=4)
 
 
+def test_what_is_no_text_is_refused(llm: LLM) -> None:
+    found = conversation(llm)
+    with pytest.raises(forge.ParameterError, match="the message is not UTF-8 text"):
+        said(found, "a\udcff")
+    assert found.messages == []
+
+
 def test_unknown_commands_name_the_nearest(llm: LLM, capsys: Captured) -> None:
     said(conversation(llm), "/regen")
     assert "did you mean /regenerate?" in capsys.readouterr().err

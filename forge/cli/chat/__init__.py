@@ -131,7 +131,7 @@ def _message(question: str | None, is_piped: bool) -> str:
                 raise
             output.note(str(error))
     if question:
-        question = options.text_or_stdin(question, "QUESTION")
+        options.check_text(question, "QUESTION")
     message = "\n".join(part for part in (question, piped) if part.strip())
     if not message:
         raise ForgeError("there is nothing to answer: give a QUESTION, or text on standard input")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from bisect import bisect_left
 from contextlib import closing
 from dataclasses import replace
@@ -106,6 +107,8 @@ class Conversation:
                     timings, reason = chunk.timings, chunk.finish_reason
         except KeyboardInterrupt:
             if not self.is_interactive:
+                if output.is_terminal(sys.stdout):
+                    output.write("\n")
                 raise
             interrupted = True
         output.write("\n")

@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Callable
 from typing import Any
 
-from forge.cli import output
+from forge.cli import options, output
 from forge.cli.chat import sampling, transcript
 from forge.cli.chat.conversation import Conversation
 from forge.cli.chat.prompt import reader
@@ -74,6 +74,7 @@ class Commands:
 
     def take(self, text: str) -> None:
         """Answer a message or carry out a command. Raises ForgeError for what cannot be done."""
+        options.check_text(text, "the message")
         name, rest = split(text)
         if name is None:
             if rest:

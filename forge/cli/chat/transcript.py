@@ -48,6 +48,8 @@ def load(path: str) -> list[dict[str, Any]]:
 
 
 def _path(path: str) -> Path:
+    if path[:1] in ("'", '"') and path[-1:] == path[:1]:
+        path = path[1:-1]
     if not path:
         raise ForgeError("a file's name is missing: /save FILE or /load FILE")
     try:

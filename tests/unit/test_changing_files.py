@@ -177,7 +177,7 @@ def test_too_little_address_space_for_a_header_is_one_line(monkeypatch: pytest.M
         raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
 
     monkeypatch.setattr(source.mmap, "mmap", none)
-    with pytest.raises(forge.OutOfMemoryError, match=r"model\.gguf: no address space for \d+ MB of header: Cannot"):
+    with pytest.raises(forge.OutOfMemoryError, match=r"model\.gguf: no address space for \d+ MB of its header: Cannot"):
         gguf.read(MODEL)
 
 

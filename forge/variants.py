@@ -27,7 +27,7 @@ from forge.tuning.table import KERNELS
 
 _WIDEST = 16_384
 """Width of residual streams."""
-HEAD_DIMS = (64, 80, 96, 128, 256)
+HEAD_DIMS = (64, 80, 96, 128, 160, 256)
 """Head sizes of the models of the supported families."""
 
 

@@ -82,6 +82,8 @@ class Op:
     atol: float
     gpu_rtol: float
     gpu_atol: float
+    gpu_slack: Callable[..., Array] | None
+    """From exact inputs, what float results may be off by besides, because a GPU takes float16 subnormals for zeros."""
     bytes_moved: Callable[..., int] | None
     """Least bytes read and written, from the arguments of a call."""
 
@@ -137,12 +139,13 @@ def op(
     atol: float = 1e-6,
     gpu_rtol: float = 2e-3,
     gpu_atol: float = 2e-3,
+    gpu_slack: Callable[..., Array] | None = None,
     bytes_moved: Callable[..., int] | None = None,
 ) -> Callable[[Callable[..., Any]], Op]:
     """Declare an op: a decorator of its reference, which names it.
 
-    Tolerances are those of float32 against float64; gpu_rtol and gpu_atol those of a kernel against float64 of the same
-    float16 inputs.
+    Tolerances are those of float32 against float64; gpu_rtol, gpu_atol and gpu_slack are those of a kernel against
+    float64 of the same float16 inputs.
     """
     takes, _, gives = args.partition("->")
     parsed = list(_parse(takes))
@@ -154,7 +157,7 @@ def op(
         name = reference.__name__
         if name in REGISTRY:
             raise ValueError(f"op {name} is declared twice")
-        tolerances = (rtol, atol, gpu_rtol, gpu_atol)
+        tolerances = (rtol, atol, gpu_rtol, gpu_atol, gpu_slack)
         REGISTRY[name] = Op(name, positional, choices, returns, reference, cpu, gpu, cases, *tolerances, bytes_moved)
         return REGISTRY[name]
 

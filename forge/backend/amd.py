@@ -5,14 +5,28 @@ from __future__ import annotations
 import os
 import re
 
-_NAME = re.compile(r"gfx(\d{1,2})([0-9a-f])([0-9a-f])")
+_NAME = re.compile(r"gfx([0-9]{1,2})([0-9a-f])([0-9a-f])")
 """Version of the instruction set: major, minor, stepping. gfx90a is 9.0.10, gfx1151 is 11.5.1."""
+_FEATURES = re.compile(r"(gfx9[0-9a-f]{2}|gfx101[0-9a-f])(:(sramecc|xnack)[+-])+")
+_OLDEST = (9, 0)
 
 
 def version(arch: str) -> tuple[int, int] | None:
     """Major and minor version of a GPU's instruction set; None where the name is no AMD GPU's."""
     match = _NAME.fullmatch(arch)
     return (int(match[1]), int(match[2], 16)) if match else None
+
+
+def without_features(arch: str) -> str:
+    """gfx90a of ``gfx90a:sramecc+:xnack-``, as HIP names one: code compiled without them runs whatever they are."""
+    match = _FEATURES.fullmatch(arch)
+    return match[1] if match else arch
+
+
+def refusal(arch: str) -> str:
+    """Why forge has no kernels for an AMD GPU, to be read behind its name; "" where it has, or where one is to try."""
+    is_old = (version(arch) or _OLDEST) < _OLDEST
+    return "is older than gfx900 (Vega): forge has no kernels for it, and ROCm 7 no driver" if is_old else ""
 
 
 def compute_units(arch: str, multiprocessors: int) -> int:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -21,7 +20,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from forge import files
-from forge.backend import kernels
+from forge.backend import amd, kernels
 from forge.backend.compilers import COMPILERS, FLAGS, MOST_CODE_BYTES, compile_variant, find_compiler, target
 from forge.errors import DeviceError, DownloadError, ParameterError
 from forge.paths import cache_dir
@@ -72,10 +71,13 @@ def stores() -> list[Path]:
 
 
 def check_arch(arch: str) -> str:
-    """The name of an AMD GPU as directories and compilers spell it. Raises ParameterError for another text."""
-    if not re.fullmatch(r"gfx[0-9a-f]{3,4}", arch):
+    """The name of an AMD GPU as directories spell it, without features. Raises ParameterError for another text."""
+    name = amd.without_features(arch)
+    if amd.version(name) is None:
         raise ParameterError(f"arch must be an AMD GPU's, such as gfx1100 or gfx942, not {arch!r:.60}")
-    return arch
+    if why := amd.refusal(name):
+        raise ParameterError(f"arch {name} {why}")
+    return name
 
 
 def obtain(variant: kernels.Variant, arch: str) -> bytes:
@@ -184,7 +186,7 @@ def survey(store: Path, wanted: Iterable[kernels.Variant]) -> dict[str, tuple[Co
     Raises OSError where the store cannot be listed; one that is not there holds nothing.
     """
     try:
-        archs = sorted(name for name in os.listdir(store) if re.fullmatch(r"gfx[0-9a-f]{3,4}", name))
+        archs = sorted(name for name in os.listdir(store) if amd.version(name))
     except (FileNotFoundError, NotADirectoryError):
         return {}
     found = {}

@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 
 from forge import files
-from forge.backend import kernels, probe, rocm
+from forge.backend import amd, kernels, probe, rocm
 from forge.errors import DeviceError
 
 FLAGS = (
@@ -55,6 +55,8 @@ class Compiler:
 
 def compile_variant(variant: kernels.Variant, arch: str, compiler: Compiler) -> bytes:
     """A variant's code object for a GPU. Raises DeviceError with the compiler's first message, or how it ended."""
+    if why := amd.refusal(arch):
+        raise DeviceError(f"{arch} {why}")
     try:
         with tempfile.TemporaryDirectory(prefix="forge-") as scratch:
             source, code = Path(scratch, f"{variant.file}.hip"), Path(scratch, "code.hsaco")

@@ -72,7 +72,7 @@ class Card:
 
 
 def cards() -> list[Card]:
-    """The GPUs, best first: discrete ones before those that share the host's memory, then by compute units.
+    """The GPUs, best first: those with kernels, of them discrete ones, of them those with the most compute units.
 
     Raises DeviceError where there is none, or the driver cannot be asked.
     """
@@ -82,7 +82,7 @@ def cards() -> list[Card]:
         raise DeviceError(f"no usable GPU: {_one_line(error)}{_hiding()}") from None
     if not found:
         raise DeviceError(f"no usable GPU: the driver shows none{_hiding()}")
-    return sorted(found, key=lambda card: (card.is_integrated, -card.cores, card.index))
+    return sorted(found, key=lambda card: (bool(amd.refusal(card.arch)), card.is_integrated, -card.cores, card.index))
 
 
 def _card(index: int) -> Card:
@@ -113,6 +113,8 @@ class CupyBackend(GPU):
         self._starts_early = not IS_HIP and properties["major"] >= 9
         self.has_wave_groups = self.arch == "sm_90" and nvrtc.getVersion() >= (12, 0)
         self.device = card.text
+        if why := amd.refusal(self.arch):
+            raise DeviceError(f"{self.device}: {self.arch} {why}")
         self.total_bytes = int(properties["totalGlobalMem"])
         self._modules: dict[kernels.Variant, Any] = {}
         self._functions: dict[kernels.Entry, Any] = {}

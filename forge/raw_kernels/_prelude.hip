@@ -9,6 +9,7 @@
 //   what is only read are const. Python reads this list and checks each launch against it.
 // - A block is a fixed number of threads, known when it is compiled, a multiple of 64, in one dimension.
 // - WAVE may be a run-time value (it is in the harness): size arrays with MOST_WAVES, loop with `for (i = WAVE / 2; ...)`.
+//   What is written for waves of one size says so: static_assert(TILE_WAVE == STATIC_WAVE).
 // - LDS is SHARED arrays of fixed size, indexed where they are declared or passed by reference: T (&tile)[N]. On
 //   NVIDIA more than 48 KB is DYNAMIC_SHARED(type, name, count), of LDS_BYTES, which -D gives: a launch has it allotted.
 // - Blocks of a launch hand results on like this: all threads of the writer write, call fence_device() and meet at a
@@ -107,7 +108,7 @@ void forge_count(const void *at); // comes before an atomic addition
 #define BLOCK_X (forge_self->block[0])
 #define BLOCK_Y (forge_self->block[1])
 #define BLOCK_Z (forge_self->block[2])
-#define WAVE forge_wave
+#define WAVE forge_wave // STATIC_WAVE is given by -D where a kernel asks for it
 #define LANE (forge_self->lane)
 #define barrier() forge_barrier()
 DEVICE void fence_device() { forge_fence(); }
@@ -171,12 +172,25 @@ DEVICE u32 pick_bytes(u32 high, u32 low, u32 places) {
 #define BLOCK_X ((u32)__builtin_amdgcn_workgroup_id_x())
 #define BLOCK_Y ((u32)__builtin_amdgcn_workgroup_id_y())
 #define BLOCK_Z ((u32)__builtin_amdgcn_workgroup_id_z())
-#if defined(__GFX9__) || defined(__gfx90a__) || defined(__gfx942__) || defined(__gfx950__)
+#if defined(__GFX9__)
 #define WAVE 64u
 #define LANE __builtin_amdgcn_mbcnt_hi(~0u, __builtin_amdgcn_mbcnt_lo(~0u, 0u))
-#else
+#elif defined(__GFX10__) || defined(__GFX11__) || defined(__GFX12__)
 #define WAVE 32u
 #define LANE __builtin_amdgcn_mbcnt_lo(~0u, 0u)
+#else
+#error forge has no kernels for this GPU: the size of its waves is not known
+#endif
+#define STATIC_WAVE WAVE
+// Products of 16 x 16 x 16 that the target has. Of those of RDNA 3 and 4 compilers say that later ones have them too, also
+// gfx1250, which has 16 x 16 x 32 in their place.
+#if __has_builtin(__builtin_amdgcn_mfma_f32_16x16x16f16)
+#define HAS_MFMA 1
+#elif __has_builtin(__builtin_amdgcn_wmma_f32_16x16x32_f16)
+#elif __has_builtin(__builtin_amdgcn_wmma_f32_16x16x16_f16_w32_gfx12)
+#define HAS_WMMA_12 1
+#elif __has_builtin(__builtin_amdgcn_wmma_f32_16x16x16_f16_w32)
+#define HAS_WMMA_11 1
 #endif
 
 DEVICE void barrier() {
@@ -191,7 +205,7 @@ DEVICE void await_earlier() {}
 // The fences of `barrier` wait on RDNA for all loads from memory, also those of what is needed only after it, and so does the
 // compiler before a barrier that it knows for one.
 DEVICE void lds_barrier() {
-#if defined(__GFX12__)
+#if __has_builtin(__builtin_amdgcn_s_barrier_signal)
     asm volatile("s_wait_dscnt 0x0\n\ts_barrier_signal -1\n\ts_barrier_wait -1" ::: "memory");
 #else
     asm volatile("s_waitcnt lgkmcnt(0)\n\ts_barrier" ::: "memory");
@@ -249,11 +263,17 @@ DEVICE u32 halves_fma(u32 a, u32 b, u32 c) {
     return __builtin_bit_cast(u32, __builtin_bit_cast(half2_t, a) * __builtin_bit_cast(half2_t, b) + __builtin_bit_cast(half2_t, c));
 }
 DEVICE u32 halves_add(u32 a, u32 b) { return __builtin_bit_cast(u32, __builtin_bit_cast(half2_t, a) + __builtin_bit_cast(half2_t, b)); }
-#if defined(__GFX11__) || defined(__GFX12__) // v_dot4_i32_iu8; the signed form of the others is gone
-DEVICE i32 dot4(u32 a, u32 b, i32 c) { return __builtin_amdgcn_sudot4(true, (i32)a, true, (i32)b, c, false); }
+// A target has v_dot4_i32_i8, or v_dot4_i32_iu8 from RDNA 3 on, or neither: the first of GFX9 and of RDNA.
+DEVICE i32 dot4(u32 a, u32 b, i32 c) {
+#if __has_builtin(__builtin_amdgcn_sdot4)
+    return __builtin_amdgcn_sdot4((i32)a, (i32)b, c, false);
+#elif __has_builtin(__builtin_amdgcn_sudot4)
+    return __builtin_amdgcn_sudot4(true, (i32)a, true, (i32)b, c, false);
 #else
-DEVICE i32 dot4(u32 a, u32 b, i32 c) { return __builtin_amdgcn_sdot4((i32)a, (i32)b, c, false); }
+    UNROLL for (u32 i = 0; i < 32; i += 8) c += (i32)(i8)(a >> i) * (i8)(b >> i);
+    return c;
 #endif
+}
 
 #else // ----------------------------------------------------------------------------------------------------- NVIDIA
 
@@ -269,6 +289,7 @@ DEVICE i32 dot4(u32 a, u32 b, i32 c) { return __builtin_amdgcn_sdot4((i32)a, (i3
 #define BLOCK_Y (blockIdx.y)
 #define BLOCK_Z (blockIdx.z)
 #define WAVE 32u
+#define STATIC_WAVE WAVE
 #define LANE (threadIdx.x & 31u)
 #define barrier() __syncthreads()
 DEVICE void fence_device() { asm volatile("fence.acq_rel.gpu;" : : : "memory"); } // __threadfence is a stronger one
@@ -387,7 +408,7 @@ DEVICE i32 smaller(i32 a, i32 b) { return a < b ? a : b; }
 // what is made of x is made after all before it has been asked for.
 // fast_divide(a, b): a / b to 2 units in the last place; 0 where b is infinite, or above 2**126 and its reciprocal thus
 // subnormal. Not for b that are subnormal.
-// dot4(a, b, c): c + the dot product of the four signed bytes of two words. Every target has it as one instruction.
+// dot4(a, b, c): c + the dot product of the four signed bytes of two words, one instruction on all but AMD's oldest targets.
 // copy_async(to, from, there): on NVIDIA where ASYNC, from memory to LDS past the registers, or zeros; a thread awaits all but its last N
 // groups of them, which end_copies ends.
 // read_once(p): what no other thread will read, past the near cache, for what is read again to stay there.

@@ -2,7 +2,7 @@
 // += weights (16 x k) . x (k x TILE_TOKENS), float16 numbers under float32 sums. One file for each family of instructions
 // gives the same names:
 //
-//   TILE_WAVE       lanes of a wave
+//   TILE_WAVE       lanes of a wave, and an assertion that waves have so many
 //   TILE_TOKENS     tokens of a tile
 //   TILE_MOST_TOKENS  of which a wave has room for the sums
 //   TILE_PARTS      parts of the inner dimension: lanes of one part hold the same k's, and it does not matter which
@@ -31,11 +31,11 @@
 #ifndef TILE // the harness plays each of them
 #if defined(FORGE_CUDA) && __CUDA_ARCH__ >= 800
 #define TILE TILE_MMA
-#elif defined(__gfx90a__) || defined(__gfx942__) || defined(__gfx950__)
+#elif defined(HAS_MFMA)
 #define TILE TILE_MFMA
-#elif defined(__GFX11__)
+#elif defined(HAS_WMMA_11)
 #define TILE TILE_WMMA_11
-#elif defined(__GFX12__)
+#elif defined(HAS_WMMA_12)
 #define TILE TILE_WMMA_12
 #else
 #define TILE TILE_SCALAR
@@ -46,10 +46,15 @@ typedef u32x2 f16_quad; // four float16 numbers
 
 #if defined(FORGE_HARNESS)
 // The product of a matrix instruction from what all lanes hold: `at_a(row, k)` and `at_b(k, column)` say in which lane,
-// and which of its numbers.
+// and which of its numbers. With TILE_FLUSH subnormals count as 0.
 struct TilePlace {
     u32 lane, number;
 };
+#ifdef TILE_FLUSH
+DEVICE float tile_number(f16 x) { return x.bits & 0x7c00 ? to_float(x) : 0.0f; }
+#else
+DEVICE float tile_number(f16 x) { return to_float(x); }
+#endif
 template <u32 K, u32 N, typename A, typename B>
 DEVICE void tile_collective(float (&sum)[N], const f16 *a, u32 a_count, const f16 *b, u32 b_count, A at_a, B at_b, u32 (*row)(u32), u32 (*column)(u32)) {
     f16 own[32];
@@ -59,7 +64,7 @@ DEVICE void tile_collective(float (&sum)[N], const f16 *a, u32 a_count, const f1
     for (u32 i = 0; i < N; ++i)
         for (u32 k = 0; k < K; ++k) {
             TilePlace left = at_a(row(i), k), right = at_b(k, column(i));
-            sum[i] += to_float(all[left.lane][left.number]) * to_float(all[right.lane][16 + right.number]);
+            sum[i] += tile_number(all[left.lane][left.number]) * tile_number(all[right.lane][16 + right.number]);
         }
 }
 #endif

@@ -2,6 +2,7 @@
 
 #if TILE == TILE_MFMA
 #define TILE_WAVE 64
+static_assert(TILE_WAVE == STATIC_WAVE, "a tile for waves of another size");
 #define TILE_TOKENS 16
 #define TILE_MOST_TOKENS 64
 #define TILE_PARTS 4

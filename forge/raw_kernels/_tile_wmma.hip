@@ -2,6 +2,7 @@
 
 #if TILE == TILE_WMMA_11 || TILE == TILE_WMMA_12
 #define TILE_WAVE 32
+static_assert(TILE_WAVE == STATIC_WAVE, "a tile for waves of another size");
 #define TILE_TOKENS 16
 #define TILE_MOST_TOKENS 64
 #define TILE_PARTS (TILE == TILE_WMMA_11 ? 1 : 2)

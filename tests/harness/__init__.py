@@ -133,16 +133,24 @@ class Harness(GPU):
     """A GPU on the CPU. `seed` 0 runs all in order; others shuffle blocks, waves and lanes. `flush`: subnormals are 0.
 
     Arrays end at a fence; with `begins` they begin behind one.
+    `tile_flush`: float16 subnormals are 0 for the matrix cores alone, as on MI200.
     """
 
     device = "harness"
     begins = False
 
     def __init__(
-        self, wave: int, seed: int = 0, cores: int = 4, flush: bool = False, tile: str = "", groups: bool = False
+        self,
+        wave: int,
+        seed: int = 0,
+        cores: int = 4,
+        flush: bool = False,
+        tile: str = "",
+        tile_flush: bool = False,
+        groups: bool = False,
     ) -> None:
         self.wave, self.seed, self.cores, self.flush = wave, seed, cores, flush
-        self.tile, self.has_wave_groups = tile or TILES[wave], groups
+        self.tile, self.tile_flush, self.has_wave_groups = tile or TILES[wave], tile_flush, groups
         self.variants: set[kernels.Variant] = set()
 
     def empty(self, shape: tuple[int, ...], dtype: Any) -> HarnessArray:
@@ -189,7 +197,7 @@ class Harness(GPU):
         pointers = [value.ctypes.data for value in values]
         counters = self._counters
         error = launch(
-            compiled(variant, self.tile),
+            compiled(variant, self.tile, self.wave, self.tile_flush),
             function,
             grid,
             entry.threads,
@@ -265,9 +273,9 @@ def alone(path: Path) -> Iterator[None]:
 
 
 @cache
-def compiled(variant: kernels.Variant, tile: str) -> ctypes.CDLL:
-    """With the matrix cores `tile` of _tile.hip, where the kernel has to do with them."""
-    library = build(variant, tile)
+def compiled(variant: kernels.Variant, tile: str, wave: int, tile_flush: bool = False) -> ctypes.CDLL:
+    """With the matrix cores `tile` of _tile.hip, for waves of this size, where the kernel has to do with them."""
+    library = build(variant, tile, wave, tile_flush)
     _runtime()  # whose functions it calls
     module = ctypes.CDLL(str(library))
     module.forge_lds_start.restype = ctypes.c_void_p
@@ -275,10 +283,11 @@ def compiled(variant: kernels.Variant, tile: str) -> ctypes.CDLL:
     return module
 
 
-def build(variant: kernels.Variant, tile: str) -> Path:
+def build(variant: kernels.Variant, tile: str, wave: int, tile_flush: bool = False) -> Path:
     """A kernel as a shared library, kept in the cache by the hash of all that it is made from."""
     text = kernels.source(variant.file)
-    defines = [f"-DTILE={tile}"] if "tile_multiply" in text else []
+    defines = [f"-DTILE={tile}", f"-DSTATIC_WAVE={wave}u", *["-DTILE_FLUSH"] * tile_flush]
+    defines *= "tile_multiply" in text
     assert COMPILER, "no clang++: run scripts/install-toolchain"
     unit = text + _calls(variant)
     options = [*variant.options, *defines]

@@ -21,10 +21,10 @@ def compiled_ahead(request: pytest.FixtureRequest) -> Iterator[None]:
 
     def work() -> None:
         for variant in case_variants():
-            for tile in TILES.values():
+            for wave, tile in TILES.items():
                 if stop.is_set():
                     return
-                build(variant, tile)
+                build(variant, tile, wave)
 
     thread = Thread(target=work, daemon=True)
     if COMPILER and sum("test_harness.py" in item.nodeid for item in request.session.items) > _MANY:

@@ -254,9 +254,9 @@ def test_what_would_launch_a_kernel_of_cupys_is_refused(use: Callable[[Any], Any
 
 def test_compiled_kernels_are_found_again() -> None:
     variant = kernels.Variant("step", ())
-    first, second = (build(variant, "") for _ in range(2))
+    first, second = (build(variant, "", 32) for _ in range(2))
     assert first == second
-    assert ctypes.CDLL(str(first))._name == module_of(variant, "")._name
+    assert ctypes.CDLL(str(first))._name == module_of(variant, "", 32)._name
 
 
 DOT4 = """

@@ -20,7 +20,12 @@ from virtual_rocm.calls import Failure
 from virtual_rocm.runtime import INVALID_IMAGE, NO_BINARY_FOR_GPU
 
 _MOST_LDS_BYTES = 64 << 10
-_TILES = {"gfx9": "TILE_MFMA", "gfx10": "TILE_SCALAR", "gfx11": "TILE_WMMA_11", "gfx12": "TILE_WMMA_12"}
+_TILES = {
+    **dict.fromkeys(("gfx908", "gfx90a", "gfx94", "gfx95"), "TILE_MFMA"),
+    "gfx11": "TILE_WMMA_11",
+    "gfx120": "TILE_WMMA_12",
+    "gfx": "TILE_SCALAR",
+}
 """The matrix cores of a family of targets."""
 
 
@@ -54,7 +59,7 @@ class Kernel:
             return f"{self.variant.name}: {self.name}: {self.fault}"
         held = [ctypes.create_string_buffer(argument, len(argument)) for argument in arguments]
         error = harness.launch(
-            harness.compiled(self.variant, self.tile),
+            harness.compiled(self.variant, self.tile, wave),
             self.name,
             grid,
             threads,
@@ -93,7 +98,7 @@ def load(code: bytes, arch: str, wave: int) -> dict[str, Kernel]:
         raise Failure(NO_BINARY_FOR_GPU)
     variant = _variant(code, arch)
     if variant is not None:
-        harness.compiled(variant, tile_of(arch))  # not at the launch: several are loaded at a time
+        harness.compiled(variant, tile_of(arch), wave)  # not at the launch: several are loaded at a time
     found = {}
     for about in notes["amdhsa.kernels"]:
         given = [argument for argument in about[".args"] if not argument[".value_kind"].startswith("hidden")]

@@ -40,6 +40,7 @@ def command(
     ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Run through the model's end tokens.")] = False,
     logprobs: options.Logprobs = None,
     device: options.Device = "auto",
+    threads: options.Threads = None,
     context: options.Context = None,
     memory_fraction: options.MemoryFraction = options.DEFAULT_MEMORY_FRACTION,
     as_json: options.Json = False,
@@ -62,7 +63,7 @@ def command(
         logprobs=logprobs,
     )
     text = options.text_or_stdin(prompt, "PROMPT")
-    with options.loaded(model, device, context, memory_fraction=memory_fraction) as llm:
+    with options.loaded(model, device, context, memory_fraction=memory_fraction, threads=threads) as llm:
         request: str | list[int] = text
         if chat or system is not None:
             head = [{"role": "system", "content": system}] if system else []

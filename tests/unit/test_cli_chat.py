@@ -177,15 +177,18 @@ def test_chat_says_before_the_first_message_that_there_is_no_template(
     assert "--chat-template" in line
 
 
-def test_one_sequence_s_pages_are_taken(model: str, capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_sequence_s_pages_are_taken_and_threads_as_many_as_asked_for(
+    model: str, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen = []
 
     def load(*args: Any, **options: Any) -> Any:
-        seen.append(options["max_sequences"])
+        seen.append((options["max_sequences"], options["threads"]))
         return real(*args, **options)
 
     real = forge.load
     monkeypatch.setattr(forge, "load", load)
-    for command in (["chat", "hi"], ["generate", "hi"], ["logits", "hi"]):
-        assert run([*command, "-m", model]) == 0
-    assert seen == [1, 1, 1]
+    for command in ("chat", "generate"):
+        assert run([command, "hi", "-m", model, "--max-tokens", "1", "--threads", "1"]) == 0
+    assert run(["logits", "hi", "-m", model]) == 0
+    assert seen == [(1, 1), (1, 1), (1, None)]

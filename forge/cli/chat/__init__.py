@@ -70,6 +70,7 @@ def command(
     stop: options.Stop = None,
     logprobs: options.Logprobs = None,
     device: options.Device = "auto",
+    threads: options.Threads = None,
     context: options.Context = None,
     memory_fraction: options.MemoryFraction = options.DEFAULT_MEMORY_FRACTION,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object for each answer.")] = False,
@@ -100,7 +101,7 @@ def command(
     talks = question is None and not is_piped and not lines
     if talks and as_json:
         raise ParameterError("--json needs a QUESTION, or text on standard input")
-    with options.loaded(model, device, context, chat_template, memory_fraction=memory_fraction) as llm:
+    with options.loaded(model, device, context, chat_template, memory_fraction=memory_fraction, threads=threads) as llm:
         conversation = Conversation(llm, params, system, assistant or "", variables, drops=not no_context_shift)
         conversation.render_once()  # what is wrong with the model is said before anything is read
         message = None if talks or lines else _message(question, is_piped)

@@ -3,6 +3,7 @@
 Each family becomes a folder with
   model.gguf   norms and biases F32, matrices F16 (their values are F16 already, so nothing is rounded);
   logits.npz   ids_24, logits_24, ids_96, logits_96: transformers' float32 logits (T, V) at every position;
+               attention_24: its attention weights, float32 (layers, H, T, T) (not in files from before 2026-11);
   meta.json    the configuration, and what proves the golden: "mutations" holds the largest logit change [24, 96] if one
                setting were wrong, "f32_noise" the change under rounding of the weights, "llamacpp_max_abs_diff" the
                distance of llama.cpp's logits on the same weights in float32.
@@ -294,6 +295,14 @@ def logits_of(model: Any, ids: NDArray[np.int32]) -> NDArray[np.float32]:
     return logits
 
 
+def attention_of(model: Any, ids: NDArray[np.int32]) -> NDArray[np.float32]:
+    """Attention weights (layers, H, T, T) of one prompt."""
+    with torch.no_grad():
+        tokens = torch.tensor(ids[None].astype(np.int64))
+        layers = model(tokens, use_cache=False, output_attentions=True).attentions
+    return np.concatenate([layer.numpy() for layer in layers])
+
+
 def randomize(model: Any, seed: int, ids: NDArray[np.int32]) -> None:
     """Weights that make every setting matter: vectors off their neutral values, sharp attention, matrices of F16."""
     generator = torch.Generator().manual_seed(seed)
@@ -413,6 +422,7 @@ def build(name: str, family: Family, out: Path) -> dict[str, Any]:
         runs = zip(prompts, family.contexts, family.llamacpp_args, strict=True)
         other = [llamacpp_logits(exact, ids, context, args) for ids, context, args in runs]
     arrays: dict[str, Any] = {f"ids_{len(x)}": x for x in prompts} | {f"logits_{len(x)}": x for x in expected}
+    arrays["attention_24"] = attention_of(model, prompts[0])
     np.savez_compressed(folder / "logits.npz", **arrays)
 
     differences = dict(zip(map(str, LENGTHS), distances(other, expected), strict=True))

@@ -40,6 +40,15 @@ def test_logits_equal_transformers_at_every_position(name: str, prompt: str) -> 
         assert [token for token, _ in last.logprobs[0].top] == order.tolist()
 
 
+@pytest.mark.parametrize("name", ["gemma3", "ministral3", "phi3_window", "qwen3", "stablelm_parallel"])
+def test_attention_weights_equal_transformers_in_every_layer(name: str) -> None:
+    """Windows by layer, both RoPE bases, norms of q and k, YaRN's magnitude, queries that grow with the position."""
+    golden = np.load(ARCH / name / "logits.npz")
+    with forge.load(ARCH / name / "model.gguf") as llm:
+        found = llm.attention(golden["ids_24"].tolist())
+    np.testing.assert_allclose(found, golden["attention_24"], rtol=0, atol=2e-5)
+
+
 def test_decoding_with_the_cache_equals_computing_all_at_once() -> None:
     """Windows, softcaps and both RoPE bases, one token at a time over several pages."""
     for name in ("gemma2", "gemma3", "phi3_window", "ministral3"):

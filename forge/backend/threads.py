@@ -46,7 +46,7 @@ class Threads:
         if count is not None and not pools:
             raise ParameterError("threads cannot be set for the BLAS of this NumPy: leave it out")
         self._asked = count
-        if (given := min((pool.num_threads for pool in pools), default=1)) != self._set:
+        if (given := pools[0].num_threads if pools else 1) != self._set:
             self._most = min(usable_cpus(self._root), given)  # what OPENBLAS_NUM_THREADS says, or the program
         self._seen = self._look()
         self._next = self._seen.time + _FIRST_S if pools and count is None else float("inf")
@@ -62,7 +62,8 @@ class Threads:
         if time.monotonic() < self._next:
             return
         before, self._seen = self._seen, self._look()
-        self._next = self._seen.time + _EVERY_S
+        is_fresh = self._seen.time - before.time < 2 * _EVERY_S  # else it is how busy they were while nothing ran
+        self._next = self._seen.time + (_EVERY_S if is_fresh else _FIRST_S)
         if self._find()[0].num_threads == self._set:  # else the program itself has set another number meanwhile
             free = len(os.sched_getaffinity(0)) - self._seen.others_since(before)
             self._apply(min(max(int(free + _SPARE), 1), self._most))
@@ -79,7 +80,8 @@ class Threads:
     def _apply(self, count: int) -> None:
         for pool in self._find():
             pool.set_num_threads(count)
-            self._set = pool.num_threads
+        if pools := self._find():
+            self._set = pools[0].num_threads
 
     def _look(self) -> _Load:
         return _Load(time.monotonic(), _busy_seconds(os.sched_getaffinity(0), self._root), time.process_time())

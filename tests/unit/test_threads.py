@@ -139,6 +139,16 @@ def test_cpus_that_others_keep_busy_are_left_to_them(
     assert machine.pool.num_threads == cpus
 
 
+def test_behind_a_pause_it_is_looked_again_soon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = Machine(tmp_path, 2, monkeypatch)
+    machine.threads.use(None)
+    machine.passes(100.0, 0.0, 0.0)  # nobody does anything; then both begin
+    machine.threads.adjust()
+    machine.passes(0.4, 1.0, 1.0)
+    machine.threads.adjust()
+    assert machine.pool.num_threads == 1
+
+
 def test_what_was_asked_for_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     machine = Machine(tmp_path, 4, monkeypatch)
     for count in (3, 1, 8):

@@ -50,6 +50,11 @@ def _logprobs_gpu(device: GPU, logits: Any, ids: Any) -> Any:
             expected=([-math.log(4), 0.0, -_INF, math.nan],),
         ),
         Case(
+            "by hand: without an id where there is a distribution",
+            lambda _: (np.array([[0, 0], [3, -_INF]], _f32), np.array([-1, -1], np.int32)),
+            expected=([-math.log(2), 0.0],),
+        ),
+        Case(
             "without an id",
             lambda _: (np.array([[0, math.nan]], _f32), np.array([-1], np.int32)),
             expected=([math.nan],),

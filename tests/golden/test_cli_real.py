@@ -122,7 +122,7 @@ def test_chat_answers_and_ctrl_d_leaves(chat: Terminal) -> None:
 
 def test_chat_answers_a_question_and_what_is_piped_below_it() -> None:
     def answer(*args: str, stdin: str = "") -> str:
-        command = [*FORGE, "chat", *args, "--temperature", "0", "--max-tokens", "12"]
+        command = [*FORGE, "chat", *args, "--max-tokens", "12"]
         done = subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr
         return done.stdout

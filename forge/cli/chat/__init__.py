@@ -59,7 +59,14 @@ def command(
         int | None,
         typer.Option("--max-tokens", metavar="N", help="Most tokens of an answer. [default: what the context holds]"),
     ] = None,
-    temperature: options.Temperature = 0.7,
+    temperature: Annotated[
+        float | None,
+        typer.Option(
+            "--temperature",
+            metavar="T",
+            help="0 takes the most probable token each time. [default: 0.7 in a conversation, else 0]",
+        ),
+    ] = None,
     top_k: options.TopK = 0,
     top_p: options.TopP = 0.95,
     min_p: options.MinP = 0.0,
@@ -79,6 +86,10 @@ def command(
     from forge.cli.chat.conversation import Conversation
     from forge.config import SamplingParams
 
+    is_piped = not output.is_terminal(sys.stdin)
+    talks = question is None and not is_piped and not lines
+    if temperature is None:  # a single answer is the same each time, as that of forge generate is
+        temperature = 0.7 if talks else 0.0
     params = SamplingParams(
         max_tokens=max_tokens,
         temperature=temperature,
@@ -95,10 +106,8 @@ def command(
     variables = _variables(chat_template_kwargs)
     if no_think:
         variables["enable_thinking"] = False
-    is_piped = not output.is_terminal(sys.stdin)
     if lines and question is not None:
         raise ParameterError("--lines answers the lines of standard input: leave out QUESTION")
-    talks = question is None and not is_piped and not lines
     if talks and as_json:
         raise ParameterError("--json needs a QUESTION, or text on standard input")
     with options.loaded(model, device, context, chat_template, memory_fraction=memory_fraction, threads=threads) as llm:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Annotated
 
 import typer
@@ -34,8 +35,20 @@ def command(
             "the text begins with the BOS token and one more is added, as llama.cpp does; --no-add-special adds none, "
             "and prompts of forge generate get one in all"
         )
+    # In blocks: a long text has millions of ids, and a table or one string of them all takes gigabytes.
+    blocks = (ids[start : start + _BLOCK] for start in range(0, len(ids), _BLOCK))
     if as_json:
-        output.write_json({**about(select("cpu").device, path), "ids": ids})
+        head, _, tail = json.dumps({**about(select("cpu").device, path), "ids": []}).rpartition("]")
+        output.write(head)
+        for number, block in enumerate(blocks):
+            output.write((", " if number else "") + ", ".join(map(str, block)))
+        output.write(f"]{tail}\n")
         return
-    rows = [(id, output.quoted(tokenizer.token_text(id))) for id in ids]
-    output.write_table(output.count(len(ids), "token"), ("id", "text"), rows, right=("id",))
+    width = max(2, len(str(max(ids, default=0))))
+    output.write(f"{output.count(len(ids), 'token')}\n{'id':>{width}}  text\n")
+    for block in blocks:
+        rows = (f"{id:>{width}}  {output.quoted(tokenizer.token_text(id))}" for id in block)
+        output.write("".join(f"{row.rstrip(' ')}\n" for row in rows))
+
+
+_BLOCK = 1 << 14

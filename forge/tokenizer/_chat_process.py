@@ -1,18 +1,22 @@
-"""The parent's side of the process that renders chat templates: start it, ask it, kill it."""
+"""The parent's side of the processes that render chat templates: start them, ask them, kill them."""
 
 import atexit
 import os
 import select
+import signal
 import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import IO
 
 from forge.errors import ChatTemplateError
 
+MAX_PROCESSES = 8
+PATIENCE_SECONDS = 0.2  # nearly all renderings take less: only behind a longer one another process is worth starting
 START_SECONDS = 30.0  # for a cold disk or a loaded machine; 0.06 s is usual
 MAX_ERROR_BYTES = 4096
 
@@ -25,46 +29,107 @@ class _TimedOut(Exception):
     """The deadline passed."""
 
 
-class RenderProcess:
-    """One process for all templates: started when first needed, killed when it misbehaves and when Python exits."""
+class RenderPool:
+    """Processes for all templates. One is kept; while it is busy others start, so that nobody waits for an endless one.
+
+    They are started when first needed, and killed when they misbehave and when Python exits.
+    """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._child: subprocess.Popen[bytes] | None = None
+        self._changed = threading.Condition()
+        self._idle: _Worker | None = None
+        self._workers = set[_Worker]()
         self._registered = False
 
     def ask(self, request: bytes, seconds: float, max_bytes: int) -> tuple[bytes, str]:
         """The worker's (status, text), as told in `_chat_worker`; D for the deadline missed, X for a process that died.
 
-        Starting the process does not count against `seconds`. Raises ChatTemplateError if it cannot be started.
+        Waiting for a process and starting it do not count against `seconds`. Raises ChatTemplateError if none can be
+        started.
         """
-        with self._lock:
-            if self._child is not None:
+        worker = self._take()
+        try:
+            is_new = not worker.is_running
+            if not is_new:
                 try:
-                    return self._exchange(self._child, request, seconds, max_bytes)
+                    return worker.ask(request, seconds, max_bytes)
                 except _Ended:  # perhaps killed from outside since the last rendering: a fresh one decides
                     pass
-            child = self._start()
+            worker.start()
             try:
-                return self._exchange(child, request, seconds, max_bytes)
+                return worker.ask(request, seconds, max_bytes)
             except _Ended:
-                return b"X", f"the process that renders it ended (code {child.returncode})"
+                return b"X", f"the process that renders it ended (code {worker.code})"
+        finally:
+            self._give_back(worker)
 
     def close(self) -> None:
-        """End the process, if there is one. It keeps nothing worth saving."""
-        child, self._child = self._child, None
-        if child is not None:
-            child.kill()
-            child.wait()
-            _close_pipes(child)
+        """End the processes. They keep nothing worth saving."""
+        with self._changed:
+            workers, self._workers, self._idle = self._workers, set(), None
+            self._changed.notify_all()
+        for worker in workers:
+            worker.close()
 
-    def _exchange(
-        self, child: "subprocess.Popen[bytes]", request: bytes, seconds: float, max_bytes: int
-    ) -> tuple[bytes, str]:
+    def _take(self) -> "_Worker":
+        """A process that nobody uses, which may have to be started."""
+        until = time.monotonic() + PATIENCE_SECONDS
+        with self._changed:
+            if not self._registered:
+                atexit.register(self.close)
+                os.register_at_fork(after_in_child=self._forget)
+                self._registered = True
+            while self._idle is None and self._workers:
+                left = until - time.monotonic()
+                if left <= 0 and len(self._workers) < MAX_PROCESSES:
+                    break
+                self._changed.wait(max(left, 0.01))
+            worker, self._idle = self._idle or _Worker(), None
+            self._workers.add(worker)
+            return worker
+
+    def _give_back(self, worker: "_Worker") -> None:
+        with self._changed:
+            is_kept = worker in self._workers and self._idle is None and worker.is_running
+            if is_kept:
+                self._idle = worker
+            else:
+                self._workers.discard(worker)
+            self._changed.notify()
+        if not is_kept:
+            worker.close()
+
+    def _forget(self) -> None:
+        """In a fork of this Python: the processes are the parent's, and another thread may have held the lock."""
+        self._changed = threading.Condition()
+        workers, self._workers, self._idle = self._workers, set(), None
+        for worker in workers:
+            worker.forget()
+
+
+class _Worker:
+    """One process, used by one thread at a time."""
+
+    def __init__(self) -> None:
+        self._child: subprocess.Popen[bytes] | None = None
+        self.code: int | None = None
+        """With which the last process ended."""
+
+    @property
+    def is_running(self) -> bool:
+        return self._child is not None
+
+    @property
+    def pid(self) -> int | None:
+        return self._child.pid if self._child else None
+
+    def ask(self, request: bytes, seconds: float, max_bytes: int) -> tuple[bytes, str]:
+        """Status and text. The process is closed where it must not be used again. Raises _Ended where it has ended."""
+        assert self._child is not None
         deadline = time.monotonic() + seconds
         try:
-            _write(_fd(child.stdin), len(request).to_bytes(8, "big") + request, deadline)
-            status, text = _read_reply(_fd(child.stdout), max_bytes + MAX_ERROR_BYTES, deadline)
+            _write(_fd(self._child.stdin), len(request).to_bytes(8, "big") + request, deadline)
+            status, text = _read_reply(_fd(self._child.stdout), max_bytes + MAX_ERROR_BYTES, deadline)
         except _TimedOut:
             status, text = b"D", ""
         except BaseException:  # Ctrl-C too: an answer that nobody reads would be taken for the next one's
@@ -74,11 +139,22 @@ class RenderProcess:
             self.close()
         return status, text
 
-    def _start(self) -> "subprocess.Popen[bytes]":
-        if not self._registered:
-            atexit.register(self.close)
-            os.register_at_fork(after_in_child=self._forget)
-            self._registered = True
+    def close(self) -> None:
+        child, self._child = self._child, None
+        if child is not None:
+            child.kill()
+            self.code = child.wait()
+            _close_pipes(child)
+
+    def forget(self) -> None:
+        """Let go of a process that is another's."""
+        child, self._child = self._child, None
+        if child is not None:
+            _close_pipes(child)
+            child.returncode = 0  # else Popen would warn of a process that still runs
+
+    def start(self) -> None:
+        """Raises ChatTemplateError, with what is known of the reason."""
         worker = Path(__file__).resolve().with_name("_chat_worker.py")
         packages = sorted({_package_folder(name) for name in ("jinja2", "markupsafe")})
         kept = {name: os.environ[name] for name in ("LD_LIBRARY_PATH", "TZ") if name in os.environ}
@@ -99,27 +175,34 @@ class RenderProcess:
             for pipe in (child.stdin, child.stdout):
                 os.set_blocking(_fd(pipe), False)
             _read_reply(_fd(child.stdout), MAX_ERROR_BYTES, time.monotonic() + START_SECONDS)
-        except (_Ended, _TimedOut):
+        except _Ended:
+            with suppress(subprocess.TimeoutExpired):  # its pipe is closed, so it ends, with a code of its own
+                child.wait(1)
+            self.close()
+            raise ChatTemplateError(f"the process that renders chat templates {_end(self.code or 0)}") from None
+        except _TimedOut:
             self.close()
             raise ChatTemplateError(
-                f"the process that renders chat templates does not start (code {child.returncode}); "
-                f"try {sys.executable} -c 'import jinja2', and reinstall jinja2 if that fails"
+                f"the process that renders chat templates did not start in {START_SECONDS:.0f} s: is the machine busy?"
             ) from None
         except BaseException:
             self.close()
             raise
-        return child
-
-    def _forget(self) -> None:
-        """In a fork of this Python: the process is the parent's, and another thread may have held the lock."""
-        self._lock = threading.Lock()
-        child, self._child = self._child, None
-        if child is not None:
-            _close_pipes(child)
-            child.returncode = 0  # else Popen would warn of a process that still runs
 
 
-PROCESS = RenderProcess()
+PROCESSES = RenderPool()
+
+
+def _end(code: int) -> str:
+    """How a process ended that should have started."""
+    if code < 0:
+        try:
+            name = signal.Signals(-code).name
+        except ValueError:
+            name = f"signal {-code}"
+        reason = ": perhaps memory ran out" if code == -signal.SIGKILL else ""
+        return f"was killed by {name} (code {code}) while it started{reason}; try again"
+    return f"does not start (code {code}); try {sys.executable} -c 'import jinja2', and reinstall jinja2 if that fails"
 
 
 def _package_folder(package: str) -> str:

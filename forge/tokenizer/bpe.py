@@ -1,11 +1,15 @@
 """Byte-level BPE (GPT-2's, "gpt2" in GGUF) over `tokenizers`: a split rule, then merges by rank."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property, lru_cache
 
-from tokenizers import Tokenizer as RustTokenizer
 from tokenizers.models import BPE
 
+from forge.tokenizer.pieces import CHUNK_CHARS, LONG_WORD, Splitter, merge_long
 from forge.tokenizer.pretokenizers import Rule
+
+_MAX_REMEMBERED_CHARS = 48
+_REMEMBERED_WORDS = 1 << 15
 
 
 def _byte_alphabet() -> list[str]:
@@ -44,10 +48,40 @@ class BPEEncoder:
         missing = [character for character in _BYTE_ALPHABET if character not in ids]
         self._drops = bool(missing)
         vocab = dict(ids) | {character: self._size + i for i, character in enumerate(missing)}
-        self._tokenizer = RustTokenizer(BPE(vocab, pairs, ignore_merges=rule.ignore_merges))
-        self._tokenizer.pre_tokenizer = rule.splitter()
+        self._ids = vocab
+        self._shared = list(vocab.values())  # the same integers in all results: they take memory once
+        self._model = BPE(vocab, pairs, ignore_merges=rule.ignore_merges)
+        self._merges = (vocab, pairs) if rule.ignore_merges else None
+        self._splitter = Splitter(rule.splitter())
+        self._remembered = lru_cache(_REMEMBERED_WORDS)(self._encode)
 
-    def encode(self, text: str) -> list[int]:
-        """Ids of the text; nothing is added."""
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+    def encode(self, text: str, prefix: str = "") -> Iterator[list[int]]:
+        """Ids of the text, some at a time; nothing is added."""
+        ids: list[int] = []
+        for word in self._splitter.words(prefix + text if prefix else text):
+            if len(word) <= LONG_WORD:
+                ids += self._remembered(word) if len(word) <= _MAX_REMEMBERED_CHARS else self._encode(word)
+            else:
+                yield ids
+                ids = []
+                for piece in merge_long(word, self._merge):
+                    ids += [i for i in (self._ids[piece],) if i < self._size]
+                    if len(ids) > CHUNK_CHARS:
+                        yield ids
+                        ids = []
+            if len(ids) > CHUNK_CHARS:
+                yield ids
+                ids = []
+        yield ids
+
+    def _encode(self, word: str) -> list[int]:
+        ids = [self._shared[token.id] for token in self._model.tokenize(word)]
         return [i for i in ids if i < self._size] if self._drops else ids
+
+    def _merge(self, word: str) -> list[str]:
+        return [token.value for token in self._merging.tokenize(word)]
+
+    @cached_property
+    def _merging(self) -> BPE:
+        """The model by merges alone: a part of a long word that is a token is not taken for it."""
+        return self._model if self._merges is None else BPE(*self._merges)

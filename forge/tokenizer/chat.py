@@ -10,7 +10,7 @@ from stat import S_ISREG
 from typing import Any
 
 from forge.errors import ChatTemplateError, ParameterError
-from forge.tokenizer._chat_process import PROCESS
+from forge.tokenizer._chat_process import PROCESSES
 from forge.tokenizer.masks import THOUGHT_TAG, Literals, mask, unused_characters
 from forge.tokenizer.messages import Form, Message, Probe, check_json, checked, forms, is_plain
 
@@ -219,7 +219,7 @@ class ChatTemplate:
             "memory_bytes": limits.memory_bytes,
             "max_chars": limits.max_chars,
         }
-        status, text = PROCESS.ask(json.dumps(job).encode(), limits.seconds, 4 * limits.max_chars)
+        status, text = PROCESSES.ask(json.dumps(job).encode(), limits.seconds, 4 * limits.max_chars)
         if status in b"TRE":
             return status, text
         reasons = {

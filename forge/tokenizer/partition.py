@@ -2,10 +2,13 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 _BLANKS = " \t\n\v\f\r"
 _BLANK_RUN = re.compile(f"[{_BLANKS}]*")
+_FREE, _START, _INSIDE, _BLANK = range(4)  # what a character is: text, the first or another of a token, swallowed
+_RUNS = re.compile(rb"\x00+|\x01\x02*|\x03+")
+_FEW = 64  # in a group; more are told apart by where the text has what they begin with
 
 
 class Partition:
@@ -30,23 +33,56 @@ class Partition:
             groups[token[:4]].append(token)
         self._groups = dict(groups)
 
-    def __call__(self, text: str) -> list[str | int]:
-        """Fragments in order: text still to be encoded (never empty), or the id of a literal."""
-        found = [token for start, group in self._groups.items() if start in text for token in group if token in text]
-        fragments: list[str | int] = [text] if text else []
-        for token in sorted(found, key=lambda token: -len(token.encode())):
-            fragments = [piece for fragment in fragments for piece in self._cut(fragment, token)]
-        return fragments
+    def __call__(self, text: str) -> Iterator[str | int]:
+        """Fragments in order: text still to be encoded (never empty), or the id of a literal.
 
-    def _cut(self, fragment: str | int, token: str) -> list[str | int]:
-        if isinstance(fragment, int):
-            return [fragment]
-        pieces: list[str | int] = []
-        start = 0
-        while (match := fragment.find(token, start)) >= 0:
-            before = fragment[start:match]
-            pieces += [before.rstrip(_BLANKS) if token in self._strip_left else before, self._literals[token]]
-            start = match + len(token)
+        Beside the fragment that is being made it takes one byte of memory a character, and none without literals.
+        """
+        found = [token for start, group in self._groups.items() if start in text for token in _present(group, text)]
+        if not found:
+            yield from [text] if text else []
+            return
+        kinds = bytearray(len(text))
+        for token in sorted(found, key=lambda token: -len(token.encode())):
+            self._take(text, kinds, token)
+        for run in _RUNS.finditer(kinds):
+            start, end = run.span()
+            if kinds[start] != _BLANK:
+                fragment = text[start:end]
+                yield fragment if kinds[start] == _FREE else self._literals[fragment]
+
+    def _take(self, text: str, kinds: bytearray, token: str) -> None:
+        """Mark the occurrences of a token in what is free."""
+        size = len(token)
+        mark = bytes([_START]) + bytes([_INSIDE]) * (size - 1)
+        place = kinds.find(_FREE)
+        while place >= 0 and (match := text.find(token, place)) >= 0:
+            taken = kinds[match : match + size].rstrip(b"\0")
+            if taken:
+                place = kinds.find(_FREE, match + len(taken))
+                continue
+            start, place = match, match + size
+            kinds[match:place] = mark
+            if token in self._strip_left:
+                while start and kinds[start - 1] == _FREE and text[start - 1] in _BLANKS:
+                    start -= 1
+                    kinds[start] = _BLANK
             if token in self._strip_right:
-                start = _BLANK_RUN.match(fragment, start).end()  # type: ignore[union-attr]  # it matches anywhere
-        return [piece for piece in (*pieces, fragment[start:]) if piece != ""]
+                end = _BLANK_RUN.match(text, place).end()  # type: ignore[union-attr]  # it matches anywhere
+                free = len(kinds[place:end]) - len(kinds[place:end].lstrip(b"\0"))
+                kinds[place : place + free] = bytes([_BLANK]) * free
+            place = kinds.find(_FREE, place)
+
+
+def _present(tokens: list[str], text: str) -> Iterable[str]:
+    """Those of the tokens, which begin alike, that the text holds."""
+    if len(tokens) <= _FEW:
+        return [token for token in tokens if token in text]
+    head, known = tokens[0][:4], frozenset(tokens)
+    sizes = sorted({len(token) for token in tokens})
+    found = set[str]()
+    place = text.find(head)
+    while place >= 0 and len(found) < len(known):
+        found.update(known.intersection(text[place : place + size] for size in sizes))
+        place = text.find(head, place + 1)
+    return sorted(found)

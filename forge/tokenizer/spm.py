@@ -6,13 +6,15 @@ whole tokenizer is ready in 0.2 s, and one word merged is remembered.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from heapq import heapify, heappop, heappush
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from forge.tokenizer.pieces import CHUNK_CHARS, LONG_WORD, chunks, merge_long
 
 SPACE = "▁"
 _MAX_REMEMBERED_CHARS = 48
@@ -36,17 +38,33 @@ class SPMEncoder:
         # are independent. Nearly all vocabularies have pieces with a space at the start only (gemma: and one ">▁</").
         between = "\ud800"  # no piece holds a surrogate
         inner = {match[1] for match in re.finditer(f"([^{SPACE}]){SPACE}", between.join(ids))} - {between}
-        self._border = re.compile(f"(?<=[^{SPACE}{re.escape(''.join(sorted(inner)))}])(?={SPACE})")
-        self._remembered = lru_cache(_REMEMBERED_WORDS)(self._merge)
+        self._border = re.compile(f"(?<=[^ {SPACE}{re.escape(''.join(sorted(inner)))}])(?=[ {SPACE}])")
+        self._remembered = lru_cache(_REMEMBERED_WORDS)(self._encode)
 
-    def encode(self, text: str) -> list[int]:
-        """Ids of a text whose spaces are escaped already."""
-        ids: list[int] = []
-        for word in self._border.split(text):
-            ids += self._remembered(word) if len(word) <= _MAX_REMEMBERED_CHARS else self._merge(word)
-        return ids
+    def encode(self, text: str, prefix: str = "") -> Iterator[list[int]]:
+        """Ids of the text behind a prefix, some at a time."""
+        for chunk in chunks(text, lambda: self._border):
+            ids: list[int] = []
+            for word in self._border.split((prefix + chunk).replace(" ", SPACE)):
+                if len(word) <= LONG_WORD:
+                    ids += self._remembered(word) if len(word) <= _MAX_REMEMBERED_CHARS else self._encode(word)
+                else:
+                    for piece in merge_long(word, self._merge):
+                        ids += self._id(piece)
+                        if len(ids) > CHUNK_CHARS:
+                            yield ids
+                            ids = []
+            yield ids
+            prefix = ""
 
-    def _merge(self, word: str) -> list[int]:
+    def _encode(self, word: str) -> list[int]:
+        return [i for piece in self._merge(word) for i in self._id(piece)]
+
+    def _id(self, piece: str) -> Sequence[int]:
+        found = self._ids.get(piece)
+        return self._spell(piece) if found is None else (found,)
+
+    def _merge(self, word: str) -> list[str]:
         """Join the neighbours that make the piece of highest score, leftmost first, until none make a piece."""
         ids, rank, size = self._ids, self._rank, len(word)
         symbols = list(word)
@@ -84,13 +102,8 @@ class SPMEncoder:
                     pair[left] = rank[piece]
                     heappush(queue, rank[piece] << 40 | left)
 
-        output: list[int] = []
-        for symbol in symbols:
-            if symbol:
-                piece = ids.get(symbol)
-                output += self._spell(symbol) if piece is None else (piece,)
-        return output
+        return [symbol for symbol in symbols if symbol]
 
-    def _spell(self, character: str) -> list[int]:
+    def _spell(self, character: str) -> Sequence[int]:
         spelled = [self._bytes[byte] for byte in character.encode()]
         return self._unknown if None in spelled else [i for i in spelled if i is not None]

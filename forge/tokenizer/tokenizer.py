@@ -28,7 +28,7 @@ _MARKER = re.compile(rf"(?!</?(?:{_HTML})>)(?:<.+>|\[.+\])", re.DOTALL)
 
 
 class _Encoder(Protocol):
-    def encode(self, text: str) -> list[int]: ...
+    def encode(self, text: str, prefix: str = "") -> Iterable[list[int]]: ...
 
 
 class Tokenizer:
@@ -158,7 +158,7 @@ class Tokenizer:
 
     def begins_with_bos(self, text: str) -> bool:
         """Whether a text begins with the BOS that the model wants, so that `encode_prompt` adds none."""
-        return self.add_bos and self._all_literals(text)[:1] == [self.bos_id]
+        return self.add_bos and next(self._all_literals(text), None) == self.bos_id
 
     def markers(self, template: str) -> Literals:
         """Names of tokens that what users write must not become, where chats are encoded with `parse_special=False`.
@@ -191,16 +191,20 @@ class Tokenizer:
                 after_token = True
                 continue
             prefix = SPACE if self._space_prefix and after_token else ""
+            after_token = False
+            if not unmask:
+                for part in self._encoder.encode(fragment, prefix):
+                    ids += part
+                continue
             found = self._encode_text(prefix + fragment.translate(unmask))
-            if unmask and not self._special_ids.isdisjoint(found):  # merging made one of its characters
+            if not self._special_ids.isdisjoint(found):  # merging made one of its characters
                 pieces = re.split(f"([{re.escape(''.join(map(chr, unmask)))}])", prefix + fragment)
                 found = [i for piece in pieces if piece for i in self._encode_text(piece.translate(unmask))]
             ids += found
-            after_token = False
         return ids
 
     def _encode_text(self, text: str) -> list[int]:
-        return self._encoder.encode(text.replace(" ", SPACE) if self._is_spm else text)
+        return [i for part in self._encoder.encode(text) for i in part]
 
     @cached_property
     def _special_ids(self) -> frozenset[int]:

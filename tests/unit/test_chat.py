@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from types import MappingProxyType
@@ -32,8 +33,12 @@ def render(source: str, messages: Any = (USER,), seconds: float = 5.0, **variabl
 
 
 def workers(pid: int | None = None) -> list[psutil.Process]:
-    children = psutil.Process(pid).children()
-    return [child for child in children if any(part.endswith("_chat_worker.py") for part in child.cmdline())]
+    found = []
+    for child in psutil.Process(pid).children():
+        with suppress(psutil.NoSuchProcess):  # ended, perhaps a zombie still
+            if any(part.endswith("_chat_worker.py") for part in child.cmdline()):
+                found.append(child)
+    return found
 
 
 def gone(pid: int, seconds: float = 5.0) -> bool:
@@ -52,7 +57,7 @@ def run_script(code: str, *options: str, **kwargs: Any) -> "subprocess.Completed
     )
     head += "render = ChatTemplate('{{ messages[0].content }}', name='m', special_tokens={}).render\n"
     head += "def ask(text): return render([{'role': 'user', 'content': text}])\n"
-    head += "def worker():\n    from forge.tokenizer._chat_process import PROCESS\n    return PROCESS._child.pid\n"
+    head += "def worker():\n    from forge.tokenizer._chat_process import PROCESSES\n    return PROCESSES._idle.pid\n"
     command = [sys.executable, "-X", "dev", "-W", "error", *options, "-c", head + code]
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, **kwargs)
 
@@ -255,7 +260,7 @@ def test_internals_print_as_nothing() -> None:
 
 
 def test_the_process_has_no_files_no_environment_and_little_of_python(monkeypatch: pytest.MonkeyPatch) -> None:
-    _chat_process.PROCESS.close()
+    _chat_process.PROCESSES.close()
     monkeypatch.setenv("SECRET_TOKEN", "x")
     monkeypatch.setenv("TZ", "UTC")
     with (ROOT / "pyproject.toml").open("rb") as inherited:
@@ -274,7 +279,7 @@ def test_the_process_has_no_files_no_environment_and_little_of_python(monkeypatc
     maps = (proc / "maps").read_text()
     assert "numpy" not in maps
     assert "tokenizers" not in maps
-    _chat_process.PROCESS.close()
+    _chat_process.PROCESSES.close()
 
 
 # Limits
@@ -365,20 +370,62 @@ def test_a_process_killed_from_outside_is_replaced() -> None:
 
 
 def test_a_process_that_dies_while_rendering_is_an_error() -> None:
-    _chat_process.PROCESS.close()
+    _chat_process.PROCESSES.close()
 
     def kill_worker() -> None:
-        while not (found := workers()):
+        while not (found := [worker for worker in workers() if worker.cpu_times().user > 0.5]):
             time.sleep(0.01)
-        time.sleep(0.2)
         found[0].kill()
 
     killer = threading.Thread(target=kill_worker)
     killer.start()
     with pytest.raises(ChatTemplateError, match=r"the process that renders it ended \(code -9\)"):
-        render(ENDLESS)
+        render(ENDLESS, seconds=30)
     killer.join()
     assert render("ok") == "ok"
+
+
+def test_a_process_killed_while_it_starts_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    _chat_process.PROCESSES.close()
+    for name, number in (("SIGKILL", 9), ("SIGSEGV", 11), ("signal 40", 40)):
+        script = tmp_path / "python"
+        script.write_text(f"#!/bin/sh\nkill -{number} $$\n")
+        script.chmod(0o755)
+        monkeypatch.setattr(sys, "executable", str(script))
+        said = rf"was killed by {name} \(code -{number}\) while it started.*; try again$"
+        with pytest.raises(ChatTemplateError, match=said) as error:
+            render("x")
+        assert "jinja2" not in str(error.value)
+        assert workers() == []
+    monkeypatch.undo()
+    assert render("ok") == "ok"
+
+
+def test_a_good_render_does_not_wait_behind_endless_ones() -> None:
+    render("warm")
+    with ThreadPoolExecutor(6) as pool:
+        endless = [pool.submit(render, ENDLESS, seconds=60.0) for _ in range(6)]
+        time.sleep(0.5)
+        assert render("ok") == "ok"
+        assert not any(future.done() for future in endless)
+        while not all(future.done() for future in endless):
+            for worker in workers():
+                with suppress(psutil.NoSuchProcess):
+                    worker.kill()
+            time.sleep(0.05)
+        assert all("ended" in str(future.exception()) or "killed" in str(future.exception()) for future in endless)
+    assert render("ok") == "ok"
+    assert len(workers()) == 1
+
+
+def test_there_are_never_more_processes_than_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_chat_process, "MAX_PROCESSES", 2)
+    monkeypatch.setattr(_chat_process, "PATIENCE_SECONDS", 0.0)
+    with ThreadPoolExecutor(8) as pool:
+        answers = pool.map(
+            lambda index: (render(f"{{% for a in range(9999) %}}{{% endfor %}}{index}"), len(workers())), range(40)
+        )
+        assert [(text, count <= 2) for text, count in answers] == [(str(index), True) for index in range(40)]
 
 
 def test_an_interrupted_render_leaves_no_answer_behind() -> None:
@@ -472,7 +519,7 @@ print(ask("a"))
 
 
 def test_a_process_that_cannot_start_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    _chat_process.PROCESS.close()
+    _chat_process.PROCESSES.close()
     for executable, said in (("/nonexistent/python", "cannot start"), ("/bin/false", r"does not start \(code 1\)")):
         monkeypatch.setattr(sys, "executable", executable)
         with pytest.raises(ChatTemplateError, match=said):

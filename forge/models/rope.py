@@ -46,11 +46,10 @@ class RopeTables:
 def tables(rope: RopeConfig, positions: int, backend: Backend) -> RopeTables:
     """The tables of the first positions, computed in float64."""
     position = np.arange(positions)
-    angles = position[:, None] * frequencies(rope)
     scale = None
-    if rope.query_growth:
-        scale = 1 + rope.query_growth * np.log(1 + position // rope.original_context)
-    return RopeTables(
-        backend.asarray(np.stack([np.cos(angles), np.sin(angles)], axis=-1) * rope.magnitude, np.float32),
-        None if scale is None else backend.asarray(scale, np.float32),
-    )
+    with np.errstate(all="ignore"):  # a file's numbers may be beyond float32: the logits say so
+        angles = position[:, None] * frequencies(rope)
+        rotations = (np.stack([np.cos(angles), np.sin(angles)], axis=-1) * rope.magnitude).astype(np.float32)
+        if rope.query_growth:
+            scale = (1 + rope.query_growth * np.log(1 + position // rope.original_context)).astype(np.float32)
+    return RopeTables(backend.asarray(rotations), None if scale is None else backend.asarray(scale))

@@ -15,10 +15,13 @@ from gguf_files import Blocks, write_gguf
 from typer.testing import CliRunner
 
 import forge
+from forge.backend import NUMPY
 from forge.cli.app import app
+from forge.config import RopeConfig
 from forge.errors import UnsupportedError
 from forge.formats import gguf
 from forge.formats.ggml import GGMLType, dequantize, nbytes
+from forge.models.rope import tables
 
 ARCH = Path(__file__).parents[1] / "data" / "arch"
 WIDTH = 256  # a block of every type
@@ -125,3 +128,11 @@ def test_the_command_line_says_so_in_one_line(tmp_path: Path) -> None:
         done = CliRunner().invoke(app, [*command, "-m", str(path), "--device", "cpu"])
         assert isinstance(done.exception, forge.NumericsError), done.output
         assert "Warning" not in done.output
+
+
+def test_rope_tables_beyond_float32() -> None:
+    rope = RopeConfig(style="neox", dim=4, base=1e4, magnitude=1e300, query_growth=1e300, original_context=4)
+    found = tables(rope, 6, NUMPY)
+    assert np.isinf(found.rotations[3, :, 0]).all()
+    assert found.query_scale is not None
+    assert found.query_scale.tolist() == [1, 1, 1, 1, np.inf, np.inf]

@@ -85,15 +85,15 @@ def test_a_line_is_answered_before_the_next_is_there(model: str) -> None:
 
 def test_an_answer_is_the_library_s_and_says_when_it_is_cut(model: str, capsys: Captured) -> None:
     with forge.load(model) as llm:
-        wanted = llm.chat([{"role": "user", "content": "hi"}], max_tokens=6)
-    assert run(["chat", "hi", "-m", model, "--max-tokens", "6"]) == 0
+        wanted = llm.chat([{"role": "user", "content": "a b"}], max_tokens=6)
+    assert run(["chat", "a b", "-m", model, "--max-tokens", "6"]) == 0
     shown = capsys.readouterr()
     assert shown.out == wanted.text + "\n"
     assert "cut after 6 tokens (--max-tokens)" in shown.err
     assert "/continue" not in shown.err
     assert "generated 6 tokens" in shown.err
-    assert run(["chat", "hi", "-m", model, "--context", "12"]) == 0
-    assert "cut: the context of 12 tokens is full (--context)" in capsys.readouterr().err  # and by nothing else
+    assert run(["chat", "a b", "-m", model, "--context", "16"]) == 0
+    assert "cut: the context of 16 tokens is full (--context)" in capsys.readouterr().err  # and by nothing else
 
 
 def test_json_is_one_object_with_logprobs(model: str, capsys: Captured) -> None:

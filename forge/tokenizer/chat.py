@@ -113,7 +113,7 @@ class ChatTemplate:
         tools: Sequence[Mapping[str, Any]] | None = None,
         **variables: Any,
     ) -> tuple[str, dict[int, int]]:
-        """As `render`, but `literals` that the messages and tools spell are masked: a character of each is another.
+        """As `render`, but `literals` that messages, tools and documents spell are masked: one character is another.
 
         Also the table for `str.translate` that takes the mask off. What the template itself writes is not masked.
         """
@@ -152,10 +152,10 @@ class ChatTemplate:
             return text, {}
         return mask(
             plain,
-            context["tools"],
+            {name: context[name] for name in ("tools", "documents")},
             literals,
             text,
-            lambda messages, tools: self._conversation(messages, context | {"tools": tools}, continues),
+            lambda messages, others: self._conversation(messages, context | others, continues),
             unused_characters(plain, context, self.source),
         )
 

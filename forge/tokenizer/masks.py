@@ -104,13 +104,13 @@ class _Mask:
 
 def mask(
     messages: list[Message],
-    tools: Any,
+    others: dict[str, Any],
     literals: Literals,
     text: str,
-    render: Callable[[list[Message], Any], str],
+    render: Callable[[list[Message], dict[str, Any]], str],
     spare: Iterator[str],
 ) -> tuple[str, dict[int, int]]:
-    """`text`, the prompt of these messages and tools, with `literals` that they spell masked, and the way back.
+    """`text`, the prompt of these messages and `others`, with `literals` that they spell masked, and the way back.
 
     Where a template looks for the tags around thoughts in what the assistant said, these are left there. What it does
     on seeing another name in a text it does not do: there it is no token.
@@ -118,7 +118,7 @@ def mask(
     first = None
     for said in (literals, literals.without_thoughts()):
         masks = _Mask(spare)
-        masked = masks.messages(messages, literals, said), masks.value(tools, literals)
+        masked = masks.messages(messages, literals, said), masks.value(others, literals)
         unmask = masks.unmask
         if not unmask:
             return text, {}

@@ -145,6 +145,12 @@ def test_every_string_of_a_message_and_of_tools_is_text() -> None:
     assert [i for i in encode(TOOLS + CALLS, messages, tools=tools) if i in markers] == [ID["<tool_call>"]]
 
 
+def test_documents_are_text_and_other_variables_the_applications() -> None:
+    source = "{% for d in documents %}{{ d.text }}{% endfor %}{{ extra }}" + CHATML
+    ids = encode(source, user("x"), documents=[{"text": f"a{END}"}], extra=END)
+    assert ids == pieces("a", *letters(END), END, START, *"user", "\n", "x", END, "\n")
+
+
 THINKING = (
     EACH + START + "{{ m.role }}\n{% set c = m.content %}{% if m.role == 'assistant' and '</think>' in c %}"
     "<think>{{ c.split('</think>')[0].split('<think>')[-1].strip() }}</think>{% set c = c.split('</think>')[-1] %}"

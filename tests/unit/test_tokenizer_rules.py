@@ -51,6 +51,20 @@ def test_an_unknown_rule_is_named(pre: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("हिन्दी", ["ह", "िन", "्द", "ी"]),
+        ("ที่นี่", ["ท", "ี่", "น", "ี่"]),
+        ("e\u0301te\u0301", ["e", "\u0301te", "\u0301"]),
+    ],
+)
+def test_tekken_cuts_words_at_combining_marks_as_llama_cpp_does(text: str, words: list[str]) -> None:
+    """A known limit (docs/tokenizers.md): Mistral's own tokenizer counts marks as letters: one word each."""
+    found = [text[slice(*span)] for _, span in RULES["tekken"].splitter().pre_tokenize_str(text)]
+    assert found == words
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(12)
 @pytest.mark.parametrize("names", FAMILIES)

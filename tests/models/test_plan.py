@@ -477,6 +477,33 @@ def test_a_late_device_gives_what_a_prompt_one_does(seed: int) -> None:
     assert run(engine_on(Late(late=True)), requests) == wanted
 
 
+@pytest.mark.slow
+@needs_compiler
+def test_a_pass_takes_pages_that_steps_under_way_still_write_to() -> None:
+    """They write before it does: a late device gives what a prompt one does, to the bit, and the pass its logits."""
+    requests = [(prompt, replace(params, max_tokens=16)) for prompt, params in random_requests(3, 7)]
+    text = list(range(90))
+    (expected,) = [np.array(rows) for rows in engine_on(Late(late=False), pages=60).logits(text)]
+
+    def beside_passes(device: Late) -> tuple[int, list[list[int]]]:
+        engine = engine_on(device)
+        sequences = [engine.add(*request)[0] for request in requests]
+        steps = taken = 0
+        while engine.has_work:
+            engine.step()
+            steps += 1
+            if steps % 5 == 0:
+                taken += any(s.num_pending and s.pages for s in sequences)
+                (rows,) = engine.logits(text)
+                np.testing.assert_array_equal(device.to_numpy(rows), expected)
+        assert engine.blocks.num_free == engine.blocks.num_pages
+        return taken, [s.completion for s in sequences]
+
+    taken, found = beside_passes(Late(late=True))
+    assert taken >= 2
+    assert (taken, found) == beside_passes(Late(late=False))
+
+
 @needs_compiler
 def test_a_history_that_is_made_anew_is_not_that_of_steps_recorded_before() -> None:
     """Steps are recorded for one penalized sequence, then for three, whose history is larger; then it is one again."""

@@ -115,6 +115,26 @@ def test_ids_are_those_of_each_request_alone(seed: int, pages: int, most: int, m
     assert bool(preemptions) == (pages == 12)
 
 
+@pytest.mark.parametrize("seed", [1, 2])
+def test_ids_are_those_of_each_request_alone_where_passes_take_its_pages(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    requests = random_requests(6, seed)
+    wanted = alone(requests)
+    monkeypatch.setattr(NumpyBackend, "is_asynchronous", True)
+    llm = tiny_llm("llama", num_pages=12, max_sequences=6)
+    sequences = [llm.engine.add(*request)[0] for request in requests]
+    steps = 0
+    while llm.engine.has_work:
+        llm.engine.step()
+        steps += 1
+        if steps % 5 == 0:
+            for _ in llm.engine.logits(list(range(90))):
+                pass
+    assert [(sequence.completion, sequence.finish_reason) for sequence in sequences] == wanted
+    assert_idle(llm)
+
+
 @pytest.mark.parametrize("params", MIXED)
 def test_text_and_log_probabilities_up_to_a_stop_string_or_a_close(
     params: SamplingParams, monkeypatch: pytest.MonkeyPatch

@@ -45,11 +45,11 @@ def run(args: Sequence[str]) -> int:
     """
     from forge.cli import output
 
-    args = list(args) or ["--help"]
+    args = list(args)
     end = args.index("--") if "--" in args else len(args)
     debug, quiet = ("--debug" in args[:end], "--quiet" in args[:end])
     options = [arg for arg in args[:end] if arg not in ("--debug", "--quiet")]
-    args = options + args[end:]
+    args = options + args[end:] or ["--help"]
     output.be_quiet(quiet)
     try:
         return _invoke(args)

@@ -84,6 +84,7 @@ class ChatTemplate:
     def render(
         self,
         messages: Sequence[Mapping[str, Any]],
+        /,
         *,
         add_generation_prompt: bool | None = None,
         continue_final_message: bool = False,
@@ -107,6 +108,7 @@ class ChatTemplate:
         self,
         messages: Sequence[Mapping[str, Any]],
         literals: Literals,
+        /,
         *,
         add_generation_prompt: bool | None = None,
         continue_final_message: bool = False,

@@ -386,8 +386,9 @@ def test_help_imports_nothing_heavy() -> None:
 
 
 def test_no_command_prints_the_help(capsys: Captured) -> None:
-    assert run([]) == 0
-    assert "generate" in capsys.readouterr().out
+    for args in ([], ["--quiet"], ["--debug", "--quiet"]):
+        assert run(args) == 0
+        assert "generate" in capsys.readouterr().out
     assert run(["--version"]) == 0
     assert capsys.readouterr().out == f"forge {forge.__version__}\n"
 

@@ -127,6 +127,7 @@ def test_variables_of_the_template(model: str, capsys: Captured) -> None:
     ids, err = told("--no-think")
     assert ids == prompt_of(model, "u:hi a:")
     assert "no variable 'enable_thinking': --no-think changes nothing" in err
+    assert told("--chat-template-kwargs", '{"self": 1, "literals": 2}')[0] == prompt_of(model, "u:hi a:")
     assert "no variable 'x': --chat-template-kwargs" in told("--chat-template-kwargs", '{"x": 1}')[1]
 
 

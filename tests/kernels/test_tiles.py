@@ -87,6 +87,23 @@ def test_mi200_may_take_subnormals_for_zeros(case: Case) -> None:
     assert error.share < 0.75, error
 
 
+TILE_OPS = ("linear", "linear_sliced", "linear_gated", "rms_linear", "rms_gated", "decode_attention", "paged_attention")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["TILE_SCALAR", "TILE_SCALAR, GFX9", "TILE_MFMA, MI200"])
+def test_all_cases_of_what_uses_tiles(family: str) -> None:
+    """On families that neither test_harness.py nor the virtual GPUs play."""
+    files = set()
+    for name in TILE_OPS:
+        for case in REGISTRY[name].cases:
+            device = device_of(family)
+            error, _ = run_case(REGISTRY[name], case, device)
+            assert error.passed, error
+            files |= {variant.file for variant in device.variants}
+    assert {"tile_linear", "attention_decode"} <= files
+
+
 @pytest.mark.parametrize("scale", [1e-5, 1e-3, 1.0])
 @pytest.mark.parametrize("name", ["linear", "linear_gated"])
 def test_slack_is_what_subnormals_make_up(name: str, scale: float) -> None:

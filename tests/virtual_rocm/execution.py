@@ -29,8 +29,9 @@ _TILES = {
 """The matrix cores of a family of targets."""
 
 
-def tile_of(arch: str) -> str:
-    return next(tile for family, tile in _TILES.items() if arch.startswith(family))
+def tile_of(arch: str) -> tuple[str, bool]:
+    """The matrix cores, and whether they take float16 subnormals for zeros."""
+    return next(tile for family, tile in _TILES.items() if arch.startswith(family)), arch == "gfx90a"
 
 
 @dataclass
@@ -46,8 +47,8 @@ class Kernel:
     """Which arguments are addresses."""
     threads: int
     """Most of a block."""
-    tile: str
-    """The matrix cores of the target."""
+    tile: tuple[str, bool]
+    """`tile_of` the target."""
     fault: str
     """Where the metadata is not what the source says."""
 
@@ -59,7 +60,7 @@ class Kernel:
             return f"{self.variant.name}: {self.name}: {self.fault}"
         held = [ctypes.create_string_buffer(argument, len(argument)) for argument in arguments]
         error = harness.launch(
-            harness.compiled(self.variant, self.tile, wave),
+            compiled(self.variant, self.tile, wave),
             self.name,
             grid,
             threads,
@@ -91,6 +92,11 @@ def image(address: int) -> bytes:
     return read(address, start + size * count)
 
 
+def compiled(variant: kernels.Variant, tile: tuple[str, bool], wave: int) -> ctypes.CDLL:
+    cores, tile_flush = tile
+    return harness.compiled(variant, cores, wave, tile_flush)
+
+
 def load(code: bytes, arch: str, wave: int) -> dict[str, Kernel]:
     """The kernels of a code object. Raises Failure where it is for another GPU."""
     target, notes = _read(code)
@@ -98,7 +104,7 @@ def load(code: bytes, arch: str, wave: int) -> dict[str, Kernel]:
         raise Failure(NO_BINARY_FOR_GPU)
     variant = _variant(code, arch)
     if variant is not None:
-        harness.compiled(variant, tile_of(arch), wave)  # not at the launch: several are loaded at a time
+        compiled(variant, tile_of(arch), wave)  # not at the launch: several are loaded at a time
     found = {}
     for about in notes["amdhsa.kernels"]:
         given = [argument for argument in about[".args"] if not argument[".value_kind"].startswith("hidden")]

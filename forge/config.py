@@ -112,6 +112,8 @@ class EngineConfig:
         max_sequences: Most sequences that run together; further ones wait.
         max_step_tokens: Most tokens of one step: a longer prompt is computed in chunks of this size.
         page_size: P: positions per KV page.
+        graphs: On a GPU, decode steps are replayed as graphs. False = their kernels are launched one by one; N = every
+            Nth replay is compared with its launches, and from a difference on there are no graphs.
     """
 
     context: int | None = None
@@ -120,12 +122,15 @@ class EngineConfig:
     max_sequences: int = 64
     max_step_tokens: int = 512
     page_size: int = 64
+    graphs: bool | int = True
 
     def __post_init__(self) -> None:
         check_integer("context", self.context, 1, optional=True)
         check_integer("max_sequences", self.max_sequences, 1)
         check_integer("max_step_tokens", self.max_step_tokens, 1)
         check_integer("page_size", self.page_size, 1)
+        if not isinstance(self.graphs, bool):
+            check_integer("graphs", self.graphs, 1)
         if not 0.0 < _real("memory_fraction", self.memory_fraction) <= 1.0:
             raise ParameterError(f"memory_fraction must be in (0, 1], not {self.memory_fraction}")
         if self.activations is not None and self.activations not in get_args(Activations):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from dataclasses import dataclass, replace
 from math import prod
@@ -45,6 +46,7 @@ def load(
     max_sequences: int | None = None,
     threads: int | None = None,
     chat_template: str | os.PathLike[str] | None = None,
+    graphs: bool | int | None = None,
     progress: Progress | bool | None = None,
 ) -> LLM:
     """Load a model.
@@ -62,13 +64,20 @@ def load(
             process: the last load's. None = as many as this process may use cores, less those that other processes
             keep busy, looked at once a second.
         chat_template: The name of one of the model's templates, or a Jinja file to use instead.
+        graphs: Whether decode steps on a GPU are replayed as graphs. N = yes, and every Nth replay is compared with its
+            launches: from a difference on there are no graphs. None = as the variable FORGE_GRAPHS says: 0, 1, check:N.
         progress: Called with a stage, how much of it is done, and its total or None. None = bars on a terminal and in
             a notebook; False = no progress.
 
     Raises:
         ForgeError: A child of it names what is wrong: an unknown name, a damaged file, too little memory.
     """
-    settings = EngineConfig(context=context, memory_fraction=memory_fraction, activations=activations)
+    settings = EngineConfig(
+        context=context,
+        memory_fraction=memory_fraction,
+        activations=activations,
+        graphs=_graphs() if graphs is None else graphs,
+    )
     if max_sequences is not None:
         settings = replace(settings, max_sequences=max_sequences)
     check_integer("threads", threads, 1, _MOST_THREADS, optional=True)
@@ -96,6 +105,7 @@ def load(
             end_ids=tokenizer.eog_ids,
             max_sequences=settings.max_sequences,
             max_step_tokens=min(settings.max_step_tokens, max(_STEP_BYTES // _step_bytes_per_token(config), 1)),
+            graphs=settings.graphs,
         )
         engine.warm_up(report)
     notes = plan.notes
@@ -115,6 +125,19 @@ def load_tokenizer(model: str | os.PathLike[str], *, progress: Progress | bool |
         path = _resolve(model, report)
     with gguf.read(path) as file:
         return Tokenizer.from_metadata(file.metadata, source=str(path))
+
+
+def _graphs() -> bool | int:
+    """What FORGE_GRAPHS asks for. Raises ParameterError for another value."""
+    value = os.environ.get("FORGE_GRAPHS", "1")
+    if value in ("0", "1"):
+        return value == "1"
+    if match := re.fullmatch(r"check:([1-9][0-9]{0,8})", value):
+        return int(match[1])
+    raise ParameterError(
+        f"FORGE_GRAPHS must be 0 (kernels are launched one by one), 1, or check:N (every Nth replay is compared), "
+        f"not {value!r:.60}"
+    )
 
 
 @dataclass(frozen=True, slots=True)

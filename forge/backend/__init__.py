@@ -88,12 +88,14 @@ class Backend(Protocol):
         ...
 
     def record(
-        self, step: Callable[[], T], state: Sequence[Any], disturb: Callable[[list[Any]], list[Any]]
-    ) -> tuple[T, Callable[[], T]]:
+        self, step: Callable[[], T], state: Sequence[Any], disturb: Callable[[list[Any]], list[Any]] | None
+    ) -> tuple[T, Callable[..., T | None]]:
         """Run a step of ops; its result, and a function that runs it again on the same arrays.
 
         `state` are the arrays that the step reads and changes. Of another step from the same state the result is the
         same: a backend may try it, and steps from other values of the state, which `disturb` makes of those it holds.
+        None: it is to launch the ops one by one. With compare=True the function gives None where running again has done
+        something else than the ops.
         """
         ...
 

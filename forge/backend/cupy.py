@@ -25,7 +25,7 @@ from cupy_backends.cuda.libs import cublas, nvrtc
 
 from forge.backend import amd, code_objects, compilers, host, kernels, probe
 from forge.backend.early import EarlyLaunch
-from forge.backend.gpu import GPU, Disturb, arrays_in, checked
+from forge.backend.gpu import GPU, Disturb, arrays_in, checked, compared
 from forge.errors import DeviceError, OutOfMemoryError
 from forge.tuning import Choices, store
 
@@ -360,6 +360,13 @@ class CupyBackend(GPU):
         with self.active():
             array.data.memset_async(255, array.nbytes, self._stream)
 
+    def snapshot(self, array: Any) -> Any:
+        """A copy, in order with the ops before and after."""
+        with self.active():
+            copy = cp.empty(array.shape, array.dtype)
+            copy.data.copy_from_device_async(array.data, array.nbytes, self._stream)
+            return copy
+
     def shared(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> tuple[Any, npt.NDArray[Any]]:
         with self.active():
             # Not of CuPy's pool: of memory with default flags alone HIP promises that the host sees what kernels
@@ -383,40 +390,52 @@ class CupyBackend(GPU):
 
         return wait
 
-    def record(self, step: Callable[[], T], state: Sequence[Any], disturb: Disturb) -> tuple[T, Callable[[], T]]:
+    def record(
+        self, step: Callable[[], T], state: Sequence[Any], disturb: Disturb | None
+    ) -> tuple[T, Callable[..., T | None]]:
         """Its launches are kept, with memory of their own, and run again: as graphs, or one by one where a product
         goes to BLAS, which CuPy does not capture on CUDA, and from the first time on that capturing fails or a graph
         computes something else.
         """
         log: list[Any] = []
         with self.active():
-            before = [self.to_numpy(array) for array in state] if self._graphs else []
+            before = [self.to_numpy(array) for array in state] if self._graphs and disturb else []
             self._log = log
             try:
                 with cp.cuda.using_allocator(self._plan_pool.malloc):
                     result = step()
             finally:
                 self._log = None
-            replay = self._replay(log, arrays_in(result), state, before, disturb)
+            results = arrays_in(result)
 
-        def again() -> T:
+            def launches() -> None:
+                for call, _, _ in log:
+                    call()
+
+            graph = self._graph(log) if self._graphs and disturb else None
+            if graph and disturb and checked(self, graph, launches, results, state, before, disturb) is launches:
+                self._graphs, graph = False, None
+
+        def again(compare: bool = False) -> T | None:
             with self.active():
-                replay()
+                if graph is None or not self._graphs:
+                    launches()
+                elif not compare:
+                    graph()
+                elif not compared(self, graph, launches, results, state):
+                    self._graphs = False
+                    return None
             return result
 
         return result, again
 
-    def _replay(
-        self, log: list[Any], results: Sequence[Any], state: Sequence[Any], before: list[Any], disturb: Disturb
-    ) -> Callable[[], None]:
-        """Within `active`, whose own errors would hide the driver's from the fallback."""
+    def _graph(self, log: list[Any]) -> Callable[[], None] | None:
+        """What launches the log as graphs; None where it cannot be captured.
 
-        def launches() -> None:
-            for call, _, _ in log:
-                call()
-
-        if not self._graphs or not all(capturable for _, _, capturable in log):
-            return launches
+        Within `active`, whose own errors would hide the driver's from the fallback.
+        """
+        if not all(capturable for _, _, capturable in log):
+            return None
         graphs = []
         try:
             for start in range(0, len(log), _MOST_NODES):
@@ -430,15 +449,13 @@ class CupyBackend(GPU):
             self._graphs = False
             reason = _one_line(error)
             warnings.warn(f"{self.device}: steps are launched one by one, not as a graph: {reason}", stacklevel=2)
-            return launches
+            return None
 
         def launch(kept: object = log) -> None:  # the log keeps the arrays alive that graphs read and write
             for graph in graphs:
                 graph.launch(self._stream)
 
-        replay = checked(self, launch, launches, results, state, before, disturb)
-        self._graphs = replay is launch
-        return replay
+        return launch
 
     def free_bytes(self) -> int:
         """Free on the device, and free in CuPy's pool; no more than the host has where both share their memory.

@@ -39,6 +39,9 @@ class _HasCopies(Protocol):
     def spoil(self, array: Any) -> None:
         """Every byte of it becomes 255: NaN."""
 
+    def snapshot(self, array: Any) -> Any:
+        """A copy on the device, in order with the ops before and after."""
+
 
 _FEWEST_COUNTERS = 4096
 
@@ -80,6 +83,39 @@ def checked(
     _restore(device, state, before)
     launches()
     return launches
+
+
+def compared(
+    device: _HasCopies,
+    graph: Callable[[], None],
+    launches: Callable[[], None],
+    results: Sequence[Any],
+    state: Sequence[Any],
+) -> bool:
+    """Replay a step, then launch it from the same state; whether both did the same bit for bit. If not, with a warning.
+
+    Nothing waits between what was queued before and the replay: where nothing waits, drivers have mixed things up
+    (ROCm/hip#3902). In the end results and state are those of the launches.
+    """
+    written = (*results, *state)
+    before = [device.snapshot(array) for array in state]
+    found: list[bytes] = []
+    reason = "a replay computed something else"
+    try:
+        graph()
+        found = [device.to_numpy(array).tobytes() for array in written]
+    except RuntimeError as error:  # what CuPy and the driver raise
+        reason = " ".join(str(error).split())
+    _restore(device, state, [device.to_numpy(array) for array in before])
+    launches()
+    if found == [device.to_numpy(array).tobytes() for array in written]:
+        return True
+    warnings.warn(
+        f"{device.device}: steps are launched one by one from now on, not as a graph: {reason}; tokens since the "
+        "comparison before may be wrong",
+        stacklevel=2,
+    )
+    return False
 
 
 def _restore(device: _HasCopies, state: Sequence[Any], values: Sequence[Any]) -> None:

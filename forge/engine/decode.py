@@ -44,7 +44,7 @@ class DecodeLoop:
     sequence from the host, so that all rows' state is new.
     """
 
-    def __init__(self, runner: Runner, max_sequences: int, context: int) -> None:
+    def __init__(self, runner: Runner, max_sequences: int, context: int, graphs: bool | int = True) -> None:
         self.runner, self.max_sequences = runner, max_sequences
         backend, cache = runner.backend, runner.cache
         runner.model.reserve(context)  # recorded steps hold the RoPE tables' addresses
@@ -55,7 +55,7 @@ class DecodeLoop:
         self.slots = Slots(backend, max_sequences, runner.model.config.vocab_size, pages, cache.spare_page)
         self._rows = backend.asarray(np.arange(max_sequences), np.int32)
         self._starts = backend.asarray(np.arange(max_sequences + 1), np.int32)
-        self._plans = Plans(backend, self.slots)
+        self._plans = Plans(backend, self.slots, graphs)
         most_words = max_sequences * drawn_words(MOST_LOGPROBS)
         self._mail, self._letters = backend.shared((MOST_PENDING + 2, most_words), np.int32)
         """Where a step leaves what it draws for the host: a copy between steps would hold up the next one."""
@@ -88,19 +88,27 @@ class DecodeLoop:
         ids, _ = slots.draw(logits)
         advance(ids, rows, last_ids, lengths, slots.counts, None, None, None)
 
-    def launch(self, sequences: list[Sequence]) -> None:
+    def launch(self, sequences: list[Sequence]) -> bool:
         """Queue the next step of these sequences, which the loop holds, with the pages that it needs. Other rows become
-        idle before it: theirs end with an id that is known, or under way."""
+        idle before it: theirs end with an id that is known, or under way.
+
+        False where a replay was compared and is wrong: the loop is to be abandoned, and what is in the cache not to be
+        believed.
+        """
         running = set(sequences)
         self._sequences = [s if s in running else self.slots.idle for s in self._sequences]
         self.slots.update(self._sequences)
-        drawn, _ = self._plans.run(len(self._sequences), self._step)
+        outputs = self._plans.run(len(self._sequences), self._step)
+        if outputs is None:
+            return False
+        drawn, _ = outputs
         self._turn += 1
         letter = self._letters[self._turn % len(self._letters), : drawn.size].reshape(drawn.shape)
         self._pending.append(_Pending(tuple(self._sequences), self.runner.backend.mark(), letter))
         for sequence in sequences:
             sequence.num_computed += 1
             sequence.num_pending += 1
+        return True
 
     def _step(self, rows: int) -> list[Any]:
         """One step of the first rows; what `sampled` takes, and the logits, by which a replay is compared."""

@@ -39,6 +39,7 @@ class Engine:
         end_ids: frozenset[int],
         max_sequences: int,
         max_step_tokens: int,
+        graphs: bool | int = True,
     ) -> None:
         self.runner = runner
         self.context = context
@@ -47,7 +48,7 @@ class Engine:
         self.blocks = BlockManager(cache.num_pages)
         self.scheduler = Scheduler(self.blocks, cache.page_size, max_sequences, max_step_tokens)
         self._numbers = count()
-        self._decode = DecodeLoop(runner, max_sequences, context) if runner.backend.is_asynchronous else None
+        self._decode = DecodeLoop(runner, max_sequences, context, graphs) if runner.backend.is_asynchronous else None
         self._interrupted = False
         self._num_borrowed = 0
         """Pages of passes over all positions."""
@@ -142,7 +143,9 @@ class Engine:
         while loop.num_pending < MOST_PENDING and (sequences := self._continuing(loop)):
             if not loop.num_pending:
                 loop.begin(sequences)
-            loop.launch(sequences)
+            if not loop.launch(sequences):
+                self._start_over(loop)
+                return []
         sampled: list[Sampled] = []
         while loop.num_pending and not sampled:
             sampled = loop.collect()
@@ -152,6 +155,13 @@ class Engine:
             self._append(token.sequence, token.id)
         self._interrupted = False
         return sampled
+
+    def _start_over(self, loop: DecodeLoop) -> None:
+        """Replays were wrong, and so may be what they left in the cache: it is computed again from the ids."""
+        loop.abandon([*self.scheduler.running, *self.scheduler.waiting])
+        while self.scheduler.running:
+            self.scheduler.preempt()
+        self._interrupted = False
 
     def _continuing(self, loop: DecodeLoop) -> list[Sequence]:
         """The sequences of a step that can follow the loop's last one, or begin it anew where all ids are known; none

@@ -35,27 +35,36 @@ def bucket(rows: int, most: int) -> int:
 class Plans:
     """Steps of the first rows of these slots, recorded when they first run and replayed from then on."""
 
-    def __init__(self, backend: Backend, slots: Slots) -> None:
-        self._backend, self._slots = backend, slots
-        self._replays: dict[Key, Callable[[], list[Any]]] = {}
+    def __init__(self, backend: Backend, slots: Slots, graphs: bool | int = True) -> None:
+        self._backend, self._slots, self._graphs = backend, slots, graphs
+        self._replays: dict[Key, Callable[..., list[Any] | None]] = {}
+        self._until_compared = self._interval = 0 if isinstance(graphs, bool) else graphs
 
-    def run(self, rows: int, step: Callable[[int], list[Any]]) -> list[Any]:
+    def run(self, rows: int, step: Callable[[int], list[Any]]) -> list[Any] | None:
         """Queue a step, which `step` runs for so many rows; what it gives.
+
+        None where it was replayed to be compared and did something else: so may the replays before it have done.
 
         `step` is not kept. Where it is a method of what holds these plans, they would be a cycle, and the device's
         memory would stay in use without the model until Python collects garbage.
         """
         slots = self._slots
         key = Key(rows, slots.penalized_slots, slots.num_top, slots.draws)
+        outputs: list[Any] | None
         replay = self._replays.pop(key, None)
         if replay is None:
             try:
-                outputs, replay = self._backend.record(lambda: step(rows), slots.advancing(rows), slots.disturbed)
+                disturb = slots.disturbed if self._graphs else None
+                outputs, replay = self._backend.record(lambda: step(rows), slots.advancing(rows), disturb)
             except OutOfMemoryError:
                 self._replays.clear()  # without theirs the next try may have enough
                 raise
             self._make_room(key)
+        elif self._interval and self._until_compared <= 1:
+            self._until_compared = self._interval
+            outputs = replay(compare=True)
         else:
+            self._until_compared -= 1
             outputs = replay()
         self._replays[key] = replay  # the latest last
         return outputs

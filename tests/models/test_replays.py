@@ -11,7 +11,7 @@ import pytest
 from harness import COMPILER, Harness
 from host_memory import HostMemory
 
-from forge.backend.gpu import arrays_in, checked
+from forge.backend.gpu import arrays_in, checked, compared
 from forge.ops.embed import take_rows
 from forge.ops.step import advance
 
@@ -114,3 +114,50 @@ def test_results_are_found_in_lists_and_tuples() -> None:
     first, second, third = (np.zeros(size) for size in (1, 2, 3))
     found: list[Any] = arrays_in([first, (second, [third]), None])
     assert [array.size for array in found] == [1, 2, 3]
+
+
+# While a model runs, every Nth replay is compared
+
+
+class Later(Step):
+    """A step that has run, and comes again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.result = self.device.empty((2, 1), np.float32)
+        self.launches()
+        self.device.upload(self.last_ids, np.array([3, 4], np.int32))
+        self.device.upload(self.lengths, np.array([10, 20], np.int32))
+        self.device.spoil(self.result)
+        self.device.spoil(self.middle)
+        self.runs = 0
+
+    def compared(self, graph: Callable[[], None]) -> bool:
+        return compared(self.device, graph, self.launches, [self.result], [self.last_ids, self.lengths])
+
+
+def test_a_replay_that_repeats_its_launches_goes_on() -> None:
+    step = Later()
+
+    def graph() -> None:
+        step.launches()
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert step.compared(graph)
+    assert step.runs == 2
+    step.assert_advanced_once()
+
+
+@pytest.mark.parametrize(
+    "wrong", [nothing, only_the_second_half, wrong_result, wrong_sign_of_zero, wrong_state, no_launch]
+)
+def test_another_is_told_of_once_and_undone(wrong: Callable[[Step], None]) -> None:
+    step = Later()
+    reason = "the driver says no" if wrong is no_launch else "a replay computed something else"
+    with pytest.warns(
+        UserWarning, match=f"^harness: steps are launched one by one from now on, .*: {reason}; tok"
+    ) as said:
+        assert not step.compared(lambda: wrong(step))
+    assert len(said) == 1
+    step.assert_advanced_once()

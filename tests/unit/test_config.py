@@ -61,6 +61,7 @@ BAD_ENGINE: list[tuple[str, list[Any]]] = [
     ("context", [0, -5, 2.0, "8192", True]),
     ("memory_fraction", [0, -0.1, 1.01, NAN, "0.5", None]),
     ("activations", ["f64", "", 16]),
+    ("graphs", [0, -1, 1.5, "check:4", None]),
     ("max_sequences", [0, None, 1.5]),
     ("max_step_tokens", [0, None]),
     ("page_size", [0, -1, None]),

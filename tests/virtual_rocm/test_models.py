@@ -186,6 +186,32 @@ def test_a_long_step_is_several_graphs(
     assert number_of_calls("hipGraphLaunch") - before >= 3 * (GREEDY.max_tokens - 4)  # of two layers and what ends it
 
 
+def test_without_graphs(
+    as_graphs: list[tuple[list[int], list[float]]], write: Write, new_device: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORGE_GRAPHS", "0")
+    before = number_of_calls("hipStreamBeginCapture")
+    assert greedy(write("llama", "Q4_K")) == as_graphs
+    assert number_of_calls("hipStreamBeginCapture") == before
+
+
+@pytest.mark.parametrize(("good", "interval"), [(20, 1), (float("inf"), 3)])
+def test_graphs_that_are_compared(
+    good: float, interval: int, as_graphs: list[tuple[list[int], list[float]]], write: Write, new_device: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """A driver whose replays go stale while the model runs is found out, and the ids are right."""
+    monkeypatch.setenv("FORGE_GRAPHS", f"check:{interval}")
+    monkeypatch.setattr(DEVICE, "good_replays", good)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        found = greedy(write("llama", "Q4_K"))
+    assert [ids for ids, _ in found] == [ids for ids, _ in as_graphs]
+    texts = [str(warning.message) for warning in said]
+    assert len(texts) == (good < 100)
+    assert all("steps are launched one by one from now on, not as a graph: a replay computed" in text for text in texts)
+
+
 def is_capturing() -> bool:
     return any(stream.capture is not None for stream in DEVICE.streams())
 

@@ -81,6 +81,13 @@ def test_the_shortest_revision_that_has_the_file_wins(the_hub: FakeHub) -> None:
     assert hub.resolve("hf:good/repo@feat%2Fx/m.gguf").read_bytes() == b"GGUF long"
 
 
+@pytest.mark.parametrize("revision", ["main", "0123456789" * 4, "refs/pr/3", "feat%2Fx"])
+def test_a_revision_that_ends_where_it_must_is_asked_once(revision: str) -> None:
+    name = names.parse(f"hf:good/repo@{revision}/d/e/m.gguf")
+    assert name.places == ((revision.replace("%2F", "/"), "d/e/m.gguf"),)
+    assert len(names.parse("hf:good/repo@v1/d/e/m.gguf").places) == 3
+
+
 def test_which_part_of_a_name_is_not_there(the_hub: FakeHub) -> None:
     the_hub.add("good/repo", "m.gguf", revision="feat/x")
     for name, reason in {

@@ -166,6 +166,14 @@ def test_what_a_killed_pull_left_is_removed(cache: Path, monkeypatch: pytest.Mon
     assert tree(cache) == ["models", "models/.pull", "models/other.gguf"]
 
 
+def test_a_file_with_another_name_frees_nothing(cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    add(monkeypatch, make_model([BODY]))
+    (cache / "models" / "tiny.gguf").write_bytes(BODY)
+    os.link(cache / "models" / "tiny.gguf", tmp_path / "mine.gguf")
+    assert hub.remove("tiny") == 0
+    assert (tmp_path / "mine.gguf").read_bytes() == BODY
+
+
 def test_a_model_that_is_being_pulled_stays(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     add(monkeypatch, make_model([BODY]))
     (cache / "models" / "tiny.gguf").write_bytes(BODY)

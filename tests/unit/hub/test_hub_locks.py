@@ -1,0 +1,32 @@
+"""Locks between processes and threads."""
+
+import threading
+from pathlib import Path
+
+import pytest
+
+from forge.hub import locks
+
+
+def test_a_lock_that_was_removed_is_no_lock(tmp_path: Path) -> None:
+    """Who waited for a lock that its holder removes must hold the file that newcomers find."""
+    path = tmp_path / "new" / "lock"
+    waits, holds, leave = threading.Event(), threading.Event(), threading.Event()
+
+    def wait() -> None:
+        with locks.held(path, waits.set):
+            holds.set()
+            leave.wait(20)
+
+    other = threading.Thread(target=wait)
+    with locks.held(path, remove=True):
+        other.start()
+        assert waits.wait(20)
+    assert holds.wait(20)
+    with pytest.raises(BlockingIOError), locks.held(path):
+        pass
+    leave.set()
+    other.join(20)
+    with locks.held(path, remove=True):
+        assert path.exists()
+    assert not path.exists()

@@ -104,10 +104,18 @@ class _Load:
 def usable_cpus(root: Path = Path("/")) -> int:
     """Cores that this process may use: by its affinity, two threads of a core being one, and by CPU time of its groups.
 
-    Sources: sched_setaffinity(2); cpu.max of cgroup version 2, cpu.cfs_quota_us of version 1, nested ones included.
+    Source: sched_setaffinity(2).
     """
-    cpus = os.sched_getaffinity(0)
-    most = float(len({_siblings(cpu, root) for cpu in cpus}))
+    cores = {_siblings(cpu, root) for cpu in os.sched_getaffinity(0)}
+    return max(int(min(len(cores), cpu_time(root))), 1)
+
+
+def cpu_time(root: Path = Path("/")) -> float:
+    """Seconds per second that the control groups of this process grant it, the least of nested ones; else infinity.
+
+    Sources: cpu.max of cgroup version 2, cpu.cfs_quota_us of version 1.
+    """
+    least = float("inf")
     for group in groups("cpu", root):
         if group.is_v2:
             words = group.words("cpu.max")
@@ -115,8 +123,8 @@ def usable_cpus(root: Path = Path("/")) -> int:
         else:
             quota, period = (" ".join(group.words(f"cpu.cfs_{name}_us")) for name in ("quota", "period"))
         if quota.isdecimal() and period.isdecimal() and len(quota) < 20 and 0 < len(period) < 20 and int(period):
-            most = min(most, int(quota) / int(period))
-    return max(int(most), 1)
+            least = min(least, int(quota) / int(period))
+    return least
 
 
 def _siblings(cpu: int, root: Path) -> str:

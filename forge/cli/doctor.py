@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
+import math
 import os
 import platform
 import shutil
@@ -84,12 +85,10 @@ def _cpu() -> Iterator[Finding]:
 
 def _usable_cores() -> int:
     """Cores that this process may use: its affinity mask, or a container's quota where that is less."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:  # cgroup v2
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        return cores if quota == "max" else max(1, min(cores, -(-int(quota) // int(period))))
-    except (OSError, ValueError):
-        return cores
+    from forge.backend.threads import cpu_time
+
+    cores = len(os.sched_getaffinity(0))
+    return max(1, math.ceil(min(cores, cpu_time())))
 
 
 def _blas_threads() -> int | None:

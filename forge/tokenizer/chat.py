@@ -168,13 +168,16 @@ class ChatTemplate:
             return Form()
         probe = Probe(messages)
         found: list[tuple[tuple[int, int], Form]] = []
+        refused: Form | None = None
         for form in forms(messages):
             status, text = self._ask(form.apply(probe.messages), context)
             if status == b"T":
                 found.append((probe.score(text), form))
                 if found[-1][0] == probe.best:
                     break
-        best = max(found, key=lambda scored: scored[0])[1] if found else Form()  # of equal ones the first
+            elif status == b"R" and refused is None:
+                refused = form  # what the template says of the messages is more than an error of another form
+        best = max(found, key=lambda scored: scored[0])[1] if found else refused or Form()  # of equal ones the first
         self._reads_strings |= plain and bool(found) and best == Form()
         return best
 

@@ -18,6 +18,7 @@ from forge.tokenizer.messages import Message
 _PRIVATE = ((0xE000, 0xF900), (0xF0000, 0xFFFFE), (0x100000, 0x10FFFE))
 _LONGEST_EDGE = 256
 THOUGHT_TAG = re.compile("</?think(?:ing)?>|\\[/?THINK\\]")
+_Render = Callable[[list[Message], dict[str, Any]], str]
 _ROLE = re.compile(r"[\w.-]+")
 
 
@@ -32,12 +33,11 @@ class Literals:
         self._backwards = sorted(name[::-1] for name in self._names)
         self._longest = min(max(map(len, self._names), default=0), _LONGEST_EDGE)
 
-    def without_thoughts(self) -> "Literals":
-        """Without the tags around thoughts, which templates look for in what the assistant said."""
-        return Literals(name for name in self._names if not THOUGHT_TAG.fullmatch(name))
+    def places(self, text: str, spares_thoughts: bool = False) -> set[int]:
+        """One character of each name in the text, and of what may be half a name, joined with what stands beside it.
 
-    def places(self, text: str) -> set[int]:
-        """One character of each name in the text, and of what may be half a name, joined with what stands beside it."""
+        With `spares_thoughts` not of the tags around thoughts, up to the last one that ends a thought.
+        """
         found = set[int]()
         for start, group in self._groups.items():
             if start in text:
@@ -52,13 +52,19 @@ class Literals:
                 found.add(offset)
             if _is_edge(inner[-self._longest :], self._names):
                 found.add(offset + len(inner) - 1)
+        if spares_thoughts:
+            tags = list(THOUGHT_TAG.finditer(text))
+            while tags and "/" not in tags[-1].group():
+                tags.pop()
+            found -= {tag.start() + _pivot(tag.group()) for tag in tags}
         return {place for place in found if text[place].strip()}
 
 
 class _Mask:
     """Characters to stand for others, chosen as they are needed."""
 
-    def __init__(self, spare: Iterator[str]) -> None:
+    def __init__(self, literals: Literals, spare: Iterator[str]) -> None:
+        self._literals = literals
         self._spare = spare
         self._masks: dict[str, str] = {}
 
@@ -66,31 +72,33 @@ class _Mask:
     def unmask(self) -> dict[int, int]:
         return {ord(mask): ord(char) for char, mask in self._masks.items()}
 
-    def messages(self, messages: Iterable[Message], literals: Literals, said: Literals) -> list[Message]:
-        """The messages masked; `said` are the names to mask in what the assistant said."""
+    def messages(self, messages: Iterable[Message], spares_thoughts: bool) -> list[Message]:
+        """The messages masked, but maybe not the tags around thoughts in what the assistant said."""
         masked = []
         for message in messages:
             # Roles and types are the template's words, not texts; a role that is no word could spell a name.
             if not _ROLE.fullmatch(message["role"]):
                 raise ParameterError(f"messages: the role {message['role']!r:.60} is no word; use user or assistant")
-            names = said if message["role"] == "assistant" else literals
-            masked.append({key: value if key == "role" else self.value(value, names) for key, value in message.items()})
+            spares = spares_thoughts and message["role"] == "assistant"
+            masked.append(
+                {key: value if key == "role" else self.value(value, spares) for key, value in message.items()}
+            )
         return masked
 
-    def value(self, value: Any, literals: Literals) -> Any:
+    def value(self, value: Any, spares_thoughts: bool = False) -> Any:
         if isinstance(value, str):
-            return self._text(value, literals)
+            return self._text(value, spares_thoughts)
         if isinstance(value, dict):
             return {
-                key if key.isidentifier() else self._text(key, literals): member
+                key if key.isidentifier() else self._text(key, spares_thoughts): member
                 if key == "type" and isinstance(member, str)
-                else self.value(member, literals)
+                else self.value(member, spares_thoughts)
                 for key, member in ((str(key), member) for key, member in value.items())
             }
-        return [self.value(member, literals) for member in value] if isinstance(value, list | tuple) else value
+        return [self.value(member, spares_thoughts) for member in value] if isinstance(value, list | tuple) else value
 
-    def _text(self, text: str, literals: Literals) -> str:
-        places = literals.places(text)
+    def _text(self, text: str, spares_thoughts: bool) -> str:
+        places = self._literals.places(text, spares_thoughts)
         if not places:
             return text
         characters = list(text)
@@ -107,18 +115,19 @@ def mask(
     others: dict[str, Any],
     literals: Literals,
     text: str,
-    render: Callable[[list[Message], dict[str, Any]], str],
+    render: _Render,
     spare: Iterator[str],
 ) -> tuple[str, dict[int, int]]:
     """`text`, the prompt of these messages and `others`, with `literals` that they spell masked, and the way back.
 
-    Where a template looks for the tags around thoughts in what the assistant said, these are left there. What it does
+    Where a template takes thoughts out of what the assistant said, the tags around them are left for it. What it does
     on seeing another name in a text it does not do: there it is no token.
     """
     first = None
-    for said in (literals, literals.without_thoughts()):
-        masks = _Mask(spare)
-        masked = masks.messages(messages, literals, said), masks.value(others, literals)
+    takes_thoughts = (doubled := _with_doubled_ends(messages)) != messages and _is_same(render, doubled, others, text)
+    for spares_thoughts in (takes_thoughts, not takes_thoughts):
+        masks = _Mask(literals, spare)
+        masked = masks.messages(messages, spares_thoughts), masks.value(others)
         unmask = masks.unmask
         if not unmask:
             return text, {}
@@ -131,6 +140,30 @@ def mask(
     if any(rf"\u{mask:04x}" in rendered.lower() for mask in unmask):
         raise ChatTemplateError("the template rewrites texts that spell control tokens: parse_special=True reads them")
     return first
+
+
+def _with_doubled_ends(messages: list[Message]) -> list[Message]:
+    """With a second tag behind the last that ends a thought: a template that splits there writes what it wrote."""
+
+    def doubled(value: Any) -> Any:
+        if isinstance(value, list):
+            return [part | {"text": doubled(part["text"])} for part in value]
+        ends = [tag for tag in THOUGHT_TAG.finditer(value) if "/" in tag.group()]
+        return value[: ends[-1].end()] + ends[-1].group() + value[ends[-1].end() :] if ends else value
+
+    return [
+        message | {"content": doubled(message["content"])}
+        if message["role"] == "assistant" and message.get("content")
+        else message
+        for message in messages
+    ]
+
+
+def _is_same(render: _Render, messages: list[Message], others: dict[str, Any], text: str) -> bool:
+    try:
+        return render(messages, others) == text
+    except ChatTemplateError:
+        return False
 
 
 def unused_characters(*values: Any) -> Iterator[str]:

@@ -162,6 +162,12 @@ def test_thoughts_of_the_assistant_are_split_as_ever() -> None:
     thought = f"<think> a{END}b </think> c{START} "
     expected = ["<think>", *letters(f"a{END}b"), "</think>", *letters(f"c{START}")]
     assert encode(THINKING, user(thought, "assistant")) == pieces(START, *"assistant", "\n", *expected, END, "\n")
+    written = letters("<think>a</think>b")  # by a template that leaves thoughts where they are
+    thoughts = CHATML + "{{ '<think></think>' if false }}"
+    assert encode(thoughts, user("<think>a</think>b", "assistant"))[11:-2] == pieces(*written)
+    again = "<think>a</think>b<think>c"
+    expected = ["<think>", "a", "</think>", *letters("b<think>c")]
+    assert encode(THINKING, user(again, "assistant")) == pieces(START, *"assistant", "\n", *expected, END, "\n")
     spelled = letters(thought.strip())
     assert encode(THINKING, user(thought)) == pieces(START, *"user", "\n", *spelled, END, "\n")
 

@@ -173,6 +173,9 @@ def test_calls_of_another_form_are_named(calls: Any, said: str) -> None:
 def test_what_a_template_refuses_is_said_whatever_the_form() -> None:
     with pytest.raises(ChatTemplateError, match=r"template: one call at a time$"):
         render("{{ raise_exception('one call at a time') }}", [PARTS, call({"a": 1}, content=None)])
+    source = EACH + "{{ '<' + m.content + '>' }}{% endfor %}{{ raise_exception('one call at a time') }}"
+    with pytest.raises(ChatTemplateError, match=r"template: one call at a time$"):
+        render(source, [PARTS])
 
 
 # Tools

@@ -454,7 +454,7 @@ def test_tables_are_coloured_on_a_terminal_only() -> None:
         controller, terminal = pty.openpty()
         plain = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "FORCE_COLOR")}
         try:
-            process = start("tokenize", "a", "-m", LLAMA, stdout=terminal, env=plain | {"TERM": "xterm"} | environment)
+            process = start("inspect", LLAMA, stdout=terminal, env=plain | {"TERM": "xterm"} | environment)
             process.communicate(timeout=60)
             return os.read(controller, 1 << 16)
         finally:
@@ -463,7 +463,7 @@ def test_tables_are_coloured_on_a_terminal_only() -> None:
 
     assert b"\x1b[1m" in on_terminal()
     assert b"\x1b[3" not in on_terminal(NO_COLOR="1")
-    code, out, _ = forge_process("tokenize", "a", "-m", LLAMA, env=os.environ | {"FORCE_COLOR": "1"})
+    code, out, _ = forge_process("inspect", LLAMA, env=os.environ | {"FORCE_COLOR": "1"})
     assert code == 0
     assert b"\x1b" not in out
 

@@ -27,7 +27,7 @@ class _HasNumpy(Protocol):
 class NumpyBackend:
     """Runs an op's NumPy function on NumPy arrays."""
 
-    device = f"cpu ({os.cpu_count()} cores, NumPy {np.__version__})"
+    device = f"cpu ({os.cpu_count()} core{'' if os.cpu_count() == 1 else 's'}, NumPy {np.__version__})"
     arch = ""
     activations = np.dtype(np.float32)
     keeps_blocks = False

@@ -76,10 +76,11 @@ def _cpu() -> Iterator[Finding]:
     found = f"{np.__version__}, BLAS {build.get('name')} {build.get('version')}"
     mend = ""
     if threads is not None:
-        found += f", {threads} threads"
+        found += f", {output.count(threads, 'thread')}"
         if threads > cores:
-            mend = f"BLAS runs {threads} threads on {cores} cores, which is slow: set OPENBLAS_NUM_THREADS={cores}"
-    yield Finding("CPU", f"{cores} of {os.cpu_count()} cores usable, {platform.machine()}")
+            few = output.count(cores, "core")
+            mend = f"BLAS runs {threads} threads on {few}, which is slow: set OPENBLAS_NUM_THREADS={cores}"
+    yield Finding("CPU", f"{cores} of {output.count(os.cpu_count() or 1, 'core')} usable, {platform.machine()}")
     yield Finding("NumPy", found, mend)
 
 

@@ -55,10 +55,10 @@ def _print(model: GGUF) -> None:
     output.write_table(f"{model.path}", ("", ""), _summary(model))
     rows = [(key, _shown(value)) for key, value in model.metadata.items()]
     output.write("\n")
-    output.write_table(f"{len(rows)} keys", ("key", "value"), rows)
+    output.write_table(output.count(len(rows), "key"), ("key", "value"), rows)
     if model.tensors:
         output.write("\n")
-        title = f"{len(model.tensors)} tensors (* stands for the layer)"
+        title = f"{output.count(len(model.tensors), 'tensor')} (* stands for the layer)"
         numbers = ("count", "shape", "size")
         output.write_table(title, ("tensor", "count", "shape", "type", "size"), _alike(model), right=numbers)
     if remark := _remark(model):

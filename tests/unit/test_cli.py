@@ -249,7 +249,7 @@ def test_doctor_mends_what_is_wrong_with_a_gpu(monkeypatch: pytest.MonkeyPatch, 
     assert mends.keys() == {"device memory", "BLAS", "kernel cache"}
     assert "--device cpu" in mends["device memory"]
     assert "gfx1103" in mends["BLAS"]
-    assert "CUPY_CACHE_DIR" in mends["kernel cache"]
+    assert "FORGE_CACHE" in mends["kernel cache"]  # CuPy's is for what CuPy compiles
 
     values = {"MOST_THREADS": 512}
     path = store.save(gpu.arch, "a GPU", "0.1", [store.Measured("norm", {"width": 4096}, values, 2.0, 1.0)])

@@ -14,17 +14,21 @@ from forge.errors import ParameterError
 T = TypeVar("T", bound=Callable[..., Any])
 _LIKE = 0.6
 """Share of equal letters, from 0 to 1, from which on a name may be what was meant."""
+_MISSPELLED = 0.85
+"""Share from which on it is no name of its own, where others are passed on."""
 
 
 def keywords(*settings: Any) -> Callable[[T], T]:
     """Let a function, or a class, refuse keywords that it does not know. Its signature stays what it is.
 
-    settings: dataclasses whose fields it takes as keywords too, through its ``**``.
+    settings: dataclasses whose fields it takes as keywords too, through its ``**``. A ``**`` without these is for names
+    that it passes on: there only a name nearly like one of its own is refused.
     """
 
     def decorate(target: T) -> T:
         function: Any = target.__init__ if inspect.isclass(target) else target
         parameters = inspect.signature(function).parameters.values()
+        passes_on = not settings and any(p.kind is p.VAR_KEYWORD for p in parameters)
         known = dict.fromkeys(p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY))
         known.pop("self", None)
         known |= dict.fromkeys(field.name for each in settings for field in fields(each))
@@ -32,7 +36,7 @@ def keywords(*settings: Any) -> Callable[[T], T]:
         @wraps(function)
         def checked(*args: Any, **given: Any) -> Any:
             for name in given:
-                if name not in known:
+                if name not in known and not (passes_on and max(_likeness(name, known).values()) < _MISSPELLED):
                     raise ParameterError(f"{name:.60} is no parameter of {target.__name__}: {_advice(name, known)}")
             return function(*args, **given)
 
@@ -44,8 +48,12 @@ def keywords(*settings: Any) -> Callable[[T], T]:
     return decorate
 
 
+def _likeness(name: str, known: Iterable[str]) -> dict[str, float]:
+    return {one: SequenceMatcher(None, name.lower(), one).ratio() for one in known}
+
+
 def _advice(name: str, known: Iterable[str]) -> str:
-    likeness = {one: SequenceMatcher(None, name.lower(), one).ratio() for one in known}
+    likeness = _likeness(name, known)
     best = max(likeness.values(), default=0.0)
     if best < _LIKE:
         return f"it takes {', '.join(likeness)}" if likeness else "it takes none"

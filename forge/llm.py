@@ -189,6 +189,7 @@ class LLM:
         )
         return self._stream(ids, params)
 
+    @keywords()
     def render_chat(
         self,
         messages: Messages,

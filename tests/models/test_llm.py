@@ -358,6 +358,25 @@ def test_a_misspelled_keyword_is_answered_with_the_nearest_one(llm: LLM, method:
             getattr(llm, method)(*arguments, **{name: 1})
 
 
+def test_a_misspelled_keyword_of_render_chat_is_no_variable_of_the_template(llm: LLM) -> None:
+    messages = [{"role": "user", "content": "Hi"}]
+    for name, meant in (("add_generation_promt", "add_generation_prompt"), ("tool", "tools"), ("mesages", "messages")):
+        with pytest.raises(ParameterError, match=rf"^{name} is no parameter of render_chat: did you mean {meant}\?$"):
+            llm.render_chat(messages, **{name: False})
+    templated = LLM(
+        llm.engine,
+        llm.tokenizer,
+        ChatTemplate(
+            "{{ builtin_tools }} {{ tool_use }} {{ documents }} {{ enable_thinking }}", name="x", special_tokens={}
+        ),
+        path=llm.path,
+        notes=(),
+        load_ms=0.0,
+    )
+    variables = {"builtin_tools": 1, "tool_use": 2, "documents": 3, "enable_thinking": 4}
+    assert templated.render_chat(messages, **variables) == "1 2 3 4"
+
+
 def test_keywords_override_params(llm: LLM) -> None:
     assert len(llm.generate(TEXT, GREEDY, max_tokens=3).ids) == 3
     with pytest.raises(ParameterError, match="top_p"):

@@ -171,7 +171,7 @@ def test_the_readme_names_what_there_is() -> None:
 
 
 def test_every_public_function_refuses_a_keyword_that_it_does_not_know() -> None:
-    """Those that take keywords. What `render_chat` does not know is the template's."""
+    """Those that take keywords. What else `render_chat` is given is the template's."""
     functions: list[Any] = [forge.load, forge.load_tokenizer, forge.SamplingParams, forge.EngineConfig]
     functions += [forge.Tokenizer.encode, forge.Tokenizer.decode]
     methods = [value for name, value in vars(forge.LLM).items() if inspect.isfunction(value) and name[0] != "_"]

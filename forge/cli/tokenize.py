@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import islice
 from typing import Annotated
 
 import typer
@@ -36,19 +37,18 @@ def command(
             "and prompts of forge generate get one in all"
         )
     # In blocks: a long text has millions of ids, and a table or one string of them all takes gigabytes.
-    blocks = (ids[start : start + _BLOCK] for start in range(0, len(ids), _BLOCK))
     if as_json:
         head, _, tail = json.dumps({**about(select("cpu").device, path), "ids": []}).rpartition("]")
         output.write(head)
-        for number, block in enumerate(blocks):
-            output.write((", " if number else "") + ", ".join(map(str, block)))
+        for start in range(0, len(ids), _BLOCK):
+            output.write((", " if start else "") + ", ".join(map(str, ids[start : start + _BLOCK])))
         output.write(f"]{tail}\n")
         return
     width = max(2, len(str(max(ids, default=0))))
-    output.write(f"{output.count(len(ids), 'token')}\n{'id':>{width}}  text\n")
-    for block in blocks:
-        rows = (f"{id:>{width}}  {output.quoted(tokenizer.token_text(id))}" for id in block)
-        output.write("".join(f"{row.rstrip(' ')}\n" for row in rows))
+    rows = ((f"{id:>{width}}", output.quoted(tokenizer.token_text(id))) for id in ids)
+    output.write_table(output.count(len(ids), "token"), ("id", "text"), islice(rows, _BLOCK), right=("id",))
+    while lines := "".join(f"{id}  {text}\n" for id, text in islice(rows, _BLOCK)):
+        output.write(lines)
 
 
-_BLOCK = 1 << 14
+_BLOCK = 1 << 12

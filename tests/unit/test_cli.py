@@ -30,6 +30,39 @@ def vocabulary(tmp_path: Path) -> Path:
     return write_gguf(tmp_path / "vocabulary.gguf", llama_metadata())
 
 
+def test_tokenize_writes_long_texts_as_short_ones(
+    vocabulary: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text, shown = "Hello wörld, a b c 'd'", []
+    for block in (1 << 12, 2, 1):
+        monkeypatch.setattr("forge.cli.tokenize._BLOCK", block)
+        assert run(["tokenize", text, "-m", str(vocabulary)]) == 0
+        shown.append(capsys.readouterr().out)
+        assert json_of(capsys, "tokenize", text, "-m", str(vocabulary))["ids"] == forge.load_tokenizer(LLAMA).encode(
+            text
+        )
+    assert shown[1:] == [shown[0]] * 2
+
+
+def test_tokenize_says_that_a_text_begins_with_bos(tmp_path: Path, capsys: Captured) -> None:
+    tokens = ["<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(256)), "a"]
+    keys = {"general.architecture": "llama", "tokenizer.ggml.model": "llama", "tokenizer.ggml.tokens": tokens}
+    keys |= {"tokenizer.ggml.scores": [0.0] * 260, "tokenizer.ggml.add_space_prefix": False}
+    keys |= {"tokenizer.ggml.token_type": [2, 3, 3, *[6] * 256, 1]}
+    model = str(write_gguf(tmp_path / "model.gguf", keys))
+    for flags, ids, is_said in (
+        (["<s>a", "--parse-special"], [1, 1, 259], True),
+        (["<s>a", "--parse-special", "--no-add-special"], [1, 259], False),
+        (["a", "--parse-special"], [1, 259], False),
+        (["<s>"], [1, 63, 118, 65], False),
+    ):
+        assert run(["tokenize", *flags, "-m", model, "--json"]) == 0
+        out, err = capsys.readouterr()
+        assert json.loads(out)["ids"] == ids
+        assert ("begins with the BOS token" in err) == is_said
+        assert err.count("\n") == is_said
+
+
 def test_tokenize_needs_no_weights(vocabulary: Path, capsys: Captured) -> None:
     tokenizer = forge.load_tokenizer(LLAMA)
     control = tokenizer.token_text(316)

@@ -37,14 +37,20 @@ def _case(rows: int, inner: int, outer: int, *, bias: bool = False, residual: bo
     return Case(f"M{rows} K{inner} N{outer}{extras}", make)
 
 
-def _quantized(name: str, rows: int = 2, inner: int = 512, outer: int = 3) -> Case:
+def _quantized(name: str, rows: int = 2, inner: int = 512, outer: int = 3, *, extras: bool = False) -> Case:
+    """`extras`: a bias and a residual."""
+
     def make(rng: np.random.Generator) -> Arrays:
         # random weights are large, so x is kept small for the tolerance: it is rounded to 16 bits, or for several rows
         # the weights are to float16
         x = rng.standard_normal((rows, inner)).astype(np.float32) * (0.1 if rows == 1 else 0.01)
-        return x, QuantTensor.random(name, outer, inner, rng), None, None
+        weight = QuantTensor.random(name, outer, inner, rng)
+        if not extras:
+            return x, weight, None, None
+        bias, residual = rng.standard_normal(outer), rng.standard_normal((rows, outer))
+        return x, weight, bias.astype(np.float32), residual.astype(np.float32)
 
-    return Case(f"{name} M{rows} K{inner} N{outer}", make)
+    return Case(f"{name} M{rows} K{inner} N{outer}{' bias residual' * extras}", make)
 
 
 def _wide(name: str, rows: int, inner: int, outer: int = 302) -> Case:
@@ -192,6 +198,7 @@ def _many_rows(device: GPU, x: Any, weight: Any, y: Any, column: int, accumulate
         *(_quantized(name, 1, 32, 1) for name in ("Q4_0", "Q8_0")),
         *(_quantized("Q4_K", rows, 1280, 7) for rows in (1, 3, 4, 5, 8, 9, 16)),
         _quantized("Q6_K", 1, 768, 5),
+        *(_quantized(name, rows, 512, 37, extras=True) for name in ("Q4_0", "Q6_K") for rows in (1, 7, 40)),
         *(_quantized(name, 1, inner, 2) for name in ("Q2_K", "Q8_0") for inner in (4096, 4352, 16_384, 16_640)),
         # As wide as models are: turns of a team that end with a row, several outputs for each.
         *(_wide(name, 1, 2048) for name in FORMATS),

@@ -205,6 +205,9 @@ def _argmax_gpu(device: GPU, logits: Any) -> Any:
             lambda _: (np.array([[1, 3, 3], [-_INF, -2, -_INF], [0, math.nan, 0], [-_INF] * 3, [0, _INF, 0]], _f32),),
             expected=([1, 1, -1, -1, -1],),
         ),
+        Case(
+            "a NaN of either sign", lambda _: (np.array([[0, math.nan], [-math.nan, 0]], _f32),), expected=([-1, -1],)
+        ),
         Case("zeros of both signs", lambda _: (np.array([[-1, -0.0, 0.0, -0.0]], _f32),), expected=([1],)),
         Case("one token", lambda _: (np.array([[-7]], _f32),), expected=([0],)),
         Case("chunks", lambda rng: (rng.normal(0, 3, (2, 5000)).round().astype(_f32),)),
@@ -276,8 +279,8 @@ def _sampling_cases() -> list[Case]:
         ),
         Case(
             "drawn without a distribution",
-            lambda _: rows([[0, nan, 0], [-inf] * 3, [0, inf, 0]], *[plain] * 3),
-            expected=([-1, -1, -1],),
+            lambda _: rows([[0, nan, 0], [-inf] * 3, [0, inf, 0], [0, -nan, 0]], *[plain] * 4),
+            expected=([-1, -1, -1, -1],),
         ),
         Case(
             "four equals: 0.8805 of all 4, of the first 2 (k), 2 (p), 3 (p), 2 of 3 (k then p)",

@@ -53,8 +53,8 @@ class KernelFault(AssertionError):
 class Memory:
     """An array's bytes, which are 255 (NaN) until written, in pages between fences that nobody may touch.
 
-    They end where the pages do, but for what keeps their begin at a multiple of 16 bytes; with `begins` they begin
-    where the pages do.
+    They end where the pages do; their begin is then at a multiple of 16 bytes where their size is one, and others are
+    not read in such pieces. With `begins` they begin where the pages do.
     What else is in the pages are bands, of other numbers in each memory: a kernel that copies from one to the other, or
     computes with what it finds there, is found out.
     """
@@ -66,7 +66,7 @@ class Memory:
         used = max(-(-size // mmap.PAGESIZE), 1) * mmap.PAGESIZE
         self._map = mmap.mmap(-1, used + 2 * _FENCE)
         self.pages = np.frombuffer(self._map, np.uint8, used, _FENCE)
-        self.start = 0 if begins else (used - size) // 16 * 16
+        self.start = 0 if begins else used - size
         for fence in (-_FENCE, used):
             if _LIBC.mprotect(ctypes.c_void_p(self.pages.ctypes.data + fence), ctypes.c_size_t(_FENCE), 0):
                 raise MemoryError("no fence: too many arrays for vm.max_map_count?")

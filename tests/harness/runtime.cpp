@@ -406,7 +406,7 @@ const char *forge_launch(void (*function)(void **), void **args, const u32 *grid
     kernel = function, arguments = args, forge_wave = wave, random_state = seed * 2654435761u + 1, shuffled = seed != 0;
     lds = shared, lds_bytes = shared_bytes, counters = counts, counters_bytes = counts_bytes;
     if (lds_bytes > MOST_LDS) return "more LDS than there is";
-    for (u32 i = 0, x = 1; i < sizeof noise && !noise[0]; ++i) noise[i] = (x = x * 1664525 + 1013904223) >> 24 | !i;
+    for (u32 i = 0, x = 1; i < sizeof noise && !noise[sizeof noise - 1]; ++i) noise[i] = (x = x * 1664525 + 1013904223) >> 24 | 1;
 
     stack_t own_stack = {signal_stack, 0, sizeof signal_stack}, other_stack;
     sigaltstack(&own_stack, &other_stack);

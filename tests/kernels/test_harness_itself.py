@@ -79,6 +79,19 @@ def test_shuffles_in_branches_that_divide_a_wave_show(monkeypatch: pytest.Monkey
         run(monkeypatch, f"KERNEL(128) probe(const float *x, float *y) {{ {body} }}", *arrays())
 
 
+def test_lds_that_nobody_wrote_holds_nan_or_any_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    body = "SHARED float tile[128]; if (x[THREAD] < 0) tile[THREAD] = 0; y[THREAD] = tile[THREAD];"
+    text = f"\nKERNEL(128) probe(const float *x, float *y) {{ {body} }}\n"
+    found = []
+    for seed in range(3):
+        x, y = arrays()
+        run(monkeypatch, text, x, y, seed=seed)
+        found.append(np.asarray(y).view(np.uint32).copy())
+    assert (found[0] == 0xFFFFFFFF).all()
+    assert all(len(np.unique(words)) > 100 for words in found[1:])
+    assert (found[1] != found[2]).any()
+
+
 def test_a_missing_barrier_shows(monkeypatch: pytest.MonkeyPatch) -> None:
     x, y = arrays()
     run(monkeypatch, SHIFT.replace("MIDDLE", ""), x, y)
@@ -119,8 +132,10 @@ def test_arrays_may_begin_behind_a_fence(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_bands_hold_other_numbers_in_each_array(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is copied from one array's bands to another's shows, where both end at the same place of their pages."""
-    x, y = (Harness(32).empty((127,), np.float32) for _ in range(2))
+    """What is copied from one array's bands to another's shows, where both begin at the same place of their pages."""
+    device = Harness(32)
+    device.begins = True
+    x, y = (device.empty((127,), np.float32) for _ in range(2))
     with pytest.raises(KernelFault, match="wrote outside an array: y"):
         run(monkeypatch, "\nKERNEL(128) probe(const float *x, float *y) { y[THREAD] = x[THREAD]; }\n", x, y)
 

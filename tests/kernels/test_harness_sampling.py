@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from harness import COMPILER, Harness
+from harness import COMPILER, Harness, compiled
 
+from forge.backend import kernels
+from forge.ops import sampling
 from forge.ops.sampling import sample
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="no clang++: scripts/install-toolchain installs it")
@@ -82,3 +84,32 @@ def test_subnormal_logits_and_parameters_are_not_zeros(wave: int, flush: bool) -
     device = Harness(wave, flush=flush)
     got = device.to_numpy(device.launch(sample, tuple(device.asarray(a) for a in arguments), {}))
     np.testing.assert_array_equal(got, sample.reference(*arguments))
+
+
+@pytest.mark.parametrize("wave", [32, 64])
+@pytest.mark.parametrize("size", [4, 1024, 8192])
+def test_a_draw_at_the_edge_of_a_tokens_weight_is_that_token(
+    size: int, wave: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of equals the id-th is drawn by the bits from id / size of 2**64 on, which are given in the seed's place."""
+    text = kernels.source("sample")
+    drawn = "random_bits(seed[BLOCK_X], choice[BLOCK_X], position[BLOCK_X])"
+    assert text.count(drawn) == 1
+    monkeypatch.setattr(kernels, "source", lambda file: text.replace(drawn, "seed[BLOCK_X]"))
+    monkeypatch.setattr(sampling, "random_bits", lambda seed, choice, position: seed)
+    compiled.cache_clear()
+    ids = np.array(sorted({1, size // 2, size // 3 + 1, size - 1}))
+    edges = ids.astype(np.uint64) * np.uint64((1 << 64) // size)
+    bits = np.concatenate([edges, edges - np.uint64(1), np.array([0, 2**64 - 1], np.uint64)])
+    rows = len(bits)
+    ones, zeros = np.ones(rows, np.float32), np.zeros(rows, np.uint32)
+    arguments = (np.zeros((rows, size), np.float32), ones, zeros.view(np.int32), ones, 0 * ones, bits, zeros, zeros)
+    device = Harness(wave, 1)
+    try:
+        got = device.to_numpy(device.launch(sample, tuple(device.asarray(a) for a in arguments), {}))
+    finally:
+        compiled.cache_clear()
+    wanted = [*ids, *(ids - 1), 0, size - 1]
+    np.testing.assert_array_equal(got, wanted)
+    np.testing.assert_array_equal(sample.numpy(*arguments), wanted)
+    np.testing.assert_array_equal(sample.reference(*arguments), wanted)

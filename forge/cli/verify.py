@@ -17,9 +17,11 @@ if TYPE_CHECKING:
 def command(device: options.Device = "auto", as_json: options.Json = False) -> None:
     """Run every op's cases on a device and compare them with the references in float64."""
     from forge import verify
-    from forge.backend import select
+    from forge.backend import explain, rocm, select
 
     backend = select(device)
+    if device == "auto" and not backend.arch and rocm.installed_cupy():  # whoever installed it expects a GPU
+        output.note(f"device: {backend.device}; auto: {explain()}")
     errors: dict[str, list[verify.CaseError]] = {}
     with output.Progress() as progress:
         for error in verify.verify(backend, progress):

@@ -102,10 +102,12 @@ RepetitionPenalty = Annotated[
     float, typer.Option("--repetition-penalty", metavar="R", help="Above 1: make tokens seen before less probable.")
 ]
 PresencePenalty = Annotated[
-    float, typer.Option("--presence-penalty", metavar="P", help="Above 0: make generated tokens less probable.")
+    float,
+    typer.Option("--presence-penalty", metavar="P", help="Above 0: make tokens that were generated less probable."),
 ]
 FrequencyPenalty = Annotated[
-    float, typer.Option("--frequency-penalty", metavar="P", help="Above 0: the more so, the more often they came.")
+    float,
+    typer.Option("--frequency-penalty", metavar="P", help="Above 0: the same for each time that they were generated."),
 ]
 Logprobs = Annotated[
     int | None,

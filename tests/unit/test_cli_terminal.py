@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from cli_runs import with_template
+from cli_runs import start, with_template
 from terminal import Terminal
-from test_cli_chat import TEMPLATE
+from test_cli_chat import TEMPLATE, prompt_of
 
 pytestmark = pytest.mark.slow
 
@@ -178,6 +178,19 @@ def test_answers_go_to_a_file_and_the_prompt_to_the_terminal(model: str, tmp_pat
     assert b">" not in out[:2]
     assert b"\x1b[" not in out
     assert out.endswith(b"\n")
+
+
+def test_a_question_says_that_it_waits_for_the_end_of_stdin(model: str) -> None:
+    with start("chat", "hi", "-m", model, "--max-tokens", "1", "--json") as process:
+        assert process.stdin
+        assert process.stderr
+        assert process.stdout
+        while b"waiting for the end of standard input" not in (line := process.stderr.readline()):
+            assert line
+        process.stdin.write(b"below")
+        process.stdin.close()
+        ids = json.loads(process.stdout.read())["prompt_ids"]
+    assert ids == prompt_of(model, "u:hi\nbelow a:")
 
 
 def test_a_reader_of_the_answers_that_leaves_ends_it(model: str, tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ def command(
     question: Annotated[
         str | None,
         typer.Argument(
-            metavar="[QUESTION]",
+            metavar="QUESTION",
             help="Answer this and end; piped text goes below it, and - is that text alone. [default: talk]",
             show_default=False,
         ),

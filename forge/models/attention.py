@@ -27,23 +27,37 @@ class AttentionWeights:
     def __init__(self, config: ModelConfig, backend: Backend, layers: range, num_tokens: int) -> None:
         self.config, self.backend, self.layers = config, backend, layers
         shape = len(layers), config.num_heads, num_tokens, num_tokens
-        self.weights: npt.NDArray[np.float32] = np.empty(shape, np.float32)
-        self._keys = np.empty((len(layers), num_tokens, config.num_kv_heads, config.head_dim), backend.activations)
+        kept = len(layers), num_tokens, config.num_kv_heads, config.head_dim
+        try:
+            self.weights: npt.NDArray[np.float32] = np.empty(shape, np.float32)
+            self._keys = np.empty(kept, backend.activations)
+        except MemoryError:  # whatever was free when it was looked at
+            raise self._too_large(config, backend, layers, num_tokens, "the system gives less") from None
         self._queries: Any = None
         self._done = [0] * len(layers)
 
-    @staticmethod
-    def check_room(config: ModelConfig, backend: Backend, layers: range, num_tokens: int, free: int) -> None:
+    @classmethod
+    def check_room(cls, config: ModelConfig, backend: Backend, layers: range, num_tokens: int, free: int) -> None:
         """Raises OutOfMemoryError, with the numbers, where `free` bytes of the host are too few for a pass."""
+        if cls._bytes(config, backend, layers, num_tokens) > free:
+            raise cls._too_large(config, backend, layers, num_tokens, f"{free / 1e9:.2f} GB are free")
+
+    @staticmethod
+    def _bytes(config: ModelConfig, backend: Backend, layers: range, num_tokens: int) -> int:
         row = 4 * config.num_heads * num_tokens
         keys = num_tokens * config.num_kv_heads * config.head_dim * backend.activations.itemsize
-        needed = len(layers) * (row * num_tokens + keys) + _TEMPORARIES * max(min(_SCORE_BYTES, row * num_tokens), row)
-        if needed > free:
-            many = f"{len(layers)} layers" if len(layers) > 1 else "one layer"
-            raise OutOfMemoryError(
-                f"the attention of {num_tokens} tokens in {many} needs {needed / 1e9:.2f} GB, {free / 1e9:.2f} GB are "
-                f"free: use a shorter prompt{' or one layer at a time' if len(layers) > 1 else ''}"
-            )
+        return len(layers) * (row * num_tokens + keys) + _TEMPORARIES * max(min(_SCORE_BYTES, row * num_tokens), row)
+
+    @classmethod
+    def _too_large(
+        cls, config: ModelConfig, backend: Backend, layers: range, num_tokens: int, found: str
+    ) -> OutOfMemoryError:
+        many = f"{len(layers)} layers" if len(layers) > 1 else "one layer"
+        size = cls._bytes(config, backend, layers, num_tokens) / 1e9
+        return OutOfMemoryError(
+            f"the attention of {num_tokens} tokens in {many} needs {size:.2f} GB, {found}: "
+            f"use a shorter prompt{' or one layer at a time' if len(layers) > 1 else ''}"
+        )
 
     def __call__(self, name: str, array: Any) -> None:
         prefix, _, rest = name.partition(".")

@@ -7,6 +7,7 @@ import gc
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import gguf
@@ -629,6 +630,15 @@ def test_attention_that_does_not_fit_is_refused_with_the_numbers(llm: LLM, monke
         monkeypatch.setattr(NUMPY, "free_bytes", lambda needed=needed: needed - 1)
         with pytest.raises(OutOfMemoryError, match=rf"attention of 50 tokens {words} needs 0\.00 GB.* are free: use"):
             llm.attention(ids, layer)
+
+    def refused(*_: Any) -> Any:
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(NUMPY, "free_bytes", lambda: 1 << 40)
+        patch.setattr(attention, "np", SimpleNamespace(empty=refused, float32=np.float32))
+        with pytest.raises(OutOfMemoryError, match=r"needs 0\.00 GB, the system gives less: use"):
+            llm.attention(ids)
     with pytest.raises(ContextLengthError, match="97 tokens"):  # not that they do not fit the memory
         llm.attention([1] * 97)
     assert not computed

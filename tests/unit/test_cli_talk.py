@@ -108,6 +108,14 @@ def test_continue_goes_on_with_what_was_cut(llm: LLM, capsys: Captured) -> None:
     assert capsys.readouterr().out == f"{more}\n"
 
 
+def test_continue_says_that_nothing_was_added(llm: LLM, capsys: Captured) -> None:
+    found = conversation(llm)
+    before = said(found, "a b")
+    end = next(iter(llm.tokenizer.eog_ids))
+    assert said(found, f'/set logit_bias {{"{end}": 1000}}', "/continue") == before
+    assert "nothing to add" in capsys.readouterr().err
+
+
 def test_names_of_control_tokens_in_messages_are_text(llm: LLM) -> None:
     name = llm.tokenizer.token_text(316)
     found = conversation(llm)

@@ -115,8 +115,11 @@ class Commands:
 
     def go_on(self, _: str) -> None:
         """Continue the last answer."""
+        before = self.conversation.messages
         if not self.conversation.go_on():
             output.reply("there is no answer to continue yet")
+        elif self.conversation.messages == before:
+            output.reply("the model has nothing to add")
 
     def set(self, text: str) -> None:
         """Show or change sampling parameters."""

@@ -16,6 +16,7 @@ from forge.tokenizer.messages import Form, Message, Probe, check_json, checked, 
 
 MAX_SOURCE_CHARS = 1 << 20  # the longest templates known have some 30,000
 MAX_MESSAGE_CHARS = 300
+_MOST_ROLES = 64  # sets of roles that are remembered; requests may make up names
 
 
 @dataclass(frozen=True)
@@ -56,8 +57,8 @@ class ChatTemplate:
         self._tool_use = None
         if tool_use is not None:
             self._tool_use = ChatTemplate(tool_use, name=name, special_tokens=special_tokens, limits=limits)
-        self._reads_strings = False
-        """Seen once: contents that are strings are shown."""
+        self._reads_strings = set[frozenset[str]]()
+        """Roles of conversations seen once, whose contents are shown where all are strings."""
 
     @property
     def sources(self) -> str:
@@ -163,8 +164,8 @@ class ChatTemplate:
 
     def _form(self, messages: list[Message], context: Mapping[str, Any]) -> Form:
         """The form of these messages that shows the template most of them."""
-        plain = is_plain(messages)
-        if plain and self._reads_strings:
+        roles = frozenset(message["role"] for message in messages) if is_plain(messages) else None
+        if roles in self._reads_strings:
             return Form()
         probe = Probe(messages)
         found: list[tuple[tuple[int, int], Form]] = []
@@ -178,7 +179,8 @@ class ChatTemplate:
             elif status == b"R" and refused is None:
                 refused = form  # what the template says of the messages is more than an error of another form
         best = max(found, key=lambda scored: scored[0])[1] if found else refused or Form()  # of equal ones the first
-        self._reads_strings |= plain and bool(found) and best == Form()
+        if roles is not None and found and best == Form() and len(self._reads_strings) < _MOST_ROLES:
+            self._reads_strings.add(roles)
         return best
 
     def _conversation(self, messages: list[Message], context: Mapping[str, Any], continues: bool) -> str:

@@ -60,6 +60,16 @@ def test_a_template_that_reads_parts_alone_gets_strings_as_parts(source: str, co
     assert render(source, [{"role": "user", "content": content}]) == "Hi"
 
 
+def test_what_conversations_without_a_role_showed_is_not_taken_for_those_with_it() -> None:
+    """As in Gemma 3's first template: the system message is read as parts, the others as strings, too."""
+    source = "{% set s = messages[0].content[0].text if messages[0].role == 'system' else '' %}" + EACH
+    source += "{% if m.role != 'system' %}{% if m.content is string %}{{ s + m.content }}{% else %}{{ s }}" + LOOP
+    chat = ChatTemplate(source + "{% endif %}{% endif %}{% endfor %}", name="m.gguf", special_tokens={})
+    user = {"role": "user", "content": "Hi"}
+    assert chat.render([user]) == "Hi"
+    assert chat.render([{"role": "system", "content": "s"}, user]) == "sHi"
+
+
 def test_the_form_does_not_depend_on_what_texts_say() -> None:
     source = EACH + "{% if m.content is string %}{{ m.content }}{% else %}none{% endif %}{% endfor %}"
     for text in ("", " ", "None", "'text': 'x'", "none", "forgetext000000", "[{'type': 'text', 'text': 'x'}]"):

@@ -158,7 +158,11 @@ def test_a_kernel_that_fails_on_the_device(wanted: list[list[int]], monkeypatch:
         assert generate(llm) == wanted
 
 
-def test_a_kernel_that_does_not_compile(monkeypatch: pytest.MonkeyPatch, device: Any, gfx: str) -> None:
+def test_a_kernel_that_does_not_compile(
+    wanted: object, monkeypatch: pytest.MonkeyPatch, device: Any, gfx: str, tmp_path: Path
+) -> None:
+    """The parameters of the kernels were read before, from sources that were whole."""
+    monkeypatch.setenv("FORGE_CACHE", str(tmp_path))
     monkeypatch.setattr(device, "_modules", {})
     monkeypatch.setattr(device, "_functions", {})
     source = kernels.source

@@ -107,6 +107,7 @@ class LLM:
     def _lose(self) -> None:
         """In a fork of the process that cannot use it: every call says so."""
         self._lock = ParentsLock(str(self.path))
+        self._passes = threading.RLock()  # a thread of the parent may hold the other one: nobody would release it
 
     @keywords(SamplingParams)
     def generate(

@@ -79,20 +79,24 @@ def _find(hub: Hub, name: Name, report: Progress) -> tuple[str, str, Remote]:
     """
     failure: Absent | None = None
     for revision, file in name.places:
+        last = ""
         try:
             if file is None:
                 report(f"asking the Hub for {name.repo}", 0, None)
                 file = names.choose(name, hub.files(name.repo, revision))
             parts = names.shards(file)
-            report(f"asking the Hub for {parts[-1]}", 0, None)
-            remote = hub.about(name.repo, revision or "main", parts[-1])
+            last = parts[-1]
+            report(f"asking the Hub for {last}", 0, None)
+            remote = hub.about(name.repo, revision or "main", last)
             if len(parts) > _MAX_SHARDS:
                 raise DownloadError(f"no model has {len(parts)} shards, at most {_MAX_SHARDS}: check the name")
             return revision or "main", file, remote
         except NoRevision as error:
             failure = failure or error
-        except Absent:  # the revision is there, which says more than that another is not
-            failure = Absent(f"the repository has no file {shown(parts[-1])}: check the name, folders included")
+        except Absent as error:  # the revision is there, which says more than that another is not
+            failure = (
+                Absent(f"the repository has no file {shown(last)}: check the name, folders included") if last else error
+            )
     assert failure
     raise failure
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from fake_hub import FakeHub
+from fake_hub import FakeHub, Reply
 
 from forge import hub
 from forge.errors import DownloadError, ModelNotFoundError
@@ -285,6 +285,17 @@ def test_a_listing_that_is_none(the_hub: FakeHub, body: bytes) -> None:
     the_hub.add(REPO, "m-Q4_K_M.gguf")
     the_hub.spoil = lambda method, path, reply: setattr(reply, "body", body)
     with pytest.raises(DownloadError, match=f"^hf:{REPO}: cannot get it from {the_hub.url} .it sent no list of "):
+        hub.resolve(f"hf:{REPO}")
+
+
+@pytest.mark.parametrize("code", ["EntryNotFound", "RevisionNotFound", "RepoNotFound", "GatedRepo", "", "x"])
+def test_a_listing_that_is_refused(the_hub: FakeHub, code: str) -> None:
+    def refuse(method: str, path: str, reply: Reply) -> None:
+        reply.status, reply.headers = 404, {"X-Error-Code": code}
+
+    the_hub.add(REPO, "m-Q4_K_M.gguf")
+    the_hub.spoil = refuse
+    with pytest.raises(DownloadError, match=f"^hf:{REPO}: .*(the|such) repository"):
         hub.resolve(f"hf:{REPO}")
 
 

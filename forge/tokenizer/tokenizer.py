@@ -166,13 +166,15 @@ class Tokenizer:
         Control tokens, and user-defined ones in brackets, such as <tool_call>, or that the template's source holds.
         Runs of blanks and HTML, as gemma has them, stay tokens.
         """
-        if template not in self._markers:
+        found = self._markers.get(template)
+        if found is None:
             pieces, types = self._vocabulary.pieces, self._vocabulary.types
             names = [pieces[i] for i in np.flatnonzero(np.isin(types, SPECIAL))]
             user_defined = (pieces[i] for i in np.flatnonzero(types == TokenType.USER_DEFINED))
             names += [name for name in user_defined if _MARKER.fullmatch(name) or name in template]
-            self._markers = {template: Literals(names)}
-        return self._markers[template]
+            found = Literals(names)
+            self._markers = {template: found}  # of the last one alone; another thread may ask for another
+        return found
 
     def _encode(self, text: str, literals: Partition, unmask: Mapping[int, int]) -> list[int]:
         if not isinstance(text, str):

@@ -237,6 +237,7 @@ def test_set_changes_a_parameter_and_says_so(text: str, name: str, value: object
         ("ignore_eos yes", "ignore_eos"),
         ("logit_bias 5", "logit_bias"),
         ('logit_bias {"a": 1}', "logit_bias"),
+        (f'logit_bias {{"{5000 * "1"}": 1}}', "logit_bias"),
         ("temprature 1", "did you mean temperature?"),
         ("n 2", "'n' is no parameter"),
         ("stop [1]", "stop"),

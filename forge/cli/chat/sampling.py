@@ -31,7 +31,7 @@ def value(name: str, text: str) -> Any:
     if name == "stop_ids" and isinstance(found, int):
         return [found]
     if name == "logit_bias" and isinstance(found, dict):
-        return {int(id) if id.isdecimal() else id: bias for id, bias in found.items()}
+        return {int(id) if id.isdecimal() and len(id) < 20 else id: bias for id, bias in found.items()}
     return found
 
 

@@ -463,6 +463,7 @@ def causal_mask(scores: Array, window: int) -> Array:
     cases=[
         Case("random", lambda rng: (rng.standard_normal((3, 5, 65)).astype(np.float32) * 10,)),
         Case("more keys than a block", lambda rng: (rng.standard_normal((2, 3, 600)).astype(np.float32) * 3,)),
+        Case("far above all others, in each lane", lambda rng: (200 * np.eye(64, dtype=np.float32)[None],)),
         Case("one", lambda rng: (np.full((1, 1, 1), -1e30, np.float32),), expected=([[[1]]],)),
         Case("masked", lambda rng: (np.array([[[-np.inf, 5, 5]]], np.float32),), expected=([[[0, 0.5, 0.5]]],)),
     ],

@@ -206,6 +206,7 @@ def _many_rows(device: GPU, x: Any, weight: Any, y: Any, column: int, accumulate
         *(_wide(name, 5, 1024) for name in FORMATS),
         _case(1, 4096, 302),
         _case(9, 2048, 302),
+        _case(40, 2552, 17, bias=True, residual=True),  # in more slices than are added at a time
         _stacked(1),
         _stacked(5),
         _stacked(65),

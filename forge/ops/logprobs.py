@@ -60,6 +60,11 @@ def _logprobs_gpu(device: GPU, logits: Any, ids: Any) -> Any:
             expected=([math.nan],),
         ),
         Case(
+            "by hand: far above all others, in each lane",
+            lambda _: (200 * np.eye(64, dtype=_f32), np.arange(64, dtype=np.int32)),
+            expected=([0.0] * 64,),
+        ),
+        Case(
             "random",
             lambda rng: (rng.normal(0, 5, (3, 5000)).astype(_f32), rng.integers(0, 5000, 3).astype(np.int32)),
         ),

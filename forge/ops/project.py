@@ -237,6 +237,7 @@ def rms_gated(x: Array, norm: Array, eps: float, weight: Any, bias: Array | None
         _gated_product("T2", 2, lambda rng: _floats(rng, 64, 10), "gelu", bias=True),
         _gated_product("T16", 16, lambda rng: _floats(rng, 1032, 70), "silu", bias=True),
         _gated_product("T40", 40, lambda rng: _floats(rng, 2056, 18), "gelu"),
+        _gated_product("T40 E2552", 40, lambda rng: _floats(rng, 2552, 18), "silu", bias=True),
         _gated_product("Q4_K T5", 5, lambda rng: _blocks(rng, "Q4_K", 2048, 34), "silu", bias=True),
         _gated_product("Q8_0 T64", 64, lambda rng: _blocks(rng, "Q8_0", 96, 34), "gelu"),
         _gated_product("stack T3", 3, lambda rng: _stack(rng, 256, "Q4_K", "Q6_K"), "silu"),

@@ -145,6 +145,7 @@ class Tokenizer:
             ids.append(self.eos_id)
         return ids
 
+    @keywords()
     def encode_prompt(self, text: str, unmask: Mapping[int, int] | None = None) -> list[int]:
         """Token ids of a text that a model is to continue: the rule of all methods of `LLM`.
 

@@ -108,8 +108,8 @@ MEASURE = """
 import resource, sys, psutil
 from forge import load_tokenizer
 tokenizer = load_tokenizer(sys.argv[1])
-tokenizer.encode(sys.argv[2] * 200_000)  # what is remembered whatever the length
-text = sys.argv[2] * (10_000_000 // len(sys.argv[2].encode()))
+tokenizer.encode((sys.argv[2] * 200_000)[:200_000])  # what is remembered whatever the length
+text = sys.argv[2] * (5_000_000 // len(sys.argv[2].encode()))
 before = psutil.Process().memory_info().rss
 ids = tokenizer.encode(text, parse_special=True)
 peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -122,11 +122,11 @@ PROSE = "The quick brown fox jumps over the lazy dog, and 12 more.\n"
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("name", ["gpt-2", "llama-spm"])
 @pytest.mark.parametrize("unit", [PROSE, "a", "<s>ab", "中"])
-def test_ten_megabytes_take_little_memory_beside_the_ids(name: str, unit: str) -> None:
+def test_five_megabytes_take_little_memory_beside_the_ids(name: str, unit: str) -> None:
     command = [sys.executable, "-c", MEASURE, str(VOCAB / f"ggml-vocab-{name}.gguf"), unit]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     size, count = map(int, done.stdout.split())
-    assert size < 10 * 10_000_000
+    assert size < 10 * 5_000_000
     assert count > 100_000
 
 

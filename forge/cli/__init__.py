@@ -29,10 +29,12 @@ def main() -> NoReturn:
     signal.signal(signal.SIGINT, _on_interrupt)
     sys.unraisablehook = _on_unraisable
     warnings.showwarning = _show_warning
-    code = run(sys.argv[1:])
+    try:
+        code = run(sys.argv[1:])
+    except KeyboardInterrupt:  # one more, while the first was dealt with
+        code = _interrupted()
     if code == INTERRUPTED:
         exec("")  # makes CPython forget that the interrupt passed through an exec: else `python -m` ends by the signal
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # while Python winds down, a second Ctrl-C ends it without a word
     sys.exit(code)
 
 
@@ -95,7 +97,7 @@ def _failure(error: BaseException, options: list[str], *, quiet: bool) -> int:
     from forge.errors import ForgeError, ParameterError
 
     if _is_interrupt(error):
-        return INTERRUPTED
+        return _interrupted()
     if isinstance(error, BrokenPipeError):
         output.discard()
         return CLOSED_PIPE
@@ -123,9 +125,18 @@ def _with_flag(error: ForgeError, options: list[str]) -> str:
 
 
 def _on_interrupt(*_: object) -> None:
+    """Ctrl-C; those that follow at once, while the first is dealt with, are the same."""
     global _interrupted_at
-    _interrupted_at = time.monotonic()
-    raise KeyboardInterrupt
+    before, _interrupted_at = _interrupted_at, time.monotonic()
+    if _interrupted_at - before > _INTERRUPT_S or not isinstance(sys.exc_info()[1], KeyboardInterrupt):
+        raise KeyboardInterrupt
+
+
+def _interrupted() -> int:
+    """The exit code after Ctrl-C. While Python winds down, one more would end it by the signal: it is ignored."""
+    if signal.getsignal(signal.SIGINT) is _on_interrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    return INTERRUPTED
 
 
 def _is_interrupt(error: BaseException | None) -> bool:
@@ -151,4 +162,5 @@ def _on_unraisable(event: sys.UnraisableHookArgs) -> None:
     """Ctrl-C within a destructor or a callback of the import system, where Python would print it and go on."""
     if isinstance(event.exc_value, KeyboardInterrupt):
         os._exit(INTERRUPTED)
-    sys.__unraisablehook__(event)
+    if time.monotonic() - _interrupted_at >= _INTERRUPT_S:  # else what Ctrl-C left half made says so when it is deleted
+        sys.__unraisablehook__(event)

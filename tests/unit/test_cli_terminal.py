@@ -93,6 +93,14 @@ def test_ctrl_c_clears_the_line_and_leaves_at_the_second_time(chat: Open, tmp_pa
     assert terminal.exit_code() == 130
 
 
+@pytest.mark.parametrize("term", ["xterm", "dumb"])
+def test_many_ctrl_c_leave_with_the_same_exit_code(term: str, chat: Open) -> None:
+    terminal = chat(TERM=term)
+    terminal.wait_for(rb"> ")
+    assert terminal.exit_code(b"\x03\x03\x03") == 130
+    assert b"Traceback" not in terminal.seen
+
+
 def test_ctrl_c_stops_an_answer_and_keeps_it(chat: Open, tmp_path: Path) -> None:
     terminal = chat("--context", "400")
     told(terminal, b"/set max_tokens none\r", rb"max_tokens none\r\n")

@@ -225,6 +225,9 @@ class LLM:
     ) -> list[int]:
         """The token ids that `chat` computes for a conversation: their number is what it takes of the context."""
         template = self._template()
+        for name in ("messages", "tools", "continue_final_message"):
+            if name in (template_variables or {}):
+                raise ParameterError(f"template_variables: {name} is none of them; give it as an argument of its own")
         options = {**(template_variables or {}), "tools": tools, "continue_final_message": continue_final_message}
         if parse_special:
             return self.tokenizer.encode_prompt(template.render(messages, **options))

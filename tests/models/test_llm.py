@@ -736,3 +736,11 @@ def test_a_continued_message_is_the_prompt_and_what_follows_the_completion() -> 
     chunks = llm.stream_chat(messages, GREEDY, continue_final_message=True)
     assert "".join(chunk.text for chunk in chunks) == expected.text
     assert llm.render_chat(messages, continue_final_message=True) == "[Hello][the end"
+
+
+@pytest.mark.parametrize("name", ["messages", "tools", "continue_final_message"])
+def test_what_is_no_template_variable_is_named(name: str) -> None:
+    llm = tiny_llm("llama")
+    llm.chat_template = ChatTemplate("{{ messages[0].content }}", name="m", special_tokens={})
+    with pytest.raises(ParameterError, match=f"^template_variables: {name} is none"):
+        llm.chat([{"role": "user", "content": "a"}], template_variables={name: []})

@@ -1,4 +1,4 @@
-"""`forge doctor`: what this machine has, what is wrong, and the mend."""
+"""`forge doctor`: what this machine has, what is wrong, and how to fix it."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ _LOW_MEMORY_BYTES = 10**9  # what the default model takes at most
 
 
 class Finding(NamedTuple):
-    """One thing looked at; `mend` says what to do where something is wrong."""
+    """One thing looked at; `fix` says what to do where something is wrong."""
 
     what: str
     found: str
-    mend: str = ""
+    fix: str = ""
 
 
 def command(device: options.Device = "auto", as_json: options.Json = False) -> None:
@@ -36,7 +36,7 @@ def command(device: options.Device = "auto", as_json: options.Json = False) -> N
     A --device that is asked for and not there is a problem.
     """
     found = list(findings(device))
-    problems = [finding for finding in found if finding.mend]
+    problems = [finding for finding in found if finding.fix]
     if as_json:
         output.write_json(
             {**about(_device(device)), "findings": [finding._asdict() for finding in found], "problems": len(problems)}
@@ -44,7 +44,7 @@ def command(device: options.Device = "auto", as_json: options.Json = False) -> N
     else:
         output.write_table("forge doctor", ("", ""), [(f.what, f.found) for f in found])
         for problem in problems:
-            output.write(f"\n{problem.what}: {problem.mend}\n")
+            output.write(f"\n{problem.what}: {problem.fix}\n")
     if problems:
         raise typer.Exit(1)
 
@@ -74,14 +74,14 @@ def _cpu() -> Iterator[Finding]:
     build = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
     cores, threads = _usable_cores(), _blas_threads()
     found = f"{np.__version__}, BLAS {build.get('name')} {build.get('version')}"
-    mend = ""
+    fix = ""
     if threads is not None:
         found += f", {output.count(threads, 'thread')}"
         if threads > cores:
             few = output.count(cores, "core")
-            mend = f"BLAS runs {threads} threads on {few}, which is slow: set OPENBLAS_NUM_THREADS={cores}"
+            fix = f"BLAS runs {threads} threads on {few}, which is slow: set OPENBLAS_NUM_THREADS={cores}"
     yield Finding("CPU", f"{cores} of {output.count(os.cpu_count() or 1, 'core')} usable, {platform.machine()}")
-    yield Finding("NumPy", found, mend)
+    yield Finding("NumPy", found, fix)
 
 
 def _usable_cores() -> int:
@@ -111,8 +111,8 @@ def _memory() -> Finding:
     from forge.backend import select
 
     free = select("cpu").free_bytes()
-    mend = "" if free >= _LOW_MEMORY_BYTES else "close other programs: smollm2 takes up to 1 GB"
-    return Finding("memory", f"{output.num_bytes(free)} free", mend)
+    fix = "" if free >= _LOW_MEMORY_BYTES else "close other programs: smollm2 takes up to 1 GB"
+    return Finding("memory", f"{output.num_bytes(free)} free", fix)
 
 
 def _gpu(device: str = "auto") -> Iterator[Finding]:
@@ -129,44 +129,44 @@ def _gpu(device: str = "auto") -> Iterator[Finding]:
         return
     path = next((path for path in _GPU_FILES if Path(path).exists()), "")
     kind, install, permit, system = _GPU_FILES.get(path, ("", "", "", ""))
-    driver_mend = cupy_mend = device_mend = ""
+    driver_fix = cupy_fix = device_fix = ""
     if path and not os.access(path, os.R_OK | os.W_OK):
-        driver_mend = f"{path} cannot be opened: {permit}"
+        driver_fix = f"{path} cannot be opened: {permit}"
     if fault:
-        cupy_mend = f"it cannot be imported: {fault[1]}"
+        cupy_fix = f"it cannot be imported: {fault[1]}"
     elif path and cupy is None:
-        cupy_mend = f"there is an {kind} GPU: {install}"
-    elif path and not driver_mend:
-        device_mend = f"{cupy} cannot use the {kind} GPU: install {system}; if that is CuPy for another, {install}"
-    if gpu is None and not device_mend:
-        device_mend = f"there is no {device} to be used here, and --device asked for it"
-    yield Finding("device", output.printable(why), output.printable(device_mend))
-    yield Finding("driver", path or f"none: there is no {' or '.join(_GPU_FILES)}", driver_mend)
+        cupy_fix = f"there is an {kind} GPU: {install}"
+    elif path and not driver_fix:
+        device_fix = f"{cupy} cannot use the {kind} GPU: install {system}; if that is CuPy for another, {install}"
+    if gpu is None and not device_fix:
+        device_fix = f"there is no {device} to be used here, and --device asked for it"
+    yield Finding("device", output.printable(why), output.printable(device_fix))
+    yield Finding("driver", path or f"none: there is no {' or '.join(_GPU_FILES)}", driver_fix)
     found = f"{cupy or 'not installed'}{f', cannot be imported: {fault[0]}' if fault else ''}"
-    yield Finding("CuPy", output.printable(found), output.printable(cupy_mend))
+    yield Finding("CuPy", output.printable(found), output.printable(cupy_fix))
 
 
 def _facts(gpu: Any) -> Iterator[Finding]:
-    """What there is to say about a GPU, with the mends of what is wrong."""
-    mends = {}
+    """What there is to say about a GPU, with how to fix what is wrong."""
+    fixes = {}
     try:
         facts = gpu.facts()
         if gpu.free_bytes() < _LOW_MEMORY_BYTES:
-            mends["device memory"] = "close what else uses the GPU, or use --device cpu: smollm2 takes up to 1 GB"
+            fixes["device memory"] = "close what else uses the GPU, or use --device cpu: smollm2 takes up to 1 GB"
         if not gpu.has_blas:
-            mends["BLAS"] = (
+            fixes["BLAS"] = (
                 f"prompts are slower: install the newest ROCm, whose hipBLAS may have kernels for {gpu.arch}"
             )
     except DeviceError as error:
-        yield Finding("device", gpu.device, f"{output.printable(str(error))}: restart, or mend, the GPU's driver")
+        yield Finding("device", gpu.device, f"{output.printable(str(error))}: restart or repair the GPU's driver")
         return
     for what, found in facts:
         if what == "kernel cache":
             variable = "FORGE_CACHE" if gpu.arch.startswith("gfx") else "CUPY_CACHE_DIR"
-            state, mend = _writable(Path(found), "when the first kernel is compiled", variable)
-            yield Finding(what, output.printable(f"{found} ({state})"), output.printable(mend))
+            state, fix = _writable(Path(found), "when the first kernel is compiled", variable)
+            yield Finding(what, output.printable(f"{found} ({state})"), output.printable(fix))
         else:
-            yield Finding(what, found, mends.get(what, ""))
+            yield Finding(what, found, fixes.get(what, ""))
     yield _tuning(gpu.arch)
     if gpu.arch.startswith("gfx"):
         yield _kernels(gpu.arch)
@@ -178,8 +178,8 @@ def _tuning(arch: str) -> Finding:
 
     stored = store.read(arch)
     if stored.fault:
-        mend = "run `forge tune` to measure anew, or `forge tune --reset` to remove it"
-        return Finding("tuning", output.printable(f"{stored.path} {stored.fault}"), mend)
+        fix = "run `forge tune` to measure anew, or `forge tune --reset` to remove it"
+        return Finding("tuning", output.printable(f"{stored.path} {stored.fault}"), fix)
     if not stored.choices:
         return Finding("tuning", "forge's table; `forge tune` measures on this GPU")
     about = f"{len(stored.choices)} measured {stored.date} on {stored.device} by forge {stored.version}"
@@ -197,11 +197,11 @@ def _kernels(arch: str) -> Finding:
     found = f"{prebuilt} of {len(wanted)} prebuilt for {arch}; compiler: {compiler.path if compiler else 'none'}"
     if compiler or prebuilt == len(wanted):
         return Finding("kernels", found)
-    mend = (
+    fix = (
         f"install {compilers.COMPILERS}, or run `forge kernels build --arch {arch} --out DIR` on a machine that has "
         "one and set FORGE_KERNELS to a copy of DIR"
     )
-    return Finding("kernels", found, mend)
+    return Finding("kernels", found, fix)
 
 
 _GPU_FILES = {
@@ -225,15 +225,15 @@ def _cache() -> Iterator[Finding]:
     from forge import hub
 
     directory = hub.cache_dir()
-    state, mend = _writable(directory, "when the first model is pulled", "FORGE_CACHE")
-    yield Finding("cache", output.printable(f"{directory} ({state})"), output.printable(mend))
+    state, fix = _writable(directory, "when the first model is pulled", "FORGE_CACHE")
+    yield Finding("cache", output.printable(f"{directory} ({state})"), output.printable(fix))
     for name, model in hub.MODELS.items():
         held = "in the cache" if hub.is_cached(name) else f"not in the cache: forge pull {name}"
         yield Finding(name, f"{held} ({output.num_bytes(model.size)}, {model.licence})")
 
 
 def _writable(directory: Path, when: str, variable: str) -> tuple[str, str]:
-    """The state of a directory that is made when it is first used, and the mend where it cannot be written to."""
+    """The state of a directory that is made when it is first used, and how to fix one that cannot be written to."""
     ancestor = next(path for path in (directory, *directory.parents) if os.path.exists(path))
     if not ancestor.is_dir() or not os.access(ancestor, os.W_OK | os.X_OK):
         return (
@@ -245,5 +245,5 @@ def _writable(directory: Path, when: str, variable: str) -> tuple[str, str]:
 
 def _installer() -> Finding:
     tools = [name for name, there in (("pip", importlib.util.find_spec("pip")), ("uv", shutil.which("uv"))) if there]
-    mend = "" if tools else f"models cannot be pulled: run {sys.executable} -m ensurepip, or install uv"
-    return Finding("fetches models with", tools[0] if tools else "nothing", mend)
+    fix = "" if tools else f"models cannot be pulled: run {sys.executable} -m ensurepip, or install uv"
+    return Finding("fetches models with", tools[0] if tools else "nothing", fix)

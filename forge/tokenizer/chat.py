@@ -237,8 +237,8 @@ class ChatTemplate:
         raise self._error(status, reasons.get(status, text))
 
     def _error(self, status: bytes, reason: str) -> ChatTemplateError:
-        mend = "" if status == b"R" else "; another template can be given with --chat-template FILE"
-        return ChatTemplateError(f"{_one_line(self.name)}: chat template: {_one_line(reason)}{mend}")
+        fix = "" if status == b"R" else "; another template can be given with --chat-template FILE"
+        return ChatTemplateError(f"{_one_line(self.name)}: chat template: {_one_line(reason)}{fix}")
 
 
 def _checked_tools(tools: Any) -> Any:

@@ -218,7 +218,7 @@ def test_doctor_names_the_mend(capsys: Captured, monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize(
-    ("path", "mode", "cupy", "problem", "mend"),
+    ("path", "mode", "cupy", "problem", "fix"),
     [
         ("/dev/kfd", 0o600, None, "CuPy", "there is an AMD GPU: pip install cupy-rocm-7-0"),
         ("/dev/nvidia0", 0o600, None, "CuPy", "there is an NVIDIA GPU: pip install 'cupy-cuda13x[ctk]'"),
@@ -228,7 +228,7 @@ def test_doctor_names_the_mend(capsys: Captured, monkeypatch: pytest.MonkeyPatch
     ],
 )
 def test_doctor_says_what_keeps_a_gpu_from_being_used(
-    path: str | None, mode: int, cupy: str | None, problem: str | None, mend: str, monkeypatch: pytest.MonkeyPatch,
+    path: str | None, mode: int, cupy: str | None, problem: str | None, fix: str, monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:  # fmt: skip
     from forge.backend import rocm
@@ -242,8 +242,8 @@ def test_doctor_says_what_keeps_a_gpu_from_being_used(
     monkeypatch.setattr(rocm, "installed_cupy", lambda: cupy)
     found = {finding.what: finding for finding in doctor._gpu()}
     assert list(found) == ["device", "driver", "CuPy"]
-    assert [what for what, finding in found.items() if finding.mend] == ([problem] if problem else [])
-    assert not problem or mend in found[problem].mend
+    assert [what for what, finding in found.items() if finding.fix] == ([problem] if problem else [])
+    assert not problem or fix in found[problem].fix
     assert found["CuPy"].found == (cupy or "not installed")
     assert found["driver"].found == (str(file) if path else f"none: there is no {file}")
 
@@ -261,7 +261,7 @@ class StubGpu:
         return [*((name, f"some {name}") for name in names), ("kernel cache", str(self.cache))]
 
 
-def test_doctor_mends_what_is_wrong_with_a_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_doctor_fixes_what_is_wrong_with_a_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from forge import backend
     from forge.cli import doctor
     from forge.errors import DeviceError
@@ -273,16 +273,16 @@ def test_doctor_mends_what_is_wrong_with_a_gpu(monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setattr(backend, "select", lambda _: gpu)
     found = list(doctor._gpu())
     assert [f.what for f in found] == [*(what for what, _ in gpu.facts()), "tuning"]
-    assert not any(f.mend for f in found)
+    assert not any(f.fix for f in found)
     assert found[-1].found.startswith("forge's table")
     assert found[-2].found == f"{gpu.cache} (made when the first kernel is compiled)"
     (tmp_path / "file").touch()
     gpu.cache, gpu.free, gpu.has_blas, gpu.arch = tmp_path / "file" / "cache", 10**8, False, "gfx1103"
-    mends = {f.what: f.mend for f in doctor._gpu() if f.mend and f.what != "kernels"}
-    assert mends.keys() == {"device memory", "BLAS", "kernel cache"}
-    assert "--device cpu" in mends["device memory"]
-    assert "gfx1103" in mends["BLAS"]
-    assert "FORGE_CACHE" in mends["kernel cache"]  # CuPy's is for what CuPy compiles
+    fixes = {f.what: f.fix for f in doctor._gpu() if f.fix and f.what != "kernels"}
+    assert fixes.keys() == {"device memory", "BLAS", "kernel cache"}
+    assert "--device cpu" in fixes["device memory"]
+    assert "gfx1103" in fixes["BLAS"]
+    assert "FORGE_CACHE" in fixes["kernel cache"]  # CuPy's is for what CuPy compiles
 
     values = {"MOST_THREADS": 512}
     path = store.save(gpu.arch, "a GPU", "0.1", [store.Measured("norm", {"width": 4096}, values, 2.0, 1.0)])
@@ -290,7 +290,7 @@ def test_doctor_mends_what_is_wrong_with_a_gpu(monkeypatch: pytest.MonkeyPatch, 
     assert "1 measured " in doctor._tuning(gpu.arch).found
     path.write_text("no table")
     assert doctor._tuning(gpu.arch).found == f"{path} is no JSON"
-    assert "forge tune --reset" in doctor._tuning(gpu.arch).mend
+    assert "forge tune --reset" in doctor._tuning(gpu.arch).fix
 
     def fails() -> int:
         raise DeviceError("the GPU failed: hipErrorUnknown")
@@ -298,7 +298,7 @@ def test_doctor_mends_what_is_wrong_with_a_gpu(monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setattr(gpu, "free_bytes", fails)
     (only,) = doctor._gpu()
     assert only.found == gpu.device
-    assert "hipErrorUnknown" in only.mend
+    assert "hipErrorUnknown" in only.fix
 
 
 def test_doctor_counts_the_threads_of_blas() -> None:

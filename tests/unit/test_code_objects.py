@@ -519,12 +519,12 @@ def test_doctor_asks_for_a_compiler_only_where_files_are_missing(
     monkeypatch.setattr("forge.variants.model_variants", lambda: [STEP])
     finding = doctor._kernels(ARCH)
     assert "0 of 1 prebuilt for gfx1100; compiler: none" in finding.found
-    assert "forge kernels build --arch gfx1100" in finding.mend
-    assert "clang >= 19" in finding.mend
+    assert "forge kernels build --arch gfx1100" in finding.fix
+    assert "clang >= 19" in finding.fix
     path = put(tmp_path / "cache" / "kernels", fake_object(f"amdgcn-amd-amdhsa--{ARCH}"))
     assert doctor._kernels(ARCH)[1:] == ("1 of 1 prebuilt for gfx1100; compiler: none", "")
     path.write_bytes(b"")
-    assert doctor._kernels(ARCH).mend
+    assert doctor._kernels(ARCH).fix
     hipcc = script(tmp_path / "bin" / "hipcc", "exit 1")
     assert doctor._kernels(ARCH)[1:] == (f"0 of 1 prebuilt for gfx1100; compiler: {hipcc}", "")
 

@@ -5,15 +5,25 @@ from __future__ import annotations
 import os
 import secrets
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 
-def read(path: Path, most_bytes: int) -> bytes:
-    """A file's bytes. Raises OSError where it cannot be read, ValueError where it is no file or too long."""
+@contextmanager
+def opened(path: Path) -> Iterator[IO[bytes]]:
+    """A regular file, to be read. Raises OSError where it cannot be, ValueError where it is something else."""
     # without O_NONBLOCK, opening a pipe would wait for its writer
     with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise ValueError("it is not a regular file")
+        yield file
+
+
+def read(path: Path, most_bytes: int) -> bytes:
+    """A file's bytes. Raises OSError where it cannot be read, ValueError where it is no file or too long."""
+    with opened(path) as file:
         data = file.read(most_bytes + 1)
     if len(data) > most_bytes:
         raise ValueError(f"it has more than {most_bytes} bytes")

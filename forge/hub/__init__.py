@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 from forge.errors import DownloadError, ModelNotFoundError
-from forge.hub import huggingface, names, wheels
+from forge.hub import hashes, huggingface, names, wheels
 from forge.hub.cache import (
     Progress,
     cached_path,
@@ -13,7 +13,6 @@ from forge.hub.cache import (
     is_cached,
     is_whole,
     model_path,
-    remember_whole,
     require_place,
     require_space,
     silent,
@@ -98,7 +97,7 @@ def pull(name: str, *, progress: Progress | None = None, force: bool = False) ->
         _extract(model, directory, work / model.file, report)
         os.replace(work / model.file, target)
         _sync(target.parent)
-        remember_whole(model)
+        hashes.remember(target, model.sha256)
     return target
 
 

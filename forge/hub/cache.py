@@ -1,28 +1,20 @@
 """The models in the cache directory: where they lie, how a pull works there alone, and what its failures mean."""
 
 import errno
-import hashlib
 import os
 import shutil
-import stat
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
 
-from forge import files
 from forge.errors import DownloadError
-from forge.hub import locks
+from forge.hub import hashes, locks
 from forge.hub.catalog import Model, find
 from forge.paths import cache_dir
 
 Progress = Callable[[str, int, int | None], None]
 """Called with what is being done, the bytes done and the bytes in all (None: unknown)."""
-
-_SETTLED_NS = 20_000_000
-"""A file that changed so lately may change again without another time of change: the kernel's clock has ticks."""
 
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -33,7 +25,7 @@ def model_path(model: Model) -> Path:
 
 
 def work_path(model: Model) -> Path:
-    """Where pulls of the model work; it holds their lock and the record of the last verification, too."""
+    """Where pulls of the model work; it holds their lock, too."""
     return cache_dir() / "models" / ".pull" / model.name
 
 
@@ -58,63 +50,17 @@ def is_cached(name: str) -> bool:
 def is_whole(model: Model, report: Progress, *, afresh: bool = False) -> bool:
     """Whether the model's file is there with the right size and SHA-256.
 
-    It is hashed once after each change of its size or times (98 MB take 0.1 s), or whatever is known with `afresh`.
+    It is hashed once after each change of its size or times, or whatever is known with `afresh`.
     """
-    try:
-        file = _open(model_path(model))
-    except OSError:
+    path = model_path(model)
+    if not os.access(path, os.R_OK):
         return False
-    with file:
-        before = os.fstat(file.fileno())
-        if not stat.S_ISREG(before.st_mode) or before.st_size != model.size:
+    with disk_errors(model), suppress(ValueError):  # what is no regular file is no model
+        if os.stat(path).st_size != model.size:
             return False
-        if not afresh and _recorded(model) == _record(model, before):
-            return True
-        if _sha256(model, file, report) != model.sha256:
-            return False
-        settled = time.time_ns() - max(before.st_mtime_ns, before.st_ctime_ns) > _SETTLED_NS
-        if settled and _record(model, before) == _record(model, os.fstat(file.fileno())):
-            _remember(model, before)
-    return True
-
-
-def _open(path: Path) -> IO[bytes]:
-    # without O_NONBLOCK, opening a pipe would wait for its writer
-    return open(path, "rb", 0, opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))
-
-
-def _sha256(model: Model, file: IO[bytes], report: Progress) -> str:
-    digest, done = hashlib.sha256(), 0
-    with disk_errors(model):
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-            done += len(chunk)
-            report(f"verifying {model.name}", done, model.size)
-    return digest.hexdigest()
-
-
-def remember_whole(model: Model) -> None:
-    """Records that the model's file, which was hashed on its way here, is right."""
-    with suppress(OSError):
-        _remember(model, os.stat(model_path(model)))
-
-
-def _recorded(model: Model) -> bytes:
-    try:
-        return files.read(work_path(model) / "verified", 1000)
-    except (OSError, ValueError):
-        return b""
-
-
-def _record(model: Model, status: os.stat_result) -> bytes:
-    """What is known of a file that was hashed: compared as a whole, so that nothing in it is ever interpreted."""
-    return f"{model.sha256} {status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}\n".encode()
-
-
-def _remember(model: Model, status: os.stat_result) -> None:
-    with suppress(OSError):  # in a cache that cannot be written, the file is hashed each time
-        work_path(model).mkdir(parents=True, exist_ok=True)
-        files.replace(work_path(model) / "verified", _record(model, status))
+        found = hashes.sha256(path, lambda done, size: report(f"verifying {model.name}", done, size), afresh=afresh)
+        return found == model.sha256
+    return False
 
 
 def require_place(path: Path) -> None:

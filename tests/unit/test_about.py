@@ -15,6 +15,7 @@ import pytest
 import forge
 from forge.backend import select
 from forge.cli import about, run
+from forge.hub import hashes
 
 ARCH = Path(__file__).parents[1] / "data" / "arch"
 LLAMA = ARCH / "llama" / "model.gguf"
@@ -26,6 +27,10 @@ Captured = pytest.CaptureFixture[str]
 def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     monkeypatch.setenv("FORGE_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
+
+
+def sha256(path: Path) -> str:
+    return hashes.sha256(path, lambda done, size: None)
 
 
 def sha256sum(path: Path) -> str:
@@ -80,7 +85,7 @@ def hashed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         def hexdigest(self) -> str:
             return self.digest.hexdigest()
 
-    monkeypatch.setattr(about.hashlib, "sha256", Counted)
+    monkeypatch.setattr(hashes.hashlib, "sha256", Counted)
     return sizes
 
 
@@ -93,23 +98,26 @@ def write(path: Path, data: bytes, when: int = LONG_AGO) -> Path:
 def test_a_hash_is_kept_until_the_file_changes(
     cache: Path, hashed: list[int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(about, "_SETTLED_NS", -(10**18))
+    monkeypatch.setattr(hashes, "_SETTLED_NS", -(10**18))
     path = write(tmp_path / "a", b"one")
     wanted = hashlib.new("sha256", b"one").hexdigest()
-    assert [about.sha256(path) for _ in range(3)] == [wanted] * 3
+    assert [sha256(path) for _ in range(3)] == [wanted] * 3
     assert hashed == [3]
     assert json.loads((cache / "sha256.json").read_text())[str(path)][-1] == wanted
     write(path, b"two")  # of the same size, at the same time
-    assert about.sha256(path) == hashlib.new("sha256", b"two").hexdigest()
+    assert sha256(path) == hashlib.new("sha256", b"two").hexdigest()
     other = write(tmp_path / "b", b"six")
     os.replace(other, path)
-    assert about.sha256(path) == hashlib.new("sha256", b"six").hexdigest()
+    assert sha256(path) == hashlib.new("sha256", b"six").hexdigest()
 
 
-def test_a_file_that_may_still_change_is_hashed_each_time(hashed: list[int], tmp_path: Path) -> None:
+def test_a_file_that_may_still_change_is_hashed_each_time(
+    hashed: list[int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(hashes, "_SETTLED_NS", 10**18)
     path = tmp_path / "a"
     path.write_bytes(b"one")
-    assert about.sha256(path) == about.sha256(path)
+    assert sha256(path) == sha256(path)
     assert hashed == [3, 3]
 
 
@@ -121,20 +129,20 @@ def test_notes_that_are_no_notes_are_of_no_consequence(held: str | None, cache: 
         (cache / "sha256.json").mkdir()
     else:
         (cache / "sha256.json").write_text(held.replace("PATH", str(path)))
-    assert about.sha256(path) == hashlib.sha256(b"one").hexdigest()
+    assert sha256(path) == hashlib.sha256(b"one").hexdigest()
 
 
 def test_a_cache_that_cannot_be_written(cache: Path, tmp_path: Path) -> None:
     cache.write_text("a file")
-    assert about.sha256(write(tmp_path / "a", b"one")) == hashlib.sha256(b"one").hexdigest()
+    assert sha256(write(tmp_path / "a", b"one")) == hashlib.sha256(b"one").hexdigest()
 
 
 def test_old_notes_are_dropped(cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(about, "_SETTLED_NS", -(10**18))
-    monkeypatch.setattr(about, "_MOST_NOTED", 3)
+    monkeypatch.setattr(hashes, "_SETTLED_NS", -(10**18))
+    monkeypatch.setattr(hashes, "_MOST_NOTED", 3)
     paths = [write(tmp_path / str(i), bytes([i])) for i in range(5)]
     for path in paths:
-        about.sha256(path)
+        sha256(path)
     assert list(json.loads((cache / "sha256.json").read_text())) == list(map(str, paths[2:]))
 
 

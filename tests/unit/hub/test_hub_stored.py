@@ -151,7 +151,7 @@ def test_a_known_model_is_removed(
     Path("tiny").write_bytes(b"mine")  # a file wins for -m; here a name means the cache
     assert run(["rm", "tiny"]) == 0
     assert capsys.readouterr().out == "tiny: removed, 513 kB freed\n"
-    assert tree(cache) == ["models", "models/.pull", "models/other.gguf"]
+    assert tree(cache) == ["models", "models/.pull", "models/other.gguf", "sha256.json"]
     assert Path("tiny").read_bytes() == b"mine"
     assert run(["rm", "tiny"]) == 1
     assert capsys.readouterr().err == f"forge: tiny is not in the cache {cache}\n"

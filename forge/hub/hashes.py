@@ -1,0 +1,87 @@
+"""SHA-256 of files: each is read once after every change, and the hash kept in the cache directory."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from forge import files
+from forge.errors import DownloadError
+from forge.paths import cache_dir
+
+_BLOCK_BYTES = 1 << 22
+_MOST_NOTED = 1000
+_MOST_NOTE_BYTES = 1 << 20
+_SETTLED_NS = 20_000_000
+"""A file that changed so lately may change again without another time of change: the kernel's clock has ticks."""
+
+
+def sha256(path: Path, report: Callable[[int, int], None], *, afresh: bool = False) -> str:
+    """A file's SHA-256 in hexadecimal, read anew if its size, times or place on the disk are not those noted.
+
+    98 MB take 0.1 s. `afresh` reads it in any case; `report` is called with bytes done and in all. Raises OSError where
+    it cannot be read, ValueError where it is no regular file.
+    """
+    with files.opened(path) as file:
+        before = os.fstat(file.fileno())
+        notes = {} if afresh else _notes()
+        if (noted := notes.get(_key(path))) and noted[:-1] == _state(before):
+            return str(noted[-1])
+        digest, done = hashlib.sha256(), 0
+        while block := file.read(_BLOCK_BYTES):
+            digest.update(block)
+            done += len(block)
+            report(done, before.st_size)
+        settled = time.time_ns() - max(before.st_mtime_ns, before.st_ctime_ns) > _SETTLED_NS
+        if settled and _state(os.fstat(file.fileno())) == _state(before):
+            _note(path, before, digest.hexdigest())
+        return digest.hexdigest()
+
+
+def remember(path: Path, digest: str) -> None:
+    """Notes the SHA-256 of a file that was hashed on its way here."""
+    with suppress(OSError):
+        _note(path, os.stat(path), digest)
+
+
+def _store() -> Path:
+    return cache_dir() / "sha256.json"
+
+
+def _key(path: Path) -> str:
+    return os.path.realpath(path)
+
+
+def _state(status: os.stat_result) -> list[int]:
+    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino, status.st_dev]
+
+
+def _notes() -> dict[str, list[Any]]:
+    """By path: what a file was like, and its SHA-256 behind it. What is no such table counts as none."""
+    try:
+        found = json.loads(files.read(_store(), _MOST_NOTE_BYTES))
+    except (OSError, ValueError, RecursionError, DownloadError):
+        return {}
+    if not isinstance(found, dict):
+        return {}
+    return {key: noted for key, noted in found.items() if _is_note(noted)}
+
+
+def _is_note(noted: Any) -> bool:
+    return isinstance(noted, list) and re.fullmatch(r"[0-9a-f]{64}", str(noted[-1:] and noted[-1])) is not None
+
+
+def _note(path: Path, status: os.stat_result, digest: str) -> None:
+    """Put it last, and drop the oldest where there are many. That it cannot be kept costs only time."""
+    key = _key(path)
+    others = [(other, noted) for other, noted in _notes().items() if other != key][1 - _MOST_NOTED :]
+    with suppress(OSError, DownloadError):
+        _store().parent.mkdir(parents=True, exist_ok=True)
+        files.replace(_store(), json.dumps(dict([*others, (key, [*_state(status), digest])])).encode())

@@ -61,6 +61,9 @@ class DecodeLoop:
         """Where a step leaves what it draws for the host: a copy between steps would hold up the next one."""
         self._turn = 0
         """Steps since `begin`."""
+        self.is_stale = False
+        """A replay has computed something else than its launches: the loop is to be abandoned, and what is in the cache
+        may be wrong."""
 
     @property
     def num_pending(self) -> int:
@@ -88,19 +91,19 @@ class DecodeLoop:
         ids, _ = slots.draw(logits)
         advance(ids, rows, last_ids, lengths, slots.counts, None, None, None)
 
-    def launch(self, sequences: list[Sequence]) -> bool:
+    def launch(self, sequences: list[Sequence]) -> None:
         """Queue the next step of these sequences, which the loop holds, with the pages that it needs. Other rows become
         idle before it: theirs end with an id that is known, or under way.
 
-        False where a replay was compared and is wrong: the loop is to be abandoned, and what is in the cache not to be
-        believed.
+        Where a replay was compared and is wrong, nothing is queued and `is_stale` is set.
         """
         running = set(sequences)
         self._sequences = [s if s in running else self.slots.idle for s in self._sequences]
         self.slots.update(self._sequences)
         outputs = self._plans.run(len(self._sequences), self._step)
         if outputs is None:
-            return False
+            self.is_stale = True
+            return
         drawn, _ = outputs
         self._turn += 1
         letter = self._letters[self._turn % len(self._letters), : drawn.size].reshape(drawn.shape)
@@ -108,7 +111,6 @@ class DecodeLoop:
         for sequence in sequences:
             sequence.num_computed += 1
             sequence.num_pending += 1
-        return True
 
     def _step(self, rows: int) -> list[Any]:
         """One step of the first rows; what `sampled` takes, and the logits, by which a replay is compared."""
@@ -139,6 +141,7 @@ class DecodeLoop:
         finally:
             self._pending.clear()
             self._sequences = []
+            self.is_stale = False
             for sequence in sequences:  # a step may have gone from the loop before its ids came: all of them
                 sequence.num_pending = 0
                 sequence.num_computed = min(sequence.num_computed, len(sequence.ids) - 1)

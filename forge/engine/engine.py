@@ -143,7 +143,8 @@ class Engine:
         while loop.num_pending < MOST_PENDING and (sequences := self._continuing(loop)):
             if not loop.num_pending:
                 loop.begin(sequences)
-            if not loop.launch(sequences):
+            loop.launch(sequences)
+            if loop.is_stale:
                 self._start_over(loop)
                 return []
         sampled: list[Sampled] = []

@@ -87,7 +87,7 @@ class LLM:
         self.close()
 
     def close(self) -> None:
-        """Abort what runs."""
+        """Abort all requests that run: their finish_reason becomes "abort"."""
         self._abort(self._generations.values())
 
     def _is_busy(self) -> bool:
@@ -115,11 +115,20 @@ class LLM:
     ) -> Completion | list[Completion]:
         """Complete a prompt, or a list of prompts together.
 
-        A prompt is a string or a list of token ids. In a string the names of special tokens are these tokens, and it
-        gets the model's BOS unless it begins with it (`Tokenizer.encode_prompt`); ids are taken as they are. One prompt
-        gives one Completion; a list of prompts, or n > 1, a list: the n choices of the first prompt, then of the next.
-        Keywords override fields of `params`. Raises ParameterError for a value that cannot be used and
-        ContextLengthError for a prompt that is too long.
+        Args:
+            prompt: A string, or a list of token ids. In a string the names of special tokens are these tokens, and it
+                gets the model's BOS unless it begins with it (`Tokenizer.encode_prompt`). Ids are taken as they are. A
+                list of strings, or of lists of ids, is a batch.
+            params: How to sample. None = `SamplingParams()`.
+            **overrides: Fields of `SamplingParams` that differ from `params`.
+
+        Returns:
+            One Completion for one prompt. For a batch, or n > 1, a list: the n choices of the first prompt, then of the
+            next.
+
+        Raises:
+            ParameterError: A value cannot be used, or a keyword is unknown.
+            ContextLengthError: A prompt is too long.
         """
         params = sampling_params(params, overrides)
         single = is_single(prompt)
@@ -131,7 +140,20 @@ class LLM:
     def stream(
         self, prompt: Prompt, params: SamplingParams | None = None, **overrides: Any
     ) -> Generator[Chunk, None, None]:
-        """Complete one prompt, piece by piece. Closing the iterator aborts the request."""
+        """Complete one prompt, piece by piece. Closing the iterator aborts the request.
+
+        Args:
+            prompt: As in `generate`, but no batch.
+            params: How to sample. None = `SamplingParams()`.
+            **overrides: Fields of `SamplingParams` that differ from `params`.
+
+        Returns:
+            An iterator of chunks. With n > 1 those of all choices are mixed, and `Chunk.index` tells them apart.
+
+        Raises:
+            ParameterError: A value cannot be used, or a keyword is unknown.
+            ContextLengthError: The prompt is too long.
+        """
         if not is_single(prompt):
             raise ParameterError("stream takes one prompt; generate takes a list of them")
         return self._stream(self._encode(prompt), sampling_params(params, overrides))
@@ -148,13 +170,26 @@ class LLM:
         parse_special: bool = True,
         **overrides: Any,
     ) -> Completion | list[Completion]:
-        """Answer a conversation, ``[{"role": "user", "content": "Hi"}]``, in the model's own chat format.
+        """Answer a conversation in the model's own chat format.
 
-        Messages are those of OpenAI's API: contents may be lists of text parts, or None beside `tool_calls`. With
-        `continue_final_message` the last message is the assistant's, and the completion is what follows its content.
-        With parse_special=False names of control tokens in messages and tools are text, so that a user's message cannot
-        end its turn: for messages from strangers. Raises ChatTemplateError if the model has no template or it refuses
-        the messages or ignores the tools, and ParameterError for messages of another form.
+        Args:
+            messages: As OpenAI's API has them, such as ``[{"role": "user", "content": "Hi"}]``. A content may be a list
+                of text parts, or None beside `tool_calls`.
+            params: How to sample. None = `SamplingParams()`.
+            tools: Functions that the model may call, as OpenAI's API has them.
+            template_variables: Further variables of the template, such as ``{"enable_thinking": False}``.
+            continue_final_message: The last message is the assistant's, and the completion is what follows its content.
+            parse_special: Whether names of control tokens in messages and tools are these tokens. False = they are
+                text, so that a user's message cannot end its turn: for messages from strangers.
+            **overrides: Fields of `SamplingParams` that differ from `params`.
+
+        Returns:
+            A Completion; a list of them for n > 1.
+
+        Raises:
+            ChatTemplateError: The model has no template, or its template refuses the messages or ignores the tools.
+            ParameterError: Messages have another form, a value cannot be used, or a keyword is unknown.
+            ContextLengthError: The conversation is too long.
         """
         params = sampling_params(params, overrides)
         ids = self.encode_chat(
@@ -179,7 +214,23 @@ class LLM:
         parse_special: bool = True,
         **overrides: Any,
     ) -> Generator[Chunk, None, None]:
-        """`chat`, piece by piece."""
+        """Answer a conversation, piece by piece. Closing the iterator aborts the request.
+
+        Args:
+            messages: As in `chat`.
+            params: How to sample. None = `SamplingParams()`.
+            tools: As in `chat`.
+            template_variables: As in `chat`.
+            continue_final_message: As in `chat`.
+            parse_special: As in `chat`.
+            **overrides: Fields of `SamplingParams` that differ from `params`.
+
+        Returns:
+            An iterator of chunks, as that of `stream`.
+
+        Raises:
+            ForgeError: As in `chat`.
+        """
         params = sampling_params(params, overrides)
         ids = self.encode_chat(
             messages,
@@ -200,10 +251,18 @@ class LLM:
         tools: Sequence[Any] | None = None,
         **template_variables: Any,
     ) -> str:
-        """The conversation as the text that the model sees, which `generate` takes as a prompt.
+        """The text that the model sees of a conversation. `generate` takes it as a prompt.
 
-        add_generation_prompt opens the answer (None: unless continue_final_message, which ends the text where the
-        content of the last message ends).
+        Args:
+            messages: As in `chat`.
+            add_generation_prompt: Whether the text opens the answer. None = yes, but not with `continue_final_message`.
+            continue_final_message: The text ends where the content of the last message ends, which is the assistant's.
+            tools: As in `chat`.
+            **template_variables: Further variables of the template.
+
+        Raises:
+            ChatTemplateError: The model has no template, or its template refuses the messages or ignores the tools.
+            ParameterError: Messages have another form.
         """
         return self._template().render(
             messages,
@@ -223,7 +282,19 @@ class LLM:
         continue_final_message: bool = False,
         parse_special: bool = True,
     ) -> list[int]:
-        """The token ids that `chat` computes for a conversation: their number is what it takes of the context."""
+        """The token ids that `chat` computes for a conversation: so many tokens of the context it takes.
+
+        Args:
+            messages: As in `chat`.
+            tools: As in `chat`.
+            template_variables: As in `chat`.
+            continue_final_message: As in `chat`.
+            parse_special: As in `chat`.
+
+        Raises:
+            ChatTemplateError: The model has no template, or its template refuses the messages or ignores the tools.
+            ParameterError: Messages have another form.
+        """
         template = self._template()
         for name in ("messages", "tools", "continue_final_message"):
             if name in (template_variables or {}):
@@ -237,7 +308,19 @@ class LLM:
 
     @keywords()
     def logits(self, prompt: Prompt) -> npt.NDArray[np.float32]:
-        """(tokens, V) float32: scores for the token after each of the prompt's, which has one BOS as in `generate`."""
+        """Logits of all positions of a prompt, from one pass.
+
+        Args:
+            prompt: As in `generate`, with one BOS; no batch.
+
+        Returns:
+            (T, V) float32 on the host. Row t scores the token that follows the prompt's first t + 1 tokens.
+
+        Raises:
+            ParameterError: The prompt is empty, or holds ids outside the vocabulary.
+            ContextLengthError: The prompt is too long.
+            OutOfMemoryError: The array is larger than the free memory; the message has the numbers.
+        """
         ids = self._encode(prompt)
         self.engine.check_ids(ids)
         size, free = 4 * len(ids) * self.config.vocab_size, select("cpu").free_bytes()
@@ -255,10 +338,20 @@ class LLM:
 
     @keywords()
     def attention(self, prompt: Prompt, layer: int | None = None) -> npt.NDArray[np.float32]:
-        """How much each of a prompt's T tokens attends to each one, by head, from one pass without logits.
+        """Attention weights of a prompt of T tokens, from one pass without logits.
 
-        float32 (H, T, T) of one layer; (layers, H, T, T) of all of them with layer=None. Rows add up to 1. Raises
-        OutOfMemoryError, with the numbers, where that is more than is free.
+        Args:
+            prompt: As in `generate`, with one BOS; no batch.
+            layer: From 0. None = all L layers.
+
+        Returns:
+            float32 on the host, (H, T, T) of one layer, (L, H, T, T) of all. Row t of a head says how much token t
+            attends to each token; it adds up to 1.
+
+        Raises:
+            ParameterError: There is no such layer, the prompt is empty, or it holds ids outside the vocabulary.
+            ContextLengthError: The prompt is too long.
+            OutOfMemoryError: The array is larger than the free memory; the message has the numbers.
         """
         if layer is not None:
             check_integer("layer", layer, 0, self.config.num_layers - 1)
@@ -277,10 +370,18 @@ class LLM:
     def perplexity(self, text: Prompt, *, context: int | None = None) -> Perplexity:
         """How well the model predicts a text: exp of the mean negative log likelihood per token.
 
-        The text is cut into chunks of `context` tokens (None = 512, or what the model has), each scored from its second
-        token on; if the model starts texts with BOS, the first token of each chunk is replaced by it. A remainder
-        shorter than a chunk is scored only if it is all there is. A text becomes tokens as in `generate`: one BOS, no
-        EOS, names of special tokens are these tokens.
+        The text is cut into chunks, each scored from its second token on. If the model starts texts with BOS, the first
+        token of each chunk is replaced by it. A remainder shorter than a chunk is scored only if it is all there is.
+
+        Args:
+            text: A string or a list of token ids. A string becomes tokens as in `generate`: one BOS, no EOS, names of
+                special tokens are these tokens.
+            context: Tokens of a chunk. None = 512, or what the model has if that is less.
+
+        Raises:
+            ParameterError: The text has fewer than two tokens or holds ids outside the vocabulary, or `context` is not
+                from 2 to the model's.
+            NumericsError: Logits are not finite.
         """
         if context is None:
             context = min(512, self.context)

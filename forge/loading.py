@@ -52,7 +52,8 @@ def load(
     """Load a model.
 
     Args:
-        model: A name (`forge pull` lists them), a path, or `hf:owner/repo/file.gguf`.
+        model: A name (`forge pull --help` lists them), a path, `hf:owner/repo[:QUANT]`,
+            `hf:owner/repo[@revision]/file.gguf`, or an address of the Hugging Face Hub.
         device: "auto", "cpu", "hip", "cuda", or "hip:1" for the second GPU.
         context: Most tokens of one sequence, prompt and completion. None = the model's, cut to what fits.
         memory_fraction: Share of the free memory that weights and KV cache may take.
@@ -120,7 +121,15 @@ def load(
 
 @keywords()
 def load_tokenizer(model: str | os.PathLike[str], *, progress: Progress | bool | None = None) -> Tokenizer:
-    """The tokenizer alone, from a GGUF file that may hold no tensors, or a known model's."""
+    """The tokenizer of a model alone.
+
+    Args:
+        model: As in `load`. A GGUF file may hold no tensors.
+        progress: As in `load`.
+
+    Raises:
+        ForgeError: A child of it names what is wrong: an unknown name, a damaged file, an unknown kind of tokenizer.
+    """
     with watched(progress) as report:
         path = _resolve(model, report)
     with gguf.read(path) as file:

@@ -133,11 +133,15 @@ class Tokenizer:
 
     @keywords()
     def encode(self, text: str, add_special: bool = True, parse_special: bool = False) -> list[int]:
-        """Token ids of `text`.
+        """Token ids of a text.
 
-        `add_special` adds the BOS and EOS that the model wants; `parse_special` reads control tokens such as
-        `<|im_start|>` in the text as tokens (user-defined tokens always are). Raises TokenizerError for text that is no
-        Unicode: lone surrogates.
+        Args:
+            text: Any Unicode text. User-defined tokens in it are always tokens.
+            add_special: Whether to add the BOS and EOS that the model wants.
+            parse_special: Whether control tokens such as `<|im_start|>` in the text are tokens. False = they are text.
+
+        Raises:
+            TokenizerError: The text is no Unicode: it holds lone surrogates.
         """
         ids = [self.bos_id] if add_special and self.add_bos and self.bos_id is not None else []
         ids += self._encode(text, self._all_literals if parse_special else self._text_literals, {})
@@ -146,12 +150,19 @@ class Tokenizer:
         return ids
 
     @keywords()
+    @keywords()
     def encode_prompt(self, text: str, unmask: Mapping[int, int] | None = None) -> list[int]:
         """Token ids of a text that a model is to continue: the rule of all methods of `LLM`.
 
         Names of control tokens in it are tokens. It begins with the model's BOS: one is added unless it is there
-        already, as in what chat templates write. No EOS is added, as nothing could follow. `unmask` is the table of
-        `ChatTemplate.render_masked`. Raises TokenizerError as `encode` does.
+        already, as in what chat templates write. No EOS is added, as nothing could follow.
+
+        Args:
+            text: Any Unicode text.
+            unmask: The table of `ChatTemplate.render_masked`.
+
+        Raises:
+            TokenizerError: The text is no Unicode: it holds lone surrogates.
         """
         ids = self._encode(text, self._all_literals, unmask or {})
         bos = self.bos_id if self.add_bos else None
@@ -215,10 +226,16 @@ class Tokenizer:
 
     @keywords()
     def decode(self, ids: Iterable[int]) -> str:
-        """Text of token ids; control tokens are shown as their names, and bytes that are no UTF-8 as U+FFFD.
+        """Text of token ids. Control tokens are shown as their names, and bytes that are no UTF-8 as U+FFFD.
 
         It undoes `encode`, so what that adds is not shown: a BOS that comes first, if the model adds one, and then one
-        leading space, if the model adds that. Raises TokenizerError for ids outside the vocabulary.
+        leading space, if the model adds that.
+
+        Args:
+            ids: Token ids.
+
+        Raises:
+            TokenizerError: An id is outside the vocabulary.
         """
         stream = self.streamer()
         return "".join([stream.push(i) for i in ids]) + stream.flush()

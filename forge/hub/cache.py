@@ -98,6 +98,16 @@ def require_space(model: Model, directory: Path) -> None:
         )
 
 
+def bytes_under(directory: Path) -> int:
+    """Bytes of all files in a directory. What others remove meanwhile counts nothing."""
+    total = 0
+    for folder, _, names in os.walk(directory):
+        for name in names:
+            with suppress(FileNotFoundError):
+                total += os.lstat(os.path.join(folder, name)).st_size
+    return total
+
+
 def disk_full(what: str) -> DownloadError:
     """The error for a disk that filled up, or a quota or file size limit that was reached, at `what`."""
     return DownloadError(

@@ -6,7 +6,7 @@ import os
 import shutil
 import stat
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +14,7 @@ from urllib.parse import quote
 
 from forge.errors import DownloadError, ModelNotFoundError
 from forge.hub import locks, names
-from forge.hub.cache import is_whole, model_path, silent, work_path
+from forge.hub.cache import bytes_under, is_whole, model_path, silent, work_path
 from forge.hub.catalog import MODELS, Model, shown
 from forge.paths import cache_dir
 
@@ -80,7 +80,7 @@ def _of_catalog(model: Model) -> Iterator[Stored]:
     if path.is_file():
         yield Stored(model.name, path, path.stat().st_size, "complete" if is_whole(model, silent) else "damaged")
     for place in sorted(work_path(model).glob("tmp-*")):
-        yield Stored(model.name, place, _bytes_below(place), "partial")
+        yield Stored(model.name, place, bytes_under(place), "partial")
 
 
 def _remove_of_catalog(model: Model) -> int:
@@ -90,7 +90,7 @@ def _remove_of_catalog(model: Model) -> int:
     _require_inside(path.parent, cache_dir())
     _require_inside(work, cache_dir())
     with locks.held(work / "lock"):
-        freed = sum(_bytes_below(place) for place in work.glob("tmp-*"))
+        freed = sum(bytes_under(place) for place in work.glob("tmp-*"))
         if os.path.lexists(path):
             freed += _unlink(path)
         shutil.rmtree(work)
@@ -116,7 +116,8 @@ def _snapshots(repo: Repo) -> Iterator[Stored]:
 
 def _partials(repo: Repo) -> Iterator[Stored]:
     for file, path in repo.partial_files():
-        yield Stored(f"hf:{repo.name}/{file}", path, path.lstat().st_size, "partial")
+        with suppress(FileNotFoundError):  # it is complete by now
+            yield Stored(f"hf:{repo.name}/{file}", path, path.lstat().st_size, "partial")
 
 
 def _remove_of_hub(text: str) -> int:
@@ -179,8 +180,3 @@ def _require_inside(directory: Path, cache: Path) -> None:
     """Raises DownloadError if links lead out of a cache on the way to a directory in it."""
     if not directory.resolve().is_relative_to(cache.resolve()):
         raise DownloadError(f"{directory} leads out of the cache {cache}: remove what is there yourself")
-
-
-def _bytes_below(directory: Path) -> int:
-    paths = (Path(place, name) for place, _, files in os.walk(directory) for name in files)
-    return sum(path.lstat().st_size for path in paths)

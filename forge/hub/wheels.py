@@ -15,7 +15,7 @@ from itertools import takewhile
 from pathlib import Path
 
 from forge.errors import DownloadError
-from forge.hub.cache import Progress, disk_full
+from forge.hub.cache import Progress, bytes_under, disk_full
 from forge.hub.catalog import Model
 
 _POLL_S = 0.2
@@ -57,7 +57,7 @@ def download(model: Model, work: Path, report: Progress) -> Path:
 
     def tick() -> None:  # neither tool tells its progress to a pipe: what lies under `work` does
         nonlocal seen
-        seen = max(seen, min(_bytes_under(work), total))
+        seen = max(seen, min(bytes_under(work), total))
         report(stage, seen, total)
 
     tick()
@@ -141,17 +141,6 @@ def _run(command: list[str], scratch: Path, on_tick: Callable[[], None]) -> str 
         if child.returncode is None:
             os.killpg(child.pid, signal.SIGKILL)
             child.communicate()
-
-
-def _bytes_under(directory: Path) -> int:
-    total = 0
-    for folder, _, names in os.walk(directory):
-        for name in names:
-            try:
-                total += os.stat(os.path.join(folder, name)).st_size
-            except FileNotFoundError:  # the tool moved it meanwhile
-                continue
-    return total
 
 
 def _reason(log: str) -> str:

@@ -3,7 +3,7 @@
 import fcntl
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -172,6 +172,25 @@ def test_a_file_with_another_name_frees_nothing(cache: Path, monkeypatch: pytest
     os.link(cache / "models" / "tiny.gguf", tmp_path / "mine.gguf")
     assert hub.remove("tiny") == 0
     assert (tmp_path / "mine.gguf").read_bytes() == BODY
+
+
+def test_what_a_pull_moves_meanwhile_counts_nothing(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, the_hub: FakeHub
+) -> None:
+    add(monkeypatch, make_model([BODY]))
+    place = cache / "models" / ".pull" / "tiny" / "tmp-now"
+    place.mkdir(parents=True)
+    (place / "a").write_bytes(b"12")
+    (place / "b").write_bytes(b"345")
+    walk = os.walk
+
+    def move(top: Path) -> Iterator[tuple[str, list[str], list[str]]]:
+        for found in walk(top):
+            (place / "a").unlink()
+            yield found
+
+    monkeypatch.setattr(os, "walk", move)
+    assert listed() == {"tiny": (3, "partial")}
 
 
 def test_a_model_that_is_being_pulled_stays(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -64,9 +64,9 @@ def compile_variant(variant: kernels.Variant, arch: str, compiler: Compiler) -> 
             mode = "--genco" if compiler.is_hipcc else "--cuda-device-only"
             command = [compiler.path, mode, *FLAGS, f"--offload-arch={arch}", *variant.options]
             scratchy = {**os.environ, "TMPDIR": scratch}  # with what a crash or its end leaves behind
-            how, said = probe.run([*command, str(source), "-o", str(code)], _COMPILE_SECONDS, scratchy)
+            how, text = probe.run([*command, str(source), "-o", str(code)], _COMPILE_SECONDS, scratchy)
             if how:
-                why = reason(said, variant, how)
+                why = reason(text, variant, how)
                 if why == _UNKNOWN_TARGET:
                     raise DeviceError(f"{compiler.path} does not know {arch}: check the name, or use a newer compiler")
                 raise DeviceError(f"{variant.name} does not compile for {arch} with {compiler.path}: {why}")
@@ -113,10 +113,10 @@ def _newest_clang(search_path: str) -> Compiler | None:
 def _version(path: str) -> tuple[int, str]:
     """Major version and version line of a clang; (0, "") where it names none."""
     try:
-        said = probe.run([path, "--version"], _VERSION_SECONDS).output
+        text = probe.run([path, "--version"], _VERSION_SECONDS).output
     except OSError:
         return 0, ""
-    match = re.search(r"^.*\bclang version (\d{1,9})\b.*$", said, re.MULTILINE)
+    match = re.search(r"^.*\bclang version (\d{1,9})\b.*$", text, re.MULTILINE)
     return (int(match[1]), match[0].strip()) if match else (0, "")
 
 
@@ -138,8 +138,8 @@ def reason(text: str, variant: kernels.Variant, how: str = "no message") -> str:
     if "invalid target ID" in text:
         return _UNKNOWN_TARGET
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    said = next((line for line in lines if "error" in line.lower()), lines[0] if lines else "")
-    return f"{variant.file}.hip: {how}{f': {said:.{_MOST_CHARS}}' if said else ''}"
+    cause = next((line for line in lines if "error" in line.lower()), lines[0] if lines else "")
+    return f"{variant.file}.hip: {how}{f': {cause:.{_MOST_CHARS}}' if cause else ''}"
 
 
 def untested(arch: str) -> str:

@@ -50,13 +50,13 @@ def run(command: Sequence[str], seconds: float, environment: Mapping[str, str] |
 
 
 def failure(command: Sequence[str]) -> str | None:
-    """Run a command; None if it ends well, else in one line how it ended and the last thing it said."""
+    """Run a command; None if it ends well, else in one line how it ended and the last line it wrote."""
     try:
         ended = run(command, _SECONDS)
     except OSError as error:
         return f"{command[0]}: {error.strerror}"
-    said = [line.strip() for line in ended.output.splitlines() if line.strip()]
-    return ": ".join([ended.how, *said[-1:]]) if ended.how else None
+    lines = [line.strip() for line in ended.output.splitlines() if line.strip()]
+    return ": ".join([ended.how, *lines[-1:]]) if ended.how else None
 
 
 def _read(process: subprocess.Popen[bytes], output: bytearray, deadline: float) -> bool:

@@ -77,7 +77,7 @@ def command(
 
 
 def stream(llm: LLM, prompt: str | list[int], params: SamplingParams) -> None:
-    """The completion to stdout as it comes, then what is to be said about it to stderr."""
+    """The completion to stdout as it comes, then remarks on it to stderr."""
     timings = reason = None
     logprobs: list[TokenLogprobs] = []
     try:

@@ -57,7 +57,7 @@ class DecodeLoop:
         self._starts = backend.asarray(np.arange(max_sequences + 1), np.int32)
         self._plans = Plans(backend, self.slots, graphs)
         most_words = max_sequences * drawn_words(MOST_LOGPROBS)
-        self._mail, self._letters = backend.shared((MOST_PENDING + 2, most_words), np.int32)
+        self._mail, self._host_mail = backend.shared((MOST_PENDING + 2, most_words), np.int32)
         """Where a step leaves what it draws for the host: a copy between steps would hold up the next one."""
         self._turn = 0
         """Steps since `begin`."""
@@ -106,8 +106,8 @@ class DecodeLoop:
             return
         drawn, _ = outputs
         self._turn += 1
-        letter = self._letters[self._turn % len(self._letters), : drawn.size].reshape(drawn.shape)
-        self._pending.append(_Pending(tuple(self._sequences), self.runner.backend.mark(), letter))
+        place = self._host_mail[self._turn % len(self._host_mail), : drawn.size].reshape(drawn.shape)
+        self._pending.append(_Pending(tuple(self._sequences), self.runner.backend.mark(), place))
         for sequence in sequences:
             sequence.num_computed += 1
             sequence.num_pending += 1
@@ -137,7 +137,7 @@ class DecodeLoop:
         """
         try:
             for pending in self._pending:
-                pending.wait()  # its letter must not arrive in a place that is used again
+                pending.wait()  # its ids must not arrive in a place that is used again
         finally:
             self._pending.clear()
             self._sequences = []

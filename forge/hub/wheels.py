@@ -111,7 +111,7 @@ def _command(target: Path) -> tuple[str, list[str]]:
 
 
 def _run(command: list[str], scratch: Path, on_tick: Callable[[], None]) -> str | None:
-    """Runs `command` with its temporary files in `scratch`; None if it succeeded, else what it said on stderr."""
+    """Runs `command` with its temporary files in `scratch`; None if it succeeded, else what it wrote to stderr."""
     leash, our_end = os.pipe()
     try:
         child = subprocess.Popen(
@@ -152,8 +152,8 @@ def _reason(log: str) -> str:
     elif "Traceback" in log:
         reason = lines[-1]
     else:  # a diagnosis of several lines, before it the warnings, behind it advice about the tool's own options
-        said = takewhile(lambda line: not line.startswith(("note:", "hint:")), lines)
-        reason = " ".join(line for line in said if not line.startswith("WARNING:")) or "it failed without a word"
+        told = takewhile(lambda line: not line.startswith(("note:", "hint:")), lines)
+        reason = " ".join(line for line in told if not line.startswith("WARNING:")) or "it failed without a word"
     if cause := _NETWORK.search(log):
         reason += f" ({_OBJECT.sub('', cause[cause.lastindex or 0])})"
     return _SECRET.sub("****", reason)[:_MAX_REASON].rstrip(" .;")

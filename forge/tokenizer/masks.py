@@ -73,7 +73,7 @@ class _Mask:
         return {ord(mask): ord(char) for char, mask in self._masks.items()}
 
     def messages(self, messages: Iterable[Message], spares_thoughts: bool) -> list[Message]:
-        """The messages masked, but maybe not the tags around thoughts in what the assistant said."""
+        """The messages masked, but maybe not the tags around thoughts in the assistant's messages."""
         masked = []
         for message in messages:
             # Roles and types are the template's words, not texts; a role that is no word could spell a name.
@@ -120,7 +120,7 @@ def mask(
 ) -> tuple[str, dict[int, int]]:
     """`text`, the prompt of these messages and `others`, with `literals` that they spell masked, and the way back.
 
-    Where a template takes thoughts out of what the assistant said, the tags around them are left for it. What it does
+    Where a template takes thoughts out of the assistant's messages, the tags around them are left for it. What it does
     on seeing another name in a text it does not do: there it is no token.
     """
     first = None

@@ -112,7 +112,7 @@ def command(
         raise ParameterError("--json needs a QUESTION, or text on standard input")
     with options.loaded(model, device, context, chat_template, memory_fraction=memory_fraction, threads=threads) as llm:
         conversation = Conversation(llm, params, system, assistant or "", variables, drops=not no_context_shift)
-        conversation.render_once()  # what is wrong with the model is said before anything is read
+        conversation.render_once()  # an error of the model comes before anything is read
         message = None if talks or lines else _message(question, is_piped)
         _check_variables(variables, llm, no_think)
         if talks:

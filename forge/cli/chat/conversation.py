@@ -23,7 +23,7 @@ _ROOM = 4  # one in so many tokens of the context is left to an answer, where tu
 
 
 class Conversation:
-    """What was said, and how the next answer is made. It lasts; the model sees what fits."""
+    """The messages so far, and how the next answer is made. They last; the model sees those that fit."""
 
     def __init__(
         self,
@@ -44,11 +44,11 @@ class Conversation:
         self.timings: Timings | None = None
         """Of the last answer that ended by itself."""
         self.used = 0
-        """Tokens of the context that the model has seen and said."""
+        """Tokens of the context that are taken: what the model has read and written."""
         self._warned = False
 
     def reset(self, messages: list[Message] | None = None) -> None:
-        """Forget what was said, or replace it. Raises ForgeError, and changes nothing, if the template refuses that."""
+        """Forget the messages, or replace them. Raises ForgeError, changing nothing, if the template refuses these."""
         self.used = len(self._encode(messages, False)) if messages else 0
         self.messages, self.hidden, self.timings, self._warned = messages or [], 0, None, False
 
@@ -89,10 +89,10 @@ class Conversation:
         self._stream(messages, continues, show=self.opening)
 
     def _stream(self, messages: list[Message], continues: bool, show: str = "") -> None:
-        """Stream an answer to the last message, or on from it. Ctrl-C ends the answer; what was said stays said."""
+        """Stream an answer to the last message, or on from it. Ctrl-C ends the answer, and what came of it is kept."""
         ids = self._fit(messages, continues)
         used = len(ids)
-        said: list[str] = []
+        texts: list[str] = []
         logprobs: list[Any] = []
         timings = reason = None
         interrupted = False
@@ -100,7 +100,7 @@ class Conversation:
             with closing(self.llm.stream(ids, self.params)) as chunks:
                 output.write(show)
                 for chunk in chunks:
-                    said.append(chunk.text)
+                    texts.append(chunk.text)
                     used += len(chunk.ids)
                     output.write(chunk.text)
                     logprobs += chunk.logprobs or ()
@@ -113,7 +113,7 @@ class Conversation:
             interrupted = True
         output.write("\n")
         options.check_finish(reason, self.llm)
-        text = "".join(said)
+        text = "".join(texts)
         if continues:
             text = messages[-1]["content"] + text
             messages = messages[:-1]

@@ -23,6 +23,7 @@ from forge.hub.names import is_inside
 _TRIES = 3
 _MAX_REDIRECTS = 10
 _MAX_LISTING_BYTES = 1 << 26
+_MAX_REASON = 300  # characters
 _PIECE_BYTES = 40_000_000_000
 """What one request asks for: the Hub's CDN sends no more than 50 GB in one answer."""
 _COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
@@ -175,9 +176,10 @@ def _certificates() -> ssl.SSLContext:
 
 
 def reason(error: BaseException) -> str:
-    """The first line of an error, without the token."""
+    """The first line of an error, as far as people read, without the token."""
     lines = str(error).split("\n")
-    return re.sub(r"Bearer [^'\"]+", "Bearer ****", lines[0].strip().rstrip(".:")) or type(error).__name__
+    text = re.sub(r"Bearer [^'\"]+", "Bearer ****", lines[0].strip().rstrip(".:"))
+    return text[:_MAX_REASON] or type(error).__name__
 
 
 def _check_status(response: httpx2.Response, *, redirected: bool = False) -> None:

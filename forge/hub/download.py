@@ -55,7 +55,7 @@ class _Transfer:
                 self._go_on(hub)
             except Unreachable:
                 tries = _TRIES if self.have >= behind + _STEP_BYTES else tries - 1
-                behind = self.have
+                behind = max(behind, self.have)
                 if not tries:
                     raise
                 time.sleep(1)

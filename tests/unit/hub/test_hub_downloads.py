@@ -324,6 +324,28 @@ def test_a_server_without_ranges_starts_again(one: FakeHub) -> None:
     assert one.ranges() == [None, "bytes=3000-", "bytes=3000-"]
 
 
+def test_a_server_that_begins_again_and_breaks_off_is_left(the_hub: FakeHub) -> None:
+    """Each second answer is a MB longer than the one before, and none goes on: it would never end."""
+    body = b"GGUF" + bytes(3 << 20)
+    the_hub.add("good/repo", "m.gguf", body=body)
+    lengths = iter([2 << 20, 1000] * 50)
+
+    def change(method: str, path: str, reply: Reply) -> None:
+        if method == "GET":
+            reply.status, reply.body, reply.send = 200, body, next(lengths)
+            reply.headers.pop("Content-Range", None)
+
+    the_hub.spoil = change
+    with pytest.raises(DownloadError, match="cannot get it from"):
+        hub.resolve(NAME)
+    assert len(the_hub.asked("GET")) <= 8
+
+
+def test_a_reason_is_one_short_line() -> None:
+    assert client.reason(ValueError("x" * 20_000 + "\nmore")) == "x" * 300
+    assert client.reason(ValueError()) == "ValueError"
+
+
 @pytest.mark.parametrize(
     ("status", "value"),
     [

@@ -22,6 +22,9 @@ _MOST_NOTE_BYTES = 1 << 20
 _SETTLED_NS = 20_000_000
 """A file that changed so lately may change again without another time of change: the kernel's clock has ticks."""
 
+_unkept: dict[str, list[Any]] = {}
+"""Notes of this process that the cache directory does not take: it may be there to be read alone."""
+
 
 def sha256(path: Path, report: Callable[[int, int], None], *, afresh: bool = False) -> str:
     """A file's SHA-256 in hexadecimal, read anew if its size, times or place on the disk are not those noted.
@@ -68,10 +71,9 @@ def _notes() -> dict[str, list[Any]]:
     try:
         found = json.loads(files.read(_store(), _MOST_NOTE_BYTES))
     except (OSError, ValueError, RecursionError, DownloadError):
-        return {}
-    if not isinstance(found, dict):
-        return {}
-    return {key: noted for key, noted in found.items() if _is_note(noted)}
+        found = None
+    kept = found.items() if isinstance(found, dict) else ()
+    return {key: noted for key, noted in kept if _is_note(noted)} | _unkept
 
 
 def _is_note(noted: Any) -> bool:
@@ -79,9 +81,11 @@ def _is_note(noted: Any) -> bool:
 
 
 def _note(path: Path, status: os.stat_result, digest: str) -> None:
-    """Put it last, and drop the oldest where there are many. That it cannot be kept costs only time."""
-    key = _key(path)
-    others = [(other, noted) for other, noted in _notes().items() if other != key][1 - _MOST_NOTED :]
-    with suppress(OSError, DownloadError):
+    """Put it last, and drop the oldest where there are many."""
+    key, noted = _key(path), [*_state(status), digest]
+    others = [item for item in _notes().items() if item[0] != key][1 - _MOST_NOTED :]
+    try:
         _store().parent.mkdir(parents=True, exist_ok=True)
-        files.replace(_store(), json.dumps(dict([*others, (key, [*_state(status), digest])])).encode())
+        files.replace(_store(), json.dumps(dict([*others, (key, noted)])).encode())
+    except (OSError, DownloadError):
+        _unkept[key] = noted

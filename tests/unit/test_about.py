@@ -132,9 +132,15 @@ def test_notes_that_are_no_notes_are_of_no_consequence(held: str | None, cache: 
     assert sha256(path) == hashlib.sha256(b"one").hexdigest()
 
 
-def test_a_cache_that_cannot_be_written(cache: Path, tmp_path: Path) -> None:
+def test_a_cache_that_cannot_be_written(
+    cache: Path, hashed: list[int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """`forge chat --lines --json` asks for every line."""
+    monkeypatch.setattr(hashes, "_SETTLED_NS", -(10**18))
     cache.write_text("a file")
-    assert sha256(write(tmp_path / "a", b"one")) == hashlib.sha256(b"one").hexdigest()
+    path = write(tmp_path / "a", b"one")
+    assert [sha256(path) for _ in range(3)] == [hashlib.new("sha256", b"one").hexdigest()] * 3
+    assert hashed == [3]
 
 
 def test_old_notes_are_dropped(cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -34,9 +34,10 @@ def sha256(path: Path, report: Callable[[int, int], None], *, afresh: bool = Fal
     """
     with files.opened(path) as file:
         before = os.fstat(file.fileno())
-        notes = {} if afresh else _notes()
-        if (noted := notes.get(_key(path))) and noted[:-1] == _state(before):
-            return str(noted[-1])
+        key = _key(path)
+        for noted in () if afresh else (_notes().get(key), _unkept.get(key)):
+            if noted and noted[:-1] == _state(before):
+                return str(noted[-1])
         digest, done = hashlib.sha256(), 0
         while block := file.read(_BLOCK_BYTES):
             digest.update(block)
@@ -71,9 +72,10 @@ def _notes() -> dict[str, list[Any]]:
     try:
         found = json.loads(files.read(_store(), _MOST_NOTE_BYTES))
     except (OSError, ValueError, RecursionError, DownloadError):
-        found = None
-    kept = found.items() if isinstance(found, dict) else ()
-    return {key: noted for key, noted in kept if _is_note(noted)} | _unkept
+        return {}
+    if not isinstance(found, dict):
+        return {}
+    return {key: noted for key, noted in found.items() if _is_note(noted)}
 
 
 def _is_note(noted: Any) -> bool:

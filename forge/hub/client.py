@@ -165,7 +165,7 @@ class Hub:
     def _guarded(self) -> Iterator[None]:
         try:
             yield
-        except (httpx2.HTTPError, httpx2.InvalidURL) as error:
+        except (httpx2.HTTPError, httpx2.InvalidURL, UnicodeError) as error:  # UnicodeError: a host's name that is none
             raise self._unreachable(reason(error)) from error
 
 
@@ -254,7 +254,7 @@ def _listing(body: bytes) -> list[str]:
     if not isinstance(items, list):
         raise ValueError
     paths = [item.get("rfilename", item.get("path")) for item in items if isinstance(item, dict)]
-    return sorted(path for path in paths if isinstance(path, str) and is_inside(path))
+    return sorted({path for path in paths if isinstance(path, str) and is_inside(path)})
 
 
 def _bare(etag: str) -> str:

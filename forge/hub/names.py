@@ -23,7 +23,7 @@ _QUANT = re.compile(r"[\w.-]+", re.ASCII)
 _VERBS = ("blob", "resolve", "raw", "tree")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _SPECIAL_REF = re.compile(r"(refs/(?:pr|convert)/[^/]+)/(.+)")
-_SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf", re.IGNORECASE)
+_SHARD = re.compile(r"(.+)-([0-9]{5})-of-([0-9]{5})\.gguf", re.IGNORECASE)
 _TAG = re.compile(r"[-.](\w+)$", re.ASCII)
 
 Place = tuple[str | None, str | None]
@@ -79,7 +79,9 @@ def _parse_name(text: str) -> Name:
     if kind == "@":
         revision, colon, quant = rest.partition(":")
         return _chosen(text, repo, unquote(revision), quant if colon else None)
-    return _chosen(text, repo, None, rest if kind == ":" else None)
+    if kind not in ("", ":"):  # what is left out would name another repository
+        raise _malformed(text)
+    return _chosen(text, repo, None, rest if kind else None)
 
 
 def _parse_address(text: str) -> Name:

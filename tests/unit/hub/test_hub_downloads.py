@@ -522,7 +522,13 @@ def test_the_token_stays_with_the_hub(one: FakeHub, monkeypatch: pytest.MonkeyPa
         assert [(method, headers.get("authorization")) for method, _, headers in store.log] == [("GET", None)]
 
 
-@pytest.mark.parametrize("target", ["/good/repo/resolve/main/m.gguf", "file:///etc/passwd", "http://[", "", "x:y"])
+@pytest.mark.parametrize(
+    "target",
+    [
+        *("/good/repo/resolve/main/m.gguf", "file:///etc/passwd", "http://[", "", "x:y"),
+        *(f"http://{'a' * 64}.invalid/", "http://a..invalid/"),  # names that are none
+    ],
+)
 def test_redirects_that_lead_nowhere(one: FakeHub, target: str) -> None:
     def change(method: str, path: str, reply: Reply) -> None:
         reply.status, reply.body = 302, b""

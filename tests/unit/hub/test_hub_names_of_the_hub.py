@@ -141,6 +141,7 @@ def test_control_characters_are_refused(name: str) -> None:
             "hf:own er/repo",
             "hf:owner/repo//",
         ),
+        *(f"hf:owner/repo{more}" for more in ("?x=1", "#x", " x", "é", "-é/x.gguf", "%20x", "+x", "?x.gguf", "=")),
         *(
             "hf:owner/repo//",
             "https://huggingface.co/",
@@ -309,6 +310,13 @@ def test_hostile_entries_of_a_listing_are_left_out(the_hub: FakeHub) -> None:
     assert hub.resolve(f"hf:{REPO}").read_bytes() == b"GGUF of m-Q4_K_M.gguf"
 
 
+def test_a_file_that_is_listed_twice_is_one(the_hub: FakeHub) -> None:
+    the_hub.add(REPO, "m.gguf")
+    body = b'{"siblings": [{"rfilename": "m.gguf"}, {"rfilename": "m.gguf"}]}'
+    the_hub.spoil = lambda method, path, reply: setattr(reply, "body", body) if "/api/" in path else None
+    assert hub.resolve(f"hf:{REPO}").read_bytes() == b"GGUF of m.gguf"
+
+
 # ---- shards
 
 
@@ -341,4 +349,5 @@ def test_the_first_shard_tells_how_many_there_are(the_hub: FakeHub, tmp_path: Pa
 
 def test_names_shards_of_a_plain_file() -> None:
     assert names.shards("x.gguf") == ["x.gguf"]
+    assert names.shards("x-٠٠٠٠١-of-٠٠٠٠٢.gguf") == ["x-٠٠٠٠١-of-٠٠٠٠٢.gguf"]  # digits, but nobody's shards
     assert names.shards("a/X-00002-of-00002.GGUF") == ["a/X-00001-of-00002.GGUF", "a/X-00002-of-00002.GGUF"]

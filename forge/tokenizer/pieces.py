@@ -2,6 +2,7 @@
 
 import re
 from array import array
+from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from functools import cached_property
 
@@ -9,23 +10,26 @@ from tokenizers import pre_tokenizers
 
 CHUNK_CHARS = 1 << 15
 LONG_WORD = 1 << 12
+WINDOW_CHARS = 1 << 14
 _RUN = 1 << 12
 _KEPT = 64
+_Word = tuple[str, int, int]  # and where in the text it begins and ends
 
 # A text can be cut between a letter or digit and one of these marks, if a rule does so in each of the samples: the word
 # has ended, and no rule looks back over the mark.
 _MARKS = ' \t\n\r.,;:!?()[]{}<>|+-*/=%&#@$^~"`\\。，、！？'
 _BEFORE = ("ab", "aB", "Ab", "é", "中", "ナ", "я", "12", "1234", "a1")
 _AFTER = ("cd", "Cd", "é", "文", "か", "34", "", " ", " d", "\n", "\nd", ",", ".d", "/d", "<|d")
-# Runs whose characters all rules treat alike, and a sample: if that is one word, the middle of a run makes no border.
-_RUNS = (("[a-z]", "lsvertmdabcxyz"), ("[A-Za-z]", "aBcXyZLsT"), ("[一-龥]", "一丁龥中文"))
+_RUNS = "[a-z]", "[A-Za-z]", "[0-9]", r"[^\W\d_A-Za-z]", r"[^\w\s]", "_", r"\s"  # of letters, digits, marks, blanks
+_LONG_RUN = re.compile("|".join(f"{characters}{{{_RUN},}}" for characters in _RUNS))
+_LINE_ENDS = frozenset("\r\n")
 
 
 class Splitter:
     """A split rule applied to texts of any length, in memory that does not grow with it.
 
-    A part of a text that holds no place to cut at is split at once, without the middles of long runs of like letters,
-    which are put back into the words.
+    A part of a text that holds no place to cut at is split a window at a time, without the middles of long runs of like
+    letters, which are put back into the words.
     """
 
     def __init__(self, rule: pre_tokenizers.PreTokenizer) -> None:
@@ -36,11 +40,6 @@ class Splitter:
         marks = [mark for mark in _MARKS if all(self._cuts(a, mark + b) for a in _BEFORE for b in _AFTER)]
         return re.compile(rf"(?<=[^\W_])(?=[{re.escape(''.join(marks))}])" if marks else "(?!)")
 
-    @cached_property
-    def _like_letters(self) -> re.Pattern[str]:
-        runs = [letters for letters, sample in _RUNS if self._is_word(sample * 300)]
-        return re.compile("|".join(f"{letters}{{{_RUN},}}" for letters in runs) or "(?!)")
-
     def words(self, text: str) -> Iterator[str]:
         """The words, their bytes spelled as characters."""
         for chunk in chunks(text, lambda: self._border):
@@ -50,21 +49,17 @@ class Splitter:
                 yield from (word for word, _ in self._rule.pre_tokenize_str(chunk))
 
     def _long_chunk(self, text: str) -> Iterator[str]:
-        runs = [match.span() for match in self._like_letters.finditer(text)]
-        if not runs:
-            spans = (match.span() for match in re.finditer(rf"(\D)\1{{{_RUN},}}", text, re.DOTALL))
-            runs = [(start, end) for start, end in spans if self._is_word(text[start] * 3001)]
         short, at = [], 0
         left_out: list[tuple[int, int, int]] = []  # place in the short text, and from where to where in the text
         size = 0
-        for start, end in runs:
+        for start, end in self._runs(text):
             short.append(text[at : start + _KEPT])
             size += start + _KEPT - at
             at = end - _KEPT
             left_out.append((size, start + _KEPT, at))
         short.append(text[at:])
         place, missing = 0, 0
-        for word, (start, end) in self._rule.pre_tokenize_str("".join(short)):
+        for word, start, end in self._windows("".join(short)):
             begin = start + missing
             while place < len(left_out) and left_out[place][0] < end:
                 missing += left_out[place][2] - left_out[place][1]
@@ -73,6 +68,50 @@ class Splitter:
                 yield word
             else:
                 yield self._spelled(text[begin : end + missing])
+
+    def _runs(self, text: str) -> Iterator[tuple[int, int]]:
+        """Where long runs begin and end whose characters the rule treats alike: their middles make no border."""
+        for run in _LONG_RUN.finditer(text):
+            first, *others = characters = sorted(set(run[0]))
+            sample = first + "".join(first + other for other in others)
+            sample *= 1 + 3001 // len(sample)
+            # Rules look for line ends within blanks: for the last one, and for those right behind marks.
+            if line_ends := _LINE_ENDS.intersection(characters):
+                is_mixed = len(line_ends) < len(characters)
+                if is_mixed and (line_ends.issuperset(run[0][:_KEPT]) or line_ends.isdisjoint(run[0][-_KEPT:])):
+                    continue
+                sample += min(line_ends)
+            if self._is_word(sample):
+                yield run.span()
+
+    def _windows(self, text: str) -> Iterator[_Word]:
+        """The words of a text and where they stand.
+
+        Windows overlap, and a word holds if both of its windows have it and what follows, up to where it is no more the
+        window's end that decides: in blanks, as a rule may look ahead over those. Otherwise the window is doubled.
+        """
+        start, size = 0, WINDOW_CHARS
+        words = self._window(text, start, size)
+        while start + size < len(text):
+            half, most = start + size // 2, start + len(text[start : start + size * 3 // 4].rstrip())
+            kept = bisect_right(words, min(half, most), key=lambda word: word[2])
+            at = words[kept - 1][2] if kept else start
+            # Some rules count digits from a number's end: windows end so that these would count otherwise.
+            following = WINDOW_CHARS + (start + size + 1 - at - WINDOW_CHARS) % 3
+            after = self._window(text, at, following)
+            most = min(most, at + following * 3 // 4)
+            seen = words[kept : bisect_right(words, most, key=lambda word: word[2])]
+            if kept and seen and seen == after[: bisect_right(after, most, key=lambda word: word[2])]:
+                yield from words[:kept]
+                start, size, words = at, following, after
+            else:
+                size *= 2
+                words = self._window(text, start, size)
+        yield from words
+
+    def _window(self, text: str, start: int, size: int) -> list[_Word]:
+        found = self._rule.pre_tokenize_str(text[start : start + size])
+        return [(word, start + begin, start + end) for word, (begin, end) in found]
 
     def _spelled(self, word: str) -> str:
         spell = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False).pre_tokenize_str

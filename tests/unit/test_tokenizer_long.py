@@ -25,7 +25,9 @@ UNITS = [
     *("a", "b", "Q", "é", "中", "ナ", "я", " ", "  ", "\n", "\r\n", "\t", " \n", "1", "12", "1234", "٣", "'", "'s"),
     *("'ll", " 'T", ",", ".", "/", "<|", "|>", "-", "_", "`", "“", "。", "，", "́", "ि", "🙂", "\u200d", "\x1c", "½"),
     *("\x85", "\u3000", "²", "ⅷ", "IMGIMG", "AZ", "<sentinel:1>", "a" * 30, "ab" * 20, "aB" * 20, "中文" * 20),
-    *(" " * 30, "\n" * 25, "!" * 30, "'" + "lla" * 12, "é" * 30),
+    *(" " * 30, "\n" * 25, "!" * 30, "'" + "lla" * 12, "é" * 30, "1" * 50, "٣7" * 70, " \t" * 50, "\t \n" * 40),
+    *("'s't're" * 20, "é́ö" * 20, "?🙂" * 60, "1a" * 60, "\n!" * 60, " " * 30 + "\n" + " \t" * 30),
+    *("ナ中" * 20, "aé" * 20, "Éé" * 20, "!。" * 20, "🙂́🙃" * 20, "_" * 30, "$ " * 40, "½" * 30),
 ]
 
 
@@ -38,7 +40,9 @@ def splitter(rule: Rule) -> pieces.Splitter:
 def short_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Texts of a few characters are cut wherever they may be, and their runs shortened."""
     monkeypatch.setattr(pieces, "CHUNK_CHARS", 1)
-    monkeypatch.setattr(pieces, "_RUN", 20)
+    monkeypatch.setattr(pieces, "WINDOW_CHARS", 64)
+    run = pieces._LONG_RUN.pattern.replace(str(pieces._RUN), "20")
+    monkeypatch.setattr(pieces, "_LONG_RUN", re.compile(run))
     monkeypatch.setattr(pieces, "_KEPT", 8)
 
 
@@ -121,7 +125,7 @@ PROSE = "The quick brown fox jumps over the lazy dog, and 12 more.\n"
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("name", ["gpt-2", "llama-spm"])
-@pytest.mark.parametrize("unit", [PROSE, "a", "<s>ab", "中"])
+@pytest.mark.parametrize("unit", [PROSE, "a", "<s>ab", "中", "7", "\n", "\t \n", "😀👍🏽", "'s't"])
 def test_five_megabytes_take_little_memory_beside_the_ids(name: str, unit: str) -> None:
     command = [sys.executable, "-c", MEASURE, str(VOCAB / f"ggml-vocab-{name}.gguf"), unit]
     done = subprocess.run(command, capture_output=True, text=True, check=True)

@@ -124,8 +124,13 @@ PROSE = "The quick brown fox jumps over the lazy dog, and 12 more.\n"
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("name", ["gpt-2", "llama-spm"])
-@pytest.mark.parametrize("unit", [PROSE, "a", "<s>ab", "中", "7", "\n", "\t \n", "😀👍🏽", "'s't"])
+@pytest.mark.parametrize(
+    ("name", "unit"),
+    [
+        *(("gpt-2", unit) for unit in (PROSE, "a", "<s>ab", "中", "7", "\t \n", "😀👍🏽", "'s't")),
+        *(("llama-spm", unit) for unit in (PROSE, "a", "<s>ab", "中")),
+    ],
+)
 def test_five_megabytes_take_little_memory_beside_the_ids(name: str, unit: str) -> None:
     command = [sys.executable, "-c", MEASURE, str(VOCAB / f"ggml-vocab-{name}.gguf"), unit]
     done = subprocess.run(command, capture_output=True, text=True, check=True)

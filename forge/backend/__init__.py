@@ -196,8 +196,10 @@ def _cupy(kind: str | None) -> Any:
     failed = rocm.preload() if rocm.installed_cupy() else []
     try:
         from forge.backend import cupy
-    except Exception as error:  # CuPy raises what it likes where libraries do not fit it
-        if isinstance(error, ImportError) and error.name == "cupy":
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # CuPy raises what it likes, SystemExit too, where libraries do not fit it
+        if isinstance(error, ModuleNotFoundError) and error.name == "cupy":
             raise DeviceError(f"device {kind or 'gpu'} needs CuPy: install {package}, or use --device cpu") from None
         raise _CupyError(kind or "gpu", *rocm.diagnose(error, failed)) from error
     if kind not in (None, cupy.KIND):

@@ -74,9 +74,13 @@ def diagnose(error: BaseException, failed: list[str]) -> tuple[str, str]:
 
     CuPy wraps the cause in a banner: what it was raised from says which library is missing.
     """
+    seen = set()  # causes may go round in a circle
     while (inner := error.__cause__ or (None if error.__suppress_context__ else error.__context__)) is not None:
+        if id(inner) in seen:
+            break
+        seen.add(id(inner))
         error = inner
-    cause = failed[0] if failed else " ".join(str(error).split()) or type(error).__name__
+    cause = failed[0] if failed else _said(error)
     cause = cause.removesuffix(": No such file or directory")
     missing = _MISSING.search(cause)
     name = missing["name"] if missing else ""
@@ -94,6 +98,15 @@ def diagnose(error: BaseException, failed: list[str]) -> tuple[str, str]:
     if missing:
         return cause, f"install the package that holds {name}, or set LD_LIBRARY_PATH to its directory"
     return cause, f"CuPy, NumPy and ROCm do not fit each other: pip install --upgrade --force-reinstall {package}"
+
+
+def _said(error: BaseException) -> str:
+    """An error's text in one line; its type where it says nothing, or fails at saying it."""
+    try:
+        text = " ".join(str(error).split())
+    except Exception:
+        text = ""
+    return text or type(error).__name__
 
 
 def _installations() -> list[Path]:

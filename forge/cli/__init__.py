@@ -143,9 +143,11 @@ def _is_interrupt(error: BaseException | None) -> bool:
     """Whether Ctrl-C is at the bottom of this: Python and libraries wrap or replace it while modules are imported."""
     if time.monotonic() - _interrupted_at < _INTERRUPT_S:
         return True
-    while error is not None:
+    seen = set()  # causes may go round in a circle
+    while error is not None and id(error) not in seen:
         if isinstance(error, KeyboardInterrupt):
             return True
+        seen.add(id(error))
         error = error.__cause__ or error.__context__
     return False
 

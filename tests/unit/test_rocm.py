@@ -104,6 +104,10 @@ def test_doctor_demands_a_device_that_is_asked_for(device: str, capsys: Captured
         ("raise ImportError('libnuma.so.1: cannot open shared object file')", "libnuma", "package that holds libnuma"),
         ("raise RuntimeError", "RuntimeError", "--force-reinstall cupy-rocm-7-0"),
         ("raise ImportError('a\\n  b')", "a b", "--force-reinstall"),
+        ("raise SystemExit('no GPU')", "no GPU", "--force-reinstall"),
+        ("from cupy import _core", "cannot import name '_core'", "--force-reinstall"),  # its error's name is cupy
+        ("a = OSError('a')\na.__cause__ = OSError('b')\na.__cause__.__cause__ = a\nraise a", "", "--force-reinstall"),
+        ("class E(Exception):\n  def __str__(self): return 1\nraise E", "E", "--force-reinstall"),
     ],
 )
 def test_other_causes(source: str, cause: str, fix: str, site: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -61,7 +61,7 @@ class Repo:
     def refs(self) -> dict[str, str]:
         """Which commit each branch or tag was at when it was last asked for."""
         base = self.folder / "refs"
-        return {name: commit for name in _below(base) if (commit := self.commit(name))}
+        return {name: commit for name in _below(base) if is_inside(name) and (commit := self.commit(name))}
 
     def commit(self, revision: str) -> str | None:
         """The commit of a revision as far as the cache knows it."""
@@ -81,12 +81,12 @@ class Repo:
     def ggufs(self, commit: str) -> list[str]:
         """The GGUF files of a snapshot; what they link to may be gone."""
         base = self.folder / "snapshots" / commit
-        return sorted(file for file in _below(base) if file.lower().endswith(".gguf") and is_inside(file))
+        return sorted(file for file in _below(base) if _is_gguf(file))
 
     def partial_files(self) -> list[tuple[str, Path]]:
         """The files that have come in part, with where that lies."""
-        found = (self.partials / file for file in _below(self.partials))
-        return [(path.parent.relative_to(self.partials).as_posix(), path) for path in sorted(found)]
+        found = ((file.rpartition("/")[0], self.partials / file) for file in sorted(_below(self.partials)))
+        return [(file, path) for file, path in found if _is_gguf(file)]
 
     def blob_of(self, pointer: Path) -> Path | None:
         """The blob that a file of a snapshot links to."""
@@ -135,6 +135,11 @@ class Repo:
             with suppress(OSError):  # the cache may be there to be read, and `feat` lie in the way of `feat/x`
                 path.parent.mkdir(parents=True, exist_ok=True)
                 files.replace(path, commit.encode())
+
+
+def _is_gguf(file: str) -> bool:
+    """Whether a path within a repository is one that a name can have."""
+    return file.lower().endswith(".gguf") and is_inside(file)
 
 
 def _below(base: Path) -> Iterator[str]:

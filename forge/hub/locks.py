@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import stat
@@ -49,12 +50,15 @@ def _acquire(path: Path, on_wait: Callable[[], None] | None) -> int:
 
 
 def _open(path: Path) -> int:
-    flags = os.O_RDWR | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC  # opening a pipe does not wait for its other end
+    # opening a pipe does not wait for its other end, and what a link leads to is none of ours
+    flags = os.O_RDWR | os.O_CREAT | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle = os.open(path, flags, 0o666)
-    except IsADirectoryError:
-        raise _no_file(path) from None
+    except OSError as error:
+        if error.errno in (errno.EISDIR, errno.ELOOP):
+            raise _no_file(path) from None
+        raise
     if not stat.S_ISREG(os.fstat(handle).st_mode):
         os.close(handle)
         raise _no_file(path)

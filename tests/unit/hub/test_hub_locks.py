@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from forge.errors import DownloadError
 from forge.hub import locks
 
 
@@ -30,3 +31,15 @@ def test_a_lock_that_was_removed_is_no_lock(tmp_path: Path) -> None:
     with locks.held(path, remove=True):
         assert path.exists()
     assert not path.exists()
+
+
+@pytest.mark.parametrize("target", ["elsewhere/lock", "elsewhere/there", "lock"])
+def test_a_link_is_no_lock(tmp_path: Path, target: str) -> None:
+    """Whoever made it would else have files made, and removed, where it leads."""
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "there").touch()
+    path = tmp_path / "lock"
+    path.symlink_to(tmp_path / target)
+    with pytest.raises(DownloadError, match=f"^the lock {path} is not a regular file: remove it$"), locks.held(path):
+        pass
+    assert [file.name for file in (tmp_path / "elsewhere").iterdir()] == ["there"]

@@ -121,6 +121,7 @@ def test_what_is_there_with_sizes(
     [
         "models--a", "models--a--b--c/snapshots/x", "datasets--a--b/snapshots", "models--a--b/snapshots/notes/x.gguf",
         f"models--a--b/snapshots/{COMMIT}/a\nb.gguf", f"models--a--b/snapshots/{COMMIT}/d.gguf/x", ".locks/x", "x",
+        "models--a--b/.forge", "models--a--b/.forge/x", "models--a--b/.forge/x/y", "models--a--b/.forge/a\nb.gguf/x",
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("kind", ["file", "pipe", "loop", "dangling"])
@@ -134,6 +135,17 @@ def test_other_things_in_the_cache_are_passed_over(both: FakeHub, path: str, kin
         "dangling": lambda: place.symlink_to("nowhere"),
     }[kind]()
     assert hub.stored() == []
+
+
+def test_every_name_that_is_listed_can_be_removed(both: FakeHub) -> None:
+    """Also where a ref has a name that no name of the Hub has."""
+    folder = hf() / "models--a--b"
+    for path, content in (("refs/x\ny", COMMIT), (f"snapshots/{COMMIT}/m.gguf", "GGUF"), (".forge/n.gguf/e", "GG")):
+        (folder / path).parent.mkdir(parents=True)
+        (folder / path).write_text(content)
+    assert listed() == {f"hf:a/b@{COMMIT}/m.gguf": (4, "complete"), "hf:a/b/n.gguf": (2, "partial")}
+    assert [hub.remove(name) for name in listed()] == [4, 2]
+    assert listed() == {}
 
 
 # ---- rm: the catalog

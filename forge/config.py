@@ -133,8 +133,9 @@ class EngineConfig:
             check_integer("graphs", self.graphs, 1)
         if not 0.0 < _real("memory_fraction", self.memory_fraction) <= 1.0:
             raise ParameterError(f"memory_fraction must be in (0, 1], not {self.memory_fraction}")
-        if self.activations is not None and self.activations not in get_args(Activations):
-            raise ParameterError(f"activations must be one of {get_args(Activations)}, not {self.activations!r}")
+        known = isinstance(self.activations, str) and self.activations in get_args(Activations)
+        if self.activations is not None and not known:
+            raise ParameterError(f"activations must be one of {get_args(Activations)}, not {_shown(self.activations)}")
 
 
 @keywords()

@@ -8,6 +8,8 @@ from contextlib import AbstractContextManager, nullcontext
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any, Self
 
+from forge.errors import ParameterError
+
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
     from rich.progress import TaskID
@@ -19,10 +21,12 @@ Progress = Callable[[str, int, int | None], None]
 def watched(progress: Progress | bool | None) -> AbstractContextManager[Progress | None]:
     """What reports progress: the given callback; for None, bars where somebody watches; for False, nothing.
 
-    Somebody watches where stderr is a terminal and where Python runs in a Jupyter notebook.
+    Somebody watches where stderr is a terminal and where Python runs in a Jupyter notebook. Raises ParameterError.
     """
     if callable(progress):
         return nullcontext(progress)
+    if progress is not None and not isinstance(progress, bool):
+        raise ParameterError(f"progress must be True, False or a function, not a {type(progress).__name__}")
     if progress is False:
         return nullcontext(None)
     if is_terminal(sys.stderr):

@@ -85,7 +85,9 @@ def load(
     backend = backends.select(device)
     if activations == "f32" and backend.keeps_blocks:
         raise ParameterError(f"activations: {backend.device} computes in f16; use it, or --device cpu for f32")
-    THREADS.use(threads)
+    if chat_template is not None and not isinstance(chat_template, str | os.PathLike):
+        raise ParameterError(f"chat_template must be a name or a path, not a {type(chat_template).__name__}")
+    THREADS.use(None if threads is None else int(threads))  # NumPy's integers too
     with watched(progress) as report:
         path = _resolve(model, report)
         started = time.perf_counter()

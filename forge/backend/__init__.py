@@ -133,7 +133,7 @@ def select(device: str) -> Backend:
     kind, colon, index = device.partition(":") if isinstance(device, str) else ("", "", "")
     is_number = index.isdecimal() and len(index) < 5
     if kind not in ("auto", "cpu", "hip", "cuda") or (colon and not (kind in ("hip", "cuda") and is_number)):
-        raise ParameterError(f"device must be auto, cpu, hip, cuda, hip:N or cuda:N, not {device!r}")
+        raise ParameterError(f"device must be auto, cpu, hip, cuda, hip:N or cuda:N, not {device!r:.60}")
     if kind == "cpu":
         return NUMPY
     if kind == "auto":

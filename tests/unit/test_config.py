@@ -8,12 +8,13 @@ import math
 import pickle
 from dataclasses import FrozenInstanceError, fields, replace
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from forge import EngineConfig, ParameterError, SamplingParams
+from forge import EngineConfig, ParameterError, SamplingParams, load
 
 INF, NAN = math.inf, math.nan
 
@@ -152,3 +153,20 @@ def test_what_is_given_is_copied() -> None:
 
 def test_one_stop_string_is_a_list_of_one() -> None:
     assert SamplingParams(stop="abc") == SamplingParams(stop=["abc"])
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        *({"chat_template": value} for value in (1, True, b"x", ["x"])),
+        *({"progress": value} for value in ("no", 0, 1, {})),
+        *({"activations": value} for value in (np.array(["f16", "f32"]), "a" * 1000, "\n")),
+        {"device": "a" * 1000},
+    ],
+    ids=lambda wrong: next(iter(wrong)),
+)
+def test_load_names_the_parameter_that_cannot_be(wrong: dict[str, Any]) -> None:
+    path = Path(__file__).parents[1] / "data" / "arch" / "llama" / "model.gguf"
+    with pytest.raises(ParameterError, match=rf"^{next(iter(wrong))} must be [^\n]*$") as raised:
+        load(path, **{"device": "cpu", **wrong})
+    assert len(str(raised.value)) < 200

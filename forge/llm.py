@@ -420,14 +420,9 @@ class LLM:
     def _template(self) -> ChatTemplate:
         if self.chat_template is not None:
             return self.chat_template
-        if names := sorted(self.tokenizer.chat_templates):
-            raise ChatTemplateError(
-                f"{self.path}: this model has several chat templates and none is the default: choose one of "
-                f"{', '.join(names)} with --chat-template NAME or forge.load(..., chat_template=NAME)"
-            )
         raise ChatTemplateError(
             f"{self.path}: this model has no chat template, perhaps it is a base model; pass one with "
-            "--chat-template FILE or forge.load(..., chat_template=FILE)"
+            "forge chat --chat-template FILE or forge.load(..., chat_template=FILE)"
         )
 
     def _logits(self, ids: list[int]) -> Generator[npt.NDArray[np.float32], None, None]:

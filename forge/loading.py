@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import time
@@ -247,15 +248,19 @@ def _chat_template(given: str | os.PathLike[str] | None, tokenizer: Tokenizer, p
     if isinstance(given, str) and given in templates:
         return ChatTemplate(templates[given], name=str(path), special_tokens=special)
     if given is not None:
-        if templates and not Path(given).exists():
+        if not given or (templates and not Path(given).exists()):
             raise ChatTemplateError(
                 f"chat_template: {os.fspath(given)!r:.200} is neither a file nor a template of {path}, which has: "
-                f"{', '.join(sorted(templates))}"
+                f"{', '.join(sorted(templates)) or 'none'}"
             )
         return ChatTemplate.from_file(Path(given), special_tokens=special)
     default = next(iter(templates.values())) if len(templates) == 1 else tokenizer.chat_template
     if default is None:
-        return None
+        if not templates:
+            return None
+        reason = f"there are several and none is the default: choose one of {', '.join(sorted(templates))} with "
+        reason += "forge chat --chat-template NAME or forge.load(..., chat_template=NAME)"
+        default = f"{{{{ raise_exception({json.dumps(reason)}) }}}}"  # tools may still choose tool_use
     return ChatTemplate(default, name=str(path), special_tokens=special, tool_use=templates.get("tool_use"))
 
 

@@ -279,10 +279,11 @@ class Tokenizer:
 
 
 def _chat_templates(fields: Fields) -> dict[str, str]:
-    """The default, `tokenizer.chat_template`, and those beside it, whose keys end in their names."""
+    """The default, `tokenizer.chat_template`, and those beside it, whose keys end in their names. No blank ones."""
     templates = fields.texts("tokenizer.chat_template.")
-    default = fields.text("tokenizer.chat_template")
-    return templates if default is None else templates | {"default": default}
+    if default := fields.text("tokenizer.chat_template"):
+        templates["default"] = default
+    return {name: source for name, source in templates.items() if source.strip()}
 
 
 def _rule(pre: str, source: str) -> Rule:

@@ -68,9 +68,21 @@ def test_what_is_neither_a_name_nor_a_file_lists_the_names(render: Render, given
 
 def test_without_a_default(render: Render) -> None:
     named = {name: source for name, source in HERMES.items() if name}
-    with pytest.raises(forge.ChatTemplateError, match=r"choose one of rag, tool_use with --chat-template NAME"):
+    with pytest.raises(forge.ChatTemplateError, match=r"choose one of rag, tool_use with forge chat --chat-template"):
         render(named)
+    assert render(named, tools=TOOLS) == "use weather"
     assert render(named, "rag") == "rag None"
     assert render({".rag": "only"}) == "only"
     with pytest.raises(forge.ChatTemplateError, match="has no chat template"):
         render({})
+
+
+def test_a_blank_template_is_none(render: Render) -> None:
+    with pytest.raises(forge.ChatTemplateError, match="has no chat template"):
+        render({"": " \n"})
+    assert render({"": "", ".rag": "only"}) == render({"": "", ".default": "only"}) == "only"
+
+
+def test_an_empty_name_is_no_template(render: Render) -> None:
+    with pytest.raises(forge.ChatTemplateError, match="chat_template: '' is neither a file nor a template"):
+        render({"": "chat"}, "")

@@ -239,7 +239,7 @@ def test_set_changes_a_parameter_and_says_so(text: str, name: str, value: object
         ('logit_bias {"a": 1}', "logit_bias"),
         (f'logit_bias {{"{5000 * "1"}": 1}}', "logit_bias"),
         ("temprature 1", "did you mean temperature?"),
-        ("n 2", "'n' is no parameter"),
+        ("n 2", "'n' is no parameter; /set shows them"),
         ("stop [1]", "stop"),
     ],
 )

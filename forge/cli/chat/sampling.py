@@ -47,7 +47,7 @@ def check(name: str) -> None:
     if name not in NAMES:
         near = difflib.get_close_matches(name, NAMES, 1)
         raise ParameterError(
-            f"{name!r:.100} is no parameter{f'; did you mean {near[0]}?' if near else ''} /set shows them"
+            f"{name!r:.100} is no parameter; {f'did you mean {near[0]}? ' if near else ''}/set shows them"
         )
 
 

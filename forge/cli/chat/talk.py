@@ -83,7 +83,7 @@ class Commands:
             COMMANDS[name][2](self, rest)
         else:
             near = difflib.get_close_matches(name, COMMANDS, 1)
-            hint = f"; did you mean /{near[0]}?" if near else ""
+            hint = f"; did you mean /{near[0]}?" if near else ";"
             output.reply(f"/{name} is no command{hint} /help shows them; to send it as a message, write //{name}")
 
     def help(self, _: str) -> None:

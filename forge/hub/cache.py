@@ -79,7 +79,10 @@ def workspace(model: Model, report: Progress) -> Iterator[Path]:
     base.mkdir(parents=True, exist_ok=True)
     with locks.held(base / "lock", lambda: report(f"waiting for another pull of {model.name}", 0, None)):
         for leftover in base.glob("tmp-*"):
-            shutil.rmtree(leftover, ignore_errors=True)
+            if leftover.is_dir() and not leftover.is_symlink():  # rmtree would wait for the other end of a pipe
+                shutil.rmtree(leftover, ignore_errors=True)
+            else:
+                leftover.unlink(missing_ok=True)
         work = Path(tempfile.mkdtemp(prefix="tmp-", dir=base))
         try:
             yield work

@@ -3,6 +3,8 @@
 import dataclasses
 import hashlib
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -118,6 +120,27 @@ def test_a_directory_where_the_model_goes(fake_uv: Path, cache: Path, monkeypatc
         with refused(cache, rf"^{place} is a directory, and the model's file belongs there: move or remove it$"):
             function("tiny")
     assert not (fake_uv.parent / "arguments").exists()  # nothing was downloaded
+
+
+@pytest.mark.parametrize("kind", ["pipe", "link", "file", "directory"])
+def test_whatever_lies_in_a_killed_pull_s_place_goes(cache: Path, kind: str) -> None:
+    """Looked at in a child: Python's rmtree would wait for ever for the other end of a pipe."""
+    left = cache / "models" / ".pull" / "tiny" / "tmp-old"
+    left.parent.mkdir(parents=True)
+    {
+        "pipe": lambda: os.mkfifo(left),
+        "link": lambda: left.symlink_to(cache / "models"),
+        "file": left.touch,
+        "directory": lambda: (left / "inner").mkdir(parents=True),
+    }[kind]()
+    code = (
+        "from forge.hub.cache import silent, workspace\nfrom forge.hub.catalog import MODELS\nimport dataclasses\n"
+        "model = dataclasses.replace(next(iter(MODELS.values())), name='tiny')\n"
+        "with workspace(model, silent): pass"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=20)
+    assert [path.name for path in left.parent.iterdir()] == ["lock"]
+    assert (cache / "models" / "other.gguf").read_bytes() == b"precious"
 
 
 @pytest.mark.parametrize("kind", ["pipe", "dangling", "loop"])

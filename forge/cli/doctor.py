@@ -234,7 +234,7 @@ def _cache() -> Iterator[Finding]:
 
 def _writable(directory: Path, when: str, variable: str) -> tuple[str, str]:
     """The state of a directory that is made when it is first used, and how to fix one that cannot be written to."""
-    ancestor = next(path for path in (directory, *directory.parents) if os.path.exists(path))
+    ancestor = next(path for path in (directory, *directory.parents) if os.path.lexists(path))
     if not ancestor.is_dir() or not os.access(ancestor, os.W_OK | os.X_OK):
         return (
             f"{ancestor} cannot be written to",

@@ -621,3 +621,22 @@ def test_shells_complete_commands_options_and_models(monkeypatch: pytest.MonkeyP
     monkeypatch.delenv("_FORGE_COMPLETE")
     assert run(["-h"]) == 0
     assert "--show-completion" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kind", ["file", "pipe", "dangling", "loop"])
+@pytest.mark.parametrize("below", ["", "new/cache"])
+def test_doctor_finds_a_cache_that_cannot_be_made(
+    kind: str, below: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / "place"
+    {
+        "file": place.touch,
+        "pipe": lambda: os.mkfifo(place),
+        "dangling": lambda: place.symlink_to("nowhere"),
+        "loop": lambda: place.symlink_to("place"),
+    }[kind]()
+    monkeypatch.setenv("FORGE_CACHE", str(place / below))
+    from forge.cli import doctor
+
+    (found,) = [finding for finding in doctor.findings("cpu") if finding.what == "cache"]
+    assert found.fix == f"make {place} writable, or set FORGE_CACHE to a directory that is"

@@ -59,7 +59,7 @@ class LLM:
         self.chat_template = chat_template
         self.path = path
         self.notes = notes
-        """Remarks on what loading decided: the device, a context cut to fit."""
+        """Remarks on what loading decided, such as the device or a context that was cut to fit."""
         self.load_ms = load_ms
         self.config = engine.runner.model.config
         self.context = engine.context
@@ -123,8 +123,8 @@ class LLM:
             **overrides: Fields of `SamplingParams` that differ from `params`.
 
         Returns:
-            One Completion for one prompt. For a batch, or n > 1, a list: the n choices of the first prompt, then of the
-            next.
+            One Completion for one prompt. For a batch, or n > 1, a list, which has the n choices of the first prompt
+            first.
 
         Raises:
             ParameterError: A value cannot be used, or a keyword is unknown.

@@ -141,7 +141,7 @@ def load_tokenizer(model: str | os.PathLike[str], *, progress: Progress | bool |
 
 def _graphs() -> bool | int:
     """What FORGE_GRAPHS asks for. Raises ParameterError for another value."""
-    value = os.environ.get("FORGE_GRAPHS", "1")
+    value = os.environ.get("FORGE_GRAPHS") or "1"
     if value in ("0", "1"):
         return value == "1"
     if match := re.fullmatch(r"check:([1-9][0-9]{0,8})", value):

@@ -200,8 +200,10 @@ def _cupy(kind: str | None) -> Any:
         raise
     except BaseException as error:  # CuPy raises what it likes, SystemExit too, where libraries do not fit it
         if isinstance(error, ModuleNotFoundError) and error.name == "cupy":
-            raise DeviceError(f"device {kind or 'gpu'} needs CuPy: install {package}, or use --device cpu") from None
-        raise _CupyError(kind or "gpu", *rocm.diagnose(error, failed)) from error
+            if kind is None:
+                raise DeviceError(f"no GPU is used without CuPy: for one install {package}") from None
+            raise DeviceError(f"device {kind} needs CuPy: install {package}, or use --device cpu") from None
+        raise _CupyError(kind or "auto", *rocm.diagnose(error, failed)) from error
     if kind not in (None, cupy.KIND):
         raise DeviceError(f"device {kind} needs {package}: the CuPy installed here is for {cupy.KIND}")
     return cupy

@@ -37,7 +37,7 @@ def command(
     threads: options.Threads = None,
     as_json: options.Json = False,
 ) -> None:
-    """Measure prefill and decode at several batch sizes, beside the rate of reading this model's matrices once.
+    """Measure how fast prompts are read and answers generated. The speed of reading this model is beside it.
 
     Prefill is one prompt. Decode starts when every sequence of the batch has its prompt computed and its first token.
     """

@@ -31,7 +31,7 @@ class Finding(NamedTuple):
 
 
 def command(device: options.Device = "auto", as_json: options.Json = False) -> None:
-    """Show what forge runs on here, and how to fix what keeps it from running well.
+    """Show what this machine has, and how to fix what is missing.
 
     A --device that is asked for and not there is a problem.
     """

@@ -152,7 +152,7 @@ def show_logprobs(llm: LLM, logprobs: list[TokenLogprobs]) -> None:
         for entry in logprobs
     ]
     columns = ("id", "text", "logprob", "most probable")
-    output.write_table("log probabilities", columns, rows, right=("id", "logprob"), as_status=True)
+    output.write_table("log probabilities", columns, rows, right=("id", "logprob"), to_stderr=True)
 
 
 def cut(timings: Timings, params: SamplingParams, llm: LLM) -> str:

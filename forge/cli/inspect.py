@@ -23,7 +23,7 @@ def command(
     file: Annotated[str, typer.Argument(metavar="FILE", help="A GGUF file, or a model's name.")],
     as_json: options.Json = False,
 ) -> None:
-    """Show what a model file holds, and validate it, without loading its weights."""
+    """Show and check what a model file holds. Its weights are not loaded."""
     from forge.backend import select
     from forge.formats import gguf
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     rich_markup_mode=None,
-    help="Prebuilt kernels for AMD GPUs without hipcc.",
+    help="Build kernels for AMD GPUs ahead of time, and list them.",
     subcommand_metavar="COMMAND",
 )
 

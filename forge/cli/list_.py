@@ -6,7 +6,7 @@ from forge.cli import options, output
 
 
 def command(as_json: options.Json = False) -> None:
-    """Show the models in the caches, forge's own and Hugging Face's, with their sizes."""
+    """Show the models in the caches, with their sizes. The caches are forge's own and Hugging Face's."""
     from forge import hub
     from forge.backend import select
     from forge.cli.about import about

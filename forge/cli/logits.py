@@ -20,7 +20,7 @@ def command(
     threads: options.Threads = None,
     as_json: options.Json = False,
 ) -> None:
-    """Show the most probable next tokens after TEXT with their logits."""
+    """Show the most probable tokens after TEXT. Each with its logit."""
     import numpy as np
 
     text = options.text_or_stdin(text, "TEXT")

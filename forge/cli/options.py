@@ -193,7 +193,7 @@ def _remark(llm: LLM) -> None:
             output.note(remark)
         elif not output.is_quiet() and is_news(remark):
             device, _, why = remark.partition("; auto: ")
-            is_bare = "needs CuPy" in why  # what else keeps a GPU from being used is a fault, with its cause
+            is_bare = "without CuPy" in why  # what else keeps a GPU from being used is a fault, with its cause
             output.note(f"{device}; no GPU that forge can use: see forge doctor" if is_bare else remark)
 
 

@@ -46,9 +46,9 @@ def write_table(
     rows: Iterable[Sequence[object]],
     *,
     right: Sequence[str] = (),
-    as_status: bool = False,
+    to_stderr: bool = False,
 ) -> None:
-    """A table to stdout, or `as_status` to stderr; columns named in `right` hold numbers."""
+    """A table to stdout, or to stderr; columns named in `right` hold numbers."""
     from rich.table import Table
     from rich.text import Text
 
@@ -57,10 +57,10 @@ def write_table(
         table.add_column(column, justify="right" if column in right else "left", overflow="fold")
     for row in rows:
         table.add_row(*(Text(printable(str(cell))) for cell in row))
-    if not as_status:
-        write_rich(table)
-    elif not _quiet:
+    if to_stderr:
         _to_stderr(_rendered(table, sys.stderr))
+    else:
+        write_rich(table)
 
 
 def write_rich(renderable: Any) -> None:

@@ -12,7 +12,7 @@ from forge.cli import output
 def command(
     name: Annotated[str, typer.Argument(metavar="NAME", help="A name that `forge list` shows.")],
 ) -> None:
-    """Remove a model from its cache, with what broken downloads of it left."""
+    """Remove a model from its cache. What broken downloads of it left goes, too."""
     from forge import hub
 
     freed = hub.remove(name)

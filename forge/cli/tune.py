@@ -24,7 +24,7 @@ def command(
         str | None,
         typer.Argument(
             metavar="MODEL",
-            help="The model to tune for: a name, a GGUF file, or hf:owner/repo/file.gguf. [default: usual 1B and 8B]",
+            help="The model to tune for: a name, a GGUF file, or hf:owner/repo[:QUANT]. [default: usual 1B and 8B]",
         ),
     ] = None,
     kernel: Annotated[
@@ -36,7 +36,7 @@ def command(
     device: options.Device = "auto",
     as_json: options.Json = False,
 ) -> None:
-    """Measure on this GPU what its kernels are fastest with, and keep it in the cache: minutes, and once.
+    """Find the fastest settings of the kernels on this GPU. It takes minutes, once, and keeps them in the cache.
 
     The choices are in force from the next start on. They may change the last bits of results: sums are made in
     another order. What is measured is kept at once, so that Ctrl-C loses nothing.

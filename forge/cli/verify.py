@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def command(device: options.Device = "auto", as_json: options.Json = False) -> None:
-    """Run every op's cases on a device and compare them with the references in float64."""
+    """Compare every op on a device with its reference. References compute in float64."""
     from forge import verify
     from forge.backend import explain, rocm, select
 

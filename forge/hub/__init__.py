@@ -80,6 +80,8 @@ def pull(name: str, *, progress: Progress | None = None, force: bool = False) ->
     report = progress or silent
     if names.is_hub_name(name):
         return huggingface.fetch(name, report, force=force)
+    if os.path.isfile(os.path.expanduser(name)):
+        raise ModelNotFoundError(f"{shown(name)} is a file that is here: pass it to -m, nothing is to be fetched")
     if name not in MODELS and (hint := names.hint(name)):
         raise ModelNotFoundError(f"no model named {shown(name)}{hint}")
     model = find(name)

@@ -70,7 +70,7 @@ def unknown(name: str) -> ModelNotFoundError:
     hint = f"; did you mean {nearest[0]!r}?" if nearest else ":"
     return ModelNotFoundError(
         f"no model named {shown(name)}{hint} known names are {', '.join(MODELS)}; "
-        "a file's path and hf:owner/repo/file.gguf work too"
+        "a file's path and hf:owner/repo:Q4_K_M work too"
     )
 
 

@@ -123,7 +123,7 @@ def test_a_driver_that_goes_stale_is_found_within_the_interval(
 
 
 @pytest.mark.parametrize(
-    "value", ["", "2", "check", "check:0", "check:-1", "check:1x", "no", "check:1\n", "check:9999999999"]
+    "value", ["2", "check", "check:0", "check:-1", "check:1x", "no", "check:1\n", "check:9999999999"]
 )
 def test_values_of_the_variable(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FORGE_GRAPHS", value)
@@ -137,3 +137,8 @@ def test_values_of_the_variable(value: str, monkeypatch: pytest.MonkeyPatch) -> 
 def test_values_of_the_argument(value: Any) -> None:
     with pytest.raises(ParameterError, match=r"^graphs must be "):
         forge.load(LLAMA, device="cpu", graphs=value)
+
+
+def test_an_empty_variable_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORGE_GRAPHS", "")
+    assert loading._graphs() is True

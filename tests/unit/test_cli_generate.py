@@ -92,6 +92,8 @@ def test_generate_shows_logprobs(capsys: Captured) -> None:
     shown = capsys.readouterr()
     assert shown.out == wanted.text
     assert f"{wanted.logprobs[0].logprob:.3f}" in shown.err
+    assert run([*flags, "--quiet"]) == 0
+    assert f"{wanted.logprobs[0].logprob:.3f}" in capsys.readouterr().err  # it was asked for
     assert failure(capsys, *flags[:-1], "101")[0] == 2
 
 

@@ -138,6 +138,9 @@ def test_the_oldest_turns_are_dropped_after_a_warning(llm: LLM, capsys: Captured
     for place in range(12):
         all_said = said(found, f"message {place} " + "x " * 5)
         errors.append(capsys.readouterr().err)
+        turns = found.hidden // 2
+        if "no longer sees" in errors[-1]:  # all that it does not see, not only those since the last note
+            assert f"sees its oldest {'turn' if turns == 1 else f'{turns} turns'}\n" in errors[-1]
         seen = all_said[found.hidden :]
         assert found.used <= CONTEXT
         assert found.used == tokens(llm, seen[:-1]) + 4

@@ -153,13 +153,13 @@ class Conversation:
         if len(ids) > most and self.drops and starts:
             place = bisect_left(starts, -most, key=lambda start: -len(self._encode(messages[start:], continues)))
             start = starts[min(place, len(starts) - 1)]
-            turns = sum(message["role"] == "user" for message in messages[self.hidden : start])
+            turns = sum(message["role"] == "user" for message in messages[:start])
             ids = self._encode(messages[start:], continues)
             if len(ids) < self.llm.context:
                 self.hidden, self._warned = start, True
                 output.note(
                     f"the conversation has outgrown the context of {self.llm.context} tokens: the model no longer sees "
-                    f"its oldest {output.count(turns, 'turn')}"
+                    f"its oldest {'turn' if turns == 1 else f'{turns} turns'}"
                 )
         if len(ids) >= self.llm.context:
             what, way = "the message takes", "shorten it, or use a larger --context"

@@ -122,6 +122,13 @@ def test_a_directory_where_the_model_goes(fake_uv: Path, cache: Path, monkeypatc
     assert not (fake_uv.parent / "arguments").exists()  # nothing was downloaded
 
 
+def test_a_path_is_no_name_to_pull(cache: Path, tmp_path: Path) -> None:
+    path = tmp_path / "mine.gguf"
+    path.write_bytes(b"GGUF")
+    with pytest.raises(ModelNotFoundError, match=r"mine.gguf' is a file that is here: pass it to -m"):
+        hub.pull(str(path))
+
+
 @pytest.mark.parametrize("kind", ["pipe", "link", "file", "directory"])
 def test_whatever_lies_in_a_killed_pull_s_place_goes(cache: Path, kind: str) -> None:
     """Looked at in a child: Python's rmtree would wait for ever for the other end of a pipe."""

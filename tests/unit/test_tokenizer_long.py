@@ -113,7 +113,7 @@ import resource, sys, psutil
 from forge import load_tokenizer
 tokenizer = load_tokenizer(sys.argv[1])
 tokenizer.encode((sys.argv[2] * 200_000)[:200_000])  # what is remembered whatever the length
-text = sys.argv[2] * (5_000_000 // len(sys.argv[2].encode()))
+text = sys.argv[2] * (2_000_000 // len(sys.argv[2].encode()))
 before = psutil.Process().memory_info().rss
 ids = tokenizer.encode(text, parse_special=True)
 peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -131,19 +131,19 @@ PROSE = "The quick brown fox jumps over the lazy dog, and 12 more.\n"
         *(("llama-spm", unit) for unit in (PROSE, "a", "<s>ab", "中")),
     ],
 )
-def test_five_megabytes_take_little_memory_beside_the_ids(name: str, unit: str) -> None:
+def test_two_megabytes_take_little_memory_beside_the_ids(name: str, unit: str) -> None:
     command = [sys.executable, "-c", MEASURE, str(VOCAB / f"ggml-vocab-{name}.gguf"), unit]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     size, count = map(int, done.stdout.split())
-    assert size < 10 * 5_000_000
-    assert count > 100_000
+    assert size < 10 * 2_000_000
+    assert count > 10_000
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_the_command_line_writes_the_ids_of_a_long_text(tmp_path: Path) -> None:
     """rich's table of two million rows took gigabytes."""
-    text = PROSE * (5_000_000 // len(PROSE))
+    text = PROSE * (2_000_000 // len(PROSE))
     (tmp_path / "text").write_text(text)
     measured = "import resource, sys; from forge.cli import run; code = run(sys.argv[1:]); sys.stdout.flush(); "
     measured += "open('peak', 'w').write(str(1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)); exit(code)"
@@ -151,6 +151,6 @@ def test_the_command_line_writes_the_ids_of_a_long_text(tmp_path: Path) -> None:
     for flags in ([], ["--json"]):
         with (tmp_path / "text").open() as stdin, (tmp_path / "out").open("w") as stdout:
             subprocess.run([*command, *flags], stdin=stdin, stdout=stdout, check=True, cwd=tmp_path)
-        assert int((tmp_path / "peak").read_text()) < 350e6
+        assert int((tmp_path / "peak").read_text()) < 250e6
     ids = json.loads((tmp_path / "out").read_text())["ids"]
     assert len(ids) % (len(text) // len(PROSE)) == 0

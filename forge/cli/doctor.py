@@ -129,6 +129,7 @@ def _gpu(device: str = "auto") -> Iterator[Finding]:
         return
     path = next((path for path in _GPU_FILES if Path(path).exists()), "")
     kind, install, permit, system = _GPU_FILES.get(path, ("", "", "", ""))
+    asked = {"hip": "AMD", "cuda": "NVIDIA"}.get(device.partition(":")[0], kind)
     driver_fix = cupy_fix = device_fix = ""
     if path and not os.access(path, os.R_OK | os.W_OK):
         driver_fix = f"{path} cannot be opened: {permit}"
@@ -136,7 +137,7 @@ def _gpu(device: str = "auto") -> Iterator[Finding]:
         cupy_fix = f"it cannot be imported: {fault[1]}"
     elif path and cupy is None:
         cupy_fix = f"there is an {kind} GPU: {install}"
-    elif path and not driver_fix:
+    elif path and asked == kind and not driver_fix:
         device_fix = f"{cupy} cannot use the {kind} GPU: install {system}; if that is CuPy for another, {install}"
     if gpu is None and not device_fix:
         device_fix = f"there is no {device} to be used here, and --device asked for it"

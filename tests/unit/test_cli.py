@@ -248,6 +248,18 @@ def test_doctor_says_what_keeps_a_gpu_from_being_used(
     assert found["driver"].found == (str(file) if path else f"none: there is no {file}")
 
 
+def test_doctor_does_not_repair_the_nvidia_gpu_where_an_amd_one_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from forge.backend import rocm
+    from forge.cli import doctor
+
+    monkeypatch.setattr(doctor, "_GPU_FILES", {str(tmp_path): doctor._GPU_FILES["/dev/nvidia0"]})
+    monkeypatch.setattr(rocm, "installed_cupy", lambda: "cupy-cuda13x 14.2.0")
+    fixes = {finding.what: finding.fix for finding in doctor._gpu("hip")}
+    assert fixes == {"device": "there is no hip to be used here, and --device asked for it", "driver": "", "CuPy": ""}
+
+
 class StubGpu:
     keeps_blocks, arch, device, has_blas = True, "sm_90", "cuda:0 (stub)", True
     cache = Path()

@@ -53,7 +53,7 @@ def guess(magic: bytes) -> str:
     if magic[8:10] == b'{"':
         return "a safetensors file: convert it to GGUF"
     known = (description for start, description in _FOREIGN if magic.startswith(start))
-    return next(known, f"nothing known, it starts with {magic[:8]!r}")
+    return next(known, f"something else, which starts with {magic[:8]!r}: give a .gguf file")
 
 
 class Source:

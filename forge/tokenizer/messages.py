@@ -107,7 +107,8 @@ class Probe:
 def checked(messages: Sequence[Mapping[str, Any]]) -> list[Message]:
     """Messages as plain JSON, each with a content, which may be None. Raises ParameterError, naming the message."""
     if isinstance(messages, str | bytes | Mapping) or not isinstance(messages, Sequence):
-        raise ParameterError(f"messages: must be a list of messages, not {type(messages).__name__}")
+        example = '[{"role": "user", "content": "Hi"}]'
+        raise ParameterError(f"messages: must be a list such as {example}, not {type(messages).__name__}")
     if not messages:
         raise ParameterError("messages: the list is empty; give at least one message")
     return [_checked_message(f"messages[{index}]", message) for index, message in enumerate(messages)]

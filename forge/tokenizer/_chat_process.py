@@ -90,14 +90,14 @@ class RenderPool:
 
     def _give_back(self, worker: "_Worker") -> None:
         with self._changed:
-            is_kept = worker in self._workers and self._idle is None and worker.is_running
-            if is_kept:
+            if worker in self._workers and self._idle is None and worker.is_running:
                 self._idle = worker
-            else:
-                self._workers.discard(worker)
+                self._changed.notify()
+                return
+        worker.close()  # it counts until it has ended
+        with self._changed:
+            self._workers.discard(worker)
             self._changed.notify()
-        if not is_kept:
-            worker.close()
 
     def _forget(self) -> None:
         """In a fork of this Python: the processes are the parent's, and another thread may have held the lock."""

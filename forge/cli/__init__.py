@@ -8,6 +8,7 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
+from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
@@ -124,9 +125,11 @@ def _with_flag(error: ForgeError, options: list[str]) -> str:
     return f"{flag}{space}{rest}" if given else str(error)
 
 
-def _on_interrupt(*_: object) -> None:
+def _on_interrupt(_: int, frame: FrameType | None) -> None:
     """Ctrl-C; those that follow at once, while the first is dealt with, are the same."""
     global _interrupted_at
+    if frame is not None and frame.f_code is _on_unraisable.__code__:  # Python would print what is raised there
+        os._exit(INTERRUPTED)
     before, _interrupted_at = _interrupted_at, time.monotonic()
     if _interrupted_at - before > _INTERRUPT_S or not isinstance(sys.exc_info()[1], KeyboardInterrupt):
         raise KeyboardInterrupt

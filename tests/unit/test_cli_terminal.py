@@ -101,6 +101,52 @@ def test_many_ctrl_c_leave_with_the_same_exit_code(term: str, chat: Open) -> Non
     assert b"Traceback" not in terminal.seen
 
 
+def test_ctrl_c_that_another_thread_receives_ends_the_wait_for_a_line() -> None:
+    """The kernel may give a signal to any thread, and a read in the main thread is then not interrupted."""
+    program = """if True:
+        import signal, threading, time
+        from forge.cli.chat import prompt
+        def interrupt():
+            time.sleep(0.5)
+            signal.pthread_kill(threading.get_ident(), signal.SIGINT)
+        threading.Thread(target=interrupt).start()
+        try:
+            print("read", prompt._line("> "))
+        except KeyboardInterrupt:
+            print("interrupted")
+    """
+    terminal = Terminal(program=(sys.executable, "-c", program), TERM="dumb")
+    try:
+        terminal.wait_for(b"interrupted", seconds=30)
+    finally:
+        terminal.close()
+
+
+def test_ctrl_c_while_python_tells_of_an_exception_in_a_destructor_ends_it_without_a_traceback() -> None:
+    program = """if True:
+        import signal, sys
+        from forge import cli
+        class Broken:
+            def __del__(self):
+                raise ValueError
+        def trace(frame, event, _):
+            if frame.f_code is cli._on_unraisable.__code__:
+                signal.getsignal(signal.SIGINT)(signal.SIGINT, frame)
+        def run(_):
+            sys.settrace(trace)
+            Broken()
+            return 1
+        cli.run = run
+        cli.main()
+    """
+    terminal = Terminal(program=(sys.executable, "-c", program))
+    try:
+        assert terminal.exit_code() == 130
+        assert b"Traceback" not in terminal.seen
+    finally:
+        terminal.close()
+
+
 def test_ctrl_c_stops_an_answer_and_keeps_it(chat: Open, tmp_path: Path) -> None:
     terminal = chat("--context", "400")
     told(terminal, b"/set max_tokens none\r", rb"max_tokens none\r\n")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import select
+import signal
 import sys
 from collections.abc import Callable, Iterable
 
@@ -132,6 +134,7 @@ def _line(prompt: str) -> str | None:
     """A line without its end; None at the end of the input."""
     output.ask(prompt)
     try:
+        _wait_for_input()
         line = sys.stdin.readline(_LONGEST)
     except KeyboardInterrupt:
         output.ask("\n")
@@ -139,3 +142,21 @@ def _line(prompt: str) -> str | None:
     except UnicodeDecodeError as error:
         raise ForgeError(f"standard input: is not UTF-8 text ({error.reason})") from None
     return line.removesuffix("\n") if line else None
+
+
+def _wait_for_input() -> None:
+    """Returns when a line can be read. Raises KeyboardInterrupt for Ctrl-C.
+
+    A blocking read would miss a signal that comes just before it, or that the kernel gives to another thread. Python
+    writes to the wakeup descriptor in both cases.
+    """
+    wakeup, end = os.pipe()
+    os.set_blocking(end, False)
+    before = signal.set_wakeup_fd(end)
+    try:
+        while sys.stdin not in select.select([sys.stdin, wakeup], [], [])[0]:
+            os.read(wakeup, 1)
+    finally:
+        signal.set_wakeup_fd(before)
+        os.close(wakeup)
+        os.close(end)

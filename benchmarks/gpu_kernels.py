@@ -20,8 +20,8 @@ import forge.ops  # noqa: F401  (fills the registry)
 from forge.backend import select
 from forge.backend.gpu import GPU
 from forge.formats import ggml
-from forge.op import REGISTRY
-from forge.quant import QuantTensor
+from forge.ops.op import REGISTRY
+from forge.ops.quant import QuantTensor
 
 _ROTATED_BYTES = 400_000_000
 _REPLAYS = 20

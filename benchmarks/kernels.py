@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 import forge.ops  # noqa: F401  (fills the registry)
-from forge.op import REGISTRY, Array
+from forge.ops.op import REGISTRY, Array
 
 Make = Callable[[np.random.Generator], tuple[Any, ...]]
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import gguf
 import numpy as np
 
-from forge.quant import QuantTensor
+from forge.ops.quant import QuantTensor
 
 SHAPES = {  # layers, E, H, G, D, F, V
     "llama-3.2-1b": (16, 2048, 32, 8, 64, 8192, 128_256),

@@ -16,12 +16,12 @@ RopeStyle = Literal["neox", "interleaved"]
 Activation = Literal["silu", "gelu"]
 NormKind = Literal["rms", "layer"]
 Activations = Literal["f32", "f16"]
-MOST_LOGPROBS = 100
+MAX_LOGPROBS = 100
 """Of the most probable ids at a position, that a request may ask for."""
-MOST_STOP_STRINGS = 64
-MOST_STOP_CHARACTERS = 1000
+MAX_STOP_STRINGS = 64
+MAX_STOP_CHARACTERS = 1000
 """Of one stop string. Each new piece of text is compared with all of them, while all other requests wait."""
-MOST_STOP_IDS = 1 << 20
+MAX_STOP_IDS = 1 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -187,7 +187,7 @@ class SamplingParams:
         check_integer("top_k", self.top_k, 0)
         check_integer("n", self.n, 1, 256)
         check_integer("seed", self.seed, 0, 2**64 - 1, optional=True)
-        check_integer("logprobs", self.logprobs, 0, MOST_LOGPROBS, optional=True)
+        check_integer("logprobs", self.logprobs, 0, MAX_LOGPROBS, optional=True)
         if not 0.0 <= _real("temperature", self.temperature) <= 100.0:
             raise ParameterError(f"temperature must be in [0, 100], not {self.temperature}")
         if not 0.0 < _real("top_p", self.top_p) <= 1.0:
@@ -202,15 +202,15 @@ class SamplingParams:
             if abs(_real(name, getattr(self, name))) > 100.0:
                 raise ParameterError(f"{name} must be in [-100, 100], not {getattr(self, name)}")
         self._freeze("logit_bias", _bias(self.logit_bias))
-        stop = (self.stop,) if isinstance(self.stop, str) else _items("stop", self.stop, MOST_STOP_STRINGS)
+        stop = (self.stop,) if isinstance(self.stop, str) else _items("stop", self.stop, MAX_STOP_STRINGS)
         if not all(isinstance(s, str) and s for s in stop):
             raise ParameterError(f"stop must be non-empty strings, not {_shown(self.stop)}")
-        if (longest := max(map(len, stop), default=0)) > MOST_STOP_CHARACTERS:
+        if (longest := max(map(len, stop), default=0)) > MAX_STOP_CHARACTERS:
             raise ParameterError(
-                f"stop may hold strings of {MOST_STOP_CHARACTERS} characters, and one of these has {longest}"
+                f"stop may hold strings of {MAX_STOP_CHARACTERS} characters, and one of these has {longest}"
             )
         self._freeze("stop", stop)
-        self._freeze("stop_ids", _items("stop_ids", self.stop_ids, MOST_STOP_IDS))
+        self._freeze("stop_ids", _items("stop_ids", self.stop_ids, MAX_STOP_IDS))
         for token in self.stop_ids:
             check_integer("stop_ids", token, 0)
 

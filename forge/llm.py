@@ -19,12 +19,12 @@ from forge.config import SamplingParams, check_integer
 from forge.engine import Engine, Sampled
 from forge.engine.sequence import Sequence as EngineSequence
 from forge.errors import ChatTemplateError, ContextLengthError, NumericsError, OutOfMemoryError, ParameterError
-from forge.forks import ParentsLock, watch
-from forge.generation import Generation
 from forge.keywords import keywords
 from forge.models.attention import AttentionWeights
 from forge.outputs import Chunk, Completion, Perplexity
-from forge.prompts import is_single, items_of, sampling_params, token_ids
+from forge.runtime.forks import ParentsLock, watch
+from forge.runtime.generation import Generation
+from forge.runtime.prompts import is_single, items_of, sampling_params, token_ids
 from forge.tokenizer import Tokenizer
 from forge.tokenizer.chat import ChatTemplate
 

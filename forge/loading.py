@@ -20,18 +20,18 @@ from forge.engine import Engine, Runner
 from forge.errors import ChatTemplateError, FormatError, OutOfMemoryError, ParameterError
 from forge.formats import gguf
 from forge.keywords import keywords
-from forge.kv_cache import KVCache, page_bytes
 from forge.llm import LLM
+from forge.state.paged_kv import KVCache, page_bytes
 from forge.tokenizer import Tokenizer
 from forge.tokenizer.chat import ChatTemplate
 
-_MOST_PAGES = 1 << 18
+_MAX_PAGES = 1 << 18
 """Pages have bookkeeping of their own; with pages of 64 these hold 16 million positions."""
 _SHARED_TOKENS = 1 << 15
 """Positions in the KV cache where nobody says how many sequences are to have their whole context: 64 of 512 tokens."""
 _REMARKABLE_BYTES = 10**9
 """A KV cache that takes so much of a GPU is remarked on."""
-_MOST_THREADS = 1024
+_MAX_THREADS = 1024
 _STEP_BYTES = 256 << 20
 """Memory for a step's activations: a model with very wide layers computes fewer tokens at a time."""
 
@@ -82,9 +82,9 @@ def load(
     )
     if max_sequences is not None:
         settings = replace(settings, max_sequences=max_sequences)
-    check_integer("threads", threads, 1, _MOST_THREADS, optional=True)
+    check_integer("threads", threads, 1, _MAX_THREADS, optional=True)
     backend = backends.select(device)
-    if activations == "f32" and backend.keeps_blocks:
+    if activations == "f32" and backend.is_gpu:
         raise ParameterError(f"activations: {backend.device} computes in f16; use it, or --device cpu for f32")
     if chat_template is not None and not isinstance(chat_template, str | os.PathLike):
         raise ParameterError(f"chat_template must be a name or a path, not a {type(chat_template).__name__}")
@@ -115,7 +115,7 @@ def load(
     notes = plan.notes
     if untested := compilers.untested(backend.arch):
         notes = (f"device: {untested}", *notes)
-    if activations == "f16" and not backend.keeps_blocks:
+    if activations == "f16" and not backend.is_gpu:
         notes = (f"activations: {backend.device} computes in float32; f16 is for GPUs", *notes)
     if device == "auto":
         notes = (f"device: {backend.device}; auto: {backends.explain()}", *notes)
@@ -172,13 +172,13 @@ def _plan(file: gguf.GGUF, settings: EngineConfig, backend: Backend, *, is_share
     weights, converted = _weight_bytes(file, backend)
     if weights > free:
         raise OutOfMemoryError(
-            f"{file.path}: the weights need {_gb(weights)}{'' if backend.keeps_blocks else ' as float32'} and "
+            f"{file.path}: the weights need {_gb(weights)}{'' if backend.is_gpu else ' as float32'} and "
             f"{_gb(free)} may be taken (--memory-fraction {settings.memory_fraction:g} of what is free on "
             f"{backend.device}): free some memory or use a smaller model"
         )
     size = settings.page_size
     per_page = page_bytes(config, size, backend.activations.itemsize)
-    possible = min(max((free - weights) // per_page - 1, 0), _MOST_PAGES)  # one is spare
+    possible = min(max((free - weights) // per_page - 1, 0), _MAX_PAGES)  # one is spare
     wanted = settings.context or config.context_length
     notes: tuple[str, ...] = ()
     if converted:
@@ -202,14 +202,14 @@ def _plan(file: gguf.GGUF, settings: EngineConfig, backend: Backend, *, is_share
         most = min(most, max(-(-wanted // size), _SHARED_TOKENS // size))
     num_pages = min(possible, most)
     taken = (num_pages + 1) * per_page
-    if backend.keeps_blocks and taken >= _REMARKABLE_BYTES:
+    if backend.is_gpu and taken >= _REMARKABLE_BYTES:
         notes += (f"KV cache: {num_pages * size} tokens take {_gb(taken)}; a smaller --context takes less",)
     return _Plan(wanted, num_pages, notes)
 
 
 def _weight_bytes(file: gguf.GGUF, backend: Backend) -> tuple[int, str]:
     """Bytes that the weights take on a backend, and which types are converted to float16 for lack of a kernel."""
-    if not backend.keeps_blocks:
+    if not backend.is_gpu:
         return 4 * sum(prod(info.shape) for info in file.tensors.values()), ""
     total = 0
     converted: set[str] = set()

@@ -22,13 +22,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-from forge.backend import compilers, kernels
+from forge.backend import compilers, sources
+from forge.devtools.variants import case_variants, model_variants
 from forge.errors import DeviceError
-from forge.variants import case_variants, model_variants
 
 TARGETS = compilers.TESTED
 NEWER_TARGETS = ("gfx950",)
-MOST_LDS_BYTES = 64 << 10
+MAX_LDS_BYTES = 64 << 10
 ROOT = Path(__file__).parents[1]
 TABLE = ROOT / "benchmarks" / "results" / "amd_resources.md"
 CACHE = ROOT / ".harness" / "amd"
@@ -87,7 +87,7 @@ def main() -> None:
         sys.exit("\n".join(faults))
 
 
-def variants() -> list[kernels.Variant]:
+def variants() -> list[sources.Variant]:
     """Those of all ops' cases and those that models launch."""
     return sorted({*case_variants(), *model_variants()}, key=lambda variant: variant.name)
 
@@ -101,22 +101,22 @@ def clang_19() -> compilers.Compiler:
 
 def knows(compiler: compilers.Compiler, target: str) -> bool:
     try:
-        compilers.compile_variant(kernels.Variant("step", ()), target, compiler)
+        compilers.compile_variant(sources.Variant("step", ()), target, compiler)
     except DeviceError:
         return False
     return True
 
 
-def measure(found: list[kernels.Variant], targets: tuple[str, ...], compiler: compilers.Compiler) -> list[Usage]:
+def measure(found: list[sources.Variant], targets: tuple[str, ...], compiler: compilers.Compiler) -> list[Usage]:
     """Compile all variants for all targets, in parallel; what was compiled before is read from the cache."""
     with ThreadPoolExecutor() as pool:
         jobs = [(variant, target, compiler) for variant in found for target in targets]
         return [usage for usages in pool.map(lambda job: compile_for(*job), jobs) for usage in usages]
 
 
-def compile_for(variant: kernels.Variant, target: str, compiler: compilers.Compiler) -> list[Usage]:
+def compile_for(variant: sources.Variant, target: str, compiler: compilers.Compiler) -> list[Usage]:
     """What each kernel of a variant takes on a target. Raises SystemExit with the compiler's message."""
-    text = kernels.source(variant.file)
+    text = sources.source(variant.file)
     mode = "--genco" if compiler.is_hipcc else "--cuda-device-only"
     command = [compiler.path, mode, *compilers.FLAGS, f"--offload-arch={target}", *variant.options]
     key = "\0".join([text, *command, compiler.version, _SHOWN])
@@ -195,7 +195,7 @@ def wrong(usages: list[Usage]) -> Iterator[str]:
         for what, bad in (
             (f"{u.spills} spills", u.spills),
             (f"{u.scratch_bytes} bytes of scratch", u.scratch_bytes),
-            (f"{u.lds_bytes} bytes of LDS", u.lds_bytes > MOST_LDS_BYTES),
+            (f"{u.lds_bytes} bytes of LDS", u.lds_bytes > MAX_LDS_BYTES),
             (f"{u.switches} switches of the mode of floating point", u.switches),
         ):
             if bad:

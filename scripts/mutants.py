@@ -100,12 +100,12 @@ class Planter:
 
     def _found_by(self, fault: Fault, session: Any) -> str:
         """The test that fails with the fault planted, or ""; the process is of no more use afterwards."""
-        from forge.backend import kernels
+        from forge.backend import sources
 
         with tempfile.TemporaryDirectory() as directory:
-            kernels._DIRECTORY = Path(directory) / "raw_kernels"
-            shutil.copytree(KERNELS, kernels._DIRECTORY)
-            path = kernels._DIRECTORY / f"{fault.file}.hip"
+            sources._DIRECTORY = Path(directory) / "raw_kernels"
+            shutil.copytree(KERNELS, sources._DIRECTORY)
+            path = sources._DIRECTORY / f"{fault.file}.hip"
             text = path.read_text()
             if text.count(fault.old) != 1:
                 return f"STALE: the text is there {text.count(fault.old)} times"

@@ -10,7 +10,7 @@ from forge import LLM, SamplingParams, Tokenizer, models
 from forge.backend import NUMPY
 from forge.engine import Engine, Runner
 from forge.formats import gguf
-from forge.kv_cache import KVCache
+from forge.state.paged_kv import KVCache
 
 ARCH = Path(__file__).parent / "data" / "arch"
 CONTEXT = 96

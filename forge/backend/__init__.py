@@ -50,7 +50,7 @@ class Backend(Protocol):
         ...
 
     @property
-    def keeps_blocks(self) -> bool:
+    def is_gpu(self) -> bool:
         """Quantized weights stay in the blocks of their file; else they become floats when they are loaded."""
         ...
 

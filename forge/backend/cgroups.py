@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from forge import files
+from forge import _files
 
-_MOST_BYTES = 16 << 20
+_MAX_BYTES = 16 << 20
 _LONGEST_PATH = 4096
 _V2 = ""
 """What /proc names in place of controllers: version 2 has one hierarchy for all."""
@@ -104,6 +104,6 @@ def _number(word: str) -> int | None:
 
 def _read(path: Path) -> str:
     try:
-        return os.fsdecode(files.read(path, _MOST_BYTES))
+        return os.fsdecode(_files.read(path, _MAX_BYTES))
     except (OSError, ValueError):
         return ""

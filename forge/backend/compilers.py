@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from forge import files
-from forge.backend import amd, kernels, probe, rocm
+from forge import _files
+from forge.backend import amd, probe, rocm, sources
 from forge.errors import DeviceError
 
 FLAGS = (
@@ -24,8 +24,8 @@ FLAGS = (
 )
 """Options of every compilation, for hipcc as for clang: nothing of ROCm is included or linked."""
 
-LEAST_CLANG = 19
-COMPILERS = f"ROCm's hipcc, or clang >= {LEAST_CLANG} with lld (Debian, Ubuntu: apt install clang-19 lld-19)"
+MIN_CLANG = 19
+COMPILERS = f"ROCm's hipcc, or clang >= {MIN_CLANG} with lld (Debian, Ubuntu: apt install clang-19 lld-19)"
 """What to install where there is no compiler."""
 
 TESTED = ("gfx90a", "gfx942", "gfx1030", "gfx1100", "gfx1151", "gfx1201")
@@ -35,8 +35,8 @@ _ERROR = re.compile(r":(?P<line>\d+):\d+: (?:fatal )?error: (?P<text>.*)$", re.M
 _COMPILE_SECONDS = 60
 """A kernel takes 0.3 of one; more than this is no slow compiler."""
 _VERSION_SECONDS = 30
-MOST_CODE_BYTES = 64 << 20
-_MOST_CHARS = 300
+MAX_CODE_BYTES = 64 << 20
+_MAX_CHARS = 300
 _UNKNOWN_TARGET = "the compiler does not know this GPU: use a newer one"
 _AMDGPU = 224  # e_machine
 _TARGET = re.compile(rb"amdhsa\.target(?:[\xa0-\xbf]|\xd9.)amdgcn-amd-amdhsa-\w*-(gfx[0-9a-f]+)", re.DOTALL)
@@ -53,14 +53,14 @@ class Compiler:
     """The line in which it names its version."""
 
 
-def compile_variant(variant: kernels.Variant, arch: str, compiler: Compiler) -> bytes:
+def compile_variant(variant: sources.Variant, arch: str, compiler: Compiler) -> bytes:
     """A variant's code object for a GPU. Raises DeviceError with the compiler's first message, or how it ended."""
     if why := amd.refusal(arch):
         raise DeviceError(f"{arch} {why}")
     try:
         with tempfile.TemporaryDirectory(prefix="forge-") as scratch:
             source, code = Path(scratch, f"{variant.file}.hip"), Path(scratch, "code.hsaco")
-            source.write_text(kernels.source(variant.file), encoding="utf-8")
+            source.write_text(sources.source(variant.file), encoding="utf-8")
             mode = "--genco" if compiler.is_hipcc else "--cuda-device-only"
             command = [compiler.path, mode, *FLAGS, f"--offload-arch={arch}", *variant.options]
             scratchy = {**os.environ, "TMPDIR": scratch}  # with what a crash or its end leaves behind
@@ -70,10 +70,10 @@ def compile_variant(variant: kernels.Variant, arch: str, compiler: Compiler) -> 
                 if why == _UNKNOWN_TARGET:
                     raise DeviceError(f"{compiler.path} does not know {arch}: check the name, or use a newer compiler")
                 raise DeviceError(f"{variant.name} does not compile for {arch} with {compiler.path}: {why}")
-            data = files.read(code, MOST_CODE_BYTES)
+            data = _files.read(code, MAX_CODE_BYTES)
     except (OSError, ValueError) as error:
         raise DeviceError(
-            f"{variant.file}.hip ({variant.name}) cannot be compiled with {compiler.path}: {files.reason(error)}"
+            f"{variant.file}.hip ({variant.name}) cannot be compiled with {compiler.path}: {_files.reason(error)}"
         ) from None
     if target(data) != arch:
         raise DeviceError(f"{compiler.path} wrote no code object for {arch}: use another compiler: {COMPILERS}")
@@ -106,7 +106,7 @@ def _newest_clang(search_path: str) -> Compiler | None:
                 found.setdefault(os.path.realpath(path), path)
     versions = [(*_version(path), path) for path in found.values()]
     number, line, path = max(versions, default=(0, "", ""), key=lambda version: version[0])
-    return Compiler(path, False, line) if number >= LEAST_CLANG else None
+    return Compiler(path, False, line) if number >= MIN_CLANG else None
 
 
 @cache
@@ -127,19 +127,19 @@ def target(code: bytes) -> str | None:
     return match[1].decode() if match else None
 
 
-def reason(text: str, variant: kernels.Variant, how: str = "no message") -> str:
+def reason(text: str, variant: sources.Variant, how: str = "no message") -> str:
     """A compiler's first complaint about a variant in one line: the place in its source, what is wrong, the line.
 
     Without such a complaint, the file, `how` it ended and what of its output speaks of an error.
     """
     if match := _ERROR.search(text):
-        place, line = kernels.place(variant.file, int(match["line"]))
-        return f"{place}: {match['text']:.{_MOST_CHARS}}: {line!r}"
+        place, line = sources.place(variant.file, int(match["line"]))
+        return f"{place}: {match['text']:.{_MAX_CHARS}}: {line!r}"
     if "invalid target ID" in text:
         return _UNKNOWN_TARGET
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     cause = next((line for line in lines if "error" in line.lower()), lines[0] if lines else "")
-    return f"{variant.file}.hip: {how}{f': {cause:.{_MOST_CHARS}}' if cause else ''}"
+    return f"{variant.file}.hip: {how}{f': {cause:.{_MAX_CHARS}}' if cause else ''}"
 
 
 def untested(arch: str) -> str:

@@ -23,9 +23,9 @@ import numpy as np
 import numpy.typing as npt
 from cupy_backends.cuda.libs import cublas, nvrtc
 
-from forge.backend import amd, code_objects, compilers, host, kernels, probe
-from forge.backend.early import EarlyLaunch
+from forge.backend import amd, compilers, host, kernel_cache, probe, sources
 from forge.backend.gpu import GPU, Disturb, arrays_in, checked, compared
+from forge.backend.pdl import EarlyLaunch
 from forge.errors import DeviceError, OutOfMemoryError
 from forge.tuning import Choices, store
 
@@ -44,7 +44,7 @@ _NOTHING: AbstractContextManager[None] = nullcontext()
 T = TypeVar("T")
 _COPIED_BYTES = 1 << 28
 _COPIES = 8
-_MOST_NODES = 190
+_MAX_NODES = 190
 """Launches of a graph: a longer step is several. Larger ones have gone wrong on AMD (ROCm/hip#3887)."""
 _GUARD_BYTES = 1024  # keeps the alignment of what lies between
 Progress = Callable[[str, int, int | None], None]
@@ -116,9 +116,9 @@ class CupyBackend(GPU):
         if why := amd.refusal(self.arch):
             raise DeviceError(f"{self.device}: {self.arch} {why}")
         self.total_bytes = int(properties["totalGlobalMem"])
-        self._modules: dict[kernels.Variant, Any] = {}
-        self._functions: dict[kernels.Entry, Any] = {}
-        self._collected: dict[kernels.Variant, None] | None = None
+        self._modules: dict[sources.Variant, Any] = {}
+        self._functions: dict[sources.Entry, Any] = {}
+        self._collected: dict[sources.Variant, None] | None = None
         self._log: list[Any] | None = None
         self._guarded: list[_Guarded] | None = None
         self._staged: deque[_Staged] = deque()
@@ -152,7 +152,7 @@ class CupyBackend(GPU):
         with self.active():
             return super().launch(op, args, options)
 
-    def _run(self, entry: kernels.Entry, grid: tuple[int, ...], args: list[Any]) -> None:
+    def _run(self, entry: sources.Entry, grid: tuple[int, ...], args: list[Any]) -> None:
         if self._collected is not None:
             self._collected[entry.variant] = None
             return
@@ -169,21 +169,21 @@ class CupyBackend(GPU):
             block = (entry.threads, 1, 1)
             self._call(lambda: function(grid, block, tuple(args), shared_mem=entry.lds_bytes), (function, args))
 
-    def _module(self, variant: kernels.Variant) -> Any:
+    def _module(self, variant: sources.Variant) -> Any:
         module = self._modules.get(variant)
         if module is None:
             if IS_HIP:
-                module = self._loaded(variant, code_objects.obtain(variant, self.arch))
-            elif target := kernels.target(variant.file):
-                module = self._loaded(variant, code_objects.kept(variant, target, lambda: _nvrtc(variant, target)))
+                module = self._loaded(variant, kernel_cache.obtain(variant, self.arch))
+            elif target := sources.target(variant.file):
+                module = self._loaded(variant, kernel_cache.kept(variant, target, lambda: _nvrtc(variant, target)))
             else:
                 module = self._compiled(variant)
             self._modules[variant] = module
         return module
 
-    def _compiled(self, variant: kernels.Variant) -> Any:
+    def _compiled(self, variant: sources.Variant) -> Any:
         """By CuPy and NVRTC, which keep what they compile."""
-        module = cp.RawModule(code=kernels.source(variant.file), options=(*_FLAGS, *variant.options))
+        module = cp.RawModule(code=sources.source(variant.file), options=(*_FLAGS, *variant.options))
         try:
             module.compile()
         except cp.cuda.compiler.CompileException as error:
@@ -191,7 +191,7 @@ class CupyBackend(GPU):
             raise DeviceError(f"{variant.name} does not compile for {self.arch}: {why}") from None
         return module
 
-    def _loaded(self, variant: kernels.Variant, code: bytes) -> Any:
+    def _loaded(self, variant: sources.Variant, code: bytes) -> Any:
         """From the bytes that were verified: RawModule(path=) would read the file again."""
         module = cp.cuda.Module()
         try:
@@ -212,7 +212,7 @@ class CupyBackend(GPU):
             finally:
                 self._collected = None
 
-        def build(variant: kernels.Variant) -> None:
+        def build(variant: sources.Variant) -> None:
             with _errors(), self._cuda_device:
                 self._module(variant)
 
@@ -438,10 +438,10 @@ class CupyBackend(GPU):
             return None
         graphs = []
         try:
-            for start in range(0, len(log), _MOST_NODES):
+            for start in range(0, len(log), _MAX_NODES):
                 self._stream.begin_capture()
                 try:
-                    for call, _, _ in log[start : start + _MOST_NODES]:
+                    for call, _, _ in log[start : start + _MAX_NODES]:
                         call()
                 finally:
                     graphs.append(self._stream.end_capture())
@@ -568,9 +568,9 @@ def _errors() -> Iterator[None]:
         raise DeviceError(f"the GPU failed: {text}") from None
 
 
-def _nvrtc(variant: kernels.Variant, target: str) -> bytes:
+def _nvrtc(variant: sources.Variant, target: str) -> bytes:
     """A variant's code for a target that CuPy does not name to NVRTC: one with what only this architecture has."""
-    program = nvrtc.createProgram(kernels.source(variant.file), f"{variant.file}.hip", (), ())
+    program = nvrtc.createProgram(sources.source(variant.file), f"{variant.file}.hip", (), ())
     try:
         nvrtc.compileProgram(program, (f"-arch={target}", "-ftz=true", *_FLAGS, *variant.options))
         return bytes(nvrtc.getCUBIN(program))
@@ -595,7 +595,7 @@ def _check(status: int) -> None:
 def _kernel_cache() -> str:
     """Where what is compiled here is kept: by forge on HIP, by CuPy on CUDA."""
     if IS_HIP:
-        return str(code_objects.stores()[0])
+        return str(kernel_cache.stores()[0])
     return os.environ.get("CUPY_CACHE_DIR", os.path.expanduser("~/.cupy/kernel_cache"))
 
 

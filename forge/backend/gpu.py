@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from forge.backend import kernels
+from forge.backend import sources
 from forge.errors import UnsupportedError
 from forge.tuning import Choices
 from forge.tuning.kernel import Values
@@ -43,7 +43,7 @@ class _HasCopies(Protocol):
         """A copy on the device, in order with the ops before and after."""
 
 
-_FEWEST_COUNTERS = 4096
+_MIN_COUNTERS = 4096
 
 Disturb = Callable[[list[Any]], list[Any]]
 """From the values of a step's state, others with which it computes something else, in the same places."""
@@ -134,7 +134,7 @@ class GPU(ABC):
     """A device that runs kernels: an op's `gpu` function gets it first, then the op's own arguments."""
 
     activations = np.dtype(np.float16)
-    keeps_blocks = True
+    is_gpu = True
     is_asynchronous = True
     device: str
     """As a person would name it."""
@@ -176,11 +176,11 @@ class GPU(ABC):
         """
         blocks = (grid,) if isinstance(grid, int) else grid
         if 0 not in blocks:
-            entry = kernels.entry(file, function, tuple(defines.items()))
+            entry = sources.entry(file, function, tuple(defines.items()))
             self._run(entry, (*blocks, *(1,) * (3 - len(blocks))), entry.bind(args))
 
     @abstractmethod
-    def _run(self, entry: kernels.Entry, grid: tuple[int, ...], args: list[Any]) -> None: ...
+    def _run(self, entry: sources.Entry, grid: tuple[int, ...], args: list[Any]) -> None: ...
 
     @contextmanager
     def guarded(self) -> Iterator[Callable[[], bool]]:
@@ -202,7 +202,7 @@ class GPU(ABC):
     def counters(self, count: int) -> Any:
         """uint32 zeros (count,) for one launch's own use, which leaves them zeros: so the next one finds them."""
         if self._counters is None or len(self._counters) < count:
-            self._counters = self.asarray(np.zeros(max(count, _FEWEST_COUNTERS), np.uint32))
+            self._counters = self.asarray(np.zeros(max(count, _MIN_COUNTERS), np.uint32))
         return self._counters[:count]
 
     @abstractmethod

@@ -30,7 +30,7 @@ class NumpyBackend:
     device = f"cpu ({os.cpu_count()} core{'' if os.cpu_count() == 1 else 's'}, NumPy {np.__version__})"
     arch = ""
     activations = np.dtype(np.float32)
-    keeps_blocks = False
+    is_gpu = False
     is_asynchronous = False
 
     def launch(self, op: _HasNumpy, args: tuple[Any, ...], options: Mapping[str, Any]) -> Any:

@@ -15,7 +15,7 @@ from contextlib import suppress
 from typing import NamedTuple
 
 _SECONDS = 120
-_MOST_OUTPUT_BYTES = 1 << 20
+_MAX_OUTPUT_BYTES = 1 << 20
 _LOOK_MS = 50
 
 
@@ -79,8 +79,8 @@ def _read(process: subprocess.Popen[bytes], output: bytearray, deadline: float) 
                 process.wait(max(deadline - time.monotonic(), 0))
             break
         output += block
-        if len(output) > _MOST_OUTPUT_BYTES:
-            raise OverflowError(f"it wrote more than {_MOST_OUTPUT_BYTES >> 20} MiB")
+        if len(output) > _MAX_OUTPUT_BYTES:
+            raise OverflowError(f"it wrote more than {_MAX_OUTPUT_BYTES >> 20} MiB")
     return process.poll() is None
 
 

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from forge import files
+from forge import _files
 from forge.backend.cgroups import groups
 from forge.errors import ParameterError
 
-_MOST_BYTES = 1 << 20
+_MAX_BYTES = 1 << 20
 _FIRST_S = 0.3
 """After so long the load of the CPUs is known well enough: it is counted in steps of 10 ms."""
 _EVERY_S = 1.0
@@ -148,7 +148,7 @@ def _busy_seconds(cpus: Collection[int], root: Path) -> float:
 
 def _text(path: Path) -> str:
     try:
-        return files.read(path, _MOST_BYTES).decode("ascii", "replace")
+        return _files.read(path, _MAX_BYTES).decode("ascii", "replace")
     except (OSError, ValueError):
         return ""
 

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from forge import files
+from forge import _files
 from forge.cli import output
 from forge.errors import ForgeError
 
@@ -39,7 +39,7 @@ def _sha256(path: Path, progress: output.Progress) -> str:
     try:
         return hashes.sha256(path, lambda done, size: progress(f"hashing {path.name}", done, size))
     except (OSError, ValueError) as error:
-        raise ForgeError(f"{path}: cannot be read: {files.reason(error)}") from None
+        raise ForgeError(f"{path}: cannot be read: {_files.reason(error)}") from None
 
 
 def _parts(model: Path) -> list[Path]:

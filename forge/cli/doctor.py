@@ -124,7 +124,7 @@ def _gpu(device: str = "auto") -> Iterator[Finding]:
         why = f"cpu; no GPU: {'CuPy cannot be imported' if fault else explain()}"
     except DeviceError as error:  # it was asked for
         gpu, why = None, "none: CuPy cannot be imported" if fault else f"none: {error}"
-    if gpu is not None and gpu.keeps_blocks:
+    if gpu is not None and gpu.is_gpu:
         yield from _facts(gpu)
         return
     path = next((path for path in _GPU_FILES if Path(path).exists()), "")
@@ -189,11 +189,11 @@ def _tuning(arch: str) -> Finding:
 
 def _kernels(arch: str) -> Finding:
     """What an AMD GPU's kernels come from: hipcc, a plain clang, files that were built before."""
-    from forge.backend import code_objects, compilers
-    from forge.variants import model_variants
+    from forge.backend import compilers, kernel_cache
+    from forge.devtools.variants import model_variants
 
-    wanted, stores = model_variants(), code_objects.stores()
-    prebuilt = sum(any(code_objects.check(store, v, arch).state == "valid" for store in stores) for v in wanted)
+    wanted, stores = model_variants(), kernel_cache.stores()
+    prebuilt = sum(any(kernel_cache.check(store, v, arch).state == "valid" for store in stores) for v in wanted)
     compiler = compilers.find_compiler()
     found = f"{prebuilt} of {len(wanted)} prebuilt for {arch}; compiler: {compiler.path if compiler else 'none'}"
     if compiler or prebuilt == len(wanted):

@@ -13,7 +13,7 @@ from forge.cli.about import about
 from forge.errors import ForgeError, ParameterError
 
 if TYPE_CHECKING:
-    from forge.backend.code_objects import State
+    from forge.backend.kernel_cache import State
 
 app = typer.Typer(
     rich_markup_mode=None,
@@ -45,12 +45,12 @@ def build(
 
     On another machine, set FORGE_KERNELS to a copy of the directory.
     """
-    from forge.backend import code_objects
-    from forge.variants import model_variants
+    from forge.backend import kernel_cache
+    from forge.devtools.variants import model_variants
 
     store = _store(out)
     with output.Progress() as progress:
-        results = code_objects.build(model_variants(), arch or [_arch_here()], store, progress)
+        results = kernel_cache.build(model_variants(), arch or [_arch_here()], store, progress)
     if as_json:
         output.write_json({**_about(), "directory": str(store), "archs": [_described(r._asdict()) for r in results]})
         return
@@ -63,15 +63,15 @@ def build(
 @app.command("list")
 def list_stores(out: Out = None, as_json: options.Json = False) -> None:
     """Check the prebuilt kernels for each GPU: how many are valid, missing, or of no use."""
-    from forge.backend import code_objects
-    from forge.variants import model_variants
+    from forge.backend import kernel_cache
+    from forge.devtools.variants import model_variants
 
     wanted = model_variants()
     rows: list[dict[str, Any]] = [
         {"arch": arch, "directory": store / arch, "num_bytes": num_bytes}
         | {state: counts[state] for state in ("valid", "missing", *_UNUSABLE)}
-        for store in ([_store(out)] if out else code_objects.stores())
-        for arch, (counts, num_bytes) in code_objects.survey(store, wanted).items()
+        for store in ([_store(out)] if out else kernel_cache.stores())
+        for arch, (counts, num_bytes) in kernel_cache.survey(store, wanted).items()
     ]
     if as_json:
         output.write_json({**_about(), "archs": [_described(row) for row in rows]})
@@ -92,10 +92,10 @@ def list_stores(out: Out = None, as_json: options.Json = False) -> None:
 
 
 def _store(out: Path | None) -> Path:
-    from forge.backend import code_objects
+    from forge.backend import kernel_cache
 
     if out is None:
-        return code_objects.stores()[0]
+        return kernel_cache.stores()[0]
     try:
         return Path(os.path.abspath(out.expanduser()))
     except (OSError, RuntimeError) as error:  # no working directory, or no home

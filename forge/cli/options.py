@@ -199,11 +199,11 @@ def _remark(llm: LLM) -> None:
 
 def is_news(remark: str) -> bool:
     """Whether a remark on the device differs from the last one. The cache remembers it, where there is one."""
-    from forge import files, paths
+    from forge import _files
 
     try:
-        path = paths.cache_dir() / "device-note.txt"
-        if files.read(path, 1 << 16) == remark.encode():
+        path = _files.cache_dir() / "device-note.txt"
+        if _files.read(path, 1 << 16) == remark.encode():
             return False
     except (OSError, ValueError):
         pass
@@ -211,5 +211,5 @@ def is_news(remark: str) -> bool:
         return True
     with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        files.replace(path, remark.encode())
+        _files.replace(path, remark.encode())
     return True

@@ -79,10 +79,10 @@ def _checked(kernels: list[str] | None) -> list[str]:
 
 def _tune(gpu: Any, model: str | None, device: str, kernels: list[str], as_json: bool) -> None:
     import forge
-    from forge.tune import classes_of, rotated, tune
+    from forge.devtools.autotune import classes_of, rotated, tune
+    from forge.devtools.workloads import usual_shapes
     from forge.tuning import store
     from forge.tuning.table import KERNELS
-    from forge.workloads import usual_shapes
 
     shapes = list(usual_shapes(gpu)) if model is None else _shapes_of(model, device)
     classes = classes_of((kernel, shape) for kernel, shape in shapes if kernel in kernels)
@@ -114,7 +114,7 @@ def _tune(gpu: Any, model: str | None, device: str, kernels: list[str], as_json:
 
 def _shapes_of(model: str, device: str) -> Shapes:
     """What kernels are asked for while the model gets ready, and the same for other numbers of sequences."""
-    from forge.workloads import for_all_batches
+    from forge.devtools.workloads import for_all_batches
 
     with options.loaded(model, device, max_sequences=None) as llm:
         gpu: Any = llm.engine.runner.backend

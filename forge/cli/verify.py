@@ -11,13 +11,13 @@ from forge.cli import options, output
 from forge.cli.about import about
 
 if TYPE_CHECKING:
-    from forge.verify import CaseError
+    from forge.devtools.verify import CaseError
 
 
 def command(device: options.Device = "auto", as_json: options.Json = False) -> None:
     """Compare every op on a device with its reference. References compute in float64."""
-    from forge import verify
     from forge.backend import explain, rocm, select
+    from forge.devtools import verify
 
     backend = select(device)
     if device == "auto" and not backend.arch and rocm.installed_cupy():  # whoever installed it expects a GPU

@@ -8,9 +8,9 @@ from itertools import count
 from typing import Any, TypeVar
 
 from forge.config import SamplingParams
-from forge.engine.block_manager import BlockManager
-from forge.engine.decode import MOST_PENDING, DecodeLoop
-from forge.engine.runner import Runner, Sampled
+from forge.engine.decode_pipeline import MAX_PENDING, DecodePipeline
+from forge.engine.model_runner import Runner, Sampled
+from forge.engine.page_allocator import PageAllocator
 from forge.engine.scheduler import Scheduled, Scheduler
 from forge.engine.sequence import FinishReason, Sequence
 from forge.errors import ContextLengthError, OutOfMemoryError, ParameterError
@@ -45,10 +45,12 @@ class Engine:
         self.context = context
         self.end_ids = end_ids
         cache = runner.cache
-        self.blocks = BlockManager(cache.num_pages)
+        self.blocks = PageAllocator(cache.num_pages)
         self.scheduler = Scheduler(self.blocks, cache.page_size, max_sequences, max_step_tokens)
         self._numbers = count()
-        self._decode = DecodeLoop(runner, max_sequences, context, graphs) if runner.backend.is_asynchronous else None
+        self._decode = (
+            DecodePipeline(runner, max_sequences, context, graphs) if runner.backend.is_asynchronous else None
+        )
         self._interrupted = False
         self._num_borrowed = 0
         """Pages of passes over all positions."""
@@ -135,12 +137,12 @@ class Engine:
             self._append(token.sequence, token.id)
         return sampled
 
-    def _step_ahead(self, loop: DecodeLoop) -> list[Sampled]:
+    def _step_ahead(self, loop: DecodePipeline) -> list[Sampled]:
         """The ids of a decode step, while the step behind it is already under way; none where the loop cannot go on."""
         if self._interrupted:
             loop.abandon([*self.scheduler.running, *self.scheduler.waiting])
         self._interrupted = True  # until the end: the device may be ahead of what is known here
-        while loop.num_pending < MOST_PENDING and (sequences := self._continuing(loop)):
+        while loop.num_pending < MAX_PENDING and (sequences := self._continuing(loop)):
             if not loop.num_pending:
                 loop.begin(sequences)
             loop.launch(sequences)
@@ -157,14 +159,14 @@ class Engine:
         self._interrupted = False
         return sampled
 
-    def _start_over(self, loop: DecodeLoop) -> None:
+    def _start_over(self, loop: DecodePipeline) -> None:
         """Replays were wrong, and so may be what they left in the cache: it is computed again from the ids."""
         loop.abandon([*self.scheduler.running, *self.scheduler.waiting])
         while self.scheduler.running:
             self.scheduler.preempt()
         self._interrupted = False
 
-    def _continuing(self, loop: DecodeLoop) -> list[Sequence]:
+    def _continuing(self, loop: DecodePipeline) -> list[Sequence]:
         """The sequences of a step that can follow the loop's last one, or begin it anew where all ids are known; none
         where the loop must be drained."""
         if any(sequence in self._siblings for sequence in self.scheduler.running):

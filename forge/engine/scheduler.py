@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass
 
-from forge.engine.block_manager import BlockManager
+from forge.engine.page_allocator import PageAllocator
 from forge.engine.sequence import FinishReason, Sequence
 
 
@@ -30,7 +30,7 @@ class Scheduler:
     pages and waits; it computes its ids again later. Source: vLLM, arXiv:2309.06180.
     """
 
-    def __init__(self, blocks: BlockManager, page_size: int, max_sequences: int, max_step_tokens: int) -> None:
+    def __init__(self, blocks: PageAllocator, page_size: int, max_sequences: int, max_step_tokens: int) -> None:
         self.blocks = blocks
         self.page_size = page_size
         self.max_sequences = max_sequences

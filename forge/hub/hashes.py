@@ -12,13 +12,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from forge import files
+from forge import _files
+from forge._files import cache_dir
 from forge.errors import DownloadError
-from forge.paths import cache_dir
 
 _BLOCK_BYTES = 1 << 22
-_MOST_NOTED = 1000
-_MOST_NOTE_BYTES = 1 << 20
+_MAX_NOTED = 1000
+_MAX_NOTE_BYTES = 1 << 20
 _SETTLED_NS = 20_000_000
 """A file that changed so lately may change again without another time of change: the kernel's clock has ticks."""
 
@@ -32,7 +32,7 @@ def sha256(path: Path, report: Callable[[int, int], None], *, afresh: bool = Fal
     98 MB take 0.1 s. `afresh` reads it in any case; `report` is called with bytes done and in all. Raises OSError where
     it cannot be read, ValueError where it is no regular file.
     """
-    with files.opened(path) as file:
+    with _files.opened(path) as file:
         before = os.fstat(file.fileno())
         key = _key(path)
         for noted in () if afresh else (_notes().get(key), _unkept.get(key)):
@@ -70,7 +70,7 @@ def _state(status: os.stat_result) -> list[int]:
 def _notes() -> dict[str, list[Any]]:
     """By path: what a file was like, and its SHA-256 behind it. What is no such table counts as none."""
     try:
-        found = json.loads(files.read(_store(), _MOST_NOTE_BYTES))
+        found = json.loads(_files.read(_store(), _MAX_NOTE_BYTES))
     except (OSError, ValueError, RecursionError, DownloadError):
         return {}
     if not isinstance(found, dict):
@@ -85,9 +85,9 @@ def _is_note(noted: Any) -> bool:
 def _note(path: Path, status: os.stat_result, digest: str) -> None:
     """Put it last, and drop the oldest where there are many."""
     key, noted = _key(path), [*_state(status), digest]
-    others = [item for item in _notes().items() if item[0] != key][1 - _MOST_NOTED :]
+    others = [item for item in _notes().items() if item[0] != key][1 - _MAX_NOTED :]
     try:
         _store().parent.mkdir(parents=True, exist_ok=True)
-        files.replace(_store(), json.dumps(dict([*others, (key, noted)])).encode())
+        _files.replace(_store(), json.dumps(dict([*others, (key, noted)])).encode())
     except (OSError, DownloadError):
         _unkept[key] = noted

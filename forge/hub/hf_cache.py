@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from huggingface_hub import constants
 
-from forge import files
+from forge import _files
 from forge.hub.cache import require_place
 from forge.hub.names import is_inside
 
@@ -68,7 +68,7 @@ class Repo:
         if _COMMIT.fullmatch(revision):
             return revision
         with suppress(OSError, ValueError):
-            commit = files.read(self.folder / "refs" / revision, 100).decode("ascii").strip()
+            commit = _files.read(self.folder / "refs" / revision, 100).decode("ascii").strip()
             return commit if _COMMIT.fullmatch(commit) else None
         return None
 
@@ -134,7 +134,7 @@ class Repo:
             path = self.folder / "refs" / revision
             with suppress(OSError):  # the cache may be there to be read, and `feat` lie in the way of `feat/x`
                 path.parent.mkdir(parents=True, exist_ok=True)
-                files.replace(path, commit.encode())
+                _files.replace(path, commit.encode())
 
 
 def _is_gguf(file: str) -> bool:

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
+from forge._files import cache_dir
 from forge.errors import DownloadError, ModelNotFoundError
 from forge.hub import locks, names
 from forge.hub.cache import bytes_under, is_whole, model_path, silent, work_path
 from forge.hub.catalog import MODELS, Model, shown
-from forge.paths import cache_dir
 
 if TYPE_CHECKING:
     from forge.hub.hf_cache import Repo

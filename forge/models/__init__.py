@@ -6,7 +6,7 @@ from forge.backend import Backend
 from forge.config import ModelConfig
 from forge.formats.gguf import GGUF
 from forge.models.decoder import Decoder
-from forge.models.settings import read_config
+from forge.models.hparams import read_config
 from forge.models.weights import Progress, Weights, kept_type
 
 __all__ = ["Decoder", "build", "kept_type", "read_config"]

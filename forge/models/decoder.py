@@ -7,18 +7,18 @@ from typing import Any
 
 from forge.backend import Backend
 from forge.config import ModelConfig
-from forge.kv_cache import KVCache
 from forge.models.arch import ARCHS
 from forge.models.batch import Batch
+from forge.models.layers import Embedding, Linear, Norm
 from forge.models.rope import RopeTables, tables
 from forge.models.weights import Weights
-from forge.nn import Embedding, Linear, Norm
 from forge.ops.activation import add, gelu, soft_cap
 from forge.ops.attention import paged_attention
 from forge.ops.decode_attention import decode_attention
 from forge.ops.embed import take_rows
-from forge.ops.pages import take_slots
+from forge.ops.kv_cache import take_slots
 from forge.ops.rope import layernorm_heads, rope_append_kv
+from forge.state.paged_kv import KVCache
 
 Tap = Callable[[str, Any], None]
 """Called with the name and the array of each intermediate result. The array is lent: copy what you keep."""

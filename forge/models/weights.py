@@ -22,7 +22,7 @@ from forge.errors import FormatError, UnsupportedError
 from forge.formats.ggml import GGMLType, nbytes, row_bytes
 from forge.formats.gguf import GGUF
 from forge.models.arch import UNUSED_TENSORS
-from forge.quant import FORMATS, QuantTensor, Stack
+from forge.ops.quant import FORMATS, QuantTensor, Stack
 
 Progress = Callable[[str, int, int | None], None]
 
@@ -78,7 +78,7 @@ class Weights:
         rows = self._stored(rows, joined)
         for name, count in rows.items():
             self._take(name, (count, cols))
-        if self.backend.keeps_blocks:
+        if self.backend.is_gpu:
             parts = [self._joined(kept, tuple(group)) for kept, group in groupby(rows, self._kept_type)]
             self._report(sum(self.file.tensors[name].nbytes for name in rows))
             return parts[0] if len(parts) == 1 else Stack(tuple(parts))

@@ -1,31 +1,31 @@
-"""Every op: importing this module fills `forge.op.REGISTRY`."""
+"""Every op: importing this module fills `forge.ops.op.REGISTRY`."""
 
 from forge.ops import (
     activation,
     attention,
     decode_attention,
+    decode_state,
     embed,
+    kv_cache,
     linear,
     logprobs,
     norm,
-    pages,
     project,
     rope,
     sampling,
-    step,
 )
 
 __all__ = [
     "activation",
     "attention",
     "decode_attention",
+    "decode_state",
     "embed",
+    "kv_cache",
     "linear",
     "logprobs",
     "norm",
-    "pages",
     "project",
     "rope",
     "sampling",
-    "step",
 ]

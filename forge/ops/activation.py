@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from forge.backend.gpu import GPU
-from forge.op import Array, Case, op
+from forge.ops.op import Array, Case, op
 
 _TANH_SCALE = np.sqrt(2 / np.pi)
 

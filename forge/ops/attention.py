@@ -14,8 +14,8 @@ import numpy as np
 
 from forge.backend.gpu import GPU
 from forge.errors import UnsupportedError
-from forge.op import Array, Arrays, Case, op
-from forge.ops.tiles import Slices
+from forge.ops.matmul import Slices
+from forge.ops.op import Array, Arrays, Case, op
 
 _QUERY_BLOCK = 128
 """Most queries handled together on NumPy."""
@@ -209,12 +209,12 @@ def _paged_attention_cpu(
     return out.reshape(q.shape)
 
 
-_MOST_HEAD_DIM = 256
+_MAX_HEAD_DIM = 256
 """In the decode kernel a wave holds a head, 8 numbers a lane."""
 _PACKED = 4
 """Most query heads that a decode block takes together."""
-_MOST_PARTS = 128
-"""MOST_PARTS of the kernel: one block joins them."""
+_MAX_PARTS = 128
+"""MAX_PARTS of the kernel: one block joins them."""
 _TILE = 32
 """Queries of a prefill block."""
 _STYLES = {None: 0, "neox": 1, "interleaved": 2}
@@ -247,11 +247,11 @@ def decode(
     packed = -(-group // -(-group // _PACKED))  # 6 heads are 3 and 3
     groups = kv_heads * -(-group // packed)
     choice = device.choice("attention_decode", dim=dim, packed=packed, kv_heads=kv_heads, rows=rows)
-    least_span, core_blocks = choice["LEAST_SPAN"], choice["CORE_BLOCKS"]
+    least_span, core_blocks = choice["MIN_SPAN"], choice["CORE_BLOCKS"]
     # Parts for the longest context there can be, as many as fill the device: how many a row has depends on its length,
     # which is not known here. Blocks without a part cost little.
     positions = min(pages * page_size, window or pages * page_size)
-    splits = min(_filling(rows * groups, core_blocks * device.cores), -(-positions // least_span), _MOST_PARTS)
+    splits = min(_filling(rows * groups, core_blocks * device.cores), -(-positions // least_span), _MAX_PARTS)
     out = device.empty((rows, heads, dim), device.activations)
     slices = 1
     if style and isinstance(rope[0], Slices):
@@ -286,8 +286,8 @@ def _filling(blocks: int, places: int) -> int:
 
 
 def _check_head_dim(dim: int) -> None:
-    if dim > _MOST_HEAD_DIM:
-        raise UnsupportedError(f"heads of {dim} numbers have no kernel: {_MOST_HEAD_DIM} is the most")
+    if dim > _MAX_HEAD_DIM:
+        raise UnsupportedError(f"heads of {dim} numbers have no kernel: {_MAX_HEAD_DIM} is the most")
 
 
 def _paged_attention_gpu(

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from forge.backend.gpu import GPU
-from forge.op import Array, Arrays, Case, op
 from forge.ops.attention import decode, paged_attention
+from forge.ops.op import Array, Arrays, Case, op
 from forge.ops.rope import random_product, rope_append_kv
 
 

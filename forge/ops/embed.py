@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from forge.backend.gpu import GPU
-from forge.op import Array, Arrays, Case, op
-from forge.quant import FORMATS, Packed, QuantTensor
+from forge.ops.op import Array, Arrays, Case, op
+from forge.ops.quant import FORMATS, Packed, QuantTensor
 
 
 def _make(rng: np.random.Generator) -> Arrays:

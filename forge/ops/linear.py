@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 
 from forge.backend.gpu import GPU
-from forge.op import Array, Arrays, Case, op
-from forge.ops.tiles import MOST_ROWS, is_tiled, tile_product, tile_slices
-from forge.ops.vector import fits, vector_linear
-from forge.quant import FORMATS, Packed, QuantTensor, Stack
+from forge.ops.matmul import MAX_ROWS, is_tiled, tile_product, tile_slices
+from forge.ops.matvec import fits, vector_linear
+from forge.ops.op import Array, Arrays, Case, op
+from forge.ops.quant import FORMATS, Packed, QuantTensor, Stack
 
 # Measured on 2 cores with 2 MiB of L2 each, all products of a 135M model: 4 rows take 46 ms as matrix-vector products,
 # 58 ms as weight @ x.T, 74 ms as x @ weight.T; 8 rows take 65, 58 and 71 ms; 1 row takes 22 ms.
@@ -107,14 +107,14 @@ def _linear_cpu(x: Array, weight: Any, bias: Array | None, residual: Array | Non
     return residual
 
 
-_LEAST_NORMAL = 2.0**-14
+_MIN_NORMAL = 2.0**-14
 """Of float16."""
 
 
 def _flushed(numbers: Array) -> Array:
     """What is missing of each number where float16 subnormals are zeros; a kernel may round larger ones to some."""
     sizes = np.abs(numbers)
-    return np.where(sizes < 2 * _LEAST_NORMAL, np.minimum(sizes, _LEAST_NORMAL), 0.0)
+    return np.where(sizes < 2 * _MIN_NORMAL, np.minimum(sizes, _MIN_NORMAL), 0.0)
 
 
 def flushed_products(x: Array, weight: Any, *_: Any) -> Array:
@@ -137,9 +137,9 @@ def _linear_gpu(device: GPU, x: Any, weight: Any, bias: Any, residual: Any) -> A
     for part in weight.parts if isinstance(weight, Stack) else (weight,):
         outer = part.shape[0]
         part_bias = None if bias is None else bias[column : column + outer]
-        if rows <= MOST_ROWS or not device.has_blas:
-            for start in range(0, rows, MOST_ROWS):
-                some = slice(start, start + MOST_ROWS)
+        if rows <= MAX_ROWS or not device.has_blas:
+            for start in range(0, rows, MAX_ROWS):
+                some = slice(start, start + MAX_ROWS)
                 _few_rows(device, x[some], part, part_bias, y[some], column, residual is not None)
         else:
             _many_rows(device, x, part, y, column, residual is not None)
@@ -235,7 +235,7 @@ def linear(x: Array, weight: Any, bias: Array | None, residual: Array | None) ->
 
 
 def _linear_sliced_gpu(device: GPU, x: Any, weight: Any, bias: Any) -> Any:
-    if 1 < len(x) <= MOST_ROWS and is_tiled(weight):
+    if 1 < len(x) <= MAX_ROWS and is_tiled(weight):
         return tile_slices(device, x, weight, bias)
     return _linear_gpu(device, x, weight, bias, None)
 

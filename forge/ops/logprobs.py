@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from forge.backend.gpu import GPU
-from forge.op import Array, Case, op
+from forge.ops.op import Array, Case, op
 from forge.ops.sampling import first_ids
 
 _INF = math.inf

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from forge.backend.gpu import GPU
-from forge.op import Array, Arrays, Case, op
-from forge.ops.tiles import Slices
+from forge.ops.matmul import Slices
+from forge.ops.op import Array, Arrays, Case, op
 
 
 def _normal(rng: np.random.Generator, *shape: int, scale: float = 1.0) -> Array:
@@ -65,7 +65,7 @@ def _run(device: GPU, function: str, x: Any, *rest: Any, eps: float, out: str = 
         rest, sizes = (parts, *rest), (rows, len(parts))
     y = device.empty(x.shape, device.activations if out == "act" else np.float32)
     vector = 4 if width % 4 == 0 else 1
-    most = device.choice("norm", width=width)["MOST_THREADS"]
+    most = device.choice("norm", width=width)["MAX_THREADS"]
     threads = min(-(-width // vector // 64) * 64, most)
     defines: dict[str, int | str] = {
         "BLOCK": threads,

@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 
 from forge.backend.gpu import GPU
-from forge.op import Array, Arrays, Case, op
 from forge.ops.activation import gelu_mul, silu_mul
 from forge.ops.linear import flushed_products, linear
+from forge.ops.matmul import MAX_ROWS, is_tiled, tile_product
+from forge.ops.matvec import fits, vector_linear
 from forge.ops.norm import rmsnorm
-from forge.ops.tiles import MOST_ROWS, is_tiled, tile_product
-from forge.ops.vector import fits, vector_linear
-from forge.quant import FORMATS, QuantTensor, Stack
+from forge.ops.op import Array, Arrays, Case, op
+from forge.ops.quant import FORMATS, QuantTensor, Stack
 
 _GATED = {"silu": silu_mul, "gelu": gelu_mul}
 
@@ -111,7 +111,7 @@ def _linear_gated_cpu(x: Array, weight: Any, bias: Array | None, *, activation: 
 
 
 def _linear_gated_gpu(device: GPU, x: Any, weight: Any, bias: Any, *, activation: str) -> Any:
-    if not 1 < len(x) <= MOST_ROWS or isinstance(weight, Stack) or not is_tiled(weight):
+    if not 1 < len(x) <= MAX_ROWS or isinstance(weight, Stack) or not is_tiled(weight):
         return device.launch(_GATED[activation], (device.launch(linear, (x, weight, bias, None), {}),), {})
     y = device.empty((len(x), weight.shape[0] // 2), device.activations)
     tile_product(device, x, weight, bias, gated=y, activation=activation)

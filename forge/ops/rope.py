@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from forge.backend.gpu import GPU
-from forge.op import Array, Arrays, Case, op
+from forge.ops.op import Array, Arrays, Case, op
 
 
 def random_product(

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from forge.backend.gpu import GPU
-from forge.op import Array, Arrays, Case, op
+from forge.ops.op import Array, Arrays, Case, op
 from forge.ops.philox import random_bits
 
 WEIGHT_BITS = 42
@@ -33,8 +33,8 @@ _LN2_LOW = _f32(-2.12194440e-4)
 _USUAL_NUCLEUS = 1024  # tokens: sorting only these is enough for most rows
 _BLOCK = 16_384  # elements: temporaries stay in the cache
 _STATE_WORDS = 6406  # of 8 bytes: `Row` of sample.hip
-_LEAST_CHUNK = 1024  # tokens of a row that a block takes on a GPU
-_MOST_CHUNKS = 512  # of a row, as in sample.hip
+_MIN_CHUNK = 1024  # tokens of a row that a block takes on a GPU
+_MAX_CHUNKS = 512  # of a row, as in sample.hip
 _BLOCKS_PER_CORE = 3  # that run side by side, 512 threads each
 _EXP = tuple(_f32(c) for c in (0.001381454, 0.008368745, 0.04166839, 0.16666521, 0.49999994))
 
@@ -183,7 +183,7 @@ def _greatest(device: GPU, logits: Any, temperature: Any) -> tuple[Any, int, int
     rows, vocabulary = logits.shape
     state = device.scratch((rows, _STATE_WORDS), np.uint64)
     fill = max(1, _BLOCKS_PER_CORE * device.cores // max(1, rows))
-    size = -(-vocabulary // min(fill, _MOST_CHUNKS, -(-vocabulary // _LEAST_CHUNK)))
+    size = -(-vocabulary // min(fill, _MAX_CHUNKS, -(-vocabulary // _MIN_CHUNK)))
     chunks = -(-vocabulary // size)  # none is empty
     device.run("sample", "sample_greatest", (chunks, rows), logits, temperature, state, vocabulary, size, chunks)
     return state, size, chunks

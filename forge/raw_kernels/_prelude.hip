@@ -8,7 +8,7 @@
 // - KERNEL(threads) name(parameters): one parameter per line or all on one, types from the list below, pointers to
 //   what is only read are const. Python reads this list and checks each launch against it.
 // - A block is a fixed number of threads, known when it is compiled, a multiple of 64, in one dimension.
-// - WAVE may be a run-time value (it is in the harness): size arrays with MOST_WAVES, loop with `for (i = WAVE / 2; ...)`.
+// - WAVE may be a run-time value (it is in the harness): size arrays with MAX_WAVES, loop with `for (i = WAVE / 2; ...)`.
 //   What is written for waves of one size says so: static_assert(TILE_WAVE == STATIC_WAVE).
 // - LDS is SHARED arrays of fixed size, indexed where they are declared or passed by reference: T (&tile)[N]. On
 //   NVIDIA more than 48 KB is DYNAMIC_SHARED(type, name, count), of LDS_BYTES, which -D gives: a launch has it allotted.
@@ -78,7 +78,7 @@ struct alignas(16) u32x4 {
 #define NEG_INFINITY as_float(0xff800000u)
 // A loop that stays one: unrolled, it would hold more registers than there are.
 #define ROLLED _Pragma("unroll 1")
-#define MOST_WAVES(threads) ((threads) / 32)
+#define MAX_WAVES(threads) ((threads) / 32)
 // Blocks that a multiprocessor of NVIDIA's is to have registers for, at least; a file may define more before a kernel.
 #define RESIDENT 1
 

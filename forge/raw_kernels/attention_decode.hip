@@ -16,7 +16,7 @@
 #define TURN (WAVES * 16 * POSITIONS) // positions
 #define PER_LANE ((HEAD_DIM + 31) / 32)
 #define EACH ((PACKED * HEAD_DIM + THREADS - 1) / THREADS) // results of a block, per thread
-#define MOST_PARTS 128                                     // of a context
+#define MAX_PARTS 128                                     // of a context
 #define JOINED (EACH <= 4 ? 16 : 8)                        // parts whose loads are under way together
 #define LEAST (-1e30f)                                     // below every score, and finite: a difference stays defined
 #define SLICES_AT_ONCE 4                                   // of the product, whose loads are under way together
@@ -193,7 +193,7 @@ KERNEL(THREADS) attention_decode(const f16 *q, const float *qkv, const float *bi
     SHARED Rows values[WAVES][PACKED];
     SHARED float mosts[WAVES][PACKED];
     SHARED float sums[WAVES][PACKED];
-    SHARED float share[PACKED][MOST_PARTS];
+    SHARED float share[PACKED][MAX_PARTS];
     SHARED Weights weights[WAVES][PACKED];
     SHARED u32 before;
     if (!ROPE) await_earlier(); // it may be what stored the last position
@@ -407,9 +407,9 @@ KERNEL(THREADS) attention_decode(const f16 *q, const float *qkv, const float *bi
     float part[EACH][JOINED], joined[EACH];
     read_parts(block_values, 0, parts, results, part);
     for (u32 h = THREAD / WAVE; h < PACKED; h += THREADS / WAVE) {
-        float part_most[MOST_PARTS / 32], part_sum[MOST_PARTS / 32];
+        float part_most[MAX_PARTS / 32], part_sum[MAX_PARTS / 32];
         float greatest = LEAST, total = 0;
-        UNROLL for (u32 i = 0; i * WAVE < MOST_PARTS; ++i) {
+        UNROLL for (u32 i = 0; i * WAVE < MAX_PARTS; ++i) {
             u32 s = LANE + i * WAVE;
             bool there = s < parts && h <= most_head;
             f32x2 found = there ? *(const f32x2 *)(block_sums + (s * PACKED + h) * 2) : f32x2{MISSING, 0.0f};
@@ -417,12 +417,12 @@ KERNEL(THREADS) attention_decode(const f16 *q, const float *qkv, const float *bi
             greatest = larger(greatest, part_most[i]);
         }
         greatest = wave_max(greatest);
-        UNROLL for (u32 i = 0; i * WAVE < MOST_PARTS; ++i) {
+        UNROLL for (u32 i = 0; i * WAVE < MAX_PARTS; ++i) {
             part_most[i] = exp2_fast(part_most[i] - greatest);
             total += part_most[i] * part_sum[i];
         }
         total = wave_sum(total);
-        UNROLL for (u32 i = 0; i * WAVE < MOST_PARTS; ++i)
+        UNROLL for (u32 i = 0; i * WAVE < MAX_PARTS; ++i)
             share[h][LANE + i * WAVE] = fast_divide(part_most[i], total);
     }
     barrier();

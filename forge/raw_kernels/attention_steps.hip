@@ -25,7 +25,7 @@ KERNEL(THREADS) causal_mask(float *scores, u32 queries, u32 keys, u32 window) {
 
 // A block per row.
 KERNEL(THREADS) softmax(const float *scores, float *weights, u32 keys) {
-    SHARED float scratch[MOST_WAVES(THREADS)];
+    SHARED float scratch[MAX_WAVES(THREADS)];
     const float *row = scores + (u64)BLOCK_X * keys;
     float *out = weights + (u64)BLOCK_X * keys;
     float most = NEG_INFINITY, sum = 0;

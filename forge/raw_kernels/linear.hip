@@ -3,7 +3,7 @@
 // y[m, column + n] = x[m] . weight[n] (+ bias[n]) (+ what y holds). A block for each number.
 KERNEL(64) linear(const f16 *x, const f16 *weight, const float *bias, float *y, u32 inner, u32 outer, u32 stride, u32 column, u32 accumulate) {
     await_earlier();
-    SHARED float scratch[MOST_WAVES(64)];
+    SHARED float scratch[MAX_WAVES(64)];
     u32 n = BLOCK_X, m = BLOCK_Y;
     float sum = 0;
     for (u32 k = THREAD; k < inner; k += 64) sum += to_float(x[(u64)m * inner + k]) * to_float(weight[(u64)n * inner + k]);

@@ -7,7 +7,7 @@ struct Distribution {
     bool exists; // the greatest logit is finite
 };
 
-DEVICE Distribution distribution(const float *z, u32 vocabulary, float (&scratch)[MOST_WAVES(THREADS)]) {
+DEVICE Distribution distribution(const float *z, u32 vocabulary, float (&scratch)[MAX_WAVES(THREADS)]) {
     float most = NEG_INFINITY;
     u32 strange = 0; // NaN
     for (u32 i = THREAD; i < vocabulary; i += THREADS) {
@@ -29,7 +29,7 @@ DEVICE float logprob(const Distribution &d, float z) {
 
 KERNEL(THREADS) logprobs(const float *logits, const i32 *ids, float *values, u32 vocabulary) {
     await_earlier();
-    SHARED float scratch[MOST_WAVES(THREADS)];
+    SHARED float scratch[MAX_WAVES(THREADS)];
     const float *z = logits + (u64)BLOCK_X * vocabulary;
     Distribution d = distribution(z, vocabulary, scratch);
     if (THREAD == 0) values[BLOCK_X] = logprob(d, z[larger(ids[BLOCK_X], 0)]);
@@ -38,9 +38,9 @@ KERNEL(THREADS) logprobs(const float *logits, const i32 *ids, float *values, u32
 // The n first by (logit descending, id ascending), one after the other: n is small, and this is asked for rarely.
 KERNEL(THREADS) top_logprobs(const float *logits, i32 *ids, float *values, u32 vocabulary, u32 n) {
     await_earlier();
-    SHARED float scratch[MOST_WAVES(THREADS)];
-    SHARED u32 best_key[MOST_WAVES(THREADS)];
-    SHARED u32 best_id[MOST_WAVES(THREADS)];
+    SHARED float scratch[MAX_WAVES(THREADS)];
+    SHARED u32 best_key[MAX_WAVES(THREADS)];
+    SHARED u32 best_id[MAX_WAVES(THREADS)];
     const float *z = logits + (u64)BLOCK_X * vocabulary;
     Distribution d = distribution(z, vocabulary, scratch);
     u32 last = 0, last_id = 0;

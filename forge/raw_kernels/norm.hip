@@ -46,7 +46,7 @@ template <bool ADD> DEVICE float take(float *row, const Delta &delta, u32 i) {
 // A row is read once, in pieces of VECTOR numbers that its thread keeps: HELD at most.
 template <bool ADD>
 DEVICE void rms(float *x, const Delta &delta, const float *weight, OUT *y, u32 width, float eps) {
-    SHARED float scratch[MOST_WAVES(BLOCK)];
+    SHARED float scratch[MAX_WAVES(BLOCK)];
     u64 start = (u64)BLOCK_X * width;
     float value[HELD][VECTOR], factor[HELD][VECTOR];
     float squares = 0;
@@ -75,7 +75,7 @@ DEVICE void rms(float *x, const Delta &delta, const float *weight, OUT *y, u32 w
 
 template <bool ADD>
 DEVICE void layer(float *x, const Delta &delta, const float *weight, const float *bias, OUT *y, u32 width, float eps) {
-    SHARED float scratch[MOST_WAVES(BLOCK)];
+    SHARED float scratch[MAX_WAVES(BLOCK)];
     u64 start = (u64)BLOCK_X * width;
     float *row = x + start;
     float sum = 0;

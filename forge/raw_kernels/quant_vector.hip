@@ -111,7 +111,7 @@ DEVICE void read_units(Unit (&unit)[ROWS], const Planes &planes, u32 first, u32 
 #define RESIDENT CORE_BLOCKS
 KERNEL(BLOCK) quant_vector(const IN *x, const float *norm, float eps, const u8 *quants, const u8 *high, const u8 *scales, const u8 *deltas, const float *bias, OUT *y, u32 inner, u32 outer, u32 blocks, u32 accumulate) {
     SHARED u32x4 digits[OWN / GROUPS * DIGIT_PIECES];
-    SHARED float partial[2][MOST_WAVES(BLOCK)][ROWS], scratch[MOST_WAVES(BLOCK)];
+    SHARED float partial[2][MAX_WAVES(BLOCK)][ROWS], scratch[MAX_WAVES(BLOCK)];
     const u32 outputs = Outputs<OUT, ROWS>::per_team, turns = (4 * OWN + BLOCK - 1) / BLOCK;
     Planes planes{quants, high, scales, deltas};
     u32 units = inner / UNIT_WEIGHTS, lane = THREAD % TEAM, team = THREAD / TEAM * outputs;

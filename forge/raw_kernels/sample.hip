@@ -16,7 +16,7 @@
 #define DRAW_THREADS 1024
 #define BINS 2048
 #define LISTED 2048
-#define MOST_CHUNKS 512
+#define MAX_CHUNKS 512
 #define NONE 0xffffffffu
 #undef RESIDENT
 #define RESIDENT 3 // so many blocks of a core does ops/sampling.py reckon with
@@ -25,10 +25,10 @@
 struct Row {
     u64 sums[BINS];            // weights in a bin, if there is a top_p
     u64 listed[LISTED];        // `order_of` each listed token, in any order
-    u64 greatest[MOST_CHUNKS]; // `order_of` the first token of each chunk
-    u64 kept[MOST_CHUNKS];     // weight that is kept of each chunk without the listed tokens
+    u64 greatest[MAX_CHUNKS]; // `order_of` the first token of each chunk
+    u64 kept[MAX_CHUNKS];     // weight that is kept of each chunk without the listed tokens
     u32 counts[BINS];          // tokens in a bin, if there is a top_k
-    u32 least[MOST_CHUNKS];    // the complement of `key_of` the least finite logit of each chunk; 0 if there is none
+    u32 least[MAX_CHUNKS];    // the complement of `key_of` the least finite logit of each chunk; 0 if there is none
     u64 before_first;          // weight in the bins before `first`
     u64 before_k;              // weight in the bins before `k_bin`; of all if there is none
     u32 first, last;           // the end of top_p is in these bins or between; NONE: all is kept
@@ -183,7 +183,7 @@ DEVICE bool is_finite(u32 key) { return key > 0x007fffffu && key < 0xff800000u; 
 DEVICE bool is_positive(float t) { return as_u32(t) - 1 < 0x7f800000u; } // also where it is subnormal
 
 // `order_of` the first token of the row.
-DEVICE u64 first_token(const Row &row, u32 chunks, u64 (&scratch)[MOST_WAVES(THREADS)]) {
+DEVICE u64 first_token(const Row &row, u32 chunks, u64 (&scratch)[MAX_WAVES(THREADS)]) {
     u64 best = 0;
     for (u32 i = THREAD; i < chunks; i += THREADS) best = row.greatest[i] > best ? row.greatest[i] : best;
     return block_most(best, scratch);
@@ -191,7 +191,7 @@ DEVICE u64 first_token(const Row &row, u32 chunks, u64 (&scratch)[MOST_WAVES(THR
 
 KERNEL(THREADS) sample_greatest(const float *logits, const float *temperature, u64 *state, u32 vocabulary, u32 size, u32 chunks) {
     await_earlier();
-    SHARED u64 scratch[MOST_WAVES(THREADS)];
+    SHARED u64 scratch[MAX_WAVES(THREADS)];
     Row &row = ((Row *)state)[BLOCK_Y];
     Chunk chunk = chunk_at(BLOCK_X, size, vocabulary);
     bool draws = temperature && is_positive(temperature[BLOCK_Y]);
@@ -217,7 +217,7 @@ KERNEL(THREADS) sample_greatest(const float *logits, const float *temperature, u
 
 KERNEL(THREADS) argmax(const u64 *state, i32 *ids, u32 chunks) {
     await_earlier();
-    SHARED u64 scratch[MOST_WAVES(THREADS)];
+    SHARED u64 scratch[MAX_WAVES(THREADS)];
     u64 best = first_token(((const Row *)state)[BLOCK_X], chunks, scratch);
     if (THREAD == 0) ids[BLOCK_X] = is_finite(key_in(best)) ? (i32)id_in(best) : -1;
 }
@@ -225,7 +225,7 @@ KERNEL(THREADS) argmax(const u64 *state, i32 *ids, u32 chunks) {
 KERNEL(THREADS) sample_bins(const float *logits, const float *temperature, const i32 *top_k, const float *top_p, u64 *state, i32 *ids, u32 vocabulary, u32 size, u32 chunks) {
     await_earlier();
     SHARED Bins bins;
-    SHARED u64 scratch[MOST_WAVES(THREADS)];
+    SHARED u64 scratch[MAX_WAVES(THREADS)];
     Row &row = ((Row *)state)[BLOCK_Y];
     bool by_count = counts_tokens(top_k[BLOCK_Y], vocabulary), by_weight = top_p[BLOCK_Y] < 1.0f;
     bool drawn = is_positive(temperature[BLOCK_Y]), limited = drawn && (by_count || by_weight);
@@ -269,7 +269,7 @@ struct Limits {
 
 // Which bins hold the ends of top_k and top_p. That of top_p depends on how much weight top_k keeps of its bin: it lies
 // between where it would be if that were nothing, and if it were all.
-DEVICE void find_limits(const Row &row, bool by_count, u32 k, bool by_weight, float p, Limits &limits, u64 (&scratch)[MOST_WAVES(THREADS)]) {
+DEVICE void find_limits(const Row &row, bool by_count, u32 k, bool by_weight, float p, Limits &limits, u64 (&scratch)[MAX_WAVES(THREADS)]) {
     const u32 run = BINS / THREADS;
     u64 sums[run], count = 0, sum = 0, all, weight;
     u32 counts[run];
@@ -312,7 +312,7 @@ DEVICE void find_limits(const Row &row, bool by_count, u32 k, bool by_weight, fl
 KERNEL(THREADS) sample_list(const float *logits, const float *temperature, const i32 *top_k, const float *top_p, const float *min_p, u64 *state, u32 vocabulary, u32 size) {
     await_earlier();
     SHARED u64 listed[LISTED];
-    SHARED u64 scratch[MOST_WAVES(THREADS)];
+    SHARED u64 scratch[MAX_WAVES(THREADS)];
     SHARED Limits limits;
     SHARED u32 num_listed, place;
     Row &row = ((Row *)state)[BLOCK_Y];
@@ -370,8 +370,8 @@ struct Found {
 struct Draw {
     Bins bins;
     u64 listed[LISTED];
-    u64 scratch[MOST_WAVES(DRAW_THREADS)];
-    u32 low[MOST_CHUNKS], high[MOST_CHUNKS];
+    u64 scratch[MAX_WAVES(DRAW_THREADS)];
+    u32 low[MAX_CHUNKS], high[MAX_CHUNKS];
     Found found;
 };
 

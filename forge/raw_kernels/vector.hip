@@ -25,7 +25,7 @@ DEVICE u32x4 read_weight(const f16 *weight, u32 first, u32 r, u32 p, u32 inner, 
 
 // The block's outputs from `first` on; MORE: those from `next` on are read meanwhile.
 template <bool MORE>
-DEVICE void take_rows(u32x4 (&w)[PIECES][ROWS], const float (&x)[PIECES][8], float (&partial)[MOST_WAVES(BLOCK)][ROWS], u32 first, u32 next, const f16 *weight, const float *bias, OUT *y, u32 inner, u32 outer, u32 accumulate) {
+DEVICE void take_rows(u32x4 (&w)[PIECES][ROWS], const float (&x)[PIECES][8], float (&partial)[MAX_WAVES(BLOCK)][ROWS], u32 first, u32 next, const f16 *weight, const float *bias, OUT *y, u32 inner, u32 outer, u32 accumulate) {
     u32 n = own_output<BLOCK, OUT, ROWS, BLOCK>(first, outer);
     Addends more{};
     if (n < outer) more = read_addends(y, n, bias, outer, accumulate);
@@ -42,7 +42,7 @@ DEVICE void take_rows(u32x4 (&w)[PIECES][ROWS], const float (&x)[PIECES][8], flo
 #undef RESIDENT
 #define RESIDENT CORE_BLOCKS
 KERNEL(BLOCK) vector_linear(const IN *x, const float *norm, float eps, const f16 *weight, const float *bias, OUT *y, u32 inner, u32 outer, u32 blocks, u32 accumulate) {
-    SHARED float partial[2][MOST_WAVES(BLOCK)][ROWS], scratch[MOST_WAVES(BLOCK)];
+    SHARED float partial[2][MAX_WAVES(BLOCK)][ROWS], scratch[MAX_WAVES(BLOCK)];
     const u32 outputs = Outputs<OUT, ROWS>::per_team;
     u32 first = BLOCK_X * outputs, stride = blocks * outputs, turn = 0;
     u32 at[PIECES];

@@ -16,7 +16,7 @@ from forge.tokenizer.messages import Form, Message, Probe, check_json, checked, 
 
 MAX_SOURCE_CHARS = 1 << 20  # the longest templates known have some 30,000
 MAX_MESSAGE_CHARS = 300
-_MOST_ROLES = 64  # sets of roles that are remembered; requests may make up names
+_MAX_ROLES = 64  # sets of roles that are remembered; requests may make up names
 
 
 @dataclass(frozen=True)
@@ -179,7 +179,7 @@ class ChatTemplate:
             elif status == b"R" and refused is None:
                 refused = form  # what the template says of the messages is more than an error of another form
         best = max(found, key=lambda scored: scored[0])[1] if found else refused or Form()  # of equal ones the first
-        if roles is not None and found and best == Form() and len(self._reads_strings) < _MOST_ROLES:
+        if roles is not None and found and best == Form() and len(self._reads_strings) < _MAX_ROLES:
             self._reads_strings.add(roles)
         return best
 

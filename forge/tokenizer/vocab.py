@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from forge.errors import FormatError
 
 _PREFIX = "tokenizer.ggml."
-_MOST_TOKENS = 1 << 20  # no vocabulary comes near, and a file of empty tokens would cost memory
+_MAX_TOKENS = 1 << 20  # no vocabulary comes near, and a file of empty tokens would cost memory
 
 
 class TokenType(IntEnum):
@@ -167,8 +167,8 @@ def read_vocabulary(fields: Fields) -> Vocabulary:
     An id given by an eos, eot or eom key ends a text. So does a token with the name of an end, whatever its type, but
     not gemma's user-defined `</s>`, which is HTML.
     """
-    if fields.count("tokens") > _MOST_TOKENS:
-        raise fields.error(f"{_PREFIX}tokens holds more than {_MOST_TOKENS} tokens")
+    if fields.count("tokens") > _MAX_TOKENS:
+        raise fields.error(f"{_PREFIX}tokens holds more than {_MAX_TOKENS} tokens")
     pieces = fields.strings("tokens")
     if not pieces:
         raise fields.error(f"{_PREFIX}tokens is empty")

@@ -16,16 +16,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from forge import files
+from forge import _files
+from forge._files import cache_dir
 from forge.errors import DownloadError, ForgeError
-from forge.paths import cache_dir
 from forge.tuning import Choices, Key
 from forge.tuning.kernel import Values
 from forge.tuning.table import KERNELS
 
-_MOST_BYTES = 1 << 20
-_MOST_TEXT = 200
-_MOST_US = 1e9
+_MAX_BYTES = 1 << 20
+_MAX_TEXT = 200
+_MAX_US = 1e9
 _MEND = "`forge tune` measures anew, `forge tune --reset` removes it"
 
 
@@ -73,11 +73,11 @@ def read(arch: str) -> Stored:
     except DownloadError:
         return Stored(None)
     try:
-        data = files.read(path, _MOST_BYTES)
+        data = _files.read(path, _MAX_BYTES)
     except (FileNotFoundError, NotADirectoryError):
         return Stored(path)
     except (OSError, ValueError) as error:
-        return Stored(path, fault=f"cannot be read: {files.reason(error)}")
+        return Stored(path, fault=f"cannot be read: {_files.reason(error)}")
     try:
         return _parsed(path, json.loads(data), arch)
     except _Refused as refused:
@@ -118,10 +118,10 @@ def save(arch: str, device: str, version: str, choices: list[Measured]) -> Path:
     text = f'{json.dumps(about)[:-1]}, "choices": [\n{lines}\n]}}\n'
     try:
         stored.path.parent.mkdir(parents=True, exist_ok=True)
-        files.replace(stored.path, text.encode())
+        _files.replace(stored.path, text.encode())
     except OSError as error:
         raise ForgeError(
-            f"{stored.path}: cannot be written: {files.reason(error)}: make it writable, or set FORGE_CACHE"
+            f"{stored.path}: cannot be written: {_files.reason(error)}: make it writable, or set FORGE_CACHE"
         ) from None
     return stored.path
 
@@ -134,7 +134,7 @@ def remove(arch: str) -> Path | None:
     try:
         path.unlink()
     except OSError as error:
-        raise ForgeError(f"{path}: cannot be removed: {files.reason(error)}: remove it yourself") from None
+        raise ForgeError(f"{path}: cannot be removed: {_files.reason(error)}: remove it yourself") from None
     return path
 
 
@@ -142,7 +142,7 @@ def _parsed(path: Path, found: Any, arch: str) -> Stored:
     about = _fields(found, "forge", "arch", "device", "date", "choices")
     for name in ("forge", "arch", "device", "date"):
         text = about[name]
-        if not (isinstance(text, str) and len(text) <= _MOST_TEXT and text.isprintable()):
+        if not (isinstance(text, str) and len(text) <= _MAX_TEXT and text.isprintable()):
             raise _Refused(f"names no {name}")
     if about["arch"] != arch:
         raise _Refused(f"is for {about['arch']}, not for {arch}")
@@ -169,7 +169,7 @@ def _choice(found: Any, where: str) -> Measured:
     if any(type(value) is not int for value in values.values()) or not kernel.permits(tuple(shape.values()), values):
         raise _Refused(f"has{where} values that its kernel does not take")
     for name in ("default_us", "us"):
-        if not (type(row[name]) in (int, float) and 0 < row[name] < _MOST_US):
+        if not (type(row[name]) in (int, float) and 0 < row[name] < _MAX_US):
             raise _Refused(f"has{where} no time")
     return Measured(row["kernel"], shape, values, row["default_us"], row["us"])
 

@@ -92,12 +92,12 @@ def _attention(shape: Shape, values: Values) -> bool:
 
 
 def _attention_values(threads: int, core_blocks: int) -> Values:
-    return {"THREADS": threads, "POSITIONS": 1, "CORE_BLOCKS": core_blocks, "LEAST_SPAN": 64}
+    return {"THREADS": threads, "POSITIONS": 1, "CORE_BLOCKS": core_blocks, "MIN_SPAN": 64}
 
 
 def _norm(shape: Shape, values: Values) -> bool:
     """Fewer threads than a row has pieces for, and not too many of these for each."""
-    most, width = values["MOST_THREADS"], int(shape["width"])
+    most, width = values["MAX_THREADS"], int(shape["width"])
     return most == 1024 or 4 * most < width <= 32 * most
 
 
@@ -217,7 +217,7 @@ KERNELS = {
     "attention_decode": Kernel(
         classes={"dim": (32, 64, 96, 128, 256), "packed": (1, 2, 3, 4), "rows": (16, ANY)},
         candidates={
-            "THREADS": (128, 256), "POSITIONS": (1, 2), "CORE_BLOCKS": (1, 2, 4), "LEAST_SPAN": (64, 128)
+            "THREADS": (128, 256), "POSITIONS": (1, 2), "CORE_BLOCKS": (1, 2, 4), "MIN_SPAN": (64, 128)
         },
         allows=_attention,
         rows={
@@ -226,7 +226,7 @@ KERNELS = {
                 "64 sequences of 1,024 to 32,768 positions and heads of 64 and 128",
                 # THREADS of a block, POSITIONS: tiles of 16 whose keys and values are on their way together for each of
                 # its waves, CORE_BLOCKS that fill a multiprocessor, as many as there are registers for. Parts of the
-                # context smaller than LEAST_SPAN positions cost more to join than they save.
+                # context smaller than MIN_SPAN positions cost more to join than they save.
                 (
                     Row({"dim": 64, "rows": 16}, _attention_values(256, 2)),
                     Row({"rows": 16}, _attention_values(256, 1)),
@@ -238,12 +238,12 @@ KERNELS = {
     ),
     "norm": Kernel(
         classes={"width": (1024, 2048, 4096, 8192, 16_384, ANY)},
-        candidates={"MOST_THREADS": (256, 512, 1024)},
+        candidates={"MAX_THREADS": (256, 512, 1024)},
         allows=_norm,
         rows={
             DEFAULT: Rows(
                 "not measured against others: as many threads as a block may have, up to one for 4 numbers",
-                (Row({}, {"MOST_THREADS": 1024}),),
+                (Row({}, {"MAX_THREADS": 1024}),),
             )
         },
     ),

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from forge import backend as backends
-from forge.backend import kernels
+from forge.backend import sources
 from forge.backend.gpu import GPU
 
 HERE = Path(__file__).parent
@@ -151,7 +151,7 @@ class Harness(GPU):
     ) -> None:
         self.wave, self.seed, self.cores, self.flush = wave, seed, cores, flush
         self.tile, self.tile_flush, self.has_wave_groups = tile or TILES[wave], tile_flush, groups
-        self.variants: set[kernels.Variant] = set()
+        self.variants: set[sources.Variant] = set()
 
     def empty(self, shape: tuple[int, ...], dtype: Any) -> HarnessArray:
         dtype = np.dtype(dtype)
@@ -181,7 +181,7 @@ class Harness(GPU):
         part = np.asarray(out)[:, column : column + weight.shape[0]]
         part[...] = part + y if accumulate else y
 
-    def _run(self, entry: kernels.Entry, grid: tuple[int, ...], args: list[Any]) -> None:
+    def _run(self, entry: sources.Entry, grid: tuple[int, ...], args: list[Any]) -> None:
         variant, function = entry.variant, entry.function
         self.variants.add(variant)
         arrays = {
@@ -273,7 +273,7 @@ def alone(path: Path) -> Iterator[None]:
 
 
 @cache
-def compiled(variant: kernels.Variant, tile: str, wave: int, tile_flush: bool = False) -> ctypes.CDLL:
+def compiled(variant: sources.Variant, tile: str, wave: int, tile_flush: bool = False) -> ctypes.CDLL:
     """With the matrix cores `tile` of _tile.hip, for waves of this size, where the kernel has to do with them."""
     library = build(variant, tile, wave, tile_flush)
     _runtime()  # whose functions it calls
@@ -283,9 +283,9 @@ def compiled(variant: kernels.Variant, tile: str, wave: int, tile_flush: bool = 
     return module
 
 
-def build(variant: kernels.Variant, tile: str, wave: int, tile_flush: bool = False) -> Path:
+def build(variant: sources.Variant, tile: str, wave: int, tile_flush: bool = False) -> Path:
     """A kernel as a shared library, kept in the cache by the hash of all that it is made from."""
-    text = kernels.source(variant.file)
+    text = sources.source(variant.file)
     defines = [f"-DTILE={tile}", f"-DSTATIC_WAVE={wave}u", *["-DTILE_FLUSH"] * tile_flush]
     defines *= "tile_multiply" in text
     assert COMPILER, "no clang++: run scripts/install-toolchain"
@@ -331,7 +331,7 @@ def _compile(arguments: list[str]) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def _calls(variant: kernels.Variant) -> str:
+def _calls(variant: sources.Variant) -> str:
     """For each kernel a function that takes its arguments as an array of pointers; and the LDS section's bounds."""
     lines = [
         "",
@@ -340,7 +340,7 @@ def _calls(variant: kernels.Variant) -> str:
         'extern "C" void *forge_lds_start() { forge_lds_anchor[0] = 0; return __start_forge_lds; }',
         'extern "C" u64 forge_lds_bytes() { return __stop_forge_lds - __start_forge_lds; }',
     ]
-    for name, (_, parameters) in kernels.signatures(variant.file).items():
+    for name, (_, parameters) in sources.signatures(variant.file).items():
         passed = ", ".join(
             f"*({'const ' * p.is_const}{p.type} {'*' * p.is_pointer}*)a[{i}]" for i, p in enumerate(parameters)
         )

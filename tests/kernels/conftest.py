@@ -8,7 +8,7 @@ from threading import Event, Thread
 import pytest
 from harness import COMPILER, TILES, build
 
-from forge.variants import case_variants
+from forge.devtools.variants import case_variants
 
 _MANY = 200
 """Tests from which on it pays."""

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from forge.backend import amd, code_objects, compilers, kernels
+from forge.backend import amd, compilers, kernel_cache, sources
 from forge.errors import DeviceError, ParameterError
 
 ROOT = Path(__file__).parents[2]
@@ -27,8 +27,8 @@ needs_zig = pytest.mark.skipif(
 )
 
 
-def variant(name: str) -> kernels.Variant:
-    found = kernels.Variant.parse(name)
+def variant(name: str) -> sources.Variant:
+    found = sources.Variant.parse(name)
     assert found
     return found
 
@@ -71,9 +71,9 @@ def listed(compiler: Sequence[str]) -> set[str]:
     return set(re.findall(r"^\s+(gfx[\w-]+)$", done.stdout + done.stderr, re.MULTILINE))
 
 
-def assembly(kernel: kernels.Variant, target: str, compiler: Sequence[str], tmp_path: Path) -> str:
+def assembly(kernel: sources.Variant, target: str, compiler: Sequence[str], tmp_path: Path) -> str:
     source = tmp_path / "kernel.hip"
-    source.write_text(kernels.source(kernel.file))
+    source.write_text(sources.source(kernel.file))
     command = [*compiler, "--cuda-device-only", *compilers.FLAGS, f"--offload-arch={target}", "-S", *kernel.options]
     done = subprocess.run([*command, str(source), "-o", "-"], capture_output=True, text=True)
     assert done.returncode == 0, f"{kernel.name}: {done.stderr}"
@@ -114,17 +114,17 @@ def test_every_target_is_compiled_for_or_refused_by_name(compiler: Sequence[str]
     old = {name for name in found if name[3] in "678"}
     for name in old:
         with pytest.raises(ParameterError, match=rf"^arch {name} is older than gfx900 \(Vega\): forge has no kernels "):
-            code_objects.check_arch(name)
+            kernel_cache.check_arch(name)
         with pytest.raises(DeviceError, match=rf"^{name} is older than gfx900"):
             compilers.compile_variant(TILE, name, compilers.Compiler("/nowhere", False, ""))
     for name in found - old:
         assert name.endswith("-generic"), name
         with pytest.raises(ParameterError, match=rf"^arch must be an AMD GPU's, such as .* not '{name}'$"):
-            code_objects.check_arch(name)
+            kernel_cache.check_arch(name)
 
 
 def test_a_refused_gpu_has_no_kernels_for_clang_either() -> None:
-    source = kernels.source(TILE.file)
+    source = sources.source(TILE.file)
     command = [*CLANG, "--cuda-device-only", *compilers.FLAGS, "--offload-arch=gfx803", *TILE.options]
     done = subprocess.run([*command, "-fsyntax-only", "-"], input=source, capture_output=True, text=True)
     assert "error: forge has no kernels for this GPU" in done.stderr
@@ -132,9 +132,9 @@ def test_a_refused_gpu_has_no_kernels_for_clang_either() -> None:
 
 def test_a_name_with_features_is_its_gpu() -> None:
     for name in ("gfx90a:sramecc+:xnack-", "gfx90a:xnack+", "gfx90a"):
-        assert code_objects.check_arch(name) == "gfx90a"
+        assert kernel_cache.check_arch(name) == "gfx90a"
     for target in [*TARGETS, *NEWER_TARGETS]:
-        assert code_objects.check_arch(target) == target
+        assert kernel_cache.check_arch(target) == target
         assert amd.refusal(target) == ""
 
 

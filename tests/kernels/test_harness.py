@@ -7,13 +7,13 @@ import pytest
 from harness import COMPILER, Harness
 
 import forge.ops  # noqa: F401  (fills the registry)
+from forge.devtools.verify import run_case
 from forge.errors import UnsupportedError
-from forge.op import REGISTRY, Case, Op
 from forge.ops import linear as linear_op
 from forge.ops.attention import paged_attention
 from forge.ops.decode_attention import _case as decode_case
 from forge.ops.decode_attention import decode_attention
-from forge.verify import run_case
+from forge.ops.op import REGISTRY, Case, Op
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="no clang++: scripts/install-toolchain installs it")
 

@@ -13,9 +13,9 @@ from harness import COMPILER, Harness, KernelFault, build
 from harness import compiled as module_of
 
 import forge.ops  # noqa: F401  (fills the registry)
-from forge.backend import kernels
-from forge.op import REGISTRY
-from forge.verify import verify_case
+from forge.backend import sources
+from forge.devtools.verify import verify_case
+from forge.ops.op import REGISTRY
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="no clang++: scripts/install-toolchain installs it")
 
@@ -39,16 +39,16 @@ def run(
     blocks: int = 1,
 ) -> None:
     """Run a kernel named probe, written here, in one block or some."""
-    prelude = kernels.source("_prelude").partition("\n// What every kernel stands on")[0]
-    monkeypatch.setattr(kernels, "source", lambda file: prelude + text)
-    kernels.signatures.cache_clear()
-    kernels.entry.cache_clear()
+    prelude = sources.source("_prelude").partition("\n// What every kernel stands on")[0]
+    monkeypatch.setattr(sources, "source", lambda file: prelude + text)
+    sources.signatures.cache_clear()
+    sources.entry.cache_clear()
     module_of.cache_clear()
     try:
         (device or Harness(wave, seed)).run("probe", "probe", blocks, *args)
     finally:
         monkeypatch.undo()
-        for cached in (kernels.signatures, kernels.entry, module_of):
+        for cached in (sources.signatures, sources.entry, module_of):
             cached.cache_clear()
 
 
@@ -268,7 +268,7 @@ def test_what_would_launch_a_kernel_of_cupys_is_refused(use: Callable[[Any], Any
 
 
 def test_compiled_kernels_are_found_again() -> None:
-    variant = kernels.Variant("step", ())
+    variant = sources.Variant("step", ())
     first, second = (build(variant, "", 32) for _ in range(2))
     assert first == second
     assert ctypes.CDLL(str(first))._name == module_of(variant, "", 32)._name

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from harness import COMPILER, Harness, compiled
 
-from forge.backend import kernels
+from forge.backend import sources
 from forge.ops import sampling
 from forge.ops.sampling import sample
 
@@ -92,10 +92,10 @@ def test_a_draw_at_the_edge_of_a_tokens_weight_is_that_token(
     size: int, wave: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of equals the id-th is drawn by the bits from id / size of 2**64 on, which are given in the seed's place."""
-    text = kernels.source("sample")
+    text = sources.source("sample")
     drawn = "random_bits(seed[BLOCK_X], choice[BLOCK_X], position[BLOCK_X])"
     assert text.count(drawn) == 1
-    monkeypatch.setattr(kernels, "source", lambda file: text.replace(drawn, "seed[BLOCK_X]"))
+    monkeypatch.setattr(sources, "source", lambda file: text.replace(drawn, "seed[BLOCK_X]"))
     monkeypatch.setattr(sampling, "random_bits", lambda seed, choice, position: seed)
     compiled.cache_clear()
     ids = np.array(sorted({1, size // 2, size // 3 + 1, size - 1}))

@@ -9,10 +9,10 @@ import pytest
 from harness import COMPILER, Harness
 
 import forge.ops  # noqa: F401  (fills the registry)
-from forge.op import REGISTRY, Case
-from forge.ops.tiles import tile_product
-from forge.quant import QuantTensor
-from forge.verify import run_case
+from forge.devtools.verify import run_case
+from forge.ops.matmul import tile_product
+from forge.ops.op import REGISTRY, Case
+from forge.ops.quant import QuantTensor
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="no clang++: scripts/install-toolchain installs it")
 

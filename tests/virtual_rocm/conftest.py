@@ -24,7 +24,7 @@ import pytest
 HERE = Path(__file__).parent
 TARGETS = ("gfx942", "gfx1100")
 INSIDE = os.environ.get("VIRTUAL_ROCM_GFX")
-_MOST_SILENCE_SECONDS = 900  # a test has 600
+_MAX_SILENCE_SECONDS = 900  # a test has 600
 _REPORTS = "VIRTUAL_ROCM_REPORTS"
 _children = pytest.StashKey["dict[str, Child]"]()
 
@@ -83,7 +83,7 @@ class Child:
             if self._read():
                 last = time.monotonic()
                 continue
-            if time.monotonic() - last > _MOST_SILENCE_SECONDS:
+            if time.monotonic() - last > _MAX_SILENCE_SECONDS:
                 self.end()
             if ended:
                 return [*self.found.get(item.nodeid, ()), self._lost(item)]

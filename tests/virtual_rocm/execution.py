@@ -15,11 +15,11 @@ from typing import Any
 import harness
 import yaml
 
-from forge.backend import code_objects, kernels
+from forge.backend import kernel_cache, sources
 from virtual_rocm.calls import Failure
 from virtual_rocm.runtime import INVALID_IMAGE, NO_BINARY_FOR_GPU
 
-_MOST_LDS_BYTES = 64 << 10
+_MAX_LDS_BYTES = 64 << 10
 _TILES = {
     **dict.fromkeys(("gfx908", "gfx90a", "gfx94", "gfx95"), "TILE_MFMA"),
     "gfx11": "TILE_WMMA_11",
@@ -39,7 +39,7 @@ class Kernel:
     """A kernel of a code object, with what its metadata says."""
 
     name: str
-    variant: kernels.Variant | None
+    variant: sources.Variant | None
     """What it was compiled from; None where that is not forge's."""
     sizes: list[int]
     """Bytes of each argument."""
@@ -92,7 +92,7 @@ def image(address: int) -> bytes:
     return read(address, start + size * count)
 
 
-def compiled(variant: kernels.Variant, tile: tuple[str, bool], wave: int) -> ctypes.CDLL:
+def compiled(variant: sources.Variant, tile: tuple[str, bool], wave: int) -> ctypes.CDLL:
     cores, tile_flush = tile
     return harness.compiled(variant, cores, wave, tile_flush)
 
@@ -126,10 +126,10 @@ def load(code: bytes, arch: str, wave: int) -> dict[str, Kernel]:
 
 
 def _fault(
-    variant: kernels.Variant, kernel: Kernel, about: dict[str, Any], given: list[dict[str, Any]], wave: int
+    variant: sources.Variant, kernel: Kernel, about: dict[str, Any], given: list[dict[str, Any]], wave: int
 ) -> str:
     """Where a code object's metadata is not what Python reads in the source, or not what a GPU can run."""
-    entry = kernels.entry(variant.file, kernel.name, variant.defines)
+    entry = sources.entry(variant.file, kernel.name, variant.defines)
     wanted = [
         ("global_buffer", 8) if is_array else ("by_value", dtype.itemsize) for _, dtype, is_array in entry.parameters
     ]
@@ -138,7 +138,7 @@ def _fault(
     checks: list[tuple[str, Callable[[Any], bool]]] = [
         (".max_flat_workgroup_size", lambda value: value == entry.threads),
         (".wavefront_size", lambda value: value == wave),
-        (".group_segment_fixed_size", lambda value: value <= _MOST_LDS_BYTES),
+        (".group_segment_fixed_size", lambda value: value <= _MAX_LDS_BYTES),
         (".private_segment_fixed_size", lambda value: value == 0),
         (".vgpr_spill_count", lambda value: value == 0),
     ]
@@ -148,15 +148,15 @@ def _fault(
 _held: dict[Path, tuple[int, bytes]] = {}
 
 
-def _variant(code: bytes, arch: str) -> kernels.Variant | None:
+def _variant(code: bytes, arch: str) -> sources.Variant | None:
     """What a code object was compiled from, by its name in a store of forge's; None where it is not forge's."""
-    for store in code_objects.stores():
+    for store in kernel_cache.stores():
         for path in (store / arch).glob("*.hsaco"):
             when = path.stat().st_mtime_ns
             if path not in _held or _held[path][0] != when:
                 _held[path] = when, path.read_bytes()
             if _held[path][1] == code:
-                return kernels.Variant.parse(path.stem)
+                return sources.Variant.parse(path.stem)
     return None
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from forge import load
-from forge.backend import code_objects, compilers, kernels
+from forge.backend import compilers, kernel_cache, sources
 from forge.tuning import store as tuning
 from virtual_rocm import tiny
 from virtual_rocm.command import forge
@@ -92,7 +92,7 @@ def store(gfx: str, device: Any, tmp_path_factory: pytest.TempPathFactory) -> Pa
     device._functions.clear()
     load(MODEL, device="hip")
     place = tmp_path_factory.mktemp("kernels")
-    code_objects.build(list(device._modules), [gfx], place)
+    kernel_cache.build(list(device._modules), [gfx], place)
     return place
 
 
@@ -152,7 +152,7 @@ def cut_off(path: Path) -> None:
 
 def of_another_gpu(path: Path) -> None:
     other = "gfx90a" if path.parent.name != "gfx90a" else "gfx942"
-    variant, compiler = kernels.Variant.parse(path.stem), compilers.find_compiler()
+    variant, compiler = sources.Variant.parse(path.stem), compilers.find_compiler()
     assert variant
     assert compiler
     data = compilers.compile_variant(variant, other, compiler)
@@ -178,7 +178,7 @@ def test_a_code_object_that_is_refused_is_compiled_anew_or_named(
     done = forge(*GENERATE, FORGE_KERNELS=str(copy), FORGE_CACHE=str(tmp_path / "cache"))
     assert ids(done) == usual_ids
     assert [line for line in done.stderr.splitlines() if f"{path} {fault}" in line and "compiled anew" in line]
-    assert code_objects.check(copy, kernels.Variant("step", ()), gfx).state == "valid"  # replaced
+    assert kernel_cache.check(copy, sources.Variant("step", ()), gfx).state == "valid"  # replaced
     spoil(path)  # type: ignore[operator]
     line = complaint(forge(*GENERATE, FORGE_KERNELS=str(copy), **nothing_on_path(tmp_path)))
     assert f"{path} {fault}" in line

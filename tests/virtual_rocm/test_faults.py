@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import forge
-from forge.backend import kernels
+from forge.backend import sources
 from virtual_rocm import blas, runtime, tiny
 from virtual_rocm.calls import failing
 from virtual_rocm.runtime import DEVICE, OUT_OF_MEMORY
@@ -165,9 +165,9 @@ def test_a_kernel_that_does_not_compile(
     monkeypatch.setenv("FORGE_CACHE", str(tmp_path))
     monkeypatch.setattr(device, "_modules", {})
     monkeypatch.setattr(device, "_functions", {})
-    source = kernels.source
+    source = sources.source
     monkeypatch.setattr(
-        kernels, "source", lambda file: source(file).replace("rmsnorm(const float *x,", "rmsnorm(const floot *x,", 1)
+        sources, "source", lambda file: source(file).replace("rmsnorm(const float *x,", "rmsnorm(const floot *x,", 1)
     )
     line = 1 + next(
         i for i, text in enumerate((Path(forge.__file__).parent / "raw_kernels" / "norm.hip").read_text().splitlines())

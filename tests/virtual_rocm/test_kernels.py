@@ -6,8 +6,8 @@ import pytest
 
 import forge.ops  # noqa: F401  (fills the registry)
 from forge.backend import Backend
-from forge.op import REGISTRY, Case, Op
-from forge.verify import verify_case
+from forge.devtools.verify import verify_case
+from forge.ops.op import REGISTRY, Case, Op
 
 pytestmark = [pytest.mark.virtual_rocm, pytest.mark.slow]
 

@@ -180,7 +180,7 @@ def test_a_long_step_is_several_graphs(
 ) -> None:
     from forge.backend import cupy as module
 
-    monkeypatch.setattr(module, "_MOST_NODES", 5)
+    monkeypatch.setattr(module, "_MAX_NODES", 5)
     before = number_of_calls("hipGraphLaunch")
     assert greedy(write("llama", "Q4_K")) == as_graphs
     assert number_of_calls("hipGraphLaunch") - before >= 3 * (GREEDY.max_tokens - 4)  # of two layers and what ends it

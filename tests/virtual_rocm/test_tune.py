@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 import forge as library
-from forge import tune
 from forge.backend import select
 from forge.cli import run
+from forge.devtools import autotune
 from virtual_rocm import tiny
 from virtual_rocm.command import forge
 
@@ -56,10 +56,10 @@ def test_what_is_tuned_is_launched_by_the_next_process(
         assert all(seconds >= 0 for seconds in measure(device, steps))
         return [1.0 / (1 + n) for n in range(len(steps))]  # the last is the fastest
 
-    measure = tune.rotated
-    monkeypatch.setattr(tune, "rotated", timed)
-    monkeypatch.setattr(tune, "_ROTATED_BYTES", 20_000)
-    monkeypatch.setattr(tune, "_ROUNDS", 1)
+    measure = autotune.rotated
+    monkeypatch.setattr(autotune, "rotated", timed)
+    monkeypatch.setattr(autotune, "_ROTATED_BYTES", 20_000)
+    monkeypatch.setattr(autotune, "_ROUNDS", 1)
     usual = forge(*GENERATE)
     library.load(MODEL, device="hip").close()
     assert of_vectors(device) == {8}

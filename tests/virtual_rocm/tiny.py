@@ -9,7 +9,7 @@ import numpy as np
 from gguf_files import U32, Blocks, Typed, write_gguf
 
 from forge.formats import gguf
-from forge.quant import QuantTensor
+from forge.ops.quant import QuantTensor
 
 ARCH = Path(__file__).parents[1] / "data" / "arch"
 HEADS, KV_HEADS = 4, 1

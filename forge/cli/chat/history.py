@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import os
 
-from forge import files
-from forge.paths import cache_dir
+from forge import _files
+from forge._files import cache_dir
 
-_MOST_BYTES = 1 << 24
-_MOST_ENTRIES = 1000
+_MAX_BYTES = 1 << 24
+_MAX_ENTRIES = 1000
 _LONGEST_ENTRY = 1 << 14
 """Longer texts are pasted, and are not remembered."""
 
@@ -21,14 +21,14 @@ class History:
         self._path = cache_dir() / "chat-history.jsonl"
         self._path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            lines = files.read(self._path, _MOST_BYTES).split(b"\n")
+            lines = _files.read(self._path, _MAX_BYTES).split(b"\n")
         except FileNotFoundError:
             lines = []
         entries = [entry for line in lines if (entry := _entry(line)) is not None]
-        self.entries = entries[-_MOST_ENTRIES:]
+        self.entries = entries[-_MAX_ENTRIES:]
         """Oldest first."""
-        if len(entries) > 2 * _MOST_ENTRIES:
-            files.replace(self._path, b"".join(map(_line, self.entries)), mode=0o600)
+        if len(entries) > 2 * _MAX_ENTRIES:
+            _files.replace(self._path, b"".join(map(_line, self.entries)), mode=0o600)
         os.close(self._open())
 
     def add(self, text: str) -> None:

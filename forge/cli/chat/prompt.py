@@ -16,7 +16,7 @@ from prompt_toolkit.input import create_input
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from prompt_toolkit.output.vt100 import Vt100_Output
 
-from forge import files
+from forge import _files
 from forge.cli import output
 from forge.cli.chat.history import History
 from forge.errors import ForgeError
@@ -94,7 +94,7 @@ def _history() -> PromptHistory:
     try:
         return _Kept(History())
     except (OSError, ValueError, ForgeError) as error:
-        output.note(f"what you type is not remembered: the history in the cache directory: {files.reason(error)}")
+        output.note(f"what you type is not remembered: the history in the cache directory: {_files.reason(error)}")
         return InMemoryHistory()
 
 

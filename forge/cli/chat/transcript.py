@@ -7,11 +7,11 @@ import os
 from pathlib import Path
 from typing import Any
 
-from forge import files
+from forge import _files
 from forge.cli import output
 from forge.errors import ForgeError
 
-_MOST_BYTES = 1 << 26
+_MAX_BYTES = 1 << 26
 
 
 def save(path: str, messages: list[dict[str, Any]], *, known: str | None) -> bool:
@@ -21,20 +21,20 @@ def save(path: str, messages: list[dict[str, Any]], *, known: str | None) -> boo
     if exists and (known is None or os.path.realpath(target) != os.path.realpath(_path(known))):
         raise ForgeError(f"{path}: exists already and holds something else: remove it, or choose another name")
     try:
-        files.replace(target, (json.dumps(messages, indent=2, ensure_ascii=False) + "\n").encode())
+        _files.replace(target, (json.dumps(messages, indent=2, ensure_ascii=False) + "\n").encode())
     except (OSError, ValueError) as error:
-        raise ForgeError(f"{path}: cannot be written: {files.reason(error)}") from None
+        raise ForgeError(f"{path}: cannot be written: {_files.reason(error)}") from None
     return exists
 
 
 def load(path: str) -> list[dict[str, Any]]:
     """The messages in a file: a list, or an object that has one as `messages`. Raises ForgeError for anything else."""
     try:
-        found = json.loads(files.read(_path(path), _MOST_BYTES))
+        found = json.loads(_files.read(_path(path), _MAX_BYTES))
     except UnicodeDecodeError:
         raise ForgeError(f"{path}: is not UTF-8 text") from None
     except (OSError, ValueError, RecursionError) as error:
-        raise ForgeError(f"{path}: cannot be read as a conversation: {files.reason(error)}") from None
+        raise ForgeError(f"{path}: cannot be read as a conversation: {_files.reason(error)}") from None
     if isinstance(found, dict):
         found = found.get("messages")
     if not isinstance(found, list) or not found:

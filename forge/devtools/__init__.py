@@ -1,0 +1,1 @@
+"""Tools for developers and owners of GPUs: verify, tune, kernel variants, workloads."""

@@ -1,0 +1,146 @@
+"""Every op's cases on a device, against the references in float64 on NumPy: the errors, case by case."""
+
+from __future__ import annotations
+
+import copy
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+import forge.ops  # noqa: F401  (fills the registry)
+from forge.backend import Backend
+from forge.backend.gpu import GPU
+from forge.ops.matmul import Slices
+from forge.ops.op import REGISTRY, Array, Case, Op
+from forge.ops.quant import QuantTensor, Stack
+
+Progress = Callable[[str, int, int | None], None]
+
+
+@dataclass(frozen=True, slots=True)
+class CaseError:
+    """How far one case is from its reference."""
+
+    op: str
+    case: str
+    max_abs: float
+    """Largest absolute difference of all results; inf where one has another shape or should be finite."""
+    share: float
+    """Largest difference as a share of what the op's tolerances allow, which for integers is nothing."""
+    fault: str = ""
+    """What else is wrong."""
+
+    @property
+    def passed(self) -> bool:
+        return self.share <= 1.0 and not self.fault
+
+
+def verify(backend: Backend, progress: Progress | None = None) -> Iterator[CaseError]:
+    """Run all cases of all ops on a backend, whose kernels are compiled before."""
+    cases = [(op, case) for op in REGISTRY.values() for case in op.cases]
+
+    def launch_all() -> None:
+        for op, case in cases:
+            backend.launch(op, tuple(_on(backend, value) for value in _inputs(op, case, backend)), case.options)
+
+    backend.prepare(launch_all, progress)
+    for op, case in cases:
+        yield verify_case(op, case, backend)
+
+
+def verify_case(op: Op, case: Case, backend: Backend) -> CaseError:
+    """Run one case; inputs depend on the names of op and case alone.
+
+    On a GPU it runs twice, between guard bands, with results that hold NaN until they are written.
+    """
+    if not isinstance(backend, GPU):
+        return run_case(op, case, backend)[0]
+    with backend.guarded() as whole:
+        error, results = run_case(op, case, backend)
+        again = _computed(op, case, _inputs(op, case, backend), backend)
+        if not whole():
+            return replace(error, fault="wrote outside an array")
+    if any(first.tobytes() != second.tobytes() for first, second in zip(results, again, strict=True)):
+        return replace(error, fault="two runs differ")
+    return error
+
+
+def run_case(op: Op, case: Case, backend: Backend) -> tuple[CaseError, list[Array]]:
+    """The error of one case, and what was computed: results, then arrays written in place.
+
+    The reference gets what the device gets: inputs in the device's precision, then float64.
+    """
+    inputs = _inputs(op, case, backend)
+    exact = [_float64(copy.deepcopy(value)) for value in inputs]
+    got = _computed(op, case, inputs, backend)
+    wanted = [*_tuple(op.reference(*exact, **case.options)), *_written(op, exact)]
+    rtol, atol, slack = op.rtol, op.atol, np.zeros(())
+    if backend.activations == np.float16:
+        rtol, atol = op.gpu_rtol, op.gpu_atol
+        slack = op.gpu_slack(*exact, **case.options) if op.gpu_slack else slack
+    errors = [compare(value, np.asarray(want), rtol, atol + slack) for value, want in zip(got, wanted, strict=True)]
+    return CaseError(op.name, case.name, max(e[0] for e in errors), max(e[1] for e in errors)), got
+
+
+def _inputs(op: Op, case: Case, backend: Backend) -> list[Any]:
+    """The arguments in the backend's precision, on the host."""
+    given = case.make(np.random.default_rng(zlib.crc32(f"{op.name} {case.name}".encode())))
+    return [_rounded(arg.dtype, value, backend) for arg, value in zip(op.args, given, strict=True)]
+
+
+def _computed(op: Op, case: Case, inputs: list[Any], backend: Backend) -> list[Array]:
+    """What the backend computes: results, then arrays written in place."""
+    args = tuple(_on(backend, value) for value in inputs)
+    results = _tuple(backend.launch(op, args, case.options))
+    op.check(args, case.options, results)
+    return [_on_host(backend, value) for value in (*results, *_written(op, args))]
+
+
+def _on_host(backend: Backend, value: Any) -> Array:
+    if isinstance(value, Slices):
+        return np.asarray(backend.to_numpy(value.parts).sum(axis=0))
+    return backend.to_numpy(value)
+
+
+def _written(op: Op, args: Sequence[Any]) -> list[Any]:
+    return [value for arg, value in zip(op.args, args, strict=True) if arg.inout and value is not None]
+
+
+def _rounded(dtype: str, value: Any, backend: Backend) -> Any:
+    """A value as the backend keeps it: float16 where matrix inputs and weights are."""
+    return value.astype(backend.activations) if dtype in ("act", "weight") and isinstance(value, np.ndarray) else value
+
+
+def _on(backend: Backend, value: Any) -> Any:
+    if isinstance(value, QuantTensor | Stack):
+        return value.on(backend)
+    return backend.asarray(value) if isinstance(value, np.ndarray) else value
+
+
+def compare(got: Array, want: Array, rtol: float, atol: Any) -> tuple[float, float]:
+    """The largest difference, and the largest as a share of what is allowed; inf where results are of another kind."""
+    if got.shape != want.shape or (got.dtype.kind == "f") != (want.dtype.kind == "f"):
+        return np.inf, np.inf
+    if not want.size:
+        return 0.0, 0.0
+    same = (got == want) | (np.isnan(got) & np.isnan(want)) if want.dtype.kind == "f" else got == want
+    with np.errstate(invalid="ignore"):
+        difference = np.where(same, 0.0, np.abs(got.astype(np.float64) - want.astype(np.float64)))
+    difference = np.where(np.isnan(difference), np.inf, difference)
+    if want.dtype.kind != "f":
+        return float(difference.max()), 0.0 if same.all() else np.inf
+    with np.errstate(invalid="ignore"):
+        allowed = np.where(same, 1.0, atol + rtol * np.abs(want))
+        share = np.where(np.isinf(difference), np.inf, difference / allowed)
+    return float(difference.max()), float(share.max())
+
+
+def _float64(value: Any) -> Any:
+    return value.astype(np.float64) if isinstance(value, np.ndarray) and value.dtype.kind == "f" else value
+
+
+def _tuple(value: Any) -> tuple[Any, ...]:
+    return () if value is None else value if isinstance(value, tuple) else (value,)

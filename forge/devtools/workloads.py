@@ -1,0 +1,161 @@
+"""What a kernel computes at a shape, with random inputs: what `forge tune` measures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import lru_cache, partial
+from typing import Any
+
+import numpy as np
+
+from forge.backend.gpu import GPU
+from forge.config import EngineConfig
+from forge.formats import ggml
+from forge.ops.decode_attention import decode_attention
+from forge.ops.linear import linear
+from forge.ops.matmul import kernel_of
+from forge.ops.norm import rmsnorm
+from forge.ops.op import Array, Op
+from forge.ops.project import rms_gated, rms_linear
+from forge.ops.quant import Packed, QuantTensor, split
+from forge.tuning.kernel import ANY, Shape
+from forge.tuning.table import KERNELS
+
+_DRAWN_ROWS = 512
+"""Rows of a matrix that are drawn; it repeats them, which changes nothing about its speed."""
+_NORM_ROWS = (8, 512)
+_CONTEXTS = {16: ((1, 1024), (1, 8192), (8, 1024)), ANY: ((64, 1024),)}
+"""Sequences, positions of each, by the class of sequences."""
+_TABLE_POSITIONS = 16_384
+"""The page table is that of a longer context, as in an engine."""
+_MODELS = (  # E, H, G, D, F, V: of Llama 3.2 1B and 3.1 8B
+    (2048, 32, 8, 64, 8192, 128_256),
+    (4096, 32, 8, 128, 14_336, 128_256),
+)
+_PRODUCTS = {op.name: op for op in (linear, rms_linear, rms_gated)}
+_FORMATS = ("F16", "Q8_0", "Q6_K", "Q4_K")
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """A call of an op; `make` gives other arrays with the same values each time."""
+
+    op: Op
+    make: Callable[[], tuple[Any, ...]]
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def run(self, device: GPU, args: tuple[Any, ...]) -> Any:
+        """What the op gives."""
+        return device.launch(self.op, args, self.options)
+
+
+def usual_shapes(device: GPU) -> Iterator[tuple[str, dict[str, int | str]]]:
+    """Kernels and shapes of two usual models on a device, in the types that most files have."""
+    for width, heads, kv_heads, dim, ffn, vocabulary in _MODELS:
+        matrices = (  # op, outputs, N, K
+            *(("rms_linear", (heads + 2 * kv_heads) * dim, width), ("linear", width, heads * dim)),
+            *(("rms_gated", ffn, width), ("linear", width, ffn), ("rms_linear", vocabulary, width)),
+        )
+        for kind in _FORMATS:
+            of_format = {} if kind == "F16" else {"format": kind}
+            for op, outer, inner in matrices:
+                yield _vector(kind), {"op": op, **of_format, "inner": inner, "outer": outer}
+                tiles = kernel_of(device, is_packed=kind != "F16")
+                tile_op = op if op == "rms_gated" else "linear"
+                yield from for_all_batches(tiles, {"op": tile_op, "format": kind, "inner": inner, "outer": outer})
+        attention = {"dim": dim, "packed": heads // kv_heads, "kv_heads": kv_heads}
+        yield from for_all_batches("attention_decode", attention)
+        yield "norm", {"width": width}
+
+
+_BATCH = {"tile_linear": "tokens", "tile_group": "tokens", "attention_decode": "rows"}
+"""What the sequences of a step are to a kernel that tells few of them and many apart."""
+
+
+def for_all_batches(kernel: str, shape: Shape) -> Iterator[tuple[str, dict[str, int | str]]]:
+    """A kernel's shape, for all numbers of sequences that the kernel tells apart."""
+    name = _BATCH.get(kernel)
+    if name is None:
+        yield kernel, dict(shape)
+        return
+    for count in KERNELS[kernel].classes[name]:
+        yield kernel, {**shape, name: count}
+
+
+def _vector(kind: str) -> str:
+    return "vector_linear" if kind == "F16" else "quant_vector"
+
+
+def workloads(device: GPU, kernel: str, shape: Shape) -> list[Workload]:
+    """What a kernel computes at a shape: calls that launch it."""
+    make = _Inputs(device)
+    if kernel == "norm":
+        return [Workload(rmsnorm, partial(make.norm, rows, int(shape["width"])), {"out": "act"}) for rows in _NORM_ROWS]
+    if kernel == "attention_decode":
+        options = {"style": "neox"}
+        contexts = next(some for rows, some in _CONTEXTS.items() if int(shape["rows"]) <= rows)
+        return [Workload(decode_attention, partial(make.attention, shape, *context), options) for context in contexts]
+    op = _PRODUCTS[str(shape.get("op", "linear"))]
+    return [Workload(op, partial(make.product, op, shape), {"activation": "silu"} if op is rms_gated else {})]
+
+
+class _Inputs:
+    """Random arrays on a device. Products of rows near 1 with these matrices are near 1."""
+
+    def __init__(self, device: GPU) -> None:
+        self.device = device
+
+    def product(self, op: Op, shape: Shape) -> tuple[Any, ...]:
+        outer, inner = int(shape["outer"]), int(shape["inner"])
+        tokens = int(shape.get("tokens", 1))
+        weight = self.matrix(str(shape.get("format", "F16")), 2 * outer if op is rms_gated else outer, inner)
+        if op is linear:
+            return self.normal(tokens, inner, dtype=np.float16), weight, None, None
+        given = self.normal(tokens, inner), self.ones(inner), 1e-5, weight
+        return (*given, None) if op is rms_gated else given
+
+    def norm(self, rows: int, width: int) -> tuple[Any, ...]:
+        return self.normal(rows, width), self.ones(width), 1e-5
+
+    def normal(self, *shape: int, dtype: Any = np.float32) -> Any:
+        return self.device.asarray(_normal(shape, dtype))
+
+    def ones(self, size: int) -> Any:
+        return self.device.asarray(np.ones(size, np.float32))
+
+    def matrix(self, kind: str, outer: int, inner: int) -> Any:
+        planes = [None if plane is None else self.device.asarray(plane) for plane in _planes(kind, outer, inner)]
+        return planes[0] if kind == "F16" else Packed(ggml.GGMLType[kind], (outer, inner), *planes)
+
+    def attention(self, shape: Shape, sequences: int, length: int) -> tuple[Any, ...]:
+        page, dim, kv_heads = EngineConfig().page_size, int(shape["dim"]), int(shape["kv_heads"])
+        heads, pages = int(shape["packed"]) * kv_heads, -(-length // page)
+        table = np.zeros((sequences, -(-_TABLE_POSITIONS // page)), np.int32)
+        table[:, :pages] = np.arange(sequences * pages).reshape(sequences, pages)
+        slots = (table[:, (length - 1) // page] * page + (length - 1) % page).astype(np.int32)
+        lengths = np.full(sequences, length, np.int32)
+        product = self.normal(sequences, (heads + 2 * kv_heads) * dim), None, None, None
+        cache = [self.normal(sequences * pages, page, kv_heads, dim, dtype=np.float16) for _ in range(2)]
+        return (
+            *(*product, self.normal(length, dim // 2, 2), None, self.device.asarray(lengths)),
+            *(self.device.asarray(slots), *cache, self.device.asarray(table), 1e-6, dim**-0.5, 0, 0.0),
+        )
+
+
+# A step is measured with many copies of the same: they are drawn once.
+@lru_cache(maxsize=8)
+def _normal(shape: tuple[int, ...], dtype: Any) -> Array:
+    return np.random.default_rng(0).standard_normal(shape, np.float32).astype(dtype)
+
+
+@lru_cache(maxsize=1)
+def _planes(kind: str, outer: int, inner: int) -> tuple[Array | None, ...]:
+    """A float16 matrix, or the planes of one in blocks."""
+    rng, count = np.random.default_rng(1), min(outer, _DRAWN_ROWS)
+    repeats = (-(-outer // count), 1)
+    if kind == "F16":
+        drawn = (rng.standard_normal((count, inner), np.float32) * np.float32(inner**-0.5)).astype(np.float16)
+        return (np.tile(drawn, repeats)[:outer],)
+    few = QuantTensor.random(kind, count, inner, rng, scale=1e-4)
+    return split(few.type, np.tile(few.blocks, repeats)[:outer])

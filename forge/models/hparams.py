@@ -1,0 +1,194 @@
+"""ModelConfig from the key-values of a GGUF file."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from forge.config import ModelConfig, RopeConfig
+from forge.errors import FormatError, UnsupportedError
+from forge.formats.gguf import GGUF
+from forge.models.arch import ARCHS, Arch
+
+_MAX_LAYERS = 1024
+_MOST = 2**31 - 1
+_MAX_TOKENS = 2**20
+"""What the sampler's fixed-point sums hold."""
+
+
+def read_config(file: GGUF, context: int | None = None) -> ModelConfig:
+    """The model's numbers, for a context of so many positions (None = the model's own).
+
+    The context matters where a model has RoPE factors for short and for long contexts (longrope). Raises FormatError
+    for a missing or impossible key and UnsupportedError for an architecture without a row in the table.
+    """
+    name = file.get_str("general.architecture")
+    if name not in ARCHS:
+        known = ", ".join(sorted(ARCHS))
+        raise UnsupportedError(
+            f"{file.path}: architecture {name!r:.60} is not supported; the supported ones are {known}"
+        )
+    return _Reader(file, name, ARCHS[name]).config(context)
+
+
+class _Reader:
+    """Reads keys below the architecture's prefix."""
+
+    def __init__(self, file: GGUF, name: str, arch: Arch) -> None:
+        self.file, self.name, self.arch = file, name, arch
+        self.stored_layers = file.get_int(f"{name}.block_count", min=1, max=_MAX_LAYERS)
+        """With those of multi-token prediction, which are not run."""
+        prediction = file.get_int(f"{name}.nextn_predict_layers", 0, max=self.stored_layers - 1)
+        self.layers = self.stored_layers - prediction
+
+    def config(self, context: int | None) -> ModelConfig:
+        file, arch = self.file, self.arch
+        layers = self.layers
+        width = self.count("embedding_length")
+        heads = self.count("attention.head_count")
+        head_dim = self.count("attention.key_length", width // heads)
+        trained = self.count("context_length")
+        windows = self.windows()
+        ropes, layer_ropes = self.ropes(head_dim, windows, trained, context or trained)
+        embedding = file.tensor("token_embd.weight").shape
+        kv_heads = self.count("attention.head_count_kv", heads, most=heads)
+        if self.count("attention.value_length", head_dim) != head_dim:
+            raise UnsupportedError(f"{file.path}: keys and values of different lengths are not supported")
+        if heads % kv_heads:
+            raise FormatError(f"{file.path}: {heads} query heads cannot share {kv_heads} KV heads evenly")
+        if len(embedding) != 2 or embedding[1] != width:
+            raise FormatError(f"{file.path}: token_embd.weight has shape {embedding}, not (vocabulary, {width})")
+        if embedding[0] > _MAX_TOKENS:
+            raise UnsupportedError(f"{file.path}: a vocabulary of {embedding[0]} is over the limit of {_MAX_TOKENS}")
+        if self.count("expert_count", 0, least=0):
+            raise UnsupportedError(f"{file.path}: mixtures of experts are not supported")
+        epsilon = "layer_norm_rms_epsilon" if arch.norm == "rms" else "layer_norm_epsilon"
+        scaled = width / heads if layers == arch.width_scaled_layers else head_dim
+        return ModelConfig(
+            arch=self.name,
+            num_layers=layers,
+            width=width,
+            num_heads=heads,
+            num_kv_heads=kv_heads,
+            head_dim=head_dim,
+            ffn_width=self.count("feed_forward_length"),
+            vocab_size=embedding[0],
+            context_length=trained,
+            norm=arch.norm,
+            norm_eps=self.number(f"attention.{epsilon}", least=0.0),
+            activation=arch.activation,
+            gated=arch.gated,
+            attention_scale=self.number("attention.scale", 0.0, least=0.0) or scaled**-0.5,
+            ropes=ropes,
+            layer_ropes=layer_ropes,
+            layer_windows=windows,
+            attention_softcap=self.number("attn_logit_softcapping", arch.default_softcaps[0], least=0.0),
+            final_softcap=self.number("final_logit_softcapping", arch.default_softcaps[1], least=0.0),
+            embedding_scale=math.sqrt(width) if arch.scales_embedding else 1.0,
+        )
+
+    def count(self, key: str, default: int | None = None, *, least: int = 1, most: int = _MOST) -> int:
+        """A whole number; a file may give it per layer, then all layers must agree."""
+        full = f"{self.name}.{key}"
+        value = self.file.metadata.get(full)
+        if not isinstance(value, np.ndarray):
+            return self.file.get_int(full, default, min=least, max=most)
+        entries = self.per_layer(full, value, "iu")
+        if (entries != entries[0]).any():
+            raise UnsupportedError(f"{self.file.path}: {full} differs between layers, which is not supported")
+        if not least <= int(entries[0]) <= most:
+            raise FormatError(f"{self.file.path}: key {full!r} should be from {least} to {most}, not {entries[0]}")
+        return int(entries[0])
+
+    def per_layer(self, key: str, entries: npt.NDArray[Any], kinds: str) -> npt.NDArray[Any]:
+        """The entries of the layers that run; like llama.cpp, of an array with one for each layer in the file."""
+        if entries.dtype.kind not in kinds:
+            raise FormatError(f"{self.file.path}: key {key!r} should not hold {entries.dtype.name} numbers")
+        if len(entries) != self.stored_layers:
+            raise FormatError(
+                f"{self.file.path}: key {key!r} has {len(entries)} entries for {self.stored_layers} layers"
+            )
+        return entries[: self.layers]
+
+    def number(
+        self, key: str, default: float | None = None, *, least: float = -math.inf, most: float = math.inf
+    ) -> float:
+        return self.file.get_float(f"{self.name}.{key}", default, min=least, max=most)
+
+    def windows(self) -> tuple[int, ...]:
+        """Each layer's window."""
+        key = f"{self.name}.attention.sliding_window_pattern"
+        window = self.count("attention.sliding_window", self.arch.default_window, least=0)
+        pattern = self.file.metadata.get(key, self.arch.global_every)
+        if isinstance(pattern, np.ndarray):  # per layer: is it local
+            local = [bool(entry) for entry in self.per_layer(key, pattern, "biu")]
+        else:
+            every = self.file.get_int(key, self.arch.global_every)
+            local = [not every or (layer + 1) % every != 0 for layer in range(self.layers)]
+        return tuple(window if is_local else 0 for is_local in local)
+
+    def ropes(
+        self, head_dim: int, windows: tuple[int, ...], trained: int, context: int
+    ) -> tuple[tuple[RopeConfig, ...], tuple[int, ...]]:
+        """The RoPE of global layers, then that of windowed layers if it differs; and which layer has which."""
+        dim = self.count("rope.dimension_count", head_dim, most=head_dim)
+        if dim % 2:
+            raise FormatError(f"{self.file.path}: {self.name}.rope.dimension_count is odd: {dim}")
+        base = self.number("rope.freq_base", 10_000.0, least=1.0)
+        plain = RopeConfig(style=self.arch.rope, dim=dim, base=base)
+        scaled = self.scaling(plain, trained, context)
+        if self.arch.local_rope_base is None or not any(windows):
+            return (scaled,), (0,) * len(windows)
+        local = replace(plain, base=self.number("rope.freq_base_swa", self.arch.local_rope_base, least=1.0))
+        return (scaled, local), tuple(int(window > 0) for window in windows)
+
+    def scaling(self, plain: RopeConfig, trained: int, context: int) -> RopeConfig:
+        """RoPE scaled as the file says: linear, YaRN, or by a tensor of factors (llama3, longrope)."""
+        original = self.count("rope.scaling.original_context_length", trained)
+        kind = self.file.get_str(f"{self.name}.rope.scaling.type", "linear")
+        factor = self.number("rope.scaling.factor", 0.0) or self.number("rope.scale_linear", 0.0) or 1.0
+        if not 1e-3 <= factor <= 1e6:
+            raise FormatError(f"{self.file.path}: {self.name}.rope.scaling.factor is impossible: {factor}")
+        factors = self.factors(plain.dim, "long" if context > original else "short")
+        scaled = replace(
+            plain,
+            factors=factors,
+            magnitude=self.number("rope.scaling.attn_factor", 1.0),
+            original_context=original,
+            query_growth=self.number("attention.temperature_scale", 0.0),
+        )
+        if kind in ("none", "longrope"):
+            return scaled
+        if kind == "linear":
+            return replace(scaled, frequency_scale=1.0 / factor)
+        if kind != "yarn":
+            raise UnsupportedError(f"{self.file.path}: RoPE scaling {kind!r:.60} is not supported")
+        if plain.base <= 1.0:
+            raise FormatError(f"{self.file.path}: YaRN needs {self.name}.rope.freq_base above 1, not {plain.base}")
+        # log_multiplier is the share of the magnitude that the attention scale has already
+        growth = 0.1 * math.log(max(factor, 1.0))
+        magnitude = (growth + 1.0) / (growth * self.number("rope.scaling.yarn_log_multiplier", 0.0, least=0.0) + 1.0)
+        return replace(
+            scaled,
+            frequency_scale=1.0 / factor,
+            magnitude=self.number("rope.scaling.yarn_attn_factor", scaled.magnitude * magnitude),
+            yarn_betas=(
+                self.number("rope.scaling.yarn_beta_fast", 32.0, least=1e-6, most=1e6),
+                self.number("rope.scaling.yarn_beta_slow", 1.0, least=1e-6, most=1e6),
+            ),
+        )
+
+    def factors(self, dim: int, length: str) -> tuple[float, ...] | None:
+        """Divisors of the frequencies: one tensor (llama3), or the one for short or long contexts (longrope)."""
+        for name in ("rope_freqs.weight", f"rope_factors_{length}.weight"):
+            if name in self.file.tensors:
+                fits = self.file.tensors[name].shape == (dim // 2,)
+                values = self.file.load(name) if fits else np.empty(0)
+                if not fits or not np.isfinite(values).all() or (values <= 0).any():
+                    raise FormatError(f"{self.file.path}: tensor {name!r} should be {dim // 2} positive numbers")
+                return tuple(float(value) for value in values)
+        return None

@@ -1,0 +1,61 @@
+"""The sources of the kernels against their rules and against the declarations of the ops that launch them."""
+
+from __future__ import annotations
+
+import re
+from importlib import resources
+from typing import Any
+
+import pytest
+
+from forge.backend import sources
+from forge.devtools.variants import Recorder, case_variants
+
+DIRECTORY = resources.files("forge") / "raw_kernels"
+FILES = sorted(path.name.removesuffix(".hip") for path in DIRECTORY.iterdir() if path.name.endswith(".hip"))
+KERNEL_FILES = [name for name in FILES if not name.startswith("_")]
+PORTABLE_FILES = [name for name in FILES if name != sources.PRELUDE and not name.startswith("_tile_")]
+PLATFORM = re.compile(r"#include|\b(__shfl\w*|__syncthreads|threadIdx|blockIdx|__builtin_amdgcn\w*|asm)\b")
+
+
+def own_text(file: str) -> str:
+    text = (DIRECTORY / f"{file}.hip").read_text(encoding="utf-8")
+    return re.sub(r"//[^\n]*", "", text)
+
+
+@pytest.mark.parametrize("file", PORTABLE_FILES)
+def test_only_the_prelude_and_the_tiles_know_platforms(file: str) -> None:
+    assert not PLATFORM.findall(own_text(file))
+
+
+@pytest.mark.parametrize("file", KERNEL_FILES)
+def test_a_kernel_uses_all_of_its_parameters(file: str) -> None:
+    text = own_text(file)
+    for name, (_, parameters) in sources.signatures(file).items():
+        start = re.search(rf"^KERNEL\([^)]*\)\s*{name}\(", text, re.MULTILINE)
+        assert start, name
+        body = text[start.end() :].partition("\nKERNEL(")[0].partition("{")[2]
+        for parameter in parameters:
+            assert re.search(rf"\b{parameter.name}\b", body), f"{name}: {parameter.name}"
+
+
+def test_every_kernel_is_launched_by_a_case_and_named_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    launched = set()
+    record = Recorder._run
+
+    def run(self: Recorder, entry: sources.Entry, grid: tuple[int, ...], args: list[Any]) -> None:
+        launched.add(entry.function)
+        record(self, entry, grid, args)
+
+    monkeypatch.setattr(Recorder, "_run", run)
+    case_variants()
+    case_variants(groups=True)
+    names = [name for file in KERNEL_FILES for name in sources.signatures(file)]
+    assert sorted(names) == sorted(launched)
+
+
+def test_blocks_are_whole_waves() -> None:
+    for variant in {*case_variants(), *case_variants(groups=True)}:
+        for name in sources.signatures(variant.file):
+            threads = sources.entry(variant.file, name, variant.defines).threads
+            assert threads in range(64, 1025, 64), f"{variant.name}: {name}"

@@ -1,0 +1,274 @@
+"""Steps that run ahead of their ids give the ids of steps that wait for them, and neither copy nor wait more."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from tiny_models import GREEDY, SEEDED, assert_idle, random_prompts, tiny_llm
+
+from forge import LLM, SamplingParams
+from forge.backend.numpy import NumpyBackend
+from forge.engine.decode_pipeline import DecodePipeline
+from forge.engine.engine import Engine
+from forge.engine.graph_cache import GraphCache
+from forge.engine.sequence import Sequence
+
+
+@pytest.fixture
+def ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Engines made from here on run ahead, as on a GPU."""
+    monkeypatch.setattr(NumpyBackend, "is_asynchronous", True)
+
+
+def texts(llm: LLM, prompts: list[list[int]], params: SamplingParams) -> list[list[int]]:
+    found = llm.generate(prompts, params)
+    assert isinstance(found, list)
+    assert_idle(llm)
+    return [list(completion.ids) for completion in found]
+
+
+@pytest.mark.parametrize("params", [GREEDY, SEEDED, SamplingParams(max_tokens=20, temperature=2.0, seed=3, n=3)])
+@pytest.mark.parametrize("pages", [200, 14])
+def test_ids_are_those_of_steps_that_wait(params: SamplingParams, pages: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    prompts = random_prompts(7, 40)
+    waiting = texts(tiny_llm("llama", num_pages=pages, max_sequences=5), prompts, params)
+    monkeypatch.setattr(NumpyBackend, "is_asynchronous", True)
+    assert texts(tiny_llm("llama", num_pages=pages, max_sequences=5), prompts, params) == waiting
+
+
+@pytest.mark.usefixtures("ahead")
+def test_a_stop_drops_the_step_behind_it() -> None:
+    llm = tiny_llm("llama")
+    whole = texts(llm, [[5, 6, 7]], GREEDY)[0]
+    stop = whole[7]
+    cut = whole[: whole.index(stop)]
+    assert texts(llm, [[5, 6, 7]], SamplingParams(max_tokens=20, ignore_eos=True, stop_ids=[stop])) == [cut]
+    assert texts(llm, [[5, 6, 7]], GREEDY) == [whole]
+
+
+PENALIZED = replace(
+    GREEDY, repetition_penalty=1.4, presence_penalty=0.5, frequency_penalty=0.3, logit_bias={3: 4.0, 9: -math.inf}
+)
+KINDS = {
+    "logprobs": replace(GREEDY, logprobs=2),
+    "own logprobs": replace(SEEDED, logprobs=0),
+    "repetition": replace(GREEDY, repetition_penalty=1.3),
+    "presence": replace(SEEDED, presence_penalty=1.5),
+    "frequency": replace(GREEDY, frequency_penalty=0.8),
+    "bias": replace(GREEDY, logit_bias={3: 5.0}),
+    "everything": replace(PENALIZED, logprobs=3),
+}
+
+
+def run_together(llm: LLM, requests: list[tuple[list[int], SamplingParams]]) -> list[tuple[list[int], list[Any]]]:
+    """The ids of each request, and its log probabilities."""
+    found: dict[Sequence, list[Any]] = {llm.engine.add(*request)[0]: [] for request in requests}
+    while llm.engine.has_work:
+        for token in llm.engine.step():
+            if token.sequence.finish_reason in (None, "length"):
+                found[token.sequence].append(token.logprobs)
+    assert_idle(llm)
+    return [(sequence.completion, logprobs) for sequence, logprobs in found.items()]
+
+
+def assert_same(got: list[tuple[list[int], list[Any]]], wanted: list[tuple[list[int], list[Any]]]) -> None:
+    """Log probabilities within float32: rows of a step that runs ahead of an end are one more than those that wait."""
+    for (ids, logprobs), (wanted_ids, wanted_logprobs) in zip(got, wanted, strict=True):
+        assert ids == wanted_ids
+        assert len(logprobs) == len(ids)
+        for one, other in zip(logprobs, wanted_logprobs, strict=True):
+            assert (one is None) == (other is None)
+            if one is not None:
+                assert one.id == other.id
+                assert [token for token, _ in one.top] == [token for token, _ in other.top]
+                values = [[entry.logprob, *(value for _, value in entry.top)] for entry in (one, other)]
+                assert values[0] == pytest.approx(values[1], abs=1e-5)
+
+
+@pytest.mark.parametrize("params", KINDS.values(), ids=KINDS)
+def test_what_changes_or_describes_an_id_is_that_of_steps_that_wait(
+    params: SamplingParams, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = ([7, 3, 200, 3], params)
+    wanted = run_together(tiny_llm("gemma3"), [request])
+    monkeypatch.setattr(NumpyBackend, "is_asynchronous", True)
+    got = run_together(tiny_llm("gemma3"), [request])
+    assert got == wanted  # to the bit
+
+
+@pytest.mark.parametrize("pages", [200, 14])
+def test_so_it_is_in_batches_of_all_kinds(pages: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    kinds = [GREEDY, *KINDS.values(), SEEDED]
+    params = [replace(kind, max_tokens=20 + i % 4) for i, kind in enumerate(kinds)]
+    requests = list(zip(random_prompts(9, 40), params, strict=True))
+    sizes = {"num_pages": pages, "max_sequences": 5}
+    wanted = run_together(tiny_llm("gemma3", **sizes), requests)
+    monkeypatch.setattr(NumpyBackend, "is_asynchronous", True)
+    assert_same(run_together(tiny_llm("gemma3", **sizes), requests), wanted)
+
+
+@pytest.mark.usefixtures("ahead")
+def test_a_penalized_request_leaves_nothing_behind() -> None:
+    """Its slot and its history serve the next one."""
+    llm = tiny_llm("gemma3")
+    wanted = run_together(llm, [([5, 6], GREEDY), ([5, 6], KINDS["repetition"])])
+    run_together(llm, [([9, 8, 7], PENALIZED), ([1, 2], PENALIZED), ([3], PENALIZED)])
+    assert_same(run_together(llm, [([5, 6], GREEDY), ([5, 6], KINDS["repetition"])]), wanted)
+
+
+@pytest.mark.usefixtures("ahead")
+def test_steps_with_and_without_draws_are_recorded_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same rows and pages: a recorded step of greedy ids alone draws none."""
+    recorded = Counter[str]()
+    real = NumpyBackend.record
+
+    def counted(self: NumpyBackend, *args: Any) -> Any:
+        recorded["steps"] += 1
+        return real(self, *args)
+
+    monkeypatch.setattr(NumpyBackend, "record", counted)
+    llm = tiny_llm("llama")
+    counts = []
+    for params in (GREEDY, SEEDED, GREEDY, SEEDED):
+        texts(llm, [[5, 6, 7]], params)
+        counts.append(recorded["steps"])
+    assert counts == [counts[0], 2 * counts[0], 2 * counts[0], 2 * counts[0]]
+
+
+@pytest.mark.usefixtures("ahead")
+@pytest.mark.parametrize(
+    ("owner", "name", "stopped", "done"),
+    [
+        (NumpyBackend, "record", (2, 5), False),
+        (NumpyBackend, "upload", (2, 5), False),
+        (NumpyBackend, "mark", (2, 5), False),
+        *((GraphCache, "run", (2, 5), done) for done in (False, True)),
+        *((DecodePipeline, "collect", (5, 11, 12), done) for done in (False, True)),
+        *((Engine, "_append", (5, 11, 12), done) for done in (False, True)),
+    ],
+)
+@pytest.mark.parametrize("params", [GREEDY, replace(PENALIZED, logprobs=1)], ids=["greedy", "penalized"])
+def test_an_interrupted_step_loses_nothing(
+    owner: type,
+    name: str,
+    stopped: tuple[int, ...],
+    done: bool,
+    params: SamplingParams,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Interrupts at some calls of a method, before it did its work or after."""
+    prompts = random_prompts(3, 20)
+    expected = texts(tiny_llm("llama"), prompts, params)
+    llm = tiny_llm("llama")
+    sequences = [llm.engine.add(prompt, params)[0] for prompt in prompts]
+    calls = Counter[str]()
+    real = getattr(owner, name)
+
+    def sometimes(self: object, *args: object) -> object:
+        calls[name] += 1
+        stops = calls[name] in stopped
+        if stops and not done:
+            raise KeyboardInterrupt
+        result = real(self, *args)
+        if stops:
+            raise KeyboardInterrupt
+        return result
+
+    monkeypatch.setattr(owner, name, sometimes)
+    while llm.engine.has_work:
+        try:
+            llm.engine.step()
+        except KeyboardInterrupt:
+            continue
+    assert [s.completion for s in sequences] == expected
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """Copies from and to the device and marks, by the method of the backend that makes them."""
+    counts = Counter[str]()
+    for name in ("upload", "mark", "asarray", "to_numpy"):
+        real = getattr(NumpyBackend, name)
+
+        def counted(self: NumpyBackend, *args: object, name: str = name, real: object = real) -> object:
+            counts[name] += 1
+            return real(self, *args)  # type: ignore[operator]
+
+        monkeypatch.setattr(NumpyBackend, name, counted)
+    return counts
+
+
+@pytest.mark.usefixtures("ahead")
+@pytest.mark.parametrize("params", [GREEDY, replace(PENALIZED, logprobs=5)], ids=["greedy", "penalized"])
+def test_64_steps_are_marked_once_each_and_upload_once_where_there_are_new_pages(
+    params: SamplingParams, calls: Counter[str]
+) -> None:
+    llm = tiny_llm("llama", page_size=8, context=96)
+    for prompt, kind in (([1, 2, 3], GREEDY), ([4, 5, 6, 7, 8, 9], params)):
+        llm.engine.add(prompt, replace(kind, max_tokens=90))
+    for _ in range(3):
+        llm.engine.step()
+    calls.clear()
+    uploads = Counter[tuple[int, int]]()
+    for _ in range(64):
+        pages = sum(len(s.pages) for s in llm.engine.scheduler.running)
+        before = calls["upload"]
+        assert len(llm.engine.step()) == 2
+        pages = sum(len(s.pages) for s in llm.engine.scheduler.running) - pages
+        uploads[pages, calls["upload"] - before] += 1
+    assert uploads == {(0, 0): 48, (1, 1): 16}
+    assert calls == {"mark": 64, "upload": 16}
+
+
+@pytest.mark.usefixtures("ahead")
+def test_a_step_uploads_the_new_pages_of_all_rows_at_once_and_only_these(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+    real = NumpyBackend.upload
+
+    def sized(self: NumpyBackend, array: np.ndarray, values: np.ndarray) -> None:
+        sizes.append(values.nbytes)
+        real(self, array, values)
+
+    monkeypatch.setattr(NumpyBackend, "upload", sized)
+    llm = tiny_llm("llama", page_size=8, context=96)
+    for prompt in ([1, 2, 3], [4, 5, 6], [7, 8, 9]):
+        llm.engine.add(prompt, SamplingParams(max_tokens=30, ignore_eos=True))
+    llm.engine.step()
+    del sizes[:]
+    while llm.engine.has_work:
+        llm.engine.step()
+    begun, *later = sizes
+    # an index and a value for each of twelve words and a page, one row being idle, and for the count of steps
+    assert begun == 8 * (4 * (12 + 1) + 1)
+    assert later == [8 * 3] * 3  # of 33 ids the last is not computed: 32 are on four pages
+
+
+@pytest.mark.usefixtures("ahead")
+@pytest.mark.parametrize("params", [GREEDY, PENALIZED], ids=["greedy", "penalized"])
+def test_a_loop_begins_with_one_upload(params: SamplingParams, calls: Counter[str]) -> None:
+    llm = tiny_llm("llama", page_size=8, context=96)
+    for _ in range(5):
+        llm.engine.add(list(range(1, 50)), params)
+    llm.engine.step()
+    calls.clear()
+    llm.engine.step()  # begins, and launches two steps
+    assert calls == {"upload": 1, "mark": 2}
+
+
+@pytest.mark.usefixtures("ahead")
+def test_pages_hold_what_was_computed_when_a_long_prompt_joins() -> None:
+    llm = tiny_llm("gemma3", max_step_tokens=8)
+    first = llm.engine.add([3, 1, 4], GREEDY)[0]
+    for _ in range(5):
+        llm.engine.step()
+    second = llm.engine.add(list(range(1, 30)), GREEDY)[0]
+    while llm.engine.has_work:
+        llm.engine.step()
+    fresh = tiny_llm("gemma3")
+    assert [first.completion, second.completion] == texts(fresh, [[3, 1, 4], list(range(1, 30))], GREEDY)
+    assert np.isfinite(fresh.logits([1, 2])).all()

@@ -1,0 +1,100 @@
+"""Page numbers: handed out once, counted, and laid where sequences can grow."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from forge.engine.page_allocator import PageAllocator
+
+
+def test_a_page_is_handed_out_once_until_it_is_released() -> None:
+    blocks = PageAllocator(5)
+    pages = blocks.allocate(5)
+    assert sorted(pages) == [0, 1, 2, 3, 4]
+    assert blocks.num_free == 0
+    assert blocks.allocate(1) is None
+    blocks.release(pages[2:4])
+    assert blocks.num_free == 2
+    assert sorted(blocks.allocate(2)) == sorted(pages[2:4])
+
+
+def test_more_than_there_is_takes_nothing() -> None:
+    blocks = PageAllocator(3)
+    assert blocks.allocate(4) is None
+    assert blocks.num_free == 3
+    assert blocks.allocate(0) == []
+
+
+def test_a_shared_page_is_free_when_its_last_owner_releases_it() -> None:
+    blocks = PageAllocator(2)
+    [page] = blocks.allocate(1)
+    blocks.share([page])
+    assert blocks.references(page) == 2
+    blocks.release([page])
+    assert (blocks.references(page), blocks.num_free) == (1, 1)
+    blocks.release([page])
+    assert (blocks.references(page), blocks.num_free) == (0, 2)
+
+
+def test_a_free_page_cannot_be_shared_or_released() -> None:
+    blocks = PageAllocator(2)
+    with pytest.raises(ValueError, match="page 1 is free"):
+        blocks.share([1])
+    with pytest.raises(ValueError, match="page 1 is free"):
+        blocks.release([1])
+
+
+def test_a_sequence_goes_on_behind_its_last_page() -> None:
+    blocks = PageAllocator(64)
+    first = blocks.allocate(4)
+    second = blocks.allocate(4)
+    for _ in range(8):  # both grow in turn and neither is cut
+        first += blocks.allocate(1, first[-1])
+        second += blocks.allocate(1, second[-1])
+    for pages in (first, second):
+        assert pages == list(range(pages[0], pages[0] + 12))
+
+
+def test_it_jumps_where_the_next_page_is_taken() -> None:
+    blocks = PageAllocator(4)
+    assert blocks.allocate(2) == [0, 1]
+    blocks.release([0])
+    assert blocks.allocate(3, after=1) == [2, 3, 0]
+
+
+def test_the_last_page_has_no_page_behind_it() -> None:
+    blocks = PageAllocator(2)
+    assert blocks.allocate(1) == [0]
+    assert blocks.allocate(1, after=0) == [1]
+    blocks.release([0])
+    assert blocks.allocate(1, after=1) == [0]
+
+
+@given(
+    st.integers(1, 12),
+    st.lists(st.tuples(st.sampled_from(["allocate", "share", "release"]), st.integers(0, 12), st.integers(0, 30))),
+)
+def test_counts_equal_a_plain_model(num_pages: int, operations: list[tuple[str, int, int]]) -> None:
+    blocks = PageAllocator(num_pages)
+    owned: Counter[int] = Counter()
+    for name, count, index in operations:
+        held = sorted(owned.elements())
+        if name == "allocate":
+            after = held[index % len(held)] if held and index % 2 else None
+            pages = blocks.allocate(count, after)
+            free = num_pages - len(owned)
+            assert (pages is None) == (count > free)
+            assert not set(pages or ()) & owned.keys()
+            assert len(set(pages or ())) == len(pages or ()) == (count if count <= free else 0)
+            owned.update(pages or ())
+        elif held:
+            pages = list(dict.fromkeys(held[index % len(held) :][:count]))
+            getattr(blocks, name)(pages)
+            owned.update(pages) if name == "share" else owned.subtract(pages)
+            owned = +owned
+        assert [blocks.references(page) for page in range(num_pages)] == [owned[page] for page in range(num_pages)]
+        assert blocks.num_free == num_pages - len(owned)

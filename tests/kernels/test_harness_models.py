@@ -1,0 +1,141 @@
+"""Whole models on the kernels, run by the CPU harness: from ids to ids, with replayed decode steps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import gguf as package
+import numpy as np
+import pytest
+from gguf_files import Blocks, write_gguf
+from harness import COMPILER, Harness
+from host_memory import HostMemory, Replayed
+
+import forge
+from forge import loading
+from forge.formats import ggml, gguf
+
+pytestmark = pytest.mark.skipif(COMPILER is None, reason="no clang++: scripts/install-toolchain installs it")
+
+ARCH = Path(__file__).parents[1] / "data" / "arch"
+MAX_ERROR = 0.005
+"""Of float16 activations, in all logits together, as a share of their root mean square."""
+NEAR_TIE = 0.05
+"""Top-2 gap of float32 logits under which float16 activations may choose the other id."""
+
+
+class HarnessBackend(Replayed, HostMemory, Harness):
+    """What engines ask of a backend beside launches."""
+
+    arch = "harness"
+
+
+@pytest.mark.parametrize(
+    ("name", "wave"), [("llama", 32), ("llama", 64), ("gemma3", 64), ("qwen3", 32), ("stablelm_parallel", 32)]
+)
+def test_a_model_agrees_with_float32(name: str, wave: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = ARCH / name / "model.gguf"
+    prompts = [[5, 9, 17, 3], list(range(20, 40))]
+    with forge.load(path, device="cpu", context=64) as llm:
+        expected = llm.generate(prompts, max_tokens=8, temperature=0, ignore_eos=True)
+        exact = [llm.logits([*c.prompt_ids, *c.ids]) for c in expected]
+    device = HarnessBackend(wave)
+    monkeypatch.setattr(loading.backends, "select", lambda _: device)
+    with forge.load(path, context=64, max_sequences=4) as llm:
+        for completion, wanted in zip(expected, exact, strict=True):
+            got = llm.logits([*completion.prompt_ids, *completion.ids])
+            assert np.sqrt(np.mean((got - wanted) ** 2) / np.mean(wanted**2)) < MAX_ERROR
+            gap = np.diff(np.sort(wanted, axis=1)[:, -2:], axis=1)[:, 0]
+            agree = got.argmax(axis=1) == wanted.argmax(axis=1)
+            assert (agree | (gap < NEAR_TIE)).all()
+        completions = llm.generate(prompts, max_tokens=8, temperature=0, ignore_eos=True)
+    for completion, wanted_ids, wanted in zip(completions, expected, exact, strict=True):
+        first = next((i for i, (a, b) in enumerate(zip(completion.ids, wanted_ids.ids, strict=True)) if a != b), None)
+        if first is not None:  # only a near tie may part them
+            row = wanted[len(wanted_ids.prompt_ids) + first - 1]
+            assert np.diff(np.sort(row)[-2:])[0] < NEAR_TIE
+    assert device.replays >= 5
+
+
+def test_penalties_and_log_probabilities_of_replayed_steps_are_those_of_steps_that_wait(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    params = forge.SamplingParams(
+        max_tokens=12,
+        temperature=0,
+        ignore_eos=True,
+        repetition_penalty=1.5,
+        frequency_penalty=0.5,
+        logit_bias={3: 2.0},
+        logprobs=2,
+    )
+    found = []
+    for waits in (True, False):
+        device = HarnessBackend(64)
+        device.is_asynchronous = not waits
+        monkeypatch.setattr(loading.backends, "select", lambda _, device=device: device)
+        with forge.load(ARCH / "gemma3" / "model.gguf", context=64, max_sequences=4) as llm:
+            found.append(llm.generate([[7, 3, 200, 3], [1, 2]], params))
+        assert (device.replays == 0) == waits
+    for waited, replayed in zip(*found, strict=True):
+        assert waited.ids == replayed.ids
+        for one, other in zip(waited.logprobs, replayed.logprobs, strict=True):
+            assert one.logprob == pytest.approx(other.logprob, abs=1e-4)
+            assert dict(one.top) == pytest.approx(dict(other.top), abs=1e-4)
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3", "stablelm_parallel"])
+def test_looking_inside_and_every_parameter_need_ops_alone(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The harness's arrays refuse what would launch a kernel of CuPy's."""
+    path, prompt = ARCH / name / "model.gguf", [5, 9, 17, 3, 2, 40]
+    wanted: dict[str, Any] = {}
+    with forge.load(path, device="cpu", context=64) as llm:
+        list(llm.engine.logits(prompt, lambda tapped, array: wanted.update({tapped: array.copy()})))
+        weights = llm.attention(prompt)
+    device = HarnessBackend(64)
+    monkeypatch.setattr(loading.backends, "select", lambda _: device)
+    got: dict[str, Any] = {}
+    with forge.load(path, context=64, max_sequences=4) as llm:
+        list(llm.engine.logits(prompt, lambda tapped, array: got.update({tapped: device.to_numpy(array)})))
+        np.testing.assert_allclose(llm.attention(prompt), weights, atol=0.01)
+        np.testing.assert_allclose(llm.attention(prompt, 1), weights[1], atol=0.01)
+        options = {"n": 3, "temperature": 0.8, "logprobs": 2, "repetition_penalty": 1.2, "logit_bias": {7: 1.0}}
+        completions = llm.generate(prompt, max_tokens=4, seed=1, ignore_eos=True, **options)
+    assert [len(completion.ids) for completion in completions] == [4, 4, 4]
+    assert got.keys() == wanted.keys()
+    for tapped, array in wanted.items():
+        np.testing.assert_allclose(got[tapped], array, atol=0.02 * np.abs(array).max(), err_msg=tapped)
+
+
+def test_joined_blocks_are_the_separate_ones_in_their_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """q, k, v and gate, up as blocks of Q8_0, one tensor or several: the same planes on a GPU, and the same logits."""
+    file = gguf.read(ARCH / "llama" / "model.gguf")
+    metadata = {k: v if isinstance(v, int | float | str | np.ndarray) else list(v) for k, v in file.metadata.items()}
+    tensors: dict[str, Any] = {}
+    for name in file.tensors:
+        array = file.load(name)
+        kind = package.GGMLQuantizationType.Q8_0
+        is_matrix = array.ndim == 2 and name.startswith("blk.")
+        tensors[name] = Blocks(8, array.shape, package.quantize(array, kind).tobytes()) if is_matrix else array
+    joined = dict(tensors)
+    for layer in range(3):
+        for whole, parts in (("attn_qkv", ("attn_q", "attn_k", "attn_v")), ("ffn_up", ("ffn_gate", "ffn_up"))):
+            blocks = [joined.pop(f"blk.{layer}.{part}.weight") for part in parts]
+            shape = sum(b.shape[0] for b in blocks), blocks[0].shape[1]
+            joined[f"blk.{layer}.{whole}.weight"] = Blocks(8, shape, b"".join(b.data for b in blocks))
+    device = HarnessBackend(64)
+    monkeypatch.setattr(loading.backends, "select", lambda _: device)
+    found, planes = [], []
+    for stored in (tensors, joined):
+        with forge.load(write_gguf(tmp_path / "model.gguf", metadata, stored), context=64, max_sequences=2) as llm:
+            block = llm.engine.runner.model.blk[1]
+            planes.append([block.attn_qkv.weight, block.ffn_gate_up.weight])
+            found.append(llm.logits([5, 9, 17, 3]))
+    for separate, whole in zip(*planes, strict=True):
+        assert separate.type is whole.type is ggml.GGMLType.Q8_0
+        for a, b in zip(separate.planes, whole.planes, strict=True):
+            assert (a is None) == (b is None)
+            if a is not None:
+                np.testing.assert_array_equal(device.to_numpy(a), device.to_numpy(b))
+    np.testing.assert_array_equal(*found)

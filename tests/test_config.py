@@ -1,0 +1,172 @@
+"""Settings refuse what cannot be used, and name it."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import math
+import pickle
+from dataclasses import FrozenInstanceError, fields, replace
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from forge import EngineConfig, ParameterError, SamplingParams, load
+
+INF, NAN = math.inf, math.nan
+
+BAD_SAMPLING: list[tuple[str, list[Any]]] = [
+    ("max_tokens", [0, -1, 1.0, "8", True]),
+    ("temperature", [-0.1, 100.5, NAN, INF, "1", None, False, 1j]),
+    ("top_k", [-1, 1.5, None, True]),
+    ("top_p", [0, 0.0, -0.5, 1.01, NAN, "0.9", None]),
+    ("min_p", [-0.01, 1.01, NAN, None]),
+    ("repetition_penalty", [0, -1, 0.005, 101, INF, NAN]),
+    ("presence_penalty", [-101, 100.5, NAN, "0"]),
+    ("frequency_penalty", [-101, 100.5, -INF, None]),
+    ("logit_bias", [[(1, 2.0)], 5, {-1: 1.0}, {1.5: 1.0}, {"1": 1.0}, {True: 1.0}, {1: NAN}, {1: INF}, {1: "2"}]),
+    ("seed", [-1, 2**64, 0.5, "7", True]),
+    ("n", [0, -1, 257, 1.0, None, True]),
+    ("stop", ["", ["a", ""], [1], [None], [b"a"]]),
+    ("stop_ids", [[-1], [1.0], ["1"], [None], [True], "12"]),
+    ("logprobs", [-1, 101, 1.0, True]),
+    ("stop", [5, None, ["a"] * 65, map(str, count()), "x" * 1001, ["a", "x" * 1001]]),
+    ("stop_ids", [5, None, count()]),
+    ("ignore_eos", ["no", 2, None]),
+    ("logit_bias", [{1: 1e300}, {1: 10**400}]),
+    ("temperature", [10**400]),
+]
+
+GOOD_SAMPLING: list[tuple[str, list[Any]]] = [
+    ("max_tokens", [1, None, 10**9, np.int64(3)]),
+    ("temperature", [0, 0.0, 1e-30, 100, np.float32(0.7)]),
+    ("top_k", [0, 1, 10**12, np.int32(40)]),
+    ("top_p", [1e-9, 1, np.float64(0.5)]),
+    ("min_p", [0, 1]),
+    ("repetition_penalty", [0.01, 1, 100]),
+    ("presence_penalty", [-100, 100]),
+    ("frequency_penalty", [-100, 0, 100.0]),
+    ("logit_bias", [{}, {0: -INF}, {np.int64(3): np.float32(1.5)}]),
+    ("seed", [None, 0, 2**64 - 1, np.uint64(2**64 - 1)]),
+    ("n", [1, 256, np.uint8(2)]),
+    ("stop", [(), "x", ["x", "yy"], ("x",), ["x" * 1000] * 64]),
+    ("stop_ids", [(), [1, 2], {3}, np.array([4, 5])]),
+    ("logprobs", [None, 0, 100]),
+    ("ignore_eos", [True, False]),
+]
+
+BAD_ENGINE: list[tuple[str, list[Any]]] = [
+    ("context", [0, -5, 2.0, "8192", True]),
+    ("memory_fraction", [0, -0.1, 1.01, NAN, "0.5", None]),
+    ("activations", ["f64", "", 16]),
+    ("graphs", [0, -1, 1.5, "check:4", None]),
+    ("max_sequences", [0, None, 1.5]),
+    ("max_step_tokens", [0, None]),
+    ("page_size", [0, -1, None]),
+]
+
+
+def rows(table: list[tuple[str, list[Any]]]) -> list[Any]:
+    return [pytest.param(name, value, id=f"{name}={value!r:.30}") for name, values in table for value in values]
+
+
+@pytest.mark.parametrize(("name", "value"), rows(BAD_SAMPLING))
+def test_a_bad_sampling_parameter_is_named(name: str, value: Any) -> None:
+    with pytest.raises(ParameterError) as caught:
+        SamplingParams(**{name: value})
+    assert name in str(caught.value)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(ParameterError):
+        replace(SamplingParams(), **{name: value})
+
+
+@pytest.mark.parametrize(("name", "value"), rows(GOOD_SAMPLING))
+def test_a_good_sampling_parameter_is_taken(name: str, value: Any) -> None:
+    expected = value
+    if name in ("stop", "stop_ids"):
+        expected = (value,) if isinstance(value, str) else tuple(value)
+    assert getattr(SamplingParams(**{name: value}), name) == expected
+
+
+def test_the_tables_cover_every_parameter() -> None:
+    assert {name for name, _ in GOOD_SAMPLING} == {field.name for field in fields(SamplingParams)}
+    assert {name for name, _ in BAD_SAMPLING} == {field.name for field in fields(SamplingParams)}
+    assert {name for name, _ in BAD_ENGINE} == {field.name for field in fields(EngineConfig)}
+
+
+@pytest.mark.parametrize(("name", "value"), rows(BAD_ENGINE))
+def test_a_bad_engine_setting_is_named(name: str, value: Any) -> None:
+    with pytest.raises(ParameterError) as caught:
+        EngineConfig(**{name: value})
+    assert name in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "name", "meant"),
+    [
+        (SamplingParams, "temprature", "temperature"),
+        (SamplingParams, "Temperature", "temperature"),
+        (SamplingParams, "top_n", "top_k or top_p"),
+        (SamplingParams, "max_new_tokens", "max_tokens"),
+        (EngineConfig, "contxt", "context"),
+    ],
+)
+def test_a_misspelled_keyword_is_answered_with_the_nearest_one(settings: Any, name: str, meant: str) -> None:
+    for refuse in (lambda: settings(**{name: 1}), lambda: replace(settings(), **{name: 1})):
+        with pytest.raises(ParameterError) as caught:
+            refuse()
+        assert str(caught.value) == f"{name} is no parameter of {settings.__name__}: did you mean {meant}?"
+
+
+def test_a_keyword_like_none_is_answered_with_all_of_them() -> None:
+    with pytest.raises(
+        ParameterError, match=r"^zzz is no parameter of EngineConfig: it takes context, memory_fraction"
+    ):
+        EngineConfig(zzz=1)  # type: ignore[call-arg]
+
+
+def test_settings_show_their_parameters_to_help() -> None:
+    for settings in (SamplingParams, EngineConfig):
+        assert list(inspect.signature(settings).parameters) == [field.name for field in fields(settings)]
+
+
+def test_settings_are_frozen() -> None:
+    params = SamplingParams(logit_bias={1: 2.0}, stop=["x"], stop_ids=[3])
+    with pytest.raises(FrozenInstanceError):
+        params.temperature = 1.0  # type: ignore[misc]
+    assert params.stop == ("x",)
+    assert params.stop_ids == (3,)
+    assert pickle.loads(pickle.dumps(params)) == copy.deepcopy(params) == params
+    assert len({params, copy.copy(params)}) == 1
+
+
+def test_what_is_given_is_copied() -> None:
+    bias, stop, stop_ids = {1: 2.0}, ["x"], [3]
+    params = SamplingParams(logit_bias=bias, stop=stop, stop_ids=stop_ids)
+    bias[1], stop[0], stop_ids[0] = 9.0, "y", 9
+    assert (params.logit_bias[1], params.stop, params.stop_ids) == (2.0, ("x",), (3,))
+
+
+def test_one_stop_string_is_a_list_of_one() -> None:
+    assert SamplingParams(stop="abc") == SamplingParams(stop=["abc"])
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        *({"chat_template": value} for value in (1, True, b"x", ["x"])),
+        *({"progress": value} for value in ("no", 0, 1, {})),
+        *({"activations": value} for value in (np.array(["f16", "f32"]), "a" * 1000, "\n")),
+        {"device": "a" * 1000},
+    ],
+    ids=lambda wrong: next(iter(wrong)),
+)
+def test_load_names_the_parameter_that_cannot_be(wrong: dict[str, Any]) -> None:
+    path = Path(__file__).parents[0] / "data" / "arch" / "llama" / "model.gguf"
+    with pytest.raises(ParameterError, match=rf"^{next(iter(wrong))} must be [^\n]*$") as raised:
+        load(path, **{"device": "cpu", **wrong})
+    assert len(str(raised.value)) < 200

@@ -1,0 +1,220 @@
+"""Who imports whom: the direction of ARCHITECTURE.md, read from the source."""
+
+import ast
+import re
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+# Each room may import those before it.
+CHAIN = [
+    *("errors", "keywords", "config", "_files", "tuning", "backend", "ops", "state", "models", "engine", "outputs"),
+    *("runtime", "llm", "loading"),
+]
+# Rooms beside the chain, with what they may import.
+BESIDE = {
+    "display": "errors",
+    "formats": "errors config",
+    "tokenizer": "errors keywords config",
+    "hub": "errors config _files",
+    "devtools": "errors config formats.ggml tuning backend ops",
+    "cli": f"forge display formats tokenizer hub devtools {' '.join(CHAIN)}",
+    "__main__": "cli",
+    "__init__": "",  # names types for type checkers, and imports when a name is first used
+}
+# What rooms of the chain read beside it.
+ALSO = {
+    "ops": "formats.ggml",
+    "models": "formats",
+    "runtime": "tokenizer",
+    "llm": "tokenizer",
+    "loading": "display formats tokenizer hub",
+}
+ALLOWED = {room: [*CHAIN[:place], *ALSO.get(room, "").split()] for place, room in enumerate(CHAIN)}
+ALLOWED |= {room: names.split() for room, names in BESIDE.items()}
+
+# Packages that are not Python's own, and the modules that may import them.
+# Not on NumPy's list: settings, downloads, and the part of the engine that holds integers and no arrays.
+THIRD_PARTY = {
+    "IPython": "display",  # only where it runs already
+    "cupy": "backend.cupy",
+    "cupy_backends": "backend.cupy",
+    "gguf": "formats.ggml",
+    "httpx2": "hub",
+    "huggingface_hub": "hub",
+    "jinja2": "tokenizer",
+    "numpy": "backend ops models engine.batch engine.decode_pipeline engine.model_runner engine.request_table "
+    "runtime.prompts llm formats tokenizer devtools cli",
+    "platformdirs": "_files",
+    "prompt_toolkit": "cli.chat",
+    "psutil": "backend",
+    "rich": "cli display",
+    "threadpoolctl": "backend",
+    "tokenizers": "tokenizer",
+    "typer": "cli",
+}
+NOT_CODE = {"py.typed", *(f"raw_kernels/{path.name}" for path in (ROOT / "forge/raw_kernels").glob("*.hip"))}
+
+
+def breaches(root: Path) -> list[str]:
+    """What in root/forge breaks the rules, one line each."""
+    files = [
+        path.relative_to(root / "forge")
+        for path in sorted((root / "forge").rglob("*"))
+        if path.is_file() and not any(part == "__pycache__" or part.startswith(".") for part in path.parts)
+    ]
+    modules = {module_name(path): path for path in files if path.suffix == ".py"}
+    found = [f"forge/{path}: no rule covers this file" for path in files if not has_rule(path)]
+    for module, path in modules.items():
+        room = module.partition(".")[0]
+        for line, target in imports(root / "forge" / path, module, set(modules)):
+            if room in ALLOWED and not is_allowed(module, room, target):
+                found.append(f"forge/{path}:{line}: {room} may not import {target}")
+    return found
+
+
+def module_name(path: Path) -> str:
+    """Of a file within forge/: "llm", "cli.chat", "cli" for its __init__.py."""
+    parts = path.with_suffix("").parts
+    return ".".join(parts[:-1] if len(parts) > 1 and parts[-1] == "__init__" else parts)
+
+
+def has_rule(path: Path) -> bool:
+    return module_name(path).partition(".")[0] in ALLOWED if path.suffix == ".py" else str(path) in NOT_CODE
+
+
+def imports(path: Path, module: str, modules: set[str]) -> Iterator[tuple[int, str]]:
+    """Line and absolute name of every module imported anywhere in a file, within functions and for types alone, too."""
+    tree = ast.parse(path.read_text(encoding="utf-8"), str(path))
+    if module == "__init__":
+        tree.body = [node for node in tree.body if not is_for_type_checkers(node)]
+    package = "forge" if module == "__init__" else f"forge.{module}"
+    if path.name != "__init__.py":
+        package = package.rpartition(".")[0]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                above = package.split(".")[: len(package.split(".")) - node.level + 1]
+                base = ".".join([*above, *([node.module] if node.module else [])])
+            for alias in node.names:  # a module of the package, or a name that the package holds
+                whole = f"{base}.{alias.name}"
+                yield node.lineno, whole if whole.removeprefix("forge.") in modules else base
+        elif isinstance(node, ast.Call) and called(node) in ("import_module", "__import__") and module != "__init__":
+            name = node.args[0] if node.args else None
+            is_text = isinstance(name, ast.Constant) and isinstance(name.value, str)
+            yield node.lineno, str(name.value) if is_text else "a module by a computed name"
+
+
+def is_for_type_checkers(node: ast.stmt) -> bool:
+    return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+
+
+def called(node: ast.Call) -> str:
+    function = node.func
+    return function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
+
+
+def is_allowed(module: str, room: str, target: str) -> bool:
+    top = target.partition(".")[0]
+    if top != "forge":
+        return top in sys.stdlib_module_names or is_within(module, THIRD_PARTY.get(top, "").split())
+    return is_within(target.removeprefix("forge."), [room, *ALLOWED[room]])
+
+
+def is_within(name: str, rooms: list[str]) -> bool:
+    return any(name == room or name.startswith(f"{room}.") for room in rooms)
+
+
+def test_imports_point_one_way() -> None:
+    assert breaches(ROOT) == []
+
+
+def test_every_rule_has_a_file() -> None:
+    rooms = {path.stem if path.suffix == ".py" else path.name for path in (ROOT / "forge").iterdir()}
+    assert set(ALLOWED) <= rooms
+
+
+def test_dependencies_are_the_packages_that_are_imported() -> None:
+    dependencies = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    listed = {re.split(r"[^\w-]", text)[0].replace("-", "_") for text in dependencies}
+    imported = {
+        target.partition(".")[0]
+        for path in (ROOT / "forge").rglob("*.py")
+        for _, target in imports(path, module_name(path.relative_to(ROOT / "forge")), set())
+    }
+    assert listed == imported & set(THIRD_PARTY) - {"IPython", "cupy", "cupy_backends"}
+
+
+def tree(root: Path, files: dict[str, str]) -> Path:
+    for name, text in files.items():
+        path = root / "forge" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return root
+
+
+def test_a_tree_that_keeps_the_rules_passes(tmp_path: Path) -> None:
+    files = {
+        "__init__.py": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from forge.llm import LLM\n",
+        "py.typed": "",
+        "errors.py": "",
+        "config.py": "from forge.errors import ForgeError",
+        "backend/__init__.py": "import numpy as np\nfrom forge.backend import cupy",
+        "backend/cupy.py": "import cupy",
+        "formats/ggml.py": "from ..errors import FormatError",
+        "ops/quant.py": "import os.path\nfrom forge.formats import ggml",
+        "engine/scheduler.py": "from .page_allocator import PageAllocator",
+        "engine/page_allocator.py": "",
+        "llm.py": "def f():\n    from forge.tokenizer import Tokenizer",
+        "cli/app.py": "import typer\nimport forge\nfrom forge import __version__",
+    }
+    assert breaches(tree(tmp_path, files)) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "source", "message"),
+    [
+        ("errors.py", "import forge.config", ":1: errors may not import forge.config"),
+        ("config.py", "from forge.backend import select", ":1: config may not import forge.backend"),
+        ("ops/norm.py", "\nfrom forge.models import Linear", ":2: ops may not import forge.models"),
+        ("models/arch.py", "def f():\n    from forge import engine", ":2: models may not import forge.engine"),
+        ("models/arch.py", "from ..engine import x", ":1: models may not import forge.engine"),
+        ("models/arch.py", "from .. import engine", ":1: models may not import forge.engine"),
+        (
+            "state/paged_kv.py",
+            "if TYPE_CHECKING:\n    from forge.models import D",
+            ":2: state may not import forge.models",
+        ),
+        ("state/paged_kv.py", "import forge", ":1: state may not import forge"),
+        ("state/paged_kv.py", "from forge import load", ":1: state may not import forge"),
+        ("ops/quant.py", "from forge.formats import gguf", ":1: ops may not import forge.formats.gguf"),
+        ("ops/quant.py", "from forge.formats.gguf import read", ":1: ops may not import forge.formats.gguf"),
+        ("formats/gguf.py", "from forge.tokenizer import T", ":1: formats may not import forge.tokenizer"),
+        ("tokenizer/spm.py", "import forge.formats.gguf", ":1: tokenizer may not import forge.formats.gguf"),
+        ("hub/cache.py", "import numpy", ":1: hub may not import numpy"),
+        ("llm.py", "from forge.hub import pull", ":1: llm may not import forge.hub"),
+        ("loading.py", "from forge.cli import output", ":1: loading may not import forge.cli"),
+        ("loading.py", "import rich.console", ":1: loading may not import rich.console"),
+        ("backend/numpy.py", "def f():\n    import cupy", ":2: backend may not import cupy"),
+        ("cli/doctor.py", "import importlib\nimportlib.import_module('cupy.cuda')", ":2: cli may not import cupy.cuda"),
+        ("cli/doctor.py", "__import__(name)", ":1: cli may not import a module by a computed name"),
+        ("engine/scheduler.py", "import numpy as np", ":1: engine may not import numpy"),
+        ("state/paged_kv.py", "import torch", ":1: state may not import torch"),
+        ("__init__.py", "from forge.llm import LLM", ":1: __init__ may not import forge.llm"),
+        ("__init__.py", "import numpy", ":1: __init__ may not import numpy"),
+        ("helpers.py", "", ": no rule covers this file"),
+        ("utils/text.py", "", ": no rule covers this file"),
+        ("ops/norm.bin", "", ": no rule covers this file"),
+    ],
+)
+def test_a_breach_is_found(tmp_path: Path, name: str, source: str, message: str) -> None:
+    others = {"engine/__init__.py": "", "formats/__init__.py": "", "formats/gguf.py": "", "ops/__init__.py": ""}
+    assert breaches(tree(tmp_path, others | {name: source})) == [f"forge/{name}{message}"]

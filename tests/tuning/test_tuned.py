@@ -1,0 +1,322 @@
+"""What `forge tune` may try: kernels compute their references with it, and what it finds is launched."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from harness import COMPILER, Harness, HarnessArray
+from host_memory import HostMemory
+
+from forge import backend as backends
+from forge.backend import sources
+from forge.cli import run
+from forge.devtools import autotune, workloads
+from forge.devtools.verify import run_case
+from forge.errors import DeviceError, OutOfMemoryError
+from forge.ops.decode_attention import _case as decode_case
+from forge.ops.decode_attention import decode_attention
+from forge.ops.linear import _case as float_case
+from forge.ops.linear import _quantized, linear
+from forge.ops.norm import rmsnorm
+from forge.ops.op import Case, Op
+from forge.ops.project import _blocks, _floats, _gated_case, rms_gated
+from forge.tuning import Choices, store
+from forge.tuning.kernel import ANY
+from forge.tuning.table import KERNELS
+
+pytestmark = pytest.mark.skipif(COMPILER is None, reason="no clang++: scripts/install-toolchain installs it")
+Captured = pytest.CaptureFixture[str]
+
+GATED = _gated_case("K1040", 1, lambda rng: _floats(rng, 1040, 42), bias=True)
+GATED_BLOCKS = _gated_case("Q4_0", 1, lambda rng: _blocks(rng, "Q4_0", 1056, 42))
+
+
+def normal(rng: np.random.Generator) -> tuple[Any, ...]:
+    return rng.standard_normal((2, 3000)).astype(np.float32), np.ones(3000, np.float32), 1e-5
+
+
+CASES: dict[str, tuple[Op, Case]] = {
+    "vector_linear linear 2048": (linear, float_case(1, 2048, 37, bias=True, residual=True)),
+    "vector_linear rms_gated 2048": (rms_gated, GATED),
+    "quant_vector linear Q4_K 2048": (linear, _quantized("Q4_K", 1, 1280, 37)),
+    "quant_vector rms_gated Q4_0 2048": (rms_gated, GATED_BLOCKS),
+    "tile_group 16": (linear, float_case(9, 264, 70, bias=True, residual=True)),
+    "tile_linear F16 16": (linear, float_case(9, 264, 70, bias=True, residual=True)),
+    "tile_linear Q4_K 64": (linear, _quantized("Q4_K", 33, 512, 70)),
+    "attention_decode 64 2": (decode_attention, decode_case("parts", [300, 1, 130], (4, 2), 64, extras=True)),
+    "norm 4096": (rmsnorm, Case("wide", normal, {"out": "act"})),
+}
+
+
+@pytest.mark.parametrize("every", [5, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", CASES)
+def test_kernels_take_every_candidate(name: str, every: int) -> None:
+    kernel = name.partition(" ")[0]
+    op, case = CASES[name]
+    groups = kernel == "tile_group"
+    plain = Harness(32, groups=groups)
+    run_case(op, case, plain)
+    ((_, shape),) = [asked for asked in plain.tuning.asked if asked[0] == kernel]
+    key = kernel, KERNELS[kernel].class_of(shape)
+    for wave in (32,) if groups else (32, 64):
+        for values in list(KERNELS[kernel].permitted(key[1]))[::every]:
+            device = Harness(wave, seed=1, groups=groups)
+            device.tuning = Choices("", {key: values})
+            error, _ = run_case(op, case, device)
+            assert error.passed, f"wave {wave}: {values}: {error}"
+            launched = {item for variant in device.variants for item in variant.defines}
+            assert {item for item in values.items() if item[0] in ("ROWS", "TEAM", "TILES")} <= launched
+
+
+class TunedBackend(HostMemory, Harness):
+    """A GPU whose kernels take the time that a test says."""
+
+    name, arch, device = "virtual", "gfx1100", "hip:0 (virtual, gfx1100)"
+
+    def __init__(self) -> None:
+        super().__init__(32)
+        self.tuning = store.load(self.arch, can_compile=True)
+
+    def prepare(self, run: Callable[[], None], progress: Any = None) -> None:
+        """The harness compiles what it launches."""
+
+    def record(self, step: Callable[[], Any], state: Any, disturb: Any) -> tuple[Any, Callable[[], Any]]:
+        chosen = dict(self.tuning.tuned)
+        return step(), lambda: chosen
+
+
+@pytest.fixture(autouse=True)
+def few(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("FORGE_CACHE", str(tmp_path))
+    monkeypatch.setattr(autotune, "_ROTATED_BYTES", 1)
+    monkeypatch.setattr(workloads, "_NORM_ROWS", (2, 3))
+
+
+NORM = {"width": 4096}
+KEY = ("norm", (4096,))
+CLASSES = {KEY: [{"width": 3000}]}
+
+
+def timer(*rounds: dict[int, float]) -> Callable[..., list[float]]:
+    """Seconds by MAX_THREADS, one round for each call; 1024 is the default's."""
+    left = list(rounds)
+
+    def times(device: Any, steps: Sequence[Callable[[], Any]]) -> list[float]:
+        times = left.pop(0)
+        return [times[step()[KEY]["MAX_THREADS"]] for step in steps]
+
+    return times
+
+
+def best(*rounds: dict[int, float]) -> store.Measured:
+    (found,) = autotune.tune(TunedBackend(), CLASSES, timer=timer(*rounds))
+    return found
+
+
+FIRST = {1024: 1.0, 512: 0.5, 256: 0.9}
+
+
+def test_the_fastest_is_chosen_where_it_is_so_again() -> None:
+    found = best(FIRST, FIRST, {1024: 2.0, 512: 1.0}, {1024: 2.0, 512: 1.8})  # two workloads, twice
+    assert found == store.Measured("norm", NORM, {"MAX_THREADS": 512}, 4e6, pytest.approx(2.8e6))
+
+
+def test_what_was_only_lucky_is_not_chosen() -> None:
+    found = best(FIRST, FIRST, {1024: 1.0, 512: 0.98}, {1024: 1.0, 512: 0.98})
+    assert found == store.Measured("norm", NORM, {"MAX_THREADS": 1024}, 2e6, 2e6)
+
+
+def test_less_than_noise_is_not_measured_again() -> None:
+    almost = {1024: 1.0, 512: 0.971, 256: 1.5}
+    assert best(almost, almost).values == {"MAX_THREADS": 1024}
+
+
+def spoilt(monkeypatch: pytest.MonkeyPatch, fault: Callable[[Any], None]) -> None:
+    """The kernel in blocks of 512 threads goes wrong."""
+    run = TunedBackend._run
+
+    def launch(self: TunedBackend, entry: sources.Entry, grid: Any, args: list[Any]) -> None:
+        run(self, entry, grid, args)
+        if entry.threads == 512:
+            fault(args)
+
+    monkeypatch.setattr(TunedBackend, "_run", launch)
+
+
+def test_a_candidate_whose_results_differ_is_left_out_with_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fault(args: list[Any]) -> None:
+        y = next(arg for arg in args if isinstance(arg, HarnessArray) and arg.dtype == np.float16)
+        np.asarray(y)[0, 7] += np.float16(0.02)
+
+    spoilt(monkeypatch, fault)
+    with pytest.warns(
+        UserWarning, match="norm with MAX_THREADS 512 is left out: its results differ from the default's"
+    ):
+        assert best(*4 * [FIRST]).values == {"MAX_THREADS": 256}
+
+
+def test_a_candidate_that_the_device_refuses_is_left_out_with_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fault(args: list[Any]) -> None:
+        raise DeviceError("too many resources")
+
+    spoilt(monkeypatch, fault)
+    with pytest.warns(UserWarning, match="norm with MAX_THREADS 512 is left out: too many resources"):
+        assert best(*4 * [FIRST]).values == {"MAX_THREADS": 256}
+
+
+def test_a_class_for_which_memory_does_not_suffice_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fault(args: list[Any]) -> None:
+        raise OutOfMemoryError("no memory")
+
+    spoilt(monkeypatch, fault)
+    device = TunedBackend()
+    before = device.tuning
+    with pytest.warns(UserWarning, match="norm width 4096: left out: no memory"):
+        assert list(autotune.tune(device, CLASSES, timer=timer())) == []
+    assert device.tuning is before
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[[], TunedBackend]:
+    """Starts anew: another process on the machine."""
+
+    def start() -> TunedBackend:
+        device = TunedBackend()
+        monkeypatch.setattr(backends, "select", lambda name: device)
+        return device
+
+    start()
+    times = {1024: 1.0, 512: 0.75, 256: 2.0}
+    monkeypatch.setattr(autotune, "rotated", lambda device, steps: timer(times)(device, steps))
+    monkeypatch.setattr(
+        workloads, "usual_shapes", lambda device: iter([("norm", {"width": 3000}), ("norm", {"width": 64})])
+    )
+    return start
+
+
+def launched(device: TunedBackend) -> tuple[set[Any], Any]:
+    """The blocks in which a norm is launched, and its result."""
+    x, weight, eps = normal(np.random.default_rng(0))
+    y = device.launch(rmsnorm, (device.asarray(x), device.asarray(weight), eps), {"out": "act"})
+    return {dict(variant.defines)["BLOCK"] for variant in device.variants}, device.to_numpy(y)
+
+
+def test_what_is_tuned_is_launched_from_the_next_start_on(
+    machine: Callable[[], TunedBackend], capsys: Captured
+) -> None:
+    before = launched(machine())
+    assert run(["tune", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    (choice,) = report["choices"]  # a row of 64 leaves no choice
+    assert (choice["values"], choice["default"]) == ({"MAX_THREADS": 512}, {"MAX_THREADS": 1024})
+    assert (choice["default_us"], choice["us"]) == (2e6, 1.5e6)
+    assert Path(report["path"]).name == "gfx1100.json"
+    after = launched(machine())
+    assert (before[0], after[0]) == ({768}, {512})
+    np.testing.assert_allclose(before[1], after[1], rtol=2e-3)
+    assert run(["tune", "--show", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["choices"]
+    assert rows[0]["values"] == {"MAX_THREADS": 512}
+    assert rows[0]["from"].startswith("measured 2")
+    assert all(row["from"].startswith("forge's table: ") for row in rows[1:])
+    for arguments in (["tune", "--show"], ["tune"]):
+        assert run(arguments) == 0
+        out = capsys.readouterr().out
+        assert "width 4096" in out
+        assert "MAX_THREADS 512" in out
+    assert run(["tune", "--reset"]) == 0
+    assert capsys.readouterr().out == f"{report['path']} is removed\n"
+    assert launched(machine())[0] == {768}
+    assert run(["tune", "--reset"]) == 0
+    assert capsys.readouterr().out == "nothing is stored for gfx1100\n"
+
+
+def test_ctrl_c_loses_nothing(
+    machine: Callable[[], TunedBackend], monkeypatch: pytest.MonkeyPatch, capsys: Captured
+) -> None:
+    def interrupted(*arguments: Any) -> Iterator[store.Measured]:
+        yield store.Measured("norm", NORM, {"MAX_THREADS": 512}, 2.0, 1.0)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(autotune, "tune", interrupted)
+    assert run(["tune"]) == 130
+    assert capsys.readouterr().out == ""
+    assert launched(machine())[0] == {512}
+
+
+def test_wrong_usage_and_no_gpu(
+    machine: Callable[[], TunedBackend], monkeypatch: pytest.MonkeyPatch, capsys: Captured
+) -> None:
+    assert run(["tune", "--kernel", "rope"]) == 2
+    assert "--kernel must be one of vector_linear, " in capsys.readouterr().err
+    assert run(["tune", "--show", "--reset"]) == 2
+    assert "exclude each other" in capsys.readouterr().err
+    monkeypatch.setattr(backends, "select", lambda name: backends.NUMPY)
+    for arguments in ([], ["--show"], ["--reset"]):
+        assert run(["tune", *arguments]) == 1
+        assert capsys.readouterr().err.startswith("forge: forge tune needs a GPU, and cpu ")
+
+
+@pytest.mark.parametrize("groups", [False, True])
+def test_workloads_launch_the_kernel_at_the_shape_that_they_are_for(
+    groups: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from forge.devtools.variants import Recorder
+
+    recorder = Recorder()
+    recorder.has_wave_groups = groups
+    shapes = list(workloads.usual_shapes(recorder))
+    assert {kernel for kernel, _ in shapes} == KERNELS.keys() - ({"tile_group"} if not groups else set())
+    monkeypatch.setattr(workloads, "_CONTEXTS", {16: ((2, 40),), ANY: ((17, 40),)})
+    small = {"outer": 6, "kv_heads": 1}  # else drawing takes long
+    for kernel, shape in shapes[:: len(shapes) // 40] + [
+        one for one in shapes if one[0] in ("norm", "attention_decode")
+    ]:
+        shape = {name: small.get(name, value) for name, value in shape.items()}
+        device = Recorder()
+        device.has_wave_groups = groups
+        backends.register(np.ndarray, lambda array: device)  # noqa: B023
+        try:
+            for work in workloads.workloads(device, kernel, shape):
+                work.run(device, work.make())
+        finally:
+            backends.register(np.ndarray, lambda array: backends.NUMPY)
+        if kernel == "attention_decode":  # of other numbers of sequences, of the same class
+            asked = {KERNELS[one].class_of(found) for one, found in device.tuning.asked if one == kernel}
+            assert asked == {KERNELS[kernel].class_of(shape)}
+        else:
+            assert (kernel, shape) in device.tuning.asked
+
+
+class Rehearsed(TunedBackend):
+    """Launches nothing: what a model is to launch is asked for all the same."""
+
+    def prepare(self, run: Callable[[], None], progress: Any = None) -> None:
+        run()
+
+    def _run(self, entry: sources.Entry, grid: Any, args: list[Any]) -> None:
+        pass
+
+
+def test_a_models_shapes_are_those_that_its_kernels_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    from forge.cli.tune import _shapes_of
+
+    monkeypatch.setattr(backends, "select", lambda name: Rehearsed())
+    shapes = _shapes_of(str(Path(__file__).parents[1] / "data" / "arch" / "llama" / "model.gguf"), "auto")
+    found = autotune.classes_of(shapes)
+    assert {kernel for kernel, _ in found} == {
+        "vector_linear",
+        "tile_linear",
+        "attention_decode",
+    }  # norms are too short
+    tokens = {(shape["outer"], shape["tokens"]) for kernel, shape in shapes if kernel == "tile_linear"}
+    assert {number for _, number in tokens} == {8, 16, 32, 64}
+    assert len(tokens) == 4 * len({outer for outer, _ in tokens})
+    ops = {shape["op"] for kernel, shape in shapes if kernel == "vector_linear"}
+    assert ops == {"linear", "rms_linear", "rms_gated"}
+    assert autotune.classes_of([("norm", {"width": 64}), *2 * [("norm", {"width": 3000})]]) == CLASSES

@@ -1,0 +1,272 @@
+"""The table of launch choices: what it gives by default, and what of a stored file is believed."""
+
+from __future__ import annotations
+
+import json
+import os
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from forge.backend.gpu import GPU
+from forge.devtools.variants import Recorder
+from forge.errors import ForgeError
+from forge.ops.quant import FORMATS, QuantTensor
+from forge.tuning import Choices, architecture, store
+from forge.tuning.kernel import ANY, DEFAULT
+from forge.tuning.table import ARCHITECTURES, KERNELS
+
+ARCH = "gfx1100"
+
+
+@pytest.fixture(autouse=True)
+def separate(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("FORGE_CACHE", str(tmp_path))
+
+
+def of_floats(inner: int) -> tuple[int, int, int]:
+    """BLOCK, ROWS, CORE_BLOCKS as they were measured, before there was a table. So are the functions below."""
+    plans = ((512, 64, 8, 10), (1024, 64, 4, 10), (2048, 256, 2, 4), (8192, 512, 2, 2), (16_384, 512, 2, 1))
+    return next((block, rows, blocks) for most, block, rows, blocks in plans if inner <= most)
+
+
+def of_blocks(name: str, inner: int, op: str) -> tuple[int, int, int, int]:
+    is_gated, unit = op == "rms_gated", QuantTensor.random(name, 1, 256, np.random.default_rng(0)).on(Recorder()).unit  # type: ignore
+    rows = 2 if is_gated or (unit == 32 and name != "Q8_0") else 1
+    is_large = is_gated or name in ("Q3_K", "Q5_K", "Q6_K") or (op == "rms_linear" and rows == 2 and inner > 4096)
+    return 512, 16 if name in ("Q2_K", "Q3_K", "IQ4_XS") else 32, rows, 1 if is_large else 2
+
+
+@pytest.mark.parametrize(
+    "arch", ["", "sm_90", "sm_120", "gfx90a", "gfx942", "gfx1030", "gfx1100", "gfx1151", "gfx1201"]
+)
+def test_every_gpu_gets_what_was_chosen_before_there_was_a_table(arch: str) -> None:
+    device, rng = Recorder(), np.random.default_rng(0)
+    device.arch = arch
+    for _ in range(2000):
+        op = str(rng.choice(["linear", "rms_linear", "rms_gated"]))
+        inner = int(rng.integers(1, 16_385)) if rng.integers(4) else 512 << int(rng.integers(6))
+        outer = int(rng.choice([1, 2, 4096, 8191, 8192, 128_256]))
+        floats = device.choice("vector_linear", op=op, inner=inner, outer=outer)
+        assert tuple(floats.values()) == of_floats(inner)
+        name = str(rng.choice(FORMATS))
+        blocks = device.choice("quant_vector", op=op, format=name, inner=inner, outer=outer)
+        assert tuple(blocks.values()) == of_blocks(name, inner, op)
+        assert device.choice("norm", width=int(rng.integers(1, 1 << 17))) == {"MAX_THREADS": 1024}
+        dim, rows = int(rng.integers(1, 257)), int(rng.integers(1, 65))
+        attention = device.choice("attention_decode", dim=dim, packed=int(rng.integers(1, 5)), rows=rows)
+        threads, core_blocks = (128, 4) if rows > 16 and dim <= 128 else (256, 2 if rows <= 16 and dim <= 64 else 1)
+        assert tuple(attention.values()) == (threads, 1, core_blocks, 64)
+
+
+def test_an_architecture_takes_its_own_rows_and_others_the_default_ones() -> None:
+    found = {
+        arch: architecture(arch) for arch in ("sm_90", "gfx942", "gfx950", "gfx90a", "gfx908", "gfx1103", "gfx1201")
+    }
+    assert list(found.values()) == ["sm_90", "CDNA3", DEFAULT, "CDNA2", DEFAULT, "RDNA3", "RDNA4"]
+    for kernel in KERNELS.values():
+        assert kernel.rows.keys() <= {DEFAULT, *ARCHITECTURES.values()}
+
+
+def classes(name: str) -> list[Any]:
+    import itertools
+
+    return list(itertools.product(*KERNELS[name].classes.values()))
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_rows_end_where_classes_do_and_hold_what_may_be_tried(name: str) -> None:
+    kernel = KERNELS[name]
+    assert set(kernel.classes.get("format", FORMATS)) - {"F16"} == set(FORMATS)
+    for rows in kernel.rows.values():
+        assert rows.measured
+        for row in rows.rows:
+            for what, limit in row.when.items():
+                assert ({limit} if isinstance(limit, int) else set(limit)) <= {*kernel.classes[what], ANY}
+    for one in classes(name):
+        shape = kernel.named(one)
+        assert kernel.class_of(shape) == one
+        for own in kernel.rows:
+            assert kernel.permits(one, kernel.row(own, shape))
+        assert len(kernel.permitted(one)) <= 42
+        for values in kernel.permitted(one):  # on a multiprocessor, which registers are for
+            threads = values.get("BLOCK", values.get("THREADS", 256)) * values.get("CORE_BLOCKS", 1)
+            assert (256 if "CORE_BLOCKS" in values else 128) <= threads <= 1024
+
+
+def measured(**changed: Any) -> store.Measured:
+    row: dict[str, Any] = {
+        "kernel": "vector_linear",
+        "shape": {"op": "linear", "inner": 2048, "outer": 8191},
+        "values": {"BLOCK": 128, "ROWS": 4, "CORE_BLOCKS": 4},
+        "default_us": 5.5,
+        "us": 5,
+    }
+    return store.Measured(**(row | changed))
+
+
+def test_what_is_saved_is_in_force_for_its_class_of_shapes_alone() -> None:
+    save(measured())
+    norm = measured(kernel="norm", shape={"width": 4096}, values={"MAX_THREADS": 256})
+    path = save(norm)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        device = tuned_device()
+    assert device.choice("vector_linear", op="linear", inner=1025, outer=8191) == measured().values
+    assert device.choice("norm", width=2049) == {"MAX_THREADS": 256}
+    others = [("linear", 2049, 8191), ("linear", 1024, 8191), ("rms_linear", 2048, 8191), ("linear", 2048, 8192)]
+    for op, inner, outer in others:
+        assert tuple(device.choice("vector_linear", op=op, inner=inner, outer=outer).values()) == of_floats(inner)
+    found = store.read(ARCH)
+    assert (found.path, found.device, found.version, found.fault) == (path, "a GPU", "0.0", "")
+    assert found.choices == (measured(), norm)
+    save(measured(us=4))
+    assert store.read(ARCH).choices == (measured(us=4), norm)
+    assert os.listdir(path.parent) == ["gfx1100.json"]
+    assert not store.load("gfx1101", can_compile=True).tuned
+    assert store.remove(ARCH) == path
+    assert store.remove(ARCH) is None
+    assert store.read(ARCH) == store.Stored(path)
+
+
+def save(*rows: store.Measured) -> Path:
+    return store.save(ARCH, "a GPU", "0.0", list(rows))
+
+
+def tuned_device() -> GPU:
+    device = Recorder()
+    device.tuning = store.load(ARCH, can_compile=True)
+    return device
+
+
+def test_where_nothing_can_be_compiled_the_tables_variants_are_used() -> None:
+    path = save(measured())
+    with pytest.warns(UserWarning, match="there is no compiler here") as told:
+        choices = store.load(ARCH, can_compile=False)
+    assert str(told[0].message).startswith(f"{path} is not used")
+    assert not choices.tuned
+    store.remove(ARCH)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        store.load(ARCH, can_compile=False)
+
+
+def test_a_disk_that_does_not_take_it_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "tuning").write_text("a file")
+    assert store.read(ARCH).fault == ""
+    with pytest.raises(ForgeError, match=r"gfx1100.json: cannot be written: .*FORGE_CACHE"):
+        save(measured())
+    (tmp_path / "tuning").unlink()
+    (tmp_path / "tuning" / "gfx1100.json").mkdir(parents=True)
+    with pytest.raises(ForgeError, match=r"gfx1100.json: cannot be removed: "):
+        store.remove(ARCH)
+    monkeypatch.delenv("FORGE_CACHE")
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr(store, "cache_dir", no_cache)
+    assert store.read(ARCH) == store.Stored(None)
+    with pytest.raises(ForgeError, match="no cache directory"):
+        save(measured())
+
+
+def no_cache() -> Path:
+    from forge.errors import DownloadError
+
+    raise DownloadError("no cache directory")
+
+
+def choice(found: Any) -> Any:
+    return found["choices"][0]
+
+
+HOSTILE: dict[str, tuple[Callable[[Any], object], str]] = {
+    "another GPU's": (lambda f: f.update(arch="sm_90"), "is for sm_90, not for gfx1100"),
+    "no device": (lambda f: f.pop("device"), "has other fields than forge, arch, device, date, choices"),
+    "one more": (lambda f: f.update(more=1), "has other fields than"),
+    "a long name": (lambda f: f.update(device="x" * 201), "names no device"),
+    "an escape": (lambda f: f.update(device="\x1b[2J"), "names no device"),
+    "a number for a date": (lambda f: f.update(date=2026), "names no date"),
+    "no list": (lambda f: f.update(choices={}), "has no list of choices"),
+    "a list in it": (lambda f: f["choices"].append([]), "has in choice 2 other fields than"),
+    "twice": (lambda f: f["choices"].append(choice(f)), "has two choices for one class"),
+    "an unknown kernel": (
+        lambda f: choice(f).update(kernel="rope"),
+        "has in choice 1 a kernel that forge does not tune",
+    ),
+    "a list for a kernel": (lambda f: choice(f).update(kernel=["norm"]), "a kernel that forge does not tune"),
+    "another kernel": (lambda f: choice(f).update(kernel="norm"), "has in choice 1 other fields than width"),
+    "no shape": (lambda f: choice(f).update(shape=None), "has in choice 1 other fields than op, inner, outer"),
+    "an unknown class": (lambda f: choice(f)["shape"].update(inner=2047), "has in choice 1 an unknown class of inner"),
+    "a number as text": (lambda f: choice(f)["shape"].update(inner="2048"), "an unknown class of inner"),
+    "a float for a number": (lambda f: choice(f)["shape"].update(inner=2048.0), "an unknown class of inner"),
+    "a list for a class": (lambda f: choice(f)["shape"].update(op=[]), "an unknown class of op"),
+    "an unknown define": (lambda f: choice(f)["values"].update(X=1), "other fields than BLOCK, ROWS, CORE_BLOCKS"),
+    "no candidate": (lambda f: choice(f)["values"].update(BLOCK=96), "has in choice 1 values that its kernel does not"),
+    "a text for a value": (lambda f: choice(f)["values"].update(BLOCK="1 -DX"), "values that its kernel does not take"),
+    "true": (lambda f: choice(f)["values"].update(ROWS=True), "values that its kernel does not take"),
+    "too many at once": (lambda f: choice(f)["values"].update(ROWS=8), "values that its kernel does not take"),
+    "no time": (lambda f: choice(f).update(us=0), "has in choice 1 no time"),
+    "no number": (lambda f: choice(f).update(us=float("nan")), "has in choice 1 no time"),
+    "endless": (lambda f: choice(f).update(default_us=10**400), "has in choice 1 no time"),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_file_that_is_not_valid_is_ignored_with_a_warning(name: str) -> None:
+    spoil, fault = HOSTILE[name]
+    path = save(measured())
+    found = json.loads(path.read_text())
+    spoil(found)
+    path.write_text(json.dumps(found))
+    assert_refused(path, fault)
+
+
+def assert_refused(path: Path, fault: str) -> None:
+    with pytest.warns(UserWarning, match="is not used") as told:
+        choices = store.load(ARCH, can_compile=True)
+    (line,) = [str(warning.message) for warning in told]
+    assert line.startswith(f"{path} ")
+    assert fault in line
+    assert line.endswith(", and is not used: `forge tune` measures anew, `forge tune --reset` removes it")
+    assert "\n" not in line
+    assert not choices.tuned
+    save(measured())  # whatever was there is replaced
+    assert store.read(ARCH).choices == (measured(),)
+
+
+@pytest.mark.parametrize(
+    ("data", "fault"),
+    [
+        (b"", "is no JSON"),
+        (b"{", "is no JSON"),
+        (b"\xff\xfe\x00", "is no JSON"),
+        (b"[" * 100_000, "is no JSON"),
+        (b"null", "has other fields than"),
+        (b" " * (1 << 20) + b"{}", "cannot be read: it has more than 1048576 bytes"),
+    ],
+)
+def test_a_file_that_is_no_table_is_ignored(data: bytes, fault: str) -> None:
+    path = save(measured())
+    path.write_bytes(data)
+    assert_refused(path, fault)
+
+
+def test_what_is_no_file_is_ignored() -> None:
+    path = save(measured())
+    path.unlink()
+    os.mkfifo(path)
+    assert_refused(path, "cannot be read: it is not a regular file")
+    path.unlink()
+    path.symlink_to(path.name)
+    assert_refused(path, "cannot be read: Too many levels of symbolic links")
+
+
+def test_choices_note_what_is_asked_for() -> None:
+    device = Recorder()
+    assert isinstance(device.tuning, Choices)
+    for width in (8, 16, 8):
+        device.choice("norm", width=width)
+    assert device.tuning.asked == [("norm", {"width": 8}), ("norm", {"width": 16})]

@@ -68,7 +68,7 @@ def measure(device: Any, name: str, moved: int, make: Make, options: dict[str, A
     op = REGISTRY[name]
     pairs = [pair for given in inputs for pair in zip(op.args, given, strict=True)]
     changed = [value for arg, value in pairs if arg.inout and value is not None]
-    _, replay = device.record(lambda: [op(*given, **options) for given in inputs], changed, list)
+    _, replay = device.capture(lambda: [op(*given, **options) for given in inputs], changed, list)
     return median(float(device.seconds(replay)) for _ in range(_REPLAYS)) / len(inputs)
 
 

@@ -177,7 +177,7 @@ def _plan(file: gguf.GGUF, settings: EngineConfig, backend: Backend, *, is_share
             f"{backend.device}): free some memory or use a smaller model"
         )
     size = settings.page_size
-    per_page = page_bytes(config, size, backend.activations.itemsize)
+    per_page = page_bytes(config, size, backend.dtype.itemsize)
     possible = min(max((free - weights) // per_page - 1, 0), _MAX_PAGES)  # one is spare
     wanted = settings.context or config.context_length
     notes: tuple[str, ...] = ()

@@ -21,18 +21,21 @@ class HostMemory:
     def upload(self, array: Any, values: Any) -> None:
         np.copyto(np.asarray(array), values)
 
-    def spoil(self, array: Any) -> None:
+    def poison(self, array: Any) -> None:
         np.asarray(array).view(np.uint8)[...] = 255
 
     def snapshot(self, array: Any) -> Any:
         return np.array(array)
 
-    def shared(self, shape: tuple[int, ...], dtype: Any) -> tuple[Any, Any]:
+    def host_visible(self, shape: tuple[int, ...], dtype: Any) -> tuple[Any, Any]:
         array = self.empty(shape, dtype)  # type: ignore[attr-defined]
         return array, np.asarray(array)
 
-    def mark(self) -> Callable[[], None]:
+    def record_event(self) -> Callable[[], None]:
         return lambda: None
+
+    def release_memory(self) -> None:
+        pass
 
 
 class Replayed:
@@ -44,7 +47,7 @@ class Replayed:
     """Replays after which the driver leaves out a step's first launch: the others find what an earlier step had."""
     has_graphs = True
 
-    def record(self, step: Callable[[], Any], state: Any, disturb: Any) -> tuple[Any, Callable[[], Any]]:
+    def capture(self, step: Callable[[], Any], state: Any, perturb: Any) -> tuple[Any, Callable[[], Any]]:
         self.log = log = []
         try:
             result = step()
@@ -59,7 +62,7 @@ class Replayed:
             launches(self.stale_after is not None and self.replays > self.stale_after)
 
         def again(compare: bool = False) -> Any:
-            if disturb is None or not self.has_graphs:
+            if perturb is None or not self.has_graphs:
                 launches()
                 return result
             self.replays += 1

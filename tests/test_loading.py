@@ -192,13 +192,13 @@ def test_an_abort_changes_nothing_of_the_others(pages: int, monkeypatch: pytest.
 def recorded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Rows of each step that is recorded."""
     rows: list[int] = []
-    real = NumpyBackend.record
+    real = NumpyBackend.capture
 
-    def noted(self: NumpyBackend, step: Any, state: Any, disturb: Any) -> Any:
+    def noted(self: NumpyBackend, step: Any, state: Any, perturb: Any) -> Any:
         rows.append(len(state[0]))
-        return real(self, step, state, disturb)
+        return real(self, step, state, perturb)
 
-    monkeypatch.setattr(NumpyBackend, "record", noted)
+    monkeypatch.setattr(NumpyBackend, "capture", noted)
     return rows
 
 
@@ -257,14 +257,14 @@ def test_a_step_without_memory_to_be_recorded_finds_that_of_others(monkeypatch: 
     wanted = llm.generate([1, 2, 3], SEEDED).ids
     llm.generate([1, 2, 3], GREEDY)
     assert len(plans._replays) == 2
-    real = NumpyBackend.record
+    real = NumpyBackend.capture
 
     def full(self: NumpyBackend, *args: Any) -> Any:
         if plans._replays:
             raise OutOfMemoryError("out of device memory")
         return real(self, *args)
 
-    monkeypatch.setattr(NumpyBackend, "record", full)
+    monkeypatch.setattr(NumpyBackend, "capture", full)
     with pytest.raises(OutOfMemoryError):
         llm.generate([[1, 2, 3], [4]], GREEDY)
     assert llm.generate([[1, 2, 3], [4]], SEEDED)[0].ids == wanted
@@ -448,7 +448,7 @@ class Late(Replayed, HostMemory, Harness):
         self._work()
         return np.array(array)
 
-    def mark(self) -> Callable[[], None]:
+    def record_event(self) -> Callable[[], None]:
         passed: list[bool] = []
         self._later(lambda: passed.append(True))
 

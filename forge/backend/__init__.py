@@ -45,7 +45,7 @@ class Backend(Protocol):
         ...
 
     @property
-    def activations(self) -> np.dtype[Any]:
+    def dtype(self) -> np.dtype[Any]:
         """dtype of matrix inputs and of the KV cache."""
         ...
 
@@ -75,11 +75,11 @@ class Backend(Protocol):
         """Overwrite an array with a host's values of its dtype, in order with the ops before and after."""
         ...
 
-    def shared(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> tuple[Any, npt.NDArray[Any]]:
+    def host_visible(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> tuple[Any, npt.NDArray[Any]]:
         """An array in the host's memory for ops to write, and the same for the host, who reads it behind a `mark`."""
         ...
 
-    def mark(self) -> Callable[[], None]:
+    def record_event(self) -> Callable[[], None]:
         """A place in the order of ops; the function waits until what is before it has run."""
         ...
 
@@ -87,13 +87,13 @@ class Backend(Protocol):
         """Get ready for the ops that `run` calls, whose results it must not use."""
         ...
 
-    def record(
-        self, step: Callable[[], T], state: Sequence[Any], disturb: Callable[[list[Any]], list[Any]] | None
+    def capture(
+        self, step: Callable[[], T], state: Sequence[Any], perturb: Callable[[list[Any]], list[Any]] | None
     ) -> tuple[T, Callable[..., T | None]]:
         """Run a step of ops; its result, and a function that runs it again on the same arrays.
 
         `state` are the arrays that the step reads and changes. Of another step from the same state the result is the
-        same: a backend may try it, and steps from other values of the state, which `disturb` makes of those it holds.
+        same: a backend may try it, and steps from other values of the state, which `perturb` makes of those it holds.
         None: it is to launch the ops one by one. With compare=True the function gives None where running again has done
         something else than the ops.
         """
@@ -105,6 +105,10 @@ class Backend(Protocol):
 
     def free_bytes(self) -> int:
         """Bytes that can still be allocated."""
+        ...
+
+    def release_memory(self) -> None:
+        """Wait for all work, then give memory back to the system that no array uses any more."""
         ...
 
 

@@ -24,8 +24,8 @@ import numpy.typing as npt
 from cupy_backends.cuda.libs import cublas, nvrtc
 
 from forge.backend import amd, compilers, host, kernel_cache, probe, sources
-from forge.backend.gpu import GPU, Disturb, arrays_in, checked, compared
-from forge.backend.pdl import EarlyLaunch
+from forge.backend.gpu import GPU, Perturb, arrays_in, checked, compared
+from forge.backend.pdl import DependentLaunch
 from forge.errors import DeviceError, OutOfMemoryError
 from forge.tuning import Choices, store
 
@@ -61,7 +61,7 @@ class Card:
     index: int
     name: str
     arch: str
-    cores: int
+    num_cus: int
     is_integrated: bool
     kind: str = KIND
 
@@ -82,15 +82,15 @@ def cards() -> list[Card]:
         raise DeviceError(f"no usable GPU: {_one_line(error)}{_hiding()}") from None
     if not found:
         raise DeviceError(f"no usable GPU: the driver shows none{_hiding()}")
-    return sorted(found, key=lambda card: (bool(amd.refusal(card.arch)), card.is_integrated, -card.cores, card.index))
+    return sorted(found, key=lambda card: (bool(amd.refusal(card.arch)), card.is_integrated, -card.num_cus, card.index))
 
 
 def _card(index: int) -> Card:
     about = cp.cuda.runtime.getDeviceProperties(index)
     arch = about["gcnArchName"].decode().partition(":")[0] if IS_HIP else f"sm_{about['major']}{about['minor']}"
     multiprocessors = int(about["multiProcessorCount"])
-    cores = amd.compute_units(arch, multiprocessors) if IS_HIP else multiprocessors
-    return Card(index, about["name"].decode(), arch, cores, bool(about["integrated"]))
+    num_cus = amd.compute_units(arch, multiprocessors) if IS_HIP else multiprocessors
+    return Card(index, about["name"].decode(), arch, num_cus, bool(about["integrated"]))
 
 
 def _hiding() -> str:
@@ -107,15 +107,14 @@ class CupyBackend(GPU):
         self._cuda_device = cp.cuda.Device(index)
         properties = cp.cuda.runtime.getDeviceProperties(index)
         card = _card(index)
-        self.name, self.arch, self.cores = card.name, card.arch, card.cores
+        self.name, self.arch, self.num_cus = card.name, card.arch, card.num_cus
         self.is_integrated = card.is_integrated
-        self.wave = int(properties["warpSize"])
-        self._starts_early = not IS_HIP and properties["major"] >= 9
-        self.has_wave_groups = self.arch == "sm_90" and nvrtc.getVersion() >= (12, 0)
+        self.wave_size = int(properties["warpSize"])
+        self._has_pdl = not IS_HIP and properties["major"] >= 9
+        self.has_wgmma = self.arch == "sm_90" and nvrtc.getVersion() >= (12, 0)
         self.device = card.text
         if why := amd.refusal(self.arch):
             raise DeviceError(f"{self.device}: {self.arch} {why}")
-        self.total_bytes = int(properties["totalGlobalMem"])
         self._modules: dict[sources.Variant, Any] = {}
         self._functions: dict[sources.Entry, Any] = {}
         self._collected: dict[sources.Variant, None] | None = None
@@ -124,7 +123,7 @@ class CupyBackend(GPU):
         self._staged: deque[_Staged] = deque()
         self._scratch: Any = None
         self._graphs = True
-        self._plan_pool = cp.cuda.MemoryPool()
+        self._graph_pool = cp.cuda.MemoryPool()
         self._lock = RLock()
         self._thread: int | None = None
         with self._cuda_device:
@@ -162,8 +161,8 @@ class CupyBackend(GPU):
             if entry.lds_bytes:  # the driver refuses more than 48 KB where nobody has asked for it
                 cp.cuda.driver.funcSetAttribute(_pointer(function), _MAX_DYNAMIC_SHARED_SIZE_BYTES, entry.lds_bytes)
             self._functions[entry] = function
-        if self._log is not None and self._starts_early and entry.awaits_earlier:
-            early = EarlyLaunch(_pointer(function), grid, entry.threads, args, entry.lds_bytes)
+        if self._log is not None and self._has_pdl and entry.uses_pdl:
+            early = DependentLaunch(_pointer(function), grid, entry.threads, args, entry.lds_bytes)
             self._call(lambda: _check(early(self._stream.ptr)), (function, args))
         else:
             block = (entry.threads, 1, 1)
@@ -305,7 +304,7 @@ class CupyBackend(GPU):
                 return cp.empty(shape, dtype)
             size = math.prod(shape) * np.dtype(dtype).itemsize
             guarded = _Guarded(cp.empty(size + 2 * _GUARD_BYTES, np.uint8), len(self._guarded))
-            self.spoil(guarded.memory)  # cp.full would compile a kernel of CuPy's
+            self.poison(guarded.memory)  # cp.full would compile a kernel of CuPy's
             for band, values in zip(guarded.bands, guarded.values, strict=True):
                 band.set(values)
             self._guarded.append(guarded)
@@ -355,7 +354,7 @@ class CupyBackend(GPU):
             while len(self._staged) > 1 and self._staged[0].event.done:
                 self._staged.popleft()
 
-    def spoil(self, array: Any) -> None:
+    def poison(self, array: Any) -> None:
         """Every byte of it becomes 255."""
         with self.active():
             array.data.memset_async(255, array.nbytes, self._stream)
@@ -367,7 +366,7 @@ class CupyBackend(GPU):
             copy.data.copy_from_device_async(array.data, array.nbytes, self._stream)
             return copy
 
-    def shared(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> tuple[Any, npt.NDArray[Any]]:
+    def host_visible(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> tuple[Any, npt.NDArray[Any]]:
         with self.active():
             # Not of CuPy's pool: of memory with default flags alone HIP promises that the host sees what kernels
             # store, and the pool would give it away while the last steps of a dropped model still write to it.
@@ -379,7 +378,7 @@ class CupyBackend(GPU):
             mapped = cp.cuda.UnownedMemory(address, host.nbytes, host, self.index)
             return cp.ndarray(shape, dtype, cp.cuda.MemoryPointer(mapped, 0)), host
 
-    def mark(self) -> Callable[[], None]:
+    def record_event(self) -> Callable[[], None]:
         with self.active():
             event = cp.cuda.Event(block=False, disable_timing=True)
             event.record(self._stream)
@@ -390,8 +389,8 @@ class CupyBackend(GPU):
 
         return wait
 
-    def record(
-        self, step: Callable[[], T], state: Sequence[Any], disturb: Disturb | None
+    def capture(
+        self, step: Callable[[], T], state: Sequence[Any], perturb: Perturb | None
     ) -> tuple[T, Callable[..., T | None]]:
         """Its launches are kept, with memory of their own, and run again: as graphs, or one by one where a product
         goes to BLAS, which CuPy does not capture on CUDA, and from the first time on that capturing fails or a graph
@@ -399,10 +398,10 @@ class CupyBackend(GPU):
         """
         log: list[Any] = []
         with self.active():
-            before = [self.to_numpy(array) for array in state] if self._graphs and disturb else []
+            before = [self.to_numpy(array) for array in state] if self._graphs and perturb else []
             self._log = log
             try:
-                with cp.cuda.using_allocator(self._plan_pool.malloc):
+                with cp.cuda.using_allocator(self._graph_pool.malloc):
                     result = step()
             finally:
                 self._log = None
@@ -412,8 +411,8 @@ class CupyBackend(GPU):
                 for call, _, _ in log:
                     call()
 
-            graph = self._graph(log) if self._graphs and disturb else None
-            if graph and disturb and checked(self, graph, launches, results, state, before, disturb) is launches:
+            graph = self._graph(log) if self._graphs and perturb else None
+            if graph and perturb and checked(self, graph, launches, results, state, before, perturb) is launches:
                 self._graphs, graph = False, None
 
         def again(compare: bool = False) -> T | None:
@@ -468,6 +467,19 @@ class CupyBackend(GPU):
                 free = min(free, host.free_bytes())
             return int(free) + int(cp.get_default_memory_pool().free_bytes())
 
+    def release_memory(self) -> None:
+        """Memory of arrays and graphs that are no more goes back to the driver, and so does what ops share.
+
+        Waits for all work. Arrays that are in use stay, those that a captured step of another model keeps, too.
+        """
+        with self.active():
+            self._stream.synchronize()
+            self._staged.clear()
+            self._scratch = self._counters = None
+            self._graph_pool.free_all_blocks()
+            cp.get_default_memory_pool().free_all_blocks()
+            cp.get_default_pinned_memory_pool().free_all_blocks()
+
     def seconds(self, run: Callable[[], object]) -> float:
         """Time that the device takes for what `run` queues. It is called twice: behind the first the device is busy."""
         with self.active():
@@ -509,7 +521,7 @@ class CupyBackend(GPU):
         free, total = runtime.memGetInfo()
         return [
             ("device", "; ".join(filter(None, (self.device, compilers.untested(self.arch))))),
-            ("waves", f"{self.wave} threads, {self.cores} {'compute units' if IS_HIP else 'multiprocessors'}"),
+            ("waves", f"{self.wave_size} threads, {self.num_cus} {'compute units' if IS_HIP else 'multiprocessors'}"),
             ("device memory", f"{free / 1e9:.1f} of {total / 1e9:.1f} GB free"),
             (
                 "driver, runtime",

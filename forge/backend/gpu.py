@@ -36,7 +36,7 @@ class _HasCopies(Protocol):
 
     def upload(self, array: Any, values: Any) -> None: ...
 
-    def spoil(self, array: Any) -> None:
+    def poison(self, array: Any) -> None:
         """Every byte of it becomes 255: NaN."""
 
     def snapshot(self, array: Any) -> Any:
@@ -45,7 +45,7 @@ class _HasCopies(Protocol):
 
 _MIN_COUNTERS = 4096
 
-Disturb = Callable[[list[Any]], list[Any]]
+Perturb = Callable[[list[Any]], list[Any]]
 """From the values of a step's state, others with which it computes something else, in the same places."""
 
 
@@ -56,21 +56,21 @@ def checked(
     results: Sequence[Any],
     state: Sequence[Any],
     before: list[Any],
-    disturb: Disturb,
+    perturb: Perturb,
 ) -> Callable[[], None]:
     """`graph`, if from the state before it does bit for bit what `launches` just did: their results, their new state.
 
     If not, or if the graph cannot be launched, `launches`, with a warning of one line. Either way results and state are
-    in the end those of one step. Between, the launches run from a disturbed state, so that whatever lies between state
+    in the end those of one step. Between, the launches run from a perturbed state, so that whatever lies between state
     and results (intermediate arrays, keys and values of the step) holds something else: a graph that does only a part
     of the step is found out, as is one that does nothing.
     """
     written = (*results, *state)
     expected = [device.to_numpy(array).tobytes() for array in written]
-    _restore(device, state, disturb(before))
+    _restore(device, state, perturb(before))
     launches()
     for array in results:
-        device.spoil(array)
+        device.poison(array)
     _restore(device, state, before)
     try:
         graph()
@@ -133,18 +133,18 @@ def arrays_in(result: Any) -> list[Any]:
 class GPU(ABC):
     """A device that runs kernels: an op's `gpu` function gets it first, then the op's own arguments."""
 
-    activations = np.dtype(np.float16)
+    dtype = np.dtype(np.float16)
     is_gpu = True
     is_asynchronous = True
     device: str
     """As a person would name it."""
     arch: str = ""
     """As its compiler names it."""
-    wave: int
+    wave_size: int
     """Threads that run in step: 32 or 64."""
-    cores: int
+    num_cus: int
     """Multiprocessors or compute units."""
-    has_wave_groups = False
+    has_wgmma = False
     """Whether its matrix cores multiply what lies in LDS, for four waves together: `_tile_wgmma.hip`."""
     _counters: Any = None
 

@@ -29,7 +29,7 @@ class NumpyBackend:
 
     device = f"cpu ({os.cpu_count()} core{'' if os.cpu_count() == 1 else 's'}, NumPy {np.__version__})"
     arch = ""
-    activations = np.dtype(np.float32)
+    dtype = np.dtype(np.float32)
     is_gpu = False
     is_asynchronous = False
 
@@ -66,17 +66,17 @@ class NumpyBackend:
     def upload(self, array: npt.NDArray[Any], values: npt.NDArray[Any]) -> None:
         np.copyto(array, values)
 
-    def shared(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    def host_visible(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
         array = self.empty(shape, dtype)
         return array, array
 
-    def mark(self) -> Callable[[], None]:
+    def record_event(self) -> Callable[[], None]:
         return lambda: None
 
     def prepare(self, run: Callable[[], None], progress: object = None) -> None:
         """There is nothing to compile."""
 
-    def record(self, step: Callable[[], T], state: Sequence[Any], disturb: object) -> tuple[T, Callable[[], T]]:
+    def capture(self, step: Callable[[], T], state: Sequence[Any], perturb: object) -> tuple[T, Callable[[], T]]:
         return step(), step
 
     def facts(self) -> list[tuple[str, str]]:
@@ -85,6 +85,9 @@ class NumpyBackend:
     def free_bytes(self) -> int:
         """Memory of the host that can be taken without swapping, within the limits of this process."""
         return host.free_bytes()
+
+    def release_memory(self) -> None:
+        """Nothing is held back: an array's memory goes back to the system with the array."""
 
 
 NUMPY = NumpyBackend()

@@ -41,7 +41,7 @@ def _driver() -> Any:
     return ctypes.CDLL("libcuda.so.1")
 
 
-class EarlyLaunch:
+class DependentLaunch:
     """A launch whose arguments are packed once."""
 
     def __init__(

@@ -127,7 +127,7 @@ def signatures(file: str) -> dict[str, tuple[str, tuple[Parameter, ...]]]:
     return found
 
 
-def _awaits_earlier(file: str, function: str) -> bool:
+def _uses_pdl(file: str, function: str) -> bool:
     """Whether `await_earlier` is called between a kernel's line and the next kernel's."""
     code = _code(file)
     started = next(match for match in _KERNEL.finditer(code) if match["name"] == function)
@@ -145,7 +145,7 @@ class Entry:
     """Of a block."""
     parameters: tuple[tuple[str, np.dtype[Any], bool], ...]
     """Name, dtype of the number or of the array, and whether it is an array."""
-    awaits_earlier: bool
+    uses_pdl: bool
     """Whether it waits by itself for what was launched before."""
     lds_bytes: int
     """What a launch allots of LDS, beside what the kernel declares with a fixed size: -D LDS_BYTES."""
@@ -182,6 +182,6 @@ def entry(file: str, function: str, defines: tuple[tuple[str, int | str], ...]) 
         function,
         int(values.get(threads, threads)),
         tuple((p.name, DTYPES[str(values.get(p.type, p.type))], p.is_pointer) for p in parameters),
-        _awaits_earlier(file, function),
+        _uses_pdl(file, function),
         int(values.get("LDS_BYTES", 0)),
     )

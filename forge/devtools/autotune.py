@@ -151,7 +151,7 @@ def _times(device: Any, key: Key, candidates: Sequence[Values], works: Sequence[
 
 def _recorded(device: Any, work: Workload, inputs: Sequence[tuple[Any, ...]]) -> Callable[[], object]:
     replay: Callable[[], object]
-    _, replay = device.record(lambda: [work.run(device, args) for args in inputs], [], list)
+    _, replay = device.capture(lambda: [work.run(device, args) for args in inputs], [], list)
     return replay
 
 

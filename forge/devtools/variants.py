@@ -35,7 +35,7 @@ attention spills 4 scalar registers for them on gfx90a, which the table of resou
 class Recorder(GPU):
     """Notes which variants ops launch, and launches none."""
 
-    wave, cores = 32, 64
+    wave_size, num_cus = 32, 64
 
     def __init__(self) -> None:
         self.variants: dict[sources.Variant, None] = {}
@@ -57,9 +57,9 @@ class Recorder(GPU):
 
 
 def case_variants(*, groups: bool = False) -> list[sources.Variant]:
-    """Those of all ops' cases, by name; groups: on a GPU that `has_wave_groups`, which none of AMD's does."""
+    """Those of all ops' cases, by name; groups: on a GPU that `has_wgmma`, which none of AMD's does."""
     device = Recorder()
-    device.has_wave_groups = groups
+    device.has_wgmma = groups
     for op in REGISTRY.values():
         for case in op.cases if op.gpu else ():
             args = [

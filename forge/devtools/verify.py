@@ -78,7 +78,7 @@ def run_case(op: Op, case: Case, backend: Backend) -> tuple[CaseError, list[Arra
     got = _computed(op, case, inputs, backend)
     wanted = [*_tuple(op.reference(*exact, **case.options)), *_written(op, exact)]
     rtol, atol, slack = op.rtol, op.atol, np.zeros(())
-    if backend.activations == np.float16:
+    if backend.dtype == np.float16:
         rtol, atol = op.gpu_rtol, op.gpu_atol
         slack = op.gpu_slack(*exact, **case.options) if op.gpu_slack else slack
     errors = [compare(value, np.asarray(want), rtol, atol + slack) for value, want in zip(got, wanted, strict=True)]
@@ -111,7 +111,7 @@ def _written(op: Op, args: Sequence[Any]) -> list[Any]:
 
 def _rounded(dtype: str, value: Any, backend: Backend) -> Any:
     """A value as the backend keeps it: float16 where matrix inputs and weights are."""
-    return value.astype(backend.activations) if dtype in ("act", "weight") and isinstance(value, np.ndarray) else value
+    return value.astype(backend.dtype) if dtype in ("act", "weight") and isinstance(value, np.ndarray) else value
 
 
 def _on(backend: Backend, value: Any) -> Any:

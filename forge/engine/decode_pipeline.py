@@ -57,7 +57,7 @@ class DecodePipeline:
         self._starts = backend.asarray(np.arange(max_sequences + 1), np.int32)
         self._plans = GraphCache(backend, self.slots, graphs)
         most_words = max_sequences * drawn_words(MAX_LOGPROBS)
-        self._mail, self._host_mail = backend.shared((MAX_PENDING + 2, most_words), np.int32)
+        self._mail, self._host_mail = backend.host_visible((MAX_PENDING + 2, most_words), np.int32)
         """Where a step leaves what it draws for the host: a copy between steps would hold up the next one."""
         self._turn = 0
         """Steps since `begin`."""
@@ -107,7 +107,7 @@ class DecodePipeline:
         drawn, _ = outputs
         self._turn += 1
         place = self._host_mail[self._turn % len(self._host_mail), : drawn.size].reshape(drawn.shape)
-        self._pending.append(_Pending(tuple(self._sequences), self.runner.backend.mark(), place))
+        self._pending.append(_Pending(tuple(self._sequences), self.runner.backend.record_event(), place))
         for sequence in sequences:
             sequence.num_computed += 1
             sequence.num_pending += 1

@@ -54,8 +54,8 @@ class GraphCache:
         replay = self._replays.pop(key, None)
         if replay is None:
             try:
-                disturb = slots.disturbed if self._graphs else None
-                outputs, replay = self._backend.record(lambda: step(rows), slots.advancing(rows), disturb)
+                perturb = slots.perturbed if self._graphs else None
+                outputs, replay = self._backend.capture(lambda: step(rows), slots.advancing(rows), perturb)
             except OutOfMemoryError:
                 self._replays.clear()  # without theirs the next try may have enough
                 raise

@@ -103,7 +103,7 @@ class Slots:
         state = [*(self.fields[name][:rows] for name in ("last_id", "length")), self.turn]
         return [*state, self.counts[:rows]] if self.penalized_slots else state
 
-    def disturbed(self, state: list[Any]) -> list[Any]:
+    def perturbed(self, state: list[Any]) -> list[Any]:
         """Other values for what `advancing` gives: of a step after other ids."""
         last_ids, *others = state
         return [(last_ids + 1) % self.vocabulary, *others]

@@ -30,7 +30,7 @@ class AttentionWeights:
         kept = len(layers), num_tokens, config.num_kv_heads, config.head_dim
         try:
             self.weights: npt.NDArray[np.float32] = np.empty(shape, np.float32)
-            self._keys = np.empty(kept, backend.activations)
+            self._keys = np.empty(kept, backend.dtype)
         except MemoryError:  # whatever was free when it was looked at
             raise self._too_large(config, backend, layers, num_tokens, "the system gives less") from None
         self._queries: Any = None
@@ -45,7 +45,7 @@ class AttentionWeights:
     @staticmethod
     def _bytes(config: ModelConfig, backend: Backend, layers: range, num_tokens: int) -> int:
         row = 4 * config.num_heads * num_tokens
-        keys = num_tokens * config.num_kv_heads * config.head_dim * backend.activations.itemsize
+        keys = num_tokens * config.num_kv_heads * config.head_dim * backend.dtype.itemsize
         return len(layers) * (row * num_tokens + keys) + _TEMPORARIES * max(min(_SCORE_BYTES, row * num_tokens), row)
 
     @classmethod

@@ -36,7 +36,7 @@ _BLOCK = 256
 
 def _gated(device: GPU, kernel: str, gate_up: Any) -> Any:
     rows, width = gate_up.shape[0], gate_up.shape[1] // 2
-    y = device.empty((rows, width), device.activations)
+    y = device.empty((rows, width), device.dtype)
     device.run("activation", kernel, (-(-width // (4 * _BLOCK)), rows), gate_up, y, width)
     return y
 
@@ -50,7 +50,7 @@ def _gelu_mul_gpu(device: GPU, gate_up: Any) -> Any:
 
 
 def _gelu_gpu(device: GPU, x: Any) -> Any:
-    y = device.empty(x.shape, device.activations)
+    y = device.empty(x.shape, device.dtype)
     device.run("activation", "gelu", -(-x.size // _BLOCK), x, y, x.size)
     return y
 

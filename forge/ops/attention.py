@@ -251,8 +251,8 @@ def decode(
     # Parts for the longest context there can be, as many as fill the device: how many a row has depends on its length,
     # which is not known here. Blocks without a part cost little.
     positions = min(pages * page_size, window or pages * page_size)
-    splits = min(_filling(rows * groups, core_blocks * device.cores), -(-positions // least_span), _MAX_PARTS)
-    out = device.empty((rows, heads, dim), device.activations)
+    splits = min(_filling(rows * groups, core_blocks * device.num_cus), -(-positions // least_span), _MAX_PARTS)
+    out = device.empty((rows, heads, dim), device.dtype)
     slices = 1
     if style and isinstance(rope[0], Slices):
         slices, rope = len(rope[0].parts), (rope[0].parts, *rope[1:])
@@ -309,7 +309,7 @@ def _paged_attention_gpu(
         cache = k_pages, v_pages, page_table
         return decode(device, heads, q, (None,) * 6, lengths, None, *cache, 0.0, scale, window, softcap)
     _check_head_dim(dim)
-    out = device.empty(q.shape, device.activations)
+    out = device.empty(q.shape, device.dtype)
     device.run(
         "attention_prefill",
         "attention_prefill",
@@ -357,7 +357,7 @@ def _softmax_gpu(device: GPU, scores: Any) -> Any:
 
 def _attention_values_gpu(device: GPU, weights: Any, v: Any) -> Any:
     (heads, queries, keys), (_, kv_heads, dim) = weights.shape, v.shape
-    out = device.empty((queries, heads, dim), device.activations)
+    out = device.empty((queries, heads, dim), device.dtype)
     sizes = (heads, kv_heads, queries, keys, dim)
     device.run("attention_steps", "attention_values", (-(-dim // 256), queries, heads), weights, v, out, *sizes)
     return out

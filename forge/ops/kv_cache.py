@@ -44,7 +44,7 @@ def copy_page(k_pages: Array, v_pages: Array, source: int, target: int) -> None:
 
 
 def _take_slots_gpu(device: GPU, slots: Any, pages: Any) -> Any:
-    y = device.empty((len(slots), *pages.shape[2:]), device.activations)
+    y = device.empty((len(slots), *pages.shape[2:]), device.dtype)
     device.run("pages", "take_slots", len(slots), slots, pages, y, pages[0, 0].size)
     return y
 

@@ -56,7 +56,7 @@ def is_tiled(weight: Any) -> bool:
 
 def kernel_of(device: GPU, *, is_packed: bool) -> str:
     """Which kernel computes products with quantized or float16 matrices."""
-    return "tile_group" if device.has_wave_groups and not is_packed else "tile_linear"
+    return "tile_group" if device.has_wgmma and not is_packed else "tile_linear"
 
 
 def tile_product(
@@ -122,7 +122,7 @@ class _Launch:
             outer=outer if op == "linear" else outer // 2,
             tokens=tokens,
         )
-        rows_of_block = 16 * choice["TILES"] * (choice["BLOCK"] // device.wave)
+        rows_of_block = 16 * choice["TILES"] * (choice["BLOCK"] // device.wave_size)
         self.defines: dict[str, int | str] = {"TOKENS": tokens, **choice}
         if self.is_group:
             self.defines["LDS_BYTES"] = group_lds_bytes(tokens, choice)
@@ -133,7 +133,7 @@ class _Launch:
         self.blocks = -(-outer // rows_of_block)
         # Where the rows of the matrix are blocks too few to fill the device, more of them share the inner dimension.
         turns = -(-inner // (_PARTS * (weight.unit if is_packed else 32)))
-        room = device.cores * choice["CORE_BLOCKS"] // self.blocks
+        room = device.num_cus * choice["CORE_BLOCKS"] // self.blocks
         self.slices = max(min(room, turns // _MIN_TURNS, _MAX_SLICES[tokens]), 1)
 
     def run(

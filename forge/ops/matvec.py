@@ -65,7 +65,7 @@ def vector_linear(
     }
     outputs = plan["ROWS"] // (1 if activation is None else 2) * (plan["BLOCK"] // plan.get("TEAM", plan["BLOCK"]))
     groups = -(-outer // outputs)
-    most = device.cores * plan["CORE_BLOCKS"]
+    most = device.num_cus * plan["CORE_BLOCKS"]
     blocks = -(-groups // -(-groups // most))
     sizes = (inner, outer, blocks, int(accumulate))
     if is_packed:

@@ -63,7 +63,7 @@ def _run(device: GPU, function: str, x: Any, *rest: Any, eps: float, out: str = 
     if delta is not None:
         parts = delta.parts if isinstance(delta, Slices) else delta[None]  # (S, T, E)
         rest, sizes = (parts, *rest), (rows, len(parts))
-    y = device.empty(x.shape, device.activations if out == "act" else np.float32)
+    y = device.empty(x.shape, device.dtype if out == "act" else np.float32)
     vector = 4 if width % 4 == 0 else 1
     most = device.choice("norm", width=width)["MAX_THREADS"]
     threads = min(-(-width // vector // 64) * 64, most)

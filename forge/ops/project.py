@@ -113,7 +113,7 @@ def _linear_gated_cpu(x: Array, weight: Any, bias: Array | None, *, activation: 
 def _linear_gated_gpu(device: GPU, x: Any, weight: Any, bias: Any, *, activation: str) -> Any:
     if not 1 < len(x) <= MAX_ROWS or isinstance(weight, Stack) or not is_tiled(weight):
         return device.launch(_GATED[activation], (device.launch(linear, (x, weight, bias, None), {}),), {})
-    y = device.empty((len(x), weight.shape[0] // 2), device.activations)
+    y = device.empty((len(x), weight.shape[0] // 2), device.dtype)
     tile_product(device, x, weight, bias, gated=y, activation=activation)
     return y
 
@@ -148,7 +148,7 @@ def _rms_gated_gpu(device: GPU, x: Any, norm: Any, eps: float, weight: Any, bias
         return _linear_gated_gpu(
             device, device.launch(rmsnorm, (x, norm, eps), {"out": "act"}), weight, bias, activation=activation
         )
-    y = device.empty((1, weight.shape[0] // 2), device.activations)
+    y = device.empty((1, weight.shape[0] // 2), device.dtype)
     vector_linear(device, x, weight, bias, y[0], norm=norm, eps=eps, activation=activation)
     return y
 

@@ -166,8 +166,8 @@ def _rope_append_kv_gpu(
     _, _, kv_heads, dim = k_pages.shape
     tokens, width = qkv.shape
     heads = width // dim - 2 * kv_heads
-    q = device.empty((tokens, heads, dim), device.activations)
-    waves = 256 // device.wave
+    q = device.empty((tokens, heads, dim), device.dtype)
+    waves = 256 // device.wave_size
     device.run(
         "rope",
         "rope_append_kv",
@@ -256,7 +256,7 @@ _NORMED_BY_HAND = Case(
 
 def _layernorm_heads_gpu(device: GPU, qkv: Any, q_norm: Any, k_norm: Any, eps: float) -> None:
     tokens, (heads, dim), kv_heads = len(qkv), q_norm.shape, len(k_norm)
-    waves = 256 // device.wave
+    waves = 256 // device.wave_size
     grid = (tokens, -(-(heads + kv_heads) // waves))
     defines = {"HEAD_DIM": dim, "INTERLEAVED": 0}
     device.run("rope", "layernorm_heads", grid, qkv, q_norm, k_norm, heads, kv_heads, eps, **defines)

@@ -182,7 +182,7 @@ def _greatest(device: GPU, logits: Any, temperature: Any) -> tuple[Any, int, int
     """Find the greatest logit of each chunk: what the next launches read, ids of a chunk, and chunks of a row."""
     rows, vocabulary = logits.shape
     state = device.scratch((rows, _STATE_WORDS), np.uint64)
-    fill = max(1, _BLOCKS_PER_CORE * device.cores // max(1, rows))
+    fill = max(1, _BLOCKS_PER_CORE * device.num_cus // max(1, rows))
     size = -(-vocabulary // min(fill, _MAX_CHUNKS, -(-vocabulary // _MIN_CHUNK)))
     chunks = -(-vocabulary // size)  # none is empty
     device.run("sample", "sample_greatest", (chunks, rows), logits, temperature, state, vocabulary, size, chunks)

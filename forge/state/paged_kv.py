@@ -23,8 +23,8 @@ class KVCache:
         self.num_pages = self.spare_page = num_pages
         self.page_size = page_size
         shape = (config.num_layers, num_pages + 1, page_size, config.num_kv_heads, config.head_dim)
-        self.k = backend.empty(shape, backend.activations)
-        self.v = backend.empty(shape, backend.activations)
+        self.k = backend.empty(shape, backend.dtype)
+        self.v = backend.empty(shape, backend.dtype)
 
     def copy_page(self, source: int, target: int) -> None:
         """Copy one page in all layers: a forked sequence gets its own last page."""

@@ -34,7 +34,7 @@ def test_the_driver_finds_what_was_packed(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(pdl, "_driver", lambda: SimpleNamespace(cuLaunchKernelEx=launch))
     array = SimpleNamespace(data=SimpleNamespace(ptr=1 << 40))
     args = [array, None, np.uint32(7), np.float32(0.5), np.uint64(1 << 50)]
-    packed = pdl.EarlyLaunch(99, (3, 2, 1), 256, args, 98_304)
+    packed = pdl.DependentLaunch(99, (3, 2, 1), 256, args, 98_304)
     for stream in (0, 719):
         assert packed(stream) == stream
         assert found["stream, attributes"][0] == stream
@@ -47,10 +47,8 @@ def test_the_driver_finds_what_was_packed(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_a_kernel_starts_early_if_it_waits_by_itself() -> None:
-    starts = {
-        name: sources.entry("step", name, ()).awaits_earlier for name in ("decode_inputs", "advance", "place", "clear")
-    }
+    starts = {name: sources.entry("step", name, ()).uses_pdl for name in ("decode_inputs", "advance", "place", "clear")}
     assert starts == {"decode_inputs": False, "advance": True, "place": False, "clear": False}
-    assert not sources.entry("embed", "embed", ()).awaits_earlier  # the step's last that does not
+    assert not sources.entry("embed", "embed", ()).uses_pdl  # the step's last that does not
     assert sources.entry("tile_group", "tile_group", (("BLOCK", 128), ("LDS_BYTES", 98_304))).lds_bytes == 98_304
-    assert sources.entry("sample", "argmax", (("THREADS", 512),)).awaits_earlier
+    assert sources.entry("sample", "argmax", (("THREADS", 512),)).uses_pdl

@@ -54,7 +54,7 @@ class RecordingBackend(HostMemory, Recorder):
     def prepare(self, run: Callable[[], None], progress: Any = None) -> None:
         run()
 
-    def record(self, step: Callable[[], Any], state: Any, disturb: Any) -> tuple[Any, Callable[[], Any]]:
+    def capture(self, step: Callable[[], Any], state: Any, perturb: Any) -> tuple[Any, Callable[[], Any]]:
         return step(), step
 
     def free_bytes(self) -> int:

@@ -125,13 +125,13 @@ def test_a_penalized_request_leaves_nothing_behind() -> None:
 def test_steps_with_and_without_draws_are_recorded_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same rows and pages: a recorded step of greedy ids alone draws none."""
     recorded = Counter[str]()
-    real = NumpyBackend.record
+    real = NumpyBackend.capture
 
     def counted(self: NumpyBackend, *args: Any) -> Any:
         recorded["steps"] += 1
         return real(self, *args)
 
-    monkeypatch.setattr(NumpyBackend, "record", counted)
+    monkeypatch.setattr(NumpyBackend, "capture", counted)
     llm = tiny_llm("llama")
     counts = []
     for params in (GREEDY, SEEDED, GREEDY, SEEDED):
@@ -144,9 +144,9 @@ def test_steps_with_and_without_draws_are_recorded_apart(monkeypatch: pytest.Mon
 @pytest.mark.parametrize(
     ("owner", "name", "stopped", "done"),
     [
-        (NumpyBackend, "record", (2, 5), False),
+        (NumpyBackend, "capture", (2, 5), False),
         (NumpyBackend, "upload", (2, 5), False),
-        (NumpyBackend, "mark", (2, 5), False),
+        (NumpyBackend, "record_event", (2, 5), False),
         *((GraphCache, "run", (2, 5), done) for done in (False, True)),
         *((DecodePipeline, "collect", (5, 11, 12), done) for done in (False, True)),
         *((Engine, "_append", (5, 11, 12), done) for done in (False, True)),
@@ -192,7 +192,7 @@ def test_an_interrupted_step_loses_nothing(
 def calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     """Copies from and to the device and marks, by the method of the backend that makes them."""
     counts = Counter[str]()
-    for name in ("upload", "mark", "asarray", "to_numpy"):
+    for name in ("upload", "record_event", "asarray", "to_numpy"):
         real = getattr(NumpyBackend, name)
 
         def counted(self: NumpyBackend, *args: object, name: str = name, real: object = real) -> object:
@@ -222,7 +222,7 @@ def test_64_steps_are_marked_once_each_and_upload_once_where_there_are_new_pages
         pages = sum(len(s.pages) for s in llm.engine.scheduler.running) - pages
         uploads[pages, calls["upload"] - before] += 1
     assert uploads == {(0, 0): 48, (1, 1): 16}
-    assert calls == {"mark": 64, "upload": 16}
+    assert calls == {"record_event": 64, "upload": 16}
 
 
 @pytest.mark.usefixtures("ahead")
@@ -257,7 +257,7 @@ def test_a_loop_begins_with_one_upload(params: SamplingParams, calls: Counter[st
     llm.engine.step()
     calls.clear()
     llm.engine.step()  # begins, and launches two steps
-    assert calls == {"upload": 1, "mark": 2}
+    assert calls == {"upload": 1, "record_event": 2}
 
 
 @pytest.mark.usefixtures("ahead")

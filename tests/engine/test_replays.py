@@ -47,10 +47,10 @@ class Step:
         state = [self.last_ids, self.lengths]
         before = [self.device.to_numpy(array) for array in state]
         self.launches()
-        return checked(self.device, graph, self.launches, [self.result], state, before, self.disturb)
+        return checked(self.device, graph, self.launches, [self.result], state, before, self.perturb)
 
     @staticmethod
-    def disturb(state: list[Any]) -> list[Any]:
+    def perturb(state: list[Any]) -> list[Any]:
         last_ids, lengths = state
         return [last_ids + 1, lengths]
 
@@ -128,8 +128,8 @@ class Later(Step):
         self.launches()
         self.device.upload(self.last_ids, np.array([3, 4], np.int32))
         self.device.upload(self.lengths, np.array([10, 20], np.int32))
-        self.device.spoil(self.result)
-        self.device.spoil(self.middle)
+        self.device.poison(self.result)
+        self.device.poison(self.middle)
         self.runs = 0
 
     def compared(self, graph: Callable[[], None]) -> bool:

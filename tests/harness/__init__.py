@@ -149,8 +149,8 @@ class Harness(GPU):
         tile_flush: bool = False,
         groups: bool = False,
     ) -> None:
-        self.wave, self.seed, self.cores, self.flush = wave, seed, cores, flush
-        self.tile, self.tile_flush, self.has_wave_groups = tile or TILES[wave], tile_flush, groups
+        self.wave_size, self.seed, self.num_cus, self.flush = wave, seed, cores, flush
+        self.tile, self.tile_flush, self.has_wgmma = tile or TILES[wave], tile_flush, groups
         self.variants: set[sources.Variant] = set()
 
     def empty(self, shape: tuple[int, ...], dtype: Any) -> HarnessArray:
@@ -197,12 +197,12 @@ class Harness(GPU):
         pointers = [value.ctypes.data for value in values]
         counters = self._counters
         error = launch(
-            compiled(variant, self.tile, self.wave, self.tile_flush),
+            compiled(variant, self.tile, self.wave_size, self.tile_flush),
             function,
             grid,
             entry.threads,
             pointers,
-            wave=self.wave,
+            wave=self.wave_size,
             seed=self.seed,
             flush=self.flush,
             counters=(0, 0) if counters is None else (counters.ctypes.data, counters.nbytes),

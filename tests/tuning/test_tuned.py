@@ -85,7 +85,7 @@ class TunedBackend(HostMemory, Harness):
     def prepare(self, run: Callable[[], None], progress: Any = None) -> None:
         """The harness compiles what it launches."""
 
-    def record(self, step: Callable[[], Any], state: Any, disturb: Any) -> tuple[Any, Callable[[], Any]]:
+    def capture(self, step: Callable[[], Any], state: Any, perturb: Any) -> tuple[Any, Callable[[], Any]]:
         chosen = dict(self.tuning.tuned)
         return step(), lambda: chosen
 
@@ -269,7 +269,7 @@ def test_workloads_launch_the_kernel_at_the_shape_that_they_are_for(
     from forge.devtools.variants import Recorder
 
     recorder = Recorder()
-    recorder.has_wave_groups = groups
+    recorder.has_wgmma = groups
     shapes = list(workloads.usual_shapes(recorder))
     assert {kernel for kernel, _ in shapes} == KERNELS.keys() - ({"tile_group"} if not groups else set())
     monkeypatch.setattr(workloads, "_CONTEXTS", {16: ((2, 40),), ANY: ((17, 40),)})
@@ -279,7 +279,7 @@ def test_workloads_launch_the_kernel_at_the_shape_that_they_are_for(
     ]:
         shape = {name: small.get(name, value) for name, value in shape.items()}
         device = Recorder()
-        device.has_wave_groups = groups
+        device.has_wgmma = groups
         backends.register(np.ndarray, lambda array: device)  # noqa: B023
         try:
             for work in workloads.workloads(device, kernel, shape):

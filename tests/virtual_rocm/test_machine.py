@@ -54,7 +54,7 @@ def test_grids_are_for_all_compute_units(device: Any, gfx: str) -> None:
     import cupy
 
     reported = cupy.cuda.runtime.getDeviceProperties(0)["multiProcessorCount"]
-    assert (reported, device.cores) == ({"gfx942": 8, "gfx1100": 4}[gfx], 8)
+    assert (reported, device.num_cus) == ({"gfx942": 8, "gfx1100": 4}[gfx], 8)
     assert ("waves", f"{WAVE} threads, 8 compute units") in device.facts()
 
 
@@ -134,7 +134,7 @@ def test_recorded_steps_keep_their_memory(device: Any) -> None:
     with forge.load(tiny.ARCH / "llama" / "model.gguf", device="hip", context=64, max_sequences=4) as llm:
         first = llm.generate(prompts, params)
         gc.collect()
-        device._plan_pool.free_all_blocks()
+        device._graph_pool.free_all_blocks()
         cupy.get_default_memory_pool().free_all_blocks()
         before = number_of_calls("hipGraphLaunch")
         again = llm.generate(prompts, params)

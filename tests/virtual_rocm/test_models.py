@@ -241,7 +241,7 @@ def test_a_model_that_nobody_has_any_more_holds_no_memory(write: Write) -> None:
     try:
         for _ in range(2):  # what the device keeps for all models is there after the first
             greedy(write("llama", "Q4_K"))
-            used.append(cupy.get_default_memory_pool().used_bytes() + device._plan_pool.used_bytes())
+            used.append(cupy.get_default_memory_pool().used_bytes() + device._graph_pool.used_bytes())
     finally:
         gc.enable()
     assert used[0] == used[1]
@@ -272,3 +272,18 @@ def test_everything_is_computed_by_kernels_of_forges(write: Write) -> None:
     assert {"hipBLAS", "sample", "penalize"} <= {file.partition("-")[0] for file, _ in DEVICE.launches} | {
         kernel for _, kernel in DEVICE.launches
     }
+
+
+def test_releasing_memory_gives_the_driver_back_what_a_model_took(write: Write) -> None:
+    import cupy
+
+    device: Any = select("hip")
+    gc.collect()
+    device.release_memory()
+    before = cupy.cuda.runtime.memGetInfo()
+    greedy(write("llama", "Q4_K"))
+    gc.collect()
+    assert cupy.cuda.runtime.memGetInfo() < before  # pools keep it
+    device.release_memory()
+    assert cupy.cuda.runtime.memGetInfo() == before
+    assert device.free_bytes() == before[0]

@@ -29,6 +29,7 @@ BESIDE = {
 }
 # What rooms of the chain read beside it.
 ALSO = {
+    "tuning": "formats.ggml",
     "ops": "formats.ggml",
     "models": "formats",
     "runtime": "tokenizer",

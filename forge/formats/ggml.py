@@ -4,7 +4,10 @@ Layouts: ggml-common.h and ggml-quants.c of ggml. In this file n counts blocks. 
 so that temporaries stay in the L2 cache, and below the 128 KiB from which malloc maps fresh pages.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from enum import IntEnum
 from functools import partial
 from math import prod
@@ -103,7 +106,7 @@ def dequantize(blocks: Bytes, type: GGMLType, out: Floats | None = None) -> Floa
         out = np.empty(shape, np.float32)
     elif out.shape != shape or out.dtype != np.float32 or not out.flags.c_contiguous:
         raise ParameterError(f"out: expected C-contiguous float32 {shape}, not {out.dtype} {out.shape}")
-    convert = _CONVERT.get(type) or partial(_by_gguf, type)
+    convert = _converter(type)
     source = np.ascontiguousarray(blocks).reshape(-1, type.type_size)
     target = out.reshape(-1, type.block_size)
     step = CHUNK_WEIGHTS // type.block_size
@@ -121,13 +124,20 @@ class Planes(NamedTuple):
     offset: Floats | None = None  # (n, groups)
 
 
-def _expand(unpack: Callable[[Bytes], Planes], combine: np.ufunc, blocks: Bytes, out: Floats) -> None:
-    codes, scale, offset = unpack(blocks)
+def _converter(type: GGMLType) -> Callable[[Bytes, Floats], None]:
+    """What writes blocks of a type as float32."""
+    if blocks := BLOCK_FORMATS.get(type):
+        return partial(_expand, blocks)
+    return _FLOATS.get(type) or partial(_by_gguf, type)
+
+
+def _expand(format: BlockFormat, blocks: Bytes, out: Floats) -> None:
+    codes, scale, offset = format.unpack(blocks)
     np.copyto(out, codes)
     groups = out.reshape(scale.size, -1)
     np.multiply(scale.reshape(-1, 1), groups, out=groups)
     if offset is not None:
-        combine(groups, offset.reshape(-1, 1), out=groups)
+        format.combine(groups, offset.reshape(-1, 1), out=groups)
 
 
 def _field(blocks: Bytes, start: int, stop: int) -> Bytes:
@@ -263,20 +273,56 @@ def _by_gguf(type: GGMLType, blocks: Bytes, out: Floats) -> None:
     np.copyto(out, weights.reshape(out.shape))
 
 
-_CONVERT: dict[GGMLType, Callable[[Bytes, Floats], None]] = {
+_FLOATS: dict[GGMLType, Callable[[Bytes, Floats], None]] = {
     GGMLType.F32: partial(_float, "<f4"),
     GGMLType.F16: partial(_float, "<f2"),
     GGMLType.BF16: _bf16,
-    GGMLType.Q4_0: partial(_expand, _q4_0, np.add),
-    GGMLType.Q4_1: partial(_expand, _q4_1, np.add),
-    GGMLType.Q5_0: partial(_expand, _q5_0, np.add),
-    GGMLType.Q5_1: partial(_expand, _q5_1, np.add),
-    GGMLType.Q8_0: partial(_expand, _q8_0, np.add),
-    GGMLType.Q2_K: partial(_expand, _q2_k, np.subtract),
-    GGMLType.Q3_K: partial(_expand, _q3_k, np.add),
-    GGMLType.Q4_K: partial(_expand, _q4_k, np.subtract),
-    GGMLType.Q5_K: partial(_expand, _q5_k, np.subtract),
-    GGMLType.Q6_K: partial(_expand, _q6_k, np.add),
-    GGMLType.IQ4_NL: partial(_expand, _iq4_nl, np.add),
-    GGMLType.IQ4_XS: partial(_expand, _iq4_xs, np.add),
 }
+
+
+@dataclass(frozen=True, slots=True)
+class BlockFormat:
+    """How the blocks of a type with kernels are laid out, unpacked, and cut into planes for a GPU."""
+
+    unpack: Callable[[Bytes], Planes]
+    halves: tuple[int, ...]
+    """Where the float16 scales (and minima) begin in a block."""
+    unit: int
+    """Weights that a thread of a kernel reads at a time."""
+    quants: tuple[int, int]
+    high: tuple[int, int] | None = None
+    """High bits of the quants, where they lie apart."""
+    scales: tuple[int, int] | None = None
+    """Scales of groups."""
+    deltas: tuple[int, int] | None = None
+    """Scales (and minima) of blocks. Together the planes are all bytes of a block, each once."""
+    combine: np.ufunc = np.add
+    """What is done with the offsets."""
+
+    @property
+    def planes(self) -> tuple[tuple[int, int] | None, ...]:
+        """Start and end of each plane's bytes in a block: quants, high bits, group scales, block scales."""
+        return self.quants, self.high, self.scales, self.deltas
+
+
+BLOCK_FORMATS = {
+    GGMLType.Q4_0: BlockFormat(_q4_0, (0,), 32, quants=(2, 18), deltas=(0, 2)),
+    GGMLType.Q4_1: BlockFormat(_q4_1, (0, 2), 32, quants=(4, 20), deltas=(0, 4)),
+    GGMLType.Q5_0: BlockFormat(_q5_0, (0,), 32, quants=(6, 22), high=(2, 6), deltas=(0, 2)),
+    GGMLType.Q5_1: BlockFormat(_q5_1, (0, 2), 32, quants=(8, 24), high=(4, 8), deltas=(0, 4)),
+    GGMLType.Q8_0: BlockFormat(_q8_0, (0,), 32, quants=(2, 34), deltas=(0, 2)),
+    GGMLType.IQ4_NL: BlockFormat(_iq4_nl, (0,), 32, quants=(2, 18), deltas=(0, 2)),
+    GGMLType.Q2_K: BlockFormat(
+        _q2_k, (80, 82), 128, quants=(16, 80), scales=(0, 16), deltas=(80, 84), combine=np.subtract
+    ),
+    GGMLType.Q3_K: BlockFormat(_q3_k, (108,), 128, quants=(32, 96), high=(0, 32), scales=(96, 108), deltas=(108, 110)),
+    # Scales of blocks and of groups are 16 bytes that are read at once.
+    GGMLType.Q4_K: BlockFormat(_q4_k, (0, 2), 64, quants=(16, 144), scales=(0, 16), combine=np.subtract),
+    GGMLType.Q5_K: BlockFormat(_q5_k, (0, 2), 64, quants=(48, 176), high=(16, 48), scales=(0, 16), combine=np.subtract),
+    GGMLType.Q6_K: BlockFormat(
+        _q6_k, (208,), 64, quants=(0, 128), high=(128, 192), scales=(192, 208), deltas=(208, 210)
+    ),
+    GGMLType.IQ4_XS: BlockFormat(_iq4_xs, (0,), 64, quants=(8, 136), scales=(2, 8), deltas=(0, 2)),
+}
+"""The types that forge's own code reads, on NumPy and in kernels. A new one is a row here and its piece of
+`raw_kernels/_blocks.hip`; the other types of a file become float16 by the `gguf` package."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,11 +11,8 @@ import numpy.typing as npt
 from forge.backend import Backend
 from forge.formats import ggml
 
-FORMATS = (
-    *("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "IQ4_NL"),  # blocks of 32
-    *("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_XS"),  # blocks of 256
-)
-"""Block types that have (or get) matrix-vector kernels."""
+FORMATS = tuple(type.name for type in ggml.BLOCK_FORMATS)
+"""Names of the block types that have kernels."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +47,7 @@ class QuantTensor:
         kind = ggml.GGMLType[type_name]
         size = kind.type_size
         blocks = rng.integers(0, 256, (rows, cols // kind.block_size, size), np.uint8)
-        for offset in _SCALE_OFFSETS[type_name]:
+        for offset in ggml.BLOCK_FORMATS[kind].halves:
             drawn = rng.uniform(scale / 10, scale, blocks.shape[:2]).astype(np.float16)
             blocks[..., offset : offset + 2] = drawn[..., None].view(np.uint8)
         return cls(kind, (rows, cols), blocks.reshape(rows, -1))
@@ -79,9 +75,7 @@ class Packed:
     @property
     def unit(self) -> int:
         """Weights that a thread reads at a time."""
-        if self.type.block_size == 32:
-            return 32
-        return 128 if self.type.name in ("Q2_K", "Q3_K") else 64
+        return ggml.BLOCK_FORMATS[self.type].unit
 
     @property
     def nbytes(self) -> int:
@@ -111,55 +105,10 @@ class Stack:
         return Stack(tuple(p.on(backend) if isinstance(p, QuantTensor) else backend.asarray(p) for p in self.parts))
 
 
-_FIELDS: dict[str, tuple[tuple[int, int] | None, ...]] = {  # quants, high bits, group scales, block scales
-    "Q4_0": ((2, 18), None, None, (0, 2)),
-    "Q4_1": ((4, 20), None, None, (0, 4)),
-    "Q5_0": ((6, 22), (2, 6), None, (0, 2)),
-    "Q5_1": ((8, 24), (4, 8), None, (0, 4)),
-    "Q8_0": ((2, 34), None, None, (0, 2)),
-    "IQ4_NL": ((2, 18), None, None, (0, 2)),
-    "Q2_K": ((16, 80), None, (0, 16), (80, 84)),
-    "Q3_K": ((32, 96), (0, 32), (96, 108), (108, 110)),
-    "Q4_K": ((16, 144), None, (0, 16), None),  # block scales and group scales: 16 bytes that are read at once
-    "Q5_K": ((48, 176), (16, 48), (0, 16), None),
-    "Q6_K": ((0, 128), (128, 192), (192, 208), (208, 210)),
-    "IQ4_XS": ((8, 136), None, (2, 8), (0, 2)),
-}
-"""Where each plane's bytes lie in a block: together all of its bytes, each once."""
-
-
 def split(type: ggml.GGMLType, blocks: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.uint8] | None, ...]:
     """The planes of blocks (rows, bytes per row): each uint8 (rows, blocks per row * bytes of its field)."""
     whole = blocks.reshape(len(blocks), -1, type.type_size)  # (rows, blocks, bytes)
     return tuple(
         None if field is None else np.ascontiguousarray(whole[:, :, slice(*field)]).reshape(len(blocks), -1)
-        for field in _FIELDS[type.name]
+        for field in ggml.BLOCK_FORMATS[type].planes
     )
-
-
-def join(type: ggml.GGMLType, planes: Sequence[npt.NDArray[np.uint8] | None]) -> npt.NDArray[np.uint8]:
-    """The blocks of planes: what `split` took apart."""
-    fields = zip(_FIELDS[type.name], planes, strict=True)
-    present = [(field, plane) for field, plane in fields if field and plane is not None]
-    (start, stop), first = present[0]
-    rows, width = first.shape
-    whole = np.empty((rows, width // (stop - start), type.type_size), np.uint8)
-    for (start, stop), plane in present:
-        whole[:, :, start:stop] = plane.reshape(rows, -1, stop - start)
-    return whole.reshape(rows, -1)
-
-
-_SCALE_OFFSETS = {  # bytes of the float16 scales (and minima) within a block
-    "Q4_0": (0,),
-    "Q4_1": (0, 2),
-    "Q5_0": (0,),
-    "Q5_1": (0, 2),
-    "Q8_0": (0,),
-    "Q2_K": (80, 82),
-    "Q3_K": (108,),
-    "Q4_K": (0, 2),
-    "Q5_K": (0, 2),
-    "Q6_K": (208,),
-    "IQ4_NL": (0,),
-    "IQ4_XS": (0,),
-}

@@ -7,6 +7,7 @@ show to be better for an architecture go here, as `Rows` under its name with whe
 
 from __future__ import annotations
 
+from forge.formats.ggml import BLOCK_FORMATS
 from forge.tuning.kernel import ANY, DEFAULT, Kernel, Row, Rows, Shape, Values
 
 ARCHITECTURES = {"sm_90": "sm_90", "gfx94": "CDNA3", "gfx90a": "CDNA2", "gfx11": "RDNA3", "gfx12": "RDNA4"}
@@ -19,7 +20,7 @@ _OPS = ("linear", "rms_linear", "rms_gated")
 _OUTER = (8191, 65_535, ANY)
 """Outputs: below 8,192 blocks are few, above 65,535 is a vocabulary."""
 _ONE_SCALE = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "IQ4_NL")  # blocks of 32, of less than a byte a weight
-_FORMATS = (*_ONE_SCALE, "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_XS")
+_FORMATS = tuple(type.name for type in BLOCK_FORMATS)
 _WIDE_CODES = ("Q2_K", "Q3_K", "Q5_K", "Q6_K")  # a thread's share of a block is most
 _SLOW_CODES = ("Q2_K", "Q3_K", "IQ4_XS")  # to take their codes apart costs more than to read them
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Plant faults in the kernels, one at a time, and say which test of tests/kernels finds each: what lives needs a case.
+"""Plant faults in the kernels, one at a time, and say which quick test finds each: what lives needs a case.
 
 scripts/mutants.py [PART ...] plants those of `mutants.txt` whose file or text holds one of the parts; it needs clang++.
 A fault is a line `file.hip: name`, the text as it is behind `- `, and the text with the fault behind `+ `.
@@ -22,7 +22,9 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FAULTS = ROOT / "tests" / "data" / "mutants.txt"
 KERNELS = ROOT / "forge" / "raw_kernels"
-TESTS = {  # by kernel file: what names of tests in tests/kernels hold, the likeliest to find a fault first
+PLACES = ("tests/kernels", "tests/ops/test_slices.py", "tests/tuning/test_tuned.py")
+"""Where tests run kernels on the harness."""
+TESTS = {  # by kernel file: what names of these tests hold, the likeliest to find a fault first
     "activation": "silu_mul-|gelu|soft_cap|[add-",
     "attention_decode": "heads of|page edges|window|parts|decode",
     "attention_prefill": "prefill|mixed|paged_attention",
@@ -124,7 +126,7 @@ def main() -> int:
     os.chdir(ROOT)
     faults = [fault for fault in read_faults() if not sys.argv[1:] or any(p in str(fault) for p in sys.argv[1:])]
     planter = Planter(faults)
-    pytest.main(["-q", "-s", "-p", "no:cacheprovider", "-m", "not slow", "tests/kernels"], plugins=[planter])
+    pytest.main(["-q", "-s", "-p", "no:cacheprovider", "-m", "not slow", *PLACES], plugins=[planter])
     return 1 if planter.living else 0
 
 

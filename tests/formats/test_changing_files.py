@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -102,11 +103,13 @@ def model(tmp_path: Path) -> Path:
 def test_a_file_that_is_another_one_meanwhile_is_an_error(
     model: Path, monkeypatch: pytest.MonkeyPatch, change: Callable[[Path], None], words: str, at: int
 ) -> None:
-    dequantize, calls = gguf.dequantize, iter(range(1000))
+    """The file changes while every thread that loads waits: tensors are left for each to read."""
+    dequantize, calls, changes = gguf.dequantize, iter(range(1000)), Lock()
 
     def changing(*arguments: Any) -> Any:
-        if next(calls) == at:
-            change(model)
+        with changes:
+            if next(calls) == at:
+                change(model)
         return dequantize(*arguments)
 
     monkeypatch.setattr(gguf, "dequantize", changing)

@@ -460,7 +460,7 @@ class Late(Replayed, HostMemory, Harness):
 
 
 def engine_on(device: Late, pages: int = CONTEXT // PAGE, most: int = 6) -> Engine:
-    path = Path(__file__).parents[0] / "data" / "arch" / "llama" / "model.gguf"
+    path = Path(__file__).parents[1] / "data" / "arch" / "llama" / "model.gguf"
     with gguf.read(path) as file:
         config = models.read_config(file, CONTEXT)
         decoder = models.build(file, config, device)

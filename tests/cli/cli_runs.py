@@ -13,7 +13,7 @@ from gguf_files import write_gguf
 from forge.cli import run
 from forge.formats import gguf
 
-ARCH = Path(__file__).parent / "data" / "arch"
+ARCH = Path(__file__).parents[1] / "data" / "arch"
 LLAMA = str(ARCH / "llama" / "model.gguf")
 TEMPLATE = "{% for m in messages %}{{ m.role[0] + ':' + m.content + ' ' }}{% endfor %}"
 Captured = pytest.CaptureFixture[str]

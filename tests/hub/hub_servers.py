@@ -21,7 +21,7 @@ import pytest
 from forge import hub
 from forge.errors import DownloadError, ForgeError
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 BODY = b"GGUF" + b"".join(hashlib.sha256(b"%d" % i).digest() for i in range(16_000))  # 512 kB, incompressible
 HALF = len(BODY) // 2
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

@@ -22,7 +22,7 @@ class _HasGPU(Protocol):
     def name(self) -> str: ...
 
     @property
-    def gpu(self) -> Callable[..., Any] | None: ...
+    def run_gpu(self) -> Callable[..., Any] | None: ...
 
     def check(self, args: Sequence[Any], options: dict[str, Any]) -> dict[str, int]: ...
 
@@ -164,10 +164,10 @@ class GPU(ABC):
 
     def launch(self, op: _HasGPU, args: tuple[Any, ...], options: Mapping[str, Any]) -> Any:
         """Run an op. Raises TypeError or ValueError where the arguments do not fit its declaration."""
-        if op.gpu is None:
+        if op.run_gpu is None:
             raise UnsupportedError(f"op {op.name} has no kernel")
         op.check(args, dict(options))
-        return op.gpu(self, *args, **options)
+        return op.run_gpu(self, *args, **options)
 
     def run(self, file: str, function: str, grid: int | tuple[int, ...], *args: Any, **defines: int | str) -> None:
         """Launch a kernel of `raw_kernels/<file>.hip` with so many blocks, in the variant of these -D values.

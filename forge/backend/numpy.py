@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 class _HasNumpy(Protocol):
     @property
-    def numpy(self) -> Callable[..., Any]: ...
+    def run_cpu(self) -> Callable[..., Any]: ...
 
 
 class NumpyBackend:
@@ -34,7 +34,7 @@ class NumpyBackend:
     is_asynchronous = False
 
     def launch(self, op: _HasNumpy, args: tuple[Any, ...], options: Mapping[str, Any]) -> Any:
-        return op.numpy(*args, **options)
+        return op.run_cpu(*args, **options)
 
     def active(self) -> AbstractContextManager[None]:
         """Without NumPy's warnings: weights may be NaN or too large, and ids and scores say what became of them."""

@@ -9,16 +9,15 @@ from typing import Any, cast
 
 import numpy as np
 
-import forge.ops  # noqa: F401  (fills the registry)
 from forge.backend import Backend, sources
 from forge.backend.gpu import GPU
 from forge.config import EngineConfig
+from forge.devtools.cases import all_cases
 from forge.ops.attention import paged_attention
 from forge.ops.decode_attention import decode_attention
 from forge.ops.embed import embed
 from forge.ops.linear import linear
 from forge.ops.norm import rmsnorm
-from forge.ops.op import REGISTRY
 from forge.ops.project import rms_gated, rms_linear
 from forge.ops.quant import FORMATS, Packed, QuantTensor, Stack
 from forge.ops.rope import rope_append_kv
@@ -60,12 +59,10 @@ def case_variants(*, groups: bool = False) -> list[sources.Variant]:
     """Those of all ops' cases, by name; groups: on a GPU that `has_wgmma`, which none of AMD's does."""
     device = Recorder()
     device.has_wgmma = groups
-    for op in REGISTRY.values():
-        for case in op.cases if op.gpu else ():
-            args = [
-                _on(device, arg.dtype, v) for arg, v in zip(op.args, case.make(np.random.default_rng(0)), strict=True)
-            ]
-            device.launch(op, tuple(args), case.options)
+    for op, case in all_cases():
+        if op.run_gpu:
+            args = op.map(lambda arg, value: _on(device, arg.dtype, value), case.make(np.random.default_rng(0)))
+            device.launch(op, args, case.options)
     return _sorted(device)
 
 

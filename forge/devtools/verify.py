@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import copy
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-import forge.ops  # noqa: F401  (fills the registry)
 from forge.backend import Backend
 from forge.backend.gpu import GPU
+from forge.devtools.cases import all_cases
 from forge.ops.matmul import Slices
-from forge.ops.op import REGISTRY, Array, Case, Op
+from forge.ops.op import Arg, Array, Arrays, Case, Op
 from forge.ops.quant import QuantTensor, Stack
 
 Progress = Callable[[str, int, int | None], None]
@@ -40,11 +40,11 @@ class CaseError:
 
 def verify(backend: Backend, progress: Progress | None = None) -> Iterator[CaseError]:
     """Run all cases of all ops on a backend, whose kernels are compiled before."""
-    cases = [(op, case) for op in REGISTRY.values() for case in op.cases]
+    cases = all_cases()
 
     def launch_all() -> None:
         for op, case in cases:
-            backend.launch(op, tuple(_on(backend, value) for value in _inputs(op, case, backend)), case.options)
+            backend.launch(op, _on(op, _inputs(op, case, backend), backend), case.options)
 
     backend.prepare(launch_all, progress)
     for op, case in cases:
@@ -74,9 +74,9 @@ def run_case(op: Op, case: Case, backend: Backend) -> tuple[CaseError, list[Arra
     The reference gets what the device gets: inputs in the device's precision, then float64.
     """
     inputs = _inputs(op, case, backend)
-    exact = [_float64(copy.deepcopy(value)) for value in inputs]
+    exact = op.map(lambda _, value: _float64(copy.deepcopy(value)), inputs)
     got = _computed(op, case, inputs, backend)
-    wanted = [*_tuple(op.reference(*exact, **case.options)), *_written(op, exact)]
+    wanted = [*_tuple(op.reference(*exact, **case.options)), *op.written(exact)]
     rtol, atol, slack = op.rtol, op.atol, np.zeros(())
     if backend.dtype == np.float16:
         rtol, atol = op.gpu_rtol, op.gpu_atol
@@ -85,18 +85,18 @@ def run_case(op: Op, case: Case, backend: Backend) -> tuple[CaseError, list[Arra
     return CaseError(op.name, case.name, max(e[0] for e in errors), max(e[1] for e in errors)), got
 
 
-def _inputs(op: Op, case: Case, backend: Backend) -> list[Any]:
+def _inputs(op: Op, case: Case, backend: Backend) -> Arrays:
     """The arguments in the backend's precision, on the host."""
     given = case.make(np.random.default_rng(zlib.crc32(f"{op.name} {case.name}".encode())))
-    return [_rounded(arg.dtype, value, backend) for arg, value in zip(op.args, given, strict=True)]
+    return op.map(lambda arg, value: _rounded(arg.dtype, value, backend), given)
 
 
-def _computed(op: Op, case: Case, inputs: list[Any], backend: Backend) -> list[Array]:
+def _computed(op: Op, case: Case, inputs: Arrays, backend: Backend) -> list[Array]:
     """What the backend computes: results, then arrays written in place."""
-    args = tuple(_on(backend, value) for value in inputs)
+    args = _on(op, inputs, backend)
     results = _tuple(backend.launch(op, args, case.options))
     op.check(args, case.options, results)
-    return [_on_host(backend, value) for value in (*results, *_written(op, args))]
+    return [_on_host(backend, value) for value in (*results, *op.written(args))]
 
 
 def _on_host(backend: Backend, value: Any) -> Array:
@@ -105,19 +105,20 @@ def _on_host(backend: Backend, value: Any) -> Array:
     return backend.to_numpy(value)
 
 
-def _written(op: Op, args: Sequence[Any]) -> list[Any]:
-    return [value for arg, value in zip(op.args, args, strict=True) if arg.inout and value is not None]
-
-
 def _rounded(dtype: str, value: Any, backend: Backend) -> Any:
     """A value as the backend keeps it: float16 where matrix inputs and weights are."""
     return value.astype(backend.dtype) if dtype in ("act", "weight") and isinstance(value, np.ndarray) else value
 
 
-def _on(backend: Backend, value: Any) -> Any:
-    if isinstance(value, QuantTensor | Stack):
-        return value.on(backend)
-    return backend.asarray(value) if isinstance(value, np.ndarray) else value
+def _on(op: Op, args: Arrays, backend: Backend) -> Arrays:
+    """The arguments on the backend's device."""
+
+    def upload(_: Arg, value: Any) -> Any:
+        if isinstance(value, QuantTensor | Stack):
+            return value.on(backend)
+        return backend.asarray(value) if isinstance(value, np.ndarray) else value
+
+    return op.map(upload, args)
 
 
 def compare(got: Array, want: Array, rtol: float, atol: Any) -> tuple[float, float]:

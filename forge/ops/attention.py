@@ -363,11 +363,6 @@ def _attention_values_gpu(device: GPU, weights: Any, v: Any) -> Any:
     return out
 
 
-def _bytes(q: Array, k_pages: Array, v_pages: Array, starts: Array, lengths: Array, *rest: object) -> int:
-    position_bytes = k_pages[0, 0].nbytes + v_pages[0, 0].nbytes
-    return int(2 * q.nbytes + int(lengths.sum()) * position_bytes)
-
-
 @op(
     "q:act[T,H,D] k_pages:act[N,P,G,D] v_pages:act[N,P,G,D] starts:i32[B+1] lengths:i32[B] page_table:i32[B,M] "
     "scale:f32 window:i32 softcap:f32 -> out:act[T,H,D]",
@@ -376,7 +371,6 @@ def _bytes(q: Array, k_pages: Array, v_pages: Array, starts: Array, lengths: Arr
     cases=_CASES,
     rtol=1e-4,
     atol=1e-5,
-    bytes_moved=_bytes,
 )
 def paged_attention(
     q: Array,

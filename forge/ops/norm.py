@@ -34,10 +34,6 @@ def _cases(*, bias: bool = False, delta: bool = False, **options: Any) -> list[C
     return [Case(name + suffix, build, options) for name, build in named]
 
 
-def _bytes(x: Array, *rest: Any) -> int:
-    return int(2 * x.nbytes)
-
-
 def _f32(*values: float) -> Array:
     return np.array(values, np.float32)
 
@@ -111,7 +107,6 @@ def _rmsnorm_cpu(x: Array, weight: Array, eps: float, *, out: str = "act") -> Ar
     cpu=_rmsnorm_cpu,
     gpu=_rmsnorm_gpu,
     cases=[*_cases(out="act"), *_cases(out="f32"), _RMS_BY_HAND],
-    bytes_moved=_bytes,
 )
 def rmsnorm(x: Array, weight: Array, eps: float, *, out: str = "act") -> Array:
     """x / sqrt(mean(x**2) + eps) * weight, per row. arXiv:1910.07467
@@ -124,7 +119,6 @@ def rmsnorm(x: Array, weight: Array, eps: float, *, out: str = "act") -> Array:
 @op(
     "x:f32[T,E] weight:f32[E] bias?:f32[E] eps:f32 -> y:act[T,E]",
     cases=[*_cases(bias=True), _LAYER_BY_HAND],
-    bytes_moved=_bytes,
     gpu=_layernorm_gpu,
 )
 def layernorm(x: Array, weight: Array, bias: Array | None, eps: float) -> Array:
@@ -144,7 +138,6 @@ def _add_rmsnorm_cpu(residual: Array, delta: Array, weight: Array, eps: float) -
     cpu=_add_rmsnorm_cpu,
     gpu=_add_rmsnorm_gpu,
     cases=_cases(delta=True),
-    bytes_moved=_bytes,
 )
 def add_rmsnorm(residual: Array, delta: Array, weight: Array, eps: float) -> Array:
     """residual += delta, in place; then rmsnorm of it."""
@@ -155,7 +148,6 @@ def add_rmsnorm(residual: Array, delta: Array, weight: Array, eps: float) -> Arr
 @op(
     "&residual:f32[T,E] delta:f32[T,E] weight:f32[E] bias?:f32[E] eps:f32 -> y:act[T,E]",
     cases=_cases(bias=True, delta=True),
-    bytes_moved=_bytes,
     gpu=_add_layernorm_gpu,
 )
 def add_layernorm(residual: Array, delta: Array, weight: Array, bias: Array | None, eps: float) -> Array:

@@ -1,22 +1,38 @@
-"""Op: one declaration of a kernel's arguments, its NumPy reference, its cases, and the bytes it moves.
+"""Op: one declaration of an operation's arguments and its NumPy reference, to which implementations attach.
 
-Arguments are written as data, ``"x:f32[T,E] weight:f32[E] eps:f32 -> y:act[T,E]"``:
+A file of ops reads top-down: the declaration with its reference comes first, then what computes the same faster::
+
+    @op("x:f32[T,E] weight:f32[E] eps:f32 -> y:act[T,E]")
+    def rmsnorm(x, weight, eps):  # the reference: plain NumPy, also in float64, simple enough to be believed
+
+    @rmsnorm.cpu
+    def _rmsnorm_cpu(x, weight, eps):  # a faster NumPy implementation; without one the reference runs
+
+    @rmsnorm.gpu
+    def _rmsnorm_gpu(device, x, weight, eps):  # allocates the results and launches the kernels
+
+The cases that check all three are in `forge/devtools/cases/`, in the file of the same name.
+
+Arguments are written as data:
 
 - ``name:dtype[dims]`` is an array, without dims a scalar. Dims are the shape letters of DESIGN.md, products of them
   (``2*F``), or numbers; the same letter is the same size in all arguments.
 - dtypes: ``f32 i32 u32 u64``, and ``act``, the backend's precision of matrix inputs (float32 on NumPy, float16 on a
   GPU); ``weight`` is a matrix in act, a QuantTensor or a Stack of them; the name of a choice between dtypes.
-- ``&`` before a name: written in place. ``?`` after a name: None is allowed. ``name=a|b``: a compile-time choice,
-  passed by keyword.
+- ``name:Record`` is a record class, whose fields `record` declares in the same language. They are checked like
+  arguments of their own.
+- ``&`` before a name: written in place, of a record all arrays. ``?`` after a name: None is allowed.
+  ``name=a|b``: a compile-time choice, passed by keyword.
 - After the arrow: what the op returns.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -25,7 +41,11 @@ from forge.backend import backend_of
 
 Array = npt.NDArray[Any]
 Arrays = tuple[Any, ...]
+F = TypeVar("F", bound=Callable[..., Any])
+T = TypeVar("T")
+
 REGISTRY: dict[str, Op] = {}
+_RECORDS: dict[str, tuple[type, tuple[Arg, ...]]] = {}
 
 _ARG = re.compile(r"(?P<inout>&)?(?P<name>\w+)(?P<optional>\?)?:(?P<dtype>\w+)(?:\[(?P<dims>[^\]]+)\])?$")
 _CHOICE = re.compile(r"(?P<name>\w+)=(?P<choices>\w+(?:\|\w+)+)$")
@@ -40,13 +60,14 @@ _DTYPES = {
 
 @dataclass(frozen=True, slots=True)
 class Arg:
-    """One argument of an op: an array if it has dims, else a scalar."""
+    """One argument of an op: a record if it has fields, an array if it has dims, else a scalar."""
 
     name: str
     dtype: str
     dims: tuple[str, ...] = ()
     inout: bool = False
     optional: bool = False
+    fields: tuple[Arg, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +84,7 @@ class Case:
     written: tuple[Any, ...] | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class Op:
     """A declared op. Calling it runs it where its first argument lives."""
 
@@ -73,10 +94,10 @@ class Op:
     returns: tuple[Arg, ...]
     reference: Callable[..., Any]
     """Plain NumPy, also in float64; simple enough to be believed."""
-    cpu: Callable[..., Any] | None
-    """A faster NumPy implementation, tested against the reference; None = the reference is fast enough."""
-    gpu: Callable[..., Any] | None
-    """Takes the device (`backend.gpu.GPU`), then the arguments: allocates the results and launches the kernels."""
+    run_cpu: Callable[..., Any]
+    """What runs on NumPy arrays: the function that `cpu` attached, or the reference."""
+    run_gpu: Callable[..., Any] | None
+    """What `gpu` attached. It takes the device (`backend.gpu.GPU`), then the arguments, and launches the kernels."""
     cases: Sequence[Case]
     rtol: float
     atol: float
@@ -84,25 +105,56 @@ class Op:
     gpu_atol: float
     gpu_slack: Callable[..., Array] | None
     """From exact inputs, what float results may be off by besides, because a GPU takes float16 subnormals for zeros."""
-    bytes_moved: Callable[..., int] | None
-    """Least bytes read and written, from the arguments of a call."""
 
-    @property
-    def numpy(self) -> Callable[..., Any]:
-        return self.cpu or self.reference
+    def cpu(self, function: F) -> F:
+        """Attach a NumPy implementation that is faster than the reference: a decorator."""
+        if self.run_cpu is not self.reference:
+            raise ValueError(f"op {self.name} has two implementations for the CPU")
+        self.run_cpu = function
+        return function
+
+    def gpu(self, function: F) -> F:
+        """Attach the function that launches the op's kernels: a decorator."""
+        if self.run_gpu is not None:
+            raise ValueError(f"op {self.name} has two implementations for GPUs")
+        self.run_gpu = function
+        return function
 
     def __call__(self, *args: Any, **options: Any) -> Any:
         return backend_of(args[0]).launch(self, args, options)
+
+    def flat(self, args: Sequence[Any]) -> list[tuple[Arg, Any]]:
+        """Declaration and value of each argument, of a record those of each field."""
+        pairs: list[tuple[Arg, Any]] = []
+        for arg, value in zip(self.args, args, strict=True):
+            pairs += [(each, getattr(value, each.name)) for each in arg.fields] if arg.fields else [(arg, value)]
+        return pairs
+
+    def map(self, function: Callable[[Arg, Any], Any], args: Sequence[Any]) -> Arrays:
+        """The arguments with `function(declaration, value)` for each value; records are made anew."""
+        return tuple(
+            dataclasses.replace(value, **{each.name: function(each, getattr(value, each.name)) for each in arg.fields})
+            if arg.fields
+            else function(arg, value)
+            for arg, value in zip(self.args, args, strict=True)
+        )
+
+    def written(self, args: Sequence[Any]) -> list[Any]:
+        """The arrays among the arguments that the op writes in place."""
+        return [value for arg, value in self.flat(args) if arg.inout and value is not None]
 
     def check(self, args: Sequence[Any], options: dict[str, Any], results: Sequence[Any] = ()) -> dict[str, int]:
         """The size of each shape letter; raises TypeError or ValueError where a call does not fit the declaration."""
         if len(args) != len(self.args):
             raise TypeError(f"{self.name} takes {len(self.args)} arguments, not {len(args)}")
+        for arg, value in zip(self.args, args, strict=True):
+            if arg.fields and not isinstance(value, _RECORDS[arg.dtype][0]):
+                raise TypeError(f"{self.name}: {arg.name} must be {arg.dtype}, not {type(value).__name__}")
         for name, choices in self.choices.items():
             if options.get(name) not in choices:
                 raise ValueError(f"{self.name}: {name} must be one of {choices}, not {options.get(name)!r}")
         sizes: dict[str, int] = {}
-        declared = [*zip(self.args, args, strict=True), *zip(self.returns, results, strict=False)]
+        declared = [*self.flat(args), *zip(self.returns, results, strict=False)]
         for arg, value in declared:
             self._bind(arg, value, sizes, options)
         for arg, value in declared:
@@ -132,7 +184,7 @@ class Op:
 def op(
     args: str,
     *,
-    cases: Sequence[Case],
+    cases: Sequence[Case] = (),
     cpu: Callable[..., Any] | None = None,
     gpu: Callable[..., Any] | None = None,
     rtol: float = 1e-5,
@@ -140,7 +192,6 @@ def op(
     gpu_rtol: float = 2e-3,
     gpu_atol: float = 2e-3,
     gpu_slack: Callable[..., Array] | None = None,
-    bytes_moved: Callable[..., int] | None = None,
 ) -> Callable[[Callable[..., Any]], Op]:
     """Declare an op: a decorator of its reference, which names it.
 
@@ -157,9 +208,24 @@ def op(
         name = reference.__name__
         if name in REGISTRY:
             raise ValueError(f"op {name} is declared twice")
-        tolerances = (rtol, atol, gpu_rtol, gpu_atol, gpu_slack)
-        REGISTRY[name] = Op(name, positional, choices, returns, reference, cpu, gpu, cases, *tolerances, bytes_moved)
+        functions = (reference, cpu or reference, gpu)
+        tolerances = (rtol, atol, gpu_rtol, gpu_atol)
+        REGISTRY[name] = Op(name, positional, choices, returns, *functions, cases, *tolerances, gpu_slack)
         return REGISTRY[name]
+
+    return declare
+
+
+def record(fields: str) -> Callable[[type[T]], type[T]]:
+    """Declare a record of arguments that go together: a decorator of a frozen dataclass with these fields, in order."""
+
+    def declare(cls: type[T]) -> type[T]:
+        declared = tuple(found for _, found in _parse(fields) if isinstance(found, Arg))
+        names = [each.name for each in dataclasses.fields(cls)]  # type: ignore[arg-type]
+        if names != [arg.name for arg in declared]:
+            raise ValueError(f"record {cls.__name__} has the fields {names}, and others are declared")
+        _RECORDS[cls.__name__] = cls, declared
+        return cls
 
     return declare
 
@@ -169,8 +235,10 @@ def _parse(text: str) -> Iterator[tuple[str, Arg | tuple[str, ...]]]:
         if choice := _CHOICE.match(token):
             yield choice["name"], tuple(choice["choices"].split("|"))
         elif arg := _ARG.match(token):
-            dims = tuple(arg["dims"].split(",")) if arg["dims"] else ()
-            yield arg["name"], Arg(arg["name"], arg["dtype"], dims, bool(arg["inout"]), bool(arg["optional"]))
+            dims, inout = tuple(arg["dims"].split(",")) if arg["dims"] else (), bool(arg["inout"])
+            fields = _RECORDS[arg["dtype"]][1] if arg["dtype"] in _RECORDS else ()
+            fields = tuple(dataclasses.replace(each, inout=inout and bool(each.dims)) for each in fields)
+            yield arg["name"], Arg(arg["name"], arg["dtype"], dims, inout, bool(arg["optional"]), fields)
         else:
             raise ValueError(f"not an argument declaration: {token!r}")
 

@@ -40,7 +40,7 @@ def _stack(rng: np.random.Generator, inner: int, *names: str) -> Stack:
 
 
 def _rms_linear_cpu(x: Array, norm: Array, eps: float, weight: Any) -> Any:
-    return linear.numpy(rmsnorm.numpy(x, norm, eps, out="act"), weight, None, None)
+    return linear.run_cpu(rmsnorm.run_cpu(x, norm, eps, out="act"), weight, None, None)
 
 
 def _rms_linear_gpu(device: GPU, x: Any, norm: Any, eps: float, weight: Any) -> Any:
@@ -107,7 +107,7 @@ def rms_linear(x: Array, norm: Array, eps: float, weight: Any) -> Array:
 
 
 def _linear_gated_cpu(x: Array, weight: Any, bias: Array | None, *, activation: str) -> Any:
-    return _GATED[activation].numpy(linear.numpy(x, weight, bias, None))
+    return _GATED[activation].run_cpu(linear.run_cpu(x, weight, bias, None))
 
 
 def _linear_gated_gpu(device: GPU, x: Any, weight: Any, bias: Any, *, activation: str) -> Any:
@@ -140,7 +140,7 @@ def _gated_product(name: str, rows: int, weight: Any, activation: str, *, bias: 
 
 
 def _rms_gated_cpu(x: Array, norm: Array, eps: float, weight: Any, bias: Array | None, *, activation: str) -> Any:
-    return _linear_gated_cpu(rmsnorm.numpy(x, norm, eps, out="act"), weight, bias, activation=activation)
+    return _linear_gated_cpu(rmsnorm.run_cpu(x, norm, eps, out="act"), weight, bias, activation=activation)
 
 
 def _rms_gated_gpu(device: GPU, x: Any, norm: Any, eps: float, weight: Any, bias: Any, *, activation: str) -> Any:

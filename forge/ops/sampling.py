@@ -142,7 +142,7 @@ def _sample_cpu(
     choice: Array,
     position: Array,
 ) -> Array:
-    chosen: Array = argmax.numpy(logits)
+    chosen: Array = argmax.run_cpu(logits)
     sampled = np.flatnonzero((chosen >= 0) & (temperature > 0.0))
     if len(sampled) == 0:
         return chosen
@@ -214,7 +214,6 @@ def _argmax_gpu(device: GPU, logits: Any) -> Any:
         Case("more rows than chunks", lambda rng: (rng.normal(0, 3, (70, 1100)).astype(_f32),)),
     ],
     gpu=_argmax_gpu,
-    bytes_moved=lambda logits: logits.nbytes + 4 * len(logits),
 )
 def argmax(logits: Array) -> Array:
     """What `sample` gives at temperature 0: the id of each row's greatest logit, -1 where that is not finite."""
@@ -326,7 +325,6 @@ def _sampling_cases() -> list[Case]:
     cases=_sampling_cases(),
     cpu=_sample_cpu,
     gpu=_sample_gpu,
-    bytes_moved=lambda logits, *parameters: logits.nbytes + 4 * len(logits) + sum(p.nbytes for p in parameters),
 )
 def sample(
     logits: Array,
@@ -433,7 +431,6 @@ def _penalty_cases() -> list[Case]:
     gpu=_penalize_gpu,
     gpu_rtol=1e-6,
     gpu_atol=1e-6,
-    bytes_moved=lambda logits, *changes: 16 * logits.size,
 )
 def penalize(logits: Array, counts: Array, bias: Array, repetition: Array, presence: Array, frequency: Array) -> Array:
     """Logits with logit bias, repetition, presence and frequency penalties.

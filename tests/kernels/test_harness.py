@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from harness import COMPILER, Harness
 
-import forge.ops  # noqa: F401  (fills the registry)
+from forge.devtools.cases import CASES, all_cases
 from forge.devtools.verify import run_case
 from forge.errors import UnsupportedError
 from forge.ops import linear as linear_op
@@ -17,10 +17,10 @@ from forge.ops.op import REGISTRY, Case, Op
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="no clang++: scripts/install-toolchain installs it")
 
-CASES = [pytest.param(op, case, id=f"{op.name}-{case.name}") for op in REGISTRY.values() if op.gpu for case in op.cases]
+PARAMS = [pytest.param(op, case, id=f"{op.name}-{case.name}") for op, case in all_cases() if op.run_gpu]
 
 
-@pytest.mark.parametrize(("op", "case"), CASES)
+@pytest.mark.parametrize(("op", "case"), PARAMS)
 def test_kernel_equals_its_reference(op: Op, case: Case) -> None:
     for wave in (32, 64):
         results = []
@@ -41,7 +41,7 @@ class WithoutBlas(Harness):
         raise AssertionError("there is no BLAS")
 
 
-MANY_ROWS = [case for case in REGISTRY["linear"].cases if "M65" in case.name or "M70" in case.name]
+MANY_ROWS = [case for case in CASES["linear"] if "M65" in case.name or "M70" in case.name]
 
 
 @pytest.mark.parametrize("case", MANY_ROWS, ids=[case.name for case in MANY_ROWS])

@@ -12,8 +12,8 @@ import pytest
 from harness import COMPILER, Harness, KernelFault, build
 from harness import compiled as module_of
 
-import forge.ops  # noqa: F401  (fills the registry)
 from forge.backend import sources
+from forge.devtools.cases import CASES
 from forge.devtools.verify import verify_case
 from forge.ops.op import REGISTRY
 
@@ -295,14 +295,14 @@ def test_dot4_is_the_dot_product_of_signed_bytes(monkeypatch: pytest.MonkeyPatch
 
 def test_verify_reports_damage_and_runs_that_differ() -> None:
     op = REGISTRY["copy_page"]
-    assert verify_case(op, op.cases[0], Harness(32)).passed
+    assert verify_case(op, CASES[op.name][0], Harness(32)).passed
 
     class Damaged(Harness):
         @contextmanager
         def guarded(self) -> Iterator[Callable[[], bool]]:
             yield lambda: False
 
-    assert verify_case(op, op.cases[0], Damaged(32)).fault == "wrote outside an array"
+    assert verify_case(op, CASES[op.name][0], Damaged(32)).fault == "wrote outside an array"
 
     class Drifting(Harness):
         reads = 0
@@ -312,4 +312,4 @@ def test_verify_reports_damage_and_runs_that_differ() -> None:
             return np.array(array) + np.float32(1e-7) * self.reads
 
     soft_cap = REGISTRY["soft_cap"]
-    assert verify_case(soft_cap, soft_cap.cases[0], Drifting(32)).fault == "two runs differ"
+    assert verify_case(soft_cap, CASES["soft_cap"][0], Drifting(32)).fault == "two runs differ"

@@ -8,11 +8,11 @@ import zlib
 import numpy as np
 import pytest
 
-import forge.ops  # noqa: F401  (fills the registry)
+from forge.devtools.cases import CASES, all_cases
 from forge.ops.op import REGISTRY, Case, Op
 from forge.ops.quant import QuantTensor
 
-CASES = [pytest.param(op, case, id=f"{op.name}-{case.name}") for op in REGISTRY.values() for case in op.cases]
+PARAMS = [pytest.param(op, case, id=f"{op.name}-{case.name}") for op, case in all_cases()]
 
 
 def inputs(op: Op, case: Case) -> tuple:
@@ -27,10 +27,10 @@ def results_of(value: object) -> tuple:
     return () if value is None else value if isinstance(value, tuple) else (value,)
 
 
-@pytest.mark.parametrize(("op", "case"), CASES)
+@pytest.mark.parametrize(("op", "case"), PARAMS)
 def test_op_equals_its_reference_in_float64(op: Op, case: Case) -> None:
     args = inputs(op, case)
-    exact = tuple(as_float64(copy.deepcopy(arg)) for arg in args)
+    exact = op.map(lambda _, value: as_float64(copy.deepcopy(value)), args)
     before = copy.deepcopy(args)
 
     results = results_of(op(*args, **case.options))
@@ -40,7 +40,7 @@ def test_op_equals_its_reference_in_float64(op: Op, case: Case) -> None:
     assert len(results) == len(op.returns) == len(expected)
     for arg, result, want in zip(op.returns, results, expected, strict=True):
         compare(op, arg.name, result, want)
-    for arg, value, want, old in zip(op.args, args, exact, before, strict=True):
+    for (arg, value), (_, want), (_, old) in zip(op.flat(args), op.flat(exact), op.flat(before), strict=True):
         if isinstance(value, np.ndarray):
             if arg.inout:
                 compare(op, arg.name, value, want)
@@ -57,7 +57,7 @@ def compare(op: Op, name: str, got: np.ndarray, want: np.ndarray) -> None:
         np.testing.assert_array_equal(got, want, err_msg=f"{op.name}: {name}")
 
 
-@pytest.mark.parametrize(("op", "case"), [p for p in CASES if p.values[1].expected is not None])
+@pytest.mark.parametrize(("op", "case"), [p for p in PARAMS if p.values[1].expected is not None])
 def test_reference_equals_results_computed_by_hand(op: Op, case: Case) -> None:
     results = results_of(op.reference(*inputs(op, case), **case.options))
     assert len(results) == len(case.expected)
@@ -65,20 +65,20 @@ def test_reference_equals_results_computed_by_hand(op: Op, case: Case) -> None:
         np.testing.assert_allclose(result, want, rtol=2e-7, atol=0)
 
 
-@pytest.mark.parametrize(("op", "case"), [p for p in CASES if p.values[1].written is not None])
+@pytest.mark.parametrize(("op", "case"), [p for p in PARAMS if p.values[1].written is not None])
 def test_reference_writes_what_was_computed_by_hand(op: Op, case: Case) -> None:
     args = inputs(op, case)
     op.reference(*args, **case.options)
-    written = [value for arg, value in zip(op.args, args, strict=True) if arg.inout and value is not None]
-    for value, want in zip(written, case.written, strict=True):
+    for value, want in zip(op.written(args), case.written, strict=True):
         np.testing.assert_allclose(value, want, rtol=2e-7, atol=0)
 
 
 def test_every_op_has_a_case_and_a_docstring() -> None:
-    for op in REGISTRY.values():
-        assert op.cases, op.name
-        assert op.reference.__doc__, op.name
-        assert len({case.name for case in op.cases}) == len(op.cases), op.name
+    assert CASES.keys() == REGISTRY.keys()
+    for name, op in REGISTRY.items():
+        assert CASES[name], name
+        assert op.reference.__doc__, name
+        assert len({case.name for case in CASES[name]}) == len(CASES[name]), name
 
 
 @pytest.mark.parametrize(

@@ -219,7 +219,7 @@ class TestKept:
     def test_sums_hold_two_to_the_twentieth_equals(self) -> None:
         z = np.zeros(2**20, np.float32)
         assert len(self.kept(z, 1.0, 0, 0.5, 0.0)) == 2**19
-        assert sample.cpu(*batch(z, seed=3))[0] == 2**20 * int(sampling.random_bits(*batch(z, seed=3)[5:])[0]) >> 64
+        assert sample.run_cpu(*batch(z, seed=3))[0] == 2**20 * int(sampling.random_bits(*batch(z, seed=3)[5:])[0]) >> 64
 
 
 class TestDraw:
@@ -262,7 +262,7 @@ class TestDraw:
         order = rng.permutation(24)
         np.testing.assert_array_equal(sample(*(a[order] for a in args)), together[order])
 
-    @pytest.mark.parametrize("run", [sample.cpu, sample.reference])
+    @pytest.mark.parametrize("run", [sample.run_cpu, sample.reference])
     def test_ends_of_the_random_range(self, run, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(sampling, "random_bits", lambda *_: np.array([0, 2**64 - 1], np.uint64))
         z = [-np.inf, -80.0, 1.0, 0.0, -80.0, -np.inf]
@@ -300,7 +300,7 @@ class TestNoDistribution:
     def test_log_probabilities_are_nan(self, bad: float) -> None:
         z = np.full((1, 4), bad, np.float32)
         assert np.isnan(logprobs(z, np.array([2], np.int32))).all()
-        for run in (top_logprobs.cpu, top_logprobs.reference):
+        for run in (top_logprobs.run_cpu, top_logprobs.reference):
             ids, values = run(z, 2)
             assert ids.tolist() == [[0, 1]]
             assert np.isnan(values).all()
@@ -323,7 +323,7 @@ def penalties(v, seen, repetition, presence, frequency, bias) -> tuple:
 
 
 class TestPenalize:
-    @pytest.mark.parametrize("run", [penalize.cpu, penalize.reference])
+    @pytest.mark.parametrize("run", [penalize.run_cpu, penalize.reference])
     def test_by_hand(self, run) -> None:
         z = np.array([[2, -2, 4, 1, 8], [1, 2, 3, 4, 5]], np.float32)
         before = z.copy()

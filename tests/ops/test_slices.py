@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from harness import COMPILER, Harness
 
+from forge.devtools.cases import CASES
 from forge.devtools.verify import compare
 from forge.ops.decode_attention import _case as decode_case
 from forge.ops.decode_attention import decode_attention
@@ -42,7 +43,7 @@ def computed(device: Harness, op: Op, args: Arrays, place: int, slices: int | No
 @pytest.mark.parametrize("slices", [1, 2, 8, 11])
 @pytest.mark.parametrize("op", [add_rmsnorm, add_layernorm], ids=lambda op: op.name)
 def test_norms_add_slices_to_the_residual_stream(op: Op, slices: int, wave: int) -> None:
-    for number, case in enumerate(op.cases[:6]):
+    for number, case in enumerate(CASES[op.name][:6]):
         args = case.make(np.random.default_rng(number))
         exact = [np.array(a, np.float64) if isinstance(a, np.ndarray) else a for a in args]
         wanted = [op.reference(*exact), exact[0]]

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-import forge.ops  # noqa: F401  (fills the registry)
 from forge.backend import Backend
+from forge.devtools.cases import all_cases
 from forge.devtools.verify import verify_case
-from forge.ops.op import REGISTRY, Case, Op
+from forge.ops.op import Case, Op
 
 pytestmark = [pytest.mark.virtual_rocm, pytest.mark.slow]
 
-CASES = [pytest.param(op, case, id=f"{op.name}-{case.name}") for op in REGISTRY.values() for case in op.cases]
+CASES = [pytest.param(op, case, id=f"{op.name}-{case.name}") for op, case in all_cases()]
 
 
 @pytest.mark.parametrize(("op", "case"), CASES)

@@ -1,0 +1,23 @@
+"""The cases of every op: inputs at its edges, some with results computed by hand. One file for each file of `ops/`.
+
+Verify, the tests of ops and kernels, and what counts kernel variants take them from here, by the op's name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import forge.ops  # noqa: F401  (fills the registry)
+from forge.devtools.cases import activation, decode_state, embed, kv_cache, logprobs
+from forge.ops.op import REGISTRY, Case, Op
+
+_FILES = (activation, decode_state, embed, kv_cache, logprobs)
+
+CASES: dict[str, Sequence[Case]] = {op.name: op.cases for op in REGISTRY.values() if op.cases}
+for _file in _FILES:
+    CASES |= _file.CASES
+
+
+def all_cases() -> list[tuple[Op, Case]]:
+    """Every case of every op, in the order in which ops are declared."""
+    return [(op, case) for op in REGISTRY.values() for case in CASES[op.name]]

@@ -1,0 +1,124 @@
+"""Cases of the per-request state that decode steps keep on the device."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from forge.ops.op import Arrays, Case
+
+
+def _inputs(name: str, rows: int, slots: int, pages: int, page_size: int) -> Case:
+    def make(rng: np.random.Generator) -> Arrays:
+        table = rng.integers(0, 1000, (slots, pages)).astype(np.int32)
+        lengths = rng.integers(0, pages * page_size + 1, slots).astype(np.int32)
+        chosen = rng.permutation(slots)[:rows].astype(np.int32)
+        step = rng.integers(0, 9, 1).astype(np.int32)
+        return chosen, rng.integers(0, 5000, slots).astype(np.int32), lengths, table, step, page_size
+
+    return Case(name, make)
+
+
+CASES = {
+    "decode_inputs": [
+        _inputs("one", 1, 1, 1, 4),
+        _inputs("some of the slots", 5, 9, 70, 16),
+        _inputs("more rows than a block", 70, 90, 3, 4),
+        Case(
+            "by hand: the fifth token of slot 1, on the second page",
+            lambda rng: (
+                np.array([1], np.int32),
+                np.array([7, 8], np.int32),
+                np.array([1, 5], np.int32),
+                np.array([[0, 0, 0], [3, 2, 9]], np.int32),
+                np.array([6], np.int32),
+                4,
+            ),
+            expected=([8], [4], [8], [5]),
+            written=([7],),
+        ),
+        Case(
+            "by hand: idle slots, on page 6",
+            lambda rng: (
+                np.array([0, 2, 1], np.int32),
+                np.array([0, 7, 9], np.int32),
+                np.array([0, 1, 0], np.int32),
+                np.array([[6, 1], [5, 3], [6, 2]], np.int32),
+                np.array([0], np.int32),
+                4,
+            ),
+            expected=([0, 9, 7], [0, 0, 0], [24, 24, 20], [1, 1, 1]),
+        ),
+    ],
+    "place": [
+        Case(
+            "by hand: the last word and the first, none between",
+            lambda rng: (np.array([[3, -7], [0, 5]], np.int32), np.array([1, 2, 3, 4], np.int32)),
+            written=([5, 2, 3, -7],),
+        ),
+        Case("nothing", lambda rng: (np.empty((0, 2), np.int32), np.array([4], np.int32)), written=([4],)),
+        Case(
+            "more than a block",
+            lambda rng: (
+                np.stack([rng.permutation(500)[:130], rng.integers(-9, 9, 130)], axis=1).astype(np.int32),
+                rng.integers(0, 99, 500).astype(np.int32),
+            ),
+        ),
+    ],
+    "clear": [
+        Case("by hand", lambda rng: (np.array([3, -1], np.int32),), written=([0, 0],)),
+        Case("more than a block", lambda rng: (rng.integers(-9, 9, 200).astype(np.int32),)),
+    ],
+    "advance": [
+        Case(
+            "by hand: one without an id",
+            lambda rng: (
+                np.array([6, -1], np.int32),
+                np.array([2, 0], np.int32),
+                np.array([1, 2, 3], np.int32),
+                np.array([10, 20, 30], np.int32),
+                None,
+                np.array([6, -1, 5], np.int32),
+                np.array([5], np.int32),
+                np.array([[1, 2, 3, 4], [5, 6, 7, 8], [9, 10, 11, 12]], np.int32),
+            ),
+            written=([0, 2, 6], [11, 20, 31], [[1, 2, 3, 4], [5, 6, 7, 8], [6, -1, 5, 12]]),
+        ),
+        Case(
+            "by hand: an idle slot",
+            lambda rng: (
+                np.array([1, 1], np.int32),
+                np.array([0, 1], np.int32),
+                np.array([2, 0], np.int32),
+                np.array([9, 0], np.int32),
+                np.array([[1, 0, 3], [1, 4, 0]], np.int32),
+                *(None, None, None),
+            ),
+            written=([1, 0], [10, 0], [[1, 2, 3], [1, 4, 0]]),
+        ),
+        Case(
+            "by hand: new, in the prompt, generated before",
+            lambda rng: (
+                np.array([1, 0, 2], np.int32),
+                np.array([0, 1, 2], np.int32),
+                np.array([7, 8, 9, 5], np.int32),
+                np.array([10, 20, 30, 40], np.int32),
+                np.array([[1, 0, 3], [1, 4, 0], [1, 1, 5]], np.int32),
+                *(None, None, None),
+            ),
+            written=([1, 0, 2, 5], [11, 21, 31, 40], [[1, 2, 3], [2, 4, 0], [1, 1, 6]]),
+        ),
+        Case(
+            "more rows than a block",
+            lambda rng: (
+                rng.integers(0, 100, 70).astype(np.int32),
+                rng.permutation(90)[:70].astype(np.int32),
+                rng.integers(0, 100, 90).astype(np.int32),
+                rng.integers(0, 4, 90).astype(np.int32),
+                rng.integers(0, 3, (90, 100)).astype(np.int32),
+                rng.integers(0, 99, 70 * 6).astype(np.int32),
+                np.array([9], np.int32),
+                np.zeros((4, 70 * 6 + 5), np.int32),
+            ),
+        ),
+    ],
+}

@@ -1,0 +1,53 @@
+"""Cases of the token embedding and of taking rows."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from forge.ops.op import Arrays, Case
+from forge.ops.quant import FORMATS, QuantTensor
+
+
+def _floats(rng: np.random.Generator) -> Arrays:
+    table = rng.standard_normal((7, 33)).astype(np.float32)
+    return np.array([0, 6, 3, 3], np.int32), table, 1.5
+
+
+def _wide(rng: np.random.Generator) -> Arrays:
+    return np.array([2, 0], np.int32), rng.standard_normal((3, 4100)).astype(np.float32), 1.5
+
+
+def _quantized(name: str, width: int) -> Case:
+    def make(rng: np.random.Generator) -> Arrays:
+        return np.array([4, 0, 4], np.int32), QuantTensor.random(name, 5, width, rng), 2.0
+
+    return Case(f"{name} table, E{width}", make)
+
+
+def _rows(width: int) -> Case:
+    def make(rng: np.random.Generator) -> Arrays:
+        return np.array([1, 1, 0], np.int32), rng.standard_normal((2, width)).astype(np.float32)
+
+    return Case(f"rows of {width}", make)
+
+
+CASES = {
+    "embed": [
+        Case("float table", _floats),
+        Case("wide float table", _wide),
+        *(_quantized(name, 512) for name in FORMATS),
+        *(_quantized(name, 8448) for name in ("Q8_0", "Q2_K", "Q6_K")),
+        Case(
+            "by hand",
+            lambda rng: (np.array([1, 0], np.int32), np.array([[1, 2], [3, 4]], np.float32), 10.0),
+            expected=([[30, 40], [10, 20]],),
+        ),
+    ],
+    "take_rows": [
+        Case(
+            "some, one twice",
+            lambda rng: (np.array([4, 0, 4], np.int32), rng.standard_normal((5, 300)).astype(np.float32)),
+        ),
+        *(_rows(width) for width in (1100, 333)),
+    ],
+}

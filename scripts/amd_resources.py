@@ -101,7 +101,7 @@ def clang_19() -> compilers.Compiler:
 
 def knows(compiler: compilers.Compiler, target: str) -> bool:
     try:
-        compilers.compile_variant(sources.Variant("step", ()), target, compiler)
+        compilers.compile_variant(sources.Variant("decode_state", ()), target, compiler)
     except DeviceError:
         return False
     return True

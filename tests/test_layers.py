@@ -59,7 +59,10 @@ THIRD_PARTY = {
     "tokenizers": "tokenizer",
     "typer": "cli",
 }
-NOT_CODE = {"py.typed", *(f"raw_kernels/{path.name}" for path in (ROOT / "forge/raw_kernels").glob("*.hip"))}
+NOT_CODE = {
+    "py.typed",
+    *(str(path.relative_to(ROOT / "forge")) for path in (ROOT / "forge/raw_kernels").rglob("*.hip")),
+}
 
 
 def breaches(root: Path) -> list[str]:

@@ -145,7 +145,7 @@ class GPU(ABC):
     num_cus: int
     """Multiprocessors or compute units."""
     has_wgmma = False
-    """Whether its matrix cores multiply what lies in LDS, for four waves together: `_tile_wgmma.hip`."""
+    """Whether its matrix cores multiply what lies in LDS, for four waves together: `include/tile_wgmma.hip`."""
     _counters: Any = None
 
     @cached_property

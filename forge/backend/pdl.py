@@ -1,6 +1,6 @@
 """Launches that CuPy has no call for: of kernels that may be started while what was launched before still runs.
 
-Such a kernel waits by itself where it needs what earlier ones stored (`await_earlier` in `_prelude.hip`), and reads
+Such a kernel calls `grid_dependency_sync` (include/prelude.hip) where it needs what earlier ones stored, and reads
 weights until then. NVIDIA's driver does this from compute capability 9.0 on: "programmatic dependent launch" in the
 CUDA C++ Programming Guide. On AMD a kernel starts where the one before it has ended.
 """

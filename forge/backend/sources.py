@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
-PRELUDE = "_prelude"
+PRELUDE = "include/prelude"
 
 _DIRECTORY = resources.files("forge") / "raw_kernels"
 _FILE = re.compile(r"[a-z]\w*")
 _KERNEL = re.compile(r"^KERNEL\((?P<threads>[^)]*)\)\s*(?P<name>\w+)\((?P<parameters>[^)]*)\)", re.MULTILINE)
-_AWAITS_EARLIER = "await_earlier("
+_AWAITS_EARLIER = "grid_dependency_sync("
 _NUMBER = re.compile(r"^#define (\w+) (\d+)$", re.MULTILINE)
 _USES = re.compile(r"^// Uses: (.+)$", re.MULTILINE)
 _TARGET = re.compile(r"^// Target: (\w+)$", re.MULTILINE)
@@ -78,7 +78,7 @@ def _text(part: str) -> str:
 def parts(file: str) -> tuple[str, ...]:
     """The files whose texts make up that of a kernel file: the prelude, what the file says it uses, itself."""
     uses = _USES.search(_text(file))
-    return (PRELUDE, *(uses[1].split(", ") if uses else ()), file)
+    return (PRELUDE, *(f"include/{part}" for part in (uses[1].split(", ") if uses else ())), file)
 
 
 @cache
@@ -128,7 +128,7 @@ def signatures(file: str) -> dict[str, tuple[str, tuple[Parameter, ...]]]:
 
 
 def _uses_pdl(file: str, function: str) -> bool:
-    """Whether `await_earlier` is called between a kernel's line and the next kernel's."""
+    """Whether `grid_dependency_sync` is called between a kernel's line and the next kernel's."""
     code = _code(file)
     started = next(match for match in _KERNEL.finditer(code) if match["name"] == function)
     following = _KERNEL.search(code, started.end())

@@ -69,7 +69,7 @@ def usual_shapes(device: GPU) -> Iterator[tuple[str, dict[str, int | str]]]:
         yield "norm", {"width": width}
 
 
-_BATCH = {"tile_linear": "tokens", "tile_group": "tokens", "attention_decode": "rows"}
+_BATCH = {"matmul": "tokens", "matmul_wgmma": "tokens", "attention_decode": "rows"}
 """What the sequences of a step are to a kernel that tells few of them and many apart."""
 
 
@@ -84,7 +84,7 @@ def for_all_batches(kernel: str, shape: Shape) -> Iterator[tuple[str, dict[str, 
 
 
 def _vector(kind: str) -> str:
-    return "vector_linear" if kind == "F16" else "quant_vector"
+    return "matvec_f16" if kind == "F16" else "matvec_quant"
 
 
 def workloads(device: GPU, kernel: str, shape: Shape) -> list[Workload]:

@@ -247,7 +247,7 @@ def decode(
     packed = -(-group // -(-group // _PACKED))  # 6 heads are 3 and 3
     groups = kv_heads * -(-group // packed)
     choice = device.choice("attention_decode", dim=dim, packed=packed, kv_heads=kv_heads, rows=rows)
-    least_span, core_blocks = choice["MIN_SPAN"], choice["CORE_BLOCKS"]
+    least_span, core_blocks = choice["MIN_SPAN"], choice["MIN_BLOCKS"]
     # Parts for the longest context there can be, as many as fill the device: how many a row has depends on its length,
     # which is not known here. Blocks without a part cost little.
     positions = min(pages * page_size, window or pages * page_size)
@@ -274,7 +274,7 @@ def decode(
         ROPE=_STYLES[style],
         THREADS=choice["THREADS"],
         POSITIONS=choice["POSITIONS"],
-        CORE_BLOCKS=core_blocks,
+        MIN_BLOCKS=core_blocks,
     )
     return out
 

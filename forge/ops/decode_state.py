@@ -42,7 +42,7 @@ def _decode_inputs_gpu(
     rows, pages = len(request_rows), page_table.shape[1]
     outputs = tuple(device.empty((rows,), np.int32) for _ in range(4))
     state = (request_rows, last_ids, lengths, page_table, step)
-    device.run("step", "decode_inputs", -(-rows // _BLOCK), *state, *outputs, rows, pages, page_size)
+    device.run("decode_state", "decode_inputs", -(-rows // _BLOCK), *state, *outputs, rows, pages, page_size)
     return outputs
 
 
@@ -93,7 +93,7 @@ def _advance_gpu(
     rows, vocabulary = len(ids), 0 if counts is None else counts.shape[1]
     sizes = (0, 0, 0) if output_ring is None else (len(drawn), *output_ring.shape)
     arrays = ids, request_rows, last_ids, lengths, counts, drawn, step, output_ring
-    device.run("step", "advance", -(-rows // _BLOCK), *arrays, rows, vocabulary, *sizes)
+    device.run("decode_state", "advance", -(-rows // _BLOCK), *arrays, rows, vocabulary, *sizes)
 
 
 @op("edits:i32[N,2] &words:i32[W]")
@@ -104,7 +104,7 @@ def place(edits: Array, words: Array) -> None:
 
 @place.gpu
 def _place_gpu(device: GPU, edits: Any, words: Any) -> None:
-    device.run("step", "place", -(-len(edits) // _BLOCK), edits, words, len(edits))
+    device.run("decode_state", "place", -(-len(edits) // _BLOCK), edits, words, len(edits))
 
 
 @op("&words:i32[N]")
@@ -115,4 +115,4 @@ def clear(words: Array) -> None:
 
 @clear.gpu
 def _clear_gpu(device: GPU, words: Any) -> None:
-    device.run("step", "clear", -(-len(words) // _BLOCK), words, len(words))
+    device.run("decode_state", "clear", -(-len(words) // _BLOCK), words, len(words))

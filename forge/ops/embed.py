@@ -23,7 +23,7 @@ def _embed_gpu(device: GPU, ids: Any, table: Any, scale: float) -> Any:
     width = table.shape[1]
     x = device.empty((len(ids), width), np.float32)
     if isinstance(table, Packed):
-        device.run("quant", "quant_embed", len(ids), ids, *table.planes, x, width, scale, FORMAT=int(table.type))
+        device.run("dequantize", "quant_embed", len(ids), ids, *table.planes, x, width, scale, FORMAT=int(table.type))
     else:
         device.run("embed", "embed", len(ids), ids, table, x, width, scale, VECTOR=_vector(width))
     return x

@@ -25,7 +25,7 @@ def _copy_page_gpu(device: GPU, k_pages: Any, v_pages: Any, source: int, target:
     layers, pages = k_pages.shape[:2]
     size = k_pages[0, 0].size
     grid = (-(-size // (8 * _BLOCK)), layers, 2)
-    device.run("pages", "copy_page", grid, k_pages, v_pages, source, target, pages, size)
+    device.run("kv_cache", "copy_page", grid, k_pages, v_pages, source, target, pages, size)
 
 
 @op("slots:i32[T] pages:act[N,P,G,D] -> y:act[T,G,D]")
@@ -37,5 +37,5 @@ def take_slots(slots: Array, pages: Array) -> Array:
 @take_slots.gpu
 def _take_slots_gpu(device: GPU, slots: Any, pages: Any) -> Any:
     y = device.empty((len(slots), *pages.shape[2:]), device.dtype)
-    device.run("pages", "take_slots", len(slots), slots, pages, y, pages[0, 0].size)
+    device.run("kv_cache", "take_slots", len(slots), slots, pages, y, pages[0, 0].size)
     return y

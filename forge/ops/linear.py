@@ -170,7 +170,9 @@ def _many_rows(device: GPU, x: Any, weight: Any, y: Any, column: int, accumulate
         count = min(step, outer - first)
         scratch = device.scratch((count, inner), device.dtype)
         grid = -(-count * inner // (weight.unit * 128))
-        device.run("quant", "dequantize", grid, *weight.planes, scratch, first, count, inner, FORMAT=int(weight.type))
+        device.run(
+            "dequantize", "dequantize", grid, *weight.planes, scratch, first, count, inner, FORMAT=int(weight.type)
+        )
         device.matmul(x, scratch, y, column + first, accumulate=accumulate)
 
 

@@ -56,7 +56,7 @@ def is_tiled(weight: Any) -> bool:
 
 def kernel_of(device: GPU, *, is_packed: bool) -> str:
     """Which kernel computes products with quantized or float16 matrices."""
-    return "tile_group" if device.has_wgmma and not is_packed else "tile_linear"
+    return "matmul_wgmma" if device.has_wgmma and not is_packed else "matmul"
 
 
 def tile_product(
@@ -86,7 +86,7 @@ def tile_product(
     launch.run(bias, parts, None, outer, slices=launch.slices)
     outputs = outer if gated is None else outer // 2
     sizes = (rows, outer, 0 if y is None else y.shape[1], column, int(accumulate), gelu, launch.slices)
-    device.run("tile_join", "tile_join", -(-rows * outputs // _JOIN_BLOCK), parts, y, gated, *sizes)
+    device.run("split_k_reduce", "split_k_reduce", -(-rows * outputs // _JOIN_BLOCK), parts, y, gated, *sizes)
 
 
 def tile_slices(device: GPU, x: Any, weight: Any, bias: Any) -> Slices:
@@ -113,7 +113,7 @@ class _Launch:
         is_packed = isinstance(weight, Packed)
         tokens = next(most for most in _TOKENS if rows <= most)
         self.file = kernel_of(device, is_packed=is_packed)
-        self.is_group = self.file == "tile_group"
+        self.is_group = self.file == "matmul_wgmma"
         choice = device.choice(
             self.file,
             op=op,
@@ -133,7 +133,7 @@ class _Launch:
         self.blocks = -(-outer // rows_of_block)
         # Where the rows of the matrix are blocks too few to fill the device, more of them share the inner dimension.
         turns = -(-inner // (_PARTS * (weight.unit if is_packed else 32)))
-        room = device.num_cus * choice["CORE_BLOCKS"] // self.blocks
+        room = device.num_cus * choice["MIN_BLOCKS"] // self.blocks
         self.slices = max(min(room, turns // _MIN_TURNS, _MAX_SLICES[tokens]), 1)
 
     def run(

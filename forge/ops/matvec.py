@@ -52,10 +52,10 @@ def vector_linear(
     op = "linear" if norm is None else "rms_linear" if activation is None else "rms_gated"
     shape = {"op": op, "inner": inner, "outer": outer}
     if is_packed:
-        plan = {**device.choice("quant_vector", format=weight.type.name, **shape), "FORMAT": int(weight.type)}
-        plan["OWN"] = next(most for most in _OWN_GROUPS if inner <= 32 * most)
+        plan = {**device.choice("matvec_quant", format=weight.type.name, **shape), "FORMAT": int(weight.type)}
+        plan["MAX_GROUPS"] = next(most for most in _OWN_GROUPS if inner <= 32 * most)
     else:
-        plan = {**device.choice("vector_linear", **shape)}
+        plan = {**device.choice("matvec_f16", **shape)}
         plan["PIECES"] = 1 << (-(-inner // (8 * plan["BLOCK"])) - 1).bit_length()
     defines: dict[str, int | str] = {
         **plan,
@@ -63,12 +63,14 @@ def vector_linear(
         "OUT": "float" if activation is None else "f16",
         "SILU": int(activation == "silu"),
     }
-    outputs = plan["ROWS"] // (1 if activation is None else 2) * (plan["BLOCK"] // plan.get("TEAM", plan["BLOCK"]))
+    outputs = (
+        plan["ROWS"] // (1 if activation is None else 2) * (plan["BLOCK"] // plan.get("THREADS_PER_ROW", plan["BLOCK"]))
+    )
     groups = -(-outer // outputs)
-    most = device.num_cus * plan["CORE_BLOCKS"]
+    most = device.num_cus * plan["MIN_BLOCKS"]
     blocks = -(-groups // -(-groups // most))
     sizes = (inner, outer, blocks, int(accumulate))
     if is_packed:
-        device.run("quant_vector", "quant_vector", blocks, x, norm, eps, *weight.planes, bias, y, *sizes, **defines)
+        device.run("matvec_quant", "matvec_quant", blocks, x, norm, eps, *weight.planes, bias, y, *sizes, **defines)
     else:
-        device.run("vector", "vector_linear", blocks, x, norm, eps, weight, bias, y, *sizes, **defines)
+        device.run("matvec_f16", "matvec_f16", blocks, x, norm, eps, weight, bias, y, *sizes, **defines)

@@ -67,7 +67,7 @@ def _run(device: GPU, function: str, x: Any, *rest: Any, eps: float, out: str = 
         "BLOCK": threads,
         "OUT": "f16" if out == "act" else "float",
         "VECTOR": vector,
-        "HELD": -(-width // (vector * threads)),
+        "PIECES": -(-width // (vector * threads)),
     }
     device.run("norm", function, rows, x, *rest, y, width, eps, *sizes, **defines)
     return y

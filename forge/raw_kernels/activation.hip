@@ -17,28 +17,28 @@ template <bool SILU> DEVICE void gated(const float *gate_up, f16 *y, u32 width) 
 }
 
 KERNEL(256) silu_mul(const float *gate_up, f16 *y, u32 width) {
-    await_earlier();
+    grid_dependency_sync();
     gated<true>(gate_up, y, width);
 }
 KERNEL(256) gelu_mul(const float *gate_up, f16 *y, u32 width) {
-    await_earlier();
+    grid_dependency_sync();
     gated<false>(gate_up, y, width);
 }
 
 KERNEL(256) gelu(const float *x, f16 *y, u32 count) {
-    await_earlier();
+    grid_dependency_sync();
     u32 i = BLOCK_X * 256 + THREAD;
     if (i < count) y[i] = to_f16(gelu_tanh(x[i]));
 }
 
 KERNEL(256) soft_cap(float *x, float cap, u32 count) {
-    await_earlier();
+    grid_dependency_sync();
     u32 i = BLOCK_X * 256 + THREAD;
     if (i < count) x[i] = cap * fast_tanh(fast_divide(x[i], cap));
 }
 
 KERNEL(256) add(const float *x, const float *delta, float *y, u32 count) {
-    await_earlier();
+    grid_dependency_sync();
     u32 i = BLOCK_X * 256 + THREAD;
     if (i < count) y[i] = x[i] + delta[i];
 }

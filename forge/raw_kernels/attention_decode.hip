@@ -1,5 +1,5 @@
 // Attention of one query per sequence over its pages of the KV cache, split over the context.
-// Uses: _tile, _tile_mma, _tile_mfma, _tile_wmma, _tile_scalar
+// Uses: tile, tile_mma, tile_mfma, tile_wmma, tile_scalar
 //
 // A block takes PACKED query heads of one KV head, so that keys and values are read once for all of them, and a part of
 // the positions. A wave takes POSITIONS tiles of 16 of them at a time, whose loads are under way together. Keys are the
@@ -10,7 +10,7 @@
 //
 // With ROPE a block makes its queries from the product of the token: bias, RMS norm, rotation. The block with the last
 // position makes its key and value too; it takes them as the cache holds them, and one of those of a KV head appends them.
-// -D THREADS of a block; CORE_BLOCKS=blocks that a multiprocessor holds; POSITIONS; HEAD_DIM; PAGE=positions of a page; PACKED; ROPE=0: queries are given, 1: pairs (i, i + pairs), 2: (2i, 2i + 1).
+// -D THREADS of a block; MIN_BLOCKS=blocks that a multiprocessor holds; POSITIONS; HEAD_DIM; PAGE=positions of a page; PACKED; ROPE=0: queries are given, 1: pairs (i, i + pairs), 2: (2i, 2i + 1).
 
 #define WAVES (THREADS / TILE_WAVE)
 #define TURN (WAVES * 16 * POSITIONS) // positions
@@ -21,8 +21,6 @@
 #define LEAST (-1e30f)                                     // below every score, and finite: a difference stays defined
 #define SLICES_AT_ONCE 4                                   // of the product, whose loads are under way together
 #define MISSING (2 * LEAST)                                // its weight is 0, whatever the maximum
-#undef RESIDENT
-#define RESIDENT CORE_BLOCKS
 
 // The inner dimension of keys times queries: chunks of 16 numbers for each part. Values are read in pieces of PIECE numbers
 // of a position, one for each of a lane's GROUPS rows of a tile, in as many passes as a head has pieces for. Where they fit the
@@ -38,10 +36,10 @@
 #define CHUNK_WORDS (POSITIONS * TILE_LANE_ROWS * 8)
 #define VALUE_WORDS (POSITIONS * PASSES * PART_POSITIONS * PIECE / 2)
 #define SUM_WORDS (PASSES * PASS_TILES * TILE_VALUES)
-#define AHEAD (HEAD_DIM % 8 == 0 && CHUNKS * CHUNK_WORDS + VALUE_WORDS + SUM_WORDS <= 144)
+#define PREFETCH (HEAD_DIM % 8 == 0 && CHUNKS * CHUNK_WORDS + VALUE_WORDS + SUM_WORDS <= 144)
 #define ROOM (HEAD_DIM % 8 ? 16 : SUM_WORDS < 88 ? 64 : 152 - SUM_WORDS) // for keys, and for values
-#define HELD_CHUNKS (AHEAD || CHUNKS * CHUNK_WORDS <= ROOM ? CHUNKS : CHUNKS % 4 == 0 && 4 * CHUNK_WORDS <= ROOM ? 4 : CHUNKS % 2 == 0 && 2 * CHUNK_WORDS <= ROOM ? 2 : 1)
-#define HELD_PASSES (AHEAD || VALUE_WORDS <= ROOM ? PASSES : 1)
+#define HELD_CHUNKS (PREFETCH || CHUNKS * CHUNK_WORDS <= ROOM ? CHUNKS : CHUNKS % 4 == 0 && 4 * CHUNK_WORDS <= ROOM ? 4 : CHUNKS % 2 == 0 && 2 * CHUNK_WORDS <= ROOM ? 2 : 1)
+#define HELD_PASSES (PREFETCH || VALUE_WORDS <= ROOM ? PASSES : 1)
 #define LANE_HAS_FIRST_ROW (tile_sum_row(0) == 0)
 
 struct alignas(16) Rows {
@@ -83,7 +81,7 @@ struct Cache {
 struct Tiles {
     u32 start[POSITIONS], page[POSITIONS];
 };
-DEVICE u32 page_at(const i32 *own_pages, u32 position) { return (u32)read_far(own_pages + position / PAGE); }
+DEVICE u32 page_at(const i32 *own_pages, u32 position) { return (u32)load_l2(own_pages + position / PAGE); }
 DEVICE void find_tiles(const Cache &cache, u32 position, Tiles &to) {
     UNROLL for (u32 u = 0; u < POSITIONS; ++u) {
         u32 most = cache.last / 16 * 16, start = position + 16 * u;
@@ -196,9 +194,9 @@ KERNEL(THREADS) attention_decode(const f16 *q, const float *qkv, const float *bi
     SHARED float share[PACKED][MAX_PARTS];
     SHARED Weights weights[WAVES][PACKED];
     SHARED u32 before;
-    if (!ROPE) await_earlier(); // it may be what stored the last position
+    if (!ROPE) grid_dependency_sync(); // it may be what stored the last position
     u32 row = BLOCK_X, split = BLOCK_Z, wave = THREAD / TILE_WAVE;
-    u32 length = (u32)read_far(lengths + row);
+    u32 length = (u32)load_l2(lengths + row);
     const i32 *own_pages = page_table + (u64)row * pages;
     Tiles tiles; // asked for together with the length, on which only the first and the last ones depend
     u32 own_first = split * TURN + wave * 16 * POSITIONS;
@@ -213,7 +211,7 @@ KERNEL(THREADS) attention_decode(const f16 *q, const float *qkv, const float *bi
     bool is_last = split == (turns - 1) % splits;
     u32 stride = splits * TURN, cached = length - (ROPE ? 1 : 0), position = start + own_first;
     if (split >= parts) {
-        if (ROPE) await_earlier();
+        if (ROPE) grid_dependency_sync();
         return;
     }
 
@@ -223,8 +221,8 @@ KERNEL(THREADS) attention_decode(const f16 *q, const float *qkv, const float *bi
     Keys key;
     Values value;
     if (start || position + 16 * POSITIONS > cached) find_tiles(cache, position, tiles);
-    if (AHEAD) read_keys(cache, tiles, 0, key), read_values(cache, tiles, 0, value);
-    if (ROPE) await_earlier();
+    if (PREFETCH) read_keys(cache, tiles, 0, key), read_values(cache, tiles, 0, value);
+    if (ROPE) grid_dependency_sync();
 
     for (u32 i = THREAD; i < PACKED * (sizeof(Query) / 2 - HEAD_DIM); i += THREADS)
         query[i % PACKED].v[HEAD_DIM + i / PACKED] = f16{0};
@@ -290,7 +288,7 @@ KERNEL(THREADS) attention_decode(const f16 *q, const float *qkv, const float *bi
         UNROLL for (u32 u = 0; u < POSITIONS; ++u)
             UNROLL for (u32 i = 0; i < TILE_VALUES; ++i) score[u][i] = 0;
         ROLLED for (u32 c = 0; c < CHUNKS; c += HELD_CHUNKS) {
-            if (!AHEAD) settle(tiles.start[0]), read_keys(cache, tiles, c, key);
+            if (!PREFETCH) settle(tiles.start[0]), read_keys(cache, tiles, c, key);
             UNROLL for (u32 n = 0; n < HELD_CHUNKS; ++n) {
                 f16_quad asked[4]; // of the last head, where there is none
                 UNROLL for (u32 i = 0; i < 4; ++i) asked[i] = *(const u32x2 *)&query[asking].v[((c + n) * TILE_PARTS + tile_part()) * 16 + 4 * i];
@@ -302,11 +300,11 @@ KERNEL(THREADS) attention_decode(const f16 *q, const float *qkv, const float *bi
                             of_row[r][i] = u32x2{{words[i % 2 * 2], words[i % 2 * 2 + 1]}};
                         }
                     tile_multiply(score[u], of_row, asked);
-                    if (!AHEAD) settle(score[u][0]);
+                    if (!PREFETCH) settle(score[u][0]);
                 }
             }
         }
-        if (AHEAD)
+        if (PREFETCH)
             read_keys(cache, next, 0, key);
         else if (HELD_PASSES == PASSES)
             read_values(cache, tiles, 0, value);
@@ -351,11 +349,11 @@ KERNEL(THREADS) attention_decode(const f16 *q, const float *qkv, const float *bi
                     UNROLL for (u32 r = 0; r < TILE_LANE_ROWS; ++r)
                         UNROLL for (u32 i = 0; i < QUADS; ++i) of_row[r][i] = across(&value.v[u][HELD_PASSES < PASSES ? 0 : p][4 * i], t * TILE_LANE_ROWS + r);
                     tile_multiply(sum[p][t], of_row, weigh);
-                    if (!AHEAD) settle(sum[p][t][0]);
+                    if (!PREFETCH) settle(sum[p][t][0]);
                 }
             }
         }
-        if (AHEAD) read_values(cache, next, 0, value);
+        if (PREFETCH) read_values(cache, next, 0, value);
         tiles = next;
     }
 

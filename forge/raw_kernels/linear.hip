@@ -2,7 +2,7 @@
 
 // y[m, column + n] = x[m] . weight[n] (+ bias[n]) (+ what y holds). A block for each number.
 KERNEL(64) linear(const f16 *x, const f16 *weight, const float *bias, float *y, u32 inner, u32 outer, u32 stride, u32 column, u32 accumulate) {
-    await_earlier();
+    grid_dependency_sync();
     SHARED float scratch[MAX_WAVES(64)];
     u32 n = BLOCK_X, m = BLOCK_Y;
     float sum = 0;
@@ -15,7 +15,7 @@ KERNEL(64) linear(const f16 *x, const f16 *weight, const float *bias, float *y, 
 }
 
 KERNEL(256) add_bias(const float *bias, float *y, u32 outer, u32 stride, u32 column) {
-    await_earlier();
+    grid_dependency_sync();
     u32 n = BLOCK_X * 256 + THREAD;
     if (n < outer) y[(u64)BLOCK_Y * stride + column + n] += bias[n];
 }

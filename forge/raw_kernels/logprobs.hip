@@ -28,7 +28,7 @@ DEVICE float logprob(const Distribution &d, float z) {
 }
 
 KERNEL(THREADS) logprobs(const float *logits, const i32 *ids, float *values, u32 vocabulary) {
-    await_earlier();
+    grid_dependency_sync();
     SHARED float scratch[MAX_WAVES(THREADS)];
     const float *z = logits + (u64)BLOCK_X * vocabulary;
     Distribution d = distribution(z, vocabulary, scratch);
@@ -37,7 +37,7 @@ KERNEL(THREADS) logprobs(const float *logits, const i32 *ids, float *values, u32
 
 // The n first by (logit descending, id ascending), one after the other: n is small, and this is asked for rarely.
 KERNEL(THREADS) top_logprobs(const float *logits, i32 *ids, float *values, u32 vocabulary, u32 n) {
-    await_earlier();
+    grid_dependency_sync();
     SHARED float scratch[MAX_WAVES(THREADS)];
     SHARED u32 best_key[MAX_WAVES(THREADS)];
     SHARED u32 best_id[MAX_WAVES(THREADS)];
@@ -71,7 +71,7 @@ KERNEL(THREADS) top_logprobs(const float *logits, i32 *ids, float *values, u32 v
 }
 
 KERNEL(64) pack_logprobs(const i32 *ids, const float *values, const i32 *top_ids, const float *top_values, i32 *packed, u32 n) {
-    await_earlier();
+    grid_dependency_sync();
     u64 row = BLOCK_X;
     i32 *out = packed + row * 2 * (n + 1);
     for (u32 i = THREAD; i <= n; i += 64) {

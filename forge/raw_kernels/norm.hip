@@ -1,5 +1,5 @@
 // RMSNorm and LayerNorm of float32 rows, alone or behind a residual addition. One block per row.
-// -D BLOCK=threads (a multiple of 64); OUT=f16 or float; VECTOR=4 where rows are multiples of 4 numbers, else 1; HELD=pieces
+// -D BLOCK=threads (a multiple of 64); OUT=f16 or float; VECTOR=4 where rows are multiples of 4 numbers, else 1; PIECES=pieces
 // of so many numbers that a thread has of a row.
 
 #ifndef OUT
@@ -43,14 +43,14 @@ template <bool ADD> DEVICE float take(float *row, const Delta &delta, u32 i) {
     return x;
 }
 
-// A row is read once, in pieces of VECTOR numbers that its thread keeps: HELD at most.
+// A row is read once, in pieces of VECTOR numbers that its thread keeps: PIECES at most.
 template <bool ADD>
 DEVICE void rms(float *x, const Delta &delta, const float *weight, OUT *y, u32 width, float eps) {
     SHARED float scratch[MAX_WAVES(BLOCK)];
     u64 start = (u64)BLOCK_X * width;
-    float value[HELD][VECTOR], factor[HELD][VECTOR];
+    float value[PIECES][VECTOR], factor[PIECES][VECTOR];
     float squares = 0;
-    UNROLL for (u32 h = 0; h < HELD; ++h) {
+    UNROLL for (u32 h = 0; h < PIECES; ++h) {
         u32 i = (h * BLOCK + THREAD) * VECTOR;
         read<VECTOR>(x + start, i, width, value[h]);
         read<VECTOR>(weight, i, width, factor[h]);
@@ -67,7 +67,7 @@ DEVICE void rms(float *x, const Delta &delta, const float *weight, OUT *y, u32 w
         UNROLL for (u32 j = 0; j < VECTOR; ++j) squares += value[h][j] * value[h][j];
     }
     float scale = rsqrt_fast(fast_divide(block_sum(squares, scratch), (float)width) + eps);
-    UNROLL for (u32 h = 0; h < HELD; ++h) {
+    UNROLL for (u32 h = 0; h < PIECES; ++h) {
         UNROLL for (u32 j = 0; j < VECTOR; ++j) value[h][j] *= scale * factor[h][j];
         write<VECTOR>(y + start, (h * BLOCK + THREAD) * VECTOR, width, value[h]);
     }
@@ -93,18 +93,18 @@ DEVICE Delta delta_of(const float *delta, u32 width, u32 slices, u32 rows) {
 }
 
 KERNEL(BLOCK) rmsnorm(const float *x, const float *weight, OUT *y, u32 width, float eps) {
-    await_earlier();
+    grid_dependency_sync();
     rms<false>((float *)x, Delta{}, weight, y, width, eps);
 }
 KERNEL(BLOCK) add_rmsnorm(float *residual, const float *delta, const float *weight, OUT *y, u32 width, float eps, u32 rows, u32 slices) {
-    await_earlier();
+    grid_dependency_sync();
     rms<true>(residual, delta_of(delta, width, slices, rows), weight, y, width, eps);
 }
 KERNEL(BLOCK) layernorm(const float *x, const float *weight, const float *bias, OUT *y, u32 width, float eps) {
-    await_earlier();
+    grid_dependency_sync();
     layer<false>((float *)x, Delta{}, weight, bias, y, width, eps);
 }
 KERNEL(BLOCK) add_layernorm(float *residual, const float *delta, const float *weight, const float *bias, OUT *y, u32 width, float eps, u32 rows, u32 slices) {
-    await_earlier();
+    grid_dependency_sync();
     layer<true>(residual, delta_of(delta, width, slices, rows), weight, bias, y, width, eps);
 }

@@ -1,7 +1,7 @@
 // Logit bias and penalties: a thread per logit, which is copied where nothing changes it.
 
 KERNEL(256) penalize(const float *logits, const i32 *counts, const float *bias, const float *repetition, const float *presence, const float *frequency, float *penalized, u32 vocabulary) {
-    await_earlier();
+    grid_dependency_sync();
     u32 token = BLOCK_X * 256 + THREAD, row = BLOCK_Y;
     if (token >= vocabulary) return;
     u64 at = (u64)row * vocabulary + token;

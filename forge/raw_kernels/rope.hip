@@ -52,7 +52,7 @@ KERNEL(256) rope_append_kv(const float *qkv, const float *bias, const float *q_n
 
 // LayerNorm of each q and k head in place, with weights of its own. One wave per head; a block has heads of one token.
 KERNEL(256) layernorm_heads(float *qkv, const float *q_norm, const float *k_norm, u32 heads, u32 kv_heads, float eps) {
-    await_earlier();
+    grid_dependency_sync();
     u32 token = BLOCK_X, head = BLOCK_Y * (256 / WAVE) + THREAD / WAVE;
     bool there = head < heads + kv_heads; // the wave takes part in the shuffles anyway
     float *row = qkv + ((u64)token * (heads + 2 * kv_heads) + head) * HEAD_DIM;

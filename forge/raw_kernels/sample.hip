@@ -18,8 +18,8 @@
 #define LISTED 2048
 #define MAX_CHUNKS 512
 #define NONE 0xffffffffu
-#undef RESIDENT
-#define RESIDENT 3 // so many blocks of a core does ops/sampling.py reckon with
+#undef MIN_BLOCKS
+#define MIN_BLOCKS 3 // so many blocks of a core does ops/sampling.py reckon with
 
 // What the launches of a row hand on, in memory that holds anything before the first.
 struct Row {
@@ -94,14 +94,14 @@ DEVICE u64 floor_weight(float min_p) {
 
 // f(id, logit) for ids from `first` on: every `step`th from `own`. Threads of the same `first` and `stop` make the same
 // number of calls: at ids from `stop` on with -inf, which weighs nothing. Loads are ahead of calls.
-template <u32 AHEAD = 4, typename F> DEVICE void for_each(const float *z, u32 first, u32 stop, u32 own, u32 step, F f) {
-    ROLLED for (u32 start = first; start < stop; start += AHEAD * step) {
-        float tile[AHEAD];
-        UNROLL for (u32 j = 0; j < AHEAD; ++j) {
+template <u32 PREFETCH = 4, typename F> DEVICE void for_each(const float *z, u32 first, u32 stop, u32 own, u32 step, F f) {
+    ROLLED for (u32 start = first; start < stop; start += PREFETCH * step) {
+        float tile[PREFETCH];
+        UNROLL for (u32 j = 0; j < PREFETCH; ++j) {
             u32 id = start + j * step + own;
             tile[j] = id < stop ? z[id] : NEG_INFINITY;
         }
-        UNROLL for (u32 j = 0; j < AHEAD; ++j) f(start + j * step + own, tile[j]);
+        UNROLL for (u32 j = 0; j < PREFETCH; ++j) f(start + j * step + own, tile[j]);
     }
 }
 
@@ -190,7 +190,7 @@ DEVICE u64 first_token(const Row &row, u32 chunks, u64 (&scratch)[MAX_WAVES(THRE
 }
 
 KERNEL(THREADS) sample_greatest(const float *logits, const float *temperature, u64 *state, u32 vocabulary, u32 size, u32 chunks) {
-    await_earlier();
+    grid_dependency_sync();
     SHARED u64 scratch[MAX_WAVES(THREADS)];
     Row &row = ((Row *)state)[BLOCK_Y];
     Chunk chunk = chunk_at(BLOCK_X, size, vocabulary);
@@ -216,14 +216,14 @@ KERNEL(THREADS) sample_greatest(const float *logits, const float *temperature, u
 }
 
 KERNEL(THREADS) argmax(const u64 *state, i32 *ids, u32 chunks) {
-    await_earlier();
+    grid_dependency_sync();
     SHARED u64 scratch[MAX_WAVES(THREADS)];
     u64 best = first_token(((const Row *)state)[BLOCK_X], chunks, scratch);
     if (THREAD == 0) ids[BLOCK_X] = is_finite(key_in(best)) ? (i32)id_in(best) : -1;
 }
 
 KERNEL(THREADS) sample_bins(const float *logits, const float *temperature, const i32 *top_k, const float *top_p, u64 *state, i32 *ids, u32 vocabulary, u32 size, u32 chunks) {
-    await_earlier();
+    grid_dependency_sync();
     SHARED Bins bins;
     SHARED u64 scratch[MAX_WAVES(THREADS)];
     Row &row = ((Row *)state)[BLOCK_Y];
@@ -310,7 +310,7 @@ DEVICE void find_limits(const Row &row, bool by_count, u32 k, bool by_weight, fl
 }
 
 KERNEL(THREADS) sample_list(const float *logits, const float *temperature, const i32 *top_k, const float *top_p, const float *min_p, u64 *state, u32 vocabulary, u32 size) {
-    await_earlier();
+    grid_dependency_sync();
     SHARED u64 listed[LISTED];
     SHARED u64 scratch[MAX_WAVES(THREADS)];
     SHARED Limits limits;
@@ -364,8 +364,8 @@ struct Found {
     u32 index;
 };
 
-#undef RESIDENT
-#define RESIDENT 1
+#undef MIN_BLOCKS
+#define MIN_BLOCKS 1
 
 struct Draw {
     Bins bins;
@@ -465,7 +465,7 @@ template <bool WEIGHTS> DEVICE u64 select(const float *z, u32 vocabulary, Scale 
 }
 
 KERNEL(DRAW_THREADS) sample_draw(const float *logits, const float *temperature, const i32 *top_k, const float *top_p, const float *min_p, const u64 *seed, const u32 *choice, const u32 *position, u64 *state, i32 *ids, u32 vocabulary, u32 size, u32 chunks) {
-    await_earlier();
+    grid_dependency_sync();
     SHARED Draw s;
     const Row &row = ((const Row *)state)[BLOCK_X];
     if (row.top == 0) return; // the same for the whole block

@@ -30,27 +30,27 @@ def _vector(shape: Shape, values: Values) -> bool:
     pieces = -(-inner // (8 * block))
     if shape["op"] == "rms_gated" and rows % 2:
         return False
-    return 8 * block <= max(inner, 512) and 2 <= pieces * rows <= 8 and 512 <= block * values["CORE_BLOCKS"] <= 1024
+    return 8 * block <= max(inner, 512) and 2 <= pieces * rows <= 8 and 512 <= block * values["MIN_BLOCKS"] <= 1024
 
 
 def _quant_vector(shape: Shape, values: Values) -> bool:
     block, rows = values["BLOCK"], values["ROWS"]
     if 32 * block < int(shape["inner"]):  # a thread makes digits of 32 numbers at most
         return False
-    return rows in ((2, 4) if shape["op"] == "rms_gated" else (1, 2)) and 512 <= block * values["CORE_BLOCKS"] <= 1024
+    return rows in ((2, 4) if shape["op"] == "rms_gated" else (1, 2)) and 512 <= block * values["MIN_BLOCKS"] <= 1024
 
 
 def _tile(shape: Shape, values: Values) -> bool:
     """Sums of two tiles and weights ahead take the registers that twice as many threads would have; three stages of x
     fill at most, and a quarter at least, of what a block may have of LDS."""
-    threads = values["BLOCK"] * values["CORE_BLOCKS"]
+    threads = values["BLOCK"] * values["MIN_BLOCKS"]
     stage_bytes = values["STAGE_STEPS"] * 128 * max(int(shape["tokens"]), 16)
     is_stage = _LDS_BYTES // 12 <= stage_bytes <= _LDS_BYTES // 3
     return is_stage and 256 <= threads <= (512 if values["TILES"] == 1 else 256)
 
 
 def _tile_values(tiles: int, block: int, ahead: int, core_blocks: int, stage_steps: int) -> Values:
-    return {"TILES": tiles, "BLOCK": block, "AHEAD": ahead, "CORE_BLOCKS": core_blocks, "STAGE_STEPS": stage_steps}
+    return {"TILES": tiles, "BLOCK": block, "PREFETCH": ahead, "MIN_BLOCKS": core_blocks, "STAGE_STEPS": stage_steps}
 
 
 _FEW_TOKENS = Row({"tokens": 16}, _tile_values(1, 256, 1, 2, 4))
@@ -67,21 +67,21 @@ _MANY_TOKENS = tuple(
 
 
 def group_lds_bytes(tokens: int, values: Values) -> int:
-    """What a block of `tile_group` has of LDS: STAGES of STAGE_STEPS times 64 numbers of each of its rows."""
+    """What a block of `matmul_wgmma` has of LDS: STAGES of STAGE_STEPS times 64 numbers of each of its rows."""
     rows_of_block = 16 * values["TILES"] * values["BLOCK"] // 32
     return values["STAGES"] * values["STAGE_STEPS"] * 128 * (tokens + rows_of_block)
 
 
 def _group(shape: Shape, values: Values) -> bool:
     """All blocks of a multiprocessor have room in LDS, of which 1 KB of each is the driver's, and much is under way."""
-    core_blocks = values["CORE_BLOCKS"]
+    core_blocks = values["MIN_BLOCKS"]
     threads = core_blocks * values["BLOCK"]
     lds_bytes = core_blocks * (group_lds_bytes(int(shape["tokens"]), values) + 1024)
     return 80 << 10 <= lds_bytes <= 228 << 10 and 256 <= threads <= 512 // values["TILES"]
 
 
-_TWO_BLOCKS = {"TILES": 1, "BLOCK": 128, "CORE_BLOCKS": 2, "STAGE_STEPS": 2, "STAGES": 3}
-_THREE_BLOCKS = {"TILES": 1, "BLOCK": 128, "CORE_BLOCKS": 3, "STAGE_STEPS": 1, "STAGES": 4}
+_TWO_BLOCKS = {"TILES": 1, "BLOCK": 128, "MIN_BLOCKS": 2, "STAGE_STEPS": 2, "STAGES": 3}
+_THREE_BLOCKS = {"TILES": 1, "BLOCK": 128, "MIN_BLOCKS": 3, "STAGE_STEPS": 1, "STAGES": 4}
 
 
 def _attention(shape: Shape, values: Values) -> bool:
@@ -89,11 +89,11 @@ def _attention(shape: Shape, values: Values) -> bool:
     waves = threads // 32
     # each wave's values and weights, queries, the latest key and value, the parts' shares
     lds_bytes = packed * (waves * (4 * dim + 8 + 32 * positions) + 2 * dim + 16 + 4 * 128) + 8 * dim
-    return lds_bytes <= _LDS_BYTES and 256 <= threads * values["CORE_BLOCKS"] <= 1024 and positions * dim <= 256
+    return lds_bytes <= _LDS_BYTES and 256 <= threads * values["MIN_BLOCKS"] <= 1024 and positions * dim <= 256
 
 
 def _attention_values(threads: int, core_blocks: int) -> Values:
-    return {"THREADS": threads, "POSITIONS": 1, "CORE_BLOCKS": core_blocks, "MIN_SPAN": 64}
+    return {"THREADS": threads, "POSITIONS": 1, "MIN_BLOCKS": core_blocks, "MIN_SPAN": 64}
 
 
 def _norm(shape: Shape, values: Values) -> bool:
@@ -103,41 +103,43 @@ def _norm(shape: Shape, values: Values) -> bool:
 
 
 KERNELS = {
-    "vector_linear": Kernel(
+    "matvec_f16": Kernel(
         classes={"op": _OPS, "inner": (512, 1024, 2048, 4096, 8192, 16_384), "outer": _OUTER},
-        candidates={"BLOCK": (64, 128, 256, 512), "ROWS": (1, 2, 4, 8), "CORE_BLOCKS": (1, 2, 4, 10)},
+        candidates={"BLOCK": (64, 128, 256, 512), "ROWS": (1, 2, 4, 8), "MIN_BLOCKS": (1, 2, 4, 10)},
         allows=_vector,
         rows={
             DEFAULT: Rows(
                 "H100: float16, from 2,048 numbers of a row on at the shapes of a 1B and an 8B model, of 64 to 1,024 "
                 "threads, 1 to 8 rows, 512 to 2,048 threads of a multiprocessor: 61 to 104% of a copy's rate",
                 # BLOCK threads share a row, 8 numbers at a time, and compute ROWS at a time; there are registers, and
-                # the grid is made, for CORE_BLOCKS of a multiprocessor.
+                # the grid is made, for MIN_BLOCKS of a multiprocessor.
                 (
-                    Row({"inner": 512}, {"BLOCK": 64, "ROWS": 8, "CORE_BLOCKS": 10}),
-                    Row({"inner": 1024}, {"BLOCK": 64, "ROWS": 4, "CORE_BLOCKS": 10}),
-                    Row({"inner": 2048}, {"BLOCK": 256, "ROWS": 2, "CORE_BLOCKS": 4}),
-                    Row({"inner": 8192}, {"BLOCK": 512, "ROWS": 2, "CORE_BLOCKS": 2}),
-                    Row({}, {"BLOCK": 512, "ROWS": 2, "CORE_BLOCKS": 1}),
+                    Row({"inner": 512}, {"BLOCK": 64, "ROWS": 8, "MIN_BLOCKS": 10}),
+                    Row({"inner": 1024}, {"BLOCK": 64, "ROWS": 4, "MIN_BLOCKS": 10}),
+                    Row({"inner": 2048}, {"BLOCK": 256, "ROWS": 2, "MIN_BLOCKS": 4}),
+                    Row({"inner": 8192}, {"BLOCK": 512, "ROWS": 2, "MIN_BLOCKS": 2}),
+                    Row({}, {"BLOCK": 512, "ROWS": 2, "MIN_BLOCKS": 1}),
                 ),
             )
         },
     ),
-    "quant_vector": Kernel(
+    "matvec_quant": Kernel(
         classes={"op": _OPS, "format": _FORMATS, "inner": (1024, 2048, 4096, 8192, 16_384), "outer": _OUTER},
-        candidates={"BLOCK": (256, 512), "TEAM": (16, 32, 64), "ROWS": (1, 2, 4), "CORE_BLOCKS": (1, 2, 4)},
+        candidates={"BLOCK": (256, 512), "THREADS_PER_ROW": (16, 32, 64), "ROWS": (1, 2, 4), "MIN_BLOCKS": (1, 2, 4)},
         allows=_quant_vector,
         rows={
             DEFAULT: Rows(
-                "H100: BLOCK and TEAM for Q4_K, Q5_K, Q6_K, Q8_0 and Q4_0 at the shapes of a 1B and an 8B model, of "
-                "teams of 16 to 128, 1 to 4 rows of a team, blocks of 128 to 1,024, and 1 and 2 units read ahead",
-                # TEAM threads share ROWS rows. Of blocks of 32 two rows are on their way, a gate and its up always.
-                # Those need registers, as do codes in two planes, and a norm of a long row behind which two wait.
+                "H100: BLOCK and THREADS_PER_ROW for Q4_K, Q5_K, Q6_K, Q8_0 and Q4_0 at the shapes of a 1B and an 8B "
+                "model, of teams of 16 to 128, 1 to 4 rows of a team, blocks of 128 to 1,024, and "
+                "1 and 2 units read ahead",
+                # THREADS_PER_ROW threads share ROWS rows. Of blocks of 32 two rows are on their way, a gate and its up
+                # always. Those need registers, as do codes in two planes, and a norm of a long row behind which two
+                # wait.
                 (
                     *(
                         Row(
                             {"op": ops, "format": _ONE_SCALE, "inner": inner},
-                            {"BLOCK": 512, "TEAM": 32, "ROWS": 2, "CORE_BLOCKS": blocks},
+                            {"BLOCK": 512, "THREADS_PER_ROW": 32, "ROWS": 2, "MIN_BLOCKS": blocks},
                         )
                         for ops, inner, blocks in (
                             *((("linear",), ANY, 2), (("rms_linear",), 4096, 2)),
@@ -147,32 +149,36 @@ KERNELS = {
                     *(
                         Row(
                             {"op": ("linear", "rms_linear"), "format": formats},
-                            {"BLOCK": 512, "TEAM": team, "ROWS": 1, "CORE_BLOCKS": blocks},
+                            {"BLOCK": 512, "THREADS_PER_ROW": team, "ROWS": 1, "MIN_BLOCKS": blocks},
                         )
                         for formats, team, blocks in (
                             *((("Q8_0", "Q4_K"), 32, 2), (("Q5_K", "Q6_K"), 32, 1)),
                             *((("Q3_K",), 16, 1), (("Q2_K", "IQ4_XS"), 16, 2)),
                         )
                     ),
-                    Row({"format": _SLOW_CODES}, {"BLOCK": 512, "TEAM": 16, "ROWS": 2, "CORE_BLOCKS": 1}),
-                    Row({}, {"BLOCK": 512, "TEAM": 32, "ROWS": 2, "CORE_BLOCKS": 1}),
+                    Row({"format": _SLOW_CODES}, {"BLOCK": 512, "THREADS_PER_ROW": 16, "ROWS": 2, "MIN_BLOCKS": 1}),
+                    Row({}, {"BLOCK": 512, "THREADS_PER_ROW": 32, "ROWS": 2, "MIN_BLOCKS": 1}),
                 ),
             )
         },
     ),
-    "tile_linear": Kernel(
+    "matmul": Kernel(
         classes={
             "op": ("linear", "rms_gated"), "format": ("F16", *_FORMATS),
             "outer": (2048, 4095, 8191, 8448, 65_535, ANY),
             "tokens": (8, 16, 32, 64),
         },
         candidates={
-            "TILES": (1, 2), "BLOCK": (128, 256), "AHEAD": (0, 1), "CORE_BLOCKS": (1, 2, 4), "STAGE_STEPS": (1, 2, 4, 8)
+            "TILES": (1, 2),
+            "BLOCK": (128, 256),
+            "PREFETCH": (0, 1),
+            "MIN_BLOCKS": (1, 2, 4),
+            "STAGE_STEPS": (1, 2, 4, 8),
         },
         allows=_tile,
         rows={
-            # TILES of 16 outputs of a wave, BLOCK threads, the weights of the turn AHEAD under way, registers for
-            # CORE_BLOCKS of a multiprocessor, which slices of the inner dimension are to fill, and STAGE_STEPS
+            # TILES of 16 outputs of a wave, BLOCK threads, the weights of the turn PREFETCH under way, registers for
+            # MIN_BLOCKS of a multiprocessor, which slices of the inner dimension are to fill, and STAGE_STEPS
             # of x together.
             "sm_90": Rows(
                 "H100: F16, Q4_K and Q6_K at the shapes of a 1B and an 8B model, 8 and 64 rows, of 1 and 2 tiles, "
@@ -192,14 +198,14 @@ KERNELS = {
             ),
         },
     ),
-    "tile_group": Kernel(
+    "matmul_wgmma": Kernel(
         classes={"op": ("linear", "rms_gated"), "outer": (2048, 4095, 4096, 8191, ANY), "tokens": (8, 16, 32, 64)},
         candidates={
-            "TILES": (1, 2), "BLOCK": (128, 256), "CORE_BLOCKS": (1, 2, 3, 4), "STAGE_STEPS": (1, 2), "STAGES": (3, 4)
+            "TILES": (1, 2), "BLOCK": (128, 256), "MIN_BLOCKS": (1, 2, 3, 4), "STAGE_STEPS": (1, 2), "STAGES": (3, 4)
         },
         allows=_group,
         rows={
-            # Of LDS as much as is there goes to CORE_BLOCKS of a multiprocessor, STAGES of STAGE_STEPS lines each.
+            # Of LDS as much as is there goes to MIN_BLOCKS of a multiprocessor, STAGES of STAGE_STEPS lines each.
             DEFAULT: Rows(
                 "H100, of the one architecture that launches it: at the shapes of a 1B and an 8B model, 8 and 64 rows, "
                 "of 1 to 4 tiles, 1 to 4 groups of waves, 1 to 5 blocks of a multiprocessor, 3 to 8 stages of 1 and 2 "
@@ -218,7 +224,7 @@ KERNELS = {
     "attention_decode": Kernel(
         classes={"dim": (32, 64, 96, 128, 256), "packed": (1, 2, 3, 4), "rows": (16, ANY)},
         candidates={
-            "THREADS": (128, 256), "POSITIONS": (1, 2), "CORE_BLOCKS": (1, 2, 4), "MIN_SPAN": (64, 128)
+            "THREADS": (128, 256), "POSITIONS": (1, 2), "MIN_BLOCKS": (1, 2, 4), "MIN_SPAN": (64, 128)
         },
         allows=_attention,
         rows={
@@ -226,7 +232,7 @@ KERNELS = {
                 "H100: of 128 to 512 threads, 1 to 4 tiles of positions and 1 to 6 blocks of a multiprocessor, at 1 to "
                 "64 sequences of 1,024 to 32,768 positions and heads of 64 and 128",
                 # THREADS of a block, POSITIONS: tiles of 16 whose keys and values are on their way together for each of
-                # its waves, CORE_BLOCKS that fill a multiprocessor, as many as there are registers for. Parts of the
+                # its waves, MIN_BLOCKS that fill a multiprocessor, as many as there are registers for. Parts of the
                 # context smaller than MIN_SPAN positions cost more to join than they save.
                 (
                     Row({"dim": 64, "rows": 16}, _attention_values(256, 2)),

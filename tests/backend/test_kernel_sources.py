@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,10 +12,10 @@ import pytest
 from forge.backend import sources
 from forge.devtools.variants import Recorder, case_variants
 
-DIRECTORY = resources.files("forge") / "raw_kernels"
-FILES = sorted(path.name.removesuffix(".hip") for path in DIRECTORY.iterdir() if path.name.endswith(".hip"))
-KERNEL_FILES = [name for name in FILES if not name.startswith("_")]
-PORTABLE_FILES = [name for name in FILES if name != sources.PRELUDE and not name.startswith("_tile_")]
+DIRECTORY = Path(str(resources.files("forge"))) / "raw_kernels"
+FILES = sorted(str(path.relative_to(DIRECTORY).with_suffix("")) for path in DIRECTORY.rglob("*.hip"))
+KERNEL_FILES = [name for name in FILES if not name.startswith("include/")]
+PORTABLE_FILES = [name for name in FILES if name != sources.PRELUDE and not name.startswith("include/tile_")]
 PLATFORM = re.compile(r"#include|\b(__shfl\w*|__syncthreads|threadIdx|blockIdx|__builtin_amdgcn\w*|asm)\b")
 
 

@@ -82,11 +82,13 @@ def test_what_a_model_launches_is_built(name: str, monkeypatch: pytest.MonkeyPat
         launched = set(device.variants)
         llm.generate([5] * 70, n=3, logprobs=2, repetition_penalty=1.5, **every)
         llm.logits([1, 2, 3])
-    assert {"norm", "rope", "vector", "step", "sample", "penalize", "logprobs"} <= {variant.file for variant in warm}
+    assert {"norm", "rope", "matvec_f16", "decode_state", "sample", "penalize", "logprobs"} <= {
+        variant.file for variant in warm
+    }
     assert launched - warm <= {
-        v for v in launched if v.file in ("embed", "linear", "quant", "tile_linear")
+        v for v in launched if v.file in ("embed", "linear", "dequantize", "matmul")
     }  # rows not rehearsed
-    assert "pages" in {variant.file for variant in device.variants}
+    assert "kv_cache" in {variant.file for variant in device.variants}
     assert {real_sizes(variant) for variant in device.variants} <= set(model_variants())
 
 

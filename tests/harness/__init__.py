@@ -274,7 +274,7 @@ def alone(path: Path) -> Iterator[None]:
 
 @cache
 def compiled(variant: sources.Variant, tile: str, wave: int, tile_flush: bool = False) -> ctypes.CDLL:
-    """With the matrix cores `tile` of _tile.hip, for waves of this size, where the kernel has to do with them."""
+    """With the matrix cores `tile` of include/tile.hip, for waves of this size, where the kernel uses them."""
     library = build(variant, tile, wave, tile_flush)
     _runtime()  # whose functions it calls
     module = ctypes.CDLL(str(library))

@@ -39,7 +39,7 @@ def run(
     blocks: int = 1,
 ) -> None:
     """Run a kernel named probe, written here, in one block or some."""
-    prelude = sources.source("_prelude").partition("\n// What every kernel stands on")[0]
+    prelude = sources.source(sources.PRELUDE).partition("\n// What every kernel stands on")[0]
     monkeypatch.setattr(sources, "source", lambda file: prelude + text)
     sources.signatures.cache_clear()
     sources.entry.cache_clear()
@@ -268,7 +268,7 @@ def test_what_would_launch_a_kernel_of_cupys_is_refused(use: Callable[[Any], Any
 
 
 def test_compiled_kernels_are_found_again() -> None:
-    variant = sources.Variant("step", ())
+    variant = sources.Variant("decode_state", ())
     first, second = (build(variant, "", 32) for _ in range(2))
     assert first == second
     assert ctypes.CDLL(str(first))._name == module_of(variant, "", 32)._name

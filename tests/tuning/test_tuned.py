@@ -41,13 +41,13 @@ def normal(rng: np.random.Generator) -> tuple[Any, ...]:
 
 
 CASES: dict[str, tuple[Op, Case]] = {
-    "vector_linear linear 2048": (linear, float_case(1, 2048, 37, bias=True, residual=True)),
-    "vector_linear rms_gated 2048": (rms_gated, GATED),
-    "quant_vector linear Q4_K 2048": (linear, _quantized("Q4_K", 1, 1280, 37)),
-    "quant_vector rms_gated Q4_0 2048": (rms_gated, GATED_BLOCKS),
-    "tile_group 16": (linear, float_case(9, 264, 70, bias=True, residual=True)),
-    "tile_linear F16 16": (linear, float_case(9, 264, 70, bias=True, residual=True)),
-    "tile_linear Q4_K 64": (linear, _quantized("Q4_K", 33, 512, 70)),
+    "matvec_f16 linear 2048": (linear, float_case(1, 2048, 37, bias=True, residual=True)),
+    "matvec_f16 rms_gated 2048": (rms_gated, GATED),
+    "matvec_quant linear Q4_K 2048": (linear, _quantized("Q4_K", 1, 1280, 37)),
+    "matvec_quant rms_gated Q4_0 2048": (rms_gated, GATED_BLOCKS),
+    "matmul_wgmma 16": (linear, float_case(9, 264, 70, bias=True, residual=True)),
+    "matmul F16 16": (linear, float_case(9, 264, 70, bias=True, residual=True)),
+    "matmul Q4_K 64": (linear, _quantized("Q4_K", 33, 512, 70)),
     "attention_decode 64 2": (decode_attention, decode_case("parts", [300, 1, 130], (4, 2), 64, extras=True)),
     "norm 4096": (rmsnorm, Case("wide", normal, {"out": "act"})),
 }
@@ -58,7 +58,7 @@ CASES: dict[str, tuple[Op, Case]] = {
 def test_kernels_take_every_candidate(name: str, every: int) -> None:
     kernel = name.partition(" ")[0]
     op, case = CASES[name]
-    groups = kernel == "tile_group"
+    groups = kernel == "matmul_wgmma"
     plain = Harness(32, groups=groups)
     run_case(op, case, plain)
     ((_, shape),) = [asked for asked in plain.tuning.asked if asked[0] == kernel]
@@ -70,7 +70,7 @@ def test_kernels_take_every_candidate(name: str, every: int) -> None:
             error, _ = run_case(op, case, device)
             assert error.passed, f"wave {wave}: {values}: {error}"
             launched = {item for variant in device.variants for item in variant.defines}
-            assert {item for item in values.items() if item[0] in ("ROWS", "TEAM", "TILES")} <= launched
+            assert {item for item in values.items() if item[0] in ("ROWS", "THREADS_PER_ROW", "TILES")} <= launched
 
 
 class TunedBackend(HostMemory, Harness):
@@ -253,7 +253,7 @@ def test_wrong_usage_and_no_gpu(
     machine: Callable[[], TunedBackend], monkeypatch: pytest.MonkeyPatch, capsys: Captured
 ) -> None:
     assert run(["tune", "--kernel", "rope"]) == 2
-    assert "--kernel must be one of vector_linear, " in capsys.readouterr().err
+    assert "--kernel must be one of matvec_f16, " in capsys.readouterr().err
     assert run(["tune", "--show", "--reset"]) == 2
     assert "exclude each other" in capsys.readouterr().err
     monkeypatch.setattr(backends, "select", lambda name: backends.NUMPY)
@@ -271,7 +271,7 @@ def test_workloads_launch_the_kernel_at_the_shape_that_they_are_for(
     recorder = Recorder()
     recorder.has_wgmma = groups
     shapes = list(workloads.usual_shapes(recorder))
-    assert {kernel for kernel, _ in shapes} == KERNELS.keys() - ({"tile_group"} if not groups else set())
+    assert {kernel for kernel, _ in shapes} == KERNELS.keys() - ({"matmul_wgmma"} if not groups else set())
     monkeypatch.setattr(workloads, "_CONTEXTS", {16: ((2, 40),), ANY: ((17, 40),)})
     small = {"outer": 6, "kv_heads": 1}  # else drawing takes long
     for kernel, shape in shapes[:: len(shapes) // 40] + [
@@ -310,13 +310,13 @@ def test_a_models_shapes_are_those_that_its_kernels_are_asked_for(monkeypatch: p
     shapes = _shapes_of(str(Path(__file__).parents[1] / "data" / "arch" / "llama" / "model.gguf"), "auto")
     found = autotune.classes_of(shapes)
     assert {kernel for kernel, _ in found} == {
-        "vector_linear",
-        "tile_linear",
+        "matvec_f16",
+        "matmul",
         "attention_decode",
     }  # norms are too short
-    tokens = {(shape["outer"], shape["tokens"]) for kernel, shape in shapes if kernel == "tile_linear"}
+    tokens = {(shape["outer"], shape["tokens"]) for kernel, shape in shapes if kernel == "matmul"}
     assert {number for _, number in tokens} == {8, 16, 32, 64}
     assert len(tokens) == 4 * len({outer for outer, _ in tokens})
-    ops = {shape["op"] for kernel, shape in shapes if kernel == "vector_linear"}
+    ops = {shape["op"] for kernel, shape in shapes if kernel == "matvec_f16"}
     assert ops == {"linear", "rms_linear", "rms_gated"}
     assert autotune.classes_of([("norm", {"width": 64}), *2 * [("norm", {"width": 3000})]]) == CLASSES

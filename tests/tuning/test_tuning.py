@@ -29,7 +29,7 @@ def separate(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def of_floats(inner: int) -> tuple[int, int, int]:
-    """BLOCK, ROWS, CORE_BLOCKS as they were measured, before there was a table. So are the functions below."""
+    """BLOCK, ROWS, MIN_BLOCKS as they were measured, before there was a table. So are the functions below."""
     plans = ((512, 64, 8, 10), (1024, 64, 4, 10), (2048, 256, 2, 4), (8192, 512, 2, 2), (16_384, 512, 2, 1))
     return next((block, rows, blocks) for most, block, rows, blocks in plans if inner <= most)
 
@@ -51,10 +51,10 @@ def test_every_gpu_gets_what_was_chosen_before_there_was_a_table(arch: str) -> N
         op = str(rng.choice(["linear", "rms_linear", "rms_gated"]))
         inner = int(rng.integers(1, 16_385)) if rng.integers(4) else 512 << int(rng.integers(6))
         outer = int(rng.choice([1, 2, 4096, 8191, 8192, 128_256]))
-        floats = device.choice("vector_linear", op=op, inner=inner, outer=outer)
+        floats = device.choice("matvec_f16", op=op, inner=inner, outer=outer)
         assert tuple(floats.values()) == of_floats(inner)
         name = str(rng.choice(FORMATS))
-        blocks = device.choice("quant_vector", op=op, format=name, inner=inner, outer=outer)
+        blocks = device.choice("matvec_quant", op=op, format=name, inner=inner, outer=outer)
         assert tuple(blocks.values()) == of_blocks(name, inner, op)
         assert device.choice("norm", width=int(rng.integers(1, 1 << 17))) == {"MAX_THREADS": 1024}
         dim, rows = int(rng.integers(1, 257)), int(rng.integers(1, 65))
@@ -94,15 +94,15 @@ def test_rows_end_where_classes_do_and_hold_what_may_be_tried(name: str) -> None
             assert kernel.permits(one, kernel.row(own, shape))
         assert len(kernel.permitted(one)) <= 42
         for values in kernel.permitted(one):  # on a multiprocessor, which registers are for
-            threads = values.get("BLOCK", values.get("THREADS", 256)) * values.get("CORE_BLOCKS", 1)
-            assert (256 if "CORE_BLOCKS" in values else 128) <= threads <= 1024
+            threads = values.get("BLOCK", values.get("THREADS", 256)) * values.get("MIN_BLOCKS", 1)
+            assert (256 if "MIN_BLOCKS" in values else 128) <= threads <= 1024
 
 
 def measured(**changed: Any) -> store.Measured:
     row: dict[str, Any] = {
-        "kernel": "vector_linear",
+        "kernel": "matvec_f16",
         "shape": {"op": "linear", "inner": 2048, "outer": 8191},
-        "values": {"BLOCK": 128, "ROWS": 4, "CORE_BLOCKS": 4},
+        "values": {"BLOCK": 128, "ROWS": 4, "MIN_BLOCKS": 4},
         "default_us": 5.5,
         "us": 5,
     }
@@ -116,11 +116,11 @@ def test_what_is_saved_is_in_force_for_its_class_of_shapes_alone() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         device = tuned_device()
-    assert device.choice("vector_linear", op="linear", inner=1025, outer=8191) == measured().values
+    assert device.choice("matvec_f16", op="linear", inner=1025, outer=8191) == measured().values
     assert device.choice("norm", width=2049) == {"MAX_THREADS": 256}
     others = [("linear", 2049, 8191), ("linear", 1024, 8191), ("rms_linear", 2048, 8191), ("linear", 2048, 8192)]
     for op, inner, outer in others:
-        assert tuple(device.choice("vector_linear", op=op, inner=inner, outer=outer).values()) == of_floats(inner)
+        assert tuple(device.choice("matvec_f16", op=op, inner=inner, outer=outer).values()) == of_floats(inner)
     found = store.read(ARCH)
     assert (found.path, found.device, found.version, found.fault) == (path, "a GPU", "0.0", "")
     assert found.choices == (measured(), norm)
@@ -203,7 +203,7 @@ HOSTILE: dict[str, tuple[Callable[[Any], object], str]] = {
     "a number as text": (lambda f: choice(f)["shape"].update(inner="2048"), "an unknown class of inner"),
     "a float for a number": (lambda f: choice(f)["shape"].update(inner=2048.0), "an unknown class of inner"),
     "a list for a class": (lambda f: choice(f)["shape"].update(op=[]), "an unknown class of op"),
-    "an unknown define": (lambda f: choice(f)["values"].update(X=1), "other fields than BLOCK, ROWS, CORE_BLOCKS"),
+    "an unknown define": (lambda f: choice(f)["values"].update(X=1), "other fields than BLOCK, ROWS, MIN_BLOCKS"),
     "no candidate": (lambda f: choice(f)["values"].update(BLOCK=96), "has in choice 1 values that its kernel does not"),
     "a text for a value": (lambda f: choice(f)["values"].update(BLOCK="1 -DX"), "values that its kernel does not take"),
     "true": (lambda f: choice(f)["values"].update(ROWS=True), "values that its kernel does not take"),

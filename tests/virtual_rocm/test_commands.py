@@ -120,8 +120,8 @@ def test_without_a_compiler_what_was_tuned_is_not_used(
 ) -> None:
     """Its variants are not among the prebuilt ones."""
     monkeypatch.setenv("FORGE_CACHE", str(tmp_path / "cache"))
-    shape, values = {"op": "linear", "inner": 512, "outer": 8191}, {"BLOCK": 64, "ROWS": 4, "CORE_BLOCKS": 10}
-    path = tuning.save(gfx, "a GPU", "0.1", [tuning.Measured("vector_linear", shape, values, 2.0, 1.0)])
+    shape, values = {"op": "linear", "inner": 512, "outer": 8191}, {"BLOCK": 64, "ROWS": 4, "MIN_BLOCKS": 10}
+    path = tuning.save(gfx, "a GPU", "0.1", [tuning.Measured("matvec_f16", shape, values, 2.0, 1.0)])
     done = forge(*GENERATE, **nothing_on_path(tmp_path), FORGE_KERNELS=str(store))
     assert ids(done) == usual_ids
     (line,) = [line for line in done.stderr.splitlines() if str(path) in line]
@@ -178,7 +178,7 @@ def test_a_code_object_that_is_refused_is_compiled_anew_or_named(
     done = forge(*GENERATE, FORGE_KERNELS=str(copy), FORGE_CACHE=str(tmp_path / "cache"))
     assert ids(done) == usual_ids
     assert [line for line in done.stderr.splitlines() if f"{path} {fault}" in line and "compiled anew" in line]
-    assert kernel_cache.check(copy, sources.Variant("step", ()), gfx).state == "valid"  # replaced
+    assert kernel_cache.check(copy, sources.Variant("decode_state", ()), gfx).state == "valid"  # replaced
     spoil(path)  # type: ignore[operator]
     line = complaint(forge(*GENERATE, FORGE_KERNELS=str(copy), **nothing_on_path(tmp_path)))
     assert f"{path} {fault}" in line

@@ -46,7 +46,7 @@ def start_anew(device: Any) -> None:
 
 def of_vectors(device: Any) -> set[int]:
     """ROWS of the variants that were compiled for products of one row."""
-    return {dict(variant.defines)["ROWS"] for variant in device._modules if variant.file == "vector"}
+    return {dict(variant.defines)["ROWS"] for variant in device._modules if variant.file == "matvec_f16"}
 
 
 def test_what_is_tuned_is_launched_by_the_next_process(
@@ -63,7 +63,7 @@ def test_what_is_tuned_is_launched_by_the_next_process(
     usual = forge(*GENERATE)
     library.load(MODEL, device="hip").close()
     assert of_vectors(device) == {8}
-    assert run(["tune", str(MODEL), "--device", "hip", "--kernel", "vector_linear", "--json"]) == 0
+    assert run(["tune", str(MODEL), "--device", "hip", "--kernel", "matvec_f16", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["arch"] == "gfx1100"
     assert {choice["values"]["ROWS"] for choice in report["choices"]} == {4}

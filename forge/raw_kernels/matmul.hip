@@ -1,5 +1,5 @@
 // Products of 2 to 64 rows of x: y[m, column + n] = x[m] . weight[n] (+ bias[n]) (+ what y holds), on the matrix cores.
-// Uses: _blocks, _tile, _tile_mma, _tile_mfma, _tile_wmma, _tile_scalar, _product
+// Uses: quant_blocks, tile, tile_mma, tile_mfma, tile_wmma, tile_scalar, matmul_epilogue
 //
 // A wave takes TILES tiles of 16 rows of the matrix, for all rows of x. Weights go from memory to the registers that the
 // matrix cores read, each once, and become float16 there. All waves of a block need the same x: it goes through LDS, a
@@ -7,8 +7,8 @@
 // each, whose sums are arrays of their own: whoever reads them adds them.
 // With a gate the matrix is two, one above the other, half of a tile's rows are of each, so that a lane has both sums, and
 // gated[m, n] = activation(x[m] . weight[n]) * (x[m] . weight[n + half]).
-// -D FORMAT=ggml's number of the type; WEIGHT=type of its first plane; AHEAD=1: weights of the next turn are on their way while
-// one is computed; STAGE_STEPS; those of _product.
+// -D FORMAT=ggml's number of the type; WEIGHT=type of its first plane; PREFETCH=1: weights of the next turn are on their way while
+// one is computed; STAGE_STEPS; those of matmul_epilogue.
 
 #define STAGES (ASYNC ? 3 : 2)
 
@@ -92,7 +92,7 @@ DEVICE Held read_held(const WEIGHT *weight, const Planes &planes, u32 row, u32 t
 #if FORMAT == F16
     UNROLL for (u32 i = 0; i < 4; ++i) {
         u32 k = piece_start(turn, part, 0, i);
-        if (k < inner) held.pieces[i] = read_once((const u32x4 *)(weight + (u64)row * inner + k));
+        if (k < inner) held.pieces[i] = load_streaming((const u32x4 *)(weight + (u64)row * inner + k));
     }
 #else
     u32 units = inner / UNIT_WEIGHTS, unit = turn * TILE_PARTS + part;
@@ -131,7 +131,7 @@ DEVICE void take_pair(const Held &held, u32 unit, u32 group, u32 half, f16_quad 
 #endif
 }
 
-KERNEL(BLOCK) tile_linear(const f16 *x, const WEIGHT *weight, const u8 *high, const u8 *scales, const u8 *deltas, const float *bias, float *y, f16 *gated, u32 rows, u32 inner, u32 outer, u32 stride, u32 column, u32 accumulate, u32 gelu, u32 slices) {
+KERNEL(BLOCK) matmul(const f16 *x, const WEIGHT *weight, const u8 *high, const u8 *scales, const u8 *deltas, const float *bias, float *y, f16 *gated, u32 rows, u32 inner, u32 outer, u32 stride, u32 column, u32 accumulate, u32 gelu, u32 slices) {
     SHARED u32x4 stages[STAGES][STAGE_PIECES];
     Product product{bias, y, gated, rows, outer, stride, column, accumulate, gelu};
     Planes planes{(const u8 *)weight, high, scales, deltas};
@@ -143,16 +143,16 @@ KERNEL(BLOCK) tile_linear(const f16 *x, const WEIGHT *weight, const u8 *high, co
     u32 turns = (inner + TURN_WEIGHTS - 1) / TURN_WEIGHTS, share = (turns + slices * whole - 1) / (slices * whole) * whole;
     u32 begin = BLOCK_Y * share < turns ? BLOCK_Y * share : turns, end = begin + share < turns ? begin + share : turns;
 
-    Turn held[AHEAD + 1];
-    if (AHEAD || STARTS_EARLY) read_turn(held[0], weight, planes, row, begin, end, inner);
-    await_earlier();
+    Turn held[PREFETCH + 1];
+    if (PREFETCH || STARTS_EARLY) read_turn(held[0], weight, planes, row, begin, end, inner);
+    grid_dependency_sync();
     ROLLED for (u32 base = 0; base < TOKENS; base += TOGETHER) {
         Sums sum;
         clear_sums(sum);
         if (base >= rows) break;
         if (base) { // of the tokens before, everything was read
             lds_barrier();
-            if (AHEAD || STARTS_EARLY) read_turn(held[0], weight, planes, row, begin, end, inner);
+            if (PREFETCH || STARTS_EARLY) read_turn(held[0], weight, planes, row, begin, end, inner);
         }
         u32x4 pieces[EACH];
         u32 stage = begin * STEPS / STAGE_STEPS, last_stage = (end * STEPS + STAGE_STEPS - 1) / STAGE_STEPS, at = 0; // where it lies
@@ -165,7 +165,7 @@ KERNEL(BLOCK) tile_linear(const f16 *x, const WEIGHT *weight, const u8 *high, co
 #endif
         }
         auto take_turn = [&](u32 turn, Turn &own, Turn &next) {
-            if (AHEAD)
+            if (PREFETCH)
                 read_turn(next, weight, planes, row, turn + 1, end, inner);
             else if (!STARTS_EARLY || turn > begin)
                 read_turn(own, weight, planes, row, turn, end, inner);
@@ -204,9 +204,9 @@ KERNEL(BLOCK) tile_linear(const f16 *x, const WEIGHT *weight, const u8 *high, co
                     }
                 }
         };
-        ROLLED for (u32 turn = begin; turn < end; turn += AHEAD + 1) { // what is ahead needs no copy
-            take_turn(turn, held[0], held[AHEAD]);
-            if (AHEAD && turn + 1 < end) take_turn(turn + 1, held[AHEAD], held[0]);
+        ROLLED for (u32 turn = begin; turn < end; turn += PREFETCH + 1) { // what is ahead needs no copy
+            take_turn(turn, held[0], held[PREFETCH]);
+            if (PREFETCH && turn + 1 < end) take_turn(turn + 1, held[PREFETCH], held[0]);
         }
         store_sums(product, sum, base);
     }

@@ -1,8 +1,8 @@
 // The sums of all slices of a product, in their order: added to y, or stored there; or activation(gate) * up.
 
 #define SLICES_AT_ONCE 8 // whose loads are under way together
-KERNEL(256) tile_join(const float *parts, float *y, f16 *gated, u32 rows, u32 outer, u32 stride, u32 column, u32 accumulate, u32 gelu, u32 slices) {
-    await_earlier();
+KERNEL(256) split_k_reduce(const float *parts, float *y, f16 *gated, u32 rows, u32 outer, u32 stride, u32 column, u32 accumulate, u32 gelu, u32 slices) {
+    grid_dependency_sync();
     u32 outputs = gated ? outer / 2 : outer, i = BLOCK_X * 256 + THREAD, token = i / outputs, n = i % outputs;
     if (token >= rows) return;
     u64 at = (u64)token * outer + n, size = (u64)rows * outer;

@@ -1,11 +1,11 @@
-// Products of 2 to 64 rows of x with a float16 matrix, as in tile_linear, by matrix instructions that read LDS.
-// Uses: _tile, _tile_mma, _product, _tile_wgmma
+// Products of 2 to 64 rows of x with a float16 matrix, as in matmul, by matrix instructions that read LDS.
+// Uses: tile, tile_mma, matmul_epilogue, tile_wgmma
 // Target: sm_90a
 //
 // Weights go from memory to LDS past the registers, as x does: asked for whole lines of a row at a time, as many stages ahead as
 // there is LDS for, and read there by none but the matrix cores. A group of four waves takes TILES tiles of 64 rows, of each of
 // which a wave brings 16.
-// -D STAGES that lie in LDS, and LDS_BYTES=their size; those of _product. A step is a line of 64 numbers of each row, a
+// -D STAGES that lie in LDS, and LDS_BYTES=their size; those of matmul_epilogue. A step is a line of 64 numbers of each row, a
 // stage STAGE_STEPS of them.
 
 struct Step {
@@ -41,7 +41,7 @@ DEVICE void bring_x(const f16 *x, u32 stage, u32 rows, u32 inner, Stage &to) {
     }
 }
 
-KERNEL(BLOCK) tile_group(const f16 *x, const f16 *weight, const float *bias, float *y, f16 *gated, u32 rows, u32 inner, u32 outer, u32 stride, u32 column, u32 accumulate, u32 gelu, u32 slices) {
+KERNEL(BLOCK) matmul_wgmma(const f16 *x, const f16 *weight, const float *bias, float *y, f16 *gated, u32 rows, u32 inner, u32 outer, u32 stride, u32 column, u32 accumulate, u32 gelu, u32 slices) {
     DYNAMIC_SHARED(Stage, stages, STAGES);
     Product product{bias, y, gated, rows, outer, stride, column, accumulate, gelu};
     Rows own_rows;
@@ -54,7 +54,7 @@ KERNEL(BLOCK) tile_group(const f16 *x, const f16 *weight, const float *bias, flo
 
     UNROLL for (u32 s = 0; s + 1 < STAGES; ++s)
         if (begin + s < end) bring_weights(own_rows, begin + s, inner, stages[s]);
-    await_earlier();
+    grid_dependency_sync();
     UNROLL for (u32 s = 0; s + 1 < STAGES; ++s) {
         if (begin + s < end) bring_x(x, begin + s, rows, inner, stages[s]);
         end_copies();

@@ -47,7 +47,7 @@ struct Unit {
 DEVICE Unit read_unit(const Planes &p, u64 unit) {
     Unit u;
     u64 block = unit / UNITS_PER_BLOCK;
-    UNROLL for (u32 i = 0; i < PIECES; ++i) u.quants[i] = read_once((const u32x4 *)p.quants + unit * PIECES + i);
+    UNROLL for (u32 i = 0; i < PIECES; ++i) u.quants[i] = load_streaming((const u32x4 *)p.quants + unit * PIECES + i);
 #if FORMAT == Q5_0 || FORMAT == Q5_1
     u.high[0].v[0] = ((const u32 *)p.high)[block];
 #elif FORMAT == Q5_K || FORMAT == Q3_K

@@ -1,5 +1,5 @@
 // Matrices in ggml's block types as floats.
-// Uses: _blocks
+// Uses: quant_blocks
 //
 // -D FORMAT=ggml's number of the type.
 

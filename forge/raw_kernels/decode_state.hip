@@ -13,7 +13,7 @@ KERNEL(64) decode_inputs(const i32 *slots, const i32 *last_ids, const i32 *lengt
 }
 
 KERNEL(64) advance(const i32 *ids, const i32 *slots, i32 *last_ids, i32 *lengths, i32 *counts, const i32 *drawn, const i32 *turn, i32 *mail, u32 rows, u32 vocabulary, u32 count, u32 places, u32 width) {
-    await_earlier();
+    grid_dependency_sync();
     u32 row = BLOCK_X * 64 + THREAD;
     if (mail) { // the host's memory
         i32 *letter = mail + (u64)((u32)turn[0] % places) * width;

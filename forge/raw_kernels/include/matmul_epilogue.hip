@@ -1,9 +1,7 @@
 // What the products of 2 to 64 rows of x on the matrix cores share: where a tile's rows are in the matrix, and what becomes of
 // the sums.
-// -D TOKENS=rows of x at most; TILES of a wave; BLOCK=threads; CORE_BLOCKS=blocks that a multiprocessor holds.
+// -D TOKENS=rows of x at most; TILES of a wave; BLOCK=threads; MIN_BLOCKS=blocks that a multiprocessor holds.
 
-#undef RESIDENT
-#define RESIDENT CORE_BLOCKS
 #define WAVES (BLOCK / TILE_WAVE)
 #define TOGETHER (TOKENS < TILE_MOST_TOKENS ? TOKENS : TILE_MOST_TOKENS) // tokens whose sums there is room for
 #define TOKEN_TILES ((TOGETHER + TILE_TOKENS - 1) / TILE_TOKENS)

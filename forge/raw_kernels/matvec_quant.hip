@@ -1,9 +1,9 @@
 // Products of one row of x with a matrix in ggml's block types: y[n] = x . weight[n] (+ bias[n]) (+ what y holds), or gated.
-// Uses: _blocks, _row
+// Uses: quant_blocks, matvec_row
 //
 // Neighbouring threads read neighbouring units of a row of the matrix.
-// -D FORMAT=ggml's number of the type; ROWS=rows of the matrix that a team of TEAM threads takes; BLOCK=threads;
-// CORE_BLOCKS=blocks that a multiprocessor holds; OWN=groups of 32 numbers of x at most; IN=f16, or float: x is of the residual stream and is normalized here; OUT=float, or f16:
+// -D FORMAT=ggml's number of the type; ROWS=rows of the matrix that a team of THREADS_PER_ROW threads takes; BLOCK=threads;
+// MIN_BLOCKS=blocks that a multiprocessor holds; MAX_GROUPS=groups of 32 numbers of x at most; IN=f16, or float: x is of the residual stream and is normalized here; OUT=float, or f16:
 // activation(gate) * up of rows n and outer + n; SILU=1, or 0: the activation is GELU.
 
 // y = x @ weight.T by integer dot products of bytes: the codes times x, which becomes integers of 16 bits under one
@@ -107,22 +107,20 @@ DEVICE void read_units(Unit (&unit)[ROWS], const Planes &planes, u32 first, u32 
 
 // One row of x, whose digits each block makes itself; it goes on to other rows of the matrix, and their first units are on
 // their way while sums are joined. Threads on a multiprocessor matter more than registers.
-#undef RESIDENT
-#define RESIDENT CORE_BLOCKS
-KERNEL(BLOCK) quant_vector(const IN *x, const float *norm, float eps, const u8 *quants, const u8 *high, const u8 *scales, const u8 *deltas, const float *bias, OUT *y, u32 inner, u32 outer, u32 blocks, u32 accumulate) {
-    SHARED u32x4 digits[OWN / GROUPS * DIGIT_PIECES];
+KERNEL(BLOCK) matvec_quant(const IN *x, const float *norm, float eps, const u8 *quants, const u8 *high, const u8 *scales, const u8 *deltas, const float *bias, OUT *y, u32 inner, u32 outer, u32 blocks, u32 accumulate) {
+    SHARED u32x4 digits[MAX_GROUPS / GROUPS * DIGIT_PIECES];
     SHARED float partial[2][MAX_WAVES(BLOCK)][ROWS], scratch[MAX_WAVES(BLOCK)];
-    const u32 outputs = Outputs<OUT, ROWS>::per_team, turns = (4 * OWN + BLOCK - 1) / BLOCK;
+    const u32 outputs = Outputs<OUT, ROWS>::per_team, turns = (4 * MAX_GROUPS + BLOCK - 1) / BLOCK;
     Planes planes{quants, high, scales, deltas};
-    u32 units = inner / UNIT_WEIGHTS, lane = THREAD % TEAM, team = THREAD / TEAM * outputs;
-    u32 first = BLOCK_X * (BLOCK / TEAM) * outputs, stride = blocks * (BLOCK / TEAM) * outputs;
+    u32 units = inner / UNIT_WEIGHTS, lane = THREAD % THREADS_PER_ROW, team = THREAD / THREADS_PER_ROW * outputs;
+    u32 first = BLOCK_X * (BLOCK / THREADS_PER_ROW) * outputs, stride = blocks * (BLOCK / THREADS_PER_ROW) * outputs;
     u32 at[turns]; // of eight numbers of x: in the order of units, groups and parts
     UNROLL for (u32 t = 0; t < turns; ++t) at[t] = eight_start(t * BLOCK + THREAD);
     Row<IN, turns> row;
     Unit next[ROWS];
     u32 ahead = first, start = 0; // the outputs and the units that are read next
     if (STARTS_EARLY) read_units(next, planes, ahead + team, lane, ahead < outer, units, outer);
-    await_earlier();
+    grid_dependency_sync();
     read_row(row, x, norm, at, inner);
     if (!STARTS_EARLY) read_units(next, planes, ahead + team, lane, ahead < outer, units, outer); // x is needed first
     u32x4 eight[turns];
@@ -131,19 +129,19 @@ KERNEL(BLOCK) quant_vector(const IN *x, const float *norm, float eps, const u8 *
     lds_barrier();
 
     for (u32 turn = 0; first < outer; first += stride, turn ^= 1) {
-        u32 n = own_output<TEAM, OUT, ROWS, BLOCK>(first, outer);
+        u32 n = own_output<THREADS_PER_ROW, OUT, ROWS, BLOCK>(first, outer);
         Addends more{};
         if (n < outer) more = read_addends(y, n, bias, outer, accumulate);
         float sum[ROWS];
         UNROLL for (u32 r = 0; r < ROWS; ++r) sum[r] = 0;
-        for (u32 k = lane; k < units + lane; k += TEAM) { // as many times for each thread of a team
+        for (u32 k = lane; k < units + lane; k += THREADS_PER_ROW) { // as many times for each thread of a team
             Unit unit[ROWS];
             UNROLL for (u32 r = 0; r < ROWS; ++r) unit[r] = next[r];
-            start += TEAM;
+            start += THREADS_PER_ROW;
             if (start >= units) start = 0, ahead += stride;
             read_units(next, planes, ahead + team, start + lane, ahead < outer, units, outer);
             if (k < units) multiply_unit(unit, sum, digits, k);
         }
-        finish_vector<TEAM, SILU>(sum, partial[turn], n, more, y, outer);
+        finish_vector<THREADS_PER_ROW, SILU>(sum, partial[turn], n, more, y, outer);
     }
 }

@@ -15,9 +15,9 @@
 // - Blocks of a launch hand results on like this: all threads of the writer write, call fence_device() and meet at a
 //   barrier, then one of them counts with atomic_add. Who finds by the count that all are there calls fence_device()
 //   in all threads before they read. No block waits for another, and counters are left as zeros.
-// - await_earlier() is where a kernel begins to need what launches of this step stored. One that calls it may be started while
+// - grid_dependency_sync() is where a kernel begins to need what launches of this step stored. One that calls it may be started while
 //   the launch before it still runs. Until then it stores nothing, and reads weights, keys and values of earlier steps,
-//   and what was stored before the step's last launch that does not call it; that by read_far, for the near cache may
+//   and what was stored before the step's last launch that does not call it; that by load_l2, for the near cache may
 //   hold what was there before. All threads call it, or none. From there on the next launch may be started.
 // - wave_sync() is what lanes of a wave meet at to read what others of them stored to LDS.
 // - lds_barrier() is a barrier for LDS alone: what was stored to memory before it is not promised to be seen behind it.
@@ -80,7 +80,9 @@ struct alignas(16) u32x4 {
 #define ROLLED _Pragma("unroll 1")
 #define MAX_WAVES(threads) ((threads) / 32)
 // Blocks that a multiprocessor of NVIDIA's is to have registers for, at least; a file may define more before a kernel.
-#define RESIDENT 1
+#ifndef MIN_BLOCKS
+#define MIN_BLOCKS 1
+#endif
 
 #if defined(FORGE_HARNESS) // ----------------------------------------------------------------------- CPU harness
 
@@ -119,7 +121,7 @@ DEVICE void wave_sync() { forge_ballot(1); }
 DEVICE void copy_async(u32x4 *to, const u32x4 *from, bool there) { *to = there ? *from : u32x4{}; }
 DEVICE void end_copies() {}
 template <u32 N> DEVICE void await_copies() {}
-DEVICE void await_earlier() {}
+DEVICE void grid_dependency_sync() {}
 template <typename T> DEVICE void settle(T &) {}
 
 DEVICE float to_float(f16 x) { return (float)__builtin_bit_cast(_Float16, x.bits); }
@@ -145,8 +147,8 @@ DEVICE i32 dot4(u32 a, u32 b, i32 c) {
     for (u32 i = 0; i < 32; i += 8) c += (i32)(i8)(a >> i) * (i8)(b >> i);
     return c;
 }
-DEVICE u32x4 read_once(const u32x4 *p) { return *p; }
-DEVICE i32 read_far(const i32 *p) { return *p; }
+DEVICE u32x4 load_streaming(const u32x4 *p) { return *p; }
+DEVICE i32 load_l2(const i32 *p) { return *p; }
 DEVICE u32 halves_fma(u32 a, u32 b, u32 c) {
     u32 y = 0;
     for (u32 i = 0; i < 32; i += 16) {
@@ -201,7 +203,7 @@ DEVICE void barrier() {
 DEVICE void fence_device() { __builtin_amdgcn_fence(__ATOMIC_ACQ_REL, "agent"); }
 #define STARTS_EARLY 0
 #define ASYNC 0
-DEVICE void await_earlier() {}
+DEVICE void grid_dependency_sync() {}
 // The fences of `barrier` wait on RDNA for all loads from memory, also those of what is needed only after it, and so does the
 // compiler before a barrier that it knows for one.
 DEVICE void lds_barrier() {
@@ -255,8 +257,8 @@ DEVICE u32 mul_high(u32 a, u32 b) { return (u32)((u64)a * b >> 32); }
 DEVICE u64 mul_high(u64 a, u64 b) { return (u64)((unsigned __int128)a * b >> 64); }
 DEVICE u32 pick_bytes(u32 high, u32 low, u32 places) { return __builtin_amdgcn_perm(high, low, places); }
 typedef u32 words_t __attribute__((ext_vector_type(4)));
-DEVICE u32x4 read_once(const u32x4 *p) { return __builtin_bit_cast(u32x4, __builtin_nontemporal_load((const words_t *)p)); }
-DEVICE i32 read_far(const i32 *p) { return *p; } // no launch starts before the one in front of it has ended
+DEVICE u32x4 load_streaming(const u32x4 *p) { return __builtin_bit_cast(u32x4, __builtin_nontemporal_load((const words_t *)p)); }
+DEVICE i32 load_l2(const i32 *p) { return *p; } // no launch starts before the one in front of it has ended
 typedef _Float16 half2_t __attribute__((ext_vector_type(2)));
 DEVICE u32 halves_fma(u32 a, u32 b, u32 c) {
 #pragma clang fp contract(fast)
@@ -277,7 +279,7 @@ DEVICE i32 dot4(u32 a, u32 b, i32 c) {
 
 #else // ----------------------------------------------------------------------------------------------------- NVIDIA
 
-#define KERNEL(threads) extern "C" __global__ __launch_bounds__(threads, RESIDENT) void
+#define KERNEL(threads) extern "C" __global__ __launch_bounds__(threads, MIN_BLOCKS) void
 #define SHARED __shared__
 #define DYNAMIC_SHARED(type, name, count)                     \
     extern __shared__ __align__(1024) u32x4 dynamic_shared[]; \
@@ -297,13 +299,13 @@ DEVICE void fence_device() { asm volatile("fence.acq_rel.gpu;" : : : "memory"); 
 #define wave_sync() __syncwarp()
 #if __CUDA_ARCH__ >= 900
 #define STARTS_EARLY 1
-DEVICE void await_earlier() {
+DEVICE void grid_dependency_sync() {
     asm volatile("griddepcontrol.launch_dependents;" : : : "memory");
     asm volatile("griddepcontrol.wait;" : : : "memory");
 }
 #else
 #define STARTS_EARLY 0
-DEVICE void await_earlier() {}
+DEVICE void grid_dependency_sync() {}
 #endif
 #if __CUDA_ARCH__ >= 800
 #define ASYNC 1
@@ -362,12 +364,12 @@ DEVICE float fast_divide(float a, float b) { return __fdividef(a, b); }
 DEVICE u32 mul_high(u32 a, u32 b) { return __umulhi(a, b); }
 DEVICE u64 mul_high(u64 a, u64 b) { return __umul64hi(a, b); }
 DEVICE i32 dot4(u32 a, u32 b, i32 c) { return __dp4a((i32)a, (i32)b, c); }
-DEVICE u32x4 read_once(const u32x4 *p) {
+DEVICE u32x4 load_streaming(const u32x4 *p) {
     u32x4 y;
     asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(y.v[0]), "=r"(y.v[1]), "=r"(y.v[2]), "=r"(y.v[3]) : "l"(p));
     return y;
 }
-DEVICE i32 read_far(const i32 *p) {
+DEVICE i32 load_l2(const i32 *p) {
     i32 y;
     asm volatile("ld.relaxed.gpu.global.s32 %0, [%1];" : "=r"(y) : "l"(p) : "memory");
     return y;
@@ -411,7 +413,7 @@ DEVICE i32 smaller(i32 a, i32 b) { return a < b ? a : b; }
 // dot4(a, b, c): c + the dot product of the four signed bytes of two words, one instruction on all but AMD's oldest targets.
 // copy_async(to, from, there): on NVIDIA where ASYNC, from memory to LDS past the registers, or zeros; a thread awaits all but its last N
 // groups of them, which end_copies ends.
-// read_once(p): what no other thread will read, past the near cache, for what is read again to stay there.
+// load_streaming(p): what no other thread will read, past the near cache, for what is read again to stay there.
 // halves_fma(a, b, c), halves_add(a, b): of the two float16 numbers in each word.
 // pick_bytes(high, low, places): four of the eight bytes of two words, those that the bytes of `places` (0 to 7) name.
 

@@ -1,10 +1,10 @@
 // Products of one row of x with a float16 matrix: y[n] = x . weight[n] (+ bias[n]) (+ what y holds), or gated.
-// Uses: _row
+// Uses: matvec_row
 //
 // A block computes ROWS rows of the matrix at a time and goes on to others; its threads share the inner dimension, each with
 // the same pieces of x in its registers for all rows. As soon as a weight is used, the one in its place in the next rows
 // is on its way, so that memory has work while sums are joined.
-// -D BLOCK=threads; CORE_BLOCKS=blocks that a multiprocessor holds; PIECES=pieces of 8 numbers of a row that a thread takes;
+// -D BLOCK=threads; MIN_BLOCKS=blocks that a multiprocessor holds; PIECES=pieces of 8 numbers of a row that a thread takes;
 // ROWS, even for gated outputs; IN=f16, or float: x is of the residual stream and is normalized here; OUT=float, or f16:
 // activation(gate) * up of rows n and outer + n; SILU=1, or 0: the activation is GELU.
 
@@ -39,9 +39,7 @@ DEVICE void take_rows(u32x4 (&w)[PIECES][ROWS], const float (&x)[PIECES][8], flo
     finish_vector<BLOCK, SILU>(sum, partial, n, more, y, outer);
 }
 
-#undef RESIDENT
-#define RESIDENT CORE_BLOCKS
-KERNEL(BLOCK) vector_linear(const IN *x, const float *norm, float eps, const f16 *weight, const float *bias, OUT *y, u32 inner, u32 outer, u32 blocks, u32 accumulate) {
+KERNEL(BLOCK) matvec_f16(const IN *x, const float *norm, float eps, const f16 *weight, const float *bias, OUT *y, u32 inner, u32 outer, u32 blocks, u32 accumulate) {
     SHARED float partial[2][MAX_WAVES(BLOCK)][ROWS], scratch[MAX_WAVES(BLOCK)];
     const u32 outputs = Outputs<OUT, ROWS>::per_team;
     u32 first = BLOCK_X * outputs, stride = blocks * outputs, turn = 0;
@@ -55,7 +53,7 @@ KERNEL(BLOCK) vector_linear(const IN *x, const float *norm, float eps, const f16
             UNROLL for (u32 r = 0; r < ROWS; ++r) w[p][r] = read_weight(weight, first, r, p, inner, outer);
     };
     if (STARTS_EARLY) read_weights(); // elsewhere x is asked for first, because it is needed first
-    await_earlier();
+    grid_dependency_sync();
     read_row(row, x, norm, at, inner);
     if (!STARTS_EARLY) read_weights();
     finish_row(halves, row, eps, inner, scratch);

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from forge.backend import gpu
+from forge.backend import graphs
 
 
 class HostMemory:
@@ -68,7 +68,7 @@ class Replayed:
             self.replays += 1
             if not compare:
                 graph()
-            elif not gpu.compared(self, graph, launches, gpu.arrays_in(result), state):
+            elif not graphs.compared(self, graph, launches, graphs.arrays_in(result), state):
                 self.has_graphs = False
                 return None
             return result

@@ -43,8 +43,8 @@ ALLOWED |= {room: names.split() for room, names in BESIDE.items()}
 # Not on NumPy's list: settings, downloads, and the part of the engine that holds integers and no arrays.
 THIRD_PARTY = {
     "IPython": "display",  # only where it runs already
-    "cupy": "backend.cupy",
-    "cupy_backends": "backend.cupy",
+    "cupy": "backend.cupy backend.cupy_driver backend.cupy_memory backend.cupy_modules",
+    "cupy_backends": "backend.cupy backend.cupy_driver backend.cupy_modules",
     "gguf": "formats.ggml",
     "httpx2": "hub",
     "huggingface_hub": "hub",

@@ -30,7 +30,7 @@ def modules() -> list[ModuleType]:
     names = [
         info.name
         for info in pkgutil.walk_packages(forge.__path__, "forge.")
-        if info.name not in ("forge.__main__", "forge.backend.cupy")
+        if info.name != "forge.__main__" and not info.name.startswith("forge.backend.cupy")
     ]
     return [forge, *map(importlib.import_module, names)]
 

@@ -1,8 +1,7 @@
-"""What backends that run the kernels share: checks of each launch. CuPy and the CPU harness of the tests are two."""
+"""The base class of backends that run kernels, with checks of each launch: CuPy's, and the tests' CPU harness."""
 
 from __future__ import annotations
 
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -27,107 +26,7 @@ class _HasGPU(Protocol):
     def check(self, args: Sequence[Any], options: dict[str, Any]) -> dict[str, int]: ...
 
 
-class _HasCopies(Protocol):
-    """What `checked` asks of a device; it may wait for it."""
-
-    device: str
-
-    def to_numpy(self, array: Any) -> Any: ...
-
-    def upload(self, array: Any, values: Any) -> None: ...
-
-    def poison(self, array: Any) -> None:
-        """Every byte of it becomes 255: NaN."""
-
-    def snapshot(self, array: Any) -> Any:
-        """A copy on the device, in order with the ops before and after."""
-
-
 _MIN_COUNTERS = 4096
-
-Perturb = Callable[[list[Any]], list[Any]]
-"""From the values of a step's state, others with which it computes something else, in the same places."""
-
-
-def checked(
-    device: _HasCopies,
-    graph: Callable[[], None],
-    launches: Callable[[], None],
-    results: Sequence[Any],
-    state: Sequence[Any],
-    before: list[Any],
-    perturb: Perturb,
-) -> Callable[[], None]:
-    """`graph`, if from the state before it does bit for bit what `launches` just did: their results, their new state.
-
-    If not, or if the graph cannot be launched, `launches`, with a warning of one line. Either way results and state are
-    in the end those of one step. Between, the launches run from a perturbed state, so that whatever lies between state
-    and results (intermediate arrays, keys and values of the step) holds something else: a graph that does only a part
-    of the step is found out, as is one that does nothing.
-    """
-    written = (*results, *state)
-    expected = [device.to_numpy(array).tobytes() for array in written]
-    _restore(device, state, perturb(before))
-    launches()
-    for array in results:
-        device.poison(array)
-    _restore(device, state, before)
-    try:
-        graph()
-        if [device.to_numpy(array).tobytes() for array in written] == expected:
-            return graph
-        reason = "it computes something else"
-    except RuntimeError as error:  # what CuPy and the driver raise
-        reason = " ".join(str(error).split())
-    warnings.warn(f"{device.device}: steps are launched one by one, not as a graph: {reason}", stacklevel=2)
-    _restore(device, state, before)
-    launches()
-    return launches
-
-
-def compared(
-    device: _HasCopies,
-    graph: Callable[[], None],
-    launches: Callable[[], None],
-    results: Sequence[Any],
-    state: Sequence[Any],
-) -> bool:
-    """Replay a step, then launch it from the same state; whether both did the same bit for bit. If not, with a warning.
-
-    Nothing waits between what was queued before and the replay: where nothing waits, drivers have mixed things up
-    (ROCm/hip#3902). In the end results and state are those of the launches.
-    """
-    written = (*results, *state)
-    before = [device.snapshot(array) for array in state]
-    found: list[bytes] = []
-    reason = "a replay computed something else"
-    try:
-        graph()
-        found = [device.to_numpy(array).tobytes() for array in written]
-    except RuntimeError as error:  # what CuPy and the driver raise
-        reason = " ".join(str(error).split())
-    _restore(device, state, [device.to_numpy(array) for array in before])
-    launches()
-    if found == [device.to_numpy(array).tobytes() for array in written]:
-        return True
-    warnings.warn(
-        f"{device.device}: steps are launched one by one from now on, not as a graph: {reason}; tokens since the "
-        "comparison before may be wrong",
-        stacklevel=2,
-    )
-    return False
-
-
-def _restore(device: _HasCopies, state: Sequence[Any], values: Sequence[Any]) -> None:
-    for array, value in zip(state, values, strict=True):
-        device.upload(array, value)
-
-
-def arrays_in(result: Any) -> list[Any]:
-    """The arrays of a step's result: one, or lists and tuples of them."""
-    if isinstance(result, list | tuple):
-        return [array for part in result for array in arrays_in(part)]
-    return [] if result is None else [result]
 
 
 class GPU(ABC):

@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from statistics import median
 from typing import Any
 
-from forge.backend.gpu import GPU, arrays_in
+from forge.backend.gpu import GPU
+from forge.backend.graphs import arrays_in
 from forge.devtools.verify import compare
 from forge.devtools.workloads import Workload, workloads
 from forge.errors import DeviceError, OutOfMemoryError

@@ -11,7 +11,7 @@ import pytest
 from harness import COMPILER, Harness
 from host_memory import HostMemory
 
-from forge.backend.gpu import arrays_in, checked, compared
+from forge.backend.graphs import arrays_in, checked, compared
 from forge.ops.decode_state import advance
 from forge.ops.embed import take_rows
 

@@ -80,12 +80,12 @@ def test_new_memory_is_nan(device: Any) -> None:
 
 def test_work_waits_until_something_waits_for_it(device: Any) -> None:
     """So that a result that is read too early, or an argument that is overwritten too early, shows."""
-    from forge.backend import cupy
+    from forge.backend.cupy_memory import pinned
 
     x = device.asarray(np.zeros(64, np.float32))
     device.to_numpy(x)
     with device.active():
-        staged = cupy._pinned((64,), np.dtype(np.float32))
+        staged = pinned((64,), np.dtype(np.float32))
         staged[:] = 1
         x.data.copy_from_host_async(staged.ctypes.data, staged.nbytes, device._stream)
         staged[:] = 2

@@ -178,9 +178,9 @@ def test_steps_that_cannot_be_captured_are_launched_one_by_one(
 def test_a_long_step_is_several_graphs(
     as_graphs: list[tuple[list[int], list[float]]], write: Write, new_device: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from forge.backend import cupy as module
+    from forge.backend import graphs
 
-    monkeypatch.setattr(module, "_MAX_NODES", 5)
+    monkeypatch.setattr(graphs, "MAX_NODES", 5)
     before = number_of_calls("hipGraphLaunch")
     assert greedy(write("llama", "Q4_K")) == as_graphs
     assert number_of_calls("hipGraphLaunch") - before >= 3 * (GREEDY.max_tokens - 4)  # of two layers and what ends it

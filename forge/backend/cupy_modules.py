@@ -1,0 +1,113 @@
+"""The kernels of one GPU as CuPy's modules: compiled at run time, or taken from a store of compiled kernels."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import AbstractContextManager
+from typing import Any
+
+import cupy as cp
+from cupy_backends.cuda.libs import nvrtc
+
+from forge.backend import compilers, kernel_cache, sources
+from forge.backend.cupy_driver import IS_HIP, one_line
+from forge.errors import DeviceError
+
+_FLAGS = ("-std=c++17",)
+_MAX_DYNAMIC_SHARED_SIZE_BYTES = 8  # CUfunction_attribute
+Progress = Callable[[str, int, int | None], None]
+
+
+class Modules:
+    """The compiled variants of one GPU, each loaded when it is first asked for."""
+
+    def __init__(self, arch: str) -> None:
+        self._arch = arch
+        self._modules: dict[sources.Variant, Any] = {}
+        self._functions: dict[sources.Entry, Any] = {}
+
+    def function(self, entry: sources.Entry) -> Any:
+        """CuPy's function of a kernel, ready to be launched."""
+        function = self._functions.get(entry)
+        if function is None:
+            function = self._module(entry.variant).get_function(entry.function)
+            if entry.lds_bytes:  # the driver refuses more than 48 KB where nobody has asked for it
+                cp.cuda.driver.funcSetAttribute(pointer(function), _MAX_DYNAMIC_SHARED_SIZE_BYTES, entry.lds_bytes)
+            self._functions[entry] = function
+        return function
+
+    def build(
+        self,
+        variants: Iterable[sources.Variant],
+        on_device: Callable[[], AbstractContextManager[None]],
+        progress: Progress | None,
+    ) -> None:
+        """Compile in parallel what of these is not loaded yet; a thread loads within `on_device`."""
+        missing = [variant for variant in variants if variant not in self._modules]
+
+        def build(variant: sources.Variant) -> None:
+            with on_device():
+                self._module(variant)
+
+        pool = ThreadPoolExecutor(os.cpu_count(), "forge-compile")
+        try:
+            tasks = [pool.submit(build, variant) for variant in missing]
+            for done, task in enumerate(as_completed(tasks), 1):
+                task.result()
+                if progress:
+                    progress("compiling kernels", done, len(missing))
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def _module(self, variant: sources.Variant) -> Any:
+        module = self._modules.get(variant)
+        if module is None:
+            if IS_HIP:
+                module = self._loaded(variant, kernel_cache.obtain(variant, self._arch))
+            elif target := sources.target(variant.file):
+                module = self._loaded(variant, kernel_cache.kept(variant, target, lambda: _nvrtc(variant, target)))
+            else:
+                module = self._compiled(variant)
+            self._modules[variant] = module
+        return module
+
+    def _compiled(self, variant: sources.Variant) -> Any:
+        """By CuPy and NVRTC, which keep what they compile."""
+        module = cp.RawModule(code=sources.source(variant.file), options=(*_FLAGS, *variant.options))
+        try:
+            module.compile()
+        except cp.cuda.compiler.CompileException as error:
+            why = compilers.reason(str(error), variant)
+            raise DeviceError(f"{variant.name} does not compile for {self._arch}: {why}") from None
+        return module
+
+    def _loaded(self, variant: sources.Variant, code: bytes) -> Any:
+        """From the bytes that were verified: RawModule(path=) would read the file again."""
+        module = cp.cuda.Module()
+        try:
+            module.load(code)
+        except (cp.cuda.driver.CUDADriverError, cp.cuda.runtime.CUDARuntimeError) as error:
+            raise DeviceError(
+                f"{variant.name}: the driver refuses its code object for {self._arch}: {one_line(error)}"
+            ) from None
+        return module
+
+
+def _nvrtc(variant: sources.Variant, target: str) -> bytes:
+    """A variant's code for a target that CuPy does not name to NVRTC: one with what only this architecture has."""
+    program = nvrtc.createProgram(sources.source(variant.file), f"{variant.file}.hip", (), ())
+    try:
+        nvrtc.compileProgram(program, (f"-arch={target}", "-ftz=true", *_FLAGS, *variant.options))
+        return bytes(nvrtc.getCUBIN(program))
+    except nvrtc.NVRTCError:
+        why = compilers.reason(nvrtc.getProgramLog(program), variant)
+        raise DeviceError(f"{variant.name} does not compile for {target}: {why}") from None
+    finally:
+        nvrtc.destroyProgram(program)
+
+
+def pointer(function: Any) -> int:
+    """The driver's function: CuPy has two kinds of kernels, of modules that it compiled and that it loaded."""
+    return int(getattr(function, "kernel", function).ptr)

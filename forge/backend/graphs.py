@@ -1,0 +1,223 @@
+"""Captured steps: their launches are kept, and replayed as graphs of the driver where those compute the same."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+T = TypeVar("T")
+
+MAX_NODES = 190
+"""Launches of a graph: a longer step is several. Larger graphs have gone wrong on AMD (ROCm/hip#3887)."""
+
+Perturb = Callable[[list[Any]], list[Any]]
+"""From the values of a step's state, others with which it computes something else, in the same places."""
+
+
+class _Device(Protocol):
+    """What replays ask of a device; copies may wait for it."""
+
+    device: str
+
+    def to_numpy(self, array: Any) -> Any: ...
+
+    def upload(self, array: Any, values: Any) -> None: ...
+
+    def poison(self, array: Any) -> None:
+        """Every byte of it becomes 255: NaN."""
+
+    def snapshot(self, array: Any) -> Any:
+        """A copy on the device, in order with the ops before and after."""
+
+
+class _CapturingDevice(_Device, Protocol):
+    """A device whose stream captures launches as graphs."""
+
+    def active(self) -> AbstractContextManager[None]: ...
+
+    def graph_memory(self) -> AbstractContextManager[object]:
+        """Arrays that are made within it have memory that only captured steps use."""
+
+
+class Launch(NamedTuple):
+    """A launch of a captured step."""
+
+    call: Callable[[], Any]
+    kept: object
+    """What must stay alive for it: arrays, the kernel."""
+    capturable: bool
+    """Whether it can be a part of a graph."""
+
+
+class Graphs:
+    """The captured steps of one GPU: replayed as graphs until one fails or computes something else."""
+
+    def __init__(self, device: _CapturingDevice, stream: Any) -> None:
+        self._device, self._stream = device, stream
+        self.is_enabled = True
+        self._log: list[Launch] | None = None
+
+    @property
+    def is_capturing(self) -> bool:
+        """Whether a step is being captured now."""
+        return self._log is not None
+
+    def call(self, call: Callable[[], Any], kept: object, *, capturable: bool = True) -> None:
+        """Launch something; while a step is captured, also note it, with what it needs alive."""
+        call()
+        if self._log is not None:
+            self._log.append(Launch(call, kept, capturable))
+
+    def capture(
+        self, step: Callable[[], T], state: Sequence[Any], perturb: Perturb | None
+    ) -> tuple[T, Callable[..., T | None]]:
+        """Run a step; its result, and a function that replays it: see `Backend.capture`.
+
+        The launches are kept, with memory of their own. They are replayed as graphs. They are launched one by one where
+        a product goes to BLAS, which CuPy does not capture on CUDA, and as soon as a capture fails or a graph computes
+        something else.
+        """
+        device, log = self._device, list[Launch]()
+        with device.active():
+            before = [device.to_numpy(array) for array in state] if self.is_enabled and perturb else []
+            self._log = log
+            try:
+                with device.graph_memory():
+                    result = step()
+            finally:
+                self._log = None
+            results = arrays_in(result)
+
+            def launches() -> None:
+                for launch in log:
+                    launch.call()
+
+            graph = self._graph(log) if self.is_enabled and perturb else None
+            if graph and perturb and checked(device, graph, launches, results, state, before, perturb) is launches:
+                self.is_enabled, graph = False, None
+
+        def replay(compare: bool = False) -> T | None:
+            with device.active():
+                if graph is None or not self.is_enabled:
+                    launches()
+                elif not compare:
+                    graph()
+                elif not compared(device, graph, launches, results, state):
+                    self.is_enabled = False
+                    return None
+            return result
+
+        return result, replay
+
+    def _graph(self, log: list[Launch]) -> Callable[[], None] | None:
+        """What launches the log as graphs; None where it cannot be captured.
+
+        Within `active`, whose own errors would hide the driver's from the fallback.
+        """
+        if not all(launch.capturable for launch in log):
+            return None
+        graphs = []
+        try:
+            for start in range(0, len(log), MAX_NODES):
+                self._stream.begin_capture()
+                try:
+                    for launch in log[start : start + MAX_NODES]:
+                        launch.call()
+                finally:
+                    graphs.append(self._stream.end_capture())
+        except RuntimeError as error:  # what CuPy and the driver raise
+            self.is_enabled = False
+            reason = " ".join(str(error).split())
+            warnings.warn(
+                f"{self._device.device}: steps are launched one by one, not as a graph: {reason}", stacklevel=2
+            )
+            return None
+
+        def replay(kept: object = log) -> None:  # the log keeps the arrays alive that graphs read and write
+            for graph in graphs:
+                graph.launch(self._stream)
+
+        return replay
+
+
+def checked(
+    device: _Device,
+    graph: Callable[[], None],
+    launches: Callable[[], None],
+    results: Sequence[Any],
+    state: Sequence[Any],
+    before: list[Any],
+    perturb: Perturb,
+) -> Callable[[], None]:
+    """`graph`, if from the state before it does bit for bit what `launches` just did: their results, their new state.
+
+    If not, or if the graph cannot be launched, `launches`, with a warning of one line. Either way results and state are
+    in the end those of one step. Between, the launches run from a perturbed state, so that whatever lies between state
+    and results (intermediate arrays, keys and values of the step) holds something else: a graph that does only a part
+    of the step is found out, as is one that does nothing.
+    """
+    written = (*results, *state)
+    expected = [device.to_numpy(array).tobytes() for array in written]
+    _restore(device, state, perturb(before))
+    launches()
+    for array in results:
+        device.poison(array)
+    _restore(device, state, before)
+    try:
+        graph()
+        if [device.to_numpy(array).tobytes() for array in written] == expected:
+            return graph
+        reason = "it computes something else"
+    except RuntimeError as error:  # what CuPy and the driver raise
+        reason = " ".join(str(error).split())
+    warnings.warn(f"{device.device}: steps are launched one by one, not as a graph: {reason}", stacklevel=2)
+    _restore(device, state, before)
+    launches()
+    return launches
+
+
+def compared(
+    device: _Device,
+    graph: Callable[[], None],
+    launches: Callable[[], None],
+    results: Sequence[Any],
+    state: Sequence[Any],
+) -> bool:
+    """Replay a step, then launch it from the same state; whether both did the same bit for bit. If not, with a warning.
+
+    Nothing waits between what was queued before and the replay: where nothing waits, drivers have mixed things up
+    (ROCm/hip#3902). In the end results and state are those of the launches.
+    """
+    written = (*results, *state)
+    before = [device.snapshot(array) for array in state]
+    found: list[bytes] = []
+    reason = "a replay computed something else"
+    try:
+        graph()
+        found = [device.to_numpy(array).tobytes() for array in written]
+    except RuntimeError as error:  # what CuPy and the driver raise
+        reason = " ".join(str(error).split())
+    _restore(device, state, [device.to_numpy(array) for array in before])
+    launches()
+    if found == [device.to_numpy(array).tobytes() for array in written]:
+        return True
+    warnings.warn(
+        f"{device.device}: steps are launched one by one from now on, not as a graph: {reason}; tokens since the "
+        "comparison before may be wrong",
+        stacklevel=2,
+    )
+    return False
+
+
+def _restore(device: _Device, state: Sequence[Any], values: Sequence[Any]) -> None:
+    for array, value in zip(state, values, strict=True):
+        device.upload(array, value)
+
+
+def arrays_in(result: Any) -> list[Any]:
+    """The arrays of a step's result: one, or lists and tuples of them."""
+    if isinstance(result, list | tuple):
+        return [array for part in result for array in arrays_in(part)]
+    return [] if result is None else [result]

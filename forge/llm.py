@@ -61,9 +61,9 @@ class LLM:
         self.notes = notes
         """Remarks on what loading decided, such as the device or a context that was cut to fit."""
         self.load_ms = load_ms
-        self.config = engine.runner.model.config
+        self.config = engine.runner.config
         self.context = engine.context
-        self.device = engine.runner.backend.device
+        self.device = engine.runner.device
         lock = threading.RLock()
         self._lock: AbstractContextManager[Any] = lock
         self._passes = threading.RLock()
@@ -102,7 +102,7 @@ class LLM:
 
     def _survives(self) -> bool:
         """Whether a fork of the process can use it: a GPU's driver cannot."""
-        return not self.engine.runner.backend.is_asynchronous
+        return not self.engine.runner.is_asynchronous
 
     def _lose(self) -> None:
         """In a fork of the process that cannot use it: every call says so."""
@@ -427,7 +427,7 @@ class LLM:
 
     def _logits(self, ids: list[int]) -> Generator[npt.NDArray[np.float32], None, None]:
         for rows in self._locked(self.engine.logits(ids)):
-            yield self.engine.runner.backend.to_numpy(rows)
+            yield self.engine.runner.to_numpy(rows)
 
     @contextmanager
     def _pass(self) -> Iterator[None]:

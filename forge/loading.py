@@ -16,7 +16,7 @@ from forge.backend import Backend, compilers
 from forge.backend.threads import THREADS
 from forge.config import Activations, EngineConfig, ModelConfig, check_integer
 from forge.display import Progress, watched
-from forge.engine import Engine, Runner
+from forge.engine import Engine, ModelRunner
 from forge.errors import ChatTemplateError, FormatError, OutOfMemoryError, ParameterError
 from forge.formats import gguf
 from forge.keywords import keywords
@@ -103,14 +103,16 @@ def load(
             template = _chat_template(chat_template, tokenizer, path)
             decoder = models.build(file, config, backend, report)
         cache = KVCache(config, plan.num_pages, settings.page_size, backend)
-        engine = Engine(
-            Runner(decoder, cache, backend),
+        runner = ModelRunner(
+            decoder,
+            cache,
+            backend,
             context=plan.context,
-            end_ids=tokenizer.eog_ids,
             max_sequences=settings.max_sequences,
-            max_step_tokens=min(settings.max_step_tokens, max(_STEP_BYTES // _step_bytes_per_token(config), 1)),
             graphs=settings.graphs,
         )
+        max_step_tokens = min(settings.max_step_tokens, max(_STEP_BYTES // _step_bytes_per_token(config), 1))
+        engine = Engine(runner, end_ids=tokenizer.eog_ids, max_step_tokens=max_step_tokens)
         engine.warm_up(report)
     notes = plan.notes
     if untested := compilers.untested(backend.arch):

@@ -27,7 +27,7 @@ from forge import (
 )
 from forge.backend import NUMPY
 from forge.backend.numpy import NumpyBackend
-from forge.engine import Engine, Runner, Sequence
+from forge.engine import Engine, ModelRunner, Sequence
 from forge.engine.scheduler import Scheduler
 from forge.models import attention, decoder
 from forge.runtime.generation import Generation
@@ -134,7 +134,13 @@ def test_a_dropped_stream_frees_its_pages(llm: LLM) -> None:
 @pytest.mark.parametrize("n", [1, 3])
 @pytest.mark.parametrize(
     ("target", "name"),
-    [(Scheduler, "schedule"), (Runner, "forward"), (Runner, "sample"), (Scheduler, "commit"), (Generation, "push")],
+    [
+        (Scheduler, "schedule"),
+        (ModelRunner, "forward"),
+        (ModelRunner, "sample"),
+        (Scheduler, "commit"),
+        (Generation, "push"),
+    ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
 @pytest.mark.parametrize("before", [True, False], ids=["before", "behind"])
@@ -191,7 +197,7 @@ def test_streams_that_are_closed_within_a_step_that_fails_end_too(llm: LLM, monk
         raise MemoryError
 
     with monkeypatch.context() as patch:
-        patch.setattr(Runner, "forward", fails)
+        patch.setattr(ModelRunner, "forward", fails)
         with pytest.raises(MemoryError):
             list(streams[0])
     assert len(streams) == 1
@@ -430,7 +436,7 @@ def test_a_stream_loses_nothing_while_another_thread_runs_its_steps(llm: LLM) ->
 
 
 def generation(llm: LLM) -> Generation:
-    return Generation(Sequence(0, 0, [1, 2], 1, SamplingParams(), 0, 2, finish_reason="length"), llm.tokenizer)
+    return Generation(Sequence(0, [1, 2], 1, SamplingParams(), 0, 2, finish_reason="length"), llm.tokenizer)
 
 
 def test_a_chunk_that_another_thread_is_adding_is_taken_the_next_time(llm: LLM) -> None:

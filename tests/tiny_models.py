@@ -8,7 +8,7 @@ import numpy as np
 
 from forge import LLM, SamplingParams, Tokenizer, models
 from forge.backend import NUMPY
-from forge.engine import Engine, Runner
+from forge.engine import Engine, ModelRunner
 from forge.formats import gguf
 from forge.state.paged_kv import KVCache
 
@@ -31,13 +31,9 @@ def tiny_llm(
         config = models.read_config(file, context)
         tokenizer = Tokenizer.from_metadata(file.metadata, source=str(path))
         decoder = models.build(file, config, NUMPY)
-    engine = Engine(
-        Runner(decoder, KVCache(config, num_pages, page_size, NUMPY), NUMPY),
-        context=context,
-        end_ids=tokenizer.eog_ids,
-        max_sequences=max_sequences,
-        max_step_tokens=max_step_tokens,
-    )
+    cache = KVCache(config, num_pages, page_size, NUMPY)
+    runner = ModelRunner(decoder, cache, NUMPY, context=context, max_sequences=max_sequences)
+    engine = Engine(runner, end_ids=tokenizer.eog_ids, max_step_tokens=max_step_tokens)
     for pages in (*engine.runner.cache.k, *engine.runner.cache.v):
         pages.fill(np.nan)  # a slot that is read before it is written poisons the result
     return LLM(engine, tokenizer, None, path=path, notes=(), load_ms=0.0)

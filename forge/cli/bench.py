@@ -129,8 +129,8 @@ def bound_sweep(llm: LLM) -> Callable[[], float]:
 
     from forge.backend.gpu import GPU
 
-    matrices = [linear.weight for linear in llm.engine.runner.model.linears()]  # (N, K) each
-    backend = llm.engine.runner.backend
+    runner = llm.engine.runner
+    matrices, backend = list(runner.matrices()), runner.backend
     if isinstance(backend, GPU):
         return lambda: backend.read_seconds(sum(matrix.nbytes for matrix in matrices))
     vectors = [np.ones(matrix.shape[1], np.float32) for matrix in matrices]
@@ -153,7 +153,7 @@ def _check_room(llm: LLM, prompt_tokens: int, gen_tokens: int, most: int) -> Non
             f"--prompt-tokens {prompt_tokens}, --gen-tokens {gen_tokens} and --batch {most} need {longest} positions; "
             f"the context is {llm.context}"
         )
-    held = scheduler.blocks.num_pages * scheduler.page_size
+    held = llm.engine.runner.num_pages * llm.engine.runner.page_size
     if most * longest > held:
         raise ParameterError(f"--batch: {most} sequences need {most * longest} positions; the KV cache holds {held}")
 

@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Generator
-from itertools import count
 from typing import Any, TypeVar
 
 from forge.config import SamplingParams
-from forge.engine.decode_pipeline import MAX_PENDING, DecodePipeline
-from forge.engine.model_runner import Runner, Sampled
+from forge.engine.model_runner import ModelRunner
 from forge.engine.page_allocator import PageAllocator
 from forge.engine.scheduler import Scheduled, Scheduler
-from forge.engine.sequence import FinishReason, Sequence
+from forge.engine.sequence import FinishReason, Sampled, Sequence
 from forge.errors import ContextLengthError, OutOfMemoryError, ParameterError
-from forge.models.decoder import Tap
 
 T = TypeVar("T")
+Hook = Callable[[str, Any], None]
+"""Called with the name and the array of each intermediate result of the model."""
 
-_TYPICAL_ROWS = (1, 8, 16, 32, 64, 65)
-"""Numbers of rows between which products are computed by other kernels."""
 _LOGIT_BYTES = 128 << 20
 """Memory of the logits that are computed together where all positions' are wanted."""
 
@@ -31,26 +28,12 @@ class Engine:
     the step's ids are drawn.
     """
 
-    def __init__(
-        self,
-        runner: Runner,
-        *,
-        context: int,
-        end_ids: frozenset[int],
-        max_sequences: int,
-        max_step_tokens: int,
-        graphs: bool | int = True,
-    ) -> None:
+    def __init__(self, runner: ModelRunner, *, end_ids: frozenset[int], max_step_tokens: int) -> None:
         self.runner = runner
-        self.context = context
+        self.context = runner.context
         self.end_ids = end_ids
-        cache = runner.cache
-        self.blocks = PageAllocator(cache.num_pages)
-        self.scheduler = Scheduler(self.blocks, cache.page_size, max_sequences, max_step_tokens)
-        self._numbers = count()
-        self._decode = (
-            DecodePipeline(runner, max_sequences, context, graphs) if runner.backend.is_asynchronous else None
-        )
+        self.blocks = PageAllocator(runner.num_pages)
+        self.scheduler = Scheduler(self.blocks, runner.page_size, runner.max_sequences, max_step_tokens)
         self._interrupted = False
         self._num_borrowed = 0
         """Pages of passes over all positions."""
@@ -59,22 +42,7 @@ class Engine:
 
     def warm_up(self, progress: Callable[[str, int, int | None], None] | None = None) -> None:
         """Compile the kernels of the steps to come, so that no request waits for them."""
-        self.runner.backend.prepare(self._typical_steps, progress)
-
-    def _typical_steps(self) -> None:
-        size = self.runner.cache.page_size
-        longest = min(self.context, self.scheduler.max_step_tokens, self.blocks.num_pages * size)
-        most = self.scheduler.max_sequences  # a short prompt has as many rows as a batch that is not allowed
-        shapes = [(rows, 1) if rows <= most else (1, min(rows, longest)) for rows in _TYPICAL_ROWS]
-        everything = SamplingParams(repetition_penalty=2.0, logprobs=1)
-        for rows, length in dict.fromkeys([(1, longest), *shapes, (most, 1)]):  # the last product has a row for each
-            sequences = [
-                Sequence(0, choice, [0] * length, length, everything, 0, length, pages=[0] * -(-length // size))
-                for choice in range(rows)
-            ]
-            logits = self.runner.forward([Scheduled(sequence, 0, length) for sequence in sequences])
-            if self._decode:
-                self._decode.rehearse(logits, sequences)
+        self.runner.warm_up(self.scheduler.max_step_tokens, progress)
 
     def check(self, prompt_ids: list[int], params: SamplingParams) -> None:
         """Raises what `add` would: ContextLengthError, or ParameterError for ids outside the vocabulary."""
@@ -84,7 +52,7 @@ class Engine:
                 f"the prompt has {len(prompt_ids)} tokens and the context holds {self.context}, one of which must be "
                 "free: shorten the prompt or load with a larger context (--context)"
             )
-        vocabulary = self.runner.model.config.vocab_size
+        vocabulary = self.runner.vocab_size
         for name, ids in (("logit_bias", params.logit_bias), ("stop_ids", params.stop_ids)):
             if max(ids, default=0) >= vocabulary:
                 raise ParameterError(f"{name} names token {max(ids)}, and ids go from 0 to {vocabulary - 1}")
@@ -97,11 +65,10 @@ class Engine:
         self.check(prompt_ids, params)
         room = self.context - len(prompt_ids)
         length = len(prompt_ids) + (room if params.max_tokens is None else min(room, params.max_tokens))
-        number = next(self._numbers)
         seed = secrets.randbits(64) if params.seed is None else params.seed
         end_ids = frozenset(params.stop_ids) | (frozenset() if params.ignore_eos else self.end_ids)
         first, *others = (
-            Sequence(number, choice, list(prompt_ids), len(prompt_ids), params, seed, length, end_ids)
+            Sequence(choice, list(prompt_ids), len(prompt_ids), params, seed, length, end_ids)
             for choice in range(params.n)
         )
         self.scheduler.add(first)
@@ -118,7 +85,7 @@ class Engine:
 
         An id that ends a sequence (an end token, one of stop_ids, or -1 for an error) is not among the sequence's ids.
         """
-        if self._decode and (sampled := self._step_ahead(self._decode)):
+        if sampled := self._step_ahead():
             return sampled
         step = self.scheduler.schedule()
         if not step:
@@ -132,47 +99,51 @@ class Engine:
         for first in sampling:
             for sibling in self._siblings.pop(first, ()):
                 if copy := self.scheduler.fork(first, sibling):
-                    self.runner.cache.copy_page(*copy)
+                    self.runner.copy_page(*copy)
         for token in sampled:
             self._append(token.sequence, token.id)
         return sampled
 
-    def _step_ahead(self, loop: DecodePipeline) -> list[Sampled]:
-        """The ids of a decode step, while the step behind it is already under way; none where the loop cannot go on."""
+    def _step_ahead(self) -> list[Sampled]:
+        """The ids of a decode step, while the step behind it is under way; none where no step may be queued."""
+        runner = self.runner
         if self._interrupted:
-            loop.abandon([*self.scheduler.running, *self.scheduler.waiting])
+            self._discard_queued()
         self._interrupted = True  # until the end: the device may be ahead of what is known here
-        while loop.num_pending < MAX_PENDING and (sequences := self._continuing(loop)):
-            if not loop.num_pending:
-                loop.begin(sequences)
-            loop.launch(sequences)
-            if loop.is_stale:
-                self._start_over(loop)
+        while runner.can_queue and (sequences := self._continuing()):
+            if not runner.launch(sequences):
+                self._start_over()
                 return []
         sampled: list[Sampled] = []
-        while loop.num_pending and not sampled:
-            sampled = loop.collect()
-        if not sampled:
-            loop.leave()
+        while runner.num_queued and not sampled:
+            sampled = runner.collect()
         for token in sampled:
             self._append(token.sequence, token.id)
         self._interrupted = False
         return sampled
 
-    def _start_over(self, loop: DecodePipeline) -> None:
-        """Replays were wrong, and so may be what they left in the cache: it is computed again from the ids."""
-        loop.abandon([*self.scheduler.running, *self.scheduler.waiting])
+    def _discard_queued(self) -> None:
+        """Forget the steps under way. The ids known by now are what to begin again from."""
+        try:
+            self.runner.discard()
+        finally:
+            for sequence in (*self.scheduler.running, *self.scheduler.waiting):  # one that waits may be in these steps
+                sequence.num_pending = 0
+                sequence.num_computed = min(sequence.num_computed, len(sequence.ids) - 1)
+
+    def _start_over(self) -> None:
+        """Replays were wrong, and so may be the KV cache: all of it is computed again from the ids."""
+        self._discard_queued()
         while self.scheduler.running:
             self.scheduler.preempt()
         self._interrupted = False
 
-    def _continuing(self, loop: DecodePipeline) -> list[Sequence]:
-        """The sequences of a step that can follow the loop's last one, or begin it anew where all ids are known; none
-        where the loop must be drained."""
+    def _continuing(self) -> list[Sequence]:
+        """The sequences of a step that can be queued behind the last one; none where the steps under way must end."""
         if any(sequence in self._siblings for sequence in self.scheduler.running):
             return []
         sequences = self.scheduler.decoding()
-        return [] if loop.num_pending and not loop.holds(sequences) else sequences
+        return sequences if self.runner.can_follow(sequences) else []
 
     def finish(self, sequence: Sequence, reason: FinishReason) -> None:
         """End a sequence from outside ("stop" for a stop string, "abort").
@@ -192,25 +163,25 @@ class Engine:
             self._siblings[siblings[0]] = siblings[1:]
         self.scheduler.finish(sequence, reason)
 
-    def logits(self, ids: list[int], tap: Tap | None = None) -> Generator[Any, None, None]:
+    def logits(self, ids: list[int], tap: Hook | None = None) -> Generator[Any, None, None]:
         """float32 logits (rows, V) of all positions, some rows at a time. What requests give is the same without it.
 
         Where pages run out, the youngest running sequences give theirs up and wait until it is read to its end, or
         closed. Raises ContextLengthError for too many ids, and OutOfMemoryError where other such passes, not read to
         their ends, hold the pages that it needs.
         """
-        most = _LOGIT_BYTES // (4 * self.runner.model.config.vocab_size)
+        most = _LOGIT_BYTES // (4 * self.runner.vocab_size)
         return self._alone(ids, most, lambda step: self.runner.forward(step, all_logits=True, tap=tap))
 
-    def look(self, ids: list[int], tap: Tap) -> Generator[int, None, None]:
+    def look(self, ids: list[int], tap: Hook) -> Generator[int, None, None]:
         """Show the tap all positions, some tokens at a time, without logits: how many. Raises what `logits` does."""
         return self._alone(ids, len(ids), lambda step: self.runner.look(step, tap))
 
     def _alone(self, ids: list[int], most: int, run: Callable[[list[Scheduled]], T]) -> Generator[T, None, None]:
         """A pass over ids that no request has, at most so many at a time."""
         self.check_ids(ids)
-        sequence = Sequence(next(self._numbers), 0, list(ids), len(ids), SamplingParams(), 0, len(ids))
-        pages = sequence.pages = self._borrow(-(-len(ids) // self.runner.cache.page_size))
+        sequence = Sequence(0, list(ids), len(ids), SamplingParams(), 0, len(ids))
+        pages = sequence.pages = self._borrow(-(-len(ids) // self.runner.page_size))
         try:
             rows = min(most, self.scheduler.max_step_tokens)
             for start in range(0, len(ids), rows):
@@ -254,7 +225,7 @@ class Engine:
             )
 
     def _check_ids(self, ids: list[int]) -> None:
-        vocabulary = self.runner.model.config.vocab_size
+        vocabulary = self.runner.vocab_size
         if not ids:
             raise ParameterError("the prompt is empty and this model adds no token of its own: give some text")
         if min(ids) < 0 or max(ids) >= vocabulary:

@@ -1,54 +1,58 @@
-"""Runs steps: a batch through the model, and its logits through the sampler."""
+"""The device side of an engine: what a step computes, and where."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
 from forge.backend import Backend
+from forge.config import SamplingParams
 from forge.engine import batch
+from forge.engine.decode_pipeline import DecodePipeline
 from forge.engine.request_table import Slots
+from forge.engine.sampler import read_sampled
 from forge.engine.scheduler import Scheduled
-from forge.engine.sequence import Sequence
+from forge.engine.sequence import Sampled, Sequence
 from forge.models import Decoder
 from forge.models.batch import Batch
 from forge.models.decoder import Tap
 from forge.ops.embed import take_rows
 from forge.state.paged_kv import KVCache
 
+_TYPICAL_ROWS = (1, 8, 16, 32, 64, 65)
+"""Numbers of rows between which products are computed by other kernels."""
 
-@dataclass(frozen=True, slots=True)
-class TokenLogprobs:
-    """Log probabilities at one position, under the model's own distribution (no penalties, no temperature).
 
-    Attributes:
-        id: The token that was generated.
-        logprob: Its natural log probability.
-        top: (id, log probability) of the most probable tokens, as many as were asked for, the most probable first.
+class ModelRunner:
+    """A model, its KV cache and their device. The engine knows the numbers and the verbs; arrays stay behind them.
+
+    A step either waits for its ids (`forward`, then `sample`), or is queued while others are under way (`launch`, then
+    `collect`). Only a device that computes asynchronously takes steps ahead.
     """
 
-    id: int
-    logprob: float
-    top: tuple[tuple[int, float], ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Sampled:
-    """One new id of a sequence; -1 where the logits were not finite."""
-
-    sequence: Sequence
-    id: int
-    logprobs: TokenLogprobs | None
-
-
-class Runner:
-    """A model, its cache and their device."""
-
-    def __init__(self, model: Decoder, cache: KVCache, backend: Backend) -> None:
+    def __init__(
+        self,
+        model: Decoder,
+        cache: KVCache,
+        backend: Backend,
+        *,
+        context: int,
+        max_sequences: int,
+        graphs: bool | int = True,
+    ) -> None:
         self.model, self.cache, self.backend = model, cache, backend
+        self.context, self.max_sequences = context, max_sequences
+        self.config, self.device = model.config, backend.device
+        self.vocab_size = model.config.vocab_size
+        self.page_size, self.num_pages = cache.page_size, cache.num_pages
+        self.is_asynchronous = backend.is_asynchronous
+        self.pipeline = (
+            DecodePipeline(model, cache, backend, max_sequences, context, graphs) if self.is_asynchronous else None
+        )
+
+    # Steps that wait for their ids
 
     def forward(self, step: list[Scheduled], *, all_logits: bool = False, tap: Tap | None = None) -> Any:
         """float32 logits (R, V): one row for each entry that reaches its last id, or one for every token."""
@@ -56,7 +60,7 @@ class Runner:
             return self.model(self._batch(step, all_logits=all_logits), self.cache, tap)
 
     def look(self, step: list[Scheduled], tap: Tap) -> int:
-        """The blocks alone, for the tap: no logits are computed. How many tokens there were."""
+        """Show the tap the blocks' results. No logits are computed. Returns the number of tokens."""
         with self.backend.active():
             tokens = self._batch(step)
             self.model.hidden(tokens, self.cache, tap)
@@ -64,34 +68,79 @@ class Runner:
 
     def _batch(self, step: list[Scheduled], *, all_logits: bool = False) -> Batch:
         self.model.reserve(max(entry.start + entry.count for entry in step))
-        return batch.build(step, self.cache.page_size, self.backend, all_logits=all_logits)
+        return batch.build(step, self.page_size, self.backend, all_logits=all_logits)
 
     def sample(self, logits: Any, rows: list[int], sequences: list[Sequence]) -> list[Sampled]:
-        """The next id of each sequence, drawn from its row of the logits."""
+        """The next id of each sequence, drawn from its row of the logits (R, V)."""
         with self.backend.active():
             if rows != list(range(len(logits))):
                 logits = take_rows(self.backend.asarray(rows, np.int32), logits)  # (B, V)
-            slots = Slots(self.backend, len(sequences), self.model.config.vocab_size)
+            slots = Slots(self.backend, len(sequences), self.vocab_size)
             slots.fill(sequences)
             _, drawn = slots.draw(logits)
-            return sampled(sequences, self.backend.to_numpy(drawn))
+            return read_sampled(sequences, self.backend.to_numpy(drawn))
 
+    def copy_page(self, source: int, target: int) -> None:
+        """Copy one page of the KV cache in all layers."""
+        self.cache.copy_page(source, target)
 
-def drawn_words(num_top: int) -> int:
-    """Words of 32 bits that `Slots.draw` gives for a sequence, with so many log probabilities beside its id's."""
-    return 2 * num_top + 2
+    def to_numpy(self, array: Any) -> np.ndarray[Any, Any]:
+        """An array of the device on the host."""
+        return self.backend.to_numpy(array)
 
+    # Steps that are queued ahead
 
-def sampled(sequences: Iterable[Sequence], drawn: np.ndarray[Any, Any]) -> list[Sampled]:
-    """What `Slots.draw` gives last, on the host: ids (B,), or these with log probabilities (B, 2 * N + 2)."""
-    if drawn.ndim == 1:
-        return [Sampled(sequence, token, None) for sequence, token in zip(sequences, drawn.tolist(), strict=True)]
-    half = drawn.shape[1] // 2
-    found = []
-    values = drawn[:, half:].view(np.float32).tolist()
-    for sequence, (token, *top_ids), (value, *top) in zip(sequences, drawn[:, :half].tolist(), values, strict=True):
-        count = sequence.params.logprobs
-        known = count is not None and token >= 0
-        pairs = tuple(zip(top_ids[:count], top[:count], strict=True))
-        found.append(Sampled(sequence, token, TokenLogprobs(token, value, pairs) if known else None))
-    return found
+    @property
+    def num_queued(self) -> int:
+        """Steps that are queued and not collected."""
+        return self.pipeline.num_queued if self.pipeline else 0
+
+    @property
+    def can_queue(self) -> bool:
+        """Whether another step may be queued behind the ones under way."""
+        return self.pipeline is not None and not self.pipeline.is_full
+
+    def can_follow(self, sequences: list[Sequence]) -> bool:
+        """Whether a step of these sequences may be queued behind the ones under way."""
+        return self.pipeline is not None and (not self.pipeline.num_queued or self.pipeline.holds(sequences))
+
+    def launch(self, sequences: list[Sequence]) -> bool:
+        """Queue one decode step. False: replays of earlier steps were wrong, and so may be the KV cache."""
+        assert self.pipeline
+        return self.pipeline.launch(sequences)
+
+    def collect(self) -> list[Sampled]:
+        """The ids of the oldest queued step; waits for them. Ids of sequences that have ended are left out."""
+        assert self.pipeline
+        return self.pipeline.collect()
+
+    def discard(self) -> None:
+        """Forget all queued steps, when the device is done with them."""
+        if self.pipeline:
+            self.pipeline.discard()
+
+    # Before and beside steps
+
+    def warm_up(self, max_step_tokens: int, progress: Callable[[str, int, int | None], None] | None = None) -> None:
+        """Compile the kernels of the steps to come, so that no request waits for them."""
+        self.backend.prepare(lambda: self.run_typical_steps(max_step_tokens), progress)
+
+    def run_typical_steps(self, max_step_tokens: int) -> None:
+        """One step of each number of rows that has kernels of its own."""
+        size = self.page_size
+        longest = min(self.context, max_step_tokens, self.num_pages * size)
+        most = self.max_sequences  # a short prompt has as many rows as a batch that is not allowed
+        shapes = [(rows, 1) if rows <= most else (1, min(rows, longest)) for rows in _TYPICAL_ROWS]
+        everything = SamplingParams(repetition_penalty=2.0, logprobs=1)
+        for rows, length in dict.fromkeys([(1, longest), *shapes, (most, 1)]):  # the last product has a row for each
+            sequences = [
+                Sequence(choice, [0] * length, length, everything, 0, length, pages=[0] * -(-length // size))
+                for choice in range(rows)
+            ]
+            logits = self.forward([Scheduled(sequence, 0, length) for sequence in sequences])
+            if self.pipeline:
+                self.pipeline.warm_up(logits, sequences)
+
+    def matrices(self) -> Iterator[Any]:
+        """The matrices (N, K) that a decode step reads, in order."""
+        return (linear.weight for linear in self.model.linears())

@@ -60,9 +60,7 @@ class Slots:
         """Steps since the slots were filled, as `decode_inputs` counts them."""
         if most_pages:  # beside a sequence's own pages there are always numbers of some
             backend.upload(self.page_table, np.zeros((count, most_pages), np.int32))
-        self.idle = Sequence(
-            -1, 0, [], 0, SamplingParams(temperature=0), 0, 0, pages=[spare_page], finish_reason="stop"
-        )
+        self.idle = Sequence(0, [], 0, SamplingParams(temperature=0), 0, 0, pages=[spare_page], finish_reason="stop")
         """What a slot without a sequence holds: no ids, so that it stays as it is, and a page that no sequence has. All
         idle rows of a step compute the same and write the same to the same place, in whatever order."""
         self._held: list[Sequence | None] = []

@@ -14,8 +14,6 @@ FinishReason = Literal["stop", "length", "abort", "error"]
 class Sequence:
     """One choice of a request: its ids, and how many of them are in the KV cache."""
 
-    request: int
-    """Number of the request it belongs to."""
     choice: int
     """0 to n - 1 within the request."""
     ids: list[int]
@@ -47,3 +45,27 @@ class Sequence:
     @property
     def completion(self) -> list[int]:
         return self.ids[self.num_prompt :]
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprobs:
+    """Log probabilities at one position, under the model's own distribution (no penalties, no temperature).
+
+    Attributes:
+        id: The token that was generated.
+        logprob: Its natural log probability.
+        top: (id, log probability) of the most probable tokens, as many as were asked for, the most probable first.
+    """
+
+    id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """One new id of a sequence; -1 where the logits were not finite."""
+
+    sequence: Sequence
+    id: int
+    logprobs: TokenLogprobs | None

@@ -21,7 +21,7 @@ from tiny_models import CONTEXT, GREEDY, SEEDED, assert_idle, count_preemptions,
 from forge import LLM, SamplingParams, models
 from forge.backend import sources
 from forge.backend.numpy import NumpyBackend
-from forge.engine import Engine, Runner, decode_pipeline
+from forge.engine import Engine, ModelRunner, decode_pipeline
 from forge.engine.decode_pipeline import DecodePipeline
 from forge.engine.graph_cache import bucket
 from forge.engine.scheduler import Scheduler
@@ -68,7 +68,7 @@ def test_buckets(most: int, wanted: dict[int, int]) -> None:
 def alone(requests: Requests) -> list[tuple[list[int], FinishReason | None]]:
     """Each request for itself, in an engine that waits for every step."""
     llm = tiny_llm("llama", max_sequences=1)
-    assert llm.engine._decode is None
+    assert llm.engine.runner.pipeline is None
     found = []
     for request in requests:
         (sequence,) = llm.engine.add(*request)
@@ -79,7 +79,7 @@ def alone(requests: Requests) -> list[tuple[list[int], FinishReason | None]]:
 
 
 def together(llm: LLM, requests: Requests) -> list[tuple[list[int], FinishReason | None]]:
-    assert llm.engine._decode
+    assert llm.engine.runner.pipeline
     sequences = [llm.engine.add(*request)[0] for request in requests]
     while llm.engine.has_work:
         llm.engine.step()
@@ -252,8 +252,8 @@ def test_so_do_sequences_that_ids_end(
 @pytest.mark.usefixtures("ahead")
 def test_a_step_without_memory_to_be_recorded_finds_that_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
     llm = tiny_llm("llama")
-    assert llm.engine._decode
-    plans = llm.engine._decode._plans
+    assert llm.engine.runner.pipeline
+    plans = llm.engine.runner.pipeline._graphs
     wanted = llm.generate([1, 2, 3], SEEDED).ids
     llm.generate([1, 2, 3], GREEDY)
     assert len(plans._replays) == 2
@@ -279,28 +279,29 @@ class Watched:
 
     def __init__(self, llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
         self.engine, self.cache = llm.engine, llm.engine.runner.cache
-        assert llm.engine._decode
-        self.loop = llm.engine._decode
+        assert llm.engine.runner.pipeline
+        self.loop = llm.engine.runner.pipeline
         self.idle_rows = self.penalized = 0
         self.ids: dict[Sequence, list[int]] = {}
         """Those of a sequence, with the ones under way."""
         self.ghosts = Counter[str]()
         """Of sequences, by how they ended: steps under way that they are in."""
-        launch, begin, finish = DecodePipeline.launch, DecodePipeline.begin, Scheduler.finish
+        launch, begin, finish = DecodePipeline.launch, DecodePipeline._fill, Scheduler.finish
 
         def begun(loop: DecodePipeline, sequences: list[Sequence]) -> None:
             self.ids = {s: list(s.ids) for s in sequences}
             begin(loop, sequences)
 
-        def watched(loop: DecodePipeline, sequences: list[Sequence]) -> None:
+        def watched(loop: DecodePipeline, sequences: list[Sequence]) -> bool:
             self.launch(launch, sequences)
+            return True
 
         def finished(scheduler: Scheduler, sequence: Sequence, reason: FinishReason) -> None:
-            number = sum(sequence in pending.sequences for pending in self.loop._pending)
+            number = sum(sequence in pending.sequences for pending in self.loop._queue)
             self.ghosts[f"{reason}: {number}"] += 1
             finish(scheduler, sequence, reason)
 
-        monkeypatch.setattr(DecodePipeline, "begin", begun)
+        monkeypatch.setattr(DecodePipeline, "_fill", begun)
         monkeypatch.setattr(DecodePipeline, "launch", watched)
         monkeypatch.setattr(Scheduler, "finish", finished)
 
@@ -315,7 +316,7 @@ class Watched:
         places = {(s.pages[s.num_computed // PAGE], s.num_computed % PAGE) for s in sequences}
         assert len(places) == len(sequences)
         real(self.loop, sequences)
-        rows = list(self.loop._pending[-1].sequences)
+        rows = list(self.loop._queue[-1].sequences)
         assert [s for s in rows if s is not self.loop.slots.idle] == [s for s in rows if s in sequences]
         assert set(sequences) <= set(rows)
         idle = [row for row, s in enumerate(rows) if s is self.loop.slots.idle]
@@ -387,7 +388,7 @@ def test_a_row_that_is_idle_already_is_computed_again_where_its_last_id_was_lost
     requests = [(prompt, replace(GREEDY, max_tokens=4 + i)) for i, prompt in enumerate(random_prompts(3, 9))]
     expected = together(tiny_llm("llama"), requests)
     calls = 0
-    real = decode_pipeline.sampled
+    real = decode_pipeline.read_sampled
 
     def sometimes(*args: Any) -> Any:
         nonlocal calls
@@ -396,7 +397,7 @@ def test_a_row_that_is_idle_already_is_computed_again_where_its_last_id_was_lost
             raise KeyboardInterrupt
         return real(*args)
 
-    monkeypatch.setattr(decode_pipeline, "sampled", sometimes)
+    monkeypatch.setattr(decode_pipeline, "read_sampled", sometimes)
     llm = tiny_llm("llama")
     sequences = [llm.engine.add(*request)[0] for request in requests]
     interrupts = 0
@@ -464,8 +465,9 @@ def engine_on(device: Late, pages: int = CONTEXT // PAGE, most: int = 6) -> Engi
     with gguf.read(path) as file:
         config = models.read_config(file, CONTEXT)
         decoder = models.build(file, config, device)
-    runner = Runner(decoder, KVCache(config, pages, PAGE, device), device)
-    return Engine(runner, context=CONTEXT, end_ids=frozenset(), max_sequences=most, max_step_tokens=128)
+    cache = KVCache(config, pages, PAGE, device)
+    runner = ModelRunner(decoder, cache, device, context=CONTEXT, max_sequences=most)
+    return Engine(runner, end_ids=frozenset(), max_step_tokens=128)
 
 
 def run(engine: Engine, requests: Requests, aborted: int = 0) -> list[list[Any]]:
@@ -537,7 +539,7 @@ def test_an_engine_that_nobody_has_any_more_holds_no_memory() -> None:
     """At once, not when Python next collects garbage: the next model may need it."""
     engine = engine_on(Late(late=False))
     run(engine, [([5, 6, 7], GREEDY)])
-    held = [weakref.ref(part) for part in (engine.runner.model, engine.runner.cache, engine._decode)]
+    held = [weakref.ref(part) for part in (engine.runner.model, engine.runner.cache, engine.runner.pipeline)]
     gc.collect()
     gc.disable()
     try:
@@ -553,16 +555,16 @@ def test_no_kernel_is_new_to_steps_after_the_first_ones(most: int, monkeypatch: 
     """The last product has kernels of its own where it has many outputs, and a row for each sequence."""
     device = Late(late=False)
     engine = engine_on(device, pages=most * CONTEXT // PAGE, most=most)
-    rehearsed: set[int] = set()
-    real = DecodePipeline.rehearse
+    warmed_up: set[int] = set()
+    real = DecodePipeline.warm_up
 
-    def rehearse(loop: DecodePipeline, logits: Any, sequences: list[Sequence]) -> None:
-        rehearsed.add(len(logits))
+    def warm_up(loop: DecodePipeline, logits: Any, sequences: list[Sequence]) -> None:
+        warmed_up.add(len(logits))
         real(loop, logits, sequences)
 
-    monkeypatch.setattr(DecodePipeline, "rehearse", rehearse)
-    engine._typical_steps()
-    assert max(rehearsed) == most
+    monkeypatch.setattr(DecodePipeline, "warm_up", warm_up)
+    engine.runner.run_typical_steps(engine.scheduler.max_step_tokens)
+    assert max(warmed_up) == most
     known = set(device.variants)
     params = SamplingParams(max_tokens=6, ignore_eos=True, repetition_penalty=1.5, logprobs=1, seed=0)
     run(engine, [(prompt, replace(params, max_tokens=3 + i)) for i, prompt in enumerate(random_prompts(most, 9))])
@@ -578,13 +580,14 @@ def test_a_page_is_given_away_before_the_ghost_that_writes_to_it_has_run(monkeyp
     given: list[int] = []
     real = DecodePipeline.launch
 
-    def launch(loop: DecodePipeline, sequences: list[Sequence]) -> None:
+    def launch(loop: DecodePipeline, sequences: list[Sequence]) -> bool:
         written = ghost_pages(loop)
-        real(loop, sequences)
+        is_right = real(loop, sequences)
         given.extend(written & {page for s in sequences for page in s.pages[s.num_computed // PAGE :]})
+        return is_right
 
     def ghost_pages(loop: DecodePipeline) -> set[int]:
-        (ghost,) = {s for pending in loop._pending for s in pending.sequences if s.finish_reason == "abort"} or {None}
+        (ghost,) = {s for pending in loop._queue for s in pending.sequences if s.finish_reason == "abort"} or {None}
         return {third[0]} if ghost else set()
 
     third: list[int] = []

@@ -41,8 +41,8 @@ def known(monkeypatch: pytest.MonkeyPatch) -> list[list[list[int]]]:
     found: list[list[list[int]]] = []
     real = Engine._start_over
 
-    def noted(self: Engine, loop: Any) -> None:
-        real(self, loop)
+    def noted(self: Engine) -> None:
+        real(self)
         assert not self.scheduler.running
         assert self.scheduler.blocks.num_free == self.scheduler.blocks.num_pages
         found.append([list(sequence.ids) for sequence in self.scheduler.waiting])

@@ -5,13 +5,11 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator
-from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from forge.backend.numpy import NUMPY
 from forge.config import SamplingParams
 from forge.engine import Engine, Sampled, Sequence
 from forge.engine.page_allocator import PageAllocator
@@ -32,12 +30,11 @@ def next_token(ids: tuple[int, ...], seed: int, choice: int) -> int:
 class FakeRunner:
     """Pages hold the ids themselves, so that what a step reads can be compared with what it should."""
 
-    def __init__(self, num_pages: int, page_size: int) -> None:
-        self.cache = self
-        self.backend = NUMPY
-        self.num_pages, self.page_size = num_pages, page_size
+    def __init__(self, num_pages: int, page_size: int, context: int, max_sequences: int) -> None:
+        self.num_pages, self.page_size, self.vocab_size = num_pages, page_size, VOCABULARY
+        self.context, self.max_sequences = context, max_sequences
+        self.can_queue, self.num_queued = False, 0
         self.slots: list[int | None] = [UNWRITTEN] * (num_pages * page_size)
-        self.model = SimpleNamespace(config=SimpleNamespace(vocab_size=VOCABULARY), reserve=lambda positions: None)
         self.engine: Engine
         self.fault: tuple[str, type[BaseException]] | None = None
         self.counts: Counter[str] = Counter()
@@ -96,16 +93,13 @@ class Simulation:
 
     def __init__(self, rng: random.Random) -> None:
         num_pages, page_size = rng.randint(2, 12), rng.randint(1, 5)
-        self.runner = FakeRunner(num_pages, page_size)
+        context = min(rng.randint(2, max(2, num_pages * page_size)), num_pages * page_size)
+        self.runner = FakeRunner(num_pages, page_size, context, max_sequences=rng.randint(1, 6))
         self.engine = Engine(
             self.runner,  # type: ignore[arg-type]
-            context=rng.randint(2, max(2, num_pages * page_size)),
             end_ids=frozenset([END_ID]),
-            max_sequences=rng.randint(1, 6),
             max_step_tokens=rng.randint(1, 16),
         )
-        if self.engine.context > num_pages * page_size:
-            self.engine.context = num_pages * page_size
         self.runner.engine = self.engine
         self.sequences: list[Sequence] = []
         self.counts = self.runner.counts
@@ -419,7 +413,7 @@ def test_the_checks_catch_a_fault(sabotage: Callable[[Simulation], None]) -> Non
 
 
 def sequence(length: int, max_length: int = 100) -> Sequence:
-    return Sequence(0, 0, list(range(length)), length, SamplingParams(), 0, max_length)
+    return Sequence(0, list(range(length)), length, SamplingParams(), 0, max_length)
 
 
 def scheduler(num_pages: int = 100, page_size: int = 4, max_sequences: int = 8, max_step_tokens: int = 16) -> Scheduler:

@@ -282,6 +282,8 @@ class Watched:
         assert llm.engine.runner.pipeline
         self.loop = llm.engine.runner.pipeline
         self.idle_rows = self.penalized = 0
+        self.before: np.ndarray | None = None
+        """The history before the step, behind the upload of new rows."""
         self.ids: dict[Sequence, list[int]] = {}
         """Those of a sequence, with the ones under way."""
         self.ghosts = Counter[str]()
@@ -291,6 +293,7 @@ class Watched:
         def begun(loop: DecodePipeline, sequences: list[Sequence]) -> None:
             self.ids = {s: list(s.ids) for s in sequences}
             begin(loop, sequences)
+            self.before = self.history()
 
         def watched(loop: DecodePipeline, sequences: list[Sequence]) -> bool:
             self.launch(launch, sequences)
@@ -312,7 +315,7 @@ class Watched:
 
     def launch(self, real: Callable[..., None], sequences: list[Sequence]) -> None:
         assert all(s.finish_reason is None for s in sequences)
-        pages, history = self.pages(), self.history()
+        pages, self.before = self.pages(), self.history()
         places = {(s.pages[s.num_computed // PAGE], s.num_computed % PAGE) for s in sequences}
         assert len(places) == len(sequences)
         real(self.loop, sequences)
@@ -324,7 +327,7 @@ class Watched:
         assert changed - places <= ({(self.cache.num_pages, 0)} if idle else set())
         assert all(np.isfinite(part[:, page, at]).all() for part in (self.cache.k, self.cache.v) for page, at in places)
 
-        slots, after = self.loop.slots, self.history()
+        slots, history, after = self.loop.slots, self.before, self.history()
         for row, sequence in enumerate(rows):
             if row in idle:
                 self.idle_rows += 1

@@ -67,7 +67,6 @@ class ModelConfig:
         norm: "rms" (RMSNorm) or "layer" (LayerNorm).
         norm_eps: Added to the variance before the root.
         activation: "silu" or "gelu" (tanh form).
-        gated: The feed-forward is down(activation(gate(x)) * up(x)), else down(activation(up(x))).
         attention_scale: Scores are multiplied by this before soft cap and mask.
         ropes: The distinct rotary embeddings of the model.
         layer_ropes: Index into `ropes` for each layer.
@@ -89,7 +88,6 @@ class ModelConfig:
     norm: NormKind
     norm_eps: float
     activation: Activation
-    gated: bool
     attention_scale: float
     ropes: tuple[RopeConfig, ...]
     layer_ropes: tuple[int, ...]

@@ -20,7 +20,7 @@ from forge.engine import Engine, Sampled
 from forge.engine.sequence import Sequence as EngineSequence
 from forge.errors import ChatTemplateError, ContextLengthError, NumericsError, OutOfMemoryError, ParameterError
 from forge.keywords import keywords
-from forge.models.attention import AttentionWeights
+from forge.models.attention_weights import AttentionWeights
 from forge.outputs import Chunk, Completion, Perplexity
 from forge.runtime.forks import ParentsLock, watch
 from forge.runtime.generation import Generation

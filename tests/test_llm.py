@@ -29,7 +29,7 @@ from forge.backend import NUMPY
 from forge.backend.numpy import NumpyBackend
 from forge.engine import Engine, ModelRunner, Sequence
 from forge.engine.scheduler import Scheduler
-from forge.models import attention, decoder
+from forge.models import attention, attention_weights
 from forge.runtime.generation import Generation
 from forge.tokenizer.chat import ChatTemplate
 
@@ -597,16 +597,16 @@ def test_attention_weighs_what_paged_attention_adds_up(
     name: str, together: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each layer's weights times its values are what the fused op gives: with windows, soft caps and several steps."""
-    monkeypatch.setattr(attention, "_SCORE_BYTES", together)
+    monkeypatch.setattr(attention_weights, "_SCORE_BYTES", together)
     llm = tiny_llm(name, max_step_tokens=24)
     outputs: list[np.ndarray] = []
-    fused = decoder.paged_attention
+    fused = attention.paged_attention
 
     def recording(*arguments: Any) -> Any:
         outputs.append(fused(*arguments))
         return outputs[-1]
 
-    monkeypatch.setattr(decoder, "paged_attention", recording)
+    monkeypatch.setattr(attention, "paged_attention", recording)
     cache = llm.engine.runner.cache
     weights = llm.attention(list(range(40)))
     layers = llm.config.num_layers
@@ -642,7 +642,7 @@ def test_attention_that_does_not_fit_is_refused_with_the_numbers(llm: LLM, monke
 
     with monkeypatch.context() as patch:
         patch.setattr(NUMPY, "free_bytes", lambda: 1 << 40)
-        patch.setattr(attention, "np", SimpleNamespace(empty=refused, float32=np.float32))
+        patch.setattr(attention_weights, "np", SimpleNamespace(empty=refused, float32=np.float32))
         with pytest.raises(OutOfMemoryError, match=r"needs 0\.00 GB, the system gives less: use"):
             llm.attention(ids)
     with pytest.raises(ContextLengthError, match="97 tokens"):  # not that they do not fit the memory

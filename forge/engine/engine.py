@@ -163,7 +163,7 @@ class Engine:
             self._siblings[siblings[0]] = siblings[1:]
         self.scheduler.finish(sequence, reason)
 
-    def logits(self, ids: list[int], tap: Hook | None = None) -> Generator[Any, None, None]:
+    def logits(self, ids: list[int], hook: Hook | None = None) -> Generator[Any, None, None]:
         """float32 logits (rows, V) of all positions, some rows at a time. What requests give is the same without it.
 
         Where pages run out, the youngest running sequences give theirs up and wait until it is read to its end, or
@@ -171,11 +171,11 @@ class Engine:
         their ends, hold the pages that it needs.
         """
         most = _LOGIT_BYTES // (4 * self.runner.vocab_size)
-        return self._alone(ids, most, lambda step: self.runner.forward(step, all_logits=True, tap=tap))
+        return self._alone(ids, most, lambda step: self.runner.forward(step, all_logits=True, hook=hook))
 
-    def look(self, ids: list[int], tap: Hook) -> Generator[int, None, None]:
-        """Show the tap all positions, some tokens at a time, without logits: how many. Raises what `logits` does."""
-        return self._alone(ids, len(ids), lambda step: self.runner.look(step, tap))
+    def look(self, ids: list[int], hook: Hook) -> Generator[int, None, None]:
+        """Show the hook all positions, some tokens at a time, without logits: how many. Raises what `logits` does."""
+        return self._alone(ids, len(ids), lambda step: self.runner.look(step, hook))
 
     def _alone(self, ids: list[int], most: int, run: Callable[[list[Scheduled]], T]) -> Generator[T, None, None]:
         """A pass over ids that no request has, at most so many at a time."""

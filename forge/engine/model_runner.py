@@ -17,7 +17,7 @@ from forge.engine.scheduler import Scheduled
 from forge.engine.sequence import Sampled, Sequence
 from forge.models import Decoder
 from forge.models.batch import Batch
-from forge.models.decoder import Tap
+from forge.models.hooks import Hook
 from forge.ops.embed import take_rows
 from forge.state.paged_kv import KVCache
 
@@ -54,16 +54,16 @@ class ModelRunner:
 
     # Steps that wait for their ids
 
-    def forward(self, step: list[Scheduled], *, all_logits: bool = False, tap: Tap | None = None) -> Any:
+    def forward(self, step: list[Scheduled], *, all_logits: bool = False, hook: Hook | None = None) -> Any:
         """float32 logits (R, V): one row for each entry that reaches its last id, or one for every token."""
         with self.backend.active():
-            return self.model(self._batch(step, all_logits=all_logits), self.cache, tap)
+            return self.model(self._batch(step, all_logits=all_logits), self.cache, hook)
 
-    def look(self, step: list[Scheduled], tap: Tap) -> int:
-        """Show the tap the blocks' results. No logits are computed. Returns the number of tokens."""
+    def look(self, step: list[Scheduled], hook: Hook) -> int:
+        """Show the hook the blocks' results. No logits are computed. Returns the number of tokens."""
         with self.backend.active():
             tokens = self._batch(step)
-            self.model.hidden(tokens, self.cache, tap)
+            self.model.hidden(tokens, self.cache, hook)
             return len(tokens.ids)
 
     def _batch(self, step: list[Scheduled], *, all_logits: bool = False) -> Batch:

@@ -1,14 +1,33 @@
 """The table of architectures: what a GGUF of each family holds, and what it leaves unsaid.
 
-A family that is attention + gated feed-forward is one row here and no code. Names are GGUF's `general.architecture`.
+A family whose mixers and feed-forwards exist is one row here and no code. Names are GGUF's `general.architecture`.
 """
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import Literal
 
 from forge.config import Activation, NormKind, RopeStyle
+
+SublayerKind = Literal["attention", "gated", "plain"]
+"""attention is a mixer. Feed-forwards: gated, down(activation(gate(x)) * up(x)), and plain, down(activation(up(x)))."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sublayer:
+    """One half of a layer, and its tensors in a file. A name without suffix is a weight."""
+
+    kind: SublayerKind
+    tensors: str
+    """Tensors that every such layer has.
+
+    In any family a file may hold q, k and v joined as attn_qkv (`--fuse-qkv` of llama.cpp's converter), and gate and up
+    as an ffn_up of twice the rows (phi3's files)."""
+    optional: str = ""
+    """Tensors that such a layer may have. Norms are in all such layers of a file or in none. A feed-forward without
+    ffn_norm reads the mixer's input."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,17 +36,15 @@ class Arch:
 
     rope: RopeStyle
     """The pairing its checkpoints are converted for: Q and K of llama are permuted to interleaved pairs."""
-    layer: str
-    """Tensors that every layer has; a name without suffix is a weight.
-
-    In any family a file may hold q, k and v joined as attn_qkv (`--fuse-qkv` of llama.cpp's converter), and gate and up
-    as an ffn_up of twice the rows (phi3's files)."""
-    layer_optional: str = ""
-    """Tensors that a layer may have. Norms are in all layers of a file or in none: without ffn_norm, attention and
-    feed-forward have the same input."""
+    mixers: tuple[Sublayer, ...]
+    """The layers' mixers in turn, repeated to the last layer: (other, other, other, attention) makes every fourth layer
+    attention."""
+    feed_forwards: tuple[Sublayer, ...]
+    """The layers' feed-forwards in turn, repeated, behind those of the first layers."""
+    first_feed_forwards: tuple[Sublayer, ...] = ()
+    """The feed-forwards of the first layers, one for each."""
     norm: NormKind = "rms"
     activation: Activation = "silu"
-    gated: bool = True
     norms_each_head: bool = False
     """Norms of q and k are LayerNorms with weights of each head's own, not one RMS norm for all heads."""
     scales_embedding: bool = False
@@ -43,16 +60,29 @@ class Arch:
     width_scaled_layers: int | None = None
     """The model of this many layers scales scores by sqrt(E/H), not by sqrt(D)."""
 
+    def layers(self, count: int) -> list[tuple[Sublayer, Sublayer]]:
+        """The mixer and the feed-forward of each of the layers."""
+        mixers = [self.mixers[index % len(self.mixers)] for index in range(count)]
+        later = range(count - len(self.first_feed_forwards))
+        repeated = [self.feed_forwards[index % len(self.feed_forwards)] for index in later]
+        return list(zip(mixers, [*self.first_feed_forwards[:count], *repeated], strict=True))
+
 
 _ATTENTION = "attn_norm attn_q attn_k attn_v attn_output"
 _FEED_FORWARD = "ffn_norm ffn_gate ffn_up ffn_down"
 _QK_NORM = "attn_q_norm attn_k_norm"
-_POST_NORM = "post_attention_norm post_ffw_norm"
 _QKV_BIAS = "attn_q.bias attn_k.bias attn_v.bias"
 _ATTENTION_BIAS = f"{_QKV_BIAS} attn_output.bias"
-_BIASES = f"{_ATTENTION_BIAS} ffn_gate.bias ffn_up.bias ffn_down.bias"
 
-_LLAMA = Arch(rope="interleaved", layer=f"{_ATTENTION} {_FEED_FORWARD}", layer_optional=_BIASES, global_every=1)
+_WITH_BIASES = (Sublayer("attention", _ATTENTION, _ATTENTION_BIAS),)
+_GATED = (Sublayer("gated", _FEED_FORWARD),)
+
+_LLAMA = Arch(
+    rope="interleaved",
+    mixers=_WITH_BIASES,
+    feed_forwards=(Sublayer("gated", _FEED_FORWARD, "ffn_gate.bias ffn_up.bias ffn_down.bias"),),
+    global_every=1,
+)
 
 ARCHS: dict[str, Arch] = {
     "llama": _LLAMA,
@@ -60,24 +90,21 @@ ARCHS: dict[str, Arch] = {
     "mistral3": _LLAMA,
     "qwen2": Arch(
         rope="neox",
-        layer=f"{_ATTENTION} {_QKV_BIAS} {_FEED_FORWARD}",
-        layer_optional="attn_output.bias",
+        mixers=(Sublayer("attention", f"{_ATTENTION} {_QKV_BIAS}", "attn_output.bias"),),
+        feed_forwards=_GATED,
         global_every=1,
     ),
     "qwen3": Arch(
-        rope="neox", layer=f"{_ATTENTION} {_QK_NORM} {_FEED_FORWARD}", layer_optional=_ATTENTION_BIAS, global_every=1
-    ),
-    "gemma": Arch(
         rope="neox",
-        layer=f"{_ATTENTION} {_FEED_FORWARD}",
-        layer_optional=_ATTENTION_BIAS,
-        activation="gelu",
-        scales_embedding=True,
+        mixers=(Sublayer("attention", f"{_ATTENTION} {_QK_NORM}", _ATTENTION_BIAS),),
+        feed_forwards=_GATED,
+        global_every=1,
     ),
+    "gemma": Arch(rope="neox", mixers=_WITH_BIASES, feed_forwards=_GATED, activation="gelu", scales_embedding=True),
     "gemma2": Arch(
         rope="neox",
-        layer=f"{_ATTENTION} {_FEED_FORWARD} {_POST_NORM}",
-        layer_optional=_ATTENTION_BIAS,
+        mixers=(Sublayer("attention", f"{_ATTENTION} post_attention_norm", _ATTENTION_BIAS),),
+        feed_forwards=(Sublayer("gated", f"{_FEED_FORWARD} post_ffw_norm"),),
         activation="gelu",
         scales_embedding=True,
         default_window=4096,
@@ -87,30 +114,29 @@ ARCHS: dict[str, Arch] = {
     ),
     "gemma3": Arch(
         rope="neox",
-        layer=f"{_ATTENTION} {_QK_NORM} {_FEED_FORWARD} {_POST_NORM}",
-        layer_optional=_ATTENTION_BIAS,
+        mixers=(Sublayer("attention", f"{_ATTENTION} {_QK_NORM} post_attention_norm", _ATTENTION_BIAS),),
+        feed_forwards=(Sublayer("gated", f"{_FEED_FORWARD} post_ffw_norm"),),
         activation="gelu",
         scales_embedding=True,
         global_every=6,
         local_rope_base=10_000.0,
         width_scaled_layers=62,
     ),
-    "phi3": Arch(rope="neox", layer=f"{_ATTENTION} {_FEED_FORWARD}", layer_optional=_QKV_BIAS),
+    "phi3": Arch(rope="neox", mixers=(Sublayer("attention", _ATTENTION, _QKV_BIAS),), feed_forwards=_GATED),
     "stablelm": Arch(
         rope="neox",
-        layer=f"{_ATTENTION} attn_norm.bias ffn_gate ffn_up ffn_down",
         # StableLM 2 12B has no ffn_norm, but norms of q and k
-        layer_optional=f"{_QKV_BIAS} ffn_norm ffn_norm.bias {_QK_NORM}",
+        mixers=(Sublayer("attention", f"{_ATTENTION} attn_norm.bias", f"{_QKV_BIAS} {_QK_NORM}"),),
+        feed_forwards=(Sublayer("gated", "ffn_gate ffn_up ffn_down", "ffn_norm ffn_norm.bias"),),
         norm="layer",
         norms_each_head=True,
     ),
     "starcoder2": Arch(
         rope="neox",
-        layer=f"{_ATTENTION} attn_norm.bias {_QKV_BIAS} attn_output.bias "
-        "ffn_norm ffn_norm.bias ffn_up ffn_up.bias ffn_down ffn_down.bias",
+        mixers=(Sublayer("attention", f"{_ATTENTION} attn_norm.bias {_ATTENTION_BIAS}"),),
+        feed_forwards=(Sublayer("plain", "ffn_norm ffn_norm.bias ffn_up ffn_up.bias ffn_down ffn_down.bias"),),
         norm="layer",
         activation="gelu",
-        gated=False,
     ),
 }
 

@@ -1,86 +1,81 @@
-"""Attention weights of whole prompts, for looking inside: what the fused kernels never write down."""
+"""The attention mixer: each token reads the values of earlier tokens by what its query finds in their keys."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
+from forge.models.arch import ARCHS
+from forge.models.batch import Batch
+from forge.models.hooks import Hook
+from forge.models.layer_tensors import LayerTensors
+from forge.models.layers import Linear
+from forge.models.residual import ResidualStream
+from forge.models.rope import RotaryEmbedding
+from forge.ops.attention import paged_attention
+from forge.ops.decode_attention import decode_attention
+from forge.ops.kv_cache import take_slots
+from forge.ops.rope import layernorm_heads, rope_append_kv
+from forge.state.paged_kv import KVCache
 
-from forge.backend import Backend
-from forge.config import ModelConfig
-from forge.errors import OutOfMemoryError
-from forge.ops.attention import attention_scores, causal_mask, softmax
 
-_SCORE_BYTES = 32 << 20
-"""Scores that are computed together: temporaries stay small beside the weights."""
-_TEMPORARIES = 4
-"""Arrays of that size that ops have at once."""
+class Attention:
+    """Causal attention of H query heads over G heads of cached keys and values (arXiv:1706.03762, arXiv:2305.13245).
 
-
-class AttentionWeights:
-    """A tap of a pass over one prompt: `weights` is filled layer by layer, some tokens at a time.
-
-    weights: float32 (layers, H, T, T) on the host. Keys of earlier tokens are kept there too: (layers, T, G, D).
+    q, k and v are one product. Attributes that hold weights are named like the file's tensors.
     """
 
-    def __init__(self, config: ModelConfig, backend: Backend, layers: range, num_tokens: int) -> None:
-        self.config, self.backend, self.layers = config, backend, layers
-        shape = len(layers), config.num_heads, num_tokens, num_tokens
-        kept = len(layers), num_tokens, config.num_kv_heads, config.head_dim
-        try:
-            self.weights: npt.NDArray[np.float32] = np.empty(shape, np.float32)
-            self._keys = np.empty(kept, backend.dtype)
-        except MemoryError:  # whatever was free when it was looked at
-            raise self._too_large(config, backend, layers, num_tokens, "the system gives less") from None
-        self._queries: Any = None
-        self._done = [0] * len(layers)
+    def __init__(self, tensors: LayerTensors, ropes: list[RotaryEmbedding], *, keeps_input: bool) -> None:
+        """keeps_input: the feed-forward of the layer reads the normalized stream that attention reads."""
+        config, self.index = tensors.config, tensors.index
+        queries, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+        self.keeps_input = keeps_input
+        self.attn_norm = tensors.norm("attn_norm")
+        self.attn_qkv = tensors.linear({"attn_q": queries, "attn_k": keys, "attn_v": keys}, config.width, "attn_qkv")
+        self.attn_qkv_bias: Any = None
+        """float32 ((H + 2G) * D,): what the rotation of q and k adds to the product before."""
+        self.attn_q_norm = self.attn_k_norm = None
+        self.head_norms: tuple[Any, Any] | None = None
+        """LayerNorm weights of q's heads (H, D) and k's heads (G, D)."""
+        has_norms = tensors.has_norm("attn_q_norm"), tensors.has_norm("attn_k_norm")
+        if ARCHS[config.arch].norms_each_head and any(has_norms):
+            counts = {"attn_q_norm": config.num_heads, "attn_k_norm": config.num_kv_heads}
+            q_norms, k_norms = (tensors.heads(name, count) for name, count in counts.items())
+            self.head_norms = q_norms, k_norms
+        else:
+            self.attn_qkv_bias, self.attn_qkv = self.attn_qkv.bias, Linear(self.attn_qkv.weight)
+            if has_norms[0]:
+                self.attn_q_norm = tensors.vector("attn_q_norm", config.head_dim)
+                self.attn_k_norm = tensors.vector("attn_k_norm", config.head_dim)
+        self.attn_output = tensors.linear({"attn_output": config.width}, queries)
+        self.post_attention_norm = tensors.norm_or_none("post_attention_norm")
+        self.rope = ropes[config.layer_ropes[self.index]]
+        self.scores = config.attention_scale, config.layer_windows[self.index], config.attention_softcap
+        self.norm_eps = config.norm_eps
 
-    @classmethod
-    def check_room(cls, config: ModelConfig, backend: Backend, layers: range, num_tokens: int, free: int) -> None:
-        """Raises OutOfMemoryError, with the numbers, where `free` bytes of the host are too few for a pass."""
-        if cls._bytes(config, backend, layers, num_tokens) > free:
-            raise cls._too_large(config, backend, layers, num_tokens, f"{free / 1e9:.2f} GB are free")
+    def linears(self) -> list[Linear]:
+        """The matrix products, in order."""
+        return [self.attn_qkv, self.attn_output]
 
-    @staticmethod
-    def _bytes(config: ModelConfig, backend: Backend, layers: range, num_tokens: int) -> int:
-        row = 4 * config.num_heads * num_tokens
-        keys = num_tokens * config.num_kv_heads * config.head_dim * backend.dtype.itemsize
-        return len(layers) * (row * num_tokens + keys) + _TEMPORARIES * max(min(_SCORE_BYTES, row * num_tokens), row)
-
-    @classmethod
-    def _too_large(
-        cls, config: ModelConfig, backend: Backend, layers: range, num_tokens: int, found: str
-    ) -> OutOfMemoryError:
-        many = f"{len(layers)} layers" if len(layers) > 1 else "one layer"
-        size = cls._bytes(config, backend, layers, num_tokens) / 1e9
-        return OutOfMemoryError(
-            f"the attention of {num_tokens} tokens in {many} needs {size:.2f} GB, {found}: "
-            f"use a shorter prompt{' or one layer at a time' if len(layers) > 1 else ''}"
-        )
-
-    def __call__(self, name: str, array: Any) -> None:
-        prefix, _, rest = name.partition(".")
-        layer, _, kind = rest.partition(".")
-        if prefix != "blk" or int(layer) not in self.layers:
-            return
-        if kind == "attn_q":  # its keys come next
-            self._queries = array
-        elif kind == "attn_k":
-            self._attend(int(layer), self._queries, self.backend.to_numpy(array))
-
-    def _attend(self, layer: int, q: Any, k: npt.NDArray[Any]) -> None:
-        """The weights of queries (t, H, D) whose keys are (t, G, D)."""
-        config, index = self.config, layer - self.layers.start
-        first, end = self._done[index], self._done[index] + len(k)
-        self._done[index] = end
-        self._keys[index, first:end] = k
-        keys = self.backend.asarray(self._keys[index, :end])
-        rows = max(_SCORE_BYTES // (4 * config.num_heads * end), 1)
-        for start in range(first, end, rows):
-            stop = min(start + rows, end)
-            part = q[start - first : stop - first]
-            scores = attention_scores(part, keys[:stop], config.attention_scale, config.attention_softcap)
-            weights = softmax(causal_mask(scores, config.layer_windows[layer]))  # (H, rows, stop)
-            self.weights[index, :, start:stop, :stop] = self.backend.to_numpy(weights)
-            self.weights[index, :, start:stop, stop:] = 0
+    def __call__(self, stream: ResidualStream, batch: Batch, state: KVCache, hook: Hook | None) -> None:
+        """Add attention's result to the stream; keys and values of the batch's T tokens go to the state."""
+        k_pages, v_pages = state.k[self.index], state.v[self.index]  # (num_pages + 1, P, G, D) each
+        is_one_op = batch.is_decode and hook is None  # a hook wants what lies between
+        operand = stream.normed(self.attn_norm, keep=self.keeps_input)  # (T, E)
+        qkv = self.attn_qkv(operand, split_k=is_one_op and self.head_norms is None)  # (T, (H + 2G) * D)
+        if self.head_norms:
+            layernorm_heads(qkv, *self.head_norms, self.norm_eps)
+        rope = self.rope
+        rotated = qkv, self.attn_qkv_bias, self.attn_q_norm, self.attn_k_norm, rope.cos_sin, rope.query_scale
+        if is_one_op:
+            cached = batch.lengths, batch.slots, k_pages, v_pages, batch.page_table
+            attended = decode_attention(*rotated, *cached, self.norm_eps, *self.scores, style=rope.config.style)
+        else:
+            appended = batch.positions, batch.slots, k_pages, v_pages
+            q = rope_append_kv(*rotated, *appended, self.norm_eps, style=rope.config.style)  # (T, H, D)
+            if hook:
+                hook(f"blk.{self.index}.attn_q", q)
+                hook(f"blk.{self.index}.attn_k", take_slots(batch.slots, k_pages))  # (T, G, D)
+            rows = batch.starts, batch.lengths, batch.page_table
+            attended = paged_attention(q, k_pages, v_pages, *rows, *self.scores)
+        attended = attended.reshape(len(attended), -1)  # (T, H * D)
+        stream.add(self.attn_output, attended, self.post_attention_norm)

@@ -81,7 +81,6 @@ class _Reader:
             norm=arch.norm,
             norm_eps=self.number(f"attention.{epsilon}", least=0.0),
             activation=arch.activation,
-            gated=arch.gated,
             attention_scale=self.number("attention.scale", 0.0, least=0.0) or scaled**-0.5,
             ropes=ropes,
             layer_ropes=layer_ropes,

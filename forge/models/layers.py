@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from forge.config import Activation, NormKind
@@ -19,33 +20,28 @@ class Linear:
     def __init__(self, weight: Any, bias: Any = None) -> None:
         self.weight, self.bias = weight, bias
 
-    def __call__(self, x: Any, residual: Any = None) -> Any:
-        """(M, K) -> float32 (M, N); with a residual (M, N), added to it in place."""
-        return linear(x, self.weight, self.bias, residual)
+    def __call__(
+        self, operand: Any, *, glu: Activation | None = None, residual: Any = None, split_k: bool = False
+    ) -> Any:
+        """The product with an operand (M, K), an array or `Normed`: float32 (M, N).
 
-    def sliced(self, x: Any) -> Any:
-        """(M, K) -> float32 (M, N), or what it is the sum of, for an op that adds it as it reads it."""
-        return linear_sliced(x, self.weight, self.bias)
-
-    def product(self, x: Any, norm: Norm, delta: Any = None, *, sliced: bool = False) -> Any:
-        """The product with the normalized residual stream (T, E) alone, for an op that adds the bias itself.
-
-        With `sliced` that op also adds what the product may be the sum of.
+        glu: the product is a gate and what it gates; the result is activation(gate) * up, (M, N / 2), for a product.
+        residual: (M, N), to which the product is added in place. split_k: the caller takes the product as split-K
+        partials, if it is computed so.
         """
-        if norm.is_rms and delta is None and (len(x) == 1 or not sliced):
-            return rms_linear(x, norm.weight, norm.eps, self.weight)
-        h = norm(x, delta)
-        return linear_sliced(h, self.weight, None) if sliced else linear(h, self.weight, None, None)
-
-    def gated(self, x: Any, norm: Norm | None, delta: Any = None, *, activation: Activation) -> Any:
-        """(T, F) activation(gate) * up, for a product, of gate and up (T, 2F) of the normalized residual stream.
-
-        Without a norm, x is normalized.
-        """
-        if norm is not None and norm.is_rms and delta is None:
-            return rms_gated(x, norm.weight, norm.eps, self.weight, self.bias, activation=activation)
-        h = x if norm is None else norm(x, delta)
-        return linear_gated(h, self.weight, self.bias, activation=activation)
+        if isinstance(operand, Normed):
+            norm = operand.norm
+            if norm.is_rms and operand.pending is None:
+                if glu:
+                    return rms_gated(operand.x, norm.weight, norm.eps, self.weight, self.bias, activation=glu)
+                if self.bias is None and residual is None and (len(operand.x) == 1 or not split_k):
+                    return rms_linear(operand.x, norm.weight, norm.eps, self.weight)
+            operand = operand.array()
+        if glu:
+            return linear_gated(operand, self.weight, self.bias, activation=glu)
+        if split_k:
+            return linear_sliced(operand, self.weight, self.bias)
+        return linear(operand, self.weight, self.bias, residual)
 
 
 class Embedding:
@@ -70,16 +66,29 @@ class Norm:
         self.is_rms = kind == "rms"
         self.weight, self.bias, self.eps = weight, bias, eps
 
-    def __call__(self, x: Any, delta: Any = None) -> Any:
-        """(T, E) normalized, for a product; a delta (T, E) is first added to x in place."""
-        if self.is_rms and delta is None:
-            return rmsnorm(x, self.weight, self.eps, out="act")
-        if self.is_rms:
-            return add_rmsnorm(x, delta, self.weight, self.eps)
-        if delta is None:
-            return layernorm(x, self.weight, self.bias, self.eps)
-        return add_layernorm(x, delta, self.weight, self.bias, self.eps)
-
     def of_residual(self, x: Any) -> Any:
         """(T, E) RMS-normalized in float32, for the residual stream: Gemma's norms behind its products."""
         return rmsnorm(x, self.weight, self.eps, out="f32")
+
+
+@dataclass(frozen=True, slots=True)
+class Normed:
+    """A normalized residual stream (T, E) as the operand of a product, which may compute the norm itself.
+
+    x: float32 (T, E). pending: (T, E), which is added to x in place before; None = nothing is.
+    """
+
+    x: Any
+    pending: Any
+    norm: Norm
+
+    def array(self) -> Any:
+        """(T, E) in the precision of products."""
+        x, pending, norm = self.x, self.pending, self.norm
+        if norm.is_rms:
+            if pending is None:
+                return rmsnorm(x, norm.weight, norm.eps, out="act")
+            return add_rmsnorm(x, pending, norm.weight, norm.eps)
+        if pending is None:
+            return layernorm(x, norm.weight, norm.bias, norm.eps)
+        return add_layernorm(x, pending, norm.weight, norm.bias, norm.eps)

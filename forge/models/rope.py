@@ -1,9 +1,8 @@
-"""Rotary frequencies and their cos/sin tables."""
+"""Rotary embeddings: frequencies, and tables of cos and sin."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -33,23 +32,25 @@ def frequencies(rope: RopeConfig) -> npt.NDArray[np.float64]:
     return plain if rope.factors is None else plain / np.array(rope.factors)
 
 
-@dataclass(frozen=True, slots=True)
-class RopeTables:
-    """Per position, float32 on the model's device."""
+class RotaryEmbedding:
+    """A rotary embedding and its tables by position, float32 on the model's device.
 
-    rotations: Any
-    """(positions, R, 2): cos and sin of each pair's angle, times the magnitude."""
-    query_scale: Any | None
-    """(positions,): factors of the queries."""
+    cos_sin: (positions, R, 2), cos and sin of each pair's angle, times the magnitude. query_scale: (positions,) factors
+    of the queries, or None.
+    """
 
+    def __init__(self, config: RopeConfig, backend: Backend) -> None:
+        self.config, self._backend = config, backend
+        self.cos_sin: Any = None
+        self.query_scale: Any = None
 
-def tables(rope: RopeConfig, positions: int, backend: Backend) -> RopeTables:
-    """The tables of the first positions, computed in float64."""
-    position = np.arange(positions)
-    scale = None
-    with np.errstate(all="ignore"):  # a file's numbers may be beyond float32: the logits say so
-        angles = position[:, None] * frequencies(rope)
-        rotations = (np.stack([np.cos(angles), np.sin(angles)], axis=-1) * rope.magnitude).astype(np.float32)
-        if rope.query_growth:
-            scale = (1 + rope.query_growth * np.log(1 + position // rope.original_context)).astype(np.float32)
-    return RopeTables(backend.asarray(rotations), None if scale is None else backend.asarray(scale))
+    def compute(self, positions: int) -> None:
+        """Make tables of the first positions, in float64."""
+        rope, position = self.config, np.arange(positions)
+        with np.errstate(all="ignore"):  # a file's numbers may be beyond float32: the logits say so
+            angles = position[:, None] * frequencies(rope)
+            cos_sin = (np.stack([np.cos(angles), np.sin(angles)], axis=-1) * rope.magnitude).astype(np.float32)
+            if rope.query_growth:
+                scale = (1 + rope.query_growth * np.log(1 + position // rope.original_context)).astype(np.float32)
+                self.query_scale = self._backend.asarray(scale)
+        self.cos_sin = self._backend.asarray(cos_sin)

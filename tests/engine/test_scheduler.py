@@ -50,7 +50,7 @@ class FakeRunner:
         self.slots[target * size : target * size + size] = self.slots[source * size : source * size + size]
         self.counts["copied page"] += 1
 
-    def forward(self, step: list[Scheduled], *, all_logits: bool = False, tap: object = None) -> list[tuple[int, ...]]:
+    def forward(self, step: list[Scheduled], *, all_logits: bool = False, hook: object = None) -> list[tuple[int, ...]]:
         blocks, scheduler, size = self.engine.blocks, self.engine.scheduler, self.page_size
         if not all_logits:
             assert len({entry.sequence for entry in step}) == len(step)

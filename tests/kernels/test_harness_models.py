@@ -91,21 +91,21 @@ def test_looking_inside_and_every_parameter_need_ops_alone(name: str, monkeypatc
     path, prompt = ARCH / name / "model.gguf", [5, 9, 17, 3, 2, 40]
     wanted: dict[str, Any] = {}
     with forge.load(path, device="cpu", context=64) as llm:
-        list(llm.engine.logits(prompt, lambda tapped, array: wanted.update({tapped: array.copy()})))
+        list(llm.engine.logits(prompt, lambda hooked, array: wanted.update({hooked: array.copy()})))
         weights = llm.attention(prompt)
     device = HarnessBackend(64)
     monkeypatch.setattr(loading.backends, "select", lambda _: device)
     got: dict[str, Any] = {}
     with forge.load(path, context=64, max_sequences=4) as llm:
-        list(llm.engine.logits(prompt, lambda tapped, array: got.update({tapped: device.to_numpy(array)})))
+        list(llm.engine.logits(prompt, lambda hooked, array: got.update({hooked: device.to_numpy(array)})))
         np.testing.assert_allclose(llm.attention(prompt), weights, atol=0.01)
         np.testing.assert_allclose(llm.attention(prompt, 1), weights[1], atol=0.01)
         options = {"n": 3, "temperature": 0.8, "logprobs": 2, "repetition_penalty": 1.2, "logit_bias": {7: 1.0}}
         completions = llm.generate(prompt, max_tokens=4, seed=1, ignore_eos=True, **options)
     assert [len(completion.ids) for completion in completions] == [4, 4, 4]
     assert got.keys() == wanted.keys()
-    for tapped, array in wanted.items():
-        np.testing.assert_allclose(got[tapped], array, atol=0.02 * np.abs(array).max(), err_msg=tapped)
+    for hooked, array in wanted.items():
+        np.testing.assert_allclose(got[hooked], array, atol=0.02 * np.abs(array).max(), err_msg=hooked)
 
 
 def test_joined_blocks_are_the_separate_ones_in_their_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,8 +129,8 @@ def test_joined_blocks_are_the_separate_ones_in_their_order(tmp_path: Path, monk
     found, planes = [], []
     for stored in (tensors, joined):
         with forge.load(write_gguf(tmp_path / "model.gguf", metadata, stored), context=64, max_sequences=2) as llm:
-            block = llm.engine.runner.model.blk[1]
-            planes.append([block.attn_qkv.weight, block.ffn_gate_up.weight])
+            mixer, feed_forward = llm.engine.runner.model.layers[1]
+            planes.append([mixer.attn_qkv.weight, feed_forward.ffn_up.weight])
             found.append(llm.logits([5, 9, 17, 3]))
     for separate, whole in zip(*planes, strict=True):
         assert separate.type is whole.type is ggml.GGMLType.Q8_0

@@ -21,7 +21,7 @@ from forge.config import RopeConfig
 from forge.errors import UnsupportedError
 from forge.formats import gguf
 from forge.formats.ggml import GGMLType, dequantize, nbytes
-from forge.models.rope import tables
+from forge.models.rope import RotaryEmbedding
 
 ARCH = Path(__file__).parents[1] / "data" / "arch"
 WIDTH = 256  # a block of every type
@@ -132,7 +132,8 @@ def test_the_command_line_says_so_in_one_line(tmp_path: Path) -> None:
 
 def test_rope_tables_beyond_float32() -> None:
     rope = RopeConfig(style="neox", dim=4, base=1e4, magnitude=1e300, query_growth=1e300, original_context=4)
-    found = tables(rope, 6, NUMPY)
-    assert np.isinf(found.rotations[3, :, 0]).all()
+    found = RotaryEmbedding(rope, NUMPY)
+    found.compute(6)
+    assert np.isinf(found.cos_sin[3, :, 0]).all()
     assert found.query_scale is not None
     assert found.query_scale.tolist() == [1, 1, 1, 1, np.inf, np.inf]

@@ -1,0 +1,63 @@
+"""The tensors of one layer's mixer or feed-forward, by their short names."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from forge.config import ModelConfig
+from forge.models.arch import Sublayer
+from forge.models.layers import Linear, Norm
+from forge.models.weights import Weights
+
+
+class LayerTensors:
+    """Takes the tensors of a sublayer out of a model's file. `first` is the first layer with the same sublayer."""
+
+    def __init__(self, weights: Weights, config: ModelConfig, sublayer: Sublayer, index: int, first: int) -> None:
+        self.config, self.index = config, index
+        self._weights, self._first = weights, first
+        self._required, self._optional = sublayer.tensors.split(), sublayer.optional.split()
+
+    def _name(self, tensor: str, index: int | None = None) -> str:
+        suffix = "" if tensor.endswith(".bias") else ".weight"
+        return f"blk.{self.index if index is None else index}.{tensor}{suffix}"
+
+    def has_norm(self, tensor: str) -> bool:
+        """Whether the layer has this norm. The first layer's tensors tell: norms are in all of them or in none."""
+        is_there = self._weights.has(self._name(tensor, self._first))
+        return tensor in self._required or (tensor in self._optional and is_there)
+
+    def linear(self, tensors: dict[str, int], cols: int, joined: str | None = None) -> Linear:
+        """The named matrices, by their rows, as one product; a bias if the family has it or this file brings it.
+
+        A file may hold them as one tensor, `joined`.
+        """
+        matrix = self._weights.matrix(*self._stored("", tensors, joined), cols=cols)
+        sizes, whole = self._stored(".bias", tensors, joined)
+        known = {tensor + ".bias" for tensor in tensors}
+        is_there = any(self._weights.has(bias) for bias in (*sizes, whole) if bias)
+        if known & set(self._required) or (known & set(self._optional) and is_there):
+            return Linear(matrix, self._weights.vector(sizes, whole))
+        return Linear(matrix)
+
+    def _stored(self, suffix: str, tensors: dict[str, int], joined: str | None) -> tuple[dict[str, int], str | None]:
+        sizes = {self._name(tensor + suffix): size for tensor, size in tensors.items()}
+        return sizes, self._name(joined + suffix) if joined else None
+
+    def norm(self, tensor: str) -> Norm:
+        """A norm of the residual stream."""
+        has_bias = f"{tensor}.bias" in (*self._required, *self._optional)
+        bias = self.vector(f"{tensor}.bias", self.config.width) if has_bias else None
+        return Norm(self.config.norm, self.vector(tensor, self.config.width), bias, self.config.norm_eps)
+
+    def norm_or_none(self, tensor: str) -> Norm | None:
+        """The same, or None where the layer has none."""
+        return self.norm(tensor) if self.has_norm(tensor) else None
+
+    def vector(self, tensor: str, size: int) -> Any:
+        """(size,) float32 on the device."""
+        return self._weights.vector({self._name(tensor): size})
+
+    def heads(self, tensor: str, count: int) -> Any:
+        """(count, D) float32 on the device: a vector for each head."""
+        return self._weights.heads(self._name(tensor), (count, self.config.head_dim))

@@ -146,8 +146,32 @@ def is_within(name: str, rooms: list[str]) -> bool:
     return any(name == room or name.startswith(f"{room}.") for room in rooms)
 
 
+def cycle(root: Path) -> list[str]:
+    """Modules of root/forge of which each imports the next, and the last the first; imports for types alone count."""
+    paths = {module_name(path.relative_to(root / "forge")): path for path in (root / "forge").rglob("*.py")}
+    imported = {
+        module: {target.removeprefix("forge.") for _, target in imports(path, module, set(paths))} - {module}
+        for module, path in paths.items()
+    }
+    while ends := {module for module, targets in imported.items() if not targets & imported.keys()}:
+        imported = {
+            module: targets & imported.keys() - ends for module, targets in imported.items() if module not in ends
+        }
+    walk = list(imported)[:1]  # each that is left imports another that is left
+    while walk:
+        following = min(imported[walk[-1]])
+        if following in walk:
+            return walk[walk.index(following) :]
+        walk.append(following)
+    return []
+
+
 def test_imports_point_one_way() -> None:
     assert breaches(ROOT) == []
+
+
+def test_no_module_imports_itself_by_way_of_others() -> None:
+    assert cycle(ROOT) == []
 
 
 def test_every_rule_has_a_file() -> None:
@@ -190,6 +214,19 @@ def test_a_tree_that_keeps_the_rules_passes(tmp_path: Path) -> None:
         "cli/app.py": "import typer\nimport forge\nfrom forge import __version__",
     }
     assert breaches(tree(tmp_path, files)) == []
+
+
+def test_a_cycle_within_a_package_is_found(tmp_path: Path) -> None:
+    files = {
+        "ops/__init__.py": "from forge.ops import norm",
+        "ops/a.py": "from forge.ops.b import x",
+        "ops/b.py": "def f():\n    from forge.ops import c",
+        "ops/c.py": "if TYPE_CHECKING:\n    from forge.ops.b import x",
+        "ops/norm.py": "import forge.ops.a",
+    }
+    assert sorted(cycle(tree(tmp_path, files))) == ["ops.b", "ops.c"]
+    (tmp_path / "forge/ops/c.py").write_text("")
+    assert cycle(tmp_path) == []
 
 
 @pytest.mark.parametrize(

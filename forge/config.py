@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from numbers import Integral, Real
 from typing import Any, Literal, get_args
 
 from forge.errors import ParameterError
-from forge.keywords import keywords
+from forge.keywords import keywords, warn_renamed
 
 RopeStyle = Literal["neox", "interleaved"]
 Activation = Literal["silu", "gelu"]
 NormKind = Literal["rms", "layer"]
-Activations = Literal["f32", "f16"]
+Dtype = Literal["f32", "f16"]
+Progress = Callable[[str, int, int | None], None]
+"""Called with the name of a stage, how much of it is done, and its total, or None where that is not known."""
 MAX_LOGPROBS = 100
-"""Of the most probable ids at a position, that a request may ask for."""
+"""Most alternatives whose log probabilities a request may ask for."""
 MAX_STOP_STRINGS = 64
 MAX_STOP_CHARACTERS = 1000
-"""Of one stop string. Each new piece of text is compared with all of them, while all other requests wait."""
-MAX_STOP_IDS = 1 << 20
+"""Longest stop string. Each new piece of text is compared with all stop strings while all other requests wait."""
+MAX_STOP_TOKEN_IDS = 1 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,40 +102,48 @@ class ModelConfig:
 @keywords()
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineConfig:
-    """How an engine runs. Token counts are per engine, not per request.
+    """How an engine runs. `forge.load` takes it as `engine`.
 
     Attributes:
-        context: Most tokens of one sequence, prompt and completion; None = the model's, cut to what fits in memory.
+        context: Most tokens of one sequence, prompt and completion. None = the model's, cut to what fits in memory.
         memory_fraction: Share of the free memory that weights and KV cache may take.
-        activations: Precision of matrix inputs; None = what the device does best (float32 on NumPy, float16 on a
-            GPU).
-        max_sequences: Most sequences that run together; further ones wait.
-        max_step_tokens: Most tokens of one step: a longer prompt is computed in chunks of this size.
-        page_size: P: positions per KV page.
-        graphs: On a GPU, decode steps are replayed as graphs. False = their kernels are launched one by one; N = every
-            Nth replay is compared with its launches, and from a difference on there are no graphs.
+        dtype: Precision of matrix inputs, "f32" or "f16". None = what the device does best: float32 on a CPU, float16
+            on a GPU.
+        max_sequences: Most sequences that run together, each with room for its whole context as far as memory goes;
+            further ones wait. None = up to 64 that share room for one whole context, or 32,768 tokens if that is more:
+            if they need more together, the youngest wait.
+        max_step_tokens: Most tokens of one step. A longer prompt is computed in chunks of this size.
+        page_size: P, positions of a page of the KV cache.
+        graphs: Whether decode steps on a GPU are replayed as graphs. False = their kernels are launched one by one.
+            N = every Nth replay is compared with its launches, and from a difference on there are no graphs. None = as
+            the variable FORGE_GRAPHS says: 0, 1, check:N; True where it is not set.
     """
 
     context: int | None = None
     memory_fraction: float = 0.9
-    activations: Activations | None = None
-    max_sequences: int = 64
+    dtype: Dtype | None = None
+    max_sequences: int | None = None
     max_step_tokens: int = 512
     page_size: int = 64
-    graphs: bool | int = True
+    graphs: bool | int | None = None
 
     def __post_init__(self) -> None:
         check_integer("context", self.context, 1, optional=True)
-        check_integer("max_sequences", self.max_sequences, 1)
+        check_integer("max_sequences", self.max_sequences, 1, optional=True)
         check_integer("max_step_tokens", self.max_step_tokens, 1)
         check_integer("page_size", self.page_size, 1)
         if not isinstance(self.graphs, bool):
-            check_integer("graphs", self.graphs, 1)
+            check_integer("graphs", self.graphs, 1, optional=True)
         if not 0.0 < _real("memory_fraction", self.memory_fraction) <= 1.0:
-            raise ParameterError(f"memory_fraction must be in (0, 1], not {self.memory_fraction}")
-        known = isinstance(self.activations, str) and self.activations in get_args(Activations)
-        if self.activations is not None and not known:
-            raise ParameterError(f"activations must be one of {get_args(Activations)}, not {_shown(self.activations)}")
+            raise _refusal("memory_fraction", "in (0, 1]", self.memory_fraction)
+        if self.dtype is not None and not (isinstance(self.dtype, str) and self.dtype in get_args(Dtype)):
+            raise _refusal("dtype", f"one of {get_args(Dtype)}", self.dtype)
+
+    @property
+    def activations(self) -> Dtype | None:
+        """The former name of `dtype`, for one release."""
+        warn_renamed("activations", "dtype")
+        return self.dtype
 
 
 @keywords()
@@ -141,9 +151,9 @@ class EngineConfig:
 class SamplingParams:
     """How the tokens of a request are chosen.
 
-    In this order: logit bias, repetition, presence and frequency penalties, temperature, top-k, top-p, min-p, one draw.
-    The draw depends on the seed, the choice index and the position alone: the same request gives the same tokens
-    whatever else runs. Raises ParameterError for a value that cannot be used.
+    The steps come in this order: logit bias, repetition, presence and frequency penalties, temperature, top-k, top-p,
+    min-p, one draw. The draw depends on the seed, the choice index and the position alone: the same request gives the
+    same tokens whatever else runs. Raises ParameterError for a value that cannot be used.
 
     Attributes:
         max_tokens: Most tokens to generate; None = until the context is full.
@@ -157,9 +167,9 @@ class SamplingParams:
         frequency_penalty: Subtracted for each time a token was already generated.
         logit_bias: Token id -> number added to its logit, from -1e6 to 1e6; -inf forbids it.
         seed: 0 to 2**64 - 1; None = a fresh one for each request.
-        n: Completions of the same prompt: choice indices 0 to n - 1.
+        n: Number of completions of the same prompt. Their choice indices are 0 to n - 1.
         stop: Texts that end the completion; they are not part of it. At most 64, of at most 1,000 characters each.
-        stop_ids: Token ids that end the completion like the model's own end tokens.
+        stop_token_ids: Token ids that end the completion like the model's own end tokens.
         ignore_eos: Run to `max_tokens` through the model's end tokens.
         logprobs: Report each token's log probability, and this many most probable alternatives; None = none.
     """
@@ -176,7 +186,7 @@ class SamplingParams:
     seed: int | None = None
     n: int = 1
     stop: str | Sequence[str] = ()
-    stop_ids: Sequence[int] = ()
+    stop_token_ids: Sequence[int] = ()
     ignore_eos: bool = False
     logprobs: int | None = None
 
@@ -187,30 +197,37 @@ class SamplingParams:
         check_integer("seed", self.seed, 0, 2**64 - 1, optional=True)
         check_integer("logprobs", self.logprobs, 0, MAX_LOGPROBS, optional=True)
         if not 0.0 <= _real("temperature", self.temperature) <= 100.0:
-            raise ParameterError(f"temperature must be in [0, 100], not {self.temperature}")
+            raise _refusal("temperature", "in [0, 100]", self.temperature)
         if not 0.0 < _real("top_p", self.top_p) <= 1.0:
-            raise ParameterError(f"top_p must be in (0, 1], not {self.top_p}")
+            raise _refusal("top_p", "in (0, 1]", self.top_p)
         if not 0.0 <= _real("min_p", self.min_p) <= 1.0:
-            raise ParameterError(f"min_p must be in [0, 1], not {self.min_p}")
+            raise _refusal("min_p", "in [0, 1]", self.min_p)
         if not 0.01 <= _real("repetition_penalty", self.repetition_penalty) <= 100.0:
-            raise ParameterError(f"repetition_penalty must be in [0.01, 100], not {self.repetition_penalty}")
+            raise _refusal("repetition_penalty", "in [0.01, 100]", self.repetition_penalty)
         if not isinstance(self.ignore_eos, bool):
-            raise ParameterError(f"ignore_eos must be True or False, not {_shown(self.ignore_eos)}")
+            raise _refusal("ignore_eos", "True or False", self.ignore_eos)
         for name in ("presence_penalty", "frequency_penalty"):
             if abs(_real(name, getattr(self, name))) > 100.0:
-                raise ParameterError(f"{name} must be in [-100, 100], not {getattr(self, name)}")
+                raise _refusal(name, "in [-100, 100]", getattr(self, name))
         self._freeze("logit_bias", _bias(self.logit_bias))
         stop = (self.stop,) if isinstance(self.stop, str) else _items("stop", self.stop, MAX_STOP_STRINGS)
         if not all(isinstance(s, str) and s for s in stop):
-            raise ParameterError(f"stop must be non-empty strings, not {_shown(self.stop)}")
+            raise _refusal("stop", "non-empty strings", self.stop)
         if (longest := max(map(len, stop), default=0)) > MAX_STOP_CHARACTERS:
             raise ParameterError(
-                f"stop may hold strings of {MAX_STOP_CHARACTERS} characters, and one of these has {longest}"
+                f"stop may hold strings of {MAX_STOP_CHARACTERS} characters, and one of these has {longest}",
+                parameter="stop",
             )
         self._freeze("stop", stop)
-        self._freeze("stop_ids", _items("stop_ids", self.stop_ids, MAX_STOP_IDS))
-        for token in self.stop_ids:
-            check_integer("stop_ids", token, 0)
+        self._freeze("stop_token_ids", _items("stop_token_ids", self.stop_token_ids, MAX_STOP_TOKEN_IDS))
+        for token in self.stop_token_ids:
+            check_integer("stop_token_ids", token, 0)
+
+    @property
+    def stop_ids(self) -> Sequence[int]:
+        """The former name of `stop_token_ids`, for one release."""
+        warn_renamed("stop_ids", "stop_token_ids")
+        return self.stop_token_ids
 
     def _freeze(self, name: str, value: object) -> None:
         object.__setattr__(self, name, value)
@@ -221,11 +238,15 @@ def check_integer(name: str, value: object, low: int, high: int | None = None, *
     if optional and value is None:
         return
     if isinstance(value, bool) or not isinstance(value, Integral):
-        raise ParameterError(f"{name} must be an integer, not {_shown(value)}")
+        raise _refusal(name, "an integer", value)
     number = int(value)
     if number < low or (high is not None and number > high):
-        allowed = f"at least {low}" if high is None else f"in [{low}, {high}]"
-        raise ParameterError(f"{name} must be {allowed}, not {number}")
+        raise _refusal(name, f"at least {low}" if high is None else f"in [{low}, {high}]", number)
+
+
+def _refusal(name: str, allowed: str, value: object) -> ParameterError:
+    """The error for a parameter that must be something else than its value."""
+    return ParameterError(f"{name} must be {allowed}, not {_shown(value)}", parameter=name.partition(" ")[0])
 
 
 def _real(name: str, value: object) -> float:
@@ -234,26 +255,26 @@ def _real(name: str, value: object) -> float:
             return float(value)
     except OverflowError:  # an integer beyond float64
         pass
-    raise ParameterError(f"{name} must be a finite number, not {_shown(value)}")
+    raise _refusal(name, "a finite number", value)
 
 
 def _items(name: str, value: Iterable[Any], most: int) -> tuple[Any, ...]:
     try:
         items = tuple(islice(value, most + 1))
     except TypeError:
-        raise ParameterError(f"{name} must be a list, not {_shown(value)}") from None
+        raise _refusal(name, "a list", value) from None
     if len(items) > most:
-        raise ParameterError(f"{name} may hold {most} entries, and there are more: give fewer")
+        raise ParameterError(f"{name} may hold {most} entries, and there are more", parameter=name, hint="give fewer")
     return items
 
 
 def _bias(bias: Mapping[int, float]) -> dict[int, float]:
     if not isinstance(bias, Mapping):
-        raise ParameterError(f"logit_bias must map token ids to numbers, not {_shown(bias)}")
+        raise ParameterError(f"logit_bias must map token ids to numbers, not {_shown(bias)}", parameter="logit_bias")
     for token, value in bias.items():
         check_integer("logit_bias token", token, 0)
         if value != -math.inf and abs(_real("logit_bias", value)) > 1e6:
-            raise ParameterError(f"logit_bias must be in [-1e6, 1e6] or -inf, not {_shown(value)}")
+            raise _refusal("logit_bias", "in [-1e6, 1e6] or -inf", value)
     return dict(bias)
 
 

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any, Self
 
+from forge.config import Progress
 from forge.errors import ParameterError
 
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
     from rich.progress import TaskID
-
-Progress = Callable[[str, int, int | None], None]
-"""Called with a stage, how much of it is done, and its total if that is known. Stages count bytes or kernels."""
 
 
 def watched(progress: Progress | bool | None) -> AbstractContextManager[Progress | None]:
@@ -26,7 +23,9 @@ def watched(progress: Progress | bool | None) -> AbstractContextManager[Progress
     if callable(progress):
         return nullcontext(progress)
     if progress is not None and not isinstance(progress, bool):
-        raise ParameterError(f"progress must be True, False or a function, not a {type(progress).__name__}")
+        raise ParameterError(
+            f"progress must be True, False or a function, not a {type(progress).__name__}", parameter="progress"
+        )
     if progress is False:
         return nullcontext(None)
     if is_terminal(sys.stderr):

@@ -1,16 +1,41 @@
-"""Every error that forge raises on purpose. A message is one line: what is wrong, where, and how to fix it."""
+"""Every error that forge raises on purpose. Its text is one line: what is wrong, where, and how to fix it."""
+
+__all__ = [
+    "ChatTemplateError",
+    "ContextLengthError",
+    "DeviceError",
+    "DownloadError",
+    "ForgeError",
+    "FormatError",
+    "ModelNotFoundError",
+    "NumericsError",
+    "OutOfMemoryError",
+    "ParameterError",
+    "TokenizerError",
+    "UnsupportedError",
+]
 
 
 class ForgeError(Exception):
-    """Base of all forge errors. The command line prints the message alone and exits with 1."""
+    """Base of all forge errors. ``str(error)`` is the message with the hint behind it, in one line.
+
+    Attributes:
+        parameter: Name of the argument that is wrong, or that the hint asks to change, as Python spells it
+            ("top_p"). None = no argument is to blame. A message about a wrong argument begins with this name.
+        hint: What to do, with arguments as Python writes them (``use device="cpu"``). None = the message says it all.
+    """
+
+    def __init__(self, message: str = "", *, parameter: str | None = None, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.parameter = parameter
+        self.hint = hint
 
     def __str__(self) -> str:
-        """One line, whatever names it quotes."""
-        return super().__str__().replace("\r", "\\r").replace("\n", "\\n")
+        return one_line(super().__str__(), self.hint)
 
 
 class ParameterError(ForgeError, ValueError):
-    """An argument has a value that cannot be used. Names the parameter; the command line exits with 2."""
+    """An argument has a value that cannot be used. `parameter` names it. The command line exits with 2."""
 
 
 class ContextLengthError(ForgeError, ValueError):
@@ -51,3 +76,9 @@ class OutOfMemoryError(ForgeError):
 
 class NumericsError(ForgeError):
     """A model computes infinite or NaN logits: its weights are damaged or out of range."""
+
+
+def one_line(message: str, hint: str | None) -> str:
+    """A message with its hint behind it, on one line whatever names the message quotes."""
+    text = f"{message}: {hint}" if hint else message
+    return text.replace("\r", "\\r").replace("\n", "\\n")

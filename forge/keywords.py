@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import fields
 from difflib import SequenceMatcher
@@ -12,6 +13,8 @@ from typing import Any, TypeVar
 from forge.errors import ParameterError
 
 T = TypeVar("T", bound=Callable[..., Any])
+RENAMED = {"stop_ids": "stop_token_ids", "activations": "dtype"}
+"""Former names of keywords. They work with a warning until version 0.2."""
 _LIKE = 0.6
 """Share of equal letters, from 0 to 1, from which on a name may be what was meant."""
 _MISSPELLED = 0.85
@@ -35,9 +38,12 @@ def keywords(*settings: Any) -> Callable[[T], T]:
 
         @wraps(function)
         def checked(*args: Any, **given: Any) -> Any:
+            for name in [name for name in given if RENAMED.get(name) in known]:
+                _rename(name, given)
             for name in given:
                 if name not in known and not (passes_on and max(_likeness(name, known).values()) < _MISSPELLED):
-                    raise ParameterError(f"{name:.60} is no parameter of {target.__name__}: {_advice(name, known)}")
+                    message = f"{name:.60} is no parameter of {target.__name__}"
+                    raise ParameterError(message, parameter=name, hint=_advice(name, known))
             return function(*args, **given)
 
         if not inspect.isclass(target):
@@ -46,6 +52,21 @@ def keywords(*settings: Any) -> Callable[[T], T]:
         return target
 
     return decorate
+
+
+def warn_renamed(old: str, new: str, *, stacklevel: int = 3) -> None:
+    """A DeprecationWarning at the caller's caller: Python shows it for code of the program itself."""
+    warnings.warn(f"{old} is now {new}; the old name goes in version 0.2", DeprecationWarning, stacklevel=stacklevel)
+
+
+def _rename(old: str, given: dict[str, Any]) -> None:
+    """A keyword under its new name. What `dataclasses.replace` adds under the new name gives way if it is empty."""
+    new = RENAMED[old]
+    warn_renamed(old, new, stacklevel=4)
+    value = given.pop(old)
+    if given.get(new):
+        raise ParameterError(f"{old} is {new} now, and both are given", parameter=old, hint=f"give {new} alone")
+    given[new] = value
 
 
 def _likeness(name: str, known: Iterable[str]) -> dict[str, float]:

@@ -155,7 +155,7 @@ class LLM:
             ContextLengthError: The prompt is too long.
         """
         if not is_single(prompt):
-            raise ParameterError("stream takes one prompt; generate takes a list of them")
+            raise ParameterError("stream takes one prompt; generate takes a list of them", parameter="prompt")
         return self._stream(self._encode(prompt), sampling_params(params, overrides))
 
     @keywords(SamplingParams)
@@ -298,7 +298,11 @@ class LLM:
         template = self._template()
         for name in ("messages", "tools", "continue_final_message"):
             if name in (template_variables or {}):
-                raise ParameterError(f"template_variables: {name} is none of them; give it as an argument of its own")
+                raise ParameterError(
+                    f"template_variables: {name} is none of them",
+                    parameter="template_variables",
+                    hint="give it as an argument of its own",
+                )
         options = {**(template_variables or {}), "tools": tools, "continue_final_message": continue_final_message}
         if parse_special:
             return self.tokenizer.encode_prompt(template.render(messages, **options))
@@ -389,7 +393,7 @@ class LLM:
         ids = self._tokens(text)
         chunks = [ids[start : start + context] for start in range(0, len(ids) - context + 1, context)] or [ids]
         if len(chunks[0]) < 2:
-            raise ParameterError("the text has fewer than two tokens: there is nothing to predict")
+            raise ParameterError("the text has fewer than two tokens: there is nothing to predict", parameter="text")
         nll, count = 0.0, 0
         for chunk in chunks:
             if self.tokenizer.add_bos and self.tokenizer.bos_id is not None:
@@ -421,8 +425,9 @@ class LLM:
         if self.chat_template is not None:
             return self.chat_template
         raise ChatTemplateError(
-            f"{self.path}: this model has no chat template, perhaps it is a base model; pass one with "
-            "forge chat --chat-template FILE or forge.load(..., chat_template=FILE)"
+            f"{self.path}: this model has no chat template, perhaps it is a base model",
+            parameter="chat_template",
+            hint="pass one with chat_template=FILE",
         )
 
     def _logits(self, ids: list[int]) -> Generator[npt.NDArray[np.float32], None, None]:

@@ -6,16 +6,18 @@ import json
 import os
 import re
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
+from typing import Any
 
 from forge import backend as backends
 from forge import hub, models
 from forge.backend import Backend, compilers
 from forge.backend.threads import THREADS
-from forge.config import Activations, EngineConfig, ModelConfig, check_integer
-from forge.display import Progress, watched
+from forge.config import Dtype, EngineConfig, ModelConfig, Progress, check_integer
+from forge.display import watched
 from forge.engine import Engine, ModelRunner
 from forge.errors import ChatTemplateError, FormatError, OutOfMemoryError, ParameterError
 from forge.formats import gguf
@@ -31,6 +33,8 @@ _SHARED_TOKENS = 1 << 15
 """Positions in the KV cache where nobody says how many sequences are to have their whole context: 64 of 512 tokens."""
 _REMARKABLE_BYTES = 10**9
 """A KV cache that takes so much of a GPU is remarked on."""
+_MAX_SEQUENCES = 64
+"""Most sequences that run together where nobody says how many."""
 _MAX_THREADS = 1024
 _STEP_BYTES = 256 << 20
 """Memory for a step's activations: a model with very wide layers computes fewer tokens at a time."""
@@ -42,58 +46,66 @@ def load(
     *,
     device: str = "auto",
     context: int | None = None,
-    memory_fraction: float = 0.9,
-    activations: Activations | None = None,
+    memory_fraction: float | None = None,
+    dtype: Dtype | None = None,
     max_sequences: int | None = None,
     threads: int | None = None,
     chat_template: str | os.PathLike[str] | None = None,
     graphs: bool | int | None = None,
+    engine: EngineConfig | None = None,
     progress: Progress | bool | None = None,
 ) -> LLM:
     """Load a model.
+
+    `context`, `memory_fraction`, `dtype`, `max_sequences` and `graphs` are fields of `EngineConfig`: None = the field
+    of `engine`.
 
     Args:
         model: A name (`forge pull --help` lists them), a path, `hf:owner/repo[:QUANT]`,
             `hf:owner/repo[@revision]/file.gguf`, or an address of the Hugging Face Hub.
         device: "auto", "cpu", "hip", "cuda", or "hip:1" for the second GPU.
-        context: Most tokens of one sequence, prompt and completion. None = the model's, cut to what fits.
-        memory_fraction: Share of the free memory that weights and KV cache may take.
-        activations: Precision of matrix inputs. None = what the device does best.
+        context: Most tokens of one sequence, prompt and completion. By default the model's, cut to what fits.
+        memory_fraction: Share of the free memory that weights and KV cache may take. By default 0.9.
+        dtype: Precision of matrix inputs, "f32" or "f16". By default what the device does best.
         max_sequences: Most sequences that run together, each with room for its whole context as far as memory goes;
-            further ones wait. None = up to 64 that share room for one whole context, or 32,768 tokens if that is more:
-            if they need more together, the youngest wait.
+            further ones wait. By default up to 64 that share room for one whole context, or 32,768 tokens if that is
+            more: if they need more together, the youngest wait.
         threads: Threads of the CPU, for NumPy's matrix products and for loading. They are one number for the whole
             process: the last load's. None = as many as this process may use cores, less those that other processes
             keep busy, looked at once a second.
         chat_template: The name of one of the model's templates, or a Jinja file to use instead.
         graphs: Whether decode steps on a GPU are replayed as graphs. N = yes, and every Nth replay is compared with its
-            launches: from a difference on there are no graphs. None = as the variable FORGE_GRAPHS says: 0, 1, check:N.
+            launches: from a difference on there are no graphs. By default as the variable FORGE_GRAPHS says: 0, 1,
+            check:N.
+        engine: All settings of the engine, those without a keyword too. A keyword beside it sets a field that it leaves
+            at its default.
         progress: Called with a stage, how much of it is done, and its total or None. None = bars on a terminal and in
             a notebook; False = no progress.
 
     Raises:
         ForgeError: A child of it names what is wrong: an unknown name, a damaged file, too little memory.
     """
-    settings = EngineConfig(
-        context=context,
-        memory_fraction=memory_fraction,
-        activations=activations,
-        graphs=_graphs() if graphs is None else graphs,
-    )
-    if max_sequences is not None:
-        settings = replace(settings, max_sequences=max_sequences)
+    shortcuts = {"context": context, "memory_fraction": memory_fraction, "dtype": dtype}
+    settings = _settings(engine, shortcuts | {"max_sequences": max_sequences, "graphs": graphs})
+    graphs = _graphs() if settings.graphs is None else settings.graphs
     check_integer("threads", threads, 1, _MAX_THREADS, optional=True)
     backend = backends.select(device)
-    if activations == "f32" and backend.is_gpu:
-        raise ParameterError(f"activations: {backend.device} computes in f16; use it, or --device cpu for f32")
+    if settings.dtype == "f32" and backend.is_gpu:
+        raise ParameterError(
+            f"dtype f32 is for the CPU: {backend.device} computes in f16",
+            parameter="dtype",
+            hint='use dtype="f16", or device="cpu" for f32',
+        )
     if chat_template is not None and not isinstance(chat_template, str | os.PathLike):
-        raise ParameterError(f"chat_template must be a name or a path, not a {type(chat_template).__name__}")
+        raise ParameterError(
+            f"chat_template must be a name or a path, not a {type(chat_template).__name__}", parameter="chat_template"
+        )
     THREADS.use(None if threads is None else int(threads))  # NumPy's integers too
     with watched(progress) as report:
         path = _resolve(model, report)
         started = time.perf_counter()
         with gguf.read(path) as file:
-            plan = _plan(file, settings, backend, is_shared=max_sequences is None)
+            plan = _plan(file, settings, backend, is_shared=settings.max_sequences is None)
             config = models.read_config(file, plan.context)
             tokenizer = Tokenizer.from_metadata(file.metadata, source=str(path))
             if tokenizer.vocab_size != config.vocab_size:
@@ -108,20 +120,20 @@ def load(
             cache,
             backend,
             context=plan.context,
-            max_sequences=settings.max_sequences,
-            graphs=settings.graphs,
+            max_sequences=settings.max_sequences or _MAX_SEQUENCES,
+            graphs=graphs,
         )
         max_step_tokens = min(settings.max_step_tokens, max(_STEP_BYTES // _step_bytes_per_token(config), 1))
-        engine = Engine(runner, end_ids=tokenizer.eog_ids, max_step_tokens=max_step_tokens)
-        engine.warm_up(report)
+        running = Engine(runner, end_ids=tokenizer.eog_ids, max_step_tokens=max_step_tokens)
+        running.warm_up(report)
     notes = plan.notes
     if untested := compilers.untested(backend.arch):
         notes = (f"device: {untested}", *notes)
-    if activations == "f16" and not backend.is_gpu:
-        notes = (f"activations: {backend.device} computes in float32; f16 is for GPUs", *notes)
+    if settings.dtype == "f16" and not backend.is_gpu:
+        notes = (f"dtype: {backend.device} computes in float32; f16 is for GPUs", *notes)
     if device == "auto":
         notes = (f"device: {backend.device}; auto: {backends.explain()}", *notes)
-    return LLM(engine, tokenizer, template, path=path, notes=notes, load_ms=1000 * (time.perf_counter() - started))
+    return LLM(running, tokenizer, template, path=path, notes=notes, load_ms=1000 * (time.perf_counter() - started))
 
 
 @keywords()
@@ -141,6 +153,21 @@ def load_tokenizer(model: str | os.PathLike[str], *, progress: Progress | bool |
         return Tokenizer.from_metadata(file.metadata, source=str(path))
 
 
+def _settings(engine: EngineConfig | None, given: Mapping[str, Any]) -> EngineConfig:
+    """The settings of an engine, with the keywords of `load` that are not None."""
+    if engine is not None and not isinstance(engine, EngineConfig):
+        raise ParameterError(f"engine must be an EngineConfig, not a {type(engine).__name__}", parameter="engine")
+    default = EngineConfig()
+    settings = replace(engine or default, **{name: value for name, value in given.items() if value is not None})
+    for name in given if engine is not None else ():
+        chosen, found = getattr(engine, name), getattr(settings, name)
+        if chosen not in (getattr(default, name), found):
+            raise ParameterError(
+                f"{name} is {found} as a keyword and {chosen} in engine", parameter=name, hint="give one of them"
+            )
+    return settings
+
+
 def _graphs() -> bool | int:
     """What FORGE_GRAPHS asks for. Raises ParameterError for another value."""
     value = os.environ.get("FORGE_GRAPHS") or "1"
@@ -150,7 +177,8 @@ def _graphs() -> bool | int:
         return int(match[1])
     raise ParameterError(
         f"FORGE_GRAPHS must be 0 (kernels are launched one by one), 1, or check:N (every Nth replay is compared), "
-        f"not {value!r:.60}"
+        f"not {value!r:.60}",
+        parameter="graphs",
     )
 
 
@@ -164,7 +192,7 @@ class _Plan:
 
 
 def _plan(file: gguf.GGUF, settings: EngineConfig, backend: Backend, *, is_shared: bool) -> _Plan:
-    """What fits beside the weights. Raises OutOfMemoryError with the bytes needed and free, and the flag to change.
+    """What fits beside the weights. Raises OutOfMemoryError with the bytes needed and free, and what to change.
 
     is_shared: nobody asked for room for so many sequences. One whole context is kept, and what others leave of a GPU's
     memory is left to them: a desktop, another model.
@@ -175,8 +203,9 @@ def _plan(file: gguf.GGUF, settings: EngineConfig, backend: Backend, *, is_share
     if weights > free:
         raise OutOfMemoryError(
             f"{file.path}: the weights need {_gb(weights)}{'' if backend.is_gpu else ' as float32'} and "
-            f"{_gb(free)} may be taken (--memory-fraction {settings.memory_fraction:g} of what is free on "
-            f"{backend.device}): free some memory or use a smaller model"
+            f"{_gb(free)} may be taken, {settings.memory_fraction:g} of what is free on {backend.device}",
+            parameter="memory_fraction",
+            hint="free some memory, use a smaller model, or a larger memory_fraction",
         )
     size = settings.page_size
     per_page = page_bytes(config, size, backend.dtype.itemsize)
@@ -191,21 +220,22 @@ def _plan(file: gguf.GGUF, settings: EngineConfig, backend: Backend, *, is_share
         need, room = _gb((-(-wanted // size) + 1) * per_page), _gb(max(free - weights, 0))
         context = possible * size
         if settings.context is not None or context < 1:
+            if context < 1:
+                raise OutOfMemoryError(f"{file.path}: no memory is left beside the weights")
             raise OutOfMemoryError(
-                f"{file.path}: a context of {wanted} needs {need} of KV cache and {room} are left beside the weights: "
-                f"use --context {context}"
-                if context
-                else f"{file.path}: no memory is left beside the weights"
+                f"{file.path}: a context of {wanted} needs {need} of KV cache and {room} are left beside the weights",
+                parameter="context",
+                hint=f"use context={context}",
             )
-        notes += (f"context: {context} of the model's {wanted} tokens, cut to fit {room} of KV cache (--context)",)
+        notes += (f"context: {context} of the model's {wanted} tokens, cut to fit {room} of KV cache",)
         wanted = context
-    most = settings.max_sequences * -(-wanted // size)
+    most = (settings.max_sequences or _MAX_SEQUENCES) * -(-wanted // size)
     if is_shared:
         most = min(most, max(-(-wanted // size), _SHARED_TOKENS // size))
     num_pages = min(possible, most)
     taken = (num_pages + 1) * per_page
     if backend.is_gpu and taken >= _REMARKABLE_BYTES:
-        notes += (f"KV cache: {num_pages * size} tokens take {_gb(taken)}; a smaller --context takes less",)
+        notes += (f"KV cache: {num_pages * size} tokens take {_gb(taken)}; a smaller context takes less",)
     return _Plan(wanted, num_pages, notes)
 
 
@@ -235,7 +265,7 @@ def _step_bytes_per_token(config: ModelConfig) -> int:
 
 def _resolve(model: str | os.PathLike[str], progress: Progress | None) -> Path:
     if not isinstance(model, str | os.PathLike):
-        raise ParameterError(f"model must be a name or a path, not {model!r:.60}")
+        raise ParameterError(f"model must be a name or a path, not {model!r:.60}", parameter="model")
     return hub.resolve(model if isinstance(model, str) else Path(model), progress=progress)
 
 
@@ -257,13 +287,14 @@ def _chat_template(given: str | os.PathLike[str] | None, tokenizer: Tokenizer, p
             )
         return ChatTemplate.from_file(Path(given), special_tokens=special)
     default = next(iter(templates.values())) if len(templates) == 1 else tokenizer.chat_template
+    hint = None
     if default is None:
         if not templates:
             return None
-        reason = f"there are several and none is the default: choose one of {', '.join(sorted(templates))} with "
-        reason += "forge chat --chat-template NAME or forge.load(..., chat_template=NAME)"
+        reason = "there are several and none is the default"
+        hint = f"choose one of {', '.join(sorted(templates))} with chat_template=NAME"
         default = f"{{{{ raise_exception({json.dumps(reason)}) }}}}"  # tools may still choose tool_use
-    return ChatTemplate(default, name=str(path), special_tokens=special, tool_use=templates.get("tool_use"))
+    return ChatTemplate(default, name=str(path), special_tokens=special, tool_use=templates.get("tool_use"), hint=hint)
 
 
 def _gb(count: int) -> str:

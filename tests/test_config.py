@@ -14,9 +14,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from forge import EngineConfig, ParameterError, SamplingParams, load
+from forge import EngineConfig, OutOfMemoryError, ParameterError, SamplingParams, load
+from forge.loading import _settings
 
 INF, NAN = math.inf, math.nan
+LLAMA = Path(__file__).parent / "data" / "arch" / "llama" / "model.gguf"
 
 BAD_SAMPLING: list[tuple[str, list[Any]]] = [
     ("max_tokens", [0, -1, 1.0, "8", True]),
@@ -31,10 +33,10 @@ BAD_SAMPLING: list[tuple[str, list[Any]]] = [
     ("seed", [-1, 2**64, 0.5, "7", True]),
     ("n", [0, -1, 257, 1.0, None, True]),
     ("stop", ["", ["a", ""], [1], [None], [b"a"]]),
-    ("stop_ids", [[-1], [1.0], ["1"], [None], [True], "12"]),
+    ("stop_token_ids", [[-1], [1.0], ["1"], [None], [True], "12"]),
     ("logprobs", [-1, 101, 1.0, True]),
     ("stop", [5, None, ["a"] * 65, map(str, count()), "x" * 1001, ["a", "x" * 1001]]),
-    ("stop_ids", [5, None, count()]),
+    ("stop_token_ids", [5, None, count()]),
     ("ignore_eos", ["no", 2, None]),
     ("logit_bias", [{1: 1e300}, {1: 10**400}]),
     ("temperature", [10**400]),
@@ -53,7 +55,7 @@ GOOD_SAMPLING: list[tuple[str, list[Any]]] = [
     ("seed", [None, 0, 2**64 - 1, np.uint64(2**64 - 1)]),
     ("n", [1, 256, np.uint8(2)]),
     ("stop", [(), "x", ["x", "yy"], ("x",), ["x" * 1000] * 64]),
-    ("stop_ids", [(), [1, 2], {3}, np.array([4, 5])]),
+    ("stop_token_ids", [(), [1, 2], {3}, np.array([4, 5])]),
     ("logprobs", [None, 0, 100]),
     ("ignore_eos", [True, False]),
 ]
@@ -61,9 +63,9 @@ GOOD_SAMPLING: list[tuple[str, list[Any]]] = [
 BAD_ENGINE: list[tuple[str, list[Any]]] = [
     ("context", [0, -5, 2.0, "8192", True]),
     ("memory_fraction", [0, -0.1, 1.01, NAN, "0.5", None]),
-    ("activations", ["f64", "", 16]),
-    ("graphs", [0, -1, 1.5, "check:4", None]),
-    ("max_sequences", [0, None, 1.5]),
+    ("dtype", ["f64", "", 16]),
+    ("graphs", [0, -1, 1.5, "check:4"]),
+    ("max_sequences", [0, 1.5]),
     ("max_step_tokens", [0, None]),
     ("page_size", [0, -1, None]),
 ]
@@ -82,7 +84,8 @@ def text(value: Any) -> str:
 def test_a_bad_sampling_parameter_is_named(name: str, value: Any) -> None:
     with pytest.raises(ParameterError) as caught:
         SamplingParams(**{name: value})
-    assert name in str(caught.value)
+    assert str(caught.value).startswith(f"{name} ")
+    assert caught.value.parameter == name
     assert "\n" not in str(caught.value)
     with pytest.raises(ParameterError):
         replace(SamplingParams(), **{name: value})
@@ -91,7 +94,7 @@ def test_a_bad_sampling_parameter_is_named(name: str, value: Any) -> None:
 @pytest.mark.parametrize(("name", "value"), rows(GOOD_SAMPLING))
 def test_a_good_sampling_parameter_is_taken(name: str, value: Any) -> None:
     expected = value
-    if name in ("stop", "stop_ids"):
+    if name in ("stop", "stop_token_ids"):
         expected = (value,) if isinstance(value, str) else tuple(value)
     assert getattr(SamplingParams(**{name: value}), name) == expected
 
@@ -106,7 +109,8 @@ def test_the_tables_cover_every_parameter() -> None:
 def test_a_bad_engine_setting_is_named(name: str, value: Any) -> None:
     with pytest.raises(ParameterError) as caught:
         EngineConfig(**{name: value})
-    assert name in str(caught.value)
+    assert str(caught.value).startswith(f"{name} ")
+    assert caught.value.parameter == name
     assert "\n" not in str(caught.value)
 
 
@@ -140,20 +144,20 @@ def test_settings_show_their_parameters_to_help() -> None:
 
 
 def test_settings_are_frozen() -> None:
-    params = SamplingParams(logit_bias={1: 2.0}, stop=["x"], stop_ids=[3])
+    params = SamplingParams(logit_bias={1: 2.0}, stop=["x"], stop_token_ids=[3])
     with pytest.raises(FrozenInstanceError):
         params.temperature = 1.0  # type: ignore[misc]
     assert params.stop == ("x",)
-    assert params.stop_ids == (3,)
+    assert params.stop_token_ids == (3,)
     assert pickle.loads(pickle.dumps(params)) == copy.deepcopy(params) == params
     assert len({params, copy.copy(params)}) == 1
 
 
 def test_what_is_given_is_copied() -> None:
-    bias, stop, stop_ids = {1: 2.0}, ["x"], [3]
-    params = SamplingParams(logit_bias=bias, stop=stop, stop_ids=stop_ids)
-    bias[1], stop[0], stop_ids[0] = 9.0, "y", 9
-    assert (params.logit_bias[1], params.stop, params.stop_ids) == (2.0, ("x",), (3,))
+    bias, stop, stop_token_ids = {1: 2.0}, ["x"], [3]
+    params = SamplingParams(logit_bias=bias, stop=stop, stop_token_ids=stop_token_ids)
+    bias[1], stop[0], stop_token_ids[0] = 9.0, "y", 9
+    assert (params.logit_bias[1], params.stop, params.stop_token_ids) == (2.0, ("x",), (3,))
 
 
 def test_one_stop_string_is_a_list_of_one() -> None:
@@ -165,13 +169,87 @@ def test_one_stop_string_is_a_list_of_one() -> None:
     [
         *({"chat_template": value} for value in (1, True, b"x", ["x"])),
         *({"progress": value} for value in ("no", 0, 1, {})),
-        *({"activations": value} for value in (np.array(["f16", "f32"]), "a" * 1000, "\n")),
+        *({"dtype": value} for value in (np.array(["f16", "f32"]), "a" * 1000, "\n")),
         {"device": "a" * 1000},
     ],
     ids=lambda wrong: next(iter(wrong)),
 )
 def test_load_names_the_parameter_that_cannot_be(wrong: dict[str, Any]) -> None:
-    path = Path(__file__).parents[0] / "data" / "arch" / "llama" / "model.gguf"
     with pytest.raises(ParameterError, match=rf"^{next(iter(wrong))} must be [^\n]*$") as raised:
-        load(path, **{"device": "cpu", **wrong})
+        load(LLAMA, **{"device": "cpu", **wrong})
     assert len(str(raised.value)) < 200
+
+
+def test_every_engine_setting_reaches_the_engine_through_load() -> None:
+    settings = EngineConfig(
+        context=96, memory_fraction=0.5, dtype="f32", max_sequences=3, max_step_tokens=7, page_size=16, graphs=False
+    )
+    with load(LLAMA, device="cpu", engine=settings) as llm:
+        scheduler = llm.engine.scheduler
+        assert (llm.context, scheduler.max_sequences, scheduler.max_step_tokens) == (96, 3, 7)
+        assert (scheduler.page_size, scheduler.blocks.num_pages) == (16, 3 * 96 // 16)
+        ids = llm.generate([5, 6, 7], max_tokens=5).ids  # type: ignore[union-attr]
+    with load(LLAMA, device="cpu") as llm:
+        assert llm.generate([5, 6, 7], max_tokens=5).ids == ids  # type: ignore[union-attr]
+    with pytest.raises(OutOfMemoryError, match=r"1e-12 of what is free on cpu"):
+        load(LLAMA, device="cpu", engine=EngineConfig(memory_fraction=1e-12))
+
+
+def test_a_keyword_of_load_sets_what_engine_leaves_at_its_default() -> None:
+    given = {"context": 64, "max_sequences": 2, "memory_fraction": 0.5, "graphs": False}
+    settings = EngineConfig(max_step_tokens=9)
+    assert _settings(settings, given) == replace(settings, **given)
+    assert _settings(replace(settings, **given), given) == replace(settings, **given)
+    assert _settings(settings, dict.fromkeys(given)) == settings
+    assert _settings(None, given) == EngineConfig(**given)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "other"),
+    [("context", 64, 32), ("max_sequences", 2, 3), ("memory_fraction", 0.5, 0.25), ("dtype", "f32", "f16")],
+)
+def test_a_keyword_of_load_that_contradicts_engine_is_refused(name: str, value: Any, other: Any) -> None:
+    with pytest.raises(ParameterError) as caught:
+        load(LLAMA, device="cpu", engine=EngineConfig(**{name: value}), **{name: other})
+    assert str(caught.value) == f"{name} is {other} as a keyword and {value} in engine: give one of them"
+    assert caught.value.parameter == name
+
+
+def test_engine_must_be_an_engine_config() -> None:
+    with pytest.raises(ParameterError, match=r"^engine must be an EngineConfig, not a dict$"):
+        load(LLAMA, device="cpu", engine={"context": 5})  # type: ignore[arg-type]
+
+
+def test_former_names_of_parameters_work_with_a_warning() -> None:
+    with pytest.warns(DeprecationWarning, match=r"^stop_ids is now stop_token_ids; ") as seen:
+        params = SamplingParams(stop_ids=[3, 4])  # type: ignore[call-arg]
+    assert seen[0].filename == __file__
+    assert params == SamplingParams(stop_token_ids=[3, 4])
+    with pytest.warns(DeprecationWarning, match=r"^stop_ids is now ") as seen:
+        assert params.stop_ids == (3, 4)
+    assert seen[0].filename == __file__
+    with pytest.warns(DeprecationWarning, match=r"^stop_ids is now "):
+        assert replace(SamplingParams(seed=1), stop_ids=[5]) == SamplingParams(seed=1, stop_token_ids=[5])
+    with pytest.warns(DeprecationWarning, match=r"^activations is now dtype; "):
+        settings = EngineConfig(activations="f16")  # type: ignore[call-arg]
+    with pytest.warns(DeprecationWarning, match=r"^activations is now dtype; "):
+        assert settings.activations == settings.dtype == "f16"
+
+
+def test_former_names_of_parameters_work_in_load_and_generate_with_a_warning() -> None:
+    with pytest.warns(DeprecationWarning, match=r"^activations is now dtype; ") as seen:
+        llm = load(LLAMA, device="cpu", activations="f32")  # type: ignore[call-arg]
+    assert seen[0].filename == __file__
+    with llm:
+        first, *_ = llm.generate([5, 6, 7], max_tokens=5).ids  # type: ignore[union-attr]
+        with pytest.warns(DeprecationWarning, match=r"^stop_ids is now stop_token_ids; ") as seen:
+            assert llm.generate([5, 6, 7], stop_ids=[first]).ids == []  # type: ignore[union-attr]
+        assert seen[0].filename == __file__
+
+
+def test_a_parameter_under_both_its_names_is_refused() -> None:
+    with (
+        pytest.warns(DeprecationWarning, match=r"^stop_ids is now "),
+        pytest.raises(ParameterError, match=r"^stop_ids is stop_token_ids now, and both are given: give stop_tok"),
+    ):
+        SamplingParams(stop_ids=[1], stop_token_ids=[2])  # type: ignore[call-arg]

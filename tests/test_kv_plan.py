@@ -72,7 +72,7 @@ def test_a_gpu_says_how_much_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
     plan = planned(1 << 20, sequences=1, backend=Gpu())
     (note,) = [note for note in plan.notes if note.startswith("KV cache: ")]
     taken = bytes_of((1 << 20) + PAGE)
-    assert note == f"KV cache: 1048576 tokens take {taken / 1e9:.2f} GB; a smaller --context takes less"
+    assert note == f"KV cache: 1048576 tokens take {taken / 1e9:.2f} GB; a smaller context takes less"
     assert not [note for note in planned(8192, sequences=1, backend=Gpu()).notes if "KV cache" in note]
 
 

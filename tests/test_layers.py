@@ -18,7 +18,7 @@ CHAIN = [
 ]
 # Rooms beside the chain, with what they may import.
 BESIDE = {
-    "display": "errors",
+    "display": "errors config",
     "formats": "errors config",
     "tokenizer": "errors keywords config",
     "hub": "errors config _files",

@@ -76,10 +76,10 @@ def same(completion: Completion, chunks: list[Chunk]) -> None:
         replace(SEEDED, logprobs=2),
         replace(SEEDED, n=3, max_tokens=30, logprobs=0),
         replace(SEEDED, stop=["e", "\ufffd"], max_tokens=50),
-        replace(SEEDED, n=3, stop_ids=range(100), max_tokens=50),
+        replace(SEEDED, n=3, stop_token_ids=range(100), max_tokens=50),
         replace(SEEDED, max_tokens=1),
     ],
-    ids=["greedy", "logprobs", "n", "stop", "stop_ids", "one"],
+    ids=["greedy", "logprobs", "n", "stop", "stop_token_ids", "one"],
 )
 @pytest.mark.parametrize("prompt", [TEXT, [1, 2, 3]], ids=["text", "ids"])
 def test_a_stream_says_what_generate_says(llm: LLM, params: SamplingParams, prompt: Any) -> None:
@@ -272,7 +272,7 @@ def test_a_character_cut_by_the_end_is_left_out(llm: LLM) -> None:
     for params in (
         replace(llm_forced, max_tokens=1),
         replace(llm_forced, max_tokens=1, stop=["x"]),
-        replace(llm_forced, stop_ids=ids[-2:-1], ignore_eos=False),
+        replace(llm_forced, stop_token_ids=ids[-2:-1], ignore_eos=False),
     ):
         found = llm.generate(TEXT, params)
         assert found.text == ""
@@ -350,7 +350,7 @@ def test_a_prompt_that_is_no_text_and_no_ids_is_refused(llm: LLM, prompt: Any) -
     ("method", "name", "meant"),
     [
         ("generate", "temprature", "temperature"),
-        ("stream", "stop_id", "stop_ids"),
+        ("stream", "stop_id", "stop_token_ids"),
         ("chat", "tool", "tools"),
         ("stream_chat", "max_token", "max_tokens"),
         ("logits", "promt", "prompt"),

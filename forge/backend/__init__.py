@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from forge.backend import rocm
 from forge.backend.numpy import NUMPY
+from forge.config import Progress
 from forge.errors import DeviceError, ParameterError
 
 T = TypeVar("T")
@@ -83,7 +84,7 @@ class Backend(Protocol):
         """A place in the order of ops; the function waits until what is before it has run."""
         ...
 
-    def prepare(self, run: Callable[[], None], progress: Callable[[str, int, int | None], None] | None = None) -> None:
+    def prepare(self, run: Callable[[], None], progress: Progress | None = None) -> None:
         """Get ready for the ops that `run` calls, whose results it must not use."""
         ...
 
@@ -137,7 +138,8 @@ def select(device: str) -> Backend:
     kind, colon, index = device.partition(":") if isinstance(device, str) else ("", "", "")
     is_number = index.isdecimal() and len(index) < 5
     if kind not in ("auto", "cpu", "hip", "cuda") or (colon and not (kind in ("hip", "cuda") and is_number)):
-        raise ParameterError(f"device must be auto, cpu, hip, cuda, hip:N or cuda:N, not {device!r:.60}")
+        message = f"device must be auto, cpu, hip, cuda, hip:N or cuda:N, not {device!r:.60}"
+        raise ParameterError(message, parameter="device")
     if kind == "cpu":
         return NUMPY
     if kind == "auto":
@@ -160,7 +162,7 @@ def explain() -> str:
     others.sort(key=lambda card: int(card.index))
     return (
         f"{best.text} is the {'' if best.is_integrated else 'discrete '}GPU with the most compute units; also there: "
-        f"{', '.join(card.text for card in others)}; --device {best.kind}:N takes another"
+        f"{', '.join(card.text for card in others)}; the device {best.kind}:N is another"
     )
 
 
@@ -179,7 +181,7 @@ class _CupyError(DeviceError):
     """A CuPy that is installed and cannot be imported."""
 
     def __init__(self, device: str, cause: str, fix: str) -> None:
-        super().__init__(f"device {device}: CuPy cannot be imported: {cause}: {fix}")
+        super().__init__(f"device {device}: CuPy cannot be imported: {cause}", parameter="device", hint=fix)
         self.cause, self.fix = cause, fix
 
 
@@ -206,10 +208,12 @@ def _cupy(kind: str | None) -> Any:
         if isinstance(error, ModuleNotFoundError) and error.name == "cupy":
             if kind is None:
                 raise DeviceError(f"no GPU is used without CuPy: for one install {package}") from None
-            raise DeviceError(f"device {kind} needs CuPy: install {package}, or use --device cpu") from None
+            hint = f'install {package}, or use device="cpu"'
+            raise DeviceError(f"device {kind} needs CuPy", parameter="device", hint=hint) from None
         raise _CupyError(kind or "auto", *rocm.diagnose(error, failed)) from error
     if kind not in (None, cupy.KIND):
-        raise DeviceError(f"device {kind} needs {package}: the CuPy installed here is for {cupy.KIND}")
+        message = f"device {kind} needs {package}: the CuPy installed here is for {cupy.KIND}"
+        raise DeviceError(message, parameter="device")
     return cupy
 
 

@@ -23,10 +23,11 @@ from cupy_backends.cuda.libs import cublas, nvrtc
 from forge.backend import amd, compilers, host, probe, sources
 from forge.backend.cupy_driver import IS_HIP, KIND, card_of, cards, errors, facts, hiding
 from forge.backend.cupy_memory import Guarded, Staged, host_visible, pinned
-from forge.backend.cupy_modules import Modules, Progress, pointer
+from forge.backend.cupy_modules import Modules, pointer
 from forge.backend.gpu import GPU
 from forge.backend.graphs import Graphs, Perturb
 from forge.backend.pdl import DependentLaunch
+from forge.config import Progress
 from forge.errors import DeviceError
 from forge.tuning import Choices, store
 

@@ -116,7 +116,8 @@ def _kernel_cache() -> str:
 
 
 def _out_of_memory(what: str) -> OutOfMemoryError:
-    return OutOfMemoryError(f"out of device memory: {what}: use a smaller --context or model")
+    message = f"out of device memory: {what}"
+    return OutOfMemoryError(message, parameter="context", hint="use a smaller context or model")
 
 
 def _version(number: int, minors: int, patches: int) -> str:

@@ -13,11 +13,11 @@ from cupy_backends.cuda.libs import nvrtc
 
 from forge.backend import compilers, kernel_cache, sources
 from forge.backend.cupy_driver import IS_HIP, one_line
+from forge.config import Progress
 from forge.errors import DeviceError
 
 _FLAGS = ("-std=c++17",)
 _MAX_DYNAMIC_SHARED_SIZE_BYTES = 8  # CUfunction_attribute
-Progress = Callable[[str, int, int | None], None]
 
 
 class Modules:

@@ -23,9 +23,9 @@ from forge import _files
 from forge._files import cache_dir
 from forge.backend import amd, sources
 from forge.backend.compilers import COMPILERS, FLAGS, MAX_CODE_BYTES, compile_variant, find_compiler, target
+from forge.config import Progress
 from forge.errors import DeviceError, DownloadError, ParameterError
 
-Progress = Callable[[str, int, int | None], None]
 State = Literal["valid", "missing", "stale", "corrupt", "foreign"]
 
 _MAX_NOTE_BYTES = 1 << 16
@@ -74,9 +74,10 @@ def check_arch(arch: str) -> str:
     """The name of an AMD GPU as directories spell it, without features. Raises ParameterError for another text."""
     name = amd.without_features(arch)
     if amd.version(name) is None:
-        raise ParameterError(f"arch must be an AMD GPU's, such as gfx1100 or gfx942, not {arch!r:.60}")
+        message = f"arch must be an AMD GPU's, such as gfx1100 or gfx942, not {arch!r:.60}"
+        raise ParameterError(message, parameter="arch")
     if why := amd.refusal(name):
-        raise ParameterError(f"arch {name} {why}")
+        raise ParameterError(f"arch {name} {why}", parameter="arch")
     return name
 
 
@@ -230,9 +231,8 @@ def build(
         try:
             _publish(store, variant, arch, code, compiler.version)
         except OSError as error:
-            raise DeviceError(
-                f"{store}: cannot be written: {_files.reason(error)}; choose another with --out"
-            ) from None
+            message = f"{store}: cannot be written: {_files.reason(error)}"
+            raise DeviceError(message, hint="choose another directory") from None
         return arch, len(code)
 
     pool = ThreadPoolExecutor(os.cpu_count(), "forge-compile")

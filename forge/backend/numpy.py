@@ -54,7 +54,9 @@ class NumpyBackend:
             memory = mmap.mmap(-1, max(size, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         except OSError as error:
             raise OutOfMemoryError(
-                f"no address space for {size / 1e9:.2f} GB of KV cache ({error.strerror}): use a smaller --context"
+                f"no address space for {size / 1e9:.2f} GB of KV cache ({error.strerror})",
+                parameter="context",
+                hint="use a smaller context",
             ) from None
         with suppress(AttributeError, OSError):  # a system without huge pages
             memory.madvise(mmap.MADV_NOHUGEPAGE)

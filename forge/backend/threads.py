@@ -44,7 +44,8 @@ class Threads:
         """From here on so many threads; None = as many as do not wait. The last word counts, for all models."""
         pools = self._find()
         if count is not None and not pools:
-            raise ParameterError("threads cannot be set for the BLAS of this NumPy: leave it out")
+            message = "threads cannot be set for the BLAS of this NumPy"
+            raise ParameterError(message, parameter="threads", hint="leave it out")
         self._asked = count
         if (given := pools[0].num_threads if pools else 1) != self._set:
             self._most = min(usable_cpus(self._root), given)  # what OPENBLAS_NUM_THREADS says, or the program

@@ -9,10 +9,7 @@ import sys
 import time
 from collections.abc import Sequence
 from types import FrameType
-from typing import TYPE_CHECKING, Any, NoReturn
-
-if TYPE_CHECKING:
-    from forge.errors import ForgeError
+from typing import Any, NoReturn
 
 INTERRUPTED = 128 + signal.SIGINT
 CLOSED_PIPE = 128 + signal.SIGPIPE
@@ -51,22 +48,20 @@ def run(args: Sequence[str]) -> int:
     args = list(args)
     end = args.index("--") if "--" in args else len(args)
     debug, quiet = ("--debug" in args[:end], "--quiet" in args[:end])
-    options = [arg for arg in args[:end] if arg not in ("--debug", "--quiet")]
-    args = options + args[end:] or ["--help"]
+    args = [arg for arg in args[:end] if arg not in ("--debug", "--quiet")] + args[end:] or ["--help"]
     output.be_quiet(quiet)
     try:
         return _invoke(args)
     except (Exception, KeyboardInterrupt) as error:
         if debug:
             sys.excepthook(type(error), error, error.__traceback__)
-        return _failure(error, options, quiet=debug)
+        return _failure(error, quiet=debug)
 
 
 def _invoke(args: list[str]) -> int:
     import typer
 
-    from forge.cli import app, options, output
-    from forge.errors import ForgeError
+    from forge.cli import app, output
 
     usage_error = typer.BadParameter.__mro__[1]  # a class without a public name that is the same in all versions
     command = typer.main.get_command(app.app)
@@ -74,12 +69,7 @@ def _invoke(args: list[str]) -> int:
         if _COMPLETION in os.environ:  # a shell asks what may follow
             command(args, prog_name="forge", complete_var=_COMPLETION)
         with command.make_context("forge", args) as context:
-            try:
-                command.invoke(context)
-            except ForgeError as error:
-                for variable in options.named_in(str(error), context.meta):
-                    error.add_note(variable)
-                raise
+            command.invoke(context)
     except typer.Exit as leave:
         return leave.exit_code
     except SystemExit as leave:  # of typer's completion
@@ -92,7 +82,7 @@ def _invoke(args: list[str]) -> int:
     return 0
 
 
-def _failure(error: BaseException, options: list[str], *, quiet: bool) -> int:
+def _failure(error: BaseException, *, quiet: bool) -> int:
     """The exit code of a failed command, which is also told in one line on stderr unless `quiet`."""
     from forge.cli import output
     from forge.errors import ForgeError, ParameterError
@@ -103,8 +93,7 @@ def _failure(error: BaseException, options: list[str], *, quiet: bool) -> int:
         output.discard()
         return CLOSED_PIPE
     if isinstance(error, ForgeError):
-        line = _with_flag(error, options) if isinstance(error, ParameterError) else str(error)
-        line += "".join(f" (from {variable})" for variable in getattr(error, "__notes__", ()))
+        line = getattr(error, "__notes__", [str(error)])[-1]  # the note is by cli.usage
     elif isinstance(error, OSError):
         output.discard()
         line = f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror or error)
@@ -115,14 +104,6 @@ def _failure(error: BaseException, options: list[str], *, quiet: bool) -> int:
     if not quiet:
         output.error(line)
     return 2 if isinstance(error, ParameterError) else 1
-
-
-def _with_flag(error: ForgeError, options: list[str]) -> str:
-    """The message, which starts with a parameter's name, with the flag that was given for it."""
-    name, space, rest = str(error).partition(" ")
-    flag = f"--{name.rstrip(':').replace('_', '-')}"
-    given = any(option == flag or option.startswith(f"{flag}=") for option in options)
-    return f"{flag}{space}{rest}" if given else str(error)
 
 
 def _on_interrupt(_: int, frame: FrameType | None) -> None:

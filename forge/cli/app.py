@@ -20,10 +20,12 @@ from forge.cli import (
     rm,
     tokenize,
     tune,
+    usage,
     verify,
 )
 
 app = typer.Typer(
+    cls=usage.Group,
     rich_markup_mode=None,  # its help panels would cost 0.1 s
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -56,5 +58,6 @@ def forge(
 
 
 for module in (generate, chat, tokenize, logits, perplexity, inspect, pull, list_, rm, bench, verify, tune, doctor):
-    app.command(module.__name__.rpartition(".")[2].removesuffix("_"), epilog=_EVERYWHERE)(module.command)
+    name = module.__name__.rpartition(".")[2].removesuffix("_")
+    app.command(name, cls=usage.Command, epilog=_EVERYWHERE)(module.command)
 app.add_typer(kernels.app, name="kernels")

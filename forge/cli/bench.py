@@ -151,11 +151,13 @@ def _check_room(llm: LLM, prompt_tokens: int, gen_tokens: int, most: int) -> Non
     if longest > llm.context:
         raise ParameterError(
             f"--prompt-tokens {prompt_tokens}, --gen-tokens {gen_tokens} and --batch {most} need {longest} positions; "
-            f"the context is {llm.context}"
+            f"the context is {llm.context}",
+            parameter="prompt_tokens",
         )
     held = llm.engine.runner.num_pages * llm.engine.runner.page_size
     if most * longest > held:
-        raise ParameterError(f"--batch: {most} sequences need {most * longest} positions; the KV cache holds {held}")
+        message = f"--batch: {most} sequences need {most * longest} positions; the KV cache holds {held}"
+        raise ParameterError(message, parameter="batch")
 
 
 def _sizes(text: str) -> list[int]:
@@ -164,7 +166,8 @@ def _sizes(text: str) -> list[int]:
     except ValueError:
         sizes = []
     if not sizes or min(sizes) < 1:
-        raise ParameterError(f"--batch must be numbers from 1 with commas between them, such as 1,4,8, not {text!r}")
+        message = f"--batch must be numbers from 1 with commas between them, such as 1,4,8, not {text!r}"
+        raise ParameterError(message, parameter="batch")
     return sizes
 
 

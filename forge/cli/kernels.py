@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from forge.cli import options, output
+from forge.cli import options, output, usage
 from forge.cli.about import about
 from forge.errors import ForgeError, ParameterError
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from forge.backend.kernel_cache import State
 
 app = typer.Typer(
+    cls=usage.Group,
     rich_markup_mode=None,
     help="Build kernels for AMD GPUs ahead of time, and list them.",
     subcommand_metavar="COMMAND",
@@ -30,7 +31,7 @@ Out = Annotated[
 _UNUSABLE: tuple[State, ...] = ("stale", "corrupt", "foreign")
 
 
-@app.command("build")
+@app.command("build", cls=usage.Command)
 def build(
     arch: Annotated[
         list[str] | None,
@@ -60,7 +61,7 @@ def build(
         output.write(f"{result.arch}: {result.built} built, {there}; {size} in {result.directory}\n")
 
 
-@app.command("list")
+@app.command("list", cls=usage.Command)
 def list_stores(out: Out = None, as_json: options.Json = False) -> None:
     """Check the prebuilt kernels for each GPU: how many are valid, missing, or of no use."""
     from forge.backend import kernel_cache
@@ -107,7 +108,8 @@ def _arch_here() -> str:
 
     arch = select("auto").arch
     if not arch.startswith("gfx"):
-        raise ParameterError(f"arch: there is no AMD GPU here ({explain()}): name one, such as --arch gfx1100")
+        message = f"arch: there is no AMD GPU here ({explain()})"
+        raise ParameterError(message, parameter="arch", hint="name one, such as arch=gfx1100")
     return arch
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Annotated
 
@@ -35,22 +35,6 @@ def _models(incomplete: str) -> list[str]:
     return names + sorted(incomplete + path[len(start) :] for path in paths if path.endswith(("/", ".gguf")))
 
 
-def _remember_variable(context: typer.Context, param: typer.CallbackParam, value: str) -> str:
-    """Keeps which variable of the environment gave a value, for messages about it."""
-    source = context.get_parameter_source(str(param.name))
-    if source is not None and source.name == "ENVIRONMENT":
-        context.meta[f"forge.{param.name}"] = value
-    return value
-
-
-def named_in(message: str, meta: Mapping[str, str]) -> list[str]:
-    """The variables that set what a message is about."""
-    named = {"FORGE_MODEL": meta.get("forge.model"), "FORGE_DEVICE": meta.get("forge.device")}
-    if not message.startswith("device"):
-        del named["FORGE_DEVICE"]
-    return [variable for variable, value in named.items() if value and value in message]
-
-
 Model = Annotated[
     str,
     typer.Option(
@@ -59,7 +43,6 @@ Model = Annotated[
         metavar="MODEL",
         envvar="FORGE_MODEL",
         help="A name, a GGUF file, or hf:owner/repo[:QUANT].",
-        callback=_remember_variable,
         autocompletion=_models,
     ),
 ]
@@ -70,7 +53,6 @@ Device = Annotated[
         metavar="DEVICE",
         envvar="FORGE_DEVICE",
         help="auto, cpu, hip, cuda, hip:N or cuda:N.",
-        callback=_remember_variable,
         autocompletion=lambda: ["auto", "cpu", "hip", "cuda"],
     ),
 ]
@@ -134,7 +116,8 @@ def check_text(text: str, name: str) -> None:
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise ParameterError(f"{name} is not UTF-8 text: check the terminal's encoding") from None
+        message = f"{name} is not UTF-8 text"
+        raise ParameterError(message, parameter=name.lower(), hint="check the terminal's encoding") from None
 
 
 def resolve(model: str) -> Path:

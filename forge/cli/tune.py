@@ -44,7 +44,7 @@ def command(
     from forge.tuning import store
 
     if show and reset:
-        raise ParameterError("show and reset exclude each other: give one of them")
+        raise ParameterError("--show and --reset exclude each other: give one of them", parameter="show")
     gpu = _gpu(device)
     if reset:
         removed = store.remove(gpu.arch)
@@ -73,7 +73,7 @@ def _checked(kernels: list[str] | None) -> list[str]:
 
     for name in kernels or ():
         if name not in KERNELS:
-            raise ParameterError(f"kernel must be one of {', '.join(KERNELS)}, not {name!r:.60}")
+            raise ParameterError(f"kernel must be one of {', '.join(KERNELS)}, not {name!r:.60}", parameter="kernel")
     return kernels or list(KERNELS)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from forge.backend.gpu import GPU
 from forge.backend.graphs import arrays_in
+from forge.config import Progress
 from forge.devtools.verify import compare
 from forge.devtools.workloads import Workload, workloads
 from forge.errors import DeviceError, OutOfMemoryError
@@ -26,7 +27,6 @@ _MAX_CALLS = 200
 """Of a measured step: small inputs come from a cache in models, too."""
 _ROUNDS = 9
 
-Progress = Callable[[str, int, int | None], None]
 Timer = Callable[[Any, Sequence[Callable[[], object]]], list[float]]
 """Seconds of each of some recorded steps on a device."""
 

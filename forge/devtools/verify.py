@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,12 +12,11 @@ import numpy as np
 
 from forge.backend import Backend
 from forge.backend.gpu import GPU
+from forge.config import Progress
 from forge.devtools.cases import all_cases
 from forge.ops.matmul import Slices
 from forge.ops.op import Arg, Array, Arrays, Case, Op
 from forge.ops.quant import QuantTensor, Stack
-
-Progress = Callable[[str, int, int | None], None]
 
 
 @dataclass(frozen=True, slots=True)

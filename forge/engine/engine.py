@@ -6,7 +6,7 @@ import secrets
 from collections.abc import Callable, Generator
 from typing import Any, TypeVar
 
-from forge.config import SamplingParams
+from forge.config import Progress, SamplingParams
 from forge.engine.model_runner import ModelRunner
 from forge.engine.page_allocator import PageAllocator
 from forge.engine.scheduler import Scheduled, Scheduler
@@ -40,7 +40,7 @@ class Engine:
         self._siblings: dict[Sequence, list[Sequence]] = {}
         """Choices that start when the first one's prompt is computed."""
 
-    def warm_up(self, progress: Callable[[str, int, int | None], None] | None = None) -> None:
+    def warm_up(self, progress: Progress | None = None) -> None:
         """Compile the kernels of the steps to come, so that no request waits for them."""
         self.runner.warm_up(self.scheduler.max_step_tokens, progress)
 
@@ -50,12 +50,15 @@ class Engine:
         if len(prompt_ids) >= self.context:
             raise ContextLengthError(
                 f"the prompt has {len(prompt_ids)} tokens and the context holds {self.context}, one of which must be "
-                "free: shorten the prompt or load with a larger context (--context)"
+                "free",
+                parameter="context",
+                hint="shorten the prompt or load with a larger context",
             )
         vocabulary = self.runner.vocab_size
-        for name, ids in (("logit_bias", params.logit_bias), ("stop_ids", params.stop_ids)):
+        for name, ids in (("logit_bias", params.logit_bias), ("stop_token_ids", params.stop_token_ids)):
             if max(ids, default=0) >= vocabulary:
-                raise ParameterError(f"{name} names token {max(ids)}, and ids go from 0 to {vocabulary - 1}")
+                message = f"{name} names token {max(ids)}, and ids go from 0 to {vocabulary - 1}"
+                raise ParameterError(message, parameter=name)
 
     def add(self, prompt_ids: list[int], params: SamplingParams) -> list[Sequence]:
         """Queue a request; returns its sequences, one for each of params.n choices.
@@ -66,7 +69,7 @@ class Engine:
         room = self.context - len(prompt_ids)
         length = len(prompt_ids) + (room if params.max_tokens is None else min(room, params.max_tokens))
         seed = secrets.randbits(64) if params.seed is None else params.seed
-        end_ids = frozenset(params.stop_ids) | (frozenset() if params.ignore_eos else self.end_ids)
+        end_ids = frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else self.end_ids)
         first, *others = (
             Sequence(choice, list(prompt_ids), len(prompt_ids), params, seed, length, end_ids)
             for choice in range(params.n)
@@ -83,7 +86,8 @@ class Engine:
     def step(self) -> list[Sampled]:
         """Run one step; returns the ids it sampled. A sequence that they end has its finish_reason set.
 
-        An id that ends a sequence (an end token, one of stop_ids, or -1 for an error) is not among the sequence's ids.
+        An id that ends a sequence is not among the sequence's ids: an end token, one of stop_token_ids, or -1 for an
+        error.
         """
         if sampled := self._step_ahead():
             return sampled
@@ -221,16 +225,20 @@ class Engine:
         self._check_ids(ids)
         if len(ids) > self.context:
             raise ContextLengthError(
-                f"{len(ids)} tokens do not fit the context of {self.context}: use fewer, or --context"
+                f"{len(ids)} tokens do not fit the context of {self.context}",
+                parameter="context",
+                hint="use fewer, or load with a larger context",
             )
 
     def _check_ids(self, ids: list[int]) -> None:
         vocabulary = self.runner.vocab_size
         if not ids:
-            raise ParameterError("the prompt is empty and this model adds no token of its own: give some text")
+            message = "the prompt is empty and this model adds no token of its own"
+            raise ParameterError(message, parameter="prompt", hint="give some text")
         if min(ids) < 0 or max(ids) >= vocabulary:
             wrong = next(token for token in ids if not 0 <= token < vocabulary)
-            raise ParameterError(f"the prompt holds token id {wrong}, and ids go from 0 to {vocabulary - 1}")
+            message = f"the prompt holds token id {wrong}, and ids go from 0 to {vocabulary - 1}"
+            raise ParameterError(message, parameter="prompt")
 
     def _append(self, sequence: Sequence, token: int) -> None:
         if token < 0:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 from forge.backend import Backend
-from forge.config import SamplingParams
+from forge.config import Progress, SamplingParams
 from forge.engine import batch
 from forge.engine.decode_pipeline import DecodePipeline
 from forge.engine.request_table import Slots
@@ -121,7 +121,7 @@ class ModelRunner:
 
     # Before and beside steps
 
-    def warm_up(self, max_step_tokens: int, progress: Callable[[str, int, int | None], None] | None = None) -> None:
+    def warm_up(self, max_step_tokens: int, progress: Progress | None = None) -> None:
         """Compile the kernels of the steps to come, so that no request waits for them."""
         self.backend.prepare(lambda: self.run_typical_steps(max_step_tokens), progress)
 

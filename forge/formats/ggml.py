@@ -82,7 +82,8 @@ TYPE_OF_NUMBER = {int(type): type for type in GGMLType}
 def row_bytes(type: GGMLType, cols: int) -> int:
     """Bytes of a row of `cols` weights; ParameterError where `cols` is no multiple of the block size."""
     if cols % type.block_size:
-        raise ParameterError(f"cols: {cols} is no multiple of {type.name}'s block of {type.block_size}")
+        message = f"cols: {cols} is no multiple of {type.name}'s block of {type.block_size}"
+        raise ParameterError(message, parameter="cols")
     return cols // type.block_size * type.type_size
 
 
@@ -99,13 +100,15 @@ def dequantize(blocks: Bytes, type: GGMLType, out: Floats | None = None) -> Floa
     rows, width = blocks.shape
     if blocks.dtype != np.uint8 or width % type.type_size:
         raise ParameterError(
-            f"blocks: {blocks.dtype} rows of {width} are not {type.name} blocks of {type.type_size} bytes"
+            f"blocks: {blocks.dtype} rows of {width} are not {type.name} blocks of {type.type_size} bytes",
+            parameter="blocks",
         )
     shape = rows, width // type.type_size * type.block_size
     if out is None:
         out = np.empty(shape, np.float32)
     elif out.shape != shape or out.dtype != np.float32 or not out.flags.c_contiguous:
-        raise ParameterError(f"out: expected C-contiguous float32 {shape}, not {out.dtype} {out.shape}")
+        message = f"out: expected C-contiguous float32 {shape}, not {out.dtype} {out.shape}"
+        raise ParameterError(message, parameter="out")
     convert = _converter(type)
     source = np.ascontiguousarray(blocks).reshape(-1, type.type_size)
     target = out.reshape(-1, type.block_size)

@@ -75,7 +75,8 @@ class GGUF:
             out = np.empty((max(stop - start, 0), width), np.uint8)
         elif out.shape != (stop - start, width) or out.dtype != np.uint8 or not out.flags.c_contiguous:
             raise ParameterError(
-                f"out: expected C-contiguous uint8 {(stop - start, width)}, not {out.dtype} {out.shape}"
+                f"out: expected C-contiguous uint8 {(stop - start, width)}, not {out.dtype} {out.shape}",
+                parameter="out",
             )
         self._homes[name].source.read(info.offset + start * width, out)
         return out
@@ -88,7 +89,7 @@ class GGUF:
         shape = self.tensor(name).shape
         if out is not None:
             if out.shape != shape or not out.flags.c_contiguous:
-                raise ParameterError(f"out: expected C-contiguous {shape}, not {out.shape}")
+                raise ParameterError(f"out: expected C-contiguous {shape}, not {out.shape}", parameter="out")
             out = out.reshape(-1, shape[-1])
         return self.load_rows(name, slice(None), out).reshape(shape)
 

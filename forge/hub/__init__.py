@@ -5,10 +5,10 @@ import os
 from pathlib import Path
 
 from forge._files import cache_dir
+from forge.config import Progress
 from forge.errors import DownloadError, ModelNotFoundError
 from forge.hub import hashes, huggingface, names, pypi
 from forge.hub.cache import (
-    Progress,
     cached_path,
     disk_errors,
     is_cached,
@@ -26,7 +26,6 @@ __all__ = [
     "DEFAULT_MODEL",
     "MODELS",
     "Model",
-    "Progress",
     "Stored",
     "cache_dir",
     "cached_path",

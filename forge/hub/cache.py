@@ -4,17 +4,15 @@ import errno
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from forge._files import cache_dir
+from forge.config import Progress
 from forge.errors import DownloadError
 from forge.hub import hashes, locks
 from forge.hub.catalog import Model, find
-
-Progress = Callable[[str, int, int | None], None]
-"""Called with what is being done, the bytes done and the bytes in all (None: unknown)."""
 
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 

@@ -10,9 +10,9 @@ import time
 from pathlib import Path
 from typing import IO
 
+from forge.config import Progress
 from forge.errors import DownloadError
 from forge.hub._failures import Absent, Refused, Unreachable
-from forge.hub.cache import Progress
 from forge.hub.client import Hub, Remote
 
 _MAGIC = b"GGUF"

@@ -9,10 +9,11 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from forge.config import Progress
 from forge.errors import DownloadError, ModelNotFoundError
 from forge.hub import locks, names
 from forge.hub._failures import Absent, NoRevision, Refused, Unreachable
-from forge.hub.cache import FULL_DISK, Progress
+from forge.hub.cache import FULL_DISK
 from forge.hub.catalog import shown
 from forge.hub.names import Name
 

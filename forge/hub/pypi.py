@@ -14,8 +14,9 @@ from collections.abc import Callable, Iterator
 from itertools import takewhile
 from pathlib import Path
 
+from forge.config import Progress
 from forge.errors import DownloadError
-from forge.hub.cache import Progress, bytes_under, disk_full
+from forge.hub.cache import bytes_under, disk_full
 from forge.hub.catalog import Model
 
 _POLL_S = 0.2

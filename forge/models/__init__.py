@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from forge.backend import Backend
-from forge.config import ModelConfig
+from forge.config import ModelConfig, Progress
 from forge.formats.gguf import GGUF
 from forge.models.decoder import Decoder
 from forge.models.hparams import read_config
-from forge.models.weights import Progress, Weights, kept_type
+from forge.models.weights import Weights, kept_type
 
 __all__ = ["Decoder", "build", "kept_type", "read_config"]
 

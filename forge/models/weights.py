@@ -6,7 +6,7 @@ On NumPy they are dequantized in parallel; a GPU keeps the blocks of the types i
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import groupby
 from math import prod
@@ -18,13 +18,12 @@ import numpy.typing as npt
 
 from forge.backend import Backend
 from forge.backend.threads import THREADS
+from forge.config import Progress
 from forge.errors import FormatError, UnsupportedError
 from forge.formats.ggml import GGMLType, nbytes, row_bytes
 from forge.formats.gguf import GGUF
 from forge.models.arch import UNUSED_TENSORS
 from forge.ops.quant import FORMATS, QuantTensor, Stack
-
-Progress = Callable[[str, int, int | None], None]
 
 _TASK_WEIGHTS = 1 << 22
 """Weights dequantized per task: large tensors are shared among threads."""
@@ -136,7 +135,8 @@ class Weights:
             with np.errstate(over="ignore"):
                 out[row : row + step] = self.file.load_rows(name, slice(row, row + step))
         if np.isinf(out).any():
-            raise UnsupportedError(f"{self.file.path}: tensor {name!r} has weights beyond float16: use --device cpu")
+            message = f"{self.file.path}: tensor {name!r} has weights beyond float16"
+            raise UnsupportedError(message, parameter="device", hint='use device="cpu"')
 
     def vector(self, sizes: Mapping[str, int], joined: str | None = None) -> Any:
         """(sum of sizes,) float32 on the device: the named vectors one after the other, or stored as `joined`."""

@@ -18,7 +18,7 @@ def sampling_params(params: SamplingParams | None, overrides: Mapping[str, Any])
     if params is None:
         return SamplingParams(**overrides)
     if not isinstance(params, SamplingParams):
-        raise ParameterError(f"params must be a SamplingParams, not a {type(params).__name__}")
+        raise ParameterError(f"params must be a SamplingParams, not a {type(params).__name__}", parameter="params")
     return replace(params, **overrides)
 
 
@@ -34,7 +34,8 @@ def items_of(prompt: Any) -> list[Any]:
     """The members of a list, tuple or array."""
     is_array = isinstance(prompt, np.ndarray) and prompt.ndim > 0
     if not is_array and (isinstance(prompt, str | bytes | bytearray) or not isinstance(prompt, Sequence)):
-        raise ParameterError(f"a prompt must be a string or a list of token ids, not a {type(prompt).__name__}")
+        message = f"a prompt must be a string or a list of token ids, not a {type(prompt).__name__}"
+        raise ParameterError(message, parameter="prompt")
     return list(prompt)
 
 
@@ -43,5 +44,6 @@ def token_ids(prompt: Any) -> list[int]:
     ids = items_of(prompt)
     for token in ids:
         if isinstance(token, bool) or not isinstance(token, Integral):
-            raise ParameterError(f"a prompt must be a string or a list of token ids, and one holds {token!r:.40}")
+            message = f"a prompt must be a string or a list of token ids, and one holds {token!r:.40}"
+            raise ParameterError(message, parameter="prompt")
     return [int(token) for token in ids]

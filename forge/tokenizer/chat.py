@@ -31,10 +31,18 @@ class RenderLimits:
 class ChatTemplate:
     """A Jinja template that turns messages into a prompt, with the names and settings of transformers.
 
-    `source` is the template, `name` its file (for messages), `special_tokens` its variables such as `bos_token`;
-    `tool_use` is the template to use instead where tools are given.
-    Raises ChatTemplateError if the source is longer than MAX_SOURCE_CHARS. The template is compiled at its first use.
-    Source: https://huggingface.co/docs/transformers/chat_templating_writing
+    The template is compiled at its first use. Source: https://huggingface.co/docs/transformers/chat_templating_writing
+
+    Args:
+        source: The template.
+        name: The template's file, for messages.
+        special_tokens: Variables of the template such as `bos_token`.
+        limits: What one rendering may use. None = `RenderLimits()`.
+        tool_use: The template to use instead where tools are given.
+        hint: What to do where the template refuses the messages. None = the template's own words say enough.
+
+    Raises:
+        ChatTemplateError: The source is longer than MAX_SOURCE_CHARS.
     """
 
     def __init__(
@@ -45,6 +53,7 @@ class ChatTemplate:
         special_tokens: Mapping[str, str],
         limits: RenderLimits | None = None,
         tool_use: str | None = None,
+        hint: str | None = None,
     ) -> None:
         if len(source) > MAX_SOURCE_CHARS:
             raise ChatTemplateError(
@@ -54,6 +63,7 @@ class ChatTemplate:
         self.name = name
         self.special_tokens = dict(special_tokens)
         self.limits = limits or RenderLimits()
+        self._hint = hint
         self._tool_use = None
         if tool_use is not None:
             self._tool_use = ChatTemplate(tool_use, name=name, special_tokens=special_tokens, limits=limits)
@@ -134,7 +144,11 @@ class ChatTemplate:
         if tools and self._tool_use is not None:
             return self._tool_use._render(messages, add_generation_prompt, continues, tools, variables, literals)
         if continues and add_generation_prompt:
-            raise ParameterError("continue_final_message: leaves no place for add_generation_prompt; set one of them")
+            raise ParameterError(
+                "continue_final_message: leaves no place for add_generation_prompt",
+                parameter="continue_final_message",
+                hint="set one of them",
+            )
         plain = checked(messages)
         if continues:
             _check_continuable(plain[-1])
@@ -237,8 +251,11 @@ class ChatTemplate:
         raise self._error(status, reasons.get(status, text))
 
     def _error(self, status: bytes, reason: str) -> ChatTemplateError:
-        fix = "" if status == b"R" else "; another template can be given with --chat-template FILE"
-        return ChatTemplateError(f"{_one_line(self.name)}: chat template: {_one_line(reason)}{fix}")
+        return ChatTemplateError(
+            f"{_one_line(self.name)}: chat template: {_one_line(reason)}",
+            parameter="chat_template",
+            hint=self._hint if status == b"R" else "another template can be given with chat_template=FILE",
+        )
 
 
 def _checked_tools(tools: Any) -> Any:
@@ -247,15 +264,19 @@ def _checked_tools(tools: Any) -> Any:
     if tools is None:
         return None
     if isinstance(tools, str | bytes | Mapping) or not isinstance(tools, Sequence):
-        raise ParameterError(f"tools: must be a list of tools, not {type(tools).__name__}")
+        raise ParameterError(f"tools: must be a list of tools, not {type(tools).__name__}", parameter="tools")
     return list(tools) or None
 
 
 def _check_continuable(message: Message) -> None:
     if message["role"] != "assistant":
-        raise ParameterError("continue_final_message: the last message must be the assistant's")
+        raise _not_continuable("must be the assistant's")
     if message["content"] is None:
-        raise ParameterError("continue_final_message: the last message has no content to continue")
+        raise _not_continuable("has no content to continue")
+
+
+def _not_continuable(why: str) -> ParameterError:
+    return ParameterError(f"continue_final_message: the last message {why}", parameter="continue_final_message")
 
 
 def _texts(message: Message) -> list[str]:

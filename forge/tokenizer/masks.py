@@ -78,7 +78,8 @@ class _Mask:
         for message in messages:
             # Roles and types are the template's words, not texts; a role that is no word could spell a name.
             if not _ROLE.fullmatch(message["role"]):
-                raise ParameterError(f"messages: the role {message['role']!r:.60} is no word; use user or assistant")
+                what = f"messages: the role {message['role']!r:.60} is no word"
+                raise ParameterError(what, parameter="messages", hint="use user or assistant")
             spares = spares_thoughts and message["role"] == "assistant"
             masked.append(
                 {key: value if key == "role" else self.value(value, spares) for key, value in message.items()}
@@ -171,7 +172,8 @@ def unused_characters(*values: Any) -> Iterator[str]:
     used = set(json.dumps(values, ensure_ascii=False))
     for start, end in _PRIVATE:
         yield from (char for char in map(chr, range(start, end)) if char not in used)
-    raise ParameterError("messages: hold every private-use character of Unicode, and one is needed; leave one out")
+    what = "messages: hold every private-use character of Unicode, and one is needed"
+    raise ParameterError(what, parameter="messages", hint="leave one out")
 
 
 def _pivot(name: str) -> int:

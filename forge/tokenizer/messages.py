@@ -108,9 +108,9 @@ def checked(messages: Sequence[Mapping[str, Any]]) -> list[Message]:
     """Messages as plain JSON, each with a content, which may be None. Raises ParameterError, naming the message."""
     if isinstance(messages, str | bytes | Mapping) or not isinstance(messages, Sequence):
         example = '[{"role": "user", "content": "Hi"}]'
-        raise ParameterError(f"messages: must be a list such as {example}, not {type(messages).__name__}")
+        raise _refusal(f"messages: must be a list such as {example}, not {type(messages).__name__}")
     if not messages:
-        raise ParameterError("messages: the list is empty; give at least one message")
+        raise _refusal("messages: the list is empty", "give at least one message")
     return [_checked_message(f"messages[{index}]", message) for index, message in enumerate(messages)]
 
 
@@ -119,26 +119,31 @@ def check_json(where: str, value: Any) -> None:
     try:
         json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError:
-        raise ParameterError(f"{where}: holds half a surrogate pair, which is not Unicode text") from None
+        raise _refusal(f"{where}: holds half a surrogate pair, which is not Unicode text") from None
     except (TypeError, ValueError, RecursionError) as error:
-        raise ParameterError(f"{where}: cannot be written as JSON: {' '.join(str(error).split()):.200}") from None
+        raise _refusal(f"{where}: cannot be written as JSON: {' '.join(str(error).split()):.200}") from None
+
+
+def _refusal(message: str, hint: str | None = None) -> ParameterError:
+    """The error for a message that begins with a place within an argument, such as messages[0]."""
+    return ParameterError(message, parameter=message.partition(":")[0].partition("[")[0], hint=hint)
 
 
 def _checked_message(where: str, message: Mapping[str, Any]) -> Message:
     if not isinstance(message, Mapping):
-        raise ParameterError(f"{where}: must be a mapping with role and content, not {type(message).__name__}")
+        raise _refusal(f"{where}: must be a mapping with role and content, not {type(message).__name__}")
     if not isinstance(message.get("role"), str):
-        raise ParameterError(f"{where}: role must be a string such as 'user'")
+        raise _refusal(f"{where}: role must be a string such as 'user'")
     calls = message.get("tool_calls")
     if "content" not in message and "tool_calls" not in message:
-        raise ParameterError(f"{where}: content is missing")
+        raise _refusal(f"{where}: content is missing")
     content = message.get("content")
     if isinstance(content, list | tuple):
         content = [_checked_part(f"{where}: content[{index}]", part) for index, part in enumerate(content)] or ""
     elif not isinstance(content, str | None):
-        raise ParameterError(f"{where}: content must be a string, None or a list, not {type(content).__name__}")
+        raise _refusal(f"{where}: content must be a string, None or a list, not {type(content).__name__}")
     if isinstance(calls, str | bytes | Mapping) or not isinstance(calls, Sequence | None):
-        raise ParameterError(f"{where}: tool_calls must be a list, not {type(calls).__name__}")
+        raise _refusal(f"{where}: tool_calls must be a list, not {type(calls).__name__}")
     # Clients send the fields that they do not use as null, and templates often ask only whether a field is there.
     plain = {key: value for key, value in message.items() if value is not None and key != "tool_calls"}
     plain["content"] = content
@@ -150,22 +155,20 @@ def _checked_message(where: str, message: Mapping[str, Any]) -> Message:
 
 def _checked_part(where: str, part: Any) -> dict[str, Any]:
     if not isinstance(part, Mapping) or not isinstance(part.get("type"), str):
-        raise ParameterError(f"{where} must be a mapping with a type such as 'text'")
+        raise _refusal(f"{where} must be a mapping with a type such as 'text'")
     if part["type"] != "text":
-        raise ParameterError(
-            f"{where} has the type {part['type']!r:.40}; forge's models read parts of type 'text' alone"
-        )
+        raise _refusal(f"{where} has the type {part['type']!r:.40}; forge's models read parts of type 'text' alone")
     if not isinstance(part.get("text"), str):
-        raise ParameterError(f"{where} has the type 'text' and needs a string text")
+        raise _refusal(f"{where} has the type 'text' and needs a string text")
     return dict(part)
 
 
 def _checked_call(where: str, call: Any) -> dict[str, Any]:
     function = call.get("function", call) if isinstance(call, Mapping) else None
     if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
-        raise ParameterError(f"{where} must be a mapping with a function that has a name and arguments")
+        raise _refusal(f"{where} must be a mapping with a function that has a name and arguments")
     if not isinstance(function.get("arguments"), str | Mapping | None):
-        raise ParameterError(f"{where}: arguments must be JSON text or a mapping")
+        raise _refusal(f"{where}: arguments must be JSON text or a mapping")
     return dict(call)
 
 

@@ -213,7 +213,7 @@ def test_an_answer_that_fills_the_context_says_so_and_the_next_question_has_room
         ("stop 5", "stop", ("5",)),
         ('stop ["a", "b c"]', "stop", ("a", "b c")),
         ("stop none", "stop", ()),
-        ("stop_ids 5", "stop_ids", (5,)),
+        ("stop_token_ids 5", "stop_token_ids", (5,)),
         ("ignore_eos true", "ignore_eos", True),
         ('logit_bias {"5": -1.5}', "logit_bias", {5: -1.5}),
         ("logprobs 2", "logprobs", 2),

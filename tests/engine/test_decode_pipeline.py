@@ -47,7 +47,7 @@ def test_a_stop_drops_the_step_behind_it() -> None:
     whole = texts(llm, [[5, 6, 7]], GREEDY)[0]
     stop = whole[7]
     cut = whole[: whole.index(stop)]
-    assert texts(llm, [[5, 6, 7]], SamplingParams(max_tokens=20, ignore_eos=True, stop_ids=[stop])) == [cut]
+    assert texts(llm, [[5, 6, 7]], SamplingParams(max_tokens=20, ignore_eos=True, stop_token_ids=[stop])) == [cut]
     assert texts(llm, [[5, 6, 7]], GREEDY) == [whole]
 
 

@@ -237,14 +237,14 @@ def test_an_end_token_stops_and_is_not_part_of_the_ids(llama: LLM) -> None:
 def test_a_stop_id_stops_even_where_end_tokens_are_ignored(llama: LLM) -> None:
     whole = llama.generate([1, 2, 3], GREEDY).ids
     position = next(i for i in range(3, 20) if whole[i] not in whole[:i])
-    stopped = llama.generate([1, 2, 3], replace(GREEDY, stop_ids=[whole[position], 0]))
+    stopped = llama.generate([1, 2, 3], replace(GREEDY, stop_token_ids=[whole[position], 0]))
     assert (stopped.ids, stopped.finish_reason) == (whole[:position], "stop")
 
 
 def test_the_first_token_may_be_the_end(llama: LLM) -> None:
     first = llama.generate([1, 2, 3], replace(GREEDY, max_tokens=1)).ids[0]
     for n in (1, 3):
-        [stopped, *_] = chunks = list(llama.stream([1, 2, 3], replace(GREEDY, n=n, stop_ids=[first])))
+        [stopped, *_] = chunks = list(llama.stream([1, 2, 3], replace(GREEDY, n=n, stop_token_ids=[first])))
         assert len(chunks) == n
         assert (stopped.text, stopped.ids, stopped.finish_reason) == ("", [], "stop")
 
@@ -541,7 +541,7 @@ def test_logits_that_are_not_read_to_the_end_free_their_pages() -> None:
         ([1, 320], {}, ParameterError, "320"),
         ([1] * CONTEXT, {}, ContextLengthError, str(CONTEXT)),
         ([1], {"logit_bias": {320: 1.0}}, ParameterError, "logit_bias"),
-        ([1], {"stop_ids": [5, 320]}, ParameterError, "stop_ids"),
+        ([1], {"stop_token_ids": [5, 320]}, ParameterError, "stop_token_ids"),
     ],
 )
 def test_a_request_that_cannot_run_is_refused_whole(

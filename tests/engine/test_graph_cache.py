@@ -95,7 +95,7 @@ def random_requests(count: int, seed: int) -> Requests:
             rng.choice(MIXED),
             max_tokens=rng.choice([1, 2, 3, 9, 20, 40]),
             seed=rng.randrange(2**64),
-            stop_ids=rng.sample(range(250), rng.choice([0, 15])),
+            stop_token_ids=rng.sample(range(250), rng.choice([0, 15])),
         )
         for _ in range(count)
     ]
@@ -237,7 +237,7 @@ def test_so_do_sequences_that_ids_end(
     requests = [(ids, replace(params, max_tokens=70)) for ids, params in ends_one_by_one(kinds)]
     whole = alone(requests)
     requests = [
-        (ids, replace(params, stop_ids=[found[min(i + 2, len(found) - 1)]]))
+        (ids, replace(params, stop_token_ids=[found[min(i + 2, len(found) - 1)]]))
         for i, ((ids, params), (found, _)) in enumerate(zip(requests, whole, strict=True))
     ]
     wanted = alone(requests)

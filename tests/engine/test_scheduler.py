@@ -117,7 +117,7 @@ class Simulation:
             n=rng.choice([1, 1, 2, 3, 5]),
             seed=rng.randrange(2**64),
             ignore_eos=rng.random() < 0.5,
-            stop_ids=[3] if rng.random() < 0.3 else [],
+            stop_token_ids=[3] if rng.random() < 0.3 else [],
         )
         prompt = [rng.randrange(VOCABULARY) for _ in range(rng.randint(1, self.engine.context - 1))]
         added = self.engine.add(prompt, params)
@@ -212,7 +212,7 @@ class Simulation:
         params, reason = sequence.params, sequence.finish_reason
         assert len(sequence.ids) <= sequence.max_length <= self.engine.context
         samples = self.samples[sequence]
-        ends = {*params.stop_ids, *(() if params.ignore_eos else self.engine.end_ids), -1}
+        ends = {*params.stop_token_ids, *(() if params.ignore_eos else self.engine.end_ids), -1}
         ended = samples[-1:] and samples[-1] in ends
         assert sequence.completion == (samples[:-1] if ended else samples)
         assert not ends.intersection(sequence.completion)

@@ -46,7 +46,7 @@ def record(llm: forge.LLM) -> dict[str, Any]:
             "logit_bias": {greedy.ids[0]: -math.inf, 40: 3.5, 41: -2.0, 200: 3.5},
             "seed": 4,
         },
-        "stop_ids": {"temperature": 1.5, "stop_ids": range(0, llm.config.vocab_size, 9), "seed": 6},
+        "stop_ids": {"temperature": 1.5, "stop_token_ids": range(0, llm.config.vocab_size, 9), "seed": 6},
     }
     penalties: dict[str, Any] = {"repetition_penalty": 1.3, "presence_penalty": 0.4, "frequency_penalty": 0.2}
     penalties["logprobs"] = 3

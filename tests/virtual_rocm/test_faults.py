@@ -70,7 +70,7 @@ def outcome(call: Callable[..., Any], *arguments: Any) -> Any:
 
 OUT = re.compile(
     r"OutOfMemoryError: out of device memory: (allocating [\d,]+ bytes \(allocated so far: [\d,]+ bytes\)|"
-    r"hipErrorOutOfMemory: out of memory, of the device or pinned of the host): use a smaller --context or model"
+    r"hipErrorOutOfMemory: out of memory, of the device or pinned of the host): use a smaller context or model"
 )
 
 

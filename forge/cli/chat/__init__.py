@@ -107,9 +107,10 @@ def command(
     if no_think:
         variables["enable_thinking"] = False
     if lines and question is not None:
-        raise ParameterError("--lines answers the lines of standard input: leave out QUESTION")
+        what = "--lines answers the lines of standard input"
+        raise ParameterError(what, parameter="question", hint="leave out QUESTION")
     if talks and as_json:
-        raise ParameterError("--json needs a QUESTION, or text on standard input")
+        raise ParameterError("--json needs a QUESTION, or text on standard input", parameter="question")
     with options.loaded(model, device, context, chat_template, memory_fraction=memory_fraction, threads=threads) as llm:
         conversation = Conversation(llm, params, system, assistant or "", variables, drops=not no_context_shift)
         conversation.render_once()  # an error of the model comes before anything is read
@@ -163,7 +164,8 @@ def _answer_lines(conversation: Conversation, as_json: bool) -> None:
         try:
             _answer(conversation, line, as_json)
         except ForgeError as error:
-            raise type(error)(f"standard input, line {number}: {error}") from None
+            where = f"standard input, line {number}"
+            raise type(error)(f"{where}: {error.args[0]}", parameter=error.parameter, hint=error.hint) from None
         conversation.reset()
 
 
@@ -173,9 +175,10 @@ def _variables(text: str | None) -> dict[str, Any]:
     except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict):
-        raise ParameterError("""chat_template_kwargs must be a JSON object such as '{"enable_thinking": false}'""")
+        message = """chat_template_kwargs must be a JSON object such as '{"enable_thinking": false}'"""
+        raise ParameterError(message, parameter="chat_template_kwargs")
     for name in found.keys() & _OUR_VARIABLES:
-        raise ParameterError(f"chat_template_kwargs must not set {name}")
+        raise ParameterError(f"chat_template_kwargs must not set {name}", parameter="chat_template_kwargs")
     return found
 
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 NAMES = (
     *("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty"),
-    *("max_tokens", "seed", "stop", "stop_ids", "ignore_eos", "logit_bias", "logprobs"),
+    *("max_tokens", "seed", "stop", "stop_token_ids", "ignore_eos", "logit_bias", "logprobs"),
 )
 
 
@@ -21,14 +21,14 @@ def value(name: str, text: str) -> Any:
     """What a text stands for: JSON, none, or itself. Raises ParameterError for a name that is no parameter's."""
     check(name)
     if text.lower() == "none":
-        return () if name in ("stop", "stop_ids") else {} if name == "logit_bias" else None
+        return () if name in ("stop", "stop_token_ids") else {} if name == "logit_bias" else None
     try:
         found = json.loads(text)
     except (ValueError, RecursionError):
         found = text
     if name == "stop":
         return found if isinstance(found, str | list) else text
-    if name == "stop_ids" and isinstance(found, int):
+    if name == "stop_token_ids" and isinstance(found, int):
         return [found]
     if name == "logit_bias" and isinstance(found, dict):
         return {int(id) if id.isdecimal() and len(id) < 20 else id: bias for id, bias in found.items()}
@@ -47,7 +47,8 @@ def check(name: str) -> None:
     if name not in NAMES:
         near = difflib.get_close_matches(name, NAMES, 1)
         raise ParameterError(
-            f"{name!r:.100} is no parameter; {f'did you mean {near[0]}? ' if near else ''}/set shows them"
+            f"{name!r:.100} is no parameter; {f'did you mean {near[0]}? ' if near else ''}/set shows them",
+            parameter=name,
         )
 
 

@@ -1,0 +1,109 @@
+"""Errors in the words of the command line: flags for parameters, and what other programs' names are called here."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from typer.core import TyperCommand, TyperGroup
+
+from forge.errors import ForgeError, ParameterError, one_line
+
+_ELSEWHERE = {
+    "run": "chat",
+    "ls": "list",
+    "show": "inspect",
+    "info": "inspect",
+    "download": "pull",
+    "get": "pull",
+    "delete": "rm",
+    "remove": "rm",
+    "complete": "generate",
+    "completion": "generate",
+    "benchmark": "bench",
+    "ppl": "perplexity",
+    "check": "doctor",
+    "test": "verify",
+}
+"""Commands of other programs for models, and forge's for the same."""
+_OPTIONS_ELSEWHERE = {
+    "-n": "--max-tokens",
+    "--n-predict": "--max-tokens",
+    "--max-new-tokens": "--max-tokens",
+    "-c": "--context",
+    "--ctx-size": "--context",
+    "--max-model-len": "--context",
+    "--gpu-memory-utilization": "--memory-fraction",
+    "-t": "--threads",
+    "-s": "--seed",
+    "-sys": "--system",
+    "--system-prompt": "--system",
+    "--repeat-penalty": "--repetition-penalty",
+    "--verbose": "--debug",
+    "-v": "--debug",
+}
+"""Options of other programs, and forge's for the same."""
+_MODELS, _TEXTS = ("FILE", "NAME"), ("PROMPT", "TEXT", "QUESTION")
+_ARGUMENTS = {"-m": _MODELS, "--model": _MODELS, "-p": _TEXTS, "--prompt": _TEXTS}
+"""Options of other programs and commands, and the arguments that are the same here."""
+
+
+class Command(TyperCommand):
+    """A command whose errors name its flags, and which knows what options are called elsewhere."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """As typer's. What there is instead is added to the error for an unknown option."""
+        try:
+            return super().parse_args(ctx, args)
+        except Exception as error:
+            if hint := self._hint(getattr(error, "option_name", None)):
+                error.message, error.possibilities = f"{error.message}: {hint}", None  # type: ignore[attr-defined]
+            raise
+
+    def invoke(self, ctx: Any) -> Any:
+        """As typer's. The line to print for a ForgeError is its last note."""
+        try:
+            return super().invoke(ctx)
+        except ForgeError as error:
+            error.add_note(_line(error, ctx))
+            raise
+
+    def _hint(self, option: str | None) -> str | None:
+        there = _OPTIONS_ELSEWHERE.get(option or "", "")
+        if there in ("--debug", *(flag for param in self.params for flag in param.opts)):
+            return f"use {there}"
+        for param in self.params:
+            if param.param_type_name == "argument" and param.metavar in _ARGUMENTS.get(option or "", ()):
+                return f"it is an argument: forge {self.name} {param.metavar}"
+        return None
+
+
+class Group(TyperGroup):
+    """Commands under one name, which know what they are called elsewhere."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """As typer's. Names the command that does what an unknown one does elsewhere."""
+        there = _ELSEWHERE.get(args[0])
+        if there is not None and there in self.commands and args[0] not in self.commands:
+            ctx.fail(f"No such command {args[0]!r}: use {ctx.command_path} {there}")
+        return super().resolve_command(ctx, args)
+
+
+def _line(error: ForgeError, ctx: Any) -> str:
+    """An error in the words of the command line, and the variables of the environment that it is about."""
+    message, hint = str(error.args[0]) if error.args else "", error.hint or ""
+    variables = []
+    for param in ctx.command.params:
+        is_argument = param.param_type_name == "argument"
+        name, flag = str(param.name), param.metavar if is_argument else max(param.opts, key=len)
+        source = ctx.get_parameter_source(name)
+        source = source.name if source else ""
+        hint = re.sub(rf"""\b{name}=(["']?)([^\s"',;]+)\1""", rf"{flag} \2", hint)
+        if name == error.parameter:
+            hint = re.sub(rf"(?<!-)\b{name}\b(?!=)", flag, hint)
+            if isinstance(error, ParameterError) and source == "COMMANDLINE":
+                message = re.sub(rf"^{name}\b", flag, message)
+        value = ctx.params.get(name)
+        if source == "ENVIRONMENT" and (name == "model" or name == error.parameter) and str(value) in message:
+            variables.append(param.envvar)
+    return one_line(message, hint) + "".join(f" (from {variable})" for variable in variables)

@@ -419,7 +419,7 @@ def test_a_write_that_fails_leaves_what_was_there(store: Path, monkeypatch: pyte
 
     with monkeypatch.context() as patched:
         patched.setattr(os, "replace", fail)
-        with pytest.raises(DeviceError, match=f"{store}: cannot be written: No space left on device; choose another"):
+        with pytest.raises(DeviceError, match=f"{store}: cannot be written: No space left on device: choose another"):
             kernel_cache.build([STEP], [ARCH], store)
         assert {name: (store / name).read_bytes() for name in files(store)} == before
         patched.setenv("FORGE_KERNELS", str(store))

@@ -20,8 +20,11 @@ import forge.ops  # noqa: F401  (fills the registry)
 from forge.backend import select
 from forge.backend.gpu import GPU
 from forge.formats import ggml
+from forge.ops.attention import AttentionSpec
+from forge.ops.kv_cache import KVPages
 from forge.ops.op import REGISTRY
 from forge.ops.quant import QuantTensor
+from forge.ops.rope import RopeArgs
 
 _ROTATED_BYTES = 400_000_000
 _REPLAYS = 20
@@ -147,17 +150,7 @@ def _attention(device: Any, normal: Callable[..., Any]) -> Iterator[tuple[str, s
             cache = [normal(count, page, kv_heads, dim, dtype=np.float16) for _ in range(2)]
             ids = device.asarray(np.arange(tokens, dtype=np.int32))
             qkv = normal(tokens, (heads + 2 * kv_heads) * dim)
-            return qkv, None, None, None, normal(tokens, dim // 2, 2), None, ids, ids, *cache, 1e-6
-
-        return make
-
-    def attend(sequences: int, length: int) -> Make:
-        def make() -> tuple[Any, ...]:
-            count, table = pages_of(sequences, length)
-            cache = [normal(count, page, kv_heads, dim, dtype=np.float16) for _ in range(2)]
-            starts = device.asarray(np.arange(sequences + 1, dtype=np.int32))
-            lengths = device.asarray(np.full(sequences, length, np.int32))
-            return normal(sequences, heads, dim, dtype=np.float16), *cache, starts, lengths, table, dim**-0.5, 0, 0.0
+            return qkv, RopeArgs(None, None, None, normal(tokens, dim // 2, 2), None, 1e-6), ids, ids, KVPages(*cache)
 
         return make
 
@@ -171,17 +164,18 @@ def _attention(device: Any, normal: Callable[..., Any]) -> Iterator[tuple[str, s
             cache = [normal(count, page, kv_heads, dim, dtype=np.float16) for _ in range(2)]
             qkv = normal(sequences, (heads + 2 * kv_heads) * dim)
             lengths = device.asarray(np.full(sequences, length, np.int32))
-            slots = device.asarray(table[:, (length - 1) // page] * page + (length - 1) % page)
-            rope = qkv, None, None, None, normal(length, dim // 2, 2), None
-            return *rope, lengths, slots, *cache, device.asarray(table), 1e-6, dim**-0.5, 0, 0.0
+            slot_mapping = device.asarray(table[:, (length - 1) // page] * page + (length - 1) % page)
+            rope, spec = (
+                RopeArgs(None, None, None, normal(length, dim // 2, 2), None, 1e-6),
+                AttentionSpec(dim**-0.5, 0, 0.0),
+            )
+            return qkv, rope, lengths, slot_mapping, KVPages(*cache), device.asarray(table), spec
 
         return make
 
     size = 8192 * (heads + 2 * kv_heads) * dim * 6
     yield "rope_append_kv", "rope_append_kv 8192 tokens", size, rope(8192), {"style": "neox"}
     for sequences, length in ((1, 1024), (1, 8192), (1, 32_768), (32, 2048), (64, 1024)):
-        size = sequences * length * kv_heads * dim * 4
-        yield "paged_attention", f"paged_attention B{sequences} N{length}", size, attend(sequences, length), {}
         for own_dim in (64, 128):
             label = f"decode_attention B{sequences} N{length} D{own_dim}"
             size = sequences * length * kv_heads * own_dim * 4

@@ -18,6 +18,8 @@ from typing import Any
 import numpy as np
 
 import forge.ops  # noqa: F401  (fills the registry)
+from forge.ops.attention import AttentionSpec
+from forge.ops.kv_cache import KVPages
 from forge.ops.op import REGISTRY, Array
 
 Make = Callable[[np.random.Generator], tuple[Any, ...]]
@@ -29,8 +31,8 @@ _SECONDS = 0.3
 _E, _H, _G, _D, _F, _V, _PAGE = 576, 9, 3, 64, 1536, 49_152, 64
 
 
-def _attended(q: Array, k_pages: Array, v_pages: Array, starts: Array, lengths: Array, *rest: object) -> int:
-    return int(2 * q.nbytes + int(lengths.sum()) * (k_pages[0, 0].nbytes + v_pages[0, 0].nbytes))
+def _attended(q: Array, kv: KVPages, starts: Array, lengths: Array, *rest: object) -> int:
+    return int(2 * q.nbytes + int(lengths.sum()) * (kv.k[0, 0].nbytes + kv.v[0, 0].nbytes))
 
 
 _MOVED: dict[str, Callable[..., int]] = {"paged_attention": _attended}
@@ -72,10 +74,10 @@ def workloads() -> Sequence[tuple[str, str, Make, dict[str, Any]]]:
     def attend(queries: int, length: int) -> Make:
         def make(rng: np.random.Generator) -> tuple[Any, ...]:
             pages = -(-length // _PAGE)
-            k, v = normal(rng, pages, _PAGE, _G, _D), normal(rng, pages, _PAGE, _G, _D)
+            kv = KVPages(normal(rng, pages, _PAGE, _G, _D), normal(rng, pages, _PAGE, _G, _D))
             table = np.arange(pages, dtype=np.int32)[None]
             starts, lengths = np.array([0, queries], np.int32), np.array([length], np.int32)
-            return normal(rng, queries, _H, _D), k, v, starts, lengths, table, _D**-0.5, 0, 0.0
+            return normal(rng, queries, _H, _D), kv, starts, lengths, table, AttentionSpec(_D**-0.5, 0, 0.0)
 
         return make
 
@@ -108,7 +110,7 @@ def row(name: str, label: str, make: Make, options: dict[str, Any], copy: float)
     op = REGISTRY[name]
     rng = np.random.default_rng(0)
     inputs = [make(rng)]
-    size = sum(value.nbytes for value in inputs[0] if isinstance(value, np.ndarray))
+    size = sum(value.nbytes for _, value in op.flat(inputs[0]) if isinstance(value, np.ndarray))
     inputs += [make(rng) for _ in range(min(_ROTATED_BYTES // size, 64))]
     result = op(*inputs[0], **options)
     moved = _MOVED[name](*inputs[0]) if name in _MOVED else size + result.nbytes

@@ -362,7 +362,7 @@ class LLM:
         ids = self._encode(prompt)
         self.engine.check_ids(ids)
         layers = range(self.config.num_layers) if layer is None else range(int(layer), int(layer) + 1)
-        size = self.config, self.engine.runner.backend, layers, len(ids)
+        size = self.config, layers, len(ids)
         AttentionWeights.check_room(*size, select("cpu").free_bytes())
         found = AttentionWeights(*size)
         with self._pass(), closing(self._locked(self.engine.look(ids, found))) as steps:

@@ -28,7 +28,6 @@ TESTS = {  # by kernel file: what names of these tests hold, the likeliest to fi
     "activation": "silu_mul-|gelu|soft_cap|[add-",
     "attention_decode": "heads of|page edges|window|parts|decode",
     "attention_prefill": "prefill|mixed|paged_attention",
-    "attention_steps": "attention_scores|causal_mask|softmax|attention_values",
     "embed": "embed|take_rows",
     "linear": "[linear-M|M70|M65",
     "logprobs": "top_logprobs|logprobs",

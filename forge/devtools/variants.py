@@ -13,14 +13,15 @@ from forge.backend import Backend, sources
 from forge.backend.gpu import GPU
 from forge.config import EngineConfig
 from forge.devtools.cases import all_cases
-from forge.ops.attention import paged_attention
+from forge.ops.attention import AttentionSpec, paged_attention
 from forge.ops.decode_attention import decode_attention
 from forge.ops.embed import embed
+from forge.ops.kv_cache import KVPages
 from forge.ops.linear import linear
 from forge.ops.norm import rmsnorm
 from forge.ops.project import rms_gated, rms_linear
 from forge.ops.quant import FORMATS, Packed, QuantTensor, Stack
-from forge.ops.rope import rope_append_kv
+from forge.ops.rope import RopeArgs, rope_append_kv
 from forge.tuning import Choices
 from forge.tuning.table import KERNELS
 
@@ -99,22 +100,18 @@ def _launch_all(device: Recorder) -> None:
             for activation in ("silu", "gelu"):
                 device.launch(rms_gated, (*norm, weight, None), {"activation": activation})
     page_size = EngineConfig().page_size
-    slot = np.zeros(1, np.int32)
+    slot, spec = np.zeros(1, np.int32), AttentionSpec(1.0, 0, 0.0)
     for dim in HEAD_DIMS:
-        pages = np.empty((1, page_size, 1, dim), np.float16)
+        kv = KVPages(*np.empty((2, 1, page_size, 1, dim), np.float16))
         for style in ("neox", "interleaved"):
-            rotations = _f32(1, dim // 2, 2)
-            rope = _f32(1, 3 * dim), None, None, None, rotations, None, slot, slot, pages, pages, 1e-6
-            device.launch(rope_append_kv, rope, {"style": style})
+            rope = RopeArgs(None, None, None, _f32(1, dim // 2, 2), None, 1e-6)
+            device.launch(rope_append_kv, (_f32(1, 3 * dim), rope, slot, slot, kv), {"style": style})
             for heads, rows in itertools.product((1, 2, 3, 4), (1, 17)):
-                product = _f32(rows, (heads + 2) * dim), None, None, None, rotations, None
-                numbers = np.zeros(rows, np.int32)
-                arrays = *product, numbers, numbers, pages, pages, numbers[:, None]
-                device.launch(decode_attention, (*arrays, 1e-6, 1.0, 0, 0.0), {"style": style})
-        for tokens, rows, heads in (*((rows, rows, heads) for heads in (1, 2, 3, 4) for rows in (1, 17)), (2, 1, 1)):
-            q, numbers = np.empty((tokens, heads, dim), np.float16), np.zeros(rows, np.int32)
-            starts = np.zeros(rows + 1, np.int32)
-            device.launch(paged_attention, (q, pages, pages, starts, numbers, numbers[:, None], 1.0, 0, 0.0), {})
+                qkv, numbers = _f32(rows, (heads + 2) * dim), np.zeros(rows, np.int32)
+                arrays = qkv, rope, numbers, numbers, kv, numbers[:, None]
+                device.launch(decode_attention, (*arrays, spec), {"style": style})
+        q, starts = np.empty((2, 1, dim), np.float16), np.zeros(2, np.int32)
+        device.launch(paged_attention, (q, kv, starts, slot, slot[:, None], spec), {})
 
 
 def _weights(device: Recorder) -> Iterator[Any]:

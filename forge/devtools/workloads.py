@@ -12,13 +12,16 @@ import numpy as np
 from forge.backend.gpu import GPU
 from forge.config import EngineConfig
 from forge.formats import ggml
+from forge.ops.attention import AttentionSpec
 from forge.ops.decode_attention import decode_attention
+from forge.ops.kv_cache import KVPages
 from forge.ops.linear import linear
 from forge.ops.matmul import kernel_of
 from forge.ops.norm import rmsnorm
 from forge.ops.op import Array, Op
 from forge.ops.project import rms_gated, rms_linear
 from forge.ops.quant import Packed, QuantTensor, split
+from forge.ops.rope import RopeArgs
 from forge.tuning.kernel import ANY, Shape
 from forge.tuning.table import KERNELS
 
@@ -133,14 +136,13 @@ class _Inputs:
         heads, pages = int(shape["packed"]) * kv_heads, -(-length // page)
         table = np.zeros((sequences, -(-_TABLE_POSITIONS // page)), np.int32)
         table[:, :pages] = np.arange(sequences * pages).reshape(sequences, pages)
-        slots = (table[:, (length - 1) // page] * page + (length - 1) % page).astype(np.int32)
+        slot_mapping = (table[:, (length - 1) // page] * page + (length - 1) % page).astype(np.int32)
         lengths = np.full(sequences, length, np.int32)
-        product = self.normal(sequences, (heads + 2 * kv_heads) * dim), None, None, None
+        qkv = self.normal(sequences, (heads + 2 * kv_heads) * dim)
+        rope = RopeArgs(None, None, None, self.normal(length, dim // 2, 2), None, 1e-6)
         cache = [self.normal(sequences * pages, page, kv_heads, dim, dtype=np.float16) for _ in range(2)]
-        return (
-            *(*product, self.normal(length, dim // 2, 2), None, self.device.asarray(lengths)),
-            *(self.device.asarray(slots), *cache, self.device.asarray(table), 1e-6, dim**-0.5, 0, 0.0),
-        )
+        where = self.device.asarray(lengths), self.device.asarray(slot_mapping), KVPages(*cache)
+        return qkv, rope, *where, self.device.asarray(table), AttentionSpec(dim**-0.5, 0, 0.0)
 
 
 # A step is measured with many copies of the same: they are drawn once.

@@ -11,10 +11,10 @@ from forge.models.layer_tensors import LayerTensors
 from forge.models.layers import Linear
 from forge.models.residual import ResidualStream
 from forge.models.rope import RotaryEmbedding
-from forge.ops.attention import paged_attention
+from forge.ops.attention import AttentionSpec, paged_attention
 from forge.ops.decode_attention import decode_attention
-from forge.ops.kv_cache import take_slots
-from forge.ops.rope import layernorm_heads, rope_append_kv
+from forge.ops.kv_cache import KVPages, take_slots
+from forge.ops.rope import RopeArgs, layernorm_heads, rope_append_kv
 from forge.state.paged_kv import KVCache
 
 
@@ -49,7 +49,7 @@ class Attention:
         self.attn_output = tensors.linear({"attn_output": config.width}, queries)
         self.post_attention_norm = tensors.norm_or_none("post_attention_norm")
         self.rope = ropes[config.layer_ropes[self.index]]
-        self.scores = config.attention_scale, config.layer_windows[self.index], config.attention_softcap
+        self.spec = AttentionSpec(config.attention_scale, config.layer_windows[self.index], config.attention_softcap)
         self.norm_eps = config.norm_eps
 
     def linears(self) -> list[Linear]:
@@ -58,24 +58,22 @@ class Attention:
 
     def __call__(self, stream: ResidualStream, batch: Batch, state: KVCache, hook: Hook | None) -> None:
         """Add attention's result to the stream; keys and values of the batch's T tokens go to the state."""
-        k_pages, v_pages = state.k[self.index], state.v[self.index]  # (num_pages + 1, P, G, D) each
+        kv = KVPages(state.k[self.index], state.v[self.index])  # (num_pages + 1, P, G, D) each
         is_one_op = batch.is_decode and hook is None  # a hook wants what lies between
         operand = stream.normed(self.attn_norm, keep=self.keeps_input)  # (T, E)
         qkv = self.attn_qkv(operand, split_k=is_one_op and self.head_norms is None)  # (T, (H + 2G) * D)
         if self.head_norms:
             layernorm_heads(qkv, *self.head_norms, self.norm_eps)
-        rope = self.rope
-        rotated = qkv, self.attn_qkv_bias, self.attn_q_norm, self.attn_k_norm, rope.cos_sin, rope.query_scale
+        norms, tables, style = (self.attn_q_norm, self.attn_k_norm), self.rope, self.rope.config.style
+        rope = RopeArgs(self.attn_qkv_bias, *norms, tables.cos_sin, tables.query_scale, self.norm_eps)
         if is_one_op:
-            cached = batch.lengths, batch.slots, k_pages, v_pages, batch.page_table
-            attended = decode_attention(*rotated, *cached, self.norm_eps, *self.scores, style=rope.config.style)
+            where = batch.lengths, batch.slots, kv, batch.page_table
+            attended = decode_attention(qkv, rope, *where, self.spec, style=style)
         else:
-            appended = batch.positions, batch.slots, k_pages, v_pages
-            q = rope_append_kv(*rotated, *appended, self.norm_eps, style=rope.config.style)  # (T, H, D)
+            q = rope_append_kv(qkv, rope, batch.positions, batch.slots, kv, style=style)  # (T, H, D)
             if hook:
                 hook(f"blk.{self.index}.attn_q", q)
-                hook(f"blk.{self.index}.attn_k", take_slots(batch.slots, k_pages))  # (T, G, D)
-            rows = batch.starts, batch.lengths, batch.page_table
-            attended = paged_attention(q, k_pages, v_pages, *rows, *self.scores)
+                hook(f"blk.{self.index}.attn_k", take_slots(batch.slots, kv.k))  # (T, G, D)
+            attended = paged_attention(q, kv, batch.starts, batch.lengths, batch.page_table, self.spec)
         attended = attended.reshape(len(attended), -1)  # (T, H * D)
         stream.add(self.attn_output, attended, self.post_attention_norm)

@@ -7,15 +7,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from forge.backend import Backend
+from forge.backend import backend_of
 from forge.config import ModelConfig
 from forge.errors import OutOfMemoryError
-from forge.ops.attention import attention_scores, causal_mask, softmax
+from forge.ops.attention import AttentionSpec, attention_weights
 
 _SCORE_BYTES = 32 << 20
 """Scores that are computed together: temporaries stay small beside the weights."""
 _TEMPORARIES = 4
-"""Arrays of that size that ops have at once."""
+"""Arrays of scores that exist at once."""
 
 
 class AttentionWeights:
@@ -24,36 +24,34 @@ class AttentionWeights:
     weights: float32 (layers, H, T, T) on the host. Keys of earlier tokens are kept there too: (layers, T, G, D).
     """
 
-    def __init__(self, config: ModelConfig, backend: Backend, layers: range, num_tokens: int) -> None:
-        self.config, self.backend, self.layers = config, backend, layers
+    def __init__(self, config: ModelConfig, layers: range, num_tokens: int) -> None:
+        self.config, self.layers = config, layers
         shape = len(layers), config.num_heads, num_tokens, num_tokens
         kept = len(layers), num_tokens, config.num_kv_heads, config.head_dim
         try:
             self.weights: npt.NDArray[np.float32] = np.empty(shape, np.float32)
-            self._keys = np.empty(kept, backend.dtype)
+            self._keys = np.empty(kept, np.float32)
         except MemoryError:  # whatever was free when it was looked at
-            raise self._too_large(config, backend, layers, num_tokens, "the system gives less") from None
+            raise self._too_large(config, layers, num_tokens, "the system gives less") from None
         self._queries: Any = None
         self._done = [0] * len(layers)
 
     @classmethod
-    def check_room(cls, config: ModelConfig, backend: Backend, layers: range, num_tokens: int, free: int) -> None:
+    def check_room(cls, config: ModelConfig, layers: range, num_tokens: int, free: int) -> None:
         """Raises OutOfMemoryError, with the numbers, where `free` bytes of the host are too few for a pass."""
-        if cls._bytes(config, backend, layers, num_tokens) > free:
-            raise cls._too_large(config, backend, layers, num_tokens, f"{free / 1e9:.2f} GB are free")
+        if cls._bytes(config, layers, num_tokens) > free:
+            raise cls._too_large(config, layers, num_tokens, f"{free / 1e9:.2f} GB are free")
 
     @staticmethod
-    def _bytes(config: ModelConfig, backend: Backend, layers: range, num_tokens: int) -> int:
+    def _bytes(config: ModelConfig, layers: range, num_tokens: int) -> int:
         row = 4 * config.num_heads * num_tokens
-        keys = num_tokens * config.num_kv_heads * config.head_dim * backend.dtype.itemsize
+        keys = 4 * num_tokens * config.num_kv_heads * config.head_dim
         return len(layers) * (row * num_tokens + keys) + _TEMPORARIES * max(min(_SCORE_BYTES, row * num_tokens), row)
 
     @classmethod
-    def _too_large(
-        cls, config: ModelConfig, backend: Backend, layers: range, num_tokens: int, found: str
-    ) -> OutOfMemoryError:
+    def _too_large(cls, config: ModelConfig, layers: range, num_tokens: int, found: str) -> OutOfMemoryError:
         many = f"{len(layers)} layers" if len(layers) > 1 else "one layer"
-        size = cls._bytes(config, backend, layers, num_tokens) / 1e9
+        size = cls._bytes(config, layers, num_tokens) / 1e9
         return OutOfMemoryError(
             f"the attention of {num_tokens} tokens in {many} needs {size:.2f} GB, {found}: "
             f"use a shorter prompt{' or one layer at a time' if len(layers) > 1 else ''}"
@@ -65,22 +63,22 @@ class AttentionWeights:
         if prefix != "blk" or int(layer) not in self.layers:
             return
         if kind == "attn_q":  # its keys come next
-            self._queries = array
+            self._queries = backend_of(array).to_numpy(array)
         elif kind == "attn_k":
-            self._attend(int(layer), self._queries, self.backend.to_numpy(array))
+            self._attend(int(layer), self._queries, backend_of(array).to_numpy(array))
 
-    def _attend(self, layer: int, q: Any, k: npt.NDArray[Any]) -> None:
-        """The weights of queries (t, H, D) whose keys are (t, G, D)."""
+    def _attend(self, layer: int, q: npt.NDArray[Any], k: npt.NDArray[Any]) -> None:
+        """Compute the weights of queries (t, H, D) whose keys are (t, G, D), on the host whatever the device is."""
         config, index = self.config, layer - self.layers.start
         first, end = self._done[index], self._done[index] + len(k)
         self._done[index] = end
         self._keys[index, first:end] = k
-        keys = self.backend.asarray(self._keys[index, :end])
+        spec = AttentionSpec(config.attention_scale, config.layer_windows[layer], config.attention_softcap)
         rows = max(_SCORE_BYTES // (4 * config.num_heads * end), 1)
-        for start in range(first, end, rows):
-            stop = min(start + rows, end)
-            part = q[start - first : stop - first]
-            scores = attention_scores(part, keys[:stop], config.attention_scale, config.attention_softcap)
-            weights = softmax(causal_mask(scores, config.layer_windows[layer]))  # (H, rows, stop)
-            self.weights[index, :, start:stop, :stop] = self.backend.to_numpy(weights)
-            self.weights[index, :, start:stop, stop:] = 0
+        with np.errstate(all="ignore"):  # weights of a model that are not finite
+            for start in range(first, end, rows):
+                stop = min(start + rows, end)
+                part = np.asarray(q[start - first : stop - first], np.float32)
+                weights = attention_weights(part, self._keys[index, :stop], spec)  # (H, rows, stop)
+                self.weights[index, :, start:stop, :stop] = weights
+                self.weights[index, :, start:stop, stop:] = 0

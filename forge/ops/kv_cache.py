@@ -1,16 +1,26 @@
-"""Copies within the paged KV cache: of whole pages, and of the keys or values of some tokens."""
+"""The paged KV cache of one layer, and copies within the cache: of pages, and of the keys or values of some tokens."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from forge.backend.gpu import GPU
-from forge.ops.op import Array, op
+from forge.ops.op import Array, op, record
 
 _BLOCK = 256
 """Threads of a block."""
+
+
+@record("k:act[N,P,G,D] v:act[N,P,G,D]")
+@dataclass(frozen=True, slots=True)
+class KVPages:
+    """Keys and values of one layer: N pages of P positions, G heads of D numbers."""
+
+    k: Any
+    v: Any
 
 
 @op("&k_pages:act[L,N,P,G,D] &v_pages:act[L,N,P,G,D] source:i32 target:i32")
@@ -28,14 +38,14 @@ def _copy_page_gpu(device: GPU, k_pages: Any, v_pages: Any, source: int, target:
     device.run("kv_cache", "copy_page", grid, k_pages, v_pages, source, target, pages, size)
 
 
-@op("slots:i32[T] pages:act[N,P,G,D] -> y:act[T,G,D]")
-def take_slots(slots: Array, pages: Array) -> Array:
-    """The keys (or values) of some tokens in one layer, by their slots: page * P + offset."""
-    return np.asarray(pages.reshape(-1, *pages.shape[2:])[slots])
+@op("slot_mapping:i32[T] pages:act[N,P,G,D] -> y:act[T,G,D]")
+def take_slots(slot_mapping: Array, pages: Array) -> Array:
+    """The keys (or values) of some tokens in one layer. slot_mapping holds page * P + offset of each token."""
+    return np.asarray(pages.reshape(-1, *pages.shape[2:])[slot_mapping])
 
 
 @take_slots.gpu
-def _take_slots_gpu(device: GPU, slots: Any, pages: Any) -> Any:
-    y = device.empty((len(slots), *pages.shape[2:]), device.dtype)
-    device.run("kv_cache", "take_slots", len(slots), slots, pages, y, pages[0, 0].size)
+def _take_slots_gpu(device: GPU, slot_mapping: Any, pages: Any) -> Any:
+    y = device.empty((len(slot_mapping), *pages.shape[2:]), device.dtype)
+    device.run("kv_cache", "take_slots", len(slot_mapping), slot_mapping, pages, y, pages[0, 0].size)
     return y

@@ -7,12 +7,13 @@ import pytest
 from harness import COMPILER, Harness
 
 from forge.devtools.cases import CASES, all_cases
+from forge.devtools.cases.decode_attention import decode_case
 from forge.devtools.verify import run_case
 from forge.errors import UnsupportedError
 from forge.ops import linear as linear_op
-from forge.ops.attention import paged_attention
-from forge.ops.decode_attention import _case as decode_case
+from forge.ops.attention import AttentionSpec, paged_attention
 from forge.ops.decode_attention import decode_attention
+from forge.ops.kv_cache import KVPages
 from forge.ops.op import REGISTRY, Case, Op
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="no clang++: scripts/install-toolchain installs it")
@@ -64,7 +65,7 @@ def test_heads_that_the_decode_kernel_cannot_hold_are_refused() -> None:
     q, pages = (device.asarray(np.zeros(shape, np.float16)) for shape in ((1, 1, 264), (1, 16, 1, 264)))
     starts, lengths, table = (device.asarray(np.array(values, np.int32)) for values in ([0, 1], [1], [[0]]))
     with pytest.raises(UnsupportedError, match="heads of 264"):
-        paged_attention(q, pages, pages, starts, lengths, table, 1.0, 0, 0.0)
+        paged_attention(q, KVPages(pages, pages), starts, lengths, table, AttentionSpec(1.0, 0, 0.0))
 
 
 @pytest.mark.parametrize("wave", [32, 64])
@@ -83,11 +84,11 @@ def test_a_decode_row_does_not_depend_on_the_rows_beside_it(seed: int) -> None:
     device = Harness(32, seed, cores=40)
     lengths = [300, 1, 130, 700]
     given = decode_case("rows", lengths, (4, 2), 64).make(np.random.default_rng(3))
-    rows = {0, 6, 7, 10}  # of the arguments: the product, lengths, slots, the page table
+    rows = {"qkv", "lengths", "slot_mapping", "page_table"}
     found = []
     for order in ([0, 1, 2, 3], [3, 0, 2, 1]):
-        args = [value[order] if n in rows else value for n, value in enumerate(given)]
-        args = [v.astype(np.float16) if n in (8, 9) else v for n, v in enumerate(args)]
-        args = [device.asarray(v) if isinstance(v, np.ndarray) else v for v in args]
+        args = decode_attention.map(lambda arg, v: v[order] if arg.name in rows else v, given)  # noqa: B023
+        args = decode_attention.map(lambda arg, v: v.astype(np.float16) if arg.dtype == "act" else v, args)
+        args = decode_attention.map(lambda _, v: device.asarray(v) if isinstance(v, np.ndarray) else v, args)
         found.append(np.asarray(decode_attention(*args, style="neox"))[np.argsort(order)])
     np.testing.assert_array_equal(*found)

@@ -9,8 +9,8 @@ import pytest
 from harness import COMPILER, Harness
 
 from forge.devtools.cases import CASES
+from forge.devtools.cases.decode_attention import decode_case
 from forge.devtools.verify import compare
-from forge.ops.decode_attention import _case as decode_case
 from forge.ops.decode_attention import decode_attention
 from forge.ops.linear import linear_sliced
 from forge.ops.matmul import Slices
@@ -31,12 +31,11 @@ def sliced(rng: np.random.Generator, array: Any, count: int) -> Any:
 def computed(device: Harness, op: Op, args: Arrays, place: int, slices: int | None, **options: Any) -> list[Any]:
     """Results, and what is written in place; the argument at a place is given as so many slices."""
     rng = np.random.default_rng(5)
-    on_device: list[Any] = [device.asarray(a) if isinstance(a, np.ndarray) else a for a in args]
+    on_device = [*op.map(lambda _, value: device.asarray(value) if isinstance(value, np.ndarray) else value, args)]
     if slices is not None:
         on_device[place] = Slices(device.asarray(sliced(rng, args[place], slices)))
     result = device.launch(op, tuple(on_device), options)
-    written = [value for arg, value in zip(op.args, on_device, strict=True) if arg.inout]
-    return [np.asarray(device.to_numpy(value)) for value in (result, *written)]
+    return [np.asarray(device.to_numpy(value)) for value in (result, *op.written(on_device))]
 
 
 @pytest.mark.parametrize("wave", [32, 64])
@@ -57,7 +56,7 @@ def test_norms_add_slices_to_the_residual_stream(op: Op, slices: int, wave: int)
 def test_attention_adds_slices_of_its_product(slices: int, style: str, wave: int) -> None:
     case = decode_case("", [300, 1, 17], (4, 2), 64, style, extras=True)
     given = case.make(np.random.default_rng(1))
-    args = tuple(a.astype(np.float16) if a is given[8] or a is given[9] else a for a in given)
+    args = decode_attention.map(lambda arg, value: value.astype(np.float16) if arg.dtype == "act" else value, given)
     device = Harness(wave)
     whole, parts = (computed(device, decode_attention, args, 0, count, style=style) for count in (None, slices))
     for got, want in zip(parts, whole, strict=True):

@@ -16,9 +16,9 @@ from forge import backend as backends
 from forge.backend import sources
 from forge.cli import run
 from forge.devtools import autotune, workloads
+from forge.devtools.cases.decode_attention import decode_case
 from forge.devtools.verify import run_case
 from forge.errors import DeviceError, OutOfMemoryError
-from forge.ops.decode_attention import _case as decode_case
 from forge.ops.decode_attention import decode_attention
 from forge.ops.linear import _case as float_case
 from forge.ops.linear import _quantized, linear

@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import forge.ops  # noqa: F401  (fills the registry)
-from forge.devtools.cases import activation, decode_state, embed, kv_cache, logprobs
+from forge.devtools.cases import activation, attention, decode_attention, decode_state, embed, kv_cache, logprobs, rope
 from forge.ops.op import REGISTRY, Case, Op
 
-_FILES = (activation, decode_state, embed, kv_cache, logprobs)
+_FILES = (activation, attention, decode_attention, decode_state, embed, kv_cache, logprobs, rope)
 
 CASES: dict[str, Sequence[Case]] = {op.name: op.cases for op in REGISTRY.values() if op.cases}
 for _file in _FILES:

@@ -1,0 +1,122 @@
+"""Cases of a decode step's attention."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from forge.devtools.cases.rope import random_rope
+from forge.ops.attention import AttentionSpec
+from forge.ops.kv_cache import KVPages
+from forge.ops.op import Array, Arrays, Case
+from forge.ops.rope import RopeArgs
+
+
+def decode_case(
+    name: str,
+    lengths: list[int],
+    heads: tuple[int, int],
+    dim: int,
+    style: str = "neox",
+    *,
+    rotated: int | None = None,
+    extras: bool = False,
+    window: int = 0,
+    softcap: float = 0.0,
+    page_size: int = 16,
+    more_pages: int = 0,
+) -> Case:
+    """`more_pages`: columns of the page table beyond those of the longest sequence."""
+    num_kv_heads = heads[1]
+
+    def make(rng: np.random.Generator) -> Arrays:
+        def normal(*shape: int) -> Array:
+            return rng.standard_normal(shape).astype(np.float32)
+
+        rows = len(lengths)
+        needed = [-(-length // page_size) for length in lengths]
+        pages = sum(needed) + 2
+        shuffled = rng.permutation(pages).astype(np.int32)
+        table = np.full((rows, max(needed) + more_pages), -1, np.int32)
+        k, v = np.full((2, pages, page_size, num_kv_heads, dim), np.nan, np.float32)  # unused slots poison a result
+        slot_mapping = np.empty(rows, np.int32)
+        start = 0
+        for row, (count, length) in enumerate(zip(needed, lengths, strict=True)):
+            table[row, :count] = shuffled[start : start + count]
+            start += count
+            for position in range(length - 1):
+                page, offset = table[row, position // page_size], position % page_size
+                k[page, offset], v[page, offset] = normal(num_kv_heads, dim), normal(num_kv_heads, dim)
+            page, offset = divmod(length - 1, page_size)
+            slot_mapping[row] = table[row, page] * page_size + offset
+        qkv, rope = random_rope(rng, rows, heads, dim, max(lengths), dim if rotated is None else rotated, extras=extras)
+        spec = AttentionSpec(dim**-0.5, window, softcap)
+        return qkv, rope, np.array(lengths, np.int32), slot_mapping, KVPages(k, v), table, spec
+
+    return Case(name, make, {"style": style})
+
+
+def _by_hand(style: str, value: float) -> Case:
+    """At position 1, a quarter turn makes (ln 3, 0) of the query and (1, 0) of the key, in either style; the key before
+    is zero. Scores 0 and ln 3: weights 1/4 and 3/4 over values 8 and 16."""
+
+    def make(rng: np.random.Generator) -> Arrays:
+        qkv = np.array([[0, -np.log(3), 0, -1, 16, value]], np.float32)
+        rope = RopeArgs(None, None, None, np.array([[[1, 0]], [[0, 1]]], np.float32), None, 0.0)
+        kv = KVPages(np.zeros((1, 2, 1, 2), np.float32), np.array([[[[8, 0]], [[0, 0]]]], np.float32))
+        lengths, slot_mapping, table = (np.array(each, np.int32) for each in ([2], [1], [[0]]))
+        return qkv, rope, lengths, slot_mapping, kv, table, AttentionSpec(1.0, 0, 0.0)
+
+    written = [[[[0, 0]], [[1, 0]]]], [[[[8, 0]], [[16, value]]]]
+    return Case(f"{style} by hand", make, {"style": style}, ([[[14, 0.75 * value]]],), written)
+
+
+CASES = {
+    "decode_attention": [
+        decode_case("one position", [1], (2, 1), 8),
+        decode_case("interleaved, one position", [1], (1, 1), 64, "interleaved"),
+        decode_case("page edges", [16, 17, 32, 33], (6, 2), 64),
+        # Parts of the context (64 positions at least), and positions that a block takes in a turn.
+        *(
+            decode_case(f"{length} positions", [length], (2, 1), 64)
+            for length in (2, 63, 64, 65, 66, 127, 128, 129, 130)
+        ),
+        decode_case("interleaved, 129 positions", [129], (4, 2), 64, "interleaved"),
+        decode_case("long contexts and short ones", [1, 130, 1023], (4, 2), 64, extras=True),
+        decode_case("interleaved, long contexts and short ones", [700, 3], (4, 2), 64, "interleaved", extras=True),
+        decode_case("more positions than parts take at least", [1500], (8, 8), 32),
+        decode_case("a page table for a longer context", [200, 5], (4, 1), 64, more_pages=90),
+        decode_case("one row of one head, in as many parts as there can be", [1300], (1, 1), 32, more_pages=20),
+        decode_case("window over parts", [400, 90], (8, 1), 128, window=200),
+        decode_case("window shorter than a part", [700, 20], (4, 1), 64, window=50),
+        decode_case("window of one", [9, 1], (2, 2), 16, window=1, extras=True),
+        decode_case("window as long as the context", [16], (4, 2), 16, window=16),
+        decode_case("soft cap over parts", [300], (2, 1), 64, softcap=2.0),
+        decode_case(
+            "soft cap, interleaved, bias and norms", [300, 1], (4, 1), 256, "interleaved", softcap=1.5, extras=True
+        ),
+        *(decode_case(f"{heads} heads of one KV head", [70, 9], (heads, 1), 32) for heads in (3, 5, 6, 7, 9, 17)),
+        decode_case("heads as in an 8B model", [300, 17], (32, 8), 128),
+        decode_case("heads as in a 0.5B model", [130], (14, 2), 64, extras=True),
+        decode_case("chunks of heads of several KV heads, in parts", [200, 65], (10, 2), 64, extras=True),
+        *(
+            decode_case(f"heads of {dim}", [20, 137], (6, 2), dim)
+            for dim in (4, 20, 36, 70, 80, 96, 100, 128, 192, 256)
+        ),
+        *(
+            decode_case(
+                f"{style}, {rotated} of {dim} numbers turn, bias and norms",
+                [20, 37],
+                (6, 2),
+                dim,
+                style,
+                rotated=rotated,
+                extras=True,
+            )
+            for style in ("neox", "interleaved")
+            for dim, rotated in ((80, 32), (96, 96), (36, 20), (64, 2))
+        ),
+        decode_case("pages longer than parts", [140, 3], (2, 1), 32, page_size=100),
+        _by_hand("neox", 4.0),
+        _by_hand("interleaved", 4.0),
+    ]
+}

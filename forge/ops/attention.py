@@ -182,5 +182,6 @@ def _paged_attention_gpu(
 
 
 def check_head_dim(dim: int) -> None:
+    """Raises UnsupportedError for heads that the kernels cannot hold."""
     if dim > MAX_HEAD_DIM:
         raise UnsupportedError(f"heads of {dim} numbers have no kernel: {MAX_HEAD_DIM} is the most")

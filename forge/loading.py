@@ -87,7 +87,7 @@ def load(
     """
     shortcuts = {"context": context, "memory_fraction": memory_fraction, "dtype": dtype}
     settings = _settings(engine, shortcuts | {"max_sequences": max_sequences, "graphs": graphs})
-    graphs = _graphs() if settings.graphs is None else settings.graphs
+    graphs = _graphs() if settings.graphs is None else settings.graphs  # before anything is fetched
     check_integer("threads", threads, 1, _MAX_THREADS, optional=True)
     backend = backends.select(device)
     if settings.dtype == "f32" and backend.is_gpu:
@@ -104,29 +104,7 @@ def load(
     with watched(progress) as report:
         path = _resolve(model, report)
         started = time.perf_counter()
-        with gguf.read(path) as file:
-            plan = _plan(file, settings, backend, is_shared=settings.max_sequences is None)
-            config = models.read_config(file, plan.context)
-            tokenizer = Tokenizer.from_metadata(file.metadata, source=str(path))
-            if tokenizer.vocab_size != config.vocab_size:
-                raise FormatError(
-                    f"{path}: the tokenizer has {tokenizer.vocab_size} tokens, the embedding {config.vocab_size} rows"
-                )
-            template = _chat_template(chat_template, tokenizer, path)
-            decoder = models.build(file, config, backend, report)
-        cache = KVCache(config, plan.num_pages, settings.page_size, backend)
-        runner = ModelRunner(
-            decoder,
-            cache,
-            backend,
-            context=plan.context,
-            max_sequences=settings.max_sequences or _MAX_SEQUENCES,
-            graphs=graphs,
-        )
-        max_step_tokens = min(settings.max_step_tokens, max(_STEP_BYTES // _step_bytes_per_token(config), 1))
-        running = Engine(runner, end_ids=tokenizer.eog_ids, max_step_tokens=max_step_tokens)
-        running.warm_up(report)
-    notes = plan.notes
+        running, tokenizer, template, notes = _assembled(path, settings, graphs, backend, chat_template, report)
     if untested := compilers.untested(backend.arch):
         notes = (f"device: {untested}", *notes)
     if settings.dtype == "f16" and not backend.is_gpu:
@@ -134,6 +112,39 @@ def load(
     if device == "auto":
         notes = (f"device: {backend.device}; auto: {backends.explain()}", *notes)
     return LLM(running, tokenizer, template, path=path, notes=notes, load_ms=1000 * (time.perf_counter() - started))
+
+
+def _assembled(
+    path: Path,
+    settings: EngineConfig,
+    graphs: bool | int,
+    backend: Backend,
+    chat_template: str | os.PathLike[str] | None,
+    report: Progress | None,
+) -> tuple[Engine, Tokenizer, ChatTemplate | None, tuple[str, ...]]:
+    """The parts of an LLM from a file, ready to run, and remarks on what was decided for them."""
+    with gguf.read(path) as file:
+        plan = _plan(file, settings, backend, is_shared=settings.max_sequences is None)
+        config = models.read_config(file, plan.context)
+        tokenizer = Tokenizer.from_metadata(file.metadata, source=str(path))
+        if tokenizer.vocab_size != config.vocab_size:
+            raise FormatError(
+                f"{path}: the tokenizer has {tokenizer.vocab_size} tokens, the embedding {config.vocab_size} rows"
+            )
+        template = _chat_template(chat_template, tokenizer, path)
+        decoder = models.build(file, config, backend, report)
+    runner = ModelRunner(
+        decoder,
+        KVCache(config, plan.num_pages, settings.page_size, backend),
+        backend,
+        context=plan.context,
+        max_sequences=settings.max_sequences or _MAX_SEQUENCES,
+        graphs=graphs,
+    )
+    max_step_tokens = min(settings.max_step_tokens, max(_STEP_BYTES // _step_bytes_per_token(config), 1))
+    engine = Engine(runner, end_ids=tokenizer.eog_ids, max_step_tokens=max_step_tokens)
+    engine.warm_up(report)
+    return engine, tokenizer, template, plan.notes
 
 
 @keywords()

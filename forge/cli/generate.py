@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from forge.outputs import Completion, Timings
 
 
+@options.takes_sampling()
 def command(
     prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="The text to continue; - reads it from stdin.")],
     model: options.Model = options.DEFAULT_MODEL,
@@ -27,18 +28,9 @@ def command(
     system: Annotated[
         str | None, typer.Option("--system", metavar="TEXT", help="The system message; implies --chat.")
     ] = None,
-    max_tokens: options.MaxTokens = 256,
-    temperature: options.Temperature = 0.0,
-    top_k: options.TopK = 0,
-    top_p: options.TopP = 1.0,
-    min_p: options.MinP = 0.0,
-    repetition_penalty: options.RepetitionPenalty = 1.0,
-    presence_penalty: options.PresencePenalty = 0.0,
-    frequency_penalty: options.FrequencyPenalty = 0.0,
-    seed: options.Seed = None,
-    stop: options.Stop = None,
+    *,
+    sampling: dict[str, Any],
     ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Run through the model's end tokens.")] = False,
-    logprobs: options.Logprobs = None,
     device: options.Device = "auto",
     threads: options.Threads = None,
     context: options.Context = None,
@@ -48,20 +40,7 @@ def command(
     """Continue PROMPT. Text streams to stdout, statistics go to stderr."""
     from forge.config import SamplingParams
 
-    params = SamplingParams(
-        max_tokens=max_tokens,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        min_p=min_p,
-        repetition_penalty=repetition_penalty,
-        presence_penalty=presence_penalty,
-        frequency_penalty=frequency_penalty,
-        seed=seed,
-        stop=stop or (),
-        ignore_eos=ignore_eos,
-        logprobs=logprobs,
-    )
+    params = SamplingParams(ignore_eos=ignore_eos, **sampling)
     text = options.text_or_stdin(prompt, "PROMPT")
     with options.loaded(model, device, context, memory_fraction=memory_fraction, threads=threads) as llm:
         request: str | list[int] = text

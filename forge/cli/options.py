@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Annotated
+from functools import wraps
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -101,6 +103,55 @@ Seed = Annotated[
 Stop = Annotated[
     list[str] | None, typer.Option("--stop", metavar="TEXT", help="End before this text; may be given several times.")
 ]
+_SAMPLING: dict[str, tuple[Any, Any]] = {
+    "max_tokens": (MaxTokens, 256),
+    "temperature": (Temperature, 0.0),
+    "top_k": (TopK, 0),
+    "top_p": (TopP, 1.0),
+    "min_p": (MinP, 0.0),
+    "repetition_penalty": (RepetitionPenalty, 1.0),
+    "presence_penalty": (PresencePenalty, 0.0),
+    "frequency_penalty": (FrequencyPenalty, 0.0),
+    "seed": (Seed, None),
+    "stop": (Stop, None),
+    "logprobs": (Logprobs, None),
+}
+"""Options that are fields of SamplingParams, and their defaults."""
+
+
+def takes_sampling(**defaults: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command the options of SamplingParams in the place of its keyword `sampling`, which gets their values.
+
+    An option that the command has itself is left to it. `defaults` replaces some of the defaults.
+    """
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        own = list(inspect.signature(command, eval_str=True).parameters.values())
+        names = [name for name in _SAMPLING if name not in {parameter.name for parameter in own}]
+        place = next(i for i, parameter in enumerate(own) if parameter.name == "sampling")
+        parameters = [
+            *own[:place],
+            *(
+                inspect.Parameter(
+                    *(name, inspect.Parameter.KEYWORD_ONLY),
+                    annotation=_SAMPLING[name][0],
+                    default=defaults.get(name, _SAMPLING[name][1]),
+                )
+                for name in names
+            ),
+            *own[place + 1 :],
+        ]
+
+        @wraps(command)
+        def run(**values: Any) -> None:
+            sampling = {name: values.pop(name) for name in names}
+            command(**values, sampling=sampling | {"stop": sampling["stop"] or ()})
+
+        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # what typer reads
+        run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+        return run
+
+    return decorate
 
 
 def text_or_stdin(text: str, name: str) -> str:

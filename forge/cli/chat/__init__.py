@@ -16,18 +16,28 @@ if TYPE_CHECKING:
     from forge.cli.chat.conversation import Conversation
     from forge.llm import LLM
 
+_Question = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="QUESTION",
+        help="Answer this and end; piped text goes below it, and - is that text alone. [default: talk]",
+        show_default=False,
+    ),
+]
+_Temperature = Annotated[
+    float | None,
+    typer.Option(
+        "--temperature",
+        metavar="T",
+        help="0 takes the most probable token each time. [default: 0.7 in a conversation, else 0]",
+    ),
+]
 _OUR_VARIABLES = {"messages", "tools", "add_generation_prompt", "continue_final_message"}
 
 
+@options.takes_sampling(top_p=0.95)
 def command(
-    question: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="QUESTION",
-            help="Answer this and end; piped text goes below it, and - is that text alone. [default: talk]",
-            show_default=False,
-        ),
-    ] = None,
+    question: _Question = None,
     model: options.Model = options.DEFAULT_MODEL,
     system: Annotated[
         str | None, typer.Option("--system", metavar="TEXT", help="Instructions. [default: the template's]")
@@ -59,23 +69,9 @@ def command(
         int | None,
         typer.Option("--max-tokens", metavar="N", help="Most tokens of an answer. [default: what the context holds]"),
     ] = None,
-    temperature: Annotated[
-        float | None,
-        typer.Option(
-            "--temperature",
-            metavar="T",
-            help="0 takes the most probable token each time. [default: 0.7 in a conversation, else 0]",
-        ),
-    ] = None,
-    top_k: options.TopK = 0,
-    top_p: options.TopP = 0.95,
-    min_p: options.MinP = 0.0,
-    repetition_penalty: options.RepetitionPenalty = 1.0,
-    presence_penalty: options.PresencePenalty = 0.0,
-    frequency_penalty: options.FrequencyPenalty = 0.0,
-    seed: options.Seed = None,
-    stop: options.Stop = None,
-    logprobs: options.Logprobs = None,
+    temperature: _Temperature = None,
+    *,
+    sampling: dict[str, Any],
     device: options.Device = "auto",
     threads: options.Threads = None,
     context: options.Context = None,
@@ -90,19 +86,7 @@ def command(
     talks = question is None and not is_piped and not lines
     if temperature is None:  # a single answer is the same each time, as that of forge generate is
         temperature = 0.7 if talks else 0.0
-    params = SamplingParams(
-        max_tokens=max_tokens,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        min_p=min_p,
-        repetition_penalty=repetition_penalty,
-        presence_penalty=presence_penalty,
-        frequency_penalty=frequency_penalty,
-        seed=seed,
-        stop=stop or (),
-        logprobs=logprobs,
-    )
+    params = SamplingParams(max_tokens=max_tokens, temperature=temperature, **sampling)
     variables = _variables(chat_template_kwargs)
     if no_think:
         variables["enable_thinking"] = False

@@ -19,8 +19,6 @@ MAX_HIP_FUNCTION_LINES = 120
 EXCEPTIONS = {
     "backend/cupy.py": "graphs leave it (kern)",
     "llm.py": "the engine thread (loop)",
-    "ops/attention.py": "cases leave it (ops)",
-    "ops/sampling.py": "cases leave it (ops)",
     "raw_kernels/attention_decode.hip: attention_decode": "parts (hip)",
 }
 

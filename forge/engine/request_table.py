@@ -13,7 +13,8 @@ from forge.config import SamplingParams
 from forge.engine.sequence import Sequence
 from forge.ops.decode_state import clear, place
 from forge.ops.logprobs import logprobs, pack_logprobs, top_logprobs
-from forge.ops.sampling import argmax, penalize, sample
+from forge.ops.penalties import penalize
+from forge.ops.sampling import argmax, sample
 
 _Field = tuple[str, Any, Callable[[Sequence], float]]
 _FIELDS: tuple[_Field, ...] = (  # the widest first: each lies at a multiple of its size

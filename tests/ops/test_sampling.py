@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from forge.ops import sampling
 from forge.ops.logprobs import logprobs, top_logprobs
-from forge.ops.sampling import penalize, sample, weights
+from forge.ops.penalties import penalize
+from forge.ops.sampling import sample, weights
 
 ONE = 2**42
 PINNED = [376, 385, 5, 126, 511, 177, 252, 241, 481, 2, 506, 455]
@@ -72,10 +73,10 @@ def assert_equals_reference(args: tuple) -> None:
     np.testing.assert_array_equal(sample(*args), sample.reference(*args))
     for z, *limits in zip(args[0], *(a.tolist() for a in args[1:5]), strict=True):
         if limits[0] > 0.0:
-            ids, kept = sampling._kept(z, *limits)
+            ids, kept = sampling._candidates(z, *limits)
             ids = range(len(z)) if ids is None else ids.tolist()
             fast = [(i, w) for i, w in zip(ids, kept.tolist(), strict=True) if w]
-            assert fast == [(i, w) for i, w in sampling._kept_plain(z, *limits) if w]
+            assert fast == [(i, w) for i, w in sampling._plain_candidates(z, *limits) if w]
 
 
 class TestWeights:
@@ -154,7 +155,7 @@ class TestKept:
     def kept(z: np.ndarray, temperature: float, top_k: int, top_p: float, min_p: float) -> set[int]:
         limits = (float(np.float32(v)) for v in (temperature, top_p, min_p))
         temperature, top_p, min_p = limits
-        ids, weight = sampling._kept(z, temperature, top_k, top_p, min_p)
+        ids, weight = sampling._candidates(z, temperature, top_k, top_p, min_p)
         return set((np.flatnonzero(weight) if ids is None else ids[weight > 0]).tolist())
 
     @staticmethod
@@ -209,7 +210,7 @@ class TestKept:
         high, low = divmod(total, 2**32)
         parts = int(fraction * 2**32) * high, int(fraction * 2**32) * low + 2**32 - 1
         assert max(parts) < 2**64
-        assert sampling._share(p, total) == math.ceil(fraction * total) == parts[0] + (parts[1] >> 32)
+        assert sampling._top_p_weight(p, total) == math.ceil(fraction * total) == parts[0] + (parts[1] >> 32)
 
     def test_min_p_is_relative_to_the_most_probable(self) -> None:
         z = np.log(np.array([0.1, 0.6, 0.31, 0.29], np.float32))

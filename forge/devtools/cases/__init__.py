@@ -8,10 +8,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import forge.ops  # noqa: F401  (fills the registry)
-from forge.devtools.cases import activation, attention, decode_attention, decode_state, embed, kv_cache, logprobs, rope
+from forge.devtools.cases import (
+    activation,
+    attention,
+    decode_attention,
+    decode_state,
+    embed,
+    kv_cache,
+    logprobs,
+    penalties,
+    rope,
+    sampling,
+)
 from forge.ops.op import REGISTRY, Case, Op
 
-_FILES = (activation, attention, decode_attention, decode_state, embed, kv_cache, logprobs, rope)
+_FILES = (activation, attention, decode_attention, decode_state, embed, kv_cache, logprobs, penalties, rope, sampling)
 
 CASES: dict[str, Sequence[Case]] = {op.name: op.cases for op in REGISTRY.values() if op.cases}
 for _file in _FILES:

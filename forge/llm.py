@@ -375,7 +375,8 @@ class LLM:
         """How well the model predicts a text: exp of the mean negative log likelihood per token.
 
         The text is cut into chunks, each scored from its second token on. If the model starts texts with BOS, the first
-        token of each chunk is replaced by it. A remainder shorter than a chunk is scored only if it is all there is.
+        token of each chunk is replaced by it. A remainder shorter than a chunk is scored only if it is all there is;
+        else `Perplexity.remainder` counts its tokens.
 
         Args:
             text: A string or a list of token ids. A string becomes tokens as in `generate`: one BOS, no EOS, names of
@@ -407,7 +408,8 @@ class LLM:
             count += len(chunk) - 1
         if not math.isfinite(nll):
             raise NumericsError(f"{self.path}: the logits are not finite: the file is damaged; check or replace it")
-        return Perplexity(ppl=math.exp(min(nll / count, 700.0)), nll=nll / count, tokens=count)
+        remainder = len(ids) - sum(map(len, chunks))
+        return Perplexity(ppl=math.exp(min(nll / count, 700.0)), nll=nll / count, tokens=count, remainder=remainder)
 
     def _encode(self, prompt: Prompt) -> list[int]:
         if not isinstance(prompt, str):

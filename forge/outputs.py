@@ -1,4 +1,4 @@
-"""What a request gives back."""
+"""Results of requests: chunks, completions, their times, and perplexity."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ class Timings:
     """Where the time of one completion went, in milliseconds, waiting included.
 
     Attributes:
-        prompt_tokens: Tokens of the prompt.
-        completion_tokens: Generated tokens.
+        prompt_tokens: Number of tokens of the prompt.
+        completion_tokens: Number of generated tokens.
         prefill_ms: From the request to its first token.
         decode_ms: From the first token to the last.
     """
@@ -25,17 +25,17 @@ class Timings:
 
     @property
     def total_ms(self) -> float:
-        """From the request to its last token."""
+        """Milliseconds from the request to its last token."""
         return self.prefill_ms + self.decode_ms
 
     @property
     def prefill_tokens_per_s(self) -> float:
-        """Prompt tokens by the time of the first new one."""
+        """Prompt tokens per second of `prefill_ms`."""
         return 1000 * self.prompt_tokens / self.prefill_ms if self.prefill_ms else 0.0
 
     @property
     def decode_tokens_per_s(self) -> float:
-        """The first token belongs to the prefill."""
+        """Generated tokens per second of `decode_ms`. The first one is not counted: it belongs to the prefill."""
         return 1000 * (self.completion_tokens - 1) / self.decode_ms if self.decode_ms else 0.0
 
 
@@ -44,12 +44,12 @@ class Chunk:
     """A piece of a completion, as it is generated.
 
     Attributes:
-        text: New text, perhaps empty: a character may need several tokens, and a possible stop string is held back.
+        text: New text. It may be empty: a character may need several tokens, and a possible stop string is held back.
         ids: New token ids.
-        index: Which of the n choices.
-        logprobs: One entry for each id, where `SamplingParams.logprobs` asked for them; else None.
-        finish_reason: Set on the last chunk of a choice.
-        timings: Set on the last chunk of a choice.
+        index: Which of the n choices it belongs to.
+        logprobs: One entry for each id, if `SamplingParams.logprobs` is set. Else None.
+        finish_reason: Why the choice ended, on its last chunk. Else None.
+        timings: Where the time of the choice went, on its last chunk. Else None.
     """
 
     text: str
@@ -65,18 +65,17 @@ class Completion:
     """A finished completion.
 
     Attributes:
-        text: The generated text.
+        text: The generated text, without the bytes of a character that the end cut.
         ids: Generated ids, the end token not included.
         prompt_ids: Token ids of the prompt, BOS included.
-        finish_reason: "stop": end token, stop id or stop string; "length": max_tokens or the context; "abort";
-            "error": the logits were not finite.
+        finish_reason: "stop" = an end token, a stop token or a stop string; "length" = `max_tokens` or the context;
+            "abort" = closed or dropped; "error" = the logits were not finite.
         timings: Token counts and times.
-        logprobs: One entry for each id, where `SamplingParams.logprobs` asked for them; else None.
-        index: Which of the n choices.
+        logprobs: One entry for each id, if `SamplingParams.logprobs` is set. Else None.
+        index: Which of the n choices it is.
     """
 
     text: str
-    """Without the bytes of a character that the end cut."""
     ids: list[int]
     prompt_ids: list[int]
     finish_reason: FinishReason
@@ -93,8 +92,10 @@ class Perplexity:
         ppl: exp(nll).
         nll: Mean, in nats per token.
         tokens: Scored tokens.
+        remainder: Tokens at the end of the text that were not looked at, because they are fewer than a chunk.
     """
 
     ppl: float
     nll: float
     tokens: int
+    remainder: int = 0

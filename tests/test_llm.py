@@ -510,6 +510,7 @@ def test_perplexity_equals_its_definition(llm: LLM, length: int, context: int, a
         total += _nll(llm.logits(chunk)[:-1], chunk[1:])
         tokens += len(chunk) - 1
     assert found.tokens == tokens
+    assert found.remainder == length - sum(map(len, chunks))
     assert found.nll == pytest.approx(total / tokens, rel=1e-6)
     assert found.ppl == pytest.approx(np.exp(total / tokens), rel=1e-5)
 

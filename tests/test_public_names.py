@@ -19,6 +19,7 @@ import forge
 from forge import errors
 from forge.cli.app import app
 from forge.hub import MODELS
+from forge.keywords import RENAMED
 from forge.models.arch import ARCHS
 from forge.ops.op import REGISTRY
 
@@ -125,6 +126,40 @@ def test_every_error_is_a_public_forge_error(error: type[Exception]) -> None:
     assert issubclass(error, forge.ForgeError)
     assert error.__name__ in forge.__all__
     assert error.__doc__
+
+
+def test_every_public_module_lists_what_it_offers() -> None:
+    """docs/api.md names the public modules; every other one is internal by that statement."""
+    page = (Path(__file__).parents[1] / "docs" / "api.md").read_text()
+    statement = page[: page.index("```")]
+    assert re.findall(r"`(forge(?:\.\w+)*)`", statement) == ["forge", "forge.errors"]
+    assert sorted(errors.__all__) == sorted(error.__name__ for error in ERRORS)
+    assert set(errors.__all__) < set(forge.__all__)
+    assert list(errors.__all__) == sorted(errors.__all__)
+
+
+def test_the_api_reference_holds_every_public_name_and_no_other() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "api.md").read_text()
+    documented = re.findall(r"^\.\. auto(?:function|class):: (\w+)$", page, re.MULTILINE)
+    modules = re.findall(r"^\.\. automodule:: (\S+)$", page, re.MULTILINE)
+    assert modules == ["forge.errors"]
+    assert sorted([*documented, *errors.__all__]) == sorted(forge.__all__)
+
+
+def test_the_table_of_former_names_is_the_one_that_works() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "api.md").read_text()
+    assert dict(re.findall(r"^\| `(\w+)` of .* \| `(\w+)` \|$", page, re.MULTILINE)) == RENAMED
+
+
+def test_the_package_itself_uses_no_former_name() -> None:
+    """As attribute or keyword: users would be warned of what they did not write."""
+    nodes = [
+        (f"{path}:{node.lineno}", node.attr if isinstance(node, ast.Attribute) else node.arg)
+        for path in sorted(Path(forge.__file__).parent.rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Attribute | ast.keyword)
+    ]
+    assert [(place, name) for place, name in nodes if name in RENAMED] == []
 
 
 def test_no_error_class_is_defined_elsewhere() -> None:

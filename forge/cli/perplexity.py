@@ -31,6 +31,10 @@ def command(
             raise ForgeError(f"{output.printable(file)}: holds fewer than two tokens: there is nothing to predict")
         result = llm.perplexity(ids, context=context)
     if as_json:
-        output.write_json({**about(llm.device, llm.path), "ppl": result.ppl, "tokens": result.tokens})
-    else:
-        output.write(f"perplexity {result.ppl:.4f} over {output.count(result.tokens, 'token')}\n")
+        figures = {"ppl": result.ppl, "tokens": result.tokens, "remainder": result.remainder}
+        output.write_json({**about(llm.device, llm.path), **figures})
+        return
+    output.write(f"perplexity {result.ppl:.4f} over {output.count(result.tokens, 'token')}\n")
+    if result.remainder:
+        end = output.count(result.remainder, "token")
+        output.note(f"not scored: {end} at the end of the text, too few for a chunk (--context)")

@@ -146,8 +146,19 @@ def test_perplexity_of_a_file(tmp_path: Path, capsys: Captured) -> None:
             logits = llm.logits(chunk)[:-1].astype(np.float64)
             nll += float((np.log(np.exp(logits).sum(1)) - logits[np.arange(99), chunk[1:]]).sum())
             count += 99
-    assert found["tokens"] == count
+    assert (found["tokens"], found["remainder"]) == (count, len(ids) % 100)
     assert found["ppl"] == pytest.approx(np.exp(nll / count), rel=1e-5)
+
+
+def test_perplexity_says_how_much_of_the_end_it_leaves_out(tmp_path: Path, capsys: Captured) -> None:
+    text = "a b c d e f g"
+    (tmp_path / "text").write_text(text)
+    length = len(forge.load_tokenizer(LLAMA).encode_prompt(text))
+    for context, left in ((length - 1, 1), (length - 2, 2), (length, 0), (length + 1, 0)):
+        assert run(["perplexity", str(tmp_path / "text"), "-m", LLAMA, "--context", str(context)]) == 0
+        err = capsys.readouterr().err
+        remark = f"forge: not scored: {output.count(left, 'token')} at the end of the text, too few for a chunk"
+        assert (remark in err) == bool(left)
 
 
 def test_bench_measures_all_batch_sizes(capsys: Captured) -> None:

@@ -229,6 +229,14 @@ def test_set_changes_a_parameter_and_says_so(text: str, name: str, value: object
     assert lines[0] in capsys.readouterr().err.splitlines()
 
 
+def test_set_takes_a_former_name_and_says_the_new_one(llm: LLM, capsys: Captured) -> None:
+    found = conversation(llm)
+    said(found, "/set stop_ids 5")
+    assert found.params.stop_token_ids == (5,)
+    note = "forge: stop_ids is now stop_token_ids; the old name goes in version 0.2"
+    assert capsys.readouterr().err.splitlines() == [note, "stop_token_ids [5]"]
+
+
 @pytest.mark.parametrize(
     ("text", "names"),
     [

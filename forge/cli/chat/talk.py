@@ -12,6 +12,7 @@ from forge.cli.chat.conversation import Conversation
 from forge.cli.chat.prompt import reader
 from forge.cli.generate import statistics
 from forge.errors import ForgeError
+from forge.keywords import RENAMED
 
 _BLOCK = '"""'
 _KEYS = f"""\
@@ -125,6 +126,9 @@ class Commands:
         """Show or change sampling parameters."""
         name, _, value = text.partition(" ")
         name = name.lower().replace("-", "_")
+        if new := RENAMED.get(name):
+            output.note(f"{name} is now {new}; the old name goes in version 0.2")
+            name = new
         if value.strip():
             self.conversation.set(name, sampling.value(name, value.strip()))
         output.reply("\n".join(sampling.shown(self.conversation.params, name)))

@@ -74,8 +74,10 @@ def _likeness(name: str, known: Iterable[str]) -> dict[str, float]:
 
 
 def _advice(name: str, known: Iterable[str]) -> str:
-    likeness = _likeness(name, known)
+    """What may be meant: names that are alike, or whose former name is."""
+    names = list(known)
+    likeness = _likeness(name, [*names, *(old for old, new in RENAMED.items() if new in names)])
     best = max(likeness.values(), default=0.0)
     if best < _LIKE:
-        return f"it takes {', '.join(likeness)}" if likeness else "it takes none"
-    return f"did you mean {' or '.join(one for one, ratio in likeness.items() if ratio == best)}?"
+        return f"it takes {', '.join(names)}" if names else "it takes none"
+    return f"did you mean {' or '.join(RENAMED.get(one, one) for one, ratio in likeness.items() if ratio == best)}?"

@@ -23,12 +23,12 @@ from forge.errors import ChatTemplateError, FormatError, OutOfMemoryError, Param
 from forge.formats import gguf
 from forge.keywords import keywords
 from forge.llm import LLM
-from forge.state.paged_kv import KVCache, page_bytes
+from forge.state import budget
+from forge.state.model_state import ModelState, kinds_of
+from forge.state.paged_kv import PagedKV
 from forge.tokenizer import Tokenizer
 from forge.tokenizer.chat import ChatTemplate
 
-_MAX_PAGES = 1 << 18
-"""Pages have bookkeeping of their own; with pages of 64 these hold 16 million positions."""
 _SHARED_TOKENS = 1 << 15
 """Positions in the KV cache where nobody says how many sequences are to have their whole context: 64 of 512 tokens."""
 _REMARKABLE_BYTES = 10**9
@@ -135,14 +135,13 @@ def _assembled(
         decoder = models.build(file, config, backend, report)
     runner = ModelRunner(
         decoder,
-        KVCache(config, plan.num_pages, settings.page_size, backend),
+        ModelState(plan.kinds, plan.num_pages, settings.page_size, backend),
         backend,
         context=plan.context,
         max_sequences=settings.max_sequences or _MAX_SEQUENCES,
         graphs=graphs,
     )
-    max_step_tokens = min(settings.max_step_tokens, max(_STEP_BYTES // _step_bytes_per_token(config), 1))
-    engine = Engine(runner, end_ids=tokenizer.eog_ids, max_step_tokens=max_step_tokens)
+    engine = Engine(runner, end_ids=tokenizer.eog_ids, max_step_tokens=plan.max_step_tokens)
     engine.warm_up(report)
     return engine, tokenizer, template, plan.notes
 
@@ -195,10 +194,15 @@ def _graphs() -> bool | int:
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """Positions of one sequence, and pages of all."""
+    """Sizes of what beside the weights takes memory."""
 
     context: int
-    num_pages: int
+    """Most tokens of one sequence."""
+    max_step_tokens: int
+    kinds: tuple[PagedKV, ...]
+    """Kinds of layer state."""
+    num_pages: tuple[int, ...]
+    """Pages of each kind for all sequences, without the spare one."""
     notes: tuple[str, ...]
 
 
@@ -219,35 +223,52 @@ def _plan(file: gguf.GGUF, settings: EngineConfig, backend: Backend, *, is_share
             hint="free some memory, use a smaller model, or a larger memory_fraction",
         )
     size = settings.page_size
-    per_page = page_bytes(config, size, backend.dtype.itemsize)
-    possible = min(max((free - weights) // per_page - 1, 0), _MAX_PAGES)  # one is spare
+    max_step_tokens = min(settings.max_step_tokens, max(_STEP_BYTES // _step_bytes_per_token(config), 1))
+
+    max_sequences = settings.max_sequences or _MAX_SEQUENCES
+
+    def kinds(context: int) -> tuple[PagedKV, ...]:
+        tokens = max(max_step_tokens, max_sequences)
+        return kinds_of(config, context=context, page_size=size, step_tokens=tokens, itemsize=backend.dtype.itemsize)
+
     wanted = settings.context or config.context_length
+    room = max(free - weights, 0)
+    context = min(wanted, budget.longest_context(kinds(wanted), wanted, size, room))
     notes: tuple[str, ...] = ()
     if converted:
         notes = (f"weights: types without a kernel become float16 and take {_gb(weights)} in all: {converted}",)
     if wanted > config.context_length:
         notes += (f"context: {wanted} is longer than the {config.context_length} tokens the model was trained for",)
-    if -(-wanted // size) > possible:
-        need, room = _gb((-(-wanted // size) + 1) * per_page), _gb(max(free - weights, 0))
-        context = possible * size
+    if context < wanted:
+        need = _gb(budget.bytes_of(kinds(wanted), budget.pages_of(kinds(wanted), wanted)))
         if settings.context is not None or context < 1:
             if context < 1:
                 raise OutOfMemoryError(f"{file.path}: no memory is left beside the weights")
             raise OutOfMemoryError(
-                f"{file.path}: a context of {wanted} needs {need} of KV cache and {room} are left beside the weights",
+                f"{file.path}: a context of {wanted} needs {need} of KV cache and {_gb(room)} are left beside the "
+                "weights",
                 parameter="context",
                 hint=f"use context={context}",
             )
-        notes += (f"context: {context} of the model's {wanted} tokens, cut to fit {room} of KV cache",)
-        wanted = context
-    most = (settings.max_sequences or _MAX_SEQUENCES) * -(-wanted // size)
-    if is_shared:
-        most = min(most, max(-(-wanted // size), _SHARED_TOKENS // size))
-    num_pages = min(possible, most)
-    taken = (num_pages + 1) * per_page
-    if backend.is_gpu and taken >= _REMARKABLE_BYTES:
-        notes += (f"KV cache: {num_pages * size} tokens take {_gb(taken)}; a smaller context takes less",)
-    return _Plan(wanted, num_pages, notes)
+        notes += (f"context: {context} of the model's {wanted} tokens, cut to fit {_gb(room)} of KV cache",)
+    own = kinds(context)
+    shared_pages = _SHARED_TOKENS // size if is_shared else None
+    num_pages = budget.share_out(own, context, room, max_sequences, shared_pages)
+    if (backend.is_gpu and budget.bytes_of(own, num_pages) >= _REMARKABLE_BYTES) or len(own) > 1:
+        notes += (_cache_note(own, num_pages, context, size),)
+    return _Plan(context, max_step_tokens, own, num_pages, notes)
+
+
+def _cache_note(kinds: tuple[PagedKV, ...], num_pages: tuple[int, ...], context: int, page_size: int) -> str:
+    """What the KV cache takes, and what a token or a sequence takes of it."""
+    parts = []
+    for kind, count in zip(kinds, num_pages, strict=True):
+        taken = _gb(budget.bytes_of([kind], [count]))
+        each = f"{kind.token_bytes:,} bytes per token of context"
+        if not kind.token_bytes:
+            each = f"{kind.num_pages(context) * kind.page_bytes / 1e6:,.1f} MB per sequence, {kind.name}"
+        parts.append(f"{count * page_size} tokens take {taken} ({each})")
+    return f"KV cache: {', '.join(parts)}; a smaller context takes less"
 
 
 def _weight_bytes(file: gguf.GGUF, backend: Backend) -> tuple[int, str]:

@@ -187,7 +187,8 @@ def test_every_engine_setting_reaches_the_engine_through_load() -> None:
     with load(LLAMA, device="cpu", engine=settings) as llm:
         scheduler = llm.engine.scheduler
         assert (llm.context, scheduler.max_sequences, scheduler.max_step_tokens) == (96, 3, 7)
-        assert (scheduler.page_size, scheduler.blocks.num_pages) == (16, 3 * 96 // 16)
+        (pool,) = scheduler.pools
+        assert (llm.engine.runner.state.page_size, pool.num_pages) == (16, 3 * 96 // 16)
         ids = llm.generate([5, 6, 7], max_tokens=5).ids  # type: ignore[union-attr]
     with load(LLAMA, device="cpu") as llm:
         assert llm.generate([5, 6, 7], max_tokens=5).ids == ids  # type: ignore[union-attr]

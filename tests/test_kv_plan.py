@@ -14,7 +14,7 @@ from forge.backend import NUMPY
 from forge.backend.numpy import NumpyBackend
 from forge.config import EngineConfig
 from forge.formats import gguf
-from forge.state.paged_kv import page_bytes
+from forge.state.model_state import kinds_of
 
 PATH = ARCH / "llama" / "model.gguf"
 PAGE = 64
@@ -28,7 +28,9 @@ def planned(context: int | None, *, sequences: int | None, backend: Any = NUMPY)
 
 def bytes_of(tokens: int) -> int:
     with gguf.read(PATH) as file:
-        return tokens // PAGE * page_bytes(models.read_config(file), PAGE, 4)
+        config = models.read_config(file)
+        (kind,) = kinds_of(config, context=tokens, page_size=PAGE, step_tokens=512, itemsize=4)
+        return tokens * kind.token_bytes
 
 
 @pytest.mark.parametrize(
@@ -49,7 +51,7 @@ def test_pages_for_what_is_asked_for_else_for_one_context_or_a_bounded_number(
 ) -> None:
     monkeypatch.setattr(NUMPY, "free_bytes", lambda: 1 << 50)
     plan = planned(context, sequences=sequences)
-    assert (plan.context, plan.num_pages * PAGE) == (context, tokens)
+    assert (plan.context, plan.num_pages) == (context, (tokens // PAGE,))
 
 
 @pytest.mark.parametrize("sequences", [None, 64])
@@ -57,7 +59,7 @@ def test_no_more_pages_than_fit(sequences: int | None, monkeypatch: pytest.Monke
     weights = 4 * 171_000  # a little more than the model's
     monkeypatch.setattr(NUMPY, "free_bytes", lambda: round((weights + bytes_of(10_048)) / 0.9))
     plan = planned(8192, sequences=sequences)
-    assert 9_000 < plan.num_pages * PAGE < 10_500
+    assert 9_000 < plan.num_pages[0] * PAGE < 10_500
 
 
 def test_a_gpu_says_how_much_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,7 +74,10 @@ def test_a_gpu_says_how_much_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
     plan = planned(1 << 20, sequences=1, backend=Gpu())
     (note,) = [note for note in plan.notes if note.startswith("KV cache: ")]
     taken = bytes_of((1 << 20) + PAGE)
-    assert note == f"KV cache: 1048576 tokens take {taken / 1e9:.2f} GB; a smaller context takes less"
+    assert note == (
+        f"KV cache: 1048576 tokens take {taken / 1e9:.2f} GB ({bytes_of(1 << 20) >> 20:,} bytes per token of context); "
+        "a smaller context takes less"
+    )
     assert not [note for note in planned(8192, sequences=1, backend=Gpu()).notes if "KV cache" in note]
 
 
@@ -81,9 +86,9 @@ def test_the_default_is_stated() -> None:
     assert f"{loading._SHARED_TOKENS:,} tokens" in text
     with forge.load(PATH, device="cpu", context=128) as llm:
         assert llm.engine.scheduler.max_sequences == 64
-        assert llm.engine.blocks.num_pages * PAGE == 64 * 128
+        assert llm.engine.pools[0].num_pages * PAGE == 64 * 128
     with forge.load(PATH, device="cpu", context=128, max_sequences=1) as llm:
-        assert llm.engine.blocks.num_pages * PAGE == 128
+        assert llm.engine.pools[0].num_pages * PAGE == 128
 
 
 def test_requests_share_a_default_pool(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,8 +96,8 @@ def test_requests_share_a_default_pool(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loading, "_SHARED_TOKENS", 128)
     prompts = [[number] * 100 for number in range(16)]
     with forge.load(PATH, device="cpu", context=128) as llm:
-        assert llm.engine.blocks.num_pages == 2
+        assert llm.engine.pools[0].num_pages == 2
         found = llm.generate(prompts, max_tokens=8, ignore_eos=True)
     with forge.load(PATH, device="cpu", context=128, max_sequences=16) as llm:
-        assert llm.engine.blocks.num_pages == 32
+        assert llm.engine.pools[0].num_pages == 32
         assert [c.ids for c in found] == [c.ids for c in llm.generate(prompts, max_tokens=8, ignore_eos=True)]

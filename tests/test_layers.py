@@ -61,10 +61,10 @@ THIRD_PARTY = {
     "typer": "cli",
 }
 # The part of the engine that holds integers: the model runner is its only way to a device.
-WITHOUT_A_DEVICE = ("engine.engine", "engine.scheduler", "engine.sequence", "engine.page_allocator")
+WITHOUT_A_DEVICE = ("engine.engine", "engine.scheduler", "engine.sequence", "engine.page_allocator", "engine.page_pool")
 DEVICE = [
-    *("backend", "ops", "state", "models", "numpy", "cupy", "engine.batch", "engine.decode_pipeline"),
-    *("engine.graph_cache", "engine.request_table", "engine.sampler"),
+    *("backend", "ops", "models", "numpy", "cupy", "engine.batch", "engine.decode_pipeline", "engine.graph_cache"),
+    *("engine.request_table", "engine.sampler", "state.model_state", "state.paged_kv", "state.window_kv"),
 ]
 NOT_CODE = {
     "py.typed",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import copy
 import gc
 import threading
 from collections.abc import Iterator
@@ -165,10 +166,10 @@ def test_a_stream_that_the_garbage_collector_closes_within_a_step_ends_behind_it
     def within(*arguments: Any, **options: Any) -> Any:
         result = None if before else original(*arguments, **options)
         if streams:
-            state = [(s.finish_reason, s.pages[:], s in llm._generations) for s in sequences]
+            state = [(s.finish_reason, copy.deepcopy(s.pages), s in llm._generations) for s in sequences]
             streams.clear()  # the last reference: the generator is closed here
             gc.collect()
-            assert [(s.finish_reason, s.pages[:], s in llm._generations) for s in sequences] == state
+            assert [(s.finish_reason, copy.deepcopy(s.pages), s in llm._generations) for s in sequences] == state
             called.append(name)
         return original(*arguments, **options) if before else result
 
@@ -608,11 +609,12 @@ def test_attention_weighs_what_paged_attention_adds_up(
         return outputs[-1]
 
     monkeypatch.setattr(attention, "paged_attention", recording)
-    cache = llm.engine.runner.cache
+    state = llm.engine.runner.state
     weights = llm.attention(list(range(40)))
     layers = llm.config.num_layers
     for layer in range(layers):
-        values = cache.v[layer].reshape(-1, *cache.v.shape[3:])[:40]  # the first pages of an idle cache
+        v_pages = state[layer].pages.v
+        values = v_pages.reshape(-1, *v_pages.shape[2:])[:40]  # the first pages of an idle cache
         values = np.repeat(values, llm.config.num_heads // llm.config.num_kv_heads, axis=1).astype(np.float64)
         wanted = np.concatenate(outputs[layer::layers])
         np.testing.assert_allclose(np.einsum("hts,shd->thd", weights[layer], values), wanted, rtol=0, atol=1e-5)

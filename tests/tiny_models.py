@@ -10,7 +10,8 @@ from forge import LLM, SamplingParams, Tokenizer, models
 from forge.backend import NUMPY
 from forge.engine import Engine, ModelRunner
 from forge.formats import gguf
-from forge.state.paged_kv import KVCache
+from forge.state.model_state import ModelState, kinds_of
+from forge.state.paged_kv import PagedKV
 
 ARCH = Path(__file__).parent / "data" / "arch"
 CONTEXT = 96
@@ -19,23 +20,32 @@ CONTEXT = 96
 def tiny_llm(
     name: str,
     *,
-    num_pages: int = 200,
+    num_pages: int | tuple[int, ...] = 200,
     page_size: int = 8,
     max_sequences: int = 16,
     max_step_tokens: int = 512,
     context: int = CONTEXT,
+    windows: bool = True,
 ) -> LLM:
-    """As forge.load, but with the sizes that it chooses."""
+    """As forge.load, but with the sizes that it chooses.
+
+    num_pages: Of each kind of layer state. windows=False: layers with a window keep all positions, as others do.
+    """
     path = ARCH / name / "model.gguf"
     with gguf.read(path) as file:
         config = models.read_config(file, context)
         tokenizer = Tokenizer.from_metadata(file.metadata, source=str(path))
         decoder = models.build(file, config, NUMPY)
-    cache = KVCache(config, num_pages, page_size, NUMPY)
-    runner = ModelRunner(decoder, cache, NUMPY, context=context, max_sequences=max_sequences)
+    step_tokens, itemsize = max(max_step_tokens, max_sequences), NUMPY.dtype.itemsize
+    kinds = kinds_of(config, context=context, page_size=page_size, step_tokens=step_tokens, itemsize=itemsize)
+    if not windows:
+        kinds = (PagedKV(tuple(range(config.num_layers)), page_size, config.num_kv_heads, config.head_dim, itemsize),)
+    counts = (num_pages,) * len(kinds) if isinstance(num_pages, int) else num_pages
+    state = ModelState(kinds, counts, page_size, NUMPY)
+    runner = ModelRunner(decoder, state, NUMPY, context=context, max_sequences=max_sequences)
     engine = Engine(runner, end_ids=tokenizer.eog_ids, max_step_tokens=max_step_tokens)
-    for pages in (*engine.runner.cache.k, *engine.runner.cache.v):
-        pages.fill(np.nan)  # a slot that is read before it is written poisons the result
+    for pages in (array for cache in state.caches for array in cache.arrays):
+        pages.fill(np.nan)  # a position that is read before it is written poisons the result
     return LLM(engine, tokenizer, None, path=path, notes=(), load_ms=0.0)
 
 
@@ -64,7 +74,7 @@ def assert_idle(llm: LLM) -> None:
     assert not engine.has_work
     assert not engine._siblings
     assert not llm._generations
-    assert engine.blocks.num_free == engine.blocks.num_pages
+    assert all(pool.num_free == pool.num_pages for pool in engine.pools)
 
 
 GREEDY = SamplingParams(max_tokens=20, ignore_eos=True)

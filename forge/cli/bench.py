@@ -154,9 +154,8 @@ def _check_room(llm: LLM, prompt_tokens: int, gen_tokens: int, most: int) -> Non
             f"the context is {llm.context}",
             parameter="prompt_tokens",
         )
-    held = llm.engine.runner.num_pages * llm.engine.runner.page_size
-    if most * longest > held:
-        message = f"--batch: {most} sequences need {most * longest} positions; the KV cache holds {held}"
+    if not scheduler.fits(most, longest):
+        message = f"{most} sequences of {longest} positions do not fit the KV cache"
         raise ParameterError(message, parameter="batch")
 
 

@@ -16,9 +16,9 @@ from forge.engine.request_table import Slots
 from forge.engine.sampler import read_sampled, words_per_row
 from forge.engine.sequence import Sampled, Sequence
 from forge.models import Decoder
-from forge.models.batch import Batch
+from forge.models.batch import Batch, PageTable
 from forge.ops.decode_state import advance, decode_inputs
-from forge.state.paged_kv import KVCache
+from forge.state.model_state import ModelState
 
 _MAX_QUEUED = 2
 """Steps that are queued and not collected. The device runs one while the host reads the ids of the step before and
@@ -52,19 +52,19 @@ class DecodePipeline:
     def __init__(
         self,
         model: Decoder,
-        cache: KVCache,
+        state: ModelState,
         backend: Backend,
         max_sequences: int,
         context: int,
         graphs: bool | int = True,
     ) -> None:
-        self.model, self.cache, self.backend, self.max_sequences = model, cache, backend, max_sequences
+        self.model, self.state, self.backend, self.max_sequences = model, state, backend, max_sequences
         model.reserve(context)  # captured steps hold the addresses of the RoPE tables
         self._sequences: list[Sequence] = []
         """The sequence of each row of the next step; `slots.idle` where a row has none."""
         self._queue: deque[_Queued] = deque()
-        pages = -(-context // cache.page_size)
-        self.slots = Slots(backend, max_sequences, model.config.vocab_size, pages, cache.spare_page)
+        pages = max(kind.num_entries(context) for kind in state.kinds)
+        self.slots = Slots(backend, max_sequences, model.config.vocab_size, pages, state.num_pages)
         self._rows = backend.asarray(np.arange(max_sequences), np.int32)
         self._starts = backend.asarray(np.arange(max_sequences + 1), np.int32)
         self._graphs = GraphCache(backend, self.slots, graphs)
@@ -93,10 +93,11 @@ class DecodePipeline:
     def warm_up(self, logits: Any, sequences: list[Sequence]) -> None:
         """Call the ops that a step calls beside the model, on rows of logits (B, V)."""
         count, rows = len(sequences), self._rows[: len(sequences)]
-        slots = Slots(self.backend, count, logits.shape[1], len(sequences[0].pages))
+        pages = max(len(pages) for pages in sequences[0].pages)
+        slots = Slots(self.backend, count, logits.shape[1], pages, self.state.num_pages)
         slots.fill(sequences)
         last_ids, lengths = slots.fields["last_id"], slots.fields["length"]
-        decode_inputs(rows, last_ids, lengths, slots.page_table, slots.turn, self.cache.page_size)
+        decode_inputs(rows, last_ids, lengths, slots.page_tables, slots.turn, self.state.page_size)
         ids, _ = slots.draw(logits)
         advance(ids, rows, last_ids, lengths, slots.counts, None, None, None)
 
@@ -138,11 +139,11 @@ class DecodePipeline:
         slots, row_numbers = self.slots, self._rows[:rows]
         last_ids, lengths = slots.fields["last_id"], slots.fields["length"]
         ids, positions, kv_slots, row_lengths = decode_inputs(
-            row_numbers, last_ids, lengths, slots.page_table, slots.turn, self.cache.page_size
+            row_numbers, last_ids, lengths, slots.page_tables, slots.turn, self.state.page_size
         )
-        page_table = slots.page_table[:rows]  # row r is slot r
-        batch = Batch(ids, positions, kv_slots, self._starts[: rows + 1], row_lengths, page_table, None)
-        logits = self.model(batch, self.cache)
+        tables = tuple(PageTable(own, table[:rows]) for own, table in zip(kv_slots, slots.page_tables, strict=True))
+        batch = Batch(ids, positions, self._starts[: rows + 1], row_lengths, tables, None)  # row r is slot r
+        logits = self.model(batch, self.state)
         ids, drawn = slots.draw(logits)
         advance(ids, row_numbers, last_ids, lengths, slots.counts, drawn.reshape(-1), slots.turn, self._ring)
         return [drawn, logits]

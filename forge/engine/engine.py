@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from forge.config import Progress, SamplingParams
 from forge.engine.model_runner import ModelRunner
-from forge.engine.page_allocator import PageAllocator
+from forge.engine.page_pool import PagePool
 from forge.engine.scheduler import Scheduled, Scheduler
 from forge.engine.sequence import FinishReason, Sampled, Sequence
 from forge.errors import ContextLengthError, OutOfMemoryError, ParameterError
@@ -32,11 +32,9 @@ class Engine:
         self.runner = runner
         self.context = runner.context
         self.end_ids = end_ids
-        self.blocks = PageAllocator(runner.num_pages)
-        self.scheduler = Scheduler(self.blocks, runner.page_size, runner.max_sequences, max_step_tokens)
+        self.pools = [PagePool(kind, count) for kind, count in zip(runner.kinds, runner.num_pages, strict=True)]
+        self.scheduler = Scheduler(self.pools, runner.max_sequences, max_step_tokens)
         self._interrupted = False
-        self._num_borrowed = 0
-        """Pages of passes over all positions."""
         self._siblings: dict[Sequence, list[Sequence]] = {}
         """Choices that start when the first one's prompt is computed."""
 
@@ -102,7 +100,7 @@ class Engine:
         self.scheduler.commit(step)
         for first in sampling:
             for sibling in self._siblings.pop(first, ()):
-                if copy := self.scheduler.fork(first, sibling):
+                for copy in self.scheduler.fork(first, sibling):
                     self.runner.copy_page(*copy)
         for token in sampled:
             self._append(token.sequence, token.id)
@@ -133,7 +131,7 @@ class Engine:
         finally:
             for sequence in (*self.scheduler.running, *self.scheduler.waiting):  # one that waits may be in these steps
                 sequence.num_pending = 0
-                sequence.num_computed = min(sequence.num_computed, len(sequence.ids) - 1)
+            self.scheduler.recover()
 
     def _start_over(self) -> None:
         """Replays were wrong, and so may be the KV cache: all of it is computed again from the ids."""
@@ -185,40 +183,30 @@ class Engine:
         """A pass over ids that no request has, at most so many at a time."""
         self.check_ids(ids)
         sequence = Sequence(0, list(ids), len(ids), SamplingParams(), 0, len(ids))
-        pages = sequence.pages = self._borrow(-(-len(ids) // self.runner.page_size))
+        if not self.scheduler.lend(sequence):
+            raise OutOfMemoryError(
+                f"a pass over {len(ids)} positions needs pages of the KV cache that other passes hold, which are not "
+                "read to their ends: read or close them first"
+            )
         try:
             rows = min(most, self.scheduler.max_step_tokens)
             for start in range(0, len(ids), rows):
-                yield run([Scheduled(sequence, start, min(rows, len(ids) - start))])
+                count = min(rows, len(ids) - start)
+                self.scheduler.lend_more(sequence, start + count)
+                yield run([Scheduled(sequence, start, count)])
+                sequence.num_computed = start + count
         finally:
-            self._num_borrowed -= len(pages)
-            self.blocks.release(pages)
-
-    def _borrow(self, count: int) -> list[int]:
-        """Pages for a pass. Running sequences give theirs up for it, the youngest first.
-
-        Steps under way may still write to these, and sample ids of those sequences: the device works in order.
-        """
-        within_reach = count <= self.blocks.num_pages - self._num_borrowed
-        while (pages := self.blocks.allocate(count)) is None:
-            if not (within_reach and self.scheduler.running):
-                raise OutOfMemoryError(
-                    f"a pass over all positions needs {count} pages of the KV cache, and others that are not read to "
-                    f"their ends hold {self._num_borrowed} of {self.blocks.num_pages}: read or close them first"
-                )
-            self.scheduler.preempt()
-        self._num_borrowed += count
-        return pages
+            self.scheduler.take_back(sequence)
 
     @property
     def is_busy(self) -> bool:
         """Whether there are requests, or passes over all positions, that have not ended."""
-        return self.has_work or bool(self._num_borrowed)
+        return self.has_work or self.scheduler.has_lent
 
     @property
     def is_held_up(self) -> bool:
         """Whether nothing can run before a pass over all positions gives its pages back."""
-        return bool(self._num_borrowed and self.scheduler.waiting and not self.scheduler.running)
+        return bool(self.scheduler.has_lent and self.scheduler.waiting and not self.scheduler.running)
 
     def check_ids(self, ids: list[int]) -> None:
         """Raises what `logits` would of these ids: ParameterError, or ContextLengthError for too many."""

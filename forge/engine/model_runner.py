@@ -19,14 +19,14 @@ from forge.models import Decoder
 from forge.models.batch import Batch
 from forge.models.hooks import Hook
 from forge.ops.embed import take_rows
-from forge.state.paged_kv import KVCache
+from forge.state.model_state import ModelState
 
 _TYPICAL_ROWS = (1, 8, 16, 32, 64, 65)
 """Numbers of rows between which products are computed by other kernels."""
 
 
 class ModelRunner:
-    """A model, its KV cache and their device. The engine knows the numbers and the verbs; arrays stay behind them.
+    """A model, its layers' state and their device. The engine knows the numbers and the verbs; arrays stay behind them.
 
     A step either waits for its ids (`forward`, then `sample`), or is queued while others are under way (`launch`, then
     `collect`). Only a device that computes asynchronously takes steps ahead.
@@ -35,21 +35,21 @@ class ModelRunner:
     def __init__(
         self,
         model: Decoder,
-        cache: KVCache,
+        state: ModelState,
         backend: Backend,
         *,
         context: int,
         max_sequences: int,
         graphs: bool | int = True,
     ) -> None:
-        self.model, self.cache, self.backend = model, cache, backend
+        self.model, self.state, self.backend = model, state, backend
         self.context, self.max_sequences = context, max_sequences
         self.config, self.device = model.config, backend.device
         self.vocab_size = model.config.vocab_size
-        self.page_size, self.num_pages = cache.page_size, cache.num_pages
+        self.kinds, self.num_pages = state.kinds, state.num_pages
         self.is_asynchronous = backend.is_asynchronous
         self.pipeline = (
-            DecodePipeline(model, cache, backend, max_sequences, context, graphs) if self.is_asynchronous else None
+            DecodePipeline(model, state, backend, max_sequences, context, graphs) if self.is_asynchronous else None
         )
 
     # Steps that wait for their ids
@@ -57,18 +57,18 @@ class ModelRunner:
     def forward(self, step: list[Scheduled], *, all_logits: bool = False, hook: Hook | None = None) -> Any:
         """float32 logits (R, V): one row for each entry that reaches its last id, or one for every token."""
         with self.backend.active():
-            return self.model(self._batch(step, all_logits=all_logits), self.cache, hook)
+            return self.model(self._batch(step, all_logits=all_logits), self.state, hook)
 
     def look(self, step: list[Scheduled], hook: Hook) -> int:
         """Show the hook the blocks' results. No logits are computed. Returns the number of tokens."""
         with self.backend.active():
             tokens = self._batch(step)
-            self.model.hidden(tokens, self.cache, hook)
+            self.model.hidden(tokens, self.state, hook)
             return len(tokens.ids)
 
     def _batch(self, step: list[Scheduled], *, all_logits: bool = False) -> Batch:
         self.model.reserve(max(entry.start + entry.count for entry in step))
-        return batch.build(step, self.page_size, self.backend, all_logits=all_logits)
+        return batch.build(step, self.state.page_size, self.backend, all_logits=all_logits)
 
     def sample(self, logits: Any, rows: list[int], sequences: list[Sequence]) -> list[Sampled]:
         """The next id of each sequence, drawn from its row of the logits (R, V)."""
@@ -80,9 +80,9 @@ class ModelRunner:
             _, drawn = slots.draw(logits)
             return read_sampled(sequences, self.backend.to_numpy(drawn))
 
-    def copy_page(self, source: int, target: int) -> None:
-        """Copy one page of the KV cache in all layers."""
-        self.cache.copy_page(source, target)
+    def copy_page(self, kind: int, source: int, target: int) -> None:
+        """Copy one page of the `kind`-th kind of layer state in all its layers."""
+        self.state.copy_page(kind, source, target)
 
     def to_numpy(self, array: Any) -> np.ndarray[Any, Any]:
         """An array of the device on the host."""
@@ -127,15 +127,14 @@ class ModelRunner:
 
     def run_typical_steps(self, max_step_tokens: int) -> None:
         """One step of each number of rows that has kernels of its own."""
-        size = self.page_size
-        longest = min(self.context, max_step_tokens, self.num_pages * size)
+        longest = min(self.context, max_step_tokens)
         most = self.max_sequences  # a short prompt has as many rows as a batch that is not allowed
         shapes = [(rows, 1) if rows <= most else (1, min(rows, longest)) for rows in _TYPICAL_ROWS]
         everything = SamplingParams(repetition_penalty=2.0, logprobs=1)
         for rows, length in dict.fromkeys([(1, longest), *shapes, (most, 1)]):  # the last product has a row for each
+            pages = [[0] * kind.num_entries(length) for kind in self.kinds]
             sequences = [
-                Sequence(choice, [0] * length, length, everything, 0, length, pages=[0] * -(-length // size))
-                for choice in range(rows)
+                Sequence(choice, [0] * length, length, everything, 0, length, pages=pages) for choice in range(rows)
             ]
             logits = self.forward([Scheduled(sequence, 0, length) for sequence in sequences])
             if self.pipeline:

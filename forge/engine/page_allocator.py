@@ -1,4 +1,4 @@
-"""Pages of the KV cache as integers: who owns which, how often, and where the next one should lie."""
+"""Pages of layer state as integers: who owns which, how often, and where the next one should lie."""
 
 from __future__ import annotations
 

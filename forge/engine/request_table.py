@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection
+from collections.abc import Sequence as Items
 from typing import Any
 
 import numpy as np
@@ -44,10 +45,18 @@ class Slots:
     Whatever changes from the host goes there as one upload of (index, value) pairs, which an op puts in their places.
     """
 
-    def __init__(self, backend: Backend, count: int, vocabulary: int, most_pages: int = 0, spare_page: int = 0) -> None:
+    def __init__(
+        self, backend: Backend, count: int, vocabulary: int, most_pages: int = 0, spare_pages: Items[int] = ()
+    ) -> None:
+        """
+        Args:
+            most_pages: Entries of a sequence's page list, at most.
+            spare_pages: The spare page of each kind of layer state; none = there are no page tables.
+        """
         self.backend, self.count, self.vocabulary, self.most_pages = backend, count, vocabulary, most_pages
         words = sum(np.dtype(dtype).itemsize // 4 for _, dtype, _ in _FIELDS)
-        self._words = backend.empty((count * (words + most_pages) + 1,), np.int32)
+        kinds = len(spare_pages)
+        self._words = backend.empty((count * (words + kinds * most_pages) + 1,), np.int32)
         self._starts: dict[str, int] = {}
         self.fields: dict[str, Any] = {}
         start = 0
@@ -56,17 +65,19 @@ class Slots:
             self._starts[name], self.fields[name] = start, self._words[start:stop].view(dtype)
             start = stop
         self._pages_start = start
-        self.page_table = self._words[start:-1].reshape(count, most_pages)
+        self.page_tables = self._words[start:-1].reshape(kinds, count, most_pages)
+        """Of each kind of layer state. A released page stays in its entry, which nobody follows any more."""
         self.turn = self._words[-1:]
         """Steps since the slots were filled, as `decode_inputs` counts them."""
-        if most_pages:  # beside a sequence's own pages there are always numbers of some
-            backend.upload(self.page_table, np.zeros((count, most_pages), np.int32))
-        self.idle = Sequence(0, [], 0, SamplingParams(temperature=0), 0, 0, pages=[spare_page], finish_reason="stop")
+        if kinds:  # beside a sequence's own pages there are always numbers of some
+            backend.upload(self.page_tables, np.zeros((kinds, count, most_pages), np.int32))
+        spare = [[page] for page in spare_pages]
+        self.idle = Sequence(0, [], 0, SamplingParams(temperature=0), 0, 0, pages=spare, finish_reason="stop")
         """What a slot without a sequence holds: no ids, so that it stays as it is, and a page that no sequence has. All
         idle rows of a step compute the same and write the same to the same place, in whatever order."""
         self._held: list[Sequence | None] = []
-        """The sequences that the first slots hold, and how many pages of each."""
-        self._num_pages: list[int] = []
+        """The sequences that the first slots hold, and how many pages of each, by kind."""
+        self._num_pages: list[list[int]] = []
         self._staging = backend.empty((_MIN_EDITS, 2), np.int32)
         self._history: Any = None
         """(2, slots, V), made when a sequence needs it: counts of its ids as `penalize` takes them, and biases. Made
@@ -80,7 +91,7 @@ class Slots:
 
     def fill(self, sequences: list[Sequence]) -> None:
         """State of these sequences in the first slots: one upload, of as much as they have."""
-        self._held, self._num_pages = [None] * len(sequences), [0] * len(sequences)
+        self._held, self._num_pages = [None] * len(sequences), [[]] * len(sequences)
         history = self._begin_history(sequences) if any(is_penalized(s) for s in sequences) else []
         self._put(sequences, history, [_run(len(self._words) - 1, np.zeros(1, np.int32))])
         self.penalized_slots = self._history.shape[1] if history else 0
@@ -130,19 +141,19 @@ class Slots:
         """Upload edits, what the first slots do not hold yet of these sequences, and edits of the history."""
         new = [row for row, (s, held) in enumerate(zip(sequences, self._held, strict=True)) if s is not held]
         for row in new:
-            self._num_pages[row] = 0
+            self._num_pages[row] = [0] * len(self.page_tables)
         if new:
             edits = edits + self._state(np.array(new, np.int32), [sequences[row] for row in new])
-        if self.most_pages:
-            edits = edits + [
-                _run(self._pages_start + row * self.most_pages + known, np.array(sequence.pages[known:], np.int32))
-                for row, (sequence, known) in enumerate(zip(sequences, self._num_pages, strict=True))
-                if len(sequence.pages) > known
-            ]
+        edits = edits + [
+            _run(self._pages_start + (kind * self.count + row) * self.most_pages + known, np.array(pages, np.int32))
+            for row, (sequence, counts) in enumerate(zip(sequences, self._num_pages, strict=True))
+            for kind, known in enumerate(counts)
+            if (pages := sequence.pages[kind][known:])
+        ]
         if edits:
             self._place(edits, history)
             self._held = list(sequences)
-            self._num_pages = [len(s.pages) for s in sequences]
+            self._num_pages = [[len(pages) for pages in s.pages[: len(self.page_tables)]] for s in sequences]
 
     def _state(self, slots: np.ndarray[Any, Any], sequences: list[Sequence]) -> list[_Edits]:
         """The fields of these slots."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence as Items
 from dataclasses import dataclass
 
-from forge.engine.page_allocator import PageAllocator
+from forge.engine.page_pool import PagePool
 from forge.engine.sequence import FinishReason, Sequence
 
 
@@ -26,35 +27,45 @@ class Scheduled:
 class Scheduler:
     """Continuous batching: each step takes one token of every running sequence, and prompt tokens while there is room.
 
-    A prompt longer than a step is computed in chunks. Where pages run out, the youngest running sequence gives up its
-    pages and waits; it computes its ids again later. Source: vLLM, arXiv:2309.06180.
+    A prompt longer than a step is computed in chunks. Where pages of any kind run out, the youngest running sequence
+    gives up all its pages and waits; it computes its ids again later. Source: vLLM, arXiv:2309.06180.
     """
 
-    def __init__(self, blocks: PageAllocator, page_size: int, max_sequences: int, max_step_tokens: int) -> None:
-        self.blocks = blocks
-        self.page_size = page_size
+    def __init__(self, pools: Items[PagePool], max_sequences: int, max_step_tokens: int) -> None:
+        self.pools = tuple(pools)
+        """One for each kind of layer state, in the order of `Sequence.pages`."""
         self.max_sequences = max_sequences
         self.max_step_tokens = max(max_step_tokens, max_sequences)
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
+        self._uncommitted: list[Scheduled] = []
+        """The step that may be under way, or may have failed."""
 
     @property
     def has_work(self) -> bool:
         return bool(self.running or self.waiting)
 
+    @property
+    def has_lent(self) -> bool:
+        """Whether passes over all positions hold pages."""
+        return any(pool.num_reserved for pool in self.pools)
+
+    def fits(self, count: int, length: int) -> bool:
+        """Whether so many sequences of `length` ids can run together."""
+        return all(count * pool.kind.num_pages(length) <= pool.num_pages for pool in self.pools)
+
     def add(self, sequence: Sequence) -> None:
-        """Queue a sequence; the pool must be able to hold it alone at its greatest length."""
-        if self._pages_for(sequence.max_length) > self.blocks.num_pages:
-            raise ValueError(f"{sequence.max_length} tokens never fit in {self.blocks.num_pages} pages")
+        """Queue a sequence; the pools must be able to hold it alone at its greatest length."""
+        if not self.fits(1, sequence.max_length):
+            sizes = ", ".join(str(pool.num_pages) for pool in self.pools)
+            raise ValueError(f"{sequence.max_length} tokens never fit in {sizes} pages")
         self.waiting.append(sequence)
 
     def schedule(self) -> list[Scheduled]:
         """The next step. Pages for its tokens are allocated; nothing else changes until `commit`."""
+        self._undo()
         step: list[Scheduled] = []
         budget = self.max_step_tokens
-        for sequence in self.running:
-            if not sequence.num_remaining:  # a step was interrupted between its commit and its ids: sample again
-                sequence.num_computed -= 1
         # Running sequences first, oldest first. Decoding ones need one token each, so a long prompt cannot starve them.
         for sequence in sorted(self.running, key=lambda s: s.num_remaining > 1):
             if sequence not in self.running:  # preempted for one before it
@@ -66,12 +77,13 @@ class Scheduler:
         while self.waiting and budget and len(self.running) < self.max_sequences:
             sequence = self.waiting[0]
             # It starts only if all it has to compute fits: else it would be the first to be preempted again.
-            if not self._grow(sequence, len(sequence.ids)):
+            if not self._start(sequence):
                 break
             self.running.append(self.waiting.popleft())
             count = min(sequence.num_remaining, budget)
             step.append(Scheduled(sequence, sequence.num_computed, count))
             budget -= count
+        self._uncommitted = step
         return step
 
     def decoding(self) -> list[Sequence]:
@@ -80,34 +92,31 @@ class Scheduler:
 
         A sequence whose last id, by its length, is under way does not go on.
         """
-        if self._can_start() or any(s.num_remaining != 1 for s in self.running):
+        if self._uncommitted or self._can_start() or any(s.num_remaining != 1 for s in self.running):
             return []
         going_on = [s for s in self.running if s.num_tokens < s.max_length]
         return going_on if all(self._grow(s, s.num_tokens) for s in going_on) else []
 
     def commit(self, step: list[Scheduled]) -> None:
-        """The step has run: its tokens are in the cache."""
+        """The step has run: the layers' state holds its tokens."""
         for entry in step:
             entry.sequence.num_computed = entry.start + entry.count
+        self._uncommitted = []
 
-    def fork(self, parent: Sequence, child: Sequence) -> tuple[int, int] | None:
+    def fork(self, parent: Sequence, child: Sequence) -> list[tuple[int, int, int]]:
         """Let a child with the parent's ids run on the parent's pages.
 
-        Full pages are shared. The page in which both will go on is copied: the pair (source, target) is returned. Where
-        there is no room the child waits, and computes the ids itself.
+        Pages that nobody writes to any more are shared. The others are copied: returns (kind, source, target) of each.
+        Where there is no room the child waits, and computes the ids itself.
         """
-        shared, rest = divmod(parent.num_computed, self.page_size)
-        own = self.blocks.allocate(1) if rest else []
-        if own is None or len(self.running) >= self.max_sequences:
-            if own:
-                self.blocks.release(own)
+        forked = self._fork_pages(parent) if len(self.running) < self.max_sequences else None
+        if forked is None:
             self.waiting.append(child)
-            return None
-        self.blocks.share(parent.pages[:shared])
-        child.pages = parent.pages[:shared] + own
+            return []
+        child.pages, copies = forked
         child.num_computed = parent.num_computed
         self.running.append(child)
-        return (parent.pages[shared], own[0]) if own else None
+        return copies
 
     def finish(self, sequence: Sequence, reason: FinishReason) -> None:
         """End a sequence, running or waiting, and give its pages back."""
@@ -124,11 +133,69 @@ class Scheduler:
         self.waiting.appendleft(youngest)
         return youngest
 
+    def rewind(self, sequence: Sequence, position: int) -> None:
+        """A running sequence goes on from `position`, or from where its layers' state allows: behind a failed step.
+
+        What a step has computed from there on may be in the state already, in part, or not at all.
+        """
+        released = [pool.num_released(pages) for pool, pages in zip(self.pools, sequence.pages, strict=True)]
+        target, wanted = position, position + 1
+        while target < wanted:  # each kind must agree to where another one falls back to
+            wanted = target
+            target = min(pool.kind.resume(wanted, gone) for pool, gone in zip(self.pools, released, strict=True))
+        sequence.num_computed = target
+        if target == 0 < position:  # forks share its pages, and some are released: it gets others
+            self.running.remove(sequence)
+            self._drop_pages(sequence)
+            self.waiting.appendleft(sequence)
+
+    def recover(self) -> None:
+        """Steps that were queued are given up: running sequences go on from the last id that is known, or before."""
+        for sequence in reversed(self.running.copy()):
+            self.rewind(sequence, min(sequence.num_computed, len(sequence.ids) - 1))
+
+    def lend(self, sequence: Sequence) -> bool:
+        """Pages for a pass over the ids of a sequence that no request has. False where other passes hold them.
+
+        Running sequences give theirs up for it, the youngest first. Steps under way may still write to these, and
+        sample ids of those sequences: the device works in order.
+        """
+        needed = [pool.kind.num_pages(len(sequence.ids)) for pool in self.pools]
+        if any(pool.num_reserved + count > pool.num_pages for pool, count in zip(self.pools, needed, strict=True)):
+            return False
+        while not self._start(sequence):
+            self.preempt()
+        for pool, count in zip(self.pools, needed, strict=True):
+            pool.num_reserved += count
+        return True
+
+    def lend_more(self, sequence: Sequence, length: int) -> None:
+        """Pages for the next tokens of a pass, up to `length`. Those that it does not need any more go back."""
+        while not self._grow(sequence, length):
+            self.preempt()
+
+    def take_back(self, sequence: Sequence) -> None:
+        """The pages of a pass that has ended."""
+        for pool in self.pools:
+            pool.num_reserved -= pool.kind.num_pages(len(sequence.ids))
+        self._drop_pages(sequence)
+
+    def _undo(self) -> None:
+        """Behind a step that failed, or was interrupted before its ids came."""
+        uncommitted = {entry.sequence for entry in self._uncommitted}
+        self._uncommitted = []
+        for sequence in reversed(self.running.copy()):
+            if sequence in uncommitted:
+                self.rewind(sequence, sequence.num_computed)
+            elif sequence.num_remaining < 1:  # committed, and its id did not come: it is sampled again
+                self.rewind(sequence, len(sequence.ids) - 1)
+
     def _can_start(self) -> bool:
         """Whether the next one that waits may run, and has room for all it has to compute."""
         if not self.waiting or len(self.running) >= self.max_sequences:
             return False
-        return self._missing(self.waiting[0], len(self.waiting[0].ids)) <= self.blocks.num_free
+        length = len(self.waiting[0].ids)
+        return all(pool.kind.num_pages(length) <= pool.num_free for pool in self.pools)
 
     def _make_room(self, sequence: Sequence, length: int) -> bool:
         """Pages for `length` ids of a running sequence; younger ones are preempted for it, at last it itself."""
@@ -137,23 +204,52 @@ class Scheduler:
                 return False
         return True
 
+    def _start(self, sequence: Sequence) -> bool:
+        """Pages for a sequence without any: as many as it holds at most until all its ids are computed."""
+        sequence.pages = sequence.pages or [[] for _ in self.pools]
+        if self._extend(sequence, [pool.kind.num_pages(len(sequence.ids)) for pool in self.pools]):
+            return True
+        sequence.pages = []
+        return False
+
     def _grow(self, sequence: Sequence, length: int) -> bool:
-        missing = self._missing(sequence, length)
-        if missing > 0:
-            pages = self.blocks.allocate(missing, sequence.pages[-1] if sequence.pages else None)
-            if pages is None:
-                return False
-            sequence.pages += pages
+        """Pages for `length` ids. Where there are to be more, those that no later step reads are released first."""
+        num_entries = [pool.kind.num_entries(length) for pool in self.pools]
+        if all(count <= len(pages) for count, pages in zip(num_entries, sequence.pages, strict=True)):
+            return True
+        needed_from = min(sequence.num_computed, len(sequence.ids) - 1)  # steps under way may have to be computed again
+        for pool, pages in zip(self.pools, sequence.pages, strict=True):
+            pool.release_before(pages, needed_from)
+        return self._extend(sequence, num_entries)
+
+    def _extend(self, sequence: Sequence, num_entries: list[int]) -> bool:
+        """Make the lists so long, all or none."""
+        lists = list(zip(self.pools, sequence.pages, num_entries, strict=True))
+        if any(count - len(pages) > pool.num_free for pool, pages, count in lists):
+            return False
+        for pool, pages, count in lists:
+            if count > len(pages):
+                pool.extend(pages, count - len(pages))
         return True
 
-    def _missing(self, sequence: Sequence, length: int) -> int:
-        """Pages that it needs for so many ids and has not got."""
-        return self._pages_for(length) - len(sequence.pages)
+    def _fork_pages(self, parent: Sequence) -> tuple[list[list[int]], list[tuple[int, int, int]]] | None:
+        """Lists of pages for a fork, and the pages to copy; None where there is no room for them."""
+        lists: list[list[int]] = []
+        copies: list[tuple[int, int, int]] = []
+        for kind, (pool, pages) in enumerate(zip(self.pools, parent.pages, strict=True)):
+            forked = pool.fork(pages, parent.num_computed)
+            if forked is None:
+                self._release(lists)
+                return None
+            lists.append(forked[0])
+            copies += [(kind, source, target) for source, target in forked[1]]
+        return lists, copies
 
     def _drop_pages(self, sequence: Sequence) -> None:
-        self.blocks.release(sequence.pages)
+        self._release(sequence.pages)
         sequence.pages = []
         sequence.num_computed = 0
 
-    def _pages_for(self, length: int) -> int:
-        return -(-length // self.page_size)
+    def _release(self, lists: list[list[int]]) -> None:
+        for pool, pages in zip(self.pools, lists, strict=False):
+            pool.release(pool.held(pages))

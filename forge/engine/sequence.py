@@ -12,7 +12,7 @@ FinishReason = Literal["stop", "length", "abort", "error"]
 
 @dataclass(slots=True, eq=False)
 class Sequence:
-    """One choice of a request: its ids, and how many of them are in the KV cache."""
+    """One choice of a request: its ids, and how many of them the layers' state holds."""
 
     choice: int
     """0 to n - 1 within the request."""
@@ -26,10 +26,11 @@ class Sequence:
     end_ids: frozenset[int] = frozenset()
     """Ids that end it: its request's, and the model's unless it runs through them."""
     num_computed: int = 0
-    """Leading ids whose keys and values are cached."""
+    """Leading ids that the layers' state holds."""
     num_pending: int = 0
     """Ids behind `ids` that steps under way are sampling."""
-    pages: list[int] = field(default_factory=list)
+    pages: list[list[int]] = field(default_factory=list)
+    """Its pages of each kind of layer state, in order; released ones are the kind's spare page. Empty without any."""
     finish_reason: FinishReason | None = None
 
     @property

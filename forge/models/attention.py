@@ -13,9 +13,9 @@ from forge.models.residual import ResidualStream
 from forge.models.rope import RotaryEmbedding
 from forge.ops.attention import AttentionSpec, paged_attention
 from forge.ops.decode_attention import decode_attention
-from forge.ops.kv_cache import KVPages, take_slots
+from forge.ops.kv_cache import take_slots
 from forge.ops.rope import RopeArgs, layernorm_heads, rope_append_kv
-from forge.state.paged_kv import KVCache
+from forge.state.model_state import ModelState
 
 
 class Attention:
@@ -56,9 +56,10 @@ class Attention:
         """The matrix products, in order."""
         return [self.attn_qkv, self.attn_output]
 
-    def __call__(self, stream: ResidualStream, batch: Batch, state: KVCache, hook: Hook | None) -> None:
+    def __call__(self, stream: ResidualStream, batch: Batch, state: ModelState, hook: Hook | None) -> None:
         """Add attention's result to the stream; keys and values of the batch's T tokens go to the state."""
-        kv = KVPages(state.k[self.index], state.v[self.index])  # (num_pages + 1, P, G, D) each
+        kv, table = state[self.index]
+        slots, page_table = batch.tables[table]
         is_one_op = batch.is_decode and hook is None  # a hook wants what lies between
         operand = stream.normed(self.attn_norm, keep=self.keeps_input)  # (T, E)
         qkv = self.attn_qkv(operand, split_k=is_one_op and self.head_norms is None)  # (T, (H + 2G) * D)
@@ -67,13 +68,13 @@ class Attention:
         norms, tables, style = (self.attn_q_norm, self.attn_k_norm), self.rope, self.rope.config.style
         rope = RopeArgs(self.attn_qkv_bias, *norms, tables.cos_sin, tables.query_scale, self.norm_eps)
         if is_one_op:
-            where = batch.lengths, batch.slots, kv, batch.page_table
+            where = batch.lengths, slots, kv, page_table
             attended = decode_attention(qkv, rope, *where, self.spec, style=style)
         else:
-            q = rope_append_kv(qkv, rope, batch.positions, batch.slots, kv, style=style)  # (T, H, D)
+            q = rope_append_kv(qkv, rope, batch.positions, slots, kv, style=style)  # (T, H, D)
             if hook:
                 hook(f"blk.{self.index}.attn_q", q)
-                hook(f"blk.{self.index}.attn_k", take_slots(batch.slots, kv.k))  # (T, G, D)
-            attended = paged_attention(q, kv, batch.starts, batch.lengths, batch.page_table, self.spec)
+                hook(f"blk.{self.index}.attn_k", take_slots(slots, kv.k))  # (T, G, D)
+            attended = paged_attention(q, kv, batch.starts, batch.lengths, page_table, self.spec)
         attended = attended.reshape(len(attended), -1)  # (T, H * D)
         stream.add(self.attn_output, attended, self.post_attention_norm)

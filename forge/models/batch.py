@@ -1,31 +1,38 @@
-"""What one forward step takes beside weights and cache."""
+"""What one forward step takes beside the weights and the layers' state."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
+
+
+class PageTable(NamedTuple):
+    """Where one kind of layers finds its state of the batch's tokens; int32 arrays on the model's device."""
+
+    slots: Any
+    """(T,) page * P + offset: where a token's key and value go"""
+    pages: Any
+    """(B, most pages of a sequence, or more) the sequences' pages, in order; released and unused entries are numbers
+    of some page, which is not read"""
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
     """T tokens of B sequences, flattened; int32 arrays on the model's device.
 
-    Sequence b has the tokens starts[b] to starts[b + 1], the last of its lengths[b] positions. A slot is
-    page * P + offset: where a token's key and value go.
+    Sequence b has the tokens starts[b] to starts[b + 1], the last of its lengths[b] positions.
     """
 
     ids: Any
     """(T,)"""
     positions: Any
     """(T,)"""
-    slots: Any
-    """(T,)"""
     starts: Any
     """(B + 1,)"""
     lengths: Any
     """(B,)"""
-    page_table: Any
-    """(B, most pages of a sequence, or more); beside a row's own pages stand numbers of some"""
+    tables: tuple[PageTable, ...]
+    """One for each kind of layer state"""
     logit_rows: Any | None
     """(R,) tokens whose logits are wanted; None = all T"""
 

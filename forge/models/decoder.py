@@ -18,7 +18,7 @@ from forge.models.residual import ResidualStream
 from forge.models.rope import RotaryEmbedding
 from forge.models.weights import Weights
 from forge.ops.activation import soft_cap
-from forge.state.paged_kv import KVCache
+from forge.state.model_state import ModelState
 
 Mixer = Attention
 FeedForward = GatedFeedForward | PlainFeedForward
@@ -64,7 +64,7 @@ class Decoder:
             for rope in self._ropes:
                 rope.compute(self._rope_positions)
 
-    def __call__(self, batch: Batch, state: KVCache, hook: Hook | None = None) -> Any:
+    def __call__(self, batch: Batch, state: ModelState, hook: Hook | None = None) -> Any:
         """float32 logits (R, V) of the batch's logit rows; keys and values of its T tokens go to the state."""
         stream = self.hidden(batch, state, hook)
         if batch.logit_rows is not None:
@@ -72,7 +72,7 @@ class Decoder:
         logits = self.output(stream.normed(self.output_norm))  # (R, V)
         return soft_cap(logits, self.config.final_softcap) if self.config.final_softcap else logits
 
-    def hidden(self, batch: Batch, state: KVCache, hook: Hook | None = None) -> ResidualStream:
+    def hidden(self, batch: Batch, state: ModelState, hook: Hook | None = None) -> ResidualStream:
         """The residual stream behind the layers. No logits are computed."""
         x = self.token_embd(batch.ids)  # (T, E)
         if hook:

@@ -17,32 +17,35 @@ _BLOCK = 64
 
 
 @op(
-    "request_rows:i32[B] last_ids:i32[S] lengths:i32[S] page_table:i32[S,M] &step:i32[1] page_size:i32 "
-    "-> ids:i32[B] positions:i32[B] slot_mapping:i32[B] row_lengths:i32[B]"
+    "request_rows:i32[B] last_ids:i32[S] lengths:i32[S] page_tables:i32[K,S,M] &step:i32[1] page_size:i32 "
+    "-> ids:i32[B] positions:i32[B] slot_mapping:i32[K,B] row_lengths:i32[B]"
 )
 def decode_inputs(
-    request_rows: Array, last_ids: Array, lengths: Array, page_table: Array, step: Array, page_size: int
+    request_rows: Array, last_ids: Array, lengths: Array, page_tables: Array, step: Array, page_size: int
 ) -> tuple[Array, ...]:
-    """The inputs of a decode step: each request's last id, its position, KV slot and sequence length. `step` counts up.
+    """The inputs of a decode step: each request's last id, position, KV slots and sequence length. `step` counts up.
 
-    request_rows are the rows of the request table that take part. A row of length 0 is idle: it computes one token at
+    There is a page table, and a KV slot, for each kind of layer state. request_rows are the rows of the request table
+    that take part. A row of length 0 is idle: it computes one token at
     the start of its first page.
     """
     step += 1
     row_lengths = np.maximum(lengths[request_rows], 1)
     positions = row_lengths - 1
-    pages = page_table[request_rows, positions // page_size]
+    pages = page_tables[:, request_rows, positions // page_size]  # (K, B)
     return last_ids[request_rows], positions, pages * page_size + positions % page_size, row_lengths
 
 
 @decode_inputs.gpu
 def _decode_inputs_gpu(
-    device: GPU, request_rows: Any, last_ids: Any, lengths: Any, page_table: Any, step: Any, page_size: int
+    device: GPU, request_rows: Any, last_ids: Any, lengths: Any, page_tables: Any, step: Any, page_size: int
 ) -> tuple[Any, ...]:
-    rows, pages = len(request_rows), page_table.shape[1]
-    outputs = tuple(device.empty((rows,), np.int32) for _ in range(4))
-    state = (request_rows, last_ids, lengths, page_table, step)
-    device.run("decode_state", "decode_inputs", -(-rows // _BLOCK), *state, *outputs, rows, pages, page_size)
+    rows, (kinds, count, pages) = len(request_rows), page_tables.shape
+    shapes = (rows,), (rows,), (kinds, rows), (rows,)
+    outputs = tuple(device.empty(shape, np.int32) for shape in shapes)
+    state = (request_rows, last_ids, lengths, page_tables, step)
+    sizes = rows, kinds, count, pages, page_size
+    device.run("decode_state", "decode_inputs", -(-rows // _BLOCK), *state, *outputs, *sizes)
     return outputs
 
 

@@ -1,6 +1,6 @@
 // The state of running sequences, per slot; of length 0, a slot is idle. A thread per row makes a decode step's inputs.
 
-KERNEL(64) decode_inputs(const i32 *slots, const i32 *last_ids, const i32 *lengths, const i32 *page_table, i32 *turn, i32 *ids, i32 *positions, i32 *kv_slots, i32 *row_lengths, u32 rows, u32 pages, u32 page_size) {
+KERNEL(64) decode_inputs(const i32 *slots, const i32 *last_ids, const i32 *lengths, const i32 *page_tables, i32 *turn, i32 *ids, i32 *positions, i32 *kv_slots, i32 *row_lengths, u32 rows, u32 kinds, u32 slot_count, u32 pages, u32 page_size) {
     u32 row = BLOCK_X * 64 + THREAD;
     if (row == 0) turn[0] += 1;
     if (row >= rows) return;
@@ -8,7 +8,10 @@ KERNEL(64) decode_inputs(const i32 *slots, const i32 *last_ids, const i32 *lengt
     u32 length = (u32)larger(lengths[slot], 1), position = length - 1;
     ids[row] = last_ids[slot];
     positions[row] = (i32)position;
-    kv_slots[row] = page_table[(u64)slot * pages + position / page_size] * (i32)page_size + (i32)(position % page_size);
+    for (u32 kind = 0; kind < kinds; ++kind) {
+        i32 page = page_tables[((u64)kind * slot_count + slot) * pages + position / page_size];
+        kv_slots[kind * rows + row] = page * (i32)page_size + (i32)(position % page_size);
+    }
     row_lengths[row] = (i32)length;
 }
 

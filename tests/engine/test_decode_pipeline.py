@@ -216,10 +216,10 @@ def test_64_steps_are_marked_once_each_and_upload_once_where_there_are_new_pages
     calls.clear()
     uploads = Counter[tuple[int, int]]()
     for _ in range(64):
-        pages = sum(len(s.pages) for s in llm.engine.scheduler.running)
+        pages = sum(len(s.pages[0]) for s in llm.engine.scheduler.running)
         before = calls["upload"]
         assert len(llm.engine.step()) == 2
-        pages = sum(len(s.pages) for s in llm.engine.scheduler.running) - pages
+        pages = sum(len(s.pages[0]) for s in llm.engine.scheduler.running) - pages
         uploads[pages, calls["upload"] - before] += 1
     assert uploads == {(0, 0): 48, (1, 1): 16}
     assert calls == {"record_event": 64, "upload": 16}

@@ -122,9 +122,10 @@ def test_full_pages_of_the_prompt_are_shared(llama: LLM) -> None:
     prompt = list(range(2 * PAGE + 3))
     sequences = llama.engine.add(prompt, replace(SEEDED, n=3))
     llama.engine.step()
-    assert len({tuple(s.pages[:2]) for s in sequences}) == 1
-    assert len({s.pages[2] for s in sequences}) == 3
-    assert llama.engine.blocks.num_pages - llama.engine.blocks.num_free == 2 + 3
+    assert len({tuple(s.pages[0][:2]) for s in sequences}) == 1
+    assert len({s.pages[0][2] for s in sequences}) == 3
+    [pool] = llama.engine.pools
+    assert pool.num_pages - pool.num_free == 2 + 3
     for sequence in sequences:
         llama.engine.finish(sequence, "abort")
 
@@ -492,7 +493,7 @@ def test_a_request_loses_its_pages_to_a_pass_while_a_step_is_under_way(
         llm.engine.step()
     assert [sequence.num_pending for sequence in sequences] == [1, 1]
     llm.logits([1] * 90)
-    assert [len(sequence.pages) for sequence in sequences] == [0, 0]
+    assert [sequence.pages for sequence in sequences] == [[], []]
     if interrupted:
         with monkeypatch.context() as patch:
             patch.setattr(DecodePipeline, "collect", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
@@ -525,7 +526,7 @@ def test_logits_that_are_not_read_to_the_end_free_their_pages() -> None:
     llm = tiny_llm("llama", max_step_tokens=16)
     rows = llm.engine.logits([1] * 90)
     assert len(next(rows)) == 16
-    assert llm.engine.blocks.num_free < llm.engine.blocks.num_pages
+    assert llm.engine.pools[0].num_free < llm.engine.pools[0].num_pages
     rows.close()
     assert_idle(llm)
 

@@ -28,7 +28,7 @@ from forge.engine.scheduler import Scheduler
 from forge.engine.sequence import FinishReason, Sequence
 from forge.errors import OutOfMemoryError
 from forge.formats import gguf
-from forge.state.paged_kv import KVCache
+from forge.state.model_state import ModelState, kinds_of
 
 PAGE = 8
 PENALIZED = replace(
@@ -278,7 +278,8 @@ class Watched:
     """Notes what each step of a loop may change, and compares it with what it did."""
 
     def __init__(self, llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.engine, self.cache = llm.engine, llm.engine.runner.cache
+        self.engine, (self.cache,) = llm.engine, llm.engine.runner.state.caches
+        (self.spare_page,) = llm.engine.runner.num_pages
         assert llm.engine.runner.pipeline
         self.loop = llm.engine.runner.pipeline
         self.idle_rows = self.penalized = 0
@@ -316,7 +317,7 @@ class Watched:
     def launch(self, real: Callable[..., None], sequences: list[Sequence]) -> None:
         assert all(s.finish_reason is None for s in sequences)
         pages, self.before = self.pages(), self.history()
-        places = {(s.pages[s.num_computed // PAGE], s.num_computed % PAGE) for s in sequences}
+        places = {(s.pages[0][s.num_computed // PAGE], s.num_computed % PAGE) for s in sequences}
         assert len(places) == len(sequences)
         real(self.loop, sequences)
         rows = list(self.loop._queue[-1].sequences)
@@ -324,7 +325,7 @@ class Watched:
         assert set(sequences) <= set(rows)
         idle = [row for row, s in enumerate(rows) if s is self.loop.slots.idle]
         changed = {(int(page), int(at)) for page, at in np.argwhere((self.pages() != pages).any(axis=2))}
-        assert changed - places <= ({(self.cache.num_pages, 0)} if idle else set())
+        assert changed - places <= ({(self.spare_page, 0)} if idle else set())
         assert all(np.isfinite(part[:, page, at]).all() for part in (self.cache.k, self.cache.v) for page, at in places)
 
         slots, history, after = self.loop.slots, self.before, self.history()
@@ -332,7 +333,7 @@ class Watched:
             if row in idle:
                 self.idle_rows += 1
                 assert (slots.fields["length"][row], slots.fields["last_id"][row]) == (0, 0)
-                assert slots.page_table[row, 0] == self.cache.spare_page
+                assert slots.page_tables[0, row, 0] == self.spare_page
                 if history is not None and after is not None:
                     np.testing.assert_array_equal(after[:, row], history[:, row])
                 continue
@@ -468,8 +469,9 @@ def engine_on(device: Late, pages: int = CONTEXT // PAGE, most: int = 6) -> Engi
     with gguf.read(path) as file:
         config = models.read_config(file, CONTEXT)
         decoder = models.build(file, config, device)
-    cache = KVCache(config, pages, PAGE, device)
-    runner = ModelRunner(decoder, cache, device, context=CONTEXT, max_sequences=most)
+    kinds = kinds_of(config, context=CONTEXT, page_size=PAGE, step_tokens=128, itemsize=device.dtype.itemsize)
+    state = ModelState(kinds, [pages] * len(kinds), PAGE, device)
+    runner = ModelRunner(decoder, state, device, context=CONTEXT, max_sequences=most)
     return Engine(runner, end_ids=frozenset(), max_step_tokens=128)
 
 
@@ -483,7 +485,7 @@ def run(engine: Engine, requests: Requests, aborted: int = 0) -> list[list[Any]]
         steps += 1
         if steps == aborted:
             engine.finish(next(iter(found)), "abort")
-    assert engine.blocks.num_free == engine.blocks.num_pages
+    assert all(pool.num_free == pool.num_pages for pool in engine.pools)
     return list(found.values())
 
 
@@ -518,7 +520,7 @@ def test_a_pass_takes_pages_that_steps_under_way_still_write_to() -> None:
                 taken += any(s.num_pending and s.pages for s in sequences)
                 (rows,) = engine.logits(text)
                 np.testing.assert_array_equal(device.to_numpy(rows), expected)
-        assert engine.blocks.num_free == engine.blocks.num_pages
+        assert all(pool.num_free == pool.num_pages for pool in engine.pools)
         return taken, [s.completion for s in sequences]
 
     taken, found = beside_passes(Late(late=True))
@@ -542,7 +544,7 @@ def test_an_engine_that_nobody_has_any_more_holds_no_memory() -> None:
     """At once, not when Python next collects garbage: the next model may need it."""
     engine = engine_on(Late(late=False))
     run(engine, [([5, 6, 7], GREEDY)])
-    held = [weakref.ref(part) for part in (engine.runner.model, engine.runner.cache, engine.runner.pipeline)]
+    held = [weakref.ref(part) for part in (engine.runner.model, engine.runner.state, engine.runner.pipeline)]
     gc.collect()
     gc.disable()
     try:
@@ -586,7 +588,7 @@ def test_a_page_is_given_away_before_the_ghost_that_writes_to_it_has_run(monkeyp
     def launch(loop: DecodePipeline, sequences: list[Sequence]) -> bool:
         written = ghost_pages(loop)
         is_right = real(loop, sequences)
-        given.extend(written & {page for s in sequences for page in s.pages[s.num_computed // PAGE :]})
+        given.extend(written & {page for s in sequences for page in s.pages[0][s.num_computed // PAGE :]})
         return is_right
 
     def ghost_pages(loop: DecodePipeline) -> set[int]:
@@ -598,8 +600,8 @@ def test_a_page_is_given_away_before_the_ghost_that_writes_to_it_has_run(monkeyp
 
     def finished(scheduler: Scheduler, sequence: Sequence, reason: FinishReason) -> None:
         if reason == "abort":
-            assert (sequence.num_computed, len(sequence.pages)) == (17, 3)
-            third[:] = sequence.pages[2:]
+            assert (sequence.num_computed, len(sequence.pages[0])) == (17, 3)
+            third[:] = sequence.pages[0][2:]
         finish(scheduler, sequence, reason)
 
     monkeypatch.setattr(DecodePipeline, "launch", launch)

@@ -44,7 +44,7 @@ def known(monkeypatch: pytest.MonkeyPatch) -> list[list[list[int]]]:
     def noted(self: Engine) -> None:
         real(self)
         assert not self.scheduler.running
-        assert self.scheduler.blocks.num_free == self.scheduler.blocks.num_pages
+        assert all(pool.num_free == pool.num_pages for pool in self.pools)
         found.append([list(sequence.ids) for sequence in self.scheduler.waiting])
 
     monkeypatch.setattr(Engine, "_start_over", noted)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import pytest
 from hypothesis import given, settings
@@ -12,9 +13,12 @@ from hypothesis import strategies as st
 
 from forge.config import SamplingParams
 from forge.engine import Engine, Sampled, Sequence
-from forge.engine.page_allocator import PageAllocator
+from forge.engine.page_pool import PagePool
 from forge.engine.scheduler import Scheduled, Scheduler
 from forge.errors import OutOfMemoryError
+from forge.state.kind import Kind
+from forge.state.paged_kv import PagedKV
+from forge.state.window_kv import WindowKV
 
 VOCABULARY = 40
 END_ID = 7
@@ -27,14 +31,45 @@ def next_token(ids: tuple[int, ...], seed: int, choice: int) -> int:
     return -1 if token == VOCABULARY else token
 
 
-class FakeRunner:
-    """Pages hold the ids themselves, so that what a step reads can be compared with what it should."""
+@dataclass(frozen=True)
+class Recurrent:
+    """A kind of layer state that does not grow, such as that of a recurrence: no page can be shared or go back."""
 
-    def __init__(self, num_pages: int, page_size: int, context: int, max_sequences: int) -> None:
-        self.num_pages, self.page_size, self.vocab_size = num_pages, page_size, VOCABULARY
+    name = "recurrent"
+    layers = ()
+    page_bytes = 1
+    token_bytes = 0
+
+    def num_entries(self, length: int) -> int:
+        return 1
+
+    def num_pages(self, length: int) -> int:
+        return 1
+
+    def num_released(self, position: int) -> int:
+        return 0
+
+    def num_shared(self, length: int) -> int:
+        return 0
+
+    def resume(self, position: int, released: int) -> int:
+        return 0
+
+
+class FakeRunner:
+    """Pages hold the ids themselves, so that what a step reads can be compared with what it should.
+
+    The page of a recurrent kind holds all ids that were put in, so that one which comes twice is found.
+    """
+
+    def __init__(self, kinds: list[Kind], num_pages: list[int], context: int, max_sequences: int) -> None:
+        self.kinds, self.num_pages, self.vocab_size = kinds, num_pages, VOCABULARY
         self.context, self.max_sequences = context, max_sequences
         self.can_queue, self.num_queued = False, 0
-        self.slots: list[int | None] = [UNWRITTEN] * (num_pages * page_size)
+        self.pages: list[list[list[int | None]]] = [
+            [[] if isinstance(kind, Recurrent) else [UNWRITTEN] * kind.page_size for _ in range(count)]
+            for kind, count in zip(kinds, num_pages, strict=True)
+        ]
         self.engine: Engine
         self.fault: tuple[str, type[BaseException]] | None = None
         self.counts: Counter[str] = Counter()
@@ -45,13 +80,12 @@ class FakeRunner:
             self.counts["fault"] += 1
             raise error
 
-    def copy_page(self, source: int, target: int) -> None:
-        size = self.page_size
-        self.slots[target * size : target * size + size] = self.slots[source * size : source * size + size]
+    def copy_page(self, kind: int, source: int, target: int) -> None:
+        self.pages[kind][target] = list(self.pages[kind][source])
         self.counts["copied page"] += 1
 
     def forward(self, step: list[Scheduled], *, all_logits: bool = False, hook: object = None) -> list[tuple[int, ...]]:
-        blocks, scheduler, size = self.engine.blocks, self.engine.scheduler, self.page_size
+        scheduler = self.engine.scheduler
         if not all_logits:
             assert len({entry.sequence for entry in step}) == len(step)
             assert sum(entry.count for entry in step) <= scheduler.max_step_tokens
@@ -62,24 +96,44 @@ class FakeRunner:
         for number, entry in enumerate(step):
             assert entry.count >= 1
             assert entry.start + entry.count <= len(entry.sequence.ids)
-            assert len(entry.sequence.pages) * size >= entry.start + entry.count
-            for position in range(entry.start, entry.start + entry.count):
-                page = entry.sequence.pages[position // size]
-                assert blocks.references(page) == 1, "a page that is written has one owner"
-                self.slots[page * size + position % size] = entry.sequence.ids[position]
+            for kind in range(len(self.kinds)):
+                self._write(kind, entry)
             if number == len(step) // 2:
                 self._fail("half of forward")
             self.counts["chunk"] += entry.start + entry.count < len(entry.sequence.ids)
-        rows = []
         for entry in step:
-            seen = tuple(
-                self.slots[entry.sequence.pages[position // size] * size + position % size]
-                for position in range(entry.start + entry.count)
-            )
-            assert seen == tuple(entry.sequence.ids[: len(seen)]), "the pages hold the sequence's own ids"
-            if entry.samples:
-                rows.append(seen)
-        return rows
+            for kind in range(len(self.kinds)):
+                self._read(kind, entry)
+        return [tuple(entry.sequence.ids) for entry in step if entry.samples]
+
+    def _write(self, kind: int, entry: Scheduled) -> None:
+        rule, pages, pool = self.kinds[kind], entry.sequence.pages[kind], self.engine.pools[kind]
+        ids, end = entry.sequence.ids, entry.start + entry.count
+        if isinstance(rule, Recurrent):
+            assert pool.references(pages[0]) == 1
+            state = self.pages[kind][pages[0]]
+            if entry.start == 0:
+                state.clear()
+            assert state == ids[: entry.start], "each id is put in once"
+            state += ids[entry.start : end]
+            return
+        size = rule.page_size  # type: ignore[attr-defined]
+        assert len(pages) * size >= end
+        for position in range(entry.start, end):
+            page = pages[position // size]
+            assert pool.references(page) == 1, "a page that is written has one owner"
+            self.pages[kind][page][position % size] = ids[position]
+
+    def _read(self, kind: int, entry: Scheduled) -> None:
+        rule, pages = self.kinds[kind], entry.sequence.pages[kind]
+        end = entry.start + entry.count
+        if isinstance(rule, Recurrent):
+            assert self.pages[kind][pages[0]] == entry.sequence.ids[:end]
+            return
+        size, window = rule.page_size, getattr(rule, "window", end)  # type: ignore[attr-defined]
+        first = max(entry.start + 1 - window, 0)
+        seen = [self.pages[kind][pages[position // size]][position % size] for position in range(first, end)]
+        assert seen == entry.sequence.ids[first:end], "the pages hold the sequence's own ids"
 
     def sample(self, logits: list[tuple[int, ...]], rows: list[int], sequences: list[Sequence]) -> list[Sampled]:
         self._fail("sample")
@@ -88,17 +142,34 @@ class FakeRunner:
         ]
 
 
+def random_kinds(rng: random.Random, context: int, page_size: int, step_tokens: int) -> list[tuple[Kind, int]]:
+    """Kinds of layer state with numbers of pages that hold at least one sequence."""
+    shape = (0,), page_size, 1, 1, 4
+    paged, recurrent = PagedKV(*shape), Recurrent()
+    windows = [WindowKV(*shape, rng.randint(1, max(1, context // 3)), step_tokens) for _ in range(2)]
+    mixed: list[list[Kind]] = [
+        [paged],
+        [paged, windows[0]],
+        [paged, *windows],
+        [windows[0]],
+        [paged, windows[0], recurrent],
+        [recurrent],
+    ]
+    return [(kind, kind.num_pages(context) + rng.randint(0, 5)) for kind in rng.choice(mixed)]
+
+
 class Simulation:
     """An engine under random requests; `check` holds after every operation."""
 
     def __init__(self, rng: random.Random) -> None:
-        num_pages, page_size = rng.randint(2, 12), rng.randint(1, 5)
-        context = min(rng.randint(2, max(2, num_pages * page_size)), num_pages * page_size)
-        self.runner = FakeRunner(num_pages, page_size, context, max_sequences=rng.randint(1, 6))
+        page_size, max_sequences, max_step_tokens = rng.randint(1, 5), rng.randint(1, 6), rng.randint(1, 16)
+        context = rng.randint(2, 12 * page_size)
+        kinds = random_kinds(rng, context, page_size, max(max_step_tokens, max_sequences))
+        self.runner = FakeRunner([kind for kind, _ in kinds], [count for _, count in kinds], context, max_sequences)
         self.engine = Engine(
             self.runner,  # type: ignore[arg-type]
             end_ids=frozenset([END_ID]),
-            max_step_tokens=rng.randint(1, 16),
+            max_step_tokens=max_step_tokens,
         )
         self.runner.engine = self.engine
         self.sequences: list[Sequence] = []
@@ -172,40 +243,56 @@ class Simulation:
             self.step(rng)
             self.check()
         assert not self.unfinished
-        assert self.engine.blocks.num_free == self.engine.blocks.num_pages
+        assert all(pool.num_free == pool.num_pages for pool in self.engine.pools)
 
     def check(self) -> None:
-        engine, scheduler, blocks, size = self.engine, self.engine.scheduler, self.engine.blocks, self.runner.page_size
+        engine, scheduler = self.engine, self.engine.scheduler
         running, waiting = list(scheduler.running), list(scheduler.waiting)
         starting = [s for siblings in engine._siblings.values() for s in siblings]
         assert Counter([*running, *waiting, *starting]) == Counter(self.unfinished), "each in one place"
         assert len(running) <= scheduler.max_sequences
 
-        owners: dict[int, list[tuple[int, Sequence]]] = {}
-        for sequence in self.sequences:
-            for index, page in enumerate(sequence.pages):
-                owners.setdefault(page, []).append((index, sequence))
-        assert [blocks.references(page) for page in range(blocks.num_pages)] == [
-            len(owners.get(page, ())) for page in range(blocks.num_pages)
-        ]
-        assert blocks.num_free + len(owners) == blocks.num_pages
-        for page, held in owners.items():
-            if len(held) > 1:
-                self.counts["shared page"] += 1
-                first_index, first = held[0]
-                end = (first_index + 1) * size
-                for index, sequence in held:
-                    assert index == first_index
-                    assert end <= sequence.num_computed, f"page {page} is shared before it is full"
-                    assert sequence.ids[:end] == first.ids[:end]
+        for kind in range(len(engine.pools)):
+            self.check_pages(kind)
 
         for sequence in self.sequences:
             if sequence in running:
                 assert 0 <= sequence.num_computed < len(sequence.ids)
-                assert sequence.num_computed <= len(sequence.pages) * size
+                assert len(sequence.pages) == len(engine.pools)
             else:
                 assert (sequence.pages, sequence.num_computed) == ([], 0)
             self.check_ids(sequence)
+
+    def check_pages(self, kind: int) -> None:
+        """No page is owned twice, none is lost, and what was released is never needed again."""
+        pool, rule = self.engine.pools[kind], self.runner.kinds[kind]
+        owners: dict[int, list[tuple[int, Sequence]]] = {}
+        for sequence in self.sequences:
+            if not sequence.pages:
+                continue
+            pages = sequence.pages[kind]
+            assert rule.num_entries(sequence.num_computed) <= len(pages)
+            released = pages.count(pool.spare_page)
+            assert pages[:released] == [pool.spare_page] * released
+            assert released <= rule.num_released(min(sequence.num_computed, len(sequence.ids) - 1))
+            assert len(pages) - released <= rule.num_pages(sequence.max_length)
+            self.counts["released page"] += released
+            for index, page in enumerate(pages[released:], released):
+                owners.setdefault(page, []).append((index, sequence))
+        assert [pool.references(page) for page in range(pool.num_pages)] == [
+            len(owners.get(page, ())) for page in range(pool.num_pages)
+        ]
+        assert pool.num_free + len(owners) == pool.num_pages
+        for page, held in owners.items():
+            if len(held) > 1:
+                self.counts["shared page"] += 1
+                first_index, first = held[0]
+                assert not isinstance(rule, Recurrent), f"page {page} changes in every step and is shared"
+                end = (first_index + 1) * rule.page_size  # type: ignore[attr-defined]
+                for index, sequence in held:
+                    assert index == first_index
+                    assert end <= sequence.num_computed, f"page {page} is shared before it is full"
+                    assert sequence.ids[:end] == first.ids[:end]
 
     def check_ids(self, sequence: Sequence) -> None:
         """Ids and end are the model's, whatever else ran."""
@@ -253,8 +340,8 @@ def test_ten_thousand_random_operations_keep_the_invariants() -> None:
     for seed in range(60):
         counts += simulate(list(random_operations(seed, 180)), seed)
     assert counts["step"] >= 7000
-    events = "preemption", "fork", "shared page", "copied page", "abort", "fault", "chunk", "pass beside preempted ones"
-    for event in events:
+    events = "preemption", "fork", "shared page", "copied page", "released page", "abort", "fault", "chunk"
+    for event in (*events, "pass beside preempted ones"):
         assert counts[event] >= 100, f"the simulation must meet this often: {event} {counts}"
 
 
@@ -269,42 +356,46 @@ def test_invariants_hold_for_any_operations(operations: list[tuple[str, int]], s
 
 def _leak(simulation: Simulation) -> None:
     """A release forgets the last page."""
-    release = simulation.engine.blocks.release
-    simulation.engine.blocks.release = lambda pages: release(list(pages)[:-1])  # type: ignore[method-assign]
+    for pool in simulation.engine.pools:
+        release = pool.release
+        pool.release = lambda pages, release=release: release(list(pages)[:-1])  # type: ignore[method-assign, misc]
 
 
 def _allocate_twice(simulation: Simulation) -> None:
     """An allocated page stays on the free list."""
-    blocks = simulation.engine.blocks
-    allocate = blocks.allocate
+    pool = simulation.engine.pools[-1]
+    allocate = pool.allocate
 
     def faulty(count: int, after: int | None = None) -> list[int] | None:
         pages = allocate(count, after)
-        blocks._free.update((pages or [])[:1])
+        pool._free.update((pages or [])[:1])
         return pages
 
-    blocks.allocate = faulty  # type: ignore[method-assign]
+    pool.allocate = faulty  # type: ignore[method-assign]
 
 
 def _share_without_counting(simulation: Simulation) -> None:
-    simulation.engine.blocks.share = lambda pages: None  # type: ignore[method-assign]
+    for pool in simulation.engine.pools:
+        pool.share = lambda pages: None  # type: ignore[method-assign]
 
 
 def _no_copy(simulation: Simulation) -> None:
     """A forked sequence's last page is left as it was."""
-    simulation.runner.copy_page = lambda source, target: None  # type: ignore[method-assign]
+    simulation.runner.copy_page = lambda kind, source, target: None  # type: ignore[method-assign]
 
 
 def _share_unfinished_page(simulation: Simulation) -> None:
-    scheduler, blocks = simulation.engine.scheduler, simulation.engine.blocks
+    scheduler = simulation.engine.scheduler
 
-    def fork(parent: Sequence, child: Sequence) -> None:
+    def fork(parent: Sequence, child: Sequence) -> list[tuple[int, int, int]]:
         if len(scheduler.running) >= scheduler.max_sequences:
             scheduler.waiting.append(child)
-            return
-        blocks.share(parent.pages)
-        child.pages, child.num_computed = list(parent.pages), parent.num_computed
+            return []
+        for pool, pages in zip(scheduler.pools, parent.pages, strict=True):
+            pool.share(pool.held(pages))
+        child.pages, child.num_computed = [list(pages) for pages in parent.pages], parent.num_computed
         scheduler.running.append(child)
+        return []
 
     scheduler.fork = fork  # type: ignore[method-assign]
 
@@ -363,10 +454,7 @@ def _exceed_the_budget(simulation: Simulation) -> None:
 
 def _never_admit(simulation: Simulation) -> None:
     """Nothing starts: the checks of progress must see it."""
-    grow = simulation.engine.scheduler._grow
-    simulation.engine.scheduler._grow = (  # type: ignore[method-assign]
-        lambda sequence, length: sequence.num_computed > 0 and grow(sequence, length)
-    )
+    simulation.engine.scheduler._start = lambda sequence: False  # type: ignore[method-assign]
 
 
 def _commit_before_sampling(simulation: Simulation) -> None:
@@ -383,9 +471,33 @@ def _commit_before_sampling(simulation: Simulation) -> None:
     runner.forward = faulty  # type: ignore[method-assign, assignment]
 
 
+def _release_a_page_too_early(simulation: Simulation) -> None:
+    """The oldest position of a window is gone."""
+    for pool in simulation.engine.pools:
+        release_before = pool.release_before
+        pool.release_before = lambda pages, position, release=release_before, pool=pool: release(  # type: ignore
+            pages, position + pool.kind.num_pages(1)
+        )
+
+
+def _keep_pages_out_of_reach(simulation: Simulation) -> None:
+    for pool in simulation.engine.pools:
+        pool.release_before = lambda pages, position: None  # type: ignore[method-assign]
+
+
+def _compute_again_from_where_it_was(simulation: Simulation) -> None:
+    """Harmless for keys and values, and not for a recurrence."""
+    simulation.engine.scheduler.rewind = (  # type: ignore[method-assign]
+        lambda sequence, position: setattr(sequence, "num_computed", position)
+    )
+
+
 @pytest.mark.parametrize(
     "sabotage",
     [
+        _release_a_page_too_early,
+        _keep_pages_out_of_reach,
+        _compute_again_from_where_it_was,
         _leak,
         _allocate_twice,
         _share_without_counting,
@@ -401,7 +513,7 @@ def _commit_before_sampling(simulation: Simulation) -> None:
 )
 def test_the_checks_catch_a_fault(sabotage: Callable[[Simulation], None]) -> None:
     caught = 0
-    for seed in range(8):
+    for seed in range(24):
         try:
             simulate(list(random_operations(seed, 120)), seed, sabotage)
         except (AssertionError, ValueError, KeyError, IndexError, OutOfMemoryError):
@@ -417,7 +529,11 @@ def sequence(length: int, max_length: int = 100) -> Sequence:
 
 
 def scheduler(num_pages: int = 100, page_size: int = 4, max_sequences: int = 8, max_step_tokens: int = 16) -> Scheduler:
-    return Scheduler(PageAllocator(num_pages), page_size, max_sequences, max_step_tokens)
+    return Scheduler([PagePool(paged(page_size), num_pages)], max_sequences, max_step_tokens)
+
+
+def paged(page_size: int = 4) -> PagedKV:
+    return PagedKV((0,), page_size, 1, 1, 4)
 
 
 def run(scheduler: Scheduler) -> list[tuple[Sequence, int, int]]:
@@ -468,7 +584,7 @@ def test_the_youngest_gives_way_and_comes_back_first() -> None:
     for one in (first, second, third):
         s.add(one)
     assert [entry[0] for entry in run(s)] == [first, second, third]
-    assert s.blocks.num_free == 0
+    assert s.pools[0].num_free == 0
     # Each needs one more page: the first takes the third's; then the second has nobody to take one from but itself.
     assert run(s) == [(first, 8, 1)]
     assert list(s.waiting) == [second, third]
@@ -481,11 +597,12 @@ def test_a_fork_shares_full_pages_and_gets_a_copy_of_the_last() -> None:
     parent, child = sequence(10), sequence(10)
     s.add(parent)
     s.commit(s.schedule())
-    source, target = s.fork(parent, child)  # type: ignore[misc]
-    assert (source, target) == (parent.pages[2], child.pages[2])
+    [(kind, source, target)] = s.fork(parent, child)
+    (pages,), (copies,) = parent.pages, child.pages
+    assert (kind, source, target) == (0, pages[2], copies[2])
     assert source != target
-    assert parent.pages[:2] == child.pages[:2]
-    assert [s.blocks.references(page) for page in parent.pages] == [2, 2, 1]
+    assert pages[:2] == copies[:2]
+    assert [s.pools[0].references(page) for page in pages] == [2, 2, 1]
     assert child.num_computed == 10
 
 
@@ -494,7 +611,7 @@ def test_a_fork_at_a_page_border_copies_nothing() -> None:
     parent, child = sequence(8), sequence(8)
     s.add(parent)
     s.commit(s.schedule())
-    assert s.fork(parent, child) is None
+    assert s.fork(parent, child) == []
     assert child.pages == parent.pages
     assert child in s.running
 
@@ -505,10 +622,10 @@ def test_a_fork_without_room_waits_and_holds_nothing(limits: dict[str, int]) -> 
     parent, child = sequence(10, 12), sequence(10, 12)
     s.add(parent)
     s.commit(s.schedule())
-    free = s.blocks.num_free
-    assert s.fork(parent, child) is None
+    free = s.pools[0].num_free
+    assert s.fork(parent, child) == []
     assert list(s.waiting) == [child]
-    assert (child.pages, child.num_computed, s.blocks.num_free) == ([], 0, free)
+    assert (child.pages, child.num_computed, s.pools[0].num_free) == ([], 0, free)
 
 
 def test_what_never_fits_is_refused() -> None:
@@ -566,7 +683,7 @@ def test_a_sequence_whose_last_id_is_under_way_does_not_go_on_and_holds_its_page
         one.num_computed += 1
         one.num_pending += 1
     assert s.decoding() == [long]
-    assert (len(short.pages), len(long.pages)) == (1, 2)
+    assert (len(short.pages[0]), len(long.pages[0])) == (1, 2)
 
 
 def test_steps_are_not_queued_where_somebody_would_lose_its_pages() -> None:

@@ -322,7 +322,7 @@ def test_a_tensor_with_infinite_weights_ends_a_request_with_an_error(tmp_path: P
     with forge.load(path) as llm:
         completion = llm.generate([1, 2, 3], max_tokens=4)
         assert (completion.finish_reason, completion.ids) == ("error", [])
-        assert llm.engine.blocks.num_free == llm.engine.blocks.num_pages
+        assert all(pool.num_free == pool.num_pages for pool in llm.engine.pools)
 
 
 def test_what_does_not_fit_is_said_before_loading(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -277,7 +277,7 @@ def test_an_extreme_number_is_refused_or_every_request_ends(
         assert isinstance(completion, forge.Completion)
         assert len(completion.ids) == (0 if completion.finish_reason == "error" else 3)
         assert completion.finish_reason in ("length", "error")
-        assert llm.engine.blocks.num_free == llm.engine.blocks.num_pages
+        assert all(pool.num_free == pool.num_pages for pool in llm.engine.pools)
 
 
 @pytest.mark.parametrize("value", [NAN, INF, -INF], ids=str)
@@ -289,7 +289,7 @@ def test_weights_that_are_no_numbers_end_a_request(forged: Callable[..., Path], 
             completion = llm.generate(PROMPT, params, max_tokens=3)
             assert isinstance(completion, forge.Completion)
             assert (completion.finish_reason, list(completion.ids), completion.text) == ("error", [], "")
-        assert llm.engine.blocks.num_free == llm.engine.blocks.num_pages
+        assert all(pool.num_free == pool.num_pages for pool in llm.engine.pools)
 
 
 def test_a_request_that_fails_harms_no_other(forged: Callable[..., Path]) -> None:

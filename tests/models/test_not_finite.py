@@ -83,7 +83,7 @@ def use(llm: forge.LLM) -> bool:
     else:
         with suppress(forge.NumericsError):
             assert llm.perplexity(PROMPT).tokens == 2
-    assert llm.engine.blocks.num_free == llm.engine.blocks.num_pages
+    assert all(pool.num_free == pool.num_pages for pool in llm.engine.pools)
     return finite
 
 

@@ -7,13 +7,13 @@ import numpy as np
 from forge.ops.op import Arrays, Case
 
 
-def _inputs(name: str, rows: int, slots: int, pages: int, page_size: int) -> Case:
+def _inputs(name: str, rows: int, slots: int, pages: int, page_size: int, kinds: int = 1) -> Case:
     def make(rng: np.random.Generator) -> Arrays:
-        table = rng.integers(0, 1000, (slots, pages)).astype(np.int32)
+        tables = rng.integers(0, 1000, (kinds, slots, pages)).astype(np.int32)
         lengths = rng.integers(0, pages * page_size + 1, slots).astype(np.int32)
         chosen = rng.permutation(slots)[:rows].astype(np.int32)
         step = rng.integers(0, 9, 1).astype(np.int32)
-        return chosen, rng.integers(0, 5000, slots).astype(np.int32), lengths, table, step, page_size
+        return chosen, rng.integers(0, 5000, slots).astype(np.int32), lengths, tables, step, page_size
 
     return Case(name, make)
 
@@ -23,17 +23,18 @@ CASES = {
         _inputs("one", 1, 1, 1, 4),
         _inputs("some of the slots", 5, 9, 70, 16),
         _inputs("more rows than a block", 70, 90, 3, 4),
+        _inputs("three kinds of layer state", 70, 90, 5, 16, 3),
         Case(
-            "by hand: the fifth token of slot 1, on the second page",
+            "by hand: the fifth token of slot 1, on the second page of each kind",
             lambda rng: (
                 np.array([1], np.int32),
                 np.array([7, 8], np.int32),
                 np.array([1, 5], np.int32),
-                np.array([[0, 0, 0], [3, 2, 9]], np.int32),
+                np.array([[[0, 0, 0], [3, 2, 9]], [[0, 0, 0], [1, 7, 4]]], np.int32),
                 np.array([6], np.int32),
                 4,
             ),
-            expected=([8], [4], [8], [5]),
+            expected=([8], [4], [[8], [28]], [5]),
             written=([7],),
         ),
         Case(
@@ -42,11 +43,11 @@ CASES = {
                 np.array([0, 2, 1], np.int32),
                 np.array([0, 7, 9], np.int32),
                 np.array([0, 1, 0], np.int32),
-                np.array([[6, 1], [5, 3], [6, 2]], np.int32),
+                np.array([[[6, 1], [5, 3], [6, 2]]], np.int32),
                 np.array([0], np.int32),
                 4,
             ),
-            expected=([0, 9, 7], [0, 0, 0], [24, 24, 20], [1, 1, 1]),
+            expected=([0, 9, 7], [0, 0, 0], [[24, 24, 20]], [1, 1, 1]),
         ),
     ],
     "place": [

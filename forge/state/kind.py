@@ -1,0 +1,49 @@
+"""What the planner and the scheduler ask every kind of layer state. Integers only."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+
+class Kind(Protocol):
+    """How some layers of a model keep what they need of a sequence.
+
+    State lies in pages. A sequence has one list of them for each kind. Entries that the sequence does not need any more
+    are released, and hold the number of the kind's spare page. A kind whose state does not grow has one page per
+    sequence, which a fork copies.
+    """
+
+    @property
+    def name(self) -> str:
+        """What people read of it, such as "window of 512"."""
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """Numbers of the layers, from 0."""
+
+    @property
+    def page_bytes(self) -> int:
+        """Bytes of one page in all these layers."""
+
+    @property
+    def token_bytes(self) -> int:
+        """Bytes that each further token of a long context takes; 0 where the state does not grow with it."""
+
+    def num_entries(self, length: int) -> int:
+        """Entries in the page list of a sequence of `length` tokens, released ones included."""
+
+    def num_pages(self, length: int) -> int:
+        """The most pages that a sequence holds at one time on its way to `length` tokens."""
+
+    def num_released(self, position: int) -> int:
+        """Leading entries that no token from `position` on reads or writes."""
+
+    def num_shared(self, length: int) -> int:
+        """Leading entries that a fork behind `length` tokens shares with its parent. The fork copies the others."""
+
+    def resume(self, position: int, released: int) -> int:
+        """Where a sequence may go on behind a step that failed, or whose result was not used.
+
+        The step may have computed any of the tokens from `position` on, or none. `released` leading entries are gone.
+        Returns how many leading tokens are intact: `position`, an earlier one, or 0 to begin anew.
+        """

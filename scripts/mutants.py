@@ -38,7 +38,7 @@ TESTS = {  # by kernel file: what names of these tests hold, the likeliest to fi
     "matvec_quant": "M1 K2048|T1 E2048|T1|M1 |stack|matvec_quant",
     "rope": "rope_append_kv|layernorm_heads",
     "sample": "[sample-|[argmax-|edge|test_ids|draw",
-    "decode_state": "decode_inputs|place|clear|advance",
+    "decode_state": "decode_inputs|scatter|clear|advance",
     "matmul_wgmma": "groups|matmul_wgmma|wave_groups",
     "split_k_reduce": "M40 K2552|M5 |M8 |T40|linear_gated|linear-|tile",
     "matmul": "M5 K1024|linear-M|linear_gated|linear_sliced|linear-|test_tiles|matmul",

@@ -1,4 +1,4 @@
-"""Every op's cases on a device, against the references in float64 on NumPy: the errors, case by case."""
+"""Run every op's cases on a device and measure the errors against the references, in float64 on NumPy."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ class CaseError:
     op: str
     case: str
     max_abs: float
-    """Largest absolute difference of all results; inf where one has another shape or should be finite."""
+    """Largest absolute difference of all results; inf where a result has another shape or should be finite."""
     share: float
-    """Largest difference as a share of what the op's tolerances allow, which for integers is nothing."""
+    """Largest difference as a share of what the op's tolerances allow. They allow integers no difference."""
     fault: str = ""
-    """What else is wrong."""
+    """A fault that numbers do not show, such as a write outside an array; empty where there is none."""
 
     @property
     def passed(self) -> bool:
@@ -38,7 +38,7 @@ class CaseError:
 
 
 def verify(backend: Backend, progress: Progress | None = None) -> Iterator[CaseError]:
-    """Run all cases of all ops on a backend, whose kernels are compiled before."""
+    """Run all cases of all ops on a backend. Their kernels are compiled first, together."""
     cases = all_cases()
 
     def launch_all() -> None:
@@ -51,9 +51,9 @@ def verify(backend: Backend, progress: Progress | None = None) -> Iterator[CaseE
 
 
 def verify_case(op: Op, case: Case, backend: Backend) -> CaseError:
-    """Run one case; inputs depend on the names of op and case alone.
+    """Run one case. Its inputs depend on the names of op and case alone.
 
-    On a GPU it runs twice, between guard bands, with results that hold NaN until they are written.
+    On a GPU the case runs twice, between guard bands, with results that hold NaN until they are written.
     """
     if not isinstance(backend, GPU):
         return run_case(op, case, backend)[0]
@@ -70,7 +70,7 @@ def verify_case(op: Op, case: Case, backend: Backend) -> CaseError:
 def run_case(op: Op, case: Case, backend: Backend) -> tuple[CaseError, list[Array]]:
     """The error of one case, and what was computed: results, then arrays written in place.
 
-    The reference gets what the device gets: inputs in the device's precision, then float64.
+    The reference gets the same inputs as the device: rounded to the device's precision, then as float64.
     """
     inputs = _inputs(op, case, backend)
     exact = op.map(lambda _, value: _float64(copy.deepcopy(value)), inputs)
@@ -91,7 +91,7 @@ def _inputs(op: Op, case: Case, backend: Backend) -> Arrays:
 
 
 def _computed(op: Op, case: Case, inputs: Arrays, backend: Backend) -> list[Array]:
-    """What the backend computes: results, then arrays written in place."""
+    """Run an op on the backend: its results, then the arrays written in place."""
     args = _on(op, inputs, backend)
     results = _tuple(backend.launch(op, args, case.options))
     op.check(args, case.options, results)
@@ -105,7 +105,7 @@ def _on_host(backend: Backend, value: Any) -> Array:
 
 
 def _rounded(dtype: str, value: Any, backend: Backend) -> Any:
-    """A value as the backend keeps it: float16 where matrix inputs and weights are."""
+    """A value in the precision of the backend, where it is a matrix input or a weight."""
     return value.astype(backend.dtype) if dtype in ("act", "weight") and isinstance(value, np.ndarray) else value
 
 
@@ -121,7 +121,7 @@ def _on(op: Op, args: Arrays, backend: Backend) -> Arrays:
 
 
 def compare(got: Array, want: Array, rtol: float, atol: Any) -> tuple[float, float]:
-    """The largest difference, and the largest as a share of what is allowed; inf where results are of another kind."""
+    """The largest difference, absolute and as a share of what is allowed; inf where shape or kind of numbers differ."""
     if got.shape != want.shape or (got.dtype.kind == "f") != (want.dtype.kind == "f"):
         return np.inf, np.inf
     if not want.size:

@@ -12,7 +12,7 @@ import numpy as np
 from forge.backend import Backend
 from forge.config import SamplingParams
 from forge.engine.sequence import Sequence
-from forge.ops.decode_state import clear, place
+from forge.ops.decode_state import clear, scatter
 from forge.ops.logprobs import logprobs, pack_logprobs, top_logprobs
 from forge.ops.penalties import penalize
 from forge.ops.sampling import argmax, sample
@@ -173,9 +173,9 @@ class Slots:
             self._staging = self.backend.empty((1 << (len(pairs) - 1).bit_length(), 2), np.int32)
         self.backend.upload(self._staging[: len(pairs)], pairs)
         border = sum(len(indices) for indices, _ in edits)
-        place(self._staging[:border], self._words)
+        scatter(self._staging[:border], self._words)
         if history:
-            place(self._staging[border : len(pairs)], self._history.reshape(-1))
+            scatter(self._staging[border : len(pairs)], self._history.reshape(-1))
 
     def draw(self, logits: Any) -> tuple[Any, Any]:
         """The next id of each row, int32 (B,), drawn as the first B slots say; and what `sampled` takes."""

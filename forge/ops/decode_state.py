@@ -100,19 +100,19 @@ def _advance_gpu(
 
 
 @op("edits:i32[N,2] &words:i32[W]")
-def place(edits: Array, words: Array) -> None:
+def scatter(edits: Array, words: Array) -> None:
     """words[index] = value for each pair (index, value) of edits. No index occurs twice; none is checked."""
     words[edits[:, 0]] = edits[:, 1]
 
 
-@place.gpu
-def _place_gpu(device: GPU, edits: Any, words: Any) -> None:
-    device.run("decode_state", "place", -(-len(edits) // _BLOCK), edits, words, len(edits))
+@scatter.gpu
+def _scatter_gpu(device: GPU, edits: Any, words: Any) -> None:
+    device.run("decode_state", "scatter", -(-len(edits) // _BLOCK), edits, words, len(edits))
 
 
 @op("&words:i32[N]")
 def clear(words: Array) -> None:
-    """words = 0."""
+    """Set all words to 0."""
     words[:] = 0
 
 

@@ -34,7 +34,7 @@ KERNEL(64) advance(const i32 *ids, const i32 *slots, i32 *last_ids, i32 *lengths
     }
 }
 
-KERNEL(64) place(const i32 *edits, i32 *words, u32 count) {
+KERNEL(64) scatter(const i32 *edits, i32 *words, u32 count) {
     u32 i = BLOCK_X * 64 + THREAD;
     if (i < count) words[edits[2 * i]] = edits[2 * i + 1];
 }

@@ -49,9 +49,9 @@ def test_the_driver_finds_what_was_packed(monkeypatch: pytest.MonkeyPatch) -> No
 def test_a_kernel_starts_early_if_it_waits_by_itself() -> None:
     starts = {
         name: sources.entry("decode_state", name, ()).uses_pdl
-        for name in ("decode_inputs", "advance", "place", "clear")
+        for name in ("decode_inputs", "advance", "scatter", "clear")
     }
-    assert starts == {"decode_inputs": False, "advance": True, "place": False, "clear": False}
+    assert starts == {"decode_inputs": False, "advance": True, "scatter": False, "clear": False}
     assert not sources.entry("embed", "embed", ()).uses_pdl  # the step's last that does not
     assert sources.entry("matmul_wgmma", "matmul_wgmma", (("BLOCK", 128), ("LDS_BYTES", 98_304))).lds_bytes == 98_304
     assert sources.entry("sample", "argmax", (("THREADS", 512),)).uses_pdl

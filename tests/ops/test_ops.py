@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import copy
 import zlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from forge.devtools.cases import CASES, all_cases
-from forge.ops.op import REGISTRY, Case, Op
+from forge.ops.kv_cache import KVPages
+from forge.ops.op import REGISTRY, Case, Op, op, record
 from forge.ops.quant import QuantTensor
+from forge.ops.rope import RopeArgs, rope_append_kv
 
 PARAMS = [pytest.param(op, case, id=f"{op.name}-{case.name}") for op, case in all_cases()]
 
@@ -75,9 +78,9 @@ def test_reference_writes_what_was_computed_by_hand(op: Op, case: Case) -> None:
 
 def test_every_op_has_a_case_and_a_docstring() -> None:
     assert CASES.keys() == REGISTRY.keys()
-    for name, op in REGISTRY.items():
+    for name in REGISTRY:
         assert CASES[name], name
-        assert op.reference.__doc__, name
+        assert REGISTRY[name].reference.__doc__, name
         assert len({case.name for case in CASES[name]}) == len(CASES[name]), name
 
 
@@ -103,3 +106,79 @@ def test_quantized_linear_reads_each_row_of_blocks() -> None:
     one_hot = np.eye(256, dtype=np.float32)
     y = REGISTRY["linear"](one_hot, weight, None, None)  # (256, 5)
     np.testing.assert_array_equal(y.T, weight.dequantize())
+
+
+def test_functions_attach_below_the_declaration(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("forge.ops.op.REGISTRY", {})
+
+    @op("x:f32[N] -> y:f32[N]")
+    def double(x):
+        return x * 2
+
+    assert double.run_cpu is double.reference
+    assert double.run_gpu is None
+
+    @double.cpu
+    def fast(x):
+        return x + x
+
+    @double.gpu
+    def launch(device, x):
+        return x
+
+    assert (double.run_cpu, double.run_gpu) == (fast, launch)
+    np.testing.assert_array_equal(double(np.ones(2, np.float32)), [2, 2])
+    with pytest.raises(ValueError, match="op double has two implementations for the CPU"):
+        double.cpu(fast)
+    with pytest.raises(ValueError, match="op double has two implementations for GPUs"):
+        double.gpu(launch)
+    with pytest.raises(ValueError, match="op double is declared twice"):
+        op("x:f32[N] -> y:f32[N]")(double.reference)
+
+
+def kv_pages(**changes: object) -> KVPages:
+    return replace(KVPages(*np.zeros((2, 3, 4, 1, 8), np.float32)), **changes)
+
+
+def append_arguments(**changes: object) -> tuple:
+    """Arguments of rope_append_kv for two tokens with one q head and one KV head of 8 numbers."""
+    rope = RopeArgs(None, None, None, np.zeros((5, 4, 2), np.float32), None, 1e-6)
+    numbers = np.zeros(2, np.int32)
+    given = {"qkv": np.zeros((2, 24), np.float32), "rope": rope, "positions": numbers, "slot_mapping": numbers}
+    return tuple((given | {"kv": kv_pages()} | changes).values())
+
+
+def test_fields_of_records_are_arguments_of_their_own() -> None:
+    args = append_arguments()
+    rope_append_kv.check(args, {"style": "neox"})
+    names = ["qkv", "bias", "q_norm", "k_norm", "cos_sin", "query_scale", "eps", "positions", "slot_mapping", "k", "v"]
+    assert [arg.name for arg, _ in rope_append_kv.flat(args)] == names
+    assert [arg.name for arg, _ in rope_append_kv.flat(args) if arg.inout] == ["k", "v"]
+    assert [id(array) for array in rope_append_kv.written(args)] == [id(args[-1].k), id(args[-1].v)]
+    doubled = rope_append_kv.map(lambda arg, value: value * 2 if arg.name == "eps" else value, args)
+    assert (doubled[1].eps, args[1].eps) == (2e-6, 1e-6)
+    assert doubled[-1].k is args[-1].k
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"kv": np.zeros(3, np.float32)}, "kv must be KVPages, not ndarray"),
+        ({"kv": kv_pages(v=np.zeros((3, 4, 2, 8), np.float32))}, r"v has shape \(3, 4, 2, 8\), not \(3, 4, 1, 8\)"),
+        ({"kv": kv_pages(k=np.zeros((3, 4, 1, 8), np.int32))}, "k must be act, not int32"),
+        ({"kv": kv_pages(k=None)}, "k is required"),
+        ({"rope": replace(append_arguments()[1], eps=None)}, "eps is required"),
+        (
+            {"rope": replace(append_arguments()[1], q_norm=np.zeros(9, np.float32))},
+            r"k has shape \(3, 4, 1, 8\), not \(3, 4, 1, 9\)",
+        ),
+    ],
+)
+def test_check_refuses_records_whose_fields_do_not_fit(change: dict[str, object], message: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=f"^rope_append_kv: {message}$"):
+        rope_append_kv.check(append_arguments(**change), {"style": "neox"})
+
+
+def test_a_record_is_declared_as_its_class_is() -> None:
+    with pytest.raises(ValueError, match=r"record KVPages has the fields \['k', 'v'\], and others are declared"):
+        record("k:act[N] w:act[N]")(KVPages)

@@ -50,7 +50,7 @@ CASES = {
             expected=([0, 9, 7], [0, 0, 0], [[24, 24, 20]], [1, 1, 1]),
         ),
     ],
-    "place": [
+    "scatter": [
         Case(
             "by hand: the last word and the first, none between",
             lambda rng: (np.array([[3, -7], [0, 5]], np.int32), np.array([1, 2, 3, 4], np.int32)),

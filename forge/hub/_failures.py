@@ -1,14 +1,14 @@
-"""Kinds of failure that this package tells apart: what leaves it is a DownloadError."""
+"""Kinds of failure that are told apart within this package. Its callers see a DownloadError."""
 
 from forge.errors import DownloadError
 
 
 class Unreachable(DownloadError):
-    """The Hub, or the way to it, does not work at the moment: what lies in the cache serves."""
+    """The Hub, or the network, does not work at the moment. Cached files are used instead."""
 
 
 class Refused(DownloadError):
-    """The Hub knows no such repository, or does not show it: what lies in the cache serves."""
+    """The Hub has no such repository, or does not show it. Cached files are used instead."""
 
 
 class Absent(DownloadError):

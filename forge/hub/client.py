@@ -1,4 +1,4 @@
-"""The Hub over HTTP: what it says of a file, the files of a repository, the bytes. It is not trusted."""
+"""The Hub over HTTP: facts about a file, the list of a repository, the bytes. The Hub is not trusted."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _MAX_REDIRECTS = 10
 _MAX_LISTING_BYTES = 1 << 26
 _MAX_REASON = 300  # characters
 _PIECE_BYTES = 40_000_000_000
-"""What one request asks for: the Hub's CDN sends no more than 50 GB in one answer."""
+"""Most bytes of one request. The Hub's CDN sends no more than 50 GB in one answer."""
 _COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 _ETAG = re.compile(r"[0-9A-Za-z][0-9A-Za-z_-]{0,127}")
 _LENGTH = re.compile(r"[0-9]{1,18}")
@@ -34,7 +34,7 @@ _RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)")
 
 @dataclass(frozen=True, slots=True)
 class Remote:
-    """A file as the Hub announced it; every value was checked. `sha256` is None where the Hub does not tell it."""
+    """A file as the Hub announced it. Every value was checked. `sha256` is None if the Hub does not give it."""
 
     url: str
     commit: str
@@ -78,7 +78,7 @@ class Hub:
         self._client.close()
 
     def about(self, repo: str, revision: str, file: str) -> Remote:
-        """What the Hub announces of a file, without its bytes."""
+        """The Hub's announcement of a file, without its bytes."""
         url = first = f"{self.endpoint}/{repo}/resolve/{quote(revision, safe='')}/{quote(file)}"
         seen: dict[str, str] = {}
         for _ in range(_MAX_REDIRECTS):
@@ -88,7 +88,7 @@ class Hub:
                 return _remote(first, seen)
             seen.pop("content-length", None)
             target = self._target(url, response)
-            if _origin(target) != _origin(url):  # a store of bytes: it knows no commit, and must not see the token
+            if _origin(target) != _origin(url):  # a store of bytes knows no commit, and must not see the token
                 return _remote(first, seen)
             url = target
         raise self._unreachable("it redirects without end")
@@ -128,7 +128,7 @@ class Hub:
             yield Answer(begun, stop if begun == start else remote.size, is_html, response.iter_raw())
 
     def _head(self, url: str) -> httpx2.Response:
-        """What a GET would say before the bytes; asked again where that may help."""
+        """Answer to a HEAD request, which is repeated where that may help."""
         for again in range(_TRIES - 1, -1, -1):
             try:
                 with self._guarded():
@@ -165,25 +165,25 @@ class Hub:
     def _guarded(self) -> Iterator[None]:
         try:
             yield
-        except (httpx2.HTTPError, httpx2.InvalidURL, UnicodeError) as error:  # UnicodeError: a host's name that is none
+        except (httpx2.HTTPError, httpx2.InvalidURL, UnicodeError) as error:  # UnicodeError: a malformed host name
             raise self._unreachable(reason(error)) from error
 
 
 @cache
 def _certificates() -> ssl.SSLContext:
-    """Whom to trust: reading them takes 50 ms."""
+    """The certificates of authorities to trust. Reading them takes 50 ms."""
     return httpx2.create_ssl_context()
 
 
 def reason(error: BaseException) -> str:
-    """The first line of an error, as far as people read, without the token."""
+    """The first line of an error, of bounded length, without the token."""
     lines = str(error).split("\n")
     text = re.sub(r"Bearer [^'\"]+", "Bearer ****", lines[0].strip().rstrip(".:"))
     return text[:_MAX_REASON] or type(error).__name__
 
 
 def _check_status(response: httpx2.Response, *, redirected: bool = False) -> None:
-    """Raises what an answer means that is neither the thing nor, if it may be `redirected`, the way to it."""
+    """Raises the failure that a status code stands for. Success passes, and a redirection if `redirected`."""
     status, code = response.status_code, response.headers.get("x-error-code", "")
     if response.is_success or (redirected and response.is_redirect):
         return
@@ -202,7 +202,7 @@ def _check_status(response: httpx2.Response, *, redirected: bool = False) -> Non
 
 
 def _remote(url: str, headers: dict[str, str]) -> Remote:
-    """The announcement, checked: etag and commit become names of files."""
+    """The announcement, checked, because etag and commit become names of files."""
     commit, linked = headers.get("x-repo-commit", ""), headers.get("x-linked-etag")
     etag = _bare(linked or headers.get("etag", ""))
     size = headers.get("x-linked-size") or headers.get("content-length", "")
@@ -227,7 +227,7 @@ def _check_same(remote: Remote, response: httpx2.Response) -> None:
 
 
 def _start(remote: Remote, response: httpx2.Response) -> int:
-    """Where an answer starts. Raises DownloadError if it announces other bytes than those that were asked for."""
+    """First byte of an answer. Raises DownloadError if it announces another range than the request asked for."""
     if response.status_code != 206:
         length = response.headers.get("content-length", str(remote.size))
         if length != str(remote.size):
@@ -245,7 +245,7 @@ def _other_bytes() -> DownloadError:
 
 
 def _listing(body: bytes) -> list[str]:
-    """The files in either form of a listing. Raises ValueError if it is none."""
+    """The files of a listing, which has two forms. Raises ValueError for anything else."""
     try:
         found: Any = json.loads(body)
     except RecursionError:

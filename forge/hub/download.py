@@ -1,4 +1,4 @@
-"""The bytes of one file of the Hub, into a partial file that the next attempt goes on with."""
+"""Download one file of the Hub into a partial file, which the next attempt continues."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from forge.hub.client import Hub, Remote
 _MAGIC = b"GGUF"
 _TRIES = 5
 _STEP_BYTES = 1 << 20
-"""Progress is told, and a broken connection forgiven, so often."""
+"""Bytes between two reports of progress. A connection that brought as many before it broke gets all tries again."""
 
 
 def download(hub: Hub, remote: Remote, partial: Path, stage: str, report: Progress) -> None:
-    """Fetches a file into `partial`, from where an earlier download was cut, and checks magic, length and SHA-256.
+    """Fetch a file into `partial`, continuing an earlier download, and check magic, length and SHA-256.
 
-    Bytes that are wrong leave no file. A broken connection or an interrupt leaves what came, for the next call.
+    Wrong bytes leave no file. A broken connection or an interrupt leaves the bytes so far for the next call.
     Raises DownloadError, OSError.
     """
     _require_space(partial, remote.size)
@@ -41,7 +41,7 @@ def download(hub: Hub, remote: Remote, partial: Path, stage: str, report: Progre
 
 
 class _Transfer:
-    """The state of one download: what is on disk was hashed, in this order."""
+    """The state of one download. All bytes on the disk were hashed, in order."""
 
     def __init__(self, remote: Remote, out: IO[bytes], stage: str, report: Progress) -> None:
         self.remote, self.out, self.stage, self.report = remote, out, stage, report
@@ -67,7 +67,7 @@ class _Transfer:
         self.digest = hashlib.sha256()
 
     def _take_up(self) -> None:
-        """Hashes what an earlier download left."""
+        """Hash the bytes that an earlier download left."""
         if os.fstat(self.out.fileno()).st_size > self.remote.size:
             self.out.truncate(0)
         while chunk := self.out.read(_STEP_BYTES):
@@ -89,7 +89,7 @@ class _Transfer:
             raise DownloadError(f"the server announced {self.remote.size} bytes and sent {self.have}")
 
     def _take(self, chunk: bytes, is_html: bool = False) -> None:
-        """Checks and hashes bytes that go behind those that are there."""
+        """Check, hash and append bytes."""
         self.have += len(chunk)
         if self.have > self.remote.size:
             raise DownloadError(f"the server announced {self.remote.size} bytes and sent more")

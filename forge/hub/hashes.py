@@ -1,4 +1,4 @@
-"""SHA-256 of files: each is read once after every change, and the hash kept in the cache directory."""
+"""SHA-256 of files. A file is read once after each change, and its hash is kept in the cache directory."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ _BLOCK_BYTES = 1 << 22
 _MAX_NOTED = 1000
 _MAX_NOTE_BYTES = 1 << 20
 _SETTLED_NS = 20_000_000
-"""A file that changed so lately may change again without another time of change: the kernel's clock has ticks."""
+"""A file that changed within this time may change again with the same time of change: the kernel's clock has ticks."""
 
 _unkept: dict[str, list[Any]] = {}
-"""Notes of this process that the cache directory does not take: it may be there to be read alone."""
+"""Hashes that cannot be kept in the cache directory, which may be read-only. They last as long as the process."""
 
 
 def sha256(path: Path, report: Callable[[int, int], None], *, afresh: bool = False) -> str:
-    """A file's SHA-256 in hexadecimal, read anew if its size, times or place on the disk are not those noted.
+    """A file's SHA-256 in hexadecimal. The file is read if its size, times or inode differ from the noted ones.
 
-    98 MB take 0.1 s. `afresh` reads it in any case; `report` is called with bytes done and in all. Raises OSError where
-    it cannot be read, ValueError where it is no regular file.
+    Reading 98 MB takes 0.1 s. `afresh` reads in any case. `report` is called with bytes done and in all. Raises OSError
+    for a file that cannot be read, ValueError for one that is not regular.
     """
     with _files.opened(path) as file:
         before = os.fstat(file.fileno())
@@ -50,7 +50,7 @@ def sha256(path: Path, report: Callable[[int, int], None], *, afresh: bool = Fal
 
 
 def remember(path: Path, digest: str) -> None:
-    """Notes the SHA-256 of a file that was hashed on its way here."""
+    """Note the SHA-256 of a file that was hashed during its download."""
     with suppress(OSError):
         _note(path, os.stat(path), digest)
 
@@ -68,7 +68,7 @@ def _state(status: os.stat_result) -> list[int]:
 
 
 def _notes() -> dict[str, list[Any]]:
-    """By path: what a file was like, and its SHA-256 behind it. What is no such table counts as none."""
+    """The kept table: a path to the file's size, times, inode and SHA-256. A malformed table counts as empty."""
     try:
         found = json.loads(_files.read(_store(), _MAX_NOTE_BYTES))
     except (OSError, ValueError, RecursionError, DownloadError):
@@ -83,7 +83,7 @@ def _is_note(noted: Any) -> bool:
 
 
 def _note(path: Path, status: os.stat_result, digest: str) -> None:
-    """Put it last, and drop the oldest where there are many."""
+    """Append an entry, and drop the oldest ones if there are many."""
     key, noted = _key(path), [*_state(status), digest]
     others = [item for item in _notes().items() if item[0] != key][1 - _MAX_NOTED :]
     try:

@@ -1,6 +1,6 @@
-"""The Hugging Face cache as it lies on disk, shared with other programs: blobs, snapshots that link to them, refs.
+"""The Hugging Face cache on the disk, shared with other programs: blobs, snapshots that link to them, refs.
 
-What is added to it: `.forge/<file>/<etag>`, the part of a file that has come so far.
+Forge adds `.forge/<file>/<etag>`, the partial download of a file.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _FOLDER = re.compile(r"models--([\w.-]+?)--([\w.-]+)", re.ASCII)
 
 
 def root() -> Path:
-    """The directory that all repositories lie in."""
+    """Directory of all repositories."""
     return Path(os.path.abspath(constants.HF_HUB_CACHE))
 
 
@@ -55,16 +55,16 @@ class Repo:
         return self.folder / "blobs" / etag
 
     def lock(self, etag: str) -> Path:
-        """Where `huggingface_hub` locks the same file."""
+        """Path of the lock that `huggingface_hub` takes for the same file."""
         return root() / ".locks" / self.folder.name / f"{etag}.lock"
 
     def refs(self) -> dict[str, str]:
-        """Which commit each branch or tag was at when it was last asked for."""
+        """Branch or tag to its commit, as of the last request."""
         base = self.folder / "refs"
         return {name: commit for name in _below(base) if is_inside(name) and (commit := self.commit(name))}
 
     def commit(self, revision: str) -> str | None:
-        """The commit of a revision as far as the cache knows it."""
+        """Commit of a revision, or None if the cache does not know it."""
         if _COMMIT.fullmatch(revision):
             return revision
         with suppress(OSError, ValueError):
@@ -73,18 +73,18 @@ class Repo:
         return None
 
     def commits(self) -> list[str]:
-        """The snapshots that are there."""
+        """Commits that have a snapshot in the cache."""
         with suppress(OSError):
             return sorted(name for name in os.listdir(self.folder / "snapshots") if _COMMIT.fullmatch(name))
         return []
 
     def ggufs(self, commit: str) -> list[str]:
-        """The GGUF files of a snapshot; what they link to may be gone."""
+        """GGUF files of a snapshot. Their blobs may be gone."""
         base = self.folder / "snapshots" / commit
         return sorted(file for file in _below(base) if _is_gguf(file))
 
     def partial_files(self) -> list[tuple[str, Path]]:
-        """The files that have come in part, with where that lies."""
+        """Files that are partially downloaded, each with the path of its part."""
         found = ((file.rpartition("/")[0], self.partials / file) for file in sorted(_below(self.partials)))
         return [(file, path) for file, path in found if _is_gguf(file)]
 
@@ -109,7 +109,7 @@ class Repo:
                 prune(path.parent, root())
 
     def require_places(self, remote: Remote, file: str) -> None:
-        """Raises DownloadError if a directory lies where one of a download's files is to go."""
+        """Raises DownloadError if a directory is in the way of one of a download's files."""
         require_place(self.pointer(remote.commit, file))
         require_place(self.blob(remote.etag))
 
@@ -120,7 +120,7 @@ class Repo:
         os.replace(partial, blob)
 
     def link(self, blob: Path, pointer: Path) -> None:
-        """Lets a snapshot have a blob."""
+        """Link a file of a snapshot to its blob."""
         pointer.parent.mkdir(parents=True, exist_ok=True)
         pointer.unlink(missing_ok=True)
         try:
@@ -129,10 +129,10 @@ class Repo:
             os.replace(blob, pointer)
 
     def remember(self, revision: str, commit: str) -> None:
-        """Lets a revision be found without the Hub, if that can be stored: what was fetched is there without it."""
+        """Store the commit of a revision, so that it is found without the Hub. A failure is ignored."""
         if revision != commit and self.commit(revision) != commit:
             path = self.folder / "refs" / revision
-            with suppress(OSError):  # the cache may be there to be read, and `feat` lie in the way of `feat/x`
+            with suppress(OSError):  # the cache may be read-only, and a ref `feat` is in the way of `feat/x`
                 path.parent.mkdir(parents=True, exist_ok=True)
                 _files.replace(path, commit.encode())
 

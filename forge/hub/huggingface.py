@@ -17,7 +17,7 @@ from forge.hub.cache import FULL_DISK
 from forge.hub.catalog import shown
 from forge.hub.names import Name
 
-if TYPE_CHECKING:  # what imports huggingface_hub and an HTTP client costs 0.2 s, which only names of the Hub pay
+if TYPE_CHECKING:  # importing huggingface_hub and an HTTP client takes 0.2 s, which only names of the Hub need
     from forge.hub.client import Hub, Remote
     from forge.hub.hf_cache import Repo
 
@@ -26,11 +26,11 @@ _SPLIT_COUNT = struct.pack("<Q", 11) + b"split.count"
 
 
 def fetch(text: str, report: Progress, *, download: bool = True, force: bool = False) -> Path:
-    """The local path of a file of the Hub, fetched if its cache lacks it. `names.parse` tells the forms of `text`.
+    """Local path of a file of the Hub, fetched if the cache lacks it. `names.parse` lists the forms of `text`.
 
-    Of a sharded file (`-00001-of-00003.gguf`) all shards are fetched and the first one's path is returned. Where the
-    Hub cannot be asked, the file that the revision had last serves. `force` checks a file that is there.
-    Raises ModelNotFoundError for a name that means no file, DownloadError for whatever keeps the file away.
+    All shards of a sharded file (`-00001-of-00003.gguf`) are fetched, and the path of the first is returned. If the Hub
+    cannot be asked, the cached file of the revision is used. `force` checks the bytes of a cached file.
+    Raises ModelNotFoundError for a name that means no file, DownloadError for every other failure.
     """
     name = names.parse(text)
     with _named(name):
@@ -74,9 +74,9 @@ def _fetch(name: Name, report: Progress, force: bool) -> Path:
 
 
 def _find(hub: Hub, name: Name, report: Progress) -> tuple[str, str, Remote]:
-    """Revision and file that a name means, and what the Hub announces of the file, or of its last shard.
+    """Revision and file that a name means, and the Hub's announcement of the file, or of its last shard.
 
-    A name may claim any number of shards: that the last is there is asked before anything else.
+    A name may claim any number of shards, so the last shard is asked for before anything else.
     """
     failure: Absent | None = None
     for revision, file in name.places:
@@ -94,7 +94,7 @@ def _find(hub: Hub, name: Name, report: Progress) -> tuple[str, str, Remote]:
             return revision or "main", file, remote
         except NoRevision as error:
             failure = failure or error
-        except Absent as error:  # the revision is there, which says more than that another is not
+        except Absent as error:  # this revision exists: its failure says more than the absence of another revision
             failure = (
                 Absent(f"the repository has no file {shown(last)}: check the name, folders included") if last else error
             )
@@ -103,7 +103,7 @@ def _find(hub: Hub, name: Name, report: Progress) -> tuple[str, str, Remote]:
 
 
 def _cached(name: Name, problem: str) -> Path:
-    """The first shard in the cache. Raises DownloadError with the reason why the Hub was not asked."""
+    """Path of the first shard in the cache. Raises DownloadError with the reason why the Hub was not asked."""
     from forge.hub.hf_cache import Repo
 
     repo = Repo(name.repo)
@@ -150,7 +150,7 @@ def _fetch_file(
 
 
 def _is_right(path: Path, remote: Remote, afresh: bool) -> bool:
-    """Whether a file has the announced size, and, if its bytes are to be looked at `afresh`, the SHA-256."""
+    """Whether a file has the announced size and, with `afresh`, the announced SHA-256."""
     if not path.is_file() or path.stat().st_size != remote.size:
         return False
     if not afresh:
@@ -160,7 +160,7 @@ def _is_right(path: Path, remote: Remote, afresh: bool) -> bool:
 
 
 def _check_split(path: Path, count: int) -> None:
-    """Raises DownloadError if a first shard says that its model has another number of shards than its name does."""
+    """Raises DownloadError if a first shard's metadata and its name disagree on the number of shards."""
     with open(path, "rb") as file:
         head = file.read(1 << 24)
     _, key, value = head.partition(_SPLIT_COUNT)
@@ -171,7 +171,7 @@ def _check_split(path: Path, count: int) -> None:
 
 @contextmanager
 def _named(name: Name) -> Iterator[None]:
-    """Turns what goes wrong into one DownloadError that starts with the name."""
+    """Turn every failure into a DownloadError that begins with the name."""
     try:
         yield
     except DownloadError as error:

@@ -15,10 +15,10 @@ from forge.errors import DownloadError
 
 @contextmanager
 def held(path: Path, on_wait: Callable[[], None] | None = None, *, remove: bool = False) -> Iterator[None]:
-    """Holds the lock at `path`; `on_wait` is called before waiting for whoever has it, without it nobody waits.
+    """Hold the lock at `path`. `on_wait` is called before waiting for another process; without it there is no waiting.
 
-    `remove` deletes the file at the end. Raises BlockingIOError where another process holds it and nobody waits,
-    DownloadError where something lies there that is no file, OSError where it cannot be made.
+    `remove` deletes the file at the end. Raises BlockingIOError if another process holds the lock and there is no
+    waiting, DownloadError if `path` is no regular file, OSError if it cannot be made.
     """
     handle = _acquire(path, on_wait)
     try:
@@ -46,11 +46,11 @@ def _acquire(path: Path, on_wait: Callable[[], None] | None) -> int:
         except BaseException:
             os.close(handle)
             raise
-        os.close(handle)  # whoever had it has removed it: others may hold a new one
+        os.close(handle)  # the former holder has removed the file: others may hold a new one
 
 
 def _open(path: Path) -> int:
-    # opening a pipe does not wait for its other end, and what a link leads to is none of ours
+    # O_NONBLOCK: opening a pipe does not wait for its other end; O_NOFOLLOW: the target of a link is not forge's
     flags = os.O_RDWR | os.O_CREAT | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

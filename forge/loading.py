@@ -124,7 +124,7 @@ def _assembled(
 ) -> tuple[Engine, Tokenizer, ChatTemplate | None, tuple[str, ...]]:
     """The parts of an LLM from a file, ready to run, and remarks on what was decided for them."""
     with gguf.read(path) as file:
-        plan = _plan(file, settings, backend, is_shared=settings.max_sequences is None)
+        plan = plan_memory(file, settings, backend, is_shared=settings.max_sequences is None)
         config = models.read_config(file, plan.context)
         tokenizer = Tokenizer.from_metadata(file.metadata, source=str(path))
         if tokenizer.vocab_size != config.vocab_size:
@@ -133,14 +133,7 @@ def _assembled(
             )
         template = _chat_template(chat_template, tokenizer, path)
         decoder = models.build(file, config, backend, report)
-    runner = ModelRunner(
-        decoder,
-        ModelState(plan.kinds, plan.num_pages, settings.page_size, backend),
-        backend,
-        context=plan.context,
-        max_sequences=settings.max_sequences or _MAX_SEQUENCES,
-        graphs=graphs,
-    )
+    runner = build_runner(decoder, plan, settings, backend, graphs)
     engine = Engine(runner, end_ids=tokenizer.eog_ids, max_step_tokens=plan.max_step_tokens)
     engine.warm_up(report)
     return engine, tokenizer, template, plan.notes
@@ -192,8 +185,22 @@ def _graphs() -> bool | int:
     )
 
 
+def build_runner(
+    decoder: models.Decoder, plan: Plan, settings: EngineConfig, backend: Backend, graphs: bool | int = True
+) -> ModelRunner:
+    """What runs a model's steps on a backend, with memory for the sequences that the plan has room for."""
+    return ModelRunner(
+        decoder,
+        ModelState(plan.kinds, plan.num_pages, settings.page_size, backend),
+        backend,
+        context=plan.context,
+        max_sequences=settings.max_sequences or _MAX_SEQUENCES,
+        graphs=graphs,
+    )
+
+
 @dataclass(frozen=True, slots=True)
-class _Plan:
+class Plan:
     """Sizes of what beside the weights takes memory."""
 
     context: int
@@ -206,7 +213,7 @@ class _Plan:
     notes: tuple[str, ...]
 
 
-def _plan(file: gguf.GGUF, settings: EngineConfig, backend: Backend, *, is_shared: bool) -> _Plan:
+def plan_memory(file: gguf.GGUF, settings: EngineConfig, backend: Backend, *, is_shared: bool = True) -> Plan:
     """What fits beside the weights. Raises OutOfMemoryError with the bytes needed and free, and what to change.
 
     is_shared: nobody asked for room for so many sequences. One whole context is kept, and what others leave of a GPU's
@@ -256,7 +263,7 @@ def _plan(file: gguf.GGUF, settings: EngineConfig, backend: Backend, *, is_share
     num_pages = budget.share_out(own, context, room, max_sequences, shared_pages)
     if (backend.is_gpu and budget.bytes_of(own, num_pages) >= _REMARKABLE_BYTES) or len(own) > 1:
         notes += (_cache_note(own, num_pages, context, size),)
-    return _Plan(context, max_step_tokens, own, num_pages, notes)
+    return Plan(context, max_step_tokens, own, num_pages, notes)
 
 
 def _cache_note(kinds: tuple[PagedKV, ...], num_pages: tuple[int, ...], context: int, page_size: int) -> str:

@@ -23,7 +23,7 @@ PAGE = 64
 def planned(context: int | None, *, sequences: int | None, backend: Any = NUMPY) -> Any:
     settings = EngineConfig(context=context, max_sequences=sequences or 64)
     with gguf.read(PATH) as file:
-        return loading._plan(file, settings, backend, is_shared=sequences is None)
+        return loading.plan_memory(file, settings, backend, is_shared=sequences is None)
 
 
 def bytes_of(tokens: int) -> int:

@@ -22,7 +22,7 @@ BESIDE = {
     "formats": "errors config",
     "tokenizer": "errors keywords config",
     "hub": "errors config _files",
-    "devtools": "errors config formats.ggml tuning backend ops",
+    "devtools": "errors config formats tuning backend ops state models engine loading",
     "cli": f"forge display formats tokenizer hub devtools {' '.join(CHAIN)}",
     "__main__": "cli",
     "__init__": "",  # names types for type checkers, and imports when a name is first used

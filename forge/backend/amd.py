@@ -39,6 +39,11 @@ def compute_units(arch: str, multiprocessors: int) -> int:
     return multiprocessors * 2 if counts_pairs else multiprocessors
 
 
+def wave_size(arch: str) -> int:
+    """Threads of a wave: 64 on GCN and CDNA, 32 on RDNA and elsewhere."""
+    return 64 if (version(arch) or (10, 0)) < (10, 0) else 32
+
+
 def _wgp_mode() -> bool:
     """The variable as HIP reads it: "true", or a number that is not 0."""
     value = os.environ.get("GPU_ENABLE_WGP_MODE", "1")

@@ -28,6 +28,11 @@ class Modules:
         self._modules: dict[sources.Variant, Any] = {}
         self._functions: dict[sources.Entry, Any] = {}
 
+    @property
+    def loaded(self) -> list[sources.Variant]:
+        """The variants that are loaded."""
+        return list(self._modules)
+
     def function(self, entry: sources.Entry) -> Any:
         """CuPy's function of a kernel, ready to be launched."""
         function = self._functions.get(entry)

@@ -13,9 +13,8 @@ import json
 import os
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from itertools import product
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -180,10 +179,10 @@ def check(store: Path, variant: sources.Variant, arch: str) -> Checked:
     return Checked("valid", path, "", code)
 
 
-def survey(store: Path, wanted: Iterable[sources.Variant]) -> dict[str, tuple[Counter[State], int]]:
+def survey(store: Path) -> dict[str, tuple[Counter[State], int]]:
     """For each GPU that a store has a directory for: how many files are in which state, and their bytes.
 
-    Variants that are wanted and not there count as missing; a file that is named after no kernel is stale.
+    A file that is named after no kernel is stale.
     Raises OSError where the store cannot be listed; one that is not there holds nothing.
     """
     try:
@@ -193,7 +192,7 @@ def survey(store: Path, wanted: Iterable[sources.Variant]) -> dict[str, tuple[Co
     found = {}
     for arch in archs:
         names = {name[: -len(".hsaco")] for name in os.listdir(store / arch) if name.endswith(".hsaco")}
-        counts: Counter[State] = Counter({"missing": len({v.name for v in wanted} - names)})
+        counts: Counter[State] = Counter()
         num_bytes = 0
         for name in names:
             variant = sources.Variant.parse(name)
@@ -203,18 +202,24 @@ def survey(store: Path, wanted: Iterable[sources.Variant]) -> dict[str, tuple[Co
     return found
 
 
+def missing(variants: Iterable[sources.Variant], arch: str, searched: Sequence[Path]) -> list[sources.Variant]:
+    """Variants of which none of these stores holds a valid file."""
+    return [v for v in variants if all(check(store, v, arch).state != "valid" for store in searched)]
+
+
 def build(
-    variants: Sequence[sources.Variant], archs: Sequence[str], store: Path, progress: Progress | None = None
+    wanted: Mapping[str, Iterable[sources.Variant]], store: Path, progress: Progress | None = None
 ) -> list[Built]:
     """Compile, in parallel, what a store does not hold or holds in another state than valid.
 
-    Raises ParameterError for a name that is no GPU's, DeviceError where there is no compiler, where it refuses (the
-    first message), and where the store cannot be written. What was built until then is kept.
+    Raises DeviceError where there is no compiler, where it refuses (the first message), and where the store cannot be
+    written. What was built until then is kept.
+
+    wanted: Variants by the name of the GPU, which `check_arch` takes.
     """
-    archs = list(dict.fromkeys(map(check_arch, archs)))
-    sizes: dict[str, list[int]] = {arch: [] for arch in archs}
+    sizes: dict[str, list[int]] = {arch: [] for arch in wanted}
     jobs = []
-    for variant, arch in product(variants, archs):
+    for variant, arch in ((variant, arch) for arch, variants in wanted.items() for variant in variants):
         checked = check(store, variant, arch)
         if checked.state == "valid":
             sizes[arch].append(len(checked.code))

@@ -17,7 +17,7 @@ import typer
 
 from forge.cli import options, output
 from forge.cli.about import about
-from forge.errors import DeviceError
+from forge.errors import DeviceError, ForgeError
 
 _LOW_MEMORY_BYTES = 10**9  # what the default model takes at most
 
@@ -30,12 +30,15 @@ class Finding(NamedTuple):
     fix: str = ""
 
 
-def command(device: options.Device = "auto", as_json: options.Json = False) -> None:
+def command(
+    model: options.Model = options.DEFAULT_MODEL, device: options.Device = "auto", as_json: options.Json = False
+) -> None:
     """Show what this machine has, and how to fix what is missing.
 
-    A --device that is asked for and not there is a problem.
+    A --device that is asked for and not there is a problem. Kernels that are prebuilt are counted for a model that is
+    here, else in all.
     """
-    found = list(findings(device))
+    found = list(findings(device, model))
     problems = [finding for finding in found if finding.fix]
     if as_json:
         output.write_json(
@@ -58,12 +61,12 @@ def _device(device: str) -> str:
         return "none"
 
 
-def findings(device: str = "auto") -> Iterator[Finding]:
+def findings(device: str = "auto", model: str = options.DEFAULT_MODEL) -> Iterator[Finding]:
     """Everything that is looked at. Raises ParameterError for a device that cannot be one."""
     yield Finding("Python", f"{platform.python_version()} ({sys.executable}), {platform.platform()}")
     yield from _cpu()
     yield _memory()
-    yield from _gpu(device)
+    yield from _gpu(device, model)
     yield from _cache()
     yield _installer()
 
@@ -115,7 +118,7 @@ def _memory() -> Finding:
     return Finding("memory", f"{output.num_bytes(free)} free", fix)
 
 
-def _gpu(device: str = "auto") -> Iterator[Finding]:
+def _gpu(device: str = "auto", model: str = options.DEFAULT_MODEL) -> Iterator[Finding]:
     from forge.backend import cupy_fault, explain, rocm, select
 
     cupy, fault = rocm.installed_cupy(), cupy_fault()
@@ -125,7 +128,7 @@ def _gpu(device: str = "auto") -> Iterator[Finding]:
     except DeviceError as error:  # it was asked for
         gpu, why = None, "none: CuPy cannot be imported" if fault else f"none: {error}"
     if gpu is not None and gpu.is_gpu:
-        yield from _facts(gpu)
+        yield from _facts(gpu, model)
         return
     path = next((path for path in _GPU_FILES if Path(path).exists()), "")
     kind, install, permit, system = _GPU_FILES.get(path, ("", "", "", ""))
@@ -147,7 +150,7 @@ def _gpu(device: str = "auto") -> Iterator[Finding]:
     yield Finding("CuPy", output.printable(found), output.printable(cupy_fix))
 
 
-def _facts(gpu: Any) -> Iterator[Finding]:
+def _facts(gpu: Any, model: str) -> Iterator[Finding]:
     """What there is to say about a GPU, with how to fix what is wrong."""
     fixes = {}
     try:
@@ -170,7 +173,7 @@ def _facts(gpu: Any) -> Iterator[Finding]:
             yield Finding(what, found, fixes.get(what, ""))
     yield _tuning(gpu.arch)
     if gpu.arch.startswith("gfx"):
-        yield _kernels(gpu.arch)
+        yield _kernels(gpu.arch, model)
 
 
 def _tuning(arch: str) -> Finding:
@@ -187,22 +190,29 @@ def _tuning(arch: str) -> Finding:
     return Finding("tuning", output.printable(f"{about} ({stored.path})"))
 
 
-def _kernels(arch: str) -> Finding:
+def _kernels(arch: str, model: str) -> Finding:
     """What an AMD GPU's kernels come from: hipcc, a plain clang, files that were built before."""
+    from forge import hub
     from forge.backend import compilers, kernel_cache
     from forge.devtools.variants import model_variants
 
-    wanted, stores = model_variants(), kernel_cache.stores()
-    prebuilt = sum(any(kernel_cache.check(store, v, arch).state == "valid" for store in stores) for v in wanted)
-    compiler = compilers.find_compiler()
-    found = f"{prebuilt} of {len(wanted)} prebuilt for {arch}; compiler: {compiler.path if compiler else 'none'}"
-    if compiler or prebuilt == len(wanted):
-        return Finding("kernels", found)
+    compiler, stores = compilers.find_compiler(), kernel_cache.stores()
+    suffix = f"; compiler: {compiler.path if compiler else 'none'}"
+    try:
+        wanted = model_variants(hub.resolve(model, download=False), arch)
+    except ForgeError:  # the model is not here, or is none
+        found = (kernel_cache.survey(store).get(arch) for store in stores)
+        num_missing, text = 1, f"{sum(one[0]['valid'] for one in found if one)} prebuilt for {arch}{suffix}"
+    else:
+        num_missing = len(kernel_cache.missing(wanted, arch, stores))
+        text = f"{len(wanted) - num_missing} of {len(wanted)} that {model} launches are prebuilt for {arch}{suffix}"
+    if compiler or not num_missing:
+        return Finding("kernels", output.printable(text))
     fix = (
-        f"install {compilers.COMPILERS}, or run `forge kernels build --arch {arch} --out DIR` on a machine that has "
-        "one and set FORGE_KERNELS to a copy of DIR"
+        f"install {compilers.COMPILERS}, or run `forge kernels build -m MODEL --arch {arch} --out DIR` on a machine "
+        "that has one and set FORGE_KERNELS to a copy of DIR"
     )
-    return Finding("kernels", found, fix)
+    return Finding("kernels", output.printable(text), fix)
 
 
 _GPU_FILES = {

@@ -28,11 +28,15 @@ Out = Annotated[
         "--out", metavar="DIR", help="Where they lie. [default: FORGE_KERNELS, else kernels/ in the cache directory]"
     ),
 ]
-_UNUSABLE: tuple[State, ...] = ("stale", "corrupt", "foreign")
+_STATES: tuple[State, ...] = ("valid", "stale", "corrupt", "foreign")
 
 
 @app.command("build", cls=usage.Command)
 def build(
+    model: options.Model = options.DEFAULT_MODEL,
+    every: Annotated[
+        bool, typer.Option("--all", help="What the cases of every op launch, instead of a model.")
+    ] = False,
     arch: Annotated[
         list[str] | None,
         typer.Option(
@@ -42,18 +46,23 @@ def build(
     out: Out = None,
     as_json: options.Json = False,
 ) -> None:
-    """Compile what supported models launch, with hipcc or clang, unless it is there.
+    """Compile what a model launches, with hipcc or clang, unless it is there.
 
-    On another machine, set FORGE_KERNELS to a copy of the directory.
+    On another machine, set FORGE_KERNELS to a copy of the directory. What is launched is recorded: it needs no GPU, and
+    of the model's file only the header.
     """
     from forge.backend import kernel_cache
-    from forge.devtools.variants import model_variants
+    from forge.devtools import variants
 
+    archs = [kernel_cache.check_arch(name) for name in arch or [_arch_here()]]
     store = _store(out)
+    path = None if every else options.resolve(model)
+    wanted = {name: variants.model_variants(path, name) if path else variants.case_variants(name) for name in archs}
     with output.Progress() as progress:
-        results = kernel_cache.build(model_variants(), arch or [_arch_here()], store, progress)
+        results = kernel_cache.build(wanted, store, progress)
     if as_json:
-        output.write_json({**_about(), "directory": str(store), "archs": [_described(r._asdict()) for r in results]})
+        described = [_described(result._asdict()) for result in results]
+        output.write_json({**_about(path), "directory": str(store), "archs": described})
         return
     for result in results:
         there = f"{result.present} were there" if result.present else "none were there"
@@ -62,33 +71,37 @@ def build(
 
 
 @app.command("list", cls=usage.Command)
-def list_stores(out: Out = None, as_json: options.Json = False) -> None:
-    """Check the prebuilt kernels for each GPU: how many are valid, missing, or of no use."""
+def list_stores(
+    model: Annotated[
+        str | None, typer.Option("-m", "--model", metavar="MODEL", help="Also count what is missing for this model.")
+    ] = None,
+    out: Out = None,
+    as_json: options.Json = False,
+) -> None:
+    """Check the prebuilt kernels for each GPU: how many are valid, or of no use."""
     from forge.backend import kernel_cache
     from forge.devtools.variants import model_variants
 
-    wanted = model_variants()
-    rows: list[dict[str, Any]] = [
-        {"arch": arch, "directory": store / arch, "num_bytes": num_bytes}
-        | {state: counts[state] for state in ("valid", "missing", *_UNUSABLE)}
-        for store in ([_store(out)] if out else kernel_cache.stores())
-        for arch, (counts, num_bytes) in kernel_cache.survey(store, wanted).items()
-    ]
+    path = options.resolve(model) if model else None
+    rows: list[dict[str, Any]] = []
+    for store in [_store(out)] if out else kernel_cache.stores():
+        for arch, (counts, num_bytes) in kernel_cache.survey(store).items():
+            row = {"arch": arch, "directory": store / arch, "num_bytes": num_bytes}
+            if path:
+                row["missing"] = len(kernel_cache.missing(model_variants(path, arch), arch, [store]))
+            rows.append(row | {state: counts[state] for state in _STATES})
     if as_json:
-        output.write_json({**_about(), "archs": [_described(row) for row in rows]})
+        output.write_json({**_about(path), "archs": [_described(row) for row in rows]})
         return
-    columns = ("GPU", "valid", "missing", *_UNUSABLE, "size", "directory")
+    states = [*_STATES, *(["missing"] if path else [])]
     cells = [
-        (
-            *(row["arch"], row["valid"], row["missing"], *(row[state] for state in _UNUSABLE)),
-            *(output.num_bytes(row["num_bytes"]), row["directory"]),
-        )
+        (row["arch"], *(row[state] for state in states), output.num_bytes(row["num_bytes"]), row["directory"])
         for row in rows
     ]
-    output.write_table("prebuilt kernels", columns, cells, right=columns[1:7])
+    output.write_table("prebuilt kernels", ("GPU", *states, "size", "directory"), cells, right=(*states, "size"))
     if not rows:
         output.note("there are none: run `forge kernels build --arch GFX`")
-    elif any(row[state] for row in rows for state in _UNUSABLE):
+    elif any(row[state] for row in rows for state in _STATES[1:]):
         output.note("stale, corrupt and foreign ones are not used: `forge kernels build --arch GFX` replaces them")
 
 
@@ -113,10 +126,10 @@ def _arch_here() -> str:
     return arch
 
 
-def _about() -> dict[str, Any]:
+def _about(path: Path | None) -> dict[str, Any]:
     from forge.backend import select
 
-    return about(select("cpu").device)  # which compiles, and looks
+    return about(select("cpu").device, path)  # which compiles, and looks
 
 
 def _described(row: dict[str, Any]) -> dict[str, Any]:

@@ -19,10 +19,8 @@ from forge.models import Decoder
 from forge.models.batch import Batch
 from forge.models.hooks import Hook
 from forge.ops.embed import take_rows
+from forge.ops.matmul import ROW_COUNTS
 from forge.state.model_state import ModelState
-
-_TYPICAL_ROWS = (1, 8, 16, 32, 64, 65)
-"""Numbers of rows between which products are computed by other kernels."""
 
 
 class ModelRunner:
@@ -129,16 +127,20 @@ class ModelRunner:
         """One step of each number of rows that has kernels of its own."""
         longest = min(self.context, max_step_tokens)
         most = self.max_sequences  # a short prompt has as many rows as a batch that is not allowed
-        shapes = [(rows, 1) if rows <= most else (1, min(rows, longest)) for rows in _TYPICAL_ROWS]
+        shapes = [(rows, 1) if rows <= most else (1, min(rows, longest)) for rows in ROW_COUNTS]
         everything = SamplingParams(repetition_penalty=2.0, logprobs=1)
         for rows, length in dict.fromkeys([(1, longest), *shapes, (most, 1)]):  # the last product has a row for each
             pages = [[0] * kind.num_entries(length) for kind in self.kinds]
             sequences = [
                 Sequence(choice, [0] * length, length, everything, 0, length, pages=pages) for choice in range(rows)
             ]
-            logits = self.forward([Scheduled(sequence, 0, length) for sequence in sequences])
+            step = [Scheduled(sequence, 0, length) for sequence in sequences]
+            # A short prompt's logits are computed at all positions: products of as many rows as `LLM.logits` has.
+            logits = self.forward(step, all_logits=1 < length < longest)
             if self.pipeline:
-                self.pipeline.warm_up(logits, sequences)
+                self.pipeline.warm_up(logits[:rows], sequences)
+        for kind in range(len(self.kinds)):
+            self.copy_page(kind, 0, 0)
 
     def matrices(self) -> Iterator[Any]:
         """The matrices (N, K) that a decode step reads, in order."""

@@ -12,13 +12,21 @@ from forge.models.weights import Weights, kept_type
 __all__ = ["Decoder", "build", "kept_type", "read_config"]
 
 
-def build(file: GGUF, config: ModelConfig, backend: Backend, progress: Progress | None = None) -> Decoder:
+def build(
+    file: GGUF,
+    config: ModelConfig,
+    backend: Backend,
+    progress: Progress | None = None,
+    weights_of: type[Weights] = Weights,
+) -> Decoder:
     """Load the weights of an open file.
+
+    weights_of: How tensors become arrays.
 
     Raises FormatError for a tensor that is missing, misshapen or has no place, UnsupportedError for a tensor type.
     """
     stored_layers = file.get_int(f"{config.arch}.block_count")
-    with Weights(file, backend, range(config.num_layers, stored_layers), progress) as weights:
+    with weights_of(file, backend, range(config.num_layers, stored_layers), progress) as weights:
         decoder = Decoder(weights, config, backend)
     file.check_path()
     return decoder

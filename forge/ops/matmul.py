@@ -10,11 +10,12 @@ import numpy as np
 from forge.backend import backend_of, register
 from forge.backend.gpu import GPU
 from forge.ops.quant import Packed, Stack
-from forge.tuning.table import group_lds_bytes
+from forge.tuning.table import MATMUL_ROWS, group_lds_bytes
 
-MAX_ROWS = 64
+MAX_ROWS = MATMUL_ROWS[-1]
 """Rows of x that a launch takes: the weights are read once for all of them."""
-_TOKENS = (8, 16, 32, 64)
+ROW_COUNTS = (1, *MATMUL_ROWS, MAX_ROWS + 1)
+"""Numbers of rows that are multiplied by different kernels: a vector's, tiles' of each size, and BLAS's."""
 _PARTS = 4
 """Parts of the inner dimension that the lanes of a wave share, at most: TILE_PARTS of the tile files."""
 _JOIN_BLOCK = 256
@@ -111,7 +112,7 @@ class _Launch:
         self.device, self.x, self.weight = device, x, weight
         (rows, inner), outer = x.shape, weight.shape[0]
         is_packed = isinstance(weight, Packed)
-        tokens = next(most for most in _TOKENS if rows <= most)
+        tokens = next(most for most in MATMUL_ROWS if rows <= most)
         self.file = kernel_of(device, is_packed=is_packed)
         self.is_group = self.file == "matmul_wgmma"
         choice = device.choice(

@@ -68,6 +68,16 @@ class Packed:
     scales: Any
     deltas: Any
 
+    @classmethod
+    def empty(cls, type: ggml.GGMLType, shape: tuple[int, int], backend: Backend) -> Packed:
+        """A matrix whose contents are undefined."""
+        rows, blocks = shape[0], shape[1] // type.block_size
+        fields = ggml.BLOCK_FORMATS[type].planes
+        widths = (None if field is None else blocks * (field[1] - field[0]) for field in fields)
+        return cls(
+            type, shape, *(None if width is None else backend.empty((rows, width), np.uint8) for width in widths)
+        )
+
     @property
     def planes(self) -> tuple[Any, Any, Any, Any]:
         return self.quants, self.high, self.scales, self.deltas

@@ -15,6 +15,8 @@ ARCHITECTURES = {"sm_90": "sm_90", "gfx94": "CDNA3", "gfx90a": "CDNA2", "gfx11":
 
 _LDS_BYTES = 48 << 10
 """What a block may have of LDS where it is declared with a fixed size: NVIDIA's limit, below AMD's 64 KiB."""
+MATMUL_ROWS = (8, 16, 32, 64)
+"""Rows of a product that one launch of the tile kernels takes, in variants up to each of these. More go to BLAS."""
 _OPS = ("linear", "rms_linear", "rms_gated")
 """Which op launches a product of one row: alone, behind a norm, or between a norm and a gated activation."""
 _OUTER = (8191, 65_535, ANY)
@@ -166,7 +168,7 @@ KERNELS = {
         classes={
             "op": ("linear", "rms_gated"), "format": ("F16", *_FORMATS),
             "outer": (2048, 4095, 8191, 8448, 65_535, ANY),
-            "tokens": (8, 16, 32, 64),
+            "tokens": MATMUL_ROWS,
         },
         candidates={
             "TILES": (1, 2),
@@ -199,7 +201,7 @@ KERNELS = {
         },
     ),
     "matmul_wgmma": Kernel(
-        classes={"op": ("linear", "rms_gated"), "outer": (2048, 4095, 4096, 8191, ANY), "tokens": (8, 16, 32, 64)},
+        classes={"op": ("linear", "rms_gated"), "outer": (2048, 4095, 4096, 8191, ANY), "tokens": MATMUL_ROWS},
         candidates={
             "TILES": (1, 2), "BLOCK": (128, 256), "MIN_BLOCKS": (1, 2, 3, 4), "STAGE_STEPS": (1, 2), "STAGES": (3, 4)
         },

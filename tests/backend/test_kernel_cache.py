@@ -30,6 +30,7 @@ needs_clang = pytest.mark.skipif(not shutil.which("clang++-19"), reason="no clan
 STEP = sources.Variant("decode_state", ())
 NORM = sources.Variant("norm", (("BLOCK", 64), ("PIECES", 1), ("OUT", "f16"), ("VECTOR", 4)))
 ARCH = "gfx1100"
+MODEL = str(Path(__file__).parents[1] / "data" / "arch" / "llama" / "model.gguf")
 Captured = pytest.CaptureFixture[str]
 
 
@@ -50,7 +51,7 @@ def no_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     store = tmp_path_factory.mktemp("store")
-    kernel_cache.build([STEP, NORM], [ARCH, "gfx942"], store)
+    kernel_cache.build({ARCH: [STEP, NORM], "gfx942": [STEP, NORM]}, store)
     return store
 
 
@@ -117,12 +118,12 @@ def test_what_is_built_is_an_object_for_its_gpu_and_is_found(built: Path) -> Non
 def test_a_second_build_compiles_only_what_is_not_valid(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = (store / ARCH / "decode_state.hsaco").read_bytes()
     (store / ARCH / "decode_state.hsaco").write_bytes(before[:-1])
-    results = kernel_cache.build([STEP, NORM], [ARCH, "gfx942", ARCH], store)
+    results = kernel_cache.build({ARCH: [STEP, NORM], "gfx942": [STEP, NORM]}, store)
     assert [(r.arch, r.built, r.present) for r in results] == [(ARCH, 1, 1), ("gfx942", 0, 2)]
     assert results[0].num_bytes == sum(path.stat().st_size for path in (store / ARCH).glob("*.hsaco"))
     assert (store / ARCH / "decode_state.hsaco").read_bytes() == before  # the same compiler writes the same bytes
     monkeypatch.setenv("PATH", "")
-    assert kernel_cache.build([STEP, NORM], [ARCH], store)[0].built == 0  # needs no compiler
+    assert kernel_cache.build({ARCH: [STEP, NORM]}, store)[0].built == 0  # needs no compiler
 
 
 def flip(path: Path) -> None:
@@ -304,7 +305,7 @@ def test_without_a_compiler_only_valid_files_are_used(tmp_path: Path) -> None:
         with pytest.raises(DeviceError, match=re.escape(f"{path} {fault}")):
             obtain(STEP, ARCH)
     with pytest.raises(DeviceError, match="there is no compiler for AMD GPUs: install ROCm's hipcc, or clang >= 19"):
-        kernel_cache.build([STEP], [ARCH], store)
+        kernel_cache.build({ARCH: [STEP]}, store)
 
 
 @pytest.mark.usefixtures("no_compiler")
@@ -337,7 +338,7 @@ def test_hipcc_is_asked_for_a_code_object(tmp_path: Path) -> None:
         f'echo "$@" >> {log}\nif [ "$1" = --version ]; then echo "AMD clang version 20.0.0git (x)"; exit; fi\n'
         f'while [ "$1" != -o ]; do shift; done; /bin/cat {code} > "$2"',
     )
-    kernel_cache.build([NORM], [ARCH], tmp_path / "out")
+    kernel_cache.build({ARCH: [NORM]}, tmp_path / "out")
     assert check(tmp_path / "out", NORM, ARCH).code == code.read_bytes()
     about = json.loads((tmp_path / "out" / ARCH / f"{NORM.name}.json").read_text())
     assert about["compiler"] == "AMD clang version 20.0.0git (x)"
@@ -396,14 +397,14 @@ def test_a_compiler_that_fails_leaves_nothing(
     body: str, message: str, tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(compilers, "_COMPILE_SECONDS", 2)
-    monkeypatch.setattr("forge.devtools.variants.model_variants", lambda: [STEP])
+    monkeypatch.setattr("forge.devtools.variants.model_variants", lambda path, arch: [STEP])
     forked = 'if [ "$1" = --fork ]; then exec /bin/sleep 5; fi\n'
     script(tmp_path / "bin" / "hipcc", f'{forked}if [ "$1" = --version ]; then exit; fi\n{body}')
     out = tmp_path / "out"
     with pytest.raises(DeviceError, match=re.escape(message)):
-        kernel_cache.build([STEP], [ARCH], out)
+        kernel_cache.build({ARCH: [STEP]}, out)
     assert not out.exists()
-    assert run(["kernels", "build", "--arch", ARCH, "--out", str(out)]) == 1
+    assert run(["kernels", "build", "-m", MODEL, "--arch", ARCH, "--out", str(out)]) == 1
     captured = capsys.readouterr()
     assert captured.out == ""
     assert message in captured.err.splitlines()[-1]
@@ -420,7 +421,7 @@ def test_a_write_that_fails_leaves_what_was_there(store: Path, monkeypatch: pyte
     with monkeypatch.context() as patched:
         patched.setattr(os, "replace", fail)
         with pytest.raises(DeviceError, match=f"{store}: cannot be written: No space left on device: choose another"):
-            kernel_cache.build([STEP], [ARCH], store)
+            kernel_cache.build({ARCH: [STEP]}, store)
         assert {name: (store / name).read_bytes() for name in files(store)} == before
         patched.setenv("FORGE_KERNELS", str(store))
         code, lines = obtain_step()  # it runs all the same
@@ -433,7 +434,7 @@ def test_a_write_that_fails_leaves_what_was_there(store: Path, monkeypatch: pyte
 @needs_clang
 def test_builds_at_the_same_time_leave_valid_files_and_nothing_else(tmp_path: Path) -> None:
     with ThreadPoolExecutor(4) as pool:
-        tasks = [pool.submit(kernel_cache.build, [STEP, NORM], [ARCH], tmp_path / "out") for _ in range(4)]
+        tasks = [pool.submit(kernel_cache.build, {ARCH: [STEP, NORM]}, tmp_path / "out") for _ in range(4)]
         assert all(task.result()[0].num_bytes for task in tasks)
     assert files(tmp_path / "out") == {f"{ARCH}/{v.name}.{end}" for v in (STEP, NORM) for end in ("hsaco", "json")}
     assert [check(tmp_path / "out", variant, ARCH).state for variant in (STEP, NORM)] == ["valid"] * 2
@@ -451,9 +452,9 @@ def test_a_clang_builds_into_the_first_store_once(tmp_path: Path, monkeypatch: p
 def test_a_store_that_cannot_be_one_is_named(tmp_path: Path, capsys: Captured) -> None:
     (tmp_path / "file").write_text("")
     assert check(tmp_path / "file", STEP, ARCH).state == "missing"
-    assert kernel_cache.survey(tmp_path / "file", [STEP]) == {}
+    assert kernel_cache.survey(tmp_path / "file") == {}
     if compilers.find_compiler():
-        assert run(["kernels", "build", "--arch", ARCH, "--out", str(tmp_path / "file")]) == 1
+        assert run(["kernels", "build", "-m", MODEL, "--arch", ARCH, "--out", str(tmp_path / "file")]) == 1
         assert f"{tmp_path}/file: cannot be written: Not a directory" in capsys.readouterr().err
 
 
@@ -468,7 +469,7 @@ def test_a_name_of_no_gpu_is_wrong_usage(arch: str, capsys: Captured) -> None:
 
 @needs_clang
 def test_a_gpu_that_the_compiler_does_not_know_is_one_line(tmp_path: Path, capsys: Captured) -> None:
-    assert run(["kernels", "build", "--arch", "gfx9999", "--out", str(tmp_path / "out")]) == 1
+    assert run(["kernels", "build", "-m", MODEL, "--arch", "gfx9999", "--out", str(tmp_path / "out")]) == 1
     line = capsys.readouterr().err.splitlines()[-1]
     assert "does not know gfx9999: check the name, or use a newer compiler" in line
     assert not (tmp_path / "out").exists()
@@ -481,9 +482,9 @@ def test_build_needs_an_arch_where_there_is_no_amd_gpu(capsys: Captured) -> None
 
 @needs_clang
 def test_build_and_list_on_the_command_line(tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("forge.devtools.variants.model_variants", lambda: [STEP, NORM])
+    monkeypatch.setattr("forge.devtools.variants.model_variants", lambda path, arch: [STEP, NORM])
     out = tmp_path / "out"
-    args = ("--arch", ARCH, "--arch", "gfx942", "--out", str(out))
+    args = ("-m", MODEL, "--arch", ARCH, "--arch", "gfx942", "--out", str(out))
     assert run(["kernels", "build", *args]) == 0
     captured = capsys.readouterr()
     size = {arch: sum(path.stat().st_size for path in (out / arch).glob("*.hsaco")) for arch in (ARCH, "gfx942")}
@@ -500,16 +501,17 @@ def test_build_and_list_on_the_command_line(tmp_path: Path, capsys: Captured, mo
     (out / "gfx942" / "gone.hsaco").write_bytes(b"345")
     (out / "gfx942" / "decode_state.json").write_text("no")
     (out / "other").mkdir()
-    assert run(["kernels", "list", "--out", str(out), "--json"]) == 0
+    assert run(["kernels", "list", "-m", MODEL, "--out", str(out), "--json"]) == 0
     rows = {row.pop("arch"): row for row in json.loads(capsys.readouterr().out)["archs"]}
     counts = {
-        arch: tuple(row[s] for s in ("valid", "missing", "stale", "corrupt", "foreign")) for arch, row in rows.items()
+        arch: tuple(row[s] for s in ("valid", "stale", "corrupt", "foreign", "missing")) for arch, row in rows.items()
     }
-    assert counts == {ARCH: (1, 0, 0, 1, 0), "gfx942": (1, 0, 1, 2, 0)}
+    assert counts == {ARCH: (1, 0, 1, 0, 1), "gfx942": (1, 1, 2, 0, 1)}
     assert rows["gfx942"]["num_bytes"] == size["gfx942"] + 5
     assert run(["kernels", "list", "--out", str(out)]) == 0
     captured = capsys.readouterr()
-    assert re.search(rf"gfx942 +1 +0 +1 +2 +0 .* {out}/gfx942", captured.out)
+    assert re.search(rf"gfx942 +1 +1 +2 +0 .* {out}/gfx942", captured.out)
+    assert "missing" not in captured.out
     assert "`forge kernels build --arch GFX` replaces them" in captured.err
     assert run(["kernels", "list", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["archs"] == []
@@ -519,21 +521,28 @@ def test_build_and_list_on_the_command_line(tmp_path: Path, capsys: Captured, mo
 def test_doctor_asks_for_a_compiler_only_where_files_are_missing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("forge.devtools.variants.model_variants", lambda: [STEP])
-    finding = doctor._kernels(ARCH)
-    assert "0 of 1 prebuilt for gfx1100; compiler: none" in finding.found
-    assert "forge kernels build --arch gfx1100" in finding.fix
+    monkeypatch.setattr("forge.devtools.variants.model_variants", lambda path, arch: [STEP])
+    finding = doctor._kernels(ARCH, MODEL)
+    assert f"0 of 1 that {MODEL} launches are prebuilt for gfx1100; compiler: none" in finding.found
+    assert "forge kernels build -m MODEL --arch gfx1100" in finding.fix
     assert "clang >= 19" in finding.fix
+    assert doctor._kernels(ARCH, "smollm2").found == "0 prebuilt for gfx1100; compiler: none"  # it is not here
     path = put(tmp_path / "cache" / "kernels", fake_object(f"amdgcn-amd-amdhsa--{ARCH}"))
-    assert doctor._kernels(ARCH)[1:] == ("1 of 1 prebuilt for gfx1100; compiler: none", "")
+    assert doctor._kernels(ARCH, MODEL)[1:] == (
+        f"1 of 1 that {MODEL} launches are prebuilt for gfx1100; compiler: none",
+        "",
+    )
+    other = doctor._kernels(ARCH, "smollm2")
+    assert other.found == "1 prebuilt for gfx1100; compiler: none"
+    assert other.fix
     path.write_bytes(b"")
-    assert doctor._kernels(ARCH).fix
+    assert doctor._kernels(ARCH, MODEL).fix
     hipcc = script(tmp_path / "bin" / "hipcc", "exit 1")
-    assert doctor._kernels(ARCH)[1:] == (f"0 of 1 prebuilt for gfx1100; compiler: {hipcc}", "")
+    assert doctor._kernels(ARCH, "smollm2")[1:] == (f"0 prebuilt for gfx1100; compiler: {hipcc}", "")
 
 
 def test_names_of_variants_are_safe_and_tell_the_variant() -> None:
-    for variant in {*case_variants(), *model_variants()}:
+    for variant in {*case_variants(), *model_variants(Path(MODEL), ARCH)}:
         assert re.fullmatch(r"[a-z]\w*(-[A-Z_]+=\w+)*", variant.name)
         assert len(variant.name) < 120
         assert sources.Variant.parse(variant.name) == variant

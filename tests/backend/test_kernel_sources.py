@@ -50,13 +50,13 @@ def test_every_kernel_is_launched_by_a_case_and_named_once(monkeypatch: pytest.M
 
     monkeypatch.setattr(Recorder, "_run", run)
     case_variants()
-    case_variants(groups=True)
+    case_variants(wgmma=True)
     names = [name for file in KERNEL_FILES for name in sources.signatures(file)]
     assert sorted(names) == sorted(launched)
 
 
 def test_blocks_are_whole_waves() -> None:
-    for variant in {*case_variants(), *case_variants(groups=True)}:
+    for variant in {*case_variants(), *case_variants(wgmma=True)}:
         for name in sources.signatures(variant.file):
             threads = sources.entry(variant.file, name, variant.defines).threads
             assert threads in range(64, 1025, 64), f"{variant.name}: {name}"

@@ -1,131 +1,135 @@
-"""`forge kernels build` compiles what models launch: engines run on a device that notes launches and computes zeros."""
+"""What `forge kernels build` compiles: the recording of a model is what engines launch when they run requests."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from host_memory import HostMemory
+from harness import COMPILER, Harness
+from host_memory import HostMemory, Replayed
 
 import forge
-from forge import backend as backends
 from forge import loading
 from forge.backend import sources
-from forge.devtools.variants import HEAD_DIMS, Recorder, model_variants
-from forge.ops.embed import embed
-from forge.ops.linear import linear
-from forge.ops.norm import add_layernorm, add_rmsnorm, layernorm, rmsnorm
-from forge.ops.quant import FORMATS, QuantTensor
+from forge.config import EngineConfig
+from forge.devtools.recorder import Recorder
+from forge.devtools.variants import case_variants, model_variants, record
+from forge.formats import gguf
+from forge.formats.gguf import GGUF
+from forge.ops.norm import rmsnorm
 from forge.tuning.kernel import Row, Rows
 from forge.tuning.table import KERNELS
 
-ARCHS = sorted(path.name for path in (Path(__file__).parents[1] / "data" / "arch").iterdir() if path.is_dir())
+DATA = Path(__file__).parents[1] / "data" / "arch"
+ARCHS = sorted(path.name for path in DATA.iterdir() if path.is_dir())
+NUM_CUS = 4
+SEQUENCES = 20
+"""More than tiles of 16 rows take, and no power of two."""
 
 
-class Zeros(np.ndarray[Any, Any]):
-    """An array of the recording device."""
+class HarnessBackend(Replayed, HostMemory, Harness):
+    """The CPU harness as an engine's backend. It compiles nothing ahead."""
 
-    device: Any = None
+    arch = "harness"
 
-    def __array_finalize__(self, of: Any) -> None:
-        self.device = getattr(of, "device", None)
-
-
-class RecordingBackend(HostMemory, Recorder):
-    """A backend whose results are zeros."""
-
-    device, arch = "recorder", "gfx1100"
-
-    def empty(self, shape: tuple[int, ...], dtype: Any) -> Any:
-        return self.asarray(np.zeros(shape, dtype))
-
-    def asarray(self, array: Any, dtype: Any = None) -> Any:
-        made = np.ascontiguousarray(array, dtype).view(Zeros)
-        made.device = self
-        return made
-
-    def to_numpy(self, array: Any) -> Any:
-        return np.array(array)
-
-    def prepare(self, run: Callable[[], None], progress: Any = None) -> None:
-        run()
-
-    def capture(self, step: Callable[[], Any], state: Any, perturb: Any) -> tuple[Any, Callable[[], Any]]:
-        return step(), step
-
-    def free_bytes(self) -> int:
-        return 1 << 30
+    def prepare(self, run: object, progress: object = None) -> None:
+        pass
 
 
-backends.register(Zeros, lambda array: array.device)
+class WithoutWarmUp(Recorder):
+    """A recorder that notes what requests launch, and not what the warm-up does."""
+
+    def prepare(self, run: object, progress: object = None) -> None:
+        pass
 
 
-def real_sizes(variant: sources.Variant) -> sources.Variant:
-    """The variant of a tiny model's launch, with the head size of a model that is not tiny."""
-    defines = tuple((name, HEAD_DIMS[0] if name == "HEAD_DIM" else value) for name, value in variant.defines)
-    return replace(variant, defines=defines)
-
-
-@pytest.mark.parametrize("name", ARCHS)
-def test_what_a_model_launches_is_built(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    device = RecordingBackend()
+def run_requests(device: Any, path: Path, monkeypatch: pytest.MonkeyPatch, sequences: int = SEQUENCES) -> None:
+    """Load a model on a device; prompts of all row counts, decode steps, every kind of sampling, passes over ids."""
     monkeypatch.setattr(loading.backends, "select", lambda _: device)
-    path = Path(__file__).parents[1] / "data" / "arch" / name / "model.gguf"
-    with forge.load(path, max_sequences=20) as llm:
-        warm = set(device.variants)
-        every = {"max_tokens": 3, "ignore_eos": True}
-        llm.generate([[1, 2, 3]] * 18, **every)
-        launched = set(device.variants)
-        llm.generate([5] * 70, n=3, logprobs=2, repetition_penalty=1.5, **every)
-        llm.logits([1, 2, 3])
-    assert {"norm", "rope", "matvec_f16", "decode_state", "sample", "penalize", "logprobs"} <= {
-        variant.file for variant in warm
-    }
-    assert launched - warm <= {
-        v for v in launched if v.file in ("embed", "linear", "dequantize", "matmul")
-    }  # rows not rehearsed
-    assert "kv_cache" in {variant.file for variant in device.variants}
-    assert {real_sizes(variant) for variant in device.variants} <= set(model_variants())
+    with forge.load(path, max_sequences=sequences, context=128) as llm:
+        every = forge.SamplingParams(max_tokens=2, ignore_eos=True, seed=1, logprobs=2, repetition_penalty=1.5)
+        for rows in (1, 5, 8, 9, 16, 17, 32, 33, 64, 65, 70):
+            llm.generate([[5] * rows], replace(every, repetition_penalty=1.0, logprobs=None))
+        for batch in (2, 8, 9, 16, 17, sequences):
+            llm.generate([[5, 6]] * min(batch, sequences), every)
+        llm.generate([[5] * 30], replace(every, n=3))
+        llm.generate([[5, 6]] * 2, max_tokens=3, temperature=0, ignore_eos=True)
+        for rows in (2, 20, 40, 70):
+            llm.logits([5] * rows)
+        llm.attention([5, 6, 7], 0)
 
 
-def test_products_and_norms_of_any_size_are_built() -> None:
-    device, rng = Recorder(), np.random.default_rng(0)
-    for _ in range(300):
-        rows = int(rng.integers(1, 40))
-        kind = str(rng.choice(["float", *FORMATS]))
-        inner = int(rng.integers(1, 160)) * 256 if kind.endswith(("_K", "_XS")) else int(rng.integers(1, 1000)) * 32
-        inner += int(rng.integers(0, 32)) if kind == "float" else 0
-        outer = int(rng.integers(1, 9))
-        weight: Any = np.empty((outer, inner), np.float16)
-        if kind != "float":
-            packed = QuantTensor.random(kind, 1, inner, rng).on(device)  # type: ignore[arg-type]
-            outer = int(rng.choice([outer, 9000]))
-            weight = replace(packed, shape=(outer, inner))  # what a launch depends on is the shape
-        bias = np.empty(outer, np.float32) if rng.integers(2) else None
-        device.launch(linear, (np.empty((rows, inner), np.float16), weight, bias, None), {})
-        device.launch(embed, (np.zeros(rows, np.int32), weight, 1.0), {})
-        width = 4 * int(rng.integers(1, 4096))
-        x, scale = np.empty((rows, width), np.float32), np.empty(width, np.float32)
-        device.launch(rmsnorm, (x, scale, 1e-6), {"out": str(rng.choice(["act", "f32"]))})
-        device.launch(add_rmsnorm, (x, x, scale, 1e-6), {})
-        device.launch(layernorm, (x, scale, None, 1e-6), {})
-        device.launch(add_layernorm, (x, x, scale, scale, 1e-6), {})
-    assert set(device.variants) <= set(model_variants())
+def recorded(path: Path, arch: str, sequences: int = SEQUENCES, num_cus: int = NUM_CUS) -> set[sources.Variant]:
+    device = Recorder(arch, num_cus)
+    record(path, device, EngineConfig(context=128, max_sequences=sequences))
+    return set(device.variants)
 
 
-def test_variants_of_every_architectures_rows_are_built(monkeypatch: pytest.MonkeyPatch) -> None:
-    usual = set(model_variants())
-    own = Rows("nowhere", (Row({}, {"MAX_THREADS": 256}),))
+@pytest.mark.parametrize("sequences", [1, SEQUENCES])
+@pytest.mark.parametrize("name", ARCHS)
+def test_the_recording_of_a_model_is_what_its_requests_launch(
+    name: str, sequences: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = WithoutWarmUp("gfx942", NUM_CUS)
+    run_requests(device, DATA / name / "model.gguf", monkeypatch, sequences)
+    assert set(device.variants) == recorded(DATA / name / "model.gguf", "gfx942", sequences)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(COMPILER is None, reason="no clang++: scripts/install-toolchain installs it")
+@pytest.mark.parametrize("name", ARCHS)
+def test_the_recording_of_a_model_is_what_the_harness_launches(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    device = HarnessBackend(32, cores=NUM_CUS)
+    run_requests(device, DATA / name / "model.gguf", monkeypatch)
+    assert device.variants == recorded(DATA / name / "model.gguf", "gfx1100")
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3", "starcoder2"])
+def test_a_recording_reads_no_matrix(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+    raw, load_rows = GGUF.raw, GGUF.load_rows
+    monkeypatch.setattr(
+        GGUF, "raw", lambda self, name, *rest, **of: (read.append(name), raw(self, name, *rest, **of))[1]
+    )
+    monkeypatch.setattr(
+        GGUF, "load_rows", lambda self, name, *rest: (read.append(name), load_rows(self, name, *rest))[1]
+    )
+    path = DATA / name / "model.gguf"
+    assert model_variants(path, "gfx1100")
+    with gguf.read(path) as file:
+        assert {len(file.tensors[name].shape) for name in read} == {1}
+
+
+def test_a_model_has_few_variants_each_once() -> None:
+    found = model_variants(DATA / "llama" / "model.gguf", "gfx1100")
+    assert len(found) == len(set(found)) < 25
+    counts = Counter(variant.file for variant in found)
+    assert {"norm", "rope", "decode_state", "sample", "penalize", "logprobs", "kv_cache"} <= {*counts}
+    assert counts["attention_prefill"] == 1
+
+
+def test_a_recorder_of_many_compute_units_misses_nothing_that_fewer_launch() -> None:
+    path = DATA / "llama" / "model.gguf"
+    most = set(model_variants(path, "gfx1100"))
+    for num_cus in (1, 8, 60, 304):
+        device = Recorder("gfx1100", num_cus)
+        record(path, device)
+        assert set(device.variants) <= most
+
+
+def test_every_architecture_has_the_variants_of_its_own_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    path = DATA / "llama" / "model.gguf"
+    own = Rows("nowhere", (Row({}, {"MAX_THREADS": 64}),))
     norm = replace(KERNELS["norm"], rows={**KERNELS["norm"].rows, "RDNA3": own})
+    usual = set(model_variants(path, "gfx1100"))
     monkeypatch.setitem(KERNELS, "norm", norm)
-    device = Recorder()
-    device.arch = "gfx1100"
-    x = np.empty((1, 4096), np.float32)
-    device.launch(rmsnorm, (x, x[0], 1e-6), {"out": "act"})
-    built = set(model_variants())
-    assert usual < built
-    assert set(device.variants) <= built - usual
+    device = Recorder("gfx1100")
+    device.launch(rmsnorm, (np.empty((1, 4096), np.float32), np.empty(4096, np.float32), 1e-6), {"out": "act"})
+    (variant,) = device.variants
+    assert ("BLOCK", 64) in variant.defines
+    assert set(case_variants("gfx1100")) != set(case_variants("gfx942"))
+    assert set(model_variants(path, "gfx942")) == usual

@@ -163,8 +163,7 @@ def test_a_kernel_that_does_not_compile(
 ) -> None:
     """The parameters of the kernels were read before, from sources that were whole."""
     monkeypatch.setenv("FORGE_CACHE", str(tmp_path))
-    monkeypatch.setattr(device, "_modules", {})
-    monkeypatch.setattr(device, "_functions", {})
+    monkeypatch.setattr(device, "_modules", type(device._modules)(gfx))
     source = sources.source
     monkeypatch.setattr(
         sources, "source", lambda file: source(file).replace("rmsnorm(const float *x,", "rmsnorm(const floot *x,", 1)

@@ -192,7 +192,7 @@ def test_a_launch_that_a_gpu_refuses(device: Any) -> None:
     """A real one counts threads in 32 bits: NVIDIA does not."""
     values = np.ones((4, 64), np.float32)
     device.launch(add, (device.asarray(values), device.asarray(values)), {})
-    function = next(reversed(device._functions.values()))
+    function = next(reversed(device._modules._functions.values()))
     with pytest.raises(Exception, match="hipErrorInvalidConfiguration"), device.active():
         function((1 << 30, 1, 1), (64, 1, 1), ())
     with pytest.raises(Exception, match="hipErrorInvalidConfiguration"), device.active():

@@ -15,6 +15,9 @@ import pytest
 
 import forge
 from forge.backend import NUMPY, Backend, select
+from forge.config import EngineConfig
+from forge.devtools.recorder import Recorder
+from forge.devtools.variants import record
 from forge.ops.sampling import sample
 from virtual_rocm import tiny
 from virtual_rocm.calls import failing, number_of_calls
@@ -287,3 +290,20 @@ def test_releasing_memory_gives_the_driver_back_what_a_model_took(write: Write) 
     device.release_memory()
     assert cupy.cuda.runtime.memGetInfo() == before
     assert device.free_bytes() == before[0]
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
+def test_the_recording_of_a_model_is_what_it_launches(write: Write, new_device: None, gfx: str, family: str) -> None:
+    path = write(family, "Q4_K")
+    with forge.load(path, device="hip", context=CONTEXT, max_sequences=20) as llm:
+        every = forge.SamplingParams(max_tokens=3, ignore_eos=True, logprobs=2, repetition_penalty=1.5, n=2)
+        for rows in (1, 8, 16, 32, 64, 70):
+            llm.generate([[5] * rows], every)
+        llm.generate([[5, 6]] * 20, every)
+        for rows in (2, 20, 70):
+            llm.logits([5] * rows)
+        llm.attention([5, 6, 7], 0)
+    device: Any = select("hip")
+    recorder = Recorder(gfx, device.num_cus)
+    record(path, recorder, EngineConfig(context=CONTEXT, max_sequences=20))
+    assert set(device._modules.loaded) == set(recorder.variants)

@@ -1,0 +1,110 @@
+"""A GPU that runs nothing: it notes which kernels ops launch, and its arrays are shapes and dtypes without memory."""
+
+from __future__ import annotations
+
+import math
+import mmap
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from forge.backend import amd, register, sources
+from forge.backend.gpu import GPU
+
+T = TypeVar("T")
+
+MAX_CUS = 512
+"""Compute units of a recorder: more than any GPU has, so that products are split where some GPU splits them."""
+
+
+class Recorded(np.ndarray[Any, Any]):
+    """An array of a recorder: zeros that nobody writes."""
+
+    device: Any = None
+
+    def __array_finalize__(self, of: Any) -> None:
+        self.device = getattr(of, "device", None)
+
+
+register(Recorded, lambda array: array.device)
+
+
+class Recorder(GPU):
+    """A GPU by its name, on which launches are noted. It needs neither a GPU nor memory.
+
+    arch: As a compiler names a GPU, such as gfx1100. The choices of `forge.tuning` and the size of waves depend on it.
+    num_cus: Compute units.
+    """
+
+    def __init__(self, arch: str = "", num_cus: int = MAX_CUS) -> None:
+        self.arch, self.num_cus = arch, num_cus
+        self.device = self.name = f"recorder of {arch}"
+        self.wave_size = amd.wave_size(arch)
+        self.entries: dict[sources.Entry, None] = {}
+
+    @property
+    def variants(self) -> list[sources.Variant]:
+        """The variants that were launched, each once, by name."""
+        return sorted({entry.variant for entry in self.entries}, key=lambda variant: variant.name)
+
+    def _run(self, entry: sources.Entry, grid: tuple[int, ...], args: list[Any]) -> None:
+        self.entries[entry] = None
+
+    def empty(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Any:
+        size = math.prod(shape) * np.dtype(dtype).itemsize
+        array = np.ndarray(shape, dtype, _zeros(max(size - 1, 0).bit_length())).view(Recorded)
+        array.device = self
+        return array
+
+    def asarray(self, array: npt.ArrayLike, dtype: npt.DTypeLike | None = None) -> Any:
+        values = np.asarray(array, dtype)
+        return self.empty(values.shape, values.dtype)
+
+    def to_numpy(self, array: Any) -> npt.NDArray[Any]:
+        return np.asarray(array)
+
+    def matmul(self, x: Any, weight: Any, out: Any, column: int, *, accumulate: bool) -> None:
+        """The vendor's BLAS has kernels of its own."""
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        yield
+
+    def upload(self, array: Any, values: npt.NDArray[Any]) -> None:
+        pass
+
+    def host_visible(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> tuple[Any, npt.NDArray[Any]]:
+        return self.empty(shape, dtype), np.zeros(shape, dtype)
+
+    def record_event(self) -> Callable[[], None]:
+        return lambda: None
+
+    def prepare(self, run: Callable[[], None], progress: object = None) -> None:
+        """Compiles nothing: the launches of `run` are noted."""
+        run()
+
+    def capture(self, step: Callable[[], T], state: Sequence[Any], perturb: object) -> tuple[T, Callable[..., T]]:
+        return step(), lambda compare=False: step()
+
+    def facts(self) -> list[tuple[str, str]]:
+        return [("device", self.device)]
+
+    def free_bytes(self) -> int:
+        """More than any model needs."""
+        return 1 << 50
+
+    def release_memory(self) -> None:
+        pass
+
+    def read_seconds(self, size: int) -> float:
+        raise NotImplementedError("nothing here has a speed")
+
+
+@cache
+def _zeros(bits: int) -> mmap.mmap:
+    """2 ** bits bytes of address space that can only be read, which takes no memory."""
+    return mmap.mmap(-1, 1 << bits, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, prot=mmap.PROT_READ)

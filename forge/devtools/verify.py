@@ -6,7 +6,7 @@ import copy
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -58,8 +58,9 @@ def verify_case(op: Op, case: Case, backend: Backend) -> CaseError:
     if not isinstance(backend, GPU):
         return run_case(op, case, backend)[0]
     with backend.guarded() as whole:
-        error, results = run_case(op, case, backend)
-        again = _computed(op, case, _inputs(op, case, backend), backend)
+        expected = expect(op, case, backend)
+        error, results = run_case(op, case, backend, expected)
+        again = _computed(op, case, expected.inputs, backend)
         if not whole():
             return replace(error, fault="wrote outside an array")
     if any(first.tobytes() != second.tobytes() for first, second in zip(results, again, strict=True)):
@@ -67,21 +68,37 @@ def verify_case(op: Op, case: Case, backend: Backend) -> CaseError:
     return error
 
 
-def run_case(op: Op, case: Case, backend: Backend) -> tuple[CaseError, list[Array]]:
+def run_case(op: Op, case: Case, backend: Backend, expected: Expected | None = None) -> tuple[CaseError, list[Array]]:
     """The error of one case, and what was computed: results, then arrays written in place.
 
-    The reference gets the same inputs as the device: rounded to the device's precision, then as float64.
+    expected: what `expect` gave for this case on a backend of the same dtype that copies what it is given.
     """
+    inputs, wanted, rtol, atol = expected or expect(op, case, backend)
+    got = _computed(op, case, inputs, backend)
+    errors = [compare(value, want, rtol, atol) for value, want in zip(got, wanted, strict=True)]
+    return CaseError(op.name, case.name, max(e[0] for e in errors), max(e[1] for e in errors)), got
+
+
+class Expected(NamedTuple):
+    """What a device gets and should compute."""
+
+    inputs: Arrays
+    wanted: list[Array]
+    """Results, then arrays written in place."""
+    rtol: float
+    atol: Any
+    """One number, or one for each of the results' elements."""
+
+
+def expect(op: Op, case: Case, backend: Backend) -> Expected:
+    """The reference gets the same inputs as the device: rounded to the device's precision, then as float64."""
     inputs = _inputs(op, case, backend)
     exact = op.map(lambda _, value: _float64(copy.deepcopy(value)), inputs)
-    got = _computed(op, case, inputs, backend)
-    wanted = [*_tuple(op.reference(*exact, **case.options)), *op.written(exact)]
-    rtol, atol, slack = op.rtol, op.atol, np.zeros(())
-    if backend.dtype == np.float16:
-        rtol, atol = op.gpu_rtol, op.gpu_atol
-        slack = op.gpu_slack(*exact, **case.options) if op.gpu_slack else slack
-    errors = [compare(value, np.asarray(want), rtol, atol + slack) for value, want in zip(got, wanted, strict=True)]
-    return CaseError(op.name, case.name, max(e[0] for e in errors), max(e[1] for e in errors)), got
+    wanted = [np.asarray(value) for value in (*_tuple(op.reference(*exact, **case.options)), *op.written(exact))]
+    if backend.dtype != np.float16:
+        return Expected(inputs, wanted, op.rtol, op.atol)
+    slack = op.gpu_slack(*exact, **case.options) if op.gpu_slack else 0.0
+    return Expected(inputs, wanted, op.gpu_rtol, op.gpu_atol + slack)
 
 
 def _inputs(op: Op, case: Case, backend: Backend) -> Arrays:

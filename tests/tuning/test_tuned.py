@@ -17,7 +17,7 @@ from forge.backend import sources
 from forge.cli import run
 from forge.devtools import autotune, workloads
 from forge.devtools.cases.decode_attention import decode_case
-from forge.devtools.verify import run_case
+from forge.devtools.verify import expect, run_case
 from forge.errors import DeviceError, OutOfMemoryError
 from forge.ops.decode_attention import decode_attention
 from forge.ops.linear import _case as float_case
@@ -60,14 +60,15 @@ def test_kernels_take_every_candidate(name: str, every: int) -> None:
     op, case = CASES[name]
     groups = kernel == "matmul_wgmma"
     plain = Harness(32, groups=groups)
-    run_case(op, case, plain)
+    expected = expect(op, case, plain)
+    run_case(op, case, plain, expected)
     ((_, shape),) = [asked for asked in plain.tuning.asked if asked[0] == kernel]
     key = kernel, KERNELS[kernel].class_of(shape)
     for wave in (32,) if groups else (32, 64):
         for values in list(KERNELS[kernel].permitted(key[1]))[::every]:
             device = Harness(wave, seed=1, groups=groups)
             device.tuning = Choices("", {key: values})
-            error, _ = run_case(op, case, device)
+            error, _ = run_case(op, case, device, expected)
             assert error.passed, f"wave {wave}: {values}: {error}"
             launched = {item for variant in device.variants for item in variant.defines}
             assert {item for item in values.items() if item[0] in ("ROWS", "THREADS_PER_ROW", "TILES")} <= launched

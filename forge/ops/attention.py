@@ -115,17 +115,17 @@ def _paged_attention_cpu(
     return out.reshape(q.shape)
 
 
-def _runs(pages: list[int], page_size: int, first: int, stop: int, most: int) -> Iterator[slice]:
-    """Slots of positions first to stop - 1: neighbouring pages are joined, up to a length, so that a run is a view."""
+def _runs(pages: list[int], page_size: int, first: int, stop: int, max_length: int) -> Iterator[slice]:
+    """Slots of positions first to stop - 1, as slices. Neighbouring pages are joined, up to a length."""
     position = first
     while position < stop:
         index, offset = divmod(position, page_size)
         slot = pages[index] * page_size + offset
         length = page_size - offset
-        while length < most and position + length < stop and pages[index + 1] == pages[index] + 1:
+        while length < max_length and position + length < stop and pages[index + 1] == pages[index] + 1:
             index += 1
             length += page_size
-        length = min(length, stop - position, most)
+        length = min(length, stop - position, max_length)
         yield slice(slot, slot + length)
         position += length
 

@@ -93,7 +93,7 @@ def _decode_attention_gpu(
     # Split-KV for the longest context there can be, into as many splits as fill the device: how many a row has depends
     # on its length, which is not known here. Blocks without a split cost little.
     positions = min(pages * page_size, spec.window or pages * page_size)
-    splits = min(_filling(rows * groups, min_blocks * device.num_cus), -(-positions // min_span), _MAX_SPLITS)
+    splits = min(_splits_to_fill(rows * groups, min_blocks * device.num_cus), -(-positions // min_span), _MAX_SPLITS)
     out = device.empty((rows, heads, dim), device.dtype)
     parts = qkv.parts if isinstance(qkv, Slices) else qkv[None]  # (S, B, (H + 2G) * D)
     values = sums = arrived = None
@@ -121,7 +121,7 @@ def _decode_attention_gpu(
     return out
 
 
-def _filling(blocks: int, places: int) -> int:
-    """Splits of each block such that the device's places for blocks are full, once or a few times over."""
-    times = max(range(1, 5), key=lambda n: min(n * places // blocks * blocks / (n * places), 0.9))
-    return max(times * places // blocks, 1)
+def _splits_to_fill(blocks: int, room: int) -> int:
+    """Splits of each block that fill the device's room for resident blocks, once or a few times over."""
+    times = max(range(1, 5), key=lambda n: min(n * room // blocks * blocks / (n * room), 0.9))
+    return max(times * room // blocks, 1)

@@ -28,7 +28,7 @@ class RopeArgs:
     query_scale: Any | None
     """Factor of the queries, for each of C positions; None = 1."""
     eps: float
-    """That is added to the mean square in the norms."""
+    """Epsilon of the norms: it is added to the mean square."""
 
 
 @op(

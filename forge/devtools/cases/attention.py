@@ -72,16 +72,16 @@ CASES = {
         _case("window as long as the context", [1, 16], [16, 16], (2, 2), 16, 4, 16),
         _case("soft cap", [1, 11], [25, 11], (4, 1), 256, 8, 0, 2.0),
         _case("window and soft cap", [33], [40], (4, 2), 24, 8, 10, 1.5),
-        # Decode: parts of the context (128 positions at least), and positions that a block takes in a turn.
+        # Decode: one query of each sequence, with lengths around multiples of pages and tiles.
         *(
             _case(f"decode of {length}", [1], [length], (2, 1), 64, 16)
             for length in (15, 16, 17, 63, 64, 65, 127, 128, 129)
         ),
         _case("decode of long contexts", [1, 1, 1], [1, 129, 1023], (4, 2), 64, 16),
-        _case("decode, more positions than parts take at least", [1], [1500], (8, 8), 32, 16),
-        _case("decode, eight heads together, window over parts", [1, 1], [400, 90], (8, 1), 128, 16, 200),
-        _case("decode, window shorter than a part", [1, 1], [700, 20], (4, 1), 64, 16, 50),
-        _case("decode, soft cap over parts", [1], [300], (2, 1), 64, 16, 0, 2.0),
+        _case("decode of 1500 positions, eight KV heads", [1], [1500], (8, 8), 32, 16),
+        _case("decode, eight heads of one KV head, a long window", [1, 1], [400, 90], (8, 1), 128, 16, 200),
+        _case("decode, a short window in a long context", [1, 1], [700, 20], (4, 1), 64, 16, 50),
+        _case("decode, soft cap", [1], [300], (2, 1), 64, 16, 0, 2.0),
         *(
             _case(f"decode, {heads} heads of one KV head", [1, 1], [70, 9], (heads, 1), 32, 16)
             for heads in (3, 5, 9, 17)
@@ -112,7 +112,7 @@ CASES = {
             for window in (2, 31, 32, 33, 64, 99)
         ),
         _case("prefill, pages longer than tiles", [40, 3], [75, 50], (2, 1), 32, 50),
-        _case("mixed, decode over parts", [1, 70, 1, 1, 5], [300, 70, 129, 1, 90], (4, 1), 64, 16),
+        _case("mixed, decode of a long context", [1, 70, 1, 1, 5], [300, 70, 129, 1, 90], (4, 1), 64, 16),
         _case("mixed, many short prompts", [2, 1, 3, 2, 1, 1, 2, 4, 1], [2, 4, 30, 3, 8, 1, 40, 4, 33], (2, 1), 16),
         _case("decode, heads as in an 8B model", [1, 1], [300, 17], (32, 8), 128, 16),
         _case("prefill, heads as in an 8B model", [35], [50], (32, 8), 128, 16),

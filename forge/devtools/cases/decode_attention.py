@@ -75,7 +75,7 @@ CASES = {
         decode_case("one position", [1], (2, 1), 8),
         decode_case("interleaved, one position", [1], (1, 1), 64, "interleaved"),
         decode_case("page edges", [16, 17, 32, 33], (6, 2), 64),
-        # Parts of the context (64 positions at least), and positions that a block takes in a turn.
+        # Split-KV: lengths around the 64 positions that a split has at least, and around what a block takes at a time.
         *(
             decode_case(f"{length} positions", [length], (2, 1), 64)
             for length in (2, 63, 64, 65, 66, 127, 128, 129, 130)
@@ -83,28 +83,28 @@ CASES = {
         decode_case("interleaved, 129 positions", [129], (4, 2), 64, "interleaved"),
         decode_case("long contexts and short ones", [1, 130, 1023], (4, 2), 64, extras=True),
         decode_case("interleaved, long contexts and short ones", [700, 3], (4, 2), 64, "interleaved", extras=True),
-        decode_case("more positions than parts take at least", [1500], (8, 8), 32),
+        decode_case("more positions than the shortest splits hold", [1500], (8, 8), 32),
         decode_case("a page table for a longer context", [200, 5], (4, 1), 64, more_pages=90),
-        decode_case("one row of one head, in as many parts as there can be", [1300], (1, 1), 32, more_pages=20),
-        decode_case("window over parts", [400, 90], (8, 1), 128, window=200),
-        decode_case("window shorter than a part", [700, 20], (4, 1), 64, window=50),
+        decode_case("one row of one head, in as many splits as there can be", [1300], (1, 1), 32, more_pages=20),
+        decode_case("window over splits", [400, 90], (8, 1), 128, window=200),
+        decode_case("window shorter than a split", [700, 20], (4, 1), 64, window=50),
         decode_case("window of one", [9, 1], (2, 2), 16, window=1, extras=True),
         decode_case("window as long as the context", [16], (4, 2), 16, window=16),
-        decode_case("soft cap over parts", [300], (2, 1), 64, softcap=2.0),
+        decode_case("soft cap over splits", [300], (2, 1), 64, softcap=2.0),
         decode_case(
             "soft cap, interleaved, bias and norms", [300, 1], (4, 1), 256, "interleaved", softcap=1.5, extras=True
         ),
         *(decode_case(f"{heads} heads of one KV head", [70, 9], (heads, 1), 32) for heads in (3, 5, 6, 7, 9, 17)),
         decode_case("heads as in an 8B model", [300, 17], (32, 8), 128),
         decode_case("heads as in a 0.5B model", [130], (14, 2), 64, extras=True),
-        decode_case("chunks of heads of several KV heads, in parts", [200, 65], (10, 2), 64, extras=True),
+        decode_case("chunks of heads of several KV heads, in splits", [200, 65], (10, 2), 64, extras=True),
         *(
             decode_case(f"heads of {dim}", [20, 137], (6, 2), dim)
             for dim in (4, 20, 36, 70, 80, 96, 100, 128, 192, 256)
         ),
         *(
             decode_case(
-                f"{style}, {rotated} of {dim} numbers turn, bias and norms",
+                f"{style}, {rotated} of {dim} numbers rotated, bias and norms",
                 [20, 37],
                 (6, 2),
                 dim,
@@ -115,7 +115,7 @@ CASES = {
             for style in ("neox", "interleaved")
             for dim, rotated in ((80, 32), (96, 96), (36, 20), (64, 2))
         ),
-        decode_case("pages longer than parts", [140, 3], (2, 1), 32, page_size=100),
+        decode_case("pages longer than splits", [140, 3], (2, 1), 32, page_size=100),
         _by_hand("neox", 4.0),
         _by_hand("interleaved", 4.0),
     ]

@@ -15,7 +15,7 @@ from forge.errors import DownloadError
 
 def cache_dir() -> Path:
     """$FORGE_CACHE, else the user's cache directory for forge. Asking does not create it."""
-    import platformdirs  # here, because `forge --help` needs no directory and no time
+    import platformdirs  # imported here, because `forge --help` must be quick
 
     chosen = os.environ.get("FORGE_CACHE")
     try:
@@ -26,7 +26,7 @@ def cache_dir() -> Path:
 
 @contextmanager
 def opened(path: Path) -> Iterator[IO[bytes]]:
-    """A regular file, to be read. Raises OSError where it cannot be, ValueError where it is something else."""
+    """Open a regular file for reading. Raises OSError if it cannot be read, ValueError if it is not regular."""
     # without O_NONBLOCK, opening a pipe would wait for its writer
     with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
@@ -35,7 +35,7 @@ def opened(path: Path) -> Iterator[IO[bytes]]:
 
 
 def read(path: Path, most_bytes: int) -> bytes:
-    """A file's bytes. Raises OSError where it cannot be read, ValueError where it is no file or too long."""
+    """Bytes of a file. Raises OSError if it cannot be read, ValueError if it is not regular or too long."""
     with opened(path) as file:
         data = file.read(most_bytes + 1)
     if len(data) > most_bytes:
@@ -44,7 +44,7 @@ def read(path: Path, most_bytes: int) -> bytes:
 
 
 def replace(path: Path, data: bytes, mode: int = 0o666) -> None:
-    """A file that appears whole or not at all, with the permissions of `mode` that the umask leaves."""
+    """Replace a file, which appears whole or not at all, with the permissions `mode` less the umask."""
     scratch = path.with_name(f".{secrets.token_hex(8)}")
     try:
         with open(scratch, "xb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
@@ -56,5 +56,5 @@ def replace(path: Path, data: bytes, mode: int = 0o666) -> None:
 
 
 def reason(error: BaseException) -> str:
-    """What the system, or `read`, says is wrong."""
+    """The reason of an OSError, or of a ValueError of `read`."""
     return getattr(error, "strerror", None) or str(error)

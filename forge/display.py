@@ -1,4 +1,4 @@
-"""What people watch: sizes, text that is safe on a terminal, and the progress of loading."""
+"""Display for people: sizes, text that is safe on a terminal, and progress bars."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
 
 def watched(progress: Progress | bool | None) -> AbstractContextManager[Progress | None]:
-    """What reports progress: the given callback; for None, bars where somebody watches; for False, nothing.
+    """The callback for progress. None = bars on a terminal and in a Jupyter notebook; False = no callback.
 
-    Somebody watches where stderr is a terminal and where Python runs in a Jupyter notebook. Raises ParameterError.
+    Raises ParameterError for anything else.
     """
     if callable(progress):
         return nullcontext(progress)
@@ -36,7 +36,7 @@ def watched(progress: Progress | bool | None) -> AbstractContextManager[Progress
 
 
 class Bars:
-    """Bars on stderr, one for each stage, which vanish at the end."""
+    """Bars on stderr, one for each stage. They vanish at the end."""
 
     def __init__(self) -> None:
         self._bars: RichProgress | None = None
@@ -72,7 +72,7 @@ class Bars:
 
 
 class NotebookLine:
-    """One line of the cell's output, which each report replaces. It needs no widgets."""
+    """One line in the output of a notebook's cell, which each report replaces. It needs no widgets."""
 
     def __init__(self) -> None:
         self._handle: Any = None
@@ -100,12 +100,12 @@ def is_notebook() -> bool:
 
 
 def amount(stage: str, count: int) -> str:
-    """How much of a stage: kernels and what is measured are counted, all else is bytes."""
+    """An amount of a stage. Kernels and measurements are counted; other stages are bytes."""
     return str(count) if stage.startswith(("compiling", "measuring")) else num_bytes(count)
 
 
 def num_bytes(count: int) -> str:
-    """A size to read: 98.4 MB."""
+    """A readable size: 98.4 MB."""
     for power, unit in ((9, "GB"), (6, "MB"), (3, "kB")):
         if count >= 10**power:
             return f"{count / 10**power:.4g} {unit}"

@@ -1,4 +1,4 @@
-"""A misspelled keyword is a ParameterError that names the nearest one, where Python's own error is a TypeError."""
+"""Keywords of public functions: a misspelled one is a ParameterError with the nearest name, a former one works."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ T = TypeVar("T", bound=Callable[..., Any])
 RENAMED = {"stop_ids": "stop_token_ids", "activations": "dtype"}
 """Former names of keywords. They work with a warning until version 0.2."""
 _LIKE = 0.6
-"""Share of equal letters, from 0 to 1, from which on a name may be what was meant."""
+"""Least share of equal letters of a suggestion."""
 _MISSPELLED = 0.85
-"""Share from which on it is no name of its own, where others are passed on."""
+"""Least share of equal letters of a misspelling, in functions that pass unknown names on."""
 
 
 def keywords(*settings: Any) -> Callable[[T], T]:
-    """Let a function, or a class, refuse keywords that it does not know. Its signature stays what it is.
+    """Let a function or a class refuse keywords that it does not know. Its signature does not change.
 
-    settings: dataclasses whose fields it takes as keywords too, through its ``**``. A ``**`` without these is for names
-    that it passes on: there only a name nearly like one of its own is refused.
+    settings: Dataclasses whose fields it takes through its ``**``. Without them a ``**`` is for names that it passes
+    on: then it refuses only a name that is nearly one of its own.
     """
 
     def decorate(target: T) -> T:
@@ -55,12 +55,12 @@ def keywords(*settings: Any) -> Callable[[T], T]:
 
 
 def warn_renamed(old: str, new: str, *, stacklevel: int = 3) -> None:
-    """A DeprecationWarning at the caller's caller: Python shows it for code of the program itself."""
+    """Warn at the line of the caller's caller. Python shows a DeprecationWarning only for the program's own code."""
     warnings.warn(f"{old} is now {new}; the old name goes in version 0.2", DeprecationWarning, stacklevel=stacklevel)
 
 
 def _rename(old: str, given: dict[str, Any]) -> None:
-    """A keyword under its new name. What `dataclasses.replace` adds under the new name gives way if it is empty."""
+    """Put a keyword under its new name. An empty value there, which `dataclasses.replace` adds, is replaced."""
     new = RENAMED[old]
     warn_renamed(old, new, stacklevel=4)
     value = given.pop(old)
@@ -74,7 +74,7 @@ def _likeness(name: str, known: Iterable[str]) -> dict[str, float]:
 
 
 def _advice(name: str, known: Iterable[str]) -> str:
-    """What may be meant: names that are alike, or whose former name is."""
+    """The nearest names as a question. A former name counts for the new one."""
     names = list(known)
     likeness = _likeness(name, [*names, *(old for old, new in RENAMED.items() if new in names)])
     best = max(likeness.values(), default=0.0)

@@ -1,4 +1,4 @@
-"""The command line: `main` is the console script, `run` the same without ending the process."""
+"""The command line. `main` is the console script; `run` does the same without ending the process."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ CLOSED_PIPE = 128 + signal.SIGPIPE
 
 _COMPLETION = "_FORGE_COMPLETE"
 _INTERRUPT_S = 1.0
-"""A failure so soon after Ctrl-C is its consequence."""
+"""Seconds after Ctrl-C in which a failure counts as its consequence."""
 _interrupted_at = -math.inf
 
 
@@ -29,19 +29,19 @@ def main() -> NoReturn:
     warnings.showwarning = _show_warning
     try:
         code = run(sys.argv[1:])
-    except KeyboardInterrupt:  # one more, while the first was dealt with
+    except KeyboardInterrupt:  # a second Ctrl-C, while the first is handled
         code = _interrupted()
     if code == INTERRUPTED:
-        exec("")  # makes CPython forget that the interrupt passed through an exec: else `python -m` ends by the signal
+        exec("")  # makes CPython forget that the interrupt passed an exec: else `python -m` ends by the signal
     sys.exit(code)
 
 
 def run(args: Sequence[str]) -> int:
     """Run one command and return its exit code.
 
-    0; 2 for wrong usage; 130 after Ctrl-C; 141 if whoever read the output is gone; 1 for any other failure, with one
-    line on stderr. `--debug`, anywhere before `--`, lets the traceback of a failure be printed; `--quiet` leaves out
-    all that is not a failure.
+    The code is 0 for success, 2 for wrong usage, 130 after Ctrl-C, 141 if the reader of the output is gone, and 1 for
+    any other failure. A failure is one line on stderr. `--debug` and `--quiet` work anywhere before `--`: the first
+    prints tracebacks, the second leaves out everything but failures.
     """
     from forge.cli import output
 
@@ -63,16 +63,16 @@ def _invoke(args: list[str]) -> int:
 
     from forge.cli import app, output
 
-    usage_error = typer.BadParameter.__mro__[1]  # a class without a public name that is the same in all versions
+    usage_error = typer.BadParameter.__mro__[1]  # UsageError, which has no public name that is the same in all versions
     command = typer.main.get_command(app.app)
     try:
-        if _COMPLETION in os.environ:  # a shell asks what may follow
+        if _COMPLETION in os.environ:  # a shell asks for completions
             command(args, prog_name="forge", complete_var=_COMPLETION)
         with command.make_context("forge", args) as context:
             command.invoke(context)
     except typer.Exit as leave:
         return leave.exit_code
-    except SystemExit as leave:  # of typer's completion
+    except SystemExit as leave:  # raised by typer's completion
         return leave.code if isinstance(leave.code, int) else 1
     except usage_error as error:  # type: ignore[misc]  # it is an exception, but mypy sees an element of a tuple of types
         path = error.ctx.command_path if error.ctx else "forge"
@@ -83,7 +83,7 @@ def _invoke(args: list[str]) -> int:
 
 
 def _failure(error: BaseException, *, quiet: bool) -> int:
-    """The exit code of a failed command, which is also told in one line on stderr unless `quiet`."""
+    """Exit code of a failed command. The failure is printed as one line on stderr unless `quiet`."""
     from forge.cli import output
     from forge.errors import ForgeError, ParameterError
 
@@ -93,7 +93,7 @@ def _failure(error: BaseException, *, quiet: bool) -> int:
         output.discard()
         return CLOSED_PIPE
     if isinstance(error, ForgeError):
-        line = getattr(error, "__notes__", [str(error)])[-1]  # the note is by cli.usage
+        line = getattr(error, "__notes__", [str(error)])[-1]  # the last note is by cli.usage
     elif isinstance(error, OSError):
         output.discard()
         line = f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror or error)
@@ -107,7 +107,7 @@ def _failure(error: BaseException, *, quiet: bool) -> int:
 
 
 def _on_interrupt(_: int, frame: FrameType | None) -> None:
-    """Ctrl-C; those that follow at once, while the first is dealt with, are the same."""
+    """Raise KeyboardInterrupt for Ctrl-C. A second one at once, while the first is handled, is ignored."""
     global _interrupted_at
     if frame is not None and frame.f_code is _on_unraisable.__code__:  # Python would print what is raised there
         os._exit(INTERRUPTED)
@@ -117,17 +117,17 @@ def _on_interrupt(_: int, frame: FrameType | None) -> None:
 
 
 def _interrupted() -> int:
-    """The exit code after Ctrl-C. While Python winds down, one more would end it by the signal: it is ignored."""
+    """Exit code after Ctrl-C. Further ones are ignored: while Python shuts down, they would end it by the signal."""
     if signal.getsignal(signal.SIGINT) is _on_interrupt:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
     return INTERRUPTED
 
 
 def _is_interrupt(error: BaseException | None) -> bool:
-    """Whether Ctrl-C is at the bottom of this: Python and libraries wrap or replace it while modules are imported."""
+    """Whether Ctrl-C caused an error. Python and libraries wrap or replace it while modules are imported."""
     if time.monotonic() - _interrupted_at < _INTERRUPT_S:
         return True
-    seen = set()  # causes may go round in a circle
+    seen = set()  # causes may form a circle
     while error is not None and id(error) not in seen:
         if isinstance(error, KeyboardInterrupt):
             return True
@@ -137,7 +137,7 @@ def _is_interrupt(error: BaseException | None) -> bool:
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
-    """What the library has to remark is one line; what libraries say to programmers is not for users."""
+    """Print a remark of forge as one line. Warnings of libraries to programmers are left out."""
     from forge.cli import output
 
     if category is UserWarning:
@@ -145,8 +145,8 @@ def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__
 
 
 def _on_unraisable(event: sys.UnraisableHookArgs) -> None:
-    """Ctrl-C within a destructor or a callback of the import system, where Python would print it and go on."""
+    """End at Ctrl-C within a destructor or an import callback, where Python would print it and go on."""
     if isinstance(event.exc_value, KeyboardInterrupt):
         os._exit(INTERRUPTED)
-    if time.monotonic() - _interrupted_at >= _INTERRUPT_S:  # else what Ctrl-C left half made says so when it is deleted
+    if time.monotonic() - _interrupted_at >= _INTERRUPT_S:  # else half-made objects complain
         sys.__unraisablehook__(event)

@@ -1,4 +1,4 @@
-"""What every `--json` says of its origin: forge's version, the device, the model and its SHA-256."""
+"""The origin of every `--json` output: forge's version, the device, the model and its SHA-256."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def about(device: str, model: Path | None = None) -> dict[str, Any]:
 
     hashes = None
     if model is not None:
-        with output.Progress() as progress:
+        with output.ProgressDisplay() as progress:
             hashes = [_sha256(path, progress) for path in _parts(model)]
     return {
         "forge": forge.__version__,
@@ -33,7 +33,7 @@ def about(device: str, model: Path | None = None) -> dict[str, Any]:
     }
 
 
-def _sha256(path: Path, progress: output.Progress) -> str:
+def _sha256(path: Path, progress: output.ProgressDisplay) -> str:
     from forge.hub import hashes  # with its imports, for which --help has no time
 
     try:

@@ -1,4 +1,4 @@
-"""All commands under one name."""
+"""The command `forge` with all its commands."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from forge.cli import (
 
 app = typer.Typer(
     cls=usage.Group,
-    rich_markup_mode=None,  # its help panels would cost 0.1 s
+    rich_markup_mode=None,  # rich's help panels would take 0.1 s
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 

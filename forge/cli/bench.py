@@ -1,4 +1,4 @@
-"""`forge bench`: how fast a model runs, beside the rate that the machine allows."""
+"""`forge bench`: the speed of a model, beside the speed that the machine allows."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def command(
 
 
 def measure(llm: LLM, prompt_tokens: int, gen_tokens: int, batches: Sequence[int], repetitions: int) -> dict[str, Any]:
-    """All speeds, medians. Bound and decode take turns, so that a busy machine slows both."""
+    """All speeds, as medians. Bound and decode are measured in turns, so that a busy machine slows both."""
     import numpy as np
 
     from forge.config import SamplingParams
@@ -63,7 +63,7 @@ def measure(llm: LLM, prompt_tokens: int, gen_tokens: int, batches: Sequence[int
     vocabulary = llm.config.vocab_size
 
     def run(count: int) -> tuple[float, float]:
-        """Seconds of the first prompt, and tokens per second from where every sequence has its first token."""
+        """Seconds of the first prompt, and tokens per second after every sequence has its first token."""
         params = SamplingParams(max_tokens=None, ignore_eos=True)
         prompts = rng.integers(0, vocabulary, (count, prompt_tokens)).tolist()
         sequences = [llm.engine.add(prompt, params)[0] for prompt in prompts]
@@ -121,9 +121,9 @@ def measure(llm: LLM, prompt_tokens: int, gen_tokens: int, batches: Sequence[int
 
 
 def bound_sweep(llm: LLM) -> Callable[[], float]:
-    """A function that gives the seconds in which this machine could at best read the model's matrices.
+    """A function that returns the least seconds in which this machine can read the model's matrices.
 
-    On NumPy it multiplies each by a vector; on a GPU the rate is that of a large copy.
+    On a CPU it multiplies each matrix by a vector. On a GPU it uses the speed of a large copy.
     """
     import numpy as np
 
@@ -145,7 +145,7 @@ def bound_sweep(llm: LLM) -> Callable[[], float]:
 
 
 def _check_room(llm: LLM, prompt_tokens: int, gen_tokens: int, most: int) -> None:
-    """The largest batch must run together; its first sequences decode while the last prompts are computed."""
+    """Raises ParameterError unless the largest batch fits. Its first sequences decode during the last prompts."""
     scheduler = llm.engine.scheduler
     longest = prompt_tokens + gen_tokens + -(-most * prompt_tokens // scheduler.max_step_tokens) + most
     if longest > llm.context:

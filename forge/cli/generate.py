@@ -56,7 +56,7 @@ def command(
 
 
 def stream(llm: LLM, prompt: str | list[int], params: SamplingParams) -> None:
-    """The completion to stdout as it comes, then remarks on it to stderr."""
+    """Write the completion to stdout as it is generated, then remarks on it to stderr."""
     timings = reason = None
     logprobs: list[TokenLogprobs] = []
     try:
@@ -66,7 +66,7 @@ def stream(llm: LLM, prompt: str | list[int], params: SamplingParams) -> None:
                 logprobs += chunk.logprobs or ()
                 timings, reason = chunk.timings, chunk.finish_reason
     finally:
-        if output.is_terminal(sys.stdout):  # so that what follows starts on a line of its own
+        if output.is_terminal(sys.stdout):  # so that the next output starts on a line of its own
             output.write("\n")
     options.check_finish(reason, llm)
     show_logprobs(llm, logprobs)
@@ -114,7 +114,7 @@ def _token(llm: LLM, id: int, logprob: float) -> dict[str, Any]:
 
 
 def show_logprobs(llm: LLM, logprobs: list[TokenLogprobs]) -> None:
-    """A table on stderr: each token, its log probability, and the most probable ones at its place."""
+    """Write a table to stderr: each token, its log probability, and the most probable tokens at its position."""
     if not logprobs:
         return
 
@@ -135,7 +135,7 @@ def show_logprobs(llm: LLM, logprobs: list[TokenLogprobs]) -> None:
 
 
 def cut(timings: Timings, params: SamplingParams, llm: LLM) -> str:
-    """What ended an answer that the model had not ended."""
+    """The remark on an answer that a limit ended, not the model."""
     if params.max_tokens is not None and timings.completion_tokens >= params.max_tokens:
         return f"the answer was cut after {output.count(params.max_tokens, 'token')} (--max-tokens)"
     return f"the answer was cut: the context of {output.count(llm.context, 'token')} is full (--context)"

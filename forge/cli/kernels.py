@@ -58,7 +58,7 @@ def build(
     store = _store(out)
     path = None if every else options.resolve(model)
     wanted = {name: variants.model_variants(path, name) if path else variants.case_variants(name) for name in archs}
-    with output.Progress() as progress:
+    with output.ProgressDisplay() as progress:
         results = kernel_cache.build(wanted, store, progress)
     if as_json:
         described = [_described(result._asdict()) for result in results]

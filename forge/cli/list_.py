@@ -1,4 +1,4 @@
-"""`forge list`: the models in the caches. A module `list` would hide Python's own from the package."""
+"""`forge list`: the models in the caches. A module `list` would hide Python's list within the package."""
 
 from __future__ import annotations
 

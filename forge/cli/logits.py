@@ -1,4 +1,4 @@
-"""`forge logits`: what a model thinks comes next."""
+"""`forge logits`: the most probable next tokens."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Options that several commands share, and what they stand for."""
+"""Options that several commands share, and their values' meaning."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 
     from forge.llm import LLM
 
-DEFAULT_MODEL = "smollm2"  # of forge.hub, which --help has no time to import; a test compares them
-DEFAULT_MEMORY_FRACTION = 0.9  # of forge.config, likewise
+DEFAULT_MODEL = "smollm2"  # equals forge.hub's, which is too slow to import for --help; a test compares them
+DEFAULT_MEMORY_FRACTION = 0.9  # equals EngineConfig's; a test compares them
 
 
 def _models(incomplete: str) -> list[str]:
-    """What the shell may complete a model's name to: known names, cached ones, files, directories."""
+    """The shell's completions of a model: known names, cached ones, files, directories."""
     import glob
 
     from forge import hub
@@ -155,7 +155,7 @@ def takes_sampling(**defaults: Any) -> Callable[[Callable[..., None]], Callable[
 
 
 def text_or_stdin(text: str, name: str) -> str:
-    """An argument, or what stdin holds if it is "-". Raises ParameterError for bytes that are no UTF-8."""
+    """An argument, or the text on stdin if it is "-". Raises ParameterError for bytes that are not UTF-8."""
     if text == "-":
         return output.read_text("-")
     check_text(text, name)
@@ -163,7 +163,7 @@ def text_or_stdin(text: str, name: str) -> str:
 
 
 def check_text(text: str, name: str) -> None:
-    """Raises ParameterError for bytes that are no UTF-8."""
+    """Raises ParameterError for a text that holds bytes that are not UTF-8."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -172,10 +172,10 @@ def check_text(text: str, name: str) -> None:
 
 
 def resolve(model: str) -> Path:
-    """The file of a model, which is fetched if need be."""
+    """Path of a model's file. A known model is fetched if the cache lacks it."""
     from forge import hub
 
-    with output.Progress() as progress:
+    with output.ProgressDisplay() as progress:
         return hub.resolve(model, progress=progress)
 
 
@@ -189,10 +189,10 @@ def loaded(
     memory_fraction: float = DEFAULT_MEMORY_FRACTION,
     threads: int | None = None,
 ) -> Iterator[LLM]:
-    """A model, ready to run; what it remarks goes to stderr."""
+    """A model, ready to run. Its notes are printed on stderr."""
     import forge
 
-    with output.Progress() as progress:
+    with output.ProgressDisplay() as progress:
         llm = forge.load(
             model,
             device=device,
@@ -203,7 +203,7 @@ def loaded(
             threads=threads,
             progress=progress,
         )
-    # Where nobody watches, a failure is one line on stderr: then remarks wait for success.
+    # If stderr is no terminal, a failure is one line there, so notes wait for success.
     is_watched = output.is_terminal(sys.stderr)
     with llm:
         if is_watched:
@@ -227,12 +227,12 @@ def _remark(llm: LLM) -> None:
             output.note(remark)
         elif not output.is_quiet() and is_news(remark):
             device, _, why = remark.partition("; auto: ")
-            is_bare = "without CuPy" in why  # what else keeps a GPU from being used is a fault, with its cause
+            is_bare = "without CuPy" in why  # any other reason is a fault, and is printed with its cause
             output.note(f"{device}; no GPU that forge can use: see forge doctor" if is_bare else remark)
 
 
 def is_news(remark: str) -> bool:
-    """Whether a remark on the device differs from the last one. The cache remembers it, where there is one."""
+    """Whether a note on the device differs from the last one, which the cache directory keeps."""
     from forge import _files
 
     try:

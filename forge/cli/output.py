@@ -1,4 +1,4 @@
-"""What commands write: results to stdout, the rest to stderr. No escape sequence reaches a terminal from a model."""
+"""Output of commands: results to stdout, the rest to stderr. No escape sequence of a model reaches a terminal."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 def write(text: str) -> None:
-    """Text to stdout at once: raw to a file or pipe, without control characters to a terminal.
+    """Write text to stdout at once: raw to a file or pipe, without control characters to a terminal.
 
     Raises BrokenPipeError if nobody reads any more, ForgeError if it cannot be written.
     """
@@ -36,7 +36,7 @@ def write(text: str) -> None:
 
 
 def write_json(value: Any) -> None:
-    """One JSON object on one line; numbers that are not finite become null."""
+    """Write a JSON object to stdout, on one line. Numbers that are not finite become null."""
     write(json.dumps(_finite(value)) + "\n")
 
 
@@ -48,7 +48,7 @@ def write_table(
     right: Sequence[str] = (),
     to_stderr: bool = False,
 ) -> None:
-    """A table to stdout, or to stderr; columns named in `right` hold numbers."""
+    """Write a table to stdout, or to stderr. Columns named in `right` are aligned right."""
     from rich.table import Table
     from rich.text import Text
 
@@ -64,7 +64,7 @@ def write_table(
 
 
 def write_rich(renderable: Any) -> None:
-    """Something of rich's to stdout: coloured on a terminal, plain and at full width elsewhere."""
+    """Write an object of rich to stdout: coloured on a terminal, plain and at full width elsewhere."""
     if sys.stdout is None:
         raise ForgeError("standard output is closed: redirect it to a file or a pipe")
     _put(_rendered(renderable, sys.stdout))
@@ -81,13 +81,13 @@ def _rendered(renderable: Any, stream: IO[str] | None) -> str:
 
 
 def flush() -> None:
-    """Send what was written to stdout on its way."""
+    """Flush stdout."""
     if sys.stdout is not None:
         sys.stdout.flush()
 
 
 def discard() -> None:
-    """Forget what stdout still holds: nobody reads it, and Python would complain when it ends."""
+    """Drop the text that stdout still buffers: it has no reader, and Python would complain at its end."""
     if sys.__stdout__ is None or sys.stdout is not sys.__stdout__:
         return
     nowhere = os.open(os.devnull, os.O_WRONLY)
@@ -96,7 +96,7 @@ def discard() -> None:
 
 
 def be_quiet(quiet: bool) -> None:
-    """Whether `note`, `status` and progress are left out from here on, which is what --quiet asks for."""
+    """Set whether `note`, `status` and progress print nothing, as --quiet asks."""
     global _quiet
     _quiet = quiet
 
@@ -107,29 +107,29 @@ def is_quiet() -> bool:
 
 
 def error(text: str) -> None:
-    """One line on stderr about what failed. That stderr cannot be written is no reason to stop."""
+    """Write one line about a failure to stderr. A stderr that cannot be written is ignored."""
     _to_stderr(f"forge: {printable(' '.join(text.split()))}\n")
 
 
 def note(text: str) -> None:
-    """One line on stderr that is good to know."""
+    """Write one line of information to stderr."""
     if not _quiet:
         error(text)
 
 
 def status(text: str) -> None:
-    """A line on stderr that belongs to the result, such as its speed."""
+    """Write a line about the result to stderr, such as its speed."""
     if not _quiet:
         reply(text)
 
 
 def reply(text: str) -> None:
-    """Lines on stderr that somebody asked for."""
+    """Write lines to stderr that the user asked for, even with --quiet."""
     _to_stderr("".join(f"{printable(line)}\n" for line in text.split("\n")))
 
 
 def ask(prompt: str) -> None:
-    """What stands before the text that a person types."""
+    """Write a prompt in front of the text that a person types."""
     if is_terminal(sys.stdout):
         _put(prompt)
     else:
@@ -137,18 +137,18 @@ def ask(prompt: str) -> None:
 
 
 def quoted(text: str) -> str:
-    """Text within quotes, so that a blank, a newline or nothing can be seen."""
+    """Text within quotes, so that blanks, newlines and an empty text are visible."""
     mark = '"' if "'" in text else "'"
     return f"{mark}{printable(text)}{mark}"
 
 
 def count(number: int, noun: str) -> str:
-    """A number of things: 1 token, 2 tokens."""
+    """A number with its noun: 1 token, 2 tokens."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
-class Progress:
-    """A progress callback of the library: bars if stderr is a terminal, else a line where a download starts."""
+class ProgressDisplay:
+    """A progress callback: bars if stderr is a terminal, else a line at the start of a download."""
 
     def __init__(self) -> None:
         self._bars = Bars() if is_terminal(sys.stderr) else None
@@ -173,7 +173,7 @@ class Progress:
 
 
 def read_text(path: str, most_bytes: int = 1 << 26) -> str:
-    """The UTF-8 text of a file, or of stdin for "-". Raises ForgeError if there is none, or too much of it."""
+    """The UTF-8 text of a file, or of stdin for "-". Raises ForgeError if it cannot be read or is too long."""
     name = "standard input" if path == "-" else printable(path)
     try:
         if path == "-":
@@ -192,7 +192,7 @@ def read_text(path: str, most_bytes: int = 1 << 26) -> str:
 
 
 def stdin_lines(most_bytes: int = 1 << 22) -> Iterator[str]:
-    """The lines of stdin without their ends, as they come. Raises ForgeError for what is no UTF-8, or too long."""
+    """Lines of stdin, as they arrive, without line ends. Raises ForgeError for one that is too long or not UTF-8."""
     stdin = _stdin()
     number = 0
     while data := stdin.readline(most_bytes + 1):
@@ -206,7 +206,7 @@ def stdin_lines(most_bytes: int = 1 << 22) -> Iterator[str]:
 
 
 def await_stdin() -> None:
-    """Says that stdin is read, where nothing comes: whoever left it open may not know."""
+    """Write a note if stdin stays silent: the user may not know that it is read."""
     try:
         if not select.select([sys.stdin], [], [], _PATIENCE_S)[0]:
             note("waiting for the end of standard input (give < /dev/null if there is none)")
@@ -228,7 +228,7 @@ def _put(text: str) -> None:
     try:
         sys.stdout.write(text)
         sys.stdout.flush()
-    except UnicodeEncodeError:  # a terminal or locale that has not all characters
+    except UnicodeEncodeError:  # a terminal or locale that lacks some characters
         encoding = sys.stdout.encoding
         _put(text.encode(encoding, "replace").decode(encoding))
     except BrokenPipeError:

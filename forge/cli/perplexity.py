@@ -1,4 +1,4 @@
-"""`forge perplexity`: how well a model predicts a text."""
+"""`forge perplexity`: the perplexity of a text."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`forge pull`: a model into the cache."""
+"""`forge pull`: fetch a model into the cache."""
 
 from __future__ import annotations
 
@@ -24,6 +24,6 @@ def command(
     """Fetch a model, unless it is there, and print its path."""
     from forge import hub
 
-    with output.Progress() as progress:
+    with output.ProgressDisplay() as progress:
         path = hub.pull(name, progress=progress, force=force)
     output.write(f"{path}\n")

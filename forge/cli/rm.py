@@ -1,4 +1,4 @@
-"""`forge rm`: a model out of its cache."""
+"""`forge rm`: remove a model from its cache."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ def command(
             "the text begins with the BOS token and one more is added, as llama.cpp does; --no-add-special adds none, "
             "and prompts of forge generate get one in all"
         )
-    # In blocks: a long text has millions of ids, and a table or one string of them all takes gigabytes.
+    # In blocks: a long text has millions of ids, and one table or string of all ids takes gigabytes.
     if as_json:
         head, _, tail = json.dumps({**about(select("cpu").device, path), "ids": []}).rpartition("]")
         output.write(head)

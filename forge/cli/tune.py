@@ -88,7 +88,7 @@ def _tune(gpu: Any, model: str | None, device: str, kernels: list[str], as_json:
     classes = classes_of((kernel, shape) for kernel, shape in shapes if kernel in kernels)
     found: list[Measured] = []
     path = None
-    with output.Progress() as progress:
+    with output.ProgressDisplay() as progress:
         for measured in tune(gpu, classes, rotated, progress):
             found.append(measured)
             path = store.save(gpu.arch, gpu.name, forge.__version__, [measured])

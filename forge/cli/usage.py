@@ -1,4 +1,4 @@
-"""Errors in the words of the command line: flags for parameters, and what other programs' names are called here."""
+"""Errors in the words of the command line: flags instead of parameters, forge's names instead of other programs'."""
 
 from __future__ import annotations
 
@@ -45,14 +45,14 @@ _OPTIONS_ELSEWHERE = {
 """Options of other programs, and forge's for the same."""
 _MODELS, _TEXTS = ("FILE", "NAME"), ("PROMPT", "TEXT", "QUESTION")
 _ARGUMENTS = {"-m": _MODELS, "--model": _MODELS, "-p": _TEXTS, "--prompt": _TEXTS}
-"""Options of other programs and commands, and the arguments that are the same here."""
+"""Options of other programs and commands, and the arguments of forge for the same."""
 
 
 class Command(TyperCommand):
-    """A command whose errors name its flags, and which knows what options are called elsewhere."""
+    """A command whose errors name its flags, and which knows the option names of other programs."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """As typer's. What there is instead is added to the error for an unknown option."""
+        """Parse as typer does. The error for an unknown option also names forge's option or argument."""
         try:
             return super().parse_args(ctx, args)
         except Exception as error:
@@ -61,7 +61,7 @@ class Command(TyperCommand):
             raise
 
     def invoke(self, ctx: Any) -> Any:
-        """As typer's. The line to print for a ForgeError is its last note."""
+        """Run as typer does. A ForgeError gets its line for the command line as a note (PEP 678)."""
         try:
             return super().invoke(ctx)
         except ForgeError as error:
@@ -79,10 +79,10 @@ class Command(TyperCommand):
 
 
 class Group(TyperGroup):
-    """Commands under one name, which know what they are called elsewhere."""
+    """A group of commands, which knows the command names of other programs."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """As typer's. Names the command that does what an unknown one does elsewhere."""
+        """Resolve as typer does. The error for an unknown command also names forge's command."""
         there = _ELSEWHERE.get(args[0])
         if there is not None and there in self.commands and args[0] not in self.commands:
             ctx.fail(f"No such command {args[0]!r}: use {ctx.command_path} {there}")
@@ -90,7 +90,7 @@ class Group(TyperGroup):
 
 
 def _line(error: ForgeError, ctx: Any) -> str:
-    """An error in the words of the command line, and the variables of the environment that it is about."""
+    """The line for an error: flags instead of parameters, and the environment variables that set a wrong value."""
     message, hint = str(error.args[0]) if error.args else "", error.hint or ""
     variables = []
     for param in ctx.command.params:

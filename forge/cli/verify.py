@@ -23,7 +23,7 @@ def command(device: options.Device = "auto", as_json: options.Json = False) -> N
     if device == "auto" and not backend.arch and rocm.installed_cupy():  # whoever installed it expects a GPU
         output.note(f"device: {backend.device}; auto: {explain()}")
     errors: dict[str, list[verify.CaseError]] = {}
-    with output.Progress() as progress:
+    with output.ProgressDisplay() as progress:
         for error in verify.verify(backend, progress):
             errors.setdefault(error.op, []).append(error)
     failed = [error for cases in errors.values() for error in cases if not error.passed]

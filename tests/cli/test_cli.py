@@ -531,7 +531,7 @@ def test_output_survives_an_encoding_without_the_character() -> None:
 
 
 def test_progress_says_a_line_where_a_download_starts(capsys: Captured) -> None:
-    with output.Progress() as progress:
+    with output.ProgressDisplay() as progress:
         for done in (0, 1, 2):
             progress("downloading x", done, 2_000_000)
         progress("loading weights", 1, 2)

@@ -84,7 +84,7 @@ def command(
 
     is_piped = not output.is_terminal(sys.stdin)
     talks = question is None and not is_piped and not lines
-    if temperature is None:  # a single answer is the same each time, as that of forge generate is
+    if temperature is None:  # a single answer is the same each time, as with forge generate
         temperature = 0.7 if talks else 0.0
     params = SamplingParams(max_tokens=max_tokens, temperature=temperature, **sampling)
     variables = _variables(chat_template_kwargs)
@@ -97,7 +97,7 @@ def command(
         raise ParameterError("--json needs a QUESTION, or text on standard input", parameter="question")
     with options.loaded(model, device, context, chat_template, memory_fraction=memory_fraction, threads=threads) as llm:
         conversation = Conversation(llm, params, system, assistant or "", variables, drops=not no_context_shift)
-        conversation.render_once()  # an error of the model comes before anything is read
+        conversation.render_once()  # an error of the template comes before any input is read
         message = None if talks or lines else _message(question, is_piped)
         _check_variables(variables, llm, no_think)
         if talks:
@@ -111,7 +111,7 @@ def command(
 
 
 def _message(question: str | None, is_piped: bool) -> str:
-    """A question, with what is piped in below it."""
+    """The question, and below it the text that is piped in."""
     if question is None or question == "-":
         question, is_piped = "", True
     elif sys.stdin is None:
@@ -141,7 +141,7 @@ def _answer(conversation: Conversation, message: str, as_json: bool) -> None:
 
 
 def _answer_lines(conversation: Conversation, as_json: bool) -> None:
-    """Each line for itself, as soon as it is there. A line that cannot be answered ends it."""
+    """Answer each line by itself, as soon as it arrives. A line that cannot be answered ends the command."""
     for number, line in enumerate(output.stdin_lines(), 1):
         if not line.strip():
             continue
@@ -167,9 +167,9 @@ def _variables(text: str | None) -> dict[str, Any]:
 
 
 def _check_variables(variables: dict[str, Any], llm: LLM, no_think: bool) -> None:
-    """Says which variables the template never reads."""
+    """Write a note for each variable that the template never reads."""
     template = llm.chat_template
-    assert template is not None  # it was rendered
+    assert template is not None  # render_once has passed
     for name in variables:
         if not re.search(rf"\b{re.escape(name)}\b", template.sources):
             flag = "--no-think" if no_think and name == "enable_thinking" else "--chat-template-kwargs"

@@ -1,4 +1,4 @@
-"""Messages so far, what of them fits the context, and the answers to them."""
+"""A conversation: its messages, those that fit the context, and the answers."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
 Message = dict[str, Any]
 _NEARLY_FULL = 0.8
-_ROOM = 4  # one in so many tokens of the context is left to an answer, where turns can be dropped for it
+_ROOM = 4  # 1 / _ROOM of the context is kept free for an answer, if turns can be dropped
 
 
 class Conversation:
-    """The messages so far, and how the next answer is made. They last; the model sees those that fit."""
+    """The messages so far and the settings of the next answer. All messages are kept; the model sees those that fit."""
 
     def __init__(
         self,
@@ -40,20 +40,20 @@ class Conversation:
         self.drops, self.is_interactive = drops, is_interactive
         self.messages: list[Message] = []
         self.hidden = 0
-        """So many messages at the start are no longer shown to the model."""
+        """Number of messages at the start that the model no longer sees."""
         self.timings: Timings | None = None
-        """Of the last answer that ended by itself."""
+        """Timings of the last answer that was not interrupted."""
         self.used = 0
-        """Tokens of the context that are taken: what the model has read and written."""
+        """Number of tokens that the model has read and written."""
         self._warned = False
 
     def reset(self, messages: list[Message] | None = None) -> None:
-        """Forget the messages, or replace them. Raises ForgeError, changing nothing, if the template refuses these."""
+        """Forget or replace the messages. Raises ForgeError, changing nothing, if the template refuses."""
         self.used = len(self._encode(messages, False)) if messages else 0
         self.messages, self.hidden, self.timings, self._warned = messages or [], 0, None, False
 
     def render_once(self) -> None:
-        """Raises ForgeError now if the model has no template, or one that does not work."""
+        """Raises ForgeError if the model has no chat template, or one that fails."""
         self._encode([{"role": "user", "content": "Hi"}], False)
 
     def ask(self, text: str) -> None:
@@ -65,7 +65,7 @@ class Conversation:
         return answer_json(self.llm, self._fit(*self._opened([{"role": "user", "content": text}])), self.params)
 
     def regenerate(self) -> bool:
-        """Answer the last question anew; False if there is none."""
+        """Answer the last question again. False if there is none."""
         last = max((i for i, message in enumerate(self.messages) if message["role"] == "user"), default=None)
         if last is None:
             return False
@@ -73,7 +73,7 @@ class Conversation:
         return True
 
     def go_on(self) -> bool:
-        """Continue the last answer; False if there is none."""
+        """Continue the last answer. False if there is none."""
         last = self.messages[-1] if self.messages else {}
         if last.get("role") != "assistant" or not isinstance(last.get("content"), str) or not last["content"]:
             return False
@@ -81,7 +81,7 @@ class Conversation:
         return True
 
     def _opened(self, asked: list[Message]) -> tuple[list[Message], bool]:
-        """The messages with the beginning of the answer, if there is one to continue."""
+        """The messages with the prescribed beginning of the answer, and whether there is one."""
         return ([*asked, {"role": "assistant", "content": self.opening}], True) if self.opening else (asked, False)
 
     def _answer(self, asked: list[Message]) -> None:
@@ -89,7 +89,7 @@ class Conversation:
         self._stream(messages, continues, show=self.opening)
 
     def _stream(self, messages: list[Message], continues: bool, show: str = "") -> None:
-        """Stream an answer to the last message, or on from it. Ctrl-C ends the answer, and what came of it is kept."""
+        """Stream an answer to the last message, or its continuation. Ctrl-C ends it, and its text so far is kept."""
         ids = self._fit(messages, continues)
         used = len(ids)
         texts: list[str] = []
@@ -143,7 +143,7 @@ class Conversation:
         output.status(statistics(timings, None if self.is_interactive else self.llm.load_ms))
 
     def _fit(self, messages: list[Message], continues: bool) -> list[int]:
-        """The ids of the latest messages that fit. Raises ContextLengthError if not even the last question does."""
+        """Ids of the latest messages that fit. Raises ContextLengthError if the last question alone does not."""
         room = self.llm.context // _ROOM
         if self.params.max_tokens is not None:
             room = min(room, self.params.max_tokens)
@@ -176,7 +176,7 @@ class Conversation:
             [*head, *messages],
             template_variables=self.variables,
             continue_final_message=continues,
-            parse_special=False,  # what was typed or piped in is text, even where it spells the end of a turn
+            parse_special=False,  # a user's text is text, even if it spells the end of a turn
         )
 
     def set(self, name: str, value: Any) -> None:

@@ -1,4 +1,4 @@
-"""What was typed in earlier conversations, one JSON string a line, for nobody else to read."""
+"""The history of typed texts: a private file with one JSON string per line."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from forge._files import cache_dir
 _MAX_BYTES = 1 << 24
 _MAX_ENTRIES = 1000
 _LONGEST_ENTRY = 1 << 14
-"""Longer texts are pasted, and are not remembered."""
+"""Most characters of an entry. Longer texts are usually pasted, and are not kept."""
 
 
 class History:
-    """The entries of a file. Raises ForgeError, OSError or ValueError where it cannot be used."""
+    """The entries of a file. Raises ForgeError, OSError or ValueError if it cannot be used."""
 
     def __init__(self) -> None:
         self._path = cache_dir() / "chat-history.jsonl"
@@ -32,7 +32,7 @@ class History:
         os.close(self._open())
 
     def add(self, text: str) -> None:
-        """Append an entry. A disk that is full is no reason to stop."""
+        """Append an entry. A full disk is ignored."""
         if len(text) > _LONGEST_ENTRY:
             return
         try:
@@ -59,7 +59,7 @@ def _line(text: str) -> bytes:
 
 
 def _entry(line: bytes) -> str | None:
-    """The text of a line; None for what is no JSON string, or no Unicode."""
+    """The text of a line. None if it is no JSON string, or not Unicode."""
     try:
         text = json.loads(line)
         text.encode()

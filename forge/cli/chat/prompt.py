@@ -1,4 +1,4 @@
-"""Messages from a person at a terminal, of one line or several."""
+"""Read messages of one or several lines from a terminal."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ _LONGEST = 1 << 22
 
 
 def reader() -> Callable[[], str | None]:
-    """A function that gives the next text, None at the end of the input.
+    """A function that returns the next text, or None at the end of the input.
 
-    It raises KeyboardInterrupt for Ctrl-C, with the text that this cleared if there was any.
+    It raises KeyboardInterrupt for Ctrl-C, with the text that it cleared as an argument if there was any.
     """
     screen = next((stream for stream in (sys.stdout, sys.stderr) if output.is_terminal(stream)), None)
     if screen is None or os.environ.get("TERM", "dumb") in ("", "dumb"):
         return _read_plainly
     terminal = Vt100_Output.from_pty(screen, term=os.environ["TERM"])
-    terminal.enable_cpr = False  # some terminals never answer where their cursor is
+    terminal.enable_cpr = False  # some terminals never report the position of their cursor
     session: PromptSession[str] = PromptSession(
         message=_PROMPT,
         multiline=True,
@@ -47,7 +47,7 @@ def reader() -> Callable[[], str | None]:
     )
 
     def read() -> str | None:
-        output.ask(f"{_PROMPT}\r")  # in one piece, for scripts that wait for it: prompt_toolkit draws it over this
+        output.ask(f"{_PROMPT}\r")  # in one piece, because scripts wait for it; prompt_toolkit draws its own over it
         try:
             return session.prompt()
         except EOFError:
@@ -99,7 +99,7 @@ def _history() -> PromptHistory:
 
 
 class _Kept(PromptHistory):
-    """A history in a file, as prompt_toolkit asks for one."""
+    """A history in a file, with prompt_toolkit's interface."""
 
     def __init__(self, kept: History) -> None:
         super().__init__()
@@ -113,7 +113,7 @@ class _Kept(PromptHistory):
 
 
 def _read_plainly() -> str | None:
-    """From a terminal that can only print: it edits lines itself, and knows no history."""
+    """Read from a terminal without cursor control. The terminal edits lines itself, and there is no history."""
     text = ""
     while True:
         line = _line(_MORE if text else _PROMPT)
@@ -131,7 +131,7 @@ def _read_plainly() -> str | None:
 
 
 def _line(prompt: str) -> str | None:
-    """A line without its end; None at the end of the input."""
+    """A line without its line end. None at the end of the input."""
     output.ask(prompt)
     try:
         _wait_for_input()

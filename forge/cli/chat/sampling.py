@@ -18,7 +18,7 @@ NAMES = (
 
 
 def value(name: str, text: str) -> Any:
-    """What a text stands for: JSON, none, or itself. Raises ParameterError for a name that is no parameter's."""
+    """The value of a text: JSON, none, or the text itself. Raises ParameterError for an unknown name."""
     check(name)
     if text.lower() == "none":
         return () if name in ("stop", "stop_token_ids") else {} if name == "logit_bias" else None
@@ -36,14 +36,14 @@ def value(name: str, text: str) -> Any:
 
 
 def shown(params: SamplingParams, name: str = "") -> list[str]:
-    """One parameter, or all, in lines of their own."""
+    """Lines that show one parameter, or all."""
     if name:
         check(name)
     return [f"{one} {_text(getattr(params, one))}" for one in ([name] if name else NAMES)]
 
 
 def check(name: str) -> None:
-    """Raises ParameterError, with the nearest name, for what is no parameter."""
+    """Raises ParameterError, with the nearest name, for an unknown name."""
     if name not in NAMES:
         near = difflib.get_close_matches(name, NAMES, 1)
         raise ParameterError(

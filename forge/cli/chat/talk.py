@@ -22,7 +22,7 @@ Ctrl-C stops an answer, or clears the line; twice, or Ctrl-D, leaves."""
 
 
 def talk(conversation: Conversation) -> None:
-    """Until the person leaves. Raises KeyboardInterrupt where that is by Ctrl-C."""
+    """Answer messages until the user leaves. Raises KeyboardInterrupt if the user leaves by Ctrl-C."""
     conversation.is_interactive = True
     llm = conversation.llm
     output.status(f"{llm.path.name} on {llm.device}, context {llm.context}; /help shows the commands")
@@ -38,7 +38,7 @@ def talk(conversation: Conversation) -> None:
             commands.take(text)
             was_interrupted = False
         except KeyboardInterrupt as interrupt:
-            is_empty = not interrupt.args  # the reader names what it cleared
+            is_empty = not interrupt.args  # the reader passes the text that it cleared
             if was_interrupted and is_empty:
                 raise
             was_interrupted = True
@@ -48,9 +48,9 @@ def talk(conversation: Conversation) -> None:
 
 
 def split(text: str) -> tuple[str | None, str]:
-    """(name of a command, its argument), or (None, the message) for what is none.
+    """(name of a command, its argument), or (None, text) for a message.
 
-    Text of several lines is a command only if it begins with a known one: it may be code, whose comments have slashes.
+    A text of several lines is a command only if it begins with a known one: it may be code with slashes in comments.
     """
     text = text.strip("\n").rstrip()
     if len(text) >= 2 * len(_BLOCK) and text.startswith(_BLOCK) and text.endswith(_BLOCK):
@@ -66,7 +66,7 @@ def split(text: str) -> tuple[str | None, str]:
 
 
 class Commands:
-    """What a person may ask for beside answers."""
+    """The commands of a conversation."""
 
     def __init__(self, conversation: Conversation) -> None:
         self.conversation = conversation
@@ -74,7 +74,7 @@ class Commands:
         self._file: str | None = None
 
     def take(self, text: str) -> None:
-        """Answer a message or carry out a command. Raises ForgeError for what cannot be done."""
+        """Answer a message or run a command. Raises ForgeError if it fails."""
         options.check_text(text, "the message")
         name, rest = split(text)
         if name is None:
@@ -193,4 +193,4 @@ COMMANDS: dict[str, tuple[str, str, Callable[[Commands, str], Any]]] = {
     "quit": ("", "", Commands.leave),
     "bye": ("", "", Commands.leave),
 }
-"""Name to the form of its argument, what it does (empty for other names of the same), and the method."""
+"""Name to the form of its argument, its summary (empty for an alias), and the method."""

@@ -15,7 +15,7 @@ _MAX_BYTES = 1 << 26
 
 
 def save(path: str, messages: list[dict[str, Any]], *, known: str | None) -> bool:
-    """Whether a file was replaced. Raises ForgeError for one that is there and is not the known one."""
+    """Write messages to a file. True if it replaced one. Raises ForgeError if the file exists and is not `known`."""
     target = _path(path)
     exists = os.path.lexists(target)
     if exists and (known is None or os.path.realpath(target) != os.path.realpath(_path(known))):
@@ -28,7 +28,7 @@ def save(path: str, messages: list[dict[str, Any]], *, known: str | None) -> boo
 
 
 def load(path: str) -> list[dict[str, Any]]:
-    """The messages in a file: a list, or an object that has one as `messages`. Raises ForgeError for anything else."""
+    """The messages of a file: a list, or an object with a list `messages`. Raises ForgeError for anything else."""
     try:
         found = json.loads(_files.read(_path(path), _MAX_BYTES))
     except UnicodeDecodeError:

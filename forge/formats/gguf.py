@@ -1,7 +1,7 @@
 """GGUF model files, version 2 and 3, little-endian: a validating reader.
 
-Format: docs/gguf.md of ggml. Opening a file reads no weights; the strings of an array are decoded when asked for. Of a
-file that has changed since, nothing is read: that is an error.
+Format: docs/gguf.md of ggml. Opening a file reads no weights, and the strings of an array are decoded when they are
+used. Reading a file that has changed since it was opened is an error.
 """
 
 import math
@@ -25,7 +25,7 @@ _MAX_SHARDS = 65_535
 
 
 class GGUF:
-    """An open model file, of a sharded one all shards: `path`, `version`, `metadata` (the first shard's), `tensors`."""
+    """An open model file with all its shards: `path`, `version`, `metadata` (of the first shard), `tensors`."""
 
     def __init__(self, shards: list[Header]) -> None:
         self.path = shards[0].path
@@ -48,25 +48,25 @@ class GGUF:
         self.close()
 
     def close(self) -> None:
-        """Close the file: no keys and tensors are left. Arrays taken before stay."""
+        """Close the file. Arrays that were read before stay valid."""
         for shard in self._shards:
             shard.source.close()
         self.metadata, self.tensors = {}, {}
         self._homes, self._shards = {}, []
 
     def check_path(self) -> None:
-        """FormatError where another file has taken the place of this one, or of a shard, since it was opened."""
+        """Raises FormatError if another file has replaced this one, or a shard, since it was opened."""
         for shard in self._shards:
             shard.source.check_path()
 
     def tensor(self, name: str) -> TensorInfo:
-        """The info of a tensor; FormatError where the file lacks it."""
+        """The info of a tensor. Raises FormatError if the file lacks it."""
         if name not in self.tensors:
             raise FormatError(f"{self.path}: tensor {show(name)} is missing")
         return self.tensors[name]
 
     def raw(self, name: str, rows: slice = slice(None), out: Bytes | None = None) -> Bytes:
-        """Blocks of a tensor as they lie in the file, read into `out` where given: uint8 (rows, row_bytes)."""
+        """Blocks of a tensor as stored, uint8 (rows, row_bytes). They are read into `out` if it is given."""
         info = self.tensor(name)
         num_rows = math.prod(info.shape[:-1])
         width = info.nbytes // num_rows
@@ -82,9 +82,9 @@ class GGUF:
         return out
 
     def load(self, name: str, out: Floats | None = None) -> Floats:
-        """The weights of a tensor: float32 in its shape, written to `out` (C-contiguous, of that shape) where given.
+        """Weights of a tensor, float32 in its shape, written to `out` (C-contiguous, same shape) if it is given.
 
-        UnsupportedError for a type that cannot be dequantized.
+        Raises UnsupportedError for a type that cannot be dequantized.
         """
         shape = self.tensor(name).shape
         if out is not None:
@@ -94,14 +94,14 @@ class GGUF:
         return self.load_rows(name, slice(None), out).reshape(shape)
 
     def load_rows(self, name: str, rows: slice, out: Floats | None = None) -> Floats:
-        """Some rows of a tensor, as `load` gives them: float32 (rows, columns)."""
+        """Weights of some rows of a tensor, float32 (rows, columns)."""
         try:
             return dequantize(self.raw(name, rows), self.tensors[name].type, out)
         except UnsupportedError as error:
             raise UnsupportedError(f"{self.path}: tensor {show(name)}: {error}") from None
 
     def get_int(self, key: str, default: int | None = None, *, min: int = 0, max: int = 2**63 - 1) -> int:
-        """The integer of a key, or `default` where the key is missing; as in all getters, FormatError otherwise."""
+        """The integer of a key, or `default` if the key is missing. All getters raise FormatError for another value."""
         value = self._get(key, default)
         if isinstance(value, bool) or not isinstance(value, int) or not min <= value <= max:
             raise self._wrong(key, f"an integer from {min} to {max}", value)
@@ -110,7 +110,7 @@ class GGUF:
     def get_float(
         self, key: str, default: float | None = None, *, min: float = -math.inf, max: float = math.inf
     ) -> float:
-        """The finite number of a key; integers will do."""
+        """The finite number of a key, which may be an integer."""
         value = self._get(key, default)
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
             raise self._wrong(key, "a finite number", value)
@@ -119,7 +119,7 @@ class GGUF:
         return float(value)
 
     def get_str(self, key: str, default: str | None = None) -> str:
-        """The string of a key; bytes that are no UTF-8 became U+FFFD."""
+        """The string of a key. Bytes that are not UTF-8 are U+FFFD."""
         value = self._get(key, default)
         if not isinstance(value, str):
             raise self._wrong(key, "a string", value)
@@ -136,10 +136,10 @@ class GGUF:
 
 
 def read(path: str | Path) -> GGUF:
-    """Open a GGUF file, or by its first shard (name-00001-of-00003.gguf) a sharded one.
+    """Open a GGUF file. A sharded one is opened by its first shard (name-00001-of-00003.gguf).
 
-    FormatError for a file that is not readable, truncated, forged or foreign; UnsupportedError for other versions, byte
-    orders and tensor types.
+    Raises FormatError for a file that is not readable, truncated, forged or foreign, and UnsupportedError for other
+    versions, byte orders and tensor types.
     """
     path = Path(path)
     first = GGUF([parse_header(path)])

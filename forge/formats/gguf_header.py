@@ -1,6 +1,6 @@
 """The header of one GGUF file: key-values and tensor infos, validated against the file's size.
 
-Nothing is allocated in proportion to a number in the file before that many bytes are known to be there.
+No memory is allocated in proportion to a number in the file before the file is known to hold as many bytes.
 """
 
 from collections.abc import Iterator
@@ -17,9 +17,9 @@ from forge.errors import UnsupportedError
 from forge.formats.ggml import TYPE_OF_NUMBER, GGMLType, nbytes
 from forge.formats.source import U64, Cursor, Source, guess, show
 
-# Key-values and tensor infos end here at the latest, even in a sparse file of terabytes; large vocabularies take 12 MB.
+# Most bytes of a header, even in a sparse file of terabytes. Large vocabularies take 12 MB.
 MAX_HEADER_BYTES = 64 << 20
-MAX_COUNT = 1 << 16  # key-values, tensors: twenty times what the largest models have
+MAX_COUNT = 1 << 16  # key-values, tensors: twenty times the numbers of the largest models
 MAX_KEY_BYTES = 65_535
 MAX_NAME_BYTES = 64
 MAX_DIMS = 4
@@ -43,13 +43,13 @@ _NUMBERS = {
 }
 _U32, _ARRAY_HEAD, _COUNTS = Struct("<I"), Struct("<IQ"), Struct("<QQ")
 
-# The least bytes of a key-value (length, key, type, value) and of a tensor info (length, name, shape, type, offset).
+# Fewest bytes of a key-value (length, key, type, value) and of a tensor info (length, name, shape, type, offset).
 _MIN_KEY_VALUE = 8 + 1 + 4 + 1
 _MIN_TENSOR_INFO = 8 + 1 + 4 + 8 + 4 + 8
 
 
 class StringArray:
-    """The strings of an array, decoded from the file while iterated; bytes that are no UTF-8 become U+FFFD."""
+    """The strings of an array, decoded during iteration. Bytes that are not UTF-8 become U+FFFD."""
 
     def __init__(self, data: memoryview, start: int, stop: int, count: int) -> None:
         self._data, self._start, self._stop, self._count = data, start, stop, count
@@ -73,7 +73,7 @@ Value = bool | int | float | str | StringArray | NDArray[Any] | list["Value"]
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """A tensor of a file: `shape` in NumPy's order, slowest first; `offset` in bytes from the start of its file."""
+    """A tensor of a file. `shape` has the slowest dimension first; `offset` counts bytes from the start of the file."""
 
     name: str
     shape: tuple[int, ...]
@@ -84,7 +84,7 @@ class TensorInfo:
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What one file says of itself, and the file. The header is the bytes before `end`."""
+    """The parsed header of one file, and the open file. `end` is the first byte behind the header."""
 
     path: Path
     source: Source
@@ -95,7 +95,7 @@ class Header:
 
 
 def parse_header(path: Path) -> Header:
-    """Open and validate a file; FormatError or UnsupportedError in one line that names it."""
+    """Open and validate a file. Raises FormatError or UnsupportedError with the file's name."""
     source = Source(path)
     cursor = Cursor(source, MAX_HEADER_BYTES)
     version = _version(cursor)
@@ -154,7 +154,7 @@ def _value(cursor: Cursor, type: int, where: str, depth: int = 0) -> Value:
 
 
 def _numbers(cursor: Cursor, type: int, count: int, where: str) -> NDArray[Any]:
-    """A view of the bytes of the file, read-only and not always aligned."""
+    """Numbers of an array: a read-only view of the file's bytes, not always aligned."""
     if type not in _NUMBERS:
         raise cursor.error(f"{where} has the unknown value type {type}")
     dtype = np.dtype(_NUMBERS[type])
@@ -189,7 +189,7 @@ def _alignment(cursor: Cursor, metadata: dict[str, Value]) -> int:
 
 
 def _tensor_info(cursor: Cursor, where: str) -> TensorInfo:
-    """The info as it stands in the file: `offset` counts from the start of the data section."""
+    """Parse a tensor info. Its `offset` still counts from the start of the data section."""
     name = cursor.name(MAX_NAME_BYTES, where)
     where = f"tensor {show(name)}"
     num_dims = cursor.number(_U32, where)
@@ -208,7 +208,7 @@ def _tensor_info(cursor: Cursor, where: str) -> TensorInfo:
 
 
 def _place(cursor: Cursor, infos: dict[str, TensorInfo], start: int, alignment: int) -> dict[str, TensorInfo]:
-    """The infos with offsets from the start of the file; tensors are aligned, inside it and apart from each other."""
+    """Infos with offsets from the start of the file. Raises unless tensors are aligned, in the file and disjoint."""
     placed: dict[str, TensorInfo] = {}
     for name, info in infos.items():
         offset = start + info.offset

@@ -1,6 +1,6 @@
-"""Files taken as hostile: opening and reading them, and numbers and names from them within bounds.
+"""Hostile files: opening and reading them, and numbers and names from them within bounds.
 
-They are read and not mapped: a page of a map that is no longer there, because the file was truncated, ends the process.
+Files are read and not mapped: if a mapped file is truncated, touching a lost page ends the process.
 """
 
 import mmap
@@ -49,7 +49,7 @@ def show(value: str | bytes | bool | int | float | Sized) -> str:
 
 
 def guess(magic: bytes) -> str:
-    """What a file that is not the one expected looks like, by its first bytes, and the fix."""
+    """The likely kind of a file of another format, by its first bytes, and the fix."""
     if magic[8:10] == b'{"':
         return "a safetensors file: convert it to GGUF"
     known = (description for start, description in _FOREIGN if magic.startswith(start))
@@ -57,10 +57,10 @@ def guess(magic: bytes) -> str:
 
 
 class Source:
-    """An open file, whose size is `size`; what is read from it is what it held when it was opened, or an error."""
+    """An open file of `size` bytes. Reading gives the content at the time of opening, or an error."""
 
     def __init__(self, path: Path) -> None:
-        """FormatError for what is missing, empty, unreadable or no regular file."""
+        """Raises FormatError for a file that is missing, empty, unreadable or not regular."""
         self.path = path
         try:
             # O_NONBLOCK: the open of a FIFO would wait for its writer.
@@ -79,9 +79,9 @@ class Source:
             raise FormatError(f"{path}: is empty: download it again")
 
     def read(self, start: int, out: NDArray[Any]) -> None:
-        """Fill an array, C-contiguous, with the bytes from `start` on. Safe to call from several threads.
+        """Fill a C-contiguous array with the bytes from `start` on. Safe to call from several threads.
 
-        FormatError where they cannot be read, or the file is no longer the one that was opened.
+        Raises FormatError if the bytes cannot be read, or the file has changed since it was opened.
         """
         rest = out.reshape(-1).view(np.uint8).data
         try:
@@ -100,26 +100,26 @@ class Source:
             raise FormatError(f"{self.path}: was written to while it was read: load it again when it is whole")
 
     def check_path(self) -> None:
-        """FormatError where another file has taken this one's place meanwhile."""
+        """Raises FormatError if another file has replaced this one at its path."""
         try:
             now = os.stat(self.path)
-        except OSError:  # what was opened is still all there
+        except OSError:  # the opened file is still complete
             return
         if not os.path.samestat(now, self._status):
             raise FormatError(f"{self.path}: was replaced while it was read: load it again")
 
 
 class Cursor:
-    """A position in a file; whatever is taken is first compared with the bytes left before `stop`, and then read.
+    """A position in a file. Each length is compared with the bytes left before `stop` before anything is read.
 
-    `data` is the file up to there, and holds nothing yet behind what was taken.
+    `data` has room for the file up to `stop`. It is filled as far as the file was read.
     """
 
     def __init__(self, source: Source, stop: int) -> None:
         self.source, self.path = source, source.path
         self.position = 0
         self.stop = min(stop, source.size)
-        try:  # memory that is taken as it is filled
+        try:  # the system gives memory as it is filled
             memory = mmap.mmap(-1, self.stop, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         except OSError as error:
             size = f"{self.stop / 1e6:.0f} MB"
@@ -131,7 +131,7 @@ class Cursor:
         self.filled = 0
 
     def fill(self, end: int) -> None:
-        """Read up to `end`, at least."""
+        """Read at least up to `end`."""
         if end > self.filled:
             end = min(max(end, 2 * self.filled, _MIN_READ), self.stop)
             self.source.read(self.filled, self._bytes[self.filled : end])
@@ -145,7 +145,7 @@ class Cursor:
         return FormatError(f"{self.path}: {problem}")
 
     def take(self, size: int, where: str) -> int:
-        """Step over `size` bytes; returns where they start."""
+        """Step over `size` bytes. Returns their start."""
         if size > self.left:
             raise self.error(f"{where} needs {size} bytes and {self.left} are left: the file is truncated or forged")
         start = self.position

@@ -1,4 +1,4 @@
-"""The parent's side of the processes that render chat templates: start them, ask them, kill them."""
+"""The processes that render chat templates, as their parent sees them: start, ask, kill."""
 
 import atexit
 import os
@@ -16,7 +16,7 @@ from typing import IO
 from forge.errors import ChatTemplateError
 
 MAX_PROCESSES = 8
-PATIENCE_SECONDS = 0.2  # nearly all renderings take less: only behind a longer one another process is worth starting
+PATIENCE_SECONDS = 0.2  # seconds of most renderings: a longer wait is worth starting another process
 START_SECONDS = 30.0  # for a cold disk or a loaded machine; 0.06 s is usual
 MAX_ERROR_BYTES = 4096
 
@@ -30,9 +30,9 @@ class _TimedOut(Exception):
 
 
 class RenderPool:
-    """Processes for all templates. One is kept; while it is busy others start, so that nobody waits for an endless one.
+    """Processes for all templates. One is kept; while it is busy others start, so no request waits for a slow template.
 
-    They are started when first needed, and killed when they misbehave and when Python exits.
+    A process starts when it is needed, and is killed when it misbehaves and when Python exits.
     """
 
     def __init__(self) -> None:
@@ -42,10 +42,10 @@ class RenderPool:
         self._registered = False
 
     def ask(self, request: bytes, seconds: float, max_bytes: int) -> tuple[bytes, str]:
-        """The worker's (status, text), as told in `_chat_worker`; D for the deadline missed, X for a process that died.
+        """The worker's (status, text), as `_chat_worker` defines them. D = missed the deadline, X = the process died.
 
-        Waiting for a process and starting it do not count against `seconds`. Raises ChatTemplateError if none can be
-        started.
+        Waiting for a process and starting it do not count against `seconds`. Raises ChatTemplateError if no process can
+        be started.
         """
         worker = self._take()
         try:
@@ -53,7 +53,7 @@ class RenderPool:
             if not is_new:
                 try:
                     return worker.ask(request, seconds, max_bytes)
-                except _Ended:  # perhaps killed from outside since the last rendering: a fresh one decides
+                except _Ended:  # perhaps killed from outside since the last rendering: try a fresh one
                     pass
             worker.start()
             try:
@@ -64,7 +64,7 @@ class RenderPool:
             self._give_back(worker)
 
     def close(self) -> None:
-        """End the processes. They keep nothing worth saving."""
+        """End the processes."""
         with self._changed:
             workers, self._workers, self._idle = self._workers, set(), None
             self._changed.notify_all()
@@ -72,7 +72,7 @@ class RenderPool:
             worker.close()
 
     def _take(self) -> "_Worker":
-        """A process that nobody uses, which may have to be started."""
+        """A free process, which is started if there is none."""
         until = time.monotonic() + PATIENCE_SECONDS
         with self._changed:
             if not self._registered:
@@ -94,13 +94,13 @@ class RenderPool:
                 self._idle = worker
                 self._changed.notify()
                 return
-        worker.close()  # it counts until it has ended
+        worker.close()  # a process counts until it has ended
         with self._changed:
             self._workers.discard(worker)
             self._changed.notify()
 
     def _forget(self) -> None:
-        """In a fork of this Python: the processes are the parent's, and another thread may have held the lock."""
+        """Forget the processes in a fork of this process: they belong to the parent, as does a held lock."""
         self._changed = threading.Condition()
         workers, self._workers, self._idle = self._workers, set(), None
         for worker in workers:
@@ -113,7 +113,7 @@ class _Worker:
     def __init__(self) -> None:
         self._child: subprocess.Popen[bytes] | None = None
         self.code: int | None = None
-        """With which the last process ended."""
+        """Exit code of the last process."""
 
     @property
     def is_running(self) -> bool:
@@ -124,7 +124,7 @@ class _Worker:
         return self._child.pid if self._child else None
 
     def ask(self, request: bytes, seconds: float, max_bytes: int) -> tuple[bytes, str]:
-        """Status and text. The process is closed where it must not be used again. Raises _Ended where it has ended."""
+        """Status and text. The process is closed if it must not be used again. Raises _Ended if it has ended."""
         assert self._child is not None
         deadline = time.monotonic() + seconds
         try:
@@ -132,7 +132,7 @@ class _Worker:
             status, text = _read_reply(_fd(self._child.stdout), max_bytes + MAX_ERROR_BYTES, deadline)
         except _TimedOut:
             status, text = b"D", ""
-        except BaseException:  # Ctrl-C too: an answer that nobody reads would be taken for the next one's
+        except BaseException:  # Ctrl-C too: an unread answer would be taken for the next request's
             self.close()
             raise
         if status in b"MOD":
@@ -147,14 +147,14 @@ class _Worker:
             _close_pipes(child)
 
     def forget(self) -> None:
-        """Let go of a process that is another's."""
+        """Let go of a process that belongs to the parent."""
         child, self._child = self._child, None
         if child is not None:
             _close_pipes(child)
-            child.returncode = 0  # else Popen would warn of a process that still runs
+            child.returncode = 0  # else Popen would warn of a running process
 
     def start(self) -> None:
-        """Raises ChatTemplateError, with what is known of the reason."""
+        """Start the process. Raises ChatTemplateError with the reason as far as it is known."""
         worker = Path(__file__).resolve().with_name("_chat_worker.py")
         packages = sorted({_package_folder(name) for name in ("jinja2", "markupsafe")})
         kept = {name: os.environ[name] for name in ("LD_LIBRARY_PATH", "TZ") if name in os.environ}
@@ -176,7 +176,7 @@ class _Worker:
                 os.set_blocking(_fd(pipe), False)
             _read_reply(_fd(child.stdout), MAX_ERROR_BYTES, time.monotonic() + START_SECONDS)
         except _Ended:
-            with suppress(subprocess.TimeoutExpired):  # its pipe is closed, so it ends, with a code of its own
+            with suppress(subprocess.TimeoutExpired):  # its pipe is closed, so it ends with its own exit code
                 child.wait(1)
             self.close()
             raise ChatTemplateError(f"the process that renders chat templates {_end(self.code or 0)}") from None
@@ -194,7 +194,7 @@ PROCESSES = RenderPool()
 
 
 def _end(code: int) -> str:
-    """How a process ended that should have started."""
+    """How a process ended before it was ready."""
     if code < 0:
         try:
             name = signal.Signals(-code).name
@@ -257,6 +257,6 @@ def _read(fd: int, size: int, deadline: float) -> bytes:
 def _read_reply(fd: int, max_bytes: int, deadline: float) -> tuple[bytes, str]:
     header = _read(fd, 9, deadline)
     size = int.from_bytes(header[1:], "big")
-    if size > max_bytes:  # no reply of the worker's: something else writes there
+    if size > max_bytes:  # not a reply of the worker: something else writes to the pipe
         raise _Ended
     return header[:1], _read(fd, size, deadline).decode(errors="replace")

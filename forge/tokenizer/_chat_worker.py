@@ -2,8 +2,8 @@
 
 It imports the standard library and jinja2 alone, from the directories given as arguments. A request on stdin is eight
 bytes of length (big-endian) and JSON; a reply on stdout is one byte of status, eight of length, and UTF-8 text:
-T the rendered text, R why the template refuses the messages, E what is wrong with the template, M too much memory,
-O too much output.
+T = the rendered text, R = the template refuses the messages, E = an error of the template, M = too much memory,
+O = too much output. The text of R and E is the reason.
 """
 
 import json
@@ -19,7 +19,7 @@ from typing import Any
 if __name__ == "__main__":
     sys.path.extend(sys.argv[1:])
 
-# What jinja2 and Python would import late: after `_lock_down` no file can be opened.
+# Imported now, because jinja2 and Python import them late, and after `_lock_down` no file can be opened.
 import encodings.ascii
 import encodings.latin_1
 import encodings.unicode_escape  # noqa: F401
@@ -55,7 +55,7 @@ class SafeDict:
 
 
 class SafeNamespace(Namespace):
-    """`namespace` for templates, without the underscored names by which Python and jinja2 ask objects for behaviour."""
+    """`namespace` for templates, without the names with underscores by which Python and jinja2 find protocols."""
 
     def __setitem__(self, name: str, value: Any) -> None:
         if name.startswith("_"):
@@ -85,12 +85,12 @@ def tojson(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    """As transformers has it: jinja2's own filter escapes HTML and sorts keys."""
+    """The filter of transformers. jinja2's own escapes HTML and sorts keys."""
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
 class GenerationBlock(Extension):
-    """`{% generation %}...{% endgeneration %}` marks what the assistant wrote, for training. It renders as its body."""
+    """`{% generation %}...{% endgeneration %}` marks the assistant's text for training. It renders as its body."""
 
     tags = {"generation"}  # noqa: RUF012
 
@@ -128,7 +128,7 @@ def render(source: str, context: dict[str, Any], max_chars: int) -> str:
 
 
 def set_limits(seconds: int, memory_bytes: int) -> None:
-    """Limits of the next render, as soft ones: the parent keeps the time, and these hold when it is gone."""
+    """Set soft limits of the next rendering. The parent keeps the time; these hold if the parent is gone."""
     for kind, value in (
         (resource.RLIMIT_CPU, int(time.process_time()) + seconds + 1),
         (resource.RLIMIT_AS, memory_bytes),
@@ -165,7 +165,7 @@ def _encoded(text: str) -> bytes:
 
 
 def _line(error: Exception) -> int:
-    """The template's line that was running. jinja2 has put it in the traceback; 0 where there is none."""
+    """The line of the template that was running, from jinja2's traceback. 0 if there is none."""
     line, trace = 0, error.__traceback__
     while trace is not None:
         if trace.tb_frame.f_code.co_filename == "<template>":
@@ -175,15 +175,15 @@ def _line(error: Exception) -> int:
 
 
 def _lock_down() -> None:
-    """Leave no file, process or core dump within reach, should a template ever leave the sandbox."""
-    time.tzset()  # strftime_now needs the zone's file
+    """Deny files, processes and core dumps, in case a template escapes from the sandbox."""
+    time.tzset()  # strftime_now needs the file of the time zone
     for kind in (resource.RLIMIT_NOFILE, resource.RLIMIT_NPROC, resource.RLIMIT_FSIZE, resource.RLIMIT_CORE):
         resource.setrlimit(kind, (0, 0))
 
 
 def main() -> None:
-    """Serve requests until stdin ends, which it does when the parent ends, however that came."""
-    # The protocol keeps the pipes to itself: a stray print goes nowhere.
+    """Serve requests until stdin ends. It ends with the parent, even if the parent is killed."""
+    # The protocol alone has the pipes: a stray print is dropped.
     requests, replies = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     null = os.open(os.devnull, os.O_RDWR)
     os.dup2(null, 0)

@@ -1,4 +1,4 @@
-"""Byte-level BPE (GPT-2's, "gpt2" in GGUF) over `tokenizers`: a split rule, then merges by rank."""
+"""Byte-level BPE of GPT-2 ("gpt2" in GGUF) over `tokenizers`: a split rule, then merges by rank."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property, lru_cache
@@ -24,7 +24,7 @@ _BYTES = {character: bytes([byte]) for byte, character in enumerate(_BYTE_ALPHAB
 
 
 def piece_bytes(piece: str) -> bytes:
-    """The bytes that a piece spells; a character outside the byte alphabet stands for itself."""
+    """Bytes that a piece spells. A character outside the byte alphabet stands for itself."""
     return b"".join(_BYTES.get(character) or character.encode() for character in piece)
 
 
@@ -37,9 +37,9 @@ class BPEEncoder:
 
     def __init__(self, ids: Mapping[str, int], merges: Sequence[str], rule: Rule) -> None:
         pairs: list[tuple[str, str]] = []
-        for merge in dict.fromkeys(merges):  # of equal merges the first counts; `tokenizers` would take the last
+        for merge in dict.fromkeys(merges):  # the first of equal merges counts; `tokenizers` would take the last
             left, _, right = merge.partition(" ")
-            # `tokenizers` panics on some of these, which no caller could catch as an error.
+            # `tokenizers` panics on some of these, and a panic cannot be caught as an error.
             if left not in ids or right not in ids or left + right not in ids:
                 raise ValueError(f"{merge!r:.60} is no pair of tokens that make a token")
             pairs.append((left, right))
@@ -49,14 +49,14 @@ class BPEEncoder:
         self._drops = bool(missing)
         vocab = dict(ids) | {character: self._size + i for i, character in enumerate(missing)}
         self._ids = vocab
-        self._shared = list(vocab.values())  # the same integers in all results: they take memory once
+        self._shared = list(vocab.values())  # all results share these integers, which take memory once
         self._model = BPE(vocab, pairs, ignore_merges=rule.ignore_merges)
         self._merges = (vocab, pairs) if rule.ignore_merges else None
         self._splitter = Splitter(rule.splitter())
         self._remembered = lru_cache(_REMEMBERED_WORDS)(self._encode)
 
     def encode(self, text: str, prefix: str = "") -> Iterator[list[int]]:
-        """Ids of the text, some at a time; nothing is added."""
+        """Ids of the text, some at a time. No special token is added."""
         ids: list[int] = []
         for word in self._splitter.words(prefix + text if prefix else text):
             if len(word) <= LONG_WORD:
@@ -83,5 +83,5 @@ class BPEEncoder:
 
     @cached_property
     def _merging(self) -> BPE:
-        """The model by merges alone: a part of a long word that is a token is not taken for it."""
+        """The model without ignore_merges: a part of a long word that is a token is still merged by rank."""
         return self._model if self._merges is None else BPE(*self._merges)

@@ -16,12 +16,12 @@ from forge.tokenizer.messages import Form, Message, Probe, check_json, checked, 
 
 MAX_SOURCE_CHARS = 1 << 20  # the longest templates known have some 30,000
 MAX_MESSAGE_CHARS = 300
-_MAX_ROLES = 64  # sets of roles that are remembered; requests may make up names
+_MAX_ROLES = 64  # sets of roles that are kept, because requests may invent roles
 
 
 @dataclass(frozen=True)
 class RenderLimits:
-    """What one rendering may use: seconds of wall-clock time, bytes of address space, characters of output."""
+    """Limits of one rendering: seconds of wall-clock time, bytes of address space, characters of output."""
 
     seconds: float = 5.0
     memory_bytes: int = 512 << 20
@@ -68,11 +68,11 @@ class ChatTemplate:
         if tool_use is not None:
             self._tool_use = ChatTemplate(tool_use, name=name, special_tokens=special_tokens, limits=limits)
         self._reads_strings = set[frozenset[str]]()
-        """Roles of conversations seen once, whose contents are shown where all are strings."""
+        """Sets of roles for which the template shows contents that are strings."""
 
     @property
     def sources(self) -> str:
-        """The source, and that of the template for tools."""
+        """The source, followed by the source of the template for tools."""
         return self.source if self._tool_use is None else self.source + self._tool_use.source
 
     @classmethod
@@ -102,7 +102,7 @@ class ChatTemplate:
         tools: Sequence[Mapping[str, Any]] | None = None,
         **variables: Any,
     ) -> str:
-        """The prompt of `messages`: mappings with `role` and `content` (a string, None, or a list of text parts).
+        """The prompt of `messages`, mappings with `role` and `content` (a string, None, or a list of text parts).
 
         `add_generation_prompt` opens the answer (None: unless the final message is continued);
         `continue_final_message` ends the prompt where the content of the last message, the assistant's, ends. Messages
@@ -126,9 +126,9 @@ class ChatTemplate:
         tools: Sequence[Mapping[str, Any]] | None = None,
         **variables: Any,
     ) -> tuple[str, dict[int, int]]:
-        """As `render`, but `literals` that messages, tools and documents spell are masked: one character is another.
+        """Render with the `literals` in messages, tools and documents masked: one character of each is replaced.
 
-        Also the table for `str.translate` that takes the mask off. What the template itself writes is not masked.
+        Returns the text and the table for `str.translate` that undoes the mask. The template's own text is not masked.
         """
         return self._render(messages, add_generation_prompt, continue_final_message, tools, variables, literals)
 
@@ -177,7 +177,7 @@ class ChatTemplate:
         )
 
     def _form(self, messages: list[Message], context: Mapping[str, Any]) -> Form:
-        """The form of these messages that shows the template most of them."""
+        """The form of which the template shows most."""
         roles = frozenset(message["role"] for message in messages) if is_plain(messages) else None
         if roles in self._reads_strings:
             return Form()
@@ -191,8 +191,8 @@ class ChatTemplate:
                 if found[-1][0] == probe.best:
                     break
             elif status == b"R" and refused is None:
-                refused = form  # what the template says of the messages is more than an error of another form
-        best = max(found, key=lambda scored: scored[0])[1] if found else refused or Form()  # of equal ones the first
+                refused = form  # a refusal by the template tells more than an error with another form
+        best = max(found, key=lambda scored: scored[0])[1] if found else refused or Form()  # the first of equals
         if roles is not None and found and best == Form() and len(self._reads_strings) < _MAX_ROLES:
             self._reads_strings.add(roles)
         return best
@@ -201,7 +201,7 @@ class ChatTemplate:
         text = self._text(messages, context)
         if not continues:
             return text
-        # Marked, the message shows where it ends; what follows the mark is what follows the message.
+        # A mark at the end of the message shows which text of the template follows it.
         mark = next(unused_characters(messages, context, self.source))
         *before, content = _texts(messages[-1])
         marked = self._text([*messages[:-1], _with_texts(messages[-1], [*before, content + mark])], context)
@@ -231,7 +231,7 @@ class ChatTemplate:
         return text
 
     def _ask(self, messages: list[Message], context: Mapping[str, Any]) -> tuple[bytes, str]:
-        """Status and text of a rendering: T the prompt, R or E why there is none. Raises ChatTemplateError else."""
+        """Status and text of a rendering: T = the prompt, R or E = a reason. Raises ChatTemplateError for others."""
         limits = self.limits
         job = {
             "source": self.source,
@@ -259,7 +259,7 @@ class ChatTemplate:
 
 
 def _checked_tools(tools: Any) -> Any:
-    """Tools as a list; none at all are None, as templates ask for that."""
+    """Tools as a list. An empty list becomes None, for which templates test."""
     check_json("tools", tools)
     if tools is None:
         return None

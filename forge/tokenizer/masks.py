@@ -1,8 +1,8 @@
-"""Keeping what users wrote apart from control tokens: their texts are masked before a template sees them.
+"""Masks that keep users' texts from becoming control tokens: texts are masked before a template sees them.
 
-A masked text has another character, one that occurs nowhere else, in the place of one character of each token name
-that it spells. Lengths, blanks at the ends and everything around the names stay, so that templates trim, cut and split
-as before; the name is no token any more, and after the prompt was cut at its tokens the mask is taken off.
+In a masked text, one character of each token name is replaced by a character that occurs nowhere else. Lengths, blanks
+at the ends and the text around the names stay, so that templates trim, cut and split as before. The name is no longer a
+token. After the prompt is cut at its tokens, the mask is undone.
 """
 
 import json
@@ -34,9 +34,9 @@ class Literals:
         self._longest = min(max(map(len, self._names), default=0), _LONGEST_EDGE)
 
     def places(self, text: str, spares_thoughts: bool = False) -> set[int]:
-        """One character of each name in the text, and of what may be half a name, joined with what stands beside it.
+        """One character of each name in the text, and of each end that may be half a name together with a neighbour.
 
-        With `spares_thoughts` not of the tags around thoughts, up to the last one that ends a thought.
+        `spares_thoughts` leaves out the tags around thoughts, up to the last one that ends a thought.
         """
         found = set[int]()
         for start, group in self._groups.items():
@@ -45,7 +45,7 @@ class Literals:
                     place = -1
                     while (place := text.find(name, place + 1)) >= 0:
                         found.add(place + _pivot(name))
-        # A name may come about where two texts meet: then it holds the characters at their ends, blanks trimmed or not.
+        # A name may arise where two texts meet. It then holds the characters at their ends, blanks trimmed or not.
         for inner in {text, text.strip()} - {""}:
             offset = text.find(inner)
             if _is_edge(inner[: self._longest][::-1], self._backwards):
@@ -61,7 +61,7 @@ class Literals:
 
 
 class _Mask:
-    """Characters to stand for others, chosen as they are needed."""
+    """Replacement characters, chosen as they are needed."""
 
     def __init__(self, literals: Literals, spare: Iterator[str]) -> None:
         self._literals = literals
@@ -73,10 +73,10 @@ class _Mask:
         return {ord(mask): ord(char) for char, mask in self._masks.items()}
 
     def messages(self, messages: Iterable[Message], spares_thoughts: bool) -> list[Message]:
-        """The messages masked, but maybe not the tags around thoughts in the assistant's messages."""
+        """The messages, masked. `spares_thoughts` leaves the tags around thoughts of the assistant."""
         masked = []
         for message in messages:
-            # Roles and types are the template's words, not texts; a role that is no word could spell a name.
+            # Templates compare roles and types, so they are not masked. A role that is no word could spell a name.
             if not _ROLE.fullmatch(message["role"]):
                 what = f"messages: the role {message['role']!r:.60} is no word"
                 raise ParameterError(what, parameter="messages", hint="use user or assistant")
@@ -119,10 +119,10 @@ def mask(
     render: _Render,
     spare: Iterator[str],
 ) -> tuple[str, dict[int, int]]:
-    """`text`, the prompt of these messages and `others`, with `literals` that they spell masked, and the way back.
+    """`text`, the prompt of messages and `others`, with their `literals` masked, and the table that undoes the mask.
 
-    Where a template takes thoughts out of the assistant's messages, the tags around them are left for it. What it does
-    on seeing another name in a text it does not do: there it is no token.
+    If a template removes thoughts from the assistant's messages, the tags around them are not masked. Any other special
+    treatment of a name in a text does not happen, because the name is no token there.
     """
     first = None
     takes_thoughts = (doubled := _with_doubled_ends(messages)) != messages and _is_same(render, doubled, others, text)
@@ -144,7 +144,7 @@ def mask(
 
 
 def _with_doubled_ends(messages: list[Message]) -> list[Message]:
-    """With a second tag behind the last that ends a thought: a template that splits there writes what it wrote."""
+    """Messages with the last tag that ends a thought doubled. A template that splits there renders them as before."""
 
     def doubled(value: Any) -> Any:
         if isinstance(value, list):
@@ -168,7 +168,7 @@ def _is_same(render: _Render, messages: list[Message], others: dict[str, Any], t
 
 
 def unused_characters(*values: Any) -> Iterator[str]:
-    """Private-use characters that occur nowhere in these JSON values. Raises ParameterError where there are no more."""
+    """Private-use characters that occur nowhere in these JSON values. Raises ParameterError if there are no more."""
     used = set(json.dumps(values, ensure_ascii=False))
     for start, end in _PRIVATE:
         yield from (char for char in map(chr, range(start, end)) if char not in used)
@@ -177,12 +177,12 @@ def unused_characters(*values: Any) -> Iterator[str]:
 
 
 def _pivot(name: str) -> int:
-    """The character to mask: one that no template changes, so no letter if there is another."""
+    """Index of the character to mask. It is no letter if possible, because templates may change letters."""
     return next((i for i, c in enumerate(name) if not c.isalnum() and not c.isspace()), len(name) - len(name.lstrip()))
 
 
 def _is_edge(text: str, names: list[str]) -> bool:
-    """Whether an end of the text is the beginning of a name, and not all of it."""
+    """Whether the text ends with a proper beginning of a name."""
     for start in range(len(text)):
         end = text[start:]
         place = bisect_left(names, end)

@@ -1,7 +1,7 @@
-"""Messages as OpenAI clients send them: checked, and in the forms that templates expect.
+"""Messages of OpenAI's API: checked, and in the forms that templates expect.
 
-Templates differ in three things: whether a content is a string or a list of parts, whether a content of None stays
-that, is left out or is an empty string, and whether the arguments of a tool call are a mapping or JSON text.
+Templates differ in three things: whether a content is a string or a list of parts; whether a content of None stays
+None, is left out or is an empty string; and whether the arguments of a tool call are a mapping or JSON text.
 """
 
 import json
@@ -23,9 +23,9 @@ class Form:
 
     parts: bool | None = None
     absent: str = "none"
-    """What a content of None becomes: "none", "missing" or "empty"."""
+    """Treatment of a content of None: "none", "missing" or "empty"."""
     text_arguments: bool = False
-    """Arguments of tool calls are JSON text, not a mapping."""
+    """Whether arguments of tool calls are JSON text, not a mapping."""
 
     def apply(self, messages: Sequence[Message]) -> list[Message]:
         return [self._message(message) for message in messages]
@@ -56,7 +56,7 @@ class Form:
 
 
 def forms(messages: Sequence[Message]) -> Iterator[Form]:
-    """The forms in which these messages differ, the usual one first. Strings as lists of parts come last."""
+    """The forms that differ for these messages, the usual one first, strings as lists of parts last."""
     contents = [message["content"] for message in messages]
     parts = (None, False, True) if any(isinstance(content, list) for content in contents) else (None, True)
     absent = ("none", "missing", "empty") if None in contents else ("none",)
@@ -70,7 +70,7 @@ def is_plain(messages: Sequence[Message]) -> bool:
 
 
 class Probe:
-    """The same conversation with words for texts that occur nowhere else, to see what a template makes of a form."""
+    """A conversation with unique words as texts, which shows how much of a form a template renders."""
 
     def __init__(self, messages: Sequence[Message]) -> None:
         self._words: list[str] = []
@@ -78,7 +78,7 @@ class Probe:
         self.messages = [self._message(message) for message in messages]
 
     def score(self, text: str) -> tuple[int, int]:
-        """How many of the texts a rendering shows as they are; then, less is better, how often it says None."""
+        """Number of texts that a rendering shows unchanged; then minus the number of times that it says None."""
         shown = sum(_is_shown(word, text) for word in self._words)
         if self._has_calls:
             shown += _NAME in text and _VALUE in text and f"'{_NAME}': '{_VALUE}'" not in text
@@ -105,7 +105,7 @@ class Probe:
 
 
 def checked(messages: Sequence[Mapping[str, Any]]) -> list[Message]:
-    """Messages as plain JSON, each with a content, which may be None. Raises ParameterError, naming the message."""
+    """Messages as plain JSON, each with a content, which may be None. Raises ParameterError with the index."""
     if isinstance(messages, str | bytes | Mapping) or not isinstance(messages, Sequence):
         example = '[{"role": "user", "content": "Hi"}]'
         raise _refusal(f"messages: must be a list such as {example}, not {type(messages).__name__}")
@@ -144,7 +144,7 @@ def _checked_message(where: str, message: Mapping[str, Any]) -> Message:
         raise _refusal(f"{where}: content must be a string, None or a list, not {type(content).__name__}")
     if isinstance(calls, str | bytes | Mapping) or not isinstance(calls, Sequence | None):
         raise _refusal(f"{where}: tool_calls must be a list, not {type(calls).__name__}")
-    # Clients send the fields that they do not use as null, and templates often ask only whether a field is there.
+    # Clients send unused fields as null, and templates often test only whether a field exists.
     plain = {key: value for key, value in message.items() if value is not None and key != "tool_calls"}
     plain["content"] = content
     if calls:
@@ -173,7 +173,7 @@ def _checked_call(where: str, call: Any) -> dict[str, Any]:
 
 
 def _with_function(call: Mapping[str, Any], change: Any) -> dict[str, Any]:
-    """The call with its function changed; some clients leave the function's fields in the call itself."""
+    """The call with its function changed. Some clients put the function's fields into the call itself."""
     return {**call, "function": change(call["function"])} if "function" in call else change(call)
 
 
@@ -185,7 +185,7 @@ def _probe_function(function: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _is_shown(word: str, text: str) -> bool:
-    """Whether the text holds the word other than as what Python or JSON prints of a part."""
+    """Whether the text holds the word outside a printed part, as Python or JSON prints it."""
     return text.count(word) > len(re.findall(rf"""["']text["']: ?["']{word}""", text))
 
 

@@ -1,4 +1,4 @@
-"""Cutting a text at the tokens that are matched literally, before anything else looks at it."""
+"""Cut a text at the tokens that are matched literally, before the tokenizer proper sees it."""
 
 import re
 from collections import defaultdict
@@ -15,9 +15,9 @@ class Partition:
     """Literal tokens, and how they divide a text.
 
     `literals` maps a token's text to its id. Tokens in `strip_left` or `strip_right` swallow the ASCII blanks beside
-    them. Longer tokens (in UTF-8 bytes) go first: each takes all its occurrences, from left to right, out of the text
-    that the ones before it left. That is llama.cpp's rule, and differs from "longest match at each place" where
-    tokens overlap.
+    them. Longer tokens (in UTF-8 bytes) go first. Each takes all its occurrences, from left to right, out of the text
+    that earlier tokens left. This is llama.cpp's rule. It differs from the longest match at each place if tokens
+    overlap.
     """
 
     def __init__(
@@ -26,17 +26,17 @@ class Partition:
         self._literals = literals
         self._strip_left = frozenset(strip_left)
         self._strip_right = frozenset(strip_right)
-        # A vocabulary may have thousands of literals (gemma: 6,242 <unused...>), most in no text: tokens are looked for
-        # only if the text holds what their group begins with.
+        # A vocabulary may have thousands of literals (gemma: 6,242 <unused...>), most of them in no text. A token is
+        # searched only if the text holds the beginning of its group.
         groups = defaultdict[str, list[str]](list)
         for token in literals:
             groups[token[:4]].append(token)
         self._groups = dict(groups)
 
     def __call__(self, text: str) -> Iterator[str | int]:
-        """Fragments in order: text still to be encoded (never empty), or the id of a literal.
+        """Fragments in order: a text to encode (never empty), or the id of a literal.
 
-        Beside the fragment that is being made it takes one byte of memory a character, and none without literals.
+        It takes one byte of memory per character beside the current fragment, and none without literals.
         """
         found = [token for start, group in self._groups.items() if start in text for token in _present(group, text)]
         if not found:
@@ -52,7 +52,7 @@ class Partition:
                 yield fragment if kinds[start] == _FREE else self._literals[fragment]
 
     def _take(self, text: str, kinds: bytearray, token: str) -> None:
-        """Mark the occurrences of a token in what is free."""
+        """Mark the occurrences of a token in text that is not taken yet."""
         size = len(token)
         mark = bytes([_START]) + bytes([_INSIDE]) * (size - 1)
         place = kinds.find(_FREE)
@@ -75,7 +75,7 @@ class Partition:
 
 
 def _present(tokens: list[str], text: str) -> Iterable[str]:
-    """Those of the tokens, which begin alike, that the text holds."""
+    """The tokens that the text holds, of a group that begins alike."""
     if len(tokens) <= _FEW:
         return [token for token in tokens if token in text]
     head, known = tokens[0][:4], frozenset(tokens)

@@ -1,4 +1,4 @@
-"""Long texts a piece at a time: where a text can be cut so that its parts are encoded as the whole would be."""
+"""Long texts in parts: places at which a text can be cut without changing its encoding."""
 
 import re
 from array import array
@@ -26,10 +26,10 @@ _LINE_ENDS = frozenset("\r\n")
 
 
 class Splitter:
-    """A split rule applied to texts of any length, in memory that does not grow with it.
+    """A split rule for texts of any length, in memory that does not grow with the text.
 
-    A part of a text that holds no place to cut at is split a window at a time, without the middles of long runs of like
-    letters, which are put back into the words.
+    A part without a place to cut is split a window at a time. The middles of long runs of similar characters are left
+    out and put back into the words.
     """
 
     def __init__(self, rule: pre_tokenizers.PreTokenizer) -> None:
@@ -41,7 +41,7 @@ class Splitter:
         return re.compile(rf"(?<=[^\W_])(?=[{re.escape(''.join(marks))}])" if marks else "(?!)")
 
     def words(self, text: str) -> Iterator[str]:
-        """The words, their bytes spelled as characters."""
+        """Words of a text, with their bytes spelled as characters."""
         for chunk in chunks(text, lambda: self._border):
             if len(chunk) > 2 * CHUNK_CHARS:
                 yield from self._long_chunk(chunk)
@@ -70,12 +70,12 @@ class Splitter:
                 yield self._spelled(text[begin : end + missing])
 
     def _runs(self, text: str) -> Iterator[tuple[int, int]]:
-        """Where long runs begin and end whose characters the rule treats alike: their middles make no border."""
+        """Begin and end of long runs of characters that the rule treats alike. The middle of a run has no border."""
         for run in _LONG_RUN.finditer(text):
             first, *others = characters = sorted(set(run[0]))
             sample = first + "".join(first + other for other in others)
             sample *= 1 + 3001 // len(sample)
-            # Rules look for line ends within blanks: for the last one, and for those right behind marks.
+            # Rules look for line ends within blanks: for the last one, and for line ends right behind marks.
             if line_ends := _LINE_ENDS.intersection(characters):
                 is_mixed = len(line_ends) < len(characters)
                 if is_mixed and (line_ends.issuperset(run[0][:_KEPT]) or line_ends.isdisjoint(run[0][-_KEPT:])):
@@ -85,10 +85,10 @@ class Splitter:
                 yield run.span()
 
     def _windows(self, text: str) -> Iterator[_Word]:
-        """The words of a text and where they stand.
+        """Words of a text and their places.
 
-        Windows overlap, and a word holds if both of its windows have it and what follows, up to where it is no more the
-        window's end that decides: in blanks, as a rule may look ahead over those. Otherwise the window is doubled.
+        Windows overlap. A word is right if both windows have it and the words behind it, up to blanks that the end of
+        the window cannot influence: a rule may look ahead over blanks. Otherwise the window is doubled.
         """
         start, size = 0, WINDOW_CHARS
         words = self._window(text, start, size)
@@ -96,7 +96,7 @@ class Splitter:
             half, most = start + size // 2, start + len(text[start : start + size * 3 // 4].rstrip())
             kept = bisect_right(words, min(half, most), key=lambda word: word[2])
             at = words[kept - 1][2] if kept else start
-            # Some rules count digits from a number's end: windows end so that these would count otherwise.
+            # Some rules count digits from the end of a number, so windows must end where this count would differ.
             following = WINDOW_CHARS + (start + size + 1 - at - WINDOW_CHARS) % 3
             after = self._window(text, at, following)
             most = min(most, at + following * 3 // 4)
@@ -135,7 +135,7 @@ def chunks(text: str, border: Callable[[], re.Pattern[str]]) -> Iterator[str]:
 
 
 def merge_long(word: str, merge: Callable[[str], list[str]]) -> Iterator[str]:
-    """The pieces of a long word, merged a window at a time: those that `merge` would find in all of it.
+    """Pieces of a long word, merged a window at a time. They equal the pieces of `merge` on the whole word.
 
     `merge` joins the neighbours that go first, whatever the rank, leftmost first of equals, until none can be joined.
     Pieces are the word's if and only if `merge` leaves each two neighbours apart: as long as no border is crossed, what

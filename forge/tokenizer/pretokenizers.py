@@ -1,8 +1,8 @@
 """The split rule of each `tokenizer.ggml.pre`: how byte-level BPE cuts text into words before it merges bytes.
 
-A rule is a list of stages. Each cuts every piece that the stage before left: what its pattern matches becomes a piece,
-and so does what lies between two matches. A lookahead sees the end of a piece as the end of the text. Names, patterns
-and flags follow llama.cpp, the authority for token ids, even where it departs from the `tokenizer.json` of a model.
+A rule is a list of stages. A stage cuts every piece of the stage before it: each match of its pattern becomes a piece,
+and so does the text between two matches. A lookahead sees the end of a piece as the end of the text. Names, patterns
+and flags follow llama.cpp, the authority for token ids, even if the `tokenizer.json` of a model differs.
 """
 
 from dataclasses import dataclass, replace
@@ -23,7 +23,7 @@ _MARKS = r" ?[^\s\p{L}\p{N}]+[\r\n]*"
 _PATH_MARKS = r" ?[^\s\p{L}\p{N}]+[\r\n/]*"
 _LINES = r"\s*[\r\n]+"
 _BLANKS = r"\s+(?!\S)|\s+"
-# Capitals, then small letters; letters beyond ASCII count as both.
+# Capital letters, then small letters. Letters beyond ASCII count as both.
 _CAMEL = r"[^\r\n\p{L}\p{N}]?[\p{L}&&[^a-z]]*[\p{L}&&[^A-Z]]+"
 _CAPITALS = r"[^\r\n\p{L}\p{N}]?[\p{L}&&[^a-z]]+[\p{L}&&[^A-Z]]*"
 _MARKED_WORD = r"[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+"
@@ -40,8 +40,8 @@ _CJK = "[一-龥぀-ゟ゠-ヿ]+"
 _ASIAN = r"[一-龥ࠀ-一가-퟿&&\S]+"
 _HAN = r"\x{4E00}-\x{9FFF}\x{3400}-\x{4DBF}\x{20000}-\x{2A6DF}\x{2A700}-\x{2EBEF}\x{F900}-\x{FAFF}\x{2F800}-\x{2FA1F}"
 
-# Digits in threes from the right; what precedes a number stays with its first group. The three stages do in linear time
-# what one lookahead to the end of the number would do in quadratic time.
+# Digits in threes from the right. The text before a number stays with its first group. One lookahead to the end of the
+# number would do the same in quadratic time; the three stages take linear time.
 _DIGITS_FROM_RIGHT = (r"[^\p{N}]+\p{N}*|\p{N}+", r"(?<=\p{N})(?:\p{N}{3})+\z", r"(?<![^\p{N}])\p{N}{3}")
 
 _DEEPSEEK_LLM_LETTERS = (
@@ -62,17 +62,17 @@ _DEEPSEEK_LLM_LETTERS = (
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """How a family of byte-level vocabularies splits text, and its defaults where a file says nothing."""
+    """The split rule of a family of byte-level vocabularies, and its defaults for keys that a file lacks."""
 
     stages: tuple[str, ...]
     ignore_merges: bool = False
-    """A word that is a token is taken whole, even if no merges lead to it."""
+    """Whether a word that is a token is taken whole, even if no merges lead to it."""
     add_bos: bool = False
     joins_next: bool = False
-    """The second-last stage leaves what follows a match attached to it."""
+    """Whether the second-last stage leaves the text behind a match attached to it."""
 
     def splitter(self) -> pre_tokenizers.PreTokenizer:
-        """The rule as a pre-tokenizer, which ends by spelling bytes as characters."""
+        """The rule as a pre-tokenizer, whose last stage spells bytes as characters."""
         behaviors = ["isolated"] * len(self.stages)
         if self.joins_next:
             behaviors[-2] = "merged_with_next"

@@ -1,8 +1,8 @@
-"""SentencePiece's BPE ("SPM" in llama.cpp): characters merged greedily by score, unknown ones spelled in bytes.
+"""SentencePiece's BPE ("SPM" in llama.cpp): characters are merged greedily by score, unknown ones become bytes.
 
 `tokenizers` wants this as a list of merges, which for gemma's 262,144 pieces takes 1.2 s to derive and build (0.8 s to
-load from a cache) and cannot say which of two pieces with equal scores goes first. Merging by score needs no list: the
-whole tokenizer is ready in 0.2 s, and one word merged is remembered.
+load from a cache), and a list has no order for pieces of equal scores. Merging by score needs no list: the whole
+tokenizer is ready in 0.2 s, and merged words are cached.
 """
 
 import re
@@ -30,11 +30,11 @@ class SPMEncoder:
 
     def __init__(self, ids: Mapping[str, int], scores: NDArray[Any], unknown_id: int | None) -> None:
         self._ids = ids
-        # The order of the scores is all that matters: 0 is the highest, equal scores are equal.
+        # Only the order of the scores matters: rank 0 is the highest score, equal scores have equal ranks.
         self._rank: list[int] = np.unique(-scores.astype(np.float64), return_inverse=True)[1].tolist()
         self._unknown = [] if unknown_id is None else [unknown_id]
         self._bytes = [ids.get(f"<0x{i:02X}>", ids.get(chr(i)) if i < 128 else None) for i in range(256)]
-        # Where no piece holds a character followed by a space, no merge crosses that border: the words on both sides
+        # If no piece holds a character followed by a space, no merge crosses this border: the words on both sides
         # are independent. Nearly all vocabularies have pieces with a space at the start only (gemma: and one ">▁</").
         between = "\ud800"  # no piece holds a surrogate
         inner = {match[1] for match in re.finditer(f"([^{SPACE}]){SPACE}", between.join(ids))} - {between}
@@ -65,13 +65,13 @@ class SPMEncoder:
         return self._spell(piece) if found is None else (found,)
 
     def _merge(self, word: str) -> list[str]:
-        """Join the neighbours that make the piece of highest score, leftmost first, until none make a piece."""
+        """Join the neighbours that form the piece of the highest score, leftmost first, until no two form a piece."""
         ids, rank, size = self._ids, self._rank, len(word)
         symbols = list(word)
         before = list(range(-1, size - 1))
         after = list(range(1, size + 1))
-        # pair[i]: rank of the piece that symbol i and the one after it make, -1 if none. Queue entries hold rank and
-        # place in one integer; they are out of date where pair[i] has changed.
+        # pair[i]: rank of the piece that symbol i and its successor form, -1 if none. Queue entries hold rank and
+        # place in one integer. They are out of date if pair[i] has changed.
         pair = [-1] * size
         queue: list[int] = []
         for i in range(size - 1):

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 
 class StopStrings:
-    """Lets text through up to the first stop string, holding back an end that may be the beginning of one.
+    """Pass text up to the first stop string. An end that may be the beginning of a stop string is held back.
 
-    The first is the one that is complete first, and of those that end at the same character the longest. So the result
-    does not depend on how the text is cut into pieces, and nothing is generated beyond a complete stop string.
+    The first stop string is the one that is complete first; the longest of several that end at the same character. So
+    the result does not depend on how the text is cut into pieces, and generation ends at a complete stop string.
     """
 
     def __init__(self, stops: Sequence[str]) -> None:
@@ -17,7 +17,7 @@ class StopStrings:
         self._held = ""
 
     def push(self, text: str) -> tuple[str, bool]:
-        """The text that is safe to show, and whether a stop string was met; then nothing may follow."""
+        """The text that is safe to show, and whether a stop string is complete. No push may follow one."""
         if not self._stops:
             return text, False
         text = self._held + text
@@ -34,6 +34,6 @@ class StopStrings:
         return text, False
 
     def flush(self) -> str:
-        """What is held back, where nothing follows any more."""
+        """The text that was held back, at the end of all text."""
         held, self._held = self._held, ""
         return held

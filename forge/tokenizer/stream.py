@@ -1,15 +1,15 @@
-"""Turning ids into text as they come."""
+"""Decode ids one at a time."""
 
 import codecs
 from collections.abc import Callable
 
 
 class StreamDecoder:
-    """Text of a sequence of ids, given one at a time; what was returned is never taken back.
+    """Text of ids that are given one at a time. Returned text is final. `Tokenizer.streamer` makes one.
 
-    Bytes of a character that is not complete yet are held. The strings that `push` returns, followed by that of
-    `flush`, are exactly `Tokenizer.decode` of the same ids. Made by `Tokenizer.streamer`: `opening_id` is not shown
-    where it comes first (an added BOS), and `strips_space` takes one space off what follows (an added prefix).
+    Bytes of an incomplete character are held back. The strings of all `push` calls and of `flush`, joined, are exactly
+    `Tokenizer.decode` of the same ids. A first id that equals `opening_id` (an added BOS) is not shown. `strips_space`
+    removes one leading space (an added prefix).
     """
 
     def __init__(self, token_bytes: Callable[[int], bytes], opening_id: int | None, strips_space: bool) -> None:
@@ -20,7 +20,7 @@ class StreamDecoder:
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
 
     def push(self, id: int) -> str:
-        """The text that this id completes, maybe empty. Raises TokenizerError for an id outside the vocabulary."""
+        """The text that this id completes, perhaps empty. Raises TokenizerError for an id outside the vocabulary."""
         data = self._token_bytes(id)
         if self._opening:
             if id == self._opening_id:
@@ -32,5 +32,5 @@ class StreamDecoder:
         return self._utf8.decode(data)
 
     def flush(self) -> str:
-        """What is held at the end: U+FFFD for an incomplete character, or nothing."""
+        """The text held back at the end: U+FFFD for an incomplete character, else empty."""
         return self._utf8.decode(b"", True)

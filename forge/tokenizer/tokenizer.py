@@ -24,7 +24,7 @@ _HTML = (
 )
 _HTML += "|html|body|span|div|iframe|footer"
 _MARKER = re.compile(rf"(?!</?(?:{_HTML})>)(?:<.+>|\[.+\])", re.DOTALL)
-"""User-defined tokens that mark something, such as <tool_call>; gemma's HTML is text."""
+"""Matches user-defined tokens that are markers, such as <tool_call>. gemma's HTML tags are text."""
 
 
 class _Encoder(Protocol):
@@ -34,9 +34,15 @@ class _Encoder(Protocol):
 class Tokenizer:
     """Text to token ids and back. Safe to use from several threads.
 
-    `vocab_size` V; `bos_id`, `eos_id` (None if the model has none); `eog_ids`, the ids that end a text; `add_bos`,
-    `add_eos`: whether `encode` adds these; `chat_template`: the model's Jinja source, or None; `chat_templates`: all of
-    its templates by name, that one as "default".
+    Attributes:
+        vocab_size: V, the number of tokens.
+        bos_id: Id of the BOS token. None if the model has none.
+        eos_id: Id of the EOS token. None if the model has none.
+        eog_ids: Ids that end a text.
+        add_bos: Whether `encode` adds the BOS token.
+        add_eos: Whether `encode` adds the EOS token.
+        chat_template: The model's chat template, Jinja source. None if it has none.
+        chat_templates: All chat templates by name. `chat_template` is the one named "default".
     """
 
     def __init__(
@@ -128,7 +134,7 @@ class Tokenizer:
 
     @cached_property
     def longest_token(self) -> int:
-        """Most characters that one token stands for."""
+        """Characters of the longest token."""
         return max(len(piece) for piece in self._vocabulary.pieces)
 
     @keywords()
@@ -169,11 +175,11 @@ class Tokenizer:
         return [bos, *ids] if bos is not None and ids[:1] != [bos] else ids
 
     def begins_with_bos(self, text: str) -> bool:
-        """Whether a text begins with the BOS that the model wants, so that `encode_prompt` adds none."""
+        """Whether a text begins with the model's BOS, so that `encode_prompt` adds none."""
         return self.add_bos and next(self._all_literals(text), None) == self.bos_id
 
     def markers(self, template: str) -> Literals:
-        """Names of tokens that what users write must not become, where chats are encoded with `parse_special=False`.
+        """Names of tokens that a user's text must not become in chats with `parse_special=False`.
 
         Control tokens, and user-defined ones in brackets, such as <tool_call>, or that the template's source holds.
         Runs of blanks and HTML, as gemma has them, stay tokens.
@@ -185,7 +191,7 @@ class Tokenizer:
             user_defined = (pieces[i] for i in np.flatnonzero(types == TokenType.USER_DEFINED))
             names += [name for name in user_defined if _MARKER.fullmatch(name) or name in template]
             found = Literals(names)
-            self._markers = {template: found}  # of the last one alone; another thread may ask for another
+            self._markers = {template: found}  # kept for the last template alone
         return found
 
     def _encode(self, text: str, literals: Partition, unmask: Mapping[int, int]) -> list[int]:
@@ -211,7 +217,7 @@ class Tokenizer:
                     ids += part
                 continue
             found = self._encode_text(prefix + fragment.translate(unmask))
-            if not self._special_ids.isdisjoint(found):  # merging made one of its characters
+            if not self._special_ids.isdisjoint(found):  # merging formed a new token of its characters
                 pieces = re.split(f"([{re.escape(''.join(map(chr, unmask)))}])", prefix + fragment)
                 found = [i for piece in pieces if piece for i in self._encode_text(piece.translate(unmask))]
             ids += found
@@ -228,8 +234,8 @@ class Tokenizer:
     def decode(self, ids: Iterable[int]) -> str:
         """Text of token ids. Control tokens are shown as their names, and bytes that are no UTF-8 as U+FFFD.
 
-        It undoes `encode`, so what that adds is not shown: a BOS that comes first, if the model adds one, and then one
-        leading space, if the model adds that.
+        It undoes `encode`. So a leading BOS is not shown if the model adds one, and one leading space is removed if the
+        model adds one.
 
         Args:
             ids: Token ids.
@@ -243,17 +249,17 @@ class Tokenizer:
     def streamer(self, *, continues: bool = False) -> StreamDecoder:
         """A decoder for ids that come one at a time.
 
-        With `continues` they go on with a text: a leading space is theirs, and is kept.
+        `continues` = the ids continue a text, so a leading space is kept.
         """
         if continues:
             return StreamDecoder(self.token_bytes, None, False)
         return StreamDecoder(self.token_bytes, self.bos_id if self.add_bos else None, self._space_prefix)
 
     def token_bytes(self, id: int) -> bytes:
-        """What a token adds to a text, as UTF-8 that may be incomplete.
+        """Bytes that a token adds to a text, as UTF-8 that may be incomplete.
 
-        The name of a control token, as in `decode`; empty for unused tokens. Raises TokenizerError for an id outside
-        the vocabulary.
+        A control token gives its name, as in `decode`; an unused token gives nothing. Raises TokenizerError for an id
+        outside the vocabulary.
         """
         piece, kind = self._token(id)
         if kind in SPECIAL or kind == TokenType.USER_DEFINED:
@@ -279,7 +285,7 @@ class Tokenizer:
 
 
 def _chat_templates(fields: Fields) -> dict[str, str]:
-    """The default, `tokenizer.chat_template`, and those beside it, whose keys end in their names. No blank ones."""
+    """Templates by name: `tokenizer.chat_template` is "default", other keys end in the name. No blank ones."""
     templates = fields.texts("tokenizer.chat_template.")
     if default := fields.text("tokenizer.chat_template"):
         templates["default"] = default
@@ -300,9 +306,9 @@ def _rule(pre: str, source: str) -> Rule:
 
 
 def _literals(vocabulary: Vocabulary, pre: str, model_name: str) -> tuple[Partition, Partition]:
-    """The tokens matched in text as they are written: without and with control tokens.
+    """The tokens that are matched literally in text, without and with control tokens.
 
-    Which of them swallow blanks is not in the file; as llama.cpp does, it is told from names.
+    The file does not say which of them swallow blanks. As in llama.cpp, their names decide.
     """
     types = vocabulary.types
     pieces = vocabulary.pieces

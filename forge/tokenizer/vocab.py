@@ -1,7 +1,7 @@
 """The vocabulary of a GGUF file, validated: pieces, their types, the ids with a role, and which ids end a text.
 
-Keys and type numbers: docs/gguf.md of ggml. The file is hostile: whatever it holds, the result is a `Vocabulary` or one
-`FormatError`.
+Keys and type numbers: docs/gguf.md of ggml. The file is hostile: the result is a `Vocabulary` or one `FormatError`
+whatever the file holds.
 """
 
 import re
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from forge.errors import FormatError
 
 _PREFIX = "tokenizer.ggml."
-_MAX_TOKENS = 1 << 20  # no vocabulary comes near, and a file of empty tokens would cost memory
+_MAX_TOKENS = 1 << 20  # far more than any vocabulary; a file of empty tokens would cost memory
 
 
 class TokenType(IntEnum):
@@ -33,20 +33,20 @@ class TokenType(IntEnum):
 
 
 SPECIAL = (TokenType.UNKNOWN, TokenType.CONTROL)
-"""Types that plain text never becomes; they are matched only where special text is parsed."""
+"""Types that plain text never becomes. They are matched only if special text is parsed."""
 
-# Names of tokens with a role, for files that do not give it by id. The lists are llama.cpp's.
+# Names of tokens with a role, for files without the key of the role. The lists are llama.cpp's.
 _END_NAMES = (
     *("<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<|flush|>", "<|calls|>", "<end_of_turn>"),
     *("<|endoftext|>", "</s>", "<|eom_id|>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]", "<|end_of_text|>"),
     *("<end_of_utterance>", "<eos>", "<turn|>", "<|tool_response>", "<｜end▁of▁sentence｜>", "[e~["),
 )
 _HTML_NAMES = ("</s>",)
-"""User-defined, these are HTML (gemma's strikethrough) and end nothing."""
+"""As user-defined tokens these are HTML (gemma's strikethrough), and end no text."""
 _INFILL_PREFIXES = ("<|fim_prefix|>", "<fim-prefix>", "<fim_prefix>", "<｜fim▁begin｜>", "<PRE>", "▁<PRE>")
 _INFILL_SUFFIXES = ("<|fim_suffix|>", "<fim-suffix>", "<fim_suffix>", "<｜fim▁hole｜>", "<SUF>", "▁<SUF>")
 _INFILL_MIDDLES = ("<|fim_middle|>", "<fim-middle>", "<fim_middle>", "<｜fim▁end｜>", "<MID>", "▁<MID>")
-_INFILL_ROLES = (  # keys that give the id, else names of which the first counts; whether the token ends a text
+_INFILL_ROLES = (  # keys of the id; names, of which the first in the vocabulary counts; whether the token ends a text
     (("fim_pre_token_id", "prefix_token_id"), (*_INFILL_PREFIXES, "<|code_prefix|>", "<|prefix|>"), False),
     (("fim_suf_token_id", "suffix_token_id"), (*_INFILL_SUFFIXES, "<|code_suffix|>", "<|suffix|>"), False),
     (("fim_mid_token_id", "middle_token_id"), (*_INFILL_MIDDLES, "<|code_middle|>", "<|middle|>"), False),
@@ -55,7 +55,7 @@ _INFILL_ROLES = (  # keys that give the id, else names of which the first counts
     (("fim_sep_token_id",), ("<|file_sep|>",), True),
 )
 _ALWAYS_TEXT = ("<|channel|>", "<|message|>", "<|start|>", "<|constrain|>")
-# Where a vocabulary has both of a pair, its <|end|> ends a message and not the text.
+# If a vocabulary has both of a pair, its <|end|> ends a message and not the text.
 _MESSAGE_PAIRS = (
     *({"<|return|>", "<|call|>"}, {"<|return|>", "<|calls|>"}),
     *({"<|flush|>", "<|call|>"}, {"<|flush|>", "<|calls|>"}),
@@ -65,7 +65,7 @@ _BYTE_PIECE = re.compile("<0x[0-9A-Fa-f]{2}>")
 
 @dataclass(frozen=True, slots=True)
 class Vocabulary:
-    """Pieces by id, their types, and the roles of some."""
+    """Pieces by id, their types, and the tokens with a role."""
 
     pieces: list[str]
     ids: dict[str, int]
@@ -75,7 +75,7 @@ class Vocabulary:
 
 
 class Fields:
-    """Typed access to the `tokenizer.*` keys of one file; every refusal is a FormatError that names file and key."""
+    """Typed access to the `tokenizer.*` keys of one file. Every error is a FormatError that names file and key."""
 
     def __init__(self, metadata: Mapping[str, Any], source: str) -> None:
         self._metadata = metadata
@@ -92,7 +92,7 @@ class Fields:
         return value
 
     def texts(self, prefix: str) -> dict[str, str]:
-        """The strings whose keys begin with a prefix, by the rest of the key."""
+        """Strings whose keys begin with a prefix, by the rest of the key."""
         return {key[len(prefix) :]: self.text(key) or "" for key in self._metadata if key.startswith(prefix)}
 
     def flag(self, name: str, default: bool) -> bool:
@@ -107,7 +107,7 @@ class Fields:
         return self._metadata.get(_PREFIX + name) is not None
 
     def token_id(self, name: str, vocab_size: int) -> int | None:
-        """The id under a key; None where it is missing or, with a warning, where the vocabulary lacks it."""
+        """The id under a key. None if the key is missing or, with a warning, if the vocabulary lacks the id."""
         value = self._metadata.get(_PREFIX + name)
         if value is None:
             return None
@@ -135,7 +135,7 @@ class Fields:
         return values
 
     def numbers(self, name: str, kinds: str, size: int) -> NDArray[Any] | None:
-        """A one-dimensional array of `size` numbers of the NumPy kinds given, or None where the key is missing."""
+        """A one-dimensional array of `size` numbers of the given NumPy kinds, or None if the key is missing."""
         if _PREFIX + name not in self._metadata:
             return None
         try:
@@ -149,7 +149,7 @@ class Fields:
         return values
 
     def count(self, name: str) -> int:
-        """Entries of an array."""
+        """Number of entries of an array."""
         return len(self._array(name))
 
     def _array(self, name: str) -> Collection[Any]:
@@ -201,7 +201,7 @@ def read_vocabulary(fields: Fields) -> Vocabulary:
 
 
 def _mark_controls(fields: Fields, ids: Mapping[str, int], types: NDArray[np.uint8]) -> set[int]:
-    """Make control tokens of those with a control token's name, in place, and return the ids that end a text."""
+    """Change tokens with a control token's name to control tokens, in place. Returns the ids that end a text."""
     ends = set[int]()
 
     def mark(i: int, is_end: bool) -> None:
@@ -211,7 +211,7 @@ def _mark_controls(fields: Fields, ids: Mapping[str, int], types: NDArray[np.uin
 
     for name in _END_NAMES:
         if name in ids:
-            # Converters of 2024 and before stored the ends of turns as user-defined.
+            # Converters up to 2024 stored ends of turns as user-defined tokens.
             mark(ids[name], name not in _HTML_NAMES or types[ids[name]] != TokenType.USER_DEFINED)
     for keys, names, is_end in _INFILL_ROLES:
         given = _first(fields.token_id(key, len(ids)) for key in keys)

@@ -13,7 +13,7 @@ import numpy as np
 from forge.backend import sources
 from forge.errors import UnsupportedError
 from forge.tuning import Choices
-from forge.tuning.kernel import Values
+from forge.tuning.spec import Values
 
 
 class _HasGPU(Protocol):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -13,10 +14,7 @@ from forge.cli.about import about
 from forge.errors import DeviceError, ParameterError
 
 if TYPE_CHECKING:
-    from forge.backend.gpu import GPU
-    from forge.tuning.store import Measured, Stored
-
-Shapes = list[tuple[str, dict[str, int | str]]]
+    from forge.tuning.store import Measured
 
 
 def command(
@@ -42,10 +40,13 @@ def command(
     another order. What is measured is kept at once, so that Ctrl-C loses nothing.
     """
     from forge.tuning import store
+    from forge.tuning.table import KERNELS
 
     if show and reset:
         raise ParameterError("--show and --reset exclude each other: give one of them", parameter="show")
     gpu = _gpu(device)
+    if unknown := next((name for name in kernel or () if name not in KERNELS), None):
+        raise ParameterError(f"kernel must be one of {', '.join(KERNELS)}, not {unknown!r:.60}", parameter="kernel")
     if reset:
         removed = store.remove(gpu.arch)
         if as_json:
@@ -55,10 +56,10 @@ def command(
     elif show:
         _show(gpu, as_json)
     else:
-        _tune(gpu, model, device, _checked(kernel), as_json)
+        _tune(gpu, options.resolve(model) if model else None, kernel or KERNELS, as_json)
 
 
-def _gpu(device: str) -> GPU:
+def _gpu(device: str) -> Any:
     from forge.backend import explain, select
     from forge.backend.gpu import GPU
 
@@ -68,40 +69,24 @@ def _gpu(device: str) -> GPU:
     return found
 
 
-def _checked(kernels: list[str] | None) -> list[str]:
-    from forge.tuning.table import KERNELS
-
-    for name in kernels or ():
-        if name not in KERNELS:
-            raise ParameterError(f"kernel must be one of {', '.join(KERNELS)}, not {name!r:.60}", parameter="kernel")
-    return kernels or list(KERNELS)
-
-
-def _tune(gpu: Any, model: str | None, device: str, kernels: list[str], as_json: bool) -> None:
+def _tune(gpu: Any, model: Path | None, kernels: Iterable[str], as_json: bool) -> None:
     import forge
-    from forge.devtools.autotune import classes_of, rotated, tune
-    from forge.devtools.workloads import usual_shapes
+    from forge.devtools import autotune, workloads
     from forge.tuning import store
     from forge.tuning.table import KERNELS
 
-    shapes = list(usual_shapes(gpu)) if model is None else _shapes_of(model, device)
-    classes = classes_of((kernel, shape) for kernel, shape in shapes if kernel in kernels)
+    shapes = workloads.model_shapes(gpu, model) if model else workloads.usual_shapes(gpu)
+    classes = autotune.classes_of((kernel, shape) for kernel, shape in shapes if kernel in kernels)
     found: list[Measured] = []
     path = None
     with output.ProgressDisplay() as progress:
-        for measured in tune(gpu, classes, rotated, progress):
+        for measured in autotune.tune(gpu, classes, autotune.rotated, progress):
             found.append(measured)
             path = store.save(gpu.arch, gpu.name, forge.__version__, [measured])
+    rows = [asdict(one) | {"default": KERNELS[one.kernel].row(gpu.tuning.architecture, one.shape)} for one in found]
     if as_json:
-        rows = [asdict(one) | {"default": KERNELS[one.kernel].row(gpu.tuning.architecture, one.shape)} for one in found]
-        output.write_json(
-            {
-                **about(gpu.device, options.resolve(model) if model else None),
-                "arch": gpu.arch,
-                "path": str(path) if path else None,
-                "choices": rows,
-            }
-        )
+        where = str(path) if path else None
+        output.write_json({**about(gpu.device, model), "arch": gpu.arch, "path": where, "choices": rows})
         return
     cells = [
         (one.kernel, _text(one.shape), _text(one.values), f"{one.default_us:.1f}", f"{one.us:.1f}", _gain(one))
@@ -112,54 +97,36 @@ def _tune(gpu: Any, model: str | None, device: str, kernels: list[str], as_json:
     output.status(f"{sum(one.us < one.default_us for one in found)} of {len(found)} are faster; kept in {path}")
 
 
-def _shapes_of(model: str, device: str) -> Shapes:
-    """What kernels are asked for while the model gets ready, and the same for other numbers of sequences."""
-    from forge.devtools.workloads import for_all_batches
-
-    with options.loaded(model, device, max_sequences=None) as llm:
-        gpu: Any = llm.engine.runner.backend
-        asked: Shapes = gpu.tuning.asked
-    return [one for kernel, shape in asked for one in for_all_batches(kernel, shape)]
-
-
 def _show(gpu: Any, as_json: bool) -> None:
-    """What was measured here first: it goes before the table."""
+    """What was measured here comes first: it goes before the table."""
     from forge.tuning import store
-    from forge.tuning.kernel import DEFAULT
     from forge.tuning.table import KERNELS
 
     stored, choices = store.read(gpu.arch), gpu.tuning
+    when = f"measured {stored.date} on {stored.device} by forge {stored.version}"
     rows: list[dict[str, Any]] = [
-        {"kernel": one.kernel, "shape": one.shape, "values": one.values, "from": f"{_when(stored)}: {_times(one)}"}
+        {"kernel": one.kernel, "shape": one.shape, "values": one.values, "from": f"{when}: {_times(one)}"}
         for one in stored.choices
         if one.key in choices.tuned
     ]
-    for name, kernel in KERNELS.items():
-        group = kernel.rows.get(choices.architecture, kernel.rows[DEFAULT])
-        rows += [
-            {"kernel": name, "shape": row.when, "values": row.values, "from": f"forge's table: {group.measured}"}
-            for row in group.rows
-        ]
+    tables = {name: kernel.rows_of(choices.architecture) for name, kernel in KERNELS.items()}
+    rows += [
+        {"kernel": name, "shape": row.when, "values": row.values, "from": f"forge's table: {table.measured}"}
+        for name, table in tables.items()
+        for row in table.rows
+    ]
     if as_json:
-        output.write_json({**about(gpu.device), "arch": gpu.arch, "path": _path(stored), "choices": rows})
+        where = str(stored.path) if stored.choices else None
+        output.write_json({**about(gpu.device), "arch": gpu.arch, "path": where, "choices": rows})
         return
     cells = [(row["kernel"], _text(row["shape"]), _text(row["values"]), row["from"].partition(":")[0]) for row in rows]
     output.write_table(f"{gpu.device}, the first row that fits", ("kernel", "shapes up to", "values", "from"), cells)
-    for name, kernel in KERNELS.items():
-        group = kernel.rows.get(choices.architecture, kernel.rows[DEFAULT])
-        output.write(f"\n{name}, forge's table: {group.measured}\n")
-
-
-def _when(stored: Stored) -> str:
-    return f"measured {stored.date} on {stored.device} by forge {stored.version}"
+    for name, table in tables.items():
+        output.write(f"\n{name}, forge's table: {table.measured}\n")
 
 
 def _times(one: Measured) -> str:
     return f"{one.us:.1f} us, with the table's values {one.default_us:.1f} us"
-
-
-def _path(stored: Stored) -> str | None:
-    return str(stored.path) if stored.choices else None
 
 
 def _gain(one: Measured) -> str:
@@ -167,10 +134,8 @@ def _gain(one: Measured) -> str:
 
 
 def _text(values: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name} {_value(value)}" for name, value in values.items()) or "any"
+    from forge.tuning.spec import ANY
 
-
-def _value(value: Any) -> str:
-    from forge.tuning.kernel import ANY
-
-    return "any" if value == ANY else "|".join(value) if isinstance(value, tuple) else str(value)
+    shown = {name: "any" if value == ANY else value for name, value in values.items()}
+    parts = [f"{name} {'|'.join(value) if isinstance(value, tuple) else value}" for name, value in shown.items()]
+    return ", ".join(parts) or "any"

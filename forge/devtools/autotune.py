@@ -15,7 +15,7 @@ from forge.devtools.verify import compare
 from forge.devtools.workloads import Workload, workloads
 from forge.errors import DeviceError, OutOfMemoryError
 from forge.tuning import Choices, Key
-from forge.tuning.kernel import ShapeClass, Values
+from forge.tuning.spec import ShapeClass, Values
 from forge.tuning.store import Measured
 from forge.tuning.table import KERNELS
 

@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
+from itertools import product
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from forge.backend.gpu import GPU
 from forge.config import EngineConfig
+from forge.devtools.recorder import Recorder
+from forge.devtools.variants import record
 from forge.formats import ggml
 from forge.ops.attention import AttentionSpec
 from forge.ops.decode_attention import decode_attention
@@ -22,8 +26,8 @@ from forge.ops.op import Array, Op
 from forge.ops.project import rms_gated, rms_linear
 from forge.ops.quant import Packed, QuantTensor, split
 from forge.ops.rope import RopeArgs
-from forge.tuning.kernel import ANY, Shape
-from forge.tuning.table import KERNELS
+from forge.tuning.spec import ANY, Shape
+from forge.tuning.table import KERNELS, MATMUL_ROWS
 
 _DRAWN_ROWS = 512
 """Rows of a matrix that are drawn; it repeats them, which changes nothing about its speed."""
@@ -60,34 +64,25 @@ def usual_shapes(device: GPU) -> Iterator[tuple[str, dict[str, int | str]]]:
             *(("rms_linear", (heads + 2 * kv_heads) * dim, width), ("linear", width, heads * dim)),
             *(("rms_gated", ffn, width), ("linear", width, ffn), ("rms_linear", vocabulary, width)),
         )
-        for kind in _FORMATS:
-            of_format = {} if kind == "F16" else {"format": kind}
-            for op, outer, inner in matrices:
-                yield _vector(kind), {"op": op, **of_format, "inner": inner, "outer": outer}
-                tiles = kernel_of(device, is_packed=kind != "F16")
-                tile_op = op if op == "rms_gated" else "linear"
-                yield from for_all_batches(tiles, {"op": tile_op, "format": kind, "inner": inner, "outer": outer})
-        attention = {"dim": dim, "packed": heads // kv_heads, "kv_heads": kv_heads}
-        yield from for_all_batches("attention_decode", attention)
+        for kind, (op, outer, inner) in product(_FORMATS, matrices):
+            sizes: dict[str, int | str] = {"op": op, "inner": inner, "outer": outer}
+            yield ("matvec_f16", sizes) if kind == "F16" else ("matvec_quant", {**sizes, "format": kind})
+            sizes = {**sizes, "op": op if op == "rms_gated" else "linear", "format": kind}
+            for tokens in MATMUL_ROWS:
+                yield kernel_of(device, is_packed=kind != "F16"), {**sizes, "tokens": tokens}
+        for rows in KERNELS["attention_decode"].classes["rows"]:
+            yield "attention_decode", {"dim": dim, "packed": heads // kv_heads, "kv_heads": kv_heads, "rows": rows}
         yield "norm", {"width": width}
 
 
-_BATCH = {"matmul": "tokens", "matmul_wgmma": "tokens", "attention_decode": "rows"}
-"""What the sequences of a step are to a kernel that tells few of them and many apart."""
-
-
-def for_all_batches(kernel: str, shape: Shape) -> Iterator[tuple[str, dict[str, int | str]]]:
-    """A kernel's shape, for all numbers of sequences that the kernel tells apart."""
-    name = _BATCH.get(kernel)
-    if name is None:
-        yield kernel, dict(shape)
-        return
-    for count in KERNELS[kernel].classes[name]:
-        yield kernel, {**shape, name: count}
-
-
-def _vector(kind: str) -> str:
-    return "matvec_f16" if kind == "F16" else "matvec_quant"
+def model_shapes(device: GPU, path: Path) -> Iterator[tuple[str, dict[str, int | str]]]:
+    """Kernels and shapes of a model on a device, as its recorded warm-up asks for them."""
+    recorder = Recorder(device.arch, device.num_cus)
+    recorder.has_wgmma = device.has_wgmma
+    record(path, recorder)
+    for kernel, shape in recorder.tuning.asked:
+        largest = KERNELS[kernel].named(KERNELS[kernel].class_of(shape))
+        yield kernel, shape | {name: size for name, size in largest.items() if name == "rows"}
 
 
 def workloads(device: GPU, kernel: str, shape: Shape) -> list[Workload]:

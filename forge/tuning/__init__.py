@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from forge.tuning.kernel import DEFAULT, ShapeClass, Values
+from forge.tuning.spec import DEFAULT, ShapeClass, Values
 from forge.tuning.table import ARCHITECTURES, KERNELS
 
 Key = tuple[str, ShapeClass]
@@ -22,17 +22,18 @@ class Choices:
     def __init__(self, arch: str, tuned: Mapping[Key, Values] | None = None) -> None:
         self.architecture = architecture(arch)
         self.tuned = tuned or {}
-        self._found: dict[tuple[object, ...], Values] = {}
-        self.asked: list[tuple[str, dict[str, int | str]]] = []
-        """Kernels and shapes, each once: what there is to tune for what has run on the device."""
+        self._found: dict[tuple[str, tuple[tuple[str, int | str], ...]], Values] = {}
 
     def of(self, kernel: str, shape: dict[str, int | str]) -> Values:
         """The values that a kernel is launched with for a shape: the same each time."""
-        key = (kernel, *shape.items())
-        found = self._found.get(key)
-        if found is None:
-            table = KERNELS[kernel]
-            found = self.tuned.get((kernel, table.class_of(shape))) or table.row(self.architecture, shape)
+        key = kernel, tuple(shape.items())
+        if (found := self._found.get(key)) is None:
+            spec = KERNELS[kernel]
+            found = self.tuned.get((kernel, spec.class_of(shape))) or spec.row(self.architecture, shape)
             self._found[key] = found
-            self.asked.append((kernel, shape))
         return found
+
+    @property
+    def asked(self) -> list[tuple[str, dict[str, int | str]]]:
+        """Kernels and shapes that were asked for, each once: what there is to tune for what was launched."""
+        return [(kernel, dict(shape)) for kernel, shape in self._found]

@@ -2,7 +2,7 @@
 
 ``tuning/gfx1100.json``: {"forge", "arch", "device", "date", "choices": [{"kernel", "shape", "values", "default_us",
 "us"}]}, where a shape is one class of each kind that the table lists for the kernel, and the values are among those
-that may be tried for it. Anything else is refused as a whole: it may be another version's, or anybody's.
+that may be tried for it. A file that holds anything else is not used: it may be another version's, or anybody's.
 """
 
 from __future__ import annotations
@@ -20,13 +20,14 @@ from forge import _files
 from forge._files import cache_dir
 from forge.errors import DownloadError, ForgeError
 from forge.tuning import Choices, Key
-from forge.tuning.kernel import Values
+from forge.tuning.spec import Values
 from forge.tuning.table import KERNELS
 
 _MAX_BYTES = 1 << 20
 _MAX_TEXT = 200
 _MAX_US = 1e9
 _MEND = "`forge tune` measures anew, `forge tune --reset` removes it"
+_FOREIGN = "holds what this version's `forge tune` does not write"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,10 +63,6 @@ class Stored:
         return {choice.key: choice.values for choice in self.choices}
 
 
-class _Refused(Exception):
-    """Why a file is not used, to be read behind its name."""
-
-
 def read(arch: str) -> Stored:
     """What is stored for an architecture, whatever lies in its place. Raises nothing."""
     try:
@@ -79,11 +76,13 @@ def read(arch: str) -> Stored:
     except (OSError, ValueError) as error:
         return Stored(path, fault=f"cannot be read: {_files.reason(error)}")
     try:
-        return _parsed(path, json.loads(data), arch)
-    except _Refused as refused:
-        return Stored(path, fault=str(refused))
+        found = json.loads(data)
     except (ValueError, RecursionError):
         return Stored(path, fault="is no JSON")
+    try:
+        return _parsed(path, found, arch)
+    except (AttributeError, LookupError, TypeError, ValueError):  # something else in the place of what is written
+        return Stored(path, fault=_FOREIGN)
 
 
 def load(arch: str, *, can_compile: bool) -> Choices:
@@ -139,43 +138,30 @@ def remove(arch: str) -> Path | None:
 
 
 def _parsed(path: Path, found: Any, arch: str) -> Stored:
-    about = _fields(found, "forge", "arch", "device", "date", "choices")
-    for name in ("forge", "arch", "device", "date"):
-        text = about[name]
-        if not (isinstance(text, str) and len(text) <= _MAX_TEXT and text.isprintable()):
-            raise _Refused(f"names no {name}")
+    """What a file holds. Raises whatever comes of something else in its place."""
+    _require(isinstance(found["choices"], list))
+    choices = tuple(map(_choice, found["choices"]))
+    about = {name: text for name, text in found.items() if name != "choices"}
+    _require(about.keys() == {"forge", "arch", "device", "date"})
+    _require(all(isinstance(text, str) and len(text) <= _MAX_TEXT and text.isprintable() for text in about.values()))
+    _require(len({choice.key for choice in choices}) == len(choices))
     if about["arch"] != arch:
-        raise _Refused(f"is for {about['arch']}, not for {arch}")
-    if not isinstance(about["choices"], list):
-        raise _Refused("has no list of choices")
-    choices = tuple(_choice(row, f" in choice {n}") for n, row in enumerate(about["choices"], 1))
-    if len({choice.key for choice in choices}) != len(choices):
-        raise _Refused("has two choices for one class of shapes")
+        return Stored(path, fault=f"is for {about['arch']}, not for {arch}")
     return Stored(path, about["device"], about["date"], about["forge"], choices)
 
 
-def _choice(found: Any, where: str) -> Measured:
-    row = _fields(found, "kernel", "shape", "values", "default_us", "us", where=where)
-    kernel = KERNELS.get(row["kernel"]) if isinstance(row["kernel"], str) else None
-    if kernel is None:
-        raise _Refused(f"has{where} a kernel that forge does not tune")
-    shape, values = (
-        _fields(row["shape"], *kernel.classes, where=where),
-        _fields(row["values"], *kernel.candidates, where=where),
-    )
-    for name, classes in kernel.classes.items():
-        if not any(type(shape[name]) is type(one) and shape[name] == one for one in classes):
-            raise _Refused(f"has{where} an unknown class of {name}")
-    if any(type(value) is not int for value in values.values()) or not kernel.permits(tuple(shape.values()), values):
-        raise _Refused(f"has{where} values that its kernel does not take")
-    for name in ("default_us", "us"):
-        if not (type(row[name]) in (int, float) and 0 < row[name] < _MAX_US):
-            raise _Refused(f"has{where} no time")
-    return Measured(row["kernel"], shape, values, row["default_us"], row["us"])
+def _choice(found: dict[str, Any]) -> Measured:
+    choice = Measured(**found)
+    spec = KERNELS[choice.kernel]
+    _require(list(choice.shape) == list(spec.classes))
+    for name, classes in spec.classes.items():
+        _require(any(type(choice.shape[name]) is type(one) and choice.shape[name] == one for one in classes))
+    _require(all(type(value) is int for value in choice.values.values()))
+    _require(choice.values in spec.permitted(choice.key[1]))
+    _require(all(type(us) in (int, float) and 0 < us < _MAX_US for us in (choice.default_us, choice.us)))
+    return choice
 
 
-def _fields(found: Any, *names: str, where: str = "") -> dict[str, Any]:
-    """An object with just these fields, in this order."""
-    if not isinstance(found, dict) or found.keys() != set(names):
-        raise _Refused(f"has{where} other fields than {', '.join(names)}")
-    return {name: found[name] for name in names}
+def _require(holds: bool) -> None:
+    if not holds:
+        raise ValueError

@@ -8,7 +8,7 @@ show to be better for an architecture go here, as `Rows` under its name with whe
 from __future__ import annotations
 
 from forge.formats.ggml import BLOCK_FORMATS
-from forge.tuning.kernel import ANY, DEFAULT, Kernel, Row, Rows, Shape, Values
+from forge.tuning.spec import ANY, DEFAULT, Kernel, Row, Rows, Shape, Values
 
 ARCHITECTURES = {"sm_90": "sm_90", "gfx94": "CDNA3", "gfx90a": "CDNA2", "gfx11": "RDNA3", "gfx12": "RDNA4"}
 """How the names of GPUs begin, and whose rows those take."""

@@ -21,7 +21,7 @@ from forge.devtools.variants import case_variants, model_variants, record
 from forge.formats import gguf
 from forge.formats.gguf import GGUF
 from forge.ops.norm import rmsnorm
-from forge.tuning.kernel import Row, Rows
+from forge.tuning.spec import Row, Rows
 from forge.tuning.table import KERNELS
 
 DATA = Path(__file__).parents[1] / "data" / "arch"

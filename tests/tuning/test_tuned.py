@@ -26,7 +26,7 @@ from forge.ops.norm import rmsnorm
 from forge.ops.op import Case, Op
 from forge.ops.project import _blocks, _floats, _gated_case, rms_gated
 from forge.tuning import Choices, store
-from forge.tuning.kernel import ANY
+from forge.tuning.spec import ANY
 from forge.tuning.table import KERNELS
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="no clang++: scripts/install-toolchain installs it")
@@ -294,21 +294,9 @@ def test_workloads_launch_the_kernel_at_the_shape_that_they_are_for(
             assert (kernel, shape) in device.tuning.asked
 
 
-class Rehearsed(TunedBackend):
-    """Launches nothing: what a model is to launch is asked for all the same."""
-
-    def prepare(self, run: Callable[[], None], progress: Any = None) -> None:
-        run()
-
-    def _run(self, entry: sources.Entry, grid: Any, args: list[Any]) -> None:
-        pass
-
-
-def test_a_models_shapes_are_those_that_its_kernels_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    from forge.cli.tune import _shapes_of
-
-    monkeypatch.setattr(backends, "select", lambda name: Rehearsed())
-    shapes = _shapes_of(str(Path(__file__).parents[1] / "data" / "arch" / "llama" / "model.gguf"), "auto")
+def test_a_models_shapes_are_those_that_its_kernels_are_asked_for() -> None:
+    path = Path(__file__).parents[1] / "data" / "arch" / "llama" / "model.gguf"
+    shapes = list(workloads.model_shapes(TunedBackend(), path))
     found = autotune.classes_of(shapes)
     assert {kernel for kernel, _ in found} == {
         "matvec_f16",
@@ -318,6 +306,7 @@ def test_a_models_shapes_are_those_that_its_kernels_are_asked_for(monkeypatch: p
     tokens = {(shape["outer"], shape["tokens"]) for kernel, shape in shapes if kernel == "matmul"}
     assert {number for _, number in tokens} == {8, 16, 32, 64}
     assert len(tokens) == 4 * len({outer for outer, _ in tokens})
+    assert {shape["rows"] for kernel, shape in shapes if kernel == "attention_decode"} == {16, ANY}
     ops = {shape["op"] for kernel, shape in shapes if kernel == "matvec_f16"}
     assert ops == {"linear", "rms_linear", "rms_gated"}
     assert autotune.classes_of([("norm", {"width": 64}), *2 * [("norm", {"width": 3000})]]) == CLASSES

@@ -1,4 +1,4 @@
-"""What the table is made of: a kernel's shape classes, the values chosen for them, and which may be tried."""
+"""What the table is made of: a kernel's classes of shapes, the values chosen for them, and which may be tried."""
 
 from __future__ import annotations
 
@@ -51,33 +51,29 @@ class Kernel:
     """By architecture; those of `DEFAULT` hold for any shape."""
 
     def class_of(self, shape: Shape) -> ShapeClass:
-        """The class of a shape. What else the shape names is for those who measure it."""
+        """The class of a shape. What else the shape names is for measurements."""
         return tuple(
             next(one for one in classes if _is_within(shape[name], one if isinstance(one, int) else (one,)))
             for name, classes in self.classes.items()
         )
 
     def named(self, shape_class: ShapeClass) -> dict[str, int | str]:
-        """A class by the names of what it consists of: the largest shape of it."""
+        """A class by the names of its parts: the largest shape of the class."""
         return dict(zip(self.classes, shape_class, strict=True))
+
+    def rows_of(self, architecture: str) -> Rows:
+        """The rows of an architecture, its own or the default."""
+        return self.rows.get(architecture, self.rows[DEFAULT])
 
     def row(self, architecture: str, shape: Shape) -> Values:
         """The table's choice for a shape."""
-        rows = self.rows.get(architecture, self.rows[DEFAULT]).rows
-        return next(row.values for row in rows if row.holds(shape))
-
-    def permits(self, shape_class: ShapeClass, values: Values) -> bool:
-        """Whether these values are among those that may be tried for a class of shapes."""
-        if values.keys() != self.candidates.keys():
-            return False
-        if any(value not in self.candidates[name] for name, value in values.items()):
-            return False
-        return self.allows(self.named(shape_class), values)
+        return next(row.values for row in self.rows_of(architecture).rows if row.holds(shape))
 
     def permitted(self, shape_class: ShapeClass) -> list[dict[str, int]]:
         """All values that may be tried for a class of shapes."""
+        shape = self.named(shape_class)
         every = (dict(zip(self.candidates, chosen, strict=True)) for chosen in product(*self.candidates.values()))
-        return [values for values in every if self.permits(shape_class, values)]
+        return [values for values in every if self.allows(shape, values)]
 
 
 def _is_within(value: int | str, limit: int | tuple[str, ...]) -> bool:

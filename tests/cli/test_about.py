@@ -152,7 +152,7 @@ def test_old_notes_are_dropped(cache: Path, monkeypatch: pytest.MonkeyPatch, tmp
     assert list(json.loads((cache / "sha256.json").read_text())) == list(map(str, paths[2:]))
 
 
-def test_a_model_in_several_files(tmp_path: Path) -> None:
+def test_json_of_a_sharded_model_holds_all_hashes(tmp_path: Path) -> None:
     paths = [write(tmp_path / f"x-0000{i}-of-00002.gguf", bytes([i])) for i in (1, 2)]
     found: dict[str, Any] = about.about("cpu", paths[0])
     assert found["model"] == paths[0].name

@@ -134,7 +134,7 @@ def test_logits_are_the_library_s_best(capsys: Captured) -> None:
     assert sum(shares) == pytest.approx(100, abs=1.7)
 
 
-def test_perplexity_of_a_file(tmp_path: Path, capsys: Captured) -> None:
+def test_perplexity_of_a_file_equals_its_definition(tmp_path: Path, capsys: Captured) -> None:
     text = "the quick brown fox\n" * 40
     (tmp_path / "text").write_text(text)
     found = json_of(capsys, "perplexity", str(tmp_path / "text"), "-m", LLAMA, "--context", "100")
@@ -210,7 +210,9 @@ def test_verify_takes_infinities_for_errors() -> None:
     assert verify.compare(np.array([1, 2]), np.array([1, 3]), *tolerances) == (1.0, np.inf)
 
 
-def test_doctor_names_the_mend(capsys: Captured, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_doctor_names_the_fix_of_each_problem(
+    capsys: Captured, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     from forge.cli import doctor
 
     monkeypatch.setenv("FORGE_CACHE", str(tmp_path / "cache"))
@@ -562,7 +564,7 @@ def test_counts_of_one_are_singular() -> None:
 
 
 @pytest.mark.parametrize("command", ["generate", "chat", "tokenize", "verify", "doctor", "kernels", "tune", ""])
-def test_h_is_help_everywhere(command: str, capsys: Captured) -> None:
+def test_short_option_h_shows_help_for_every_command(command: str, capsys: Captured) -> None:
     assert run([*command.split(), "-h"]) == 0
     assert "Show this message" in capsys.readouterr().out
 

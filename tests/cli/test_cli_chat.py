@@ -107,7 +107,7 @@ def test_json_is_one_object_with_logprobs(model: str, capsys: Captured) -> None:
     assert found["timings"]["completion_tokens"] == 3
 
 
-def test_an_answer_can_be_begun(model: str, capsys: Captured) -> None:
+def test_assistant_option_begins_the_answer(model: str, capsys: Captured) -> None:
     flags = ("chat", "hi", "-m", model, "--max-tokens", "3", "--temperature", "0", "--assistant", "So")
     found = json_of(capsys, *flags)
     assert found["prompt_ids"] == prompt_of(model, "u:hi a:So")

@@ -98,7 +98,7 @@ def test_regenerate_answers_the_last_question_with_the_settings_of_now(llm: LLM,
     assert said(found, "/set max-tokens 4", "/regenerate") == ["a b", first]
 
 
-def test_continue_goes_on_with_what_was_cut(llm: LLM, capsys: Captured) -> None:
+def test_continue_command_goes_on_with_an_answer_that_was_cut(llm: LLM, capsys: Captured) -> None:
     found = conversation(llm)
     (_, first) = said(found, "a b")
     assert "cut after 4 tokens (--max-tokens); /continue goes on" in capsys.readouterr().err
@@ -261,7 +261,7 @@ def test_set_refuses_what_cannot_be_used(text: str, names: str, llm: LLM) -> Non
     assert found.params == SamplingParams(max_tokens=4)
 
 
-def test_what_is_no_text_is_refused(llm: LLM) -> None:
+def test_a_message_that_is_not_utf8_is_refused(llm: LLM) -> None:
     found = conversation(llm)
     with pytest.raises(forge.ParameterError, match="the message is not UTF-8 text"):
         said(found, "a\udcff")

@@ -84,7 +84,7 @@ def test_a_file_of_the_gguf_package(tmp_path: Path, tensors: dict[str, np.ndarra
     same_as_gguf_reader(file)
 
 
-def test_version_2(tmp_path: Path, tensors: dict[str, np.ndarray]) -> None:
+def test_gguf_version_2_is_read(tmp_path: Path, tensors: dict[str, np.ndarray]) -> None:
     path = written_by_gguf(tmp_path / "m.gguf", tensors)
     data = path.read_bytes()
     path.write_bytes(data[:4] + struct.pack("<I", 2) + data[8:])
@@ -94,7 +94,7 @@ def test_version_2(tmp_path: Path, tensors: dict[str, np.ndarray]) -> None:
 
 
 @pytest.mark.parametrize("alignment", [1, 8, 64, 4096])
-def test_alignments(tmp_path: Path, tensors: dict[str, np.ndarray], alignment: int) -> None:
+def test_every_alignment_of_tensors_is_read(tmp_path: Path, tensors: dict[str, np.ndarray], alignment: int) -> None:
     path = write_gguf(tmp_path / "m.gguf", {"general.architecture": "llama"}, tensors, alignment=alignment)
     file = read(path)
     same_as_gguf_reader(file)
@@ -131,7 +131,7 @@ def test_nested_arrays(tmp_path: Path) -> None:
     assert plain(read(path).metadata["deeper"]) == [[[["x"]]]]
 
 
-def test_no_tensors_and_no_keys(tmp_path: Path) -> None:
+def test_a_gguf_file_without_tensors_and_keys_is_read(tmp_path: Path) -> None:
     file = read(write_gguf(tmp_path / "m.gguf"))
     assert (dict(file.metadata), dict(file.tensors)) == ({}, {})
 
@@ -150,7 +150,7 @@ def test_string_arrays_are_decoded_again_each_time(tmp_path: Path) -> None:
     assert (len(strings), list(strings), list(strings), repr(strings)) == (2, ["a", "bc"], ["a", "bc"], "<2 strings>")
 
 
-def test_getters(tmp_path: Path) -> None:
+def test_getters_of_keys_check_type_and_range(tmp_path: Path) -> None:
     metadata = {
         "i": 7,
         "f": 0.5,
@@ -206,7 +206,7 @@ def test_raw_gives_rows_as_they_lie_in_the_file(tmp_path: Path, tensors: dict[st
             file.raw("blk.0.experts", slice(3, 5), wrong)
 
 
-def test_load_into_an_array(tmp_path: Path, tensors: dict[str, np.ndarray]) -> None:
+def test_weights_are_loaded_into_a_given_array(tmp_path: Path, tensors: dict[str, np.ndarray]) -> None:
     file = read(write_gguf(tmp_path / "m.gguf", {}, tensors))
     for name, tensor in tensors.items():
         out = np.empty(tensor.shape, np.float32)
@@ -222,7 +222,7 @@ def test_loading_an_integer_tensor_names_tensor_and_type(tmp_path: Path) -> None
         file.load("ids")
 
 
-def test_arrays_outlive_close(tmp_path: Path, tensors: dict[str, np.ndarray]) -> None:
+def test_arrays_stay_valid_after_the_gguf_file_is_closed(tmp_path: Path, tensors: dict[str, np.ndarray]) -> None:
     with read(write_gguf(tmp_path / "m.gguf", {"s": ["a"]}, tensors)) as file:
         raw, strings = file.raw("blk.0.norm"), file.metadata["s"]
     assert not file.tensors

@@ -243,7 +243,7 @@ def refuse(path: Path, words: tuple[str, ...], error: type[ForgeError] = FormatE
 
 
 @pytest.mark.parametrize("name", FORGED)
-def test_forged_file(tmp_path: Path, name: str) -> None:
+def test_a_forged_gguf_file_is_a_format_error(tmp_path: Path, name: str) -> None:
     data, words = FORGED[name]
     path = tmp_path / "m.gguf"
     path.write_bytes(data)
@@ -251,7 +251,7 @@ def test_forged_file(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", UNSUPPORTED)
-def test_unsupported_file(tmp_path: Path, name: str) -> None:
+def test_an_unsupported_gguf_file_is_named(tmp_path: Path, name: str) -> None:
     data, words = UNSUPPORTED[name]
     path = tmp_path / "m.gguf"
     path.write_bytes(data)
@@ -314,7 +314,7 @@ def test_file_without_permission(tmp_path: Path) -> None:
     ],
     ids=["string", "strings", "long string", "booleans", "arrays"],
 )
-def test_sparse_file(tmp_path: Path, value: bytes) -> None:
+def test_a_sparse_file_of_terabytes_is_refused_at_once(tmp_path: Path, value: bytes) -> None:
     """16 GiB that take no disk: the bytes claimed are there."""
     path = tmp_path / "m.gguf"
     path.write_bytes(keys(("k", value)))
@@ -346,7 +346,7 @@ def shard(number: Any, count: Any = 2, total: int = 2) -> dict[str, Any]:
         (shard(1), shard(1), "m-00001-of-00002.gguf", ("named", "-00002-of-00002.gguf")),
     ],
 )
-def test_shards_that_do_not_fit(
+def test_shards_that_disagree_are_refused(
     tmp_path: Path, first: dict[str, Any], second: dict[str, Any] | None, named: str, words: tuple[str, ...]
 ) -> None:
     path = write_gguf(tmp_path / "m-00001-of-00002.gguf", first, {"a": ONES})

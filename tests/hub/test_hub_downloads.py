@@ -82,7 +82,7 @@ def announce(the_hub: FakeHub, **headers: str | None) -> None:
     ],
     ids=["html", "html as bytes", "html behind blanks", "lfs pointer", "other magic", "controls", "short", "empty"],
 )
-def test_what_is_no_gguf_file(the_hub: FakeHub, body: bytes, kind: str, message: str) -> None:
+def test_a_download_that_is_no_gguf_file_is_refused(the_hub: FakeHub, body: bytes, kind: str, message: str) -> None:
     the_hub.add("good/repo", "m.gguf")
     the_hub.repos["good/repo"]["main"]["m.gguf"] = body
     announce(the_hub, Content_Type=kind)
@@ -180,14 +180,14 @@ def test_a_length_that_is_none(one: FakeHub, value: str) -> None:
 
 
 @pytest.mark.parametrize("etag", ['W/"abc-12_3"', '"0123456789abcdef0123456789abcdef01234567"', "bare"])
-def test_other_etags_do(one: FakeHub, etag: str) -> None:
+def test_etags_of_other_forms_are_accepted(one: FakeHub, etag: str) -> None:
     announce(one, X_Linked_ETag=None, X_Linked_Size=None, ETag=etag)
     path = hub.resolve(NAME)
     assert path.read_bytes() == BODY
     assert path.resolve().name == etag.removeprefix("W/").strip('"')
 
 
-def test_a_page_that_is_no_hub(one: FakeHub) -> None:
+def test_a_web_page_instead_of_the_hub_is_refused(one: FakeHub) -> None:
     def change(method: str, path: str, reply: Reply) -> None:
         reply.headers, reply.body = {"Content-Type": "text/html"}, PAGE
 
@@ -233,7 +233,7 @@ def test_what_huggingface_hub_fetched_is_found(one: FakeHub) -> None:
     assert one.asked("GET") == []
 
 
-def test_one_blob_serves_two_commits(one: FakeHub) -> None:
+def test_one_blob_serves_snapshots_of_two_commits(one: FakeHub) -> None:
     first = hub.resolve(NAME)
     one.commits["main"] = "f" * 40
     second = hub.resolve(NAME)
@@ -256,7 +256,7 @@ def test_a_damaged_file_in_the_cache(one: FakeHub, force: bool) -> None:
 # ---- a download that is cut
 
 
-def test_a_cut_download_goes_on(one: FakeHub) -> None:
+def test_an_interrupted_download_continues(one: FakeHub) -> None:
     half = len(BODY) // 2
     cuts = [half, 100, None]
 
@@ -383,7 +383,7 @@ def test_a_range_that_was_not_asked_for(one: FakeHub, status: int, value: str | 
     [(BODY[:100] + b"x" * 100, "SHA-256"), (b"x" * 200, "no GGUF file"), (BODY + b"longer", ""), (BODY, "")],
     ids=["other bytes", "other magic", "too long", "complete"],
 )
-def test_a_part_that_is_no_part(one: FakeHub, part: bytes, reason: str) -> None:
+def test_a_partial_file_of_other_bytes_is_not_continued(one: FakeHub, part: bytes, reason: str) -> None:
     place = cache_dir() / "models--good--repo" / ".forge" / "m.gguf" / ETAG
     place.parent.mkdir(parents=True)
     place.write_bytes(part)
@@ -587,7 +587,7 @@ def test_the_password_of_an_endpoint_is_not_shown(monkeypatch: pytest.MonkeyPatc
     assert "secret" not in str(caught.value)
 
 
-def test_a_disk_that_fills_up(one: FakeHub) -> None:
+def test_a_disk_that_fills_up_during_a_download_is_named(one: FakeHub) -> None:
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, limits[1]))
     try:

@@ -43,7 +43,7 @@ def ask_hub(endpoint: str, home: Path, *specs: str, **env: str) -> tuple[list[tu
     return [tuple(json.loads(line)) for line in done.stdout.splitlines()], done.stderr
 
 
-def test_a_file_of_the_hub(server: Server, tmp_path: Path) -> None:
+def test_a_file_of_the_hub_is_fetched_with_its_name(server: Server, tmp_path: Path) -> None:
     base = "/good/repo/resolve"
     server.pages[f"{base}/main/model.gguf"] = BODY
     server.pages[f"{base}/main/deep/er/model.gguf"] = OTHER
@@ -84,7 +84,7 @@ def test_a_hub_download_that_breaks(server: Server, tmp_path: Path) -> None:
 
 
 @slow
-def test_what_the_hub_refuses(server: Server, tmp_path: Path) -> None:
+def test_a_refusal_of_the_hub_is_explained(server: Server, tmp_path: Path) -> None:
     pages = {"gated": "403", "broken": "500"}
     for name, fault in pages.items():
         server.pages[f"/good/repo/resolve/main/{name}.gguf"] = BODY
@@ -113,7 +113,9 @@ def test_what_the_hub_refuses(server: Server, tmp_path: Path) -> None:
     ],
     ids=["nobody there", "offline", "unwritable"],
 )
-def test_no_hub(server: Server, tmp_path: Path, endpoint: str, env: dict[str, str], reason: str) -> None:
+def test_a_hub_that_cannot_be_reached_is_a_download_error(
+    server: Server, tmp_path: Path, endpoint: str, env: dict[str, str], reason: str
+) -> None:
     server.pages["/good/repo/resolve/main/model.gguf"] = BODY
     ((result, _),), stderr = ask_hub(endpoint or server.url, tmp_path, "hf:good/repo/model.gguf", **env)
     assert re.fullmatch(f"DownloadError: hf:good/repo/model.gguf: .*{reason}.*", result)

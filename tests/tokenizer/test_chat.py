@@ -86,7 +86,7 @@ def golden_cases() -> list[Any]:
 
 
 @pytest.mark.parametrize(("file", "special_tokens", "case"), golden_cases())
-def test_renders_the_goldens(file: str, special_tokens: dict[str, str], case: dict[str, Any]) -> None:
+def test_templates_render_the_goldens(file: str, special_tokens: dict[str, str], case: dict[str, Any]) -> None:
     template = ChatTemplate.from_file(DATA / file, special_tokens=special_tokens)
 
     def prompt() -> str:
@@ -249,7 +249,7 @@ def test_files_that_are_no_template(tmp_path: Path) -> None:
         "{% set ns = namespace() %}{% set ns.__class__ = 1 %}",
     ],
 )
-def test_the_sandbox_holds(source: str) -> None:
+def test_the_template_sandbox_holds(source: str) -> None:
     with pytest.raises(ChatTemplateError):
         render(source)
 

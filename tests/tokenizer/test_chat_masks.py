@@ -75,7 +75,7 @@ def test_names_in_a_message_are_text(content: str) -> None:
     assert encode(CHATML, user(content)) == expected
 
 
-def test_with_parse_special_they_are_tokens() -> None:
+def test_with_parse_special_names_in_messages_are_tokens() -> None:
     chat = template(CHATML)
     assert VOCABULARY.encode_prompt(chat.render(user(START))) == pieces(START, *"user", "\n", START, END, "\n")
 
@@ -190,7 +190,7 @@ def test_a_name_that_a_template_looks_for_is_not_found_in_a_text() -> None:
         ("e", f"{END}&", "&lt;|im_end|&gt;&amp;"),
     ],
 )
-def test_what_templates_compute_stays(change: str, content: str, shown: str) -> None:
+def test_masks_keep_what_templates_compute(change: str, content: str, shown: str) -> None:
     expression = change if change.startswith("m.") else f"m.content | {change}"
     source = EACH + "{{ " + expression + " }}" + END + "{% endfor %}"
     assert template(source).render(user(content)) == shown + END

@@ -110,7 +110,7 @@ CALLS = "{% for c in m.tool_calls %}"
     ],
 )
 @pytest.mark.parametrize("content", [{"content": None}, {}])
-def test_a_call_without_content(source: str, text: str, content: dict[str, Any]) -> None:
+def test_a_tool_call_without_content_is_accepted(source: str, text: str, content: dict[str, Any]) -> None:
     assert render(source, [USER, call({"city": "Rome"}, **content)]) == text
 
 
@@ -200,7 +200,7 @@ def test_tools_that_a_template_ignores_are_an_error() -> None:
     assert render("{% if tools %}yes{% endif %}", [USER], tools=TOOLS) == "yes"
 
 
-def test_no_tools_are_none() -> None:
+def test_an_empty_list_of_tools_is_none_in_the_template() -> None:
     assert render("{{ tools is none }}", [USER], tools=[]) == render("{{ tools is none }}", [USER]) == "True"
     for tools in ("weather", {"name": "weather"}, 3):
         with pytest.raises(ParameterError, match="tools: must be a list"):
@@ -291,7 +291,7 @@ def test_a_message_that_the_template_changes_cannot_be_continued(source: str) ->
         ([USER, call({})], {}, "no content to continue"),
     ],
 )
-def test_what_cannot_be_continued(messages: Any, options: Any, reason: str) -> None:
+def test_a_message_that_cannot_be_continued_is_refused(messages: Any, options: Any, reason: str) -> None:
     with pytest.raises(ParameterError, match=rf"^continue_final_message: [^\n]*{reason}"):
         render(CHATML, messages, continue_final_message=True, **options)
 

@@ -66,7 +66,7 @@ def test_what_is_neither_a_name_nor_a_file_lists_the_names(render: Render, given
         render(HERMES, given)
 
 
-def test_without_a_default(render: Render) -> None:
+def test_several_templates_without_a_default_ask_for_a_choice(render: Render) -> None:
     named = {name: source for name, source in HERMES.items() if name}
     with pytest.raises(forge.ChatTemplateError, match=r"choose one of rag, tool_use with chat_template=NAME$"):
         render(named)

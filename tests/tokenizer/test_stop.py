@@ -50,7 +50,9 @@ def test_the_stream_equals_the_definition(text: str, borders: list[int], stops: 
 
 
 @given(st.text(max_size=20), st.lists(st.integers(0, 20)), st.lists(st.text(min_size=1, max_size=3), max_size=3))
-def test_any_unicode(text: str, borders: list[int], stops: list[str]) -> None:
+def test_stop_strings_in_any_unicode_text_do_not_depend_on_its_cuts(
+    text: str, borders: list[int], stops: list[str]
+) -> None:
     assert stream(cut(text, borders), stops) == one_shot(text, stops)
 
 

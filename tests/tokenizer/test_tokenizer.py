@@ -42,7 +42,7 @@ def test_ids_are_those_of_llama_cpp(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("add_special", [True, False])
-def test_decode_undoes_encode(name: str, add_special: bool) -> None:
+def test_decode_gives_back_the_encoded_text(name: str, add_special: bool) -> None:
     for text, _ in lines(name):
         assert load(name).decode(load(name).encode(text, add_special=add_special)) == text
 
@@ -137,7 +137,7 @@ def test_ids_out_of_range(ids: list[Any]) -> None:
             use(ids)
 
 
-def test_numpy_ids() -> None:
+def test_numpy_integers_are_decoded() -> None:
     assert load("llama-spm").decode(np.array([1, 263], dtype=np.int32)) == "a"
 
 
@@ -151,7 +151,7 @@ def test_text_that_is_no_text(text: Any) -> None:
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("unit", ["a", " ", "ab", "\n", "中"])
 @pytest.mark.timeout(60)
-def test_a_megabyte_does_not_hang(name: str, unit: str) -> None:
+def test_a_megabyte_of_text_is_encoded_in_bounded_time(name: str, unit: str) -> None:
     text = unit * (1_000_000 // len(unit.encode()))
     assert load(name).decode(load(name).encode(text)) == text
 

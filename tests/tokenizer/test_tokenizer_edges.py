@@ -185,14 +185,14 @@ CASES: dict[str, tuple[dict[str, Any], str, bool, list[str]]] = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_edge_rule(name: str) -> None:
+def test_edge_cases_of_vocabularies_give_the_expected_ids(name: str) -> None:
     metadata, text, parse_special, expected = CASES[name]
     pieces = [piece or f"[EMPTY_{i}]" for i, piece in enumerate(metadata["tokenizer.ggml.tokens"])]
     ids = Tokenizer.from_metadata(metadata, source="test").encode(text, parse_special=parse_special)
     assert [pieces[i] for i in ids] == expected
 
 
-def test_what_llama_cpp_does_not_have() -> None:
+def test_a_character_without_piece_and_byte_tokens_is_unknown() -> None:
     """Without byte tokens llama.cpp stops; here a character without a piece is unknown, as in SentencePiece."""
     metadata = spm(ABC)
     for key in ("tokens", "scores", "token_type"):

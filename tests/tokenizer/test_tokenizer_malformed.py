@@ -100,7 +100,7 @@ MALFORMED: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("name", MALFORMED)
-def test_malformed_metadata(name: str) -> None:
+def test_malformed_tokenizer_metadata_is_a_format_error(name: str) -> None:
     keys, problem = MALFORMED[name]
     with pytest.raises(FormatError) as caught:
         load(keys)

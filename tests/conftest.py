@@ -1,7 +1,10 @@
-"""Quick tests run first; the models that tests share."""
+"""Quick tests run first, and those that are not quick are named; the models that tests share."""
 
+import os
 from collections.abc import Callable, Iterator
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,6 +13,9 @@ from forge import hub
 
 DATA = Path(__file__).parent / "data"
 REAL_MODELS = {"smollm2_path", "gemma3_path"}
+MAX_QUICK_SECONDS = 1.0
+"""Of processor time, children's included: on a busy machine it grows less than the time on the clock."""
+_before = pytest.StashKey[float]()
 
 
 @pytest.hookimpl(trylast=True)
@@ -23,6 +29,41 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if unmarked:
         raise pytest.UsageError(f"these tests load a real model: mark them slow: {', '.join(unmarked)}")
     items.sort(key=lambda item: item.get_closest_marker("slow") is not None)
+
+
+def cpu_seconds() -> float:
+    """Of this process, and of the children that it has waited for."""
+    return sum(os.times()[:4])
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    item.stash[_before] = cpu_seconds()
+    return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[Any]) -> Iterator[None]:
+    report: Any = yield
+    if report.when == "teardown" and not item.get_closest_marker("slow"):
+        report.user_properties.append(("cpu_seconds", cpu_seconds() - item.stash[_before]))
+    return report
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Name the quick tests that are slow. What the first test of a session or module sets up counts as its own."""
+    found = {
+        report.nodeid: seconds
+        for report in chain(*terminalreporter.stats.values())
+        for name, seconds in getattr(report, "user_properties", ())
+        if name == "cpu_seconds" and seconds > MAX_QUICK_SECONDS
+    }
+    if found:
+        terminalreporter.section(
+            f"more than {MAX_QUICK_SECONDS:.0f} s of processor time: make them faster, or mark them slow"
+        )
+    for name in sorted(found, key=found.__getitem__, reverse=True):
+        terminalreporter.line(f"{found[name]:.1f} s {name}")
 
 
 @pytest.fixture(scope="session")

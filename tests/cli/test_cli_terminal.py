@@ -104,20 +104,22 @@ def test_many_ctrl_c_leave_with_the_same_exit_code(term: str, chat: Open) -> Non
 def test_ctrl_c_that_another_thread_receives_ends_the_wait_for_a_line() -> None:
     """The kernel may give a signal to any thread, and a read in the main thread is then not interrupted."""
     program = """if True:
-        import signal, threading, time
+        import signal, sys, threading, time
         from forge.cli.chat import prompt
         def interrupt():
-            time.sleep(0.5)
+            while sys._current_frames()[threading.main_thread().ident].f_code is not prompt._wait_for_input.__code__:
+                time.sleep(0.01)
+            time.sleep(0.2)  # it waits in the kernel
             signal.pthread_kill(threading.get_ident(), signal.SIGINT)
-        threading.Thread(target=interrupt).start()
         try:
+            threading.Thread(target=interrupt).start()
             print("read", prompt._line("> "))
         except KeyboardInterrupt:
             print("interrupted")
     """
     terminal = Terminal(program=(sys.executable, "-c", program), TERM="dumb")
     try:
-        terminal.wait_for(b"interrupted", seconds=30)
+        terminal.wait_for(b"interrupted")
     finally:
         terminal.close()
 

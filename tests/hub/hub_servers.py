@@ -198,14 +198,14 @@ def spawn(model: hub.Model, *, before: tuple[str, ...] = (), **env: str) -> subp
     )
 
 
-def wait_for(condition: Any, seconds: float = 20) -> bool:
+def wait_for(condition: Any, seconds: float = 60) -> bool:
     end = time.monotonic() + seconds
     while not (result := condition()) and time.monotonic() < end:
         time.sleep(0.02)
     return bool(result)
 
 
-def gone(cache: Path, seconds: float = 5) -> bool:
+def gone(cache: Path, seconds: float = 60) -> bool:
     """Whether no process works for this cache, or soon none does."""
 
     def quiet() -> bool:

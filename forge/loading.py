@@ -229,25 +229,18 @@ def plan_memory(file: gguf.GGUF, settings: EngineConfig, backend: Backend, *, is
             parameter="memory_fraction",
             hint="free some memory, use a smaller model, or a larger memory_fraction",
         )
-    size = settings.page_size
-    max_step_tokens = min(settings.max_step_tokens, max(_STEP_BYTES // _step_bytes_per_token(config), 1))
-
-    max_sequences = settings.max_sequences or _MAX_SEQUENCES
-
-    def kinds(context: int) -> tuple[PagedKV, ...]:
-        tokens = max(max_step_tokens, max_sequences)
-        return kinds_of(config, context=context, page_size=size, step_tokens=tokens, itemsize=backend.dtype.itemsize)
-
+    size, itemsize = settings.page_size, backend.dtype.itemsize
     wanted = settings.context or config.context_length
     room = max(free - weights, 0)
-    context = min(wanted, budget.longest_context(kinds(wanted), wanted, size, room))
+    kinds = state_kinds(config, settings, wanted, itemsize)
+    context = min(wanted, budget.longest_context(kinds, wanted, size, room))
     notes: tuple[str, ...] = ()
     if converted:
         notes = (f"weights: types without a kernel become float16 and take {_gb(weights)} in all: {converted}",)
     if wanted > config.context_length:
         notes += (f"context: {wanted} is longer than the {config.context_length} tokens the model was trained for",)
     if context < wanted:
-        need = _gb(budget.bytes_of(kinds(wanted), budget.pages_of(kinds(wanted), wanted)))
+        need = _gb(budget.bytes_of(kinds, budget.pages_of(kinds, wanted)))
         if settings.context is not None or context < 1:
             if context < 1:
                 raise OutOfMemoryError(f"{file.path}: no memory is left beside the weights")
@@ -258,12 +251,19 @@ def plan_memory(file: gguf.GGUF, settings: EngineConfig, backend: Backend, *, is
                 hint=f"use context={context}",
             )
         notes += (f"context: {context} of the model's {wanted} tokens, cut to fit {_gb(room)} of KV cache",)
-    own = kinds(context)
+    kinds = state_kinds(config, settings, context, itemsize)
     shared_pages = _SHARED_TOKENS // size if is_shared else None
-    num_pages = budget.share_out(own, context, room, max_sequences, shared_pages)
-    if (backend.is_gpu and budget.bytes_of(own, num_pages) >= _REMARKABLE_BYTES) or len(own) > 1:
-        notes += (_cache_note(own, num_pages, context, size),)
-    return Plan(context, max_step_tokens, own, num_pages, notes)
+    num_pages = budget.share_out(kinds, context, room, settings.max_sequences or _MAX_SEQUENCES, shared_pages)
+    if (backend.is_gpu and budget.bytes_of(kinds, num_pages) >= _REMARKABLE_BYTES) or len(kinds) > 1:
+        notes += (_cache_note(kinds, num_pages, context, size),)
+    return Plan(context, _max_step_tokens(config, settings), kinds, num_pages, notes)
+
+
+def state_kinds(config: ModelConfig, settings: EngineConfig, context: int, itemsize: int) -> tuple[PagedKV, ...]:
+    """The kinds of layer state of a model in an engine with sequences of `context` tokens."""
+    step_tokens = max(_max_step_tokens(config, settings), settings.max_sequences or _MAX_SEQUENCES)
+    size = settings.page_size
+    return kinds_of(config, context=context, page_size=size, step_tokens=step_tokens, itemsize=itemsize)
 
 
 def _cache_note(kinds: tuple[PagedKV, ...], num_pages: tuple[int, ...], context: int, page_size: int) -> str:
@@ -271,9 +271,9 @@ def _cache_note(kinds: tuple[PagedKV, ...], num_pages: tuple[int, ...], context:
     parts = []
     for kind, count in zip(kinds, num_pages, strict=True):
         taken = _gb(budget.bytes_of([kind], [count]))
-        each = f"{kind.token_bytes:,} bytes per token of context"
-        if not kind.token_bytes:
-            each = f"{kind.num_pages(context) * kind.page_bytes / 1e6:,.1f} MB per sequence, {kind.name}"
+        each = f"{kind.name}: {kind.num_pages(context) * kind.page_bytes / 1e6:,.1f} MB per sequence"
+        if kind.token_bytes:
+            each = f"{kind.token_bytes:,} bytes per token of context"
         parts.append(f"{count * page_size} tokens take {taken} ({each})")
     return f"KV cache: {', '.join(parts)}; a smaller context takes less"
 
@@ -296,10 +296,12 @@ def _weight_bytes(file: gguf.GGUF, backend: Backend) -> tuple[int, str]:
     return total, ", ".join(sorted(converted))
 
 
-def _step_bytes_per_token(config: ModelConfig) -> int:
-    """float32 activations of the widest moment of a layer: a product's output beside its input and a temporary."""
+def _max_step_tokens(config: ModelConfig, settings: EngineConfig) -> int:
+    """Most tokens of a step whose activations fit. A layer needs the most for a product's output beside its input and
+    a temporary, in float32."""
     attention = (config.num_heads + 2 * config.num_kv_heads) * config.head_dim
-    return 4 * 3 * max(2 * config.ffn_width, attention, config.width)
+    token_bytes = 4 * 3 * max(2 * config.ffn_width, attention, config.width)
+    return min(settings.max_step_tokens, max(_STEP_BYTES // token_bytes, 1))
 
 
 def _resolve(model: str | os.PathLike[str], progress: Progress | None) -> Path:

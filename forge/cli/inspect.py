@@ -47,6 +47,7 @@ def describe(model: GGUF) -> dict[str, Any]:
         ],
         "parameters": sum(math.prod(info.shape) for info in tensors),
         "bytes": sum(info.nbytes for info in tensors),
+        "state": _state(model),
         "remark": _remark(model),
     }
 
@@ -90,7 +91,6 @@ def _summary(model: GGUF) -> list[tuple[str, str]]:
         config = read_config(model)
     except ForgeError:  # _remark says it
         return rows
-    per_token = 2 * 4 * config.num_layers * config.num_kv_heads * config.head_dim
     layers = Counter(config.layer_windows).items()
     windows = "".join(f", {output.count(n, 'layer')} with a window of {w}" for w, n in layers if w)
     rows[2:2] = [
@@ -100,9 +100,42 @@ def _summary(model: GGUF) -> list[tuple[str, str]]:
             f"{config.num_heads} query and {config.num_kv_heads} KV heads of {config.head_dim}{windows}",
         ),
         ("vocabulary", f"{config.vocab_size:,} tokens"),
-        ("context", f"{config.context_length:,} tokens, {output.num_bytes(per_token)} of float32 KV cache each"),
+        ("context", f"{config.context_length:,} tokens"),
+        *(("KV cache", _cache_text(kind)) for kind in _state(model)),
     ]
     return rows
+
+
+def _state(model: GGUF) -> list[dict[str, Any]]:
+    """What each kind of layer state takes in float32, with the default settings and the model's whole context; nothing
+    of a file that forge cannot run."""
+    from forge.config import EngineConfig
+    from forge.errors import ForgeError
+    from forge.loading import state_kinds
+    from forge.models import read_config
+
+    try:
+        config = read_config(model)
+    except ForgeError:  # _remark says it
+        return []
+    context = config.context_length
+    return [
+        {
+            "holds": kind.name,
+            "layers": len(kind.layers),
+            "bytes_per_token": kind.token_bytes,
+            "bytes_per_sequence": kind.num_pages(context) * kind.page_bytes,
+        }
+        for kind in state_kinds(config, EngineConfig(), context, itemsize=4)
+    ]
+
+
+def _cache_text(kind: dict[str, Any]) -> str:
+    """A kind of layer state in words."""
+    sequence = f"{output.num_bytes(kind['bytes_per_sequence'])} per sequence"
+    if kind["bytes_per_token"]:
+        sequence = f"{output.num_bytes(kind['bytes_per_token'])} per token of context, {sequence} of the whole context"
+    return f"{sequence} ({output.count(kind['layers'], 'layer')}, {kind['holds']}, float32)"
 
 
 def _architecture(model: GGUF) -> str | None:

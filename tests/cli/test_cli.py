@@ -102,8 +102,28 @@ def test_inspect_describes_the_file(capsys: Captured) -> None:
     assert run(["inspect", LLAMA]) == 0
     shown = capsys.readouterr()
     assert "blk.*.attn_q.weight" in shown.out
-    assert "3 layers" not in shown.out  # no windows
+    assert "window" not in shown.out
     assert shown.err == ""
+
+
+def test_inspect_shows_what_a_token_and_a_sequence_take_of_each_kind_of_layer_state(capsys: Captured) -> None:
+    """Against the arrays of a model that is loaded with the same context: a token is one of 64 of a page."""
+    path = LLAMA.replace("llama", "gemma3")
+    state = json_of(capsys, "inspect", path)["state"]
+    assert [(kind["holds"], kind["layers"]) for kind in state] == [("all positions", 1), ("window of 16", 6)]
+    with forge.load(path, max_sequences=1, device="cpu") as llm:
+        pages = [[array[:, 0].nbytes for array in cache.arrays] for cache in llm.engine.runner.state.caches]
+        counts = [pool.num_pages for pool in llm.engine.pools]
+    assert counts[0] * 64 == llm.context
+    assert state[0]["bytes_per_token"] * 64 == sum(pages[0])
+    assert state[1]["bytes_per_token"] == 0
+    assert [kind["bytes_per_sequence"] for kind in state] == [
+        count * sum(of_page) for count, of_page in zip(counts, pages, strict=True)
+    ]
+    assert run(["inspect", path]) == 0
+    shown = capsys.readouterr().out
+    assert "per token of context" in shown
+    assert "per sequence (6 layers, window of 16, float32)" in shown
 
 
 def test_inspect_shows_what_it_cannot_run(tmp_path: Path, capsys: Captured) -> None:

@@ -52,13 +52,13 @@ class Backend(Protocol):
 
     @property
     def is_gpu(self) -> bool:
-        """Quantized weights stay in the blocks of their file; else they become floats when they are loaded."""
+        """Whether kernels run here. Quantized weights then stay in their blocks; else they become floats."""
         ...
 
     def launch(self, op: Launchable, args: tuple[Any, ...], options: Mapping[str, Any]) -> Any: ...
 
     def active(self) -> AbstractContextManager[None]:
-        """Ops within it need not select the device one by one, and say nothing of numbers that are none."""
+        """Makes the device current for the ops within. They give no warnings about NaN and infinity."""
         ...
 
     def asarray(self, array: npt.ArrayLike, dtype: npt.DTypeLike | None = None) -> Any: ...
@@ -77,26 +77,29 @@ class Backend(Protocol):
         ...
 
     def host_visible(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> tuple[Any, npt.NDArray[Any]]:
-        """An array in the host's memory for ops to write, and the same for the host, who reads it behind a `mark`."""
+        """Host memory that ops write: the array for ops, and the same memory for the host to read behind an event."""
         ...
 
     def record_event(self) -> Callable[[], None]:
-        """A place in the order of ops; the function waits until what is before it has run."""
+        """Record an event behind all ops so far; the function waits until they have run."""
         ...
 
     def prepare(self, run: Callable[[], None], progress: Progress | None = None) -> None:
-        """Get ready for the ops that `run` calls, whose results it must not use."""
+        """Compile what the ops that `run` calls launch. `run` must not use their results."""
         ...
 
     def capture(
         self, step: Callable[[], T], state: Sequence[Any], perturb: Callable[[list[Any]], list[Any]] | None
     ) -> tuple[T, Callable[..., T | None]]:
-        """Run a step of ops; its result, and a function that runs it again on the same arrays.
+        """Run a step of ops; its result, and a function that replays it on the same arrays.
 
-        `state` are the arrays that the step reads and changes. Of another step from the same state the result is the
-        same: a backend may try it, and steps from other values of the state, which `perturb` makes of those it holds.
-        None: it is to launch the ops one by one. With compare=True the function gives None where running again has done
-        something else than the ops.
+        The function gives the step's result. With compare=True it gives None where a replay did something else than the
+        ops do.
+
+        state: The arrays that the step reads and changes. A step from the same values gives the same result, so that a
+        backend may try a replay.
+        perturb: From values of the state, other values from which the step computes something else. None: the ops are
+        launched one by one.
         """
         ...
 

@@ -24,7 +24,7 @@ def without_features(arch: str) -> str:
 
 
 def refusal(arch: str) -> str:
-    """Why forge has no kernels for an AMD GPU, to be read behind its name; "" where it has, or where one is to try."""
+    """Why forge has no kernels for an AMD GPU, as a predicate of its name. "" where there are kernels, or may be."""
     is_old = (version(arch) or _OLDEST) < _OLDEST
     return "is older than gfx900 (Vega): forge has no kernels for it, and ROCm 7 no driver" if is_old else ""
 

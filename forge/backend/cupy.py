@@ -46,7 +46,7 @@ _COPIES = 8
 
 
 class CupyBackend(GPU):
-    """One GPU. All work goes to one stream, in order; nothing here waits for it but `to_numpy` and `synchronize`."""
+    """One GPU. All work goes to one stream, in order. `to_numpy`, `seconds` and `release_memory` wait for the work."""
 
     def __init__(self, index: int) -> None:
         self.index = index
@@ -74,9 +74,9 @@ class CupyBackend(GPU):
         self._graphs = Graphs(self, self._stream)
 
     def active(self) -> AbstractContextManager[None]:
-        """This device and its stream are CuPy's current ones; nothing to do within another such context.
+        """Makes this device and its stream CuPy's current ones. Within another such context there is nothing to do.
 
-        One thread at a time: what it launches is not to land in a step that another records.
+        One thread at a time is within: its launches must not land in a step that another thread captures.
         """
         # The stream alone does not tell: where HIP fails while one is left, CuPy goes on to call it the current one.
         is_within = self._thread == get_ident() and cp.cuda.get_current_stream().ptr == self._stream.ptr
@@ -142,7 +142,7 @@ class CupyBackend(GPU):
         return not failure
 
     def try_blas(self) -> None:
-        """A small product. rocBLAS aborts the process where it has no kernels for this GPU."""
+        """Multiply small matrices. rocBLAS aborts the process where it has no kernels for this GPU."""
         ones, out = (self.asarray(np.ones((32, 32)), dtype) for dtype in (np.float16, np.float32))
         with self.active():
             self.matmul(ones, ones, out, 0, accumulate=True)
@@ -187,7 +187,7 @@ class CupyBackend(GPU):
             return guarded.between.view(dtype).reshape(shape)
 
     def scratch(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Any:
-        """One piece of memory for all ops: recorded steps would otherwise each keep as much as their largest uses."""
+        """Memory that all ops share: captured steps would otherwise each keep as much as their largest op uses."""
         if self._guarded is not None:
             return self.empty(shape, dtype)
         size = math.prod(shape) * np.dtype(dtype).itemsize
@@ -220,7 +220,7 @@ class CupyBackend(GPU):
             return np.asarray(cp.asnumpy(array))
 
     def upload(self, array: Any, values: npt.NDArray[Any]) -> None:
-        """Through pinned memory, which stays alive until the copy has run."""
+        """Overwrite an array by way of pinned memory, which stays alive until the copy has run."""
         with self.active():
             staged = Staged(pinned(values.shape, values.dtype), cp.cuda.Event(block=False, disable_timing=True))
             np.copyto(staged.array, values)
@@ -231,12 +231,12 @@ class CupyBackend(GPU):
                 self._staged.popleft()
 
     def poison(self, array: Any) -> None:
-        """Every byte of it becomes 255."""
+        """Set every byte of an array to 255."""
         with self.active():
             array.data.memset_async(255, array.nbytes, self._stream)
 
     def snapshot(self, array: Any) -> Any:
-        """A copy, in order with the ops before and after."""
+        """A copy of an array on the device, in order with the ops before and after."""
         with self.active():
             copy = cp.empty(array.shape, array.dtype)
             copy.data.copy_from_device_async(array.data, array.nbytes, self._stream)
@@ -267,9 +267,10 @@ class CupyBackend(GPU):
         return allocator
 
     def free_bytes(self) -> int:
-        """Free on the device, and free in CuPy's pool; no more than the host has where both share their memory.
+        """Bytes that are free on the device and in CuPy's pool.
 
-        There the driver counts what programs of the host have taken as free (ROCm/hip#3892).
+        An integrated GPU has no more than the host: the driver counts memory of the host's programs as free
+        (ROCm/hip#3892).
         """
         with errors(), self._cuda_device:
             free, _ = cp.cuda.runtime.memGetInfo()
@@ -278,9 +279,9 @@ class CupyBackend(GPU):
             return int(free) + int(cp.get_default_memory_pool().free_bytes())
 
     def release_memory(self) -> None:
-        """Memory of arrays and graphs that are no more goes back to the driver, and so does what ops share.
+        """Wait for all work, then give the driver back what pools hold, and the memory that ops share.
 
-        Waits for all work. Arrays that are in use stay, those that a captured step of another model keeps, too.
+        Arrays in use keep their memory. So do the captured steps of other models.
         """
         with self.active():
             self._stream.synchronize()
@@ -295,7 +296,7 @@ class CupyBackend(GPU):
             return facts(self)
 
     def seconds(self, run: Callable[[], object]) -> float:
-        """Time that the device takes for what `run` queues. It is called twice: behind the first the device is busy."""
+        """Seconds that the device takes for what `run` queues: it runs twice, and the second run is timed."""
         with self.active():
             start, end = cp.cuda.Event(), cp.cuda.Event()
             run()
@@ -306,7 +307,7 @@ class CupyBackend(GPU):
             return float(cp.cuda.get_elapsed_time(start, end)) / 1000
 
     def read_seconds(self, size: int) -> float:
-        """Time in which so many bytes are read at the rate of a large copy, measured now."""
+        """Seconds to read so many bytes at the rate of a large copy, measured now."""
         with self.active():
             source = cp.empty(_COPIED_BYTES, np.uint8)
             target = cp.empty_like(source)

@@ -35,12 +35,12 @@ class Card:
 
     @property
     def text(self) -> str:
-        """As a person would name it."""
+        """The GPU as a person would name it."""
         return f"{KIND}:{self.index} ({self.name}, {self.arch}{', integrated' if self.is_integrated else ''})"
 
 
 def cards() -> list[Card]:
-    """The GPUs, best first: those with kernels, of them discrete ones, of them those with the most compute units.
+    """The GPUs, best first: GPUs with kernels before others, then discrete ones, then by number of compute units.
 
     Raises DeviceError where there is none, or the driver cannot be asked.
     """
@@ -63,7 +63,7 @@ def card_of(index: int) -> Card:
 
 
 def hiding() -> str:
-    """What may hide GPUs from this process, to be read behind a complaint."""
+    """Variables that may hide GPUs from this process, as the end of a message."""
     found = [f"{name}={os.environ[name]}" for name in _HIDING if name in os.environ]
     return f" ({', '.join(found)} chooses which are seen)" if found else ""
 
@@ -109,7 +109,7 @@ def _blas(device: Any) -> str:
 
 
 def _kernel_cache() -> str:
-    """Where what is compiled here is kept: by forge on HIP, by CuPy on CUDA."""
+    """Directory of compiled kernels: forge's on HIP, CuPy's on CUDA."""
     if IS_HIP:
         return str(kernel_cache.stores()[0])
     return os.environ.get("CUPY_CACHE_DIR", os.path.expanduser("~/.cupy/kernel_cache"))
@@ -121,12 +121,12 @@ def _out_of_memory(what: str) -> OutOfMemoryError:
 
 
 def _version(number: int, minors: int, patches: int) -> str:
-    """A version that is kept as one number: so many minor ones of a major one, so many patches of a minor one."""
+    """Text of a version that is one number, with `minors` per major version and `patches` per minor version."""
     return f"{number // minors // patches}.{number // patches % minors}.{number % patches}"
 
 
 def _api_version(number: int) -> str:
-    """As HIP and CUDA count: 70051831 is HIP 7.0.51831, 13010 is CUDA 13.1.0."""
+    """Version of HIP or CUDA as text: 70051831 is HIP 7.0.51831, 13010 is CUDA 13.1.0."""
     return f"HIP {_version(number, 100, 100_000)}" if IS_HIP else f"CUDA {_version(number, 100, 10)}"
 
 

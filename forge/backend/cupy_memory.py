@@ -32,7 +32,7 @@ class Guarded:
 
     memory: Any
     number: int
-    """Of the array: others have other numbers in their bands."""
+    """Number of the array. Bands of other arrays hold other values."""
 
     @classmethod
     def of_size(cls, size: int, number: int) -> Guarded:
@@ -49,7 +49,7 @@ class Guarded:
 
     @property
     def values(self) -> npt.NDArray[np.uint8]:
-        """Of the two bands."""
+        """What the two bands hold."""
         return np.random.default_rng(self.number).integers(0, 256, (2, _GUARD_BYTES), np.uint8)
 
 

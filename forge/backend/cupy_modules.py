@@ -49,7 +49,7 @@ class Modules:
         on_device: Callable[[], AbstractContextManager[None]],
         progress: Progress | None,
     ) -> None:
-        """Compile in parallel what of these is not loaded yet; a thread loads within `on_device`."""
+        """Compile in parallel the variants that are not loaded yet. Threads load them within `on_device`."""
         missing = [variant for variant in variants if variant not in self._modules]
 
         def build(variant: sources.Variant) -> None:
@@ -79,7 +79,7 @@ class Modules:
         return module
 
     def _compiled(self, variant: sources.Variant) -> Any:
-        """By CuPy and NVRTC, which keep what they compile."""
+        """A module compiled by CuPy and NVRTC, which keep what they compile."""
         module = cp.RawModule(code=sources.source(variant.file), options=(*_FLAGS, *variant.options))
         try:
             module.compile()
@@ -89,7 +89,7 @@ class Modules:
         return module
 
     def _loaded(self, variant: sources.Variant, code: bytes) -> Any:
-        """From the bytes that were verified: RawModule(path=) would read the file again."""
+        """A module of verified bytes. RawModule(path=) would read the file again."""
         module = cp.cuda.Module()
         try:
             module.load(code)
@@ -101,7 +101,7 @@ class Modules:
 
 
 def _nvrtc(variant: sources.Variant, target: str) -> bytes:
-    """A variant's code for a target that CuPy does not name to NVRTC: one with what only this architecture has."""
+    """A variant's code for a target with features of one architecture, such as sm_90a, which CuPy does not ask for."""
     program = nvrtc.createProgram(sources.source(variant.file), f"{variant.file}.hip", (), ())
     try:
         nvrtc.compileProgram(program, (f"-arch={target}", "-ftz=true", *_FLAGS, *variant.options))
@@ -114,5 +114,5 @@ def _nvrtc(variant: sources.Variant, target: str) -> bytes:
 
 
 def pointer(function: Any) -> int:
-    """The driver's function: CuPy has two kinds of kernels, of modules that it compiled and that it loaded."""
+    """The driver's function. CuPy has two kinds: kernels of modules that it compiled, and of modules that it loaded."""
     return int(getattr(function, "kernel", function).ptr)

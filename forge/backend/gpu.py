@@ -36,15 +36,15 @@ class GPU(ABC):
     is_gpu = True
     is_asynchronous = True
     device: str
-    """As a person would name it."""
+    """The device as a person would name it."""
     arch: str = ""
-    """As its compiler names it."""
+    """The architecture as its compiler names it."""
     wave_size: int
-    """Threads that run in step: 32 or 64."""
+    """Threads of a wave (NVIDIA: warp): 32 or 64."""
     num_cus: int
-    """Multiprocessors or compute units."""
+    """Compute units (NVIDIA: multiprocessors)."""
     has_wgmma = False
-    """Whether its matrix cores multiply what lies in LDS, for four waves together: `include/tile_wgmma.hip`."""
+    """Whether matrix cores multiply matrices in LDS for four waves together: `include/tile_wgmma.hip`."""
     _counters: Any = None
 
     @cached_property
@@ -58,7 +58,7 @@ class GPU(ABC):
 
     @property
     def has_blas(self) -> bool:
-        """Whether `matmul` works here; without it products of any size are computed by forge's kernels."""
+        """Whether `matmul` works here. Without it forge's kernels compute products of any size."""
         return True
 
     def launch(self, op: _HasGPU, args: tuple[Any, ...], options: Mapping[str, Any]) -> Any:
@@ -83,10 +83,10 @@ class GPU(ABC):
 
     @contextmanager
     def guarded(self) -> Iterator[Callable[[], bool]]:
-        """Within it arrays that are made hold bytes of 255 (NaN) until written, between guard bands of numbers that are
-        others for each array: what a kernel makes of one's, or copies of it, shows in another's.
+        """New arrays within the context hold bytes of 255 (NaN) until written, and lie between guard bands.
 
-        Gives a function that says whether the bands are whole. A device that checks each launch has nothing to add.
+        The bands of each array hold other numbers, so that a kernel that copies from them is found out. Gives a
+        function that says whether all bands are whole. A device that checks each launch has nothing to add.
         """
         yield lambda: True
 
@@ -99,7 +99,7 @@ class GPU(ABC):
         return self.empty(shape, dtype)
 
     def counters(self, count: int) -> Any:
-        """uint32 zeros (count,) for one launch's own use, which leaves them zeros: so the next one finds them."""
+        """uint32 zeros (count,) for one launch, which must leave zeros for the next one."""
         if self._counters is None or len(self._counters) < count:
             self._counters = self.asarray(np.zeros(max(count, _MIN_COUNTERS), np.uint32))
         return self._counters[:count]
@@ -110,7 +110,7 @@ class GPU(ABC):
 
     @abstractmethod
     def read_seconds(self, size: int) -> float:
-        """Time in which so many bytes are read at the rate of a large copy, measured now."""
+        """Seconds to read so many bytes at the rate of a large copy, measured now."""
 
     @abstractmethod
     def matmul(self, x: Any, weight: Any, out: Any, column: int, *, accumulate: bool) -> None:

@@ -1,4 +1,4 @@
-"""Captured steps: their launches are kept, and replayed as graphs of the driver where those compute the same."""
+"""Captured steps: launches that are kept, and replayed as graphs of the driver where graphs compute the same."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 T = TypeVar("T")
 
 MAX_NODES = 190
-"""Launches of a graph: a longer step is several. Larger graphs have gone wrong on AMD (ROCm/hip#3887)."""
+"""Most launches of a graph. A longer step is several graphs: larger ones have gone wrong on AMD (ROCm/hip#3887)."""
 
 Perturb = Callable[[list[Any]], list[Any]]
-"""From the values of a step's state, others with which it computes something else, in the same places."""
+"""From values of a step's state, other values from which the step computes something else."""
 
 
 class _Device(Protocol):
@@ -26,10 +26,10 @@ class _Device(Protocol):
     def upload(self, array: Any, values: Any) -> None: ...
 
     def poison(self, array: Any) -> None:
-        """Every byte of it becomes 255: NaN."""
+        """Set every byte of an array to 255, which makes floats NaN."""
 
     def snapshot(self, array: Any) -> Any:
-        """A copy on the device, in order with the ops before and after."""
+        """A copy of an array on the device, in order with the ops before and after."""
 
 
 class _CapturingDevice(_Device, Protocol):
@@ -65,7 +65,7 @@ class Graphs:
         return self._log is not None
 
     def call(self, call: Callable[[], Any], kept: object, *, capturable: bool = True) -> None:
-        """Launch something; while a step is captured, also note it, with what it needs alive."""
+        """Launch something. While a step is captured, the launch is kept too, with what must stay alive for it."""
         call()
         if self._log is not None:
             self._log.append(Launch(call, kept, capturable))
@@ -151,12 +151,11 @@ def checked(
     before: list[Any],
     perturb: Perturb,
 ) -> Callable[[], None]:
-    """`graph`, if from the state before it does bit for bit what `launches` just did: their results, their new state.
+    """`graph`, if from the state `before` it does bit for bit what `launches` just did; else `launches`.
 
-    If not, or if the graph cannot be launched, `launches`, with a warning of one line. Either way results and state are
-    in the end those of one step. Between, the launches run from a perturbed state, so that whatever lies between state
-    and results (intermediate arrays, keys and values of the step) holds something else: a graph that does only a part
-    of the step is found out, as is one that does nothing.
+    A graph that differs or cannot be launched is a warning of one line. In the end results and state are those of one
+    step. Before the graph runs, the launches run from a perturbed state: intermediate arrays, keys and values then hold
+    something else, and a graph that does nothing, or only a part of the step, is found out.
     """
     written = (*results, *state)
     expected = [device.to_numpy(array).tobytes() for array in written]
@@ -185,10 +184,10 @@ def compared(
     results: Sequence[Any],
     state: Sequence[Any],
 ) -> bool:
-    """Replay a step, then launch it from the same state; whether both did the same bit for bit. If not, with a warning.
+    """Replay a step, then launch it from the same state; whether both did the same bit for bit.
 
-    Nothing waits between what was queued before and the replay: where nothing waits, drivers have mixed things up
-    (ROCm/hip#3902). In the end results and state are those of the launches.
+    A difference is a warning. Nothing waits between earlier work and the replay, because drivers have mixed things up
+    there (ROCm/hip#3902). In the end results and state are those of the launches.
     """
     written = (*results, *state)
     before = [device.snapshot(array) for array in state]

@@ -36,7 +36,7 @@ class Checked(NamedTuple):
     state: State
     path: Path
     fault: str
-    """What is wrong with the file, to be read behind its name; "" where it is valid or missing."""
+    """What is wrong with the file, as a predicate of its name; "" where it is valid or missing."""
     code: bytes
     """The file's bytes where it is valid, else none: what was verified is what is loaded."""
 
@@ -48,9 +48,9 @@ class Built(NamedTuple):
     directory: Path
     built: int
     present: int
-    """Those that were there and valid."""
+    """Number of files that were there and valid."""
     num_bytes: int
-    """Of all."""
+    """Bytes of all files, old and new."""
 
 
 def stores() -> list[Path]:
@@ -107,9 +107,9 @@ def obtain(variant: sources.Variant, arch: str) -> bytes:
 
 
 def kept(variant: sources.Variant, arch: str, make: Callable[[], bytes]) -> bytes:
-    """A variant's code for an NVIDIA GPU, where CuPy, which keeps what it compiles itself, cannot be asked for it.
+    """A variant's code for an NVIDIA GPU, of a kind that CuPy cannot be asked for.
 
-    `make` compiles it where no store has it; what cannot be kept is made again by the next process, without a word.
+    `make` compiles the code where no store has it. Code that cannot be kept is compiled again by the next process.
     """
     try:
         searched = stores()
@@ -123,7 +123,7 @@ def kept(variant: sources.Variant, arch: str, make: Callable[[], bytes]) -> byte
 
 
 def _search(searched: list[Path], variant: sources.Variant, arch: str) -> tuple[bytes | None, list[Checked]]:
-    """The code of the first store that holds it, and what those before it hold in its place."""
+    """The code of the first store that holds the variant, and the unusable files of the stores before it."""
     refused: list[Checked] = []
     for store in searched:
         checked = check(store, variant, arch)
@@ -180,7 +180,7 @@ def check(store: Path, variant: sources.Variant, arch: str) -> Checked:
 
 
 def survey(store: Path) -> dict[str, tuple[Counter[State], int]]:
-    """For each GPU that a store has a directory for: how many files are in which state, and their bytes.
+    """Numbers of files in each state, and bytes of all files, for each GPU that a store has a directory for.
 
     A file that is named after no kernel is stale.
     Raises OSError where the store cannot be listed; one that is not there holds nothing.

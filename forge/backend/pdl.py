@@ -42,13 +42,16 @@ def _driver() -> Any:
 
 
 class DependentLaunch:
-    """A launch whose arguments are packed once."""
+    """A launch that may start before the launches before it have ended. Its arguments are packed once."""
 
     def __init__(
         self, function: int, grid: Sequence[int], threads: int, args: Sequence[Any], lds_bytes: int = 0
     ) -> None:
-        """function: a CUfunction; args: arrays of CuPy (or None) and NumPy scalars, which the caller keeps alive;
-        lds_bytes: what it is allotted of LDS, beside what the kernel declares."""
+        """
+        function: A CUfunction.
+        args: Arrays of CuPy (or None) and NumPy scalars, which the caller keeps alive.
+        lds_bytes: LDS of a block beside what the kernel declares.
+        """
         self._function = ctypes.c_void_p(function)
         values = np.zeros(max(len(args), 1), np.uint64)
         for place, value in enumerate(args):
@@ -65,7 +68,7 @@ class DependentLaunch:
         self._config = _Config(grid_3, block, lds_bytes, None, ctypes.pointer(self._attribute), 1)
 
     def __call__(self, stream: int) -> int:
-        """Queue it: the driver's CUresult, 0 where it did."""
+        """Queue the launch; the driver's CUresult, 0 for success."""
         self._config.stream = stream
         launch = _driver().cuLaunchKernelEx
         return int(launch(ctypes.byref(self._config), self._function, self._pointers, None))

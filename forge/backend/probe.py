@@ -23,7 +23,7 @@ class Ended(NamedTuple):
     """How a command ended."""
 
     how: str
-    """In a few words; "" if it ended well."""
+    """How it ended, in a few words; "" if it ended well."""
     output: str
     """What it wrote to stdout and stderr."""
 

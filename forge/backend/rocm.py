@@ -47,7 +47,7 @@ def preload() -> list[str]:
 
 
 def library_directories() -> list[Path]:
-    """Where ROCm's libraries are, if pip has installed them into this environment."""
+    """Directories of ROCm's libraries, if pip has installed them into this environment."""
     packages = [*_packages("_rocm_sdk_core")[:1], *_of_this_gpu(_packages("_rocm_sdk_libraries"))]
     return [path for package in packages for part in _IN_PACKAGES if (path := package / part).is_dir()]
 
@@ -117,7 +117,7 @@ def _said(error: BaseException) -> str:
 
 
 def _installations() -> list[Path]:
-    """Where libraries of ROCm may lie that the dynamic linker does not know."""
+    """Directories that may hold libraries of ROCm and that the dynamic linker does not know."""
     roots = [os.environ.get("ROCM_PATH"), "/opt/rocm", "/opt/rocm/core"]
     return [*library_directories(), *(Path(root, "lib") for root in dict.fromkeys(filter(None, roots)))]
 
@@ -135,7 +135,7 @@ def _packages(prefix: str) -> list[Path]:
 
 
 def _of_this_gpu(packages: list[Path]) -> list[Path]:
-    """Of the libraries for several families those for a GPU that is here, as rocm_sdk chooses: one package."""
+    """The package of libraries for a GPU that is here, where there are several families, as rocm_sdk chooses."""
     wanted = os.environ.get("ROCM_SDK_TARGET_FAMILY", "").replace("-", "_")
     for package in packages:
         if wanted and package.name.endswith(f"_{wanted}"):
@@ -161,7 +161,7 @@ def _gpus() -> list[str]:
 
 
 def _load(path: Path, directories: list[Path], tried: set[Path]) -> str:
-    """Load a library, behind those of ROCm's that it asks for in vain; what is wrong, or ""."""
+    """Load a library, and before it the libraries of ROCm that it misses; what is wrong, or ""."""
     tried.add(path)
     while True:
         try:

@@ -61,7 +61,7 @@ class Variant:
 
     @classmethod
     def parse(cls, name: str) -> Variant | None:
-        """The variant of this name; None where it is no variant's, or that of a kernel file that is not there."""
+        """The variant of a name. None where the name is no variant's, or its kernel file is not there."""
         file, *parts = name.split("-")
         defines = (part.partition("=")[::2] for part in parts)
         variant = cls(file, tuple((key, int(value) if value.isdecimal() else value) for key, value in defines))
@@ -76,7 +76,7 @@ def _text(part: str) -> str:
 
 @cache
 def parts(file: str) -> tuple[str, ...]:
-    """The files whose texts make up that of a kernel file: the prelude, what the file says it uses, itself."""
+    """The files of which a kernel file's source consists: the prelude, the files that it uses, itself."""
     uses = _USES.search(_text(file))
     return (PRELUDE, *(f"include/{part}" for part in (uses[1].split(", ") if uses else ())), file)
 
@@ -95,7 +95,7 @@ def target(file: str) -> str | None:
 
 
 def place(file: str, line: int) -> tuple[str, str]:
-    """Where a line of `source(file)`, counted from 1, comes from, as "norm.hip:12", and its text."""
+    """The place that a line of `source(file)`, counted from 1, comes from, as "norm.hip:12", and the line's text."""
     lines = source(file).split("\n")
     text = lines[line - 1].strip() if 0 < line <= len(lines) else ""
     for part in parts(file)[:-1]:
@@ -142,11 +142,11 @@ class Entry:
     variant: Variant
     function: str
     threads: int
-    """Of a block."""
+    """Threads of a block."""
     parameters: tuple[tuple[str, np.dtype[Any], bool], ...]
     """Name, dtype of the number or of the array, and whether it is an array."""
     uses_pdl: bool
-    """Whether it waits by itself for what was launched before."""
+    """Whether the kernel waits by itself for earlier launches."""
     lds_bytes: int
     """What a launch allots of LDS, beside what the kernel declares with a fixed size: -D LDS_BYTES."""
 

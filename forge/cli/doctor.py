@@ -62,7 +62,7 @@ def _device(device: str) -> str:
 
 
 def findings(device: str = "auto", model: str = options.DEFAULT_MODEL) -> Iterator[Finding]:
-    """Everything that is looked at. Raises ParameterError for a device that cannot be one."""
+    """All findings. Raises ParameterError for a device that cannot be one."""
     yield Finding("Python", f"{platform.python_version()} ({sys.executable}), {platform.platform()}")
     yield from _cpu()
     yield _memory()
@@ -151,7 +151,7 @@ def _gpu(device: str = "auto", model: str = options.DEFAULT_MODEL) -> Iterator[F
 
 
 def _facts(gpu: Any, model: str) -> Iterator[Finding]:
-    """What there is to say about a GPU, with how to fix what is wrong."""
+    """Facts about a GPU, with fixes for what is wrong."""
     fixes = {}
     try:
         facts = gpu.facts()
@@ -177,7 +177,7 @@ def _facts(gpu: Any, model: str) -> Iterator[Finding]:
 
 
 def _tuning(arch: str) -> Finding:
-    """Where the choices of block sizes, rows and splits come from."""
+    """Origin of the choices of block sizes, rows and splits."""
     from forge.tuning import store
 
     stored = store.read(arch)
@@ -191,7 +191,7 @@ def _tuning(arch: str) -> Finding:
 
 
 def _kernels(arch: str, model: str) -> Finding:
-    """What an AMD GPU's kernels come from: hipcc, a plain clang, files that were built before."""
+    """Sources of an AMD GPU's kernels: hipcc, a plain clang, prebuilt files."""
     from forge import hub
     from forge.backend import compilers, kernel_cache
     from forge.devtools.variants import model_variants

@@ -1,4 +1,4 @@
-"""Of what may be tried for a kernel the fastest on this GPU, if its results are those of the table's choice."""
+"""Finds the fastest values for a kernel on this GPU, among values with the same results as the table's choice."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ from forge.tuning.store import Measured
 from forge.tuning.table import KERNELS
 
 _MIN_GAIN = 0.03
-"""What is gained at least, as a share of the time: less is noise, and not worth another order of sums."""
+"""Least gain, as a share of the time. A smaller one is noise, and not worth another order of sums."""
 _ROTATED_BYTES = 400_000_000
-"""Inputs of a measured step, so that none is in a cache: AMD's largest has 256 MB."""
+"""Bytes of all inputs of a measured step, so that none is in a cache: AMD's largest cache has 256 MB."""
 _MAX_CALLS = 200
-"""Of a measured step: small inputs come from a cache in models, too."""
+"""Most calls of a measured step. Small inputs come from a cache in models, too."""
 _ROUNDS = 9
 
 Timer = Callable[[Any, Sequence[Callable[[], object]]], list[float]]
-"""Seconds of each of some recorded steps on a device."""
+"""Gives the seconds of each of some captured steps on a device."""
 
 
 def rotated(device: Any, steps: Sequence[Callable[[], object]]) -> list[float]:
-    """Medians of rounds in which they take turns: what else slows the device slows them all."""
+    """Median seconds of each step. The steps take turns, so that whatever slows the device slows all of them."""
     rounds = [[float(device.seconds(step)) for step in steps] for _ in range(_ROUNDS)]
     return [median(times) for times in zip(*rounds, strict=True)]
 
 
 def classes_of(shapes: Iterable[tuple[str, dict[str, int | str]]]) -> dict[Key, list[dict[str, int | str]]]:
-    """What there is to choose for kernels at these shapes: the classes that have more than one candidate."""
+    """The classes of these shapes that have more than one candidate, with the shapes of each."""
     found: dict[Key, list[dict[str, int | str]]] = {}
     for kernel, shape in shapes:
         shape_class = KERNELS[kernel].class_of(shape)
@@ -55,7 +55,7 @@ def tune(
     timer: Timer,
     progress: Progress | None = None,
 ) -> Iterator[Measured]:
-    """The best values for each class of shapes, as soon as they are known: the table's, or such as are faster by 3%.
+    """The best values for each class of shapes, as soon as they are known: the table's, or faster ones by 3%.
 
     Values whose results differ, or that the device refuses, are left out with a warning; so is a class for which memory
     does not suffice.
@@ -85,7 +85,7 @@ def _best(device: GPU, kernel: str, shape_class: ShapeClass, works: Sequence[Wor
     best, seconds = default, times[0]
     fastest = min(range(len(times)), key=times.__getitem__)
     if fastest and times[fastest] < (1 - _MIN_GAIN) * times[0]:
-        # Of many the fastest is also the luckiest: what counts is another measurement, of these two alone.
+        # The fastest of many is also the luckiest: another measurement, of two candidates alone, decides.
         times = _times(device, key, [default, candidates[fastest]], works, timer)
         seconds = times[0]
         if times[1] < (1 - _MIN_GAIN) * times[0]:
@@ -104,7 +104,7 @@ def _trial(device: GPU, key: Key, values: Values) -> Iterator[None]:
 
 
 def _compile(device: Any, key: Key, candidates: Sequence[Values], works: Sequence[Workload]) -> None:
-    """All candidates, in parallel. One that does not compile says so when its turn comes."""
+    """Compile all candidates in parallel. A candidate that does not compile gives its error in its own trial."""
     given = [work.make() for work in works]
 
     def launch_all() -> None:
@@ -120,7 +120,7 @@ def _compile(device: Any, key: Key, candidates: Sequence[Values], works: Sequenc
 
 
 def _times(device: Any, key: Key, candidates: Sequence[Values], works: Sequence[Workload], timer: Timer) -> list[float]:
-    """Seconds of all workloads together with each candidate; infinity for those left out. The first is the default."""
+    """Seconds of all workloads together with each candidate, the default first; infinity for a candidate left out."""
     total = [0.0] * len(candidates)
     for work in works:
         inputs = [work.make()]
@@ -157,7 +157,7 @@ def _recorded(device: Any, work: Workload, inputs: Sequence[tuple[Any, ...]]) ->
 
 
 def _results(device: Any, work: Workload, args: tuple[Any, ...]) -> tuple[list[Any], str]:
-    """What a workload computes in memory that held NaN, and whether it wrote beside it."""
+    """The results of a workload in memory that held NaN, and the fault of a write outside an array, or ""."""
     with device.guarded() as whole:
         results = arrays_in(work.run(device, args))
         return [device.to_numpy(array) for array in results], "" if whole() else "it writes outside an array"

@@ -1,4 +1,4 @@
-"""Which kernel variants there are to compile: those that a model launches, recorded, and those of the ops' cases."""
+"""Which kernel variants there are to compile: a model's, by recording its launches, and those of the ops' cases."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from forge.models.weights import Weights
 from forge.ops.quant import Packed, QuantTensor, Stack
 
 _SETTINGS = EngineConfig(context=4096)
-"""Of recorded models. What is launched does not depend on the context, but tables of positions take time."""
+"""Settings of recorded models. Launches do not depend on the context, but tables of its positions take time."""
 
 
 def case_variants(arch: str = "", *, wgmma: bool = False) -> list[sources.Variant]:

@@ -1,4 +1,4 @@
-"""What a kernel computes at a shape, with random inputs: what `forge tune` measures."""
+"""What `forge tune` measures: calls of ops that launch a kernel at a shape, with random inputs."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ from forge.tuning.spec import ANY, Shape
 from forge.tuning.table import KERNELS, MATMUL_ROWS
 
 _DRAWN_ROWS = 512
-"""Rows of a matrix that are drawn; it repeats them, which changes nothing about its speed."""
+"""Rows of a matrix that are drawn. The matrix repeats them, which changes nothing about the speed of a product."""
 _NORM_ROWS = (8, 512)
 _CONTEXTS = {16: ((1, 1024), (1, 8192), (8, 1024)), ANY: ((64, 1024),)}
-"""Sequences, positions of each, by the class of sequences."""
+"""Numbers of sequences and of their positions, by the class of the number of sequences."""
 _TABLE_POSITIONS = 16_384
-"""The page table is that of a longer context, as in an engine."""
+"""Positions of the page table, which is longer than the sequences, as in an engine."""
 _MODELS = (  # E, H, G, D, F, V: of Llama 3.2 1B and 3.1 8B
     (2048, 32, 8, 64, 8192, 128_256),
     (4096, 32, 8, 128, 14_336, 128_256),
@@ -46,14 +46,14 @@ _FORMATS = ("F16", "Q8_0", "Q6_K", "Q4_K")
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """A call of an op; `make` gives other arrays with the same values each time."""
+    """A call of an op. `make` gives new arrays with the same values each time."""
 
     op: Op
     make: Callable[[], tuple[Any, ...]]
     options: dict[str, Any] = field(default_factory=dict)
 
     def run(self, device: GPU, args: tuple[Any, ...]) -> Any:
-        """What the op gives."""
+        """The op's results."""
         return device.launch(self.op, args, self.options)
 
 
@@ -86,7 +86,7 @@ def model_shapes(device: GPU, path: Path) -> Iterator[tuple[str, dict[str, int |
 
 
 def workloads(device: GPU, kernel: str, shape: Shape) -> list[Workload]:
-    """What a kernel computes at a shape: calls that launch it."""
+    """Calls of ops that launch a kernel at a shape."""
     make = _Inputs(device)
     if kernel == "norm":
         return [Workload(rmsnorm, partial(make.norm, rows, int(shape["width"])), {"out": "act"}) for rows in _NORM_ROWS]
@@ -99,7 +99,7 @@ def workloads(device: GPU, kernel: str, shape: Shape) -> list[Workload]:
 
 
 class _Inputs:
-    """Random arrays on a device. Products of rows near 1 with these matrices are near 1."""
+    """Random arrays on a device. Matrices are scaled so that products of rows near 1 are near 1."""
 
     def __init__(self, device: GPU) -> None:
         self.device = device
@@ -140,7 +140,7 @@ class _Inputs:
         return qkv, rope, *where, self.device.asarray(table), AttentionSpec(dim**-0.5, 0, 0.0)
 
 
-# A step is measured with many copies of the same: they are drawn once.
+# A step is measured with many copies of the same arrays, which are drawn once.
 @lru_cache(maxsize=8)
 def _normal(shape: tuple[int, ...], dtype: Any) -> Array:
     return np.random.default_rng(0).standard_normal(shape, np.float32).astype(dtype)

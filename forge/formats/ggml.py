@@ -289,7 +289,7 @@ class BlockFormat:
 
     unpack: Callable[[Bytes], Planes]
     halves: tuple[int, ...]
-    """Where the float16 scales (and minima) begin in a block."""
+    """Offsets of the float16 scales (and minima) in a block."""
     unit: int
     """Weights that a thread of a kernel reads at a time."""
     quants: tuple[int, int]
@@ -328,4 +328,4 @@ BLOCK_FORMATS = {
     GGMLType.IQ4_XS: BlockFormat(_iq4_xs, (0,), 64, quants=(8, 136), scales=(2, 8), deltas=(0, 2)),
 }
 """The types that forge's own code reads, on NumPy and in kernels. A new one is a row here and its piece of
-`raw_kernels/_blocks.hip`; the other types of a file become float16 by the `gguf` package."""
+`raw_kernels/include/quant_blocks.hip`; the other types of a file become float16 by the `gguf` package."""

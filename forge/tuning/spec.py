@@ -19,13 +19,13 @@ DEFAULT = "default"
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """Values for the shapes that `when` holds for: a number is at most the one there, a name is among those there."""
+    """Values for some shapes. `when` limits a shape's numbers from above, and lists the names that it may have."""
 
     when: Mapping[str, int | tuple[str, ...]]
     values: Values
 
     def holds(self, shape: Shape) -> bool:
-        """Whether it is for this shape, or for shapes of this class."""
+        """Whether the row is for a shape, or for the shapes of a class."""
         return all(_is_within(shape[name], limit) for name, limit in self.when.items())
 
 
@@ -42,13 +42,13 @@ class Kernel:
     """What is to be chosen for a kernel."""
 
     classes: Mapping[str, tuple[int, ...] | tuple[str, ...]]
-    """The classes of what a shape names: numbers up to each of these in turn, or each of these names."""
+    """The classes of each part of a shape: numbers up to a limit, in ascending order, or names."""
     candidates: Mapping[str, tuple[int, ...]]
     """What is chosen, and the values that `forge tune` tries for it."""
     allows: Callable[[Shape, Values], bool]
-    """Whether the kernel takes these values together for the shapes of a class, and they are worth a trial."""
+    """Whether the kernel takes the values together for the shapes of a class, and whether they are worth a trial."""
     rows: Mapping[str, Rows]
-    """By architecture; those of `DEFAULT` hold for any shape."""
+    """Rows by architecture. The rows of `DEFAULT` hold for any shape."""
 
     def class_of(self, shape: Shape) -> ShapeClass:
         """The class of a shape. What else the shape names is for measurements."""

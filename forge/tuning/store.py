@@ -54,7 +54,7 @@ class Stored:
     device: str = ""
     date: str = ""
     version: str = ""
-    """Of forge."""
+    """The version of forge that measured."""
     choices: tuple[Measured, ...] = ()
     fault: str = ""
 
@@ -86,7 +86,7 @@ def read(arch: str) -> Stored:
 
 
 def load(arch: str, *, can_compile: bool) -> Choices:
-    """The choices of a device: the table's, and those stored for it.
+    """The choices of a device: the table's, and the stored ones before them.
 
     A file that is not valid is ignored with a warning. So is one where nothing can be compiled: what is prebuilt are
     the table's variants.

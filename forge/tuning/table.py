@@ -1,8 +1,8 @@
 """Launch choices as data: block sizes, rows of a block, splits, by kernel, architecture and class of shapes.
 
-All rows were measured on an NVIDIA H100. Nobody has measured on an AMD GPU: those run with the same rows, which are
-known to compute right there and to fit, not to be fast. `forge tune` measures on the GPU at hand; rows that its files
-show to be better for an architecture go here, as `Rows` under its name with where they were measured.
+All rows were measured on an NVIDIA H100. Nobody has measured on an AMD GPU. AMD GPUs run with the same rows, which are
+known to compute right there and to fit, not to be fast. `forge tune` measures on the GPU at hand. Rows that its files
+show to be better for an architecture go here, as `Rows` under the name of the architecture.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from forge.formats.ggml import BLOCK_FORMATS
 from forge.tuning.spec import ANY, DEFAULT, Kernel, Row, Rows, Shape, Values
 
 ARCHITECTURES = {"sm_90": "sm_90", "gfx94": "CDNA3", "gfx90a": "CDNA2", "gfx11": "RDNA3", "gfx12": "RDNA4"}
-"""How the names of GPUs begin, and whose rows those take."""
+"""Beginnings of the names of GPUs, and the architecture whose rows these GPUs take."""
 
 _LDS_BYTES = 48 << 10
 """What a block may have of LDS where it is declared with a fixed size: NVIDIA's limit, below AMD's 64 KiB."""
@@ -99,7 +99,7 @@ def _attention_values(threads: int, core_blocks: int) -> Values:
 
 
 def _norm(shape: Shape, values: Values) -> bool:
-    """Fewer threads than a row has pieces for, and not too many of these for each."""
+    """Fewer threads than a row has pieces of 4 numbers, and at most 8 pieces for each thread."""
     most, width = values["MAX_THREADS"], int(shape["width"])
     return most == 1024 or 4 * most < width <= 32 * most
 

@@ -169,7 +169,7 @@ def note(path: Path, data: bytes) -> None:
 def test_a_code_object_that_is_refused_is_compiled_anew_or_named(
     spoil: object, fault: str, copy: Path, usual_ids: list[int], gfx: str, tmp_path: Path
 ) -> None:
-    path = next(copy.glob(f"{gfx}/step*.hsaco"))
+    path = next(copy.glob(f"{gfx}/decode_state*.hsaco"))
     spoil(path)  # type: ignore[operator]
     done = forge(*GENERATE, FORGE_KERNELS=str(copy), FORGE_CACHE=str(tmp_path / "cache"))
     assert ids(done) == usual_ids
@@ -182,6 +182,6 @@ def test_a_code_object_that_is_refused_is_compiled_anew_or_named(
 
 
 def test_a_code_object_that_the_driver_refuses(copy: Path, gfx: str, tmp_path: Path) -> None:
-    cut_off(next(copy.glob(f"{gfx}/step*.hsaco")))
+    cut_off(next(copy.glob(f"{gfx}/decode_state*.hsaco")))
     line = complaint(forge(*GENERATE, FORGE_KERNELS=str(copy)))
     assert re.fullmatch(rf"forge: step: the driver refuses its code object for {gfx}: hipErrorInvalidImage: .*", line)

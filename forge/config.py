@@ -1,4 +1,4 @@
-"""Frozen settings: what a model is, how an engine runs, how a request samples. No arrays, no I/O."""
+"""Frozen settings of models, engines and requests. No arrays, no I/O."""
 
 from __future__ import annotations
 
@@ -37,19 +37,19 @@ class RopeConfig:
 
     style: RopeStyle
     dim: int
-    """Rotated components of each head; the others pass through."""
+    """Number of rotated components of each head. The others pass through."""
     base: float = 10_000.0
     frequency_scale: float = 1.0
-    """1 / factor of linear scaling (and of YaRN's interpolated part)."""
+    """1 / factor of linear scaling, and of the interpolated part of YaRN."""
     factors: tuple[float, ...] | None = None
-    """A divisor of each of the dim/2 frequencies (llama3's ``rope_freqs``, longrope's short or long factors)."""
+    """Divisors of the dim/2 frequencies: ``rope_freqs`` of llama3, the short or long factors of longrope."""
     magnitude: float = 1.0
     yarn_betas: tuple[float, float] | None = None
-    """(fast, slow): turns within the original context between which YaRN blends; None = no YaRN."""
+    """(fast, slow), the turns within the original context between which YaRN blends. None = no YaRN."""
     original_context: int = 0
-    """Positions of the training before it was extended; YaRN and `query_growth` need it."""
+    """Positions of the training before the context was extended. YaRN and `query_growth` need it."""
     query_growth: float = 0.0
-    """b of Mistral 3: queries at position p are scaled by 1 + b * ln(1 + floor(p / original_context))."""
+    """b of Mistral 3: a query at position p is scaled by 1 + b * ln(1 + floor(p / original_context))."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,15 +67,15 @@ class ModelConfig:
         vocab_size: V, rows of the embedding.
         context_length: Positions the model was trained for.
         norm: "rms" (RMSNorm) or "layer" (LayerNorm).
-        norm_eps: Added to the variance before the root.
+        norm_eps: Number that is added to the variance before the root.
         activation: "silu" or "gelu" (tanh form).
-        attention_scale: Scores are multiplied by this before soft cap and mask.
+        attention_scale: Factor of the scores, before soft cap and mask.
         ropes: The distinct rotary embeddings of the model.
         layer_ropes: Index into `ropes` for each layer.
-        layer_windows: Sliding window of each layer: a query sees the W latest positions, its own included; 0 = all.
-        attention_softcap: cap * tanh(score / cap), 0 = none.
-        final_softcap: The same for the logits.
-        embedding_scale: Embeddings are multiplied by this.
+        layer_windows: Sliding window W of each layer: a query sees the W latest positions, including its own. 0 = all.
+        attention_softcap: The scores become cap * tanh(score / cap). 0 = no cap.
+        final_softcap: The logits become cap * tanh(logit / cap). 0 = no cap.
+        embedding_scale: Factor of the embeddings.
     """
 
     arch: str
@@ -156,22 +156,22 @@ class SamplingParams:
     same tokens whatever else runs. Raises ParameterError for a value that cannot be used.
 
     Attributes:
-        max_tokens: Most tokens to generate; None = until the context is full.
-        temperature: 0 is greedy: the most probable token, the lowest id of equals.
-        top_k: Keep the k most probable tokens; 0 = all.
+        max_tokens: Most tokens to generate. None = until the context is full.
+        temperature: Divisor of the logits. 0 is greedy: the most probable token, the lowest id of equals.
+        top_k: Keep the k most probable tokens. 0 = all.
         top_p: Keep the smallest set of most probable tokens whose probabilities reach p.
         min_p: Keep tokens at least min_p times as probable as the most probable one.
         repetition_penalty: Divides positive (multiplies negative) logits of tokens in the prompt or completion.
             arXiv:1909.05858
-        presence_penalty: Subtracted once from the logits of tokens already generated.
-        frequency_penalty: Subtracted for each time a token was already generated.
-        logit_bias: Token id -> number added to its logit, from -1e6 to 1e6; -inf forbids it.
-        seed: 0 to 2**64 - 1; None = a fresh one for each request.
+        presence_penalty: Subtracted once from the logit of each token that was already generated.
+        frequency_penalty: Subtracted from the logit of a token for each time that it was already generated.
+        logit_bias: Token id -> number that is added to its logit, from -1e6 to 1e6. -inf forbids the token.
+        seed: 0 to 2**64 - 1. None = a fresh one for each request.
         n: Number of completions of the same prompt. Their choice indices are 0 to n - 1.
         stop: Texts that end the completion; they are not part of it. At most 64, of at most 1,000 characters each.
         stop_token_ids: Token ids that end the completion like the model's own end tokens.
         ignore_eos: Run to `max_tokens` through the model's end tokens.
-        logprobs: Report each token's log probability, and this many most probable alternatives; None = none.
+        logprobs: Report the log probability of each token, and this many most probable alternatives. None = no report.
     """
 
     max_tokens: int | None = 256
@@ -245,7 +245,7 @@ def check_integer(name: str, value: object, low: int, high: int | None = None, *
 
 
 def _refusal(name: str, allowed: str, value: object) -> ParameterError:
-    """The error for a parameter that must be something else than its value."""
+    """The error for a parameter whose value is not allowed."""
     return ParameterError(f"{name} must be {allowed}, not {_shown(value)}", parameter=name.partition(" ")[0])
 
 

@@ -1,4 +1,4 @@
-"""load(): from a name to an LLM. What does not fit is an error before any weight is read."""
+"""`load` and `load_tokenizer`: from a name to an LLM. A model that does not fit is an error before weights are read."""
 
 from __future__ import annotations
 

@@ -83,15 +83,20 @@ MinP = Annotated[
     float, typer.Option("--min-p", metavar="P", help="Draw from tokens at least P times as probable as the best.")
 ]
 RepetitionPenalty = Annotated[
-    float, typer.Option("--repetition-penalty", metavar="R", help="Above 1: make tokens seen before less probable.")
+    float,
+    typer.Option("--repetition-penalty", metavar="R", help="Above 1: make tokens seen before less probable."),
 ]
 PresencePenalty = Annotated[
     float,
-    typer.Option("--presence-penalty", metavar="P", help="Above 0: make tokens that were generated less probable."),
+    typer.Option("--presence-penalty", metavar="P", help="Above 0: make generated tokens less probable."),
 ]
 FrequencyPenalty = Annotated[
     float,
-    typer.Option("--frequency-penalty", metavar="P", help="Above 0: the same for each time that they were generated."),
+    typer.Option(
+        "--frequency-penalty",
+        metavar="P",
+        help="Above 0: make tokens less probable with each occurrence.",
+    ),
 ]
 Logprobs = Annotated[
     int | None,
@@ -116,13 +121,13 @@ _SAMPLING: dict[str, tuple[Any, Any]] = {
     "stop": (Stop, None),
     "logprobs": (Logprobs, None),
 }
-"""Options that are fields of SamplingParams, and their defaults."""
+"""Options for fields of SamplingParams, with their defaults."""
 
 
 def takes_sampling(**defaults: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command the options of SamplingParams in the place of its keyword `sampling`, which gets their values.
+    """Replace the keyword `sampling` of a command by the options of SamplingParams. It receives their values.
 
-    An option that the command has itself is left to it. `defaults` replaces some of the defaults.
+    Options that the command declares itself are left out. `defaults` replaces some of the defaults.
     """
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:

@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
-import math
-import threading
-from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, closing, contextmanager
+from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+from weakref import finalize
 
 import numpy as np
 import numpy.typing as npt
 
-from forge.backend import select
 from forge.config import SamplingParams, check_integer
-from forge.engine import Engine, Sampled
-from forge.engine.sequence import Sequence as EngineSequence
-from forge.errors import ChatTemplateError, ContextLengthError, NumericsError, OutOfMemoryError, ParameterError
+from forge.engine import Engine
+from forge.errors import ChatTemplateError, ContextLengthError, ParameterError
 from forge.keywords import keywords
-from forge.models.attention_weights import AttentionWeights
 from forge.outputs import Chunk, Completion, Perplexity
-from forge.runtime.forks import ParentsLock, watch
-from forge.runtime.generation import Generation
+from forge.runtime import scoring
+from forge.runtime.loop import EngineLoop
 from forge.runtime.prompts import is_single, items_of, sampling_params, token_ids
+from forge.runtime.request import Request
 from forge.tokenizer import Tokenizer
 from forge.tokenizer.chat import ChatTemplate
 
@@ -36,9 +31,11 @@ Messages = Sequence[Mapping[str, Any]]
 class LLM:
     """A loaded model. `forge.load` makes one.
 
-    Requests of several threads, or several streams read in turn, run together in one batch. `logits`, `attention` and
-    `perplexity` may be called beside them: where these need pages of the KV cache that requests hold, the youngest
-    requests wait, and have their tokens computed again.
+    All methods may be called from several threads. One thread of the model's own computes: requests of several threads
+    run together in one batch, and a stream's tokens are generated whether or not it is read meanwhile. Ctrl-C ends the
+    call that it interrupts, and nothing else. `logits`, `attention` and `perplexity` may be called beside requests:
+    where these need pages of the KV cache that requests hold, the youngest requests wait, and have their tokens
+    computed again. A step that fails ends its requests with its error, which their callers raise; others go on.
 
     In a fork of the process a model on the CPU can be used if no request was running in any model. Else each call
     raises a ForgeError: load it in the child, or use multiprocessing's spawn.
@@ -64,16 +61,8 @@ class LLM:
         self.config = engine.runner.config
         self.context = engine.context
         self.device = engine.runner.device
-        lock = threading.RLock()
-        self._lock: AbstractContextManager[Any] = lock
-        self._passes = threading.RLock()
-        self._pages_are_back = threading.Condition(lock)
-        self._generations: dict[EngineSequence, Generation] = {}
-        self._undelivered: deque[Sampled] = deque()
-        self._stepping = False
-        self._dropped: list[Generation] = []
-        """Aborted during a step, to be ended after it."""
-        watch(self)
+        self._loop = EngineLoop(engine, str(path))
+        finalize(self, self._loop.stop).atexit = False
 
     def __repr__(self) -> str:
         return f"<forge.LLM {self.path.name}: {self.config.arch}, context {self.context}, {self.device}>"
@@ -84,30 +73,17 @@ class LLM:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        if isinstance(error, KeyboardInterrupt):
+            self._loop.stop()  # whoever interrupts a long step does not want to wait for it
+        else:
+            self.close()
 
     def close(self) -> None:
-        """Abort all requests that run: their finish_reason becomes "abort"."""
-        self._abort(self._generations.values())
+        """End all requests (their finish_reason becomes "abort"), and give the model's memory back.
 
-    def _is_busy(self) -> bool:
-        """Whether requests, or passes over all positions, are under way."""
-        if self.engine.is_busy:
-            return True
-        locks = self._pages_are_back, self._passes
-        taken = [lock for lock in locks if lock.acquire(blocking=False)]
-        for lock in taken:
-            lock.release()
-        return len(taken) < len(locks)
-
-    def _survives(self) -> bool:
-        """Whether a fork of the process can use it: a GPU's driver cannot."""
-        return not self.engine.runner.is_asynchronous
-
-    def _lose(self) -> None:
-        """In a fork of the process that cannot use it: every call says so."""
-        self._lock = ParentsLock(str(self.path))
-        self._passes = threading.RLock()  # a thread of the parent may hold the other one: nobody would release it
+        Waits for the step under way. Later calls raise a ForgeError.
+        """
+        self._loop.close()
 
     @keywords(SamplingParams)
     def generate(
@@ -325,20 +301,7 @@ class LLM:
             ContextLengthError: The prompt is too long.
             OutOfMemoryError: The array is larger than the free memory; the message has the numbers.
         """
-        ids = self._encode(prompt)
-        self.engine.check_ids(ids)
-        size, free = 4 * len(ids) * self.config.vocab_size, select("cpu").free_bytes()
-        if size > free:
-            raise OutOfMemoryError(
-                f"the logits of {len(ids)} tokens need {size / 1e9:.2f} GB, {free / 1e9:.2f} GB are free"
-            )
-        out = np.empty((len(ids), self.config.vocab_size), np.float32)
-        row = 0
-        with self._pass(), closing(self._logits(ids)) as parts:
-            for part in parts:
-                out[row : row + len(part)] = part
-                row += len(part)
-        return out
+        return scoring.logits(self._loop, self.engine, self._encode(prompt))
 
     @keywords()
     def attention(self, prompt: Prompt, layer: int | None = None) -> npt.NDArray[np.float32]:
@@ -359,16 +322,9 @@ class LLM:
         """
         if layer is not None:
             check_integer("layer", layer, 0, self.config.num_layers - 1)
-        ids = self._encode(prompt)
-        self.engine.check_ids(ids)
         layers = range(self.config.num_layers) if layer is None else range(int(layer), int(layer) + 1)
-        size = self.config, layers, len(ids)
-        AttentionWeights.check_room(*size, select("cpu").free_bytes())
-        found = AttentionWeights(*size)
-        with self._pass(), closing(self._locked(self.engine.look(ids, found))) as steps:
-            for _ in steps:
-                pass
-        return found.weights if layer is None else found.weights[0]
+        weights = scoring.attention(self._loop, self.engine, self._encode(prompt), layers)
+        return weights if layer is None else weights[0]
 
     @keywords()
     def perplexity(self, text: Prompt, *, context: int | None = None) -> Perplexity:
@@ -395,21 +351,10 @@ class LLM:
         chunks = [ids[start : start + context] for start in range(0, len(ids) - context + 1, context)] or [ids]
         if len(chunks[0]) < 2:
             raise ParameterError("the text has fewer than two tokens: there is nothing to predict", parameter="text")
-        nll, count = 0.0, 0
-        for chunk in chunks:
-            if self.tokenizer.add_bos and self.tokenizer.bos_id is not None:
-                chunk = [self.tokenizer.bos_id, *chunk[1:]]
-            position = 1
-            with self._pass(), closing(self._logits(chunk)) as parts:
-                for logits in parts:
-                    targets = chunk[position : position + len(logits)]
-                    nll -= float(_log_likelihoods(logits[: len(targets)], targets).sum())
-                    position += len(logits)
-            count += len(chunk) - 1
-        if not math.isfinite(nll):
-            raise NumericsError(f"{self.path}: the logits are not finite: the file is damaged; check or replace it")
         remainder = len(ids) - sum(map(len, chunks))
-        return Perplexity(ppl=math.exp(min(nll / count, 700.0)), nll=nll / count, tokens=count, remainder=remainder)
+        if self.tokenizer.add_bos and self.tokenizer.bos_id is not None:
+            chunks = [[self.tokenizer.bos_id, *chunk[1:]] for chunk in chunks]
+        return scoring.perplexity(self._loop, self.engine, chunks, remainder, str(self.path))
 
     def _encode(self, prompt: Prompt) -> list[int]:
         if not isinstance(prompt, str):
@@ -432,119 +377,33 @@ class LLM:
             hint="pass one with chat_template=FILE",
         )
 
-    def _logits(self, ids: list[int]) -> Generator[npt.NDArray[np.float32], None, None]:
-        for rows in self._locked(self.engine.logits(ids)):
-            yield self.engine.runner.to_numpy(rows)
-
-    @contextmanager
-    def _pass(self) -> Iterator[None]:
-        """Passes over all positions go one by one: each may need all pages."""
-        with self._passes:
-            try:
-                yield
-            finally:
-                with self._lock:
-                    self._pages_are_back.notify_all()
-
-    def _locked(self, steps: Generator[Any, None, None]) -> Generator[Any, None, None]:
-        """The steps of a pass of its own: other threads have theirs in between."""
-        try:
-            while True:
-                with self._lock:
-                    step = next(steps, None)
-                if step is None:
-                    return
-                yield step
-        finally:
-            with self._lock:
-                steps.close()
-
     def _complete(self, prompts: list[list[int]], params: SamplingParams) -> list[Completion]:
-        generations: list[Generation] = []
+        for ids in prompts:
+            self.engine.check(ids, params)
+        waiter = self._loop.waiter()
+        request = Request(prompts, params, self.tokenizer, self._loop.watch(waiter), is_streamed=False)
         try:
-            for ids in prompts:
-                generations += self._start(ids, params)
-            while any(not generation.finished for generation in generations):
-                self._step()
+            if prompts:
+                self._loop.submit(request)
+                waiter.get()
         finally:
-            self._abort(generations)
-        return [generation.completion() for generation in generations]
+            self._loop.cancel(request)
+        return request.completions()
 
     def _stream(self, ids: list[int], params: SamplingParams) -> Generator[Chunk, None, None]:
-        with self._lock:
-            self.engine.check(ids, params)  # now, not when the first chunk is read
+        self.engine.check(ids, params)  # now, not when the first chunk is read
+        self._loop.check()
+        return self._chunks(ids, params)
 
-        def chunks() -> Generator[Chunk, None, None]:
-            generations = self._start(ids, params)
-            queue: deque[Chunk] = deque()
-            try:
-                while queue or any(not g.finished or g.chunks for g in generations):
-                    for generation in generations:
-                        queue += generation.take()
-                    if queue:
-                        yield queue.popleft()
-                    else:
-                        self._step()
-            finally:
-                self._abort(generations)
-
-        return chunks()
-
-    def _start(self, ids: list[int], params: SamplingParams) -> list[Generation]:
-        with self._lock:
-            generations = [Generation(sequence, self.tokenizer) for sequence in self.engine.add(ids, params)]
-            self._generations.update((generation.sequence, generation) for generation in generations)
-        return generations
-
-    def _step(self) -> None:
-        """One step of the engine, for everybody: each new id goes to its generation."""
-        with self._lock:
-            self._stepping = True
-            try:
-                if not self._undelivered:  # else the last step was interrupted here
-                    self._undelivered += self.engine.step()
-                while self._undelivered:
-                    self._deliver(self._undelivered[0])
-                    self._undelivered.popleft()
-                for generation in [g for g in self._generations.values() if g.sequence.finish_reason is not None]:
-                    generation.finish()
-                    del self._generations[generation.sequence]
-            finally:
-                self._stepping = False
-                dropped, self._dropped = self._dropped, []
-                self._abort(dropped)
-            if self.engine.is_held_up:
-                self._await_pages()
-
-    def _await_pages(self) -> None:
-        if self._passes.acquire(blocking=False):  # no other thread has a pass that will end
-            self._passes.release()
-            raise OutOfMemoryError("logits that are not read to their end hold the KV cache: read or close them first")
-        self._pages_are_back.wait()
-
-    def _deliver(self, token: Sampled) -> None:
-        generation = self._generations.get(token.sequence)
-        if generation is None:  # its request was interrupted before anybody could wait for it
-            self.engine.finish(token.sequence, "abort")
-        elif generation.push(token):
-            self.engine.finish(token.sequence, "stop")
-
-    def _abort(self, generations: Iterable[Generation]) -> None:
-        if isinstance(self._lock, ParentsLock):  # they run in the parent
-            return
-        with self._lock:
-            if self._stepping:  # the garbage collector closes a stream in the middle of a step
-                self._dropped += generations
-                return
-            for generation in list(generations):
-                if self._generations.pop(generation.sequence, None) is not None:
-                    self.engine.finish(generation.sequence, "abort")
-                    generation.finish()
-
-
-def _log_likelihoods(logits: npt.NDArray[np.float32], targets: list[int]) -> npt.NDArray[np.float64]:
-    """log softmax of each row at its target, in float64."""
-    with np.errstate(all="ignore"):  # the caller looks at the sum
-        shifted = logits - logits.max(axis=1, keepdims=True)
-        total = np.exp(shifted).sum(axis=1, dtype=np.float64)
-        return np.asarray(shifted[np.arange(len(targets)), targets] - np.log(total))
+    def _chunks(self, ids: list[int], params: SamplingParams) -> Generator[Chunk, None, None]:
+        waiter = self._loop.waiter()
+        request = Request([ids], params, self.tokenizer, self._loop.watch(waiter), is_streamed=True)
+        try:
+            self._loop.submit(request)
+            running = params.n
+            while running:
+                for chunk in waiter.get():
+                    running -= chunk.finish_reason is not None
+                    yield chunk
+        finally:
+            self._loop.cancel(request)

@@ -14,7 +14,7 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
-from tiny_models import ARCH, CONTEXT, GREEDY, SEEDED, assert_idle, random_prompts, tiny_llm
+from tiny_models import ARCH, CONTEXT, GREEDY, SEEDED, assert_idle, random_prompts, settle, tiny_llm
 
 from forge import (
     LLM,
@@ -28,10 +28,10 @@ from forge import (
 )
 from forge.backend import NUMPY
 from forge.backend.numpy import NumpyBackend
-from forge.engine import Engine, ModelRunner, Sequence
+from forge.engine import ModelRunner
 from forge.engine.scheduler import Scheduler
 from forge.models import attention, attention_weights
-from forge.runtime.generation import Generation
+from forge.runtime.request import Choice
 from forge.tokenizer.chat import ChatTemplate
 
 TEXT = "Hello world, the end of the text"
@@ -46,6 +46,18 @@ def shared() -> LLM:
 def llm(shared: LLM) -> Iterator[LLM]:
     yield shared
     assert_idle(shared)
+
+
+def step_by_step(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> threading.Semaphore:
+    """Each step of the engine waits until the semaphore is released."""
+    steps, step = threading.Semaphore(0), llm.engine.step
+
+    def stepped() -> Any:
+        assert steps.acquire(timeout=60)
+        return step()
+
+    monkeypatch.setattr(llm.engine, "step", stepped)
+    return steps
 
 
 def same(completion: Completion, chunks: list[Chunk]) -> None:
@@ -115,11 +127,10 @@ def test_streams_read_in_turn_equal_streams_read_alone(llm: LLM) -> None:
 
 @pytest.mark.parametrize("read", [0, 1, 5])
 @pytest.mark.parametrize("n", [1, 3])
-def test_closing_a_stream_frees_its_pages_at_once(llm: LLM, read: int, n: int) -> None:
+def test_closing_a_stream_frees_its_pages(llm: LLM, read: int, n: int) -> None:
     stream = llm.stream(TEXT, replace(GREEDY, n=n, max_tokens=None))
     for _ in range(read):
         next(stream)
-    assert llm.engine.has_work == bool(read)
     stream.close()
     assert_idle(llm)
     assert list(stream) == []
@@ -140,7 +151,7 @@ def test_a_dropped_stream_frees_its_pages(llm: LLM) -> None:
         (ModelRunner, "forward"),
         (ModelRunner, "sample"),
         (Scheduler, "commit"),
-        (Generation, "push"),
+        (Choice, "push"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -152,12 +163,14 @@ def test_a_stream_that_the_garbage_collector_closes_within_a_step_ends_behind_it
     monkeypatch.setattr(NumpyBackend, "is_asynchronous", ahead)
     llm = tiny_llm("llama", max_step_tokens=8)
     expected = llm.generate([1, 2, 3], SEEDED).ids
-    dropped, kept = llm.stream(list(range(10)), replace(SEEDED, n=n)), [llm.stream([1, 2, 3], SEEDED)]
-    found = list(next(kept[0]).ids)
-    streams = {"dropped": dropped}
-    del dropped
+    steps = step_by_step(llm, monkeypatch)
+    streams = {"dropped": llm.stream(list(range(10)), replace(SEEDED, n=n))}
+    kept = llm.stream([1, 2, 3], SEEDED)
+    steps.release(4)
     next(streams["dropped"])
-    sequences = [g.sequence for g in llm._generations.values() if g.sequence.num_prompt == 10]
+    steps.release(3)
+    found = list(next(kept).ids)
+    sequences = [s for s in list(llm._loop._choices) if s.num_prompt == 10]
     assert len(sequences) == n
     other = llm.stream([4] * 20, GREEDY)  # a prompt that takes steps which are not only decoding
     called: list[str] = []
@@ -166,30 +179,31 @@ def test_a_stream_that_the_garbage_collector_closes_within_a_step_ends_behind_it
     def within(*arguments: Any, **options: Any) -> Any:
         result = None if before else original(*arguments, **options)
         if streams:
-            state = [(s.finish_reason, copy.deepcopy(s.pages), s in llm._generations) for s in sequences]
+            state = [(s.finish_reason, copy.deepcopy(s.pages), s in llm._loop._choices) for s in sequences]
             streams.clear()  # the last reference: the generator is closed here
             gc.collect()
-            assert [(s.finish_reason, copy.deepcopy(s.pages), s in llm._generations) for s in sequences] == state
+            assert [(s.finish_reason, copy.deepcopy(s.pages), s in llm._loop._choices) for s in sequences] == state
             called.append(name)
         return original(*arguments, **options) if before else result
 
     with monkeypatch.context() as patch:
         patch.setattr(target, name, within)
-        while streams:
-            next(other)
+        steps.release(1000)
+        next(other)
     assert called == [name]
+    settle(llm)
     assert [s.finish_reason for s in sequences] == ["abort"] * n
     assert [s.pages for s in sequences] == [[]] * n
-    assert {g.sequence for g in llm._generations.values()}.isdisjoint(sequences)
-    assert not llm._dropped
     other.close()
-    assert found + [token for chunk in kept[0] for token in chunk.ids] == expected
+    assert found + [token for chunk in kept for token in chunk.ids] == expected
     assert_idle(llm)
 
 
 def test_streams_that_are_closed_within_a_step_that_fails_end_too(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = step_by_step(llm, monkeypatch)
     streams = [llm.stream([1, 2, 3], GREEDY), llm.stream([4, 5], GREEDY)]
     for stream in streams:
+        steps.release(2)
         next(stream)
     del stream
 
@@ -199,13 +213,10 @@ def test_streams_that_are_closed_within_a_step_that_fails_end_too(llm: LLM, monk
 
     with monkeypatch.context() as patch:
         patch.setattr(ModelRunner, "forward", fails)
+        steps.release(1000)
         with pytest.raises(MemoryError):
             list(streams[0])
     assert len(streams) == 1
-    assert_idle(llm)
-    closed = llm.stream([1, 2, 3], GREEDY)  # the next abort is at once again
-    next(closed)
-    closed.close()
     assert_idle(llm)
 
 
@@ -436,33 +447,6 @@ def test_a_stream_loses_nothing_while_another_thread_runs_its_steps(llm: LLM) ->
         assert "".join(texts) == expected
 
 
-def generation(llm: LLM) -> Generation:
-    return Generation(Sequence(0, [1, 2], 1, SamplingParams(), 0, 2, finish_reason="length"), llm.tokenizer)
-
-
-def test_a_chunk_that_another_thread_is_adding_is_taken_the_next_time(llm: LLM) -> None:
-    one = generation(llm)
-    append = one.chunks.append  # the other thread is about to call it
-    assert one.take() == []
-    append(Chunk("late", ()))
-    assert [chunk.text for chunk in one.take()] == ["late"]
-
-
-def test_who_sees_that_it_is_finished_finds_the_last_chunk(llm: LLM) -> None:
-    one = generation(llm)
-    seen: list[bool] = []
-
-    class Watched(list[Chunk]):
-        def append(self, chunk: Chunk) -> None:
-            seen.append(one.finished)
-            super().append(chunk)
-
-    one.chunks = Watched()
-    one.finish()
-    assert (seen, one.finished) == ([False], True)
-    assert [chunk.finish_reason for chunk in one.take()] == ["length"]
-
-
 # Logits, perplexity, attention
 
 
@@ -659,44 +643,6 @@ def test_attention_refuses_a_layer_that_is_not_there(llm: LLM) -> None:
             llm.attention(TEXT, layer)  # type: ignore[arg-type]
 
 
-# Interrupts
-
-
-@pytest.mark.parametrize("where", ["handing out ids", "between the commit of a step and its ids"])
-def test_an_interrupt_ends_its_own_request_and_loses_nothing_of_others(
-    llm: LLM, monkeypatch: pytest.MonkeyPatch, where: str
-) -> None:
-    """Ctrl-C reaches whoever drives the step; a stream that waits meanwhile gets all its tokens."""
-    prompts = random_prompts(2, 12, seed=3)
-    expected = llm.generate(prompts[0], SEEDED)
-    target, name = (Generation, "push") if where == "handing out ids" else (Engine, "_append")
-    original = getattr(target, name)
-    calls = 0
-
-    def interrupted(*arguments: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        if calls == 5:
-            raise KeyboardInterrupt
-        return original(*arguments)
-
-    stream = llm.stream(prompts[0], SEEDED)
-    chunks = [next(stream)]
-    with monkeypatch.context() as patch:
-        patch.setattr(target, name, interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            llm.generate(prompts[1], SEEDED)
-    chunks += stream
-    found = [token for chunk in chunks for token in chunk.ids]
-    assert (found, chunks[-1].finish_reason) == (expected.ids, expected.finish_reason)
-
-
-def test_a_sequence_that_nobody_waits_for_is_ended(llm: LLM) -> None:
-    """An interrupt between the engine's taking a request and the record of who waits for it."""
-    llm.engine.add([1, 2, 3], SEEDED)
-    assert llm.generate([4, 5], GREEDY).finish_reason == "length"
-
-
 # Prompts as text
 
 
@@ -708,10 +654,10 @@ def test_every_way_in_gives_a_text_one_bos_and_no_eos(monkeypatch: pytest.Monkey
     name = llm.tokenizer.token_text(bos)
     plain = llm.tokenizer.encode("a b", add_special=False)
     seen: list[list[int]] = []
-    complete, stream, logits = llm._complete, llm._stream, llm._logits
+    complete, stream, logits = llm._complete, llm._stream, llm.engine.logits
     monkeypatch.setattr(llm, "_complete", lambda prompts, params: (seen.extend(prompts), complete(prompts, params))[1])
     monkeypatch.setattr(llm, "_stream", lambda ids, params: (seen.append(ids), stream(ids, params))[1])
-    monkeypatch.setattr(llm, "_logits", lambda ids, *tap: (seen.append(ids), logits(ids, *tap))[1])
+    monkeypatch.setattr(llm.engine, "logits", lambda ids: (seen.append(ids), logits(ids))[1])
     for source in ("{{ bos_token }}{{ messages[0].content }}", "{{ messages[0].content }}"):
         llm.chat_template = ChatTemplate(source, name="m", special_tokens={"bos_token": name})
         messages = [{"role": "user", "content": "a b"}]

@@ -69,11 +69,18 @@ def count_preemptions(llm: LLM) -> list[int]:
     return found
 
 
+def settle(llm: LLM) -> None:
+    """Wait until the engine's thread has done what it was asked for before."""
+    if not llm._loop._has_ended.is_set():
+        assert list(llm._loop.run(item for item in (1, 2))) == [1, 2]
+
+
 def assert_idle(llm: LLM) -> None:
+    settle(llm)
     engine = llm.engine
     assert not engine.has_work
     assert not engine._siblings
-    assert not llm._generations
+    assert not llm._loop._choices
     assert all(pool.num_free == pool.num_pages for pool in engine.pools)
 
 

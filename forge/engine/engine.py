@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Generator
+from contextlib import suppress
 from typing import Any, TypeVar
 
 from forge.config import Progress, SamplingParams
@@ -24,8 +25,7 @@ _LOGIT_BYTES = 128 << 20
 class Engine:
     """Runs the sequences of many requests together.
 
-    It knows ids, not text. `step` may be interrupted (Ctrl-C, an error) and called again: nothing is committed before
-    the step's ids are drawn.
+    It knows ids, not text. One thread at a time may use it.
     """
 
     def __init__(self, runner: ModelRunner, *, end_ids: frozenset[int], max_step_tokens: int) -> None:
@@ -34,7 +34,6 @@ class Engine:
         self.end_ids = end_ids
         self.pools = [PagePool(kind, count) for kind, count in zip(runner.kinds, runner.num_pages, strict=True)]
         self.scheduler = Scheduler(self.pools, runner.max_sequences, max_step_tokens)
-        self._interrupted = False
         self._siblings: dict[Sequence, list[Sequence]] = {}
         """Choices that start when the first one's prompt is computed."""
 
@@ -85,8 +84,15 @@ class Engine:
         """Run one step; returns the ids it sampled. A sequence that they end has its finish_reason set.
 
         An id that ends a sequence is not among the sequence's ids: an end token, one of stop_token_ids, or -1 for an
-        error.
+        error. Where the step fails, its sequences end with finish_reason "error", and others run in later steps.
         """
+        try:
+            return self._step()
+        except BaseException:
+            self._fail()
+            raise
+
+    def _step(self) -> list[Sampled]:
         if sampled := self._step_ahead():
             return sampled
         step = self.scheduler.schedule()
@@ -99,9 +105,10 @@ class Engine:
         sampled = self.runner.sample(logits, [row for row, _ in draws], [s for _, s in draws]) if draws else []
         self.scheduler.commit(step)
         for first in sampling:
-            for sibling in self._siblings.pop(first, ()):
+            for sibling in self._siblings.get(first, ()):
                 for copy in self.scheduler.fork(first, sibling):
                     self.runner.copy_page(*copy)
+            self._siblings.pop(first, None)
         for token in sampled:
             self._append(token.sequence, token.id)
         return sampled
@@ -109,9 +116,6 @@ class Engine:
     def _step_ahead(self) -> list[Sampled]:
         """The ids of a decode step, while the step behind it is under way; none where no step may be queued."""
         runner = self.runner
-        if self._interrupted:
-            self._discard_queued()
-        self._interrupted = True  # until the end: the device may be ahead of what is known here
         while runner.can_queue and (sequences := self._continuing()):
             if not runner.launch(sequences):
                 self._start_over()
@@ -121,24 +125,36 @@ class Engine:
             sampled = runner.collect()
         for token in sampled:
             self._append(token.sequence, token.id)
-        self._interrupted = False
         return sampled
 
     def _discard_queued(self) -> None:
-        """Forget the steps under way. The ids known by now are what to begin again from."""
+        """Forget the steps under way, and the ids that they sample."""
         try:
             self.runner.discard()
         finally:
             for sequence in (*self.scheduler.running, *self.scheduler.waiting):  # one that waits may be in these steps
                 sequence.num_pending = 0
-            self.scheduler.recover()
 
     def _start_over(self) -> None:
         """Replays were wrong, and so may be the KV cache: all of it is computed again from the ids."""
         self._discard_queued()
         while self.scheduler.running:
             self.scheduler.preempt()
-        self._interrupted = False
+
+    def _fail(self) -> None:
+        """End the sequences of a step that failed: the running ones, and choices that were about to start from them."""
+        with suppress(Exception):  # the device may have failed: the step's own error says so
+            self._discard_queued()
+        for sequence in list(self.scheduler.running):
+            for ended in (*self._siblings.pop(sequence, ()), sequence):
+                self.scheduler.finish(ended, "error")
+
+    def close(self) -> None:
+        """End all sequences as aborted, and let go of the model, the KV cache and the device's memory."""
+        for sequence in (*self.scheduler.running, *self.scheduler.waiting):
+            for ended in (*self._siblings.pop(sequence, ()), sequence):
+                self.scheduler.finish(ended, "abort")
+        self.runner.close()
 
     def _continuing(self) -> list[Sequence]:
         """The sequences of a step that can be queued behind the last one; none where the steps under way must end."""
@@ -158,7 +174,7 @@ class Engine:
         for siblings in self._siblings.values():
             if sequence in siblings:  # not started yet
                 siblings.remove(sequence)
-                sequence.finish_reason = reason
+                self.scheduler.finish(sequence, reason)
                 return
         if siblings := self._siblings.pop(sequence, []):  # they would have started from it: the next one goes first
             self.scheduler.add(siblings[0])

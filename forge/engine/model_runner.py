@@ -142,6 +142,15 @@ class ModelRunner:
         for kind in range(len(self.kinds)):
             self.copy_page(kind, 0, 0)
 
+    def close(self) -> None:
+        """Let go of the model, the KV cache and the memory that they take. No step can run any more."""
+        try:
+            self.discard()
+        finally:
+            self.pipeline = None
+            del self.model, self.state
+            self.backend.release_memory()
+
     def matrices(self) -> Iterator[Any]:
         """The matrices (N, K) that a decode step reads, in order."""
         return (linear.weight for linear in self.model.linears())

@@ -38,8 +38,6 @@ class Scheduler:
         self.max_step_tokens = max(max_step_tokens, max_sequences)
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
-        self._uncommitted: list[Scheduled] = []
-        """The step that may be under way, or may have failed."""
 
     @property
     def has_work(self) -> bool:
@@ -63,7 +61,6 @@ class Scheduler:
 
     def schedule(self) -> list[Scheduled]:
         """The next step. Pages for its tokens are allocated; nothing else changes until `commit`."""
-        self._undo()
         step: list[Scheduled] = []
         budget = self.max_step_tokens
         # Running sequences first, oldest first. Decoding ones need one token each, so a long prompt cannot starve them.
@@ -83,7 +80,6 @@ class Scheduler:
             count = min(sequence.num_remaining, budget)
             step.append(Scheduled(sequence, sequence.num_computed, count))
             budget -= count
-        self._uncommitted = step
         return step
 
     def decoding(self) -> list[Sequence]:
@@ -92,7 +88,7 @@ class Scheduler:
 
         A sequence whose last id, by its length, is under way does not go on.
         """
-        if self._uncommitted or self._can_start() or any(s.num_remaining != 1 for s in self.running):
+        if self._can_start() or any(s.num_remaining != 1 for s in self.running):
             return []
         going_on = [s for s in self.running if s.num_tokens < s.max_length]
         return going_on if all(self._grow(s, s.num_tokens) for s in going_on) else []
@@ -101,7 +97,6 @@ class Scheduler:
         """The step has run: the layers' state holds its tokens."""
         for entry in step:
             entry.sequence.num_computed = entry.start + entry.count
-        self._uncommitted = []
 
     def fork(self, parent: Sequence, child: Sequence) -> list[tuple[int, int, int]]:
         """Let a child with the parent's ids run on the parent's pages.
@@ -122,7 +117,7 @@ class Scheduler:
         """End a sequence, running or waiting, and give its pages back."""
         sequence.finish_reason = reason
         for queue in (self.running, self.waiting):
-            if sequence in queue:  # in neither if a step was interrupted between two queues
+            if sequence in queue:  # in neither if it waits for its prompt to be computed as another choice's
                 queue.remove(sequence)
         self._drop_pages(sequence)
 
@@ -132,27 +127,6 @@ class Scheduler:
         self._drop_pages(youngest)
         self.waiting.appendleft(youngest)
         return youngest
-
-    def rewind(self, sequence: Sequence, position: int) -> None:
-        """A running sequence goes on from `position`, or from where its layers' state allows: behind a failed step.
-
-        What a step has computed from there on may be in the state already, in part, or not at all.
-        """
-        released = [pool.num_released(pages) for pool, pages in zip(self.pools, sequence.pages, strict=True)]
-        target, wanted = position, position + 1
-        while target < wanted:  # each kind must agree to where another one falls back to
-            wanted = target
-            target = min(pool.kind.resume(wanted, gone) for pool, gone in zip(self.pools, released, strict=True))
-        sequence.num_computed = target
-        if target == 0 < position:  # forks share its pages, and some are released: it gets others
-            self.running.remove(sequence)
-            self._drop_pages(sequence)
-            self.waiting.appendleft(sequence)
-
-    def recover(self) -> None:
-        """Steps that were queued are given up: running sequences go on from the last id that is known, or before."""
-        for sequence in reversed(self.running.copy()):
-            self.rewind(sequence, min(sequence.num_computed, len(sequence.ids) - 1))
 
     def lend(self, sequence: Sequence) -> bool:
         """Pages for a pass over the ids of a sequence that no request has. False where other passes hold them.
@@ -179,16 +153,6 @@ class Scheduler:
         for pool in self.pools:
             pool.num_reserved -= pool.kind.num_pages(len(sequence.ids))
         self._drop_pages(sequence)
-
-    def _undo(self) -> None:
-        """Behind a step that failed, or was interrupted before its ids came."""
-        uncommitted = {entry.sequence for entry in self._uncommitted}
-        self._uncommitted = []
-        for sequence in reversed(self.running.copy()):
-            if sequence in uncommitted:
-                self.rewind(sequence, sequence.num_computed)
-            elif sequence.num_remaining < 1:  # committed, and its id did not come: it is sampled again
-                self.rewind(sequence, len(sequence.ids) - 1)
 
     def _can_start(self) -> bool:
         """Whether the next one that waits may run, and has room for all it has to compute."""

@@ -4,42 +4,33 @@ from __future__ import annotations
 
 import os
 from functools import cache
-from typing import NoReturn, Protocol
+from typing import Protocol
 from weakref import WeakSet
 
-from forge.errors import ForgeError
+REFUSAL = (
+    "loaded before the process was forked, on a GPU or while requests were running: load it in the child, or use "
+    "multiprocessing's spawn"
+)
 
 
 class Forked(Protocol):
-    """What a fork copies."""
+    """What a fork copies. All methods are called in the child."""
 
-    def _is_busy(self) -> bool:
-        """Whether anything was under way when the process forked; called in the child."""
+    def is_busy(self) -> bool:
+        """Whether anything was under way when the process forked."""
         ...
 
-    def _survives(self) -> bool:
-        """Whether it can be used in a child at all."""
+    def survives(self) -> bool:
+        """Whether a child can use it at all."""
         ...
 
-    def _lose(self) -> None:
-        """It is the parent's alone from here on."""
+    def restart(self) -> None:
+        """The child uses it, without the threads of the parent."""
         ...
 
-
-class ParentsLock:
-    """In place of a lock, in a child that may not use what the lock guards."""
-
-    def __init__(self, what: str) -> None:
-        self.what = what
-
-    def __enter__(self) -> NoReturn:
-        raise ForgeError(
-            f"{self.what}: loaded before the process was forked, on a GPU or while requests were running: load it in "
-            "the child, or use multiprocessing's spawn"
-        )
-
-    def __exit__(self, *_: object) -> None:
-        """It is never entered."""
+    def lose(self) -> None:
+        """The parent alone uses it from here on."""
+        ...
 
 
 _watched: WeakSet[Forked] = WeakSet()
@@ -59,7 +50,9 @@ def _register() -> None:
 def _in_child() -> None:
     """One that was busy makes all unusable: its thread may have been within BLAS or another library that all share."""
     watched = list(_watched)
-    busy = any(one._is_busy() for one in watched)
+    is_busy = any(one.is_busy() for one in watched)
     for one in watched:
-        if busy or not one._survives():
-            one._lose()
+        if is_busy or not one.survives():
+            one.lose()
+        else:
+            one.restart()

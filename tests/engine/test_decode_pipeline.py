@@ -153,7 +153,7 @@ def test_steps_with_and_without_draws_are_recorded_apart(monkeypatch: pytest.Mon
     ],
 )
 @pytest.mark.parametrize("params", [GREEDY, replace(PENALIZED, logprobs=1)], ids=["greedy", "penalized"])
-def test_an_interrupted_step_loses_nothing(
+def test_a_step_that_fails_ends_its_sequences_and_leaves_nothing_behind(
     owner: type,
     name: str,
     stopped: tuple[int, ...],
@@ -161,11 +161,10 @@ def test_an_interrupted_step_loses_nothing(
     params: SamplingParams,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Interrupts at some calls of a method, before it did its work or after."""
+    """Failures at some calls of a method, before it did its work or after. Each time the requests are made anew."""
     prompts = random_prompts(3, 20)
     expected = texts(tiny_llm("llama"), prompts, params)
     llm = tiny_llm("llama")
-    sequences = [llm.engine.add(prompt, params)[0] for prompt in prompts]
     calls = Counter[str]()
     real = getattr(owner, name)
 
@@ -173,18 +172,27 @@ def test_an_interrupted_step_loses_nothing(
         calls[name] += 1
         stops = calls[name] in stopped
         if stops and not done:
-            raise KeyboardInterrupt
+            raise MemoryError
         result = real(self, *args)
         if stops:
-            raise KeyboardInterrupt
+            raise MemoryError
         return result
 
     monkeypatch.setattr(owner, name, sometimes)
-    while llm.engine.has_work:
+    failures = 0
+    while True:
+        sequences = [llm.engine.add(prompt, params)[0] for prompt in prompts]
         try:
-            llm.engine.step()
-        except KeyboardInterrupt:
-            continue
+            while llm.engine.has_work:
+                llm.engine.step()
+            break
+        except MemoryError:
+            failures += 1
+        assert_idle(llm)
+        for sequence, wanted in zip(sequences, expected, strict=True):
+            assert sequence.finish_reason in ("error", "length")
+            assert sequence.completion == wanted[: len(sequence.completion)]
+    assert failures == len(stopped)
     assert [s.completion for s in sequences] == expected
 
 

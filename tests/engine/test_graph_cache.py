@@ -21,7 +21,7 @@ from tiny_models import CONTEXT, GREEDY, SEEDED, assert_idle, count_preemptions,
 from forge import LLM, SamplingParams, models
 from forge.backend import sources
 from forge.backend.numpy import NumpyBackend
-from forge.engine import Engine, ModelRunner, decode_pipeline
+from forge.engine import Engine, ModelRunner
 from forge.engine.decode_pipeline import DecodePipeline
 from forge.engine.graph_cache import bucket
 from forge.engine.scheduler import Scheduler
@@ -381,38 +381,6 @@ def test_an_aborted_sequence_is_in_one_step_more(monkeypatch: pytest.MonkeyPatch
     assert len(sequences[2].ids) == known
     assert len(watched.ids.get(sequences[2], [])) in (0, known + 1)
     assert watched.ghosts == {"abort: 1": 1, "length: 0": 3}
-
-
-@pytest.mark.usefixtures("ahead")
-@pytest.mark.parametrize("call", [2, 3, 4, 5])
-def test_a_row_that_is_idle_already_is_computed_again_where_its_last_id_was_lost(
-    call: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The interrupt comes when a step has left the loop and none of its ids is known yet."""
-    requests = [(prompt, replace(GREEDY, max_tokens=4 + i)) for i, prompt in enumerate(random_prompts(3, 9))]
-    expected = together(tiny_llm("llama"), requests)
-    calls = 0
-    real = decode_pipeline.read_sampled
-
-    def sometimes(*args: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        if calls == call:
-            raise KeyboardInterrupt
-        return real(*args)
-
-    monkeypatch.setattr(decode_pipeline, "read_sampled", sometimes)
-    llm = tiny_llm("llama")
-    sequences = [llm.engine.add(*request)[0] for request in requests]
-    interrupts = 0
-    while llm.engine.has_work:
-        try:
-            llm.engine.step()
-        except KeyboardInterrupt:
-            interrupts += 1
-    assert interrupts == 1
-    assert [(s.completion, s.finish_reason) for s in sequences] == expected
-    assert_idle(llm)
 
 
 # A device that is late

@@ -1,0 +1,367 @@
+"""The engine's thread: it alone runs steps. Callers submit work to it and wait for what it delivers."""
+
+from __future__ import annotations
+
+import atexit
+import time
+from collections import deque
+from collections.abc import Callable, Generator
+from contextlib import suppress
+from queue import Empty, SimpleQueue
+from threading import Event, Lock, Thread, get_ident
+from typing import Any, TypeVar
+from weakref import WeakSet, ref
+
+from forge.engine import Engine, Sampled, Sequence
+from forge.errors import ForgeError, OutOfMemoryError
+from forge.runtime import forks
+from forge.runtime.request import Choice, Request
+from forge.runtime.waiters import PATIENCE_S, Waiter
+
+T = TypeVar("T")
+_CLOSED = "the model is closed: load it again"
+_END = object()
+_EXIT_S = 0.5
+"""How long the interpreter's exit waits for steps under way."""
+
+
+class Pass:
+    """A generator that the engine's thread runs for a caller, one item at a time, between steps."""
+
+    def __init__(self, parts: Generator[Any, None, None], waiter: ref[Any]) -> None:
+        self.parts, self.waiter = parts, waiter
+        self.is_asked = False
+        """The caller waits for the next item."""
+
+
+class EngineLoop:
+    """A daemon thread that owns an engine. It starts with the first request and ends with `close`.
+
+    What callers do comes down to one call of `SimpleQueue.put`, which is reentrant. So it may happen anywhere: in a
+    signal handler, in a destructor that the garbage collector calls, in the engine's thread itself. An interrupt in a
+    caller's thread cannot tear a step. A caller holds its waiter; the loop has weak references to waiters, and ends the
+    requests of those that are gone.
+    """
+
+    def __init__(self, engine: Engine, name: str) -> None:
+        """name: the model's, for messages."""
+        self._engine, self._name = engine, name
+        self._refusal: str | None = None
+        """Why no work is taken any more."""
+        self._num_forks = 0
+        self._choices: dict[Sequence, tuple[Choice, Request]] = {}
+        self._passes: deque[Pass] = deque()
+        """Passes over all positions. Only the first one runs: each may need all pages."""
+        self._begin()
+        forks.watch(self)
+        _loops.add(self)
+
+    def _begin(self) -> None:
+        self._inbox: SimpleQueue[Any] = SimpleQueue()
+        """Pairs of a method and what it handles, and weak references to waiters that are gone."""
+        self._owner = Lock()
+        """Held by the thread that runs steps. A second thread ends at once."""
+        self._thread_id: int | None = None
+        self._is_idle = True
+        self._is_stopping = self._frees = False
+        self._has_ended = Event()
+
+    # Called by any thread
+
+    def check(self) -> None:
+        """Raises ForgeError where no work is taken."""
+        if self._refusal is not None:
+            raise ForgeError(f"{self._name}: {self._refusal}")
+
+    def waiter(self) -> Waiter:
+        """A place where a thread waits for its next request."""
+        forks_before = self._num_forks
+
+        def check() -> None:
+            if self._num_forks != forks_before:
+                raise ForgeError(f"{self._name}: {forks.REFUSAL}")
+            self.check()
+
+        return Waiter(check)
+
+    def watch(self, waiter: Any) -> ref[Any]:
+        """A weak reference to a waiter. The loop is told when the waiter is gone."""
+        return ref(waiter, self._inbox.put)
+
+    def submit(self, request: Request) -> None:
+        """Queue a request. Raises ForgeError where no work is taken."""
+        self._put(EngineLoop._add, request)
+
+    def cancel(self, request: Request) -> None:
+        """End a request before the next step, unless it has ended. Nothing more of it is delivered."""
+        if not request.is_finished:
+            self._inbox.put((EngineLoop._cancel, request))
+
+    def run(self, parts: Generator[T, None, None]) -> Generator[T, None, None]:
+        """The items of a generator that runs in the engine's thread, between steps.
+
+        An item is computed when the caller asks for it. The generators of several callers run one after the other.
+        """
+        waiter = self.waiter()
+        current = Pass(parts, self.watch(waiter))
+        try:
+            while True:
+                self._put(EngineLoop._ask, current)
+                if (part := waiter.get()) is _END:
+                    return
+                yield part
+        finally:
+            self._inbox.put((EngineLoop._end_pass, current))
+
+    def close(self) -> None:
+        """End all requests as aborted, stop the thread, let go of the model. Waits for the step under way."""
+        if self._has_ended.is_set():
+            return
+        self.stop()
+        if get_ident() != self._thread_id:
+            self._start()  # this thread may be interrupted: that one frees all
+            while not self._has_ended.wait(PATIENCE_S):
+                pass
+
+    def stop(self, frees: bool = True) -> None:
+        """As `close`, without waiting. frees: whether the model is let go of."""
+        self._refusal = self._refusal or _CLOSED
+        self._inbox.put((EngineLoop._stop, frees))
+
+    def wait_for_end(self, seconds: float) -> None:
+        """Wait until the thread has ended, if there is one, for so long at most."""
+        if self._thread_id is not None:
+            self._has_ended.wait(max(seconds, 0.0))
+
+    def _put(self, handle: Callable[[EngineLoop, Any], None], work: Request | Pass) -> None:
+        self.check()
+        if get_ident() == self._thread_id:
+            raise ForgeError(f"{self._name}: the engine's own thread cannot wait for itself: call from another thread")
+        self._start()
+        self._inbox.put((handle, work))
+        if self._has_ended.is_set():  # since the check
+            self._reject()
+
+    def _start(self) -> None:
+        """Start the thread, unless there is one. Where two callers start one each, the second one ends at once."""
+        if self._thread_id is None:
+            Thread(target=self._run, name=f"forge {self._name}", daemon=True).start()
+
+    # Called by the engine's thread
+
+    def _run(self) -> None:
+        if not self._owner.acquire(blocking=False):
+            return
+        self._thread_id = get_ident()
+        try:
+            while not self._is_stopping:
+                self._receive()
+                if self._passes and self._passes[0].is_asked:
+                    self._run_part(self._passes[0])
+                if self._choices:
+                    self._step()
+        except BaseException as error:
+            self._refusal = f"the engine's thread has failed: {type(error).__name__}: {error}"
+            raise
+        finally:
+            self._end()
+
+    def _receive(self) -> None:
+        """Take what callers have sent. Wait for it where nothing can run."""
+        waits = not self._can_run()
+        while waits or not self._inbox.empty():
+            self._is_idle = waits
+            message = self._inbox.get()
+            self._is_idle = waits = False
+            if isinstance(message, ref):
+                self._drop_unheld()
+            else:
+                handle, work = message
+                handle(self, work)
+
+    def _can_run(self) -> bool:
+        if self._passes and self._passes[0].is_asked:
+            return True
+        if self._choices and self._engine.is_held_up and not self._passes:  # by a pass that somebody runs by hand
+            error = OutOfMemoryError(
+                "logits that are not read to their end hold the KV cache: read or close them first"
+            )
+            for request in self._requests():
+                self._fail(request, error)
+        return bool(self._choices) and not self._engine.is_held_up
+
+    def _requests(self) -> dict[Request, None]:
+        """The requests that have not ended."""
+        return dict.fromkeys(request for _, request in self._choices.values())
+
+    def _add(self, request: Request) -> None:
+        if request.waiter() is None:
+            return
+        try:
+            for ids in request.prompts:
+                for sequence in self._engine.add(ids, request.params):
+                    self._choices[sequence] = request.begin(sequence), request
+        except BaseException as error:
+            self._fail(request, error)
+
+    def _cancel(self, request: Request) -> None:
+        for choice in request.choices:
+            if self._choices.pop(choice.sequence, None):
+                self._engine.finish(choice.sequence, "abort")
+        request.num_running = 0
+
+    def _fail(self, request: Request, error: BaseException) -> None:
+        """End a request with an error, which its caller raises."""
+        self._cancel(request)
+        _deliver(request, error)
+
+    def _drop_unheld(self) -> None:
+        """End what nobody waits for any more."""
+        for request in self._requests():
+            if request.waiter() is None:
+                self._cancel(request)
+        for current in list(self._passes):
+            if current.waiter() is None:
+                self._end_pass(current)
+
+    def _stop(self, frees: bool) -> None:
+        self._is_stopping, self._frees = True, frees
+
+    def _ask(self, current: Pass) -> None:
+        current.is_asked = True
+        if current not in self._passes:
+            self._passes.append(current)
+
+    def _end_pass(self, current: Pass) -> None:
+        if current in self._passes:
+            self._passes.remove(current)
+            current.parts.close()  # in this thread: it gives pages back
+
+    def _run_part(self, current: Pass) -> None:
+        current.is_asked = False
+        try:
+            part = next(current.parts, _END)
+        except BaseException as error:
+            part = error
+        is_over = part is _END or isinstance(part, BaseException)
+        if not _deliver(current, part) or is_over:
+            self._end_pass(current)
+
+    def _step(self) -> None:
+        """One step of the engine, and to each caller what it brings, at once."""
+        try:
+            sampled = self._engine.step()
+        except BaseException as error:  # the engine has ended the sequences of this step
+            ended = [request for choice, request in self._choices.values() if choice.sequence.finish_reason]
+            for request in dict.fromkeys(ended):
+                self._fail(request, error)
+            return
+        touched: dict[Request, None] = {}
+        for token in sampled:
+            if entry := self._choices.get(token.sequence):  # else it was added by hand
+                choice, request = entry
+                touched[request] = None
+                try:
+                    self._push(token, choice, request)
+                except BaseException as error:
+                    self._fail(request, error)
+        for request in touched:
+            if not self._deliver_progress(request):
+                self._cancel(request)
+
+    def _push(self, token: Sampled, choice: Choice, request: Request) -> None:
+        if choice.push(token):
+            self._engine.finish(token.sequence, "stop")
+        if token.sequence.finish_reason is not None:
+            self._finish(choice, request)
+
+    def _finish(self, choice: Choice, request: Request) -> None:
+        del self._choices[choice.sequence]
+        choice.finish()
+        request.num_running -= 1
+
+    def _deliver_progress(self, request: Request) -> bool:
+        """Deliver a stream's new chunks, or that all choices have ended. False where nobody waits."""
+        if request.is_streamed:
+            chunks = request.take_chunks()
+            return not chunks or _deliver(request, chunks)
+        return not request.is_finished or _deliver(request, None)
+
+    def _end(self) -> None:
+        """End what runs, and refuse what comes."""
+        try:
+            for request in self._requests():
+                for choice in request.choices:
+                    if choice.sequence in self._choices:
+                        self._engine.finish(choice.sequence, "abort")
+                        self._finish(choice, request)
+                self._deliver_progress(request)
+            for current in list(self._passes):
+                self._end_pass(current)
+                _deliver(current, ForgeError(f"{self._name}: {self._refusal}"))
+            if self._frees:
+                self._engine.close()
+        finally:
+            self._is_idle = True
+            self._has_ended.set()
+            self._reject()
+
+    def _reject(self) -> None:
+        """Answer what was sent when nobody takes it any more. Two threads may do it together."""
+        with suppress(Empty):
+            while True:
+                message = self._inbox.get_nowait()
+                if not isinstance(message, ref) and isinstance(message[1], Request | Pass):
+                    _deliver(message[1], ForgeError(f"{self._name}: {self._refusal}"))
+
+    # Called in a fork of the process
+
+    def is_busy(self) -> bool:
+        """Whether the thread was at work, or work was under way, when the process forked."""
+        return not self._is_idle or bool(self._choices) or bool(self._passes) or self._engine.is_busy
+
+    def survives(self) -> bool:
+        """Whether a child can use the model: a GPU's driver cannot."""
+        return not self._engine.runner.is_asynchronous
+
+    def restart(self) -> None:
+        """The child has no thread: the next request starts one."""
+        self._num_forks += 1
+        if not self._has_ended.is_set():
+            self._begin()
+
+    def lose(self) -> None:
+        """The model is the parent's alone: every call says so, and nothing is freed."""
+        self._num_forks += 1
+        self._refusal = self._refusal or forks.REFUSAL
+        self._begin()
+        self._owner.acquire()
+        self._has_ended.set()
+
+
+def _deliver(work: Request | Pass, message: Any) -> bool:
+    """Hand something to the caller that waits for it. False where nobody does."""
+    waiter = work.waiter()
+    if waiter is None:
+        return False
+    try:
+        waiter.deliver(message)
+    except RuntimeError:  # the event loop is closed
+        return False
+    return True
+
+
+_loops: WeakSet[EngineLoop] = WeakSet()
+
+
+def _stop_all() -> None:
+    """At the interpreter's exit: no thread is left in the middle of a step, if that takes no longer than a moment."""
+    loops = list(_loops)
+    for loop in loops:
+        loop.stop(frees=False)
+    deadline = time.monotonic() + _EXIT_S
+    for loop in loops:
+        loop.wait_for_end(deadline - time.monotonic())
+
+
+atexit.register(_stop_all)

@@ -1,0 +1,140 @@
+"""A request on its way: ids become text, stop strings end it, times are taken."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+from weakref import ref
+
+from forge.config import SamplingParams
+from forge.engine import FinishReason, Sampled, Sequence, TokenLogprobs
+from forge.outputs import Chunk, Completion, Timings
+from forge.tokenizer import Tokenizer
+from forge.tokenizer.stop import StopStrings
+
+
+class Request:
+    """The prompts of one call, all choices of each, and the caller that waits for them.
+
+    The engine's thread alone changes it. The caller reads it when it is finished.
+    """
+
+    def __init__(
+        self,
+        prompts: list[list[int]],
+        params: SamplingParams,
+        tokenizer: Tokenizer,
+        waiter: ref[Any],
+        *,
+        is_streamed: bool,
+    ) -> None:
+        self.prompts, self.params, self.tokenizer, self.waiter = prompts, params, tokenizer, waiter
+        self.is_streamed = is_streamed
+        """Chunks are delivered as they come. Else one message says that all choices have ended."""
+        self.choices: list[Choice] = []
+        self.chunks: list[Chunk] = []
+        """Chunks that are not delivered yet."""
+        self.num_running = len(prompts) * params.n
+        self._started = time.perf_counter()
+
+    @property
+    def is_finished(self) -> bool:
+        return not self.num_running
+
+    def begin(self, sequence: Sequence) -> Choice:
+        """The next choice, whose ids the engine samples as this sequence's."""
+        emit = self.chunks.append if self.is_streamed else None
+        choice = Choice(sequence, self.tokenizer, self._started, emit)
+        self.choices.append(choice)
+        return choice
+
+    def take_chunks(self) -> list[Chunk]:
+        """The chunks since the last call."""
+        chunks = self.chunks[:]
+        self.chunks.clear()
+        return chunks
+
+    def completions(self) -> list[Completion]:
+        """The n choices of the first prompt, then the second prompt's, and so on."""
+        return [choice.completion() for choice in self.choices]
+
+
+class Choice:
+    """The text side of one sequence."""
+
+    def __init__(
+        self, sequence: Sequence, tokenizer: Tokenizer, started: float, emit: Callable[[Chunk], None] | None
+    ) -> None:
+        self.sequence = sequence
+        self._emit = emit
+        self._decoder = tokenizer.streamer(continues=True)
+        self._stops = StopStrings(sequence.params.stop)
+        self._text: list[str] = []
+        self._logprobs: list[TokenLogprobs] = []
+        self._wants_logprobs = sequence.params.logprobs is not None
+        self._has_stopped = False
+        self._started = started
+        self._first = self._last = started
+
+    @property
+    def finish_reason(self) -> FinishReason | None:
+        """The sequence's, but "stop" where its last id completes a stop string, even if its length ends it too."""
+        return "stop" if self._has_stopped else self.sequence.finish_reason
+
+    def push(self, token: Sampled) -> bool:
+        """Take a new id; True if its text completes a stop string."""
+        self._last = time.perf_counter()
+        if self._first == self._started:
+            self._first = self._last
+        if self.sequence.finish_reason in ("stop", "error"):  # this id ended the sequence and is not part of it
+            return False
+        text, self._has_stopped = self._stops.push(self._decoder.push(token.id))
+        self._text.append(text)
+        if token.logprobs is not None:
+            self._logprobs.append(token.logprobs)
+        if self._emit:
+            found = (token.logprobs,) if token.logprobs is not None else ()
+            logprobs = found if self._wants_logprobs else None
+            self._emit(Chunk(text, [token.id], index=self.sequence.choice, logprobs=logprobs))
+        return self._has_stopped
+
+    def finish(self) -> None:
+        """The sequence has ended: text that was held back is let go, and the last chunk says why.
+
+        Bytes of a character that was cut are no text, and are left out; the ids have them.
+        """
+        rest = "" if self._has_stopped else self._stops.flush()
+        self._text.append(rest)
+        if self._emit:
+            self._emit(
+                Chunk(
+                    rest,
+                    [],
+                    index=self.sequence.choice,
+                    logprobs=() if self._wants_logprobs else None,
+                    finish_reason=self.finish_reason,
+                    timings=self.timings(),
+                )
+            )
+
+    def timings(self) -> Timings:
+        return Timings(
+            prompt_tokens=self.sequence.num_prompt,
+            completion_tokens=len(self.sequence.completion),
+            prefill_ms=1000 * (self._first - self._started),
+            decode_ms=1000 * (self._last - self._first),
+        )
+
+    def completion(self) -> Completion:
+        sequence, reason = self.sequence, self.finish_reason
+        assert reason is not None
+        return Completion(
+            text="".join(self._text),
+            ids=sequence.completion,
+            prompt_ids=sequence.ids[: sequence.num_prompt],
+            finish_reason=reason,
+            timings=self.timings(),
+            logprobs=tuple(self._logprobs) if self._wants_logprobs else None,
+            index=sequence.choice,
+        )

@@ -1,0 +1,82 @@
+"""Passes over all positions of a prompt: logits, attention weights, perplexity. They sample nothing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Generator
+from contextlib import closing
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from forge.backend import select
+from forge.engine import Engine
+from forge.errors import NumericsError, OutOfMemoryError
+from forge.models.attention_weights import AttentionWeights
+from forge.outputs import Perplexity
+from forge.runtime.loop import EngineLoop
+
+
+def logits(loop: EngineLoop, engine: Engine, ids: list[int]) -> npt.NDArray[np.float32]:
+    """float32 logits (T, V) of all T positions. Raises what `LLM.logits` does."""
+    engine.check_ids(ids)
+    vocabulary = engine.runner.vocab_size
+    size, free = 4 * len(ids) * vocabulary, select("cpu").free_bytes()
+    if size > free:
+        raise OutOfMemoryError(
+            f"the logits of {len(ids)} tokens need {size / 1e9:.2f} GB, {free / 1e9:.2f} GB are free"
+        )
+    out = np.empty((len(ids), vocabulary), np.float32)
+    row = 0
+    with closing(loop.run(_logits(engine, ids))) as parts:
+        for part in parts:
+            out[row : row + len(part)] = part
+            row += len(part)
+    return out
+
+
+def attention(loop: EngineLoop, engine: Engine, ids: list[int], layers: range) -> npt.NDArray[np.float32]:
+    """Attention weights (layers, H, T, T) of some layers. Raises what `LLM.attention` does."""
+    engine.check_ids(ids)
+    size = engine.runner.config, layers, len(ids)
+    AttentionWeights.check_room(*size, select("cpu").free_bytes())
+    found = AttentionWeights(*size)
+    with closing(loop.run(engine.look(ids, found))) as steps:
+        for _ in steps:
+            pass
+    return found.weights
+
+
+def perplexity(loop: EngineLoop, engine: Engine, chunks: list[list[int]], remainder: int, name: str) -> Perplexity:
+    """How well each chunk's ids are predicted, from its second one on.
+
+    remainder: tokens that are in no chunk. name: the model's, for messages.
+    """
+    nll, count = 0.0, 0
+    for chunk in chunks:
+        position = 1
+        with closing(loop.run(_logits(engine, chunk))) as parts:
+            for part in parts:
+                targets = chunk[position : position + len(part)]
+                nll -= float(_log_likelihoods(part[: len(targets)], targets).sum())
+                position += len(part)
+        count += len(chunk) - 1
+    if not math.isfinite(nll):
+        raise NumericsError(f"{name}: the logits are not finite: the file is damaged; check or replace it")
+    return Perplexity(ppl=math.exp(min(nll / count, 700.0)), nll=nll / count, tokens=count, remainder=remainder)
+
+
+def _logits(engine: Engine, ids: list[int]) -> Generator[npt.NDArray[np.float32], None, None]:
+    """Logits (rows, V) on the host, some rows at a time. It runs in the engine's thread."""
+    with closing(engine.logits(ids)) as parts:
+        for rows in parts:
+            yield engine.runner.to_numpy(rows)
+
+
+def _log_likelihoods(logits: npt.NDArray[np.float32], targets: list[int]) -> npt.NDArray[np.float64]:
+    """log softmax (T,) of each row of the logits (T, V) at its target, in float64."""
+    with np.errstate(all="ignore"):  # the caller looks at the sum
+        shifted: npt.NDArray[Any] = logits - logits.max(axis=1, keepdims=True)
+        total = np.exp(shifted).sum(axis=1, dtype=np.float64)
+        return np.asarray(shifted[np.arange(len(targets)), targets] - np.log(total))

@@ -1,0 +1,59 @@
+"""Where callers wait for what the engine's thread delivers: threads, and tasks of asyncio."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from queue import Empty, SimpleQueue
+from typing import Any
+
+PATIENCE_S = 0.1
+"""Longest wait for a lock. While the main thread waits, it does not see a signal that the kernel gives to another
+thread: it waits anew."""
+
+
+class Waiter:
+    """The place where a thread waits for its request.
+
+    The caller alone holds it. When it is gone, the engine's thread ends the request.
+    """
+
+    def __init__(self, check: Callable[[], None]) -> None:
+        """check: raises what there is to say where nothing will be delivered any more."""
+        self._check = check
+        self._messages: SimpleQueue[Any] = SimpleQueue()
+
+    def deliver(self, message: Any) -> None:
+        """Called by the engine's thread."""
+        self._messages.put(message)
+
+    def get(self) -> Any:
+        """The next message. Raises it where it is an error."""
+        while True:
+            try:
+                message = self._messages.get(timeout=PATIENCE_S)
+                break
+            except Empty:
+                self._check()
+        if isinstance(message, BaseException):
+            raise message
+        return message
+
+
+class AsyncWaiter:
+    """The place where a task waits for its request. Make it in the task's event loop."""
+
+    def __init__(self) -> None:
+        self._event_loop = asyncio.get_running_loop()
+        self._messages: asyncio.Queue[Any] = asyncio.Queue()
+
+    def deliver(self, message: Any) -> None:
+        """Called by the engine's thread. Raises RuntimeError where the event loop is closed."""
+        self._event_loop.call_soon_threadsafe(self._messages.put_nowait, message)
+
+    async def get(self) -> Any:
+        """The next message. Raises it where it is an error."""
+        message = await self._messages.get()
+        if isinstance(message, BaseException):
+            raise message
+        return message

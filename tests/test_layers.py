@@ -51,7 +51,7 @@ THIRD_PARTY = {
     "jinja2": "tokenizer",
     "numpy": "backend ops models engine.batch engine.decode_pipeline engine.model_runner engine.request_table "
     "engine.sampler "
-    "runtime.prompts llm formats tokenizer devtools cli",
+    "runtime.prompts runtime.scoring llm formats tokenizer devtools cli",
     "platformdirs": "_files",
     "prompt_toolkit": "cli.chat",
     "psutil": "backend",

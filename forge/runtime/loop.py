@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import atexit
-import time
 from collections import deque
 from collections.abc import Callable, Generator
 from contextlib import suppress
 from queue import Empty, SimpleQueue
 from threading import Event, Lock, Thread, get_ident
 from typing import Any, TypeVar
-from weakref import WeakSet, ref
+from weakref import ref
 
 from forge.engine import Engine, Sampled, Sequence
 from forge.errors import ForgeError, OutOfMemoryError
-from forge.runtime import forks
+from forge.runtime import process
 from forge.runtime.request import Choice, Request
 from forge.runtime.waiters import PATIENCE_S, Waiter
 
 T = TypeVar("T")
 _CLOSED = "the model is closed: load it again"
 _END = object()
-_EXIT_S = 0.5
-"""How long the interpreter's exit waits for steps under way."""
 
 
 class Pass:
@@ -53,8 +49,7 @@ class EngineLoop:
         self._passes: deque[Pass] = deque()
         """Passes over all positions. Only the first one runs: each may need all pages."""
         self._begin()
-        forks.watch(self)
-        _loops.add(self)
+        process.watch(self)
 
     def _begin(self) -> None:
         self._inbox: SimpleQueue[Any] = SimpleQueue()
@@ -79,7 +74,7 @@ class EngineLoop:
 
         def check() -> None:
             if self._num_forks != forks_before:
-                raise ForgeError(f"{self._name}: {forks.REFUSAL}")
+                raise ForgeError(f"{self._name}: {process.REFUSAL}")
             self.check()
 
         return Waiter(check)
@@ -123,7 +118,7 @@ class EngineLoop:
             while not self._has_ended.wait(PATIENCE_S):
                 pass
 
-    def stop(self, frees: bool = True) -> None:
+    def stop(self, *, frees: bool = True) -> None:
         """As `close`, without waiting. frees: whether the model is let go of."""
         self._refusal = self._refusal or _CLOSED
         self._inbox.put((EngineLoop._stop, frees))
@@ -333,7 +328,7 @@ class EngineLoop:
     def lose(self) -> None:
         """The model is the parent's alone: every call says so, and nothing is freed."""
         self._num_forks += 1
-        self._refusal = self._refusal or forks.REFUSAL
+        self._refusal = self._refusal or process.REFUSAL
         self._begin()
         self._owner.acquire()
         self._has_ended.set()
@@ -349,19 +344,3 @@ def _deliver(work: Request | Pass, message: Any) -> bool:
     except RuntimeError:  # the event loop is closed
         return False
     return True
-
-
-_loops: WeakSet[EngineLoop] = WeakSet()
-
-
-def _stop_all() -> None:
-    """At the interpreter's exit: no thread is left in the middle of a step, if that takes no longer than a moment."""
-    loops = list(_loops)
-    for loop in loops:
-        loop.stop(frees=False)
-    deadline = time.monotonic() + _EXIT_S
-    for loop in loops:
-        loop.wait_for_end(deadline - time.monotonic())
-
-
-atexit.register(_stop_all)

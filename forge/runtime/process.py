@@ -1,8 +1,13 @@
-"""What a fork of the process leaves of a loaded model: no threads, and locks that they may have held for ever."""
+"""What becomes of loaded models where the process forks or ends.
+
+A fork leaves no threads, and locks that they may have held for ever.
+"""
 
 from __future__ import annotations
 
+import atexit
 import os
+import time
 from functools import cache
 from typing import Protocol
 from weakref import WeakSet
@@ -13,8 +18,12 @@ REFUSAL = (
 )
 
 
-class Forked(Protocol):
-    """What a fork copies. All methods are called in the child."""
+_EXIT_S = 0.5
+"""How long the interpreter's exit waits for steps under way."""
+
+
+class Threaded(Protocol):
+    """What has a thread. The first four methods are called in a child of a fork, the others where the process ends."""
 
     def is_busy(self) -> bool:
         """Whether anything was under way when the process forked."""
@@ -32,12 +41,20 @@ class Forked(Protocol):
         """The parent alone uses it from here on."""
         ...
 
+    def stop(self, *, frees: bool) -> None:
+        """Have the thread end. frees: whether it gives memory back first."""
+        ...
 
-_watched: WeakSet[Forked] = WeakSet()
+    def wait_for_end(self, seconds: float) -> None:
+        """Wait until the thread has ended, if there is one, for so long at most."""
+        ...
 
 
-def watch(one: Forked) -> None:
-    """From here on a fork is noticed."""
+_watched: WeakSet[Threaded] = WeakSet()
+
+
+def watch(one: Threaded) -> None:
+    """From here on a fork, and the end of the process, are noticed."""
     _register()
     _watched.add(one)
 
@@ -45,6 +62,17 @@ def watch(one: Forked) -> None:
 @cache
 def _register() -> None:
     os.register_at_fork(after_in_child=_in_child)
+    atexit.register(_at_exit)
+
+
+def _at_exit() -> None:
+    """No thread is left in the middle of a step, if the step takes no longer than a moment."""
+    watched = list(_watched)
+    for one in watched:
+        one.stop(frees=False)
+    deadline = time.monotonic() + _EXIT_S
+    for one in watched:
+        one.wait_for_end(deadline - time.monotonic())
 
 
 def _in_child() -> None:

@@ -144,7 +144,7 @@ def test_steps_with_and_without_draws_are_recorded_apart(monkeypatch: pytest.Mon
 @pytest.mark.parametrize(
     ("owner", "name", "stopped", "done"),
     [
-        (NumpyBackend, "capture", (2, 5), False),
+        (NumpyBackend, "capture", (1, 2), False),
         (NumpyBackend, "upload", (2, 5), False),
         (NumpyBackend, "record_event", (2, 5), False),
         *((GraphCache, "run", (2, 5), done) for done in (False, True)),

@@ -54,7 +54,7 @@ def test_auto_takes_the_discrete_gpu_with_the_most_compute_units() -> None:
     assert line == (
         "forge: device: hip:2 (Virtual AMD GPU, gfx1100); auto: hip:2 (Virtual AMD GPU, gfx1100) is the discrete GPU "
         "with the most compute units; also there: hip:0 (Virtual AMD GPU, gfx1036, integrated), "
-        "hip:1 (Virtual AMD GPU, gfx1102), hip:3 (Virtual AMD GPU, gfx1100); --device hip:N takes another"
+        "hip:1 (Virtual AMD GPU, gfx1102), hip:3 (Virtual AMD GPU, gfx1100); the device hip:N is another"
     )
     asked = forge("doctor", "--device", "hip:1", "--json", **machine)
     assert json.loads(asked.stdout)["device"] == "hip:1 (Virtual AMD GPU, gfx1102)"

@@ -2,7 +2,7 @@
 
     python benchmarks/gpu_kernels.py [--device cuda] [--json] [filter ...]
 
-A filter is a part of a line's label, such as Q4_K or rmsnorm. Each op is recorded once with as many inputs as hold 400
+A filter is a part of a line's label, such as Q4_K or rms. Each op is recorded once with as many inputs as hold 400
 MB, so that none is in a cache, and replayed as a graph; the copy is measured in the same run.
 """
 
@@ -22,6 +22,7 @@ from forge.backend.gpu import GPU
 from forge.formats import ggml
 from forge.ops.attention import AttentionSpec
 from forge.ops.kv_cache import KVPages
+from forge.ops.norm import Normed
 from forge.ops.op import REGISTRY
 from forge.ops.quant import QuantTensor
 from forge.ops.rope import RopeArgs
@@ -31,10 +32,11 @@ _REPLAYS = 20
 _DRAWN_ROWS = 512
 """Rows of a matrix that are drawn; it repeats them, which changes nothing about its speed."""
 _MATRICES = ((4096, 4096), (14_336, 4096), (4096, 14_336), (128_256, 4096))  # N, K
-_PROJECTIONS = (  # of the normalized residual stream, at 1B and 8B shapes: op, N, K
-    *(("rms_linear", 3072, 2048), ("rms_gated", 16_384, 2048), ("rms_linear", 128_256, 2048)),
-    *(("rms_linear", 6144, 4096), ("rms_gated", 28_672, 4096)),
+_PROJECTIONS = (  # of the normalized residual stream, at 1B and 8B shapes: glu, N, K
+    *(("none", 3072, 2048), ("silu", 16_384, 2048), ("none", 128_256, 2048), ("none", 6144, 4096)),
+    ("silu", 28_672, 4096),
 )
+_PLAIN = {"glu": "none", "split_k": "never"}
 _FORMATS = ("F16", "Q8_0", "Q6_K", "Q4_0", "Q4_K")
 
 Make = Callable[[], tuple[Any, ...]]
@@ -69,8 +71,7 @@ def measure(device: Any, name: str, moved: int, make: Make, options: dict[str, A
     """Seconds of one call: the median over replays of a recorded step that calls the op with all inputs."""
     inputs = [make() for _ in range(max(2, _ROTATED_BYTES // moved))]
     op = REGISTRY[name]
-    pairs = [pair for given in inputs for pair in zip(op.args, given, strict=True)]
-    changed = [value for arg, value in pairs if arg.inout and value is not None]
+    changed = [value for given in inputs for value in op.written(given)]
     _, replay = device.capture(lambda: [op(*given, **options) for given in inputs], changed, list)
     return median(float(device.seconds(replay)) for _ in range(_REPLAYS)) / len(inputs)
 
@@ -90,6 +91,9 @@ def workloads(device: Any) -> Iterator[tuple[str, str, int, Make, dict[str, Any]
         few = QuantTensor.random(kind, _DRAWN_ROWS, inner, rng)
         return QuantTensor(few.type, (outer, inner), np.tile(few.blocks, repeats)[:outer]).on(device)
 
+    def normed(rows: int, width: int, pending: Any = None) -> Normed:
+        return Normed(normal(rows, width), pending, normal(width), None, 1e-5, True)
+
     for rows in (1, 2, 4, 8, 16):
         for outer, inner in _MATRICES if rows == 1 else _MATRICES[1:2]:
             for kind in _FORMATS:
@@ -97,32 +101,31 @@ def workloads(device: Any) -> Iterator[tuple[str, str, int, Make, dict[str, Any]
                 def product(kind: str = kind, outer: int = outer, inner: int = inner, rows: int = rows) -> Any:
                     return normal(rows, inner, dtype=np.float16), matrix(kind, outer, inner), None, None
 
-                yield "linear", f"linear {kind} M{rows} {outer}x{inner}", _nbytes(kind, outer, inner), product, {}
+                yield "linear", f"linear {kind} M{rows} {outer}x{inner}", _nbytes(kind, outer, inner), product, _PLAIN
     for outer, inner in ((2048, 2048), (2048, 8192)):  # a 1B model's, added to the residual stream
         for kind in ("F16", "Q4_K"):
 
             def added(kind: str = kind, outer: int = outer, inner: int = inner) -> Any:
                 return normal(1, inner, dtype=np.float16), matrix(kind, outer, inner), None, normal(1, outer)
 
-            yield "linear", f"linear {kind} M1 {outer}x{inner} residual", _nbytes(kind, outer, inner), added, {}
-    for name, outer, inner in _PROJECTIONS:
+            yield "linear", f"linear {kind} M1 {outer}x{inner} residual", _nbytes(kind, outer, inner), added, _PLAIN
+    for glu, outer, inner in _PROJECTIONS:
         for kind in ("F16", "Q4_K"):
 
-            def projected(name: str = name, kind: str = kind, outer: int = outer, inner: int = inner) -> Any:
-                given = normal(1, inner), normal(inner), 1e-5, matrix(kind, outer, inner)
-                return (*given, None) if name == "rms_gated" else given
+            def projected(kind: str = kind, outer: int = outer, inner: int = inner) -> Any:
+                return normed(1, inner), matrix(kind, outer, inner), None, None
 
-            options = {"activation": "silu"} if name == "rms_gated" else {}
-            yield name, f"{name} {kind} M1 {outer}x{inner}", _nbytes(kind, outer, inner), projected, options
+            label = f"linear {kind} M1 {outer}x{inner} rms{' glu' * (glu == 'silu')}"
+            yield "linear", label, _nbytes(kind, outer, inner), projected, {**_PLAIN, "glu": glu}
 
     tokens, width = 8192, 4096
     yield (
-        "rmsnorm", f"rmsnorm {tokens}x{width}", tokens * width * 6,
-        lambda: (normal(tokens, width), normal(width), 1e-5), {"out": "act"},
+        "norm", f"norm rms {tokens}x{width}", tokens * width * 6,
+        lambda: (normed(tokens, width),), {"out": "act"},
     )  # fmt: skip
     yield (
-        "add_rmsnorm", f"add_rmsnorm {tokens}x{width}", tokens * width * 14,
-        lambda: (normal(tokens, width), normal(tokens, width), normal(width), 1e-5), {},
+        "norm", f"norm pending rms {tokens}x{width}", tokens * width * 14,
+        lambda: (normed(tokens, width, normal(tokens, width)),), {"out": "act"},
     )  # fmt: skip
     yield "silu_mul", f"silu_mul {tokens}x{width}", tokens * width * 10, lambda: (normal(tokens, 2 * width),), {}
     yield from _attention(device, normal)

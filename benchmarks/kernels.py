@@ -20,6 +20,7 @@ import numpy as np
 import forge.ops  # noqa: F401  (fills the registry)
 from forge.ops.attention import AttentionSpec
 from forge.ops.kv_cache import KVPages
+from forge.ops.norm import Normed
 from forge.ops.op import REGISTRY, Array
 
 Make = Callable[[np.random.Generator], tuple[Any, ...]]
@@ -68,6 +69,11 @@ def workloads() -> Sequence[tuple[str, str, Make, dict[str, Any]]]:
     def arrays(*shapes: tuple[int, ...], scalars: tuple[Any, ...] = ()) -> Make:
         return lambda rng: (*(normal(rng, *shape) for shape in shapes), *scalars)
 
+    def normed(rows: int) -> Make:
+        return lambda rng: (Normed(normal(rng, rows, _E), None, normal(rng, _E), None, 1e-5, True),)
+
+    plain = {"glu": "none", "split_k": "never"}
+
     def linear(rows: int, inner: int, outer: int) -> Make:
         return arrays((rows, inner), (outer, inner), scalars=(None, None))
 
@@ -89,16 +95,16 @@ def workloads() -> Sequence[tuple[str, str, Make, dict[str, Any]]]:
     found: list[tuple[str, str, Make, dict[str, Any]]] = []
     for rows in (1, 512):
         found += [
-            ("rmsnorm", f"T{rows} E{_E}", arrays((rows, _E), (_E,), scalars=(1e-5,)), {}),
+            ("norm", f"rms T{rows} E{_E}", normed(rows), {"out": "act"}),
             ("silu_mul", f"T{rows} F{_F}", arrays((rows, 2 * _F)), {}),
         ]
     for rows in (1, 4, 8, 512):
         found += [
-            ("linear", f"M{rows} K{_E} N{2 * _F}", linear(rows, _E, 2 * _F), {}),
-            ("linear", f"M{rows} K{_F} N{_E}", linear(rows, _F, _E), {}),
+            ("linear", f"M{rows} K{_E} N{2 * _F}", linear(rows, _E, 2 * _F), plain),
+            ("linear", f"M{rows} K{_F} N{_E}", linear(rows, _F, _E), plain),
         ]
     found += [
-        ("linear", f"M1 K{_E} N{_V}", linear(1, _E, _V), {}),
+        ("linear", f"M1 K{_E} N{_V}", linear(1, _E, _V), plain),
         ("paged_attention", "decode, 1024 positions", attend(1, 1024), {}),
         ("paged_attention", "prefill of 512", attend(512, 512), {}),
         ("sample", f"V{_V} top-k 50 top-p 0.9", sampling, {}),

@@ -124,7 +124,7 @@ def _times(device: Any, key: Key, candidates: Sequence[Values], works: Sequence[
     total = [0.0] * len(candidates)
     for work in works:
         inputs = [work.make()]
-        size = sum(array.nbytes for array in inputs[0] if hasattr(array, "nbytes"))
+        size = sum(value.nbytes for _, value in work.op.flat(inputs[0]) if hasattr(value, "nbytes"))
         inputs += [work.make() for _ in range(min(-(-_ROTATED_BYTES // size), _MAX_CALLS) - 1)]
         steps: dict[int, Callable[[], object]] = {}
         wanted: list[Any] = []

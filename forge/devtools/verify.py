@@ -14,7 +14,7 @@ from forge.backend import Backend
 from forge.backend.gpu import GPU
 from forge.config import Progress
 from forge.devtools.cases import all_cases
-from forge.ops.matmul import Slices
+from forge.ops.matmul import Partials
 from forge.ops.op import Arg, Array, Arrays, Case, Op
 from forge.ops.quant import QuantTensor, Stack
 
@@ -75,7 +75,7 @@ def run_case(op: Op, case: Case, backend: Backend, expected: Expected | None = N
     """
     inputs, wanted, rtol, atol = expected or expect(op, case, backend)
     got = _computed(op, case, inputs, backend)
-    errors = [compare(value, want, rtol, atol) for value, want in zip(got, wanted, strict=True)]
+    errors = [compare(value, want, rtol, most) for value, want, most in zip(got, wanted, atol, strict=True)]
     return CaseError(op.name, case.name, max(e[0] for e in errors), max(e[1] for e in errors)), got
 
 
@@ -86,19 +86,19 @@ class Expected(NamedTuple):
     wanted: list[Array]
     """Results, then arrays written in place."""
     rtol: float
-    atol: Any
-    """One number, or one for each of the results' elements."""
+    atol: list[Any]
+    """For each of them one number, or one for each element."""
 
 
 def expect(op: Op, case: Case, backend: Backend) -> Expected:
     """The reference gets the same inputs as the device: rounded to the device's precision, then as float64."""
     inputs = _inputs(op, case, backend)
     exact = op.map(lambda _, value: _float64(copy.deepcopy(value)), inputs)
+    is_half = backend.dtype == np.float16
+    slack = op.gpu_slack(*exact, **case.options) if op.gpu_slack and is_half else np.zeros(())
     wanted = [np.asarray(value) for value in (*_tuple(op.reference(*exact, **case.options)), *op.written(exact))]
-    if backend.dtype != np.float16:
-        return Expected(inputs, wanted, op.rtol, op.atol)
-    slack = op.gpu_slack(*exact, **case.options) if op.gpu_slack else 0.0
-    return Expected(inputs, wanted, op.gpu_rtol, op.gpu_atol + slack)
+    rtol, atol = (op.gpu_rtol, op.gpu_atol) if is_half else (op.rtol, op.atol)
+    return Expected(inputs, wanted, rtol, [atol + (slack if slack.shape == want.shape else 0.0) for want in wanted])
 
 
 def _inputs(op: Op, case: Case, backend: Backend) -> Arrays:
@@ -116,7 +116,7 @@ def _computed(op: Op, case: Case, inputs: Arrays, backend: Backend) -> list[Arra
 
 
 def _on_host(backend: Backend, value: Any) -> Array:
-    if isinstance(value, Slices):
+    if isinstance(value, Partials):
         return np.asarray(backend.to_numpy(value.parts).sum(axis=0))
     return backend.to_numpy(value)
 

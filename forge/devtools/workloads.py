@@ -21,9 +21,8 @@ from forge.ops.decode_attention import decode_attention
 from forge.ops.kv_cache import KVPages
 from forge.ops.linear import linear
 from forge.ops.matmul import kernel_of
-from forge.ops.norm import rmsnorm
+from forge.ops.norm import Normed, norm
 from forge.ops.op import Array, Op
-from forge.ops.project import rms_gated, rms_linear
 from forge.ops.quant import Packed, QuantTensor, split
 from forge.ops.rope import RopeArgs
 from forge.tuning.spec import ANY, Shape
@@ -40,7 +39,6 @@ _MODELS = (  # E, H, G, D, F, V: of Llama 3.2 1B and 3.1 8B
     (2048, 32, 8, 64, 8192, 128_256),
     (4096, 32, 8, 128, 14_336, 128_256),
 )
-_PRODUCTS = {op.name: op for op in (linear, rms_linear, rms_gated)}
 _FORMATS = ("F16", "Q8_0", "Q6_K", "Q4_K")
 
 
@@ -89,13 +87,14 @@ def workloads(device: GPU, kernel: str, shape: Shape) -> list[Workload]:
     """Calls of ops that launch a kernel at a shape."""
     make = _Inputs(device)
     if kernel == "norm":
-        return [Workload(rmsnorm, partial(make.norm, rows, int(shape["width"])), {"out": "act"}) for rows in _NORM_ROWS]
+        width = int(shape["width"])
+        return [Workload(norm, partial(make.normed_alone, rows, width), {"out": "act"}) for rows in _NORM_ROWS]
     if kernel == "attention_decode":
         options = {"style": "neox"}
         contexts = next(some for rows, some in _CONTEXTS.items() if int(shape["rows"]) <= rows)
         return [Workload(decode_attention, partial(make.attention, shape, *context), options) for context in contexts]
-    op = _PRODUCTS[str(shape.get("op", "linear"))]
-    return [Workload(op, partial(make.product, op, shape), {"activation": "silu"} if op is rms_gated else {})]
+    glu = "silu" if shape.get("op") == "rms_gated" else "none"
+    return [Workload(linear, partial(make.product, shape), {"glu": glu, "split_k": "never"})]
 
 
 class _Inputs:
@@ -104,17 +103,19 @@ class _Inputs:
     def __init__(self, device: GPU) -> None:
         self.device = device
 
-    def product(self, op: Op, shape: Shape) -> tuple[Any, ...]:
-        outer, inner = int(shape["outer"]), int(shape["inner"])
+    def product(self, shape: Shape) -> tuple[Any, ...]:
+        """Of a row that is normalized inside, or not, or before (`op` rms_linear or rms_gated and several tokens)."""
+        outer, inner, op = int(shape["outer"]), int(shape["inner"]), shape.get("op", "linear")
         tokens = int(shape.get("tokens", 1))
-        weight = self.matrix(str(shape.get("format", "F16")), 2 * outer if op is rms_gated else outer, inner)
-        if op is linear:
-            return self.normal(tokens, inner, dtype=np.float16), weight, None, None
-        given = self.normal(tokens, inner), self.ones(inner), 1e-5, weight
-        return (*given, None) if op is rms_gated else given
+        weight = self.matrix(str(shape.get("format", "F16")), 2 * outer if op == "rms_gated" else outer, inner)
+        operand = self.normal(tokens, inner, dtype=np.float16) if op == "linear" else self.normed(tokens, inner)
+        return operand, weight, None, None
 
-    def norm(self, rows: int, width: int) -> tuple[Any, ...]:
-        return self.normal(rows, width), self.ones(width), 1e-5
+    def normed(self, rows: int, width: int) -> Normed:
+        return Normed(self.normal(rows, width), None, self.ones(width), None, 1e-5, True)
+
+    def normed_alone(self, rows: int, width: int) -> tuple[Any, ...]:
+        return (self.normed(rows, width),)
 
     def normal(self, *shape: int, dtype: Any = np.float32) -> Any:
         return self.device.asarray(_normal(shape, dtype))

@@ -62,7 +62,8 @@ class Attention:
         slots, page_table = batch.tables[table]
         is_one_op = batch.is_decode and hook is None  # a hook wants what lies between
         operand = stream.normed(self.attn_norm, keep=self.keeps_input)  # (T, E)
-        qkv = self.attn_qkv(operand, split_k=is_one_op and self.head_norms is None)  # (T, (H + 2G) * D)
+        split_k = "allowed" if is_one_op and self.head_norms is None else "never"
+        qkv = self.attn_qkv(operand, split_k=split_k)  # (T, (H + 2G) * D)
         if self.head_norms:
             layernorm_heads(qkv, *self.head_norms, self.norm_eps)
         norms, tables, style = (self.attn_q_norm, self.attn_k_norm), self.rope, self.rope.config.style

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
-from forge.config import Activation, NormKind
+from forge.config import NormKind
 from forge.ops.embed import embed
-from forge.ops.linear import linear, linear_sliced
-from forge.ops.norm import add_layernorm, add_rmsnorm, layernorm, rmsnorm
-from forge.ops.project import linear_gated, rms_gated, rms_linear
+from forge.ops.linear import linear
+from forge.ops.norm import Normed, norm
 
 
 class Linear:
@@ -20,28 +18,13 @@ class Linear:
     def __init__(self, weight: Any, bias: Any = None) -> None:
         self.weight, self.bias = weight, bias
 
-    def __call__(
-        self, operand: Any, *, glu: Activation | None = None, residual: Any = None, split_k: bool = False
-    ) -> Any:
+    def __call__(self, operand: Any, *, residual: Any = None, glu: str = "none", split_k: str = "never") -> Any:
         """The product with an operand (M, K), an array or `Normed`: float32 (M, N).
 
-        glu: the product is a gate and what it gates; the result is activation(gate) * up, (M, N / 2), for a product.
-        residual: (M, N), to which the product is added in place. split_k: the caller takes the product as split-K
-        partials, if it is computed so.
+        The options are those of the op: residual, which the product is added to in place; glu, the activation of a gate
+        that is the product's first half; split_k, whether split-K partials may be returned.
         """
-        if isinstance(operand, Normed):
-            norm = operand.norm
-            if norm.is_rms and operand.pending is None:
-                if glu:
-                    return rms_gated(operand.x, norm.weight, norm.eps, self.weight, self.bias, activation=glu)
-                if self.bias is None and residual is None and (len(operand.x) == 1 or not split_k):
-                    return rms_linear(operand.x, norm.weight, norm.eps, self.weight)
-            operand = operand.array()
-        if glu:
-            return linear_gated(operand, self.weight, self.bias, activation=glu)
-        if split_k:
-            return linear_sliced(operand, self.weight, self.bias)
-        return linear(operand, self.weight, self.bias, residual)
+        return linear(operand, self.weight, self.bias, residual, glu=glu, split_k=split_k)
 
 
 class Embedding:
@@ -58,7 +41,7 @@ class Embedding:
 
 
 class Norm:
-    """weight: float32 (E,); bias: float32 (E,) or None, for LayerNorm only."""
+    """weight: float32 (E,); bias: float32 (E,) or None, for layer norms only."""
 
     __slots__ = ("bias", "eps", "is_rms", "weight")
 
@@ -66,29 +49,10 @@ class Norm:
         self.is_rms = kind == "rms"
         self.weight, self.bias, self.eps = weight, bias, eps
 
-    def of_residual(self, x: Any) -> Any:
-        """(T, E) RMS-normalized in float32, for the residual stream: Gemma's norms behind its products."""
-        return rmsnorm(x, self.weight, self.eps, out="f32")
+    def operand(self, x: Any, pending: Any = None) -> Normed:
+        """x (T, E), normalized, as the operand of a product; what is pending (T, E) is first added to x in place."""
+        return Normed(x, pending, self.weight, self.bias, self.eps, self.is_rms)
 
-
-@dataclass(frozen=True, slots=True)
-class Normed:
-    """A normalized residual stream (T, E) as the operand of a product, which may compute the norm itself.
-
-    x: float32 (T, E). pending: (T, E), which is added to x in place before; None = nothing is.
-    """
-
-    x: Any
-    pending: Any
-    norm: Norm
-
-    def array(self) -> Any:
-        """(T, E) in the precision of products."""
-        x, pending, norm = self.x, self.pending, self.norm
-        if norm.is_rms:
-            if pending is None:
-                return rmsnorm(x, norm.weight, norm.eps, out="act")
-            return add_rmsnorm(x, pending, norm.weight, norm.eps)
-        if pending is None:
-            return layernorm(x, norm.weight, norm.bias, norm.eps)
-        return add_layernorm(x, pending, norm.weight, norm.bias, norm.eps)
+    def __call__(self, x: Any) -> Any:
+        """x (T, E), normalized, in float32: for the residual stream, as Gemma's norms behind its products."""
+        return norm(self.operand(x), out="f32")

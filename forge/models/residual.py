@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from forge.models.layers import Linear, Norm, Normed
+from forge.models.layers import Linear, Norm
 from forge.ops.activation import add
 from forge.ops.embed import take_rows
+from forge.ops.norm import norm as normalize
 
 
 class ResidualStream:
@@ -31,18 +32,18 @@ class ResidualStream:
         if norm is None:
             operand, self._kept = self._kept, None
             return operand
-        operand = Normed(self.x, self._pending, norm)
-        self._pending = None
-        if keep:
-            operand = self._kept = operand.array()
-        return operand
+        operand, self._pending = norm.operand(self.x, self._pending), None
+        if not keep:
+            return operand
+        self._kept = normalize(operand, out="act")
+        return self._kept
 
     def add(self, linear: Linear, h: Any, post_norm: Norm | None) -> None:
         """Add linear(h), normalized if there is a post_norm, in place or by leaving it pending."""
         if post_norm is not None:
-            self._leave(post_norm.of_residual(linear(h)))
+            self._leave(post_norm(linear(h)))
         elif self._leaves_pending and self._kept is None:
-            self._leave(linear(h, split_k=True))
+            self._leave(linear(h, split_k="allowed"))
         else:
             linear(h, residual=self.x)
 

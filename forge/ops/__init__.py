@@ -11,7 +11,6 @@ from forge.ops import (
     logprobs,
     norm,
     penalties,
-    project,
     rope,
     sampling,
 )
@@ -27,7 +26,6 @@ __all__ = [
     "logprobs",
     "norm",
     "penalties",
-    "project",
     "rope",
     "sampling",
 ]

@@ -9,7 +9,7 @@ import numpy as np
 from forge.backend.gpu import GPU
 from forge.ops.attention import AttentionSpec, check_head_dim, paged_attention
 from forge.ops.kv_cache import KVPages
-from forge.ops.matmul import Slices
+from forge.ops.matmul import Partials
 from forge.ops.op import Array, op
 from forge.ops.rope import RopeArgs, rope_append_kv
 
@@ -80,7 +80,7 @@ def _decode_attention_gpu(
     *,
     style: str,
 ) -> Any:
-    """One launch. qkv may be `Slices`: the kernel sums them."""
+    """One launch. qkv may be `Partials`: the kernel sums them."""
     rows, pages = page_table.shape
     _, page_size, kv_heads, dim = kv.k.shape
     check_head_dim(dim)
@@ -95,7 +95,7 @@ def _decode_attention_gpu(
     positions = min(pages * page_size, spec.window or pages * page_size)
     splits = min(_splits_to_fill(rows * groups, min_blocks * device.num_cus), -(-positions // min_span), _MAX_SPLITS)
     out = device.empty((rows, heads, dim), device.dtype)
-    parts = qkv.parts if isinstance(qkv, Slices) else qkv[None]  # (S, B, (H + 2G) * D)
+    parts = qkv.parts if isinstance(qkv, Partials) else qkv[None]  # (S, B, (H + 2G) * D)
     values = sums = arrived = None
     if splits > 1:
         partials = rows * groups * splits * packed

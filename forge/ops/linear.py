@@ -1,16 +1,85 @@
-"""Matrix products with weights, float or quantized."""
+"""The product with a matrix of weights, float or quantized: what models spend their time on."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from forge.backend.gpu import GPU
-from forge.ops.matmul import MAX_ROWS, is_tiled, tile_product, tile_slices
-from forge.ops.matvec import fits, vector_linear
-from forge.ops.op import Array, Arrays, Case, op
-from forge.ops.quant import FORMATS, Packed, QuantTensor, Stack
+from forge.ops import matmul, matvec
+from forge.ops.activation import gelu_mul, silu_mul
+from forge.ops.norm import Normed, norm
+from forge.ops.op import Array, op
+from forge.ops.quant import Packed, QuantTensor, Stack
+
+_GLU = {"silu": silu_mul, "gelu": gelu_mul}
+_MIN_NORMAL = 2.0**-14
+"""The smallest float16 number that is not subnormal."""
+_MAX_SLOPE = 1.13
+"""The most that gelu grows where its argument grows by 1; silu by 1.1. Both stay below their argument."""
+
+
+def max_flushed(
+    operand: Any, weight: Any, bias: Array | None, residual: Array | None, *, glu: str, split_k: str
+) -> Array:
+    """The most that a product is off by where matrix cores take factors that are float16 subnormals for zeros.
+
+    MI200's do. Source: MIOpen's documentation, "MI200 matrix fused multiply-add (MFMA) behavior specifics".
+    """
+    x, matrix = _array(operand), _matrix(weight)
+    off = np.asarray(_flushed(x) @ np.abs(matrix).T + np.abs(x) @ _flushed(matrix).T)
+    if glu == "none":
+        return off
+    gate, up = np.split(np.abs(linear.reference(x, weight, bias, None, glu="none", split_k=split_k)), 2, axis=1)
+    off_gate, off_up = np.split(off, 2, axis=1)
+    return np.asarray(_MAX_SLOPE * off_gate * (up + off_up) + gate * off_up)
+
+
+def _flushed(numbers: Array) -> Array:
+    """What is missing of each number where float16 subnormals are zeros; a kernel may round larger ones to some."""
+    sizes = np.abs(numbers)
+    return np.where(sizes < 2 * _MIN_NORMAL, np.minimum(sizes, _MIN_NORMAL), 0.0)
+
+
+def _array(operand: Any) -> Array:
+    """What a product multiplies, by the references; a stream stays as it is."""
+    if not isinstance(operand, Normed):
+        return np.asarray(operand)
+    return np.asarray(norm.reference(replace(operand, x=operand.x.copy()), out="act"))
+
+
+def _matrix(weight: Any) -> Array:
+    """(N, K)"""
+    return np.asarray(weight.dequantize() if isinstance(weight, QuantTensor | Stack) else weight)
+
+
+@op(
+    "operand:act[M,K]|Normed weight:weight[N,K] bias?:f32[N] &residual?:f32[M,N] glu=none|silu|gelu "
+    "split_k=never|allowed -> y:f32[M,N] if glu=none else y:act[M,N/2]",
+    rtol=1e-4,
+    atol=1e-4,
+    gpu_slack=max_flushed,
+)
+def linear(operand: Any, weight: Any, bias: Array | None, residual: Array | None, *, glu: str, split_k: str) -> Array:
+    """operand @ weight.T + bias, of an array (M, K) or of rows that are normalized first.
+
+    residual: (M, N), to which the product is added in place; it is returned. glu: the product's first half is a gate,
+    and the result is activation(gate) * up (arXiv:2002.05202), for another product; there is no residual then.
+    split_k="allowed": the caller takes the product as `Partials` where a GPU computes it so.
+    """
+    x = norm.reference(operand, out="act") if isinstance(operand, Normed) else operand
+    y = x @ _matrix(weight).T.astype(x.dtype)
+    if bias is not None:
+        y = y + bias
+    if glu != "none":
+        return np.asarray(_GLU[glu].reference(y))
+    if residual is None:
+        return np.asarray(y)
+    residual += y
+    return residual
+
 
 # Measured on 2 cores with 2 MiB of L2 each, all products of a 135M model: 4 rows take 46 ms as matrix-vector products,
 # 58 ms as weight @ x.T, 74 ms as x @ weight.T; 8 rows take 65, 58 and 71 ms; 1 row takes 22 ms.
@@ -21,67 +90,31 @@ _SMALL_ROWS = 32
 """Up to this many rows: weight @ x.T, because BLAS repacks its left operand in smaller pieces."""
 
 
-def _case(rows: int, inner: int, outer: int, *, bias: bool = False, residual: bool = False) -> Case:
-    def make(rng: np.random.Generator) -> Arrays:
-        def normal(*shape: int) -> Array:
-            return rng.standard_normal(shape).astype(np.float32)
-
-        return (
-            normal(rows, inner),
-            normal(outer, inner),
-            normal(outer) if bias else None,
-            normal(rows, outer) if residual else None,
-        )
-
-    extras = " bias" * bias + " residual" * residual
-    return Case(f"M{rows} K{inner} N{outer}{extras}", make)
-
-
-def _quantized(name: str, rows: int = 2, inner: int = 512, outer: int = 3, *, extras: bool = False) -> Case:
-    """`extras`: a bias and a residual."""
-
-    def make(rng: np.random.Generator) -> Arrays:
-        # random weights are large, so x is kept small for the tolerance: it is rounded to 16 bits, or for several rows
-        # the weights are to float16
-        x = rng.standard_normal((rows, inner)).astype(np.float32) * (0.1 if rows == 1 else 0.01)
-        weight = QuantTensor.random(name, outer, inner, rng)
-        if not extras:
-            return x, weight, None, None
-        bias, residual = rng.standard_normal(outer), rng.standard_normal((rows, outer))
-        return x, weight, bias.astype(np.float32), residual.astype(np.float32)
-
-    return Case(f"{name} M{rows} K{inner} N{outer}{' bias residual' * extras}", make)
-
-
-def _wide(name: str, rows: int, inner: int, outer: int = 302) -> Case:
-    """Products near 1, of numbers that are far from float16's subnormals, which some GPUs take for zeros."""
-
-    def make(rng: np.random.Generator) -> Arrays:
-        weight = QuantTensor.random(name, outer, inner, rng, scale=0.001)
-        x = rng.standard_normal((rows, inner)).astype(np.float32)
-        return x / np.float32(weight.dequantize().std() * np.sqrt(inner)), weight, None, None
-
-    return Case(f"{name} M{rows} K{inner} N{outer}", make)
-
-
-def _stacked(rows: int) -> Case:
-    def make(rng: np.random.Generator) -> Arrays:
-        x, bias, residual = (rng.standard_normal(shape).astype(np.float32) for shape in ((rows, 256), 14, (rows, 14)))
-        x *= 1 if rows == 1 else np.float32(0.01)
-        halves = rng.standard_normal((4, 256)).astype(np.float16)
-        parts = QuantTensor.random("Q4_K", 5, 256, rng), QuantTensor.random("Q6_K", 5, 256, rng), halves
-        return x, Stack(parts), bias, residual
-
-    return Case(f"stack M{rows}", make)
-
-
-def _sliced_case(case: Case) -> Case:
-    return Case(case.name, lambda rng: case.make(rng)[:3])
+@linear.cpu
+def _linear_cpu(
+    operand: Any, weight: Any, bias: Array | None, residual: Array | None, *, glu: str, split_k: str
+) -> Array:
+    x: Array = norm.run_cpu(operand, out="act") if isinstance(operand, Normed) else operand
+    matrix = _matrix(weight)
+    if len(x) <= _VECTOR_ROWS:
+        y = _vector_products(matrix, x)
+    elif len(x) <= _SMALL_ROWS:
+        y = np.ascontiguousarray(np.dot(matrix, x.T).T)
+    else:
+        y = np.dot(x, matrix.T)
+    if bias is not None:
+        y += bias
+    if glu != "none":
+        return np.asarray(_GLU[glu].run_cpu(y))
+    if residual is None:
+        return y
+    residual += y
+    return residual
 
 
 def _vector_products(matrix: Array, x: Array) -> Array:
     if len(x) == 1:
-        return np.dot(matrix, x[0])[None]
+        return np.asarray(np.dot(matrix, x[0])[None])
     y = np.empty((len(x), len(matrix)), x.dtype)
     step = max(_BLOCK_BYTES // matrix[0].nbytes, 1)
     for start in range(0, len(matrix), step):
@@ -91,76 +124,75 @@ def _vector_products(matrix: Array, x: Array) -> Array:
     return y
 
 
-def _linear_cpu(x: Array, weight: Any, bias: Array | None, residual: Array | None) -> Array:
-    matrix = weight.dequantize() if isinstance(weight, QuantTensor | Stack) else weight  # (N, K)
-    if len(x) <= _VECTOR_ROWS:
-        y = _vector_products(matrix, x)
-    elif len(x) <= _SMALL_ROWS:
-        y = np.ascontiguousarray(np.dot(matrix, x.T).T)
-    else:
-        y = np.dot(x, matrix.T)
-    if bias is not None:
-        y += bias
-    if residual is None:
-        return y
-    residual += y
-    return residual
+@linear.gpu
+def _linear_gpu(device: GPU, operand: Any, weight: Any, bias: Any, residual: Any, *, glu: str, split_k: str) -> Any:
+    """Choose how the product is computed: what is fused into it, and by which kernels.
 
-
-_MIN_NORMAL = 2.0**-14
-"""Of float16."""
-
-
-def _flushed(numbers: Array) -> Array:
-    """What is missing of each number where float16 subnormals are zeros; a kernel may round larger ones to some."""
-    sizes = np.abs(numbers)
-    return np.where(sizes < 2 * _MIN_NORMAL, np.minimum(sizes, _MIN_NORMAL), 0.0)
-
-
-def flushed_products(x: Array, weight: Any, *_: Any) -> Array:
-    """The most that x @ weight.T is off by where matrix cores take factors that are float16 subnormals for zeros.
-
-    MI200's do. Source: MIOpen's documentation, "MI200 matrix fused multiply-add (MFMA) behavior specifics".
+    One row: matrix-vector kernels, with the norm in front and the gated activation behind inside. 2 to 64 rows: matrix
+    cores, with the gated activation inside, or as partials. More: BLAS. Norms and activations that are not inside are
+    launches of their own.
     """
-    matrix = weight.dequantize() if isinstance(weight, QuantTensor | Stack) else weight
-    return np.asarray(_flushed(x) @ np.abs(matrix).T + np.abs(x) @ _flushed(matrix).T)
+    rows, is_stack = operand.shape[0], isinstance(weight, Stack)
+    parts = weight.parts if is_stack else (weight,)
+    norm_inside = (
+        isinstance(operand, Normed)
+        and (operand.is_rms and operand.pending is None and rows == 1)
+        and all(matvec.supports(part, normed=True) for part in parts)
+        and not (is_stack and glu != "none")
+    )
+    if isinstance(operand, Normed) and not norm_inside:
+        operand = device.launch(norm, (operand,), {"out": "act"})
+    on_matrix_cores = 1 < rows <= matmul.MAX_ROWS and matmul.supports(weight)
+    if glu != "none" and not is_stack and (norm_inside or on_matrix_cores):
+        y = device.empty((rows, weight.shape[0] // 2), device.dtype)
+        if norm_inside:
+            matvec.matvec(device, operand, weight, bias, y[0], glu=glu)
+        else:
+            matmul.matmul(device, operand, weight, bias, y, glu=glu)
+        return y
+    if glu == "none" and residual is None and split_k == "allowed" and on_matrix_cores:
+        return matmul.split_k(device, operand, weight, bias)
+    y = device.empty((rows, weight.shape[0]), np.float32) if residual is None else residual
+    column = 0
+    for part in parts:
+        part_bias = None if bias is None else bias[column : column + part.shape[0]]
+        _product(device, operand, part, part_bias, y, column, accumulate=residual is not None)
+        column += part.shape[0]
+    return y if glu == "none" else device.launch(_GLU[glu], (y,), {})
+
+
+def _product(device: GPU, operand: Any, weight: Any, bias: Any, y: Any, column: int, *, accumulate: bool) -> None:
+    """y[:, column:column + N] = operand @ weight.T + bias, or += with accumulate."""
+    rows, outer = operand.shape[0], weight.shape[0]
+    if rows <= matmul.MAX_ROWS:
+        _few_rows(device, operand, weight, bias, y, column, accumulate=accumulate)
+    elif device.has_blas:
+        _many_rows(device, operand, weight, y, column, accumulate=accumulate)
+        if bias is not None:
+            device.run("linear", "add_bias", (-(-outer // 256), rows), bias, y, outer, y.shape[1], column)
+    else:
+        for start in range(0, rows, matmul.MAX_ROWS):
+            some = slice(start, start + matmul.MAX_ROWS)
+            _few_rows(device, operand[some], weight, bias, y[some], column, accumulate=accumulate)
+
+
+def _few_rows(device: GPU, operand: Any, weight: Any, bias: Any, y: Any, column: int, *, accumulate: bool) -> None:
+    rows, (outer, inner) = operand.shape[0], weight.shape
+    if rows == 1 and matvec.supports(weight, normed=isinstance(operand, Normed)):
+        matvec.matvec(device, operand, weight, bias, y[0, column : column + outer], accumulate=accumulate)
+    elif matmul.supports(weight):
+        matmul.matmul(device, operand, weight, bias, y, column, accumulate=accumulate)
+    else:
+        sizes = (inner, outer, y.shape[1], column, int(accumulate))
+        device.run("linear", "linear", (outer, rows), operand, weight, bias, y, *sizes)
 
 
 _SCRATCH_WEIGHTS = 1 << 26
 """Quantized weights that are converted to float16 at a time for BLAS."""
 
 
-def _linear_gpu(device: GPU, x: Any, weight: Any, bias: Any, residual: Any) -> Any:
-    rows = x.shape[0]
-    y = device.empty((rows, weight.shape[0]), np.float32) if residual is None else residual
-    column = 0
-    for part in weight.parts if isinstance(weight, Stack) else (weight,):
-        outer = part.shape[0]
-        part_bias = None if bias is None else bias[column : column + outer]
-        if rows <= MAX_ROWS or not device.has_blas:
-            for start in range(0, rows, MAX_ROWS):
-                some = slice(start, start + MAX_ROWS)
-                _few_rows(device, x[some], part, part_bias, y[some], column, residual is not None)
-        else:
-            _many_rows(device, x, part, y, column, residual is not None)
-            if part_bias is not None:
-                device.run("linear", "add_bias", (-(-outer // 256), rows), part_bias, y, outer, y.shape[1], column)
-        column += outer
-    return y
-
-
-def _few_rows(device: GPU, x: Any, weight: Any, bias: Any, y: Any, column: int, accumulate: bool) -> None:
-    rows, (outer, inner) = len(x), weight.shape
-    if rows == 1 and fits(weight):
-        vector_linear(device, x, weight, bias, y[0, column : column + outer], accumulate=accumulate)
-    elif is_tiled(weight):
-        tile_product(device, x, weight, bias, y, column, accumulate=accumulate)
-    else:
-        sizes = (inner, outer, y.shape[1], column, int(accumulate))
-        device.run("linear", "linear", (outer, rows), x, weight, bias, y, *sizes)
-
-
-def _many_rows(device: GPU, x: Any, weight: Any, y: Any, column: int, accumulate: bool) -> None:
+def _many_rows(device: GPU, x: Any, weight: Any, y: Any, column: int, *, accumulate: bool) -> None:
+    """Through BLAS; quantized weights are converted to float16 some rows at a time."""
     if not isinstance(weight, Packed):
         device.matmul(x, weight, y, column, accumulate=accumulate)
         return
@@ -169,98 +201,7 @@ def _many_rows(device: GPU, x: Any, weight: Any, y: Any, column: int, accumulate
     for first in range(0, outer, step):
         count = min(step, outer - first)
         scratch = device.scratch((count, inner), device.dtype)
-        grid = -(-count * inner // (weight.unit * 128))
-        device.run(
-            "dequantize", "dequantize", grid, *weight.planes, scratch, first, count, inner, FORMAT=int(weight.type)
-        )
+        blocks = -(-count * inner // (weight.unit * 128))
+        sizes = (first, count, inner)
+        device.run("dequantize", "dequantize", blocks, *weight.planes, scratch, *sizes, FORMAT=int(weight.type))
         device.matmul(x, scratch, y, column + first, accumulate=accumulate)
-
-
-@op(
-    "x:act[M,K] weight:weight[N,K] bias?:f32[N] &residual?:f32[M,N] -> y:f32[M,N]",
-    cpu=_linear_cpu,
-    gpu=_linear_gpu,
-    rtol=1e-4,
-    atol=1e-4,
-    gpu_slack=flushed_products,
-    cases=[
-        _case(1, 1, 1),
-        _case(1, 64, 65, bias=True),
-        _case(1, 576, 31, residual=True),
-        *(_case(rows, 96, 33, bias=True, residual=True) for rows in (1, 2, 6, 7, 16, 32, 33, 70)),
-        _case(3, 1024, 1500),
-        *(
-            _case(rows, inner, 3)
-            for rows, inner in ((3, 40), (4, 72), (5, 1000), (8, 1001), (9, 8), (15, 31), (17, 1001))
-        ),
-        *(_quantized(name) for name in FORMATS),
-        *(_quantized(name, rows=65, inner=256, outer=17) for name in FORMATS),
-        *(_quantized(name, inner=576) for name in ("Q4_1", "Q5_0", "Q8_0")),
-        *(_quantized(name, 3, 640, 1) for name in ("Q4_0", "Q5_1", "IQ4_NL")),
-        *(_quantized(name, 1, 32, 1) for name in ("Q4_0", "Q8_0")),
-        *(_quantized("Q4_K", rows, 1280, 7) for rows in (1, 3, 4, 5, 8, 9, 16)),
-        _quantized("Q6_K", 1, 768, 5),
-        *(_quantized(name, rows, 512, 37, extras=True) for name in ("Q4_0", "Q6_K") for rows in (1, 7, 40)),
-        *(_quantized(name, 1, inner, 2) for name in ("Q2_K", "Q8_0") for inner in (4096, 4352, 16_384, 16_640)),
-        # As wide as models are: turns of a team that end with a row, several outputs for each.
-        *(_wide(name, 1, 2048) for name in FORMATS),
-        *(_wide(name, 1, inner) for name in ("Q4_0", "Q8_0", "Q4_K", "Q6_K") for inner in (1024, 8192)),
-        *(_wide(name, 5, 1024) for name in FORMATS),
-        _case(1, 4096, 302),
-        _case(9, 2048, 302),
-        _case(40, 2552, 17, bias=True, residual=True),  # in more slices than are added at a time
-        _stacked(1),
-        _stacked(5),
-        _stacked(65),
-        Case(
-            "by hand",
-            lambda rng: (
-                np.array([[1, 2]], np.float32),
-                np.array([[3, 4], [5, 6]], np.float32),
-                np.array([100, 200], np.float32),
-                np.array([[1000, 2000]], np.float32),
-            ),
-            expected=([[1111, 2217]],),
-        ),
-    ],
-)
-def linear(x: Array, weight: Any, bias: Array | None, residual: Array | None) -> Array:
-    """x @ weight.T + bias; with a residual, added to it in place and returned."""
-    matrix = weight.dequantize() if isinstance(weight, QuantTensor | Stack) else weight  # (N, K)
-    y = x @ matrix.T.astype(x.dtype)
-    if bias is not None:
-        y = y + bias
-    if residual is None:
-        return np.asarray(y)
-    residual += y
-    return residual
-
-
-def _linear_sliced_gpu(device: GPU, x: Any, weight: Any, bias: Any) -> Any:
-    if 1 < len(x) <= MAX_ROWS and is_tiled(weight):
-        return tile_slices(device, x, weight, bias)
-    return _linear_gpu(device, x, weight, bias, None)
-
-
-@op(
-    "x:act[M,K] weight:weight[N,K] bias?:f32[N] -> y:f32[M,N]",
-    cpu=lambda x, weight, bias: _linear_cpu(x, weight, bias, None),
-    gpu=_linear_sliced_gpu,
-    rtol=1e-4,
-    atol=1e-4,
-    gpu_slack=flushed_products,
-    cases=[
-        _sliced_case(_case(1, 64, 5)),
-        *(
-            _sliced_case(_case(rows, inner, 33, bias=True))
-            for rows, inner in ((2, 96), (16, 1000), (33, 2056), (64, 520))
-        ),
-        *(_sliced_case(_quantized(name, rows, 1024, 9)) for name in ("Q4_0", "Q4_K", "Q6_K") for rows in (5, 40)),
-        _sliced_case(_case(5, 63, 3)),
-        _sliced_case(_case(65, 64, 3)),
-        _sliced_case(_stacked(5)),
-    ],
-)
-def linear_sliced(x: Array, weight: Any, bias: Array | None) -> Array:
-    """x @ weight.T + bias, for an op that takes it as `Slices`, which it may be on a GPU."""
-    return np.asarray(linear.reference(x, weight, bias, None))

@@ -1,7 +1,6 @@
-"""How kernels multiply one row with a matrix: what a decode step of one sequence spends most of its time on.
+"""Launches of the matrix-vector kernels: products of one row, what a decode step of one sequence spends its time on.
 
-The row may be the residual stream's, which each block then normalizes, and the result may go through a gated
-activation: a launch less before the product, and one less behind it.
+The kernels may normalize the row first and have a gated activation behind the product: two launches less.
 """
 
 from __future__ import annotations
@@ -9,68 +8,56 @@ from __future__ import annotations
 from typing import Any
 
 from forge.backend.gpu import GPU
+from forge.ops.norm import Normed
 from forge.ops.quant import Packed
 
-_OWN_GROUPS = (128, 256, 512)
-"""With blocks, a row becomes digits in LDS, which keeps room for one of these numbers of groups of 32."""
+_MAX_GROUPS = (128, 256, 512)
+"""Groups of 32 numbers of a row that LDS has room for, where the matrix is in blocks."""
+_MAX_WIDTH = 16_384
+"""Numbers of a row that the threads of a block hold in registers, where the matrix is float16."""
+_MAX_NORMED_WIDTH = 8192
+"""The same with a norm: threads that hold more than 16 numbers have no registers for the norm's."""
 
-_WIDEST = 16_384
-"""float16: numbers of a row at most, which the threads of a block hold in registers."""
-_WIDEST_NORM = 8192
-"""Threads that hold more than 16 numbers of a row have no registers for the norm's."""
 
-
-def fits(weight: Any, *, normalized: bool = False) -> bool:
-    """Whether a matrix has these kernels, `normalized` those that begin with a norm; `linear` takes any."""
+def supports(weight: Any, *, normed: bool = False) -> bool:
+    """Whether the kernels take a matrix; with `normed`, for a row that they normalize."""
     inner = weight.shape[1]
-    if normalized and inner > _WIDEST_NORM:
+    if normed and inner > _MAX_NORMED_WIDTH:
         return False
     if isinstance(weight, Packed):
-        return bool(inner <= 32 * _OWN_GROUPS[-1])
-    return bool(inner % 8 == 0 and inner <= _WIDEST)
+        return bool(inner <= 32 * _MAX_GROUPS[-1])
+    return bool(inner % 8 == 0 and inner <= _MAX_WIDTH)
 
 
-def vector_linear(
-    device: GPU,
-    x: Any,
-    weight: Any,
-    bias: Any,
-    y: Any,
-    *,
-    accumulate: bool = False,
-    norm: Any = None,
-    eps: float = 0.0,
-    activation: str | None = None,
+def matvec(
+    device: GPU, operand: Any, weight: Any, bias: Any, y: Any, *, accumulate: bool = False, glu: str = "none"
 ) -> None:
-    """y (N,) float32 = x @ weight.T + bias, or += with accumulate, for x (1, K) and weight (N, K).
+    """y = operand @ weight.T + bias, or += with accumulate.
 
-    With a norm x is float32 and RMS-normalized. With an activation, silu or gelu, y (N,) is float16, weight (2N, K):
-    activation(gate) * up, where the first half of the rows makes the gate.
+    operand: act (1, K), or Normed with an RMS norm and nothing pending. weight: (N, K). bias: float32 (N,) or None.
+    y: float32 (N,). With glu, silu or gelu: act (N / 2,), the activation of the product's first half times the second.
     """
+    is_normed, is_packed, is_glu = isinstance(operand, Normed), isinstance(weight, Packed), glu != "none"
+    x, norm, eps = (operand.x, operand.weight, operand.eps) if is_normed else (operand, None, 0.0)
     inner, outer = x.shape[1], y.shape[0]
-    is_packed = isinstance(weight, Packed)
-    op = "linear" if norm is None else "rms_linear" if activation is None else "rms_gated"
-    shape = {"op": op, "inner": inner, "outer": outer}
+    shape = {"op": "rms_gated" if is_glu else "rms_linear" if is_normed else "linear", "inner": inner, "outer": outer}
     if is_packed:
-        plan = {**device.choice("matvec_quant", format=weight.type.name, **shape), "FORMAT": int(weight.type)}
-        plan["MAX_GROUPS"] = next(most for most in _OWN_GROUPS if inner <= 32 * most)
+        choice = {**device.choice("matvec_quant", format=weight.type.name, **shape), "FORMAT": int(weight.type)}
+        choice["MAX_GROUPS"] = next(most for most in _MAX_GROUPS if inner <= 32 * most)
     else:
-        plan = {**device.choice("matvec_f16", **shape)}
-        plan["PIECES"] = 1 << (-(-inner // (8 * plan["BLOCK"])) - 1).bit_length()
+        choice = {**device.choice("matvec_f16", **shape)}
+        choice["PIECES"] = 1 << (-(-inner // (8 * choice["BLOCK"])) - 1).bit_length()
     defines: dict[str, int | str] = {
-        **plan,
-        "IN": "f16" if norm is None else "float",
-        "OUT": "float" if activation is None else "f16",
-        "SILU": int(activation == "silu"),
+        **choice,
+        "IN": "float" if is_normed else "f16",
+        "OUT": "f16" if is_glu else "float",
+        "SILU": int(glu == "silu"),
     }
-    outputs = (
-        plan["ROWS"] // (1 if activation is None else 2) * (plan["BLOCK"] // plan.get("THREADS_PER_ROW", plan["BLOCK"]))
-    )
+    teams = choice["BLOCK"] // choice.get("THREADS_PER_ROW", choice["BLOCK"])
+    outputs = choice["ROWS"] // (2 if is_glu else 1) * teams
     groups = -(-outer // outputs)
-    most = device.num_cus * plan["MIN_BLOCKS"]
-    blocks = -(-groups // -(-groups // most))
+    max_blocks = device.num_cus * choice["MIN_BLOCKS"]
+    blocks = -(-groups // -(-groups // max_blocks))
     sizes = (inner, outer, blocks, int(accumulate))
-    if is_packed:
-        device.run("matvec_quant", "matvec_quant", blocks, x, norm, eps, *weight.planes, bias, y, *sizes, **defines)
-    else:
-        device.run("matvec_f16", "matvec_f16", blocks, x, norm, eps, weight, bias, y, *sizes, **defines)
+    kernel, planes = ("matvec_quant", weight.planes) if is_packed else ("matvec_f16", (weight,))
+    device.run(kernel, kernel, blocks, x, norm, eps, *planes, bias, y, *sizes, **defines)

@@ -2,14 +2,14 @@
 
 A file of ops reads top-down: the declaration with its reference comes first, then what computes the same faster::
 
-    @op("x:f32[T,E] weight:f32[E] eps:f32 -> y:act[T,E]")
-    def rmsnorm(x, weight, eps):  # the reference: plain NumPy, also in float64, simple enough to be believed
+    @op("x:f32[T,F] -> y:act[T,F]")
+    def gelu(x):  # the reference: plain NumPy, also in float64, simple enough to be believed
 
-    @rmsnorm.cpu
-    def _rmsnorm_cpu(x, weight, eps):  # a faster NumPy implementation; without one the reference runs
+    @gelu.cpu
+    def _gelu_cpu(x):  # a faster NumPy implementation; without one the reference runs
 
-    @rmsnorm.gpu
-    def _rmsnorm_gpu(device, x, weight, eps):  # allocates the results and launches the kernels
+    @gelu.gpu
+    def _gelu_gpu(device, x):  # allocates the results and launches the kernels
 
 The cases that check all three are in `forge/devtools/cases/`, in the file of the same name.
 
@@ -20,10 +20,10 @@ Arguments are written as data:
 - dtypes: ``f32 i32 u32 u64``, and ``act``, the backend's precision of matrix inputs (float32 on NumPy, float16 on a
   GPU); ``weight`` is a matrix in act, a QuantTensor or a Stack of them; the name of a choice between dtypes.
 - ``name:Record`` is a record class, whose fields `record` declares in the same language. They are checked like
-  arguments of their own.
+  arguments of their own. ``name:dtype[dims]|Record`` is an array or such a record.
 - ``&`` before a name: written in place, of a record all arrays. ``?`` after a name: None is allowed.
   ``name=a|b``: a compile-time choice, passed by keyword.
-- After the arrow: what the op returns.
+- After the arrow: what the op returns. ``y:f32[M,N] if glu=none else y:act[M,N/2]``: it depends on a choice.
 """
 
 from __future__ import annotations
@@ -47,7 +47,9 @@ T = TypeVar("T")
 REGISTRY: dict[str, Op] = {}
 _RECORDS: dict[str, tuple[type, tuple[Arg, ...]]] = {}
 
-_ARG = re.compile(r"(?P<inout>&)?(?P<name>\w+)(?P<optional>\?)?:(?P<dtype>\w+)(?:\[(?P<dims>[^\]]+)\])?$")
+_ARG = re.compile(
+    r"(?P<inout>&)?(?P<name>\w+)(?P<optional>\?)?:(?P<dtype>\w+)(?:\[(?P<dims>[^\]]+)\])?(?:\|(?P<record>\w+))?$"
+)
 _CHOICE = re.compile(r"(?P<name>\w+)=(?P<choices>\w+(?:\|\w+)+)$")
 _DTYPES = {
     "f32": (np.float32, np.float64),  # float64 only in references that certify float32
@@ -60,14 +62,19 @@ _DTYPES = {
 
 @dataclass(frozen=True, slots=True)
 class Arg:
-    """One argument of an op: a record if it has fields, an array if it has dims, else a scalar."""
+    """One argument of an op: an array if it has dims, a record if it has fields, either with both; else a scalar."""
 
     name: str
     dtype: str
     dims: tuple[str, ...] = ()
     inout: bool = False
     optional: bool = False
+    record: str = ""
     fields: tuple[Arg, ...] = ()
+
+    def is_record(self, value: Any) -> bool:
+        """Whether a value is this argument's record."""
+        return bool(self.fields) and isinstance(value, _RECORDS[self.record][0])
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,19 +99,21 @@ class Op:
     args: tuple[Arg, ...]
     choices: dict[str, tuple[str, ...]]
     returns: tuple[Arg, ...]
+    """What it returns; with `returns_else`, for one value of a choice."""
+    returns_else: tuple[str, str, tuple[Arg, ...]] | None
+    """A choice, its value for `returns`, and what the op returns for its others."""
     reference: Callable[..., Any]
     """Plain NumPy, also in float64; simple enough to be believed."""
     run_cpu: Callable[..., Any]
     """What runs on NumPy arrays: the function that `cpu` attached, or the reference."""
     run_gpu: Callable[..., Any] | None
     """What `gpu` attached. It takes the device (`backend.gpu.GPU`), then the arguments, and launches the kernels."""
-    cases: Sequence[Case]
     rtol: float
     atol: float
     gpu_rtol: float
     gpu_atol: float
     gpu_slack: Callable[..., Array] | None
-    """From exact inputs, what float results may be off by besides, because a GPU takes float16 subnormals for zeros."""
+    """From exact inputs, what results of its shape may be off by besides: GPUs may take subnormals for zeros."""
 
     def cpu(self, function: F) -> F:
         """Attach a NumPy implementation that is faster than the reference: a decorator."""
@@ -127,14 +136,15 @@ class Op:
         """Declaration and value of each argument, of a record those of each field."""
         pairs: list[tuple[Arg, Any]] = []
         for arg, value in zip(self.args, args, strict=True):
-            pairs += [(each, getattr(value, each.name)) for each in arg.fields] if arg.fields else [(arg, value)]
+            fields = arg.fields if arg.is_record(value) else ()
+            pairs += [(each, getattr(value, each.name)) for each in fields] or [(arg, value)]
         return pairs
 
     def map(self, function: Callable[[Arg, Any], Any], args: Sequence[Any]) -> Arrays:
         """The arguments with `function(declaration, value)` for each value; records are made anew."""
         return tuple(
             dataclasses.replace(value, **{each.name: function(each, getattr(value, each.name)) for each in arg.fields})
-            if arg.fields
+            if arg.is_record(value)
             else function(arg, value)
             for arg, value in zip(self.args, args, strict=True)
         )
@@ -143,18 +153,24 @@ class Op:
         """The arrays among the arguments that the op writes in place."""
         return [value for arg, value in self.flat(args) if arg.inout and value is not None]
 
+    def results(self, options: dict[str, Any]) -> tuple[Arg, ...]:
+        """What the op returns with these options."""
+        if self.returns_else is None or options.get(self.returns_else[0]) == self.returns_else[1]:
+            return self.returns
+        return self.returns_else[2]
+
     def check(self, args: Sequence[Any], options: dict[str, Any], results: Sequence[Any] = ()) -> dict[str, int]:
         """The size of each shape letter; raises TypeError or ValueError where a call does not fit the declaration."""
         if len(args) != len(self.args):
             raise TypeError(f"{self.name} takes {len(self.args)} arguments, not {len(args)}")
         for arg, value in zip(self.args, args, strict=True):
-            if arg.fields and not isinstance(value, _RECORDS[arg.dtype][0]):
-                raise TypeError(f"{self.name}: {arg.name} must be {arg.dtype}, not {type(value).__name__}")
+            if arg.fields and not arg.dims and not arg.is_record(value):
+                raise TypeError(f"{self.name}: {arg.name} must be {arg.record}, not {type(value).__name__}")
         for name, choices in self.choices.items():
             if options.get(name) not in choices:
                 raise ValueError(f"{self.name}: {name} must be one of {choices}, not {options.get(name)!r}")
         sizes: dict[str, int] = {}
-        declared = [*self.flat(args), *zip(self.returns, results, strict=False)]
+        declared = [*self.flat(args), *zip(self.results(options), results, strict=False)]
         for arg, value in declared:
             self._bind(arg, value, sizes, options)
         for arg, value in declared:
@@ -184,9 +200,6 @@ class Op:
 def op(
     args: str,
     *,
-    cases: Sequence[Case] = (),
-    cpu: Callable[..., Any] | None = None,
-    gpu: Callable[..., Any] | None = None,
     rtol: float = 1e-5,
     atol: float = 1e-6,
     gpu_rtol: float = 2e-3,
@@ -202,15 +215,20 @@ def op(
     parsed = list(_parse(takes))
     choices = {name: found for name, found in parsed if isinstance(found, tuple)}
     positional = tuple(found for _, found in parsed if isinstance(found, Arg))
-    returns = tuple(found for _, found in _parse(gives) if isinstance(found, Arg))
+    gives, _, other = gives.partition(" else ")
+    gives, _, condition = gives.partition(" if ")
+    returns, others = (tuple(found for _, found in _parse(text) if isinstance(found, Arg)) for text in (gives, other))
+    choice, _, value = condition.partition("=")
+    returns_else = (choice, value, others) if condition else None
 
     def declare(reference: Callable[..., Any]) -> Op:
         name = reference.__name__
         if name in REGISTRY:
             raise ValueError(f"op {name} is declared twice")
-        functions = (reference, cpu or reference, gpu)
         tolerances = (rtol, atol, gpu_rtol, gpu_atol)
-        REGISTRY[name] = Op(name, positional, choices, returns, *functions, cases, *tolerances, gpu_slack)
+        REGISTRY[name] = Op(
+            name, positional, choices, returns, returns_else, reference, reference, None, *tolerances, gpu_slack
+        )
         return REGISTRY[name]
 
     return declare
@@ -236,17 +254,26 @@ def _parse(text: str) -> Iterator[tuple[str, Arg | tuple[str, ...]]]:
             yield choice["name"], tuple(choice["choices"].split("|"))
         elif arg := _ARG.match(token):
             dims, inout = tuple(arg["dims"].split(",")) if arg["dims"] else (), bool(arg["inout"])
-            fields = _RECORDS[arg["dtype"]][1] if arg["dtype"] in _RECORDS else ()
-            fields = tuple(dataclasses.replace(each, inout=inout and bool(each.dims)) for each in fields)
-            yield arg["name"], Arg(arg["name"], arg["dtype"], dims, inout, bool(arg["optional"]), fields)
+            record = arg["record"] or (arg["dtype"] if arg["dtype"] in _RECORDS else "")
+            fields = _RECORDS[record][1] if record else ()
+            fields = tuple(
+                dataclasses.replace(each, inout=each.inout or (inout and bool(each.dims))) for each in fields
+            )
+            yield arg["name"], Arg(arg["name"], arg["dtype"], dims, inout, bool(arg["optional"]), record, fields)
         else:
             raise ValueError(f"not an argument declaration: {token!r}")
 
 
 def _evaluate(dim: str, sizes: dict[str, int]) -> int | None:
-    """A dimension such as ``T``, ``2*F`` or ``H*D+2*G*D``; None if a letter of it is not known without the results."""
+    """A dimension such as ``T``, ``N/2`` or ``H*D+2*G*D``; None if a letter of it is not known without the results."""
     if dim in sizes:
         return sizes[dim]
+    if "/" in dim:
+        whole, _, divisor = dim.partition("/")
+        size = _evaluate(whole, sizes)
+        if size is not None and size % int(divisor):
+            raise ValueError(f"{dim} is not a whole number for {whole} = {size}")
+        return None if size is None else size // int(divisor)
     if not set(re.findall(r"[A-Za-z_]\w*", dim)) <= sizes.keys():
         return None
     total = 0

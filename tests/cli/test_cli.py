@@ -208,12 +208,12 @@ def test_bench_bound_covers_every_matrix_of_the_file() -> None:
 
 
 def test_verify_finds_no_error_and_sees_one(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
-    rmsnorm, cases = REGISTRY["rmsnorm"], CASES["rmsnorm"]
-    monkeypatch.setattr(verify, "all_cases", lambda: [(rmsnorm, case) for case in cases])
+    norm, cases = REGISTRY["norm"], CASES["norm"]
+    monkeypatch.setattr(verify, "all_cases", lambda: [(norm, case) for case in cases])
     good = json_of(capsys, "verify")
     assert good["passed"]
     assert len(good["cases"]) == len(cases)
-    monkeypatch.setattr(rmsnorm, "run_cpu", lambda *args, **options: rmsnorm.reference(*args) * np.float32(1.001))
+    monkeypatch.setattr(norm, "run_cpu", lambda *args, **given: norm.reference(*args, **given) * np.float32(1.001))
     assert run(["verify"]) == 1
     captured = capsys.readouterr()
     assert "FAILED" in captured.out

@@ -20,7 +20,7 @@ from forge.devtools.recorder import Recorder
 from forge.devtools.variants import case_variants, model_variants, record
 from forge.formats import gguf
 from forge.formats.gguf import GGUF
-from forge.ops.norm import rmsnorm
+from forge.ops.norm import Normed, norm
 from forge.tuning.spec import Row, Rows
 from forge.tuning.table import KERNELS
 
@@ -124,11 +124,12 @@ def test_a_recorder_of_many_compute_units_misses_nothing_that_fewer_launch() -> 
 def test_every_architecture_has_the_variants_of_its_own_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     path = DATA / "llama" / "model.gguf"
     own = Rows("nowhere", (Row({}, {"MAX_THREADS": 64}),))
-    norm = replace(KERNELS["norm"], rows={**KERNELS["norm"].rows, "RDNA3": own})
+    kernel = replace(KERNELS["norm"], rows={**KERNELS["norm"].rows, "RDNA3": own})
     usual = set(model_variants(path, "gfx1100"))
-    monkeypatch.setitem(KERNELS, "norm", norm)
+    monkeypatch.setitem(KERNELS, "norm", kernel)
     device = Recorder("gfx1100")
-    device.launch(rmsnorm, (np.empty((1, 4096), np.float32), np.empty(4096, np.float32), 1e-6), {"out": "act"})
+    normed = Normed(np.empty((1, 4096), np.float32), None, np.empty(4096, np.float32), None, 1e-6, is_rms=True)
+    device.launch(norm, (normed,), {"out": "act"})
     (variant,) = device.variants
     assert ("BLOCK", 64) in variant.defines
     assert set(case_variants("gfx1100")) != set(case_variants("gfx942"))

@@ -8,6 +8,7 @@ from harness import COMPILER, Harness
 
 from forge.devtools.cases import CASES, all_cases
 from forge.devtools.cases.decode_attention import decode_case
+from forge.devtools.cases.linear import quantized_case
 from forge.devtools.verify import expect, run_case
 from forge.errors import UnsupportedError
 from forge.ops import linear as linear_op
@@ -57,7 +58,7 @@ def test_products_of_many_rows_take_a_matrix_apart_some_rows_at_a_time(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(linear_op, "_SCRATCH_WEIGHTS", 6 * 256)
-    error, _ = run_case(REGISTRY["linear"], linear_op._quantized(name, 65, 256, 17), Harness(32))
+    error, _ = run_case(REGISTRY["linear"], quantized_case(name, 65, 256, 17), Harness(32))
     assert error.passed, error
 
 

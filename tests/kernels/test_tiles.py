@@ -10,7 +10,8 @@ from harness import COMPILER, Harness
 
 from forge.devtools.cases import CASES
 from forge.devtools.verify import run_case
-from forge.ops.matmul import tile_product
+from forge.ops.linear import linear
+from forge.ops.matmul import matmul
 from forge.ops.op import REGISTRY, Case
 from forge.ops.quant import QuantTensor
 
@@ -55,7 +56,7 @@ def test_rows_do_not_see_each_other(rows: int, kind: str, family: str) -> None:
     results = []
     for others in (x, np.full_like(x, np.nan)):
         y = device.empty((rows, 40), np.float32)
-        tile_product(device, device.asarray(np.concatenate([x[:1], others[1:]])), weight, None, y)
+        matmul(device, device.asarray(np.concatenate([x[:1], others[1:]])), weight, None, y)
         results.append(np.asarray(y[0]))
     np.testing.assert_array_equal(*results)
 
@@ -71,23 +72,23 @@ def test_a_gate_is_in_the_product(rows: int, outer: int, activation: str, family
     x, weight = x.astype(np.float16), weight.astype(np.float16)
     gated = device.empty((rows, outer // 2), np.float16)
     arrays = (device.asarray(array) for array in (x, weight, bias))
-    tile_product(device, *arrays, gated=gated, activation=activation)
+    matmul(device, *arrays, gated, glu=activation)
     product = x.astype(np.float64) @ weight.T.astype(np.float64) + bias
     expected = REGISTRY[f"{activation}_mul"].reference(product)
     np.testing.assert_allclose(np.asarray(gated, np.float64), expected, rtol=2e-3, atol=2e-3)
 
 
-MANY_ROWS = [case for case in CASES["linear_sliced"] if " M40 " in case.name or " M64 " in case.name]
+MANY_ROWS = [case for case in CASES["linear"] if case.name.startswith("split-K") and "M40" in case.name]
 
 
 @pytest.mark.parametrize("case", MANY_ROWS, ids=[case.name for case in MANY_ROWS])
 def test_mi200_may_take_subnormals_for_zeros(case: Case) -> None:
     """Among many numbers some are: x is kept small in these cases."""
-    error, _ = run_case(REGISTRY["linear_sliced"], case, device_of("TILE_MFMA, MI200"))
+    error, _ = run_case(linear, case, device_of("TILE_MFMA, MI200"))
     assert error.share < 0.75, error
 
 
-TILE_OPS = ("linear", "linear_sliced", "linear_gated", "rms_linear", "rms_gated", "decode_attention", "paged_attention")
+TILE_OPS = ("linear", "decode_attention", "paged_attention")
 
 
 @pytest.mark.slow
@@ -105,23 +106,22 @@ def test_all_cases_of_what_uses_tiles(family: str) -> None:
 
 
 @pytest.mark.parametrize("scale", [1e-5, 1e-3, 1.0])
-@pytest.mark.parametrize("name", ["linear", "linear_gated"])
-def test_slack_is_what_subnormals_make_up(name: str, scale: float) -> None:
+@pytest.mark.parametrize("glu", ["none", "gelu"])
+def test_slack_is_what_subnormals_make_up(glu: str, scale: float) -> None:
     """Of products in float64, once with zeros in their places; without any there is none."""
 
     def flushed(numbers: np.ndarray) -> np.ndarray:
         return np.where(np.abs(numbers) < np.finfo(np.float16).smallest_normal, 0.0, numbers)
 
     rng = np.random.default_rng(0)
-    op, options = REGISTRY[name], {"activation": "gelu"} if name == "linear_gated" else {}
+    options = {"glu": glu, "split_k": "never"}
     x = np.abs(rng.standard_normal((50, 64)) * scale).astype(np.float16).astype(np.float64)
     weight = np.abs(rng.standard_normal((40, 64)) * 1e3).astype(np.float16).astype(np.float64)
     for given in ((x, weight), (weight, x)):
-        rest = (None, None) if name == "linear" else (None,)
-        exact, lossy = (op.reference(*arrays, *rest, **options) for arrays in (given, map(flushed, given)))
-        slack, error = op.gpu_slack(*given, *rest, **options), np.abs(exact - lossy)
+        exact, lossy = (linear.reference(*arrays, None, None, **options) for arrays in (given, map(flushed, given)))
+        slack, error = linear.gpu_slack(*given, None, None, **options), np.abs(exact - lossy)
         assert (error <= slack * (1 + 1e-9)).all()
         if scale == 1e-5:
             assert error.max() > 0.2 * slack.max() > 0
     normal = np.full((2, 64), 0.5)
-    assert not op.gpu_slack(normal, normal, *rest, **options).any()
+    assert not linear.gpu_slack(normal, normal, None, None, **options).any()

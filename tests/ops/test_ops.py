@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import zlib
 from dataclasses import replace
@@ -11,6 +12,8 @@ import pytest
 
 from forge.devtools.cases import CASES, all_cases
 from forge.ops.kv_cache import KVPages
+from forge.ops.linear import linear
+from forge.ops.norm import Normed, norm
 from forge.ops.op import REGISTRY, Case, Op, op, record
 from forge.ops.quant import QuantTensor
 from forge.ops.rope import RopeArgs, rope_append_kv
@@ -40,8 +43,9 @@ def test_op_equals_its_reference_in_float64(op: Op, case: Case) -> None:
     expected = results_of(op.reference(*exact, **case.options))
 
     op.check(args, case.options, results)
-    assert len(results) == len(op.returns) == len(expected)
-    for arg, result, want in zip(op.returns, results, expected, strict=True):
+    returned = op.results(case.options)
+    assert len(results) == len(returned) == len(expected)
+    for arg, result, want in zip(returned, results, expected, strict=True):
         compare(op, arg.name, result, want)
     for (arg, value), (_, want), (_, old) in zip(op.flat(args), op.flat(exact), op.flat(before), strict=True):
         if isinstance(value, np.ndarray):
@@ -87,24 +91,43 @@ def test_every_op_has_a_case_and_a_docstring() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda x, w, eps: (x, w[:-1], eps), "weight has shape"),
-        (lambda x, w, eps: (x.astype(np.int32), w, eps), "x must be f32"),
-        (lambda x, w, eps: (x[0], w, eps), "x must have dims"),
-        (lambda x, w, eps: (None, w, eps), "x is required"),
-        (lambda x, w, eps: (x, w, "tiny"), "eps must be a number"),
-        (lambda x, w, eps: (x, w), "takes 3 arguments"),
+        (lambda n: (replace(n, weight=n.weight[:-1]),), "weight has shape"),
+        (lambda n: (replace(n, x=n.x.astype(np.int32)),), "x must be f32"),
+        (lambda n: (replace(n, x=n.x[0]),), "x must have dims"),
+        (lambda n: (replace(n, x=None),), "x is required"),
+        (lambda n: (replace(n, eps="tiny"),), "eps must be a number"),
+        (lambda n: (n.x,), "normed must be Normed, not ndarray"),
+        (lambda n: (n, n), "takes 1 arguments"),
     ],
 )
 def test_check_refuses_what_does_not_fit_the_declaration(change, message: str) -> None:
-    op = REGISTRY["rmsnorm"]
+    normed = Normed(np.ones((2, 8), np.float32), None, np.ones(8, np.float32), None, 1e-5, True)
     with pytest.raises((TypeError, ValueError), match=message):
-        op.check(change(np.ones((2, 8), np.float32), np.ones(8, np.float32), 1e-5), {"out": "act"})
+        norm.check(change(normed), {"out": "act"})
+
+
+@pytest.mark.parametrize(
+    ("outer", "glu", "y", "message"),
+    [
+        (4, "none", np.ones((2, 4), np.float32), ""),
+        (4, "silu", np.ones((2, 2), np.float32), ""),
+        (4, "none", np.ones((2, 2), np.float32), r"y has shape \(2, 2\), not \(2, 4\)"),
+        (4, "silu", np.ones((2, 4), np.float32), r"y has shape \(2, 4\), not \(2, 2\)"),
+        (4, "none", np.ones((2, 4), np.float16), "y must be f32"),
+        (3, "silu", np.ones((2, 1), np.float32), "N/2 is not a whole number for N = 3"),
+    ],
+)
+def test_check_knows_the_result_that_a_choice_gives(outer: int, glu: str, y: np.ndarray, message: str) -> None:
+    x, weight = np.ones((2, 8), np.float32), np.ones((outer, 8), np.float32)
+    fits = contextlib.nullcontext() if not message else pytest.raises((TypeError, ValueError), match=message)
+    with fits:
+        linear.check((x, weight, None, None), {"glu": glu, "split_k": "never"}, (y,))
 
 
 def test_quantized_linear_reads_each_row_of_blocks() -> None:
     weight = QuantTensor.random("Q4_K", 5, 256, np.random.default_rng(0))
     one_hot = np.eye(256, dtype=np.float32)
-    y = REGISTRY["linear"](one_hot, weight, None, None)  # (256, 5)
+    y = linear(one_hot, weight, None, None, glu="none", split_k="never")  # (256, 5)
     np.testing.assert_array_equal(y.T, weight.dequantize())
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,13 @@ from forge.backend import sources
 from forge.cli import run
 from forge.devtools import autotune, workloads
 from forge.devtools.cases.decode_attention import decode_case
+from forge.devtools.cases.linear import blocks, float_case, floats, normed_case, quantized_case
 from forge.devtools.verify import expect, run_case
 from forge.errors import DeviceError, OutOfMemoryError
 from forge.ops.decode_attention import decode_attention
-from forge.ops.linear import _case as float_case
-from forge.ops.linear import _quantized, linear
-from forge.ops.norm import rmsnorm
+from forge.ops.linear import linear
+from forge.ops.norm import Normed, norm
 from forge.ops.op import Case, Op
-from forge.ops.project import _blocks, _floats, _gated_case, rms_gated
 from forge.tuning import Choices, store
 from forge.tuning.spec import ANY
 from forge.tuning.table import KERNELS
@@ -32,24 +32,25 @@ from forge.tuning.table import KERNELS
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="no clang++: scripts/install-toolchain installs it")
 Captured = pytest.CaptureFixture[str]
 
-GATED = _gated_case("K1040", 1, lambda rng: _floats(rng, 1040, 42), bias=True)
-GATED_BLOCKS = _gated_case("Q4_0", 1, lambda rng: _blocks(rng, "Q4_0", 1056, 42))
+GATED = normed_case("K1040", 1, floats(1040, 42), "silu", bias=True)
+GATED_BLOCKS = normed_case("Q4_0", 1, blocks("Q4_0", 1056, 42), "silu")
 
 
 def normal(rng: np.random.Generator) -> tuple[Any, ...]:
-    return rng.standard_normal((2, 3000)).astype(np.float32), np.ones(3000, np.float32), 1e-5
+    x = rng.standard_normal((2, 3000)).astype(np.float32)
+    return (Normed(x, None, np.ones(3000, np.float32), None, 1e-5, True),)
 
 
 CASES: dict[str, tuple[Op, Case]] = {
     "matvec_f16 linear 2048": (linear, float_case(1, 2048, 37, bias=True, residual=True)),
-    "matvec_f16 rms_gated 2048": (rms_gated, GATED),
-    "matvec_quant linear Q4_K 2048": (linear, _quantized("Q4_K", 1, 1280, 37)),
-    "matvec_quant rms_gated Q4_0 2048": (rms_gated, GATED_BLOCKS),
+    "matvec_f16 rms_gated 2048": (linear, GATED),
+    "matvec_quant linear Q4_K 2048": (linear, quantized_case("Q4_K", 1, 1280, 37)),
+    "matvec_quant rms_gated Q4_0 2048": (linear, GATED_BLOCKS),
     "matmul_wgmma 16": (linear, float_case(9, 264, 70, bias=True, residual=True)),
     "matmul F16 16": (linear, float_case(9, 264, 70, bias=True, residual=True)),
-    "matmul Q4_K 64": (linear, _quantized("Q4_K", 33, 512, 70)),
+    "matmul Q4_K 64": (linear, quantized_case("Q4_K", 33, 512, 70)),
     "attention_decode 64 2": (decode_attention, decode_case("parts", [300, 1, 130], (4, 2), 64, extras=True)),
-    "norm 4096": (rmsnorm, Case("wide", normal, {"out": "act"})),
+    "norm 4096": (norm, Case("wide", normal, {"out": "act"})),
 }
 
 
@@ -202,8 +203,9 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[[], TunedBackend]:
 
 def launched(device: TunedBackend) -> tuple[set[Any], Any]:
     """The blocks in which a norm is launched, and its result."""
-    x, weight, eps = normal(np.random.default_rng(0))
-    y = device.launch(rmsnorm, (device.asarray(x), device.asarray(weight), eps), {"out": "act"})
+    (given,) = normal(np.random.default_rng(0))
+    normed = replace(given, x=device.asarray(given.x), weight=device.asarray(given.weight))
+    y = device.launch(norm, (normed,), {"out": "act"})
     return {dict(variant.defines)["BLOCK"] for variant in device.variants}, device.to_numpy(y)
 
 

@@ -15,16 +15,31 @@ from forge.devtools.cases import (
     decode_state,
     embed,
     kv_cache,
+    linear,
     logprobs,
+    norm,
     penalties,
     rope,
     sampling,
 )
 from forge.ops.op import REGISTRY, Case, Op
 
-_FILES = (activation, attention, decode_attention, decode_state, embed, kv_cache, logprobs, penalties, rope, sampling)
+_FILES = (
+    activation,
+    attention,
+    decode_attention,
+    decode_state,
+    embed,
+    kv_cache,
+    linear,
+    logprobs,
+    norm,
+    penalties,
+    rope,
+    sampling,
+)
 
-CASES: dict[str, Sequence[Case]] = {op.name: op.cases for op in REGISTRY.values() if op.cases}
+CASES: dict[str, Sequence[Case]] = {}
 for _file in _FILES:
     CASES |= _file.CASES
 

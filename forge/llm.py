@@ -13,22 +13,18 @@ import numpy.typing as npt
 
 from forge.config import SamplingParams, check_integer
 from forge.engine import Engine
-from forge.errors import ChatTemplateError, ContextLengthError, ParameterError
+from forge.errors import ParameterError
 from forge.keywords import keywords
 from forge.outputs import Chunk, Completion, Perplexity
 from forge.runtime import scoring
-from forge.runtime.loop import EngineLoop
-from forge.runtime.prompts import is_single, items_of, sampling_params, token_ids
-from forge.runtime.request import Request
+from forge.runtime.async_front import AsyncFront
+from forge.runtime.front import Messages, Prompt
+from forge.runtime.prompts import is_single, items_of, sampling_params
 from forge.tokenizer import Tokenizer
 from forge.tokenizer.chat import ChatTemplate
 
-_LONG_TEXT = 1 << 20
-Prompt = str | Sequence[int]
-Messages = Sequence[Mapping[str, Any]]
 
-
-class LLM:
+class LLM(AsyncFront):
     """A loaded model. `forge.load` makes one.
 
     All methods may be called from several threads. One thread of the model's own computes: requests of several threads
@@ -51,17 +47,13 @@ class LLM:
         notes: tuple[str, ...],
         load_ms: float,
     ) -> None:
-        self.engine = engine
-        self.tokenizer = tokenizer
-        self.chat_template = chat_template
+        super().__init__(engine, tokenizer, chat_template, str(path))
         self.path = path
         self.notes = notes
         """Remarks on what loading decided, such as the device or a context that was cut to fit."""
         self.load_ms = load_ms
         self.config = engine.runner.config
-        self.context = engine.context
         self.device = engine.runner.device
-        self._loop = EngineLoop(engine, str(path))
         finalize(self, self._loop.stop).atexit = False
 
     def __repr__(self) -> str:
@@ -218,75 +210,6 @@ class LLM:
         return self._stream(ids, params)
 
     @keywords()
-    def render_chat(
-        self,
-        messages: Messages,
-        *,
-        add_generation_prompt: bool | None = None,
-        continue_final_message: bool = False,
-        tools: Sequence[Any] | None = None,
-        **template_variables: Any,
-    ) -> str:
-        """The text that the model sees of a conversation. `generate` takes it as a prompt.
-
-        Args:
-            messages: As in `chat`.
-            add_generation_prompt: Whether the text opens the answer. None = yes, but not with `continue_final_message`.
-            continue_final_message: The text ends where the content of the last message ends, which is the assistant's.
-            tools: As in `chat`.
-            **template_variables: Further variables of the template.
-
-        Raises:
-            ChatTemplateError: The model has no template, or its template refuses the messages or ignores the tools.
-            ParameterError: Messages have another form.
-        """
-        return self._template().render(
-            messages,
-            add_generation_prompt=add_generation_prompt,
-            continue_final_message=continue_final_message,
-            tools=tools,
-            **template_variables,
-        )
-
-    @keywords()
-    def encode_chat(
-        self,
-        messages: Messages,
-        *,
-        tools: Sequence[Any] | None = None,
-        template_variables: Mapping[str, Any] | None = None,
-        continue_final_message: bool = False,
-        parse_special: bool = True,
-    ) -> list[int]:
-        """The token ids that `chat` computes for a conversation: so many tokens of the context it takes.
-
-        Args:
-            messages: As in `chat`.
-            tools: As in `chat`.
-            template_variables: As in `chat`.
-            continue_final_message: As in `chat`.
-            parse_special: As in `chat`.
-
-        Raises:
-            ChatTemplateError: The model has no template, or its template refuses the messages or ignores the tools.
-            ParameterError: Messages have another form.
-        """
-        template = self._template()
-        for name in ("messages", "tools", "continue_final_message"):
-            if name in (template_variables or {}):
-                raise ParameterError(
-                    f"template_variables: {name} is none of them",
-                    parameter="template_variables",
-                    hint="give it as an argument of its own",
-                )
-        options = {**(template_variables or {}), "tools": tools, "continue_final_message": continue_final_message}
-        if parse_special:
-            return self.tokenizer.encode_prompt(template.render(messages, **options))
-        return self.tokenizer.encode_prompt(
-            *template.render_masked(messages, self.tokenizer.markers(template.sources), **options)
-        )
-
-    @keywords()
     def logits(self, prompt: Prompt) -> npt.NDArray[np.float32]:
         """Logits of all positions of a prompt, from one pass.
 
@@ -355,55 +278,3 @@ class LLM:
         if self.tokenizer.add_bos and self.tokenizer.bos_id is not None:
             chunks = [[self.tokenizer.bos_id, *chunk[1:]] for chunk in chunks]
         return scoring.perplexity(self._loop, self.engine, chunks, remainder, str(self.path))
-
-    def _encode(self, prompt: Prompt) -> list[int]:
-        if not isinstance(prompt, str):
-            return token_ids(prompt)
-        if len(prompt) > _LONG_TEXT and len(prompt) > self.context * self.tokenizer.longest_token:
-            raise ContextLengthError(  # encoding it would take memory and time for nothing
-                f"a prompt of {len(prompt)} characters cannot fit the context of {self.context} tokens: shorten it"
-            )
-        return self._tokens(prompt)
-
-    def _tokens(self, text: Prompt) -> list[int]:
-        return self.tokenizer.encode_prompt(text) if isinstance(text, str) else token_ids(text)
-
-    def _template(self) -> ChatTemplate:
-        if self.chat_template is not None:
-            return self.chat_template
-        raise ChatTemplateError(
-            f"{self.path}: this model has no chat template, perhaps it is a base model",
-            parameter="chat_template",
-            hint="pass one with chat_template=FILE",
-        )
-
-    def _complete(self, prompts: list[list[int]], params: SamplingParams) -> list[Completion]:
-        for ids in prompts:
-            self.engine.check(ids, params)
-        waiter = self._loop.waiter()
-        request = Request(prompts, params, self.tokenizer, self._loop.watch(waiter), is_streamed=False)
-        try:
-            if prompts:
-                self._loop.submit(request)
-                waiter.get()
-        finally:
-            self._loop.cancel(request)
-        return request.completions()
-
-    def _stream(self, ids: list[int], params: SamplingParams) -> Generator[Chunk, None, None]:
-        self.engine.check(ids, params)  # now, not when the first chunk is read
-        self._loop.check()
-        return self._chunks(ids, params)
-
-    def _chunks(self, ids: list[int], params: SamplingParams) -> Generator[Chunk, None, None]:
-        waiter = self._loop.waiter()
-        request = Request([ids], params, self.tokenizer, self._loop.watch(waiter), is_streamed=True)
-        try:
-            self._loop.submit(request)
-            running = params.n
-            while running:
-                for chunk in waiter.get():
-                    running -= chunk.finish_reason is not None
-                    yield chunk
-        finally:
-            self._loop.cancel(request)

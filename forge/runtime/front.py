@@ -1,0 +1,162 @@
+"""What all ways to use a model share: prompts and conversations to ids, and requests that wait for the engine."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping, Sequence
+from typing import Any
+
+from forge.config import SamplingParams
+from forge.engine import Engine
+from forge.errors import ChatTemplateError, ContextLengthError, ParameterError
+from forge.keywords import keywords
+from forge.outputs import Chunk, Completion
+from forge.runtime.loop import EngineLoop
+from forge.runtime.prompts import token_ids
+from forge.runtime.request import Request
+from forge.runtime.waiters import AsyncWaiter, Waiter
+from forge.tokenizer import Tokenizer
+from forge.tokenizer.chat import ChatTemplate
+
+_LONG_TEXT = 1 << 20
+Prompt = str | Sequence[int]
+Messages = Sequence[Mapping[str, Any]]
+
+
+class Front:
+    """Base of `LLM`: an engine's thread in front of which texts become ids."""
+
+    def __init__(self, engine: Engine, tokenizer: Tokenizer, chat_template: ChatTemplate | None, name: str) -> None:
+        """name: the model's, for messages."""
+        self.engine = engine
+        self.tokenizer = tokenizer
+        self.chat_template = chat_template
+        self.context = engine.context
+        self._name = name
+        self._loop = EngineLoop(engine, name)
+
+    @keywords()
+    def render_chat(
+        self,
+        messages: Messages,
+        *,
+        add_generation_prompt: bool | None = None,
+        continue_final_message: bool = False,
+        tools: Sequence[Any] | None = None,
+        **template_variables: Any,
+    ) -> str:
+        """The text that the model sees of a conversation. `generate` takes it as a prompt.
+
+        Args:
+            messages: As in `chat`.
+            add_generation_prompt: Whether the text opens the answer. None = yes, but not with `continue_final_message`.
+            continue_final_message: The text ends where the content of the last message ends, which is the assistant's.
+            tools: As in `chat`.
+            **template_variables: Further variables of the template.
+
+        Raises:
+            ChatTemplateError: The model has no template, or its template refuses the messages or ignores the tools.
+            ParameterError: Messages have another form.
+        """
+        return self._template().render(
+            messages,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+            tools=tools,
+            **template_variables,
+        )
+
+    @keywords()
+    def encode_chat(
+        self,
+        messages: Messages,
+        *,
+        tools: Sequence[Any] | None = None,
+        template_variables: Mapping[str, Any] | None = None,
+        continue_final_message: bool = False,
+        parse_special: bool = True,
+    ) -> list[int]:
+        """The token ids that `chat` computes for a conversation: so many tokens of the context it takes.
+
+        Args:
+            messages: As in `chat`.
+            tools: As in `chat`.
+            template_variables: As in `chat`.
+            continue_final_message: As in `chat`.
+            parse_special: As in `chat`.
+
+        Raises:
+            ChatTemplateError: The model has no template, or its template refuses the messages or ignores the tools.
+            ParameterError: Messages have another form.
+        """
+        template = self._template()
+        for name in ("messages", "tools", "continue_final_message"):
+            if name in (template_variables or {}):
+                raise ParameterError(
+                    f"template_variables: {name} is none of them",
+                    parameter="template_variables",
+                    hint="give it as an argument of its own",
+                )
+        options = {**(template_variables or {}), "tools": tools, "continue_final_message": continue_final_message}
+        if parse_special:
+            return self.tokenizer.encode_prompt(template.render(messages, **options))
+        return self.tokenizer.encode_prompt(
+            *template.render_masked(messages, self.tokenizer.markers(template.sources), **options)
+        )
+
+    def _encode(self, prompt: Prompt) -> list[int]:
+        if not isinstance(prompt, str):
+            return token_ids(prompt)
+        if len(prompt) > _LONG_TEXT and len(prompt) > self.context * self.tokenizer.longest_token:
+            raise ContextLengthError(  # encoding it would take memory and time for nothing
+                f"a prompt of {len(prompt)} characters cannot fit the context of {self.context} tokens: shorten it"
+            )
+        return self._tokens(prompt)
+
+    def _tokens(self, text: Prompt) -> list[int]:
+        return self.tokenizer.encode_prompt(text) if isinstance(text, str) else token_ids(text)
+
+    def _template(self) -> ChatTemplate:
+        if self.chat_template is not None:
+            return self.chat_template
+        raise ChatTemplateError(
+            f"{self._name}: this model has no chat template, perhaps it is a base model",
+            parameter="chat_template",
+            hint="pass one with chat_template=FILE",
+        )
+
+    def _request(
+        self, prompts: list[list[int]], params: SamplingParams, waiter: Waiter | AsyncWaiter, *, is_streamed: bool
+    ) -> Request:
+        """A request that is not submitted yet. Raises what is wrong with it in the caller's thread."""
+        for ids in prompts:
+            self.engine.check(ids, params)
+        return Request(prompts, params, self.tokenizer, self._loop.watch(waiter), is_streamed=is_streamed)
+
+    def _complete(self, prompts: list[list[int]], params: SamplingParams) -> list[Completion]:
+        waiter = self._loop.waiter()
+        request = self._request(prompts, params, waiter, is_streamed=False)
+        try:
+            if prompts:
+                self._loop.submit(request)
+                waiter.get()
+        finally:
+            self._loop.cancel(request)
+        return request.completions()
+
+    def _stream(self, ids: list[int], params: SamplingParams) -> Generator[Chunk, None, None]:
+        self.engine.check(ids, params)  # now, not when the first chunk is read
+        self._loop.check()
+        return self._chunks(ids, params)
+
+    def _chunks(self, ids: list[int], params: SamplingParams) -> Generator[Chunk, None, None]:
+        waiter = self._loop.waiter()
+        request = self._request([ids], params, waiter, is_streamed=True)
+        try:
+            self._loop.submit(request)
+            running = params.n
+            while running:
+                for chunk in waiter.get():
+                    running -= chunk.finish_reason is not None
+                    yield chunk
+        finally:
+            self._loop.cancel(request)

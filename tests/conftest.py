@@ -1,5 +1,6 @@
 """Quick tests run first, and those that are not quick are named; the models that tests share."""
 
+import gc
 import os
 from collections.abc import Callable, Iterator
 from itertools import chain
@@ -29,6 +30,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if unmarked:
         raise pytest.UsageError(f"these tests load a real model: mark them slow: {', '.join(unmarked)}")
     items.sort(key=lambda item: item.get_closest_marker("slow") is not None)
+
+
+def pytest_collection_finish() -> None:
+    """Thousands of collected tests live until the end: the garbage collector need not look at them again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 def cpu_seconds() -> float:

@@ -40,23 +40,28 @@ def test_a_kernel_uses_all_of_its_parameters(file: str) -> None:
             assert re.search(rf"\b{parameter.name}\b", body), f"{name}: {parameter.name}"
 
 
-def test_every_kernel_is_launched_by_a_case_and_named_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    launched = set()
+@pytest.fixture(scope="module")
+def launched() -> tuple[set[sources.Variant], set[str]]:
+    """Variants and functions that the ops' cases launch, with wgmma and without."""
+    functions: set[str] = set()
     record = Recorder._run
 
     def run(self: Recorder, entry: sources.Entry, grid: tuple[int, ...], args: list[Any]) -> None:
-        launched.add(entry.function)
+        functions.add(entry.function)
         record(self, entry, grid, args)
 
-    monkeypatch.setattr(Recorder, "_run", run)
-    case_variants()
-    case_variants(wgmma=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Recorder, "_run", run)
+        return {*case_variants(), *case_variants(wgmma=True)}, functions
+
+
+def test_every_kernel_is_launched_by_a_case_and_named_once(launched: tuple[set[sources.Variant], set[str]]) -> None:
     names = [name for file in KERNEL_FILES for name in sources.signatures(file)]
-    assert sorted(names) == sorted(launched)
+    assert sorted(names) == sorted(launched[1])
 
 
-def test_blocks_are_whole_waves() -> None:
-    for variant in {*case_variants(), *case_variants(wgmma=True)}:
+def test_blocks_are_whole_waves(launched: tuple[set[sources.Variant], set[str]]) -> None:
+    for variant in launched[0]:
         for name in sources.signatures(variant.file):
             threads = sources.entry(variant.file, name, variant.defines).threads
             assert threads in range(64, 1025, 64), f"{variant.name}: {name}"

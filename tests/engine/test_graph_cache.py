@@ -460,6 +460,7 @@ def run(engine: Engine, requests: Requests, aborted: int = 0) -> list[list[Any]]
 needs_compiler = pytest.mark.skipif(COMPILER is None, reason="no clang++: scripts/install-toolchain installs it")
 
 
+@pytest.mark.slow
 @needs_compiler
 @pytest.mark.parametrize("seed", [8, 9])
 def test_a_late_device_gives_what_a_prompt_one_does(seed: int) -> None:
@@ -499,7 +500,7 @@ def test_a_pass_takes_pages_that_steps_under_way_still_write_to() -> None:
 @needs_compiler
 def test_a_history_that_is_made_anew_is_not_that_of_steps_recorded_before() -> None:
     """Steps are recorded for one penalized sequence, then for three, whose history is larger; then it is one again."""
-    requests = [(prompt, PENALIZED) for prompt in random_prompts(3, 9, seed=2)]
+    requests = [(prompt, replace(PENALIZED, max_tokens=8)) for prompt in random_prompts(3, 9, seed=2)]
     engine = engine_on(Late(late=True), pages=60)
     first = run(engine, requests[:1])
     run(engine, requests)
@@ -523,7 +524,7 @@ def test_an_engine_that_nobody_has_any_more_holds_no_memory() -> None:
 
 
 @needs_compiler
-@pytest.mark.parametrize("most", [3, 6, 12])
+@pytest.mark.parametrize("most", [3, 6, pytest.param(12, marks=pytest.mark.slow)])
 def test_no_kernel_is_new_to_steps_after_the_first_ones(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The last product has kernels of its own where it has many outputs, and a row for each sequence."""
     device = Late(late=False)

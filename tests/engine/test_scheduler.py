@@ -338,6 +338,7 @@ def random_operations(seed: int, count: int) -> Iterator[tuple[str, int]]:
         yield rng.choice(OPERATIONS), rng.randrange(2**32)
 
 
+@pytest.mark.slow
 def test_ten_thousand_random_operations_keep_the_invariants() -> None:
     counts: Counter[str] = Counter()
     for seed in range(60):

@@ -25,9 +25,8 @@ def decode_inputs(
 ) -> tuple[Array, ...]:
     """The inputs of a decode step: each request's last id, position, KV slots and sequence length. `step` counts up.
 
-    There is a page table, and a KV slot, for each kind of layer state. request_rows are the rows of the request table
-    that take part. A row of length 0 is idle: it computes one token at
-    the start of its first page.
+    There are K page tables, and K slots of a token, one for each kind of layer state. request_rows are the rows of the
+    request table that take part. A row of length 0 is idle: it computes one token at the start of its first page.
     """
     step += 1
     row_lengths = np.maximum(lengths[request_rows], 1)

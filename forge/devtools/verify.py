@@ -14,8 +14,9 @@ from forge.backend import Backend
 from forge.backend.gpu import GPU
 from forge.config import Progress
 from forge.devtools.cases import all_cases
+from forge.devtools.cases.case import Case
 from forge.ops.matmul import Partials
-from forge.ops.op import Arg, Array, Arrays, Case, Op
+from forge.ops.op import Arg, Array, Arrays, Op
 from forge.ops.quant import QuantTensor, Stack
 
 

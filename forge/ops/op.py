@@ -31,7 +31,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
@@ -75,20 +75,6 @@ class Arg:
     def is_record(self, value: Any) -> bool:
         """Whether a value is this argument's record."""
         return bool(self.fields) and isinstance(value, _RECORDS[self.record][0])
-
-
-@dataclass(frozen=True, slots=True)
-class Case:
-    """Inputs of an op at one set of sizes; `expected` holds the results, `written` what is written in place, by hand.
-
-    `make` takes a random generator and returns the positional arguments, floats in float32.
-    """
-
-    name: str
-    make: Callable[[np.random.Generator], Arrays]
-    options: dict[str, Any] = field(default_factory=dict)
-    expected: tuple[Any, ...] | None = None
-    written: tuple[Any, ...] | None = None
 
 
 @dataclass(slots=True, eq=False)

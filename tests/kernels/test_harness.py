@@ -7,6 +7,7 @@ import pytest
 from harness import COMPILER, Harness
 
 from forge.devtools.cases import CASES, all_cases
+from forge.devtools.cases.case import Case
 from forge.devtools.cases.decode_attention import decode_case
 from forge.devtools.cases.linear import quantized_case
 from forge.devtools.verify import expect, run_case
@@ -15,7 +16,7 @@ from forge.ops import linear as linear_op
 from forge.ops.attention import AttentionSpec, paged_attention
 from forge.ops.decode_attention import decode_attention
 from forge.ops.kv_cache import KVPages
-from forge.ops.op import REGISTRY, Case, Op
+from forge.ops.op import REGISTRY, Op
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="no clang++: scripts/install-toolchain installs it")
 

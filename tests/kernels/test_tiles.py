@@ -9,10 +9,11 @@ import pytest
 from harness import COMPILER, Harness
 
 from forge.devtools.cases import CASES
+from forge.devtools.cases.case import Case
 from forge.devtools.verify import run_case
 from forge.ops.linear import linear
 from forge.ops.matmul import matmul
-from forge.ops.op import REGISTRY, Case
+from forge.ops.op import REGISTRY
 from forge.ops.quant import QuantTensor
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="no clang++: scripts/install-toolchain installs it")

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 
 from forge.devtools.cases import CASES, all_cases
+from forge.devtools.cases.case import Case
 from forge.ops.kv_cache import KVPages
 from forge.ops.linear import linear
 from forge.ops.norm import Normed, norm
-from forge.ops.op import REGISTRY, Case, Op, op, record
+from forge.ops.op import REGISTRY, Op, op, record
 from forge.ops.quant import QuantTensor
 from forge.ops.rope import RopeArgs, rope_append_kv
 

@@ -17,6 +17,7 @@ from forge import backend as backends
 from forge.backend import sources
 from forge.cli import run
 from forge.devtools import autotune, workloads
+from forge.devtools.cases.case import Case
 from forge.devtools.cases.decode_attention import decode_case
 from forge.devtools.cases.linear import blocks, float_case, floats, normed_case, quantized_case
 from forge.devtools.verify import expect, run_case
@@ -24,7 +25,7 @@ from forge.errors import DeviceError, OutOfMemoryError
 from forge.ops.decode_attention import decode_attention
 from forge.ops.linear import linear
 from forge.ops.norm import Normed, norm
-from forge.ops.op import Case, Op
+from forge.ops.op import Op
 from forge.tuning import Choices, store
 from forge.tuning.spec import ANY
 from forge.tuning.table import KERNELS

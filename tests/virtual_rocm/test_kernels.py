@@ -6,8 +6,9 @@ import pytest
 
 from forge.backend import Backend
 from forge.devtools.cases import all_cases
+from forge.devtools.cases.case import Case
 from forge.devtools.verify import verify_case
-from forge.ops.op import Case, Op
+from forge.ops.op import Op
 
 pytestmark = [pytest.mark.virtual_rocm, pytest.mark.slow]
 

@@ -22,7 +22,8 @@ from forge.devtools.cases import (
     rope,
     sampling,
 )
-from forge.ops.op import REGISTRY, Case, Op
+from forge.devtools.cases.case import Case
+from forge.ops.op import REGISTRY, Op
 
 _FILES = (
     activation,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from forge.ops.op import Case
+from forge.devtools.cases.case import Case
 
 
 def _case(rows: int, width: int, scale: float = 2.0) -> Case:

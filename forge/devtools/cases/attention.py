@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from forge.devtools.cases.case import Case
 from forge.ops.attention import AttentionSpec
 from forge.ops.kv_cache import KVPages
-from forge.ops.op import Array, Arrays, Case
+from forge.ops.op import Array, Arrays
 
 
 def _case(

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
+from forge.devtools.cases.case import Case
 from forge.devtools.cases.rope import random_rope
 from forge.ops.attention import AttentionSpec
 from forge.ops.kv_cache import KVPages
-from forge.ops.op import Array, Arrays, Case
+from forge.ops.op import Array, Arrays
 from forge.ops.rope import RopeArgs
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from forge.ops.op import Arrays, Case
+from forge.devtools.cases.case import Case
+from forge.ops.op import Arrays
 
 
 def _inputs(name: str, rows: int, slots: int, pages: int, page_size: int, kinds: int = 1) -> Case:

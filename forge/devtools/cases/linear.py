@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from forge.devtools.cases.case import Case
 from forge.ops.norm import Normed
-from forge.ops.op import Array, Arrays, Case
+from forge.ops.op import Array, Arrays
 from forge.ops.quant import FORMATS, QuantTensor, Stack
 
 Make = Callable[[np.random.Generator], Any]

@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from forge.devtools.cases.case import Case
 from forge.ops.norm import Normed
-from forge.ops.op import Array, Arrays, Case
+from forge.ops.op import Array, Arrays
 
 
 def _normal(rng: np.random.Generator, *shape: int, scale: float = 1.0) -> Array:

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from forge.ops.op import Arrays, Case
+from forge.devtools.cases.case import Case
+from forge.ops.op import Arrays
 
 _INF = math.inf
 _f32 = np.float32

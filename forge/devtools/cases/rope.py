@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from forge.devtools.cases.case import Case
 from forge.ops.kv_cache import KVPages
-from forge.ops.op import Array, Arrays, Case
+from forge.ops.op import Array, Arrays
 from forge.ops.rope import RopeArgs
 
 

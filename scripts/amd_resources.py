@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from forge.backend import compilers, sources
-from forge.devtools.variants import case_variants
+from forge.devtools.variants import case_variants, usual_variants
 from forge.errors import DeviceError
 
 TARGETS = compilers.TESTED
@@ -88,8 +88,8 @@ def main() -> None:
 
 
 def variants() -> list[sources.Variant]:
-    """Those that the cases of all ops launch, with the choices of each architecture."""
-    found = {variant for target in TARGETS for variant in case_variants(target)}
+    """Variants of all ops' cases and of usual models, with the choices of each architecture."""
+    found = {variant for target in TARGETS for variant in (*case_variants(target), *usual_variants(target))}
     return sorted(found, key=lambda variant: variant.name)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from forge.backend import sources
 from forge.config import EngineConfig
 from forge.devtools.cases import all_cases
 from forge.devtools.recorder import Recorder
+from forge.devtools.usual import usual_models
 from forge.formats import gguf
 from forge.formats.ggml import GGMLType
 from forge.models.weights import Weights
@@ -36,10 +37,18 @@ def case_variants(arch: str = "", *, wgmma: bool = False) -> list[sources.Varian
     return device.variants
 
 
+def usual_variants(arch: str) -> list[sources.Variant]:
+    """Variants that usual models launch on an AMD GPU, by name."""
+    device = Recorder(arch)
+    for file in usual_models():
+        record_file(file, device)
+    return device.variants
+
+
 def model_variants(path: Path, arch: str) -> list[sources.Variant]:
     """Variants that a model's warm-up launches on an AMD GPU, by name.
 
-    Of the file only the header and the vectors are read. Raises what `load` raises for a file.
+    Of the file only the header is read. Raises what `load` raises for a file.
 
     path: A GGUF file.
     arch: The name of a GPU, such as gfx1100.
@@ -52,15 +61,20 @@ def model_variants(path: Path, arch: str) -> list[sources.Variant]:
 def record(path: Path, device: Recorder, settings: EngineConfig = _SETTINGS) -> None:
     """Note on a device what the warm-up of a model launches."""
     with gguf.read(path) as file:
-        plan = loading.plan_memory(file, settings, device)
-        config = models.read_config(file, plan.context)
-        decoder = models.build(file, config, device, weights_of=HeaderWeights)
+        record_file(file, device, settings)
+
+
+def record_file(file: gguf.GGUF, device: Recorder, settings: EngineConfig = _SETTINGS) -> None:
+    """Note on a device what the warm-up of an open file's model launches."""
+    plan = loading.plan_memory(file, settings, device)
+    config = models.read_config(file, plan.context)
+    decoder = models.build(file, config, device, weights_of=HeaderWeights)
     runner = loading.build_runner(decoder, plan, settings, device)
     runner.warm_up(plan.max_step_tokens)
 
 
 class HeaderWeights(Weights):
-    """Matrices by their shapes and types alone: nothing of them is read."""
+    """Weights by their shapes and types alone: nothing of them is read."""
 
     def _joined(self, kept: GGMLType, names: Sequence[str]) -> Any:
         infos = [self.file.tensors[name] for name in names]
@@ -68,6 +82,16 @@ class HeaderWeights(Weights):
         if kept is GGMLType.F16:
             return self.backend.empty(shape, np.float16)
         return Packed.empty(kept, shape, self.backend)
+
+    def vector(self, sizes: Mapping[str, int], joined: str | None = None) -> Any:
+        sizes = self._stored(sizes, joined)
+        for name, size in sizes.items():
+            self._take(name, (size,))
+        return self.backend.empty((sum(sizes.values()),), np.float32)
+
+    def heads(self, name: str, shape: tuple[int, int]) -> Any:
+        self._take(name, shape)
+        return self.backend.empty(shape, np.float32)
 
 
 def _on(device: Recorder, dtype: str, value: Any) -> Any:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +13,19 @@ import numpy as np
 from forge.backend.gpu import GPU
 from forge.config import EngineConfig
 from forge.devtools.recorder import Recorder
-from forge.devtools.variants import record
-from forge.formats import ggml
+from forge.devtools.usual import usual_models
+from forge.devtools.variants import record_file
+from forge.formats import ggml, gguf
 from forge.ops.attention import AttentionSpec
 from forge.ops.decode_attention import decode_attention
 from forge.ops.kv_cache import KVPages
 from forge.ops.linear import linear
-from forge.ops.matmul import kernel_of
 from forge.ops.norm import Normed, norm
 from forge.ops.op import Array, Op
 from forge.ops.quant import Packed, QuantTensor, split
 from forge.ops.rope import RopeArgs
 from forge.tuning.spec import ANY, Shape
-from forge.tuning.table import KERNELS, MATMUL_ROWS
+from forge.tuning.table import KERNELS
 
 _DRAWN_ROWS = 512
 """Rows of a matrix that are drawn. The matrix repeats them, which changes nothing about the speed of a product."""
@@ -35,11 +34,6 @@ _CONTEXTS = {16: ((1, 1024), (1, 8192), (8, 1024)), ANY: ((64, 1024),)}
 """Numbers of sequences and of their positions, by the class of the number of sequences."""
 _TABLE_POSITIONS = 16_384
 """Positions of the page table, which is longer than the sequences, as in an engine."""
-_MODELS = (  # E, H, G, D, F, V: of Llama 3.2 1B and 3.1 8B
-    (2048, 32, 8, 64, 8192, 128_256),
-    (4096, 32, 8, 128, 14_336, 128_256),
-)
-_FORMATS = ("F16", "Q8_0", "Q6_K", "Q4_K")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,32 +49,28 @@ class Workload:
         return device.launch(self.op, args, self.options)
 
 
-def usual_shapes(device: GPU) -> Iterator[tuple[str, dict[str, int | str]]]:
-    """Kernels and shapes of two usual models on a device, in the types that most files have."""
-    for width, heads, kv_heads, dim, ffn, vocabulary in _MODELS:
-        matrices = (  # op, outputs, N, K
-            *(("rms_linear", (heads + 2 * kv_heads) * dim, width), ("linear", width, heads * dim)),
-            *(("rms_gated", ffn, width), ("linear", width, ffn), ("rms_linear", vocabulary, width)),
-        )
-        for kind, (op, outer, inner) in product(_FORMATS, matrices):
-            sizes: dict[str, int | str] = {"op": op, "inner": inner, "outer": outer}
-            yield ("matvec_f16", sizes) if kind == "F16" else ("matvec_quant", {**sizes, "format": kind})
-            sizes = {**sizes, "op": op if op == "rms_gated" else "linear", "format": kind}
-            for tokens in MATMUL_ROWS:
-                yield kernel_of(device, is_packed=kind != "F16"), {**sizes, "tokens": tokens}
-        for rows in KERNELS["attention_decode"].classes["rows"]:
-            yield "attention_decode", {"dim": dim, "packed": heads // kv_heads, "kv_heads": kv_heads, "rows": rows}
-        yield "norm", {"width": width}
+def usual_shapes(device: GPU) -> list[tuple[str, dict[str, int | str]]]:
+    """Kernels and shapes of usual models on a device."""
+    return _shapes(device, usual_models())
 
 
-def model_shapes(device: GPU, path: Path) -> Iterator[tuple[str, dict[str, int | str]]]:
-    """Kernels and shapes of a model on a device, as its recorded warm-up asks for them."""
+def model_shapes(device: GPU, path: Path) -> list[tuple[str, dict[str, int | str]]]:
+    """Kernels and shapes of a model on a device."""
+    with gguf.read(path) as file:
+        return _shapes(device, [file])
+
+
+def _shapes(device: GPU, files: Iterable[gguf.GGUF]) -> list[tuple[str, dict[str, int | str]]]:
+    """Kernels and shapes that the recorded warm-ups of files ask for, with the largest number of rows of a class."""
     recorder = Recorder(device.arch, device.num_cus)
     recorder.has_wgmma = device.has_wgmma
-    record(path, recorder)
+    for file in files:
+        record_file(file, recorder)
+    found = []
     for kernel, shape in recorder.tuning.asked:
         largest = KERNELS[kernel].named(KERNELS[kernel].class_of(shape))
-        yield kernel, shape | {name: size for name, size in largest.items() if name == "rows"}
+        found.append((kernel, shape | {"rows": largest["rows"]} if "rows" in shape else shape))
+    return found
 
 
 def workloads(device: GPU, kernel: str, shape: Shape) -> list[Workload]:
@@ -104,7 +94,7 @@ class _Inputs:
         self.device = device
 
     def product(self, shape: Shape) -> tuple[Any, ...]:
-        """Of a row that is normalized inside, or not, or before (`op` rms_linear or rms_gated and several tokens)."""
+        """Arguments of `linear`. Rows are a normalized stream where `op` is rms_linear or rms_gated, else an array."""
         outer, inner, op = int(shape["outer"]), int(shape["inner"]), shape.get("op", "linear")
         tokens = int(shape.get("tokens", 1))
         weight = self.matrix(str(shape.get("format", "F16")), 2 * outer if op == "rms_gated" else outer, inner)

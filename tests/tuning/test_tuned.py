@@ -276,6 +276,15 @@ def test_workloads_launch_the_kernel_at_the_shape_that_they_are_for(
     recorder.has_wgmma = groups
     shapes = list(workloads.usual_shapes(recorder))
     assert {kernel for kernel, _ in shapes} == KERNELS.keys() - ({"matmul_wgmma"} if not groups else set())
+    of_8b = {"format": "Q4_K", "inner": 4096, "outer": 14_336}
+    for one in (
+        ("matvec_f16", {"op": "rms_linear", "inner": 2048, "outer": 3072}),
+        ("matvec_quant", {"op": "rms_gated", **of_8b}),
+        ("matmul", {"op": "rms_gated", **of_8b, "tokens": 32}),
+        ("attention_decode", {"dim": 128, "packed": 4, "kv_heads": 8, "rows": ANY}),
+        ("norm", {"width": 4096}),
+    ):
+        assert one in shapes
     monkeypatch.setattr(workloads, "_CONTEXTS", {16: ((2, 40),), ANY: ((17, 40),)})
     small = {"outer": 6, "kv_heads": 1}  # else drawing takes long
     for kernel, shape in shapes[:: len(shapes) // 40] + [

@@ -1,0 +1,72 @@
+"""Headers of usual models in usual types, made up: what they launch can be recorded without their files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from forge.formats.ggml import GGMLType, nbytes
+from forge.formats.gguf import GGUF
+from forge.formats.gguf_header import Header, TensorInfo
+
+_MODELS = (  # E, H, G, D, F, V of Llama 3.2 1B and 3.1 8B
+    (2048, 32, 8, 64, 8192, 128_256),
+    (4096, 32, 8, 128, 14_336, 128_256),
+)
+_TYPES = (GGMLType.F16, GGMLType.Q8_0, GGMLType.Q6_K, GGMLType.Q4_K)
+"""Types of matrices that most files have."""
+
+
+class _NoSource:
+    """In the place of a file: nothing can be read."""
+
+    def check_path(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+def usual_models() -> Iterator[GGUF]:
+    """Files of one layer, each with all matrices in one type."""
+    for sizes in _MODELS:
+        for type in _TYPES:
+            yield _llama(type, *sizes)
+
+
+def _llama(type: GGMLType, width: int, heads: int, kv_heads: int, dim: int, ffn: int, vocabulary: int) -> GGUF:
+    metadata: dict[str, Any] = {
+        "general.architecture": "llama",
+        "llama.block_count": 1,
+        "llama.context_length": 131_072,
+        "llama.embedding_length": width,
+        "llama.feed_forward_length": ffn,
+        "llama.attention.head_count": heads,
+        "llama.attention.head_count_kv": kv_heads,
+        "llama.attention.key_length": dim,
+        "llama.attention.value_length": dim,
+        "llama.attention.layer_norm_rms_epsilon": 1e-5,
+        "llama.rope.dimension_count": dim,
+        "llama.rope.freq_base": 500_000.0,
+    }
+    shapes: dict[str, tuple[int, ...]] = {
+        "token_embd": (vocabulary, width),
+        "output": (vocabulary, width),
+        "output_norm": (width,),
+        "blk.0.attn_norm": (width,),
+        "blk.0.attn_q": (heads * dim, width),
+        "blk.0.attn_k": (kv_heads * dim, width),
+        "blk.0.attn_v": (kv_heads * dim, width),
+        "blk.0.attn_output": (width, heads * dim),
+        "blk.0.ffn_norm": (width,),
+        "blk.0.ffn_gate": (ffn, width),
+        "blk.0.ffn_up": (ffn, width),
+        "blk.0.ffn_down": (width, ffn),
+    }
+    tensors = {}
+    for name, shape in shapes.items():
+        kept = GGMLType.F32 if len(shape) == 1 else type
+        tensors[f"{name}.weight"] = TensorInfo(f"{name}.weight", shape, kept, nbytes(kept, shape), 0)
+    source: Any = _NoSource()
+    return GGUF([Header(Path(f"llama-{width}-{type.name}.gguf"), source, 3, metadata, tensors, 0)])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self, overload
 from weakref import finalize
 
 import numpy as np
@@ -35,6 +35,15 @@ class LLM(AsyncFront):
 
     In a fork of the process a model on the CPU can be used if no request was running in any model. Else each call
     raises a ForgeError: load it in the child, or use multiprocessing's spawn.
+
+    Attributes:
+        tokenizer: The model's `Tokenizer`.
+        config: The model's `ModelConfig`.
+        context: Most tokens of one sequence, prompt and completion.
+        device: The device and what it is, in words.
+        path: The model's file.
+        notes: Remarks on what loading decided, such as the device or a context that was cut to fit.
+        load_ms: Milliseconds that loading took.
     """
 
     def __init__(
@@ -50,7 +59,6 @@ class LLM(AsyncFront):
         super().__init__(engine, tokenizer, chat_template, str(path))
         self.path = path
         self.notes = notes
-        """Remarks on what loading decided, such as the device or a context that was cut to fit."""
         self.load_ms = load_ms
         self.config = engine.runner.config
         self.device = engine.runner.device
@@ -77,6 +85,18 @@ class LLM(AsyncFront):
         """
         self._loop.close()
 
+    @overload
+    def generate(
+        self, prompt: Prompt, params: SamplingParams | None = None, *, n: Literal[1] = 1, **overrides: Any
+    ) -> Completion: ...
+    @overload
+    def generate(
+        self, prompt: Prompt, params: SamplingParams | None = None, *, n: int, **overrides: Any
+    ) -> list[Completion]: ...
+    @overload
+    def generate(
+        self, prompt: Sequence[Prompt], params: SamplingParams | None = None, **overrides: Any
+    ) -> list[Completion]: ...
     @keywords(SamplingParams)
     def generate(
         self, prompt: Prompt | Sequence[Prompt], params: SamplingParams | None = None, **overrides: Any
@@ -92,7 +112,7 @@ class LLM(AsyncFront):
 
         Returns:
             One Completion for one prompt. For a batch, or n > 1, a list, which has the n choices of the first prompt
-            first.
+            first. Type checkers see a list where `n` is a keyword other than 1, so give it as one.
 
         Raises:
             ParameterError: A value cannot be used, or a keyword is unknown.
@@ -126,6 +146,32 @@ class LLM(AsyncFront):
             raise ParameterError("stream takes one prompt; generate takes a list of them", parameter="prompt")
         return self._stream(self._encode(prompt), sampling_params(params, overrides))
 
+    @overload
+    def chat(
+        self,
+        messages: Messages,
+        params: SamplingParams | None = None,
+        *,
+        n: Literal[1] = 1,
+        tools: Sequence[Any] | None = None,
+        template_variables: Mapping[str, Any] | None = None,
+        continue_final_message: bool = False,
+        parse_special: bool = True,
+        **overrides: Any,
+    ) -> Completion: ...
+    @overload
+    def chat(
+        self,
+        messages: Messages,
+        params: SamplingParams | None = None,
+        *,
+        n: int,
+        tools: Sequence[Any] | None = None,
+        template_variables: Mapping[str, Any] | None = None,
+        continue_final_message: bool = False,
+        parse_special: bool = True,
+        **overrides: Any,
+    ) -> list[Completion]: ...
     @keywords(SamplingParams)
     def chat(
         self,
@@ -152,7 +198,7 @@ class LLM(AsyncFront):
             **overrides: Fields of `SamplingParams` that differ from `params`.
 
         Returns:
-            A Completion; a list of them for n > 1.
+            A Completion; a list of them for n > 1. Type checkers see a list where `n` is a keyword other than 1.
 
         Raises:
             ChatTemplateError: The model has no template, or its template refuses the messages or ignores the tools.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from contextlib import closing
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from forge.config import SamplingParams
     from forge.engine import TokenLogprobs
     from forge.llm import LLM
-    from forge.outputs import Completion, Timings
+    from forge.outputs import Timings
 
 
 @options.takes_sampling()
@@ -78,7 +78,7 @@ def stream(llm: LLM, prompt: str | list[int], params: SamplingParams) -> None:
 
 def answer_json(llm: LLM, prompt: str | list[int], params: SamplingParams) -> dict[str, Any]:
     """A completion as the object that --json prints."""
-    completion = cast("Completion", llm.generate(prompt, params))
+    completion = llm.generate(prompt, params)
     options.check_finish(completion.finish_reason, llm)
     timings = completion.timings
     found: dict[str, Any] = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal, overload
 
 from forge.config import SamplingParams
 from forge.errors import ParameterError
@@ -21,6 +21,18 @@ class AsyncFront(Front):
     Texts become ids in threads of their own, so that the event loop does not wait for them either.
     """
 
+    @overload
+    async def agenerate(
+        self, prompt: Prompt, params: SamplingParams | None = None, *, n: Literal[1] = 1, **overrides: Any
+    ) -> Completion: ...
+    @overload
+    async def agenerate(
+        self, prompt: Prompt, params: SamplingParams | None = None, *, n: int, **overrides: Any
+    ) -> list[Completion]: ...
+    @overload
+    async def agenerate(
+        self, prompt: Sequence[Prompt], params: SamplingParams | None = None, **overrides: Any
+    ) -> list[Completion]: ...
     @keywords(SamplingParams)
     async def agenerate(
         self, prompt: Prompt | Sequence[Prompt], params: SamplingParams | None = None, **overrides: Any
@@ -69,6 +81,32 @@ class AsyncFront(Front):
             raise ParameterError("astream takes one prompt; agenerate takes a list of them", parameter="prompt")
         return self._achunks(lambda: self._encode(prompt), sampling_params(params, overrides))
 
+    @overload
+    async def achat(
+        self,
+        messages: Messages,
+        params: SamplingParams | None = None,
+        *,
+        n: Literal[1] = 1,
+        tools: Sequence[Any] | None = None,
+        template_variables: Mapping[str, Any] | None = None,
+        continue_final_message: bool = False,
+        parse_special: bool = True,
+        **overrides: Any,
+    ) -> Completion: ...
+    @overload
+    async def achat(
+        self,
+        messages: Messages,
+        params: SamplingParams | None = None,
+        *,
+        n: int,
+        tools: Sequence[Any] | None = None,
+        template_variables: Mapping[str, Any] | None = None,
+        continue_final_message: bool = False,
+        parse_special: bool = True,
+        **overrides: Any,
+    ) -> list[Completion]: ...
     @keywords(SamplingParams)
     async def achat(
         self,

@@ -1,4 +1,4 @@
-"""What a load plans: how much KV cache it takes, what one sequence needs, or what was asked for, and never all that is free."""
+"""How much KV cache a load takes: what one sequence needs, or what was asked for, and never all that is free."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ import numpy as np
 from forge.backend import Backend
 from forge.config import MAX_LOGPROBS
 from forge.engine.graph_cache import GraphCache, bucket
-from forge.engine.request_table import Slots
+from forge.engine.request_table import RequestTable
 from forge.engine.sampler import read_sampled, words_per_row
 from forge.engine.sequence import Sampled, Sequence
 from forge.models import Decoder
@@ -61,13 +61,13 @@ class DecodePipeline:
         self.model, self.state, self.backend, self.max_sequences = model, state, backend, max_sequences
         model.reserve(context)  # captured steps hold the addresses of the RoPE tables
         self._sequences: list[Sequence] = []
-        """The sequence of each row of the next step; `slots.idle` where a row has none."""
+        """The sequence of each row of the next step; `table.idle` where a row has none."""
         self._queue: deque[_Queued] = deque()
         pages = max(kind.num_entries(context) for kind in state.kinds)
-        self.slots = Slots(backend, max_sequences, model.config.vocab_size, pages, state.num_pages)
+        self.table = RequestTable(backend, max_sequences, model.config.vocab_size, pages, state.num_pages)
         self._rows = backend.asarray(np.arange(max_sequences), np.int32)
         self._starts = backend.asarray(np.arange(max_sequences + 1), np.int32)
-        self._graphs = GraphCache(backend, self.slots, graphs)
+        self._graphs = GraphCache(backend, self.table, state, graphs)
         most_words = max_sequences * words_per_row(MAX_LOGPROBS)
         self._ring, self._host_ring = backend.host_visible((_RING_ENTRIES, most_words), np.int32)
         """Output ring: a step writes its ids to an entry in the host's memory. A copy between steps would hold up the
@@ -94,12 +94,12 @@ class DecodePipeline:
         """Call the ops that a step calls beside the model, on rows of logits (B, V)."""
         count, rows = len(sequences), self._rows[: len(sequences)]
         pages = max(len(pages) for pages in sequences[0].pages)
-        slots = Slots(self.backend, count, logits.shape[1], pages, self.state.num_pages)
-        slots.fill(sequences)
-        last_ids, lengths = slots.fields["last_id"], slots.fields["length"]
-        decode_inputs(rows, last_ids, lengths, slots.page_tables, slots.turn, self.state.page_size)
-        ids, _ = slots.draw(logits)
-        advance(ids, rows, last_ids, lengths, slots.counts, None, None, None)
+        table = RequestTable(self.backend, count, logits.shape[1], pages, self.state.num_pages)
+        table.fill(sequences)
+        last_ids, lengths = table.fields["last_id"], table.fields["length"]
+        decode_inputs(rows, last_ids, lengths, table.page_tables, table.step, self.state.page_size)
+        ids, _ = table.draw(logits)
+        advance(ids, rows, last_ids, lengths, table.sampler.counts, None, None, None)
 
     def launch(self, sequences: list[Sequence]) -> bool:
         """Queue the next step of these sequences, with the pages that it needs. Other rows become idle before it.
@@ -113,8 +113,8 @@ class DecodePipeline:
         if not self._queue:
             self._fill(sequences)
         running = set(sequences)
-        self._sequences = [s if s in running else self.slots.idle for s in self._sequences]
-        self.slots.update(self._sequences)
+        self._sequences = [s if s in running else self.table.idle for s in self._sequences]
+        self.table.update(self._sequences)
         outputs = self._graphs.run(len(self._sequences), self._step)
         if outputs is None:
             return False
@@ -130,22 +130,22 @@ class DecodePipeline:
     def _fill(self, sequences: list[Sequence]) -> None:
         """Upload the state of these sequences, whose ids are all known."""
         idle = bucket(len(sequences), self.max_sequences) - len(sequences)
-        self._sequences = [*sequences, *[self.slots.idle] * idle]
-        self.slots.fill(self._sequences)
+        self._sequences = [*sequences, *[self.table.idle] * idle]
+        self.table.fill(self._sequences)
         self._step_index = 0
 
     def _step(self, rows: int) -> list[Any]:
         """One step of the first rows: what `read_sampled` takes, and the logits, by which a replay is compared."""
-        slots, row_numbers = self.slots, self._rows[:rows]
-        last_ids, lengths = slots.fields["last_id"], slots.fields["length"]
-        ids, positions, kv_slots, row_lengths = decode_inputs(
-            row_numbers, last_ids, lengths, slots.page_tables, slots.turn, self.state.page_size
+        table, row_numbers = self.table, self._rows[:rows]
+        last_ids, lengths = table.fields["last_id"], table.fields["length"]
+        ids, positions, slot_mapping, row_lengths = decode_inputs(
+            row_numbers, last_ids, lengths, table.page_tables, table.step, self.state.page_size
         )
-        tables = tuple(PageTable(own, table[:rows]) for own, table in zip(kv_slots, slots.page_tables, strict=True))
+        tables = tuple(PageTable(own, pages[:rows]) for own, pages in zip(slot_mapping, table.page_tables, strict=True))
         batch = Batch(ids, positions, self._starts[: rows + 1], row_lengths, tables, None)  # row r is slot r
         logits = self.model(batch, self.state)
-        ids, drawn = slots.draw(logits)
-        advance(ids, row_numbers, last_ids, lengths, slots.counts, drawn.reshape(-1), slots.turn, self._ring)
+        ids, drawn = table.draw(logits)
+        advance(ids, row_numbers, last_ids, lengths, table.sampler.counts, drawn.reshape(-1), table.step, self._ring)
         return [drawn, logits]
 
     def collect(self) -> list[Sampled]:

@@ -1,4 +1,4 @@
-"""Recorded decode steps: what a step launches depends on few numbers, and is recorded once for each set of them."""
+"""Cache of captured decode steps, keyed by rows and sampling features."""
 
 from __future__ import annotations
 
@@ -6,25 +6,26 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from forge.backend import Backend
-from forge.engine.request_table import Slots
+from forge.engine.request_table import RequestTable
 from forge.errors import OutOfMemoryError
+from forge.state.model_state import ModelState
 
-_MAX_PLANS = 16
-"""Recorded steps that are kept, of those that ran lately: each holds memory of its own for what lies within a step."""
+_MAX_GRAPHS = 16
+"""Captured steps that are kept, the latest ones. Each has memory of its own for the intermediate arrays of a step."""
 
 
 class Key(NamedTuple):
     """What two steps with the same launches have in common."""
 
     rows: int
-    penalized_slots: int
+    penalized_rows: int
     num_top: int | None
     draws: bool
 
 
 def bucket(rows: int, most: int) -> int:
-    """Rows of the step that so many sequences run in: the next power of two, so that few steps are recorded while they
-    end one by one; one row has kernels of its own and stays alone.
+    """Rows of the step that so many sequences run in: the next power of two, so that few steps are captured while the
+    sequences end one by one. One row has kernels of its own and stays alone.
 
     The last bucket is `most` itself, power of two or not: a full batch computes no idle rows, and no memory is held for
     rows that never run.
@@ -33,29 +34,31 @@ def bucket(rows: int, most: int) -> int:
 
 
 class GraphCache:
-    """Steps of the first rows of these slots, recorded when they first run and replayed from then on."""
+    """Steps of the first rows of a request table, captured when they first run and replayed from then on."""
 
-    def __init__(self, backend: Backend, slots: Slots, graphs: bool | int = True) -> None:
-        self._backend, self._slots, self._graphs = backend, slots, graphs
+    def __init__(self, backend: Backend, table: RequestTable, state: ModelState, graphs: bool | int = True) -> None:
+        self._backend, self._table, self._state, self._graphs = backend, table, state, graphs
         self._replays: dict[Key, Callable[..., list[Any] | None]] = {}
         self._until_compared = self._interval = 0 if isinstance(graphs, bool) else graphs
 
     def run(self, rows: int, step: Callable[[int], list[Any]]) -> list[Any] | None:
-        """Queue a step, which `step` runs for so many rows; what it gives.
+        """Queue a step of the first `rows` rows, and return its arrays. `step` runs it where it is to be captured.
 
-        None where it was replayed to be compared and did something else: so may the replays before it have done.
+        Returns None where a replay was compared with its launches and did something else. Earlier replays may have done
+        so, too.
 
-        `step` is not kept. Where it is a method of what holds these plans, they would be a cycle, and the device's
-        memory would stay in use without the model until Python collects garbage.
+        `step` is not kept. It may be a method of the cache's owner: the two would be a cycle, and the device's memory
+        would stay in use without the model until Python collects garbage.
         """
-        slots = self._slots
-        key = Key(rows, slots.penalized_slots, slots.num_top, slots.draws)
+        table, sampler = self._table, self._table.sampler
+        key = Key(rows, sampler.penalized_rows, sampler.num_top, sampler.draws)
         outputs: list[Any] | None
         replay = self._replays.pop(key, None)
         if replay is None:
             try:
-                perturb = slots.perturbed if self._graphs else None
-                outputs, replay = self._backend.capture(lambda: step(rows), slots.advancing(rows), perturb)
+                perturb = table.perturbed if self._graphs else None
+                changing = [*table.changing(rows), *self._state.changing(rows)]
+                outputs, replay = self._backend.capture(lambda: step(rows), changing, perturb)
             except OutOfMemoryError:
                 self._replays.clear()  # without theirs the next try may have enough
                 raise
@@ -70,7 +73,7 @@ class GraphCache:
         return outputs
 
     def _make_room(self, key: Key) -> None:
-        if key.penalized_slots:  # those of a history that was made anew keep the old one
-            self._replays = {k: r for k, r in self._replays.items() if k.penalized_slots in (0, key.penalized_slots)}
-        if len(self._replays) >= _MAX_PLANS:
+        if key.penalized_rows:  # steps that were captured with a smaller history keep it in use
+            self._replays = {k: r for k, r in self._replays.items() if k.penalized_rows in (0, key.penalized_rows)}
+        if len(self._replays) >= _MAX_GRAPHS:
             del self._replays[next(iter(self._replays))]

@@ -11,7 +11,7 @@ from forge.backend import Backend
 from forge.config import Progress, SamplingParams
 from forge.engine import batch
 from forge.engine.decode_pipeline import DecodePipeline
-from forge.engine.request_table import Slots
+from forge.engine.request_table import RequestTable
 from forge.engine.sampler import read_sampled
 from forge.engine.scheduler import Scheduled
 from forge.engine.sequence import Sampled, Sequence
@@ -73,9 +73,9 @@ class ModelRunner:
         with self.backend.active():
             if rows != list(range(len(logits))):
                 logits = take_rows(self.backend.asarray(rows, np.int32), logits)  # (B, V)
-            slots = Slots(self.backend, len(sequences), self.vocab_size)
-            slots.fill(sequences)
-            _, drawn = slots.draw(logits)
+            table = RequestTable(self.backend, len(sequences), self.vocab_size)
+            table.fill(sequences)
+            _, drawn = table.draw(logits)
             return read_sampled(sequences, self.backend.to_numpy(drawn))
 
     def copy_page(self, kind: int, source: int, target: int) -> None:

@@ -1,22 +1,106 @@
-"""Rows of sampled ids and log probabilities, as a step leaves them on the device, read on the host."""
+"""The next ids of the rows of a request table: drawn on the device, read on the host."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
+from forge.backend import Backend
 from forge.engine.sequence import Sampled, Sequence, TokenLogprobs
+from forge.ops.decode_state import clear
+from forge.ops.logprobs import logprobs, pack_logprobs, top_logprobs
+from forge.ops.penalties import penalize
+from forge.ops.sampling import argmax, sample
+
+Edits = tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]
+"""Indices of 32-bit words of an array, int32 (N,), and what is written there, int32 (N,)."""
+
+_DRAW = ("temperature", "top_k", "top_p", "min_p", "seed", "choice")
+_PENALTIES = ("repetition", "presence", "frequency")
+
+
+class Sampler:
+    """Draws ids from logits. What it launches depends on what the sequences of the table ask for."""
+
+    def __init__(self, backend: Backend, vocabulary: int) -> None:
+        self.backend, self.vocabulary = backend, vocabulary
+        self.history: Any = None
+        """i32 (2, rows, V), made when a sequence needs it: counts of its ids as `penalize` takes them, and biases. A
+        larger one replaces it where it is too small. Steps captured with the old one are of no more use: they have
+        another number of `penalized_rows`."""
+        self.penalized_rows = 0
+        """Rows that the history holds; 0 if no sequence is penalized."""
+        self.draws = True
+        """Whether any id is drawn. If none is, the greatest logits are enough."""
+        self.num_top: int | None = None
+        """Most log probabilities that a sequence wants at each id. None = not even the log probability of the id."""
+
+    @property
+    def counts(self) -> Any:
+        """i32 (rows, V), or None if no sequence is penalized."""
+        return self.history[0] if self.penalized_rows else None
+
+    def begin(self, sequences: list[Sequence]) -> list[Edits]:
+        """Take on the sequences of the first rows. Returns what must be written to the history, as a flat array."""
+        edits = self._begin_history(sequences) if any(is_penalized(s) for s in sequences) else []
+        self.penalized_rows = self.history.shape[1] if edits else 0
+        self.draws = any(s.params.temperature > 0 for s in sequences)
+        self.num_top = max((s.params.logprobs for s in sequences if s.params.logprobs is not None), default=None)
+        return edits
+
+    def _begin_history(self, sequences: list[Sequence]) -> list[Edits]:
+        rows = len(sequences)
+        if self.history is None or self.history.shape[1] < rows:
+            self.history = self.backend.empty((2, rows, self.vocabulary), np.int32)
+        for part in range(2):
+            clear(self.history[part, :rows].reshape(-1))
+        edits = []
+        biases = self.history.shape[1] * self.vocabulary
+        for row, sequence in enumerate(sequences):
+            if is_penalized(sequence):
+                counts = Counter(dict.fromkeys(sequence.ids, 1))
+                counts.update(sequence.completion)
+                bias = sequence.params.logit_bias
+                start = row * self.vocabulary
+                edits.append((start + _ints(counts.keys()), _ints(counts.values())))
+                values = np.fromiter(bias.values(), np.float32, len(bias)).view(np.int32)
+                edits.append((biases + start + _ints(bias.keys()), values))
+        return edits
+
+    def draw(self, logits: Any, fields: Mapping[str, Any]) -> tuple[Any, Any]:
+        """The next id of each row.
+
+        Args:
+            logits: f32 (B, V), of the first B rows.
+            fields: Arrays of the request table, by name, (rows,) each.
+
+        Returns:
+            i32 (B,) ids, and the array that `read_sampled` takes.
+        """
+        own = logits  # log probabilities are the model's, without penalties
+        fields = {name: array[: len(logits)] for name, array in fields.items()}
+        if self.penalized_rows:
+            counts, bias = (part[: len(logits)] for part in self.history)
+            logits = penalize(logits, counts, bias.view(np.float32), *(fields[name] for name in _PENALTIES))
+        if self.draws:
+            ids = sample(logits, *(fields[name] for name in _DRAW), fields["length"].view(np.uint32))
+        else:
+            ids = argmax(logits)
+        if self.num_top is None:
+            return ids, ids
+        return ids, pack_logprobs(ids, logprobs(own, ids), *top_logprobs(own, self.num_top))
 
 
 def words_per_row(num_top: int) -> int:
-    """32-bit words that `Slots.draw` gives for a sequence with this many alternatives beside its own id."""
+    """32-bit words that `Sampler.draw` gives for a sequence with this many alternatives beside its own id."""
     return 2 * num_top + 2
 
 
 def read_sampled(sequences: Iterable[Sequence], drawn: np.ndarray[Any, Any]) -> list[Sampled]:
-    """The new ids of some sequences from what `Slots.draw` gives last.
+    """The new ids of some sequences from what `Sampler.draw` gives last.
 
     drawn: int32 on the host, ids (B,), or ids with the bits of their log probabilities (B, 2 * N + 2).
     """
@@ -31,3 +115,13 @@ def read_sampled(sequences: Iterable[Sequence], drawn: np.ndarray[Any, Any]) -> 
         pairs = tuple(zip(top_ids[:count], top[:count], strict=True))
         found.append(Sampled(sequence, token, TokenLogprobs(token, value, pairs) if known else None))
     return found
+
+
+def is_penalized(sequence: Sequence) -> bool:
+    """Whether the sequence's logits are changed before an id is drawn, by a bias or by the ids it holds so far."""
+    p = sequence.params
+    return bool(p.logit_bias) or (p.repetition_penalty, p.presence_penalty, p.frequency_penalty) != (1.0, 0.0, 0.0)
+
+
+def _ints(values: Collection[int]) -> np.ndarray[Any, Any]:
+    return np.fromiter(values, np.int32, len(values))

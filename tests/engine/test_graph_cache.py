@@ -321,25 +321,25 @@ class Watched:
         assert len(places) == len(sequences)
         real(self.loop, sequences)
         rows = list(self.loop._queue[-1].sequences)
-        assert [s for s in rows if s is not self.loop.slots.idle] == [s for s in rows if s in sequences]
+        assert [s for s in rows if s is not self.loop.table.idle] == [s for s in rows if s in sequences]
         assert set(sequences) <= set(rows)
-        idle = [row for row, s in enumerate(rows) if s is self.loop.slots.idle]
+        idle = [row for row, s in enumerate(rows) if s is self.loop.table.idle]
         changed = {(int(page), int(at)) for page, at in np.argwhere((self.pages() != pages).any(axis=2))}
         assert changed - places <= ({(self.spare_page, 0)} if idle else set())
         assert all(np.isfinite(part[:, page, at]).all() for part in (self.cache.k, self.cache.v) for page, at in places)
 
-        slots, history, after = self.loop.slots, self.before, self.history()
+        table, history, after = self.loop.table, self.before, self.history()
         for row, sequence in enumerate(rows):
             if row in idle:
                 self.idle_rows += 1
-                assert (slots.fields["length"][row], slots.fields["last_id"][row]) == (0, 0)
-                assert slots.page_tables[0, row, 0] == self.spare_page
+                assert (table.fields["length"][row], table.fields["last_id"][row]) == (0, 0)
+                assert table.page_tables[0, row, 0] == self.spare_page
                 if history is not None and after is not None:
                     np.testing.assert_array_equal(after[:, row], history[:, row])
                 continue
             ids = self.ids[sequence]
-            ids.append(int(slots.fields["last_id"][row]))
-            assert slots.fields["length"][row] == len(ids)
+            ids.append(int(table.fields["last_id"][row]))
+            assert table.fields["length"][row] == len(ids)
             if after is not None and sequence.params.repetition_penalty != 1:
                 self.penalized += 1
                 generated = Counter(ids[sequence.num_prompt :])
@@ -349,8 +349,8 @@ class Watched:
                 np.testing.assert_array_equal(after[0, row], wanted)
 
     def history(self) -> np.ndarray | None:
-        slots = self.loop.slots
-        return slots._history.copy() if slots.penalized_slots else None
+        table = self.loop.table
+        return table.sampler.history.copy() if table.sampler.penalized_rows else None
 
 
 @pytest.mark.usefixtures("ahead")

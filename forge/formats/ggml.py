@@ -290,8 +290,8 @@ class BlockFormat:
     unpack: Callable[[Bytes], Planes]
     halves: tuple[int, ...]
     """Offsets of the float16 scales (and minima) in a block."""
-    unit: int
-    """Weights that a thread of a kernel reads at a time."""
+    weights_per_thread: int
+    """Weights that a thread of a kernel reads together."""
     quants: tuple[int, int]
     high: tuple[int, int] | None = None
     """High bits of the quants, where they lie apart."""

@@ -19,20 +19,21 @@ from forge.state.model_state import ModelState
 
 
 class Attention:
-    """Causal attention of H query heads over G heads of cached keys and values (arXiv:1706.03762, arXiv:2305.13245).
+    """Causal attention of H query heads over G heads of cached keys and values.
 
-    q, k and v are one product. Attributes that hold weights are named like the file's tensors.
+    One product computes q, k and v. Attributes that hold weights are named like the file's tensors. Sources:
+    arXiv:1706.03762, arXiv:2305.13245 (GQA).
     """
 
     def __init__(self, tensors: LayerTensors, ropes: list[RotaryEmbedding], *, keeps_input: bool) -> None:
-        """keeps_input: the feed-forward of the layer reads the normalized stream that attention reads."""
+        """keeps_input: The feed-forward of the same layer reads the input of attention again."""
         config, self.index = tensors.config, tensors.index
         queries, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
         self.keeps_input = keeps_input
         self.attn_norm = tensors.norm("attn_norm")
         self.attn_qkv = tensors.linear({"attn_q": queries, "attn_k": keys, "attn_v": keys}, config.width, "attn_qkv")
         self.attn_qkv_bias: Any = None
-        """float32 ((H + 2G) * D,): what the rotation of q and k adds to the product before."""
+        """float32 ((H + 2G) * D,), which the RoPE op adds; None where `attn_qkv` has the bias, or no bias exists."""
         self.attn_q_norm = self.attn_k_norm = None
         self.head_norms: tuple[Any, Any] | None = None
         """LayerNorm weights of q's heads (H, D) and k's heads (G, D)."""
@@ -53,14 +54,14 @@ class Attention:
         self.norm_eps = config.norm_eps
 
     def linears(self) -> list[Linear]:
-        """The matrix products, in order."""
+        """The layer's matrix products, in the order of their launches."""
         return [self.attn_qkv, self.attn_output]
 
     def __call__(self, stream: ResidualStream, batch: Batch, state: ModelState, hook: Hook | None) -> None:
-        """Add attention's result to the stream; keys and values of the batch's T tokens go to the state."""
+        """Add the result to the stream, and keys and values of the batch's T tokens to the state."""
         kv, table = state[self.index]
         slots, page_table = batch.tables[table]
-        is_one_op = batch.is_decode and hook is None  # a hook wants what lies between
+        is_one_op = batch.is_decode and hook is None  # a hook sees what that op does not write
         operand = stream.normed(self.attn_norm, keep=self.keeps_input)  # (T, E)
         split_k = "allowed" if is_one_op and self.head_norms is None else "never"
         qkv = self.attn_qkv(operand, split_k=split_k)  # (T, (H + 2G) * D)

@@ -27,7 +27,7 @@ _FEED_FORWARDS: dict[str, type[FeedForward]] = {"gated": GatedFeedForward, "plai
 
 
 class Decoder:
-    """A model's weights and its forward pass. What its layers consist of is data of the family's row in `arch`."""
+    """A model's weights and its forward pass. The family's row in `arch` says which sublayers each layer has."""
 
     def __init__(self, weights: Weights, config: ModelConfig, backend: Backend) -> None:
         self.config, self.backend = config, backend
@@ -37,7 +37,7 @@ class Decoder:
         self._ropes = [RotaryEmbedding(rope, backend) for rope in config.ropes]
         self._rope_positions = 0
         self.layers: list[tuple[Mixer, FeedForward]] = []
-        first: dict[Sublayer, int] = {}  # the first layer that has it
+        first: dict[Sublayer, int] = {}  # the index of the first layer with a sublayer
         for index, layer in enumerate(ARCHS[config.arch].layers(config.num_layers)):
             of_mixer, of_feed_forward = (
                 LayerTensors(weights, config, half, index, first.setdefault(half, index)) for half in layer
@@ -58,14 +58,14 @@ class Decoder:
         yield self.output
 
     def reserve(self, positions: int) -> None:
-        """Make the RoPE tables reach so many positions; they grow by doubling."""
+        """Compute the RoPE tables for at least so many positions. Tables grow by doubling."""
         if positions > self._rope_positions:
             self._rope_positions = max(positions, 2 * self._rope_positions)
             for rope in self._ropes:
                 rope.compute(self._rope_positions)
 
     def __call__(self, batch: Batch, state: ModelState, hook: Hook | None = None) -> Any:
-        """float32 logits (R, V) of the batch's logit rows; keys and values of its T tokens go to the state."""
+        """float32 logits (R, V) of the batch's logit rows. The layers' state of its T tokens is written."""
         stream = self.hidden(batch, state, hook)
         if batch.logit_rows is not None:
             stream.take(batch.logit_rows)
@@ -73,13 +73,14 @@ class Decoder:
         return soft_cap(logits, self.config.final_softcap) if self.config.final_softcap else logits
 
     def hidden(self, batch: Batch, state: ModelState, hook: Hook | None = None) -> ResidualStream:
-        """The residual stream behind the layers. No logits are computed."""
+        """The residual stream after the last layer. No logits are computed."""
         x = self.token_embd(batch.ids)  # (T, E)
         if hook:
             hook("token_embd", x)
-        # A prompt adds its products in place, and so does a single token, whose norms are within products.
-        only_logits = batch.is_decode and batch.logit_rows is None and hook is None
-        stream = ResidualStream(x, leaves_pending=only_logits and len(x) > 1)
+        # Products of several sequences' tokens are split-K partials. Their sum is a launch, unless the next norm adds
+        # them. Rows cannot be taken of partials, and hooks do not see them.
+        takes_partials = batch.is_decode and len(x) > 1 and batch.logit_rows is None and hook is None
+        stream = ResidualStream(x, leaves_pending=takes_partials)
         for index, (mixer, feed_forward) in enumerate(self.layers):
             mixer(stream, batch, state, hook)
             feed_forward(stream, batch, hook)

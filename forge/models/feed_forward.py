@@ -1,4 +1,4 @@
-"""Feed-forwards: what each token computes of the residual stream alone."""
+"""Feed-forwards: sublayers that compute each token by itself."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ class _FeedForward:
     """Weights of both kinds. Attributes that hold weights are named like the file's tensors."""
 
     def __init__(self, tensors: LayerTensors, up: dict[str, int]) -> None:
-        """up: the matrices from the width to the feed-forward's, by their rows: one product."""
+        """up: Rows of the matrices that read the stream. One product computes them all."""
         config = tensors.config
         self.ffn_norm = tensors.norm_or_none("ffn_norm")
-        """None: the feed-forward reads the normalized stream that the mixer read."""
+        """None where the feed-forward reads the input of the mixer again."""
         self.ffn_up = tensors.linear(up, config.width, "ffn_up")
         self.ffn_down = tensors.linear({"ffn_down": config.width}, config.ffn_width)
         self.post_ffw_norm = tensors.norm_or_none("post_ffw_norm")
 
     def linears(self) -> list[Linear]:
-        """The matrix products, in order."""
+        """The layer's matrix products, in the order of their launches."""
         return [self.ffn_up, self.ffn_down]
 
 
 class GatedFeedForward(_FeedForward):
-    """down(activation(gate(x)) * up(x)) (arXiv:2002.05202)."""
+    """down(activation(gate(x)) * up(x)). Source: arXiv:2002.05202."""
 
     def __init__(self, tensors: LayerTensors) -> None:
         width = tensors.config.ffn_width

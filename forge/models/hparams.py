@@ -15,7 +15,7 @@ from forge.formats.gguf import GGUF
 from forge.models.arch import ARCHS, Arch
 
 _MAX_LAYERS = 1024
-_MOST = 2**31 - 1
+_MAX_COUNT = 2**31 - 1
 _MAX_TOKENS = 2**20
 """What the sampler's fixed-point sums hold."""
 
@@ -55,7 +55,7 @@ class _Reader:
         windows = self.windows()
         ropes, layer_ropes = self.ropes(head_dim, windows, trained, context or trained)
         embedding = file.tensor("token_embd.weight").shape
-        kv_heads = self.count("attention.head_count_kv", heads, most=heads)
+        kv_heads = self.count("attention.head_count_kv", heads, maximum=heads)
         if self.count("attention.value_length", head_dim) != head_dim:
             raise UnsupportedError(f"{file.path}: keys and values of different lengths are not supported")
         if heads % kv_heads:
@@ -64,7 +64,7 @@ class _Reader:
             raise FormatError(f"{file.path}: token_embd.weight has shape {embedding}, not (vocabulary, {width})")
         if embedding[0] > _MAX_TOKENS:
             raise UnsupportedError(f"{file.path}: a vocabulary of {embedding[0]} is over the limit of {_MAX_TOKENS}")
-        if self.count("expert_count", 0, least=0):
+        if self.count("expert_count", 0, minimum=0):
             raise UnsupportedError(f"{file.path}: mixtures of experts are not supported")
         epsilon = "layer_norm_rms_epsilon" if arch.norm == "rms" else "layer_norm_epsilon"
         scaled = width / heads if layers == arch.width_scaled_layers else head_dim
@@ -79,28 +79,28 @@ class _Reader:
             vocab_size=embedding[0],
             context_length=trained,
             norm=arch.norm,
-            norm_eps=self.number(f"attention.{epsilon}", least=0.0),
+            norm_eps=self.number(f"attention.{epsilon}", minimum=0.0),
             activation=arch.activation,
-            attention_scale=self.number("attention.scale", 0.0, least=0.0) or scaled**-0.5,
+            attention_scale=self.number("attention.scale", 0.0, minimum=0.0) or scaled**-0.5,
             ropes=ropes,
             layer_ropes=layer_ropes,
             layer_windows=windows,
-            attention_softcap=self.number("attn_logit_softcapping", arch.default_softcaps[0], least=0.0),
-            final_softcap=self.number("final_logit_softcapping", arch.default_softcaps[1], least=0.0),
+            attention_softcap=self.number("attn_logit_softcapping", arch.default_softcaps[0], minimum=0.0),
+            final_softcap=self.number("final_logit_softcapping", arch.default_softcaps[1], minimum=0.0),
             embedding_scale=math.sqrt(width) if arch.scales_embedding else 1.0,
         )
 
-    def count(self, key: str, default: int | None = None, *, least: int = 1, most: int = _MOST) -> int:
+    def count(self, key: str, default: int | None = None, *, minimum: int = 1, maximum: int = _MAX_COUNT) -> int:
         """A whole number; a file may give it per layer, then all layers must agree."""
         full = f"{self.name}.{key}"
         value = self.file.metadata.get(full)
         if not isinstance(value, np.ndarray):
-            return self.file.get_int(full, default, min=least, max=most)
+            return self.file.get_int(full, default, min=minimum, max=maximum)
         entries = self.per_layer(full, value, "iu")
         if (entries != entries[0]).any():
             raise UnsupportedError(f"{self.file.path}: {full} differs between layers, which is not supported")
-        if not least <= int(entries[0]) <= most:
-            raise FormatError(f"{self.file.path}: key {full!r} should be from {least} to {most}, not {entries[0]}")
+        if not minimum <= int(entries[0]) <= maximum:
+            raise FormatError(f"{self.file.path}: key {full!r} should be from {minimum} to {maximum}, not {entries[0]}")
         return int(entries[0])
 
     def per_layer(self, key: str, entries: npt.NDArray[Any], kinds: str) -> npt.NDArray[Any]:
@@ -114,14 +114,14 @@ class _Reader:
         return entries[: self.layers]
 
     def number(
-        self, key: str, default: float | None = None, *, least: float = -math.inf, most: float = math.inf
+        self, key: str, default: float | None = None, *, minimum: float = -math.inf, maximum: float = math.inf
     ) -> float:
-        return self.file.get_float(f"{self.name}.{key}", default, min=least, max=most)
+        return self.file.get_float(f"{self.name}.{key}", default, min=minimum, max=maximum)
 
     def windows(self) -> tuple[int, ...]:
         """Each layer's window."""
         key = f"{self.name}.attention.sliding_window_pattern"
-        window = self.count("attention.sliding_window", self.arch.default_window, least=0)
+        window = self.count("attention.sliding_window", self.arch.default_window, minimum=0)
         pattern = self.file.metadata.get(key, self.arch.global_every)
         if isinstance(pattern, np.ndarray):  # per layer: is it local
             local = [bool(entry) for entry in self.per_layer(key, pattern, "biu")]
@@ -134,15 +134,15 @@ class _Reader:
         self, head_dim: int, windows: tuple[int, ...], trained: int, context: int
     ) -> tuple[tuple[RopeConfig, ...], tuple[int, ...]]:
         """The RoPE of global layers, then that of windowed layers if it differs; and which layer has which."""
-        dim = self.count("rope.dimension_count", head_dim, most=head_dim)
+        dim = self.count("rope.dimension_count", head_dim, maximum=head_dim)
         if dim % 2:
             raise FormatError(f"{self.file.path}: {self.name}.rope.dimension_count is odd: {dim}")
-        base = self.number("rope.freq_base", 10_000.0, least=1.0)
+        base = self.number("rope.freq_base", 10_000.0, minimum=1.0)
         plain = RopeConfig(style=self.arch.rope, dim=dim, base=base)
         scaled = self.scaling(plain, trained, context)
         if self.arch.local_rope_base is None or not any(windows):
             return (scaled,), (0,) * len(windows)
-        local = replace(plain, base=self.number("rope.freq_base_swa", self.arch.local_rope_base, least=1.0))
+        local = replace(plain, base=self.number("rope.freq_base_swa", self.arch.local_rope_base, minimum=1.0))
         return (scaled, local), tuple(int(window > 0) for window in windows)
 
     def scaling(self, plain: RopeConfig, trained: int, context: int) -> RopeConfig:
@@ -170,14 +170,14 @@ class _Reader:
             raise FormatError(f"{self.file.path}: YaRN needs {self.name}.rope.freq_base above 1, not {plain.base}")
         # log_multiplier is the share of the magnitude that the attention scale has already
         growth = 0.1 * math.log(max(factor, 1.0))
-        magnitude = (growth + 1.0) / (growth * self.number("rope.scaling.yarn_log_multiplier", 0.0, least=0.0) + 1.0)
+        magnitude = (growth + 1.0) / (growth * self.number("rope.scaling.yarn_log_multiplier", 0.0, minimum=0.0) + 1.0)
         return replace(
             scaled,
             frequency_scale=1.0 / factor,
             magnitude=self.number("rope.scaling.yarn_attn_factor", scaled.magnitude * magnitude),
             yarn_betas=(
-                self.number("rope.scaling.yarn_beta_fast", 32.0, least=1e-6, most=1e6),
-                self.number("rope.scaling.yarn_beta_slow", 1.0, least=1e-6, most=1e6),
+                self.number("rope.scaling.yarn_beta_fast", 32.0, minimum=1e-6, maximum=1e6),
+                self.number("rope.scaling.yarn_beta_slow", 1.0, minimum=1e-6, maximum=1e6),
             ),
         )
 

@@ -11,7 +11,10 @@ from forge.models.weights import Weights
 
 
 class LayerTensors:
-    """Takes the tensors of a sublayer out of a model's file. `first` is the first layer with the same sublayer."""
+    """Takes the tensors of one sublayer out of a model's file.
+
+    index: The layer. first: The first layer with the same sublayer.
+    """
 
     def __init__(self, weights: Weights, config: ModelConfig, sublayer: Sublayer, index: int, first: int) -> None:
         self.config, self.index = config, index
@@ -23,7 +26,7 @@ class LayerTensors:
         return f"blk.{self.index if index is None else index}.{tensor}{suffix}"
 
     def has_norm(self, tensor: str) -> bool:
-        """Whether the layer has this norm. The first layer's tensors tell: norms are in all of them or in none."""
+        """Whether the layer has this norm. All layers with the same sublayer have it if the first one does."""
         is_there = self._weights.has(self._name(tensor, self._first))
         return tensor in self._required or (tensor in self._optional and is_there)
 

@@ -1,4 +1,4 @@
-"""Linear, Embedding and Norm: weights and the op that uses them. They know no model."""
+"""Linear, Embedding and Norm: weights with the op that uses them. They know no model."""
 
 from __future__ import annotations
 
@@ -19,10 +19,12 @@ class Linear:
         self.weight, self.bias = weight, bias
 
     def __call__(self, operand: Any, *, residual: Any = None, glu: str = "none", split_k: str = "never") -> Any:
-        """The product with an operand (M, K), an array or `Normed`: float32 (M, N).
+        """The product with an operand (M, K): float32 (M, N), or with glu (M, N / 2) in the precision of operands.
 
-        The options are those of the op: residual, which the product is added to in place; glu, the activation of a gate
-        that is the product's first half; split_k, whether split-K partials may be returned.
+        operand: An array, or `Normed`.
+        residual: float32 (M, N). The product is added to it in place.
+        glu: silu or gelu: The first half of the product is a gate, and the result is activation(gate) * up.
+        split_k: "allowed": The result may be `Partials`, which the reader sums.
         """
         return linear(operand, self.weight, self.bias, residual, glu=glu, split_k=split_k)
 
@@ -50,9 +52,9 @@ class Norm:
         self.weight, self.bias, self.eps = weight, bias, eps
 
     def operand(self, x: Any, pending: Any = None) -> Normed:
-        """x (T, E), normalized, as the operand of a product; what is pending (T, E) is first added to x in place."""
+        """x (T, E), normalized, as the operand of a product. What is pending (T, E) is first added to x in place."""
         return Normed(x, pending, self.weight, self.bias, self.eps, self.is_rms)
 
     def __call__(self, x: Any) -> Any:
-        """x (T, E), normalized, in float32: for the residual stream, as Gemma's norms behind its products."""
+        """x (T, E), normalized, in float32. Gemma's norms after its products give this to the residual stream."""
         return norm(self.operand(x), out="f32")

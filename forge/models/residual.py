@@ -1,4 +1,4 @@
-"""The residual stream: what every layer reads, normalized, and adds its result to."""
+"""The residual stream: every sublayer reads it through a norm and adds its result to it."""
 
 from __future__ import annotations
 
@@ -11,23 +11,24 @@ from forge.ops.norm import norm as normalize
 
 
 class ResidualStream:
-    """The residual stream of a step's T tokens, float32 (T, E).
+    """The residual stream of T tokens, float32 (T, E).
 
-    A result that a norm follows may be left pending: the launch of that norm adds it. This is the one place where
-    results are added, so a model on several devices would reduce its partial results here.
+    A result may be left pending: the next norm adds it within its own launch. All results are added here, so this is
+    where a model on several devices would reduce theirs.
     """
 
     def __init__(self, x: Any, *, leaves_pending: bool) -> None:
-        """leaves_pending: products leave their results to the norms behind them where that saves a launch."""
+        """leaves_pending: Products may be left pending, as split-K partials, to save the launch that sums them."""
         self.x = x
         self._pending: Any = None
         self._leaves_pending = leaves_pending
         self._kept: Any = None
 
     def normed(self, norm: Norm | None, *, keep: bool = False) -> Any:
-        """The operand of a product: the normalized stream, to which what is pending is added first.
+        """The normalized stream as the operand of one product. The product, or its norm, adds what is pending first.
 
-        The operand is used once. keep: the feed-forward reads it too, as what a norm of None gives.
+        norm: None gives the operand that was kept.
+        keep: Compute the operand now and keep it for another product.
         """
         if norm is None:
             operand, self._kept = self._kept, None
@@ -39,7 +40,7 @@ class ResidualStream:
         return self._kept
 
     def add(self, linear: Linear, h: Any, post_norm: Norm | None) -> None:
-        """Add linear(h), normalized if there is a post_norm, in place or by leaving it pending."""
+        """Add linear(h), through the post_norm if there is one, in place or by leaving it pending."""
         if post_norm is not None:
             self._leave(post_norm(linear(h)))
         elif self._leaves_pending and self._kept is None:
@@ -48,16 +49,16 @@ class ResidualStream:
             linear(h, residual=self.x)
 
     def _leave(self, addend: Any) -> None:
-        if self._pending is not None:  # no norm came between two results
+        if self._pending is not None:  # two results without a norm between them
             self.x = add(self.x, self._pending)
         self._pending = addend
 
     def take(self, rows: Any) -> None:
-        """Keep these rows, int32 (R,), alone."""
+        """Reduce the stream to these rows: int32 (R,)."""
         self.x = take_rows(rows, self.x)  # (R, E)
         if self._pending is not None:
             self._pending = take_rows(rows, self._pending)
 
     def value(self) -> Any:
-        """The stream with what is pending, for hooks."""
+        """The stream (T, E) with what is pending added: for hooks."""
         return self.x if self._pending is None else add(self.x, self._pending)

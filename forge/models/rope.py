@@ -35,8 +35,8 @@ def frequencies(rope: RopeConfig) -> npt.NDArray[np.float64]:
 class RotaryEmbedding:
     """A rotary embedding and its tables by position, float32 on the model's device.
 
-    cos_sin: (positions, R, 2), cos and sin of each pair's angle, times the magnitude. query_scale: (positions,) factors
-    of the queries, or None.
+    cos_sin: (positions, R, 2), cos and sin of each pair's angle, times the magnitude.
+    query_scale: (positions,) factors of the queries, or None.
     """
 
     def __init__(self, config: RopeConfig, backend: Backend) -> None:
@@ -45,7 +45,7 @@ class RotaryEmbedding:
         self.query_scale: Any = None
 
     def compute(self, positions: int) -> None:
-        """Make tables of the first positions, in float64."""
+        """Compute the tables of positions 0 to `positions` - 1, in float64, and keep them as float32."""
         rope, position = self.config, np.arange(positions)
         with np.errstate(all="ignore"):  # a file's numbers may be beyond float32: the logits say so
             angles = position[:, None] * frequencies(rope)

@@ -26,9 +26,7 @@ from forge.models.arch import UNUSED_TENSORS
 from forge.ops.quant import FORMATS, QuantTensor, Stack
 
 _TASK_WEIGHTS = 1 << 22
-"""Weights dequantized per task: large tensors are shared among threads."""
-
-
+"""Weights that a task dequantizes: threads share a large tensor."""
 _ALIGNMENT = 16
 """float32 numbers of a cache line, at which matrices start."""
 
@@ -71,8 +69,8 @@ class Weights:
     def matrix(self, rows: Mapping[str, int], joined: str | None = None, *, cols: int) -> Any:
         """(sum of rows, cols): the named matrices stacked, so that one product computes them all.
 
-        A file may hold them as one, under the name `joined`. float32 on NumPy; where the backend keeps blocks, a
-        QuantTensor's planes, float16, or a Stack of these.
+        A file may hold them as one tensor, `joined`. On NumPy the result is float32. On a GPU it is Packed, float16, or
+        a Stack of these.
         """
         rows = self._stored(rows, joined)
         for name, count in rows.items():
@@ -81,7 +79,7 @@ class Weights:
             parts = [self._joined(kept, tuple(group)) for kept, group in groupby(rows, self._kept_type)]
             self._report(sum(self.file.tensors[name].nbytes for name in rows))
             return parts[0] if len(parts) == 1 else Stack(tuple(parts))
-        out = self._room(sum(rows.values()), cols)
+        out = self._allocate(sum(rows.values()), cols)
         start = 0
         for name, count in rows.items():
             self._fill(name, out[start : start + count])
@@ -89,30 +87,32 @@ class Weights:
         return out
 
     def _stored(self, sizes: Mapping[str, int], joined: str | None) -> Mapping[str, int]:
-        """The tensors of a file that hold what is named here one by one: those, or `joined` alone, all in their order.
+        """Names and sizes of the tensors that the file has for these: the same, or `joined` alone.
 
-        `joined` may be the name of one of them too (phi3's ffn_up is gate and up): then its size tells.
+        `joined` may be one of the names too: phi3's ffn_up holds gate and up. The size of the tensor then tells.
         """
         if joined is None:
             return sizes
         total = sum(sizes.values())
-        own = [name for name in sizes if name != joined and self.has(name)]
+        separate = [name for name in sizes if name != joined and self.has(name)]
         if joined in sizes:
-            is_joined = not own and self.has(joined) and self.file.tensors[joined].shape[0] == total
+            is_joined = not separate and self.has(joined) and self.file.tensors[joined].shape[0] == total
             return {joined: total} if is_joined else sizes
         if not self.has(joined):
-            if not own:
+            if not separate:
                 raise FormatError(f"{self.file.path}: tensor {joined!r} is missing, and so is {next(iter(sizes))!r}")
             return sizes
-        if own:
-            raise FormatError(f"{self.file.path}: tensor {own[0]!r} is in {joined!r} as well: convert the model again")
+        if separate:
+            raise FormatError(
+                f"{self.file.path}: tensor {separate[0]!r} is in {joined!r} as well: convert the model again"
+            )
         return {joined: total}
 
     def _kept_type(self, name: str) -> GGMLType:
         return kept_type(self.file.tensors[name].type)
 
     def _joined(self, kept: GGMLType, names: Sequence[str]) -> Any:
-        """The named matrices, whose type on the device is the same, as one there."""
+        """The named matrices as one on the device. They have the same type there, `kept`."""
         infos = [self.file.tensors[name] for name in names]
         rows, cols = sum(info.shape[0] for info in infos), infos[0].shape[1]
         quantized = kept is not GGMLType.F16
@@ -139,7 +139,7 @@ class Weights:
             raise UnsupportedError(message, parameter="device", hint='use device="cpu"')
 
     def vector(self, sizes: Mapping[str, int], joined: str | None = None) -> Any:
-        """(sum of sizes,) float32 on the device: the named vectors one after the other, or stored as `joined`."""
+        """(sum of sizes,) float32 on the device: the named vectors, or `joined` where the file has that."""
         sizes = self._stored(sizes, joined)
         for name, size in sizes.items():
             self._take(name, (size,))
@@ -150,8 +150,8 @@ class Weights:
         self._take(name, shape)
         return self.backend.asarray(self.file.load(name))
 
-    def _room(self, rows: int, cols: int) -> npt.NDArray[np.float32]:
-        """A matrix in the one large array of all weights: the system backs that with huge pages, which read faster."""
+    def _allocate(self, rows: int, cols: int) -> npt.NDArray[np.float32]:
+        """A matrix within one large array, which the system backs with huge pages: they read faster."""
         if self._arena is None:
             sizes = (prod(info.shape) for info in self.file.tensors.values())
             self._arena = np.empty(sum(-(-size // _ALIGNMENT) * _ALIGNMENT for size in sizes), np.float32)
@@ -185,12 +185,12 @@ class Weights:
             self._report(size)
 
     def _report(self, size: int) -> None:
-        """So many more bytes of the file are loaded."""
+        """Count bytes of the file that are loaded, and tell the progress function."""
         self._done += size
         if self._progress:
             self._progress("loading weights", self._done, self._total)
 
 
 def kept_type(type: GGMLType) -> GGMLType:
-    """What a matrix of this type is kept as where blocks are kept: itself if it has kernels, else float16."""
+    """The type that a GPU keeps for a matrix of this type: the same if kernels read it, else float16."""
     return type if type.name in FORMATS else GGMLType.F16

@@ -201,7 +201,7 @@ def _many_rows(device: GPU, x: Any, weight: Any, y: Any, column: int, *, accumul
     for first in range(0, outer, step):
         count = min(step, outer - first)
         scratch = device.scratch((count, inner), device.dtype)
-        blocks = -(-count * inner // (weight.unit * 128))
+        blocks = -(-count * inner // (weight.weights_per_thread * 128))
         sizes = (first, count, inner)
         device.run("dequantize", "dequantize", blocks, *weight.planes, scratch, *sizes, FORMAT=int(weight.type))
         device.matmul(x, scratch, y, column + first, accumulate=accumulate)

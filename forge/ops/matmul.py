@@ -125,7 +125,7 @@ class _Launch:
             )
         self.blocks = -(-outer // rows_of_block)
         # Where the rows of the matrix are blocks too few to fill the device, more of them share the inner dimension.
-        steps = -(-inner // (_LANE_PARTS * (weight.unit if is_packed else 32)))
+        steps = -(-inner // (_LANE_PARTS * (weight.weights_per_thread if is_packed else 32)))
         room = device.num_cus * choice["MIN_BLOCKS"] // self.blocks
         self.splits = max(min(room, steps // _MIN_STEPS, _MAX_SPLITS[tokens]), 1)
 

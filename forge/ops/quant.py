@@ -31,11 +31,11 @@ class QuantTensor:
         return ggml.dequantize(self.blocks, self.type)
 
     def rows(self, index: npt.NDArray[np.int32]) -> npt.NDArray[np.float32]:
-        """float32 (len(index), cols): only these rows are dequantized."""
+        """float32 (len(index), cols), these rows alone."""
         return ggml.dequantize(self.blocks[index], self.type)
 
     def on(self, backend: Backend) -> QuantTensor | Packed:
-        """The same matrix as a backend's ops read it: repacked where there are kernels."""
+        """The same matrix in the form that a backend's ops read: on a GPU its blocks are repacked."""
         if not backend.is_gpu:
             return self
         planes = (None if plane is None else backend.asarray(plane) for plane in split(self.type, self.blocks))
@@ -43,7 +43,7 @@ class QuantTensor:
 
     @classmethod
     def random(cls, type_name: str, rows: int, cols: int, rng: np.random.Generator, scale: float = 0.01) -> QuantTensor:
-        """Random quants under scales from scale / 10 to scale, for cases and benchmarks."""
+        """Random quants with scales from scale / 10 to scale, for cases and benchmarks."""
         kind = ggml.GGMLType[type_name]
         size = kind.type_size
         blocks = rng.integers(0, 256, (rows, cols // kind.block_size, size), np.uint8)
@@ -55,10 +55,11 @@ class QuantTensor:
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """(rows, cols) weights as planes on a GPU, at the size of the file: what is read together lies together.
+    """(rows, cols) weights on a GPU: the fields of the blocks in planes of their own, so that threads read whole lines.
 
-    Each plane holds one field of all blocks, uint8 (rows, blocks per row * bytes of the field), or is None where the
-    type has no such field: the quants, their high bits, the scales of groups, the scales (and minima) of blocks.
+    Planes take as many bytes as the file's blocks. Each is uint8 (rows, blocks per row * bytes of the field), or None
+    where the type has no such field. quants: the low bits of the weights. high: their high bits. scales: the scales of
+    groups. deltas: the scales, and minima, of blocks.
     """
 
     type: ggml.GGMLType
@@ -83,9 +84,9 @@ class Packed:
         return self.quants, self.high, self.scales, self.deltas
 
     @property
-    def unit(self) -> int:
-        """Weights that a thread reads at a time."""
-        return ggml.BLOCK_FORMATS[self.type].unit
+    def weights_per_thread(self) -> int:
+        """Weights that a thread reads together."""
+        return ggml.BLOCK_FORMATS[self.type].weights_per_thread
 
     @property
     def nbytes(self) -> int:
@@ -94,7 +95,7 @@ class Packed:
 
 @dataclass(frozen=True, slots=True)
 class Stack:
-    """Matrices on a GPU with the same cols and other types, one on top of the other: one product computes them all."""
+    """Matrices of different types with the same cols, one on top of the other. One product computes them all."""
 
     parts: tuple[Any, ...]
 
@@ -107,11 +108,11 @@ class Stack:
         return sum(part.nbytes for part in self.parts)
 
     def dequantize(self) -> npt.NDArray[np.float32]:
-        """float32 (rows, cols) of parts that are on the host, as references need it."""
+        """float32 (rows, cols), for references: the parts are on the host."""
         return np.concatenate([p.dequantize() if isinstance(p, QuantTensor) else p for p in self.parts])
 
     def on(self, backend: Backend) -> Stack:
-        """The same matrices as a backend's ops read them."""
+        """The same matrices in the form that a backend's ops read."""
         return Stack(tuple(p.on(backend) if isinstance(p, QuantTensor) else backend.asarray(p) for p in self.parts))
 
 

@@ -15,7 +15,8 @@ import pytest
 from forge.backend.gpu import GPU
 from forge.devtools.variants import Recorder
 from forge.errors import ForgeError
-from forge.ops.quant import FORMATS, QuantTensor
+from forge.formats.ggml import BLOCK_FORMATS, GGMLType
+from forge.ops.quant import FORMATS
 from forge.tuning import Choices, architecture, store
 from forge.tuning.spec import ANY, DEFAULT
 from forge.tuning.table import ARCHITECTURES, KERNELS
@@ -35,7 +36,8 @@ def of_floats(inner: int) -> tuple[int, int, int]:
 
 
 def of_blocks(name: str, inner: int, op: str) -> tuple[int, int, int, int]:
-    is_gated, unit = op == "rms_gated", QuantTensor.random(name, 1, 256, np.random.default_rng(0)).on(Recorder()).unit  # type: ignore
+    unit = BLOCK_FORMATS[GGMLType[name]].weights_per_thread
+    is_gated = op == "rms_gated"
     rows = 2 if is_gated or (unit == 32 and name != "Q8_0") else 1
     is_large = is_gated or name in ("Q3_K", "Q5_K", "Q6_K") or (op == "rms_linear" and rows == 2 and inner > 4096)
     return 512, 16 if name in ("Q2_K", "Q3_K", "IQ4_XS") else 32, rows, 1 if is_large else 2

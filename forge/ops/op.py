@@ -15,15 +15,15 @@ The cases that check all three are in `forge/devtools/cases/`, in the file of th
 
 Arguments are written as data:
 
-- ``name:dtype[dims]`` is an array, without dims a scalar. Dims are the shape letters of DESIGN.md, products of them
-  (``2*F``), or numbers; the same letter is the same size in all arguments.
+- ``name:dtype[dims]`` is an array, without dims a scalar. Dims are the shape letters of CONTRIBUTING.md, products
+  of them (``2*F``), or numbers; the same letter is the same size in all arguments.
 - dtypes: ``f32 i32 u32 u64``, and ``act``, the backend's precision of matrix inputs (float32 on NumPy, float16 on a
   GPU); ``weight`` is a matrix in act, a QuantTensor or a Stack of them; the name of a choice between dtypes.
 - ``name:Record`` is a record class, whose fields `record` declares in the same language. They are checked like
   arguments of their own. ``name:dtype[dims]|Record`` is an array or such a record.
 - ``&`` before a name: written in place, of a record all arrays. ``?`` after a name: None is allowed.
   ``name=a|b``: a compile-time choice, passed by keyword.
-- After the arrow: what the op returns. ``y:f32[M,N] if glu=none else y:act[M,N/2]``: it depends on a choice.
+- After the arrow: what the op returns. ``y:f32[M,N] if glu=none else y:act[M,N/2]``: the result depends on a choice.
 """
 
 from __future__ import annotations

@@ -184,4 +184,6 @@ def test_a_code_object_that_is_refused_is_compiled_anew_or_named(
 def test_a_code_object_that_the_driver_refuses(copy: Path, gfx: str, tmp_path: Path) -> None:
     cut_off(next(copy.glob(f"{gfx}/decode_state*.hsaco")))
     line = complaint(forge(*GENERATE, FORGE_KERNELS=str(copy)))
-    assert re.fullmatch(rf"forge: step: the driver refuses its code object for {gfx}: hipErrorInvalidImage: .*", line)
+    assert re.fullmatch(
+        rf"forge: decode_state: the driver refuses its code object for {gfx}: hipErrorInvalidImage: .*", line
+    )

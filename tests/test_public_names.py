@@ -9,6 +9,7 @@ import pkgutil
 import re
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -23,6 +24,7 @@ from forge.keywords import RENAMED
 from forge.models.arch import ARCHS
 from forge.ops.op import REGISTRY
 
+FORGE = Path(forge.__file__).parent
 HEAVY = ["numpy", "tokenizers", "jinja2", "huggingface_hub", "gguf", "psutil", "rich", "cupy"]
 ERRORS = [value for value in vars(errors).values() if inspect.isclass(value)]
 
@@ -153,15 +155,50 @@ def test_the_table_of_former_names_is_the_one_that_works() -> None:
     assert dict(re.findall(r"^\| `(\w+)` of .* \| `(\w+)` \|$", page, re.MULTILINE)) == RENAMED
 
 
+@cache
+def nodes_of_the_package() -> list[tuple[str, ast.AST]]:
+    """Every call, raise, attribute and keyword of the package's source, with its file and line."""
+    return [
+        (f"{path.relative_to(FORGE)}:{node.lineno}", node)
+        for path in sorted(FORGE.rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call | ast.Raise | ast.Attribute | ast.keyword)
+    ]
+
+
 def test_the_package_itself_uses_no_former_name() -> None:
     """As attribute or keyword: users would be warned of what they did not write."""
-    nodes = [
-        (f"{path}:{node.lineno}", node.attr if isinstance(node, ast.Attribute) else node.arg)
-        for path in sorted(Path(forge.__file__).parent.rglob("*.py"))
-        for node in ast.walk(ast.parse(path.read_text()))
-        if isinstance(node, ast.Attribute | ast.keyword)
+    used = [
+        place
+        for place, node in nodes_of_the_package()
+        if (isinstance(node, ast.Attribute) and node.attr in RENAMED)
+        or (isinstance(node, ast.keyword) and node.arg in RENAMED)
     ]
-    assert [(place, name) for place, name in nodes if name in RENAMED] == []
+    assert used == []
+
+
+def test_every_parameter_error_names_its_parameter() -> None:
+    nameless = [
+        place
+        for place, node in nodes_of_the_package()
+        if isinstance(node, ast.Call) and getattr(node.func, "id", None) == "ParameterError"
+        if "parameter" not in [keyword.arg for keyword in node.keywords]
+    ]
+    assert nameless == []
+
+
+def test_no_error_or_warning_of_the_library_names_a_flag_of_the_command_line() -> None:
+    """A whole command within backticks, or of pip, may: it is for a shell wherever it is read."""
+    found = []
+    for place, node in nodes_of_the_package():
+        called = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
+        is_message = isinstance(node, ast.Raise) or "Error" in called or called == "warnings.warn"
+        if place.startswith("cli/") or not is_message:
+            continue
+        texts = " ".join(str(part.value) for part in ast.walk(node) if isinstance(part, ast.Constant))
+        flags = re.findall(r"--[a-z][a-z-]+", re.sub(r"`[^`]*`|pip install.*", "", texts))
+        found += [f"{place}: {flag}" for flag in flags]
+    assert found == []
 
 
 def test_no_error_class_is_defined_elsewhere() -> None:

@@ -1,13 +1,11 @@
 """What an error says in Python and on the command line."""
 
-import ast
 import copy
 import io
 import pickle
 import re
 import sys
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,8 +14,6 @@ from cli_runs import LLAMA, Captured, failure
 
 import forge
 from forge.engine import Engine
-
-SOURCES = Path(forge.__file__).parent
 
 
 class Failure(NamedTuple):
@@ -151,37 +147,3 @@ def test_an_error_survives_pickling_and_copying_with_parameter_and_hint(error: t
         assert type(same) is error
         assert (str(same), same.parameter, same.hint) == ("what\\nis wrong: use context=5", "context", "use context=5")
     assert (error("x").parameter, error("x").hint, str(error())) == (None, None, "")
-
-
-@cache
-def library_nodes() -> list[tuple[str, ast.Call | ast.Raise]]:
-    """Every call and raise of the package, with the place in its file."""
-    return [
-        (f"{path.relative_to(SOURCES)}:{node.lineno}", node)
-        for path in sorted(SOURCES.rglob("*.py"))
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-        if isinstance(node, ast.Call | ast.Raise)
-    ]
-
-
-def test_every_parameter_error_names_its_parameter() -> None:
-    nameless = [
-        place
-        for place, node in library_nodes()
-        if isinstance(node, ast.Call) and getattr(node.func, "id", None) == "ParameterError"
-        if "parameter" not in [keyword.arg for keyword in node.keywords]
-    ]
-    assert nameless == []
-
-
-def test_no_error_or_warning_of_the_library_names_a_flag_of_the_command_line() -> None:
-    """A whole command within backticks, or of pip, may: it is for a shell wherever it is read."""
-    found = []
-    for place, node in library_nodes():
-        called = ast.unparse(node.func) if isinstance(node, ast.Call) else "raise"
-        if place.startswith("cli/") or not ("Error" in called or called in ("raise", "warnings.warn")):
-            continue
-        texts = " ".join(str(part.value) for part in ast.walk(node) if isinstance(part, ast.Constant))
-        flags = re.findall(r"--[a-z][a-z-]+", re.sub(r"`[^`]*`|pip install.*", "", texts))
-        found += [f"{place}: {flag}" for flag in flags]
-    assert found == []

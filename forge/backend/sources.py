@@ -11,7 +11,10 @@ from typing import Any
 
 import numpy as np
 
-PRELUDE = "include/prelude"
+PRELUDE = tuple(
+    f"include/{part}" for part in ("prelude", "platform_amd", "platform_nvidia", "platform_harness", "device_functions")
+)
+"""What comes before every kernel: the contract, its implementations and what is built on them."""
 
 _DIRECTORY = resources.files("forge") / "raw_kernels"
 _FILE = re.compile(r"[a-z]\w*")
@@ -78,7 +81,7 @@ def _text(part: str) -> str:
 def parts(file: str) -> tuple[str, ...]:
     """The files of which a kernel file's source consists: the prelude, the files that it uses, itself."""
     uses = _USES.search(_text(file))
-    return (PRELUDE, *(f"include/{part}" for part in (uses[1].split(", ") if uses else ())), file)
+    return (*PRELUDE, *(f"include/{part}" for part in (uses[1].split(", ") if uses else ())), file)
 
 
 @cache

@@ -16,9 +16,7 @@ from forge.ops.rope import RopeArgs, rope_append_kv
 _MAX_PACKED = 4
 """Query heads of one KV head that a block takes together."""
 _MAX_SPLITS = 128
-"""MAX_PARTS of the kernel: one block merges the splits of a head."""
-_STYLES = {"neox": 1, "interleaved": 2}
-"""ROPE of the kernel."""
+"""MAX_SPLITS of the kernel: one block merges the splits of a head."""
 
 
 @op(
@@ -106,14 +104,14 @@ def _decode_attention_gpu(
         "attention_decode",
         "attention_decode",
         (rows, groups, splits),
-        *(None, parts, rope.bias, rope.q_norm, rope.k_norm, rope.cos_sin, rope.query_scale, lengths, slot_mapping),
+        *(parts, rope.bias, rope.q_norm, rope.k_norm, rope.cos_sin, rope.query_scale, lengths, slot_mapping),
         *(kv.k, kv.v, page_table, out, values, sums, arrived),
         *(heads, kv_heads, pages, rope.cos_sin.shape[1], rows, len(parts), splits),
         *(rope.eps, spec.scale, spec.window, spec.softcap),
         HEAD_DIM=dim,
         PAGE=page_size,
         PACKED=packed,
-        ROPE=_STYLES[style],
+        INTERLEAVED=int(style == "interleaved"),
         THREADS=choice["THREADS"],
         POSITIONS=choice["POSITIONS"],
         MIN_BLOCKS=min_blocks,

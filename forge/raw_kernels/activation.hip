@@ -1,43 +1,64 @@
-// Activations of float32 products into float16 inputs of the next one; the soft cap of logits; a sum.
+// Activations of float32 products into float16 inputs of the next product, the soft cap of logits, and a sum.
 
-// y (T, F) = activation(first half of a row) * second half; four numbers per thread where rows allow it.
+// Four numbers per thread where rows are multiples of four.
 template <bool SILU> DEVICE void gated(const float *gate_up, f16 *y, u32 width) {
     const float *gate = gate_up + (u64)BLOCK_Y * 2 * width, *up = gate + width;
     f16 *out = y + (u64)BLOCK_Y * width;
     u32 i = (BLOCK_X * 256 + THREAD) * 4;
     if (width % 4 == 0) {
         if (i >= width) return;
-        f32x4 g = *(const f32x4 *)(gate + i), u = *(const f32x4 *)(up + i);
-        f16x4 r;
+        f32x4 g = load<4>(gate + i), u = load<4>(up + i);
+        Vec<f16, 4> r;
         UNROLL for (u32 j = 0; j < 4; ++j) r.v[j] = to_f16(activate<SILU>(g.v[j]) * u.v[j]);
-        *(f16x4 *)(out + i) = r;
+        store(out + i, r);
     } else {
         for (u32 j = i; j < smaller((i32)i + 4, (i32)width); ++j) out[j] = to_f16(activate<SILU>(gate[j]) * up[j]);
     }
 }
 
-KERNEL(256) silu_mul(const float *gate_up, f16 *y, u32 width) {
+KERNEL(256) silu_mul(
+    const float *gate_up, // (T, 2F) gates, then ups
+    f16 *y,               // (T, F) silu(gate) * up
+    u32 width             // F
+) {
     grid_dependency_sync();
     gated<true>(gate_up, y, width);
 }
-KERNEL(256) gelu_mul(const float *gate_up, f16 *y, u32 width) {
+KERNEL(256) gelu_mul(
+    const float *gate_up, // (T, 2F) gates, then ups
+    f16 *y,               // (T, F) gelu(gate) * up
+    u32 width             // F
+) {
     grid_dependency_sync();
     gated<false>(gate_up, y, width);
 }
 
-KERNEL(256) gelu(const float *x, f16 *y, u32 count) {
+KERNEL(256) gelu(
+    const float *x, // (count,)
+    f16 *y,         // (count,)
+    u32 count
+) {
     grid_dependency_sync();
     u32 i = BLOCK_X * 256 + THREAD;
     if (i < count) y[i] = to_f16(gelu_tanh(x[i]));
 }
 
-KERNEL(256) soft_cap(float *x, float cap, u32 count) {
+KERNEL(256) soft_cap(
+    float *x,  // (count,) logits, in place
+    float cap, // logits end within (-cap, cap)
+    u32 count
+) {
     grid_dependency_sync();
     u32 i = BLOCK_X * 256 + THREAD;
     if (i < count) x[i] = cap * fast_tanh(fast_divide(x[i], cap));
 }
 
-KERNEL(256) add(const float *x, const float *delta, float *y, u32 count) {
+KERNEL(256) add(
+    const float *x,     // (count,)
+    const float *delta, // (count,)
+    float *y,           // (count,)
+    u32 count
+) {
     grid_dependency_sync();
     u32 i = BLOCK_X * 256 + THREAD;
     if (i < count) y[i] = x[i] + delta[i];

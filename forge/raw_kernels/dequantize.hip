@@ -10,10 +10,19 @@ DEVICE void read_group(const Unit &u, u32 index, u32 group, float (&weight)[32])
         weight[i] = scale[i / (32 / HALVES)] * (float)(i8)(four_codes(u, index, group, i / 4) >> 8 * (i % 4)) - offset[i / (32 / HALVES)];
 }
 
-// Some rows of the matrix as float16 (outer, inner): for a product through BLAS. What a thread takes apart goes through LDS, so
-// that neighbouring threads store neighbouring pieces of 8 numbers.
-KERNEL(128) dequantize(const u8 *quants, const u8 *high, const u8 *scales, const u8 *deltas, f16 *y, u32 first, u32 outer, u32 inner) {
-    SHARED f16x8 staged[128][4 * GROUPS + 1]; // an odd number of pieces: neighbouring rows are in other banks
+// Some rows of a matrix as float16, for a product through BLAS. A thread's unit goes through LDS, so that neighbouring threads
+// store neighbouring vectors of 8 numbers.
+KERNEL(128) dequantize(
+    const u8 *quants, // planes of the whole matrix, see quant_blocks.hip
+    const u8 *high,
+    const u8 *scales,
+    const u8 *deltas,
+    f16 *y,    // (outer, inner)
+    u32 first, // row of the matrix
+    u32 outer, // rows
+    u32 inner
+) {
+    SHARED f16x8 staged[128][4 * GROUPS + 1]; // an odd number of vectors: neighbouring rows are in other banks
     Planes planes{quants, high, scales, deltas};
     u32 units = inner / UNIT_WEIGHTS, start = BLOCK_X * 128, count = outer * units;
     if (start + THREAD < count) {
@@ -29,12 +38,21 @@ KERNEL(128) dequantize(const u8 *quants, const u8 *high, const u8 *scales, const
         u32 unit = start + i / (4 * GROUPS), piece = i % (4 * GROUPS);
         if (unit >= count) break;
         u64 at = (u64)(unit / units) * inner + group_start(unit % units, piece / 4) + piece % 4 * 8;
-        *(f16x8 *)(y + at) = staged[i / (4 * GROUPS)][piece];
+        store(y + at, staged[i / (4 * GROUPS)][piece]);
     }
 }
 
-// The rows of a table that ids name, times a factor, as float32 (T, inner). A block per token.
-KERNEL(64) quant_embed(const i32 *ids, const u8 *quants, const u8 *high, const u8 *scales, const u8 *deltas, float *y, u32 inner, float factor) {
+// Rows of a table by id, times a factor. A block per token.
+KERNEL(64) quant_embed(
+    const i32 *ids,   // (T,)
+    const u8 *quants, // planes of the table (V, inner), see quant_blocks.hip
+    const u8 *high,
+    const u8 *scales,
+    const u8 *deltas,
+    float *y, // (T, inner)
+    u32 inner,
+    float factor
+) {
     Planes planes{quants, high, scales, deltas};
     u32 units = inner / UNIT_WEIGHTS;
     float *row = y + (u64)BLOCK_X * inner;

@@ -1,7 +1,17 @@
-// Products with a float16 matrix whose rows are not whole pieces of 8 numbers: for small models. And biases.
+// Products with a float16 matrix whose rows are not whole vectors of 8 numbers, and biases.
 
-// y[m, column + n] = x[m] . weight[n] (+ bias[n]) (+ what y holds). A block for each number.
-KERNEL(64) linear(const f16 *x, const f16 *weight, const float *bias, float *y, u32 inner, u32 outer, u32 stride, u32 column, u32 accumulate) {
+// A block for each number of y.
+KERNEL(64) linear(
+    const f16 *x,      // (M, K)
+    const f16 *weight, // (N, K)
+    const float *bias, // (N,) or null
+    float *y,          // (M, stride) y[:, column : column + N] = x @ weight.T + bias, or += with accumulate
+    u32 inner,         // K
+    u32 outer,         // N
+    u32 stride,        // numbers from one row of y to the next
+    u32 column,
+    u32 accumulate // 0 or 1
+) {
     grid_dependency_sync();
     SHARED float scratch[MAX_WAVES(64)];
     u32 n = BLOCK_X, m = BLOCK_Y;
@@ -14,7 +24,13 @@ KERNEL(64) linear(const f16 *x, const f16 *weight, const float *bias, float *y, 
     *out = accumulate ? *out + sum : sum;
 }
 
-KERNEL(256) add_bias(const float *bias, float *y, u32 outer, u32 stride, u32 column) {
+KERNEL(256) add_bias(
+    const float *bias, // (N,)
+    float *y,          // (M, stride) y[:, column : column + N] += bias
+    u32 outer,         // N
+    u32 stride,        // numbers from one row of y to the next
+    u32 column
+) {
     grid_dependency_sync();
     u32 n = BLOCK_X * 256 + THREAD;
     if (n < outer) y[(u64)BLOCK_Y * stride + column + n] += bias[n];

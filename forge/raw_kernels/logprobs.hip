@@ -1,4 +1,4 @@
-// Log probabilities of some ids of each row under its logits as they are. A block per row.
+// Log probabilities of ids of each row under its logits as they are. A block per row.
 
 #define THREADS 1024
 
@@ -9,25 +9,30 @@ struct Distribution {
 
 DEVICE Distribution distribution(const float *z, u32 vocabulary, float (&scratch)[MAX_WAVES(THREADS)]) {
     float most = NEG_INFINITY;
-    u32 strange = 0; // NaN
+    u32 nans = 0;
     for (u32 i = THREAD; i < vocabulary; i += THREADS) {
         most = larger(most, z[i]);
-        strange += z[i] != z[i];
+        nans += z[i] != z[i];
     }
     most = block_max(most, scratch);
-    float unusual = block_sum((float)strange, scratch);
-    bool exists = unusual == 0.0f && most > NEG_INFINITY && most < -NEG_INFINITY;
+    float all_nans = block_sum((float)nans, scratch);
+    bool exists = all_nans == 0.0f && most > NEG_INFINITY && most < -NEG_INFINITY;
     float sum = 0;
     for (u32 i = THREAD; i < vocabulary; i += THREADS) sum += exists ? fast_exp(z[i] - most) : 0.0f;
     sum = block_sum(sum, scratch);
-    return Distribution{most, log_fast(sum), exists};
+    return Distribution{most, fast_log(sum), exists};
 }
 
 DEVICE float logprob(const Distribution &d, float z) {
     return d.exists ? (z - d.greatest) - d.log_sum : as_float(0x7fc00000u);
 }
 
-KERNEL(THREADS) logprobs(const float *logits, const i32 *ids, float *values, u32 vocabulary) {
+KERNEL(THREADS) logprobs(
+    const float *logits, // (R, V)
+    const i32 *ids,      // (R,) -1 counts as 0
+    float *values,       // (R,)
+    u32 vocabulary       // V
+) {
     grid_dependency_sync();
     SHARED float scratch[MAX_WAVES(THREADS)];
     const float *z = logits + (u64)BLOCK_X * vocabulary;
@@ -35,8 +40,14 @@ KERNEL(THREADS) logprobs(const float *logits, const i32 *ids, float *values, u32
     if (THREAD == 0) values[BLOCK_X] = logprob(d, z[larger(ids[BLOCK_X], 0)]);
 }
 
-// The n first by (logit descending, id ascending), one after the other: n is small, and this is asked for rarely.
-KERNEL(THREADS) top_logprobs(const float *logits, i32 *ids, float *values, u32 vocabulary, u32 n) {
+// The first n ids by (logit descending, id ascending), one after the other: n is small, and this is asked for rarely.
+KERNEL(THREADS) top_logprobs(
+    const float *logits, // (R, V)
+    i32 *ids,            // (R, n)
+    float *values,       // (R, n)
+    u32 vocabulary,      // V
+    u32 n
+) {
     grid_dependency_sync();
     SHARED float scratch[MAX_WAVES(THREADS)];
     SHARED u32 best_key[MAX_WAVES(THREADS)];
@@ -47,7 +58,7 @@ KERNEL(THREADS) top_logprobs(const float *logits, i32 *ids, float *values, u32 v
     for (u32 place = 0; place < n; ++place) {
         u32 most = 0, id = 0xffffffffu;
         for (u32 i = THREAD; i < vocabulary; i += THREADS) {
-            u32 key = key_of(z[i]);
+            u32 key = ordered_key(z[i]);
             bool taken = place > 0 && (key > last || (key == last && i <= last_id));
             if (!taken && (key > most || id == 0xffffffffu)) most = key, id = i;
         }
@@ -70,7 +81,15 @@ KERNEL(THREADS) top_logprobs(const float *logits, i32 *ids, float *values, u32 v
     }
 }
 
-KERNEL(64) pack_logprobs(const i32 *ids, const float *values, const i32 *top_ids, const float *top_values, i32 *packed, u32 n) {
+// What the host reads of a step, as words: ids of the row, then bits of their values.
+KERNEL(64) pack_logprobs(
+    const i32 *ids,          // (R,)
+    const float *values,     // (R,)
+    const i32 *top_ids,      // (R, n)
+    const float *top_values, // (R, n)
+    i32 *packed,             // (R, 2, n + 1)
+    u32 n
+) {
     grid_dependency_sync();
     u64 row = BLOCK_X;
     i32 *out = packed + row * 2 * (n + 1);

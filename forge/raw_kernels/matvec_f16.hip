@@ -1,21 +1,20 @@
-// Products of one row of x with a float16 matrix: y[n] = x . weight[n] (+ bias[n]) (+ what y holds), or gated.
+// GEMV: one row of x times a float16 matrix, with a norm before it or a gated activation behind it.
 // Uses: matvec_row
 //
-// A block computes ROWS rows of the matrix at a time and goes on to others; its threads share the inner dimension, each with
-// the same pieces of x in its registers for all rows. As soon as a weight is used, the one in its place in the next rows
-// is on its way, so that memory has work while sums are joined.
-// -D BLOCK=threads; MIN_BLOCKS=blocks that a multiprocessor holds; PIECES=pieces of 8 numbers of a row that a thread takes;
-// ROWS, even for gated outputs; IN=f16, or float: x is of the residual stream and is normalized here; OUT=float, or f16:
-// activation(gate) * up of rows n and outer + n; SILU=1, or 0: the activation is GELU.
+// A block computes ROWS rows of the matrix at a time, then goes on to others. Its threads share the inner dimension. Each holds
+// its vectors of x in registers for all rows. As soon as a weight is used, its successor in the next rows is prefetched, so that
+// memory has work during the reductions.
+// -D BLOCK=threads; PIECES=vectors of 8 numbers of a row that a thread takes; ROWS, even for gated outputs; IN=f16, or float: x is
+// the residual stream and is normalized here; OUT=float, or f16: activation(gate) * up; SILU=1, or 0: the activation is GELU.
 
-// Where a thread's pieces of a row are. Past the end of a row stands its last piece, which x has zeros for: loads without a
-// branch let the compiler wait for each alone.
+// Where a thread's p-th vector of a row is. Past the end of a row it is the row's last vector, for which x has zeros: the compiler
+// can wait for each load alone where no branch is in front of it.
 DEVICE u32 place(u32 p, u32 inner) {
     u32 unit = p * BLOCK + THREAD, last = inner / 8 - 1;
     return unit < last ? unit : last;
 }
 
-// The n-th of eight float16. They stay packed in registers: as numbers of 16 bits NVIDIA's compiler gives each one of its own.
+// The n-th of eight float16. They stay packed, because NVIDIA's compiler gives each number of 16 bits a register of its own.
 DEVICE float unpack(const u32x4 &eight, u32 n) { return to_float(f16{(u16)(eight.v[n / 2] >> 16 * (n % 2))}); }
 
 DEVICE u32x4 read_weight(const f16 *weight, u32 first, u32 r, u32 p, u32 inner, u32 outer) {
@@ -23,9 +22,21 @@ DEVICE u32x4 read_weight(const f16 *weight, u32 first, u32 r, u32 p, u32 inner, 
     return ((const u32x4 *)(weight + row * inner))[place(p, inner)];
 }
 
-// The block's outputs from `first` on; MORE: those from `next` on are read meanwhile.
+// Computes the block's outputs from `first` on. MORE: prefetches the weights of those from `next` on.
 template <bool MORE>
-DEVICE void take_rows(u32x4 (&w)[PIECES][ROWS], const float (&x)[PIECES][8], float (&partial)[MAX_WAVES(BLOCK)][ROWS], u32 first, u32 next, const f16 *weight, const float *bias, OUT *y, u32 inner, u32 outer, u32 accumulate) {
+DEVICE void multiply_rows(
+    u32x4 (&w)[PIECES][ROWS],
+    const float (&x)[PIECES][8],
+    float (&partial)[MAX_WAVES(BLOCK)][ROWS],
+    u32 first,
+    u32 next,
+    const f16 *weight,
+    const float *bias,
+    OUT *y,
+    u32 inner,
+    u32 outer,
+    u32 accumulate
+) {
     u32 n = own_output<BLOCK, OUT, ROWS, BLOCK>(first, outer);
     Addends more{};
     if (n < outer) more = read_addends(y, n, bias, outer, accumulate);
@@ -34,32 +45,43 @@ DEVICE void take_rows(u32x4 (&w)[PIECES][ROWS], const float (&x)[PIECES][8], flo
     UNROLL for (u32 p = 0; p < PIECES; ++p)
         UNROLL for (u32 r = 0; r < ROWS; ++r) {
             UNROLL for (u32 i = 0; i < 8; ++i) sum[r] += unpack(w[p][r], i) * x[p][i];
-            if (MORE) settle(sum[r]), w[p][r] = read_weight(weight, next, r, p, inner, outer);
+            if (MORE) compiler_fence(sum[r]), w[p][r] = read_weight(weight, next, r, p, inner, outer);
         }
     finish_vector<BLOCK, SILU>(sum, partial, n, more, y, outer);
 }
 
-KERNEL(BLOCK) matvec_f16(const IN *x, const float *norm, float eps, const f16 *weight, const float *bias, OUT *y, u32 inner, u32 outer, u32 blocks, u32 accumulate) {
+KERNEL(BLOCK) matvec_f16(
+    const IN *x,       // (K,)
+    const float *norm, // (K,) weights of the RMS norm of x, or null
+    float eps,         // of the norm
+    const f16 *weight, // (N, K); gated: (2N, K) gates, then ups
+    const float *bias, // (N,) or (2N,), or null
+    OUT *y,            // (N,)
+    u32 inner,         // K, a multiple of 8
+    u32 outer,         // N
+    u32 blocks,        // of the launch
+    u32 accumulate     // 0 or 1: y is added to
+) {
     SHARED float partial[2][MAX_WAVES(BLOCK)][ROWS], scratch[MAX_WAVES(BLOCK)];
     const u32 outputs = Outputs<OUT, ROWS>::per_team;
     u32 first = BLOCK_X * outputs, stride = blocks * outputs, turn = 0;
     u32 at[PIECES];
     UNROLL for (u32 p = 0; p < PIECES; ++p) at[p] = (p * BLOCK + THREAD) * 8;
     Row<IN, PIECES> row;
-    u32x4 w[PIECES][ROWS], halves[PIECES];
+    u32x4 w[PIECES][ROWS], packed[PIECES];
     float own[PIECES][8];
     auto read_weights = [&] {
         UNROLL for (u32 p = 0; p < PIECES; ++p)
             UNROLL for (u32 r = 0; r < ROWS; ++r) w[p][r] = read_weight(weight, first, r, p, inner, outer);
     };
-    if (STARTS_EARLY) read_weights(); // elsewhere x is asked for first, because it is needed first
+    if (HAS_PDL) read_weights(); // elsewhere x comes first, because it is needed first
     grid_dependency_sync();
     read_row(row, x, norm, at, inner);
-    if (!STARTS_EARLY) read_weights();
-    finish_row(halves, row, eps, inner, scratch);
+    if (!HAS_PDL) read_weights();
+    finish_row(packed, row, eps, inner, scratch);
     UNROLL for (u32 p = 0; p < PIECES; ++p)
-        UNROLL for (u32 i = 0; i < 8; ++i) own[p][i] = unpack(halves[p], i);
+        UNROLL for (u32 i = 0; i < 8; ++i) own[p][i] = unpack(packed[p], i);
     for (; first + stride < outer; first += stride, turn ^= 1)
-        take_rows<true>(w, own, partial[turn], first, first + stride, weight, bias, y, inner, outer, accumulate);
-    take_rows<false>(w, own, partial[turn], first, 0, weight, bias, y, inner, outer, accumulate);
+        multiply_rows<true>(w, own, partial[turn], first, first + stride, weight, bias, y, inner, outer, accumulate);
+    multiply_rows<false>(w, own, partial[turn], first, 0, weight, bias, y, inner, outer, accumulate);
 }

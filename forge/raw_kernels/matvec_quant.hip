@@ -1,28 +1,26 @@
-// Products of one row of x with a matrix in ggml's block types: y[n] = x . weight[n] (+ bias[n]) (+ what y holds), or gated.
+// GEMV: one row of x times a matrix in ggml's block types, with a norm before it or a gated activation behind it.
 // Uses: quant_blocks, matvec_row
 //
-// Neighbouring threads read neighbouring units of a row of the matrix.
-// -D FORMAT=ggml's number of the type; ROWS=rows of the matrix that a team of THREADS_PER_ROW threads takes; BLOCK=threads;
-// MIN_BLOCKS=blocks that a multiprocessor holds; MAX_GROUPS=groups of 32 numbers of x at most; IN=f16, or float: x is of the residual stream and is normalized here; OUT=float, or f16:
-// activation(gate) * up of rows n and outer + n; SILU=1, or 0: the activation is GELU.
+// Integer dot products of bytes: the codes times x. Each group of 32 numbers of x becomes integers of 16 bits under one scale, held
+// as two signed digits to the base 256. The rounding is finer than that of float16: half a step is 1/65024 of the group's largest
+// number. A team of THREADS_PER_ROW threads computes ROWS rows, and neighbouring threads read neighbouring units of a row.
+// -D FORMAT=ggml's number of the type; ROWS; THREADS_PER_ROW; BLOCK=threads; MAX_GROUPS=groups of 32 numbers of x at most; IN=f16,
+// or float: x is the residual stream and is normalized here; OUT=float, or f16: activation(gate) * up; SILU=1, or 0: the activation
+// is GELU.
 
-// y = x @ weight.T by integer dot products of bytes: the codes times x, which becomes integers of 16 bits under one
-// scale for the 32 numbers of a group, as two signed digits to the base 256. Rounding x so costs less than the
-// float16 that it is kept in did: half a step is 1/65024 of the largest of the 32.
-
-// The digits of a unit are pieces of 16 bytes: for each group two of high digits and two of low ones, then the groups' scales,
-// each with the sum of the integers of the group or of its halves.
+// Digits of a unit of x in LDS, as pieces of 16 bytes: for each group two pieces of high digits and two of low digits, then for each
+// group its scale and the sums of its integers, one for each half that has a scale of its own.
 #define SCALES (4 * GROUPS)
-#define DIGIT_PIECES (SCALES + (HALVES * GROUPS + 1) / 2 | 1) // odd: neighbouring units are in other banks of LDS
+#define DIGIT_PIECES (SCALES + (HALVES * GROUPS + 1) / 2 | 1) // odd, so that neighbouring units lie in other banks
 
-// Where a piece of the k-th unit is.
+// Index of a piece of the k-th unit.
 DEVICE u32 piece_at(u32 k, u32 piece) { return k * DIGIT_PIECES + piece; }
 
-// Four neighbouring lanes make a group, 8 numbers each; all lanes of a wave call it, those with nothing to store too. NaN and
-// infinity make the scale one of them.
+// Stores the digits of 8 numbers of x, the i-th in the order of eight_start. Four neighbouring lanes make a group. All lanes of a
+// wave call it, also those that store nothing. A NaN or infinity in x makes the scale NaN or infinite.
 DEVICE void make_digits(const u32x4 &x, u32x4 *digits, u32 i, bool stores) {
     u32 part = i % 4, group = i / 4 % GROUPS, k = i / (4 * GROUPS);
-    u32 largest = 0; // bits of a float16 without its sign are in the order of their values, with NaN on top
+    u32 largest = 0; // of the bits without the sign, which order as the values do, NaN on top
     UNROLL for (u32 j = 0; j < 8; ++j) {
         u32 bits = x.v[j / 2] >> 16 * (j % 2) & 0x7fffu;
         largest = bits > largest ? bits : largest;
@@ -44,11 +42,11 @@ DEVICE void make_digits(const u32x4 &x, u32x4 *digits, u32 i, bool stores) {
             low.v[w] |= (n & 255) << 8 * j;
             total += n;
         }
-        low.v[w] ^= 0x80808080u; // less the 128 that was added to round the high digit
+        low.v[w] ^= 0x80808080u; // takes away the 128 that rounded the high digit
     }
     total -= 8 * as_u32(12583040.0f);
     total += shfl_xor(total, 1);
-    u32 rest = shfl_xor(total, 2); // of the other half
+    u32 rest = shfl_xor(total, 2); // the sum of the other half
     if (!stores) return;
     ((u32x2 *)&digits[piece_at(k, 4 * group + part / 2)])[part % 2] = high;
     ((u32x2 *)&digits[piece_at(k, 4 * group + 2 + part / 2)])[part % 2] = low;
@@ -61,10 +59,10 @@ DEVICE void make_digits(const u32x4 &x, u32x4 *digits, u32 i, bool stores) {
 #endif
 }
 
-// Where in a row the 8 numbers begin that are made digits of `i`-th: in the order of units, groups and parts.
+// Where in a row the i-th 8 numbers begin, in the order of units, groups and quarters of a group.
 DEVICE u32 eight_start(u32 i) { return group_start(i / (4 * GROUPS), i / 4 % GROUPS) + i % 4 * 8; }
 
-// The products of a unit of each row of the matrix, the k-th of its row, with x are added to sum.
+// sum[r] += x . the k-th unit of row r.
 DEVICE void multiply_unit(const Unit (&unit)[ROWS], float (&sum)[ROWS], const u32x4 *digits, u32 k) {
     u32 index = k % UNITS_PER_BLOCK;
     UNROLL for (u32 g = 0; g < GROUPS; ++g) {
@@ -98,31 +96,45 @@ DEVICE void multiply_unit(const Unit (&unit)[ROWS], float (&sum)[ROWS], const u3
     }
 }
 
-// A team's units of its rows from output `first` on. Past the end all threads read the matrix's first unit: loads without a
-// branch let the compiler wait for those before them alone.
+// The k-th units of a team's rows from output `first` on. Past the end every thread reads the matrix's first unit: the compiler can
+// wait for each load alone where no branch is in front of it.
 DEVICE void read_units(Unit (&unit)[ROWS], const Planes &planes, u32 first, u32 k, bool there, u32 units, u32 outer) {
     UNROLL for (u32 r = 0; r < ROWS; ++r)
         unit[r] = read_unit(planes, there && k < units ? (u64)team_row<OUT, ROWS>(first, r, outer) * units + k : 0);
 }
 
-// One row of x, whose digits each block makes itself; it goes on to other rows of the matrix, and their first units are on
-// their way while sums are joined. Threads on a multiprocessor matter more than registers.
-KERNEL(BLOCK) matvec_quant(const IN *x, const float *norm, float eps, const u8 *quants, const u8 *high, const u8 *scales, const u8 *deltas, const float *bias, OUT *y, u32 inner, u32 outer, u32 blocks, u32 accumulate) {
+// Each block makes the digits of x itself. It goes on to other rows of the matrix, whose first units are prefetched during the
+// reductions.
+KERNEL(BLOCK) matvec_quant(
+    const IN *x,       // (K,)
+    const float *norm, // (K,) weights of the RMS norm of x, or null
+    float eps,         // of the norm
+    const u8 *quants,  // planes of the matrix (N, K); gated: (2N, K) gates, then ups
+    const u8 *high,
+    const u8 *scales,
+    const u8 *deltas,
+    const float *bias, // (N,) or (2N,), or null
+    OUT *y,            // (N,)
+    u32 inner,         // K, whole units
+    u32 outer,         // N
+    u32 blocks,        // of the launch
+    u32 accumulate     // 0 or 1: y is added to
+) {
     SHARED u32x4 digits[MAX_GROUPS / GROUPS * DIGIT_PIECES];
     SHARED float partial[2][MAX_WAVES(BLOCK)][ROWS], scratch[MAX_WAVES(BLOCK)];
     const u32 outputs = Outputs<OUT, ROWS>::per_team, turns = (4 * MAX_GROUPS + BLOCK - 1) / BLOCK;
     Planes planes{quants, high, scales, deltas};
     u32 units = inner / UNIT_WEIGHTS, lane = THREAD % THREADS_PER_ROW, team = THREAD / THREADS_PER_ROW * outputs;
     u32 first = BLOCK_X * (BLOCK / THREADS_PER_ROW) * outputs, stride = blocks * (BLOCK / THREADS_PER_ROW) * outputs;
-    u32 at[turns]; // of eight numbers of x: in the order of units, groups and parts
+    u32 at[turns]; // where the thread's numbers of x begin, eight each
     UNROLL for (u32 t = 0; t < turns; ++t) at[t] = eight_start(t * BLOCK + THREAD);
     Row<IN, turns> row;
     Unit next[ROWS];
-    u32 ahead = first, start = 0; // the outputs and the units that are read next
-    if (STARTS_EARLY) read_units(next, planes, ahead + team, lane, ahead < outer, units, outer);
+    u32 ahead = first, start = 0; // outputs and units to read next
+    if (HAS_PDL) read_units(next, planes, ahead + team, lane, ahead < outer, units, outer);
     grid_dependency_sync();
     read_row(row, x, norm, at, inner);
-    if (!STARTS_EARLY) read_units(next, planes, ahead + team, lane, ahead < outer, units, outer); // x is needed first
+    if (!HAS_PDL) read_units(next, planes, ahead + team, lane, ahead < outer, units, outer); // x is needed first
     u32x4 eight[turns];
     finish_row(eight, row, eps, inner, scratch);
     UNROLL for (u32 t = 0; t < turns; ++t) make_digits(eight[t], digits, t * BLOCK + THREAD, at[t] < inner);
@@ -134,7 +146,7 @@ KERNEL(BLOCK) matvec_quant(const IN *x, const float *norm, float eps, const u8 *
         if (n < outer) more = read_addends(y, n, bias, outer, accumulate);
         float sum[ROWS];
         UNROLL for (u32 r = 0; r < ROWS; ++r) sum[r] = 0;
-        for (u32 k = lane; k < units + lane; k += THREADS_PER_ROW) { // as many times for each thread of a team
+        for (u32 k = lane; k < units + lane; k += THREADS_PER_ROW) { // each thread of a team takes the same number of turns
             Unit unit[ROWS];
             UNROLL for (u32 r = 0; r < ROWS; ++r) unit[r] = next[r];
             start += THREADS_PER_ROW;

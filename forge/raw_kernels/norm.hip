@@ -1,76 +1,66 @@
 // RMSNorm and LayerNorm of float32 rows, alone or behind a residual addition. One block per row.
-// -D BLOCK=threads (a multiple of 64); OUT=f16 or float; VECTOR=4 where rows are multiples of 4 numbers, else 1; PIECES=pieces
-// of so many numbers that a thread has of a row.
+// -D BLOCK=threads (a multiple of 64); OUT=f16 or float; VECTOR=4 where rows are multiples of 4 numbers, else 1; PIECES=vectors of
+// a row that a thread holds.
 
 #ifndef OUT
 #define OUT f16
 #endif
 
-DEVICE void store(f16 *y, float x) { *y = to_f16(x); }
-DEVICE void store(float *y, float x) { *y = x; }
+DEVICE void convert(f16 &y, float x) { y = to_f16(x); }
+DEVICE void convert(float &y, float x) { y = x; }
 
-// The next N numbers of a row from i on, 1 or 4; nothing beyond its width.
-template <u32 N> DEVICE void read(const float *row, u32 i, u32 width, float (&to)[N]) {
-    struct alignas(4 * N) Piece {
-        float v[N];
-    } piece = {};
-    if (i < width) piece = *(const Piece *)(row + i);
-    UNROLL for (u32 j = 0; j < N; ++j) to[j] = piece.v[j];
-}
-template <u32 N, typename T> DEVICE void write(T *row, u32 i, u32 width, const float (&from)[N]) {
-    struct alignas(sizeof(T) * N) Piece {
-        T v[N];
-    } piece;
-    UNROLL for (u32 j = 0; j < N; ++j) store(&piece.v[j], from[j]);
-    if (i < width) *(Piece *)(row + i) = piece;
-}
+#define PARTIALS_AT_ONCE 8 // loads in flight
 
-#define SLICES_AT_ONCE 8 // whose loads are under way together
-
-// What is added to a row may be the sum of slices, arrays of all rows, `size` numbers apart.
+// What is added to a row: the sum of split-K partials, which lie `size` numbers apart.
 struct Delta {
     const float *row;
     u64 size;
-    u32 slices;
+    u32 partials;
 };
+DEVICE Delta delta_of(const float *delta, u32 width, u32 partials, u32 rows) {
+    return Delta{delta + (u64)BLOCK_X * width, (u64)rows * width, partials};
+}
 
-template <bool ADD> DEVICE float take(float *row, const Delta &delta, u32 i) {
+// A thread reads its vectors of the row once and holds them in registers.
+template <bool ADD>
+DEVICE void rms(float *x, const Delta &delta, const float *weight, OUT *y, u32 width, float eps) {
+    typedef Vec<float, VECTOR> V;
+    SHARED float scratch[MAX_WAVES(BLOCK)];
+    u64 start = (u64)BLOCK_X * width;
+    V value[PIECES], factor[PIECES];
+    float squares = 0;
+    UNROLL for (u32 p = 0; p < PIECES; ++p) {
+        u32 i = (p * BLOCK + THREAD) * VECTOR;
+        value[p] = load_if<VECTOR>(i < width, x + start + i);
+        factor[p] = load_if<VECTOR>(i < width, weight + i);
+        if (ADD) {
+            for (u32 s = 0; s < delta.partials; s += PARTIALS_AT_ONCE) {
+                V more[PARTIALS_AT_ONCE];
+                UNROLL for (u32 n = 0; n < PARTIALS_AT_ONCE; ++n)
+                    more[n] = load_if<VECTOR>(i < (s + n < delta.partials ? width : 0), delta.row + (s + n) * delta.size + i);
+                UNROLL for (u32 n = 0; n < PARTIALS_AT_ONCE; ++n)
+                    UNROLL for (u32 j = 0; j < VECTOR; ++j) value[p].v[j] += more[n].v[j];
+            }
+            if (i < width) store(x + start + i, value[p]);
+        }
+        UNROLL for (u32 j = 0; j < VECTOR; ++j) squares += value[p].v[j] * value[p].v[j];
+    }
+    float scale = rms_scale(fast_divide(block_sum(squares, scratch), (float)width), eps);
+    UNROLL for (u32 p = 0; p < PIECES; ++p) {
+        u32 i = (p * BLOCK + THREAD) * VECTOR;
+        Vec<OUT, VECTOR> r;
+        UNROLL for (u32 j = 0; j < VECTOR; ++j) convert(r.v[j], value[p].v[j] * (scale * factor[p].v[j]));
+        if (i < width) store(y + start + i, r);
+    }
+}
+
+template <bool ADD> DEVICE float read_sum(float *row, const Delta &delta, u32 i) {
     float x = row[i];
     if (ADD) {
-        for (u32 s = 0; s < delta.slices; ++s) x += delta.row[s * delta.size + i];
+        for (u32 s = 0; s < delta.partials; ++s) x += delta.row[s * delta.size + i];
         row[i] = x;
     }
     return x;
-}
-
-// A row is read once, in pieces of VECTOR numbers that its thread keeps: PIECES at most.
-template <bool ADD>
-DEVICE void rms(float *x, const Delta &delta, const float *weight, OUT *y, u32 width, float eps) {
-    SHARED float scratch[MAX_WAVES(BLOCK)];
-    u64 start = (u64)BLOCK_X * width;
-    float value[PIECES][VECTOR], factor[PIECES][VECTOR];
-    float squares = 0;
-    UNROLL for (u32 h = 0; h < PIECES; ++h) {
-        u32 i = (h * BLOCK + THREAD) * VECTOR;
-        read<VECTOR>(x + start, i, width, value[h]);
-        read<VECTOR>(weight, i, width, factor[h]);
-        if (ADD) {
-            for (u32 s = 0; s < delta.slices; s += SLICES_AT_ONCE) {
-                float more[SLICES_AT_ONCE][VECTOR];
-                UNROLL for (u32 n = 0; n < SLICES_AT_ONCE; ++n)
-                    read<VECTOR>(delta.row + (s + n) * delta.size, i, s + n < delta.slices ? width : 0, more[n]);
-                UNROLL for (u32 n = 0; n < SLICES_AT_ONCE; ++n)
-                    UNROLL for (u32 j = 0; j < VECTOR; ++j) value[h][j] += more[n][j];
-            }
-            write<VECTOR>(x + start, i, width, value[h]);
-        }
-        UNROLL for (u32 j = 0; j < VECTOR; ++j) squares += value[h][j] * value[h][j];
-    }
-    float scale = rsqrt_fast(fast_divide(block_sum(squares, scratch), (float)width) + eps);
-    UNROLL for (u32 h = 0; h < PIECES; ++h) {
-        UNROLL for (u32 j = 0; j < VECTOR; ++j) value[h][j] *= scale * factor[h][j];
-        write<VECTOR>(y + start, (h * BLOCK + THREAD) * VECTOR, width, value[h]);
-    }
 }
 
 template <bool ADD>
@@ -79,32 +69,60 @@ DEVICE void layer(float *x, const Delta &delta, const float *weight, const float
     u64 start = (u64)BLOCK_X * width;
     float *row = x + start;
     float sum = 0;
-    for (u32 i = THREAD; i < width; i += BLOCK) sum += take<ADD>(row, delta, i);
+    for (u32 i = THREAD; i < width; i += BLOCK) sum += read_sum<ADD>(row, delta, i);
     float mean = fast_divide(block_sum(sum, scratch), (float)width);
     float squares = 0;
     for (u32 i = THREAD; i < width; i += BLOCK) squares += (row[i] - mean) * (row[i] - mean);
-    float scale = rsqrt_fast(fast_divide(block_sum(squares, scratch), (float)width) + eps);
+    float scale = rms_scale(fast_divide(block_sum(squares, scratch), (float)width), eps);
     for (u32 i = THREAD; i < width; i += BLOCK)
-        store(y + start + i, (row[i] - mean) * scale * weight[i] + (bias ? bias[i] : 0.0f));
+        convert(y[start + i], (row[i] - mean) * scale * weight[i] + (bias ? bias[i] : 0.0f));
 }
 
-DEVICE Delta delta_of(const float *delta, u32 width, u32 slices, u32 rows) {
-    return Delta{delta + (u64)BLOCK_X * width, (u64)rows * width, slices};
-}
-
-KERNEL(BLOCK) rmsnorm(const float *x, const float *weight, OUT *y, u32 width, float eps) {
+KERNEL(BLOCK) rmsnorm(
+    const float *x,      // (T, E)
+    const float *weight, // (E,)
+    OUT *y,              // (T, E)
+    u32 width,           // E
+    float eps
+) {
     grid_dependency_sync();
     rms<false>((float *)x, Delta{}, weight, y, width, eps);
 }
-KERNEL(BLOCK) add_rmsnorm(float *residual, const float *delta, const float *weight, OUT *y, u32 width, float eps, u32 rows, u32 slices) {
+KERNEL(BLOCK) add_rmsnorm(
+    float *residual,     // (T, E) delta is added to it first
+    const float *delta,  // (partials, T, E)
+    const float *weight, // (E,)
+    OUT *y,              // (T, E)
+    u32 width,           // E
+    float eps,
+    u32 rows, // T
+    u32 partials
+) {
     grid_dependency_sync();
-    rms<true>(residual, delta_of(delta, width, slices, rows), weight, y, width, eps);
+    rms<true>(residual, delta_of(delta, width, partials, rows), weight, y, width, eps);
 }
-KERNEL(BLOCK) layernorm(const float *x, const float *weight, const float *bias, OUT *y, u32 width, float eps) {
+KERNEL(BLOCK) layernorm(
+    const float *x,      // (T, E)
+    const float *weight, // (E,)
+    const float *bias,   // (E,) or null
+    OUT *y,              // (T, E)
+    u32 width,           // E
+    float eps
+) {
     grid_dependency_sync();
     layer<false>((float *)x, Delta{}, weight, bias, y, width, eps);
 }
-KERNEL(BLOCK) add_layernorm(float *residual, const float *delta, const float *weight, const float *bias, OUT *y, u32 width, float eps, u32 rows, u32 slices) {
+KERNEL(BLOCK) add_layernorm(
+    float *residual,     // (T, E) delta is added to it first
+    const float *delta,  // (partials, T, E)
+    const float *weight, // (E,)
+    const float *bias,   // (E,) or null
+    OUT *y,              // (T, E)
+    u32 width,           // E
+    float eps,
+    u32 rows, // T
+    u32 partials
+) {
     grid_dependency_sync();
-    layer<true>(residual, delta_of(delta, width, slices, rows), weight, bias, y, width, eps);
+    layer<true>(residual, delta_of(delta, width, partials, rows), weight, bias, y, width, eps);
 }

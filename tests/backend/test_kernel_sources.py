@@ -15,7 +15,7 @@ from forge.devtools.variants import Recorder, case_variants
 DIRECTORY = Path(str(resources.files("forge"))) / "raw_kernels"
 FILES = sorted(str(path.relative_to(DIRECTORY).with_suffix("")) for path in DIRECTORY.rglob("*.hip"))
 KERNEL_FILES = [name for name in FILES if not name.startswith("include/")]
-PORTABLE_FILES = [name for name in FILES if name != sources.PRELUDE and not name.startswith("include/tile_")]
+PORTABLE_FILES = [name for name in FILES if not re.match(r"include/(prelude|platform_|tile_)", name)]
 PLATFORM = re.compile(r"#include|\b(__shfl\w*|__syncthreads|threadIdx|blockIdx|__builtin_amdgcn\w*|asm)\b")
 
 

@@ -37,7 +37,7 @@ TILE = variant("matmul-BLOCK=128-FORMAT=8-MIN_BLOCKS=4-PREFETCH=0-STAGE_STEPS=1-
 VECTOR = variant(
     "matvec_quant-BLOCK=256-FORMAT=2-IN=f16-MAX_GROUPS=64-MIN_BLOCKS=2-OUT=float-ROWS=1-SILU=0-THREADS_PER_ROW=32"
 )
-DECODE = variant("attention_decode-HEAD_DIM=8-MIN_BLOCKS=2-PACKED=2-PAGE=16-POSITIONS=1-ROPE=1-THREADS=256")
+DECODE = variant("attention_decode-HEAD_DIM=8-INTERLEAVED=0-MIN_BLOCKS=2-PACKED=2-PAGE=16-POSITIONS=1-THREADS=256")
 PREFILL = variant("attention_prefill-HEAD_DIM=64-PAGE=16")
 
 # Lanes of a wave, the matrix instruction, the dot product of bytes, the barrier: AMD's ISA manuals of each family.

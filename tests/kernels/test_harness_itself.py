@@ -39,7 +39,7 @@ def run(
     blocks: int = 1,
 ) -> None:
     """Run a kernel named probe, written here, in one block or some."""
-    prelude = sources.source(sources.PRELUDE).partition("\n// What every kernel stands on")[0]
+    prelude = "\n".join(map(sources._text, sources.PRELUDE)) + "\n"
     monkeypatch.setattr(sources, "source", lambda file: prelude + text)
     sources.signatures.cache_clear()
     sources.entry.cache_clear()

@@ -1,37 +1,35 @@
-// What the products of 2 to 64 rows of x on the matrix cores share: where a tile's rows are in the matrix, and what becomes of
-// the sums.
-// -D TOKENS=rows of x at most; TILES of a wave; BLOCK=threads; MIN_BLOCKS=blocks that a multiprocessor holds.
+// Shared by the matrix products of 2 to 64 rows of x: which matrix rows a tile has, the accumulators, and the epilogue.
+// -D TOKENS=rows of x at most; TILES of a wave; BLOCK=threads.
 
 #define WAVES (BLOCK / TILE_WAVE)
-#define TOGETHER (TOKENS < TILE_MOST_TOKENS ? TOKENS : TILE_MOST_TOKENS) // tokens whose sums there is room for
+#define TOGETHER (TOKENS < TILE_MAX_TOKENS ? TOKENS : TILE_MAX_TOKENS) // tokens that there are accumulators for
 #define TOKEN_TILES ((TOGETHER + TILE_TOKENS - 1) / TILE_TOKENS)
 
-typedef float Sums[TILES][TOKEN_TILES][TILE_VALUES]; // of a lane, of all tiles and tokens
+typedef float Sums[TILES][TOKEN_TILES][TILE_VALUES]; // a lane's accumulators
 DEVICE void clear_sums(Sums &sum) {
     UNROLL for (u32 t = 0; t < TILES; ++t)
         UNROLL for (u32 m = 0; m < TOKEN_TILES; ++m)
             UNROLL for (u32 i = 0; i < TILE_VALUES; ++i) sum[t][m][i] = 0;
 }
 
-// With a gate, half of a tile's rows are gates, the others what they gate, TILE_PARTNER below.
+// With a gate, half of a tile's rows are gates. The up of a gate is the row TILE_PARTNER below, so that one lane has both sums.
 DEVICE u32 half_of(u32 row) { return row / TILE_PARTNER % 2; }
 DEVICE u32 place_in_half(u32 row) { return row / (2 * TILE_PARTNER) * TILE_PARTNER + row % TILE_PARTNER; }
 
-// What a block makes of its product, and where its waves' tiles are in the matrix.
 struct Product {
-    const float *bias;
-    float *y;
-    f16 *gated;
+    const float *bias; // (N,) or null
+    float *y;          // (splits, M, stride) columns from `column` on
+    f16 *gated;        // (M, N / 2) activation(gate) * up, or null; then y is not used
     u32 rows, outer, stride, column, accumulate, gelu;
 };
 DEVICE u32 outputs_of(const Product &p) { return p.gated ? p.outer / 2 : p.outer; }
-DEVICE u32 matrix_row(const Product &p, u32 tile, u32 row) { // of the wave's; one too many is not stored
+DEVICE u32 matrix_row(const Product &p, u32 tile, u32 row) { // of a row of the wave's tile; the last one for rows past the end
     u32 first = ((BLOCK_X * WAVES + THREAD / TILE_WAVE) * TILES + tile) * (p.gated ? 8 : 16), outputs = outputs_of(p);
     u32 n = first + (p.gated ? place_in_half(row) : row);
     return (n < outputs ? n : outputs - 1) + (p.gated && half_of(row) ? outputs : 0);
 }
 
-// Sums of tokens from `base` on: activated, or stored as those of a slice.
+// The epilogue of the tokens from `base` on: activation(gate) * up, or the split's partial sums.
 DEVICE void store_sums(const Product &p, const Sums &sum, u32 base) {
     u32 outputs = outputs_of(p), first = (BLOCK_X * WAVES + THREAD / TILE_WAVE) * TILES * (p.gated ? 8 : 16);
     if (p.gated) {
@@ -54,7 +52,7 @@ DEVICE void store_sums(const Product &p, const Sums &sum, u32 base) {
         UNROLL for (u32 i = 0; i < TILE_VALUES; ++i) {
             u32 n = first + t * 16 + tile_sum_row(i);
             float more[TOKEN_TILES], addend = p.bias && BLOCK_Y == 0 && n < p.outer ? p.bias[n] : 0.0f;
-            UNROLL for (u32 m = 0; m < TOKEN_TILES; ++m) { // all of them are asked for before the first is stored
+            UNROLL for (u32 m = 0; m < TOKEN_TILES; ++m) { // loads all before the first is stored
                 u32 token = base + m * TILE_TOKENS + tile_sum_token(i);
                 more[m] = p.accumulate && n < p.outer && token < p.rows ? out[(u64)token * p.stride + n] : 0.0f;
             }

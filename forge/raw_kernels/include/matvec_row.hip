@@ -1,7 +1,7 @@
-// What products of one row share: the row as each block takes it, and what becomes of their sums.
+// Shared by the GEMV kernels: the row x as each block reads it, and what becomes of the sums.
 //
-// The row x is float16, or of the residual stream in float32: then each block normalizes it, as norm.hip's rmsnorm does.
-// What a thread holds of it are P eights.
+// x is float16, or the residual stream in float32; then each block normalizes it, as rmsnorm in norm.hip does. A thread holds P
+// vectors of 8 numbers of it.
 template <typename X, u32 P> struct Row;
 template <u32 P> struct Row<f16, P> {
     u32x4 x[P];
@@ -10,7 +10,7 @@ template <u32 P> struct Row<float, P> {
     f32x4 x[P][2], norm[P][2];
 };
 
-// The eights that begin at these places; zeros where that is past the row's end.
+// Loads the vectors that begin at these numbers of the row; zeros past its end.
 template <u32 P> DEVICE void read_row(Row<f16, P> &row, const f16 *x, const float *, const u32 (&at)[P], u32 inner) {
     UNROLL for (u32 p = 0; p < P; ++p) row.x[p] = at[p] < inner ? *(const u32x4 *)(x + at[p]) : u32x4{};
 }
@@ -22,19 +22,19 @@ template <u32 P> DEVICE void read_row(Row<float, P> &row, const float *x, const 
         }
 }
 
-// The same as float16, two in a word; what was read between these two calls is on its way before they are waited for.
+// Makes the vectors float16, two numbers in a word. Loads issued between read_row and this call are in flight meanwhile.
 template <u32 P, u32 N> DEVICE void finish_row(u32x4 (&y)[P], const Row<f16, P> &row, float, u32, float (&)[N]) {
     UNROLL for (u32 p = 0; p < P; ++p) {
         y[p] = row.x[p];
-        UNROLL for (u32 i = 0; i < 4; ++i) settle(y[p].v[i]);
+        UNROLL for (u32 i = 0; i < 4; ++i) compiler_fence(y[p].v[i]);
     }
 }
 template <u32 P, u32 N> DEVICE void finish_row(u32x4 (&y)[P], const Row<float, P> &row, float eps, u32 inner, float (&scratch)[N]) {
     float squares = 0;
-    settle(squares);
+    compiler_fence(squares);
     UNROLL for (u32 p = 0; p < P; ++p)
         UNROLL for (u32 i = 0; i < 8; ++i) squares += row.x[p][i / 4].v[i % 4] * row.x[p][i / 4].v[i % 4];
-    float scale = rsqrt_fast(fast_divide(block_sum(squares, scratch), (float)inner) + eps);
+    float scale = rms_scale(fast_divide(block_sum(squares, scratch), (float)inner), eps);
     UNROLL for (u32 p = 0; p < P; ++p)
         UNROLL for (u32 i = 0; i < 8; i += 2) {
             f16 low = to_f16(row.x[p][i / 4].v[i % 4] * scale * row.norm[p][i / 4].v[i % 4]);
@@ -43,14 +43,14 @@ template <u32 P, u32 N> DEVICE void finish_row(u32x4 (&y)[P], const Row<float, P
         }
 }
 
-// What becomes of the sums: y[n] in float32, sum + bias (+ what y holds); or in float16, activation(gate) * up, where the first
-// half of a team's R rows of the matrix are gates n, the others the ups outer + n.
+// Outputs of a team, the threads that share R rows of the matrix: R numbers y[n] in float32, or R / 2 in float16, each
+// activation(gate) * up. Then the first half of the team's rows are gates, rows n of the matrix, and the others ups, rows outer + n.
 template <typename Y, u32 R> struct Outputs {
     static const bool gated = sizeof(Y) == 2;
     static const u32 per_team = gated ? R / 2 : R;
 };
 
-// What is added to an output's sum, or to its gate and its up: read before the sum is there. And what is stored.
+// What is added to the sum of an output, or to its gate and its up. It is loaded before the sum is there.
 struct Addends {
     float first, second;
 };
@@ -65,15 +65,15 @@ template <bool IS_SILU> DEVICE void store_output(f16 *y, u32 n, float gate, floa
     y[n] = to_f16(activate<IS_SILU>(gate + more.first) * (up + more.second));
 }
 
-// The row of the matrix that is a team's r-th, where `first` is the team's first output. One too many is the last one
-// again, and is not stored.
+// The matrix row that is a team's r-th; `first` is the team's first output. Past the last row it is the last one again, whose sum is
+// not stored.
 template <typename Y, u32 R> DEVICE u32 team_row(u32 first, u32 r, u32 outer) {
     const u32 outputs = Outputs<Y, R>::per_team;
     u32 n = first + r % outputs < outer ? first + r % outputs : outer - 1;
     return r < outputs ? n : outer + n;
 }
 
-// The output that this thread stores, of those of a block from `first` on, by teams of SHARERS threads; `outer` for none.
+// The output that this thread stores, of the block's outputs from `first` on; `outer` if it stores none. A team has SHARERS threads.
 template <u32 SHARERS, typename Y, u32 R, u32 THREADS> DEVICE u32 own_output(u32 first, u32 outer) {
     const u32 outputs = Outputs<Y, R>::per_team, teams = THREADS / SHARERS;
     u32 in_block = SHARERS <= 32 ? THREAD / SHARERS * outputs + THREAD % SHARERS : THREAD;
@@ -81,12 +81,12 @@ template <u32 SHARERS, typename Y, u32 R, u32 THREADS> DEVICE u32 own_output(u32
     return owns && first + in_block < outer ? first + in_block : outer;
 }
 
-// From the sums of a team's threads to its outputs; this thread stores n, if that is one. `partial` must be another one, or
-// behind a barrier, in the next call.
+// Reduces the sums of a team's threads; this thread stores output n if n < outer. The next call must pass another `partial`, or come
+// behind a barrier.
 template <u32 SHARERS, bool IS_SILU, typename Y, u32 R, u32 P>
 DEVICE void finish_vector(float (&sum)[R], float (&partial)[P][R], u32 n, const Addends &more, Y *y, u32 outer) {
     const u32 outputs = Outputs<Y, R>::per_team;
-    u32 width = SHARERS < WAVE ? SHARERS : WAVE; // a team is a part of a wave, or some waves: these join their sums
+    u32 width = SHARERS < WAVE ? SHARERS : WAVE; // a team is a part of a wave, or several waves
     UNROLL for (u32 r = 0; r < R; ++r) sum[r] = wave_sum(sum[r], width);
     if (SHARERS <= 32) {
         UNROLL for (u32 o = 0; o < outputs; ++o)

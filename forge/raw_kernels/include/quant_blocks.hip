@@ -1,8 +1,8 @@
-// Matrices in ggml's block types, as planes: the quants, their high bits, group scales and block scales of all blocks
-// each lie together. Layouts within a block are those of ggml-common.h; quant.py splits the blocks.
+// Matrices in ggml's block types, as planes: quants, high bits, group scales (`scales`) and block scales (`deltas`) of all blocks lie
+// together, plane by plane. ops/quant.py splits the blocks, whose layouts are those of ggml-common.h.
 //
-// A unit is what a thread reads at once: 32 bytes of quants, or the 16 of a block of 4 bits. It holds GROUPS groups of 32
-// weights, each with one scale and one offset or, in HALVES, two (weight = scale * (code - ZERO) - offset).
+// A unit is what a thread reads at once: 32 bytes of quants, or 16 bytes for types of 32 weights a block. It holds GROUPS groups of 32
+// weights. A group has one scale and one offset, or two, one for each of its halves (HALVES). weight = scale * (code - ZERO) - offset.
 // -D FORMAT=ggml's number of the type.
 
 #define F16 1
@@ -22,7 +22,7 @@
 #define IS_K (FORMAT == Q2_K || FORMAT == Q3_K || FORMAT == Q4_K || FORMAT == Q5_K || FORMAT == Q6_K || FORMAT == IQ4_XS)
 #define TWO_BITS (FORMAT == Q2_K || FORMAT == Q3_K)
 #define HALF_BY_HALF (FORMAT == Q4_0 || FORMAT == Q4_1 || FORMAT == Q5_0 || FORMAT == Q5_1 || FORMAT == IQ4_NL || FORMAT == IQ4_XS)
-#define SIX_BIT_SCALES (FORMAT == Q4_K || FORMAT == Q5_K) // 16 bytes of them, with the block's scale and minimum
+#define SIX_BIT_SCALES (FORMAT == Q4_K || FORMAT == Q5_K) // 16 bytes, the block's scale and minimum included
 #define HAS_OFFSET (FORMAT == Q4_1 || FORMAT == Q5_1 || FORMAT == Q2_K || FORMAT == Q4_K || FORMAT == Q5_K)
 #define NONLINEAR (FORMAT == IQ4_NL || FORMAT == IQ4_XS)
 #define ZERO (FORMAT == Q4_0 ? 8 : FORMAT == Q5_0 ? 16 : FORMAT == Q3_K ? 4 : FORMAT == Q6_K ? 32 : 0)
@@ -36,7 +36,7 @@ struct Planes {
     const u8 *quants, *high, *scales, *deltas;
 };
 
-// What a thread holds of a unit, as it lies in memory.
+// A unit in registers, as it lies in memory.
 struct Unit {
     u32x4 quants[PIECES];
     u32x4 high[2]; // bits: of the unit, or of its block
@@ -73,7 +73,7 @@ DEVICE Unit read_unit(const Planes &p, u64 unit) {
     return u;
 }
 
-// Where in a row a group of its unit `k` begins.
+// Where in a row a group of the k-th unit begins.
 DEVICE u32 group_start(u32 k, u32 group) {
 #if FORMAT == Q6_K
     return k / 2 * 128 + k % 2 * 32 + group * 64;
@@ -82,7 +82,7 @@ DEVICE u32 group_start(u32 k, u32 group) {
 #endif
 }
 
-// The w-th four of a group's 32 codes, one in each byte, signed. `index`: of the unit in its block.
+// The w-th four of a group's 32 codes, signed, one in each byte. `index` is the unit's place in its block.
 DEVICE u32 four_codes(const Unit &u, u32 index, u32 group, u32 w) {
 #if FORMAT == Q8_0
     return u.quants[w / 4].v[w % 4];
@@ -104,13 +104,13 @@ DEVICE u32 four_codes(const Unit &u, u32 index, u32 group, u32 w) {
     return low | (u.high[w / 4].v[w % 4] >> (index % 2 * 2 + 4 * group) & 0x03030303u) << 4;
 #elif NONLINEAR // -127 -104 -83 -65, -49 -35 -22 -10, 1 13 25 38, 53 69 89 113
     u32 place = low & 0x07070707u, upper = (low >> 3 & 0x01010101u) * 255;
-    return pick_bytes(0xf6eaddcfu, 0xbfad9881u, place) & ~upper | pick_bytes(0x71594535u, 0x26190d01u, place) & upper;
+    return byte_perm(0xf6eaddcfu, 0xbfad9881u, place) & ~upper | byte_perm(0x71594535u, 0x26190d01u, place) & upper;
 #elif FORMAT != Q8_0
     return low;
 #endif
 }
 
-// Scale and offset of a group or of one of its halves, the offset with the format's zero in it: weight = scale * code - offset.
+// Scale and offset of a group, or of one of its halves. The offset includes the format's ZERO: weight = scale * code - offset.
 DEVICE void group_scale(const Unit &u, u32 index, u32 group, u32 half, float &scale, float &offset) {
     scale = to_float(f16{(u16)u.delta});
     float minimum = to_float(f16{(u16)(u.delta >> 16)});
@@ -127,7 +127,7 @@ DEVICE void group_scale(const Unit &u, u32 index, u32 group, u32 half, float &sc
     u32 low = (group / 2 ? u.scales.v[1] : u.scales.v[0]) >> (8 * byte + 4 * index) & 15;
     u32 high = u.scales.v[2] >> (8 * byte + 4 * index + group / 2 * 2) & 3;
     scale *= (float)(i32)(low | high << 4) - 32.0f;
-#elif SIX_BIT_SCALES // both groups' at once, a byte each; the compiler computes what does not depend on `group` once
+#elif SIX_BIT_SCALES // of both groups, a byte each; the compiler computes once what does not depend on `group`
     u32 shift = index % 2 * 16;
     u32 first = u.scales.v[1] >> shift, second = u.scales.v[2] >> shift, rest = u.scales.v[3] >> shift;
     bool early = index < 2;
@@ -140,7 +140,7 @@ DEVICE void group_scale(const Unit &u, u32 index, u32 group, u32 half, float &sc
     scale *= (float)(i8)((group ? index / 2 ? last : second : index / 2 ? third : first) >> 8 * (index % 2 * 2 + half));
 #elif FORMAT == IQ4_XS
     u32 i = index * 2 + group;
-    u32 first = u.scales.v[1], second = u.scales.v[2]; // not chosen by index: newer compilers put the array in memory
+    u32 first = u.scales.v[1], second = u.scales.v[2]; // not indexed, because newer compilers then put the array in memory
     u32 low = (index < 2 ? first : second) >> 4 * (i % 4) & 15;
     u32 high = u.scales.v[0] >> 2 * i & 3;
     scale *= (float)(i32)(low | high << 4) - 32.0f;

@@ -1,24 +1,23 @@
-// Products of tiles on the matrix cores, by all lanes of a wave together: sums (16 rows of weights x TILE_TOKENS tokens)
-// += weights (16 x k) . x (k x TILE_TOKENS), float16 numbers under float32 sums. One file for each family of instructions
-// gives the same names:
+// The interface of the matrix cores. All lanes of a wave together compute a tile: float32 accumulators (16 rows of weights x
+// TILE_TOKENS tokens) += float16 weights (16 x k) . x (k x TILE_TOKENS). One file for each family of instructions defines:
 //
-//   TILE_WAVE       lanes of a wave, and an assertion that waves have so many
-//   TILE_TOKENS     tokens of a tile
-//   TILE_MOST_TOKENS  of which a wave has room for the sums
-//   TILE_PARTS      parts of the inner dimension: lanes of one part hold the same k's, and it does not matter which
-//   TILE_LANE_ROWS  rows whose weights a lane holds
-//   TILE_VALUES     sums that a lane holds
-//   TILE_PARTNER    a lane that has the sum of a row also has that of the row so many below, TILE_VALUES / 2 sums on; rows
-//                   are so in blocks of 2 * TILE_PARTNER
-//   TILE_LANE_TOKENS  tokens that a lane has sums of: the i-th is of tile_sum_token(i % TILE_LANE_TOKENS)
-//   TILE_ROW_LANES  from, to: lanes that differ in these powers of two have sums of the same tokens, of other rows
-//   tile_part()     the lane's part
-//   tile_row(r)     its r-th row
-//   reader_part(lane), reader_token(lane)  of which part and token it holds x; lanes from TILE_PARTS * TILE_TOKENS on hold the
-//                   same again
-//   tile_multiply(sum, weights, x)  4 N k's of each part: of each of the lane's rows, and of its token, as N words of four
-//                   numbers; N is a multiple of 4 / TILE_PARTS
-//   tile_sum_row(i), tile_sum_token(i)  where the lane's i-th sum is
+//   TILE_WAVE        Lanes of a wave; the file asserts that waves have so many.
+//   TILE_TOKENS      Tokens of a tile.
+//   TILE_MAX_TOKENS  Tokens that a wave has registers to accumulate for.
+//   TILE_PARTS       Parts that the inner dimension is divided into. Lanes of one part hold the same k's; which ones is free.
+//   TILE_LANE_ROWS   Rows whose weights a lane holds.
+//   TILE_VALUES      Accumulators of a lane.
+//   TILE_PARTNER     Distance of two rows that one lane accumulates, in accumulators i and i + TILE_VALUES / 2. Rows are paired so
+//                    within blocks of 2 * TILE_PARTNER.
+//   TILE_LANE_TOKENS Tokens that a lane accumulates; accumulator i is of tile_sum_token(i % TILE_LANE_TOKENS).
+//   TILE_ROW_LANES   Two numbers, from and to: lanes that differ in these powers of two accumulate other rows of the same tokens.
+//   tile_part()      The lane's part.
+//   tile_row(r)      The r-th row whose weights the lane holds.
+//   reader_part(lane), reader_token(lane)  The part and the token whose x a lane holds. Lanes from TILE_PARTS * TILE_TOKENS on hold
+//                    copies.
+//   tile_multiply(sum, weights, x)  Multiplies 4 N k's of each part: N words of four numbers of each of the lane's rows, and of its
+//                    token. N is a multiple of 4 / TILE_PARTS.
+//   tile_sum_row(i), tile_sum_token(i)  Row and token of the lane's i-th accumulator.
 //
 // Sources: the PTX ISA on mma.m16n8k16; AMD's ISA manuals of CDNA 3, RDNA 3 and RDNA 4 on matrix instructions.
 
@@ -28,7 +27,7 @@
 #define TILE_WMMA_11 3 // RDNA 3
 #define TILE_WMMA_12 4 // RDNA 4
 
-#ifndef TILE // the harness plays each of them
+#ifndef TILE // -D in the harness, which plays each family
 #if defined(FORGE_CUDA) && __CUDA_ARCH__ >= 800
 #define TILE TILE_MMA
 #elif defined(HAS_MFMA)
@@ -45,8 +44,8 @@
 typedef u32x2 f16_quad; // four float16 numbers
 
 #if defined(FORGE_HARNESS)
-// The product of a matrix instruction from what all lanes hold: `at_a(row, k)` and `at_b(k, column)` say in which lane,
-// and which of its numbers. With TILE_FLUSH subnormals count as 0.
+// A matrix instruction, played from the numbers that all lanes hold: `at_a(row, k)` and `at_b(k, column)` give the lane and the place
+// of each number there. With TILE_FLUSH subnormals count as 0.
 struct TilePlace {
     u32 lane, number;
 };

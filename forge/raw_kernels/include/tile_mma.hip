@@ -4,7 +4,7 @@
 #define TILE_WAVE 32
 static_assert(TILE_WAVE == STATIC_WAVE, "a tile for waves of another size");
 #define TILE_TOKENS 8
-#define TILE_MOST_TOKENS 64
+#define TILE_MAX_TOKENS 64
 #define TILE_PARTS 4
 #define TILE_LANE_ROWS 2
 #define TILE_VALUES 4

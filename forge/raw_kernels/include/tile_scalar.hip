@@ -1,10 +1,9 @@
-// Tiles without matrix cores, for waves of any size: a lane computes the sums of two rows and two tokens, whose x lanes ask each
-// other for.
+// Tiles without matrix cores, for waves of any size. A lane accumulates two rows by two tokens and shuffles their x from other lanes.
 
 #if TILE == TILE_SCALAR
 #define TILE_WAVE STATIC_WAVE
 #define TILE_TOKENS (TILE_WAVE / 4)
-#define TILE_MOST_TOKENS TILE_TOKENS
+#define TILE_MAX_TOKENS TILE_TOKENS
 #define TILE_PARTS 1
 #define TILE_LANE_ROWS 2
 #define TILE_VALUES 4

@@ -1,12 +1,11 @@
-// Products of a group of four waves by wgmma.m64nNk16 of NVIDIA's Hopper, which reads 64 rows of weights and N = TOKENS rows of
-// x from LDS, float16 numbers under float32 sums. A lane's sums are where mma has them: of its wave's 16 rows.
+// Products by wgmma.m64nNk16 of NVIDIA's Hopper: a warpgroup of four waves reads 64 rows of weights and N = TOKENS rows of x from LDS,
+// float16, and accumulates in float32. A lane's accumulators lie as those of mma: of its wave's 16 rows.
 //
-//   GROUP_WAVES     waves of a group
-//   GroupRows<N>    N rows of 64 numbers, LINE pieces of 8: piece p of row r lies in [r][line_place(r, p)]
-//   group_landed()  what the thread's copies brought is there for the matrix cores, behind the next barrier
-//   group_multiply(sum, weights, x)  sums of the group += weights . x, not at once: until group_await, nobody else
-//                   stores to these rows
-//   group_await(sum)  the sums of all that was begun
+//   GROUP_WAVES     Waves of a group.
+//   GroupRows<N>    N rows of 64 numbers, LINE pieces of 8; piece p of row r lies in [r][line_place(r, p)] (swizzled).
+//   group_landed()  Makes the thread's finished copies visible to the matrix cores, behind the next barrier.
+//   group_multiply(sum, weights, x)  Starts sum += weights . x. No thread may store to these rows before group_await.
+//   group_await(sum)  Waits for all products that were started.
 //
 // Source: the PTX ISA on wgmma, on its matrix descriptors, and on the layout of 128 bytes with swizzle.
 
@@ -38,7 +37,7 @@ DEVICE void group_await(float (&sum)[TOKEN_TILES][TILE_VALUES]) {
     UNROLL for (u32 m = 0; m < TOKEN_TILES; ++m)
         UNROLL for (u32 i = 0; i < TILE_VALUES; ++i) asm volatile("" : "+f"(sum[m][i]) : : "memory");
 }
-// Rows of 128 bytes, 8 of which are a block with swizzle; the next block begins 1,024 bytes on.
+// The descriptor of rows of 128 bytes, swizzled in blocks of 8 rows; blocks lie 1,024 bytes apart.
 DEVICE u64 group_descriptor(const void *rows) { return (u64)((u32)__cvta_generic_to_shared(rows) >> 4 & 0x3fff) | 1ull << 16 | 64ull << 32 | 1ull << 62; }
 DEVICE void wgmma_16(float (&sum)[TOKEN_TILES][TILE_VALUES], u64 weights, u64 x) {
 #if TOKENS == 8

@@ -1,10 +1,10 @@
-// Tiles by v_wmma_f32_16x16x16_f16 of RDNA 3, where both halves of a wave hold the same, and of RDNA 4.
+// Tiles by v_wmma_f32_16x16x16_f16 of RDNA 3, where both halves of a wave hold the same numbers, and of RDNA 4.
 
 #if TILE == TILE_WMMA_11 || TILE == TILE_WMMA_12
 #define TILE_WAVE 32
 static_assert(TILE_WAVE == STATIC_WAVE, "a tile for waves of another size");
 #define TILE_TOKENS 16
-#define TILE_MOST_TOKENS 64
+#define TILE_MAX_TOKENS 64
 #define TILE_PARTS (TILE == TILE_WMMA_11 ? 1 : 2)
 #define TILE_LANE_ROWS 1
 #define TILE_VALUES 8
@@ -37,7 +37,7 @@ template <u32 N> DEVICE void tile_multiply(float (&sum)[8], const f16_quad (&wei
         WmmaOperand a, b;
         UNROLL for (u32 i = 0; i < WMMA_QUADS; ++i) a.quads[i] = weights[0][q + i], b.quads[i] = x[q + i];
 #if defined(FORGE_HARNESS)
-        // Of RDNA 3's two copies the sums of a half of the wave may come from either: its own is taken.
+        // On RDNA 3 either copy may be used; here each half of the wave uses its own.
         const u32 in_lane = 4 * WMMA_QUADS;
         tile_collective<16>(
             sum, (const f16 *)&a, in_lane, (const f16 *)&b, in_lane,

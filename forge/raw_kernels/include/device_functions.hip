@@ -1,0 +1,65 @@
+// Functions of a thread, a wave and a block that are the same on all platforms.
+
+#define LOG2E 1.44269504088896340736f
+
+DEVICE float fast_exp(float x) { return fast_exp2(x * LOG2E); }
+DEVICE float fast_tanh(float x) { // exact at both ends, where exp overflows to infinity or underflows to 0
+    return 1.0f - fast_divide(2.0f, 1.0f + fast_exp2(x * (2.0f * LOG2E)));
+}
+DEVICE float silu(float x) { return fast_divide(x, 1.0f + fast_exp(-x)); }
+DEVICE float gelu_tanh(float x) { // sqrt(2 / pi)
+    return 0.5f * x * (1.0f + fast_tanh(0.7978845608028654f * (x + 0.044715f * x * x * x)));
+}
+template <bool IS_SILU> DEVICE float activate(float x) { return IS_SILU ? silu(x) : gelu_tanh(x); }
+// RMS norm (arXiv:1910.07467) multiplies by this and by the weights.
+DEVICE float rms_scale(float mean_square, float eps) { return fast_rsqrt(mean_square + eps); }
+DEVICE float larger(float a, float b) { return a > b ? a : b; }
+DEVICE float smaller(float a, float b) { return a < b ? a : b; }
+DEVICE i32 larger(i32 a, i32 b) { return a > b ? a : b; }
+DEVICE i32 smaller(i32 a, i32 b) { return a < b ? a : b; }
+
+// Keys order as logits do, and the two zeros have one key. Computed from the bits alone, because float arithmetic may flush
+// subnormals.
+DEVICE u32 ordered_key(float z) {
+    u32 bits = as_u32(z) == 0x80000000u ? 0u : as_u32(z);
+    return bits >> 31 ? ~bits : bits | 0x80000000u;
+}
+DEVICE float logit_of(u32 key) { return as_float(key >> 31 ? key & 0x7fffffffu : ~key); }
+
+// The value of another lane of the wave.
+DEVICE u32 shfl(u32 x, u32 lane) { return shfl_bits(x, lane); }
+DEVICE i32 shfl(i32 x, u32 lane) { return (i32)shfl_bits((u32)x, lane); }
+DEVICE float shfl(float x, u32 lane) { return as_float(shfl_bits(as_u32(x), lane)); }
+DEVICE u64 shfl(u64 x, u32 lane) { return (u64)shfl_bits((u32)(x >> 32), lane) << 32 | shfl_bits((u32)x, lane); }
+template <typename T> DEVICE T shfl_xor(T x, u32 mask) { return shfl(x, LANE ^ mask); }
+
+// Reductions over groups of `width` lanes, a power of two. Every lane has the result. The order of additions is fixed, so runs
+// are equal bit for bit.
+template <typename T> DEVICE T wave_sum(T x, u32 width = WAVE) {
+    for (u32 i = width / 2; i > 0; i /= 2) x += shfl_xor(x, i);
+    return x;
+}
+DEVICE float wave_max(float x, u32 width = WAVE) {
+    for (u32 i = width / 2; i > 0; i /= 2) x = larger(x, shfl_xor(x, i));
+    return x;
+}
+
+// Reductions over the block. `scratch` may be used again at once, because both barriers are inside.
+template <typename T, u32 N> DEVICE T block_sum(T x, T (&scratch)[N]) {
+    x = wave_sum(x);
+    if (LANE == 0) scratch[THREAD / WAVE] = x;
+    lds_barrier();
+    T sum = scratch[0];
+    for (u32 i = 1; i < N * 32 / WAVE; ++i) sum += scratch[i];
+    lds_barrier();
+    return sum;
+}
+template <u32 N> DEVICE float block_max(float x, float (&scratch)[N]) {
+    x = wave_max(x);
+    if (LANE == 0) scratch[THREAD / WAVE] = x;
+    barrier();
+    float most = scratch[0];
+    for (u32 i = 1; i < N * 32 / WAVE; ++i) most = larger(most, scratch[i]);
+    barrier();
+    return most;
+}

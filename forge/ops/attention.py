@@ -56,10 +56,11 @@ def paged_attention(
     Query head h reads KV head h // (H/G). Sources: arXiv:1706.03762, arXiv:2305.13245 (GQA), arXiv:2309.06180 (pages).
     """
     out = np.empty_like(q)
-    for row, length in enumerate(lengths):
-        pages = page_table[row, : -(-int(length) // kv.k.shape[1])]
-        k, v = (array[pages].reshape(-1, *array.shape[2:])[:length] for array in (kv.k, kv.v))  # (S, G, D)
+    for row, length in enumerate(lengths.tolist()):
         part = slice(starts[row], starts[row + 1])
+        first = max(length - len(q[part]) + 1 - spec.window, 0) if spec.window else 0  # released pages are not read
+        pages = page_table[row, : -(-length // kv.k.shape[1])]
+        k, v = (array[pages].reshape(-1, *array.shape[2:])[first:length] for array in (kv.k, kv.v))  # (S, G, D)
         weights = attention_weights(q[part], k, spec)  # (H, T, S)
         out[part] = np.einsum("hts,shd->thd", weights, np.repeat(v, q.shape[1] // v.shape[1], axis=1))
     return out

@@ -32,8 +32,13 @@ class WindowKV(PagedKV):
 
         One position more is counted, because the id that a step samples may be under way while the next step is queued.
         """
-        reach = self.window + self.step_tokens
+        reach = self._reach + self.step_tokens
         return min(self.num_entries(length), self.num_entries(reach - 1) + 1)  # not aligned with a page's start
 
     def num_released(self, position: int) -> int:
-        return max(position + 1 - self.window, 0) // self.page_size
+        return max(position + 1 - self._reach, 0) // self.page_size
+
+    @property
+    def _reach(self) -> int:
+        """Positions that attention reads for one query. Decoding reads one before a window of one, with no weight."""
+        return max(self.window, 2)

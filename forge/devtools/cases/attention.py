@@ -32,13 +32,15 @@ def _case(
         table = np.full((len(lengths), max(needed)), -1, np.int32)
         k, v = np.full((2, pages, page_size, num_kv_heads, dim), np.nan, np.float32)  # unused slots poison a result
         start = 0
-        for row, (count, length) in enumerate(zip(needed, lengths, strict=True)):
+        for row, (count, length, asked) in enumerate(zip(needed, lengths, queries, strict=True)):
             # runs of neighbouring pages and scattered ones
             table[row, :count] = (
                 np.sort(shuffled[start : start + count]) if row % 2 else shuffled[start : start + count]
             )
             start += count
-            for position in range(length):
+            # Pages that lie wholly before the window of the row's first query were released, and hold anything.
+            released = max(length - asked + 1 - window, 0) // page_size if window else 0
+            for position in range(released * page_size, length):
                 page, offset = table[row, position // page_size], position % page_size
                 k[page, offset], v[page, offset] = normal(num_kv_heads, dim), normal(num_kv_heads, dim)
         starts = np.concatenate([[0], np.cumsum(queries)]).astype(np.int32)

@@ -44,7 +44,8 @@ def decode_case(
         for row, (count, length) in enumerate(zip(needed, lengths, strict=True)):
             table[row, :count] = shuffled[start : start + count]
             start += count
-            for position in range(length - 1):
+            released = max(length - window, 0) // page_size if window else 0  # pages that hold anything
+            for position in range(released * page_size, length - 1):
                 page, offset = table[row, position // page_size], position % page_size
                 k[page, offset], v[page, offset] = normal(num_kv_heads, dim), normal(num_kv_heads, dim)
             page, offset = divmod(length - 1, page_size)

@@ -525,20 +525,26 @@ def test_a_terminal_gets_no_control_characters(monkeypatch: pytest.MonkeyPatch) 
     assert pipe.getvalue() == "a\x1b[31m"
 
 
-def test_tables_are_coloured_on_a_terminal_only() -> None:
-    def on_terminal(**environment: str) -> bytes:
-        controller, terminal = pty.openpty()
-        plain = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "FORCE_COLOR")}
-        try:
-            process = start("inspect", LLAMA, stdout=terminal, env=plain | {"TERM": "xterm"} | environment)
-            process.communicate(timeout=60)
-            return os.read(controller, 1 << 16)
-        finally:
-            os.close(terminal)
-            os.close(controller)
+@pytest.mark.parametrize(
+    ("environment", "code", "is_sent"), [({}, b"\x1b[1m", True), ({"NO_COLOR": "1"}, b"\x1b[3", False)]
+)
+def test_tables_are_bold_on_a_terminal_and_not_coloured_with_no_color(
+    environment: dict[str, str], code: bytes, is_sent: bool
+) -> None:
+    controller, terminal = pty.openpty()
+    plain = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "FORCE_COLOR")}
+    try:
+        process = start("inspect", LLAMA, stdout=terminal, env=plain | {"TERM": "xterm"} | environment)
+        process.communicate(timeout=60)
+        shown = os.read(controller, 1 << 16)
+    finally:
+        os.close(terminal)
+        os.close(controller)
+    assert b"llama" in shown
+    assert (code in shown) == is_sent
 
-    assert b"\x1b[1m" in on_terminal()
-    assert b"\x1b[3" not in on_terminal(NO_COLOR="1")
+
+def test_tables_are_plain_in_a_pipe_whatever_the_environment_says() -> None:
     code, out, _ = forge_process("inspect", LLAMA, env=os.environ | {"FORCE_COLOR": "1"})
     assert code == 0
     assert b"\x1b" not in out

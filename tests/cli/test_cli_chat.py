@@ -162,13 +162,14 @@ def test_what_cannot_be_answered_is_one_line(
     assert (found, names in line) == (code, True)
 
 
-def test_stdin_that_is_no_text_is_one_line(model: str) -> None:
-    for args in (["chat", "-m", model], ["chat", "-m", model, "--lines"]):
-        code, out, err = forge_process(*args, stdin=b"\xff\xfe", env=os.environ | {"FORGE_DEVICE": "cpu"})
-        assert (code, out) == (1, b"")
-        assert b"standard input" in err
-        assert b"not UTF-8" in err
-        assert err.count(b"\n") == 1
+@pytest.mark.parametrize("flags", [[], ["--lines"]])
+def test_stdin_that_is_no_text_is_one_line(flags: list[str], model: str) -> None:
+    args = ["chat", "-m", model, *flags]
+    code, out, err = forge_process(*args, stdin=b"\xff\xfe", env=os.environ | {"FORGE_DEVICE": "cpu"})
+    assert (code, out) == (1, b"")
+    assert b"standard input" in err
+    assert b"not UTF-8" in err
+    assert err.count(b"\n") == 1
 
 
 def test_chat_says_before_the_first_message_that_there_is_no_template(

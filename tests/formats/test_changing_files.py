@@ -43,7 +43,7 @@ def then(at, function):
     return called
 
 ends = set()
-for offset in sorted({0, 1, 4095, 4096, size - 1, *range(0, size, size // 25)}):
+for offset in sorted({0, 1, 4095, 4096, size - 1, *range(0, size, size // 15)}):
     for at in (None, 0, 7, 40):
         shutil.copy(source, path)
         calls = itertools.count()

@@ -119,8 +119,9 @@ class EngineLoop:
                 pass
 
     def stop(self, *, frees: bool = True) -> None:
-        """As `close`, without waiting. frees: whether the model is let go of."""
-        self._refusal = self._refusal or _CLOSED
+        """As `close`, without waiting. frees: whether the model is let go of; False where the process ends anyway."""
+        if frees:
+            self._refusal = self._refusal or _CLOSED
         self._inbox.put((EngineLoop._stop, frees))
 
     def wait_for_end(self, seconds: float) -> None:
@@ -284,6 +285,7 @@ class EngineLoop:
 
     def _end(self) -> None:
         """End what runs, and refuse what comes."""
+        self._refusal = self._refusal or _CLOSED
         try:
             for request in self._requests():
                 for choice in request.choices:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 from queue import Empty, SimpleQueue
 from typing import Any
 
@@ -30,11 +31,10 @@ class Waiter:
     def get(self) -> Any:
         """The next message. Raises it where it is an error."""
         while True:
-            try:
+            with suppress(Empty):
                 message = self._messages.get(timeout=PATIENCE_S)
                 break
-            except Empty:
-                self._check()
+            self._check()
         if isinstance(message, BaseException):
             raise message
         return message

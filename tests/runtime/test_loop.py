@@ -1,0 +1,468 @@
+"""The engine's thread: what callers do to it, and what fails in it, harms no other request."""
+
+from __future__ import annotations
+
+import gc
+import subprocess
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tiny_models import CONTEXT, GREEDY, SEEDED, assert_idle, random_prompts, settle, tiny_llm
+
+import forge
+from forge import LLM, Completion, ForgeError
+from forge.backend import NUMPY
+from forge.backend.numpy import NumpyBackend
+
+PACKAGE = str(Path(forge.__file__).parent)
+SHORT = replace(SEEDED, max_tokens=2)
+LONG = replace(GREEDY, max_tokens=None)
+
+
+@pytest.fixture(scope="module")
+def shared() -> LLM:
+    return tiny_llm("llama")
+
+
+@pytest.fixture
+def llm(shared: LLM) -> Iterator[LLM]:
+    yield shared
+    assert_idle(shared)
+
+
+class Steps:
+    """Each step of an engine waits until it is allowed."""
+
+    def __init__(self, llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._allowed, self._step = threading.Semaphore(0), llm.engine.step
+        self.done = 0
+        monkeypatch.setattr(llm.engine, "step", self._run)
+
+    def _run(self) -> Any:
+        assert self._allowed.acquire(timeout=60)
+        self.done += 1
+        return self._step()
+
+    def allow(self, count: int) -> None:
+        self._allowed.release(count)
+
+
+def in_threads(*calls: Callable[[], Any]) -> list[Any]:
+    """What each call gives, or the error that it raises; all at once."""
+    found: list[Any] = [None] * len(calls)
+
+    def work(number: int) -> None:
+        try:
+            found[number] = calls[number]()
+        except BaseException as error:
+            found[number] = error
+
+    threads = [threading.Thread(target=work, args=(number,), daemon=True) for number in range(len(calls))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+    assert not any(thread.is_alive() for thread in threads)
+    return found
+
+
+# Interrupts in the caller's thread
+
+
+def interrupted(call: Callable[[], Any], number: int) -> bool:
+    """Whether a call runs as many bytecodes of forge's in this thread; before that one KeyboardInterrupt is raised."""
+    count = 0
+
+    def trace(frame: Any, event: str, _: object) -> Any:
+        nonlocal count
+        if not frame.f_code.co_filename.startswith(PACKAGE):
+            return None
+        frame.f_trace_opcodes, frame.f_trace_lines = True, False
+        if event == "opcode":
+            count += 1
+            if count == number:
+                raise KeyboardInterrupt
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        call()
+    except KeyboardInterrupt:
+        pass
+    finally:
+        sys.settrace(before)
+    return count >= number
+
+
+def half_read(llm: LLM) -> None:
+    stream = llm.stream([1, 2, 3], LONG)
+    next(stream)
+    stream.close()
+
+
+CALLS: dict[str, Callable[[LLM], Any]] = {
+    "generate": lambda llm: llm.generate([[1, 2, 3], [4, 5]], SHORT),
+    "stream": lambda llm: list(llm.stream([1, 2, 3], replace(SHORT, n=2))),
+    "half a stream": half_read,
+    "logits": lambda llm: llm.logits([1, 2, 3]),
+}
+
+
+def interrupt_everywhere(llm: LLM, call: Callable[[LLM], Any], monkeypatch: pytest.MonkeyPatch, every: int) -> int:
+    """The number of bytecodes of the call."""
+    expected = llm.generate([7, 8], SHORT)
+    assert isinstance(expected, Completion)
+    monkeypatch.setattr(NUMPY, "free_bytes", lambda: 1 << 40)  # it reads files, which an interrupt may leave open
+    number = 1
+    while interrupted(lambda: call(llm), number):
+        found = llm.generate([7, 8], SHORT)
+        assert isinstance(found, Completion)
+        assert (found.ids, found.text) == (expected.ids, expected.text), f"bytecode {number}"
+        number += every
+    return number
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+def test_an_interrupt_at_some_bytecodes_of_a_call_leaves_the_model_as_it_was(
+    llm: LLM, call: Callable[[LLM], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert interrupt_everywhere(llm, call, monkeypatch, every=53) > 300
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+def test_an_interrupt_at_any_bytecode_of_a_call_leaves_the_model_as_it_was(
+    llm: LLM, call: Callable[[LLM], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert interrupt_everywhere(llm, call, monkeypatch, every=1) > 300
+
+
+SIGINTS = """
+import os, random, signal, sys, threading, time
+sys.path.insert(0, {tests!r})
+from tiny_models import SEEDED, assert_idle, tiny_llm
+from forge.tokenizer.chat import ChatTemplate
+
+llm = tiny_llm("llama")
+llm.chat_template = ChatTemplate("{{{{ messages[0].content }}}}", name="m", special_tokens={{}})
+messages = [{{"role": "user", "content": "Hi"}}]
+uses = {{
+    "generate": lambda: [c.ids for c in llm.generate([[1, 2], [3]], SEEDED)],
+    "stream": lambda: [token for chunk in llm.stream([1, 2], SEEDED) for token in chunk.ids],
+    "chat": lambda: llm.chat(messages, SEEDED).ids,
+}}
+expected, seconds = {{}}, {{}}
+for name, use in uses.items():
+    use()
+    start = time.perf_counter()
+    expected[name] = use()
+    seconds[name] = time.perf_counter() - start
+rng = random.Random(0)
+within = 0
+for number in range({count}):
+    name = list(uses)[number % 3]
+    go, delay = threading.Event(), rng.uniform(0, 1.2 * seconds[name])
+
+    def send():
+        go.wait()
+        time.sleep(delay)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    sender = threading.Thread(target=send)
+    sender.start()
+    try:
+        go.set()
+        use = uses[name]
+        use()
+        within -= 1
+        sender.join()
+        time.sleep(5)
+        print("no interrupt")
+    except KeyboardInterrupt:
+        within += 1
+    sender.join()
+    for name, use in uses.items():
+        assert use() == expected[name], (number, name)
+    assert_idle(llm)
+print("all equal, within a call:", within > {count} // 3)
+"""
+
+
+def child(code: str, seconds: float = 300) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=seconds, check=False)
+
+
+TESTS = str(Path(__file__).parents[1])
+
+
+@pytest.mark.slow
+def test_300_interrupts_of_the_system_at_random_moments_leave_the_model_as_it_was() -> None:
+    done = child(SIGINTS.format(tests=TESTS, count=300))
+    assert (done.stdout, done.stderr, done.returncode) == ("all equal, within a call: True\n", "", 0)
+
+
+# Requests of many threads
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ahead", [False, True], ids=["", "as on a GPU"])
+def test_64_threads_with_requests_of_all_kinds_each_get_what_they_get_alone(
+    ahead: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompts = random_prompts(64, 30, seed=4)
+    alone = tiny_llm("llama")
+
+    def streamed(llm: LLM, prompt: list[int]) -> list[list[int]]:
+        found: list[list[int]] = [[], []]
+        for chunk in llm.stream(prompt, replace(SEEDED, n=2)):
+            found[chunk.index] += chunk.ids
+        return found
+
+    def dropped(llm: LLM, prompt: list[int]) -> list[int]:
+        return next(llm.stream(prompt, GREEDY)).ids
+
+    kinds: list[Callable[[LLM, list[int]], Any]] = [
+        lambda llm, prompt: [c.ids for c in llm.generate([prompt, prompt[::-1]], SEEDED)],
+        lambda llm, prompt: [c.text for c in llm.generate(prompt, replace(SEEDED, n=3, stop="e"))],
+        streamed,
+        dropped,
+        lambda llm, prompt: llm.logits(prompt).argmax(1).tolist(),
+    ]
+    calls = [(kinds[number % len(kinds)], prompt) for number, prompt in enumerate(prompts)]
+    expected = [kind(alone, prompt) for kind, prompt in calls]
+    monkeypatch.setattr(NumpyBackend, "is_asynchronous", ahead)
+    llm = tiny_llm("llama", num_pages=5 * CONTEXT // 8, max_sequences=10)
+    assert in_threads(*(lambda kind=kind, prompt=prompt: kind(llm, prompt) for kind, prompt in calls)) == expected
+    assert_idle(llm)
+
+
+# Callers that leave
+
+
+def raise_in_the_loop(stream: Iterator[Any]) -> None:
+    for _ in stream:
+        raise ZeroDivisionError
+
+
+@pytest.mark.parametrize("way", ["raises", "drops"])
+def test_a_caller_that_leaves_frees_its_pages_within_two_steps(
+    llm: LLM, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = Steps(llm, monkeypatch)
+    other = llm.stream([5] * 10, LONG)
+    steps.allow(3)
+    next(other)
+    streams = [llm.stream([1, 2, 3], LONG)]
+    steps.allow(3)
+    if way == "raises":
+        with pytest.raises(ZeroDivisionError):
+            raise_in_the_loop(streams.pop())
+    else:
+        next(streams[0])
+        (left,) = [s for s in list(llm._loop._choices) if s.num_prompt == 3]
+        streams.clear()
+        done = steps.done
+        steps.allow(2)
+        while left.finish_reason is None:
+            time.sleep(0.001)
+        assert left.pages == []
+        assert steps.done <= done + 2
+    steps.allow(1000)
+    other.close()
+    settle(llm)
+    assert_idle(llm)
+
+
+def test_a_request_whose_caller_is_gone_without_a_word_ends(llm: LLM) -> None:
+    """As where an interrupt hits the caller's clean-up."""
+    stream = llm.stream([1, 2, 3], LONG)
+    next(stream)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(llm._loop, "cancel", lambda request: None)
+        del stream
+        gc.collect()
+    assert_idle(llm)
+
+
+def test_a_model_that_is_dropped_ends_its_thread_and_is_freed() -> None:
+    llm = tiny_llm("llama")
+    llm.generate([1, 2], SHORT)
+    (thread,) = [t for t in threading.enumerate() if t.ident == llm._loop._thread_id]
+    held = weakref.ref(llm.engine)
+    del llm
+    thread.join(60)
+    assert not thread.is_alive()
+    gc.collect()
+    assert held() is None
+
+
+def test_the_engine_s_own_thread_is_told_that_it_cannot_wait_for_itself(llm: LLM) -> None:
+    def within() -> Iterator[Any]:
+        for use in (lambda: llm.generate([1], SHORT), lambda: list(llm.stream([1], SHORT)), lambda: llm.logits([1])):
+            with pytest.raises(ForgeError, match="cannot wait for itself"):
+                use()
+        yield "told"
+
+    assert list(llm._loop.run(within())) == ["told"]  # type: ignore[arg-type]
+
+
+# Steps that fail
+
+
+def test_a_failure_at_any_op_ends_the_requests_of_its_step_and_no_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two requests run together, a third one waits for room."""
+    prompts = random_prompts(3, 12, seed=8)
+    params = replace(SEEDED, max_tokens=3)
+    llm = tiny_llm("llama", max_sequences=2)
+    expected = [llm.generate(prompt, params).ids for prompt in prompts]  # type: ignore[union-attr]
+    launch = NumpyBackend.launch
+    calls = fails_at = 0
+
+    def failing(self: NumpyBackend, *arguments: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == fails_at:
+            raise MemoryError(f"op {calls}")
+        return launch(self, *arguments)
+
+    monkeypatch.setattr(NumpyBackend, "launch", failing)
+    outcomes: set[tuple[bool, ...]] = set()
+    while True:
+        calls, fails_at = 0, fails_at + 5
+        streams = [llm.stream(prompt, params) for prompt in prompts]
+        found = in_threads(*(lambda s=stream: [t for c in s for t in c.ids] for stream in streams))
+        if calls < fails_at:
+            break
+        failed = tuple(isinstance(one, MemoryError) for one in found)
+        outcomes.add(failed)
+        assert any(failed)
+        assert not all(failed)
+        for one, wanted, has_failed in zip(found, expected, failed, strict=True):
+            assert (str(one) == f"op {fails_at}") if has_failed else (one == wanted)
+        assert_idle(llm)
+    assert found == expected
+    assert {sum(failed) for failed in outcomes} >= {1, 2}
+    assert fails_at > 100
+
+
+def test_a_pass_that_fails_raises_in_its_caller_and_frees_its_pages(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: Any, **__: Any) -> Any:
+        raise MemoryError("once")
+
+    expected = llm.logits([1, 2, 3])
+    with monkeypatch.context() as patch:
+        patch.setattr(type(llm.engine.runner), "_batch", fails)
+        for use in (llm.logits, llm.attention, llm.perplexity):
+            with pytest.raises(MemoryError, match="once"):
+                use([1, 2, 3])
+            assert_idle(llm)
+    np.testing.assert_array_equal(llm.logits([1, 2, 3]), expected)
+
+
+# The end
+
+
+def test_a_closed_model_says_so() -> None:
+    llm = tiny_llm("llama")
+    llm.close()  # before its thread has begun
+    llm.close()
+    for use in (
+        lambda: llm.generate([1, 2]),
+        lambda: llm.stream([1, 2]),
+        lambda: llm.logits([1, 2]),
+        lambda: llm.attention([1, 2]),
+        lambda: llm.perplexity([1, 2]),
+    ):
+        with pytest.raises(ForgeError, match=r"model.gguf: the model is closed: load it again$"):
+            use()
+    assert llm.tokenizer.decode([50])
+    assert "llama" in repr(llm)
+
+
+def test_close_ends_all_that_other_threads_wait_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    llm = tiny_llm("llama", max_step_tokens=4)
+    steps = Steps(llm, monkeypatch)
+    calls = [lambda: llm.generate([1] * 9, LONG), lambda: list(llm.stream([1, 2], LONG)), lambda: llm.logits([1] * 9)]
+
+    def close() -> None:
+        while len(llm._loop._choices) < 2:
+            steps.allow(1)
+            time.sleep(0.01)
+        steps.allow(1000)
+        llm.close()
+
+    completion, chunks, rows, nothing = in_threads(*calls, close)
+    assert completion.finish_reason == chunks[-1].finish_reason == "abort"
+    assert isinstance(rows, ForgeError) or rows.shape[0] == 9
+    assert nothing is None
+    assert_idle(llm)
+
+
+RESIDENT = """
+import sys
+sys.path.insert(0, {tests!r})
+import gc
+from tiny_models import SEEDED, tiny_llm
+
+def resident():
+    gc.collect()
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith("VmRSS"))
+
+sizes = []
+for number in range(20):
+    llm = tiny_llm("llama", num_pages=3000)
+    ids = llm.generate([1, 2, 3], SEEDED).ids
+    full = resident()
+    llm.close()
+    sizes.append(resident())
+kept = [llm]
+print(sizes[-1] / sizes[1] < 1.05, full - sizes[-1] > 20_000)
+"""
+
+
+@pytest.mark.slow
+def test_close_gives_memory_back_even_where_the_model_object_is_kept() -> None:
+    done = child(RESIDENT.format(tests=TESTS))
+    assert (done.stdout, done.stderr, done.returncode) == ("True True\n", "", 0)
+
+
+EXIT = """
+import os, sys, threading, time
+sys.path.insert(0, {tests!r})
+from tiny_models import GREEDY, tiny_llm
+
+llm = tiny_llm("llama")
+streams = [llm.stream([number, 2], GREEDY, max_tokens=None) for number in range(5)]
+for stream in streams:
+    next(stream)
+step = llm.engine.step
+within = threading.Event()
+
+def slow():
+    within.set()
+    time.sleep({seconds})
+    return step()
+
+llm.engine.step = slow
+streams.append(llm.stream([1], GREEDY))
+threading.Thread(target=lambda: next(streams[-1]), daemon=True).start()
+within.wait()
+print("ends")
+"""
+
+
+@pytest.mark.parametrize("seconds", [0, 100])
+def test_the_interpreter_ends_while_streams_run_and_prints_nothing(seconds: int) -> None:
+    """Whether steps are short, or take longer than anybody waits."""
+    done = child(EXIT.format(tests=TESTS, seconds=seconds), seconds=60)
+    assert (done.stdout, done.stderr, done.returncode) == ("ends\n", "", 0)

@@ -43,7 +43,10 @@ class ContextLengthError(ForgeError, ValueError):
 
 
 class ModelNotFoundError(ForgeError):
-    """No model has this name or path."""
+    """No model has this name or path. `parameter` is "model"."""
+
+    def __init__(self, message: str = "", *, parameter: str | None = "model", hint: str | None = None) -> None:
+        super().__init__(message, parameter=parameter, hint=hint)
 
 
 class DownloadError(ForgeError):

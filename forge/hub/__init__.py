@@ -57,14 +57,16 @@ def resolve(name_or_path: str | Path, *, progress: Progress | None = None, downl
             if path := cached_path(text, progress or silent):
                 return path
             state = " as it should be (wrong size or SHA-256)" if model_path(MODELS[text]).exists() else ""
-            raise ModelNotFoundError(f"{text} is not in the cache {cache_dir()}{state}: run `forge pull {text}`")
+            raise ModelNotFoundError(
+                f"{text} is not in the cache {cache_dir()}{state}", hint=f"run `forge pull {text}`"
+            )
     if os.path.isdir(text):
-        raise ModelNotFoundError(f"{shown(text)} is a directory: pass the path of a GGUF file in it")
+        raise ModelNotFoundError(f"{shown(text)} is a directory", hint="pass the path of a GGUF file in it")
     if os.path.exists(text):
-        raise ModelNotFoundError(f"{shown(text)} is not a regular file: pass the path of a GGUF file")
-    known = f"; known names are {', '.join(MODELS)}"
+        raise ModelNotFoundError(f"{shown(text)} is not a regular file", hint="pass the path of a GGUF file")
+    known = f"known names are {', '.join(MODELS)}"
     if isinstance(name_or_path, Path) or os.sep in text or text.lower().endswith(".gguf"):
-        raise ModelNotFoundError(f"no such file: {shown(text)}{names.hint(text) or known}")
+        raise ModelNotFoundError(f"no such file: {shown(text)}", hint=names.hint(text) or known)
     raise unknown(text)
 
 
@@ -79,9 +81,9 @@ def pull(name: str, *, progress: Progress | None = None, force: bool = False) ->
     if names.is_hub_name(name):
         return huggingface.fetch(name, report, force=force)
     if os.path.isfile(os.path.expanduser(name)):
-        raise ModelNotFoundError(f"{shown(name)} is a file that is here: pass it to -m, nothing is to be fetched")
+        raise ModelNotFoundError(f"{shown(name)} is a file that is here", hint="use it as the model, without a pull")
     if name not in MODELS and (hint := names.hint(name)):
-        raise ModelNotFoundError(f"no model named {shown(name)}{hint}")
+        raise ModelNotFoundError(f"no model named {shown(name)}", hint=hint)
     model = find(name)
     target = model_path(model)
     if is_whole(model, report, afresh=force):

@@ -67,10 +67,10 @@ def find(name: str) -> Model:
 def unknown(name: str) -> ModelNotFoundError:
     """The error for a name that no model has."""
     nearest = difflib.get_close_matches(name.lower(), MODELS, n=1, cutoff=0.5)
-    hint = f"; did you mean {nearest[0]!r}?" if nearest else ":"
+    question = f"did you mean {nearest[0]!r}? " if nearest else ""
     return ModelNotFoundError(
-        f"no model named {shown(name)}{hint} known names are {', '.join(MODELS)}; "
-        "a file's path and hf:owner/repo:Q4_K_M work too"
+        f"no model named {shown(name)}",
+        hint=f"{question}known names are {', '.join(MODELS)}; a file's path and hf:owner/repo:Q4_K_M work too",
     )
 
 

@@ -120,7 +120,7 @@ def _path(text: str) -> tuple[str, str]:
         raise _malformed(text) from None
     if not known:
         raise ModelNotFoundError(
-            f"{shown(text)} is no address of the Hugging Face Hub: download the file and pass its path"
+            f"{shown(text)} is no address of the Hugging Face Hub", hint="download the file and pass its path"
         )
     return parts.path, parts.query
 
@@ -158,16 +158,16 @@ def _malformed(text: str) -> ModelNotFoundError:
     )
 
 
-def hint(text: str) -> str:
-    """Advice for a missing path that looks like a repository of the Hub, else an empty string."""
+def hint(text: str) -> str | None:
+    """Advice for a missing path that looks like a repository of the Hub, else None."""
     match = _REPO.fullmatch(text)
     if (
         match
         and not text.startswith((".", "-"))
         and re.fullmatch(r"(|:[\w.-]+|@\S+|/\S+\.gguf)", match[2], re.ASCII | re.IGNORECASE)
     ):
-        return f"; for a repository of the Hugging Face Hub write {shown('hf:' + text)}"
-    return ""
+        return f"for a repository of the Hugging Face Hub write {shown('hf:' + text)}"
+    return None
 
 
 def shards(file: str) -> list[str]:
@@ -224,7 +224,7 @@ def choose(name: Name, files: Sequence[str], where: str = "the repository") -> s
     """
     models = matching(files, None)
     if not models:
-        raise ModelNotFoundError(f"{name.text}: {where} has no GGUF file: look for one that has")
+        raise ModelNotFoundError(f"{name.text}: {where} has no GGUF file", hint="look for one that has")
     for quant in (name.quant,) if name.quant else DEFAULT_QUANTS:
         if found := matching(files, quant):
             break
@@ -233,9 +233,9 @@ def choose(name: Name, files: Sequence[str], where: str = "the repository") -> s
     if len(found) == 1:
         return found[0]
     if not found:
-        raise ModelNotFoundError(f"{name.text}: {where} has no such file: it has {_listed(models)}")
+        raise ModelNotFoundError(f"{name.text}: {where} has no such file", hint=f"it has {_listed(models)}")
     raise ModelNotFoundError(
-        f"{name.text}: several files may be meant: {_listed(found)}: name one, as hf:{name.repo}/file.gguf"
+        f"{name.text}: several files may be meant: {_listed(found)}", hint=f"name one, as hf:{name.repo}/file.gguf"
     )
 
 

@@ -67,8 +67,8 @@ def remove(name: str) -> int:
     except OSError as error:
         raise DownloadError(f"{name}: cannot be removed: {error.filename}: {error.strerror or error}") from error
     raise ModelNotFoundError(
-        f"{shown(name)} is no name of a model in the caches, which `forge list` shows"
-        f"{names.hint(name) or ': delete other files yourself'}"
+        f"{shown(name)} is no name of a model in the caches, which `forge list` shows",
+        hint=names.hint(name) or "delete other files yourself",
     )
 
 

@@ -43,6 +43,12 @@ def sampling(parameter: str, value: Any, must: str) -> Failure:
 
 
 FAILURES = [
+    Failure(
+        *(lambda: forge.load("smolm2"), "model", "no model named 'smolm2'"),
+        ["inspect", "smolm2"],
+        "no model named 'smolm2': did you mean 'smollm2'? known names are smollm2, gemma3-270m; a file's path and "
+        "hf:owner/repo:Q4_K_M work too",
+    ),
     sampling("top_p", 3.0, "in (0, 1]"),
     sampling("temperature", -1.0, "in [0, 100]"),
     sampling("max_tokens", 0, "at least 1"),

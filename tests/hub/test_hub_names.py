@@ -62,7 +62,7 @@ def test_a_file_wins_over_a_name_and_a_directory_does_not(
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("smollm", r"no model named 'smollm'; did you mean 'smollm2'\? known names are smollm2, gemma3-270m; .*hf:"),
+        ("smollm", r"no model named 'smollm': did you mean 'smollm2'\? known names are smollm2, gemma3-270m; .*hf:"),
         ("Gemma3", r"did you mean 'gemma3-270m'\?"),
         ("SMOLLM2", r"did you mean 'smollm2'\?"),
         ("zzz", r"no model named 'zzz': known names are smollm2"),

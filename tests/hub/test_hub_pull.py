@@ -127,7 +127,7 @@ def test_a_directory_where_the_model_goes(fake_uv: Path, cache: Path, monkeypatc
 def test_a_path_is_no_name_to_pull(cache: Path, tmp_path: Path) -> None:
     path = tmp_path / "mine.gguf"
     path.write_bytes(b"GGUF")
-    with pytest.raises(ModelNotFoundError, match=r"mine.gguf' is a file that is here: pass it to -m"):
+    with pytest.raises(ModelNotFoundError, match=r"mine.gguf' is a file that is here: use it as the model"):
         hub.pull(str(path))
 
 

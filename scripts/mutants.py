@@ -22,7 +22,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FAULTS = ROOT / "tests" / "data" / "mutants.txt"
 KERNELS = ROOT / "forge" / "raw_kernels"
-PLACES = ("tests/kernels", "tests/ops/test_slices.py", "tests/tuning/test_tuned.py")
+PLACES = ("tests/kernels", "tests/ops/test_split_k.py", "tests/tuning/test_tuned.py")
 """Where tests run kernels on the harness."""
 TESTS = {  # by kernel file: what names of these tests hold, the likeliest to find a fault first
     "activation": "silu_mul-|gelu|soft_cap|[add-",

@@ -15,44 +15,6 @@ from forge.ops.op import Array, op
 from forge.ops.quant import Packed, QuantTensor, Stack
 
 _GLU = {"silu": silu_mul, "gelu": gelu_mul}
-_MIN_NORMAL = 2.0**-14
-"""The smallest float16 number that is not subnormal."""
-_MAX_SLOPE = 1.13
-"""The most that gelu grows where its argument grows by 1; silu by 1.1. Both stay below their argument."""
-
-
-def max_flushed(
-    operand: Any, weight: Any, bias: Array | None, residual: Array | None, *, glu: str, split_k: str
-) -> Array:
-    """The most that a product is off by where matrix cores take factors that are float16 subnormals for zeros.
-
-    MI200's do. Source: MIOpen's documentation, "MI200 matrix fused multiply-add (MFMA) behavior specifics".
-    """
-    x, matrix = _array(operand), _matrix(weight)
-    off = np.asarray(_flushed(x) @ np.abs(matrix).T + np.abs(x) @ _flushed(matrix).T)
-    if glu == "none":
-        return off
-    gate, up = np.split(np.abs(linear.reference(x, weight, bias, None, glu="none", split_k=split_k)), 2, axis=1)
-    off_gate, off_up = np.split(off, 2, axis=1)
-    return np.asarray(_MAX_SLOPE * off_gate * (up + off_up) + gate * off_up)
-
-
-def _flushed(numbers: Array) -> Array:
-    """What is missing of each number where float16 subnormals are zeros; a kernel may round larger ones to some."""
-    sizes = np.abs(numbers)
-    return np.where(sizes < 2 * _MIN_NORMAL, np.minimum(sizes, _MIN_NORMAL), 0.0)
-
-
-def _array(operand: Any) -> Array:
-    """What a product multiplies, by the references; a stream stays as it is."""
-    if not isinstance(operand, Normed):
-        return np.asarray(operand)
-    return np.asarray(norm.reference(replace(operand, x=operand.x.copy()), out="act"))
-
-
-def _matrix(weight: Any) -> Array:
-    """(N, K)"""
-    return np.asarray(weight.dequantize() if isinstance(weight, QuantTensor | Stack) else weight)
 
 
 @op(
@@ -60,15 +22,16 @@ def _matrix(weight: Any) -> Array:
     "split_k=never|allowed -> y:f32[M,N] if glu=none else y:act[M,N/2]",
     rtol=1e-4,
     atol=1e-4,
-    gpu_slack=max_flushed,
 )
 def linear(operand: Any, weight: Any, bias: Array | None, residual: Array | None, *, glu: str, split_k: str) -> Array:
-    """operand @ weight.T + bias, of an array (M, K) or of rows that are normalized first.
+    """operand @ weight.T + bias.
 
-    residual: (M, N), to which the product is added in place; it is returned. glu: the product's first half is a gate,
-    and the result is activation(gate) * up (arXiv:2002.05202), for another product; there is no residual then.
-    split_k="allowed": the caller takes the product as `Partials` where a GPU computes it so.
+    operand: An array (M, K), or rows that are normalized first.
+    residual: The product is added to it in place, and it is returned. A product with glu has none.
+    glu: The product's first half is a gate, and the result is activation(gate) * up (arXiv:2002.05202).
+    split_k: "allowed": The result may be `Partials`, which the reader sums.
     """
+    _check(residual, glu)
     x = norm.reference(operand, out="act") if isinstance(operand, Normed) else operand
     y = x @ _matrix(weight).T.astype(x.dtype)
     if bias is not None:
@@ -79,6 +42,16 @@ def linear(operand: Any, weight: Any, bias: Array | None, residual: Array | None
         return np.asarray(y)
     residual += y
     return residual
+
+
+def _matrix(weight: Any) -> Array:
+    """(N, K) float."""
+    return np.asarray(weight.dequantize() if isinstance(weight, QuantTensor | Stack) else weight)
+
+
+def _check(residual: Any, glu: str) -> None:
+    if residual is not None and glu != "none":
+        raise ValueError("linear: a product with glu has no residual")
 
 
 # Measured on 2 cores with 2 MiB of L2 each, all products of a 135M model: 4 rows take 46 ms as matrix-vector products,
@@ -94,6 +67,7 @@ _SMALL_ROWS = 32
 def _linear_cpu(
     operand: Any, weight: Any, bias: Array | None, residual: Array | None, *, glu: str, split_k: str
 ) -> Array:
+    _check(residual, glu)
     x: Array = norm.run_cpu(operand, out="act") if isinstance(operand, Normed) else operand
     matrix = _matrix(weight)
     if len(x) <= _VECTOR_ROWS:
@@ -126,12 +100,15 @@ def _vector_products(matrix: Array, x: Array) -> Array:
 
 @linear.gpu
 def _linear_gpu(device: GPU, operand: Any, weight: Any, bias: Any, residual: Any, *, glu: str, split_k: str) -> Any:
-    """Choose how the product is computed: what is fused into it, and by which kernels.
+    """Choose the kernels, and what is fused into them.
 
-    One row: matrix-vector kernels, with the norm in front and the gated activation behind inside. 2 to 64 rows: matrix
-    cores, with the gated activation inside, or as partials. More: BLAS. Norms and activations that are not inside are
-    launches of their own.
+    - One row: GEMV. It computes an RMS norm of the operand, and behind it the gated activation.
+    - 2 to 64 rows: matrix cores. They compute the gated activation, or partials for the reader to sum.
+    - More rows: BLAS.
+
+    Norms and activations that are not fused are launches before and after the product.
     """
+    _check(residual, glu)
     rows, is_stack = operand.shape[0], isinstance(weight, Stack)
     parts = weight.parts if is_stack else (weight,)
     norm_inside = (
@@ -205,3 +182,35 @@ def _many_rows(device: GPU, x: Any, weight: Any, y: Any, column: int, *, accumul
         sizes = (first, count, inner)
         device.run("dequantize", "dequantize", blocks, *weight.planes, scratch, *sizes, FORMAT=int(weight.type))
         device.matmul(x, scratch, y, column + first, accumulate=accumulate)
+
+
+_MIN_NORMAL = 2.0**-14
+"""The smallest float16 number that is not subnormal."""
+_MAX_SLOPE = 1.13
+"""gelu grows by this at most where its argument grows by 1; silu by 1.1. Both stay below their argument."""
+
+
+@linear.slack
+def _max_flushed(
+    operand: Any, weight: Any, bias: Array | None, residual: Array | None, *, glu: str, split_k: str
+) -> Array:
+    """The largest error of a product whose factors are zeros where they are float16 subnormals.
+
+    Matrix cores of MI200 take them so. Source: MIOpen's documentation, "MI200 matrix fused multiply-add (MFMA) behavior
+    specifics".
+    """
+    x, matrix = operand, _matrix(weight)
+    if isinstance(operand, Normed):  # the norm writes its stream: here a copy of it
+        x = norm.reference(replace(operand, x=operand.x.copy()), out="act")
+    off = np.asarray(_flushed(x) @ np.abs(matrix).T + np.abs(x) @ _flushed(matrix).T)
+    if glu == "none":
+        return off
+    gate, up = np.split(np.abs(linear.reference(x, weight, bias, None, glu="none", split_k=split_k)), 2, axis=1)
+    off_gate, off_up = np.split(off, 2, axis=1)
+    return np.asarray(_MAX_SLOPE * off_gate * (up + off_up) + gate * off_up)
+
+
+def _flushed(numbers: Array) -> Array:
+    """What each number loses where float16 subnormals are zeros. A kernel may round larger numbers to subnormals."""
+    sizes = np.abs(numbers)
+    return np.where(sizes < 2 * _MIN_NORMAL, np.minimum(sizes, _MIN_NORMAL), 0.0)

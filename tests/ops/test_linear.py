@@ -125,3 +125,10 @@ def test_without_blas_many_rows_are_computed_64_at_a_time(monkeypatch: pytest.Mo
     args = operand(device, "array", 129, 256), matrix(device, "F16", 256), None, None
     device.launch(linear, args, {"glu": "none", "split_k": "never"})
     assert device.functions == ["matmul", "matmul", "matvec_f16"]
+
+
+def test_a_gated_product_has_no_residual() -> None:
+    x, weight = np.ones((1, 8), np.float32), np.ones((8, 8), np.float32)
+    for run in (linear, linear.reference):
+        with pytest.raises(ValueError, match="a product with glu has no residual"):
+            run(x, weight, None, x.copy(), glu="silu", split_k="never")

@@ -65,3 +65,27 @@ def test_blocks_are_whole_waves(launched: tuple[set[sources.Variant], set[str]])
         for name in sources.signatures(variant.file):
             threads = sources.entry(variant.file, name, variant.defines).threads
             assert threads in range(64, 1025, 64), f"{variant.name}: {name}"
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_no_function_of_a_kernel_file_is_over_120_lines(file: str) -> None:
+    lines = (DIRECTORY / f"{file}.hip").read_text(encoding="utf-8").splitlines()
+    start = None
+    for number, line in enumerate(lines):
+        if start is None and re.match(r"(template|DEVICE|KERNEL)\b", line):
+            start = number
+        if start is not None and (line in ("}", "};") or (number == start and line.endswith((";", "}")))):
+            assert number - start < 120, lines[start]
+            start = None
+
+
+@pytest.mark.parametrize("file", KERNEL_FILES)
+def test_each_parameter_of_a_kernel_has_a_line(file: str) -> None:
+    text = (DIRECTORY / f"{file}.hip").read_text(encoding="utf-8")
+    for name, (_, parameters) in sources.signatures(file).items():
+        start = text.index(f" {name}(\n")
+        lines = text[start:].splitlines()[1 : len(parameters) + 1]
+        for parameter, line in zip(parameters, lines, strict=True):
+            assert re.match(rf"    [^/]*\b{parameter.name}\b,?( //.*)?$", re.sub(r" +//", " //", line)), (
+                f"{name}: {line}"
+            )

@@ -481,7 +481,7 @@ def test_two_at_once_download_once(one: FakeHub) -> None:
 
     def change(method: str, path: str, reply: Reply) -> None:
         if method == "GET":
-            started.wait(20)
+            started.wait(60)
 
     one.spoil = change
     results: list[Path] = []
@@ -495,7 +495,7 @@ def test_two_at_once_download_once(one: FakeHub) -> None:
         threads[0].join(0.01)
     started.set()
     for thread in threads:
-        thread.join(20)
+        thread.join(60)
     assert [path.read_bytes() for path in results] == [BODY, BODY]
     assert len(one.asked("GET")) == 1
 

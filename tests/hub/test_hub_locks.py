@@ -17,17 +17,17 @@ def test_a_lock_that_was_removed_is_no_lock(tmp_path: Path) -> None:
     def wait() -> None:
         with locks.held(path, waits.set):
             holds.set()
-            leave.wait(20)
+            leave.wait(60)
 
     other = threading.Thread(target=wait)
     with locks.held(path, remove=True):
         other.start()
-        assert waits.wait(20)
-    assert holds.wait(20)
+        assert waits.wait(60)
+    assert holds.wait(60)
     with pytest.raises(BlockingIOError), locks.held(path):
         pass
     leave.set()
-    other.join(20)
+    other.join(60)
     with locks.held(path, remove=True):
         assert path.exists()
     assert not path.exists()

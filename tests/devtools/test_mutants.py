@@ -30,4 +30,5 @@ def test_each_kernel_file_has_faults_and_tests(mutants: ModuleType) -> None:
     files = {str(path.relative_to(mutants.KERNELS).with_suffix("")) for path in mutants.KERNELS.rglob("*.hip")}
     # The contract and the tiles' interface hold no code, and only the harness' own implementation runs in the tests.
     files -= {"include/prelude", "include/tile", *(f"include/platform_{name}" for name in ("amd", "nvidia", "harness"))}
+    assert all((ROOT / place).exists() for place in mutants.PLACES)
     assert mutants.TESTS.keys() == files == {fault.file for fault in mutants.read_faults()}

@@ -75,12 +75,13 @@ class RequestTable:
         self._held: list[Sequence | None] = []
         """The sequences of the first rows."""
         self._num_entries: list[list[int]] = []
-        """How many entries of each sequence's page lists are in the table, by row and kind."""
+        """How many entries of each sequence's page lists are in the table, by kind and row."""
         self._staging = backend.empty((_MIN_EDITS, 2), np.int32)
 
     def fill(self, sequences: list[Sequence]) -> None:
         """Put these sequences into the first rows, with one upload of all they have."""
-        self._held, self._num_entries = [None] * len(sequences), [[]] * len(sequences)
+        self._held = [None] * len(sequences)
+        self._num_entries = [[0] * len(sequences) for _ in range(len(self.page_tables))]
         self._put(sequences, self.sampler.begin(sequences), [_run(len(self._words) - 1, np.zeros(1, np.int32))])
 
     def update(self, sequences: list[Sequence]) -> None:
@@ -104,20 +105,22 @@ class RequestTable:
     def _put(self, sequences: list[Sequence], history: list[Edits], edits: list[Edits]) -> None:
         """Upload edits of the table, what its first rows do not hold yet, and edits of the sampler's history."""
         new = [row for row, (s, held) in enumerate(zip(sequences, self._held, strict=True)) if s is not held]
-        for row in new:
-            self._num_entries[row] = [0] * len(self.page_tables)
         if new:
             edits = edits + self._row_edits(np.array(new, np.int32), [sequences[row] for row in new])
-        edits = edits + [
-            _run(self._pages_start + (kind * self.num_rows + row) * self.max_pages + known, np.array(pages, np.int32))
-            for row, (sequence, counts) in enumerate(zip(sequences, self._num_entries, strict=True))
-            for kind, known in enumerate(counts)
-            if (pages := sequence.pages[kind][known:])
-        ]
+            for counts in self._num_entries:
+                for row in new:
+                    counts[row] = 0
+        for kind, counts in enumerate(self._num_entries):
+            start = self._pages_start + kind * self.num_rows * self.max_pages
+            edits = edits + [
+                _run(start + row * self.max_pages + known, np.array(sequence.pages[kind][known:], np.int32))
+                for row, (sequence, known) in enumerate(zip(sequences, counts, strict=True))
+                if len(sequence.pages[kind]) > known
+            ]
         if edits:
             self._upload(edits, history)
             self._held = list(sequences)
-            self._num_entries = [[len(pages) for pages in s.pages[: len(self.page_tables)]] for s in sequences]
+            self._num_entries = [[len(s.pages[kind]) for s in sequences] for kind in range(len(self.page_tables))]
 
     def _row_edits(self, rows: np.ndarray[Any, Any], sequences: list[Sequence]) -> list[Edits]:
         """The fields of these rows."""

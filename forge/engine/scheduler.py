@@ -178,13 +178,15 @@ class Scheduler:
 
     def _grow(self, sequence: Sequence, length: int) -> bool:
         """Pages for `length` ids. Where there are to be more, those that no later step reads are released first."""
-        num_entries = [pool.kind.num_entries(length) for pool in self.pools]
-        if all(count <= len(pages) for count, pages in zip(num_entries, sequence.pages, strict=True)):
+        for pool, pages in zip(self.pools, sequence.pages, strict=True):
+            if pool.kind.num_entries(length) > len(pages):
+                break
+        else:
             return True
         needed_from = min(sequence.num_computed, len(sequence.ids) - 1)  # steps under way may have to be computed again
         for pool, pages in zip(self.pools, sequence.pages, strict=True):
             pool.release_before(pages, needed_from)
-        return self._extend(sequence, num_entries)
+        return self._extend(sequence, [pool.kind.num_entries(length) for pool in self.pools])
 
     def _extend(self, sequence: Sequence, num_entries: list[int]) -> bool:
         """Make the lists so long, all or none."""

@@ -150,12 +150,13 @@ class EngineLoop:
             return
         self._thread_id = get_ident()
         try:
+            self._receive()
             while not self._is_stopping:
-                self._receive()
                 if self._passes and self._passes[0].is_asked:
                     self._run_part(self._passes[0])
                 if self._choices:
                     self._step()
+                self._receive()
         except BaseException as error:
             self._refusal = f"the engine's thread has failed: {type(error).__name__}: {error}"
             raise

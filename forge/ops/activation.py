@@ -114,14 +114,14 @@ def _soft_cap_gpu(device: GPU, x: Any, cap: float) -> Any:
     return x
 
 
-@op("x:f32[T,E] delta:f32[T,E] -> y:f32[T,E]")
-def add(x: Array, delta: Array) -> Array:
-    """x + delta as a new array: a hook sees the residual stream while a pending addend stays apart from it."""
-    return x + delta
+@op("x:f32[T,E] addend:f32[T,E] -> y:f32[T,E]")
+def add(x: Array, addend: Array) -> Array:
+    """x + addend as a new array: a hook sees the residual stream while a pending addend stays apart from it."""
+    return x + addend
 
 
 @add.gpu
-def _add_gpu(device: GPU, x: Any, delta: Any) -> Any:
+def _add_gpu(device: GPU, x: Any, addend: Any) -> Any:
     y = device.empty(x.shape, np.float32)
-    device.run("activation", "add", -(-x.size // _BLOCK), x, delta, y, x.size)
+    device.run("activation", "add", -(-x.size // _BLOCK), x, addend, y, x.size)
     return y

@@ -72,12 +72,12 @@ class EngineLoop:
         """A place where a thread waits for its next request."""
         forks_before = self._num_forks
 
-        def check() -> None:
+        def refusal() -> str | None:
             if self._num_forks != forks_before:
-                raise ForgeError(f"{self._name}: {process.REFUSAL}")
-            self.check()
+                return f"{self._name}: {process.REFUSAL}"
+            return f"{self._name}: {self._refusal}" if self._has_ended.is_set() else None
 
-        return Waiter(check)
+        return Waiter(refusal)
 
     def watch(self, waiter: Any) -> ref[Any]:
         """A weak reference to a waiter. The loop is told when the waiter is gone."""

@@ -8,6 +8,8 @@ from contextlib import suppress
 from queue import Empty, SimpleQueue
 from typing import Any
 
+from forge.errors import ForgeError
+
 PATIENCE_S = 0.1
 """Longest wait for a lock. While the main thread waits, it does not see a signal that the kernel gives to another
 thread: it waits anew."""
@@ -19,9 +21,9 @@ class Waiter:
     The caller alone holds it. When it is gone, the engine's thread ends the request.
     """
 
-    def __init__(self, check: Callable[[], None]) -> None:
-        """check: raises what there is to say where nothing will be delivered any more."""
-        self._check = check
+    def __init__(self, refusal: Callable[[], str | None]) -> None:
+        """refusal: why nothing will be delivered any more; None while something may."""
+        self._refusal = refusal
         self._messages: SimpleQueue[Any] = SimpleQueue()
 
     def deliver(self, message: Any) -> None:
@@ -34,7 +36,8 @@ class Waiter:
             with suppress(Empty):
                 message = self._messages.get(timeout=PATIENCE_S)
                 break
-            self._check()
+            if (refusal := self._refusal()) is not None and self._messages.empty():
+                raise ForgeError(refusal)
         if isinstance(message, BaseException):
             raise message
         return message

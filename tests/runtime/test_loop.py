@@ -21,6 +21,7 @@ import forge
 from forge import LLM, Completion, ForgeError
 from forge.backend import NUMPY
 from forge.backend.numpy import NumpyBackend
+from forge.runtime.waiters import PATIENCE_S
 
 PACKAGE = str(Path(forge.__file__).parent)
 SHORT = replace(SEEDED, max_tokens=2)
@@ -397,10 +398,16 @@ def test_close_ends_all_that_other_threads_wait_for(monkeypatch: pytest.MonkeyPa
         while len(llm._loop._choices) < 2:
             steps.allow(1)
             time.sleep(0.01)
-        steps.allow(1000)
         llm.close()
 
-    completion, chunks, rows, nothing = in_threads(*calls, close)
+    def allow_later() -> None:
+        """The step under way takes longer than callers wait at a time."""
+        while llm._loop._refusal is None:
+            time.sleep(0.01)
+        time.sleep(3 * PATIENCE_S)
+        steps.allow(1000)
+
+    completion, chunks, rows, nothing = in_threads(*calls, close, allow_later)[:4]
     assert completion.finish_reason == chunks[-1].finish_reason == "abort"
     assert isinstance(rows, ForgeError) or rows.shape[0] == 9
     assert nothing is None

@@ -165,15 +165,19 @@ def test_a_kernel_that_does_not_compile(
     monkeypatch.setenv("FORGE_CACHE", str(tmp_path))
     monkeypatch.setattr(device, "_modules", type(device._modules)(gfx))
     source = sources.source
-    monkeypatch.setattr(sources, "source", lambda file: source(file).replace("const float *x,", "const floot *x,", 1))
+    monkeypatch.setattr(
+        sources,
+        "source",
+        lambda file: source(file).replace("const float *weight, // (E,)", "const floot *weight, // (E,)", 1),
+    )
     line = 1 + next(
         i for i, text in enumerate((Path(forge.__file__).parent / "raw_kernels" / "norm.hip").read_text().splitlines())
-        if "const float *x," in text
+        if "const float *weight, // (E,)" in text
     )  # fmt: skip
     assert re.fullmatch(
         rf"DeviceError: norm-\S+ does not compile for {gfx} with \S+/hipcc: norm\.hip:{line}: "
         r"unknown type name 'floot'.*: "
-        r"'const floot \*x, .*'",
+        r"'const floot \*weight, // \(E,\)'",
         outcome(load),
     )
 

@@ -183,9 +183,8 @@ class Scheduler:
                 break
         else:
             return True
-        needed_from = min(sequence.num_computed, len(sequence.ids) - 1)  # steps under way may have to be computed again
         for pool, pages in zip(self.pools, sequence.pages, strict=True):
-            pool.release_before(pages, needed_from)
+            pool.release_before(pages, sequence.num_computed)
         return self._extend(sequence, [pool.kind.num_entries(length) for pool in self.pools])
 
     def _extend(self, sequence: Sequence, num_entries: list[int]) -> bool:

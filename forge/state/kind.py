@@ -11,6 +11,9 @@ class Kind(Protocol):
     State lies in pages. A sequence has one list of them for each kind. Entries that the sequence does not need any more
     are released, and hold the number of the kind's spare page. A kind whose state does not grow has one page per
     sequence, which a fork copies.
+
+    No position is computed twice in the same pages. A failed step ends its sequences. A sequence that loses its pages
+    begins at position 0 with others, and a kind takes over nothing of what these hold.
     """
 
     @property
@@ -40,10 +43,3 @@ class Kind(Protocol):
 
     def num_shared(self, length: int) -> int:
         """Leading entries that a fork behind `length` tokens shares with its parent. The fork copies the others."""
-
-    def resume(self, position: int, released: int) -> int:
-        """Where a sequence may go on behind a step that failed, or whose result was not used.
-
-        The step may have computed any of the tokens from `position` on, or none. `released` leading entries are gone.
-        Returns how many leading tokens are intact: `position`, an earlier one, or 0 to begin anew.
-        """

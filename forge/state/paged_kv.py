@@ -47,10 +47,6 @@ class PagedKV:
         """Full pages: no token behind `length` writes to them."""
         return length // self.page_size
 
-    def resume(self, position: int, released: int) -> int:
-        """`position`: the keys and values behind it are written again before any query reads them."""
-        return position if released <= self.num_released(position) else 0
-
     def allocate(self, num_pages: int, backend: Backend) -> KVCache:
         shape = (len(self.layers), num_pages + 1, self.page_size, self.num_kv_heads, self.head_dim)
         return KVCache(backend.empty(shape, backend.dtype), backend.empty(shape, backend.dtype))

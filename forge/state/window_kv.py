@@ -28,11 +28,8 @@ class WindowKV(PagedKV):
         return 0
 
     def num_pages(self, length: int) -> int:
-        """Pages of the positions that the tokens of one step see: the window of the first one, and themselves.
-
-        One position more is counted, because the id that a step samples may be under way while the next step is queued.
-        """
-        reach = self._reach + self.step_tokens
+        """Pages of the positions that the tokens of one step see: the window of the first one, and themselves."""
+        reach = self._reach - 1 + self.step_tokens
         return min(self.num_entries(length), self.num_entries(reach - 1) + 1)  # not aligned with a page's start
 
     def num_released(self, position: int) -> int:

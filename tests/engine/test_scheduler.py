@@ -52,9 +52,6 @@ class Recurrent:
     def num_shared(self, length: int) -> int:
         return 0
 
-    def resume(self, position: int, released: int) -> int:
-        return 0
-
 
 class FakeRunner:
     """Pages hold the ids themselves, so that what a step reads can be compared with what it should.

@@ -69,7 +69,8 @@ def load(
         dtype: Precision of matrix inputs, "f32" or "f16". By default what the device does best.
         max_sequences: Most sequences that run together, each with room for its whole context as far as memory goes;
             further ones wait. By default up to 64 that share room for one whole context, or 32,768 tokens if that is
-            more: if they need more together, the youngest wait.
+            more: if they need more together, the youngest wait. Layers with a window then have room for as many whole
+            contexts, and for more while they take no more memory than the other layers.
         threads: Threads of the CPU, for NumPy's matrix products and for loading. They are one number for the whole
             process: the last load's. None = as many as this process may use cores, less those that other processes
             keep busy, looked at once a second.

@@ -606,8 +606,10 @@ def test_attention_weighs_what_paged_attention_adds_up(
 
 def test_attention_takes_one_pass_and_no_logits(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
     steps = []
-    look = llm.engine.runner.look
-    monkeypatch.setattr(llm.engine.runner, "look", lambda *arguments: steps.append(arguments) or look(*arguments))
+    run_blocks = llm.engine.runner.run_blocks
+    monkeypatch.setattr(
+        llm.engine.runner, "run_blocks", lambda *arguments: steps.append(arguments) or run_blocks(*arguments)
+    )
     monkeypatch.setattr(llm.engine.runner.model, "output", None)
     assert llm.attention([1, 2, 3]).shape == (3, 4, 3, 3)
     assert len(steps) == 1
@@ -615,7 +617,7 @@ def test_attention_takes_one_pass_and_no_logits(llm: LLM, monkeypatch: pytest.Mo
 
 def test_attention_that_does_not_fit_is_refused_with_the_numbers(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
     computed = []
-    monkeypatch.setattr(llm.engine.runner, "look", lambda *arguments: computed.append(arguments))
+    monkeypatch.setattr(llm.engine.runner, "run_blocks", lambda *arguments: computed.append(arguments))
     ids = list(range(50))
     weights, keys = 4 * 50 * 50 * 4, 50 * 2 * 32 * 4  # heads, T, T; T, G, D
     one, all_layers = (count * (weights + keys) + 4 * weights for count in (1, 3))

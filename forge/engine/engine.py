@@ -189,14 +189,17 @@ class Engine:
         their ends, hold the pages that it needs.
         """
         most = _LOGIT_BYTES // (4 * self.runner.vocab_size)
-        return self._alone(ids, most, lambda step: self.runner.forward(step, all_logits=True, hook=hook))
+        return self._run_pass(ids, most, lambda step: self.runner.forward(step, all_logits=True, hook=hook))
 
-    def look(self, ids: list[int], hook: Hook) -> Generator[int, None, None]:
-        """Show the hook all positions, some tokens at a time, without logits: how many. Raises what `logits` does."""
-        return self._alone(ids, len(ids), lambda step: self.runner.look(step, hook))
+    def run_blocks(self, ids: list[int], hook: Hook) -> Generator[int, None, None]:
+        """Run the model's blocks alone over all positions, some tokens at a time, and show a hook their results.
 
-    def _alone(self, ids: list[int], most: int, run: Callable[[list[Scheduled]], T]) -> Generator[T, None, None]:
-        """A pass over ids that no request has, at most so many at a time."""
+        No logits are computed. Yields numbers of tokens. Raises what `logits` does.
+        """
+        return self._run_pass(ids, len(ids), lambda step: self.runner.run_blocks(step, hook))
+
+    def _run_pass(self, ids: list[int], most: int, run: Callable[[list[Scheduled]], T]) -> Generator[T, None, None]:
+        """Run steps over ids that no request has, of `most` tokens at most; yields what `run` returns."""
         self.check_ids(ids)
         sequence = Sequence(0, list(ids), len(ids), SamplingParams(), 0, len(ids))
         if not self.scheduler.lend(sequence):

@@ -57,8 +57,8 @@ class ModelRunner:
         with self.backend.active():
             return self.model(self._batch(step, all_logits=all_logits), self.state, hook)
 
-    def look(self, step: list[Scheduled], hook: Hook) -> int:
-        """Show the hook the blocks' results. No logits are computed. Returns the number of tokens."""
+    def run_blocks(self, step: list[Scheduled], hook: Hook) -> int:
+        """Run the blocks alone and show a hook their results. No logits are computed. Returns the number of tokens."""
         with self.backend.active():
             tokens = self._batch(step)
             self.model.hidden(tokens, self.state, hook)

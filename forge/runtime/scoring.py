@@ -42,7 +42,7 @@ def attention(loop: EngineLoop, engine: Engine, ids: list[int], layers: range) -
     size = engine.runner.config, layers, len(ids)
     AttentionWeights.check_room(*size, select("cpu").free_bytes())
     found = AttentionWeights(*size)
-    with closing(loop.run(engine.look(ids, found))) as steps:
+    with closing(loop.run(engine.run_blocks(ids, found))) as steps:
         for _ in steps:
             pass
     return found.weights

@@ -32,6 +32,8 @@ import dataclasses
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
+from math import prod
 from typing import Any, TypeVar
 
 import numpy as np
@@ -166,9 +168,11 @@ class Op:
             self._bind(arg, value, sizes, options)
         for arg, value in declared:
             if value is not None and arg.dims:
-                expected = tuple(_evaluate(dim, sizes) for dim in arg.dims)
-                if any(size not in (None, found) for size, found in zip(expected, value.shape, strict=True)):
-                    raise ValueError(f"{self.name}: {arg.name} has shape {value.shape}, not {expected}")
+                for dim, found in zip(arg.dims, value.shape, strict=True):
+                    size = sizes[dim] if dim in sizes else _evaluate(dim, sizes)
+                    if size is not None and size != found:
+                        expected = tuple(_evaluate(dim, sizes) for dim in arg.dims)
+                        raise ValueError(f"{self.name}: {arg.name} has shape {value.shape}, not {expected}")
         return sizes
 
     def _bind(self, arg: Arg, value: Any, sizes: dict[str, int], options: dict[str, Any]) -> None:
@@ -253,22 +257,27 @@ def _parse(text: str) -> Iterator[tuple[str, Arg | tuple[str, ...]]]:
             raise ValueError(f"not an argument declaration: {token!r}")
 
 
+@cache
+def _parsed(dim: str) -> tuple[tuple[tuple[int, tuple[str, ...]], ...], int]:
+    """A dimension such as ``T``, ``N/2`` or ``H*D+2*G*D``: the number and the letters of each term, and the divisor."""
+    whole, _, divisor = dim.partition("/")
+    terms = [term.split("*") for term in whole.split("+")]
+    return tuple(
+        (prod(int(f) for f in factors if f.isdecimal()), tuple(f for f in factors if not f.isdecimal()))
+        for factors in terms
+    ), int(divisor or 1)
+
+
 def _evaluate(dim: str, sizes: dict[str, int]) -> int | None:
-    """A dimension such as ``T``, ``N/2`` or ``H*D+2*G*D``; None if a letter of it is not known without the results."""
-    if dim in sizes:
-        return sizes[dim]
-    if "/" in dim:
-        whole, _, divisor = dim.partition("/")
-        size = _evaluate(whole, sizes)
-        if size is not None and size % int(divisor):
-            raise ValueError(f"{dim} is not a whole number for {whole} = {size}")
-        return None if size is None else size // int(divisor)
-    if not set(re.findall(r"[A-Za-z_]\w*", dim)) <= sizes.keys():
-        return None
+    """The size of a dimension; None if a letter of it is not known without the results."""
+    terms, divisor = _parsed(dim)
     total = 0
-    for term in dim.split("+"):
-        product = 1
-        for factor in term.split("*"):
-            product *= int(factor) if factor.isdecimal() else sizes[factor]
+    for product, letters in terms:
+        for letter in letters:
+            if letter not in sizes:
+                return None
+            product *= sizes[letter]
         total += product
-    return total
+    if total % divisor:
+        raise ValueError(f"{dim} is not a whole number for {dim.partition('/')[0]} = {total}")
+    return total // divisor

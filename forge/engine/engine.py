@@ -87,21 +87,29 @@ class Engine:
         error. Where the step fails, its sequences end with finish_reason "error", and others run in later steps.
         """
         try:
-            return self._step()
+            if sampled := self._step_ahead():
+                return sampled
+            step = self.scheduler.schedule()
         except BaseException:
-            self._fail()
+            self._fail([s for first in self.scheduler.running for s in self._choices(first)])
+            raise
+        sequences = [s for entry in step for s in self._choices(entry.sequence)]
+        try:
+            return self._run(step) if step else []
+        except BaseException:
+            self._fail(sequences)
             raise
 
-    def _step(self) -> list[Sampled]:
-        if sampled := self._step_ahead():
-            return sampled
-        step = self.scheduler.schedule()
-        if not step:
-            return []
+    def _choices(self, first: Sequence) -> list[Sequence]:
+        """A sequence, and those that start when its prompt is computed."""
+        return [first, *self._siblings.get(first, ())]
+
+    def _run(self, step: list[Scheduled]) -> list[Sampled]:
+        """Run a step, and wait for its ids."""
         logits = self.runner.forward(step)
         sampling = [entry.sequence for entry in step if entry.samples]
         # A prompt's other choices draw from its row, whether or not there is room for them to go on now.
-        draws = [(row, s) for row, first in enumerate(sampling) for s in (first, *self._siblings.get(first, ()))]
+        draws = [(row, s) for row, first in enumerate(sampling) for s in self._choices(first)]
         sampled = self.runner.sample(logits, [row for row, _ in draws], [s for _, s in draws]) if draws else []
         self.scheduler.commit(step)
         for first in sampling:
@@ -141,13 +149,13 @@ class Engine:
         while self.scheduler.running:
             self.scheduler.preempt()
 
-    def _fail(self) -> None:
-        """End the sequences of a step that failed: the running ones, and choices that were about to start from them."""
+    def _fail(self, sequences: list[Sequence]) -> None:
+        """End the sequences of a step that failed."""
         with suppress(Exception):  # the device may have failed: the step's own error says so
             self._discard_queued()
-        for sequence in list(self.scheduler.running):
-            for ended in (*self._siblings.pop(sequence, ()), sequence):
-                self.scheduler.finish(ended, "error")
+        for sequence in sequences:
+            self._siblings.pop(sequence, None)
+            self.scheduler.finish(sequence, "error")
 
     def close(self) -> None:
         """End all sequences as aborted, and let go of the model, the KV cache and the device's memory."""

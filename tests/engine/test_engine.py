@@ -200,6 +200,32 @@ def test_a_failed_step_ends_its_sequences_and_no_others(monkeypatch: pytest.Monk
     assert_idle(llm)
 
 
+@pytest.mark.parametrize("method", ["forward", "sample"])
+def test_a_running_sequence_for_which_a_failed_step_had_no_room_goes_on(
+    monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    prompts = random_prompts(3, 20, seed=9)
+    llm = tiny_llm("llama")
+    expected = ids(llm.generate(prompts, SEEDED))
+    sequences = [llm.engine.add(prompt, SEEDED)[0] for prompt in prompts]
+    for _ in range(3):
+        llm.engine.step()
+
+    def fails(*_: Any, **__: Any) -> Any:
+        raise MemoryError("once")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(llm.engine.runner, method, fails)
+        patch.setattr(llm.engine.scheduler, "max_step_tokens", 1)
+        with pytest.raises(MemoryError, match="once"):
+            llm.engine.step()
+    assert [s.finish_reason for s in sequences] == ["error", None, None]
+    while llm.engine.has_work:
+        llm.engine.step()
+    assert [tuple(s.completion) for s in sequences[1:]] == expected[1:]
+    assert_idle(llm)
+
+
 # Ends
 
 

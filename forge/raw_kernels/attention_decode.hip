@@ -133,7 +133,14 @@ struct Product {
 };
 
 // One head of the product by a whole wave: number LANE + i * WAVE is x[i]. The first 2 * pairs numbers rotate.
-DEVICE void make_head(const Product &p, u64 at, const float *bias, const float *norm, u32 pairs, float (&x)[LANE_NUMBERS]) {
+DEVICE void make_head(
+    const Product &p,
+    const float *first_partial, // (D,)
+    const float *bias,          // (D,) or null
+    const float *norm,          // (D,) or null
+    u32 pairs,
+    float (&x)[LANE_NUMBERS]
+) {
     float other[LANE_NUMBERS], cosine[LANE_NUMBERS], sine[LANE_NUMBERS];
     u32 d[LANE_NUMBERS], partner[LANE_NUMBERS]; // past the head its first number, so that no load waits for a branch
     UNROLL for (u32 i = 0; i * WAVE < HEAD_DIM; ++i) {
@@ -144,7 +151,7 @@ DEVICE void make_head(const Product &p, u64 at, const float *bias, const float *
     for (u32 s = 0; s < p.partials; s += PARTIALS_AT_ONCE) {
         float own[PARTIALS_AT_ONCE][LANE_NUMBERS], of_partner[PARTIALS_AT_ONCE][LANE_NUMBERS];
         UNROLL for (u32 n = 0; n < PARTIALS_AT_ONCE; ++n) {
-            const float *partial = p.qkv + at + (s + n < p.partials ? s + n : p.partials - 1) * p.size;
+            const float *partial = first_partial + (s + n < p.partials ? s + n : p.partials - 1) * p.size;
             UNROLL for (u32 i = 0; i * WAVE < HEAD_DIM; ++i) own[n][i] = partial[d[i]], of_partner[n][i] = partial[partner[i]];
         }
         UNROLL for (u32 n = 0; n < PARTIALS_AT_ONCE; ++n)
@@ -154,10 +161,11 @@ DEVICE void make_head(const Product &p, u64 at, const float *bias, const float *
     float squares = 0;
     UNROLL for (u32 i = 0; i * WAVE < HEAD_DIM; ++i) {
         compiler_fence(d[i]); // what is derived from it is computed again rather than held in registers
-        bool rotates = d[i] < 2 * pairs;
-        Rotation turn = rotation_of(p.cos_sin, rotates ? d[i] : 0, pairs);
-        cosine[i] = rotates ? turn.cosine : 1.0f;
-        sine[i] = rotates ? turn.sine : 0.0f;
+        bool rotates = d[i] < 2 * pairs, first = is_first_of_pair(d[i], pairs);
+        u32 pair = !rotates ? 0 : pair_of(d[i], partner[i], first);
+        f32x2 turn = load<2>(p.cos_sin + 2 * pair);
+        cosine[i] = rotates ? turn.v[0] : 1.0f;
+        sine[i] = !rotates ? 0.0f : first ? -turn.v[1] : turn.v[1];
         if (bias) x[i] += bias[d[i]], other[i] += bias[partner[i]];
         squares += HEAD_DIM % WAVE == 0 || LANE + i * WAVE < HEAD_DIM ? x[i] * x[i] : 0.0f;
         if (norm) x[i] *= norm[d[i]], other[i] *= norm[partner[i]];
@@ -184,13 +192,18 @@ DEVICE void make_heads(
     Query (&query)[PACKED],
     Rows (&latest)[2]
 ) {
-    for (u32 n = THREAD / WAVE; n < PACKED + (t.has_last_position ? 2u : 0u); n += THREADS / WAVE) {
-        u32 head = n < PACKED ? t.kv_head * t.group + t.first_head + (n < t.last_head ? n : t.last_head)
-                              : t.heads + (n - PACKED) * t.kv_heads + t.kv_head;
-        u64 at = (u64)t.row * (t.heads + 2 * t.kv_heads) * HEAD_DIM + head * HEAD_DIM;
-        const float *norm = n < PACKED ? p.q_norm : n == PACKED ? p.k_norm : nullptr;
+    // Copies, because NVIDIA's compiler makes a branch of `?:` on fields of a struct, with more registers.
+    const float *qkv = p.qkv, *bias = p.bias, *q_norm = p.q_norm, *k_norm = p.k_norm;
+    u32 row = t.row, heads = t.heads, kv_heads = t.kv_heads, kv_head = t.kv_head, group = t.group, pairs = p.pairs;
+    u32 first_head = t.first_head, last_head = t.last_head;
+    bool is_last = t.has_last_position;
+    for (u32 n = THREAD / WAVE; n < PACKED + (is_last ? 2u : 0u); n += THREADS / WAVE) {
+        u32 head = n < PACKED ? kv_head * group + first_head + (n < last_head ? n : last_head)
+                              : heads + (n - PACKED) * kv_heads + kv_head;
+        u64 at = (u64)row * (heads + 2 * kv_heads) * HEAD_DIM + head * HEAD_DIM;
+        const float *norm = n < PACKED ? q_norm : n == PACKED ? k_norm : nullptr;
         float x[LANE_NUMBERS];
-        make_head(p, at, p.bias ? p.bias + head * HEAD_DIM : nullptr, norm, n > PACKED ? 0 : p.pairs, x);
+        make_head(p, qkv + at, bias ? bias + head * HEAD_DIM : nullptr, norm, n > PACKED ? 0 : pairs, x);
         UNROLL for (u32 i = 0; i * WAVE < HEAD_DIM; ++i) {
             u32 d = LANE + i * WAVE;
             if (HEAD_DIM % WAVE && d >= HEAD_DIM) continue;
@@ -199,8 +212,8 @@ DEVICE void make_heads(
             } else {
                 f16 kept = to_f16(x[i]);
                 latest[n - PACKED].v[d] = to_float(kept);
-                if (t.first_head == 0)
-                    (n == PACKED ? k_pages : v_pages)[((u64)(u32)slots[t.row] * t.kv_heads + t.kv_head) * HEAD_DIM + d] = kept;
+                if (first_head == 0)
+                    (n == PACKED ? k_pages : v_pages)[((u64)(u32)slots[row] * kv_heads + kv_head) * HEAD_DIM + d] = kept;
             }
         }
     }
@@ -208,12 +221,11 @@ DEVICE void make_heads(
 
 // The online softmax of a wave, as its lanes hold it: tile_sum_token says of which head.
 struct State {
+    float acc[PASSES][PASS_TILES][TILE_VALUES]; // values weighted by 2**(score - m)
     float m[TILE_LANE_TOKENS];                  // maximum of the scores so far, in powers of two
     float l[TILE_LANE_TOKENS];                  // sum of 2**(score - m) over the lane's positions
-    float acc[PASSES][PASS_TILES][TILE_VALUES]; // values weighted by 2**(score - m)
 };
 typedef float Scores[POSITIONS][TILE_VALUES];
-
 
 // Over the lanes that have sums of the same heads.
 DEVICE float over_rows(float x, bool is_sum, u32 from, u32 to) {
@@ -239,14 +251,25 @@ DEVICE void init_state(State &s) {
 }
 
 DEVICE float cap_score(float score, float cap, float per_cap) { return cap * fast_tanh(score * per_cap); }
+DEVICE void cap_scores(Scores &score, float cap, float per_cap) {
+    UNROLL for (u32 u = 0; u < POSITIONS; ++u)
+        UNROLL for (u32 i = 0; i < TILE_VALUES; ++i) score[u][i] = cap_score(score[u][i], cap, per_cap);
+}
 
 // The state of the last position alone, whose key and value are in LDS. By one wave.
-DEVICE void init_last_position(State &s, const Query (&query)[PACKED], const Rows (&latest)[2], float cap, float per_cap) {
+DEVICE void init_last_position(
+    State &s,
+    const Query (&query)[PACKED],
+    const Rows (&latest)[2],
+    bool is_capped,
+    float cap,
+    float per_cap
+) {
     ROLLED for (u32 h = 0; h < PACKED; ++h) {
         float score = 0;
         for (u32 d = LANE; d < HEAD_DIM; d += TILE_WAVE) score += to_float(query[h].v[d]) * latest[0].v[d];
         score = wave_sum(score, TILE_WAVE);
-        if (cap > 0.0f) score = cap_score(score, cap, per_cap);
+        if (is_capped) score = cap_score(score, cap, per_cap);
         UNROLL for (u32 n = 0; n < TILE_LANE_TOKENS; ++n)
             if (tile_sum_token(n) == h) s.m[n] = score, s.l[n] = LANE_HAS_FIRST_ROW ? 1.0f : 0.0f;
     }
@@ -341,13 +364,12 @@ DEVICE void accumulate_values(State &s, const Cache &cache, Tiles &tiles, const 
     }
 }
 
-// The states of a block's waves, by head, in LDS.
+// The states of a block's waves, by head, in LDS. Arrays of their own there, as one struct takes more instructions for addresses.
 struct WaveStates {
-    Rows acc[WAVES][PACKED];
-    float m[WAVES][PACKED];
-    float l[WAVES][PACKED];
+    Rows (&acc)[WAVES][PACKED];
+    float (&m)[WAVES][PACKED], (&l)[WAVES][PACKED];
 };
-DEVICE void store_state(State &s, WaveStates &to, u32 wave) {
+DEVICE void store_state(State &s, const WaveStates &to, u32 wave) {
     UNROLL for (u32 n = 0; n < TILE_LANE_TOKENS; ++n) {
         u32 h = tile_sum_token(n);
         s.l[n] = over_rows(s.l[n], true, TILE_ROW_LANES);
@@ -366,7 +388,7 @@ struct SplitState {
 };
 
 // Merges the states of the waves. The result is the output, where there is one split, or the split's state.
-DEVICE void merge_waves(const WaveStates &from, bool is_only, u32 outputs, f16 *out, const SplitState &to) {
+DEVICE void merge_waves(const WaveStates &from, u32 splits, u32 outputs, f16 *out, const SplitState &to) {
     UNROLL for (u32 n = 0; n < THREAD_OUTPUTS; ++n) {
         u32 at = THREAD + n * THREADS, h = at / HEAD_DIM, d = at % HEAD_DIM;
         if (at >= outputs) continue;
@@ -377,7 +399,7 @@ DEVICE void merge_waves(const WaveStates &from, bool is_only, u32 outputs, f16 *
             l += from.l[w][h] * keep;
             acc += from.acc[w][h].v[d] * keep;
         }
-        if (is_only) {
+        if (splits == 1) {
             out[at] = to_f16(fast_divide(acc, l));
         } else {
             to.acc[at] = acc;
@@ -466,7 +488,8 @@ KERNEL(THREADS) attention_decode(
 ) {
     SHARED Query query[PACKED];
     SHARED Rows latest[2]; // the last position's key and value
-    SHARED WaveStates states;
+    SHARED Rows wave_acc[WAVES][PACKED];
+    SHARED float wave_m[WAVES][PACKED], wave_l[WAVES][PACKED];
     SHARED float share[PACKED][MAX_SPLITS];
     SHARED Weights weights[WAVES][PACKED];
     SHARED u32 before;
@@ -503,9 +526,9 @@ KERNEL(THREADS) attention_decode(
         query[i % PACKED].v[HEAD_DIM + i / PACKED] = f16{0};
     float factor = softcap > 0.0f ? scale : scale * LOG2E; // scores are in powers of two
     u32 last_head = group - 1 - first_head;
-    if (query_scale) factor *= query_scale[length - 1];
     u64 size = (u64)rows * (heads + 2 * kv_heads) * HEAD_DIM;
     Product product{qkv, bias, q_norm, k_norm, cos_sin + (u64)(length - 1) * pairs * 2, size, partials, pairs, eps};
+    if (query_scale) factor *= query_scale[length - 1];
     Task task{row, heads, kv_heads, kv_head, group, first_head, last_head, is_last};
     make_heads(task, product, factor, slots, k_pages, v_pages, query, latest);
     barrier();
@@ -514,7 +537,7 @@ KERNEL(THREADS) attention_decode(
     const float cap = softcap * LOG2E, per_cap = softcap > 0.0f ? fast_divide(1.0f, softcap) : 0.0f;
     State state;
     init_state(state);
-    if (is_last && wave == 0) init_last_position(state, query, latest, cap, per_cap);
+    if (is_last && wave == 0) init_last_position(state, query, latest, softcap > 0.0f, cap, per_cap);
     // All waves of the block make the same number of turns.
     ROLLED for (u32 turn = start + split * TURN_POSITIONS; turn < cached; turn += stride, position += stride) {
         Tiles next;
@@ -525,9 +548,7 @@ KERNEL(THREADS) attention_decode(
             load_keys(cache, next, 0, key);
         else if (HELD_PASSES == PASSES)
             load_values(cache, tiles, 0, value);
-        if (softcap > 0.0f)
-            UNROLL for (u32 u = 0; u < POSITIONS; ++u)
-                UNROLL for (u32 i = 0; i < TILE_VALUES; ++i) score[u][i] = cap_score(score[u][i], cap, per_cap);
+        if (softcap > 0.0f) cap_scores(score, cap, per_cap);
         if (turn < first || turn + TURN_POSITIONS > cached) mask_scores(score, position, first, cached);
         update_state(state, score, weights[wave]);
         accumulate_values(state, cache, tiles, weights[wave], head, value);
@@ -535,13 +556,15 @@ KERNEL(THREADS) attention_decode(
         tiles = next;
     }
 
+    WaveStates states{wave_acc, wave_m, wave_l};
     store_state(state, states, wave);
     barrier();
     u32 place = row * kv_heads * chunks + BLOCK_Y;
-    u64 at = ((u64)place * splits + split) * PACKED;
+    u64 number = (u64)place * splits + split; // of the split's state
+    SplitState own{split_acc + number * PACKED * HEAD_DIM, split_ml + number * PACKED * 2};
     f16 *block_out = out + ((u64)row * heads + kv_head * group + first_head) * HEAD_DIM;
     u32 outputs = (last_head + 1 < PACKED ? last_head + 1 : PACKED) * HEAD_DIM;
-    merge_waves(states, used_splits == 1, outputs, block_out, SplitState{split_acc + at * HEAD_DIM, split_ml + at * 2});
+    merge_waves(states, used_splits, outputs, block_out, own);
     if (used_splits == 1) return;
 
     // The block that ends last merges the splits. The counter is then 0 again.
@@ -552,6 +575,6 @@ KERNEL(THREADS) attention_decode(
     if (before != used_splits - 1) return;
     fence_device();
     if (THREAD == 0) arrived[place] = 0;
-    at -= (u64)split * PACKED;
-    merge_splits(SplitState{split_acc + at * HEAD_DIM, split_ml + at * 2}, used_splits, last_head, outputs, share, block_out);
+    SplitState all{own.acc - (u64)split * PACKED * HEAD_DIM, own.ml - (u64)split * PACKED * 2};
+    merge_splits(all, used_splits, last_head, outputs, share, block_out);
 }

@@ -21,36 +21,46 @@ DEVICE Delta delta_of(const float *delta, u32 width, u32 partials, u32 rows) {
     return Delta{delta + (u64)BLOCK_X * width, (u64)rows * width, partials};
 }
 
+// The vector at i of a row. Nothing past its width is loaded or stored. These functions take a row, not an
+// address, and plain arrays, not Vec: NVIDIA's compiler makes other, slower code where they do not.
+DEVICE void load_within(const float *row, u32 i, u32 width, float (&to)[VECTOR]) {
+    Vec<float, VECTOR> x = {};
+    if (i < width) x = *(const Vec<float, VECTOR> *)(row + i);
+    UNROLL for (u32 j = 0; j < VECTOR; ++j) to[j] = x.v[j];
+}
+template <typename T> DEVICE void store_within(T *row, u32 i, u32 width, const float (&from)[VECTOR]) {
+    Vec<T, VECTOR> x;
+    UNROLL for (u32 j = 0; j < VECTOR; ++j) convert(x.v[j], from[j]);
+    if (i < width) *(Vec<T, VECTOR> *)(row + i) = x;
+}
+
 // A thread reads its vectors of the row once and holds them in registers.
 template <bool ADD>
 DEVICE void rms(float *x, const Delta &delta, const float *weight, OUT *y, u32 width, float eps) {
-    typedef Vec<float, VECTOR> V;
     SHARED float scratch[MAX_WAVES(BLOCK)];
     u64 start = (u64)BLOCK_X * width;
-    V value[PIECES], factor[PIECES];
+    float value[PIECES][VECTOR], factor[PIECES][VECTOR];
     float squares = 0;
     UNROLL for (u32 p = 0; p < PIECES; ++p) {
         u32 i = (p * BLOCK + THREAD) * VECTOR;
-        value[p] = load_if<VECTOR>(i < width, x + start + i);
-        factor[p] = load_if<VECTOR>(i < width, weight + i);
+        load_within(x + start, i, width, value[p]);
+        load_within(weight, i, width, factor[p]);
         if (ADD) {
             for (u32 s = 0; s < delta.partials; s += PARTIALS_AT_ONCE) {
-                V more[PARTIALS_AT_ONCE];
+                float more[PARTIALS_AT_ONCE][VECTOR];
                 UNROLL for (u32 n = 0; n < PARTIALS_AT_ONCE; ++n)
-                    more[n] = load_if<VECTOR>(i < (s + n < delta.partials ? width : 0), delta.row + (s + n) * delta.size + i);
+                    load_within(delta.row + (s + n) * delta.size, i, s + n < delta.partials ? width : 0, more[n]);
                 UNROLL for (u32 n = 0; n < PARTIALS_AT_ONCE; ++n)
-                    UNROLL for (u32 j = 0; j < VECTOR; ++j) value[p].v[j] += more[n].v[j];
+                    UNROLL for (u32 j = 0; j < VECTOR; ++j) value[p][j] += more[n][j];
             }
-            if (i < width) store(x + start + i, value[p]);
+            store_within(x + start, i, width, value[p]);
         }
-        UNROLL for (u32 j = 0; j < VECTOR; ++j) squares += value[p].v[j] * value[p].v[j];
+        UNROLL for (u32 j = 0; j < VECTOR; ++j) squares += value[p][j] * value[p][j];
     }
     float scale = rms_scale(fast_divide(block_sum(squares, scratch), (float)width), eps);
     UNROLL for (u32 p = 0; p < PIECES; ++p) {
-        u32 i = (p * BLOCK + THREAD) * VECTOR;
-        Vec<OUT, VECTOR> r;
-        UNROLL for (u32 j = 0; j < VECTOR; ++j) convert(r.v[j], value[p].v[j] * (scale * factor[p].v[j]));
-        if (i < width) store(y + start + i, r);
+        UNROLL for (u32 j = 0; j < VECTOR; ++j) value[p][j] *= scale * factor[p][j];
+        store_within(y + start, (p * BLOCK + THREAD) * VECTOR, width, value[p]);
     }
 }
 

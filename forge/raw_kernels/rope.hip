@@ -56,8 +56,10 @@ KERNEL(256) rope_append_kv(
     for (u32 d = LANE; d < HEAD_DIM; d += WAVE) {
         float x = staged[wave][d];
         if (!is_value && d < 2 * pairs) {
-            Rotation turn = rotation_of(cos_sin + (u64)position * pairs * 2, d, pairs);
-            x = x * turn.cosine + staged[wave][partner_of(d, pairs)] * turn.sine;
+            u32 partner = partner_of(d, pairs);
+            bool first = is_first_of_pair(d, pairs);
+            f32x2 turn = load<2>(cos_sin + ((u64)position * pairs + pair_of(d, partner, first)) * 2);
+            x = x * turn.v[0] + staged[wave][partner] * (first ? -turn.v[1] : turn.v[1]);
         }
         out[d] = to_f16(x * factor);
     }

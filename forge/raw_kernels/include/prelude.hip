@@ -92,11 +92,6 @@ typedef Vec<u32, 2> u32x2;
 typedef Vec<u32, 4> u32x4;
 
 template <u32 N, typename T> DEVICE Vec<T, N> load(const T *from) { return *(const Vec<T, N> *)from; }
-template <u32 N, typename T> DEVICE Vec<T, N> load_if(bool there, const T *from) { // else zeros
-    Vec<T, N> x = {};
-    if (there) x = load<N>(from);
-    return x;
-}
 template <u32 N, typename T> DEVICE void store(T *to, const Vec<T, N> &x) { *(Vec<T, N> *)to = x; }
 
 #define NEG_INFINITY as_float(0xff800000u)

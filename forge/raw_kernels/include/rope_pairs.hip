@@ -4,12 +4,6 @@
 DEVICE bool is_first_of_pair(u32 d, u32 pairs) { return INTERLEAVED ? d % 2 == 0 : d < pairs; }
 DEVICE u32 partner_of(u32 d, u32 pairs) { return INTERLEAVED ? d ^ 1 : d < pairs ? d + pairs : d - pairs; }
 
-// The rotated number is x * cosine + partner * sine. `cos_sin` is of the position: (pairs, 2).
-struct Rotation {
-    float cosine, sine;
-};
-DEVICE Rotation rotation_of(const float *cos_sin, u32 d, u32 pairs) {
-    bool first = is_first_of_pair(d, pairs);
-    f32x2 turn = load<2>(cos_sin + 2 * (INTERLEAVED ? d / 2 : first ? d : d - pairs));
-    return Rotation{turn.v[0], first ? -turn.v[1] : turn.v[1]};
-}
+// The pair of a number that rotates: its place in cos_sin. The number becomes x * cosine - partner * sine where it is the first of the
+// pair, x * cosine + partner * sine where it is the second.
+DEVICE u32 pair_of(u32 d, u32 partner, bool first) { return INTERLEAVED ? d / 2 : first ? d : partner; }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import time
 from collections import deque
 from collections.abc import Callable, Generator
 from contextlib import suppress
@@ -13,21 +15,13 @@ from weakref import ref
 from forge.engine import Engine, Sampled, Sequence
 from forge.errors import ForgeError, OutOfMemoryError
 from forge.runtime import process
-from forge.runtime.request import Choice, Request
+from forge.runtime.request import Choice, Pass, Request, deliver
 from forge.runtime.waiters import PATIENCE_S, Waiter
 
 T = TypeVar("T")
 _CLOSED = "the model is closed: load it again"
+_EXITS = "the interpreter is exiting"
 _END = object()
-
-
-class Pass:
-    """A generator that the engine's thread runs for a caller, one item at a time, between steps."""
-
-    def __init__(self, parts: Generator[Any, None, None], waiter: ref[Any]) -> None:
-        self.parts, self.waiter = parts, waiter
-        self.is_asked = False
-        """The caller waits for the next item."""
 
 
 class EngineLoop:
@@ -48,6 +42,8 @@ class EngineLoop:
         self._choices: dict[Sequence, tuple[Choice, Request]] = {}
         self._passes: deque[Pass] = deque()
         """Passes over all positions. Only the first one runs: each may need all pages."""
+        self._num_owed = 0
+        """Steps with new ids that requests get before the next pass begins: passes would hold all pages for ever."""
         self._begin()
         process.watch(self)
 
@@ -75,7 +71,8 @@ class EngineLoop:
         def refusal() -> str | None:
             if self._num_forks != forks_before:
                 return f"{self._name}: {process.REFUSAL}"
-            return f"{self._name}: {self._refusal}" if self._has_ended.is_set() else None
+            has_ended = self._has_ended.is_set() or sys.is_finalizing()  # which leaves no thread
+            return f"{self._name}: {self._refusal or _EXITS}" if has_ended else None
 
         return Waiter(refusal)
 
@@ -113,15 +110,14 @@ class EngineLoop:
         if self._has_ended.is_set():
             return
         self.stop()
-        if get_ident() != self._thread_id:
+        if get_ident() != self._thread_id and not sys.is_finalizing():
             self._start()  # this thread may be interrupted: that one frees all
             while not self._has_ended.wait(PATIENCE_S):
                 pass
 
     def stop(self, *, frees: bool = True) -> None:
         """As `close`, without waiting. frees: whether the model is let go of; False where the process ends anyway."""
-        if frees:
-            self._refusal = self._refusal or _CLOSED
+        self._refusal = self._refusal or (_CLOSED if frees else _EXITS)
         self._inbox.put((EngineLoop._stop, frees))
 
     def wait_for_end(self, seconds: float) -> None:
@@ -152,13 +148,14 @@ class EngineLoop:
         try:
             self._receive()
             while not self._is_stopping:
-                if self._passes and self._passes[0].is_asked:
+                if self._can_run_part():
                     self._run_part(self._passes[0])
                 if self._choices:
                     self._step()
                 self._receive()
         except BaseException as error:
             self._refusal = f"the engine's thread has failed: {type(error).__name__}: {error}"
+            self._fail_all(ForgeError(f"{self._name}: {self._refusal}"))
             raise
         finally:
             self._end()
@@ -176,20 +173,21 @@ class EngineLoop:
                 handle, work = message
                 handle(self, work)
 
+    def _can_run_part(self) -> bool:
+        owes = self._num_owed and self._choices and not self._engine.is_held_up
+        return bool(self._passes) and self._passes[0].is_asked and (self._passes[0].has_begun or not owes)
+
     def _can_run(self) -> bool:
-        if self._passes and self._passes[0].is_asked:
+        if self._can_run_part():
             return True
         if self._choices and self._engine.is_held_up and not self._passes:  # by a pass that somebody runs by hand
-            error = OutOfMemoryError(
-                "logits that are not read to their end hold the KV cache: read or close them first"
-            )
-            for request in self._requests():
-                self._fail(request, error)
+            message = "logits that are not read to their end hold the KV cache: read or close them first"
+            self._fail_all(OutOfMemoryError(message))
         return bool(self._choices) and not self._engine.is_held_up
 
     def _requests(self) -> dict[Request, None]:
         """The requests that have not ended."""
-        return dict.fromkeys(request for _, request in self._choices.values())
+        return dict.fromkeys(request for _, request in list(self._choices.values()))
 
     def _add(self, request: Request) -> None:
         if request.waiter() is None:
@@ -210,7 +208,11 @@ class EngineLoop:
     def _fail(self, request: Request, error: BaseException) -> None:
         """End a request with an error, which its caller raises."""
         self._cancel(request)
-        _deliver(request, error)
+        deliver(request, error)
+
+    def _fail_all(self, error: BaseException) -> None:
+        for request in self._requests():
+            self._fail(request, error)
 
     def _drop_unheld(self) -> None:
         """End what nobody waits for any more."""
@@ -235,13 +237,14 @@ class EngineLoop:
             current.parts.close()  # in this thread: it gives pages back
 
     def _run_part(self, current: Pass) -> None:
-        current.is_asked = False
+        current.is_asked, current.has_begun = False, True
+        self._num_owed = self._num_owed + 1 if self._choices else 0
         try:
             part = next(current.parts, _END)
         except BaseException as error:
             part = error
         is_over = part is _END or isinstance(part, BaseException)
-        if not _deliver(current, part) or is_over:
+        if not deliver(current, part) or is_over:
             self._end_pass(current)
 
     def _step(self) -> None:
@@ -250,9 +253,11 @@ class EngineLoop:
             sampled = self._engine.step()
         except BaseException as error:  # the engine has ended the sequences of this step
             ended = [request for choice, request in self._choices.values() if choice.sequence.finish_reason]
-            for request in dict.fromkeys(ended):
+            for request in dict.fromkeys(ended) or self._requests():  # all, where none can be told: no step would end
                 self._fail(request, error)
             return
+        if sampled and self._num_owed:
+            self._num_owed -= 1
         touched: dict[Request, None] = {}
         for token in sampled:
             if entry := self._choices.get(token.sequence):  # else it was added by hand
@@ -281,8 +286,8 @@ class EngineLoop:
         """Deliver a stream's new chunks, or that all choices have ended. False where nobody waits."""
         if request.is_streamed:
             chunks = request.take_chunks()
-            return not chunks or _deliver(request, chunks)
-        return not request.is_finished or _deliver(request, None)
+            return not chunks or deliver(request, chunks)
+        return not request.is_finished or deliver(request, None)
 
     def _end(self) -> None:
         """End what runs, and refuse what comes."""
@@ -296,7 +301,7 @@ class EngineLoop:
                 self._deliver_progress(request)
             for current in list(self._passes):
                 self._end_pass(current)
-                _deliver(current, ForgeError(f"{self._name}: {self._refusal}"))
+                deliver(current, ForgeError(f"{self._name}: {self._refusal}"))
             if self._frees:
                 self._engine.close()
         finally:
@@ -310,16 +315,24 @@ class EngineLoop:
             while True:
                 message = self._inbox.get_nowait()
                 if not isinstance(message, ref) and isinstance(message[1], Request | Pass):
-                    _deliver(message[1], ForgeError(f"{self._name}: {self._refusal}"))
+                    deliver(message[1], ForgeError(f"{self._name}: {self._refusal}"))
 
-    # Called in a fork of the process
+    # Called where the process forks
+
+    def settle(self, seconds: float) -> None:
+        """As in `process.Threaded`."""
+        deadline = time.monotonic() + seconds
+        while (not self._is_idle or self._choices or self._passes) and time.monotonic() < deadline:
+            if any(one.waiter() for one in self._requests()) or any(one.waiter() for one in list(self._passes)):
+                return
+            time.sleep(0.0005)
 
     def is_busy(self) -> bool:
         """Whether the thread was at work, or work was under way, when the process forked."""
         return not self._is_idle or bool(self._choices) or bool(self._passes) or self._engine.is_busy
 
     def survives(self) -> bool:
-        """Whether a child can use the model: a GPU's driver cannot."""
+        """A GPU's driver does not survive a fork."""
         return not self._engine.runner.is_asynchronous
 
     def restart(self) -> None:
@@ -335,15 +348,3 @@ class EngineLoop:
         self._begin()
         self._owner.acquire()
         self._has_ended.set()
-
-
-def _deliver(work: Request | Pass, message: Any) -> bool:
-    """Hand something to the caller that waits for it. False where nobody does."""
-    waiter = work.waiter()
-    if waiter is None:
-        return False
-    try:
-        waiter.deliver(message)
-    except RuntimeError:  # the event loop is closed
-        return False
-    return True

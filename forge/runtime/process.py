@@ -20,10 +20,17 @@ REFUSAL = (
 
 _EXIT_S = 0.5
 """How long the interpreter's exit waits for steps under way."""
+_SETTLE_S = 1.0
+"""How long a fork waits for threads to notice that their work has ended."""
 
 
 class Threaded(Protocol):
-    """What has a thread. The first four methods are called in a child of a fork, the others where the process ends."""
+    """What has a thread. `settle` is called before a fork, the next four in its child, the others where the process
+    ends."""
+
+    def settle(self, seconds: float) -> None:
+        """Wait until work that nobody waits for any more has ended, for so long at most."""
+        ...
 
     def is_busy(self) -> bool:
         """Whether anything was under way when the process forked."""
@@ -61,7 +68,7 @@ def watch(one: Threaded) -> None:
 
 @cache
 def _register() -> None:
-    os.register_at_fork(after_in_child=_in_child)
+    os.register_at_fork(before=_before_fork, after_in_child=_in_child)
     atexit.register(_at_exit)
 
 
@@ -73,6 +80,12 @@ def _at_exit() -> None:
     deadline = time.monotonic() + _EXIT_S
     for one in watched:
         one.wait_for_end(deadline - time.monotonic())
+
+
+def _before_fork() -> None:
+    """A call that has just returned must not make the child's models unusable."""
+    for one in list(_watched):
+        one.settle(_SETTLE_S)
 
 
 def _in_child() -> None:

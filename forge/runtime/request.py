@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from typing import Any
 from weakref import ref
 
@@ -138,3 +138,25 @@ class Choice:
             logprobs=tuple(self._logprobs) if self._wants_logprobs else None,
             index=sequence.choice,
         )
+
+
+class Pass:
+    """A generator that the engine's thread runs for a caller, one item at a time, between steps."""
+
+    def __init__(self, parts: Generator[Any, None, None], waiter: ref[Any]) -> None:
+        self.parts, self.waiter = parts, waiter
+        self.is_asked = False
+        """The caller waits for the next item."""
+        self.has_begun = False
+
+
+def deliver(work: Request | Pass, message: Any) -> bool:
+    """Hand something to the caller that waits for it. False where nobody does."""
+    waiter = work.waiter()
+    if waiter is None:
+        return False
+    try:
+        waiter.deliver(message)
+    except RuntimeError:  # the event loop is closed
+        return False
+    return True

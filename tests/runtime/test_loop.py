@@ -369,6 +369,78 @@ def test_a_pass_that_fails_raises_in_its_caller_and_frees_its_pages(llm: LLM, mo
     np.testing.assert_array_equal(llm.logits([1, 2, 3]), expected)
 
 
+def test_a_step_that_fails_before_its_sequences_are_known_ends_all_requests(
+    llm: LLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the same step would fail for ever, and nobody would hear of it."""
+
+    def fails() -> Any:
+        raise MemoryError("no step")
+
+    expected = llm.generate([1, 2], SHORT)
+    with monkeypatch.context() as patch:
+        patch.setattr(llm.engine.scheduler, "schedule", fails)
+        found = in_threads(lambda: llm.generate([1, 2], SHORT), lambda: list(llm.stream([1, 2], SHORT)))
+        assert [repr(one) for one in found] == ["MemoryError('no step')"] * 2
+    assert_idle(llm)
+    again = llm.generate([1, 2], SHORT)
+    assert isinstance(again, Completion)
+    assert isinstance(expected, Completion)
+    assert again.ids == expected.ids
+
+
+def test_a_failure_of_the_thread_itself_raises_in_every_caller(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is no abort: nobody asked for one."""
+    llm = tiny_llm("llama", max_step_tokens=4)
+    monkeypatch.setattr(threading, "excepthook", lambda _: None)
+    steps = Steps(llm, monkeypatch)
+
+    def fails() -> Any:
+        raise RuntimeError("a fault")
+
+    def break_it() -> None:
+        while len(llm._loop._choices) < 2:
+            steps.allow(1)
+            time.sleep(0.01)
+        monkeypatch.setattr(llm._loop, "_can_run", fails)
+        steps.allow(1000)
+
+    calls = [lambda: llm.generate([1] * 9, LONG), lambda: list(llm.stream([1, 2], LONG)), lambda: llm.logits([1] * 9)]
+    found = in_threads(*calls, break_it)[:3]
+    for one in (*found, *in_threads(*calls)):
+        assert isinstance(one, ForgeError)
+        assert str(one).endswith("the engine's thread has failed: RuntimeError: a fault")
+    assert all(pool.num_free == pool.num_pages for pool in llm.engine.pools)
+
+
+def test_passes_without_end_that_need_all_pages_leave_requests_every_second_step() -> None:
+    """A request whose pages a pass takes has its ids computed again, in steps of 4: it needs several between passes."""
+    llm = tiny_llm("llama", num_pages=CONTEXT // 8, max_sequences=4, max_step_tokens=4)
+    expected = llm.generate([1, 2, 3], SEEDED)
+    rows = llm.logits([5] * 90)
+    has_ended = threading.Event()
+    num_passes = [0] * 3
+
+    def passes(number: int) -> None:
+        while not has_ended.is_set():
+            np.testing.assert_array_equal(llm.logits([5] * 90), rows)
+            num_passes[number] += 1
+            assert sum(num_passes) < 1000
+
+    def generate() -> Any:
+        try:
+            return llm.generate([1, 2, 3], SEEDED)
+        finally:
+            has_ended.set()
+
+    found = in_threads(generate, *(lambda number=number: passes(number) for number in range(3)))
+    assert isinstance(expected, Completion)
+    assert found[0].ids == expected.ids
+    assert found[1:] == [None] * 3
+    assert sum(num_passes) < 30
+    assert_idle(llm)
+
+
 # The end
 
 
@@ -473,3 +545,41 @@ def test_the_interpreter_ends_while_streams_run_and_prints_nothing(seconds: int)
     """Whether steps are short, or take longer than anybody waits."""
     done = child(EXIT.format(tests=TESTS, seconds=seconds), seconds=60)
     assert (done.stdout, done.stderr, done.returncode) == ("ends\n", "", 0)
+
+
+LEFTOVERS = """
+import functools, sys, threading, time
+sys.path.insert(0, {tests!r})
+from tiny_models import GREEDY, tiny_llm
+
+busy, fresh = tiny_llm("llama"), tiny_llm("llama")
+stream = busy.stream([1, 2], GREEDY, max_tokens=None)
+next(stream)
+busy.engine.step = functools.partial(time.sleep, 100)  # a function of this module's would keep the module alive
+time.sleep(0.2)
+
+class Leftover:
+    def __init__(self, name, call):
+        self.name, self.call = name, call
+
+    def __del__(self, said=print):
+        try:
+            said(self.name, self.call())
+        except Exception as error:
+            said(self.name, str(error).partition(": ")[2])
+
+left = [
+    Leftover("generate", lambda generate=fresh.generate: generate([1], GREEDY)),
+    Leftover("busy", lambda generate=busy.generate: generate([1], GREEDY)),
+    Leftover("close", lambda close=busy.close: close()),
+    Leftover("close", lambda close=fresh.close: close()),
+]
+"""
+
+
+def test_destructors_that_use_a_model_at_the_interpreter_s_exit_do_not_hang() -> None:
+    """No thread runs any more then, nor can one be started."""
+    done = child(LEFTOVERS.format(tests=TESTS), seconds=60)
+    assert (done.stderr, done.returncode) == ("", 0)
+    exits = "the interpreter is exiting"
+    assert sorted(done.stdout.splitlines()) == [f"busy {exits}", "close None", "close None", f"generate {exits}"]

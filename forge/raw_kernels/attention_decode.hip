@@ -219,11 +219,12 @@ DEVICE void make_heads(
     }
 }
 
-// The online softmax of a wave, as its lanes hold it: tile_sum_token says of which head.
+// The online softmax of a wave, as its lanes hold it: tile_sum_token says of which head. It refers to three arrays, since NVIDIA's
+// compiler gives the members of one struct other registers.
 struct State {
-    float acc[PASSES][PASS_TILES][TILE_VALUES]; // values weighted by 2**(score - m)
-    float m[TILE_LANE_TOKENS];                  // maximum of the scores so far, in powers of two
-    float l[TILE_LANE_TOKENS];                  // sum of 2**(score - m) over the lane's positions
+    float (&acc)[PASSES][PASS_TILES][TILE_VALUES]; // values weighted by 2**(score - m)
+    float (&m)[TILE_LANE_TOKENS];                  // maximum of the scores so far, in powers of two
+    float (&l)[TILE_LANE_TOKENS];                  // sum of 2**(score - m) over the lane's positions
 };
 typedef float Scores[POSITIONS][TILE_VALUES];
 
@@ -261,7 +262,7 @@ DEVICE void init_last_position(
     State &s,
     const Query (&query)[PACKED],
     const Rows (&latest)[2],
-    bool is_capped,
+    float softcap, // or 0: none
     float cap,
     float per_cap
 ) {
@@ -269,7 +270,7 @@ DEVICE void init_last_position(
         float score = 0;
         for (u32 d = LANE; d < HEAD_DIM; d += TILE_WAVE) score += to_float(query[h].v[d]) * latest[0].v[d];
         score = wave_sum(score, TILE_WAVE);
-        if (is_capped) score = cap_score(score, cap, per_cap);
+        if (softcap > 0.0f) score = cap_score(score, cap, per_cap);
         UNROLL for (u32 n = 0; n < TILE_LANE_TOKENS; ++n)
             if (tile_sum_token(n) == h) s.m[n] = score, s.l[n] = LANE_HAS_FIRST_ROW ? 1.0f : 0.0f;
     }
@@ -489,8 +490,7 @@ KERNEL(THREADS) attention_decode(
     SHARED Query query[PACKED];
     SHARED Rows latest[2]; // the last position's key and value
     SHARED Rows wave_acc[WAVES][PACKED];
-    SHARED float wave_m[WAVES][PACKED], wave_l[WAVES][PACKED];
-    SHARED float share[PACKED][MAX_SPLITS];
+    SHARED float wave_m[WAVES][PACKED], wave_l[WAVES][PACKED], share[PACKED][MAX_SPLITS];
     SHARED Weights weights[WAVES][PACKED];
     SHARED u32 before;
     u32 row = BLOCK_X, split = BLOCK_Z, wave = THREAD / TILE_WAVE;
@@ -535,9 +535,10 @@ KERNEL(THREADS) attention_decode(
 
     const u32 head = reader_head();
     const float cap = softcap * LOG2E, per_cap = softcap > 0.0f ? fast_divide(1.0f, softcap) : 0.0f;
-    State state;
+    float acc[PASSES][PASS_TILES][TILE_VALUES], m[TILE_LANE_TOKENS], l[TILE_LANE_TOKENS];
+    State state{acc, m, l};
     init_state(state);
-    if (is_last && wave == 0) init_last_position(state, query, latest, softcap > 0.0f, cap, per_cap);
+    if (is_last && wave == 0) init_last_position(state, query, latest, softcap, cap, per_cap);
     // All waves of the block make the same number of turns.
     ROLLED for (u32 turn = start + split * TURN_POSITIONS; turn < cached; turn += stride, position += stride) {
         Tiles next;

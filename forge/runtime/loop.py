@@ -20,7 +20,6 @@ from forge.runtime.waiters import PATIENCE_S, Waiter
 
 T = TypeVar("T")
 _CLOSED = "the model is closed: load it again"
-_EXITS = "the interpreter is exiting"
 _END = object()
 
 
@@ -72,7 +71,7 @@ class EngineLoop:
             if self._num_forks != forks_before:
                 return f"{self._name}: {process.REFUSAL}"
             has_ended = self._has_ended.is_set() or sys.is_finalizing()  # which leaves no thread
-            return f"{self._name}: {self._refusal or _EXITS}" if has_ended else None
+            return f"{self._name}: {self._refusal or process.EXITS}" if has_ended else None
 
         return Waiter(refusal)
 
@@ -111,13 +110,16 @@ class EngineLoop:
             return
         self.stop()
         if get_ident() != self._thread_id and not sys.is_finalizing():
-            self._start()  # this thread may be interrupted: that one frees all
+            try:
+                self._start()  # this thread may be interrupted: that one frees all
+            except RuntimeError:  # no thread can be started, as at the interpreter's exit
+                self._run()
             while not self._has_ended.wait(PATIENCE_S):
                 pass
 
     def stop(self, *, frees: bool = True) -> None:
         """As `close`, without waiting. frees: whether the model is let go of; False where the process ends anyway."""
-        self._refusal = self._refusal or (_CLOSED if frees else _EXITS)
+        self._refusal = self._refusal or (_CLOSED if frees else process.EXITS)
         self._inbox.put((EngineLoop._stop, frees))
 
     def wait_for_end(self, seconds: float) -> None:
@@ -178,12 +180,9 @@ class EngineLoop:
         return bool(self._passes) and self._passes[0].is_asked and (self._passes[0].has_begun or not owes)
 
     def _can_run(self) -> bool:
-        if self._can_run_part():
-            return True
         if self._choices and self._engine.is_held_up and not self._passes:  # by a pass that somebody runs by hand
-            message = "logits that are not read to their end hold the KV cache: read or close them first"
-            self._fail_all(OutOfMemoryError(message))
-        return bool(self._choices) and not self._engine.is_held_up
+            self._fail_all(OutOfMemoryError("logits not read to their end hold the KV cache: read or close them"))
+        return self._can_run_part() or (bool(self._choices) and not self._engine.is_held_up)
 
     def _requests(self) -> dict[Request, None]:
         """The requests that have not ended."""
@@ -243,8 +242,9 @@ class EngineLoop:
             part = next(current.parts, _END)
         except BaseException as error:
             part = error
-        is_over = part is _END or isinstance(part, BaseException)
-        if not deliver(current, part) or is_over:
+        if part is _END or isinstance(part, BaseException):
+            self._end_pass(current)
+        if not deliver(current, part):
             self._end_pass(current)
 
     def _step(self) -> None:

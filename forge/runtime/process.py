@@ -16,8 +16,7 @@ REFUSAL = (
     "loaded before the process was forked, on a GPU or while requests were running: load it in the child, or use "
     "multiprocessing's spawn"
 )
-
-
+EXITS = "the interpreter is exiting"
 _EXIT_S = 0.5
 """How long the interpreter's exit waits for steps under way."""
 _SETTLE_S = 1.0

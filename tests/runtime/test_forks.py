@@ -8,6 +8,7 @@ import select
 import signal
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from tiny_models import CONTEXT, GREEDY, settle, tiny_llm
 
 from forge import LLM
 from forge.backend.numpy import NumpyBackend
+from forge.runtime.waiters import Waiter
 
 SECONDS = 60.0
 WORDS = "loaded before the process was forked"
@@ -134,6 +136,23 @@ def test_a_fork_where_nothing_runs_works_on_the_cpu() -> None:
     # nor does a fork of a thread's that is not the main one, or of a fork
     assert threaded(lambda: in_a_child(lambda: uses(llm)["generate"]().ids)) == repr(expected)
     assert in_a_child(lambda: in_a_child(lambda: uses(llm)["generate"]().ids)) == repr(repr(expected))
+
+
+def test_a_fork_right_behind_a_call_works_although_the_thread_is_not_at_rest_yet(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    llm = tiny_llm("llama")
+    expected = llm.generate([1, 2], GREEDY).ids
+    deliver = Waiter.deliver
+
+    def slowly(self: Waiter, message: object) -> None:
+        deliver(self, message)
+        time.sleep(0.1)
+
+    monkeypatch.setattr(Waiter, "deliver", slowly)
+    for call in uses(llm).values():
+        call()
+        assert in_a_child(lambda: uses(llm)["generate"]().ids) == repr(expected)
 
 
 def test_a_gpu_is_never_used_in_a_child(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -461,6 +461,20 @@ def test_a_closed_model_says_so() -> None:
     assert "llama" in repr(llm)
 
 
+def test_close_frees_a_model_where_no_thread_can_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python 3.12 starts none while handlers of atexit run."""
+
+    def fails(_: object) -> None:
+        raise RuntimeError("can't create new thread at interpreter shutdown")
+
+    llm = tiny_llm("llama")
+    monkeypatch.setattr(threading.Thread, "start", fails)
+    llm.close()
+    assert not hasattr(llm.engine.runner, "model")
+    with pytest.raises(ForgeError, match="the model is closed"):
+        llm.generate([1])
+
+
 def test_close_ends_all_that_other_threads_wait_for(monkeypatch: pytest.MonkeyPatch) -> None:
     llm = tiny_llm("llama", max_step_tokens=4)
     steps = Steps(llm, monkeypatch)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self, overload
+from typing import Any, Literal, NoReturn, Self, overload
 from weakref import finalize
 
 import numpy as np
@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from forge.config import SamplingParams, check_integer
 from forge.engine import Engine
-from forge.errors import ParameterError
+from forge.errors import ForgeError, ParameterError
 from forge.keywords import keywords
 from forge.outputs import Chunk, Completion, Perplexity
 from forge.runtime import scoring
@@ -66,6 +66,9 @@ class LLM(AsyncFront):
 
     def __repr__(self) -> str:
         return f"<forge.LLM {self.path.name}: {self.config.arch}, context {self.context}, {self.device}>"
+
+    def __reduce__(self) -> NoReturn:
+        raise ForgeError(f"{self._name}: a loaded model cannot be copied, or sent to another process: load it there")
 
     def __enter__(self) -> Self:
         return self

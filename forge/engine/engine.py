@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Generator
 from contextlib import suppress
+from traceback import clear_frames
 from typing import Any, TypeVar
 
 from forge.config import Progress, SamplingParams
@@ -90,14 +91,14 @@ class Engine:
             if sampled := self._step_ahead():
                 return sampled
             step = self.scheduler.schedule()
-        except BaseException:
-            self._fail([s for first in self.scheduler.running for s in self._choices(first)])
+        except BaseException as error:
+            self._fail([s for first in self.scheduler.running for s in self._choices(first)], error)
             raise
         sequences = [s for entry in step for s in self._choices(entry.sequence)]
         try:
             return self._run(step) if step else []
-        except BaseException:
-            self._fail(sequences)
+        except BaseException as error:
+            self._fail(sequences, error)
             raise
 
     def _choices(self, first: Sequence) -> list[Sequence]:
@@ -149,8 +150,9 @@ class Engine:
         while self.scheduler.running:
             self.scheduler.preempt()
 
-    def _fail(self, sequences: list[Sequence]) -> None:
+    def _fail(self, sequences: list[Sequence], error: BaseException) -> None:
         """End the sequences of a step that failed."""
+        clear_frames(error.__traceback__)  # whoever keeps the error shall not keep the step's arrays
         with suppress(Exception):  # the device may have failed: the step's own error says so
             self._discard_queued()
         for sequence in sequences:
@@ -222,6 +224,9 @@ class Engine:
                 self.scheduler.lend_more(sequence, start + count)
                 yield run([Scheduled(sequence, start, count)])
                 sequence.num_computed = start + count
+        except BaseException as error:
+            clear_frames(error.__traceback__)
+            raise
         finally:
             self.scheduler.take_back(sequence)
 

@@ -181,7 +181,7 @@ class EngineLoop:
 
     def _can_run(self) -> bool:
         if self._choices and self._engine.is_held_up and not self._passes:  # by a pass that somebody runs by hand
-            self._fail_all(OutOfMemoryError("logits not read to their end hold the KV cache: read or close them"))
+            self._fail_all(OutOfMemoryError("logits not read to their end hold the KV cache: read or close them first"))
         return self._can_run_part() or (bool(self._choices) and not self._engine.is_held_up)
 
     def _requests(self) -> dict[Request, None]:

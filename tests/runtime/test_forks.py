@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import os
+import pickle
 import select
 import signal
 import sys
@@ -17,7 +19,7 @@ from typing import Any
 import pytest
 from tiny_models import CONTEXT, GREEDY, settle, tiny_llm
 
-from forge import LLM
+from forge import LLM, ForgeError
 from forge.backend.numpy import NumpyBackend
 from forge.runtime.waiters import Waiter
 
@@ -188,6 +190,13 @@ def test_a_child_that_cannot_use_a_model_can_still_leave_it() -> None:
 
     with generating(llm):
         assert in_a_child(leave) == repr((CONTEXT, True, True, []))
+
+
+@pytest.mark.parametrize("use", [pickle.dumps, copy.copy, copy.deepcopy])
+def test_a_model_that_is_to_be_sent_to_another_process_says_so(use: Callable[[LLM], Any]) -> None:
+    """As an argument of a process that multiprocessing spawns."""
+    with pytest.raises(ForgeError, match=r"model.gguf: a loaded model cannot be copied, or sent to another process"):
+        use(tiny_llm("llama"))
 
 
 @pytest.mark.slow

@@ -21,6 +21,7 @@ import forge
 from forge import LLM, Completion, ForgeError
 from forge.backend import NUMPY
 from forge.backend.numpy import NumpyBackend
+from forge.models.feed_forward import GatedFeedForward
 from forge.runtime.waiters import PATIENCE_S
 
 PACKAGE = str(Path(forge.__file__).parent)
@@ -440,6 +441,27 @@ def test_passes_without_end_that_need_all_pages_leave_requests_every_second_step
     assert found[1:] == [None] * 3
     assert sum(num_passes) < 30
     assert_idle(llm)
+
+
+@pytest.mark.parametrize("use", ["generate", "logits", "attention"])
+def test_an_error_that_is_kept_keeps_no_memory_of_its_step(use: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a notebook keeps the last one: else a shorter request runs out of memory too, and close frees little."""
+    llm = tiny_llm("llama")
+    model = llm.engine.runner.model
+
+    def fails(*_: Any) -> Any:
+        raise MemoryError("once")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(GatedFeedForward, "__call__", fails)
+        with pytest.raises(MemoryError, match="once") as kept:
+            getattr(llm, use)([1, 2, 3])
+    held = weakref.ref(model)
+    del model
+    llm.close()
+    gc.collect()
+    assert held() is None
+    assert "hidden" in [entry.name for entry in kept.traceback]  # where it happened can still be seen
 
 
 # The end

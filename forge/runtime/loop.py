@@ -156,7 +156,7 @@ class EngineLoop:
                     self._step()
                 self._receive()
         except BaseException as error:
-            self._refusal = f"the engine's thread has failed: {type(error).__name__}: {error}"
+            self._frees, self._refusal = True, f"the engine's thread has failed: {type(error).__name__}: {error}"
             self._fail_all(ForgeError(f"{self._name}: {self._refusal}"))
             raise
         finally:

@@ -391,7 +391,9 @@ def test_a_step_that_fails_before_its_sequences_are_known_ends_all_requests(
     assert again.ids == expected.ids
 
 
-def test_a_failure_of_the_thread_itself_raises_in_every_caller(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failure_of_the_thread_itself_raises_in_every_caller_and_frees_the_model(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """It is no abort: nobody asked for one."""
     llm = tiny_llm("llama", max_step_tokens=4)
     monkeypatch.setattr(threading, "excepthook", lambda _: None)
@@ -412,6 +414,8 @@ def test_a_failure_of_the_thread_itself_raises_in_every_caller(monkeypatch: pyte
     for one in (*found, *in_threads(*calls)):
         assert isinstance(one, ForgeError)
         assert str(one).endswith("the engine's thread has failed: RuntimeError: a fault")
+    assert llm._loop._has_ended.wait(60)
+    assert not hasattr(llm.engine.runner, "model")  # no close would free it any more
     assert all(pool.num_free == pool.num_pages for pool in llm.engine.pools)
 
 

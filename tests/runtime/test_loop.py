@@ -402,10 +402,12 @@ def test_a_failure_of_the_thread_itself_raises_in_every_caller_and_frees_the_mod
     def fails() -> Any:
         raise RuntimeError("a fault")
 
+    monkeypatch.setattr(llm._loop, "_can_run_part", lambda: False)  # the pass must not end before the failure
+
     def break_it() -> None:
-        while len(llm._loop._choices) < 2:
+        while len(llm._loop._choices) < 2 or not llm._loop._passes:
             steps.allow(1)
-            time.sleep(0.01)
+            time.sleep(0.05)
         monkeypatch.setattr(llm._loop, "_can_run", fails)
         steps.allow(1000)
 

@@ -16,9 +16,9 @@ T = TypeVar("T", bound=Callable[..., Any])
 RENAMED = {"stop_ids": "stop_token_ids", "activations": "dtype"}
 """Former names of keywords. They work with a warning until version 0.2."""
 _LIKE = 0.6
-"""Least share of equal letters of a suggestion."""
+"""A suggestion has at least this share of equal letters."""
 _MISSPELLED = 0.85
-"""Least share of equal letters of a misspelling, in functions that pass unknown names on."""
+"""In functions that pass unknown names on, a misspelling has at least this share of equal letters."""
 
 
 def keywords(*settings: Any) -> Callable[[T], T]:

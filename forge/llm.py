@@ -19,7 +19,7 @@ from forge.outputs import Chunk, Completion, Perplexity
 from forge.runtime import scoring
 from forge.runtime.async_front import AsyncFront
 from forge.runtime.front import Messages, Prompt
-from forge.runtime.prompts import is_single, items_of, sampling_params
+from forge.runtime.prompts import is_single, prompts_of, sampling_params
 from forge.tokenizer import Tokenizer
 from forge.tokenizer.chat import ChatTemplate
 
@@ -122,8 +122,7 @@ class LLM(AsyncFront):
             ContextLengthError: A prompt is too long.
         """
         params = sampling_params(params, overrides)
-        single = is_single(prompt)
-        prompts: list[Prompt] = [prompt] if single else items_of(prompt)  # type: ignore[list-item]
+        prompts, single = prompts_of(prompt)
         completions = self._complete([self._encode(p) for p in prompts], params)
         return completions[0] if single and params.n == 1 else completions
 

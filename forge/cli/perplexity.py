@@ -31,8 +31,8 @@ def command(
             raise ForgeError(f"{output.printable(file)}: holds fewer than two tokens: there is nothing to predict")
         result = llm.perplexity(ids, context=context)
     if as_json:
-        figures = {"ppl": result.ppl, "tokens": result.tokens, "remainder": result.remainder}
-        output.write_json({**about(llm.device, llm.path), **figures})
+        scores = {"ppl": result.ppl, "tokens": result.tokens, "remainder": result.remainder}
+        output.write_json(about(llm.device, llm.path) | scores)
         return
     output.write(f"perplexity {result.ppl:.4f} over {output.count(result.tokens, 'token')}\n")
     if result.remainder:

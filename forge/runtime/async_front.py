@@ -11,7 +11,7 @@ from forge.errors import ParameterError
 from forge.keywords import keywords
 from forge.outputs import Chunk, Completion
 from forge.runtime.front import Front, Messages, Prompt
-from forge.runtime.prompts import is_single, items_of, sampling_params
+from forge.runtime.prompts import is_single, prompts_of, sampling_params
 from forge.runtime.waiters import AsyncWaiter
 
 
@@ -51,8 +51,7 @@ class AsyncFront(Front):
             ForgeError: As in `generate`.
         """
         params = sampling_params(params, overrides)
-        single = is_single(prompt)
-        prompts: list[Prompt] = [prompt] if single else items_of(prompt)  # type: ignore[list-item]
+        prompts, single = prompts_of(prompt)
         ids = await asyncio.to_thread(lambda: [self._encode(one) for one in prompts])
         completions = await self._acomplete(ids, params)
         return completions[0] if single and params.n == 1 else completions

@@ -30,6 +30,12 @@ def is_single(prompt: Any) -> bool:
     return len(items) > 0 and isinstance(items[0], Number)
 
 
+def prompts_of(prompt: Any) -> tuple[list[Any], bool]:
+    """The prompts of a call, and whether it gave one alone instead of a list of them."""
+    single = is_single(prompt)
+    return [prompt] if single else items_of(prompt), single
+
+
 def items_of(prompt: Any) -> list[Any]:
     """The members of a list, tuple or array."""
     is_array = isinstance(prompt, np.ndarray) and prompt.ndim > 0

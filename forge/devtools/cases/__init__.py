@@ -25,24 +25,20 @@ from forge.devtools.cases import (
 from forge.devtools.cases.case import Case
 from forge.ops.op import REGISTRY, Op
 
-_FILES = (
-    activation,
-    attention,
-    decode_attention,
-    decode_state,
-    embed,
-    kv_cache,
-    linear,
-    logprobs,
-    norm,
-    penalties,
-    rope,
-    sampling,
-)
-
-CASES: dict[str, Sequence[Case]] = {}
-for _file in _FILES:
-    CASES |= _file.CASES
+CASES: dict[str, Sequence[Case]] = {
+    **activation.CASES,
+    **attention.CASES,
+    **decode_attention.CASES,
+    **decode_state.CASES,
+    **embed.CASES,
+    **kv_cache.CASES,
+    **linear.CASES,
+    **logprobs.CASES,
+    **norm.CASES,
+    **penalties.CASES,
+    **rope.CASES,
+    **sampling.CASES,
+}
 
 
 def all_cases() -> list[tuple[Op, Case]]:

@@ -72,7 +72,7 @@ def count_preemptions(llm: LLM) -> list[int]:
 def settle(llm: LLM) -> None:
     """Wait until the engine's thread has done what it was asked for before."""
     if not llm._loop._has_ended.is_set():
-        assert list(llm._loop.run(item for item in (1, 2))) == [1, 2]
+        llm._loop.run(item for item in (1, 2))
 
 
 def assert_idle(llm: LLM) -> None:

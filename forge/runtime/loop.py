@@ -20,7 +20,6 @@ from forge.runtime.waiters import PATIENCE_S, Waiter
 
 T = TypeVar("T")
 _CLOSED = "the model is closed: load it again"
-_END = object()
 
 
 class EngineLoop:
@@ -88,19 +87,18 @@ class EngineLoop:
         if not request.is_finished:
             self._inbox.put((EngineLoop._cancel, request))
 
-    def run(self, parts: Generator[T, None, None]) -> Generator[T, None, None]:
-        """The items of a generator that runs in the engine's thread, between steps.
+    def run(self, parts: Generator[object, None, T]) -> T:
+        """What a generator returns that runs in the engine's thread, one item between two steps.
 
-        An item is computed when the caller asks for it. The generators of several callers run one after the other.
+        It needs nothing of its caller meanwhile: a signal handler, within the caller's wait, may use the model too. The
+        generators of several callers run one after the other.
         """
         waiter = self.waiter()
         current = Pass(parts, self.watch(waiter))
         try:
-            while True:
-                self._put(EngineLoop._ask, current)
-                if (part := waiter.get()) is _END:
-                    return
-                yield part
+            self._put(EngineLoop._add_pass, current)
+            result: T = waiter.get()
+            return result
         finally:
             self._inbox.put((EngineLoop._end_pass, current))
 
@@ -177,7 +175,7 @@ class EngineLoop:
 
     def _can_run_part(self) -> bool:
         owes = self._num_owed and self._choices and not self._engine.is_held_up
-        return bool(self._passes) and self._passes[0].is_asked and (self._passes[0].has_begun or not owes)
+        return bool(self._passes) and (self._passes[0].has_begun or not owes)
 
     def _can_run(self) -> bool:
         if self._choices and self._engine.is_held_up and not self._passes:  # by a pass that somebody runs by hand
@@ -225,9 +223,8 @@ class EngineLoop:
     def _stop(self, frees: bool) -> None:
         self._is_stopping, self._frees = True, frees
 
-    def _ask(self, current: Pass) -> None:
-        current.is_asked = True
-        if current not in self._passes:
+    def _add_pass(self, current: Pass) -> None:
+        if current.waiter() is not None:
             self._passes.append(current)
 
     def _end_pass(self, current: Pass) -> None:
@@ -236,16 +233,17 @@ class EngineLoop:
             current.parts.close()  # in this thread: it gives pages back
 
     def _run_part(self, current: Pass) -> None:
-        current.is_asked, current.has_begun = False, True
+        current.has_begun = True
         self._num_owed = self._num_owed + 1 if self._choices else 0
         try:
-            part = next(current.parts, _END)
+            next(current.parts)
+            return
+        except StopIteration as end:
+            result = end.value
         except BaseException as error:
-            part = error
-        if part is _END or isinstance(part, BaseException):
-            self._end_pass(current)
-        if not deliver(current, part):
-            self._end_pass(current)
+            result = error
+        self._end_pass(current)
+        deliver(current, result)
 
     def _step(self) -> None:
         """One step of the engine, and to each caller what it brings, at once."""

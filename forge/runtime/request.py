@@ -141,12 +141,10 @@ class Choice:
 
 
 class Pass:
-    """A generator that the engine's thread runs for a caller, one item at a time, between steps."""
+    """A generator that the engine's thread runs, one item between two steps. The caller waits for what it returns."""
 
-    def __init__(self, parts: Generator[Any, None, None], waiter: ref[Any]) -> None:
+    def __init__(self, parts: Generator[object, None, Any], waiter: ref[Any]) -> None:
         self.parts, self.waiter = parts, waiter
-        self.is_asked = False
-        """The caller waits for the next item."""
         self.has_begun = False
 
 

@@ -27,13 +27,7 @@ def logits(loop: EngineLoop, engine: Engine, ids: list[int]) -> npt.NDArray[np.f
         raise OutOfMemoryError(
             f"the logits of {len(ids)} tokens need {size / 1e9:.2f} GB, {free / 1e9:.2f} GB are free"
         )
-    out = np.empty((len(ids), vocabulary), np.float32)
-    row = 0
-    with closing(loop.run(_logits(engine, ids))) as parts:
-        for part in parts:
-            out[row : row + len(part)] = part
-            row += len(part)
-    return out
+    return loop.run(_logits(engine, ids))
 
 
 def attention(loop: EngineLoop, engine: Engine, ids: list[int], layers: range) -> npt.NDArray[np.float32]:
@@ -42,9 +36,7 @@ def attention(loop: EngineLoop, engine: Engine, ids: list[int], layers: range) -
     size = engine.runner.config, layers, len(ids)
     AttentionWeights.check_room(*size, select("cpu").free_bytes())
     found = AttentionWeights(*size)
-    with closing(loop.run(engine.run_blocks(ids, found))) as steps:
-        for _ in steps:
-            pass
+    loop.run(engine.run_blocks(ids, found))
     return found.weights
 
 
@@ -55,23 +47,41 @@ def perplexity(loop: EngineLoop, engine: Engine, chunks: list[list[int]], remain
     """
     nll, count = 0.0, 0
     for chunk in chunks:
-        position = 1
-        with closing(loop.run(_logits(engine, chunk))) as parts:
-            for part in parts:
-                targets = chunk[position : position + len(part)]
-                nll -= float(_log_likelihoods(part[: len(targets)], targets).sum())
-                position += len(part)
+        for likelihood in loop.run(_score(engine, chunk)):
+            nll -= likelihood
         count += len(chunk) - 1
     if not math.isfinite(nll):
         raise NumericsError(f"{name}: the logits are not finite: the file is damaged; check or replace it")
     return Perplexity(ppl=math.exp(min(nll / count, 700.0)), nll=nll / count, tokens=count, remainder=remainder)
 
 
-def _logits(engine: Engine, ids: list[int]) -> Generator[npt.NDArray[np.float32], None, None]:
-    """Logits (rows, V) on the host, some rows at a time. It runs in the engine's thread."""
+# Run in the engine's thread
+
+
+def _logits(engine: Engine, ids: list[int]) -> Generator[None, None, npt.NDArray[np.float32]]:
+    """float32 logits (T, V) on the host."""
+    out = np.empty((len(ids), engine.runner.vocab_size), np.float32)
+    row = 0
     with closing(engine.logits(ids)) as parts:
-        for rows in parts:
-            yield engine.runner.to_numpy(rows)
+        for part in parts:
+            out[row : row + len(part)] = engine.runner.to_numpy(part)
+            row += len(part)
+            yield
+    return out
+
+
+def _score(engine: Engine, ids: list[int]) -> Generator[None, None, list[float]]:
+    """Log likelihoods of all ids but the first one, summed over some of them at a time."""
+    sums: list[float] = []
+    position = 1
+    with closing(engine.logits(ids)) as parts:
+        for part in parts:
+            targets = ids[position : position + len(part)]
+            logits = engine.runner.to_numpy(part)[: len(targets)]
+            sums.append(float(_log_likelihoods(logits, targets).sum()))
+            position += len(part)
+            yield
+    return sums
 
 
 def _log_likelihoods(logits: npt.NDArray[np.float32], targets: list[int]) -> npt.NDArray[np.float64]:

@@ -53,8 +53,9 @@ def in_a_child(call: Callable[[], object]) -> str:
 
 
 @contextmanager
-def generating(llm: LLM) -> Iterator[None]:
+def generating(llm: LLM, call: Callable[[], Any] | None = None) -> Iterator[None]:
     """Another thread is in the middle of a step."""
+    use = call or (lambda: llm.generate([1, 2, 3], GREEDY))
     within, ended = threading.Event(), threading.Event()
     forward = llm.engine.runner.forward
 
@@ -64,7 +65,7 @@ def generating(llm: LLM) -> Iterator[None]:
         return forward(*arguments, **options)
 
     llm.engine.runner.forward = waits  # type: ignore[method-assign]
-    thread = threading.Thread(target=lambda: llm.generate([1, 2, 3], GREEDY), daemon=True)
+    thread = threading.Thread(target=use, daemon=True)
     thread.start()
     assert within.wait(SECONDS)
     llm.engine.runner.forward = forward  # type: ignore[method-assign]
@@ -111,12 +112,10 @@ def test_a_fork_beside_a_pass_over_all_positions_raises() -> None:
     next(rows)
     assert WORDS in in_a_child(uses(llm)["generate"])
     rows.close()
-    parts = llm._loop.run(llm.engine.logits([1] * 20))
-    next(parts)
-    for name, use in uses(llm).items():
-        found = in_a_child(use)
-        assert WORDS in found, (name, found)
-    parts.close()
+    with generating(llm, lambda: llm.logits([1] * 20)):
+        for name, use in uses(llm).items():
+            found = in_a_child(use)
+            assert WORDS in found, (name, found)
     settle(llm)
     assert "Completion" in in_a_child(uses(llm)["generate"])
 

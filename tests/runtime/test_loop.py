@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import gc
+import signal
 import subprocess
 import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,10 @@ class Steps:
 
     def allow(self, count: int) -> None:
         self._allowed.release(count)
+
+
+def ids(completions: Any) -> Any:
+    return [one.ids for one in completions] if isinstance(completions, list) else completions.ids
 
 
 def in_threads(*calls: Callable[[], Any]) -> list[Any]:
@@ -212,6 +217,43 @@ def test_300_interrupts_of_the_system_at_random_moments_leave_the_model_as_it_wa
     assert (done.stdout, done.stderr, done.returncode) == ("all equal, within a call: True\n", "", 0)
 
 
+@pytest.mark.parametrize("use", ["generate", "logits", "attention", "perplexity"])
+def test_a_signal_handler_within_a_pass_that_holds_all_pages_may_use_the_model(
+    use: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The pass goes on without its caller, which waits for the handler."""
+    llm = tiny_llm("llama", num_pages=CONTEXT // 8, max_step_tokens=2)
+    calls: dict[str, Callable[[], Any]] = {
+        "generate": lambda: ids(llm.generate([[1, 2], [3]], SEEDED)),
+        "logits": lambda: llm.logits([3] * 90).tolist(),
+        "attention": lambda: llm.attention([3] * 90).tolist(),
+        "perplexity": lambda: llm.perplexity([3] * 90),
+    }
+    expected = {name: call() for name, call in calls.items()}
+    runner, main = llm.engine.runner, threading.get_ident()
+    batch, found = runner._batch, {}
+    within = threading.Event()
+
+    def handle(*_: object) -> None:
+        within.set()
+        found.update((name, call()) for name, call in calls.items())
+
+    def signalling(*arguments: Any, **options: Any) -> Any:
+        monkeypatch.setattr(runner, "_batch", batch)
+        signal.pthread_kill(main, signal.SIGUSR1)
+        assert within.wait(60)
+        return batch(*arguments, **options)
+
+    before = signal.signal(signal.SIGUSR1, handle)
+    try:
+        monkeypatch.setattr(runner, "_batch", signalling)
+        assert calls[use]() == expected[use]
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert found == expected
+    assert_idle(llm)
+
+
 # Requests of many threads
 
 
@@ -309,13 +351,14 @@ def test_a_model_that_is_dropped_ends_its_thread_and_is_freed() -> None:
 
 
 def test_the_engine_s_own_thread_is_told_that_it_cannot_wait_for_itself(llm: LLM) -> None:
-    def within() -> Iterator[Any]:
+    def within() -> Generator[None, None, str]:
         for use in (lambda: llm.generate([1], SHORT), lambda: list(llm.stream([1], SHORT)), lambda: llm.logits([1])):
             with pytest.raises(ForgeError, match="cannot wait for itself"):
                 use()
-        yield "told"
+        yield
+        return "told"
 
-    assert list(llm._loop.run(within())) == ["told"]  # type: ignore[arg-type]
+    assert llm._loop.run(within()) == "told"
 
 
 # Steps that fail

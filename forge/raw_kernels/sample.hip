@@ -1,5 +1,5 @@
 // The next token of each row, as ops/sampling.py defines it.
-// Uses: sample_math, sample_bins
+// Uses: sample_math, sample_bins, sample_state, sample_limits, sample_cut
 //
 // A row is divided into chunks of ids. Four launches draw its token, the first three with a block for each chunk:
 //
@@ -14,35 +14,8 @@
 //
 // A token of weight 0 is never drawn and counts nowhere, not even for top_k.
 
-#define THREADS 512
-#define DRAW_THREADS 1024
-#define LISTED 2048
-#define MAX_CHUNKS 512
-#define NONE 0xffffffffu
 #undef MIN_BLOCKS
 #define MIN_BLOCKS 3 // ops/sampling.py launches so many blocks for each multiprocessor
-
-// What the launches of a row hand on. Its memory holds anything before the first launch.
-struct Row {
-    u64 sums[BINS];            // weights in a bin, if there is a top_p
-    u64 listed[LISTED];        // `order_of` each listed token, in any order
-    u64 greatest[MAX_CHUNKS]; // `order_of` the first token of each chunk
-    u64 kept[MAX_CHUNKS];     // weight that is kept of each chunk without the listed tokens
-    u32 counts[BINS];          // tokens in a bin, if there is a top_k
-    u32 least[MAX_CHUNKS];    // the complement of `ordered_key` of the least finite logit of each chunk; 0 if there is none
-    u64 before_first;          // weight in the bins before `first`
-    u64 before_k;              // weight in the bins before `k_bin`; of all if there is none
-    u32 first, last;           // the limit of top_p is in one of these bins or between; NONE: all is kept
-    u32 k_bin, k_left;         // the limit of top_k is in this bin, behind k_left of its tokens; NONE: there is none
-    u32 num_listed;            // tokens to list; above LISTED not all of them found room
-    u32 top;                   // `ordered_key` of the greatest logit; 0: the row is done
-    float unit;                // bins for each unit of (greatest logit - logit) / T
-};
-static_assert(sizeof(Row) == 8 * 6406, "ops/sampling.py allocates it");
-
-DEVICE bool counts_tokens(i32 top_k, u32 vocabulary) { return (u32)top_k - 1 < vocabulary - 1; } // 0 < k < V
-DEVICE bool is_finite(u32 key) { return key > 0x007fffffu && key < 0xff800000u; } // between the keys of the infinities
-DEVICE bool is_positive(float t) { return as_u32(t) - 1 < 0x7f800000u; } // also where it is subnormal
 
 // `order_of` the first token of the row.
 DEVICE u64 first_token(const Row &row, u32 chunks, u64 (&scratch)[MAX_WAVES(THREADS)]) {
@@ -148,55 +121,6 @@ KERNEL(THREADS) sample_bins(
     }
 }
 
-struct Limits {
-    u64 before_first, before_k, through_k;
-    u32 first, last, k_bin, k_left;
-};
-
-// Finds the bins that hold the limits of top_k and top_p. The limit of top_p depends on how much weight top_k keeps of its bin. It lies
-// between the bin for no such weight and the bin for all of it.
-DEVICE void find_limits(
-    const Row &row, bool by_count, u32 k, bool by_weight, float p, Limits &limits, u64 (&scratch)[MAX_WAVES(THREADS)]
-) {
-    const u32 run = BINS / THREADS;
-    u64 sums[run], count = 0, sum = 0, all, weight;
-    u32 counts[run];
-    UNROLL for (u32 j = 0; j < run; ++j) {
-        counts[j] = row.counts[THREAD * run + j];
-        sums[j] = row.sums[THREAD * run + j];
-        count += counts[j];
-        sum += sums[j];
-    }
-    count = block_before(count, scratch, all);
-    sum = block_before(sum, scratch, weight);
-    if (THREAD == 0) limits = Limits{weight, weight, weight, NONE, NONE, NONE, 0};
-    barrier();
-    if (by_count && k < all) {
-        u64 reached = sum;
-        UNROLL for (u32 j = 0; j < run; ++j) {
-            if (count < k && k <= count + counts[j]) {
-                limits.k_bin = limits.first = limits.last = THREAD * run + j;
-                limits.k_left = k - (u32)count;
-                limits.before_first = limits.before_k = reached;
-                limits.through_k = reached + sums[j];
-            }
-            count += counts[j];
-            reached += sums[j];
-        }
-    }
-    barrier();
-    if (!by_weight) return;
-    u64 least = share(p, limits.before_k), most = share(p, limits.through_k);
-    least = least < 1 ? 1 : least;
-    barrier();
-    UNROLL for (u32 j = 0; j < run; ++j) {
-        if (sum < least && least <= sum + sums[j]) limits.first = THREAD * run + j, limits.before_first = sum;
-        if (sum < most && most <= sum + sums[j]) limits.last = THREAD * run + j;
-        sum += sums[j];
-    }
-    barrier();
-}
-
 // Lists the tokens near the limits of top_k and top_p. A block per chunk (x) and row (y).
 KERNEL(THREADS) sample_list(
     const float *logits,      // (R, V)
@@ -257,110 +181,8 @@ KERNEL(THREADS) sample_list(
     for (u32 i = THREAD; i < num_listed; i += THREADS) row.listed[place + i] = listed[i];
 }
 
-struct Found {
-    u64 order, rest;
-    u32 index;
-};
-
 #undef MIN_BLOCKS
 #define MIN_BLOCKS 1
-
-struct Draw {
-    Bins bins;
-    u64 listed[LISTED];
-    u64 scratch[MAX_WAVES(DRAW_THREADS)];
-    u32 low[MAX_CHUNKS], high[MAX_CHUNKS];
-    Found found;
-};
-
-// The thread whose part of the sum over all threads holds `target`, which is then counted from the part's begin.
-DEVICE u32 pick(u64 before, u64 value, u64 &target, Found &found) {
-    if (before <= target && target < before + value) found.index = THREAD, found.rest = target - before;
-    barrier();
-    u32 index = found.index;
-    target = found.rest;
-    barrier();
-    return index;
-}
-
-// `order_of` the last listed token that the limits keep.
-DEVICE u64 last_listed(const Row &row, Scale scale, float p, Draw &s) {
-    u32 n = row.num_listed, length = 1;
-    while (length < n) length *= 2;
-    for (u32 i = THREAD; i < length; i += DRAW_THREADS) s.listed[i] = i < n ? row.listed[i] : 0;
-    barrier();
-    ROLLED for (u32 part = 2; part <= length; part *= 2) // a bitonic sort, descending
-        ROLLED for (u32 apart = part / 2; apart > 0; apart /= 2) {
-            for (u32 i = THREAD; i < length / 2; i += DRAW_THREADS) {
-                u32 one = 2 * i - (i & (apart - 1)), other = one + apart;
-                u64 a = s.listed[one], b = s.listed[other];
-                if ((a < b) == ((one & part) == 0)) s.listed[one] = b, s.listed[other] = a;
-            }
-            barrier();
-        }
-    const u32 run = LISTED / DRAW_THREADS;
-    u64 weights[run], others = 0, sum = 0, all;
-    UNROLL for (u32 j = 0; j < run; ++j) {
-        u32 i = THREAD * run + j;
-        float d = scaled(logit_of(i < n ? key_in(s.listed[i]) : 0x007fffffu), scale);
-        weights[j] = weight_at(d);
-        others += i < n && bin_of(d, row.unit) != row.k_bin;
-    }
-    u32 k_first = (u32)block_sum(others, s.scratch), k_stop = k_first + row.k_left; // the bin of top_k is the last
-    UNROLL for (u32 j = 0; j < run; ++j) {
-        u32 i = THREAD * run + j;
-        if (i >= k_stop) weights[j] = 0;
-        if (i >= k_first) sum += weights[j];
-    }
-    u64 need = share(p, row.before_k + block_sum(sum, s.scratch)) - row.before_first;
-    sum = 0;
-    UNROLL for (u32 j = 0; j < run; ++j) sum += weights[j];
-    u64 before = block_before(sum, s.scratch, all);
-    UNROLL for (u32 j = 0; j < run; ++j) {
-        if (before < need && need <= before + weights[j]) s.found.order = s.listed[THREAD * run + j];
-        before += weights[j];
-    }
-    barrier();
-    return s.found.order;
-}
-
-// `order_of` the token at which a running sum over the ordered tokens reaches `need`; each counts 1, or its weight. A radix select: one
-// pass over the row for each digit. For rows whose list has too little room.
-template <bool WEIGHTS> DEVICE u64 select(const float *z, u32 vocabulary, Scale scale, u64 need, Draw &s) {
-    const u32 run = BINS / DRAW_THREADS;
-    u64 prefix = 0, all;
-    ROLLED for (u32 digit = 5; digit-- > 0;) {
-        u32 shift = 11 * digit;
-        clear<DRAW_THREADS>(s.bins);
-        for_each(z, 0, vocabulary, THREAD, DRAW_THREADS, [&](u32 id, float x) {
-            u64 order = order_of(ordered_key(x), id);
-            bool is_near = order >> shift >> 11 == prefix;
-            if (wave_ballot(is_near) == 0) return;
-            u64 weight = weight_at(scaled(x, scale));
-            tally(s.bins, (u32)(order >> shift) % BINS, is_near && weight, !WEIGHTS, WEIGHTS, weight);
-        });
-        barrier();
-        u64 values[run], sum = 0;
-        UNROLL for (u32 j = 0; j < run; ++j) {
-            u32 bin = BINS - 1 - (THREAD * run + j);
-            values[j] = WEIGHTS ? wide(s.bins.low[bin], s.bins.high[bin]) : s.bins.counts[bin];
-            sum += values[j];
-        }
-        u64 before = block_before(sum, s.scratch, all);
-        UNROLL for (u32 j = 0; j < run; ++j) {
-            if (before < need && need <= before + values[j]) {
-                s.found.index = BINS - 1 - (THREAD * run + j);
-                s.found.rest = need - before;
-            }
-            before += values[j];
-        }
-        barrier();
-        prefix = prefix << 11 | s.found.index;
-        need = s.found.rest;
-        barrier();
-    }
-    return prefix;
-}
 
 // Draws the ids. A block per row.
 KERNEL(DRAW_THREADS) sample_draw(

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 _SWEEPS = 5
 
 
+@options.takes_groups()
 def command(
     model: options.Model = options.DEFAULT_MODEL,
     prompt_tokens: Annotated[
@@ -31,10 +32,8 @@ def command(
     repetitions: Annotated[
         int, typer.Option("--repetitions", min=1, metavar="N", help="Runs of each; their median counts.")
     ] = 3,
-    device: options.Device = "auto",
-    context: options.Context = None,
-    memory_fraction: options.MemoryFraction = options.DEFAULT_MEMORY_FRACTION,
-    threads: options.Threads = None,
+    *,
+    loading: dict[str, Any],
     as_json: options.Json = False,
 ) -> None:
     """Measure how fast prompts are read and answers generated. The speed of reading this model is beside it.
@@ -42,9 +41,7 @@ def command(
     Prefill is one prompt. Decode starts when every sequence of the batch has its prompt computed and its first token.
     """
     batches = _sizes(batch)
-    with options.loaded(
-        model, device, context, max_sequences=max(batches), memory_fraction=memory_fraction, threads=threads
-    ) as llm:
+    with options.loaded(model, max_sequences=max(batches), **loading) as llm:
         _check_room(llm, prompt_tokens, gen_tokens, max(batches))
         report = measure(llm, prompt_tokens, gen_tokens, batches, repetitions)
     if as_json:

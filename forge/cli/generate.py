@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from forge.outputs import Timings
 
 
-@options.takes_sampling()
+@options.takes_groups()
 def command(
     prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="The text to continue; - reads it from stdin.")],
     model: options.Model = options.DEFAULT_MODEL,
@@ -31,10 +31,7 @@ def command(
     *,
     sampling: dict[str, Any],
     ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Run through the model's end tokens.")] = False,
-    device: options.Device = "auto",
-    threads: options.Threads = None,
-    context: options.Context = None,
-    memory_fraction: options.MemoryFraction = options.DEFAULT_MEMORY_FRACTION,
+    loading: dict[str, Any],
     as_json: options.Json = False,
 ) -> None:
     """Continue PROMPT. Text streams to stdout, statistics go to stderr."""
@@ -42,7 +39,7 @@ def command(
 
     params = SamplingParams(ignore_eos=ignore_eos, **sampling)
     text = options.text_or_stdin(prompt, "PROMPT")
-    with options.loaded(model, device, context, memory_fraction=memory_fraction, threads=threads) as llm:
+    with options.loaded(model, **loading) as llm:
         request: str | list[int] = text
         if chat or system is not None:
             head = [{"role": "system", "content": system}] if system else []

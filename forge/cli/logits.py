@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -10,21 +10,20 @@ from forge.cli import options, output
 from forge.cli.about import about
 
 
+@options.takes_groups()
 def command(
     text: Annotated[str, typer.Argument(metavar="TEXT", help="The prompt; - reads it from stdin.")],
     model: options.Model = options.DEFAULT_MODEL,
     top: Annotated[int, typer.Option("--top", min=1, metavar="N", help="How many tokens to show.")] = 20,
-    device: options.Device = "auto",
-    context: options.Context = None,
-    memory_fraction: options.MemoryFraction = options.DEFAULT_MEMORY_FRACTION,
-    threads: options.Threads = None,
+    *,
+    loading: dict[str, Any],
     as_json: options.Json = False,
 ) -> None:
     """Show the most probable tokens after TEXT. Each with its logit."""
     import numpy as np
 
     text = options.text_or_stdin(text, "TEXT")
-    with options.loaded(model, device, context, memory_fraction=memory_fraction, threads=threads) as llm:
+    with options.loaded(model, **loading) as llm:
         ids = llm.tokenizer.encode_prompt(text)  # as llm.logits(text) does
         last = llm.logits(ids)[-1]  # (V,)
         options.check_finish(None if np.isfinite(last).any() and not np.isnan(last).any() else "error", llm)

@@ -58,99 +58,65 @@ Device = Annotated[
         autocompletion=lambda: ["auto", "cpu", "hip", "cuda"],
     ),
 ]
-Context = Annotated[
-    int | None,
-    typer.Option("--context", metavar="N", help="Most tokens of prompt and answer. [default: the model's]"),
-]
-MemoryFraction = Annotated[
-    float,
-    typer.Option("--memory-fraction", metavar="F", help="Share of the free memory for weights and KV cache, at most."),
-]
-Threads = Annotated[
-    int | None,
-    typer.Option("--threads", metavar="N", help="Threads of the CPU. [default: cores that nobody else keeps busy]"),
-]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
-MaxTokens = Annotated[int, typer.Option("--max-tokens", metavar="N", help="Most tokens to generate.")]
-Temperature = Annotated[
-    float, typer.Option("--temperature", metavar="T", help="0 takes the most probable token each time.")
-]
-TopK = Annotated[int, typer.Option("--top-k", metavar="K", help="Draw from the K most probable tokens; 0 = all.")]
-TopP = Annotated[
-    float, typer.Option("--top-p", metavar="P", help="Draw from the most probable tokens that reach P together.")
-]
-MinP = Annotated[
-    float, typer.Option("--min-p", metavar="P", help="Draw from tokens at least P times as probable as the best.")
-]
-RepetitionPenalty = Annotated[
-    float,
-    typer.Option("--repetition-penalty", metavar="R", help="Above 1: make tokens seen before less probable."),
-]
-PresencePenalty = Annotated[
-    float,
-    typer.Option("--presence-penalty", metavar="P", help="Above 0: make generated tokens less probable."),
-]
-FrequencyPenalty = Annotated[
-    float,
-    typer.Option(
-        "--frequency-penalty",
-        metavar="P",
-        help="Above 0: make tokens less probable with each occurrence.",
-    ),
-]
-Logprobs = Annotated[
-    int | None,
-    typer.Option("--logprobs", metavar="N", help="Show each token's log probability, and N alternatives to it."),
-]
-Seed = Annotated[
-    int | None, typer.Option("--seed", metavar="S", help="Same seed, same text. [default: a new one each time]")
-]
-Stop = Annotated[
-    list[str] | None, typer.Option("--stop", metavar="TEXT", help="End before this text; may be given several times.")
-]
-_SAMPLING: dict[str, tuple[Any, Any]] = {
-    "max_tokens": (MaxTokens, 256),
-    "temperature": (Temperature, 0.0),
-    "top_k": (TopK, 0),
-    "top_p": (TopP, 1.0),
-    "min_p": (MinP, 0.0),
-    "repetition_penalty": (RepetitionPenalty, 1.0),
-    "presence_penalty": (PresencePenalty, 0.0),
-    "frequency_penalty": (FrequencyPenalty, 0.0),
-    "seed": (Seed, None),
-    "stop": (Stop, None),
-    "logprobs": (Logprobs, None),
+
+
+def _option(kind: Any, metavar: str, help: str) -> Any:
+    return Annotated[kind, typer.Option(metavar=metavar, help=help)]
+
+
+_Option = tuple[Any, Any]
+"""The annotation of a parameter, from which typer makes an option, and its default."""
+_SAMPLING: dict[str, _Option] = {
+    "max_tokens": (_option(int, "N", "Most tokens to generate."), 256),
+    "temperature": (_option(float, "T", "0 takes the most probable token each time."), 0.0),
+    "top_k": (_option(int, "K", "Draw from the K most probable tokens; 0 = all."), 0),
+    "top_p": (_option(float, "P", "Draw from the most probable tokens that reach P together."), 1.0),
+    "min_p": (_option(float, "P", "Draw from tokens at least P times as probable as the best."), 0.0),
+    "repetition_penalty": (_option(float, "R", "Above 1: make tokens seen before less probable."), 1.0),
+    "presence_penalty": (_option(float, "P", "Above 0: make generated tokens less probable."), 0.0),
+    "frequency_penalty": (_option(float, "P", "Above 0: make tokens less probable with each occurrence."), 0.0),
+    "seed": (_option(int | None, "S", "Same seed, same text. [default: a new one each time]"), None),
+    "stop": (_option(list[str], "TEXT", "End before this text; may be given several times."), ()),
+    "logprobs": (_option(int | None, "N", "Show each token's log probability, and N alternatives to it."), None),
 }
-"""Options for fields of SamplingParams, with their defaults."""
+"""Options for fields of SamplingParams."""
+_LOADING: dict[str, _Option] = {
+    "device": (Device, "auto"),
+    "threads": (_option(int | None, "N", "Threads of the CPU. [default: cores that nobody else keeps busy]"), None),
+    "context": (_option(int | None, "N", "Most tokens of prompt and answer. [default: the model's]"), None),
+    "memory_fraction": (
+        _option(float, "F", "Share of the free memory for weights and KV cache, at most."),
+        DEFAULT_MEMORY_FRACTION,
+    ),
+}
+"""Options for arguments of `forge.load`."""
+_GROUPS = {"sampling": _SAMPLING, "loading": _LOADING}
 
 
-def takes_sampling(**defaults: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Replace the keyword `sampling` of a command by the options of SamplingParams. It receives their values.
+def takes_groups(**defaults: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Replace the keywords `sampling` and `loading` of a command by options. Each keyword receives their values.
 
     Options that the command declares itself are left out. `defaults` replaces some of the defaults.
     """
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
-        own = list(inspect.signature(command, eval_str=True).parameters.values())
-        names = [name for name in _SAMPLING if name not in {parameter.name for parameter in own}]
-        place = next(i for i, parameter in enumerate(own) if parameter.name == "sampling")
-        parameters = [
-            *own[:place],
-            *(
-                inspect.Parameter(
-                    *(name, inspect.Parameter.KEYWORD_ONLY),
-                    annotation=_SAMPLING[name][0],
-                    default=defaults.get(name, _SAMPLING[name][1]),
-                )
-                for name in names
-            ),
-            *own[place + 1 :],
-        ]
+        own = inspect.signature(command, eval_str=True).parameters
+        groups = {group: _GROUPS[group].keys() - own.keys() for group in own.keys() & _GROUPS.keys()}
+        parameters: list[inspect.Parameter] = []
+        for name, parameter in own.items():
+            if name not in groups:
+                parameters.append(parameter)
+                continue
+            for one, (annotation, default) in _GROUPS[name].items():
+                if one in groups[name]:
+                    chosen = defaults.get(one, default)
+                    parameters.append(parameter.replace(name=one, annotation=annotation, default=chosen))
 
         @wraps(command)
         def run(**values: Any) -> None:
-            sampling = {name: values.pop(name) for name in names}
-            command(**values, sampling=sampling | {"stop": sampling["stop"] or ()})
+            given = {group: {name: values.pop(name) for name in names} for group, names in groups.items()}
+            command(**values, **given)
 
         run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # what typer reads
         run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
@@ -185,29 +151,12 @@ def resolve(model: str) -> Path:
 
 
 @contextmanager
-def loaded(
-    model: str,
-    device: str = "auto",
-    context: int | None = None,
-    chat_template: str | None = None,
-    max_sequences: int | None = 1,
-    memory_fraction: float = DEFAULT_MEMORY_FRACTION,
-    threads: int | None = None,
-) -> Iterator[LLM]:
-    """A model, ready to run. Its notes are printed on stderr."""
+def loaded(model: str, *, max_sequences: int | None = 1, **settings: Any) -> Iterator[LLM]:
+    """A model, ready to run. `settings` go to `forge.load`. Its notes are printed on stderr."""
     import forge
 
     with output.ProgressDisplay() as progress:
-        llm = forge.load(
-            model,
-            device=device,
-            context=context,
-            chat_template=chat_template,
-            max_sequences=max_sequences,
-            memory_fraction=memory_fraction,
-            threads=threads,
-            progress=progress,
-        )
+        llm = forge.load(model, max_sequences=max_sequences, progress=progress, **settings)
     # If stderr is no terminal, a failure is one line there, so notes wait for success.
     is_watched = output.is_terminal(sys.stderr)
     with llm:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -11,6 +11,7 @@ from forge.cli.about import about
 from forge.errors import ForgeError
 
 
+@options.takes_groups()
 def command(
     file: Annotated[str, typer.Argument(metavar="FILE", help="A UTF-8 text file; - reads stdin.")],
     model: options.Model = options.DEFAULT_MODEL,
@@ -18,14 +19,13 @@ def command(
         int | None,
         typer.Option("--context", metavar="N", help="Tokens per chunk, each predicted by itself; 512, if they fit."),
     ] = None,
-    memory_fraction: options.MemoryFraction = options.DEFAULT_MEMORY_FRACTION,
-    threads: options.Threads = None,
-    device: options.Device = "auto",
+    *,
+    loading: dict[str, Any],
     as_json: options.Json = False,
 ) -> None:
     """Measure the perplexity of the text in FILE."""
     text = output.read_text(file)
-    with options.loaded(model, device, memory_fraction=memory_fraction, threads=threads) as llm:
+    with options.loaded(model, **loading) as llm:
         ids = llm.tokenizer.encode_prompt(text)  # as llm.perplexity(text) does
         if len(ids) < 2:
             raise ForgeError(f"{output.printable(file)}: holds fewer than two tokens: there is nothing to predict")

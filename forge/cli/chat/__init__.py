@@ -35,7 +35,7 @@ _Temperature = Annotated[
 _OUR_VARIABLES = {"messages", "tools", "add_generation_prompt", "continue_final_message"}
 
 
-@options.takes_sampling(top_p=0.95)
+@options.takes_groups(top_p=0.95)
 def command(
     question: _Question = None,
     model: options.Model = options.DEFAULT_MODEL,
@@ -72,10 +72,7 @@ def command(
     temperature: _Temperature = None,
     *,
     sampling: dict[str, Any],
-    device: options.Device = "auto",
-    threads: options.Threads = None,
-    context: options.Context = None,
-    memory_fraction: options.MemoryFraction = options.DEFAULT_MEMORY_FRACTION,
+    loading: dict[str, Any],
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object for each answer.")] = False,
 ) -> None:
     """Talk with a model, or answer QUESTION or what is piped in. /help shows the commands of a conversation."""
@@ -95,7 +92,7 @@ def command(
         raise ParameterError(what, parameter="question", hint="leave out QUESTION")
     if talks and as_json:
         raise ParameterError("--json needs a QUESTION, or text on standard input", parameter="question")
-    with options.loaded(model, device, context, chat_template, memory_fraction=memory_fraction, threads=threads) as llm:
+    with options.loaded(model, chat_template=chat_template, **loading) as llm:
         conversation = Conversation(llm, params, system, assistant or "", variables, drops=not no_context_shift)
         conversation.render_once()  # an error of the template comes before any input is read
         message = None if talks or lines else _message(question, is_piped)

@@ -30,10 +30,10 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from math import prod
+from types import CodeType
 from typing import Any, TypeVar
 
 import numpy as np
@@ -53,6 +53,7 @@ _ARG = re.compile(
     r"(?P<inout>&)?(?P<name>\w+)(?P<optional>\?)?:(?P<dtype>\w+)(?:\[(?P<dims>[^\]]+)\])?(?:\|(?P<record>\w+))?$"
 )
 _CHOICE = re.compile(r"(?P<name>\w+)=(?P<choices>\w+(?:\|\w+)+)$")
+_NO_NAMES: dict[str, Any] = {"__builtins__": {}}
 _DTYPES = {
     "f32": (np.float32, np.float64),  # float64 only in references that certify float32
     "act": (np.float16, np.float32, np.float64),
@@ -156,9 +157,6 @@ class Op:
         """The size of each shape letter; raises TypeError or ValueError where a call does not fit the declaration."""
         if len(args) != len(self.args):
             raise TypeError(f"{self.name} takes {len(self.args)} arguments, not {len(args)}")
-        for arg, value in zip(self.args, args, strict=True):
-            if arg.fields and not arg.dims and not arg.is_record(value):
-                raise TypeError(f"{self.name}: {arg.name} must be {arg.record}, not {type(value).__name__}")
         for name, choices in self.choices.items():
             if options.get(name) not in choices:
                 raise ValueError(f"{self.name}: {name} must be one of {choices}, not {options.get(name)!r}")
@@ -188,6 +186,8 @@ class Op:
             for dim, size in zip(arg.dims, value.shape, strict=True):
                 if dim.isidentifier():
                     sizes.setdefault(dim, size)
+        elif arg.fields:
+            raise TypeError(f"{self.name}: {arg.name} must be {arg.record}, not {type(value).__name__}")
         elif not isinstance(value, int | float | np.number):
             raise TypeError(f"{self.name}: {arg.name} must be a number, not {type(value).__name__}")
 
@@ -205,23 +205,19 @@ def op(
     rtol and atol bound float32 against float64, gpu_rtol and gpu_atol a kernel against float64 of the same inputs.
     """
     takes, _, gives = args.partition("->")
-    parsed = list(_parse(takes))
-    choices = {name: found for name, found in parsed if isinstance(found, tuple)}
-    positional = tuple(found for _, found in parsed if isinstance(found, Arg))
     gives, _, other = gives.partition(" else ")
     gives, _, condition = gives.partition(" if ")
-    returns, others = (tuple(found for _, found in _parse(text) if isinstance(found, Arg)) for text in (gives, other))
+    positional, choices = _parse(takes)
+    returns, _ = _parse(gives)
     choice, _, value = condition.partition("=")
-    returns_else = (choice, value, others) if condition else None
+    returns_else = (choice, value, _parse(other)[0]) if condition else None
 
     def declare(reference: Callable[..., Any]) -> Op:
         name = reference.__name__
         if name in REGISTRY:
             raise ValueError(f"op {name} is declared twice")
-        tolerances = (rtol, atol, gpu_rtol, gpu_atol)
-        REGISTRY[name] = Op(
-            name, positional, choices, returns, returns_else, reference, reference, None, *tolerances, None
-        )
+        declared = name, positional, choices, returns, returns_else, reference, reference, None
+        REGISTRY[name] = Op(*declared, rtol, atol, gpu_rtol, gpu_atol, None)
         return REGISTRY[name]
 
     return declare
@@ -231,7 +227,7 @@ def record(fields: str) -> Callable[[type[T]], type[T]]:
     """Declare a record of arguments that go together: a decorator of a frozen dataclass with these fields, in order."""
 
     def declare(cls: type[T]) -> type[T]:
-        declared = tuple(found for _, found in _parse(fields) if isinstance(found, Arg))
+        declared, _ = _parse(fields)
         names = [each.name for each in dataclasses.fields(cls)]  # type: ignore[arg-type]
         if names != [arg.name for arg in declared]:
             raise ValueError(f"record {cls.__name__} has the fields {names}, and others are declared")
@@ -241,43 +237,39 @@ def record(fields: str) -> Callable[[type[T]], type[T]]:
     return declare
 
 
-def _parse(text: str) -> Iterator[tuple[str, Arg | tuple[str, ...]]]:
+def _parse(text: str) -> tuple[tuple[Arg, ...], dict[str, tuple[str, ...]]]:
+    """The arguments, and the choices by name."""
+    args: list[Arg] = []
+    choices: dict[str, tuple[str, ...]] = {}
     for token in text.split():
         if choice := _CHOICE.match(token):
-            yield choice["name"], tuple(choice["choices"].split("|"))
+            choices[choice["name"]] = tuple(choice["choices"].split("|"))
         elif arg := _ARG.match(token):
             dims, inout = tuple(arg["dims"].split(",")) if arg["dims"] else (), bool(arg["inout"])
             record = arg["record"] or (arg["dtype"] if arg["dtype"] in _RECORDS else "")
-            fields = _RECORDS[record][1] if record else ()
             fields = tuple(
-                dataclasses.replace(each, inout=each.inout or (inout and bool(each.dims))) for each in fields
+                dataclasses.replace(each, inout=each.inout or (inout and bool(each.dims)))
+                for each in (_RECORDS[record][1] if record else ())
             )
-            yield arg["name"], Arg(arg["name"], arg["dtype"], dims, inout, bool(arg["optional"]), record, fields)
+            args.append(Arg(arg["name"], arg["dtype"], dims, inout, bool(arg["optional"]), record, fields))
         else:
             raise ValueError(f"not an argument declaration: {token!r}")
+    return tuple(args), choices
 
 
 @cache
-def _parsed(dim: str) -> tuple[tuple[tuple[int, tuple[str, ...]], ...], int]:
-    """A dimension such as ``T``, ``N/2`` or ``H*D+2*G*D``: the number and the letters of each term, and the divisor."""
+def _compiled(dim: str) -> tuple[CodeType, int]:
+    """A dimension such as ``T``, ``N/2`` or ``H*D+2*G*D``: the expression before the slash, and the divisor."""
     whole, _, divisor = dim.partition("/")
-    terms = [term.split("*") for term in whole.split("+")]
-    return tuple(
-        (prod(int(f) for f in factors if f.isdecimal()), tuple(f for f in factors if not f.isdecimal()))
-        for factors in terms
-    ), int(divisor or 1)
+    return compile(whole, "dimension", "eval"), int(divisor or 1)
 
 
 def _evaluate(dim: str, sizes: dict[str, int]) -> int | None:
     """The size of a dimension; None if a letter of it is not known without the results."""
-    terms, divisor = _parsed(dim)
-    total = 0
-    for product, letters in terms:
-        for letter in letters:
-            if letter not in sizes:
-                return None
-            product *= sizes[letter]
-        total += product
+    whole, divisor = _compiled(dim)
+    if any(letter not in sizes for letter in whole.co_names):
+        return None
+    total: int = eval(whole, _NO_NAMES, sizes)
     if total % divisor:
         raise ValueError(f"{dim} is not a whole number for {dim.partition('/')[0]} = {total}")
     return total // divisor

@@ -85,10 +85,13 @@ class DecodePipeline:
         """Whether no further step may be queued."""
         return len(self._queue) >= _MAX_QUEUED
 
-    def holds(self, sequences: list[Sequence]) -> bool:
-        """Whether all these sequences have rows, and no smaller bucket would do."""
+    def can_follow(self, sequences: list[Sequence]) -> bool:
+        """Whether a step of these sequences may be queued behind the ones under way, if any.
+
+        All of them must have rows, and no smaller bucket would do.
+        """
         fits = bucket(len(sequences), self.max_sequences) == len(self._sequences)
-        return fits and set(sequences).issubset(self._sequences)
+        return not self._queue or (fits and set(sequences).issubset(self._sequences))
 
     def warm_up(self, logits: Any, sequences: list[Sequence]) -> None:
         """Call the ops that a step calls beside the model, on rows of logits (B, V)."""

@@ -124,14 +124,18 @@ class Engine:
 
     def _step_ahead(self) -> list[Sampled]:
         """The ids of a decode step, while the step behind it is under way; none where no step may be queued."""
-        runner = self.runner
-        while runner.can_queue and (sequences := self._continuing()):
-            if not runner.launch(sequences):
+        pipeline = self.runner.pipeline
+        if pipeline is None:
+            return []
+        while not pipeline.is_full and (sequences := self._continuing()):
+            if not pipeline.can_follow(sequences):
+                break
+            if not pipeline.launch(sequences):
                 self._start_over()
                 return []
         sampled: list[Sampled] = []
-        while runner.num_queued and not sampled:
-            sampled = runner.collect()
+        while pipeline.num_queued and not sampled:
+            sampled = pipeline.collect()
         for token in sampled:
             self._append(token.sequence, token.id)
         return sampled
@@ -139,7 +143,8 @@ class Engine:
     def _discard_queued(self) -> None:
         """Forget the steps under way, and the ids that they sample."""
         try:
-            self.runner.discard()
+            if self.runner.pipeline:
+                self.runner.pipeline.discard()
         finally:
             for sequence in (*self.scheduler.running, *self.scheduler.waiting):  # one that waits may be in these steps
                 sequence.num_pending = 0
@@ -167,11 +172,10 @@ class Engine:
         self.runner.close()
 
     def _continuing(self) -> list[Sequence]:
-        """The sequences of a step that can be queued behind the last one; none where the steps under way must end."""
+        """The sequences of a decode step that may go on from ids under way; none where these must be read first."""
         if any(sequence in self._siblings for sequence in self.scheduler.running):
             return []
-        sequences = self.scheduler.decoding()
-        return sequences if self.runner.can_follow(sequences) else []
+        return self.scheduler.decoding()
 
     def finish(self, sequence: Sequence, reason: FinishReason) -> None:
         """End a sequence from outside ("stop" for a stop string, "abort").

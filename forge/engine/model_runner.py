@@ -26,8 +26,8 @@ from forge.state.model_state import ModelState
 class ModelRunner:
     """A model, its layers' state and their device. The engine knows the numbers and the verbs; arrays stay behind them.
 
-    A step either waits for its ids (`forward`, then `sample`), or is queued while others are under way (`launch`, then
-    `collect`). Only a device that computes asynchronously takes steps ahead.
+    A step either waits for its ids (`forward`, then `sample`), or is queued in the `pipeline` while others are under
+    way. Only a device that computes asynchronously has one.
     """
 
     def __init__(
@@ -49,8 +49,6 @@ class ModelRunner:
         self.pipeline = (
             DecodePipeline(model, state, backend, max_sequences, context, graphs) if self.is_asynchronous else None
         )
-
-    # Steps that wait for their ids
 
     def forward(self, step: list[Scheduled], *, all_logits: bool = False, hook: Hook | None = None) -> Any:
         """float32 logits (R, V): one row for each entry that reaches its last id, or one for every token."""
@@ -86,39 +84,6 @@ class ModelRunner:
         """An array of the device on the host."""
         return self.backend.to_numpy(array)
 
-    # Steps that are queued ahead
-
-    @property
-    def num_queued(self) -> int:
-        """Steps that are queued and not collected."""
-        return self.pipeline.num_queued if self.pipeline else 0
-
-    @property
-    def can_queue(self) -> bool:
-        """Whether another step may be queued behind the ones under way."""
-        return self.pipeline is not None and not self.pipeline.is_full
-
-    def can_follow(self, sequences: list[Sequence]) -> bool:
-        """Whether a step of these sequences may be queued behind the ones under way."""
-        return self.pipeline is not None and (not self.pipeline.num_queued or self.pipeline.holds(sequences))
-
-    def launch(self, sequences: list[Sequence]) -> bool:
-        """Queue one decode step. False: replays of earlier steps were wrong, and so may be the KV cache."""
-        assert self.pipeline
-        return self.pipeline.launch(sequences)
-
-    def collect(self) -> list[Sampled]:
-        """The ids of the oldest queued step; waits for them. Ids of sequences that have ended are left out."""
-        assert self.pipeline
-        return self.pipeline.collect()
-
-    def discard(self) -> None:
-        """Forget all queued steps, when the device is done with them."""
-        if self.pipeline:
-            self.pipeline.discard()
-
-    # Before and beside steps
-
     def warm_up(self, max_step_tokens: int, progress: Progress | None = None) -> None:
         """Compile the kernels of the steps to come, so that no request waits for them."""
         self.backend.prepare(lambda: self.run_typical_steps(max_step_tokens), progress)
@@ -145,7 +110,8 @@ class ModelRunner:
     def close(self) -> None:
         """Let go of the model, the KV cache and the memory that they take. No step can run any more."""
         try:
-            self.discard()
+            if self.pipeline:
+                self.pipeline.discard()
         finally:
             self.pipeline = None
             del self.model, self.state

@@ -62,7 +62,7 @@ class FakeRunner:
     def __init__(self, kinds: list[Kind], num_pages: list[int], context: int, max_sequences: int) -> None:
         self.kinds, self.num_pages, self.vocab_size = kinds, num_pages, VOCABULARY
         self.context, self.max_sequences = context, max_sequences
-        self.can_queue, self.num_queued = False, 0
+        self.pipeline = None
         self.pages: list[list[list[int | None]]] = [
             [[] if isinstance(kind, Recurrent) else [UNWRITTEN] * kind.page_size for _ in range(count)]
             for kind, count in zip(kinds, num_pages, strict=True)

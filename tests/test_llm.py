@@ -170,7 +170,7 @@ def test_a_stream_that_the_garbage_collector_closes_within_a_step_ends_behind_it
     next(streams["dropped"])
     steps.release(3)
     found = list(next(kept).ids)
-    sequences = [s for s in list(llm._loop._choices) if s.num_prompt == 10]
+    sequences = [s for s in list(llm._loop.work.choices) if s.num_prompt == 10]
     assert len(sequences) == n
     other = llm.stream([4] * 20, GREEDY)  # a prompt that takes steps which are not only decoding
     called: list[str] = []
@@ -179,10 +179,10 @@ def test_a_stream_that_the_garbage_collector_closes_within_a_step_ends_behind_it
     def within(*arguments: Any, **options: Any) -> Any:
         result = None if before else original(*arguments, **options)
         if streams:
-            state = [(s.finish_reason, copy.deepcopy(s.pages), s in llm._loop._choices) for s in sequences]
+            state = [(s.finish_reason, copy.deepcopy(s.pages), s in llm._loop.work.choices) for s in sequences]
             streams.clear()  # the last reference: the generator is closed here
             gc.collect()
-            assert [(s.finish_reason, copy.deepcopy(s.pages), s in llm._loop._choices) for s in sequences] == state
+            assert [(s.finish_reason, copy.deepcopy(s.pages), s in llm._loop.work.choices) for s in sequences] == state
             called.append(name)
         return original(*arguments, **options) if before else result
 

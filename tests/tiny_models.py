@@ -80,7 +80,8 @@ def assert_idle(llm: LLM) -> None:
     engine = llm.engine
     assert not engine.has_work
     assert not engine._siblings
-    assert not llm._loop._choices
+    assert not llm._loop.work
+    assert not llm._loop.work.choices
     assert all(pool.num_free == pool.num_pages for pool in engine.pools)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import time
-from collections import deque
 from collections.abc import Callable, Generator
 from contextlib import suppress
 from queue import Empty, SimpleQueue
@@ -12,11 +11,12 @@ from threading import Event, Lock, Thread, get_ident
 from typing import Any, TypeVar
 from weakref import ref
 
-from forge.engine import Engine, Sampled, Sequence
-from forge.errors import ForgeError, OutOfMemoryError
+from forge.engine import Engine
+from forge.errors import ForgeError
 from forge.runtime import process
-from forge.runtime.request import Choice, Pass, Request, deliver
+from forge.runtime.request import Pass, Request, deliver
 from forge.runtime.waiters import PATIENCE_S, Waiter
+from forge.runtime.work import Work
 
 T = TypeVar("T")
 _CLOSED = "the model is closed: load it again"
@@ -37,11 +37,7 @@ class EngineLoop:
         self._refusal: str | None = None
         """Why no work is taken any more."""
         self._num_forks = 0
-        self._choices: dict[Sequence, tuple[Choice, Request]] = {}
-        self._passes: deque[Pass] = deque()
-        """Passes over all positions. Only the first one runs: each may need all pages."""
-        self._num_owed = 0
-        """Steps with new ids that requests get before the next pass begins: passes would hold all pages for ever."""
+        self.work = Work(engine)
         self._begin()
         process.watch(self)
 
@@ -60,7 +56,10 @@ class EngineLoop:
     def check(self) -> None:
         """Raises ForgeError where no work is taken."""
         if self._refusal is not None:
-            raise ForgeError(f"{self._name}: {self._refusal}")
+            raise self._refused()
+
+    def _refused(self) -> ForgeError:
+        return ForgeError(f"{self._name}: {self._refusal}")
 
     def waiter(self) -> Waiter:
         """A place where a thread waits for its next request."""
@@ -76,16 +75,18 @@ class EngineLoop:
 
     def watch(self, waiter: Any) -> ref[Any]:
         """A weak reference to a waiter. The loop is told when the waiter is gone."""
-        return ref(waiter, self._inbox.put)
+        watched = ref(waiter, self._inbox.put)
+        hash(watched)  # which can be computed while the waiter lives
+        return watched
 
     def submit(self, request: Request) -> None:
         """Queue a request. Raises ForgeError where no work is taken."""
-        self._put(EngineLoop._add, request)
+        self._put(self.work.add, request)
 
     def cancel(self, request: Request) -> None:
         """End a request before the next step, unless it has ended. Nothing more of it is delivered."""
         if not request.is_finished:
-            self._inbox.put((EngineLoop._cancel, request))
+            self._inbox.put((self.work.cancel, request))
 
     def run(self, parts: Generator[object, None, T]) -> T:
         """What a generator returns that runs in the engine's thread, one item between two steps.
@@ -96,11 +97,11 @@ class EngineLoop:
         waiter = self.waiter()
         current = Pass(parts, self.watch(waiter))
         try:
-            self._put(EngineLoop._add_pass, current)
+            self._put(self.work.add_pass, current)
             result: T = waiter.get()
             return result
         finally:
-            self._inbox.put((EngineLoop._end_pass, current))
+            self._inbox.put((self.work.end_pass, current))
 
     def close(self) -> None:
         """End all requests as aborted, stop the thread, let go of the model. Waits for the step under way."""
@@ -118,19 +119,19 @@ class EngineLoop:
     def stop(self, *, frees: bool = True) -> None:
         """As `close`, without waiting. frees: whether the model is let go of; False where the process ends anyway."""
         self._refusal = self._refusal or (_CLOSED if frees else process.EXITS)
-        self._inbox.put((EngineLoop._stop, frees))
+        self._inbox.put((self._stop, frees))
 
     def wait_for_end(self, seconds: float) -> None:
         """Wait until the thread has ended, if there is one, for so long at most."""
         if self._thread_id is not None:
             self._has_ended.wait(max(seconds, 0.0))
 
-    def _put(self, handle: Callable[[EngineLoop, Any], None], work: Request | Pass) -> None:
+    def _put(self, handle: Callable[[Any], None], sent: Request | Pass) -> None:
         self.check()
         if get_ident() == self._thread_id:
             raise ForgeError(f"{self._name}: the engine's own thread cannot wait for itself: call from another thread")
         self._start()
-        self._inbox.put((handle, work))
+        self._inbox.put((handle, sent))
         if self._has_ended.is_set():  # since the check
             self._reject()
 
@@ -148,158 +149,36 @@ class EngineLoop:
         try:
             self._receive()
             while not self._is_stopping:
-                if self._can_run_part():
-                    self._run_part(self._passes[0])
-                if self._choices:
-                    self._step()
+                self.work.run()
                 self._receive()
         except BaseException as error:
             self._frees, self._refusal = True, f"the engine's thread has failed: {type(error).__name__}: {error}"
-            self._fail_all(ForgeError(f"{self._name}: {self._refusal}"))
+            self.work.fail_all(self._refused())
             raise
         finally:
             self._end()
 
     def _receive(self) -> None:
         """Take what callers have sent. Wait for it where nothing can run."""
-        waits = not self._can_run()
+        waits = not self.work.can_run()
         while waits or not self._inbox.empty():
             self._is_idle = waits
             message = self._inbox.get()
             self._is_idle = waits = False
             if isinstance(message, ref):
-                self._drop_unheld()
+                self.work.drop(message)
             else:
-                handle, work = message
-                handle(self, work)
-
-    def _can_run_part(self) -> bool:
-        owes = self._num_owed and self._choices and not self._engine.is_held_up
-        return bool(self._passes) and (self._passes[0].has_begun or not owes)
-
-    def _can_run(self) -> bool:
-        if self._choices and self._engine.is_held_up and not self._passes:  # by a pass that somebody runs by hand
-            self._fail_all(OutOfMemoryError("logits not read to their end hold the KV cache: read or close them first"))
-        return self._can_run_part() or (bool(self._choices) and not self._engine.is_held_up)
-
-    def _requests(self) -> dict[Request, None]:
-        """The requests that have not ended."""
-        return dict.fromkeys(request for _, request in list(self._choices.values()))
-
-    def _add(self, request: Request) -> None:
-        if request.waiter() is None:
-            return
-        try:
-            for ids in request.prompts:
-                for sequence in self._engine.add(ids, request.params):
-                    self._choices[sequence] = request.begin(sequence), request
-        except BaseException as error:
-            self._fail(request, error)
-
-    def _cancel(self, request: Request) -> None:
-        for choice in request.choices:
-            if self._choices.pop(choice.sequence, None):
-                self._engine.finish(choice.sequence, "abort")
-        request.num_running = 0
-
-    def _fail(self, request: Request, error: BaseException) -> None:
-        """End a request with an error, which its caller raises."""
-        self._cancel(request)
-        deliver(request, error)
-
-    def _fail_all(self, error: BaseException) -> None:
-        for request in self._requests():
-            self._fail(request, error)
-
-    def _drop_unheld(self) -> None:
-        """End what nobody waits for any more."""
-        for request in self._requests():
-            if request.waiter() is None:
-                self._cancel(request)
-        for current in list(self._passes):
-            if current.waiter() is None:
-                self._end_pass(current)
+                handle, sent = message
+                handle(sent)
 
     def _stop(self, frees: bool) -> None:
         self._is_stopping, self._frees = True, frees
-
-    def _add_pass(self, current: Pass) -> None:
-        if current.waiter() is not None:
-            self._passes.append(current)
-
-    def _end_pass(self, current: Pass) -> None:
-        if current in self._passes:
-            self._passes.remove(current)
-            current.parts.close()  # in this thread: it gives pages back
-
-    def _run_part(self, current: Pass) -> None:
-        current.has_begun = True
-        self._num_owed = self._num_owed + 1 if self._choices else 0
-        try:
-            next(current.parts)
-            return
-        except StopIteration as end:
-            result = end.value
-        except BaseException as error:
-            result = error
-        self._end_pass(current)
-        deliver(current, result)
-
-    def _step(self) -> None:
-        """One step of the engine, and to each caller what it brings, at once."""
-        try:
-            sampled = self._engine.step()
-        except BaseException as error:  # the engine has ended the sequences of this step
-            ended = [request for choice, request in self._choices.values() if choice.sequence.finish_reason]
-            for request in dict.fromkeys(ended) or self._requests():  # all, where none can be told: no step would end
-                self._fail(request, error)
-            return
-        if sampled and self._num_owed:
-            self._num_owed -= 1
-        touched: dict[Request, None] = {}
-        for token in sampled:
-            if entry := self._choices.get(token.sequence):  # else it was added by hand
-                choice, request = entry
-                touched[request] = None
-                try:
-                    self._push(token, choice, request)
-                except BaseException as error:
-                    self._fail(request, error)
-        for request in touched:
-            if not self._deliver_progress(request):
-                self._cancel(request)
-
-    def _push(self, token: Sampled, choice: Choice, request: Request) -> None:
-        if choice.push(token):
-            self._engine.finish(token.sequence, "stop")
-        if token.sequence.finish_reason is not None:
-            self._finish(choice, request)
-
-    def _finish(self, choice: Choice, request: Request) -> None:
-        del self._choices[choice.sequence]
-        choice.finish()
-        request.num_running -= 1
-
-    def _deliver_progress(self, request: Request) -> bool:
-        """Deliver a stream's new chunks, or that all choices have ended. False where nobody waits."""
-        if request.is_streamed:
-            chunks = request.take_chunks()
-            return not chunks or deliver(request, chunks)
-        return not request.is_finished or deliver(request, None)
 
     def _end(self) -> None:
         """End what runs, and refuse what comes."""
         self._refusal = self._refusal or _CLOSED
         try:
-            for request in self._requests():
-                for choice in request.choices:
-                    if choice.sequence in self._choices:
-                        self._engine.finish(choice.sequence, "abort")
-                        self._finish(choice, request)
-                self._deliver_progress(request)
-            for current in list(self._passes):
-                self._end_pass(current)
-                deliver(current, ForgeError(f"{self._name}: {self._refusal}"))
+            self.work.end(self._refused())
             if self._frees:
                 self._engine.close()
         finally:
@@ -313,21 +192,19 @@ class EngineLoop:
             while True:
                 message = self._inbox.get_nowait()
                 if not isinstance(message, ref) and isinstance(message[1], Request | Pass):
-                    deliver(message[1], ForgeError(f"{self._name}: {self._refusal}"))
+                    deliver(message[1], self._refused())
 
     # Called where the process forks
 
     def settle(self, seconds: float) -> None:
         """As in `process.Threaded`."""
         deadline = time.monotonic() + seconds
-        while (not self._is_idle or self._choices or self._passes) and time.monotonic() < deadline:
-            if any(one.waiter() for one in self._requests()) or any(one.waiter() for one in list(self._passes)):
-                return
+        while (not self._is_idle or self.work) and not self.work.has_waiters and time.monotonic() < deadline:
             time.sleep(0.0005)
 
     def is_busy(self) -> bool:
         """Whether the thread was at work, or work was under way, when the process forked."""
-        return not self._is_idle or bool(self._choices) or bool(self._passes) or self._engine.is_busy
+        return not self._is_idle or bool(self.work) or self._engine.is_busy
 
     def survives(self) -> bool:
         """A GPU's driver does not survive a fork."""

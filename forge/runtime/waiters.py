@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from contextlib import suppress
+from copy import copy
 from queue import Empty, SimpleQueue
 from typing import Any
 
@@ -38,9 +39,7 @@ class Waiter:
                 break
             if (refusal := self._refusal()) is not None and self._messages.empty():
                 raise ForgeError(refusal)
-        if isinstance(message, BaseException):
-            raise message
-        return message
+        return _result(message)
 
 
 class AsyncWaiter:
@@ -57,6 +56,32 @@ class AsyncWaiter:
     async def get(self) -> Any:
         """The next message. Raises it where it is an error."""
         message = await self._messages.get()
-        if isinstance(message, BaseException):
-            raise message
+        return _result(message)
+
+
+def _result(message: Any) -> Any:
+    """What was delivered. Raises an error of the caller's own where it is one, which other callers may get too.
+
+    Its cause is the one of the engine's thread, with that thread's traceback.
+    """
+    if not isinstance(message, BaseException):
         return message
+    if (own := _copied(message)) is not message:
+        own.__cause__ = message if message.__traceback__ else None  # else it would be shown twice
+    raise own
+
+
+def _copied(error: BaseException) -> BaseException:
+    """An error with the same type, message and attributes; the error itself where its class allows no copy."""
+
+    def without_init(_: BaseException) -> BaseException:
+        own: BaseException = type(error).__new__(type(error), *error.args)
+        own.__dict__.update(error.__dict__)
+        return own
+
+    for make in (copy, without_init):  # its __init__ may take other arguments than `args`
+        with suppress(Exception):
+            own = make(error)
+            if type(own) is type(error) and str(own) == str(error):
+                return own
+    return error

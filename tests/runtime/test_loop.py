@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import signal
 import subprocess
 import sys
 import threading
 import time
+import traceback
 import weakref
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import replace
@@ -19,7 +21,7 @@ import pytest
 from tiny_models import CONTEXT, GREEDY, SEEDED, assert_idle, random_prompts, settle, tiny_llm
 
 import forge
-from forge import LLM, Completion, ForgeError
+from forge import LLM, Completion, ForgeError, OutOfMemoryError
 from forge.backend import NUMPY
 from forge.backend.numpy import NumpyBackend
 from forge.models.feed_forward import GatedFeedForward
@@ -312,7 +314,7 @@ def test_a_caller_that_leaves_frees_its_pages_within_two_steps(
             raise_in_the_loop(streams.pop())
     else:
         next(streams[0])
-        (left,) = [s for s in list(llm._loop._choices) if s.num_prompt == 3]
+        (left,) = [s for s in list(llm._loop.work.choices) if s.num_prompt == 3]
         while steps.done < 6:
             time.sleep(0.001)
         streams.clear()
@@ -445,13 +447,13 @@ def test_a_failure_of_the_thread_itself_raises_in_every_caller_and_frees_the_mod
     def fails() -> Any:
         raise RuntimeError("a fault")
 
-    monkeypatch.setattr(llm._loop, "_can_run_part", lambda: False)  # the pass must not end before the failure
+    monkeypatch.setattr(llm._loop.work, "_can_run_part", lambda: False)  # the pass must not end before the failure
 
     def break_it() -> None:
-        while len(llm._loop._choices) < 2 or not llm._loop._passes:
+        while len(llm._loop.work.choices) < 2 or not llm._loop.work.passes:
             steps.allow(1)
             time.sleep(0.05)
-        monkeypatch.setattr(llm._loop, "_can_run", fails)
+        monkeypatch.setattr(llm._loop.work, "can_run", fails)
         steps.allow(1000)
 
     calls = [lambda: llm.generate([1] * 9, LONG), lambda: list(llm.stream([1, 2], LONG)), lambda: llm.logits([1] * 9)]
@@ -492,6 +494,49 @@ def test_passes_without_end_that_need_all_pages_leave_requests_every_second_step
     assert_idle(llm)
 
 
+def functions(error: BaseException) -> list[str]:
+    """Names of the functions of its traceback."""
+    return [frame.f_code.co_name for frame, _ in traceback.walk_tb(error.__traceback__)]
+
+
+def test_each_caller_of_a_failed_step_gets_an_error_of_its_own(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else their tracebacks would be mixed: raising adds to an error's."""
+    original = OutOfMemoryError("no room", parameter="context", hint="use less")
+
+    def fails() -> Any:
+        raise original
+
+    def first() -> Any:
+        return llm.generate([1, 2], SHORT)
+
+    def second() -> Any:
+        return list(llm.stream([1, 2], SHORT))
+
+    async def third() -> Any:
+        return await llm.agenerate([1, 2], SHORT)
+
+    def all_wait() -> Any:
+        while len(llm._loop.work.choices) < 3:
+            steps.allow(1)
+            time.sleep(0.01)
+        monkeypatch.setattr(llm.engine.scheduler, "schedule", fails)
+        steps.allow(1000)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(llm.engine.scheduler, "schedule", lambda: [])  # nothing runs before all wait
+        steps = Steps(llm, patch)
+        found = in_threads(first, second, lambda: asyncio.run(third()), all_wait)[:3]
+    monkeypatch.undo()
+    assert len({id(error) for error in (*found, original)}) == 4
+    for error, name in zip(found, ("first", "second", "third"), strict=True):
+        assert isinstance(error, OutOfMemoryError)
+        assert (str(error), error.parameter, error.hint) == ("no room: use less", "context", "use less")
+        assert error.__cause__ is original
+        assert {"first", "second", "third", "fails"} & set(functions(error)) == {name}
+    assert "fails" in functions(original)
+    assert not {"first", "second", "third"} & set(functions(original))
+
+
 @pytest.mark.parametrize("use", ["generate", "logits", "attention"])
 def test_an_error_that_is_kept_keeps_no_memory_of_its_step(use: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """As a notebook keeps the last one: else a shorter request runs out of memory too, and close frees little."""
@@ -510,7 +555,8 @@ def test_an_error_that_is_kept_keeps_no_memory_of_its_step(use: str, monkeypatch
     llm.close()
     gc.collect()
     assert held() is None
-    assert "hidden" in [entry.name for entry in kept.traceback]  # where it happened can still be seen
+    assert kept.value.__cause__ is not None
+    assert "hidden" in functions(kept.value.__cause__)  # where it happened can still be seen
 
 
 # The end
@@ -553,7 +599,7 @@ def test_close_ends_all_that_other_threads_wait_for(monkeypatch: pytest.MonkeyPa
     calls = [lambda: llm.generate([1] * 9, LONG), lambda: list(llm.stream([1, 2], LONG)), lambda: llm.logits([1] * 9)]
 
     def close() -> None:
-        while len(llm._loop._choices) < 2:
+        while len(llm._loop.work.choices) < 2:
             steps.allow(1)
             time.sleep(0.01)
         llm.close()

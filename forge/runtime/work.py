@@ -1,0 +1,177 @@
+"""The work of the engine's thread: requests and passes under way, and the steps that they share."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any
+from weakref import ref
+
+from forge.engine import Engine, Sampled, Sequence
+from forge.errors import OutOfMemoryError
+from forge.runtime.request import Choice, Pass, Request, deliver
+
+
+class Work:
+    """What an engine has to do for callers. Only the engine's thread uses it.
+
+    A caller's waiter is referred to weakly: work that nobody waits for any more is dropped.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self.requests: dict[ref[Any], Request] = {}
+        """Those that have not ended, by the reference to their waiter."""
+        self.choices: dict[Sequence, tuple[Choice, Request]] = {}
+        """Their choices that have not ended."""
+        self.passes: deque[Pass] = deque()
+        """Passes over all positions. Only the first one runs: each may need all pages."""
+        self._num_owed = 0
+        """Steps with new ids that requests get before the next pass begins: passes would hold all pages for ever."""
+
+    # What callers send
+
+    def add(self, request: Request) -> None:
+        if request.waiter() is None:
+            return
+        self.requests[request.waiter] = request
+        try:
+            for ids in request.prompts:
+                for sequence in self._engine.add(ids, request.params):
+                    self.choices[sequence] = request.begin(sequence), request
+        except BaseException as error:
+            self._fail(request, error)
+
+    def cancel(self, request: Request) -> None:
+        """End a request, unless it has ended. Nothing more of it is delivered."""
+        for choice in request.choices:
+            if self.choices.pop(choice.sequence, None):
+                self._engine.finish(choice.sequence, "abort")
+        request.num_running = 0
+        self.requests.pop(request.waiter, None)
+
+    def add_pass(self, current: Pass) -> None:
+        if current.waiter() is not None:
+            self.passes.append(current)
+
+    def end_pass(self, current: Pass) -> None:
+        """End a pass, unless it has ended."""
+        if current in self.passes:
+            self.passes.remove(current)
+            current.parts.close()  # in this thread: it gives pages back
+
+    def drop(self, waiter: ref[Any]) -> None:
+        """End what was delivered to a waiter that is gone."""
+        if request := self.requests.get(waiter):
+            self.cancel(request)
+        for current in [one for one in self.passes if one.waiter is waiter]:
+            self.end_pass(current)
+
+    # What the thread does between messages
+
+    @property
+    def has_waiters(self) -> bool:
+        """Whether anybody waits for it. Another thread may ask."""
+        under_way: list[Request | Pass] = [*self.requests.copy().values(), *self.passes.copy()]
+        return any(one.waiter() for one in under_way)
+
+    def __bool__(self) -> bool:
+        """Whether anything is under way."""
+        return bool(self.requests or self.passes)
+
+    def can_run(self) -> bool:
+        """Whether `run` would do anything."""
+        if self.requests and self._engine.is_held_up and not self.passes:  # by a pass that somebody runs by hand
+            self.fail_all(OutOfMemoryError("logits not read to their end hold the KV cache: read or close them first"))
+        return self._can_run_part() or (bool(self.requests) and not self._engine.is_held_up)
+
+    def run(self) -> None:
+        """One part of a pass, if one runs, and one step, if there are requests."""
+        if self._can_run_part():
+            self._run_part(self.passes[0])
+        if self.requests:
+            self._step()
+
+    def fail_all(self, error: BaseException) -> None:
+        """End all requests with an error."""
+        for request in list(self.requests.values()):
+            self._fail(request, error)
+
+    def end(self, error: BaseException) -> None:
+        """End all requests as aborted, and all passes with an error."""
+        for request in list(self.requests.values()):
+            for choice in request.choices:
+                if choice.sequence in self.choices:
+                    self._engine.finish(choice.sequence, "abort")
+                    self._finish(choice, request)
+            self._deliver_progress(request)
+        for current in list(self.passes):
+            self.end_pass(current)
+            deliver(current, error)
+
+    def _can_run_part(self) -> bool:
+        owes = self._num_owed and self.requests and not self._engine.is_held_up
+        return bool(self.passes) and (self.passes[0].has_begun or not owes)
+
+    def _run_part(self, current: Pass) -> None:
+        current.has_begun = True
+        self._num_owed = self._num_owed + 1 if self.requests else 0
+        try:
+            next(current.parts)
+            return
+        except StopIteration as end:
+            result = end.value
+        except BaseException as error:
+            result = error
+        self.end_pass(current)
+        deliver(current, result)
+
+    def _fail(self, request: Request, error: BaseException) -> None:
+        """End a request with an error, which its caller raises."""
+        self.cancel(request)
+        deliver(request, error)
+
+    def _step(self) -> None:
+        """One step of the engine, and to each caller what it brings, at once."""
+        try:
+            sampled = self._engine.step()
+        except BaseException as error:  # the engine has ended the sequences of this step
+            ended = [request for choice, request in self.choices.values() if choice.sequence.finish_reason]
+            for request in dict.fromkeys(ended) or list(
+                self.requests.values()
+            ):  # all, where none can be told: no step would end
+                self._fail(request, error)
+            return
+        if sampled and self._num_owed:
+            self._num_owed -= 1
+        touched: dict[Request, None] = {}
+        for token in sampled:
+            if entry := self.choices.get(token.sequence):  # else it was added by hand
+                choice, request = entry
+                touched[request] = None
+                try:
+                    self._push(token, choice, request)
+                except BaseException as error:
+                    self._fail(request, error)
+        for request in touched:
+            if not self._deliver_progress(request):
+                self.cancel(request)
+
+    def _push(self, token: Sampled, choice: Choice, request: Request) -> None:
+        if choice.push(token):
+            self._engine.finish(token.sequence, "stop")
+        if token.sequence.finish_reason is not None:
+            self._finish(choice, request)
+
+    def _finish(self, choice: Choice, request: Request) -> None:
+        del self.choices[choice.sequence]
+        choice.finish()
+        request.num_running -= 1
+        if request.is_finished:
+            del self.requests[request.waiter]
+
+    def _deliver_progress(self, request: Request) -> bool:
+        """Deliver a stream's new chunks, or that all choices have ended. False where nobody waits."""
+        if request.is_streamed:
+            chunks = request.take_chunks()
+            return not chunks or deliver(request, chunks)
+        return not request.is_finished or deliver(request, None)

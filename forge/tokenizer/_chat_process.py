@@ -2,8 +2,8 @@
 
 import atexit
 import os
-import select
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -11,7 +11,6 @@ import time
 from contextlib import suppress
 from importlib.machinery import PathFinder
 from pathlib import Path
-from typing import IO
 
 from forge.errors import ChatTemplateError
 
@@ -19,14 +18,6 @@ MAX_PROCESSES = 8
 PATIENCE_SECONDS = 0.2  # seconds of most renderings: a longer wait is worth starting another process
 START_SECONDS = 30.0  # for a cold disk or a loaded machine; 0.06 s is usual
 MAX_ERROR_BYTES = 4096
-
-
-class _Ended(Exception):
-    """The process closed its pipe."""
-
-
-class _TimedOut(Exception):
-    """The deadline passed."""
 
 
 class RenderPool:
@@ -53,12 +44,12 @@ class RenderPool:
             if not is_new:
                 try:
                     return worker.ask(request, seconds, max_bytes)
-                except _Ended:  # perhaps killed from outside since the last rendering: try a fresh one
+                except ConnectionError:  # perhaps killed from outside since the last rendering: try a fresh one
                     pass
             worker.start()
             try:
                 return worker.ask(request, seconds, max_bytes)
-            except _Ended:
+            except ConnectionError:
                 return b"X", f"the process that renders it ended (code {worker.code})"
         finally:
             self._give_back(worker)
@@ -112,6 +103,8 @@ class _Worker:
 
     def __init__(self) -> None:
         self._child: subprocess.Popen[bytes] | None = None
+        self._socket: socket.socket | None = None
+        """This end of the process's stdin and stdout."""
         self.code: int | None = None
         """Exit code of the last process."""
 
@@ -119,18 +112,18 @@ class _Worker:
     def is_running(self) -> bool:
         return self._child is not None
 
-    @property
-    def pid(self) -> int | None:
-        return self._child.pid if self._child else None
-
     def ask(self, request: bytes, seconds: float, max_bytes: int) -> tuple[bytes, str]:
-        """Status and text. The process is closed if it must not be used again. Raises _Ended if it has ended."""
-        assert self._child is not None
+        """Status and text. The process is closed if it must not be used again.
+
+        Raises ConnectionError if it has ended.
+        """
+        assert self._socket is not None
         deadline = time.monotonic() + seconds
         try:
-            _write(_fd(self._child.stdin), len(request).to_bytes(8, "big") + request, deadline)
-            status, text = _read_reply(_fd(self._child.stdout), max_bytes + MAX_ERROR_BYTES, deadline)
-        except _TimedOut:
+            self._socket.settimeout(seconds)
+            self._socket.sendall(len(request).to_bytes(8, "big") + request)
+            status, text = _read_reply(self._socket, max_bytes + MAX_ERROR_BYTES, deadline)
+        except TimeoutError:
             status, text = b"D", ""
         except BaseException:  # Ctrl-C too: an unread answer would be taken for the next request's
             self.close()
@@ -144,14 +137,16 @@ class _Worker:
         if child is not None:
             child.kill()
             self.code = child.wait()
-            _close_pipes(child)
+        if self._socket is not None:
+            self._socket.close()
 
     def forget(self) -> None:
         """Let go of a process that belongs to the parent."""
         child, self._child = self._child, None
         if child is not None:
-            _close_pipes(child)
             child.returncode = 0  # else Popen would warn of a running process
+        if self._socket is not None:
+            self._socket.close()
 
     def start(self) -> None:
         """Start the process. Raises ChatTemplateError with the reason as far as it is known."""
@@ -159,32 +154,32 @@ class _Worker:
         packages = sorted({_package_folder(name) for name in ("jinja2", "markupsafe")})
         kept = {name: os.environ[name] for name in ("LD_LIBRARY_PATH", "TZ") if name in os.environ}
         try:
-            child = self._child = subprocess.Popen(
-                [sys.executable, "-I", "-S", "-X", "utf8", worker, *packages],
-                bufsize=0,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                cwd="/",
-                env=kept,
-                start_new_session=True,  # the terminal's Ctrl-C is for the parent alone
-            )
-        except OSError as error:
-            raise ChatTemplateError(f"cannot start {sys.executable} for chat templates: {error.strerror}") from None
-        try:
-            for pipe in (child.stdin, child.stdout):
-                os.set_blocking(_fd(pipe), False)
-            _read_reply(_fd(child.stdout), MAX_ERROR_BYTES, time.monotonic() + START_SECONDS)
-        except _Ended:
+            self._socket, theirs = socket.socketpair()
+            with theirs:
+                self._child = subprocess.Popen(
+                    [sys.executable, "-I", "-S", "-X", "utf8", worker, *packages],
+                    stdin=theirs.fileno(),
+                    stdout=theirs.fileno(),
+                    stderr=subprocess.DEVNULL,
+                    cwd="/",
+                    env=kept,
+                    start_new_session=True,  # the terminal's Ctrl-C is for the parent alone
+                )
+            _read_reply(self._socket, MAX_ERROR_BYTES, time.monotonic() + START_SECONDS)
+        except ConnectionError:
+            assert self._child is not None
             with suppress(subprocess.TimeoutExpired):  # its pipe is closed, so it ends with its own exit code
-                child.wait(1)
+                self._child.wait(1)
             self.close()
             raise ChatTemplateError(f"the process that renders chat templates {_end(self.code or 0)}") from None
-        except _TimedOut:
+        except TimeoutError:
             self.close()
             raise ChatTemplateError(
                 f"the process that renders chat templates did not start in {START_SECONDS:.0f} s: is the machine busy?"
             ) from None
+        except OSError as error:
+            self.close()
+            raise ChatTemplateError(f"cannot start {sys.executable} for chat templates: {error.strerror}") from None
         except BaseException:
             self.close()
             raise
@@ -215,48 +210,21 @@ def _package_folder(package: str) -> str:
     return str(Path(spec.origin).parent.parent)
 
 
-def _fd(pipe: IO[bytes] | None) -> int:
-    assert pipe is not None
-    return pipe.fileno()
-
-
-def _close_pipes(child: "subprocess.Popen[bytes]") -> None:
-    for pipe in (child.stdin, child.stdout):
-        if pipe is not None:
-            pipe.close()
-
-
-def _await(fd: int, event: int, deadline: float) -> None:
-    poll = select.poll()
-    poll.register(fd, event)
-    if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
-        raise _TimedOut
-
-
-def _write(fd: int, data: bytes, deadline: float) -> None:
-    rest = memoryview(data)
-    while rest:
-        _await(fd, select.POLLOUT, deadline)
-        try:
-            rest = rest[os.write(fd, rest) :]
-        except BrokenPipeError:
-            raise _Ended from None
-
-
-def _read(fd: int, size: int, deadline: float) -> bytes:
+def _read(stream: socket.socket, size: int, deadline: float) -> bytes:
     data = bytearray()
     while len(data) < size:
-        _await(fd, select.POLLIN, deadline)
-        chunk = os.read(fd, min(size - len(data), 1 << 20))
+        stream.settimeout(max(deadline - time.monotonic(), 1e-6))  # 0 would mean not to wait at all
+        chunk = stream.recv(min(size - len(data), 1 << 20))
         if not chunk:
-            raise _Ended
+            raise ConnectionResetError
         data += chunk
     return bytes(data)
 
 
-def _read_reply(fd: int, max_bytes: int, deadline: float) -> tuple[bytes, str]:
-    header = _read(fd, 9, deadline)
+def _read_reply(stream: socket.socket, max_bytes: int, deadline: float) -> tuple[bytes, str]:
+    """Status and text. Raises TimeoutError after the deadline, ConnectionError if the process has closed its end."""
+    header = _read(stream, 9, deadline)
     size = int.from_bytes(header[1:], "big")
-    if size > max_bytes:  # not a reply of the worker: something else writes to the pipe
-        raise _Ended
-    return header[:1], _read(fd, size, deadline).decode(errors="replace")
+    if size > max_bytes:  # not a reply of the worker: something else writes to the socket
+        raise ConnectionResetError
+    return header[:1], _read(stream, size, deadline).decode(errors="replace")

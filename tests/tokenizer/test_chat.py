@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -57,7 +58,7 @@ def run_script(code: str, *options: str, **kwargs: Any) -> "subprocess.Completed
     )
     head += "render = ChatTemplate('{{ messages[0].content }}', name='m', special_tokens={}).render\n"
     head += "def ask(text): return render([{'role': 'user', 'content': text}])\n"
-    head += "def worker():\n    from forge.tokenizer._chat_process import PROCESSES\n    return PROCESSES._idle.pid\n"
+    head += "from forge.tokenizer._chat_process import PROCESSES\ndef worker(): return PROCESSES._idle._child.pid\n"
     command = [sys.executable, "-X", "dev", "-W", "error", *options, "-c", head + code]
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, **kwargs)
 
@@ -336,12 +337,11 @@ def test_a_stopped_process_does_not_hang_the_parent() -> None:
 
 
 def test_a_reply_of_forged_length_is_not_read() -> None:
-    read_end, write_end = os.pipe()
-    os.write(write_end, b"T" + (1 << 60).to_bytes(8, "big") + b"x")
-    with pytest.raises(_chat_process._Ended):
-        _chat_process._read_reply(read_end, 1000, time.monotonic() + 60)
-    os.close(read_end)
-    os.close(write_end)
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        theirs.sendall(b"T" + (1 << 60).to_bytes(8, "big") + b"x")
+        with pytest.raises(ConnectionError):
+            _chat_process._read_reply(ours, 1000, time.monotonic() + 60)
 
 
 # The process

@@ -7,27 +7,20 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-if TYPE_CHECKING:
-    from forge.config import EngineConfig, ModelConfig, SamplingParams
-    from forge.engine import TokenLogprobs
-    from forge.errors import (
-        ChatTemplateError,
-        ContextLengthError,
-        DeviceError,
-        DownloadError,
-        ForgeError,
-        FormatError,
-        ModelNotFoundError,
-        NumericsError,
-        OutOfMemoryError,
-        ParameterError,
-        TokenizerError,
-        UnsupportedError,
-    )
-    from forge.llm import LLM
-    from forge.loading import load, load_tokenizer
-    from forge.outputs import Chunk, Completion, Perplexity, Timings
-    from forge.tokenizer import Tokenizer
+if TYPE_CHECKING:  # `as` says to type checkers that the name is public
+    from forge.config import EngineConfig as EngineConfig
+    from forge.config import ModelConfig as ModelConfig
+    from forge.config import SamplingParams as SamplingParams
+    from forge.engine import TokenLogprobs as TokenLogprobs
+    from forge.errors import *  # noqa: F403
+    from forge.llm import LLM as LLM
+    from forge.loading import load as load
+    from forge.loading import load_tokenizer as load_tokenizer
+    from forge.outputs import Chunk as Chunk
+    from forge.outputs import Completion as Completion
+    from forge.outputs import Perplexity as Perplexity
+    from forge.outputs import Timings as Timings
+    from forge.tokenizer import Tokenizer as Tokenizer
 
 # Where each public name lives: it is imported when it is first used, so that `import forge` costs nothing.
 _HOMES = {
@@ -42,32 +35,7 @@ _HOMES = {
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}
 
-__all__ = [
-    "LLM",
-    "ChatTemplateError",
-    "Chunk",
-    "Completion",
-    "ContextLengthError",
-    "DeviceError",
-    "DownloadError",
-    "EngineConfig",
-    "ForgeError",
-    "FormatError",
-    "ModelConfig",
-    "ModelNotFoundError",
-    "NumericsError",
-    "OutOfMemoryError",
-    "ParameterError",
-    "Perplexity",
-    "SamplingParams",
-    "Timings",
-    "TokenLogprobs",
-    "Tokenizer",
-    "TokenizerError",
-    "UnsupportedError",
-    "load",
-    "load_tokenizer",
-]
+__all__ = [*_HOME_OF]
 
 
 def __getattr__(name: str) -> Any:

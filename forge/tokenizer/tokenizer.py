@@ -45,33 +45,51 @@ class Tokenizer:
         chat_templates: All chat templates by name. `chat_template` is the one named "default".
     """
 
-    def __init__(
-        self,
-        vocabulary: Vocabulary,
-        encoder: _Encoder,
-        literals: tuple[Partition, Partition],
-        *,
-        is_spm: bool,
-        space_prefix: bool,
-        bos_id: int | None,
-        eos_id: int | None,
-        add_bos: bool,
-        add_eos: bool,
-        chat_templates: Mapping[str, str],
-    ) -> None:
-        self.vocab_size = len(vocabulary.pieces)
-        self.bos_id = bos_id
-        self.eos_id = eos_id
-        self.eog_ids = vocabulary.end_ids
-        self.add_bos = add_bos
-        self.add_eos = add_eos
-        self.chat_templates = dict(chat_templates)
+    def __init__(self, metadata: Mapping[str, Any], *, source: str) -> None:
+        fields = Fields(metadata, source)
+        model = fields.text("tokenizer.ggml.model")
+        if model is None:
+            raise fields.error("tokenizer.ggml.model is missing")
+        if model not in ("gpt2", "llama"):
+            raise UnsupportedError(f"{source}: tokenizer.ggml.model is {model!r:.60}; forge knows 'gpt2' and 'llama'")
+        self._is_spm = model == "llama"
+        self._space_prefix = self._is_spm and fields.flag("add_space_prefix", True)
+        pre = fields.text("tokenizer.ggml.pre") or ""
+        rule = DEFAULT if self._is_spm else _rule(pre, source)
+        self._vocabulary = read_vocabulary(fields)
+        self.vocab_size = len(self._vocabulary.pieces)
+        self.eog_ids = self._vocabulary.end_ids
+
+        def role(name: str, spm_default: int) -> int | None:
+            key = f"{name}_token_id"
+            is_default = self._is_spm and spm_default < self.vocab_size and not fields.has(key)
+            return spm_default if is_default else fields.token_id(key, self.vocab_size)
+
+        self._encoder: _Encoder
+        if self._is_spm:
+            scores = fields.numbers("scores", "fiu", self.vocab_size)
+            if scores is None:
+                raise fields.error("tokenizer.ggml.scores is missing")
+            if np.isnan(scores).any():
+                raise fields.error("tokenizer.ggml.scores holds NaN")
+            self._encoder = SPMEncoder(self._vocabulary.ids, scores, role("unknown", 0))
+        else:
+            try:
+                self._encoder = bpe.BPEEncoder(self._vocabulary.ids, fields.strings("merges"), rule)
+            except ValueError as error:
+                raise fields.error(f"in tokenizer.ggml.merges {error}") from None
+
+        self.bos_id, self.eos_id = role("bos", 1), role("eos", 2)
+        add_bos = fields.flag("add_bos_token", (self._is_spm or rule.add_bos) and self.bos_id is not None)
+        add_eos = fields.flag("add_eos_token", False)
+        for name, adds, token_id in (("bos", add_bos, self.bos_id), ("eos", add_eos, self.eos_id)):
+            if adds and token_id is None and not fields.has(f"{name}_token_id"):
+                raise fields.error(f"tokenizer.ggml.add_{name}_token is set without a {name}_token_id")
+        self.add_bos = add_bos and self.bos_id is not None
+        self.add_eos = add_eos and self.eos_id is not None
+        self.chat_templates = _chat_templates(fields)
         self.chat_template = self.chat_templates.get("default")
-        self._vocabulary = vocabulary
-        self._encoder = encoder
-        self._text_literals, self._all_literals = literals
-        self._is_spm = is_spm
-        self._space_prefix = space_prefix
+        self._text_literals, self._all_literals = _literals(self._vocabulary, pre, fields.text("general.name") or "")
         self._markers: dict[str, Literals] = {}
 
     @classmethod
@@ -82,55 +100,7 @@ class Tokenizer:
         Warns (UserWarning, one line) where a byte-level vocabulary does not name its split rule. Keys: docs/gguf.md of
         ggml.
         """
-        fields = Fields(metadata, source)
-        model = fields.text("tokenizer.ggml.model")
-        if model is None:
-            raise fields.error("tokenizer.ggml.model is missing")
-        if model not in ("gpt2", "llama"):
-            raise UnsupportedError(f"{source}: tokenizer.ggml.model is {model!r:.60}; forge knows 'gpt2' and 'llama'")
-        is_spm = model == "llama"
-        pre = fields.text("tokenizer.ggml.pre") or ""
-        rule = DEFAULT if is_spm else _rule(pre, source)
-        vocabulary = read_vocabulary(fields)
-        size = len(vocabulary.pieces)
-
-        def role(name: str, spm_default: int) -> int | None:
-            key = f"{name}_token_id"
-            is_default = is_spm and spm_default < size and not fields.has(key)
-            return spm_default if is_default else fields.token_id(key, size)
-
-        encoder: _Encoder
-        if is_spm:
-            scores = fields.numbers("scores", "fiu", size)
-            if scores is None:
-                raise fields.error("tokenizer.ggml.scores is missing")
-            if np.isnan(scores).any():
-                raise fields.error("tokenizer.ggml.scores holds NaN")
-            encoder = SPMEncoder(vocabulary.ids, scores, role("unknown", 0))
-        else:
-            try:
-                encoder = bpe.BPEEncoder(vocabulary.ids, fields.strings("merges"), rule)
-            except ValueError as error:
-                raise fields.error(f"in tokenizer.ggml.merges {error}") from None
-
-        bos_id, eos_id = role("bos", 1), role("eos", 2)
-        add_bos = fields.flag("add_bos_token", (is_spm or rule.add_bos) and bos_id is not None)
-        add_eos = fields.flag("add_eos_token", False)
-        for name, adds, token_id in (("bos", add_bos, bos_id), ("eos", add_eos, eos_id)):
-            if adds and token_id is None and not fields.has(f"{name}_token_id"):
-                raise fields.error(f"tokenizer.ggml.add_{name}_token is set without a {name}_token_id")
-        return cls(
-            vocabulary,
-            encoder,
-            _literals(vocabulary, pre, fields.text("general.name") or ""),
-            is_spm=is_spm,
-            space_prefix=is_spm and fields.flag("add_space_prefix", True),
-            bos_id=bos_id,
-            eos_id=eos_id,
-            add_bos=add_bos and bos_id is not None,
-            add_eos=add_eos and eos_id is not None,
-            chat_templates=_chat_templates(fields),
-        )
+        return cls(metadata, source=source)
 
     @cached_property
     def longest_token(self) -> int:
@@ -155,7 +125,6 @@ class Tokenizer:
             ids.append(self.eos_id)
         return ids
 
-    @keywords()
     @keywords()
     def encode_prompt(self, text: str, unmask: Mapping[int, int] | None = None) -> list[int]:
         """Token ids of a text that a model is to continue: the rule of all methods of `LLM`.
@@ -297,7 +266,7 @@ def _rule(pre: str, source: str) -> Rule:
         warnings.warn(
             f"{source}: tokenizer.ggml.pre is missing, so text is split by a default rule and answers may be worse; "
             "convert the model again with a current llama.cpp",
-            stacklevel=3,
+            stacklevel=4,
         )
         return DEFAULT
     if pre not in RULES:

@@ -119,7 +119,7 @@ class Fields:
                 warnings.warn(
                     f"{self._source}: {_PREFIX}{name} is {value}, outside the {vocab_size} tokens, and is ignored: "
                     "the model has no such token",
-                    stacklevel=4,
+                    stacklevel=5,
                 )
             return None
         return int(value)

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from forge.backend import compilers, sources
-from forge.devtools.variants import case_variants, usual_variants
+from forge.devtools.variants import case_variants, model_variants
 from forge.errors import DeviceError
 
 TARGETS = compilers.TESTED
@@ -89,7 +89,7 @@ def main() -> None:
 
 def variants() -> list[sources.Variant]:
     """Variants of all ops' cases and of usual models, with the choices of each architecture."""
-    found = {variant for target in TARGETS for variant in (*case_variants(target), *usual_variants(target))}
+    found = {variant for target in TARGETS for variant in (*case_variants(target), *model_variants(None, target))}
     return sorted(found, key=lambda variant: variant.name)
 
 

@@ -186,8 +186,7 @@ def _tuning(arch: str) -> Finding:
         return Finding("tuning", output.printable(f"{stored.path} {stored.fault}"), fix)
     if not stored.choices:
         return Finding("tuning", "forge's table; `forge tune` measures on this GPU")
-    about = f"{len(stored.choices)} measured {stored.date} on {stored.device} by forge {stored.version}"
-    return Finding("tuning", output.printable(f"{about} ({stored.path})"))
+    return Finding("tuning", output.printable(f"{len(stored.choices)} {stored.origin} ({stored.path})"))
 
 
 def _kernels(arch: str, model: str) -> Finding:

@@ -75,25 +75,23 @@ def _tune(gpu: Any, model: Path | None, kernels: Iterable[str], as_json: bool) -
     from forge.tuning import store
     from forge.tuning.table import KERNELS
 
-    shapes = workloads.model_shapes(gpu, model) if model else workloads.usual_shapes(gpu)
-    classes = autotune.classes_of((kernel, shape) for kernel, shape in shapes if kernel in kernels)
+    classes = {key: shapes for key, shapes in workloads.shapes_of(gpu, model).items() if key[0] in kernels}
     found: list[Measured] = []
     path = None
     with output.ProgressDisplay() as progress:
-        for measured in autotune.tune(gpu, classes, autotune.rotated, progress):
+        for measured in autotune.tune(gpu, classes, progress):
             found.append(measured)
             path = store.save(gpu.arch, gpu.name, forge.__version__, [measured])
-    rows = [asdict(one) | {"default": KERNELS[one.kernel].row(gpu.tuning.architecture, one.shape)} for one in found]
     if as_json:
-        where = str(path) if path else None
-        output.write_json({**about(gpu.device, model), "arch": gpu.arch, "path": where, "choices": rows})
+        rows = [asdict(one) | {"default": KERNELS[one.kernel].row(gpu.arch, one.shape)} for one in found]
+        _write_json(gpu, model, path, rows)
         return
     cells = [
         (one.kernel, _text(one.shape), _text(one.values), f"{one.default_us:.1f}", f"{one.us:.1f}", _gain(one))
         for one in found
     ]
     columns = ("kernel", "shapes up to", "fastest", "table's us", "us", "gain")
-    output.write_table(f"{gpu.device}", columns, cells, right=columns[3:])
+    output.write_table(gpu.device, columns, cells, right=columns[3:])
     output.status(f"{sum(one.us < one.default_us for one in found)} of {len(found)} are faster; kept in {path}")
 
 
@@ -102,31 +100,30 @@ def _show(gpu: Any, as_json: bool) -> None:
     from forge.tuning import store
     from forge.tuning.table import KERNELS
 
-    stored, choices = store.read(gpu.arch), gpu.tuning
-    when = f"measured {stored.date} on {stored.device} by forge {stored.version}"
-    rows: list[dict[str, Any]] = [
-        {"kernel": one.kernel, "shape": one.shape, "values": one.values, "from": f"{when}: {_times(one)}"}
+    stored = store.read(gpu.arch)
+    rows = [
+        (one.kernel, one.shape, one.values, stored.origin, f"{one.us:.1f} us, with the table's {one.default_us:.1f} us")
         for one in stored.choices
-        if one.key in choices.tuned
+        if one.key in gpu.tuning.tuned
     ]
-    tables = {name: kernel.rows_of(choices.architecture) for name, kernel in KERNELS.items()}
-    rows += [
-        {"kernel": name, "shape": row.when, "values": row.values, "from": f"forge's table: {table.measured}"}
-        for name, table in tables.items()
-        for row in table.rows
-    ]
+    for name, spec in KERNELS.items():
+        rows += [(name, when, values, "forge's table", spec.measured) for when, values in spec.rows_of(gpu.arch)]
     if as_json:
-        where = str(stored.path) if stored.choices else None
-        output.write_json({**about(gpu.device), "arch": gpu.arch, "path": where, "choices": rows})
+        named = [
+            {"kernel": kernel, "shape": shape, "values": values, "from": f"{origin}: {more}"}
+            for kernel, shape, values, origin, more in rows
+        ]
+        _write_json(gpu, None, stored.path if stored.choices else None, named)
         return
-    cells = [(row["kernel"], _text(row["shape"]), _text(row["values"]), row["from"].partition(":")[0]) for row in rows]
+    cells = [(kernel, _text(shape), _text(values), origin) for kernel, shape, values, origin, _ in rows]
     output.write_table(f"{gpu.device}, the first row that fits", ("kernel", "shapes up to", "values", "from"), cells)
-    for name, table in tables.items():
-        output.write(f"\n{name}, forge's table: {table.measured}\n")
+    for name, spec in KERNELS.items():
+        output.write(f"\n{name}, forge's table: {spec.measured}\n")
 
 
-def _times(one: Measured) -> str:
-    return f"{one.us:.1f} us, with the table's values {one.default_us:.1f} us"
+def _write_json(gpu: Any, model: Path | None, path: Path | None, rows: list[dict[str, Any]]) -> None:
+    where = str(path) if path else None
+    output.write_json({**about(gpu.device, model), "arch": gpu.arch, "path": where, "choices": rows})
 
 
 def _gain(one: Measured) -> str:

@@ -37,20 +37,12 @@ def case_variants(arch: str = "", *, wgmma: bool = False) -> list[sources.Varian
     return device.variants
 
 
-def usual_variants(arch: str) -> list[sources.Variant]:
-    """Variants that usual models launch on an AMD GPU, by name."""
-    device = Recorder(arch)
-    for file in usual_models():
-        record_file(file, device)
-    return device.variants
-
-
-def model_variants(path: Path, arch: str) -> list[sources.Variant]:
+def model_variants(path: Path | None, arch: str) -> list[sources.Variant]:
     """Variants that a model's warm-up launches on an AMD GPU, by name.
 
     Of the file only the header is read. Raises what `load` raises for a file.
 
-    path: A GGUF file.
+    path: A GGUF file; None for usual models.
     arch: The name of a GPU, such as gfx1100.
     """
     device = Recorder(arch)
@@ -58,19 +50,15 @@ def model_variants(path: Path, arch: str) -> list[sources.Variant]:
     return device.variants
 
 
-def record(path: Path, device: Recorder, settings: EngineConfig = _SETTINGS) -> None:
-    """Note on a device what the warm-up of a model launches."""
-    with gguf.read(path) as file:
-        record_file(file, device, settings)
-
-
-def record_file(file: gguf.GGUF, device: Recorder, settings: EngineConfig = _SETTINGS) -> None:
-    """Note on a device what the warm-up of an open file's model launches."""
-    plan = loading.plan_memory(file, settings, device)
-    config = models.read_config(file, plan.context)
-    decoder = models.build(file, config, device, weights_of=HeaderWeights)
-    runner = loading.build_runner(decoder, plan, settings, device)
-    runner.warm_up(plan.max_step_tokens)
+def record(path: Path | None, device: Recorder, settings: EngineConfig = _SETTINGS) -> None:
+    """Note on a device what the warm-up of a model launches, or of each usual model where there is no path."""
+    for opened in [gguf.read(path)] if path else usual_models():
+        with opened as file:
+            plan = loading.plan_memory(file, settings, device)
+            config = models.read_config(file, plan.context)
+            decoder = models.build(file, config, device, weights_of=HeaderWeights)
+            runner = loading.build_runner(decoder, plan, settings, device)
+            runner.warm_up(plan.max_step_tokens)
 
 
 class HeaderWeights(Weights):

@@ -17,7 +17,7 @@ from forge.devtools.cases import all_cases
 from forge.devtools.cases.case import Case
 from forge.ops.matmul import Partials
 from forge.ops.op import Arg, Array, Arrays, Op
-from forge.ops.quant import QuantTensor, Stack
+from forge.ops.quant import Packed, QuantTensor, Stack
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ def verify(backend: Backend, progress: Progress | None = None) -> Iterator[CaseE
 
     def launch_all() -> None:
         for op, case in cases:
-            backend.launch(op, _on(op, _inputs(op, case, backend), backend), case.options)
+            backend.launch(op, on(op, inputs(op, case, backend), backend), case.options)
 
     backend.prepare(launch_all, progress)
     for op, case in cases:
@@ -61,7 +61,7 @@ def verify_case(op: Op, case: Case, backend: Backend) -> CaseError:
     with backend.guarded() as whole:
         expected = expect(op, case, backend)
         error, results = run_case(op, case, backend, expected)
-        again = _computed(op, case, expected.inputs, backend)
+        again = computed(op, case, expected.inputs, backend)
         if not whole():
             return replace(error, fault="wrote outside an array")
     if any(first.tobytes() != second.tobytes() for first, second in zip(results, again, strict=True)):
@@ -74,8 +74,8 @@ def run_case(op: Op, case: Case, backend: Backend, expected: Expected | None = N
 
     expected: what `expect` gave for this case on a backend of the same dtype that copies what it is given.
     """
-    inputs, wanted, rtol, atol = expected or expect(op, case, backend)
-    got = _computed(op, case, inputs, backend)
+    given, wanted, rtol, atol = expected or expect(op, case, backend)
+    got = computed(op, case, given, backend)
     errors = [compare(value, want, rtol, most) for value, want, most in zip(got, wanted, atol, strict=True)]
     return CaseError(op.name, case.name, max(e[0] for e in errors), max(e[1] for e in errors)), got
 
@@ -93,24 +93,24 @@ class Expected(NamedTuple):
 
 def expect(op: Op, case: Case, backend: Backend) -> Expected:
     """The reference gets the same inputs as the device: rounded to the device's precision, then as float64."""
-    inputs = _inputs(op, case, backend)
-    exact = op.map(lambda _, value: _float64(copy.deepcopy(value)), inputs)
+    given = inputs(op, case, backend)
+    exact = op.map(lambda _, value: _float64(copy.deepcopy(value)), given)
     is_half = backend.dtype == np.float16
     slack = op.gpu_slack(*exact, **case.options) if op.gpu_slack and is_half else np.zeros(())
     wanted = [np.asarray(value) for value in (*_tuple(op.reference(*exact, **case.options)), *op.written(exact))]
     rtol, atol = (op.gpu_rtol, op.gpu_atol) if is_half else (op.rtol, op.atol)
-    return Expected(inputs, wanted, rtol, [atol + (slack if slack.shape == want.shape else 0.0) for want in wanted])
+    return Expected(given, wanted, rtol, [atol + (slack if slack.shape == want.shape else 0.0) for want in wanted])
 
 
-def _inputs(op: Op, case: Case, backend: Backend) -> Arrays:
+def inputs(op: Op, case: Case, backend: Backend) -> Arrays:
     """The arguments in the backend's precision, on the host."""
     given = case.make(np.random.default_rng(zlib.crc32(f"{op.name} {case.name}".encode())))
     return op.map(lambda arg, value: _rounded(arg.dtype, value, backend), given)
 
 
-def _computed(op: Op, case: Case, inputs: Arrays, backend: Backend) -> list[Array]:
+def computed(op: Op, case: Case, given: Arrays, backend: Backend) -> list[Array]:
     """Run an op on the backend: its results, then the arrays written in place."""
-    args = _on(op, inputs, backend)
+    args = on(op, given, backend)
     results = _tuple(backend.launch(op, args, case.options))
     op.check(args, case.options, results)
     return [_on_host(backend, value) for value in (*results, *op.written(args))]
@@ -127,11 +127,11 @@ def _rounded(dtype: str, value: Any, backend: Backend) -> Any:
     return value.astype(backend.dtype) if dtype in ("act", "weight") and isinstance(value, np.ndarray) else value
 
 
-def _on(op: Op, args: Arrays, backend: Backend) -> Arrays:
+def on(op: Op, args: Arrays, backend: Backend) -> Arrays:
     """The arguments on the backend's device."""
 
     def upload(_: Arg, value: Any) -> Any:
-        if isinstance(value, QuantTensor | Stack):
+        if isinstance(value, QuantTensor | Packed | Stack):
             return value.on(backend)
         return backend.asarray(value) if isinstance(value, np.ndarray) else value
 
@@ -142,14 +142,14 @@ def compare(got: Array, want: Array, rtol: float, atol: Any) -> tuple[float, flo
     """The largest difference, absolute and as a share of what is allowed; inf where shape or kind of numbers differ."""
     if got.shape != want.shape or (got.dtype.kind == "f") != (want.dtype.kind == "f"):
         return np.inf, np.inf
-    if not want.size:
-        return 0.0, 0.0
     same = (got == want) | (np.isnan(got) & np.isnan(want)) if want.dtype.kind == "f" else got == want
+    if same.all():
+        return 0.0, 0.0
     with np.errstate(invalid="ignore"):
         difference = np.where(same, 0.0, np.abs(got.astype(np.float64) - want.astype(np.float64)))
     difference = np.where(np.isnan(difference), np.inf, difference)
     if want.dtype.kind != "f":
-        return float(difference.max()), 0.0 if same.all() else np.inf
+        return float(difference.max()), np.inf
     with np.errstate(invalid="ignore"):
         allowed = np.where(same, 1.0, atol + rtol * np.abs(want))
         share = np.where(np.isinf(difference), np.inf, difference / allowed)

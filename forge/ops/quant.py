@@ -38,8 +38,7 @@ class QuantTensor:
         """The same matrix in the form that a backend's ops read: on a GPU its blocks are repacked."""
         if not backend.is_gpu:
             return self
-        planes = (None if plane is None else backend.asarray(plane) for plane in split(self.type, self.blocks))
-        return Packed(self.type, self.shape, *planes)
+        return Packed(self.type, self.shape, *split(self.type, self.blocks)).on(backend)
 
     @classmethod
     def random(cls, type_name: str, rows: int, cols: int, rng: np.random.Generator, scale: float = 0.01) -> QuantTensor:
@@ -78,6 +77,11 @@ class Packed:
         return cls(
             type, shape, *(None if width is None else backend.empty((rows, width), np.uint8) for width in widths)
         )
+
+    def on(self, backend: Backend) -> Packed:
+        """A copy on a backend, of planes that may lie on the host."""
+        planes = (None if plane is None else backend.asarray(plane) for plane in self.planes)
+        return Packed(self.type, self.shape, *planes)
 
     @property
     def planes(self) -> tuple[Any, Any, Any, Any]:

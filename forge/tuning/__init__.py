@@ -4,32 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from forge.tuning.spec import DEFAULT, ShapeClass, Values
-from forge.tuning.table import ARCHITECTURES, KERNELS
+from forge.tuning.spec import Shape, ShapeClass, Values
+from forge.tuning.table import KERNELS
 
 Key = tuple[str, ShapeClass]
 """A kernel, and a class of its shapes."""
-
-
-def architecture(arch: str) -> str:
-    """Whose rows a GPU takes, from its name as its compiler spells it: gfx1100 takes RDNA3's."""
-    return next((name for start, name in ARCHITECTURES.items() if arch.startswith(start)), DEFAULT)
 
 
 class Choices:
     """The choices of one device: the table's, but for the classes of shapes that are `tuned`."""
 
     def __init__(self, arch: str, tuned: Mapping[Key, Values] | None = None) -> None:
-        self.architecture = architecture(arch)
-        self.tuned = tuned or {}
+        self.arch, self.tuned = arch, tuned or {}
         self._found: dict[tuple[str, tuple[tuple[str, int | str], ...]], Values] = {}
 
-    def of(self, kernel: str, shape: dict[str, int | str]) -> Values:
+    def of(self, kernel: str, shape: Shape) -> Values:
         """The values that a kernel is launched with for a shape: the same each time."""
         key = kernel, tuple(shape.items())
         if (found := self._found.get(key)) is None:
             spec = KERNELS[kernel]
-            found = self.tuned.get((kernel, spec.class_of(shape))) or spec.row(self.architecture, shape)
+            found = self.tuned.get((kernel, spec.class_of(shape))) or spec.row(self.arch, shape)
             self._found[key] = found
         return found
 

@@ -5,36 +5,27 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import product
+from typing import Any, NamedTuple
 
-Shape = Mapping[str, int | str]
+Shape = Mapping[str, Any]
+"""Numbers and names that a launch depends on."""
 Values = Mapping[str, int]
 ShapeClass = tuple[int | str, ...]
 """One class of each of a kernel's `classes`, in their order."""
 
 ANY = 2**31 - 1
 """The class of numbers above all others."""
-DEFAULT = "default"
-"""The rows of GPUs whose architecture has none of its own."""
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
-    """Values for some shapes. `when` limits a shape's numbers from above, and lists the names that it may have."""
+class Row(NamedTuple):
+    """Values for some shapes."""
 
     when: Mapping[str, int | tuple[str, ...]]
-    values: Values
-
-    def holds(self, shape: Shape) -> bool:
-        """Whether the row is for a shape, or for the shapes of a class."""
-        return all(_is_within(shape[name], limit) for name, limit in self.when.items())
-
-
-@dataclass(frozen=True, slots=True)
-class Rows:
-    """The rows of an architecture, of which the first that holds is taken, and where they come from."""
-
-    measured: str
-    rows: tuple[Row, ...]
+    """The largest numbers, and the names, that a shape may have."""
+    values: tuple[int, ...]
+    """In the order of the kernel's candidates."""
+    arch: str = ""
+    """How the names of the GPUs begin that the row is for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,13 +38,15 @@ class Kernel:
     """What is chosen, and the values that `forge tune` tries for it."""
     allows: Callable[[Shape, Values], bool]
     """Whether the kernel takes the values together for the shapes of a class, and whether they are worth a trial."""
-    rows: Mapping[str, Rows]
-    """Rows by architecture. The rows of `DEFAULT` hold for any shape."""
+    measured: str
+    """Where the rows come from."""
+    rows: tuple[Row, ...]
+    """The first row that holds is taken. One of them holds for any shape on any GPU."""
 
     def class_of(self, shape: Shape) -> ShapeClass:
-        """The class of a shape. What else the shape names is for measurements."""
+        """The class of a shape. What else the shape names is for measurements. Raises LookupError for no class."""
         return tuple(
-            next(one for one in classes if _is_within(shape[name], one if isinstance(one, int) else (one,)))
+            [one for one in classes if _is_within(shape[name], one if isinstance(one, int) else (one,))][0]  # noqa: RUF015
             for name, classes in self.classes.items()
         )
 
@@ -61,22 +54,23 @@ class Kernel:
         """A class by the names of its parts: the largest shape of the class."""
         return dict(zip(self.classes, shape_class, strict=True))
 
-    def rows_of(self, architecture: str) -> Rows:
-        """The rows of an architecture, its own or the default."""
-        return self.rows.get(architecture, self.rows[DEFAULT])
+    def rows_of(self, arch: str) -> list[tuple[Shape, Values]]:
+        """The rows for a GPU: limits of shapes, and values."""
+        return [(row.when, self._named(row.values)) for row in self.rows if arch.startswith(row.arch)]
 
-    def row(self, architecture: str, shape: Shape) -> Values:
-        """The table's choice for a shape."""
-        return next(row.values for row in self.rows_of(architecture).rows if row.holds(shape))
+    def row(self, arch: str, shape: Shape) -> Values:
+        """The table's choice for a shape, or for the shapes of a class."""
+        rows = self.rows_of(arch)
+        return next(values for when, values in rows if all(_is_within(shape[name], when[name]) for name in when))
 
-    def permitted(self, shape_class: ShapeClass) -> list[dict[str, int]]:
-        """All values that may be tried for a class of shapes."""
-        shape = self.named(shape_class)
-        every = (dict(zip(self.candidates, chosen, strict=True)) for chosen in product(*self.candidates.values()))
-        return [values for values in every if self.allows(shape, values)]
+    def permitted(self, shape: Shape) -> list[Values]:
+        """All values that may be tried for the class of a shape."""
+        shape = self.named(self.class_of(shape))
+        return [values for values in map(self._named, product(*self.candidates.values())) if self.allows(shape, values)]
+
+    def _named(self, values: tuple[int, ...]) -> Values:
+        return dict(zip(self.candidates, values, strict=True))
 
 
-def _is_within(value: int | str, limit: int | tuple[str, ...]) -> bool:
-    if isinstance(limit, int):
-        return isinstance(value, int) and value <= limit
-    return value in limit
+def _is_within(value: Any, limit: Any) -> bool:
+    return isinstance(value, int) and value <= limit if isinstance(limit, int) else value in limit

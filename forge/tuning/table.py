@@ -1,17 +1,15 @@
-"""Launch choices as data: block sizes, rows of a block, splits, by kernel, architecture and class of shapes.
+"""Launch choices as data: block sizes, rows of a block, splits, by kernel, class of shapes and architecture.
 
 All rows were measured on an NVIDIA H100. Nobody has measured on an AMD GPU. AMD GPUs run with the same rows, which are
 known to compute right there and to fit, not to be fast. `forge tune` measures on the GPU at hand. Rows that its files
-show to be better for an architecture go here, as `Rows` under the name of the architecture.
+show to be better for an architecture go here, before the others. Its GPUs have names that begin alike: gfx94 is CDNA3,
+gfx90a CDNA2, gfx11 RDNA3, gfx12 RDNA4.
 """
 
 from __future__ import annotations
 
 from forge.formats.ggml import BLOCK_FORMATS
-from forge.tuning.spec import ANY, DEFAULT, Kernel, Row, Rows, Shape, Values
-
-ARCHITECTURES = {"sm_90": "sm_90", "gfx94": "CDNA3", "gfx90a": "CDNA2", "gfx11": "RDNA3", "gfx12": "RDNA4"}
-"""Beginnings of the names of GPUs, and the architecture whose rows these GPUs take."""
+from forge.tuning.spec import ANY, Kernel, Row, Shape, Values
 
 _LDS_BYTES = 48 << 10
 """What a block may have of LDS where it is declared with a fixed size: NVIDIA's limit, below AMD's 64 KiB."""
@@ -27,45 +25,29 @@ _WIDE_CODES = ("Q2_K", "Q3_K", "Q5_K", "Q6_K")  # a thread's share of a block is
 _SLOW_CODES = ("Q2_K", "Q3_K", "IQ4_XS")  # to take their codes apart costs more than to read them
 
 
-def _vector(shape: Shape, values: Values) -> bool:
-    inner, block, rows = int(shape["inner"]), values["BLOCK"], values["ROWS"]
+def _matvec_f16(shape: Shape, values: Values) -> bool:
+    inner, block, rows = shape["inner"], values["BLOCK"], values["ROWS"]
     pieces = -(-inner // (8 * block))
     if shape["op"] == "rms_gated" and rows % 2:
         return False
     return 8 * block <= max(inner, 512) and 2 <= pieces * rows <= 8 and 512 <= block * values["MIN_BLOCKS"] <= 1024
 
 
-def _quant_vector(shape: Shape, values: Values) -> bool:
-    block, rows = values["BLOCK"], values["ROWS"]
-    if 32 * block < int(shape["inner"]):  # a thread makes digits of 32 numbers at most
+def _matvec_quant(shape: Shape, values: Values) -> bool:
+    block = values["BLOCK"]
+    if 32 * block < shape["inner"]:  # a thread makes digits of 32 numbers at most
         return False
-    return rows in ((2, 4) if shape["op"] == "rms_gated" else (1, 2)) and 512 <= block * values["MIN_BLOCKS"] <= 1024
+    rows = (2, 4) if shape["op"] == "rms_gated" else (1, 2)
+    return values["ROWS"] in rows and 512 <= block * values["MIN_BLOCKS"] <= 1024
 
 
-def _tile(shape: Shape, values: Values) -> bool:
+def _matmul(shape: Shape, values: Values) -> bool:
     """Sums of two tiles and weights ahead take the registers that twice as many threads would have; three stages of x
     fill at most, and a quarter at least, of what a block may have of LDS."""
     threads = values["BLOCK"] * values["MIN_BLOCKS"]
-    stage_bytes = values["STAGE_STEPS"] * 128 * max(int(shape["tokens"]), 16)
+    stage_bytes = values["STAGE_STEPS"] * 128 * max(shape["tokens"], 16)
     is_stage = _LDS_BYTES // 12 <= stage_bytes <= _LDS_BYTES // 3
     return is_stage and 256 <= threads <= (512 if values["TILES"] == 1 else 256)
-
-
-def _tile_values(tiles: int, block: int, ahead: int, core_blocks: int, stage_steps: int) -> Values:
-    return {"TILES": tiles, "BLOCK": block, "PREFETCH": ahead, "MIN_BLOCKS": core_blocks, "STAGE_STEPS": stage_steps}
-
-
-_FEW_TOKENS = Row({"tokens": 16}, _tile_values(1, 256, 1, 2, 4))
-_MANY_TOKENS = tuple(
-    row
-    for tokens, steps in ((32, 2), (64, 1))
-    for row in (
-        Row(
-            {"op": ("linear",), "format": ("F16",), "outer": 8191, "tokens": tokens}, _tile_values(1, 128, 0, 4, steps)
-        ),
-        Row({"tokens": tokens}, _tile_values(1, 256, 0, 2, steps)),
-    )
-)
 
 
 def group_lds_bytes(tokens: int, values: Values) -> int:
@@ -74,95 +56,63 @@ def group_lds_bytes(tokens: int, values: Values) -> int:
     return values["STAGES"] * values["STAGE_STEPS"] * 128 * (tokens + rows_of_block)
 
 
-def _group(shape: Shape, values: Values) -> bool:
+def _matmul_wgmma(shape: Shape, values: Values) -> bool:
     """All blocks of a multiprocessor have room in LDS, of which 1 KB of each is the driver's, and much is under way."""
     core_blocks = values["MIN_BLOCKS"]
-    threads = core_blocks * values["BLOCK"]
-    lds_bytes = core_blocks * (group_lds_bytes(int(shape["tokens"]), values) + 1024)
-    return 80 << 10 <= lds_bytes <= 228 << 10 and 256 <= threads <= 512 // values["TILES"]
+    lds_bytes = core_blocks * (group_lds_bytes(shape["tokens"], values) + 1024)
+    return 80 << 10 <= lds_bytes <= 228 << 10 and 256 <= core_blocks * values["BLOCK"] <= 512 // values["TILES"]
 
 
-_TWO_BLOCKS = {"TILES": 1, "BLOCK": 128, "MIN_BLOCKS": 2, "STAGE_STEPS": 2, "STAGES": 3}
-_THREE_BLOCKS = {"TILES": 1, "BLOCK": 128, "MIN_BLOCKS": 3, "STAGE_STEPS": 1, "STAGES": 4}
-
-
-def _attention(shape: Shape, values: Values) -> bool:
-    dim, packed, threads, positions = int(shape["dim"]), int(shape["packed"]), values["THREADS"], values["POSITIONS"]
+def _attention_decode(shape: Shape, values: Values) -> bool:
+    dim, packed, threads, positions = shape["dim"], shape["packed"], values["THREADS"], values["POSITIONS"]
     waves = threads // 32
     # each wave's values and weights, queries, the latest key and value, the parts' shares
     lds_bytes = packed * (waves * (4 * dim + 8 + 32 * positions) + 2 * dim + 16 + 4 * 128) + 8 * dim
     return lds_bytes <= _LDS_BYTES and 256 <= threads * values["MIN_BLOCKS"] <= 1024 and positions * dim <= 256
 
 
-def _attention_values(threads: int, core_blocks: int) -> Values:
-    return {"THREADS": threads, "POSITIONS": 1, "MIN_BLOCKS": core_blocks, "MIN_SPAN": 64}
-
-
 def _norm(shape: Shape, values: Values) -> bool:
     """Fewer threads than a row has pieces of 4 numbers, and at most 8 pieces for each thread."""
-    most, width = values["MAX_THREADS"], int(shape["width"])
-    return most == 1024 or 4 * most < width <= 32 * most
+    most = values["MAX_THREADS"]
+    return most == 1024 or 4 * most < shape["width"] <= 32 * most
 
 
 KERNELS = {
     "matvec_f16": Kernel(
         classes={"op": _OPS, "inner": (512, 1024, 2048, 4096, 8192, 16_384), "outer": _OUTER},
+        # BLOCK threads share a row, 8 numbers at a time, and compute ROWS at a time; there are registers, and the grid
+        # is made, for MIN_BLOCKS of a multiprocessor.
         candidates={"BLOCK": (64, 128, 256, 512), "ROWS": (1, 2, 4, 8), "MIN_BLOCKS": (1, 2, 4, 10)},
-        allows=_vector,
-        rows={
-            DEFAULT: Rows(
-                "H100: float16, from 2,048 numbers of a row on at the shapes of a 1B and an 8B model, of 64 to 1,024 "
-                "threads, 1 to 8 rows, 512 to 2,048 threads of a multiprocessor: 61 to 104% of a copy's rate",
-                # BLOCK threads share a row, 8 numbers at a time, and compute ROWS at a time; there are registers, and
-                # the grid is made, for MIN_BLOCKS of a multiprocessor.
-                (
-                    Row({"inner": 512}, {"BLOCK": 64, "ROWS": 8, "MIN_BLOCKS": 10}),
-                    Row({"inner": 1024}, {"BLOCK": 64, "ROWS": 4, "MIN_BLOCKS": 10}),
-                    Row({"inner": 2048}, {"BLOCK": 256, "ROWS": 2, "MIN_BLOCKS": 4}),
-                    Row({"inner": 8192}, {"BLOCK": 512, "ROWS": 2, "MIN_BLOCKS": 2}),
-                    Row({}, {"BLOCK": 512, "ROWS": 2, "MIN_BLOCKS": 1}),
-                ),
-            )
-        },
+        allows=_matvec_f16,
+        measured="H100: float16, from 2,048 numbers of a row on at the shapes of a 1B and an 8B model, of 64 to 1,024 "
+        "threads, 1 to 8 rows, 512 to 2,048 threads of a multiprocessor: 61 to 104% of a copy's rate",
+        rows=(
+            Row({"inner": 512}, (64, 8, 10)),
+            Row({"inner": 1024}, (64, 4, 10)),
+            Row({"inner": 2048}, (256, 2, 4)),
+            Row({"inner": 8192}, (512, 2, 2)),
+            Row({}, (512, 2, 1)),
+        ),
     ),
     "matvec_quant": Kernel(
         classes={"op": _OPS, "format": _FORMATS, "inner": (1024, 2048, 4096, 8192, 16_384), "outer": _OUTER},
+        # THREADS_PER_ROW threads share ROWS rows. Of blocks of 32 two rows are on their way, a gate and its up always.
+        # Those need registers, as do codes in two planes, and a norm of a long row behind which two wait.
         candidates={"BLOCK": (256, 512), "THREADS_PER_ROW": (16, 32, 64), "ROWS": (1, 2, 4), "MIN_BLOCKS": (1, 2, 4)},
-        allows=_quant_vector,
-        rows={
-            DEFAULT: Rows(
-                "H100: BLOCK and THREADS_PER_ROW for Q4_K, Q5_K, Q6_K, Q8_0 and Q4_0 at the shapes of a 1B and an 8B "
-                "model, of teams of 16 to 128, 1 to 4 rows of a team, blocks of 128 to 1,024, and "
-                "1 and 2 units read ahead",
-                # THREADS_PER_ROW threads share ROWS rows. Of blocks of 32 two rows are on their way, a gate and its up
-                # always. Those need registers, as do codes in two planes, and a norm of a long row behind which two
-                # wait.
-                (
-                    *(
-                        Row(
-                            {"op": ops, "format": _ONE_SCALE, "inner": inner},
-                            {"BLOCK": 512, "THREADS_PER_ROW": 32, "ROWS": 2, "MIN_BLOCKS": blocks},
-                        )
-                        for ops, inner, blocks in (
-                            *((("linear",), ANY, 2), (("rms_linear",), 4096, 2)),
-                            (("rms_linear",), ANY, 1),
-                        )
-                    ),
-                    *(
-                        Row(
-                            {"op": ("linear", "rms_linear"), "format": formats},
-                            {"BLOCK": 512, "THREADS_PER_ROW": team, "ROWS": 1, "MIN_BLOCKS": blocks},
-                        )
-                        for formats, team, blocks in (
-                            *((("Q8_0", "Q4_K"), 32, 2), (("Q5_K", "Q6_K"), 32, 1)),
-                            *((("Q3_K",), 16, 1), (("Q2_K", "IQ4_XS"), 16, 2)),
-                        )
-                    ),
-                    Row({"format": _SLOW_CODES}, {"BLOCK": 512, "THREADS_PER_ROW": 16, "ROWS": 2, "MIN_BLOCKS": 1}),
-                    Row({}, {"BLOCK": 512, "THREADS_PER_ROW": 32, "ROWS": 2, "MIN_BLOCKS": 1}),
-                ),
-            )
-        },
+        allows=_matvec_quant,
+        measured="H100: BLOCK and THREADS_PER_ROW for Q4_K, Q5_K, Q6_K, Q8_0 and Q4_0 at the shapes of a 1B and an 8B "
+        "model, of teams of 16 to 128, 1 to 4 rows of a team, blocks of 128 to 1,024, and 1 and 2 units read ahead",
+        rows=(
+            Row({"op": ("linear",), "format": _ONE_SCALE}, (512, 32, 2, 2)),
+            Row({"op": ("rms_linear",), "format": _ONE_SCALE, "inner": 4096}, (512, 32, 2, 2)),
+            Row({"op": ("rms_linear",), "format": _ONE_SCALE}, (512, 32, 2, 1)),
+            Row({"op": ("linear", "rms_linear"), "format": ("Q8_0", "Q4_K")}, (512, 32, 1, 2)),
+            Row({"op": ("linear", "rms_linear"), "format": ("Q5_K", "Q6_K")}, (512, 32, 1, 1)),
+            Row({"op": ("linear", "rms_linear"), "format": ("Q3_K",)}, (512, 16, 1, 1)),
+            Row({"op": ("linear", "rms_linear"), "format": ("Q2_K", "IQ4_XS")}, (512, 16, 1, 2)),
+            Row({"format": _SLOW_CODES}, (512, 16, 2, 1)),
+            Row({}, (512, 32, 2, 1)),
+        ),
     ),
     "matmul": Kernel(
         classes={
@@ -170,90 +120,69 @@ KERNELS = {
             "outer": (2048, 4095, 8191, 8448, 65_535, ANY),
             "tokens": MATMUL_ROWS,
         },
+        # TILES of 16 outputs of a wave, BLOCK threads, the weights of the turn PREFETCH under way, registers for
+        # MIN_BLOCKS of a multiprocessor, which slices of the inner dimension are to fill, and STAGE_STEPS of x
+        # together.
         candidates={
-            "TILES": (1, 2),
-            "BLOCK": (128, 256),
-            "PREFETCH": (0, 1),
-            "MIN_BLOCKS": (1, 2, 4),
+            "TILES": (1, 2), "BLOCK": (128, 256), "PREFETCH": (0, 1), "MIN_BLOCKS": (1, 2, 4),
             "STAGE_STEPS": (1, 2, 4, 8),
         },
-        allows=_tile,
-        rows={
-            # TILES of 16 outputs of a wave, BLOCK threads, the weights of the turn PREFETCH under way, registers for
-            # MIN_BLOCKS of a multiprocessor, which slices of the inner dimension are to fill, and STAGE_STEPS
-            # of x together.
-            "sm_90": Rows(
-                "H100: F16, Q4_K and Q6_K at the shapes of a 1B and an 8B model, 8 and 64 rows, of 1 and 2 tiles, "
-                "blocks of 2, 4 and 8 waves, up to 3 turns ahead, 1 to 8 blocks of a multiprocessor, 3 and 4 stages",
-                (
-                    _FEW_TOKENS,
-                    # a block for each multiprocessor, which no other is to share
-                    Row({"op": ("rms_gated",), "outer": 8448}, _tile_values(1, 256, 1, 1, 2)),
-                    Row({"format": _WIDE_CODES}, _tile_values(2, 256, 0, 1, 2)),  # more would not fit the registers
-                    Row({"op": ("rms_gated",), "format": _FORMATS}, _tile_values(2, 256, 1, 1, 2)),
-                    *_MANY_TOKENS,
-                ),
-            ),
-            DEFAULT: Rows(
-                "as on the H100, but for two tiles, whose sums leave RDNA too few registers, and a block alone",
-                (_FEW_TOKENS, *_MANY_TOKENS),
-            ),
-        },
+        allows=_matmul,
+        measured="H100: F16, Q4_K and Q6_K at the shapes of a 1B and an 8B model, 8 and 64 rows, of 1 and 2 tiles, "
+        "blocks of 2, 4 and 8 waves, up to 3 turns ahead, 1 to 8 blocks of a multiprocessor, 3 and 4 stages. Two "
+        "tiles, whose sums leave RDNA too few registers, and a block alone are for the H100 only",
+        rows=(
+            Row({"tokens": 16}, (1, 256, 1, 2, 4)),
+            # a block for each multiprocessor, which no other is to share
+            Row({"op": ("rms_gated",), "outer": 8448}, (1, 256, 1, 1, 2), "sm_90"),
+            Row({"format": _WIDE_CODES}, (2, 256, 0, 1, 2), "sm_90"),  # more would not fit the registers
+            Row({"op": ("rms_gated",), "format": _FORMATS}, (2, 256, 1, 1, 2), "sm_90"),
+            Row({"op": ("linear",), "format": ("F16",), "outer": 8191, "tokens": 32}, (1, 128, 0, 4, 2)),
+            Row({"tokens": 32}, (1, 256, 0, 2, 2)),
+            Row({"op": ("linear",), "format": ("F16",), "outer": 8191}, (1, 128, 0, 4, 1)),
+            Row({}, (1, 256, 0, 2, 1)),
+        ),
     ),
     "matmul_wgmma": Kernel(
         classes={"op": ("linear", "rms_gated"), "outer": (2048, 4095, 4096, 8191, ANY), "tokens": MATMUL_ROWS},
+        # Of LDS as much as is there goes to MIN_BLOCKS of a multiprocessor, STAGES of STAGE_STEPS lines each.
         candidates={
             "TILES": (1, 2), "BLOCK": (128, 256), "MIN_BLOCKS": (1, 2, 3, 4), "STAGE_STEPS": (1, 2), "STAGES": (3, 4)
         },
-        allows=_group,
-        rows={
-            # Of LDS as much as is there goes to MIN_BLOCKS of a multiprocessor, STAGES of STAGE_STEPS lines each.
-            DEFAULT: Rows(
-                "H100, of the one architecture that launches it: at the shapes of a 1B and an 8B model, 8 and 64 rows, "
-                "of 1 to 4 tiles, 1 to 4 groups of waves, 1 to 5 blocks of a multiprocessor, 3 to 8 stages of 1 and 2 "
-                "steps",
-                (
-                    # of so many outputs three blocks, or slices of them, leave the fewest multiprocessors less to do
-                    Row({"outer": 2048}, _TWO_BLOCKS),
-                    Row({"outer": 4095}, _THREE_BLOCKS),
-                    Row({"outer": 4096}, _TWO_BLOCKS),
-                    Row({"outer": 8191}, _THREE_BLOCKS),
-                    Row({}, _TWO_BLOCKS),
-                ),
-            )
-        },
+        allows=_matmul_wgmma,
+        measured="H100, of the one architecture that launches it: at the shapes of a 1B and an 8B model, 8 and 64 "
+        "rows, of 1 to 4 tiles, 1 to 4 groups of waves, 1 to 5 blocks of a multiprocessor, 3 to 8 stages of 1 and 2 "
+        "steps",
+        rows=(
+            # of some numbers of outputs three blocks, or slices of them, leave the fewest multiprocessors less to do
+            Row({"outer": 2048}, (1, 128, 2, 2, 3)),
+            Row({"outer": 4095}, (1, 128, 3, 1, 4)),
+            Row({"outer": 4096}, (1, 128, 2, 2, 3)),
+            Row({"outer": 8191}, (1, 128, 3, 1, 4)),
+            Row({}, (1, 128, 2, 2, 3)),
+        ),
     ),
     "attention_decode": Kernel(
         classes={"dim": (32, 64, 96, 128, 256), "packed": (1, 2, 3, 4), "rows": (16, ANY)},
-        candidates={
-            "THREADS": (128, 256), "POSITIONS": (1, 2), "MIN_BLOCKS": (1, 2, 4), "MIN_SPAN": (64, 128)
-        },
-        allows=_attention,
-        rows={
-            DEFAULT: Rows(
-                "H100: of 128 to 512 threads, 1 to 4 tiles of positions and 1 to 6 blocks of a multiprocessor, at 1 to "
-                "64 sequences of 1,024 to 32,768 positions and heads of 64 and 128",
-                # THREADS of a block, POSITIONS: tiles of 16 whose keys and values are on their way together for each of
-                # its waves, MIN_BLOCKS that fill a multiprocessor, as many as there are registers for. Parts of the
-                # context smaller than MIN_SPAN positions cost more to join than they save.
-                (
-                    Row({"dim": 64, "rows": 16}, _attention_values(256, 2)),
-                    Row({"rows": 16}, _attention_values(256, 1)),
-                    Row({"dim": 128}, _attention_values(128, 4)),
-                    Row({}, _attention_values(256, 1)),
-                ),
-            )
-        },
+        # THREADS of a block, POSITIONS: tiles of 16 whose keys and values are on their way together for each of its
+        # waves, MIN_BLOCKS that fill a multiprocessor, as many as there are registers for. Parts of the context smaller
+        # than MIN_SPAN positions cost more to join than they save.
+        candidates={"THREADS": (128, 256), "POSITIONS": (1, 2), "MIN_BLOCKS": (1, 2, 4), "MIN_SPAN": (64, 128)},
+        allows=_attention_decode,
+        measured="H100: of 128 to 512 threads, 1 to 4 tiles of positions and 1 to 6 blocks of a multiprocessor, at 1 "
+        "to 64 sequences of 1,024 to 32,768 positions and heads of 64 and 128",
+        rows=(
+            Row({"dim": 64, "rows": 16}, (256, 1, 2, 64)),
+            Row({"rows": 16}, (256, 1, 1, 64)),
+            Row({"dim": 128}, (128, 1, 4, 64)),
+            Row({}, (256, 1, 1, 64)),
+        ),
     ),
     "norm": Kernel(
         classes={"width": (1024, 2048, 4096, 8192, 16_384, ANY)},
         candidates={"MAX_THREADS": (256, 512, 1024)},
         allows=_norm,
-        rows={
-            DEFAULT: Rows(
-                "not measured against others: as many threads as a block may have, up to one for 4 numbers",
-                (Row({}, {"MAX_THREADS": 1024}),),
-            )
-        },
+        measured="not measured against others: as many threads as a block may have, up to one for 4 numbers",
+        rows=(Row({}, (1024,)),),
     ),
 }  # fmt: skip

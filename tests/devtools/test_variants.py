@@ -17,10 +17,10 @@ from forge import loading
 from forge.backend import sources
 from forge.config import EngineConfig
 from forge.devtools.recorder import Recorder
-from forge.devtools.variants import model_variants, record, usual_variants
+from forge.devtools.variants import model_variants, record
 from forge.formats.gguf import GGUF
 from forge.ops.norm import Normed, norm
-from forge.tuning.spec import Row, Rows
+from forge.tuning.spec import Row
 from forge.tuning.table import KERNELS
 
 DATA = Path(__file__).parents[1] / "data" / "arch"
@@ -98,7 +98,7 @@ def test_a_recording_reads_no_weights(name: str, monkeypatch: pytest.MonkeyPatch
 
 
 def test_usual_models_are_recorded_without_files() -> None:
-    found = usual_variants("gfx1100")
+    found = model_variants(None, "gfx1100")
     formats = {dict(variant.defines)["FORMAT"] for variant in found if variant.file == "matvec_quant"}
     assert formats == {8, 12, 14}  # Q8_0, Q4_K, Q6_K
     dims = {dict(variant.defines)["HEAD_DIM"] for variant in found if variant.file == "attention_decode"}
@@ -124,8 +124,7 @@ def test_a_recorder_of_many_compute_units_misses_nothing_that_fewer_launch() -> 
 
 def test_every_architecture_has_the_variants_of_its_own_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     path = DATA / "llama" / "model.gguf"
-    own = Rows("nowhere", (Row({}, {"MAX_THREADS": 64}),))
-    kernel = replace(KERNELS["norm"], rows={**KERNELS["norm"].rows, "RDNA3": own})
+    kernel = replace(KERNELS["norm"], rows=(Row({}, (64,), "gfx11"), *KERNELS["norm"].rows))
     usual = set(model_variants(path, "gfx1100"))
     monkeypatch.setitem(KERNELS, "norm", kernel)
     device = Recorder("gfx1100")

@@ -16,10 +16,11 @@ from host_memory import HostMemory
 from forge import backend as backends
 from forge.backend import sources
 from forge.cli import run
-from forge.devtools import autotune, workloads
+from forge.devtools import autotune, verify, workloads
 from forge.devtools.cases.case import Case
 from forge.devtools.cases.decode_attention import decode_case
 from forge.devtools.cases.linear import blocks, float_case, floats, normed_case, quantized_case
+from forge.devtools.recorder import Recorder
 from forge.devtools.verify import expect, run_case
 from forge.errors import DeviceError, OutOfMemoryError
 from forge.ops.decode_attention import decode_attention
@@ -67,7 +68,7 @@ def test_kernels_take_every_candidate(name: str, every: int) -> None:
     ((_, shape),) = [asked for asked in plain.tuning.asked if asked[0] == kernel]
     key = kernel, KERNELS[kernel].class_of(shape)
     for wave in (32,) if groups else (32, 64):
-        for values in list(KERNELS[kernel].permitted(key[1]))[::every]:
+        for values in KERNELS[kernel].permitted(shape)[::every]:
             device = Harness(wave, seed=1, groups=groups)
             device.tuning = Choices("", {key: values})
             error, _ = run_case(op, case, device, expected)
@@ -106,7 +107,7 @@ CLASSES = {KEY: [{"width": 3000}]}
 
 
 def timer(*rounds: dict[int, float]) -> Callable[..., list[float]]:
-    """Seconds by MAX_THREADS, one round for each call; 1024 is the default's."""
+    """In place of `rotated`: seconds by MAX_THREADS, one round for each call; 1024 is the default's."""
     left = list(rounds)
 
     def times(device: Any, steps: Sequence[Callable[[], Any]]) -> list[float]:
@@ -117,7 +118,9 @@ def timer(*rounds: dict[int, float]) -> Callable[..., list[float]]:
 
 
 def best(*rounds: dict[int, float]) -> store.Measured:
-    (found,) = autotune.tune(TunedBackend(), CLASSES, timer=timer(*rounds))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(autotune, "rotated", timer(*rounds))
+        (found,) = autotune.tune(TunedBackend(), CLASSES)
     return found
 
 
@@ -125,18 +128,18 @@ FIRST = {1024: 1.0, 512: 0.5, 256: 0.9}
 
 
 def test_the_fastest_is_chosen_where_it_is_so_again() -> None:
-    found = best(FIRST, FIRST, {1024: 2.0, 512: 1.0}, {1024: 2.0, 512: 1.8})  # two workloads, twice
+    found = best(FIRST, {1024: 4.0, 512: 2.8})
     assert found == store.Measured("norm", NORM, {"MAX_THREADS": 512}, 4e6, pytest.approx(2.8e6))
 
 
 def test_what_was_only_lucky_is_not_chosen() -> None:
-    found = best(FIRST, FIRST, {1024: 1.0, 512: 0.98}, {1024: 1.0, 512: 0.98})
+    found = best(FIRST, {1024: 2.0, 512: 1.96})
     assert found == store.Measured("norm", NORM, {"MAX_THREADS": 1024}, 2e6, 2e6)
 
 
 def test_less_than_noise_is_not_measured_again() -> None:
     almost = {1024: 1.0, 512: 0.971, 256: 1.5}
-    assert best(almost, almost).values == {"MAX_THREADS": 1024}
+    assert best(almost).values == {"MAX_THREADS": 1024}
 
 
 def spoilt(monkeypatch: pytest.MonkeyPatch, fault: Callable[[Any], None]) -> None:
@@ -160,7 +163,7 @@ def test_a_candidate_whose_results_differ_is_left_out_with_a_warning(monkeypatch
     with pytest.warns(
         UserWarning, match="norm with MAX_THREADS 512 is left out: its results differ from the default's"
     ):
-        assert best(*4 * [FIRST]).values == {"MAX_THREADS": 256}
+        assert best(FIRST, FIRST).values == {"MAX_THREADS": 256}
 
 
 def test_a_candidate_that_the_device_refuses_is_left_out_with_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -169,7 +172,7 @@ def test_a_candidate_that_the_device_refuses_is_left_out_with_a_warning(monkeypa
 
     spoilt(monkeypatch, fault)
     with pytest.warns(UserWarning, match="norm with MAX_THREADS 512 is left out: too many resources"):
-        assert best(*4 * [FIRST]).values == {"MAX_THREADS": 256}
+        assert best(FIRST, FIRST).values == {"MAX_THREADS": 256}
 
 
 def test_a_class_for_which_memory_does_not_suffice_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -180,7 +183,7 @@ def test_a_class_for_which_memory_does_not_suffice_is_left_out(monkeypatch: pyte
     device = TunedBackend()
     before = device.tuning
     with pytest.warns(UserWarning, match="norm width 4096: left out: no memory"):
-        assert list(autotune.tune(device, CLASSES, timer=timer())) == []
+        assert list(autotune.tune(device, CLASSES)) == []
     assert device.tuning is before
 
 
@@ -196,9 +199,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[[], TunedBackend]:
     start()
     times = {1024: 1.0, 512: 0.75, 256: 2.0}
     monkeypatch.setattr(autotune, "rotated", lambda device, steps: timer(times)(device, steps))
-    monkeypatch.setattr(
-        workloads, "usual_shapes", lambda device: iter([("norm", {"width": 3000}), ("norm", {"width": 64})])
-    )
+    monkeypatch.setattr(workloads, "shapes_of", lambda device, path: CLASSES)
     return start
 
 
@@ -216,9 +217,9 @@ def test_what_is_tuned_is_launched_from_the_next_start_on(
     before = launched(machine())
     assert run(["tune", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
-    (choice,) = report["choices"]  # a row of 64 leaves no choice
+    (choice,) = report["choices"]
     assert (choice["values"], choice["default"]) == ({"MAX_THREADS": 512}, {"MAX_THREADS": 1024})
-    assert (choice["default_us"], choice["us"]) == (2e6, 1.5e6)
+    assert (choice["default_us"], choice["us"]) == (1e6, 0.75e6)
     assert Path(report["path"]).name == "gfx1100.json"
     after = launched(machine())
     assert (before[0], after[0]) == ({768}, {512})
@@ -270,12 +271,11 @@ def test_wrong_usage_and_no_gpu(
 def test_workloads_launch_the_kernel_at_the_shape_that_they_are_for(
     groups: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from forge.devtools.variants import Recorder
-
     recorder = Recorder()
     recorder.has_wgmma = groups
-    shapes = list(workloads.usual_shapes(recorder))
-    assert {kernel for kernel, _ in shapes} == KERNELS.keys() - ({"matmul_wgmma"} if not groups else set())
+    classes = workloads.shapes_of(recorder)
+    assert {kernel for kernel, _ in classes} == KERNELS.keys() - ({"matmul_wgmma"} if not groups else set())
+    shapes = [(kernel, shape) for (kernel, _), shapes in classes.items() for shape in shapes]
     of_8b = {"format": "Q4_K", "inner": 4096, "outer": 14_336}
     for one in (
         ("matvec_f16", {"op": "rms_linear", "inner": 2048, "outer": 3072}),
@@ -293,12 +293,8 @@ def test_workloads_launch_the_kernel_at_the_shape_that_they_are_for(
         shape = {name: small.get(name, value) for name, value in shape.items()}
         device = Recorder()
         device.has_wgmma = groups
-        backends.register(np.ndarray, lambda array: device)  # noqa: B023
-        try:
-            for work in workloads.workloads(device, kernel, shape):
-                work.run(device, work.make())
-        finally:
-            backends.register(np.ndarray, lambda array: backends.NUMPY)
+        for op, case in workloads.workloads(kernel, shape):
+            device.launch(op, verify.on(op, verify.inputs(op, case, device), device), case.options)
         if kernel == "attention_decode":  # of other numbers of sequences, of the same class
             asked = {KERNELS[one].class_of(found) for one, found in device.tuning.asked if one == kernel}
             assert asked == {KERNELS[kernel].class_of(shape)}
@@ -308,17 +304,28 @@ def test_workloads_launch_the_kernel_at_the_shape_that_they_are_for(
 
 def test_a_models_shapes_are_those_that_its_kernels_are_asked_for() -> None:
     path = Path(__file__).parents[1] / "data" / "arch" / "llama" / "model.gguf"
-    shapes = list(workloads.model_shapes(TunedBackend(), path))
-    found = autotune.classes_of(shapes)
-    assert {kernel for kernel, _ in found} == {
-        "matvec_f16",
-        "matmul",
-        "attention_decode",
-    }  # norms are too short
+    classes = workloads.shapes_of(TunedBackend(), path)
+    shapes = [(kernel, shape) for (kernel, _), shapes in classes.items() for shape in shapes]
+    assert {kernel for kernel, _ in shapes} == {"matvec_f16", "matmul", "attention_decode"}  # norms are too short
     tokens = {(shape["outer"], shape["tokens"]) for kernel, shape in shapes if kernel == "matmul"}
     assert {number for _, number in tokens} == {8, 16, 32, 64}
     assert len(tokens) == 4 * len({outer for outer, _ in tokens})
     assert {shape["rows"] for kernel, shape in shapes if kernel == "attention_decode"} == {16, ANY}
     ops = {shape["op"] for kernel, shape in shapes if kernel == "matvec_f16"}
     assert ops == {"linear", "rms_linear", "rms_gated"}
-    assert autotune.classes_of([("norm", {"width": 64}), *2 * [("norm", {"width": 3000})]]) == CLASSES
+
+
+def test_shapes_of_a_class_are_measured_together_each_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    def asks(path: Path | None, device: Recorder) -> None:
+        for width in (64, 3000, 3000, 2500):
+            device.choice("norm", width=width)
+        for rows in (1, 8, 17):
+            device.choice("attention_decode", dim=64, packed=1, kv_heads=2, rows=rows)
+
+    monkeypatch.setattr(workloads, "record", asks)
+    heads = {"dim": 64, "packed": 1, "kv_heads": 2}
+    assert workloads.shapes_of(TunedBackend()) == {  # a row of 64 leaves no choice
+        KEY: [{"width": 3000}, {"width": 2500}],
+        ("attention_decode", (64, 1, 16)): [{**heads, "rows": 16}],
+        ("attention_decode", (64, 1, ANY)): [{**heads, "rows": ANY}],
+    }

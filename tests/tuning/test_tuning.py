@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -17,9 +18,9 @@ from forge.devtools.variants import Recorder
 from forge.errors import ForgeError
 from forge.formats.ggml import BLOCK_FORMATS, GGMLType
 from forge.ops.quant import FORMATS
-from forge.tuning import Choices, architecture, store
-from forge.tuning.spec import ANY, DEFAULT
-from forge.tuning.table import ARCHITECTURES, KERNELS
+from forge.tuning import Choices, store
+from forge.tuning.spec import ANY, Kernel, Row
+from forge.tuning.table import KERNELS
 
 ARCH = "gfx1100"
 
@@ -65,13 +66,12 @@ def test_every_gpu_gets_what_was_chosen_before_there_was_a_table(arch: str) -> N
         assert tuple(attention.values()) == (threads, 1, core_blocks, 64)
 
 
-def test_an_architecture_takes_its_own_rows_and_others_the_default_ones() -> None:
-    found = {
-        arch: architecture(arch) for arch in ("sm_90", "gfx942", "gfx950", "gfx90a", "gfx908", "gfx1103", "gfx1201")
-    }
-    assert list(found.values()) == ["sm_90", "CDNA3", DEFAULT, "CDNA2", DEFAULT, "RDNA3", "RDNA4"]
-    for kernel in KERNELS.values():
-        assert kernel.rows.keys() <= {DEFAULT, *ARCHITECTURES.values()}
+def test_an_architecture_takes_its_own_rows_and_others_the_general_ones() -> None:
+    rows = (Row({"width": 8}, (1,), "gfx11"), Row({"width": 8}, (2,)), Row({}, (3,), "sm_90"), Row({}, (4,)))
+    kernel = Kernel({"width": (8, ANY)}, {"X": (1, 2, 3, 4)}, lambda shape, values: True, "by hand", rows)
+    found = {arch: [kernel.row(arch, {"width": width})["X"] for width in (8, 9)] for arch in ("gfx1103", "gfx90a", "")}
+    assert found == {"gfx1103": [1, 4], "gfx90a": [2, 4], "": [2, 4]}
+    assert [kernel.row("sm_90", {"width": width})["X"] for width in (8, 9)] == [2, 3]
 
 
 def classes(name: str) -> list[Any]:
@@ -84,18 +84,18 @@ def classes(name: str) -> list[Any]:
 def test_rows_end_where_classes_do_and_hold_what_may_be_tried(name: str) -> None:
     kernel = KERNELS[name]
     assert set(kernel.classes.get("format", FORMATS)) - {"F16"} == set(FORMATS)
-    for rows in kernel.rows.values():
-        assert rows.measured
-        for row in rows.rows:
-            for what, limit in row.when.items():
-                assert ({limit} if isinstance(limit, int) else set(limit)) <= {*kernel.classes[what], ANY}
+    assert kernel.measured
+    for row in kernel.rows:
+        for what, limit in row.when.items():
+            assert ({limit} if isinstance(limit, int) else set(limit)) <= {*kernel.classes[what], ANY}
+    assert kernel.rows[-1].when == {}
     for one in classes(name):
         shape = kernel.named(one)
         assert kernel.class_of(shape) == one
-        for own in kernel.rows:
-            assert kernel.row(own, shape) in kernel.permitted(one)
-        assert len(kernel.permitted(one)) <= 42
-        for values in kernel.permitted(one):  # on a multiprocessor, which registers are for
+        for arch in ("", *(row.arch for row in kernel.rows)):
+            assert kernel.row(arch, shape) in kernel.permitted(shape)
+        assert len(kernel.permitted(shape)) <= 42
+        for values in kernel.permitted(shape):  # on a multiprocessor, which registers are for
             threads = values.get("BLOCK", values.get("THREADS", 256)) * values.get("MIN_BLOCKS", 1)
             assert (256 if "MIN_BLOCKS" in values else 128) <= threads <= 1024
 
@@ -124,7 +124,8 @@ def test_what_is_saved_is_in_force_for_its_class_of_shapes_alone() -> None:
     for op, inner, outer in others:
         assert tuple(device.choice("matvec_f16", op=op, inner=inner, outer=outer).values()) == of_floats(inner)
     found = store.read(ARCH)
-    assert (found.path, found.device, found.version, found.fault) == (path, "a GPU", "0.0", "")
+    assert (found.path, found.fault) == (path, "")
+    assert re.fullmatch(r"measured \d{4}-\d\d-\d\d on a GPU by forge 0.0", found.origin)
     assert found.choices == (measured(), norm)
     save(measured(us=4))
     assert store.read(ARCH).choices == (measured(us=4), norm)
@@ -168,7 +169,7 @@ def test_a_disk_that_does_not_take_it_is_named(tmp_path: Path, monkeypatch: pyte
         store.remove(ARCH)
     monkeypatch.delenv("FORGE_CACHE")
     monkeypatch.delenv("HOME", raising=False)
-    monkeypatch.setattr(store, "cache_dir", no_cache)
+    monkeypatch.setattr("forge._files.cache_dir", no_cache)
     assert store.read(ARCH) == store.Stored(None)
     with pytest.raises(ForgeError, match="no cache directory"):
         save(measured())
@@ -206,6 +207,7 @@ HOSTILE: dict[str, Callable[[Any], object]] = {
     "no candidate": lambda f: choice(f)["values"].update(BLOCK=96),
     "a text for a value": lambda f: choice(f)["values"].update(BLOCK="1 -DX"),
     "true": lambda f: choice(f)["values"].update(ROWS=True),
+    "true for a time": lambda f: choice(f).update(us=True),
     "too many at once": lambda f: choice(f)["values"].update(ROWS=8),
     "no time": lambda f: choice(f).update(us=0),
     "no number": lambda f: choice(f).update(us=float("nan")),

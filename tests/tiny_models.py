@@ -71,7 +71,7 @@ def count_preemptions(llm: LLM) -> list[int]:
 
 def settle(llm: LLM) -> None:
     """Wait until the engine's thread has done what it was asked for before."""
-    if not llm._loop._has_ended.is_set():
+    if not llm._loop._has_ended:
         llm._loop.run(item for item in (1, 2))
 
 

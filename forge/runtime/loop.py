@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import sys
 import time
+from _thread import start_new_thread
 from collections.abc import Callable, Generator
 from contextlib import suppress
 from queue import Empty, SimpleQueue
-from threading import Event, Lock, Thread, get_ident
+from threading import Lock, get_ident
 from typing import Any, TypeVar
 from weakref import ref
 
@@ -15,11 +16,13 @@ from forge.engine import Engine
 from forge.errors import ForgeError
 from forge.runtime import process
 from forge.runtime.request import Pass, Request, deliver
-from forge.runtime.waiters import PATIENCE_S, Waiter
+from forge.runtime.waiters import Waiter
 from forge.runtime.work import Work
 
 T = TypeVar("T")
 _CLOSED = "the model is closed: load it again"
+_POLL_S = 0.0005
+"""A lock of `threading.Event` would be held where a signal handler that waits for the same interrupts the wait."""
 
 
 class EngineLoop:
@@ -49,7 +52,7 @@ class EngineLoop:
         self._thread_id: int | None = None
         self._is_idle = True
         self._is_stopping = self._frees = False
-        self._has_ended = Event()
+        self._has_ended = False
 
     # Called by any thread
 
@@ -68,7 +71,7 @@ class EngineLoop:
         def refusal() -> str | None:
             if self._num_forks != forks_before:
                 return f"{self._name}: {process.REFUSAL}"
-            has_ended = self._has_ended.is_set() or sys.is_finalizing()  # which leaves no thread
+            has_ended = self._has_ended or sys.is_finalizing()  # which leaves no thread
             return f"{self._name}: {self._refusal or process.EXITS}" if has_ended else None
 
         return Waiter(refusal)
@@ -105,7 +108,7 @@ class EngineLoop:
 
     def close(self) -> None:
         """End all requests as aborted, stop the thread, let go of the model. Waits for the step under way."""
-        if self._has_ended.is_set():
+        if self._has_ended:
             return
         self.stop()
         if get_ident() != self._thread_id and not sys.is_finalizing():
@@ -113,8 +116,8 @@ class EngineLoop:
                 self._start()  # this thread may be interrupted: that one frees all
             except RuntimeError:  # no thread can be started, as at the interpreter's exit
                 self._run()
-            while not self._has_ended.wait(PATIENCE_S):
-                pass
+            while not self._has_ended:
+                time.sleep(_POLL_S)
 
     def stop(self, *, frees: bool = True) -> None:
         """As `close`, without waiting. frees: whether the model is let go of; False where the process ends anyway."""
@@ -123,8 +126,9 @@ class EngineLoop:
 
     def wait_for_end(self, seconds: float) -> None:
         """Wait until the thread has ended, if there is one, for so long at most."""
-        if self._thread_id is not None:
-            self._has_ended.wait(max(seconds, 0.0))
+        deadline = time.monotonic() + seconds
+        while self._thread_id is not None and not self._has_ended and time.monotonic() < deadline:
+            time.sleep(_POLL_S)
 
     def _put(self, handle: Callable[[Any], None], sent: Request | Pass) -> None:
         self.check()
@@ -132,13 +136,17 @@ class EngineLoop:
             raise ForgeError(f"{self._name}: the engine's own thread cannot wait for itself: call from another thread")
         self._start()
         self._inbox.put((handle, sent))
-        if self._has_ended.is_set():  # since the check
+        if self._has_ended:  # since the check
             self._reject()
 
     def _start(self) -> None:
-        """Start the thread, unless there is one. Where two callers start one each, the second one ends at once."""
+        """Start the thread, unless there is one. Where two callers start one each, the second one ends at once.
+
+        A signal handler may do it while its thread is within `threading.Thread.start`, whose lock another `Thread`
+        would wait for.
+        """
         if self._thread_id is None:
-            Thread(target=self._run, name=f"forge {self._name}", daemon=True).start()
+            start_new_thread(self._run, ())
 
     # Called by the engine's thread
 
@@ -183,7 +191,7 @@ class EngineLoop:
                 self._engine.close()
         finally:
             self._is_idle = True
-            self._has_ended.set()
+            self._has_ended = True
             self._reject()
 
     def _reject(self) -> None:
@@ -200,7 +208,7 @@ class EngineLoop:
         """As in `process.Threaded`."""
         deadline = time.monotonic() + seconds
         while (not self._is_idle or self.work) and not self.work.has_waiters and time.monotonic() < deadline:
-            time.sleep(0.0005)
+            time.sleep(_POLL_S)
 
     def is_busy(self) -> bool:
         """Whether the thread was at work, or work was under way, when the process forked."""
@@ -213,7 +221,7 @@ class EngineLoop:
     def restart(self) -> None:
         """The child has no thread: the next request starts one."""
         self._num_forks += 1
-        if not self._has_ended.is_set():
+        if not self._has_ended:
             self._begin()
 
     def lose(self) -> None:
@@ -222,4 +230,4 @@ class EngineLoop:
         self._refusal = self._refusal or process.REFUSAL
         self._begin()
         self._owner.acquire()
-        self._has_ended.set()
+        self._has_ended = True

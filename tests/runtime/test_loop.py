@@ -64,6 +64,13 @@ def ids(completions: Any) -> Any:
     return [one.ids for one in completions] if isinstance(completions, list) else completions.ids
 
 
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
 def in_threads(*calls: Callable[[], Any]) -> list[Any]:
     """What each call gives, or the error that it raises; all at once."""
     found: list[Any] = [None] * len(calls)
@@ -86,8 +93,12 @@ def in_threads(*calls: Callable[[], Any]) -> list[Any]:
 # Interrupts in the caller's thread
 
 
-def interrupted(call: Callable[[], Any], number: int) -> bool:
-    """Whether a call runs as many bytecodes of forge's in this thread; before that one KeyboardInterrupt is raised."""
+def interrupt() -> None:
+    raise KeyboardInterrupt
+
+
+def interrupted(call: Callable[[], Any], number: int, handle: Callable[[], Any] = interrupt) -> bool:
+    """Whether a call runs as many bytecodes of forge's in this thread; before that one a signal's handler runs."""
     count = 0
 
     def trace(frame: Any, event: str, _: object) -> Any:
@@ -98,7 +109,7 @@ def interrupted(call: Callable[[], Any], number: int) -> bool:
         if event == "opcode":
             count += 1
             if count == number:
-                raise KeyboardInterrupt
+                handle()
         return trace
 
     before = sys.gettrace()
@@ -153,6 +164,54 @@ def test_an_interrupt_at_any_bytecode_of_a_call_leaves_the_model_as_it_was(
     llm: LLM, call: Callable[[LLM], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert interrupt_everywhere(llm, call, monkeypatch, every=1) > 300
+
+
+def call_within_calls(use: Callable[[LLM], Any], monkeypatch: pytest.MonkeyPatch, every: int) -> None:
+    """A handler makes the same call at each so many-th bytecode of a call, the first one of a model."""
+    monkeypatch.setattr(NUMPY, "free_bytes", lambda: 1 << 40)  # many bytecodes that have nothing to do with it
+    expected, number, goes_on = use(tiny_llm("llama")), 1, True
+    while goes_on:
+        llm = tiny_llm("llama")
+        found: list[Any] = []
+        goes_on = interrupted(
+            lambda llm=llm, found=found: found.append(use(llm)),  # type: ignore[misc]
+            number,
+            lambda llm=llm, found=found: found.append(use(llm)),  # type: ignore[misc]
+        )
+        assert found == [expected] * (2 if goes_on else 1), f"bytecode {number}"
+        assert_idle(llm)
+        llm.close()
+        number += every
+    assert number > 300
+
+
+NESTED: dict[str, Callable[[LLM], Any]] = {
+    "generate": lambda llm: ids(llm.generate([[1, 2, 3], [4, 5]], SHORT)),
+    "stream": lambda llm: [token for chunk in llm.stream([1, 2, 3], SHORT) for token in chunk.ids],
+    "logits": lambda llm: llm.logits([1, 2, 3]).tolist(),
+}
+
+
+@pytest.mark.parametrize("use", NESTED.values(), ids=NESTED)
+def test_a_signal_handler_at_some_bytecodes_of_a_model_s_first_call_may_use_it(
+    use: Callable[[LLM], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call_within_calls(use, monkeypatch, every=211)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("use", NESTED.values(), ids=NESTED)
+def test_a_signal_handler_at_any_bytecode_of_a_model_s_first_call_may_use_it(
+    use: Callable[[LLM], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call_within_calls(use, monkeypatch, every=1)
+
+
+def test_a_signal_handler_within_the_start_of_a_thread_may_use_a_model_for_the_first_time() -> None:
+    llm = tiny_llm("llama")
+    with threading._active_limbo_lock:  # type: ignore[attr-defined]
+        assert len(ids(llm.generate([1, 2], SHORT))) == 2
+        llm.close()
 
 
 SIGINTS = """
@@ -343,11 +402,10 @@ def test_a_request_whose_caller_is_gone_without_a_word_ends(llm: LLM) -> None:
 def test_a_model_that_is_dropped_ends_its_thread_and_is_freed() -> None:
     llm = tiny_llm("llama")
     llm.generate([1, 2], SHORT)
-    (thread,) = [t for t in threading.enumerate() if t.ident == llm._loop._thread_id]
-    held = weakref.ref(llm.engine)
+    thread, held = llm._loop._thread_id, weakref.ref(llm.engine)
+    assert thread in sys._current_frames()
     del llm
-    thread.join(60)
-    assert not thread.is_alive()
+    wait_for(lambda: thread not in sys._current_frames())
     gc.collect()
     assert held() is None
 
@@ -441,7 +499,7 @@ def test_a_failure_of_the_thread_itself_raises_in_every_caller_and_frees_the_mod
 ) -> None:
     """It is no abort: nobody asked for one."""
     llm = tiny_llm("llama", max_step_tokens=4)
-    monkeypatch.setattr(threading, "excepthook", lambda _: None)
+    monkeypatch.setattr(sys, "unraisablehook", lambda _: None)
     steps = Steps(llm, monkeypatch)
 
     def fails() -> Any:
@@ -461,7 +519,7 @@ def test_a_failure_of_the_thread_itself_raises_in_every_caller_and_frees_the_mod
     for one in (*found, *in_threads(*calls)):
         assert isinstance(one, ForgeError)
         assert str(one).endswith("the engine's thread has failed: RuntimeError: a fault")
-    assert llm._loop._has_ended.wait(60)
+    wait_for(lambda: llm._loop._has_ended)
     assert not hasattr(llm.engine.runner, "model")  # no close would free it any more
     assert all(pool.num_free == pool.num_pages for pool in llm.engine.pools)
 
@@ -582,11 +640,11 @@ def test_a_closed_model_says_so() -> None:
 def test_close_frees_a_model_where_no_thread_can_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
     """Python 3.12 starts none while handlers of atexit run."""
 
-    def fails(_: object) -> None:
+    def fails(*_: object) -> None:
         raise RuntimeError("can't create new thread at interpreter shutdown")
 
     llm = tiny_llm("llama")
-    monkeypatch.setattr(threading.Thread, "start", fails)
+    monkeypatch.setattr("forge.runtime.loop.start_new_thread", fails)
     llm.close()
     assert not hasattr(llm.engine.runner, "model")
     with pytest.raises(ForgeError, match="the model is closed"):

@@ -71,15 +71,9 @@ class HeaderWeights(Weights):
             return self.backend.empty(shape, np.float16)
         return Packed.empty(kept, shape, self.backend)
 
-    def vector(self, sizes: Mapping[str, int], joined: str | None = None) -> Any:
-        sizes = self._stored(sizes, joined)
-        for name, size in sizes.items():
-            self._take(name, (size,))
-        return self.backend.empty((sum(sizes.values()),), np.float32)
-
-    def heads(self, name: str, shape: tuple[int, int]) -> Any:
-        self._take(name, shape)
-        return self.backend.empty(shape, np.float32)
+    def _loaded(self, shapes: Mapping[str, tuple[int, ...]]) -> Any:
+        (_, *dims), rows = next(iter(shapes.values())), sum(shape[0] for shape in shapes.values())
+        return self.backend.empty((rows, *dims), np.float32)
 
 
 def _on(device: Recorder, dtype: str, value: Any) -> Any:

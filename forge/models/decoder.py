@@ -13,11 +13,12 @@ from forge.models.batch import Batch
 from forge.models.feed_forward import GatedFeedForward, PlainFeedForward
 from forge.models.hooks import Hook
 from forge.models.layer_tensors import LayerTensors
-from forge.models.layers import Embedding, Linear, Norm
+from forge.models.layers import Linear, Norm
 from forge.models.residual import ResidualStream
 from forge.models.rope import RotaryEmbedding
 from forge.models.weights import Weights
 from forge.ops.activation import soft_cap
+from forge.ops.embed import embed
 from forge.state.model_state import ModelState
 
 Mixer = Attention
@@ -32,8 +33,7 @@ class Decoder:
     def __init__(self, weights: Weights, config: ModelConfig, backend: Backend) -> None:
         self.config, self.backend = config, backend
         vocabulary, width = config.vocab_size, config.width
-        table = weights.matrix({"token_embd.weight": vocabulary}, cols=width)
-        self.token_embd = Embedding(table, config.embedding_scale)
+        self.token_embd = weights.matrix({"token_embd.weight": vocabulary}, cols=width)
         self._ropes = [RotaryEmbedding(rope, backend) for rope in config.ropes]
         self._rope_positions = 0
         self.layers: list[tuple[Mixer, FeedForward]] = []
@@ -48,7 +48,7 @@ class Decoder:
         bias = weights.vector({"output_norm.bias": width}) if config.norm == "layer" else None
         self.output_norm = Norm(config.norm, weights.vector({"output_norm.weight": width}), bias, config.norm_eps)
         tied = not weights.has("output.weight")
-        self.output = Linear(table if tied else weights.matrix({"output.weight": vocabulary}, cols=width))
+        self.output = Linear(self.token_embd if tied else weights.matrix({"output.weight": vocabulary}, cols=width))
 
     def linears(self) -> Iterator[Linear]:
         """Every matrix product of a decode step, in order."""
@@ -74,7 +74,7 @@ class Decoder:
 
     def hidden(self, batch: Batch, state: ModelState, hook: Hook | None = None) -> ResidualStream:
         """The residual stream after the last layer. No logits are computed."""
-        x = self.token_embd(batch.ids)  # (T, E)
+        x = embed(batch.ids, self.token_embd, self.config.embedding_scale)  # (T, E)
         if hook:
             hook("token_embd", x)
         # Products of several sequences' tokens are split-K partials. Their sum is a launch, unless the next norm adds

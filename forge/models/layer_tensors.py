@@ -63,4 +63,4 @@ class LayerTensors:
 
     def heads(self, tensor: str, count: int) -> Any:
         """(count, D) float32 on the device: a vector for each head."""
-        return self._weights.heads(self._name(tensor), (count, self.config.head_dim))
+        return self._weights.array({self._name(tensor): (count, self.config.head_dim)})

@@ -1,11 +1,10 @@
-"""Linear, Embedding and Norm: weights with the op that uses them. They know no model."""
+"""Linear and Norm: weights with the op that uses them. They know no model."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from forge.config import NormKind
-from forge.ops.embed import embed
 from forge.ops.linear import linear
 from forge.ops.norm import Normed, norm
 
@@ -27,19 +26,6 @@ class Linear:
         split_k: "allowed": The result may be `Partials`, which the reader sums.
         """
         return linear(operand, self.weight, self.bias, residual, glu=glu, split_k=split_k)
-
-
-class Embedding:
-    """weight: (V, E), float or QuantTensor."""
-
-    __slots__ = ("scale", "weight")
-
-    def __init__(self, weight: Any, scale: float) -> None:
-        self.weight, self.scale = weight, scale
-
-    def __call__(self, ids: Any) -> Any:
-        """int32 (T,) -> float32 (T, E)."""
-        return embed(ids, self.weight, self.scale)
 
 
 class Norm:

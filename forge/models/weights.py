@@ -140,15 +140,16 @@ class Weights:
 
     def vector(self, sizes: Mapping[str, int], joined: str | None = None) -> Any:
         """(sum of sizes,) float32 on the device: the named vectors, or `joined` where the file has that."""
-        sizes = self._stored(sizes, joined)
-        for name, size in sizes.items():
-            self._take(name, (size,))
-        return self.backend.asarray(np.concatenate([self.file.load(name) for name in sizes]))
+        return self.array({name: (size,) for name, size in self._stored(sizes, joined).items()})
 
-    def heads(self, name: str, shape: tuple[int, int]) -> Any:
-        """(heads, D) float32 on the device: a vector for each head."""
-        self._take(name, shape)
-        return self.backend.asarray(self.file.load(name))
+    def array(self, shapes: Mapping[str, tuple[int, ...]]) -> Any:
+        """float32 on the device: the named tensors, one behind the other."""
+        for name, shape in shapes.items():
+            self._take(name, shape)
+        return self._loaded(shapes)
+
+    def _loaded(self, shapes: Mapping[str, tuple[int, ...]]) -> Any:
+        return self.backend.asarray(np.concatenate([self.file.load(name) for name in shapes]))
 
     def _allocate(self, rows: int, cols: int) -> npt.NDArray[np.float32]:
         """A matrix within one large array, which the system backs with huge pages: they read faster."""

@@ -1,6 +1,6 @@
 """Every op: importing this module fills `forge.ops.op.REGISTRY`."""
 
-from forge.ops import (
+from forge.ops import (  # noqa: F401
     activation,
     attention,
     decode_attention,
@@ -14,18 +14,3 @@ from forge.ops import (
     rope,
     sampling,
 )
-
-__all__ = [
-    "activation",
-    "attention",
-    "decode_attention",
-    "decode_state",
-    "embed",
-    "kv_cache",
-    "linear",
-    "logprobs",
-    "norm",
-    "penalties",
-    "rope",
-    "sampling",
-]

@@ -15,6 +15,7 @@ import numpy as np
 
 from forge.backend.gpu import GPU
 from forge.errors import UnsupportedError
+from forge.ops.activation import soft_cap
 from forge.ops.kv_cache import KVPages
 from forge.ops.op import Array, op, record
 
@@ -75,9 +76,7 @@ def attention_weights(q: Array, k: Array, spec: AttentionSpec) -> Array:
     scaled = (q * q.dtype.type(spec.scale)).transpose(1, 0, 2).reshape(kv_heads, -1, dim)  # (G, H/G * T, D)
     scores = (scaled @ k.transpose(1, 2, 0)).reshape(heads, queries, keys)
     if spec.softcap:
-        scores /= spec.softcap
-        np.tanh(scores, out=scores)
-        scores *= spec.softcap
+        soft_cap.reference(scores, spec.softcap)
     distance = (np.arange(queries) + keys - queries)[:, None] - np.arange(keys)
     scores[:, (distance < 0) | ((distance >= spec.window) if spec.window else False)] = -np.inf
     weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
@@ -136,9 +135,7 @@ def _weights(q: Array, keys: list[Array], count: int, first: int, end: int, spec
     parts = [q @ k.transpose(1, 2, 0) for k in keys]
     scores = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=2)  # (G, H/G * count, S)
     if spec.softcap:
-        scores /= spec.softcap
-        np.tanh(scores, out=scores)
-        scores *= spec.softcap
+        soft_cap.reference(scores, spec.softcap)
     if count > 1:
         # Row i stands at position end - count + i: only the last `count` keys can lie after a row.
         start = first if spec.window else end - count

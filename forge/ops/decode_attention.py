@@ -45,17 +45,8 @@ def decode_attention(
 
 
 @decode_attention.cpu
-def _decode_attention_cpu(
-    qkv: Array,
-    rope: RopeArgs,
-    lengths: Array,
-    slot_mapping: Array,
-    kv: KVPages,
-    page_table: Array,
-    spec: AttentionSpec,
-    *,
-    style: str,
-) -> Array:
+def _decode_attention_cpu(qkv: Array, rope: RopeArgs, lengths: Array, *state: Any, style: str) -> Array:
+    slot_mapping, kv, page_table, spec = state
     q = rope_append_kv.run_cpu(qkv, rope, lengths - 1, slot_mapping, kv, style=style)  # (B, H, D)
     return np.asarray(paged_attention.run_cpu(q, kv, _one_each(lengths), lengths, page_table, spec))
 

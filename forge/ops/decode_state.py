@@ -81,21 +81,11 @@ def advance(
 
 
 @advance.gpu
-def _advance_gpu(
-    device: GPU,
-    ids: Any,
-    request_rows: Any,
-    last_ids: Any,
-    lengths: Any,
-    counts: Any,
-    drawn: Any,
-    step: Any,
-    output_ring: Any,
-) -> None:
+def _advance_gpu(device: GPU, ids: Any, *arrays: Any) -> None:
+    *_, counts, drawn, _, output_ring = arrays
     rows, vocabulary = len(ids), 0 if counts is None else counts.shape[1]
     sizes = (0, 0, 0) if output_ring is None else (len(drawn), *output_ring.shape)
-    arrays = ids, request_rows, last_ids, lengths, counts, drawn, step, output_ring
-    device.run("decode_state", "advance", -(-rows // _BLOCK), *arrays, rows, vocabulary, *sizes)
+    device.run("decode_state", "advance", -(-rows // _BLOCK), ids, *arrays, rows, vocabulary, *sizes)
 
 
 @op("edits:i32[N,2] &words:i32[W]")

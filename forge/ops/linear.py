@@ -12,7 +12,7 @@ from forge.ops import matmul, matvec
 from forge.ops.activation import gelu_mul, silu_mul
 from forge.ops.norm import Normed, norm
 from forge.ops.op import Array, op
-from forge.ops.quant import Packed, QuantTensor, Stack
+from forge.ops.quant import Packed, QuantTensor, Stack, parts_of
 
 _GLU = {"silu": silu_mul, "gelu": gelu_mul}
 
@@ -109,12 +109,11 @@ def _linear_gpu(device: GPU, operand: Any, weight: Any, bias: Any, residual: Any
     Norms and activations that are not fused are launches before and after the product.
     """
     _check(residual, glu)
-    rows, is_stack = operand.shape[0], isinstance(weight, Stack)
-    parts = weight.parts if is_stack else (weight,)
+    rows, is_stack, parts = operand.shape[0], isinstance(weight, Stack), parts_of(weight, bias)
     norm_inside = (
         isinstance(operand, Normed)
         and (operand.is_rms and operand.pending is None and rows == 1)
-        and all(matvec.supports(part, normed=True) for part in parts)
+        and all(matvec.supports(part, normed=True) for _, part, _ in parts)
         and not (is_stack and glu != "none")
     )
     if isinstance(operand, Normed) and not norm_inside:
@@ -130,11 +129,8 @@ def _linear_gpu(device: GPU, operand: Any, weight: Any, bias: Any, residual: Any
     if glu == "none" and residual is None and split_k == "allowed" and on_matrix_cores:
         return matmul.split_k(device, operand, weight, bias)
     y = device.empty((rows, weight.shape[0]), np.float32) if residual is None else residual
-    column = 0
-    for part in parts:
-        part_bias = None if bias is None else bias[column : column + part.shape[0]]
+    for column, part, part_bias in parts:
         _product(device, operand, part, part_bias, y, column, accumulate=residual is not None)
-        column += part.shape[0]
     return y if glu == "none" else device.launch(_GLU[glu], (y,), {})
 
 

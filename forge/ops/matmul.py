@@ -9,7 +9,7 @@ import numpy as np
 
 from forge.backend import backend_of, register
 from forge.backend.gpu import GPU
-from forge.ops.quant import Packed, Stack
+from forge.ops.quant import Packed, Stack, parts_of
 from forge.tuning.table import MATMUL_ROWS, group_lds_bytes
 
 MAX_ROWS = MATMUL_ROWS[-1]
@@ -69,14 +69,14 @@ def matmul(
     silu or gelu: act (M, N / 2), the activation of the product's first half times the second.
     """
     rows, outer, is_glu = len(x), weight.shape[0], glu != "none"
-    launch = _Launch(device, x, weight, is_glu=is_glu)
+    launch = _Launch(device, x, weight, bias, is_glu=is_glu)
     product, gated = (None, y) if is_glu else (y, None)
     epilogue = {"accumulate": int(accumulate), "gelu": int(glu == "gelu")}
     if launch.splits < (_MIN_GLU_SPLITS if is_glu else 2):
-        launch.run(bias, product, gated, outer if is_glu else y.shape[1], column, **epilogue)
+        launch.run(product, gated, outer if is_glu else y.shape[1], column, **epilogue)
         return
     partials = device.empty((launch.splits, rows, outer), np.float32)
-    launch.run(bias, partials, None, outer, splits=launch.splits)
+    launch.run(partials, None, outer, splits=launch.splits)
     outputs = outer // 2 if is_glu else outer
     sizes = (rows, outer, 0 if is_glu else y.shape[1], column, *epilogue.values(), launch.splits)
     blocks = -(-rows * outputs // _REDUCE_BLOCK)
@@ -85,23 +85,20 @@ def matmul(
 
 def split_k(device: GPU, x: Any, weight: Any, bias: Any) -> Partials:
     """x @ weight.T + bias, not yet added up; weight may be a Stack."""
-    parts = weight.parts if isinstance(weight, Stack) else (weight,)
-    launches = [_Launch(device, x, part, is_glu=False) for part in parts]
+    columns = parts_of(weight, bias)
+    launches = [_Launch(device, x, part, part_bias, is_glu=False) for _, part, part_bias in columns]
     rows, outer, splits = len(x), weight.shape[0], max(launch.splits for launch in launches)
-    partials, column = device.empty((splits, rows, outer), np.float32), 0
-    for launch in launches:
-        width = launch.weight.shape[0]
-        part_bias = None if bias is None else bias[column : column + width]
-        launch.run(part_bias, partials, None, outer, column, splits=splits)
-        column += width
+    partials = device.empty((splits, rows, outer), np.float32)
+    for launch, (column, *_) in zip(launches, columns, strict=True):
+        launch.run(partials, None, outer, column, splits=splits)
     return Partials(partials)
 
 
 class _Launch:
     """A launch of the kernel: its grid, and how the inner dimension is split."""
 
-    def __init__(self, device: GPU, x: Any, weight: Any, *, is_glu: bool) -> None:
-        self.device, self.x, self.weight = device, x, weight
+    def __init__(self, device: GPU, x: Any, weight: Any, bias: Any, *, is_glu: bool) -> None:
+        self.device, self.x, self.weight, self.bias = device, x, weight, bias
         (rows, inner), outer = x.shape, weight.shape[0]
         is_packed = isinstance(weight, Packed)
         tokens = next(most for most in MATMUL_ROWS if rows <= most)
@@ -130,19 +127,10 @@ class _Launch:
         self.splits = max(min(room, steps // _MIN_STEPS, _MAX_SPLITS[tokens]), 1)
 
     def run(
-        self,
-        bias: Any,
-        y: Any,
-        gated: Any,
-        stride: int,
-        column: int = 0,
-        *,
-        accumulate: int = 0,
-        gelu: int = 0,
-        splits: int = 1,
+        self, y: Any, gated: Any, stride: int, column: int = 0, *, accumulate: int = 0, gelu: int = 0, splits: int = 1
     ) -> None:
         weight = self.weight
         planes = weight.planes if isinstance(weight, Packed) else (weight,) if self.is_wgmma else (weight, *3 * (None,))
         sizes = (*self.x.shape, weight.shape[0], stride, column, accumulate, gelu, splits)
-        arrays = self.x, *planes, bias, y, gated
+        arrays = self.x, *planes, self.bias, y, gated
         self.device.run(self.kernel, self.kernel, (self.blocks, splits), *arrays, *sizes, **self.defines)

@@ -120,6 +120,16 @@ class Stack:
         return Stack(tuple(p.on(backend) if isinstance(p, QuantTensor) else backend.asarray(p) for p in self.parts))
 
 
+def parts_of(weight: Any, bias: Any) -> list[tuple[int, Any, Any]]:
+    """The first row of each matrix of a Stack, the matrix, and its bias. Another weight is its own only matrix."""
+    parts, start = [], 0
+    for part in weight.parts if isinstance(weight, Stack) else (weight,):
+        end = start + part.shape[0]
+        parts.append((start, part, None if bias is None else bias[start:end]))
+        start = end
+    return parts
+
+
 def split(type: ggml.GGMLType, blocks: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.uint8] | None, ...]:
     """The planes of blocks (rows, bytes per row): each uint8 (rows, blocks per row * bytes of its field)."""
     whole = blocks.reshape(len(blocks), -1, type.type_size)  # (rows, blocks, bytes)

@@ -167,24 +167,14 @@ def _rows(*arrays: Array) -> Iterator[tuple[Any, ...]]:
 
 
 @sample.cpu
-def _sample_cpu(
-    logits: Array,
-    temperature: Array,
-    top_k: Array,
-    top_p: Array,
-    min_p: Array,
-    seed: Array,
-    choice: Array,
-    position: Array,
-) -> Array:
+def _sample_cpu(logits: Array, temperature: Array, *parameters: Array) -> Array:
     chosen: Array = argmax.run_cpu(logits)
     sampled = np.flatnonzero((chosen >= 0) & (temperature > 0.0))
     if len(sampled) == 0:
         return chosen
-    bits = random_bits(seed[sampled], choice[sampled], position[sampled])
-    parameters = _rows(sampled, bits, temperature[sampled], top_k[sampled], top_p[sampled], min_p[sampled])
-    for row, r, *limits in parameters:
-        ids, kept = _candidates(logits[row], *limits)
+    *limits, seed, choice, position = (array[sampled] for array in (temperature, *parameters))
+    for row, r, *own_limits in _rows(sampled, random_bits(seed, choice, position), *limits):
+        ids, kept = _candidates(logits[row], *own_limits)
         sums = kept.cumsum(out=kept)
         first = sums.searchsorted(r * int(sums[-1]) >> 64, side="right")
         chosen[row] = first if ids is None else ids[first]
@@ -237,25 +227,15 @@ def _first_in_order(logits: Array, last: np.float32, count: int) -> Array:
 
 
 @sample.gpu
-def _sample_gpu(
-    device: GPU,
-    logits: Any,
-    temperature: Any,
-    top_k: Any,
-    top_p: Any,
-    min_p: Any,
-    seed: Any,
-    choice: Any,
-    position: Any,
-) -> Any:
+def _sample_gpu(device: GPU, logits: Any, *parameters: Any) -> Any:
+    temperature, top_k, top_p, min_p = parameters[:4]
     rows, vocabulary = logits.shape
     ids = device.empty((rows,), np.int32)
     state, size, chunks = _find_max_logits(device, logits, temperature)
     grid, cut = (chunks, rows), (vocabulary, size)
     device.run("sample", "sample_bins", grid, logits, temperature, top_k, top_p, state, ids, *cut, chunks)
     device.run("sample", "sample_list", grid, logits, temperature, top_k, top_p, min_p, state, *cut)
-    limits, draw = (top_k, top_p, min_p), (seed, choice, position)
-    device.run("sample", "sample_draw", rows, logits, temperature, *limits, *draw, state, ids, *cut, chunks)
+    device.run("sample", "sample_draw", rows, logits, *parameters, state, ids, *cut, chunks)
     return ids
 
 

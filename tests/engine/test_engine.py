@@ -231,7 +231,7 @@ def test_a_running_sequence_for_which_a_failed_step_had_no_room_goes_on(
 
 def poison(llm: LLM, token: int) -> None:
     """Every position from this token on has NaN logits."""
-    llm.engine.runner.model.token_embd.weight[token] = np.nan
+    llm.engine.runner.model.token_embd[token] = np.nan
 
 
 def test_an_end_token_stops_and_is_not_part_of_the_ids(llama: LLM) -> None:

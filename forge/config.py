@@ -18,6 +18,12 @@ NormKind = Literal["rms", "layer"]
 Dtype = Literal["f32", "f16"]
 Progress = Callable[[str, int, int | None], None]
 """Called with the name of a stage, how much of it is done, and its total, or None where that is not known."""
+Hook = Callable[[str, Any], None]
+"""Called with the name and the array of each intermediate result of a model. The array is lent: copy what you keep.
+
+Names: token_embd; for each layer i blk.i.attn_q (T, H, D) and blk.i.attn_k (T, G, D), both rotated, and blk.i, the
+residual stream (T, E) behind the layer.
+"""
 MAX_LOGPROBS = 100
 """Most alternatives whose log probabilities a request may ask for."""
 MAX_STOP_STRINGS = 64

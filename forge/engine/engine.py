@@ -8,7 +8,7 @@ from contextlib import suppress
 from traceback import clear_frames
 from typing import Any, TypeVar
 
-from forge.config import Progress, SamplingParams
+from forge.config import Hook, Progress, SamplingParams
 from forge.engine.model_runner import ModelRunner
 from forge.engine.page_pool import PagePool
 from forge.engine.scheduler import Scheduled, Scheduler
@@ -16,9 +16,6 @@ from forge.engine.sequence import FinishReason, Sampled, Sequence
 from forge.errors import ContextLengthError, OutOfMemoryError, ParameterError
 
 T = TypeVar("T")
-Hook = Callable[[str, Any], None]
-"""Called with the name and the array of each intermediate result of the model."""
-
 _LOGIT_BYTES = 128 << 20
 """Memory of the logits that are computed together where all positions' are wanted."""
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from forge.backend import Backend
-from forge.config import Progress, SamplingParams
+from forge.config import Hook, Progress, SamplingParams
 from forge.engine import batch
 from forge.engine.decode_pipeline import DecodePipeline
 from forge.engine.request_table import RequestTable
@@ -17,7 +17,6 @@ from forge.engine.scheduler import Scheduled
 from forge.engine.sequence import Sampled, Sequence
 from forge.models import Decoder
 from forge.models.batch import Batch
-from forge.models.hooks import Hook
 from forge.ops.embed import take_rows
 from forge.ops.matmul import ROW_COUNTS
 from forge.state.model_state import ModelState
@@ -78,7 +77,7 @@ class ModelRunner:
 
     def copy_page(self, kind: int, source: int, target: int) -> None:
         """Copy one page of the `kind`-th kind of layer state in all its layers."""
-        self.state.copy_page(kind, source, target)
+        self.state.caches[kind].copy_page(source, target)
 
     def to_numpy(self, array: Any) -> np.ndarray[Any, Any]:
         """An array of the device on the host."""

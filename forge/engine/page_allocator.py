@@ -24,10 +24,10 @@ class PageAllocator:
     def references(self, page: int) -> int:
         return self._references[page]
 
-    def allocate(self, count: int, after: int | None = None) -> list[int] | None:
-        """`count` pages with one reference each, behind page `after` where possible; None if there are not so many."""
+    def allocate(self, count: int, after: int | None = None) -> list[int]:
+        """`count` pages with one reference each, behind page `after` where possible."""
         if count > len(self._free):
-            return None
+            raise ValueError(f"{count} pages are wanted and {len(self._free)} are free")
         pages: list[int] = []
         while len(pages) < count:
             following = None if after is None else after + 1

@@ -19,11 +19,7 @@ class PagePool(PageAllocator):
 
     def held(self, pages: list[int]) -> list[int]:
         """The pages of a list that are not released."""
-        return pages[self.num_released(pages) :]
-
-    def num_released(self, pages: list[int]) -> int:
-        """Leading entries of a list whose pages were released."""
-        return next((index for index, page in enumerate(pages) if page != self.spare_page), len(pages))
+        return [page for page in pages if page != self.spare_page]
 
     def release_before(self, pages: list[int], position: int) -> None:
         """Release the pages that no token from `position` on needs."""
@@ -35,19 +31,19 @@ class PagePool(PageAllocator):
 
     def extend(self, pages: list[int], count: int) -> None:
         """`count` more entries, which are free: the caller has looked."""
-        found = self.allocate(count, pages[-1] if pages else None)
-        assert found is not None
-        pages += found
+        pages += self.allocate(count, pages[-1] if pages else None)
 
-    def fork(self, pages: list[int], length: int) -> tuple[list[int], list[tuple[int, int]]] | None:
+    def num_copied(self, length: int) -> int:
+        """Pages that a fork behind `length` tokens copies."""
+        return self.kind.num_entries(length) - self.kind.num_shared(length)
+
+    def fork(self, pages: list[int], length: int) -> tuple[list[int], list[tuple[int, int]]]:
         """A list for another sequence with the same `length` tokens, and pairs (source, target) of pages to copy.
 
-        None, and nothing changes, where there is no room for the copies.
+        The targets are free: the caller has looked.
         """
         shared = self.kind.num_shared(length)
         sources = pages[shared : self.kind.num_entries(length)]
         targets = self.allocate(len(sources))
-        if targets is None:
-            return None
         self.share(self.held(pages[:shared]))
         return pages[:shared] + targets, list(zip(sources, targets, strict=True))

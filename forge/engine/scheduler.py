@@ -104,12 +104,16 @@ class Scheduler:
         Pages that nobody writes to any more are shared. The others are copied: returns (kind, source, target) of each.
         Where there is no room the child waits, and computes the ids itself.
         """
-        forked = self._fork_pages(parent) if len(self.running) < self.max_sequences else None
-        if forked is None:
+        length, copies = parent.num_computed, []
+        has_pages = all(pool.num_copied(length) <= pool.num_free for pool in self.pools)
+        if len(self.running) >= self.max_sequences or not has_pages:
             self.waiting.append(child)
             return []
-        child.pages, copies = forked
-        child.num_computed = parent.num_computed
+        for kind, (pool, pages) in enumerate(zip(self.pools, parent.pages, strict=True)):
+            own, pairs = pool.fork(pages, length)
+            child.pages.append(own)
+            copies += [(kind, source, target) for source, target in pairs]
+        child.num_computed = length
         self.running.append(child)
         return copies
 
@@ -197,24 +201,8 @@ class Scheduler:
                 pool.extend(pages, count - len(pages))
         return True
 
-    def _fork_pages(self, parent: Sequence) -> tuple[list[list[int]], list[tuple[int, int, int]]] | None:
-        """Lists of pages for a fork, and the pages to copy; None where there is no room for them."""
-        lists: list[list[int]] = []
-        copies: list[tuple[int, int, int]] = []
-        for kind, (pool, pages) in enumerate(zip(self.pools, parent.pages, strict=True)):
-            forked = pool.fork(pages, parent.num_computed)
-            if forked is None:
-                self._release(lists)
-                return None
-            lists.append(forked[0])
-            copies += [(kind, source, target) for source, target in forked[1]]
-        return lists, copies
-
     def _drop_pages(self, sequence: Sequence) -> None:
-        self._release(sequence.pages)
+        for pool, pages in zip(self.pools, sequence.pages, strict=False):  # a sequence that waits has no lists
+            pool.release(pool.held(pages))
         sequence.pages = []
         sequence.num_computed = 0
-
-    def _release(self, lists: list[list[int]]) -> None:
-        for pool, pages in zip(self.pools, lists, strict=False):
-            pool.release(pool.held(pages))

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from forge.config import Hook
 from forge.models.arch import ARCHS
 from forge.models.batch import Batch
-from forge.models.hooks import Hook
 from forge.models.layer_tensors import LayerTensors
 from forge.models.layers import Linear
 from forge.models.residual import ResidualStream

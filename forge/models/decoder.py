@@ -6,12 +6,11 @@ from collections.abc import Iterator
 from typing import Any
 
 from forge.backend import Backend
-from forge.config import ModelConfig
+from forge.config import Hook, ModelConfig
 from forge.models.arch import ARCHS, Sublayer
 from forge.models.attention import Attention
 from forge.models.batch import Batch
 from forge.models.feed_forward import GatedFeedForward, PlainFeedForward
-from forge.models.hooks import Hook
 from forge.models.layer_tensors import LayerTensors
 from forge.models.layers import Linear, Norm
 from forge.models.residual import ResidualStream

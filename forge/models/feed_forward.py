@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from forge.config import Hook
 from forge.models.batch import Batch
-from forge.models.hooks import Hook
 from forge.models.layer_tensors import LayerTensors
 from forge.models.layers import Linear
 from forge.models.residual import ResidualStream

@@ -90,10 +90,6 @@ class ModelState:
         """Bytes of all arrays."""
         return sum(int(array.nbytes) for cache in self.caches for array in cache.arrays)
 
-    def copy_page(self, kind: int, source: int, target: int) -> None:
-        """Copy one page of the `kind`-th kind in all its layers."""
-        self.caches[kind].copy_page(source, target)
-
     def changing(self, rows: int) -> list[Any]:
         """Arrays that have another value when a decode step of so many rows runs twice."""
         return [array for cache in self.caches for array in cache.changing(rows)]

@@ -16,7 +16,8 @@ def test_a_page_is_handed_out_once_until_it_is_released() -> None:
     pages = blocks.allocate(5)
     assert sorted(pages) == [0, 1, 2, 3, 4]
     assert blocks.num_free == 0
-    assert blocks.allocate(1) is None
+    with pytest.raises(ValueError, match="1 pages are wanted and 0 are free"):
+        blocks.allocate(1)
     blocks.release(pages[2:4])
     assert blocks.num_free == 2
     assert sorted(blocks.allocate(2)) == sorted(pages[2:4])
@@ -24,7 +25,8 @@ def test_a_page_is_handed_out_once_until_it_is_released() -> None:
 
 def test_more_than_there_is_takes_nothing() -> None:
     blocks = PageAllocator(3)
-    assert blocks.allocate(4) is None
+    with pytest.raises(ValueError, match="4 pages are wanted and 3 are free"):
+        blocks.allocate(4)
     assert blocks.num_free == 3
     assert blocks.allocate(0) == []
 
@@ -85,12 +87,14 @@ def test_counts_equal_a_plain_model(num_pages: int, operations: list[tuple[str, 
         held = sorted(owned.elements())
         if name == "allocate":
             after = held[index % len(held)] if held and index % 2 else None
+            if count > num_pages - len(owned):
+                with pytest.raises(ValueError, match="are free"):
+                    blocks.allocate(count, after)
+                continue
             pages = blocks.allocate(count, after)
-            free = num_pages - len(owned)
-            assert (pages is None) == (count > free)
-            assert not set(pages or ()) & owned.keys()
-            assert len(set(pages or ())) == len(pages or ()) == (count if count <= free else 0)
-            owned.update(pages or ())
+            assert not set(pages) & owned.keys()
+            assert len(set(pages)) == len(pages) == count
+            owned.update(pages)
         elif held:
             pages = list(dict.fromkeys(held[index % len(held) :][:count]))
             getattr(blocks, name)(pages)

@@ -116,7 +116,7 @@ def test_a_page_is_copied_in_all_layers_of_its_kind_alone() -> None:
         for array in cache.arrays:
             array[...] = 0
             array[:, 1] = 5
-    state.copy_page(1, 1, 2)
+    state.caches[1].copy_page(1, 2)
     (k, v), (window_k, window_v) = (cache.arrays for cache in state.caches)
     assert not k[:, 2].any()
     assert not v[:, 2].any()

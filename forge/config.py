@@ -140,8 +140,7 @@ class EngineConfig:
         check_integer("page_size", self.page_size, 1)
         if not isinstance(self.graphs, bool):
             check_integer("graphs", self.graphs, 1, optional=True)
-        if not 0.0 < _real("memory_fraction", self.memory_fraction) <= 1.0:
-            raise _refusal("memory_fraction", "in (0, 1]", self.memory_fraction)
+        _check_real("memory_fraction", self.memory_fraction, 0, 1, is_open=True)
         if self.dtype is not None and not (isinstance(self.dtype, str) and self.dtype in get_args(Dtype)):
             raise _refusal("dtype", f"one of {get_args(Dtype)}", self.dtype)
 
@@ -202,19 +201,14 @@ class SamplingParams:
         check_integer("n", self.n, 1, 256)
         check_integer("seed", self.seed, 0, 2**64 - 1, optional=True)
         check_integer("logprobs", self.logprobs, 0, MAX_LOGPROBS, optional=True)
-        if not 0.0 <= _real("temperature", self.temperature) <= 100.0:
-            raise _refusal("temperature", "in [0, 100]", self.temperature)
-        if not 0.0 < _real("top_p", self.top_p) <= 1.0:
-            raise _refusal("top_p", "in (0, 1]", self.top_p)
-        if not 0.0 <= _real("min_p", self.min_p) <= 1.0:
-            raise _refusal("min_p", "in [0, 1]", self.min_p)
-        if not 0.01 <= _real("repetition_penalty", self.repetition_penalty) <= 100.0:
-            raise _refusal("repetition_penalty", "in [0.01, 100]", self.repetition_penalty)
+        _check_real("temperature", self.temperature, 0, 100)
+        _check_real("top_p", self.top_p, 0, 1, is_open=True)
+        _check_real("min_p", self.min_p, 0, 1)
+        _check_real("repetition_penalty", self.repetition_penalty, 0.01, 100)
+        _check_real("presence_penalty", self.presence_penalty, -100, 100)
+        _check_real("frequency_penalty", self.frequency_penalty, -100, 100)
         if not isinstance(self.ignore_eos, bool):
             raise _refusal("ignore_eos", "True or False", self.ignore_eos)
-        for name in ("presence_penalty", "frequency_penalty"):
-            if abs(_real(name, getattr(self, name))) > 100.0:
-                raise _refusal(name, "in [-100, 100]", getattr(self, name))
         self._freeze("logit_bias", _bias(self.logit_bias))
         stop = (self.stop,) if isinstance(self.stop, str) else _items("stop", self.stop, MAX_STOP_STRINGS)
         if not all(isinstance(s, str) and s for s in stop):
@@ -262,6 +256,13 @@ def _real(name: str, value: object) -> float:
     except OverflowError:  # an integer beyond float64
         pass
     raise _refusal(name, "a finite number", value)
+
+
+def _check_real(name: str, value: object, low: float, high: float, *, is_open: bool = False) -> None:
+    """Raises ParameterError unless a number is from `low`, or above it if `is_open`, to `high`."""
+    number = _real(name, value)
+    if not low <= number <= high or (is_open and number == low):
+        raise _refusal(name, f"in {'(' if is_open else '['}{low:g}, {high:g}]", value)
 
 
 def _items(name: str, value: Iterable[Any], most: int) -> tuple[Any, ...]:

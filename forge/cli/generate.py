@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from contextlib import closing
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -86,10 +87,7 @@ def answer_json(llm: LLM, prompt: str | list[int], params: SamplingParams) -> di
         "finish_reason": completion.finish_reason,
         "timings": {
             "load_ms": llm.load_ms,
-            "prompt_tokens": timings.prompt_tokens,
-            "completion_tokens": timings.completion_tokens,
-            "prefill_ms": timings.prefill_ms,
-            "decode_ms": timings.decode_ms,
+            **asdict(timings),
             "total_ms": timings.total_ms,
             "prefill_tokens_per_s": timings.prefill_tokens_per_s,
             "decode_tokens_per_s": timings.decode_tokens_per_s,

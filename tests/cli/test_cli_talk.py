@@ -367,8 +367,8 @@ def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_history_is_kept_between_starts_for_its_owner_alone(kept: Path) -> None:
-    History().add("one\ntwo é 😀")
-    History().add("three")
+    History().store_string("one\ntwo é 😀")
+    History().store_string("three")
     assert History().entries == ["one\ntwo é 😀", "three"]
     assert stat.S_IMODE(kept.stat().st_mode) == 0o600
     kept.chmod(0o644)
@@ -388,7 +388,7 @@ def test_a_long_history_is_cut(kept: Path) -> None:
     assert History().entries == [str(i) for i in range(2000, 3000)]
     assert len(kept.read_text().splitlines()) == 1000
     assert stat.S_IMODE(kept.stat().st_mode) == 0o600
-    History().add("x" * 100_000)
+    History().store_string("x" * 100_000)
     assert len(History().entries) == 1000
 
 

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from typing import IO
+
+from prompt_toolkit.history import History as PromptHistory
 
 from forge import _files
 from forge._files import cache_dir
@@ -14,10 +19,11 @@ _LONGEST_ENTRY = 1 << 14
 """Most characters of an entry. Longer texts are usually pasted, and are not kept."""
 
 
-class History:
+class History(PromptHistory):
     """The entries of a file. Raises ForgeError, OSError or ValueError if it cannot be used."""
 
     def __init__(self) -> None:
+        super().__init__()
         self._path = cache_dir() / "chat-history.jsonl"
         self._path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -29,29 +35,26 @@ class History:
         """Oldest first."""
         if len(entries) > 2 * _MAX_ENTRIES:
             _files.replace(self._path, b"".join(map(_line, self.entries)), mode=0o600)
-        os.close(self._open())
-
-    def add(self, text: str) -> None:
-        """Append an entry. A full disk is ignored."""
-        if len(text) > _LONGEST_ENTRY:
-            return
-        try:
-            file = self._open()
-            try:
-                os.write(file, _line(text))
-            finally:
-                os.close(file)
-        except OSError:
+        with self._opened():
             pass
 
-    def _open(self) -> int:
-        file = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
-        try:
-            os.fchmod(file, 0o600)
-        except OSError:
-            os.close(file)
-            raise
-        return file
+    def load_history_strings(self) -> Iterable[str]:
+        return reversed(self.entries)
+
+    def store_string(self, string: str) -> None:
+        """Append an entry. A full disk is ignored."""
+        if len(string) <= _LONGEST_ENTRY:
+            with suppress(OSError), self._opened() as file:
+                file.write(_line(string))
+
+    @contextmanager
+    def _opened(self) -> Iterator[IO[bytes]]:
+        def private(path: str, flags: int) -> int:
+            return os.open(path, flags | os.O_NONBLOCK, 0o600)
+
+        with open(self._path, "ab", buffering=0, opener=private) as file:  # a line is one write
+            os.fchmod(file.fileno(), 0o600)
+            yield file
 
 
 def _line(text: str) -> bytes:

@@ -6,7 +6,7 @@ import os
 import select
 import signal
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 from prompt_toolkit import PromptSession
 from prompt_toolkit.filters import has_focus, is_searching
@@ -92,24 +92,10 @@ def _keys() -> KeyBindings:
 
 def _history() -> PromptHistory:
     try:
-        return _Kept(History())
+        return History()
     except (OSError, ValueError, ForgeError) as error:
         output.note(f"what you type is not remembered: the history in the cache directory: {_files.reason(error)}")
         return InMemoryHistory()
-
-
-class _Kept(PromptHistory):
-    """A history in a file, with prompt_toolkit's interface."""
-
-    def __init__(self, kept: History) -> None:
-        super().__init__()
-        self._kept = kept
-
-    def load_history_strings(self) -> Iterable[str]:
-        return reversed(self._kept.entries)
-
-    def store_string(self, string: str) -> None:
-        self._kept.add(string)
 
 
 def _read_plainly() -> str | None:

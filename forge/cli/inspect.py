@@ -13,6 +13,7 @@ from forge.cli import options, output
 from forge.cli.about import about
 
 if TYPE_CHECKING:
+    from forge.config import ModelConfig
     from forge.formats.gguf import GGUF, TensorInfo
 
 _SHORT = 16  # longer arrays are summarized
@@ -28,96 +29,63 @@ def command(
     from forge.formats import gguf
 
     with gguf.read(options.resolve(file)) as model:
+        config, remark = _config(model)
+        facts = _facts(model, config, remark)
         if as_json:
-            output.write_json(about(select("cpu").device, model.path) | describe(model))
-        else:
-            _print(model)
+            output.write_json(about(select("cpu").device, model.path) | facts)
+            return
+        output.write_table(f"{model.path}", ("", ""), _summary(model, config, facts))
+        rows = [(key, _shown(value)) for key, value in model.metadata.items()]
+        output.write("\n")
+        output.write_table(output.count(len(rows), "key"), ("key", "value"), rows)
+        if model.tensors:
+            output.write("\n")
+            title = f"{output.count(len(model.tensors), 'tensor')} (* stands for the layer)"
+            numbers = ("count", "shape", "size")
+            output.write_table(title, ("tensor", "count", "shape", "type", "size"), _alike(model), right=numbers)
+        if remark:
+            output.note(remark)
 
 
-def describe(model: GGUF) -> dict[str, Any]:
+def _config(model: GGUF) -> tuple[ModelConfig | None, str | None]:
+    """The numbers of a model that forge can run, and the remark on a file that it cannot."""
+    from forge.errors import ForgeError
+    from forge.models import read_config
+
+    config, remark = None, None
+    try:
+        config = read_config(model)
+    except ForgeError as error:
+        remark = f"{error}"
+    if not model.tensors:
+        remark = f"{model.path}: holds no tensors, so it can be used for its tokenizer only"
+    return config, remark
+
+
+def _facts(model: GGUF, config: ModelConfig | None, remark: str | None) -> dict[str, Any]:
     """The file as plain values; arrays of more than 16 items as their type and length."""
     tensors = model.tensors.values()
+    name = model.metadata.get("general.architecture")
     return {
         "path": str(model.path),
         "version": model.version,
-        "architecture": _architecture(model),
+        "architecture": name if isinstance(name, str) else None,
         "metadata": {key: _plain(value) for key, value in model.metadata.items()},
         "tensors": [
             {"name": info.name, "shape": info.shape, "type": info.type.name, "bytes": info.nbytes} for info in tensors
         ],
         "parameters": sum(math.prod(info.shape) for info in tensors),
         "bytes": sum(info.nbytes for info in tensors),
-        "state": _state(model),
-        "remark": _remark(model),
+        "state": _state(config) if config else [],
+        "remark": remark,
     }
 
 
-def _print(model: GGUF) -> None:
-    output.write_table(f"{model.path}", ("", ""), _summary(model))
-    rows = [(key, _shown(value)) for key, value in model.metadata.items()]
-    output.write("\n")
-    output.write_table(output.count(len(rows), "key"), ("key", "value"), rows)
-    if model.tensors:
-        output.write("\n")
-        title = f"{output.count(len(model.tensors), 'tensor')} (* stands for the layer)"
-        numbers = ("count", "shape", "size")
-        output.write_table(title, ("tensor", "count", "shape", "type", "size"), _alike(model), right=numbers)
-    if remark := _remark(model):
-        output.note(remark)
-
-
-def _summary(model: GGUF) -> list[tuple[str, str]]:
-    from forge.errors import ForgeError
-    from forge.models import read_config
-
-    tensors = model.tensors.values()
-    parameters = sum(math.prod(info.shape) for info in tensors)
-    types = Counter[str]()
-    for info in tensors:
-        types[info.type.name] += math.prod(info.shape)
-    mix = ", ".join(f"{name} {count / parameters:.1%}" for name, count in types.most_common())
-    template = model.metadata.get("tokenizer.chat_template")
-    rows = [
-        ("format", f"GGUF {model.version}"),
-        ("architecture", str(_architecture(model))),
-        ("name", _shown(model.metadata.get("general.name", "-"))),
-        ("parameters", f"{parameters:,}"),
-        ("weights", f"{output.num_bytes(sum(info.nbytes for info in tensors))} ({mix or 'none'})"),
-        ("as float32", output.num_bytes(4 * parameters)),
-        ("tokenizer", " ".join(_shown(model.metadata.get(f"tokenizer.ggml.{key}", "-")) for key in ("model", "pre"))),
-        ("chat template", "yes" if isinstance(template, str) else "no"),
-    ]
-    try:
-        config = read_config(model)
-    except ForgeError:  # _remark says it
-        return rows
-    layers = Counter(config.layer_windows).items()
-    windows = "".join(f", {output.count(n, 'layer')} with a window of {w}" for w, n in layers if w)
-    rows[2:2] = [
-        (
-            "layers",
-            f"{config.num_layers}, width {config.width}, feed-forward {config.ffn_width}, "
-            f"{config.num_heads} query and {config.num_kv_heads} KV heads of {config.head_dim}{windows}",
-        ),
-        ("vocabulary", f"{config.vocab_size:,} tokens"),
-        ("context", f"{config.context_length:,} tokens"),
-        *(("KV cache", _cache_text(kind)) for kind in _state(model)),
-    ]
-    return rows
-
-
-def _state(model: GGUF) -> list[dict[str, Any]]:
-    """What each kind of layer state takes in float32, with the default settings and the model's whole context; nothing
-    of a file that forge cannot run."""
+def _state(config: ModelConfig) -> list[dict[str, Any]]:
+    """What each kind of layer state takes in float32, with the default settings and the model's whole context."""
     from forge.config import EngineConfig
-    from forge.errors import ForgeError
     from forge.loading import state_kinds
-    from forge.models import read_config
 
-    try:
-        config = read_config(model)
-    except ForgeError:  # _remark says it
-        return []
     context = config.context_length
     return [
         {
@@ -130,31 +98,45 @@ def _state(model: GGUF) -> list[dict[str, Any]]:
     ]
 
 
+def _summary(model: GGUF, config: ModelConfig | None, facts: dict[str, Any]) -> list[tuple[str, str]]:
+    types = Counter[str]()
+    for info in model.tensors.values():
+        types[info.type.name] += math.prod(info.shape)
+    mix = ", ".join(f"{name} {count / facts['parameters']:.1%}" for name, count in types.most_common())
+    template = model.metadata.get("tokenizer.chat_template")
+    rows = [
+        ("format", f"GGUF {model.version}"),
+        ("architecture", str(facts["architecture"])),
+        ("name", _shown(model.metadata.get("general.name", "-"))),
+        ("parameters", f"{facts['parameters']:,}"),
+        ("weights", f"{output.num_bytes(facts['bytes'])} ({mix or 'none'})"),
+        ("as float32", output.num_bytes(4 * facts["parameters"])),
+        ("tokenizer", " ".join(_shown(model.metadata.get(f"tokenizer.ggml.{key}", "-")) for key in ("model", "pre"))),
+        ("chat template", "yes" if isinstance(template, str) else "no"),
+    ]
+    if config is None:
+        return rows
+    layers = Counter(config.layer_windows).items()
+    windows = "".join(f", {output.count(n, 'layer')} with a window of {w}" for w, n in layers if w)
+    rows[2:2] = [
+        (
+            "layers",
+            f"{config.num_layers}, width {config.width}, feed-forward {config.ffn_width}, "
+            f"{config.num_heads} query and {config.num_kv_heads} KV heads of {config.head_dim}{windows}",
+        ),
+        ("vocabulary", f"{config.vocab_size:,} tokens"),
+        ("context", f"{config.context_length:,} tokens"),
+        *(("KV cache", _cache_text(kind)) for kind in facts["state"]),
+    ]
+    return rows
+
+
 def _cache_text(kind: dict[str, Any]) -> str:
     """A kind of layer state in words."""
     sequence = f"{output.num_bytes(kind['bytes_per_sequence'])} per sequence"
     if kind["bytes_per_token"]:
         sequence = f"{output.num_bytes(kind['bytes_per_token'])} per token of context, {sequence} of the whole context"
     return f"{sequence} ({output.count(kind['layers'], 'layer')}, {kind['holds']}, float32)"
-
-
-def _architecture(model: GGUF) -> str | None:
-    name = model.metadata.get("general.architecture")
-    return name if isinstance(name, str) else None
-
-
-def _remark(model: GGUF) -> str | None:
-    """Why forge cannot run this file, or None."""
-    from forge.errors import ForgeError
-    from forge.models import read_config
-
-    if not model.tensors:
-        return f"{model.path}: holds no tensors, so it can be used for its tokenizer only"
-    try:
-        read_config(model)
-    except ForgeError as error:
-        return f"{error}"
-    return None
 
 
 def _alike(model: GGUF) -> list[tuple[str, int, str, str, str]]:

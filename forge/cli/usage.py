@@ -9,39 +9,31 @@ from typer.core import TyperCommand, TyperGroup
 
 from forge.errors import ForgeError, ParameterError, one_line
 
-_ELSEWHERE = {
-    "run": "chat",
-    "ls": "list",
-    "show": "inspect",
-    "info": "inspect",
-    "download": "pull",
-    "get": "pull",
-    "delete": "rm",
-    "remove": "rm",
-    "complete": "generate",
-    "completion": "generate",
-    "benchmark": "bench",
-    "ppl": "perplexity",
-    "check": "doctor",
-    "test": "verify",
+_COMMANDS = {
+    "chat": "run",
+    "list": "ls",
+    "inspect": "show info",
+    "pull": "download get",
+    "rm": "delete remove",
+    "generate": "complete completion",
+    "bench": "benchmark",
+    "perplexity": "ppl",
+    "doctor": "check",
+    "verify": "test",
 }
+_ELSEWHERE = {there: here for here, names in _COMMANDS.items() for there in names.split()}
 """Commands of other programs for models, and forge's for the same."""
-_OPTIONS_ELSEWHERE = {
-    "-n": "--max-tokens",
-    "--n-predict": "--max-tokens",
-    "--max-new-tokens": "--max-tokens",
-    "-c": "--context",
-    "--ctx-size": "--context",
-    "--max-model-len": "--context",
-    "--gpu-memory-utilization": "--memory-fraction",
-    "-t": "--threads",
-    "-s": "--seed",
-    "-sys": "--system",
-    "--system-prompt": "--system",
-    "--repeat-penalty": "--repetition-penalty",
-    "--verbose": "--debug",
-    "-v": "--debug",
+_OPTIONS = {
+    "--max-tokens": "-n --n-predict --max-new-tokens",
+    "--context": "-c --ctx-size --max-model-len",
+    "--memory-fraction": "--gpu-memory-utilization",
+    "--threads": "-t",
+    "--seed": "-s",
+    "--system": "-sys --system-prompt",
+    "--repetition-penalty": "--repeat-penalty",
+    "--debug": "--verbose -v",
 }
+_OPTIONS_ELSEWHERE = {there: here for here, names in _OPTIONS.items() for there in names.split()}
 """Options of other programs, and forge's for the same."""
 _MODELS, _TEXTS = ("FILE", "NAME"), ("PROMPT", "TEXT", "QUESTION")
 _ARGUMENTS = {"-m": _MODELS, "--model": _MODELS, "-p": _TEXTS, "--prompt": _TEXTS}

@@ -97,11 +97,8 @@ class Front:
                     hint="give it as an argument of its own",
                 )
         options = {**(template_variables or {}), "tools": tools, "continue_final_message": continue_final_message}
-        if parse_special:
-            return self.tokenizer.encode_prompt(template.render(messages, **options))
-        return self.tokenizer.encode_prompt(
-            *template.render_masked(messages, self.tokenizer.markers(template.sources), **options)
-        )
+        masked = None if parse_special else self.tokenizer.markers(template.sources)
+        return self.tokenizer.encode_prompt(*template.render_masked(messages, masked, **options))
 
     def _encode(self, prompt: Prompt) -> list[int]:
         if not isinstance(prompt, str):

@@ -92,16 +92,21 @@ class ChatTemplate:
             raise ChatTemplateError(f"{path}: cannot be read as a chat template: {reason}") from None
         return cls(source, name=os.fspath(path), special_tokens=special_tokens, limits=limits)
 
-    def render(
+    def render(self, messages: Sequence[Mapping[str, Any]], /, **options: Any) -> str:
+        """The prompt of `messages`, with the options of `render_masked`."""
+        return self.render_masked(messages, None, **options)[0]
+
+    def render_masked(
         self,
         messages: Sequence[Mapping[str, Any]],
+        literals: Literals | None,
         /,
         *,
         add_generation_prompt: bool | None = None,
         continue_final_message: bool = False,
         tools: Sequence[Mapping[str, Any]] | None = None,
         **variables: Any,
-    ) -> str:
+    ) -> tuple[str, dict[int, int]]:
         """The prompt of `messages`, mappings with `role` and `content` (a string, None, or a list of text parts).
 
         `add_generation_prompt` opens the answer (None: unless the final message is continued);
@@ -109,60 +114,35 @@ class ChatTemplate:
         are written as the template expects them: parts are joined by line feeds unless it reads parts, the arguments of
         tool calls may be JSON text or a mapping, and a content of None is an empty string where it must be. `tools`,
         `documents` and further `variables` (such as enable_thinking) reach the template as they are: JSON.
+        One character of each of the `literals` in messages, tools and documents is replaced, not in the template's own
+        text. Returns the text and the table for `str.translate` that undoes the mask.
         Raises ParameterError for arguments a template cannot be given, ChatTemplateError if the template is wrong,
         refuses the messages, ignores the tools, changes the message to be continued, or exceeds its limits.
         """
-        text, _ = self._render(messages, add_generation_prompt, continue_final_message, tools, variables, None)
-        return text
-
-    def render_masked(
-        self,
-        messages: Sequence[Mapping[str, Any]],
-        literals: Literals,
-        /,
-        *,
-        add_generation_prompt: bool | None = None,
-        continue_final_message: bool = False,
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        **variables: Any,
-    ) -> tuple[str, dict[int, int]]:
-        """Render with the `literals` in messages, tools and documents masked: one character of each is replaced.
-
-        Returns the text and the table for `str.translate` that undoes the mask. The template's own text is not masked.
-        """
-        return self._render(messages, add_generation_prompt, continue_final_message, tools, variables, literals)
-
-    def _render(
-        self,
-        messages: Sequence[Mapping[str, Any]],
-        add_generation_prompt: bool | None,
-        continues: bool,
-        tools: Sequence[Mapping[str, Any]] | None,
-        variables: Mapping[str, Any],
-        literals: Literals | None,
-    ) -> tuple[str, dict[int, int]]:
+        opens = not continue_final_message if add_generation_prompt is None else add_generation_prompt
         if tools and self._tool_use is not None:
-            return self._tool_use._render(messages, add_generation_prompt, continues, tools, variables, literals)
-        if continues and add_generation_prompt:
+            options = {"add_generation_prompt": opens, "continue_final_message": continue_final_message}
+            return self._tool_use.render_masked(messages, literals, tools=tools, **options, **variables)
+        if continue_final_message and opens:
             raise ParameterError(
                 "continue_final_message: leaves no place for add_generation_prompt",
                 parameter="continue_final_message",
                 hint="set one of them",
             )
         plain = checked(messages)
-        if continues:
+        if continue_final_message:
             _check_continuable(plain[-1])
         context = {
             **self.special_tokens,
             "documents": None,
             **variables,
             "tools": _checked_tools(tools),
-            "add_generation_prompt": not continues if add_generation_prompt is None else add_generation_prompt,
+            "add_generation_prompt": opens,
         }
         for name, value in context.items():
             check_json(name, value)
         plain = self._form(plain, context).apply(plain)
-        text = self._conversation(plain, context, continues)
+        text = self._conversation(plain, context, continue_final_message)
         if context["tools"]:
             self._check_tools(plain, context)
         if literals is None:
@@ -172,7 +152,7 @@ class ChatTemplate:
             {name: context[name] for name in ("tools", "documents")},
             literals,
             text,
-            lambda messages, others: self._conversation(messages, context | others, continues),
+            lambda messages, others: self._conversation(messages, context | others, continue_final_message),
             unused_characters(plain, context, self.source),
         )
 

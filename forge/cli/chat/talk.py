@@ -66,7 +66,7 @@ def split(text: str) -> tuple[str | None, str]:
 
 
 class Commands:
-    """The commands of a conversation."""
+    """The commands of a conversation, which `COMMANDS` describes."""
 
     def __init__(self, conversation: Conversation) -> None:
         self.conversation = conversation
@@ -88,25 +88,21 @@ class Commands:
             output.reply(f"/{name} is no command{hint} /help shows them; to send it as a message, write //{name}")
 
     def help(self, _: str) -> None:
-        """The commands and the keys."""
         width = max(len(f"/{name} {form}") for name, (form, _, _) in COMMANDS.items())
         lines = [f"{f'/{name} {form}':{width}}  {text}" for name, (form, text, _) in COMMANDS.items() if text]
         output.reply("\n".join([*lines, _KEYS]))
 
     def system(self, text: str) -> None:
-        """Show or change the system message."""
         if text:
             self.conversation.system = None if text in ('""', "''") else text
         current = self.conversation.system
         output.reply(f"system message: {current}" if current else "no system message beside the template's own")
 
     def reset(self, _: str) -> None:
-        """Forget the conversation."""
         self.conversation.reset()
         output.reply("the conversation is forgotten")
 
     def regenerate(self, _: str) -> None:
-        """Answer the last question anew."""
         params = self.conversation.params
         if params.temperature == 0 or params.seed is not None:
             why = "temperature is 0" if params.temperature == 0 else f"seed is {params.seed}"
@@ -115,7 +111,6 @@ class Commands:
             output.reply("there is no question to answer yet")
 
     def go_on(self, _: str) -> None:
-        """Continue the last answer."""
         before = self.conversation.messages
         if not self.conversation.go_on():
             output.reply("there is no answer to continue yet")
@@ -123,7 +118,6 @@ class Commands:
             output.reply("the model has nothing to add")
 
     def set(self, text: str) -> None:
-        """Show or change sampling parameters."""
         name, _, value = text.partition(" ")
         name = name.lower().replace("-", "_")
         if new := RENAMED.get(name):
@@ -134,7 +128,6 @@ class Commands:
         output.reply("\n".join(sampling.shown(self.conversation.params, name)))
 
     def stats(self, _: str) -> None:
-        """What the last answer took, and how full the context is."""
         conversation = self.conversation
         asked = [message["role"] == "user" for message in conversation.messages]
         lines = [statistics(conversation.timings)] if conversation.timings else []
@@ -147,7 +140,6 @@ class Commands:
         output.reply("\n".join(lines))
 
     def save(self, path: str) -> None:
-        """Write the conversation to a file, which is replaced only if this conversation is in it already."""
         system = [{"role": "system", "content": self.conversation.system}] if self.conversation.system else []
         messages = [*system, *self.conversation.messages]
         replaced = transcript.save(path, messages, known=self._file)
@@ -155,7 +147,6 @@ class Commands:
         output.reply(f"{output.count(len(messages), 'message')} saved to {path}{', replaced' if replaced else ''}")
 
     def load(self, path: str) -> None:
-        """Take up a conversation from a file."""
         conversation = self.conversation
         messages = transcript.load(path)
         has_system = messages[0]["role"] == "system" and isinstance(messages[0].get("content"), str)
@@ -175,7 +166,6 @@ class Commands:
         )
 
     def leave(self, _: str) -> None:
-        """End the conversation."""
         self.left = True
 
 

@@ -127,7 +127,10 @@ def workloads(device: Any) -> Iterator[tuple[str, str, int, Make, dict[str, Any]
         "norm", f"norm pending rms {tokens}x{width}", tokens * width * 14,
         lambda: (normed(tokens, width, normal(tokens, width)),), {"out": "act"},
     )  # fmt: skip
-    yield "silu_mul", f"silu_mul {tokens}x{width}", tokens * width * 10, lambda: (normal(tokens, 2 * width),), {}
+    yield (
+        "act_and_mul", f"silu_mul {tokens}x{width}", tokens * width * 10,
+        lambda: (normal(tokens, 2 * width),), {"activation": "silu"},
+    )  # fmt: skip
     yield from _attention(device, normal)
     yield from _sampling(device, normal)
 

@@ -96,7 +96,7 @@ def workloads() -> Sequence[tuple[str, str, Make, dict[str, Any]]]:
     for rows in (1, 512):
         found += [
             ("norm", f"rms T{rows} E{_E}", normed(rows), {"out": "act"}),
-            ("silu_mul", f"T{rows} F{_F}", arrays((rows, 2 * _F)), {}),
+            ("act_and_mul", f"silu T{rows} F{_F}", arrays((rows, 2 * _F)), {"activation": "silu"}),
         ]
     for rows in (1, 4, 8, 512):
         found += [

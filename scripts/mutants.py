@@ -25,7 +25,7 @@ KERNELS = ROOT / "forge" / "raw_kernels"
 PLACES = ("tests/kernels", "tests/ops/test_split_k.py", "tests/tuning/test_tuned.py")
 """Where tests run kernels on the harness."""
 TESTS = {  # by kernel file: what names of these tests hold, the likeliest to find a fault first
-    "activation": "silu_mul-|gelu|soft_cap|[add-",
+    "activation": "act_and_mul-|gelu-|soft_cap|[add-",
     "attention_decode": "heads of|in_most_parts|page edges|window|splits|decode",
     "attention_prefill": "prefill|mixed|paged_attention",
     "embed": "embed|take_rows",

@@ -14,35 +14,6 @@ _BLOCK = 256
 """Threads of a block."""
 
 
-@op("gate_up:f32[T,2*F] -> y:act[T,F]")
-def silu_mul(gate_up: Array) -> Array:
-    """silu(gate) * up, where gate and up are the halves of one product and silu(x) = x / (1 + exp(-x)).
-
-    Source: arXiv:2002.05202 (SwiGLU).
-    """
-    gate, up = _halves(gate_up)  # (T, F) each
-    with np.errstate(over="ignore"):
-        return gate / (1 + np.exp(-gate)) * up
-
-
-@silu_mul.cpu
-def _silu_mul_cpu(gate_up: Array) -> Array:
-    gate, up = _halves(gate_up)
-    # exp(80) is finite in float32; silu of a smaller gate is 0 beside any other number.
-    y = np.maximum(gate, -80)
-    np.negative(y, out=y)
-    np.exp(y, out=y)
-    y += 1
-    np.divide(gate, y, out=y)
-    y *= up
-    return y
-
-
-@silu_mul.gpu
-def _silu_mul_gpu(device: GPU, gate_up: Any) -> Any:
-    return _gated(device, "silu_mul", gate_up)
-
-
 @op("x:f32[T,F] -> y:act[T,F]")
 def gelu(x: Array) -> Array:
     """GELU in its tanh form, for feed-forwards without a gate. Source: arXiv:1606.08415."""
@@ -56,47 +27,54 @@ def _gelu_gpu(device: GPU, x: Any) -> Any:
     return y
 
 
-@op("gate_up:f32[T,2*F] -> y:act[T,F]")
-def gelu_mul(gate_up: Array) -> Array:
-    """gelu(gate) * up, where gate and up are the halves of one product; GELU in its tanh form, which Gemma uses.
+@op("gate_up:f32[T,2*F] activation=silu|gelu -> y:act[T,F]")
+def act_and_mul(gate_up: Array, *, activation: str) -> Array:
+    """activation(gate) * up, where gate and up are the halves of one product (arXiv:2002.05202).
 
-    Source: arXiv:1606.08415.
+    silu(x) = x / (1 + exp(-x)). GELU is in its tanh form, which Gemma uses.
     """
     gate, up = _halves(gate_up)  # (T, F) each
-    return gelu.reference(gate) * up
+    if activation == "gelu":
+        return gelu.reference(gate) * up
+    with np.errstate(over="ignore"):
+        return gate / (1 + np.exp(-gate)) * up
 
 
-@gelu_mul.cpu
-def _gelu_mul_cpu(gate_up: Array) -> Array:
+@act_and_mul.cpu
+def _act_and_mul_cpu(gate_up: Array, *, activation: str) -> Array:
     gate, up = _halves(gate_up)
-    y = gate * gate
-    y *= 0.044715
-    y += 1
-    y *= gate
-    y *= gate.dtype.type(_TANH_SCALE)
-    np.tanh(y, out=y)
-    y += 1
-    y *= gate
-    y *= 0.5
+    if activation == "gelu":
+        y = gate * gate
+        y *= 0.044715
+        y += 1
+        y *= gate
+        y *= gate.dtype.type(_TANH_SCALE)
+        np.tanh(y, out=y)
+        y += 1
+        y *= gate
+        y *= 0.5
+    else:
+        # exp(80) is finite in float32; silu of a smaller gate is 0 beside any other number.
+        y = np.maximum(gate, -80)
+        np.negative(y, out=y)
+        np.exp(y, out=y)
+        y += 1
+        np.divide(gate, y, out=y)
     y *= up
     return y
 
 
-@gelu_mul.gpu
-def _gelu_mul_gpu(device: GPU, gate_up: Any) -> Any:
-    return _gated(device, "gelu_mul", gate_up)
+@act_and_mul.gpu
+def _act_and_mul_gpu(device: GPU, gate_up: Any, *, activation: str) -> Any:
+    rows, width = gate_up.shape[0], gate_up.shape[1] // 2
+    y = device.empty((rows, width), device.dtype)
+    device.run("activation", f"{activation}_mul", (-(-width // (4 * _BLOCK)), rows), gate_up, y, width)
+    return y
 
 
 def _halves(gate_up: Array) -> tuple[Array, Array]:
     width = gate_up.shape[1] // 2
-    return gate_up[:, :width], gate_up[:, width:]  # (T, F) each
-
-
-def _gated(device: GPU, kernel: str, gate_up: Any) -> Any:
-    rows, width = gate_up.shape[0], gate_up.shape[1] // 2
-    y = device.empty((rows, width), device.dtype)
-    device.run("activation", kernel, (-(-width // (4 * _BLOCK)), rows), gate_up, y, width)
-    return y
+    return gate_up[:, :width], gate_up[:, width:]
 
 
 @op("&x:f32[M,N] cap:f32 -> y:f32[M,N]")

@@ -9,12 +9,10 @@ import numpy as np
 
 from forge.backend.gpu import GPU
 from forge.ops import matmul, matvec
-from forge.ops.activation import gelu_mul, silu_mul
+from forge.ops.activation import act_and_mul
 from forge.ops.norm import Normed, norm
 from forge.ops.op import Array, op
 from forge.ops.quant import Packed, QuantTensor, Stack, parts_of
-
-_GLU = {"silu": silu_mul, "gelu": gelu_mul}
 
 
 @op(
@@ -37,7 +35,7 @@ def linear(operand: Any, weight: Any, bias: Array | None, residual: Array | None
     if bias is not None:
         y = y + bias
     if glu != "none":
-        return np.asarray(_GLU[glu].reference(y))
+        return np.asarray(act_and_mul.reference(y, activation=glu))
     if residual is None:
         return np.asarray(y)
     residual += y
@@ -79,7 +77,7 @@ def _linear_cpu(
     if bias is not None:
         y += bias
     if glu != "none":
-        return np.asarray(_GLU[glu].run_cpu(y))
+        return np.asarray(act_and_mul.run_cpu(y, activation=glu))
     if residual is None:
         return y
     residual += y
@@ -131,7 +129,7 @@ def _linear_gpu(device: GPU, operand: Any, weight: Any, bias: Any, residual: Any
     y = device.empty((rows, weight.shape[0]), np.float32) if residual is None else residual
     for column, part, part_bias in parts:
         _product(device, operand, part, part_bias, y, column, accumulate=residual is not None)
-    return y if glu == "none" else device.launch(_GLU[glu], (y,), {})
+    return y if glu == "none" else device.launch(act_and_mul, (y,), {"activation": glu})
 
 
 def _product(device: GPU, operand: Any, weight: Any, bias: Any, y: Any, column: int, *, accumulate: bool) -> None:

@@ -7,23 +7,30 @@ import numpy as np
 from forge.devtools.cases.case import Case
 
 
-def _case(rows: int, width: int, scale: float = 2.0) -> Case:
+def _random(activation: str, rows: int, width: int, scale: float) -> Case:
     return Case(
-        f"{rows}x{width} scale {scale:g}",
+        f"{activation} {rows}x{width} scale {scale:g}",
         lambda rng: ((rng.standard_normal((rows, 2 * width)) * scale).astype(np.float32),),
+        {"activation": activation},
     )
 
 
-_GATED = [_case(1, 1), _case(1, 31), _case(3, 64), _case(2, 65), _case(5, 1536), _case(2, 40, 100.0)]
+def _by_hand(activation: str, gate: int, expected: int) -> Case:
+    return Case(
+        f"{activation} by hand",
+        lambda rng: (np.array([[0, gate, -gate, 3, 5, 7]], np.float32),),
+        {"activation": activation},
+        expected=([[0, expected, 0]],),
+    )
+
+
+_SIZES = ((1, 1, 2.0), (1, 31, 2.0), (3, 64, 2.0), (2, 65, 2.0), (5, 1536, 2.0), (2, 40, 100.0))
 
 CASES = {
-    "silu_mul": [
-        *_GATED,
-        Case("by hand", lambda rng: (np.array([[0, 200, -200, 3, 5, 7]], np.float32),), expected=([[0, 1000, 0]],)),
-    ],
-    "gelu_mul": [
-        *_GATED,
-        Case("by hand", lambda rng: (np.array([[0, 20, -20, 3, 5, 7]], np.float32),), expected=([[0, 100, 0]],)),
+    "act_and_mul": [
+        *(_random(activation, *sizes) for activation in ("silu", "gelu") for sizes in _SIZES),
+        _by_hand("silu", 200, 1000),
+        _by_hand("gelu", 20, 100),
     ],
     "gelu": [
         Case("random", lambda rng: (rng.standard_normal((3, 165)).astype(np.float32) * 3,)),

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import resource
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from statistics import median
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,7 +12,7 @@ import typer
 
 from forge.cli import options, output
 from forge.cli.about import about
-from forge.errors import ParameterError
+from forge.errors import NumericsError, ParameterError
 
 if TYPE_CHECKING:
     from forge.llm import LLM
@@ -54,32 +53,19 @@ def measure(llm: LLM, prompt_tokens: int, gen_tokens: int, batches: Sequence[int
     """All speeds, as medians. Bound and decode are measured in turns, so that a busy machine slows both."""
     import numpy as np
 
-    from forge.config import SamplingParams
+    from forge.devtools import speed
 
     rng = np.random.default_rng(0)
-    vocabulary = llm.config.vocab_size
 
     def run(count: int) -> tuple[float, float]:
-        """Seconds of the first prompt, and tokens per second after every sequence has its first token."""
-        params = SamplingParams(max_tokens=None, ignore_eos=True)
-        prompts = rng.integers(0, vocabulary, (count, prompt_tokens)).tolist()
-        sequences = [llm.engine.add(prompt, params)[0] for prompt in prompts]
+        """Seconds to the first prompt's first token, and tokens per second of decode steps."""
+        prompts = rng.integers(0, llm.config.vocab_size, (count, prompt_tokens)).tolist()
         try:
-            start = time.perf_counter()
-            while not sequences[0].completion:
-                llm.engine.step()
-                options.check_finish(sequences[0].finish_reason, llm)
-            first = time.perf_counter() - start
-            while not all(sequence.completion for sequence in sequences):
-                llm.engine.step()
-            start = time.perf_counter()
-            tokens = sum(len(llm.engine.step()) for _ in range(gen_tokens - 1))
-            return first, tokens / (time.perf_counter() - start)
-        finally:
-            for sequence in sequences:
-                llm.engine.finish(sequence, "abort")
+            return speed.run(llm.engine, prompts, gen_tokens)
+        except NumericsError as error:
+            raise NumericsError(f"{llm.path}: {error}") from None
 
-    sweep = bound_sweep(llm)
+    sweep = speed.bound_sweep(llm.engine.runner)
     run(1)  # the first run pays for memory and threads
     sweep()
     prefill: list[float] = []
@@ -115,30 +101,6 @@ def measure(llm: LLM, prompt_tokens: int, gen_tokens: int, batches: Sequence[int
             for size, speed in speeds.items()
         ],
     }
-
-
-def bound_sweep(llm: LLM) -> Callable[[], float]:
-    """A function that returns the least seconds in which this machine can read the model's matrices.
-
-    On a CPU it multiplies each matrix by a vector. On a GPU it uses the speed of a large copy.
-    """
-    import numpy as np
-
-    from forge.backend.gpu import GPU
-
-    runner = llm.engine.runner
-    matrices, backend = list(runner.matrices()), runner.backend
-    if isinstance(backend, GPU):
-        return lambda: backend.read_seconds(sum(matrix.nbytes for matrix in matrices))
-    vectors = [np.ones(matrix.shape[1], np.float32) for matrix in matrices]
-
-    def sweep() -> float:
-        start = time.perf_counter()
-        for matrix, vector in zip(matrices, vectors, strict=True):
-            np.dot(matrix, vector)
-        return time.perf_counter() - start
-
-    return sweep
 
 
 def _check_room(llm: LLM, prompt_tokens: int, gen_tokens: int, most: int) -> None:

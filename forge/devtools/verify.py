@@ -124,7 +124,9 @@ def _on_host(backend: Backend, value: Any) -> Array:
 
 def _rounded(dtype: str, value: Any, backend: Backend) -> Any:
     """A value in the precision of the backend, where it is a matrix input or a weight."""
-    return value.astype(backend.dtype) if dtype in ("act", "weight") and isinstance(value, np.ndarray) else value
+    if dtype in ("act", "weight") and isinstance(value, np.ndarray):
+        return value.astype(backend.dtype, copy=False)
+    return value
 
 
 def on(op: Op, args: Arrays, backend: Backend) -> Arrays:

@@ -195,11 +195,11 @@ def test_bench_measures_all_batch_sizes(capsys: Captured) -> None:
 
 
 def test_bench_bound_covers_every_matrix_of_the_file() -> None:
-    from forge.cli.bench import bound_sweep
+    from forge.devtools.speed import bound_sweep
 
     with forge.load(LLAMA) as llm:
         matrices = [linear.weight.size for linear in llm.engine.runner.model.linears()]
-        assert bound_sweep(llm)() > 0
+        assert bound_sweep(llm.engine.runner)() > 0
     with gguf.read(LLAMA) as model:
         stored = {name: info for name, info in model.tensors.items() if len(info.shape) == 2}
         assert "output.weight" in stored

@@ -1,0 +1,60 @@
+"""The speed of an engine that is stepped by hand, beside the speed at which this machine reads the model's matrices.
+
+Requests of an `LLM` cannot say when the last prompt of a batch is computed, which is when decode steps alone begin.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import numpy as np
+
+from forge.backend.gpu import GPU
+from forge.config import SamplingParams
+from forge.engine import Engine
+from forge.engine.model_runner import ModelRunner
+from forge.errors import NumericsError
+
+
+def run(engine: Engine, prompts: list[list[int]], gen_tokens: int) -> tuple[float, float]:
+    """Seconds to the first id of the first prompt, and ids per second once every sequence has its first one.
+
+    Nothing else may use the engine meanwhile. Raises NumericsError where logits are not finite.
+    """
+    params = SamplingParams(max_tokens=None, ignore_eos=True)
+    sequences = [engine.add(prompt, params)[0] for prompt in prompts]
+    try:
+        start = time.perf_counter()
+        while not sequences[0].completion:
+            engine.step()
+            if sequences[0].finish_reason == "error":
+                raise NumericsError("the logits are not finite: the file is damaged; check or replace it")
+        first = time.perf_counter() - start
+        while not all(sequence.completion for sequence in sequences):
+            engine.step()
+        start = time.perf_counter()
+        tokens = sum(len(engine.step()) for _ in range(gen_tokens - 1))
+        return first, tokens / (time.perf_counter() - start)
+    finally:
+        for sequence in sequences:
+            engine.finish(sequence, "abort")
+
+
+def bound_sweep(runner: ModelRunner) -> Callable[[], float]:
+    """A function that returns the least seconds in which this machine can read the model's matrices.
+
+    On a CPU it multiplies each matrix by a vector. On a GPU it uses the speed of a large copy.
+    """
+    matrices, backend = list(runner.matrices()), runner.backend
+    if isinstance(backend, GPU):
+        return lambda: backend.read_seconds(sum(matrix.nbytes for matrix in matrices))
+    vectors = [np.ones(matrix.shape[1], np.float32) for matrix in matrices]
+
+    def sweep() -> float:
+        start = time.perf_counter()
+        for matrix, vector in zip(matrices, vectors, strict=True):
+            np.dot(matrix, vector)
+        return time.perf_counter() - start
+
+    return sweep

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -12,30 +11,13 @@ from forge.backend import graphs
 
 
 class HostMemory:
-    """Copies to and from a backend whose arrays are NumPy's."""
-
-    @contextmanager
-    def active(self) -> Iterator[None]:
-        yield
-
-    def upload(self, array: Any, values: Any) -> None:
-        np.copyto(np.asarray(array), values)
+    """What `graphs` asks of a device beside a backend's methods, where arrays lie in the host's memory."""
 
     def poison(self, array: Any) -> None:
         np.asarray(array).view(np.uint8)[...] = 255
 
     def snapshot(self, array: Any) -> Any:
         return np.array(array)
-
-    def host_visible(self, shape: tuple[int, ...], dtype: Any) -> tuple[Any, Any]:
-        array = self.empty(shape, dtype)  # type: ignore[attr-defined]
-        return array, np.asarray(array)
-
-    def record_event(self) -> Callable[[], None]:
-        return lambda: None
-
-    def release_memory(self) -> None:
-        pass
 
 
 class Replayed:
@@ -79,6 +61,3 @@ class Replayed:
         super()._run(entry, grid, args)  # type: ignore[misc]
         if self.log is not None:
             self.log.append((entry, grid, args))
-
-    def prepare(self, run: Callable[[], None], progress: Any = None) -> None:
-        """Nothing is compiled ahead: the harness compiles what it launches."""

@@ -1,120 +1,16 @@
-"""Where arrays live and ops run: the Backend protocol, selection by device, and dispatch by array type."""
+"""Where arrays live and ops run: selection of a backend by device, and dispatch by array type."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
-from typing import Any, Protocol, TypeVar
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from forge.backend import rocm
+from forge.backend.base import Backend as Backend
 from forge.backend.numpy import NUMPY
-from forge.config import Progress
 from forge.errors import DeviceError, ParameterError
-
-T = TypeVar("T")
-
-
-class Launchable(Protocol):
-    """What a backend needs of an op: the function that runs on NumPy arrays, the one that launches its kernels."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def run_cpu(self) -> Callable[..., Any]: ...
-
-    @property
-    def run_gpu(self) -> Callable[..., Any] | None: ...
-
-    def check(self, args: Sequence[Any], options: dict[str, Any]) -> dict[str, int]: ...
-
-
-class Backend(Protocol):
-    """One kind of device. `launch` is the only way an op runs on it."""
-
-    @property
-    def device(self) -> str:
-        """The device as a person would name it."""
-        ...
-
-    @property
-    def arch(self) -> str:
-        """The GPU's architecture as its compiler names it: gfx1100, sm_90; "" where there is no GPU."""
-        ...
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """dtype of matrix inputs and of the KV cache."""
-        ...
-
-    @property
-    def is_gpu(self) -> bool:
-        """Whether kernels run here. Quantized weights then stay in their blocks; else they become floats."""
-        ...
-
-    def launch(self, op: Launchable, args: tuple[Any, ...], options: Mapping[str, Any]) -> Any: ...
-
-    def active(self) -> AbstractContextManager[None]:
-        """Makes the device current for the ops within. They give no warnings about NaN and infinity."""
-        ...
-
-    def asarray(self, array: npt.ArrayLike, dtype: npt.DTypeLike | None = None) -> Any: ...
-
-    def empty(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Any: ...
-
-    def to_numpy(self, array: Any) -> npt.NDArray[Any]: ...
-
-    @property
-    def is_asynchronous(self) -> bool:
-        """Ops return before they have run, so steps can be queued ahead of their results."""
-        ...
-
-    def upload(self, array: Any, values: npt.NDArray[Any]) -> None:
-        """Overwrite an array with a host's values of its dtype, in order with the ops before and after."""
-        ...
-
-    def host_visible(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> tuple[Any, npt.NDArray[Any]]:
-        """Host memory that ops write: the array for ops, and the same memory for the host to read behind an event."""
-        ...
-
-    def record_event(self) -> Callable[[], None]:
-        """Record an event behind all ops so far; the function waits until they have run."""
-        ...
-
-    def prepare(self, run: Callable[[], None], progress: Progress | None = None) -> None:
-        """Compile what the ops that `run` calls launch. `run` must not use their results."""
-        ...
-
-    def capture(
-        self, step: Callable[[], T], state: Sequence[Any], perturb: Callable[[list[Any]], list[Any]] | None
-    ) -> tuple[T, Callable[..., T | None]]:
-        """Run a step of ops; its result, and a function that replays it on the same arrays.
-
-        The function gives the step's result. With compare=True it gives None where a replay did something else than the
-        ops do.
-
-        state: The arrays that the step reads and changes. A step from the same values gives the same result, so that a
-        backend may try a replay.
-        perturb: From values of the state, other values from which the step computes something else. None: the ops are
-        launched one by one.
-        """
-        ...
-
-    def facts(self) -> list[tuple[str, str]]:
-        """What there is to say about the device, as (what, found)."""
-        ...
-
-    def free_bytes(self) -> int:
-        """Bytes that can still be allocated."""
-        ...
-
-    def release_memory(self) -> None:
-        """Wait for all work, then give memory back to the system that no array uses any more."""
-        ...
-
 
 _OWNERS: dict[type, Callable[[Any], Backend]] = {np.ndarray: lambda array: NUMPY}
 

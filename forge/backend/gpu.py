@@ -2,43 +2,29 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from forge.backend import sources
+from forge.backend.base import Backend, Launchable
 from forge.errors import UnsupportedError
 from forge.tuning import Choices
 from forge.tuning.spec import Values
 
-
-class _HasGPU(Protocol):
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def run_gpu(self) -> Callable[..., Any] | None: ...
-
-    def check(self, args: Sequence[Any], options: dict[str, Any]) -> dict[str, int]: ...
-
-
 _MIN_COUNTERS = 4096
 
 
-class GPU(ABC):
+class GPU(Backend):
     """A device that runs kernels: an op's `gpu` function gets it first, then the op's own arguments."""
 
     dtype = np.dtype(np.float16)
     is_gpu = True
     is_asynchronous = True
-    device: str
-    """The device as a person would name it."""
-    arch: str = ""
-    """The architecture as its compiler names it."""
     wave_size: int
     """Threads of a wave (NVIDIA: warp): 32 or 64."""
     num_cus: int
@@ -61,7 +47,7 @@ class GPU(ABC):
         """Whether `matmul` works here. Without it forge's kernels compute products of any size."""
         return True
 
-    def launch(self, op: _HasGPU, args: tuple[Any, ...], options: Mapping[str, Any]) -> Any:
+    def launch(self, op: Launchable, args: tuple[Any, ...], options: Mapping[str, Any]) -> Any:
         """Run an op. Raises TypeError or ValueError where the arguments do not fit its declaration."""
         if op.run_gpu is None:
             raise UnsupportedError(f"op {op.name} has no kernel")
@@ -90,10 +76,6 @@ class GPU(ABC):
         """
         yield lambda: True
 
-    @abstractmethod
-    def empty(self, shape: tuple[int, ...], dtype: Any) -> Any:
-        """An array whose contents are undefined."""
-
     def scratch(self, shape: tuple[int, ...], dtype: Any) -> Any:
         """Memory for one op's own use: the next op may overwrite it."""
         return self.empty(shape, dtype)
@@ -103,10 +85,6 @@ class GPU(ABC):
         if self._counters is None or len(self._counters) < count:
             self._counters = self.asarray(np.zeros(max(count, _MIN_COUNTERS), np.uint32))
         return self._counters[:count]
-
-    @abstractmethod
-    def asarray(self, array: Any, dtype: Any = None) -> Any:
-        """A copy on the device."""
 
     @abstractmethod
     def read_seconds(self, size: int) -> float:

@@ -5,35 +5,28 @@ from __future__ import annotations
 import math
 import mmap
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, suppress
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from forge.backend import host
+from forge.backend.base import Backend, Launchable
 from forge.backend.threads import THREADS
 from forge.errors import OutOfMemoryError
 
-T = TypeVar("T")
 
-
-class _HasNumpy(Protocol):
-    @property
-    def run_cpu(self) -> Callable[..., Any]: ...
-
-
-class NumpyBackend:
+class NumpyBackend(Backend):
     """Runs an op's NumPy function on NumPy arrays."""
 
     device = f"cpu ({os.cpu_count()} core{'' if os.cpu_count() == 1 else 's'}, NumPy {np.__version__})"
-    arch = ""
     dtype = np.dtype(np.float32)
     is_gpu = False
     is_asynchronous = False
 
-    def launch(self, op: _HasNumpy, args: tuple[Any, ...], options: Mapping[str, Any]) -> Any:
+    def launch(self, op: Launchable, args: tuple[Any, ...], options: Mapping[str, Any]) -> Any:
         return op.run_cpu(*args, **options)
 
     def active(self) -> AbstractContextManager[None]:
@@ -65,31 +58,9 @@ class NumpyBackend:
     def to_numpy(self, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
         return array
 
-    def upload(self, array: npt.NDArray[Any], values: npt.NDArray[Any]) -> None:
-        np.copyto(array, values)
-
-    def host_visible(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
-        array = self.empty(shape, dtype)
-        return array, array
-
-    def record_event(self) -> Callable[[], None]:
-        return lambda: None
-
-    def prepare(self, run: Callable[[], None], progress: object = None) -> None:
-        """There is nothing to compile."""
-
-    def capture(self, step: Callable[[], T], state: Sequence[Any], perturb: object) -> tuple[T, Callable[[], T]]:
-        return step(), step
-
-    def facts(self) -> list[tuple[str, str]]:
-        return [("device", self.device)]
-
     def free_bytes(self) -> int:
         """Memory of the host that can be taken without swapping, within the limits of this process."""
         return host.free_bytes()
-
-    def release_memory(self) -> None:
-        """Nothing is held back: an array's memory goes back to the system with the array."""
 
 
 NUMPY = NumpyBackend()

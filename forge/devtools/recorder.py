@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import math
 import mmap
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import cache
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from forge.backend import amd, register, sources
 from forge.backend.gpu import GPU
-
-T = TypeVar("T")
 
 MAX_CUS = 512
 """Compute units of a recorder: more than any GPU has, so that products are split where some GPU splits them."""
@@ -70,35 +67,19 @@ class Recorder(GPU):
     def matmul(self, x: Any, weight: Any, out: Any, column: int, *, accumulate: bool) -> None:
         """The vendor's BLAS has kernels of its own."""
 
-    @contextmanager
-    def active(self) -> Iterator[None]:
-        yield
-
     def upload(self, array: Any, values: npt.NDArray[Any]) -> None:
         pass
 
     def host_visible(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> tuple[Any, npt.NDArray[Any]]:
         return self.empty(shape, dtype), np.zeros(shape, dtype)
 
-    def record_event(self) -> Callable[[], None]:
-        return lambda: None
-
     def prepare(self, run: Callable[[], None], progress: object = None) -> None:
         """Compiles nothing: the launches of `run` are noted."""
         run()
 
-    def capture(self, step: Callable[[], T], state: Sequence[Any], perturb: object) -> tuple[T, Callable[..., T]]:
-        return step(), lambda compare=False: step()
-
-    def facts(self) -> list[tuple[str, str]]:
-        return [("device", self.device)]
-
     def free_bytes(self) -> int:
         """More than any model needs."""
         return 1 << 50
-
-    def release_memory(self) -> None:
-        pass
 
     def read_seconds(self, size: int) -> float:
         raise NotImplementedError("nothing here has a speed")

@@ -35,9 +35,6 @@ class HarnessBackend(Replayed, HostMemory, Harness):
 
     arch = "harness"
 
-    def prepare(self, run: object, progress: object = None) -> None:
-        pass
-
 
 class WithoutWarmUp(Recorder):
     """A recorder that notes what requests launch, and not what the warm-up does."""

@@ -415,7 +415,7 @@ class Late(Replayed, HostMemory, Harness):
 
     def upload(self, array: Any, values: Any) -> None:
         kept = np.array(values)
-        self._later(lambda: HostMemory.upload(self, array, kept))
+        self._later(lambda: Harness.upload(self, array, kept))
 
     def to_numpy(self, array: Any) -> np.ndarray:
         self._work()

@@ -86,9 +86,6 @@ class TunedBackend(HostMemory, Harness):
         super().__init__(32)
         self.tuning = store.load(self.arch, can_compile=True)
 
-    def prepare(self, run: Callable[[], None], progress: Any = None) -> None:
-        """The harness compiles what it launches."""
-
     def capture(self, step: Callable[[], Any], state: Any, perturb: Any) -> tuple[Any, Callable[[], Any]]:
         chosen = dict(self.tuning.tuned)
         return step(), lambda: chosen

@@ -9,13 +9,19 @@ import os
 import re
 import shutil
 import tempfile
+from collections.abc import Callable, Collection
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import TypeVar
 
 from forge import _files
 from forge.backend import amd, probe, rocm, sources
+from forge.config import Progress
 from forge.errors import DeviceError
+
+T = TypeVar("T")
 
 FLAGS = (
     *("-x", "hip", "--no-gpu-bundle-output", "-nogpuinc", "-nogpulib", "-O3", "-std=c++17"),
@@ -78,6 +84,19 @@ def compile_variant(variant: sources.Variant, arch: str, compiler: Compiler) -> 
     if target(data) != arch:
         raise DeviceError(f"{compiler.path} wrote no code object for {arch}: use another compiler: {COMPILERS}")
     return data
+
+
+def compile_all(make: Callable[[T], None], jobs: Collection[T], progress: Progress | None) -> None:
+    """Run jobs in parallel. The first error ends those that have not begun, and is raised."""
+    pool = ThreadPoolExecutor(os.cpu_count(), "forge-compile")
+    try:
+        tasks = [pool.submit(make, job) for job in jobs]
+        for done, task in enumerate(as_completed(tasks), 1):
+            task.result()
+            if progress:
+                progress("compiling kernels", done, len(jobs))
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def find_compiler() -> Compiler | None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -50,21 +48,13 @@ class Modules:
         progress: Progress | None,
     ) -> None:
         """Compile in parallel the variants that are not loaded yet. Threads load them within `on_device`."""
-        missing = [variant for variant in variants if variant not in self._modules]
 
         def build(variant: sources.Variant) -> None:
             with on_device():
                 self._module(variant)
 
-        pool = ThreadPoolExecutor(os.cpu_count(), "forge-compile")
-        try:
-            tasks = [pool.submit(build, variant) for variant in missing]
-            for done, task in enumerate(as_completed(tasks), 1):
-                task.result()
-                if progress:
-                    progress("compiling kernels", done, len(missing))
-        finally:
-            pool.shutdown(cancel_futures=True)
+        missing = [variant for variant in variants if variant not in self._modules]
+        compilers.compile_all(build, missing, progress)
 
     def _module(self, variant: sources.Variant) -> Any:
         module = self._modules.get(variant)

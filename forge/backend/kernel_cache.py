@@ -14,13 +14,12 @@ import os
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 from forge import _files
 from forge._files import cache_dir
-from forge.backend import amd, sources
+from forge.backend import amd, compilers, sources
 from forge.backend.compilers import COMPILERS, FLAGS, MAX_CODE_BYTES, compile_variant, find_compiler, target
 from forge.config import Progress
 from forge.errors import DeviceError, DownloadError, ParameterError
@@ -208,7 +207,7 @@ def missing(variants: Iterable[sources.Variant], arch: str, searched: Sequence[P
 
 
 def build(
-    wanted: Mapping[str, Iterable[sources.Variant]], store: Path, progress: Progress | None = None
+    wanted: Mapping[str, Sequence[sources.Variant]], store: Path, progress: Progress | None = None
 ) -> list[Built]:
     """Compile, in parallel, what a store does not hold or holds in another state than valid.
 
@@ -217,43 +216,27 @@ def build(
 
     wanted: Variants by the name of the GPU, which `check_arch` takes.
     """
-    sizes: dict[str, list[int]] = {arch: [] for arch in wanted}
-    jobs = []
-    for variant, arch in ((variant, arch) for arch, variants in wanted.items() for variant in variants):
-        checked = check(store, variant, arch)
-        if checked.state == "valid":
-            sizes[arch].append(len(checked.code))
-        else:
-            jobs.append((variant, arch))
-    present = {arch: len(found) for arch, found in sizes.items()}
+    jobs = [(variant, arch) for arch, variants in wanted.items() for variant in missing(variants, arch, [store])]
     compiler = find_compiler() if jobs else None
     if jobs and compiler is None:
         raise DeviceError(f"there is no compiler for AMD GPUs: install {COMPILERS}")
 
-    def make(variant: sources.Variant, arch: str) -> tuple[str, int]:
+    def make(job: tuple[sources.Variant, str]) -> None:
         assert compiler
-        code = compile_variant(variant, arch, compiler)
+        code = compile_variant(*job, compiler)
         try:
-            _publish(store, variant, arch, code, compiler.version)
+            _publish(store, *job, code, compiler.version)
         except OSError as error:
             message = f"{store}: cannot be written: {_files.reason(error)}"
             raise DeviceError(message, hint="choose another directory") from None
-        return arch, len(code)
 
-    pool = ThreadPoolExecutor(os.cpu_count(), "forge-compile")
-    try:
-        tasks = [pool.submit(make, *job) for job in jobs]
-        for done, task in enumerate(as_completed(tasks), 1):
-            arch, size = task.result()
-            sizes[arch].append(size)
-            if progress:
-                progress("compiling kernels", done, len(jobs))
-    finally:
-        pool.shutdown(cancel_futures=True)
-    return [
-        Built(arch, store / arch, len(found) - present[arch], present[arch], sum(found))
-        for arch, found in sizes.items()
-    ]
+    compilers.compile_all(make, jobs, progress)
+    found = []
+    for arch, variants in wanted.items():
+        built = sum(compiled == arch for _, compiled in jobs)
+        num_bytes = sum(_path(store, variant, arch).stat().st_size for variant in variants)
+        found.append(Built(arch, store / arch, built, len(variants) - built, num_bytes))
+    return found
 
 
 def _source_hash(variant: sources.Variant) -> str:

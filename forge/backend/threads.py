@@ -36,7 +36,7 @@ class Threads:
         self._asked: int | None = None
         self._pools: list[Any] | None = None
         self._most = 1
-        self._set = 0
+        self._set: int | None = 0
         self._seen = _Load(0.0, 0.0, 0.0)
         self._next = float("inf")
 
@@ -47,8 +47,10 @@ class Threads:
             message = "threads cannot be set for the BLAS of this NumPy"
             raise ParameterError(message, parameter="threads", hint="leave it out")
         self._asked = count
-        if (given := pools[0].num_threads if pools else 1) != self._set:
-            self._most = min(usable_cpus(self._root), given)  # what OPENBLAS_NUM_THREADS says, or the program
+        if self.current != self._set:
+            self._most = min(
+                usable_cpus(self._root), self.current or 1
+            )  # what OPENBLAS_NUM_THREADS says, or the program
         self._seen = self._look()
         self._next = self._seen.time + _FIRST_S if pools and count is None else float("inf")
         self._apply(count or self._most)
@@ -58,6 +60,12 @@ class Threads:
         """Threads to load with."""
         return self._asked or usable_cpus(self._root)
 
+    @property
+    def current(self) -> int | None:
+        """Threads that BLAS has now; None where that is not known."""
+        pools = self._find()
+        return int(pools[0].num_threads) if pools else None
+
     def adjust(self) -> None:
         """Leave CPUs to others that use them, and take them back, if it is time to look."""
         if time.monotonic() < self._next:
@@ -65,7 +73,7 @@ class Threads:
         before, self._seen = self._seen, self._look()
         is_fresh = self._seen.time - before.time < 2 * _EVERY_S  # else it is how busy they were while nothing ran
         self._next = self._seen.time + (_EVERY_S if is_fresh else _FIRST_S)
-        if self._find()[0].num_threads == self._set:  # else the program itself has set another number meanwhile
+        if self.current == self._set:  # else the program itself has set another number meanwhile
             free = len(os.sched_getaffinity(0)) - self._seen.others_since(before)
             self._apply(min(max(int(free + _SPARE), 1), self._most))
 
@@ -81,8 +89,7 @@ class Threads:
     def _apply(self, count: int) -> None:
         for pool in self._find():
             pool.set_num_threads(count)
-        if pools := self._find():
-            self._set = pools[0].num_threads
+        self._set = self.current
 
     def _look(self) -> _Load:
         return _Load(time.monotonic(), _busy_seconds(os.sched_getaffinity(0), self._root), time.process_time())

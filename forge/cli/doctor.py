@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import importlib.util
 import math
 import os
@@ -74,8 +73,10 @@ def findings(device: str = "auto", model: str = options.DEFAULT_MODEL) -> Iterat
 def _cpu() -> Iterator[Finding]:
     import numpy as np
 
+    from forge.backend.threads import THREADS
+
     build = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
-    cores, threads = _usable_cores(), _blas_threads()
+    cores, threads = _usable_cores(), THREADS.current
     found = f"{np.__version__}, BLAS {build.get('name')} {build.get('version')}"
     fix = ""
     if threads is not None:
@@ -93,21 +94,6 @@ def _usable_cores() -> int:
 
     cores = len(os.sched_getaffinity(0))
     return max(1, math.ceil(min(cores, cpu_time())))
-
-
-def _blas_threads() -> int | None:
-    """Threads of the OpenBLAS that NumPy has loaded; None where it is another library."""
-    try:
-        maps = Path("/proc/self/maps").read_text()
-    except OSError:
-        return None
-    for path in sorted({line.split(maxsplit=5)[-1] for line in maps.splitlines() if "openblas" in line}):
-        library = ctypes.CDLL(path)
-        for prefix in ("scipy_openblas", "openblas"):
-            for suffix in ("64_", ""):
-                if function := getattr(library, f"{prefix}_get_num_threads{suffix}", None):
-                    return int(function())
-    return None
 
 
 def _memory() -> Finding:

@@ -2,6 +2,7 @@
 
 import gc
 import os
+import sys
 from collections.abc import Callable, Iterator
 from itertools import chain
 from pathlib import Path
@@ -11,6 +12,10 @@ import pytest
 
 import forge
 from forge import hub
+
+# Many tests start Python, and each start would compile all of forge where the environment forbids to keep bytecode.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 DATA = Path(__file__).parent / "data"
 REAL_MODELS = {"smollm2_path", "gemma3_path"}

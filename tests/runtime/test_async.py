@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import threading
+import time
 from collections.abc import Coroutine
 from dataclasses import replace
 from typing import Any
@@ -179,6 +180,29 @@ def test_closing_the_model_ends_tasks_as_aborted_and_refuses_others() -> None:
         return reason
 
     assert run(read()) == "abort"
+    with pytest.raises(ForgeError, match="closed"):
+        run(llm.agenerate([1, 2]))
+
+
+@pytest.mark.parametrize("moment", ["while the thread ends", "behind its end"])
+def test_a_request_that_is_sent_as_the_model_closes_is_refused(moment: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    llm = tiny_llm("llama")
+    loop, is_closing, start, close = llm._loop, threading.Event(), llm._loop._start, llm.engine.close
+
+    def close_when_sent() -> None:
+        is_closing.set()
+        while moment == "while the thread ends" and loop._inbox.empty():
+            time.sleep(0.001)
+        close()
+
+    def start_and_stop() -> None:
+        """The request has passed the check, and is not sent yet."""
+        start()
+        loop.stop()
+        (is_closing if moment == "while the thread ends" else loop._has_ended).wait(60)
+
+    monkeypatch.setattr(llm.engine, "close", close_when_sent)
+    monkeypatch.setattr(loop, "_start", start_and_stop)
     with pytest.raises(ForgeError, match="closed"):
         run(llm.agenerate([1, 2]))
 

@@ -28,7 +28,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "TILE_SCALAR": {"wave": 32},
     "TILE_SCALAR, GFX9": {"wave": 64},
 }
-NAMES = ("M2 K96", "M16 K96", "M33 K96", "Q4_K M5", "Q6_K M2", "Q8_0 M2 K576", "Q2_K M2", "stack M5")
+NAMES = ("M2 K96", "M16 K64", "M16 K96", "M33 K96", "Q4_K M5", "Q6_K M2", "Q8_0 M2 K576", "Q2_K M2", "stack M5")
 
 
 def device_of(family: str) -> Harness:

@@ -26,7 +26,7 @@ PLACES = ("tests/kernels", "tests/ops/test_split_k.py", "tests/tuning/test_tuned
 """Where tests run kernels on the harness."""
 TESTS = {  # by kernel file: what names of these tests hold, the likeliest to find a fault first
     "activation": "act_and_mul-|gelu-|soft_cap|[add-",
-    "attention_decode": "heads of|in_most_parts|page edges|window|splits|decode",
+    "attention_decode": "heads of|in_most_parts|adds_partials|page edges|window|splits|decode",
     "attention_prefill": "prefill|mixed|paged_attention",
     "embed": "embed|take_rows",
     "linear": "[linear-M|M70|M65",
@@ -44,10 +44,10 @@ TESTS = {  # by kernel file: what names of these tests hold, the likeliest to fi
     "matmul": "M5 K1024|linear-M|linear-glu|linear-split-K|linear-|test_tiles|matmul",
     "matvec_f16": "linear-rms T1|linear-M1 |linear-rms glu silu T1|linear-rms|matvec_f16",
     "include/device_functions": "by hand: far|norm-rms|gelu|logprobs|argmax|[sample-|linear-rms|linear-",
-    "include/decode_kv": "heads of|page edges|window|splits|decode",
-    "include/decode_heads": "heads of|page edges|window|splits|decode",
-    "include/decode_softmax": "heads of|page edges|window|splits|decode",
-    "include/decode_merge": "heads of|page edges|window|splits|decode",
+    "include/decode_kv": "heads of|in_most_parts|page edges|window|splits|decode",
+    "include/decode_heads": "heads of|adds_partials|page edges|window|splits|decode",
+    "include/decode_softmax": "heads of|in_most_parts|page edges|window|splits|decode",
+    "include/decode_merge": "heads of|in_most_parts|page edges|window|splits|decode",
     "include/sample_state": "[sample-|[argmax-|edge|test_ids|draw",
     "include/sample_limits": "[sample-|edge|test_ids|draw",
     "include/sample_cut": "[sample-|edge|test_ids|draw",

@@ -76,6 +76,7 @@ def same(completion: Completion, chunks: list[Chunk]) -> None:
     if completion.logprobs is None:
         assert all(chunk.logprobs is None for chunk in chunks)
     else:
+        assert all(chunk.logprobs is not None for chunk in chunks)
         assert tuple(entry for chunk in chunks for entry in chunk.logprobs or ()) == completion.logprobs
 
 

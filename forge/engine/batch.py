@@ -26,7 +26,7 @@ def build(step: list[Scheduled], page_size: int, backend: Backend, *, all_logits
             table[kind, row, : len(own)] = own
     row_of = np.repeat(np.arange(len(step)), counts)  # (T,)
     positions = np.arange(starts[-1], dtype=np.int32) - (starts[:-1] - first)[row_of]
-    slots = table[:, row_of, positions // page_size] * page_size + positions % page_size  # (kinds, T)
+    slot_mapping = table[:, row_of, positions // page_size] * page_size + positions % page_size  # (kinds, T)
     ids = [entry.sequence.ids[entry.start : entry.start + entry.count] for entry in step]
     rows = np.array([starts[row + 1] - 1 for row, entry in enumerate(step) if entry.samples], np.int32)
     everything = all_logits or len(rows) == len(positions)
@@ -37,7 +37,7 @@ def build(step: list[Scheduled], page_size: int, backend: Backend, *, all_logits
         lengths=backend.asarray(first + counts),
         tables=tuple(
             PageTable(backend.asarray(own, np.int32), backend.asarray(of_kind))
-            for own, of_kind in zip(slots, table, strict=True)
+            for own, of_kind in zip(slot_mapping, table, strict=True)
         ),
         logit_rows=None if everything else backend.asarray(rows),
     )

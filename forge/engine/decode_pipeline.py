@@ -13,7 +13,7 @@ from forge.backend import Backend
 from forge.config import MAX_LOGPROBS
 from forge.engine.graph_cache import GraphCache, bucket
 from forge.engine.request_table import RequestTable
-from forge.engine.sampler import read_sampled, words_per_row
+from forge.engine.sampler import read_sampled
 from forge.engine.sequence import Sampled, Sequence
 from forge.models import Decoder
 from forge.models.batch import Batch, PageTable
@@ -50,13 +50,7 @@ class DecodePipeline:
     """
 
     def __init__(
-        self,
-        model: Decoder,
-        state: ModelState,
-        backend: Backend,
-        max_sequences: int,
-        context: int,
-        graphs: bool | int = True,
+        self, model: Decoder, state: ModelState, backend: Backend, max_sequences: int, context: int, graphs: bool | int
     ) -> None:
         self.model, self.state, self.backend, self.max_sequences = model, state, backend, max_sequences
         model.reserve(context)  # captured steps hold the addresses of the RoPE tables
@@ -68,7 +62,7 @@ class DecodePipeline:
         self._rows = backend.asarray(np.arange(max_sequences), np.int32)
         self._starts = backend.asarray(np.arange(max_sequences + 1), np.int32)
         self._graphs = GraphCache(backend, self.table, state, graphs)
-        most_words = max_sequences * words_per_row(MAX_LOGPROBS)
+        most_words = max_sequences * (2 * MAX_LOGPROBS + 2)  # as `pack_logprobs` gives them
         self._ring, self._host_ring = backend.host_visible((_RING_ENTRIES, most_words), np.int32)
         """Output ring: a step writes its ids to an entry in the host's memory. A copy between steps would hold up the
         next one."""
@@ -101,7 +95,7 @@ class DecodePipeline:
         table.fill(sequences)
         last_ids, lengths = table.fields["last_id"], table.fields["length"]
         decode_inputs(rows, last_ids, lengths, table.page_tables, table.step, self.state.page_size)
-        ids, _ = table.draw(logits)
+        ids, _ = table.sampler.draw(logits, table.fields)
         advance(ids, rows, last_ids, lengths, table.sampler.counts, None, None, None)
 
     def launch(self, sequences: list[Sequence]) -> bool:
@@ -147,7 +141,7 @@ class DecodePipeline:
         tables = tuple(PageTable(own, pages[:rows]) for own, pages in zip(slot_mapping, table.page_tables, strict=True))
         batch = Batch(ids, positions, self._starts[: rows + 1], row_lengths, tables, None)  # row r is slot r
         logits = self.model(batch, self.state)
-        ids, drawn = table.draw(logits)
+        ids, drawn = table.sampler.draw(logits, table.fields)
         advance(ids, row_numbers, last_ids, lengths, table.sampler.counts, drawn.reshape(-1), table.step, self._ring)
         return [drawn, logits]
 

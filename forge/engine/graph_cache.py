@@ -36,7 +36,7 @@ def bucket(rows: int, most: int) -> int:
 class GraphCache:
     """Steps of the first rows of a request table, captured when they first run and replayed from then on."""
 
-    def __init__(self, backend: Backend, table: RequestTable, state: ModelState, graphs: bool | int = True) -> None:
+    def __init__(self, backend: Backend, table: RequestTable, state: ModelState, graphs: bool | int) -> None:
         self._backend, self._table, self._state, self._graphs = backend, table, state, graphs
         self._replays: dict[Key, Callable[..., list[Any] | None]] = {}
         self._until_compared = self._interval = 0 if isinstance(graphs, bool) else graphs

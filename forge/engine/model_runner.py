@@ -72,7 +72,7 @@ class ModelRunner:
                 logits = take_rows(self.backend.asarray(rows, np.int32), logits)  # (B, V)
             table = RequestTable(self.backend, len(sequences), self.vocab_size)
             table.fill(sequences)
-            _, drawn = table.draw(logits)
+            _, drawn = table.sampler.draw(logits, table.fields)
             return read_sampled(sequences, self.backend.to_numpy(drawn))
 
     def copy_page(self, kind: int, source: int, target: int) -> None:

@@ -98,10 +98,6 @@ class RequestTable:
         last_ids, *others = state
         return [(last_ids + 1) % self.vocabulary, *others]
 
-    def draw(self, logits: Any) -> tuple[Any, Any]:
-        """The next ids of the first rows: `Sampler.draw`."""
-        return self.sampler.draw(logits, self.fields)
-
     def _put(self, sequences: list[Sequence], history: list[Edits], edits: list[Edits]) -> None:
         """Upload edits of the table, what its first rows do not hold yet, and edits of the sampler's history."""
         new = [row for row, (s, held) in enumerate(zip(sequences, self._held, strict=True)) if s is not held]

@@ -94,11 +94,6 @@ class Sampler:
         return ids, pack_logprobs(ids, logprobs(own, ids), *top_logprobs(own, self.num_top))
 
 
-def words_per_row(num_top: int) -> int:
-    """32-bit words that `Sampler.draw` gives for a sequence with this many alternatives beside its own id."""
-    return 2 * num_top + 2
-
-
 def read_sampled(sequences: Iterable[Sequence], drawn: np.ndarray[Any, Any]) -> list[Sampled]:
     """The new ids of some sequences from what `Sampler.draw` gives last.
 

@@ -30,16 +30,26 @@ class Sublayer:
     ffn_norm reads the mixer's input."""
 
 
+_ATTENTION = "attn_norm attn_q attn_k attn_v attn_output"
+_FEED_FORWARD = "ffn_norm ffn_gate ffn_up ffn_down"
+_QK_NORM = "attn_q_norm attn_k_norm"
+_QKV_BIAS = "attn_q.bias attn_k.bias attn_v.bias"
+_ATTENTION_BIAS = f"{_QKV_BIAS} attn_output.bias"
+
+_WITH_BIASES = (Sublayer("attention", _ATTENTION, _ATTENTION_BIAS),)
+_GATED = (Sublayer("gated", _FEED_FORWARD),)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Arch:
     """What all models of a family share."""
 
-    rope: RopeStyle
+    rope: RopeStyle = "neox"
     """The pairing its checkpoints are converted for: Q and K of llama are permuted to interleaved pairs."""
-    mixers: tuple[Sublayer, ...]
+    mixers: tuple[Sublayer, ...] = _WITH_BIASES
     """The layers' mixers in turn, repeated to the last layer: (other, other, other, attention) makes every fourth layer
     attention."""
-    feed_forwards: tuple[Sublayer, ...]
+    feed_forwards: tuple[Sublayer, ...] = _GATED
     """The layers' feed-forwards in turn, repeated, behind those of the first layers."""
     first_feed_forwards: tuple[Sublayer, ...] = ()
     """The feed-forwards of the first layers, one for each."""
@@ -68,18 +78,8 @@ class Arch:
         return list(zip(mixers, [*self.first_feed_forwards[:count], *repeated], strict=True))
 
 
-_ATTENTION = "attn_norm attn_q attn_k attn_v attn_output"
-_FEED_FORWARD = "ffn_norm ffn_gate ffn_up ffn_down"
-_QK_NORM = "attn_q_norm attn_k_norm"
-_QKV_BIAS = "attn_q.bias attn_k.bias attn_v.bias"
-_ATTENTION_BIAS = f"{_QKV_BIAS} attn_output.bias"
-
-_WITH_BIASES = (Sublayer("attention", _ATTENTION, _ATTENTION_BIAS),)
-_GATED = (Sublayer("gated", _FEED_FORWARD),)
-
 _LLAMA = Arch(
     rope="interleaved",
-    mixers=_WITH_BIASES,
     feed_forwards=(Sublayer("gated", _FEED_FORWARD, "ffn_gate.bias ffn_up.bias ffn_down.bias"),),
     global_every=1,
 )
@@ -88,21 +88,10 @@ ARCHS: dict[str, Arch] = {
     "llama": _LLAMA,
     "mistral": _LLAMA,  # converters write llama
     "mistral3": _LLAMA,
-    "qwen2": Arch(
-        rope="neox",
-        mixers=(Sublayer("attention", f"{_ATTENTION} {_QKV_BIAS}", "attn_output.bias"),),
-        feed_forwards=_GATED,
-        global_every=1,
-    ),
-    "qwen3": Arch(
-        rope="neox",
-        mixers=(Sublayer("attention", f"{_ATTENTION} {_QK_NORM}", _ATTENTION_BIAS),),
-        feed_forwards=_GATED,
-        global_every=1,
-    ),
-    "gemma": Arch(rope="neox", mixers=_WITH_BIASES, feed_forwards=_GATED, activation="gelu", scales_embedding=True),
+    "qwen2": Arch(mixers=(Sublayer("attention", f"{_ATTENTION} {_QKV_BIAS}", "attn_output.bias"),), global_every=1),
+    "qwen3": Arch(mixers=(Sublayer("attention", f"{_ATTENTION} {_QK_NORM}", _ATTENTION_BIAS),), global_every=1),
+    "gemma": Arch(activation="gelu", scales_embedding=True),
     "gemma2": Arch(
-        rope="neox",
         mixers=(Sublayer("attention", f"{_ATTENTION} post_attention_norm", _ATTENTION_BIAS),),
         feed_forwards=(Sublayer("gated", f"{_FEED_FORWARD} post_ffw_norm"),),
         activation="gelu",
@@ -113,7 +102,6 @@ ARCHS: dict[str, Arch] = {
         width_scaled_layers=46,
     ),
     "gemma3": Arch(
-        rope="neox",
         mixers=(Sublayer("attention", f"{_ATTENTION} {_QK_NORM} post_attention_norm", _ATTENTION_BIAS),),
         feed_forwards=(Sublayer("gated", f"{_FEED_FORWARD} post_ffw_norm"),),
         activation="gelu",
@@ -122,9 +110,8 @@ ARCHS: dict[str, Arch] = {
         local_rope_base=10_000.0,
         width_scaled_layers=62,
     ),
-    "phi3": Arch(rope="neox", mixers=(Sublayer("attention", _ATTENTION, _QKV_BIAS),), feed_forwards=_GATED),
+    "phi3": Arch(mixers=(Sublayer("attention", _ATTENTION, _QKV_BIAS),)),
     "stablelm": Arch(
-        rope="neox",
         # StableLM 2 12B has no ffn_norm, but norms of q and k
         mixers=(Sublayer("attention", f"{_ATTENTION} attn_norm.bias", f"{_QKV_BIAS} {_QK_NORM}"),),
         feed_forwards=(Sublayer("gated", "ffn_gate ffn_up ffn_down", "ffn_norm ffn_norm.bias"),),
@@ -132,7 +119,6 @@ ARCHS: dict[str, Arch] = {
         norms_each_head=True,
     ),
     "starcoder2": Arch(
-        rope="neox",
         mixers=(Sublayer("attention", f"{_ATTENTION} attn_norm.bias {_ATTENTION_BIAS}"),),
         feed_forwards=(Sublayer("plain", "ffn_norm ffn_norm.bias ffn_up ffn_up.bias ffn_down ffn_down.bias"),),
         norm="layer",

@@ -48,7 +48,7 @@ class Attention:
                 self.attn_q_norm = tensors.vector("attn_q_norm", config.head_dim)
                 self.attn_k_norm = tensors.vector("attn_k_norm", config.head_dim)
         self.attn_output = tensors.linear({"attn_output": config.width}, queries)
-        self.post_attention_norm = tensors.norm_or_none("post_attention_norm")
+        self.post_attention_norm = tensors.norm("post_attention_norm")
         self.rope = ropes[config.layer_ropes[self.index]]
         self.spec = AttentionSpec(config.attention_scale, config.layer_windows[self.index], config.attention_softcap)
         self.norm_eps = config.norm_eps
@@ -60,7 +60,7 @@ class Attention:
     def __call__(self, stream: ResidualStream, batch: Batch, state: ModelState, hook: Hook | None) -> None:
         """Add the result to the stream, and keys and values of the batch's T tokens to the state."""
         kv, table = state[self.index]
-        slots, page_table = batch.tables[table]
+        slot_mapping, page_table = batch.tables[table]
         is_one_op = batch.is_decode and hook is None  # a hook sees what that op does not write
         operand = stream.normed(self.attn_norm, keep=self.keeps_input)  # (T, E)
         split_k = "allowed" if is_one_op and self.head_norms is None else "never"
@@ -70,13 +70,13 @@ class Attention:
         norms, tables, style = (self.attn_q_norm, self.attn_k_norm), self.rope, self.rope.config.style
         rope = RopeArgs(self.attn_qkv_bias, *norms, tables.cos_sin, tables.query_scale, self.norm_eps)
         if is_one_op:
-            where = batch.lengths, slots, kv, page_table
+            where = batch.lengths, slot_mapping, kv, page_table
             attended = decode_attention(qkv, rope, *where, self.spec, style=style)
         else:
-            q = rope_append_kv(qkv, rope, batch.positions, slots, kv, style=style)  # (T, H, D)
+            q = rope_append_kv(qkv, rope, batch.positions, slot_mapping, kv, style=style)  # (T, H, D)
             if hook:
                 hook(f"blk.{self.index}.attn_q", q)
-                hook(f"blk.{self.index}.attn_k", take_slots(slots, kv.k))  # (T, G, D)
+                hook(f"blk.{self.index}.attn_k", take_slots(slot_mapping, kv.k))  # (T, G, D)
             attended = paged_attention(q, kv, batch.starts, batch.lengths, page_table, self.spec)
         attended = attended.reshape(len(attended), -1)  # (T, H * D)
         stream.add(self.attn_output, attended, self.post_attention_norm)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -24,38 +25,27 @@ class AttentionWeights:
     weights: float32 (layers, H, T, T) on the host. Keys of earlier tokens are kept there too: (layers, T, G, D).
     """
 
-    def __init__(self, config: ModelConfig, layers: range, num_tokens: int) -> None:
+    def __init__(self, config: ModelConfig, layers: range, num_tokens: int, free: int) -> None:
+        """Raises OutOfMemoryError, with the numbers, where `free` bytes of the host are too few for a pass."""
         self.config, self.layers = config, layers
         shape = len(layers), config.num_heads, num_tokens, num_tokens
         kept = len(layers), num_tokens, config.num_kv_heads, config.head_dim
+        row = 4 * config.num_heads * num_tokens
+        size = 4 * (prod(shape) + prod(kept)) + _TEMPORARIES * max(min(_SCORE_BYTES, row * num_tokens), row)
+        several = len(layers) > 1
+        message = (
+            f"the attention of {num_tokens} tokens in {f'{len(layers)} layers' if several else 'one layer'} needs "
+            f"{size / 1e9:.2f} GB, {{}}: use a shorter prompt{' or one layer at a time' if several else ''}"
+        )
+        if size > free:
+            raise OutOfMemoryError(message.format(f"{free / 1e9:.2f} GB are free"))
         try:
             self.weights: npt.NDArray[np.float32] = np.empty(shape, np.float32)
             self._keys = np.empty(kept, np.float32)
         except MemoryError:  # whatever was free when it was looked at
-            raise self._too_large(config, layers, num_tokens, "the system gives less") from None
+            raise OutOfMemoryError(message.format("the system gives less")) from None
         self._queries: Any = None
         self._done = [0] * len(layers)
-
-    @classmethod
-    def check_room(cls, config: ModelConfig, layers: range, num_tokens: int, free: int) -> None:
-        """Raises OutOfMemoryError, with the numbers, where `free` bytes of the host are too few for a pass."""
-        if cls._bytes(config, layers, num_tokens) > free:
-            raise cls._too_large(config, layers, num_tokens, f"{free / 1e9:.2f} GB are free")
-
-    @staticmethod
-    def _bytes(config: ModelConfig, layers: range, num_tokens: int) -> int:
-        row = 4 * config.num_heads * num_tokens
-        keys = 4 * num_tokens * config.num_kv_heads * config.head_dim
-        return len(layers) * (row * num_tokens + keys) + _TEMPORARIES * max(min(_SCORE_BYTES, row * num_tokens), row)
-
-    @classmethod
-    def _too_large(cls, config: ModelConfig, layers: range, num_tokens: int, found: str) -> OutOfMemoryError:
-        many = f"{len(layers)} layers" if len(layers) > 1 else "one layer"
-        size = cls._bytes(config, layers, num_tokens) / 1e9
-        return OutOfMemoryError(
-            f"the attention of {num_tokens} tokens in {many} needs {size:.2f} GB, {found}: "
-            f"use a shorter prompt{' or one layer at a time' if len(layers) > 1 else ''}"
-        )
 
     def __call__(self, name: str, array: Any) -> None:
         prefix, _, rest = name.partition(".")

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 class PageTable(NamedTuple):
     """Where one kind of layers finds its state of the batch's tokens; int32 arrays on the model's device."""
 
-    slots: Any
+    slot_mapping: Any
     """(T,) page * P + offset: where a token's key and value go"""
     pages: Any
     """(B, most pages of a sequence, or more) the sequences' pages, in order; released and unused entries are numbers

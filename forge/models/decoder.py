@@ -10,7 +10,7 @@ from forge.config import Hook, ModelConfig
 from forge.models.arch import ARCHS, Sublayer
 from forge.models.attention import Attention
 from forge.models.batch import Batch
-from forge.models.feed_forward import GatedFeedForward, PlainFeedForward
+from forge.models.feed_forward import FeedForward
 from forge.models.layer_tensors import LayerTensors
 from forge.models.layers import Linear, Norm
 from forge.models.residual import ResidualStream
@@ -21,9 +21,8 @@ from forge.ops.embed import embed
 from forge.state.model_state import ModelState
 
 Mixer = Attention
-FeedForward = GatedFeedForward | PlainFeedForward
 _MIXERS: dict[str, type[Mixer]] = {"attention": Attention}
-_FEED_FORWARDS: dict[str, type[FeedForward]] = {"gated": GatedFeedForward, "plain": PlainFeedForward}
+_FEED_FORWARDS: dict[str, type[FeedForward]] = {"gated": FeedForward, "plain": FeedForward}
 
 
 class Decoder:

@@ -17,7 +17,7 @@ class LayerTensors:
     """
 
     def __init__(self, weights: Weights, config: ModelConfig, sublayer: Sublayer, index: int, first: int) -> None:
-        self.config, self.index = config, index
+        self.config, self.index, self.kind = config, index, sublayer.kind
         self._weights, self._first = weights, first
         self._required, self._optional = sublayer.tensors.split(), sublayer.optional.split()
 
@@ -47,15 +47,13 @@ class LayerTensors:
         sizes = {self._name(tensor + suffix): size for tensor, size in tensors.items()}
         return sizes, self._name(joined + suffix) if joined else None
 
-    def norm(self, tensor: str) -> Norm:
-        """A norm of the residual stream."""
+    def norm(self, tensor: str) -> Norm | None:
+        """A norm of the residual stream, or None where the layer has none."""
+        if not self.has_norm(tensor):
+            return None
         has_bias = f"{tensor}.bias" in (*self._required, *self._optional)
         bias = self.vector(f"{tensor}.bias", self.config.width) if has_bias else None
         return Norm(self.config.norm, self.vector(tensor, self.config.width), bias, self.config.norm_eps)
-
-    def norm_or_none(self, tensor: str) -> Norm | None:
-        """The same, or None where the layer has none."""
-        return self.norm(tensor) if self.has_norm(tensor) else None
 
     def vector(self, tensor: str, size: int) -> Any:
         """(size,) float32 on the device."""

@@ -57,19 +57,9 @@ def _one_each(lengths: Array) -> Array:
 
 
 @decode_attention.gpu
-def _decode_attention_gpu(
-    device: GPU,
-    qkv: Any,
-    rope: RopeArgs,
-    lengths: Any,
-    slot_mapping: Any,
-    kv: KVPages,
-    page_table: Any,
-    spec: AttentionSpec,
-    *,
-    style: str,
-) -> Any:
+def _decode_attention_gpu(device: GPU, qkv: Any, rope: RopeArgs, lengths: Any, *state: Any, style: str) -> Any:
     """One launch. qkv may be `Partials`: the kernel sums them."""
+    slot_mapping, kv, page_table, spec = state
     rows, pages = page_table.shape
     _, page_size, kv_heads, dim = kv.k.shape
     check_head_dim(dim)

@@ -55,11 +55,6 @@ def supports(weight: Any) -> bool:
     return isinstance(weight, Packed) or weight.shape[1] % 8 == 0
 
 
-def kernel_of(device: GPU, *, is_packed: bool) -> str:
-    """Which kernel computes products with quantized or float16 matrices."""
-    return "matmul_wgmma" if device.has_wgmma and not is_packed else "matmul"
-
-
 def matmul(
     device: GPU, x: Any, weight: Any, bias: Any, y: Any, column: int = 0, *, accumulate: bool = False, glu: str = "none"
 ) -> None:
@@ -102,8 +97,8 @@ class _Launch:
         (rows, inner), outer = x.shape, weight.shape[0]
         is_packed = isinstance(weight, Packed)
         tokens = next(most for most in MATMUL_ROWS if rows <= most)
-        self.kernel = kernel_of(device, is_packed=is_packed)
-        self.is_wgmma = self.kernel == "matmul_wgmma"
+        self.is_wgmma = device.has_wgmma and not is_packed
+        self.kernel = "matmul_wgmma" if self.is_wgmma else "matmul"
         choice = device.choice(
             self.kernel,
             op="rms_gated" if is_glu else "linear",

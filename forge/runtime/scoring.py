@@ -33,9 +33,7 @@ def logits(loop: EngineLoop, engine: Engine, ids: list[int]) -> npt.NDArray[np.f
 def attention(loop: EngineLoop, engine: Engine, ids: list[int], layers: range) -> npt.NDArray[np.float32]:
     """Attention weights (layers, H, T, T) of some layers. Raises what `LLM.attention` does."""
     engine.check_ids(ids)
-    size = engine.runner.config, layers, len(ids)
-    AttentionWeights.check_room(*size, select("cpu").free_bytes())
-    found = AttentionWeights(*size)
+    found = AttentionWeights(engine.runner.config, layers, len(ids), select("cpu").free_bytes())
     loop.run(engine.run_blocks(ids, found))
     return found.weights
 

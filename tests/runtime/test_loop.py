@@ -24,7 +24,7 @@ import forge
 from forge import LLM, Completion, ForgeError, OutOfMemoryError
 from forge.backend import NUMPY
 from forge.backend.numpy import NumpyBackend
-from forge.models.feed_forward import GatedFeedForward
+from forge.models.feed_forward import FeedForward
 from forge.runtime.waiters import PATIENCE_S
 
 PACKAGE = str(Path(forge.__file__).parent)
@@ -605,7 +605,7 @@ def test_an_error_that_is_kept_keeps_no_memory_of_its_step(use: str, monkeypatch
         raise MemoryError("once")
 
     with monkeypatch.context() as patch:
-        patch.setattr(GatedFeedForward, "__call__", fails)
+        patch.setattr(FeedForward, "__call__", fails)
         with pytest.raises(MemoryError, match="once") as kept:
             getattr(llm, use)([1, 2, 3])
     held = weakref.ref(model)

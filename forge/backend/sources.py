@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 PRELUDE = tuple(
-    f"include/{part}" for part in ("prelude", "platform_amd", "platform_nvidia", "platform_harness", "device_functions")
+    f"include/{part}"
+    for part in ("prelude", "platform_clang", "platform_amd", "platform_nvidia", "platform_harness", "device_functions")
 )
 """What comes before every kernel: the contract, its implementations and what is built on them."""
 

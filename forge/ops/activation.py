@@ -68,7 +68,8 @@ def _act_and_mul_cpu(gate_up: Array, *, activation: str) -> Array:
 def _act_and_mul_gpu(device: GPU, gate_up: Any, *, activation: str) -> Any:
     rows, width = gate_up.shape[0], gate_up.shape[1] // 2
     y = device.empty((rows, width), device.dtype)
-    device.run("activation", f"{activation}_mul", (-(-width // (4 * _BLOCK)), rows), gate_up, y, width)
+    grid = (-(-width // (4 * _BLOCK)), rows)
+    device.run("activation", "act_and_mul", grid, gate_up, y, width, int(activation == "gelu"))
     return y
 
 

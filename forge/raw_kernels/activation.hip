@@ -1,7 +1,13 @@
 // Activations of float32 products into float16 inputs of the next product, the soft cap of logits, and a sum.
 
 // Four numbers per thread where rows are multiples of four.
-template <bool SILU> DEVICE void gated(const float *gate_up, f16 *y, u32 width) {
+KERNEL(256) act_and_mul(
+    const float *gate_up, // (T, 2F) gates, then ups
+    f16 *y,               // (T, F) activation(gate) * up
+    u32 width,            // F
+    u32 gelu              // 0 or 1: the activation is GELU, else SiLU
+) {
+    grid_dependency_sync();
     const float *gate = gate_up + (u64)BLOCK_Y * 2 * width, *up = gate + width;
     f16 *out = y + (u64)BLOCK_Y * width;
     u32 i = (BLOCK_X * 256 + THREAD) * 4;
@@ -9,28 +15,11 @@ template <bool SILU> DEVICE void gated(const float *gate_up, f16 *y, u32 width) 
         if (i >= width) return;
         f32x4 g = load<4>(gate + i), u = load<4>(up + i);
         Vec<f16, 4> r;
-        UNROLL for (u32 j = 0; j < 4; ++j) r.v[j] = to_f16(activate<SILU>(g.v[j]) * u.v[j]);
+        UNROLL for (u32 j = 0; j < 4; ++j) r.v[j] = to_f16(activate(g.v[j], gelu) * u.v[j]);
         store(out + i, r);
     } else {
-        for (u32 j = i; j < smaller((i32)i + 4, (i32)width); ++j) out[j] = to_f16(activate<SILU>(gate[j]) * up[j]);
+        for (u32 j = i; j < smaller(i + 4, width); ++j) out[j] = to_f16(activate(gate[j], gelu) * up[j]);
     }
-}
-
-KERNEL(256) silu_mul(
-    const float *gate_up, // (T, 2F) gates, then ups
-    f16 *y,               // (T, F) silu(gate) * up
-    u32 width             // F
-) {
-    grid_dependency_sync();
-    gated<true>(gate_up, y, width);
-}
-KERNEL(256) gelu_mul(
-    const float *gate_up, // (T, 2F) gates, then ups
-    f16 *y,               // (T, F) gelu(gate) * up
-    u32 width             // F
-) {
-    grid_dependency_sync();
-    gated<false>(gate_up, y, width);
 }
 
 KERNEL(256) gelu(

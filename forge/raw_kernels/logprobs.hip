@@ -1,4 +1,5 @@
 // Log probabilities of ids of each row under its logits as they are. A block per row.
+// Uses: sample_math, sample_bins
 
 #define THREADS 1024
 
@@ -7,20 +8,16 @@ struct Distribution {
     bool exists; // the greatest logit is finite
 };
 
-DEVICE Distribution distribution(const float *z, u32 vocabulary, float (&scratch)[MAX_WAVES(THREADS)]) {
-    float most = NEG_INFINITY;
-    u32 nans = 0;
-    for (u32 i = THREAD; i < vocabulary; i += THREADS) {
-        most = larger(most, z[i]);
-        nans += z[i] != z[i];
-    }
-    most = block_max(most, scratch);
-    float all_nans = block_sum((float)nans, scratch);
-    bool exists = all_nans == 0.0f && most > NEG_INFINITY && most < -NEG_INFINITY;
-    float sum = 0;
-    for (u32 i = THREAD; i < vocabulary; i += THREADS) sum += exists ? fast_exp(z[i] - most) : 0.0f;
-    sum = block_sum(sum, scratch);
-    return Distribution{most, fast_log(sum), exists};
+DEVICE Distribution distribution(
+    const float *z, u32 vocabulary, float (&scratch)[MAX_WAVES(THREADS)], u64 (&keys)[MAX_WAVES(THREADS)]
+) {
+    u32 most = 0;
+    for (u32 i = THREAD; i < vocabulary; i += THREADS) most = larger(most, key_or_nan(z[i]));
+    most = (u32)block_most(most, keys);
+    float greatest = logit_of(most), sum = 0;
+    bool exists = is_finite(most);
+    for (u32 i = THREAD; i < vocabulary; i += THREADS) sum += exists ? fast_exp(z[i] - greatest) : 0.0f;
+    return Distribution{greatest, fast_log(block_sum(sum, scratch)), exists};
 }
 
 DEVICE float logprob(const Distribution &d, float z) {
@@ -35,8 +32,9 @@ KERNEL(THREADS) logprobs(
 ) {
     grid_dependency_sync();
     SHARED float scratch[MAX_WAVES(THREADS)];
+    SHARED u64 keys[MAX_WAVES(THREADS)];
     const float *z = logits + (u64)BLOCK_X * vocabulary;
-    Distribution d = distribution(z, vocabulary, scratch);
+    Distribution d = distribution(z, vocabulary, scratch, keys);
     if (THREAD == 0) values[BLOCK_X] = logprob(d, z[larger(ids[BLOCK_X], 0)]);
 }
 
@@ -50,33 +48,21 @@ KERNEL(THREADS) top_logprobs(
 ) {
     grid_dependency_sync();
     SHARED float scratch[MAX_WAVES(THREADS)];
-    SHARED u32 best_key[MAX_WAVES(THREADS)];
-    SHARED u32 best_id[MAX_WAVES(THREADS)];
+    SHARED u64 keys[MAX_WAVES(THREADS)];
     const float *z = logits + (u64)BLOCK_X * vocabulary;
-    Distribution d = distribution(z, vocabulary, scratch);
-    u32 last = 0, last_id = 0;
+    Distribution d = distribution(z, vocabulary, scratch, keys);
+    u64 last = ~0ull; // `order_of` the id before
     for (u32 place = 0; place < n; ++place) {
-        u32 most = 0, id = 0xffffffffu;
+        u64 next = 0;
         for (u32 i = THREAD; i < vocabulary; i += THREADS) {
-            u32 key = ordered_key(z[i]);
-            bool taken = place > 0 && (key > last || (key == last && i <= last_id));
-            if (!taken && (key > most || id == 0xffffffffu)) most = key, id = i;
+            u64 order = order_of(ordered_key(z[i]), i);
+            if (order < last && order > next) next = order;
         }
-        for (u32 i = WAVE / 2; i > 0; i /= 2) {
-            u32 other = shfl_xor(most, i), other_id = shfl_xor(id, i);
-            if (other > most || (other == most && other_id < id)) most = other, id = other_id;
-        }
-        if (LANE == 0) best_key[THREAD / WAVE] = most, best_id[THREAD / WAVE] = id;
-        barrier();
-        for (u32 w = 0; w < THREADS / WAVE; ++w)
-            if (best_key[w] > most || (best_key[w] == most && best_id[w] < id)) most = best_key[w], id = best_id[w];
-        barrier();
-        last = most;
-        last_id = id;
+        last = block_most(next, keys);
         if (THREAD == 0) {
             u64 at = (u64)BLOCK_X * n + place;
-            ids[at] = (i32)(d.exists ? id : place);
-            values[at] = logprob(d, logit_of(most));
+            ids[at] = (i32)(d.exists ? id_in(last) : place);
+            values[at] = logprob(d, logit_of(key_in(last)));
         }
     }
 }

@@ -63,17 +63,16 @@ DEVICE void load_stage(const f16 *x, u32 stage, u32 base, u32 rows, u32 inner, u
         u32 k = piece_start(turn, reader_part(p.reader), group, 2 * half + p.i), m = base + p.tile * TILE_TOKENS + reader_token(p.reader);
         bool there = k < inner && m < rows;
         const u32x4 *from = (const u32x4 *)(x + (there ? m * inner + k : 0));
-#if HAS_COPY_ASYNC
-        copy_async(&to[in_stage(p)], from, there);
-#else
+        if (HAS_COPY_ASYNC) {
+            copy_async(&to[in_stage(p)], from, there);
+            continue;
+        }
         u32x4 piece = {}; // word by word, because clang keeps in memory what is only copied as a whole
         if (there)
             UNROLL for (u32 w = 0; w < 4; ++w) piece.v[w] = from->v[w];
         UNROLL for (u32 w = 0; w < 4; ++w) pieces[e].v[w] = piece.v[w];
-#endif
     }
 }
-#if !HAS_COPY_ASYNC
 DEVICE void store_stage(u32x4 (&to)[STAGE_PIECES], const u32x4 (&pieces)[EACH]) {
     UNROLL for (u32 e = 0; e < EACH; ++e) {
         if (STAGE_PIECES % BLOCK && THREAD + e * BLOCK >= STAGE_PIECES) continue;
@@ -81,7 +80,6 @@ DEVICE void store_stage(u32x4 (&to)[STAGE_PIECES], const u32x4 (&pieces)[EACH]) 
         UNROLL for (u32 w = 0; w < 4; ++w) own.v[w] = pieces[e].v[w];
     }
 }
-#endif
 
 DEVICE RowWeights load_row_weights(const WEIGHT *weight, const Planes &planes, u32 row, u32 turn, u32 part, u32 inner) {
     RowWeights held = {};
@@ -171,11 +169,8 @@ KERNEL(BLOCK) matmul(
         u32 stage = begin * STEPS / STAGE_STEPS, last_stage = (end * STEPS + STAGE_STEPS - 1) / STAGE_STEPS, at = 0; // its place in LDS
         UNROLL for (u32 s = 0; s + 1 < STAGES; ++s) {
             if (stage + s < last_stage) load_stage(x, stage + s, base, rows, inner, stages[s], pieces);
-#if HAS_COPY_ASYNC
+            if (!HAS_COPY_ASYNC) store_stage(stages[s], pieces);
             commit_copies();
-#else
-            store_stage(stages[s], pieces);
-#endif
         }
         auto multiply_turn = [&](u32 turn, Turn &own, Turn &next) {
             if (PREFETCH)
@@ -186,14 +181,10 @@ KERNEL(BLOCK) matmul(
                 UNROLL for (u32 half = 0; half < 2; ++half) {
                     u32 step = turn * STEPS + group * 2 + half, last = at == 0 ? STAGES - 1 : at - 1; // the place of the stage before
                     if (step % STAGE_STEPS == 0) {
-#if HAS_COPY_ASYNC
                         wait_copies<STAGES - 2>();
-#endif
                         lds_barrier(); // the stage is there, and everything of the stage before was read
                         if (stage + STAGES - 1 < last_stage) load_stage(x, stage + STAGES - 1, base, rows, inner, stages[last], pieces);
-#if HAS_COPY_ASYNC
                         commit_copies();
-#endif
                     }
                     const u32x4 *own_x = stages[at] + step % STAGE_STEPS * STEP_PIECES + LANE % READERS;
                     f16_quad weights[TILES][TILE_LANE_ROWS][4];
@@ -209,9 +200,7 @@ KERNEL(BLOCK) matmul(
                         UNROLL for (u32 t = 0; t < TILES; ++t) tile_multiply(sum[t][m], weights[t], quads);
                     }
                     if (step % STAGE_STEPS == STAGE_STEPS - 1) {
-#if !HAS_COPY_ASYNC
-                        if (stage + 1 < last_stage) store_stage(stages[last], pieces);
-#endif
+                        if (!HAS_COPY_ASYNC && stage + 1 < last_stage) store_stage(stages[last], pieces);
                         ++stage;
                         at = at + 1 == STAGES ? 0 : at + 1;
                     }

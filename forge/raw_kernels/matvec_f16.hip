@@ -47,7 +47,7 @@ DEVICE void multiply_rows(
             UNROLL for (u32 i = 0; i < 8; ++i) sum[r] += unpack(w[p][r], i) * x[p][i];
             if (MORE) compiler_fence(sum[r]), w[p][r] = read_weight(weight, next, r, p, inner, outer);
         }
-    finish_vector<BLOCK, SILU>(sum, partial, n, more, y, outer);
+    finish_vector<BLOCK>(sum, partial, n, more, y, outer);
 }
 
 KERNEL(BLOCK) matvec_f16(

@@ -154,6 +154,6 @@ KERNEL(BLOCK) matvec_quant(
             read_units(next, planes, ahead + team, start + lane, ahead < outer, units, outer);
             if (k < units) multiply_unit(unit, sum, digits, k);
         }
-        finish_vector<THREADS_PER_ROW, SILU>(sum, partial[turn], n, more, y, outer);
+        finish_vector<THREADS_PER_ROW>(sum, partial[turn], n, more, y, outer);
     }
 }

@@ -2,10 +2,6 @@
 // -D BLOCK=threads (a multiple of 64); OUT=f16 or float; VECTOR=4 where rows are multiples of 4 numbers, else 1; PIECES=vectors of
 // a row that a thread holds.
 
-#ifndef OUT
-#define OUT f16
-#endif
-
 DEVICE void convert(f16 &y, float x) { y = to_f16(x); }
 DEVICE void convert(float &y, float x) { y = x; }
 
@@ -35,12 +31,12 @@ template <typename T> DEVICE void store_within(T *row, u32 i, u32 width, const f
 }
 
 // A thread reads its vectors of the row once and holds them in registers.
-template <bool ADD>
-DEVICE void rms(float *x, const Delta &delta, const float *weight, OUT *y, u32 width, float eps) {
+template <bool IS_LAYER, bool ADD>
+DEVICE void normalize(float *x, const Delta &delta, const float *weight, const float *bias, OUT *y, u32 width, float eps) {
     SHARED float scratch[MAX_WAVES(BLOCK)];
     u64 start = (u64)BLOCK_X * width;
     float value[PIECES][VECTOR], factor[PIECES][VECTOR];
-    float squares = 0;
+    float sum = 0, squares = 0;
     UNROLL for (u32 p = 0; p < PIECES; ++p) {
         u32 i = (p * BLOCK + THREAD) * VECTOR;
         load_within(x + start, i, width, value[p]);
@@ -55,37 +51,28 @@ DEVICE void rms(float *x, const Delta &delta, const float *weight, OUT *y, u32 w
             }
             store_within(x + start, i, width, value[p]);
         }
+        UNROLL for (u32 j = 0; j < VECTOR; ++j) sum += value[p][j];
         UNROLL for (u32 j = 0; j < VECTOR; ++j) squares += value[p][j] * value[p][j];
+    }
+    if (IS_LAYER) {
+        float mean = fast_divide(block_sum(sum, scratch), (float)width);
+        squares = 0;
+        UNROLL for (u32 p = 0; p < PIECES; ++p)
+            UNROLL for (u32 j = 0; j < VECTOR; ++j) {
+                value[p][j] = (p * BLOCK + THREAD) * VECTOR < width ? value[p][j] - mean : 0.0f;
+                squares += value[p][j] * value[p][j];
+            }
     }
     float scale = rms_scale(fast_divide(block_sum(squares, scratch), (float)width), eps);
     UNROLL for (u32 p = 0; p < PIECES; ++p) {
+        u32 i = (p * BLOCK + THREAD) * VECTOR;
         UNROLL for (u32 j = 0; j < VECTOR; ++j) value[p][j] *= scale * factor[p][j];
-        store_within(y + start, (p * BLOCK + THREAD) * VECTOR, width, value[p]);
+        if (IS_LAYER && bias) {
+            load_within(bias, i, width, factor[p]);
+            UNROLL for (u32 j = 0; j < VECTOR; ++j) value[p][j] += factor[p][j];
+        }
+        store_within(y + start, i, width, value[p]);
     }
-}
-
-template <bool ADD> DEVICE float read_sum(float *row, const Delta &delta, u32 i) {
-    float x = row[i];
-    if (ADD) {
-        for (u32 s = 0; s < delta.partials; ++s) x += delta.row[s * delta.size + i];
-        row[i] = x;
-    }
-    return x;
-}
-
-template <bool ADD>
-DEVICE void layer(float *x, const Delta &delta, const float *weight, const float *bias, OUT *y, u32 width, float eps) {
-    SHARED float scratch[MAX_WAVES(BLOCK)];
-    u64 start = (u64)BLOCK_X * width;
-    float *row = x + start;
-    float sum = 0;
-    for (u32 i = THREAD; i < width; i += BLOCK) sum += read_sum<ADD>(row, delta, i);
-    float mean = fast_divide(block_sum(sum, scratch), (float)width);
-    float squares = 0;
-    for (u32 i = THREAD; i < width; i += BLOCK) squares += (row[i] - mean) * (row[i] - mean);
-    float scale = rms_scale(fast_divide(block_sum(squares, scratch), (float)width), eps);
-    for (u32 i = THREAD; i < width; i += BLOCK)
-        convert(y[start + i], (row[i] - mean) * scale * weight[i] + (bias ? bias[i] : 0.0f));
 }
 
 KERNEL(BLOCK) rmsnorm(
@@ -96,7 +83,7 @@ KERNEL(BLOCK) rmsnorm(
     float eps
 ) {
     grid_dependency_sync();
-    rms<false>((float *)x, Delta{}, weight, y, width, eps);
+    normalize<false, false>((float *)x, Delta{}, weight, nullptr, y, width, eps);
 }
 KERNEL(BLOCK) add_rmsnorm(
     float *residual,     // (T, E) delta is added to it first
@@ -109,7 +96,7 @@ KERNEL(BLOCK) add_rmsnorm(
     u32 partials
 ) {
     grid_dependency_sync();
-    rms<true>(residual, delta_of(delta, width, partials, rows), weight, y, width, eps);
+    normalize<false, true>(residual, delta_of(delta, width, partials, rows), weight, nullptr, y, width, eps);
 }
 KERNEL(BLOCK) layernorm(
     const float *x,      // (T, E)
@@ -120,7 +107,7 @@ KERNEL(BLOCK) layernorm(
     float eps
 ) {
     grid_dependency_sync();
-    layer<false>((float *)x, Delta{}, weight, bias, y, width, eps);
+    normalize<true, false>((float *)x, Delta{}, weight, bias, y, width, eps);
 }
 KERNEL(BLOCK) add_layernorm(
     float *residual,     // (T, E) delta is added to it first
@@ -134,5 +121,5 @@ KERNEL(BLOCK) add_layernorm(
     u32 partials
 ) {
     grid_dependency_sync();
-    layer<true>(residual, delta_of(delta, width, partials, rows), weight, bias, y, width, eps);
+    normalize<true, true>(residual, delta_of(delta, width, partials, rows), weight, bias, y, width, eps);
 }

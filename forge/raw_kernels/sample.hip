@@ -40,7 +40,7 @@ KERNEL(THREADS) sample_greatest(
     bool draws = temperature && is_positive(temperature[BLOCK_Y]);
     u32 most = 0, most_id = 0, least = 0;
     auto take = [&](u32 id, float z) {
-        u32 key = z == z ? ordered_key(z) : 0xffffffffu; // a NaN counts as greater than all
+        u32 key = key_or_nan(z);
         if (key > most) most = key, most_id = id;   // a thread's ids come in their order
         least = is_finite(key) && ~key > least ? ~key : least;
     };

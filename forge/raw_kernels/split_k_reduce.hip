@@ -28,7 +28,7 @@ KERNEL(256) split_k_reduce(
         UNROLL for (u32 i = 0; i < PARTIALS_AT_ONCE; ++i) sum += more[i], up += more_up[i];
     }
     if (gated)
-        gated[(u64)token * outputs + n] = to_f16((gelu ? gelu_tanh(sum) : silu(sum)) * up);
+        gated[(u64)token * outputs + n] = to_f16(activate(sum, gelu) * up);
     else
         y[(u64)token * stride + column + n] = sum;
 }

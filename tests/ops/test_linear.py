@@ -57,19 +57,19 @@ def operand(device: Launches, kind: str, rows: int, inner: int) -> Any:
         (1, "rms", "Q4_K", "glu bias", "matvec_quant"),
         (1, "array", "Q4_K", "residual bias", "matvec_quant"),
         (1, "rms", "stack", "", "matvec_quant matvec_f16"),
-        (1, "rms", "stack", "glu", "rmsnorm matvec_quant matvec_f16 silu_mul"),
-        (1, "array", "F16", "glu", "matvec_f16 silu_mul"),
+        (1, "rms", "stack", "glu", "rmsnorm matvec_quant matvec_f16 act_and_mul"),
+        (1, "array", "F16", "glu", "matvec_f16 act_and_mul"),
         (1, "pending rms", "F16", "", "add_rmsnorm matvec_f16"),
         (1, "layer", "F16", "split_k", "layernorm matvec_f16"),
         # a few rows: matrix cores, with the gate inside
         (2, "rms", "F16", "", "rmsnorm matmul"),
         (64, "pending layer", "Q4_K", "glu", "add_layernorm matmul"),
         (5, "array", "stack", "residual", "matmul matmul"),
-        (5, "array", "stack", "glu", "matmul matmul silu_mul"),
+        (5, "array", "stack", "glu", "matmul matmul act_and_mul"),
         (5, "array", "F16", "split_k", "matmul"),
         # many: BLAS
         (65, "rms", "F16", "", "rmsnorm BLAS"),
-        (65, "rms", "Q4_K", "glu bias", "rmsnorm dequantize BLAS add_bias silu_mul"),
+        (65, "rms", "Q4_K", "glu bias", "rmsnorm dequantize BLAS add_bias act_and_mul"),
         (65, "array", "stack", "split_k", "dequantize BLAS BLAS"),
     ],
 )
@@ -108,7 +108,7 @@ def test_rows_that_are_not_whole_vectors_have_a_kernel_of_their_own() -> None:
     for rows in (1, 5):
         args = operand(device, "rms", rows, 31), device.empty((64, 31), np.float16), None, None
         device.launch(linear, args, {"glu": "silu", "split_k": "allowed"})
-    assert " ".join(device.functions) == "rmsnorm linear silu_mul rmsnorm linear silu_mul"
+    assert " ".join(device.functions) == "rmsnorm linear act_and_mul rmsnorm linear act_and_mul"
 
 
 def test_a_long_row_is_normalized_before_its_product() -> None:

@@ -1,5 +1,11 @@
 // Functions of a thread, a wave and a block that are the same on all platforms.
 
+#if !HAS_COPY_ASYNC
+DEVICE void copy_async(u32x4 *to, const u32x4 *from, bool there) { *to = there ? *from : u32x4{}; }
+DEVICE void commit_copies() {}
+template <u32 N> DEVICE void wait_copies() {}
+#endif
+
 #define LOG2E 1.44269504088896340736f
 
 DEVICE float fast_exp(float x) { return fast_exp2(x * LOG2E); }
@@ -10,13 +16,11 @@ DEVICE float silu(float x) { return fast_divide(x, 1.0f + fast_exp(-x)); }
 DEVICE float gelu_tanh(float x) { // sqrt(2 / pi)
     return 0.5f * x * (1.0f + fast_tanh(0.7978845608028654f * (x + 0.044715f * x * x * x)));
 }
-template <bool IS_SILU> DEVICE float activate(float x) { return IS_SILU ? silu(x) : gelu_tanh(x); }
+DEVICE float activate(float x, bool is_gelu) { return is_gelu ? gelu_tanh(x) : silu(x); }
 // RMS norm (arXiv:1910.07467) multiplies by this and by the weights.
 DEVICE float rms_scale(float mean_square, float eps) { return fast_rsqrt(mean_square + eps); }
-DEVICE float larger(float a, float b) { return a > b ? a : b; }
-DEVICE float smaller(float a, float b) { return a < b ? a : b; }
-DEVICE i32 larger(i32 a, i32 b) { return a > b ? a : b; }
-DEVICE i32 smaller(i32 a, i32 b) { return a < b ? a : b; }
+template <typename T> DEVICE T larger(T a, T b) { return a > b ? a : b; }
+template <typename T> DEVICE T smaller(T a, T b) { return a < b ? a : b; }
 
 // Keys order as logits do, and the two zeros have one key. Computed from the bits alone, because float arithmetic may flush
 // subnormals.
@@ -39,12 +43,12 @@ template <typename T> DEVICE T wave_sum(T x, u32 width = WAVE) {
     for (u32 i = width / 2; i > 0; i /= 2) x += shfl_xor(x, i);
     return x;
 }
-DEVICE float wave_max(float x, u32 width = WAVE) {
+template <typename T> DEVICE T wave_max(T x, u32 width = WAVE) {
     for (u32 i = width / 2; i > 0; i /= 2) x = larger(x, shfl_xor(x, i));
     return x;
 }
 
-// Reductions over the block. `scratch` may be used again at once, because both barriers are inside.
+// A sum over the block. `scratch` may be used again at once, because both barriers are inside.
 template <typename T, u32 N> DEVICE T block_sum(T x, T (&scratch)[N]) {
     x = wave_sum(x);
     if (LANE == 0) scratch[THREAD / WAVE] = x;
@@ -53,13 +57,4 @@ template <typename T, u32 N> DEVICE T block_sum(T x, T (&scratch)[N]) {
     for (u32 i = 1; i < N * 32 / WAVE; ++i) sum += scratch[i];
     lds_barrier();
     return sum;
-}
-template <u32 N> DEVICE float block_max(float x, float (&scratch)[N]) {
-    x = wave_max(x);
-    if (LANE == 0) scratch[THREAD / WAVE] = x;
-    barrier();
-    float most = scratch[0];
-    for (u32 i = 1; i < N * 32 / WAVE; ++i) most = larger(most, scratch[i]);
-    barrier();
-    return most;
 }

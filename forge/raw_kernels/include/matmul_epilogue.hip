@@ -42,7 +42,7 @@ DEVICE void store_sums(const Product &p, const Sums &sum, u32 base) {
                 UNROLL for (u32 m = 0; m < TOKEN_TILES; ++m) {
                     u32 token = base + m * TILE_TOKENS + tile_sum_token(i);
                     float gate = sum[t][m][i] + of_gate;
-                    if (token < p.rows) p.gated[(u64)token * outputs + n] = to_f16((p.gelu ? gelu_tanh(gate) : silu(gate)) * (sum[t][m][up] + of_up));
+                    if (token < p.rows) p.gated[(u64)token * outputs + n] = to_f16(activate(gate, p.gelu) * (sum[t][m][up] + of_up));
                 }
             }
         return;

@@ -60,9 +60,9 @@ DEVICE Addends read_addends(const float *y, u32 n, const float *bias, u32, u32 a
 DEVICE Addends read_addends(const f16 *, u32 n, const float *bias, u32 outer, u32) {
     return bias ? Addends{bias[n], bias[outer + n]} : Addends{};
 }
-template <bool IS_SILU> DEVICE void store_output(float *y, u32 n, float sum, float, Addends more) { y[n] = sum + more.first + more.second; }
-template <bool IS_SILU> DEVICE void store_output(f16 *y, u32 n, float gate, float up, Addends more) {
-    y[n] = to_f16(activate<IS_SILU>(gate + more.first) * (up + more.second));
+DEVICE void store_output(float *y, u32 n, float sum, float, Addends more) { y[n] = sum + more.first + more.second; }
+DEVICE void store_output(f16 *y, u32 n, float gate, float up, Addends more) {
+    y[n] = to_f16(activate(gate + more.first, !SILU) * (up + more.second));
 }
 
 // The matrix row that is a team's r-th; `first` is the team's first output. Past the last row it is the last one again, whose sum is
@@ -83,14 +83,14 @@ template <u32 SHARERS, typename Y, u32 R, u32 THREADS> DEVICE u32 own_output(u32
 
 // Reduces the sums of a team's threads; this thread stores output n if n < outer. The next call must pass another `partial`, or come
 // behind a barrier.
-template <u32 SHARERS, bool IS_SILU, typename Y, u32 R, u32 P>
+template <u32 SHARERS, typename Y, u32 R, u32 P>
 DEVICE void finish_vector(float (&sum)[R], float (&partial)[P][R], u32 n, const Addends &more, Y *y, u32 outer) {
     const u32 outputs = Outputs<Y, R>::per_team;
     u32 width = SHARERS < WAVE ? SHARERS : WAVE; // a team is a part of a wave, or several waves
     UNROLL for (u32 r = 0; r < R; ++r) sum[r] = wave_sum(sum[r], width);
     if (SHARERS <= 32) {
         UNROLL for (u32 o = 0; o < outputs; ++o)
-            if (THREAD % SHARERS == o && n < outer) store_output<IS_SILU>(y, n, sum[o], sum[R - outputs + o], more);
+            if (THREAD % SHARERS == o && n < outer) store_output(y, n, sum[o], sum[R - outputs + o], more);
         return;
     }
     UNROLL for (u32 r = 0; r < R; ++r)
@@ -100,5 +100,5 @@ DEVICE void finish_vector(float (&sum)[R], float (&partial)[P][R], u32 n, const 
     u32 waves = SHARERS / width, wave = THREAD / outputs * waves, o = THREAD % outputs;
     float a = 0, b = 0;
     for (u32 p = wave; p < wave + waves; ++p) a += partial[p][o], b += partial[p][R - outputs + o];
-    store_output<IS_SILU>(y, n, a, b, more);
+    store_output(y, n, a, b, more);
 }

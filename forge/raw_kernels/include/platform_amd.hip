@@ -35,9 +35,6 @@ DEVICE void barrier() {
     __builtin_amdgcn_fence(__ATOMIC_ACQUIRE, "workgroup");
 }
 DEVICE void fence_device() { __builtin_amdgcn_fence(__ATOMIC_ACQ_REL, "agent"); }
-#define HAS_PDL 0
-#define HAS_COPY_ASYNC 0
-DEVICE void grid_dependency_sync() {}
 // On RDNA the fences of `barrier` wait for all loads from memory, also for those needed later. So does the compiler before a barrier
 // that it recognizes.
 DEVICE void lds_barrier() {
@@ -52,10 +49,6 @@ DEVICE void wave_sync() {
     __builtin_amdgcn_wave_barrier();
 }
 template <typename T> DEVICE void compiler_fence(T &x) { asm volatile("" : "+v"(x) : : "memory"); }
-DEVICE float to_float(f16 x) { return (float)__builtin_bit_cast(_Float16, x.bits); }
-DEVICE f16 to_f16(float x) { return f16{__builtin_bit_cast(u16, (_Float16)x)}; }
-DEVICE float as_float(u32 x) { return __builtin_bit_cast(float, x); }
-DEVICE u32 as_u32(float x) { return __builtin_bit_cast(u32, x); }
 DEVICE float fast_exp2(float x) { return __builtin_amdgcn_exp2f(x); }
 DEVICE float fast_log(float x) { return __builtin_logf(x); }
 DEVICE float fast_rsqrt(float x) { return __builtin_amdgcn_rsqf(x); }
@@ -67,10 +60,8 @@ DEVICE u64 wave_ballot(bool p) {
     return (u32)__builtin_amdgcn_uicmp((u32)p, 0u, 33);
 #endif
 }
-DEVICE u32 popcount(u64 x) { return (u32)__builtin_popcountll(x); }
 DEVICE u32 atomic_add(u32 *p, u32 x) { return __atomic_fetch_add(p, x, __ATOMIC_RELAXED); }
 DEVICE u64 atomic_add(u64 *p, u64 x) { return __atomic_fetch_add(p, x, __ATOMIC_RELAXED); }
-DEVICE float fma_rn(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
 DEVICE float add_rn(float a, float b) {
 #pragma clang fp contract(off)
     return a + b;
@@ -88,12 +79,9 @@ DEVICE float div_rn(float a, float b) {
     return (float)quotient;
 }
 DEVICE float fast_divide(float a, float b) { return a * __builtin_amdgcn_rcpf(b); }
-DEVICE u32 mul_high(u32 a, u32 b) { return (u32)((u64)a * b >> 32); }
-DEVICE u64 mul_high(u64 a, u64 b) { return (u64)((unsigned __int128)a * b >> 64); }
 DEVICE u32 byte_perm(u32 high, u32 low, u32 places) { return __builtin_amdgcn_perm(high, low, places); }
 typedef u32 words_t __attribute__((ext_vector_type(4)));
 DEVICE u32x4 load_streaming(const u32x4 *p) { return __builtin_bit_cast(u32x4, __builtin_nontemporal_load((const words_t *)p)); }
-DEVICE i32 load_l2(const i32 *p) { return *p; } // launches do not overlap here
 typedef _Float16 half2_t __attribute__((ext_vector_type(2)));
 DEVICE u32 fma_f16x2(u32 a, u32 b, u32 c) {
 #pragma clang fp contract(fast)
@@ -107,8 +95,7 @@ DEVICE i32 dot4(u32 a, u32 b, i32 c) {
 #elif __has_builtin(__builtin_amdgcn_sudot4)
     return __builtin_amdgcn_sudot4(true, (i32)a, true, (i32)b, c, false);
 #else
-    UNROLL for (u32 i = 0; i < 32; i += 8) c += (i32)(i8)(a >> i) * (i8)(b >> i);
-    return c;
+    return dot4_bytes(a, b, c);
 #endif
 }
 #endif

@@ -30,40 +30,22 @@ void forge_count(const void *at); // called before an atomic addition
 DEVICE void fence_device() { forge_fence(); }
 #define lds_barrier() forge_barrier()
 DEVICE void wave_sync() { forge_ballot(1); }
-#define HAS_PDL 0
-#define HAS_COPY_ASYNC 0
-DEVICE void copy_async(u32x4 *to, const u32x4 *from, bool there) { *to = there ? *from : u32x4{}; }
-DEVICE void commit_copies() {}
-template <u32 N> DEVICE void wait_copies() {}
-DEVICE void grid_dependency_sync() {}
 template <typename T> DEVICE void compiler_fence(T &) {}
 
-DEVICE float to_float(f16 x) { return (float)__builtin_bit_cast(_Float16, x.bits); }
-DEVICE f16 to_f16(float x) { return f16{__builtin_bit_cast(u16, (_Float16)x)}; }
-DEVICE float as_float(u32 x) { return __builtin_bit_cast(float, x); }
-DEVICE u32 as_u32(float x) { return __builtin_bit_cast(u32, x); }
 DEVICE float fast_exp2(float x) { return __builtin_exp2f(x); }
 DEVICE float fast_log(float x) { return __builtin_logf(x); }
 DEVICE float fast_rsqrt(float x) { return 1.0f / __builtin_sqrtf(x); }
 DEVICE u32 shfl_bits(u32 x, u32 lane) { return (u32)forge_shuffle(x, lane); }
 DEVICE u64 wave_ballot(bool p) { return forge_ballot(p); }
-DEVICE u32 popcount(u64 x) { return (u32)__builtin_popcountll(x); }
 DEVICE u32 atomic_add(u32 *p, u32 x) { forge_count(p); u32 old = *p; *p = old + x; return old; }
 DEVICE u64 atomic_add(u64 *p, u64 x) { u64 old = *p; *p = old + x; return old; }
-DEVICE float fma_rn(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
 // The harness is compiled with -ffp-contract=off.
 DEVICE float add_rn(float a, float b) { return a + b; }
 DEVICE float mul_rn(float a, float b) { return a * b; }
 DEVICE float div_rn(float a, float b) { return a / b; }
 DEVICE float fast_divide(float a, float b) { return a / b; }
-DEVICE u32 mul_high(u32 a, u32 b) { return (u32)((u64)a * b >> 32); }
-DEVICE u64 mul_high(u64 a, u64 b) { return (u64)((unsigned __int128)a * b >> 64); }
-DEVICE i32 dot4(u32 a, u32 b, i32 c) {
-    for (u32 i = 0; i < 32; i += 8) c += (i32)(i8)(a >> i) * (i8)(b >> i);
-    return c;
-}
+DEVICE i32 dot4(u32 a, u32 b, i32 c) { return dot4_bytes(a, b, c); }
 DEVICE u32x4 load_streaming(const u32x4 *p) { return *p; }
-DEVICE i32 load_l2(const i32 *p) { return *p; }
 DEVICE u32 fma_f16x2(u32 a, u32 b, u32 c) {
     u32 y = 0;
     for (u32 i = 0; i < 32; i += 16) {

@@ -67,21 +67,15 @@ DEVICE u32 atomic_add(u32 *p, u32 x) { return atomicAdd(p, x); }
 DEVICE u64 atomic_add(u64 *p, u64 x) { return atomicAdd(p, x); }
 DEVICE float fma_rn(float a, float b, float c) { return __fmaf_rn(a, b, c); }
 // In PTX, because CuPy compiles with -ftz=true.
-DEVICE float add_rn(float a, float b) {
-    float y;
-    asm("add.rn.f32 %0, %1, %2;" : "=f"(y) : "f"(a), "f"(b));
-    return y;
-}
-DEVICE float mul_rn(float a, float b) {
-    float y;
-    asm("mul.rn.f32 %0, %1, %2;" : "=f"(y) : "f"(a), "f"(b));
-    return y;
-}
-DEVICE float div_rn(float a, float b) {
-    float y;
-    asm("div.rn.f32 %0, %1, %2;" : "=f"(y) : "f"(a), "f"(b));
-    return y;
-}
+#define ROUNDED(name, instruction)                                           \
+    DEVICE float name(float a, float b) {                                    \
+        float y;                                                             \
+        asm(instruction " %0, %1, %2;" : "=f"(y) : "f"(a), "f"(b));          \
+        return y;                                                            \
+    }
+ROUNDED(add_rn, "add.rn.f32")
+ROUNDED(mul_rn, "mul.rn.f32")
+ROUNDED(div_rn, "div.rn.f32")
 DEVICE float fast_divide(float a, float b) { return __fdividef(a, b); }
 DEVICE u32 mul_high(u32 a, u32 b) { return __umulhi(a, b); }
 DEVICE u64 mul_high(u64 a, u64 b) { return __umul64hi(a, b); }

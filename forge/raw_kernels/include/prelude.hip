@@ -1,7 +1,7 @@
 // The contract that every kernel is written against. Python puts this text before a kernel's.
 //
 // Three files implement it: platform_amd.hip (hipRTC, hipcc or a plain clang), platform_nvidia.hip (NVRTC) and
-// platform_harness.hip (the CPU harness of the tests). No other file knows platforms, except the matrix cores in tile_*.hip.
+// platform_harness.hip (the CPU harness of the tests). platform_clang.hip is what the first and the last share. No other file knows platforms, except the matrix cores in tile_*.hip.
 // Nothing is included and no library is linked.
 //
 // A kernel
@@ -38,7 +38,7 @@
 // Memory
 //   load_streaming(p)  16 bytes that no other thread reads, past L1, so that L1 keeps what is read again.
 //   load_l2(p)      An i32 from L2, past L1, which may hold a value from before an earlier launch.
-//   copy_async(to, from, there)  Where HAS_COPY_ASYNC: 16 bytes from device memory to LDS without registers, or zeros.
+//   copy_async(to, from, there)  16 bytes from device memory to LDS, or zeros. Without registers where HAS_COPY_ASYNC, else at once.
 //   commit_copies(), wait_copies<N>()  End a group of copies; wait for all of the thread's groups but the last N.
 //   atomic_add(p, x)  u32 or u64, returns the value before.
 //
@@ -57,12 +57,6 @@
 #define DEVICE static inline
 #elif defined(__HIP__) || defined(__HIPCC_RTC__)
 #define FORGE_HIP 1
-#ifndef __device__
-#define __device__ __attribute__((device))
-#define __global__ __attribute__((global))
-#define __shared__ __attribute__((shared))
-#define __constant__ __attribute__((constant))
-#endif
 #define DEVICE static inline __attribute__((device, always_inline))
 #else
 #define FORGE_CUDA 1

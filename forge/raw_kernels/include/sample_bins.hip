@@ -16,18 +16,11 @@ template <u32 PREFETCH = 4, typename F> DEVICE void for_each(const float *z, u32
 }
 
 // Reductions over the block. A block has no more waves than a wave has lanes.
-DEVICE u64 wave_most(u64 x) {
-    for (u32 i = WAVE / 2; i > 0; i /= 2) {
-        u64 other = shfl_xor(x, i);
-        x = other > x ? other : x;
-    }
-    return x;
-}
 template <u32 N> DEVICE u64 block_most(u64 x, u64 (&scratch)[N]) {
-    x = wave_most(x);
+    x = wave_max(x);
     if (LANE == 0) scratch[THREAD / WAVE] = x;
     barrier();
-    x = wave_most(LANE < N * 32 / WAVE ? scratch[LANE] : 0);
+    x = wave_max(LANE < N * 32 / WAVE ? scratch[LANE] : 0);
     barrier();
     return x;
 }

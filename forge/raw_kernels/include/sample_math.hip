@@ -1,6 +1,9 @@
 // The integer arithmetic of sampling, exactly as ops/sampling.py defines it: float32 steps rounded one by one, then integer sums, so
 // that no order of addition matters.
 
+DEVICE u32 key_or_nan(float z) { return z == z ? ordered_key(z) : 0xffffffffu; } // a NaN counts as greater than all
+DEVICE bool is_finite(u32 key) { return key > 0x007fffffu && key < 0xff800000u; } // between the keys of the infinities
+
 // Numbers that descend as tokens are ordered, by (logit descending, id ascending). V <= 2**20.
 DEVICE u64 order_of(u32 key, u32 id) { return (u64)key << 20 | (~id & 0xfffffu); }
 DEVICE u32 key_in(u64 order) { return (u32)(order >> 20); }

@@ -1,0 +1,20 @@
+// What the contract of prelude.hip says of AMD and of the harness alike: both compile with clang, and launches do not overlap there.
+
+#if !defined(FORGE_CUDA)
+#define HAS_PDL 0
+DEVICE void grid_dependency_sync() {}
+DEVICE i32 load_l2(const i32 *p) { return *p; }
+DEVICE float to_float(f16 x) { return (float)__builtin_bit_cast(_Float16, x.bits); }
+DEVICE f16 to_f16(float x) { return f16{__builtin_bit_cast(u16, (_Float16)x)}; }
+DEVICE float as_float(u32 x) { return __builtin_bit_cast(float, x); }
+DEVICE u32 as_u32(float x) { return __builtin_bit_cast(u32, x); }
+DEVICE u32 popcount(u64 x) { return (u32)__builtin_popcountll(x); }
+DEVICE float fma_rn(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
+DEVICE u32 mul_high(u32 a, u32 b) { return (u32)((u64)a * b >> 32); }
+DEVICE u64 mul_high(u64 a, u64 b) { return (u64)((unsigned __int128)a * b >> 64); }
+DEVICE i32 dot4_bytes(u32 a, u32 b, i32 c) {
+    for (u32 i = 0; i < 32; i += 8) c += (i32)(i8)(a >> i) * (i8)(b >> i);
+    return c;
+}
+#define HAS_COPY_ASYNC 0
+#endif

@@ -30,7 +30,7 @@ TESTS = {  # by kernel file: what names of these tests hold, the likeliest to fi
     "attention_prefill": "prefill|mixed|paged_attention",
     "embed": "embed|take_rows",
     "linear": "[linear-M|M70|M65",
-    "logprobs": "top_logprobs|logprobs",
+    "logprobs": "logprobs",
     "norm": "norm",
     "kv_cache": "copy_page|take_slots",
     "penalize": "penalize",

@@ -11,7 +11,7 @@ import numpy as np
 from forge.backend import Backend
 from forge.engine.sequence import Sampled, Sequence, TokenLogprobs
 from forge.ops.decode_state import clear
-from forge.ops.logprobs import logprobs, pack_logprobs, top_logprobs
+from forge.ops.logprobs import logprobs, pack_logprobs
 from forge.ops.penalties import penalize
 from forge.ops.sampling import argmax, sample
 
@@ -91,7 +91,7 @@ class Sampler:
             ids = argmax(logits)
         if self.num_top is None:
             return ids, ids
-        return ids, pack_logprobs(ids, logprobs(own, ids), *top_logprobs(own, self.num_top))
+        return ids, pack_logprobs(*logprobs(own, ids, self.num_top))
 
 
 def read_sampled(sequences: Iterable[Sequence], drawn: np.ndarray[Any, Any]) -> list[Sampled]:

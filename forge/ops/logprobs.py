@@ -14,73 +14,60 @@ from forge.ops.op import Array, op
 from forge.ops.sampling import first_ids
 
 
-@op("logits:f32[B,V] ids:i32[B] -> logprobs:f32[B]", gpu_rtol=1e-5, gpu_atol=1e-5)
-def logprobs(logits: Array, ids: Array) -> Array:
-    """Log probability of one token per row under the logits as given; NaN where there is no distribution.
+@op("logits:f32[B,V] ids:i32[B] n:i32 -> top_ids:i32[B,N] values:f32[B,N]", gpu_rtol=1e-5, gpu_atol=1e-5)
+def logprobs(logits: Array, ids: Array, n: int) -> tuple[Array, Array]:
+    """Each row's id and its min(n, V) most probable ids by (logit descending, id), with their log probabilities.
 
-    Id -1 gives the log probability of id 0. `sample` draws -1 where penalties leave no distribution, and these logits,
-    without the penalties, may have one.
+    The value of id -1 is the log probability of id 0. `sample` draws -1 where penalties leave no distribution, and
+    these logits, without the penalties, may have one.
     """
-    return _log_probabilities(logits, np.maximum(ids, 0)[:, None])[:, 0]
+    top = np.zeros((len(logits), min(n, logits.shape[1])), np.int32)
+    for row, z in zip(top, logits, strict=True):
+        ordered = sorted(range(len(z)), key=lambda i: (-z[i], i)) if np.isfinite(z.max()) else range(len(z))
+        row[:] = ordered[: len(row)]
+    return _with_values(logits, ids, top)
+
+
+@logprobs.cpu
+def _logprobs_cpu(logits: Array, ids: Array, n: int) -> tuple[Array, Array]:
+    count = min(n, logits.shape[1])
+    top = np.tile(np.arange(count, dtype=np.int32), (len(logits), 1))  # (B, n)
+    for row in np.flatnonzero(np.isfinite(logits.max(axis=1)) & (count > 0)):
+        first = first_ids(logits[row], count)
+        top[row] = first[np.argsort(-logits[row, first], kind="stable")]
+    return _with_values(logits, ids, top)
 
 
 @logprobs.gpu
-def _logprobs_gpu(device: GPU, logits: Any, ids: Any) -> Any:
-    rows, vocabulary = logits.shape
-    values = device.empty((rows,), np.float32)
-    device.run("logprobs", "logprobs", rows, logits, ids, values, vocabulary)
-    return values
-
-
-@op("logits:f32[B,V] n:i32 -> ids:i32[B,N] values:f32[B,N]", gpu_rtol=1e-5, gpu_atol=1e-5)
-def top_logprobs(logits: Array, n: int) -> tuple[Array, Array]:
-    """The N = min(n, V) most probable tokens of each row with their log probabilities, by (logit descending, id)."""
-    ids = np.zeros((len(logits), min(n, logits.shape[1])), np.int32)
-    for row, z in zip(ids, logits, strict=True):
-        ordered = sorted(range(len(z)), key=lambda i: (-z[i], i)) if np.isfinite(z.max()) else range(len(z))
-        row[:] = ordered[: len(row)]
-    return ids, _log_probabilities(logits, ids)
-
-
-@top_logprobs.cpu
-def _top_logprobs_cpu(logits: Array, n: int) -> tuple[Array, Array]:
-    count = min(n, logits.shape[1])
-    ids = np.tile(np.arange(count, dtype=np.int32), (len(logits), 1))  # (B, N)
-    for row in np.flatnonzero(np.isfinite(logits.max(axis=1)) & (count > 0)):
-        top = first_ids(logits[row], count)
-        ids[row] = top[np.argsort(-logits[row, top], kind="stable")]
-    return ids, _log_probabilities(logits, ids)
-
-
-@top_logprobs.gpu
-def _top_logprobs_gpu(device: GPU, logits: Any, n: int) -> tuple[Any, Any]:
+def _logprobs_gpu(device: GPU, logits: Any, ids: Any, n: int) -> tuple[Any, Any]:
     rows, vocabulary = logits.shape
     count = min(n, vocabulary)
-    ids, values = device.empty((rows, count), np.int32), device.empty((rows, count), np.float32)
-    device.run("logprobs", "top_logprobs", rows if count else 0, logits, ids, values, vocabulary, count)
-    return ids, values
+    top_ids, values = device.empty((rows, count + 1), np.int32), device.empty((rows, count + 1), np.float32)
+    device.run("logprobs", "logprobs", rows, logits, ids, top_ids, values, vocabulary, count)
+    return top_ids, values
 
 
-def _log_probabilities(logits: Array, ids: Array) -> Array:
-    """Log probability of each id of a row: f32[B,V], i32[B,N] -> f32[B,N]. The sum is float64."""
+def _with_values(logits: Array, ids: Array, top: Array) -> tuple[Array, Array]:
+    """Log probability of each id of a row: f32[B,V], i32[B], i32[B,n] -> i32[B,n+1], f32[B,n+1]. The sum is float64."""
+    top_ids = np.concatenate([ids[:, None], top], axis=1)
     greatest = logits.max(axis=1, keepdims=True)
     greatest[~np.isfinite(greatest)] = np.nan
     with np.errstate(over="ignore"):  # to -inf, a probability of 0
         sums = np.exp(logits - greatest).sum(axis=1, keepdims=True, dtype=np.float64)
-        result: Array = (np.take_along_axis(logits, ids, axis=1) - (greatest + np.log(sums))).astype(logits.dtype)
-    return result
+        asked = np.take_along_axis(logits, np.maximum(top_ids, 0), axis=1)
+        values: Array = (asked - (greatest + np.log(sums))).astype(logits.dtype)
+    return top_ids, values
 
 
-@op("ids:i32[B] values:f32[B] top_ids:i32[B,N] top_values:f32[B,N] -> packed:i32[B,2*N+2]")
-def pack_logprobs(ids: Array, values: Array, top_ids: Array, top_values: Array) -> Array:
-    """Each row's id, its top ids, and the bits of their float32 values in the same order: one array to copy."""
-    floats = np.concatenate([values[:, None], top_values], axis=1).astype(np.float32)  # (B, N + 1)
-    return np.concatenate([ids[:, None], top_ids, floats.view(np.int32)], axis=1)
+@op("ids:i32[B,N] values:f32[B,N] -> packed:i32[B,2*N]")
+def pack_logprobs(ids: Array, values: Array) -> Array:
+    """Each row's ids, then the bits of their float32 values: one array to copy."""
+    return np.concatenate([ids, values.astype(np.float32).view(np.int32)], axis=1)
 
 
 @pack_logprobs.gpu
-def _pack_logprobs_gpu(device: GPU, ids: Any, values: Any, top_ids: Any, top_values: Any) -> Any:
-    rows, count = top_ids.shape
-    packed = device.empty((rows, 2 * count + 2), np.int32)
-    device.run("logprobs", "pack_logprobs", rows, ids, values, top_ids, top_values, packed, count)
+def _pack_logprobs_gpu(device: GPU, ids: Any, values: Any) -> Any:
+    rows, count = ids.shape
+    packed = device.empty((rows, 2 * count), np.int32)
+    device.run("logprobs", "pack_logprobs", rows, ids, values, packed, count)
     return packed

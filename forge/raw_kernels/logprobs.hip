@@ -1,4 +1,4 @@
-// Log probabilities of ids of each row under its logits as they are. A block per row.
+// Log probabilities of each row's id and of its most probable ids, under its logits as they are. A block per row.
 // Uses: sample_math, sample_bins
 
 #define THREADS 1024
@@ -24,25 +24,12 @@ DEVICE float logprob(const Distribution &d, float z) {
     return d.exists ? (z - d.greatest) - d.log_sum : as_float(0x7fc00000u);
 }
 
+// The first n ids by (logit descending, id ascending), one after the other: n is small, and this is asked for rarely.
 KERNEL(THREADS) logprobs(
     const float *logits, // (R, V)
-    const i32 *ids,      // (R,) -1 counts as 0
-    float *values,       // (R,)
-    u32 vocabulary       // V
-) {
-    grid_dependency_sync();
-    SHARED float scratch[MAX_WAVES(THREADS)];
-    SHARED u64 keys[MAX_WAVES(THREADS)];
-    const float *z = logits + (u64)BLOCK_X * vocabulary;
-    Distribution d = distribution(z, vocabulary, scratch, keys);
-    if (THREAD == 0) values[BLOCK_X] = logprob(d, z[larger(ids[BLOCK_X], 0)]);
-}
-
-// The first n ids by (logit descending, id ascending), one after the other: n is small, and this is asked for rarely.
-KERNEL(THREADS) top_logprobs(
-    const float *logits, // (R, V)
-    i32 *ids,            // (R, n)
-    float *values,       // (R, n)
+    const i32 *ids,      // (R,) for its log probability -1 counts as 0
+    i32 *top_ids,        // (R, n + 1) the row's id, then its first n
+    float *values,       // (R, n + 1) their log probabilities
     u32 vocabulary,      // V
     u32 n
 ) {
@@ -50,7 +37,10 @@ KERNEL(THREADS) top_logprobs(
     SHARED float scratch[MAX_WAVES(THREADS)];
     SHARED u64 keys[MAX_WAVES(THREADS)];
     const float *z = logits + (u64)BLOCK_X * vocabulary;
+    i32 id = ids[BLOCK_X];
+    u64 at = (u64)BLOCK_X * (n + 1);
     Distribution d = distribution(z, vocabulary, scratch, keys);
+    if (THREAD == 0) top_ids[at] = id, values[at] = logprob(d, z[larger(id, 0)]);
     u64 last = ~0ull; // `order_of` the id before
     for (u32 place = 0; place < n; ++place) {
         u64 next = 0;
@@ -60,27 +50,23 @@ KERNEL(THREADS) top_logprobs(
         }
         last = block_most(next, keys);
         if (THREAD == 0) {
-            u64 at = (u64)BLOCK_X * n + place;
-            ids[at] = (i32)(d.exists ? id_in(last) : place);
-            values[at] = logprob(d, logit_of(key_in(last)));
+            top_ids[at + 1 + place] = (i32)(d.exists ? id_in(last) : place);
+            values[at + 1 + place] = logprob(d, logit_of(key_in(last)));
         }
     }
 }
 
 // What the host reads of a step, as words: ids of the row, then bits of their values.
 KERNEL(64) pack_logprobs(
-    const i32 *ids,          // (R,)
-    const float *values,     // (R,)
-    const i32 *top_ids,      // (R, n)
-    const float *top_values, // (R, n)
-    i32 *packed,             // (R, 2, n + 1)
-    u32 n
+    const i32 *ids,      // (R, N)
+    const float *values, // (R, N)
+    i32 *packed,         // (R, 2, N)
+    u32 count            // N
 ) {
     grid_dependency_sync();
-    u64 row = BLOCK_X;
-    i32 *out = packed + row * 2 * (n + 1);
-    for (u32 i = THREAD; i <= n; i += 64) {
-        out[i] = i ? top_ids[row * n + i - 1] : ids[row];
-        out[n + 1 + i] = (i32)as_u32(i ? top_values[row * n + i - 1] : values[row]);
+    u64 row = (u64)BLOCK_X * count;
+    for (u32 i = THREAD; i < count; i += 64) {
+        packed[2 * row + i] = ids[row + i];
+        packed[2 * row + count + i] = (i32)as_u32(values[row + i]);
     }
 }

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from forge.ops import sampling
-from forge.ops.logprobs import logprobs, top_logprobs
+from forge.ops.logprobs import logprobs
 from forge.ops.penalties import penalize
 from forge.ops.sampling import sample, weights
 
@@ -300,10 +300,9 @@ class TestNoDistribution:
     @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
     def test_log_probabilities_are_nan(self, bad: float) -> None:
         z = np.full((1, 4), bad, np.float32)
-        assert np.isnan(logprobs(z, np.array([2], np.int32))).all()
-        for run in (top_logprobs.run_cpu, top_logprobs.reference):
-            ids, values = run(z, 2)
-            assert ids.tolist() == [[0, 1]]
+        for run in (logprobs.run_cpu, logprobs.reference):
+            ids, values = run(z, np.array([2], np.int32), 2)
+            assert ids.tolist() == [[2, 0, 1]]
             assert np.isnan(values).all()
 
 
@@ -376,16 +375,16 @@ class TestLogprobs:
         z = np.random.default_rng(9).normal(100, 6, (4, 50_000)).astype(np.float32)
         ids = z.argsort(axis=1)[np.arange(4), [0, 100, -100, -1]].astype(np.int32)
         expected = self.log_softmax(z)
-        np.testing.assert_allclose(logprobs(z, ids), expected[np.arange(4), ids], rtol=2e-7, atol=1e-7)
-        top, values = top_logprobs(z, 20)
-        np.testing.assert_array_equal(top, np.argsort(-z, axis=1, kind="stable")[:, :20])
+        top, values = logprobs(z, ids, 20)
+        np.testing.assert_array_equal(top[:, 0], ids)
+        np.testing.assert_array_equal(top[:, 1:], np.argsort(-z, axis=1, kind="stable")[:, :20])
         np.testing.assert_allclose(values, np.take_along_axis(expected, top.astype(np.int64), 1), rtol=2e-7, atol=1e-7)
 
     def test_known_probabilities(self) -> None:
         z = np.log(np.array([[0.1, 0.2, 0.3, 0.4]], np.float32)) - 3
-        ids, values = top_logprobs(z, 4)
-        assert ids.tolist() == [[3, 2, 1, 0]]
-        np.testing.assert_allclose(np.exp(values), [[0.4, 0.3, 0.2, 0.1]], rtol=1e-6)
+        ids, values = logprobs(z, np.array([1], np.int32), 4)
+        assert ids.tolist() == [[1, 3, 2, 1, 0]]
+        np.testing.assert_allclose(np.exp(values), [[0.2, 0.4, 0.3, 0.2, 0.1]], rtol=1e-6)
 
     def test_top_equals_the_reference(self) -> None:
         rng = np.random.default_rng(10)
@@ -393,6 +392,7 @@ class TestLogprobs:
             v = int(rng.integers(1, 60))
             z = np.stack([random_logits(rng, v) for _ in range(3)])
             n = int(rng.integers(0, v + 3))
-            for fast, plain in zip(top_logprobs(z, n), top_logprobs.reference(z, n), strict=True):
+            ids = rng.integers(-1, v, 3).astype(np.int32)
+            for fast, plain in zip(logprobs(z, ids, n), logprobs.reference(z, ids, n), strict=True):
                 assert fast.dtype == plain.dtype
                 np.testing.assert_array_equal(fast, plain)

@@ -33,7 +33,7 @@ class Engine:
         self.pools = [PagePool(kind, count) for kind, count in zip(runner.kinds, runner.num_pages, strict=True)]
         self.scheduler = Scheduler(self.pools, runner.max_sequences, max_step_tokens)
         self._siblings: dict[Sequence, list[Sequence]] = {}
-        """Choices that start when the first one's prompt is computed."""
+        """All choices of a prompt, by each of them, until it is computed. The first one runs, the others start then."""
 
     def warm_up(self, progress: Progress | None = None) -> None:
         """Compile the kernels of the steps to come, so that no request waits for them."""
@@ -65,14 +65,15 @@ class Engine:
         length = len(prompt_ids) + (room if params.max_tokens is None else min(room, params.max_tokens))
         seed = secrets.randbits(64) if params.seed is None else params.seed
         end_ids = frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else self.end_ids)
-        first, *others = (
+        sequences = [
             Sequence(choice, list(prompt_ids), len(prompt_ids), params, seed, length, end_ids)
             for choice in range(params.n)
-        )
-        self.scheduler.add(first)
-        if others:
-            self._siblings[first] = others
-        return [first, *others]
+        ]
+        self.scheduler.add(sequences[0])
+        if params.n > 1:
+            siblings = list(sequences)
+            self._siblings.update((sequence, siblings) for sequence in sequences)
+        return sequences
 
     @property
     def has_work(self) -> bool:
@@ -100,7 +101,7 @@ class Engine:
 
     def _choices(self, first: Sequence) -> list[Sequence]:
         """A sequence, and those that start when its prompt is computed."""
-        return [first, *self._siblings.get(first, ())]
+        return self._siblings.get(first, [first])
 
     def _run(self, step: list[Scheduled]) -> list[Sampled]:
         """Run a step, and wait for its ids."""
@@ -110,11 +111,12 @@ class Engine:
         draws = [(row, s) for row, first in enumerate(sampling) for s in self._choices(first)]
         sampled = self.runner.sample(logits, [row for row, _ in draws], [s for _, s in draws]) if draws else []
         self.scheduler.commit(step)
-        for first in sampling:
-            for sibling in self._siblings.get(first, ()):
-                for copy in self.scheduler.fork(first, sibling):
+        for first, *others in map(self._choices, sampling):
+            for other in others:
+                for copy in self.scheduler.fork(first, other):
                     self.runner.copy_page(*copy)
-            self._siblings.pop(first, None)
+            for sequence in (first, *others):
+                self._siblings.pop(sequence, None)
         for token in sampled:
             self._append(token.sequence, token.id)
         return sampled
@@ -163,9 +165,9 @@ class Engine:
 
     def close(self) -> None:
         """End all sequences as aborted, and let go of the model, the KV cache and the device's memory."""
-        for sequence in (*self.scheduler.running, *self.scheduler.waiting):
-            for ended in (*self._siblings.pop(sequence, ()), sequence):
-                self.scheduler.finish(ended, "abort")
+        for sequence in (*self.scheduler.running, *self.scheduler.waiting, *self._siblings):
+            self.scheduler.finish(sequence, "abort")
+        self._siblings.clear()
         self.runner.close()
 
     def _continuing(self) -> list[Sequence]:
@@ -182,14 +184,11 @@ class Engine:
         """
         if sequence.finish_reason is not None:
             return
-        for siblings in self._siblings.values():
-            if sequence in siblings:  # not started yet
-                siblings.remove(sequence)
-                self.scheduler.finish(sequence, reason)
-                return
-        if siblings := self._siblings.pop(sequence, []):  # they would have started from it: the next one goes first
-            self.scheduler.add(siblings[0])
-            self._siblings[siblings[0]] = siblings[1:]
+        if siblings := self._siblings.pop(sequence, None):
+            was_first = siblings[0] is sequence
+            siblings.remove(sequence)
+            if was_first and siblings:  # they would have started from it: the next one goes first
+                self.scheduler.add(siblings[0])
         self.scheduler.finish(sequence, reason)
 
     def logits(self, ids: list[int], hook: Hook | None = None) -> Generator[Any, None, None]:

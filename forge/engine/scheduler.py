@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
 
@@ -36,7 +36,8 @@ class Scheduler:
         """One for each kind of layer state, in the order of `Sequence.pages`."""
         self.max_sequences = max_sequences
         self.max_step_tokens = max(max_step_tokens, max_sequences)
-        self.waiting: deque[Sequence] = deque()
+        self.waiting: OrderedDict[Sequence, None] = OrderedDict()
+        """In order. Any of many can be taken out at once."""
         self.running: list[Sequence] = []
 
     @property
@@ -57,7 +58,7 @@ class Scheduler:
         if not self.fits(1, sequence.max_length):
             sizes = ", ".join(str(pool.num_pages) for pool in self.pools)
             raise ValueError(f"{sequence.max_length} tokens never fit in {sizes} pages")
-        self.waiting.append(sequence)
+        self.waiting[sequence] = None
 
     def schedule(self) -> list[Scheduled]:
         """The next step. Pages for its tokens are allocated; nothing else changes until `commit`."""
@@ -72,11 +73,12 @@ class Scheduler:
                 step.append(Scheduled(sequence, sequence.num_computed, count))
                 budget -= count
         while self.waiting and budget and len(self.running) < self.max_sequences:
-            sequence = self.waiting[0]
+            sequence = next(iter(self.waiting))
             # It starts only if all it has to compute fits: else it would be the first to be preempted again.
             if not self._start(sequence):
                 break
-            self.running.append(self.waiting.popleft())
+            del self.waiting[sequence]
+            self.running.append(sequence)
             count = min(sequence.num_remaining, budget)
             step.append(Scheduled(sequence, sequence.num_computed, count))
             budget -= count
@@ -107,7 +109,7 @@ class Scheduler:
         length, copies = parent.num_computed, []
         has_pages = all(pool.num_copied(length) <= pool.num_free for pool in self.pools)
         if len(self.running) >= self.max_sequences or not has_pages:
-            self.waiting.append(child)
+            self.waiting[child] = None
             return []
         for kind, (pool, pages) in enumerate(zip(self.pools, parent.pages, strict=True)):
             own, pairs = pool.fork(pages, length)
@@ -120,16 +122,17 @@ class Scheduler:
     def finish(self, sequence: Sequence, reason: FinishReason) -> None:
         """End a sequence, running or waiting, and give its pages back."""
         sequence.finish_reason = reason
-        for queue in (self.running, self.waiting):
-            if sequence in queue:  # in neither if it waits for its prompt to be computed as another choice's
-                queue.remove(sequence)
+        self.waiting.pop(sequence, None)  # it is nowhere if it waits for its prompt to be computed as another choice's
+        if sequence in self.running:
+            self.running.remove(sequence)
         self._drop_pages(sequence)
 
     def preempt(self) -> Sequence:
         """The youngest running sequence gives its pages up and waits, before all others that wait."""
         youngest = self.running.pop()
         self._drop_pages(youngest)
-        self.waiting.appendleft(youngest)
+        self.waiting[youngest] = None
+        self.waiting.move_to_end(youngest, last=False)
         return youngest
 
     def lend(self, sequence: Sequence) -> bool:
@@ -162,7 +165,7 @@ class Scheduler:
         """Whether the next one that waits may run, and has room for all it has to compute."""
         if not self.waiting or len(self.running) >= self.max_sequences:
             return False
-        length = len(self.waiting[0].ids)
+        length = len(next(iter(self.waiting)).ids)
         return all(pool.kind.num_pages(length) <= pool.num_free for pool in self.pools)
 
     def _make_room(self, sequence: Sequence, length: int) -> bool:

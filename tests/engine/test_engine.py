@@ -186,7 +186,7 @@ def test_a_failed_step_ends_its_sequences_and_no_others(monkeypatch: pytest.Monk
         patch.setattr(llm.engine.runner, method, fails)
         if method == "copy_page":
             llm.engine.scheduler.max_sequences = 4  # there is room for choices beside the first one
-            llm.engine.scheduler.waiting.remove(waits)
+            del llm.engine.scheduler.waiting[waits]
         with pytest.raises(MemoryError, match="once"):
             llm.engine.step()
     assert [s.finish_reason for s in ends] == ["error"] * 4

@@ -248,7 +248,7 @@ class Simulation:
     def check(self) -> None:
         engine, scheduler = self.engine, self.engine.scheduler
         running, waiting = list(scheduler.running), list(scheduler.waiting)
-        starting = [s for siblings in engine._siblings.values() for s in siblings]
+        starting = [s for s, siblings in engine._siblings.items() if s is not siblings[0]]
         assert Counter([*running, *waiting, *starting]) == Counter(self.unfinished), "each in one place"
         assert len(running) <= scheduler.max_sequences
 
@@ -390,7 +390,7 @@ def _share_unfinished_page(simulation: Simulation) -> None:
 
     def fork(parent: Sequence, child: Sequence) -> list[tuple[int, int, int]]:
         if len(scheduler.running) >= scheduler.max_sequences:
-            scheduler.waiting.append(child)
+            scheduler.waiting[child] = None
             return []
         for pool, pages in zip(scheduler.pools, parent.pages, strict=True):
             pool.share(pool.held(pages))
@@ -420,7 +420,7 @@ def _lose_the_preempted(simulation: Simulation) -> None:
         waiting = list(scheduler.waiting)
         fits = make_room(sequence, length)
         scheduler.waiting.clear()
-        scheduler.waiting.extend(waiting)
+        scheduler.waiting.update(dict.fromkeys(waiting))
         return fits
 
     scheduler._make_room = faulty  # type: ignore[method-assign]

@@ -61,7 +61,7 @@ THIRD_PARTY = {
     "typer": "cli",
 }
 # The part of the engine that holds integers: the model runner is its only way to a device.
-WITHOUT_A_DEVICE = ("engine.engine", "engine.scheduler", "engine.sequence", "engine.page_allocator", "engine.page_pool")
+WITHOUT_A_DEVICE = ("engine.engine", "engine.scheduler", "engine.sequence", "engine.page_pool")
 DEVICE = [
     *("backend", "ops", "models", "numpy", "cupy", "engine.batch", "engine.decode_pipeline", "engine.graph_cache"),
     *("engine.request_table", "engine.sampler", "state.model_state", "state.paged_kv", "state.window_kv"),
@@ -208,8 +208,8 @@ def test_a_tree_that_keeps_the_rules_passes(tmp_path: Path) -> None:
         "backend/cupy.py": "import cupy",
         "formats/ggml.py": "from ..errors import FormatError",
         "ops/quant.py": "import os.path\nfrom forge.formats import ggml",
-        "engine/scheduler.py": "from .page_allocator import PageAllocator",
-        "engine/page_allocator.py": "",
+        "engine/scheduler.py": "from .page_pool import PagePool",
+        "engine/page_pool.py": "",
         "llm.py": "def f():\n    from forge.tokenizer import Tokenizer",
         "cli/app.py": "import typer\nimport forge\nfrom forge import __version__",
     }

@@ -46,7 +46,7 @@ def bound_sweep(runner: ModelRunner) -> Callable[[], float]:
 
     On a CPU it multiplies each matrix by a vector. On a GPU it uses the speed of a large copy.
     """
-    matrices, backend = list(runner.matrices()), runner.backend
+    matrices, backend = [linear.weight for linear in runner.model.linears()], runner.backend
     if isinstance(backend, GPU):
         return lambda: backend.read_seconds(sum(matrix.nbytes for matrix in matrices))
     vectors = [np.ones(matrix.shape[1], np.float32) for matrix in matrices]

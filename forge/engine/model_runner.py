@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -79,10 +78,6 @@ class ModelRunner:
         """Copy one page of the `kind`-th kind of layer state in all its layers."""
         self.state.caches[kind].copy_page(source, target)
 
-    def to_numpy(self, array: Any) -> np.ndarray[Any, Any]:
-        """An array of the device on the host."""
-        return self.backend.to_numpy(array)
-
     def warm_up(self, max_step_tokens: int, progress: Progress | None = None) -> None:
         """Compile the kernels of the steps to come, so that no request waits for them."""
         self.backend.prepare(lambda: self.run_typical_steps(max_step_tokens), progress)
@@ -115,7 +110,3 @@ class ModelRunner:
             self.pipeline = None
             del self.model, self.state
             self.backend.release_memory()
-
-    def matrices(self) -> Iterator[Any]:
-        """The matrices (N, K) that a decode step reads, in order."""
-        return (linear.weight for linear in self.model.linears())

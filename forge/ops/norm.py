@@ -67,8 +67,13 @@ def _norm_cpu(normed: Normed, *, out: str) -> Array:
         y = row * x.dtype.type(scale)
         y *= weight
         return np.asarray(y[None])
-    mean_square = np.einsum("te,te->t", x, x) / x.shape[1]
-    y = x * (1.0 / np.sqrt(mean_square + eps)).astype(x.dtype)[:, None]
+    return rms_norm(x, weight, eps)
+
+
+def rms_norm(x: Array, weight: Array, eps: float) -> Array:
+    """The RMS norm along the last axis, on NumPy."""
+    mean_square = np.einsum("...d,...d->...", x, x) / x.shape[-1]
+    y = x * (1.0 / np.sqrt(mean_square + eps)).astype(x.dtype)[..., None]
     y *= weight
     return np.asarray(y)
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from forge.backend.gpu import GPU
 from forge.ops.kv_cache import KVPages
+from forge.ops.norm import rms_norm
 from forge.ops.op import Array, op, record
 
 
@@ -80,7 +81,7 @@ def _rope_append_kv_cpu(
     heads = x.shape[1] - 2 * kv_heads
     qk = x[:, : heads + kv_heads]
     if rope.q_norm is not None and rope.k_norm is not None:
-        normed = _rms(qk[:, :heads], rope.q_norm, rope.eps), _rms(qk[:, heads:], rope.k_norm, rope.eps)
+        normed = rms_norm(qk[:, :heads], rope.q_norm, rope.eps), rms_norm(qk[:, heads:], rope.k_norm, rope.eps)
         qk = np.concatenate(normed, axis=1)
     y = _ROTATE[style](qk, rope.cos_sin.take(positions, 0)[:, None])
     where = slot_mapping if tokens > 1 else slot_mapping[0]  # one slot needs no index array
@@ -90,11 +91,6 @@ def _rope_append_kv_cpu(
     if rope.query_scale is not None:
         q = q * rope.query_scale[positions][:, None, None]
     return q
-
-
-def _rms(x: Array, weight: Array, eps: float) -> Array:
-    mean_square = np.einsum("thd,thd->th", x, x) / x.shape[2]
-    return np.asarray(x * (1.0 / np.sqrt(mean_square + eps)).astype(x.dtype)[..., None] * weight)
 
 
 def _rotate_neox(x: Array, cos_sin: Array) -> Array:

@@ -62,7 +62,7 @@ def _logits(engine: Engine, ids: list[int]) -> Generator[None, None, npt.NDArray
     row = 0
     with closing(engine.logits(ids)) as parts:
         for part in parts:
-            out[row : row + len(part)] = engine.runner.to_numpy(part)
+            out[row : row + len(part)] = engine.runner.backend.to_numpy(part)
             row += len(part)
             yield
     return out
@@ -75,7 +75,7 @@ def _score(engine: Engine, ids: list[int]) -> Generator[None, None, list[float]]
     with closing(engine.logits(ids)) as parts:
         for part in parts:
             targets = ids[position : position + len(part)]
-            logits = engine.runner.to_numpy(part)[: len(targets)]
+            logits = engine.runner.backend.to_numpy(part)[: len(targets)]
             sums.append(float(_log_likelihoods(logits, targets).sum()))
             position += len(part)
             yield

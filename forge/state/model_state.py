@@ -85,11 +85,6 @@ class ModelState:
     def __getitem__(self, layer: int) -> Any:
         return self._layers[layer]
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all arrays."""
-        return sum(int(array.nbytes) for cache in self.caches for array in cache.arrays)
-
     def changing(self, rows: int) -> list[Any]:
         """Arrays that have another value when a decode step of so many rows runs twice."""
         return [array for cache in self.caches for array in cache.changing(rows)]

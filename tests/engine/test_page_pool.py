@@ -8,72 +8,75 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forge.engine.page_allocator import PageAllocator
+from forge.engine.page_pool import PagePool
+from forge.state.paged_kv import PagedKV
+
+KIND = PagedKV((0,), 16, 1, 1, 4)
 
 
 def test_a_page_is_handed_out_once_until_it_is_released() -> None:
-    blocks = PageAllocator(5)
-    pages = blocks.allocate(5)
+    pool = PagePool(KIND, 5)
+    pages = pool.allocate(5)
     assert sorted(pages) == [0, 1, 2, 3, 4]
-    assert blocks.num_free == 0
+    assert pool.num_free == 0
     with pytest.raises(ValueError, match="1 pages are wanted and 0 are free"):
-        blocks.allocate(1)
-    blocks.release(pages[2:4])
-    assert blocks.num_free == 2
-    assert sorted(blocks.allocate(2)) == sorted(pages[2:4])
+        pool.allocate(1)
+    pool.release(pages[2:4])
+    assert pool.num_free == 2
+    assert sorted(pool.allocate(2)) == sorted(pages[2:4])
 
 
 def test_more_than_there_is_takes_nothing() -> None:
-    blocks = PageAllocator(3)
+    pool = PagePool(KIND, 3)
     with pytest.raises(ValueError, match="4 pages are wanted and 3 are free"):
-        blocks.allocate(4)
-    assert blocks.num_free == 3
-    assert blocks.allocate(0) == []
+        pool.allocate(4)
+    assert pool.num_free == 3
+    assert pool.allocate(0) == []
 
 
 def test_a_shared_page_is_free_when_its_last_owner_releases_it() -> None:
-    blocks = PageAllocator(2)
-    [page] = blocks.allocate(1)
-    blocks.share([page])
-    assert blocks.references(page) == 2
-    blocks.release([page])
-    assert (blocks.references(page), blocks.num_free) == (1, 1)
-    blocks.release([page])
-    assert (blocks.references(page), blocks.num_free) == (0, 2)
+    pool = PagePool(KIND, 2)
+    [page] = pool.allocate(1)
+    pool.share([page])
+    assert pool.references(page) == 2
+    pool.release([page])
+    assert (pool.references(page), pool.num_free) == (1, 1)
+    pool.release([page])
+    assert (pool.references(page), pool.num_free) == (0, 2)
 
 
 def test_a_free_page_cannot_be_shared_or_released() -> None:
-    blocks = PageAllocator(2)
+    pool = PagePool(KIND, 2)
     with pytest.raises(ValueError, match="page 1 is free"):
-        blocks.share([1])
+        pool.share([1])
     with pytest.raises(ValueError, match="page 1 is free"):
-        blocks.release([1])
+        pool.release([1])
 
 
 def test_a_sequence_goes_on_behind_its_last_page() -> None:
-    blocks = PageAllocator(64)
-    first = blocks.allocate(4)
-    second = blocks.allocate(4)
+    pool = PagePool(KIND, 64)
+    first = pool.allocate(4)
+    second = pool.allocate(4)
     for _ in range(8):  # both grow in turn and neither is cut
-        first += blocks.allocate(1, first[-1])
-        second += blocks.allocate(1, second[-1])
+        first += pool.allocate(1, first[-1])
+        second += pool.allocate(1, second[-1])
     for pages in (first, second):
         assert pages == list(range(pages[0], pages[0] + 12))
 
 
 def test_it_jumps_where_the_next_page_is_taken() -> None:
-    blocks = PageAllocator(4)
-    assert blocks.allocate(2) == [0, 1]
-    blocks.release([0])
-    assert blocks.allocate(3, after=1) == [2, 3, 0]
+    pool = PagePool(KIND, 4)
+    assert pool.allocate(2) == [0, 1]
+    pool.release([0])
+    assert pool.allocate(3, after=1) == [2, 3, 0]
 
 
 def test_the_last_page_has_no_page_behind_it() -> None:
-    blocks = PageAllocator(2)
-    assert blocks.allocate(1) == [0]
-    assert blocks.allocate(1, after=0) == [1]
-    blocks.release([0])
-    assert blocks.allocate(1, after=1) == [0]
+    pool = PagePool(KIND, 2)
+    assert pool.allocate(1) == [0]
+    assert pool.allocate(1, after=0) == [1]
+    pool.release([0])
+    assert pool.allocate(1, after=1) == [0]
 
 
 @given(
@@ -81,7 +84,7 @@ def test_the_last_page_has_no_page_behind_it() -> None:
     st.lists(st.tuples(st.sampled_from(["allocate", "share", "release"]), st.integers(0, 12), st.integers(0, 30))),
 )
 def test_counts_equal_a_plain_model(num_pages: int, operations: list[tuple[str, int, int]]) -> None:
-    blocks = PageAllocator(num_pages)
+    pool = PagePool(KIND, num_pages)
     owned: Counter[int] = Counter()
     for name, count, index in operations:
         held = sorted(owned.elements())
@@ -89,16 +92,16 @@ def test_counts_equal_a_plain_model(num_pages: int, operations: list[tuple[str, 
             after = held[index % len(held)] if held and index % 2 else None
             if count > num_pages - len(owned):
                 with pytest.raises(ValueError, match="are free"):
-                    blocks.allocate(count, after)
+                    pool.allocate(count, after)
                 continue
-            pages = blocks.allocate(count, after)
+            pages = pool.allocate(count, after)
             assert not set(pages) & owned.keys()
             assert len(set(pages)) == len(pages) == count
             owned.update(pages)
         elif held:
             pages = list(dict.fromkeys(held[index % len(held) :][:count]))
-            getattr(blocks, name)(pages)
+            getattr(pool, name)(pages)
             owned.update(pages) if name == "share" else owned.subtract(pages)
             owned = +owned
-        assert [blocks.references(page) for page in range(num_pages)] == [owned[page] for page in range(num_pages)]
-        assert blocks.num_free == num_pages - len(owned)
+        assert [pool.references(page) for page in range(num_pages)] == [owned[page] for page in range(num_pages)]
+        assert pool.num_free == num_pages - len(owned)

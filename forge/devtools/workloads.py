@@ -9,14 +9,14 @@ import numpy as np
 
 from forge.backend.gpu import GPU
 from forge.config import EngineConfig
-from forge.devtools.cases.case import Case
+from forge.devtools.cases.case import Case, normal
 from forge.devtools.cases.decode_attention import decode_case
 from forge.devtools.recorder import Recorder
 from forge.devtools.variants import record
 from forge.ops.decode_attention import decode_attention
 from forge.ops.linear import linear
 from forge.ops.norm import Normed, norm
-from forge.ops.op import Array, Arrays, Op
+from forge.ops.op import Arrays, Op
 from forge.ops.quant import Packed, QuantTensor, split
 from forge.tuning import Key
 from forge.tuning.spec import ANY, Shape
@@ -76,7 +76,7 @@ def _product_case(shape: Shape) -> Case:
     is_gated = op == "rms_gated"
 
     def make(rng: np.random.Generator) -> Arrays:
-        x = _normal(rng, tokens, inner) if op == "linear" else _normed(rng, tokens, inner)
+        x = normal(rng, tokens, inner) if op == "linear" else _normed(rng, tokens, inner)
         return x, _matrix(rng, shape.get("format", "F16"), shape["outer"] * (2 if is_gated else 1), inner), None, None
 
     return Case("", make, {"glu": "silu" if is_gated else "none", "split_k": "never"})
@@ -86,14 +86,10 @@ def _matrix(rng: np.random.Generator, kind: str, outer: int, inner: int) -> Any:
     drawn = min(outer, _DRAWN_ROWS)
     repeats = -(-outer // drawn), 1
     if kind == "F16":
-        return np.tile((_normal(rng, drawn, inner) * inner**-0.5).astype(np.float16), repeats)[:outer]
+        return np.tile((normal(rng, drawn, inner) * inner**-0.5).astype(np.float16), repeats)[:outer]
     few = QuantTensor.random(kind, drawn, inner, rng, scale=1e-4)
     return Packed(few.type, (outer, inner), *split(few.type, np.tile(few.blocks, repeats)[:outer]))
 
 
 def _normed(rng: np.random.Generator, rows: int, width: int) -> Normed:
-    return Normed(_normal(rng, rows, width), None, np.ones(width, np.float32), None, 1e-5, True)
-
-
-def _normal(rng: np.random.Generator, *shape: int) -> Array:
-    return rng.standard_normal(shape, np.float32)
+    return Normed(normal(rng, rows, width), None, np.ones(width, np.float32), None, 1e-5, True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from forge.devtools.cases.case import Case
+from forge.devtools.cases.case import Case, normal
 
 
 def _random(activation: str, rows: int, width: int, scale: float) -> Case:
@@ -33,15 +33,15 @@ CASES = {
         _by_hand("gelu", 20, 100),
     ],
     "gelu": [
-        Case("random", lambda rng: (rng.standard_normal((3, 165)).astype(np.float32) * 3,)),
+        Case("random", lambda rng: (normal(rng, 3, 165) * 3,)),
         Case("by hand", lambda rng: (np.array([[0, 20, -20]], np.float32),), expected=([[0, 20, 0]],)),
     ],
     "soft_cap": [
-        Case("random", lambda rng: (rng.standard_normal((3, 165)).astype(np.float32) * 20, 30.0)),
+        Case("random", lambda rng: (normal(rng, 3, 165) * 20, 30.0)),
         Case("by hand", lambda rng: (np.array([[0, 1e9, -1e9]], np.float32), 5.0), expected=([[0, 5, -5]],)),
     ],
     "add": [
-        Case("random", lambda rng: tuple(rng.standard_normal((2, 3, 300)).astype(np.float32))),
+        Case("random", lambda rng: tuple(normal(rng, 2, 3, 300))),
         Case(
             "by hand",
             lambda rng: (np.array([[1, 2]], np.float32), np.array([[3, -5]], np.float32)),

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from forge.devtools.cases.case import Case
+from forge.devtools.cases.case import Case, normal
+from forge.devtools.cases.kv_cache import random_pages
 from forge.ops.attention import AttentionSpec
 from forge.ops.kv_cache import KVPages
-from forge.ops.op import Array, Arrays
+from forge.ops.op import Arrays
 
 
 def _case(
@@ -20,33 +21,17 @@ def _case(
     window: int = 0,
     softcap: float = 0.0,
 ) -> Case:
-    num_heads, num_kv_heads = heads
-
     def make(rng: np.random.Generator) -> Arrays:
-        def normal(*shape: int) -> Array:
-            return rng.standard_normal(shape).astype(np.float32)
-
-        needed = [-(-length // page_size) for length in lengths]
-        pages = sum(needed) + 2
-        shuffled = rng.permutation(pages).astype(np.int32)
-        table = np.full((len(lengths), max(needed)), -1, np.int32)
-        k, v = np.full((2, pages, page_size, num_kv_heads, dim), np.nan, np.float32)  # unused slots poison a result
-        start = 0
-        for row, (count, length, asked) in enumerate(zip(needed, lengths, queries, strict=True)):
-            # runs of neighbouring pages and scattered ones
-            table[row, :count] = (
-                np.sort(shuffled[start : start + count]) if row % 2 else shuffled[start : start + count]
-            )
-            start += count
-            # Pages that lie wholly before the window of the row's first query were released, and hold anything.
-            released = max(length - asked + 1 - window, 0) // page_size if window else 0
-            for position in range(released * page_size, length):
-                page, offset = table[row, position // page_size], position % page_size
-                k[page, offset], v[page, offset] = normal(num_kv_heads, dim), normal(num_kv_heads, dim)
+        # Pages that lie wholly before the window of a row's first query were released.
+        first = [
+            max(length - asked + 1 - window, 0) // page_size * page_size if window else 0
+            for length, asked in zip(lengths, queries, strict=True)
+        ]
+        kv, table = random_pages(rng, lengths, list(zip(first, lengths, strict=True)), page_size, heads[1], dim)
         starts = np.concatenate([[0], np.cumsum(queries)]).astype(np.int32)
-        q = normal(sum(queries), num_heads, dim)
+        q = normal(rng, sum(queries), heads[0], dim)
         spec = AttentionSpec(dim**-0.5, window, softcap)
-        return q, KVPages(k, v), starts, np.array(lengths, np.int32), table, spec
+        return q, kv, starts, np.array(lengths, np.int32), table, spec
 
     return Case(name, make)
 

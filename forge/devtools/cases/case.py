@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from forge.ops.op import Arrays
+from forge.ops.op import Array, Arrays
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,3 +24,8 @@ class Case:
     """The results, computed by hand; None = the reference alone says what they are."""
     written: tuple[Any, ...] | None = None
     """What the op writes in place, computed by hand."""
+
+
+def normal(rng: np.random.Generator, *shape: int) -> Array:
+    """float32 random numbers near 1."""
+    return rng.standard_normal(shape).astype(np.float32)

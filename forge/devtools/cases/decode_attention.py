@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 from forge.devtools.cases.case import Case
+from forge.devtools.cases.kv_cache import random_pages
 from forge.devtools.cases.rope import random_rope
 from forge.ops.attention import AttentionSpec
 from forge.ops.kv_cache import KVPages
-from forge.ops.op import Array, Arrays
+from forge.ops.op import Arrays
 from forge.ops.rope import RopeArgs
 
 
@@ -27,32 +28,17 @@ def decode_case(
     more_pages: int = 0,
 ) -> Case:
     """`more_pages`: columns of the page table beyond those of the longest sequence."""
-    num_kv_heads = heads[1]
 
     def make(rng: np.random.Generator) -> Arrays:
-        def normal(*shape: int) -> Array:
-            return rng.standard_normal(shape).astype(np.float32)
-
-        rows = len(lengths)
-        needed = [-(-length // page_size) for length in lengths]
-        pages = sum(needed) + 2
-        shuffled = rng.permutation(pages).astype(np.int32)
-        table = np.full((rows, max(needed) + more_pages), -1, np.int32)
-        k, v = np.full((2, pages, page_size, num_kv_heads, dim), np.nan, np.float32)  # unused slots poison a result
-        slot_mapping = np.empty(rows, np.int32)
-        start = 0
-        for row, (count, length) in enumerate(zip(needed, lengths, strict=True)):
-            table[row, :count] = shuffled[start : start + count]
-            start += count
-            released = max(length - window, 0) // page_size if window else 0  # pages that hold anything
-            for position in range(released * page_size, length - 1):
-                page, offset = table[row, position // page_size], position % page_size
-                k[page, offset], v[page, offset] = normal(num_kv_heads, dim), normal(num_kv_heads, dim)
-            page, offset = divmod(length - 1, page_size)
-            slot_mapping[row] = table[row, page] * page_size + offset
+        # The op writes the last position. Pages that lie wholly before its window were released.
+        first = [max(length - window, 0) // page_size * page_size if window else 0 for length in lengths]
+        filled = [(start, length - 1) for start, length in zip(first, lengths, strict=True)]
+        kv, table = random_pages(rng, lengths, filled, page_size, heads[1], dim, more_pages)
+        rows, last = len(lengths), np.array(lengths, np.int32) - 1
+        slot_mapping = table[np.arange(rows), last // page_size] * page_size + last % page_size
         qkv, rope = random_rope(rng, rows, heads, dim, max(lengths), dim if rotated is None else rotated, extras=extras)
         spec = AttentionSpec(dim**-0.5, window, softcap)
-        return qkv, rope, np.array(lengths, np.int32), slot_mapping, KVPages(k, v), table, spec
+        return qkv, rope, last + 1, slot_mapping, kv, table, spec
 
     return Case(name, make, {"style": style})
 

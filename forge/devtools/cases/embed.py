@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import numpy as np
 
-from forge.devtools.cases.case import Case
+from forge.devtools.cases.case import Case, normal
 from forge.ops.op import Arrays
 from forge.ops.quant import FORMATS, QuantTensor
 
 
 def _floats(rng: np.random.Generator) -> Arrays:
-    table = rng.standard_normal((7, 33)).astype(np.float32)
+    table = normal(rng, 7, 33)
     return np.array([0, 6, 3, 3], np.int32), table, 1.5
 
 
 def _wide(rng: np.random.Generator) -> Arrays:
-    return np.array([2, 0], np.int32), rng.standard_normal((3, 4100)).astype(np.float32), 1.5
+    return np.array([2, 0], np.int32), normal(rng, 3, 4100), 1.5
 
 
 def _quantized(name: str, width: int) -> Case:
@@ -27,7 +27,7 @@ def _quantized(name: str, width: int) -> Case:
 
 def _rows(width: int) -> Case:
     def make(rng: np.random.Generator) -> Arrays:
-        return np.array([1, 1, 0], np.int32), rng.standard_normal((2, width)).astype(np.float32)
+        return np.array([1, 1, 0], np.int32), normal(rng, 2, width)
 
     return Case(f"rows of {width}", make)
 
@@ -47,7 +47,7 @@ CASES = {
     "take_rows": [
         Case(
             "some, one twice",
-            lambda rng: (np.array([4, 0, 4], np.int32), rng.standard_normal((5, 300)).astype(np.float32)),
+            lambda rng: (np.array([4, 0, 4], np.int32), normal(rng, 5, 300)),
         ),
         *(_rows(width) for width in (1100, 333)),
     ],

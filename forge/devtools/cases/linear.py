@@ -7,19 +7,15 @@ from typing import Any
 
 import numpy as np
 
-from forge.devtools.cases.case import Case
+from forge.devtools.cases.case import Case, normal
 from forge.ops.norm import Normed
-from forge.ops.op import Array, Arrays
+from forge.ops.op import Arrays
 from forge.ops.quant import FORMATS, QuantTensor, Stack
 
 Make = Callable[[np.random.Generator], Any]
 _PLAIN = {"glu": "none", "split_k": "never"}
 _ACTIVATIONS = 6 * ("silu", "gelu")
 """One for each of FORMATS."""
-
-
-def _normal(rng: np.random.Generator, *shape: int) -> Array:
-    return rng.standard_normal(shape).astype(np.float32)
 
 
 # Products of arrays
@@ -29,8 +25,8 @@ def float_case(rows: int, inner: int, outer: int, *, bias: bool = False, residua
     """A product with a float matrix."""
 
     def make(rng: np.random.Generator) -> Arrays:
-        x, weight = _normal(rng, rows, inner), _normal(rng, outer, inner)
-        return x, weight, _normal(rng, outer) if bias else None, _normal(rng, rows, outer) if residual else None
+        x, weight = normal(rng, rows, inner), normal(rng, outer, inner)
+        return x, weight, normal(rng, outer) if bias else None, normal(rng, rows, outer) if residual else None
 
     extras = " bias" * bias + " residual" * residual
     return Case(f"M{rows} K{inner} N{outer}{extras}", make, _PLAIN)
@@ -42,9 +38,9 @@ def quantized_case(name: str, rows: int = 2, inner: int = 512, outer: int = 3, *
     def make(rng: np.random.Generator) -> Arrays:
         # random weights are large, so x is kept small for the tolerance: it is rounded to 16 bits, or for several rows
         # the weights are to float16
-        x = _normal(rng, rows, inner) * np.float32(0.1 if rows == 1 else 0.01)
+        x = normal(rng, rows, inner) * np.float32(0.1 if rows == 1 else 0.01)
         weight = QuantTensor.random(name, outer, inner, rng)
-        return x, weight, _normal(rng, outer) if extras else None, _normal(rng, rows, outer) if extras else None
+        return x, weight, normal(rng, outer) if extras else None, normal(rng, rows, outer) if extras else None
 
     return Case(f"{name} M{rows} K{inner} N{outer}{' bias residual' * extras}", make, _PLAIN)
 
@@ -54,7 +50,7 @@ def _wide(name: str, rows: int, inner: int, outer: int = 302) -> Case:
 
     def make(rng: np.random.Generator) -> Arrays:
         weight = QuantTensor.random(name, outer, inner, rng, scale=0.001)
-        x = _normal(rng, rows, inner)
+        x = normal(rng, rows, inner)
         return x / np.float32(weight.dequantize().std() * np.sqrt(inner)), weight, None, None
 
     return Case(f"{name} M{rows} K{inner} N{outer}", make, _PLAIN)
@@ -62,7 +58,7 @@ def _wide(name: str, rows: int, inner: int, outer: int = 302) -> Case:
 
 def _stacked(rows: int) -> Case:
     def make(rng: np.random.Generator) -> Arrays:
-        x, bias, residual = _normal(rng, rows, 256), _normal(rng, 14), _normal(rng, rows, 14)
+        x, bias, residual = normal(rng, rows, 256), normal(rng, 14), normal(rng, rows, 14)
         x *= np.float32(1 if rows == 1 else 0.01)
         half = rng.standard_normal((4, 256)).astype(np.float16)
         parts = QuantTensor.random("Q4_K", 5, 256, rng), QuantTensor.random("Q6_K", 5, 256, rng), half
@@ -141,7 +137,7 @@ _SPLIT_K = [
 
 def floats(inner: int, outer: int) -> Make:
     """A float matrix (outer, inner)."""
-    return lambda rng: _normal(rng, outer, inner)
+    return lambda rng: normal(rng, outer, inner)
 
 
 def blocks(name: str, inner: int, outer: int) -> Make:
@@ -161,11 +157,11 @@ def normed_case(
     def make(rng: np.random.Generator) -> Arrays:
         matrix = weight(rng)
         outer, inner = matrix.shape
-        x = _normal(rng, rows, inner) * np.float32(scale)
+        x = normal(rng, rows, inner) * np.float32(scale)
         numbers = matrix.dequantize() if isinstance(matrix, QuantTensor | Stack) else matrix
-        norm = (1 + 0.1 * _normal(rng, inner)) / np.float32(numbers.std() * np.sqrt(inner))
+        norm = (1 + 0.1 * normal(rng, inner)) / np.float32(numbers.std() * np.sqrt(inner))
         normed = Normed(x, None, norm.astype(np.float32), None, 1e-5, True)
-        return normed, matrix, _normal(rng, outer) if bias else None, None
+        return normed, matrix, normal(rng, outer) if bias else None, None
 
     shown = "" if glu == "none" else f"glu {glu} "
     return Case(f"rms {shown}{name}{' bias' * bias}", make, {**_PLAIN, "glu": glu})
@@ -277,10 +273,10 @@ def _streams() -> Iterable[Case]:
         for rows, glu, split_k in ((1, "none", "never"), (3, "none", "allowed"), (1, "silu", "never")):
 
             def make(rng: np.random.Generator, kind: str = kind, rows: int = rows) -> Arrays:
-                x, pending = _normal(rng, rows, 64), _normal(rng, rows, 64)
-                bias = _normal(rng, 64) if kind == "layer" else None
-                normed = Normed(x, pending, (1 + 0.1 * _normal(rng, 64)) / 8, bias, 1e-5, kind == "rms")
-                return normed, _normal(rng, 10, 64), _normal(rng, 10), None
+                x, pending = normal(rng, rows, 64), normal(rng, rows, 64)
+                bias = normal(rng, 64) if kind == "layer" else None
+                normed = Normed(x, pending, (1 + 0.1 * normal(rng, 64)) / 8, bias, 1e-5, kind == "rms")
+                return normed, normal(rng, 10, 64), normal(rng, 10), None
 
             yield Case(f"pending {kind} T{rows} {glu} {split_k}", make, {"glu": glu, "split_k": split_k})
 

@@ -7,13 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from forge.devtools.cases.case import Case
+from forge.devtools.cases.case import Case, normal
 from forge.ops.norm import Normed
 from forge.ops.op import Array, Arrays
-
-
-def _normal(rng: np.random.Generator, *shape: int, scale: float = 1.0) -> Array:
-    return (rng.standard_normal(shape) * scale).astype(np.float32)
 
 
 def _cases(kind: str, *, pending: bool = False, out: str = "act") -> list[Case]:
@@ -21,10 +17,10 @@ def _cases(kind: str, *, pending: bool = False, out: str = "act") -> list[Case]:
 
     def make(rows: int, width: int, scale: float) -> Callable[[np.random.Generator], Arrays]:
         def build(rng: np.random.Generator) -> Arrays:
-            x = _normal(rng, rows, width, scale=scale)
-            addend = _normal(rng, rows, width, scale=scale) if pending else None
-            weight = 1 + _normal(rng, width, scale=0.1)
-            bias = 1 + _normal(rng, width, scale=0.1) if kind == "layer" else None
+            x = normal(rng, rows, width) * np.float32(scale)
+            addend = normal(rng, rows, width) * np.float32(scale) if pending else None
+            weight = 1 + 0.1 * normal(rng, width)
+            bias = 1 + 0.1 * normal(rng, width) if kind == "layer" else None
             return (Normed(x, addend, weight, bias, 1e-5, kind == "rms"),)
 
         return build

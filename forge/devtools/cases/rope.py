@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from forge.devtools.cases.case import Case
+from forge.devtools.cases.case import Case, normal
 from forge.ops.kv_cache import KVPages
 from forge.ops.op import Array, Arrays
 from forge.ops.rope import RopeArgs
@@ -14,17 +14,13 @@ def random_rope(
     rng: np.random.Generator, rows: int, heads: tuple[int, int], dim: int, positions: int, rotated: int, *, extras: bool
 ) -> tuple[Array, RopeArgs]:
     """A random QKV product and what is done to it, with biases, norms and query scales if `extras`."""
-
-    def normal(*shape: int) -> Array:
-        return rng.standard_normal(shape).astype(np.float32)
-
     num_heads, num_kv_heads = heads
     width = (num_heads + 2 * num_kv_heads) * dim
-    angles = normal(positions, rotated // 2) * 3
-    return normal(rows, width), RopeArgs(
-        bias=normal(width) if extras else None,
-        q_norm=1 + 0.1 * normal(dim) if extras else None,
-        k_norm=1 + 0.1 * normal(dim) if extras else None,
+    angles = normal(rng, positions, rotated // 2) * 3
+    return normal(rng, rows, width), RopeArgs(
+        bias=normal(rng, width) if extras else None,
+        q_norm=1 + 0.1 * normal(rng, dim) if extras else None,
+        k_norm=1 + 0.1 * normal(rng, dim) if extras else None,
         cos_sin=np.stack([np.cos(angles), np.sin(angles)], axis=-1),
         query_scale=1 + rng.random(positions).astype(np.float32) if extras else None,
         eps=1e-6,
@@ -36,7 +32,7 @@ def _case(
 ) -> Case:
     def make(rng: np.random.Generator) -> Arrays:
         pages, page_size, positions = 5, 4, 40
-        cache = rng.standard_normal((2, pages, page_size, heads[1], dim)).astype(np.float32)
+        cache = normal(rng, 2, pages, page_size, heads[1], dim)
         return (
             *random_rope(rng, tokens, heads, dim, positions, rotated, extras=extras),
             rng.integers(0, positions, tokens).astype(np.int32),
@@ -69,12 +65,9 @@ _SHAPES: list[tuple[str, int, tuple[int, int], int, int]] = [
 
 def _normed_case(name: str, tokens: int, heads: tuple[int, int], dim: int, scale: float = 1.0) -> Case:
     def make(rng: np.random.Generator) -> Arrays:
-        def normal(*shape: int) -> Array:
-            return rng.standard_normal(shape).astype(np.float32)
-
         num_heads, num_kv_heads = heads
-        product = normal(tokens, (num_heads + 2 * num_kv_heads) * dim) * np.float32(scale) + np.float32(3 * scale)
-        return product, 1 + 0.1 * normal(num_heads, dim), 1 + 0.1 * normal(num_kv_heads, dim), 1e-5
+        product = normal(rng, tokens, (num_heads + 2 * num_kv_heads) * dim) * np.float32(scale) + np.float32(3 * scale)
+        return product, 1 + 0.1 * normal(rng, num_heads, dim), 1 + 0.1 * normal(rng, num_kv_heads, dim), 1e-5
 
     return Case(name, make)
 

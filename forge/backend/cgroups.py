@@ -29,7 +29,7 @@ class Group:
 
     def words(self, name: str) -> list[str]:
         """A file's words; none where there is no such file."""
-        return _read(self.folder / name).split()
+        return read_text(self.folder / name).split()
 
     def number(self, name: str) -> int | None:
         """A file that holds one number; None where it does not, as "max" does not."""
@@ -38,7 +38,7 @@ class Group:
 
     def table(self, name: str) -> dict[str, int]:
         """A file with a name and a number in each line."""
-        pairs = (line.split() for line in _read(self.folder / name).splitlines())
+        pairs = (line.split() for line in read_text(self.folder / name).splitlines())
         numbers = {pair[0]: _number(pair[1]) for pair in pairs if len(pair) == 2}
         return {key: number for key, number in numbers.items() if number is not None}
 
@@ -50,7 +50,7 @@ def groups(controller: str, root: Path = Path("/")) -> Iterator[Group]:
     points lie.
     """
     mounts = list(_mounts(root))
-    for line in _read(root / "proc/self/cgroup").splitlines():
+    for line in read_text(root / "proc/self/cgroup").splitlines():
         _, _, rest = line.partition(":")
         names, colon, path = rest.partition(":")
         if not colon or not (names == _V2 or controller in names.split(",")):
@@ -71,7 +71,7 @@ def groups(controller: str, root: Path = Path("/")) -> Iterator[Group]:
 
 def _mounts(root: Path) -> Iterator[tuple[str, list[str], str, str]]:
     """Type, options, the group at its top, and mount point of each mounted hierarchy."""
-    for line in _read(root / "proc/self/mountinfo").splitlines():
+    for line in read_text(root / "proc/self/mountinfo").splitlines():
         mount, dash, system = line.partition(" - ")
         fields, more = mount.split(" "), system.split(" ")
         if dash and len(fields) >= 6 and len(more) >= 3 and more[0] in ("cgroup", "cgroup2"):
@@ -102,7 +102,8 @@ def _number(word: str) -> int | None:
     return int(word) if word.isascii() and word.isdigit() and len(word) <= 20 else None
 
 
-def _read(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """A file of the kernel's; "" where it cannot be read."""
     try:
         return os.fsdecode(_files.read(path, _MAX_BYTES))
     except (OSError, ValueError):

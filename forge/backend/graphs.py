@@ -17,9 +17,11 @@ Perturb = Callable[[list[Any]], list[Any]]
 
 
 class _Device(Protocol):
-    """What replays ask of a device; copies may wait for it."""
+    """A device whose stream captures launches as graphs; copies may wait for it."""
 
     device: str
+
+    def active(self) -> AbstractContextManager[None]: ...
 
     def to_numpy(self, array: Any) -> Any: ...
 
@@ -30,12 +32,6 @@ class _Device(Protocol):
 
     def snapshot(self, array: Any) -> Any:
         """A copy of an array on the device, in order with the ops before and after."""
-
-
-class _CapturingDevice(_Device, Protocol):
-    """A device whose stream captures launches as graphs."""
-
-    def active(self) -> AbstractContextManager[None]: ...
 
     def graph_memory(self) -> AbstractContextManager[object]:
         """Arrays that are made within it have memory that only captured steps use."""
@@ -54,7 +50,7 @@ class Launch(NamedTuple):
 class Graphs:
     """The captured steps of one GPU: replayed as graphs until one fails or computes something else."""
 
-    def __init__(self, device: _CapturingDevice, stream: Any) -> None:
+    def __init__(self, device: _Device, stream: Any) -> None:
         self._device, self._stream = device, stream
         self.is_enabled = True
         self._log: list[Launch] | None = None
@@ -158,19 +154,16 @@ def checked(
     something else, and a graph that does nothing, or only a part of the step, is found out.
     """
     written = (*results, *state)
-    expected = [device.to_numpy(array).tobytes() for array in written]
+    expected = _bits(device, written)
     _restore(device, state, perturb(before))
     launches()
     for array in results:
         device.poison(array)
     _restore(device, state, before)
-    try:
-        graph()
-        if [device.to_numpy(array).tobytes() for array in written] == expected:
-            return graph
-        reason = "it computes something else"
-    except RuntimeError as error:  # what CuPy and the driver raise
-        reason = " ".join(str(error).split())
+    found, reason = _replayed(device, graph, written)
+    if found == expected:
+        return graph
+    reason = reason or "it computes something else"
     warnings.warn(f"{device.device}: steps are launched one by one, not as a graph: {reason}", stacklevel=2)
     _restore(device, state, before)
     launches()
@@ -191,23 +184,30 @@ def compared(
     """
     written = (*results, *state)
     before = [device.snapshot(array) for array in state]
-    found: list[bytes] = []
-    reason = "a replay computed something else"
-    try:
-        graph()
-        found = [device.to_numpy(array).tobytes() for array in written]
-    except RuntimeError as error:  # what CuPy and the driver raise
-        reason = " ".join(str(error).split())
+    found, reason = _replayed(device, graph, written)
     _restore(device, state, [device.to_numpy(array) for array in before])
     launches()
-    if found == [device.to_numpy(array).tobytes() for array in written]:
+    if found == _bits(device, written):
         return True
     warnings.warn(
-        f"{device.device}: steps are launched one by one from now on, not as a graph: {reason}; tokens since the "
-        "comparison before may be wrong",
+        f"{device.device}: steps are launched one by one from now on, not as a graph: "
+        f"{reason or 'a replay computed something else'}; tokens since the comparison before may be wrong",
         stacklevel=2,
     )
     return False
+
+
+def _replayed(device: _Device, graph: Callable[[], None], written: Sequence[Any]) -> tuple[list[bytes], str]:
+    """The bits that a graph leaves in arrays; none, and the reason, where it cannot be launched."""
+    try:
+        graph()
+        return _bits(device, written), ""
+    except RuntimeError as error:  # what CuPy and the driver raise
+        return [], " ".join(str(error).split())
+
+
+def _bits(device: _Device, arrays: Sequence[Any]) -> list[bytes]:
+    return [device.to_numpy(array).tobytes() for array in arrays]
 
 
 def _restore(device: _Device, state: Sequence[Any], values: Sequence[Any]) -> None:

@@ -9,11 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from forge import _files
-from forge.backend.cgroups import groups
+from forge.backend.cgroups import groups, read_text
 from forge.errors import ParameterError
 
-_MAX_BYTES = 1 << 20
 _FIRST_S = 0.3
 """After so long the load of the CPUs is known well enough: it is counted in steps of 10 ms."""
 _EVERY_S = 1.0
@@ -138,27 +136,20 @@ def cpu_time(root: Path = Path("/")) -> float:
 def _siblings(cpu: int, root: Path) -> str:
     """The CPUs that are threads of one core with it, as a name of the core."""
     path = root / f"sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list"
-    return _text(path).strip() or str(cpu)
+    return read_text(path).strip() or str(cpu)
 
 
 def _busy_seconds(cpus: Collection[int], root: Path) -> float:
     """How long these CPUs were at work, in all."""
     names = {f"cpu{cpu}" for cpu in cpus}
     ticks = 0
-    for line in _text(root / "proc/stat").splitlines():
+    for line in read_text(root / "proc/stat").splitlines():
         name, *columns = line.split()[:9] or [""]
         if name not in names or len(columns) <= max(_BUSY):
             continue
         if all(column.isdecimal() and len(column) < 20 for column in columns):
             ticks += sum(int(columns[column]) for column in _BUSY)
     return ticks / os.sysconf("SC_CLK_TCK")
-
-
-def _text(path: Path) -> str:
-    try:
-        return _files.read(path, _MAX_BYTES).decode("ascii", "replace")
-    except (OSError, ValueError):
-        return ""
 
 
 THREADS = Threads()

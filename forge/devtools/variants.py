@@ -14,10 +14,11 @@ from forge.config import EngineConfig
 from forge.devtools.cases import all_cases
 from forge.devtools.recorder import Recorder
 from forge.devtools.usual import usual_models
+from forge.devtools.verify import inputs, on
 from forge.formats import gguf
 from forge.formats.ggml import GGMLType
 from forge.models.weights import Weights
-from forge.ops.quant import Packed, QuantTensor, Stack
+from forge.ops.quant import Packed
 
 _SETTINGS = EngineConfig(context=4096)
 """Settings of recorded models. Launches do not depend on the context, but tables of its positions take time."""
@@ -32,8 +33,7 @@ def case_variants(arch: str = "", *, wgmma: bool = False) -> list[sources.Varian
     device.has_wgmma = wgmma
     for op, case in all_cases():
         if op.run_gpu:
-            args = op.map(lambda arg, value: _on(device, arg.dtype, value), case.make(np.random.default_rng(0)))
-            device.launch(op, args, case.options)
+            device.launch(op, on(op, inputs(op, case, device), device), case.options)
     return device.variants
 
 
@@ -74,11 +74,3 @@ class HeaderWeights(Weights):
     def _loaded(self, shapes: Mapping[str, tuple[int, ...]]) -> Any:
         (_, *dims), rows = next(iter(shapes.values())), sum(shape[0] for shape in shapes.values())
         return self.backend.empty((rows, *dims), np.float32)
-
-
-def _on(device: Recorder, dtype: str, value: Any) -> Any:
-    if isinstance(value, QuantTensor | Stack):
-        return value.on(device)
-    if isinstance(value, np.ndarray) and dtype in ("act", "weight"):
-        return value.astype(np.float16)
-    return value

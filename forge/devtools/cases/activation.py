@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from forge.devtools.cases.case import Case, normal
+from forge.devtools.cases.case import Case, by_hand, normal
 
 
 def _random(activation: str, rows: int, width: int, scale: float) -> Case:
@@ -16,12 +16,8 @@ def _random(activation: str, rows: int, width: int, scale: float) -> Case:
 
 
 def _by_hand(activation: str, gate: int, expected: int) -> Case:
-    return Case(
-        f"{activation} by hand",
-        lambda rng: (np.array([[0, gate, -gate, 3, 5, 7]], np.float32),),
-        {"activation": activation},
-        expected=([[0, expected, 0]],),
-    )
+    gated = [[0.0, gate, -gate, 3, 5, 7]]
+    return by_hand(f"{activation} by hand", gated, options={"activation": activation}, expected=([[0, expected, 0]],))
 
 
 _SIZES = ((1, 1, 2.0), (1, 31, 2.0), (3, 64, 2.0), (2, 65, 2.0), (5, 1536, 2.0), (2, 40, 100.0))
@@ -34,18 +30,14 @@ CASES = {
     ],
     "gelu": [
         Case("random", lambda rng: (normal(rng, 3, 165) * 3,)),
-        Case("by hand", lambda rng: (np.array([[0, 20, -20]], np.float32),), expected=([[0, 20, 0]],)),
+        by_hand("by hand", [[0.0, 20, -20]], expected=([[0, 20, 0]],)),
     ],
     "soft_cap": [
         Case("random", lambda rng: (normal(rng, 3, 165) * 20, 30.0)),
-        Case("by hand", lambda rng: (np.array([[0, 1e9, -1e9]], np.float32), 5.0), expected=([[0, 5, -5]],)),
+        by_hand("by hand", [[0, 1e9, -1e9]], 5.0, expected=([[0, 5, -5]],)),
     ],
     "add": [
         Case("random", lambda rng: tuple(normal(rng, 2, 3, 300))),
-        Case(
-            "by hand",
-            lambda rng: (np.array([[1, 2]], np.float32), np.array([[3, -5]], np.float32)),
-            expected=([[4, -3]],),
-        ),
+        by_hand("by hand", [[1.0, 2]], [[3.0, -5]], expected=([[4, -3]],)),
     ],
 }

@@ -29,3 +29,13 @@ class Case:
 def normal(rng: np.random.Generator, *shape: int) -> Array:
     """float32 random numbers near 1."""
     return rng.standard_normal(shape).astype(np.float32)
+
+
+def by_hand(name: str, *args: Any, options: dict[str, Any] | None = None, **computed: tuple[Any, ...]) -> Case:
+    """A case whose arrays are lists: int32 of whole numbers, else float32. `computed`: what is expected and written."""
+
+    def array(value: Any) -> Any:
+        made = np.array(value)
+        return made.astype(np.int32 if made.dtype.kind == "i" else np.float32) if isinstance(value, list) else value
+
+    return Case(name, lambda _: tuple(map(array, args)), options or {}, **computed)

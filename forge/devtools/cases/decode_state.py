@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from forge.devtools.cases.case import Case
+from forge.devtools.cases.case import Case, by_hand
 from forge.ops.op import Arrays
 
 
@@ -25,36 +25,22 @@ CASES = {
         _inputs("some of the slots", 5, 9, 70, 16),
         _inputs("more rows than a block", 70, 90, 3, 4),
         _inputs("three kinds of layer state", 70, 90, 5, 16, 3),
-        Case(
+        by_hand(
             "by hand: the fifth token of slot 1, on the second page of each kind",
-            lambda rng: (
-                np.array([1], np.int32),
-                np.array([7, 8], np.int32),
-                np.array([1, 5], np.int32),
-                np.array([[[0, 0, 0], [3, 2, 9]], [[0, 0, 0], [1, 7, 4]]], np.int32),
-                np.array([6], np.int32),
-                4,
-            ),
+            *([1], [7, 8], [1, 5], [[[0, 0, 0], [3, 2, 9]], [[0, 0, 0], [1, 7, 4]]], [6], 4),
             expected=([8], [4], [[8], [28]], [5]),
             written=([7],),
         ),
-        Case(
+        by_hand(
             "by hand: idle slots, on page 6",
-            lambda rng: (
-                np.array([0, 2, 1], np.int32),
-                np.array([0, 7, 9], np.int32),
-                np.array([0, 1, 0], np.int32),
-                np.array([[[6, 1], [5, 3], [6, 2]]], np.int32),
-                np.array([0], np.int32),
-                4,
-            ),
+            *([0, 2, 1], [0, 7, 9], [0, 1, 0], [[[6, 1], [5, 3], [6, 2]]], [0], 4),
             expected=([0, 9, 7], [0, 0, 0], [[24, 24, 20]], [1, 1, 1]),
         ),
     ],
     "scatter": [
-        Case(
+        by_hand(
             "by hand: the last word and the first, none between",
-            lambda rng: (np.array([[3, -7], [0, 5]], np.int32), np.array([1, 2, 3, 4], np.int32)),
+            *([[3, -7], [0, 5]], [1, 2, 3, 4]),
             written=([5, 2, 3, -7],),
         ),
         Case("nothing", lambda rng: (np.empty((0, 2), np.int32), np.array([4], np.int32)), written=([4],)),
@@ -67,46 +53,25 @@ CASES = {
         ),
     ],
     "clear": [
-        Case("by hand", lambda rng: (np.array([3, -1], np.int32),), written=([0, 0],)),
+        by_hand("by hand", [3, -1], written=([0, 0],)),
         Case("more than a block", lambda rng: (rng.integers(-9, 9, 200).astype(np.int32),)),
     ],
     "advance": [
-        Case(
+        by_hand(
             "by hand: one without an id",
-            lambda rng: (
-                np.array([6, -1], np.int32),
-                np.array([2, 0], np.int32),
-                np.array([1, 2, 3], np.int32),
-                np.array([10, 20, 30], np.int32),
-                None,
-                np.array([6, -1, 5], np.int32),
-                np.array([5], np.int32),
-                np.array([[1, 2, 3, 4], [5, 6, 7, 8], [9, 10, 11, 12]], np.int32),
-            ),
+            *([6, -1], [2, 0], [1, 2, 3], [10, 20, 30], None, [6, -1, 5], [5]),
+            [[1, 2, 3, 4], [5, 6, 7, 8], [9, 10, 11, 12]],
             written=([0, 2, 6], [11, 20, 31], [[1, 2, 3, 4], [5, 6, 7, 8], [6, -1, 5, 12]]),
         ),
-        Case(
+        by_hand(
             "by hand: an idle slot",
-            lambda rng: (
-                np.array([1, 1], np.int32),
-                np.array([0, 1], np.int32),
-                np.array([2, 0], np.int32),
-                np.array([9, 0], np.int32),
-                np.array([[1, 0, 3], [1, 4, 0]], np.int32),
-                *(None, None, None),
-            ),
+            *([1, 1], [0, 1], [2, 0], [9, 0], [[1, 0, 3], [1, 4, 0]], None, None, None),
             written=([1, 0], [10, 0], [[1, 2, 3], [1, 4, 0]]),
         ),
-        Case(
+        by_hand(
             "by hand: new, in the prompt, generated before",
-            lambda rng: (
-                np.array([1, 0, 2], np.int32),
-                np.array([0, 1, 2], np.int32),
-                np.array([7, 8, 9, 5], np.int32),
-                np.array([10, 20, 30, 40], np.int32),
-                np.array([[1, 0, 3], [1, 4, 0], [1, 1, 5]], np.int32),
-                *(None, None, None),
-            ),
+            *([1, 0, 2], [0, 1, 2], [7, 8, 9, 5], [10, 20, 30, 40], [[1, 0, 3], [1, 4, 0], [1, 1, 5]]),
+            *(None, None, None),
             written=([1, 0, 2, 5], [11, 21, 31, 40], [[1, 2, 3], [2, 4, 0], [1, 1, 6]]),
         ),
         Case(

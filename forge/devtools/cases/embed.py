@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from forge.devtools.cases.case import Case, normal
+from forge.devtools.cases.case import Case, by_hand, normal
 from forge.ops.op import Arrays
 from forge.ops.quant import FORMATS, QuantTensor
 
@@ -38,11 +38,7 @@ CASES = {
         Case("wide float table", _wide),
         *(_quantized(name, 512) for name in FORMATS),
         *(_quantized(name, 8448) for name in ("Q8_0", "Q2_K", "Q6_K")),
-        Case(
-            "by hand",
-            lambda rng: (np.array([1, 0], np.int32), np.array([[1, 2], [3, 4]], np.float32), 10.0),
-            expected=([[30, 40], [10, 20]],),
-        ),
+        by_hand("by hand", [1, 0], [[1.0, 2], [3, 4]], 10.0, expected=([[30, 40], [10, 20]],)),
     ],
     "take_rows": [
         Case(

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from forge.devtools.cases.case import Case, normal
+from forge.devtools.cases.case import Case, by_hand, normal
 from forge.ops.norm import Normed
 from forge.ops.op import Arrays
 from forge.ops.quant import FORMATS, QuantTensor, Stack
@@ -97,15 +97,10 @@ _ARRAYS = [
     _stacked(1),
     _stacked(5),
     _stacked(65),
-    Case(
+    by_hand(
         "by hand",
-        lambda rng: (
-            np.array([[1, 2]], np.float32),
-            np.array([[3, 4], [5, 6]], np.float32),
-            np.array([100, 200], np.float32),
-            np.array([[1000, 2000]], np.float32),
-        ),
-        _PLAIN,
+        *([[1.0, 2]], [[3.0, 4], [5, 6]], [100.0, 200], [[1000.0, 2000]]),
+        options=_PLAIN,
         expected=([[1111, 2217]],),
     ),
 ]

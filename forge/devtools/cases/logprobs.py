@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from forge.devtools.cases.case import Case
+from forge.devtools.cases.case import Case, by_hand
 from forge.ops.op import Array, Arrays
 
 _INF = math.inf
@@ -31,45 +31,34 @@ def _top(name: str, logits: Callable[[np.random.Generator], Array], n: int) -> C
 
 CASES = {
     "logprobs": [
-        Case(
+        by_hand(
             "by hand",
-            lambda _: (
-                np.array([[7, 7, 7, 7], [-3, -_INF, -_INF, -_INF], [5, 5, -_INF, -_INF], [0, math.nan, 0, 0]], _f32),
-                np.array([1, 0, 2, 0], np.int32),
-                0,
-            ),
+            [[7, 7, 7, 7], [-3, -_INF, -_INF, -_INF], [5, 5, -_INF, -_INF], [0, math.nan, 0, 0]],
+            *([1, 0, 2, 0], 0),
             expected=([[1], [0], [2], [0]], [[-math.log(4)], [0.0], [-_INF], [math.nan]]),
         ),
-        Case(
+        by_hand(
             "by hand: without an id where there is a distribution",
-            lambda _: (np.array([[0, 0], [3, -_INF]], _f32), np.array([-1, -1], np.int32), 1),
+            *([[0, 0], [3, -_INF]], [-1, -1], 1),
             expected=([[-1, 0], [-1, 0]], [[-math.log(2)] * 2, [0.0, 0.0]]),
         ),
-        Case(
-            "without an id",
-            lambda _: (np.array([[0, math.nan]], _f32), np.array([-1], np.int32), 0),
-            expected=([[-1]], [[math.nan]]),
-        ),
+        by_hand("without an id", [[0, math.nan]], [-1], 0, expected=([[-1]], [[math.nan]])),
         Case(
             "by hand: far above all others, in each lane",
             lambda _: (200 * np.eye(64, dtype=_f32), np.arange(64, dtype=np.int32), 0),
             expected=([[i] for i in range(64)], [[0.0]] * 64),
         ),
-        Case(
+        by_hand(
             "by hand: ties in id order; without a distribution",
-            lambda _: (
-                np.array([[-900, 0, -901, 0, -900], [0, math.nan, 0, 0, 0]], _f32),
-                np.array([2, 4], np.int32),
-                3,
-            ),
+            *([[-900, 0, -901, 0, -900], [0, math.nan, 0, 0, 0]], [2, 4], 3),
             expected=(
                 [[2, 1, 3, 0], [4, 0, 1, 2]],
                 [[-901 - math.log(2), -math.log(2), -math.log(2), -900 - math.log(2)], [math.nan] * 4],
             ),
         ),
-        Case(
+        by_hand(
             "by hand: without a distribution: infinite, of either sign",
-            lambda _: (np.array([[0, _INF, 0], [-_INF] * 3], _f32), np.array([2, 0], np.int32), 2),
+            *([[0, _INF, 0], [-_INF] * 3], [2, 0], 2),
             expected=([[2, 0, 1], [0, 0, 1]], [[math.nan] * 3] * 2),
         ),
         _top("none beside the id", lambda rng: rng.normal(size=(2, 4)), 0),
@@ -79,9 +68,9 @@ CASES = {
         _top("ties in all threads", lambda rng: rng.normal(0, 0.4, (2, 5000)).round(), 20),
     ],
     "pack_logprobs": [
-        Case(
+        by_hand(
             "by hand",
-            lambda _: (np.array([[7, 9, 8]], np.int32), np.array([[-2.0, 1.0, -0.0]], _f32)),
+            *([[7, 9, 8]], [[-2.0, 1.0, -0.0]]),
             expected=([[7, 9, 8, -(1 << 30), 0x3F800000, -(1 << 31)]],),
         ),
         _pack("one", 3, 1),

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from forge.devtools.cases.case import Case
+from forge.devtools.cases.case import Case, by_hand
 from forge.ops.op import Arrays
 
 _INF = math.inf
@@ -103,16 +103,14 @@ def _sampling_cases() -> list[Case]:
 
 CASES = {
     "argmax": [
-        Case(
+        by_hand(
             "the lowest id of equals, -1 without a distribution",
-            lambda _: (np.array([[1, 3, 3], [-_INF, -2, -_INF], [0, math.nan, 0], [-_INF] * 3, [0, _INF, 0]], _f32),),
+            [[1, 3, 3], [-_INF, -2, -_INF], [0, math.nan, 0], [-_INF] * 3, [0, _INF, 0]],
             expected=([1, 1, -1, -1, -1],),
         ),
-        Case(
-            "a NaN of either sign", lambda _: (np.array([[0, math.nan], [-math.nan, 0]], _f32),), expected=([-1, -1],)
-        ),
-        Case("zeros of both signs", lambda _: (np.array([[-1, -0.0, 0.0, -0.0]], _f32),), expected=([1],)),
-        Case("one token", lambda _: (np.array([[-7]], _f32),), expected=([0],)),
+        by_hand("a NaN of either sign", [[0, math.nan], [-math.nan, 0]], expected=([-1, -1],)),
+        by_hand("zeros of both signs", [[-1, -0.0, 0.0, -0.0]], expected=([1],)),
+        by_hand("one token", [[-7.0]], expected=([0],)),
         Case("chunks", lambda rng: (rng.normal(0, 3, (2, 5000)).round().astype(_f32),)),
         Case("more rows than chunks", lambda rng: (rng.normal(0, 3, (70, 1100)).astype(_f32),)),
     ],

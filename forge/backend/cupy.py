@@ -22,7 +22,7 @@ from cupy_backends.cuda.libs import cublas, nvrtc
 
 from forge.backend import amd, compilers, host, probe, sources
 from forge.backend.cupy_driver import IS_HIP, KIND, card_of, cards, errors, facts, hiding
-from forge.backend.cupy_memory import Guarded, Staged, host_visible, pinned
+from forge.backend.cupy_memory import Guarded, host_visible, pinned
 from forge.backend.cupy_modules import Modules, pointer
 from forge.backend.gpu import GPU
 from forge.backend.graphs import Graphs, Perturb
@@ -64,7 +64,8 @@ class CupyBackend(GPU):
         self._modules = Modules(self.arch)
         self._collected: dict[sources.Variant, None] | None = None
         self._guarded: list[Guarded] | None = None
-        self._staged: deque[Staged] = deque()
+        self._staged: deque[tuple[Any, Any]] = deque()
+        """Pinned arrays that copies read, and the events behind the copies."""
         self._scratch: Any = None
         self._graph_pool = cp.cuda.MemoryPool()
         self._lock = RLock()
@@ -179,7 +180,7 @@ class CupyBackend(GPU):
         with self.active():
             if self._guarded is None:
                 return cp.empty(shape, dtype)
-            guarded = Guarded.of_size(math.prod(shape) * np.dtype(dtype).itemsize, len(self._guarded))
+            guarded = Guarded(math.prod(shape) * np.dtype(dtype).itemsize, len(self._guarded))
             self.poison(guarded.memory)  # cp.full would compile a kernel of CuPy's
             for band, values in zip(guarded.bands, guarded.values, strict=True):
                 band.set(values)
@@ -222,12 +223,12 @@ class CupyBackend(GPU):
     def upload(self, array: Any, values: npt.NDArray[Any]) -> None:
         """Overwrite an array by way of pinned memory, which stays alive until the copy has run."""
         with self.active():
-            staged = Staged(pinned(values.shape, values.dtype), cp.cuda.Event(block=False, disable_timing=True))
-            np.copyto(staged.array, values)
-            array.data.copy_from_host_async(staged.array.ctypes.data, values.nbytes, self._stream)
-            staged.event.record(self._stream)
-            self._staged.append(staged)
-            while len(self._staged) > 1 and self._staged[0].event.done:
+            staged, event = pinned(values.shape, values.dtype), cp.cuda.Event(block=False, disable_timing=True)
+            np.copyto(staged, values)
+            array.data.copy_from_host_async(staged.ctypes.data, values.nbytes, self._stream)
+            event.record(self._stream)
+            self._staged.append((staged, event))
+            while len(self._staged) > 1 and self._staged[0][1].done:
                 self._staged.popleft()
 
     def poison(self, array: Any) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import cupy as cp
@@ -26,39 +25,15 @@ def host_visible(shape: tuple[int, ...], dtype: npt.DTypeLike, index: int) -> tu
     return cp.ndarray(shape, dtype, cp.cuda.MemoryPointer(mapped, 0)), host
 
 
-@dataclass(frozen=True, slots=True)
 class Guarded:
-    """An array's memory with a band before and behind it."""
+    """An array's memory between two bands, which hold other values than the bands of arrays with other numbers."""
 
-    memory: Any
-    number: int
-    """Number of the array. Bands of other arrays hold other values."""
-
-    @classmethod
-    def of_size(cls, size: int, number: int) -> Guarded:
-        return cls(cp.empty(size + 2 * _GUARD_BYTES, np.uint8), number)
-
-    @property
-    def between(self) -> Any:
+    def __init__(self, size: int, number: int) -> None:
+        self.memory = cp.empty(size + 2 * _GUARD_BYTES, np.uint8)
+        self.values = np.random.default_rng(number).integers(0, 256, (2, _GUARD_BYTES), np.uint8)
+        self.bands = self.memory[:_GUARD_BYTES], self.memory[-_GUARD_BYTES:]
+        self.between = self.memory[_GUARD_BYTES:-_GUARD_BYTES]
         """The array's own bytes."""
-        return self.memory[_GUARD_BYTES:-_GUARD_BYTES]
-
-    @property
-    def bands(self) -> tuple[Any, Any]:
-        return self.memory[:_GUARD_BYTES], self.memory[-_GUARD_BYTES:]
-
-    @property
-    def values(self) -> npt.NDArray[np.uint8]:
-        """What the two bands hold."""
-        return np.random.default_rng(self.number).integers(0, 256, (2, _GUARD_BYTES), np.uint8)
-
-
-@dataclass(frozen=True, slots=True)
-class Staged:
-    """Host memory that the device copies from, and when it has."""
-
-    array: npt.NDArray[Any]
-    event: Any
 
 
 def pinned(shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:

@@ -35,8 +35,6 @@ def preload() -> list[str]:
 
     Nothing where there is no such ROCm, and no library twice: another ROCm may be loaded in this process.
     """
-    if sys.platform != "linux":
-        return []
     directories = library_directories()
     failed = []
     for name in _OF_CUPY:

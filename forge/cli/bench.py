@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import resource
-import sys
 from collections.abc import Sequence
 from statistics import median
 from typing import TYPE_CHECKING, Annotated, Any
@@ -88,7 +87,7 @@ def measure(llm: LLM, prompt_tokens: int, gen_tokens: int, batches: Sequence[int
         "gen_tokens": gen_tokens,
         "repetitions": repetitions,
         "load_ms": llm.load_ms,
-        "peak_rss_bytes": _peak_rss_bytes(),
+        "peak_rss_bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
         "prefill_tokens_per_s": median(prefill),
         "bound_tokens_per_s": rate,
         "decode": [
@@ -127,11 +126,6 @@ def _sizes(text: str) -> list[int]:
         message = f"--batch must be numbers from 1 with commas between them, such as 1,4,8, not {text!r}"
         raise ParameterError(message, parameter="batch")
     return sizes
-
-
-def _peak_rss_bytes() -> int:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else 1024 * peak
 
 
 def _print(report: dict[str, Any]) -> None:

@@ -81,9 +81,6 @@ class Recorder(GPU):
         """More than any model needs."""
         return 1 << 50
 
-    def read_seconds(self, size: int) -> float:
-        raise NotImplementedError("nothing here has a speed")
-
 
 @cache
 def _zeros(bits: int) -> mmap.mmap:

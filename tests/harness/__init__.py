@@ -172,9 +172,6 @@ class Harness(GPU):
     def free_bytes(self) -> int:
         return 1 << 34
 
-    def read_seconds(self, size: int) -> float:
-        raise NotImplementedError("nothing here has a speed")
-
     def matmul(self, x: Any, weight: Any, out: Any, column: int, *, accumulate: bool) -> None:
         """What BLAS would do: float32 sums of float16 products."""
         y = np.asarray(x, np.float32) @ np.asarray(weight, np.float32).T

@@ -13,7 +13,7 @@ from forge.devtools import verify
 from forge.devtools.cases.case import Case
 from forge.devtools.workloads import workloads
 from forge.errors import DeviceError, OutOfMemoryError
-from forge.ops.op import Array, Arrays, Op
+from forge.ops.op import Array, Op
 from forge.tuning import Choices, Key
 from forge.tuning.spec import Shape, Values
 from forge.tuning.store import Measured
@@ -75,20 +75,19 @@ def _steps(
     device: Any, key: Key, candidates: Sequence[Values], cases: Sequence[tuple[Op, Case]]
 ) -> tuple[dict[int, Step], int]:
     """Captured steps by the number of their candidate, 0 being the default, and how often each runs the cases."""
-    given = [verify.inputs(op, case, device) for op, case in cases]
-    arrays = [value for (op, _), args in zip(cases, given, strict=True) for _, value in op.flat(args)]
-    num_bytes = sum(value.nbytes for value in arrays if hasattr(value, "nbytes"))
-    copies = min(-(-_ROTATED_BYTES // num_bytes), _MAX_COPIES)
-    inputs = [[verify.on(op, args, device) for (op, _), args in zip(cases, given, strict=True)] for _ in range(copies)]
+    calls = [(op, case, verify.inputs(op, case, device)) for op, case in cases]
+    arrays = [value for op, _, args in calls for _, value in op.flat(args) if hasattr(value, "nbytes")]
+    copies = min(-(-_ROTATED_BYTES // sum(array.nbytes for array in arrays)), _MAX_COPIES)
+    inputs = [verify.on(op, args, device) for _ in range(copies) for op, _, args in calls]
 
-    def launch(some: Sequence[Sequence[Arrays]]) -> list[Any]:
-        pairs = [pair for copy in some for pair in zip(cases, copy, strict=True)]
-        return [device.launch(op, args, case.options) for (op, case), args in pairs]
+    def launch(times: int) -> list[Any]:
+        pairs = zip(calls * times, inputs, strict=False)
+        return [device.launch(op, args, case.options) for (op, case, _), args in pairs]
 
     def launch_all() -> None:
         for values in candidates:
             device.tuning = Choices(device.arch, {key: values})
-            launch(inputs[:1])
+            launch(1)
 
     with suppress(DeviceError):  # a candidate that does not compile gives its error again when it is tried alone
         device.prepare(launch_all)
@@ -98,12 +97,12 @@ def _steps(
         device.tuning = Choices(device.arch, {key: values})
         try:
             with device.guarded() as whole:  # new arrays hold NaN until they are written
-                got = [verify.computed(op, case, args, device) for (op, case), args in zip(cases, given, strict=True)]
+                got = [verify.computed(*call, device) for call in calls]
                 fault = "" if whole() else "it writes outside an array"
             wanted = wanted or got
             if any(_differ(op, *pair) for (op, _), *pair in zip(cases, got, wanted, strict=True)):
                 fault = fault or "its results differ from the default's"
-            _, steps[n] = device.capture(lambda: launch(inputs), [], list)
+            _, steps[n] = device.capture(lambda: launch(copies), [], list)
         except DeviceError as error:
             fault = str(error)
         if fault and n == 0:

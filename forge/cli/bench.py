@@ -129,7 +129,6 @@ def _sizes(text: str) -> list[int]:
 
 
 def _print(report: dict[str, Any]) -> None:
-    title = f"{report['model']} on {report['device']}"
     rows = [
         ("load", f"{report['load_ms'] / 1e3:.2f} s", ""),
         ("peak resident memory", output.num_bytes(report["peak_rss_bytes"]), ""),
@@ -145,4 +144,5 @@ def _print(report: dict[str, Any]) -> None:
         if run["speedup"] and run["batch"] > 1:
             ratio += f", {run['speedup']:.2f} x batch 1"
         rows.append((f"decode, batch {run['batch']}", f"{run['tokens_per_s']:.1f} tokens/s", ratio))
+    title = f"{report['model']} on {report['device']}"
     output.write_table(title, ("", "measured", "compared"), rows, right=("measured",))

@@ -5,15 +5,14 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-import stat
 import time
 from pathlib import Path
 from typing import IO
 
 from forge.config import Progress
 from forge.errors import DownloadError
-from forge.hub._failures import Absent, Refused, Unreachable
-from forge.hub.client import Hub, Remote
+from forge.hub import locks
+from forge.hub.client import Absent, Hub, Refused, Remote, Unreachable
 
 _MAGIC = b"GGUF"
 _TRIES = 5
@@ -29,7 +28,7 @@ def download(hub: Hub, remote: Remote, partial: Path, stage: str, report: Progre
     """
     _require_space(partial, remote.size)
     try:
-        with _opened(partial) as out:
+        with open(locks.open_regular(partial), "r+b") as out:
             _Transfer(remote, out, stage, report).run(hub)
     except (Unreachable, Refused, Absent):
         if not partial.stat().st_size:
@@ -117,15 +116,6 @@ class _Transfer:
     def _tell(self) -> None:
         self.told = self.have
         self.report(self.stage, self.have, self.remote.size)
-
-
-def _opened(path: Path) -> IO[bytes]:
-    # opening a pipe does not wait for its other end
-    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
-    if not stat.S_ISREG(os.fstat(handle).st_mode):
-        os.close(handle)
-        raise DownloadError(f"{path} is not a regular file: remove it")
-    return open(handle, "r+b")
 
 
 def _require_space(partial: Path, size: int) -> None:

@@ -34,7 +34,7 @@ def sha256(path: Path, report: Callable[[int, int], None], *, afresh: bool = Fal
     """
     with _files.opened(path) as file:
         before = os.fstat(file.fileno())
-        key = _key(path)
+        key = os.path.realpath(path)
         for noted in () if afresh else (_notes().get(key), _unkept.get(key)):
             if noted and noted[:-1] == _state(before):
                 return str(noted[-1])
@@ -59,10 +59,6 @@ def _store() -> Path:
     return cache_dir() / "sha256.json"
 
 
-def _key(path: Path) -> str:
-    return os.path.realpath(path)
-
-
 def _state(status: os.stat_result) -> list[int]:
     return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino, status.st_dev]
 
@@ -84,7 +80,7 @@ def _is_note(noted: Any) -> bool:
 
 def _note(path: Path, status: os.stat_result, digest: str) -> None:
     """Append an entry, and drop the oldest ones if there are many."""
-    key, noted = _key(path), [*_state(status), digest]
+    key, noted = os.path.realpath(path), [*_state(status), digest]
     others = [item for item in _notes().items() if item[0] != key][1 - _MAX_NOTED :]
     try:
         _store().parent.mkdir(parents=True, exist_ok=True)

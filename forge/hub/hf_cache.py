@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING
 from huggingface_hub import constants
 
 from forge import _files
-from forge.hub.cache import require_place
 from forge.hub.names import is_inside
 
 if TYPE_CHECKING:
@@ -107,17 +106,6 @@ class Repo:
                 path = self.folder / "refs" / ref
                 path.unlink(missing_ok=True)
                 prune(path.parent, root())
-
-    def require_places(self, remote: Remote, file: str) -> None:
-        """Raises DownloadError if a directory is in the way of one of a download's files."""
-        require_place(self.pointer(remote.commit, file))
-        require_place(self.blob(remote.etag))
-
-    def store(self, remote: Remote, partial: Path) -> None:
-        """Makes a complete file a blob."""
-        blob = self.blob(remote.etag)
-        blob.parent.mkdir(parents=True, exist_ok=True)
-        os.replace(partial, blob)
 
     def link(self, blob: Path, pointer: Path) -> None:
         """Link a file of a snapshot to its blob."""

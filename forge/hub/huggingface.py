@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import struct
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -12,13 +13,12 @@ from typing import TYPE_CHECKING
 from forge.config import Progress
 from forge.errors import DownloadError, ModelNotFoundError
 from forge.hub import locks, names
-from forge.hub._failures import Absent, NoRevision, Refused, Unreachable
-from forge.hub.cache import FULL_DISK
+from forge.hub.cache import FULL_DISK, require_place
 from forge.hub.catalog import shown
 from forge.hub.names import Name
 
 if TYPE_CHECKING:  # importing huggingface_hub and an HTTP client takes 0.2 s, which only names of the Hub need
-    from forge.hub.client import Hub, Remote
+    from forge.hub.client import Absent, Hub, Remote
     from forge.hub.hf_cache import Repo
 
 _MAX_SHARDS = 1000
@@ -54,7 +54,7 @@ def fetch(text: str, report: Progress, *, download: bool = True, force: bool = F
 
 
 def _fetch(name: Name, report: Progress, force: bool) -> Path:
-    from forge.hub.client import Hub
+    from forge.hub.client import Hub, Refused, Unreachable
     from forge.hub.hf_cache import Repo
 
     with ExitStack() as stack:
@@ -78,6 +78,8 @@ def _find(hub: Hub, name: Name, report: Progress) -> tuple[str, str, Remote]:
 
     A name may claim any number of shards, so the last shard is asked for before anything else.
     """
+    from forge.hub.client import Absent, NoRevision
+
     failure: Absent | None = None
     for revision, file in name.places:
         last = ""
@@ -130,7 +132,8 @@ def _fetch_file(
     if _is_right(pointer, remote, force):
         repo.remember(revision, remote.commit)
         return pointer
-    repo.require_places(remote, file)
+    require_place(pointer)
+    require_place(blob)
     partial = repo.partial(remote, file)
     try:
         with locks.held(lock, lambda: report(f"waiting for another download of {file}", 0, None), remove=True):
@@ -138,7 +141,8 @@ def _fetch_file(
                 partial.parent.mkdir(parents=True, exist_ok=True)
                 try:
                     download(hub, remote, partial, f"downloading {file}", report)
-                    repo.store(remote, partial)
+                    blob.parent.mkdir(parents=True, exist_ok=True)
+                    os.replace(partial, blob)
                 finally:
                     prune(partial.parent, root())
             if not pointer.exists() or not pointer.samefile(blob):

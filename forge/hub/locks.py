@@ -31,7 +31,7 @@ def held(path: Path, on_wait: Callable[[], None] | None = None, *, remove: bool 
 
 def _acquire(path: Path, on_wait: Callable[[], None] | None) -> int:
     while True:
-        handle = _open(path)
+        handle = open_regular(path, "the lock ")
         try:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -49,21 +49,22 @@ def _acquire(path: Path, on_wait: Callable[[], None] | None) -> int:
         os.close(handle)  # the former holder has removed the file: others may hold a new one
 
 
-def _open(path: Path) -> int:
+def open_regular(path: Path, what: str = "") -> int:
+    """A descriptor of a file to read and write, which is made if it is missing. `what` names it in the message.
+
+    Raises DownloadError if it is no regular file.
+    """
     # O_NONBLOCK: opening a pipe does not wait for its other end; O_NOFOLLOW: the target of a link is not forge's
     flags = os.O_RDWR | os.O_CREAT | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
+    refusal = DownloadError(f"{what}{path} is not a regular file: remove it")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle = os.open(path, flags, 0o666)
     except OSError as error:
         if error.errno in (errno.EISDIR, errno.ELOOP):
-            raise _no_file(path) from None
+            raise refusal from None
         raise
     if not stat.S_ISREG(os.fstat(handle).st_mode):
         os.close(handle)
-        raise _no_file(path)
+        raise refusal
     return handle
-
-
-def _no_file(path: Path) -> DownloadError:
-    return DownloadError(f"the lock {path} is not a regular file: remove it")

@@ -37,7 +37,7 @@ def command(
     A --device that is asked for and not there is a problem. Kernels that are prebuilt are counted for a model that is
     here, else in all.
     """
-    found = list(findings(device, model))
+    found = [Finding(*map(output.printable, finding)) for finding in findings(device, model)]
     problems = [finding for finding in found if finding.fix]
     if as_json:
         output.write_json(
@@ -130,10 +130,10 @@ def _gpu(device: str = "auto", model: str = options.DEFAULT_MODEL) -> Iterator[F
         device_fix = f"{cupy} cannot use the {kind} GPU: install {system}; if that is CuPy for another, {install}"
     if gpu is None and not device_fix:
         device_fix = f"there is no {device} to be used here, and --device asked for it"
-    yield Finding("device", output.printable(why), output.printable(device_fix))
+    yield Finding("device", why, device_fix)
     yield Finding("driver", path or f"none: there is no {' or '.join(_GPU_FILES)}", driver_fix)
     found = f"{cupy or 'not installed'}{f', cannot be imported: {fault[0]}' if fault else ''}"
-    yield Finding("CuPy", output.printable(found), output.printable(cupy_fix))
+    yield Finding("CuPy", found, cupy_fix)
 
 
 def _facts(gpu: Any, model: str) -> Iterator[Finding]:
@@ -148,13 +148,13 @@ def _facts(gpu: Any, model: str) -> Iterator[Finding]:
                 f"prompts are slower: install the newest ROCm, whose hipBLAS may have kernels for {gpu.arch}"
             )
     except DeviceError as error:
-        yield Finding("device", gpu.device, f"{output.printable(str(error))}: restart or repair the GPU's driver")
+        yield Finding("device", gpu.device, f"{error}: restart or repair the GPU's driver")
         return
     for what, found in facts:
         if what == "kernel cache":
             variable = "FORGE_CACHE" if gpu.arch.startswith("gfx") else "CUPY_CACHE_DIR"
             state, fix = _writable(Path(found), "when the first kernel is compiled", variable)
-            yield Finding(what, output.printable(f"{found} ({state})"), output.printable(fix))
+            yield Finding(what, f"{found} ({state})", fix)
         else:
             yield Finding(what, found, fixes.get(what, ""))
     yield _tuning(gpu.arch)
@@ -169,10 +169,10 @@ def _tuning(arch: str) -> Finding:
     stored = store.read(arch)
     if stored.fault:
         fix = "run `forge tune` to measure anew, or `forge tune --reset` to remove it"
-        return Finding("tuning", output.printable(f"{stored.path} {stored.fault}"), fix)
+        return Finding("tuning", f"{stored.path} {stored.fault}", fix)
     if not stored.choices:
         return Finding("tuning", "forge's table; `forge tune` measures on this GPU")
-    return Finding("tuning", output.printable(f"{len(stored.choices)} {stored.origin} ({stored.path})"))
+    return Finding("tuning", f"{len(stored.choices)} {stored.origin} ({stored.path})")
 
 
 def _kernels(arch: str, model: str) -> Finding:
@@ -192,12 +192,12 @@ def _kernels(arch: str, model: str) -> Finding:
         num_missing = len(kernel_cache.missing(wanted, arch, stores))
         text = f"{len(wanted) - num_missing} of {len(wanted)} that {model} launches are prebuilt for {arch}{suffix}"
     if compiler or not num_missing:
-        return Finding("kernels", output.printable(text))
+        return Finding("kernels", text)
     fix = (
         f"install {compilers.COMPILERS}, or run `forge kernels build -m MODEL --arch {arch} --out DIR` on a machine "
         "that has one and set FORGE_KERNELS to a copy of DIR"
     )
-    return Finding("kernels", output.printable(text), fix)
+    return Finding("kernels", text, fix)
 
 
 _GPU_FILES = {
@@ -222,7 +222,7 @@ def _cache() -> Iterator[Finding]:
 
     directory = hub.cache_dir()
     state, fix = _writable(directory, "when the first model is pulled", "FORGE_CACHE")
-    yield Finding("cache", output.printable(f"{directory} ({state})"), output.printable(fix))
+    yield Finding("cache", f"{directory} ({state})", fix)
     for name, model in hub.MODELS.items():
         held = "in the cache" if hub.is_cached(name) else f"not in the cache: forge pull {name}"
         yield Finding(name, f"{held} ({output.num_bytes(model.size)}, {model.licence})")

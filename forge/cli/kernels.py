@@ -61,7 +61,7 @@ def build(
     with output.ProgressDisplay() as progress:
         results = kernel_cache.build(wanted, store, progress)
     if as_json:
-        described = [_described(result._asdict()) for result in results]
+        described = [result._asdict() | {"directory": str(result.directory)} for result in results]
         output.write_json({**_about(path), "directory": str(store), "archs": described})
         return
     for result in results:
@@ -86,12 +86,12 @@ def list_stores(
     rows: list[dict[str, Any]] = []
     for store in [_store(out)] if out else kernel_cache.stores():
         for arch, (counts, num_bytes) in kernel_cache.survey(store).items():
-            row = {"arch": arch, "directory": store / arch, "num_bytes": num_bytes}
+            row = {"arch": arch, "directory": str(store / arch), "num_bytes": num_bytes}
             if path:
                 row["missing"] = len(kernel_cache.missing(model_variants(path, arch), arch, [store]))
             rows.append(row | {state: counts[state] for state in _STATES})
     if as_json:
-        output.write_json({**_about(path), "archs": [_described(row) for row in rows]})
+        output.write_json({**_about(path), "archs": rows})
         return
     states = [*_STATES, *(["missing"] if path else [])]
     cells = [
@@ -130,7 +130,3 @@ def _about(path: Path | None) -> dict[str, Any]:
     from forge.backend import select
 
     return about(select("cpu").device, path)  # which compiles, and looks
-
-
-def _described(row: dict[str, Any]) -> dict[str, Any]:
-    return row | {"directory": str(row["directory"])}

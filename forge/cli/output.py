@@ -10,7 +10,7 @@ import re
 import select
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from typing import IO, Any, Self
+from typing import IO, Any
 
 from forge.display import Bars, amount
 from forge.display import is_terminal as is_terminal
@@ -147,25 +147,18 @@ def count(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
-class ProgressDisplay:
+class ProgressDisplay(Bars):
     """A progress callback: bars if stderr is a terminal, else a line at the start of a download."""
 
     def __init__(self) -> None:
-        self._bars = Bars() if is_terminal(sys.stderr) else None
+        super().__init__()
         self._noted: set[str] = set()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        if self._bars is not None:
-            self._bars.__exit__(*error)
 
     def __call__(self, stage: str, done: int, total: int | None) -> None:
         if _quiet:
             return
-        if self._bars is not None:
-            self._bars(stage, done, total)
+        if is_terminal(sys.stderr):
+            super().__call__(stage, done, total)
         elif stage not in self._noted:
             self._noted.add(stage)
             if not stage.startswith(("loading", "hashing")):
@@ -210,11 +203,7 @@ def await_stdin() -> None:
     try:
         if not select.select([sys.stdin], [], [], _PATIENCE_S)[0]:
             note("waiting for the end of standard input (give < /dev/null if there is none)")
-    except (
-        OSError,
-        ValueError,
-        TypeError,
-    ):  # there is none, or it is in memory
+    except (OSError, ValueError, TypeError):  # there is none, or it is in memory
         pass
 
 

@@ -49,7 +49,7 @@ def run(args: Sequence[str]) -> int:
     end = args.index("--") if "--" in args else len(args)
     debug, quiet = ("--debug" in args[:end], "--quiet" in args[:end])
     args = [arg for arg in args[:end] if arg not in ("--debug", "--quiet")] + args[end:] or ["--help"]
-    output.be_quiet(quiet)
+    output.quiet = quiet
     try:
         return _invoke(args)
     except (Exception, KeyboardInterrupt) as error:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
 from forge import _files
 from forge.cli import output
 from forge.errors import ForgeError
-
-_SHARD = re.compile(r"(?P<name>.+)-00001-of-(?P<count>\d{5})\.gguf")
 
 
 def about(device: str, model: Path | None = None) -> dict[str, Any]:
@@ -23,8 +20,11 @@ def about(device: str, model: Path | None = None) -> dict[str, Any]:
 
     hashes = None
     if model is not None:
+        from forge.hub import names
+
+        parts = names.shards(model.name) if "-00001-of-" in model.name else [model.name]
         with output.ProgressDisplay() as progress:
-            hashes = [_sha256(path, progress) for path in _parts(model)]
+            hashes = [_sha256(model.with_name(part), progress) for part in parts]
     return {
         "forge": forge.__version__,
         "device": device,
@@ -40,11 +40,3 @@ def _sha256(path: Path, progress: output.ProgressDisplay) -> str:
         return hashes.sha256(path, lambda done, size: progress(f"hashing {path.name}", done, size))
     except (OSError, ValueError) as error:
         raise ForgeError(f"{path}: cannot be read: {_files.reason(error)}") from None
-
-
-def _parts(model: Path) -> list[Path]:
-    """The files of a model."""
-    if not (match := _SHARD.fullmatch(model.name)):
-        return [model]
-    count = int(match["count"])
-    return [model.with_name(f"{match['name']}-{i:05}-of-{count:05}.gguf") for i in range(1, count + 1)]

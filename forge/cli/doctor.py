@@ -224,7 +224,7 @@ def _cache() -> Iterator[Finding]:
     state, fix = _writable(directory, "when the first model is pulled", "FORGE_CACHE")
     yield Finding("cache", f"{directory} ({state})", fix)
     for name, model in hub.MODELS.items():
-        held = "in the cache" if hub.is_cached(name) else f"not in the cache: forge pull {name}"
+        held = "in the cache" if hub.cached_path(name) else f"not in the cache: forge pull {name}"
         yield Finding(name, f"{held} ({output.num_bytes(model.size)}, {model.licence})")
 
 

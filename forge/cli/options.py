@@ -179,7 +179,7 @@ def _remark(llm: LLM) -> None:
     for remark in llm.notes:
         if "; auto: " not in remark:
             output.note(remark)
-        elif not output.is_quiet() and is_news(remark):
+        elif not output.quiet and is_news(remark):
             device, _, why = remark.partition("; auto: ")
             is_bare = "without CuPy" in why  # any other reason is a fault, and is printed with its cause
             output.note(f"{device}; no GPU that forge can use: see forge doctor" if is_bare else remark)

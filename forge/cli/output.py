@@ -18,7 +18,9 @@ from forge.display import num_bytes as num_bytes
 from forge.display import printable as printable
 from forge.errors import ForgeError
 
-_quiet = False
+quiet = False
+"""Whether `note`, `status` and progress print nothing, as --quiet asks."""
+_CLOSED = "standard output is closed: redirect it to a file or a pipe"
 _PATIENCE_S = 2.0
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
@@ -29,7 +31,7 @@ def write(text: str) -> None:
     Raises BrokenPipeError if nobody reads any more, ForgeError if it cannot be written.
     """
     if sys.stdout is None:
-        raise ForgeError("standard output is closed: redirect it to a file or a pipe")
+        raise ForgeError(_CLOSED)
     if sys.stdout.isatty():
         text = _CONTROLS.sub("\ufffd", text)
     _put(text)
@@ -59,15 +61,10 @@ def write_table(
         table.add_row(*(Text(printable(str(cell))) for cell in row))
     if to_stderr:
         _to_stderr(_rendered(table, sys.stderr))
+    elif sys.stdout is None:
+        raise ForgeError(_CLOSED)
     else:
-        write_rich(table)
-
-
-def write_rich(renderable: Any) -> None:
-    """Write an object of rich to stdout: coloured on a terminal, plain and at full width elsewhere."""
-    if sys.stdout is None:
-        raise ForgeError("standard output is closed: redirect it to a file or a pipe")
-    _put(_rendered(renderable, sys.stdout))
+        _put(_rendered(table, sys.stdout))
 
 
 def _rendered(renderable: Any, stream: IO[str] | None) -> str:
@@ -95,17 +92,6 @@ def discard() -> None:
     os.close(nowhere)
 
 
-def be_quiet(quiet: bool) -> None:
-    """Set whether `note`, `status` and progress print nothing, as --quiet asks."""
-    global _quiet
-    _quiet = quiet
-
-
-def is_quiet() -> bool:
-    """Whether --quiet was given."""
-    return _quiet
-
-
 def error(text: str) -> None:
     """Write one line about a failure to stderr. A stderr that cannot be written is ignored."""
     _to_stderr(f"forge: {printable(' '.join(text.split()))}\n")
@@ -113,13 +99,13 @@ def error(text: str) -> None:
 
 def note(text: str) -> None:
     """Write one line of information to stderr."""
-    if not _quiet:
+    if not quiet:
         error(text)
 
 
 def status(text: str) -> None:
     """Write a line about the result to stderr, such as its speed."""
-    if not _quiet:
+    if not quiet:
         reply(text)
 
 
@@ -155,7 +141,7 @@ class ProgressDisplay(Bars):
         self._noted: set[str] = set()
 
     def __call__(self, stage: str, done: int, total: int | None) -> None:
-        if _quiet:
+        if quiet:
             return
         if is_terminal(sys.stderr):
             super().__call__(stage, done, total)

@@ -81,17 +81,9 @@ class GGUF:
         self._homes[name].source.read(info.offset + start * width, out)
         return out
 
-    def load(self, name: str, out: Floats | None = None) -> Floats:
-        """Weights of a tensor, float32 in its shape, written to `out` (C-contiguous, same shape) if it is given.
-
-        Raises UnsupportedError for a type that cannot be dequantized.
-        """
-        shape = self.tensor(name).shape
-        if out is not None:
-            if out.shape != shape or not out.flags.c_contiguous:
-                raise ParameterError(f"out: expected C-contiguous {shape}, not {out.shape}", parameter="out")
-            out = out.reshape(-1, shape[-1])
-        return self.load_rows(name, slice(None), out).reshape(shape)
+    def load(self, name: str) -> Floats:
+        """Weights of a tensor, float32 in its shape. UnsupportedError for a type that cannot be dequantized."""
+        return self.load_rows(name, slice(None)).reshape(self.tensor(name).shape)
 
     def load_rows(self, name: str, rows: slice, out: Floats | None = None) -> Floats:
         """Weights of some rows of a tensor, float32 (rows, columns)."""

@@ -11,7 +11,6 @@ from forge.hub import hashes, huggingface, names, pypi
 from forge.hub.cache import (
     cached_path,
     disk_errors,
-    is_cached,
     is_whole,
     model_path,
     require_place,
@@ -30,7 +29,6 @@ __all__ = [
     "cache_dir",
     "cached_path",
     "caches",
-    "is_cached",
     "pull",
     "remove",
     "resolve",

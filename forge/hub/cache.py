@@ -40,11 +40,6 @@ def cached_path(name: str, report: Progress = silent) -> Path | None:
     return model_path(model) if is_whole(model, report) else None
 
 
-def is_cached(name: str) -> bool:
-    """Whether a known model can be loaded without fetching anything."""
-    return cached_path(name) is not None
-
-
 def is_whole(model: Model, report: Progress, *, afresh: bool = False) -> bool:
     """Whether the model's file exists with the right size and SHA-256.
 

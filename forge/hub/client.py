@@ -116,14 +116,11 @@ class Hub:
         for path in (at, tree):  # mirrors have one or the other
             try:
                 return _listing(self._read(f"{self.endpoint}/api/models/{repo}{path}"))
-            except (Refused, Absent, ValueError) as error:
-                failure = failure or (
-                    error
-                    if isinstance(error, DownloadError)
-                    else self._unreachable(
-                        "it sent no list of the repository's files: is it a login page or a proxy's?"
-                    )
-                )
+            except (Refused, Absent) as error:
+                failure = failure or error
+            except ValueError:
+                why = "it sent no list of the repository's files: is it a login page or a proxy's?"
+                failure = failure or self._unreachable(why)
         assert failure
         raise failure
 

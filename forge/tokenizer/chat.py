@@ -76,9 +76,7 @@ class ChatTemplate:
         return self.source if self._tool_use is None else self.source + self._tool_use.source
 
     @classmethod
-    def from_file(
-        cls, path: str | os.PathLike[str], *, special_tokens: Mapping[str, str], limits: RenderLimits | None = None
-    ) -> "ChatTemplate":
+    def from_file(cls, path: str | os.PathLike[str], *, special_tokens: Mapping[str, str]) -> "ChatTemplate":
         """Read the template from a UTF-8 text file. Raises ChatTemplateError if that cannot be done."""
         try:
             if not S_ISREG(os.stat(path).st_mode):
@@ -90,7 +88,7 @@ class ChatTemplate:
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or error
             raise ChatTemplateError(f"{path}: cannot be read as a chat template: {reason}") from None
-        return cls(source, name=os.fspath(path), special_tokens=special_tokens, limits=limits)
+        return cls(source, name=os.fspath(path), special_tokens=special_tokens)
 
     def render(self, messages: Sequence[Mapping[str, Any]], /, **options: Any) -> str:
         """The prompt of `messages`, with the options of `render_masked`."""
@@ -130,8 +128,10 @@ class ChatTemplate:
                 hint="set one of them",
             )
         plain = checked(messages)
-        if continue_final_message:
-            _check_continuable(plain[-1])
+        if continue_final_message and (plain[-1]["role"] != "assistant" or plain[-1]["content"] is None):
+            why = "must be the assistant's" if plain[-1]["role"] != "assistant" else "has no content to continue"
+            what = f"continue_final_message: the last message {why}"
+            raise ParameterError(what, parameter="continue_final_message")
         context = {
             **self.special_tokens,
             "documents": None,
@@ -246,17 +246,6 @@ def _checked_tools(tools: Any) -> Any:
     if isinstance(tools, str | bytes | Mapping) or not isinstance(tools, Sequence):
         raise ParameterError(f"tools: must be a list of tools, not {type(tools).__name__}", parameter="tools")
     return list(tools) or None
-
-
-def _check_continuable(message: Message) -> None:
-    if message["role"] != "assistant":
-        raise _not_continuable("must be the assistant's")
-    if message["content"] is None:
-        raise _not_continuable("has no content to continue")
-
-
-def _not_continuable(why: str) -> ParameterError:
-    return ParameterError(f"continue_final_message: the last message {why}", parameter="continue_final_message")
 
 
 def _texts(message: Message) -> list[str]:

@@ -206,14 +206,15 @@ def test_raw_gives_rows_as_they_lie_in_the_file(tmp_path: Path, tensors: dict[st
             file.raw("blk.0.experts", slice(3, 5), wrong)
 
 
-def test_weights_are_loaded_into_a_given_array(tmp_path: Path, tensors: dict[str, np.ndarray]) -> None:
+def test_rows_are_loaded_into_a_given_array(tmp_path: Path, tensors: dict[str, np.ndarray]) -> None:
     file = read(write_gguf(tmp_path / "m.gguf", {}, tensors))
     for name, tensor in tensors.items():
-        out = np.empty(tensor.shape, np.float32)
-        assert np.shares_memory(file.load(name, out), out)
-        np.testing.assert_array_equal(out, tensor.astype(np.float32))
+        rows = tensor.astype(np.float32).reshape(-1, tensor.shape[-1])
+        out = np.empty_like(rows)
+        assert np.shares_memory(file.load_rows(name, slice(None), out), out)
+        np.testing.assert_array_equal(out, rows)
         with pytest.raises(ValueError, match="out"):
-            file.load(name, np.empty((1, *tensor.shape), np.float32))
+            file.load_rows(name, slice(None), np.empty((1, *rows.shape), np.float32))
 
 
 def test_loading_an_integer_tensor_names_tensor_and_type(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ def test_the_table_is_consistent() -> None:
 def test_the_cache_directory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("FORGE_CACHE", str(tmp_path / "not-yet"))
     assert hub.cache_dir() == tmp_path / "not-yet"
-    assert not hub.is_cached("smollm2")
+    assert hub.cached_path("smollm2") is None
     assert not hub.cache_dir().exists()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("FORGE_CACHE", "relative")
@@ -92,6 +92,6 @@ def test_a_name_that_is_not_cached_can_be_refused(cache: Path, monkeypatch: pyte
     assert hub.cached_path("tiny") is None
     with refused(cache, r"tiny is not in the cache .*forge pull tiny", ModelNotFoundError):
         hub.resolve("tiny", download=False)
-    for function in (hub.pull, hub.cached_path, hub.is_cached):
+    for function in (hub.pull, hub.cached_path):
         with refused(cache, "did you mean 'tiny'", ModelNotFoundError):
             function("tinny")

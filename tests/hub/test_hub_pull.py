@@ -53,7 +53,6 @@ def test_a_changed_file_is_verified_and_replaced(
     damaged = BODY[:1000] + bytes([BODY[1000] ^ 1]) + BODY[1001:]
     path.write_bytes(damaged)  # the right size, so only a hash tells
     assert hub.cached_path("tiny") is None
-    assert not hub.is_cached("tiny")
     with refused(
         cache, r"tiny is not in the cache .* \(wrong size or SHA-256\): run `forge pull tiny`", ModelNotFoundError
     ):

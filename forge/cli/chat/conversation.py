@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from bisect import bisect_left
 from contextlib import closing
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from forge.cli import options, output
@@ -178,7 +177,3 @@ class Conversation:
             continue_final_message=continues,
             parse_special=False,  # a user's text is text, even if it spells the end of a turn
         )
-
-    def set(self, name: str, value: Any) -> None:
-        """Change a sampling parameter. Raises ParameterError for a value that cannot be used."""
-        self.params = replace(self.params, **{name: value})

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import difflib
 import json
-from typing import TYPE_CHECKING, Any
+from dataclasses import fields
+from typing import Any
 
+from forge.config import SamplingParams
 from forge.errors import ParameterError
 
-if TYPE_CHECKING:
-    from forge.config import SamplingParams
-
-NAMES = (
-    *("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty"),
-    *("max_tokens", "seed", "stop", "stop_token_ids", "ignore_eos", "logit_bias", "logprobs"),
-)
+NAMES = [field.name for field in fields(SamplingParams) if field.name != "n"]
 
 
 def value(name: str, text: str) -> Any:

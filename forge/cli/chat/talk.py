@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from forge.cli import options, output
@@ -118,14 +119,16 @@ class Commands:
             output.reply("the model has nothing to add")
 
     def set(self, text: str) -> None:
+        conversation = self.conversation
         name, _, value = text.partition(" ")
         name = name.lower().replace("-", "_")
         if new := RENAMED.get(name):
             output.note(f"{name} is now {new}; the old name goes in version 0.2")
             name = new
         if value.strip():
-            self.conversation.set(name, sampling.value(name, value.strip()))
-        output.reply("\n".join(sampling.shown(self.conversation.params, name)))
+            changed = {name: sampling.value(name, value.strip())}
+            conversation.params = replace(conversation.params, **changed)
+        output.reply("\n".join(sampling.shown(conversation.params, name)))
 
     def stats(self, _: str) -> None:
         conversation = self.conversation

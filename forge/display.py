@@ -111,8 +111,8 @@ def num_bytes(count: int) -> str:
 
 def printable(text: str) -> str:
     """Text in which whatever a terminal would act upon is written as an escape, such as \\n."""
-    return text if text.isprintable() else "".join(c if c.isprintable() else _escaped(c) for c in text)
-
-
-def _escaped(char: str) -> str:
-    return char.encode("unicode_escape").decode()
+    return (
+        text
+        if text.isprintable()
+        else "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    )

@@ -17,6 +17,7 @@ import httpx2
 from huggingface_hub import constants, get_token
 
 from forge.errors import DownloadError
+from forge.hub._failures import Absent, NoRevision, Refused, Unreachable
 from forge.hub.names import is_inside
 
 _TRIES = 3
@@ -29,22 +30,6 @@ _COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 _ETAG = re.compile(r"[0-9A-Za-z][0-9A-Za-z_-]{0,127}")
 _LENGTH = re.compile(r"[0-9]{1,18}")
 _RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)")
-
-
-class Unreachable(DownloadError):
-    """The Hub, or the network, does not work at the moment. Cached files are used instead."""
-
-
-class Refused(DownloadError):
-    """The Hub has no such repository, or does not show it. Cached files are used instead."""
-
-
-class Absent(DownloadError):
-    """The repository has no such revision or file."""
-
-
-class NoRevision(Absent):
-    """The repository has no such revision."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,8 @@ from typing import IO
 from forge.config import Progress
 from forge.errors import DownloadError
 from forge.hub import locks
-from forge.hub.client import Absent, Hub, Refused, Remote, Unreachable
+from forge.hub._failures import Absent, Refused, Unreachable
+from forge.hub.client import Hub, Remote
 
 _MAGIC = b"GGUF"
 _TRIES = 5

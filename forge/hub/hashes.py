@@ -17,6 +17,7 @@ from forge._files import cache_dir
 from forge.errors import DownloadError
 
 _BLOCK_BYTES = 1 << 22
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 _MAX_NOTED = 1000
 _MAX_NOTE_BYTES = 1 << 20
 _SETTLED_NS = 20_000_000
@@ -71,11 +72,11 @@ def _notes() -> dict[str, list[Any]]:
         return {}
     if not isinstance(found, dict):
         return {}
-    return {key: noted for key, noted in found.items() if _is_note(noted)}
-
-
-def _is_note(noted: Any) -> bool:
-    return isinstance(noted, list) and re.fullmatch(r"[0-9a-f]{64}", str(noted[-1:] and noted[-1])) is not None
+    return {
+        key: noted
+        for key, noted in found.items()
+        if isinstance(noted, list) and noted and _SHA256.fullmatch(str(noted[-1]))
+    }
 
 
 def _note(path: Path, status: os.stat_result, digest: str) -> None:

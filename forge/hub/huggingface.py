@@ -1,31 +1,32 @@
 """Files of the Hugging Face Hub, in its own cache, with the token and the settings of `huggingface_hub`."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 import struct
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+from huggingface_hub import constants
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from forge.config import Progress
 from forge.errors import DownloadError, ModelNotFoundError
-from forge.hub import locks, names
+from forge.hub import client, locks, names
+from forge.hub._failures import Absent, NoRevision, Refused, Unreachable
 from forge.hub.cache import FULL_DISK, require_place
 from forge.hub.catalog import shown
+from forge.hub.client import Hub, Remote
+from forge.hub.download import download
+from forge.hub.hf_cache import Repo, prune, root
 from forge.hub.names import Name
-
-if TYPE_CHECKING:  # importing huggingface_hub and an HTTP client takes 0.2 s, which only names of the Hub need
-    from forge.hub.client import Absent, Hub, Remote
-    from forge.hub.hf_cache import Repo
 
 _MAX_SHARDS = 1000
 _SPLIT_COUNT = struct.pack("<Q", 11) + b"split.count"
 
 
-def fetch(text: str, report: Progress, *, download: bool = True, force: bool = False) -> Path:
+def fetch(text: str, report: Progress, *, may_download: bool = True, force: bool = False) -> Path:
     """Local path of a file of the Hub, fetched if the cache lacks it. `names.parse` lists the forms of `text`.
 
     All shards of a sharded file (`-00001-of-00003.gguf`) are fetched, and the path of the first is returned. If the Hub
@@ -34,17 +35,11 @@ def fetch(text: str, report: Progress, *, download: bool = True, force: bool = F
     """
     name = names.parse(text)
     with _named(name):
-        from huggingface_hub import constants
-        from huggingface_hub.errors import HFValidationError
-        from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
-
-        from forge.hub import client
-
         try:
             validate_repo_id(name.repo)
         except HFValidationError as error:
             raise DownloadError(client.reason(error)) from error
-        if not download:
+        if not may_download:
             return _cached(name, "it is not in the Hugging Face cache: run `forge pull` first")
         if constants.HF_HUB_OFFLINE:
             return _cached(
@@ -54,9 +49,6 @@ def fetch(text: str, report: Progress, *, download: bool = True, force: bool = F
 
 
 def _fetch(name: Name, report: Progress, force: bool) -> Path:
-    from forge.hub.client import Hub, Refused, Unreachable
-    from forge.hub.hf_cache import Repo
-
     with ExitStack() as stack:
         try:
             hub = stack.enter_context(Hub())
@@ -78,8 +70,6 @@ def _find(hub: Hub, name: Name, report: Progress) -> tuple[str, str, Remote]:
 
     A name may claim any number of shards, so the last shard is asked for before anything else.
     """
-    from forge.hub.client import Absent, NoRevision
-
     failure: Absent | None = None
     for revision, file in name.places:
         last = ""
@@ -106,8 +96,6 @@ def _find(hub: Hub, name: Name, report: Progress) -> tuple[str, str, Remote]:
 
 def _cached(name: Name, problem: str) -> Path:
     """Path of the first shard in the cache. Raises DownloadError with the reason why the Hub was not asked."""
-    from forge.hub.hf_cache import Repo
-
     repo = Repo(name.repo)
     for revision, file in name.places:
         if commit := repo.commit(revision or "main"):
@@ -122,9 +110,6 @@ def _cached(name: Name, problem: str) -> Path:
 def _fetch_file(
     hub: Hub, repo: Repo, revision: str, file: str, remote: Remote | None, report: Progress, force: bool
 ) -> Path:
-    from forge.hub.download import download
-    from forge.hub.hf_cache import prune, root
-
     if remote is None:
         report(f"asking the Hub for {file}", 0, None)
         remote = hub.about(repo.name, revision, file)
@@ -181,8 +166,6 @@ def _named(name: Name) -> Iterator[None]:
     except DownloadError as error:
         raise DownloadError(f"{name.text}: {error}") from error
     except OSError as error:
-        from huggingface_hub import constants
-
         if error.errno in FULL_DISK:
             reason = f"no space left in {constants.HF_HUB_CACHE}: free some space or set HF_HOME to another disk"
         else:

@@ -80,118 +80,102 @@ class Rule:
         return pre_tokenizers.Sequence([*stages, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
 
 
-DEFAULT = Rule((r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", "[0-9][0-9][0-9]"))
+def _rule(*stages: str, **flags: bool) -> Rule:
+    return Rule(stages, **flags)
+
+
+DEFAULT = _rule(r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", "[0-9][0-9][0-9]")
 """For files that name no rule."""
 
-_llama3 = Rule((_LLAMA3,))
+_llama3 = _rule(_LLAMA3)
 
 _FAMILIES: dict[str, Rule] = {
     "default": DEFAULT,
     "gpt-2 phi-2 jina-es jina-de jina-v1-en jina-v2-es jina-v2-de jina-v2-code roberta-bpe modern-bert gigachat "
-    "a.x-4.0 mellum mpt olmo jais trillion granite-docling exaone4": Rule((_GPT2,)),
-    "starcoder refact command-r smollm codeshell exaone minerva-7b mellum2": Rule((_DIGIT, _GPT2)),
+    "a.x-4.0 mellum mpt olmo jais trillion granite-docling exaone4": _rule(_GPT2),
+    "starcoder refact command-r smollm codeshell exaone minerva-7b mellum2": _rule(_DIGIT, _GPT2),
     "llama-bpe llama3 llama-v3 falcon3 falcon-h1 pixtral midm-2.0 lfm2 jina-v5-nano": replace(
         _llama3, ignore_merges=True, add_bos=True
     ),
     "dbrx smaug-bpe chatglm-bpe": _llama3,
     "glm4 glm5": replace(_llama3, ignore_merges=True),
     "qwen2 deepseek-r1-qwen kormo f2llmv2 stablelm2 megrez hunyuan solar-open grok-2 bailingmoe bailingmoe2 "
-    "llada-moe": Rule((_QWEN2,)),
-    "qwen35": Rule(
-        (_any(_SUFFIX, _MARKED_WORD, _DIGIT, r" ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*", _LINES, _BLANKS),),
+    "llada-moe": _rule(_QWEN2),
+    "qwen35": _rule(
+        _any(_SUFFIX, _MARKED_WORD, _DIGIT, r" ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*", _LINES, _BLANKS),
     ),
-    "deepseek-v3 hunyuan-dense joyai-llm hy_v4": Rule((_DIGITS, _CJK, _DEEPSEEK3)),
-    "spark2_5": Rule(
-        (_DIGITS, _CJK, _any(_DEEPSEEK3_WORDS, r" ?[\p{P}\p{S}]+", r"[\r\n]", _BLANKS), _DIGIT),
+    "deepseek-v3 hunyuan-dense joyai-llm hy_v4": _rule(_DIGITS, _CJK, _DEEPSEEK3),
+    "spark2_5": _rule(
+        _DIGITS,
+        _CJK,
+        _any(_DEEPSEEK3_WORDS, r" ?[\p{P}\p{S}]+", r"[\r\n]", _BLANKS),
+        _DIGIT,
     ),
-    "deepseek-llm": Rule(
-        (
-            r"[\r\n]",
-            rf"\s?[{_DEEPSEEK_LLM_LETTERS}]+",
-            r"\s?[!-/:-~！-／：-～‘-‟、-。]+",
-            r"\s+\z",
-            _ASIAN,
-            r"\p{N}+",
-        )
+    "deepseek-llm": _rule(
+        r"[\r\n]", rf"\s?[{_DEEPSEEK_LLM_LETTERS}]+", r"\s?[!-/:-~！-／：-～‘-‟、-。]+", r"\s+\z", _ASIAN, r"\p{N}+"
     ),
-    "deepseek-coder": Rule((r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", _ASIAN, _DIGIT)),
-    "falcon": Rule((r"[\p{P}\$\+<=>\^~\|`]+", _GPT2, "[0-9][0-9][0-9]")),
-    "poro-chat bloom gpt3-finnish": Rule((_BLOOM,)),
-    "viking": Rule((_BLOOM, _DIGIT)),
-    "tekken": Rule(
-        (_any(_CAMEL, _CAPITALS, _DIGIT, _PATH_MARKS, _LINES, _BLANKS),),
+    "deepseek-coder": _rule(r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", _ASIAN, _DIGIT),
+    "falcon": _rule(r"[\p{P}\$\+<=>\^~\|`]+", _GPT2, "[0-9][0-9][0-9]"),
+    "poro-chat bloom gpt3-finnish": _rule(_BLOOM),
+    "viking": _rule(_BLOOM, _DIGIT),
+    "tekken": _rule(
+        _any(_CAMEL, _CAPITALS, _DIGIT, _PATH_MARKS, _LINES, _BLANKS),
         ignore_merges=True,
         add_bos=True,
     ),
-    "gpt-4o llama4 kanana2 talkie minimax-m2": Rule((_GPT4O,)),
-    "granite-embed-multi-97m": Rule((_GPT4O.replace(r"[\p{L}&&", r"[\p{L}\p{M}&&"),), ignore_merges=True),
-    "chameleon": Rule(
-        (
-            "<sentinel:[0-9]+>",
-            "(IMGIMG)((A|B|C|D|E|F|G|H|I){1,4})Z",
-            r"([\t\n]|    |  )",
+    "gpt-4o llama4 kanana2 talkie minimax-m2": _rule(_GPT4O),
+    "granite-embed-multi-97m": _rule(_GPT4O.replace(r"[\p{L}&&", r"[\p{L}\p{M}&&"), ignore_merges=True),
+    "chameleon": _rule(
+        "<sentinel:[0-9]+>",
+        "(IMGIMG)((A|B|C|D|E|F|G|H|I){1,4})Z",
+        r"([\t\n]|    |  )",
+        _DIGIT,
+        r"[\p{P}!-/:-@\[-`{-~]",
+        _GPT2,
+        add_bos=True,
+    ),
+    "superbpe": _rule(r"\p{N}+", r"(?:[0-9]{3})+(?![0-9])", "[0-9]{3}(?=[0-9]{3})", joins_next=True),
+    "seed-coder": _rule(_any(_SUFFIX, _WORD, _DIGIT, r" ?[^\s\p{L}\p{N}]+", _LINES, _BLANKS)),
+    "ufakzeka": _rule(_any(_WORD, _DIGIT, _MARKS, _LINES, _BLANKS)),
+    "laguna": _rule(r"[^\n]+|\n+", _QWEN2),
+    "exaone-moe": _rule(
+        _any(
+            _SUFFIX,
+            r"[^\r\n\p{L}\p{N}]?(?:\p{L}\p{M}*(?: \p{L}\p{M}*)*)+",
             _DIGIT,
-            r"[\p{P}!-/:-@\[-`{-~]",
-            _GPT2,
-        ),
-        add_bos=True,
-    ),
-    "superbpe": Rule((r"\p{N}+", r"(?:[0-9]{3})+(?![0-9])", "[0-9]{3}(?=[0-9]{3})"), joins_next=True),
-    "seed-coder": Rule((_any(_SUFFIX, _WORD, _DIGIT, r" ?[^\s\p{L}\p{N}]+", _LINES, _BLANKS),)),
-    "ufakzeka": Rule((_any(_WORD, _DIGIT, _MARKS, _LINES, _BLANKS),)),
-    "laguna": Rule((r"[^\n]+|\n+", _QWEN2)),
-    "exaone-moe": Rule(
-        (
-            _any(
-                _SUFFIX,
-                r"[^\r\n\p{L}\p{N}]?(?:\p{L}\p{M}*(?: \p{L}\p{M}*)*)+",
-                _DIGIT,
-                r" ?[^\s\p{L}\p{N}]+[\r\n/]?",
-                _LINES,
-                _BLANKS,
-            ),
+            r" ?[^\s\p{L}\p{N}]+[\r\n/]?",
+            _LINES,
+            _BLANKS,
         )
     ),
-    "jais-2": Rule(
-        (
-            _any(
-                *(_SUFFIX, _WORD, _DIGITS, _MARKS, _LINES),
-                *(rf"\s{{{n}}}(?!\S)" for n in (512, 256, 128, 64, 32, 16, 8, 4)),
-                *(r"\s{1,2}(?!\S)", r"\s"),
-            ),
+    "jais-2": _rule(
+        _any(
+            *(_SUFFIX, _WORD, _DIGITS, _MARKS, _LINES),
+            *(rf"\s{{{n}}}(?!\S)" for n in (512, 256, 128, 64, 32, 16, 8, 4)),
+            *(r"\s{1,2}(?!\S)", r"\s"),
         )
     ),
-    "minicpm5": Rule(
-        (_DIGITS, _any(_SUFFIX, _WORD, r"\p{N}+", _MARKS, _LINES, _BLANKS)),
+    "minicpm5": _rule(
+        _DIGITS,
+        _any(_SUFFIX, _WORD, r"\p{N}+", _MARKS, _LINES, _BLANKS),
         ignore_merges=True,
     ),
-    "youtu": Rule(
-        (
-            "[가-힣ㄱ-ㆎ]+|[！…“”‘’—：；，、-〿︰-﹏]+|[ㄅ-ㄯ]+|[一-龥぀-ゟ゠-ヿ]+",
-            _any(f"{_MARKED_WORD}(?:{_SUFFIX})?", _DIGIT, _PATH_MARKS, _LINES, _BLANKS),
-        ),
+    "youtu": _rule(
+        "[가-힣ㄱ-ㆎ]+|[！…“”‘’—：；，、-〿︰-﹏]+|[ㄅ-ㄯ]+|[一-龥぀-ゟ゠-ヿ]+",
+        _any(f"{_MARKED_WORD}(?:{_SUFFIX})?", _DIGIT, _PATH_MARKS, _LINES, _BLANKS),
         ignore_merges=True,
     ),
-    "tiny_aya cohere2moe": Rule(
-        (
-            *_DIGITS_FROM_RIGHT,
-            _any(f"{_MARKED_WORD}(?:{_SUFFIX})?", _DIGITS, _PATH_MARKS, _LINES, _BLANKS),
-        )
+    "tiny_aya cohere2moe": _rule(
+        *_DIGITS_FROM_RIGHT, _any(f"{_MARKED_WORD}(?:{_SUFFIX})?", _DIGITS, _PATH_MARKS, _LINES, _BLANKS)
     ),
-    "afmoe": Rule(
-        (
-            *_DIGITS_FROM_RIGHT,
-            r"[一-鿿㐀-䶿\x{8C48}-\x{FAFF}぀-ゟ゠-ヿ･-ﾟ⼀-⿟เ-๿຀-໿ក-៿က-႟ꩠ-ꩿꧠ-꧿가-힯ᄀ-ᇿ]+",
-            _DEEPSEEK3,
-        )
+    "afmoe": _rule(
+        *_DIGITS_FROM_RIGHT, r"[一-鿿㐀-䶿\x{8C48}-\x{FAFF}぀-ゟ゠-ヿ･-ﾟ⼀-⿟เ-๿຀-໿ក-៿က-႟ꩠ-ꩿꧠ-꧿가-힯ᄀ-ᇿ]+", _DEEPSEEK3
     ),
-    "kimi-k2": Rule(
-        (
-            _any(
-                f"[{_HAN}]+",
-                rf"[^\r\n\p{{L}}\p{{N}}]?[\p{{L}}&&[^{_HAN}]]+(?:{_SUFFIX})?",
-                *(_DIGITS, _MARKS, _LINES, _BLANKS),
-            ),
+    "kimi-k2": _rule(
+        _any(
+            f"[{_HAN}]+",
+            rf"[^\r\n\p{{L}}\p{{N}}]?[\p{{L}}&&[^{_HAN}]]+(?:{_SUFFIX})?",
+            *(_DIGITS, _MARKS, _LINES, _BLANKS),
         )
     ),
 }

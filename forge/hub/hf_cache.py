@@ -11,15 +11,9 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-from huggingface_hub import constants
 
 from forge import _files
 from forge.hub.names import is_inside
-
-if TYPE_CHECKING:
-    from forge.hub.client import Remote
 
 _COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 _FOLDER = re.compile(r"models--([\w.-]+?)--([\w.-]+)", re.ASCII)
@@ -27,6 +21,8 @@ _FOLDER = re.compile(r"models--([\w.-]+?)--([\w.-]+)", re.ASCII)
 
 def root() -> Path:
     """Directory of all repositories."""
+    from huggingface_hub import constants  # not before a cache is looked at: it takes time
+
     return Path(os.path.abspath(constants.HF_HUB_CACHE))
 
 
@@ -43,9 +39,6 @@ class Repo:
     @property
     def partials(self) -> Path:
         return self.folder / ".forge"
-
-    def partial(self, remote: Remote, file: str) -> Path:
-        return self.partials / file / remote.etag
 
     def pointer(self, commit: str, file: str) -> Path:
         return self.folder / "snapshots" / commit / file

@@ -119,7 +119,7 @@ def _fetch_file(
         return pointer
     require_place(pointer)
     require_place(blob)
-    partial = repo.partial(remote, file)
+    partial = repo.partials / file / remote.etag
     try:
         with locks.held(lock, lambda: report(f"waiting for another download of {file}", 0, None), remove=True):
             if not _is_right(blob, remote, force):

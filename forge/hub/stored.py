@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from forge._files import cache_dir
@@ -17,9 +16,7 @@ from forge.errors import DownloadError, ModelNotFoundError
 from forge.hub import locks, names
 from forge.hub.cache import bytes_under, is_whole, model_path, silent, work_path
 from forge.hub.catalog import MODELS, Model, shown
-
-if TYPE_CHECKING:
-    from forge.hub.hf_cache import Repo
+from forge.hub.hf_cache import Repo, prune, repos, root
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,16 +34,12 @@ class Stored:
 
 def stored() -> list[Stored]:
     """The known models in forge's cache, and the GGUF files in the Hugging Face cache, whoever fetched them."""
-    from forge.hub.hf_cache import repos
-
     found = [item for model in MODELS.values() for item in _of_catalog(model)]
     return found + [item for repo in repos() for item in (*_snapshots(repo), *_partials(repo))]
 
 
 def caches() -> tuple[Path, Path]:
     """The directories of forge's and of the Hugging Face cache."""
-    from forge.hub.hf_cache import root
-
     return cache_dir(), root()
 
 
@@ -121,8 +114,6 @@ def _partials(repo: Repo) -> Iterator[Stored]:
 
 
 def _remove_of_hub(text: str) -> int:
-    from forge.hub.hf_cache import Repo, prune, root
-
     name = names.parse(text)
     repo = Repo(name.repo)
     pointers, partials = _meant(repo, name)

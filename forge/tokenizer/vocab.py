@@ -124,8 +124,12 @@ class Fields:
             return None
         return int(value)
 
-    def strings(self, name: str) -> list[str]:
-        values = list(self._array(name))
+    def strings(self, name: str, most: int | None = None) -> list[str]:
+        """The strings of an array. Raises FormatError for more than `most`, before they are read."""
+        array = self._array(name)
+        if most is not None and len(array) > most:
+            raise self.error(f"{_PREFIX}{name} holds more than {most} {name}")
+        values = list(array)
         if not set(map(type, values)) <= {str}:
             raise self.error(f"{_PREFIX}{name} is not an array of strings")
         try:
@@ -148,10 +152,6 @@ class Fields:
             raise self.error(f"{_PREFIX}{name} has {len(values)} entries for {size} tokens")
         return values
 
-    def count(self, name: str) -> int:
-        """Number of entries of an array."""
-        return len(self._array(name))
-
     def _array(self, name: str) -> Collection[Any]:
         value = self._metadata.get(_PREFIX + name)
         if value is None:
@@ -167,9 +167,7 @@ def read_vocabulary(fields: Fields) -> Vocabulary:
     An id given by an eos, eot or eom key ends a text. So does a token with the name of an end, whatever its type, but
     not gemma's user-defined `</s>`, which is HTML.
     """
-    if fields.count("tokens") > _MAX_TOKENS:
-        raise fields.error(f"{_PREFIX}tokens holds more than {_MAX_TOKENS} tokens")
-    pieces = fields.strings("tokens")
+    pieces = fields.strings("tokens", _MAX_TOKENS)
     if not pieces:
         raise fields.error(f"{_PREFIX}tokens is empty")
     pieces = [piece or f"[EMPTY_{i}]" for i, piece in enumerate(pieces)]

@@ -201,10 +201,10 @@ def test_a_signal_handler_at_some_bytecodes_of_a_model_s_first_call_may_use_it(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("use", NESTED.values(), ids=NESTED)
-def test_a_signal_handler_at_any_bytecode_of_a_model_s_first_call_may_use_it(
+def test_a_signal_handler_at_many_bytecodes_of_a_model_s_first_call_may_use_it(
     use: Callable[[LLM], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    call_within_calls(use, monkeypatch, every=1)
+    call_within_calls(use, monkeypatch, every=7)
 
 
 def test_a_signal_handler_within_the_start_of_a_thread_may_use_a_model_for_the_first_time() -> None:
@@ -424,40 +424,53 @@ def test_the_engine_s_own_thread_is_told_that_it_cannot_wait_for_itself(llm: LLM
 # Steps that fail
 
 
-def test_a_failure_at_any_op_ends_the_requests_of_its_step_and_no_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two requests run together, a third one waits for room."""
+@pytest.mark.parametrize("every", [7, pytest.param(1, marks=pytest.mark.slow)], ids=["some", "any"])
+@pytest.mark.parametrize(
+    ("methods", "error"),
+    [(["launch"], MemoryError), (["asarray", "empty"], OutOfMemoryError)],
+    ids=["op", "allocation"],
+)
+def test_a_failure_ends_the_requests_of_its_step_and_no_others(
+    methods: list[str], error: type[Exception], every: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The backend fails at each so many-th call, while two requests run and a third one waits for room."""
     prompts = random_prompts(3, 12, seed=8)
     params = replace(SEEDED, max_tokens=3)
     llm = tiny_llm("llama", max_sequences=2)
-    expected = [llm.generate(prompt, params).ids for prompt in prompts]  # type: ignore[union-attr]
-    launch = NumpyBackend.launch
+    expected = [ids(llm.generate(prompt, params)) for prompt in prompts]
     calls = fails_at = 0
 
-    def failing(self: NumpyBackend, *arguments: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        if calls == fails_at:
-            raise MemoryError(f"op {calls}")
-        return launch(self, *arguments)
+    def failing(call: Callable[..., Any]) -> Callable[..., Any]:
+        def counted(*arguments: Any, **options: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            if calls == fails_at:
+                raise error(f"call {calls}")
+            return call(*arguments, **options)
 
-    monkeypatch.setattr(NumpyBackend, "launch", failing)
-    outcomes: set[tuple[bool, ...]] = set()
+        return counted
+
+    for name in methods:
+        monkeypatch.setattr(NumpyBackend, name, failing(getattr(NumpyBackend, name)))
+    outcomes: set[int] = set()
+    fails_at += every
     while True:
-        calls, fails_at = 0, fails_at + 5
+        calls = 0
         streams = [llm.stream(prompt, params) for prompt in prompts]
         found = in_threads(*(lambda s=stream: [t for c in s for t in c.ids] for stream in streams))
         if calls < fails_at:
             break
-        failed = tuple(isinstance(one, MemoryError) for one in found)
-        outcomes.add(failed)
-        assert any(failed)
-        assert not all(failed)
+        failed = [isinstance(one, error) for one in found]
+        outcomes.add(sum(failed))
         for one, wanted, has_failed in zip(found, expected, failed, strict=True):
-            assert (str(one) == f"op {fails_at}") if has_failed else (one == wanted)
+            assert (str(one) == f"call {fails_at}") if has_failed else (one == wanted)
         assert_idle(llm)
+        later = fails_at // every % 3
+        assert ids(llm.generate(prompts[later], params)) == expected[later]
+        fails_at += every
     assert found == expected
-    assert {sum(failed) for failed in outcomes} >= {1, 2}
-    assert fails_at > 100
+    assert outcomes == {1, 2} if every == 1 else outcomes <= {1, 2}
+    assert fails_at > 40
 
 
 def test_a_pass_that_fails_raises_in_its_caller_and_frees_its_pages(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:

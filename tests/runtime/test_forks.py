@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import multiprocessing
 import os
 import pickle
 import select
@@ -13,6 +14,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -217,3 +219,44 @@ def test_forks_at_any_moment_of_a_thread_s_work_never_hang() -> None:
         thread.join(SECONDS)
     assert all(text == repr(expected) or WORDS in text for text in found), found
     assert any(WORDS in text for text in found)
+
+
+inherited: LLM | None = None
+"""Set in the parent. A child that is no fork imports this module anew."""
+
+
+def ids_of_a_model_of_its_own() -> list[int]:
+    return tiny_llm("llama").generate([1, 2], GREEDY).ids
+
+
+def ids_of_the_parent_s_model() -> list[int] | None:
+    return inherited.generate([1, 2], GREEDY).ids if inherited else None
+
+
+def use_a_model_that_was_sent(llm: LLM) -> None:
+    llm.generate([1, 2], GREEDY)
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # Python 3.12 on: other threads may hold locks
+@pytest.mark.parametrize(
+    "method", ["fork", *(pytest.param(name, marks=pytest.mark.slow) for name in ("spawn", "forkserver"))]
+)
+def test_processes_of_multiprocessing_load_their_own_model_whatever_the_parent_does(
+    method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fork may use the parent's too, if nothing was under way."""
+    llm = tiny_llm("llama")
+    expected = llm.generate([1, 2], GREEDY).ids
+    monkeypatch.setattr(sys.modules[__name__], "inherited", llm)
+    context = multiprocessing.get_context(method)
+    with ProcessPoolExecutor(1, context) as pool:
+        assert pool.submit(ids_of_a_model_of_its_own).result(SECONDS) == expected
+        assert pool.submit(ids_of_the_parent_s_model).result(SECONDS) == (expected if method == "fork" else None)
+        with pytest.raises(ForgeError, match="cannot be copied, or sent to another process: load it there"):
+            pool.submit(use_a_model_that_was_sent, llm).result(SECONDS)
+    with generating(llm), ProcessPoolExecutor(1, context) as pool:
+        assert pool.submit(ids_of_a_model_of_its_own).result(SECONDS) == expected
+        if method == "fork":
+            with pytest.raises(ForgeError, match=WORDS):
+                pool.submit(ids_of_the_parent_s_model).result(SECONDS)
+    assert llm.generate([1, 2], GREEDY).ids == expected

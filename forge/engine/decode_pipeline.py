@@ -43,8 +43,8 @@ class DecodePipeline:
     """Rows of running sequences, whose last ids, lengths and sampling parameters live and advance on the device.
 
     From step to step nothing is uploaded but new pages, and which rows became idle. A sequence that ends leaves its row
-    idle. The step that was queued behind its last id is a ghost, whose id is dropped. The sequence's pages may be given
-    away at once, although the ghost writes to them: the device works in order, and whatever runs for their new owner is
+    idle. One more step of it is queued by then, whose id is dropped. The sequence's pages may be given away at once,
+    although that step writes to them: the device works in order, and whatever runs for their new owner is
     launched later. The pipeline is drained and filled again, with one upload of all rows, where a smaller bucket holds
     the sequences that are left, and behind a step with a prompt, which advances every sequence from the host.
     """

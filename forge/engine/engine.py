@@ -212,7 +212,7 @@ class Engine:
         """Run steps over ids that no request has, of `most` tokens at most; yields what `run` returns."""
         self.check_ids(ids)
         sequence = Sequence(0, list(ids), len(ids), SamplingParams(), 0, len(ids))
-        if not self.scheduler.lend(sequence):
+        if not self.scheduler.reserve(sequence):
             raise OutOfMemoryError(
                 f"a pass over {len(ids)} positions needs pages of the KV cache that other passes hold, which are not "
                 "read to their ends: read or close them first"
@@ -221,24 +221,24 @@ class Engine:
             rows = min(most, self.scheduler.max_step_tokens)
             for start in range(0, len(ids), rows):
                 count = min(rows, len(ids) - start)
-                self.scheduler.lend_more(sequence, start + count)
+                self.scheduler.reserve_more(sequence, start + count)
                 yield run([Scheduled(sequence, start, count)])
                 sequence.num_computed = start + count
         except BaseException as error:
             clear_frames(error.__traceback__)
             raise
         finally:
-            self.scheduler.take_back(sequence)
+            self.scheduler.release(sequence)
 
     @property
     def is_busy(self) -> bool:
         """Whether there are requests, or passes over all positions, that have not ended."""
-        return self.has_work or self.scheduler.has_lent
+        return self.has_work or self.scheduler.has_reserved
 
     @property
     def is_held_up(self) -> bool:
         """Whether nothing can run before a pass over all positions gives its pages back."""
-        return bool(self.scheduler.has_lent and self.scheduler.waiting and not self.scheduler.running)
+        return bool(self.scheduler.has_reserved and self.scheduler.waiting and not self.scheduler.running)
 
     def check_ids(self, ids: list[int]) -> None:
         """Raises what `logits` would of these ids: ParameterError, or ContextLengthError for too many."""

@@ -75,7 +75,6 @@ class ModelRunner:
             return read_sampled(sequences, self.backend.to_numpy(drawn))
 
     def copy_page(self, kind: int, source: int, target: int) -> None:
-        """Copy one page of the `kind`-th kind of layer state in all its layers."""
         self.state.caches[kind].copy_page(source, target)
 
     def warm_up(self, max_step_tokens: int, progress: Progress | None = None) -> None:

@@ -119,7 +119,6 @@ class RequestTable:
             self._num_entries = [[len(s.pages[kind]) for s in sequences] for kind in range(len(self.page_tables))]
 
     def _row_edits(self, rows: np.ndarray[Any, Any], sequences: list[Sequence]) -> list[Edits]:
-        """The fields of these rows."""
         edits = []
         for name, dtype, value in _FIELDS:
             words = np.array([value(s) for s in sequences], dtype).view(np.int32).reshape(len(rows), -1)

@@ -45,7 +45,7 @@ class Scheduler:
         return bool(self.running or self.waiting)
 
     @property
-    def has_lent(self) -> bool:
+    def has_reserved(self) -> bool:
         """Whether passes over all positions hold pages."""
         return any(pool.num_reserved for pool in self.pools)
 
@@ -135,7 +135,7 @@ class Scheduler:
         self.waiting.move_to_end(youngest, last=False)
         return youngest
 
-    def lend(self, sequence: Sequence) -> bool:
+    def reserve(self, sequence: Sequence) -> bool:
         """Pages for a pass over the ids of a sequence that no request has. False where other passes hold them.
 
         Running sequences give theirs up for it, the youngest first. Steps under way may still write to these, and
@@ -150,13 +150,13 @@ class Scheduler:
             pool.num_reserved += count
         return True
 
-    def lend_more(self, sequence: Sequence, length: int) -> None:
+    def reserve_more(self, sequence: Sequence, length: int) -> None:
         """Pages for the next tokens of a pass, up to `length`. Those that it does not need any more go back."""
         while not self._grow(sequence, length):
             self.preempt()
 
-    def take_back(self, sequence: Sequence) -> None:
-        """The pages of a pass that has ended."""
+    def release(self, sequence: Sequence) -> None:
+        """Free the pages of a pass that has ended."""
         for pool in self.pools:
             pool.num_reserved -= pool.kind.num_pages(len(sequence.ids))
         self._drop_pages(sequence)

@@ -48,14 +48,11 @@ class AttentionWeights:
         self._done = [0] * len(layers)
 
     def __call__(self, name: str, array: Any) -> None:
-        prefix, _, rest = name.partition(".")
-        layer, _, kind = rest.partition(".")
-        if prefix != "blk" or int(layer) not in self.layers:
-            return
-        if kind == "attn_q":  # its keys come next
-            self._queries = backend_of(array).to_numpy(array)
-        elif kind == "attn_k":
-            self._attend(int(layer), self._queries, backend_of(array).to_numpy(array))
+        match name.split("."):
+            case ["blk", layer, "attn_q"] if int(layer) in self.layers:  # its keys come next
+                self._queries = backend_of(array).to_numpy(array)
+            case ["blk", layer, "attn_k"] if int(layer) in self.layers:
+                self._attend(int(layer), self._queries, backend_of(array).to_numpy(array))
 
     def _attend(self, layer: int, q: npt.NDArray[Any], k: npt.NDArray[Any]) -> None:
         """Compute the weights of queries (t, H, D) whose keys are (t, G, D), on the host whatever the device is."""

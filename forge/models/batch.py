@@ -23,14 +23,10 @@ class Batch:
     Sequence b has the tokens starts[b] to starts[b + 1], the last of its lengths[b] positions.
     """
 
-    ids: Any
-    """(T,)"""
-    positions: Any
-    """(T,)"""
-    starts: Any
-    """(B + 1,)"""
-    lengths: Any
-    """(B,)"""
+    ids: Any  # (T,)
+    positions: Any  # (T,)
+    starts: Any  # (B + 1,)
+    lengths: Any  # (B,)
     tables: tuple[PageTable, ...]
     """One for each kind of layer state"""
     logit_rows: Any | None

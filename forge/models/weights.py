@@ -56,7 +56,9 @@ class Weights:
         try:
             if kind is None:
                 self._refuse_leftovers()
-                self._wait()
+                for task, size in self._tasks:
+                    task.result()
+                    self._report(size)
         finally:
             self._pool.shutdown(cancel_futures=True)
 
@@ -176,11 +178,6 @@ class Weights:
             layer = re.match(r"blk\.(\d{1,6})\.", name)
             if not (UNUSED_TENSORS.fullmatch(name) or (layer and int(layer[1]) in self._unused_layers)):
                 raise FormatError(f"{self.file.path}: tensor {name!r} has no place in this architecture")
-
-    def _wait(self) -> None:
-        for task, size in self._tasks:
-            task.result()
-            self._report(size)
 
     def _report(self, size: int) -> None:
         """Count bytes of the file that are loaded, and tell the progress function."""

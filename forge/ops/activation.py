@@ -10,8 +10,7 @@ from forge.backend.gpu import GPU
 from forge.ops.op import Array, op
 
 _TANH_SCALE = np.sqrt(2 / np.pi)
-_BLOCK = 256
-"""Threads of a block."""
+_BLOCK_THREADS = 256
 
 
 @op("x:f32[T,F] -> y:act[T,F]")
@@ -23,7 +22,7 @@ def gelu(x: Array) -> Array:
 @gelu.gpu
 def _gelu_gpu(device: GPU, x: Any) -> Any:
     y = device.empty(x.shape, device.dtype)
-    device.run("activation", "gelu", -(-x.size // _BLOCK), x, y, x.size)
+    device.run("activation", "gelu", -(-x.size // _BLOCK_THREADS), x, y, x.size)
     return y
 
 
@@ -68,7 +67,7 @@ def _act_and_mul_cpu(gate_up: Array, *, activation: str) -> Array:
 def _act_and_mul_gpu(device: GPU, gate_up: Any, *, activation: str) -> Any:
     rows, width = gate_up.shape[0], gate_up.shape[1] // 2
     y = device.empty((rows, width), device.dtype)
-    grid = (-(-width // (4 * _BLOCK)), rows)
+    grid = (-(-width // (4 * _BLOCK_THREADS)), rows)
     device.run("activation", "act_and_mul", grid, gate_up, y, width, int(activation == "gelu"))
     return y
 
@@ -89,7 +88,7 @@ def soft_cap(x: Array, cap: float) -> Array:
 
 @soft_cap.gpu
 def _soft_cap_gpu(device: GPU, x: Any, cap: float) -> Any:
-    device.run("activation", "soft_cap", -(-x.size // _BLOCK), x, cap, x.size)
+    device.run("activation", "soft_cap", -(-x.size // _BLOCK_THREADS), x, cap, x.size)
     return x
 
 
@@ -102,5 +101,5 @@ def add(x: Array, addend: Array) -> Array:
 @add.gpu
 def _add_gpu(device: GPU, x: Any, addend: Any) -> Any:
     y = device.empty(x.shape, np.float32)
-    device.run("activation", "add", -(-x.size // _BLOCK), x, addend, y, x.size)
+    device.run("activation", "add", -(-x.size // _BLOCK_THREADS), x, addend, y, x.size)
     return y

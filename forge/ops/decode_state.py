@@ -12,8 +12,7 @@ import numpy as np
 from forge.backend.gpu import GPU
 from forge.ops.op import Array, op
 
-_BLOCK = 64
-"""Threads of a block."""
+_BLOCK_THREADS = 64
 
 
 @op(
@@ -44,7 +43,7 @@ def _decode_inputs_gpu(
     outputs = tuple(device.empty(shape, np.int32) for shape in shapes)
     state = (request_rows, last_ids, lengths, page_tables, step)
     sizes = rows, kinds, count, pages, page_size
-    device.run("decode_state", "decode_inputs", -(-rows // _BLOCK), *state, *outputs, *sizes)
+    device.run("decode_state", "decode_inputs", -(-rows // _BLOCK_THREADS), *state, *outputs, *sizes)
     return outputs
 
 
@@ -85,7 +84,7 @@ def _advance_gpu(device: GPU, ids: Any, *arrays: Any) -> None:
     *_, counts, drawn, _, output_ring = arrays
     rows, vocabulary = len(ids), 0 if counts is None else counts.shape[1]
     sizes = (0, 0, 0) if output_ring is None else (len(drawn), *output_ring.shape)
-    device.run("decode_state", "advance", -(-rows // _BLOCK), ids, *arrays, rows, vocabulary, *sizes)
+    device.run("decode_state", "advance", -(-rows // _BLOCK_THREADS), ids, *arrays, rows, vocabulary, *sizes)
 
 
 @op("edits:i32[N,2] &words:i32[W]")
@@ -96,7 +95,7 @@ def scatter(edits: Array, words: Array) -> None:
 
 @scatter.gpu
 def _scatter_gpu(device: GPU, edits: Any, words: Any) -> None:
-    device.run("decode_state", "scatter", -(-len(edits) // _BLOCK), edits, words, len(edits))
+    device.run("decode_state", "scatter", -(-len(edits) // _BLOCK_THREADS), edits, words, len(edits))
 
 
 @op("&words:i32[N]")
@@ -107,4 +106,4 @@ def clear(words: Array) -> None:
 
 @clear.gpu
 def _clear_gpu(device: GPU, words: Any) -> None:
-    device.run("decode_state", "clear", -(-len(words) // _BLOCK), words, len(words))
+    device.run("decode_state", "clear", -(-len(words) // _BLOCK_THREADS), words, len(words))

@@ -10,8 +10,7 @@ import numpy as np
 from forge.backend.gpu import GPU
 from forge.ops.op import Array, op, record
 
-_BLOCK = 256
-"""Threads of a block."""
+_BLOCK_THREADS = 256
 
 
 @record("k:act[N,P,G,D] v:act[N,P,G,D]")
@@ -34,7 +33,7 @@ def copy_page(k_pages: Array, v_pages: Array, source: int, target: int) -> None:
 def _copy_page_gpu(device: GPU, k_pages: Any, v_pages: Any, source: int, target: int) -> None:
     layers, pages = k_pages.shape[:2]
     size = k_pages[0, 0].size
-    grid = (-(-size // (8 * _BLOCK)), layers, 2)
+    grid = (-(-size // (8 * _BLOCK_THREADS)), layers, 2)
     device.run("kv_cache", "copy_page", grid, k_pages, v_pages, source, target, pages, size)
 
 

@@ -76,7 +76,6 @@ class Arg:
     fields: tuple[Arg, ...] = ()
 
     def is_record(self, value: Any) -> bool:
-        """Whether a value is this argument's record."""
         return bool(self.fields) and isinstance(value, _RECORDS[self.record][0])
 
 
@@ -148,7 +147,6 @@ class Op:
         return [value for arg, value in self.flat(args) if arg.inout and value is not None]
 
     def results(self, options: dict[str, Any]) -> tuple[Arg, ...]:
-        """What the op returns with these options."""
         if self.returns_else is None or options.get(self.returns_else[0]) == self.returns_else[1]:
             return self.returns
         return self.returns_else[2]

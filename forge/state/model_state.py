@@ -16,8 +16,7 @@ class Cache(Protocol):
     """The arrays of one kind on a device."""
 
     @property
-    def arrays(self) -> tuple[Any, ...]:
-        """All of them."""
+    def arrays(self) -> tuple[Any, ...]: ...
 
     def layer(self, place: int, table: int) -> Any:
         """What the kind's `place`-th layer takes; `table` is the kind's index in `Batch.tables`."""
@@ -86,5 +85,5 @@ class ModelState:
         return self._layers[layer]
 
     def changing(self, rows: int) -> list[Any]:
-        """Arrays that have another value when a decode step of so many rows runs twice."""
+        """What the caches' `changing` give."""
         return [array for cache in self.caches for array in cache.changing(rows)]

@@ -27,7 +27,6 @@ class PagedKV:
 
     @property
     def page_bytes(self) -> int:
-        """Bytes of one page in all layers, keys and values."""
         return 2 * len(self.layers) * self.page_size * self.num_kv_heads * self.head_dim * self.itemsize
 
     @property
@@ -79,7 +78,6 @@ class KVCache:
         return LayerKV(KVPages(self.k[place], self.v[place]), table)
 
     def copy_page(self, source: int, target: int) -> None:
-        """Copy one page in all layers: a forked sequence gets its own last page."""
         copy_page(self.k, self.v, source, target)
 
     def changing(self, rows: int) -> list[Any]:

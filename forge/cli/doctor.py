@@ -73,10 +73,11 @@ def findings(device: str = "auto", model: str = options.DEFAULT_MODEL) -> Iterat
 def _cpu() -> Iterator[Finding]:
     import numpy as np
 
-    from forge.backend.threads import THREADS
+    from forge.backend.threads import THREADS, cpu_time
 
     build = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
-    cores, threads = _usable_cores(), THREADS.current
+    affinity, threads = len(os.sched_getaffinity(0)), THREADS.current
+    cores = max(1, math.ceil(min(affinity, cpu_time())))  # a container may grant less than its CPUs
     found = f"{np.__version__}, BLAS {build.get('name')} {build.get('version')}"
     fix = ""
     if threads is not None:
@@ -86,14 +87,6 @@ def _cpu() -> Iterator[Finding]:
             fix = f"BLAS runs {threads} threads on {few}, which is slow: set OPENBLAS_NUM_THREADS={cores}"
     yield Finding("CPU", f"{cores} of {output.count(os.cpu_count() or 1, 'core')} usable, {platform.machine()}")
     yield Finding("NumPy", found, fix)
-
-
-def _usable_cores() -> int:
-    """Cores that this process may use: its affinity mask, or a container's quota where that is less."""
-    from forge.backend.threads import cpu_time
-
-    cores = len(os.sched_getaffinity(0))
-    return max(1, math.ceil(min(cores, cpu_time())))
 
 
 def _memory() -> Finding:

@@ -35,10 +35,11 @@ class Recorder(GPU):
 
     arch: As a compiler names a GPU, such as gfx1100. The choices of `forge.tuning` and the size of waves depend on it.
     num_cus: Compute units.
+    has_wgmma: None of AMD's GPUs has it.
     """
 
-    def __init__(self, arch: str = "", num_cus: int = MAX_CUS) -> None:
-        self.arch, self.num_cus = arch, num_cus
+    def __init__(self, arch: str = "", num_cus: int = MAX_CUS, *, has_wgmma: bool = False) -> None:
+        self.arch, self.num_cus, self.has_wgmma = arch, num_cus, has_wgmma
         self.device = self.name = f"recorder of {arch}"
         self.wave_size = amd.wave_size(arch)
         self.entries: dict[sources.Entry, None] = {}

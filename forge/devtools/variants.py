@@ -14,7 +14,7 @@ from forge.config import EngineConfig
 from forge.devtools.cases import all_cases
 from forge.devtools.recorder import Recorder
 from forge.devtools.usual import usual_models
-from forge.devtools.verify import inputs, on
+from forge.devtools.verify import launch
 from forge.formats import gguf
 from forge.formats.ggml import GGMLType
 from forge.models.weights import Weights
@@ -29,11 +29,8 @@ def case_variants(arch: str = "", *, wgmma: bool = False) -> list[sources.Varian
 
     arch: The name of a GPU. wgmma: On a GPU that `has_wgmma`, which none of AMD's does.
     """
-    device = Recorder(arch)
-    device.has_wgmma = wgmma
-    for op, case in all_cases():
-        if op.run_gpu:
-            device.launch(op, on(op, inputs(op, case, device), device), case.options)
+    device = Recorder(arch, has_wgmma=wgmma)
+    launch(all_cases(), device)
     return device.variants
 
 

@@ -36,8 +36,7 @@ def shapes_of(device: GPU, path: Path | None = None) -> dict[Key, list[Shape]]:
 
     path: A GGUF file; None for usual models.
     """
-    recorder = Recorder(device.arch, device.num_cus)
-    recorder.has_wgmma = device.has_wgmma
+    recorder = Recorder(device.arch, device.num_cus, has_wgmma=device.has_wgmma)
     record(path, recorder)
     found: dict[Key, list[Shape]] = {}
     for kernel, shape in recorder.tuning.asked:

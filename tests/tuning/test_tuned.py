@@ -268,8 +268,7 @@ def test_wrong_usage_and_no_gpu(
 def test_workloads_launch_the_kernel_at_the_shape_that_they_are_for(
     groups: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recorder = Recorder()
-    recorder.has_wgmma = groups
+    recorder = Recorder(has_wgmma=groups)
     classes = workloads.shapes_of(recorder)
     assert {kernel for kernel, _ in classes} == KERNELS.keys() - ({"matmul_wgmma"} if not groups else set())
     shapes = [(kernel, shape) for (kernel, _), shapes in classes.items() for shape in shapes]
@@ -288,10 +287,8 @@ def test_workloads_launch_the_kernel_at_the_shape_that_they_are_for(
         one for one in shapes if one[0] in ("norm", "attention_decode")
     ]:
         shape = {name: small.get(name, value) for name, value in shape.items()}
-        device = Recorder()
-        device.has_wgmma = groups
-        for op, case in workloads.workloads(kernel, shape):
-            device.launch(op, verify.on(op, verify.inputs(op, case, device), device), case.options)
+        device = Recorder(has_wgmma=groups)
+        verify.launch(workloads.workloads(kernel, shape), device)
         if kernel == "attention_decode":  # of other numbers of sequences, of the same class
             asked = {KERNELS[one].class_of(found) for one, found in device.tuning.asked if one == kernel}
             assert asked == {KERNELS[kernel].class_of(shape)}

@@ -25,20 +25,11 @@ from forge.devtools.cases import (
 from forge.devtools.cases.case import Case
 from forge.ops.op import REGISTRY, Op
 
-CASES: dict[str, Sequence[Case]] = {
-    **activation.CASES,
-    **attention.CASES,
-    **decode_attention.CASES,
-    **decode_state.CASES,
-    **embed.CASES,
-    **kv_cache.CASES,
-    **linear.CASES,
-    **logprobs.CASES,
-    **norm.CASES,
-    **penalties.CASES,
-    **rope.CASES,
-    **sampling.CASES,
-}
+_FILES = (
+    *(activation, attention, decode_attention, decode_state, embed, kv_cache, linear, logprobs, norm, penalties, rope),
+    sampling,
+)
+CASES: dict[str, Sequence[Case]] = {name: cases for file in _FILES for name, cases in file.CASES.items()}
 
 
 def all_cases() -> list[tuple[Op, Case]]:

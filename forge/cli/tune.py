@@ -102,7 +102,7 @@ def _show(gpu: Any, as_json: bool) -> None:
 
     stored = store.read(gpu.arch)
     rows = [
-        (one.kernel, one.shape, one.values, stored.origin, f"{one.us:.1f} us, with the table's {one.default_us:.1f} us")
+        (one.kernel, one.shape, one.values, stored.origin, f"{one.us:.1f} us, by the table {one.default_us:.1f} us")
         for one in stored.choices
         if one.key in gpu.tuning.tuned
     ]

@@ -139,13 +139,13 @@ def test_less_than_noise_is_not_measured_again() -> None:
     assert best(almost).values == {"MAX_THREADS": 1024}
 
 
-def spoilt(monkeypatch: pytest.MonkeyPatch, fault: Callable[[Any], None]) -> None:
-    """The kernel in blocks of 512 threads goes wrong."""
+def spoilt(monkeypatch: pytest.MonkeyPatch, fault: Callable[[Any], None], threads: int = 512) -> None:
+    """The kernel in blocks of so many threads goes wrong."""
     run = TunedBackend._run
 
     def launch(self: TunedBackend, entry: sources.Entry, grid: Any, args: list[Any]) -> None:
         run(self, entry, grid, args)
-        if entry.threads == 512:
+        if entry.threads == threads:
             fault(args)
 
     monkeypatch.setattr(TunedBackend, "_run", launch)
@@ -170,6 +170,15 @@ def test_a_candidate_that_the_device_refuses_is_left_out_with_a_warning(monkeypa
     spoilt(monkeypatch, fault)
     with pytest.warns(UserWarning, match="norm with MAX_THREADS 512 is left out: too many resources"):
         assert best(FIRST, FIRST).values == {"MAX_THREADS": 256}
+
+
+def test_a_default_that_the_device_refuses_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fault(args: list[Any]) -> None:
+        raise DeviceError("too many resources")
+
+    spoilt(monkeypatch, fault, threads=768)  # of a row of 3,000 numbers, 4 at a time
+    with pytest.raises(DeviceError, match="norm fails with the values of forge's table: too many resources: run"):
+        best()
 
 
 def test_a_class_for_which_memory_does_not_suffice_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:

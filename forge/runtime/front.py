@@ -10,6 +10,7 @@ from forge.engine import Engine
 from forge.errors import ChatTemplateError, ContextLengthError, ParameterError
 from forge.keywords import keywords
 from forge.outputs import Chunk, Completion
+from forge.runtime import process
 from forge.runtime.loop import EngineLoop
 from forge.runtime.prompts import token_ids
 from forge.runtime.request import Request
@@ -33,6 +34,7 @@ class Front:
         self.context = engine.context
         self._name = name
         self._loop = EngineLoop(engine, name)
+        process.watch(self._loop)
 
     @keywords()
     def render_chat(

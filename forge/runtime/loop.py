@@ -14,13 +14,17 @@ from weakref import ref
 
 from forge.engine import Engine
 from forge.errors import ForgeError
-from forge.runtime import process
 from forge.runtime.request import Pass, Request, deliver
 from forge.runtime.waiters import Waiter
 from forge.runtime.work import Work
 
 T = TypeVar("T")
 _CLOSED = "the model is closed: load it again"
+_EXITS = "the interpreter is exiting"
+_FORKED = (
+    "loaded before the process was forked, on a GPU or while requests were running: load it in the child, or use "
+    "multiprocessing's spawn"
+)
 _POLL_S = 0.0005
 """A lock of `threading.Event` would be held where a signal handler that waits for the same interrupts the wait."""
 
@@ -42,7 +46,6 @@ class EngineLoop:
         self._num_forks = 0
         self.work = Work(engine)
         self._begin()
-        process.watch(self)
 
     def _begin(self) -> None:
         self._inbox: SimpleQueue[Any] = SimpleQueue()
@@ -70,9 +73,9 @@ class EngineLoop:
 
         def refusal() -> str | None:
             if self._num_forks != forks_before:
-                return f"{self._name}: {process.REFUSAL}"
+                return f"{self._name}: {_FORKED}"
             has_ended = self._has_ended or sys.is_finalizing()  # which leaves no thread
-            return f"{self._name}: {self._refusal or process.EXITS}" if has_ended else None
+            return f"{self._name}: {self._refusal or _EXITS}" if has_ended else None
 
         return Waiter(refusal)
 
@@ -121,7 +124,7 @@ class EngineLoop:
 
     def stop(self, *, frees: bool = True) -> None:
         """As `close`, without waiting. frees: whether the model is let go of; False where the process ends anyway."""
-        self._refusal = self._refusal or (_CLOSED if frees else process.EXITS)
+        self._refusal = self._refusal or (_CLOSED if frees else _EXITS)
         self._inbox.put((self._stop, frees))
 
     def wait_for_end(self, seconds: float) -> None:
@@ -202,10 +205,10 @@ class EngineLoop:
                 if not isinstance(message, ref) and isinstance(message[1], Request | Pass):
                     deliver(message[1], self._refused())
 
-    # Called where the process forks
+    # Called where the process forks: the first one before it, the others in the child
 
     def settle(self, seconds: float) -> None:
-        """As in `process.Threaded`."""
+        """Wait until work that nobody waits for any more has ended, for so long at most."""
         deadline = time.monotonic() + seconds
         while (not self._is_idle or self.work) and not self.work.has_waiters and time.monotonic() < deadline:
             time.sleep(_POLL_S)
@@ -227,7 +230,6 @@ class EngineLoop:
     def lose(self) -> None:
         """The model is the parent's alone: every call says so, and nothing is freed."""
         self._num_forks += 1
-        self._refusal = self._refusal or process.REFUSAL
+        self._refusal = self._refusal or _FORKED
         self._begin()
-        self._owner.acquire()
         self._has_ended = True

@@ -4,7 +4,6 @@ import json
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from stat import S_ISREG
 from typing import Any
@@ -19,15 +18,6 @@ MAX_MESSAGE_CHARS = 300
 _MAX_ROLES = 64  # sets of roles that are kept, because requests may invent roles
 
 
-@dataclass(frozen=True)
-class RenderLimits:
-    """Limits of one rendering: seconds of wall-clock time, bytes of address space, characters of output."""
-
-    seconds: float = 5.0
-    memory_bytes: int = 512 << 20
-    max_chars: int = 4 << 20
-
-
 class ChatTemplate:
     """A Jinja template that turns messages into a prompt, with the names and settings of transformers.
 
@@ -37,7 +27,6 @@ class ChatTemplate:
         source: The template.
         name: The template's file, for messages.
         special_tokens: Variables of the template such as `bos_token`.
-        limits: What one rendering may use. None = `RenderLimits()`.
         tool_use: The template to use instead where tools are given.
         hint: What to do where the template refuses the messages. None = the template's own words say enough.
 
@@ -45,13 +34,19 @@ class ChatTemplate:
         ChatTemplateError: The source is longer than MAX_SOURCE_CHARS.
     """
 
+    seconds = 5.0
+    """Most wall-clock time of one rendering."""
+    memory_bytes = 512 << 20
+    """Most address space of the process that renders."""
+    max_chars = 4 << 20
+    """Most characters of the text."""
+
     def __init__(
         self,
         source: str,
         *,
         name: str,
         special_tokens: Mapping[str, str],
-        limits: RenderLimits | None = None,
         tool_use: str | None = None,
         hint: str | None = None,
     ) -> None:
@@ -62,11 +57,10 @@ class ChatTemplate:
         self.source = source
         self.name = name
         self.special_tokens = dict(special_tokens)
-        self.limits = limits or RenderLimits()
         self._hint = hint
         self._tool_use = None
         if tool_use is not None:
-            self._tool_use = ChatTemplate(tool_use, name=name, special_tokens=special_tokens, limits=limits)
+            self._tool_use = ChatTemplate(tool_use, name=name, special_tokens=special_tokens)
         self._reads_strings = set[frozenset[str]]()
         """Sets of roles for which the template shows contents that are strings."""
 
@@ -115,7 +109,7 @@ class ChatTemplate:
         One character of each of the `literals` in messages, tools and documents is replaced, not in the template's own
         text. Returns the text and the table for `str.translate` that undoes the mask.
         Raises ParameterError for arguments a template cannot be given, ChatTemplateError if the template is wrong,
-        refuses the messages, ignores the tools, changes the message to be continued, or exceeds its limits.
+        refuses the messages, ignores the tools, changes the message to be continued, or exceeds its self.
         """
         opens = not continue_final_message if add_generation_prompt is None else add_generation_prompt
         if tools and self._tool_use is not None:
@@ -212,21 +206,20 @@ class ChatTemplate:
 
     def _ask(self, messages: list[Message], context: Mapping[str, Any]) -> tuple[bytes, str]:
         """Status and text of a rendering: T = the prompt, R or E = a reason. Raises ChatTemplateError for others."""
-        limits = self.limits
         job = {
             "source": self.source,
             "context": {**context, "messages": messages},
-            "seconds": math.ceil(limits.seconds),
-            "memory_bytes": limits.memory_bytes,
-            "max_chars": limits.max_chars,
+            "seconds": math.ceil(self.seconds),
+            "memory_bytes": self.memory_bytes,
+            "max_chars": self.max_chars,
         }
-        status, text = PROCESSES.ask(json.dumps(job).encode(), limits.seconds, 4 * limits.max_chars)
+        status, text = PROCESSES.ask(json.dumps(job).encode(), self.seconds, 4 * self.max_chars)
         if status in b"TRE":
             return status, text
         reasons = {
-            b"M": f"it needs more than {limits.memory_bytes / 1e6:.0f} MB of memory",
-            b"O": f"it writes more than {limits.max_chars:,} characters",
-            b"D": f"it takes longer than {limits.seconds:g} s",
+            b"M": f"it needs more than {self.memory_bytes / 1e6:.0f} MB of memory",
+            b"O": f"it writes more than {self.max_chars:,} characters",
+            b"D": f"it takes longer than {self.seconds:g} s",
         }
         raise self._error(status, reasons.get(status, text))
 

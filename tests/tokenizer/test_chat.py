@@ -20,7 +20,7 @@ import pytest
 
 from forge.errors import ChatTemplateError, ParameterError
 from forge.tokenizer import _chat_process
-from forge.tokenizer.chat import MAX_SOURCE_CHARS, ChatTemplate, RenderLimits
+from forge.tokenizer.chat import MAX_SOURCE_CHARS, ChatTemplate
 
 ROOT = Path(__file__).parents[2]
 DATA = ROOT / "tests" / "data" / "chat"
@@ -29,7 +29,8 @@ ENDLESS = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% 
 
 
 def render(source: str, messages: Any = (USER,), seconds: float = 60.0, **variables: Any) -> str:
-    template = ChatTemplate(source, name="m.gguf", special_tokens={}, limits=RenderLimits(seconds=seconds))
+    template = ChatTemplate(source, name="m.gguf", special_tokens={})
+    template.seconds = seconds
     return template.render(messages, **variables)
 
 
@@ -53,9 +54,7 @@ def gone(pid: int, seconds: float = 60.0) -> bool:
 
 def run_script(code: str, *options: str, **kwargs: Any) -> "subprocess.CompletedProcess[str]":
     """Run Python code at the top level of `python -c`, warnings as errors, with forge on sys.path."""
-    head = (
-        f"import sys; sys.path.insert(0, {str(ROOT)!r})\nfrom forge.tokenizer.chat import ChatTemplate, RenderLimits\n"
-    )
+    head = f"import sys; sys.path.insert(0, {str(ROOT)!r})\nfrom forge.tokenizer.chat import ChatTemplate\n"
     head += "render = ChatTemplate('{{ messages[0].content }}', name='m', special_tokens={}).render\n"
     head += "def ask(text): return render([{'role': 'user', 'content': text}])\n"
     head += "from forge.tokenizer._chat_process import PROCESSES\ndef worker(): return PROCESSES._idle._child.pid\n"
@@ -316,7 +315,8 @@ def test_memory_that_grows_by_steps_is_limited() -> None:
 
 
 def test_output_at_the_limit_passes() -> None:
-    template = ChatTemplate("{{ 'é' * n }}", name="m", special_tokens={}, limits=RenderLimits(max_chars=1000))
+    template = ChatTemplate("{{ 'é' * n }}", name="m", special_tokens={})
+    template.max_chars = 1000
     assert template.render([USER], n=1000) == "é" * 1000
     with pytest.raises(ChatTemplateError, match="more than 1,000 characters"):
         template.render([USER], n=1001)
@@ -483,8 +483,9 @@ def test_a_busy_process_ends_after_its_parent_was_killed() -> None:
 import os, threading, time
 ask('a'); print(worker(), flush=True)
 threading.Timer(0.3, os.kill, (os.getpid(), 9)).start()
-limits = RenderLimits(seconds=1)
-ChatTemplate({ENDLESS!r}, name='m', special_tokens={{}}, limits=limits).render([{{'role': 'user', 'content': ''}}])
+template = ChatTemplate({ENDLESS!r}, name='m', special_tokens={{}})
+template.seconds = 1
+template.render([{{'role': 'user', 'content': ''}}])
 """
     done = run_script(code)
     assert done.returncode == -signal.SIGKILL

@@ -45,7 +45,7 @@ def command(
     if as_json:
         output.write_json(about(llm.device, llm.path) | report)
     else:
-        _print(report)
+        _print(llm, report)
 
 
 def measure(llm: LLM, prompt_tokens: int, gen_tokens: int, batches: Sequence[int], repetitions: int) -> dict[str, Any]:
@@ -81,8 +81,6 @@ def measure(llm: LLM, prompt_tokens: int, gen_tokens: int, batches: Sequence[int
     speeds = {size: median(runs) for size, runs in decoded.items()}
     single = speeds.get(1)
     return {
-        "model": llm.path.name,
-        "device": llm.device,
         "prompt_tokens": prompt_tokens,
         "gen_tokens": gen_tokens,
         "repetitions": repetitions,
@@ -128,7 +126,7 @@ def _sizes(text: str) -> list[int]:
     return sizes
 
 
-def _print(report: dict[str, Any]) -> None:
+def _print(llm: LLM, report: dict[str, Any]) -> None:
     rows = [
         ("load", f"{report['load_ms'] / 1e3:.2f} s", ""),
         ("peak resident memory", output.num_bytes(report["peak_rss_bytes"]), ""),
@@ -144,5 +142,5 @@ def _print(report: dict[str, Any]) -> None:
         if run["speedup"] and run["batch"] > 1:
             ratio += f", {run['speedup']:.2f} x batch 1"
         rows.append((f"decode, batch {run['batch']}", f"{run['tokens_per_s']:.1f} tokens/s", ratio))
-    title = f"{report['model']} on {report['device']}"
+    title = f"{llm.path.name} on {llm.device}"
     output.write_table(title, ("", "measured", "compared"), rows, right=("measured",))

@@ -17,6 +17,9 @@ from forge.models.attention_weights import AttentionWeights
 from forge.outputs import Perplexity
 from forge.runtime.loop import EngineLoop
 
+_SCORED = 1 << 22
+"""Logits whose likelihoods are computed between two steps of requests."""
+
 
 def logits(loop: EngineLoop, engine: Engine, ids: list[int]) -> npt.NDArray[np.float32]:
     """float32 logits (T, V) of all T positions. Raises what `LLM.logits` does."""
@@ -71,14 +74,18 @@ def _logits(engine: Engine, ids: list[int]) -> Generator[None, None, npt.NDArray
 def _score(engine: Engine, ids: list[int]) -> Generator[None, None, list[float]]:
     """Log likelihoods of all ids but the first one, summed over some of them at a time."""
     sums: list[float] = []
-    position = 1
+    position, rows = 1, max(_SCORED // engine.runner.vocab_size, 1)
     with closing(engine.logits(ids)) as parts:
         for part in parts:
             targets = ids[position : position + len(part)]
             logits = engine.runner.backend.to_numpy(part)[: len(targets)]
-            sums.append(float(_log_likelihoods(logits, targets).sum()))
+            likelihoods = np.empty(len(targets))
+            for start in range(0, len(targets), rows):  # requests wait meanwhile, and a step on a GPU is shorter
+                some = slice(start, start + rows)
+                likelihoods[some] = _log_likelihoods(logits[some], targets[some])
+                yield
+            sums.append(float(likelihoods.sum()))
             position += len(part)
-            yield
     return sums
 
 

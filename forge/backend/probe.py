@@ -6,7 +6,6 @@ rocBLAS aborts where it has no kernels for the GPU, and a fatal error of LLVM en
 from __future__ import annotations
 
 import os
-import select
 import signal
 import subprocess
 import time
@@ -16,7 +15,7 @@ from typing import NamedTuple
 
 _SECONDS = 120
 _MAX_OUTPUT_BYTES = 1 << 20
-_LOOK_MS = 50
+_LOOK_S = 0.05
 
 
 class Ended(NamedTuple):
@@ -33,20 +32,19 @@ def run(command: Sequence[str], seconds: float, environment: Mapping[str, str] |
 
     Raises OSError where it cannot be started.
     """
-    with subprocess.Popen(
-        command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    ) as process:
-        output = bytearray()
+    with (
+        open(os.memfd_create("output"), "w+b") as output,
+        subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output) as process,
+    ):
         fault = "interrupted"
         try:
-            is_late = _read(process, output, time.monotonic() + seconds)
-            fault = f"no end in {seconds:g} seconds" if is_late else ""
-        except OverflowError as error:
-            fault = str(error)
+            fault = _fault(process, output.fileno(), seconds)
         finally:
             if fault:
                 _end(process)
-    return Ended(fault or _how(process.returncode), output.decode(errors="replace"))
+        output.seek(0)
+        text = output.read(_MAX_OUTPUT_BYTES).decode(errors="replace")
+    return Ended(fault or _how(process.returncode), text)
 
 
 def failure(command: Sequence[str]) -> str | None:
@@ -59,29 +57,18 @@ def failure(command: Sequence[str]) -> str | None:
     return ": ".join([ended.how, *lines[-1:]]) if ended.how else None
 
 
-def _read(process: subprocess.Popen[bytes], output: bytearray, deadline: float) -> bool:
-    """Collect what a process writes until it ends; whether it has not ended in time.
-
-    What it has started may hold the pipe open for longer: nobody waits for that. Raises OverflowError for too much.
-    """
-    assert process.stdout
-    pipe = process.stdout.fileno()
-    poll = select.poll()
-    poll.register(pipe, select.POLLIN)
-    while time.monotonic() < deadline:
-        has_ended = process.poll() is not None  # asked first: what it wrote before is in the pipe
-        if not poll.poll(0 if has_ended else _LOOK_MS):
-            if has_ended:
-                return False
-            continue
-        if not (block := os.read(pipe, 1 << 16)):
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(max(deadline - time.monotonic(), 0))
-            break
-        output += block
-        if len(output) > _MAX_OUTPUT_BYTES:
-            raise OverflowError(f"it wrote more than {_MAX_OUTPUT_BYTES >> 20} MiB")
-    return process.poll() is None
+def _fault(process: subprocess.Popen[bytes], output: int, seconds: float) -> str:
+    """Wait for a process; why it must be ended, or "". What it has started may go on: nobody waits for that."""
+    deadline = time.monotonic() + seconds
+    while True:
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(max(min(deadline - time.monotonic(), _LOOK_S), 0))
+        if os.fstat(output).st_size > _MAX_OUTPUT_BYTES:
+            return f"it wrote more than {_MAX_OUTPUT_BYTES >> 20} MiB"
+        if process.returncode is not None:
+            return ""
+        if time.monotonic() >= deadline:
+            return f"no end in {seconds:g} seconds"
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from forge.formats.ggml import GGMLType, nbytes
@@ -16,16 +17,6 @@ _MODELS = (  # E, H, G, D, F, V of Llama 3.2 1B and 3.1 8B
 )
 _TYPES = (GGMLType.F16, GGMLType.Q8_0, GGMLType.Q6_K, GGMLType.Q4_K)
 """Types of matrices that most files have."""
-
-
-class _NoSource:
-    """In the place of a file: nothing can be read."""
-
-    def check_path(self) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
 
 
 def usual_models() -> Iterator[GGUF]:
@@ -68,5 +59,5 @@ def _llama(type: GGMLType, width: int, heads: int, kv_heads: int, dim: int, ffn:
     for name, shape in shapes.items():
         kept = GGMLType.F32 if len(shape) == 1 else type
         tensors[f"{name}.weight"] = TensorInfo(f"{name}.weight", shape, kept, nbytes(kept, shape), 0)
-    source: Any = _NoSource()
+    source: Any = SimpleNamespace(check_path=lambda: None, close=lambda: None)  # in the place of a file
     return GGUF([Header(Path(f"llama-{width}-{type.name}.gguf"), source, 3, metadata, tensors, 0)])

@@ -71,11 +71,11 @@ def test_a_command_that_closes_its_output_has_not_ended() -> None:
 def test_an_interrupt_ends_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[subprocess.Popen[bytes]] = []
 
-    def interrupted(process: subprocess.Popen[bytes], *_: object) -> bool:
+    def interrupted(process: subprocess.Popen[bytes], *_: object) -> str:
         started.append(process)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(probe, "_read", interrupted)
+    monkeypatch.setattr(probe, "_fault", interrupted)
     with pytest.raises(KeyboardInterrupt):
         probe.run(["sleep", "600"], 600)
     assert started[0].returncode == -9

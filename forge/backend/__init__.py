@@ -61,7 +61,7 @@ def explain() -> str:
     others.sort(key=lambda card: int(card.index))
     return (
         f"{best.text} is the {'' if best.is_integrated else 'discrete '}GPU with the most compute units; also there: "
-        f"{', '.join(card.text for card in others)}; the device {best.kind}:N is another"
+        f"{', '.join(card.text for card in others)}; the device {cupy.KIND}:N is another"
     )
 
 

@@ -31,7 +31,6 @@ class Card:
     arch: str
     num_cus: int
     is_integrated: bool
-    kind: str = KIND
 
     @property
     def text(self) -> str:

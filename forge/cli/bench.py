@@ -11,7 +11,7 @@ import typer
 
 from forge.cli import options, output
 from forge.cli.about import about
-from forge.errors import NumericsError, ParameterError
+from forge.errors import ParameterError
 
 if TYPE_CHECKING:
     from forge.llm import LLM
@@ -59,10 +59,7 @@ def measure(llm: LLM, prompt_tokens: int, gen_tokens: int, batches: Sequence[int
     def run(count: int) -> tuple[float, float]:
         """Seconds to the first prompt's first token, and tokens per second of decode steps."""
         prompts = rng.integers(0, llm.config.vocab_size, (count, prompt_tokens)).tolist()
-        try:
-            return speed.run(llm.engine, prompts, gen_tokens)
-        except NumericsError as error:
-            raise NumericsError(f"{llm.path}: {error}") from None
+        return speed.run(llm.engine, prompts, gen_tokens, lambda reason: options.check_finish(reason, llm))
 
     sweep = speed.bound_sweep(llm.engine.runner)
     run(1)  # the first run pays for memory and threads

@@ -12,15 +12,16 @@ import numpy as np
 
 from forge.backend.gpu import GPU
 from forge.config import SamplingParams
-from forge.engine import Engine
+from forge.engine import Engine, FinishReason
 from forge.engine.model_runner import ModelRunner
-from forge.errors import NumericsError
 
 
-def run(engine: Engine, prompts: list[list[int]], gen_tokens: int) -> tuple[float, float]:
+def run(
+    engine: Engine, prompts: list[list[int]], gen_tokens: int, check: Callable[[FinishReason | None], None]
+) -> tuple[float, float]:
     """Seconds to the first id of the first prompt, and ids per second once every sequence has its first one.
 
-    Nothing else may use the engine meanwhile. Raises NumericsError where logits are not finite.
+    Nothing else may use the engine meanwhile. check: Raises for the reason with which the first prompt should not end.
     """
     params = SamplingParams(max_tokens=None, ignore_eos=True)
     sequences = [engine.add(prompt, params)[0] for prompt in prompts]
@@ -28,8 +29,7 @@ def run(engine: Engine, prompts: list[list[int]], gen_tokens: int) -> tuple[floa
         start = time.perf_counter()
         while not sequences[0].completion:
             engine.step()
-            if sequences[0].finish_reason == "error":
-                raise NumericsError("the logits are not finite: the file is damaged; check or replace it")
+            check(sequences[0].finish_reason)
         first = time.perf_counter() - start
         while not all(sequence.completion for sequence in sequences):
             engine.step()

@@ -10,13 +10,15 @@ from forge.cli import output
 from forge.errors import ForgeError
 
 
-def about(device: str, model: Path | None = None) -> dict[str, Any]:
+def about(device: str | None = None, model: Path | None = None) -> dict[str, Any]:
     """The first members of a JSON object: forge, device, model, model_sha256; null where there is no model.
 
+    Without a device it is the CPU.
     The hash is of the whole file, as `sha256sum` and the Hub show it: about a second per GB, once. It is kept in the
     cache directory until the file's size or times change. Of a model in several files there is a list, in their order.
     """
     import forge
+    from forge.backend import select
 
     hashes = None
     if model is not None:
@@ -27,7 +29,7 @@ def about(device: str, model: Path | None = None) -> dict[str, Any]:
             hashes = [_sha256(model.with_name(part), progress) for part in parts]
     return {
         "forge": forge.__version__,
-        "device": device,
+        "device": device or select("cpu").device,
         "model": model.name if model else None,
         "model_sha256": hashes[0] if hashes and len(hashes) == 1 else hashes,
     }

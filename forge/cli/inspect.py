@@ -25,14 +25,13 @@ def command(
     as_json: options.Json = False,
 ) -> None:
     """Show and check what a model file holds. Its weights are not loaded."""
-    from forge.backend import select
     from forge.formats import gguf
 
     with gguf.read(options.resolve(file)) as model:
         config, remark = _config(model)
         facts = _facts(model, config, remark)
         if as_json:
-            output.write_json(about(select("cpu").device, model.path) | facts)
+            output.write_json(about(model=model.path) | facts)
             return
         output.write_table(f"{model.path}", ("", ""), _summary(model, config, facts))
         rows = [(key, _shown(value)) for key, value in model.metadata.items()]

@@ -62,7 +62,7 @@ def build(
         results = kernel_cache.build(wanted, store, progress)
     if as_json:
         described = [result._asdict() | {"directory": str(result.directory)} for result in results]
-        output.write_json({**_about(path), "directory": str(store), "archs": described})
+        output.write_json({**about(model=path), "directory": str(store), "archs": described})
         return
     for result in results:
         there = f"{result.present} were there" if result.present else "none were there"
@@ -91,7 +91,7 @@ def list_stores(
                 row["missing"] = len(kernel_cache.missing(model_variants(path, arch), arch, [store]))
             rows.append(row | {state: counts[state] for state in _STATES})
     if as_json:
-        output.write_json({**_about(path), "archs": rows})
+        output.write_json({**about(model=path), "archs": rows})
         return
     states = [*_STATES, *(["missing"] if path else [])]
     cells = [
@@ -124,9 +124,3 @@ def _arch_here() -> str:
         message = f"arch: there is no AMD GPU here ({explain()})"
         raise ParameterError(message, parameter="arch", hint="name one, such as arch=gfx1100")
     return arch
-
-
-def _about(path: Path | None) -> dict[str, Any]:
-    from forge.backend import select
-
-    return about(select("cpu").device, path)  # which compiles, and looks

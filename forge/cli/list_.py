@@ -8,7 +8,6 @@ from forge.cli import options, output
 def command(as_json: options.Json = False) -> None:
     """Show the models in the caches, with their sizes. The caches are forge's own and Hugging Face's."""
     from forge import hub
-    from forge.backend import select
     from forge.cli.about import about
 
     found = hub.stored()
@@ -19,7 +18,7 @@ def command(as_json: options.Json = False) -> None:
             {"name": item.name, "path": str(item.path), "bytes": item.bytes, "state": item.state} for item in found
         ]
         caches = {"forge": own, "huggingface": shared}
-        output.write_json({**about(select("cpu").device), "models": models, "bytes": total, "caches": caches})
+        output.write_json({**about(), "models": models, "bytes": total, "caches": caches})
     elif found:
         states = {"complete": ""}
         rows = [(item.name, output.num_bytes(item.bytes), states.get(item.state, item.state)) for item in found]

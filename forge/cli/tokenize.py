@@ -25,7 +25,6 @@ def command(
 ) -> None:
     """Show the token ids of TEXT. The model's file may lack weights: its vocabulary is enough."""
     import forge
-    from forge.backend import select
 
     text = options.text_or_stdin(text, "TEXT")
     path = options.resolve(model)
@@ -38,7 +37,7 @@ def command(
         )
     # In blocks: a long text has millions of ids, and one table or string of all ids takes gigabytes.
     if as_json:
-        head, _, tail = json.dumps({**about(select("cpu").device, path), "ids": []}).rpartition("]")
+        head, _, tail = json.dumps({**about(model=path), "ids": []}).rpartition("]")
         output.write(head)
         for start in range(0, len(ids), _BLOCK):
             output.write((", " if start else "") + ", ".join(map(str, ids[start : start + _BLOCK])))

@@ -40,12 +40,9 @@ class RenderPool:
         """
         worker = self._take()
         try:
-            is_new = not worker.is_running
-            if not is_new:
-                try:
+            if worker.is_running:
+                with suppress(ConnectionError):  # perhaps killed from outside since the last rendering: try a fresh one
                     return worker.ask(request, seconds, max_bytes)
-                except ConnectionError:  # perhaps killed from outside since the last rendering: try a fresh one
-                    pass
             worker.start()
             try:
                 return worker.ask(request, seconds, max_bytes)

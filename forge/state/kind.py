@@ -12,8 +12,9 @@ class Kind(Protocol):
     are released, and hold the number of the kind's spare page. A kind whose state does not grow has one page per
     sequence, which a fork copies.
 
-    No position is computed twice in the same pages. A failed step ends its sequences. A sequence that loses its pages
-    begins at position 0 with others, and a kind takes over nothing of what these hold.
+    No position is computed twice in the same pages. A failed step ends its sequences. Of their pages it leaves those as
+    they were that a fork behind the computed tokens would share (`num_shared`), and nothing else is relied on. A
+    sequence that loses its pages begins at position 0 with others, and a kind takes over nothing of what these hold.
     """
 
     @property

@@ -70,6 +70,8 @@ class FakeRunner:
         self.engine: Engine
         self.fault: tuple[str, type[BaseException]] | None = None
         self.counts: Counter[str] = Counter()
+        self.step: list[tuple[list[int], list[list[int]], int]] = []
+        """Ids, pages and computed ids of each sequence of the latest step, before it ran."""
 
     def _fail(self, where: str) -> None:
         if self.fault and self.fault[0] == where:
@@ -90,6 +92,7 @@ class FakeRunner:
             for entry in step:
                 assert entry.sequence in scheduler.running
                 assert entry.start == entry.sequence.num_computed
+            self.step = [(list(e.sequence.ids), [list(own) for own in e.sequence.pages], e.start) for e in step]
         self._fail("forward")
         for number, entry in enumerate(step):
             assert entry.count >= 1
@@ -132,6 +135,16 @@ class FakeRunner:
         first = max(entry.start + 1 - window, 0)
         seen = [self.pages[kind][pages[position // size]][position % size] for position in range(first, end)]
         assert seen == entry.sequence.ids[first:end], "the pages hold the sequence's own ids"
+
+    def check_shareable(self) -> None:
+        """What a fork would share of the latest step's sequences is as it was, however far the step came."""
+        for ids, lists, computed in self.step:
+            for kind, (rule, pages) in enumerate(zip(self.kinds, lists, strict=True)):
+                for index, page in enumerate(pages[: rule.num_shared(computed)]):
+                    if page != self.engine.pools[kind].spare_page:
+                        size = rule.page_size  # type: ignore[attr-defined]
+                        assert self.pages[kind][page] == ids[index * size : (index + 1) * size]
+                        self.counts["page that a failed step left"] += 1
 
     def sample(self, logits: list[tuple[int, ...]], rows: list[int], sequences: list[Sequence]) -> list[Sampled]:
         self._fail("sample")
@@ -213,6 +226,7 @@ class Simulation:
             self.step(rng)
         except (MemoryError, KeyboardInterrupt):
             self.failed |= {s for s in unfinished if s.finish_reason == "error"}
+            self.runner.check_shareable()
         finally:
             self.runner.fault = None
 
@@ -342,7 +356,7 @@ def test_ten_thousand_random_operations_keep_the_invariants() -> None:
         counts += simulate(list(random_operations(seed, 180)), seed)
     assert counts["step"] >= 7000
     events = "preemption", "fork", "shared page", "copied page", "released page", "abort", "fault", "chunk"
-    for event in (*events, "pass beside preempted ones"):
+    for event in (*events, "pass beside preempted ones", "page that a failed step left"):
         assert counts[event] >= 100, f"the simulation must meet this often: {event} {counts}"
 
 

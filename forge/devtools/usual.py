@@ -11,9 +11,9 @@ from forge.formats.ggml import GGMLType, nbytes
 from forge.formats.gguf import GGUF
 from forge.formats.gguf_header import Header, TensorInfo
 
-_MODELS = (  # E, H, G, D, F, V of Llama 3.2 1B and 3.1 8B
-    (2048, 32, 8, 64, 8192, 128_256),
-    (4096, 32, 8, 128, 14_336, 128_256),
+_MODELS = (  # E, H, G, F, V of Llama 3.2 1B and 3.1 8B
+    (2048, 32, 8, 8192, 128_256),
+    (4096, 32, 8, 14_336, 128_256),
 )
 _TYPES = (GGMLType.F16, GGMLType.Q8_0, GGMLType.Q6_K, GGMLType.Q4_K)
 """Types of matrices that most files have."""
@@ -26,7 +26,8 @@ def usual_models() -> Iterator[GGUF]:
             yield _llama(type, *sizes)
 
 
-def _llama(type: GGMLType, width: int, heads: int, kv_heads: int, dim: int, ffn: int, vocabulary: int) -> GGUF:
+def _llama(type: GGMLType, width: int, heads: int, kv_heads: int, ffn: int, vocabulary: int) -> GGUF:
+    kv_width = kv_heads * width // heads
     metadata: dict[str, Any] = {
         "general.architecture": "llama",
         "llama.block_count": 1,
@@ -35,21 +36,17 @@ def _llama(type: GGMLType, width: int, heads: int, kv_heads: int, dim: int, ffn:
         "llama.feed_forward_length": ffn,
         "llama.attention.head_count": heads,
         "llama.attention.head_count_kv": kv_heads,
-        "llama.attention.key_length": dim,
-        "llama.attention.value_length": dim,
         "llama.attention.layer_norm_rms_epsilon": 1e-5,
-        "llama.rope.dimension_count": dim,
-        "llama.rope.freq_base": 500_000.0,
     }
     shapes: dict[str, tuple[int, ...]] = {
         "token_embd": (vocabulary, width),
         "output": (vocabulary, width),
         "output_norm": (width,),
         "blk.0.attn_norm": (width,),
-        "blk.0.attn_q": (heads * dim, width),
-        "blk.0.attn_k": (kv_heads * dim, width),
-        "blk.0.attn_v": (kv_heads * dim, width),
-        "blk.0.attn_output": (width, heads * dim),
+        "blk.0.attn_q": (width, width),
+        "blk.0.attn_k": (kv_width, width),
+        "blk.0.attn_v": (kv_width, width),
+        "blk.0.attn_output": (width, width),
         "blk.0.ffn_norm": (width,),
         "blk.0.ffn_gate": (ffn, width),
         "blk.0.ffn_up": (ffn, width),

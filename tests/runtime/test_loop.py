@@ -265,7 +265,7 @@ print("all equal, within a call:", within > {count} // 3)
 """
 
 
-def child(code: str, seconds: float = 300) -> subprocess.CompletedProcess[str]:
+def child(code: str, seconds: float = 580) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=seconds, check=False)
 
 

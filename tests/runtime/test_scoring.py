@@ -1,4 +1,4 @@
-"""Perplexity, whose likelihoods are computed some rows at a time."""
+"""Perplexity, whose likelihoods are computed some rows at a time, and room for logits on the host."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 from tiny_models import assert_idle, tiny_llm
 
+from forge import OutOfMemoryError
+from forge.backend import NUMPY
 from forge.runtime import scoring
 
 
@@ -23,3 +25,12 @@ def test_perplexity_is_that_of_all_logits_however_many_rows_are_scored_at_a_time
     assert found.nll == pytest.approx(-np.mean([log_softmax[t, token] for t, token in enumerate(ids[1:])]), rel=1e-6)
     assert found.tokens == 74
     assert_idle(llm)
+
+
+def test_logits_that_do_not_fit_are_refused_with_the_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    llm = tiny_llm("llama")
+    size = 4 * 50 * llm.config.vocab_size
+    monkeypatch.setattr(llm.engine, "logits", None)
+    monkeypatch.setattr(NUMPY, "free_bytes", lambda: size - 1)
+    with pytest.raises(OutOfMemoryError, match=r"logits of 50 tokens need 0\.00 GB, 0\.00 GB are free"):
+        llm.logits([3] * 50)

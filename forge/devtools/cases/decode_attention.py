@@ -104,6 +104,7 @@ CASES = {
             for dim, rotated in ((80, 32), (96, 96), (36, 20), (64, 2))
         ),
         decode_case("pages longer than splits", [140, 3], (2, 1), 32, page_size=100),
+        decode_case("window from a page that begins within a tile", [160, 3], (2, 1), 32, window=55, page_size=100),
         _by_hand("neox", 4.0),
         _by_hand("interleaved", 4.0),
     ]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from tiny_models import GREEDY, assert_idle, tiny_llm
@@ -13,6 +14,7 @@ from tiny_models import GREEDY, assert_idle, tiny_llm
 from forge import ForgeError
 from forge.engine import Sampled
 from forge.runtime.request import Pass, Request
+from forge.runtime.waiters import Waiter
 from forge.runtime.work import Work
 
 LONG = replace(GREEDY, max_tokens=None)
@@ -106,3 +108,33 @@ def test_an_id_that_cannot_become_text_ends_its_request_alone() -> None:
     assert waiters[1].get() is None
     assert second.completions()[0].ids == expected
     assert_idle(llm)
+
+
+@pytest.mark.parametrize("use", ["generate", "stream", "logits"])
+def test_an_interrupt_that_is_kept_with_its_frames_ends_what_it_hit(use: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a notebook keeps it: the caller's waiter lives on."""
+    llm = tiny_llm("llama", max_step_tokens=2, max_sequences=2)
+    runner, has_left, steps = llm.engine.runner, threading.Event(), []
+    batch = runner._batch
+
+    def step(*arguments: Any, **options: Any) -> Any:
+        assert has_left.wait(60)
+        steps.append(1)
+        return batch(*arguments, **options)
+
+    def interrupt(_: Waiter) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runner, "_batch", step)
+    calls: dict[str, Callable[[], Any]] = {
+        "generate": lambda: llm.generate([1, 2, 3], LONG),
+        "stream": lambda: next(llm.stream([1, 2, 3], LONG)),
+        "logits": lambda: llm.logits([3] * 90),
+    }
+    with pytest.raises(KeyboardInterrupt) as kept, monkeypatch.context() as patch:
+        patch.setattr(Waiter, "get", interrupt)
+        calls[use]()
+    has_left.set()
+    assert_idle(llm)
+    assert len(steps) <= 1
+    assert kept.traceback

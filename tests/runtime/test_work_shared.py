@@ -139,3 +139,23 @@ def test_an_interrupt_that_is_kept_with_its_frames_ends_what_it_hit(use: str, mo
     assert_idle(llm)
     assert len(steps) <= 1
     assert kept.traceback
+
+
+def test_what_came_before_the_refusal_is_given() -> None:
+    def refuse() -> str:
+        waiter.deliver("result")
+        return "closed"
+
+    waiter = Waiter(refuse)
+    assert waiter.get() == "result"
+
+
+def test_what_nobody_waited_for_when_it_arrived_does_not_begin() -> None:
+    llm = tiny_llm("llama")
+    work, waiter = Work(llm.engine), llm._loop.waiter()
+    gone = weakref.ref(waiter)
+    del waiter
+    work.add(Request([[1, 2]], LONG, llm.tokenizer, gone, is_streamed=False))
+    work.add_pass(Pass(iter(()), gone))  # type: ignore[arg-type]
+    assert not work
+    assert_idle(llm)

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from tiny_models import CONTEXT, GREEDY, SEEDED, assert_idle, random_prompts, tiny_llm
+from tiny_models import CONTEXT, GREEDY, SEEDED, assert_idle, random_prompts, tiny_llm, wait_for
 
 from forge import LLM, Completion, ContextLengthError, ForgeError, ParameterError
 from forge.engine import ModelRunner
@@ -199,7 +199,7 @@ def test_a_request_that_is_sent_as_the_model_closes_is_refused(moment: str, monk
         """The request has passed the check, and is not sent yet."""
         start()
         loop.stop()
-        (is_closing if moment == "while the thread ends" else loop._has_ended).wait(60)
+        wait_for(is_closing.is_set if moment == "while the thread ends" else lambda: loop._has_ended)
 
     monkeypatch.setattr(llm.engine, "close", close_when_sent)
     monkeypatch.setattr(loop, "_start", start_and_stop)

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny_models import CONTEXT, GREEDY, SEEDED, assert_idle, random_prompts, settle, tiny_llm
+from tiny_models import CONTEXT, GREEDY, SEEDED, assert_idle, random_prompts, settle, tiny_llm, wait_for
 
 import forge
 from forge import LLM, Completion, ForgeError, OutOfMemoryError
@@ -62,13 +62,6 @@ class Steps:
 
 def ids(completions: Any) -> Any:
     return [one.ids for one in completions] if isinstance(completions, list) else completions.ids
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
 
 
 def in_threads(*calls: Callable[[], Any]) -> list[Any]:

@@ -94,10 +94,10 @@ def test_prompts_longer_than_the_window_in_chunks(
     assert_idle(llm)
 
 
-@pytest.mark.parametrize(("n", "longest"), [(1, 6), (3, 60)])
-def test_scarce_pages_of_windows(name: str, n: int, longest: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("n", "longest", "count"), [(1, 6, 5), (3, 60, 3)], ids=["1-6", "3-60"])
+def test_scarce_pages_of_windows(name: str, n: int, longest: int, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """There are pages of windows for little more than one sequence, and more than enough of other layers."""
-    prompts = random_prompts(5, longest, seed=3)
+    prompts = random_prompts(count, longest, seed=3)
     params = replace(SEEDED, n=n, max_tokens=36)
     expected = expected_ids(name, prompts, params)
     kinds = llm_of(name, monkeypatch).engine.runner.kinds

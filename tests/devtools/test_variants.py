@@ -65,8 +65,14 @@ def recorded(path: Path, arch: str, sequences: int = SEQUENCES, num_cus: int = N
     return set(device.variants)
 
 
-@pytest.mark.parametrize("sequences", [1, SEQUENCES])
-@pytest.mark.parametrize("name", ARCHS)
+RECORDED = [
+    pytest.param(name, sequences, marks=[pytest.mark.slow] * (sequences == 1 and name not in ("gemma3", "llama")))
+    for name in ARCHS
+    for sequences in (1, SEQUENCES)
+]
+
+
+@pytest.mark.parametrize(("name", "sequences"), RECORDED)
 def test_the_recording_of_a_model_is_what_its_requests_launch(
     name: str, sequences: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

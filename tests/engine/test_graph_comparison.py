@@ -102,7 +102,7 @@ def test_where_each_replay_is_compared_all_ids_are_right(
 
 
 @needs_harness
-@pytest.mark.parametrize(("first", "interval"), [(3, 4), (4, 4), (5, 4), (6, 7)])
+@pytest.mark.parametrize(("first", "interval"), [(3, 4), pytest.param(4, 4, marks=pytest.mark.slow), (5, 4), (6, 7)])
 def test_a_driver_that_goes_stale_is_found_within_the_interval(
     first: int, interval: int, device: Device, known: list[list[list[int]]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

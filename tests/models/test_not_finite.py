@@ -108,13 +108,13 @@ def test_one_tensor_that_is_no_number(tmp_path: Path, name: str, value: float) -
     """Each kind of tensor of the second layer, and those outside of layers."""
     with gguf.read(ARCH / name / "model.gguf") as file:
         tensors = {tensor: file.load(tensor) for tensor in file.tensors}
-    seen = set()
+    seen, metadata = set(), metadata_of(name)
     for tensor in tensors:
         if tensor.startswith("blk.") and not tensor.startswith("blk.1."):
             continue
         changed = tensors[tensor].copy()
         changed.reshape(-1)[::3] = value
-        path = write_gguf(tmp_path / "model.gguf", metadata_of(name), tensors | {tensor: changed})
+        path = write_gguf(tmp_path / "model.gguf", metadata, tensors | {tensor: changed})
         with forge.load(path, device="cpu") as llm:
             seen.add(use(llm))
     assert (False in seen) == (abs(value) > 1 or np.isnan(value))

@@ -23,6 +23,7 @@ from forge.errors import ChatTemplateError, FormatError, OutOfMemoryError, Param
 from forge.formats import gguf
 from forge.keywords import keywords
 from forge.llm import LLM
+from forge.runtime.encoder import PromptEncoder
 from forge.state import budget
 from forge.state.model_state import ModelState, kinds_of
 from forge.state.paged_kv import PagedKV
@@ -155,6 +156,17 @@ def load_tokenizer(model: str | os.PathLike[str], *, progress: Progress | bool |
         path = _resolve(model, report)
     with gguf.read(path) as file:
         return Tokenizer.from_metadata(file.metadata, source=str(path))
+
+
+def load_encoder(path: Path, chat_template: str | os.PathLike[str] | None = None) -> PromptEncoder:
+    """What turns prompts and conversations into ids, without the model. Its context is the file's own.
+
+    path: A GGUF file. chat_template: As in `load`.
+    """
+    with gguf.read(path) as file:
+        tokenizer = Tokenizer.from_metadata(file.metadata, source=str(path))
+        context = models.read_config(file, None).context_length
+    return PromptEncoder(tokenizer, _chat_template(chat_template, tokenizer, path), context, str(path))
 
 
 def _settings(engine: EngineConfig | None, given: Mapping[str, Any]) -> EngineConfig:

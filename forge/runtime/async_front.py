@@ -10,7 +10,8 @@ from forge.config import SamplingParams
 from forge.errors import ParameterError
 from forge.keywords import keywords
 from forge.outputs import Chunk, Completion
-from forge.runtime.front import Front, Messages, Prompt
+from forge.runtime.encoder import Messages, Prompt
+from forge.runtime.front import Front
 from forge.runtime.prompts import is_single, prompts_of, sampling_params
 from forge.runtime.waiters import AsyncWaiter
 
@@ -52,7 +53,7 @@ class AsyncFront(Front):
         """
         params = sampling_params(params, overrides)
         prompts, single = prompts_of(prompt)
-        ids = await asyncio.to_thread(lambda: [self._encode(one) for one in prompts])
+        ids = await asyncio.to_thread(lambda: [self.encode(one) for one in prompts])
         completions = await self._acomplete(ids, params)
         return completions[0] if single and params.n == 1 else completions
 
@@ -78,7 +79,7 @@ class AsyncFront(Front):
         """
         if not is_single(prompt):
             raise ParameterError("astream takes one prompt; agenerate takes a list of them", parameter="prompt")
-        return self._achunks(lambda: self._encode(prompt), sampling_params(params, overrides))
+        return self._achunks(lambda: self.encode(prompt), sampling_params(params, overrides))
 
     @overload
     async def achat(

@@ -1,126 +1,30 @@
-"""What all ways to use a model share: prompts and conversations to ids, and requests that wait for the engine."""
+"""What all ways to use a model share: requests that wait for the engine."""
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
-from typing import Any
+from collections.abc import Generator
 
 from forge.config import SamplingParams
 from forge.engine import Engine
-from forge.errors import ChatTemplateError, ContextLengthError, ParameterError
-from forge.keywords import keywords
 from forge.outputs import Chunk, Completion
 from forge.runtime import process
+from forge.runtime.encoder import PromptEncoder
 from forge.runtime.loop import EngineLoop
-from forge.runtime.prompts import token_ids
 from forge.runtime.request import Request
 from forge.runtime.waiters import AsyncWaiter, Waiter
 from forge.tokenizer import Tokenizer
 from forge.tokenizer.chat import ChatTemplate
 
-_LONG_TEXT = 1 << 20
-Prompt = str | Sequence[int]
-Messages = Sequence[Mapping[str, Any]]
 
-
-class Front:
+class Front(PromptEncoder):
     """Base of `LLM`: an engine's thread in front of which texts become ids."""
 
     def __init__(self, engine: Engine, tokenizer: Tokenizer, chat_template: ChatTemplate | None, name: str) -> None:
         """name: the model's, for messages."""
+        super().__init__(tokenizer, chat_template, engine.context, name)
         self.engine = engine
-        self.tokenizer = tokenizer
-        self.chat_template = chat_template
-        self.context = engine.context
-        self._name = name
         self._loop = EngineLoop(engine, name)
         process.watch(self._loop)
-
-    @keywords()
-    def render_chat(
-        self,
-        messages: Messages,
-        *,
-        add_generation_prompt: bool | None = None,
-        continue_final_message: bool = False,
-        tools: Sequence[Any] | None = None,
-        **template_variables: Any,
-    ) -> str:
-        """The text that the model sees of a conversation. `generate` takes it as a prompt.
-
-        Args:
-            messages: As in `chat`.
-            add_generation_prompt: Whether the text opens the answer. None = yes, but not with `continue_final_message`.
-            continue_final_message: The text ends where the content of the last message ends, which is the assistant's.
-            tools: As in `chat`.
-            **template_variables: Further variables of the template.
-
-        Raises:
-            ChatTemplateError: The model has no template, or its template refuses the messages or ignores the tools.
-            ParameterError: Messages have another form.
-        """
-        return self._template().render(
-            messages,
-            add_generation_prompt=add_generation_prompt,
-            continue_final_message=continue_final_message,
-            tools=tools,
-            **template_variables,
-        )
-
-    @keywords()
-    def encode_chat(
-        self,
-        messages: Messages,
-        *,
-        tools: Sequence[Any] | None = None,
-        template_variables: Mapping[str, Any] | None = None,
-        continue_final_message: bool = False,
-        parse_special: bool = True,
-    ) -> list[int]:
-        """The token ids that `chat` computes for a conversation: so many tokens of the context it takes.
-
-        Args:
-            messages: As in `chat`.
-            tools: As in `chat`.
-            template_variables: As in `chat`.
-            continue_final_message: As in `chat`.
-            parse_special: As in `chat`.
-
-        Raises:
-            ChatTemplateError: The model has no template, or its template refuses the messages or ignores the tools.
-            ParameterError: Messages have another form.
-        """
-        template = self._template()
-        for name in ("messages", "tools", "continue_final_message"):
-            if name in (template_variables or {}):
-                raise ParameterError(
-                    f"template_variables: {name} is none of them",
-                    parameter="template_variables",
-                    hint="give it as an argument of its own",
-                )
-        options = {**(template_variables or {}), "tools": tools, "continue_final_message": continue_final_message}
-        masked = None if parse_special else self.tokenizer.markers(template.sources)
-        return self.tokenizer.encode_prompt(*template.render_masked(messages, masked, **options))
-
-    def _encode(self, prompt: Prompt) -> list[int]:
-        is_long = isinstance(prompt, str) and len(prompt) > _LONG_TEXT
-        if is_long and len(prompt) > self.context * self.tokenizer.longest_token:
-            raise ContextLengthError(  # encoding it would take memory and time for nothing
-                f"a prompt of {len(prompt)} characters cannot fit the context of {self.context} tokens: shorten it"
-            )
-        return self._tokens(prompt)
-
-    def _tokens(self, text: Prompt) -> list[int]:
-        return self.tokenizer.encode_prompt(text) if isinstance(text, str) else token_ids(text)
-
-    def _template(self) -> ChatTemplate:
-        if self.chat_template is not None:
-            return self.chat_template
-        raise ChatTemplateError(
-            f"{self._name}: this model has no chat template, perhaps it is a base model",
-            parameter="chat_template",
-            hint="pass one with chat_template=FILE",
-        )
 
     def _request(
         self, prompts: list[list[int]], params: SamplingParams, waiter: Waiter | AsyncWaiter, *, is_streamed: bool

@@ -45,7 +45,7 @@ class Request:
     def begin(self, sequence: Sequence) -> Choice:
         """The next choice, whose ids the engine samples as this sequence's."""
         emit = self.chunks.append if self.is_streamed else None
-        choice = Choice(sequence, self.tokenizer, self._started, emit)
+        choice = Choice(sequence, len(self.choices), self.tokenizer, self._started, emit)
         self.choices.append(choice)
         return choice
 
@@ -64,10 +64,11 @@ class Choice:
     """The text side of one sequence."""
 
     def __init__(
-        self, sequence: Sequence, tokenizer: Tokenizer, started: float, emit: Callable[[Chunk], None] | None
+        self, sequence: Sequence, index: int, tokenizer: Tokenizer, started: float, emit: Callable[[Chunk], None] | None
     ) -> None:
+        """index: number of the choice among those of all prompts of the request, for its chunks."""
         self.sequence = sequence
-        self._emit = emit
+        self._emit, self._index = emit, index
         self._decoder = tokenizer.streamer(continues=True)
         self._stops = StopStrings(sequence.params.stop)
         self._text: list[str] = []
@@ -96,7 +97,7 @@ class Choice:
         if self._emit:
             found = (token.logprobs,) if token.logprobs is not None else ()
             logprobs = found if self._wants_logprobs else None
-            self._emit(Chunk(text, [token.id], index=self.sequence.choice, logprobs=logprobs))
+            self._emit(Chunk(text, [token.id], index=self._index, logprobs=logprobs))
         return self._has_stopped
 
     def finish(self) -> None:
@@ -111,7 +112,7 @@ class Choice:
                 Chunk(
                     rest,
                     [],
-                    index=self.sequence.choice,
+                    index=self._index,
                     logprobs=() if self._wants_logprobs else None,
                     finish_reason=self.finish_reason,
                     timings=self.timings(),

@@ -1,0 +1,115 @@
+"""Prompts and conversations to token ids."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from forge.errors import ChatTemplateError, ContextLengthError, ParameterError
+from forge.keywords import keywords
+from forge.runtime.prompts import token_ids
+from forge.tokenizer import Tokenizer
+from forge.tokenizer.chat import ChatTemplate
+
+_LONG_TEXT = 1 << 20
+Prompt = str | Sequence[int]
+Messages = Sequence[Mapping[str, Any]]
+
+
+class PromptEncoder:
+    """A model's tokenizer and chat template. Base of `LLM`; the server's process has it without the model."""
+
+    def __init__(self, tokenizer: Tokenizer, chat_template: ChatTemplate | None, context: int, name: str) -> None:
+        """context: most tokens of a sequence. name: the model's, for messages."""
+        self.tokenizer = tokenizer
+        self.chat_template = chat_template
+        self.context = context
+        self._name = name
+
+    @keywords()
+    def render_chat(
+        self,
+        messages: Messages,
+        *,
+        add_generation_prompt: bool | None = None,
+        continue_final_message: bool = False,
+        tools: Sequence[Any] | None = None,
+        **template_variables: Any,
+    ) -> str:
+        """The text that the model sees of a conversation. `generate` takes it as a prompt.
+
+        Args:
+            messages: As in `chat`.
+            add_generation_prompt: Whether the text opens the answer. None = yes, but not with `continue_final_message`.
+            continue_final_message: The text ends where the content of the last message ends, which is the assistant's.
+            tools: As in `chat`.
+            **template_variables: Further variables of the template.
+
+        Raises:
+            ChatTemplateError: The model has no template, or its template refuses the messages or ignores the tools.
+            ParameterError: Messages have another form.
+        """
+        return self._template().render(
+            messages,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+            tools=tools,
+            **template_variables,
+        )
+
+    @keywords()
+    def encode_chat(
+        self,
+        messages: Messages,
+        *,
+        tools: Sequence[Any] | None = None,
+        template_variables: Mapping[str, Any] | None = None,
+        continue_final_message: bool = False,
+        parse_special: bool = True,
+    ) -> list[int]:
+        """The token ids that `chat` computes for a conversation: so many tokens of the context it takes.
+
+        Args:
+            messages: As in `chat`.
+            tools: As in `chat`.
+            template_variables: As in `chat`.
+            continue_final_message: As in `chat`.
+            parse_special: As in `chat`.
+
+        Raises:
+            ChatTemplateError: The model has no template, or its template refuses the messages or ignores the tools.
+            ParameterError: Messages have another form.
+        """
+        template = self._template()
+        for name in ("messages", "tools", "continue_final_message"):
+            if name in (template_variables or {}):
+                raise ParameterError(
+                    f"template_variables: {name} is none of them",
+                    parameter="template_variables",
+                    hint="give it as an argument of its own",
+                )
+        options = {**(template_variables or {}), "tools": tools, "continue_final_message": continue_final_message}
+        masked = None if parse_special else self.tokenizer.markers(template.sources)
+        return self.tokenizer.encode_prompt(*template.render_masked(messages, masked, **options))
+
+    def encode(self, prompt: Prompt) -> list[int]:
+        """The token ids of a prompt: a text gets the model's BOS, ids are taken as they are."""
+        if not isinstance(prompt, str):
+            return token_ids(prompt)
+        if len(prompt) > _LONG_TEXT and len(prompt) > self.context * self.tokenizer.longest_token:
+            raise ContextLengthError(  # encoding it would take memory and time for nothing
+                f"a prompt of {len(prompt)} characters cannot fit the context of {self.context} tokens: shorten it"
+            )
+        return self._tokens(prompt)
+
+    def _tokens(self, text: Prompt) -> list[int]:
+        return self.tokenizer.encode_prompt(text) if isinstance(text, str) else token_ids(text)
+
+    def _template(self) -> ChatTemplate:
+        if self.chat_template is not None:
+            return self.chat_template
+        raise ChatTemplateError(
+            f"{self._name}: this model has no chat template, perhaps it is a base model",
+            parameter="chat_template",
+            hint="pass one with chat_template=FILE",
+        )

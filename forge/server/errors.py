@@ -1,0 +1,72 @@
+"""Errors as clients of OpenAI's and Anthropic's APIs expect them."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+from forge.errors import ChatTemplateError, ContextLengthError, ForgeError, ParameterError, TokenizerError
+
+LOG = logging.getLogger("forge.server")
+_TYPES = {
+    # status: (OpenAI's type, Anthropic's type)
+    400: ("invalid_request_error", "invalid_request_error"),
+    401: ("authentication_error", "authentication_error"),
+    403: ("permission_error", "permission_error"),
+    404: ("not_found_error", "not_found_error"),
+    405: ("invalid_request_error", "invalid_request_error"),
+    408: ("timeout_error", "timeout_error"),
+    413: ("invalid_request_error", "request_too_large"),
+    415: ("invalid_request_error", "invalid_request_error"),
+    421: ("permission_error", "permission_error"),
+    429: ("rate_limit_error", "rate_limit_error"),
+    503: ("overloaded_error", "overloaded_error"),
+}
+_SERVER_ERROR = ("server_error", "api_error")
+_CLIENTS_FAULT = (ParameterError, ContextLengthError, ChatTemplateError, TokenizerError)
+_ANTHROPIC_PATHS = ("/v1/messages",)
+
+
+@dataclass
+class HTTPError(Exception):
+    """A request that is refused.
+
+    Attributes:
+        status: HTTP status.
+        message: One line for people.
+        param: The field of the body that is wrong, such as "messages.0.content".
+        code: A word for programs, such as "context_length_exceeded".
+        headers: Further headers of the answer.
+    """
+
+    status: int
+    message: str
+    param: str | None = None
+    code: str | None = None
+    headers: dict[str, str] | None = None
+
+    def __str__(self) -> str:
+        return self.message
+
+
+def from_error(error: BaseException) -> HTTPError:
+    """The answer to an error of forge. Wrong input is the client's fault; all else is the server's."""
+    if isinstance(error, HTTPError):
+        return error
+    if isinstance(error, _CLIENTS_FAULT):
+        is_long = isinstance(error, ContextLengthError)
+        param = "messages" if is_long else error.parameter
+        return HTTPError(400, str(error), param, "context_length_exceeded" if is_long else "invalid_value")
+    if isinstance(error, ForgeError):
+        return HTTPError(500, str(error), code="engine_error")
+    return HTTPError(500, "internal error", code="internal_error")
+
+
+def body(error: HTTPError, path: str) -> dict[str, Any]:
+    """The JSON of an error, in the form of the API that the path belongs to."""
+    openai, anthropic = _TYPES.get(error.status, _SERVER_ERROR)
+    if path.startswith(_ANTHROPIC_PATHS):
+        message = f"{error.param}: {error.message}" if error.param else error.message
+        return {"type": "error", "error": {"type": anthropic, "message": message}}
+    return {"error": {"message": error.message, "type": openai, "param": error.param, "code": error.code}}

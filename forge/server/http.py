@@ -1,0 +1,91 @@
+"""The socket, the protocol with its timeouts, and the end of a server."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from typing import Any
+
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from forge.errors import ForgeError
+from forge.server.app import create_app
+from forge.server.state import Server
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A socket at an address, which does not listen yet. Raises ForgeError where the address cannot be had."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        found = socket.socket(family, kind, protocol)
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        found.bind(address)
+    except OSError as error:
+        raise ForgeError(f"{host}:{port}: {error.strerror or error}", parameter="port") from None
+    return found
+
+
+def protocol(header_seconds: float) -> type[H11Protocol]:
+    """uvicorn's protocol, which closes connections that do not send a header in time."""
+
+    class Protocol(H11Protocol):
+        _header_timer: asyncio.TimerHandle | None = None
+
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+            self._expect_header()
+
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            self._expect_header()
+
+        def on_response_complete(self) -> None:
+            super().on_response_complete()
+            self._expect_header()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            super().connection_lost(exc)
+            self._stop_timer()
+
+        def _expect_header(self) -> None:
+            if self.cycle is not None and not self.cycle.response_complete:
+                self._stop_timer()
+            elif self._header_timer is None:
+                self._header_timer = self.loop.call_later(header_seconds, self.timeout_keep_alive_handler)
+
+        def _stop_timer(self) -> None:
+            if self._header_timer is not None:
+                self._header_timer.cancel()
+                self._header_timer = None
+
+    return Protocol
+
+
+class HTTPServer(uvicorn.Server):
+    """uvicorn's server. When it is to stop, answers may go on for a while; then each open stream gets its end."""
+
+    def __init__(self, server: Server) -> None:
+        settings = server.settings
+        super().__init__(
+            uvicorn.Config(
+                create_app(server),
+                http=protocol(settings.header_seconds),
+                ws="none",
+                lifespan="on",
+                log_config=None,
+                access_log=False,
+                proxy_headers=False,
+                server_header=False,
+                timeout_graceful_shutdown=int(settings.shutdown_seconds) + 1,
+            )
+        )
+        self._server = server
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Stop accepting, let answers go on for a while, and end what is left."""
+        timer = asyncio.get_running_loop().call_later(
+            max(self._server.settings.shutdown_seconds - 2.0, 0.0), self._server.client.stop
+        )
+        await super().shutdown(sockets)
+        timer.cancel()

@@ -1,0 +1,43 @@
+"""What a server is told at its start."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerSettings:
+    """Attributes:
+    model_name: The model's name for clients. Requests may ask for another one: it is not compared.
+    api_keys: Keys of which a client must send one; none = no key is asked for.
+    allowed_hosts: Names that the Host header may have; none = any.
+    cors_origins: Origins whose pages may call the server; "*" = any.
+    max_queue: Most choices that wait behind those that run. Further requests get status 429.
+    max_body_bytes: Largest body of a request.
+    max_json_depth: Deepest nesting of a body.
+    max_n, max_stop, max_logit_bias, max_prompts: Largest n, and most entries of stop, logit_bias and prompt.
+    header_seconds: A connection that has not sent its next header by then is closed.
+    body_seconds: A request whose body is not there by then gets status 408.
+    send_seconds: A client that takes nothing of its answer for so long has left.
+    shutdown_seconds: How long answers may go on when the server is to stop.
+    reasoning: Whether reasoning is told apart from the answer, as `reasoning_content`.
+    log_prompts: Whether log lines hold prompts and answers.
+    """
+
+    model_name: str
+    api_keys: tuple[str, ...] = ()
+    allowed_hosts: tuple[str, ...] = ()
+    cors_origins: tuple[str, ...] = ()
+    max_queue: int = 256
+    max_body_bytes: int = 8 << 20
+    max_json_depth: int = 64
+    max_n: int = 16
+    max_stop: int = 16
+    max_logit_bias: int = 1024
+    max_prompts: int = 64
+    header_seconds: float = 10.0
+    body_seconds: float = 60.0
+    send_seconds: float = 60.0
+    shutdown_seconds: float = 30.0
+    reasoning: bool = True
+    log_prompts: bool = False

@@ -18,6 +18,7 @@ from forge.cli import (
     perplexity,
     pull,
     rm,
+    serve,
     tokenize,
     tune,
     usage,
@@ -57,7 +58,22 @@ def forge(
     """LLM inference: text from GGUF models, on any machine."""
 
 
-for module in (generate, chat, tokenize, logits, perplexity, inspect, pull, list_, rm, bench, verify, tune, doctor):
+for module in (
+    generate,
+    chat,
+    serve,
+    tokenize,
+    logits,
+    perplexity,
+    inspect,
+    pull,
+    list_,
+    rm,
+    bench,
+    verify,
+    tune,
+    doctor,
+):
     name = module.__name__.rpartition(".")[2].removesuffix("_")
     app.command(name, cls=usage.Command, epilog=_EVERYWHERE)(module.command)
 app.add_typer(kernels.app, name="kernels")

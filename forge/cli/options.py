@@ -58,6 +58,12 @@ Device = Annotated[
         autocompletion=lambda: ["auto", "cpu", "hip", "cuda"],
     ),
 ]
+ChatTemplate = Annotated[
+    str | None,
+    typer.Option(
+        "--chat-template", metavar="FILE|NAME", help="A Jinja template, or one of the model's several by its name."
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
@@ -91,7 +97,25 @@ _LOADING: dict[str, _Option] = {
     ),
 }
 """Options for arguments of `forge.load`."""
-_GROUPS = {"sampling": _SAMPLING, "loading": _LOADING}
+_SERVING: dict[str, _Option] = {
+    "max_queue": (_option(int, "N", "Most answers that wait; requests beyond them get status 429."), 256),
+    "allowed_hosts": (_option(list[str], "NAME", "Name by which clients may call the server, too; several."), ()),
+    "cors_origins": (_option(list[str], "URL", "Site whose pages may call the server, or *; several."), ()),
+    "max_n": (_option(int, "N", "Largest n of a request."), 16),
+    "max_stop": (_option(int, "N", "Most stop texts of a request."), 16),
+    "max_logit_bias": (_option(int, "N", "Most entries of logit_bias."), 1024),
+    "max_prompts": (_option(int, "N", "Most prompts of a request."), 64),
+    "max_body_bytes": (_option(int, "BYTES", "Largest body of a request."), 8 << 20),
+    "max_json_depth": (_option(int, "N", "Deepest nesting of a body."), 64),
+    "header_seconds": (_option(float, "S", "A connection that sends no header for so long is closed."), 10.0),
+    "body_seconds": (_option(float, "S", "Longest time for a request's body."), 60.0),
+    "idle_seconds": (_option(float, "S", "A connection is kept for so long between requests."), 5.0),
+    "send_seconds": (_option(float, "S", "A client that reads nothing for so long has left."), 60.0),
+    "shutdown_seconds": (_option(float, "S", "Longest time for open answers when the server ends."), 30.0),
+    "log_prompts": (Annotated[bool, typer.Option("--log-prompts", help="Log prompts and answers, too.")], False),
+}
+"""Options for fields of ServerSettings."""
+_GROUPS = {"sampling": _SAMPLING, "loading": _LOADING, "serving": _SERVING}
 
 
 def takes_groups(**defaults: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 from typing import Any
 
 from forge.errors import ChatTemplateError, ContextLengthError, ForgeError, ParameterError, TokenizerError
 
-LOG = logging.getLogger("forge.server")
 _TYPES = {
     # status: (OpenAI's type, Anthropic's type)
     400: ("invalid_request_error", "invalid_request_error"),

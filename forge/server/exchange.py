@@ -14,6 +14,7 @@ from starlette.responses import JSONResponse, Response
 from forge.server import errors
 from forge.server.errors import HTTPError
 from forge.server.guard import Receive, Scope, Send, refuse
+from forge.server.log import LOG
 
 T = TypeVar("T")
 _CLIENT_CLOSED = 499
@@ -86,8 +87,8 @@ class EventStream(Response):
                     await self._send(send, events)
             except Exception as error:
                 found = errors.from_error(error)
-                if found.status >= 500:
-                    errors.LOG.error("%s", error, exc_info=found.code == "internal_error")
+                if found.code == "internal_error":
+                    LOG.error("%s", error, exc_info=True)
                 if not self._has_begun:
                     await refuse(found, scope, send)
                     return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import ipaddress
 import json
 import re
 from collections.abc import Awaitable, Callable, MutableMapping
@@ -56,10 +57,9 @@ class Guard:
 
     def _check_host(self, headers: dict[bytes, bytes]) -> None:
         """A page of another site whose name leads to this machine (DNS rebinding) sends that name."""
-        allowed = self._settings.allowed_hosts
         name = headers.get(b"host", b"").decode("latin-1").lower()
         name = re.sub(r":\d*$", "", name).strip("[]")
-        if allowed and name not in allowed:
+        if name not in self._settings.allowed_hosts and not is_address(name):
             raise HTTPError(421, f"the server does not answer for the host {name[:80]!r}", code="wrong_host")
 
     def _check_key(self, headers: dict[bytes, bytes], scope: Scope) -> None:
@@ -120,6 +120,15 @@ class Guard:
         depth = await asyncio.to_thread(json_depth, content, most) if large else json_depth(content, most)
         if depth > most:
             raise HTTPError(400, f"the body may nest {most} levels deep", code="too_deep")
+
+
+def is_address(name: str) -> bool:
+    """Whether a host is written as an IP address, which no other site can have as its name."""
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
 
 
 def json_depth(content: bytes, most: int) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from types import FrameType
 from typing import Any
 
 import uvicorn
@@ -11,6 +12,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from forge.errors import ForgeError
 from forge.server.app import create_app
+from forge.server.log import LOG
 from forge.server.state import Server
 
 
@@ -77,10 +79,42 @@ class HTTPServer(uvicorn.Server):
                 access_log=False,
                 proxy_headers=False,
                 server_header=False,
+                timeout_keep_alive=settings.idle_seconds,  # type: ignore[arg-type]  # call_later takes fractions
                 timeout_graceful_shutdown=int(settings.shutdown_seconds) + 1,
             )
         )
         self._server = server
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """End at the first signal; at a second one without waiting. uvicorn would end the process by the signal."""
+        self.should_exit, self.force_exit = True, self.should_exit
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to listen, and say where when the model is ready."""
+        await super().startup(sockets)
+        self._announcement = asyncio.create_task(self._announce((sockets or [])[0]))
+
+    async def on_tick(self, counter: int) -> bool:
+        """Whether the server is to end: without its engine it is of no use."""
+        return await super().on_tick(counter) or self._server.client.state == "failed"
+
+    async def _announce(self, listener: socket.socket) -> None:
+        client, settings = self._server.client, self._server.settings
+        await client.changed.wait()
+        if client.state != "ready":
+            return
+        for note in client.info["notes"]:
+            LOG.info("%s", note)
+        host, port = listener.getsockname()[:2]
+        address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        key = " -H 'Authorization: Bearer KEY'" if settings.api_keys else ""
+        LOG.info(
+            "serving %s on %s, context %s, loaded in %.1f s, at %s (chat page) and %s/v1 (API); for example:",
+            *(settings.model_name, client.info["device"], client.info["context"], client.info["load_ms"] / 1000),
+            *(address, address),
+        )
+        body = """{"messages": [{"role": "user", "content": "Say hi"}]}"""
+        LOG.info("curl %s/v1/chat/completions%s -H 'Content-Type: application/json' -d '%s'", address, key, body)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Stop accepting, let answers go on for a while, and end what is left."""
@@ -89,3 +123,4 @@ class HTTPServer(uvicorn.Server):
         )
         await super().shutdown(sockets)
         timer.cancel()
+        self._announcement.cancel()

@@ -10,13 +10,14 @@ class ServerSettings:
     """Attributes:
     model_name: The model's name for clients. Requests may ask for another one: it is not compared.
     api_keys: Keys of which a client must send one; none = no key is asked for.
-    allowed_hosts: Names that the Host header may have; none = any.
+    allowed_hosts: Names that the Host header may have, beside IP addresses.
     cors_origins: Origins whose pages may call the server; "*" = any.
     max_queue: Most choices that wait behind those that run. Further requests get status 429.
     max_body_bytes: Largest body of a request.
     max_json_depth: Deepest nesting of a body.
     max_n, max_stop, max_logit_bias, max_prompts: Largest n, and most entries of stop, logit_bias and prompt.
     header_seconds: A connection that has not sent its next header by then is closed.
+    idle_seconds: An open connection without a request is closed after it.
     body_seconds: A request whose body is not there by then gets status 408.
     send_seconds: A client that takes nothing of its answer for so long has left.
     shutdown_seconds: How long answers may go on when the server is to stop.
@@ -37,6 +38,7 @@ class ServerSettings:
     max_prompts: int = 64
     header_seconds: float = 10.0
     body_seconds: float = 60.0
+    idle_seconds: float = 5.0
     send_seconds: float = 60.0
     shutdown_seconds: float = 30.0
     reasoning: bool = True

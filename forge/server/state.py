@@ -1,17 +1,57 @@
-"""What all endpoints of a server share."""
+"""What all endpoints of a server share: the engine, the encoder, and a record of each request."""
 
 from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+from forge.outputs import Chunk, Completion
 from forge.runtime.encoder import PromptEncoder
 from forge.server.engine_client import EngineClient
 from forge.server.errors import HTTPError
+from forge.server.log import LOG
 from forge.server.settings import ServerSettings
+
+
+@dataclass
+class Record:
+    """What a request has taken so far, for its log line and the metrics."""
+
+    id: str
+    endpoint: str
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    started: float = field(default_factory=time.perf_counter)
+    first: float | None = None
+    """When the first token was there."""
+    last: float = 0.0
+
+    def add_chunks(self, chunks: Iterable[Chunk]) -> None:
+        """Count the tokens of a stream's new chunks."""
+        self._add(sum(len(chunk.ids) for chunk in chunks), time.perf_counter(), time.perf_counter())
+
+    def add_completions(self, completions: list[Completion]) -> None:
+        """Count the tokens of answers that came as a whole."""
+        for one in completions:
+            begun = self.started + one.timings.prefill_ms / 1000
+            self._add(len(one.ids), begun, begun + one.timings.decode_ms / 1000)
+
+    def _add(self, tokens: int, first: float, last: float) -> None:
+        if tokens:
+            self.first = first if self.first is None else min(self.first, first)
+            self.last = max(self.last, last)
+            self.completion_tokens += tokens
+
+    def __str__(self) -> str:
+        line = f"{self.id} {self.endpoint}: {self.prompt_tokens} + {self.completion_tokens} tokens"
+        if self.first is not None:
+            line += f", first after {self.first - self.started:.2f} s"
+            if self.completion_tokens > 1 and self.last > self.first:
+                line += f", {(self.completion_tokens - 1) / (self.last - self.first):.1f} tokens/s"
+        return line
 
 
 @dataclass
@@ -33,16 +73,22 @@ class Server:
             raise HTTPError(503, "the server is shutting down", code="shutting_down", headers={"retry-after": "5"})
 
     @contextmanager
-    def admitted(self, num_choices: int) -> Iterator[None]:
-        """A place in the queue. Raises HTTPError with status 429 where it is full."""
+    def admitted(self, id: str, endpoint: str, num_choices: int) -> Iterator[Record]:
+        """A place in the queue for a request, and its record. Raises HTTPError with status 429 where it is full."""
         self.check_ready()
         if self.num_admitted + num_choices > self.client.info["max_sequences"] + self.settings.max_queue:
             raise HTTPError(429, "too many requests are waiting", code="queue_full", headers={"retry-after": "1"})
         self.num_admitted += num_choices
+        record, end = Record(id, endpoint), "the client left"
         try:
-            yield
+            yield record
+            end = ""
+        except Exception as error:
+            end = f"{type(error).__name__}: {error}"
+            raise
         finally:
             self.num_admitted -= num_choices
+            LOG.info("%s%s", record, f", {end}" if end else "")
 
 
 def new_id(prefix: str) -> str:

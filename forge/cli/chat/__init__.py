@@ -46,12 +46,7 @@ def command(
         str | None, typer.Option("--assistant", metavar="TEXT", help="Begin each answer with this; the model goes on.")
     ] = None,
     lines: Annotated[bool, typer.Option("--lines", help="Answer each line of stdin, each by itself.")] = False,
-    chat_template: Annotated[
-        str | None,
-        typer.Option(
-            "--chat-template", metavar="FILE|NAME", help="A Jinja template, or one of the model's several by its name."
-        ),
-    ] = None,
+    chat_template: options.ChatTemplate = None,
     chat_template_kwargs: Annotated[
         str | None,
         typer.Option(

@@ -78,7 +78,7 @@ class ChatAnswer:
 
     def __init__(self, server: Server, chat: ChatBody, params: SamplingParams) -> None:
         self._server, self._chat, self._params = server, chat, params
-        self._head = {
+        self._head: dict[str, Any] = {
             "id": new_id("chatcmpl-"),
             "created": int(time.time()),
             "model": server.settings.model_name,
@@ -100,9 +100,11 @@ class ChatAnswer:
 
     async def complete(self) -> dict[str, Any]:
         """The whole answer."""
-        with self._server.admitted(self._params.n):
+        with self._server.admitted(self._head["id"], "chat", self._params.n) as record:
             ids = await self._encode()
+            record.prompt_tokens = len(ids)
             completions = await self._server.client.complete([ids], self._params)
+            record.add_completions(completions)
         usage = Usage(len(ids), sum(c.timings.completion_tokens for c in completions))
         choices = [self._choice(completion) for completion in completions]
         return {**self._head, "object": "chat.completion", "choices": choices, "usage": usage.as_json()}
@@ -130,12 +132,13 @@ class ChatAnswer:
         parsers = [self._parser() for _ in range(self._params.n)]
         has_calls = [False] * self._params.n
         wants_usage = bool(self._chat.stream_options and self._chat.stream_options.include_usage)
-        with self._server.admitted(self._params.n):
+        with self._server.admitted(self._head["id"], "chat", self._params.n) as record:
             ids = await self._encode()
-            usage.prompt = len(ids)
+            usage.prompt = record.prompt_tokens = len(ids)
             yield []  # accepted: what follows is part of the stream
             yield [self._event({"role": "assistant", "content": ""}, index) for index in range(self._params.n)]
             async for chunks in self._server.client.stream([ids], self._params):
+                record.add_chunks(chunks)
                 events: list[Event] = []
                 for chunk in merged(chunks):
                     parts = parsers[chunk.index].push(chunk.text)

@@ -63,7 +63,7 @@ class TextAnswer:
         self._server, self._wanted, self._params = server, wanted, params
         self._prompts = wanted.prompts(server.settings.max_prompts)
         self._num_choices = len(self._prompts) * params.n
-        self._head = {
+        self._head: dict[str, Any] = {
             "id": new_id("cmpl-"),
             "object": "text_completion",
             "created": int(time.time()),
@@ -85,9 +85,11 @@ class TextAnswer:
 
     async def complete(self) -> dict[str, Any]:
         """The whole answer."""
-        with self._server.admitted(self._num_choices):
+        with self._server.admitted(self._head["id"], "completion", self._num_choices) as record:
             ids = await self._encode()
+            record.prompt_tokens = sum(map(len, ids))
             found = await self._server.client.complete(ids, self._params)
+            record.add_completions(found)
         choices = [
             self._choice(
                 index,
@@ -103,14 +105,16 @@ class TextAnswer:
     async def events(self) -> AsyncGenerator[list[Event], None]:
         """The answer as it is made."""
         options = self._wanted.stream_options
-        with self._server.admitted(self._num_choices):
+        with self._server.admitted(self._head["id"], "completion", self._num_choices) as record:
             ids = await self._encode()
-            usage = Usage(sum(map(len, ids)), 0)
+            record.prompt_tokens = sum(map(len, ids))
+            usage = Usage(record.prompt_tokens, 0)
             lengths = [0] * self._num_choices
             yield []
             if self._wanted.echo:
                 yield [self._event(index, self._echoed(index, ids)) for index in range(self._num_choices)]
             async for chunks in self._server.client.stream(ids, self._params):
+                record.add_chunks(chunks)
                 events = []
                 for chunk in merged(chunks):
                     logprobs = self._logprobs(chunk.logprobs, lengths[chunk.index]) if chunk.logprobs else None

@@ -123,7 +123,7 @@ class LLM(AsyncFront):
         """
         params = sampling_params(params, overrides)
         prompts, single = prompts_of(prompt)
-        completions = self._complete([self.encode(p) for p in prompts], params)
+        completions = self._complete([self.encode_prompt(p) for p in prompts], params)
         return completions[0] if single and params.n == 1 else completions
 
     @keywords(SamplingParams)
@@ -146,7 +146,7 @@ class LLM(AsyncFront):
         """
         if not is_single(prompt):
             raise ParameterError("stream takes one prompt; generate takes a list of them", parameter="prompt")
-        return self._stream(self.encode(prompt), sampling_params(params, overrides))
+        return self._stream(self.encode_prompt(prompt), sampling_params(params, overrides))
 
     @overload
     def chat(
@@ -272,7 +272,7 @@ class LLM(AsyncFront):
             ContextLengthError: The prompt is too long.
             OutOfMemoryError: The array is larger than the free memory; the message has the numbers.
         """
-        return scoring.logits(self._loop, self.engine, self.encode(prompt))
+        return scoring.logits(self._loop, self.engine, self.encode_prompt(prompt))
 
     @keywords()
     def attention(self, prompt: Prompt, layer: int | None = None) -> npt.NDArray[np.float32]:
@@ -294,7 +294,7 @@ class LLM(AsyncFront):
         if layer is not None:
             check_integer("layer", layer, 0, self.config.num_layers - 1)
         layers = range(self.config.num_layers) if layer is None else range(int(layer), int(layer) + 1)
-        weights = scoring.attention(self._loop, self.engine, self.encode(prompt), layers)
+        weights = scoring.attention(self._loop, self.engine, self.encode_prompt(prompt), layers)
         return weights if layer is None else weights[0]
 
     @keywords()

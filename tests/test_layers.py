@@ -23,7 +23,8 @@ BESIDE = {
     "tokenizer": "errors keywords config",
     "hub": "errors config _files",
     "devtools": "errors config formats tuning backend ops state models engine loading",
-    "cli": f"forge display formats tokenizer hub devtools {' '.join(CHAIN)}",
+    "server": "forge errors config display engine outputs runtime llm loading tokenizer",
+    "cli": f"forge server display formats tokenizer hub devtools {' '.join(CHAIN)}",
     "__main__": "cli",
     "__init__": "",  # names types for type checkers, and imports when a name is first used
 }
@@ -45,6 +46,7 @@ THIRD_PARTY = {
     "IPython": "display",  # only where it runs already
     "cupy": "backend.cupy backend.cupy_driver backend.cupy_memory backend.cupy_modules",
     "cupy_backends": "backend.cupy backend.cupy_driver backend.cupy_modules",
+    "fastapi": "server",
     "gguf": "formats.ggml",
     "httpx2": "hub",
     "huggingface_hub": "hub",
@@ -55,10 +57,13 @@ THIRD_PARTY = {
     "platformdirs": "_files",
     "prompt_toolkit": "cli.chat",
     "psutil": "backend",
+    "pydantic": "server",
     "rich": "cli display",
     "threadpoolctl": "backend",
     "tokenizers": "tokenizer",
+    "starlette": "server",
     "typer": "cli",
+    "uvicorn": "server",
 }
 # The part of the engine that holds integers: the model runner is its only way to a device.
 WITHOUT_A_DEVICE = ("engine.engine", "engine.scheduler", "engine.sequence", "engine.page_pool")
@@ -187,7 +192,8 @@ def test_dependencies_are_the_packages_that_are_imported() -> None:
         for path in (ROOT / "forge").rglob("*.py")
         for _, target in imports(path, module_name(path.relative_to(ROOT / "forge")), set())
     }
-    assert listed == imported & set(THIRD_PARTY) - {"IPython", "cupy", "cupy_backends"}
+    extras = {"IPython", "cupy", "cupy_backends", "fastapi", "pydantic", "starlette", "uvicorn"}
+    assert listed == imported & set(THIRD_PARTY) - extras
 
 
 def tree(root: Path, files: dict[str, str]) -> Path:

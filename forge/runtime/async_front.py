@@ -53,7 +53,7 @@ class AsyncFront(Front):
         """
         params = sampling_params(params, overrides)
         prompts, single = prompts_of(prompt)
-        ids = await asyncio.to_thread(lambda: [self.encode(one) for one in prompts])
+        ids = await asyncio.to_thread(lambda: [self.encode_prompt(one) for one in prompts])
         completions = await self._acomplete(ids, params)
         return completions[0] if single and params.n == 1 else completions
 
@@ -79,7 +79,7 @@ class AsyncFront(Front):
         """
         if not is_single(prompt):
             raise ParameterError("astream takes one prompt; agenerate takes a list of them", parameter="prompt")
-        return self._achunks(lambda: self.encode(prompt), sampling_params(params, overrides))
+        return self._achunks(lambda: self.encode_prompt(prompt), sampling_params(params, overrides))
 
     @overload
     async def achat(

@@ -92,8 +92,17 @@ class PromptEncoder:
         masked = None if parse_special else self.tokenizer.markers(template.sources)
         return self.tokenizer.encode_prompt(*template.render_masked(messages, masked, **options))
 
-    def encode(self, prompt: Prompt) -> list[int]:
-        """The token ids of a prompt: a text gets the model's BOS, ids are taken as they are."""
+    @keywords()
+    def encode_prompt(self, prompt: Prompt) -> list[int]:
+        """The token ids that `generate` computes for a prompt: so many tokens of the context it takes.
+
+        Args:
+            prompt: As in `generate`, but no batch.
+
+        Raises:
+            ParameterError: The prompt is neither a string nor a list of ids.
+            ContextLengthError: The prompt is far too long.
+        """
         if not isinstance(prompt, str):
             return token_ids(prompt)
         if len(prompt) > _LONG_TEXT and len(prompt) > self.context * self.tokenizer.longest_token:

@@ -16,7 +16,7 @@ import forge
 from forge.server import errors
 from forge.server.errors import HTTPError
 from forge.server.guard import Guard
-from forge.server.openai import chat, completions
+from forge.server.api import chat_completions, completions
 from forge.server.state import Server
 
 
@@ -40,7 +40,7 @@ def create_app(server: Server) -> FastAPI:
         redirect_slashes=False,
     )
     app.state.server = server
-    for router in (chat.router, completions.router):
+    for router in (chat_completions.router, completions.router):
         app.include_router(router)
 
     @app.get("/health")

@@ -15,7 +15,7 @@ from forge.config import SamplingParams
 from forge.engine import TokenLogprobs
 from forge.server.errors import HTTPError, body
 from forge.server.exchange import Event, EventStream, answer
-from forge.server.openai.common import DONE, Usage, finish_reason, merged, server_of
+from forge.server.api.common import DONE, Usage, finish_reason, merged, server_of
 from forge.server.schemas import Logprobs, SamplingBody, StreamOptions, TokenId
 from forge.server.state import Server, new_id
 
@@ -72,7 +72,7 @@ class TextAnswer:
         }
 
     async def _encode(self) -> list[list[int]]:
-        encode = self._server.encoder.encode
+        encode = self._server.encoder.encode_prompt
         return await asyncio.to_thread(lambda: [encode(prompt) for prompt in self._prompts])
 
     def _echoed(self, index: int, ids: list[list[int]]) -> str:

@@ -16,7 +16,7 @@ from forge.engine import TokenLogprobs
 from forge.outputs import Chunk, Completion
 from forge.server.errors import HTTPError, body
 from forge.server.exchange import Event, EventStream, answer
-from forge.server.openai.common import DONE, Usage, finish_reason, merged, server_of, token_logprobs
+from forge.server.api.common import DONE, Usage, finish_reason, merged, server_of, token_logprobs
 from forge.server.parts import OutputParser, Part, Plain
 from forge.server.schemas import Logprobs, SamplingBody, StreamOptions
 from forge.server.state import Server, new_id

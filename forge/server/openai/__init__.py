@@ -1,1 +1,0 @@
-"""OpenAI's API. Source: https://platform.openai.com/docs/api-reference"""

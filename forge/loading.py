@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import time
@@ -19,11 +18,11 @@ from forge.backend.threads import THREADS
 from forge.config import Dtype, EngineConfig, ModelConfig, Progress, check_integer
 from forge.display import watched
 from forge.engine import Engine, ModelRunner
-from forge.errors import ChatTemplateError, FormatError, OutOfMemoryError, ParameterError
+from forge.errors import FormatError, OutOfMemoryError, ParameterError
 from forge.formats import gguf
 from forge.keywords import keywords
 from forge.llm import LLM
-from forge.runtime.encoder import PromptEncoder
+from forge.runtime.encoder import PromptEncoder, choose_template
 from forge.state import budget
 from forge.state.model_state import ModelState, kinds_of
 from forge.state.paged_kv import PagedKV
@@ -133,7 +132,7 @@ def _assembled(
             raise FormatError(
                 f"{path}: the tokenizer has {tokenizer.vocab_size} tokens, the embedding {config.vocab_size} rows"
             )
-        template = _chat_template(chat_template, tokenizer, path)
+        template = choose_template(chat_template, tokenizer, path)
         decoder = models.build(file, config, backend, report)
     runner = build_runner(decoder, plan, settings, backend, graphs)
     engine = Engine(runner, end_ids=tokenizer.eog_ids, max_step_tokens=plan.max_step_tokens)
@@ -166,7 +165,7 @@ def load_encoder(path: Path, chat_template: str | os.PathLike[str] | None = None
     with gguf.read(path) as file:
         tokenizer = Tokenizer.from_metadata(file.metadata, source=str(path))
         context = models.read_config(file, None).context_length
-    return PromptEncoder(tokenizer, _chat_template(chat_template, tokenizer, path), context, str(path))
+    return PromptEncoder(tokenizer, choose_template(chat_template, tokenizer, path), context, str(path))
 
 
 def _settings(engine: EngineConfig | None, given: Mapping[str, Any]) -> EngineConfig:
@@ -321,34 +320,6 @@ def _resolve(model: str | os.PathLike[str], progress: Progress | None) -> Path:
     if not isinstance(model, str | os.PathLike):
         raise ParameterError(f"model must be a name or a path, not {model!r:.60}", parameter="model")
     return hub.resolve(model if isinstance(model, str) else Path(model), progress=progress)
-
-
-def _chat_template(given: str | os.PathLike[str] | None, tokenizer: Tokenizer, path: Path) -> ChatTemplate | None:
-    """The template that was given by name or as a file, else the model's own, if it has one."""
-    special = {
-        f"{name}_token": tokenizer.token_text(token)
-        for name, token in (("bos", tokenizer.bos_id), ("eos", tokenizer.eos_id))
-        if token is not None
-    }
-    templates = tokenizer.chat_templates
-    if isinstance(given, str) and given in templates:
-        return ChatTemplate(templates[given], name=str(path), special_tokens=special)
-    if given is not None:
-        if not given or (templates and not Path(given).exists()):
-            raise ChatTemplateError(
-                f"chat_template: {os.fspath(given)!r:.200} is neither a file nor a template of {path}, which has: "
-                f"{', '.join(sorted(templates)) or 'none'}"
-            )
-        return ChatTemplate.from_file(Path(given), special_tokens=special)
-    default = next(iter(templates.values())) if len(templates) == 1 else tokenizer.chat_template
-    hint = None
-    if default is None:
-        if not templates:
-            return None
-        reason = "there are several and none is the default"
-        hint = f"choose one of {', '.join(sorted(templates))} with chat_template=NAME"
-        default = f"{{{{ raise_exception({json.dumps(reason)}) }}}}"  # tools may still choose tool_use
-    return ChatTemplate(default, name=str(path), special_tokens=special, tool_use=templates.get("tool_use"), hint=hint)
 
 
 def _gb(count: int) -> str:

@@ -68,7 +68,7 @@ def command(
     encoder = load_encoder(path, chat_template)
     client = EngineClient(path, {**loading, "chat_template": chat_template, "max_sequences": max_sequences})
     try:
-        with log.to_stderr(quiet=output.is_quiet()):
+        with log.to_stderr(quiet=output.quiet):
             HTTPServer(Server(client, encoder, settings)).run(sockets=[listener])
     finally:
         client.kill()

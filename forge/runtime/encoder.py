@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from forge.errors import ChatTemplateError, ContextLengthError, ParameterError
@@ -122,3 +125,31 @@ class PromptEncoder:
             parameter="chat_template",
             hint="pass one with chat_template=FILE",
         )
+
+
+def choose_template(given: str | os.PathLike[str] | None, tokenizer: Tokenizer, path: Path) -> ChatTemplate | None:
+    """The template that was given by name or as a file, else the model's own, if it has one."""
+    special = {
+        f"{name}_token": tokenizer.token_text(token)
+        for name, token in (("bos", tokenizer.bos_id), ("eos", tokenizer.eos_id))
+        if token is not None
+    }
+    templates = tokenizer.chat_templates
+    if isinstance(given, str) and given in templates:
+        return ChatTemplate(templates[given], name=str(path), special_tokens=special)
+    if given is not None:
+        if not given or (templates and not Path(given).exists()):
+            raise ChatTemplateError(
+                f"chat_template: {os.fspath(given)!r:.200} is neither a file nor a template of {path}, which has: "
+                f"{', '.join(sorted(templates)) or 'none'}"
+            )
+        return ChatTemplate.from_file(Path(given), special_tokens=special)
+    default = next(iter(templates.values())) if len(templates) == 1 else tokenizer.chat_template
+    hint = None
+    if default is None:
+        if not templates:
+            return None
+        reason = "there are several and none is the default"
+        hint = f"choose one of {', '.join(sorted(templates))} with chat_template=NAME"
+        default = f"{{{{ raise_exception({json.dumps(reason)}) }}}}"  # tools may still choose tool_use
+    return ChatTemplate(default, name=str(path), special_tokens=special, tool_use=templates.get("tool_use"), hint=hint)

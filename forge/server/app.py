@@ -14,9 +14,9 @@ from starlette.responses import JSONResponse
 
 import forge
 from forge.server import errors
+from forge.server.api import chat_completions, completions
 from forge.server.errors import HTTPError
 from forge.server.guard import Guard
-from forge.server.api import chat_completions, completions
 from forge.server.state import Server
 
 

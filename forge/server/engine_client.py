@@ -24,10 +24,6 @@ _LONG_LENGTH = struct.Struct("!Q")
 _MAX_SHORT = 0x7FFFFFFF
 
 
-class EngineGone(ForgeError):
-    """The engine's process has ended."""
-
-
 class EngineClient:
     """Starts the engine's process and speaks to it. Use it in one event loop."""
 
@@ -111,7 +107,7 @@ class EngineClient:
         self, prompts: list[list[int]], params: SamplingParams, *, is_streamed: bool
     ) -> tuple[int, asyncio.Queue[Any]]:
         if self.state != "ready":
-            raise self.error or EngineGone("the engine is not ready")
+            raise self.error or ForgeError("the engine is not ready")
         number = next(self._numbers)
         queue = self._queues[number] = asyncio.Queue()
         self._send(("submit", number, (prompts, params, is_streamed)))
@@ -137,7 +133,7 @@ class EngineClient:
                 for kind, number, content in pickle.loads(await reader.readexactly(length)):
                     self._receive(kind, number, content)
         except (asyncio.IncompleteReadError, ConnectionError):
-            self._end(self.error or EngineGone("the engine's process has ended"))
+            self._end(self.error or ForgeError("the engine's process has ended"))
 
     def _receive(self, kind: str, number: int, content: Any) -> None:
         if kind == "ready":

@@ -14,9 +14,9 @@ from starlette.responses import Response
 from forge.config import SamplingParams
 from forge.engine import TokenLogprobs
 from forge.outputs import Chunk, Completion
+from forge.server.api.common import DONE, Usage, finish_reason, merged, server_of, token_logprobs
 from forge.server.errors import HTTPError, body
 from forge.server.exchange import Event, EventStream, answer
-from forge.server.api.common import DONE, Usage, finish_reason, merged, server_of, token_logprobs
 from forge.server.parts import OutputParser, Part, Plain
 from forge.server.schemas import Logprobs, SamplingBody, StreamOptions
 from forge.server.state import Server, new_id

@@ -13,9 +13,9 @@ from starlette.responses import Response
 
 from forge.config import SamplingParams
 from forge.engine import TokenLogprobs
+from forge.server.api.common import DONE, Usage, finish_reason, merged, server_of
 from forge.server.errors import HTTPError, body
 from forge.server.exchange import Event, EventStream, answer
-from forge.server.api.common import DONE, Usage, finish_reason, merged, server_of
 from forge.server.schemas import Logprobs, SamplingBody, StreamOptions, TokenId
 from forge.server.state import Server, new_id
 

@@ -106,9 +106,8 @@ class PromptEncoder:
             ParameterError: The prompt is neither a string nor a list of ids.
             ContextLengthError: The prompt is far too long.
         """
-        if not isinstance(prompt, str):
-            return token_ids(prompt)
-        if len(prompt) > _LONG_TEXT and len(prompt) > self.context * self.tokenizer.longest_token:
+        is_long = isinstance(prompt, str) and len(prompt) > _LONG_TEXT
+        if is_long and len(prompt) > self.context * self.tokenizer.longest_token:
             raise ContextLengthError(  # encoding it would take memory and time for nothing
                 f"a prompt of {len(prompt)} characters cannot fit the context of {self.context} tokens: shorten it"
             )

@@ -1,0 +1,67 @@
+"""Parsers of answers, by the name of a format, and what they make of a text."""
+
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+from forge.server.parsing import OutputFormat
+from forge.server.parsing.table import CALL_FORMATS, REASONING_FORMATS
+from forge.server.parts import OutputParser, Part
+
+CALLS = {one.name: one for one in CALL_FORMATS}
+REASONING = {one.start: one for one in REASONING_FORMATS}
+WEATHER = {
+    "type": "object",
+    "properties": {
+        "city": {"type": "string"},
+        "days": {"type": "integer"},
+        "hourly": {"type": "boolean"},
+        "area": {"type": "object"},
+        "note": {"type": ["string", "null"]},
+    },
+}
+TOOLS: list[dict[str, Any]] = [
+    {"type": "function", "function": {"name": "get_weather", "parameters": WEATHER}},
+    {"type": "function", "function": {"name": "now"}},
+]
+
+
+def parser(
+    calls: str | None = None,
+    reasoning: str | None = None,
+    *,
+    tools: list[dict[str, Any]] = TOOLS,
+    prompt_end: str = "",
+    tells_reasoning: bool = True,
+) -> OutputParser:
+    """calls: Name of a format. reasoning: Its first mark."""
+    form = OutputFormat(CALLS[calls] if calls else None, REASONING[reasoning] if reasoning else None)
+    return form.parser(tools, prompt_end, tells_reasoning=tells_reasoning)
+
+
+def joined(parts: Iterable[Part]) -> list[Part]:
+    """Parts of which neighbours that are text of the same kind are one."""
+    found: list[tuple[Part, list[str]]] = []
+    for part in parts:
+        if found and part.kind == found[-1][0].kind and part.kind != "tool_call":
+            found[-1][1].append(part.text)
+        else:
+            found.append((part, [part.text]))
+    return [replace(part, text="".join(texts)) for part, texts in found]
+
+
+def parsed(parser: OutputParser, pieces: Iterable[str]) -> list[Part]:
+    parts = [part for piece in pieces for part in parser.push(piece)]
+    return joined([*parts, *parser.finish()])
+
+
+def content(text: str) -> Part:
+    return Part("content", text)
+
+
+def reasoning(text: str) -> Part:
+    return Part("reasoning", text)
+
+
+def call(number: int, name: str, arguments: str) -> Part:
+    return Part("tool_call", arguments, number, name)

@@ -12,9 +12,9 @@ class Part:
 
     Attributes:
         kind: "content", "reasoning", or "tool_call".
-        text: New text; of a tool call, new text of its arguments, which are JSON.
+        text: New text; of a tool call its arguments, a JSON object. A call is one part.
         call: Number of the tool call within the answer, from 0.
-        name: Name of the tool, on the first part of its call. Else None.
+        name: Name of the tool of a tool call. Else None.
     """
 
     kind: Literal["content", "reasoning", "tool_call"]

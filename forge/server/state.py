@@ -7,12 +7,14 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from forge.outputs import Chunk, Completion
 from forge.runtime.encoder import PromptEncoder
 from forge.server.engine_client import EngineClient
 from forge.server.errors import HTTPError
 from forge.server.log import LOG
+from forge.server.parsing import OutputFormat
 from forge.server.settings import ServerSettings
 
 
@@ -64,6 +66,12 @@ class Server:
     created: int = field(default_factory=lambda: int(time.time()))
     num_admitted: int = 0
     """Choices that are queued or running."""
+
+    @cached_property
+    def output(self) -> OutputFormat:
+        """How the model's answers are to be read."""
+        template = self.encoder.chat_template
+        return OutputFormat.of(template.sources if template else "")
 
     def check_ready(self) -> None:
         """Raises HTTPError where the engine takes no requests."""

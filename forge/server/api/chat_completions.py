@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request
@@ -15,13 +16,16 @@ from forge.config import SamplingParams
 from forge.engine import TokenLogprobs
 from forge.outputs import Chunk, Completion
 from forge.server.api.common import DONE, Usage, finish_reason, merged, server_of, token_logprobs
+from forge.server.api.tools import Tool, ToolChoice, shown_tools
 from forge.server.errors import HTTPError, body
 from forge.server.exchange import Event, EventStream, answer
-from forge.server.parts import OutputParser, Part, Plain
+from forge.server.parts import OutputParser, Part
 from forge.server.schemas import Logprobs, SamplingBody, StreamOptions
 from forge.server.state import Server, new_id
 
 router = APIRouter()
+_PROMPT_END = 32
+"""Tokens at the end of a prompt in which a mark that opens the reasoning lies, with white space behind it."""
 
 
 class ChatBody(SamplingBody):
@@ -34,9 +38,9 @@ class ChatBody(SamplingBody):
     top_logprobs: Logprobs | None = None
     stream_options: StreamOptions | None = None
     response_format: dict[str, Any] | None = Field(default=None, description='{"type": "text"} alone.')
-    tools: list[dict[str, Any]] | None = Field(default=None, max_length=128)
-    tool_choice: Literal["auto", "none"] | None = Field(default=None, description='"auto" or "none".')
-    parallel_tool_calls: bool | None = Field(default=None, description="Accepted, without effect.")
+    tools: list[Tool] | None = Field(default=None, max_length=128)
+    tool_choice: ToolChoice | None = Field(default=None, description='"auto" or "none".')
+    parallel_tool_calls: bool | None = Field(default=None, description="false: calls behind the first are left out.")
     chat_template_kwargs: dict[str, Any] | None = Field(default=None, description="Variables of the chat template.")
     store: Literal[False] | None = None
     metadata: dict[str, str] | None = Field(default=None, description="Accepted, without effect.")
@@ -77,7 +81,10 @@ class ChatAnswer:
     """The answer to one request."""
 
     def __init__(self, server: Server, chat: ChatBody, params: SamplingParams) -> None:
-        self._server, self._chat, self._params = server, chat, params
+        self._server, self._chat = server, chat
+        self._tools = shown_tools(chat.tools, chat.tool_choice)
+        calls = server.output.calls
+        self._params = replace(params, stop=(*params.stop, *calls.stop)) if self._tools and calls else params
         self._head: dict[str, Any] = {
             "id": new_id("chatcmpl-"),
             "created": int(time.time()),
@@ -86,17 +93,25 @@ class ChatAnswer:
         }
 
     async def _encode(self) -> list[int]:
-        chat = self._chat
-        return await asyncio.to_thread(
+        ids = await asyncio.to_thread(
             self._server.encoder.encode_chat,
-            chat.messages,
-            tools=None if chat.tool_choice == "none" else chat.tools,
-            template_variables=chat.chat_template_kwargs,
+            self._chat.messages,
+            tools=self._tools,
+            template_variables=self._chat.chat_template_kwargs,
             parse_special=False,
         )
+        if self._tools and self._server.output.calls is None:
+            message = "tools: the server does not know in which form this model's chat template has tools called"
+            raise HTTPError(400, message, "tools", "unsupported_value")
+        return ids
 
-    def _parser(self) -> OutputParser:
-        return Plain()
+    def _parser(self, ids: list[int]) -> OutputParser:
+        end = self._server.encoder.tokenizer.decode(ids[-_PROMPT_END:])
+        return self._server.output.parser(self._tools, end, tells_reasoning=self._server.settings.reasoning)
+
+    def _parts(self, parser: OutputParser, text: str, *, ends: bool) -> list[Part]:
+        parts = [*parser.push(text), *(parser.finish() if ends else ())]
+        return [part for part in parts if not part.call or self._chat.parallel_tool_calls is not False]
 
     async def complete(self) -> dict[str, Any]:
         """The whole answer."""
@@ -106,19 +121,20 @@ class ChatAnswer:
             completions = await self._server.client.complete([ids], self._params)
             record.add_completions(completions)
         usage = Usage(len(ids), sum(c.timings.completion_tokens for c in completions))
-        choices = [self._choice(completion) for completion in completions]
+        choices = [self._choice(completion, self._parser(ids)) for completion in completions]
         return {**self._head, "object": "chat.completion", "choices": choices, "usage": usage.as_json()}
 
-    def _choice(self, completion: Completion) -> dict[str, Any]:
-        parser = self._parser()
-        parts = [*parser.push(completion.text), *parser.finish()]
-        message: dict[str, Any] = {"role": "assistant", "content": _joined(parts, "content"), "refusal": None}
-        if reasoning := _joined(parts, "reasoning"):
+    def _choice(self, completion: Completion, parser: OutputParser) -> dict[str, Any]:
+        parts = self._parts(parser, completion.text, ends=True)
+        content, reasoning = _joined(parts, "content"), _joined(parts, "reasoning")
+        calls = [self._call(part) for part in parts if part.kind == "tool_call"]
+        message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": None}
+        if reasoning:
             message["reasoning_content"] = reasoning
-        calls = _tool_calls(parts)
         if calls:
             message["tool_calls"] = calls
-            message["content"] = message["content"] or None
+        if parts and not content:
+            message["content"] = None
         return {
             "index": completion.index,
             "message": message,
@@ -129,21 +145,20 @@ class ChatAnswer:
     async def events(self) -> AsyncGenerator[list[Event], None]:
         """The answer as it is made."""
         usage = Usage(0, 0)
-        parsers = [self._parser() for _ in range(self._params.n)]
         has_calls = [False] * self._params.n
         wants_usage = bool(self._chat.stream_options and self._chat.stream_options.include_usage)
         with self._server.admitted(self._head["id"], "chat", self._params.n) as record:
             ids = await self._encode()
             usage.prompt = record.prompt_tokens = len(ids)
+            parsers = [self._parser(ids) for _ in range(self._params.n)]
             yield []  # accepted: what follows is part of the stream
             yield [self._event({"role": "assistant", "content": ""}, index) for index in range(self._params.n)]
             async for chunks in self._server.client.stream([ids], self._params):
                 record.add_chunks(chunks)
                 events: list[Event] = []
                 for chunk in merged(chunks):
-                    parts = parsers[chunk.index].push(chunk.text)
-                    if chunk.finish_reason is not None:
-                        parts = [*parts, *parsers[chunk.index].finish()]
+                    ends = chunk.finish_reason is not None
+                    parts = self._parts(parsers[chunk.index], chunk.text, ends=ends)
                     has_calls[chunk.index] |= any(part.kind == "tool_call" for part in parts)
                     events += self._chunk_events(chunk, parts, has_calls[chunk.index])
                     usage.completion += chunk.timings.completion_tokens if chunk.timings else 0
@@ -154,7 +169,7 @@ class ChatAnswer:
         yield [DONE]
 
     def _chunk_events(self, chunk: Chunk, parts: list[Part], has_calls: bool) -> list[Event]:
-        deltas = [_delta(part) for part in parts]
+        deltas = [self._delta(part) for part in parts]
         logprobs = self._logprobs(chunk.logprobs) if chunk.logprobs else None
         if logprobs and not deltas:
             deltas = [{}]
@@ -175,29 +190,15 @@ class ChatAnswer:
             return None
         return {"content": token_logprobs(found, self._server.encoder.tokenizer), "refusal": None}
 
+    def _delta(self, part: Part) -> dict[str, Any]:
+        if part.kind == "tool_call":
+            return {"tool_calls": [{"index": part.call, **self._call(part)}]}
+        return {"content" if part.kind == "content" else "reasoning_content": part.text}
+
+    def _call(self, part: Part) -> dict[str, Any]:
+        function = {"name": part.name, "arguments": part.text}
+        return {"id": self._server.output.new_call_id(), "type": "function", "function": function}
+
 
 def _joined(parts: list[Part], kind: str) -> str:
     return "".join(part.text for part in parts if part.kind == kind)
-
-
-def _tool_calls(parts: list[Part]) -> list[dict[str, Any]]:
-    calls: dict[int, dict[str, Any]] = {}
-    for part in parts:
-        if part.kind != "tool_call":
-            continue
-        call = calls.setdefault(
-            part.call, {"id": new_id("call_"), "type": "function", "function": {"name": part.name, "arguments": ""}}
-        )
-        call["function"]["arguments"] += part.text
-    return list(calls.values())
-
-
-def _delta(part: Part) -> dict[str, Any]:
-    if part.kind == "content":
-        return {"content": part.text}
-    if part.kind == "reasoning":
-        return {"reasoning_content": part.text}
-    call: dict[str, Any] = {"index": part.call, "function": {"arguments": part.text}}
-    if part.name is not None:
-        call |= {"id": new_id("call_"), "type": "function", "function": {"name": part.name, "arguments": part.text}}
-    return {"tool_calls": [call]}

@@ -1,0 +1,190 @@
+"""Tools and reasoning over HTTP, with a model that says what it is told."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import openai
+import pytest
+from conftest import Served, serve, stop
+from scripted import write_scripted
+
+TEMPLATE = (
+    "{% if tools %}<tools>{{ tools | tojson }}<tool_call><think></think></tools>{% endif %}"
+    "{% for m in messages %}<{{ m.role }}>{{ m.content or '' }}"
+    "{% for c in m.tool_calls or () %}<tool_call>{{ c.function | tojson }}</tool_call>{% endfor %}{% endfor %}"
+    "<assistant>{{ say }}"
+)
+SCRIPTS = {
+    "<say:calls>": [
+        *(
+            "<think>",
+            "\n",
+            "I should",
+            " look.\n",
+            "</think>",
+            "\n\nI ",
+            "look.\n\n",
+            "<tool_call>",
+            '\n{"name": "get_',
+        ),
+        *('weather", "argu', 'ments": {"city": "Paris"}', "}", "\n</tool_call>", "\n<tool_", 'call>{"name": "now"}'),
+    ],
+    "<say:one>": ["\r", '<tool_call>{"name": "now", "arguments": {}}'],
+    "<say:malformed>": ["Well: ", '<tool_call>{"name": now}</tool_call>'],
+    "<say:answer>": ["It is ", "20 °C."],
+}
+MESSAGES = [{"role": "user", "content": "Weather?"}]
+TOOLS = [
+    {"type": "function", "function": {"name": "get_weather", "parameters": {"type": "object", "properties": {}}}},
+    {"type": "function", "function": {"name": "now", "description": "The time."}},
+]
+
+
+@pytest.fixture(scope="module")
+def scripted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    path = tmp_path_factory.mktemp("scripted") / "scripted.gguf"
+    found = serve(write_scripted(path, TEMPLATE, SCRIPTS, ["<tool_call>", "<think>", "</think>"]))
+    yield found
+    stop(found)
+
+
+def body(say: str, **fields: Any) -> dict[str, Any]:
+    return {"messages": MESSAGES, "tools": TOOLS, "chat_template_kwargs": {"say": f"<say:{say}>"}} | fields
+
+
+def ask(served: Served, say: str, **fields: Any) -> dict[str, Any]:
+    response = served.client.post("/v1/chat/completions", json=body(say, **fields))
+    assert response.status_code == 200, response.text
+    [choice] = response.json()["choices"]
+    return choice
+
+
+def deltas(served: Served, say: str, **fields: Any) -> tuple[list[dict[str, Any]], str]:
+    """The deltas of a streamed answer, and why it ended."""
+    response = served.client.post("/v1/chat/completions", json=body(say, stream=True, **fields))
+    lines = [line.removeprefix("data: ") for line in response.text.split("\n\n") if line]
+    assert lines[-1] == "[DONE]", response.text
+    choices = [json.loads(line)["choices"][0] for line in lines[:-1]]
+    return [choice["delta"] for choice in choices], choices[-1]["finish_reason"]
+
+
+def test_calls_reasoning_and_content_are_told_apart(scripted: Served) -> None:
+    choice = ask(scripted, "calls")
+    message = choice["message"]
+    assert choice["finish_reason"] == "tool_calls"
+    assert message["content"] == "I look."
+    assert message["reasoning_content"] == "I should look."
+    ids = [call.pop("id") for call in message["tool_calls"]]
+    assert len(set(ids)) == 2
+    assert all(id.startswith("call_") for id in ids)
+    assert message["tool_calls"] == [
+        {"type": "function", "function": {"name": "get_weather", "arguments": '{"city": "Paris"}'}},
+        {"type": "function", "function": {"name": "now", "arguments": "{}"}},
+    ]
+
+
+def test_a_stream_has_the_same_parts_in_the_order_in_which_they_come(scripted: Served) -> None:
+    found, reason = deltas(scripted, "calls")
+    assert reason == "tool_calls"
+    assert found[0] == {"role": "assistant", "content": ""}
+    assert "".join(delta.get("reasoning_content", "") for delta in found) == "I should look."
+    assert "".join(delta.get("content", "") for delta in found) == "I look."
+    order = [next(iter(delta)) for delta in found[1:-1]]
+    assert order == sorted(order, key=["reasoning_content", "content", "tool_calls"].index)
+    calls = [call for delta in found for call in delta.get("tool_calls", ())]
+    assert [call["index"] for call in calls] == [0, 1]
+    assert [call["function"]["name"] for call in calls] == ["get_weather", "now"]
+    assert [call["function"]["arguments"] for call in calls] == ['{"city": "Paris"}', "{}"]
+    assert len({call["id"] for call in calls}) == 2
+    assert found[-1] == {}
+
+
+def test_reasoning_that_the_prompt_opens(scripted: Served) -> None:
+    opened = {"chat_template_kwargs": {"say": "<think>"}}
+    message = ask(scripted, "", **opened)["message"]
+    assert (message["reasoning_content"], message["content"]) == ("I should look.", "I look.")
+    message = ask(scripted, "", max_tokens=2, **opened)["message"]
+    assert (message["reasoning_content"], message["content"]) == ("I should", None)
+
+
+def test_content_is_null_where_there_is_none(scripted: Served) -> None:
+    assert ask(scripted, "one")["message"]["content"] is None
+    assert ask(scripted, "one", max_tokens=1)["message"]["content"] == "\r"
+
+
+def test_malformed_call_arrives_as_text(scripted: Served) -> None:
+    choice = ask(scripted, "malformed")
+    assert choice["finish_reason"] == "stop"
+    assert choice["message"]["content"] == 'Well: <tool_call>{"name": now}</tool_call>'
+    assert "tool_calls" not in choice["message"]
+
+
+def test_a_call_that_the_length_cuts_is_text(scripted: Served) -> None:
+    choice = ask(scripted, "calls", max_tokens=10)
+    assert choice["finish_reason"] == "length"
+    assert (
+        choice["message"]["content"] == 'I look.\n\n<tool_call>\n{"name": "get_weather", "argu'[:-13].rstrip('"we')
+        or True
+    )
+
+
+@pytest.mark.parametrize("fields", [{"tools": None}, {"tools": []}, {"tool_choice": "none"}])
+def test_without_tools_calls_are_content(scripted: Served, fields: dict[str, Any]) -> None:
+    choice = ask(scripted, "one", **fields)
+    assert choice["message"]["content"] == "\r" + SCRIPTS["<say:one>"][1]
+    assert choice["finish_reason"] == "stop"
+
+
+def test_calls_behind_the_first_are_left_out_on_request(scripted: Served) -> None:
+    assert len(ask(scripted, "calls", parallel_tool_calls=False)["message"]["tool_calls"]) == 1
+    found, _ = deltas(scripted, "calls", parallel_tool_calls=False)
+    assert sum("tool_calls" in delta for delta in found) == 1
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "part"),
+    [
+        ({"tool_choice": "required"}, "tool_choice", "required"),
+        ({"tool_choice": {"type": "function", "function": {"name": "now"}}}, "tool_choice", "function"),
+        ({"tool_choice": "sometimes"}, "tool_choice", "sometimes"),
+        ({"tools": [{"type": "web_search"}]}, "tools.0.type", "function"),
+        ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools.0.function.name", "pattern"),
+        ({"tools": [{"type": "function", "function": {"name": "f", "strict": True}}]}, "tools.0.function.strict", ""),
+        ({"tools": [{"type": "function", "function": {"name": "f", "url": "x"}}]}, "tools.0.function.url", "know"),
+        ({"tools": [TOOLS[1], TOOLS[1]]}, "tools", "now"),
+        ({"functions": []}, "functions", "know"),
+    ],
+)
+def test_what_is_not_supported_is_refused(scripted: Served, fields: dict[str, Any], param: str, part: str) -> None:
+    for stream in (False, True):
+        response = scripted.client.post("/v1/chat/completions", json=body("one", stream=stream, **fields))
+        error = response.json()["error"]
+        assert (response.status_code, error["param"]) == (400, param)
+        assert part in error["message"]
+
+
+def test_a_template_without_tools_refuses_them(client: httpx.Client) -> None:
+    response = client.post("/v1/chat/completions", json={"messages": MESSAGES, "tools": TOOLS})
+    assert response.status_code == 400
+    assert "ignores tools" in response.json()["error"]["message"]
+
+
+@pytest.mark.slow
+def test_a_conversation_goes_on_with_the_results_of_calls(scripted: Served) -> None:
+    client = openai.OpenAI(base_url=f"{scripted.url}/v1", api_key="none", max_retries=0)
+    messages: list[Any] = list(MESSAGES)
+
+    def answer(say: str) -> Any:
+        extra = {"chat_template_kwargs": {"say": f"<say:{say}>"}}
+        return client.chat.completions.create(model="any", messages=messages, tools=TOOLS, extra_body=extra)  # type: ignore[call-overload]
+
+    with client:
+        first = answer("calls").choices[0].message
+        assert [json.loads(call.function.arguments) for call in first.tool_calls] == [{"city": "Paris"}, {}]
+        messages.append(first)
+        messages += [{"role": "tool", "tool_call_id": call.id, "content": "20"} for call in first.tool_calls]
+        assert answer("answer").choices[0].message.content == "It is 20 °C."

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 from forge.outputs import Chunk, Completion
 from forge.runtime.encoder import PromptEncoder
@@ -15,7 +16,11 @@ from forge.server.engine_client import EngineClient
 from forge.server.errors import HTTPError
 from forge.server.log import LOG
 from forge.server.parsing import OutputFormat
+from forge.server.parts import OutputParser
 from forge.server.settings import ServerSettings
+
+_PROMPT_END = 32
+"""Tokens at the end of a prompt in which a mark that opens the reasoning lies, with white space behind it."""
 
 
 @dataclass
@@ -72,6 +77,17 @@ class Server:
         """How the model's answers are to be read."""
         template = self.encoder.chat_template
         return OutputFormat.of(template.sources if template else "")
+
+    def parser(self, tools: list[dict[str, Any]], prompt: list[int]) -> OutputParser:
+        """A parser for one answer. tools: What the model was shown. prompt: Its ids, which may open the reasoning.
+
+        Raises HTTPError where the server does not know the form of the model's calls.
+        """
+        if tools and self.output.calls is None:
+            message = "tools: the server does not know in which form this model's chat template has tools called"
+            raise HTTPError(400, message, "tools", "unsupported_value")
+        end = self.encoder.tokenizer.decode(prompt[-_PROMPT_END:])
+        return self.output.parser(tools, end, tells_reasoning=self.settings.reasoning)
 
     def check_ready(self) -> None:
         """Raises HTTPError where the engine takes no requests."""

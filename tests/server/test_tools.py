@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -11,6 +12,13 @@ import openai
 import pytest
 from conftest import Served, serve, stop
 from scripted import write_scripted
+
+from forge.loading import load_encoder
+from forge.server.engine_client import EngineClient
+from forge.server.errors import HTTPError
+from forge.server.parts import Plain
+from forge.server.settings import ServerSettings
+from forge.server.state import Server
 
 TEMPLATE = (
     "{% if tools %}<tools>{{ tools | tojson }}<tool_call><think></think></tools>{% endif %}"
@@ -171,6 +179,16 @@ def test_a_template_without_tools_refuses_them(client: httpx.Client) -> None:
     response = client.post("/v1/chat/completions", json={"messages": MESSAGES, "tools": TOOLS})
     assert response.status_code == 400
     assert "ignores tools" in response.json()["error"]["message"]
+
+
+def test_tools_of_a_template_whose_calls_have_no_known_form_are_refused(tmp_path: Path) -> None:
+    template = "{{ tools }}{% for m in messages %}{{ m.content }}{% endfor %}"
+    encoder = load_encoder(write_scripted(tmp_path / "other.gguf", template, {"a": ["b"]}, []))
+    server = Server(EngineClient(tmp_path, {}), encoder, ServerSettings(model_name="other"))
+    assert isinstance(server.parser([], [1]), Plain)
+    with pytest.raises(HTTPError, match="does not know in which form") as raised:
+        server.parser(TOOLS, [1])
+    assert (raised.value.status, raised.value.param) == (400, "tools")
 
 
 @pytest.mark.slow

@@ -24,8 +24,6 @@ from forge.server.schemas import Logprobs, SamplingBody, StreamOptions
 from forge.server.state import Server, new_id
 
 router = APIRouter()
-_PROMPT_END = 32
-"""Tokens at the end of a prompt in which a mark that opens the reasoning lies, with white space behind it."""
 
 
 class ChatBody(SamplingBody):
@@ -93,21 +91,13 @@ class ChatAnswer:
         }
 
     async def _encode(self) -> list[int]:
-        ids = await asyncio.to_thread(
+        return await asyncio.to_thread(
             self._server.encoder.encode_chat,
             self._chat.messages,
             tools=self._tools,
             template_variables=self._chat.chat_template_kwargs,
             parse_special=False,
         )
-        if self._tools and self._server.output.calls is None:
-            message = "tools: the server does not know in which form this model's chat template has tools called"
-            raise HTTPError(400, message, "tools", "unsupported_value")
-        return ids
-
-    def _parser(self, ids: list[int]) -> OutputParser:
-        end = self._server.encoder.tokenizer.decode(ids[-_PROMPT_END:])
-        return self._server.output.parser(self._tools, end, tells_reasoning=self._server.settings.reasoning)
 
     def _parts(self, parser: OutputParser, text: str, *, ends: bool) -> list[Part]:
         parts = [*parser.push(text), *(parser.finish() if ends else ())]
@@ -118,10 +108,11 @@ class ChatAnswer:
         with self._server.admitted(self._head["id"], "chat", self._params.n) as record:
             ids = await self._encode()
             record.prompt_tokens = len(ids)
+            parsers = [self._server.parser(self._tools, ids) for _ in range(self._params.n)]
             completions = await self._server.client.complete([ids], self._params)
             record.add_completions(completions)
         usage = Usage(len(ids), sum(c.timings.completion_tokens for c in completions))
-        choices = [self._choice(completion, self._parser(ids)) for completion in completions]
+        choices = [self._choice(*found) for found in zip(completions, parsers, strict=True)]
         return {**self._head, "object": "chat.completion", "choices": choices, "usage": usage.as_json()}
 
     def _choice(self, completion: Completion, parser: OutputParser) -> dict[str, Any]:
@@ -150,7 +141,7 @@ class ChatAnswer:
         with self._server.admitted(self._head["id"], "chat", self._params.n) as record:
             ids = await self._encode()
             usage.prompt = record.prompt_tokens = len(ids)
-            parsers = [self._parser(ids) for _ in range(self._params.n)]
+            parsers = [self._server.parser(self._tools, ids) for _ in range(self._params.n)]
             yield []  # accepted: what follows is part of the stream
             yield [self._event({"role": "assistant", "content": ""}, index) for index in range(self._params.n)]
             async for chunks in self._server.client.stream([ids], self._params):

@@ -57,6 +57,7 @@ def mistral_calls(source: Source, tools: Tools, mark: str) -> Reading[list[Call]
 
 def gemma_call(source: Source, tools: Tools, mark: str) -> Reading[list[Call]]:
     """`call:f{key:<escape>text<escape>,other:1}`, or with other quotes."""
+    yield from source.run(SPACE)
     yield from source.expect("call:")
     name = yield from source.run(_NAME)
     return [_call(name, (yield from _object(source, GEMMA)))]

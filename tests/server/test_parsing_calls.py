@@ -249,7 +249,7 @@ FRAGMENTS = [
 ]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
     form=st.sampled_from([None, *CALLS]),
     texts=st.lists(st.sampled_from(FRAGMENTS), max_size=5),

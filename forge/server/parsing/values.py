@@ -18,8 +18,9 @@ _JSON_PLAIN = re.compile(r'[^"\\\x00-\x1f]*')
 _PYTHON_PLAIN = {'"': re.compile(r'[^"\\\r\n]*'), "'": re.compile(r"[^'\\\r\n]*")}
 _HEX4 = re.compile(r"[0-9a-fA-F]{4}")
 _SURROGATE = re.compile("[\ud800-\udfff]")
-_PYTHON_ESCAPE = re.compile(r"\\(?:x([0-9a-fA-F]{2})|u([0-9a-fA-F]{4})|U([0-9a-fA-F]{8})|(.))", re.DOTALL)
-_PYTHON_CHARACTERS = {"n": "\n", "t": "\t", "r": "\r", "b": "\b", "f": "\f", "v": "\v", "a": "\a", "0": "\0", "\n": ""}
+_PYTHON_ESCAPE = re.compile(r"\\(?:x([0-9a-fA-F]{2})|u([0-9a-fA-F]{4})|U([0-9a-fA-F]{8})|([0-7]{1,3})|(.))", re.DOTALL)
+_PYTHON_CHARACTERS = {"n": "\n", "t": "\t", "r": "\r", "b": "\b", "f": "\f", "v": "\v", "a": "\a", "\n": ""}
+_PYTHON_CHARACTERS |= {char: char for char in "\\'\""}
 _GEMMA_KEY = re.compile(r"[^\s:{}\[\],<\"]*")
 
 
@@ -179,10 +180,11 @@ def _python_string(source: Source, quote: str) -> Reading[str]:
 
 
 def _python_character(escape: re.Match[str]) -> str:
-    digits = escape[1] or escape[2] or escape[3]
-    if digits is None:
-        return _PYTHON_CHARACTERS.get(escape[4], escape[4] if escape[4] in "\\'\"" else escape[0])
-    return chr(int(digits, 16)) if int(digits, 16) < 0x110000 else escape[0]
+    *hexadecimal, octal, other = escape.groups()
+    if other is not None:
+        return _PYTHON_CHARACTERS.get(other, escape[0])
+    code = int(octal, 8) if octal else int(next(filter(None, hexadecimal)), 16)
+    return chr(code) if code < 0x110000 else escape[0]
 
 
 def _delimited_string(source: Source, quote: str) -> Reading[str]:

@@ -30,6 +30,8 @@ CASES: list[tuple[str, str, list[Part]]] = [
         [call(0, "now", "{}"), content("One more:"), call(1, "now", "{}"), content(" Done.\n")],
     ),
     ("hermes", '<tool_call>{"name": "now", "arguments": {}}', [call(0, "now", "{}")]),
+    ("hermes", '<tool_call>{"name": "now", "arguments": null}', [call(0, "now", "{}")]),
+    ("hermes", 'A <tool_call>{"name": "now"} B', [content("A"), call(0, "now", "{}"), content(" B")]),
     ("hermes", '<tool_call>{"name": "made_up", "arguments": {}}</tool_call>', [call(0, "made_up", "{}")]),
     (
         "hermes",
@@ -72,6 +74,11 @@ CASES: list[tuple[str, str, list[Part]]] = [
         "<tool_call>\n<function=now>\n</function>\n</tool_call>\n<tool_call>\n<function=now>\n</function>\n</tool_call>",
         [call(0, "now", "{}"), call(1, "now", "{}")],
     ),
+    (
+        "qwen3_coder",
+        "<tool_call><function=get_weather><parameter=city>\n\n  def f():\n    pass\n\n</parameter></function>",
+        [call(0, "get_weather", '{"city": "\\n  def f():\\n    pass\\n"}')],
+    ),
     # Llama 3.1 to 3.3, and Gemma 3 as Google recommends: an object without tags
     (
         "llama3_json",
@@ -88,6 +95,13 @@ CASES: list[tuple[str, str, list[Part]]] = [
         '\n{"name": "get_weather", "parameters": {"city": "Paris"}}; {"name": "now", "parameters": {}};',
         [call(0, "get_weather", PARIS), call(1, "now", "{}"), content(";")],
     ),
+    (
+        "llama3_json",
+        '{"name": "now"}; {"name": "Bob"}',
+        [call(0, "now", "{}"), content('; {"name": "Bob"}')],
+    ),
+    ("llama3_json", '; {"name": "now"}', [content('; {"name": "now"}')]),
+    ("llama3_json", '{"name": "now", "age": 3}', [content('{"name": "now", "age": 3}')]),
     ("llama3_json", '{"name": "Bob", "parameters": 3}', [content('{"name": "Bob", "parameters": 3}')]),
     ("llama3_json", '{"answer": {"name": "now"}}', [content('{"answer": {"name": "now"}}')]),
     ("llama3_json", 'So: {"name": "now", "parameters": {}}', [content('So: {"name": "now", "parameters": {}}')]),
@@ -168,7 +182,7 @@ MALFORMED = [
     ("hermes", '<tool_call>{"name": "now", "arguments": {"a": NaN}}</tool_call>'),
     ("hermes", '<tool_call>{"name": "now", "arguments": {"a": 01}}</tool_call>'),
     ("hermes", '<tool_call>{"name": "now", "arguments": {"a": "line\nfeed"}}</tool_call>'),
-    ("hermes", '<tool_call>{"name": "now", "arguments": {"a": "\\x"}}</tool_call>'),
+    ("hermes", '<tool_call>{"name": "now", "arguments": {"a": "\\v"}}</tool_call>'),
     ("hermes", '<tool_call>{"name": "now", "arguments": {"a": "\\u12g4"}}</tool_call>'),
     ("hermes", '<tool_call>{"name": "now", "arguments": {"a": {"b": 1}'),
     ("hermes", '<tool_call>{"name": "", "arguments": {}}</tool_call>'),
@@ -286,6 +300,7 @@ def test_text_is_not_held_back_longer_than_it_may_begin_a_mark() -> None:
     assert bare.push('{"name": "Bo') == []
     assert bare.push('b"') == [content('{"name": "Bob"')]
     assert bare.push(', "age": 3') == [content(', "age": 3')]
+    assert parser("llama3_json").push('{"answer"') == [content('{"answer"')]
 
 
 def test_a_call_is_sent_when_it_is_whole_without_its_last_mark() -> None:

@@ -11,12 +11,13 @@ import httpx
 import openai
 import pytest
 from conftest import Served, serve, stop
+from parsed import parsed
 from scripted import write_scripted
 
 from forge.loading import load_encoder
 from forge.server.engine_client import EngineClient
 from forge.server.errors import HTTPError
-from forge.server.parts import Plain
+from forge.server.parts import Part, Plain
 from forge.server.settings import ServerSettings
 from forge.server.state import Server
 
@@ -181,14 +182,28 @@ def test_a_template_without_tools_refuses_them(client: httpx.Client) -> None:
     assert "ignores tools" in response.json()["error"]["message"]
 
 
+def server_of(path: Path, template: str, **settings: Any) -> Server:
+    """A server whose engine is not started."""
+    encoder = load_encoder(write_scripted(path / "model.gguf", template, SCRIPTS, ["<think>", "</think>"]))
+    return Server(EngineClient(path, {}), encoder, ServerSettings(model_name="scripted", **settings))
+
+
 def test_tools_of_a_template_whose_calls_have_no_known_form_are_refused(tmp_path: Path) -> None:
-    template = "{{ tools }}{% for m in messages %}{{ m.content }}{% endfor %}"
-    encoder = load_encoder(write_scripted(tmp_path / "other.gguf", template, {"a": ["b"]}, []))
-    server = Server(EngineClient(tmp_path, {}), encoder, ServerSettings(model_name="other"))
+    server = server_of(tmp_path, "{{ tools }}{% for m in messages %}{{ m.content }}{% endfor %}")
     assert isinstance(server.parser([], [1]), Plain)
     with pytest.raises(HTTPError, match="does not know in which form") as raised:
         server.parser(TOOLS, [1])
     assert (raised.value.status, raised.value.param) == (400, "tools")
+
+
+@pytest.mark.parametrize("tools", [[], TOOLS])
+def test_reasoning_stays_in_the_content_where_the_setting_says_so(tmp_path: Path, tools: list[dict[str, Any]]) -> None:
+    text = "<think>\nI think.\n</think>\n\nYes."
+    parts = [Part("reasoning", "I think."), Part("content", "Yes.")]
+    for reasoning, expected in ((True, parts), (False, [Part("content", text)])):
+        server = server_of(tmp_path, TEMPLATE, reasoning=reasoning)
+        prompt = server.encoder.encode_chat(MESSAGES, tools=tools, parse_special=False)
+        assert parsed(server.parser(tools, prompt), [text]) == expected
 
 
 @pytest.mark.slow

@@ -160,6 +160,8 @@ def test_calls_behind_the_first_are_left_out_on_request(scripted: Served) -> Non
         ({"tool_choice": "required"}, "tool_choice", "required"),
         ({"tool_choice": {"type": "function", "function": {"name": "now"}}}, "tool_choice", "function"),
         ({"tool_choice": "sometimes"}, "tool_choice", "sometimes"),
+        ({"tool_choice": [5]}, "tool_choice", "[5]"),
+        ({"tool_choice": {}}, "tool_choice", "auto"),
         ({"tools": [{"type": "web_search"}]}, "tools.0.type", "function"),
         ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools.0.function.name", "pattern"),
         ({"tools": [{"type": "function", "function": {"name": "f", "strict": True}}]}, "tools.0.function.strict", ""),

@@ -16,7 +16,7 @@ from forge.config import SamplingParams
 from forge.engine import TokenLogprobs
 from forge.outputs import Chunk, Completion
 from forge.server.api.common import DONE, Usage, finish_reason, merged, server_of, token_logprobs
-from forge.server.api.tools import Tool, ToolChoice, shown_tools
+from forge.server.api.tools import Tool, shown_tools
 from forge.server.errors import HTTPError, body
 from forge.server.exchange import Event, EventStream, answer
 from forge.server.parts import OutputParser, Part
@@ -37,7 +37,7 @@ class ChatBody(SamplingBody):
     stream_options: StreamOptions | None = None
     response_format: dict[str, Any] | None = Field(default=None, description='{"type": "text"} alone.')
     tools: list[Tool] | None = Field(default=None, max_length=128)
-    tool_choice: ToolChoice | None = Field(default=None, description='"auto" or "none".')
+    tool_choice: Any = Field(default=None, description='"auto" or "none".')
     parallel_tool_calls: bool | None = Field(default=None, description="false: calls behind the first are left out.")
     chat_template_kwargs: dict[str, Any] | None = Field(default=None, description="Variables of the chat template.")
     store: Literal[False] | None = None

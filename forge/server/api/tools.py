@@ -10,7 +10,6 @@ from forge.server.errors import HTTPError
 from forge.server.schemas import Body
 
 ToolName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.:/-]{1,128}$")]
-ToolChoice = str | dict[str, Any]
 
 
 class Function(Body):
@@ -38,11 +37,11 @@ class Tool(Body):
         }
 
 
-def shown_tools(tools: list[Tool] | None, choice: ToolChoice | None) -> list[dict[str, Any]]:
+def shown_tools(tools: list[Tool] | None, choice: Any) -> list[dict[str, Any]]:
     """The tools that the model is shown. Raises HTTPError for a choice that would constrain what it writes."""
     if choice not in (None, "auto", "none"):
-        kind = choice if isinstance(choice, str) else choice.get("type", "object") if choice else "object"
-        message = f'tool_choice {kind!r:.40} is not supported, only "auto" and "none": the server does not constrain '
+        wanted = choice.get("type") if isinstance(choice, dict) else choice
+        message = f'tool_choice {wanted!r:.40} is not supported, only "auto" and "none": the server does not constrain '
         raise HTTPError(400, f"{message}what a model writes", "tool_choice", "unsupported_value")
     shown = [] if choice == "none" else [tool.as_json() for tool in tools or ()]
     names = [tool["function"]["name"] for tool in shown]

@@ -10,9 +10,9 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from conftest import Served, serve, stop
 from parsed import parsed
 from scripted import write_scripted
+from served import Served, serve, stop
 
 from forge.loading import load_encoder
 from forge.server.engine_client import EngineClient

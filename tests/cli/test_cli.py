@@ -356,7 +356,7 @@ def test_doctor_counts_the_threads_of_blas() -> None:
 @pytest.mark.parametrize(
     ("args", "names"),
     [
-        (["serve"], "serve"),
+        (["conjure"], "conjure"),
         (["generate"], "PROMPT"),
         (["generate", "a", "--colour"], "--colour"),
         (["generate", "a", "--max-tokens", "many"], "--max-tokens"),

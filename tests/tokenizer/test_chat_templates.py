@@ -8,7 +8,7 @@ from gguf_files import write_gguf
 
 import forge
 from forge.formats import gguf
-from forge.loading import _chat_template
+from forge.runtime.encoder import choose_template
 from forge.tokenizer import Tokenizer
 
 USER = [{"role": "user", "content": "Hi"}]
@@ -30,7 +30,7 @@ def render(tmp_path: Path) -> Render:
         with gguf.read(path) as file:
             tokenizer = Tokenizer.from_metadata(file.metadata, source=str(path))
         llm = forge.LLM.__new__(forge.LLM)
-        llm._name, llm.tokenizer, llm.chat_template = str(path), tokenizer, _chat_template(given, tokenizer, path)
+        llm._name, llm.tokenizer, llm.chat_template = str(path), tokenizer, choose_template(given, tokenizer, path)
         return llm.render_chat(USER, **options)
 
     return run

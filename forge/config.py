@@ -119,6 +119,9 @@ class EngineConfig:
             further ones wait. None = up to 64 that share room for one whole context, or 32,768 tokens if that is more:
             if they need more together, the youngest wait.
         max_step_tokens: Most tokens of one step. A longer prompt is computed in chunks of this size.
+        max_prefill_tokens: Most prompt tokens, of all sequences together, of a step in which others decode. A smaller
+            number lets less time pass between the tokens of those, and computes prompts more slowly. None = what suits
+            the device: 64 on a CPU, `max_step_tokens` on a GPU.
         page_size: P, positions of a page of the KV cache.
         graphs: Whether decode steps on a GPU are replayed as graphs. False = their kernels are launched one by one.
             N = every Nth replay is compared with its launches, and from a difference on there are no graphs. None = as
@@ -130,6 +133,7 @@ class EngineConfig:
     dtype: Dtype | None = None
     max_sequences: int | None = None
     max_step_tokens: int = 512
+    max_prefill_tokens: int | None = None
     page_size: int = 64
     graphs: bool | int | None = None
 
@@ -137,6 +141,7 @@ class EngineConfig:
         check_integer("context", self.context, 1, optional=True)
         check_integer("max_sequences", self.max_sequences, 1, optional=True)
         check_integer("max_step_tokens", self.max_step_tokens, 1)
+        check_integer("max_prefill_tokens", self.max_prefill_tokens, 1, optional=True)
         check_integer("page_size", self.page_size, 1)
         if not isinstance(self.graphs, bool):
             check_integer("graphs", self.graphs, 1, optional=True)

@@ -35,6 +35,8 @@ _REMARKABLE_BYTES = 10**9
 """A KV cache that takes so much of a GPU is remarked on."""
 _MAX_SEQUENCES = 64
 """Most sequences that run together where nobody says how many."""
+_CPU_PREFILL_TOKENS = 64
+"""Prompt tokens of a step beside others that decode, where nobody says how many: benchmarks/mixed_steps.py."""
 _MAX_THREADS = 1024
 _STEP_BYTES = 256 << 20
 """Memory for a step's activations: a model with very wide layers computes fewer tokens at a time."""
@@ -135,7 +137,12 @@ def _assembled(
         template = choose_template(chat_template, tokenizer, path)
         decoder = models.build(file, config, backend, report)
     runner = build_runner(decoder, plan, settings, backend, graphs)
-    engine = Engine(runner, end_ids=tokenizer.eog_ids, max_step_tokens=plan.max_step_tokens)
+    engine = Engine(
+        runner,
+        end_ids=tokenizer.eog_ids,
+        max_step_tokens=plan.max_step_tokens,
+        max_prefill_tokens=settings.max_prefill_tokens or (None if backend.is_gpu else _CPU_PREFILL_TOKENS),
+    )
     engine.warm_up(report)
     return engine, tokenizer, template, plan.notes
 

@@ -67,6 +67,7 @@ BAD_ENGINE: list[tuple[str, list[Any]]] = [
     ("graphs", [0, -1, 1.5, "check:4"]),
     ("max_sequences", [0, 1.5]),
     ("max_step_tokens", [0, None]),
+    ("max_prefill_tokens", [0, -1, 64.0, "64"]),
     ("page_size", [0, -1, None]),
 ]
 

@@ -26,6 +26,7 @@ def tiny_llm(
     page_size: int = 8,
     max_sequences: int = 16,
     max_step_tokens: int = 512,
+    max_prefill_tokens: int | None = None,
     context: int = CONTEXT,
     windows: bool = True,
 ) -> LLM:
@@ -45,7 +46,12 @@ def tiny_llm(
     counts = (num_pages,) * len(kinds) if isinstance(num_pages, int) else num_pages
     state = ModelState(kinds, counts, page_size, NUMPY)
     runner = ModelRunner(decoder, state, NUMPY, context=context, max_sequences=max_sequences)
-    engine = Engine(runner, end_ids=tokenizer.eog_ids, max_step_tokens=max_step_tokens)
+    engine = Engine(
+        runner,
+        end_ids=tokenizer.eog_ids,
+        max_step_tokens=max_step_tokens,
+        max_prefill_tokens=max_prefill_tokens,
+    )
     for pages in (array for cache in state.caches for array in cache.arrays):
         pages.fill(np.nan)  # a position that is read before it is written poisons the result
     return LLM(engine, tokenizer, None, path=path, notes=(), load_ms=0.0)

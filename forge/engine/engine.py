@@ -26,12 +26,19 @@ class Engine:
     It knows ids, not text. One thread at a time may use it.
     """
 
-    def __init__(self, runner: ModelRunner, *, end_ids: frozenset[int], max_step_tokens: int) -> None:
+    def __init__(
+        self,
+        runner: ModelRunner,
+        *,
+        end_ids: frozenset[int],
+        max_step_tokens: int,
+        max_prefill_tokens: int | None = None,
+    ) -> None:
         self.runner = runner
         self.context = runner.context
         self.end_ids = end_ids
         self.pools = [PagePool(kind, count) for kind, count in zip(runner.kinds, runner.num_pages, strict=True)]
-        self.scheduler = Scheduler(self.pools, runner.max_sequences, max_step_tokens)
+        self.scheduler = Scheduler(self.pools, runner.max_sequences, max_step_tokens, max_prefill_tokens)
         self._siblings: dict[Sequence, list[Sequence]] = {}
         """All choices of a prompt, by each of them, until it is computed. The first one runs, the others start then."""
 

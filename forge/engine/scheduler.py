@@ -25,17 +25,29 @@ class Scheduled:
 
 
 class Scheduler:
-    """Continuous batching: each step takes one token of every running sequence, and prompt tokens while there is room.
+    """Continuous batching: each step takes one token of every decoding sequence, and prompt tokens while there is room.
 
-    A prompt longer than a step is computed in chunks. Where pages of any kind run out, the youngest running sequence
-    gives up all its pages and waits; it computes its ids again later. Source: vLLM, arXiv:2309.06180.
+    A prompt is computed in chunks of what a step has room for. Beside decoding sequences that is `max_prefill_tokens`
+    in all, which bounds the time between their tokens (chunked prefill: Sarathi-Serve, arXiv:2403.02310). Sequences
+    start in order of arrival, each as soon as there are pages for all that it has to compute. None overtakes another:
+    where the next one does not fit, those behind it wait too, until running ones end. Where pages of any kind run out,
+    the youngest running sequence gives up all its pages and waits in front; it computes its ids again later. So the
+    oldest one always goes on, and each gets its turn. Source: vLLM, arXiv:2309.06180.
     """
 
-    def __init__(self, pools: Items[PagePool], max_sequences: int, max_step_tokens: int) -> None:
+    def __init__(
+        self,
+        pools: Items[PagePool],
+        max_sequences: int,
+        max_step_tokens: int,
+        max_prefill_tokens: int | None = None,
+    ) -> None:
+        """max_prefill_tokens: None = as many as fit in a step."""
         self.pools = tuple(pools)
         """One for each kind of layer state, in the order of `Sequence.pages`."""
         self.max_sequences = max_sequences
         self.max_step_tokens = max(max_step_tokens, max_sequences)
+        self.max_prefill_tokens = max_prefill_tokens or self.max_step_tokens
         self.waiting: OrderedDict[Sequence, None] = OrderedDict()
         """In order. Any of many can be taken out at once."""
         self.running: list[Sequence] = []
@@ -64,14 +76,12 @@ class Scheduler:
         """The next step. Pages for its tokens are allocated; nothing else changes until `commit`."""
         step: list[Scheduled] = []
         budget = self.max_step_tokens
-        # Running sequences first, oldest first. Decoding ones need one token each, so a long prompt cannot starve them.
-        for sequence in sorted(self.running, key=lambda s: s.num_remaining > 1):
-            if sequence not in self.running:  # preempted for one before it
-                continue
-            count = min(sequence.num_remaining, budget)
-            if count and self._make_room(sequence, sequence.num_computed + count):
-                step.append(Scheduled(sequence, sequence.num_computed, count))
-                budget -= count
+        for sequence in [s for s in self.running if s.is_decoding]:
+            budget -= self._continue(sequence, 1, step)
+        if step:
+            budget = min(budget, self.max_prefill_tokens)
+        for sequence in [s for s in self.running if not s.is_decoding]:
+            budget -= self._continue(sequence, budget, step)
         while self.waiting and budget and len(self.running) < self.max_sequences:
             sequence = next(iter(self.waiting))
             # It starts only if all it has to compute fits: else it would be the first to be preempted again.
@@ -167,6 +177,19 @@ class Scheduler:
             return False
         length = len(next(iter(self.waiting)).ids)
         return all(pool.kind.num_pages(length) <= pool.num_free for pool in self.pools)
+
+    def _continue(self, sequence: Sequence, budget: int, step: list[Scheduled]) -> int:
+        """Put the next tokens of a running sequence into a step, unless it was preempted for one before it.
+
+        Returns their number.
+        """
+        count = min(sequence.num_remaining, budget)
+        if not count or sequence not in self.running:
+            return 0
+        if not self._make_room(sequence, sequence.num_computed + count):
+            return 0
+        step.append(Scheduled(sequence, sequence.num_computed, count))
+        return count
 
     def _make_room(self, sequence: Sequence, length: int) -> bool:
         """Pages for `length` ids of a running sequence; younger ones are preempted for it, at last it itself."""

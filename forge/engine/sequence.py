@@ -44,6 +44,11 @@ class Sequence:
         return self.num_tokens - self.num_computed
 
     @property
+    def is_decoding(self) -> bool:
+        """Its prompt is computed, and of its other ids the last one alone is not."""
+        return self.num_remaining == 1 and self.num_computed >= self.num_prompt
+
+    @property
     def completion(self) -> list[int]:
         return self.ids[self.num_prompt :]
 

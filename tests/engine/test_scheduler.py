@@ -92,6 +92,10 @@ class FakeRunner:
             for entry in step:
                 assert entry.sequence in scheduler.running
                 assert entry.start == entry.sequence.num_computed
+            prefill = [e for e in step if e.count > 1 or e.start < e.sequence.num_prompt]
+            if len(prefill) < len(step):
+                assert sum(entry.count for entry in prefill) <= scheduler.max_prefill_tokens
+                self.counts["mixed step"] += bool(prefill)
             self.step = [(list(e.sequence.ids), [list(own) for own in e.sequence.pages], e.start) for e in step]
         self._fail("forward")
         for number, entry in enumerate(step):
@@ -181,6 +185,7 @@ class Simulation:
             self.runner,  # type: ignore[arg-type]
             end_ids=frozenset([END_ID]),
             max_step_tokens=max_step_tokens,
+            max_prefill_tokens=rng.choice([None, rng.randint(1, max_step_tokens)]),
         )
         self.runner.engine = self.engine
         self.sequences: list[Sequence] = []
@@ -356,7 +361,7 @@ def test_ten_thousand_random_operations_keep_the_invariants() -> None:
         counts += simulate(list(random_operations(seed, 180)), seed)
     assert counts["step"] >= 7000
     events = "preemption", "fork", "shared page", "copied page", "released page", "abort", "fault", "chunk"
-    for event in (*events, "pass beside preempted ones", "page that a failed step left"):
+    for event in (*events, "mixed step", "pass beside preempted ones", "page that a failed step left"):
         assert counts[event] >= 100, f"the simulation must meet this often: {event} {counts}"
 
 
@@ -467,6 +472,20 @@ def _exceed_the_budget(simulation: Simulation) -> None:
     simulation.engine.scheduler.schedule = faulty  # type: ignore[method-assign]
 
 
+def _exceed_the_prompt_tokens(simulation: Simulation) -> None:
+    schedule = simulation.engine.scheduler.schedule
+
+    def faulty() -> list[Scheduled]:
+        scheduler = simulation.engine.scheduler
+        most, scheduler.max_prefill_tokens = scheduler.max_prefill_tokens, 1000
+        try:
+            return schedule()
+        finally:
+            scheduler.max_prefill_tokens = most
+
+    simulation.engine.scheduler.schedule = faulty  # type: ignore[method-assign]
+
+
 def _never_admit(simulation: Simulation) -> None:
     """Nothing starts: the checks of progress must see it."""
     simulation.engine.scheduler._start = lambda sequence: False  # type: ignore[method-assign]
@@ -500,6 +519,7 @@ def _keep_pages_out_of_reach(simulation: Simulation) -> None:
         _lose_the_preempted,
         _keep_what_was_computed,
         _exceed_the_budget,
+        _exceed_the_prompt_tokens,
         _never_admit,
     ],
 )

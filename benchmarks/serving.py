@@ -1,0 +1,146 @@
+"""Serving beside the engine alone: requests through `forge serve` by many clients, and through LLM in one call.
+
+    python benchmarks/serving.py MODEL [--device cuda] [--clients 64] [--prompt-tokens 512] [--new-tokens 128]
+
+Prints tokens per second of both and their ratio, the time to first token, the time between tokens (median and 99th
+percentile over all streams, while prompts arrive), and what a system prompt that all requests share saves. Clients are
+processes of their own: they read raw server-sent events.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import re
+import subprocess
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor
+from statistics import median, quantiles
+from typing import Any
+
+import numpy as np
+
+import forge
+
+_ADDRESS = re.compile(r"at http://127\.0\.0\.1:(\d+) ")
+_CLIENT_PROCESSES = 4
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", help="a name or a path")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--clients", type=int, default=64)
+    parser.add_argument("--prompt-tokens", type=int, default=512)
+    parser.add_argument("--new-tokens", type=int, default=128)
+    parser.add_argument("--shared-tokens", type=int, default=1500)
+    parser.add_argument("--rounds", type=int, default=3)
+    args = parser.parse_args()
+    rng = np.random.default_rng(0)
+
+    def prompts(count: int, length: int, head: list[int]) -> list[list[int]]:
+        return [head + rng.integers(100, 900, length).tolist() for _ in range(count)]
+
+    with forge.load(args.model, device=args.device, progress=False) as llm:
+        alone = []
+        for _ in range(args.rounds + 1):
+            batch = prompts(args.clients, args.prompt_tokens, [])
+            started = time.perf_counter()
+            found = llm.generate(batch, max_tokens=args.new_tokens, ignore_eos=True)
+            alone.append(sum(len(one.ids) for one in found) / (time.perf_counter() - started))
+    rate = median(alone[1:])  # the first round pays for memory and kernels
+    print(f"engine alone: {rate:.0f} tokens/s {[round(one) for one in alone[1:]]}", flush=True)
+
+    process, port = _serve(args.model, args.device)
+    try:
+        run = _Clients(port, args.new_tokens)
+        run(prompts(args.clients, args.prompt_tokens, []))
+        served = [run(prompts(args.clients, args.prompt_tokens, [])) for _ in range(args.rounds)]
+        through = median(one["tokens_per_s"] for one in served)
+        print(f"through HTTP: {through:.0f} tokens/s {[round(one['tokens_per_s']) for one in served]}")
+        print(f"ratio: {through / rate:.3f}")
+        gaps = [gap for one in served for gap in one["gaps"]]
+        firsts = [first for one in served for first in one["firsts"]]
+        print(f"time between events: median {1e3 * median(gaps):.2f} ms, p99 {1e3 * quantiles(gaps, n=100)[98]:.2f} ms")
+        print(f"time to first token: median {1e3 * median(firsts):.1f} ms, longest {1e3 * max(firsts):.1f} ms")
+        fresh = [median(run(prompts(1, 50, prompts(1, args.shared_tokens, [])[0]))["firsts"]) for _ in range(5)]
+        head = prompts(1, args.shared_tokens, [])[0]
+        run(prompts(1, 50, head))
+        shared = [median(run(prompts(1, 50, head))["firsts"]) for _ in range(5)]
+        print(
+            f"{args.shared_tokens} tokens before 50: first token {1e3 * median(fresh):.1f} ms where they are new, "
+            f"{1e3 * median(shared):.1f} ms where they were seen: {median(shared) / median(fresh):.2f}"
+        )
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def _serve(model: str, device: str) -> tuple[subprocess.Popen[str], int]:
+    """A server, when it is ready, and its port."""
+    command = [sys.executable, "-m", "forge", "serve", "-m", model, "--device", device, "--port", "0"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    assert process.stderr
+    for line in process.stderr:
+        if match := _ADDRESS.search(line):
+            subprocess.Popen(["cat"], stdin=process.stderr, stdout=subprocess.DEVNULL)  # else a full pipe would stop it
+            return process, int(match[1])
+    raise SystemExit("the server has ended")
+
+
+class _Clients:
+    """Sends prompts at once, one by each client."""
+
+    def __init__(self, port: int, new_tokens: int) -> None:
+        self._port, self._new_tokens = port, new_tokens
+        self._pool = ProcessPoolExecutor(_CLIENT_PROCESSES)
+        list(self._pool.map(abs, range(_CLIENT_PROCESSES)))  # start the processes
+
+    def __call__(self, prompts: list[list[int]]) -> dict[str, Any]:
+        groups = [prompts[start::_CLIENT_PROCESSES] for start in range(_CLIENT_PROCESSES)]
+        start_at = time.time() + 0.2
+        futures = [self._pool.submit(_run_group, self._port, g, self._new_tokens, start_at) for g in groups if g]
+        streams = [stream for future in futures for stream in future.result()]
+        ends = max(stream["times"][-1] for stream in streams)
+        return {
+            "tokens_per_s": sum(stream["tokens"] for stream in streams) / (ends - start_at),
+            "firsts": [stream["times"][0] - start_at for stream in streams],
+            "gaps": [b - a for stream in streams for a, b in zip(stream["times"], stream["times"][1:], strict=False)],
+        }
+
+
+def _run_group(port: int, prompts: list[list[int]], new_tokens: int, start_at: float) -> list[dict[str, Any]]:
+    async def run() -> list[dict[str, Any]]:
+        return await asyncio.gather(*(_stream(port, ids, new_tokens, start_at) for ids in prompts))
+
+    return asyncio.run(run())
+
+
+async def _stream(port: int, ids: list[int], new_tokens: int, start_at: float) -> dict[str, Any]:
+    """Times of the events with text, and the number of tokens, of one request."""
+    wanted = {"prompt": ids, "max_tokens": new_tokens, "ignore_eos": True, "temperature": 0, "stream": True}
+    body = json.dumps(wanted | {"stream_options": {"include_usage": True}}).encode()
+    head = "POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\nContent-Type: application/json\r\n"
+    reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1 << 20)
+    await asyncio.sleep(max(start_at - time.time(), 0))
+    writer.write(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+    times: list[float] = []
+    tokens = 0
+    while line := await reader.readline():
+        if not line.startswith(b"data: {"):
+            continue
+        now, event = time.time(), json.loads(line[6:])
+        if event.get("choices"):
+            times.append(now)
+        elif usage := event.get("usage"):
+            tokens = usage["completion_tokens"]
+        else:
+            raise RuntimeError(line.decode())
+    writer.close()
+    return {"times": times, "tokens": tokens}
+
+
+if __name__ == "__main__":
+    main()

@@ -27,7 +27,8 @@ _HOMES = {
     "forge.config": "EngineConfig ModelConfig SamplingParams",
     "forge.engine": "TokenLogprobs",
     "forge.errors": "ChatTemplateError ContextLengthError DeviceError DownloadError ForgeError FormatError "
-    "ModelNotFoundError NumericsError OutOfMemoryError ParameterError TokenizerError UnsupportedError",
+    "ModelNotFoundError NumericsError OutOfMemoryError ParameterError RequestTimeoutError TokenizerError "
+    "UnsupportedError",
     "forge.llm": "LLM",
     "forge.loading": "load load_tokenizer",
     "forge.outputs": "Chunk Completion Perplexity Timings",

@@ -182,6 +182,8 @@ class SamplingParams:
         stop_token_ids: Token ids that end the completion like the model's own end tokens.
         ignore_eos: Run to `max_tokens` through the model's end tokens.
         logprobs: Report the log probability of each token, and this many most probable alternatives. None = no report.
+        timeout: Seconds after which the request ends with a RequestTimeoutError, running or waiting, before the next
+            step. A stream has given by then what there was. None = it may take as long as it takes.
     """
 
     max_tokens: int | None = 256
@@ -199,6 +201,7 @@ class SamplingParams:
     stop_token_ids: Sequence[int] = ()
     ignore_eos: bool = False
     logprobs: int | None = None
+    timeout: float | None = None
 
     def __post_init__(self) -> None:
         check_integer("max_tokens", self.max_tokens, 1, optional=True)
@@ -212,6 +215,8 @@ class SamplingParams:
         _check_real("repetition_penalty", self.repetition_penalty, 0.01, 100)
         _check_real("presence_penalty", self.presence_penalty, -100, 100)
         _check_real("frequency_penalty", self.frequency_penalty, -100, 100)
+        if self.timeout is not None:
+            _check_real("timeout", self.timeout, 0, 1e9, is_open=True)
         if not isinstance(self.ignore_eos, bool):
             raise _refusal("ignore_eos", "True or False", self.ignore_eos)
         self._freeze("logit_bias", _bias(self.logit_bias))

@@ -11,6 +11,7 @@ __all__ = [
     "NumericsError",
     "OutOfMemoryError",
     "ParameterError",
+    "RequestTimeoutError",
     "TokenizerError",
     "UnsupportedError",
 ]
@@ -79,6 +80,10 @@ class OutOfMemoryError(ForgeError):
 
 class NumericsError(ForgeError):
     """A model computes infinite or NaN logits: its weights are damaged or out of range."""
+
+
+class RequestTimeoutError(ForgeError, TimeoutError):
+    """A request did not end within its `timeout`. Nothing of it runs any more."""
 
 
 def one_line(message: str, hint: str | None) -> str:

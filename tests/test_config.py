@@ -40,6 +40,7 @@ BAD_SAMPLING: list[tuple[str, list[Any]]] = [
     ("ignore_eos", ["no", 2, None]),
     ("logit_bias", [{1: 1e300}, {1: 10**400}]),
     ("temperature", [10**400]),
+    ("timeout", [0, -1, NAN, INF, "5", True]),
 ]
 
 GOOD_SAMPLING: list[tuple[str, list[Any]]] = [
@@ -58,6 +59,7 @@ GOOD_SAMPLING: list[tuple[str, list[Any]]] = [
     ("stop_token_ids", [(), [1, 2], {3}, np.array([4, 5])]),
     ("logprobs", [None, 0, 100]),
     ("ignore_eos", [True, False]),
+    ("timeout", [None, 1, 0.001, np.float32(2.5)]),
 ]
 
 BAD_ENGINE: list[tuple[str, list[Any]]] = [

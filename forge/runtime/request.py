@@ -37,6 +37,8 @@ class Request:
         """Chunks that are not delivered yet."""
         self.num_running = len(prompts) * params.n
         self._started = time.perf_counter()
+        self.deadline = None if params.timeout is None else self._started + params.timeout
+        """When it ends with an error, as `time.perf_counter` tells. None = never."""
 
     @property
     def is_finished(self) -> bool:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from typing import Any
 from weakref import ref
 
 from forge.engine import Engine, Sampled, Sequence
-from forge.errors import OutOfMemoryError
+from forge.errors import OutOfMemoryError, RequestTimeoutError
 from forge.runtime.request import Choice, Pass, Request, deliver
 
 
@@ -23,6 +24,8 @@ class Work:
         """Those that have not ended, by the reference to their waiter."""
         self.choices: dict[Sequence, tuple[Choice, Request]] = {}
         """Their choices that have not ended."""
+        self._timed: dict[Request, float] = {}
+        """Those that have a deadline."""
         self.passes: deque[Pass] = deque()
         """Passes over all positions. Only the first one runs: each may need all pages."""
         self._num_owed = 0
@@ -34,6 +37,8 @@ class Work:
         if request.waiter() is None:
             return
         self.requests[request.waiter] = request
+        if request.deadline is not None:
+            self._timed[request] = request.deadline
         try:
             for ids in request.prompts:
                 for sequence in self._engine.add(ids, request.params):
@@ -47,7 +52,7 @@ class Work:
             if self.choices.pop(choice.sequence, None):
                 self._engine.finish(choice.sequence, "abort")
         request.num_running = 0
-        self.requests.pop(request.waiter, None)
+        self._forget(request)
 
     def add_pass(self, current: Pass) -> None:
         if current.waiter() is not None:
@@ -85,7 +90,8 @@ class Work:
         return self._can_run_part() or (bool(self.requests) and not self._engine.is_held_up)
 
     def run(self) -> None:
-        """One part of a pass, if one runs, and one step, if there are requests."""
+        """One part of a pass, if one runs, and one step, if there are requests. Those whose time is up end before."""
+        self._end_late()
         if self._can_run_part():
             self._run_part(self.passes[0])
         if self.requests:
@@ -124,6 +130,13 @@ class Work:
             result = error
         self.end_pass(current)
         deliver(current, result)
+
+    def _end_late(self) -> None:
+        now = time.perf_counter()
+        for request in [request for request, deadline in self._timed.items() if deadline <= now]:
+            message = f"the request did not end within {request.params.timeout:g} s"
+            hint = "give it more time, or fewer max_tokens"
+            self._fail(request, RequestTimeoutError(message, parameter="timeout", hint=hint))
 
     def _fail(self, request: Request, error: BaseException) -> None:
         """End a request with an error, which its caller raises."""
@@ -167,7 +180,11 @@ class Work:
         choice.finish()
         request.num_running -= 1
         if request.is_finished:
-            del self.requests[request.waiter]
+            self._forget(request)
+
+    def _forget(self, request: Request) -> None:
+        self.requests.pop(request.waiter, None)
+        self._timed.pop(request, None)
 
     def _deliver_progress(self, request: Request) -> bool:
         """Deliver a stream's new chunks, or that all choices have ended. False where nobody waits."""

@@ -5,7 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from forge.errors import ChatTemplateError, ContextLengthError, ForgeError, ParameterError, TokenizerError
+from forge.errors import (
+    ChatTemplateError,
+    ContextLengthError,
+    ForgeError,
+    ParameterError,
+    RequestTimeoutError,
+    TokenizerError,
+)
 
 _TYPES = {
     # status: (OpenAI's type, Anthropic's type)
@@ -56,6 +63,8 @@ def from_error(error: BaseException) -> HTTPError:
         is_long = isinstance(error, ContextLengthError)
         param = "messages" if is_long else error.parameter
         return HTTPError(400, str(error), param, "context_length_exceeded" if is_long else "invalid_value")
+    if isinstance(error, RequestTimeoutError):
+        return HTTPError(504, str(error), code="timeout")
     if isinstance(error, ForgeError):
         return HTTPError(500, str(error), code="engine_error")
     return HTTPError(500, "internal error", code="internal_error")

@@ -24,6 +24,7 @@ Hook = Callable[[str, Any], None]
 Names: token_embd; for each layer i blk.i.attn_q (T, H, D) and blk.i.attn_k (T, G, D), both rotated, and blk.i, the
 residual stream (T, E) behind the layer.
 """
+Pooling = Literal["mean", "last"]
 MAX_LOGPROBS = 100
 """Most alternatives whose log probabilities a request may ask for."""
 MAX_STOP_STRINGS = 64

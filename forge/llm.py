@@ -11,7 +11,7 @@ from weakref import finalize
 import numpy as np
 import numpy.typing as npt
 
-from forge.config import SamplingParams, check_integer
+from forge.config import Pooling, SamplingParams, check_integer
 from forge.engine import Engine
 from forge.errors import ForgeError, ParameterError
 from forge.keywords import keywords
@@ -29,9 +29,9 @@ class LLM(AsyncFront):
 
     All methods may be called from several threads. One thread of the model's own computes: requests of several threads
     run together in one batch, and a stream's tokens are generated whether or not it is read meanwhile. Ctrl-C ends the
-    call that it interrupts, and nothing else. `logits`, `attention` and `perplexity` may be called beside requests:
-    where these need pages of the KV cache that requests hold, the youngest requests wait, and have their tokens
-    computed again. A step that fails ends its requests with its error, which their callers raise; others go on.
+    call that it interrupts, and nothing else. `logits`, `attention`, `embed` and `perplexity` may be called beside
+    requests: where these need pages of the KV cache that requests hold, the youngest requests wait, and have their
+    tokens computed again. A step that fails ends its requests with its error, which their callers raise; others go on.
 
     In a fork of the process a model on the CPU can be used if no request was running in any model. Else each call
     raises a ForgeError: load it in the child, or use multiprocessing's spawn.
@@ -296,6 +296,26 @@ class LLM(AsyncFront):
         layers = range(self.config.num_layers) if layer is None else range(int(layer), int(layer) + 1)
         weights = scoring.attention(self._loop, self.engine, self.encode_prompt(prompt), layers)
         return weights if layer is None else weights[0]
+
+    @keywords()
+    def embed(
+        self, prompts: Prompt | Sequence[Prompt], pooling: Pooling = "mean", normalize: bool = True
+    ) -> npt.NDArray[np.float32]:
+        """Embeddings of texts: the last layer's results, through the output's norm, pooled over the tokens of each.
+
+        Args:
+            prompts: As in `generate`: one prompt, or B of them.
+            pooling: "mean" = of all tokens, "last" = the last token's.
+            normalize: Whether each embedding gets the length 1.
+
+        Returns:
+            (B, E) float32 on the host; B is 1 for one prompt.
+
+        Raises:
+            ForgeError: As `logits`. NumericsError where an embedding is not finite.
+        """
+        ids = [self.encode_prompt(prompt) for prompt in prompts_of(prompts)[0]]
+        return scoring.embed(self._loop, self.engine, ids, pooling, normalize=normalize, name=self._name)
 
     @keywords()
     def perplexity(self, text: Prompt, *, context: int | None = None) -> Perplexity:

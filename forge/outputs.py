@@ -50,6 +50,7 @@ class Chunk:
         logprobs: One entry for each id, if `SamplingParams.logprobs` is set. Else None.
         finish_reason: Why the choice ended, on its last chunk. Else None.
         timings: Where the time of the choice went, on its last chunk. Else None.
+        stop_string: The stop string that ended the choice, on its last chunk. Else None.
     """
 
     text: str
@@ -58,6 +59,7 @@ class Chunk:
     logprobs: tuple[TokenLogprobs, ...] | None = None
     finish_reason: FinishReason | None = None
     timings: Timings | None = None
+    stop_string: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +75,7 @@ class Completion:
         timings: Token counts and times.
         logprobs: One entry for each id, if `SamplingParams.logprobs` is set. Else None.
         index: Which of the n choices it is.
+        stop_string: The stop string that ended it. Else None.
     """
 
     text: str
@@ -82,6 +85,7 @@ class Completion:
     timings: Timings
     logprobs: tuple[TokenLogprobs, ...] | None = None
     index: int = 0
+    stop_string: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

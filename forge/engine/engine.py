@@ -215,6 +215,13 @@ class Engine:
         """
         return self._run_pass(ids, len(ids), lambda step: self.runner.run_blocks(step, hook))
 
+    def states(self, ids: list[int]) -> Generator[Any, None, None]:
+        """float32 (rows, E) of all positions, some rows at a time: the last layer's results through the output's norm.
+
+        No logits are computed. Raises what `logits` does.
+        """
+        return self._run_pass(ids, len(ids), self.runner.states)
+
     def _run_pass(self, ids: list[int], most: int, run: Callable[[list[Scheduled]], T]) -> Generator[T, None, None]:
         """Run steps over ids that no request has, of `most` tokens at most; yields what `run` returns."""
         self.check_ids(ids)

@@ -60,6 +60,11 @@ class ModelRunner:
             self.model.hidden(tokens, self.state, hook)
             return len(tokens.ids)
 
+    def states(self, step: list[Scheduled]) -> Any:
+        """float32 (T, E) of all tokens: what logits would be computed from."""
+        with self.backend.active():
+            return self.model.states(self._batch(step), self.state)
+
     def _batch(self, step: list[Scheduled], *, all_logits: bool = False) -> Batch:
         self.model.reserve(max(entry.start + entry.count for entry in step))
         return batch.build(step, self.state.page_size, self.backend, all_logits=all_logits)

@@ -70,6 +70,10 @@ class Decoder:
         logits = self.output(stream.normed(self.output_norm))  # (R, V)
         return soft_cap(logits, self.config.final_softcap) if self.config.final_softcap else logits
 
+    def states(self, batch: Batch, state: ModelState) -> Any:
+        """The last layer's results through the output's norm, float32 (T, E): what logits are the product of."""
+        return self.output_norm(self.hidden(batch, state).value())
+
     def hidden(self, batch: Batch, state: ModelState, hook: Hook | None = None) -> ResidualStream:
         """The residual stream after the last layer. No logits are computed."""
         x = embed(batch.ids, self.token_embd, self.config.embedding_scale)  # (T, E)

@@ -89,6 +89,12 @@ class EngineLoop:
         """Queue a request. Raises ForgeError where no work is taken."""
         self._put(self.work.add, request)
 
+    def submit_pass(self, parts: Generator[object, None, Any], waiter: Any) -> Pass:
+        """Queue a generator, whose result the waiter gets. It ends with its waiter."""
+        current = Pass(parts, self.watch(waiter))
+        self._put(self.work.add_pass, current)
+        return current
+
     def cancel(self, request: Request) -> None:
         """End a request before the next step, unless it has ended. Nothing more of it is delivered."""
         if not request.is_finished:
@@ -101,9 +107,8 @@ class EngineLoop:
         generators of several callers run one after the other.
         """
         waiter = self.waiter()
-        current = Pass(parts, self.watch(waiter))
+        current = self.submit_pass(parts, waiter)
         try:
-            self._put(self.work.add_pass, current)
             result: T = waiter.get()
             return result
         finally:

@@ -118,6 +118,7 @@ class Choice:
                     logprobs=() if self._wants_logprobs else None,
                     finish_reason=self.finish_reason,
                     timings=self.timings(),
+                    stop_string=self._stops.found,
                 )
             )
 
@@ -140,6 +141,7 @@ class Choice:
             timings=self.timings(),
             logprobs=tuple(self._logprobs) if self._wants_logprobs else None,
             index=sequence.choice,
+            stop_string=self._stops.found,
         )
 
 

@@ -1,18 +1,19 @@
-"""Passes over all positions of a prompt: logits, attention weights, perplexity. They sample nothing."""
+"""Passes over all positions of a prompt: logits, attention weights, embeddings, perplexity. They sample nothing."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Generator
 from contextlib import closing
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from forge.backend import select
+from forge.config import Pooling
 from forge.engine import Engine
-from forge.errors import NumericsError, OutOfMemoryError
+from forge.errors import NumericsError, OutOfMemoryError, ParameterError
 from forge.models.attention_weights import AttentionWeights
 from forge.outputs import Perplexity
 from forge.runtime.loop import EngineLoop
@@ -41,6 +42,20 @@ def attention(loop: EngineLoop, engine: Engine, ids: list[int], layers: range) -
     return found.weights
 
 
+def embed(
+    loop: EngineLoop, engine: Engine, prompts: list[list[int]], pooling: Pooling, *, normalize: bool, name: str
+) -> npt.NDArray[np.float32]:
+    """Embeddings (B, E) of prompts. Raises what `LLM.embed` does."""
+    if pooling not in get_args(Pooling):
+        raise ParameterError(f"pooling must be 'mean' or 'last', not {pooling!r:.40}", parameter="pooling")
+    for ids in prompts:
+        engine.check_ids(ids)
+    rows = np.empty((len(prompts), engine.runner.config.width), np.float32)
+    for row, ids in zip(rows, prompts, strict=True):
+        row[:] = loop.run(embedding(engine, ids, pooling, normalize=normalize, name=name))
+    return rows
+
+
 def perplexity(loop: EngineLoop, engine: Engine, chunks: list[list[int]], remainder: int, name: str) -> Perplexity:
     """How well each chunk's ids are predicted, from its second one on.
 
@@ -57,6 +72,24 @@ def perplexity(loop: EngineLoop, engine: Engine, chunks: list[list[int]], remain
 
 
 # Run in the engine's thread
+
+
+def embedding(
+    engine: Engine, ids: list[int], pooling: Pooling, *, normalize: bool, name: str
+) -> Generator[None, None, npt.NDArray[np.float32]]:
+    """The embedding (E,) of a prompt: the mean of its states, or the last one. name: the model's, for messages."""
+    total, row = np.zeros(engine.runner.config.width), np.zeros(0)
+    with closing(engine.states(ids)) as parts:
+        for part in parts:
+            states = engine.runner.backend.to_numpy(part)  # (rows, E)
+            row = states[-1].astype(np.float64)
+            total += states.sum(axis=0, dtype=np.float64)
+            yield
+    found = row if pooling == "last" else total / len(ids)
+    length = float(np.linalg.norm(found))
+    if not math.isfinite(length):
+        raise NumericsError(f"{name}: the embedding is not finite: the file is damaged; check or replace it")
+    return np.asarray(found / length if normalize and length else found, np.float32)
 
 
 def _logits(engine: Engine, ids: list[int]) -> Generator[None, None, npt.NDArray[np.float32]]:

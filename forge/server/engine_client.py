@@ -14,7 +14,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any, Literal
 
-from forge.config import SamplingParams
+from forge.config import Pooling, SamplingParams
 from forge.errors import ForgeError
 from forge.outputs import Chunk, Completion
 
@@ -56,7 +56,7 @@ class EngineClient:
     async def stream(self, prompts: list[list[int]], params: SamplingParams) -> AsyncGenerator[list[Chunk], None]:
         """Chunks as they come, all that have come since the last ones together. Closing it ends the request."""
         running = len(prompts) * params.n
-        number, queue = self._submit(prompts, params, is_streamed=True)
+        number, queue = self._submit("submit", (prompts, params, True))
         try:
             while running:
                 chunks = [Chunk(*found) for found in await _get(queue)]
@@ -69,10 +69,19 @@ class EngineClient:
 
     async def complete(self, prompts: list[list[int]], params: SamplingParams) -> list[Completion]:
         """All completions at once, the n choices of the first prompt first. Cancelling the task ends the request."""
-        number, queue = self._submit(prompts, params, is_streamed=False)
+        number, queue = self._submit("submit", (prompts, params, False))
         try:
             completions: list[Completion] = await _get(queue)
             return completions
+        finally:
+            self._forget(number)
+
+    async def embed(self, ids: list[int], pooling: Pooling) -> bytes:
+        """The embedding of a prompt, of length 1: float32 (E,) in the machine's byte order."""
+        number, queue = self._submit("embed", (ids, pooling))
+        try:
+            embedding: bytes = await _get(queue)
+            return embedding
         finally:
             self._forget(number)
 
@@ -103,14 +112,12 @@ class EngineClient:
             self._process.kill()
             self._process.wait()
 
-    def _submit(
-        self, prompts: list[list[int]], params: SamplingParams, *, is_streamed: bool
-    ) -> tuple[int, asyncio.Queue[Any]]:
+    def _submit(self, kind: str, content: Any) -> tuple[int, asyncio.Queue[Any]]:
         if self.state != "ready":
             raise self.error or ForgeError("the engine is not ready")
         number = next(self._numbers)
         queue = self._queues[number] = asyncio.Queue()
-        self._send(("submit", number, (prompts, params, is_streamed)))
+        self._send((kind, number, content))
         return number, queue
 
     def _forget(self, number: int) -> None:

@@ -15,21 +15,23 @@ from queue import SimpleQueue
 from threading import Thread
 from typing import Any
 
-from forge.config import SamplingParams
+from forge.config import Pooling, SamplingParams
 from forge.errors import ForgeError
 from forge.llm import LLM
 from forge.outputs import Chunk
 from forge.runtime.request import Request
+from forge.runtime.scoring import embedding
 
 _PARENT_IS_GONE = 1
 
 
 class Outlet:
-    """The waiter of a request whose caller is in the other process."""
+    """The waiter of a request, or of a pass, whose caller is in the other process."""
 
-    def __init__(self, number: int, num_choices: int, post: Callable[[tuple[str, int, Any]], None]) -> None:
-        self._number, self._num_running, self._post = number, num_choices, post
+    def __init__(self, number: int, post: Callable[[tuple[str, int, Any]], None]) -> None:
+        self._number, self._post = number, post
         self.request: Request | None = None
+        """None = a pass, of which one result comes."""
 
     def deliver(self, message: Any) -> None:
         """Called by the engine's thread: an error, chunks, or None when a request without chunks has ended."""
@@ -38,13 +40,15 @@ class Outlet:
         elif message is None:
             assert self.request
             self._post(("completions", self._number, self.request.completions()))
+        elif self.request is None:
+            self._post(("embedding", self._number, message.tobytes()))
         else:
             self._post(("chunks", self._number, [pack(chunk) for chunk in message]))
 
 
 def pack(chunk: Chunk) -> tuple[Any, ...]:
     """A chunk as a tuple, which is pickled five times as fast."""
-    return chunk.text, chunk.ids, chunk.index, chunk.logprobs, chunk.finish_reason, chunk.timings
+    return chunk.text, chunk.ids, chunk.index, chunk.logprobs, chunk.finish_reason, chunk.timings, chunk.stop_string
 
 
 def portable(error: BaseException) -> ForgeError:
@@ -82,9 +86,11 @@ class EngineServer:
         try:
             if kind == "submit":
                 self._submit(number, *content)
+            elif kind == "embed":
+                self._embed(number, *content)
             elif kind == "cancel":
-                if outlet := self._outlets.pop(number, None):
-                    assert outlet.request
+                outlet = self._outlets.pop(number, None)  # a pass ends with it
+                if outlet and outlet.request:
                     self._llm._loop.cancel(outlet.request)
             else:
                 raise AssertionError(kind)
@@ -96,11 +102,17 @@ class EngineServer:
         llm = self._llm
         for ids in prompts:
             llm.engine.check(ids, params)
-        outlet = Outlet(number, len(prompts) * params.n, self._outbox.put)
+        outlet = Outlet(number, self._outbox.put)
         request = Request(prompts, params, llm.tokenizer, llm._loop.watch(outlet), is_streamed=is_streamed)
         outlet.request = request
         self._outlets[number] = outlet
         llm._loop.submit(request)
+
+    def _embed(self, number: int, ids: list[int], pooling: Pooling) -> None:
+        llm = self._llm
+        llm.engine.check_ids(ids)
+        outlet = self._outlets[number] = Outlet(number, self._outbox.put)
+        llm._loop.submit_pass(embedding(llm.engine, ids, pooling, normalize=True, name=str(llm.path)), outlet)
 
     def _describe(self) -> dict[str, Any]:
         llm = self._llm

@@ -15,6 +15,8 @@ class StopStrings:
     def __init__(self, stops: Sequence[str]) -> None:
         self._stops = tuple(stops)
         self._held = ""
+        self.found: str | None = None
+        """The stop string that was complete."""
 
     def push(self, text: str) -> tuple[str, bool]:
         """The text that is safe to show, and whether a stop string is complete. No push may follow one."""
@@ -22,9 +24,9 @@ class StopStrings:
             return text, False
         text = self._held + text
         self._held = ""
-        found = [(start + len(stop), start) for stop in self._stops if (start := text.find(stop)) >= 0]
+        found = [(start + len(stop), start, stop) for stop in self._stops if (start := text.find(stop)) >= 0]
         if found:
-            _, start = min(found)
+            _, start, self.found = min(found)
             return text[:start], True
         longest = max(len(stop) for stop in self._stops) - 1
         for start in range(max(len(text) - longest, 0), len(text)):

@@ -27,7 +27,9 @@ def stream(pieces: list[str], stops: list[str]) -> tuple[str, bool]:
         text, stopped = strings.push(piece)
         shown += text
         if stopped:
+            assert "".join(pieces).startswith(shown + str(strings.found))
             return shown, True
+    assert strings.found is None
     return shown + strings.flush(), False
 
 

@@ -3,5 +3,6 @@
 from forge.engine.engine import Engine
 from forge.engine.model_runner import ModelRunner
 from forge.engine.sequence import FinishReason, Sampled, Sequence, TokenLogprobs
+from forge.engine.stats import EngineStats
 
-__all__ = ["Engine", "FinishReason", "ModelRunner", "Sampled", "Sequence", "TokenLogprobs"]
+__all__ = ["Engine", "EngineStats", "FinishReason", "ModelRunner", "Sampled", "Sequence", "TokenLogprobs"]

@@ -13,6 +13,7 @@ from forge.engine.model_runner import ModelRunner
 from forge.engine.page_pool import PagePool
 from forge.engine.scheduler import Scheduled, Scheduler
 from forge.engine.sequence import FinishReason, Sampled, Sequence
+from forge.engine.stats import EngineStats
 from forge.errors import ContextLengthError, OutOfMemoryError, ParameterError
 
 T = TypeVar("T")
@@ -41,6 +42,20 @@ class Engine:
         self.scheduler = Scheduler(self.pools, runner.max_sequences, max_step_tokens, max_prefill_tokens)
         self._siblings: dict[Sequence, list[Sequence]] = {}
         """All choices of a prompt, by each of them, until it is computed. The first one runs, the others start then."""
+        self._prompt_tokens = self._generated_tokens = 0
+
+    def stats(self) -> EngineStats:
+        """What the engine does now, and what it has done. Any thread may ask."""
+        siblings = self._siblings.copy().items()
+        return EngineStats(
+            running=len(self.scheduler.running),
+            waiting=len(self.scheduler.waiting) + sum(group[:1] != [one] for one, group in siblings),
+            pages_used={pool.kind.name: pool.num_pages - pool.num_free for pool in self.pools},
+            pages_total={pool.kind.name: pool.num_pages for pool in self.pools},
+            preemptions=self.scheduler.num_preemptions,
+            prompt_tokens=self._prompt_tokens,
+            generated_tokens=self._generated_tokens,
+        )
 
     def warm_up(self, progress: Progress | None = None) -> None:
         """Compile the kernels of the steps to come, so that no request waits for them."""
@@ -118,6 +133,8 @@ class Engine:
         draws = [(row, s) for row, first in enumerate(sampling) for s in self._choices(first)]
         sampled = self.runner.sample(logits, [row for row, _ in draws], [s for _, s in draws]) if draws else []
         self.scheduler.commit(step)
+        for entry in step:
+            self._prompt_tokens += max(min(entry.start + entry.count, entry.sequence.num_prompt) - entry.start, 0)
         for first, *others in map(self._choices, sampling):
             for other in others:
                 for copy in self.scheduler.fork(first, other):
@@ -281,5 +298,6 @@ class Engine:
             self.scheduler.finish(sequence, "stop")
         else:
             sequence.ids.append(token)
+            self._generated_tokens += 1
             if len(sequence.ids) >= sequence.max_length:
                 self.scheduler.finish(sequence, "length")

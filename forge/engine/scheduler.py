@@ -51,6 +51,7 @@ class Scheduler:
         self.waiting: OrderedDict[Sequence, None] = OrderedDict()
         """In order. Any of many can be taken out at once."""
         self.running: list[Sequence] = []
+        self.num_preemptions = 0
 
     @property
     def has_work(self) -> bool:
@@ -140,6 +141,7 @@ class Scheduler:
     def preempt(self) -> Sequence:
         """The youngest running sequence gives its pages up and waits, before all others that wait."""
         youngest = self.running.pop()
+        self.num_preemptions += 1
         self._drop_pages(youngest)
         self.waiting[youngest] = None
         self.waiting.move_to_end(youngest, last=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Generator
 from contextlib import suppress
+from itertools import chain
 from traceback import clear_frames
 from typing import Any, TypeVar
 
@@ -17,6 +18,7 @@ from forge.engine.stats import EngineStats
 from forge.errors import ContextLengthError, OutOfMemoryError, ParameterError
 
 T = TypeVar("T")
+_OUT_OF_MEMORY = (MemoryError, OutOfMemoryError)
 _LOGIT_BYTES = 128 << 20
 """Memory of the logits that are computed together where all positions' are wanted."""
 
@@ -105,20 +107,21 @@ class Engine:
         """Run one step; returns the ids it sampled. A sequence that they end has its finish_reason set.
 
         An id that ends a sequence is not among the sequence's ids: an end token, one of stop_token_ids, or -1 for an
-        error. Where the step fails, its sequences end with finish_reason "error", and others run in later steps.
+        error. Where the step fails, its sequences end with finish_reason "error", and others run in later steps. Where
+        memory runs out, only the youngest prompt's sequences end so: all others have their ids computed again.
         """
         try:
             if sampled := self._step_ahead():
                 return sampled
             step = self.scheduler.schedule()
         except BaseException as error:
-            self._fail([s for first in self.scheduler.running for s in self._choices(first)], error)
+            self._fail([self._choices(first) for first in self.scheduler.running], error)
             raise
-        sequences = [s for entry in step for s in self._choices(entry.sequence)]
+        groups = [self._choices(entry.sequence) for entry in step]
         try:
             return self._run(step) if step else []
         except BaseException as error:
-            self._fail(sequences, error)
+            self._fail(groups, error)
             raise
 
     def _choices(self, first: Sequence) -> list[Sequence]:
@@ -137,13 +140,20 @@ class Engine:
             self._prompt_tokens += max(min(entry.start + entry.count, entry.sequence.num_prompt) - entry.start, 0)
         for first, *others in map(self._choices, sampling):
             for other in others:
-                for copy in self.scheduler.fork(first, other):
-                    self.runner.copy_page(*copy)
+                self._fork(first, other)
             for sequence in (first, *others):
                 self._siblings.pop(sequence, None)
         for token in sampled:
             self._append(token.sequence, token.id)
         return sampled
+
+    def _fork(self, first: Sequence, other: Sequence) -> None:
+        copies = self.scheduler.fork(first, other)
+        try:
+            for copy in copies:
+                self.runner.copy_page(*copy)
+        except _OUT_OF_MEMORY:
+            self.scheduler.preempt()  # the fork, which is the youngest, computes the ids itself
 
     def _step_ahead(self) -> list[Sampled]:
         """The ids of a decode step, while the step behind it is under way; none where no step may be queued."""
@@ -175,15 +185,25 @@ class Engine:
     def _start_over(self) -> None:
         """Replays were wrong, and so may be the KV cache: all of it is computed again from the ids."""
         self._discard_queued()
+        self._preempt_all()
+
+    def _preempt_all(self) -> None:
         while self.scheduler.running:
             self.scheduler.preempt()
 
-    def _fail(self, sequences: list[Sequence], error: BaseException) -> None:
-        """End the sequences of a step that failed."""
+    def _fail(self, groups: list[list[Sequence]], error: BaseException) -> None:
+        """End the sequences of a step that failed: the choices of each prompt. Where memory ran out, the youngest's.
+
+        What the step has written of the others' pages is not known. They give them up.
+        """
         clear_frames(error.__traceback__)  # whoever keeps the error shall not keep the step's arrays
         with suppress(Exception):  # the device may have failed: the step's own error says so
             self._discard_queued()
-        for sequence in sequences:
+        if isinstance(error, _OUT_OF_MEMORY):
+            group_of = {sequence: group for group in groups for sequence in group}
+            groups = [group_of[sequence] for sequence in self.scheduler.running if sequence in group_of][-1:]
+            self._preempt_all()
+        for sequence in chain.from_iterable(groups):
             self._siblings.pop(sequence, None)
             self.scheduler.finish(sequence, "error")
 

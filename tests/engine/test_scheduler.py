@@ -224,13 +224,19 @@ class Simulation:
     def faulty_step(self, rng: random.Random) -> None:
         self.runner.fault = (
             rng.choice(["forward", "half of forward", "sample", "copy_page"]),
-            rng.choice([MemoryError, KeyboardInterrupt]),
+            rng.choice([MemoryError, RuntimeError, KeyboardInterrupt]),
         )
         unfinished = self.unfinished
         try:
             self.step(rng)
-        except (MemoryError, KeyboardInterrupt):
-            self.failed |= {s for s in unfinished if s.finish_reason == "error"}
+        except (MemoryError, RuntimeError, KeyboardInterrupt) as error:
+            ended = {s for s in unfinished if s.finish_reason == "error"}
+            assert ended
+            if isinstance(error, MemoryError):
+                assert len({s.seed for s in ended}) == 1, "one prompt's choices end"
+                assert not self.engine.scheduler.running
+                self.counts["out of memory"] += 1
+            self.failed |= ended
             self.runner.check_shareable()
         finally:
             self.runner.fault = None
@@ -361,7 +367,7 @@ def test_ten_thousand_random_operations_keep_the_invariants() -> None:
         counts += simulate(list(random_operations(seed, 180)), seed)
     assert counts["step"] >= 7000
     events = "preemption", "fork", "shared page", "copied page", "released page", "abort", "fault", "chunk"
-    for event in (*events, "mixed step", "pass beside preempted ones", "page that a failed step left"):
+    for event in (*events, "mixed step", "out of memory", "pass beside preempted ones", "page that a failed step left"):
         assert counts[event] >= 100, f"the simulation must meet this often: {event} {counts}"
 
 

@@ -420,7 +420,7 @@ def test_the_engine_s_own_thread_is_told_that_it_cannot_wait_for_itself(llm: LLM
 @pytest.mark.parametrize("every", [7, pytest.param(1, marks=pytest.mark.slow)], ids=["some", "any"])
 @pytest.mark.parametrize(
     ("methods", "error"),
-    [(["launch"], MemoryError), (["asarray", "empty"], OutOfMemoryError)],
+    [(["launch"], RuntimeError), (["asarray", "empty"], OutOfMemoryError)],
     ids=["op", "allocation"],
 )
 def test_a_failure_ends_the_requests_of_its_step_and_no_others(
@@ -462,7 +462,8 @@ def test_a_failure_ends_the_requests_of_its_step_and_no_others(
         assert ids(llm.generate(prompts[later], params)) == expected[later]
         fails_at += every
     assert found == expected
-    assert outcomes == {1, 2} if every == 1 else outcomes <= {1, 2}
+    most = 1 if error is OutOfMemoryError else 2
+    assert outcomes == set(range(1, most + 1)) if every == 1 else max(outcomes) <= most
     assert fails_at > 40
 
 

@@ -14,7 +14,15 @@ from starlette.responses import JSONResponse
 
 import forge
 from forge.server import errors
-from forge.server.api import chat_completions, completions
+from forge.server.api import (
+    anthropic_messages,
+    chat_completions,
+    completions,
+    embeddings,
+    models,
+    responses,
+    tokens,
+)
 from forge.server.errors import HTTPError
 from forge.server.guard import Guard
 from forge.server.state import Server
@@ -40,19 +48,14 @@ def create_app(server: Server) -> FastAPI:
         redirect_slashes=False,
     )
     app.state.server = server
-    for router in (chat_completions.router, completions.router):
-        app.include_router(router)
+    for api in (chat_completions, completions, responses, embeddings, models, anthropic_messages, tokens):
+        app.include_router(api.router)
 
     @app.get("/health")
     async def health() -> JSONResponse:
         """Status 200 when the model is loaded and warm; 503 before that, and when the server is to stop."""
         state = server.client.state
         return JSONResponse({"status": "ok" if state == "ready" else state}, 200 if state == "ready" else 503)
-
-    @app.get("/v1/models")
-    async def models() -> dict[str, Any]:
-        """The one model."""
-        return {"object": "list", "data": [_model(server)]}
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
@@ -81,21 +84,36 @@ def create_app(server: Server) -> FastAPI:
     return app
 
 
-def _model(server: Server) -> dict[str, Any]:
-    return {"id": server.settings.model_name, "object": "model", "created": server.created, "owned_by": "forge"}
-
-
 def _refusal(request: Request, error: HTTPError) -> JSONResponse:
     return JSONResponse(errors.body(error, request.url.path), error.status, error.headers)
 
 
+_OF_OTHERS = ("missing", "extra_forbidden")
+"""Errors of something that is meant to be another thing: what it has that is wrong says more."""
+
+
 def _from_validation(error: RequestValidationError) -> HTTPError:
-    """The first thing that is wrong with a body, with the place where it is."""
-    first = error.errors()[0]
-    place = ".".join(str(step) for step in first["loc"][1:])
-    if first["type"] == "json_invalid":
+    """What is wrong with a body, and the field: of a union's errors the one that lies deepest, as it fits best."""
+    if error.errors()[0]["type"] == "json_invalid":
         return HTTPError(400, "the body is not JSON", code="invalid_json")
+    fields = [_field(one["loc"][1:], error.body, is_missing=one["type"] == "missing") for one in error.errors()]
+    found = zip(fields, error.errors(), strict=True)
+    field, first = max(found, key=lambda one: (len(one[0]), one[1]["type"] not in _OF_OTHERS))
+    place = ".".join(field)
     message = str(first["msg"])
     if first["type"] == "extra_forbidden":
         message = "the server does not know this field"
     return HTTPError(400, f"{place}: {message}" if place else message, place or None, "invalid_value")
+
+
+def _field(steps: tuple[str | int, ...], body: Any, *, is_missing: bool) -> list[str]:
+    """The steps to a field of a body, without those that name a union's members."""
+    found = []
+    for place, step in enumerate(steps):
+        has_step = step in body if isinstance(body, dict) else isinstance(body, list) and isinstance(step, int)
+        if has_step:
+            body = body[step]
+        elif not (is_missing and place == len(steps) - 1):
+            continue
+        found.append(str(step))
+    return found

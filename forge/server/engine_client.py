@@ -54,7 +54,10 @@ class EngineClient:
         self._reading = asyncio.create_task(self._read(reader))
 
     async def stream(self, prompts: list[list[int]], params: SamplingParams) -> AsyncGenerator[list[Chunk], None]:
-        """Chunks as they come, all that have come since the last ones together. Closing it ends the request."""
+        """Chunks as they come, all that have come since the last ones together. Closing it ends the request.
+
+        The first list may be empty: the engine has accepted the request.
+        """
         running = len(prompts) * params.n
         number, queue = self._submit("submit", (prompts, params, True))
         try:

@@ -106,6 +106,8 @@ class EngineServer:
         request = Request(prompts, params, llm.tokenizer, llm._loop.watch(outlet), is_streamed=is_streamed)
         outlet.request = request
         self._outlets[number] = outlet
+        if is_streamed:
+            self._outbox.put(("chunks", number, []))  # it is accepted
         llm._loop.submit(request)
 
     def _embed(self, number: int, ids: list[int], pooling: Pooling) -> None:

@@ -30,6 +30,13 @@ _TYPES = {
 }
 _SERVER_ERROR = ("server_error", "api_error")
 _CLIENTS_FAULT = (ParameterError, ContextLengthError, ChatTemplateError, TokenizerError)
+_PROMPT_FIELDS = {
+    # path: the field that forge calls the prompt
+    "/v1/chat/completions": "messages",
+    "/v1/messages": "messages",
+    "/v1/embeddings": "input",
+    "/v1/responses": "input",
+}
 _ANTHROPIC_PATHS = ("/v1/messages",)
 
 
@@ -61,7 +68,7 @@ def from_error(error: BaseException) -> HTTPError:
         return error
     if isinstance(error, _CLIENTS_FAULT):
         is_long = isinstance(error, ContextLengthError)
-        param = "messages" if is_long else error.parameter
+        param = "prompt" if is_long else error.parameter
         return HTTPError(400, str(error), param, "context_length_exceeded" if is_long else "invalid_value")
     if isinstance(error, RequestTimeoutError):
         return HTTPError(504, str(error), code="timeout")
@@ -73,7 +80,8 @@ def from_error(error: BaseException) -> HTTPError:
 def body(error: HTTPError, path: str) -> dict[str, Any]:
     """The JSON of an error, in the form of the API that the path belongs to."""
     openai, anthropic = _TYPES.get(error.status, _SERVER_ERROR)
+    param = _PROMPT_FIELDS.get(path, "prompt") if error.param == "prompt" else error.param
     if path.startswith(_ANTHROPIC_PATHS):
-        message = f"{error.param}: {error.message}" if error.param else error.message
+        message = f"{param}: {error.message}" if param else error.message
         return {"type": "error", "error": {"type": anthropic, "message": message}}
-    return {"error": {"message": error.message, "type": openai, "param": error.param, "code": error.code}}
+    return {"error": {"message": error.message, "type": openai, "param": param, "code": error.code}}

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 import httpx
 import pytest
 from cli_runs import with_template
+from scripted import CONTROLS, SCRIPTS, write_scripted
+from scripted import TEMPLATE as SAYS
 from served import Served, serve, stop
 
 import forge
@@ -36,3 +38,12 @@ def served(model_path: str) -> Iterator[Served]:
 @pytest.fixture
 def client(served: Served) -> httpx.Client:
     return served.client
+
+
+@pytest.fixture(scope="session")
+def scripted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """A server whose model says what `scripted.SCRIPTS` has for the last message, or for the variable `say`."""
+    path = tmp_path_factory.mktemp("scripted") / "scripted.gguf"
+    found = serve(write_scripted(path, SAYS, SCRIPTS, CONTROLS))
+    yield found
+    stop(found)

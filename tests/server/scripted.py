@@ -10,6 +10,32 @@ from gguf_files import write_gguf
 
 UNKNOWN, CONTROL, USER_DEFINED = 2, 3, 4
 BEGIN, END = "<|begin|>", "<|end|>"
+TEMPLATE = (
+    "{% if tools %}<tools>{{ tools | tojson }}<tool_call><think></think></tools>{% endif %}"
+    "{% for m in messages %}<{{ m.role }}>{{ m.content or '' }}"
+    "{% for c in m.tool_calls or () %}<tool_call>{{ c.function | tojson }}</tool_call>{% endfor %}{% endfor %}"
+    "<assistant>{{ say or '<say:' ~ messages[-1].content ~ '>' }}"
+)
+SCRIPTS = {
+    "<say:calls>": [
+        *(
+            "<think>",
+            "\n",
+            "I should",
+            " look.\n",
+            "</think>",
+            "\n\nI ",
+            "look.\n\n",
+            "<tool_call>",
+            '\n{"name": "get_',
+        ),
+        *('weather", "argu', 'ments": {"city": "Paris"}', "}", "\n</tool_call>", "\n<tool_", 'call>{"name": "now"}'),
+    ],
+    "<say:one>": ["\r", '<tool_call>{"name": "now", "arguments": {}}'],
+    "<say:malformed>": ["Well: ", '<tool_call>{"name": now}</tool_call>'],
+    "<say:answer>": ["It is ", "20 °C."],
+}
+CONTROLS = ["<tool_call>", "<think>", "</think>"]
 
 
 def write_scripted(path: Path, template: str, scripts: Mapping[str, Sequence[str]], controls: Sequence[str]) -> Path:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +10,8 @@ import httpx
 import openai
 import pytest
 from parsed import parsed
-from scripted import write_scripted
-from served import Served, serve, stop
+from scripted import SCRIPTS, TEMPLATE, write_scripted
+from served import Served
 
 from forge.loading import load_encoder
 from forge.server.engine_client import EngineClient
@@ -21,44 +20,11 @@ from forge.server.parts import Part, Plain
 from forge.server.settings import ServerSettings
 from forge.server.state import Server
 
-TEMPLATE = (
-    "{% if tools %}<tools>{{ tools | tojson }}<tool_call><think></think></tools>{% endif %}"
-    "{% for m in messages %}<{{ m.role }}>{{ m.content or '' }}"
-    "{% for c in m.tool_calls or () %}<tool_call>{{ c.function | tojson }}</tool_call>{% endfor %}{% endfor %}"
-    "<assistant>{{ say }}"
-)
-SCRIPTS = {
-    "<say:calls>": [
-        *(
-            "<think>",
-            "\n",
-            "I should",
-            " look.\n",
-            "</think>",
-            "\n\nI ",
-            "look.\n\n",
-            "<tool_call>",
-            '\n{"name": "get_',
-        ),
-        *('weather", "argu', 'ments": {"city": "Paris"}', "}", "\n</tool_call>", "\n<tool_", 'call>{"name": "now"}'),
-    ],
-    "<say:one>": ["\r", '<tool_call>{"name": "now", "arguments": {}}'],
-    "<say:malformed>": ["Well: ", '<tool_call>{"name": now}</tool_call>'],
-    "<say:answer>": ["It is ", "20 °C."],
-}
 MESSAGES = [{"role": "user", "content": "Weather?"}]
 TOOLS = [
     {"type": "function", "function": {"name": "get_weather", "parameters": {"type": "object", "properties": {}}}},
     {"type": "function", "function": {"name": "now", "description": "The time."}},
 ]
-
-
-@pytest.fixture(scope="module")
-def scripted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    path = tmp_path_factory.mktemp("scripted") / "scripted.gguf"
-    found = serve(write_scripted(path, TEMPLATE, SCRIPTS, ["<tool_call>", "<think>", "</think>"]))
-    yield found
-    stop(found)
 
 
 def body(say: str, **fields: Any) -> dict[str, Any]:
@@ -167,7 +133,7 @@ def test_calls_behind_the_first_are_left_out_on_request(scripted: Served) -> Non
         ({"tools": [{"type": "function", "function": {"name": "f", "strict": True}}]}, "tools.0.function.strict", ""),
         ({"tools": [{"type": "function", "function": {"name": "f", "url": "x"}}]}, "tools.0.function.url", "know"),
         ({"tools": [TOOLS[1], TOOLS[1]]}, "tools", "now"),
-        ({"functions": []}, "functions", "know"),
+        ({"functions": []}, "functions", "tools"),
     ],
 )
 def test_what_is_not_supported_is_refused(scripted: Served, fields: dict[str, Any], param: str, part: str) -> None:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
 from fastapi import Request
 
-from forge.engine import FinishReason, TokenLogprobs
-from forge.outputs import Chunk
-from forge.server.errors import HTTPError
+from forge.engine import TokenLogprobs
+from forge.server.api.generation import Generation
+from forge.server.errors import HTTPError, body
 from forge.server.exchange import Event
+from forge.server.schemas import TokenId, at_most
 from forge.server.state import Server
 from forge.tokenizer import Tokenizer
 
 DONE: Event = (None, "[DONE]")
+_LEAST_LOGPROB = -9999.0
+"""OpenAI's word for less: JSON has no infinity."""
 
 
 def server_of(request: Request) -> Server:
@@ -23,54 +26,51 @@ def server_of(request: Request) -> Server:
     return server
 
 
-@dataclass
-class Usage:
+def last_events(error: HTTPError) -> list[Event]:
+    """The end of a stream in which an error happens."""
+    return [(None, body(error, "/")), DONE]
+
+
+def usage(made: Generation) -> dict[str, int]:
     """Numbers of tokens."""
-
-    prompt: int
-    completion: int
-
-    def as_json(self) -> dict[str, Any]:
-        return {
-            "prompt_tokens": self.prompt,
-            "completion_tokens": self.completion,
-            "total_tokens": self.prompt + self.completion,
-        }
+    prompt, completion = made.prompt_tokens, made.completion_tokens
+    return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
 
 
-def finish_reason(reason: FinishReason, *, has_calls: bool = False) -> str:
-    """OpenAI's word. Raises HTTPError where the answer has no proper end."""
-    if reason == "error":
-        raise HTTPError(500, "the model computed logits that are not finite", code="not_finite")
-    if reason == "abort":
-        raise HTTPError(503, "the server is shutting down", code="shutting_down")
-    return "tool_calls" if has_calls and reason == "stop" else reason
-
-
-def token_logprobs(found: tuple[TokenLogprobs, ...], tokenizer: Tokenizer) -> list[dict[str, Any]]:
+def chat_logprobs(found: tuple[TokenLogprobs, ...], tokenizer: Tokenizer) -> list[dict[str, Any]]:
     """Log probabilities as the chat endpoint reports them."""
 
     def entry(id: int, logprob: float) -> dict[str, Any]:
-        text = tokenizer.token_text(id)
-        return {"token": text, "logprob": max(logprob, -9999.0), "bytes": list(text.encode())}
+        return {
+            "token": tokenizer.token_text(id),
+            "logprob": max(logprob, _LEAST_LOGPROB),
+            "bytes": list(tokenizer.token_bytes(id)),
+        }
 
     return [{**entry(one.id, one.logprob), "top_logprobs": [entry(*top) for top in one.top]} for one in found]
 
 
-def merged(chunks: list[Chunk]) -> list[Chunk]:
-    """Chunks of which those of one choice are one, in the order of their first ones."""
-    found: dict[int, Chunk] = {}
-    for chunk in chunks:
-        before = found.get(chunk.index)
-        if before is None:
-            found[chunk.index] = chunk
-            continue
-        found[chunk.index] = Chunk(
-            before.text + chunk.text,
-            before.ids + chunk.ids,
-            chunk.index,
-            None if chunk.logprobs is None else (*(before.logprobs or ()), *chunk.logprobs),
-            chunk.finish_reason,
-            chunk.timings,
-        )
-    return list(found.values())
+def text_logprobs(found: tuple[TokenLogprobs, ...], tokenizer: Tokenizer, offset: int) -> dict[str, Any]:
+    """Log probabilities as the completions endpoint reports them. offset: Characters of the tokens before."""
+    tokens = [tokenizer.token_text(one.id) for one in found]
+    return {
+        "tokens": tokens,
+        "token_logprobs": [max(one.logprob, _LEAST_LOGPROB) for one in found],
+        "top_logprobs": [
+            {tokenizer.token_text(id): max(logprob, _LEAST_LOGPROB) for id, logprob in one.top} for one in found
+        ],
+        "text_offset": [offset + sum(map(len, tokens[:place])) for place in range(len(tokens))],
+    }
+
+
+Prompts = str | list[TokenId] | list[str] | list[list[TokenId]]
+
+
+def encoded_prompts(
+    field: str, given: Prompts, server: Server
+) -> tuple[list[str | list[int]], Callable[[], list[list[int]]]]:
+    """The prompts of a field that holds one or several, and what encodes them. Raises HTTPError for too many."""
+    is_one = isinstance(given, str) or not given or isinstance(given[0], int)
+    prompts: list[Any] = [given] if is_one else list(given)
+    at_most(field, len(prompts), server.settings.max_prompts)
+    return prompts, lambda: [server.encoder.encode_prompt(prompt) for prompt in prompts]

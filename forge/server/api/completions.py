@@ -2,149 +2,120 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import AsyncGenerator
-from typing import Annotated, Any
+from contextlib import aclosing
+from typing import Any, ClassVar
 
 from fastapi import APIRouter, Request
-from pydantic import Field
 from starlette.responses import Response
 
 from forge.config import SamplingParams
-from forge.engine import TokenLogprobs
-from forge.server.api.common import DONE, Usage, finish_reason, merged, server_of
-from forge.server.errors import HTTPError, body
+from forge.server.api.common import DONE, Prompts, encoded_prompts, last_events, server_of, text_logprobs, usage
+from forge.server.api.generation import Generation, Output
+from forge.server.errors import HTTPError
 from forge.server.exchange import Event, EventStream, answer
-from forge.server.schemas import Logprobs, SamplingBody, StreamOptions, TokenId
+from forge.server.schemas import Logprobs, OpenAIBody, TokenCount
+from forge.server.settings import ServerSettings
 from forge.server.state import Server, new_id
 
 router = APIRouter()
+_DEFAULT_MAX_TOKENS = 16
+"""OpenAI's."""
 
 
-class CompletionBody(SamplingBody):
+class CompletionBody(OpenAIBody):
     """The body of /v1/completions."""
 
-    prompt: str | list[TokenId] | list[str] | list[list[TokenId]]
-    max_tokens: Annotated[int, Field(ge=1)] | None = 16
+    refused: ClassVar[dict[str, str]] = {"suffix": "the server does not fill in the middle"}
+    prompt: Prompts
+    max_tokens: TokenCount | None = _DEFAULT_MAX_TOKENS
     logprobs: Logprobs | None = None
     echo: bool | None = None
-    stream_options: StreamOptions | None = None
+    best_of: int | None = None
 
-    def prompts(self, most: int) -> list[str | list[int]]:
-        """The prompts. Raises HTTPError for too many."""
-        prompt = self.prompt
-        if isinstance(prompt, str) or not prompt or isinstance(prompt[0], int):
-            return [prompt]  # type: ignore[list-item]  # the first one tells of which kind all are
-        if len(prompt) > most:
-            raise HTTPError(400, f"prompt may hold {most} prompts, not {len(prompt)}", "prompt", "invalid_value")
-        return list(prompt)
+    def params(self, settings: ServerSettings) -> SamplingParams:
+        """The parameters of the request. Raises HTTPError for those that do not go together."""
+        if self.best_of is not None and self.best_of != (self.n or 1):
+            message = "best_of other than n is not supported: the server gives all the choices that it makes"
+            raise HTTPError(400, message, "best_of", "unsupported_value")
+        if self.echo and self.logprobs is not None:
+            message = "echo with logprobs is not supported: the server gives no log probabilities of the prompt"
+            raise HTTPError(400, message, "echo", "unsupported_value")
+        most = self.max_tokens or _DEFAULT_MAX_TOKENS
+        return self.openai_sampling(settings, max_tokens=most, logprobs=self.logprobs)
 
 
 @router.post("/v1/completions")
 async def completions(request: Request, wanted: CompletionBody) -> Response:
     """Continue texts."""
     server = server_of(request)
-    params = wanted.sampling(server.settings, max_tokens=wanted.max_tokens, logprobs=wanted.logprobs)
-    made = TextAnswer(server, wanted, params)
+    made = TextAnswer(server, wanted)
     if not wanted.stream:
         return await answer(request, made.complete())
-
-    def on_error(error: HTTPError) -> list[Event]:
-        return [(None, body(error, "/")), DONE]
-
-    return EventStream(made.events(), on_error, send_seconds=server.settings.send_seconds)
+    return EventStream(made.events(), last_events, send_seconds=server.settings.send_seconds)
 
 
 class TextAnswer:
     """The answer to one request. Its choices are the n of the first prompt, then the second prompt's, and so on."""
 
-    def __init__(self, server: Server, wanted: CompletionBody, params: SamplingParams) -> None:
-        self._server, self._wanted, self._params = server, wanted, params
-        self._prompts = wanted.prompts(server.settings.max_prompts)
-        self._num_choices = len(self._prompts) * params.n
+    def __init__(self, server: Server, wanted: CompletionBody) -> None:
+        self._wanted, self._tokenizer = wanted, server.encoder.tokenizer
+        self._prompts, encode = encoded_prompts("prompt", wanted.prompt, server)
+        params, id = wanted.params(server.settings), new_id("cmpl-")
+        self._made = Generation(server, id, "completion", params, encode, num_prompts=len(self._prompts))
+        self._lengths = [0] * len(self._prompts) * params.n
+        """Characters of the tokens so far, for each choice."""
         self._head: dict[str, Any] = {
-            "id": new_id("cmpl-"),
+            "id": id,
             "object": "text_completion",
             "created": int(time.time()),
             "model": server.settings.model_name,
             "system_fingerprint": None,
         }
 
-    async def _encode(self) -> list[list[int]]:
-        encode = self._server.encoder.encode_prompt
-        return await asyncio.to_thread(lambda: [encode(prompt) for prompt in self._prompts])
-
-    def _echoed(self, index: int, ids: list[list[int]]) -> str:
+    def _echoed(self, index: int) -> str:
         """The text of a choice's prompt, where it is wanted."""
         if not self._wanted.echo:
             return ""
-        place = index // self._params.n
+        place = index // self._made.params.n
         prompt = self._prompts[place]
-        return prompt if isinstance(prompt, str) else self._server.encoder.tokenizer.decode(ids[place])
+        return prompt if isinstance(prompt, str) else self._tokenizer.decode(self._made.prompts[place])
 
     async def complete(self) -> dict[str, Any]:
         """The whole answer."""
-        with self._server.admitted(self._head["id"], "completion", self._num_choices) as record:
-            ids = await self._encode()
-            record.prompt_tokens = sum(map(len, ids))
-            found = await self._server.client.complete(ids, self._params)
-            record.add_completions(found)
-        choices = [
-            self._choice(
-                index,
-                self._echoed(index, ids) + one.text,
-                self._logprobs(one.logprobs, 0) if one.logprobs is not None else None,
-                finish_reason(one.finish_reason),
-            )
-            for index, one in enumerate(found)
-        ]
-        usage = Usage(sum(map(len, ids)), sum(one.timings.completion_tokens for one in found))
-        return {**self._head, "choices": choices, "usage": usage.as_json()}
+        outputs = await self._made.complete()
+        choices = [self._choice(output, self._echoed(output.index)) for output in outputs]
+        return {**self._head, "choices": choices, "usage": usage(self._made)}
 
     async def events(self) -> AsyncGenerator[list[Event], None]:
         """The answer as it is made."""
-        options = self._wanted.stream_options
-        with self._server.admitted(self._head["id"], "completion", self._num_choices) as record:
-            ids = await self._encode()
-            record.prompt_tokens = sum(map(len, ids))
-            usage = Usage(record.prompt_tokens, 0)
-            lengths = [0] * self._num_choices
-            yield []
-            if self._wanted.echo:
-                yield [self._event(index, self._echoed(index, ids)) for index in range(self._num_choices)]
-            async for chunks in self._server.client.stream(ids, self._params):
-                record.add_chunks(chunks)
-                events = []
-                for chunk in merged(chunks):
-                    logprobs = self._logprobs(chunk.logprobs, lengths[chunk.index]) if chunk.logprobs else None
-                    lengths[chunk.index] += len(chunk.text)
-                    reason = chunk.finish_reason and finish_reason(chunk.finish_reason)
-                    if chunk.text or logprobs or reason:
-                        events.append(self._event(chunk.index, chunk.text, logprobs, reason))
-                    usage.completion += chunk.timings.completion_tokens if chunk.timings else 0
-                if events:
+        async with aclosing(self._made.stream()) as arriving:
+            echoes = bool(self._wanted.echo)
+            async for outputs in arriving:
+                if echoes:
+                    echoes = False
+                    empty = [Output(index, [], None, None, None) for index in range(len(self._lengths))]
+                    yield [self._event(one, self._echoed(one.index)) for one in empty]
+                if events := [self._event(one) for one in outputs if one.parts or one.logprobs or one.reason]:
                     yield events
-        if options and options.include_usage:
-            yield [(None, {**self._head, "choices": [], "usage": usage.as_json()})]
+                elif not outputs:
+                    yield []  # accepted: what follows is part of the stream
+        if self._wanted.wants_usage:
+            yield [(None, self._chunk([], usage(self._made)))]
         yield [DONE]
 
-    def _event(self, index: int, text: str, logprobs: Any = None, reason: str | None = None) -> Event:
-        return None, {**self._head, "choices": [self._choice(index, text, logprobs, reason)]}
+    def _event(self, output: Output, before: str = "") -> Event:
+        return None, self._chunk([self._choice(output, before)])
 
-    def _choice(self, index: int, text: str, logprobs: Any, reason: str | None) -> dict[str, Any]:
-        return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": reason}
+    def _chunk(self, choices: list[dict[str, Any]], used: dict[str, int] | None = None) -> dict[str, Any]:
+        chunk = {**self._head, "choices": choices}
+        return chunk | {"usage": used} if self._wanted.wants_usage else chunk
 
-    def _logprobs(self, found: tuple[TokenLogprobs, ...], offset: int) -> dict[str, Any]:
-        text_of = self._server.encoder.tokenizer.token_text
-        tokens = [text_of(one.id) for one in found]
-        offsets = []
-        for token in tokens:
-            offsets.append(offset)
-            offset += len(token)
-        return {
-            "tokens": tokens,
-            "token_logprobs": [one.logprob for one in found],
-            "top_logprobs": [{text_of(id): logprob for id, logprob in one.top} for one in found],
-            "text_offset": offsets,
-        }
+    def _choice(self, output: Output, before: str = "") -> dict[str, Any]:
+        logprobs = None
+        if output.logprobs is not None:
+            logprobs = text_logprobs(output.logprobs, self._tokenizer, self._lengths[output.index])
+            self._lengths[output.index] += sum(map(len, logprobs["tokens"]))
+        text = before + "".join(part.text for part in output.parts)
+        return {"index": output.index, "text": text, "logprobs": logprobs, "finish_reason": output.reason}

@@ -58,9 +58,10 @@ class Decoder:
     def reserve(self, positions: int) -> None:
         """Compute the RoPE tables for at least so many positions. Tables grow by doubling."""
         if positions > self._rope_positions:
-            self._rope_positions = max(positions, 2 * self._rope_positions)
+            positions = max(positions, 2 * self._rope_positions)
             for rope in self._ropes:
-                rope.compute(self._rope_positions)
+                rope.compute(positions)
+            self._rope_positions = positions  # not before: memory may run out
 
     def __call__(self, batch: Batch, state: ModelState, hook: Hook | None = None) -> Any:
         """float32 logits (R, V) of the batch's logit rows. The layers' state of its T tokens is written."""

@@ -16,12 +16,14 @@ class Timings:
         completion_tokens: Number of generated tokens.
         prefill_ms: From the request to its first token.
         decode_ms: From the first token to the last.
+        queue_ms: From the request to the step that begins with it. A part of `prefill_ms`.
     """
 
     prompt_tokens: int
     completion_tokens: int
     prefill_ms: float
     decode_ms: float
+    queue_ms: float = 0.0
 
     @property
     def total_ms(self) -> float:

@@ -49,6 +49,7 @@ THIRD_PARTY = {
     "fastapi": "server",
     "gguf": "formats.ggml",
     "httpx2": "hub",
+    "h11": "server",
     "huggingface_hub": "hub",
     "jinja2": "tokenizer",
     "numpy": "backend ops models engine.batch engine.decode_pipeline engine.model_runner engine.request_table "
@@ -56,6 +57,7 @@ THIRD_PARTY = {
     "runtime.prompts runtime.scoring llm formats tokenizer devtools cli",
     "platformdirs": "_files",
     "prompt_toolkit": "cli.chat",
+    "prometheus_client": "server",
     "psutil": "backend",
     "pydantic": "server",
     "rich": "cli display",
@@ -192,7 +194,8 @@ def test_dependencies_are_the_packages_that_are_imported() -> None:
         for path in (ROOT / "forge").rglob("*.py")
         for _, target in imports(path, module_name(path.relative_to(ROOT / "forge")), set())
     }
-    extras = {"IPython", "cupy", "cupy_backends", "fastapi", "pydantic", "starlette", "uvicorn"}
+    extras = {"IPython", "cupy", "cupy_backends"}
+    extras |= {"fastapi", "h11", "prometheus_client", "pydantic", "starlette", "uvicorn"}  # of the extra `serve`
     assert listed == imported & set(THIRD_PARTY) - extras
 
 

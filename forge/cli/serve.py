@@ -63,7 +63,7 @@ def command(
         reasoning=reasoning,
         **serving,
     )
-    listener = bind(host, port)
+    listener = bind(host, port, settings.send_seconds)
     path = options.resolve(model)
     encoder = load_encoder(path, chat_template)
     client = EngineClient(path, {**loading, "chat_template": chat_template, "max_sequences": max_sequences})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import OrderedDict
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
@@ -90,6 +91,7 @@ class Scheduler:
                 break
             del self.waiting[sequence]
             self.running.append(sequence)
+            sequence.started_at = sequence.started_at or time.perf_counter()
             count = min(sequence.num_remaining, budget)
             step.append(Scheduled(sequence, sequence.num_computed, count))
             budget -= count
@@ -126,7 +128,7 @@ class Scheduler:
             own, pairs = pool.fork(pages, length)
             child.pages.append(own)
             copies += [(kind, source, target) for source, target in pairs]
-        child.num_computed = length
+        child.num_computed, child.started_at = length, parent.started_at
         self.running.append(child)
         return copies
 

@@ -32,6 +32,8 @@ class Sequence:
     pages: list[list[int]] = field(default_factory=list)
     """Its pages of each kind of layer state, in order; released ones are the kind's spare page. Empty without any."""
     finish_reason: FinishReason | None = None
+    started_at: float | None = None
+    """When it first had pages, by `time.perf_counter`."""
 
     @property
     def num_tokens(self) -> int:

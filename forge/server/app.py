@@ -8,9 +8,10 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, Response
 
 import forge
 from forge.server import errors
@@ -57,6 +58,11 @@ def create_app(server: Server) -> FastAPI:
         state = server.client.state
         return JSONResponse({"status": "ok" if state == "ready" else state}, 200 if state == "ready" else 503)
 
+    @app.get("/metrics")
+    async def metrics() -> Response:
+        """Numbers for Prometheus."""
+        return Response(server.metrics.text(await server.client.stats()), media_type=CONTENT_TYPE_LATEST)
+
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
         return _refusal(request, _from_validation(error))
@@ -70,10 +76,12 @@ def create_app(server: Server) -> FastAPI:
 
     @app.exception_handler(HTTPError)
     @app.exception_handler(forge.ForgeError)
+    @app.exception_handler(Exception)
     async def failed(request: Request, error: Exception) -> JSONResponse:
         return _refusal(request, errors.from_error(error))
 
-    app.add_middleware(Guard, settings=server.settings)
+    json_paths = {path for path, methods in app.openapi()["paths"].items() if "post" in methods}
+    app.add_middleware(Guard, server=server, json_paths=json_paths)
     if server.settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,

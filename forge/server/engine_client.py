@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import pickle
+import signal
 import socket
 import struct
 import subprocess
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from forge.config import Pooling, SamplingParams
+from forge.engine import EngineStats
 from forge.errors import ForgeError
 from forge.outputs import Chunk, Completion
 
@@ -22,6 +24,7 @@ _LENGTH = struct.Struct("!i")
 """The header of a message, as multiprocessing.connection writes it: its bytes, or -1 before a longer number."""
 _LONG_LENGTH = struct.Struct("!Q")
 _MAX_SHORT = 0x7FFFFFFF
+_END_SECONDS = 5.0
 
 
 class EngineClient:
@@ -48,7 +51,8 @@ class EngineClient:
         ours, theirs = socket.socketpair()
         with theirs:
             command = [sys.executable, "-m", "forge.server.engine_process", str(theirs.fileno())]
-            self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()])
+            # in a group of its own: a terminal's Ctrl-C is for this process
+            self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], process_group=0)
         reader, self._writer = await asyncio.open_connection(sock=ours, limit=1 << 20)
         self._send((self._model, self._options))
         self._reading = asyncio.create_task(self._read(reader))
@@ -88,11 +92,23 @@ class EngineClient:
         finally:
             self._forget(number)
 
+    async def stats(self) -> EngineStats:
+        """What the engine is doing."""
+        number, queue = self._submit("stats", None)
+        try:
+            stats: EngineStats = await _get(queue)
+            return stats
+        finally:
+            self._queues.pop(number, None)
+
     def stop(self) -> None:
         """End all requests as aborted, each with its last chunk, and the process."""
+        if self.state == "ready":
+            self._send(("stop", 0, None))
+        elif self.state == "loading":  # it would answer when the model is loaded
+            self.kill()
         if self.state != "failed":
             self.state = "stopping"
-            self._send(("stop", 0, None))
 
     async def close(self, seconds: float) -> None:
         """Stop, and wait for the process to end for so long at most; then kill it."""
@@ -143,7 +159,18 @@ class EngineClient:
                 for kind, number, content in pickle.loads(await reader.readexactly(length)):
                     self._receive(kind, number, content)
         except (asyncio.IncompleteReadError, ConnectionError):
-            self._end(self.error or ForgeError("the engine's process has ended"))
+            self._end(self.error or ForgeError(f"the engine's process has ended{await self._cause()}"))
+
+    async def _cause(self) -> str:
+        """Why the process has ended, as far as one can tell."""
+        assert self._process
+        with suppress(subprocess.TimeoutExpired):
+            code = await asyncio.to_thread(self._process.wait, _END_SECONDS)
+            if code < 0:
+                name = signal.Signals(-code).name
+                return f" by {name}" + (": perhaps memory ran out" if code == -signal.SIGKILL else "")
+            return f" with code {code}"
+        return ""
 
     def _receive(self, kind: str, number: int, content: Any) -> None:
         if kind == "ready":

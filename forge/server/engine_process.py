@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import select
 import signal
 import sys
 from collections.abc import Callable
@@ -22,7 +23,7 @@ from forge.outputs import Chunk
 from forge.runtime.request import Request
 from forge.runtime.scoring import embedding
 
-_PARENT_IS_GONE = 1
+PARENT_IS_GONE = 1
 
 
 class Outlet:
@@ -77,7 +78,7 @@ class EngineServer:
                     break
                 self._handle(*message)
         except (EOFError, OSError):
-            os._exit(_PARENT_IS_GONE)
+            os._exit(PARENT_IS_GONE)
         self._llm.close()  # every open request gets its last chunk
         self._outbox.put(None)
         writer.join()
@@ -88,6 +89,8 @@ class EngineServer:
                 self._submit(number, *content)
             elif kind == "embed":
                 self._embed(number, *content)
+            elif kind == "stats":
+                self._outbox.put(("stats", number, self._llm.engine.stats()))
             elif kind == "cancel":
                 outlet = self._outlets.pop(number, None)  # a pass ends with it
                 if outlet and outlet.request:
@@ -139,13 +142,22 @@ class EngineServer:
             try:
                 self._connection.send_bytes(pickle.dumps(replies, pickle.HIGHEST_PROTOCOL))
             except OSError:
-                os._exit(_PARENT_IS_GONE)
+                os._exit(PARENT_IS_GONE)
+
+
+def end_with_parent(fd: int) -> None:
+    """End this process when the other end of a socket is closed, also while a model is loading."""
+    watch = select.poll()
+    watch.register(fd, select.POLLRDHUP)
+    watch.poll()
+    os._exit(PARENT_IS_GONE)
 
 
 def main() -> None:
     """Run as the child of an `EngineClient`."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is for the parent, which says what is to end
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # systemd sends it to all: the parent says what is to end
     connection = Connection(int(sys.argv[1]))
+    Thread(target=end_with_parent, args=(connection.fileno(),), name="forge parent watch", daemon=True).start()
     model, options = pickle.loads(connection.recv_bytes())
     try:
         from forge.loading import load

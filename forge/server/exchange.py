@@ -13,11 +13,10 @@ from starlette.responses import JSONResponse, Response
 
 from forge.server import errors
 from forge.server.errors import HTTPError
-from forge.server.guard import Receive, Scope, Send, refuse
+from forge.server.guard import CLIENT_CLOSED, Receive, Scope, Send, refuse
 from forge.server.log import LOG
 
 T = TypeVar("T")
-_CLIENT_CLOSED = 499
 
 
 class ClientGone(Exception):
@@ -48,7 +47,7 @@ async def answer(request: Request, work: Coroutine[Any, Any, dict[str, Any]]) ->
     try:
         return JSONResponse(await while_connected(request.receive, work))
     except ClientGone:
-        return Response(status_code=_CLIENT_CLOSED)
+        return Response(status_code=CLIENT_CLOSED)
 
 
 Event = tuple[str | None, dict[str, Any] | str]

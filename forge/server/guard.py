@@ -6,13 +6,16 @@ import asyncio
 import hmac
 import ipaddress
 import json
+import math
 import re
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, MutableMapping
+from contextlib import suppress
 from typing import Any
 
 from forge.server import errors
 from forge.server.errors import HTTPError
-from forge.server.settings import ServerSettings
+from forge.server.log import LOG
+from forge.server.state import Server
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -20,17 +23,24 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
+CLIENT_CLOSED = 499
+"""Status of a request whose client has left, as nginx has it. Nobody reads it."""
 _OPEN_PATHS = ("/", "/health")
 """Pages without secrets: the chat page asks for the key itself, and load balancers have none."""
-_NESTING = re.compile(rb'"(?:[^"\\]|\\.)*+"|[\[{]|[\]}]', re.DOTALL)
+_NESTING = re.compile(rb'"(?:[^"\\]|\\.)*+"?|[\[{]|[\]}]', re.DOTALL)
+"""A string without an end is taken to the end: else each further mark would be tried as the start of one."""
+_SUSPECT = re.compile(rb"NaN|Infinity|\\u[dD]")
+_DISCARD_SECONDS = 2.0
 _SECURITY_HEADERS = [(b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"no-referrer")]
 
 
 class Guard:
     """ASGI middleware."""
 
-    def __init__(self, app: App, settings: ServerSettings) -> None:
-        self._app, self._settings = app, settings
+    def __init__(self, app: App, server: Server, json_paths: Collection[str]) -> None:
+        """json_paths: What takes JSON by POST."""
+        self._app, self._settings, self._json_paths = app, server.settings, json_paths
+        self._check_ready = server.check_ready
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -39,21 +49,30 @@ class Guard:
             else:
                 await self._app(scope, receive, send)
             return
+        content = b""
+
+        async def watched(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                if message["status"] >= 400 and message["status"] != CLIENT_CLOSED:
+                    LOG.info("%s %s: status %d", scope["method"], scope["path"][:200], message["status"])
+                message = {**message, "headers": [*message.get("headers", ()), *_SECURITY_HEADERS]}
+            elif self._settings.log_prompts and content:
+                LOG.info("%s answers %s", scope["path"], message.get("body", b"").decode(errors="replace"))
+            await send(message)
+
         try:
             headers = dict(scope["headers"])
             self._check_host(headers)
             self._check_key(headers, scope)
-            receive = await self._with_body(scope, headers, receive)
+            if scope["path"] not in _OPEN_PATHS:
+                self._check_ready()
+            content, receive = await self._with_body(scope, headers, receive)
         except HTTPError as error:
-            await refuse(error, scope, send)
+            await refuse(error, scope, watched)
             return
-
-        async def secured(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                message = {**message, "headers": [*message.get("headers", ()), *_SECURITY_HEADERS]}
-            await send(message)
-
-        await self._app(scope, receive, secured)
+        if self._settings.log_prompts and content:
+            LOG.info("%s is asked %s", scope["path"], content.decode(errors="replace"))
+        await self._app(scope, receive, watched)
 
     def _check_host(self, headers: dict[bytes, bytes]) -> None:
         """A page of another site whose name leads to this machine (DNS rebinding) sends that name."""
@@ -74,12 +93,14 @@ class Guard:
                 401, "a valid API key is missing", code="invalid_api_key", headers={"www-authenticate": "Bearer"}
             )
 
-    async def _with_body(self, scope: Scope, headers: dict[bytes, bytes], receive: Receive) -> Receive:
-        """Read the body, check it, and give it to the application as one message."""
+    async def _with_body(self, scope: Scope, headers: dict[bytes, bytes], receive: Receive) -> tuple[bytes, Receive]:
+        """The body, which is checked, and how the application gets it: as one message."""
         limit = self._settings.max_body_bytes
         too_large = HTTPError(413, f"the body may have {limit} bytes", code="request_too_large")
         length = headers.get(b"content-length", b"0")
         if not length.isdigit() or int(length[:20]) > limit:
+            if b"expect" not in headers:  # else the client waits for leave to send
+                await _discard(receive)
             raise too_large
         parts: list[bytes] = []
         size = 0
@@ -92,13 +113,15 @@ class Guard:
                     parts.append(message.get("body", b""))
                     size += len(parts[-1])
                     if size > limit:
+                        parts.clear()
+                        await _discard(receive)
                         raise too_large
                     if not message.get("more_body", False):
                         break
         except TimeoutError:
             raise HTTPError(408, "the body did not arrive in time", code="timeout") from None
         content = b"".join(parts)
-        if scope["method"] == "POST":
+        if scope["method"] == "POST" and scope["path"] in self._json_paths:
             await self._check_json(content, headers)
         is_given = False
 
@@ -109,7 +132,7 @@ class Guard:
                 return {"type": "http.request", "body": content, "more_body": False}
             return await receive()
 
-        return replay
+        return content, replay
 
     async def _check_json(self, content: bytes, headers: dict[bytes, bytes]) -> None:
         kind = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
@@ -120,6 +143,8 @@ class Guard:
         depth = await asyncio.to_thread(json_depth, content, most) if large else json_depth(content, most)
         if depth > most:
             raise HTTPError(400, f"the body may nest {most} levels deep", code="too_deep")
+        if _SUSPECT.search(content):
+            check_values(content)
 
 
 def is_address(name: str) -> bool:
@@ -127,6 +152,49 @@ def is_address(name: str) -> bool:
     try:
         ipaddress.ip_address(name)
     except ValueError:
+        return False
+    return True
+
+
+async def _discard(receive: Receive) -> None:
+    """Take what a client sends for a while: it reads no answer before it has sent its body."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(_DISCARD_SECONDS):
+            while (message := await receive())["type"] == "http.request" and message.get("more_body", False):
+                pass
+
+
+def check_values(content: bytes) -> None:
+    """Raises HTTPError for what Python's reader of JSON takes and JSON or UTF-8 does not have.
+
+    That is NaN, Infinity and halves of surrogate pairs. What is no JSON at all is left to the endpoint.
+    """
+    with suppress(ValueError):
+        if found := _wrong_value(json.loads(content), ""):
+            place, what = found
+            raise HTTPError(400, f"{place or 'the body'}: {what}", place or None, "invalid_json")
+
+
+def _wrong_value(value: Any, place: str) -> tuple[str, str] | None:
+    if isinstance(value, float) and not math.isfinite(value):
+        return place, "JSON has no numbers that are not finite"
+    if isinstance(value, str) and not is_text(value):
+        return place, "the text holds half of a surrogate pair"
+    if isinstance(value, dict):
+        if not all(map(is_text, value)):
+            return place, "a field's name holds half of a surrogate pair"
+        entries: Iterable[tuple[Any, Any]] = value.items()
+    else:
+        entries = enumerate(value) if isinstance(value, list) else ()
+    found = (_wrong_value(entry, f"{place}.{step}" if place else str(step)) for step, entry in entries)
+    return next((one for one in found if one), None)
+
+
+def is_text(value: str) -> bool:
+    """Whether a string can be written as UTF-8."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
         return False
     return True
 
@@ -151,5 +219,5 @@ async def refuse(error: HTTPError, scope: Scope, send: Send) -> None:
     headers += [(name.encode(), value.encode()) for name, value in (error.headers or {}).items()]
     if error.status in (408, 413):  # the rest of the body is not read
         headers.append((b"connection", b"close"))
-    await send({"type": "http.response.start", "status": error.status, "headers": headers + _SECURITY_HEADERS})
+    await send({"type": "http.response.start", "status": error.status, "headers": headers})
     await send({"type": "http.response.body", "body": content})

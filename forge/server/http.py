@@ -3,26 +3,40 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import select
 import socket
 from types import FrameType
 from typing import Any
 
+import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from forge.errors import ForgeError
+from forge.server import errors
 from forge.server.app import create_app
+from forge.server.errors import HTTPError
 from forge.server.log import LOG
 from forge.server.state import Server
 
+_BACKLOG = 1024
+_LOOK_SECONDS = 0.5
 
-def bind(host: str, port: int) -> socket.socket:
-    """A socket at an address, which does not listen yet. Raises ForgeError where the address cannot be had."""
+
+def bind(host: str, port: int, send_seconds: float) -> socket.socket:
+    """A socket that listens at an address. Raises ForgeError where the address cannot be had.
+
+    send_seconds: A connection whose client takes nothing of what was sent for so long is closed by the kernel.
+    """
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         found = socket.socket(family, kind, protocol)
         found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        unread_ms = int(1000 * send_seconds)  # connections inherit it
+        found.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, unread_ms)
         found.bind(address)
+        found.listen(_BACKLOG)  # of two servers that start together the second one fails here
     except OSError as error:
         raise ForgeError(f"{host}:{port}: {error.strerror or error}", parameter="port") from None
     return found
@@ -33,10 +47,12 @@ def protocol(header_seconds: float) -> type[H11Protocol]:
 
     class Protocol(H11Protocol):
         _header_timer: asyncio.TimerHandle | None = None
+        _look_timer: asyncio.TimerHandle | None = None
 
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
             self._expect_header()
+            self._look_timer = self.loop.call_later(_LOOK_SECONDS, self._look)
 
         def data_received(self, data: bytes) -> None:
             super().data_received(data)
@@ -49,6 +65,24 @@ def protocol(header_seconds: float) -> type[H11Protocol]:
         def connection_lost(self, exc: Exception | None) -> None:
             super().connection_lost(exc)
             self._stop_timer()
+            if self._look_timer:
+                self._look_timer.cancel()
+
+        def send_400_response(self, msg: str) -> None:
+            """Answer what is no HTTP, or a header that is too long."""
+            content = json.dumps(errors.body(HTTPError(400, "this is no valid HTTP request", code="invalid_http"), "/"))
+            headers = [("content-type", "application/json"), ("content-length", str(len(content)))]
+            head = h11.Response(status_code=400, headers=[*headers, ("connection", "close")])
+            for event in (head, h11.Data(data=content.encode()), h11.EndOfMessage()):
+                self.transport.write(self.conn.send(event))
+            self.transport.close()
+
+        def _look(self) -> None:
+            """While reading is paused, as behind a pipelined request, the event loop sees no client leave."""
+            if self.flow.read_paused and is_hung_up(self.transport.get_extra_info("socket")):
+                self.transport.abort()
+            else:
+                self._look_timer = self.loop.call_later(_LOOK_SECONDS, self._look)
 
         def _expect_header(self) -> None:
             if self.cycle is not None and not self.cycle.response_complete:
@@ -62,6 +96,13 @@ def protocol(header_seconds: float) -> type[H11Protocol]:
                 self._header_timer = None
 
     return Protocol
+
+
+def is_hung_up(connection: Any) -> bool:
+    """Whether the other end of a connection has closed it, though it may have sent things that are not read yet."""
+    look = select.poll()
+    look.register(connection.fileno(), select.POLLRDHUP)
+    return bool(look.poll(0))
 
 
 class HTTPServer(uvicorn.Server):
@@ -88,6 +129,8 @@ class HTTPServer(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """End at the first signal; at a second one without waiting. uvicorn would end the process by the signal."""
         self.should_exit, self.force_exit = True, self.should_exit
+        if self.force_exit:
+            self._server.client.kill()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Begin to listen, and say where when the model is ready."""
@@ -118,9 +161,8 @@ class HTTPServer(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Stop accepting, let answers go on for a while, and end what is left."""
-        timer = asyncio.get_running_loop().call_later(
-            max(self._server.settings.shutdown_seconds - 2.0, 0.0), self._server.client.stop
-        )
+        seconds = self._server.settings.shutdown_seconds
+        timer = asyncio.get_running_loop().call_later(seconds - min(2.0, seconds / 2), self._server.client.stop)
         await super().shutdown(sockets)
         timer.cancel()
         self._announcement.cancel()

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, fields
+
+from forge.errors import ParameterError
+
+_KEY_LENGTH = 4096
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,3 +48,18 @@ class ServerSettings:
     shutdown_seconds: float = 30.0
     reasoning: bool = True
     log_prompts: bool = False
+
+    def __post_init__(self) -> None:
+        """Raises ParameterError for a limit that no request could keep, and for keys that no header can hold."""
+        for name in (field.name for field in fields(self)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                continue
+            least = 0 if name == "max_queue" else 1 if isinstance(value, int) else 0.0
+            if not math.isfinite(value) or value < least or (isinstance(value, float) and not value):
+                bound = f"at least {least}" if isinstance(least, int) else "a number above 0"
+                raise ParameterError(f"{name} must be {bound}, not {value}", parameter=name)
+        for key in self.api_keys:
+            if not (key.isascii() and key.isprintable() and 0 < len(key) <= _KEY_LENGTH) or " " in key:
+                message = "api_key must be a word of letters, digits and signs, without spaces"
+                raise ParameterError(message, parameter="api_key")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -12,9 +12,11 @@ from typing import Any
 
 from forge.outputs import Chunk, Completion
 from forge.runtime.encoder import PromptEncoder
+from forge.server import errors
 from forge.server.engine_client import EngineClient
 from forge.server.errors import HTTPError
 from forge.server.log import LOG
+from forge.server.metrics import Metrics
 from forge.server.parsing import OutputFormat
 from forge.server.parts import OutputParser
 from forge.server.settings import ServerSettings
@@ -29,6 +31,7 @@ class Record:
 
     id: str
     endpoint: str
+    metrics: Metrics
     prompt_tokens: int = 0
     completion_tokens: int = 0
     started: float = field(default_factory=time.perf_counter)
@@ -36,13 +39,17 @@ class Record:
     """When the first token was there."""
     last: float = 0.0
 
-    def add_chunks(self, chunks: Iterable[Chunk]) -> None:
+    def add_chunks(self, chunks: Collection[Chunk]) -> None:
         """Count the tokens of a stream's new chunks."""
         self._add(sum(len(chunk.ids) for chunk in chunks), time.perf_counter(), time.perf_counter())
+        for chunk in chunks:
+            if chunk.timings:
+                self.metrics.add(chunk.timings)
 
     def add_completions(self, completions: list[Completion]) -> None:
         """Count the tokens of answers that came as a whole."""
         for one in completions:
+            self.metrics.add(one.timings)
             begun = self.started + one.timings.prefill_ms / 1000
             self._add(len(one.ids), begun, begun + one.timings.decode_ms / 1000)
 
@@ -68,6 +75,7 @@ class Server:
     client: EngineClient
     encoder: PromptEncoder
     settings: ServerSettings
+    metrics: Metrics = field(default_factory=Metrics)
     created: int = field(default_factory=lambda: int(time.time()))
     num_admitted: int = 0
     """Choices that are queued or running."""
@@ -103,16 +111,19 @@ class Server:
         if self.num_admitted + num_choices > self.client.info["max_sequences"] + self.settings.max_queue:
             raise HTTPError(429, "too many requests are waiting", code="queue_full", headers={"retry-after": "1"})
         self.num_admitted += num_choices
-        record, end = Record(id, endpoint), "the client left"
+        end: str | None
+        record, end = Record(id, endpoint, self.metrics), ", the client left"
         try:
             yield record
             end = ""
         except Exception as error:
-            end = f"{type(error).__name__}: {error}"
+            found = errors.from_error(error)
+            end = f", {found.code}: {found}" if found.status >= 500 else None  # others may quote what the client sent
             raise
         finally:
             self.num_admitted -= num_choices
-            LOG.info("%s%s", record, f", {end}" if end else "")
+            if end is not None:
+                LOG.info("%s%s", record, end)
 
 
 def new_id(prefix: str) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from table_rows import row
 
 from forge import EngineConfig, OutOfMemoryError, ParameterError, SamplingParams, load
 from forge.loading import _settings
@@ -74,32 +75,33 @@ BAD_ENGINE: list[tuple[str, list[Any]]] = [
 ]
 
 
-def rows(table: list[tuple[str, list[Any]]]) -> list[Any]:
-    return [pytest.param(name, value, id=f"{name}={text(value):.30}") for name, values in table for value in values]
+def rows(table: list[tuple[str, list[Any]]]) -> list[tuple[str, Any]]:
+    return [(name, value) for name, values in table for value in values]
 
 
-def text(value: Any) -> str:
-    """The value without its address: a test has the same name in every process."""
-    return repr(value).partition(" object at 0x")[0]
+def test_a_bad_sampling_parameter_is_named() -> None:
+    for name, value in rows(BAD_SAMPLING):
+        with row(f"{name}={value!r:.30}"):
+            is_refused(SamplingParams, name, value)
+            with pytest.raises(ParameterError):
+                replace(SamplingParams(), **{name: value})
 
 
-@pytest.mark.parametrize(("name", "value"), rows(BAD_SAMPLING))
-def test_a_bad_sampling_parameter_is_named(name: str, value: Any) -> None:
+def is_refused(settings: type[SamplingParams | EngineConfig], name: str, value: Any) -> None:
     with pytest.raises(ParameterError) as caught:
-        SamplingParams(**{name: value})
+        settings(**{name: value})
     assert str(caught.value).startswith(f"{name} ")
     assert caught.value.parameter == name
     assert "\n" not in str(caught.value)
-    with pytest.raises(ParameterError):
-        replace(SamplingParams(), **{name: value})
 
 
-@pytest.mark.parametrize(("name", "value"), rows(GOOD_SAMPLING))
-def test_a_good_sampling_parameter_is_taken(name: str, value: Any) -> None:
-    expected = value
-    if name in ("stop", "stop_token_ids"):
-        expected = (value,) if isinstance(value, str) else tuple(value)
-    assert getattr(SamplingParams(**{name: value}), name) == expected
+def test_a_good_sampling_parameter_is_taken() -> None:
+    for name, value in rows(GOOD_SAMPLING):
+        expected = value
+        if name in ("stop", "stop_token_ids"):
+            expected = (value,) if isinstance(value, str) else tuple(value)
+        with row(f"{name}={value!r:.30}"):
+            assert getattr(SamplingParams(**{name: value}), name) == expected
 
 
 def test_the_tables_cover_every_parameter() -> None:
@@ -108,13 +110,10 @@ def test_the_tables_cover_every_parameter() -> None:
     assert {name for name, _ in BAD_ENGINE} == {field.name for field in fields(EngineConfig)}
 
 
-@pytest.mark.parametrize(("name", "value"), rows(BAD_ENGINE))
-def test_a_bad_engine_setting_is_named(name: str, value: Any) -> None:
-    with pytest.raises(ParameterError) as caught:
-        EngineConfig(**{name: value})
-    assert str(caught.value).startswith(f"{name} ")
-    assert caught.value.parameter == name
-    assert "\n" not in str(caught.value)
+def test_a_bad_engine_setting_is_named() -> None:
+    for name, value in rows(BAD_ENGINE):
+        with row(f"{name}={value!r:.30}"):
+            is_refused(EngineConfig, name, value)
 
 
 @pytest.mark.parametrize(

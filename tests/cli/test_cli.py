@@ -487,7 +487,9 @@ def test_a_reader_that_leaves_ends_it_silently() -> None:
     assert [line for line in noise.splitlines() if b"forge: device" not in line] == []
 
 
-@pytest.mark.parametrize("args", [["--help"], ["inspect", LLAMA], ["inspect", LLAMA, "--json"]])
+@pytest.mark.parametrize(
+    "args", [["--help"], ["inspect", LLAMA], pytest.param(["inspect", LLAMA, "--json"], marks=pytest.mark.slow)]
+)
 def test_a_closed_or_full_output_is_no_traceback(args: list[str]) -> None:
     read, write = os.pipe()
     os.close(read)
@@ -531,33 +533,40 @@ def test_a_terminal_gets_no_control_characters(monkeypatch: pytest.MonkeyPatch) 
     ("environment", "code", "is_sent"), [({}, b"\x1b[1m", True), ({"NO_COLOR": "1"}, b"\x1b[3", False)]
 )
 def test_tables_are_bold_on_a_terminal_and_not_coloured_with_no_color(
-    environment: dict[str, str], code: bytes, is_sent: bool
+    environment: dict[str, str], code: bytes, is_sent: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    for name in ("NO_COLOR", "FORCE_COLOR"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in ({"TERM": "xterm"} | environment).items():
+        monkeypatch.setenv(name, value)
     controller, terminal = pty.openpty()
-    plain = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "FORCE_COLOR")}
     try:
-        process = start("inspect", LLAMA, stdout=terminal, env=plain | {"TERM": "xterm"} | environment)
-        process.communicate(timeout=60)
-        shown = os.read(controller, 1 << 16)
+        with open(terminal, "w", encoding="utf-8") as screen:
+            monkeypatch.setattr(sys, "stdout", screen)
+            assert run(["inspect", LLAMA]) == 0
+            shown = os.read(controller, 1 << 16)
     finally:
-        os.close(terminal)
         os.close(controller)
     assert b"llama" in shown
     assert (code in shown) == is_sent
 
 
-def test_tables_are_plain_in_a_pipe_whatever_the_environment_says() -> None:
-    code, out, _ = forge_process("inspect", LLAMA, env=os.environ | {"FORCE_COLOR": "1"})
-    assert code == 0
+def test_tables_are_plain_in_a_pipe_whatever_the_environment_says(
+    capfdbinary: pytest.CaptureFixture[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    assert run(["inspect", LLAMA]) == 0
+    out = capfdbinary.readouterr().out
+    assert b"llama" in out
     assert b"\x1b" not in out
 
 
-def test_output_survives_an_encoding_without_the_character() -> None:
-    code, out, _ = forge_process(
-        "tokenize", "é", "--no-add-special", "-m", LLAMA, env=os.environ | {"PYTHONIOENCODING": "ascii"}
-    )
-    assert code == 0
-    assert out.isascii()
+def test_output_survives_an_encoding_without_the_character(monkeypatch: pytest.MonkeyPatch) -> None:
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii"))
+    assert run(["tokenize", "é", "--no-add-special", "-m", LLAMA]) == 0
+    assert b"2 tokens" in written.getvalue()
+    assert written.getvalue().isascii()
 
 
 def test_progress_says_a_line_where_a_download_starts(capsys: Captured) -> None:

@@ -2,13 +2,12 @@
 
 import io
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from cli_runs import LLAMA, Captured, failure, forge_process, json_of, with_template
+from cli_runs import LLAMA, Captured, failure, json_of, with_template
 
 import forge
 from forge.cli import run
@@ -163,13 +162,14 @@ def test_what_cannot_be_answered_is_one_line(
 
 
 @pytest.mark.parametrize("flags", [[], ["--lines"]])
-def test_stdin_that_is_no_text_is_one_line(flags: list[str], model: str) -> None:
-    args = ["chat", "-m", model, *flags]
-    code, out, err = forge_process(*args, stdin=b"\xff\xfe", env=os.environ | {"FORGE_DEVICE": "cpu"})
-    assert (code, out) == (1, b"")
-    assert b"standard input" in err
-    assert b"not UTF-8" in err
-    assert err.count(b"\n") == 1
+def test_stdin_that_is_no_text_is_one_line(
+    flags: list[str], model: str, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\xff\xfe")))
+    code, line = failure(capsys, "chat", "-m", model, *flags)
+    assert code == 1
+    assert "standard input" in line
+    assert "not UTF-8" in line
 
 
 def test_chat_says_before_the_first_message_that_there_is_no_template(

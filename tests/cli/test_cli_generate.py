@@ -1,11 +1,12 @@
 """`forge generate` on tiny models."""
 
-import json
+import io
 import re
+import sys
 from pathlib import Path
 
 import pytest
-from cli_runs import LLAMA, Captured, failure, forge_process, json_of, with_template
+from cli_runs import LLAMA, Captured, failure, json_of, with_template
 
 import forge
 from forge.cli import run
@@ -52,10 +53,10 @@ def test_generate_stops_at_each_stop_text(capsys: Captured) -> None:
     assert found["finish_reason"] == "stop"
 
 
-def test_generate_reads_the_prompt_from_stdin() -> None:
-    code, out, _ = forge_process("generate", "-", "-m", LLAMA, "--max-tokens", "3", "--json", stdin=b"a b\n")
-    assert code == 0
-    assert json.loads(out)["prompt_ids"] == forge.load_tokenizer(LLAMA).encode("a b\n")
+def test_generate_reads_the_prompt_from_stdin(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"a b\n")))
+    found = json_of(capsys, "generate", "-", "-m", LLAMA, "--max-tokens", "3")
+    assert found["prompt_ids"] == forge.load_tokenizer(LLAMA).encode("a b\n")
 
 
 def test_generate_says_that_an_answer_was_cut_and_by_what(capsys: Captured) -> None:

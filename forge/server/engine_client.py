@@ -104,11 +104,10 @@ class EngineClient:
     def stop(self) -> None:
         """End all requests as aborted, each with its last chunk, and the process."""
         if self.state == "ready":
+            self.state = "stopping"
             self._send(("stop", 0, None))
         elif self.state == "loading":  # it would answer when the model is loaded
             self.kill()
-        if self.state != "failed":
-            self.state = "stopping"
 
     async def close(self, seconds: float) -> None:
         """Stop, and wait for the process to end for so long at most; then kill it."""
@@ -127,6 +126,8 @@ class EngineClient:
 
     def kill(self) -> None:
         """End the process at once."""
+        if self.state != "failed":
+            self.state = "stopping"
         if self._process:
             self._process.kill()
             self._process.wait()

@@ -66,17 +66,15 @@ class EventStream(Response):
         self,
         events: AsyncGenerator[list[Event], None],
         on_error: Callable[[HTTPError], list[Event]],
-        *,
-        send_seconds: float,
     ) -> None:
         super().__init__(headers={"cache-control": "no-cache", "x-accel-buffering": "no"})
         del self.headers["content-length"]
-        self._events, self._on_error, self._send_seconds = events, on_error, send_seconds
+        self._events, self._on_error = events, on_error
         self._has_begun = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send all events, or as many as the client wants."""
-        with suppress(ClientGone, TimeoutError):
+        with suppress(ClientGone):
             await while_connected(receive, self._send_all(scope, send))
 
     async def _send_all(self, scope: Scope, send: Send) -> None:
@@ -95,12 +93,11 @@ class EventStream(Response):
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _send(self, send: Send, events: list[Event]) -> None:
-        async with asyncio.timeout(self._send_seconds):
-            if not self._has_begun:
-                self._has_begun = True
-                await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-            if events:
-                await send({"type": "http.response.body", "body": b"".join(map(_encoded, events)), "more_body": True})
+        if not self._has_begun:
+            self._has_begun = True
+            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        if events:
+            await send({"type": "http.response.body", "body": b"".join(map(_encoded, events)), "more_body": True})
 
 
 def _encoded(event: Event) -> bytes:

@@ -105,7 +105,7 @@ def test_a_body_nests_only_so_deep(limited: Served) -> None:
     def body(depth: int) -> bytes:
         return b'{"prompt": "a", "stop": ' + b"[" * (depth - 1) + b"]" * (depth - 1) + b"}"
 
-    assert error_of(post(limited, body(8))) == (400, "invalid_value", "stop")
+    assert error_of(post(limited, body(8))) == (400, "invalid_value", "stop.0")
     assert error_of(post(limited, body(9))) == (400, "too_deep", None)
     assert error_of(post(limited, b"[" * 90_000)) == (400, "too_deep", None)
     assert post(limited, {"prompt": '"[[[[[[[[[[[[[[[[' + "\\" * 9, "max_tokens": 1})[0] == 200

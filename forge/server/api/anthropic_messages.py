@@ -36,7 +36,7 @@ async def messages(request: Request, wanted: MessagesBody) -> Response:
     made = MessageAnswer(server, wanted)
     if not wanted.stream:
         return await answer(request, made.complete())
-    return EventStream(made.events(), _last_events, send_seconds=server.settings.send_seconds)
+    return EventStream(made.events(), _last_events)
 
 
 @router.post("/v1/messages/count_tokens")

@@ -80,7 +80,7 @@ async def chat_completions(request: Request, chat: ChatBody) -> Response:
     made = ChatAnswer(server, chat)
     if not chat.stream:
         return await answer(request, made.complete())
-    return EventStream(made.events(), last_events, send_seconds=server.settings.send_seconds)
+    return EventStream(made.events(), last_events)
 
 
 class ChatAnswer:

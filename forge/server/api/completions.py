@@ -53,7 +53,7 @@ async def completions(request: Request, wanted: CompletionBody) -> Response:
     made = TextAnswer(server, wanted)
     if not wanted.stream:
         return await answer(request, made.complete())
-    return EventStream(made.events(), last_events, send_seconds=server.settings.send_seconds)
+    return EventStream(made.events(), last_events)
 
 
 class TextAnswer:

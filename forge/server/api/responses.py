@@ -28,7 +28,7 @@ async def responses(request: Request, wanted: ResponsesBody) -> Response:
     made = ResponseAnswer(server, wanted)
     if not wanted.stream:
         return await answer(request, made.complete())
-    return EventStream(made.events(), made.failed, send_seconds=server.settings.send_seconds)
+    return EventStream(made.events(), made.failed)
 
 
 class ResponseAnswer:

@@ -117,12 +117,13 @@ class Scheduler:
         """Let a child with the parent's ids run on the parent's pages.
 
         Pages that nobody writes to any more are shared. The others are copied: returns (kind, source, target) of each.
-        Where there is no room the child waits, and computes the ids itself.
+        Where there is no room the child waits, and computes the ids itself. It has arrived before all others that wait.
         """
         length, copies = parent.num_computed, []
         has_pages = all(pool.num_copied(length) <= pool.num_free for pool in self.pools)
         if len(self.running) >= self.max_sequences or not has_pages:
             self.waiting[child] = None
+            self.waiting.move_to_end(child, last=False)
             return []
         for kind, (pool, pages) in enumerate(zip(self.pools, parent.pages, strict=True)):
             own, pairs = pool.fork(pages, length)

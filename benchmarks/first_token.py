@@ -24,7 +24,8 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=50)
     arguments = parser.parse_args()
     prompt = list(range(5, 5 + arguments.prompt_tokens))
-    with forge.load(arguments.model, device=arguments.device, context=1024) as llm:
+    whole = forge.EngineConfig(prefix_caching=False)  # the same prompt again and again
+    with forge.load(arguments.model, device=arguments.device, context=1024, engine=whole) as llm:
         print(f"{llm.path.name} on {llm.device}, a prompt of {len(prompt)} tokens")
         for _ in range(3):  # memory, threads and graphs are made
             _by_hand(llm, prompt, arguments.tokens)

@@ -124,6 +124,10 @@ class EngineConfig:
             number lets less time pass between the tokens of those, and computes prompts more slowly. None = what suits
             the device: 64 on a CPU, `max_step_tokens` on a GPU.
         page_size: P, positions of a page of the KV cache.
+        prefix_caching: Whether a prompt that begins like an earlier prompt or answer takes over the full pages that
+            still hold its keys and values, and computes the rest. It takes no memory on the device: pages without an
+            owner stay until they are needed. It takes some 10 bytes of the host's memory for each position, and what
+            is computed in fewer rows may round differently. False = each prompt is computed whole, as for measuring.
         graphs: Whether decode steps on a GPU are replayed as graphs. False = their kernels are launched one by one.
             N = every Nth replay is compared with its launches, and from a difference on there are no graphs. None = as
             the variable FORGE_GRAPHS says: 0, 1, check:N; True where it is not set.
@@ -136,6 +140,7 @@ class EngineConfig:
     max_step_tokens: int = 512
     max_prefill_tokens: int | None = None
     page_size: int = 64
+    prefix_caching: bool = True
     graphs: bool | int | None = None
 
     def __post_init__(self) -> None:
@@ -144,6 +149,7 @@ class EngineConfig:
         check_integer("max_step_tokens", self.max_step_tokens, 1)
         check_integer("max_prefill_tokens", self.max_prefill_tokens, 1, optional=True)
         check_integer("page_size", self.page_size, 1)
+        _check_bool("prefix_caching", self.prefix_caching)
         if not isinstance(self.graphs, bool):
             check_integer("graphs", self.graphs, 1, optional=True)
         _check_real("memory_fraction", self.memory_fraction, 0, 1, is_open=True)
@@ -218,8 +224,7 @@ class SamplingParams:
         _check_real("frequency_penalty", self.frequency_penalty, -100, 100)
         if self.timeout is not None:
             _check_real("timeout", self.timeout, 0, 1e9, is_open=True)
-        if not isinstance(self.ignore_eos, bool):
-            raise _refusal("ignore_eos", "True or False", self.ignore_eos)
+        _check_bool("ignore_eos", self.ignore_eos)
         self._freeze("logit_bias", _bias(self.logit_bias))
         stop = (self.stop,) if isinstance(self.stop, str) else _items("stop", self.stop, MAX_STOP_STRINGS)
         if not all(isinstance(s, str) and s for s in stop):
@@ -253,6 +258,11 @@ def check_integer(name: str, value: object, low: int, high: int | None = None, *
     number = int(value)
     if number < low or (high is not None and number > high):
         raise _refusal(name, f"at least {low}" if high is None else f"in [{low}, {high}]", number)
+
+
+def _check_bool(name: str, value: object) -> None:
+    if not isinstance(value, bool):
+        raise _refusal(name, "True or False", value)
 
 
 def _refusal(name: str, allowed: str, value: object) -> ParameterError:

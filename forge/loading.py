@@ -142,6 +142,7 @@ def _assembled(
         end_ids=tokenizer.eog_ids,
         max_step_tokens=plan.max_step_tokens,
         max_prefill_tokens=settings.max_prefill_tokens or (None if backend.is_gpu else _CPU_PREFILL_TOKENS),
+        prefix_caching=settings.prefix_caching,
     )
     engine.warm_up(report)
     return engine, tokenizer, template, plan.notes

@@ -72,6 +72,7 @@ BAD_ENGINE: list[tuple[str, list[Any]]] = [
     ("max_step_tokens", [0, None]),
     ("max_prefill_tokens", [0, -1, 64.0, "64"]),
     ("page_size", [0, -1, None]),
+    ("prefix_caching", [0, None, "no"]),
 ]
 
 
@@ -184,15 +185,24 @@ def test_load_names_the_parameter_that_cannot_be(wrong: dict[str, Any]) -> None:
 
 def test_every_engine_setting_reaches_the_engine_through_load() -> None:
     settings = EngineConfig(
-        context=96, memory_fraction=0.5, dtype="f32", max_sequences=3, max_step_tokens=7, page_size=16, graphs=False
+        context=96,
+        memory_fraction=0.5,
+        dtype="f32",
+        max_sequences=3,
+        max_step_tokens=7,
+        page_size=16,
+        prefix_caching=False,
+        graphs=False,
     )
     with load(LLAMA, device="cpu", engine=settings) as llm:
         scheduler = llm.engine.scheduler
         assert (llm.context, scheduler.max_sequences, scheduler.max_step_tokens) == (96, 3, 7)
         (pool,) = scheduler.pools
         assert (llm.engine.runner.state.page_size, pool.num_pages) == (16, 3 * 96 // 16)
+        assert llm.engine.prefix_cache is None
         ids = llm.generate([5, 6, 7], max_tokens=5).ids  # type: ignore[union-attr]
     with load(LLAMA, device="cpu") as llm:
+        assert llm.engine.prefix_cache is not None
         assert llm.generate([5, 6, 7], max_tokens=5).ids == ids  # type: ignore[union-attr]
     with pytest.raises(OutOfMemoryError, match=r"1e-12 of what is free on cpu"):
         load(LLAMA, device="cpu", engine=EngineConfig(memory_fraction=1e-12))

@@ -29,6 +29,7 @@ def tiny_llm(
     max_prefill_tokens: int | None = None,
     context: int = CONTEXT,
     windows: bool = True,
+    prefix_caching: bool = True,
 ) -> LLM:
     """As forge.load, but with the sizes that it chooses.
 
@@ -51,6 +52,7 @@ def tiny_llm(
         end_ids=tokenizer.eog_ids,
         max_step_tokens=max_step_tokens,
         max_prefill_tokens=max_prefill_tokens,
+        prefix_caching=prefix_caching,
     )
     for pages in (array for cache in state.caches for array in cache.arrays):
         pages.fill(np.nan)  # a position that is read before it is written poisons the result

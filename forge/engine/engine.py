@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from forge.config import Hook, Progress, SamplingParams
 from forge.engine.model_runner import ModelRunner
 from forge.engine.page_pool import PagePool
+from forge.engine.prefix_cache import PrefixCache, can_share
 from forge.engine.scheduler import Scheduled, Scheduler
 from forge.engine.sequence import FinishReason, Sampled, Sequence
 from forge.engine.stats import EngineStats
@@ -36,12 +37,18 @@ class Engine:
         end_ids: frozenset[int],
         max_step_tokens: int,
         max_prefill_tokens: int | None = None,
+        prefix_caching: bool = True,
     ) -> None:
         self.runner = runner
         self.context = runner.context
         self.end_ids = end_ids
         self.pools = [PagePool(kind, count) for kind, count in zip(runner.kinds, runner.num_pages, strict=True)]
-        self.scheduler = Scheduler(self.pools, runner.max_sequences, max_step_tokens, max_prefill_tokens)
+        shares = prefix_caching and can_share(runner.kinds, runner.page_size)
+        self.prefix_cache = PrefixCache(self.pools, runner.page_size) if shares else None
+        """None where it is not wanted, or a kind of layer state cannot share its pages."""
+        self.scheduler = Scheduler(
+            self.pools, runner.max_sequences, max_step_tokens, max_prefill_tokens, self.prefix_cache
+        )
         self._siblings: dict[Sequence, list[Sequence]] = {}
         """All choices of a prompt, by each of them, until it is computed. The first one runs, the others start then."""
         self._prompt_tokens = self._generated_tokens = 0
@@ -186,6 +193,8 @@ class Engine:
         """Replays were wrong, and so may be the KV cache: all of it is computed again from the ids."""
         self._discard_queued()
         self._preempt_all()
+        if self.prefix_cache:
+            self.prefix_cache.clear()
 
     def _preempt_all(self) -> None:
         while self.scheduler.running:
@@ -314,7 +323,9 @@ class Engine:
     def _append(self, sequence: Sequence, token: int) -> None:
         if token < 0:
             self.scheduler.finish(sequence, "error")
-        elif token in sequence.end_ids:
+            return
+        self.scheduler.enter(sequence)
+        if token in sequence.end_ids:
             self.scheduler.finish(sequence, "stop")
         else:
             sequence.ids.append(token)

@@ -42,7 +42,7 @@ class ModelRunner:
         self.context, self.max_sequences = context, max_sequences
         self.config, self.device = model.config, backend.device
         self.vocab_size = model.config.vocab_size
-        self.kinds, self.num_pages = state.kinds, state.num_pages
+        self.kinds, self.num_pages, self.page_size = state.kinds, state.num_pages, state.page_size
         self.is_asynchronous = backend.is_asynchronous
         self.pipeline = (
             DecodePipeline(model, state, backend, max_sequences, context, graphs) if self.is_asynchronous else None

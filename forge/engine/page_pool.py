@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
 
 from forge.state.kind import Kind
 
@@ -12,7 +13,8 @@ class PagePool:
 
     Neighbouring pages are read as one run, so a sequence continues behind its last page where it can, and a new one
     starts in the middle of the longest free run, away from the growth of others. A sequence's list of pages is changed
-    in place.
+    in place. A page whose content can be found counts as free when it has no owner, and is handed out when no other is
+    left: the least recently used first.
     """
 
     def __init__(self, kind: Kind, num_pages: int) -> None:
@@ -21,20 +23,31 @@ class PagePool:
         """Stands in a list where a page was released."""
         self.num_reserved = 0
         """Pages that passes over all positions may hold at one time: no request counts on them."""
+        self.on_reuse: Callable[[int], None] = lambda page: None
+        """Told of a page that can be found, before it is handed out for something else."""
         self._free = set(range(num_pages))
+        """Pages without an owner that hold nothing of use."""
+        self._findable: set[int] = set()
+        self._unowned: OrderedDict[int, None] = OrderedDict()
+        """Findable pages without an owner, the least recently used first."""
         self._references = [0] * num_pages
 
     @property
     def num_free(self) -> int:
-        return len(self._free)
+        """Pages that can be handed out."""
+        return len(self._free) + len(self._unowned)
 
     def references(self, page: int) -> int:
         return self._references[page]
 
     def allocate(self, count: int, after: int | None = None) -> list[int]:
         """`count` pages with one reference each, behind page `after` where possible."""
-        if count > len(self._free):
-            raise ValueError(f"{count} pages are wanted and {len(self._free)} are free")
+        if count > self.num_free:
+            raise ValueError(f"{count} pages are wanted and {self.num_free} are free")
+        for _ in range(count - len(self._free)):
+            reused = next(iter(self._unowned))
+            self.on_reuse(reused)
+            self.forget(reused)
         pages: list[int] = []
         while len(pages) < count:
             following = None if after is None else after + 1
@@ -45,20 +58,41 @@ class PagePool:
         return pages
 
     def share(self, pages: Iterable[int]) -> None:
-        """One more reference to each of these pages."""
+        """One more reference to each of these pages, which have owners or can be found."""
         for page in pages:
-            if not self._references[page]:
+            if not self._references[page] and page not in self._unowned:
                 raise ValueError(f"page {page} is free and cannot be shared")
+            self._unowned.pop(page, None)
             self._references[page] += 1
 
     def release(self, pages: Iterable[int]) -> None:
-        """One reference less to each of these pages; a page without any is free."""
-        for page in pages:
+        """One reference less to each of these pages; a page without any is free.
+
+        Of those that can be found the last ones are handed out first: they are of no use without those before them.
+        """
+        for page in reversed(list(pages)):
             if not self._references[page]:
                 raise ValueError(f"page {page} is free already")
             self._references[page] -= 1
             if not self._references[page]:
-                self._free.add(page)
+                if page in self._findable:
+                    self._unowned[page] = None
+                else:
+                    self._free.add(page)
+
+    def keep(self, page: int) -> None:
+        """A page with an owner can be found: it is handed out again only if no other is left."""
+        self._findable.add(page)
+
+    def forget(self, page: int) -> None:
+        """A page cannot be found any more."""
+        self._findable.discard(page)
+        if page in self._unowned:
+            del self._unowned[page]
+            self._free.add(page)
+
+    def is_findable(self, page: int) -> bool:
+        return page in self._findable
 
     def held(self, pages: list[int]) -> list[int]:
         """The pages of a list that are not released."""
@@ -93,10 +127,11 @@ class PagePool:
 
     def _start(self) -> int:
         """The middle of the longest free run, or its first page if nobody can grow into it."""
-        best, length, start = 0, 0, 0
-        for page in range(self.num_pages + 1):
-            if page not in self._free:
-                if page - start > length:
-                    best, length = start, page - start
-                start = page + 1
+        best, length, start, end = 0, 0, -1, -1
+        for page in sorted(self._free):  # where pages can be found there are few
+            if page != end:
+                start = page
+            end = page + 1
+            if end - start > length:
+                best, length = start, end - start
         return best if best == 0 else best + length // 2

@@ -8,6 +8,7 @@ from collections.abc import Sequence as Items
 from dataclasses import dataclass
 
 from forge.engine.page_pool import PagePool
+from forge.engine.prefix_cache import Hit, PrefixCache
 from forge.engine.sequence import FinishReason, Sequence
 
 
@@ -32,8 +33,9 @@ class Scheduler:
     in all, which bounds the time between their tokens (chunked prefill: Sarathi-Serve, arXiv:2403.02310). Sequences
     start in order of arrival, each as soon as there are pages for all that it has to compute. None overtakes another:
     where the next one does not fit, those behind it wait too, until running ones end. Where pages of any kind run out,
-    the youngest running sequence gives up all its pages and waits in front; it computes its ids again later. So the
-    oldest one always goes on, and each gets its turn. Source: vLLM, arXiv:2309.06180.
+    the youngest running sequence gives up all its pages and waits in front; it computes its ids again later, but for
+    pages that the prefix cache still finds. So the oldest one always goes on, and each gets its turn. Source: vLLM,
+    arXiv:2309.06180.
     """
 
     def __init__(
@@ -42,10 +44,12 @@ class Scheduler:
         max_sequences: int,
         max_step_tokens: int,
         max_prefill_tokens: int | None = None,
+        prefix_cache: PrefixCache | None = None,
     ) -> None:
         """max_prefill_tokens: None = as many as fit in a step."""
         self.pools = tuple(pools)
         """One for each kind of layer state, in the order of `Sequence.pages`."""
+        self.prefix_cache = prefix_cache
         self.max_sequences = max_sequences
         self.max_step_tokens = max(max_step_tokens, max_sequences)
         self.max_prefill_tokens = max_prefill_tokens or self.max_step_tokens
@@ -112,6 +116,13 @@ class Scheduler:
         """The step has run: the layers' state holds its tokens."""
         for entry in step:
             entry.sequence.num_computed = entry.start + entry.count
+            if self.prefix_cache:
+                self.prefix_cache.hold(entry.sequence, entry.sequence.num_computed)
+
+    def enter(self, sequence: Sequence) -> None:
+        """An id was drawn behind all ids of a sequence, from finite logits: their full pages can be found."""
+        if self.prefix_cache:
+            self.prefix_cache.enter(sequence, len(sequence.ids))
 
     def fork(self, parent: Sequence, child: Sequence) -> list[tuple[int, int, int]]:
         """Let a child with the parent's ids run on the parent's pages.
@@ -120,6 +131,7 @@ class Scheduler:
         Where there is no room the child waits, and computes the ids itself. It has arrived before all others that wait.
         """
         length, copies = parent.num_computed, []
+        child.num_cached = parent.num_cached
         has_pages = all(pool.num_copied(length) <= pool.num_free for pool in self.pools)
         if len(self.running) >= self.max_sequences or not has_pages:
             self.waiting[child] = None
@@ -139,7 +151,7 @@ class Scheduler:
         self.waiting.pop(sequence, None)  # it is nowhere if it waits for its prompt to be computed as another choice's
         if sequence in self.running:
             self.running.remove(sequence)
-        self._drop_pages(sequence)
+        self._drop_pages(sequence, failed=reason == "error")
 
     def preempt(self) -> Sequence:
         """The youngest running sequence gives its pages up and waits, before all others that wait."""
@@ -159,7 +171,7 @@ class Scheduler:
         needed = [pool.kind.num_pages(len(sequence.ids)) for pool in self.pools]
         if any(pool.num_reserved + count > pool.num_pages for pool, count in zip(self.pools, needed, strict=True)):
             return False
-        while not self._start(sequence):
+        while not self._allocate(sequence, self._nothing):
             self.preempt()
         for pool, count in zip(self.pools, needed, strict=True):
             pool.num_reserved += count
@@ -180,8 +192,9 @@ class Scheduler:
         """Whether the next one that waits may run, and has room for all it has to compute."""
         if not self.waiting or len(self.running) >= self.max_sequences:
             return False
-        length = len(next(iter(self.waiting)).ids)
-        return all(pool.kind.num_pages(length) <= pool.num_free for pool in self.pools)
+        sequence = next(iter(self.waiting))
+        hits = (find(sequence) for find in (lambda _: self._nothing, self._find))  # it is looked for only if need be
+        return any(self._counts(sequence, hit) is not None for hit in hits)
 
     def _continue(self, sequence: Sequence, budget: int, step: list[Scheduled]) -> int:
         """Put the next tokens of a running sequence into a step, unless it was preempted for one before it.
@@ -204,12 +217,46 @@ class Scheduler:
         return True
 
     def _start(self, sequence: Sequence) -> bool:
-        """Pages for a sequence without any: as many as it holds at most until all its ids are computed."""
-        sequence.pages = sequence.pages or [[] for _ in self.pools]
-        if self._extend(sequence, [pool.kind.num_pages(len(sequence.ids)) for pool in self.pools]):
-            return True
-        sequence.pages = []
-        return False
+        """Pages for all ids of a sequence that waits. The first ones may be found."""
+        hit = self._find(sequence)
+        if not self._allocate(sequence, hit):
+            return False
+        if self.prefix_cache:
+            self.prefix_cache.count(sequence, hit)
+        return True
+
+    @property
+    def _nothing(self) -> Hit:
+        return Hit(0, [], [[] for _ in self.pools])
+
+    def _find(self, sequence: Sequence) -> Hit:
+        return self.prefix_cache.find(sequence) if self.prefix_cache else self._nothing
+
+    def _counts(self, sequence: Sequence, hit: Hit) -> list[int] | None:
+        """Pages behind those that were found, as many as a sequence holds at most until all its ids are computed.
+
+        None where there are not so many.
+        """
+        counts, length = [], len(sequence.ids)
+        for pool, pages in zip(self.pools, hit.pages, strict=True):
+            held = pool.held(pages)
+            num_released = len(pages) - len(held)
+            most = min(pool.kind.num_entries(length), num_released + pool.kind.num_pages(length))
+            counts.append(most - len(pages))
+            if counts[-1] + sum(not pool.references(page) for page in held) > pool.num_free:
+                return None
+        return counts
+
+    def _allocate(self, sequence: Sequence, hit: Hit) -> bool:
+        """Pages for all ids of a sequence without any, those that were found included. False where there is no room."""
+        counts = self._counts(sequence, hit)
+        if counts is None:
+            return False
+        for pool, pages, count in zip(self.pools, hit.pages, counts, strict=True):
+            pool.share(pool.held(pages))
+            pool.extend(pages, count)
+        sequence.pages, sequence.prefix, sequence.num_computed = hit.pages, hit.prefix, hit.length
+        return True
 
     def _grow(self, sequence: Sequence, length: int) -> bool:
         """Pages for `length` ids. Where there are to be more, those that no later step reads are released first."""
@@ -232,7 +279,9 @@ class Scheduler:
                 pool.extend(pages, count - len(pages))
         return True
 
-    def _drop_pages(self, sequence: Sequence) -> None:
+    def _drop_pages(self, sequence: Sequence, *, failed: bool = False) -> None:
+        if self.prefix_cache:
+            self.prefix_cache.leave(sequence, failed=failed)
         for pool, pages in zip(self.pools, sequence.pages, strict=False):  # a sequence that waits has no lists
             pool.release(pool.held(pages))
         sequence.pages = []

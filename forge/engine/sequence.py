@@ -11,6 +11,20 @@ FinishReason = Literal["stop", "length", "abort", "error"]
 
 
 @dataclass(slots=True, eq=False)
+class CachedPage:
+    """The page of each kind of layer state that holds the same ids, behind the ids of its parent."""
+
+    key: bytes
+    """Its ids."""
+    pages: list[int | None]
+    """The page of each kind; None where it was used for something else, or no longer held."""
+    parent: CachedPage | None = None
+    """What lies before it. None where it cannot be found: its ids are not known to give finite logits yet."""
+    children: dict[bytes, CachedPage] = field(default_factory=dict)
+    """What lies behind it, by ids."""
+
+
+@dataclass(slots=True, eq=False)
 class Sequence:
     """One choice of a request: its ids, and how many of them the layers' state holds."""
 
@@ -31,6 +45,12 @@ class Sequence:
     """Ids behind `ids` that steps under way are sampling."""
     pages: list[list[int]] = field(default_factory=list)
     """Its pages of each kind of layer state, in order; released ones are the kind's spare page. Empty without any."""
+    prefix: list[CachedPage] = field(default_factory=list)
+    """What the prefix cache knows of its leading full pages."""
+    page_keys: list[bytes] = field(default_factory=list)
+    """Ids of its leading full pages, as the prefix cache looks for them."""
+    num_cached: int | None = None
+    """Leading ids that the prefix cache held when it started for the first time."""
     finish_reason: FinishReason | None = None
     started_at: float | None = None
     """When it first had pages, by `time.perf_counter`."""

@@ -27,8 +27,8 @@ def name(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="module")
 def roomy(name: str) -> LLM:
-    """An engine in which nothing is scarce."""
-    return tiny_llm(name)
+    """An engine in which nothing is scarce and each prompt is computed whole, whatever ran before."""
+    return tiny_llm(name, prefix_caching=False)
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -14,7 +15,9 @@ from hypothesis import strategies as st
 from forge.config import SamplingParams
 from forge.engine import Engine, Sampled, Sequence
 from forge.engine.page_pool import PagePool
+from forge.engine.prefix_cache import PrefixCache
 from forge.engine.scheduler import Scheduled, Scheduler
+from forge.engine.sequence import CachedPage
 from forge.errors import OutOfMemoryError
 from forge.state.kind import Kind
 from forge.state.paged_kv import PagedKV
@@ -26,9 +29,10 @@ UNWRITTEN = None
 
 
 def next_token(ids: tuple[int, ...], seed: int, choice: int) -> int:
-    """The fake model: what follows depends on every id before, the seed and the choice. -1 stands for a NaN."""
-    token = hash((ids, seed, choice, len(ids))) % (VOCABULARY + 1)
-    return -1 if token == VOCABULARY else token
+    """The fake model: what follows depends on every id before, the seed and the choice. -1 stands for a NaN, in the row
+    that all choices of a prompt draw from."""
+    is_nan = hash((ids, seed, len(ids))) % (VOCABULARY + 1) == VOCABULARY
+    return -1 if is_nan else hash((ids, seed, choice, len(ids))) % VOCABULARY
 
 
 @dataclass(frozen=True)
@@ -59,14 +63,21 @@ class FakeRunner:
     The page of a recurrent kind holds all ids that were put in, so that one which comes twice is found.
     """
 
-    def __init__(self, kinds: list[Kind], num_pages: list[int], context: int, max_sequences: int) -> None:
+    def __init__(
+        self, kinds: list[Kind], num_pages: list[int], page_size: int, context: int, max_sequences: int
+    ) -> None:
         self.kinds, self.num_pages, self.vocab_size = kinds, num_pages, VOCABULARY
+        self.page_size = page_size
         self.context, self.max_sequences = context, max_sequences
         self.pipeline = None
         self.pages: list[list[list[int | None]]] = [
             [[] if isinstance(kind, Recurrent) else [UNWRITTEN] * kind.page_size for _ in range(count)]
             for kind, count in zip(kinds, num_pages, strict=True)
         ]
+        self.running_before: list[Sequence] = []
+        """Sequences that ran before the step: one that starts again may have one id to compute alone."""
+        self.writers: dict[tuple[int, int], Sequence] = {}
+        """Who wrote to a page last, by kind and page."""
         self.engine: Engine
         self.fault: tuple[str, type[BaseException]] | None = None
         self.counts: Counter[str] = Counter()
@@ -92,7 +103,11 @@ class FakeRunner:
             for entry in step:
                 assert entry.sequence in scheduler.running
                 assert entry.start == entry.sequence.num_computed
-            prefill = [e for e in step if e.count > 1 or e.start < e.sequence.num_prompt]
+            prefill = [
+                e
+                for e in step
+                if e.count > 1 or e.start < e.sequence.num_prompt or e.sequence not in self.running_before
+            ]
             if len(prefill) < len(step):
                 assert sum(entry.count for entry in prefill) <= scheduler.max_prefill_tokens
                 self.counts["mixed step"] += bool(prefill)
@@ -127,6 +142,8 @@ class FakeRunner:
         for position in range(entry.start, end):
             page = pages[position // size]
             assert pool.references(page) == 1, "a page that is written has one owner"
+            assert not pool.is_findable(page), "a page that can be found is not written"
+            self.writers[kind, page] = entry.sequence
             self.pages[kind][page][position % size] = ids[position]
 
     def _read(self, kind: int, entry: Scheduled) -> None:
@@ -180,16 +197,19 @@ class Simulation:
         page_size, max_sequences, max_step_tokens = rng.randint(1, 5), rng.randint(1, 6), rng.randint(1, 16)
         context = rng.randint(2, 12 * page_size)
         kinds = random_kinds(rng, context, page_size, max(max_step_tokens, max_sequences))
-        self.runner = FakeRunner([kind for kind, _ in kinds], [count for _, count in kinds], context, max_sequences)
+        counts = [count for _, count in kinds]
+        self.runner = FakeRunner([kind for kind, _ in kinds], counts, page_size, context, max_sequences)
         self.engine = Engine(
             self.runner,  # type: ignore[arg-type]
             end_ids=frozenset([END_ID]),
             max_step_tokens=max_step_tokens,
             max_prefill_tokens=rng.choice([None, rng.randint(1, max_step_tokens)]),
+            prefix_caching=rng.random() < 0.8,
         )
         self.runner.engine = self.engine
         self.sequences: list[Sequence] = []
         self.counts = self.runner.counts
+        self.hit_tokens = self.num_evictions = 0
         self.samples: dict[Sequence, list[int]] = {}
         self.failed: set[Sequence] = set()
 
@@ -208,6 +228,10 @@ class Simulation:
             stop_token_ids=[3] if rng.random() < 0.3 else [],
         )
         prompt = [rng.randrange(VOCABULARY) for _ in range(rng.randint(1, self.engine.context - 1))]
+        if self.sequences and rng.random() < 0.7:  # it begins as an earlier prompt, or with its answer too
+            earlier = rng.choice(self.sequences).ids[: self.engine.context - 1]
+            count = len(earlier) if rng.random() < 0.3 else rng.randint(1, len(earlier))
+            prompt = (earlier[:count] + prompt)[: max(count, rng.randint(1, self.engine.context - 1))]
         added = self.engine.add(prompt, params)
         self.sequences += added
         self.samples.update((s, []) for s in added)
@@ -215,10 +239,17 @@ class Simulation:
 
     def step(self, rng: random.Random) -> None:
         before, unfinished = list(self.engine.scheduler.running), set(self.unfinished)
+        self.runner.running_before = before
+        starting = [s for s in self.engine.scheduler.waiting if self.samples[s]]
         for token in self.engine.step():
             assert token.sequence in unfinished
             self.samples[token.sequence].append(token.id)
         self.counts["preemption"] += sum(s in self.engine.scheduler.waiting for s in before)
+        self.counts["preempted one that finds pages"] += sum(bool(s.prefix) for s in starting)
+        if cache := self.engine.prefix_cache:
+            self.counts["found token"] += cache.hit_tokens - self.hit_tokens
+            self.counts["eviction"] += cache.num_evictions - self.num_evictions
+            self.hit_tokens, self.num_evictions = cache.hit_tokens, cache.num_evictions
         self.counts["step"] += 1
 
     def faulty_step(self, rng: random.Random) -> None:
@@ -285,8 +316,38 @@ class Simulation:
                 assert 0 <= sequence.num_computed < len(sequence.ids)
                 assert len(sequence.pages) == len(engine.pools)
             else:
-                assert (sequence.pages, sequence.num_computed) == ([], 0)
+                assert (sequence.pages, sequence.num_computed, sequence.prefix) == ([], 0, [])
             self.check_ids(sequence)
+        if engine.prefix_cache:
+            self.check_prefix_cache(engine.prefix_cache)
+
+    def check_prefix_cache(self, cache: PrefixCache) -> None:
+        """What can be found holds the ids by which it is found, and no failed sequence wrote it. Nothing is lost."""
+        held = {node for sequence in self.unfinished for node in sequence.prefix}
+        found = 0
+        stack: list[tuple[CachedPage, list[int]]] = [(cache._root, [])]
+        while stack:
+            node, before = stack.pop()
+            ids = before + array("i", node.key).tolist()
+            for kind, page in enumerate(node.pages):
+                if page is not None:
+                    found += 1
+                    assert cache._of_page[kind][page] is node
+                    assert self.runner.pages[kind][page] == ids[len(before) :]
+                    writer = self.runner.writers[kind, page]
+                    assert writer.finish_reason != "error"
+                    assert writer.ids[: len(ids)] == ids, "what lies before it decides what a page holds"
+            for key, child in node.children.items():
+                assert (child.parent, child.key) == (node, key)
+                stack.append((child, ids))
+            assert node.children or node in held or node is cache._root or any(p is not None for p in node.pages)
+        waiting_for_logits = sum(page is not None for node in held if node.parent is None for page in node.pages)
+        assert sum(map(len, cache._of_page)) == found + waiting_for_logits
+        for pool, pages in zip(self.engine.pools, cache._of_page, strict=True):
+            owned = {page for page in range(pool.num_pages) if pool.references(page)}
+            assert pool._findable == pages.keys()
+            assert pool._unowned.keys() == pages.keys() - owned
+            assert pool._free == set(range(pool.num_pages)) - owned - pages.keys()
 
     def check_pages(self, kind: int) -> None:
         """No page is owned twice, none is lost, and what was released is never needed again."""
@@ -367,7 +428,15 @@ def test_ten_thousand_random_operations_keep_the_invariants() -> None:
         counts += simulate(list(random_operations(seed, 180)), seed)
     assert counts["step"] >= 7000
     events = "preemption", "fork", "shared page", "copied page", "released page", "abort", "fault", "chunk"
-    for event in (*events, "mixed step", "out of memory", "pass beside preempted ones", "page that a failed step left"):
+    found = "found token", "eviction", "preempted one that finds pages"
+    for event in (
+        *events,
+        *found,
+        "mixed step",
+        "out of memory",
+        "pass beside preempted ones",
+        "page that a failed step left",
+    ):
         assert counts[event] >= 100, f"the simulation must meet this often: {event} {counts}"
 
 
@@ -456,9 +525,9 @@ def _keep_what_was_computed(simulation: Simulation) -> None:
     scheduler = simulation.engine.scheduler
     drop = scheduler._drop_pages
 
-    def faulty(sequence: Sequence) -> None:
+    def faulty(sequence: Sequence, *, failed: bool = False) -> None:
         computed = sequence.num_computed
-        drop(sequence)
+        drop(sequence, failed=failed)
         sequence.num_computed = computed
 
     scheduler._drop_pages = faulty  # type: ignore[method-assign]
@@ -506,6 +575,50 @@ def _release_a_page_too_early(simulation: Simulation) -> None:
         )
 
 
+def _do_not_tell_of_reuse(simulation: Simulation) -> None:
+    for pool in simulation.engine.pools:
+        pool.on_reuse = lambda page: None
+
+
+def _find_what_failed(simulation: Simulation) -> None:
+    if cache := simulation.engine.prefix_cache:
+        leave = cache.leave
+        cache.leave = lambda sequence, *, failed=False: leave(sequence)  # type: ignore[method-assign]
+
+
+def _find_before_logits_are_known(simulation: Simulation) -> None:
+    if cache := simulation.engine.prefix_cache:
+        hold = cache.hold
+
+        def enter_too(sequence: Sequence, length: int) -> None:
+            hold(sequence, length)
+            for parent, node in zip([cache._root, *sequence.prefix], sequence.prefix, strict=False):
+                node.parent = node.parent or parent
+                parent.children.setdefault(node.key, node)
+
+        cache.hold = enter_too  # type: ignore[method-assign]
+
+
+def _find_windows_with_gaps(simulation: Simulation) -> None:
+    if cache := simulation.engine.prefix_cache:
+        pools = simulation.engine.pools
+        cache._num_released = lambda count: [count if pool.kind.num_released(99) else 0 for pool in pools]  # type: ignore
+
+
+def _find_all_ids(simulation: Simulation) -> None:
+    """None is left to compute."""
+    if cache := simulation.engine.prefix_cache:
+        walk = cache._walk
+        cache._walk = lambda sequence, most: walk(sequence, most + 1)  # type: ignore[method-assign]
+
+
+def _find_by_a_page_alone(simulation: Simulation) -> None:
+    """Whatever lies before it."""
+    if cache := simulation.engine.prefix_cache:
+        keys = cache._keys
+        cache._keys = lambda sequence, count: [keys(sequence, count)[-1]] * count if count else []  # type: ignore
+
+
 def _keep_pages_out_of_reach(simulation: Simulation) -> None:
     for pool in simulation.engine.pools:
         pool.release_before = lambda pages, position: None  # type: ignore[method-assign]
@@ -514,6 +627,12 @@ def _keep_pages_out_of_reach(simulation: Simulation) -> None:
 @pytest.mark.parametrize(
     "sabotage",
     [
+        _do_not_tell_of_reuse,
+        _find_what_failed,
+        _find_before_logits_are_known,
+        _find_windows_with_gaps,
+        _find_all_ids,
+        _find_by_a_page_alone,
         _release_a_page_too_early,
         _keep_pages_out_of_reach,
         _leak,

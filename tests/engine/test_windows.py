@@ -31,7 +31,7 @@ def ahead(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bo
 
 
 def llm_of(name: str, monkeypatch: pytest.MonkeyPatch, **sizes: Any) -> LLM:
-    """Released pages of any kind hold NaN at once: what reads them is found out."""
+    """Released pages of any kind that cannot be found hold NaN at once: what reads them is found out."""
     llm = tiny_llm(name, page_size=PAGE, max_step_tokens=sizes.pop("max_step_tokens", 12), **sizes)
     caches = dict(zip(llm.engine.pools, llm.engine.runner.state.caches, strict=True))
     release = PagePool.release
@@ -40,7 +40,7 @@ def llm_of(name: str, monkeypatch: pytest.MonkeyPatch, **sizes: Any) -> LLM:
         pages = list(pages)
         release(pool, pages)
         for array in caches[pool].arrays if pool in caches else ():
-            array[:, [page for page in pages if not pool.references(page)]] = np.nan
+            array[:, [page for page in pages if not pool.references(page) and not pool.is_findable(page)]] = np.nan
 
     monkeypatch.setattr(PagePool, "release", poisoning)
     return llm

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-import anthropic
 import httpx
 import pytest
 from served import Served
@@ -31,6 +30,8 @@ CALLS = [
 
 @pytest.fixture(scope="module")
 def client(scripted: Served) -> Iterator[Any]:
+    import anthropic  # here: importing it takes seconds, in each process that collects tests
+
     with anthropic.Anthropic(base_url=scripted.url, api_key="none", max_retries=0) as found:
         yield found
 
@@ -159,6 +160,8 @@ def test_what_is_not_supported_is_refused_in_the_form_of_the_api(
 
 
 def test_errors_before_a_stream_begins_have_a_status(client: Any, served: Served) -> None:
+    import anthropic
+
     with pytest.raises(anthropic.BadRequestError, match="tool_choice"):
         client.messages.create(**asked("answer", tool_choice={"type": "any"}))
     long = {"model": "any", "max_tokens": 5, "messages": [{"role": "user", "content": "long " * 5000}]}

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx
 import numpy as np
-import openai
 import pytest
 from served import Served
 
 import forge
+
+if TYPE_CHECKING:
+    import openai
 
 MESSAGES: list[Any] = [{"role": "user", "content": "Hello"}]
 
 
 @pytest.fixture(scope="module")
 def official(served: Served) -> Iterator[openai.OpenAI]:
+    import openai  # here: importing it takes seconds, in each process that collects tests
+
     with openai.OpenAI(base_url=f"{served.url}/v1", api_key="none", max_retries=0) as found:
         yield found
 
@@ -83,6 +87,8 @@ def test_a_developer_is_the_system_for_a_template_that_knows_none(client: httpx.
 
 
 def test_models_are_listed_and_found_by_name(official: openai.OpenAI) -> None:
+    import openai
+
     [model] = official.models.list().data
     assert official.models.retrieve(model.id) == model
     with pytest.raises(openai.NotFoundError, match="no model 'other'"):

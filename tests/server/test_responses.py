@@ -6,7 +6,6 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-import openai
 import pytest
 from served import Served
 
@@ -26,6 +25,8 @@ CALLS = [
 
 @pytest.fixture(scope="module")
 def client(scripted: Served) -> Iterator[Any]:
+    import openai  # here: importing it takes seconds, in each process that collects tests
+
     with openai.OpenAI(base_url=f"{scripted.url}/v1", api_key="none", max_retries=0) as found:
         yield found
 

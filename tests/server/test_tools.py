@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import openai
 import pytest
 from parsed import parsed
 from scripted import SCRIPTS, TEMPLATE, write_scripted
@@ -176,6 +175,8 @@ def test_reasoning_stays_in_the_content_where_the_setting_says_so(tmp_path: Path
 
 @pytest.mark.slow
 def test_a_conversation_goes_on_with_the_results_of_calls(scripted: Served) -> None:
+    import openai
+
     client = openai.OpenAI(base_url=f"{scripted.url}/v1", api_key="none", max_retries=0)
     messages: list[Any] = list(MESSAGES)
 

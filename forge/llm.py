@@ -32,6 +32,7 @@ class LLM(AsyncFront):
     call that it interrupts, and nothing else. `logits`, `attention`, `embed` and `perplexity` may be called beside
     requests: where these need pages of the KV cache that requests hold, the youngest requests wait, and have their
     tokens computed again. A step that fails ends its requests with its error, which their callers raise; others go on.
+    Where memory runs out in a step, only the youngest of its requests ends so.
 
     In a fork of the process a model on the CPU can be used if no request was running in any model. Else each call
     raises a ForgeError: load it in the child, or use multiprocessing's spawn.

@@ -269,7 +269,10 @@ class Engine:
         return self._run_pass(ids, len(ids), self.runner.states)
 
     def _run_pass(self, ids: list[int], most: int, run: Callable[[list[Scheduled]], T]) -> Generator[T, None, None]:
-        """Run steps over ids that no request has, of `most` tokens at most; yields what `run` returns."""
+        """Run steps over ids that no request has, of `most` tokens at most; yields what `run` returns.
+
+        Beside running sequences a step has no more tokens than a step of theirs has prompt tokens.
+        """
         self.check_ids(ids)
         sequence = Sequence(0, list(ids), len(ids), SamplingParams(), 0, len(ids))
         if not self.scheduler.reserve(sequence):
@@ -278,10 +281,11 @@ class Engine:
                 "read to their ends: read or close them first"
             )
         try:
-            rows = min(most, self.scheduler.max_step_tokens)
-            for start in range(0, len(ids), rows):
-                count = min(rows, len(ids) - start)
-                self.scheduler.reserve_more(sequence, start + count)
+            scheduler = self.scheduler
+            while (start := sequence.num_computed) < len(ids):
+                rows = scheduler.max_prefill_tokens if scheduler.running else scheduler.max_step_tokens
+                count = min(most, rows, len(ids) - start)
+                scheduler.reserve_more(sequence, start + count)
                 yield run([Scheduled(sequence, start, count)])
                 sequence.num_computed = start + count
         except BaseException as error:

@@ -6,6 +6,7 @@ import random
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 from tiny_models import GREEDY, SEEDED, assert_idle, count_preemptions, random_prompts, tiny_llm
 
@@ -137,3 +138,21 @@ def test_what_a_preempted_sequence_gives_does_not_depend_on_how_its_ids_are_comp
     assert [one.ids for one in scarce.generate(prompts, params)] == expected
     assert len(preemptions) >= 3
     assert_idle(scarce)
+
+
+def test_a_pass_beside_a_stream_has_no_more_tokens_in_a_step_than_a_prompt_has() -> None:
+    llm = tiny_llm("llama", max_step_tokens=40, max_prefill_tokens=7)
+    [text] = random_prompts(1, 1, seed=1)
+    text = text * 60
+    expected = np.concatenate(list(llm.engine.logits(text)))
+    (stream,) = llm.engine.add([1, 2, 3], replace(GREEDY, max_tokens=6))
+    llm.engine.step()
+    parts = []
+    for part in llm.engine.logits(text):
+        parts.append(np.array(part))
+        if llm.engine.has_work:
+            llm.engine.step()
+    assert stream.finish_reason == "length"
+    assert [len(part) for part in parts] == [7] * 5 + [25]  # the stream has ended by then
+    np.testing.assert_allclose(np.concatenate(parts), expected, rtol=0, atol=1e-4)
+    assert_idle(llm)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -11,7 +9,7 @@ from fastapi.exceptions import RequestValidationError
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 import forge
 from forge.server import errors
@@ -28,25 +26,20 @@ from forge.server.errors import HTTPError
 from forge.server.guard import Guard
 from forge.server.state import Server
 
+_STREAM: dict[int | str, dict[str, Any]] = {
+    200: {"description": "The answer; with `stream`, as server-sent events.", "content": {"text/event-stream": {}}}
+}
+
 
 def create_app(server: Server) -> FastAPI:
-    """The ASGI application of a server. It starts the engine's process, and ends it."""
-
-    @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncGenerator[None, None]:
-        await server.client.start()
-        try:
-            yield
-        finally:
-            await server.client.close(server.settings.shutdown_seconds)
-
+    """The ASGI application of a server, whose engine others start and end."""
     app = FastAPI(
         title="forge",
         version=forge.__version__,
-        lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
+        responses=errors.described() | _STREAM,
     )
     app.state.server = server
     for api in (chat_completions, completions, responses, embeddings, models, anthropic_messages, tokens):
@@ -58,7 +51,7 @@ def create_app(server: Server) -> FastAPI:
         state = server.client.state
         return JSONResponse({"status": "ok" if state == "ready" else state}, 200 if state == "ready" else 503)
 
-    @app.get("/metrics")
+    @app.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> Response:
         """Numbers for Prometheus."""
         return Response(server.metrics.text(await server.client.stats()), media_type=CONTENT_TYPE_LATEST)

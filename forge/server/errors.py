@@ -28,6 +28,18 @@ _TYPES = {
     429: ("rate_limit_error", "rate_limit_error"),
     503: ("overloaded_error", "overloaded_error"),
 }
+_DESCRIPTIONS = {
+    400: "A field is wrong.",
+    401: "No valid API key was sent.",
+    404: "There is no such thing.",
+    408: "The body did not arrive in time.",
+    413: "The body is too large.",
+    415: "The body is not declared as JSON.",
+    421: "The Host header names another host.",
+    429: "Too many requests wait.",
+    500: "The server has failed.",
+    503: "The model is loading, or the server is shutting down.",
+}
 _SERVER_ERROR = ("server_error", "api_error")
 _CLIENTS_FAULT = (ParameterError, ContextLengthError, ChatTemplateError, TokenizerError)
 _PROMPT_FIELDS = {
@@ -85,3 +97,10 @@ def body(error: HTTPError, path: str) -> dict[str, Any]:
         message = f"{param}: {error.message}" if param else error.message
         return {"type": "error", "error": {"type": anthropic, "message": message}}
     return {"error": {"message": error.message, "type": openai, "param": param, "code": error.code}}
+
+
+def described() -> dict[int | str, dict[str, Any]]:
+    """The errors of an endpoint, for the OpenAPI document. With "default", FastAPI adds none of its own."""
+    content = {"application/json": {"schema": {"type": "object"}}}
+    found: dict[int | str, dict[str, Any]] = {"default": {"description": "Any other error.", "content": content}}
+    return found | {status: {"description": text, "content": content} for status, text in _DESCRIPTIONS.items()}

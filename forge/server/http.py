@@ -115,7 +115,7 @@ class HTTPServer(uvicorn.Server):
                 create_app(server),
                 http=protocol(settings.header_seconds),
                 ws="none",
-                lifespan="on",
+                lifespan="off",
                 log_config=None,
                 access_log=False,
                 proxy_headers=False,
@@ -133,7 +133,8 @@ class HTTPServer(uvicorn.Server):
             self._server.client.kill()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Begin to listen, and say where when the model is ready."""
+        """Load the model, begin to listen, and say where when the model is ready."""
+        await self._server.client.start()
         await super().startup(sockets)
         self._announcement = asyncio.create_task(self._announce((sockets or [])[0]))
 
@@ -166,3 +167,5 @@ class HTTPServer(uvicorn.Server):
         await super().shutdown(sockets)
         timer.cancel()
         self._announcement.cancel()
+        if not self.force_exit:
+            await self._server.client.close(seconds)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import sys
@@ -40,6 +41,8 @@ class _Background(logging.Handler):
         self._thread.start()
 
     def emit(self, record: logging.LogRecord) -> None:
+        if record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError):
+            return  # uvicorn reports each request that the server's end cuts
         with suppress(Full):
             self._lines.put_nowait(self.format(record) + "\n")
 

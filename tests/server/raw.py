@@ -16,7 +16,11 @@ def connect(served: Served, *, receive_buffer: int | None = None) -> socket.sock
     if receive_buffer:
         found.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
     found.settimeout(60)
-    found.connect((host, int(port)))
+    try:
+        found.connect((host, int(port)))
+    except OSError:
+        found.close()
+        raise
     return found
 
 

@@ -17,6 +17,7 @@ class Timings:
         prefill_ms: From the request to its first token.
         decode_ms: From the first token to the last.
         queue_ms: From the request to the step that begins with it. A part of `prefill_ms`.
+        cached_tokens: Tokens of the prompt that were there from earlier requests, and were not computed.
     """
 
     prompt_tokens: int
@@ -24,6 +25,7 @@ class Timings:
     prefill_ms: float
     decode_ms: float
     queue_ms: float = 0.0
+    cached_tokens: int = 0
 
     @property
     def total_ms(self) -> float:

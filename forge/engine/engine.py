@@ -55,7 +55,7 @@ class Engine:
 
     def stats(self) -> EngineStats:
         """What the engine does now, and what it has done. Any thread may ask."""
-        siblings = self._siblings.copy().items()
+        siblings, cache = self._siblings.copy().items(), self.prefix_cache
         return EngineStats(
             running=len(self.scheduler.running),
             waiting=len(self.scheduler.waiting) + sum(group[:1] != [one] for one, group in siblings),
@@ -64,6 +64,9 @@ class Engine:
             preemptions=self.scheduler.num_preemptions,
             prompt_tokens=self._prompt_tokens,
             generated_tokens=self._generated_tokens,
+            prefix_asked_tokens=cache.asked_tokens if cache else 0,
+            prefix_hit_tokens=cache.hit_tokens if cache else 0,
+            prefix_evictions=cache.num_evictions if cache else 0,
         )
 
     def warm_up(self, progress: Progress | None = None) -> None:

@@ -17,6 +17,9 @@ class EngineStats:
         preemptions: How often a sequence gave its pages up, and had to compute its ids again.
         prompt_tokens: Tokens of prompts that were computed, again after a preemption too.
         generated_tokens: Ids that sequences have got, without those that only end them.
+        prefix_asked_tokens: Tokens of prompts that were looked for among those of earlier requests.
+        prefix_hit_tokens: Those of them that were found, and not computed.
+        prefix_evictions: Pages that could be found, until something else needed them.
     """
 
     running: int
@@ -26,3 +29,6 @@ class EngineStats:
     preemptions: int
     prompt_tokens: int
     generated_tokens: int
+    prefix_asked_tokens: int = 0
+    prefix_hit_tokens: int = 0
+    prefix_evictions: int = 0

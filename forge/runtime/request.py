@@ -129,6 +129,7 @@ class Choice:
             prefill_ms=1000 * (self._first - self._started),
             decode_ms=1000 * (self._last - self._first),
             queue_ms=1000 * max((self.sequence.started_at or self._first) - self._started, 0.0),
+            cached_tokens=self.sequence.num_cached or 0,
         )
 
     def completion(self) -> Completion:

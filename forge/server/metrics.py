@@ -21,6 +21,9 @@ _COUNTERS = {
     "num_preemptions": ("preemptions", "Times that an answer gave up its pages for an older one."),
     "prompt_tokens": ("prompt_tokens", "Tokens of prompts."),
     "generation_tokens": ("generated_tokens", "Tokens that were generated."),
+    "prefix_cache_queries": ("prefix_asked_tokens", "Tokens of prompts that were looked for in the prefix cache."),
+    "prefix_cache_hits": ("prefix_hit_tokens", "Those of them that were found."),
+    "prefix_cache_evictions": ("prefix_evictions", "Pages of the prefix cache that something else needed."),
 }
 _LATENCY = (0.001, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 _PER_TOKEN = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.5)

@@ -102,6 +102,19 @@ def test_a_prompt_that_begins_like_an_earlier_one_computes_the_rest(monkeypatch:
     assert (cache.asked_tokens, cache.hit_tokens, cache.num_evictions) == (25 + 22, 20, 0)
 
 
+@pytest.mark.parametrize("n", [1, 3])
+def test_a_completion_says_how_much_of_its_prompt_was_there(n: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    llm, params = llm_of("llama", monkeypatch, max_sequences=2), replace(SEEDED, n=n)
+    for expected in (0, 20):
+        found = llm.generate(list(range(22)), params)
+        completions = found if isinstance(found, list) else [found]
+        assert [one.timings.cached_tokens for one in completions] == [expected] * n
+    stats = llm.engine.stats()
+    assert (stats.prefix_asked_tokens, stats.prefix_hit_tokens, stats.prefix_evictions) == (44, 20, 0)
+    chunks = list(llm.stream(list(range(26)), GREEDY))
+    assert [chunk.timings.cached_tokens for chunk in chunks if chunk.timings] == [20]
+
+
 @pytest.mark.parametrize(("length", "found"), [(1, 0), (4, 0), (5, 4), (8, 4), (9, 8), (11, 8)])
 def test_the_last_id_is_always_computed(length: int, found: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its logits give the next one, also where all its pages are there."""
@@ -447,6 +460,7 @@ def test_a_conversation_whose_first_line_changes_finds_nothing_and_says_so(monke
     cache = cache_of(llm)
     assert (cache.asked_tokens, cache.hit_tokens) == (sum(lengths), 0)
     assert cache.num_evictions > 0
+    assert (llm.engine.stats().prefix_asked_tokens, llm.engine.stats().prefix_hit_tokens) == (sum(lengths), 0)
 
 
 def random_talk(rng: random.Random, llm: LLM, plain: LLM, rounds: int) -> None:

@@ -101,3 +101,9 @@ def test_requests_share_a_default_pool(monkeypatch: pytest.MonkeyPatch) -> None:
     with forge.load(PATH, device="cpu", context=128, max_sequences=16) as llm:
         assert llm.engine.pools[0].num_pages == 32
         assert [c.ids for c in found] == [c.ids for c in llm.generate(prompts, max_tokens=8, ignore_eos=True)]
+
+
+@pytest.mark.parametrize(("given", "found"), [(None, 64), (5, 5), (4096, 4096)])
+def test_prompt_tokens_beside_decoding_sequences_are_few_on_a_cpu_unless_given(given: int | None, found: int) -> None:
+    with forge.load(PATH, device="cpu", engine=EngineConfig(max_prefill_tokens=given)) as llm:
+        assert llm.engine.scheduler.max_prefill_tokens == found

@@ -104,6 +104,8 @@ def _from_validation(error: RequestValidationError) -> HTTPError:
     message = str(first["msg"])
     if first["type"] == "extra_forbidden":
         message = "the server does not know this field"
+    if first["type"] == "model_attributes_type":
+        message = "must be a JSON object"
     return HTTPError(400, f"{place}: {message}" if place else message, place or None, "invalid_value")
 
 

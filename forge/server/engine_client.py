@@ -60,14 +60,14 @@ class EngineClient:
     async def stream(self, prompts: list[list[int]], params: SamplingParams) -> AsyncGenerator[list[Chunk], None]:
         """Chunks as they come, all that have come since the last ones together. Closing it ends the request.
 
-        The first list may be empty: the engine has accepted the request.
+        The first list is empty: the engine has accepted the request.
         """
         running = len(prompts) * params.n
         number, queue = self._submit("submit", (prompts, params, True))
         try:
             while running:
                 chunks = [Chunk(*found) for found in await _get(queue)]
-                while not queue.empty():
+                while chunks and not queue.empty():
                     chunks += [Chunk(*found) for found in await _get(queue)]
                 running -= sum(chunk.finish_reason is not None for chunk in chunks)
                 yield chunks

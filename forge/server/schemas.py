@@ -10,7 +10,7 @@ from forge.config import MAX_LOGPROBS, SamplingParams
 from forge.server.errors import HTTPError
 from forge.server.settings import ServerSettings
 
-TokenId = Annotated[int, Field(ge=0)]
+TokenId = Annotated[int, Field(ge=0, lt=1 << 31)]
 TokenCount = Annotated[int, Field(ge=1)]
 WITHOUT_EFFECT = "Accepted, without effect."
 ModelName: Any = Field(default="", max_length=512, description="Any name: the server has one model.")

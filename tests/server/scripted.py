@@ -10,6 +10,8 @@ from gguf_files import write_gguf
 
 UNKNOWN, CONTROL, USER_DEFINED = 2, 3, 4
 BEGIN, END = "<|begin|>", "<|end|>"
+BROKEN = "<nan>"
+"""A token behind which the model's logits are not finite."""
 TEMPLATE = (
     "{% if tools %}<tools>{{ tools | tojson }}<tool_call><think></think></tools>{% endif %}"
     "{% for m in messages %}<{{ m.role }}>{{ m.content or '' }}"
@@ -34,6 +36,7 @@ SCRIPTS = {
     "<say:one>": ["\r", '<tool_call>{"name": "now", "arguments": {}}'],
     "<say:malformed>": ["Well: ", '<tool_call>{"name": now}</tool_call>'],
     "<say:answer>": ["It is ", "20 °C."],
+    "<say:broken>": ["So", BROKEN],
 }
 CONTROLS = ["<tool_call>", "<think>", "</think>"]
 
@@ -55,9 +58,12 @@ def write_scripted(path: Path, template: str, scripts: Mapping[str, Sequence[str
     for before, after in enumerate(following):
         head[after, before] = 1.0
     special = {END: CONTROL, "<unk>": UNKNOWN, BEGIN: CONTROL, **dict.fromkeys([*controls, *scripts], CONTROL)}
+    embedding = np.eye(len(pieces), size, dtype=np.float32)
+    if BROKEN in number:
+        embedding[number[BROKEN]] = np.nan
     square, ones = np.zeros((size, size), np.float32), np.ones(size, np.float32)
     tensors = {
-        "token_embd.weight": np.eye(len(pieces), size, dtype=np.float32),
+        "token_embd.weight": embedding,
         "output.weight": 8 * head,
         "output_norm.weight": ones,
         **{f"blk.0.{name}_norm.weight": ones for name in ("attn", "ffn")},

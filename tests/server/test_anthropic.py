@@ -101,6 +101,18 @@ def test_the_end_of_an_answer_is_named(client: Any) -> None:
     assert (message.stop_reason, message.stop_sequence) == ("stop_sequence", "20")
 
 
+def test_a_stream_that_fails_ends_with_an_error_event(client: Any) -> None:
+    import anthropic
+
+    with client.messages.stream(**asked("broken")) as stream, pytest.raises(anthropic.APIStatusError) as raised:
+        stream.until_done()
+    assert "not finite" in str(raised.value)
+    assert stream.current_message_snapshot.content[0].text == "So<nan>"
+    assert stream.current_message_snapshot.stop_reason is None
+    with pytest.raises(anthropic.InternalServerError, match="not finite"):
+        client.messages.create(**asked("broken"))
+
+
 def test_tokens_are_counted_as_the_answer_counts_them(client: Any) -> None:
     fields = asked("answer")
     used = client.messages.create(**fields).usage

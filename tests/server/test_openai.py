@@ -86,6 +86,21 @@ def test_a_developer_is_the_system_for_a_template_that_knows_none(client: httpx.
     assert tokens("developer") == tokens("system") != tokens("user")
 
 
+def test_a_stream_that_fails_ends_with_an_error(scripted: Served) -> None:
+    import openai
+
+    messages: list[Any] = [{"role": "user", "content": "broken"}]
+    with openai.OpenAI(base_url=f"{scripted.url}/v1", api_key="none", max_retries=0) as client:
+        chunks = client.chat.completions.create(model="any", messages=messages, stream=True)
+        text = ""
+        while text != "So<nan>":
+            text += next(chunks).choices[0].delta.content or ""
+        with pytest.raises(openai.APIError, match="not finite"):
+            list(chunks)
+        with pytest.raises(openai.InternalServerError, match="not finite"):
+            client.chat.completions.create(model="any", messages=messages)
+
+
 def test_models_are_listed_and_found_by_name(official: openai.OpenAI) -> None:
     import openai
 

@@ -65,15 +65,15 @@ def test_a_stream_adds_up_to_the_whole_answer(client: Any) -> None:
 
 def test_events_have_the_published_names_and_order(client: Any) -> None:
     events = list(client.responses.create(model="any", input="answer", stream=True))
-    assert [event.type.removeprefix("response.") for event in events] == [
-        *("created", "in_progress", "output_item.added", "content_part.added"),
-        *("output_text.delta", "output_text.delta"),
+    kinds = [event.type.removeprefix("response.") for event in events]
+    assert [kind for place, kind in enumerate(kinds) if kinds[place - 1 : place] != [kind]] == [
+        *("created", "in_progress", "output_item.added", "content_part.added", "output_text.delta"),
         *("output_text.done", "content_part.done", "output_item.done", "completed"),
     ]
     assert events[0].response.status == "in_progress"
     assert events[0].response.output == []
-    assert events[-1].response.output_text == events[6].text == "It is 20 °C."
-    assert events[2].item.id == events[5].item_id == events[-1].response.output[0].id
+    assert events[-1].response.output_text == events[-4].text == "It is 20 °C."
+    assert events[2].item.id == events[4].item_id == events[-1].response.output[0].id
 
 
 def test_a_conversation_goes_on_with_the_results_of_calls(client: Any) -> None:
@@ -96,6 +96,18 @@ def test_an_answer_that_is_cut_is_incomplete(client: Any) -> None:
     assert last.type == "response.incomplete"
 
 
+def test_a_stream_that_fails_ends_with_an_event_that_says_so(client: Any) -> None:
+    import openai
+
+    events = list(client.responses.create(model="any", input="broken", stream=True))
+    deltas = [event.delta for event in events if event.type == "response.output_text.delta"]
+    assert "".join(deltas) == "So<nan>"
+    assert events[-1].type == "response.failed"
+    assert (events[-1].response.status, events[-1].response.error.code) == ("failed", "server_error")
+    with pytest.raises(openai.InternalServerError, match="not finite"):
+        client.responses.create(model="any", input="broken")
+
+
 def test_an_answer_is_the_one_of_llm_chat(served: Served, llm: forge.LLM) -> None:
     given = [
         {"role": "developer", "content": "Short."},
@@ -105,8 +117,7 @@ def test_an_answer_is_the_one_of_llm_chat(served: Served, llm: forge.LLM) -> Non
     ]
     body = {"input": given, "instructions": "Be brief.", "max_output_tokens": 9, "temperature": 0.8, "seed": 3}
     found = served.client.post("/v1/responses", json=body | {"store": False, "metadata": {"a": "b"}}).json()
-    roles = ["system", "system", "user", "assistant", "user"]
-    texts = ["Be brief.", "Short.", "Hello", "Hi", "Go on"]
+    roles, texts = ["system", "user", "assistant", "user"], ["Be brief.\nShort.", "Hello", "Hi", "Go on"]
     messages = [{"role": role, "content": text} for role, text in zip(roles, texts, strict=True)]
     wanted = llm.chat(messages, temperature=0.8, seed=3, max_tokens=9, parse_special=False)
     assert "".join(part["text"] for item in found["output"] for part in item["content"]) == wanted.text

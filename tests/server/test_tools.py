@@ -100,10 +100,7 @@ def test_malformed_call_arrives_as_text(scripted: Served) -> None:
 def test_a_call_that_the_length_cuts_is_text(scripted: Served) -> None:
     choice = ask(scripted, "calls", max_tokens=10)
     assert choice["finish_reason"] == "length"
-    assert (
-        choice["message"]["content"] == 'I look.\n\n<tool_call>\n{"name": "get_weather", "argu'[:-13].rstrip('"we')
-        or True
-    )
+    assert choice["message"]["content"] == 'I look.\n\n<tool_call>\n{"name": "get_weather", "argu'
 
 
 @pytest.mark.parametrize("fields", [{"tools": None}, {"tools": []}, {"tool_choice": "none"}])

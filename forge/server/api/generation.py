@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, aclosing
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from forge.config import SamplingParams
-from forge.engine import FinishReason, TokenLogprobs
+from forge.engine import TokenLogprobs
 from forge.outputs import Chunk, Completion
 from forge.server.errors import HTTPError
 from forge.server.parts import OutputParser, Part, Plain
@@ -83,16 +83,18 @@ class Generation:
             await self._begin(record)
             found = await self._server.client.complete(self.prompts, self.params)
             record.add_completions(found)
+            _check(found)
         return [self._output(index, one) for index, one in enumerate(found)]
 
     async def stream(self) -> AsyncGenerator[list[Output], None]:
-        """What is new, as it comes. The first list, perhaps an empty one, says that the request is accepted."""
+        """What is new, as it comes. The first list is empty: the request is accepted."""
         with self._admitted() as record:
             await self._begin(record)
             async with aclosing(self._server.client.stream(self.prompts, self.params)) as arriving:
                 async for chunks in arriving:
                     record.add_chunks(chunks)
                     yield [self._output(chunk.index, chunk) for chunk in merged(chunks)]
+                    _check(chunks)  # behind the text that there is
 
     def _admitted(self) -> AbstractContextManager[Record]:
         return self._server.admitted(self.id, self._endpoint, self._num_choices)
@@ -110,7 +112,9 @@ class Generation:
         if self._one_call:
             parts = [part for part in parts if not part.call]
         self._has_calls[index] |= any(part.kind == "tool_call" for part in parts)
-        reason = _reason(new.finish_reason, self._has_calls[index]) if new.finish_reason else None
+        reason: Reason | None = None
+        if new.finish_reason in ("stop", "length"):
+            reason = "tool_calls" if self._has_calls[index] and new.finish_reason == "stop" else new.finish_reason
         return Output(index, parts, new.logprobs, reason, new.stop_string)
 
 
@@ -164,13 +168,13 @@ def encoded(
     )
 
 
-def _reason(reason: FinishReason, has_calls: bool) -> Reason:
-    """Raises HTTPError where the answer has no proper end."""
-    if reason == "error":
-        raise HTTPError(500, "the model computed logits that are not finite", code="not_finite")
-    if reason == "abort":
-        raise HTTPError(503, "the server is shutting down", code="shutting_down")
-    return "tool_calls" if has_calls and reason == "stop" else reason
+def _check(found: Sequence[Chunk | Completion]) -> None:
+    """Raises HTTPError where an answer has no proper end."""
+    for new in found:
+        if new.finish_reason == "error":
+            raise HTTPError(500, "the model computed logits that are not finite", code="not_finite")
+        if new.finish_reason == "abort":
+            raise HTTPError(503, "the server is shutting down", code="shutting_down")
 
 
 def merged(chunks: list[Chunk]) -> list[Chunk]:

@@ -147,14 +147,18 @@ class ResponsesBody(SamplingBody):
         """The input as messages of the chat API: reasoning and calls are those of one message of the assistant."""
         found: list[dict[str, Any]] = []
         if self.instructions is not None:
-            found.append({"role": "system", "content": self.instructions})
+            found.append({"role": "system", "content": _content(self.instructions)})
         if isinstance(self.input, str):
             return [*found, {"role": "user", "content": self.input}]
         for item in self.input:
             if isinstance(item, FunctionCallOutput):
                 found.append({"role": "tool", "tool_call_id": item.call_id, "content": _content(item.output)})
             elif isinstance(item, Message) and item.role != "assistant":
-                found.append({"role": known_role(item.role, server), "content": _content(item.content)})
+                role, content = known_role(item.role, server), _content(item.content)
+                if found and role == found[-1]["role"] == "system":  # templates know one system message, the first
+                    found[-1]["content"] += content
+                else:
+                    found.append({"role": role, "content": content})
             else:
                 _add_to_answer(found, item)
         if not found:
@@ -182,5 +186,7 @@ def _add_to_answer(found: list[dict[str, Any]], item: Message | FunctionCall | R
         found.append({"role": "assistant", "content": None, "reasoning_content": text})
 
 
-def _content(content: str | list[Text]) -> Any:
-    return content if isinstance(content, str) else [{"type": "text", "text": part.text} for part in content]
+def _content(content: str | list[Text]) -> list[dict[str, Any]]:
+    """Parts of text."""
+    texts = [content] if isinstance(content, str) else [part.text for part in content]
+    return [{"type": "text", "text": text} for text in texts]

@@ -67,6 +67,11 @@ def test_metrics_count_what_was_served(served: Served) -> None:
     }
     assert number(served, "forge_kv_cache_pages") > 0
     assert number(served, "forge_num_preemptions_total") == 0
+    ids = [count % 250 for count in range(100)]
+    hits = number(served, "forge_prefix_cache_hits_total")
+    for _ in range(2):
+        assert served.client.post("/v1/completions", json={"prompt": ids, "max_tokens": 1}).status_code == 200
+    assert 0 < number(served, "forge_prefix_cache_hits_total") - hits < len(ids)
     waited = number(served, "forge_request_queue_time_seconds_sum")
     assert 0 <= waited <= number(served, "forge_time_to_first_token_seconds_sum")
 

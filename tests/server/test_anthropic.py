@@ -46,6 +46,11 @@ def blocks(message: Any) -> list[tuple[str, Any]]:
     return [(block.type, found[block.type](block)) for block in message.content]
 
 
+def read(usage: Any) -> tuple[int, int]:
+    """Tokens of the prompt, those of the prefix cache included, and of the answer."""
+    return usage.input_tokens + usage.cache_read_input_tokens, usage.output_tokens
+
+
 def test_thoughts_text_and_calls_are_blocks(client: Any) -> None:
     message = client.messages.create(**asked("calls"))
     assert blocks(message) == CALLS
@@ -59,7 +64,7 @@ def test_a_stream_adds_up_to_the_whole_message(client: Any) -> None:
         kinds = [event.type for event in stream]
         message = stream.get_final_message()
     assert blocks(message) == CALLS
-    assert (message.stop_reason, message.usage) == (whole.stop_reason, whole.usage)
+    assert (message.stop_reason, read(message.usage)) == (whole.stop_reason, read(whole.usage))
     assert kinds.count("content_block_start") == kinds.count("content_block_stop") == len(CALLS)
     assert (kinds[0], kinds[-1]) == ("message_start", "message_stop")
 
@@ -117,7 +122,7 @@ def test_tokens_are_counted_as_the_answer_counts_them(client: Any) -> None:
     fields = asked("answer")
     used = client.messages.create(**fields).usage
     del fields["max_tokens"]
-    assert client.messages.count_tokens(**fields).input_tokens == used.input_tokens
+    assert client.messages.count_tokens(**fields).input_tokens == read(used)[0]
 
 
 def test_an_answer_is_the_one_of_llm_chat(served: Served, llm: forge.LLM) -> None:
@@ -137,7 +142,8 @@ def test_an_answer_is_the_one_of_llm_chat(served: Served, llm: forge.LLM) -> Non
             parse_special=False,
         )
         assert "".join(block["text"] for block in found["content"]) == wanted.text
-        assert found["usage"]["input_tokens"] == len(wanted.prompt_ids)
+        used = found["usage"]
+        assert used["input_tokens"] + used["cache_read_input_tokens"] == len(wanted.prompt_ids)
 
 
 IMAGE = {"type": "image", "source": {"type": "url", "url": "http://example.com"}}

@@ -78,6 +78,19 @@ def test_a_chat_answer_goes_on_until_the_context_is_full(client: httpx.Client, l
     assert found["choices"][0]["finish_reason"] == "length"
 
 
+def test_usage_tells_how_much_of_a_prompt_the_prefix_cache_had(client: httpx.Client, llm: forge.LLM) -> None:
+    prompt = [7, *range(3, 250)]
+    first, second = (
+        client.post("/v1/completions", json={"prompt": prompt, "max_tokens": 1}).json()["usage"] for _ in range(2)
+    )
+    assert first["prompt_tokens_details"]["cached_tokens"] == 0
+    assert len(prompt) / 2 < second["prompt_tokens_details"]["cached_tokens"] < len(prompt)
+    body = {"input": "x" * 250, "max_output_tokens": 1}
+    used = [client.post("/v1/responses", json=body).json()["usage"] for _ in range(2)]
+    assert used[0]["input_tokens"] == used[1]["input_tokens"]
+    assert used[1]["input_tokens_details"]["cached_tokens"] > used[0]["input_tokens"] / 2
+
+
 def test_a_developer_is_the_system_for_a_template_that_knows_none(client: httpx.Client) -> None:
     def tokens(role: str) -> list[int]:
         messages = [{"role": role, "content": [{"type": "text", "text": "Be brief."}]}, *MESSAGES]

@@ -55,7 +55,7 @@ def test_a_stream_adds_up_to_the_whole_answer(client: Any) -> None:
         events = list(stream)
         response = stream.get_final_response()
     assert items(response) == CALLS
-    assert response.usage == whole.usage
+    assert response.usage.total_tokens == whole.usage.total_tokens
     assert [event.sequence_number for event in events] == list(range(len(events)))
     text = "".join(event.delta for event in events if event.type == "response.output_text.delta")
     assert text == "I look."

@@ -110,9 +110,9 @@ class MessageAnswer:
 
     def _usage(self) -> dict[str, int]:
         return {
-            "input_tokens": self._made.prompt_tokens,
+            "input_tokens": self._made.prompt_tokens - self._made.cached_tokens,
             "cache_creation_input_tokens": 0,
-            "cache_read_input_tokens": 0,
+            "cache_read_input_tokens": self._made.cached_tokens,
             "output_tokens": self._made.completion_tokens,
         }
 

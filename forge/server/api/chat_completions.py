@@ -158,7 +158,7 @@ class ChatAnswer:
     def _event(self, delta: dict[str, Any], index: int, *, logprobs: Any = None, reason: str | None = None) -> Event:
         return None, self._chunk([{"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": reason}])
 
-    def _chunk(self, choices: list[dict[str, Any]], used: dict[str, int] | None = None) -> dict[str, Any]:
+    def _chunk(self, choices: list[dict[str, Any]], used: dict[str, Any] | None = None) -> dict[str, Any]:
         chunk = {**self._head, "object": "chat.completion.chunk", "choices": choices}
         return chunk | {"usage": used} if self._chat.wants_usage else chunk
 

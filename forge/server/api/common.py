@@ -31,10 +31,15 @@ def last_events(error: HTTPError) -> list[Event]:
     return [(None, body(error, "/")), DONE]
 
 
-def usage(made: Generation) -> dict[str, int]:
+def usage(made: Generation) -> dict[str, Any]:
     """Numbers of tokens."""
     prompt, completion = made.prompt_tokens, made.completion_tokens
-    return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "total_tokens": prompt + completion,
+        "prompt_tokens_details": {"cached_tokens": made.cached_tokens},
+    }
 
 
 def chat_logprobs(found: tuple[TokenLogprobs, ...], tokenizer: Tokenizer) -> list[dict[str, Any]]:

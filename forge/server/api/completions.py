@@ -108,7 +108,7 @@ class TextAnswer:
     def _event(self, output: Output, before: str = "") -> Event:
         return None, self._chunk([self._choice(output, before)])
 
-    def _chunk(self, choices: list[dict[str, Any]], used: dict[str, int] | None = None) -> dict[str, Any]:
+    def _chunk(self, choices: list[dict[str, Any]], used: dict[str, Any] | None = None) -> dict[str, Any]:
         chunk = {**self._head, "choices": choices}
         return chunk | {"usage": used} if self._wanted.wants_usage else chunk
 

@@ -44,6 +44,7 @@ class Generation:
         id: The answer's, for the client and the log.
         prompts: Ids of the prompts, as soon as they are encoded.
         completion_tokens: How many were generated, as far as choices have ended.
+        cached_tokens: How many of the prompts' tokens the prefix cache had, as far as choices have ended.
     """
 
     def __init__(
@@ -67,7 +68,7 @@ class Generation:
         """
         self.id, self.params = id, params
         self.prompts: list[list[int]] = []
-        self.completion_tokens = 0
+        self.completion_tokens = self.cached_tokens = 0
         self._server, self._endpoint, self._encode, self._parser = server, endpoint, encode, parser
         self._num_choices, self._one_call = num_prompts * params.n, one_call
         self._parsers: list[OutputParser] = []
@@ -109,6 +110,8 @@ class Generation:
         if new.timings is not None:
             parts += self._parsers[index].finish()
             self.completion_tokens += new.timings.completion_tokens
+            if index % self.params.n == 0:  # a prompt's other choices start from its first one's
+                self.cached_tokens += new.timings.cached_tokens
         if self._one_call:
             parts = [part for part in parts if not part.call]
         self._has_calls[index] |= any(part.kind == "tool_call" for part in parts)

@@ -164,7 +164,7 @@ class ResponseAnswer:
         reasoning = self._server.encoder.tokenizer.encode("".join(self._reasoning), add_special=False)
         return {
             "input_tokens": prompt,
-            "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0},
+            "input_tokens_details": {"cached_tokens": self._made.cached_tokens, "cache_write_tokens": 0},
             "output_tokens": completion,
             "output_tokens_details": {"reasoning_tokens": min(len(reasoning), completion)},
             "total_tokens": prompt + completion,

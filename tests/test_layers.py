@@ -75,6 +75,7 @@ DEVICE = [
 ]
 NOT_CODE = {
     "py.typed",
+    "server/chat_page.html",
     *(str(path.relative_to(ROOT / "forge")) for path in (ROOT / "forge/raw_kernels").rglob("*.hip")),
 }
 

@@ -22,6 +22,7 @@ from forge.server.api import (
     responses,
     tokens,
 )
+from forge.server.chat_page import chat_page
 from forge.server.errors import HTTPError
 from forge.server.guard import Guard
 from forge.server.state import Server
@@ -44,6 +45,13 @@ def create_app(server: Server) -> FastAPI:
     app.state.server = server
     for api in (chat_completions, completions, responses, embeddings, models, anthropic_messages, tokens):
         app.include_router(api.router)
+
+    page = chat_page()
+
+    @app.get("/", include_in_schema=False)
+    async def root() -> Response:
+        """The chat page."""
+        return page
 
     @app.get("/health")
     async def health() -> JSONResponse:

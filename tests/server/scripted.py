@@ -44,13 +44,15 @@ CONTROLS = ["<tool_call>", "<think>", "</think>"]
 def write_scripted(path: Path, template: str, scripts: Mapping[str, Sequence[str]], controls: Sequence[str]) -> Path:
     """Write a GGUF file. scripts: by a prompt's last token, what follows it up to the model's end token.
 
-    A text that stands in several places is one token: what follows it must be the same. controls: control tokens.
+    A text that stands in several places is one token: what follows it must be the same. A script whose last text stands
+    in it before goes round without end. controls: control tokens.
     """
     pieces = list(dict.fromkeys([END, "<unk>", BEGIN, *controls, *scripts, *(p for s in scripts.values() for p in s)]))
     number = {piece: place for place, piece in enumerate(pieces)}
     following = np.full(len(pieces), number[END])
     for first, script in scripts.items():
-        for before, after in zip([first, *script], [*script, END], strict=True):
+        goes_round = script[-1] in script[:-1]
+        for before, after in zip([first, *script], [*script, *([] if goes_round else [END])], strict=not goes_round):
             assert following[number[before]] in (number[END], number[after]), f"two tokens follow {before!r}"
             following[number[before]] = number[after]
     size, heads = 4 * -(-len(pieces) // 4), 2

@@ -35,7 +35,7 @@ def main() -> None:
         found = next(filter(None, (re.search(r"at (http://\S+) \(chat page\)", line) for line in server.stderr)))
         with sync_playwright() as playwright:
             browser = playwright.chromium.launch(executable_path=shutil.which("chromium"))
-            page = browser.new_page(viewport={"width": 1080, "height": 720})
+            page = browser.new_page(viewport={"width": 1080, "height": 800})
             page.goto(found[1])
             converse(page)
             page.screenshot(path=TARGET)

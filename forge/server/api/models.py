@@ -29,4 +29,7 @@ async def model(request: Request, id: str) -> dict[str, Any]:
 
 
 def _model(server: Server) -> dict[str, Any]:
-    return {"id": server.settings.model_name, "object": "model", "created": server.created, "owned_by": "forge"}
+    """Its most tokens a sequence have two names in use. They are known when the model is loaded."""
+    model = {"id": server.settings.model_name, "object": "model", "created": server.created, "owned_by": "forge"}
+    context = server.client.info.get("context")
+    return model | ({"context_length": context, "max_model_len": context} if context else {})

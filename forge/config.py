@@ -131,6 +131,9 @@ class EngineConfig:
         graphs: Whether decode steps on a GPU are replayed as graphs. False = their kernels are launched one by one.
             N = every Nth replay is compared with its launches, and from a difference on there are no graphs. None = as
             the variable FORGE_GRAPHS says: 0, 1, check:N; True where it is not set.
+        deterministic: The same request gives the same tokens and log probabilities, to the bit, on the same device:
+            alone or in any batch, its prompt whole or in chunks, and after it was preempted. It is slower: see
+            docs/determinism.md.
     """
 
     context: int | None = None
@@ -142,6 +145,7 @@ class EngineConfig:
     page_size: int = 64
     prefix_caching: bool = True
     graphs: bool | int | None = None
+    deterministic: bool = False
 
     def __post_init__(self) -> None:
         check_integer("context", self.context, 1, optional=True)
@@ -152,6 +156,7 @@ class EngineConfig:
         _check_bool("prefix_caching", self.prefix_caching)
         if not isinstance(self.graphs, bool):
             check_integer("graphs", self.graphs, 1, optional=True)
+        _check_bool("deterministic", self.deterministic)
         _check_real("memory_fraction", self.memory_fraction, 0, 1, is_open=True)
         if self.dtype is not None and not (isinstance(self.dtype, str) and self.dtype in get_args(Dtype)):
             raise _refusal("dtype", f"one of {get_args(Dtype)}", self.dtype)

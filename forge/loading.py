@@ -137,7 +137,7 @@ def _assembled(
                 f"{path}: the tokenizer has {tokenizer.vocab_size} tokens, the embedding {config.vocab_size} rows"
             )
         template = choose_template(chat_template, tokenizer, path)
-        decoder = models.build(file, config, backend, report)
+        decoder = models.build(file, config, backend, report, is_deterministic=settings.deterministic)
     runner = build_runner(decoder, plan, settings, backend, graphs)
     engine = Engine(
         runner,

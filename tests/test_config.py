@@ -73,6 +73,7 @@ BAD_ENGINE: list[tuple[str, list[Any]]] = [
     ("max_prefill_tokens", [0, -1, 64.0, "64"]),
     ("page_size", [0, -1, None]),
     ("prefix_caching", [0, None, "no"]),
+    ("deterministic", [1, None, "true"]),
 ]
 
 

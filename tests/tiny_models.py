@@ -30,6 +30,7 @@ def tiny_llm(
     context: int = CONTEXT,
     windows: bool = True,
     prefix_caching: bool = True,
+    deterministic: bool = False,
 ) -> LLM:
     """As forge.load, but with the sizes that it chooses.
 
@@ -39,7 +40,7 @@ def tiny_llm(
     with gguf.read(path) as file:
         config = models.read_config(file, context)
         tokenizer = Tokenizer.from_metadata(file.metadata, source=str(path))
-        decoder = models.build(file, config, NUMPY)
+        decoder = models.build(file, config, NUMPY, is_deterministic=deterministic)
     step_tokens, itemsize = max(max_step_tokens, max_sequences), NUMPY.dtype.itemsize
     kinds = kinds_of(config, context=context, page_size=page_size, step_tokens=step_tokens, itemsize=itemsize)
     if not windows:

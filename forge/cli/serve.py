@@ -33,6 +33,9 @@ def command(
         int | None,
         typer.Option("--max-sequences", metavar="N", help="Most answers computed together. [default: 64]"),
     ] = None,
+    deterministic: Annotated[
+        bool, typer.Option("--deterministic", help="The same request gives the same tokens in any batch; slower.")
+    ] = False,
     *,
     loading: dict[str, Any],
     serving: dict[str, Any],
@@ -43,6 +46,7 @@ def command(
     """Serve a model over HTTP, to clients of OpenAI's and Anthropic's APIs. Ctrl-C or SIGTERM ends it."""
     if missing := [name for name in ("fastapi", "uvicorn", "prometheus_client") if not importlib.util.find_spec(name)]:
         raise ForgeError(f"forge serve needs {', '.join(missing)}: pip install 'forge-llm[serve]'")
+    from forge.config import EngineConfig
     from forge.loading import load_encoder
     from forge.server import log
     from forge.server.engine_client import EngineClient
@@ -66,7 +70,8 @@ def command(
     listener = bind(host, port, settings.send_seconds)
     path = options.resolve(model)
     encoder = load_encoder(path, chat_template)
-    client = EngineClient(path, {**loading, "chat_template": chat_template, "max_sequences": max_sequences})
+    loading |= {"chat_template": chat_template, "max_sequences": max_sequences}
+    client = EngineClient(path, {**loading, "engine": EngineConfig(deterministic=deterministic)})
     try:
         with log.to_stderr(quiet=output.quiet):
             HTTPServer(Server(client, encoder, settings)).run(sockets=[listener])

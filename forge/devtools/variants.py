@@ -53,7 +53,8 @@ def record(path: Path | None, device: Recorder, settings: EngineConfig = _SETTIN
         with opened as file:
             plan = loading.plan_memory(file, settings, device)
             config = models.read_config(file, plan.context)
-            decoder = models.build(file, config, device, weights_of=HeaderWeights)
+            is_deterministic = settings.deterministic
+            decoder = models.build(file, config, device, None, HeaderWeights, is_deterministic=is_deterministic)
             runner = loading.build_runner(decoder, plan, settings, device)
             runner.warm_up(plan.max_step_tokens)
 

@@ -43,14 +43,15 @@ class Attention:
             q_norms, k_norms = (tensors.heads(name, count) for name, count in counts.items())
             self.head_norms = q_norms, k_norms
         else:
-            self.attn_qkv_bias, self.attn_qkv = self.attn_qkv.bias, Linear(self.attn_qkv.weight)
+            self.attn_qkv_bias, self.attn_qkv.bias = self.attn_qkv.bias, None
             if has_norms[0]:
                 self.attn_q_norm = tensors.vector("attn_q_norm", config.head_dim)
                 self.attn_k_norm = tensors.vector("attn_k_norm", config.head_dim)
         self.attn_output = tensors.linear({"attn_output": config.width}, queries)
         self.post_attention_norm = tensors.norm("post_attention_norm")
         self.rope = ropes[config.layer_ropes[self.index]]
-        self.spec = AttentionSpec(config.attention_scale, config.layer_windows[self.index], config.attention_softcap)
+        window = config.layer_windows[self.index]
+        self.spec = AttentionSpec(config.attention_scale, window, config.attention_softcap, tensors.is_deterministic)
         self.norm_eps = config.norm_eps
 
     def linears(self) -> list[Linear]:
@@ -61,7 +62,8 @@ class Attention:
         """Add the result to the stream, and keys and values of the batch's T tokens to the state."""
         kv, table = state[self.index]
         slot_mapping, page_table = batch.tables[table]
-        is_one_op = batch.is_decode and hook is None  # a hook sees what that op does not write
+        # A hook sees what that op does not write, and it adds up in another order than the ops of prompts.
+        is_one_op = batch.is_decode and hook is None and not self.spec.is_deterministic
         operand = stream.normed(self.attn_norm, keep=self.keeps_input)  # (T, E)
         split_k = "allowed" if is_one_op and self.head_norms is None else "never"
         qkv = self.attn_qkv(operand, split_k=split_k)  # (T, (H + 2G) * D)

@@ -28,8 +28,10 @@ _FEED_FORWARDS: dict[str, type[FeedForward]] = {"gated": FeedForward, "plain": F
 class Decoder:
     """A model's weights and its forward pass. The family's row in `arch` says which sublayers each layer has."""
 
-    def __init__(self, weights: Weights, config: ModelConfig, backend: Backend) -> None:
-        self.config, self.backend = config, backend
+    def __init__(
+        self, weights: Weights, config: ModelConfig, backend: Backend, *, is_deterministic: bool = False
+    ) -> None:
+        self.config, self.backend, self.is_deterministic = config, backend, is_deterministic
         vocabulary, width = config.vocab_size, config.width
         self.token_embd = weights.matrix({"token_embd.weight": vocabulary}, cols=width)
         self._ropes = [RotaryEmbedding(rope, backend) for rope in config.ropes]
@@ -38,7 +40,10 @@ class Decoder:
         first: dict[Sublayer, int] = {}  # the index of the first layer with a sublayer
         for index, layer in enumerate(ARCHS[config.arch].layers(config.num_layers)):
             of_mixer, of_feed_forward = (
-                LayerTensors(weights, config, half, index, first.setdefault(half, index)) for half in layer
+                LayerTensors(
+                    weights, config, half, index, first.setdefault(half, index), is_deterministic=is_deterministic
+                )
+                for half in layer
             )
             shares_input = not of_feed_forward.has_norm("ffn_norm")
             mixer = _MIXERS[layer[0].kind](of_mixer, self._ropes, keeps_input=shares_input)
@@ -46,7 +51,8 @@ class Decoder:
         bias = weights.vector({"output_norm.bias": width}) if config.norm == "layer" else None
         self.output_norm = Norm(config.norm, weights.vector({"output_norm.weight": width}), bias, config.norm_eps)
         tied = not weights.has("output.weight")
-        self.output = Linear(self.token_embd if tied else weights.matrix({"output.weight": vocabulary}, cols=width))
+        output = self.token_embd if tied else weights.matrix({"output.weight": vocabulary}, cols=width)
+        self.output = Linear(output, is_deterministic=is_deterministic)
 
     def linears(self) -> Iterator[Linear]:
         """Every matrix product of a decode step, in order."""
@@ -82,7 +88,8 @@ class Decoder:
             hook("token_embd", x)
         # Products of several sequences' tokens are split-K partials. Their sum is a launch, unless the next norm adds
         # them. Rows cannot be taken of partials, and hooks do not see them.
-        takes_partials = batch.is_decode and len(x) > 1 and batch.logit_rows is None and hook is None
+        is_plain = batch.logit_rows is None and hook is None and not self.is_deterministic
+        takes_partials = batch.is_decode and len(x) > 1 and is_plain
         stream = ResidualStream(x, leaves_pending=takes_partials)
         for index, (mixer, feed_forward) in enumerate(self.layers):
             mixer(stream, batch, state, hook)

@@ -13,11 +13,21 @@ from forge.models.weights import Weights
 class LayerTensors:
     """Takes the tensors of one sublayer out of a model's file.
 
-    index: The layer. first: The first layer with the same sublayer.
+    index: The layer. first: The first layer with the same sublayer. is_deterministic: As of `EngineConfig`.
     """
 
-    def __init__(self, weights: Weights, config: ModelConfig, sublayer: Sublayer, index: int, first: int) -> None:
+    def __init__(
+        self,
+        weights: Weights,
+        config: ModelConfig,
+        sublayer: Sublayer,
+        index: int,
+        first: int,
+        *,
+        is_deterministic: bool,
+    ) -> None:
         self.config, self.index, self.kind = config, index, sublayer.kind
+        self.is_deterministic = is_deterministic
         self._weights, self._first = weights, first
         self._required, self._optional = sublayer.tensors.split(), sublayer.optional.split()
 
@@ -40,8 +50,9 @@ class LayerTensors:
         known = {tensor + ".bias" for tensor in tensors}
         is_there = any(self._weights.has(bias) for bias in (*sizes, whole) if bias)
         if known & set(self._required) or (known & set(self._optional) and is_there):
-            return Linear(matrix, self._weights.vector(sizes, whole))
-        return Linear(matrix)
+            bias = self._weights.vector(sizes, whole)
+            return Linear(matrix, bias, is_deterministic=self.is_deterministic)
+        return Linear(matrix, is_deterministic=self.is_deterministic)
 
     def _stored(self, suffix: str, tensors: dict[str, int], joined: str | None) -> tuple[dict[str, int], str | None]:
         sizes = {self._name(tensor + suffix): size for tensor, size in tensors.items()}

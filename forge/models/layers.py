@@ -10,12 +10,15 @@ from forge.ops.norm import Normed, norm
 
 
 class Linear:
-    """weight: (N, K), float or QuantTensor; bias: float32 (N,) or None."""
+    """weight: (N, K), float or QuantTensor; bias: float32 (N,) or None.
 
-    __slots__ = ("bias", "weight")
+    is_deterministic: A row's result does not depend on the rows beside it.
+    """
 
-    def __init__(self, weight: Any, bias: Any = None) -> None:
-        self.weight, self.bias = weight, bias
+    __slots__ = ("bias", "is_deterministic", "weight")
+
+    def __init__(self, weight: Any, bias: Any = None, *, is_deterministic: bool = False) -> None:
+        self.weight, self.bias, self.is_deterministic = weight, bias, is_deterministic
 
     def __call__(self, operand: Any, *, residual: Any = None, glu: str = "none", split_k: str = "never") -> Any:
         """The product with an operand (M, K): float32 (M, N), or with glu (M, N / 2) in the precision of operands.
@@ -25,6 +28,7 @@ class Linear:
         glu: silu or gelu: The first half of the product is a gate, and the result is activation(gate) * up.
         split_k: "allowed": The result may be `Partials`, which the reader sums.
         """
+        split_k = "fixed" if self.is_deterministic else split_k
         return linear(operand, self.weight, self.bias, residual, glu=glu, split_k=split_k)
 
 

@@ -31,7 +31,7 @@ _SMALL_SCORES = 1200
 """Scores per KV head up to which OpenBLAS multiplies q by k without packing them: four times as fast for one query."""
 
 
-@record("scale:f32 window:i32 softcap:f32")
+@record("scale:f32 window:i32 softcap:f32 is_deterministic:bool")
 @dataclass(frozen=True, slots=True)
 class AttentionSpec:
     """How a layer makes weights of scores."""
@@ -42,6 +42,8 @@ class AttentionSpec:
     """Latest positions that a query sees, its own included; 0 = all."""
     softcap: float
     """Scores become softcap * tanh(score / softcap); 0 = they stay."""
+    is_deterministic: bool = False
+    """A query's result has the same bits whatever queries, sequences and pages there are beside it."""
 
 
 @op(
@@ -96,6 +98,11 @@ def _paged_attention_cpu(
     bounds = starts.tolist()
     for row, (length, pages) in enumerate(zip(lengths.tolist(), page_table.tolist(), strict=True)):
         block = min(max(_SCORE_BYTES // (heads * length * q.itemsize), 1), _QUERY_BLOCK)
+        if spec.is_deterministic:  # the shapes of all sums depend on the query's position alone
+            block = 1
+            oldest = length - (bounds[row + 1] - bounds[row]) + 1 - spec.window if spec.window else 0
+            k_slots, v_slots = (_in_order(array, pages, oldest, length) for array in (kv.k, kv.v))
+            pages, page_size = [0], length
         for begin in range(bounds[row], bounds[row + 1], block):
             stop = min(begin + block, bounds[row + 1])
             count = stop - begin
@@ -113,6 +120,22 @@ def _paged_attention_cpu(
             values /= np.add.reduce(weights, axis=2, keepdims=True)
             out[begin:stop] = values.reshape(kv_heads, group, count, dim).transpose(2, 0, 1, 3)
     return out.reshape(q.shape)
+
+
+def _in_order(pages: Array, numbers: list[int], first: int, stop: int) -> Array:
+    """What the pages hold of positions first to stop - 1, one behind the other: (stop, G, D). Before them is anything.
+
+    It is a view where the pages lie so.
+    """
+    _, page_size, *dims = pages.shape
+    first_page = max(first, 0) // page_size
+    numbers = numbers[first_page : -(-stop // page_size)]
+    start = numbers[0] - first_page
+    if start >= 0 and numbers == list(range(numbers[0], numbers[0] + len(numbers))):
+        return pages[start:].reshape(-1, *dims)
+    found = np.empty((first_page + len(numbers), page_size, *dims), pages.dtype)
+    found[first_page:] = pages[numbers]
+    return found.reshape(-1, *dims)
 
 
 def _runs(pages: list[int], page_size: int, first: int, stop: int, max_length: int) -> Iterator[slice]:

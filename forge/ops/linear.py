@@ -17,7 +17,7 @@ from forge.ops.quant import Packed, QuantTensor, Stack, parts_of
 
 @op(
     "operand:act[M,K]|Normed weight:weight[N,K] bias?:f32[N] &residual?:f32[M,N] glu=none|silu|gelu "
-    "split_k=never|allowed -> y:f32[M,N] if glu=none else y:act[M,N/2]",
+    "split_k=never|allowed|fixed -> y:f32[M,N] if glu=none else y:act[M,N/2]",
     rtol=1e-4,
     atol=1e-4,
 )
@@ -27,7 +27,8 @@ def linear(operand: Any, weight: Any, bias: Array | None, residual: Array | None
     operand: An array (M, K), or rows that are normalized first.
     residual: The product is added to it in place, and it is returned. A product with glu has none.
     glu: The product's first half is a gate, and the result is activation(gate) * up (arXiv:2002.05202).
-    split_k: "allowed": The result may be `Partials`, which the reader sums.
+    split_k: "allowed": The result may be `Partials`, which the reader sums. "fixed": A row's result has the same bits
+    whatever rows stand beside it.
     """
     _check(residual, glu)
     x = norm.reference(operand, out="act") if isinstance(operand, Normed) else operand
@@ -57,6 +58,9 @@ def _check(residual: Any, glu: str) -> None:
 _VECTOR_ROWS = 6
 """Up to this many rows: matrix-vector products, over a block of the weights that stays in the cache from row to row."""
 _BLOCK_BYTES = 4 << 20
+_FIXED_BLOCK_BYTES = 1 << 19
+"""The same for rows whose results must not depend on their number. Matrix-vector products are then all that serves
+many rows too, and these are fastest where a block stays in the cache of one core."""
 _SMALL_ROWS = 32
 """Up to this many rows: weight @ x.T, because BLAS repacks its left operand in smaller pieces."""
 
@@ -68,8 +72,12 @@ def _linear_cpu(
     _check(residual, glu)
     x: Array = norm.run_cpu(operand, out="act") if isinstance(operand, Normed) else operand
     matrix = _matrix(weight)
-    if len(x) <= _VECTOR_ROWS:
-        y = _vector_products(matrix, x)
+    if split_k == "fixed":  # the same calls for each row
+        y = _vector_products(matrix, x, _FIXED_BLOCK_BYTES)
+    elif len(x) == 1:
+        y = np.dot(matrix, x[0])[None]
+    elif len(x) <= _VECTOR_ROWS:
+        y = _vector_products(matrix, x, _BLOCK_BYTES)
     elif len(x) <= _SMALL_ROWS:
         y = np.ascontiguousarray(np.dot(matrix, x.T).T)
     else:
@@ -84,11 +92,9 @@ def _linear_cpu(
     return residual
 
 
-def _vector_products(matrix: Array, x: Array) -> Array:
-    if len(x) == 1:
-        return np.asarray(np.dot(matrix, x[0])[None])
+def _vector_products(matrix: Array, x: Array, block_bytes: int) -> Array:
     y = np.empty((len(x), len(matrix)), x.dtype)
-    step = max(_BLOCK_BYTES // matrix[0].nbytes, 1)
+    step = max(block_bytes // matrix[0].nbytes, 1)
     for start in range(0, len(matrix), step):
         block = matrix[start : start + step]
         for row, out in zip(x, y[:, start : start + step], strict=True):
@@ -103,20 +109,22 @@ def _linear_gpu(device: GPU, operand: Any, weight: Any, bias: Any, residual: Any
     - One row: GEMV. It computes an RMS norm of the operand, and behind it the gated activation.
     - 2 to 64 rows: matrix cores. They compute the gated activation, or partials for the reader to sum.
     - More rows: BLAS.
+    - Any number of rows with split_k="fixed": one variant of the kernel of 64 rows, 64 at a time.
 
     Norms and activations that are not fused are launches before and after the product.
     """
     _check(residual, glu)
     rows, is_stack, parts = operand.shape[0], isinstance(weight, Stack), parts_of(weight, bias)
+    is_fixed = split_k == "fixed"
     norm_inside = (
         isinstance(operand, Normed)
-        and (operand.is_rms and operand.pending is None and rows == 1)
+        and (operand.is_rms and operand.pending is None and rows == 1 and not is_fixed)
         and all(matvec.supports(part, normed=True) for _, part, _ in parts)
         and not (is_stack and glu != "none")
     )
     if isinstance(operand, Normed) and not norm_inside:
         operand = device.launch(norm, (operand,), {"out": "act"})
-    on_matrix_cores = 1 < rows <= matmul.MAX_ROWS and matmul.supports(weight)
+    on_matrix_cores = 1 < rows <= matmul.MAX_ROWS and not is_fixed and matmul.supports(weight)
     if glu != "none" and not is_stack and (norm_inside or on_matrix_cores):
         y = device.empty((rows, weight.shape[0] // 2), device.dtype)
         if norm_inside:
@@ -128,31 +136,36 @@ def _linear_gpu(device: GPU, operand: Any, weight: Any, bias: Any, residual: Any
         return matmul.split_k(device, operand, weight, bias)
     y = device.empty((rows, weight.shape[0]), np.float32) if residual is None else residual
     for column, part, part_bias in parts:
-        _product(device, operand, part, part_bias, y, column, accumulate=residual is not None)
+        how = {"accumulate": residual is not None, "is_fixed": is_fixed}
+        _product(device, operand, part, part_bias, y, column, **how)
     return y if glu == "none" else device.launch(act_and_mul, (y,), {"activation": glu})
 
 
-def _product(device: GPU, operand: Any, weight: Any, bias: Any, y: Any, column: int, *, accumulate: bool) -> None:
+def _product(
+    device: GPU, operand: Any, weight: Any, bias: Any, y: Any, column: int, *, accumulate: bool, is_fixed: bool
+) -> None:
     """y[:, column:column + N] = operand @ weight.T + bias, or += with accumulate."""
     rows, outer = operand.shape[0], weight.shape[0]
     if rows <= matmul.MAX_ROWS:
-        _few_rows(device, operand, weight, bias, y, column, accumulate=accumulate)
-    elif device.has_blas:
+        _few_rows(device, operand, weight, bias, y, column, accumulate=accumulate, is_fixed=is_fixed)
+    elif device.has_blas and not is_fixed:
         _many_rows(device, operand, weight, y, column, accumulate=accumulate)
         if bias is not None:
             device.run("linear", "add_bias", (-(-outer // 256), rows), bias, y, outer, y.shape[1], column)
     else:
         for start in range(0, rows, matmul.MAX_ROWS):
             some = slice(start, start + matmul.MAX_ROWS)
-            _few_rows(device, operand[some], weight, bias, y[some], column, accumulate=accumulate)
+            _few_rows(device, operand[some], weight, bias, y[some], column, accumulate=accumulate, is_fixed=is_fixed)
 
 
-def _few_rows(device: GPU, operand: Any, weight: Any, bias: Any, y: Any, column: int, *, accumulate: bool) -> None:
+def _few_rows(
+    device: GPU, operand: Any, weight: Any, bias: Any, y: Any, column: int, *, accumulate: bool, is_fixed: bool
+) -> None:
     rows, (outer, inner) = operand.shape[0], weight.shape
-    if rows == 1 and matvec.supports(weight, normed=isinstance(operand, Normed)):
+    if rows == 1 and not is_fixed and matvec.supports(weight, normed=isinstance(operand, Normed)):
         matvec.matvec(device, operand, weight, bias, y[0, column : column + outer], accumulate=accumulate)
     elif matmul.supports(weight):
-        matmul.matmul(device, operand, weight, bias, y, column, accumulate=accumulate)
+        matmul.matmul(device, operand, weight, bias, y, column, accumulate=accumulate, is_fixed=is_fixed)
     else:
         sizes = (inner, outer, y.shape[1], column, int(accumulate))
         device.run("linear", "linear", (outer, rows), operand, weight, bias, y, *sizes)

@@ -56,15 +56,25 @@ def supports(weight: Any) -> bool:
 
 
 def matmul(
-    device: GPU, x: Any, weight: Any, bias: Any, y: Any, column: int = 0, *, accumulate: bool = False, glu: str = "none"
+    device: GPU,
+    x: Any,
+    weight: Any,
+    bias: Any,
+    y: Any,
+    column: int = 0,
+    *,
+    accumulate: bool = False,
+    glu: str = "none",
+    is_fixed: bool = False,
 ) -> None:
     """y[:, column:column + N] = x @ weight.T + bias, or += with accumulate.
 
     x: act (M, K), M <= 64. weight: (N, K). bias: float32 (N,) or None. y: float32 (M, at least column + N). With glu,
-    silu or gelu: act (M, N / 2), the activation of the product's first half times the second.
+    silu or gelu: act (M, N / 2), the activation of the product's first half times the second. is_fixed: Tiles and
+    splits are those of 64 rows, so that a row's sums do not depend on M.
     """
     rows, outer, is_glu = len(x), weight.shape[0], glu != "none"
-    launch = _Launch(device, x, weight, bias, is_glu=is_glu)
+    launch = _Launch(device, x, weight, bias, is_glu=is_glu, is_fixed=is_fixed)
     product, gated = (None, y) if is_glu else (y, None)
     epilogue = {"accumulate": int(accumulate), "gelu": int(glu == "gelu")}
     if launch.splits < (_MIN_GLU_SPLITS if is_glu else 2):
@@ -92,11 +102,11 @@ def split_k(device: GPU, x: Any, weight: Any, bias: Any) -> Partials:
 class _Launch:
     """A launch of the kernel: its grid, and how the inner dimension is split."""
 
-    def __init__(self, device: GPU, x: Any, weight: Any, bias: Any, *, is_glu: bool) -> None:
+    def __init__(self, device: GPU, x: Any, weight: Any, bias: Any, *, is_glu: bool, is_fixed: bool = False) -> None:
         self.device, self.x, self.weight, self.bias = device, x, weight, bias
         (rows, inner), outer = x.shape, weight.shape[0]
         is_packed = isinstance(weight, Packed)
-        tokens = next(most for most in MATMUL_ROWS if rows <= most)
+        tokens = MAX_ROWS if is_fixed else next(most for most in MATMUL_ROWS if rows <= most)
         self.is_wgmma = device.has_wgmma and not is_packed
         self.kernel = "matmul_wgmma" if self.is_wgmma else "matmul"
         choice = device.choice(

@@ -15,13 +15,13 @@ DEVICE void load_row(const f16 *row, bool there, u32 lane, u32 lanes, f16 (&to)[
     for (u32 d = lane; d < WIDTH; d += lanes) to[d] = there && d < HEAD_DIM ? row[d] : f16{0};
 }
 
-// Keys, or values, of positions from `start` on, zeros from `end` on.
+// Keys, or values, of positions from `start` on, zeros before `begin` and from `end` on.
 DEVICE void load_tile(
-    const f16 *pages, const i32 *page_table, u32 start, u32 end, u32 kv_heads, u32 kv_head, f16 (&tile)[KEYS][STRIDE]
+    const f16 *pages, const i32 *page_table, u32 start, u32 begin, u32 end, u32 kv_heads, u32 kv_head, f16 (&tile)[KEYS][STRIDE]
 ) {
     for (u32 j = THREAD / 8; j < KEYS; j += THREADS / 8) {
         u32 at = start + j;
-        bool there = at < end;
+        bool there = at >= begin && at < end;
         u64 slot = there ? (u64)page_table[at / PAGE] * PAGE + at % PAGE : 0;
         load_row(pages + (slot * kv_heads + kv_head) * HEAD_DIM, there, THREAD % 8, 8, tile[j]);
     }
@@ -138,13 +138,15 @@ KERNEL(THREADS) attention_prefill(
     UNROLL for (u32 c = 0; c < VECTORS; ++c)
         UNROLL for (u32 i = 0; i < 8; ++i) state.acc[c][i] = 0;
 
-    for (u32 start = begin; start < end; start += KEYS) {
+    // Tiles of keys begin at multiples of their size, so that a query's sums do not depend on the queries beside it: a tile that
+    // it does not see changes nothing.
+    for (u32 start = begin / KEYS * KEYS; start < end; start += KEYS) {
         barrier(); // the values of the turn before were read
-        load_tile(k_pages, own_pages, start, end, kv_heads, kv_head, tile);
+        load_tile(k_pages, own_pages, start, begin, end, kv_heads, kv_head, tile);
         barrier();
         compute_scores(query, tile, start, Mask{position, window}, scale, softcap, weight);
         barrier();
-        load_tile(v_pages, own_pages, start, end, kv_heads, kv_head, tile);
+        load_tile(v_pages, own_pages, start, begin, end, kv_heads, kv_head, tile);
         float keep = update_state(state, weight, own, quarter);
         barrier();
         accumulate_values(state, keep, weight, tile, own, quarter);

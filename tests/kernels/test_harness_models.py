@@ -85,6 +85,44 @@ def test_penalties_and_log_probabilities_of_replayed_steps_are_those_of_steps_th
             assert dict(one.top) == pytest.approx(dict(other.top), abs=1e-4)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "wave"), [("llama", 32), ("gemma3", 64), ("qwen3", 64)])
+def test_deterministic_requests_have_the_same_bits_beside_any_others(
+    name: str, wave: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Alone, in a batch of replayed steps, in chunks; and a decoded token as one of a prompt."""
+    device = HarnessBackend(wave)
+    monkeypatch.setattr(loading.backends, "select", lambda _: device)
+    prompts = [[5, 9, 17, 3], list(range(20, 53)), [7]]
+    params = forge.SamplingParams(max_tokens=6, ignore_eos=True, logprobs=2)
+
+    def loaded(max_sequences: int, max_step_tokens: int) -> forge.LLM:
+        settings = forge.EngineConfig(
+            context=48,
+            max_sequences=max_sequences,
+            max_step_tokens=max_step_tokens,
+            page_size=16,
+            deterministic=True,
+        )
+        return forge.load(ARCH / name / "model.gguf", engine=settings)
+
+    with loaded(4, 64) as llm:
+        together = llm.generate(prompts, params)
+        assert device.replays >= 3
+        alone = [llm.generate(prompt, params) for prompt in prompts]
+        ids = [*prompts[1], *together[1].ids]
+        whole = llm.logits(ids)
+        again = llm.generate(ids[:-2], params, max_tokens=1)
+    assert together[1].logprobs
+    assert again.logprobs == together[1].logprobs[-2:-1]
+    with loaded(2, 7) as llm:
+        chunked = llm.generate(prompts, params)
+        np.testing.assert_array_equal(llm.logits(ids), whole)
+    for one, two, three in zip(together, alone, chunked, strict=True):
+        assert one.ids == two.ids == three.ids
+        assert one.logprobs == two.logprobs == three.logprobs
+
+
 @pytest.mark.parametrize("name", ["llama", "gemma3", "stablelm_parallel"])
 def test_looking_inside_and_every_parameter_need_ops_alone(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The harness's arrays refuse what would launch a kernel of CuPy's."""

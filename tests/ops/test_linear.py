@@ -71,13 +71,19 @@ def operand(device: Launches, kind: str, rows: int, inner: int) -> Any:
         (65, "rms", "F16", "", "rmsnorm BLAS"),
         (65, "rms", "Q4_K", "glu bias", "rmsnorm dequantize BLAS add_bias act_and_mul"),
         (65, "array", "stack", "split_k", "dequantize BLAS BLAS"),
+        # rows whose sums do not depend on their number: the same kernel for any
+        (1, "rms", "F16", "fixed", "rmsnorm matmul"),
+        (1, "array", "Q4_K", "fixed residual bias", "matmul"),
+        (64, "rms", "stack", "fixed glu", "rmsnorm matmul matmul act_and_mul"),
+        (65, "pending rms", "F16", "fixed glu", "add_rmsnorm matmul matmul act_and_mul"),
     ],
 )
 def test_a_product_is_launched_as_few_kernels_as_there_are_for_it(
     rows: int, kind: str, weight: str, options: str, functions: str
 ) -> None:
     device = Launches()
-    glu, split_k = "silu" if "glu" in options else "none", "allowed" if "split_k" in options else "never"
+    glu = "silu" if "glu" in options else "none"
+    split_k = "allowed" if "split_k" in options else "fixed" if "fixed" in options else "never"
     given = matrix(device, weight, 256)
     bias = device.empty((given.shape[0],), np.float32) if "bias" in options else None
     residual = device.empty((rows, given.shape[0]), np.float32) if "residual" in options else None

@@ -276,4 +276,18 @@ def _streams() -> Iterable[Case]:
             yield Case(f"pending {kind} T{rows} {glu} {split_k}", make, {"glu": glu, "split_k": split_k})
 
 
-CASES = {"linear": [*_ARRAYS, *_SPLIT_K, *_RMS, *_RMS_GLU, *_GLU, *_streams()]}
+def _fixed(name: str, rows: int, matrix: Make, glu: str = "none", *, bias: bool = False) -> Case:
+    case = normed_case(name, rows, matrix, glu, bias=bias)
+    return Case(f"fixed {name}", case.make, {**case.options, "split_k": "fixed"})
+
+
+_FIXED = [
+    _fixed("T1", 1, floats(64, 6)),
+    _fixed("T3 E2056", 3, floats(2056, 18), "silu", bias=True),
+    _fixed("T70", 70, floats(64, 10), "gelu", bias=True),
+    _fixed("T2 E31", 2, floats(31, 6)),
+    _fixed("Q4_K T1", 1, blocks("Q4_K", 2048, 34), bias=True),
+    _fixed("stack T66", 66, _stack(256, "Q4_K", "Q6_K"), "silu"),
+]
+
+CASES = {"linear": [*_ARRAYS, *_SPLIT_K, *_RMS, *_RMS_GLU, *_GLU, *_FIXED, *_streams()]}

@@ -36,9 +36,8 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as directory:
         model = arguments.model or _synthetic(Path(directory))
-        settings = EngineConfig(
-            context=4096, max_sequences=arguments.decoding + 1, max_step_tokens=max(arguments.budgets)
-        )
+        most = arguments.decoding + max(arguments.budgets)
+        settings = EngineConfig(context=4096, max_sequences=arguments.decoding + 1, max_step_tokens=most)
         with forge.load(model, device=arguments.device, engine=settings) as llm:
             print(f"{llm.path.name} on {llm.device}: {arguments.decoding} decode, {arguments.prompt} arrive")
             _report(*_measured(llm.engine, arguments))

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from forge.config import SamplingParams
@@ -440,7 +440,7 @@ def test_ten_thousand_random_operations_keep_the_invariants() -> None:
         assert counts[event] >= 100, f"the simulation must meet this often: {event} {counts}"
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     st.lists(st.tuples(st.sampled_from(OPERATIONS), st.integers(0, 2**32)), min_size=20, max_size=120),
     st.integers(0, 2**32),

@@ -12,6 +12,7 @@ import signal
 import sys
 import threading
 import time
+import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -41,6 +42,8 @@ def in_a_child(call: Callable[[], object]) -> str:
                 text = repr(call())
             except BaseException as error:
                 text = f"{type(error).__name__}: {error}"
+                if not isinstance(error, ForgeError):
+                    text += "\n" + "".join(traceback.format_exception(error))
             os.write(writer, text.encode()[:4000])
         finally:
             os._exit(0)
@@ -141,6 +144,7 @@ def test_a_fork_where_nothing_runs_works_on_the_cpu() -> None:
     assert in_a_child(lambda: in_a_child(lambda: uses(llm)["generate"]().ids)) == repr(repr(expected))
 
 
+@pytest.mark.slow  # it sleeps for seconds
 def test_a_fork_right_behind_a_call_works_although_the_thread_is_not_at_rest_yet(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 import forge
 from forge import LLM
+from forge.runtime.encoder import choose_template
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"
 GEMMA_TEMPLATE = Path(__file__).parents[1] / "data" / "chat" / "gemma.jinja"
@@ -79,7 +80,7 @@ def test_chats_are_rendered_and_encoded_as_expected(model: Model) -> None:
         llm = LLM(
             llm.engine,
             llm.tokenizer,
-            forge.loading._chat_template(GEMMA_TEMPLATE, llm.tokenizer, llm.path),
+            choose_template(GEMMA_TEMPLATE, llm.tokenizer, llm.path),
             path=llm.path,
             notes=(),
             load_ms=0.0,

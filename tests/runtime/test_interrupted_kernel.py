@@ -86,5 +86,6 @@ def test_30_interrupts_of_a_kernel_at_random_moments_leave_the_model_as_it_was(
         manager.interrupt_kernel()
         found = reply(client, cell)
         assert found.get("ename") in ("KeyboardInterrupt", "CancelledError"), (number, name, found)
-        found = reply(client, client.execute(CHECK))
+        while (found := reply(client, client.execute(CHECK)))["status"] == "aborted":
+            pass  # a kernel drops the requests that reach it right behind one that failed
         assert found["status"] == "ok", (number, name, found)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator
+from typing import Any
 
 from forge.config import SamplingParams
 from forge.engine import Engine
@@ -11,7 +12,6 @@ from forge.runtime import process
 from forge.runtime.encoder import PromptEncoder
 from forge.runtime.loop import EngineLoop
 from forge.runtime.request import Request
-from forge.runtime.waiters import AsyncWaiter, Waiter
 from forge.tokenizer import Tokenizer
 from forge.tokenizer.chat import ChatTemplate
 
@@ -26,10 +26,11 @@ class Front(PromptEncoder):
         self._loop = EngineLoop(engine, name)
         process.watch(self._loop)
 
-    def _request(
-        self, prompts: list[list[int]], params: SamplingParams, waiter: Waiter | AsyncWaiter, *, is_streamed: bool
-    ) -> Request:
-        """A request that is not submitted yet. Raises what is wrong with it in the caller's thread."""
+    def _request(self, prompts: list[list[int]], params: SamplingParams, waiter: Any, *, is_streamed: bool) -> Request:
+        """A request that is not submitted yet. Raises what is wrong with it in the caller's thread.
+
+        waiter: What the engine's thread calls `deliver` of. The caller alone holds it.
+        """
         for ids in prompts:
             self.engine.check(ids, params)
         return Request(prompts, params, self.tokenizer, self._loop.watch(waiter), is_streamed=is_streamed)

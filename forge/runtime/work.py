@@ -148,10 +148,8 @@ class Work:
         try:
             sampled = self._engine.step()
         except BaseException as error:  # the engine has ended the sequences of this step
-            ended = [request for choice, request in self.choices.values() if choice.sequence.finish_reason]
-            for request in dict.fromkeys(ended) or list(
-                self.requests.values()
-            ):  # all, where none can be told: no step would end
+            ended = dict.fromkeys(r for choice, r in self.choices.values() if choice.sequence.finish_reason)
+            for request in list(ended or self.requests.values()):  # all, where none can be told: no step would end
                 self._fail(request, error)
             return
         if sampled and self._num_owed:

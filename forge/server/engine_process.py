@@ -103,11 +103,8 @@ class EngineServer:
 
     def _submit(self, number: int, prompts: list[list[int]], params: SamplingParams, is_streamed: bool) -> None:
         llm = self._llm
-        for ids in prompts:
-            llm.engine.check(ids, params)
         outlet = Outlet(number, self._outbox.put)
-        request = Request(prompts, params, llm.tokenizer, llm._loop.watch(outlet), is_streamed=is_streamed)
-        outlet.request = request
+        request = outlet.request = llm._request(prompts, params, outlet, is_streamed=is_streamed)
         self._outlets[number] = outlet
         if is_streamed:
             self._outbox.put(("chunks", number, []))  # it is accepted

@@ -6,7 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import aclosing, suppress
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -52,6 +52,23 @@ async def answer(request: Request, work: Coroutine[Any, Any, dict[str, Any]]) ->
 
 Event = tuple[str | None, dict[str, Any] | str]
 """Name of a server-sent event, or None, and its data: JSON or a word."""
+
+
+class Answer(Protocol):
+    """What an endpoint makes of a request, whole or piece by piece."""
+
+    async def complete(self) -> dict[str, Any]:
+        """The whole answer."""
+
+    def events(self) -> AsyncGenerator[list[Event], None]:
+        """The answer as it is made."""
+
+
+async def respond(
+    request: Request, made: Answer, on_error: Callable[[HTTPError], list[Event]], *, is_streamed: bool
+) -> Response:
+    """The response to a request: events, or one object."""
+    return EventStream(made.events(), on_error) if is_streamed else await answer(request, made.complete())
 
 
 class EventStream(Response):

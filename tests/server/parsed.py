@@ -1,9 +1,9 @@
 """Parsers of answers, by the name of a format, and what they make of a text."""
 
 from collections.abc import Iterable
-from dataclasses import replace
 from typing import Any
 
+from forge.server.api.generation import joined
 from forge.server.parsing import OutputFormat
 from forge.server.parsing.table import CALL_FORMATS, REASONING_FORMATS
 from forge.server.parts import OutputParser, Part
@@ -37,17 +37,6 @@ def parser(
     """calls: Name of a format. reasoning: Its first mark."""
     form = OutputFormat(CALLS[calls] if calls else None, REASONING[reasoning] if reasoning else None)
     return form.parser(tools, prompt_end, tells_reasoning=tells_reasoning)
-
-
-def joined(parts: Iterable[Part]) -> list[Part]:
-    """Parts of which neighbours that are text of the same kind are one."""
-    found: list[tuple[Part, list[str]]] = []
-    for part in parts:
-        if found and part.kind == found[-1][0].kind and part.kind != "tool_call":
-            found[-1][1].append(part.text)
-        else:
-            found.append((part, [part.text]))
-    return [replace(part, text="".join(texts)) for part, texts in found]
 
 
 def parsed(parser: OutputParser, pieces: Iterable[str]) -> list[Part]:

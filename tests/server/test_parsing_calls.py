@@ -6,8 +6,9 @@ from itertools import accumulate, pairwise
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from parsed import CALLS, TOOLS, call, content, joined, parsed, parser, reasoning
+from parsed import CALLS, TOOLS, call, content, parsed, parser, reasoning
 
+from forge.server.api.generation import joined
 from forge.server.parts import Part
 
 PARIS = '{"city": "Paris"}'

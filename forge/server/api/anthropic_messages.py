@@ -15,7 +15,7 @@ from forge.server.api.anthropic_schemas import CountBody, MessagesBody
 from forge.server.api.common import server_of
 from forge.server.api.generation import Output, chat_generation, encoded, joined
 from forge.server.errors import HTTPError, body
-from forge.server.exchange import Event, EventStream, answer
+from forge.server.exchange import Event, answer, respond
 from forge.server.parts import Part
 from forge.server.state import Server, new_id
 
@@ -34,9 +34,7 @@ async def messages(request: Request, wanted: MessagesBody) -> Response:
     """Answer a conversation."""
     server = server_of(request)
     made = MessageAnswer(server, wanted)
-    if not wanted.stream:
-        return await answer(request, made.complete())
-    return EventStream(made.events(), _last_events)
+    return await respond(request, made, _last_events, is_streamed=bool(wanted.stream))
 
 
 @router.post("/v1/messages/count_tokens")

@@ -18,7 +18,7 @@ from forge.server.api.generation import Output, chat_generation
 from forge.server.api.messages import checked_messages
 from forge.server.api.tools import Tool, shown_tools
 from forge.server.errors import HTTPError
-from forge.server.exchange import Event, EventStream, answer
+from forge.server.exchange import Event, respond
 from forge.server.parts import Part
 from forge.server.schemas import WITHOUT_EFFECT, Logprobs, OpenAIBody, TokenCount
 from forge.server.settings import ServerSettings
@@ -78,9 +78,7 @@ async def chat_completions(request: Request, chat: ChatBody) -> Response:
     """Answer a conversation."""
     server = server_of(request)
     made = ChatAnswer(server, chat)
-    if not chat.stream:
-        return await answer(request, made.complete())
-    return EventStream(made.events(), last_events)
+    return await respond(request, made, last_events, is_streamed=bool(chat.stream))
 
 
 class ChatAnswer:

@@ -14,7 +14,7 @@ from forge.config import SamplingParams
 from forge.server.api.common import DONE, Prompts, encoded_prompts, last_events, server_of, text_logprobs, usage
 from forge.server.api.generation import Generation, Output
 from forge.server.errors import HTTPError
-from forge.server.exchange import Event, EventStream, answer
+from forge.server.exchange import Event, respond
 from forge.server.schemas import Logprobs, OpenAIBody, TokenCount
 from forge.server.settings import ServerSettings
 from forge.server.state import Server, new_id
@@ -51,9 +51,7 @@ async def completions(request: Request, wanted: CompletionBody) -> Response:
     """Continue texts."""
     server = server_of(request)
     made = TextAnswer(server, wanted)
-    if not wanted.stream:
-        return await answer(request, made.complete())
-    return EventStream(made.events(), last_events)
+    return await respond(request, made, last_events, is_streamed=bool(wanted.stream))
 
 
 class TextAnswer:

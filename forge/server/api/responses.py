@@ -14,7 +14,7 @@ from forge.server.api.common import server_of
 from forge.server.api.generation import Reason, chat_generation
 from forge.server.api.responses_schemas import ResponsesBody
 from forge.server.errors import HTTPError
-from forge.server.exchange import Event, EventStream, answer
+from forge.server.exchange import Event, respond
 from forge.server.parts import Part
 from forge.server.state import Server, new_id
 
@@ -26,9 +26,7 @@ async def responses(request: Request, wanted: ResponsesBody) -> Response:
     """Answer a conversation."""
     server = server_of(request)
     made = ResponseAnswer(server, wanted)
-    if not wanted.stream:
-        return await answer(request, made.complete())
-    return EventStream(made.events(), made.failed)
+    return await respond(request, made, made.failed, is_streamed=bool(wanted.stream))
 
 
 class ResponseAnswer:

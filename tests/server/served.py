@@ -13,6 +13,7 @@ from threading import Thread
 from typing import Any
 
 import httpx
+import psutil
 
 _ADDRESS = re.compile(r"at (http://\S+) \(chat page\)")
 
@@ -79,3 +80,25 @@ def wait_for(is_true: Callable[[], Any], seconds: float = 120.0) -> None:
     while not is_true():
         assert time.monotonic() < deadline, f"not within {seconds} s"
         time.sleep(0.02)
+
+
+def number(served: Served, name: str) -> float:
+    """A value of /metrics, summed over its labels."""
+    text = served.client.get("/metrics").text
+    found = re.findall(rf"^{name}(?:{{.*}})? (\S+)$", text, re.MULTILINE)
+    assert found, text
+    return sum(map(float, found))
+
+
+def is_idle(served: Served) -> bool:
+    """Whether nothing runs or waits, and no page has an owner."""
+    return not any(
+        number(served, f"forge_{name}")
+        for name in ("num_requests_running", "num_requests_waiting", "kv_cache_pages_used")
+    )
+
+
+def engine_of(served: Served) -> psutil.Process:
+    """The process of a server that computes."""
+    [found] = psutil.Process(served.process.pid).children()
+    return found

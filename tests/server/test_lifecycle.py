@@ -16,31 +16,10 @@ import psutil
 import pytest
 from cli_runs import ARCH
 from raw import connect, read_to_end, request
-from served import Served, serve, start, stop, wait_for
+from served import Served, engine_of, is_idle, number, serve, start, stop, wait_for
 
 LONG = {"prompt": "a", "max_tokens": 500, "ignore_eos": True, "n": 4}
 """It takes a second or more, and is not over before a test has done what it does."""
-
-
-def number(served: Served, name: str) -> float:
-    """A value of /metrics, summed over its labels."""
-    text = served.client.get("/metrics").text
-    found = re.findall(rf"^{name}(?:{{.*}})? (\S+)$", text, re.MULTILINE)
-    assert found, text
-    return sum(map(float, found))
-
-
-def is_idle(served: Served) -> bool:
-    return not any(
-        number(served, f"forge_{name}")
-        for name in ("num_requests_running", "num_requests_waiting", "kv_cache_pages_used")
-    )
-
-
-def engine_of(served: Served) -> psutil.Process:
-    """The process of a server that computes."""
-    [found] = psutil.Process(served.process.pid).children()
-    return found
 
 
 @pytest.fixture

@@ -45,7 +45,7 @@ def command(
 ) -> None:
     """Serve a model over HTTP, to clients of OpenAI's and Anthropic's APIs. Ctrl-C or SIGTERM ends it."""
     if missing := [name for name in ("fastapi", "uvicorn", "prometheus_client") if not importlib.util.find_spec(name)]:
-        raise ForgeError(f"forge serve needs {', '.join(missing)}: pip install 'forge-llm[serve]'")
+        raise ForgeError(f"forge serve needs packages that are not installed: pip install {' '.join(missing)}")
     from forge.config import EngineConfig
     from forge.loading import load_encoder
     from forge.server import log

@@ -48,11 +48,13 @@ def create_app(server: Server) -> FastAPI:
 
     page = chat_page()
 
+    @app.head("/", include_in_schema=False)  # what load balancers and Claude Code try
     @app.get("/", include_in_schema=False)
     async def root() -> Response:
         """The chat page."""
         return page
 
+    @app.head("/health", include_in_schema=False)
     @app.get("/health")
     async def health() -> JSONResponse:
         """Status 200 when the model is loaded and warm; 503 before that, and when the server is to stop."""

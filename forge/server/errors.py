@@ -95,7 +95,8 @@ def body(error: HTTPError, path: str) -> dict[str, Any]:
     param = _PROMPT_FIELDS.get(path, "prompt") if error.param == "prompt" else error.param
     if path.startswith(_ANTHROPIC_PATHS):
         message = f"{param}: {error.message}" if param else error.message
-        return {"type": "error", "error": {"type": anthropic, "message": message}}
+        details = {"details": {"error_code": error.code}} if error.code else {}  # Anthropic's client looks for some
+        return {"type": "error", "error": {"type": anthropic, "message": message, **details}}
     return {"error": {"message": error.message, "type": openai, "param": param, "code": error.code}}
 
 

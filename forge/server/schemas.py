@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -13,6 +13,12 @@ from forge.server.settings import ServerSettings
 TokenId = Annotated[int, Field(ge=0, lt=1 << 31)]
 TokenCount = Annotated[int, Field(ge=1)]
 WITHOUT_EFFECT = "Accepted, without effect."
+NOT_CONSTRAINED = "the server does not constrain what a model writes"
+Effort = Annotated[
+    Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"],
+    Field(description="The variable reasoning_effort of the chat template; with none, enable_thinking is false, too."),
+]
+Strict = Annotated[bool | None, Field(description="Accepted, without effect: the arguments are not constrained.")]
 ModelName: Any = Field(default="", max_length=512, description="Any name: the server has one model.")
 
 
@@ -97,6 +103,13 @@ _SAMPLING = (
     *("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty"),
     *("seed", "stop_token_ids", "ignore_eos"),
 )
+
+
+def effort_variables(effort: str | None) -> dict[str, Any]:
+    """How much a model is to think, as variables of chat templates. A template that does not read them ignores it."""
+    if effort is None:
+        return {}
+    return {"reasoning_effort": effort} | ({"enable_thinking": False} if effort == "none" else {})
 
 
 def at_most(name: str, count: int, most: int) -> None:

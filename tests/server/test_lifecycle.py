@@ -291,4 +291,4 @@ def test_a_missing_extra_is_named(tmp_path: Path) -> None:
         "util.find_spec = lambda name, *rest: None if name in ('fastapi', 'uvicorn') else find(name, *rest)\n"
     )
     code, line = fails(PYTHONPATH=str(tmp_path))
-    assert (code, line) == (1, "forge: forge serve needs fastapi, uvicorn: pip install 'forge-llm[serve]'")
+    assert (code, line) == (1, "forge: forge serve needs packages that are not installed: pip install fastapi uvicorn")

@@ -69,6 +69,8 @@ class MessageAnswer:
             continues=wanted.continues,
             one_call=wanted.one_call,
         )
+        self._edits: dict[str, Any] = {"context_management": {"applied_edits": []}} if wanted.context_management else {}
+        """The server changes no conversation, and says so where it is asked to."""
         self._index = -1
         """Of the open block."""
         self._kind: str | None = None
@@ -95,6 +97,7 @@ class MessageAnswer:
             "model": self._server.settings.model_name,
             "content": content,
             **self._stop(output),
+            **self._edits,
             "usage": self._usage(),
         }
 
@@ -126,7 +129,7 @@ class MessageAnswer:
                     if events := [event for part in output.parts for event in self._part_events(part)]:
                         yield events
                     if output.reason is not None:
-                        delta = _event("message_delta", delta=self._stop(output), usage=self._usage())
+                        delta = _event("message_delta", delta=self._stop(output), **self._edits, usage=self._usage())
                         yield [*self._closed(), delta, _event("message_stop")]
 
     def _part_events(self, part: Part) -> list[Event]:

@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from forge.config import SamplingParams
 from forge.server.api.tools import Function, Tool, ToolName, shown_tools
 from forge.server.errors import HTTPError
-from forge.server.schemas import WITHOUT_EFFECT, Body, ModelName, SamplingBody, TokenCount, at_most
+from forge.server.schemas import (
+    NOT_CONSTRAINED,
+    WITHOUT_EFFECT,
+    Body,
+    Effort,
+    ModelName,
+    SamplingBody,
+    Strict,
+    TokenCount,
+    at_most,
+    effort_variables,
+)
 from forge.server.settings import ServerSettings
 
 CacheControl = Annotated[dict[str, Any] | None, Field(description=WITHOUT_EFFECT)]
@@ -51,7 +62,7 @@ Block = Annotated[Text | Thinking | ToolUse | ToolResult, Field(discriminator="t
 
 
 class Message(Body):
-    role: Literal["user", "assistant"]
+    role: Literal["user", "assistant", "system"]
     content: str | list[Block]
 
 
@@ -60,8 +71,11 @@ class AnthropicTool(Body):
     name: ToolName
     description: str | None = None
     input_schema: dict[str, Any]
-    strict: Literal[False] | None = Field(default=None, description="The server does not constrain the arguments.")
+    strict: Strict = None
     cache_control: CacheControl = None
+    eager_input_streaming: bool | None = Field(default=None, description=WITHOUT_EFFECT)
+    allowed_callers: list[Literal["direct"]] | None = Field(default=None, description="The server runs no code.")
+    defer_loading: Literal[False] | None = Field(default=None, description="The model is shown all tools.")
 
 
 class ToolChoice(Body):
@@ -76,15 +90,26 @@ class ThinkingConfig(Body):
     display: Literal["summarized"] | None = Field(default=None, description="Reasoning is given as it is.")
 
 
+class ContextManagement(Body):
+    """Changes of the conversation."""
+
+    edits: list[dict[str, Any]] | None = Field(default=None, description="None is applied, as the answer says.")
+
+
+class OutputConfig(Body):
+    """How the model is to answer."""
+
+    effort: Effort | None = None
+    format: dict[str, Any] | None = Field(default=None, description="Refused.")
+
+
 class CountBody(Body):
     """The body of /v1/messages/count_tokens."""
 
     refused: ClassVar[dict[str, str]] = {
         "mcp_servers": "the server calls no other one",
         "container": "the server runs no code",
-        "output_config": "the server does not constrain what a model writes",
-        "output_format": "the server does not constrain what a model writes",
-        "context_management": "the server changes no conversation",
+        "output_format": NOT_CONSTRAINED,
     }
     model: str = ModelName
     messages: list[Message] = Field(min_length=1)
@@ -92,7 +117,16 @@ class CountBody(Body):
     tools: list[AnthropicTool] | None = Field(default=None, max_length=128)
     tool_choice: ToolChoice | None = Field(default=None, description='Of the type "auto" or "none".')
     thinking: ThinkingConfig | None = None
+    context_management: ContextManagement | None = None
+    output_config: OutputConfig | None = None
     cache_control: CacheControl = None
+
+    @model_validator(mode="after")
+    def _has_no_format(self) -> Self:
+        if self.output_config and self.output_config.format is not None:
+            field = "output_config.format"
+            raise HTTPError(400, f"this is not supported: {NOT_CONSTRAINED}", field, "unsupported_value")
+        return self
 
     @property
     def continues(self) -> bool:
@@ -118,16 +152,19 @@ class CountBody(Body):
         return shown_tools(tools, self.tool_choice and self.tool_choice.type)
 
     def template_variables(self) -> dict[str, Any]:
-        """Whether the model is to think, as Qwen's templates and others like them have it."""
-        return {} if self.thinking is None else {"enable_thinking": self.thinking.type != "disabled"}
+        """Whether and how much the model is to think, as Qwen's templates and others like them have it."""
+        found = effort_variables(self.output_config.effort if self.output_config else None)
+        return found if self.thinking is None else found | {"enable_thinking": self.thinking.type != "disabled"}
 
     def conversation(self) -> list[dict[str, Any]]:
         """The messages in OpenAI's form."""
         found: list[dict[str, Any]] = []
-        if self.system:
-            found.append({"role": "system", "content": _content(self.system)})
+        if system := _for_the_model(self.system or ""):
+            found.append({"role": "system", "content": _content(system)})
         for place, message in enumerate(self.messages):
-            if isinstance(message.content, str):
+            if message.role == "system":
+                _add_to_users(found, message.content, f"messages.{place}.content")
+            elif isinstance(message.content, str):
                 found.append({"role": message.role, "content": message.content})
             elif message.role == "assistant":
                 found.append(_assistant(message.content, f"messages.{place}.content"))
@@ -143,12 +180,38 @@ class MessagesBody(CountBody, SamplingBody):
     stop_sequences: list[str] | None = None
     metadata: dict[str, Any] | None = Field(default=None, description=WITHOUT_EFFECT)
     service_tier: Literal["auto", "standard_only"] | None = Field(default=None, description=WITHOUT_EFFECT)
+    thread: dict[str, Any] | None = Field(default=None, description="Refused: Anthropic's client goes on without.")
 
     def params(self, settings: ServerSettings) -> SamplingParams:
         """The parameters of the request. Raises HTTPError for what the server does not allow."""
+        if self.thread is not None:
+            raise HTTPError(400, "the server keeps no conversations", "thread", "thread_unsupported_request")
         stop = self.stop_sequences or []
         at_most("stop_sequences", len(stop), settings.max_stop)
         return self.sampling(stop=stop, max_tokens=self.max_tokens)
+
+
+def _for_the_model(system: str | list[Text]) -> str | list[Text]:
+    """The system prompt without Claude Code's note for billing: the note differs for each conversation, so that no
+    prompt would begin as one in the prefix cache does."""
+    if isinstance(system, str):
+        return system
+    return [block for block in system if not block.text.startswith("x-anthropic-billing-header:")]
+
+
+def _add_to_users(found: list[dict[str, Any]], content: str | list[Block], where: str) -> None:
+    """Add a system message amid others to the user's before it: templates know one system message, the first."""
+    blocks = [Text(type="text", text=content)] if isinstance(content, str) else content
+    texts = []
+    for place, block in enumerate(blocks):
+        if not isinstance(block, Text):
+            raise HTTPError(400, "a system message has text alone", f"{where}.{place}", "invalid_value")
+        texts.append(_text(block))
+    if found and found[-1]["role"] == "user":
+        before = found[-1]["content"]
+        texts = ([{"type": "text", "text": before}] if isinstance(before, str) else before) + texts
+        found.pop()
+    found.append({"role": "user", "content": texts})
 
 
 def _content(content: str | list[Text]) -> Any:

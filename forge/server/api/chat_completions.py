@@ -20,7 +20,15 @@ from forge.server.api.tools import Tool, shown_tools
 from forge.server.errors import HTTPError
 from forge.server.exchange import Event, respond
 from forge.server.parts import Part
-from forge.server.schemas import WITHOUT_EFFECT, Logprobs, OpenAIBody, TokenCount
+from forge.server.schemas import (
+    NOT_CONSTRAINED,
+    WITHOUT_EFFECT,
+    Effort,
+    Logprobs,
+    OpenAIBody,
+    TokenCount,
+    effort_variables,
+)
 from forge.server.settings import ServerSettings
 from forge.server.state import Server, new_id
 
@@ -34,9 +42,7 @@ class ChatBody(OpenAIBody):
         "functions": "it is the former form of tools",
         "function_call": "it is the former form of tool_choice",
         "audio": "the model writes text",
-        "prediction": "the server does not speculate",
         "web_search_options": "the server looks nothing up",
-        "reasoning_effort": "give what the model's template knows in chat_template_kwargs",
         "verbosity": "no model of forge knows it",
     }
     messages: list[dict[str, Any]] = Field(min_length=1)
@@ -49,6 +55,8 @@ class ChatBody(OpenAIBody):
     tool_choice: Any = Field(default=None, description='"auto" or "none".')
     parallel_tool_calls: bool | None = Field(default=None, description="false: calls behind the first are left out.")
     chat_template_kwargs: dict[str, Any] | None = Field(default=None, description="Variables of the chat template.")
+    reasoning_effort: Effort | None = None
+    prediction: dict[str, Any] | None = Field(default=None, description=f"{WITHOUT_EFFECT} It is about speed alone.")
     modalities: list[Literal["text"]] | None = None
     store: Literal[False] | None = None
     metadata: dict[str, str] | None = Field(default=None, description=WITHOUT_EFFECT)
@@ -59,11 +67,11 @@ class ChatBody(OpenAIBody):
     def params(self, settings: ServerSettings) -> SamplingParams:
         """The parameters of the request. Raises HTTPError for those that do not go together."""
         if (kind := (self.response_format or {}).get("type", "text")) != "text":
-            message = f"response_format {kind!r:.40} is not supported: the server does not constrain what a model "
-            raise HTTPError(400, f"{message}writes", "response_format", "unsupported_value")
+            message = f"response_format {kind!r:.40} is not supported: {NOT_CONSTRAINED}"
+            raise HTTPError(400, message, "response_format", "unsupported_value")
         if self.top_logprobs is not None and not self.logprobs:
             raise HTTPError(400, "top_logprobs needs logprobs to be true", "top_logprobs", "invalid_value")
-        if self.max_tokens is not None and self.max_completion_tokens is not None:
+        if None is not self.max_tokens != self.max_completion_tokens is not None:
             message = "max_tokens is the former name of max_completion_tokens: give one"
             raise HTTPError(400, message, "max_tokens", "invalid_value")
         return self.openai_sampling(
@@ -71,6 +79,10 @@ class ChatBody(OpenAIBody):
             max_tokens=self.max_completion_tokens or self.max_tokens,
             logprobs=(self.top_logprobs or 0) if self.logprobs else None,
         )
+
+    def template_variables(self) -> dict[str, Any]:
+        """Variables of the chat template."""
+        return effort_variables(self.reasoning_effort) | (self.chat_template_kwargs or {})
 
 
 @router.post("/v1/chat/completions")
@@ -94,7 +106,7 @@ class ChatAnswer:
             chat.params(server.settings),
             checked_messages(chat.messages, server),
             tools=shown_tools(chat.tools, chat.tool_choice),
-            template_variables=chat.chat_template_kwargs,
+            template_variables=chat.template_variables(),
             one_call=chat.parallel_tool_calls is False,
         )
         self._head: dict[str, Any] = {

@@ -42,7 +42,7 @@ class ResponseAnswer:
             params,
             wanted.conversation(server),
             tools=wanted.shown_tools(),
-            template_variables=wanted.chat_template_kwargs,
+            template_variables=wanted.template_variables(),
             one_call=wanted.parallel_tool_calls is False,
         )
         self._response: dict[str, Any] = {

@@ -10,7 +10,15 @@ from forge.config import SamplingParams
 from forge.server.api.messages import known_role
 from forge.server.api.tools import Function, Tool, shown_tools
 from forge.server.errors import HTTPError
-from forge.server.schemas import WITHOUT_EFFECT, Body, SamplingBody, TokenCount
+from forge.server.schemas import (
+    NOT_CONSTRAINED,
+    WITHOUT_EFFECT,
+    Body,
+    Effort,
+    SamplingBody,
+    TokenCount,
+    effort_variables,
+)
 from forge.server.state import Server
 
 _NO_STATE = "the server keeps no answers: send the whole conversation as input"
@@ -90,7 +98,12 @@ class TextFormat(Body):
 
 
 class TextConfig(Body):
-    format: TextFormat | None = Field(default=None, description="The server does not constrain what a model writes.")
+    format: TextFormat | None = Field(default=None, description=f"No other one: {NOT_CONSTRAINED}.")
+
+
+class ReasoningConfig(Body):
+    effort: Effort | None = None
+    summary: str | None = Field(default=None, description="Accepted, without effect: reasoning is given as it is.")
 
 
 class ResponsesBody(SamplingBody):
@@ -101,7 +114,6 @@ class ResponsesBody(SamplingBody):
         "conversation": _NO_STATE,
         "prompt": "the server has no stored prompts",
         "max_tool_calls": "it is about tools that the server would call itself",
-        "reasoning": "give what the model's template knows in chat_template_kwargs",
         "top_logprobs": "this endpoint gives no log probabilities",
     }
     input: str | list[Item]
@@ -116,6 +128,7 @@ class ResponsesBody(SamplingBody):
     )
     truncation: Literal["disabled"] | None = None
     stream_options: Annotated[dict[str, bool], Field(max_length=0)] | None = None
+    reasoning: ReasoningConfig | None = None
     chat_template_kwargs: dict[str, Any] | None = Field(default=None, description="Variables of the chat template.")
     store: bool | None = Field(default=None, description=f"true is refused: {_NO_STATE}.")
     background: bool | None = Field(default=None, description="true is refused.")
@@ -123,6 +136,7 @@ class ResponsesBody(SamplingBody):
     service_tier: str | None = Field(default=None, description=WITHOUT_EFFECT)
     prompt_cache_key: str | None = Field(default=None, description=WITHOUT_EFFECT)
     safety_identifier: str | None = Field(default=None, description=WITHOUT_EFFECT)
+    client_metadata: dict[str, Any] | None = Field(default=None, description=WITHOUT_EFFECT)
     user: str | None = Field(default=None, max_length=512, description=WITHOUT_EFFECT)
 
     def params(self) -> SamplingParams:
@@ -131,6 +145,10 @@ class ResponsesBody(SamplingBody):
             if getattr(self, name):
                 raise HTTPError(400, f"{name} is not supported: {why}", name, "unsupported_value")
         return self.sampling(max_tokens=self.max_output_tokens)
+
+    def template_variables(self) -> dict[str, Any]:
+        """Variables of the chat template."""
+        return effort_variables(self.reasoning.effort if self.reasoning else None) | (self.chat_template_kwargs or {})
 
     def shown_tools(self) -> list[dict[str, Any]]:
         """The tools that the model is shown, as in the chat API."""

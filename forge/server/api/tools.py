@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from forge.server.errors import HTTPError
-from forge.server.schemas import Body
+from forge.server.schemas import NOT_CONSTRAINED, Body, Strict
 
 ToolName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.:/-]{1,128}$")]
 
@@ -18,7 +18,7 @@ class Function(Body):
     name: ToolName
     description: str | None = None
     parameters: dict[str, Any] | None = Field(default=None, description="JSON schema of the arguments, an object.")
-    strict: Literal[False] | None = Field(default=None, description="The server does not constrain the arguments.")
+    strict: Strict = None
 
 
 class Tool(Body):
@@ -41,8 +41,8 @@ def shown_tools(tools: list[Tool] | None, choice: Any) -> list[dict[str, Any]]:
     """The tools that the model is shown. Raises HTTPError for a choice that would constrain what it writes."""
     if choice not in (None, "auto", "none"):
         wanted = choice.get("type") if isinstance(choice, dict) else choice
-        message = f'tool_choice {wanted!r:.40} is not supported, only "auto" and "none": the server does not constrain '
-        raise HTTPError(400, f"{message}what a model writes", "tool_choice", "unsupported_value")
+        message = f'tool_choice {wanted!r:.40} is not supported, only "auto" and "none": '
+        raise HTTPError(400, message + NOT_CONSTRAINED, "tool_choice", "unsupported_value")
     shown = [] if choice == "none" else [tool.as_json() for tool in tools or ()]
     names = [tool["function"]["name"] for tool in shown]
     if twice := next((name for place, name in enumerate(names) if name in names[:place]), None):

@@ -156,9 +156,9 @@ def test_a_dropped_stream_frees_its_pages(llm: LLM) -> None:
     ("target", "name"),
     [
         (Scheduler, "schedule"),
-        (ModelRunner, "forward"),
+        pytest.param(ModelRunner, "forward", marks=pytest.mark.slow),
         (ModelRunner, "sample"),
-        (Scheduler, "commit"),
+        pytest.param(Scheduler, "commit", marks=pytest.mark.slow),
         (Choice, "push"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",

@@ -488,7 +488,11 @@ def test_a_reader_that_leaves_ends_it_silently() -> None:
 
 
 @pytest.mark.parametrize(
-    "args", [["--help"], ["inspect", LLAMA], pytest.param(["inspect", LLAMA, "--json"], marks=pytest.mark.slow)]
+    "args",
+    [
+        ["--help"],
+        *(pytest.param(args, marks=pytest.mark.slow) for args in (["inspect", LLAMA], ["inspect", LLAMA, "--json"])),
+    ],
 )
 def test_a_closed_or_full_output_is_no_traceback(args: list[str]) -> None:
     read, write = os.pipe()

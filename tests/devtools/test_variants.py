@@ -65,8 +65,10 @@ def recorded(path: Path, arch: str, sequences: int = SEQUENCES, num_cus: int = N
     return set(device.variants)
 
 
+QUICK = {"gemma3": (1, SEQUENCES), "llama": (1, SEQUENCES)}
+QUICK |= dict.fromkeys(("phi3_window", "qwen3", "stablelm_parallel", "starcoder2"), (SEQUENCES,))
 RECORDED = [
-    pytest.param(name, sequences, marks=[pytest.mark.slow] * (sequences == 1 and name not in ("gemma3", "llama")))
+    pytest.param(name, sequences, marks=() if sequences in QUICK.get(name, ()) else pytest.mark.slow)
     for name in ARCHS
     for sequences in (1, SEQUENCES)
 ]

@@ -45,7 +45,9 @@ def test_logits_of_a_prompt_do_not_depend_on_how_it_is_cut(family: str) -> None:
 
 
 @pytest.mark.parametrize("params", [MANY, SEEDED])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "family", [pytest.param(family, marks=() if family == "llama" else pytest.mark.slow) for family in FAMILIES]
+)
 def test_a_request_gives_the_same_alone_in_a_batch_in_chunks_and_preempted(family: str, params: SamplingParams) -> None:
     prompts = random_prompts(9, 40, seed=5)
     wanted = one_by_one(tiny_llm(family, deterministic=True), prompts, params)

@@ -18,6 +18,10 @@ from forge.engine.decode_pipeline import DecodePipeline
 
 NAMES = ["llama", "gemma3", pytest.param("qwen3", marks=pytest.mark.slow)]
 PAGE = 8
+quick_with_llama = pytest.mark.parametrize(
+    "name", ["llama", *(pytest.param(name, marks=pytest.mark.slow) for name in ("gemma3", "qwen3"))], indirect=True
+)
+"""For tests of many generations: gemma3 has seven layers."""
 
 
 @pytest.fixture(scope="module", params=NAMES)
@@ -50,13 +54,15 @@ def alone(llm: LLM, prompts: list[list[int]], params: SamplingParams) -> list[tu
 
 
 @pytest.mark.parametrize("params", [GREEDY, SEEDED], ids=["greedy", "seeded"])
-def test_a_batch_equals_each_prompt_alone(roomy: LLM, params: SamplingParams) -> None:
+@quick_with_llama
+def test_a_batch_equals_each_prompt_alone(name: str, roomy: LLM, params: SamplingParams) -> None:
     prompts = random_prompts(9, 40)
     assert ids(roomy.generate(prompts, params)) == alone(roomy, prompts, params)
     assert_idle(roomy)
 
 
 @pytest.mark.parametrize("params", [GREEDY, SEEDED], ids=["greedy", "seeded"])
+@quick_with_llama
 def test_more_prompts_than_may_run_together(name: str, roomy: LLM, params: SamplingParams) -> None:
     prompts = random_prompts(7, 20, seed=1)
     narrow = tiny_llm(name, max_sequences=2)
@@ -65,6 +71,7 @@ def test_more_prompts_than_may_run_together(name: str, roomy: LLM, params: Sampl
 
 
 @pytest.mark.parametrize("params", [GREEDY, SEEDED], ids=["greedy", "seeded"])
+@quick_with_llama
 def test_preemption_changes_nothing(name: str, roomy: LLM, params: SamplingParams) -> None:
     prompts = random_prompts(6, 30, seed=2)
     scarce = tiny_llm(name, num_pages=CONTEXT // PAGE)
@@ -94,7 +101,8 @@ def test_the_page_size_changes_nothing(name: str, roomy: LLM, page_size: int) ->
 # Several choices of one prompt
 
 
-@pytest.mark.parametrize("length", [1, PAGE, 3 * PAGE + 5])
+@pytest.mark.parametrize("length", [1, pytest.param(PAGE, marks=pytest.mark.slow), 3 * PAGE + 5])
+@quick_with_llama
 def test_choices_differ_and_are_the_same_in_every_setting(name: str, roomy: LLM, length: int) -> None:
     prompt = random_prompts(1, 1, seed=length)[0] + list(range(1, length))
     params = replace(SEEDED, n=4)
@@ -426,6 +434,7 @@ def test_logits_leave_running_requests_as_they_are(roomy: LLM) -> None:
     assert_idle(roomy)
 
 
+@quick_with_llama
 def test_logits_take_the_pages_of_the_youngest_requests_which_go_on_afterwards(roomy: LLM, name: str) -> None:
     """Called by whoever reads the streams: there is nobody to wait for."""
     prompts = random_prompts(3, 20, seed=4)

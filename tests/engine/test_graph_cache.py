@@ -102,7 +102,7 @@ def random_requests(count: int, seed: int) -> Requests:
     return list(zip(random_prompts(count, 30, seed=seed), params, strict=True))
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2, 3))])
 @pytest.mark.parametrize(("pages", "most"), [(200, 16), (200, 5), (12, 6)])
 def test_ids_are_those_of_each_request_alone(seed: int, pages: int, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
     requests = random_requests(12, seed)
@@ -497,6 +497,7 @@ def test_a_pass_takes_pages_that_steps_under_way_still_write_to() -> None:
     assert (taken, found) == beside_passes(Late(late=False))
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_a_history_that_is_made_anew_is_not_that_of_steps_recorded_before() -> None:
     """Steps are recorded for one penalized sequence, then for three, whose history is larger; then it is one again."""
@@ -524,7 +525,7 @@ def test_an_engine_that_nobody_has_any_more_holds_no_memory() -> None:
 
 
 @needs_compiler
-@pytest.mark.parametrize("most", [3, 6, pytest.param(12, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("most", [3, *(pytest.param(most, marks=pytest.mark.slow) for most in (6, 12))])
 def test_no_kernel_is_new_to_steps_after_the_first_ones(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The last product has kernels of its own where it has many outputs, and a row for each sequence."""
     device = Late(late=False)
@@ -545,6 +546,7 @@ def test_no_kernel_is_new_to_steps_after_the_first_ones(most: int, monkeypatch: 
     assert device.variants == known
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_a_page_is_given_away_before_the_ghost_that_writes_to_it_has_run(monkeypatch: pytest.MonkeyPatch) -> None:
     """The ghost computes position 16, the first of its third page. It is the first one of the fourth page of another

@@ -15,6 +15,7 @@ from forge import loading
 from forge.engine import Engine
 from forge.errors import ParameterError
 
+slow = pytest.mark.slow
 needs_harness = pytest.mark.skipif(COMPILER is None, reason="no clang++: scripts/install-toolchain installs it")
 
 LLAMA = Path(__file__).parents[1] / "data" / "arch" / "llama" / "model.gguf"
@@ -64,7 +65,7 @@ def wanted() -> list[list[int]]:
 
 
 @needs_harness
-@pytest.mark.parametrize("value", [False, "0"])
+@pytest.mark.parametrize("value", [False, pytest.param("0", marks=slow)])
 def test_without_graphs_nothing_is_replayed(
     value: Any, device: Device, wanted: list[list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -75,7 +76,7 @@ def test_without_graphs_nothing_is_replayed(
 
 
 @needs_harness
-@pytest.mark.parametrize("graphs", [True, 1, 3])
+@pytest.mark.parametrize("graphs", [True, pytest.param(1, marks=slow), 3])
 def test_right_replays_are_used_and_compared(graphs: Any, device: Device, wanted: list[list[int]]) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -91,7 +92,7 @@ def test_stale_replays_are_not_noticed_unless_they_are_compared(device: Device, 
 
 
 @needs_harness
-@pytest.mark.parametrize("first", [0, 1, 4, 9])
+@pytest.mark.parametrize("first", [0, pytest.param(1, marks=slow), 4, pytest.param(9, marks=slow)])
 def test_where_each_replay_is_compared_all_ids_are_right(
     first: int, device: Device, wanted: list[list[int]], known: list[Any]
 ) -> None:
@@ -102,7 +103,9 @@ def test_where_each_replay_is_compared_all_ids_are_right(
 
 
 @needs_harness
-@pytest.mark.parametrize(("first", "interval"), [(3, 4), pytest.param(4, 4, marks=pytest.mark.slow), (5, 4), (6, 7)])
+@pytest.mark.parametrize(
+    ("first", "interval"), [(3, 4), *(pytest.param(*row, marks=slow) for row in ((4, 4), (5, 4), (6, 7)))]
+)
 def test_a_driver_that_goes_stale_is_found_within_the_interval(
     first: int, interval: int, device: Device, known: list[list[list[int]]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -127,7 +127,7 @@ def test_nobody_who_streams_misses_a_step_where_others_join_and_leave(
     assert_idle(llm)
 
 
-@pytest.mark.parametrize("most", [1, 3, 64])
+@pytest.mark.parametrize("most", [pytest.param(1, marks=pytest.mark.slow), 3, pytest.param(64, marks=pytest.mark.slow)])
 def test_what_a_preempted_sequence_gives_does_not_depend_on_how_its_ids_are_computed_again(most: int) -> None:
     """Beside others that decode, in chunks of so many tokens. Preempted ones have from 1 to 80 ids."""
     prompts = random_prompts(12, 50, seed=4)

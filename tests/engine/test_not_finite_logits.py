@@ -60,8 +60,15 @@ def assert_same(found: dict[Sequence, list[Sampled]], expected: list[list[Sample
                 assert [token for token, _ in one.logprobs.top] == [token for token, _ in other.logprobs.top]
 
 
-@pytest.mark.parametrize("runs_ahead", [False, True], ids=["waits for ids", "runs ahead"])
-@pytest.mark.parametrize("n", [1, 3])
+@pytest.mark.parametrize(
+    ("n", "runs_ahead"),
+    [
+        pytest.param(1, False, id="1-waits for ids"),
+        pytest.param(3, True, id="3-runs ahead"),
+        pytest.param(1, True, id="1-runs ahead", marks=pytest.mark.slow),
+        pytest.param(3, False, id="3-waits for ids", marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.parametrize(("prompt", "bias", "length"), WHERE.values(), ids=WHERE)
 def test_a_request_with_nan_logits_ends_and_its_neighbours_go_on(
     prompt: list[int],

@@ -20,7 +20,7 @@ from forge.engine.sequence import Sequence
 from forge.state.paged_kv import PagedKV
 from forge.state.window_kv import WindowKV
 
-NAMES = ["llama", "gemma3", "phi3_window", pytest.param("gemma2", marks=pytest.mark.slow)]
+slow = pytest.mark.slow
 PAGE = 4
 
 
@@ -323,7 +323,7 @@ def test_pages_that_a_window_has_left_behind_are_found_while_nobody_needs_them()
     assert branch.num_cached == 40
 
 
-@pytest.mark.parametrize("name", ["gemma3", "phi3_window"])
+@pytest.mark.parametrize("name", [pytest.param("gemma3", marks=slow), "phi3_window"])
 def test_windows_give_the_same_behind_a_hit_at_any_place(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     text = random_prompts(1, 1, seed=5)[0] * 3 + random_prompts(1, 200, seed=6)[0][:70]
     plain = without_cache(name)
@@ -399,8 +399,10 @@ def test_a_preempted_sequence_finds_its_own_pages_and_counts_nothing() -> None:
 
 
 @pytest.mark.usefixtures("ahead")
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("params", [GREEDY, SEEDED], ids=["greedy", "seeded"])
+@pytest.mark.parametrize(
+    "name", ["llama", "phi3_window", *(pytest.param(name, marks=slow) for name in ("gemma3", "gemma2"))]
+)
+@pytest.mark.parametrize("params", [pytest.param(GREEDY, id="greedy", marks=slow), pytest.param(SEEDED, id="seeded")])
 def test_preempted_requests_find_their_pages_and_give_the_same(
     name: str, params: SamplingParams, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -655,7 +655,9 @@ def test_the_checks_catch_a_fault(sabotage: Callable[[Simulation], None]) -> Non
             simulate(list(random_operations(seed, 120)), seed, sabotage)
         except (AssertionError, ValueError, KeyError, IndexError, OutOfMemoryError):
             caught += 1
-    assert caught >= 3
+        if caught == 3:
+            return
+    pytest.fail(f"caught {caught} times, at least 3 of 24 are needed")
 
 
 # The scheduler by hand.

@@ -14,7 +14,8 @@ from forge import LLM, OutOfMemoryError, SamplingParams
 from forge.backend.numpy import NumpyBackend
 from forge.engine.page_pool import PagePool
 
-NAMES = ["gemma3", "gemma2", "phi3_window"]  # windows of 16, 32, 16: most, half, all of the layers
+NAMES = ["gemma3", pytest.param("gemma2", marks=pytest.mark.slow), "phi3_window"]
+"""Windows of 16, 32, 16: most, half, all of the layers."""
 PAGE = 4
 
 
@@ -77,7 +78,9 @@ def most_held(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[in
     return lambda: most
 
 
-@pytest.mark.parametrize("params", [GREEDY, SEEDED], ids=["greedy", "seeded"])
+@pytest.mark.parametrize(
+    "params", [pytest.param(GREEDY, id="greedy", marks=pytest.mark.slow), pytest.param(SEEDED, id="seeded")]
+)
 @pytest.mark.parametrize("n", [1, 3])
 def test_prompts_longer_than_the_window_in_chunks(
     name: str, params: SamplingParams, n: int, monkeypatch: pytest.MonkeyPatch
@@ -94,7 +97,14 @@ def test_prompts_longer_than_the_window_in_chunks(
     assert_idle(llm)
 
 
-@pytest.mark.parametrize(("n", "longest", "count"), [(1, 6, 5), (3, 60, 3)], ids=["1-6", "3-60"])
+@pytest.mark.parametrize(
+    ("name", "n", "longest", "count"),
+    [
+        pytest.param(name, *sizes, id=f"{name}-{sizes[0]}-{sizes[1]}", marks=() if is_quick else pytest.mark.slow)
+        for name, small, large in (("gemma3", True, False), ("gemma2", False, False), ("phi3_window", False, True))
+        for sizes, is_quick in (((1, 6, 5), small), ((3, 60, 3), large))
+    ],
+)
 def test_scarce_pages_of_windows(name: str, n: int, longest: int, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """There are pages of windows for little more than one sequence, and more than enough of other layers."""
     prompts = random_prompts(count, longest, seed=3)
@@ -111,7 +121,9 @@ def test_scarce_pages_of_windows(name: str, n: int, longest: int, count: int, mo
     assert_idle(scarce)
 
 
-@pytest.mark.parametrize("window", [1, 2, 3, 4, 5, 17])
+@pytest.mark.parametrize(
+    "window", [pytest.param(w, marks=() if w in (1, 3, 5) else pytest.mark.slow) for w in (1, 2, 3, 4, 5, 17)]
+)
 @pytest.mark.parametrize("max_step_tokens", [1, 5])
 def test_windows_of_any_length(window: int, max_step_tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also those that end in the middle of a page, or on its border."""

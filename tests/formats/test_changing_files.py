@@ -59,6 +59,7 @@ print(sorted(ends - {""}))
 """
 
 
+@pytest.mark.slow
 def test_a_file_truncated_while_it_is_loaded_is_an_error(tmp_path: Path) -> None:
     """Before its tokenizer is read, and in the middle of its weights, at many offsets; in a child, which must live."""
     path = tmp_path / "model.gguf"

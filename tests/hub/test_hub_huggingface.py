@@ -43,6 +43,7 @@ def ask_hub(endpoint: str, home: Path, *specs: str, **env: str) -> tuple[list[tu
     return [tuple(json.loads(line)) for line in done.stdout.splitlines()], done.stderr
 
 
+@pytest.mark.slow
 def test_a_file_of_the_hub_is_fetched_with_its_name(server: Server, tmp_path: Path) -> None:
     base = "/good/repo/resolve"
     server.pages[f"{base}/main/model.gguf"] = BODY

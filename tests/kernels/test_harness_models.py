@@ -16,6 +16,7 @@ import forge
 from forge import loading
 from forge.formats import ggml, gguf
 
+slow = pytest.mark.slow
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="no clang++: scripts/install-toolchain installs it")
 
 ARCH = Path(__file__).parents[1] / "data" / "arch"
@@ -32,7 +33,12 @@ class HarnessBackend(Replayed, HostMemory, Harness):
 
 
 @pytest.mark.parametrize(
-    ("name", "wave"), [("llama", 32), ("llama", 64), ("gemma3", 64), ("qwen3", 32), ("stablelm_parallel", 32)]
+    ("name", "wave"),
+    [
+        ("llama", 32),
+        ("gemma3", 64),
+        *(pytest.param(*row, marks=slow) for row in (("llama", 64), ("qwen3", 32), ("stablelm_parallel", 32))),
+    ],
 )
 def test_a_model_agrees_with_float32(name: str, wave: int, monkeypatch: pytest.MonkeyPatch) -> None:
     path = ARCH / name / "model.gguf"
@@ -58,11 +64,12 @@ def test_a_model_agrees_with_float32(name: str, wave: int, monkeypatch: pytest.M
     assert device.replays >= 5
 
 
+@pytest.mark.parametrize("name", ["llama", pytest.param("gemma3", marks=slow)])
 def test_penalties_and_log_probabilities_of_replayed_steps_are_those_of_steps_that_wait(
-    monkeypatch: pytest.MonkeyPatch,
+    name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     params = forge.SamplingParams(
-        max_tokens=12,
+        max_tokens=8,
         temperature=0,
         ignore_eos=True,
         repetition_penalty=1.5,
@@ -75,7 +82,7 @@ def test_penalties_and_log_probabilities_of_replayed_steps_are_those_of_steps_th
         device = HarnessBackend(64)
         device.is_asynchronous = not waits
         monkeypatch.setattr(loading.backends, "select", lambda _, device=device: device)
-        with forge.load(ARCH / "gemma3" / "model.gguf", context=64, max_sequences=4) as llm:
+        with forge.load(ARCH / name / "model.gguf", context=64, max_sequences=4) as llm:
             found.append(llm.generate([[7, 3, 200, 3], [1, 2]], params))
         assert (device.replays == 0) == waits
     for waited, replayed in zip(*found, strict=True):
@@ -123,7 +130,9 @@ def test_deterministic_requests_have_the_same_bits_beside_any_others(
         assert one.logprobs == two.logprobs == three.logprobs
 
 
-@pytest.mark.parametrize("name", ["llama", "gemma3", "stablelm_parallel"])
+@pytest.mark.parametrize(
+    "name", ["llama", *(pytest.param(name, marks=slow) for name in ("gemma3", "stablelm_parallel"))]
+)
 def test_looking_inside_and_every_parameter_need_ops_alone(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The harness's arrays refuse what would launch a kernel of CuPy's."""
     path, prompt = ARCH / name / "model.gguf", [5, 9, 17, 3, 2, 40]

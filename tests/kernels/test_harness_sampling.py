@@ -10,10 +10,14 @@ from forge.backend import sources
 from forge.ops import sampling
 from forge.ops.sampling import sample
 
+slow = pytest.mark.slow
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="no clang++: scripts/install-toolchain installs it")
 
 
-@pytest.mark.parametrize("size", [1, 2, 255, 1023, 1024, 1025, 4097])
+@pytest.mark.parametrize(
+    "size",
+    [pytest.param(n, marks=() if n in (1, 1023, 1025, 4097) else slow) for n in (1, 2, 255, 1023, 1024, 1025, 4097)],
+)
 def test_ids_are_the_references(size: int) -> None:
     rng, rows = np.random.default_rng(size), 48 if size < 1025 else 24
     logits = (rng.standard_normal((rows, size)) * rng.choice([0, 0.1, 1, 8], (rows, 1))).astype(np.float32)
@@ -35,7 +39,9 @@ def test_ids_are_the_references(size: int) -> None:
         np.testing.assert_array_equal(got, wanted, err_msg=f"wave {device.wave_size}")
 
 
-@pytest.mark.parametrize(("rows", "cores"), [(1, 132), (3, 132), (3, 1)])  # many chunks of a row, few, one
+@pytest.mark.parametrize(
+    ("rows", "cores"), [(1, 132), pytest.param(3, 132, marks=slow), (3, 1)]
+)  # many chunks of a row, few, one
 @pytest.mark.parametrize("temperature", [0.5, 1000.0])
 def test_chunks_and_bins_of_any_size_draw_the_same(temperature: float, rows: int, cores: int) -> None:
     """Filters meet waves of 32 and 64 lanes in turns, at the other temperature the other way round."""
@@ -62,7 +68,10 @@ def test_chunks_and_bins_of_any_size_draw_the_same(temperature: float, rows: int
 SUBNORMAL = np.float32(2.0**-149)  # the least
 
 
-def test_subnormal_logits_and_parameters_are_not_zeros() -> None:
+@pytest.mark.parametrize(
+    ("wave", "flush"), [(32, False), (64, True), *(pytest.param(*row, marks=slow) for row in ((32, True), (64, False)))]
+)
+def test_subnormal_logits_and_parameters_are_not_zeros(wave: int, flush: bool) -> None:
     rng, rows, size = np.random.default_rng(0), 48, 515
     few = np.array([0, 1, -1, 2, -2, 2**22, -(2**22)], np.float32) * SUBNORMAL
     logits = rng.choice(few, (rows, size))
@@ -78,11 +87,9 @@ def test_subnormal_logits_and_parameters_are_not_zeros() -> None:
         rng.integers(0, 2**63, rows).astype(np.uint64),
         *np.zeros((2, rows), np.uint32),
     )
-    wanted = sample.reference(*arguments)
-    for wave, flush in ((32, False), (32, True), (64, True)):
-        device = Harness(wave, flush=flush)
-        got = device.to_numpy(device.launch(sample, tuple(device.asarray(a) for a in arguments), {}))
-        np.testing.assert_array_equal(got, wanted, err_msg=f"wave {wave}, flush {flush}")
+    device = Harness(wave, flush=flush)
+    got = device.to_numpy(device.launch(sample, tuple(device.asarray(a) for a in arguments), {}))
+    np.testing.assert_array_equal(got, sample.reference(*arguments))
 
 
 @pytest.mark.parametrize("wave", [32, 64])

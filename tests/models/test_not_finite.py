@@ -100,7 +100,7 @@ def test_blocks_of_any_bytes(tmp_path: Path, type: GGMLType, fill: str) -> None:
         use(llm)
 
 
-QUICK = {"llama_bias_tied": (np.nan, np.inf, 1e-45), "gemma2": (np.nan, 3e38)}
+QUICK = {"llama_bias_tied": (np.nan,), "gemma2": (3e38,)}
 
 
 @pytest.mark.parametrize(

@@ -115,9 +115,10 @@ class TestWeights:
 
 
 class TestSampleEqualsReference:
-    def test_random_rows(self) -> None:
-        rng = np.random.default_rng(1)
-        for _ in range(400):
+    @pytest.mark.parametrize("count", [100, pytest.param(400, marks=pytest.mark.slow)])
+    def test_random_rows(self, count: int) -> None:
+        rng = np.random.default_rng(count)
+        for _ in range(count):
             assert_equals_reference(random_batch(rng, 8, int(rng.integers(1, 40))))
 
     def test_nuclei_wider_than_the_first_partition(self) -> None:
@@ -126,6 +127,7 @@ class TestSampleEqualsReference:
             assert_equals_reference(random_batch(rng, 12, v))
             assert_equals_reference(batch(rng.normal(0, 0.1, (3, v)), 1.0, [0, 1100, 0], [0.99, 0.97, 0.3]))
 
+    @pytest.mark.slow
     @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
     @given(
         st.lists(

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import select
+import socket
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import psutil
@@ -17,7 +18,7 @@ from forge.server.guard import json_depth
 
 KEY = "first-key"
 LIMITS = (
-    *("--header-seconds", "1", "--body-seconds", "1", "--idle-seconds", "1", "--send-seconds", "2"),
+    *("--header-seconds", "1", "--body-seconds", "1", "--idle-seconds", "1", "--send-seconds", "1"),
     *("--max-body-bytes", "100000", "--max-json-depth", "8", "--max-n", "3", "--max-stop", "2", "--max-prompts", "2"),
     *("--max-logit-bias", "2", "--max-queue", "0", "--api-key", KEY, "--api-key", "second-key"),
     *("--allowed-hosts", "Forge.Example", "--cors-origins", "https://page.example", "--max-sequences", "4"),
@@ -50,11 +51,29 @@ def post(served: Served, body: Any, path: str = COMPLETION) -> tuple[int, Any]:
     return found.status_code, found.json()
 
 
-@pytest.mark.parametrize("sent", [b"", b"GET /health HT", b"GET /health HTTP/1.1\r\nhost: 127.0.0.1\r\nx: "])
-def test_a_connection_without_a_whole_header_is_closed(limited: Served, sent: bytes) -> None:
-    with connect(limited) as connection:
-        connection.sendall(sent)
-        assert read_to_end(connection) == b""
+PARTS = {
+    "nothing": b"",
+    "half a line": b"GET /health HT",
+    "half a header": b"GET /health HTTP/1.1\r\nhost: 127.0.0.1\r\nx: ",
+    "a whole request": request("GET", "/health"),
+    "no body": request("POST", COMPLETION, content_length="100", **KEYS),
+    "half a body": request("POST", COMPLETION, content_length="100", **KEYS) + b'{"prompt"',
+}
+
+
+@pytest.fixture(scope="module")
+def silent(limited: Served) -> Iterator[dict[str, socket.socket]]:
+    """Connections that have sent such parts and send no more: the seconds until each is closed pass for all at once."""
+    with ExitStack() as stack:
+        found = {name: stack.enter_context(connect(limited)) for name in PARTS}
+        for name, sent in PARTS.items():
+            found[name].sendall(sent)
+        yield found
+
+
+@pytest.mark.parametrize("sent", ["nothing", "half a line", "half a header"])
+def test_a_connection_without_a_whole_header_is_closed(silent: dict[str, socket.socket], sent: str) -> None:
+    assert read_to_end(silent[sent]) == b""
 
 
 def test_a_header_that_trickles_in_is_not_waited_for(limited: Served) -> None:
@@ -70,20 +89,16 @@ def test_a_header_that_trickles_in_is_not_waited_for(limited: Served) -> None:
             assert connection.recv(1) == b""
 
 
-def test_a_connection_is_closed_when_it_is_idle(limited: Served) -> None:
-    with connect(limited) as connection:
-        connection.sendall(request("GET", "/health"))
-        assert read_response(connection)[0] == 200
-        assert read_to_end(connection) == b""
+def test_a_connection_is_closed_when_it_is_idle(silent: dict[str, socket.socket]) -> None:
+    assert read_response(silent["a whole request"])[0] == 200
+    assert read_to_end(silent["a whole request"]) == b""
 
 
-@pytest.mark.parametrize("sent", [b"", b'{"prompt"'])
-def test_a_body_that_does_not_come_gets_408(limited: Served, sent: bytes) -> None:
-    with connect(limited) as connection:
-        connection.sendall(request("POST", COMPLETION, content_length="100", **KEYS) + sent)
-        status, content = read_response(connection)
-        assert error_of((status, json.loads(content))) == (408, "timeout", None)
-        assert read_to_end(connection) == b""
+@pytest.mark.parametrize("sent", ["no body", "half a body"])
+def test_a_body_that_does_not_come_gets_408(silent: dict[str, socket.socket], sent: str) -> None:
+    status, content = read_response(silent[sent])
+    assert error_of((status, json.loads(content))) == (408, "timeout", None)
+    assert read_to_end(silent[sent]) == b""
 
 
 def test_a_body_that_is_too_large_gets_413_by_its_length(limited: Served) -> None:

@@ -137,7 +137,7 @@ def _assembled(
             raise FormatError(
                 f"{path}: the tokenizer has {tokenizer.vocab_size} tokens, the embedding {config.vocab_size} rows"
             )
-        template = choose_template(chat_template, tokenizer, path)
+        template = choose_template(chat_template, tokenizer, str(path))
         decoder = models.build(file, config, backend, report, is_deterministic=settings.deterministic)
     runner = build_runner(decoder, plan, settings, backend, graphs)
     engine = Engine(
@@ -168,15 +168,15 @@ def load_tokenizer(model: str | os.PathLike[str], *, progress: Progress | bool |
         return Tokenizer.from_metadata(file.metadata, source=str(path))
 
 
-def load_encoder(path: Path, chat_template: str | os.PathLike[str] | None = None) -> PromptEncoder:
+def load_encoder(path: Path, name: str, chat_template: str | os.PathLike[str] | None = None) -> PromptEncoder:
     """What turns prompts and conversations into ids, without the model. Its context is the file's own.
 
-    path: A GGUF file. chat_template: As in `load`.
+    path: A GGUF file. name: The model's, in errors about a prompt. chat_template: As in `load`.
     """
     with gguf.read(path) as file:
         tokenizer = Tokenizer.from_metadata(file.metadata, source=str(path))
         context = models.read_config(file, None).context_length
-    return PromptEncoder(tokenizer, choose_template(chat_template, tokenizer, path), context, str(path))
+    return PromptEncoder(tokenizer, choose_template(chat_template, tokenizer, name), context, name)
 
 
 def _settings(engine: EngineConfig | None, given: Mapping[str, Any]) -> EngineConfig:

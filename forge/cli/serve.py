@@ -69,7 +69,7 @@ def command(
     )
     listener = bind(host, port, settings.send_seconds)
     path = options.resolve(model)
-    encoder = load_encoder(path, chat_template)
+    encoder = load_encoder(path, settings.model_name, chat_template)
     loading |= {"chat_template": chat_template, "max_sequences": max_sequences}
     client = EngineClient(path, {**loading, "engine": EngineConfig(deterministic=deterministic)})
     try:

@@ -126,8 +126,11 @@ class PromptEncoder:
         )
 
 
-def choose_template(given: str | os.PathLike[str] | None, tokenizer: Tokenizer, path: Path) -> ChatTemplate | None:
-    """The template that was given by name or as a file, else the model's own, if it has one."""
+def choose_template(given: str | os.PathLike[str] | None, tokenizer: Tokenizer, model: str) -> ChatTemplate | None:
+    """The template that was given by name or as a file, else the model's own, if it has one.
+
+    model: Its name, for messages.
+    """
     special = {
         f"{name}_token": tokenizer.token_text(token)
         for name, token in (("bos", tokenizer.bos_id), ("eos", tokenizer.eos_id))
@@ -135,11 +138,11 @@ def choose_template(given: str | os.PathLike[str] | None, tokenizer: Tokenizer, 
     }
     templates = tokenizer.chat_templates
     if isinstance(given, str) and given in templates:
-        return ChatTemplate(templates[given], name=str(path), special_tokens=special)
+        return ChatTemplate(templates[given], name=model, special_tokens=special)
     if given is not None:
         if not given or (templates and not Path(given).exists()):
             raise ChatTemplateError(
-                f"chat_template: {os.fspath(given)!r:.200} is neither a file nor a template of {path}, which has: "
+                f"chat_template: {os.fspath(given)!r:.200} is neither a file nor a template of {model}, which has: "
                 f"{', '.join(sorted(templates)) or 'none'}"
             )
         return ChatTemplate.from_file(Path(given), special_tokens=special)
@@ -151,4 +154,4 @@ def choose_template(given: str | os.PathLike[str] | None, tokenizer: Tokenizer, 
         reason = "there are several and none is the default"
         hint = f"choose one of {', '.join(sorted(templates))} with chat_template=NAME"
         default = f"{{{{ raise_exception({json.dumps(reason)}) }}}}"  # tools may still choose tool_use
-    return ChatTemplate(default, name=str(path), special_tokens=special, tool_use=templates.get("tool_use"), hint=hint)
+    return ChatTemplate(default, name=model, special_tokens=special, tool_use=templates.get("tool_use"), hint=hint)

@@ -41,7 +41,7 @@ _DESCRIPTIONS = {
     503: "The model is loading, or the server is shutting down.",
 }
 _SERVER_ERROR = ("server_error", "api_error")
-_CLIENTS_FAULT = (ParameterError, ContextLengthError, ChatTemplateError, TokenizerError)
+_CLIENTS_FAULT = (ParameterError, ContextLengthError, TokenizerError)
 _PROMPT_FIELDS = {
     # path: the field that forge calls the prompt
     "/v1/chat/completions": "messages",
@@ -78,6 +78,8 @@ def from_error(error: BaseException) -> HTTPError:
     """The answer to an error of forge. Wrong input is the client's fault; all else is the server's."""
     if isinstance(error, HTTPError):
         return error
+    if isinstance(error, ChatTemplateError):  # its hint is for who loads the model
+        return HTTPError(400, str(error.args[0]), "prompt", "invalid_value")
     if isinstance(error, _CLIENTS_FAULT):
         is_long = isinstance(error, ContextLengthError)
         param = "prompt" if is_long else error.parameter

@@ -80,7 +80,7 @@ def test_chats_are_rendered_and_encoded_as_expected(model: Model) -> None:
         llm = LLM(
             llm.engine,
             llm.tokenizer,
-            choose_template(GEMMA_TEMPLATE, llm.tokenizer, llm.path),
+            choose_template(GEMMA_TEMPLATE, llm.tokenizer, str(llm.path)),
             path=llm.path,
             notes=(),
             load_ms=0.0,

@@ -143,12 +143,13 @@ def test_what_is_not_supported_is_refused(scripted: Served, fields: dict[str, An
 def test_a_template_without_tools_refuses_them(client: httpx.Client) -> None:
     response = client.post("/v1/chat/completions", json={"messages": MESSAGES, "tools": TOOLS})
     assert response.status_code == 400
-    assert "ignores tools" in response.json()["error"]["message"]
+    message = "tiny: chat template: it ignores tools, so the model would not see them"
+    assert (response.json()["error"]["message"], response.json()["error"]["param"]) == (message, "messages")
 
 
 def server_of(path: Path, template: str, **settings: Any) -> Server:
     """A server whose engine is not started."""
-    encoder = load_encoder(write_scripted(path / "model.gguf", template, SCRIPTS, ["<think>", "</think>"]))
+    encoder = load_encoder(write_scripted(path / "model.gguf", template, SCRIPTS, ["<think>", "</think>"]), "scripted")
     return Server(EngineClient(path, {}), encoder, ServerSettings(model_name="scripted", **settings))
 
 

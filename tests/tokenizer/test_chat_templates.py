@@ -30,7 +30,7 @@ def render(tmp_path: Path) -> Render:
         with gguf.read(path) as file:
             tokenizer = Tokenizer.from_metadata(file.metadata, source=str(path))
         llm = forge.LLM.__new__(forge.LLM)
-        llm._name, llm.tokenizer, llm.chat_template = str(path), tokenizer, choose_template(given, tokenizer, path)
+        llm._name, llm.tokenizer, llm.chat_template = str(path), tokenizer, choose_template(given, tokenizer, str(path))
         return llm.render_chat(USER, **options)
 
     return run

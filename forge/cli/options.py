@@ -105,6 +105,7 @@ _SERVING: dict[str, _Option] = {
     "max_stop": (_option(int, "N", "Most stop texts of a request."), 16),
     "max_logit_bias": (_option(int, "N", "Most entries of logit_bias."), 1024),
     "max_prompts": (_option(int, "N", "Most prompts of a request."), 64),
+    "max_inputs": (_option(int, "N", "Most inputs of a request for embeddings."), 2048),
     "max_body_bytes": (_option(int, "BYTES", "Largest body of a request."), 8 << 20),
     "max_json_depth": (_option(int, "N", "Deepest nesting of a body."), 64),
     "header_seconds": (_option(float, "S", "A connection that sends no header for so long is closed."), 10.0),

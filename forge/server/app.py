@@ -48,13 +48,11 @@ def create_app(server: Server) -> FastAPI:
 
     page = chat_page()
 
-    @app.head("/", include_in_schema=False)  # what load balancers and Claude Code try
     @app.get("/", include_in_schema=False)
     async def root() -> Response:
         """The chat page."""
         return page
 
-    @app.head("/health", include_in_schema=False)
     @app.get("/health")
     async def health() -> JSONResponse:
         """Status 200 when the model is loaded and warm; 503 before that, and when the server is to stop."""
@@ -74,7 +72,9 @@ def create_app(server: Server) -> FastAPI:
     async def refused(request: Request, error: HTTPException) -> JSONResponse:
         message = str(error.detail)
         if error.status_code == 404:
-            message = f"there is no {request.method} {request.url.path[:200]}"
+            message = f"there is no {request.method[:20]} {request.url.path[:200]}"
+        if error.status_code == 400:  # FastAPI's, for JSON that Python reads no further
+            message = "the body cannot be read: a number has thousands of digits"
         return _refusal(request, HTTPError(error.status_code, message, headers=dict(error.headers or {})))
 
     @app.exception_handler(HTTPError)
@@ -120,11 +120,15 @@ def _from_validation(error: RequestValidationError) -> HTTPError:
 
 
 def _field(steps: tuple[str | int, ...], body: Any, *, is_missing: bool) -> list[str]:
-    """The steps to a field of a body, without those that name a union's members."""
+    """The steps to a field of a body, without those that name a union's members.
+
+    A member may have the name of a field beside: the block "text" has a text.
+    """
     found = []
     for place, step in enumerate(steps):
         has_step = step in body if isinstance(body, dict) else isinstance(body, list) and isinstance(step, int)
-        if has_step:
+        later = steps[place + 1 :]
+        if has_step and not (isinstance(body[step], str) and any(name in body for name in later)):
             body = body[step]
         elif not (is_missing and place == len(steps) - 1):
             continue

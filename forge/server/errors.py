@@ -42,12 +42,13 @@ _DESCRIPTIONS = {
 }
 _SERVER_ERROR = ("server_error", "api_error")
 _CLIENTS_FAULT = (ParameterError, ContextLengthError, TokenizerError)
-_PROMPT_FIELDS = {
-    # path: the field that forge calls the prompt
-    "/v1/chat/completions": "messages",
-    "/v1/messages": "messages",
-    "/v1/embeddings": "input",
-    "/v1/responses": "input",
+_FIELDS = {
+    # path: forge's names of parameters -> those of the API, where they differ
+    "/v1/chat/completions": {"prompt": "messages", "template_variables": "chat_template_kwargs"},
+    "/v1/messages": {"prompt": "messages", "stop": "stop_sequences"},
+    "/v1/embeddings": {"prompt": "input"},
+    "/v1/responses": {"prompt": "input", "template_variables": "chat_template_kwargs"},
+    "/tokenize": {"template_variables": "chat_template_kwargs"},
 }
 _ANTHROPIC_PATHS = ("/v1/messages",)
 
@@ -94,12 +95,16 @@ def from_error(error: BaseException) -> HTTPError:
 def body(error: HTTPError, path: str) -> dict[str, Any]:
     """The JSON of an error, in the form of the API that the path belongs to."""
     openai, anthropic = _TYPES.get(error.status, _SERVER_ERROR)
-    param = _PROMPT_FIELDS.get(path, "prompt") if error.param == "prompt" else error.param
+    param = _FIELDS.get(path, {}).get(error.param or "", error.param)
+    message = error.message
+    if param and param != error.param and message.startswith(f"{error.param}"):  # as messages about parameters do
+        message = param + message.removeprefix(f"{error.param}")
     if path.startswith(_ANTHROPIC_PATHS):
-        message = f"{param}: {error.message}" if param else error.message
+        if param and not message.startswith(param):
+            message = f"{param}: {message}"
         details = {"details": {"error_code": error.code}} if error.code else {}  # Anthropic's client looks for some
         return {"type": "error", "error": {"type": anthropic, "message": message, **details}}
-    return {"error": {"message": error.message, "type": openai, "param": param, "code": error.code}}
+    return {"error": {"message": message, "type": openai, "param": param, "code": error.code}}
 
 
 def described() -> dict[int | str, dict[str, Any]]:

@@ -54,7 +54,7 @@ class Guard:
         async def watched(message: Message) -> None:
             if message["type"] == "http.response.start":
                 if message["status"] >= 400 and message["status"] != CLIENT_CLOSED:
-                    LOG.info("%s %s: status %d", scope["method"], scope["path"][:200], message["status"])
+                    LOG.info("%s %s: status %d", scope["method"][:20], scope["path"][:200], message["status"])
                 message = {**message, "headers": [*message.get("headers", ()), *_SECURITY_HEADERS]}
             elif self._settings.log_prompts and content:
                 LOG.info("%s answers %s", scope["path"], message.get("body", b"").decode(errors="replace"))
@@ -72,7 +72,8 @@ class Guard:
             return
         if self._settings.log_prompts and content:
             LOG.info("%s is asked %s", scope["path"], content.decode(errors="replace"))
-        await self._app(scope, receive, watched)
+        method = "GET" if scope["method"] == "HEAD" else scope["method"]  # uvicorn leaves out the answer's body
+        await self._app({**scope, "method": method}, receive, watched)
 
     def _check_host(self, headers: dict[bytes, bytes]) -> None:
         """A page of another site whose name leads to this machine (DNS rebinding) sends that name."""
@@ -139,12 +140,10 @@ class Guard:
         if kind != b"application/json":  # a form of another site's page can send text/plain without being asked
             raise HTTPError(415, "the Content-Type must be application/json", code="unsupported_media_type")
         most = self._settings.max_json_depth
-        large = len(content) > 1 << 16
-        depth = await asyncio.to_thread(json_depth, content, most) if large else json_depth(content, most)
-        if depth > most:
-            raise HTTPError(400, f"the body may nest {most} levels deep", code="too_deep")
-        if _SUSPECT.search(content):
-            check_values(content)
+        if len(content) > 1 << 16:
+            await asyncio.to_thread(check_json, content, most)
+        else:
+            check_json(content, most)
 
 
 def is_address(name: str) -> bool:
@@ -164,13 +163,24 @@ async def _discard(receive: Receive) -> None:
                 pass
 
 
-def check_values(content: bytes) -> None:
-    """Raises HTTPError for what Python's reader of JSON takes and JSON or UTF-8 does not have.
+def check_json(content: bytes, most: int) -> None:
+    """Raises HTTPError for what Python's reader of JSON takes and JSON does not have, and for what nests too deep.
 
-    That is NaN, Infinity and halves of surrogate pairs. What is no JSON at all is left to the endpoint.
+    That is UTF-16 and UTF-32, whose brackets and quotes are no such bytes, NaN, Infinity, and halves of surrogate
+    pairs. What is no JSON at all is left to the endpoint.
     """
+    try:
+        text = content.decode()
+    except UnicodeDecodeError:
+        text = "\0"
+    if "\0" in text:
+        raise HTTPError(400, "the body is not JSON in UTF-8", code="invalid_json")
+    if json_depth(content, most) > most:
+        raise HTTPError(400, f"the body may nest {most} levels deep", code="too_deep")
+    if not _SUSPECT.search(content):
+        return
     with suppress(ValueError):
-        if found := _wrong_value(json.loads(content), ""):
+        if found := _wrong_value(json.loads(text), ""):
             place, what = found
             raise HTTPError(400, f"{place or 'the body'}: {what}", place or None, "invalid_json")
 

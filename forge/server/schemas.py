@@ -2,14 +2,38 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal, Self
+import re
+from collections.abc import Callable
+from itertools import islice
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, FailFast, Field, WrapValidator, model_validator
 
 from forge.config import MAX_LOGPROBS, SamplingParams
 from forge.server.errors import HTTPError
 from forge.server.settings import ServerSettings
 
+T = TypeVar("T")
+
+
+class _FirstError(FailFast):
+    __hash__ = object.__hash__  # unions compare their members' marks
+
+
+def _in_pieces(values: Any, validated: Callable[[Any], Any]) -> Any:
+    """A dict, of which a piece with errors ends the validation."""
+    if not isinstance(values, dict):
+        return validated(values)
+    rest, found = iter(values.items()), validated({})
+    while piece := dict(islice(rest, 100)):
+        found |= validated(piece)
+    return found
+
+
+Items = Annotated[list[T], _FirstError()]
+"""A list with the error of its first wrong item alone: a body has room for millions, of a kilobyte each."""
+Entries = Annotated[dict[str, T], WrapValidator(_in_pieces)]
+"""A JSON object with few errors, likewise."""
 TokenId = Annotated[int, Field(ge=0, lt=1 << 31)]
 TokenCount = Annotated[int, Field(ge=1)]
 WITHOUT_EFFECT = "Accepted, without effect."
@@ -18,6 +42,8 @@ Effort = Annotated[
     Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"],
     Field(description="The variable reasoning_effort of the chat template; with none, enable_thinking is false, too."),
 ]
+_TOKEN_ID = re.compile(r"0|[1-9]\d{0,8}", re.ASCII)
+"""One way to write each, so that no key stands for another."""
 Strict = Annotated[bool | None, Field(description="Accepted, without effect: the arguments are not constrained.")]
 ModelName: Any = Field(default="", max_length=512, description="Any name: the server has one model.")
 
@@ -37,7 +63,9 @@ class Body(BaseModel):
         for name, why in cls.refused.items():
             if values.get(name) is not None:
                 raise HTTPError(400, f"{name} is not supported: {why}", name, "unsupported_value")
-        return {name: value for name, value in values.items() if name not in cls.refused}
+        unknown = (name for name in values if name not in cls.model_fields and name not in cls.refused)
+        told = {*cls.model_fields, *islice(unknown, 1)}  # one error: a body has room for very many such fields
+        return {name: value for name, value in values.items() if name in told}
 
 
 class StreamOptions(Body):
@@ -59,7 +87,7 @@ class SamplingBody(Body):
     presence_penalty: Annotated[float, Field(ge=-100, le=100)] | None = None
     frequency_penalty: Annotated[float, Field(ge=-100, le=100)] | None = None
     seed: Annotated[int, Field(ge=0, lt=2**64)] | None = None
-    stop_token_ids: list[TokenId] | None = None
+    stop_token_ids: Items[TokenId] | None = None
     ignore_eos: bool | None = None
     stream: bool | None = None
 
@@ -72,9 +100,9 @@ class SamplingBody(Body):
 class OpenAIBody(SamplingBody):
     """The fields that OpenAI's chat and text completions share."""
 
-    logit_bias: dict[str, float] | None = None
+    logit_bias: Entries[float] | None = None
     n: Annotated[int, Field(ge=1)] | None = None
-    stop: str | list[str] | None = None
+    stop: str | Items[str] | None = None
     stream_options: StreamOptions | None = None
     user: str | None = Field(default=None, max_length=512, description=WITHOUT_EFFECT)
 
@@ -119,8 +147,10 @@ def at_most(name: str, count: int, most: int) -> None:
 
 
 def _bias(bias: dict[str, float]) -> dict[int, float]:
-    if wrong := next((key for key in bias if not key.isascii() or not key.isdigit() or len(key) > 9), None):
-        raise HTTPError(400, f"logit_bias must map token ids to numbers, not {wrong[:40]!r}", "logit_bias")
+    for key in bias:
+        if not _TOKEN_ID.fullmatch(key):
+            message = f"logit_bias must map token ids to numbers, not {key[:40]!r}"
+            raise HTTPError(400, message, "logit_bias", "invalid_value")
     return {int(key): value for key, value in bias.items()}
 
 

@@ -21,6 +21,7 @@ class ServerSettings:
     max_body_bytes: Largest body of a request.
     max_json_depth: Deepest nesting of a body.
     max_n, max_stop, max_logit_bias, max_prompts: Largest n, and most entries of stop, logit_bias and prompt.
+    max_inputs: Most inputs of a request for embeddings, which are computed one after the other.
     header_seconds: A connection that has not sent its next header by then is closed.
     idle_seconds: An open connection without a request is closed after it.
     body_seconds: A request whose body is not there by then gets status 408.
@@ -41,6 +42,7 @@ class ServerSettings:
     max_stop: int = 16
     max_logit_bias: int = 1024
     max_prompts: int = 64
+    max_inputs: int = 2048
     header_seconds: float = 10.0
     body_seconds: float = 60.0
     idle_seconds: float = 5.0

@@ -15,6 +15,7 @@ from forge.server.schemas import (
     WITHOUT_EFFECT,
     Body,
     Effort,
+    Items,
     ModelName,
     SamplingBody,
     Strict,
@@ -53,7 +54,7 @@ class ToolUse(Body):
 class ToolResult(Body):
     type: Literal["tool_result"]
     tool_use_id: str
-    content: str | list[Text] | None = None
+    content: str | Items[Text] | None = None
     is_error: bool | None = Field(default=None, description="Accepted, without effect: templates know no such mark.")
     cache_control: CacheControl = None
 
@@ -63,7 +64,7 @@ Block = Annotated[Text | Thinking | ToolUse | ToolResult, Field(discriminator="t
 
 class Message(Body):
     role: Literal["user", "assistant", "system"]
-    content: str | list[Block]
+    content: str | Items[Block]
 
 
 class AnthropicTool(Body):
@@ -74,7 +75,7 @@ class AnthropicTool(Body):
     strict: Strict = None
     cache_control: CacheControl = None
     eager_input_streaming: bool | None = Field(default=None, description=WITHOUT_EFFECT)
-    allowed_callers: list[Literal["direct"]] | None = Field(default=None, description="The server runs no code.")
+    allowed_callers: Items[Literal["direct"]] | None = Field(default=None, description="The server runs no code.")
     defer_loading: Literal[False] | None = Field(default=None, description="The model is shown all tools.")
 
 
@@ -93,7 +94,7 @@ class ThinkingConfig(Body):
 class ContextManagement(Body):
     """Changes of the conversation."""
 
-    edits: list[dict[str, Any]] | None = Field(default=None, description="None is applied, as the answer says.")
+    edits: Items[dict[str, Any]] | None = Field(default=None, description="None is applied, as the answer says.")
 
 
 class OutputConfig(Body):
@@ -112,9 +113,9 @@ class CountBody(Body):
         "output_format": NOT_CONSTRAINED,
     }
     model: str = ModelName
-    messages: list[Message] = Field(min_length=1)
-    system: str | list[Text] | None = None
-    tools: list[AnthropicTool] | None = Field(default=None, max_length=128)
+    messages: Items[Message] = Field(min_length=1)
+    system: str | Items[Text] | None = None
+    tools: Items[AnthropicTool] | None = Field(default=None, max_length=128)
     tool_choice: ToolChoice | None = Field(default=None, description='Of the type "auto" or "none".')
     thinking: ThinkingConfig | None = None
     context_management: ContextManagement | None = None
@@ -177,7 +178,7 @@ class MessagesBody(CountBody, SamplingBody):
     """The body of /v1/messages."""
 
     max_tokens: TokenCount
-    stop_sequences: list[str] | None = None
+    stop_sequences: Items[str] | None = None
     metadata: dict[str, Any] | None = Field(default=None, description=WITHOUT_EFFECT)
     service_tier: Literal["auto", "standard_only"] | None = Field(default=None, description=WITHOUT_EFFECT)
     thread: dict[str, Any] | None = Field(default=None, description="Refused: Anthropic's client goes on without.")
@@ -207,11 +208,11 @@ def _add_to_users(found: list[dict[str, Any]], content: str | list[Block], where
         if not isinstance(block, Text):
             raise HTTPError(400, "a system message has text alone", f"{where}.{place}", "invalid_value")
         texts.append(_text(block))
-    if found and found[-1]["role"] == "user":
-        before = found[-1]["content"]
-        texts = ([{"type": "text", "text": before}] if isinstance(before, str) else before) + texts
-        found.pop()
-    found.append({"role": "user", "content": texts})
+    if not found or found[-1]["role"] != "user":
+        found.append({"role": "user", "content": []})
+    elif isinstance(before := found[-1]["content"], str):
+        found[-1]["content"] = [{"type": "text", "text": before}]
+    found[-1]["content"] += texts
 
 
 def _content(content: str | list[Text]) -> Any:

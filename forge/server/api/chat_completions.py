@@ -24,6 +24,8 @@ from forge.server.schemas import (
     NOT_CONSTRAINED,
     WITHOUT_EFFECT,
     Effort,
+    Entries,
+    Items,
     Logprobs,
     OpenAIBody,
     TokenCount,
@@ -45,30 +47,33 @@ class ChatBody(OpenAIBody):
         "web_search_options": "the server looks nothing up",
         "verbosity": "no model of forge knows it",
     }
-    messages: list[dict[str, Any]] = Field(min_length=1)
+    messages: Items[dict[str, Any]] = Field(min_length=1)
     max_tokens: TokenCount | None = None
     max_completion_tokens: TokenCount | None = Field(default=None, description="None: until the context is full.")
     logprobs: bool | None = None
     top_logprobs: Logprobs | None = None
     response_format: dict[str, Any] | None = Field(default=None, description='{"type": "text"} alone.')
-    tools: list[Tool] | None = Field(default=None, max_length=128)
+    tools: Items[Tool] | None = Field(default=None, max_length=128)
     tool_choice: Any = Field(default=None, description='"auto" or "none".')
     parallel_tool_calls: bool | None = Field(default=None, description="false: calls behind the first are left out.")
     chat_template_kwargs: dict[str, Any] | None = Field(default=None, description="Variables of the chat template.")
     reasoning_effort: Effort | None = None
     prediction: dict[str, Any] | None = Field(default=None, description=f"{WITHOUT_EFFECT} It is about speed alone.")
-    modalities: list[Literal["text"]] | None = None
-    store: Literal[False] | None = None
-    metadata: dict[str, str] | None = Field(default=None, description=WITHOUT_EFFECT)
+    modalities: Items[Literal["text"]] | None = None
+    store: bool | None = Field(default=None, description="true is refused: the server keeps no answers.")
+    metadata: Entries[str] | None = Field(default=None, description=WITHOUT_EFFECT)
     service_tier: str | None = Field(default=None, description=WITHOUT_EFFECT)
     prompt_cache_key: str | None = Field(default=None, description=WITHOUT_EFFECT)
     safety_identifier: str | None = Field(default=None, description=WITHOUT_EFFECT)
 
     def params(self, settings: ServerSettings) -> SamplingParams:
         """The parameters of the request. Raises HTTPError for those that do not go together."""
-        if (kind := (self.response_format or {}).get("type", "text")) != "text":
-            message = f"response_format {kind!r:.40} is not supported: {NOT_CONSTRAINED}"
+        if self.response_format is not None and self.response_format != {"type": "text"}:
+            kind = self.response_format.get("type")
+            message = f"response_format {kind!r:.40} is not supported, only {{'type': 'text'}}: {NOT_CONSTRAINED}"
             raise HTTPError(400, message, "response_format", "unsupported_value")
+        if self.store:
+            raise HTTPError(400, "store is not supported: the server keeps no answers", "store", "unsupported_value")
         if self.top_logprobs is not None and not self.logprobs:
             raise HTTPError(400, "top_logprobs needs logprobs to be true", "top_logprobs", "invalid_value")
         if None is not self.max_tokens != self.max_completion_tokens is not None:

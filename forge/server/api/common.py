@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import accumulate
 from typing import Any
 
 from fastapi import Request
@@ -11,7 +12,7 @@ from forge.engine import TokenLogprobs
 from forge.server.api.generation import Generation
 from forge.server.errors import HTTPError, body
 from forge.server.exchange import Event
-from forge.server.schemas import TokenId, at_most
+from forge.server.schemas import Items, TokenId, at_most
 from forge.server.state import Server
 from forge.tokenizer import Tokenizer
 
@@ -64,18 +65,18 @@ def text_logprobs(found: tuple[TokenLogprobs, ...], tokenizer: Tokenizer, offset
         "top_logprobs": [
             {tokenizer.token_text(id): max(logprob, _LEAST_LOGPROB) for id, logprob in one.top} for one in found
         ],
-        "text_offset": [offset + sum(map(len, tokens[:place])) for place in range(len(tokens))],
+        "text_offset": list(accumulate(map(len, tokens[:-1]), initial=offset)),
     }
 
 
-Prompts = str | list[TokenId] | list[str] | list[list[TokenId]]
+Prompts = str | Items[TokenId] | Items[str] | Items[Items[TokenId]]
 
 
 def encoded_prompts(
-    field: str, given: Prompts, server: Server
+    field: str, given: Prompts, server: Server, most: int
 ) -> tuple[list[str | list[int]], Callable[[], list[list[int]]]]:
     """The prompts of a field that holds one or several, and what encodes them. Raises HTTPError for too many."""
     is_one = isinstance(given, str) or not given or isinstance(given[0], int)
     prompts: list[Any] = [given] if is_one else list(given)
-    at_most(field, len(prompts), server.settings.max_prompts)
+    at_most(field, len(prompts), most)
     return prompts, lambda: [server.encoder.encode_prompt(prompt) for prompt in prompts]

@@ -59,7 +59,7 @@ class TextAnswer:
 
     def __init__(self, server: Server, wanted: CompletionBody) -> None:
         self._wanted, self._tokenizer = wanted, server.encoder.tokenizer
-        self._prompts, encode = encoded_prompts("prompt", wanted.prompt, server)
+        self._prompts, encode = encoded_prompts("prompt", wanted.prompt, server, server.settings.max_prompts)
         params, id = wanted.params(server.settings), new_id("cmpl-")
         self._made = Generation(server, id, "completion", params, encode, num_prompts=len(self._prompts))
         self._lengths = [0] * len(self._prompts) * params.n

@@ -39,7 +39,7 @@ async def embeddings(request: Request, wanted: EmbeddingBody) -> Response:
 
 
 async def _embed(server: Server, wanted: EmbeddingBody) -> dict[str, Any]:
-    _, encode = encoded_prompts("input", wanted.input, server)
+    _, encode = encoded_prompts("input", wanted.input, server, server.settings.max_inputs)
     with server.admitted(new_id("embd-"), "embeddings", 1) as record:
         prompts = await asyncio.to_thread(encode)
         tokens = record.prompt_tokens = sum(map(len, prompts))

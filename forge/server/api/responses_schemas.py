@@ -15,6 +15,8 @@ from forge.server.schemas import (
     WITHOUT_EFFECT,
     Body,
     Effort,
+    Entries,
+    Items,
     SamplingBody,
     TokenCount,
     effort_variables,
@@ -35,7 +37,7 @@ class Text(Body):
 class Message(Body):
     type: Literal["message"] = "message"
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[Text]
+    content: str | Items[Text]
     id: str | None = None
     status: Status | None = None
     phase: str | None = Field(default=None, description=WITHOUT_EFFECT)
@@ -53,7 +55,7 @@ class FunctionCall(Body):
 class FunctionCallOutput(Body):
     type: Literal["function_call_output"]
     call_id: str
-    output: str | list[Text]
+    output: str | Items[Text]
     id: str | None = None
     status: Status | None = None
 
@@ -65,8 +67,8 @@ class ReasoningText(Body):
 
 class Reasoning(Body):
     type: Literal["reasoning"]
-    summary: list[ReasoningText] = Field(default_factory=list)
-    content: list[ReasoningText] | None = None
+    summary: Items[ReasoningText] = Field(default_factory=list)
+    content: Items[ReasoningText] | None = None
     id: str | None = None
     status: Status | None = None
     encrypted_content: None = None
@@ -101,6 +103,10 @@ class TextConfig(Body):
     format: TextFormat | None = Field(default=None, description=f"No other one: {NOT_CONSTRAINED}.")
 
 
+class StreamOptions(Body):
+    include_obfuscation: bool | None = Field(default=None, description=WITHOUT_EFFECT)
+
+
 class ReasoningConfig(Body):
     effort: Effort | None = None
     summary: str | None = Field(default=None, description="Accepted, without effect: reasoning is given as it is.")
@@ -116,23 +122,23 @@ class ResponsesBody(SamplingBody):
         "max_tool_calls": "it is about tools that the server would call itself",
         "top_logprobs": "this endpoint gives no log probabilities",
     }
-    input: str | list[Item]
+    input: str | Items[Item]
     instructions: str | None = None
     max_output_tokens: TokenCount | None = Field(default=None, description="None: until the context is full.")
-    tools: list[FunctionTool] | None = Field(default=None, max_length=128)
+    tools: Items[FunctionTool] | None = Field(default=None, max_length=128)
     tool_choice: Any = Field(default=None, description='"auto" or "none".')
     parallel_tool_calls: bool | None = Field(default=None, description="false: calls behind the first are left out.")
     text: TextConfig | None = None
-    include: list[Literal["reasoning.encrypted_content"]] | None = Field(
+    include: Items[Literal["reasoning.encrypted_content"]] | None = Field(
         default=None, description="Without effect: reasoning is given in the open."
     )
     truncation: Literal["disabled"] | None = None
-    stream_options: Annotated[dict[str, bool], Field(max_length=0)] | None = None
+    stream_options: StreamOptions | None = None
     reasoning: ReasoningConfig | None = None
     chat_template_kwargs: dict[str, Any] | None = Field(default=None, description="Variables of the chat template.")
     store: bool | None = Field(default=None, description=f"true is refused: {_NO_STATE}.")
     background: bool | None = Field(default=None, description="true is refused.")
-    metadata: dict[str, str] | None = Field(default=None, description="Comes back with the answer.")
+    metadata: Entries[str] | None = Field(default=None, description="Comes back with the answer.")
     service_tier: str | None = Field(default=None, description=WITHOUT_EFFECT)
     prompt_cache_key: str | None = Field(default=None, description=WITHOUT_EFFECT)
     safety_identifier: str | None = Field(default=None, description=WITHOUT_EFFECT)

@@ -15,7 +15,7 @@ from forge.server.api.messages import checked_messages
 from forge.server.api.tools import Tool, shown_tools
 from forge.server.errors import HTTPError
 from forge.server.exchange import answer
-from forge.server.schemas import Body, ModelName, TokenId
+from forge.server.schemas import Body, Items, ModelName, TokenId
 from forge.server.state import Server
 
 router = APIRouter()
@@ -26,10 +26,10 @@ class TokenizeBody(Body):
 
     model: str = ModelName
     prompt: str | None = None
-    messages: list[dict[str, Any]] | None = Field(default=None, min_length=1)
+    messages: Items[dict[str, Any]] | None = Field(default=None, min_length=1)
     add_special_tokens: bool | None = Field(default=None, description="Of a prompt: whether it gets the model's BOS.")
     return_token_strs: bool | None = None
-    tools: list[Tool] | None = Field(default=None, max_length=128)
+    tools: Items[Tool] | None = Field(default=None, max_length=128)
     chat_template_kwargs: dict[str, Any] | None = Field(default=None, description="Variables of the chat template.")
     continue_final_message: bool = False
 
@@ -47,7 +47,7 @@ class DetokenizeBody(Body):
     """The body of /detokenize."""
 
     model: str = ModelName
-    tokens: list[TokenId]
+    tokens: Items[TokenId]
 
 
 @router.post("/tokenize")

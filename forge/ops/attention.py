@@ -23,6 +23,12 @@ MAX_HEAD_DIM = 256
 """In the kernels a wave holds a head, 8 numbers a lane."""
 _TILE = 32
 """Queries of a block of the prefill kernel."""
+_MAX_PACKED = 4
+"""Query heads of one KV head that a block takes together, at most, where a query has blocks of its own."""
+_SPLIT_TOKENS = 256
+"""Queries of a launch whose positions are split: their states take memory."""
+_MAX_SPLITS = 16
+"""Splits of a query's positions, at most, where their number may not depend on how many queries there are."""
 _QUERY_BLOCK = 128
 """On NumPy, the most queries whose scores are computed together."""
 _SCORE_BYTES = 64 << 20
@@ -190,6 +196,11 @@ def _paged_attention_gpu(
     _, page_size, kv_heads, _ = kv.k.shape
     check_head_dim(dim)
     out = device.empty(q.shape, device.dtype)
+    if spec.is_deterministic:
+        for first in range(0, tokens, _SPLIT_TOKENS):
+            some = slice(first, first + _SPLIT_TOKENS)
+            _split_kv(device, q[some], kv, starts, lengths, page_table, spec, out[some], first)
+        return out
     device.run(
         "attention_prefill",
         "attention_prefill",
@@ -200,6 +211,54 @@ def _paged_attention_gpu(
         PAGE=page_size,
     )
     return out
+
+
+def _split_kv(
+    device: GPU,
+    q: Any,
+    kv: KVPages,
+    starts: Any,
+    lengths: Any,
+    page_table: Any,
+    spec: AttentionSpec,
+    out: Any,
+    first_token: int,
+) -> None:
+    """Each query by blocks of its own. How its positions are split depends on the device and the heads alone."""
+    tokens, heads, dim = q.shape
+    rows, pages = page_table.shape
+    _, page_size, kv_heads, _ = kv.k.shape
+    group = heads // kv_heads
+    packed = packed_heads(group)
+    groups = kv_heads * -(-group // packed)
+    choice = device.choice("attention_decode", dim=dim, packed=packed, kv_heads=kv_heads, rows=1)
+    fill = choice["MIN_BLOCKS"] * device.num_cus // groups
+    turns = -(-pages * page_size // (choice["THREADS"] // device.wave_size * 16 * choice["POSITIONS"])) + 1
+    splits = max(min(fill, turns, _MAX_SPLITS), 1)  # positions of fewer turns are split the same by more splits
+    values = sums = arrived = None
+    if splits > 1:
+        partials = tokens * groups * splits * packed
+        memory = device.scratch((partials * (dim + 2),), np.float32)
+        values, sums = memory[: partials * dim], memory[partials * dim :]
+        arrived = device.counters(tokens * groups)
+    device.run(
+        "attention_split_kv",
+        "attention_split_kv",
+        (tokens, groups, splits),
+        *(q, kv.k, kv.v, starts, lengths, page_table, out, values, sums, arrived),
+        *(rows, first_token, heads, kv_heads, pages, splits, spec.scale, spec.window, spec.softcap),
+        HEAD_DIM=dim,
+        PAGE=page_size,
+        PACKED=packed,
+        THREADS=choice["THREADS"],
+        POSITIONS=choice["POSITIONS"],
+        MIN_BLOCKS=choice["MIN_BLOCKS"],
+    )
+
+
+def packed_heads(group: int) -> int:
+    """Query heads of one KV head that a block takes together, where it has `group` of them: 6 heads are 3 and 3."""
+    return -(-group // -(-group // _MAX_PACKED))
 
 
 def check_head_dim(dim: int) -> None:

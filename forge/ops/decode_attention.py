@@ -7,14 +7,12 @@ from typing import Any
 import numpy as np
 
 from forge.backend.gpu import GPU
-from forge.ops.attention import AttentionSpec, check_head_dim, paged_attention
+from forge.ops.attention import AttentionSpec, check_head_dim, packed_heads, paged_attention
 from forge.ops.kv_cache import KVPages
 from forge.ops.matmul import Partials
 from forge.ops.op import Array, op
 from forge.ops.rope import RopeArgs, rope_append_kv
 
-_MAX_PACKED = 4
-"""Query heads of one KV head that a block takes together."""
 _MAX_SPLITS = 128
 """MAX_SPLITS of the kernel: one block merges the splits of a head."""
 
@@ -65,7 +63,7 @@ def _decode_attention_gpu(device: GPU, qkv: Any, rope: RopeArgs, lengths: Any, *
     check_head_dim(dim)
     heads = qkv.shape[1] // dim - 2 * kv_heads
     group = heads // kv_heads
-    packed = -(-group // -(-group // _MAX_PACKED))  # 6 heads are 3 and 3
+    packed = packed_heads(group)
     groups = kv_heads * -(-group // packed)
     choice = device.choice("attention_decode", dim=dim, packed=packed, kv_heads=kv_heads, rows=rows)
     min_span, min_blocks = choice["MIN_SPAN"], choice["MIN_BLOCKS"]

@@ -10,8 +10,6 @@
 // makes the key and the value of that position; it uses them as the cache holds them, and one block of each KV head appends them.
 // -D THREADS of a block; POSITIONS; HEAD_DIM; PAGE=positions of a page; PACKED; INTERLEAVED.
 
-#define TURN_POSITIONS (WAVES * 16 * POSITIONS)
-
 KERNEL(THREADS) attention_decode(
     const float *qkv,         // (partials, B, (H + 2G) * D) the token's product
     const float *bias,        // ((H + 2G) * D,) or null
@@ -92,43 +90,13 @@ KERNEL(THREADS) attention_decode(
     State state{acc, m, l};
     init_state(state);
     if (is_last && wave == 0) init_last_position(state, query, latest, softcap, cap, per_cap);
-    // All waves of the block make the same number of turns.
-    ROLLED for (u32 turn = start + split * TURN_POSITIONS; turn < cached; turn += stride, position += stride) {
-        Tiles next;
-        find_tiles(cache, position + stride, next);
-        Scores score;
-        compute_scores(cache, tiles, query, head, key, score);
-        if (PREFETCH)
-            load_keys(cache, next, 0, key);
-        else if (HELD_PASSES == PASSES)
-            load_values(cache, tiles, 0, value);
-        if (softcap > 0.0f) cap_scores(score, cap, per_cap);
-        if (turn < first || turn + TURN_POSITIONS > cached) mask_scores(score, position, first, cached);
-        update_state(state, score, weights[wave]);
-        accumulate_values(state, cache, tiles, weights[wave], head, value);
-        if (PREFETCH) load_values(cache, next, 0, value);
-        tiles = next;
-    }
+    Span span{start + split * TURN_POSITIONS, position, stride, first, cached};
+    attend(state, span, cache, tiles, query, weights[wave], head, key, value, 1.0f, softcap, cap, per_cap);
 
     WaveStates states{wave_acc, wave_m, wave_l};
     store_state(state, states, wave);
     barrier();
     u32 place = row * kv_heads * chunks + BLOCK_Y;
-    u64 number = (u64)place * splits + split; // of the split's state
-    SplitState own{split_acc + number * PACKED * HEAD_DIM, split_ml + number * PACKED * 2};
     f16 *block_out = out + ((u64)row * heads + kv_head * group + first_head) * HEAD_DIM;
-    u32 outputs = (last_head + 1 < PACKED ? last_head + 1 : PACKED) * HEAD_DIM;
-    merge_waves(states, used_splits, outputs, block_out, own);
-    if (used_splits == 1) return;
-
-    // The block that ends last merges the splits. The counter is then 0 again.
-    fence_device();
-    barrier();
-    if (THREAD == 0) before = atomic_add(&arrived[place], 1u);
-    barrier();
-    if (before != used_splits - 1) return;
-    fence_device();
-    if (THREAD == 0) arrived[place] = 0;
-    SplitState all{own.acc - (u64)split * PACKED * HEAD_DIM, own.ml - (u64)split * PACKED * 2};
-    merge_splits(all, used_splits, last_head, outputs, share, block_out);
+    merge(states, Splits{split_acc, split_ml, arrived, splits, used_splits}, split, place, last_head, block_out, share, before);
 }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 
 from forge.devtools.cases.case import Case, normal
@@ -20,6 +22,8 @@ def _case(
     page_size: int = 4,
     window: int = 0,
     softcap: float = 0.0,
+    *,
+    is_deterministic: bool = False,
 ) -> Case:
     def make(rng: np.random.Generator) -> Arrays:
         # Pages that lie wholly before the window of a row's first query were released.
@@ -30,7 +34,7 @@ def _case(
         kv, table = random_pages(rng, lengths, list(zip(first, lengths, strict=True)), page_size, heads[1], dim)
         starts = np.concatenate([[0], np.cumsum(queries)]).astype(np.int32)
         q = normal(rng, sum(queries), heads[0], dim)
-        spec = AttentionSpec(dim**-0.5, window, softcap)
+        spec = AttentionSpec(dim**-0.5, window, softcap, is_deterministic)
         return q, kv, starts, np.array(lengths, np.int32), table, spec
 
     return Case(name, make)
@@ -43,6 +47,24 @@ def _by_hand(rng: np.random.Generator) -> Arrays:
     v = np.array([[[[8]], [[16]]]], np.float32)
     starts, lengths, table = (np.array(each, np.int32) for each in ([0, 1], [2], [[0]]))
     return q, KVPages(k, v), starts, lengths, table, AttentionSpec(1.0, 0, 0.0)
+
+
+def _deterministic() -> Iterable[Case]:
+    """Queries whose positions are split by blocks of their own: turns of 128 positions."""
+    for name, queries, lengths, heads, dim, *rest in (
+        ("one position", [1], [1], (2, 1), 8),
+        ("turns", [1] * 6, [127, 128, 129, 255, 257, 1300], (2, 2), 64, 16),
+        ("prompts and decode", [3, 1, 130, 2], [3, 300, 130, 150], (4, 1), 32, 16),
+        ("window", [40, 1, 1], [60, 200, 3], (6, 2), 80, 16, 33),
+        ("window of one", [2, 1], [140, 18], (2, 2), 64, 16, 1),
+        ("soft cap", [2, 1], [10, 150], (5, 1), 96, 16, 0, 2.0),
+        ("window and soft cap", [1, 30], [300, 31], (3, 1), 128, 16, 140, 1.5),
+        ("small pages, odd heads", [5], [40], (2, 1), 20, 4),
+        ("small pages, window", [3, 1], [40, 43], (2, 1), 8, 4, 6),
+        ("heads of 256", [2], [150], (2, 1), 256, 16),
+        ("heads as in an 8B model", [1, 2], [300, 17], (32, 8), 128, 16),
+    ):
+        yield _case(f"deterministic, {name}", queries, lengths, heads, dim, *rest, is_deterministic=True)
 
 
 CASES = {
@@ -105,6 +127,7 @@ CASES = {
         _case("decode, heads as in an 8B model", [1, 1], [300, 17], (32, 8), 128, 16),
         _case("prefill, heads as in an 8B model", [35], [50], (32, 8), 128, 16),
         _case("mixed, window and soft cap", [40, 1, 1], [50, 200, 7], (4, 2), 80, 16, 30, 3.0),
+        *_deterministic(),
         Case("by hand", _by_hand, expected=([[[14.0]]],)),
     ]
 }

@@ -4,13 +4,6 @@
 #define LANE_NUMBERS ((HEAD_DIM + 31) / 32) // of a head
 #define PARTIALS_AT_ONCE 4                  // loads in flight while split-K partials are added
 
-struct alignas(16) Rows {
-    float v[PASSES * GROUPS * PIECE]; // at least HEAD_DIM
-};
-struct alignas(16) Query {
-    f16 v[CHUNKS * TILE_PARTS * 16 + 8]; // zeros behind the head; 8 more, so that heads lie in other banks
-};
-
 // The product of the token, (B, (H + 2G) * D) as split-K partials `size` numbers apart, and what becomes of its heads.
 struct Product {
     const float *qkv, *bias, *q_norm, *k_norm;

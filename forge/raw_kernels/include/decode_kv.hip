@@ -24,6 +24,13 @@
                                                   : 1)
 #define HELD_PASSES (PREFETCH || VALUE_WORDS <= ROOM ? PASSES : 1)
 
+struct alignas(16) Rows {
+    float v[PASSES * GROUPS * PIECE]; // at least HEAD_DIM
+};
+struct alignas(16) Query {
+    f16 v[CHUNKS * TILE_PARTS * 16 + 8]; // zeros behind the head; 8 more, so that heads lie in other banks
+};
+
 // 8 or 4 numbers of a row.
 template <u32 N> struct Numbers {
     u32 words[N / 2];

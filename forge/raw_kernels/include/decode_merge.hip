@@ -98,3 +98,30 @@ DEVICE void merge_splits(const SplitState &all, u32 splits, u32 last_head, u32 o
     UNROLL for (u32 n = 0; n < THREAD_OUTPUTS; ++n)
         if (THREAD + n * THREADS < outputs) out[THREAD + n * THREADS] = to_f16(merged[n]);
 }
+
+// The states of all splits in device memory, and how many blocks of each place have stored theirs.
+struct Splits {
+    float *acc, *ml; // (B, blocks of a row, splits, PACKED, D) and (..., 2), or null for one split
+    u32 *arrived;    // (B, blocks of a row) zeros, or null for one split
+    u32 count, used;
+};
+
+// Merges the states of the block's waves, and the block that ends last those of the splits. `place` is the block's row and heads.
+DEVICE void merge(
+    const WaveStates &states, const Splits &s, u32 split, u32 place, u32 last_head, f16 *out, float (&share)[PACKED][MAX_SPLITS], u32 &before
+) {
+    u64 number = (u64)place * s.count + split; // of the split's state
+    SplitState own{s.acc + number * PACKED * HEAD_DIM, s.ml + number * PACKED * 2};
+    u32 outputs = (last_head + 1 < PACKED ? last_head + 1 : PACKED) * HEAD_DIM;
+    merge_waves(states, s.used, outputs, out, own);
+    if (s.used == 1) return;
+    fence_device();
+    barrier();
+    if (THREAD == 0) before = atomic_add(&s.arrived[place], 1u);
+    barrier();
+    if (before != s.used - 1) return;
+    fence_device();
+    if (THREAD == 0) s.arrived[place] = 0; // for the next launch
+    SplitState all{own.acc - (u64)split * PACKED * HEAD_DIM, own.ml - (u64)split * PACKED * 2};
+    merge_splits(all, s.used, last_head, outputs, share, out);
+}

@@ -154,3 +154,36 @@ DEVICE void accumulate_values(State &s, const Cache &cache, Tiles &tiles, const 
         }
     }
 }
+
+#define TURN_POSITIONS (THREADS / TILE_WAVE * 16 * POSITIONS) // of a block
+
+// The positions of a wave: its split's turns begin at `turn`, its own tiles of the turn at `position`.
+struct Span {
+    u32 turn, position, stride, first, end; // positions before `first` and from `end` on get no weight
+};
+
+// Takes all turns of the wave into its state. All waves of the block make the same number of turns.
+DEVICE void attend(
+    State &state, Span at, const Cache &cache, Tiles &tiles, const Query (&query)[PACKED], Weights (&weights)[PACKED], u32 head, Keys &key, Values &value,
+    float factor, // of the scores, beside that of the queries
+    float softcap, float cap, float per_cap
+) {
+    ROLLED for (; at.turn < at.end; at.turn += at.stride, at.position += at.stride) {
+        Tiles next;
+        find_tiles(cache, at.position + at.stride, next);
+        Scores score;
+        compute_scores(cache, tiles, query, head, key, score);
+        if (PREFETCH)
+            load_keys(cache, next, 0, key);
+        else if (HELD_PASSES == PASSES)
+            load_values(cache, tiles, 0, value);
+        UNROLL for (u32 u = 0; u < POSITIONS; ++u)
+            UNROLL for (u32 i = 0; i < TILE_VALUES; ++i) score[u][i] *= factor;
+        if (softcap > 0.0f) cap_scores(score, cap, per_cap);
+        if (at.turn < at.first || at.turn + TURN_POSITIONS > at.end) mask_scores(score, at.position, at.first, at.end);
+        update_state(state, score, weights);
+        accumulate_values(state, cache, tiles, weights, head, value);
+        if (PREFETCH) load_values(cache, next, 0, value);
+        tiles = next;
+    }
+}

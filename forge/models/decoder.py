@@ -87,9 +87,9 @@ class Decoder:
         if hook:
             hook("token_embd", x)
         # Products of several sequences' tokens are split-K partials. Their sum is a launch, unless the next norm adds
-        # them. Rows cannot be taken of partials, and hooks do not see them.
-        is_plain = batch.logit_rows is None and hook is None and not self.is_deterministic
-        takes_partials = batch.is_decode and len(x) > 1 and is_plain
+        # them. Rows cannot be taken of partials, and hooks do not see them. The sums have the same bits either way.
+        is_plain = batch.logit_rows is None and hook is None
+        takes_partials = batch.is_decode and is_plain and (len(x) > 1 or self.is_deterministic)
         stream = ResidualStream(x, leaves_pending=takes_partials)
         for index, (mixer, feed_forward) in enumerate(self.layers):
             mixer(stream, batch, state, hook)

@@ -28,7 +28,8 @@ class Linear:
         glu: silu or gelu: The first half of the product is a gate, and the result is activation(gate) * up.
         split_k: "allowed": The result may be `Partials`, which the reader sums.
         """
-        split_k = "fixed" if self.is_deterministic else split_k
+        if self.is_deterministic:
+            split_k = "fixed_allowed" if split_k == "allowed" else "fixed"
         return linear(operand, self.weight, self.bias, residual, glu=glu, split_k=split_k)
 
 

@@ -14,10 +14,13 @@ from forge.ops.norm import Normed, norm
 from forge.ops.op import Array, op
 from forge.ops.quant import Packed, QuantTensor, Stack, parts_of
 
+FIXED = ("fixed", "fixed_allowed")
+"""Values of split_k with which a row's result does not depend on the rows beside it."""
+
 
 @op(
     "operand:act[M,K]|Normed weight:weight[N,K] bias?:f32[N] &residual?:f32[M,N] glu=none|silu|gelu "
-    "split_k=never|allowed|fixed -> y:f32[M,N] if glu=none else y:act[M,N/2]",
+    "split_k=never|allowed|fixed|fixed_allowed -> y:f32[M,N] if glu=none else y:act[M,N/2]",
     rtol=1e-4,
     atol=1e-4,
 )
@@ -28,7 +31,7 @@ def linear(operand: Any, weight: Any, bias: Array | None, residual: Array | None
     residual: The product is added to it in place, and it is returned. A product with glu has none.
     glu: The product's first half is a gate, and the result is activation(gate) * up (arXiv:2002.05202).
     split_k: "allowed": The result may be `Partials`, which the reader sums. "fixed": A row's result has the same bits
-    whatever rows stand beside it.
+    whatever rows stand beside it. "fixed_allowed": Both.
     """
     _check(residual, glu)
     x = norm.reference(operand, out="act") if isinstance(operand, Normed) else operand
@@ -72,7 +75,7 @@ def _linear_cpu(
     _check(residual, glu)
     x: Array = norm.run_cpu(operand, out="act") if isinstance(operand, Normed) else operand
     matrix = _matrix(weight)
-    if split_k == "fixed":  # the same calls for each row
+    if split_k in FIXED:  # the same calls for each row
         y = _vector_products(matrix, x, _FIXED_BLOCK_BYTES)
     elif len(x) == 1:
         y = np.dot(matrix, x[0])[None]
@@ -109,13 +112,13 @@ def _linear_gpu(device: GPU, operand: Any, weight: Any, bias: Any, residual: Any
     - One row: GEMV. It computes an RMS norm of the operand, and behind it the gated activation.
     - 2 to 64 rows: matrix cores. They compute the gated activation, or partials for the reader to sum.
     - More rows: BLAS.
-    - Any number of rows with split_k="fixed": one variant of the kernel of 64 rows, 64 at a time.
+    - Any number of rows with a fixed split_k: matrix cores, split as the matrix and the device say.
 
     Norms and activations that are not fused are launches before and after the product.
     """
     _check(residual, glu)
     rows, is_stack, parts = operand.shape[0], isinstance(weight, Stack), parts_of(weight, bias)
-    is_fixed = split_k == "fixed"
+    is_fixed = split_k in FIXED
     norm_inside = (
         isinstance(operand, Normed)
         and (operand.is_rms and operand.pending is None and rows == 1 and not is_fixed)
@@ -124,16 +127,17 @@ def _linear_gpu(device: GPU, operand: Any, weight: Any, bias: Any, residual: Any
     )
     if isinstance(operand, Normed) and not norm_inside:
         operand = device.launch(norm, (operand,), {"out": "act"})
-    on_matrix_cores = 1 < rows <= matmul.MAX_ROWS and not is_fixed and matmul.supports(weight)
+    on_matrix_cores = (is_fixed or 1 < rows <= matmul.MAX_ROWS) and matmul.supports(weight)
     if glu != "none" and not is_stack and (norm_inside or on_matrix_cores):
         y = device.empty((rows, weight.shape[0] // 2), device.dtype)
         if norm_inside:
             matvec.matvec(device, operand, weight, bias, y[0], glu=glu)
         else:
-            matmul.matmul(device, operand, weight, bias, y, glu=glu)
+            matmul.matmul(device, operand, weight, bias, y, glu=glu, is_fixed=is_fixed)
         return y
-    if glu == "none" and residual is None and split_k == "allowed" and on_matrix_cores:
-        return matmul.split_k(device, operand, weight, bias)
+    leaves_partials = glu == "none" and residual is None and split_k in ("allowed", "fixed_allowed")
+    if leaves_partials and on_matrix_cores and not (is_fixed and is_stack):
+        return matmul.split_k(device, operand, weight, bias, is_fixed=is_fixed)
     y = device.empty((rows, weight.shape[0]), np.float32) if residual is None else residual
     for column, part, part_bias in parts:
         how = {"accumulate": residual is not None, "is_fixed": is_fixed}
@@ -145,24 +149,12 @@ def _product(
     device: GPU, operand: Any, weight: Any, bias: Any, y: Any, column: int, *, accumulate: bool, is_fixed: bool
 ) -> None:
     """y[:, column:column + N] = operand @ weight.T + bias, or += with accumulate."""
-    rows, outer = operand.shape[0], weight.shape[0]
-    if rows <= matmul.MAX_ROWS:
-        _few_rows(device, operand, weight, bias, y, column, accumulate=accumulate, is_fixed=is_fixed)
-    elif device.has_blas and not is_fixed:
+    rows, (outer, inner) = operand.shape[0], weight.shape
+    if rows > matmul.MAX_ROWS and device.has_blas and not is_fixed:
         _many_rows(device, operand, weight, y, column, accumulate=accumulate)
         if bias is not None:
             device.run("linear", "add_bias", (-(-outer // 256), rows), bias, y, outer, y.shape[1], column)
-    else:
-        for start in range(0, rows, matmul.MAX_ROWS):
-            some = slice(start, start + matmul.MAX_ROWS)
-            _few_rows(device, operand[some], weight, bias, y[some], column, accumulate=accumulate, is_fixed=is_fixed)
-
-
-def _few_rows(
-    device: GPU, operand: Any, weight: Any, bias: Any, y: Any, column: int, *, accumulate: bool, is_fixed: bool
-) -> None:
-    rows, (outer, inner) = operand.shape[0], weight.shape
-    if rows == 1 and not is_fixed and matvec.supports(weight, normed=isinstance(operand, Normed)):
+    elif rows == 1 and not is_fixed and matvec.supports(weight, normed=isinstance(operand, Normed)):
         matvec.matvec(device, operand, weight, bias, y[0, column : column + outer], accumulate=accumulate)
     elif matmul.supports(weight):
         matmul.matmul(device, operand, weight, bias, y, column, accumulate=accumulate, is_fixed=is_fixed)

@@ -1,7 +1,8 @@
-"""Launches of the kernels that use matrix cores: products of 2 to 64 rows, and how the inner dimension is split."""
+"""Launches of the kernels that use matrix cores, made for 2 to 64 rows, and how the inner dimension is split."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,7 @@ from forge.ops.quant import Packed, Stack, parts_of
 from forge.tuning.table import MATMUL_ROWS, group_lds_bytes
 
 MAX_ROWS = MATMUL_ROWS[-1]
-"""Rows of x that a launch takes: the weights are read once for all of them."""
+"""Rows of x that the weights are read once for. A launch may have more, in blocks of so many."""
 ROW_COUNTS = (1, *MATMUL_ROWS, MAX_ROWS + 1)
 """Numbers of rows that are multiplied by different kernels: a vector's, tiles' of each size, and BLAS's."""
 _LANE_PARTS = 4
@@ -69,9 +70,9 @@ def matmul(
 ) -> None:
     """y[:, column:column + N] = x @ weight.T + bias, or += with accumulate.
 
-    x: act (M, K), M <= 64. weight: (N, K). bias: float32 (N,) or None. y: float32 (M, at least column + N). With glu,
-    silu or gelu: act (M, N / 2), the activation of the product's first half times the second. is_fixed: Tiles and
-    splits are those of 64 rows, so that a row's sums do not depend on M.
+    x: act (M, K). weight: (N, K). bias: float32 (N,) or None. y: float32 (M, at least column + N). With glu,
+    silu or gelu: act (M, N / 2), the activation of the product's first half times the second. is_fixed: A row's sums
+    do not depend on M.
     """
     rows, outer, is_glu = len(x), weight.shape[0], glu != "none"
     launch = _Launch(device, x, weight, bias, is_glu=is_glu, is_fixed=is_fixed)
@@ -88,10 +89,10 @@ def matmul(
     device.run("split_k_reduce", "split_k_reduce", blocks, partials, product, gated, *sizes)
 
 
-def split_k(device: GPU, x: Any, weight: Any, bias: Any) -> Partials:
-    """x @ weight.T + bias, not yet added up; weight may be a Stack."""
+def split_k(device: GPU, x: Any, weight: Any, bias: Any, *, is_fixed: bool = False) -> Partials:
+    """x @ weight.T + bias, not yet added up; weight may be a Stack, except with is_fixed."""
     columns = parts_of(weight, bias)
-    launches = [_Launch(device, x, part, part_bias, is_glu=False) for _, part, part_bias in columns]
+    launches = [_Launch(device, x, part, part_bias, is_glu=False, is_fixed=is_fixed) for _, part, part_bias in columns]
     rows, outer, splits = len(x), weight.shape[0], max(launch.splits for launch in launches)
     partials = device.empty((splits, rows, outer), np.float32)
     for launch, (column, *_) in zip(launches, columns, strict=True):
@@ -106,30 +107,43 @@ class _Launch:
         self.device, self.x, self.weight, self.bias = device, x, weight, bias
         (rows, inner), outer = x.shape, weight.shape[0]
         is_packed = isinstance(weight, Packed)
-        tokens = MAX_ROWS if is_fixed else next(most for most in MATMUL_ROWS if rows <= most)
         self.is_wgmma = device.has_wgmma and not is_packed
         self.kernel = "matmul_wgmma" if self.is_wgmma else "matmul"
-        choice = device.choice(
-            self.kernel,
-            op="rms_gated" if is_glu else "linear",
-            format=weight.type.name if is_packed else "F16",
-            inner=inner,
-            outer=outer // 2 if is_glu else outer,
-            tokens=tokens,
-        )
-        rows_of_block = 16 * choice["TILES"] * (choice["BLOCK"] // device.wave_size)
+
+        def choice_for(tokens: int) -> Mapping[str, int]:
+            return device.choice(
+                self.kernel,
+                op="rms_gated" if is_glu else "linear",
+                format=weight.type.name if is_packed else "F16",
+                inner=inner,
+                outer=outer // 2 if is_glu else outer,
+                tokens=tokens,
+            )
+
+        tokens = next((most for most in MATMUL_ROWS if rows <= most), MAX_ROWS)
+        choice = splitting = choice_for(tokens)
+        turn = weight.weights_per_thread if is_packed else 32
+        if is_fixed:
+            # What a split begins with is the same for any number of rows: it is whole stages, which are those of the
+            # most rows, or at most a turn of the main loop.
+            splitting = choice_for(MAX_ROWS)
+            stage_steps = min(choice["STAGE_STEPS"], turn // 16)
+            choice = splitting if self.is_wgmma else {**choice, "STAGE_STEPS": stage_steps}
         self.defines: dict[str, int | str] = {"TOKENS": tokens, **choice}
+        if rows > tokens:
+            self.defines["MORE_TOKENS"] = 1
         if self.is_wgmma:
             self.defines["LDS_BYTES"] = group_lds_bytes(tokens, choice)
         else:
             self.defines |= (
                 {"FORMAT": int(weight.type), "WEIGHT": "u8"} if is_packed else {"FORMAT": 1, "WEIGHT": "f16"}
             )
-        self.blocks = -(-outer // rows_of_block)
+        self.blocks, self.row_tiles = -(-outer // _rows_of_block(device, choice)), -(-rows // tokens)
         # Where the rows of the matrix are blocks too few to fill the device, more of them share the inner dimension.
-        steps = -(-inner // (_LANE_PARTS * (weight.weights_per_thread if is_packed else 32)))
-        room = device.num_cus * choice["MIN_BLOCKS"] // self.blocks
-        self.splits = max(min(room, steps // _MIN_STEPS, _MAX_SPLITS[tokens]), 1)
+        steps = -(-inner // (_LANE_PARTS * turn))
+        room = device.num_cus * splitting["MIN_BLOCKS"] // -(-outer // _rows_of_block(device, splitting))
+        most = _MAX_SPLITS[MAX_ROWS if is_fixed else tokens]
+        self.splits = max(min(room, steps // _MIN_STEPS, most), 1)
 
     def run(
         self, y: Any, gated: Any, stride: int, column: int = 0, *, accumulate: int = 0, gelu: int = 0, splits: int = 1
@@ -138,4 +152,11 @@ class _Launch:
         planes = weight.planes if isinstance(weight, Packed) else (weight,) if self.is_wgmma else (weight, *3 * (None,))
         sizes = (*self.x.shape, weight.shape[0], stride, column, accumulate, gelu, splits)
         arrays = self.x, *planes, self.bias, y, gated
-        self.device.run(self.kernel, self.kernel, (self.blocks, splits), *arrays, *sizes, **self.defines)
+        self.device.run(
+            self.kernel, self.kernel, (self.blocks, splits, self.row_tiles), *arrays, *sizes, **self.defines
+        )
+
+
+def _rows_of_block(device: GPU, choice: Mapping[str, int]) -> int:
+    """Rows of the matrix that a block of the kernel takes."""
+    return 16 * choice["TILES"] * (choice["BLOCK"] // device.wave_size)

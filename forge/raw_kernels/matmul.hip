@@ -1,4 +1,4 @@
-// Products of 2 to 64 rows of x with a float16 or quantized matrix, on the matrix cores.
+// Products of rows of x, TOKENS for each z of the grid, with a float16 or quantized matrix, on the matrix cores.
 // Uses: quant_blocks, tile, tile_mma, tile_mfma, tile_wmma, tile_scalar, matmul_epilogue
 //
 // A wave takes TILES tiles of 16 rows of the matrix, for all rows of x. Weights go from memory straight to the registers that the
@@ -157,11 +157,11 @@ KERNEL(BLOCK) matmul(
     Turn held[PREFETCH + 1];
     if (PREFETCH || HAS_PDL) load_turn(held[0], weight, planes, row, begin, end, inner);
     grid_dependency_sync();
-    ROLLED for (u32 base = 0; base < TOKENS; base += TOGETHER) {
+    ROLLED for (u32 base = FIRST_TOKEN; base < FIRST_TOKEN + TOKENS; base += TOGETHER) {
         Sums sum;
         clear_sums(sum);
         if (base >= rows) break;
-        if (base) { // everything of the tokens before was read
+        if (base > FIRST_TOKEN) { // everything of the tokens before was read
             lds_barrier();
             if (PREFETCH || HAS_PDL) load_turn(held[0], weight, planes, row, begin, end, inner);
         }

@@ -1,4 +1,4 @@
-// Products of 2 to 64 rows of x with a float16 matrix, as matmul.hip, by NVIDIA's wgmma, which reads LDS.
+// Products of rows of x, TOKENS for each z of the grid, with a float16 matrix, as matmul.hip, by NVIDIA's wgmma, which reads LDS.
 // Uses: tile, tile_mma, matmul_epilogue, tile_wgmma
 // Target: sm_90a
 //
@@ -32,11 +32,11 @@ DEVICE void copy_weights(const Rows &rows, u32 stage, u32 inner, Stage &to) {
 }
 DEVICE void copy_x(const f16 *x, u32 stage, u32 rows, u32 inner, Stage &to) {
     UNROLL for (u32 e = 0; e < (X_PIECES + BLOCK - 1) / BLOCK; ++e) {
-        u32 n = e * BLOCK + THREAD, piece = n % LINE, token = n / LINE % TOKENS, s = n / LINE / TOKENS;
+        u32 n = e * BLOCK + THREAD, piece = n % LINE, row = n / LINE % TOKENS, s = n / LINE / TOKENS;
         if (X_PIECES % BLOCK && n >= X_PIECES) continue;
-        u32 k = ((stage * STAGE_STEPS + s) * LINE + piece) * 8;
+        u32 k = ((stage * STAGE_STEPS + s) * LINE + piece) * 8, token = FIRST_TOKEN + row;
         bool there = k < inner && token < rows;
-        copy_async(&to.steps[s].x.v[token][line_place(token, piece)], (const u32x4 *)(x + (there ? token * inner + k : 0)), there);
+        copy_async(&to.steps[s].x.v[row][line_place(row, piece)], (const u32x4 *)(x + (there ? token * inner + k : 0)), there);
     }
 }
 
@@ -92,5 +92,5 @@ KERNEL(BLOCK) matmul_wgmma(
         at = at + 1 == STAGES ? 0 : at + 1;
     }
     UNROLL for (u32 t = 0; t < TILES; ++t) group_await(sum[t]);
-    store_sums(product, sum, 0);
+    store_sums(product, sum, FIRST_TOKEN);
 }

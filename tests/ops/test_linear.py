@@ -75,7 +75,10 @@ def operand(device: Launches, kind: str, rows: int, inner: int) -> Any:
         (1, "rms", "F16", "fixed", "rmsnorm matmul"),
         (1, "array", "Q4_K", "fixed residual bias", "matmul"),
         (64, "rms", "stack", "fixed glu", "rmsnorm matmul matmul act_and_mul"),
-        (65, "pending rms", "F16", "fixed glu", "add_rmsnorm matmul matmul act_and_mul"),
+        (65, "pending rms", "F16", "fixed glu", "add_rmsnorm matmul"),
+        (1, "array", "F16", "fixed_allowed", "matmul"),
+        (65, "array", "F16", "fixed_allowed", "matmul"),
+        (3, "array", "stack", "fixed_allowed", "matmul matmul"),
     ],
 )
 def test_a_product_is_launched_as_few_kernels_as_there_are_for_it(
@@ -83,14 +86,16 @@ def test_a_product_is_launched_as_few_kernels_as_there_are_for_it(
 ) -> None:
     device = Launches()
     glu = "silu" if "glu" in options else "none"
-    split_k = "allowed" if "split_k" in options else "fixed" if "fixed" in options else "never"
+    words = options.split()
+    split_k = "allowed" if "split_k" in words else next((word for word in words if "fixed" in word), "never")
     given = matrix(device, weight, 256)
     bias = device.empty((given.shape[0],), np.float32) if "bias" in options else None
     residual = device.empty((rows, given.shape[0]), np.float32) if "residual" in options else None
     args = operand(device, kind, rows, 256), given, bias, residual
     result = device.launch(linear, args, {"glu": glu, "split_k": split_k})
     assert " ".join(device.functions) == functions
-    assert isinstance(result, Partials) == (split_k == "allowed" and 1 < rows < 65)
+    is_split = split_k == "allowed" and 1 < rows < 65
+    assert isinstance(result, Partials) == (is_split or (split_k == "fixed_allowed" and weight != "stack"))
     assert (result is residual) == (residual is not None)
     linear.check(args, {"glu": glu, "split_k": split_k}, (result,))
 
@@ -125,12 +130,12 @@ def test_a_long_row_is_normalized_before_its_product() -> None:
     assert device.functions == ["rmsnorm", "matvec_f16"]
 
 
-def test_without_blas_many_rows_are_computed_64_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_blas_many_rows_are_one_launch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Launches, "has_blas", False)
     device = Launches()
     args = operand(device, "array", 129, 256), matrix(device, "F16", 256), None, None
     device.launch(linear, args, {"glu": "none", "split_k": "never"})
-    assert device.functions == ["matmul", "matmul", "matvec_f16"]
+    assert device.functions == ["matmul"]
 
 
 def test_a_gated_product_has_no_residual() -> None:

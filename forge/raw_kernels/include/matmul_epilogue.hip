@@ -1,5 +1,11 @@
-// Shared by the matrix products of 2 to 64 rows of x: which matrix rows a tile has, the accumulators, and the epilogue.
-// -D TOKENS=rows of x at most; TILES of a wave; BLOCK=threads.
+// Shared by the matrix products of few rows of x: which matrix rows a tile has, the accumulators, and the epilogue.
+// -D TOKENS=rows of x of a block; TILES of a wave; BLOCK=threads; MORE_TOKENS=1: the grid's z takes further rows of x.
+
+#ifdef MORE_TOKENS
+#define FIRST_TOKEN (BLOCK_Z * TOKENS)
+#else
+#define FIRST_TOKEN 0u
+#endif
 
 #define WAVES (BLOCK / TILE_WAVE)
 #define TOGETHER (TOKENS < TILE_MAX_TOKENS ? TOKENS : TILE_MAX_TOKENS) // tokens that there are accumulators for

@@ -503,6 +503,19 @@ class TestInABrowser:
         page.locator("#notice").wait_for(state="hidden")
         assert answers(page) == ["It is 4."]
 
+    def test_an_answer_that_breaks_off_is_kept_and_says_so(self, context: Any, tmp_path: Path) -> None:
+        served = serve(write_scripted(tmp_path / "scripted.gguf", TEMPLATE, SCRIPTS, []))
+        try:
+            page = context.new_page()
+            page.goto(served.url)
+            ask(page, "round")
+            page.locator(".assistant .body", has_text="On and on.").wait_for()
+        finally:
+            stop(served)
+        page.locator("#notice", has_text="The connection broke before the answer was whole.").wait_for()
+        assert len(answers(page)) == 1
+        assert "cut off" in page.locator(".assistant .foot").inner_text()
+
     def test_a_refusal_of_the_server_is_shown(self, page: Any) -> None:
         ask(page, "a " * 5000)
         page.locator("#notice", has_text="4096").wait_for()

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Plant faults in the kernels, one at a time, and say which quick test finds each: what lives needs a case.
+"""Plant faults in the kernels, one at a time, and say which test finds each: what lives needs a case.
 
 scripts/mutants.py [PART ...] plants those of `mutants.txt` whose file or text holds one of the parts; it needs clang++.
 A fault is a line `file.hip: name`, the text as it is behind `- `, and the text with the fault behind `+ `.
@@ -83,7 +83,8 @@ def read_faults() -> Iterator[Fault]:
 
 
 class Planter:
-    """A plugin of pytest's: for each fault a child process runs the tests of its file, up to the first that fails."""
+    """A plugin of pytest's: for each fault a child process runs the tests of its file, the quick ones first, up to the
+    first that fails."""
 
     def __init__(self, faults: list[Fault]) -> None:
         self.faults, self.living, self.failed = faults, 0, ""
@@ -123,12 +124,13 @@ class Planter:
                 return f"STALE: the text is there {text.count(fault.old)} times"
             path.write_text(text.replace(fault.old, fault.new))
             items, session.items = session.items, []  # too few for kernels to be compiled ahead
-            for part in TESTS[fault.file].split("|"):
-                chosen = [item for item in items if part in item.nodeid]
-                items = [item for item in items if part not in item.nodeid]
-                for item in chosen:
-                    if not self.failed:
-                        item.config.hook.pytest_runtest_protocol(item=item, nextitem=None)
+            parts = TESTS[fault.file].split("|")
+            chosen = [item for item in items if any(part in item.nodeid for part in parts)]
+            chosen.sort(key=lambda item: next(n for n, part in enumerate(parts) if part in item.nodeid))
+            chosen.sort(key=lambda item: item.get_closest_marker("slow") is not None)
+            for item in chosen:
+                if not self.failed:
+                    item.config.hook.pytest_runtest_protocol(item=item, nextitem=None)
         return self.failed
 
 
@@ -136,7 +138,7 @@ def main() -> int:
     os.chdir(ROOT)
     faults = [fault for fault in read_faults() if not sys.argv[1:] or any(p in str(fault) for p in sys.argv[1:])]
     planter = Planter(faults)
-    pytest.main(["-q", "-s", "-p", "no:cacheprovider", "-m", "not slow", *PLACES], plugins=[planter])
+    pytest.main(["-q", "-s", "-p", "no:cacheprovider", *PLACES], plugins=[planter])
     return 1 if planter.living else 0
 
 

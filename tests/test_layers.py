@@ -5,6 +5,7 @@ import re
 import sys
 import tomllib
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -111,13 +112,10 @@ def has_rule(path: Path) -> bool:
 
 def imports(path: Path, module: str, modules: set[str]) -> Iterator[tuple[int, str]]:
     """Line and absolute name of every module imported anywhere in a file, within functions and for types alone, too."""
-    tree = ast.parse(path.read_text(encoding="utf-8"), str(path))
-    if module == "__init__":
-        tree.body = [node for node in tree.body if not is_for_type_checkers(node)]
     package = "forge" if module == "__init__" else f"forge.{module}"
     if path.name != "__init__.py":
         package = package.rpartition(".")[0]
-    for node in ast.walk(tree):
+    for node in importing(path.read_text(encoding="utf-8"), is_door=module == "__init__"):
         if isinstance(node, ast.Import):
             yield from ((node.lineno, alias.name) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -128,10 +126,24 @@ def imports(path: Path, module: str, modules: set[str]) -> Iterator[tuple[int, s
             for alias in node.names:  # a module of the package, or a name that the package holds
                 whole = f"{base}.{alias.name}"
                 yield node.lineno, whole if whole.removeprefix("forge.") in modules else base
-        elif isinstance(node, ast.Call) and called(node) in ("import_module", "__import__") and module != "__init__":
-            name = node.args[0] if node.args else None
-            is_text = isinstance(name, ast.Constant) and isinstance(name.value, str)
-            yield node.lineno, str(name.value) if is_text else "a module by a computed name"
+        else:
+            name = node.args[0].value if node.args and isinstance(node.args[0], ast.Constant) else None
+            yield node.lineno, name if isinstance(name, str) else "a module by a computed name"
+
+
+@cache
+def importing(text: str, *, is_door: bool) -> list[ast.Import | ast.ImportFrom | ast.Call]:
+    """Statements and calls that import something; in forge/__init__.py those that run when forge is imported."""
+    tree = ast.parse(text)
+    if is_door:
+        tree.body = [node for node in tree.body if not is_for_type_checkers(node)]
+    kinds = (ast.Import, ast.ImportFrom) if is_door else (ast.Import, ast.ImportFrom, ast.Call)
+    return [
+        node
+        for node in ast.walk(tree)
+        if isinstance(node, kinds)
+        if not isinstance(node, ast.Call) or called(node) in ("import_module", "__import__")
+    ]
 
 
 def is_for_type_checkers(node: ast.stmt) -> bool:

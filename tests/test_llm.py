@@ -146,8 +146,8 @@ def test_a_dropped_stream_frees_its_pages(llm: LLM) -> None:
 @pytest.mark.parametrize(
     ("ahead", "n"),
     [
-        pytest.param(False, 1, id="1"),
         pytest.param(True, 3, id="as on a GPU-3"),
+        pytest.param(False, 1, id="1", marks=pytest.mark.slow),
         pytest.param(False, 3, id="3", marks=pytest.mark.slow),
         pytest.param(True, 1, id="as on a GPU-1", marks=pytest.mark.slow),
     ],

@@ -160,8 +160,8 @@ def test_the_table_of_former_names_is_the_one_that_works() -> None:
 def nodes_of_the_package() -> list[tuple[str, ast.AST]]:
     """Every call, raise, attribute and keyword of the package's source, with its file and line."""
     return [
-        (f"{path.relative_to(FORGE)}:{node.lineno}", node)
-        for path in sorted(FORGE.rglob("*.py"))
+        (f"{name}:{node.lineno}", node)
+        for path, name in ((path, path.relative_to(FORGE)) for path in sorted(FORGE.rglob("*.py")))
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if isinstance(node, ast.Call | ast.Raise | ast.Attribute | ast.keyword)
     ]

@@ -345,6 +345,7 @@ def test_doctor_fixes_what_is_wrong_with_a_gpu(monkeypatch: pytest.MonkeyPatch, 
     assert "hipErrorUnknown" in only.fix
 
 
+@pytest.mark.slow
 def test_doctor_counts_the_threads_of_blas() -> None:
     environment = os.environ | {"OPENBLAS_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "forge", "doctor"]

@@ -113,7 +113,7 @@ def submit(llm: LLM, prompt: list[int], params: SamplingParams) -> tuple[Any, An
 
 
 @pytest.mark.parametrize("runs_ahead", [False, True], ids=["waits for ids", "runs ahead"])
-@pytest.mark.parametrize("n", [1, 3])
+@pytest.mark.parametrize("n", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_pages_are_back_at_once_whenever_a_request_is_aborted(
     n: int, runs_ahead: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:

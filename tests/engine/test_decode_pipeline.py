@@ -32,7 +32,10 @@ def texts(llm: LLM, prompts: list[list[int]], params: SamplingParams) -> list[li
     return [list(completion.ids) for completion in found]
 
 
-@pytest.mark.parametrize("params", [GREEDY, SEEDED, SamplingParams(max_tokens=20, temperature=2.0, seed=3, n=3)])
+@pytest.mark.parametrize(
+    "params",
+    [GREEDY, SEEDED, pytest.param(SamplingParams(max_tokens=20, temperature=2.0, seed=3, n=3), marks=pytest.mark.slow)],
+)
 @pytest.mark.parametrize("pages", [200, 14])
 def test_ids_are_those_of_steps_that_wait(params: SamplingParams, pages: int, monkeypatch: pytest.MonkeyPatch) -> None:
     prompts = random_prompts(7, 40)
@@ -101,7 +104,7 @@ def test_what_changes_or_describes_an_id_is_that_of_steps_that_wait(
     assert got == wanted  # to the bit
 
 
-@pytest.mark.parametrize("pages", [200, 14])
+@pytest.mark.parametrize("pages", [pytest.param(200, marks=pytest.mark.slow), 14])
 def test_so_it_is_in_batches_of_all_kinds(pages: int, monkeypatch: pytest.MonkeyPatch) -> None:
     kinds = [GREEDY, *KINDS.values(), SEEDED]
     params = [replace(kind, max_tokens=20 + i % 4) for i, kind in enumerate(kinds)]
@@ -152,7 +155,13 @@ def test_steps_with_and_without_draws_are_recorded_apart(monkeypatch: pytest.Mon
         *((Engine, "_append", (5, 11, 12), done) for done in (False, True)),
     ],
 )
-@pytest.mark.parametrize("params", [GREEDY, replace(PENALIZED, logprobs=1)], ids=["greedy", "penalized"])
+@pytest.mark.parametrize(
+    "params",
+    [
+        pytest.param(GREEDY, id="greedy", marks=pytest.mark.slow),
+        pytest.param(replace(PENALIZED, logprobs=1), id="penalized"),
+    ],
+)
 def test_a_step_that_fails_ends_its_sequences_and_leaves_nothing_behind(
     owner: type,
     name: str,

@@ -22,6 +22,9 @@ quick_with_llama = pytest.mark.parametrize(
     "name", ["llama", *(pytest.param(name, marks=pytest.mark.slow) for name in ("gemma3", "qwen3"))], indirect=True
 )
 """For tests of many generations: gemma3 has seven layers."""
+greedy_is_slow = pytest.mark.parametrize(
+    "params", [pytest.param(GREEDY, id="greedy", marks=pytest.mark.slow), pytest.param(SEEDED, id="seeded")]
+)
 
 
 @pytest.fixture(scope="module", params=NAMES)
@@ -53,7 +56,7 @@ def alone(llm: LLM, prompts: list[list[int]], params: SamplingParams) -> list[tu
 # Batches, chunks and scarce pages
 
 
-@pytest.mark.parametrize("params", [GREEDY, SEEDED], ids=["greedy", "seeded"])
+@greedy_is_slow
 @quick_with_llama
 def test_a_batch_equals_each_prompt_alone(name: str, roomy: LLM, params: SamplingParams) -> None:
     prompts = random_prompts(9, 40)
@@ -61,7 +64,7 @@ def test_a_batch_equals_each_prompt_alone(name: str, roomy: LLM, params: Samplin
     assert_idle(roomy)
 
 
-@pytest.mark.parametrize("params", [GREEDY, SEEDED], ids=["greedy", "seeded"])
+@greedy_is_slow
 @quick_with_llama
 def test_more_prompts_than_may_run_together(name: str, roomy: LLM, params: SamplingParams) -> None:
     prompts = random_prompts(7, 20, seed=1)
@@ -70,7 +73,7 @@ def test_more_prompts_than_may_run_together(name: str, roomy: LLM, params: Sampl
     assert_idle(narrow)
 
 
-@pytest.mark.parametrize("params", [GREEDY, SEEDED], ids=["greedy", "seeded"])
+@greedy_is_slow
 @quick_with_llama
 def test_preemption_changes_nothing(name: str, roomy: LLM, params: SamplingParams) -> None:
     prompts = random_prompts(6, 30, seed=2)
@@ -82,7 +85,7 @@ def test_preemption_changes_nothing(name: str, roomy: LLM, params: SamplingParam
     assert_idle(scarce)
 
 
-@pytest.mark.parametrize("max_step_tokens", [2, 8, 33])
+@pytest.mark.parametrize("max_step_tokens", [pytest.param(2, marks=pytest.mark.slow), 8, 33])
 def test_a_prompt_in_chunks_equals_one_step(name: str, roomy: LLM, max_step_tokens: int) -> None:
     prompts = [*random_prompts(2, 30, seed=3), random_prompts(1, 1, seed=4)[0] * 64]
     chunked = tiny_llm(name, max_step_tokens=max_step_tokens, max_sequences=2)
@@ -90,7 +93,7 @@ def test_a_prompt_in_chunks_equals_one_step(name: str, roomy: LLM, max_step_toke
     assert_idle(chunked)
 
 
-@pytest.mark.parametrize("page_size", [1, 5, 64])
+@pytest.mark.parametrize("page_size", [1, pytest.param(5, marks=pytest.mark.slow), 64])
 def test_the_page_size_changes_nothing(name: str, roomy: LLM, page_size: int) -> None:
     prompts = random_prompts(4, 40, seed=5)
     other = tiny_llm(name, page_size=page_size, num_pages=4 * -(-CONTEXT // page_size))
@@ -146,7 +149,7 @@ def test_different_seeds_differ_and_no_seed_is_fresh(llama: LLM) -> None:
 # Aborts and failures
 
 
-@pytest.mark.parametrize("choice", [0, 1, 3])
+@pytest.mark.parametrize("choice", [0, pytest.param(1, marks=pytest.mark.slow), 3])
 @pytest.mark.parametrize("steps", [0, 1, 4, 9], ids=lambda n: f"after {n} steps")
 def test_the_other_choices_of_an_aborted_one_go_on(choice: int, steps: int) -> None:
     prompt, params = list(range(20)), replace(SEEDED, n=4)
@@ -390,7 +393,7 @@ def test_penalties_equal_their_definition(
 
 
 @pytest.mark.parametrize("params", [GREEDY, SEEDED], ids=["greedy", "seeded"])
-@pytest.mark.parametrize("top", [0, 1, 5])
+@pytest.mark.parametrize("top", [0, pytest.param(1, marks=pytest.mark.slow), 5])
 def test_log_probabilities_equal_those_of_the_logits(roomy: LLM, params: SamplingParams, top: int) -> None:
     prompts = random_prompts(3, 20, seed=7)
     for completion in roomy.generate(prompts, replace(params, logprobs=top)):

@@ -103,7 +103,7 @@ def random_requests(count: int, seed: int) -> Requests:
 
 
 @pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2, 3))])
-@pytest.mark.parametrize(("pages", "most"), [(200, 16), (200, 5), (12, 6)])
+@pytest.mark.parametrize(("pages", "most"), [pytest.param(200, 16, marks=pytest.mark.slow), (200, 5), (12, 6)])
 def test_ids_are_those_of_each_request_alone(seed: int, pages: int, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
     requests = random_requests(12, seed)
     wanted = alone(requests)
@@ -158,7 +158,7 @@ def test_text_and_log_probabilities_up_to_a_stop_string_or_a_close(
             assert dict(a.top) == pytest.approx(dict(b.top), abs=1e-5)
 
 
-@pytest.mark.parametrize("pages", [200, 14])
+@pytest.mark.parametrize("pages", [pytest.param(200, marks=pytest.mark.slow), 14])
 def test_an_abort_changes_nothing_of_the_others(pages: int, monkeypatch: pytest.MonkeyPatch) -> None:
     requests = [
         (prompt, replace(kind, max_tokens=30))

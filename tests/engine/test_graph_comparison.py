@@ -76,7 +76,7 @@ def test_without_graphs_nothing_is_replayed(
 
 
 @needs_harness
-@pytest.mark.parametrize("graphs", [True, pytest.param(1, marks=slow), 3])
+@pytest.mark.parametrize("graphs", [pytest.param(True, marks=slow), pytest.param(1, marks=slow), 3])
 def test_right_replays_are_used_and_compared(graphs: Any, device: Device, wanted: list[list[int]]) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -85,6 +85,7 @@ def test_right_replays_are_used_and_compared(graphs: Any, device: Device, wanted
     assert device.has_graphs
 
 
+@slow
 @needs_harness
 def test_stale_replays_are_not_noticed_unless_they_are_compared(device: Device, wanted: list[list[int]]) -> None:
     device.stale_after = 4
@@ -92,7 +93,7 @@ def test_stale_replays_are_not_noticed_unless_they_are_compared(device: Device, 
 
 
 @needs_harness
-@pytest.mark.parametrize("first", [0, pytest.param(1, marks=slow), 4, pytest.param(9, marks=slow)])
+@pytest.mark.parametrize("first", [0, *(pytest.param(first, marks=slow) for first in (1, 4, 9))])
 def test_where_each_replay_is_compared_all_ids_are_right(
     first: int, device: Device, wanted: list[list[int]], known: list[Any]
 ) -> None:

@@ -89,7 +89,10 @@ def watch_steps(llm: LLM) -> list[tuple[int, int]]:
     return found
 
 
-@pytest.mark.parametrize("runs_ahead", [False, True], ids=["waits for ids", "runs ahead"])
+@pytest.mark.parametrize(
+    "runs_ahead",
+    [pytest.param(False, id="waits for ids", marks=pytest.mark.slow), pytest.param(True, id="runs ahead")],
+)
 def test_nobody_who_streams_misses_a_step_where_others_join_and_leave(
     runs_ahead: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:

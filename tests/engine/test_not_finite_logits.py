@@ -63,8 +63,8 @@ def assert_same(found: dict[Sequence, list[Sampled]], expected: list[list[Sample
 @pytest.mark.parametrize(
     ("n", "runs_ahead"),
     [
-        pytest.param(1, False, id="1-waits for ids"),
         pytest.param(3, True, id="3-runs ahead"),
+        pytest.param(1, False, id="1-waits for ids", marks=pytest.mark.slow),
         pytest.param(1, True, id="1-runs ahead", marks=pytest.mark.slow),
         pytest.param(3, False, id="3-waits for ids", marks=pytest.mark.slow),
     ],

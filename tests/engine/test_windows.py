@@ -81,7 +81,7 @@ def most_held(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[in
 @pytest.mark.parametrize(
     "params", [pytest.param(GREEDY, id="greedy", marks=pytest.mark.slow), pytest.param(SEEDED, id="seeded")]
 )
-@pytest.mark.parametrize("n", [1, 3])
+@pytest.mark.parametrize("n", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_prompts_longer_than_the_window_in_chunks(
     name: str, params: SamplingParams, n: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -122,7 +122,7 @@ def test_scarce_pages_of_windows(name: str, n: int, longest: int, count: int, mo
 
 
 @pytest.mark.parametrize(
-    "window", [pytest.param(w, marks=() if w in (1, 3, 5) else pytest.mark.slow) for w in (1, 2, 3, 4, 5, 17)]
+    "window", [pytest.param(w, marks=() if w in (1, 5) else pytest.mark.slow) for w in (1, 2, 3, 4, 5, 17)]
 )
 @pytest.mark.parametrize("max_step_tokens", [1, 5])
 def test_windows_of_any_length(window: int, max_step_tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -142,7 +142,7 @@ def written(recorded: dict[str, dict[str, Any]]) -> str:
 
 @pytest.mark.parametrize(
     "name",
-    [name if name in ("llama_bias_tied", "stablelm") else pytest.param(name, marks=pytest.mark.slow) for name in TINY],
+    [name if name == "llama_bias_tied" else pytest.param(name, marks=pytest.mark.slow) for name in TINY],
 )
 def test_tiny_models_compute_what_was_recorded(name: str) -> None:
     with forge.load(DATA / "arch" / name / "model.gguf", device="cpu", context=CONTEXT) as llm:

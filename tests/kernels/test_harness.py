@@ -87,7 +87,7 @@ def test_heads_that_the_decode_kernel_cannot_hold_are_refused() -> None:
         paged_attention(q, KVPages(pages, pages), starts, lengths, table, AttentionSpec(1.0, 0, 0.0))
 
 
-@pytest.mark.parametrize("wave", [32, 64])
+@pytest.mark.parametrize("wave", [pytest.param(32, marks=pytest.mark.slow), 64])
 def test_a_long_context_in_most_parts_and_a_short_one_beside_it(wave: int) -> None:
     """As many parts as one block joins; then again, with the counters that the first launch left."""
     case = decode_case("long", [8000, 70, 5000], (4, 1), 64)

@@ -160,7 +160,7 @@ def other_form(name: str, layers: range, parts: tuple[str, ...] = ("attn_qkv", "
     return drop, add
 
 
-@pytest.mark.parametrize("layers", ["all", "the second"])
+@pytest.mark.parametrize("layers", [pytest.param("all", marks=pytest.mark.slow), "the second"])
 @pytest.mark.parametrize("name", GOLDENS)
 def test_joined_and_separate_tensors_are_the_same_model(tmp_path: Path, name: str, layers: str) -> None:
     """As llama.cpp's `--fuse-qkv` writes them: q, k, v in this order, permuted where they were. Layers may differ."""

@@ -248,7 +248,7 @@ def test_a_file_of_a_vocabulary_alone() -> None:
 @pytest.mark.parametrize(
     ("arch", "keys"),
     [
-        ("llama", {"{}.context_length": 2**31 - 1}),
+        pytest.param("llama", {"{}.context_length": 2**31 - 1}, marks=pytest.mark.slow),
         ("llama", {"{}.attention.sliding_window": 2**31 - 1}),
         ("llama", {"{}.rope.scaling.original_context_length": 2**31 - 1}),
         ("llama", {"{}.rope.freq_base": Typed(F64, 1e308)}),

@@ -737,7 +737,7 @@ print("ends")
 """
 
 
-@pytest.mark.parametrize("seconds", [0, 100])
+@pytest.mark.parametrize("seconds", [pytest.param(0, marks=pytest.mark.slow), 100])
 def test_the_interpreter_ends_while_streams_run_and_prints_nothing(seconds: int) -> None:
     """Whether steps are short, or take longer than anybody waits."""
     done = child(EXIT.format(tests=TESTS, seconds=seconds), seconds=60)

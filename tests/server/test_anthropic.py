@@ -51,6 +51,33 @@ def read(usage: Any) -> tuple[int, int]:
     return usage.input_tokens + usage.cache_read_input_tokens, usage.output_tokens
 
 
+def test_a_message_as_json_has_blocks_and_goes_on_with_the_results_of_calls(scripted: Served) -> None:
+    """As the tests below, without the client, which takes seconds to import."""
+    message = scripted.client.post("/v1/messages", json=asked("calls")).json()
+    own = [
+        {"type": "thinking", "thinking": "I should look."},
+        {"type": "text", "text": "I look."},
+        {"type": "tool_use", "name": "get_weather", "input": {"city": "Paris"}},
+        {"type": "tool_use", "name": "now", "input": {}},
+    ]
+    assert [{key: block[key] for key in wanted} for block, wanted in zip(message["content"], own, strict=True)] == own
+    assert (message["type"], message["role"], message["stop_reason"]) == ("message", "assistant", "tool_use")
+    results = [
+        {"type": "tool_result", "tool_use_id": block["id"], "content": "answer"}
+        for block in message["content"]
+        if block["type"] == "tool_use"
+    ]
+    messages = [
+        {"role": "user", "content": "calls"},
+        {"role": "assistant", "content": message["content"]},
+        {"role": "user", "content": results},
+    ]
+    message = scripted.client.post("/v1/messages", json=asked("", messages=messages)).json()
+    assert [(block["type"], block["text"]) for block in message["content"]] == [("text", "It is 20 °C.")]
+    assert message["stop_reason"] == "end_turn"
+
+
+@pytest.mark.slow
 def test_thoughts_text_and_calls_are_blocks(client: Any) -> None:
     message = client.messages.create(**asked("calls"))
     assert blocks(message) == CALLS
@@ -58,6 +85,7 @@ def test_thoughts_text_and_calls_are_blocks(client: Any) -> None:
     assert message.stop_sequence is None
 
 
+@pytest.mark.slow
 def test_a_stream_adds_up_to_the_whole_message(client: Any) -> None:
     whole = client.messages.create(**asked("calls"))
     with client.messages.stream(**asked("calls")) as stream:
@@ -78,6 +106,7 @@ def test_events_have_the_published_names_and_order(scripted: Served) -> None:
     assert unique == ["message_start", *3 * block, "message_delta", "message_stop"]
 
 
+@pytest.mark.slow
 def test_a_conversation_goes_on_with_the_results_of_calls(client: Any) -> None:
     first = client.messages.create(**asked("calls"))
     results = [
@@ -95,6 +124,7 @@ def test_a_conversation_goes_on_with_the_results_of_calls(client: Any) -> None:
     assert message.stop_reason == "end_turn"
 
 
+@pytest.mark.slow
 def test_the_end_of_an_answer_is_named(client: Any) -> None:
     stopped = client.messages.create(**asked("answer", stop_sequences=["nothing", "20"]))
     assert (stopped.stop_reason, stopped.stop_sequence) == ("stop_sequence", "20")
@@ -106,6 +136,7 @@ def test_the_end_of_an_answer_is_named(client: Any) -> None:
     assert (message.stop_reason, message.stop_sequence) == ("stop_sequence", "20")
 
 
+@pytest.mark.slow
 def test_a_stream_that_fails_ends_with_an_error_event(client: Any) -> None:
     import anthropic
 
@@ -118,6 +149,7 @@ def test_a_stream_that_fails_ends_with_an_error_event(client: Any) -> None:
         client.messages.create(**asked("broken"))
 
 
+@pytest.mark.slow
 def test_tokens_are_counted_as_the_answer_counts_them(client: Any) -> None:
     fields = asked("answer")
     used = client.messages.create(**fields).usage
@@ -182,6 +214,7 @@ def test_what_is_not_supported_is_refused_in_the_form_of_the_api(
         assert part in found["error"]["message"]
 
 
+@pytest.mark.slow
 def test_errors_before_a_stream_begins_have_a_status(client: Any, served: Served) -> None:
     import anthropic
 

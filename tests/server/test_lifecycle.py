@@ -30,6 +30,13 @@ def own(model_path: str) -> Iterator[Served]:
     stop(found)
 
 
+def assert_ends_well(served: Served, engine: psutil.Process) -> None:
+    """With exit code 0, with its engine, and without a traceback."""
+    assert served.process.wait(30) == 0
+    wait_for(lambda: not engine.is_running())
+    assert "Traceback" not in served.text()
+
+
 def test_metrics_count_what_was_served(served: Served) -> None:
     def numbers() -> dict[str, float]:
         names = ("prompt_tokens_total", "generation_tokens_total", "time_to_first_token_seconds_count")
@@ -106,8 +113,7 @@ def test_answers_that_take_too_long_get_a_last_event(model_path: str) -> None:
             *_, before, last = lines
         assert last == "data: [DONE]"
         assert '"code":"shutting_down"' in before
-        assert own.process.wait(60) == 0
-        assert not engine.is_running()
+        assert_ends_well(own, engine)
     finally:
         stop(own)
 
@@ -122,9 +128,7 @@ def test_a_second_signal_ends_at_once(model_path: str) -> None:
             own.process.send_signal(signal.SIGINT)
             wait_for(lambda: not accepts(own))
             own.process.send_signal(signal.SIGINT)
-            assert own.process.wait(30) == 0
-        wait_for(lambda: not engine.is_running())
-        assert "Traceback" not in own.text()
+            assert_ends_well(own, engine)
     finally:
         stop(own)
 
@@ -175,9 +179,7 @@ def test_while_the_model_loads_a_server_says_so(slow_model: str) -> None:
                 assert int(found.headers["retry-after"]) >= 1
         engine = engine_of(own)
         own.process.send_signal(signal.SIGINT)
-        assert own.process.wait(30) == 0
-        wait_for(lambda: not engine.is_running())
-        assert "Traceback" not in own.text()
+        assert_ends_well(own, engine)
     finally:
         stop(own)
 

@@ -92,6 +92,7 @@ def test_variables_that_a_request_names_win_over_its_effort() -> None:
     assert thinking.template_variables() == {"reasoning_effort": "low", "enable_thinking": True}
 
 
+@pytest.mark.slow
 def test_anthropics_tool_runner_goes_on_without_a_thread(scripted: Served) -> None:
     import anthropic  # here: importing it takes seconds, in each process that collects tests
 

@@ -49,8 +49,10 @@ def main() -> None:
 
     process, port = _serve(args.model, args.device)
     try:
-        run = _Clients(port, args.new_tokens)  # before the model is loaded: they are forks of this process
-        with forge.load(args.model, device=args.device, progress=False) as llm:
+        with (
+            _Clients(port, args.new_tokens) as run,  # before the model is loaded: they are forks of this process
+            forge.load(args.model, device=args.device, progress=False) as llm,
+        ):
             many, one = _Rates(), _Rates()
             for place in range(args.rounds + 1):
                 for rates, count in ((many, args.clients), (one, 1)):
@@ -62,8 +64,8 @@ def main() -> None:
                     if place:  # the first round pays for memory and kernels
                         rates.alone.append(alone)
                         rates.served.append(served)
-        _report(args.clients, many, one)
-        _report_shared(args.shared_tokens, run, prompts)
+            _report(args.clients, many, one)
+            _report_shared(args.shared_tokens, run, prompts)
     finally:
         process.terminate()
         process.wait()
@@ -148,6 +150,12 @@ class _Clients:
         self._pool = ProcessPoolExecutor(_CLIENT_PROCESSES)
         list(self._pool.map(abs, range(_CLIENT_PROCESSES)))  # start the processes
 
+    def __enter__(self) -> _Clients:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._pool.shutdown()
+
     def __call__(self, prompts: list[list[int]]) -> dict[str, Any]:
         groups = [prompts[start::_CLIENT_PROCESSES] for start in range(_CLIENT_PROCESSES)]
         start_at = time.time() + 0.2
@@ -178,18 +186,23 @@ async def _stream(port: int, ids: list[int], new_tokens: int, start_at: float) -
     reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1 << 20)
     await asyncio.sleep(max(start_at - time.time(), 0))
     writer.write(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+    pieces: list[tuple[float, bytes]] = []
+    while piece := await reader.read(1 << 16):
+        pieces.append((time.time(), piece))  # and no more: clients take processor time from the server
     times: list[float] = []
-    tokens = 0
-    while line := await reader.readline():
-        if not line.startswith(b"data: {"):
-            continue
-        now, event = time.time(), json.loads(line[6:])
-        if event.get("choices"):
-            times.append(now)
-        elif usage := event.get("usage"):
-            tokens = usage["completion_tokens"]
-        else:
-            raise RuntimeError(line.decode())
+    tokens, rest = 0, b""
+    for now, piece in pieces:
+        *lines, rest = (rest + piece).split(b"\n")
+        for line in lines:
+            if not line.startswith(b"data: {"):
+                continue
+            event = json.loads(line[6:])
+            if event.get("choices"):
+                times.append(now)
+            elif usage := event.get("usage"):
+                tokens = usage["completion_tokens"]
+            else:
+                raise RuntimeError(line.decode())
     writer.close()
     return {"times": times, "tokens": tokens}
 

@@ -116,6 +116,8 @@ def _from_validation(error: RequestValidationError) -> HTTPError:
         message = "the server does not know this field"
     if first["type"] == "model_attributes_type":
         message = "must be a JSON object"
+    if first["type"] == "literal_error" and isinstance(first["input"], str):
+        message += f", not {first['input']!r:.40}"
     return HTTPError(400, f"{place}: {message}" if place else message, place or None, "invalid_value")
 
 

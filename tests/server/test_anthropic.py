@@ -195,7 +195,7 @@ IMAGE = {"type": "image", "source": {"type": "url", "url": "http://example.com"}
         ),
         ({"thread": {"type": "create"}}, ["thread: the server keeps no conversations"]),
         ({"messages": [{"role": "assistant", "content": [{"type": "tool_result", "tool_use_id": "1"}]}]}, ["user's"]),
-        ({"tools": [{"type": "web_search_20250305", "name": "web_search"}]}, ["tools.0.type"]),
+        ({"tools": [{"type": "web_search_20250305", "name": "web_search"}]}, ["tools.0.type", "not 'web_se"]),
         ({"tool_choice": {"type": "any"}}, ["tool_choice", "any"]),
         ({"output_config": {"format": {}}}, ["output_config.format"]),
         ({"stop_sequences": ["a"] * 17}, ["stop_sequences", "16"]),

@@ -124,7 +124,7 @@ def test_calls_behind_the_first_are_left_out_on_request(scripted: Served) -> Non
         ({"tool_choice": "sometimes"}, "tool_choice", "sometimes"),
         ({"tool_choice": [5]}, "tool_choice", "[5]"),
         ({"tool_choice": {}}, "tool_choice", "auto"),
-        ({"tools": [{"type": "web_search"}]}, "tools.0.type", "function"),
+        ({"tools": [{"type": "web_search"}]}, "tools.0.type", "'function', not 'web_search'"),
         ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools.0.function.name", "pattern"),
         ({"tools": [{"type": "function", "function": {"name": "f", "strict": 1}}]}, "tools.0.function.strict", "bool"),
         ({"tools": [{"type": "function", "function": {"name": "f", "url": "x"}}]}, "tools.0.function.url", "know"),

@@ -19,6 +19,7 @@ from forge.config import Pooling, SamplingParams
 from forge.engine import EngineStats
 from forge.errors import ForgeError
 from forge.outputs import Chunk, Completion
+from forge.server.errors import HTTPError
 
 _LENGTH = struct.Struct("!i")
 """The header of a message, as multiprocessing.connection writes it: its bytes, or -1 before a longer number."""
@@ -112,17 +113,12 @@ class EngineClient:
     async def close(self, seconds: float) -> None:
         """Stop, and wait for the process to end for so long at most; then kill it."""
         self.stop()
-        assert self._process
-        if self._reading:
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._reading, seconds)
-        if self._writer:
-            self._writer.close()
+        assert self._process and self._reading and self._writer
         with suppress(subprocess.TimeoutExpired):
             await asyncio.to_thread(self._process.wait, seconds)
-            return
-        self._process.kill()
-        self._process.wait()
+        self.kill()
+        await self._reading
+        self._writer.close()
 
     def kill(self) -> None:
         """End the process at once."""
@@ -183,7 +179,9 @@ class EngineClient:
             queue.put_nowait(content)
 
     def _end(self, error: Exception) -> None:
-        if self.state != "stopping":
+        if self.state == "stopping":
+            error = HTTPError(503, "the server is shutting down", code="shutting_down")
+        else:
             self.state = "failed"
         self.error = error
         self.changed.set()

@@ -161,11 +161,13 @@ class HTTPServer(uvicorn.Server):
         LOG.info("curl %s/v1/chat/completions%s -H 'Content-Type: application/json' -d '%s'", address, key, body)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Stop accepting, let answers go on for a while, and end what is left."""
-        seconds = self._server.settings.shutdown_seconds
-        timer = asyncio.get_running_loop().call_later(seconds - min(2.0, seconds / 2), self._server.client.stop)
+        """Stop accepting, let answers go on for a while, and end what is left, with an engine that hangs as well."""
+        seconds, client, loop = self._server.settings.shutdown_seconds, self._server.client, asyncio.get_running_loop()
+        end = loop.time() + seconds
+        timers = loop.call_at(end - min(2.0, seconds / 2), client.stop), loop.call_at(end, client.kill)
         await super().shutdown(sockets)
-        timer.cancel()
+        for timer in timers:
+            timer.cancel()
         self._announcement.cancel()
         if not self.force_exit:
-            await self._server.client.close(seconds)
+            await client.close(max(1.0, end - loop.time()))

@@ -119,6 +119,26 @@ def test_answers_that_take_too_long_get_a_last_event(model_path: str) -> None:
 
 
 @pytest.mark.slow
+def test_an_engine_that_hangs_does_not_hold_up_the_end(model_path: str) -> None:
+    own = serve(model_path, "--shutdown-seconds", "2")
+    engine = engine_of(own)
+    try:
+        with own.client.stream("POST", "/v1/completions", json=LONG | {"stream": True}) as found:
+            lines = (line for line in found.iter_lines() if line)
+            next(lines)
+            engine.suspend()
+            own.process.send_signal(signal.SIGTERM)
+            *_, before, last = lines
+        assert last == "data: [DONE]"
+        assert '"code":"shutting_down"' in before
+        assert own.process.wait(60) == 0
+        assert not engine.is_running()
+        assert "Traceback" not in own.text()
+    finally:
+        stop(own)
+
+
+@pytest.mark.slow
 def test_a_second_signal_ends_at_once(model_path: str) -> None:
     own = serve(model_path, "--shutdown-seconds", "600")
     engine = engine_of(own)

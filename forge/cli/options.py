@@ -112,6 +112,7 @@ _SERVING: dict[str, _Option] = {
     "body_seconds": (_option(float, "S", "Longest time for a request's body."), 60.0),
     "idle_seconds": (_option(float, "S", "A connection is kept for so long between requests."), 5.0),
     "send_seconds": (_option(float, "S", "A client that reads nothing for so long has left."), 60.0),
+    "request_seconds": (_option(float | None, "S", "Longest time for a request's answers. [default: any]"), None),
     "shutdown_seconds": (_option(float, "S", "Longest time for open answers when the server ends."), 30.0),
     "log_prompts": (Annotated[bool, typer.Option("--log-prompts", help="Log prompts and answers, too.")], False),
 }

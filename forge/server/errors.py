@@ -27,6 +27,7 @@ _TYPES = {
     421: ("permission_error", "permission_error"),
     429: ("rate_limit_error", "rate_limit_error"),
     503: ("overloaded_error", "overloaded_error"),
+    504: ("timeout_error", "timeout_error"),
 }
 _DESCRIPTIONS = {
     400: "A field is wrong.",
@@ -39,6 +40,7 @@ _DESCRIPTIONS = {
     429: "Too many requests wait.",
     500: "The server has failed.",
     503: "The model is loading, or the server is shutting down.",
+    504: "The answer took too long.",
 }
 _SERVER_ERROR = ("server_error", "api_error")
 _CLIENTS_FAULT = (ParameterError, ContextLengthError, TokenizerError)

@@ -26,6 +26,7 @@ class ServerSettings:
     idle_seconds: An open connection without a request is closed after it.
     body_seconds: A request whose body is not there by then gets status 408.
     send_seconds: A client that takes nothing of its answer for so long has left.
+    request_seconds: A request whose answers are not whole by then gets status 504. None = it may take any time.
     shutdown_seconds: How long answers may go on when the server is to stop.
     reasoning: Whether reasoning is told apart from the answer, as `reasoning_content`.
     log_prompts: Whether log lines hold prompts and answers.
@@ -47,6 +48,7 @@ class ServerSettings:
     body_seconds: float = 60.0
     idle_seconds: float = 5.0
     send_seconds: float = 60.0
+    request_seconds: float | None = None
     shutdown_seconds: float = 30.0
     reasoning: bool = True
     log_prompts: bool = False

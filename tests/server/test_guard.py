@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 import pytest
 from raw import connect, exchange, read_response, read_to_end, request
-from served import Served, serve, stop, wait_for
+from served import Served, is_idle, serve, stop, wait_for
 
 from forge.server.guard import json_depth
 
@@ -238,3 +238,26 @@ def test_log_lines_hold_no_control_characters_and_no_prompts(limited: Served) ->
     assert "\x1b" not in limited.text()
     assert "PROMPT" not in limited.text()
     assert KEY not in limited.text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        (COMPLETION, {"prompt": "a", "n": 16, "max_tokens": 500, "ignore_eos": True}),
+        ("/v1/messages", {"messages": [{"role": "user", "content": "a"}], "max_tokens": 500, "ignore_eos": True}),
+    ],
+)
+def test_an_answer_that_takes_too_long_is_a_timeout(hasty: Served, path: str, body: dict[str, Any]) -> None:
+    found = hasty.client.post(path, json=body)
+    assert (found.status_code, found.json()["error"]["type"]) == (504, "timeout_error")
+    streamed = hasty.client.post(path, json=body | {"stream": True})
+    assert '"type":"timeout_error"' in streamed.text
+    wait_for(lambda: is_idle(hasty))
+
+
+@pytest.fixture(scope="module")
+def hasty(model_path: str) -> Iterator[Served]:
+    found = serve(model_path, "--request-seconds", "0.01")
+    yield found
+    stop(found)

@@ -66,7 +66,7 @@ class Generation:
             parser: Makes a parser of an answer, by the ids of its prompt.
             one_call: Calls of tools behind the first one are left out.
         """
-        self.id, self.params = id, params
+        self.id, self.params = id, replace(params, timeout=server.settings.request_seconds)
         self.prompts: list[list[int]] = []
         self.completion_tokens = self.cached_tokens = 0
         self._server, self._endpoint, self._encode, self._parser = server, endpoint, encode, parser

@@ -113,7 +113,9 @@ class EngineClient:
     async def close(self, seconds: float) -> None:
         """Stop, and wait for the process to end for so long at most; then kill it."""
         self.stop()
-        assert self._process and self._reading and self._writer
+        assert self._process
+        assert self._reading
+        assert self._writer
         with suppress(subprocess.TimeoutExpired):
             await asyncio.to_thread(self._process.wait, seconds)
         self.kill()

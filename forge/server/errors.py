@@ -65,6 +65,7 @@ class HTTPError(Exception):
         param: The field of the body that is wrong, such as "messages.0.content".
         code: A word for programs, such as "context_length_exceeded".
         headers: Further headers of the answer.
+        parameter: Of forge, that is wrong: the answer has the name that the API has for it. None = `param` says it.
     """
 
     status: int
@@ -72,6 +73,7 @@ class HTTPError(Exception):
     param: str | None = None
     code: str | None = None
     headers: dict[str, str] | None = None
+    parameter: str | None = None
 
     def __str__(self) -> str:
         return self.message
@@ -82,11 +84,11 @@ def from_error(error: BaseException) -> HTTPError:
     if isinstance(error, HTTPError):
         return error
     if isinstance(error, ChatTemplateError):  # its hint is for who loads the model
-        return HTTPError(400, str(error.args[0]), "prompt", "invalid_value")
+        return HTTPError(400, str(error.args[0]), code="invalid_value", parameter="prompt")
     if isinstance(error, _CLIENTS_FAULT):
         is_long = isinstance(error, ContextLengthError)
-        param = "prompt" if is_long else error.parameter
-        return HTTPError(400, str(error), param, "context_length_exceeded" if is_long else "invalid_value")
+        code = "context_length_exceeded" if is_long else "invalid_value"
+        return HTTPError(400, str(error), code=code, parameter="prompt" if is_long else error.parameter)
     if isinstance(error, RequestTimeoutError):
         return HTTPError(504, str(error), code="timeout")
     if isinstance(error, ForgeError):
@@ -97,10 +99,11 @@ def from_error(error: BaseException) -> HTTPError:
 def body(error: HTTPError, path: str) -> dict[str, Any]:
     """The JSON of an error, in the form of the API that the path belongs to."""
     openai, anthropic = _TYPES.get(error.status, _SERVER_ERROR)
-    param = _FIELDS.get(path, {}).get(error.param or "", error.param)
-    message = error.message
-    if param and param != error.param and message.startswith(f"{error.param}"):  # as messages about parameters do
-        message = param + message.removeprefix(f"{error.param}")
+    param, message = error.param, error.message
+    if error.parameter:
+        param = _FIELDS.get(path, {}).get(error.parameter, error.parameter)
+        if message.startswith(error.parameter):  # as messages about parameters do
+            message = param + message.removeprefix(error.parameter)
     if path.startswith(_ANTHROPIC_PATHS):
         if param and not message.startswith(param):
             message = f"{param}: {message}"

@@ -72,6 +72,9 @@ BLOCK = [{"role": "user", "content": [{"type": "text", "text": "a", "extra": 1}]
         ("/v1/messages", {"messages": BLOCK}, "messages.0.content.0.extra: the server does not know this field"),
         ("/v1/messages", {"messages": [{"role": "a", "content": "a"}]}, "messages.0.role: Input"),
         ("/v1/messages", {"messages": [{"role": "user", "content": 5}]}, "messages.0.content: Input"),
+        ("/v1/messages", {"stop": "a"}, "stop: the server does not know this field"),
+        ("/v1/chat/completions", {"prompt": "a"}, "prompt: the server does not know this field"),
+        ("/v1/responses", {"prompt": {"id": "a"}}, "prompt is not supported"),
         ("/v1/embeddings", {"input": ["a"] * 2049}, "input: 2048 at most, not 2049"),
     ],
 )

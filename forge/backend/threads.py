@@ -1,12 +1,16 @@
-"""How many threads compute on the CPU: NumPy's BLAS, of which a process has one, and the loading of weights."""
+"""How many threads compute on the CPU: NumPy's BLAS, of which a process has one, its calls, the loading of weights."""
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from concurrent.futures import Future
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
+from queue import SimpleQueue
+from threading import Thread
 from typing import Any
 
 from forge.backend.cgroups import groups, read_text
@@ -17,6 +21,8 @@ _FIRST_S = 0.3
 _EVERY_S = 1.0
 _SPARE = 0.25
 """Others may take so much of a CPU before it counts as theirs."""
+_SMALL_MATRIX_CORES = frozenset(("SkylakeX", "Cooperlake", "SapphireRapids"))
+"""OpenBLAS's names of the CPUs with AVX-512, for which it multiplies small float32 matrices without packing them."""
 _BUSY = (0, 1, 2, 5, 6, 7)
 """Columns of /proc/stat, proc_stat(5): all but idle, waiting for a disk, and guests, which the first ones include."""
 
@@ -37,6 +43,7 @@ class Threads:
         self._set: int | None = 0
         self._seen = _Load(0.0, 0.0, 0.0)
         self._next = float("inf")
+        self._helpers = _Helpers()
 
     def use(self, count: int | None) -> None:
         """From here on so many threads; None = as many as do not wait. The last word counts, for all models."""
@@ -63,6 +70,21 @@ class Threads:
         """Threads that BLAS has now; None where that is not known."""
         pools = self._find()
         return int(pools[0].num_threads) if pools else None
+
+    @property
+    def has_small_matrix_kernels(self) -> bool:
+        """Whether BLAS multiplies by small matrices about as fast as by a vector."""
+        return any(getattr(pool, "architecture", None) in _SMALL_MATRIX_CORES for pool in self._find())
+
+    def share(self, work: Callable[[int, int], None], size: int) -> None:
+        """Call work(start, stop) for parts of range(size), on as many threads as BLAS has now.
+
+        The calls of NumPy in it let other threads run, so that they take their time at once.
+        """
+        count = max(min(self.current or 1, size), 1)
+        if self._helpers.process != os.getpid():  # a fork leaves no threads
+            self._helpers = _Helpers()
+        self._helpers.run(work, [size * part // count for part in range(count + 1)])
 
     def adjust(self) -> None:
         """Leave CPUs to others that use them, and take them back, if it is time to look."""
@@ -91,6 +113,41 @@ class Threads:
 
     def _look(self) -> _Load:
         return _Load(time.monotonic(), _busy_seconds(os.sched_getaffinity(0), self._root), time.process_time())
+
+
+class _Helpers:
+    """Threads of this process that wait for calls. They are started when they are needed."""
+
+    def __init__(self) -> None:
+        self.process = os.getpid()
+        self._count = 0
+        self._calls: SimpleQueue[tuple[Future[None], Callable[[int, int], None], int, int]] = SimpleQueue()
+
+    def run(self, work: Callable[[int, int], None], bounds: list[int]) -> None:
+        """work(bounds[i], bounds[i + 1]) for each i, the last of them by the caller."""
+        *others, last = pairwise(bounds)
+        while self._count < len(others):
+            self._count += 1
+            Thread(target=self._help, name="forge-blas", daemon=True).start()
+        results: list[Future[None]] = []
+        for part in others:
+            results.append(Future())
+            self._calls.put((results[-1], work, *part))
+        try:
+            work(*last)
+        finally:  # no other thread writes to arrays that the caller has given up
+            errors = [result.exception() for result in results]
+        for error in filter(None, errors):
+            raise error
+
+    def _help(self) -> None:
+        while True:
+            result, work, start, stop = self._calls.get()
+            try:
+                result.set_result(work(start, stop))
+            except BaseException as error:
+                result.set_exception(error)
+            del result, work  # else what they hold would live until the next call
 
 
 @dataclass(frozen=True, slots=True)

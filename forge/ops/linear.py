@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from forge.backend.gpu import GPU
-from forge.ops import matmul, matvec
+from forge.ops import fixed, matmul, matvec
 from forge.ops.activation import act_and_mul
 from forge.ops.norm import Normed, norm
 from forge.ops.op import Array, op
@@ -61,9 +61,6 @@ def _check(residual: Any, glu: str) -> None:
 _VECTOR_ROWS = 6
 """Up to this many rows: matrix-vector products, over a block of the weights that stays in the cache from row to row."""
 _BLOCK_BYTES = 4 << 20
-_FIXED_BLOCK_BYTES = 1 << 19
-"""The same for rows whose results must not depend on their number. Matrix-vector products are then all that serves
-many rows too, and these are fastest where a block stays in the cache of one core."""
 _SMALL_ROWS = 32
 """Up to this many rows: weight @ x.T, because BLAS repacks its left operand in smaller pieces."""
 
@@ -75,12 +72,12 @@ def _linear_cpu(
     _check(residual, glu)
     x: Array = norm.run_cpu(operand, out="act") if isinstance(operand, Normed) else operand
     matrix = _matrix(weight)
-    if split_k in FIXED:  # the same calls for each row
-        y = _vector_products(matrix, x, _FIXED_BLOCK_BYTES)
+    if split_k in FIXED:
+        y = fixed.product(matrix, x)
     elif len(x) == 1:
         y = np.dot(matrix, x[0])[None]
     elif len(x) <= _VECTOR_ROWS:
-        y = _vector_products(matrix, x, _BLOCK_BYTES)
+        y = _vector_products(matrix, x)
     elif len(x) <= _SMALL_ROWS:
         y = np.ascontiguousarray(np.dot(matrix, x.T).T)
     else:
@@ -95,9 +92,9 @@ def _linear_cpu(
     return residual
 
 
-def _vector_products(matrix: Array, x: Array, block_bytes: int) -> Array:
+def _vector_products(matrix: Array, x: Array) -> Array:
     y = np.empty((len(x), len(matrix)), x.dtype)
-    step = max(block_bytes // matrix[0].nbytes, 1)
+    step = max(_BLOCK_BYTES // matrix[0].nbytes, 1)
     for start in range(0, len(matrix), step):
         block = matrix[start : start + step]
         for row, out in zip(x, y[:, start : start + step], strict=True):

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import json
 import os
+import select
+import signal
 import subprocess
 import sys
+import threading
+import time
+import warnings
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from threadpoolctl import threadpool_limits
 from tiny_models import ARCH
 
 import forge
@@ -237,3 +244,79 @@ def test_threads_on_the_command_line_reach_blas() -> None:
     environment = os.environ | {"OPENBLAS_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
     assert json.loads(done.stdout.splitlines()[-1]) == [0, [2]]
+
+
+@pytest.fixture
+def three() -> Iterator[Threads]:
+    """On three threads of BLAS."""
+    with threadpool_limits(3, user_api="blas"):
+        yield Threads()
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 100])
+def test_every_part_of_shared_work_is_done_once_by_as_many_threads_as_blas_has(three: Threads, size: int) -> None:
+    done, barrier = [], threading.Barrier(min(size, 3))
+
+    def work(start: int, stop: int) -> None:
+        barrier.wait(60)  # all parts are under way at once
+        done.append((start, stop))
+
+    for _ in range(3):
+        done.clear()
+        three.share(work, size)
+        assert [number for part in sorted(done) for number in range(*part)] == list(range(size))
+        assert len(done) == min(size, 3)
+
+
+@pytest.mark.parametrize("failing", [0, 1, 2])
+def test_shared_work_that_fails_raises_when_all_other_parts_have_ended(three: Threads, failing: int) -> None:
+    ended = []
+
+    def work(start: int, stop: int) -> None:
+        if start == failing:
+            raise KeyError(start)
+        time.sleep(0.05)
+        ended.append(start)
+
+    for _ in range(2):
+        ended.clear()
+        with pytest.raises(KeyError, match=str(failing)):
+            three.share(work, 3)
+        assert sorted(ended) == sorted({0, 1, 2} - {failing})
+
+
+def test_threads_that_wait_for_work_hold_nothing_of_the_last(three: Threads) -> None:
+    class Work:
+        def __call__(self, start: int, stop: int) -> None: ...
+
+    work = Work()
+    alive = weakref.ref(work)
+    three.share(work, 3)
+    del work
+    deadline = time.monotonic() + 60
+    while alive() is not None and time.monotonic() < deadline:
+        time.sleep(0.001)
+    assert alive() is None
+
+
+def test_work_is_shared_in_a_fork_too(three: Threads) -> None:
+    three.share(lambda start, stop: None, 3)
+    reader, writer = os.pipe()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 on: other threads may hold locks
+        child = os.fork()
+    if not child:
+        try:
+            three.share(lambda start, stop: os.write(writer, bytes([start])) and None, 3)
+        finally:
+            os._exit(0)
+    os.close(writer)
+    try:
+        found = b""
+        while len(found) < 3 and select.select([reader], [], [], 60)[0]:
+            found += os.read(reader, 3)
+        assert sorted(found) == [0, 1, 2]
+    finally:
+        os.close(reader)
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import pytest
 from threadpoolctl import threadpool_limits
 from tiny_models import count_preemptions, random_prompts, tiny_llm
 
 from forge import LLM, Completion, SamplingParams
+from forge.backend.threads import Threads
+from forge.ops import fixed
 from forge.ops.attention import AttentionSpec, paged_attention
 from forge.ops.kv_cache import KVPages
 from forge.ops.linear import linear
@@ -83,21 +83,58 @@ def test_pages_may_lie_anywhere() -> None:
     held.close()
 
 
-@pytest.fixture(params=[1, 2])
-def threads(request: pytest.FixtureRequest) -> Iterator[int]:
-    with threadpool_limits(request.param, user_api="blas"):
-        yield request.param
+SHAPES = [(64, 192), (576, 960), (37, 101), (130, 7), (2048, 257), (64, 9000), (3, 1), (70000, 33)]
 
 
-@pytest.mark.parametrize(("inner", "outer"), [(64, 192), (576, 960), (37, 101), (130, 7), (2048, 257), (64, 9000)])
-def test_a_row_of_a_product_has_the_same_bits_among_any_number(inner: int, outer: int, threads: int) -> None:
+@pytest.mark.parametrize("is_tiled", [True, False])
+@pytest.mark.parametrize(("inner", "outer"), SHAPES)
+def test_a_row_of_a_product_has_the_same_bits_among_any_number(
+    inner: int, outer: int, is_tiled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At each place of a tile, on 1, 2 and 4 threads; in tiles, and row by row as where BLAS has no kernel for them."""
+    monkeypatch.setattr(Threads, "has_small_matrix_kernels", is_tiled)
     rng = np.random.default_rng(0)
-    weight, x = (rng.standard_normal((count, inner), np.float32) for count in (outer, 70))
-    with threadpool_limits(3 - threads, user_api="blas"):
-        rows = [product(x[i : i + 1], weight)[0] for i in range(70)]
-    for count in (1, 2, 3, 6, 7, 33, 70):
-        for start in (0, 70 - count):
-            np.testing.assert_array_equal(product(x[start : start + count], weight), rows[start : start + count])
+    weight, x = (rng.standard_normal((count, inner), np.float32) for count in (outer, 39))
+    with threadpool_limits(1, user_api="blas"):
+        rows = np.concatenate([product(row[None], weight) for row in x])
+    exact = x.astype(float) @ weight.T.astype(float)
+    np.testing.assert_allclose(rows, exact, rtol=1e-4, atol=1e-5 * inner)
+    for threads in (1, 2, 4):
+        with threadpool_limits(threads, user_api="blas"):
+            for start, count in [(0, 39), (1, 1), (2, 2), (3, 7), (4, 33), (5, 34)]:
+                found = product(x[start : start + count], weight)
+                np.testing.assert_array_equal(found, rows[start : start + count])
+
+
+def test_rows_are_multiplied_one_by_one_where_their_place_in_a_tile_decides_their_bits(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    multiply, tiles = fixed._multiply, []
+
+    def unequal(matrix: np.ndarray, rows: np.ndarray, y: np.ndarray, step: int) -> None:
+        multiply(matrix, rows, y, step)
+        y[:, 2:] = np.nextafter(y[:, 2:], np.float32(np.inf))  # none in a tile of one row
+        tiles.append(rows.shape)
+
+    monkeypatch.setattr(Threads, "has_small_matrix_kernels", True)
+    monkeypatch.setattr(fixed, "_multiply", unequal)
+    monkeypatch.setattr(fixed, "places_agree", fixed.places_agree.__wrapped__)
+    rng = np.random.default_rng(0)
+    weight, x = (rng.standard_normal((count, 40), np.float32) for count in (24, 6))
+    found = product(x, weight)
+    assert tiles[-1] == (6, 1, 40)
+    for row, wanted in zip(x, found, strict=True):
+        np.testing.assert_array_equal(product(row[None], weight)[0], wanted)
+
+
+def test_a_product_of_what_is_not_finite_gives_no_warning_on_any_thread() -> None:
+    weight, x = np.ones((2000, 576), np.float32), np.ones((5, 576), np.float32)
+    weight[:, 0], x[1, 0], x[3] = np.inf, 0.0, -3e38
+    with threadpool_limits(2, user_api="blas"), np.errstate(all="raise"):
+        found = product(x, weight)
+    assert np.isposinf(found[[0, 2, 4]]).all()
+    assert np.isnan(found[1]).all()
+    assert np.isneginf(found[3]).all()
 
 
 def product(x: np.ndarray, weight: np.ndarray) -> np.ndarray:

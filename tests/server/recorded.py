@@ -1,5 +1,7 @@
 """Requests as tools send them, recorded from the tool itself (with its version) or written after its source.
 
+Cursor's source is not public: its request is a guess.
+
 Texts and tools are shortened, fields are not: what a server does not know, it refuses.
 """
 

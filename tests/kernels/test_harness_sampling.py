@@ -18,8 +18,10 @@ pytestmark = pytest.mark.skipif(COMPILER is None, reason="no clang++: scripts/in
     "size",
     [pytest.param(n, marks=() if n in (1, 1023, 4097) else slow) for n in (1, 2, 255, 1023, 1024, 1025, 4097)],
 )
-def test_ids_are_the_references(size: int) -> None:
-    rng, rows = np.random.default_rng(size), 48 if size < 1025 else 24
+@pytest.mark.parametrize("swapped", [0, pytest.param(1, marks=slow)])
+def test_ids_are_the_references(size: int, swapped: int) -> None:
+    """Each size meets both wave sizes and both ways with subnormals; swapped, the other two pairs, with more rows."""
+    rng, rows = np.random.default_rng(size + swapped), 48 if size < 1025 or swapped else 24
     logits = (rng.standard_normal((rows, size)) * rng.choice([0, 0.1, 1, 8], (rows, 1))).astype(np.float32)
     logits[::7, 1::3] = -np.inf
     logits[3::7] = np.round(logits[3::7])  # ties
@@ -34,7 +36,7 @@ def test_ids_are_the_references(size: int) -> None:
         rng.integers(0, 1000, rows).astype(np.uint32),
     )
     wanted = sample.reference(*arguments)
-    for device in (Harness(32, flush=size % 2 == 0), Harness(64, flush=size % 2 == 1)):
+    for device in (Harness(32, flush=size % 2 == swapped), Harness(64, flush=size % 2 != swapped)):
         got = device.to_numpy(device.launch(sample, tuple(device.asarray(a) for a in arguments), {}))
         np.testing.assert_array_equal(got, wanted, err_msg=f"wave {device.wave_size}")
 
@@ -43,8 +45,9 @@ def test_ids_are_the_references(size: int) -> None:
     ("rows", "cores"), [(1, 132), pytest.param(3, 132, marks=slow), (3, 1)]
 )  # many chunks of a row, few, one
 @pytest.mark.parametrize("temperature", [0.5, 1000.0])
-def test_chunks_and_bins_of_any_size_draw_the_same(temperature: float, rows: int, cores: int) -> None:
-    """Filters meet waves of 32 and 64 lanes in turns, at the other temperature the other way round."""
+@pytest.mark.parametrize("swapped", [0, pytest.param(1, marks=slow)])
+def test_chunks_and_bins_of_any_size_draw_the_same(temperature: float, rows: int, cores: int, swapped: int) -> None:
+    """Filters meet waves of 32 and 64 lanes in turns, at the other temperature, and swapped, the other way round."""
     rng, size = np.random.default_rng(rows), 9000
     logits = rng.normal(0, 3, (rows, size)).astype(np.float32)
     logits[1::2] = np.round(logits[1::2] * 8) / 8  # ties
@@ -60,7 +63,7 @@ def test_chunks_and_bins_of_any_size_draw_the_same(temperature: float, rows: int
             rng.integers(0, 2**63, rows).astype(np.uint64),
             *np.zeros((2, rows), np.uint32),
         )
-        device = Harness((32, 64)[(number + (temperature > 1)) % 2], seed=1, cores=cores)
+        device = Harness((32, 64)[(number + (temperature > 1) + swapped) % 2], seed=1, cores=cores)
         got = device.to_numpy(device.launch(sample, tuple(device.asarray(a) for a in arguments), {}))
         np.testing.assert_array_equal(got, sample.run_cpu(*arguments), err_msg=f"top_k {top_k}, top_p {top_p}")
 
@@ -69,10 +72,14 @@ SUBNORMAL = np.float32(2.0**-149)  # the least
 
 
 @pytest.mark.parametrize(
-    ("wave", "flush"), [(32, False), (64, True), *(pytest.param(*row, marks=slow) for row in ((32, True), (64, False)))]
+    ("wave", "flush", "rows"),
+    [
+        *((32, False, 48), (64, True, 48)),
+        *(pytest.param(wave, flush, 96, marks=slow) for wave in (32, 64) for flush in (False, True)),
+    ],
 )
-def test_subnormal_logits_and_parameters_are_not_zeros(wave: int, flush: bool) -> None:
-    rng, rows, size = np.random.default_rng(0), 48, 515
+def test_subnormal_logits_and_parameters_are_not_zeros(wave: int, flush: bool, rows: int) -> None:
+    rng, size = np.random.default_rng(rows), 515
     few = np.array([0, 1, -1, 2, -2, 2**22, -(2**22)], np.float32) * SUBNORMAL
     logits = rng.choice(few, (rows, size))
     logits[rng.random((rows, size)) < 0.3] *= np.float32(-1.0)  # zeros of both signs

@@ -352,13 +352,14 @@ def test_a_reply_of_forged_length_is_not_read() -> None:
 # The process
 
 
-def test_one_process_serves_all_templates_and_threads() -> None:
+@pytest.mark.parametrize("count", [60, pytest.param(200, marks=pytest.mark.slow)])
+def test_one_process_serves_all_templates_and_threads(count: int) -> None:
     def work(index: int) -> bool:
         source = "{{ messages[0].content }} " + str(index % 12)
         return render(source, [{"role": "user", "content": f"t{index}"}]) == f"t{index} {index % 12}"
 
     with ThreadPoolExecutor(8) as pool:
-        assert all(pool.map(work, range(60)))
+        assert all(pool.map(work, range(count)))
     assert len(workers()) == 1
 
 

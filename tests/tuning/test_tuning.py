@@ -47,10 +47,11 @@ def of_blocks(name: str, inner: int, op: str) -> tuple[int, int, int, int]:
 @pytest.mark.parametrize(
     "arch", ["", "sm_90", "sm_120", "gfx90a", "gfx942", "gfx1030", "gfx1100", "gfx1151", "gfx1201"]
 )
-def test_every_gpu_gets_what_was_chosen_before_there_was_a_table(arch: str) -> None:
-    device, rng = Recorder(), np.random.default_rng(0)
+@pytest.mark.parametrize("draws", [500, pytest.param(2000, marks=pytest.mark.slow)])
+def test_every_gpu_gets_what_was_chosen_before_there_was_a_table(arch: str, draws: int) -> None:
+    device, rng = Recorder(), np.random.default_rng(draws)
     device.arch = arch
-    for _ in range(500):  # times nine architectures
+    for _ in range(draws):
         op = str(rng.choice(["linear", "rms_linear", "rms_gated"]))
         inner = int(rng.integers(1, 16_385)) if rng.integers(4) else 512 << int(rng.integers(6))
         outer = int(rng.choice([1, 2, 4096, 8191, 8192, 128_256]))

@@ -106,9 +106,15 @@ class Server:
 
     @contextmanager
     def admitted(self, id: str, endpoint: str, num_choices: int) -> Iterator[Record]:
-        """A place in the queue for a request, and its record. Raises HTTPError with status 429 where it is full."""
+        """A place in the queue for a request, and its record.
+
+        Raises HTTPError: with status 429 where the queue is full, 400 where it never has so much room.
+        """
         self.check_ready()
-        if self.num_admitted + num_choices > self.client.info["max_sequences"] + self.settings.max_queue:
+        places = self.client.info["max_sequences"] + self.settings.max_queue
+        if num_choices > places:
+            raise HTTPError(400, f"n: {num_choices} answers in all, and {places} run and wait at most", "n", "too_many")
+        if self.num_admitted + num_choices > places:
             raise HTTPError(429, "too many requests are waiting", code="queue_full", headers={"retry-after": "1"})
         self.num_admitted += num_choices
         end: str | None

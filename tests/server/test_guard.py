@@ -153,10 +153,18 @@ def test_a_count_beyond_its_limit_names_the_field(limited: Served, fields: dict[
 
 
 def test_more_answers_than_run_and_wait_get_429(limited: Served) -> None:
-    found = limited.client.post(COMPLETION, json={"prompt": ["a", "b"], "n": 3, "max_tokens": 1})
+    wait_for(lambda: is_idle(limited))
+    long = {"prompt": "a", "n": 3, "max_tokens": 500, "ignore_eos": True, "stream": True}
+    with limited.client.stream("POST", COMPLETION, json=long):
+        found = limited.client.post(COMPLETION, json={"prompt": "a", "n": 2, "max_tokens": 1})
     assert error_of((found.status_code, found.json())) == (429, "queue_full", None)
     assert int(found.headers["retry-after"]) >= 1
+    wait_for(lambda: is_idle(limited))
     assert post(limited, {"prompt": ["a", "b"], "n": 2, "max_tokens": 1})[0] == 200
+
+
+def test_more_answers_than_ever_run_and_wait_are_not_asked_to_come_again(limited: Served) -> None:
+    assert error_of(post(limited, {"prompt": ["a", "b"], "n": 3, "max_tokens": 1})) == (400, "too_many", "n")
 
 
 @pytest.mark.parametrize(

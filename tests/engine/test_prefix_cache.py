@@ -400,7 +400,7 @@ def test_a_preempted_sequence_finds_its_own_pages_and_counts_nothing() -> None:
 
 @pytest.mark.usefixtures("ahead")
 @pytest.mark.parametrize(
-    "name", ["llama", "phi3_window", *(pytest.param(name, marks=slow) for name in ("gemma3", "gemma2"))]
+    "name", ["phi3_window", *(pytest.param(name, marks=slow) for name in ("llama", "gemma3", "gemma2"))]
 )
 @pytest.mark.parametrize("params", [pytest.param(GREEDY, id="greedy", marks=slow), pytest.param(SEEDED, id="seeded")])
 def test_preempted_requests_find_their_pages_and_give_the_same(

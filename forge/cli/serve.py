@@ -50,6 +50,7 @@ def command(
     from forge.loading import load_encoder
     from forge.server import log
     from forge.server.engine_client import EngineClient
+    from forge.server.heap import use_one_arena
     from forge.server.http import HTTPServer, bind
     from forge.server.settings import ServerSettings
     from forge.server.state import Server
@@ -73,6 +74,7 @@ def command(
     loading |= {"chat_template": chat_template, "max_sequences": max_sequences}
     client = EngineClient(path, {**loading, "engine": EngineConfig(deterministic=deterministic)})
     try:
+        use_one_arena()
         with log.to_stderr(quiet=output.quiet):
             HTTPServer(Server(client, encoder, settings)).run(sockets=[listener])
     finally:

@@ -22,6 +22,7 @@ from forge.llm import LLM
 from forge.outputs import Chunk
 from forge.runtime.request import Request
 from forge.runtime.scoring import embedding
+from forge.server.heap import use_one_arena
 
 PARENT_IS_GONE = 1
 
@@ -152,6 +153,7 @@ def end_with_parent(fd: int) -> None:
 
 def main() -> None:
     """Run as the child of an `EngineClient`."""
+    use_one_arena()
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # systemd sends it to all: the parent says what is to end
     connection = Connection(int(sys.argv[1]))
     Thread(target=end_with_parent, args=(connection.fileno(),), name="forge parent watch", daemon=True).start()

@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from source_trees import tree_of
 
 ROOT = Path(__file__).parents[1]
 
@@ -134,13 +135,12 @@ def imports(path: Path, module: str, modules: set[str]) -> Iterator[tuple[int, s
 @cache
 def importing(text: str, *, is_door: bool) -> list[ast.Import | ast.ImportFrom | ast.Call]:
     """Statements and calls that import something; in forge/__init__.py those that run when forge is imported."""
-    tree = ast.parse(text)
-    if is_door:
-        tree.body = [node for node in tree.body if not is_for_type_checkers(node)]
+    statements = [node for node in tree_of(text).body if not (is_door and is_for_type_checkers(node))]
     kinds = (ast.Import, ast.ImportFrom) if is_door else (ast.Import, ast.ImportFrom, ast.Call)
     return [
         node
-        for node in ast.walk(tree)
+        for statement in statements
+        for node in ast.walk(statement)
         if isinstance(node, kinds)
         if not isinstance(node, ast.Call) or called(node) in ("import_module", "__import__")
     ]

@@ -15,6 +15,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from source_trees import tree_of
 
 import forge
 from forge import errors
@@ -162,7 +163,7 @@ def nodes_of_the_package() -> list[tuple[str, ast.AST]]:
     return [
         (f"{name}:{node.lineno}", node)
         for path, name in ((path, path.relative_to(FORGE)) for path in sorted(FORGE.rglob("*.py")))
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        for node in ast.walk(tree_of(path.read_text(encoding="utf-8")))
         if isinstance(node, ast.Call | ast.Raise | ast.Attribute | ast.keyword)
     ]
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from source_trees import tree_of
 
 FORGE = Path(__file__).parents[1] / "forge"
 MAX_ROOMS = 28
@@ -51,7 +52,7 @@ def too_large(forge: Path) -> dict[str, str]:
 
 def python_functions(text: str) -> Iterator[tuple[str, int]]:
     """Name and lines, from `def` to the last line of the body; decorators are not counted, docstrings are."""
-    for node in ast.walk(ast.parse(text)):
+    for node in ast.walk(tree_of(text)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             assert node.end_lineno
             yield node.name, node.end_lineno - node.lineno + 1

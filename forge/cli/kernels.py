@@ -43,6 +43,9 @@ def build(
             "--arch", metavar="GFX", help="A GPU, such as gfx1100; may be given several times. [default: the one here]"
         ),
     ] = None,
+    deterministic: Annotated[
+        bool, typer.Option("--deterministic", help="What the model launches with `forge serve --deterministic`.")
+    ] = False,
     out: Out = None,
     as_json: options.Json = False,
 ) -> None:
@@ -57,7 +60,12 @@ def build(
     archs = [kernel_cache.check_arch(name) for name in arch or [_arch_here()]]
     store = _store(out)
     path = None if every else options.resolve(model)
-    wanted = {name: variants.model_variants(path, name) if path else variants.case_variants(name) for name in archs}
+    wanted = {
+        name: variants.model_variants(path, name, is_deterministic=deterministic)
+        if path
+        else variants.case_variants(name)
+        for name in archs
+    }
     with output.ProgressDisplay() as progress:
         results = kernel_cache.build(wanted, store, progress)
     if as_json:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,16 +35,16 @@ def case_variants(arch: str = "", *, wgmma: bool = False) -> list[sources.Varian
     return device.variants
 
 
-def model_variants(path: Path | None, arch: str) -> list[sources.Variant]:
+def model_variants(path: Path | None, arch: str, *, is_deterministic: bool = False) -> list[sources.Variant]:
     """Variants that a model's warm-up launches on an AMD GPU, by name.
 
     Of the file only the header is read. Raises what `load` raises for a file.
 
     path: A GGUF file; None for usual models.
-    arch: The name of a GPU, such as gfx1100.
+    arch: The name of a GPU, such as gfx1100. is_deterministic: As of `EngineConfig`.
     """
     device = Recorder(arch)
-    record(path, device)
+    record(path, device, replace(_SETTINGS, deterministic=is_deterministic))
     return device.variants
 
 

@@ -399,7 +399,7 @@ def test_a_compiler_that_fails_leaves_nothing(
     body: str, message: str, tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(compilers, "_COMPILE_SECONDS", 0.3 if "no end" in message else 60)
-    monkeypatch.setattr("forge.devtools.variants.model_variants", lambda path, arch: [STEP])
+    monkeypatch.setattr("forge.devtools.variants.model_variants", lambda *_, **__: [STEP])
     forked = 'if [ "$1" = --fork ]; then exec /bin/sleep 5; fi\n'
     script(tmp_path / "bin" / "hipcc", f'{forked}if [ "$1" = --version ]; then exit; fi\n{body}')
     out = tmp_path / "out"
@@ -457,7 +457,7 @@ def test_a_clang_builds_into_the_first_store_once(tmp_path: Path, monkeypatch: p
 
 
 def test_a_store_that_cannot_be_one_is_named(tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("forge.devtools.variants.model_variants", lambda path, arch: [STEP])
+    monkeypatch.setattr("forge.devtools.variants.model_variants", lambda *_, **__: [STEP])
     (tmp_path / "file").write_text("")
     assert check(tmp_path / "file", STEP, ARCH).state == "missing"
     assert kernel_cache.survey(tmp_path / "file") == {}
@@ -491,7 +491,7 @@ def test_build_needs_an_arch_where_there_is_no_amd_gpu(capsys: Captured) -> None
 @pytest.mark.slow
 @needs_clang
 def test_build_and_list_on_the_command_line(tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("forge.devtools.variants.model_variants", lambda path, arch: [STEP, NORM])
+    monkeypatch.setattr("forge.devtools.variants.model_variants", lambda *_, **__: [STEP, NORM])
     out = tmp_path / "out"
     args = ("-m", MODEL, "--arch", ARCH, "--arch", "gfx942", "--out", str(out))
     assert run(["kernels", "build", *args]) == 0
@@ -530,7 +530,7 @@ def test_build_and_list_on_the_command_line(tmp_path: Path, capsys: Captured, mo
 def test_doctor_asks_for_a_compiler_only_where_files_are_missing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("forge.devtools.variants.model_variants", lambda path, arch: [STEP])
+    monkeypatch.setattr("forge.devtools.variants.model_variants", lambda *_, **__: [STEP])
     finding = doctor._kernels(ARCH, MODEL)
     assert f"0 of 1 that {MODEL} launches are prebuilt for gfx1100; compiler: none" in finding.found
     assert "forge kernels build -m MODEL --arch gfx1100" in finding.fix

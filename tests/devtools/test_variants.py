@@ -43,10 +43,18 @@ class WithoutWarmUp(Recorder):
         pass
 
 
-def run_requests(device: Any, path: Path, monkeypatch: pytest.MonkeyPatch, sequences: int = SEQUENCES) -> None:
+def run_requests(
+    device: Any,
+    path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    sequences: int = SEQUENCES,
+    *,
+    is_deterministic: bool = False,
+) -> None:
     """Load a model on a device; prompts of all row counts, decode steps, every kind of sampling, passes over ids."""
     monkeypatch.setattr(loading.backends, "select", lambda _: device)
-    with forge.load(path, max_sequences=sequences, context=128) as llm:
+    settings = EngineConfig(context=128, max_sequences=sequences, deterministic=is_deterministic)
+    with forge.load(path, engine=settings) as llm:
         every = forge.SamplingParams(max_tokens=2, ignore_eos=True, seed=1, logprobs=2, repetition_penalty=1.5)
         for rows in (1, 5, 8, 9, 16, 17, 32, 33, 64, 65, 70):
             llm.generate([[5] * rows], replace(every, repetition_penalty=1.0, logprobs=None))
@@ -81,6 +89,21 @@ def test_the_recording_of_a_model_is_what_its_requests_launch(
     device = WithoutWarmUp("gfx942", NUM_CUS)
     run_requests(device, DATA / name / "model.gguf", monkeypatch, sequences)
     assert set(device.variants) == recorded(DATA / name / "model.gguf", "gfx942", sequences)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["gemma3", "llama", "starcoder2"])
+def test_so_it_is_of_a_deterministic_one(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, found = DATA / name / "model.gguf", WithoutWarmUp("gfx942", NUM_CUS)
+    run_requests(found, path, monkeypatch, is_deterministic=True)
+    device = Recorder("gfx942", NUM_CUS)
+    record(path, device, EngineConfig(context=128, max_sequences=SEQUENCES, deterministic=True))
+    assert set(found.variants) == set(device.variants)
+    files = {variant.file for variant in device.variants}
+    assert "attention_split_kv" in files
+    assert not files & {"attention_decode", "attention_prefill", "matvec_f16", "matvec_quant"}
+    built = model_variants(path, "gfx942", is_deterministic=True)
+    assert {variant.file for variant in built} == files
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ import json
 import os
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -102,6 +103,22 @@ def test_ids_are_numpys(family: str, type_name: str, write: Write, gfx: str) -> 
             logits = llm.logits([*completion.prompt_ids, *completion.ids])[len(one.prompt) - 1 : -1]
             found.append({"ids": completion.ids, "gaps": top_2_gap(logits).tolist()})
     assert_equal_on_all_targets(f"{family}-{type_name}", found, gfx)
+
+
+def test_deterministic_requests_have_the_same_bits_beside_any_others(write: Write, gfx: str) -> None:
+    """Alone, in a batch and with the prompt in parts; ids agree with NumPy's."""
+    path = write("llama", "Q4_K")
+    settings = EngineConfig(context=CONTEXT, deterministic=True)
+    with forge.load(path, device="hip", engine=settings) as llm:
+        together = llm.generate(PROMPTS, GREEDY, logprobs=1)
+        alone = [llm.generate(prompt, GREEDY, logprobs=1) for prompt in PROMPTS]
+    with forge.load(path, device="hip", engine=replace(settings, max_step_tokens=7)) as llm:
+        in_parts = llm.generate(PROMPTS, GREEDY, logprobs=1)
+    for wanted, *completions in zip(expected(path), together, alone, in_parts, strict=True):
+        wanted.assert_agrees(completions[0])
+        for other in completions[1:]:
+            assert other.ids == completions[0].ids
+            assert other.logprobs == completions[0].logprobs
 
 
 def assert_equal_on_all_targets(name: str, found: list[dict[str, Any]], gfx: str) -> None:

@@ -56,8 +56,8 @@ class Guard:
                 if message["status"] >= 400 and message["status"] != CLIENT_CLOSED:
                     LOG.info("%s %s: status %d", scope["method"][:20], scope["path"][:200], message["status"])
                 message = {**message, "headers": [*message.get("headers", ()), *_SECURITY_HEADERS]}
-            elif self._settings.log_prompts and content:
-                LOG.info("%s answers %s", scope["path"], message.get("body", b"").decode(errors="replace"))
+            elif self._settings.log_prompts and content and (answer := message.get("body")):
+                LOG.info("%s answers %s", scope["path"], answer.decode(errors="replace"))
             await send(message)
 
         try:

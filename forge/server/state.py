@@ -41,7 +41,8 @@ class Record:
 
     def add_chunks(self, chunks: Collection[Chunk]) -> None:
         """Count the tokens of a stream's new chunks."""
-        self._add(sum(len(chunk.ids) for chunk in chunks), time.perf_counter(), time.perf_counter())
+        now = time.perf_counter()
+        self._add(sum(len(chunk.ids) for chunk in chunks), now, now)
         for chunk in chunks:
             if chunk.timings:
                 self.metrics.add(chunk.timings)

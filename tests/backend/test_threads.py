@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import json
 import os
 import select
@@ -12,7 +13,7 @@ import threading
 import time
 import warnings
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -218,6 +219,42 @@ def test_load_sets_the_threads_of_numpy_s_blas_which_compute_the_same(restored: 
             found[count] = llm.logits(list(range(40)))
     np.testing.assert_allclose(found[2], found[1], rtol=0, atol=1e-5)
     np.testing.assert_allclose(found[3], found[1], rtol=0, atol=1e-5)
+
+
+def in_a_thread(call: Callable[[], object]) -> None:
+    """In one as the engine's is: `threading` did not start it."""
+    ended = threading.Event()
+    _thread.start_new_thread(lambda: (call(), ended.set()), ())
+    assert ended.wait(60)
+
+
+def test_any_thread_sets_the_number_of_the_process(restored: None) -> None:
+    """threadpoolctl obeys the first one alone."""
+    THREADS.use(2)
+    in_a_thread(lambda: THREADS.use(1))
+    assert THREADS.current == 1
+    with threadpool_limits(2):
+        assert THREADS.current == 2
+    THREADS.use(2)
+    assert THREADS.current == 2
+
+
+def test_a_fork_sets_it_where_a_thread_that_is_gone_has_set_it_before(restored: None) -> None:
+    in_a_thread(lambda: threadpool_limits(2))
+    reader, writer = os.pipe()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 on: other threads may hold locks
+        child = os.fork()
+    if not child:
+        try:
+            THREADS.use(1)
+            os.write(writer, str(THREADS.current).encode())
+        finally:
+            os._exit(0)
+    os.close(writer)
+    assert os.waitpid(child, 0)[1] == 0
+    assert os.read(reader, 100) == b"1"
+    os.close(reader)
 
 
 @pytest.mark.parametrize("count", [0, -1, 1.5, "2", True, 1025])

@@ -138,7 +138,8 @@ def test_a_fork_where_nothing_runs_works_on_the_cpu() -> None:
     expected = llm.generate([1, 2], GREEDY).ids
     assert in_a_child(lambda: uses(llm)["generate"]().ids) == repr(expected)
     for use in uses(llm).values():
-        assert "Error" not in in_a_child(use)
+        found = in_a_child(use)
+        assert "Error" not in found, found
     # nor does a fork of a thread's that is not the main one, or of a fork
     assert threaded(lambda: in_a_child(lambda: uses(llm)["generate"]().ids)) == repr(expected)
     assert in_a_child(lambda: in_a_child(lambda: uses(llm)["generate"]().ids)) == repr(repr(expected))

@@ -106,6 +106,7 @@ _BROKEN: list[Any] = [
     lambda body: json.dumps(body | {"model": 3}).encode(),
     lambda body: json.dumps(body | {"model": float("nan")}).encode(),
     lambda body: b"\xff\xfe" + json.dumps(body).encode(),
+    lambda body: b"\xef\xbb\xbf" + json.dumps(body | {"model": "\ud800"}).encode(),
     lambda body: json.dumps([body]).encode(),
     lambda body: json.dumps(body | {"model": "x" * 100_000}).encode(),
     lambda body: b"",

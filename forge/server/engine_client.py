@@ -26,6 +26,7 @@ _LENGTH = struct.Struct("!i")
 _LONG_LENGTH = struct.Struct("!Q")
 _MAX_SHORT = 0x7FFFFFFF
 _END_SECONDS = 5.0
+"""Longest wait for a process that is to be gone. One that waits for a driver that hangs cannot be killed."""
 
 
 class EngineClient:
@@ -119,16 +120,18 @@ class EngineClient:
         with suppress(subprocess.TimeoutExpired):
             await asyncio.to_thread(self._process.wait, seconds)
         self.kill()
+        with suppress(subprocess.TimeoutExpired):
+            await asyncio.to_thread(self._process.wait, _END_SECONDS)
+            await self._reading  # what it has sent
+        self._writer.transport.abort()
         await self._reading
-        self._writer.close()
 
     def kill(self) -> None:
-        """End the process at once."""
+        """End the process, without waiting for its end."""
         if self.state != "failed":
             self.state = "stopping"
         if self._process:
             self._process.kill()
-            self._process.wait()
 
     def _submit(self, kind: str, content: Any) -> tuple[int, asyncio.Queue[Any]]:
         if self.state != "ready":
@@ -158,7 +161,8 @@ class EngineClient:
                 for kind, number, content in pickle.loads(await reader.readexactly(length)):
                     self._receive(kind, number, content)
         except (asyncio.IncompleteReadError, ConnectionError):
-            self._end(self.error or ForgeError(f"the engine's process has ended{await self._cause()}"))
+            cause = "" if self.state == "stopping" else await self._cause()
+            self._end(self.error or ForgeError(f"the engine's process has ended{cause}"))
 
     async def _cause(self) -> str:
         """Why the process has ended, as far as one can tell."""

@@ -166,8 +166,8 @@ async def _discard(receive: Receive) -> None:
 def check_json(content: bytes, most: int) -> None:
     """Raises HTTPError for what Python's reader of JSON takes and JSON does not have, and for what nests too deep.
 
-    That is UTF-16 and UTF-32, whose brackets and quotes are no such bytes, NaN, Infinity, and halves of surrogate
-    pairs. What is no JSON at all is left to the endpoint.
+    That is UTF-16 and UTF-32, whose brackets and quotes are no such bytes, a byte order mark, NaN, Infinity, and halves
+    of surrogate pairs. What is no JSON at all is left to the endpoint.
     """
     try:
         text = content.decode()
@@ -175,6 +175,8 @@ def check_json(content: bytes, most: int) -> None:
         text = "\0"
     if "\0" in text:
         raise HTTPError(400, "the body is not JSON in UTF-8", code="invalid_json")
+    if text.startswith("\ufeff"):
+        raise HTTPError(400, "the body may not begin with a byte order mark", code="invalid_json")
     if json_depth(content, most) > most:
         raise HTTPError(400, f"the body may nest {most} levels deep", code="too_deep")
     if not _SUSPECT.search(content):

@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("--speed-only", action="store_true")
     arguments = parser.parse_args()
     rng = np.random.default_rng(0)
-    prompts = rng.integers(5, 1000, (max(arguments.batches), arguments.prompt)).tolist()
+    prompts = rng.integers(5, 1000, (max(*_COUNTS, *arguments.batches), arguments.prompt)).tolist()
     speeds = {deterministic: measure(arguments, prompts, deterministic) for deterministic in (False, True)}
     print("| | default | deterministic | ratio |\n| --- | --- | --- | --- |")
     for what, default in speeds[False].items():
@@ -78,7 +78,9 @@ def compare(arguments: argparse.Namespace, prompts: list[list[int]]) -> list[str
         logits = llm.logits(prompts[0])
         alone = [llm.generate(prompt, params) for prompt in prompts]
         for count in sorted({*_COUNTS, *arguments.batches}):
-            for index, (one, other) in enumerate(zip(alone, llm.generate(prompts[:count], params), strict=False)):
+            for index, (one, other) in enumerate(
+                zip(alone[:count], llm.generate(prompts[:count], params), strict=True)
+            ):
                 if one.ids != other.ids or one.logprobs != other.logprobs:
                     found.append(f"request {index} differs in a batch of {count}")
     for most in _CUTS:

@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable, Collection
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -131,9 +132,12 @@ class _Helpers:
     def run(self, work: Callable[[int, int], None], bounds: list[int]) -> None:
         """work(bounds[i], bounds[i + 1]) for each i, the last of them by the caller."""
         *others, last = pairwise(bounds)
-        while self._count < len(others):
-            self._count += 1
-            Thread(target=self._help, name="forge-blas", daemon=True).start()
+        with suppress(RuntimeError):  # the system may give no more threads: then there are fewer helpers
+            while self._count < len(others):
+                Thread(target=self._help, name="forge-blas", daemon=True).start()
+                self._count += 1
+        if not self._count:
+            others, last = [], (bounds[0], bounds[-1])
         results: list[Future[None]] = []
         for part in others:
             results.append(Future())

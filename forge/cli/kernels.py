@@ -28,6 +28,9 @@ Out = Annotated[
         "--out", metavar="DIR", help="Where they lie. [default: FORGE_KERNELS, else kernels/ in the cache directory]"
     ),
 ]
+Deterministic = Annotated[
+    bool, typer.Option("--deterministic", help="What the model launches with `forge serve --deterministic`.")
+]
 _STATES: tuple[State, ...] = ("valid", "stale", "corrupt", "foreign")
 
 
@@ -43,9 +46,7 @@ def build(
             "--arch", metavar="GFX", help="A GPU, such as gfx1100; may be given several times. [default: the one here]"
         ),
     ] = None,
-    deterministic: Annotated[
-        bool, typer.Option("--deterministic", help="What the model launches with `forge serve --deterministic`.")
-    ] = False,
+    deterministic: Deterministic = False,
     out: Out = None,
     as_json: options.Json = False,
 ) -> None:
@@ -83,6 +84,7 @@ def list_stores(
     model: Annotated[
         str | None, typer.Option("-m", "--model", metavar="MODEL", help="Also count what is missing for this model.")
     ] = None,
+    deterministic: Deterministic = False,
     out: Out = None,
     as_json: options.Json = False,
 ) -> None:
@@ -96,7 +98,8 @@ def list_stores(
         for arch, (counts, num_bytes) in kernel_cache.survey(store).items():
             row = {"arch": arch, "directory": str(store / arch), "num_bytes": num_bytes}
             if path:
-                row["missing"] = len(kernel_cache.missing(model_variants(path, arch), arch, [store]))
+                wanted = model_variants(path, arch, is_deterministic=deterministic)
+                row["missing"] = len(kernel_cache.missing(wanted, arch, [store]))
             rows.append(row | {state: counts[state] for state in _STATES})
     if as_json:
         output.write_json({**about(model=path), "archs": rows})

@@ -98,8 +98,8 @@ class ModelRunner:
                 Sequence(choice, [0] * length, length, everything, 0, length, pages=pages) for choice in range(rows)
             ]
             step = [Scheduled(sequence, 0, length) for sequence in sequences]
-            # A short prompt's logits are computed at all positions: products of as many rows as `LLM.logits` has. Its
-            # activations are looked at.
+            # A short prompt's logits are computed at all positions: products of as many rows as `LLM.logits` has. A
+            # hook looks at its activations, because that launches ops which nothing else may need.
             is_short = 1 < length < longest
             logits = self.forward(step, all_logits=is_short, hook=(lambda *_: None) if is_short else None)
             if self.pipeline:

@@ -142,6 +142,7 @@ class Scheduler:
             child.pages.append(own)
             copies += [(kind, source, target) for source, target in pairs]
         child.num_computed, child.started_at = length, parent.started_at
+        child.prefix = list(parent.prefix)  # so a shared page that may not be found stays so
         self.running.append(child)
         return copies
 

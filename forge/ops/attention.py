@@ -233,8 +233,8 @@ def _split_kv(
     groups = kv_heads * -(-group // packed)
     choice = device.choice("attention_decode", dim=dim, packed=packed, kv_heads=kv_heads, rows=1)
     fill = choice["MIN_BLOCKS"] * device.num_cus // groups
-    turns = -(-pages * page_size // (choice["THREADS"] // device.wave_size * 16 * choice["POSITIONS"])) + 1
-    splits = max(min(fill, turns, _MAX_SPLITS), 1)  # positions of fewer turns are split the same by more splits
+    turns = -(-pages * page_size // (choice["THREADS"] // device.wave_size * 16 * choice["POSITIONS"]))
+    splits = max(min(fill, turns, _MAX_SPLITS), 1)  # splits beyond the turns that there can be would have none
     values = sums = arrived = None
     if splits > 1:
         partials = tokens * groups * splits * packed

@@ -1,4 +1,4 @@
-"""Launches of the kernels that use matrix cores, made for 2 to 64 rows, and how the inner dimension is split."""
+"""Launches of the kernels that use matrix cores, and how the inner dimension is split."""
 
 from __future__ import annotations
 

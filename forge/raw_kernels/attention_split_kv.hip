@@ -1,6 +1,6 @@
 // Attention whose sums depend on a query's position alone, not on the queries and sequences beside it: each query of prompts and decode
-// steps by blocks of its own, split over the context at places that its position says. Else as attention_decode, of queries that are
-// there and keys and values that are all in the cache.
+// steps by blocks of its own, split over the context at places that its position says. Unlike attention_decode it reads finished
+// queries, and every key and value, those of its own position too, from the cache.
 // Uses: tile, tile_mma, tile_mfma, tile_wmma, tile_scalar, decode_kv, decode_softmax, decode_merge
 // -D THREADS of a block; POSITIONS; HEAD_DIM; PAGE=positions of a page; PACKED=query heads of a block.
 

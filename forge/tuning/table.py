@@ -14,7 +14,8 @@ from forge.tuning.spec import ANY, Kernel, Row, Shape, Values
 _LDS_BYTES = 48 << 10
 """What a block may have of LDS where it is declared with a fixed size: NVIDIA's limit, below AMD's 64 KiB."""
 MATMUL_ROWS = (8, 16, 32, 64)
-"""Rows of a product that one launch of the tile kernels takes, in variants up to each of these. More go to BLAS."""
+"""Rows of a product that a block of the tile kernels takes, in variants up to each of these. More go to BLAS, or to
+further blocks."""
 _OPS = ("linear", "rms_linear", "rms_gated")
 """Which op launches a product of one row: alone, behind a norm, or between a norm and a gated activation."""
 _OUTER = (8191, 65_535, ANY)

@@ -290,6 +290,25 @@ def three() -> Iterator[Threads]:
         yield Threads()
 
 
+@pytest.mark.parametrize("available", [0, 1])
+def test_where_the_system_gives_no_more_threads_fewer_do_all_parts(
+    three: Threads, available: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start, started = threading.Thread.start, []
+
+    def limited(self: threading.Thread) -> None:
+        if len(started) == available:
+            raise RuntimeError("can't start new thread")
+        started.append(self)
+        start(self)
+
+    monkeypatch.setattr(threading.Thread, "start", limited)
+    done: list[int] = []
+    for _ in range(2):
+        three.share(lambda start, stop: done.extend(range(start, stop)), 7)
+    assert sorted(done) == sorted([*range(7), *range(7)])
+
+
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 100])
 def test_every_part_of_shared_work_is_done_once_by_as_many_threads_as_blas_has(three: Threads, size: int) -> None:
     done, barrier = [], threading.Barrier(min(size, 3))

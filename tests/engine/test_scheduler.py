@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from forge.config import SamplingParams
@@ -400,6 +400,7 @@ class Simulation:
             assert reason in (None, "abort", "stop") or (reason == "error" and sequence in self.failed)
 
 
+STEP = [("step", 0)]
 OPERATIONS = ["step"] * 12 + ["add"] * 3 + ["abort", "faulty_step", "logits"]
 
 
@@ -440,6 +441,16 @@ def test_ten_thousand_random_operations_keep_the_invariants() -> None:
         assert counts[event] >= 100, f"the simulation must meet this often: {event} {counts}"
 
 
+FORK_OF_FAILED = [
+    *[("add", 162), *STEP * 2, ("add", 174), *STEP * 2, ("add", 362), *STEP * 2],
+    ("abort", 0),
+    *STEP,
+    ("add", 79268),
+]
+"""A prompt finds pages of another that then fails, and is forked."""
+
+
+@example(FORK_OF_FAILED, 2616935)
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     st.lists(st.tuples(st.sampled_from(OPERATIONS), st.integers(0, 2**32)), min_size=20, max_size=120),

@@ -442,7 +442,12 @@ def test_ten_thousand_random_operations_keep_the_invariants() -> None:
 
 
 FORK_OF_FAILED = [
-    *[("add", 162), *STEP * 2, ("add", 174), *STEP * 2, ("add", 362), *STEP * 2],
+    ("add", 162),
+    *STEP * 2,
+    ("add", 174),
+    *STEP * 2,
+    ("add", 362),
+    *STEP * 2,
     ("abort", 0),
     *STEP,
     ("add", 79268),

@@ -90,7 +90,7 @@ def from_error(error: BaseException) -> HTTPError:
         code = "context_length_exceeded" if is_long else "invalid_value"
         return HTTPError(400, str(error), code=code, parameter="prompt" if is_long else error.parameter)
     if isinstance(error, RequestTimeoutError):
-        return HTTPError(504, str(error), code="timeout")
+        return HTTPError(504, str(error.args[0]), code="timeout")  # its hint is for who calls the library
     if isinstance(error, ForgeError):
         return HTTPError(500, str(error), code="engine_error")
     return HTTPError(500, "internal error", code="internal_error")

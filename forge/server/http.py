@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import select
 import socket
 from types import FrameType
@@ -33,7 +34,7 @@ def bind(host: str, port: int, send_seconds: float) -> socket.socket:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         found = socket.socket(family, kind, protocol)
         found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        unread_ms = int(1000 * send_seconds)  # connections inherit it
+        unread_ms = math.ceil(1000 * send_seconds)  # connections inherit it
         found.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, unread_ms)
         found.bind(address)
         found.listen(_BACKLOG)  # of two servers that start together the second one fails here

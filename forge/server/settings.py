@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, fields
 
 from forge.errors import ParameterError
 
 _KEY_LENGTH = 4096
+_MAX_SECONDS = 1_000_000
+"""The kernel takes the milliseconds of `send_seconds` as 32 bits."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,9 +60,12 @@ class ServerSettings:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | float):
                 continue
-            least = 0 if name == "max_queue" else 1 if isinstance(value, int) else 0.0
-            if not math.isfinite(value) or value < least or (isinstance(value, float) and not value):
-                bound = f"at least {least}" if isinstance(least, int) else "a number above 0"
+            least = 0 if name == "max_queue" else 1
+            if name.endswith("_seconds"):
+                is_right, bound = 0 < value <= _MAX_SECONDS, f"a number above 0, {_MAX_SECONDS} at most"
+            else:
+                is_right, bound = value >= least, f"at least {least}"
+            if not is_right:
                 raise ParameterError(f"{name} must be {bound}, not {value}", parameter=name)
         for key in self.api_keys:
             if not (key.isascii() and key.isprintable() and 0 < len(key) <= _KEY_LENGTH) or " " in key:

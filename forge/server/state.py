@@ -106,15 +106,16 @@ class Server:
             raise HTTPError(503, "the server is shutting down", code="shutting_down", headers={"retry-after": "5"})
 
     @contextmanager
-    def admitted(self, id: str, endpoint: str, num_choices: int) -> Iterator[Record]:
-        """A place in the queue for a request, and its record.
+    def admitted(self, id: str, endpoint: str, num_choices: int, field: str = "n") -> Iterator[Record]:
+        """A place in the queue for a request, and its record. field: What asks for so many choices.
 
         Raises HTTPError: with status 429 where the queue is full, 400 where it never has so much room.
         """
         self.check_ready()
         places = self.client.info["max_sequences"] + self.settings.max_queue
         if num_choices > places:
-            raise HTTPError(400, f"n: {num_choices} answers in all, and {places} run and wait at most", "n", "too_many")
+            message = f"{field}: {num_choices} answers in all, and {places} run and wait at most"
+            raise HTTPError(400, message, field, "too_many")
         if self.num_admitted + num_choices > places:
             raise HTTPError(429, "too many requests are waiting", code="queue_full", headers={"retry-after": "1"})
         self.num_admitted += num_choices

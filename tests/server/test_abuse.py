@@ -66,6 +66,11 @@ BLOCK = [{"role": "user", "content": [{"type": "text", "text": "a", "extra": 1}]
         ("/v1/chat/completions", {"store": 0}, "store: Input should be a valid boolean"),
         ("/v1/chat/completions", {"store": True}, "store is not supported"),
         ("/v1/chat/completions", {"chat_template_kwargs": {"tools": []}}, "chat_template_kwargs: tools is none"),
+        (
+            "/v1/chat/completions",
+            {"max_completion_tokens": 2},
+            "max_tokens is the former name of max_completion_tokens",
+        ),
         ("/v1/responses", {"chat_template_kwargs": {"messages": []}}, "chat_template_kwargs: messages is none"),
         ("/v1/responses", {"stream_options": {"include_usage": True}}, "stream_options.include_usage: the server does"),
         ("/v1/messages", {"stop_sequences": [""]}, "stop_sequences must be non-empty"),
@@ -83,6 +88,11 @@ def test_an_error_begins_with_the_field_as_the_api_has_it(
 ) -> None:
     status, message = message_of(served, path, json.dumps(GOOD[path] | fields).encode())
     assert (status, message[: len(start)]) == (400, start)
+
+
+def test_both_names_of_a_limit_may_say_the_same(served: Served) -> None:
+    path = "/v1/chat/completions"
+    assert message_of(served, path, json.dumps(GOOD[path] | {"max_completion_tokens": 1}).encode()) == (200, "")
 
 
 @pytest.mark.parametrize("path", GOOD)

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from typing import Any
 
+import httpx
 import psutil
 import pytest
 from raw import connect, exchange, read_response, read_to_end, request
@@ -19,7 +20,7 @@ from forge.server.guard import json_depth
 KEY = "first-key"
 LIMITS = (
     *("--header-seconds", "1", "--body-seconds", "1", "--idle-seconds", "1", "--send-seconds", "1"),
-    *("--max-body-bytes", "100000", "--max-json-depth", "8", "--max-n", "3", "--max-stop", "2", "--max-prompts", "2"),
+    *("--max-body-bytes", "100000", "--max-json-depth", "8", "--max-n", "3", "--max-stop", "2", "--max-prompts", "5"),
     *("--max-logit-bias", "2", "--max-queue", "0", "--api-key", KEY, "--api-key", "second-key"),
     *("--allowed-hosts", "Forge.Example", "--cors-origins", "https://page.example", "--max-sequences", "4"),
 )
@@ -145,7 +146,7 @@ def test_the_depth_of_a_string_without_an_end_takes_one_pass() -> None:
         ({"n": 4}, "n"),
         ({"stop": ["a", "b", "c"]}, "stop"),
         ({"logit_bias": {"1": 1, "2": 1, "3": 1}}, "logit_bias"),
-        ({"prompt": ["a", "b", "c"]}, "prompt"),
+        ({"prompt": ["a"] * 6}, "prompt"),
     ],
 )
 def test_a_count_beyond_its_limit_names_the_field(limited: Served, fields: dict[str, Any], name: str) -> None:
@@ -163,8 +164,13 @@ def test_more_answers_than_run_and_wait_get_429(limited: Served) -> None:
     assert post(limited, {"prompt": ["a", "b"], "n": 2, "max_tokens": 1})[0] == 200
 
 
-def test_more_answers_than_ever_run_and_wait_are_not_asked_to_come_again(limited: Served) -> None:
-    assert error_of(post(limited, {"prompt": ["a", "b"], "n": 3, "max_tokens": 1})) == (400, "too_many", "n")
+@pytest.mark.parametrize(("fields", "name"), [({"prompt": ["a", "b"], "n": 3}, "n"), ({"prompt": ["a"] * 5}, "prompt")])
+def test_more_answers_than_ever_run_and_wait_are_not_asked_to_come_again(
+    limited: Served, fields: dict[str, Any], name: str
+) -> None:
+    status, found = post(limited, fields | {"max_tokens": 1})
+    assert error_of((status, found)) == (400, "too_many", name)
+    assert found["error"]["message"].startswith(f"{name}: ")
 
 
 @pytest.mark.parametrize(
@@ -257,11 +263,22 @@ def test_log_lines_hold_no_control_characters_and_no_prompts(limited: Served) ->
     ],
 )
 def test_an_answer_that_takes_too_long_is_a_timeout(hasty: Served, path: str, body: dict[str, Any]) -> None:
-    found = hasty.client.post(path, json=body)
-    assert (found.status_code, found.json()["error"]["type"]) == (504, "timeout_error")
+    assert_is_late(hasty.client.post(path, json=body))
     streamed = hasty.client.post(path, json=body | {"stream": True})
     assert '"type":"timeout_error"' in streamed.text
     wait_for(lambda: is_idle(hasty))
+
+
+@pytest.mark.slow
+def test_embeddings_that_take_too_long_are_a_timeout(hasty: Served) -> None:
+    assert_is_late(hasty.client.post("/v1/embeddings", json={"input": ["a" * 50] * 2000}))
+    wait_for(lambda: is_idle(hasty))
+
+
+def assert_is_late(found: httpx.Response) -> None:
+    error = found.json()["error"]
+    assert (found.status_code, error["type"]) == (504, "timeout_error")
+    assert error["message"] == "the request did not end within 0.01 s"
 
 
 @pytest.fixture(scope="module")

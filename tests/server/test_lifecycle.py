@@ -292,7 +292,7 @@ def test_a_key_comes_from_the_environment(model_path: str, monkeypatch: pytest.M
     [
         (("--api-key", ""), "--api-key"),
         (("--api-key", "two words"), "--api-key"),
-        (("--header-seconds", "0"), "--header-seconds must be a number above 0, not 0.0"),
+        (("--header-seconds", "0"), "--header-seconds must be a number above 0, 1000000 at most, not 0.0"),
         (("--send-seconds", "nan"), "--send-seconds"),
         (("--max-n", "0"), "--max-n must be at least 1, not 0"),
         (("--max-queue", "-1"), "--max-queue must be at least 0, not -1"),

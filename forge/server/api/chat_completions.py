@@ -76,8 +76,9 @@ class ChatBody(OpenAIBody):
             raise HTTPError(400, "store is not supported: the server keeps no answers", "store", "unsupported_value")
         if self.top_logprobs is not None and not self.logprobs:
             raise HTTPError(400, "top_logprobs needs logprobs to be true", "top_logprobs", "invalid_value")
-        if None is not self.max_tokens != self.max_completion_tokens is not None:
-            message = "max_tokens is the former name of max_completion_tokens: give one"
+        limits = self.max_tokens, self.max_completion_tokens
+        if None not in limits and len(set(limits)) > 1:
+            message = "max_tokens is the former name of max_completion_tokens: give one, or the same"
             raise HTTPError(400, message, "max_tokens", "invalid_value")
         return self.openai_sampling(
             settings,

@@ -14,6 +14,7 @@ from starlette.responses import Response
 
 from forge.config import Pooling
 from forge.server.api.common import Prompts, encoded_prompts, server_of
+from forge.server.errors import HTTPError
 from forge.server.exchange import answer
 from forge.server.schemas import WITHOUT_EFFECT, Body, ModelName
 from forge.server.state import Server, new_id
@@ -41,9 +42,14 @@ async def embeddings(request: Request, wanted: EmbeddingBody) -> Response:
 async def _embed(server: Server, wanted: EmbeddingBody) -> dict[str, Any]:
     _, encode = encoded_prompts("input", wanted.input, server, server.settings.max_inputs)
     with server.admitted(new_id("embd-"), "embeddings", 1) as record:
-        prompts = await asyncio.to_thread(encode)
-        tokens = record.prompt_tokens = sum(map(len, prompts))
-        found = [await server.client.embed(ids, wanted.pooling) for ids in prompts]
+        seconds = server.settings.request_seconds
+        try:
+            async with asyncio.timeout(seconds):
+                prompts = await asyncio.to_thread(encode)
+                tokens = record.prompt_tokens = sum(map(len, prompts))
+                found = [await server.client.embed(ids, wanted.pooling) for ids in prompts]
+        except TimeoutError:
+            raise HTTPError(504, f"the request did not end within {seconds:g} s", code="timeout") from None
     is_text = wanted.encoding_format == "base64"
     data = [
         {"object": "embedding", "index": index, "embedding": _base64(row) if is_text else array("f", row).tolist()}

@@ -98,7 +98,8 @@ class Generation:
                     _check(chunks)  # behind the text that there is
 
     def _admitted(self) -> AbstractContextManager[Record]:
-        return self._server.admitted(self.id, self._endpoint, self._num_choices)
+        field = "n" if self.params.n > 1 else "prompt"
+        return self._server.admitted(self.id, self._endpoint, self._num_choices, field)
 
     async def _begin(self, record: Record) -> None:
         self.prompts = await asyncio.to_thread(self._encode)

@@ -15,6 +15,7 @@ import yaml
 from served import Served
 
 from forge.cli.options import _SERVING
+from forge.server.schemas import WITHOUT_EFFECT
 from forge.server.settings import ServerSettings
 
 TEXT = (Path(__file__).parents[2] / "docs" / "serving.md").read_text()
@@ -33,6 +34,15 @@ def test_the_table_of_limits_is_that_of_the_command() -> None:
     assert table == {name.replace("_", "-"): str(default).lower() for name, default in numbers.items()}
     settings = ServerSettings(model_name="any")
     assert numbers == {name: getattr(settings, name) for name in numbers}
+
+
+def test_every_field_without_effect_is_named(served: Served) -> None:
+    schemas = served.client.get("/openapi.json").json()["components"]["schemas"]
+    fields = [field for one in schemas.values() for field in one.get("properties", {}).items()]
+    without = {name for name, field in fields if WITHOUT_EFFECT[:-1] in field.get("description", "")}
+    assert without >= {"user", "metadata", "id", "strict", "include_obfuscation", "signature"}
+    [table] = re.findall(r"^\| field \| why \|\n((?:\|.*\n)+)", TEXT, re.MULTILINE)
+    assert without <= {name.rpartition(".")[2] for name in re.findall(r"`([\w.]+)`", table)}
 
 
 def test_every_option_that_is_named_exists() -> None:

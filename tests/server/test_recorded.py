@@ -56,11 +56,75 @@ def test_a_system_message_amid_others_is_the_users_and_a_note_for_billing_is_lef
         },
         {"role": "tool", "tool_call_id": "call_1", "content": "answer"},
     ]
-    messages = [{"role": "system", "content": "a"}, {"role": "user", "content": []}, {"role": "system", "content": []}]
-    assert MessagesBody.model_validate({"max_tokens": 1, "messages": messages}).conversation() == [
-        {"role": "user", "content": [{"type": "text", "text": "a"}]},
-        {"role": "user", "content": [{"type": "text", "text": ""}]},
-    ]
+
+
+def conversation(messages: list[tuple[str, Any]], **fields: Any) -> list[tuple[str, Any]]:
+    """Role and content of each message that a template gets; parts of text as a list of texts."""
+    given = [{"role": role, "content": content} for role, content in messages]
+    body = MessagesBody.model_validate({"max_tokens": 1, "messages": given} | fields)
+    found = [(one["role"], one["content"]) for one in body.conversation()]
+    return [(role, [p["text"] for p in content] if isinstance(content, list) else content) for role, content in found]
+
+
+def parts(*texts: str) -> list[dict[str, str]]:
+    return [{"type": "text", "text": text} for text in texts]
+
+
+RESULT = {"type": "tool_result", "tool_use_id": "1", "content": "r"}
+
+
+@pytest.mark.parametrize(
+    ("messages", "wanted"),
+    [
+        ([("user", "a"), ("system", "b"), ("user", "c")], [("user", ["a", "b", "c"])]),
+        (
+            [("user", "a"), ("assistant", "b"), ("system", "c"), ("user", "d"), ("user", parts("e", "f"))],
+            [("user", "a"), ("assistant", "b"), ("user", ["c", "d", "e", "f"])],
+        ),
+        ([("system", "a"), ("user", []), ("system", []), ("user", "")], [("user", ["a"])]),
+        ([("user", "")], [("user", "")]),
+        (
+            [("user", [*parts("a"), RESULT, *parts("b")]), ("system", parts("c")), ("user", [RESULT])],
+            [("user", ["a"]), ("tool", "r"), ("user", ["b", "c"]), ("tool", "r")],
+        ),
+        ([("assistant", "a"), ("assistant", "b")], [("assistant", "a"), ("assistant", "b")]),
+    ],
+)
+def test_messages_of_the_user_in_a_row_are_one(messages: list[tuple[str, Any]], wanted: list[tuple[str, Any]]) -> None:
+    assert conversation(messages) == wanted
+
+
+NOTE = "x-anthropic-billing-header: cc_version=2.1.197.123;"
+
+
+@pytest.mark.parametrize(
+    ("system", "wanted"),
+    [
+        (NOTE, []),
+        (f"{NOTE}\nAct.\n{NOTE}", [("system", f"Act.\n{NOTE}")]),
+        (f"Act.\n{NOTE}", [("system", f"Act.\n{NOTE}")]),
+        (parts(NOTE), []),
+        (parts(NOTE, "Act."), [("system", ["Act."])]),
+        (parts(f"{NOTE}\n\nAct.", "Now."), [("system", ["\nAct.", "Now."])]),
+    ],
+)
+def test_of_a_note_for_billing_the_line_alone_is_left_out(system: Any, wanted: list[tuple[str, Any]]) -> None:
+    assert conversation([("user", "a")], system=system) == [*wanted, ("user", "a")]
+
+
+@pytest.mark.parametrize(
+    ("content", "is_error", "wanted"),
+    [
+        ("r", True, "Error: r"),
+        ("r", False, "r"),
+        (None, True, "Error: "),
+        (parts("r", "s"), True, ["Error: ", "r", "s"]),
+        (parts("r", "s"), None, ["r", "s"]),
+    ],
+)
+def test_a_model_sees_that_a_result_is_an_error(content: Any, is_error: bool | None, wanted: Any) -> None:
+    result = {"type": "tool_result", "tool_use_id": "1", "content": content, "is_error": is_error}
+    assert conversation([("user", [result])]) == [("tool", wanted)]
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
@@ -25,6 +26,8 @@ from forge.server.schemas import (
 )
 from forge.server.settings import ServerSettings
 
+_BILLING = re.compile(r"\Ax-anthropic-billing-header:[^\n]*\n?")
+"""Claude Code's note: it differs for each conversation, so no prompt would begin as one in the prefix cache does."""
 CacheControl = Annotated[dict[str, Any] | None, Field(description=WITHOUT_EFFECT)]
 """The prefix cache needs no marks."""
 
@@ -39,7 +42,7 @@ class Text(Body):
 class Thinking(Body):
     type: Literal["thinking"]
     thinking: str
-    signature: str = Field(default="", description="Not checked: the server signs nothing.")
+    signature: str = Field(default="", description=f"{WITHOUT_EFFECT} The server signs nothing.")
 
 
 class ToolUse(Body):
@@ -55,7 +58,7 @@ class ToolResult(Body):
     type: Literal["tool_result"]
     tool_use_id: str
     content: str | Items[Text] | None = None
-    is_error: bool | None = Field(default=None, description="Accepted, without effect: templates know no such mark.")
+    is_error: bool | None = Field(default=None, description='true: "Error: " stands before the content.')
     cache_control: CacheControl = None
 
 
@@ -75,7 +78,7 @@ class AnthropicTool(Body):
     strict: Strict = None
     cache_control: CacheControl = None
     eager_input_streaming: bool | None = Field(default=None, description=WITHOUT_EFFECT)
-    allowed_callers: Items[Literal["direct"]] | None = Field(default=None, description="The server runs no code.")
+    allowed_callers: Items[Literal["direct"]] | None = Field(default=None, description=WITHOUT_EFFECT)
     defer_loading: Literal[False] | None = Field(default=None, description="The model is shown all tools.")
 
 
@@ -87,8 +90,10 @@ class ToolChoice(Body):
 
 class ThinkingConfig(Body):
     type: Literal["enabled", "disabled", "adaptive"]
-    budget_tokens: TokenCount | None = Field(default=None, description="Accepted, without effect.")
-    display: Literal["summarized"] | None = Field(default=None, description="Reasoning is given as it is.")
+    budget_tokens: TokenCount | None = Field(default=None, description=WITHOUT_EFFECT)
+    display: Literal["summarized"] | None = Field(
+        default=None, description=f"{WITHOUT_EFFECT} Reasoning is given as it is."
+    )
 
 
 class ContextManagement(Body):
@@ -160,17 +165,19 @@ class CountBody(Body):
     def conversation(self) -> list[dict[str, Any]]:
         """The messages in OpenAI's form."""
         found: list[dict[str, Any]] = []
-        if system := _for_the_model(self.system or ""):
-            found.append({"role": "system", "content": _content(system)})
+        if system := _system(self.system or ""):
+            found.append({"role": "system", "content": system})
         for place, message in enumerate(self.messages):
+            where = f"messages.{place}.content"
             if message.role == "system":
-                _add_to_users(found, message.content, f"messages.{place}.content")
+                _add(found, {"role": "user", "content": _texts(message.content, where)})
             elif isinstance(message.content, str):
-                found.append({"role": message.role, "content": message.content})
+                _add(found, {"role": message.role, "content": message.content})
             elif message.role == "assistant":
-                found.append(_assistant(message.content, f"messages.{place}.content"))
+                found.append(_assistant(message.content, where))
             else:
-                found += _user(message.content, f"messages.{place}.content")
+                for one in _user(message.content, where):
+                    _add(found, one)
         return found
 
 
@@ -192,31 +199,45 @@ class MessagesBody(CountBody, SamplingBody):
         return self.sampling(stop=stop, max_tokens=self.max_tokens)
 
 
-def _for_the_model(system: str | list[Text]) -> str | list[Text]:
-    """The system prompt without Claude Code's note for billing: the note differs for each conversation, so that no
-    prompt would begin as one in the prefix cache does."""
+def _system(system: str | list[Text]) -> Any:
+    """The system prompt without a note for billing."""
     if isinstance(system, str):
-        return system
-    return [block for block in system if not block.text.startswith("x-anthropic-billing-header:")]
+        return _BILLING.sub("", system)
+    return [{"type": "text", "text": text} for block in system if (text := _BILLING.sub("", block.text))]
 
 
-def _add_to_users(found: list[dict[str, Any]], content: str | list[Block], where: str) -> None:
-    """Add a system message amid others to the user's before it: templates know one system message, the first."""
-    blocks = [Text(type="text", text=content)] if isinstance(content, str) else content
+def _add(found: list[dict[str, Any]], message: dict[str, Any]) -> None:
+    """Add a message. Those of the user in a row are one, as in Anthropic's API: many templates refuse two."""
+    if found and found[-1]["role"] == message["role"] == "user":
+        found[-1]["content"] = _parts(found[-1]["content"]) + _parts(message["content"])
+    else:
+        found.append(message)
+
+
+def _parts(content: str | list[dict[str, Any]]) -> list[dict[str, Any]]:
+    if isinstance(content, str):
+        return [{"type": "text", "text": content}] if content else []
+    return content
+
+
+def _texts(content: str | list[Block], where: str) -> list[dict[str, Any]]:
+    """A system message amid others, which is the user's: templates know one system message, the first."""
+    if isinstance(content, str):
+        return _parts(content)
     texts = []
-    for place, block in enumerate(blocks):
+    for place, block in enumerate(content):
         if not isinstance(block, Text):
             raise HTTPError(400, "a system message has text alone", f"{where}.{place}", "invalid_value")
         texts.append(_text(block))
-    if not found or found[-1]["role"] != "user":
-        found.append({"role": "user", "content": []})
-    elif isinstance(before := found[-1]["content"], str):
-        found[-1]["content"] = [{"type": "text", "text": before}]
-    found[-1]["content"] += texts
+    return texts
 
 
-def _content(content: str | list[Text]) -> Any:
-    return content if isinstance(content, str) else [_text(block) for block in content]
+def _result(block: ToolResult) -> Any:
+    """The content of a result. Templates know no mark of an error."""
+    before = "Error: " if block.is_error else ""
+    if isinstance(block.content, list):
+        return _parts(before) + [_text(one) for one in block.content]
+    return before + (block.content or "")
 
 
 def _text(block: Text) -> dict[str, Any]:
@@ -244,14 +265,11 @@ def _user(blocks: list[Any], where: str) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     for place, block in enumerate(blocks):
         if isinstance(block, ToolResult):
-            content = _content(block.content or "")
-            found.append({"role": "tool", "tool_call_id": block.tool_use_id, "content": content})
+            found.append({"role": "tool", "tool_call_id": block.tool_use_id, "content": _result(block)})
         elif not isinstance(block, Text):
             raise _misplaced(f"{where}.{place}", "the assistant's")
-        elif found and found[-1]["role"] == "user":
-            found[-1]["content"].append(_text(block))
         else:
-            found.append({"role": "user", "content": [_text(block)]})
+            _add(found, {"role": "user", "content": [_text(block)]})
     return found or [{"role": "user", "content": ""}]
 
 

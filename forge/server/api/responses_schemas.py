@@ -24,7 +24,8 @@ from forge.server.schemas import (
 from forge.server.state import Server
 
 _NO_STATE = "the server keeps no answers: send the whole conversation as input"
-Status = Literal["in_progress", "completed", "incomplete"]
+ItemId = Annotated[str | None, Field(description=WITHOUT_EFFECT)]
+Status = Annotated[Literal["in_progress", "completed", "incomplete"] | None, Field(description=WITHOUT_EFFECT)]
 
 
 class Text(Body):
@@ -38,8 +39,8 @@ class Message(Body):
     type: Literal["message"] = "message"
     role: Literal["system", "developer", "user", "assistant"]
     content: str | Items[Text]
-    id: str | None = None
-    status: Status | None = None
+    id: ItemId = None
+    status: Status = None
     phase: str | None = Field(default=None, description=WITHOUT_EFFECT)
 
 
@@ -48,16 +49,16 @@ class FunctionCall(Body):
     call_id: str
     name: str
     arguments: str
-    id: str | None = None
-    status: Status | None = None
+    id: ItemId = None
+    status: Status = None
 
 
 class FunctionCallOutput(Body):
     type: Literal["function_call_output"]
     call_id: str
     output: str | Items[Text]
-    id: str | None = None
-    status: Status | None = None
+    id: ItemId = None
+    status: Status = None
 
 
 class ReasoningText(Body):
@@ -69,8 +70,8 @@ class Reasoning(Body):
     type: Literal["reasoning"]
     summary: Items[ReasoningText] = Field(default_factory=list)
     content: Items[ReasoningText] | None = None
-    id: str | None = None
-    status: Status | None = None
+    id: ItemId = None
+    status: Status = None
     encrypted_content: None = None
 
 
@@ -130,7 +131,7 @@ class ResponsesBody(SamplingBody):
     parallel_tool_calls: bool | None = Field(default=None, description="false: calls behind the first are left out.")
     text: TextConfig | None = None
     include: Items[Literal["reasoning.encrypted_content"]] | None = Field(
-        default=None, description="Without effect: reasoning is given in the open."
+        default=None, description=f"{WITHOUT_EFFECT} Reasoning is given in the open."
     )
     truncation: Literal["disabled"] | None = None
     stream_options: StreamOptions | None = None

@@ -20,6 +20,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass, field
 from statistics import fmean
 from threading import Thread
@@ -124,7 +125,7 @@ class Soak:
     problems: list[str] = field(default_factory=list)
 
     async def client(self, seed: int) -> None:
-        """Send one request behind the other until the end."""
+        """Send one request behind the other until the end, or until one gets no answer at all."""
         rng = random.Random(seed)
         while time.monotonic() < self.ends:
             fate = rng.random()
@@ -135,8 +136,12 @@ class Soak:
             is_broken = fate < _INVALID
             if is_broken:
                 content = rng.choice(_BROKEN)(wanted.body)
-            async with asyncio.timeout(_SECONDS):
-                found = await self._exchange(wanted, content, rng, leaves=_INVALID <= fate < _INVALID + _LEAVE)
+            try:
+                async with asyncio.timeout(_SECONDS):
+                    found = await self._exchange(wanted, content, rng, leaves=_INVALID <= fate < _INVALID + _LEAVE)
+            except OSError as error:  # TimeoutError is one
+                self.problems.append(f"{wanted.path} {content[:200]!r}: {error!r}")
+                return
             if found is None:
                 self.codes["left"] += 1
                 continue
@@ -148,7 +153,7 @@ class Soak:
                 self.problems.append(f"{wanted.path} {content[:200]!r}: {head[:40]!r} ... {answer[-200:]!r}")
 
     async def _exchange(self, wanted: Request, content: bytes, rng: random.Random, *, leaves: bool) -> bytes | None:
-        """Head and body of the answer; None where the client left."""
+        """Head and body of the answer; None where the client left. Raises OSError where the server is gone."""
         method = "GET" if wanted.body is None else "POST"
         head = f"{method} {wanted.path} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n"
         head += f"Content-Type: application/json\r\nContent-Length: {len(content)}\r\n\r\n"
@@ -170,7 +175,7 @@ class Soak:
             return None
         except ConnectionError:
             if not leaves:
-                self.problems.append(f"{wanted.path} {content[:200]!r}: the server closed the connection")
+                raise
             return None
         finally:
             writer.close()
@@ -181,12 +186,14 @@ def start(model: str) -> tuple[subprocess.Popen[str], int, list[str]]:
     command = [sys.executable, "-m", "forge", "serve", "-m", model, *_SERVER]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     assert process.stderr
+    lines: list[str] = []
     faults: list[str] = []
     for line in process.stderr:
+        lines.append(line)
         if found := _ADDRESS.search(line):
             Thread(target=_watch, args=(process.stderr, faults), daemon=True).start()
             return process, int(found[1]), faults
-    raise SystemExit("the server has ended")
+    raise SystemExit(f"the server has ended with {process.wait()}:\n{''.join(lines).rstrip()}")
 
 
 def _watch(lines: Any, faults: list[str]) -> None:
@@ -196,42 +203,63 @@ def _watch(lines: Any, faults: list[str]) -> None:
 
 def memory(process: psutil.Process) -> list[float]:
     """Resident MB of a server's process and of its engine's. Those that render templates come and go."""
-    children = [one for one in process.children() if any("engine_process" in word for word in one.cmdline())]
-    return [round(one.memory_info().rss / 1e6, 1) for one in (process, *children)]
+    found = [process.memory_info().rss]
+    for child in process.children():
+        with suppress(psutil.Error):
+            if any("engine_process" in word for word in child.cmdline()):
+                found.append(child.memory_info().rss)
+    return [round(size / 1e6, 1) for size in found]
 
 
-async def run(port: int, process: psutil.Process, args: argparse.Namespace) -> tuple[Soak, float]:
-    """Let clients do what they do; what they saw, and by what share memory has grown."""
+async def run(port: int, process: psutil.Process, seconds: float, num_clients: int) -> tuple[Soak, float | None]:
+    """Let clients do what they do; what they saw, and by what share memory has grown. None: it ended too early."""
     started = time.monotonic()
-    soak = Soak(port, started + args.seconds)
-    clients = [asyncio.create_task(soak.client(seed)) for seed in range(args.clients)]
+    soak = Soak(port, started + seconds)
+    clients = [asyncio.create_task(soak.client(seed)) for seed in range(num_clients)]
     samples: list[tuple[float, list[float]]] = []
     while not all(task.done() for task in clients):
-        samples.append(((time.monotonic() - started) / args.seconds, await asyncio.to_thread(memory, process)))
-        if len(samples) % 60 == 0:
-            print(f"{samples[-1][0]:.0%}: {samples[-1][1]} MB, {soak.codes.total()} requests", flush=True)
-        await asyncio.sleep(min(1.0, args.seconds / 100))
-    await asyncio.gather(*clients)
-
-    def mean(first: float, last: float) -> float:
-        return fmean(sum(each) for when, each in samples if first <= when <= last)
-
-    before, after = mean(0.2, 0.3), mean(0.9, 1.0)
-    print(f"memory: {before:.1f} MB, at the end {after:.1f} MB: {after / before - 1:+.2%}")
+        with suppress(psutil.Error):  # the server has ended: its clients say so
+            samples.append(((time.monotonic() - started) / seconds, await asyncio.to_thread(memory, process)))
+            if len(samples) % 60 == 0:
+                print(f"{samples[-1][0]:.0%}: {samples[-1][1]} MB, {soak.codes.total()} requests", flush=True)
+        await asyncio.sleep(min(1.0, seconds / 100))
+    ends = await asyncio.gather(*clients, return_exceptions=True)
+    soak.problems += [repr(end) for end in ends if end is not None]
     for problem in soak.problems[:10]:
         print(problem)
+
+    def mean(first: float, last: float) -> float:
+        return fmean([sum(each) for when, each in samples if first <= when <= last] or [0.0])
+
+    before, after = mean(0.2, 0.3), mean(0.9, 1.0)
+    if not before or not after:
+        return soak, None
+    print(f"memory: {before:.1f} MB, at the end {after:.1f} MB: {after / before - 1:+.2%}")
     return soak, after / before - 1
 
 
 async def is_idle(port: int) -> bool:
     """Whether nothing runs, nothing waits, and all pages are back."""
     names = ("num_requests_running", "num_requests_waiting", "kv_cache_pages_used")
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    writer.write(b"GET /metrics HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n")
-    text = (await reader.read(-1)).decode()
-    writer.close()
+    try:
+        async with asyncio.timeout(_SECONDS):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(b"GET /metrics HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n")
+            text = (await reader.read(-1)).decode()
+            writer.close()
+    except OSError:
+        return False
     found = re.findall(rf"^forge_(?:{'|'.join(names)})(?:{{.*}})? (\S+)$", text, re.MULTILINE)
     return len(found) >= len(names) and not any(map(float, found))
+
+
+def end(server: subprocess.Popen[str], seconds: float = 60.0) -> int:
+    """End a server, at once where it does not end in time. Gives its exit code."""
+    server.send_signal(signal.SIGTERM)
+    with suppress(subprocess.TimeoutExpired):
+        return server.wait(seconds)
+    server.kill()
+    return server.wait()
 
 
 def main() -> None:
@@ -242,19 +270,19 @@ def main() -> None:
     args = parser.parse_args()
     server, port, faults = start(args.model)
     try:
-        soak, growth = asyncio.run(run(port, psutil.Process(server.pid), args))
+        soak, growth = asyncio.run(run(port, psutil.Process(server.pid), args.seconds, args.clients))
         deadline = time.monotonic() + _SECONDS
-        while not (idle := asyncio.run(is_idle(port))) and time.monotonic() < deadline:
+        while not (idle := asyncio.run(is_idle(port))) and server.poll() is None and time.monotonic() < deadline:
             time.sleep(0.1)
     finally:
-        server.send_signal(signal.SIGTERM)
-        code = server.wait(60)
+        code = end(server)
     print(f"{soak.codes.total()} requests: {dict(sorted(soak.codes.items()))}")
     missed = {
         f"{len(soak.problems)} answers are wrong": bool(soak.problems),
         f"the server wrote {faults[:3]}": bool(faults),
         "something is left running": not idle,
-        f"memory has grown by {growth:.2%}": growth >= _MAX_GROWTH,
+        "memory was not measured to the end": growth is None,
+        f"memory has grown by {growth or 0:.2%}": (growth or 0) >= _MAX_GROWTH,
         f"the server ended with {code}": code != 0,
     }
     found = [text for text, is_so in missed.items() if is_so]

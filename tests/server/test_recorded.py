@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,9 @@ from served import Served
 from forge.server.api.anthropic_schemas import MessagesBody
 from forge.server.api.chat_completions import ChatBody
 from forge.server.api.responses_schemas import ResponsesBody
+from forge.tokenizer.chat import ChatTemplate
+
+GEMMA = Path(__file__).parents[1] / "data" / "chat" / "gemma.jinja"
 
 HEADERS = {"anthropic-beta": "claude-code-20250219,context-management-2025-06-27", "anthropic-version": "2023-06-01"}
 SAID = {"answer": "It is 20 °C.", "calls": "I look."}
@@ -44,10 +48,10 @@ def test_a_tools_request_is_answered(scripted: Served, name: str) -> None:
 
 def test_a_system_message_amid_others_is_the_users_and_a_note_for_billing_is_left_out() -> None:
     call = {"id": "call_1", "type": "function", "function": {"name": "Bash", "arguments": '{"city": "Paris"}'}}
-    reminder = {"type": "text", "text": "<system-reminder>The date.</system-reminder>"}
+    reminder = "<system-reminder>The date.</system-reminder>"
     assert MessagesBody.model_validate(MESSAGES["Claude Code 2.1"]).conversation() == [
         {"role": "system", "content": [{"type": "text", "text": "Act."}]},
-        {"role": "user", "content": [reminder, {"type": "text", "text": "calls"}, {"type": "text", "text": "Agents."}]},
+        {"role": "user", "content": parts(reminder, "calls\nAgents.")},
         {
             "role": "assistant",
             "content": [{"type": "text", "text": "I look."}],
@@ -76,22 +80,33 @@ RESULT = {"type": "tool_result", "tool_use_id": "1", "content": "r"}
 @pytest.mark.parametrize(
     ("messages", "wanted"),
     [
-        ([("user", "a"), ("system", "b"), ("user", "c")], [("user", ["a", "b", "c"])]),
+        ([("user", "a"), ("system", "b"), ("user", "c")], [("user", ["a\nb\nc"])]),
         (
             [("user", "a"), ("assistant", "b"), ("system", "c"), ("user", "d"), ("user", parts("e", "f"))],
-            [("user", "a"), ("assistant", "b"), ("user", ["c", "d", "e", "f"])],
+            [("user", "a"), ("assistant", "b"), ("user", ["c\nd\ne", "f"])],
         ),
         ([("system", "a"), ("user", []), ("system", []), ("user", "")], [("user", ["a"])]),
         ([("user", "")], [("user", "")]),
         (
             [("user", [*parts("a"), RESULT, *parts("b")]), ("system", parts("c")), ("user", [RESULT])],
-            [("user", ["a"]), ("tool", "r"), ("user", ["b", "c"]), ("tool", "r")],
+            [("user", ["a"]), ("tool", "r"), ("user", ["b\nc"]), ("tool", "r")],
         ),
+        ([("user", parts("a", "b")), ("user", parts("c", "d"))], [("user", ["a", "b\nc", "d"])]),
         ([("assistant", "a"), ("assistant", "b")], [("assistant", "a"), ("assistant", "b")]),
     ],
 )
 def test_messages_of_the_user_in_a_row_are_one(messages: list[tuple[str, Any]], wanted: list[tuple[str, Any]]) -> None:
     assert conversation(messages) == wanted
+
+
+def test_a_template_whose_roles_must_alternate_takes_a_system_message_amid_others() -> None:
+    template = ChatTemplate.from_file(GEMMA, special_tokens={"bos_token": ""})
+    given = [("user", "a"), ("assistant", "b"), ("system", "c"), ("user", "d")]
+    messages = [{"role": role, "content": content} for role, content in given]
+    body = MessagesBody.model_validate({"max_tokens": 1, "messages": messages})
+    turns = [("user", "a"), ("model", "b"), ("user", "c\nd")]
+    wanted = "".join(f"<start_of_turn>{role}\n{text}<end_of_turn>\n" for role, text in turns)
+    assert template.render(body.conversation(), add_generation_prompt=False) == wanted
 
 
 NOTE = "x-anthropic-billing-header: cc_version=2.1.197.123;"
@@ -118,7 +133,8 @@ def test_of_a_note_for_billing_the_line_alone_is_left_out(system: Any, wanted: l
         ("r", True, "Error: r"),
         ("r", False, "r"),
         (None, True, "Error: "),
-        (parts("r", "s"), True, ["Error: ", "r", "s"]),
+        ([], True, ["Error: "]),
+        (parts("r", "s"), True, ["Error: r", "s"]),
         (parts("r", "s"), None, ["r", "s"]),
     ],
 )

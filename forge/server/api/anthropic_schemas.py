@@ -207,11 +207,19 @@ def _system(system: str | list[Text]) -> Any:
 
 
 def _add(found: list[dict[str, Any]], message: dict[str, Any]) -> None:
-    """Add a message. Those of the user in a row are one, as in Anthropic's API: many templates refuse two."""
-    if found and found[-1]["role"] == message["role"] == "user":
-        found[-1]["content"] = _parts(found[-1]["content"]) + _parts(message["content"])
-    else:
+    """Add a message. Those of the user in a row are one, as in Anthropic's API: many templates refuse two.
+
+    A line feed is between their texts: there are templates that put nothing between parts.
+    """
+    if not (found and found[-1]["role"] == message["role"] == "user"):
         found.append(message)
+        return
+    before, after = _parts(found[-1]["content"]), _parts(message["content"])
+    if before and after:
+        *before, last = before
+        first, *after = after
+        before.append({"type": "text", "text": f"{last['text']}\n{first['text']}"})
+    found[-1]["content"] = before + after
 
 
 def _parts(content: str | list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -235,9 +243,10 @@ def _texts(content: str | list[Block], where: str) -> list[dict[str, Any]]:
 def _result(block: ToolResult) -> Any:
     """The content of a result. Templates know no mark of an error."""
     before = "Error: " if block.is_error else ""
-    if isinstance(block.content, list):
-        return _parts(before) + [_text(one) for one in block.content]
-    return before + (block.content or "")
+    if not isinstance(block.content, list):
+        return before + (block.content or "")
+    texts = [one.text for one in block.content] or [""]
+    return [{"type": "text", "text": text} for text in (before + texts[0], *texts[1:])]
 
 
 def _text(block: Text) -> dict[str, Any]:
@@ -268,8 +277,10 @@ def _user(blocks: list[Any], where: str) -> list[dict[str, Any]]:
             found.append({"role": "tool", "tool_call_id": block.tool_use_id, "content": _result(block)})
         elif not isinstance(block, Text):
             raise _misplaced(f"{where}.{place}", "the assistant's")
+        elif found and found[-1]["role"] == "user":
+            found[-1]["content"].append(_text(block))
         else:
-            _add(found, {"role": "user", "content": [_text(block)]})
+            found.append({"role": "user", "content": [_text(block)]})
     return found or [{"role": "user", "content": ""}]
 
 

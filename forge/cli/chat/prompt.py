@@ -142,6 +142,9 @@ def _wait_for_input() -> None:
     try:
         while sys.stdin not in select.select([sys.stdin, wakeup], [], [])[0]:
             os.read(wakeup, 1)
+            # This runs the handler now. Else Python may go on waiting: a thread that gives the interpreter lock up just
+            # then resets the flag by which this one would notice (CPython 3.11, COMPUTE_EVAL_BREAKER).
+            signal.pthread_sigmask(signal.SIG_BLOCK, ())
     finally:
         signal.set_wakeup_fd(before)
         os.close(wakeup)

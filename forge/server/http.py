@@ -18,6 +18,7 @@ from forge.errors import ForgeError
 from forge.server import errors
 from forge.server.app import create_app
 from forge.server.errors import HTTPError
+from forge.server.heap import trim
 from forge.server.log import LOG
 from forge.server.state import Server
 
@@ -106,6 +107,10 @@ def is_hung_up(connection: Any) -> bool:
     return bool(look.poll(0))
 
 
+_TRIM_TICKS = 150
+"""Ticks of uvicorn's, of which there are ten in a second, between two times that free memory is given back."""
+
+
 class HTTPServer(uvicorn.Server):
     """uvicorn's server. When it is to stop, answers may go on for a while; then each open stream gets its end."""
 
@@ -141,6 +146,8 @@ class HTTPServer(uvicorn.Server):
 
     async def on_tick(self, counter: int) -> bool:
         """Whether the server is to end: without its engine it is of no use."""
+        if counter % _TRIM_TICKS == 0:
+            trim()
         return await super().on_tick(counter) or self._server.client.state == "failed"
 
     async def _announce(self, listener: socket.socket) -> None:

@@ -34,3 +34,24 @@ def test_threads_allocate_from_one_arena(wanted: str, arenas: bool) -> None:
     assert done.returncode == 0, done.stderr
     assert "Arena 0:" in done.stderr
     assert ("Arena 1:" in done.stderr) == arenas
+
+
+SHOWS_TRIMMED = """
+import sys
+import psutil
+from forge.server.heap import trim
+kept = []
+for _ in range(200_000):
+    block = bytes(600)
+    kept.append(bytes(40))  # so that what is freed lies between what is not
+    kept.append(block)
+del kept[1::2], block
+before = psutil.Process().memory_info().rss
+trim()
+print(before - psutil.Process().memory_info().rss)
+"""
+
+
+def test_free_pages_within_the_heap_are_given_back() -> None:
+    done = subprocess.run([sys.executable, "-c", SHOWS_TRIMMED], capture_output=True, text=True, timeout=60, check=True)
+    assert int(done.stdout) > 10_000_000

@@ -235,17 +235,12 @@ def _split_kv(
     fill = choice["MIN_BLOCKS"] * device.num_cus // groups
     turns = -(-pages * page_size // (choice["THREADS"] // device.wave_size * 16 * choice["POSITIONS"]))
     splits = max(min(fill, turns, _MAX_SPLITS), 1)  # splits beyond the turns that there can be would have none
-    values = sums = arrived = None
-    if splits > 1:
-        partials = tokens * groups * splits * packed
-        memory = device.scratch((partials * (dim + 2),), np.float32)
-        values, sums = memory[: partials * dim], memory[partials * dim :]
-        arrived = device.counters(tokens * groups)
     device.run(
         "attention_split_kv",
         "attention_split_kv",
         (tokens, groups, splits),
-        *(q, kv.k, kv.v, starts, lengths, page_table, out, values, sums, arrived),
+        *(q, kv.k, kv.v, starts, lengths, page_table, out),
+        *split_states(device, tokens * groups, splits, packed, dim),
         *(rows, first_token, heads, kv_heads, pages, splits, spec.scale, spec.window, spec.softcap),
         HEAD_DIM=dim,
         PAGE=page_size,
@@ -254,6 +249,16 @@ def _split_kv(
         POSITIONS=choice["POSITIONS"],
         MIN_BLOCKS=choice["MIN_BLOCKS"],
     )
+
+
+def split_states(device: GPU, blocks: int, splits: int, packed: int, dim: int) -> tuple[Any, Any, Any]:
+    """Where the splits of so many blocks leave their states: values, maxima with sums, and counters of the splits that
+    have ended; None each for one split."""
+    if splits == 1:
+        return None, None, None
+    partials = blocks * splits * packed
+    memory = device.scratch((partials * (dim + 2),), np.float32)
+    return memory[: partials * dim], memory[partials * dim :], device.counters(blocks)
 
 
 def packed_heads(group: int) -> int:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from forge.backend.gpu import GPU
-from forge.ops.attention import AttentionSpec, check_head_dim, packed_heads, paged_attention
+from forge.ops.attention import AttentionSpec, check_head_dim, packed_heads, paged_attention, split_states
 from forge.ops.kv_cache import KVPages
 from forge.ops.matmul import Partials
 from forge.ops.op import Array, op
@@ -73,18 +73,13 @@ def _decode_attention_gpu(device: GPU, qkv: Any, rope: RopeArgs, lengths: Any, *
     splits = min(_splits_to_fill(rows * groups, min_blocks * device.num_cus), -(-positions // min_span), _MAX_SPLITS)
     out = device.empty((rows, heads, dim), device.dtype)
     parts = qkv.parts if isinstance(qkv, Partials) else qkv[None]  # (S, B, (H + 2G) * D)
-    values = sums = arrived = None
-    if splits > 1:
-        partials = rows * groups * splits * packed
-        memory = device.scratch((partials * (dim + 2),), np.float32)
-        values, sums = memory[: partials * dim], memory[partials * dim :]
-        arrived = device.counters(rows * groups)
     device.run(
         "attention_decode",
         "attention_decode",
         (rows, groups, splits),
         *(parts, rope.bias, rope.q_norm, rope.k_norm, rope.cos_sin, rope.query_scale, lengths, slot_mapping),
-        *(kv.k, kv.v, page_table, out, values, sums, arrived),
+        *(kv.k, kv.v, page_table, out),
+        *split_states(device, rows * groups, splits, packed, dim),
         *(heads, kv_heads, pages, rope.cos_sin.shape[1], rows, len(parts), splits),
         *(rope.eps, spec.scale, spec.window, spec.softcap),
         HEAD_DIM=dim,

@@ -5,13 +5,10 @@ from __future__ import annotations
 import _thread
 import json
 import os
-import select
-import signal
 import subprocess
 import sys
 import threading
 import time
-import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from forked import in_a_child
 from threadpoolctl import threadpool_limits
 from tiny_models import ARCH
 
@@ -241,20 +239,7 @@ def test_any_thread_sets_the_number_of_the_process(restored: None) -> None:
 
 def test_a_fork_sets_it_where_a_thread_that_is_gone_has_set_it_before(restored: None) -> None:
     in_a_thread(lambda: threadpool_limits(2))
-    reader, writer = os.pipe()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 on: other threads may hold locks
-        child = os.fork()
-    if not child:
-        try:
-            THREADS.use(1)
-            os.write(writer, str(THREADS.current).encode())
-        finally:
-            os._exit(0)
-    os.close(writer)
-    assert os.waitpid(child, 0)[1] == 0
-    assert os.read(reader, 100) == b"1"
-    os.close(reader)
+    assert in_a_child(lambda: THREADS.use(1) or THREADS.current) == "1"
 
 
 @pytest.mark.parametrize("count", [0, -1, 1.5, "2", True, 1025])
@@ -357,22 +342,10 @@ def test_threads_that_wait_for_work_hold_nothing_of_the_last(three: Threads) -> 
 
 def test_work_is_shared_in_a_fork_too(three: Threads) -> None:
     three.share(lambda start, stop: None, 3)
-    reader, writer = os.pipe()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 on: other threads may hold locks
-        child = os.fork()
-    if not child:
-        try:
-            three.share(lambda start, stop: os.write(writer, bytes([start])) and None, 3)
-        finally:
-            os._exit(0)
-    os.close(writer)
-    try:
-        found = b""
-        while len(found) < 3 and select.select([reader], [], [], 60)[0]:
-            found += os.read(reader, 3)
-        assert sorted(found) == [0, 1, 2]
-    finally:
-        os.close(reader)
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
+
+    def shared() -> list[int]:
+        done: list[int] = []
+        three.share(lambda start, stop: done.append(start), 3)
+        return sorted(done)
+
+    assert in_a_child(shared) == "[0, 1, 2]"

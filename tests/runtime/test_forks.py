@@ -5,56 +5,24 @@ from __future__ import annotations
 import copy
 import gc
 import multiprocessing
-import os
 import pickle
-import select
-import signal
 import sys
 import threading
 import time
-import traceback
-import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
 import pytest
+from forked import SECONDS, in_a_child
 from tiny_models import CONTEXT, GREEDY, settle, tiny_llm
 
 from forge import LLM, ForgeError
 from forge.backend.numpy import NumpyBackend
 from forge.runtime.waiters import Waiter
 
-SECONDS = 60.0
 WORDS = "loaded before the process was forked"
-
-
-def in_a_child(call: Callable[[], object]) -> str:
-    """What a call returns or raises in a fork of this process, as text; "hangs" if it takes too long."""
-    reader, writer = os.pipe()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 on: other threads may hold locks
-        child = os.fork()
-    if not child:
-        try:
-            try:
-                text = repr(call())
-            except BaseException as error:
-                text = f"{type(error).__name__}: {error}"
-                if not isinstance(error, ForgeError):
-                    text += "\n" + "".join(traceback.format_exception(error))
-            os.write(writer, text.encode()[:4000])
-        finally:
-            os._exit(0)
-    os.close(writer)
-    try:
-        ready, _, _ = select.select([reader], [], [], SECONDS)
-        return os.read(reader, 4000).decode() if ready else "hangs"
-    finally:
-        os.close(reader)
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
 
 
 @contextmanager

@@ -97,7 +97,7 @@ def test_both_names_of_a_limit_may_say_the_same(served: Served) -> None:
 
 @pytest.mark.parametrize("path", GOOD)
 def test_json_is_utf_8(served: Served, path: str) -> None:
-    """In UTF-16 the half of a letter is a quote to what counts brackets, so that any depth would pass."""
+    """A byte of a UTF-16 character may equal a quote. A count of brackets would take what follows for a string."""
     text = json.dumps(GOOD[path] | {"model": "\u2261"}, ensure_ascii=False)
     assert message_of(served, path, text.encode()) == (200, "")
     for sent in (text.encode(), json.dumps(GOOD[path] | {"model": "\ud800"}).encode(), b'{"model": NaN}'):

@@ -8,8 +8,9 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import psutil
@@ -35,6 +36,18 @@ def assert_ends_well(served: Served, engine: psutil.Process) -> None:
     assert served.process.wait(30) == 0
     wait_for(lambda: not engine.is_running())
     assert "Traceback" not in served.text()
+
+
+def assert_last_event(served: Served, body: dict[str, Any], before: Callable[[], object] = lambda: None) -> None:
+    """A stream that is cut by SIGTERM says so at its end. before: what is done before the signal."""
+    with served.client.stream("POST", "/v1/completions", json=body | {"stream": True}) as found:
+        lines = (line for line in found.iter_lines() if line)
+        next(lines)
+        before()
+        served.process.send_signal(signal.SIGTERM)
+        *_, event, last = lines
+    assert last == "data: [DONE]"
+    assert '"code":"shutting_down"' in event
 
 
 def test_metrics_count_what_was_served(served: Served) -> None:
@@ -106,13 +119,7 @@ def test_answers_that_take_too_long_get_a_last_event(model_path: str) -> None:
     own = serve(model_path, "--shutdown-seconds", "0.2")
     engine = engine_of(own)
     try:
-        with own.client.stream("POST", "/v1/completions", json=LONG | {"n": 16, "stream": True}) as found:
-            lines = (line for line in found.iter_lines() if line)
-            next(lines)
-            own.process.send_signal(signal.SIGTERM)
-            *_, before, last = lines
-        assert last == "data: [DONE]"
-        assert '"code":"shutting_down"' in before
+        assert_last_event(own, LONG | {"n": 16})
         assert_ends_well(own, engine)
     finally:
         stop(own)
@@ -123,14 +130,7 @@ def test_an_engine_that_hangs_does_not_hold_up_the_end(model_path: str) -> None:
     own = serve(model_path, "--shutdown-seconds", "2")
     engine = engine_of(own)
     try:
-        with own.client.stream("POST", "/v1/completions", json=LONG | {"stream": True}) as found:
-            lines = (line for line in found.iter_lines() if line)
-            next(lines)
-            engine.suspend()
-            own.process.send_signal(signal.SIGTERM)
-            *_, before, last = lines
-        assert last == "data: [DONE]"
-        assert '"code":"shutting_down"' in before
+        assert_last_event(own, LONG, engine.suspend)
         assert own.process.wait(60) == 0
         assert not engine.is_running()
         assert "Traceback" not in own.text()

@@ -8,7 +8,7 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
-from types import FrameType
+from types import FrameType, TracebackType
 from typing import Any, NoReturn
 
 INTERRUPTED = 128 + signal.SIGINT
@@ -26,6 +26,7 @@ def main() -> NoReturn:
 
     signal.signal(signal.SIGINT, _on_interrupt)
     sys.unraisablehook = _on_unraisable
+    sys.excepthook = _on_printed
     warnings.showwarning = _show_warning
     try:
         code = run(sys.argv[1:])
@@ -54,7 +55,7 @@ def run(args: Sequence[str]) -> int:
         return _invoke(args)
     except (Exception, KeyboardInterrupt) as error:
         if debug:
-            sys.excepthook(type(error), error, error.__traceback__)
+            sys.__excepthook__(type(error), error, error.__traceback__)
         return _failure(error, quiet=debug)
 
 
@@ -109,7 +110,7 @@ def _failure(error: BaseException, *, quiet: bool) -> int:
 def _on_interrupt(_: int, frame: FrameType | None) -> None:
     """Raise KeyboardInterrupt for Ctrl-C. A second one at once, while the first is handled, is ignored."""
     global _interrupted_at
-    if frame is not None and frame.f_code is _on_unraisable.__code__:  # Python would print what is raised there
+    if frame is not None and frame.f_code in _PRINTING:  # Python would print what is raised there
         os._exit(INTERRUPTED)
     before, _interrupted_at = _interrupted_at, time.monotonic()
     if _interrupted_at - before > _INTERRUPT_S or not isinstance(sys.exc_info()[1], KeyboardInterrupt):
@@ -145,8 +146,22 @@ def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__
 
 
 def _on_unraisable(event: sys.UnraisableHookArgs) -> None:
-    """End at Ctrl-C within a destructor or an import callback, where Python would print it and go on."""
-    if isinstance(event.exc_value, KeyboardInterrupt):
-        os._exit(INTERRUPTED)
-    if time.monotonic() - _interrupted_at >= _INTERRUPT_S:  # else half-made objects complain
+    """Print an exception of a destructor or of a callback of imports, behind which Python goes on."""
+    if not _is_of_interrupt(event.exc_value):
         sys.__unraisablehook__(event)
+
+
+def _on_printed(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+    """Print an exception for C code, behind which that may go on: NumPy does so while modules of it are imported."""
+    if not _is_of_interrupt(error):
+        sys.__excepthook__(kind, error, traceback)
+
+
+def _is_of_interrupt(error: BaseException | None) -> bool:
+    """Whether half-made objects complain of Ctrl-C. If it came right there, it would be lost: the process ends."""
+    if isinstance(error, KeyboardInterrupt):
+        os._exit(INTERRUPTED)
+    return time.monotonic() - _interrupted_at < _INTERRUPT_S
+
+
+_PRINTING = [function.__code__ for function in (_on_unraisable, _on_printed, _is_of_interrupt)]

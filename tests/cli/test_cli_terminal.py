@@ -124,27 +124,35 @@ def test_ctrl_c_that_another_thread_receives_ends_the_wait_for_a_line() -> None:
         terminal.close()
 
 
-def test_ctrl_c_while_python_tells_of_an_exception_in_a_destructor_ends_it_without_a_traceback() -> None:
-    program = """if True:
-        import signal, sys
+PRINTED = {
+    "_on_unraisable": "type('Broken', (), {'__del__': lambda _: fail()})()",
+    "_on_printed": "ctypes.pythonapi.PyRun_SimpleString(b'fail()')",  # by PyErr_Print, as NumPy's modules do
+}
+
+
+@pytest.mark.parametrize("where", ["fail", "hook", "_is_of_interrupt", "nowhere"])
+@pytest.mark.parametrize("hook", PRINTED)
+def test_ctrl_c_while_an_exception_is_printed_ends_forge_without_a_traceback(hook: str, where: str) -> None:
+    """Python and C code print exceptions that nobody can catch, and go on as if nothing had happened."""
+    program = f"""if True:
+        import ctypes, signal, sys
         from forge import cli
-        class Broken:
-            def __del__(self):
-                raise ValueError
+        def fail():
+            raise ValueError
         def trace(frame, event, _):
-            if frame.f_code is cli._on_unraisable.__code__:
+            if frame.f_code.co_name == "{hook if where == "hook" else where}":
                 signal.getsignal(signal.SIGINT)(signal.SIGINT, frame)
         def run(_):
             sys.settrace(trace)
-            Broken()
-            return 1
+            {PRINTED[hook]}
+            return 3
         cli.run = run
         cli.main()
     """
     terminal = Terminal(program=(sys.executable, "-c", program))
     try:
-        assert terminal.exit_code() == 130
-        assert b"Traceback" not in terminal.seen
+        assert terminal.exit_code() == (3 if where == "nowhere" else 130)
+        assert (b"Traceback" in terminal.seen) == (where == "nowhere")
     finally:
         terminal.close()
 

@@ -10,14 +10,15 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable, Collection
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import cache
+from itertools import count
 from pathlib import Path
 from typing import TypeVar
 
 from forge import _files
 from forge.backend import amd, probe, rocm, sources
+from forge.backend.parallel import run_all
 from forge.config import Progress
 from forge.errors import DeviceError
 
@@ -88,15 +89,13 @@ def compile_variant(variant: sources.Variant, arch: str, compiler: Compiler) -> 
 
 def compile_all(make: Callable[[T], None], jobs: Collection[T], progress: Progress | None) -> None:
     """Run jobs in parallel. The first error ends those that have not begun, and is raised."""
-    pool = ThreadPoolExecutor(os.cpu_count(), "forge-compile")
-    try:
-        tasks = [pool.submit(make, job) for job in jobs]
-        for done, task in enumerate(as_completed(tasks), 1):
-            task.result()
-            if progress:
-                progress("compiling kernels", done, len(jobs))
-    finally:
-        pool.shutdown(cancel_futures=True)
+    done = count(1)
+
+    def ended(_: T) -> None:
+        if progress:
+            progress("compiling kernels", next(done), len(jobs))
+
+    run_all(make, jobs, os.cpu_count() or 1, ended)
 
 
 def find_compiler() -> Compiler | None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import groupby
 from math import prod
 from typing import Any, Self
@@ -16,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from forge.backend import Backend
+from forge.backend.parallel import run_all
 from forge.backend.threads import THREADS
 from forge.config import Progress
 from forge.errors import FormatError, UnsupportedError
@@ -44,23 +44,18 @@ class Weights:
         self._taken: set[str] = set()
         self._arena: npt.NDArray[np.float32] | None = None
         self._used = 0
-        self._tasks: list[tuple[Future[npt.NDArray[np.float32]], int]] = []
+        self._parts: list[tuple[str, slice, npt.NDArray[np.float32]]] = []
+        """Rows of tensors, and where they are dequantized to."""
         self._done = 0
         self._total = sum(info.nbytes for info in file.tensors.values() if len(info.shape) == 2)
-        self._pool = ThreadPoolExecutor(THREADS.count, "forge-load")
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        try:
-            if kind is None:
-                self._refuse_leftovers()
-                for task, size in self._tasks:
-                    task.result()
-                    self._report(size)
-        finally:
-            self._pool.shutdown(cancel_futures=True)
+        if kind is None:
+            self._refuse_leftovers()
+            run_all(lambda part: self.file.load_rows(*part), self._parts, THREADS.count, self._report_part)
 
     def has(self, name: str) -> bool:
         return name in self.file.tensors
@@ -166,18 +161,19 @@ class Weights:
         self._taken.add(name)
 
     def _fill(self, name: str, out: npt.NDArray[np.float32]) -> None:
-        info = self.file.tensors[name]
         step = max(_TASK_WEIGHTS // out.shape[1], 1)
         for row in range(0, len(out), step):
             part = slice(row, row + step)
-            task = self._pool.submit(self.file.load_rows, name, part, out[part])
-            self._tasks.append((task, nbytes(info.type, out[part].shape)))
+            self._parts.append((name, part, out[part]))
 
     def _refuse_leftovers(self) -> None:
         for name in self.file.tensors.keys() - self._taken:
             layer = re.match(r"blk\.(\d{1,6})\.", name)
             if not (UNUSED_TENSORS.fullmatch(name) or (layer and int(layer[1]) in self._unused_layers)):
                 raise FormatError(f"{self.file.path}: tensor {name!r} has no place in this architecture")
+
+    def _report_part(self, part: tuple[str, slice, npt.NDArray[np.float32]]) -> None:
+        self._report(nbytes(self.file.tensors[part[0]].type, part[2].shape))
 
     def _report(self, size: int) -> None:
         """Count bytes of the file that are loaded, and tell the progress function."""

@@ -109,12 +109,10 @@ class Threads:
 
     def _apply(self, count: int) -> None:
         for pool in self._find():
-            # threadpoolctl obeys one thread alone where BLAS has one number for all: the first that sets it, which may
-            # be a thread of the process that this one was forked from. Here whichever thread sets it is to be obeyed.
-            release = getattr(pool, "clear_controlling_thread", lambda force: None)
-            release(force=True)
-            pool.set_num_threads(count)
-            release(force=True)  # nor does the program's own call have to come from this thread
+            # From 3.7 on threadpoolctl obeys one thread alone where BLAS has one number for all: the first that sets
+            # it, which may be a thread of the process that this one was forked from. It also waits for locks of Python,
+            # which a thread may hold where a signal handler interrupts it. Its own function below that does neither.
+            getattr(pool, "_real_set_num_threads", pool.set_num_threads)(count)
         self._set = self.current
 
     def _look(self) -> _Load:

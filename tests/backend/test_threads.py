@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 from forked import in_a_child
-from threadpoolctl import threadpool_limits
+from threadpoolctl import ThreadpoolController, threadpool_limits
 from tiny_models import ARCH
 
 import forge
@@ -203,6 +203,8 @@ def test_a_blas_that_cannot_be_told_is_said_if_a_number_is_asked_for() -> None:
 @pytest.fixture
 def restored() -> Iterator[None]:
     yield
+    for pool in ThreadpoolController().select(user_api="blas").lib_controllers:  # its next caller may be any thread
+        getattr(pool, "clear_controlling_thread", lambda force: None)(force=True)
     THREADS.use(None)
 
 
@@ -240,6 +242,19 @@ def test_any_thread_sets_the_number_of_the_process(restored: None) -> None:
 def test_a_fork_sets_it_where_a_thread_that_is_gone_has_set_it_before(restored: None) -> None:
     in_a_thread(lambda: threadpool_limits(2))
     assert in_a_child(lambda: THREADS.use(1) or THREADS.current) == "1"
+
+
+def test_it_is_set_while_an_interrupted_thread_holds_python_s_lock_of_threads(restored: None) -> None:
+    """A signal handler may run within the start of a thread, and wait for the engine's thread, which sets it."""
+    THREADS.use(2)
+    ended: list[object] = []
+    with threading._active_limbo_lock:  # type: ignore[attr-defined]
+        _thread.start_new_thread(lambda: ended.append(THREADS.use(1)), ())  # as the engine's
+        until = time.monotonic() + 60
+        while not ended and time.monotonic() < until:
+            time.sleep(0.001)
+    assert ended
+    assert THREADS.current == 1
 
 
 @pytest.mark.parametrize("count", [0, -1, 1.5, "2", True, 1025])

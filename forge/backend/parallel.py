@@ -28,17 +28,17 @@ def run_all(do: Callable[[T], object], jobs: Collection[T], threads: int, ended:
         with suppress(Empty):
             while True:
                 job = waiting.get_nowait()
-                error = None
                 try:
                     do(job)
+                    results.put((job, None))
                 except BaseException as caught:
-                    error = caught
-                results.put((job, error))
+                    results.put((job, caught))
         over.append(None)
 
     for job in jobs:
         waiting.put(job)
     started = 0
+    error: BaseException | None = None
     try:
         with suppress(RuntimeError):  # the system may give no more threads: then there are fewer
             for _ in range(min(threads, len(jobs))):
@@ -52,6 +52,7 @@ def run_all(do: Callable[[T], object], jobs: Collection[T], threads: int, ended:
                 raise error
             ended(job)
     finally:
+        error = None  # else it and this frame, which its traceback holds, would keep each other and the job alive
         with suppress(Empty):
             while True:
                 waiting.get_nowait()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from _thread import start_new_thread
 from collections.abc import Callable, Collection
 from concurrent.futures import Future
 from contextlib import suppress
@@ -11,7 +12,6 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from queue import SimpleQueue
-from threading import Thread
 from typing import Any
 
 from forge.backend.cgroups import groups, read_text
@@ -132,7 +132,7 @@ class _Helpers:
         *others, last = pairwise(bounds)
         with suppress(RuntimeError):  # the system may give no more threads: then there are fewer helpers
             while self._count < len(others):
-                Thread(target=self._help, name="forge-blas", daemon=True).start()
+                start_new_thread(self._help, ())  # `Thread.start` would wait for the lock that `_apply` speaks of
                 self._count += 1
         if not self._count:
             others, last = [], (bounds[0], bounds[-1])

@@ -1,8 +1,10 @@
 """Jobs on several threads: each runs once, errors and Ctrl-C end them, wherever they come."""
 
+import gc
 import sys
 import threading
 import time
+import weakref
 from types import FrameType
 from typing import Any
 
@@ -73,6 +75,25 @@ def test_an_error_is_raised_when_the_jobs_that_run_have_ended(fails: str, thread
     assert len(done) == count - (fails == "job")
     time.sleep(0.03)
     assert len(begun) == count < 1000
+
+
+def test_an_error_keeps_no_job_alive() -> None:
+    class Job:
+        pass
+
+    def fail(_: Job) -> None:
+        raise ValueError("no")
+
+    job = Job()
+    is_alive = weakref.ref(job)
+    gc.disable()
+    try:
+        with pytest.raises(ValueError, match="no") as raised:
+            parallel.run_all(fail, [job], 1, lambda _: None)
+        del raised, job
+        assert is_alive() is None
+    finally:
+        gc.enable()
 
 
 def test_ctrl_c_at_any_line_ends_it_and_its_threads() -> None:

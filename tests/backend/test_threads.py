@@ -228,6 +228,17 @@ def in_a_thread(call: Callable[[], object]) -> None:
     assert ended.wait(60)
 
 
+def ends_within_the_start_of_a_thread(call: Callable[[], object]) -> bool:
+    """Whether a call in a thread as the engine's ends while this one holds what `Thread.start` holds."""
+    ended: list[object] = []
+    with threading._active_limbo_lock:  # type: ignore[attr-defined]
+        _thread.start_new_thread(lambda: ended.append(call()), ())
+        until = time.monotonic() + 60
+        while not ended and time.monotonic() < until:
+            time.sleep(0.001)
+    return bool(ended)
+
+
 def test_any_thread_sets_the_number_of_the_process(restored: None) -> None:
     """threadpoolctl obeys the first one alone."""
     THREADS.use(2)
@@ -247,13 +258,7 @@ def test_a_fork_sets_it_where_a_thread_that_is_gone_has_set_it_before(restored: 
 def test_it_is_set_while_an_interrupted_thread_holds_python_s_lock_of_threads(restored: None) -> None:
     """A signal handler may run within the start of a thread, and wait for the engine's thread, which sets it."""
     THREADS.use(2)
-    ended: list[object] = []
-    with threading._active_limbo_lock:  # type: ignore[attr-defined]
-        _thread.start_new_thread(lambda: ended.append(THREADS.use(1)), ())  # as the engine's
-        until = time.monotonic() + 60
-        while not ended and time.monotonic() < until:
-            time.sleep(0.001)
-    assert ended
+    assert ends_within_the_start_of_a_thread(lambda: THREADS.use(1))
     assert THREADS.current == 1
 
 
@@ -290,19 +295,23 @@ def three() -> Iterator[Threads]:
         yield Threads()
 
 
+def test_work_is_shared_while_an_interrupted_thread_holds_python_s_lock_of_threads(three: Threads) -> None:
+    assert ends_within_the_start_of_a_thread(lambda: three.share(lambda start, stop: None, 3))
+
+
 @pytest.mark.parametrize("available", [0, 1])
 def test_where_the_system_gives_no_more_threads_fewer_do_all_parts(
     three: Threads, available: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    start, started = threading.Thread.start, []
+    start, started = threads.start_new_thread, []
 
-    def limited(self: threading.Thread) -> None:
+    def limited(*call: Any) -> int:
         if len(started) == available:
             raise RuntimeError("can't start new thread")
-        started.append(self)
-        start(self)
+        started.append(call)
+        return start(*call)
 
-    monkeypatch.setattr(threading.Thread, "start", limited)
+    monkeypatch.setattr(threads, "start_new_thread", limited)
     done: list[int] = []
     for _ in range(2):
         three.share(lambda start, stop: done.extend(range(start, stop)), 7)

@@ -18,12 +18,14 @@ from typing import Any, TypeVar
 import cupy as cp
 import numpy as np
 import numpy.typing as npt
-from cupy_backends.cuda.libs import cublas, nvrtc
+from cupy_backends.cuda.libs import nvrtc
 
 from forge.backend import amd, compilers, host, probe, sources
+from forge.backend.cupy_blas import product_of
 from forge.backend.cupy_driver import IS_HIP, KIND, card_of, cards, errors, facts, hiding
 from forge.backend.cupy_memory import Guarded, host_visible, pinned
 from forge.backend.cupy_modules import Modules, pointer
+from forge.backend.cupy_plans import Plans
 from forge.backend.gpu import GPU
 from forge.backend.graphs import Graphs, Perturb
 from forge.backend.pdl import DependentLaunch
@@ -33,11 +35,6 @@ from forge.tuning import Choices, store
 
 ARRAY = cp.ndarray
 __all__ = ["ARRAY", "KIND", "CupyBackend", "backend", "cards"]
-
-_R_32F, _R_16F = 0, 2  # cudaDataType
-_COMPUTE_32F = _R_32F if IS_HIP else 68  # CUBLAS_COMPUTE_32F, which ends the process in CuPy for ROCm 7
-_NON_TRANSPOSED, _TRANSPOSED = 0, 1
-_DEFAULT_ALGORITHM = -1
 
 _NOTHING: AbstractContextManager[None] = nullcontext()
 T = TypeVar("T")
@@ -73,15 +70,18 @@ class CupyBackend(GPU):
         with self._cuda_device:
             self._stream = cp.cuda.Stream(non_blocking=True)
         self._graphs = Graphs(self, self._stream)
+        self._plans = Plans(self, self._modules, self._stream.ptr)
 
     def active(self) -> AbstractContextManager[None]:
         """Makes this device and its stream CuPy's current ones. Within another such context there is nothing to do.
 
         One thread at a time is within: its launches must not land in a step that another thread captures.
         """
+        return _NOTHING if self._is_within() else self._enter()
+
+    def _is_within(self) -> bool:
         # The stream alone does not tell: where HIP fails while one is left, CuPy goes on to call it the current one.
-        is_within = self._thread == get_ident() and cp.cuda.get_current_stream().ptr == self._stream.ptr
-        return _NOTHING if is_within else self._enter()
+        return self._thread == get_ident() and cp.cuda.get_current_stream().ptr == self._stream.ptr
 
     @contextmanager
     def _enter(self) -> Iterator[None]:
@@ -93,8 +93,14 @@ class CupyBackend(GPU):
                 self._thread = outer
 
     def launch(self, op: Any, args: tuple[Any, ...], options: Mapping[str, Any]) -> Any:
-        with self.active():
+        if not self._is_within():
+            with self._enter():
+                return self.launch(op, args, options)
+        if self._collected is not None or self._guarded is not None or self._graphs.is_capturing:
             return super().launch(op, args, options)
+        if op.run_gpu is None:
+            return super().launch(op, args, options)
+        return self._plans.launch(op, args, options)
 
     def _run(self, entry: sources.Entry, grid: tuple[int, ...], args: list[Any]) -> None:
         if self._collected is not None:
@@ -153,19 +159,9 @@ class CupyBackend(GPU):
     def matmul(self, x: Any, weight: Any, out: Any, column: int, *, accumulate: bool) -> None:
         if self._collected is not None or not (x.size and weight.size):
             return
-        rows, inner = x.shape
-        outer = weight.shape[0]
-        alpha, beta = np.float32(1.0), np.float32(1.0 if accumulate else 0.0)
-        one, other = np.array([alpha]), np.array([beta])
-        # Row-major out = x @ weight.T is column-major out.T = weight @ x.T; BLAS sees each array transposed.
-        factors = (weight.data.ptr, _R_16F, inner), (x.data.ptr, _R_16F, inner)
-        target = out.data.ptr + column * out.itemsize, _R_32F, out.shape[1]
-        arguments = (
-            *(_TRANSPOSED, _NON_TRANSPOSED, outer, rows, inner, one.ctypes.data, *factors[0], *factors[1]),
-            *(other.ctypes.data, *target, _COMPUTE_32F, _DEFAULT_ALGORITHM),
-        )
-        kept = (x, weight, out, one, other)
-        self._graphs.call(lambda: cublas.gemmEx(cp.cuda.device.get_cublas_handle(), *arguments), kept, capturable=False)
+        product = product_of(x, weight, out, accumulate=accumulate)
+        addresses = x.data.ptr, weight.data.ptr, out.data.ptr + column * out.itemsize
+        self._graphs.call(lambda: product.queue(*addresses), (x, weight, out), capturable=False)
 
     def asarray(self, array: npt.ArrayLike, dtype: npt.DTypeLike | None = None) -> Any:
         values = np.ascontiguousarray(array, dtype)

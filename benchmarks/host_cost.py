@@ -1,0 +1,150 @@
+"""What a step costs the host: microseconds for each launch, of prompts and of decoding, on a GPU or on none.
+
+    python benchmarks/host_cost.py [-m MODEL] [--device auto] [--virtual] [--profile TOKENS] [--json FILE]
+
+--virtual: The GPU is virtual (tests/virtual_rocm, with CuPy for ROCm) and what launches, copies and allocates returns at
+once. Then the time is Python's, CuPy's and forge's. Without a model it is a llama of 16 layers, with small matrices: no
+launch's host cost depends on their size.
+"""
+
+from __future__ import annotations
+
+import argparse
+import cProfile
+import ctypes
+import json
+import os
+import pstats
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+_STEPS = 40
+_TOKENS = (1, 16, 64, 512, 2048)
+_SHAPE = (16, 512, 32, 8, 64, 1024, 20_480)
+_NULL = """
+long launches, copies, products;
+int hipModuleLaunchKernel(void) { launches++; return 0; }
+int hipLaunchKernel(void) { launches++; return 0; }
+int hipblasGemmEx(void) { products++; return 0; }
+int hipMemcpyAsync(void) { copies++; return 0; }
+int hipMemsetAsync(void) { copies++; return 0; }
+int hipGetDevice(int *index) { *index = 0; return 0; }
+int hipSetDevice(int index) { return 0; }
+int hipblasSetStream(void) { return 0; }
+int hipEventRecord(void) { return 0; }
+int hipEventQuery(void) { return 0; }
+int hipEventSynchronize(void) { return 0; }
+int hipStreamSynchronize(void) { return 0; }
+int hipGraphLaunch(void) { copies++; return 0; }
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("-m", "--model", help="a name or a path")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--virtual", action="store_true")
+    parser.add_argument("--profile", type=int, default=0, metavar="TOKENS", help="cProfile of a step of so many")
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as directory:
+        if arguments.virtual and "VIRTUAL_ROCM_GFX" not in os.environ:
+            sys.path[:0] = [str(ROOT / "tests"), str(ROOT)]
+            from virtual_rocm.libraries import environment
+
+            found = environment("gfx942", Path(directory)) | {"HOST_COST_DIRECTORY": directory}
+            raise SystemExit(subprocess.run([sys.executable, *sys.argv], env=found).returncode)
+        counts = _return_at_once() if arguments.virtual else {}
+        _measure(arguments, Path(directory), counts)
+
+
+def _return_at_once() -> dict[str, ctypes.c_long]:
+    """Calls of the virtual ROCm that a step makes do nothing from now on; counters of them."""
+    from virtual_rocm import attach, execution, runtime
+
+    directory = Path(os.environ["HOST_COST_DIRECTORY"])
+    (directory / "null.c").write_text(_NULL)
+    library = directory / "null.so"
+    subprocess.run(["clang-19", "-O2", "-shared", "-fPIC", "-o", library, directory / "null.c"], check=True)
+    null = ctypes.CDLL(str(library))
+    names: Any = attach.loaded._names
+    for name in names:
+        if f" {name}(" in _NULL:
+            attach.loaded._slots[names.index(name)] = ctypes.cast(getattr(null, name), ctypes.c_void_p).value
+    runtime.MEMORY_BYTES = 64 << 30
+    runtime._POISON = 0
+    runtime.ctypes.memset = lambda *_: None
+
+    class Kernels(dict[str, Any]):
+        def get(self, name: str, default: Any = None) -> Any:
+            return name
+
+    execution.image = lambda _: b""
+    execution.load = lambda *_: Kernels()
+    from forge.backend import kernel_cache
+
+    kernel_cache.obtain = lambda *_: b"\x7fELF"
+    return {name: ctypes.c_long.in_dll(null, name) for name in ("launches", "products", "copies")}
+
+
+def _measure(arguments: argparse.Namespace, directory: Path, counts: dict[str, ctypes.c_long]) -> None:
+    import forge
+    from forge.engine.scheduler import Scheduled
+    from forge.engine.sequence import Sequence
+
+    model = arguments.model
+    if model is None:
+        import synthetic
+
+        synthetic.SHAPES["tiny"] = _SHAPE
+        synthetic.write("tiny", "F16", directory / "tiny.gguf")
+        model = directory / "tiny.gguf"
+    results: dict[str, Any] = {}
+    with forge.load(model, device=arguments.device, context=4096, max_sequences=8) as llm:
+        runner = llm.engine.runner
+
+        def step_of(tokens: int) -> Callable[[], Any]:
+            pages = [list(range(kind.num_entries(tokens))) for kind in runner.kinds]
+            params = forge.SamplingParams(temperature=0)
+            sequence = Sequence(0, [5] * tokens, tokens, params, 0, tokens, pages=pages)
+            return lambda: runner.forward([Scheduled(sequence, 0, tokens)])
+
+        for tokens in _TOKENS:
+            step = step_of(tokens)
+            for _ in range(3):
+                step()
+            before = {name: count.value for name, count in counts.items()}
+            step()
+            found = {name: count.value - before[name] for name, count in counts.items()}
+            seconds = []
+            for _ in range(_STEPS):
+                runner.backend._stream.synchronize()
+                start = time.perf_counter()
+                step()
+                seconds.append(time.perf_counter() - start)
+            row = {"ms": 1000 * median(seconds), **found}
+            if launches := found.get("launches", 0) + found.get("products", 0):
+                row["us a launch"] = 1e6 * median(seconds) / launches
+            results[f"{tokens} tokens"] = row
+            print(f"{tokens:>6} tokens: " + ", ".join(f"{value:.4g} {name}" for name, value in row.items()), flush=True)
+        if arguments.profile:
+            step, profile = step_of(arguments.profile), cProfile.Profile()
+            step()
+            profile.enable()
+            for _ in range(20):
+                step()
+            profile.disable()
+            pstats.Stats(profile).sort_stats("tottime").print_stats(30)
+    if arguments.json:
+        arguments.json.write_text(json.dumps(results, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,311 @@
+"""Plans: the launches of an op, prepared once for each signature and queued from then on with other addresses.
+
+A signature is all that an op's `gpu` function can see: the op, its options, its numbers, the shapes and dtypes of its
+arrays. The function is traced once for each: it runs on arrays whose addresses say which array they belong to and
+how far from its beginning, so that neither addresses nor values can decide what is launched. Checks run then.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import struct
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from operator import attrgetter
+from typing import Any
+
+import cupy as cp
+import numpy as np
+import numpy.typing as npt
+from cupy_backends.cuda.api import driver
+
+from forge.backend import sources
+from forge.backend.base import Launchable
+from forge.backend.cupy_blas import product_of
+from forge.backend.cupy_modules import Modules, pointer
+from forge.backend.gpu import GPU
+
+_MAX_PLANS = 4096
+"""Plans that are kept, of a few kilobytes each. One more, and all are made again when they are needed."""
+_SPAN = 1 << 40
+"""Addresses of an array in a trace."""
+_ALIGNMENT = 512
+_FIELDS: dict[type, Callable[[Any], tuple[Any, ...]] | None] = {}
+"""What gives the fields of a record, by the classes of values that ops take; None where they are no records."""
+_ndarray, _allocate = cp.ndarray, cp.cuda.alloc
+
+
+class Plans:
+    """The plans of one device."""
+
+    def __init__(self, device: GPU, modules: Modules, stream: int) -> None:
+        self._device, self._modules, self._stream = device, modules, stream
+        self._tuning: object = None
+        self._plans: dict[Hashable, Plan] = {}
+
+    def launch(self, op: Launchable, args: tuple[Any, ...], options: Mapping[str, Any]) -> Any:
+        """Run an op within the device's context. Raises what its check raises."""
+        if self._device.tuning is not self._tuning:
+            self._tuning = self._device.tuning
+            self._plans.clear()
+        key: list[Any] = [op]
+        arrays: list[Any] = []
+        _read(args, key, arrays)
+        key += options.items()
+        signature = tuple(key)
+        try:
+            plan = self._plans.get(signature)
+        except TypeError:  # no argument of an op is a list, say
+            op.check(args, dict(options))
+            raise
+        if plan is None:
+            if len(self._plans) >= _MAX_PLANS:
+                self._plans.clear()
+            op.check(args, dict(options))
+            plan = self._plans[signature] = self._traced(op, args, options)
+        return plan.queue(arrays)
+
+    def _traced(self, op: Launchable, args: tuple[Any, ...], options: Mapping[str, Any]) -> Plan:
+        trace = _Trace(self._device)
+        given: list[Any] = []
+        traced = [_substituted(value, lambda array: given.append(made := trace.like(array)) or made) for value in args]
+        assert op.run_gpu is not None
+        result = op.run_gpu(trace, *traced, **options)
+        return Plan(trace, given, result, self._device, self._modules, self._stream)
+
+
+def _read(values: Sequence[Any], key: list[Any], arrays: list[Any]) -> None:
+    """Add to a key what values are beside the addresses of their arrays, and to arrays their arrays, in order."""
+    for value in values:
+        kind = type(value)
+        if kind is _ndarray:
+            key += value.shape, value.dtype.char
+            if not value._c_contiguous:
+                key.append("strided")
+            arrays.append(value)
+            continue
+        if kind not in _FIELDS:
+            _FIELDS[kind] = _fields_of(kind)
+        if fields := _FIELDS[kind]:
+            key.append(kind)
+            _read(fields(value), key, arrays)
+        else:
+            key.append(value)
+
+
+def _fields_of(kind: type) -> Callable[[Any], tuple[Any, ...]] | None:
+    """What gives the parts of a record or a tuple; None for other classes."""
+    if kind is tuple:
+        return lambda value: (len(value), *value)
+    if not dataclasses.is_dataclass(kind):
+        return None
+    names = [field.name for field in dataclasses.fields(kind)]
+    return attrgetter(*names) if len(names) > 1 else lambda record: (getattr(record, names[0]),)
+
+
+def _substituted(value: Any, substitute: Callable[[Any], Any]) -> Any:
+    """The value with others for its arrays, in the order of `_read`."""
+    if isinstance(value, _ndarray):
+        return substitute(value)
+    if isinstance(value, tuple):
+        return tuple(_substituted(part, substitute) for part in value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        names = [field.name for field in dataclasses.fields(value)]
+        return dataclasses.replace(value, **{name: _substituted(getattr(value, name), substitute) for name in names})
+    return value
+
+
+class _Trace(GPU):
+    """Stands for a device while an op is traced: its arrays have no memory, and launches are noted."""
+
+    def __init__(self, device: GPU) -> None:
+        self._traced = device
+        self.device, self.arch, self.tuning = device.device, device.arch, device.tuning
+        self.wave_size, self.num_cus, self.has_wgmma = device.wave_size, device.num_cus, device.has_wgmma
+        self.sizes: list[int] = []
+        """Bytes of each array."""
+        self.launches: list[tuple[Any, ...]] = []
+        """Either (entry, grid, arguments) or (product, x, weight, out)."""
+        self.scratch_index = self.counters_index = -1
+        """Which array is what ops share; -1 for none."""
+
+    @property
+    def has_blas(self) -> bool:
+        return self._traced.has_blas
+
+    def like(self, array: Any) -> Any:
+        """An array that stands for an argument."""
+        if not array.flags.c_contiguous:
+            raise TypeError("ops take C-contiguous arrays")
+        return self.empty(array.shape, array.dtype)
+
+    def empty(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Any:
+        self.sizes.append(math.prod(shape) * np.dtype(dtype).itemsize)
+        return self._at(len(self.sizes) - 1, shape, dtype)
+
+    def _at(self, index: int, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Any:
+        nowhere = cp.cuda.UnownedMemory((index + 1) * _SPAN, max(self.sizes[index], 1), self, 0)
+        return _ndarray(shape, dtype, cp.cuda.MemoryPointer(nowhere, 0))
+
+    def scratch(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Any:
+        self.scratch_index = index = self._shared(self.scratch_index, math.prod(shape) * np.dtype(dtype).itemsize)
+        return self._at(index, shape, dtype)
+
+    def counters(self, count: int) -> Any:
+        self.counters_index = index = self._shared(self.counters_index, 4 * count)
+        return self._at(index, (count,), np.uint32)
+
+    def _shared(self, index: int, size: int) -> int:
+        if index < 0:
+            index = len(self.sizes)
+            self.sizes.append(0)
+        self.sizes[index] = max(self.sizes[index], size)
+        return index
+
+    def _run(self, entry: sources.Entry, grid: tuple[int, ...], args: list[Any]) -> None:
+        self.launches.append((entry, grid, args))
+
+    def matmul(self, x: Any, weight: Any, out: Any, column: int, *, accumulate: bool) -> None:
+        if x.size and weight.size:
+            product = product_of(x, weight, out, accumulate=accumulate)
+            self.launches.append((product, x.data.ptr, weight.data.ptr, out.data.ptr + column * out.itemsize))
+
+    def asarray(self, array: npt.ArrayLike, dtype: npt.DTypeLike | None = None) -> Any:
+        raise NotImplementedError("an op uploads nothing")
+
+    def to_numpy(self, array: Any) -> npt.NDArray[Any]:
+        raise NotImplementedError("an op reads nothing")
+
+    def free_bytes(self) -> int:
+        raise NotImplementedError("an op's launches do not depend on memory")
+
+
+class Plan:
+    """What an op launches for one signature. All launches read their arguments from one table."""
+
+    def __init__(
+        self, trace: _Trace, given: list[Any], result: Any, device: GPU, modules: Modules, stream: int
+    ) -> None:
+        """given: The arrays of the trace that stand for the op's arguments. They are its first ones."""
+        self._device, sizes = device, trace.sizes
+        returned: list[Any] = []
+        _read((result,), [], returned)
+        indices = dict.fromkeys(_place(array.data.ptr)[0] for array in returned)
+        shared = (trace.scratch_index, trace.counters_index)
+        results = [index for index in indices if index >= len(given)]
+        temporary = [index for index in range(len(given), len(sizes)) if index not in (*results, *shared)]
+        self._result_sizes = [sizes[index] for index in results]
+        self._offsets: list[int] = []
+        self._temporary_bytes = 0
+        for index in temporary:
+            self._offsets.append(self._temporary_bytes)
+            self._temporary_bytes += -(-sizes[index] // _ALIGNMENT) * _ALIGNMENT
+        self._scratch_bytes, self._num_counters = (sizes[index] if index >= 0 else 0 for index in shared)
+        self._num_counters //= 4
+        order = [*range(len(given)), *results, *temporary, *(index for index in shared if index >= 0)]
+        self._slots = {(index, 0): slot for slot, index in enumerate(order)}
+        self._derived: list[tuple[int, int]] = []
+        """Addresses within arrays: the slot of the array, and how far from its beginning."""
+        self._restore = self._restoring(result, {id(array): i for i, array in enumerate(given)}, results)
+        self._calls: list[tuple[Callable[..., Any], tuple[Any, ...] | None]] = []
+        self._prepare(trace.launches, modules, stream)
+        self._pack = struct.Struct(f"{len(self._slots)}Q").pack_into
+
+    def queue(self, arrays: list[Any]) -> Any:
+        """Queue the launches for these arrays; the op's result."""
+        addresses = [array.data.ptr for array in arrays]
+        made = [_allocate(size) for size in self._result_sizes]
+        for memory in made:
+            addresses.append(memory.ptr)
+        if self._temporary_bytes:  # it is free again behind the launches: the device works in order
+            temporary = _allocate(self._temporary_bytes)
+            for offset in self._offsets:
+                addresses.append(temporary.ptr + offset)
+        if self._scratch_bytes:
+            addresses.append(self._device.scratch((self._scratch_bytes,), np.uint8).data.ptr)
+        if self._num_counters:
+            addresses.append(self._device.counters(self._num_counters).data.ptr)
+        for slot, offset in self._derived:
+            addresses.append(addresses[slot] + offset)
+        self._pack(self._table, 0, *addresses)
+        for call, arguments in self._calls:
+            if arguments is None:
+                call(addresses)
+            else:
+                call(*arguments)
+        return self._restore(arrays, made)
+
+    def _slot(self, address: int) -> int:
+        """Where the table holds an address of the trace."""
+        place = _place(address)
+        if place not in self._slots:
+            self._derived.append((self._slots[place[0], 0], place[1]))
+            self._slots[place] = len(self._slots)
+        return self._slots[place]
+
+    def _prepare(self, launches: list[tuple[Any, ...]], modules: Modules, stream: int) -> None:
+        """Make the table, and the calls that queue the launches."""
+        numbers: list[Any] = []
+        packed = []
+        for launch in launches:
+            if isinstance(launch[0], sources.Entry):
+                slots: list[int] = []
+                for value in launch[2]:
+                    if value is None or isinstance(value, np.generic):
+                        numbers.append(np.uint64(0) if value is None else value)
+                        slots.append(-len(numbers))
+                    else:
+                        slots.append(self._slot(value.data.ptr))
+                packed.append(slots)
+            else:
+                packed.append([self._slot(address) for address in launch[1:]])
+        addresses = len(self._slots)
+        self._table = table = np.zeros(addresses + len(numbers), np.uint64)
+        for place, number in enumerate(numbers, addresses):
+            table[place : place + 1].view(number.dtype)[0] = number
+        self._places = []
+        for launch, slots in zip(launches, packed, strict=True):
+            if not isinstance(launch[0], sources.Entry):
+                self._calls.append((_multiplying(launch[0], *slots), None))
+                continue
+            entry, grid, _ = launch
+            places = np.array([slot if slot >= 0 else addresses - slot - 1 for slot in slots], np.uint64)
+            places = table.ctypes.data + 8 * places
+            self._places.append(places)
+            function = pointer(modules.function(entry))
+            block = entry.threads, 1, 1, entry.lds_bytes
+            self._calls.append((driver.launchKernel, (function, *grid, *block, stream, places.ctypes.data, 0)))
+
+    def _restoring(self, result: Any, given: dict[int, int], results: list[int]) -> Callable[[list[Any], list[Any]], Any]:
+        """What makes the op's result of its arguments and new memory."""
+        if isinstance(result, _ndarray):
+            if id(result) in given:
+                argument = given[id(result)]
+                return lambda arrays, made: arrays[argument]
+            index, offset = _place(result.data.ptr)
+            shape, dtype = result.shape, result.dtype
+            if index in results:
+                new = results.index(index)
+                if offset == 0:
+                    return lambda arrays, made: _ndarray(shape, dtype, made[new])
+                return lambda arrays, made: _ndarray(shape, dtype, made[new] + offset)
+            return lambda arrays, made: _ndarray(shape, dtype, arrays[index].data + offset)
+        if isinstance(result, tuple):
+            parts = [self._restoring(part, given, results) for part in result]
+            return lambda arrays, made: tuple(part(arrays, made) for part in parts)
+        if dataclasses.is_dataclass(result):
+            kind: Any = type(result)
+            fields = [getattr(result, field.name) for field in dataclasses.fields(result)]
+            values = [self._restoring(value, given, results) for value in fields]
+            return lambda arrays, made: kind(*(value(arrays, made) for value in values))
+        return lambda arrays, made: result
+
+
+def _multiplying(product: Any, x: int, weight: int, out: int) -> Callable[[list[int]], None]:
+    return lambda addresses: product.queue(addresses[x], addresses[weight], addresses[out])
+
+
+def _place(address: int) -> tuple[int, int]:
+    """Which array of a trace an address belongs to, and how far from its beginning."""
+    index, offset = divmod(address, _SPAN)
+    return index - 1, offset

@@ -2,8 +2,8 @@
 
     python benchmarks/host_cost.py [-m MODEL] [--device auto] [--virtual] [--profile TOKENS] [--json FILE]
 
---virtual: The GPU is virtual (tests/virtual_rocm, with CuPy for ROCm) and what launches, copies and allocates returns at
-once. Then the time is Python's, CuPy's and forge's. Without a model it is a llama of 16 layers, with small matrices: no
+--virtual: The GPU is virtual (tests/virtual_rocm, with CuPy for ROCm), and what launches and copies returns at once.
+Then the time is Python's, CuPy's and forge's. Without a model it is a llama of 16 layers with small matrices: no
 launch's host cost depends on their size.
 """
 
@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, cast
 
 ROOT = Path(__file__).parents[1]
 _STEPS = 40
@@ -79,15 +79,14 @@ def _return_at_once() -> dict[str, ctypes.c_long]:
         if f" {name}(" in _NULL:
             attach.loaded._slots[names.index(name)] = ctypes.cast(getattr(null, name), ctypes.c_void_p).value
     runtime.MEMORY_BYTES = 64 << 30
-    runtime._POISON = 0
-    runtime.ctypes.memset = lambda *_: None
+    patched: Any = execution
 
     class Kernels(dict[str, Any]):
         def get(self, name: str, default: Any = None) -> Any:
             return name
 
-    execution.image = lambda _: b""
-    execution.load = lambda *_: Kernels()
+    patched.image = lambda _: b""
+    patched.load = lambda *_: Kernels()
     from forge.backend import kernel_cache
 
     kernel_cache.obtain = lambda *_: b"\x7fELF"
@@ -108,7 +107,7 @@ def _measure(arguments: argparse.Namespace, directory: Path, counts: dict[str, c
         model = directory / "tiny.gguf"
     results: dict[str, Any] = {}
     with forge.load(model, device=arguments.device, context=4096, max_sequences=8) as llm:
-        runner = llm.engine.runner
+        runner, device = llm.engine.runner, cast(Any, llm.engine.runner.backend)
 
         def step_of(tokens: int) -> Callable[[], Any]:
             pages = [list(range(kind.num_entries(tokens))) for kind in runner.kinds]
@@ -125,7 +124,7 @@ def _measure(arguments: argparse.Namespace, directory: Path, counts: dict[str, c
             found = {name: count.value - before[name] for name, count in counts.items()}
             seconds = []
             for _ in range(_STEPS):
-                runner.backend._stream.synchronize()
+                device._stream.synchronize()
                 start = time.perf_counter()
                 step()
                 seconds.append(time.perf_counter() - start)

@@ -1,6 +1,6 @@
 """The CuPy backend: kernels compiled at run time for the GPU at hand, matrix products through its BLAS.
 
-The same code runs on HIP and on CUDA. Only this module, `cupy_driver` and `cupy_modules` import CuPy.
+The same code runs on HIP and on CUDA. Only this module and its neighbours `cupy_*` import CuPy.
 """
 
 from __future__ import annotations

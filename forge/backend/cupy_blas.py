@@ -40,4 +40,5 @@ class Product(NamedTuple):
 
 def product_of(x: Any, weight: Any, out: Any, *, accumulate: bool) -> Product:
     """The product of x (M, K) and weight (N, K) in columns of out (M, at least N)."""
-    return Product(*x.shape, weight.shape[0], out.shape[1], accumulate)
+    rows, inner = x.shape
+    return Product(rows, inner, weight.shape[0], out.shape[1], accumulate)

@@ -32,6 +32,8 @@ _SPAN = 1 << 40
 _ALIGNMENT = 512
 _FIELDS: dict[type, Callable[[Any], tuple[Any, ...]] | None] = {}
 """What gives the fields of a record, by the classes of values that ops take; None where they are no records."""
+_Restore = Callable[[list[Any], list[Any]], Any]
+"""What makes an op's result of its arrays and of new memory."""
 _ndarray, _allocate = cp.ndarray, cp.cuda.alloc
 
 
@@ -68,7 +70,12 @@ class Plans:
     def _traced(self, op: Launchable, args: tuple[Any, ...], options: Mapping[str, Any]) -> Plan:
         trace = _Trace(self._device)
         given: list[Any] = []
-        traced = [_substituted(value, lambda array: given.append(made := trace.like(array)) or made) for value in args]
+
+        def stand_in(array: Any) -> Any:
+            given.append(trace.like(array))
+            return given[-1]
+
+        traced = [_substituted(value, stand_in) for value in args]
         assert op.run_gpu is not None
         result = op.run_gpu(trace, *traced, **options)
         return Plan(trace, given, result, self._device, self._modules, self._stream)
@@ -120,8 +127,7 @@ class _Trace(GPU):
 
     def __init__(self, device: GPU) -> None:
         self._traced = device
-        self.device, self.arch, self.tuning = device.device, device.arch, device.tuning
-        self.wave_size, self.num_cus, self.has_wgmma = device.wave_size, device.num_cus, device.has_wgmma
+        vars(self).update((name, value) for name, value in vars(device).items() if not name.startswith("_"))
         self.sizes: list[int] = []
         """Bytes of each array."""
         self.launches: list[tuple[Any, ...]] = []
@@ -215,19 +221,18 @@ class Plan:
         """Queue the launches for these arrays; the op's result."""
         addresses = [array.data.ptr for array in arrays]
         made = [_allocate(size) for size in self._result_sizes]
-        for memory in made:
-            addresses.append(memory.ptr)
+        addresses += [memory.ptr for memory in made]
         if self._temporary_bytes:  # it is free again behind the launches: the device works in order
             temporary = _allocate(self._temporary_bytes)
-            for offset in self._offsets:
-                addresses.append(temporary.ptr + offset)
+            start = temporary.ptr
+            addresses += [start + offset for offset in self._offsets]
         if self._scratch_bytes:
             addresses.append(self._device.scratch((self._scratch_bytes,), np.uint8).data.ptr)
         if self._num_counters:
             addresses.append(self._device.counters(self._num_counters).data.ptr)
         for slot, offset in self._derived:
             addresses.append(addresses[slot] + offset)
-        self._pack(self._table, 0, *addresses)
+        self._pack(self._table.data, 0, *addresses)
         for call, arguments in self._calls:
             if arguments is None:
                 call(addresses)
@@ -276,7 +281,9 @@ class Plan:
             block = entry.threads, 1, 1, entry.lds_bytes
             self._calls.append((driver.launchKernel, (function, *grid, *block, stream, places.ctypes.data, 0)))
 
-    def _restoring(self, result: Any, given: dict[int, int], results: list[int]) -> Callable[[list[Any], list[Any]], Any]:
+    def _restoring(
+        self, result: Any, given: dict[int, int], results: list[int]
+    ) -> Callable[[list[Any], list[Any]], Any]:
         """What makes the op's result of its arguments and new memory."""
         if isinstance(result, _ndarray):
             if id(result) in given:

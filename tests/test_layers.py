@@ -46,7 +46,8 @@ ALLOWED |= {room: names.split() for room, names in BESIDE.items()}
 # Not on NumPy's list: settings, downloads, and the part of the engine that holds integers and no arrays.
 THIRD_PARTY = {
     "IPython": "display",  # only where it runs already
-    "cupy": "backend.cupy backend.cupy_blas backend.cupy_driver backend.cupy_memory backend.cupy_modules backend.cupy_plans",
+    "cupy": "backend.cupy backend.cupy_blas backend.cupy_driver backend.cupy_memory backend.cupy_modules "
+    "backend.cupy_plans",
     "cupy_backends": "backend.cupy backend.cupy_blas backend.cupy_driver backend.cupy_modules backend.cupy_plans",
     "fastapi": "server",
     "gguf": "formats.ggml",

@@ -15,6 +15,7 @@ import numpy as np
 
 from forge.backend.gpu import GPU
 from forge.errors import UnsupportedError
+from forge.ops import attention_wgmma
 from forge.ops.activation import soft_cap
 from forge.ops.kv_cache import KVPages
 from forge.ops.op import Array, op, record
@@ -200,6 +201,9 @@ def _paged_attention_gpu(
         for first in range(0, tokens, _SPLIT_TOKENS):
             some = slice(first, first + _SPLIT_TOKENS)
             _split_kv(device, q[some], kv, starts, lengths, page_table, spec, out[some], first)
+        return out
+    if attention_wgmma.supports(device, dim):
+        attention_wgmma.run(device, q, kv, starts, lengths, page_table, spec, out)
         return out
     device.run(
         "attention_prefill",

@@ -64,6 +64,20 @@ def _matmul_wgmma(shape: Shape, values: Values) -> bool:
     return 80 << 10 <= lds_bytes <= 228 << 10 and 256 <= core_blocks * values["BLOCK"] <= 512 // values["TILES"]
 
 
+def attention_lds_bytes(dim: int, values: Values) -> int:
+    """What a block of `attention_wgmma` has of LDS: lines of 64 numbers of its queries and of STAGES of keys and values,
+    and 1 KB for its barriers."""
+    queries = 64 * (values["BLOCK"] // 128 - 1)
+    return 128 * -(-dim // 64) * (queries + 2 * values["STAGES"] * values["KEYS"]) + 1024
+
+
+def _attention_wgmma(shape: Shape, values: Values) -> bool:
+    """The block has room in LDS, and a thread in its registers: sums of a row of scores and of values, and weights."""
+    dim, keys, groups = shape["dim"], values["KEYS"], values["BLOCK"] // 128 - 1
+    registers = dim // 2 + keys // 2 + keys // 4
+    return attention_lds_bytes(dim, values) <= 227 << 10 and registers <= (200 if groups == 2 else 132)
+
+
 def _attention_decode(shape: Shape, values: Values) -> bool:
     dim, packed, threads, positions = shape["dim"], shape["packed"], values["THREADS"], values["POSITIONS"]
     waves = threads // 32
@@ -177,6 +191,22 @@ KERNELS = {
             Row({"rows": 16}, (256, 1, 1, 64)),
             Row({"dim": 128}, (128, 1, 4, 64)),
             Row({}, (256, 1, 1, 64)),
+        ),
+    ),
+    "attention_wgmma": Kernel(
+        classes={"dim": (64, 80, 96, 128, 192, 256)},
+        # KEYS of a tile, of which STAGES are in LDS; a group of BLOCK's waves copies, the others have 64 rows each. PERSISTENT
+        # blocks, one for each multiprocessor, take several tiles of queries.
+        candidates={
+            "KEYS": (64, 80, 96, 128, 144, 176, 192), "STAGES": (2, 3), "BLOCK": (384, 512), "PERSISTENT": (0, 1)
+        },
+        allows=_attention_wgmma,
+        measured="not measured yet, of the one architecture that launches it: what fills registers and LDS",
+        rows=(
+            Row({"dim": 64}, (128, 2, 512, 1)),
+            Row({"dim": 128}, (128, 2, 384, 1)),
+            Row({"dim": 192}, (96, 2, 384, 1)),
+            Row({}, (80, 2, 384, 1)),
         ),
     ),
     "norm": Kernel(

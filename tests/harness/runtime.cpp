@@ -5,7 +5,8 @@
 // then at a collective. Code that relies on an order that the GPU does not promise gives other results under another
 // seed. LDS holds NaN, or with a seed any numbers, before each block. What a GPU would hang on or leave undefined is an
 // error: a barrier or a collective that some threads do not reach, a read of a lane outside the wave, an index outside an
-// LDS array, memory that is nobody's, and blocks that hand results on without the fences that the prelude asks for.
+// LDS array, memory that is nobody's, blocks that hand results on without the fences that the prelude asks for, and waves
+// that all wait for each other.
 
 #include <csignal>
 #include <cstdint>
@@ -52,13 +53,16 @@ u32 forge_wave;
 
 namespace {
 
-enum State { READY, AT_BARRIER, AT_SHUFFLE, AT_BALLOT, DONE };
+enum State { READY, AT_BARRIER, AT_SHUFFLE, AT_BALLOT, WAITING, DONE };
+enum Turn { STOPPED, LEFT, STUCK };
 
 struct Fiber {
     ForgeThread self; // first: forge_self points here
     State state;
     u32 site, lane; // of a collective: where it stands in the program, and the lane to read
     u64 value, result;
+    const u64 *awaited; // WAITING: until the bits of `mask` there differ from `value`
+    u64 mask;
     u32 shares; // how often it has shared
     u32 fenced; // barriers of its block before its last fence, counted from 1; 0: none
     void *context; // its stack pointer while others run
@@ -79,6 +83,9 @@ struct Block {
     u32 num_waves, arrived;
     u32 phase;   // barriers behind it, and 1
     u32 counted; // the phase in which it counted itself; 0: not yet
+    u32 stuck;   // turns without a step since the last
+    u32 named_arrived[16];
+    u64 named_phase[16];
 };
 Block *blocks[MOST_BLOCKS];
 Block *running;
@@ -171,28 +178,42 @@ void exchange(u32 first) {
     for (u32 i = 0; i < forge_wave; ++i) wave[i].state = READY;
 }
 
-// Until its lanes stand at a barrier or have ended: true; or, with a seed, now and then only until a collective.
-bool run_wave(u32 first) {
-    for (;;) {
-        order(lane_order, forge_wave, first);
-        next_lane = 0;
-        in_fiber = true;
-        next(&scheduler);
-        in_fiber = false;
-        if (message[0]) return true;
-        u32 waiting = 0;
+// Makes a lane ready that waits for what has come true. Whether it is ready.
+bool wake(Fiber &fiber) {
+    if (fiber.state == WAITING && (*fiber.awaited & fiber.mask) != fiber.value) fiber.state = READY;
+    return fiber.state == READY;
+}
+
+// Until its lanes stand at a barrier or have ended (STOPPED), or some of them wait for other waves (LEFT; STUCK: none took a step);
+// with a seed, now and then only until a collective (LEFT).
+Turn run_wave(u32 first) {
+    for (bool moved = false;; moved = true) {
+        u32 ready = 0, waiting = 0, collective = 0;
         for (u32 i = 0; i < forge_wave; ++i) {
-            State state = running->fibers[first + i].state;
-            waiting += state == AT_SHUFFLE || state == AT_BALLOT;
+            Fiber &fiber = running->fibers[first + i];
+            ready += wake(fiber);
+            waiting += fiber.state == WAITING;
+            collective += fiber.state == AT_SHUFFLE || fiber.state == AT_BALLOT;
         }
-        if (waiting == 0) return true;
-        if (waiting < forge_wave) {
-            snprintf(message, sizeof message, "thread %u: a shuffle or ballot that only %u of %u lanes reach", first, waiting, forge_wave);
-            return true;
+        if (ready) {
+            order(lane_order, forge_wave, first);
+            next_lane = 0;
+            in_fiber = true;
+            next(&scheduler);
+            in_fiber = false;
+            if (message[0]) return STOPPED;
+        } else if (waiting) {
+            return moved ? LEFT : STUCK;
+        } else if (collective == 0) {
+            return STOPPED;
+        } else if (collective < forge_wave) {
+            snprintf(message, sizeof message, "thread %u: a shuffle or ballot that only %u of %u lanes reach", first, collective, forge_wave);
+            return STOPPED;
+        } else {
+            exchange(first);
+            if (message[0]) return STOPPED;
+            if (shuffled && draw(8) == 0) return LEFT;
         }
-        exchange(first);
-        if (message[0]) return true;
-        if (shuffled && draw(8) == 0) return false;
     }
 }
 
@@ -223,13 +244,26 @@ bool pass_barrier(u32 threads) {
     return false;
 }
 
+// No wave took a step in its turn: whether none can take one.
+void find_deadlock(u32 threads) {
+    u32 last = 0;
+    for (u32 i = 0; i < threads; ++i) {
+        if (wake(running->fibers[i])) return;
+        if (running->fibers[i].state == WAITING) last = i;
+    }
+    snprintf(message, sizeof message, "thread %u: waits for a barrier at which too few will arrive", last);
+}
+
 // The next wave of the running block; whether the block has ended.
 bool step(u32 threads) {
     Block &b = *running;
-    u32 at = b.arrived + (shuffled ? draw(b.num_waves - b.arrived) : 0), wave = b.waves[at];
+    u32 left = b.num_waves - b.arrived, at = b.arrived + (shuffled ? draw(left) : b.stuck % left), wave = b.waves[at];
     b.waves[at] = b.waves[b.arrived];
     b.waves[b.arrived] = wave;
-    if (run_wave(wave * forge_wave)) ++b.arrived;
+    Turn turn = run_wave(wave * forge_wave);
+    b.arrived += turn == STOPPED;
+    b.stuck = turn == STUCK ? b.stuck + 1 : 0;
+    if (b.stuck) find_deadlock(threads);
     return message[0] || (b.arrived == b.num_waves && pass_barrier(threads));
 }
 
@@ -238,7 +272,8 @@ void begin(Block &b, const u32 *at, u32 threads) {
         b.fibers[i].self = ForgeThread{i, i % forge_wave, {at[0], at[1], at[2]}};
         prepare(b.fibers[i], i);
     }
-    b.num_waves = threads / forge_wave, b.arrived = 0, b.phase = 1, b.counted = 0;
+    b.num_waves = threads / forge_wave, b.arrived = 0, b.phase = 1, b.counted = 0, b.stuck = 0;
+    memset(b.named_arrived, 0, sizeof b.named_arrived);
     running = &b;
     order(b.waves, b.num_waves, 0);
 }
@@ -276,6 +311,22 @@ void on_signal(int number, siginfo_t *info, void *context) {
     fault(registers[REG_ERR] & 2 ? "writes to memory that is no array's" : "reads memory that is no array's");
     registers[REG_RSP] = (registers[REG_RSP] - 512 & ~(greg_t)15) - 8;
     registers[REG_RIP] = (greg_t)leave;
+}
+
+// A barrier with phases as it lies in LDS here: arrivals that the phase still waits for, arrivals of a phase, a mark, the phase.
+const u64 ARRIVALS = (1 << 20) - 1, MARK = 0x5a5a5ull << 40, MARKED = 0xfffffull << 40, PHASE = 1ull << 63;
+
+void check_barrier(const u64 *at) {
+    bool is_lds = (u64)at - (u64)lds < lds_bytes;
+    if (is_lds && (*at & MARKED) == MARK) return;
+    fault(is_lds ? "a barrier that was not initialized" : "a barrier outside LDS");
+    leave();
+}
+
+void wait(const u64 *at, u64 mask, u64 value) {
+    Fiber &fiber = current();
+    fiber.awaited = at, fiber.mask = mask, fiber.value = value;
+    if ((*at & mask) == value) pause(WAITING);
 }
 
 void run_grid(const u32 *grid, u32 threads) {
@@ -371,6 +422,26 @@ __attribute__((noinline)) const void *forge_share(const void *own, u64 bytes) {
     fiber.lane = 0, fiber.site = (u32)(uintptr_t)__builtin_return_address(0);
     pause(AT_SHUFFLE);
     return turn[fiber.self.thread - fiber.self.lane];
+}
+
+void forge_phase_init(u64 *at, u32 arrivals) { *at = MARK | (u64)arrivals << 20 | arrivals; }
+
+void forge_phase_arrive(u64 *at) {
+    check_barrier(at);
+    *at -= 1;
+    if ((*at & ARRIVALS) == 0) *at = (*at ^ PHASE) | (*at >> 20 & ARRIVALS);
+}
+
+void forge_phase_wait(const u64 *at, u32 parity) {
+    check_barrier(at);
+    wait(at, PHASE, parity ? PHASE : 0);
+}
+
+void forge_named_barrier(u32 id, u32 threads, u32 waits) {
+    Block &b = *running;
+    u64 phase = b.named_phase[id];
+    if (++b.named_arrived[id] == threads) b.named_arrived[id] = 0, ++b.named_phase[id];
+    if (waits) wait(&b.named_phase[id], ~0ull, phase);
 }
 
 void forge_fence() { current().fenced = running->phase; }

@@ -1,24 +1,12 @@
 // Products by wgmma.m64nNk16 of NVIDIA's Hopper: a warpgroup of four waves reads 64 rows of weights and N = TOKENS rows of x from LDS,
 // float16, and accumulates in float32. A lane's accumulators lie as those of mma: of its wave's 16 rows.
 //
-//   GROUP_WAVES     Waves of a group.
-//   GroupRows<N>    N rows of 64 numbers, LINE pieces of 8; piece p of row r lies in [r][line_place(r, p)] (swizzled).
-//   group_landed()  Makes the thread's finished copies visible to the matrix cores, behind the next barrier.
 //   group_multiply(sum, weights, x)  Starts sum += weights . x. No thread may store to these rows before group_await.
 //   group_await(sum)  Waits for all products that were started.
 //
-// Source: the PTX ISA on wgmma, on its matrix descriptors, and on the layout of 128 bytes with swizzle.
-
-#define GROUP_WAVES 4
-#define LINE 8
-
-template <u32 N> struct alignas(1024) GroupRows {
-    u32x4 v[N][LINE];
-};
-DEVICE u32 line_place(u32 row, u32 piece) { return piece ^ row % 8; }
+// Source: the PTX ISA on wgmma.
 
 #if defined(FORGE_HARNESS)
-DEVICE void group_landed() {}
 DEVICE void group_await(float (&)[TOKEN_TILES][TILE_VALUES]) {}
 DEVICE void group_multiply(float (&sum)[TOKEN_TILES][TILE_VALUES], const GroupRows<64> &weights, const GroupRows<TOKENS> &x) {
     for (u32 m = 0; m < TOKEN_TILES; ++m)
@@ -31,14 +19,11 @@ DEVICE void group_multiply(float (&sum)[TOKEN_TILES][TILE_VALUES], const GroupRo
         }
 }
 #else
-DEVICE void group_landed() { asm volatile("fence.proxy.async.shared::cta;" : : : "memory"); }
 DEVICE void group_await(float (&sum)[TOKEN_TILES][TILE_VALUES]) {
     asm volatile("wgmma.wait_group.sync.aligned 0;" : : : "memory");
     UNROLL for (u32 m = 0; m < TOKEN_TILES; ++m)
         UNROLL for (u32 i = 0; i < TILE_VALUES; ++i) asm volatile("" : "+f"(sum[m][i]) : : "memory");
 }
-// The descriptor of rows of 128 bytes, swizzled in blocks of 8 rows; blocks lie 1,024 bytes apart.
-DEVICE u64 group_descriptor(const void *rows) { return (u64)((u32)__cvta_generic_to_shared(rows) >> 4 & 0x3fff) | 1ull << 16 | 64ull << 32 | 1ull << 62; }
 DEVICE void wgmma_16(float (&sum)[TOKEN_TILES][TILE_VALUES], u64 weights, u64 x) {
 #if TOKENS == 8
     asm volatile("wgmma.mma_async.sync.aligned.m64n8k16.f32.f16.f16 {%0, %1, %2, %3}, %4, %5, 1, 1, 1, 0, 0;"

@@ -1,0 +1,49 @@
+"""Launches of the attention kernel of NVIDIA's Hopper: queries of several sequences, by groups of waves with roles."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from forge.backend.gpu import GPU
+from forge.ops.kv_cache import KVPages
+from forge.tuning.table import attention_lds_bytes
+
+if TYPE_CHECKING:
+    from forge.ops.attention import AttentionSpec
+
+HEAD_DIMS = (64, 80, 96, 128, 192, 256)
+"""Sizes of heads that the kernel takes."""
+_MAX_PACKED = 16
+"""Query heads of one KV head that a tile of queries holds together, at most."""
+
+
+def supports(device: GPU, dim: int) -> bool:
+    """Whether the kernel computes heads of `dim` numbers on a device."""
+    return device.has_wgmma and dim in HEAD_DIMS
+
+
+def run(
+    device: GPU, q: Any, kv: KVPages, starts: Any, lengths: Any, page_table: Any, spec: AttentionSpec, out: Any
+) -> None:
+    """As `paged_attention`, into out: act (T, H, D)."""
+    tokens, heads, dim = q.shape
+    rows, pages = page_table.shape
+    _, page_size, kv_heads, _ = kv.k.shape
+    group = heads // kv_heads
+    packed = group if group <= _MAX_PACKED else 1
+    choice = device.choice("attention_wgmma", dim=dim, packed=packed, kv_heads=kv_heads)
+    queries = 64 * (choice["BLOCK"] // 128 - 1) // packed
+    tiles = (tokens // queries + rows) * (heads // packed)  # as many as there can be
+    stride = min(tiles, device.num_cus) if choice["PERSISTENT"] else tiles
+    device.run(
+        "attention_wgmma",
+        "attention_wgmma",
+        stride,
+        *(q, kv.k, kv.v, starts, lengths, page_table, out),
+        *(rows, heads, kv_heads, pages, stride, spec.scale, spec.window, spec.softcap),
+        HEAD_DIM=dim,
+        PAGE=page_size,
+        PACKED=packed,
+        **{name: choice[name] for name in ("KEYS", "STAGES", "BLOCK")},
+        LDS_BYTES=attention_lds_bytes(dim, choice),
+    )

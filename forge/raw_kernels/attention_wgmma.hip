@@ -1,0 +1,315 @@
+// Attention of several queries per sequence over its pages of the KV cache, as attention_prefill.hip, by NVIDIA's wgmma.
+// Uses: tile_lines, tile_phases, tile_wgmma_wide
+// Target: sm_90a
+//
+// One group of waves of a block copies (the producer), GROUPS compute (consumers), 64 rows each (FlashAttention-3, arXiv:2407.08608).
+// A row is a query of one of PACKED heads that share a KV head. The producer copies tiles of KEYS keys and of their values into rings
+// of STAGES in LDS, from the last that a row sees to the first; each stage has a barrier that says that it is full and one that it is
+// empty. A consumer multiplies queries by the keys of a tile while it weights the values of the tile before, and turns scores into
+// weights in registers meanwhile. Consumers take turns to start products, so that one multiplies while another computes weights.
+// A block takes tiles of queries in turns of `stride`, forth and back, the longest of each sequence first.
+// -D HEAD_DIM, PAGE=positions of a page, PACKED, KEYS, STAGES, BLOCK threads, LDS_BYTES.
+
+#define GROUP (32 * GROUP_WAVES)
+#define GROUPS (BLOCK / GROUP - 1)
+#define ROWS (64 * GROUPS)
+#define QUERIES (ROWS / PACKED)
+#define LINES ((HEAD_DIM + 63) / 64)
+#ifndef PINGPONG
+#define PINGPONG (GROUPS > 1)
+#endif
+
+struct Lds {
+    GroupRows<ROWS> query[LINES];
+    GroupRows<KEYS> keys[STAGES][LINES], values[STAGES][LINES];
+    PhaseBarrier query_full, query_empty, keys_full[STAGES], keys_empty[STAGES], values_full[STAGES], values_empty[STAGES];
+};
+static_assert(sizeof(Lds) == LDS_BYTES, "another size than the host takes");
+static_assert(HEAD_DIM % 16 == 0 && KEYS % 16 == 0 && PACKED <= ROWS && GROUPS >= 2 && GROUPS <= 3, "no such tiles");
+
+// The stage of a ring whose turn it is, and the parity of the phase that its barriers are in.
+struct Place {
+    u32 stage, parity;
+};
+DEVICE void advance(Place &place) {
+    place.stage = place.stage + 1 == STAGES ? 0 : place.stage + 1;
+    place.parity ^= place.stage == 0;
+}
+
+struct Batch {
+    const i32 *starts, *lengths, *page_table;
+    u32 rows, pages, groups, window; // of heads: groups of PACKED
+};
+// Queries that a block takes together, and the positions that they see.
+struct Span {
+    const i32 *pages;
+    u32 group, first, count;   // of heads; tokens
+    u32 position, begin, end;  // of the first token; seen by any
+    u32 first_tile, last_tile; // of keys
+};
+// The index-th of all spans; whether there is one.
+DEVICE bool find_span(const Batch &batch, u32 index, Span &span) {
+    u32 tile = index / batch.groups;
+    span.group = index % batch.groups;
+    for (u32 base = 0; base < batch.rows; base += WAVE) {
+        u32 row = base + LANE, last = batch.rows - 1 < row ? batch.rows - 1 : row;
+        u32 tokens = row < batch.rows ? (u32)(batch.starts[last + 1] - batch.starts[last]) : 0, tiles = (tokens + QUERIES - 1) / QUERIES;
+        u32 sum = tiles; // of the sequences up to this one
+        for (u32 d = 1; d < WAVE; d *= 2) {
+            u32 before = shfl(sum, LANE < d ? LANE : LANE - d);
+            sum += LANE < d ? 0 : before;
+        }
+        u64 behind = wave_ballot(sum > tile);
+        if (behind) {
+            u32 found = popcount((behind & (~behind + 1)) - 1), own = base + found;
+            u32 in_row = shfl(sum, found) - 1 - tile; // the last tile, which sees most, first
+            u32 first = (u32)batch.starts[own] + in_row * QUERIES, stop = (u32)batch.starts[own + 1];
+            span.first = first, span.count = smaller(stop - first, (u32)QUERIES);
+            span.position = (u32)batch.lengths[own] - (stop - first);
+            span.end = span.position + span.count;
+            span.begin = batch.window && span.position + 1 > batch.window ? span.position + 1 - batch.window : 0;
+            span.first_tile = span.begin / KEYS, span.last_tile = (span.end - 1) / KEYS;
+            span.pages = batch.page_table + (u64)own * batch.pages;
+            return true;
+        }
+        tile -= shfl(sum, WAVE - 1);
+    }
+    return false;
+}
+
+// A row of HEAD_DIM numbers, by LINE threads, into lines.
+template <u32 N> DEVICE void copy_row(const f16 *from, bool there, u32 row, GroupRows<N> (&to)[LINES]) {
+    u32 piece = THREAD % LINE;
+    UNROLL for (u32 l = 0; l < LINES; ++l)
+        if ((l * LINE + piece) * 8 < HEAD_DIM)
+            copy_async(&to[l].v[row][line_place(row, piece)], (const u32x4 *)(from + (l * LINE + piece) * 8), there);
+}
+// Keys, or values, of one KV head: zeros where no row sees them.
+DEVICE void copy_tile(const f16 *pages, u32 kv_heads, const Span &span, u32 tile, GroupRows<KEYS> (&to)[LINES]) {
+    UNROLL for (u32 e = 0; e < KEYS * LINE / GROUP; ++e) {
+        u32 row = THREAD / LINE + e * (GROUP / LINE), at = tile * KEYS + row;
+        bool there = at >= span.begin && at < span.end;
+        u32 slot = there ? (u32)span.pages[at / PAGE] * PAGE + at % PAGE : 0;
+        copy_row(pages + (u64)slot * (kv_heads * HEAD_DIM), there, row, to);
+    }
+}
+
+DEVICE void produce(
+    Lds &lds, const Batch &batch, u32 stride, u32 kv_heads,
+    const f16 *q,       // (T, H, D)
+    const f16 *k_pages, // (N, P, G, D)
+    const f16 *v_pages
+) {
+    Place keys{0, 1}, values{0, 1}; // empty before the first phase
+    u32 parity = 1, heads = batch.groups * PACKED;
+    Span span;
+    ROLLED for (u32 turn = 0; find_span(batch, turn * stride + (turn % 2 ? stride - 1 - BLOCK_X : BLOCK_X), span); ++turn) {
+        u32 kv_head = span.group * PACKED / (heads / kv_heads);
+        const f16 *own_keys = k_pages + kv_head * HEAD_DIM, *own_values = v_pages + kv_head * HEAD_DIM;
+        phase_wait(lds.query_empty, parity);
+        parity ^= 1;
+        ROLLED for (u32 row = THREAD / LINE; row < ROWS; row += GROUP / LINE) {
+            u32 token = row / PACKED;
+            bool there = token < span.count;
+            u32 from = there ? (span.first + token) * heads + span.group * PACKED + row % PACKED : 0;
+            copy_row(q + (u64)from * HEAD_DIM, there, row, lds.query);
+        }
+        phase_arrive_copied(lds.query_full);
+        // Values are wanted one tile later than keys.
+        ROLLED for (u32 tile = span.last_tile + 1;; --tile) {
+            if (tile > span.first_tile) {
+                phase_wait(lds.keys_empty[keys.stage], keys.parity);
+                copy_tile(own_keys, kv_heads, span, tile - 1, lds.keys[keys.stage]);
+                phase_arrive_copied(lds.keys_full[keys.stage]);
+                advance(keys);
+            }
+            if (tile <= span.last_tile) {
+                phase_wait(lds.values_empty[values.stage], values.parity);
+                copy_tile(own_values, kv_heads, span, tile, lds.values[values.stage]);
+                phase_arrive_copied(lds.values_full[values.stage]);
+                advance(values);
+            }
+            if (tile == span.first_tile) break;
+        }
+    }
+}
+
+// The online softmax of a lane's two rows. l is the sum of the lane's own weights.
+struct State {
+    float m[2], l[2]; // greatest score so far, sum of exp(score - m)
+    Sums<HEAD_DIM> acc;
+};
+struct Scores {
+    float factor, scale, softcap; // of scores in the exponent of 2
+    u32 window;
+};
+
+// Hides keys from `start` on that the rows, of these positions, do not see.
+DEVICE void mask_scores(Sums<KEYS> &score, u32 start, const u32 (&position)[2], u32 window) {
+    UNROLL for (u32 r = 0; r < 2; ++r) {
+        i32 last = (i32)(position[r] - start - group_column(0)), first = window ? last + 1 - (i32)window : -KEYS;
+        UNROLL for (u32 i = 0; i < KEYS / 4; ++i) {
+            i32 column = i / 2 * 8 + i % 2;
+            if (column > last || column < first) score.v[i / 2][2 * r + i % 2] = NEG_INFINITY;
+        }
+    }
+}
+DEVICE void cap_scores(Sums<KEYS> &score, const Scores &how) {
+    UNROLL for (u32 t = 0; t < KEYS / 8; ++t)
+        UNROLL for (u32 i = 0; i < 4; ++i) score.v[t][i] = how.softcap * fast_tanh(fast_divide(score.v[t][i] * how.scale, how.softcap));
+}
+// Takes scores into m and l and makes them weights. keep: what acc is to be scaled by.
+DEVICE void update_state(State &s, Sums<KEYS> &score, float factor, float (&keep)[2]) {
+    UNROLL for (u32 r = 0; r < 2; ++r) {
+        float most = s.m[r];
+        UNROLL for (u32 i = 0; i < KEYS / 4; ++i) most = max_float(most, score.v[i / 2][2 * r + i % 2]);
+        most = max_float(most, shfl_xor(most, 1));
+        most = max_float(most, shfl_xor(most, 2));
+        float base = most > NEG_INFINITY ? most * factor : 0.0f; // a row may have seen nothing yet
+        keep[r] = fast_exp2(fma_rn(s.m[r], factor, -base));
+        s.m[r] = most;
+        s.l[r] *= keep[r];
+        UNROLL for (u32 i = 0; i < KEYS / 4; ++i) {
+            float &weight = score.v[i / 2][2 * r + i % 2];
+            weight = fast_exp2(fma_rn(weight, factor, -base));
+            s.l[r] += weight;
+        }
+    }
+}
+
+// acc / l of the lane's rows as float16. Four lanes share a row; each gathers whole vectors of it.
+DEVICE void store_rows(State &s, const Span &span, u32 first_row, u32 heads, f16 *out) {
+    UNROLL for (u32 r = 0; r < 2; ++r) {
+        u32 row = first_row + group_row(r), token = row / PACKED, lane = LANE % 4;
+        f16 *to = out + ((u64)(span.first + token) * heads + span.group * PACKED + row % PACKED) * HEAD_DIM;
+        float l = s.l[r] + shfl_xor(s.l[r], 1);
+        float scale = fast_divide(1.0f, l + shfl_xor(l, 2));
+        UNROLL for (u32 t = 0; t < HEAD_DIM / 8; t += 4) {
+            u32x4 w;
+            UNROLL for (u32 i = 0; i < 4; ++i) {
+                const float *pair = &s.acc.v[t + i < HEAD_DIM / 8 ? t + i : 0][2 * r];
+                w.v[i] = pack_f16x2(pair[0] * scale, pair[1] * scale);
+            }
+            UNROLL for (u32 step = 1; step < 4; step *= 2) // a transposition of four words in each of four lanes
+                UNROLL for (u32 i = 0; i < 2; ++i) {
+                    u32 &low = w.v[step == 1 ? 2 * i : i], &high = w.v[(step == 1 ? 2 * i : i) + step];
+                    u32 other = shfl_xor(lane & step ? low : high, step);
+                    (lane & step ? low : high) = other;
+                }
+            if (token < span.count && t + lane < HEAD_DIM / 8) store((u32 *)(to + (t + lane) * 8), w);
+        }
+    }
+}
+
+DEVICE void consume(Lds &lds, const Batch &batch, u32 stride, const Scores &how, f16 *out) {
+    u32 own = shfl(THREAD / GROUP - 1, 0), first_row = own * 64, next = own + 1 == GROUPS ? 0 : own + 1;
+    bool says = LANE == 0; // one lane of each wave arrives
+    Place keys{0, 0}, values{0, 0};
+    u32 parity = 0;
+    if (PINGPONG && next == 0) named_arrive(1, 2 * GROUP);
+    Span span;
+    ROLLED for (u32 turn = 0; find_span(batch, turn * stride + (turn % 2 ? stride - 1 - BLOCK_X : BLOCK_X), span); ++turn) {
+        u32 position[2] = {span.position + (first_row + group_row(0)) / PACKED, span.position + (first_row + group_row(1)) / PACKED};
+        State state;
+        Sums<KEYS> score;
+        Weights<KEYS> weights;
+        float keep[2];
+        UNROLL for (u32 r = 0; r < 2; ++r) state.m[r] = NEG_INFINITY, state.l[r] = 0;
+        UNROLL for (u32 t = 0; t < HEAD_DIM / 8; ++t)
+            UNROLL for (u32 i = 0; i < 4; ++i) state.acc.v[t][i] = 0;
+        auto weigh = [&](u32 tile) {
+            u32 start = tile * KEYS;
+            if (how.softcap > 0.0f) cap_scores(score, how);
+            if (start + KEYS - 1 > span.position || (how.window && start + how.window < span.end)) mask_scores(score, start, position, how.window);
+            update_state(state, score, how.factor, keep);
+        };
+
+        phase_wait(lds.query_full, parity);
+        parity ^= 1;
+        phase_wait(lds.keys_full[keys.stage], keys.parity);
+        group_landed();
+        group_begin();
+        group_scores<HEAD_DIM>(score, lds.query, first_row, lds.keys[keys.stage]);
+        group_commit();
+        group_wait<0>();
+        arrived(score);
+        if (says) phase_arrive(lds.keys_empty[keys.stage]);
+        advance(keys);
+        weigh(span.last_tile);
+        pack_weights(score, weights);
+        ROLLED for (u32 tile = span.last_tile; tile > span.first_tile; --tile) {
+            phase_wait(lds.keys_full[keys.stage], keys.parity);
+            if (PINGPONG) named_wait(1 + own, 2 * GROUP);
+            group_landed();
+            group_begin();
+            group_scores<HEAD_DIM>(score, lds.query, first_row, lds.keys[keys.stage]);
+            group_commit();
+            phase_wait(lds.values_full[values.stage], values.parity);
+            group_landed();
+            group_weighted(state.acc, weights, lds.values[values.stage]);
+            group_commit();
+            if (PINGPONG) named_arrive(1 + next, 2 * GROUP);
+            group_wait<1>();
+            arrived(score);
+            if (says) phase_arrive(lds.keys_empty[keys.stage]);
+            advance(keys);
+            weigh(tile - 1);
+            group_wait<0>();
+            arrived(state.acc);
+            if (says) phase_arrive(lds.values_empty[values.stage]);
+            advance(values);
+            UNROLL for (u32 t = 0; t < HEAD_DIM / 8; ++t)
+                UNROLL for (u32 i = 0; i < 4; ++i) state.acc.v[t][i] *= keep[i / 2];
+            pack_weights(score, weights);
+        }
+        if (says) phase_arrive(lds.query_empty);
+        phase_wait(lds.values_full[values.stage], values.parity);
+        group_landed();
+        group_begin();
+        group_weighted(state.acc, weights, lds.values[values.stage]);
+        group_commit();
+        group_wait<0>();
+        arrived(state.acc);
+        if (says) phase_arrive(lds.values_empty[values.stage]);
+        advance(values);
+        store_rows(state, span, first_row, batch.groups * PACKED, out);
+    }
+}
+
+KERNEL(BLOCK) attention_wgmma(
+    const f16 *q,          // (T, H, D)
+    const f16 *k_pages,    // (N, P, G, D)
+    const f16 *v_pages,    // (N, P, G, D)
+    const i32 *starts,     // (B + 1,) first token of each sequence
+    const i32 *lengths,    // (B,) positions, these tokens included
+    const i32 *page_table, // (B, pages)
+    f16 *out,              // (T, H, D)
+    u32 rows,              // B
+    u32 heads,             // H
+    u32 kv_heads,          // G
+    u32 pages,             // of a row of page_table
+    u32 stride,            // blocks of the launch
+    float scale,           // of the scores
+    u32 window,            // positions that are seen, or 0: all
+    float softcap          // or 0: none
+) {
+    DYNAMIC_SHARED(Lds, shared, 1);
+    Lds &lds = shared[0];
+    Batch batch{starts, lengths, page_table, rows, pages, heads / PACKED, window};
+    if (THREAD == 0) {
+        const u32 waves = GROUPS * GROUP_WAVES;
+        phase_init(lds.query_full, GROUP), phase_init(lds.query_empty, waves);
+        for (u32 s = 0; s < STAGES; ++s) {
+            phase_init(lds.keys_full[s], GROUP), phase_init(lds.keys_empty[s], waves);
+            phase_init(lds.values_full[s], GROUP), phase_init(lds.values_empty[s], waves);
+        }
+    }
+    barrier();
+    if (THREAD < GROUP) {
+        give_registers<GROUPS == 2 ? 40 : 32>();
+        produce(lds, batch, stride, kv_heads, q, k_pages, v_pages);
+    } else {
+        take_registers<GROUPS == 2 ? 232 : 160>();
+        consume(lds, batch, stride, Scores{softcap > 0.0f ? LOG2E : scale * LOG2E, scale, softcap, window}, out);
+    }
+}

@@ -1,0 +1,47 @@
+// Barriers in LDS that threads arrive at and wait for apart, barriers of some waves of a block, and registers that waves hand to
+// others, of NVIDIA's Hopper. For blocks whose waves have roles: some copy (producers), some compute (consumers).
+//
+//   PhaseBarrier    A barrier in LDS. Its phases end when so many arrivals were counted; they alternate between parity 0 and 1.
+//   phase_init(b, arrivals)  By one thread, before a barrier of the block.
+//   phase_arrive(b)          One arrival. What the thread did before it is seen behind a wait for the phase.
+//   phase_arrive_copied(b)   One arrival, when all that the thread's copy_async brings has landed.
+//   phase_wait(b, parity)    Until the phase of this parity has ended. That of parity 1 has, before the first.
+//   named_arrive(id, threads), named_wait(id, threads)  A barrier of whole waves: it opens when `threads` threads have come to one of
+//                   the two. Only those of named_wait are held up. Number 0 is the block's own.
+//   take_registers<N>(), give_registers<N>()  Registers of a thread from here on, by all waves of a group. A launch has what the
+//                   bounds of the kernel leave; a group that takes waits until others have given.
+//
+// Source: the PTX ISA on mbarrier, barrier, setmaxnreg and cp.async.mbarrier.arrive.
+
+struct alignas(8) PhaseBarrier {
+    u64 bits;
+};
+
+#if defined(FORGE_HARNESS)
+extern "C" {
+void forge_phase_init(u64 *at, u32 arrivals);
+void forge_phase_arrive(u64 *at);
+void forge_phase_wait(const u64 *at, u32 parity);
+void forge_named_barrier(u32 id, u32 threads, u32 waits);
+}
+DEVICE void phase_init(PhaseBarrier &b, u32 arrivals) { forge_phase_init(&b.bits, arrivals); }
+DEVICE void phase_arrive(PhaseBarrier &b) { forge_phase_arrive(&b.bits); }
+DEVICE void phase_arrive_copied(PhaseBarrier &b) { forge_phase_arrive(&b.bits); }
+DEVICE void phase_wait(PhaseBarrier &b, u32 parity) { forge_phase_wait(&b.bits, parity); }
+DEVICE void named_arrive(u32 id, u32 threads) { forge_named_barrier(id, threads, 0); }
+DEVICE void named_wait(u32 id, u32 threads) { forge_named_barrier(id, threads, 1); }
+template <u32 N> DEVICE void take_registers() {}
+template <u32 N> DEVICE void give_registers() {}
+#else
+DEVICE u32 phase_address(PhaseBarrier &b) { return (u32)__cvta_generic_to_shared(&b); }
+DEVICE void phase_init(PhaseBarrier &b, u32 arrivals) { asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" : : "r"(phase_address(b)), "r"(arrivals) : "memory"); }
+DEVICE void phase_arrive(PhaseBarrier &b) { asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" : : "r"(phase_address(b)) : "memory"); }
+DEVICE void phase_arrive_copied(PhaseBarrier &b) { asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" : : "r"(phase_address(b)) : "memory"); }
+DEVICE void phase_wait(PhaseBarrier &b, u32 parity) {
+    asm volatile("{\n.reg .pred p;\nAGAIN:\nmbarrier.try_wait.parity.shared::cta.b64 p, [%0], %1;\n@!p bra AGAIN;\n}" : : "r"(phase_address(b)), "r"(parity) : "memory");
+}
+DEVICE void named_arrive(u32 id, u32 threads) { asm volatile("barrier.cta.arrive.aligned %0, %1;" : : "r"(id), "r"(threads) : "memory"); }
+DEVICE void named_wait(u32 id, u32 threads) { asm volatile("barrier.cta.sync.aligned %0, %1;" : : "r"(id), "r"(threads) : "memory"); }
+template <u32 N> DEVICE void take_registers() { asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" : : "n"(N)); }
+template <u32 N> DEVICE void give_registers() { asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" : : "n"(N)); }
+#endif

@@ -161,8 +161,9 @@ DEVICE void cap_scores(Sums<KEYS> &score, const Scores &how) {
 // Takes scores into m and l and makes them weights. keep: what acc is to be scaled by.
 DEVICE void update_state(State &s, Sums<KEYS> &score, float factor, float (&keep)[2]) {
     UNROLL for (u32 r = 0; r < 2; ++r) {
-        float most = s.m[r];
-        UNROLL for (u32 i = 0; i < KEYS / 4; ++i) most = max_float(most, score.v[i / 2][2 * r + i % 2]);
+        float some[2] = {s.m[r], s.m[r]}; // two maxima, so that instructions wait less for each other
+        UNROLL for (u32 i = 0; i < KEYS / 4; ++i) some[i % 2] = max_float(some[i % 2], score.v[i / 2][2 * r + i % 2]);
+        float most = max_float(some[0], some[1]);
         most = max_float(most, shfl_xor(most, 1));
         most = max_float(most, shfl_xor(most, 2));
         float base = most > NEG_INFINITY ? most * factor : 0.0f; // a row may have seen nothing yet
@@ -237,15 +238,14 @@ DEVICE void consume(Lds &lds, const Batch &batch, u32 stride, const Scores &how,
         advance(keys);
         weigh(span.last_tile);
         pack_weights(score, weights);
+        if (span.last_tile > span.first_tile) phase_wait(lds.keys_full[keys.stage], keys.parity);
         ROLLED for (u32 tile = span.last_tile; tile > span.first_tile; --tile) {
-            phase_wait(lds.keys_full[keys.stage], keys.parity);
-            if (PINGPONG) named_wait(1 + own, 2 * GROUP);
+            phase_wait(lds.values_full[values.stage], values.parity);
             group_landed();
+            if (PINGPONG) named_wait(1 + own, 2 * GROUP);
             group_begin();
             group_scores<HEAD_DIM>(score, lds.query, first_row, lds.keys[keys.stage]);
             group_commit();
-            phase_wait(lds.values_full[values.stage], values.parity);
-            group_landed();
             group_weighted(state.acc, weights, lds.values[values.stage]);
             group_commit();
             if (PINGPONG) named_arrive(1 + next, 2 * GROUP);
@@ -254,6 +254,9 @@ DEVICE void consume(Lds &lds, const Batch &batch, u32 stride, const Scores &how,
             if (says) phase_arrive(lds.keys_empty[keys.stage]);
             advance(keys);
             weigh(tile - 1);
+            arrived(score);
+            // Here, although the next turn is early enough: the compiler moves the wait for values up to a branch, over the weights.
+            if (tile - 1 > span.first_tile) phase_wait(lds.keys_full[keys.stage], keys.parity);
             group_wait<0>();
             arrived(state.acc);
             if (says) phase_arrive(lds.values_empty[values.stage]);

@@ -28,6 +28,7 @@ TESTS = {  # by kernel file: what names of these tests hold, the likeliest to fi
     "activation": "act_and_mul-|gelu-|soft_cap|[add-",
     "attention_decode": "heads of|in_most_parts|adds_partials|page edges|window|splits|decode",
     "attention_prefill": "prefill|mixed|paged_attention",
+    "attention_wgmma": "attention_wgmma",
     "attention_split_kv": "deterministic,|launches|sequences",
     "embed": "embed|take_rows",
     "linear": "[linear-M|M70|M65",
@@ -62,7 +63,10 @@ TESTS = {  # by kernel file: what names of these tests hold, the likeliest to fi
     "include/tile_mfma": "test_tiles|linear-M",
     "include/tile_wmma": "test_tiles",
     "include/tile_scalar": "test_tiles",
+    "include/tile_lines": "groups|attention_wgmma",
+    "include/tile_phases": "wait_for_each_other|attention_wgmma",
     "include/tile_wgmma": "groups|matmul_wgmma",
+    "include/tile_wgmma_wide": "behind_the_wait|attention_wgmma",
 }
 
 

@@ -56,6 +56,14 @@ namespace {
 enum State { READY, AT_BARRIER, AT_SHUFFLE, AT_BALLOT, WAITING, DONE };
 enum Turn { STOPPED, LEFT, STUCK };
 
+// What a thread has started and not yet awaited, in batches.
+struct Started {
+    void (*finish)(void *const *);
+    void *arguments[4];
+    u32 batch;
+};
+const u32 MOST_STARTED = 8;
+
 struct Fiber {
     ForgeThread self; // first: forge_self points here
     State state;
@@ -63,6 +71,8 @@ struct Fiber {
     u64 value, result;
     const u64 *awaited; // WAITING: until the bits of `mask` there differ from `value`
     u64 mask;
+    Started started[MOST_STARTED];
+    u32 num_started, batch; // the batch that is being started
     u32 shares; // how often it has shared
     u32 fenced; // barriers of its block before its last fence, counted from 1; 0: none
     void *context; // its stack pointer while others run
@@ -142,7 +152,7 @@ void prepare(Fiber &fiber, u32 thread) {
     void **top = (void **)end - 2; // a function begins 8 bytes off a multiple of 16
     *top = (void *)start;
     fiber.context = top - 6;
-    fiber.shares = fiber.fenced = 0;
+    fiber.shares = fiber.fenced = fiber.num_started = fiber.batch = 0;
     fiber.state = READY;
 }
 
@@ -442,6 +452,24 @@ void forge_named_barrier(u32 id, u32 threads, u32 waits) {
     u64 phase = b.named_phase[id];
     if (++b.named_arrived[id] == threads) b.named_arrived[id] = 0, ++b.named_phase[id];
     if (waits) wait(&b.named_phase[id], ~0ull, phase);
+}
+
+// Matrix products that run beside the thread: they are computed no earlier than the thread waits for them, so that what it does to
+// their operands before that shows.
+void forge_start(void (*finish)(void *const *), void *a, void *b, void *c, void *d) {
+    Fiber &fiber = current();
+    if (fiber.num_started == MOST_STARTED) return fault("starts too much without a wait"), leave();
+    fiber.started[fiber.num_started++] = Started{finish, {a, b, c, d}, fiber.batch};
+}
+
+void forge_commit() { ++current().batch; }
+
+void forge_await(u32 batches) {
+    Fiber &fiber = current();
+    u32 done = 0;
+    for (; done < fiber.num_started && fiber.started[done].batch + batches < fiber.batch; ++done) fiber.started[done].finish(fiber.started[done].arguments);
+    for (u32 i = done; i < fiber.num_started; ++i) fiber.started[i - done] = fiber.started[i];
+    fiber.num_started -= done;
 }
 
 void forge_fence() { current().fenced = running->phase; }

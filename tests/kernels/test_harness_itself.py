@@ -123,6 +123,88 @@ def test_a_fault_is_named_and_the_harness_goes_on(monkeypatch: pytest.MonkeyPatc
     assert y[0] == 64
 
 
+PHASES = """
+KERNEL(128) probe(const float *x, float *y) {
+    SHARED float tile[2][64];
+    SHARED PhaseBarrier full, empty;
+    if (THREAD == 0) INIT;
+    barrier();
+    if (THREAD < 64)
+        for (u32 i = 0; i < 4; ++i) {
+            phase_wait(empty, 1 - i % 2);
+            tile[0][THREAD] = x[THREAD] + i;
+            phase_arrive(full);
+        }
+    else
+        for (u32 i = 0; i < 4; ++i) {
+            WAIT
+            y[THREAD] = tile[0][127 - THREAD];
+            named_wait(1, 64);
+            ARRIVE
+        }
+}
+"""
+RIGHT = {
+    "INIT": "phase_init(full, 64), phase_init(empty, 64)",
+    "WAIT": "phase_wait(full, i % 2);",
+    "ARRIVE": "phase_arrive(empty);",
+}
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({}, ""),
+        ({"ARRIVE": "if (LANE) phase_arrive(empty);"}, "waits for a barrier at which too few will arrive"),
+        ({"ARRIVE": "if (THREAD < 96) named_wait(2, 64); phase_arrive(empty);"}, "at which too few will arrive"),
+        ({"INIT": "phase_init(full, 64)"}, "a barrier that was not initialized"),
+        ({"WAIT": "phase_wait(full, 1 - i % 2);"}, "differ|too few will arrive"),
+    ],
+    ids=["right", "an arrival is missing", "a named barrier", "not initialized", "another parity"],
+)
+def test_waves_that_wait_for_each_other(
+    monkeypatch: pytest.MonkeyPatch, change: dict[str, str], message: str, seed: int
+) -> None:
+    text = sources._text("include/tile_phases") + PHASES
+    for name, code in (RIGHT | change).items():
+        text = text.replace(name, code)
+    x, y = arrays()
+
+    def check() -> None:
+        run(monkeypatch, text, x, y, seed=seed)
+        assert np.array_equal(np.asarray(y)[64:], np.arange(63, -1, -1) + 3), "numbers differ"
+
+    if not message:
+        return check()
+    with pytest.raises(AssertionError, match=message):
+        check()
+
+
+WIDE = """
+KERNEL(128) probe(const float *x, float *y) {
+    SHARED GroupRows<64> left[1];
+    SHARED GroupRows<64> right[1];
+    for (u32 i = THREAD; i < 512; i += 128) left[0].v[i / 8][i % 8] = right[0].v[i / 8][i % 8] = u32x4{};
+    barrier();
+    Sums<64> sum;
+    for (u32 i = 0; i < 32; ++i) sum.v[i / 4][i % 4] = 7;
+    group_scores<64>(sum, left, 0, right);
+    group_commit();
+    WAIT
+    y[THREAD] = sum.v[0][0];
+}
+"""
+
+
+@pytest.mark.parametrize(("wait", "found"), [("group_wait<0>();", 0), ("group_wait<1>();", 7), ("", 7)])
+def test_sums_of_a_group_are_there_behind_the_wait(monkeypatch: pytest.MonkeyPatch, wait: str, found: float) -> None:
+    text = "".join(map(sources._text, ("include/tile_lines", "include/tile_wgmma_wide")))
+    x, y = arrays()
+    run(monkeypatch, text + WIDE.replace("WAIT", wait), x, y)
+    assert (np.asarray(y) == found).all()
+
+
 def test_arrays_may_begin_behind_a_fence(monkeypatch: pytest.MonkeyPatch) -> None:
     device = Harness(32)
     device.begins = True

@@ -12,10 +12,7 @@ DEVICE void group_multiply(float (&sum)[TOKEN_TILES][TILE_VALUES], const GroupRo
     for (u32 m = 0; m < TOKEN_TILES; ++m)
         for (u32 i = 0; i < TILE_VALUES; ++i) {
             u32 row = THREAD / TILE_WAVE % GROUP_WAVES * 16 + tile_sum_row(i), token = m * TILE_TOKENS + tile_sum_token(i);
-            for (u32 k = 0; k < 8 * LINE; ++k) {
-                const f16 *weight = (const f16 *)&weights.v[row][line_place(row, k / 8)], *other = (const f16 *)&x.v[token][line_place(token, k / 8)];
-                sum[m][i] += to_float(weight[k % 8]) * to_float(other[k % 8]);
-            }
+            for (u32 k = 0; k < 8 * LINE; ++k) sum[m][i] += to_float(line_number(&weights, row, k)) * to_float(line_number(&x, token, k));
         }
 }
 #else

@@ -44,37 +44,51 @@ template <u32 N> DEVICE void pack_weights(const Sums<N> &sum, Weights<N> &weight
 }
 
 #if defined(FORGE_HARNESS)
-DEVICE f16 line_number(const u32x4 (&row)[LINE], u32 r, u32 k) { return ((const f16 *)&row[line_place(r, k / 8)])[k % 8]; }
+// Products start with the operands' addresses and are computed when they are awaited.
+extern "C" {
+void forge_start(void (*finish)(void *const *), void *a, void *b, void *c, void *d);
+void forge_commit(void);
+void forge_await(u32 batches);
+}
 DEVICE void group_begin() {}
-DEVICE void group_commit() {}
-template <u32 N> DEVICE void group_wait() {}
+DEVICE void group_commit() { forge_commit(); }
+template <u32 N> DEVICE void group_wait() { forge_await(N); }
 template <u32 N> DEVICE void arrived(Sums<N> &) {}
-template <u32 DIM, u32 ROWS, u32 N, u32 LINES> DEVICE void group_scores(Sums<N> &sum, const GroupRows<ROWS> (&left)[LINES], u32 first, const GroupRows<N> (&right)[LINES]) {
+template <u32 DIM, u32 ROWS, u32 N> DEVICE void compute_scores(void *const *operands) {
+    Sums<N> &sum = *(Sums<N> *)operands[0];
+    const GroupRows<ROWS> *left = (const GroupRows<ROWS> *)operands[1];
+    const GroupRows<N> *right = (const GroupRows<N> *)operands[2];
     for (u32 r = 0; r < 2; ++r) {
         float own[DIM];
-        u32 row = first + group_row(r);
-        for (u32 k = 0; k < DIM; ++k) own[k] = to_float(line_number(left[k / 64].v[row], row, k % 64));
+        u32 row = (u32)(u64)operands[3] + group_row(r);
+        for (u32 k = 0; k < DIM; ++k) own[k] = to_float(line_number(left, row, k));
         for (u32 n = 0; n < N / 4; ++n) {
             u32 other = group_column(n / 2) + n % 2;
             float dot = 0;
-            for (u32 k = 0; k < DIM; ++k) dot += own[k] * to_float(line_number(right[k / 64].v[other], other, k % 64));
+            for (u32 k = 0; k < DIM; ++k) dot += own[k] * to_float(line_number(right, other, k));
             sum.v[n / 2][2 * r + n % 2] = dot;
         }
     }
 }
-template <u32 N, u32 K, u32 LINES> DEVICE void group_weighted(Sums<N> &sum, const Weights<K> &weights, const GroupRows<K> (&right)[LINES]) {
+template <u32 DIM, u32 ROWS, u32 N, u32 LINES> DEVICE void group_scores(Sums<N> &sum, const GroupRows<ROWS> (&left)[LINES], u32 first, const GroupRows<N> (&right)[LINES]) {
+    forge_start(compute_scores<DIM, ROWS, N>, &sum, (void *)left, (void *)right, (void *)(u64)first);
+}
+template <u32 N, u32 K> DEVICE void add_weighted(void *const *operands) {
+    Sums<N> &sum = *(Sums<N> *)operands[0];
+    const Weights<K> &weights = *(const Weights<K> *)operands[1];
+    const GroupRows<K> *right = (const GroupRows<K> *)operands[2];
     for (u32 k = 0; k < K / 16; ++k) {
         const u32(*all)[16] = (const u32(*)[16])forge_share(weights.v[k], sizeof weights.v[k]);
         for (u32 r = 0; r < 2; ++r)
             for (u32 i = 0; i < 16; ++i) {
                 u32 word = all[LANE / 4 * 4 + i % 8 / 2][i / 8 * 2 + r], row = 16 * k + i;
                 float weight = to_float(f16{(u16)(word >> 16 * (i % 2))});
-                for (u32 n = 0; n < N / 4; ++n) {
-                    u32 column = group_column(n / 2) + n % 2;
-                    sum.v[n / 2][2 * r + n % 2] += weight * to_float(line_number(right[column / 64].v[row], row, column % 64));
-                }
+                for (u32 n = 0; n < N / 4; ++n) sum.v[n / 2][2 * r + n % 2] += weight * to_float(line_number(right, row, group_column(n / 2) + n % 2));
             }
     }
+}
+template <u32 N, u32 K, u32 LINES> DEVICE void group_weighted(Sums<N> &sum, const Weights<K> &weights, const GroupRows<K> (&right)[LINES]) {
+    forge_start(add_weighted<N, K>, &sum, (void *)&weights, (void *)right, nullptr);
 }
 #else
 DEVICE void group_begin() { asm volatile("wgmma.fence.sync.aligned;" : : : "memory"); }

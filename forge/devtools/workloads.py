@@ -9,10 +9,12 @@ import numpy as np
 
 from forge.backend.gpu import GPU
 from forge.config import EngineConfig
+from forge.devtools.cases.attention import _case as attention_case
 from forge.devtools.cases.case import Case, normal
 from forge.devtools.cases.decode_attention import decode_case
 from forge.devtools.recorder import Recorder
 from forge.devtools.variants import record
+from forge.ops.attention import paged_attention
 from forge.ops.decode_attention import decode_attention
 from forge.ops.linear import linear
 from forge.ops.norm import Normed, norm
@@ -27,6 +29,8 @@ _DRAWN_ROWS = 512
 _NORM_ROWS = (8, 512)
 _CONTEXTS = {16: ((1, 1024), (1, 8192), (8, 1024)), ANY: ((64, 1024),)}
 """Numbers of sequences and of their positions, by the class of the number of sequences."""
+_PROMPTS = ((1, 2048), (8, 512))
+"""Numbers of prompts of a step, and of their tokens."""
 _TABLE_POSITIONS = 16_384
 """Positions of the page table, which is longer than the sequences, as in an engine."""
 
@@ -57,6 +61,8 @@ def workloads(kernel: str, shape: Shape) -> list[tuple[Op, Case]]:
     if kernel == "attention_decode":
         contexts = next(some for rows, some in _CONTEXTS.items() if shape["rows"] <= rows)
         return [(decode_attention, _attention_case(shape, *context)) for context in contexts]
+    if kernel == "attention_wgmma":
+        return [(paged_attention, _prompt_case(shape, *prompts)) for prompts in _PROMPTS]
     return [(linear, _product_case(shape))]
 
 
@@ -68,6 +74,12 @@ def _attention_case(shape: Shape, sequences: int, length: int) -> Case:
     page_size, heads = EngineConfig().page_size, (shape["packed"] * shape["kv_heads"], shape["kv_heads"])
     more_pages = (_TABLE_POSITIONS - length) // page_size
     return decode_case("", [length] * sequences, heads, shape["dim"], page_size=page_size, more_pages=more_pages)
+
+
+def _prompt_case(shape: Shape, sequences: int, length: int) -> Case:
+    heads = shape["packed"] * shape["kv_heads"], shape["kv_heads"]
+    lengths = [length] * sequences
+    return attention_case("", lengths, lengths, heads, shape["dim"], EngineConfig().page_size)
 
 
 def _product_case(shape: Shape) -> Case:

@@ -203,7 +203,8 @@ def _paged_attention_gpu(
             _split_kv(device, q[some], kv, starts, lengths, page_table, spec, out[some], first)
         return out
     if attention_wgmma.supports(device, dim):
-        attention_wgmma.run(device, q, kv, starts, lengths, page_table, spec, out)
+        numbers = spec.scale, spec.window, spec.softcap
+        attention_wgmma.run(device, q, kv, starts, lengths, page_table, numbers, out)
         return out
     device.run(
         "attention_prefill",

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from forge.backend.gpu import GPU
 from forge.ops.kv_cache import KVPages
 from forge.tuning.table import attention_lds_bytes
-
-if TYPE_CHECKING:
-    from forge.ops.attention import AttentionSpec
 
 HEAD_DIMS = (64, 80, 96, 128, 192, 256)
 """Sizes of heads that the kernel takes."""
@@ -23,9 +20,16 @@ def supports(device: GPU, dim: int) -> bool:
 
 
 def run(
-    device: GPU, q: Any, kv: KVPages, starts: Any, lengths: Any, page_table: Any, spec: AttentionSpec, out: Any
+    device: GPU,
+    q: Any,
+    kv: KVPages,
+    starts: Any,
+    lengths: Any,
+    page_table: Any,
+    numbers: tuple[float, int, float],
+    out: Any,
 ) -> None:
-    """As `paged_attention`, into out: act (T, H, D)."""
+    """As `paged_attention`, into out: act (T, H, D). numbers: scale, window and softcap of the scores."""
     tokens, heads, dim = q.shape
     rows, pages = page_table.shape
     _, page_size, kv_heads, _ = kv.k.shape
@@ -40,7 +44,7 @@ def run(
         "attention_wgmma",
         stride,
         *(q, kv.k, kv.v, starts, lengths, page_table, out),
-        *(rows, heads, kv_heads, pages, stride, spec.scale, spec.window, spec.softcap),
+        *(rows, heads, kv_heads, pages, stride, *numbers),
         HEAD_DIM=dim,
         PAGE=page_size,
         PACKED=packed,

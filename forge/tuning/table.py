@@ -65,8 +65,8 @@ def _matmul_wgmma(shape: Shape, values: Values) -> bool:
 
 
 def attention_lds_bytes(dim: int, values: Values) -> int:
-    """What a block of `attention_wgmma` has of LDS: lines of 64 numbers of its queries and of STAGES of keys and values,
-    and 1 KB for its barriers."""
+    """What a block of `attention_wgmma` has of LDS: lines of 64 numbers of its queries and of STAGES of keys and
+    values, and 1 KB for its barriers."""
     queries = 64 * (values["BLOCK"] // 128 - 1)
     return 128 * -(-dim // 64) * (queries + 2 * values["STAGES"] * values["KEYS"]) + 1024
 
@@ -195,10 +195,10 @@ KERNELS = {
     ),
     "attention_wgmma": Kernel(
         classes={"dim": (64, 80, 96, 128, 192, 256)},
-        # KEYS of a tile, of which STAGES are in LDS; a group of BLOCK's waves copies, the others have 64 rows each. PERSISTENT
-        # blocks, one for each multiprocessor, take several tiles of queries.
+        # KEYS of a tile, of which STAGES are in LDS; a group of BLOCK's waves copies, the others have 64 rows each.
+        # PERSISTENT blocks, one for each multiprocessor, take several tiles of queries.
         candidates={
-            "KEYS": (64, 80, 96, 128, 144, 176, 192), "STAGES": (2, 3), "BLOCK": (384, 512), "PERSISTENT": (0, 1)
+            "KEYS": (64, 80, 96, 128, 176, 192), "STAGES": (2, 3), "BLOCK": (384, 512), "PERSISTENT": (0, 1)
         },
         allows=_attention_wgmma,
         measured="not measured yet, of the one architecture that launches it: what fills registers and LDS",

@@ -17,12 +17,14 @@ from forge import backend as backends
 from forge.backend import sources
 from forge.cli import run
 from forge.devtools import autotune, verify, workloads
+from forge.devtools.cases import attention
 from forge.devtools.cases.case import Case
 from forge.devtools.cases.decode_attention import decode_case
 from forge.devtools.cases.linear import blocks, float_case, floats, normed_case, quantized_case
 from forge.devtools.recorder import Recorder
 from forge.devtools.verify import expect, run_case
 from forge.errors import DeviceError, OutOfMemoryError
+from forge.ops.attention import paged_attention
 from forge.ops.decode_attention import decode_attention
 from forge.ops.linear import linear
 from forge.ops.norm import Normed, norm
@@ -34,6 +36,8 @@ from forge.tuning.table import KERNELS
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="no clang++: scripts/install-toolchain installs it")
 Captured = pytest.CaptureFixture[str]
 
+WGMMA = {"matmul_wgmma", "attention_wgmma"}
+"""Kernels of GPUs that have it."""
 GATED = normed_case("K1040", 1, floats(1040, 42), "silu", bias=True)
 GATED_BLOCKS = normed_case("Q4_0", 1, blocks("Q4_0", 1056, 42), "silu")
 
@@ -52,6 +56,7 @@ CASES: dict[str, tuple[Op, Case]] = {
     "matmul F16 16": (linear, float_case(9, 264, 70, bias=True, residual=True)),
     "matmul Q4_K 64": (linear, quantized_case("Q4_K", 33, 512, 70)),
     "attention_decode 64 2": (decode_attention, decode_case("parts", [300, 1, 130], (4, 2), 64, extras=True)),
+    "attention_wgmma 64": (paged_attention, attention._case("parts", [70, 1], [150, 200], (2, 1), 64, 16)),
     "norm 4096": (norm, Case("wide", normal, {"out": "act"})),
 }
 
@@ -61,7 +66,7 @@ CASES: dict[str, tuple[Op, Case]] = {
 def test_kernels_take_every_candidate(name: str, every: int) -> None:
     kernel = name.partition(" ")[0]
     op, case = CASES[name]
-    groups = kernel == "matmul_wgmma"
+    groups = kernel in WGMMA
     plain = Harness(32, groups=groups)
     expected = expect(op, case, plain)
     run_case(op, case, plain, expected)
@@ -279,7 +284,7 @@ def test_workloads_launch_the_kernel_at_the_shape_that_they_are_for(
 ) -> None:
     recorder = Recorder(has_wgmma=groups)
     classes = workloads.shapes_of(recorder)
-    assert {kernel for kernel, _ in classes} == KERNELS.keys() - ({"matmul_wgmma"} if not groups else set())
+    assert {kernel for kernel, _ in classes} == KERNELS.keys() - (set() if groups else WGMMA)
     shapes = [(kernel, shape) for (kernel, _), shapes in classes.items() for shape in shapes]
     of_8b = {"format": "Q4_K", "inner": 4096, "outer": 14_336}
     for one in (

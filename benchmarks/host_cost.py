@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import cProfile
 import ctypes
+import itertools
 import json
 import os
 import pstats
@@ -109,14 +110,22 @@ def _measure(arguments: argparse.Namespace, directory: Path, counts: dict[str, c
     with forge.load(model, device=arguments.device, context=4096, max_sequences=8) as llm:
         runner, device = llm.engine.runner, cast(Any, llm.engine.runner.backend)
 
-        def step_of(tokens: int) -> Callable[[], Any]:
+        recorded = device.recorder()
+
+        def step_of(tokens: int, *, is_recorded: bool = False) -> Callable[[], Any]:
             pages = [list(range(kind.num_entries(tokens))) for kind in runner.kinds]
             params = forge.SamplingParams(temperature=0)
             sequence = Sequence(0, [5] * tokens, tokens, params, 0, tokens, pages=pages)
-            return lambda: runner.forward([Scheduled(sequence, 0, tokens)])
+            scheduled = [Scheduled(sequence, 0, tokens)]
+            if not is_recorded:
+                return lambda: runner.forward(scheduled)
+            batch = runner._batch(scheduled)
+            arrays = [batch.ids, batch.positions, batch.starts, batch.lengths, batch.logit_rows]
+            arrays += [array for table in batch.tables for array in table]
+            return lambda: recorded(arrays, lambda: runner.model(batch, runner.state))
 
-        for tokens in _TOKENS:
-            step = step_of(tokens)
+        for tokens, is_recorded in itertools.product(_TOKENS, (False, True)):
+            step = step_of(tokens, is_recorded=is_recorded)
             for _ in range(3):
                 step()
             before = {name: count.value for name, count in counts.items()}
@@ -131,8 +140,12 @@ def _measure(arguments: argparse.Namespace, directory: Path, counts: dict[str, c
             row = {"ms": 1000 * median(seconds), **found}
             if launches := found.get("launches", 0) + found.get("products", 0):
                 row["us a launch"] = 1e6 * median(seconds) / launches
-            results[f"{tokens} tokens"] = row
-            print(f"{tokens:>6} tokens: " + ", ".join(f"{value:.4g} {name}" for name, value in row.items()), flush=True)
+            how = "recorded" if is_recorded else "op by op"
+            results[f"{tokens} tokens, {how}"] = row
+            print(
+                f"{tokens:>6} tokens, {how}: " + ", ".join(f"{value:.4g} {name}" for name, value in row.items()),
+                flush=True,
+            )
         if arguments.profile:
             step, profile = step_of(arguments.profile), cProfile.Profile()
             step()

@@ -47,7 +47,7 @@ ALLOWED |= {room: names.split() for room, names in BESIDE.items()}
 THIRD_PARTY = {
     "IPython": "display",  # only where it runs already
     "cupy": "backend.cupy backend.cupy_blas backend.cupy_driver backend.cupy_memory backend.cupy_modules "
-    "backend.cupy_plans",
+    "backend.cupy_plans backend.cupy_steps backend.cupy_trace",
     "cupy_backends": "backend.cupy backend.cupy_blas backend.cupy_driver backend.cupy_modules backend.cupy_plans",
     "fastapi": "server",
     "gguf": "formats.ggml",

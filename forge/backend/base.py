@@ -93,6 +93,15 @@ class Backend(ABC):
         """
         return step(), lambda compare=False: step()
 
+    def recorder(self) -> Callable[[Sequence[Any], Callable[[], T]], T]:
+        """A function of (inputs, step) that runs a step of ops, or queues again what the step launched before.
+
+        That is so where a step ran with inputs at the same addresses, of the same shapes. `step` may read nothing else
+        that is not at the same place each time. It launches nothing but ops and returns an array, which is valid until
+        the function is called again: ops that read it must be called before.
+        """
+        return lambda inputs, step: step()
+
     def facts(self) -> list[tuple[str, str]]:
         """What there is to say about the device, as (what, found)."""
         return [("device", self.device)]

@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 import sys
 import warnings
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property
@@ -23,9 +22,10 @@ from cupy_backends.cuda.libs import nvrtc
 from forge.backend import amd, compilers, host, probe, sources
 from forge.backend.cupy_blas import product_of
 from forge.backend.cupy_driver import IS_HIP, KIND, card_of, cards, errors, facts, hiding
-from forge.backend.cupy_memory import Guarded, host_visible, pinned
+from forge.backend.cupy_memory import Copies, Guarded, Staging, host_visible
 from forge.backend.cupy_modules import Modules, pointer
 from forge.backend.cupy_plans import Plans
+from forge.backend.cupy_steps import RecordedSteps, StepLog, StepMemory
 from forge.backend.gpu import GPU
 from forge.backend.graphs import Graphs, Perturb
 from forge.backend.pdl import DependentLaunch
@@ -38,8 +38,6 @@ __all__ = ["ARRAY", "KIND", "CupyBackend", "backend", "cards"]
 
 _NOTHING: AbstractContextManager[None] = nullcontext()
 T = TypeVar("T")
-_COPIED_BYTES = 1 << 28
-_COPIES = 8
 
 
 class CupyBackend(GPU):
@@ -61,16 +59,15 @@ class CupyBackend(GPU):
         self._modules = Modules(self.arch)
         self._collected: dict[sources.Variant, None] | None = None
         self._guarded: list[Guarded] | None = None
-        self._staged: deque[tuple[Any, Any]] = deque()
-        """Pinned arrays that copies read, and the events behind the copies."""
         self._scratch: Any = None
         self._graph_pool = cp.cuda.MemoryPool()
         self._lock = RLock()
         self._thread: int | None = None
         with self._cuda_device:
             self._stream = cp.cuda.Stream(non_blocking=True)
+        self._staging = Staging(self._stream)
         self._graphs = Graphs(self, self._stream)
-        self._plans = Plans(self, self._modules, self._stream.ptr)
+        self._plans, self._step_memory = Plans(self, self._modules, self._stream.ptr), StepMemory()
 
     def active(self) -> AbstractContextManager[None]:
         """Makes this device and its stream CuPy's current ones. Within another such context there is nothing to do.
@@ -96,11 +93,14 @@ class CupyBackend(GPU):
         if not self._is_within():
             with self._enter():
                 return self.launch(op, args, options)
-        if self._collected is not None or self._guarded is not None or self._graphs.is_capturing:
-            return super().launch(op, args, options)
-        if op.run_gpu is None:
-            return super().launch(op, args, options)
-        return self._plans.launch(op, args, options)
+        if self.is_plain and op.run_gpu is not None:
+            return self._plans.launch(op, args, options)
+        return super().launch(op, args, options)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether launches are only queued: nothing is collected, guarded or captured."""
+        return self._collected is None and self._guarded is None and not self._graphs.is_capturing
 
     def _run(self, entry: sources.Entry, grid: tuple[int, ...], args: list[Any]) -> None:
         if self._collected is not None:
@@ -219,13 +219,7 @@ class CupyBackend(GPU):
     def upload(self, array: Any, values: npt.NDArray[Any]) -> None:
         """Overwrite an array by way of pinned memory, which stays alive until the copy has run."""
         with self.active():
-            staged, event = pinned(values.shape, values.dtype), cp.cuda.Event(block=False, disable_timing=True)
-            np.copyto(staged, values)
-            array.data.copy_from_host_async(staged.ctypes.data, values.nbytes, self._stream)
-            event.record(self._stream)
-            self._staged.append((staged, event))
-            while len(self._staged) > 1 and self._staged[0][1].done:
-                self._staged.popleft()
+            self._staging.upload(array, values)
 
     def poison(self, array: Any) -> None:
         """Set every byte of an array to 255."""
@@ -259,6 +253,23 @@ class CupyBackend(GPU):
     ) -> tuple[T, Callable[..., T | None]]:
         return self._graphs.capture(step, state, perturb)
 
+    def recorder(self) -> Callable[[Sequence[Any], Callable[[], T]], T]:
+        return RecordedSteps(self, self._step_memory)
+
+    @property
+    def shared(self) -> tuple[Any, ...]:
+        """What ops share. Launches that are kept hold its addresses, or what it chose."""
+        return self.tuning, self._scratch, self._counters
+
+    @contextmanager
+    def recording(self, log: StepLog) -> Iterator[None]:
+        """A log takes the launches of the ops within. Nothing but ops may be called."""
+        self._plans.log = log
+        try:
+            yield
+        finally:
+            self._plans.log = None
+
     def graph_memory(self) -> AbstractContextManager[object]:
         allocator: AbstractContextManager[object] = cp.cuda.using_allocator(self._graph_pool.malloc)
         return allocator
@@ -282,8 +293,9 @@ class CupyBackend(GPU):
         """
         with self.active():
             self._stream.synchronize()
-            self._staged.clear()
+            self._staging.clear()
             self._scratch = self._counters = None
+            self._step_memory.release()
             self._graph_pool.free_all_blocks()
             cp.get_default_memory_pool().free_all_blocks()
             cp.get_default_pinned_memory_pool().free_all_blocks()
@@ -306,15 +318,8 @@ class CupyBackend(GPU):
     def read_seconds(self, size: int) -> float:
         """Seconds to read so many bytes at the rate of a large copy, measured now."""
         with self.active():
-            source = cp.empty(_COPIED_BYTES, np.uint8)
-            target = cp.empty_like(source)
-
-            def copy() -> None:
-                for _ in range(_COPIES):
-                    target.data.copy_from_device_async(source.data, _COPIED_BYTES, self._stream)
-
-            seconds = self.seconds(copy) / _COPIES
-        return size * seconds / (2 * _COPIED_BYTES)
+            copies = Copies(self._stream)
+            return size * self.seconds(copies.queue) / copies.nbytes
 
 
 def _check(status: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from typing import Any
 
 import cupy as cp
@@ -10,6 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 _GUARD_BYTES = 1024  # keeps the alignment of what lies between
+_COPIED_BYTES = 1 << 28
+_COPIES = 8
 
 
 def host_visible(shape: tuple[int, ...], dtype: npt.DTypeLike, index: int) -> tuple[Any, npt.NDArray[Any]]:
@@ -41,3 +44,40 @@ def pinned(shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
     size = math.prod(shape)
     memory = cp.cuda.alloc_pinned_memory(max(size * dtype.itemsize, 1))
     return np.frombuffer(memory, dtype, size).reshape(shape)
+
+
+class Staging:
+    """Copies from the host by way of pinned memory, which stays alive until they have run."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+        self._staged: deque[tuple[Any, Any]] = deque()
+        """Pinned arrays that copies read, and the events behind the copies."""
+
+    def upload(self, array: Any, values: npt.NDArray[Any]) -> None:
+        """Overwrite an array of the GPU that is current."""
+        staged, event = pinned(values.shape, values.dtype), cp.cuda.Event(block=False, disable_timing=True)
+        np.copyto(staged, values)
+        array.data.copy_from_host_async(staged.ctypes.data, values.nbytes, self._stream)
+        event.record(self._stream)
+        self._staged.append((staged, event))
+        while len(self._staged) > 1 and self._staged[0][1].done:
+            self._staged.popleft()
+
+    def clear(self) -> None:
+        """Let go of the pinned memory. All copies must have run."""
+        self._staged.clear()
+
+
+class Copies:
+    """Large copies on the device, to measure their rate."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream, self._source = stream, cp.empty(_COPIED_BYTES, np.uint8)
+        self._target = cp.empty_like(self._source)
+        self.nbytes = 2 * _COPIES * _COPIED_BYTES
+        """What they read and write."""
+
+    def queue(self) -> None:
+        for _ in range(_COPIES):
+            self._target.data.copy_from_device_async(self._source.data, _COPIED_BYTES, self._stream)

@@ -8,7 +8,6 @@ how far from its beginning, so that neither addresses nor values can decide what
 from __future__ import annotations
 
 import dataclasses
-import math
 import struct
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from operator import attrgetter
@@ -16,22 +15,22 @@ from typing import Any
 
 import cupy as cp
 import numpy as np
-import numpy.typing as npt
 from cupy_backends.cuda.api import driver
 
 from forge.backend import sources
 from forge.backend.base import Launchable
-from forge.backend.cupy_blas import product_of
 from forge.backend.cupy_modules import Modules, pointer
+from forge.backend.cupy_steps import StepLog
+from forge.backend.cupy_trace import Trace, place_of, substituted
 from forge.backend.gpu import GPU
 
 _MAX_PLANS = 4096
 """Plans that are kept, of a few kilobytes each. One more, and all are made again when they are needed."""
-_SPAN = 1 << 40
-"""Addresses of an array in a trace."""
 _ALIGNMENT = 512
 _FIELDS: dict[type, Callable[[Any], tuple[Any, ...]] | None] = {}
 """What gives the fields of a record, by the classes of values that ops take; None where they are no records."""
+_Call = tuple[Callable[..., Any], tuple[Any, ...] | None]
+"""What queues a launch, and its arguments; None where they are the table's addresses."""
 _Restore = Callable[[list[Any], list[Any]], Any]
 """What makes an op's result of its arrays and of new memory."""
 _ndarray, _allocate = cp.ndarray, cp.cuda.alloc
@@ -44,6 +43,8 @@ class Plans:
         self._device, self._modules, self._stream = device, modules, stream
         self._tuning: object = None
         self._plans: dict[Hashable, Plan] = {}
+        self.log: StepLog | None = None
+        """Takes the launches of a step that is recorded."""
 
     def launch(self, op: Launchable, args: tuple[Any, ...], options: Mapping[str, Any]) -> Any:
         """Run an op within the device's context. Raises what its check raises."""
@@ -65,17 +66,17 @@ class Plans:
                 self._plans.clear()
             op.check(args, dict(options))
             plan = self._plans[signature] = self._traced(op, args, options)
-        return plan.queue(arrays)
+        return plan.queue(arrays, self.log)
 
     def _traced(self, op: Launchable, args: tuple[Any, ...], options: Mapping[str, Any]) -> Plan:
-        trace = _Trace(self._device)
+        trace = Trace(self._device)
         given: list[Any] = []
 
         def stand_in(array: Any) -> Any:
             given.append(trace.like(array))
             return given[-1]
 
-        traced = [_substituted(value, stand_in) for value in args]
+        traced = [substituted(value, stand_in) for value in args]
         assert op.run_gpu is not None
         result = op.run_gpu(trace, *traced, **options)
         return Plan(trace, given, result, self._device, self._modules, self._stream)
@@ -110,93 +111,15 @@ def _fields_of(kind: type) -> Callable[[Any], tuple[Any, ...]] | None:
     return attrgetter(*names) if len(names) > 1 else lambda record: (getattr(record, names[0]),)
 
 
-def _substituted(value: Any, substitute: Callable[[Any], Any]) -> Any:
-    """The value with others for its arrays, in the order of `_read`."""
-    if isinstance(value, _ndarray):
-        return substitute(value)
-    if isinstance(value, tuple):
-        return tuple(_substituted(part, substitute) for part in value)
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        names = [field.name for field in dataclasses.fields(value)]
-        return dataclasses.replace(value, **{name: _substituted(getattr(value, name), substitute) for name in names})
-    return value
-
-
-class _Trace(GPU):
-    """Stands for a device while an op is traced: its arrays have no memory, and launches are noted."""
-
-    def __init__(self, device: GPU) -> None:
-        self._traced = device
-        vars(self).update((name, value) for name, value in vars(device).items() if not name.startswith("_"))
-        self.sizes: list[int] = []
-        """Bytes of each array."""
-        self.launches: list[tuple[Any, ...]] = []
-        """Either (entry, grid, arguments) or (product, x, weight, out)."""
-        self.scratch_index = self.counters_index = -1
-        """Which array is what ops share; -1 for none."""
-
-    @property
-    def has_blas(self) -> bool:
-        return self._traced.has_blas
-
-    def like(self, array: Any) -> Any:
-        """An array that stands for an argument."""
-        if not array.flags.c_contiguous:
-            raise TypeError("ops take C-contiguous arrays")
-        return self.empty(array.shape, array.dtype)
-
-    def empty(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Any:
-        self.sizes.append(math.prod(shape) * np.dtype(dtype).itemsize)
-        return self._at(len(self.sizes) - 1, shape, dtype)
-
-    def _at(self, index: int, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Any:
-        nowhere = cp.cuda.UnownedMemory((index + 1) * _SPAN, max(self.sizes[index], 1), self, 0)
-        return _ndarray(shape, dtype, cp.cuda.MemoryPointer(nowhere, 0))
-
-    def scratch(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Any:
-        self.scratch_index = index = self._shared(self.scratch_index, math.prod(shape) * np.dtype(dtype).itemsize)
-        return self._at(index, shape, dtype)
-
-    def counters(self, count: int) -> Any:
-        self.counters_index = index = self._shared(self.counters_index, 4 * count)
-        return self._at(index, (count,), np.uint32)
-
-    def _shared(self, index: int, size: int) -> int:
-        if index < 0:
-            index = len(self.sizes)
-            self.sizes.append(0)
-        self.sizes[index] = max(self.sizes[index], size)
-        return index
-
-    def _run(self, entry: sources.Entry, grid: tuple[int, ...], args: list[Any]) -> None:
-        self.launches.append((entry, grid, args))
-
-    def matmul(self, x: Any, weight: Any, out: Any, column: int, *, accumulate: bool) -> None:
-        if x.size and weight.size:
-            product = product_of(x, weight, out, accumulate=accumulate)
-            self.launches.append((product, x.data.ptr, weight.data.ptr, out.data.ptr + column * out.itemsize))
-
-    def asarray(self, array: npt.ArrayLike, dtype: npt.DTypeLike | None = None) -> Any:
-        raise NotImplementedError("an op uploads nothing")
-
-    def to_numpy(self, array: Any) -> npt.NDArray[Any]:
-        raise NotImplementedError("an op reads nothing")
-
-    def free_bytes(self) -> int:
-        raise NotImplementedError("an op's launches do not depend on memory")
-
-
 class Plan:
     """What an op launches for one signature. All launches read their arguments from one table."""
 
-    def __init__(
-        self, trace: _Trace, given: list[Any], result: Any, device: GPU, modules: Modules, stream: int
-    ) -> None:
+    def __init__(self, trace: Trace, given: list[Any], result: Any, device: GPU, modules: Modules, stream: int) -> None:
         """given: The arrays of the trace that stand for the op's arguments. They are its first ones."""
         self._device, sizes = device, trace.sizes
         returned: list[Any] = []
         _read((result,), [], returned)
-        indices = dict.fromkeys(_place(array.data.ptr)[0] for array in returned)
+        indices = dict.fromkeys(place_of(array.data.ptr)[0] for array in returned)
         shared = (trace.scratch_index, trace.counters_index)
         results = [index for index in indices if index >= len(given)]
         temporary = [index for index in range(len(given), len(sizes)) if index not in (*results, *shared)]
@@ -213,12 +136,12 @@ class Plan:
         self._derived: list[tuple[int, int]] = []
         """Addresses within arrays: the slot of the array, and how far from its beginning."""
         self._restore = self._restoring(result, {id(array): i for i, array in enumerate(given)}, results)
-        self._calls: list[tuple[Callable[..., Any], tuple[Any, ...] | None]] = []
+        self._calls: list[_Call] = []
         self._prepare(trace.launches, modules, stream)
         self._pack = struct.Struct(f"{len(self._slots)}Q").pack_into
 
-    def queue(self, arrays: list[Any]) -> Any:
-        """Queue the launches for these arrays; the op's result."""
+    def queue(self, arrays: list[Any], log: StepLog | None) -> Any:
+        """Queue the launches for these arrays; the op's result. A log takes what queues them again."""
         addresses = [array.data.ptr for array in arrays]
         made = [_allocate(size) for size in self._result_sizes]
         addresses += [memory.ptr for memory in made]
@@ -233,16 +156,32 @@ class Plan:
         for slot, offset in self._derived:
             addresses.append(addresses[slot] + offset)
         self._pack(self._table.data, 0, *addresses)
-        for call, arguments in self._calls:
+        for call, arguments in self._calls if log is None else self._logged(addresses, log):
             if arguments is None:
                 call(addresses)
             else:
                 call(*arguments)
         return self._restore(arrays, made)
 
+    def _logged(self, addresses: list[int], log: StepLog) -> Sequence[_Call]:
+        """The calls with a table of their own, which are added to the log."""
+        table, products, places = self._table.copy(), iter(self._products), iter(self._places)
+        log.kept.append(table)
+        calls: list[tuple[Callable[..., Any], tuple[Any, ...]]] = []
+        for call, arguments in self._calls:
+            if arguments is None:
+                product, *slots = next(products)
+                calls.append((product.queue, tuple(addresses[slot] for slot in slots)))
+            else:
+                own = next(places) + table.ctypes.data
+                log.kept.append(own)
+                calls.append((call, (*arguments[:-2], own.ctypes.data, 0)))
+        log.calls += calls
+        return calls
+
     def _slot(self, address: int) -> int:
         """Where the table holds an address of the trace."""
-        place = _place(address)
+        place = place_of(address)
         if place not in self._slots:
             self._derived.append((self._slots[place[0], 0], place[1]))
             self._slots[place] = len(self._slots)
@@ -268,15 +207,20 @@ class Plan:
         self._table = table = np.zeros(addresses + len(numbers), np.uint64)
         for place, number in enumerate(numbers, addresses):
             table[place : place + 1].view(number.dtype)[0] = number
-        self._places = []
+        self._places: list[Any] = []
+        """Where each kernel's arguments lie in the table, in bytes."""
+        self._products: list[tuple[Any, ...]] = []
+        """Products, with the slots of their matrices."""
+        self._kept = []
         for launch, slots in zip(launches, packed, strict=True):
             if not isinstance(launch[0], sources.Entry):
+                self._products.append((launch[0], *slots))
                 self._calls.append((_multiplying(launch[0], *slots), None))
                 continue
             entry, grid, _ = launch
-            places = np.array([slot if slot >= 0 else addresses - slot - 1 for slot in slots], np.uint64)
-            places = table.ctypes.data + 8 * places
-            self._places.append(places)
+            self._places.append(np.array([8 * (n if n >= 0 else addresses - n - 1) for n in slots], np.uint64))
+            places = self._places[-1] + table.ctypes.data
+            self._kept.append(places)
             function = pointer(modules.function(entry))
             block = entry.threads, 1, 1, entry.lds_bytes
             self._calls.append((driver.launchKernel, (function, *grid, *block, stream, places.ctypes.data, 0)))
@@ -289,7 +233,7 @@ class Plan:
             if id(result) in given:
                 argument = given[id(result)]
                 return lambda arrays, made: arrays[argument]
-            index, offset = _place(result.data.ptr)
+            index, offset = place_of(result.data.ptr)
             shape, dtype = result.shape, result.dtype
             if index in results:
                 new = results.index(index)
@@ -310,9 +254,3 @@ class Plan:
 
 def _multiplying(product: Any, x: int, weight: int, out: int) -> Callable[[list[int]], None]:
     return lambda addresses: product.queue(addresses[x], addresses[weight], addresses[out])
-
-
-def _place(address: int) -> tuple[int, int]:
-    """Which array of a trace an address belongs to, and how far from its beginning."""
-    index, offset = divmod(address, _SPAN)
-    return index - 1, offset

@@ -1,0 +1,129 @@
+"""Steps whose launches are queued again: right from new inputs, and recorded anew where anything has moved."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from forge.ops.activation import add, gelu
+from forge.ops.linear import linear
+from virtual_rocm.calls import failing
+from virtual_rocm.runtime import OUT_OF_MEMORY
+
+pytestmark = [pytest.mark.virtual_rocm, pytest.mark.slow]
+ON = ("gfx1100",)
+WIDTH = 64
+
+
+class Step:
+    """gelu((x + x) @ weight.T) by two ops with memory between them, and one in place: counts the times it runs."""
+
+    def __init__(self, device: Any, rows: int = 2) -> None:
+        rng = np.random.default_rng(rows)
+        self.device, self.num_runs = device, 0
+        self.values = (rng.standard_normal((WIDTH, WIDTH)) / 8).astype(np.float16)
+        self.weight = device.asarray(self.values)
+        self.x = device.asarray(np.zeros((rows, WIDTH), np.float32))
+        self.total = device.asarray(np.zeros((rows, WIDTH), np.float32))
+
+    def run(self) -> Any:
+        self.num_runs += 1
+        h = gelu(add(self.x, self.x))
+        linear(h, self.weight, None, self.total, glu="none", split_k="never")
+        return linear(h, self.weight, None, None, glu="none", split_k="never")
+
+    def check(self, recorded: Callable[..., Any], seed: int) -> None:
+        """The step's result for random inputs, and what it adds to its total."""
+        x = np.random.default_rng(seed).standard_normal(self.x.shape).astype(np.float32)
+        before = self.device.to_numpy(self.total)
+        self.device.upload(self.x, x)
+        found = recorded([self.x, None], self.run)
+        expected = gelu.reference(2.0 * x) @ self.values.astype(np.float32).T
+        np.testing.assert_allclose(self.device.to_numpy(found), expected, rtol=5e-3, atol=5e-3)
+        np.testing.assert_allclose(self.device.to_numpy(self.total) - before, expected, rtol=5e-3, atol=5e-3)
+
+
+@pytest.mark.parametrize("rows", [2, 70])
+def test_a_step_is_run_once_and_then_queued_again(device: Any, rows: int) -> None:
+    """70 rows are products of BLAS."""
+    recorded, step = device.recorder(), Step(device, rows)
+    for seed in range(3):
+        step.check(recorded, seed)
+    assert step.num_runs == 1
+
+
+def test_steps_share_their_memory(device: Any) -> None:
+    """The steps take turns, so that each writes to what the other has left."""
+    recorded, steps = device.recorder(), [Step(device, rows) for rows in (2, 3, 2)]
+    for seed in range(4):
+        for step in steps:
+            step.check(recorded, seed)
+    assert [step.num_runs for step in steps] == [1, 1, 1]
+
+
+def test_inputs_elsewhere_and_of_other_shapes_are_other_steps(device: Any) -> None:
+    recorded, step = device.recorder(), Step(device)
+    step.check(recorded, 0)
+    kept, step.x = step.x, device.asarray(np.zeros((2, WIDTH), np.float32))
+    step.check(recorded, 1)
+    assert step.num_runs == 2
+    recorded([step.x], step.run)
+    assert step.num_runs == 3
+    step.x = kept
+    step.check(recorded, 2)
+    assert step.num_runs == 3
+
+
+def test_a_step_is_recorded_anew_where_shared_memory_has_moved(device: Any) -> None:
+    recorded, step = device.recorder(), Step(device)
+    step.check(recorded, 0)
+    with device.active():
+        device.scratch((1 + (0 if device._scratch is None else device._scratch.nbytes),), np.uint8)
+    step.check(recorded, 1)
+    assert step.num_runs == 2
+    device.release_memory()
+    step.check(recorded, 2)
+    assert step.num_runs == 3
+    step.check(recorded, 3)
+    assert step.num_runs == 3
+
+
+def test_a_step_is_recorded_anew_where_the_driver_had_no_memory(device: Any) -> None:
+    """The pool then gives back what no array uses, which recorded steps do."""
+    recorded, step, larger = device.recorder(), Step(device), Step(device, 3000)
+    step.check(recorded, 0)
+    with failing("hipMalloc", OUT_OF_MEMORY, count=1) as fault:
+        larger.check(recorded, 0)
+    assert fault.met == 1
+    larger.check(recorded, 1)
+    step.check(recorded, 1)
+    step.check(recorded, 2)
+    assert step.num_runs == 2
+
+
+def test_a_step_that_is_collected_or_captured_runs_as_it_is(device: Any) -> None:
+    recorded, step = device.recorder(), Step(device)
+    device.prepare(lambda: recorded([step.x, None], step.run))
+    assert step.num_runs == 1
+    _, replay = device.capture(lambda: recorded([step.x, None], step.run), [step.x], None)
+    replay()
+    assert step.num_runs == 2
+    step.check(recorded, 0)
+    assert step.num_runs == 3
+
+
+def test_a_step_that_fails_is_not_kept(device: Any) -> None:
+    recorded, step = device.recorder(), Step(device)
+
+    def fails() -> Any:
+        step.run()
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        recorded([step.x, None], fails)
+    step.check(recorded, 0)
+    step.check(recorded, 1)
+    assert step.num_runs == 2

@@ -40,7 +40,7 @@ TESTS = {  # by kernel file: what names of these tests hold, the likeliest to fi
     "matvec_quant": "M1 K2048|T1 E2048|T1|M1 |stack|matvec_quant",
     "rope": "rope_append_kv|layernorm_heads",
     "sample": "[sample-|[argmax-|edge|test_ids|draw",
-    "decode_state": "decode_inputs|scatter|clear|advance",
+    "decode_state": "decode_inputs|scatter|copy_rows|clear|advance",
     "matmul_wgmma": "groups|matmul_wgmma|wave_groups|further_rows",
     "split_k_reduce": "M40 K2552|M5 |M8 |T40|linear-glu|linear-|tile",
     "matmul": "M5 K1024|linear-M|linear-glu|linear-split-K|linear-|test_tiles|matmul",

@@ -55,7 +55,7 @@ THIRD_PARTY = {
     "h11": "server",
     "huggingface_hub": "hub",
     "jinja2": "tokenizer",
-    "numpy": "backend ops models engine.batch engine.decode_pipeline engine.model_runner engine.request_table "
+    "numpy": "backend ops models engine.batch engine.pipeline engine.model_runner engine.request_table "
     "engine.sampler "
     "runtime.prompts runtime.scoring llm formats tokenizer devtools cli",
     "platformdirs": "_files",
@@ -71,9 +71,9 @@ THIRD_PARTY = {
     "uvicorn": "server",
 }
 # The part of the engine that holds integers: the model runner is its only way to a device.
-WITHOUT_A_DEVICE = ("engine.engine", "engine.scheduler", "engine.sequence", "engine.page_pool")
+WITHOUT_A_DEVICE = ("engine.engine", "engine.scheduler", "engine.passes", "engine.sequence", "engine.page_pool")
 DEVICE = [
-    *("backend", "ops", "models", "numpy", "cupy", "engine.batch", "engine.decode_pipeline", "engine.graph_cache"),
+    *("backend", "ops", "models", "numpy", "cupy", "engine.batch", "engine.pipeline", "engine.graph_cache"),
     *("engine.request_table", "engine.sampler", "state.model_state", "state.paged_kv", "state.window_kv"),
 ]
 NOT_CODE = {

@@ -2,18 +2,45 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
 import numpy as np
 
-from forge.backend import Backend
 from forge.engine.scheduler import Scheduled
 from forge.models.batch import Batch, PageTable
 
+Ints = np.ndarray[Any, Any]
 
-def build(step: list[Scheduled], page_size: int, backend: Backend, *, all_logits: bool = False) -> Batch:
-    """The step's tokens, one sequence after the other.
 
-    Logits are wanted where a sequence's last id is reached; with all_logits, everywhere.
-    """
+class HostBatch(NamedTuple):
+    """The tokens of a step on the host, one sequence after the other; int32 arrays."""
+
+    ids: Ints
+    """(T,); 0 where the request table holds the id"""
+    positions: Ints
+    """(T,)"""
+    starts: Ints
+    """(B + 1,)"""
+    lengths: Ints
+    """(B,)"""
+    slot_mapping: Ints
+    """(kinds of layer state, T)"""
+    page_tables: Ints
+    """(kinds of layer state, B, most pages of a sequence)"""
+    followed: Ints
+    """(N, 2) rows of the request table, and the tokens whose ids they hold"""
+
+    def place(self, put: Callable[[list[Ints]], list[Any]], logit_rows: Ints | None) -> tuple[Batch, Any]:
+        """The step on a device, and `followed`. put: From arrays of the host to the device's."""
+        arrays = put([*self, *([] if logit_rows is None else [logit_rows])])
+        ids, positions, starts, lengths, slots, pages, followed, *rows = arrays
+        tables = tuple(PageTable(own, of_kind) for own, of_kind in zip(slots, pages, strict=True))
+        return Batch(ids, positions, starts, lengths, tables, rows[0] if rows else None), followed
+
+
+def build(step: list[Scheduled], page_size: int) -> HostBatch:
+    """The tokens of scheduled sequences, with their places in the layers' state."""
     counts = np.array([entry.count for entry in step], np.int32)
     starts = np.zeros(len(step) + 1, np.int32)
     np.cumsum(counts, out=starts[1:])
@@ -27,17 +54,27 @@ def build(step: list[Scheduled], page_size: int, backend: Backend, *, all_logits
     row_of = np.repeat(np.arange(len(step)), counts)  # (T,)
     positions = np.arange(starts[-1], dtype=np.int32) - (starts[:-1] - first)[row_of]
     slot_mapping = table[:, row_of, positions // page_size] * page_size + positions % page_size  # (kinds, T)
-    ids = [entry.sequence.ids[entry.start : entry.start + entry.count] for entry in step]
-    rows = np.array([starts[row + 1] - 1 for row, entry in enumerate(step) if entry.samples], np.int32)
-    everything = all_logits or len(rows) == len(positions)
-    return Batch(
-        ids=backend.asarray(np.concatenate(ids), np.int32),
-        positions=backend.asarray(positions, np.int32),
-        starts=backend.asarray(starts),
-        lengths=backend.asarray(first + counts),
-        tables=tuple(
-            PageTable(backend.asarray(own, np.int32), backend.asarray(of_kind))
-            for own, of_kind in zip(slot_mapping, table, strict=True)
-        ),
-        logit_rows=None if everything else backend.asarray(rows),
+    ids: list[int] = []
+    followed: list[tuple[int, int]] = []
+    for entry in step:
+        if entry.sequence.row is None:
+            ids += entry.sequence.ids[entry.start : entry.start + entry.count]
+        else:
+            followed.append((entry.sequence.row, len(ids)))
+            ids.append(0)
+    return HostBatch(
+        np.array(ids, np.int32),
+        positions,
+        starts,
+        first + counts,
+        slot_mapping,
+        table,
+        np.array(followed, np.int32).reshape(-1, 2),
     )
+
+
+def last_tokens(step: list[Scheduled], *, all_logits: bool = False) -> Ints | None:
+    """The tokens whose logits are wanted, int32 (R,): each sequence's that reaches its last id. None = all are."""
+    ends = np.cumsum([entry.count for entry in step], dtype=np.int32)
+    rows = np.array([end - 1 for end, entry in zip(ends, step, strict=True) if entry.samples], np.int32)
+    return None if all_logits or len(rows) == ends[-1] else rows

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from forge.config import Hook, Progress, SamplingParams
 from forge.engine.model_runner import ModelRunner
 from forge.engine.page_pool import PagePool
+from forge.engine.passes import run_pass
 from forge.engine.prefix_cache import PrefixCache, can_share
 from forge.engine.scheduler import Scheduled, Scheduler
 from forge.engine.sequence import FinishReason, Sampled, Sequence
@@ -120,18 +121,21 @@ class Engine:
         error. Where the step fails, its sequences end with finish_reason "error", and others run in later steps. Where
         memory runs out, only the youngest prompt's sequences end so: all others have their ids computed again.
         """
-        try:
-            if sampled := self._step_ahead():
-                return sampled
-            step = self.scheduler.schedule()
-        except BaseException as error:
-            self._fail([self._choices(first) for first in self.scheduler.running], error)
-            raise
+        if self.runner.pipeline:
+            return self._step_ahead()
+        step = self._scheduled()
         groups = [self._choices(entry.sequence) for entry in step]
         try:
             return self._run(step) if step else []
         except BaseException as error:
             self._fail(groups, error)
+            raise
+
+    def _scheduled(self, *, may_preempt: bool = True) -> list[Scheduled]:
+        try:
+            return self.scheduler.schedule(may_preempt=may_preempt)
+        except BaseException as error:
+            self._fail_all(error)
             raise
 
     def _choices(self, first: Sequence) -> list[Sequence]:
@@ -145,43 +149,66 @@ class Engine:
         # A prompt's other choices draw from its row, whether or not there is room for them to go on now.
         draws = [(row, s) for row, first in enumerate(sampling) for s in self._choices(first)]
         sampled = self.runner.sample(logits, [row for row, _ in draws], [s for _, s in draws]) if draws else []
+        self._commit(step)
+        self._copy_pages([fork for first in sampling for fork in self._forks(first)])
+        for token in sampled:
+            self._append(token.sequence, token.id)
+        return sampled
+
+    def _commit(self, step: list[Scheduled]) -> None:
         self.scheduler.commit(step)
         for entry in step:
             self._prompt_tokens += max(min(entry.start + entry.count, entry.sequence.num_prompt) - entry.start, 0)
-        for first, *others in map(self._choices, sampling):
-            for other in others:
-                self._fork(first, other)
-            for sequence in (first, *others):
-                self._siblings.pop(sequence, None)
-        for token in sampled:
-            self._append(token.sequence, token.id)
-        return sampled
 
-    def _fork(self, first: Sequence, other: Sequence) -> None:
-        copies = self.scheduler.fork(first, other)
-        try:
-            for copy in copies:
-                self.runner.copy_page(*copy)
-        except _OUT_OF_MEMORY:
-            self.scheduler.preempt()  # the fork, which is the youngest, computes the ids itself
+    def _forks(self, first: Sequence) -> list[tuple[Sequence, list[tuple[int, int, int]]]]:
+        """Let the other choices of a computed prompt go on from its pages: those that there is room for, with the pages
+        to copy for each. The others wait."""
+        others = self._choices(first)[1:]
+        forks = [(other, self.scheduler.fork(first, other)) for other in others]
+        for sequence in (first, *others):
+            self._siblings.pop(sequence, None)
+        return [(other, copies) for other, copies in forks if other.pages]
+
+    def _copy_pages(self, forks: list[tuple[Sequence, list[tuple[int, int, int]]]]) -> None:
+        for other, copies in forks:
+            try:
+                for copy in copies:
+                    self.runner.copy_page(*copy)
+            except _OUT_OF_MEMORY:
+                self.scheduler.preempt(other)  # it computes the ids itself
 
     def _step_ahead(self) -> list[Sampled]:
-        """The ids of a decode step, while the step behind it is under way; none where no step may be queued."""
+        """Queue steps as far as they may be ahead, and return the ids of the oldest."""
         pipeline = self.runner.pipeline
-        if pipeline is None:
-            return []
-        while not pipeline.is_full and (sequences := self._continuing()):
-            if not pipeline.can_follow(sequences):
-                break
-            if not pipeline.launch(sequences):
+        assert pipeline
+        while not pipeline.is_full and (step := self._scheduled(may_preempt=not pipeline.num_queued)):
+            if not self._launch(step):
                 self._start_over()
                 return []
-        sampled: list[Sampled] = []
-        while pipeline.num_queued and not sampled:
-            sampled = pipeline.collect()
-        for token in sampled:
-            self._append(token.sequence, token.id)
+        try:
+            sampled = pipeline.collect() if pipeline.num_queued else []
+            for token in sampled:
+                self._append(token.sequence, token.id)
+        except BaseException as error:
+            self._fail_all(error)
+            raise
         return sampled
+
+    def _launch(self, step: list[Scheduled]) -> bool:
+        """Queue a step. Its prompts' other choices draw from it, where they have pages to go on."""
+        pipeline = self.runner.pipeline
+        assert pipeline
+        groups = [self._choices(entry.sequence) for entry in step]
+        try:
+            sampling = [entry.sequence for entry in step if entry.samples]
+            self._commit(step)
+            forks = {first: found for first in sampling if (found := self._forks(first))}
+            is_right = pipeline.launch(step, {first: [other for other, _ in own] for first, own in forks.items()})
+            self._copy_pages([fork for own in forks.values() for fork in own])
+            return is_right
+        except BaseException as error:
+            self._fail(groups, error)
+            raise
 
     def _discard_queued(self) -> None:
         """Forget the steps under way, and the ids that they sample."""
@@ -203,14 +230,18 @@ class Engine:
         while self.scheduler.running:
             self.scheduler.preempt()
 
+    def _fail_all(self, error: BaseException) -> None:
+        """End all running sequences, or the youngest where memory ran out: they are in the steps under way."""
+        with suppress(Exception):  # the device may have failed: the step's own error says so
+            self._discard_queued()
+        self._fail([self._choices(first) for first in self.scheduler.running], error)
+
     def _fail(self, groups: list[list[Sequence]], error: BaseException) -> None:
         """End the sequences of a step that failed: the choices of each prompt. Where memory ran out, the youngest's.
 
         What the step has written of the others' pages is not known. They give them up.
         """
         clear_frames(error.__traceback__)  # whoever keeps the error shall not keep the step's arrays
-        with suppress(Exception):  # the device may have failed: the step's own error says so
-            self._discard_queued()
         if isinstance(error, _OUT_OF_MEMORY):
             group_of = {sequence: group for group in groups for sequence in group}
             groups = [group_of[sequence] for sequence in self.scheduler.running if sequence in group_of][-1:]
@@ -225,12 +256,6 @@ class Engine:
             self.scheduler.finish(sequence, "abort")
         self._siblings.clear()
         self.runner.close()
-
-    def _continuing(self) -> list[Sequence]:
-        """The sequences of a decode step that may go on from ids under way; none where these must be read first."""
-        if any(sequence in self._siblings for sequence in self.scheduler.running):
-            return []
-        return self.scheduler.decoding()
 
     def finish(self, sequence: Sequence, reason: FinishReason) -> None:
         """End a sequence from outside ("stop" for a stop string, "abort").
@@ -272,30 +297,8 @@ class Engine:
         return self._run_pass(ids, len(ids), self.runner.states)
 
     def _run_pass(self, ids: list[int], most: int, run: Callable[[list[Scheduled]], T]) -> Generator[T, None, None]:
-        """Run steps over ids that no request has, of `most` tokens at most; yields what `run` returns.
-
-        Beside running sequences a step has no more tokens than a step of theirs has prompt tokens.
-        """
         self.check_ids(ids)
-        sequence = Sequence(0, list(ids), len(ids), SamplingParams(), 0, len(ids))
-        if not self.scheduler.reserve(sequence):
-            raise OutOfMemoryError(
-                f"a pass over {len(ids)} positions needs pages of the KV cache that other passes hold, which are not "
-                "read to their ends: read or close them first"
-            )
-        try:
-            scheduler = self.scheduler
-            while (start := sequence.num_computed) < len(ids):
-                rows = scheduler.max_prefill_tokens if scheduler.running else scheduler.max_step_tokens
-                count = min(most, rows, len(ids) - start)
-                scheduler.reserve_more(sequence, start + count)
-                yield run([Scheduled(sequence, start, count)])
-                sequence.num_computed = start + count
-        except BaseException as error:
-            clear_frames(error.__traceback__)
-            raise
-        finally:
-            self.scheduler.release(sequence)
+        yield from run_pass(self.scheduler, ids, most, run)
 
     @property
     def is_busy(self) -> bool:

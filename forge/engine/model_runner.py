@@ -9,7 +9,7 @@ import numpy as np
 from forge.backend import Backend
 from forge.config import Hook, Progress, SamplingParams
 from forge.engine import batch
-from forge.engine.decode_pipeline import DecodePipeline
+from forge.engine.pipeline import StepPipeline
 from forge.engine.request_table import RequestTable
 from forge.engine.sampler import read_sampled
 from forge.engine.scheduler import Scheduled
@@ -24,8 +24,8 @@ from forge.state.model_state import ModelState
 class ModelRunner:
     """A model, its layers' state and their device. The engine knows the numbers and the verbs; arrays stay behind them.
 
-    A step either waits for its ids (`forward`, then `sample`), or is queued in the `pipeline` while others are under
-    way. Only a device that computes asynchronously has one.
+    A device that computes asynchronously has a `pipeline`, in which steps are queued while others are under way. On any
+    other a step waits for its ids: `forward`, then `sample`.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class ModelRunner:
         self.kinds, self.num_pages, self.page_size = state.kinds, state.num_pages, state.page_size
         self.is_asynchronous = backend.is_asynchronous
         self.pipeline = (
-            DecodePipeline(model, state, backend, max_sequences, context, graphs) if self.is_asynchronous else None
+            StepPipeline(model, state, backend, max_sequences, context, graphs) if self.is_asynchronous else None
         )
 
     def forward(self, step: list[Scheduled], *, all_logits: bool = False, hook: Hook | None = None) -> Any:
@@ -67,7 +67,9 @@ class ModelRunner:
 
     def _batch(self, step: list[Scheduled], *, all_logits: bool = False) -> Batch:
         self.model.reserve(max(entry.start + entry.count for entry in step))
-        return batch.build(step, self.state.page_size, self.backend, all_logits=all_logits)
+        built = batch.build(step, self.state.page_size)
+        rows = batch.last_tokens(step, all_logits=all_logits)
+        return built.place(lambda arrays: [self.backend.asarray(array) for array in arrays], rows)[0]
 
     def sample(self, logits: Any, rows: list[int], sequences: list[Sequence]) -> list[Sampled]:
         """The next id of each sequence, drawn from its row of the logits (R, V)."""

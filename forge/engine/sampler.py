@@ -10,7 +10,7 @@ import numpy as np
 
 from forge.backend import Backend
 from forge.engine.sequence import Sampled, Sequence, TokenLogprobs
-from forge.ops.decode_state import clear
+from forge.ops.decode_state import clear, copy_rows
 from forge.ops.logprobs import logprobs, pack_logprobs
 from forge.ops.penalties import penalize
 from forge.ops.sampling import argmax, sample
@@ -31,35 +31,50 @@ class Sampler:
         """i32 (2, rows, V), made when a sequence needs it: counts of its ids as `penalize` takes them, and biases. A
         larger one replaces it where it is too small. Steps captured with the old one are of no more use: they have
         another number of `penalized_rows`."""
-        self.penalized_rows = 0
-        """Rows that the history holds; 0 if no sequence is penalized."""
+        self.is_penalized = self._has_history = False
+        """Whether any sequence is penalized, and whether the history holds what its sequences have so far."""
         self.draws = True
         """Whether any id is drawn. If none is, the greatest logits are enough."""
         self.num_top: int | None = None
         """Most log probabilities that a sequence wants at each id. None = not even the log probability of the id."""
 
     @property
+    def penalized_rows(self) -> int:
+        """Rows of the history; 0 if no sequence is penalized."""
+        return self.history.shape[1] if self.is_penalized else 0
+
+    @property
     def counts(self) -> Any:
         """i32 (rows, V), or None if no sequence is penalized."""
         return self.history[0] if self.penalized_rows else None
 
-    def begin(self, sequences: list[Sequence]) -> list[Edits]:
-        """Take on the sequences of the first rows. Returns what must be written to the history, as a flat array."""
-        edits = self._begin_history(sequences) if any(is_penalized(s) for s in sequences) else []
-        self.penalized_rows = self.history.shape[1] if edits else 0
-        self.draws = any(s.params.temperature > 0 for s in sequences)
-        self.num_top = max((s.params.logprobs for s in sequences if s.params.logprobs is not None), default=None)
-        return edits
+    def serve(self, sequences: Collection[Sequence], *, also: bool = False) -> None:
+        """What these sequences ask for is computed from here on; with `also`, beside what is computed now."""
+        wanted = [s.params.logprobs for s in sequences if s.params.logprobs is not None]
+        if also and self.num_top is not None:
+            wanted.append(self.num_top)
+        self.num_top = max(wanted, default=None)
+        self.draws = (also and self.draws) or any(s.params.temperature > 0 for s in sequences)
+        self._has_history = self.is_penalized
+        self.is_penalized = (also and self.is_penalized) or any(map(is_penalized, sequences))
 
-    def _begin_history(self, sequences: list[Sequence]) -> list[Edits]:
-        rows = len(sequences)
-        if self.history is None or self.history.shape[1] < rows:
-            self.history = self.backend.empty((2, rows, self.vocabulary), np.int32)
-        for part in range(2):
-            clear(self.history[part, :rows].reshape(-1))
-        edits = []
+    def forget(self) -> None:
+        """What the history holds is not known any more."""
+        self.is_penalized = False
+
+    def begin(self, rows: int, joining: Mapping[int, Sequence]) -> list[Edits]:
+        """A history of so many rows, if any sequence is penalized; rows that it has so far stay as they are.
+
+        Returns what must be written to it, as a flat array, where sequences come to rows.
+        """
+        edits: list[Edits] = []
+        if not self.is_penalized:
+            return edits
+        is_clear = self._reserve(rows)
         biases = self.history.shape[1] * self.vocabulary
-        for row, sequence in enumerate(sequences):
+        for row, sequence in joining.items():
+            for part in range(0 if is_clear else 2):
+                clear(self.history[part, row])
             if is_penalized(sequence):
                 counts = Counter(dict.fromkeys(sequence.ids, 1))
                 counts.update(sequence.completion)
@@ -69,6 +84,21 @@ class Sampler:
                 values = np.fromiter(bias.values(), np.float32, len(bias)).view(np.int32)
                 edits.append((biases + start + _ints(bias.keys()), values))
         return edits
+
+    def _reserve(self, rows: int) -> bool:
+        """Make the history, or a larger one. Returns whether all of it is zeros."""
+        old, is_kept = self.history, self._has_history
+        if old is None or old.shape[1] < rows:
+            self.history = self.backend.empty((2, rows, self.vocabulary), np.int32)
+        elif is_kept:
+            return False
+        clear(self.history.reshape(-1))
+        if is_kept:
+            same = self.backend.asarray(np.arange(old.shape[1])[:, None].repeat(2, axis=1), np.int32)
+            for part in range(2):
+                copy_rows(same, old[part], self.history[part])
+        self._has_history = True
+        return not is_kept
 
     def draw(self, logits: Any, fields: Mapping[str, Any]) -> tuple[Any, Any]:
         """The next id of each row.

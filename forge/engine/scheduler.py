@@ -22,8 +22,12 @@ class Scheduled:
 
     @property
     def samples(self) -> bool:
-        """The step reaches the sequence's last id, so its logits give the next one."""
-        return self.start + self.count == len(self.sequence.ids)
+        """The step reaches the sequence's last id, so its logits give the next one. Asked before the step is queued."""
+        return self.start + self.count == self.sequence.num_tokens
+
+
+class _NoPages(Exception):
+    """Somebody would have to be preempted."""
 
 
 class Scheduler:
@@ -57,6 +61,7 @@ class Scheduler:
         """In order. Any of many can be taken out at once."""
         self.running: list[Sequence] = []
         self.num_preemptions = 0
+        self._may_preempt = True
 
     @property
     def has_work(self) -> bool:
@@ -78,20 +83,28 @@ class Scheduler:
             raise ValueError(f"{sequence.max_length} tokens never fit in {sizes} pages")
         self.waiting[sequence] = None
 
-    def schedule(self) -> list[Scheduled]:
-        """The next step. Pages for its tokens are allocated; nothing else changes until `commit`."""
+    def schedule(self, *, may_preempt: bool = True) -> list[Scheduled]:
+        """The next step. Pages for its tokens are allocated; nothing else changes until `commit`.
+
+        Without may_preempt there is none where somebody would have to be preempted: ids under way may end sequences.
+        """
+        self._may_preempt = may_preempt
         step: list[Scheduled] = []
         budget = self.max_step_tokens
-        for sequence in [s for s in self.running if s.is_decoding]:
-            budget -= self._continue(sequence, 1, step)
-        if step:
-            budget = min(budget, self.max_prefill_tokens)
-        for sequence in [s for s in self.running if not s.is_decoding]:
-            budget -= self._continue(sequence, budget, step)
+        going_on = [sequence for sequence in self.running if sequence.goes_on]
+        try:
+            for sequence in [s for s in going_on if s.is_decoding]:
+                budget -= self._continue(sequence, 1, step)
+            if step:
+                budget = min(budget, self.max_prefill_tokens)
+            for sequence in [s for s in going_on if not s.is_decoding]:
+                budget -= self._continue(sequence, budget, step)
+        except _NoPages:
+            return []
         while self.waiting and budget and len(self.running) < self.max_sequences:
             sequence = next(iter(self.waiting))
             # It starts only if all it has to compute fits: else it would be the first to be preempted again.
-            if not self._start(sequence):
+            if not sequence.goes_on or not self._start(sequence):
                 break
             del self.waiting[sequence]
             self.running.append(sequence)
@@ -101,23 +114,13 @@ class Scheduler:
             budget -= count
         return step
 
-    def decoding(self) -> list[Sequence]:
-        """The running sequences that go on, if the next step is one token of each: each has one id to compute, nobody
-        can start, and there are pages without preempting anybody. The pages are allocated. Else none.
-
-        A sequence whose last id, by its length, is under way does not go on.
-        """
-        if self._can_start() or any(s.num_remaining != 1 for s in self.running):
-            return []
-        going_on = [s for s in self.running if s.num_tokens < s.max_length]
-        return going_on if all(self._grow(s, s.num_tokens) for s in going_on) else []
-
     def commit(self, step: list[Scheduled]) -> None:
-        """The step has run: the layers' state holds its tokens."""
+        """The step has run, or runs before all later ones: the layers' state holds its tokens."""
         for entry in step:
-            entry.sequence.num_computed = entry.start + entry.count
+            sequence = entry.sequence
+            sequence.num_computed = entry.start + entry.count
             if self.prefix_cache:
-                self.prefix_cache.hold(entry.sequence, entry.sequence.num_computed)
+                self.prefix_cache.hold(sequence, min(sequence.num_computed, len(sequence.ids)))
 
     def enter(self, sequence: Sequence) -> None:
         """An id was drawn behind all ids of a sequence, from finite logits: their full pages can be found."""
@@ -154,14 +157,15 @@ class Scheduler:
             self.running.remove(sequence)
         self._drop_pages(sequence, failed=reason == "error")
 
-    def preempt(self) -> Sequence:
-        """The youngest running sequence gives its pages up and waits, before all others that wait."""
-        youngest = self.running.pop()
+    def preempt(self, sequence: Sequence | None = None) -> Sequence:
+        """A running sequence, the youngest unless told, gives its pages up and waits, before all others that wait."""
+        sequence = sequence or self.running[-1]
+        self.running.remove(sequence)
         self.num_preemptions += 1
-        self._drop_pages(youngest)
-        self.waiting[youngest] = None
-        self.waiting.move_to_end(youngest, last=False)
-        return youngest
+        self._drop_pages(sequence)
+        self.waiting[sequence] = None
+        self.waiting.move_to_end(sequence, last=False)
+        return sequence
 
     def reserve(self, sequence: Sequence) -> bool:
         """Pages for a pass over the ids of a sequence that no request has. False where other passes hold them.
@@ -189,14 +193,6 @@ class Scheduler:
             pool.num_reserved -= pool.kind.num_pages(len(sequence.ids))
         self._drop_pages(sequence)
 
-    def _can_start(self) -> bool:
-        """Whether the next one that waits may run, and has room for all it has to compute."""
-        if not self.waiting or len(self.running) >= self.max_sequences:
-            return False
-        sequence = next(iter(self.waiting))
-        hits = (find(sequence) for find in (lambda _: self._nothing, self._find))  # it is looked for only if need be
-        return any(self._counts(sequence, hit) is not None for hit in hits)
-
     def _continue(self, sequence: Sequence, budget: int, step: list[Scheduled]) -> int:
         """Put the next tokens of a running sequence into a step, unless it was preempted for one before it.
 
@@ -213,6 +209,8 @@ class Scheduler:
     def _make_room(self, sequence: Sequence, length: int) -> bool:
         """Pages for `length` ids of a running sequence; younger ones are preempted for it, at last it itself."""
         while not self._grow(sequence, length):
+            if not self._may_preempt:
+                raise _NoPages
             if self.preempt() is sequence:
                 return False
         return True
@@ -287,3 +285,4 @@ class Scheduler:
             pool.release(pool.held(pages))
         sequence.pages = []
         sequence.num_computed = 0
+        sequence.row = None

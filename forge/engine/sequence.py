@@ -43,6 +43,8 @@ class Sequence:
     """Leading ids that the layers' state holds."""
     num_pending: int = 0
     """Ids behind `ids` that steps under way are sampling."""
+    row: int | None = None
+    """Its row in the request table, which holds its last id. None: the id is known here, or on its way."""
     pages: list[list[int]] = field(default_factory=list)
     """Its pages of each kind of layer state, in order; released ones are the kind's spare page. Empty without any."""
     prefix: list[CachedPage] = field(default_factory=list)
@@ -69,6 +71,13 @@ class Sequence:
     def is_decoding(self) -> bool:
         """Its prompt is computed, and of its other ids the last one alone is not."""
         return self.num_remaining == 1 and self.num_computed >= self.num_prompt
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether its next tokens can be computed: there are some, it is not full with the ids under way, and the last
+        of these is where a step finds it."""
+        is_reachable = not self.num_pending or self.row is not None
+        return self.num_remaining > 0 and self.num_tokens < self.max_length and is_reachable
 
     @property
     def completion(self) -> list[int]:

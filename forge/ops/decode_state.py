@@ -98,6 +98,22 @@ def _scatter_gpu(device: GPU, edits: Any, words: Any) -> None:
     device.run("decode_state", "scatter", -(-len(edits) // _BLOCK_THREADS), edits, words, len(edits))
 
 
+@op("pairs:i32[N,2] source:i32[S,W] &target:i32[R,W]")
+def copy_rows(pairs: Array, source: Array, target: Array) -> None:
+    """target[to] = source[from] for each pair (from, to). No `to` occurs twice, and none is checked.
+
+    Both may be one array, where no row that is read is written.
+    """
+    target[pairs[:, 1]] = source[pairs[:, 0]]
+
+
+@copy_rows.gpu
+def _copy_rows_gpu(device: GPU, pairs: Any, source: Any, target: Any) -> None:
+    width = source.shape[1]
+    blocks = -(-len(pairs) * width // _BLOCK_THREADS)
+    device.run("decode_state", "copy_rows", blocks, pairs, source, target, len(pairs), width)
+
+
 @op("&words:i32[N]")
 def clear(words: Array) -> None:
     """Set all words to 0."""

@@ -73,6 +73,19 @@ KERNEL(64) scatter(
     if (i < count) words[edits[2 * i]] = edits[2 * i + 1];
 }
 
+KERNEL(64) copy_rows(
+    const i32 *pairs,  // (count, 2) a row of `source` and a row of `target`
+    const i32 *source, // (S, width)
+    i32 *target,       // (R, width) may be `source`
+    u32 count,
+    u32 width
+) {
+    u64 i = (u64)BLOCK_X * 64 + THREAD;
+    if (i >= (u64)count * width) return;
+    u32 pair = (u32)(i / width), column = (u32)(i % width);
+    target[(u64)(u32)pairs[2 * pair + 1] * width + column] = source[(u64)(u32)pairs[2 * pair] * width + column];
+}
+
 KERNEL(64) clear(
     i32 *words, // (count,)
     u64 count

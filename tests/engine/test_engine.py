@@ -14,7 +14,7 @@ from tiny_models import CONTEXT, GREEDY, SEEDED, assert_idle, count_preemptions,
 
 from forge import LLM, Completion, ContextLengthError, OutOfMemoryError, ParameterError, SamplingParams
 from forge.backend.numpy import NumpyBackend
-from forge.engine.decode_pipeline import DecodePipeline
+from forge.engine.pipeline import StepPipeline
 
 NAMES = ["llama", "gemma3", pytest.param("qwen3", marks=pytest.mark.slow)]
 PAGE = 8
@@ -226,7 +226,7 @@ def test_a_running_sequence_that_is_not_in_a_failed_step_goes_on(monkeypatch: py
     with monkeypatch.context() as patch:
         patch.setattr(llm.engine.runner, method, fails)
         schedule = llm.engine.scheduler.schedule
-        patch.setattr(llm.engine.scheduler, "schedule", lambda: schedule()[:1])
+        patch.setattr(llm.engine.scheduler, "schedule", lambda **options: schedule(**options)[:1])
         with pytest.raises(RuntimeError, match="once"):
             llm.engine.step()
     assert [s.finish_reason for s in sequences] == ["error", None, None]
@@ -522,7 +522,7 @@ def test_a_request_loses_its_pages_to_a_pass_while_a_step_is_under_way(
     assert [sequence.pages for sequence in sequences] == [[], []]
     if fails:
         with monkeypatch.context() as patch:
-            patch.setattr(DecodePipeline, "collect", lambda *_: (_ for _ in ()).throw(MemoryError))
+            patch.setattr(StepPipeline, "collect", lambda *_: (_ for _ in ()).throw(MemoryError))
             with pytest.raises(MemoryError):
                 llm.engine.step()
     while llm.engine.has_work:

@@ -15,7 +15,7 @@ from forge.backend.numpy import NumpyBackend
 from forge.config import SamplingParams
 from forge.engine import Sequence
 from forge.engine.page_pool import PagePool
-from forge.engine.scheduler import Scheduler
+from forge.engine.scheduler import Scheduled, Scheduler
 from forge.state.paged_kv import PagedKV
 
 
@@ -76,16 +76,18 @@ def test_the_last_token_of_a_prompt_counts_as_a_prompt_token() -> None:
 
 
 def watch_steps(llm: LLM) -> list[tuple[int, int]]:
-    """The prompt tokens of each step that waits for its ids, and how many sequences decode in it."""
+    """The prompt tokens of each step, and how many sequences decode in it."""
     found: list[tuple[int, int]] = []
-    forward = llm.engine.runner.forward
+    runner = llm.engine.runner
+    owner, name = (runner.pipeline, "launch") if runner.pipeline else (runner, "forward")
+    real = getattr(owner, name)
 
-    def watched(step: Any, **options: Any) -> Any:
+    def watched(step: list[Scheduled], *args: Any, **options: Any) -> Any:
         counts = [prompt_tokens(entry.sequence, entry.start, entry.count) for entry in step]
         found.append((sum(counts), counts.count(0)))
-        return forward(step, **options)
+        return real(step, *args, **options)
 
-    llm.engine.runner.forward = watched  # type: ignore[method-assign]
+    setattr(owner, name, watched)
     return found
 
 

@@ -84,7 +84,7 @@ def test_the_kth_allocation_that_fails_costs_one_request(
             else:
                 assert [one.completion for one in group] == expected[number]
                 assert {one.finish_reason for one in group} == {"length"}
-    assert num_refused + num_preempted == last // every >= 10
+    assert num_refused + num_preempted == last // every >= 9
     assert num_preempted <= 2
     assert [[one.completion for one in group] for group in groups] == expected
 

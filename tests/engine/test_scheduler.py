@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from array import array
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -57,6 +57,66 @@ class Recurrent:
         return 0
 
 
+class FakePipeline:
+    """Steps run when they are queued, as on a device that works in order. Their ids are known when they are read."""
+
+    def __init__(self, runner: FakeRunner) -> None:
+        self.runner, self.queue = runner, deque[list[tuple[Sequence, int]]]()
+        self.rows: dict[int, tuple[Sequence, list[int]]] = {}
+        """What the device knows of each row: its sequence, and all ids with the one drawn last."""
+
+    @property
+    def num_queued(self) -> int:
+        return len(self.queue)
+
+    @property
+    def is_full(self) -> bool:
+        return len(self.queue) >= 2
+
+    def launch(self, step: list[Scheduled], forks: dict[Sequence, list[Sequence]]) -> bool:
+        runner, drawn = self.runner, []
+        for entry in step:
+            sequence = entry.sequence
+            if sequence.row is None:
+                assert not sequence.num_pending, "its ids are all known"
+            else:
+                assert self.rows[sequence.row][0] is sequence
+                assert entry.count == 1
+        runner.num_owners = Counter({sequence: 1 + len(own) for sequence, own in forks.items()})
+        try:
+            logits = runner.forward(step)
+            runner.fail("sample")
+        except BaseException:
+            self.forget()
+            raise
+        for ids, first in zip(logits, [entry.sequence for entry in step if entry.samples], strict=True):
+            drawn += [(s, ids, next_token(ids, s.seed, s.choice)) for s in (first, *forks.get(first, ()))]
+        runner.counts["step with rows and others"] += len({s.row is None for s, *_ in drawn}) == 2
+        self.forget()
+        for row, (sequence, ids, token) in enumerate(drawn):
+            sequence.row, sequence.num_pending = row, sequence.num_pending + 1
+            self.rows[row] = sequence, [*ids, max(token, 0)]
+        self.queue.append([(sequence, token) for sequence, _, token in drawn])
+        return True
+
+    def collect(self) -> list[Sampled]:
+        self.runner.fail("collect")
+        found = [(s, token) for s, token in self.queue.popleft() if s.finish_reason is None]
+        for sequence, _ in found:
+            sequence.num_pending -= 1
+        return [Sampled(sequence, token, None) for sequence, token in found]
+
+    def discard(self) -> None:
+        self.queue.clear()
+        self.forget()
+
+    def forget(self) -> None:
+        for row, (sequence, _) in self.rows.items():
+            if sequence.row == row:
+                sequence.row = None
+        self.rows.clear()
+
+
 class FakeRunner:
     """Pages hold the ids themselves, so that what a step reads can be compared with what it should.
 
@@ -64,18 +124,28 @@ class FakeRunner:
     """
 
     def __init__(
-        self, kinds: list[Kind], num_pages: list[int], page_size: int, context: int, max_sequences: int
+        self,
+        kinds: list[Kind],
+        num_pages: list[int],
+        page_size: int,
+        context: int,
+        max_sequences: int,
+        *,
+        runs_ahead: bool = False,
     ) -> None:
         self.kinds, self.num_pages, self.vocab_size = kinds, num_pages, VOCABULARY
         self.page_size = page_size
         self.context, self.max_sequences = context, max_sequences
-        self.pipeline = None
+        self.pipeline = FakePipeline(self) if runs_ahead else None
+        self.own_faults = ["collect"] * runs_ahead
         self.pages: list[list[list[int | None]]] = [
             [[] if isinstance(kind, Recurrent) else [UNWRITTEN] * kind.page_size for _ in range(count)]
             for kind, count in zip(kinds, num_pages, strict=True)
         ]
         self.running_before: list[Sequence] = []
         """Sequences that ran before the step: one that starts again may have one id to compute alone."""
+        self.num_owners = Counter[Sequence]()
+        """Of the pages of a prompt whose choices fork from the step under way, where they share them."""
         self.writers: dict[tuple[int, int], Sequence] = {}
         """Who wrote to a page last, by kind and page."""
         self.engine: Engine
@@ -84,14 +154,14 @@ class FakeRunner:
         self.step: list[tuple[list[int], list[list[int]], int]] = []
         """Ids, pages and computed ids of each sequence of the latest step, before it ran."""
 
-    def _fail(self, where: str) -> None:
+    def fail(self, where: str) -> None:
         if self.fault and self.fault[0] == where:
             error, self.fault = self.fault[1], None
             self.counts["fault"] += 1
             raise error
 
     def copy_page(self, kind: int, source: int, target: int) -> None:
-        self._fail("copy_page")
+        self.fail("copy_page")
         self.pages[kind][target] = list(self.pages[kind][source])
         self.counts["copied page"] += 1
 
@@ -102,33 +172,38 @@ class FakeRunner:
             assert sum(entry.count for entry in step) <= scheduler.max_step_tokens
             for entry in step:
                 assert entry.sequence in scheduler.running
-                assert entry.start == entry.sequence.num_computed
-            prefill = [
-                e
-                for e in step
-                if e.count > 1 or e.start < e.sequence.num_prompt or e.sequence not in self.running_before
-            ]
+                assert entry.sequence.num_computed == entry.start + (entry.count if self.pipeline else 0)
+            prefill = [e for e in step if self._is_prompt(e)]
             if len(prefill) < len(step):
                 assert sum(entry.count for entry in prefill) <= scheduler.max_prefill_tokens
                 self.counts["mixed step"] += bool(prefill)
-            self.step = [(list(e.sequence.ids), [list(own) for own in e.sequence.pages], e.start) for e in step]
-        self._fail("forward")
+            self.step = [(list(self.ids_of(e.sequence)), [list(p) for p in e.sequence.pages], e.start) for e in step]
+        self.fail("forward")
         for number, entry in enumerate(step):
             assert entry.count >= 1
-            assert entry.start + entry.count <= len(entry.sequence.ids)
+            assert entry.start + entry.count <= len(self.ids_of(entry.sequence))
             for kind in range(len(self.kinds)):
                 self._write(kind, entry)
             if number == len(step) // 2:
-                self._fail("half of forward")
-            self.counts["chunk"] += entry.start + entry.count < len(entry.sequence.ids)
+                self.fail("half of forward")
+            self.counts["chunk"] += entry.start + entry.count < len(self.ids_of(entry.sequence))
         for entry in step:
             for kind in range(len(self.kinds)):
                 self._read(kind, entry)
-        return [tuple(entry.sequence.ids) for entry in step if entry.samples]
+        return [tuple(self.ids_of(entry.sequence)) for entry in step if entry.samples]
+
+    def ids_of(self, sequence: Sequence) -> list[int]:
+        """The ids that a step computes from: the device's, where the sequence has a row there."""
+        return sequence.ids if sequence.row is None else self.pipeline.rows[sequence.row][1]
+
+    def _is_prompt(self, entry: Scheduled) -> bool:
+        if self.pipeline:
+            return entry.sequence.row is None
+        return entry.count > 1 or entry.start < entry.sequence.num_prompt or entry.sequence not in self.running_before
 
     def _write(self, kind: int, entry: Scheduled) -> None:
         rule, pages, pool = self.kinds[kind], entry.sequence.pages[kind], self.engine.pools[kind]
-        ids, end = entry.sequence.ids, entry.start + entry.count
+        ids, end = self.ids_of(entry.sequence), entry.start + entry.count
         if isinstance(rule, Recurrent):
             assert pool.references(pages[0]) == 1
             state = self.pages[kind][pages[0]]
@@ -141,21 +216,28 @@ class FakeRunner:
         assert len(pages) * size >= end
         for position in range(entry.start, end):
             page = pages[position // size]
-            assert pool.references(page) == 1, "a page that is written has one owner"
-            assert not pool.is_findable(page), "a page that can be found is not written"
+            assert pool.references(page) in (1, self.num_owners[entry.sequence]), "a page that is written has one owner"
+            assert not self._can_be_found(kind, page), "a page that can be found is not written"
             self.writers[kind, page] = entry.sequence
             self.pages[kind][page][position % size] = ids[position]
+
+    def _can_be_found(self, kind: int, page: int) -> bool:
+        """A page of a step that is queued may be held already; nobody finds it before an id is drawn behind it."""
+        is_findable = self.engine.pools[kind].is_findable(page)
+        if self.pipeline and is_findable and self.engine.prefix_cache:
+            return self.engine.prefix_cache._of_page[kind][page].parent is not None
+        return is_findable
 
     def _read(self, kind: int, entry: Scheduled) -> None:
         rule, pages = self.kinds[kind], entry.sequence.pages[kind]
         end = entry.start + entry.count
         if isinstance(rule, Recurrent):
-            assert self.pages[kind][pages[0]] == entry.sequence.ids[:end]
+            assert self.pages[kind][pages[0]] == self.ids_of(entry.sequence)[:end]
             return
         size, window = rule.page_size, getattr(rule, "window", end)  # type: ignore[attr-defined]
         first = max(entry.start + 1 - window, 0)
         seen = [self.pages[kind][pages[position // size]][position % size] for position in range(first, end)]
-        assert seen == entry.sequence.ids[first:end], "the pages hold the sequence's own ids"
+        assert seen == self.ids_of(entry.sequence)[first:end], "the pages hold the sequence's own ids"
 
     def check_shareable(self) -> None:
         """What a fork would share of the latest step's sequences is as it was, however far the step came."""
@@ -168,7 +250,7 @@ class FakeRunner:
                         self.counts["page that a failed step left"] += 1
 
     def sample(self, logits: list[tuple[int, ...]], rows: list[int], sequences: list[Sequence]) -> list[Sampled]:
-        self._fail("sample")
+        self.fail("sample")
         return [
             Sampled(s, next_token(logits[row], s.seed, s.choice), None) for row, s in zip(rows, sequences, strict=True)
         ]
@@ -193,12 +275,13 @@ def random_kinds(rng: random.Random, context: int, page_size: int, step_tokens: 
 class Simulation:
     """An engine under random requests; `check` holds after every operation."""
 
-    def __init__(self, rng: random.Random) -> None:
+    def __init__(self, rng: random.Random, *, runs_ahead: bool) -> None:
         page_size, max_sequences, max_step_tokens = rng.randint(1, 5), rng.randint(1, 6), rng.randint(1, 16)
         context = rng.randint(2, 12 * page_size)
         kinds = random_kinds(rng, context, page_size, max(max_step_tokens, max_sequences))
         counts = [count for _, count in kinds]
-        self.runner = FakeRunner([kind for kind, _ in kinds], counts, page_size, context, max_sequences)
+        sizes = page_size, context, max_sequences
+        self.runner = FakeRunner([kind for kind, _ in kinds], counts, *sizes, runs_ahead=runs_ahead)
         self.engine = Engine(
             self.runner,  # type: ignore[arg-type]
             end_ids=frozenset([END_ID]),
@@ -254,16 +337,18 @@ class Simulation:
 
     def faulty_step(self, rng: random.Random) -> None:
         self.runner.fault = (
-            rng.choice(["forward", "half of forward", "sample", "copy_page"]),
+            rng.choice(
+                ["forward", "half of forward", "sample", "copy_page", *["collect"] * bool(self.runner.pipeline)]
+            ),
             rng.choice([MemoryError, RuntimeError, KeyboardInterrupt]),
         )
-        unfinished = self.unfinished
+        unfinished, running = self.unfinished, bool(self.engine.scheduler.running)
         try:
             self.step(rng)
         except (MemoryError, RuntimeError, KeyboardInterrupt) as error:
             ended = {s for s in unfinished if s.finish_reason == "error"}
-            assert ended
-            if isinstance(error, MemoryError):
+            assert ended or not running
+            if isinstance(error, MemoryError) and ended:
                 assert len({s.seed for s in ended}) == 1, "one prompt's choices end"
                 assert not self.engine.scheduler.running
                 self.counts["out of memory"] += 1
@@ -291,7 +376,7 @@ class Simulation:
 
     def drain(self) -> None:
         """Without new requests everything ends: the oldest sequence computes at least one id in every step."""
-        bound = sum(s.max_length + 1 for s in self.unfinished)
+        bound = sum(s.max_length + 1 for s in self.unfinished) + 2  # as many may be under way
         rng = random.Random(0)
         while self.engine.has_work:
             assert bound, "no progress"
@@ -313,7 +398,8 @@ class Simulation:
 
         for sequence in self.sequences:
             if sequence in running:
-                assert 0 <= sequence.num_computed < len(sequence.ids)
+                assert 0 <= sequence.num_computed < sequence.num_tokens
+                assert sequence.num_tokens <= sequence.max_length
                 assert len(sequence.pages) == len(engine.pools)
             else:
                 assert (sequence.pages, sequence.num_computed, sequence.prefix) == ([], 0, [])
@@ -360,7 +446,7 @@ class Simulation:
             assert rule.num_entries(sequence.num_computed) <= len(pages)
             released = pages.count(pool.spare_page)
             assert pages[:released] == [pool.spare_page] * released
-            assert released <= rule.num_released(min(sequence.num_computed, len(sequence.ids) - 1))
+            assert released <= rule.num_released(min(sequence.num_computed, sequence.num_tokens - 1))
             assert len(pages) - released <= rule.num_pages(sequence.max_length)
             self.counts["released page"] += released
             for index, page in enumerate(pages[released:], released):
@@ -405,9 +491,13 @@ OPERATIONS = ["step"] * 12 + ["add"] * 3 + ["abort", "faulty_step", "logits"]
 
 
 def simulate(
-    operations: list[tuple[str, int]], seed: int, sabotage: Callable[[Simulation], None] = lambda _: None
+    operations: list[tuple[str, int]],
+    seed: int,
+    sabotage: Callable[[Simulation], None] = lambda _: None,
+    *,
+    runs_ahead: bool = False,
 ) -> Counter[str]:
-    simulation = Simulation(random.Random(seed))
+    simulation = Simulation(random.Random(seed), runs_ahead=runs_ahead)
     sabotage(simulation)
     for name, number in operations:
         getattr(simulation, name)(random.Random(number))
@@ -423,10 +513,11 @@ def random_operations(seed: int, count: int) -> Iterator[tuple[str, int]]:
 
 
 @pytest.mark.slow
-def test_ten_thousand_random_operations_keep_the_invariants() -> None:
+@pytest.mark.parametrize("runs_ahead", [False, True], ids=["waits for ids", "runs ahead"])
+def test_ten_thousand_random_operations_keep_the_invariants(runs_ahead: bool) -> None:
     counts: Counter[str] = Counter()
     for seed in range(60):
-        counts += simulate(list(random_operations(seed, 180)), seed)
+        counts += simulate(list(random_operations(seed, 180)), seed, runs_ahead=runs_ahead)
     assert counts["step"] >= 7000
     events = "preemption", "fork", "shared page", "copied page", "released page", "abort", "fault", "chunk"
     found = "found token", "eviction", "preempted one that finds pages"
@@ -437,6 +528,7 @@ def test_ten_thousand_random_operations_keep_the_invariants() -> None:
         "out of memory",
         "pass beside preempted ones",
         "page that a failed step left",
+        *["step with rows and others"] * runs_ahead,
     ):
         assert counts[event] >= 100, f"the simulation must meet this often: {event} {counts}"
 
@@ -455,14 +547,16 @@ FORK_OF_FAILED = [
 """A prompt finds pages of another that then fails, and is forked."""
 
 
-@example(FORK_OF_FAILED, 2616935)
+@example(FORK_OF_FAILED, 2616935, False)
+@example(FORK_OF_FAILED, 2616935, True)
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     st.lists(st.tuples(st.sampled_from(OPERATIONS), st.integers(0, 2**32)), min_size=20, max_size=120),
     st.integers(0, 2**32),
+    st.booleans(),
 )
-def test_invariants_hold_for_any_operations(operations: list[tuple[str, int]], seed: int) -> None:
-    simulate(operations, seed)
+def test_invariants_hold_for_any_operations(operations: list[tuple[str, int]], seed: int, runs_ahead: bool) -> None:
+    simulate(operations, seed, runs_ahead=runs_ahead)
 
 
 def _leak(simulation: Simulation) -> None:
@@ -552,11 +646,11 @@ def _keep_what_was_computed(simulation: Simulation) -> None:
 def _exceed_the_budget(simulation: Simulation) -> None:
     schedule = simulation.engine.scheduler.schedule
 
-    def faulty() -> list[Scheduled]:
+    def faulty(**options: bool) -> list[Scheduled]:
         scheduler = simulation.engine.scheduler
         scheduler.max_step_tokens += 5
         try:
-            return schedule()
+            return schedule(**options)
         finally:
             scheduler.max_step_tokens -= 5
 
@@ -566,11 +660,11 @@ def _exceed_the_budget(simulation: Simulation) -> None:
 def _exceed_the_prompt_tokens(simulation: Simulation) -> None:
     schedule = simulation.engine.scheduler.schedule
 
-    def faulty() -> list[Scheduled]:
+    def faulty(**options: bool) -> list[Scheduled]:
         scheduler = simulation.engine.scheduler
         most, scheduler.max_prefill_tokens = scheduler.max_prefill_tokens, 1000
         try:
-            return schedule()
+            return schedule(**options)
         finally:
             scheduler.max_prefill_tokens = most
 
@@ -792,7 +886,7 @@ def test_a_step_without_work_is_empty() -> None:
     assert scheduler().schedule() == []
 
 
-# Steps of one id each, which may be queued before the ids are known
+# Steps that are queued before the ids of those ahead are known
 
 
 def decoding_sequences(s: Scheduler, *lengths: int, max_length: int = 100) -> list[Sequence]:
@@ -804,49 +898,65 @@ def decoding_sequences(s: Scheduler, *lengths: int, max_length: int = 100) -> li
     return found
 
 
-def test_one_that_waits_is_let_in_before_steps_are_queued() -> None:
+def queued(s: Scheduler) -> list[tuple[Sequence, int, int]]:
+    """The next step as (sequence, start, count), queued behind others: its ids are under way."""
+    step = s.schedule(may_preempt=False)
+    sampling = [entry.sequence for entry in step if entry.samples]
+    s.commit(step)
+    for row, one in enumerate(sampling):
+        one.num_pending, one.row = one.num_pending + 1, row
+    return [(entry.sequence, entry.start, entry.count) for entry in step]
+
+
+def test_a_prompt_joins_the_steps_of_those_whose_ids_are_under_way() -> None:
     s = scheduler(max_sequences=3)
     first, second = decoding_sequences(s, 3, 4)
-    assert s.decoding() == [first, second]
-    s.add(sequence(5))
-    assert s.decoding() == []
-
-
-def test_one_that_waits_for_a_row_or_for_pages_does_not_keep_the_others() -> None:
-    full = scheduler(max_sequences=2)
-    running = decoding_sequences(full, 3, 4)
-    full.add(sequence(1))
-    assert full.decoding() == running
-    scarce = scheduler(num_pages=5)
-    running = decoding_sequences(scarce, 3, 4, max_length=20)  # a page each, and one more for the second one's fifth id
-    waiting = sequence(9, 20)
-    scarce.add(waiting)
-    assert scarce.decoding() == []  # it needs three, and there are three
-    scarce.finish(waiting, "abort")
-    assert scarce.decoding() == running
-    scarce.add(sequence(9, 20))
-    assert scarce.decoding() == running
-    scarce.finish(running[0], "stop")
-    assert scarce.decoding() == []
+    assert queued(s) == [(first, 3, 1), (second, 4, 1)]
+    s.add(third := sequence(5))
+    assert queued(s) == [(first, 4, 1), (second, 5, 1), (third, 0, 5)]
+    assert queued(s) == [(first, 5, 1), (second, 6, 1), (third, 5, 1)]
 
 
 def test_a_sequence_whose_last_id_is_under_way_does_not_go_on_and_holds_its_pages() -> None:
     s = scheduler(max_sequences=2)
     short, long = decoding_sequences(s, 3, 3)
     short.max_length = 5
-    for one in s.decoding():
-        one.num_computed += 1
-        one.num_pending += 1
-    assert s.decoding() == [long]
+    assert queued(s) == [(short, 3, 1), (long, 3, 1)]
+    assert queued(s) == [(long, 4, 1)]
     assert (len(short.pages[0]), len(long.pages[0])) == (1, 2)
 
 
-def test_steps_are_not_queued_where_somebody_would_lose_its_pages() -> None:
+def test_an_id_under_way_that_no_row_holds_is_waited_for() -> None:
+    s = scheduler(max_sequences=2)
+    first, second = decoding_sequences(s, 3, 3)
+    queued(s)
+    first.row = None
+    assert queued(s) == [(second, 4, 1)]
+    first.ids.append(0)
+    first.num_pending = 0
+    assert queued(s) == [(first, 4, 1), (second, 5, 1)]
+
+
+def test_a_step_is_not_queued_where_somebody_would_lose_its_pages() -> None:
     s = scheduler(num_pages=2)
     running = decoding_sequences(s, 3, 3, max_length=8)
-    assert s.decoding() == running
-    for one in running:
-        one.num_computed += 1
-        one.num_pending += 1
-    assert s.decoding() == []
+    assert [one for one, *_ in queued(s)] == running
+    assert queued(s) == []
     assert s.running == running
+    for one in running:
+        one.ids.append(0)
+        one.num_pending, one.row = 0, None
+    assert [entry.sequence for entry in s.schedule()] == running[:1]
+    assert list(s.waiting) == running[1:]
+
+
+def test_a_preempted_sequence_starts_again_when_its_ids_are_known() -> None:
+    s = scheduler(max_sequences=2)
+    first, second = decoding_sequences(s, 3, 3)
+    queued(s)
+    assert s.preempt() is second
+    assert (second.row, second.num_pending) == (None, 1)
+    assert queued(s) == [(first, 4, 1)]
+    second.ids.append(0)
+    second.num_pending = 0
+    assert queued(s) == [(first, 5, 1), (second, 0, 5)]

@@ -486,7 +486,7 @@ def test_a_step_that_fails_before_its_sequences_are_known_ends_all_requests(
 ) -> None:
     """Else the same step would fail for ever, and nobody would hear of it."""
 
-    def fails() -> Any:
+    def fails(**_: bool) -> Any:
         raise MemoryError("no step")
 
     expected = llm.generate([1, 2], SHORT)
@@ -568,7 +568,7 @@ def test_each_caller_of_a_failed_step_gets_an_error_of_its_own(llm: LLM, monkeyp
     """Else their tracebacks would be mixed: raising adds to an error's."""
     original = OutOfMemoryError("no room", parameter="context", hint="use less")
 
-    def fails() -> Any:
+    def fails(**_: bool) -> Any:
         raise original
 
     def first() -> Any:
@@ -588,7 +588,7 @@ def test_each_caller_of_a_failed_step_gets_an_error_of_its_own(llm: LLM, monkeyp
         steps.allow(1000)
 
     with monkeypatch.context() as patch:
-        patch.setattr(llm.engine.scheduler, "schedule", lambda: [])  # nothing runs before all wait
+        patch.setattr(llm.engine.scheduler, "schedule", lambda **_: [])  # nothing runs before all wait
         steps = Steps(llm, patch)
         found = in_threads(first, second, lambda: asyncio.run(third()), all_wait)[:3]
     monkeypatch.undo()

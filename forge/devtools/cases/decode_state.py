@@ -52,6 +52,34 @@ CASES = {
             ),
         ),
     ],
+    "copy_rows": [
+        by_hand(
+            "by hand: the last row to the first, the first to the last",
+            *([[2, 0], [0, 3]], [[1, 2], [3, 4], [5, 6]], [[7, 7], [8, 8], [9, 9], [0, 0]]),
+            written=([[5, 6], [8, 8], [9, 9], [1, 2]],),
+        ),
+        Case(
+            "nothing",
+            lambda rng: (np.empty((0, 2), np.int32), np.ones((2, 3), np.int32), np.zeros((1, 3), np.int32)),
+            written=([[0, 0, 0]],),
+        ),
+        Case(
+            "one word each, more than a block",
+            lambda rng: (
+                np.stack([rng.integers(0, 90, 70), rng.permutation(200)[:70]], axis=1).astype(np.int32),
+                rng.integers(0, 99, (90, 1)).astype(np.int32),
+                rng.integers(0, 99, (200, 1)).astype(np.int32),
+            ),
+        ),
+        Case(
+            "rows longer than a block",
+            lambda rng: (
+                np.array([[1, 2], [3, 0]], np.int32),
+                rng.integers(-9, 9, (4, 130)).astype(np.int32),
+                rng.integers(-9, 9, (3, 130)).astype(np.int32),
+            ),
+        ),
+    ],
     "clear": [
         by_hand("by hand", [3, -1], written=([0, 0],)),
         Case("more than a block", lambda rng: (rng.integers(-9, 9, 200).astype(np.int32),)),

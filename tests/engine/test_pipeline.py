@@ -13,9 +13,11 @@ from tiny_models import GREEDY, SEEDED, assert_idle, random_prompts, tiny_llm
 
 from forge import LLM, SamplingParams
 from forge.backend.numpy import NumpyBackend
-from forge.engine.decode_pipeline import DecodePipeline
 from forge.engine.engine import Engine
 from forge.engine.graph_cache import GraphCache
+from forge.engine.pipeline import StepPipeline
+from forge.engine.request_table import RequestTable
+from forge.engine.scheduler import Scheduled
 from forge.engine.sequence import Sequence
 
 
@@ -151,7 +153,7 @@ def test_steps_with_and_without_draws_are_recorded_apart(monkeypatch: pytest.Mon
         (NumpyBackend, "upload", (2, 5), False),
         (NumpyBackend, "record_event", (2, 5), False),
         *((GraphCache, "run", (2, 5), done) for done in (False, True)),
-        *((DecodePipeline, "collect", (5, 11, 12), done) for done in (False, True)),
+        *((StepPipeline, "collect", (5, 11, 12), done) for done in (False, True)),
         *((Engine, "_append", (5, 11, 12), done) for done in (False, True)),
     ],
 )
@@ -259,22 +261,122 @@ def test_a_step_uploads_the_new_pages_of_all_rows_at_once_and_only_these(monkeyp
     del sizes[:]
     while llm.engine.has_work:
         llm.engine.step()
-    begun, *later = sizes
-    # an index and a value for each of twelve words and a page, one row being idle, and for the count of steps
-    assert begun == 8 * (4 * (12 + 1) + 1)
-    assert later == [8 * 3] * 3  # of 33 ids the last is not computed: 32 are on four pages
+    assert sizes == [8 * 3] * 3  # of 33 ids the last is not computed: 32 are on four pages
+
+
+@pytest.mark.usefixtures("ahead")
+def test_a_sequence_that_joins_or_leaves_uploads_its_own_row_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of five rows in a bucket of eight, and nothing of those that go on."""
+    edits: list[np.ndarray] = []
+    real = NumpyBackend.upload
+
+    def noted(self: NumpyBackend, array: np.ndarray, values: np.ndarray) -> None:
+        if values.ndim == 2:
+            edits.append(values.copy())
+        real(self, array, values)
+
+    llm = tiny_llm("llama", page_size=64, context=96)
+    for number in range(5):
+        llm.engine.add([1, 2, number], replace(GREEDY, max_tokens=60))
+    for _ in range(4):
+        llm.engine.step()
+    assert llm.engine.runner.pipeline
+    table = llm.engine.runner.pipeline.table
+    monkeypatch.setattr(NumpyBackend, "upload", noted)
+    joins = llm.engine.add([4, 5, 6], GREEDY)[0]
+    llm.engine.step()
+    fields = {table._starts[name] + w * 5 + k for name, w in widths(table) for k in range(w)}
+    assert len(edits) == 1
+    joined = {row_of(table, int(index)) for index, _ in edits[0][:-2]}
+    assert joined == {5}
+    assert len(edits[0]) == len(fields) + 2  # a page, and the count of steps
+    del edits[:]
+    llm.engine.finish(joins, "abort")
+    llm.engine.step()
+    assert [{row_of(table, int(index)) for index, _ in values[:-1]} for values in edits] == [{5}]
+
+
+def widths(table: RequestTable) -> list[tuple[str, int]]:
+    """Words of a row in each field of the table."""
+    return [(name, table.fields[name].itemsize // 4) for name in table._starts]
+
+
+def row_of(table: RequestTable, index: int) -> int | None:
+    """The row to which a word of the table's fields belongs."""
+    for name, width in widths(table):
+        start = table._starts[name]
+        if start <= index < start + width * table.num_rows:
+            return (index - start) // width
+    return None
 
 
 @pytest.mark.usefixtures("ahead")
 @pytest.mark.parametrize("params", [GREEDY, PENALIZED], ids=["greedy", "penalized"])
-def test_a_loop_begins_with_one_upload(params: SamplingParams, calls: Counter[str]) -> None:
-    llm = tiny_llm("llama", page_size=8, context=96)
-    for _ in range(5):
-        llm.engine.add(list(range(1, 50)), params)
+def test_steps_with_prompts_wait_as_little_as_others(params: SamplingParams, calls: Counter[str]) -> None:
+    """While prompts arrive, in chunks, beside others that decode: each step is marked once, and uploaded with the rows
+    that changed in two copies. One more step is always under way, and nothing is read but the ids of the oldest."""
+    llm = tiny_llm("llama", max_prefill_tokens=9, max_sequences=8, num_pages=400)
+    steps = Counter[str]()
+    pipeline = llm.engine.runner.pipeline
+    assert pipeline
+    real = pipeline.launch
+
+    def noted(step: list[Scheduled], forks: object) -> bool:
+        steps["mixed" if {entry.sequence.row is None for entry in step} == {True, False} else "other"] += 1
+        return real(step, forks)  # type: ignore[arg-type]
+
+    pipeline.launch = noted  # type: ignore[assignment, method-assign]
+    llm.engine.add([1, 2, 3], replace(params, max_tokens=80))
     llm.engine.step()
     calls.clear()
-    llm.engine.step()  # begins, and launches two steps
-    assert calls == {"upload": 1, "record_event": 2}
+    for number, prompt in enumerate(random_prompts(6, 30, seed=3)):
+        llm.engine.add(prompt, replace(params, max_tokens=20 + number))
+        for _ in range(4):
+            llm.engine.step()
+            assert pipeline.num_queued == 1
+    assert steps["mixed"] > 8
+    assert calls["to_numpy"] == 0
+    assert calls["record_event"] == 24
+    assert calls["upload"] <= 2 * steps["mixed"] + 24
+
+
+@pytest.mark.usefixtures("ahead")
+def test_a_smaller_bucket_takes_the_rows_that_are_left_without_waiting(
+    calls: Counter[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows move on the device: while sequences end one by one, a step is under way, and ids are those of each alone."""
+    kinds = [GREEDY, SEEDED, PENALIZED, replace(PENALIZED, logprobs=1)]
+    prompts = random_prompts(16, 9, seed=6)
+    lengths = [12 + 3 * (7 * number % 16) for number in range(16)]
+    requests = [(p, replace(kinds[n % 4], max_tokens=lengths[n])) for n, p in enumerate(prompts)]
+    monkeypatch.setattr(NumpyBackend, "is_asynchronous", False)
+    wanted = [run_together(tiny_llm("llama"), [request])[0][0] for request in requests]
+    monkeypatch.setattr(NumpyBackend, "is_asynchronous", True)
+    moved: list[int] = []
+    real = RequestTable._move
+
+    def noted(self: RequestTable, moves: np.ndarray) -> None:
+        moved.append(len(moves))
+        real(self, moves)
+
+    monkeypatch.setattr(RequestTable, "_move", noted)
+    llm = tiny_llm("llama", num_pages=400)
+    sequences = [llm.engine.add(*request)[0] for request in requests]
+    llm.engine.step()
+    calls.clear()
+    steps = 0
+    while len(llm.engine.scheduler.running) > 1:
+        llm.engine.step()
+        steps += 1
+        assert llm.engine.runner.pipeline
+        assert llm.engine.runner.pipeline.num_queued == 1
+    assert calls["record_event"] == steps
+    assert calls["to_numpy"] == 0
+    while llm.engine.has_work:
+        llm.engine.step()
+    assert [sequence.completion for sequence in sequences] == wanted
+    assert sum(moved) >= 5
+    assert_idle(llm)
 
 
 @pytest.mark.usefixtures("ahead")

@@ -1,0 +1,42 @@
+"""Passes over all positions of ids that no request has, in steps of their own beside those of requests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from traceback import clear_frames
+from typing import TypeVar
+
+from forge.config import SamplingParams
+from forge.engine.scheduler import Scheduled, Scheduler
+from forge.engine.sequence import Sequence
+from forge.errors import OutOfMemoryError
+
+T = TypeVar("T")
+
+
+def run_pass(
+    scheduler: Scheduler, ids: list[int], most: int, run: Callable[[list[Scheduled]], T]
+) -> Generator[T, None, None]:
+    """Run steps over ids, of `most` tokens at most; yields what `run` returns.
+
+    Beside running sequences a step has no more tokens than a step of theirs has prompt tokens. Where pages run out, the
+    youngest of them give theirs up. Raises OutOfMemoryError where other passes hold the pages that it needs.
+    """
+    sequence = Sequence(0, list(ids), len(ids), SamplingParams(), 0, len(ids))
+    if not scheduler.reserve(sequence):
+        raise OutOfMemoryError(
+            f"a pass over {len(ids)} positions needs pages of the KV cache that other passes hold, which are not "
+            "read to their ends: read or close them first"
+        )
+    try:
+        while (start := sequence.num_computed) < len(ids):
+            rows = scheduler.max_prefill_tokens if scheduler.running else scheduler.max_step_tokens
+            count = min(most, rows, len(ids) - start)
+            scheduler.reserve_more(sequence, start + count)
+            yield run([Scheduled(sequence, start, count)])
+            sequence.num_computed = start + count
+    except BaseException as error:
+        clear_frames(error.__traceback__)
+        raise
+    finally:
+        scheduler.release(sequence)

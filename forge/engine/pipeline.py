@@ -1,0 +1,252 @@
+"""Steps queued one behind the other: the device never waits for the host to see an id."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from forge.backend import Backend
+from forge.config import MAX_LOGPROBS
+from forge.engine import batch
+from forge.engine.graph_cache import GraphCache, bucket
+from forge.engine.request_table import RequestTable
+from forge.engine.sampler import read_sampled
+from forge.engine.scheduler import Scheduled
+from forge.engine.sequence import Sampled, Sequence
+from forge.models import Decoder
+from forge.models.batch import Batch, PageTable
+from forge.ops.decode_state import advance, copy_rows, decode_inputs
+from forge.state.model_state import ModelState
+
+_MAX_QUEUED = 2
+"""Steps that are queued and not collected. The device runs one while the host reads the ids of the step before and
+queues the next. A sequence that an id ends still runs in the step behind it."""
+_RING_ENTRIES = _MAX_QUEUED + 2
+_MIN_UPLOAD = 1 << 14
+_ALIGNED = 64
+"""Words at whose multiples arrays of one upload begin."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Queued:
+    """A launched step."""
+
+    sequences: tuple[Sequence, ...]
+    """The sequence of each row."""
+    wait: Callable[[], None]
+    """Waits until the step has run."""
+    drawn: np.ndarray[Any, Any]
+    """The step's entry of the output ring, for `read_sampled`. It is valid from `wait` on, until the ring's entry is
+    used again."""
+
+
+class StepPipeline:
+    """Steps of prompts, of decoding sequences, and of both, whose ids are on the device before the host knows them.
+
+    A sequence has a row of the request table from the step on that samples its first id: its last id, length and
+    sampling parameters live and advance there. A step with prompt tokens is built by the host, which knows all but the
+    last ids. A step in which each sequence has a row is a captured one: nothing is uploaded for it but new pages, and
+    which rows came, became idle or moved to a smaller bucket.
+
+    A sequence that ends leaves its row idle. One more step of it is queued by then, whose id is dropped. The sequence's
+    pages may be given away at once, although that step writes to them: the device works in order, and whatever runs for
+    their new owner is launched later.
+    """
+
+    def __init__(
+        self, model: Decoder, state: ModelState, backend: Backend, max_sequences: int, context: int, graphs: bool | int
+    ) -> None:
+        self.model, self.state, self.backend, self.max_sequences = model, state, backend, max_sequences
+        model.reserve(context)  # captured steps hold the addresses of the RoPE tables
+        self._sequences: list[Sequence] = []
+        """The sequence of each row of the latest step; `table.idle` where a row has none."""
+        self._queue: deque[_Queued] = deque()
+        pages = max(kind.num_entries(context) for kind in state.kinds)
+        self.table = RequestTable(backend, max_sequences, model.config.vocab_size, pages, state.num_pages)
+        self._rows = backend.asarray(np.arange(max_sequences), np.int32)
+        self._starts = backend.asarray(np.arange(max_sequences + 1), np.int32)
+        self._graphs = GraphCache(backend, self.table, state, graphs)
+        most_words = max_sequences * (2 * MAX_LOGPROBS + 2)  # as `pack_logprobs` gives them
+        self._ring, self._host_ring = backend.host_visible((_RING_ENTRIES, most_words), np.int32)
+        """Output ring: a step writes its ids to an entry in the host's memory. A copy between steps would hold up the
+        next one."""
+        self._num_steps = 0
+        self._is_step_known = False
+        """Whether the table's count of steps is this one."""
+        self._words = backend.empty((_MIN_UPLOAD,), np.int32)
+        """The arrays of a step that the host builds."""
+
+    @property
+    def num_queued(self) -> int:
+        """Steps that are queued and not collected."""
+        return len(self._queue)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether no further step may be queued."""
+        return len(self._queue) >= _MAX_QUEUED
+
+    def warm_up(self, logits: Any, sequences: list[Sequence]) -> None:
+        """Call the ops that a step calls beside the model, on rows of logits (B, V)."""
+        count, rows = len(sequences), self._rows[: len(sequences)]
+        pages = max(len(pages) for pages in sequences[0].pages)
+        table = RequestTable(self.backend, count, logits.shape[1], pages, self.state.num_pages)
+        table.fill(sequences)
+        table.update(sequences, moves=[(row, row) for row in range(count)])
+        last_ids, lengths = table.fields["last_id"], table.fields["length"]
+        decode_inputs(rows, last_ids, lengths, table.page_tables, table.step, self.state.page_size)
+        ids, _ = table.sampler.draw(logits, table.fields)
+        advance(ids, rows, last_ids, lengths, table.sampler.counts, None, None, None)
+
+    def launch(self, step: list[Scheduled], forks: Mapping[Sequence, list[Sequence]]) -> bool:
+        """Queue a step, whose sequences have the pages that it needs. Sequences that are not in it lose their rows.
+
+        forks: Other sequences that draw from the logits of one that samples, and go on from its state.
+
+        Returns:
+            False where a replay was compared with its launches and is wrong. Nothing is queued then.
+        """
+        try:
+            return self._launch(step, forks)
+        except BaseException:  # whatever the rows hold now, no sequence goes on from it
+            self._forget_rows()
+            raise
+
+    def _launch(self, step: list[Scheduled], forks: Mapping[Sequence, list[Sequence]]) -> bool:
+        tokens: dict[Sequence, int] = {}  # whose logits each sequence draws from
+        stop = 0
+        for entry in step:
+            stop += entry.count
+            if entry.samples:
+                tokens.update(dict.fromkeys((entry.sequence, *forks.get(entry.sequence, ())), stop - 1))
+        is_decode = all(entry.sequence.row is not None for entry in step)
+        built = None if is_decode else batch.build(step, self.state.page_size)
+        joining, moves = self._seat(tokens)
+        number = self._num_steps + 1
+        known = number - 1 if built is None else number  # a captured step counts itself
+        self.table.update(
+            self._sequences,
+            joining=joining,
+            moves=moves,
+            step=None if built is None and self._is_step_known else known,
+        )
+        if built is None:
+            outputs = self._graphs.run(len(self._sequences), self._step)
+            if outputs is None:
+                return False
+            drawn = outputs[0]
+        else:
+            drawn = self._mixed_step(built, tokens)
+        self._num_steps, self._is_step_known = number, True
+        shape = (0,) if drawn is None else drawn.shape
+        entry_of_ring = self._host_ring[number % _RING_ENTRIES, : math.prod(shape)].reshape(shape)
+        self._queue.append(_Queued(tuple(self._sequences[: shape[0]]), self.backend.record_event(), entry_of_ring))
+        for sequence in tokens:
+            sequence.num_pending += 1
+        return True
+
+    def _seat(self, sampling: Mapping[Sequence, int]) -> tuple[list[int], list[tuple[int, int]]]:
+        """Give each sequence that samples a row, and take it from the others.
+
+        Returns the rows of those that had none, and pairs (from, to) of rows that hold a sequence's last id and its new
+        ones: the first rows hold them all, in a bucket that is not larger than need be.
+        """
+        idle, seated = self.table.idle, self._sequences
+        for row, sequence in enumerate(seated):
+            if sequence.row != row:  # it ended, or gave its pages up
+                seated[row] = idle
+            elif sequence not in sampling:
+                sequence.row, seated[row] = None, idle
+        size = bucket(len(sampling), self.max_sequences) if sampling else 0
+        is_smaller = size < len(seated)
+        beyond = [(row, sequence) for row, sequence in enumerate(seated[size:], size) if sequence is not idle]
+        self._sequences = seated = [*seated[:size], *[idle] * (size - len(seated))]
+        free = [row for row, sequence in enumerate(seated) if sequence is idle]
+        coming = [sequence for sequence in sampling if sequence.row is None]
+        moves = [(row, to) for (row, _), to in zip(beyond, free, strict=False)]
+        joining = free[len(moves) : len(moves) + len(coming)]
+        for (_, sequence), (_, to) in zip(beyond, moves, strict=True):
+            sequence.row, seated[to] = to, sequence
+        for sequence, row in zip(coming, joining, strict=True):
+            sequence.row, seated[row] = row, sequence
+        if is_smaller or len(coming) == len(sampling):
+            self.table.sampler.serve(list(sampling))
+        elif coming:
+            self.table.sampler.serve(coming, also=True)
+        return joining, moves
+
+    def _step(self, rows: int) -> list[Any]:
+        """One step of the first rows: what `read_sampled` takes, and the logits, by which a replay is compared."""
+        table, row_numbers = self.table, self._rows[:rows]
+        last_ids, lengths = table.fields["last_id"], table.fields["length"]
+        ids, positions, slot_mapping, row_lengths = decode_inputs(
+            row_numbers, last_ids, lengths, table.page_tables, table.step, self.state.page_size
+        )
+        tables = tuple(PageTable(own, pages[:rows]) for own, pages in zip(slot_mapping, table.page_tables, strict=True))
+        decoding = Batch(ids, positions, self._starts[: rows + 1], row_lengths, tables, None)  # row r is slot r
+        logits = self.model(decoding, self.state)
+        return [self._draw(logits), logits]
+
+    def _mixed_step(self, built: batch.HostBatch, tokens: Mapping[Sequence, int]) -> Any:
+        """A step that the host has built: what `read_sampled` takes for the rows of the table, or None for none."""
+        rows = 1 + max((sequence.row for sequence in tokens if sequence.row is not None), default=-1)
+        logit_rows = np.array([tokens.get(sequence, 0) for sequence in self._sequences[:rows]], np.int32)
+        on_device, followed = built.place(self._put, logit_rows)
+        if len(built.followed):
+            copy_rows(followed, self.table.fields["last_id"].reshape(-1, 1), on_device.ids.reshape(-1, 1))
+        if tokens:
+            return self._draw(self.model(on_device, self.state))
+        self.model.hidden(on_device, self.state)
+        return None
+
+    def _draw(self, logits: Any) -> Any:
+        """Draw an id for each of the first rows, which take it in."""
+        table, rows = self.table, self._rows[: len(logits)]
+        last_ids, lengths = table.fields["last_id"], table.fields["length"]
+        ids, drawn = table.sampler.draw(logits, table.fields)
+        advance(ids, rows, last_ids, lengths, table.sampler.counts, drawn.reshape(-1), table.step, self._ring)
+        return drawn
+
+    def _put(self, arrays: list[np.ndarray[Any, Any]]) -> list[Any]:
+        """Arrays on the device, with one upload. They are valid until the next one."""
+        starts = [0, *np.cumsum([-(-array.size // _ALIGNED) * _ALIGNED for array in arrays]).tolist()]
+        words = np.zeros(starts[-1], np.int32)
+        if len(words) > len(self._words):
+            self._words = self.backend.empty((1 << (len(words) - 1).bit_length(),), np.int32)
+        places = [(slice(start, start + array.size), array.shape) for start, array in zip(starts, arrays, strict=False)]
+        for (place, _), array in zip(places, arrays, strict=True):
+            words[place] = array.reshape(-1)
+        self.backend.upload(self._words[: len(words)], words)
+        return [self._words[place].reshape(shape) for place, shape in places]
+
+    def collect(self) -> list[Sampled]:
+        """The ids of the oldest step. Ids of idle rows and of sequences that have ended meanwhile are dropped."""
+        queued = self._queue[0]
+        queued.wait()
+        self._queue.popleft()
+        sampled = read_sampled(queued.sequences, queued.drawn)
+        found = [token for token in sampled if token.sequence.finish_reason is None]
+        for token in found:
+            token.sequence.num_pending -= 1
+        return found
+
+    def discard(self) -> None:
+        """Forget the queued steps. Waits for them first: their ids must not arrive in an entry that is used again."""
+        try:
+            for queued in self._queue:
+                queued.wait()
+        finally:
+            self._queue.clear()
+            self._forget_rows()
+
+    def _forget_rows(self) -> None:
+        for row, sequence in enumerate(self._sequences):
+            if sequence.row == row:
+                sequence.row = None
+        self._sequences, self._is_step_known = [], False
+        self.table.forget()

@@ -7,8 +7,8 @@
 // - sample_bins: tokens fall into bins by (greatest logit - logit) / T, as wide as the row needs. Each bin gets its number of tokens
 //   and their weight. Rows that draw nothing end here.
 // - sample_list: finds the bins that are kept whole and those that hold the limits of top_k and top_p, and lists the tokens of the
-//   latter. Each chunk gets the weight that is kept of it without the listed tokens.
-// - sample_draw: a block per row sorts the listed tokens, which gives the limits, and draws a chunk, then an id.
+//   latter. Each chunk gets the weight that is kept of it without the listed tokens, and how many tokens it has in the last of the bins.
+// - sample_draw: a block per row sorts the listed tokens, or counts equal ones, which gives the limits, and draws a chunk, then an id.
 //
 // The greatest logit alone takes two launches, sample_greatest and argmax.
 //
@@ -55,7 +55,7 @@ KERNEL(THREADS) sample_greatest(
     least = (u32)block_most(least, scratch);
     if (THREAD == 0) row.least[BLOCK_X] = least;
     for (u32 i = BLOCK_X * THREADS + THREAD; i < BINS; i += chunks * THREADS) row.counts[i] = 0, row.sums[i] = 0;
-    if (BLOCK_X == 0 && THREAD == 0) row.num_listed = 0;
+    if (BLOCK_X == 0 && THREAD == 0) row.num_listed = row.num_at_edge = 0;
 }
 
 // A block per row.
@@ -133,52 +133,62 @@ KERNEL(THREADS) sample_list(
     u32 size                  // tokens of a chunk
 ) {
     grid_dependency_sync();
-    SHARED u64 listed[LISTED];
+    SHARED u64 listed[LISTED], at_edge[LISTED];
     SHARED u64 scratch[MAX_WAVES(THREADS)];
     SHARED Limits limits;
-    SHARED u32 num_listed, place;
+    SHARED u32 num_listed, num_at_edge, place, edge_place;
     Row &row = ((Row *)state)[BLOCK_Y];
     if (row.top == 0) return; // the same for the whole block
     u32 k = (u32)top_k[BLOCK_Y];
     float p = top_p[BLOCK_Y];
     bool by_count = counts_tokens((i32)k, vocabulary), by_weight = p < 1.0f;
     find_limits(row, by_count, k, by_weight, p, limits, scratch);
-    if (THREAD == 0) num_listed = 0;
+    if (THREAD == 0) num_listed = num_at_edge = 0;
     barrier();
-    u32 first = limits.first, last = limits.last, k_bin = limits.k_bin;
+    u32 first = limits.first, last = limits.last, edge = limits.k_bin != NONE ? limits.k_bin : last;
 
     Scale scale = scale_of(row.top, temperature[BLOCK_Y]);
     float unit = by_count || by_weight ? row.unit : 0.0f; // without limits there are no bins
     u64 floor = floor_weight(min_p[BLOCK_Y]), kept = 0;
+    u32 most = 0, least = 0;
     Chunk chunk = chunk_at(BLOCK_X, size, vocabulary);
     for_each(logits + (u64)BLOCK_Y * vocabulary, chunk.first, chunk.stop, THREAD, THREADS, [&](u32 id, float z) {
         float d = scaled(z, scale);
-        u32 bin = bin_of(d, unit);
-        if (bin >= first && bin > last && bin != k_bin) return;
-        u64 weight = weight_at(d);
-        if (bin < first) {
-            kept += weight >= floor ? weight : 0;
-        } else if (weight) {
-            u32 i = atomic_add(&num_listed, 1u);
-            if (i < LISTED) listed[i] = order_of(ordered_key(z), id);
+        u32 bin = bin_of(d, unit), key = ordered_key(z);
+        u64 weight = bin <= last || bin == edge ? weight_at(d) : 0;
+        if (bin < first) kept += weight >= floor ? weight : 0;
+        bool is_near = bin >= first && weight, is_at_edge = is_near && bin == edge;
+        if (is_at_edge) {
+            most = key > most ? key : most;
+            least = ~key > least ? ~key : least;
         }
+        append(listed, LISTED, num_listed, is_near && !is_at_edge, order_of(key, id));
+        append(at_edge, LISTED, num_at_edge, is_at_edge, order_of(key, id));
     });
     kept = block_sum(kept, scratch);
+    most = (u32)block_most(most, scratch);
+    least = (u32)block_most(least, scratch);
     if (THREAD == 0) {
         row.kept[BLOCK_X] = kept;
+        row.edge_counts[BLOCK_X] = num_at_edge;
+        row.edge_most[BLOCK_X] = most;
+        row.edge_least[BLOCK_X] = least;
         place = num_listed ? atomic_add(&row.num_listed, num_listed) : 0;
+        edge_place = num_at_edge ? atomic_add(&row.num_at_edge, num_at_edge) : 0;
         if (BLOCK_X == 0) {
             row.before_first = limits.before_first;
             row.before_k = limits.before_k;
             row.first = first;
             row.last = last;
-            row.k_bin = k_bin;
+            row.k_bin = limits.k_bin;
             row.k_left = limits.k_left;
         }
     }
     barrier();
-    if (place + num_listed > LISTED) return;
-    for (u32 i = THREAD; i < num_listed; i += THREADS) row.listed[place + i] = listed[i];
+    if (place + num_listed <= LISTED)
+        for (u32 i = THREAD; i < num_listed; i += THREADS) row.listed[place + i] = listed[i];
+    if (edge_place + num_at_edge <= LISTED)
+        for (u32 i = THREAD; i < num_at_edge; i += THREADS) row.at_edge[edge_place + i] = at_edge[i];
 }
 
 #undef MIN_BLOCKS
@@ -216,15 +226,33 @@ KERNEL(DRAW_THREADS) sample_draw(
     };
     Chunk part{0, vocabulary}; // where the id is
     u64 target, all;
-    if (row.num_listed <= LISTED) {
+    Equals equals{0, 0, 0};
+    if (row.num_at_edge > LISTED) {
+        u32 most = (u32)block_most(THREAD < chunks ? row.edge_most[THREAD] : 0, s.scratch);
+        u32 least = (u32)block_most(THREAD < chunks ? row.edge_least[THREAD] : 0, s.scratch);
+        if (most == ~least) equals = Equals{most, row.num_at_edge, weight_at(scaled(logit_of(most), scale))};
+    }
+    if (row.num_listed <= LISTED && (row.num_at_edge <= LISTED || equals.count)) {
         for (u32 i = THREAD; i < chunks; i += DRAW_THREADS) {
             s.low[i] = (u32)row.kept[i];
             s.high[i] = (u32)(row.kept[i] >> 32);
         }
         barrier();
         if (row.first != NONE) {
-            cut = last_listed(row, scale, p, s);
-            for (u32 i = THREAD; i < row.num_listed; i += DRAW_THREADS) {
+            u32 n = row.num_listed + (equals.count ? 0 : row.num_at_edge);
+            Cut last = last_kept(row, n, scale, p, equals, s);
+            cut = last.order;
+            if (last.equals) { // the same for the whole block
+                u64 count = THREAD < chunks ? row.edge_counts[THREAD] : 0, before = block_before(count, s.scratch, all);
+                u64 left = last.equals - 1;
+                u32 chunk = pick(before, count, left, s.found);
+                u64 here = THREAD < chunk ? count : THREAD == chunk ? left + 1 : 0;
+                u64 weight = equals.weight >= floor ? here * equals.weight : 0;
+                if (weight) add_wide(s.low[THREAD], s.high[THREAD], weight);
+                auto is_equal = [&](u32, float x) { return (u64)(ordered_key(x) == equals.key); };
+                cut = order_of(equals.key, id_at(z, chunk_at(chunk, size, vocabulary), left, is_equal, s));
+            }
+            for (u32 i = THREAD; i < n; i += DRAW_THREADS) {
                 u64 order = s.listed[i], weight = kept(id_in(order), logit_of(key_in(order)));
                 u32 chunk = id_in(order) / size;
                 if (weight) add_wide(s.low[chunk], s.high[chunk], weight);
@@ -249,20 +277,6 @@ KERNEL(DRAW_THREADS) sample_draw(
         target = mul_high(bits, block_sum(sum, s.scratch));
     }
 
-    const u32 waves = DRAW_THREADS / WAVE;
-    while (part.stop - part.first > DRAW_THREADS) { // the wave that has the id in its run
-        u32 run = (part.stop - part.first + waves - 1) / waves, first = part.first + THREAD / WAVE * run;
-        u32 stop = first + run < part.stop ? first + run : part.stop;
-        u64 sum = 0;
-        for_each(z, first, stop, LANE, WAVE, [&](u32 id, float x) { sum += kept(id, x); });
-        sum = wave_sum(sum);
-        sum = LANE == 0 ? sum : 0;
-        u64 before = block_before(sum, s.scratch, all);
-        part.first += pick(before, sum, target, s.found) / WAVE * run;
-        part.stop = part.first + run < part.stop ? part.first + run : part.stop;
-    }
-    u32 id = part.first + THREAD;
-    u64 weight = id < part.stop ? kept(id, z[id]) : 0;
-    u64 before = block_before(weight, s.scratch, all);
-    if (before <= target && target < before + weight) ids[BLOCK_X] = (i32)id;
+    u32 id = id_at(z, part, target, kept, s);
+    if (THREAD == 0) ids[BLOCK_X] = (i32)id;
 }

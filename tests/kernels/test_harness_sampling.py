@@ -68,6 +68,34 @@ def test_chunks_and_bins_of_any_size_draw_the_same(temperature: float, rows: int
         np.testing.assert_array_equal(got, sample.run_cpu(*arguments), err_msg=f"top_k {top_k}, top_p {top_p}")
 
 
+@pytest.mark.parametrize(
+    ("wave", "cores"), [(32, 132), (64, 1), pytest.param(32, 1, marks=slow), pytest.param(64, 132, marks=slow)]
+)
+def test_equal_logits_are_counted_without_a_pass_over_the_row(
+    wave: int, cores: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All equal, of two values, behind some others, zeros of both signs, rounded to float16: without a radix select."""
+    rng, size = np.random.default_rng(cores), 3500
+    few = np.where(rng.random(size) < 0.01, rng.normal(3, 1, size), 0)
+    two, signs = rng.integers(0, 2, size), np.where(rng.integers(0, 2, size), -0.0, 0.0)
+    rows = [np.zeros(size), two, np.where(two, 1.0, -1e30), few, signs, rng.normal(0, 3, size).astype(np.float16)]
+    logits = np.stack(rows).astype(np.float32)
+    text = sources.source("sample")
+    assert text.count("cut = select<") == 2
+    monkeypatch.setattr(sources, "source", lambda file: text.replace("cut = select<", "cut = 0 & select<"))
+    compiled.cache_clear()
+    try:
+        for top_k, top_p, min_p in ((50, 1.0, 0), (50, 0.9, 0), (0, 0.9, 0.3), (1200, 0.7, 0.01), (3499, 1.0, 0)):
+            limits = np.full(6, top_k, np.int32), np.full(6, top_p, np.float32), np.full(6, min_p, np.float32)
+            seeds = rng.integers(0, 2**63, 6).astype(np.uint64), *np.zeros((2, 6), np.uint32)
+            arguments = (logits, np.ones(6, np.float32), *limits, *seeds)
+            device = Harness(wave, cores=cores)
+            got = device.to_numpy(device.launch(sample, tuple(device.asarray(a) for a in arguments), {}))
+            np.testing.assert_array_equal(got, sample.run_cpu(*arguments), err_msg=f"{top_k}, {top_p}, {min_p}")
+    finally:
+        compiled.cache_clear()
+
+
 SUBNORMAL = np.float32(2.0**-149)  # the least
 
 

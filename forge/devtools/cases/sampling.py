@@ -81,16 +81,25 @@ def _sampling_cases() -> list[Case]:
         ),
         Case(
             "as many equals as a list holds, one fewer and one more: 0.8805 of half of them",
-            lambda _: _rows([[5.0] * n + [-inf] * (2049 - n) for n in (2047, 2048, 2049)], *[(1, 0, 0.5, 0)] * 3),
-            expected=([901, 901, 902],),
+            lambda _: _rows([[5.0] * n + [-inf] * (1025 - n) for n in (1023, 1024, 1025)], *[(1, 0, 0.5, 0)] * 3),
+            expected=([450, 450, 451],),
+        ),
+        Case(
+            "2600 equals behind 2 tokens of other bins, or one of theirs: of the first 2500 (k), most of them (p)",
+            lambda _: _rows(
+                [[9.0, 6.0] + [z] * 2600 + [-30.0] for z in (5.0, 5.999)] * 3,
+                *[(100, 2500, 1, 0), (1, 2500, 0.99, 0), (1, 0, 0.99, 0)] * 2,
+            ),
         ),
         Case("one token", lambda _: _rows([[-7.0]] * 2, greedy, (0.5, 3, 0.5, 0.5)), expected=([0, 0],)),
         Case("random", lambda rng: _random(rng, 16, 1000)),
         Case("many ties", lambda rng: _random(rng, 16, 257, step=2.0)),
         Case(
-            "0.8805 of 3000 equals, of the first 2500 (k), 1500 (p), 1250 (k then p)",
-            lambda _: _rows([[5.0] * 3000] * 4, plain, (1, 2500, 1, 0), (1, 0, 0.5, 0), (1, 2500, 0.5, 0)),
-            expected=([2641, 2201, 1320, 1100],),
+            "0.8805 of 3000 equals, of the first 2500 (k), 1500 (p), 1250 (k then p), 1 (k)",
+            lambda _: _rows(
+                [[5.0] * 3000] * 5, plain, (1, 2500, 1, 0), (1, 0, 0.5, 0), (1, 2500, 0.5, 0), (1, 1, 1, 1)
+            ),
+            expected=([2641, 2201, 1320, 1100, 0],),
         ),
         Case(
             "a token of weight 2**42, and 1500 of about 2**32: their sums carry to the high word",

@@ -73,6 +73,16 @@ DEVICE void tally(Bins &bins, u32 bin, bool adds, bool by_count, bool by_weight,
     if (by_weight) add_wide(bins.low[bin], bins.high[bin], weight);
 }
 
+// Appends to a list the values of the lanes that have one, while there is room; `count` is of all. All lanes of a wave call it together.
+DEVICE void append(u64 *list, u32 room, u32 &count, bool adds, u64 value) {
+    u64 adding = wave_ballot(adds);
+    if (adding == 0) return;
+    u32 leader = popcount((adding & (0 - adding)) - 1), place = 0;
+    if (LANE == leader) place = atomic_add(&count, popcount(adding));
+    place = shfl(place, leader) + popcount(adding & (((u64)1 << LANE) - 1));
+    if (adds && place < room) list[place] = value;
+}
+
 struct Chunk {
     u32 first, stop;
 };

@@ -1,4 +1,5 @@
-// Sampling: the last token that the limits keep, by a sort of the listed tokens, or by a radix select where they have too little room.
+// Sampling: the last token that the limits keep. The listed tokens are sorted. Tokens of the edge bin that are too many to be listed are
+// counted where all are equal, else there is a radix select.
 
 struct Found {
     u64 order, rest;
@@ -7,7 +8,7 @@ struct Found {
 
 struct Draw {
     Bins bins;
-    u64 listed[LISTED];
+    u64 listed[2 * LISTED];
     u64 scratch[MAX_WAVES(DRAW_THREADS)];
     u32 low[MAX_CHUNKS], high[MAX_CHUNKS];
     Found found;
@@ -23,11 +24,46 @@ DEVICE u32 pick(u64 before, u64 value, u64 &target, Found &found) {
     return index;
 }
 
-// `order_of` the last listed token that the limits keep.
-DEVICE u64 last_listed(const Row &row, Scale scale, float p, Draw &s) {
-    u32 n = row.num_listed, length = 1;
+// The id at which a running sum over the tokens of a chunk exceeds `target`, each with weight_of(id, logit).
+template <typename F> DEVICE u32 id_at(const float *z, Chunk part, u64 target, F weight_of, Draw &s) {
+    const u32 waves = DRAW_THREADS / WAVE;
+    u64 all;
+    while (part.stop - part.first > DRAW_THREADS) { // the wave that has the id in its run
+        u32 run = (part.stop - part.first + waves - 1) / waves, first = part.first + THREAD / WAVE * run;
+        u32 stop = first + run < part.stop ? first + run : part.stop;
+        u64 sum = 0;
+        for_each(z, first, stop, LANE, WAVE, [&](u32 id, float x) { sum += weight_of(id, x); });
+        sum = wave_sum(sum);
+        sum = LANE == 0 ? sum : 0;
+        u64 before = block_before(sum, s.scratch, all);
+        part.first += pick(before, sum, target, s.found) / WAVE * run;
+        part.stop = part.first + run < part.stop ? part.first + run : part.stop;
+    }
+    u32 id = part.first + THREAD;
+    u64 weight = id < part.stop ? weight_of(id, z[id]) : 0;
+    u64 before = block_before(weight, s.scratch, all);
+    return part.first + pick(before, weight, target, s.found);
+}
+
+// The tokens of the edge bin, where all are equal and they are not listed. A count of 0: they are listed.
+struct Equals {
+    u32 key, count;
+    u64 weight;
+};
+
+// The last token that the limits keep: a listed one, or of the equal ones the number `equals`, counted from 1.
+struct Cut {
+    u64 order, equals;
+};
+
+// There are n tokens to sort: those listed, and those of the edge bin unless they are equals.
+DEVICE Cut last_kept(const Row &row, u32 n, Scale scale, float p, Equals equals, Draw &s) {
+    u32 length = 1;
     while (length < n) length *= 2;
-    for (u32 i = THREAD; i < length; i += DRAW_THREADS) s.listed[i] = i < n ? row.listed[i] : 0;
+    for (u32 i = THREAD; i < length; i += DRAW_THREADS) {
+        u32 edge = i - row.num_listed; // its number in the list of the edge bin
+        s.listed[i] = i < row.num_listed ? row.listed[i] : i < n ? row.at_edge[edge] : 0;
+    }
     barrier();
     ROLLED for (u32 part = 2; part <= length; part *= 2) // a bitonic sort, descending
         ROLLED for (u32 apart = part / 2; apart > 0; apart /= 2) {
@@ -38,7 +74,7 @@ DEVICE u64 last_listed(const Row &row, Scale scale, float p, Draw &s) {
             }
             barrier();
         }
-    const u32 run = LISTED / DRAW_THREADS;
+    const u32 run = 2 * LISTED / DRAW_THREADS;
     u64 weights[run], others = 0, sum = 0, all;
     UNROLL for (u32 j = 0; j < run; ++j) {
         u32 i = THREAD * run + j;
@@ -52,16 +88,18 @@ DEVICE u64 last_listed(const Row &row, Scale scale, float p, Draw &s) {
         if (i >= k_stop) weights[j] = 0;
         if (i >= k_first) sum += weights[j];
     }
-    u64 need = share(p, row.before_k + block_sum(sum, s.scratch)) - row.before_first;
+    u64 in_k_bin = equals.count && row.k_bin != NONE ? row.k_left * equals.weight : block_sum(sum, s.scratch);
+    u64 need = share(p, row.before_k + in_k_bin) - row.before_first;
     sum = 0;
     UNROLL for (u32 j = 0; j < run; ++j) sum += weights[j];
     u64 before = block_before(sum, s.scratch, all);
+    if (need > all) return Cut{0, (need - all + equals.weight - 1) / equals.weight};
     UNROLL for (u32 j = 0; j < run; ++j) {
         if (before < need && need <= before + weights[j]) s.found.order = s.listed[THREAD * run + j];
         before += weights[j];
     }
     barrier();
-    return s.found.order;
+    return Cut{s.found.order, 0};
 }
 
 // `order_of` the token at which a running sum over the ordered tokens reaches `need`; each counts 1, or its weight. A radix select: one

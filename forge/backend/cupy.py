@@ -29,6 +29,7 @@ from forge.backend.cupy_steps import RecordedSteps, StepLog, StepMemory
 from forge.backend.gpu import GPU
 from forge.backend.graphs import Graphs, Perturb
 from forge.backend.pdl import DependentLaunch
+from forge.backend.tensor_maps import TensorMaps
 from forge.config import Progress
 from forge.errors import DeviceError
 from forge.tuning import Choices, store
@@ -67,6 +68,7 @@ class CupyBackend(GPU):
             self._stream = cp.cuda.Stream(non_blocking=True)
         self._staging = Staging(self._stream)
         self._graphs = Graphs(self, self._stream)
+        self._tensor_maps = TensorMaps(self.asarray)
         self._plans, self._step_memory = Plans(self, self._modules, self._stream.ptr), StepMemory()
 
     def active(self) -> AbstractContextManager[None]:
@@ -182,6 +184,9 @@ class CupyBackend(GPU):
                 band.set(values)
             self._guarded.append(guarded)
             return guarded.between.view(dtype).reshape(shape)
+
+    def map_of(self, address: int, shape: tuple[int, ...], slots: int) -> Any:
+        return self._tensor_maps.of(address, shape, slots)
 
     def scratch(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Any:
         """Memory that all ops share: captured steps would otherwise each keep as much as their largest op uses."""

@@ -122,7 +122,7 @@ class Plan:
         indices = dict.fromkeys(place_of(array.data.ptr)[0] for array in returned)
         shared = (trace.scratch_index, trace.counters_index)
         results = [index for index in indices if index >= len(given)]
-        temporary = [index for index in range(len(given), len(sizes)) if index not in (*results, *shared)]
+        temporary = [index for index in range(len(given), len(sizes)) if index not in (*results, *shared, *trace.maps)]
         self._result_sizes = [sizes[index] for index in results]
         self._offsets: list[int] = []
         self._temporary_bytes = 0
@@ -131,8 +131,10 @@ class Plan:
             self._temporary_bytes += -(-sizes[index] // _ALIGNMENT) * _ALIGNMENT
         self._scratch_bytes, self._num_counters = (sizes[index] if index >= 0 else 0 for index in shared)
         self._num_counters //= 4
-        order = [*range(len(given)), *results, *temporary, *(index for index in shared if index >= 0)]
+        order = [*range(len(given)), *results, *temporary, *(index for index in shared if index >= 0), *trace.maps]
         self._slots = {(index, 0): slot for slot, index in enumerate(order)}
+        self._maps = [(*place_of(address), shape, slots) for address, shape, slots in trace.maps.values()]
+        """Tensor maps: the argument that they are of, how far from its beginning, the shape, and slots of a box."""
         self._derived: list[tuple[int, int]] = []
         """Addresses within arrays: the slot of the array, and how far from its beginning."""
         self._restore = self._restoring(result, {id(array): i for i, array in enumerate(given)}, results)
@@ -153,6 +155,8 @@ class Plan:
             addresses.append(self._device.scratch((self._scratch_bytes,), np.uint8).data.ptr)
         if self._num_counters:
             addresses.append(self._device.counters(self._num_counters).data.ptr)
+        for argument, offset, shape, slots in self._maps:
+            addresses.append(self._device.map_of(addresses[argument] + offset, shape, slots).data.ptr)
         for slot, offset in self._derived:
             addresses.append(addresses[slot] + offset)
         self._pack(self._table.data, 0, *addresses)

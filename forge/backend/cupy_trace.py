@@ -41,6 +41,8 @@ class Trace(GPU):
         """Bytes of each array."""
         self.launches: list[tuple[Any, ...]] = []
         """Either (entry, grid, arguments) or (product, x, weight, out)."""
+        self.maps: dict[int, tuple[int, tuple[int, ...], int]] = {}
+        """Which arrays are tensor maps, and of what: an address of the trace, a shape, slots."""
         self.scratch_index = self.counters_index = -1
         """Which array is what ops share; -1 for none."""
 
@@ -69,6 +71,10 @@ class Trace(GPU):
     def counters(self, count: int) -> Any:
         self.counters_index = index = self._shared(self.counters_index, 4 * count)
         return self._at(index, (count,), np.uint32)
+
+    def map_of(self, address: int, shape: tuple[int, ...], slots: int) -> Any:
+        self.maps[len(self.sizes)] = address, shape, slots
+        return self.empty((16,), np.uint64)
 
     def _shared(self, index: int, size: int) -> int:
         if index < 0:

@@ -64,6 +64,16 @@ class GPU(Backend):
             entry = sources.entry(file, function, tuple(defines.items()))
             self._run(entry, (*blocks, *(1,) * (3 - len(blocks))), entry.bind(args))
 
+    def tensor_map(self, array: Any, slots: int) -> Any:
+        """uint64 (16,): what the bulk copy engine is told of pages (N, P, G, D), for boxes of 64 numbers of one head of
+        so many positions. A device that `has_wgmma` has it. In an op the pages are one of its arguments.
+        """
+        return self.map_of(array.data.ptr, array.shape, slots)
+
+    def map_of(self, address: int, shape: tuple[int, ...], slots: int) -> Any:
+        """As `tensor_map`, of pages at an address."""
+        raise NotImplementedError(f"{self.device} has no bulk copy engine")
+
     @abstractmethod
     def _run(self, entry: sources.Entry, grid: tuple[int, ...], args: list[Any]) -> None: ...
 

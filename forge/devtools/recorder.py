@@ -62,6 +62,9 @@ class Recorder(GPU):
         values = np.asarray(array, dtype)
         return self.empty(values.shape, values.dtype)
 
+    def tensor_map(self, array: Any, slots: int) -> Any:
+        return self.empty((16,), np.uint64)
+
     def to_numpy(self, array: Any) -> npt.NDArray[Any]:
         return np.asarray(array)
 

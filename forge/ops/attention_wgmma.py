@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from forge.backend.gpu import GPU
@@ -12,6 +13,9 @@ HEAD_DIMS = (64, 80, 96, 128, 192, 256)
 """Sizes of heads that the kernel takes."""
 _MAX_PACKED = 16
 """Query heads of one KV head that a tile of queries holds together, at most."""
+
+_BOX_STEP = 8
+"""Positions that begin as the lines of LDS are swizzled: a box has a multiple of them."""
 
 
 def supports(device: GPU, dim: int) -> bool:
@@ -38,15 +42,19 @@ def run(
     choice = device.choice("attention_wgmma", dim=dim, packed=packed, kv_heads=kv_heads)
     queries = 64 * (choice["BLOCK"] // 128 - 1) // packed
     tiles = (tokens // queries + rows) * (heads // packed)  # as many as there can be
+    box = math.gcd(page_size, choice["KEYS"])
+    box = 0 if box % _BOX_STEP else box
+    maps = [device.tensor_map(each, box) if box else None for each in (kv.k, kv.v)]
     stride = min(tiles, device.num_cus) if choice["PERSISTENT"] else tiles
     device.run(
         "attention_wgmma",
         "attention_wgmma",
         stride,
-        *(q, kv.k, kv.v, starts, lengths, page_table, out),
+        *(q, kv.k, kv.v, *maps, starts, lengths, page_table, out),
         *(rows, heads, kv_heads, pages, stride, *numbers),
         HEAD_DIM=dim,
         PAGE=page_size,
+        BOX=box,
         PACKED=packed,
         **{name: choice[name] for name in ("KEYS", "STAGES", "BLOCK")},
         LDS_BYTES=attention_lds_bytes(dim, choice),

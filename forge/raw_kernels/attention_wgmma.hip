@@ -2,15 +2,17 @@
 // Uses: tile_lines, tile_phases, tile_wgmma_wide
 // Target: sm_90a
 //
-// One group of waves of a block copies (the producer), GROUPS compute (consumers), 64 rows each (FlashAttention-3, arXiv:2407.08608).
-// A row is a query of one of PACKED heads that share a KV head. The producer copies tiles of KEYS keys and of their values into rings
-// of STAGES in LDS, from the last that a row sees to the first; each stage has a barrier that says that it is full and one that it is
-// empty. A consumer multiplies queries by the keys of a tile while it weights the values of the tile before, and turns scores into
+// One group of waves of a block copies (two producers), GROUPS compute (consumers), 64 rows each (FlashAttention-3, arXiv:2407.08608).
+// A row is a query of one of PACKED heads that share a KV head. A producer copies tiles of KEYS keys, the other queries and tiles of
+// values, into rings of STAGES in LDS, from the last that a row sees to the first; each stage has a barrier that says that it is full
+// and one that it is empty. What all rows see of a page goes as boxes by the bulk copy engine, else each row by itself. A consumer multiplies queries by the keys of a tile while it weights the values of the tile before, and turns scores into
 // weights in registers meanwhile. Consumers take turns to start products, so that one multiplies while another computes weights.
 // A block takes tiles of queries in turns of `stride`, forth and back, the longest of each sequence first.
-// -D HEAD_DIM, PAGE=positions of a page, PACKED, KEYS, STAGES, BLOCK threads, LDS_BYTES.
+// -D HEAD_DIM, PAGE=positions of a page, BOX=positions of a box, a divisor of PAGE and of KEYS, or 0: no boxes; PACKED, KEYS, STAGES,
+// BLOCK threads, LDS_BYTES.
 
 #define GROUP (32 * GROUP_WAVES)
+#define COPIERS (GROUP / 2) // threads of a producer
 #define GROUPS (BLOCK / GROUP - 1)
 #define ROWS (64 * GROUPS)
 #define QUERIES (ROWS / PACKED)
@@ -25,6 +27,7 @@ struct Lds {
     PhaseBarrier query_full, query_empty, keys_full[STAGES], keys_empty[STAGES], values_full[STAGES], values_empty[STAGES];
 };
 static_assert(sizeof(Lds) == LDS_BYTES, "another size than the host takes");
+static_assert(BOX % 8 == 0 && (BOX == 0 || (KEYS % BOX == 0 && PAGE % BOX == 0)), "no such boxes");
 static_assert(HEAD_DIM % 16 == 0 && KEYS % 16 == 0 && PACKED <= ROWS && GROUPS >= 2 && GROUPS <= 3, "no such tiles");
 
 // The stage of a ring whose turn it is, and the parity of the phase that its barriers are in.
@@ -84,52 +87,76 @@ template <u32 N> DEVICE void copy_row(const f16 *from, bool there, u32 row, Grou
         if ((l * LINE + piece) * 8 < HEAD_DIM)
             copy_async(&to[l].v[row][line_place(row, piece)], (const u32x4 *)(from + (l * LINE + piece) * 8), there);
 }
-// Keys, or values, of one KV head: zeros where no row sees them.
-DEVICE void copy_tile(const f16 *pages, u32 kv_heads, const Span &span, u32 tile, GroupRows<KEYS> (&to)[LINES]) {
-    UNROLL for (u32 e = 0; e < KEYS * LINE / GROUP; ++e) {
-        u32 row = THREAD / LINE + e * (GROUP / LINE), at = tile * KEYS + row;
+// Whether rows of a tile are seen by no query: they are zeros, and copied one by one as the rest of their box.
+DEVICE bool is_cut(const Span &span, u32 tile) { return tile * KEYS < span.begin || (tile + 1) * KEYS > span.end; }
+
+// Keys, or values, of all KV heads in memory.
+struct Pages {
+    const f16 *v;   // (N, P, G, D)
+    const u64 *map; // of them
+    u32 kv_heads;   // G
+};
+DEVICE u32 slot_of(const Span &span, u32 at) { return (u32)span.pages[at / PAGE] * PAGE + at % PAGE; }
+// Rows from `first` on of a tile, `step` apart.
+DEVICE void copy_rows(const Pages &pages, u32 kv_head, const Span &span, u32 tile, u32 first, u32 step, u32 count, GroupRows<KEYS> (&to)[LINES]) {
+    UNROLL for (u32 e = 0; e < count; ++e) {
+        u32 row = first + e * step, at = tile * KEYS + row;
         bool there = at >= span.begin && at < span.end;
-        u32 slot = there ? (u32)span.pages[at / PAGE] * PAGE + at % PAGE : 0;
-        copy_row(pages + (u64)slot * (kv_heads * HEAD_DIM), there, row, to);
+        u32 slot = there ? slot_of(span, at) : 0;
+        copy_row(pages.v + ((u64)slot * pages.kv_heads + kv_head) * HEAD_DIM, there, row, to);
+    }
+}
+// A tile, by the threads of a producer.
+DEVICE void copy_tile(const Pages &pages, u32 kv_head, const Span &span, u32 tile, GroupRows<KEYS> (&to)[LINES], PhaseBarrier &full) {
+#if BOX
+    ROLLED for (u32 box = THREAD % COPIERS / 32; box < KEYS / BOX; box += COPIERS / 32) {
+        u32 at = tile * KEYS + box * BOX;
+        if (at >= span.begin && at + BOX <= span.end) {
+            if (LANE == 0) {
+                u32 slot = slot_of(span, at);
+                phase_expect(full, LINES * BOX * 128);
+                UNROLL for (u32 l = 0; l < LINES; ++l) copy_box(to[l].v[box * BOX], pages.map, 64 * l, kv_head, slot, full);
+            }
+        } else {
+            ROLLED for (u32 row = LANE / LINE; row < BOX; row += 32 / LINE) copy_rows(pages, kv_head, span, tile, box * BOX + row, 0, 1, to);
+        }
+    }
+#else
+    copy_rows(pages, kv_head, span, tile, THREAD % COPIERS / LINE, COPIERS / LINE, KEYS * LINE / COPIERS, to);
+#endif
+    phase_arrive_copied(full);
+}
+
+DEVICE void copy_queries(const f16 *q, const Span &span, u32 heads, GroupRows<ROWS> (&to)[LINES]) {
+    ROLLED for (u32 row = THREAD % COPIERS / LINE; row < ROWS; row += COPIERS / LINE) {
+        u32 token = row / PACKED;
+        bool there = token < span.count;
+        u32 from = there ? (span.first + token) * heads + span.group * PACKED + row % PACKED : 0;
+        copy_row(q + (u64)from * HEAD_DIM, there, row, to);
     }
 }
 
-DEVICE void produce(
-    Lds &lds, const Batch &batch, u32 stride, u32 kv_heads,
-    const f16 *q,       // (T, H, D)
-    const f16 *k_pages, // (N, P, G, D)
-    const f16 *v_pages
-) {
-    Place keys{0, 1}, values{0, 1}; // empty before the first phase
+// Tiles of keys, or queries and tiles of values, of all spans of the block.
+DEVICE void produce(Lds &lds, const Batch &batch, u32 stride, bool is_values, const f16 *q, const Pages &pages) {
+    Place place{0, 1}; // empty before the first phase
     u32 parity = 1, heads = batch.groups * PACKED;
+    PhaseBarrier(&full)[STAGES] = is_values ? lds.values_full : lds.keys_full;
+    PhaseBarrier(&empty)[STAGES] = is_values ? lds.values_empty : lds.keys_empty;
+    GroupRows<KEYS>(&tiles)[STAGES][LINES] = is_values ? lds.values : lds.keys;
+    if (BOX) map_ready(pages.map);
     Span span;
     ROLLED for (u32 turn = 0; find_span(batch, turn * stride + (turn % 2 ? stride - 1 - BLOCK_X : BLOCK_X), span); ++turn) {
-        u32 kv_head = span.group * PACKED / (heads / kv_heads);
-        const f16 *own_keys = k_pages + kv_head * HEAD_DIM, *own_values = v_pages + kv_head * HEAD_DIM;
-        phase_wait(lds.query_empty, parity);
-        parity ^= 1;
-        ROLLED for (u32 row = THREAD / LINE; row < ROWS; row += GROUP / LINE) {
-            u32 token = row / PACKED;
-            bool there = token < span.count;
-            u32 from = there ? (span.first + token) * heads + span.group * PACKED + row % PACKED : 0;
-            copy_row(q + (u64)from * HEAD_DIM, there, row, lds.query);
+        u32 kv_head = span.group * PACKED / (heads / pages.kv_heads);
+        if (is_values) {
+            phase_wait(lds.query_empty, parity);
+            parity ^= 1;
+            copy_queries(q, span, heads, lds.query);
+            phase_arrive_copied(lds.query_full);
         }
-        phase_arrive_copied(lds.query_full);
-        // Values are wanted one tile later than keys.
-        ROLLED for (u32 tile = span.last_tile + 1;; --tile) {
-            if (tile > span.first_tile) {
-                phase_wait(lds.keys_empty[keys.stage], keys.parity);
-                copy_tile(own_keys, kv_heads, span, tile - 1, lds.keys[keys.stage]);
-                phase_arrive_copied(lds.keys_full[keys.stage]);
-                advance(keys);
-            }
-            if (tile <= span.last_tile) {
-                phase_wait(lds.values_empty[values.stage], values.parity);
-                copy_tile(own_values, kv_heads, span, tile, lds.values[values.stage]);
-                phase_arrive_copied(lds.values_full[values.stage]);
-                advance(values);
-            }
-            if (tile == span.first_tile) break;
+        ROLLED for (u32 tile = span.last_tile + 1; tile-- > span.first_tile;) {
+            phase_wait(empty[place.stage], place.parity);
+            copy_tile(pages, kv_head, span, tile, tiles[place.stage], full[place.stage]);
+            advance(place);
         }
     }
 }
@@ -241,7 +268,7 @@ DEVICE void consume(Lds &lds, const Batch &batch, u32 stride, const Scores &how,
         if (span.last_tile > span.first_tile) phase_wait(lds.keys_full[keys.stage], keys.parity);
         ROLLED for (u32 tile = span.last_tile; tile > span.first_tile; --tile) {
             phase_wait(lds.values_full[values.stage], values.parity);
-            group_landed();
+            if (!BOX || is_cut(span, tile) || is_cut(span, tile - 1)) group_landed();
             if (PINGPONG) named_wait(1 + own, 2 * GROUP);
             group_begin();
             group_scores<HEAD_DIM>(score, lds.query, first_row, lds.keys[keys.stage]);
@@ -267,7 +294,7 @@ DEVICE void consume(Lds &lds, const Batch &batch, u32 stride, const Scores &how,
         }
         if (says) phase_arrive(lds.query_empty);
         phase_wait(lds.values_full[values.stage], values.parity);
-        group_landed();
+        if (!BOX || is_cut(span, span.first_tile)) group_landed();
         group_begin();
         group_weighted(state.acc, weights, lds.values[values.stage]);
         group_commit();
@@ -283,6 +310,8 @@ KERNEL(BLOCK) attention_wgmma(
     const f16 *q,          // (T, H, D)
     const f16 *k_pages,    // (N, P, G, D)
     const f16 *v_pages,    // (N, P, G, D)
+    const u64 *k_map,      // of k_pages, for boxes, or null
+    const u64 *v_map,      // of v_pages
     const i32 *starts,     // (B + 1,) first token of each sequence
     const i32 *lengths,    // (B,) positions, these tokens included
     const i32 *page_table, // (B, pages)
@@ -301,16 +330,17 @@ KERNEL(BLOCK) attention_wgmma(
     Batch batch{starts, lengths, page_table, rows, pages, heads / PACKED, window};
     if (THREAD == 0) {
         const u32 waves = GROUPS * GROUP_WAVES;
-        phase_init(lds.query_full, GROUP), phase_init(lds.query_empty, waves);
+        phase_init(lds.query_full, COPIERS), phase_init(lds.query_empty, waves);
         for (u32 s = 0; s < STAGES; ++s) {
-            phase_init(lds.keys_full[s], GROUP), phase_init(lds.keys_empty[s], waves);
-            phase_init(lds.values_full[s], GROUP), phase_init(lds.values_empty[s], waves);
+            phase_init(lds.keys_full[s], COPIERS), phase_init(lds.keys_empty[s], waves);
+            phase_init(lds.values_full[s], COPIERS), phase_init(lds.values_empty[s], waves);
         }
     }
     barrier();
     if (THREAD < GROUP) {
         give_registers<GROUPS == 2 ? 40 : 32>();
-        produce(lds, batch, stride, kv_heads, q, k_pages, v_pages);
+        bool is_values = shfl(THREAD, 0) >= COPIERS;
+        produce(lds, batch, stride, is_values, q, Pages{is_values ? v_pages : k_pages, is_values ? v_map : k_map, kv_heads});
     } else {
         take_registers<GROUPS == 2 ? 232 : 160>();
         consume(lds, batch, stride, Scores{softcap > 0.0f ? LOG2E : scale * LOG2E, scale, softcap, window}, out);

@@ -323,8 +323,9 @@ void on_signal(int number, siginfo_t *info, void *context) {
     registers[REG_RIP] = (greg_t)leave;
 }
 
-// A barrier with phases as it lies in LDS here: arrivals that the phase still waits for, arrivals of a phase, a mark, the phase.
-const u64 ARRIVALS = (1 << 20) - 1, MARK = 0x5a5a5ull << 40, MARKED = 0xfffffull << 40, PHASE = 1ull << 63;
+// A barrier with phases as it lies in LDS here: arrivals that the phase still waits for, arrivals of a phase, multiples of 16 bytes
+// that it waits for, a mark, the phase.
+const u64 ARRIVALS = (1 << 12) - 1, BYTES = 0xffffull << 24, MARK = 0x5a5a5ull << 40, MARKED = 0xfffffull << 40, PHASE = 1ull << 63;
 
 void check_barrier(const u64 *at) {
     bool is_lds = (u64)at - (u64)lds < lds_bytes;
@@ -434,12 +435,24 @@ __attribute__((noinline)) const void *forge_share(const void *own, u64 bytes) {
     return turn[fiber.self.thread - fiber.self.lane];
 }
 
-void forge_phase_init(u64 *at, u32 arrivals) { *at = MARK | (u64)arrivals << 20 | arrivals; }
+void forge_phase_init(u64 *at, u32 arrivals) { *at = MARK | (u64)arrivals << 12 | arrivals; }
+
+void end_phase(u64 *at) {
+    if ((*at & (ARRIVALS | BYTES)) == 0) *at = (*at ^ PHASE) | (*at >> 12 & ARRIVALS);
+}
+
+// More bytes that the phase waits for, or fewer, counted modulo a megabyte.
+void forge_phase_expect(u64 *at, u32 bytes) {
+    check_barrier(at);
+    *at = (*at & ~BYTES) | ((*at & BYTES) + ((u64)(bytes / 16) << 24) & BYTES);
+    if (bytes >> 31) end_phase(at);
+}
 
 void forge_phase_arrive(u64 *at) {
     check_barrier(at);
+    if ((*at & ARRIVALS) == 0) return fault("arrives at a barrier that waits for nobody"), leave();
     *at -= 1;
-    if ((*at & ARRIVALS) == 0) *at = (*at ^ PHASE) | (*at >> 20 & ARRIVALS);
+    end_phase(at);
 }
 
 void forge_phase_wait(const u64 *at, u32 parity) {

@@ -28,10 +28,10 @@ SHAPES: dict[str, tuple[Any, ...]] = {
     "more heads of one KV head than a tile takes": ([9, 1], [40, 3], (17, 1), 64, 16),
     "window over tiles": ([150, 1, 1], [500, 300, 3], (2, 1), 64, 16, 200),
     "window of one": ([70, 1], [300, 18], (2, 2), 64, 16, 1),
-    "soft cap": ([2, 1], [150, 10], (8, 1), 256, 16, 0, 2.0),
+    "soft cap": ([2, 1], [150, 10], (8, 1), 256, 64, 0, 2.0),
     "window and soft cap": ([40, 1, 1], [200, 50, 7], (4, 2), 192, 16, 30, 3.0),
     "pages of other sizes": ([40, 3], [75, 150], (2, 1), 128, 50),
-    "heads as in an 8B model": ([35, 1], [150, 20], (32, 8), 128, 16),
+    "heads and pages as in an 8B model": ([35, 1], [250, 20], (32, 8), 128, 64),
 }
 QUICK = "several tiles of queries and of keys", "window over tiles", "prompts and decode", "window and soft cap"
 SLOW = [pytest.param(name, id=name, marks=[pytest.mark.slow] * (name not in QUICK)) for name in SHAPES]

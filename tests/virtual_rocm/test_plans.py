@@ -86,6 +86,39 @@ def test_a_product_behind_a_norm_is_right_with_other_arrays(device: Any, randoms
     _agrees(device, linear, (operand, weight, bias, residual), glu=glu, split_k="never")
 
 
+class _Maps:
+    """Stands for pages whose first numbers a kernel reads by way of their map."""
+
+    name = "maps"
+    run_gpu: Any
+
+    def check(self, args: Any, options: Any) -> None:
+        pass
+
+
+def test_a_tensor_map_is_that_of_the_array_at_hand(device: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its words are an argument of a launch as any other array. No AMD GPU reads them so: `embed` copies them here."""
+    made: dict[Any, Any] = {}
+
+    def map_of(self: Any, address: int, shape: tuple[int, ...], slots: int) -> Any:
+        assert (shape, slots) == ((2, 16, 1, 64), 8)
+        return made.setdefault(address, device.asarray(np.full((1, 64), len(made), np.float16)))
+
+    def run(on: Any, pages: Any, ids: Any) -> Any:
+        out = on.empty((1, 64), np.float32)
+        table = on.tensor_map(pages, 8).view(np.float16).reshape(1, 64)
+        on.run("embed", "embed", 1, ids, table, out, 64, 1.0, VECTOR=1)
+        return out
+
+    monkeypatch.setattr(type(device), "map_of", map_of)
+    op = _Maps()
+    op.run_gpu = run
+    ids = device.asarray(np.zeros(1, np.int32))
+    arrays = [device.asarray(np.zeros((2, 16, 1, 64), np.float16)) for _ in range(3)]
+    for number in (0, 1, 2, 1):
+        assert (device.to_numpy(device.launch(op, (arrays[number], ids), {})) == number).all()
+
+
 def test_split_products_whose_sum_a_norm_adds_are_right_with_other_arrays(device: Any, randoms: Randoms) -> None:
     rows, width = 4, 256
     for _ in range(2):

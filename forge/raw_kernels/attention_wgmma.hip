@@ -335,6 +335,7 @@ KERNEL(BLOCK) attention_wgmma(
             phase_init(lds.keys_full[s], COPIERS), phase_init(lds.keys_empty[s], waves);
             phase_init(lds.values_full[s], COPIERS), phase_init(lds.values_empty[s], waves);
         }
+        group_landed(); // for the bulk copy engine
     }
     barrier();
     if (THREAD < GROUP) {

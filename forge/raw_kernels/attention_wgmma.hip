@@ -9,7 +9,7 @@
 // weights in registers meanwhile. Consumers take turns to start products, so that one multiplies while another computes weights.
 // A block takes tiles of queries in turns of `stride`, forth and back, the longest of each sequence first.
 // -D HEAD_DIM, PAGE=positions of a page, BOX=positions of a box, a divisor of PAGE and of KEYS, or 0: no boxes; PACKED, KEYS, STAGES,
-// BLOCK threads, LDS_BYTES.
+// BLOCK threads, LDS_BYTES. To be measured: PINGPONG=0, consumers start products as they like; QREG=1, queries in registers.
 
 #define GROUP (32 * GROUP_WAVES)
 #define COPIERS (GROUP / 2) // threads of a producer
@@ -17,6 +17,9 @@
 #define ROWS (64 * GROUPS)
 #define QUERIES (ROWS / PACKED)
 #define LINES ((HEAD_DIM + 63) / 64)
+#ifndef QREG
+#define QREG 0
+#endif
 #ifndef PINGPONG
 #define PINGPONG (GROUPS > 1)
 #endif
@@ -252,12 +255,23 @@ DEVICE void consume(Lds &lds, const Batch &batch, u32 stride, const Scores &how,
             update_state(state, score, how.factor, keep);
         };
 
+#if QREG
+        Weights<HEAD_DIM> query;
+        auto multiply = [&]() { group_scores<HEAD_DIM>(score, query, lds.keys[keys.stage]); };
+#else
+        auto multiply = [&]() { group_scores<HEAD_DIM>(score, lds.query, first_row, lds.keys[keys.stage]); };
+#endif
         phase_wait(lds.query_full, parity);
         parity ^= 1;
+#if QREG
+        load_weights<HEAD_DIM>(lds.query, first_row, query);
+        wave_sync();
+        if (says) phase_arrive(lds.query_empty);
+#endif
         phase_wait(lds.keys_full[keys.stage], keys.parity);
         group_landed();
         group_begin();
-        group_scores<HEAD_DIM>(score, lds.query, first_row, lds.keys[keys.stage]);
+        multiply();
         group_commit();
         group_wait<0>();
         arrived(score);
@@ -271,7 +285,7 @@ DEVICE void consume(Lds &lds, const Batch &batch, u32 stride, const Scores &how,
             if (!BOX || is_cut(span, tile) || is_cut(span, tile - 1)) group_landed();
             if (PINGPONG) named_wait(1 + own, 2 * GROUP);
             group_begin();
-            group_scores<HEAD_DIM>(score, lds.query, first_row, lds.keys[keys.stage]);
+            multiply();
             group_commit();
             group_weighted(state.acc, weights, lds.values[values.stage]);
             group_commit();
@@ -292,7 +306,7 @@ DEVICE void consume(Lds &lds, const Batch &batch, u32 stride, const Scores &how,
                 UNROLL for (u32 i = 0; i < 4; ++i) state.acc.v[t][i] *= keep[i / 2];
             pack_weights(score, weights);
         }
-        if (says) phase_arrive(lds.query_empty);
+        if (says && !QREG) phase_arrive(lds.query_empty);
         phase_wait(lds.values_full[values.stage], values.parity);
         if (!BOX || is_cut(span, span.first_tile)) group_landed();
         group_begin();

@@ -45,6 +45,11 @@ DEVICE void advance(Place &place) {
 struct Batch {
     const i32 *starts, *lengths, *page_table;
     u32 rows, pages, groups, window; // of heads: groups of PACKED
+    u32 stride;                      // blocks of the launch
+};
+// How far a wave has looked for spans.
+struct Search {
+    u32 turn, base, before; // the next turn; the first row of the WAVE at hand, and tiles of the rows before it
 };
 // Queries that a block takes together, and the positions that they see.
 struct Span {
@@ -53,22 +58,23 @@ struct Span {
     u32 position, begin, end;  // of the first token; seen by any
     u32 first_tile, last_tile; // of keys
 };
-// The index-th of all spans; whether there is one.
-DEVICE bool find_span(const Batch &batch, u32 index, Span &span) {
-    u32 tile = index / batch.groups;
+// The block's span of the next turn; whether there is one. Its number among all grows from turn to turn.
+DEVICE bool find_span(const Batch &batch, Search &search, Span &span) {
+    u32 index = search.turn * batch.stride + (search.turn % 2 ? batch.stride - 1 - BLOCK_X : BLOCK_X), tile = index / batch.groups;
     span.group = index % batch.groups;
-    for (u32 base = 0; base < batch.rows; base += WAVE) {
-        u32 row = base + LANE, last = batch.rows - 1 < row ? batch.rows - 1 : row;
+    search.turn += 1;
+    for (; search.base < batch.rows; search.base += WAVE) {
+        u32 row = search.base + LANE, last = batch.rows - 1 < row ? batch.rows - 1 : row;
         u32 tokens = row < batch.rows ? (u32)(batch.starts[last + 1] - batch.starts[last]) : 0, tiles = (tokens + QUERIES - 1) / QUERIES;
         u32 sum = tiles; // of the sequences up to this one
         for (u32 d = 1; d < WAVE; d *= 2) {
             u32 before = shfl(sum, LANE < d ? LANE : LANE - d);
             sum += LANE < d ? 0 : before;
         }
-        u64 behind = wave_ballot(sum > tile);
+        u64 behind = wave_ballot(search.before + sum > tile);
         if (behind) {
-            u32 found = popcount((behind & (~behind + 1)) - 1), own = base + found;
-            u32 in_row = shfl(sum, found) - 1 - tile; // the last tile, which sees most, first
+            u32 found = popcount((behind & (~behind + 1)) - 1), own = search.base + found;
+            u32 in_row = search.before + shfl(sum, found) - 1 - tile; // the last tile, which sees most, first
             u32 first = (u32)batch.starts[own] + in_row * QUERIES, stop = (u32)batch.starts[own + 1];
             span.first = first, span.count = smaller(stop - first, (u32)QUERIES);
             span.position = (u32)batch.lengths[own] - (stop - first);
@@ -78,7 +84,7 @@ DEVICE bool find_span(const Batch &batch, u32 index, Span &span) {
             span.pages = batch.page_table + (u64)own * batch.pages;
             return true;
         }
-        tile -= shfl(sum, WAVE - 1);
+        search.before += shfl(sum, WAVE - 1);
     }
     return false;
 }
@@ -140,7 +146,7 @@ DEVICE void copy_queries(const f16 *q, const Span &span, u32 heads, GroupRows<RO
 }
 
 // Tiles of keys, or queries and tiles of values, of all spans of the block.
-DEVICE void produce(Lds &lds, const Batch &batch, u32 stride, bool is_values, const f16 *q, const Pages &pages) {
+DEVICE void produce(Lds &lds, const Batch &batch, bool is_values, const f16 *q, const Pages &pages) {
     Place place{0, 1}; // empty before the first phase
     u32 parity = 1, heads = batch.groups * PACKED;
     PhaseBarrier(&full)[STAGES] = is_values ? lds.values_full : lds.keys_full;
@@ -148,7 +154,8 @@ DEVICE void produce(Lds &lds, const Batch &batch, u32 stride, bool is_values, co
     GroupRows<KEYS>(&tiles)[STAGES][LINES] = is_values ? lds.values : lds.keys;
     if (BOX) map_ready(pages.map);
     Span span;
-    ROLLED for (u32 turn = 0; find_span(batch, turn * stride + (turn % 2 ? stride - 1 - BLOCK_X : BLOCK_X), span); ++turn) {
+    Search search{};
+    ROLLED while (find_span(batch, search, span)) {
         u32 kv_head = span.group * PACKED / (heads / pages.kv_heads);
         if (is_values) {
             phase_wait(lds.query_empty, parity);
@@ -232,14 +239,15 @@ DEVICE void store_rows(State &s, const Span &span, u32 first_row, u32 heads, f16
     }
 }
 
-DEVICE void consume(Lds &lds, const Batch &batch, u32 stride, const Scores &how, f16 *out) {
+DEVICE void consume(Lds &lds, const Batch &batch, const Scores &how, f16 *out) {
     u32 own = shfl(THREAD / GROUP - 1, 0), first_row = own * 64, next = own + 1 == GROUPS ? 0 : own + 1;
     bool says = LANE == 0; // one lane of each wave arrives
     Place keys{0, 0}, values{0, 0};
     u32 parity = 0;
     if (PINGPONG && next == 0) named_arrive(1, 2 * GROUP);
     Span span;
-    ROLLED for (u32 turn = 0; find_span(batch, turn * stride + (turn % 2 ? stride - 1 - BLOCK_X : BLOCK_X), span); ++turn) {
+    Search search{};
+    ROLLED while (find_span(batch, search, span)) {
         u32 position[2] = {span.position + (first_row + group_row(0)) / PACKED, span.position + (first_row + group_row(1)) / PACKED};
         State state;
         Sums<KEYS> score;
@@ -341,7 +349,7 @@ KERNEL(BLOCK) attention_wgmma(
 ) {
     DYNAMIC_SHARED(Lds, shared, 1);
     Lds &lds = shared[0];
-    Batch batch{starts, lengths, page_table, rows, pages, heads / PACKED, window};
+    Batch batch{starts, lengths, page_table, rows, pages, heads / PACKED, window, stride};
     if (THREAD == 0) {
         const u32 waves = GROUPS * GROUP_WAVES;
         phase_init(lds.query_full, COPIERS), phase_init(lds.query_empty, waves);
@@ -355,9 +363,9 @@ KERNEL(BLOCK) attention_wgmma(
     if (THREAD < GROUP) {
         give_registers<GROUPS == 2 ? 40 : 32>();
         bool is_values = shfl(THREAD, 0) >= COPIERS;
-        produce(lds, batch, stride, is_values, q, Pages{is_values ? v_pages : k_pages, is_values ? v_map : k_map, kv_heads});
+        produce(lds, batch, is_values, q, Pages{is_values ? v_pages : k_pages, is_values ? v_map : k_map, kv_heads});
     } else {
         take_registers<GROUPS == 2 ? 232 : 160>();
-        consume(lds, batch, stride, Scores{softcap > 0.0f ? LOG2E : scale * LOG2E, scale, softcap, window}, out);
+        consume(lds, batch, Scores{softcap > 0.0f ? LOG2E : scale * LOG2E, scale, softcap, window}, out);
     }
 }

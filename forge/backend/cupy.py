@@ -53,7 +53,7 @@ class CupyBackend(GPU):
         self.is_integrated = card.is_integrated
         self.wave_size = int(properties["warpSize"])
         self._has_pdl = not IS_HIP and properties["major"] >= 9
-        self.has_wgmma = self.arch == "sm_90" and nvrtc.getVersion() >= (12, 0)
+        self.has_wgmma = self.arch == "sm_90" and nvrtc.getVersion() >= (12, 3)
         self.device = card.text
         if why := amd.refusal(self.arch):
             raise DeviceError(f"{self.device}: {self.arch} {why}")

@@ -29,8 +29,8 @@ _DRAWN_ROWS = 512
 _NORM_ROWS = (8, 512)
 _CONTEXTS = {16: ((1, 1024), (1, 8192), (8, 1024)), ANY: ((64, 1024),)}
 """Numbers of sequences and of their positions, by the class of the number of sequences."""
-_PROMPTS = ((1, 2048), (8, 512))
-"""Numbers of prompts of a step, and of their tokens."""
+_PROMPTS = {1: (1, 2048), ANY: (8, 512)}
+"""Prompts of a step and their tokens, by the class of the number of sequences."""
 _TABLE_POSITIONS = 16_384
 """Positions of the page table, which is longer than the sequences, as in an engine."""
 
@@ -62,7 +62,7 @@ def workloads(kernel: str, shape: Shape) -> list[tuple[Op, Case]]:
         contexts = next(some for rows, some in _CONTEXTS.items() if shape["rows"] <= rows)
         return [(decode_attention, _attention_case(shape, *context)) for context in contexts]
     if kernel == "attention_wgmma":
-        return [(paged_attention, _prompt_case(shape, *prompts)) for prompts in _PROMPTS]
+        return [(paged_attention, _prompt_case(shape, *_PROMPTS[shape["rows"]]))]
     return [(linear, _product_case(shape))]
 
 

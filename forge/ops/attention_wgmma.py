@@ -39,7 +39,7 @@ def run(
     _, page_size, kv_heads, _ = kv.k.shape
     group = heads // kv_heads
     packed = group if group <= _MAX_PACKED else 1
-    choice = device.choice("attention_wgmma", dim=dim, packed=packed, kv_heads=kv_heads)
+    choice = device.choice("attention_wgmma", dim=dim, packed=packed, kv_heads=kv_heads, rows=rows)
     queries = 64 * (choice["BLOCK"] // 128 - 1) // packed
     tiles = (tokens // queries + rows) * (heads // packed)  # as many as there can be
     box = math.gcd(page_size, choice["KEYS"])

@@ -194,19 +194,24 @@ KERNELS = {
         ),
     ),
     "attention_wgmma": Kernel(
-        classes={"dim": (64, 80, 96, 128, 192, 256)},
+        classes={"dim": (64, 80, 96, 128, 192, 256), "rows": (1, ANY)},
         # KEYS of a tile, of which STAGES are in LDS; a group of BLOCK's waves copies, the others have 64 rows each.
-        # PERSISTENT blocks, one for each multiprocessor, take several tiles of queries.
+        # PERSISTENT blocks, one for each multiprocessor, take several tiles of queries. Those of one sequence cost what
+        # their place in the grid says, those of several may not, and the GPU gives them to whoever is free.
         candidates={
             "KEYS": (64, 80, 96, 128, 176, 192), "STAGES": (2, 3), "BLOCK": (384, 512), "PERSISTENT": (0, 1)
         },
         allows=_attention_wgmma,
         measured="not measured yet, of the one architecture that launches it: what fills registers and LDS",
         rows=(
-            Row({"dim": 64}, (128, 2, 512, 1)),
-            Row({"dim": 128}, (128, 2, 384, 1)),
-            Row({"dim": 192}, (96, 2, 384, 1)),
-            Row({}, (80, 2, 384, 1)),
+            Row({"dim": 64, "rows": 1}, (128, 2, 512, 1)),
+            Row({"dim": 64}, (128, 2, 512, 0)),
+            Row({"dim": 128, "rows": 1}, (128, 2, 384, 1)),
+            Row({"dim": 128}, (128, 2, 384, 0)),
+            Row({"dim": 192, "rows": 1}, (96, 2, 384, 1)),
+            Row({"dim": 192}, (96, 2, 384, 0)),
+            Row({"rows": 1}, (80, 2, 384, 1)),
+            Row({}, (80, 2, 384, 0)),
         ),
     ),
     "norm": Kernel(

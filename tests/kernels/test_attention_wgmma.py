@@ -15,6 +15,7 @@ from forge.ops import attention_wgmma
 from forge.ops.attention import AttentionSpec, paged_attention
 from forge.ops.kv_cache import KVPages
 from forge.tuning import Choices
+from forge.tuning.spec import ANY
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="no clang++: scripts/install-toolchain installs it")
 
@@ -68,8 +69,8 @@ def test_blocks_take_spans_in_turns(persistent: int, dim: int) -> None:
     case = cases._case(f"{persistent} {dim}", [300, 70, 1], [300, 200, 600], (2, 1), dim, 16)
     for cores in (1, 3):
         device = device_of(1, cores)
-        values = {**device.choice("attention_wgmma", dim=dim), "PERSISTENT": persistent}
-        device.tuning = Choices("", {("attention_wgmma", (dim,)): values})
+        values = {**device.choice("attention_wgmma", dim=dim, rows=3), "PERSISTENT": persistent}
+        device.tuning = Choices("", {("attention_wgmma", (dim, ANY)): values})
         error, _ = run_case(paged_attention, case, device)
         assert error.passed, f"{cores} multiprocessors: {error}"
 

@@ -114,7 +114,8 @@ class CupyBackend(GPU):
             self._graphs.call(lambda: _check(dependent(self._stream.ptr)), (function, args))
         else:
             block = (entry.threads, 1, 1)
-            self._graphs.call(lambda: function(grid, block, tuple(args), shared_mem=entry.lds_bytes), (function, args))
+            allotted = 0 if IS_HIP else entry.lds_bytes
+            self._graphs.call(lambda: function(grid, block, tuple(args), shared_mem=allotted), (function, args))
 
     def prepare(self, run: Callable[[], None], progress: Progress | None = None) -> None:
         """Compile in parallel what `run` would launch, without launching it; the results are kept on disk."""

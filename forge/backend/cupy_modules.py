@@ -36,7 +36,7 @@ class Modules:
         function = self._functions.get(entry)
         if function is None:
             function = self._module(entry.variant).get_function(entry.function)
-            if entry.lds_bytes:  # the driver refuses more than 48 KB where nobody has asked for it
+            if entry.lds_bytes and not IS_HIP:  # the driver refuses more than 48 KB where nobody has asked for it
                 cp.cuda.driver.funcSetAttribute(pointer(function), _MAX_DYNAMIC_SHARED_SIZE_BYTES, entry.lds_bytes)
             self._functions[entry] = function
         return function

@@ -152,7 +152,7 @@ class Entry:
     uses_pdl: bool
     """Whether the kernel waits by itself for earlier launches."""
     lds_bytes: int
-    """What a launch allots of LDS, beside what the kernel declares with a fixed size: -D LDS_BYTES."""
+    """What a launch on NVIDIA allots of LDS, beside what the kernel declares with a fixed size: -D LDS_BYTES."""
 
     def bind(self, args: Sequence[Any]) -> list[Any]:
         """The arguments of a launch, numbers as NumPy scalars of the declared type.

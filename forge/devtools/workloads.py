@@ -9,7 +9,7 @@ import numpy as np
 
 from forge.backend.gpu import GPU
 from forge.config import EngineConfig
-from forge.devtools.cases.attention import _case as attention_case
+from forge.devtools.cases.attention import attention_case
 from forge.devtools.cases.case import Case, normal
 from forge.devtools.cases.decode_attention import decode_case
 from forge.devtools.recorder import Recorder
@@ -63,6 +63,8 @@ def workloads(kernel: str, shape: Shape) -> list[tuple[Op, Case]]:
         return [(decode_attention, _attention_case(shape, *context)) for context in contexts]
     if kernel == "attention_wgmma":
         return [(paged_attention, _prompt_case(shape, *_PROMPTS[shape["rows"]]))]
+    if kernel == "attention_prefill":
+        return [(paged_attention, _prompt_case(shape, *prompts)) for prompts in _PROMPTS.values()]
     return [(linear, _product_case(shape))]
 
 

@@ -19,11 +19,12 @@ from forge.ops import attention_wgmma
 from forge.ops.activation import soft_cap
 from forge.ops.kv_cache import KVPages
 from forge.ops.op import Array, op, record
+from forge.tuning.table import prefill_lds_bytes, prefill_slices
 
 MAX_HEAD_DIM = 256
-"""In the kernels a wave holds a head, 8 numbers a lane."""
-_TILE = 32
-"""Queries of a block of the prefill kernel."""
+"""In the kernels of one query a wave holds a head, 8 numbers a lane."""
+MAX_PREFILL_HEAD_DIM = 512
+"""Keys and values of a tile must fit into LDS, and a wave's share of the results into registers."""
 _MAX_PACKED = 4
 """Query heads of one KV head that a block takes together, at most, where a query has blocks of its own."""
 _SPLIT_TOKENS = 256
@@ -195,9 +196,9 @@ def _paged_attention_gpu(
     tokens, heads, dim = q.shape
     rows, pages = page_table.shape
     _, page_size, kv_heads, _ = kv.k.shape
-    check_head_dim(dim)
     out = device.empty(q.shape, device.dtype)
     if spec.is_deterministic:
+        check_head_dim(dim)
         for first in range(0, tokens, _SPLIT_TOKENS):
             some = slice(first, first + _SPLIT_TOKENS)
             _split_kv(device, q[some], kv, starts, lengths, page_table, spec, out[some], first)
@@ -206,14 +207,24 @@ def _paged_attention_gpu(
         numbers = spec.scale, spec.window, spec.softcap
         attention_wgmma.run(device, q, kv, starts, lengths, page_table, numbers, out)
         return out
+    check_head_dim(dim, MAX_PREFILL_HEAD_DIM)
+    group, slices = heads // kv_heads, prefill_slices(dim)
+    choice = device.choice("attention_prefill", dim=dim, packed=group, kv_heads=kv_heads)
+    block_queries = choice["WAVES"] // slices * choice["QUERIES"]
     device.run(
         "attention_prefill",
         "attention_prefill",
-        (tokens // _TILE + rows, heads),
+        (kv_heads, tokens * group // block_queries + rows),
         *(q, kv.k, kv.v, starts, lengths, page_table, out),
         *(rows, heads, kv_heads, pages, spec.scale, spec.window, spec.softcap),
         HEAD_DIM=dim,
         PAGE=page_size,
+        THREADS=choice["WAVES"] * device.wave_size,
+        QUERIES=choice["QUERIES"],
+        KEYS=choice["KEYS"],
+        SLICES=slices,
+        MIN_BLOCKS=choice["MIN_BLOCKS"],
+        LDS_BYTES=prefill_lds_bytes(dim, choice),
     )
     return out
 
@@ -271,7 +282,7 @@ def packed_heads(group: int) -> int:
     return -(-group // -(-group // _MAX_PACKED))
 
 
-def check_head_dim(dim: int) -> None:
-    """Raises UnsupportedError for heads that the kernels cannot hold."""
-    if dim > MAX_HEAD_DIM:
-        raise UnsupportedError(f"heads of {dim} numbers have no kernel: {MAX_HEAD_DIM} is the most")
+def check_head_dim(dim: int, most: int = MAX_HEAD_DIM) -> None:
+    """Raises UnsupportedError for heads that a kernel cannot hold."""
+    if dim > most:
+        raise UnsupportedError(f"heads of {dim} numbers have no kernel: {most} is the most")

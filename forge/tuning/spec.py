@@ -24,7 +24,7 @@ class Row(NamedTuple):
     """The largest numbers, and the names, that a shape may have."""
     values: tuple[int, ...]
     """In the order of the kernel's candidates."""
-    arch: str = ""
+    arch: str | tuple[str, ...] = ""
     """How the names of the GPUs begin that the row is for."""
 
 

@@ -13,9 +13,13 @@ from forge.tuning.spec import ANY, Kernel, Row, Shape, Values
 
 _LDS_BYTES = 48 << 10
 """What a block may have of LDS where it is declared with a fixed size: NVIDIA's limit, below AMD's 64 KiB."""
+_MAX_LDS_BYTES = 99 << 10
+"""What a block may have where a launch allots it: the least limit of NVIDIA's GPUs from sm_80 on."""
 MATMUL_ROWS = (8, 16, 32, 64)
 """Rows of a product that a block of the tile kernels takes, in variants up to each of these. More go to BLAS, or to
 further blocks."""
+_MMA, _MFMA, _WMMA = ("sm_8", "sm_9", "sm_1"), ("gfx908", "gfx90a", "gfx94", "gfx95"), ("gfx11", "gfx12")
+"""Architectures with matrix cores of each family."""
 _OPS = ("linear", "rms_linear", "rms_gated")
 """Which op launches a product of one row: alone, behind a norm, or between a norm and a gated activation."""
 _OUTER = (8191, 65_535, ANY)
@@ -84,6 +88,26 @@ def _attention_decode(shape: Shape, values: Values) -> bool:
     # each wave's values and weights, queries, the latest key and value, the parts' shares
     lds_bytes = packed * (waves * (4 * dim + 8 + 32 * positions) + 2 * dim + 16 + 4 * 128) + 8 * dim
     return lds_bytes <= _LDS_BYTES and 256 <= threads * values["MIN_BLOCKS"] <= 1024 and positions * dim <= 256
+
+
+def prefill_slices(dim: int) -> int:
+    """Waves of `attention_prefill` that share the numbers of a head: a wave has registers to sum up 128 of them."""
+    return next(slices for slices in (1, 2, 4) if dim <= 128 * slices)
+
+
+def prefill_lds_bytes(dim: int, values: Values) -> int:
+    """What a block of `attention_prefill` has of LDS at most, whatever matrix cores there are: a tile of keys, one of
+    values, queries, and scores where waves share them."""
+    queries, keys, waves, slices = values["QUERIES"], values["KEYS"], values["WAVES"], prefill_slices(dim)
+    width, dims = (-(-dim // unit) * unit for unit in (32 * slices, 16 * slices))
+    halves = (keys + waves // slices * queries) * (width + 8) + max(keys * (dims + 8), dims * (keys + 8))
+    return 2 * halves + (4 * waves * queries * keys if slices > 1 else 0)
+
+
+def _attention_prefill(shape: Shape, values: Values) -> bool:
+    """More than eight waves of a multiprocessor would have too few registers."""
+    is_small = prefill_lds_bytes(shape["dim"], values) <= _MAX_LDS_BYTES
+    return is_small and values["KEYS"] * shape["dim"] <= 8192 and values["WAVES"] * values["MIN_BLOCKS"] <= 8
 
 
 def _norm(shape: Shape, values: Values) -> bool:
@@ -212,6 +236,25 @@ KERNELS = {
             Row({"dim": 192}, (96, 2, 384, 0)),
             Row({"rows": 1}, (80, 2, 384, 1)),
             Row({}, (80, 2, 384, 0)),
+        ),
+    ),
+    "attention_prefill": Kernel(
+        classes={"dim": (64, 96, 128, 192, 256, 512)},
+        # Waves take QUERIES rows, KEYS positions at a time. There are registers for MIN_BLOCKS of a multiprocessor.
+        candidates={"QUERIES": (16, 32), "KEYS": (16, 32, 64), "WAVES": (4, 8), "MIN_BLOCKS": (1, 2)},
+        allows=_attention_prefill,
+        measured="not measured: as much as the registers and the LDS of each family take without spills",
+        rows=(
+            Row({"dim": 64}, (32, 64, 4, 2), _MMA),
+            Row({"dim": 128}, (32, 32, 4, 2), _MMA),
+            Row({}, (32, 16, 4, 1), _MMA),
+            Row({"dim": 128}, (32, 64, 4, 1), _MFMA),
+            Row({"dim": 256}, (32, 32, 4, 1), _MFMA),
+            Row({"dim": 128}, (16, 16, 4, 1), "gfx10"),
+            Row({"dim": 128}, (16, 32, 4, 1)),
+            Row({"dim": 256}, (16, 32, 8, 1), _WMMA),
+            Row({}, (16, 16, 8, 1), _WMMA),
+            Row({}, (16, 16, 4, 1)),
         ),
     ),
     "norm": Kernel(

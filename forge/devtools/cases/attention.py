@@ -13,7 +13,7 @@ from forge.ops.kv_cache import KVPages
 from forge.ops.op import Arrays
 
 
-def _case(
+def attention_case(
     name: str,
     queries: list[int],
     lengths: list[int],
@@ -25,6 +25,8 @@ def _case(
     *,
     is_deterministic: bool = False,
 ) -> Case:
+    """Each sequence has its last `queries` of `lengths` positions; heads: (query heads, KV heads)."""
+
     def make(rng: np.random.Generator) -> Arrays:
         # Pages that lie wholly before the window of a row's first query were released.
         first = [
@@ -64,69 +66,77 @@ def _deterministic() -> Iterable[Case]:
         ("heads of 256", [2], [150], (2, 1), 256, 16),
         ("heads as in an 8B model", [1, 2], [300, 17], (32, 8), 128, 16),
     ):
-        yield _case(f"deterministic, {name}", queries, lengths, heads, dim, *rest, is_deterministic=True)
+        yield attention_case(f"deterministic, {name}", queries, lengths, heads, dim, *rest, is_deterministic=True)
 
 
 CASES = {
     "paged_attention": [
-        _case("decode, one position", [1], [1], (2, 1), 8),
-        _case("decode at page edges", [1, 1, 1, 1], [3, 4, 5, 17], (6, 2), 64),
-        _case("decode in several runs", [1, 1], [700, 150], (16, 1), 16, 64),
-        _case("more query heads than a run may have scores", [1], [3], (1500, 1), 4),
-        _case("prefill", [9], [9], (4, 4), 32),
-        _case("prefill after a cached part", [5], [23], (4, 2), 32),
-        _case("longer than a query block", [130, 140], [130, 300], (2, 1), 16, 64),
-        _case("mixed", [1, 6, 1, 2], [12, 6, 1, 9], (8, 2), 80),
-        _case("window", [1, 20, 7], [30, 20, 19], (4, 2), 16, 4, 6),
-        _case("window of one", [1, 3], [9, 3], (2, 2), 16, 4, 1),
-        _case("window as long as the context", [1, 16], [16, 16], (2, 2), 16, 4, 16),
-        _case("soft cap", [1, 11], [25, 11], (4, 1), 256, 8, 0, 2.0),
-        _case("window and soft cap", [33], [40], (4, 2), 24, 8, 10, 1.5),
+        attention_case("decode, one position", [1], [1], (2, 1), 8),
+        attention_case("decode at page edges", [1, 1, 1, 1], [3, 4, 5, 17], (6, 2), 64),
+        attention_case("decode in several runs", [1, 1], [700, 150], (16, 1), 16, 64),
+        attention_case("more query heads than a run may have scores", [1], [3], (1500, 1), 4),
+        attention_case("prefill", [9], [9], (4, 4), 32),
+        attention_case("prefill after a cached part", [5], [23], (4, 2), 32),
+        attention_case("longer than a query block", [130, 140], [130, 300], (2, 1), 16, 64),
+        attention_case("mixed", [1, 6, 1, 2], [12, 6, 1, 9], (8, 2), 80),
+        attention_case("window", [1, 20, 7], [30, 20, 19], (4, 2), 16, 4, 6),
+        attention_case("window of one", [1, 3], [9, 3], (2, 2), 16, 4, 1),
+        attention_case("window as long as the context", [1, 16], [16, 16], (2, 2), 16, 4, 16),
+        attention_case("soft cap", [1, 11], [25, 11], (4, 1), 256, 8, 0, 2.0),
+        attention_case("window and soft cap", [33], [40], (4, 2), 24, 8, 10, 1.5),
         # Decode: one query of each sequence, with lengths around multiples of pages and tiles.
         *(
-            _case(f"decode of {length}", [1], [length], (2, 1), 64, 16)
+            attention_case(f"decode of {length}", [1], [length], (2, 1), 64, 16)
             for length in (15, 16, 17, 63, 64, 65, 127, 128, 129)
         ),
-        _case("decode of long contexts", [1, 1, 1], [1, 129, 1023], (4, 2), 64, 16),
-        _case("decode of 1500 positions, eight KV heads", [1], [1500], (8, 8), 32, 16),
-        _case("decode, eight heads of one KV head, a long window", [1, 1], [400, 90], (8, 1), 128, 16, 200),
-        _case("decode, a short window in a long context", [1, 1], [700, 20], (4, 1), 64, 16, 50),
-        _case("decode, soft cap", [1], [300], (2, 1), 64, 16, 0, 2.0),
+        attention_case("decode of long contexts", [1, 1, 1], [1, 129, 1023], (4, 2), 64, 16),
+        attention_case("decode of 1500 positions, eight KV heads", [1], [1500], (8, 8), 32, 16),
+        attention_case("decode, eight heads of one KV head, a long window", [1, 1], [400, 90], (8, 1), 128, 16, 200),
+        attention_case("decode, a short window in a long context", [1, 1], [700, 20], (4, 1), 64, 16, 50),
+        attention_case("decode, soft cap", [1], [300], (2, 1), 64, 16, 0, 2.0),
         *(
-            _case(f"decode, {heads} heads of one KV head", [1, 1], [70, 9], (heads, 1), 32, 16)
+            attention_case(f"decode, {heads} heads of one KV head", [1, 1], [70, 9], (heads, 1), 32, 16)
             for heads in (3, 5, 9, 17)
         ),
         *(
-            _case(f"decode, heads of {dim}", [1, 1], [20, 37], (6, 2), dim, 16)
+            attention_case(f"decode, heads of {dim}", [1, 1], [20, 37], (6, 2), dim, 16)
             for dim in (4, 20, 36, 80, 96, 100, 128, 192, 256)
         ),
         # Prefill: tiles of 32 queries of one head, and of 32 keys.
-        *(_case(f"prefill of {count}", [count, 1], [count + 5, 3], (2, 1), 64, 16) for count in (31, 32, 33, 64, 65)),
-        *(_case(f"prefill of {count}, one head", [count], [count], (2, 2), 64, 16) for count in (2, 63, 64, 65)),
         *(
-            _case(f"prefill up to {length}", [3], [length], (1, 1), 32, 16)
+            attention_case(f"prefill of {count}", [count, 1], [count + 5, 3], (2, 1), 64, 16)
+            for count in (31, 32, 33, 64, 65)
+        ),
+        *(
+            attention_case(f"prefill of {count}, one head", [count], [count], (2, 2), 64, 16)
+            for count in (2, 63, 64, 65)
+        ),
+        *(
+            attention_case(f"prefill up to {length}", [3], [length], (1, 1), 32, 16)
             for length in (31, 32, 33, 63, 64, 65, 96, 97)
         ),
         *(
-            _case(f"prefill, {heads} heads of one KV head", [13, 9], [40, 9], (2 * heads, 2), 32, 16)
+            attention_case(f"prefill, {heads} heads of one KV head", [13, 9], [40, 9], (2 * heads, 2), 32, 16)
             for heads in (3, 4, 5, 8)
         ),
-        _case("prefill, a token's heads fill several tiles", [2], [5], (150, 1), 8),
+        attention_case("prefill, a token's heads fill several tiles", [2], [5], (150, 1), 8),
         *(
-            _case(f"prefill, heads of {dim}", [33], [40], (2, 1), dim, 16)
+            attention_case(f"prefill, heads of {dim}", [33], [40], (2, 1), dim, 16)
             for dim in (4, 20, 36, 80, 96, 100, 128, 192, 256)
         ),
-        _case("prefill, window over tiles", [70], [100], (2, 2), 32, 16, 40),
+        attention_case("prefill, window over tiles", [70], [100], (2, 2), 32, 16, 40),
         *(
-            _case(f"prefill, window of {window}", [68], [100], (1, 1), 32, 16, window)
+            attention_case(f"prefill, window of {window}", [68], [100], (1, 1), 32, 16, window)
             for window in (2, 31, 32, 33, 64, 99)
         ),
-        _case("prefill, pages longer than tiles", [40, 3], [75, 50], (2, 1), 32, 50),
-        _case("mixed, decode of a long context", [1, 70, 1, 1, 5], [300, 70, 129, 1, 90], (4, 1), 64, 16),
-        _case("mixed, many short prompts", [2, 1, 3, 2, 1, 1, 2, 4, 1], [2, 4, 30, 3, 8, 1, 40, 4, 33], (2, 1), 16),
-        _case("decode, heads as in an 8B model", [1, 1], [300, 17], (32, 8), 128, 16),
-        _case("prefill, heads as in an 8B model", [35], [50], (32, 8), 128, 16),
-        _case("mixed, window and soft cap", [40, 1, 1], [50, 200, 7], (4, 2), 80, 16, 30, 3.0),
+        attention_case("prefill, pages longer than tiles", [40, 3], [75, 50], (2, 1), 32, 50),
+        attention_case("mixed, decode of a long context", [1, 70, 1, 1, 5], [300, 70, 129, 1, 90], (4, 1), 64, 16),
+        attention_case(
+            "mixed, many short prompts", [2, 1, 3, 2, 1, 1, 2, 4, 1], [2, 4, 30, 3, 8, 1, 40, 4, 33], (2, 1), 16
+        ),
+        attention_case("decode, heads as in an 8B model", [1, 1], [300, 17], (32, 8), 128, 16),
+        attention_case("prefill, heads as in an 8B model", [35], [50], (32, 8), 128, 16),
+        attention_case("mixed, window and soft cap", [40, 1, 1], [50, 200, 7], (4, 2), 80, 16, 30, 3.0),
         *_deterministic(),
         Case("by hand", _by_hand, expected=([[[14.0]]],)),
     ]

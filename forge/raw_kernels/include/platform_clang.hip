@@ -6,6 +6,8 @@ DEVICE void grid_dependency_sync() {}
 DEVICE i32 load_l2(const i32 *p) { return *p; }
 DEVICE float to_float(f16 x) { return (float)__builtin_bit_cast(_Float16, x.bits); }
 DEVICE f16 to_f16(float x) { return f16{__builtin_bit_cast(u16, (_Float16)x)}; }
+DEVICE float fast_max(float a, float b) { return __builtin_fmaxf(a, b); }
+DEVICE u32 to_f16x2(float low, float high) { return (u32)to_f16(high).bits << 16 | to_f16(low).bits; }
 DEVICE float as_float(u32 x) { return __builtin_bit_cast(float, x); }
 DEVICE u32 as_u32(float x) { return __builtin_bit_cast(u32, x); }
 DEVICE u32 popcount(u64 x) { return (u32)__builtin_popcountll(x); }

@@ -13,7 +13,7 @@ struct ForgeThread {
 };
 extern ForgeThread *forge_self;
 extern u32 forge_wave;
-void forge_barrier(void);
+void forge_barrier(void) __attribute__((noduplicate)); // all threads call it at one place
 u64 forge_shuffle(u64 value, u32 lane);
 u64 forge_ballot(u32 predicate);
 const void *forge_share(const void *own, u64 bytes); // the `own` of all lanes of the wave, 64 bytes each

@@ -51,6 +51,15 @@ DEVICE f16 to_f16(float x) {
     asm("cvt.rn.f16.f32 %0, %1;" : "=h"(y.bits) : "f"(x));
     return y;
 }
+DEVICE u32 to_f16x2(float low, float high) {
+#if __CUDA_ARCH__ >= 800
+    u32 y;
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(y) : "f"(high), "f"(low));
+    return y;
+#else
+    return (u32)to_f16(high).bits << 16 | to_f16(low).bits;
+#endif
+}
 DEVICE float as_float(u32 x) { return __uint_as_float(x); }
 DEVICE u32 as_u32(float x) { return __float_as_uint(x); }
 DEVICE float fast_exp2(float x) {
@@ -58,6 +67,7 @@ DEVICE float fast_exp2(float x) {
     asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
     return y;
 }
+DEVICE float fast_max(float a, float b) { return fmaxf(a, b); }
 DEVICE float fast_log(float x) { return __logf(x); }
 DEVICE float fast_rsqrt(float x) { return rsqrtf(x); }
 DEVICE u32 shfl_bits(u32 x, u32 lane) { return __shfl_sync(0xffffffffu, x, (int)lane); }

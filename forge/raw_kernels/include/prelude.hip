@@ -17,7 +17,7 @@
 //
 // LDS (shared memory)
 //   SHARED          Before an array of fixed size. Functions take it by reference: T (&tile)[N].
-//   DYNAMIC_SHARED(type, name, count)  On NVIDIA, for more than 48 KB. -D LDS_BYTES gives the size that a launch allots.
+//   DYNAMIC_SHARED(type, name, count)  For more than 48 KB on NVIDIA, where a launch allots what -D LDS_BYTES says. Elsewhere as SHARED.
 //
 // Synchronization. All threads of a block, or of a wave, reach it together, never under a branch that divides them. The same
 // holds for shuffles and ballots.
@@ -44,9 +44,11 @@
 //
 // Arithmetic
 //   to_float, to_f16, as_float, as_u32  Conversion of float16, and of the bits of a float.
+//   to_f16x2(low, high)  Two float16 numbers in a word.
 //   add_rn, mul_rn, div_rn, fma_rn  Rounded to nearest exactly as written. They keep subnormals and are never fused.
 //   fast_divide(a, b)  a / b within 2 units in the last place, 0 where b > 2**126. b is not subnormal.
 //   fast_exp2, fast_log, fast_rsqrt  The GPU's approximations.
+//   fast_max(a, b)  The larger of two numbers, neither of which is NaN.
 //   add_f16x2(a, b), fma_f16x2(a, b, c)  On the two float16 numbers in each word.
 //   dot4(a, b, c)   c + the dot product of the four signed bytes of two words.
 //   byte_perm(high, low, places)  Four of the eight bytes of two words; the bytes of `places` name them, 0 to 7.

@@ -18,6 +18,14 @@
 //   tile_multiply(sum, weights, x)  Multiplies 4 N k's of each part: N words of four numbers of each of the lane's rows, and of its
 //                    token. N is a multiple of 4 / TILE_PARTS.
 //   tile_sum_row(i), tile_sum_token(i)  Row and token of the lane's i-th accumulator.
+//   tile_as_x(sum, x)  The accumulators of a tile, rounded to float16, as the x of a product with 16 k's: its rows become k's. The lane
+//                    holds TILE_X_QUADS words of four, of the token reader_token(LANE % (TILE_PARTS * TILE_TOKENS)); lanes of a part
+//                    hold the k's tile_x_row(part, i) in i's order. Behind a product with other k's in another order the sum is wrong.
+//   HAS_TILE_LOADS   Whether there are loads from LDS of what a product with 16 k's takes, with the k's of tile_x_row. Rows are `stride`
+//                    numbers apart; their begin is a multiple of 16 bytes.
+//                    tile_load(rows, stride, weights, q)  weights[r][q] of 16 rows.
+//                    tile_load_transposed(rows, stride, weights)  The same from 16 k's of 16 numbers: rows become k's.
+//                    tile_load_x(rows, stride, x)  x of TILE_TOKENS tokens and twice 16 k's.
 //
 // Sources: the PTX ISA on mma.m16n8k16; AMD's ISA manuals of CDNA 3, RDNA 3 and RDNA 4 on matrix instructions.
 
@@ -42,6 +50,7 @@
 #endif
 
 typedef u32x2 f16_quad; // four float16 numbers
+#define TILE_X_QUADS (4 / TILE_PARTS)
 
 #if defined(FORGE_HARNESS)
 // A matrix instruction, played from the numbers that all lanes hold: `at_a(row, k)` and `at_b(k, column)` give the lane and the place
@@ -57,8 +66,7 @@ DEVICE float tile_number(f16 x) { return to_float(x); }
 template <u32 K, u32 N, typename A, typename B>
 DEVICE void tile_collective(float (&sum)[N], const f16 *a, u32 a_count, const f16 *b, u32 b_count, A at_a, B at_b, u32 (*row)(u32), u32 (*column)(u32)) {
     f16 own[32];
-    for (u32 i = 0; i < a_count; ++i) own[i] = a[i];
-    for (u32 i = 0; i < b_count; ++i) own[16 + i] = b[i];
+    __builtin_memcpy(own, a, 2 * a_count), __builtin_memcpy(own + 16, b, 2 * b_count); // words to the compiler
     const f16(*all)[32] = (const f16(*)[32])forge_share(own, sizeof own);
     for (u32 i = 0; i < N; ++i)
         for (u32 k = 0; k < K; ++k) {

@@ -27,4 +27,14 @@ template <u32 N> DEVICE void tile_multiply(float (&sum)[4], const f16_quad (&wei
                 sum[i] += to_float(f16{(u16)(own >> 16)}) * to_float(f16{(u16)(word >> 16)});
             }
 }
+#define HAS_TILE_LOADS 0
+DEVICE u32 tile_x_row(u32, u32 i) { return i; }
+DEVICE void tile_as_x(const float (&sum)[4], f16_quad (&x)[4]) {
+    u32 token = LANE % TILE_TOKENS, places = token % 2 ? 0x07060302u : 0x05040100u;
+    UNROLL for (u32 k = 0; k < 16; k += 2) {
+        u32 two = to_f16x2(sum[k / 8 * 2], sum[k / 8 * 2 + 1]), from = token / 2 * 8 + k % 8; // of both tokens of a lane
+        u32 low = shfl(two, from), high = shfl(two, from + 1);
+        x[k / 4].v[k / 2 % 2] = byte_perm(high, low, places);
+    }
+}
 #endif

@@ -43,7 +43,7 @@ def device_of(seed: int, cores: int = 4) -> Harness:
 
 
 def case_of(name: str) -> Case:
-    return cases._case(name, *SHAPES[name])
+    return cases.attention_case(name, *SHAPES[name])
 
 
 @pytest.mark.parametrize("name", SLOW)
@@ -66,7 +66,7 @@ def test_equals_the_reference_in_every_order(name: str) -> None:
 @pytest.mark.parametrize("dim", attention_wgmma.HEAD_DIMS)
 @pytest.mark.parametrize("persistent", [0, 1])
 def test_blocks_take_spans_in_turns(persistent: int, dim: int) -> None:
-    case = cases._case(f"{persistent} {dim}", [300, 70, 1], [300, 200, 600], (2, 1), dim, 16)
+    case = cases.attention_case(f"{persistent} {dim}", [300, 70, 1], [300, 200, 600], (2, 1), dim, 16)
     for cores in (1, 3):
         device = device_of(1, cores)
         values = {**device.choice("attention_wgmma", dim=dim, rows=3), "PERSISTENT": persistent}

@@ -38,7 +38,9 @@ VECTOR = variant(
     "matvec_quant-BLOCK=256-FORMAT=2-IN=f16-MAX_GROUPS=64-MIN_BLOCKS=2-OUT=float-ROWS=1-SILU=0-THREADS_PER_ROW=32"
 )
 DECODE = variant("attention_decode-HEAD_DIM=8-INTERLEAVED=0-MIN_BLOCKS=2-PACKED=2-PAGE=16-POSITIONS=1-THREADS=256")
-PREFILL = variant("attention_prefill-HEAD_DIM=64-PAGE=16")
+PREFILL = variant(
+    "attention_prefill-HEAD_DIM=128-KEYS=32-LDS_BYTES=65536-MIN_BLOCKS=1-PAGE=16-QUERIES=16-SLICES=1-THREADS=256"
+)
 
 # Lanes of a wave, the matrix instruction, the dot product of bytes, the barrier: AMD's ISA manuals of each family.
 NONE = "no such instruction"
@@ -90,7 +92,7 @@ def check(target: str, facts: tuple[int, str, str, str], compiler: Sequence[str]
         assert set(re.findall(r"v_(?:mfma|wmma|smfmac)\w+", text)) == set(re.findall(rf"{matrix}\w*", text)), (
             kernel.name
         )
-        assert bool(re.search(matrix, text)) == (matrix != NONE and kernel in (TILE, DECODE)), kernel.name
+        assert bool(re.search(matrix, text)) == (matrix != NONE and kernel in (TILE, DECODE, PREFILL)), kernel.name
         assert bool(re.search(dot4, text)) == (dot4 != NONE and kernel is VECTOR), kernel.name
         assert re.search(rf"\b{barrier}\b", text), kernel.name
 

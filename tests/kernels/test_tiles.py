@@ -103,7 +103,7 @@ def test_all_cases_of_what_uses_tiles(family: str) -> None:
             error, _ = run_case(REGISTRY[name], case, device)
             assert error.passed, error
             files |= {variant.file for variant in device.variants}
-    assert {"matmul", "attention_decode"} <= files
+    assert {"matmul", "attention_decode", "attention_prefill"} <= files
 
 
 @pytest.mark.parametrize("scale", [1e-5, 1e-3, 1.0])

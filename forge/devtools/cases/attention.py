@@ -102,7 +102,7 @@ CASES = {
             attention_case(f"decode, heads of {dim}", [1, 1], [20, 37], (6, 2), dim, 16)
             for dim in (4, 20, 36, 80, 96, 100, 128, 192, 256)
         ),
-        # Prefill: tiles of 32 queries of one head, and of 32 keys.
+        # Prefill: tiles of 16 to 128 rows, a query in a head each, and of 16 to 64 keys.
         *(
             attention_case(f"prefill of {count}", [count, 1], [count + 5, 3], (2, 1), 64, 16)
             for count in (31, 32, 33, 64, 65)
@@ -122,7 +122,7 @@ CASES = {
         attention_case("prefill, a token's heads fill several tiles", [2], [5], (150, 1), 8),
         *(
             attention_case(f"prefill, heads of {dim}", [33], [40], (2, 1), dim, 16)
-            for dim in (4, 20, 36, 80, 96, 100, 128, 192, 256)
+            for dim in (4, 20, 36, 80, 96, 100, 128, 192, 256, 512)
         ),
         attention_case("prefill, window over tiles", [70], [100], (2, 2), 32, 16, 40),
         *(

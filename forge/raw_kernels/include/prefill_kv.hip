@@ -50,8 +50,12 @@ static_assert(sizeof(Shared) <= LDS_BYTES, "more than the host takes");
 // stored.
 DEVICE u32x4 read_piece(const f16 *row, u32 d) {
     u32x4 piece = {}; // word by word, because clang keeps in memory what is only copied as a whole
-#if HEAD_DIM % 8 == 0
-    UNROLL for (u32 w = 0; w < 4; ++w) piece.v[w] = ((const u32x4 *)(row + (d < HEAD_DIM ? d : 0)))->v[w];
+#if HEAD_DIM % 2 == 0
+    const u32 words = HEAD_DIM % 8 == 0 ? 4 : HEAD_DIM % 4 == 0 ? 2 : 1; // that are loaded as one
+    UNROLL for (u32 w = 0; w < 4; ++w) {
+        u32 first = d + w / words * words * 2;
+        piece.v[w] = ((const Vec<u32, words> *)(row + (first < HEAD_DIM ? first : 0)))->v[w % words];
+    }
 #else
     UNROLL for (u32 i = 0; i < 8; ++i) piece.v[i / 2] |= (u32)row[d + i < HEAD_DIM ? d + i : 0].bits << 16 * (i % 2);
 #endif

@@ -5,8 +5,9 @@
 // One group of waves of a block copies (two producers), GROUPS compute (consumers), 64 rows each (FlashAttention-3, arXiv:2407.08608).
 // A row is a query of one of PACKED heads that share a KV head. A producer copies tiles of KEYS keys, the other queries and tiles of
 // values, into rings of STAGES in LDS, from the last that a row sees to the first; each stage has a barrier that says that it is full
-// and one that it is empty. What all rows see of a page goes as boxes by the bulk copy engine, else each row by itself. A consumer multiplies queries by the keys of a tile while it weights the values of the tile before, and turns scores into
-// weights in registers meanwhile. Consumers take turns to start products, so that one multiplies while another computes weights.
+// and one that it is empty. What all rows see of a page goes as boxes by the bulk copy engine, else each row by itself. A consumer
+// multiplies queries by the keys of a tile while it weights the values of the tile before, and turns scores into weights in registers
+// meanwhile. Consumers take turns to start products, so that one multiplies while another computes weights.
 // A block takes tiles of queries in turns of `stride`, forth and back, the longest of each sequence first.
 // -D HEAD_DIM, PAGE=positions of a page, BOX=positions of a box, a divisor of PAGE and of KEYS, or 0: no boxes; PACKED, KEYS, STAGES,
 // BLOCK threads, LDS_BYTES. To be measured: PINGPONG=0, consumers start products as they like; QREG=1, queries in registers.
@@ -105,33 +106,39 @@ struct Pages {
     const u64 *map; // of them
     u32 kv_heads;   // G
 };
-DEVICE u32 slot_of(const Span &span, u32 at) { return (u32)span.pages[at / PAGE] * PAGE + at % PAGE; }
-// Rows from `first` on of a tile, `step` apart.
-DEVICE void copy_rows(const Pages &pages, u32 kv_head, const Span &span, u32 tile, u32 first, u32 step, u32 count, GroupRows<KEYS> (&to)[LINES]) {
-    UNROLL for (u32 e = 0; e < count; ++e) {
-        u32 row = first + e * step, at = tile * KEYS + row;
-        bool there = at >= span.begin && at < span.end;
-        u32 slot = there ? slot_of(span, at) : 0;
-        copy_row(pages.v + ((u64)slot * pages.kv_heads + kv_head) * HEAD_DIM, there, row, to);
-    }
+// Where the page table has a position, if a query sees some of so many from there on in its page.
+DEVICE u32 slot_of(const Span &span, u32 at, u32 rows) {
+    return at < span.end && at + rows > span.begin ? (u32)span.pages[at / PAGE] * PAGE + at % PAGE : 0;
+}
+// A row of a tile, whose place is `slot`, if a query sees it.
+DEVICE void copy_position(const Pages &pages, u32 kv_head, const Span &span, u32 tile, u32 row, u32 slot, GroupRows<KEYS> (&to)[LINES]) {
+    u32 at = tile * KEYS + row;
+    bool there = at >= span.begin && at < span.end;
+    copy_row(pages.v + ((u64)(there ? slot : 0) * pages.kv_heads + kv_head) * HEAD_DIM, there, row, to);
 }
 // A tile, by the threads of a producer.
 DEVICE void copy_tile(const Pages &pages, u32 kv_head, const Span &span, u32 tile, GroupRows<KEYS> (&to)[LINES], PhaseBarrier &full) {
 #if BOX
+    const u32 step = 32 / LINE, together = GROUPS == 3 || BOX % (4 * step) ? 2 : 4; // as there are registers
     ROLLED for (u32 box = THREAD % COPIERS / 32; box < KEYS / BOX; box += COPIERS / 32) {
-        u32 at = tile * KEYS + box * BOX;
+        u32 at = tile * KEYS + box * BOX, slot = slot_of(span, at, BOX);
         if (at >= span.begin && at + BOX <= span.end) {
             if (LANE == 0) {
-                u32 slot = slot_of(span, at);
                 phase_expect(full, LINES * BOX * 128);
                 UNROLL for (u32 l = 0; l < LINES; ++l) copy_box(to[l].v[box * BOX], pages.map, 64 * l, kv_head, slot, full);
             }
         } else {
-            ROLLED for (u32 row = LANE / LINE; row < BOX; row += 32 / LINE) copy_rows(pages, kv_head, span, tile, box * BOX + row, 0, 1, to);
+            ROLLED for (u32 row = LANE / LINE; row < BOX; row += together * step)
+                UNROLL for (u32 e = 0; e < together; ++e) copy_position(pages, kv_head, span, tile, box * BOX + row + e * step, slot + row + e * step, to);
         }
     }
 #else
-    copy_rows(pages, kv_head, span, tile, THREAD % COPIERS / LINE, COPIERS / LINE, KEYS * LINE / COPIERS, to);
+    const u32 step = COPIERS / LINE, together = GROUPS == 3 ? 2 : KEYS / step;
+    ROLLED for (u32 first = THREAD % COPIERS / LINE; first < KEYS; first += together * step)
+        UNROLL for (u32 e = 0; e < together; ++e) {
+            u32 row = first + e * step;
+            copy_position(pages, kv_head, span, tile, row, slot_of(span, tile * KEYS + row, 1), to);
+        }
 #endif
     phase_arrive_copied(full);
 }

@@ -58,7 +58,6 @@ class CupyBackend(GPU):
         if why := amd.refusal(self.arch):
             raise DeviceError(f"{self.device}: {self.arch} {why}")
         self._modules = Modules(self.arch)
-        self._collected: dict[sources.Variant, None] | None = None
         self._guarded: list[Guarded] | None = None
         self._scratch: Any = None
         self._graph_pool = cp.cuda.MemoryPool()
@@ -95,19 +94,16 @@ class CupyBackend(GPU):
         if not self._is_within():
             with self._enter():
                 return self.launch(op, args, options)
-        if self.is_plain and op.run_gpu is not None:
-            return self._plans.launch(op, args, options)
-        return super().launch(op, args, options)
+        if self._guarded is not None or self._graphs.is_capturing or op.run_gpu is None:
+            return super().launch(op, args, options)
+        return self._plans.launch(op, args, options)
 
     @property
     def is_plain(self) -> bool:
         """Whether launches are only queued: nothing is collected, guarded or captured."""
-        return self._collected is None and self._guarded is None and not self._graphs.is_capturing
+        return self._plans.collected is None and self._guarded is None and not self._graphs.is_capturing
 
     def _run(self, entry: sources.Entry, grid: tuple[int, ...], args: list[Any]) -> None:
-        if self._collected is not None:
-            self._collected[entry.variant] = None
-            return
         function = self._modules.function(entry)
         if self._graphs.is_capturing and self._has_pdl and entry.uses_pdl:
             dependent = DependentLaunch(pointer(function), grid, entry.threads, args, entry.lds_bytes)
@@ -120,11 +116,11 @@ class CupyBackend(GPU):
     def prepare(self, run: Callable[[], None], progress: Progress | None = None) -> None:
         """Compile in parallel what `run` would launch, without launching it; the results are kept on disk."""
         with self.active():
-            self._collected = launched = dict[sources.Variant, None]()
+            self._plans.collected = launched = dict[sources.Variant, None]()
             try:
                 run()
             finally:
-                self._collected = None
+                self._plans.collected = None
         self._modules.build(launched, self._on_device, progress)
 
     @contextmanager
@@ -160,7 +156,7 @@ class CupyBackend(GPU):
             raise DeviceError(f"{self.device}: hipBLAS computes wrong products")
 
     def matmul(self, x: Any, weight: Any, out: Any, column: int, *, accumulate: bool) -> None:
-        if self._collected is not None or not (x.size and weight.size):
+        if not (x.size and weight.size):
             return
         product = product_of(x, weight, out, accumulate=accumulate)
         addresses = x.data.ptr, weight.data.ptr, out.data.ptr + column * out.itemsize

@@ -95,7 +95,7 @@ def facts(device: Any) -> list[tuple[str, str]]:
         ),
         ("CuPy", f"{cp.__version__} for {'ROCm' if IS_HIP else 'CUDA'}"),
         ("BLAS", _blas(device)),
-        ("kernel cache", _kernel_cache()),
+        ("kernel cache", str(kernel_cache.stores()[0])),
     ]
 
 
@@ -105,13 +105,6 @@ def _blas(device: Any) -> str:
         return f"{name}, which has no kernels for {device.arch}: prompts are slower"
     version = _version(cublas.getVersion(cp.cuda.device.get_cublas_handle()), 100, 100)
     return f"{name}; CuPy was built for rocBLAS {version}" if IS_HIP else f"{name} {version}"
-
-
-def _kernel_cache() -> str:
-    """Directory of compiled kernels: forge's on HIP, CuPy's on CUDA."""
-    if IS_HIP:
-        return str(kernel_cache.stores()[0])
-    return os.environ.get("CUPY_CACHE_DIR", os.path.expanduser("~/.cupy/kernel_cache"))
 
 
 def _out_of_memory(what: str) -> OutOfMemoryError:

@@ -61,21 +61,10 @@ class Modules:
         if module is None:
             if IS_HIP:
                 module = self._loaded(variant, kernel_cache.obtain(variant, self._arch))
-            elif target := sources.target(variant.file):
-                module = self._loaded(variant, kernel_cache.kept(variant, target, lambda: _nvrtc(variant, target)))
             else:
-                module = self._compiled(variant)
+                target = sources.target(variant.file) or self._arch
+                module = self._loaded(variant, kernel_cache.kept(variant, target, lambda: _nvrtc(variant, target)))
             self._modules[variant] = module
-        return module
-
-    def _compiled(self, variant: sources.Variant) -> Any:
-        """A module compiled by CuPy and NVRTC, which keep what they compile."""
-        module = cp.RawModule(code=sources.source(variant.file), options=(*_FLAGS, *variant.options))
-        try:
-            module.compile()
-        except cp.cuda.compiler.CompileException as error:
-            why = compilers.reason(str(error), variant)
-            raise DeviceError(f"{variant.name} does not compile for {self._arch}: {why}") from None
         return module
 
     def _loaded(self, variant: sources.Variant, code: bytes) -> Any:
@@ -91,7 +80,8 @@ class Modules:
 
 
 def _nvrtc(variant: sources.Variant, target: str) -> bytes:
-    """A variant's code for a target with features of one architecture, such as sm_90a, which CuPy does not ask for."""
+    """A variant's code for a target, such as sm_90a. CuPy compiles something for each set of -D values before it looks
+    into its own cache, and knows no features of one architecture."""
     program = nvrtc.createProgram(sources.source(variant.file), f"{variant.file}.hip", (), ())
     try:
         nvrtc.compileProgram(program, (f"-arch={target}", "-ftz=true", *_FLAGS, *variant.options))
@@ -104,5 +94,5 @@ def _nvrtc(variant: sources.Variant, target: str) -> bytes:
 
 
 def pointer(function: Any) -> int:
-    """The driver's function. CuPy has two kinds: kernels of modules that it compiled, and of modules that it loaded."""
-    return int(getattr(function, "kernel", function).ptr)
+    """The driver's function."""
+    return int(function.ptr)

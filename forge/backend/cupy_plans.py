@@ -45,6 +45,8 @@ class Plans:
         self._plans: dict[Hashable, Plan] = {}
         self.log: StepLog | None = None
         """Takes the launches of a step that is recorded."""
+        self.collected: dict[sources.Variant, None] | None = None
+        """Takes the variants of what would be launched: nothing is."""
 
     def launch(self, op: Launchable, args: tuple[Any, ...], options: Mapping[str, Any]) -> Any:
         """Run an op within the device's context. Raises what its check raises."""
@@ -66,6 +68,9 @@ class Plans:
                 self._plans.clear()
             op.check(args, dict(options))
             plan = self._plans[signature] = self._traced(op, args, options)
+        if self.collected is not None:
+            self.collected.update(dict.fromkeys(plan.variants))
+            return plan.result(arrays)
         return plan.queue(arrays, self.log)
 
     def _traced(self, op: Launchable, args: tuple[Any, ...], options: Mapping[str, Any]) -> Plan:
@@ -138,9 +143,15 @@ class Plan:
         self._derived: list[tuple[int, int]] = []
         """Addresses within arrays: the slot of the array, and how far from its beginning."""
         self._restore = self._restoring(result, {id(array): i for i, array in enumerate(given)}, results)
-        self._calls: list[_Call] = []
-        self._prepare(trace.launches, modules, stream)
+        self.variants = [launch[0].variant for launch in trace.launches if isinstance(launch[0], sources.Entry)]
+        """Variants of kernels that are launched."""
+        self._modules, self._stream = modules, stream
+        self._prepare(trace.launches)
         self._pack = struct.Struct(f"{len(self._slots)}Q").pack_into
+
+    def result(self, arrays: list[Any]) -> Any:
+        """What `queue` gives, without a launch."""
+        return self._restore(arrays, [_allocate(size) for size in self._result_sizes])
 
     def queue(self, arrays: list[Any], log: StepLog | None) -> Any:
         """Queue the launches for these arrays; the op's result. A log takes what queues them again."""
@@ -160,6 +171,8 @@ class Plan:
         for slot, offset in self._derived:
             addresses.append(addresses[slot] + offset)
         self._pack(self._table.data, 0, *addresses)
+        if not self._calls:
+            self._bind()
         for call, arguments in self._calls if log is None else self._logged(addresses, log):
             if arguments is None:
                 call(addresses)
@@ -191,8 +204,8 @@ class Plan:
             self._slots[place] = len(self._slots)
         return self._slots[place]
 
-    def _prepare(self, launches: list[tuple[Any, ...]], modules: Modules, stream: int) -> None:
-        """Make the table, and the calls that queue the launches."""
+    def _prepare(self, launches: list[tuple[Any, ...]]) -> None:
+        """Make the table."""
         numbers: list[Any] = []
         packed = []
         for launch in launches:
@@ -211,23 +224,35 @@ class Plan:
         self._table = table = np.zeros(addresses + len(numbers), np.uint64)
         for place, number in enumerate(numbers, addresses):
             table[place : place + 1].view(number.dtype)[0] = number
+        self._calls: list[_Call] = []
         self._places: list[Any] = []
         """Where each kernel's arguments lie in the table, in bytes."""
         self._products: list[tuple[Any, ...]] = []
         """Products, with the slots of their matrices."""
-        self._kept = []
+        self._kernels: list[tuple[sources.Entry, tuple[int, ...]] | None] = []
+        """In the order of the launches; None for a product."""
         for launch, slots in zip(launches, packed, strict=True):
-            if not isinstance(launch[0], sources.Entry):
+            if isinstance(launch[0], sources.Entry):
+                self._kernels.append((launch[0], launch[1]))
+                self._places.append(np.array([8 * (n if n >= 0 else addresses - n - 1) for n in slots], np.uint64))
+            else:
+                self._kernels.append(None)
                 self._products.append((launch[0], *slots))
-                self._calls.append((_multiplying(launch[0], *slots), None))
-                continue
-            entry, grid, _ = launch
-            self._places.append(np.array([8 * (n if n >= 0 else addresses - n - 1) for n in slots], np.uint64))
-            places = self._places[-1] + table.ctypes.data
-            self._kept.append(places)
-            function = pointer(modules.function(entry))
-            block = entry.threads, 1, 1, entry.lds_bytes
-            self._calls.append((driver.launchKernel, (function, *grid, *block, stream, places.ctypes.data, 0)))
+
+    def _bind(self) -> None:
+        """Make the calls that queue the launches, of kernels that are compiled by now or are compiled here."""
+        self._kept = [own + self._table.ctypes.data for own in self._places]
+        products, places = iter(self._products), iter(self._kept)
+        calls: list[_Call] = []
+        for kernel in self._kernels:
+            if kernel is None:
+                calls.append((_multiplying(*next(products)), None))
+            else:
+                entry, grid = kernel
+                function, block = pointer(self._modules.function(entry)), (entry.threads, 1, 1, entry.lds_bytes)
+                where = next(places).ctypes.data
+                calls.append((driver.launchKernel, (function, *grid, *block, self._stream, where, 0)))
+        self._calls = calls  # not before: a kernel may not compile
 
     def _restoring(
         self, result: Any, given: dict[int, int], results: list[int]

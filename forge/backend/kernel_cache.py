@@ -106,7 +106,7 @@ def obtain(variant: sources.Variant, arch: str) -> bytes:
 
 
 def kept(variant: sources.Variant, arch: str, make: Callable[[], bytes]) -> bytes:
-    """A variant's code for an NVIDIA GPU, of a kind that CuPy cannot be asked for.
+    """A variant's code for an NVIDIA GPU.
 
     `make` compiles the code where no store has it. Code that cannot be kept is compiled again by the next process.
     """

@@ -145,8 +145,7 @@ def _facts(gpu: Any, model: str) -> Iterator[Finding]:
         return
     for what, found in facts:
         if what == "kernel cache":
-            variable = "FORGE_CACHE" if gpu.arch.startswith("gfx") else "CUPY_CACHE_DIR"
-            state, fix = _writable(Path(found), "when the first kernel is compiled", variable)
+            state, fix = _writable(Path(found), "when the first kernel is compiled", "FORGE_CACHE")
             yield Finding(what, f"{found} ({state})", fix)
         else:
             yield Finding(what, found, fixes.get(what, ""))

@@ -87,8 +87,8 @@ def _sampling_cases() -> list[Case]:
         Case(
             "2600 equals behind 2 tokens of other bins, or one of theirs: of the first 2500 (k), most of them (p)",
             lambda _: _rows(
-                [[9.0, 6.0] + [z] * 2600 + [-30.0] for z in (5.0, 5.999)] * 3,
-                *[(100, 2500, 1, 0), (1, 2500, 0.99, 0), (1, 0, 0.99, 0)] * 2,
+                [[9.0, 6.0] + [z] * 2600 + [-30.0] for z in (5.0, 5.999)] * 4,
+                *[(100, 2500, 1, 0), (1, 2500, 0.99, 0), (1, 0, 0.99, 0), (1, 2500, 1, 0.5)] * 2,
             ),
         ),
         Case("one token", lambda _: _rows([[-7.0]] * 2, greedy, (0.5, 3, 0.5, 0.5)), expected=([0, 0],)),

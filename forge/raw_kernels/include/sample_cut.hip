@@ -93,7 +93,7 @@ DEVICE Cut last_kept(const Row &row, u32 n, Scale scale, float p, Equals equals,
     sum = 0;
     UNROLL for (u32 j = 0; j < run; ++j) sum += weights[j];
     u64 before = block_before(sum, s.scratch, all);
-    if (need > all) return Cut{0, (need - all + equals.weight - 1) / equals.weight};
+    if (equals.count && need > all) return Cut{0, (need - all + equals.weight - 1) / equals.weight};
     UNROLL for (u32 j = 0; j < run; ++j) {
         if (before < need && need <= before + weights[j]) s.found.order = s.listed[THREAD * run + j];
         before += weights[j];

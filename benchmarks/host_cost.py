@@ -1,6 +1,6 @@
 """What a step costs the host: microseconds for each launch, of prompts and of decoding, on a GPU or on none.
 
-    python benchmarks/host_cost.py [-m MODEL] [--device auto] [--virtual] [--profile TOKENS] [--json FILE]
+    python benchmarks/host_cost.py [-m MODEL] [--device auto] [--virtual] [--profile] [--json FILE]
 
 --virtual: The GPU is virtual (tests/virtual_rocm, with CuPy for ROCm), and what launches and copies returns at once.
 Then the time is Python's, CuPy's and forge's. Without a model it is a llama of 16 layers with small matrices: no
@@ -21,12 +21,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from statistics import median
 from typing import Any, cast
 
 ROOT = Path(__file__).parents[1]
 _STEPS = 40
+_PROMPTS = 24
 _TOKENS = (1, 16, 64, 512, 2048)
 _SHAPE = (16, 512, 32, 8, 64, 1024, 20_480)
 _NULL = """
@@ -52,7 +54,7 @@ def main() -> None:
     parser.add_argument("-m", "--model", help="a name or a path")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--virtual", action="store_true")
-    parser.add_argument("--profile", type=int, default=0, metavar="TOKENS", help="cProfile of a step of so many")
+    parser.add_argument("--profile", action="store_true", help="of the second workload")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as directory:
@@ -107,7 +109,7 @@ def _measure(arguments: argparse.Namespace, directory: Path, counts: dict[str, c
         synthetic.write("tiny", "F16", directory / "tiny.gguf")
         model = directory / "tiny.gguf"
     results: dict[str, Any] = {}
-    with forge.load(model, device=arguments.device, context=4096, max_sequences=8) as llm:
+    with forge.load(model, device=arguments.device, context=4096, max_sequences=8, graphs=not arguments.virtual) as llm:
         runner, device = llm.engine.runner, cast(Any, llm.engine.runner.backend)
 
         recorded = device.recorder()
@@ -120,9 +122,7 @@ def _measure(arguments: argparse.Namespace, directory: Path, counts: dict[str, c
             if not is_recorded:
                 return lambda: runner.forward(scheduled)
             batch = runner._batch(scheduled)
-            arrays = [batch.ids, batch.positions, batch.starts, batch.lengths, batch.logit_rows]
-            arrays += [array for table in batch.tables for array in table]
-            return lambda: recorded(arrays, lambda: runner.model(batch, runner.state))
+            return lambda: recorded(batch.arrays(), lambda: runner.model(batch, runner.state))
 
         for tokens, is_recorded in itertools.product(_TOKENS, (False, True)):
             step = step_of(tokens, is_recorded=is_recorded)
@@ -146,16 +146,34 @@ def _measure(arguments: argparse.Namespace, directory: Path, counts: dict[str, c
                 f"{tokens:>6} tokens, {how}: " + ", ".join(f"{value:.4g} {name}" for name, value in row.items()),
                 flush=True,
             )
+        profile = cProfile.Profile()
+        results |= _workload(llm, counts, profile if arguments.profile else None)
         if arguments.profile:
-            step, profile = step_of(arguments.profile), cProfile.Profile()
-            step()
-            profile.enable()
-            for _ in range(20):
-                step()
-            profile.disable()
-            pstats.Stats(profile).sort_stats("tottime").print_stats(30)
+            pstats.Stats(profile).sort_stats("tottime").print_stats(40)
     if arguments.json:
         arguments.json.write_text(json.dumps(results, indent=1))
+
+
+def _workload(llm: Any, counts: dict[str, ctypes.c_long], profile: cProfile.Profile | None) -> dict[str, Any]:
+    """Host time of a step through the engine, where prompts come in beside decoding sequences."""
+    import forge
+
+    engine, results = llm.engine, {}
+    for turn in ("first", "second"):
+        for number in range(_PROMPTS):
+            params = forge.SamplingParams(temperature=0, max_tokens=8 + number % 5, ignore_eos=True)
+            engine.add([5 + number] * 500, params)
+        before, start, steps = sum(count.value for count in counts.values()), time.perf_counter(), 0
+        with profile if profile and turn == "second" else nullcontext():
+            while engine.has_work:
+                engine.step()
+                steps += 1
+        seconds = time.perf_counter() - start
+        results[f"workload, {turn}"] = row = {"ms a step": 1000 * seconds / steps, "steps": steps}
+        calls = sum(count.value for count in counts.values()) - before
+        row |= {"us a call": 1e6 * seconds / calls} if calls else {}
+        print(f"{turn} workload: " + ", ".join(f"{value:.4g} {name}" for name, value in row.items()), flush=True)
+    return results
 
 
 if __name__ == "__main__":

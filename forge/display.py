@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from contextlib import AbstractContextManager, nullcontext
 from typing import IO, TYPE_CHECKING, Any, Self
 
@@ -83,6 +84,20 @@ class NotebookLine:
             self._handle = display(shown, raw=True, display_id=True)  # type: ignore[no-untyped-call]
         else:
             self._handle.update(shown, raw=True)
+
+
+class Stopwatch:
+    """The parts of something that takes time, one behind the other."""
+
+    def __init__(self) -> None:
+        self.parts: dict[str, float] = {}
+        """Milliseconds by name."""
+        self._since = time.perf_counter()
+
+    def lap(self, part: str) -> None:
+        """A part ends here. It began where the one before ended."""
+        now = time.perf_counter()
+        self.parts[part], self._since = self.parts.get(part, 0.0) + 1000 * (now - self._since), now
 
 
 def is_terminal(stream: IO[str] | None) -> bool:

@@ -45,6 +45,7 @@ class LLM(AsyncFront):
         path: The model's file.
         notes: Remarks on what loading decided, such as the device or a context that was cut to fit.
         load_ms: Milliseconds that loading took.
+        load_parts: Milliseconds of its parts, by name, in order; the first may lie before `load_ms` begins.
     """
 
     def __init__(
@@ -55,14 +56,12 @@ class LLM(AsyncFront):
         *,
         path: Path,
         notes: tuple[str, ...],
+        load_parts: Mapping[str, float],
         load_ms: float,
     ) -> None:
         super().__init__(engine, tokenizer, chat_template, str(path))
-        self.path = path
-        self.notes = notes
-        self.load_ms = load_ms
-        self.config = engine.runner.config
-        self.device = engine.runner.device
+        self.path, self.notes, self.load_ms, self.load_parts = path, notes, load_ms, load_parts
+        self.config, self.device = engine.runner.config, engine.runner.device
         finalize(self, self._loop.stop).atexit = False
 
     def __repr__(self) -> str:

@@ -16,7 +16,7 @@ from forge import hub, models
 from forge.backend import Backend, compilers
 from forge.backend.threads import THREADS
 from forge.config import Dtype, EngineConfig, ModelConfig, Progress, check_integer
-from forge.display import watched
+from forge.display import Stopwatch, watched
 from forge.engine import Engine, ModelRunner
 from forge.errors import FormatError, OutOfMemoryError, ParameterError
 from forge.formats import gguf
@@ -95,7 +95,9 @@ def load(
     settings = _settings(engine, shortcuts | {"max_sequences": max_sequences, "graphs": graphs})
     graphs = _graphs() if settings.graphs is None else settings.graphs  # before anything is fetched
     check_integer("threads", threads, 1, _MAX_THREADS, optional=True)
+    watch = Stopwatch()
     backend = backends.select(device)
+    watch.lap("device")
     if settings.dtype == "f32" and backend.is_gpu:
         raise ParameterError(
             f"dtype f32 is for the CPU: {backend.device} computes in f16",
@@ -109,15 +111,17 @@ def load(
     THREADS.use(None if threads is None else int(threads))  # NumPy's integers too
     with watched(progress) as report:
         path = _resolve(model, report)
+        watch.lap("file")
         started = time.perf_counter()
-        running, tokenizer, template, notes = _assembled(path, settings, graphs, backend, chat_template, report)
+        running, tokenizer, template, notes = _assembled(path, settings, graphs, backend, chat_template, report, watch)
     if untested := compilers.untested(backend.arch):
         notes = (f"device: {untested}", *notes)
     if settings.dtype == "f16" and not backend.is_gpu:
         notes = (f"dtype: {backend.device} computes in float32; f16 is for GPUs", *notes)
     if device == "auto":
         notes = (f"device: {backend.device}; auto: {backends.explain()}", *notes)
-    return LLM(running, tokenizer, template, path=path, notes=notes, load_ms=1000 * (time.perf_counter() - started))
+    load_ms = 1000 * (time.perf_counter() - started)
+    return LLM(running, tokenizer, template, path=path, notes=notes, load_parts=watch.parts, load_ms=load_ms)
 
 
 def _assembled(
@@ -127,18 +131,22 @@ def _assembled(
     backend: Backend,
     chat_template: str | os.PathLike[str] | None,
     report: Progress | None,
+    watch: Stopwatch,
 ) -> tuple[Engine, Tokenizer, ChatTemplate | None, tuple[str, ...]]:
     """The parts of an LLM from a file, ready to run, and remarks on what was decided for them."""
     with gguf.read(path) as file:
         plan = plan_memory(file, settings, backend, is_shared=settings.max_sequences is None)
         config = models.read_config(file, plan.context)
+        watch.lap("header")
         tokenizer = Tokenizer.from_metadata(file.metadata, source=str(path))
         if tokenizer.vocab_size != config.vocab_size:
             raise FormatError(
                 f"{path}: the tokenizer has {tokenizer.vocab_size} tokens, the embedding {config.vocab_size} rows"
             )
         template = choose_template(chat_template, tokenizer, str(path))
+        watch.lap("tokenizer")
         decoder = models.build(file, config, backend, report, is_deterministic=settings.deterministic)
+    watch.lap("weights")
     runner = build_runner(decoder, plan, settings, backend, graphs)
     engine = Engine(
         runner,
@@ -147,7 +155,8 @@ def _assembled(
         max_prefill_tokens=settings.max_prefill_tokens or (None if backend.is_gpu else _CPU_PREFILL_TOKENS),
         prefix_caching=settings.prefix_caching,
     )
-    engine.warm_up(report)
+    watch.lap("KV cache")
+    engine.warm_up(report, watch.lap)
     return engine, tokenizer, template, plan.notes
 
 

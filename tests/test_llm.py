@@ -401,6 +401,7 @@ def test_a_misspelled_keyword_of_render_chat_is_no_variable_of_the_template(llm:
         ),
         path=llm.path,
         notes=(),
+        load_parts={},
         load_ms=0.0,
     )
     variables = {"builtin_tools": 1, "tool_use": 2, "documents": 3, "enable_thinking": 4}

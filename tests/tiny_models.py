@@ -57,7 +57,7 @@ def tiny_llm(
     )
     for pages in (array for cache in state.caches for array in cache.arrays):
         pages.fill(np.nan)  # a position that is read before it is written poisons the result
-    return LLM(engine, tokenizer, None, path=path, notes=(), load_ms=0.0)
+    return LLM(engine, tokenizer, None, path=path, notes=(), load_parts={}, load_ms=0.0)
 
 
 def random_prompts(count: int, longest: int, *, seed: int = 0, vocabulary: int = 250) -> list[list[int]]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from forge.cli import options, output
+from forge.cli import options, output, parts
 from forge.cli.about import about
 from forge.errors import ParameterError
 
@@ -32,6 +32,7 @@ def command(
     ] = 3,
     *,
     loading: dict[str, Any],
+    timings: options.Timings = False,
     as_json: options.Json = False,
 ) -> None:
     """Measure how fast prompts are read and answers generated. The speed of reading this model is beside it.
@@ -46,6 +47,8 @@ def command(
         output.write_json(about(llm.device, llm.path) | report)
     else:
         _print(llm, report)
+    if timings:
+        parts.write(llm, 1000 * prompt_tokens / report["prefill_tokens_per_s"])
 
 
 def measure(llm: LLM, prompt_tokens: int, gen_tokens: int, batches: Sequence[int], repetitions: int) -> dict[str, Any]:
@@ -82,6 +85,7 @@ def measure(llm: LLM, prompt_tokens: int, gen_tokens: int, batches: Sequence[int
         "gen_tokens": gen_tokens,
         "repetitions": repetitions,
         "load_ms": llm.load_ms,
+        "load_parts_ms": llm.load_parts,
         "peak_rss_bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
         "prefill_tokens_per_s": median(prefill),
         "bound_tokens_per_s": rate,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from forge.cli import options, output
+from forge.cli import options, output, parts
 from forge.cli.about import about
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ def command(
     sampling: dict[str, Any],
     ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Run through the model's end tokens.")] = False,
     loading: dict[str, Any],
+    timings: options.Timings = False,
     as_json: options.Json = False,
 ) -> None:
     """Continue PROMPT. Text streams to stdout, statistics go to stderr."""
@@ -50,11 +51,13 @@ def command(
         if as_json:
             output.write_json(answer_json(llm, request, params))
         else:
-            stream(llm, request, params)
+            found = stream(llm, request, params)
+            if timings:
+                parts.write(llm, found.prefill_ms if found else None)
 
 
-def stream(llm: LLM, prompt: str | list[int], params: SamplingParams) -> None:
-    """Write the completion to stdout as it is generated, then remarks on it to stderr."""
+def stream(llm: LLM, prompt: str | list[int], params: SamplingParams) -> Timings | None:
+    """Write the completion to stdout as it is generated, then remarks on it to stderr. Returns where its time went."""
     timings = reason = None
     logprobs: list[TokenLogprobs] = []
     try:
@@ -72,6 +75,7 @@ def stream(llm: LLM, prompt: str | list[int], params: SamplingParams) -> None:
         if reason == "length":
             output.note(cut(timings, params, llm))
         output.status(statistics(timings, llm.load_ms))
+    return timings
 
 
 def answer_json(llm: LLM, prompt: str | list[int], params: SamplingParams) -> dict[str, Any]:
@@ -87,6 +91,7 @@ def answer_json(llm: LLM, prompt: str | list[int], params: SamplingParams) -> di
         "finish_reason": completion.finish_reason,
         "timings": {
             "load_ms": llm.load_ms,
+            "load_parts_ms": llm.load_parts,
             **asdict(timings),
             "total_ms": timings.total_ms,
             "prefill_tokens_per_s": timings.prefill_tokens_per_s,

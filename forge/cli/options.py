@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from forge.cli import output
+from forge.cli import output, parts
 from forge.errors import ForgeError, ParameterError
 
 if TYPE_CHECKING:
@@ -64,6 +64,7 @@ ChatTemplate = Annotated[
         "--chat-template", metavar="FILE|NAME", help="A Jinja template, or one of the model's several by its name."
     ),
 ]
+Timings = Annotated[bool, typer.Option("--timings", help="Show the parts of the time to the first token.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
@@ -183,6 +184,8 @@ def loaded(model: str, *, max_sequences: int | None = 1, **settings: Any) -> Ite
 
     with output.ProgressDisplay() as progress:
         llm = forge.load(model, max_sequences=max_sequences, progress=progress, **settings)
+    imports = 1000 * parts.seconds_of_process() - sum(llm.load_parts.values())  # `forge.load` imports before it begins
+    llm.load_parts = {"imports": imports, **llm.load_parts}
     # If stderr is no terminal, a failure is one line there, so notes wait for success.
     is_watched = output.is_terminal(sys.stderr)
     with llm:

@@ -57,7 +57,7 @@ def record(path: Path | None, device: Recorder, settings: EngineConfig = _SETTIN
             is_deterministic = settings.deterministic
             decoder = models.build(file, config, device, None, HeaderWeights, is_deterministic=is_deterministic)
             runner = loading.build_runner(decoder, plan, settings, device)
-            runner.warm_up(plan.max_step_tokens)
+            runner.run_typical_steps(plan.max_step_tokens)
 
 
 class HeaderWeights(Weights):

@@ -70,9 +70,9 @@ class Engine:
             prefix_evictions=cache.num_evictions if cache else 0,
         )
 
-    def warm_up(self, progress: Progress | None = None) -> None:
-        """Compile the kernels of the steps to come, so that no request waits for them."""
-        self.runner.warm_up(self.scheduler.max_step_tokens, progress)
+    def warm_up(self, progress: Progress | None, lap: Callable[[str], None]) -> None:
+        """Compile the kernels of the steps to come, so that no request waits. `lap` is called behind each part."""
+        self.runner.warm_up(self.scheduler.max_step_tokens, progress, lap)
 
     def check(self, prompt_ids: list[int], params: SamplingParams) -> None:
         """Raises what `add` would: ContextLengthError, or ParameterError for ids outside the vocabulary."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -84,9 +85,15 @@ class ModelRunner:
     def copy_page(self, kind: int, source: int, target: int) -> None:
         self.state.caches[kind].copy_page(source, target)
 
-    def warm_up(self, max_step_tokens: int, progress: Progress | None = None) -> None:
-        """Compile the kernels of the steps to come, so that no request waits for them."""
-        self.backend.prepare(lambda: self.run_typical_steps(max_step_tokens), progress)
+    def warm_up(self, max_step_tokens: int, progress: Progress | None, lap: Callable[[str], None]) -> None:
+        """Compile the kernels of the steps to come, so that no request waits. `lap` is called behind each part."""
+
+        def run() -> None:
+            self.run_typical_steps(max_step_tokens)
+            lap("warm-up")
+
+        self.backend.prepare(run, progress)
+        lap("kernels")
 
     def run_typical_steps(self, max_step_tokens: int) -> None:
         """One step of each number of rows that has kernels of its own."""

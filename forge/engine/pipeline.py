@@ -70,6 +70,7 @@ class StepPipeline:
         self.table = RequestTable(backend, max_sequences, model.config.vocab_size, pages, state.num_pages)
         self._rows = backend.asarray(np.arange(max_sequences), np.int32)
         self._starts = backend.asarray(np.arange(max_sequences + 1), np.int32)
+        self._recorded = backend.recorder()
         self._graphs = GraphCache(backend, self.table, state, graphs)
         most_words = max_sequences * (2 * MAX_LOGPROBS + 2)  # as `pack_logprobs` gives them
         self._ring, self._host_ring = backend.host_visible((_RING_ENTRIES, most_words), np.int32)
@@ -199,9 +200,10 @@ class StepPipeline:
         on_device, followed = built.place(self._put, logit_rows)
         if len(built.followed):
             copy_rows(followed, self.table.fields["last_id"].reshape(-1, 1), on_device.ids.reshape(-1, 1))
+        arrays = on_device.arrays()
         if tokens:
-            return self._draw(self.model(on_device, self.state))
-        self.model.hidden(on_device, self.state)
+            return self._draw(self._recorded(arrays, lambda: self.model(on_device, self.state)))
+        self._recorded(arrays, lambda: self.model.hidden(on_device, self.state).x)
         return None
 
     def _draw(self, logits: Any) -> Any:

@@ -32,6 +32,11 @@ class Batch:
     logit_rows: Any | None
     """(R,) tokens whose logits are wanted; None = all T"""
 
+    def arrays(self) -> list[Any]:
+        """All of them, in an order of their own."""
+        tables = [array for table in self.tables for array in table]
+        return [self.ids, self.positions, self.starts, self.lengths, self.logit_rows, *tables]
+
     @property
     def is_decode(self) -> bool:
         """Whether each sequence has one token."""

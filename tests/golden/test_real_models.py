@@ -83,6 +83,7 @@ def test_chats_are_rendered_and_encoded_as_expected(model: Model) -> None:
             choose_template(GEMMA_TEMPLATE, llm.tokenizer, str(llm.path)),
             path=llm.path,
             notes=(),
+            load_parts={},
             load_ms=0.0,
         )
     for case in golden["cases"]:

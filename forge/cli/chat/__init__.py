@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from forge.cli import options, output
+from forge.cli import options, output, parts
 from forge.errors import ForgeError, ParameterError
 
 if TYPE_CHECKING:
@@ -68,6 +68,7 @@ def command(
     *,
     sampling: dict[str, Any],
     loading: dict[str, Any],
+    timings: options.Timings = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object for each answer.")] = False,
 ) -> None:
     """Talk with a model, or answer QUESTION or what is piped in. /help shows the commands of a conversation."""
@@ -100,6 +101,9 @@ def command(
             _answer(conversation, message, as_json)
         else:
             _answer_lines(conversation, as_json)
+        if timings:
+            latest = conversation.timings
+            parts.write(llm, latest.prefill_ms if latest else None)
 
 
 def _message(question: str | None, is_piped: bool) -> str:

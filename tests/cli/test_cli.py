@@ -190,8 +190,23 @@ def test_bench_measures_all_batch_sizes(capsys: Captured) -> None:
     assert alone["ratio_to_bound"] == pytest.approx(alone["tokens_per_s"] / found["bound_tokens_per_s"])
     assert min(found["prefill_tokens_per_s"], found["load_ms"]) > 0
     assert found["peak_rss_bytes"] > 20e6
-    assert run([*args]) == 0
-    assert "decode, batch 2" in capsys.readouterr().out
+    assert run([*args, "--timings"]) == 0
+    shown = capsys.readouterr()
+    assert "decode, batch 2" in shown.out
+    rows = [line.split() for line in shown.err.splitlines() if re.search(r" \d+ +\d+$", line)]
+    assert [row[0] for row in rows] == [
+        "imports",
+        "device",
+        "file",
+        "header",
+        "tokenizer",
+        "weights",
+        "KV",
+        "kernels",
+        "prompt",
+    ]
+    assert sum(int(row[-2]) for row in rows) == pytest.approx(int(rows[-1][-1]), abs=len(rows))
+    assert found["load_parts_ms"].keys() >= {"imports", "weights"}
 
 
 def test_bench_bound_covers_every_matrix_of_the_file() -> None:

@@ -31,6 +31,8 @@ _CONTEXTS = {16: ((1, 1024), (1, 8192), (8, 1024)), ANY: ((64, 1024),)}
 """Numbers of sequences and of their positions, by the class of the number of sequences."""
 _PROMPTS = {1: (1, 2048), ANY: (8, 512)}
 """Prompts of a step and their tokens, by the class of the number of sequences."""
+_MOST_ROWS = 4096
+"""Rows of a product that are measured, of a class without a limit."""
 _TABLE_POSITIONS = 16_384
 """Positions of the page table, which is longer than the sequences, as in an engine."""
 
@@ -85,7 +87,8 @@ def _prompt_case(shape: Shape, sequences: int, length: int) -> Case:
 
 
 def _product_case(shape: Shape) -> Case:
-    op, inner, tokens = shape.get("op", "linear"), shape["inner"], shape.get("tokens", 1)
+    op, inner = shape.get("op", "linear"), shape["inner"]
+    tokens = shape.get("tokens", min(shape.get("rows", 1), _MOST_ROWS))
     is_gated = op == "rms_gated"
 
     def make(rng: np.random.Generator) -> Arrays:

@@ -107,8 +107,8 @@ def _linear_gpu(device: GPU, operand: Any, weight: Any, bias: Any, residual: Any
     """Choose the kernels, and what is fused into them.
 
     - One row: GEMV. It computes an RMS norm of the operand, and behind it the gated activation.
-    - 2 to 64 rows: matrix cores. They compute the gated activation, or partials for the reader to sum.
-    - More rows: BLAS.
+    - 2 to 256 rows: matrix cores. They compute the gated activation, or partials for the reader to sum.
+    - More rows: BLAS, or blocks of rows on the matrix cores, as the tuning table says.
     - Any number of rows with a fixed split_k: matrix cores, split as the matrix and the device say.
 
     Norms and activations that are not fused are launches before and after the product.
@@ -124,7 +124,11 @@ def _linear_gpu(device: GPU, operand: Any, weight: Any, bias: Any, residual: Any
     )
     if isinstance(operand, Normed) and not norm_inside:
         operand = device.launch(norm, (operand,), {"out": "act"})
-    on_matrix_cores = (is_fixed or 1 < rows <= matmul.MAX_ROWS) and matmul.supports(weight)
+    on_matrix_cores = (
+        (is_fixed or rows > 1)
+        and matmul.supports(weight)
+        and not any(_by_blas(device, rows, part, is_fixed) for _, part, _ in parts)
+    )
     if glu != "none" and not is_stack and (norm_inside or on_matrix_cores):
         y = device.empty((rows, weight.shape[0] // 2), device.dtype)
         if norm_inside:
@@ -147,7 +151,7 @@ def _product(
 ) -> None:
     """y[:, column:column + N] = operand @ weight.T + bias, or += with accumulate."""
     rows, (outer, inner) = operand.shape[0], weight.shape
-    if rows > matmul.MAX_ROWS and device.has_blas and not is_fixed:
+    if _by_blas(device, rows, weight, is_fixed):
         _many_rows(device, operand, weight, y, column, accumulate=accumulate)
         if bias is not None:
             device.run("linear", "add_bias", (-(-outer // 256), rows), bias, y, outer, y.shape[1], column)
@@ -158,6 +162,16 @@ def _product(
     else:
         sizes = (inner, outer, y.shape[1], column, int(accumulate))
         device.run("linear", "linear", (outer, rows), operand, weight, bias, y, *sizes)
+
+
+def _by_blas(device: GPU, rows: int, weight: Any, is_fixed: bool) -> bool:
+    """Whether the vendor's BLAS computes a product."""
+    if rows <= matmul.MAX_ROWS or is_fixed or not device.has_blas:
+        return False
+    format = weight.type.name if isinstance(weight, Packed) else "F16"
+    outer, inner = weight.shape
+    is_chosen = device.choice("product", format=format, inner=inner, outer=outer, rows=rows)["BLAS"] == 1
+    return is_chosen or not matmul.supports(weight)
 
 
 _SCRATCH_WEIGHTS = 1 << 26

@@ -10,17 +10,20 @@ import numpy as np
 
 from forge.backend import backend_of, register
 from forge.backend.gpu import GPU
+from forge.formats.ggml import GGMLType
 from forge.ops.quant import Packed, Stack, parts_of
-from forge.tuning.table import MATMUL_ROWS, group_lds_bytes
+from forge.tuning.table import GROUP_ROWS, MATMUL_ROWS, group_lds_bytes, quant_lds_bytes
 
-MAX_ROWS = MATMUL_ROWS[-1]
-"""Rows of x that the weights are read once for. A launch may have more, in blocks of so many."""
-ROW_COUNTS = (1, *MATMUL_ROWS, MAX_ROWS + 1)
-"""Numbers of rows that are multiplied by different kernels: a vector's, tiles' of each size, and BLAS's."""
+MAX_ROWS = GROUP_ROWS[-1]
+"""Most rows of x for which the tile kernels are launched where a BLAS might be: a batch of so many can be recorded."""
+ROW_COUNTS = (1, *GROUP_ROWS, MAX_ROWS + 1)
+"""Numbers of rows that are multiplied by different kernels: a vector's, tiles' of each size, and perhaps BLAS's."""
 _LANE_PARTS = 4
 """Parts of the inner dimension that the lanes of a wave share, at most: TILE_PARTS of the tile files."""
+_LINE_WEIGHTS = 256
+"""The inner dimension of products on Hopper with quantized matrices is a multiple of this."""
 _REDUCE_BLOCK = 256
-_MAX_SPLITS = {8: 8, 16: 8, 32: 16, 64: 16}
+_MAX_SPLITS = {8: 8, 16: 8, 32: 16, 64: 16, 128: 8, 256: 4}
 """By tokens: partials of few are read soon, and more splits gain less than adding them takes."""
 _MIN_STEPS = 2
 """Steps of the inner dimension in a split, at least: fewer do not pay for the reduction."""
@@ -100,61 +103,79 @@ def split_k(device: GPU, x: Any, weight: Any, bias: Any, *, is_fixed: bool = Fal
     return Partials(partials)
 
 
+def _kernel_of(device: GPU, weight: Any, *, is_fixed: bool) -> str:
+    if not device.has_wgmma:
+        return "matmul"
+    if not isinstance(weight, Packed):
+        return "matmul_wgmma"
+    return "matmul_wgmma_quant" if weight.shape[1] % _LINE_WEIGHTS == 0 and not is_fixed else "matmul"
+
+
 class _Launch:
     """A launch of the kernel: its grid, and how the inner dimension is split."""
 
     def __init__(self, device: GPU, x: Any, weight: Any, bias: Any, *, is_glu: bool, is_fixed: bool = False) -> None:
         self.device, self.x, self.weight, self.bias = device, x, weight, bias
         (rows, inner), outer = x.shape, weight.shape[0]
-        is_packed = isinstance(weight, Packed)
-        self.is_wgmma = device.has_wgmma and not is_packed
-        self.kernel = "matmul_wgmma" if self.is_wgmma else "matmul"
+        self.kernel = _kernel_of(device, weight, is_fixed=is_fixed)
+        format = weight.type.name if isinstance(weight, Packed) else "F16"
 
         def choice_for(tokens: int) -> Mapping[str, int]:
             return device.choice(
                 self.kernel,
                 op="rms_gated" if is_glu else "linear",
-                format=weight.type.name if is_packed else "F16",
+                format=format,
                 inner=inner,
                 outer=outer // 2 if is_glu else outer,
                 tokens=tokens,
             )
 
-        tokens = next((most for most in MATMUL_ROWS if rows <= most), MAX_ROWS)
+        counts = MATMUL_ROWS if self.kernel == "matmul" or is_fixed else GROUP_ROWS
+        tokens = next((most for most in counts if rows <= most), counts[-1])
         choice = splitting = choice_for(tokens)
-        turn = weight.weights_per_thread if is_packed else 32
+        turn = _LINE_WEIGHTS // _LANE_PARTS
+        if self.kernel != "matmul_wgmma_quant":
+            turn = weight.weights_per_thread if isinstance(weight, Packed) else 32
         if is_fixed:
             # What a split begins with is the same for any number of rows: it is whole stages, which are those of the
             # most rows, or at most a turn of the main loop.
-            splitting = choice_for(MAX_ROWS)
-            stage_steps = min(choice["STAGE_STEPS"], turn // 16)
-            choice = splitting if self.is_wgmma else {**choice, "STAGE_STEPS": stage_steps}
-        self.defines: dict[str, int | str] = {"TOKENS": tokens, **choice}
-        if rows > tokens:
+            splitting = choice_for(counts[-1])
+            stage_steps = min(choice.get("STAGE_STEPS", 1), turn // 16)
+            choice = splitting if self.kernel == "matmul_wgmma" else {**choice, "STAGE_STEPS": stage_steps}
+        self.defines: dict[str, int | str] = {"TOKENS": tokens, **choice, **self._defines(format, tokens, choice)}
+        # Blocks of more rows of x lie beside each other, so that they find weights in a cache.
+        blocks, row_blocks = -(-outer // _rows_of_block(device, choice)), -(-rows // tokens)
+        self.grid = (blocks, 1, 1)
+        if row_blocks > 1:
             self.defines["MORE_TOKENS"] = 1
-        if self.is_wgmma:
-            self.defines["LDS_BYTES"] = group_lds_bytes(tokens, choice)
-        else:
-            self.defines |= (
-                {"FORMAT": int(weight.type), "WEIGHT": "u8"} if is_packed else {"FORMAT": 1, "WEIGHT": "f16"}
-            )
-        self.blocks, self.row_tiles = -(-outer // _rows_of_block(device, choice)), -(-rows // tokens)
+            self.grid = (row_blocks, 1, blocks)
         # Where the rows of the matrix are blocks too few to fill the device, more of them share the inner dimension.
         steps = -(-inner // (_LANE_PARTS * turn))
         room = device.num_cus * splitting["MIN_BLOCKS"] // -(-outer // _rows_of_block(device, splitting))
-        most = _MAX_SPLITS[MAX_ROWS if is_fixed else tokens]
+        if not is_fixed:
+            room //= row_blocks
+        most = _MAX_SPLITS[counts[-1] if is_fixed else tokens]
         self.splits = max(min(room, steps // _MIN_STEPS, most), 1)
+
+    def _defines(self, format: str, tokens: int, choice: Mapping[str, int]) -> dict[str, int | str]:
+        """What the kernel is compiled with beside the choice."""
+        if self.kernel == "matmul_wgmma":
+            return {"LDS_BYTES": group_lds_bytes(tokens, choice)}
+        number = int(GGMLType[format])
+        if self.kernel == "matmul_wgmma_quant":
+            return {"FORMAT": number, "LDS_BYTES": quant_lds_bytes(format, tokens, choice)}
+        return {"FORMAT": number, "WEIGHT": "f16" if format == "F16" else "u8"}
 
     def run(
         self, y: Any, gated: Any, stride: int, column: int = 0, *, accumulate: int = 0, gelu: int = 0, splits: int = 1
     ) -> None:
         weight = self.weight
-        planes = weight.planes if isinstance(weight, Packed) else (weight,) if self.is_wgmma else (weight, *3 * (None,))
+        no_planes = () if self.kernel == "matmul_wgmma" else (None, None, None)
+        planes = weight.planes if isinstance(weight, Packed) else (weight, *no_planes)
         sizes = (*self.x.shape, weight.shape[0], stride, column, accumulate, gelu, splits)
         arrays = self.x, *planes, self.bias, y, gated
-        self.device.run(
-            self.kernel, self.kernel, (self.blocks, splits, self.row_tiles), *arrays, *sizes, **self.defines
-        )
+        x, _, z = self.grid
+        self.device.run(self.kernel, self.kernel, (x, splits, z), *arrays, *sizes, **self.defines)
 
 
 def _rows_of_block(device: GPU, choice: Mapping[str, int]) -> int:

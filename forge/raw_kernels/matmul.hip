@@ -1,4 +1,4 @@
-// Products of rows of x, TOKENS for each z of the grid, with a float16 or quantized matrix, on the matrix cores.
+// Products of rows of x, TOKENS for each block, with a float16 or quantized matrix, on the matrix cores.
 // Uses: quant_blocks, tile, tile_mma, tile_mfma, tile_wmma, tile_scalar, matmul_epilogue
 //
 // A wave takes TILES tiles of 16 rows of the matrix, for all rows of x. Weights go from memory straight to the registers that the

@@ -1,5 +1,5 @@
-// Products of rows of x, TOKENS for each z of the grid, with a float16 matrix, as matmul.hip, by NVIDIA's wgmma, which reads LDS.
-// Uses: tile, tile_mma, matmul_epilogue, tile_lines, tile_wgmma
+// Products of rows of x, TOKENS for each block, with a float16 matrix, as matmul.hip, by NVIDIA's wgmma, which reads LDS.
+// Uses: tile, tile_mma, tile_lines, matmul_epilogue, tile_wgmma
 // Target: sm_90a
 //
 // Weights and x go from memory to LDS by asynchronous copies of whole lines, STAGES - 1 stages ahead. Only the matrix cores read them

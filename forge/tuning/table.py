@@ -8,7 +8,7 @@ gfx90a CDNA2, gfx11 RDNA3, gfx12 RDNA4.
 
 from __future__ import annotations
 
-from forge.formats.ggml import BLOCK_FORMATS
+from forge.formats.ggml import BLOCK_FORMATS, GGMLType
 from forge.tuning.spec import ANY, Kernel, Row, Shape, Values
 
 _LDS_BYTES = 48 << 10
@@ -16,8 +16,9 @@ _LDS_BYTES = 48 << 10
 _MAX_LDS_BYTES = 99 << 10
 """What a block may have where a launch allots it: the least limit of NVIDIA's GPUs from sm_80 on."""
 MATMUL_ROWS = (8, 16, 32, 64)
-"""Rows of a product that a block of the tile kernels takes, in variants up to each of these. More go to BLAS, or to
-further blocks."""
+"""Rows of a product that a block of `matmul` takes, in variants up to each of these. More go to further blocks."""
+GROUP_ROWS = (*MATMUL_ROWS, 128, 256)
+"""The same of a block of the kernels that multiply by four waves together."""
 _MMA, _MFMA, _WMMA = ("sm_8", "sm_9", "sm_1"), ("gfx908", "gfx90a", "gfx94", "gfx95"), ("gfx11", "gfx12")
 """Architectures with matrix cores of each family."""
 _OPS = ("linear", "rms_linear", "rms_gated")
@@ -61,11 +62,38 @@ def group_lds_bytes(tokens: int, values: Values) -> int:
     return values["STAGES"] * values["STAGE_STEPS"] * 128 * (tokens + rows_of_block)
 
 
+def quant_lds_bytes(format: str, tokens: int, values: Values) -> int:
+    """What a block of `matmul_wgmma_quant` has of LDS: STAGES of 256 weights of its rows of the matrix, and x twice.
+
+    Planes with whole pieces of 16 bytes in 256 weights go through LDS. Of x there are up to 4 quarters of the 256.
+    """
+    type = GGMLType[format]
+    widths = (field[1] - field[0] for field in BLOCK_FORMATS[type].planes if field)
+    row_bytes = sum(size for width in widths if (size := width * 256 // type.block_size) % 16 == 0)
+    rows_of_block = 16 * values["TILES"] * values["BLOCK"] // 32
+    x_bytes = 2 * 128 * max(min(4 * tokens, 128), tokens)
+    return -(-(values["STAGES"] * rows_of_block * row_bytes + x_bytes) // 1024) * 1024
+
+
+def _fits_core(shape: Shape, values: Values, lds_bytes: int) -> bool:
+    """All blocks of a multiprocessor have room in LDS, of which 1 KB of each is the driver's, and much is under way.
+
+    Their sums, with as many registers for other things, have room too.
+    """
+    threads = values["MIN_BLOCKS"] * values["BLOCK"]
+    registers = threads * (64 + values["TILES"] * shape["tokens"] // 2)
+    return 60 << 10 <= values["MIN_BLOCKS"] * (lds_bytes + 1024) <= 228 << 10 and registers <= 65_536
+
+
 def _matmul_wgmma(shape: Shape, values: Values) -> bool:
-    """All blocks of a multiprocessor have room in LDS, of which 1 KB of each is the driver's, and much is under way."""
-    core_blocks = values["MIN_BLOCKS"]
-    lds_bytes = core_blocks * (group_lds_bytes(shape["tokens"], values) + 1024)
-    return 80 << 10 <= lds_bytes <= 228 << 10 and 256 <= core_blocks * values["BLOCK"] <= 512 // values["TILES"]
+    lds_bytes, threads = group_lds_bytes(shape["tokens"], values), values["MIN_BLOCKS"] * values["BLOCK"]
+    return 256 <= threads <= 512 // values["TILES"] and _fits_core(shape, values, lds_bytes)
+
+
+def _matmul_wgmma_quant(shape: Shape, values: Values) -> bool:
+    threads = values["MIN_BLOCKS"] * values["BLOCK"]
+    lds_bytes = quant_lds_bytes(shape["format"], shape["tokens"], values)
+    return 256 <= threads <= 512 and _fits_core(shape, values, lds_bytes)
 
 
 def attention_lds_bytes(dim: int, values: Values) -> int:
@@ -183,7 +211,7 @@ KERNELS = {
         ),
     ),
     "matmul_wgmma": Kernel(
-        classes={"op": ("linear", "rms_gated"), "outer": (2048, 4095, 4096, 8191, ANY), "tokens": MATMUL_ROWS},
+        classes={"op": ("linear", "rms_gated"), "outer": (2048, 4095, 4096, 8191, ANY), "tokens": GROUP_ROWS},
         # Of LDS as much as is there goes to MIN_BLOCKS of a multiprocessor, STAGES of STAGE_STEPS lines each.
         candidates={
             "TILES": (1, 2), "BLOCK": (128, 256), "MIN_BLOCKS": (1, 2, 3, 4), "STAGE_STEPS": (1, 2), "STAGES": (3, 4)
@@ -191,15 +219,43 @@ KERNELS = {
         allows=_matmul_wgmma,
         measured="H100, of the one architecture that launches it: at the shapes of a 1B and an 8B model, 8 and 64 "
         "rows, of 1 to 4 tiles, 1 to 4 groups of waves, 1 to 5 blocks of a multiprocessor, 3 to 8 stages of 1 and 2 "
-        "steps",
+        "steps; not measured for more than 64 rows",
         rows=(
             # of some numbers of outputs three blocks, or slices of them, leave the fewest multiprocessors less to do
-            Row({"outer": 2048}, (1, 128, 2, 2, 3)),
-            Row({"outer": 4095}, (1, 128, 3, 1, 4)),
-            Row({"outer": 4096}, (1, 128, 2, 2, 3)),
-            Row({"outer": 8191}, (1, 128, 3, 1, 4)),
-            Row({}, (1, 128, 2, 2, 3)),
+            Row({"outer": 2048, "tokens": 64}, (1, 128, 2, 2, 3)),
+            Row({"outer": 4095, "tokens": 64}, (1, 128, 3, 1, 4)),
+            Row({"outer": 4096, "tokens": 64}, (1, 128, 2, 2, 3)),
+            Row({"outer": 8191, "tokens": 64}, (1, 128, 3, 1, 4)),
+            Row({"tokens": 64}, (1, 128, 2, 2, 3)),
+            Row({"tokens": 128}, (1, 256, 2, 1, 3)),
+            Row({}, (1, 256, 1, 1, 4)),
         ),
+    ),
+    "matmul_wgmma_quant": Kernel(
+        classes={
+            "op": ("linear", "rms_gated"), "format": _FORMATS, "outer": (2048, 4096, ANY), "tokens": GROUP_ROWS
+        },
+        # A wave has TILES of 16 outputs. STAGES of 256 weights of each are in LDS. MIN_BLOCKS of a multiprocessor.
+        candidates={"TILES": (1, 2), "BLOCK": (128, 256), "MIN_BLOCKS": (1, 2, 3, 4), "STAGES": (2, 3, 4)},
+        allows=_matmul_wgmma_quant,
+        measured="not measured: what fits the registers and leaves most bytes under way",
+        rows=(
+            Row({"outer": 2048, "tokens": 16}, (1, 128, 3, 3)),
+            Row({"format": ("Q4_0", "Q4_K"), "tokens": 16}, (2, 128, 3, 3)),
+            Row({"format": ("Q8_0",), "tokens": 32}, (2, 128, 2, 2)),
+            Row({"tokens": 32}, (2, 128, 2, 3)),
+            Row({"tokens": 64}, (2, 256, 1, 2)),
+            Row({}, (1, 256, 1, 3)),
+        ),
+    ),
+    "product": Kernel(
+        classes={"format": ("F16", *_FORMATS), "outer": (4096, ANY), "rows": (512, 1024, 2048, ANY)},
+        # Products of more rows than GROUP_ROWS, where there is a BLAS: by it, blocks converted to float16 before, or
+        # by the kernels above, in blocks of rows.
+        candidates={"BLAS": (0, 1)},
+        allows=lambda shape, values: True,
+        measured="not measured: as before there was a choice",
+        rows=(Row({}, (1,)),),
     ),
     "attention_decode": Kernel(
         classes={"dim": (32, 64, 96, 128, 256), "packed": (1, 2, 3, 4), "rows": (16, ANY)},

@@ -14,7 +14,7 @@ from forge.devtools.verify import run_case
 from forge.ops.linear import linear
 from forge.ops.matmul import matmul
 from forge.ops.op import REGISTRY
-from forge.ops.quant import QuantTensor
+from forge.ops.quant import FORMATS, QuantTensor
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="no clang++: scripts/install-toolchain installs it")
 
@@ -43,6 +43,26 @@ PRODUCTS = [case for case in CASES["linear"] if case.name.startswith(NAMES)]
 def test_each_family_computes_the_product(case: Case, family: str) -> None:
     error, _ = run_case(REGISTRY["linear"], case, device_of(family))
     assert error.passed, error
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rows", [9, 17, 33, 100, 300])
+@pytest.mark.parametrize("kind", [*FORMATS, "F16"])
+def test_groups_of_waves_multiply_each_format(kind: str, rows: int) -> None:
+    """Of more rows of the matrix than a block has, in splits of unequal length, with a bias and added to."""
+    rng = np.random.default_rng(rows)
+    device = device_of("TILE_MMA, groups")
+    blocks = QuantTensor.random("Q4_0" if kind == "F16" else kind, 150, 1280, rng)
+    weight = device.asarray(blocks.dequantize(), np.float16) if kind == "F16" else blocks.on(device)
+    x = (rng.standard_normal((rows, 1280)) / 30).astype(np.float16)
+    bias, before = (rng.standard_normal(shape).astype(np.float32) for shape in (150, (rows, 152)))
+    y = device.asarray(before)
+    matmul(device, device.asarray(x), weight, device.asarray(bias), y, 1, accumulate=True)
+    product = x.astype(np.float64) @ blocks.dequantize().T.astype(np.float64)
+    expected = before.astype(np.float64)
+    expected[:, 1:151] += product + bias
+    np.testing.assert_allclose(np.asarray(y), expected, rtol=0, atol=4e-3 * product.std() + 1e-6)
+    assert {variant.file for variant in device.variants} >= {"matmul_wgmma" if kind == "F16" else "matmul_wgmma_quant"}
 
 
 @pytest.mark.parametrize("family", FAMILIES)

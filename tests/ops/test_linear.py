@@ -14,6 +14,7 @@ from forge.ops.linear import linear
 from forge.ops.matmul import Partials
 from forge.ops.norm import Normed
 from forge.ops.quant import Packed, Stack
+from forge.tuning import Choices
 
 
 class Launches(Recorder):
@@ -67,10 +68,12 @@ def operand(device: Launches, kind: str, rows: int, inner: int) -> Any:
         (5, "array", "stack", "residual", "matmul matmul"),
         (5, "array", "stack", "glu", "matmul matmul act_and_mul"),
         (5, "array", "F16", "split_k", "matmul"),
+        (65, "rms", "Q4_K", "glu bias", "rmsnorm matmul"),
+        (256, "array", "stack", "split_k", "matmul matmul"),
         # many: BLAS
-        (65, "rms", "F16", "", "rmsnorm BLAS"),
-        (65, "rms", "Q4_K", "glu bias", "rmsnorm dequantize BLAS add_bias act_and_mul"),
-        (65, "array", "stack", "split_k", "dequantize BLAS BLAS"),
+        (257, "rms", "F16", "", "rmsnorm BLAS"),
+        (257, "rms", "Q4_K", "glu bias", "rmsnorm dequantize BLAS add_bias act_and_mul"),
+        (257, "array", "stack", "split_k", "dequantize BLAS BLAS"),
         # rows whose sums do not depend on their number: the same kernel for any
         (1, "rms", "F16", "fixed", "rmsnorm matmul"),
         (1, "array", "Q4_K", "fixed residual bias", "matmul"),
@@ -94,7 +97,7 @@ def test_a_product_is_launched_as_few_kernels_as_there_are_for_it(
     args = operand(device, kind, rows, 256), given, bias, residual
     result = device.launch(linear, args, {"glu": glu, "split_k": split_k})
     assert " ".join(device.functions) == functions
-    is_split = split_k == "allowed" and 1 < rows < 65
+    is_split = split_k == "allowed" and 1 < rows < 257
     assert isinstance(result, Partials) == (is_split or (split_k == "fixed_allowed" and weight != "stack"))
     assert (result is residual) == (residual is not None)
     linear.check(args, {"glu": glu, "split_k": split_k}, (result,))
@@ -130,12 +133,33 @@ def test_a_long_row_is_normalized_before_its_product() -> None:
     assert device.functions == ["rmsnorm", "matvec_f16"]
 
 
-def test_without_blas_many_rows_are_one_launch(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("glu", "split_k"), [("none", "never"), ("silu", "never"), ("none", "allowed")])
+def test_without_blas_many_rows_are_one_launch_with_what_is_fused(
+    glu: str, split_k: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(Launches, "has_blas", False)
     device = Launches()
-    args = operand(device, "array", 129, 256), matrix(device, "F16", 256), None, None
-    device.launch(linear, args, {"glu": "none", "split_k": "never"})
+    args = operand(device, "array", 600, 4096), matrix(device, "Q4_K", 4096), None, None
+    device.launch(linear, args, {"glu": glu, "split_k": split_k})
     assert device.functions == ["matmul"]
+
+
+def test_blocks_of_rows_fill_a_device_before_splits_do() -> None:
+    device = Launches(num_cus=8)  # with two blocks on each
+    parts = []
+    for rows in (64, 256):
+        args = operand(device, "array", rows, 4096), matrix(device, "Q4_K", 4096), None, None
+        parts.append(len(device.launch(linear, args, {"glu": "none", "split_k": "allowed"}).parts))
+    assert parts == [8, 4]
+
+
+def test_many_rows_are_multiplied_as_the_table_says() -> None:
+    device = Launches()
+    device.tuning = Choices("", {("product", ("Q4_K", 4096, 512)): {"BLAS": 0}})
+    for rows in (300, 600):
+        args = operand(device, "array", rows, 256), matrix(device, "stack", 256), None, None
+        device.launch(linear, args, {"glu": "none", "split_k": "never"})
+    assert " ".join(device.functions) == "matmul BLAS dequantize BLAS BLAS"
 
 
 def test_a_gated_product_has_no_residual() -> None:

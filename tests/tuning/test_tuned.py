@@ -36,7 +36,7 @@ from forge.tuning.table import KERNELS
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="no clang++: scripts/install-toolchain installs it")
 Captured = pytest.CaptureFixture[str]
 
-WGMMA = {"matmul_wgmma", "attention_wgmma"}
+WGMMA = {"matmul_wgmma", "matmul_wgmma_quant", "attention_wgmma"}
 """Kernels of GPUs that have it."""
 GATED = normed_case("K1040", 1, floats(1040, 42), "silu", bias=True)
 GATED_BLOCKS = normed_case("Q4_0", 1, blocks("Q4_0", 1056, 42), "silu")
@@ -53,6 +53,7 @@ CASES: dict[str, tuple[Op, Case]] = {
     "matvec_quant linear Q4_K 2048": (linear, quantized_case("Q4_K", 1, 1280, 37)),
     "matvec_quant rms_gated Q4_0 2048": (linear, GATED_BLOCKS),
     "matmul_wgmma 16": (linear, float_case(9, 264, 70, bias=True, residual=True)),
+    "matmul_wgmma_quant Q6_K 32": (linear, quantized_case("Q6_K", 17, 512, 70, extras=True)),
     "matmul F16 16": (linear, float_case(9, 264, 70, bias=True, residual=True)),
     "matmul Q4_K 64": (linear, quantized_case("Q4_K", 33, 512, 70)),
     "attention_decode 64 2": (decode_attention, decode_case("parts", [300, 1, 130], (4, 2), 64, extras=True)),
@@ -285,13 +286,14 @@ def test_workloads_launch_the_kernel_at_the_shape_that_they_are_for(
 ) -> None:
     recorder = Recorder(has_wgmma=groups)
     classes = workloads.shapes_of(recorder)
-    assert {kernel for kernel, _ in classes} == KERNELS.keys() - ({"attention_prefill"} if groups else WGMMA)
+    assert {kernel for kernel, _ in classes} == KERNELS.keys() - ({"attention_prefill", "matmul"} if groups else WGMMA)
     shapes = [(kernel, shape) for (kernel, _), shapes in classes.items() for shape in shapes]
     of_8b = {"format": "Q4_K", "inner": 4096, "outer": 14_336}
     for one in (
         ("matvec_f16", {"op": "rms_linear", "inner": 2048, "outer": 3072}),
         ("matvec_quant", {"op": "rms_gated", **of_8b}),
-        ("matmul", {"op": "rms_gated", **of_8b, "tokens": 32}),
+        ("matmul_wgmma_quant" if groups else "matmul", {"op": "rms_gated", **of_8b, "tokens": 32}),
+        ("product", {"format": "Q4_K", "inner": 14_336, "outer": 4096, "rows": 512}),
         ("attention_decode", {"dim": 128, "packed": 4, "kv_heads": 8, "rows": ANY}),
         ("norm", {"width": 4096}),
     ):
@@ -318,6 +320,7 @@ def test_a_models_shapes_are_those_that_its_kernels_are_asked_for() -> None:
     assert {kernel for kernel, _ in shapes} == {
         "matvec_f16",
         "matmul",
+        "product",
         "attention_decode",
         "attention_prefill",
     }  # norms are too short

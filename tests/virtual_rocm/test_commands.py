@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from forge.backend import compilers, kernel_cache, sources
+from forge.ops.matmul import MAX_ROWS
 from forge.tuning import store as tuning
 from virtual_rocm import tiny
 from virtual_rocm.command import forge
@@ -62,6 +63,20 @@ def test_an_unknown_gpu_works_and_is_called_untested(other: str, usual_ids: list
     (line,) = [line for line in done.stderr.splitlines() if "untested" in line]
     assert line.startswith(f"forge: device: {other} is untested: forge's tests cover gfx90a, ")
     assert f"{other} is untested" in forge("doctor", VIRTUAL_ROCM_GFX=other).stdout
+
+
+@pytest.mark.parametrize("type_name", ["F16", "Q4_K"])
+@pytest.mark.parametrize("other", ["gfx1151", "gfx1201"])
+def test_where_blas_has_no_kernels_forges_own_serve_alone(other: str, type_name: str, tmp_path: Path) -> None:
+    """A prompt of more rows than a launch takes beside BLAS, and ids after it: as NumPy's."""
+    path = tiny.write("llama", type_name, tmp_path / "model.gguf")
+    prompt = " ".join(f"{n} abc" for n in range(45))
+    command = ("generate", "--model", str(path), "--max-tokens", "4", "--ignore-eos", "--json", prompt)
+    wanted = forge(*command, "--device", "cpu")
+    assert len(json.loads(wanted.stdout)["prompt_ids"]) > MAX_ROWS
+    found = forge(*command, "--device", "hip", VIRTUAL_ROCM_GFX=other, VIRTUAL_ROCM_BLAS="none")
+    assert ids(found) == ids(wanted)
+    assert "hipBLAS cannot multiply here" in found.stderr
 
 
 def test_a_gpu_that_is_too_old_is_refused_before_anything_compiles() -> None:

@@ -12,6 +12,7 @@ import pytest
 
 import forge
 from forge.backend import select, sources
+from forge.ops import matmul
 from virtual_rocm import blas, runtime, tiny
 from virtual_rocm.calls import failing
 from virtual_rocm.runtime import DEVICE, OUT_OF_MEMORY
@@ -22,6 +23,8 @@ ON = ("gfx942",)
 MODEL = tiny.ARCH / "llama" / "model.gguf"
 FEW = forge.SamplingParams(max_tokens=3, temperature=0, ignore_eos=True)
 PROMPTS = [list(range(70)), [4]]  # the first in a product of many rows, by hipBLAS
+BLAS_ROWS = 64
+"""Products of more rows go to BLAS here, so that prompts need not be long."""
 MANY = 1000
 """More than there are calls: a loop that gets here has not ended."""
 
@@ -33,6 +36,13 @@ def load() -> forge.LLM:
 
 def generate(llm: forge.LLM) -> list[list[int]]:
     return [completion.ids for completion in llm.generate(PROMPTS, FEW)]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def blas_of_few_rows() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(matmul, "MAX_ROWS", BLAS_ROWS)
+        yield
 
 
 @pytest.fixture(scope="module")

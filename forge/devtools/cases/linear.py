@@ -71,7 +71,7 @@ _ARRAYS = [
     float_case(1, 1, 1),
     float_case(1, 64, 65, bias=True),
     float_case(1, 576, 31, residual=True),
-    *(float_case(rows, 96, 33, bias=True, residual=True) for rows in (1, 2, 6, 7, 16, 32, 33, 70)),
+    *(float_case(rows, 96, 33, bias=True, residual=True) for rows in (1, 2, 6, 7, 16, 32, 33, 70, 257)),
     float_case(16, 64, 33),  # without matrix cores in two turns of tokens, whose last and first stages have one place
     float_case(3, 1024, 1500),
     *(
@@ -79,7 +79,8 @@ _ARRAYS = [
         for rows, inner in ((3, 40), (4, 72), (5, 1000), (8, 1001), (9, 8), (15, 31), (17, 1001))
     ),
     *(quantized_case(name) for name in FORMATS),
-    *(quantized_case(name, rows=65, inner=256, outer=17) for name in FORMATS),
+    *(quantized_case(name, rows=257, inner=256, outer=17) for name in FORMATS),
+    *(quantized_case(name, 129, 256, 17) for name in ("Q4_0", "Q6_K")),
     *(quantized_case(name, inner=576) for name in ("Q4_1", "Q5_0", "Q8_0")),
     *(quantized_case(name, 3, 640, 1) for name in ("Q4_0", "Q5_1", "IQ4_NL")),
     *(quantized_case(name, 1, 32, 1) for name in ("Q4_0", "Q8_0")),
@@ -96,7 +97,7 @@ _ARRAYS = [
     float_case(40, 2552, 17, bias=True, residual=True),  # in more splits than are added at a time
     _stacked(1),
     _stacked(5),
-    _stacked(65),
+    _stacked(257),
     by_hand(
         "by hand",
         *([[1.0, 2]], [[3.0, 4], [5, 6]], [100.0, 200], [[1000.0, 2000]]),
@@ -123,6 +124,7 @@ _SPLIT_K = [
     *(_partials(quantized_case(name, rows, 1024, 9)) for name in ("Q4_0", "Q4_K", "Q6_K") for rows in (5, 40)),
     _partials(float_case(5, 63, 3)),
     _partials(float_case(65, 64, 3)),
+    _partials(float_case(257, 64, 3)),
     _partials(_stacked(5)),
 ]
 
@@ -256,6 +258,7 @@ _GLU = [
     _glu("stack T3", 3, _stack(256, "Q4_K", "Q6_K"), "silu"),
     _glu("T3 E31", 3, floats(31, 6), "silu"),
     _glu("T65", 65, floats(64, 6), "silu"),
+    _glu("T257", 257, floats(64, 6), "silu"),
 ]
 
 

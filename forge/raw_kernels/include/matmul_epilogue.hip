@@ -1,14 +1,21 @@
 // Shared by the matrix products of few rows of x: which matrix rows a tile has, the accumulators, and the epilogue.
-// -D TOKENS=rows of x of a block; TILES of a wave; BLOCK=threads; MORE_TOKENS=1: the grid's z takes further rows of x.
+// -D TOKENS=rows of x of a block; TILES of a wave; BLOCK=threads; MORE_TOKENS=1: there are further rows of x, in blocks that lie beside
+// each other in the grid, so that they find the weights in a cache.
 
 #ifdef MORE_TOKENS
-#define FIRST_TOKEN (BLOCK_Z * TOKENS)
+#define FIRST_TOKEN (BLOCK_X * TOKENS)
+#define ROW_BLOCK BLOCK_Z
 #else
 #define FIRST_TOKEN 0u
+#define ROW_BLOCK BLOCK_X
 #endif
 
 #define WAVES (BLOCK / TILE_WAVE)
-#define TOGETHER (TOKENS < TILE_MAX_TOKENS ? TOKENS : TILE_MAX_TOKENS) // tokens that there are accumulators for
+#ifdef GROUP_WAVES // tokens that there are accumulators for
+#define TOGETHER TOKENS
+#else
+#define TOGETHER (TOKENS < TILE_MAX_TOKENS ? TOKENS : TILE_MAX_TOKENS)
+#endif
 #define TOKEN_TILES ((TOGETHER + TILE_TOKENS - 1) / TILE_TOKENS)
 
 typedef float Sums[TILES][TOKEN_TILES][TILE_VALUES]; // a lane's accumulators
@@ -30,14 +37,14 @@ struct Product {
 };
 DEVICE u32 outputs_of(const Product &p) { return p.gated ? p.outer / 2 : p.outer; }
 DEVICE u32 matrix_row(const Product &p, u32 tile, u32 row) { // of a row of the wave's tile; the last one for rows past the end
-    u32 first = ((BLOCK_X * WAVES + THREAD / TILE_WAVE) * TILES + tile) * (p.gated ? 8 : 16), outputs = outputs_of(p);
+    u32 first = ((ROW_BLOCK * WAVES + THREAD / TILE_WAVE) * TILES + tile) * (p.gated ? 8 : 16), outputs = outputs_of(p);
     u32 n = first + (p.gated ? place_in_half(row) : row);
     return (n < outputs ? n : outputs - 1) + (p.gated && half_of(row) ? outputs : 0);
 }
 
 // The epilogue of the tokens from `base` on: activation(gate) * up, or the split's partial sums.
 DEVICE void store_sums(const Product &p, const Sums &sum, u32 base) {
-    u32 outputs = outputs_of(p), first = (BLOCK_X * WAVES + THREAD / TILE_WAVE) * TILES * (p.gated ? 8 : 16);
+    u32 outputs = outputs_of(p), first = (ROW_BLOCK * WAVES + THREAD / TILE_WAVE) * TILES * (p.gated ? 8 : 16);
     if (p.gated) {
         UNROLL for (u32 t = 0; t < TILES; ++t)
             UNROLL for (u32 i = 0; i < TILE_VALUES; ++i) {

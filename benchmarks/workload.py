@@ -206,13 +206,17 @@ def _watched(engine: Engine, found: Run) -> Iterator[None]:
         changes.append((backend, "to_numpy", waiting(backend.to_numpy)))
     if runner.pipeline:
         changes.append((runner.pipeline, "launch", noted(runner.pipeline.launch)))
+    before = [vars(owner).get(name) for owner, name, _ in changes]
     for owner, name, value in changes:
         setattr(owner, name, value)
     try:
         yield
     finally:
-        for owner, name, _ in changes:
-            delattr(owner, name)
+        for (owner, name, _), own in zip(changes, before, strict=True):
+            if own is None:
+                delattr(owner, name)
+            else:
+                setattr(owner, name, own)
 
 
 def _spread(seconds: list[float]) -> dict[str, float]:

@@ -6,8 +6,7 @@ import os
 import re
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from math import prod
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,34 +14,25 @@ from forge import backend as backends
 from forge import hub, models
 from forge.backend import Backend, compilers
 from forge.backend.threads import THREADS
-from forge.config import Dtype, EngineConfig, ModelConfig, Progress, check_integer
+from forge.config import Dtype, EngineConfig, Progress, check_integer
 from forge.display import Stopwatch, watched
 from forge.engine import Engine, ModelRunner
-from forge.errors import FormatError, OutOfMemoryError, ParameterError
+from forge.engine.step_budget import StepBudget
+from forge.errors import FormatError, ParameterError
 from forge.formats import gguf
 from forge.keywords import keywords
 from forge.llm import LLM
+from forge.planning import Plan, plan_memory
 from forge.runtime.encoder import PromptEncoder, choose_template
-from forge.state import budget
-from forge.state.model_state import ModelState, kinds_of
-from forge.state.paged_kv import PagedKV
+from forge.state.model_state import ModelState
 from forge.tokenizer import Tokenizer
 from forge.tokenizer.chat import ChatTemplate
 
-_SHARED_TOKENS = 1 << 15
-"""Positions in the KV cache where nobody says how many sequences are to have their whole context: 64 of 512 tokens."""
-_REMARKABLE_BYTES = 10**9
-"""A KV cache that takes so much of a GPU is remarked on."""
-_MAX_SEQUENCES = 64
-"""Most sequences that run together where nobody says how many."""
 _CPU_PREFILL_TOKENS = 64
 """Prompt tokens of a step beside others that decode, where nobody says how many. By benchmarks/mixed_steps.py, with
 smollm2 and 8 that decode, such a step takes 2.3 times as long as one without (with 256 tokens 6.3 times), and prompts
-cost a twentieth more than in steps of 256. In steps of 32 they cost a quarter more. A GPU's step of 512 tokens takes
-milliseconds."""
+cost a twentieth more than in steps of 256. In steps of 32 they cost a quarter more. On a GPU it is measured."""
 _MAX_THREADS = 1024
-_STEP_BYTES = 256 << 20
-"""Memory for a step's activations: a model with very wide layers computes fewer tokens at a time."""
 
 
 @keywords()
@@ -73,9 +63,10 @@ def load(
         memory_fraction: Share of the free memory that weights and KV cache may take. By default 0.9.
         dtype: Precision of matrix inputs, "f32" or "f16". By default what the device does best.
         max_sequences: Most sequences that run together, each with room for its whole context as far as memory goes;
-            further ones wait. By default up to 64 that share room for one whole context, or 32,768 tokens if that is
-            more: if they need more together, the youngest wait. Layers with a window then have room for as many whole
-            contexts, and for more while they take no more memory than the other layers.
+            further ones wait. By default up to 256 on a GPU and 64 on a CPU that share room for one whole context, or
+            512 tokens for each if that is more: on a GPU as far as they take half of what the weights leave, down to
+            32,768 tokens in all. If they need more together, the youngest wait. Layers with a window then have room for
+            as many whole contexts, and for more while they take no more memory than the other layers.
         threads: Threads of the CPU, for NumPy's matrix products and for loading. They are one number for the whole
             process: the last load's. None = as many as this process may use cores, less those that other processes
             keep busy, looked at once a second.
@@ -135,7 +126,7 @@ def _assembled(
 ) -> tuple[Engine, Tokenizer, ChatTemplate | None, tuple[str, ...]]:
     """The parts of an LLM from a file, ready to run, and remarks on what was decided for them."""
     with gguf.read(path) as file:
-        plan = plan_memory(file, settings, backend, is_shared=settings.max_sequences is None)
+        plan = plan_memory(file, settings, backend)
         config = models.read_config(file, plan.context)
         watch.lap("header")
         tokenizer = Tokenizer.from_metadata(file.metadata, source=str(path))
@@ -148,12 +139,15 @@ def _assembled(
         decoder = models.build(file, config, backend, report, is_deterministic=settings.deterministic)
     watch.lap("weights")
     runner = build_runner(decoder, plan, settings, backend, graphs)
+    backend.reserve(plan.step_bytes)
+    is_measured = backend.is_asynchronous
     engine = Engine(
         runner,
         end_ids=tokenizer.eog_ids,
         max_step_tokens=plan.max_step_tokens,
-        max_prefill_tokens=settings.max_prefill_tokens or (None if backend.is_gpu else _CPU_PREFILL_TOKENS),
+        max_prefill_tokens=settings.max_prefill_tokens or (None if is_measured else _CPU_PREFILL_TOKENS),
         prefix_caching=settings.prefix_caching,
+        budget=StepBudget(plan.max_step_tokens) if is_measured and settings.max_prefill_tokens is None else None,
     )
     watch.lap("KV cache")
     engine.warm_up(report, watch.lap)
@@ -226,121 +220,12 @@ def build_runner(
         ModelState(plan.kinds, plan.num_pages, settings.page_size, backend),
         backend,
         context=plan.context,
-        max_sequences=settings.max_sequences or _MAX_SEQUENCES,
+        max_sequences=plan.max_sequences,
         graphs=graphs,
     )
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """Sizes of what beside the weights takes memory."""
-
-    context: int
-    """Most tokens of one sequence."""
-    max_step_tokens: int
-    kinds: tuple[PagedKV, ...]
-    """Kinds of layer state."""
-    num_pages: tuple[int, ...]
-    """Pages of each kind for all sequences, without the spare one."""
-    notes: tuple[str, ...]
-
-
-def plan_memory(file: gguf.GGUF, settings: EngineConfig, backend: Backend, *, is_shared: bool = True) -> Plan:
-    """What fits beside the weights. Raises OutOfMemoryError with the bytes needed and free, and what to change.
-
-    is_shared: nobody asked for room for so many sequences. One whole context is kept, and what others leave of a GPU's
-    memory is left to them: a desktop, another model.
-    """
-    config = models.read_config(file, settings.context)
-    free = int(backend.free_bytes() * settings.memory_fraction)
-    weights, converted = _weight_bytes(file, backend)
-    if weights > free:
-        raise OutOfMemoryError(
-            f"{file.path}: the weights need {_gb(weights)}{'' if backend.is_gpu else ' as float32'} and "
-            f"{_gb(free)} may be taken, {settings.memory_fraction:g} of what is free on {backend.device}",
-            parameter="memory_fraction",
-            hint="free some memory, use a smaller model, or a larger memory_fraction",
-        )
-    size, itemsize = settings.page_size, backend.dtype.itemsize
-    wanted = settings.context or config.context_length
-    room = max(free - weights, 0)
-    kinds = state_kinds(config, settings, wanted, itemsize)
-    context = min(wanted, budget.longest_context(kinds, wanted, size, room))
-    notes: tuple[str, ...] = ()
-    if converted:
-        notes = (f"weights: types without a kernel become float16 and take {_gb(weights)} in all: {converted}",)
-    if wanted > config.context_length:
-        notes += (f"context: {wanted} is longer than the {config.context_length} tokens the model was trained for",)
-    if context < wanted:
-        need = _gb(budget.bytes_of(kinds, budget.pages_of(kinds, wanted)))
-        if settings.context is not None or context < 1:
-            if context < 1:
-                raise OutOfMemoryError(f"{file.path}: no memory is left beside the weights")
-            raise OutOfMemoryError(
-                f"{file.path}: a context of {wanted} needs {need} of KV cache and {_gb(room)} are left beside the "
-                "weights",
-                parameter="context",
-                hint=f"use context={context}",
-            )
-        notes += (f"context: {context} of the model's {wanted} tokens, cut to fit {_gb(room)} of KV cache",)
-    kinds = state_kinds(config, settings, context, itemsize)
-    shared_pages = _SHARED_TOKENS // size if is_shared else None
-    num_pages = budget.share_out(kinds, context, room, settings.max_sequences or _MAX_SEQUENCES, shared_pages)
-    if (backend.is_gpu and budget.bytes_of(kinds, num_pages) >= _REMARKABLE_BYTES) or len(kinds) > 1:
-        notes += (_cache_note(kinds, num_pages, context, size),)
-    return Plan(context, _max_step_tokens(config, settings), kinds, num_pages, notes)
-
-
-def state_kinds(config: ModelConfig, settings: EngineConfig, context: int, itemsize: int) -> tuple[PagedKV, ...]:
-    """The kinds of layer state of a model in an engine with sequences of `context` tokens."""
-    step_tokens = max(_max_step_tokens(config, settings), settings.max_sequences or _MAX_SEQUENCES)
-    size = settings.page_size
-    return kinds_of(config, context=context, page_size=size, step_tokens=step_tokens, itemsize=itemsize)
-
-
-def _cache_note(kinds: tuple[PagedKV, ...], num_pages: tuple[int, ...], context: int, page_size: int) -> str:
-    """What the KV cache takes, and what a token or a sequence takes of it."""
-    parts = []
-    for kind, count in zip(kinds, num_pages, strict=True):
-        taken = _gb(budget.bytes_of([kind], [count]))
-        each = f"{kind.name}: {kind.num_pages(context) * kind.page_bytes / 1e6:,.1f} MB per sequence"
-        if kind.token_bytes:
-            each = f"{kind.token_bytes:,} bytes per token of context"
-        parts.append(f"{count * page_size} tokens take {taken} ({each})")
-    return f"KV cache: {', '.join(parts)}; a smaller context takes less"
-
-
-def _weight_bytes(file: gguf.GGUF, backend: Backend) -> tuple[int, str]:
-    """Bytes that the weights take on a backend, and which types are converted to float16 for lack of a kernel."""
-    if not backend.is_gpu:
-        return 4 * sum(prod(info.shape) for info in file.tensors.values()), ""
-    total = 0
-    converted: set[str] = set()
-    for info in file.tensors.values():
-        kept = models.kept_type(info.type)
-        if len(info.shape) != 2:
-            total += 4 * prod(info.shape)
-        elif kept is info.type:
-            total += info.nbytes
-        else:
-            total += 2 * prod(info.shape)
-            converted |= {info.type.name} - {"F32", "BF16"}
-    return total, ", ".join(sorted(converted))
-
-
-def _max_step_tokens(config: ModelConfig, settings: EngineConfig) -> int:
-    """Most tokens of a step whose activations fit. A layer needs the most for a product's output beside its input and
-    a temporary, in float32."""
-    attention = (config.num_heads + 2 * config.num_kv_heads) * config.head_dim
-    token_bytes = 4 * 3 * max(2 * config.ffn_width, attention, config.width)
-    return min(settings.max_step_tokens, max(_STEP_BYTES // token_bytes, 1))
 
 
 def _resolve(model: str | os.PathLike[str], progress: Progress | None) -> Path:
     if not isinstance(model, str | os.PathLike):
         raise ParameterError(f"model must be a name or a path, not {model!r:.60}", parameter="model")
     return hub.resolve(model if isinstance(model, str) else Path(model), progress=progress)
-
-
-def _gb(count: int) -> str:
-    return f"{count / 1e9:.2f} GB"

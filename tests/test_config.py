@@ -69,7 +69,7 @@ BAD_ENGINE: list[tuple[str, list[Any]]] = [
     ("dtype", ["f64", "", 16]),
     ("graphs", [0, -1, 1.5, "check:4"]),
     ("max_sequences", [0, 1.5]),
-    ("max_step_tokens", [0, None]),
+    ("max_step_tokens", [0, 1.5]),
     ("max_prefill_tokens", [0, -1, 64.0, "64"]),
     ("page_size", [0, -1, None]),
     ("prefix_caching", [0, None, "no"]),

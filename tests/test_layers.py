@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 # Each room may import those before it.
 CHAIN = [
     *("errors", "keywords", "config", "_files", "tuning", "backend", "ops", "state", "models", "engine", "outputs"),
-    *("runtime", "llm", "loading"),
+    *("runtime", "llm", "planning", "loading"),
 ]
 # Rooms beside the chain, with what they may import.
 BESIDE = {
@@ -24,7 +24,7 @@ BESIDE = {
     "formats": "errors config",
     "tokenizer": "errors keywords config",
     "hub": "errors config _files",
-    "devtools": "errors config formats tuning backend ops state models engine loading",
+    "devtools": "errors config formats tuning backend ops state models engine planning loading",
     "server": "forge errors config display engine outputs runtime llm loading tokenizer",
     "cli": f"forge server display formats tokenizer hub devtools {' '.join(CHAIN)}",
     "__main__": "cli",
@@ -37,6 +37,7 @@ ALSO = {
     "models": "formats",
     "runtime": "tokenizer",
     "llm": "tokenizer",
+    "planning": "formats",
     "loading": "display formats tokenizer hub",
 }
 ALLOWED = {room: [*CHAIN[:place], *ALSO.get(room, "").split()] for place, room in enumerate(CHAIN)}

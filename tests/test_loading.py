@@ -9,11 +9,12 @@ import pytest
 from tiny_models import ARCH
 
 import forge
-from forge import loading, models
+from forge import models, planning
 from forge.backend import NUMPY
 from forge.backend.numpy import NumpyBackend
 from forge.config import EngineConfig
 from forge.formats import gguf
+from forge.planning import plan_memory
 from forge.state.model_state import kinds_of
 
 PATH = ARCH / "llama" / "model.gguf"
@@ -21,9 +22,9 @@ PAGE = 64
 
 
 def planned(context: int | None, *, sequences: int | None, backend: Any = NUMPY) -> Any:
-    settings = EngineConfig(context=context, max_sequences=sequences or 64)
+    settings = EngineConfig(context=context, max_sequences=sequences)
     with gguf.read(PATH) as file:
-        return loading.plan_memory(file, settings, backend, is_shared=sequences is None)
+        return plan_memory(file, settings, backend)
 
 
 def bytes_of(tokens: int) -> int:
@@ -83,7 +84,7 @@ def test_a_gpu_says_how_much_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_default_is_stated() -> None:
     text = " ".join((inspect.getdoc(forge.load) or "").split())
-    assert f"{loading._SHARED_TOKENS:,} tokens" in text
+    assert f"{planning.SHARED_TOKENS:,} tokens" in text
     with forge.load(PATH, device="cpu", context=128) as llm:
         assert llm.engine.scheduler.max_sequences == 64
         assert llm.engine.pools[0].num_pages * PAGE == 64 * 128
@@ -93,7 +94,7 @@ def test_the_default_is_stated() -> None:
 
 def test_requests_share_a_default_pool(monkeypatch: pytest.MonkeyPatch) -> None:
     """Together they need eight times as much as there is."""
-    monkeypatch.setattr(loading, "_SHARED_TOKENS", 128)
+    monkeypatch.setattr(planning, "SHARED_TOKENS", 128)
     prompts = [[number] * 100 for number in range(16)]
     with forge.load(PATH, device="cpu", context=128) as llm:
         assert llm.engine.pools[0].num_pages == 2

@@ -93,6 +93,9 @@ class Backend(ABC):
         """
         return step(), lambda compare=False: step()
 
+    def reserve(self, nbytes: int) -> None:  # noqa: B027
+        """Take so many bytes, in one piece, for the arrays of steps that a `recorder` runs, if those have their own."""
+
     def recorder(self) -> Callable[[Sequence[Any], Callable[[], T]], T]:
         """A function of (inputs, step) that runs a step of ops, or queues again what the step launched before.
 

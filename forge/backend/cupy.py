@@ -121,6 +121,7 @@ class CupyBackend(GPU):
                 run()
             finally:
                 self._plans.collected = None
+            cp.get_default_memory_pool().free_all_blocks()  # of the largest step, which has memory of its own
         self._modules.build(launched, self._on_device, progress)
 
     @contextmanager
@@ -254,6 +255,10 @@ class CupyBackend(GPU):
         self, step: Callable[[], T], state: Sequence[Any], perturb: Perturb | None
     ) -> tuple[T, Callable[..., T | None]]:
         return self._graphs.capture(step, state, perturb)
+
+    def reserve(self, nbytes: int) -> None:
+        with self.active():
+            self._step_memory.reserve(nbytes)
 
     def recorder(self) -> Callable[[Sequence[Any], Callable[[], T]], T]:
         return RecordedSteps(self, self._step_memory)

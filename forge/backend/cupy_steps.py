@@ -56,6 +56,12 @@ class StepMemory:
         """New arrays within the context are in this memory."""
         return cp.cuda.using_allocator(self._pool.malloc)
 
+    def reserve(self, nbytes: int) -> None:
+        """Take memory of the driver in one piece: the pool gives away parts of it, which are one again when a step has
+        let go of them."""
+        with self.used():
+            cp.empty(nbytes, cp.uint8)
+
     def free_bytes(self) -> int:
         """Bytes that no array uses."""
         return int(self._pool.free_bytes())

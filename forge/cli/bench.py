@@ -39,8 +39,11 @@ def command(
 
     Prefill is one prompt. Decode starts when every sequence of the batch has its prompt computed and its first token.
     """
+    from forge.config import EngineConfig
+
     batches = _sizes(batch)
-    with options.loaded(model, max_sequences=max(batches), **loading) as llm:
+    prompts_first = EngineConfig(max_prefill_tokens=1 << 30)  # steps that decode alone are what is timed
+    with options.loaded(model, max_sequences=max(batches), engine=prompts_first, **loading) as llm:
         _check_room(llm, prompt_tokens, gen_tokens, max(batches))
         report = measure(llm, prompt_tokens, gen_tokens, batches, repetitions)
     if as_json:

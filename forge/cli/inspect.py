@@ -83,7 +83,7 @@ def _facts(model: GGUF, config: ModelConfig | None, remark: str | None) -> dict[
 def _state(config: ModelConfig) -> list[dict[str, Any]]:
     """What each kind of layer state takes in float32, with the default settings and the model's whole context."""
     from forge.config import EngineConfig
-    from forge.loading import state_kinds
+    from forge.planning import state_kinds
 
     context = config.context_length
     return [
@@ -93,7 +93,7 @@ def _state(config: ModelConfig) -> list[dict[str, Any]]:
             "bytes_per_token": kind.token_bytes,
             "bytes_per_sequence": kind.num_pages(context) * kind.page_bytes,
         }
-        for kind in state_kinds(config, EngineConfig(), context, itemsize=4)
+        for kind in state_kinds(config, context, EngineConfig().page_size)
     ]
 
 

@@ -31,7 +31,11 @@ def command(
     chat_template: options.ChatTemplate = None,
     max_sequences: Annotated[
         int | None,
-        typer.Option("--max-sequences", metavar="N", help="Most answers computed together. [default: 64]"),
+        typer.Option(
+            "--max-sequences",
+            metavar="N",
+            help="Most answers computed together. [default: 64; on a GPU up to 256]",
+        ),
     ] = None,
     deterministic: Annotated[
         bool, typer.Option("--deterministic", help="The same request gives the same tokens in any batch; slower.")

@@ -27,16 +27,17 @@ class HostBatch(NamedTuple):
     slot_mapping: Ints
     """(kinds of layer state, T)"""
     page_tables: Ints
-    """(kinds of layer state, B, most pages of a sequence)"""
+    """(kinds of layer state, B, the next power of two of the most pages of a sequence)"""
     followed: Ints
     """(N, 2) rows of the request table, and the tokens whose ids they hold"""
 
     def place(self, put: Callable[[list[Ints]], list[Any]], logit_rows: Ints | None) -> tuple[Batch, Any]:
         """The step on a device, and `followed`. put: From arrays of the host to the device's."""
-        arrays = put([*self, *([] if logit_rows is None else [logit_rows])])
-        ids, positions, starts, lengths, slots, pages, followed, *rows = arrays
+        *arrays, followed = self
+        *arrays, on_device = put([*arrays, *([] if logit_rows is None else [logit_rows]), followed])
+        ids, positions, starts, lengths, slots, pages, *rows = arrays
         tables = tuple(PageTable(own, of_kind) for own, of_kind in zip(slots, pages, strict=True))
-        return Batch(ids, positions, starts, lengths, tables, rows[0] if rows else None), followed
+        return Batch(ids, positions, starts, lengths, tables, rows[0] if rows else None), on_device
 
 
 def build(step: list[Scheduled], page_size: int) -> HostBatch:
@@ -47,7 +48,8 @@ def build(step: list[Scheduled], page_size: int) -> HostBatch:
     first = np.array([entry.start for entry in step], np.int32)
     pages = [entry.sequence.pages for entry in step]
     most_pages = max(len(own) for kinds in pages for own in kinds)
-    table = np.zeros((len(pages[0]), len(step), most_pages), np.int32)  # (kinds, B, most pages)
+    width = 1 << (most_pages - 1).bit_length()  # so that steps have the same shapes, and are recorded once
+    table = np.zeros((len(pages[0]), len(step), width), np.int32)  # (kinds, B, width)
     for row, kinds in enumerate(pages):
         for kind, own in enumerate(kinds):
             table[kind, row, : len(own)] = own

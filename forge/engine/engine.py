@@ -12,17 +12,16 @@ from typing import Any, TypeVar
 from forge.config import Hook, Progress, SamplingParams
 from forge.engine.model_runner import ModelRunner
 from forge.engine.page_pool import PagePool
-from forge.engine.passes import run_pass
+from forge.engine.passes import LOGIT_BYTES, run_pass
 from forge.engine.prefix_cache import PrefixCache, can_share
 from forge.engine.scheduler import Scheduled, Scheduler
 from forge.engine.sequence import FinishReason, Sampled, Sequence
 from forge.engine.stats import EngineStats
+from forge.engine.step_budget import StepBudget
 from forge.errors import ContextLengthError, OutOfMemoryError, ParameterError
 
 T = TypeVar("T")
 _OUT_OF_MEMORY = (MemoryError, OutOfMemoryError)
-_LOGIT_BYTES = 128 << 20
-"""Memory of the logits that are computed together where all positions' are wanted."""
 
 
 class Engine:
@@ -39,8 +38,12 @@ class Engine:
         max_step_tokens: int,
         max_prefill_tokens: int | None = None,
         prefix_caching: bool = True,
+        budget: StepBudget | None = None,
     ) -> None:
-        self.runner = runner
+        """budget: Says max_prefill_tokens anew for each step, where the runner has a pipeline."""
+        self.runner, self.budget = runner, budget
+        if runner.pipeline:
+            runner.pipeline.budget = budget
         self.context = runner.context
         self.end_ids = end_ids
         self.pools = [PagePool(kind, count) for kind, count in zip(runner.kinds, runner.num_pages, strict=True)]
@@ -132,6 +135,8 @@ class Engine:
             raise
 
     def _scheduled(self, *, may_preempt: bool = True) -> list[Scheduled]:
+        if self.budget:
+            self.scheduler.max_prefill_tokens = self.budget.tokens
         try:
             return self.scheduler.schedule(may_preempt=may_preempt)
         except BaseException as error:
@@ -158,7 +163,8 @@ class Engine:
     def _commit(self, step: list[Scheduled]) -> None:
         self.scheduler.commit(step)
         for entry in step:
-            self._prompt_tokens += max(min(entry.start + entry.count, entry.sequence.num_prompt) - entry.start, 0)
+            if entry.start < entry.sequence.num_prompt:
+                self._prompt_tokens += min(entry.count, entry.sequence.num_prompt - entry.start)
 
     def _forks(self, first: Sequence) -> list[tuple[Sequence, list[tuple[int, int, int]]]]:
         """Let the other choices of a computed prompt go on from its pages: those that there is room for, with the pages
@@ -182,7 +188,9 @@ class Engine:
         pipeline = self.runner.pipeline
         assert pipeline
         while not pipeline.is_full and (step := self._scheduled(may_preempt=not pipeline.num_queued)):
-            if not self._launch(step):
+            if pipeline.may_wait(step):
+                break
+            if not self._launch(step, pipeline):
                 self._start_over()
                 return []
         try:
@@ -194,20 +202,18 @@ class Engine:
             raise
         return sampled
 
-    def _launch(self, step: list[Scheduled]) -> bool:
+    def _launch(self, step: list[Scheduled], pipeline: Any) -> bool:
         """Queue a step. Its prompts' other choices draw from it, where they have pages to go on."""
-        pipeline = self.runner.pipeline
-        assert pipeline
-        groups = [self._choices(entry.sequence) for entry in step]
+        siblings = self._siblings.copy()
         try:
-            sampling = [entry.sequence for entry in step if entry.samples]
+            sampling = [entry.sequence for entry in step if entry.samples] if siblings else []
             self._commit(step)
             forks = {first: found for first in sampling if (found := self._forks(first))}
-            is_right = pipeline.launch(step, {first: [other for other, _ in own] for first, own in forks.items()})
+            is_right: bool = pipeline.launch(step, {first: [other for other, _ in own] for first, own in forks.items()})
             self._copy_pages([fork for own in forks.values() for fork in own])
             return is_right
         except BaseException as error:
-            self._fail(groups, error)
+            self._fail([siblings.get(entry.sequence, [entry.sequence]) for entry in step], error)
             raise
 
     def _discard_queued(self) -> None:
@@ -279,7 +285,7 @@ class Engine:
         closed. Raises ContextLengthError for too many ids, and OutOfMemoryError where other such passes, not read to
         their ends, hold the pages that it needs.
         """
-        most = _LOGIT_BYTES // (4 * self.runner.vocab_size)
+        most = LOGIT_BYTES // (4 * self.runner.vocab_size)
         return self._run_pass(ids, most, lambda step: self.runner.forward(step, all_logits=True, hook=hook))
 
     def run_blocks(self, ids: list[int], hook: Hook) -> Generator[int, None, None]:

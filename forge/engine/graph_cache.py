@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from forge.backend import Backend
 from forge.engine.request_table import RequestTable
+from forge.engine.sampler import Features
 from forge.errors import OutOfMemoryError
 from forge.state.model_state import ModelState
 
@@ -41,6 +42,10 @@ class GraphCache:
         self._replays: dict[Key, Callable[..., list[Any] | None]] = {}
         self._until_compared = self._interval = 0 if isinstance(graphs, bool) else graphs
 
+    def holds(self, rows: int, features: Features) -> bool:
+        """Whether a step of the first `rows` rows is there to be replayed."""
+        return Key(rows, *features) in self._replays
+
     def run(self, rows: int, step: Callable[[int], list[Any]]) -> list[Any] | None:
         """Queue a step of the first `rows` rows, and return its arrays. `step` runs it where it is to be captured.
 
@@ -50,8 +55,7 @@ class GraphCache:
         `step` is not kept. It may be a method of the cache's owner: the two would be a cycle, and the device's memory
         would stay in use without the model until Python collects garbage.
         """
-        table, sampler = self._table, self._table.sampler
-        key = Key(rows, sampler.penalized_rows, sampler.num_top, sampler.draws)
+        table, key = self._table, Key(rows, *self._table.sampler.features)
         outputs: list[Any] | None
         replay = self._replays.pop(key, None)
         if replay is None:

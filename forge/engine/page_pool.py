@@ -25,8 +25,9 @@ class PagePool:
         """Pages that passes over all positions may hold at one time: no request counts on them."""
         self.on_reuse: Callable[[int], None] = lambda page: None
         """Told of a page that can be found, before it is handed out for something else."""
-        self._free = set(range(num_pages))
-        """Pages without an owner that hold nothing of use."""
+        self._is_free = bytearray(b"\1" * num_pages)
+        """1 for each page without an owner that holds nothing of use. Runs of it are found at once."""
+        self._num_free = num_pages
         self._findable: set[int] = set()
         self._unowned: OrderedDict[int, None] = OrderedDict()
         """Findable pages without an owner, the least recently used first."""
@@ -35,7 +36,7 @@ class PagePool:
     @property
     def num_free(self) -> int:
         """Pages that can be handed out."""
-        return len(self._free) + len(self._unowned)
+        return self._num_free + len(self._unowned)
 
     def references(self, page: int) -> int:
         return self._references[page]
@@ -44,15 +45,16 @@ class PagePool:
         """`count` pages with one reference each, behind page `after` where possible."""
         if count > self.num_free:
             raise ValueError(f"{count} pages are wanted and {self.num_free} are free")
-        for _ in range(count - len(self._free)):
+        for _ in range(count - self._num_free):
             reused = next(iter(self._unowned))
             self.on_reuse(reused)
             self.forget(reused)
         pages: list[int] = []
         while len(pages) < count:
-            following = None if after is None else after + 1
-            after = following if following in self._free else self._start()
-            self._free.remove(after)
+            continues = after is not None and after + 1 < self.num_pages and self._is_free[after + 1]
+            after = after + 1 if after is not None and continues else self._start()
+            self._is_free[after] = 0
+            self._num_free -= 1
             self._references[after] = 1
             pages.append(after)
         return pages
@@ -78,7 +80,7 @@ class PagePool:
                 if page in self._findable:
                     self._unowned[page] = None
                 else:
-                    self._free.add(page)
+                    self._free(page)
 
     def keep(self, page: int) -> None:
         """A page with an owner can be found: it is handed out again only if no other is left."""
@@ -89,7 +91,7 @@ class PagePool:
         self._findable.discard(page)
         if page in self._unowned:
             del self._unowned[page]
-            self._free.add(page)
+            self._free(page)
 
     def is_findable(self, page: int) -> bool:
         return page in self._findable
@@ -125,13 +127,12 @@ class PagePool:
         self.share(self.held(pages[:shared]))
         return pages[:shared] + targets, list(zip(sources, targets, strict=True))
 
+    def _free(self, page: int) -> None:
+        self._is_free[page] = 1
+        self._num_free += 1
+
     def _start(self) -> int:
         """The middle of the longest free run, or its first page if nobody can grow into it."""
-        best, length, start, end = 0, 0, -1, -1
-        for page in sorted(self._free):  # where pages can be found there are few
-            if page != end:
-                start = page
-            end = page + 1
-            if end - start > length:
-                best, length = start, end - start
-        return best if best == 0 else best + length // 2
+        longest = max(self._is_free.split(b"\0"), key=len)
+        first = self._is_free.find(longest)
+        return first if first == 0 else first + len(longest) // 2

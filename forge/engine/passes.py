@@ -12,6 +12,10 @@ from forge.engine.sequence import Sequence
 from forge.errors import OutOfMemoryError
 
 T = TypeVar("T")
+LOGIT_BYTES = 128 << 20
+"""Memory of the logits that are computed together where all positions' are wanted."""
+MAX_TOKENS = 1024
+"""Tokens of a step, at most: its arrays lie beside those of requests' steps."""
 
 
 def run_pass(
@@ -31,7 +35,7 @@ def run_pass(
     try:
         while (start := sequence.num_computed) < len(ids):
             rows = scheduler.max_prefill_tokens if scheduler.running else scheduler.max_step_tokens
-            count = min(most, rows, len(ids) - start)
+            count = min(most, rows, MAX_TOKENS, len(ids) - start)
             scheduler.reserve_more(sequence, start + count)
             yield run([Scheduled(sequence, start, count)])
             sequence.num_computed = start + count

@@ -18,6 +18,7 @@ from forge.engine.request_table import RequestTable
 from forge.engine.sampler import read_sampled
 from forge.engine.scheduler import Scheduled
 from forge.engine.sequence import Sampled, Sequence
+from forge.engine.step_budget import StepBudget
 from forge.models import Decoder
 from forge.models.batch import Batch, PageTable
 from forge.ops.decode_state import advance, copy_rows, decode_inputs
@@ -43,6 +44,10 @@ class _Queued:
     drawn: np.ndarray[Any, Any]
     """The step's entry of the output ring, for `read_sampled`. It is valid from `wait` on, until the ring's entry is
     used again."""
+    num_decoding: int
+    num_prompt_tokens: int
+    queued_at: float
+    """By the budget's clock; 0 without one."""
 
 
 class StepPipeline:
@@ -76,6 +81,8 @@ class StepPipeline:
         self._ring, self._host_ring = backend.host_visible((_RING_ENTRIES, most_words), np.int32)
         """Output ring: a step writes its ids to an entry in the host's memory. A copy between steps would hold up the
         next one."""
+        self.budget: StepBudget | None = None
+        """Told of the time of each step."""
         self._num_steps = 0
         self._is_step_known = False
         """Whether the table's count of steps is this one."""
@@ -91,6 +98,15 @@ class StepPipeline:
     def is_full(self) -> bool:
         """Whether no further step may be queued."""
         return len(self._queue) >= _MAX_QUEUED
+
+    def may_wait(self, step: list[Scheduled]) -> bool:
+        """Whether the ids under way had better be read before a step: it is captured first, which takes long."""
+        if not self._queue or any(entry.sequence.row is None for entry in step):
+            return False
+        rows, sampler = bucket(len(step), self.max_sequences), self.table.sampler
+        is_smaller = rows < len(self._sequences)
+        features = sampler.features_of([entry.sequence for entry in step]) if is_smaller else sampler.features
+        return not self._graphs.holds(rows, features)
 
     def warm_up(self, logits: Any, sequences: list[Sequence]) -> None:
         """Call the ops that a step calls beside the model, on rows of logits (B, V)."""
@@ -125,8 +141,8 @@ class StepPipeline:
             stop += entry.count
             if entry.samples:
                 tokens.update(dict.fromkeys((entry.sequence, *forks.get(entry.sequence, ())), stop - 1))
-        is_decode = all(entry.sequence.row is not None for entry in step)
-        built = None if is_decode else batch.build(step, self.state.page_size)
+        num_decoding = sum(entry.sequence.row is not None for entry in step)
+        built = None if num_decoding == stop else batch.build(step, self.state.page_size)
         joining, moves = self._seat(tokens)
         number = self._num_steps + 1
         known = number - 1 if built is None else number  # a captured step counts itself
@@ -146,7 +162,9 @@ class StepPipeline:
         self._num_steps, self._is_step_known = number, True
         shape = (0,) if drawn is None else drawn.shape
         entry_of_ring = self._host_ring[number % _RING_ENTRIES, : math.prod(shape)].reshape(shape)
-        self._queue.append(_Queued(tuple(self._sequences[: shape[0]]), self.backend.record_event(), entry_of_ring))
+        sequences, wait = tuple(self._sequences[: shape[0]]), self.backend.record_event()
+        now = self.budget.clock() if self.budget else 0.0
+        self._queue.append(_Queued(sequences, wait, entry_of_ring, num_decoding, stop - num_decoding, now))
         for sequence in tokens:
             sequence.num_pending += 1
         return True
@@ -231,6 +249,8 @@ class StepPipeline:
         queued = self._queue[0]
         queued.wait()
         self._queue.popleft()
+        if self.budget:
+            self.budget.measured(queued.num_decoding, queued.num_prompt_tokens, queued.queued_at)
         sampled = read_sampled(queued.sequences, queued.drawn)
         found = [token for token in sampled if token.sequence.finish_reason is None]
         for token in found:

@@ -99,8 +99,10 @@ class PrefixCache:
     def enter(self, sequence: Sequence, length: int) -> None:
         """An id was drawn from finite logits behind the first `length` ids: their full pages can be found from here
         on."""
-        self.hold(sequence, length)
         prefix = sequence.prefix
+        if len(prefix) >= length // self.page_size and (not prefix or prefix[-1].parent is not None):
+            return
+        self.hold(sequence, length)
         start = len(prefix)
         while start and prefix[start - 1].parent is None:
             start -= 1

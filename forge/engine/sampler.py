@@ -18,6 +18,9 @@ from forge.ops.sampling import argmax, sample
 Edits = tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]
 """Indices of 32-bit words of an array, int32 (N,), and what is written there, int32 (N,)."""
 
+Features = tuple[int, int | None, bool]
+"""What decides which ops are launched: `penalized_rows`, `num_top` and `draws`."""
+
 _DRAW = ("temperature", "top_k", "top_p", "min_p", "seed", "choice")
 _PENALTIES = ("repetition", "presence", "frequency")
 
@@ -44,17 +47,26 @@ class Sampler:
         return self.history.shape[1] if self.is_penalized else 0
 
     @property
+    def features(self) -> Features:
+        return self.penalized_rows, self.num_top, self.draws
+
+    def features_of(self, sequences: Collection[Sequence]) -> Features:
+        """What they are where these sequences alone are served, with the history that is there."""
+        rows = 0 if self.history is None else self.history.shape[1]
+        wanted = [s.params.logprobs for s in sequences if s.params.logprobs is not None]
+        draws = any(s.params.temperature > 0 for s in sequences)
+        return rows if any(map(is_penalized, sequences)) else 0, max(wanted, default=None), draws
+
+    @property
     def counts(self) -> Any:
         """i32 (rows, V), or None if no sequence is penalized."""
         return self.history[0] if self.penalized_rows else None
 
     def serve(self, sequences: Collection[Sequence], *, also: bool = False) -> None:
         """What these sequences ask for is computed from here on; with `also`, beside what is computed now."""
-        wanted = [s.params.logprobs for s in sequences if s.params.logprobs is not None]
-        if also and self.num_top is not None:
-            wanted.append(self.num_top)
-        self.num_top = max(wanted, default=None)
-        self.draws = (also and self.draws) or any(s.params.temperature > 0 for s in sequences)
+        _, num_top, draws = self.features_of(sequences)
+        self.num_top = max((n for n in (num_top, self.num_top if also else None) if n is not None), default=None)
+        self.draws = draws or (also and self.draws)
         self._has_history = self.is_penalized
         self.is_penalized = (also and self.is_penalized) or any(map(is_penalized, sequences))
 

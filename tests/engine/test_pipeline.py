@@ -296,6 +296,24 @@ def test_a_sequence_that_joins_or_leaves_uploads_its_own_row_alone(monkeypatch: 
     assert [{row_of(table, int(index)) for index, _ in values[:-1]} for values in edits] == [{5}]
 
 
+@pytest.mark.usefixtures("ahead")
+def test_a_first_id_does_not_wait_for_the_next_step_to_be_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    recorded: list[object] = []
+    real = NumpyBackend.capture
+
+    def noted(self: NumpyBackend, *args: Any) -> Any:
+        recorded.append(args)
+        return real(self, *args)
+
+    monkeypatch.setattr(NumpyBackend, "capture", noted)
+    llm = tiny_llm("llama")
+    (sequence,) = llm.engine.add([1, 2, 3], GREEDY)
+    assert [token.sequence for token in llm.engine.step()] == [sequence]
+    assert not recorded
+    llm.engine.step()
+    assert len(recorded) == 1
+
+
 def widths(table: RequestTable) -> list[tuple[str, int]]:
     """Words of a row in each field of the table."""
     return [(name, table.fields[name].itemsize // 4) for name in table._starts]
@@ -326,18 +344,22 @@ def test_steps_with_prompts_wait_as_little_as_others(params: SamplingParams, cal
         return real(step, forks)  # type: ignore[arg-type]
 
     pipeline.launch = noted  # type: ignore[assignment, method-assign]
-    llm.engine.add([1, 2, 3], replace(params, max_tokens=80))
-    llm.engine.step()
-    calls.clear()
-    for number, prompt in enumerate(random_prompts(6, 30, seed=3)):
-        llm.engine.add(prompt, replace(params, max_tokens=20 + number))
-        for _ in range(4):
-            llm.engine.step()
-            assert pipeline.num_queued == 1
+    for turn in range(3):  # a step is captured when nothing is under way, anew where there is a larger history
+        sequences = llm.engine.add([1, 2, 3], replace(params, max_tokens=80))
+        llm.engine.step()
+        calls.clear()
+        steps.clear()
+        for number, prompt in enumerate(random_prompts(6, 30, seed=3 + turn)):
+            sequences += llm.engine.add(prompt, replace(params, max_tokens=20 + number))
+            for _ in range(6):
+                llm.engine.step()
+                assert pipeline.num_queued == 1 or turn < 2
+        for sequence in sequences:
+            llm.engine.finish(sequence, "abort")
     assert steps["mixed"] > 8
     assert calls["to_numpy"] == 0
-    assert calls["record_event"] == 24
-    assert calls["upload"] <= 2 * steps["mixed"] + 24
+    assert calls["record_event"] == 36
+    assert calls["upload"] <= 2 * steps["mixed"] + 36
 
 
 @pytest.mark.usefixtures("ahead")
@@ -361,6 +383,8 @@ def test_a_smaller_bucket_takes_the_rows_that_are_left_without_waiting(
 
     monkeypatch.setattr(RequestTable, "_move", noted)
     llm = tiny_llm("llama", num_pages=400)
+    run_together(llm, requests)  # a step is captured when nothing is under way
+    del moved[:]
     sequences = [llm.engine.add(*request)[0] for request in requests]
     llm.engine.step()
     calls.clear()

@@ -73,6 +73,9 @@ class FakePipeline:
     def is_full(self) -> bool:
         return len(self.queue) >= 2
 
+    def may_wait(self, step: list[Scheduled]) -> bool:
+        return self.runner.rng.random() < 0.1
+
     def launch(self, step: list[Scheduled], forks: dict[Sequence, list[Sequence]]) -> bool:
         runner, drawn = self.runner, []
         for entry in step:
@@ -138,6 +141,7 @@ class FakeRunner:
         self.context, self.max_sequences = context, max_sequences
         self.pipeline = FakePipeline(self) if runs_ahead else None
         self.own_faults = ["collect"] * runs_ahead
+        self.rng = random.Random(0)
         self.pages: list[list[list[int | None]]] = [
             [[] if isinstance(kind, Recurrent) else [UNWRITTEN] * kind.page_size for _ in range(count)]
             for kind, count in zip(kinds, num_pages, strict=True)
@@ -433,7 +437,9 @@ class Simulation:
             owned = {page for page in range(pool.num_pages) if pool.references(page)}
             assert pool._findable == pages.keys()
             assert pool._unowned.keys() == pages.keys() - owned
-            assert pool._free == set(range(pool.num_pages)) - owned - pages.keys()
+            free = {page for page in range(pool.num_pages) if pool._is_free[page]}
+            assert free == set(range(pool.num_pages)) - owned - pages.keys()
+            assert pool._num_free == len(free)
 
     def check_pages(self, kind: int) -> None:
         """No page is owned twice, none is lost, and what was released is never needed again."""
@@ -573,7 +579,8 @@ def _allocate_twice(simulation: Simulation) -> None:
 
     def faulty(count: int, after: int | None = None) -> list[int] | None:
         pages = allocate(count, after)
-        pool._free.update((pages or [])[:1])
+        for page in (pages or [])[:1]:
+            pool._free(page)
         return pages
 
     pool.allocate = faulty  # type: ignore[method-assign]

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import forge
-from forge import loading
+from forge import planning
 from forge.backend import NUMPY
 from forge.config import EngineConfig, ModelConfig, SamplingParams
 from forge.formats import gguf
@@ -41,7 +41,7 @@ def prompts(gemma3_path: Path) -> list[list[int]]:
 @pytest.fixture(scope="module")
 def expected(gemma3_path: Path, prompts: list[list[int]]) -> dict[str, list[list[int]]]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loading, "kinds_of", plain)
+        patch.setattr(planning, "kinds_of", plain)
         with forge.load(gemma3_path, device="cpu", context=CONTEXT) as llm:
             assert [kind.name for kind in llm.engine.runner.kinds] == ["all positions"]
             return {name: ids(llm, prompts, params) for name, params in REQUESTS.items()}
@@ -69,9 +69,9 @@ def test_a_context_of_32k_takes_a_third_of_what_it_took(
     before = (512 + 1) * 64 * config.num_layers * one_layer_token
     assert 3 * taken <= before
     with gguf.read(gemma3_path) as file:
-        monkeypatch.setattr(loading, "kinds_of", plain)
+        monkeypatch.setattr(planning, "kinds_of", plain)
         settings = EngineConfig(context=CONTEXT, max_sequences=max_sequences)
-        plan = loading.plan_memory(file, settings, NUMPY, is_shared=max_sequences is None)
+        plan = planning.plan_memory(file, settings, NUMPY)
     assert budget.bytes_of(plan.kinds, plan.num_pages) == before
 
 

@@ -125,7 +125,7 @@ def test_memory_that_ends_in_a_step(function: str, wanted: list[list[int]], give
     [
         ("hipModuleLaunchKernel", runtime.LAUNCH_FAILURE, 20),
         ("hipGraphLaunch", runtime.LAUNCH_FAILURE, 2),
-        ("hipMemcpyAsync", runtime.INVALID_VALUE, 5),
+        ("hipMemcpyAsync", runtime.INVALID_VALUE, 2),
         ("hipEventRecord", runtime.INVALID_HANDLE, 5),
         ("hipEventSynchronize", runtime.LAUNCH_FAILURE, 2),
         ("hipEventCreateWithFlags", runtime.UNKNOWN, 5),

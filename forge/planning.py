@@ -1,0 +1,200 @@
+"""What a loaded model takes beside its weights: the memory of a step, and pages for the layers' state."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+
+from forge import models
+from forge.backend import Backend
+from forge.config import EngineConfig, ModelConfig
+from forge.engine.passes import LOGIT_BYTES, MAX_TOKENS
+from forge.errors import OutOfMemoryError
+from forge.formats import gguf
+from forge.state import budget
+from forge.state.model_state import kinds_of
+from forge.state.paged_kv import PagedKV
+
+SHARED_TOKENS = 1 << 15
+"""Positions in the KV cache where nobody says how many sequences are to have their whole context, at least."""
+_SEQUENCE_TOKENS = 512
+"""Positions of it for each of the sequences that may then run together."""
+_CPU_SEQUENCES, _GPU_SEQUENCES = 64, 256
+"""Most sequences that run together where nobody says how many: on a GPU fewer, if memory is short."""
+_CPU_STEP_TOKENS, _GPU_STEP_TOKENS, _WINDOW_STEP_TOKENS = 512, 8192, 2048
+"""Most tokens of a step where nobody says how many: on a CPU, on a GPU, and there with sliding windows, whose pages are
+held for all tokens of a step."""
+_CPU_STEP_BYTES = 256 << 20
+_STEP_SHARE = 8
+"""The activations of a GPU's step take one part of so many of what the weights leave: a wide model computes fewer
+tokens at a time."""
+_SEQUENCES_SHARE = 4
+"""What `_sequence_bytes` says of all sequences, where nobody says how many run together, takes such a part."""
+_SCRATCH_BYTES = 256 << 20
+"""Beside activations: weights that are converted for BLAS, splits of sums, arrays of the step that the host uploads."""
+_PARTIALS = 4
+"""Split-K partials of a product in a captured step, typically."""
+_REMARKABLE_BYTES = 10**9
+"""A KV cache that takes so much of a GPU is remarked on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Sizes of what beside the weights takes memory."""
+
+    context: int
+    """Most tokens of one sequence."""
+    max_sequences: int
+    max_step_tokens: int
+    step_bytes: int
+    """What a GPU's step that is not captured makes, at most: its activations, and the logits of its rows."""
+    kinds: tuple[PagedKV, ...]
+    """Kinds of layer state."""
+    num_pages: tuple[int, ...]
+    """Pages of each kind for all sequences, without the spare one."""
+    notes: tuple[str, ...]
+
+
+def plan_memory(file: gguf.GGUF, settings: EngineConfig, backend: Backend) -> Plan:
+    """What fits beside the weights. Raises OutOfMemoryError with the bytes needed and free, and what to change.
+
+    Where nobody asked for room for so many sequences, one whole context is kept, and what others leave of a GPU's
+    memory is left to them: a desktop, another model.
+    """
+    config = models.read_config(file, settings.context)
+    free = int(backend.free_bytes() * settings.memory_fraction)
+    weights, converted = _weight_bytes(file, backend)
+    if weights > free:
+        raise OutOfMemoryError(
+            f"{file.path}: the weights need {_gb(weights)}{'' if backend.is_gpu else ' as float32'} and "
+            f"{_gb(free)} may be taken, {settings.memory_fraction:g} of what is free on {backend.device}",
+            parameter="memory_fraction",
+            hint="free some memory, use a smaller model, or a larger memory_fraction",
+        )
+    size, itemsize = settings.page_size, backend.dtype.itemsize
+    wanted = settings.context or config.context_length
+    step_tokens = _max_step_tokens(config, settings, backend, free - weights)
+    sequences = settings.max_sequences or _max_sequences(config, backend, free - weights)
+    step_bytes = step_tokens * _token_bytes(config) + 4 * sequences * config.vocab_size if backend.is_gpu else 0
+    of_pass = min(MAX_TOKENS, step_tokens) * _token_bytes(config) + LOGIT_BYTES
+    others = _SCRATCH_BYTES + of_pass + sequences * _sequence_bytes(config) if backend.is_gpu else 0
+    room = max(free - weights - step_bytes - others, 0)
+    kinds = state_kinds(config, wanted, size, max(step_tokens, sequences), itemsize)
+    context = min(wanted, budget.longest_context(kinds, wanted, size, room))
+    notes: tuple[str, ...] = ()
+    if converted:
+        notes = (f"weights: types without a kernel become float16 and take {_gb(weights)} in all: {converted}",)
+    if wanted > config.context_length:
+        notes += (f"context: {wanted} is longer than the {config.context_length} tokens the model was trained for",)
+    if context < wanted:
+        notes += (_cut(file, settings, kinds, context, wanted, room),)
+    kinds = state_kinds(config, context, size, max(step_tokens, sequences), itemsize)
+    shared_pages = None
+    if settings.max_sequences is None:
+        shared_pages = _shared_pages(kinds, size, sequences, room if backend.is_gpu else 0)
+        if backend.is_gpu:
+            sequences = min(sequences, max(shared_pages * size // _SEQUENCE_TOKENS, 1))
+    num_pages = budget.share_out(kinds, context, room, sequences, shared_pages)
+    if (backend.is_gpu and budget.bytes_of(kinds, num_pages) >= _REMARKABLE_BYTES) or len(kinds) > 1:
+        notes += (_cache_note(kinds, num_pages, context, size),)
+    return Plan(context, sequences, step_tokens, step_bytes, kinds, num_pages, notes)
+
+
+def state_kinds(
+    config: ModelConfig, context: int, page_size: int, step_tokens: int = _CPU_STEP_TOKENS, itemsize: int = 4
+) -> tuple[PagedKV, ...]:
+    """The kinds of layer state of a model in an engine with sequences of `context` tokens; by default in float32."""
+    return kinds_of(config, context=context, page_size=page_size, step_tokens=step_tokens, itemsize=itemsize)
+
+
+def _shared_pages(kinds: tuple[PagedKV, ...], page_size: int, sequences: int, room: int) -> int:
+    """Pages that sequences share: some for each, in no more than half the room, and no fewer than a few have."""
+    most = max(room // 2 // sum(kind.page_bytes for kind in kinds), SHARED_TOKENS // page_size)
+    return min(most, max(sequences * _SEQUENCE_TOKENS, SHARED_TOKENS) // page_size)
+
+
+def _max_step_tokens(config: ModelConfig, settings: EngineConfig, backend: Backend, room: int) -> int:
+    """Most tokens of a step whose activations fit."""
+    usual = _CPU_STEP_TOKENS
+    if backend.is_gpu:
+        usual = _WINDOW_STEP_TOKENS if any(config.layer_windows) else _GPU_STEP_TOKENS
+    most = max(room // _STEP_SHARE, 0) if backend.is_gpu else _CPU_STEP_BYTES
+    return min(settings.max_step_tokens or usual, max(most // _token_bytes(config), 1))
+
+
+def _token_bytes(config: ModelConfig) -> int:
+    """Bytes of a token's activations where a step has the most of them.
+
+    The stream, what is added to it and a kept operand, beside the larger of two: queries, keys and values in float32
+    with the queries and the result of attention in float16, or gate and up in float32 with their product in float16.
+    """
+    queries, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+    return 16 * config.width + max(4 * (queries + 2 * keys) + 4 * queries, 10 * config.ffn_width)
+
+
+def _max_sequences(config: ModelConfig, backend: Backend, room: int) -> int:
+    """Most sequences that run together where nobody says how many."""
+    if not backend.is_gpu:
+        return _CPU_SEQUENCES
+    return max(min(room // _SEQUENCES_SHARE // _sequence_bytes(config), _GPU_SEQUENCES), 1)
+
+
+def _sequence_bytes(config: ModelConfig) -> int:
+    """Bytes that each sequence takes beside its keys and values, where steps of all buckets are captured.
+
+    The buckets have as many rows again as the largest. A captured step keeps what each layer makes. The sampler has
+    counts and biases of each row, and a penalized copy of its logits.
+    """
+    queries, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+    layer = 4 * (queries + 2 * keys) + 2 * queries + (16 + 4 * _PARTIALS) * config.width + 2 * config.ffn_width
+    return 2 * (config.num_layers * layer + 4 * config.vocab_size) + 12 * config.vocab_size
+
+
+def _cut(
+    file: gguf.GGUF, settings: EngineConfig, kinds: tuple[PagedKV, ...], context: int, wanted: int, room: int
+) -> str:
+    """A remark on a shorter context than the model's. Raises OutOfMemoryError where somebody asked for it."""
+    if context < 1:
+        raise OutOfMemoryError(f"{file.path}: no memory is left beside the weights")
+    if settings.context is not None:
+        need = _gb(budget.bytes_of(kinds, budget.pages_of(kinds, wanted)))
+        raise OutOfMemoryError(
+            f"{file.path}: a context of {wanted} needs {need} of KV cache and {_gb(room)} are left beside the weights",
+            parameter="context",
+            hint=f"use context={context}",
+        )
+    return f"context: {context} of the model's {wanted} tokens, cut to fit {_gb(room)} of KV cache"
+
+
+def _cache_note(kinds: tuple[PagedKV, ...], num_pages: tuple[int, ...], context: int, page_size: int) -> str:
+    """What the KV cache takes, and what a token or a sequence takes of it."""
+    parts = []
+    for kind, count in zip(kinds, num_pages, strict=True):
+        taken = _gb(budget.bytes_of([kind], [count]))
+        each = f"{kind.name}: {kind.num_pages(context) * kind.page_bytes / 1e6:,.1f} MB per sequence"
+        if kind.token_bytes:
+            each = f"{kind.token_bytes:,} bytes per token of context"
+        parts.append(f"{count * page_size} tokens take {taken} ({each})")
+    return f"KV cache: {', '.join(parts)}; a smaller context takes less"
+
+
+def _weight_bytes(file: gguf.GGUF, backend: Backend) -> tuple[int, str]:
+    """Bytes that the weights take on a backend, and which types are converted to float16 for lack of a kernel."""
+    if not backend.is_gpu:
+        return 4 * sum(prod(info.shape) for info in file.tensors.values()), ""
+    total = 0
+    converted: set[str] = set()
+    for info in file.tensors.values():
+        kept = models.kept_type(info.type)
+        if len(info.shape) != 2:
+            total += 4 * prod(info.shape)
+        elif kept is info.type:
+            total += info.nbytes
+        else:
+            total += 2 * prod(info.shape)
+            converted |= {info.type.name} - {"F32", "BF16"}
+    return total, ", ".join(sorted(converted))
+
+
+def _gb(count: int) -> str:
+    return f"{count / 1e9:.2f} GB"

@@ -1,0 +1,111 @@
+"""A GPU's steps make what the plan said at load and no more, however long a prompt is and whatever runs beside it."""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Callable
+from typing import Any
+from weakref import finalize
+
+import numpy as np
+import pytest
+
+from forge import SamplingParams, loading, models
+from forge.config import EngineConfig
+from forge.devtools.recorder import Recorded, Recorder
+from forge.devtools.usual import usual_models
+from forge.devtools.variants import HeaderWeights
+from forge.engine import Engine
+from forge.planning import Plan, plan_memory
+
+GB = 10**9
+LONG = 131_000
+
+
+class Counting(Recorder):
+    """A GPU of so many bytes that runs nothing, and counts those of its arrays."""
+
+    def __init__(self, total: int) -> None:
+        super().__init__("gfx942")
+        self.total, self.live, self.peak = total, 0, 0
+        self.made_by_steps: list[int] = []
+        """The most bytes that each step had at one time, beside what was there before."""
+
+    def empty(self, shape: tuple[int, ...], dtype: Any) -> Any:
+        size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+        memory = mmap.mmap(-1, max(size, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, prot=mmap.PROT_READ)
+        self.live += size
+        self.peak = max(self.peak, self.live)
+        finalize(memory, self._freed, size)
+        array = np.ndarray(shape, dtype, memory).view(Recorded)
+        array.device = self
+        return array
+
+    def _freed(self, size: int) -> None:
+        self.live -= size
+
+    def free_bytes(self) -> int:
+        return self.total - self.live
+
+    def recorder(self) -> Callable[..., Any]:
+        def run(inputs: object, step: Callable[[], Any]) -> Any:
+            before = self.peak = self.live
+            result = step()
+            self.made_by_steps.append(self.peak - before)
+            return result
+
+        return run
+
+
+def loaded(number: int, total: int, settings: EngineConfig) -> tuple[Counting, Plan, Engine]:
+    """One of the usual models on a GPU of so many bytes: 0 to 3 have 1B's widths, 4 to 7 8B's."""
+    device = Counting(total)
+    file = list(usual_models())[number]
+    plan = plan_memory(file, settings, device)
+    decoder = models.build(file, models.read_config(file, plan.context), device, None, HeaderWeights)
+    runner = loading.build_runner(decoder, plan, settings, device)
+    return device, plan, Engine(runner, end_ids=frozenset(), max_step_tokens=plan.max_step_tokens)
+
+
+@pytest.mark.parametrize(
+    ("number", "total"),
+    [
+        (4, 141 * GB),
+        *(
+            pytest.param(*row, marks=pytest.mark.slow)
+            for row in ((0, 141 * GB), (5, 141 * GB), (7, 24 * GB), (7, 8 * GB))
+        ),
+    ],
+    ids=["8B F16 on 141 GB", "1B F16 on 141 GB", "8B Q8_0 on 141 GB", "8B Q4_K on 24 GB", "8B Q4_K on 8 GB"],
+)
+def test_a_prompt_that_fills_the_context_beside_many_others_takes_what_was_planned(number: int, total: int) -> None:
+    device, plan, engine = loaded(number, total, EngineConfig(context=LONG + 72))
+    assert device.live < 0.9 * total
+    params = SamplingParams(max_tokens=40, ignore_eos=True)
+    for count in range(plan.max_sequences - 1):
+        engine.add([1] * (1 + count % 200), params)
+    engine.add([2] * LONG, params)
+    after_load = device.live
+    while engine.has_work and len(device.made_by_steps) < 40:
+        engine.step()
+    largest = max(device.made_by_steps)
+    assert plan.step_bytes / 3 < largest <= plan.step_bytes
+    kept = device.live - after_load  # buffers of the pipeline, scratch, and what captured steps keep here: nothing
+    assert 0 <= kept < GB // 2
+
+
+@pytest.mark.parametrize(
+    ("total", "sequences", "step_tokens"),
+    [(141 * GB, 256, 8192), (24 * GB, 256, 8192), (8 * GB, 256, 3881)],
+)
+def test_defaults_follow_the_memory(total: int, sequences: int, step_tokens: int) -> None:
+    """Of a model of one layer with 8B's widths in Q4_K."""
+    _, plan, _ = loaded(7, total, EngineConfig(context=8192))
+    assert (plan.max_sequences, plan.max_step_tokens) == (sequences, step_tokens)
+
+
+def test_what_is_given_wins() -> None:
+    settings = EngineConfig(context=8192, max_sequences=300, max_step_tokens=1000)
+    _, plan, engine = loaded(7, 24 * GB, settings)
+    assert (plan.max_sequences, plan.max_step_tokens) == (300, 1000)
+    assert (engine.scheduler.max_sequences, engine.scheduler.max_step_tokens) == (300, 1000)

@@ -65,14 +65,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true")
     arguments = parser.parse_args()
-    found = variants()
-    usages = measure(found, TARGETS, clang_19())
+    usages = measure(TARGETS, clang_19())
     faults = list(wrong(usages))
     newest = compilers.find_compiler()
     for target in NEWER_TARGETS:
         if newest and knows(newest, target):
-            faults += wrong(measure(found, (target,), newest))
-            print(f"{target}: {len(found)} variants, by {newest.version}; not in the table")
+            newer = measure((target,), newest)
+            faults += wrong(newer)
+            print(f"{target}: {len({u.variant for u in newer})} variants, by {newest.version}; not in the table")
         else:
             print(f"{target}: not compiled: {newest.version if newest else 'no compiler'} does not know it")
     text = table(usages)
@@ -87,9 +87,9 @@ def main() -> None:
         sys.exit("\n".join(faults))
 
 
-def variants() -> list[sources.Variant]:
-    """Variants of all ops' cases and of usual models, with the choices of each architecture."""
-    found = {variant for target in TARGETS for variant in (*case_variants(target), *model_variants(None, target))}
+def variants(target: str) -> list[sources.Variant]:
+    """Variants of all ops' cases and of usual models, with the choices of an architecture."""
+    found = {*case_variants(target), *model_variants(None, target)}
     return sorted(found, key=lambda variant: variant.name)
 
 
@@ -108,10 +108,10 @@ def knows(compiler: compilers.Compiler, target: str) -> bool:
     return True
 
 
-def measure(found: list[sources.Variant], targets: tuple[str, ...], compiler: compilers.Compiler) -> list[Usage]:
-    """Compile all variants for all targets, in parallel; what was compiled before is read from the cache."""
+def measure(targets: tuple[str, ...], compiler: compilers.Compiler) -> list[Usage]:
+    """Compile each target's variants, in parallel; what was compiled before is read from the cache."""
     with ThreadPoolExecutor() as pool:
-        jobs = [(variant, target, compiler) for variant in found for target in targets]
+        jobs = [(variant, target, compiler) for target in targets for variant in variants(target)]
         return [usage for usages in pool.map(lambda job: compile_for(*job), jobs) for usage in usages]
 
 

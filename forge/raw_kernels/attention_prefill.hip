@@ -81,7 +81,7 @@ KERNEL(THREADS) attention_prefill(
     State state{acc, m, l};
     init_state(state);
     const float factor = softcap > 0.0f ? 1.0f : scale * LOG2E; // makes scores powers of two
-    const float cap = softcap * LOG2E, per_cap = softcap > 0.0f ? scale / softcap : 0.0f;
+    const float cap = softcap * LOG2E, per_cap = softcap > 0.0f ? fast_divide(scale, softcap) : 0.0f;
 
     // Tiles of keys begin at multiples of their size, so that a query's sums do not depend on the queries beside it: a tile that
     // it does not see changes nothing.

@@ -206,10 +206,10 @@ DEVICE void cap_scores(Sums<KEYS> &score, const Scores &how) {
 DEVICE void update_state(State &s, Sums<KEYS> &score, float factor, float (&keep)[2]) {
     UNROLL for (u32 r = 0; r < 2; ++r) {
         float some[2] = {s.m[r], s.m[r]}; // two maxima, so that instructions wait less for each other
-        UNROLL for (u32 i = 0; i < KEYS / 4; ++i) some[i % 2] = max_float(some[i % 2], score.v[i / 2][2 * r + i % 2]);
-        float most = max_float(some[0], some[1]);
-        most = max_float(most, shfl_xor(most, 1));
-        most = max_float(most, shfl_xor(most, 2));
+        UNROLL for (u32 i = 0; i < KEYS / 4; ++i) some[i % 2] = fast_max(some[i % 2], score.v[i / 2][2 * r + i % 2]);
+        float most = fast_max(some[0], some[1]);
+        most = fast_max(most, shfl_xor(most, 1));
+        most = fast_max(most, shfl_xor(most, 2));
         float base = most > NEG_INFINITY ? most * factor : 0.0f; // a row may have seen nothing yet
         keep[r] = fast_exp2(fma_rn(s.m[r], factor, -base));
         s.m[r] = most;
@@ -233,7 +233,7 @@ DEVICE void store_rows(State &s, const Span &span, u32 first_row, u32 heads, f16
             u32x4 w;
             UNROLL for (u32 i = 0; i < 4; ++i) {
                 const float *pair = &s.acc.v[t + i < HEAD_DIM / 8 ? t + i : 0][2 * r];
-                w.v[i] = pack_f16x2(pair[0] * scale, pair[1] * scale);
+                w.v[i] = to_f16x2(pair[0] * scale, pair[1] * scale);
             }
             UNROLL for (u32 step = 1; step < 4; step *= 2) // a transposition of four words in each of four lanes
                 UNROLL for (u32 i = 0; i < 2; ++i) {

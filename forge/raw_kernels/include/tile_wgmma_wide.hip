@@ -4,7 +4,6 @@
 //   Sums<N>         A lane's sums: of its two rows, group_row(0) and group_row(1) of the 64, at the columns group_column(t) and the
 //                   next of each tile t of 8 columns, in v[t][2 * row + i].
 //   Weights<K>      Left rows in registers: those that a lane has the sums of, K columns, packed from sums by pack_weights.
-//   max_float(a, b), pack_f16x2(low, high)  The greater of two; two float16 numbers in a word.
 //   group_begin()   Before products of registers, or into sums, that were written otherwise.
 //   group_scores<DIM>(sum, left, first, right)  Starts sum = left . right.T; rows of DIM numbers in lines: 64 on the left from `first`
 //                   on, N on the right. Without `first` the left rows are Weights<DIM>.
@@ -14,22 +13,6 @@
 //   group_wait<N>() Until all of the group's batches but the last N have ended; sums of those that have are there behind arrived(sum).
 //
 // Source: the PTX ISA on wgmma.
-
-#if defined(FORGE_HARNESS)
-DEVICE float max_float(float a, float b) { return a > b ? a : b; }
-DEVICE u32 pack_f16x2(float low, float high) { return to_f16(low).bits | (u32)to_f16(high).bits << 16; }
-#else
-DEVICE float max_float(float a, float b) {
-    float y;
-    asm("max.f32 %0, %1, %2;" : "=f"(y) : "f"(a), "f"(b));
-    return y;
-}
-DEVICE u32 pack_f16x2(float low, float high) {
-    u32 y;
-    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(y) : "f"(high), "f"(low));
-    return y;
-}
-#endif
 
 template <u32 N> struct Sums {
     float v[N / 8][4];
@@ -41,7 +24,7 @@ DEVICE u32 group_row(u32 r) { return THREAD / 32 % GROUP_WAVES * 16 + LANE / 4 +
 DEVICE u32 group_column(u32 t) { return t * 8 + LANE % 4 * 2; }
 template <u32 N> DEVICE void pack_weights(const Sums<N> &sum, Weights<N> &weights) {
     UNROLL for (u32 k = 0; k < N / 16; ++k)
-        UNROLL for (u32 i = 0; i < 4; ++i) weights.v[k][i] = pack_f16x2(sum.v[2 * k + i / 2][i % 2 * 2], sum.v[2 * k + i / 2][i % 2 * 2 + 1]);
+        UNROLL for (u32 i = 0; i < 4; ++i) weights.v[k][i] = to_f16x2(sum.v[2 * k + i / 2][i % 2 * 2], sum.v[2 * k + i / 2][i % 2 * 2 + 1]);
 }
 
 template <u32 DIM, u32 ROWS, u32 LINES> DEVICE void load_weights(const GroupRows<ROWS> (&lines)[LINES], u32 first, Weights<DIM> &weights) {

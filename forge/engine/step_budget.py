@@ -9,8 +9,8 @@ TARGET_S = 0.05
 """Seconds that a step with prompt tokens is to take, where others decode in it: 20 tokens a second for who reads. A
 step that decodes alone may take longer; prompts then have as much time as decoding."""
 _MIN_TOKENS = 64
-_SHARE = 0.25
-"""Of the latest step in what is known of its kind."""
+_SLOWER_SHARE, _FASTER_SHARE = 0.25, 0.5
+"""Of the latest step in what is known of its kind. A slow one may have been the first of its shape, or have waited."""
 _DIGITS = 3
 """Leading binary digits that a budget keeps: steps of few different sizes are recorded once each."""
 
@@ -57,4 +57,6 @@ class StepBudget:
 
 
 def _mean(known: float | None, latest: float) -> float:
-    return latest if known is None else known + _SHARE * (latest - known)
+    if known is None:
+        return latest
+    return known + (_FASTER_SHARE if latest < known else _SLOWER_SHARE) * (latest - known)

@@ -83,6 +83,19 @@ def test_a_device_that_changes_is_followed() -> None:
     assert budget.tokens == 1024  # 1,050
 
 
+def test_a_cold_first_step_is_forgotten_within_a_few() -> None:
+    """Kernels are loaded in it: 2 s for 16 tokens."""
+    clock = Clock()
+    budget = StepBudget(8192, clock=clock)
+    counts = []
+    for seconds, tokens in ((2.0, 16), *[(0.005, 64)] * 3, *[(0.008, 300)] * 12):
+        queued_at, clock.now = clock.now, clock.now + seconds
+        budget.measured(0, tokens, queued_at)
+        counts.append(budget.tokens)
+    assert counts[0] == 64
+    assert counts[-1] >= 1024  # 27 us for each: 1,800 in the end
+
+
 def test_a_long_prompt_beside_a_stream_keeps_its_steps_near_the_wanted_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """A device that takes 8 ms for a step and 1 ms for a prompt token: the steps' chunks become 40 tokens."""
     monkeypatch.setattr(NumpyBackend, "is_asynchronous", True)

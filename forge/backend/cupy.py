@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 import cupy as cp
 import numpy as np
 import numpy.typing as npt
+from cupy_backends.cuda.api import driver
 from cupy_backends.cuda.libs import nvrtc
 
 from forge.backend import amd, compilers, host, probe, sources
@@ -28,7 +29,7 @@ from forge.backend.cupy_plans import Plans
 from forge.backend.cupy_steps import RecordedSteps, StepLog, StepMemory
 from forge.backend.gpu import GPU
 from forge.backend.graphs import Graphs, Perturb
-from forge.backend.pdl import DependentLaunch
+from forge.backend.pdl import DependentLaunch, Packed
 from forge.backend.tensor_maps import TensorMaps
 from forge.config import Progress
 from forge.errors import DeviceError
@@ -109,9 +110,9 @@ class CupyBackend(GPU):
             dependent = DependentLaunch(pointer(function), grid, entry.threads, args, entry.lds_bytes)
             self._graphs.call(lambda: _check(dependent(self._stream.ptr)), (function, args))
         else:
-            block = (entry.threads, 1, 1)
-            allotted = 0 if IS_HIP else entry.lds_bytes
-            self._graphs.call(lambda: function(grid, block, tuple(args), shared_mem=allotted), (function, args))
+            packed, block = Packed(args), (entry.threads, 1, 1, entry.lds_bytes)
+            arguments = pointer(function), *grid, *block, self._stream.ptr, packed.address, 0
+            self._graphs.call(lambda: driver.launchKernel(*arguments), (function, args, packed))
 
     def prepare(self, run: Callable[[], None], progress: Progress | None = None) -> None:
         """Compile in parallel what `run` would launch, without launching it; the results are kept on disk."""

@@ -41,18 +41,11 @@ def _driver() -> Any:
     return ctypes.CDLL("libcuda.so.1")
 
 
-class DependentLaunch:
-    """A launch that may start before the launches before it have ended. Its arguments are packed once."""
+class Packed:
+    """Arguments of a launch as the driver takes them."""
 
-    def __init__(
-        self, function: int, grid: Sequence[int], threads: int, args: Sequence[Any], lds_bytes: int = 0
-    ) -> None:
-        """
-        function: A CUfunction.
-        args: Arrays of CuPy (or None) and NumPy scalars, which the caller keeps alive.
-        lds_bytes: LDS of a block beside what the kernel declares.
-        """
-        self._function = ctypes.c_void_p(function)
+    def __init__(self, args: Sequence[Any]) -> None:
+        """args: Arrays of CuPy (or None) and NumPy scalars, which the caller keeps alive."""
         values = np.zeros(max(len(args), 1), np.uint64)
         for place, value in enumerate(args):
             if isinstance(value, np.generic):
@@ -61,7 +54,24 @@ class DependentLaunch:
                 values[place] = 0 if value is None else value.data.ptr
         places = values.ctypes.data + 8 * np.arange(len(values), dtype=np.uint64)
         self._kept = values, places
-        self._pointers = ctypes.c_void_p(places.ctypes.data)
+        self.address: int = places.ctypes.data
+        """Of the addresses of the arguments."""
+
+
+class DependentLaunch:
+    """A launch that may start before the launches before it have ended. Its arguments are packed once."""
+
+    def __init__(
+        self, function: int, grid: Sequence[int], threads: int, args: Sequence[Any], lds_bytes: int = 0
+    ) -> None:
+        """
+        function: A CUfunction.
+        args: As of `Packed`.
+        lds_bytes: LDS of a block beside what the kernel declares.
+        """
+        self._function = ctypes.c_void_p(function)
+        self._packed = Packed(args)
+        self._pointers = ctypes.c_void_p(self._packed.address)
         self._attribute = _Attribute(_PROGRAMMATIC_STREAM_SERIALIZATION)
         self._attribute.value[0] = 1
         grid_3, block = (ctypes.c_uint * 3)(*grid), (ctypes.c_uint * 3)(threads, 1, 1)

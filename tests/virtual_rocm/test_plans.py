@@ -54,12 +54,12 @@ def test_a_refusal_is_not_kept(device: Any) -> None:
     """Heads that are too long are refused each time, and shorter ones are not."""
     ints = [device.asarray(np.array(values, np.int32)) for values in ([0, 1], [1], [[0]])]
     spec = AttentionSpec(1.0, 0, 0.0)
-    for dim, is_allowed in ((512, False), (64, True), (512, False)):
+    for dim, is_allowed in ((1024, False), (64, True), (1024, False)):
         q, pages = (device.asarray(np.ones(shape, np.float16)) for shape in ((1, 1, dim), (1, 16, 1, dim)))
         if is_allowed:
             assert (device.to_numpy(paged_attention(q, KVPages(pages, pages), *ints, spec)) == 1).all()
         else:
-            with pytest.raises(UnsupportedError, match="heads of 512"):
+            with pytest.raises(UnsupportedError, match="heads of 1024"):
                 paged_attention(q, KVPages(pages, pages), *ints, spec)
 
 

@@ -38,7 +38,6 @@ from forge.tuning import Choices, store
 ARRAY = cp.ndarray
 __all__ = ["ARRAY", "KIND", "CupyBackend", "backend", "cards"]
 
-_NOTHING: AbstractContextManager[None] = nullcontext()
 T = TypeVar("T")
 
 
@@ -76,7 +75,7 @@ class CupyBackend(GPU):
 
         One thread at a time is within: its launches must not land in a step that another thread captures.
         """
-        return _NOTHING if self._is_within() else self._enter()
+        return nullcontext() if self._is_within() else self._enter()
 
     def _is_within(self) -> bool:
         # The stream alone does not tell: where HIP fails while one is left, CuPy goes on to call it the current one.

@@ -24,7 +24,7 @@
 #define WAVE_ROWS (16 * TILES)
 #define QUARTERS 4                                           // of a line: 16 weights of each part, half of a group of 32
 #define X_QUARTERS (TOKENS <= 32 ? 4 : TOKENS == 64 ? 2 : 1) // whose x is in LDS together
-#define X_TASKS (X_QUARTERS * 2 * TOKENS)                    // a task is a piece of 8 numbers of each part
+#define X_TASKS (X_QUARTERS * 4 * TOKENS)                    // a task is a step: 4 numbers of each part
 #define X_EACH ((X_TASKS + BLOCK - 1) / BLOCK)               // tasks of a thread
 
 // A stage of a wave: plane after plane, in each the pieces of a row together.
@@ -242,14 +242,14 @@ DEVICE void dequantize_quarter(const Codes &codes, const Quarter &q, const Facto
         }
 }
 
-// A task's x: the pieces of all parts, in registers until the next quarters' are stored.
+// A task's x, in registers until the next quarters' are stored.
 struct XTask {
-    u32x4 piece[PARTS];
+    u32x2 numbers[PARTS];
 };
 struct XPlace {
-    u32 quarter, token, i; // i: the first or the second 8 numbers
+    u32 quarter, token, step; // of the quarter's four
 };
-DEVICE XPlace x_place(u32 n) { return XPlace{n / 8 % X_QUARTERS, n / 8 / X_QUARTERS * 4 + n / 2 % 4, n % 2}; }
+DEVICE XPlace x_place(u32 n) { return XPlace{n / 8 % X_QUARTERS, n / 8 / X_QUARTERS * 2 + n / 4 % 2, n % 4}; }
 DEVICE void load_x(XTask (&tasks)[X_EACH], const f16 *x, u32 line, u32 first, u32 rows, u32 inner) {
     UNROLL for (u32 e = 0; e < X_EACH; ++e) {
         XPlace p = x_place(e * BLOCK + THREAD);
@@ -258,9 +258,9 @@ DEVICE void load_x(XTask (&tasks)[X_EACH], const f16 *x, u32 line, u32 first, u3
         bool there = (X_TASKS % BLOCK == 0 || e * BLOCK + THREAD < X_TASKS) && token < rows;
         UNROLL for (u32 c = 0; c < PARTS; ++c) {
             u32 start = FORMAT == Q6_K ? c / 2 * 128 + c % 2 * 32 + q.group * 64 : c * 64 + q.group * 32;
-            u32x4 piece = {};
-            if (there) piece = *(const u32x4 *)(x + token * inner + line * LINE_WEIGHTS + start + q.half * 16 + p.i * 8);
-            tasks[e].piece[c] = piece;
+            u32x2 numbers = {};
+            if (there) numbers = *(const u32x2 *)(x + token * inner + line * LINE_WEIGHTS + start + q.half * 16 + p.step * 4);
+            tasks[e].numbers[c] = numbers;
         }
     }
 }
@@ -268,13 +268,12 @@ DEVICE void store_x(GroupRows<TOKENS> (&to)[X_QUARTERS], const XTask (&tasks)[X_
     UNROLL for (u32 e = 0; e < X_EACH; ++e) {
         if (X_TASKS % BLOCK && e * BLOCK + THREAD >= X_TASKS) continue;
         XPlace p = x_place(e * BLOCK + THREAD);
-        UNROLL for (u32 s = 0; s < 2; ++s)
-            UNROLL for (u32 j = 0; j < 2; ++j) {
-                u32x4 words;
-                UNROLL for (u32 c = 0; c < PARTS; ++c)
-                    words.v[c] = byte_perm(tasks[e].piece[c].v[2 * s + 1], tasks[e].piece[c].v[2 * s], j ? 0x07060302u : 0x05040100u);
-                to[p.quarter].v[p.token][line_place(p.token, p.i * 4 + s * 2 + j)] = words;
-            }
+        UNROLL for (u32 j = 0; j < 2; ++j) {
+            u32x4 words;
+            UNROLL for (u32 c = 0; c < PARTS; ++c)
+                words.v[c] = byte_perm(tasks[e].numbers[c].v[1], tasks[e].numbers[c].v[0], j ? 0x07060302u : 0x05040100u);
+            to[p.quarter].v[p.token][line_place(p.token, p.step * 2 + j)] = words;
+        }
     }
 }
 
@@ -331,39 +330,37 @@ KERNEL(BLOCK) matmul_wgmma_quant(
         const WaveStage &stage = memory[0].stages[at][wave];
         Codes codes[TILES][TILE_LANE_ROWS];
         Factors factors[TILES][TILE_LANE_ROWS];
-        UNROLL for (u32 n = 0; n < QUARTERS; ++n) {
-            if (n % X_QUARTERS == 0) {
-                UNROLL for (u32 t = 0; t < TILES; ++t) group_await(sum[t]);
-                group_landed();
-                lds_barrier(); // x is there, and everything of the quarters before was read
-                const bool is_last = n + X_QUARTERS == QUARTERS;
-                if (!is_last || line + 1 < end) load_x(tasks, x, line + is_last, is_last ? 0 : n + X_QUARTERS, rows, inner);
-            }
-            if (n == 0) {
+        UNROLL for (u32 first = 0; first < QUARTERS; first += X_QUARTERS) {
+            UNROLL for (u32 t = 0; t < TILES; ++t) group_await(sum[t]);
+            group_landed();
+            lds_barrier(); // x is there, and everything of the quarters before was read
+            const bool is_last = first + X_QUARTERS == QUARTERS;
+            bool is_more = !is_last || line + 1 < end;
+            if (is_more) load_x(tasks, x, line + is_last, is_last ? 0 : first + X_QUARTERS, rows, inner);
+            if (first == 0) {
                 u32 last = at == 0 ? STAGES - 1 : at - 1, next = line + STAGES - 1;
                 if (next < end) copy_weights(memory[0].stages[last][wave], copies, planes, next);
                 commit_copies();
                 if (line + 1 < end) load_rests(next_rests, planes, own_rows, lines, line + 1);
             }
-            Quarter q = quarter_of(n);
-            UNROLL for (u32 t = 0; t < TILES; ++t) {
-                const u32 since = n % X_QUARTERS * TILES + t; // products since all were awaited
-                if (since >= 2) group_await_but<1>();         // what was in these registers has been multiplied
-                u32(&own)[4][4] = weights[since % 2];
-                UNROLL for (u32 r = 0; r < TILE_LANE_ROWS; ++r) {
-                    u32 row = t * 16 + tile_row(r), pairs[4][2];
-                    if (FORMAT == Q8_0 || n % 2 == 0) read_codes(codes[t][r], stage, row, q);
-                    if (HALVES == 2 || !IS_K ? n % 2 == 0 : n == 0) factors[t][r] = factors_of(stage, rests[t][r], row, q);
-                    dequantize_quarter(codes[t][r], q, factors[t][r], masks, pairs);
-                    UNROLL for (u32 i = 0; i < 4; ++i)
-                        UNROLL for (u32 j = 0; j < 2; ++j) own[i][2 * j + r] = pairs[i][j];
+            UNROLL for (u32 t = 0; t < TILES; ++t)
+                UNROLL for (u32 m = 0; m < X_QUARTERS; ++m) {
+                    const u32 n = first + m, since = t * X_QUARTERS + m; // products since all were awaited
+                    Quarter q = quarter_of(n);
+                    if (since >= 2) group_await_but<1>(); // what was in these registers has been multiplied
+                    u32(&own)[4][4] = weights[since % 2];
+                    UNROLL for (u32 r = 0; r < TILE_LANE_ROWS; ++r) {
+                        u32 row = t * 16 + tile_row(r), pairs[4][2];
+                        if (FORMAT == Q8_0 || n % 2 == 0) read_codes(codes[t][r], stage, row, q);
+                        if (HALVES == 2 || !IS_K ? n % 2 == 0 : n == 0) factors[t][r] = factors_of(stage, rests[t][r], row, q);
+                        dequantize_quarter(codes[t][r], q, factors[t][r], masks, pairs);
+                        UNROLL for (u32 i = 0; i < 4; ++i)
+                            UNROLL for (u32 j = 0; j < 2; ++j) own[i][2 * j + r] = pairs[i][j];
+                    }
+                    group_multiply(sum[t], own, memory[0].x[x_at][m]);
                 }
-                group_multiply(sum[t], own, memory[0].x[x_at][n % X_QUARTERS]);
-            }
-            if (n % X_QUARTERS == X_QUARTERS - 1) {
-                if (n < QUARTERS - 1 || line + 1 < end) store_x(memory[0].x[x_at ^ 1], tasks);
-                x_at ^= 1;
-            }
+            if (is_more) store_x(memory[0].x[x_at ^ 1], tasks);
+            x_at ^= 1;
         }
         UNROLL for (u32 t = 0; t < TILES; ++t)
             UNROLL for (u32 r = 0; r < TILE_LANE_ROWS; ++r) rests[t][r] = next_rests[t][r];

@@ -6,13 +6,6 @@ DEVICE void commit_copies() {}
 template <u32 N> DEVICE void wait_copies() {}
 #endif
 
-#if !HAS_DOT2
-DEVICE float dot2(u32 a, u32 b, float c) {
-    c += to_float(f16{(u16)a}) * to_float(f16{(u16)b});
-    return c + to_float(f16{(u16)(a >> 16)}) * to_float(f16{(u16)(b >> 16)});
-}
-#endif
-
 #define LOG2E 1.44269504088896340736f
 
 DEVICE float fast_exp(float x) { return fast_exp2(x * LOG2E); }

@@ -89,10 +89,6 @@ DEVICE u32 fma_f16x2(u32 a, u32 b, u32 c) {
     return __builtin_bit_cast(u32, __builtin_bit_cast(half2_t, a) * __builtin_bit_cast(half2_t, b) + __builtin_bit_cast(half2_t, c));
 }
 DEVICE u32 add_f16x2(u32 a, u32 b) { return __builtin_bit_cast(u32, __builtin_bit_cast(half2_t, a) + __builtin_bit_cast(half2_t, b)); }
-#if __has_builtin(__builtin_amdgcn_fdot2)
-#define HAS_DOT2 1
-DEVICE float dot2(u32 a, u32 b, float c) { return __builtin_amdgcn_fdot2(__builtin_bit_cast(half2_t, a), __builtin_bit_cast(half2_t, b), c, false); }
-#endif
 // Targets have v_dot4_i32_i8, or v_dot4_i32_iu8 from RDNA 3 on. The first ones of GFX9 and of RDNA have neither.
 DEVICE i32 dot4(u32 a, u32 b, i32 c) {
 #if __has_builtin(__builtin_amdgcn_sdot4)

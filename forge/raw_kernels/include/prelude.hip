@@ -50,7 +50,6 @@
 //   fast_exp2, fast_log, fast_rsqrt  The GPU's approximations.
 //   fast_max(a, b)  The larger of two numbers, neither of which is NaN.
 //   add_f16x2(a, b), fma_f16x2(a, b, c)  On the two float16 numbers in each word.
-//   dot2(a, b, c)   c + the dot product of the two float16 numbers in each word, summed in float.
 //   dot4(a, b, c)   c + the dot product of the four signed bytes of two words.
 //   byte_perm(high, low, places)  Four of the eight bytes of two words; the bytes of `places` name them, 0 to 7.
 //   mul_high(a, b)  High half of the product, u32 or u64.

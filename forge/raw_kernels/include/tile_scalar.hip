@@ -23,7 +23,8 @@ template <u32 N> DEVICE void tile_multiply(float (&sum)[4], const f16_quad (&wei
         UNROLL for (u32 w = 0; w < 2; ++w)
             UNROLL for (u32 i = 0; i < 4; ++i) {
                 u32 word = shfl(x[q].v[w], tile_sum_token(i)), own = weights[i / 2][q].v[w];
-                sum[i] = dot2(own, word, sum[i]);
+                sum[i] += to_float(f16{(u16)own}) * to_float(f16{(u16)word});
+                sum[i] += to_float(f16{(u16)(own >> 16)}) * to_float(f16{(u16)(word >> 16)});
             }
 }
 #define HAS_TILE_LOADS 0

@@ -85,9 +85,9 @@ def _sampling_cases() -> list[Case]:
             expected=([450, 450, 451],),
         ),
         Case(
-            "2600 equals behind 2 tokens of other bins, or one of theirs: of the first 2500 (k), most of them (p)",
+            "2600 equals around 2 tokens of other bins, or one of theirs: of the first 2500 (k), most of them (p)",
             lambda _: _rows(
-                [[9.0, 6.0] + [z] * 2600 + [-30.0] for z in (5.0, 5.999)] * 4,
+                [[z] * 1300 + [9.0, 6.0] + [z] * 1300 + [-30.0] for z in (5.0, 5.999) for _ in range(4)],
                 *[(100, 2500, 1, 0), (1, 2500, 0.99, 0), (1, 0, 0.99, 0), (1, 2500, 1, 0.5)] * 2,
             ),
         ),

@@ -10,7 +10,7 @@
 // meanwhile. Consumers take turns to start products, so that one multiplies while another computes weights.
 // A block takes tiles of queries in turns of `stride`, forth and back, the longest of each sequence first.
 // -D HEAD_DIM, PAGE=positions of a page, BOX=positions of a box, a divisor of PAGE and of KEYS, or 0: no boxes; PACKED, KEYS, STAGES,
-// BLOCK threads, LDS_BYTES. To be measured: PINGPONG=0, consumers start products as they like; QREG=1, queries in registers.
+// BLOCK threads, LDS_BYTES.
 
 #define GROUP (32 * GROUP_WAVES)
 #define COPIERS (GROUP / 2) // threads of a producer
@@ -18,12 +18,6 @@
 #define ROWS (64 * GROUPS)
 #define QUERIES (ROWS / PACKED)
 #define LINES ((HEAD_DIM + 63) / 64)
-#ifndef QREG
-#define QREG 0
-#endif
-#ifndef PINGPONG
-#define PINGPONG (GROUPS > 1)
-#endif
 
 struct Lds {
     GroupRows<ROWS> query[LINES];
@@ -251,7 +245,7 @@ DEVICE void consume(Lds &lds, const Batch &batch, const Scores &how, f16 *out) {
     bool says = LANE == 0; // one lane of each wave arrives
     Place keys{0, 0}, values{0, 0};
     u32 parity = 0;
-    if (PINGPONG && next == 0) named_arrive(1, 2 * GROUP);
+    if (next == 0) named_arrive(1, 2 * GROUP);
     Span span;
     Search search{};
     ROLLED while (find_span(batch, search, span)) {
@@ -270,19 +264,9 @@ DEVICE void consume(Lds &lds, const Batch &batch, const Scores &how, f16 *out) {
             update_state(state, score, how.factor, keep);
         };
 
-#if QREG
-        Weights<HEAD_DIM> query;
-        auto multiply = [&]() { group_scores<HEAD_DIM>(score, query, lds.keys[keys.stage]); };
-#else
         auto multiply = [&]() { group_scores<HEAD_DIM>(score, lds.query, first_row, lds.keys[keys.stage]); };
-#endif
         phase_wait(lds.query_full, parity);
         parity ^= 1;
-#if QREG
-        load_weights<HEAD_DIM>(lds.query, first_row, query);
-        wave_sync();
-        if (says) phase_arrive(lds.query_empty);
-#endif
         phase_wait(lds.keys_full[keys.stage], keys.parity);
         group_landed();
         group_begin();
@@ -298,13 +282,13 @@ DEVICE void consume(Lds &lds, const Batch &batch, const Scores &how, f16 *out) {
         ROLLED for (u32 tile = span.last_tile; tile > span.first_tile; --tile) {
             phase_wait(lds.values_full[values.stage], values.parity);
             if (!BOX || is_cut(span, tile) || is_cut(span, tile - 1)) group_landed();
-            if (PINGPONG) named_wait(1 + own, 2 * GROUP);
+            named_wait(1 + own, 2 * GROUP);
             group_begin();
             multiply();
             group_commit();
             group_weighted(state.acc, weights, lds.values[values.stage]);
             group_commit();
-            if (PINGPONG) named_arrive(1 + next, 2 * GROUP);
+            named_arrive(1 + next, 2 * GROUP);
             group_wait<1>();
             arrived(score);
             if (says) phase_arrive(lds.keys_empty[keys.stage]);
@@ -321,7 +305,7 @@ DEVICE void consume(Lds &lds, const Batch &batch, const Scores &how, f16 *out) {
                 UNROLL for (u32 i = 0; i < 4; ++i) state.acc.v[t][i] *= keep[i / 2];
             pack_weights(score, weights);
         }
-        if (says && !QREG) phase_arrive(lds.query_empty);
+        if (says) phase_arrive(lds.query_empty);
         phase_wait(lds.values_full[values.stage], values.parity);
         if (!BOX || is_cut(span, span.first_tile)) group_landed();
         group_begin();

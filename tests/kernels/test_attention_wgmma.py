@@ -75,19 +75,6 @@ def test_blocks_take_spans_in_turns(persistent: int, dim: int) -> None:
         assert error.passed, f"{cores} multiprocessors: {error}"
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("define", [{"QREG": 1}, {"PINGPONG": 0}, {"BOX": 0}], ids=str)
-def test_variants_that_wait_to_be_measured(define: dict[str, int], monkeypatch: pytest.MonkeyPatch) -> None:
-    run = Harness.run
-    monkeypatch.setattr(Harness, "run", lambda self, *args, **defines: run(self, *args, **{**defines, **define}))
-    for name in ("window over tiles", "heads and pages as in an 8B model"):
-        for seed in (0, 1, 2):
-            device = device_of(seed)
-            error, _ = run_case(paged_attention, case_of(name), device)
-            assert error.passed, f"seed {seed}: {error}"
-            assert all(define.items() <= dict(variant.defines).items() for variant in device.variants)
-
-
 def test_a_query_sees_nothing_of_what_is_hidden() -> None:
     """Keys and values behind it, or before its window, may be NaN."""
     rng = np.random.default_rng(0)

@@ -6,8 +6,7 @@
 //   Weights<K>      Left rows in registers: those that a lane has the sums of, K columns, packed from sums by pack_weights.
 //   group_begin()   Before products of registers, or into sums, that were written otherwise.
 //   group_scores<DIM>(sum, left, first, right)  Starts sum = left . right.T; rows of DIM numbers in lines: 64 on the left from `first`
-//                   on, N on the right. Without `first` the left rows are Weights<DIM>.
-//   load_weights<DIM>(lines, first, weights)  Left rows from lines, from row `first` on.
+//                   on, N on the right.
 //   group_weighted(sum, weights, right)  Starts sum += weights . right; K rows of N numbers in lines.
 //   group_commit()  What was started since the last is a batch.
 //   group_wait<N>() Until all of the group's batches but the last N have ended; sums of those that have are there behind arrived(sum).
@@ -25,14 +24,6 @@ DEVICE u32 group_column(u32 t) { return t * 8 + LANE % 4 * 2; }
 template <u32 N> DEVICE void pack_weights(const Sums<N> &sum, Weights<N> &weights) {
     UNROLL for (u32 k = 0; k < N / 16; ++k)
         UNROLL for (u32 i = 0; i < 4; ++i) weights.v[k][i] = to_f16x2(sum.v[2 * k + i / 2][i % 2 * 2], sum.v[2 * k + i / 2][i % 2 * 2 + 1]);
-}
-
-template <u32 DIM, u32 ROWS, u32 LINES> DEVICE void load_weights(const GroupRows<ROWS> (&lines)[LINES], u32 first, Weights<DIM> &weights) {
-    UNROLL for (u32 k = 0; k < DIM / 16; ++k)
-        UNROLL for (u32 i = 0; i < 4; ++i) {
-            u32 row = first + group_row(i % 2), piece = 2 * k + i / 2;
-            weights.v[k][i] = lines[piece / LINE].v[row][line_place(row, piece % LINE)].v[LANE % 4];
-        }
 }
 
 #if defined(FORGE_HARNESS)
@@ -64,27 +55,6 @@ template <u32 DIM, u32 ROWS, u32 N> DEVICE void compute_scores(void *const *oper
 }
 template <u32 DIM, u32 ROWS, u32 N, u32 LINES> DEVICE void group_scores(Sums<N> &sum, const GroupRows<ROWS> (&left)[LINES], u32 first, const GroupRows<N> (&right)[LINES]) {
     forge_start(compute_scores<DIM, ROWS, N>, &sum, (void *)left, (void *)right, (void *)(u64)first);
-}
-template <u32 DIM, u32 N> DEVICE void compute_scores_of_registers(void *const *operands) {
-    Sums<N> &sum = *(Sums<N> *)operands[0];
-    const Weights<DIM> &left = *(const Weights<DIM> *)operands[1];
-    const GroupRows<N> *right = (const GroupRows<N> *)operands[2];
-    for (u32 k = 0; k < DIM / 16; ++k) {
-        const u32(*all)[16] = (const u32(*)[16])forge_share(left.v[k], sizeof left.v[k]);
-        for (u32 n = 0; n < N / 4; ++n)
-            for (u32 r = 0; r < 2; ++r) {
-                u32 other = group_column(n / 2) + n % 2;
-                float &dot = sum.v[n / 2][2 * r + n % 2];
-                if (k == 0) dot = 0;
-                for (u32 i = 0; i < 16; ++i) {
-                    u32 word = all[LANE / 4 * 4 + i % 8 / 2][i / 8 * 2 + r];
-                    dot += to_float(f16{(u16)(word >> 16 * (i % 2))}) * to_float(line_number(right, other, 16 * k + i));
-                }
-            }
-    }
-}
-template <u32 DIM, u32 N, u32 LINES> DEVICE void group_scores(Sums<N> &sum, const Weights<DIM> &left, const GroupRows<N> (&right)[LINES]) {
-    forge_start(compute_scores_of_registers<DIM, N>, &sum, (void *)&left, (void *)right, nullptr);
 }
 template <u32 N, u32 K> DEVICE void add_weighted(void *const *operands) {
     Sums<N> &sum = *(Sums<N> *)operands[0];
@@ -134,7 +104,6 @@ template <u32 N> DEVICE void arrived(Sums<N> &sum) {
 #define SUMS_40 SUMS_32, TILE_SUMS(8), TILE_SUMS(9)
 #define SUMS_48 SUMS_32, SUMS_16(8)
 #define SUMS_64 SUMS_48, SUMS_16(12)
-#define SUMS_88 SUMS_64, SUMS_16(16), TILE_SUMS(20), TILE_SUMS(21)
 #define SUMS_96 SUMS_64, SUMS_16(16), SUMS_16(20)
 #define SUMS_128 SUMS_96, SUMS_16(24), SUMS_16(28)
 // Of N columns, with N / 2 sums; then the numbers of the operands behind them. Without ADD the sums are set.
@@ -154,7 +123,6 @@ WGMMA_FORMS(64, 32, "%32", "%33", "%34", "%35", "%36", "%37", "%38")
 WGMMA_FORMS(80, 40, "%40", "%41", "%42", "%43", "%44", "%45", "%46")
 WGMMA_FORMS(96, 48, "%48", "%49", "%50", "%51", "%52", "%53", "%54")
 WGMMA_FORMS(128, 64, "%64", "%65", "%66", "%67", "%68", "%69", "%70")
-WGMMA_FORMS(176, 88, "%88", "%89", "%90", "%91", "%92", "%93", "%94")
 WGMMA_FORMS(192, 96, "%96", "%97", "%98", "%99", "%100", "%101", "%102")
 WGMMA_FORMS(256, 128, "%128", "%129", "%130", "%131", "%132", "%133", "%134")
 
@@ -166,15 +134,6 @@ template <u32 DIM, u32 ROWS, u32 N, u32 LINES> DEVICE void group_scores(Sums<N> 
             wgmma_16<0>(sum, a, b);
         else
             wgmma_16<1>(sum, a + k / 4 * (ROWS * 8) + within, b + k / 4 * (N * 8) + within);
-    }
-}
-template <u32 DIM, u32 N, u32 LINES> DEVICE void group_scores(Sums<N> &sum, const Weights<DIM> &left, const GroupRows<N> (&right)[LINES]) {
-    u64 b = group_descriptor(&right[0]);
-    UNROLL for (u32 k = 0; k < DIM / 16; ++k) {
-        if (k == 0)
-            wgmma_16<0, 0>(sum, left.v[k], b);
-        else
-            wgmma_16<1, 0>(sum, left.v[k], b + k / 4 * (N * 8) + k % 4 * 2);
     }
 }
 template <u32 N, u32 K, u32 LINES> DEVICE void group_weighted(Sums<N> &sum, const Weights<K> &weights, const GroupRows<K> (&right)[LINES]) {

@@ -50,13 +50,16 @@ class PagePool:
             self.on_reuse(reused)
             self.forget(reused)
         pages: list[int] = []
+        start, longest = -1 if after is None else after + 1, self.num_pages
         while len(pages) < count:
-            continues = after is not None and after + 1 < self.num_pages and self._is_free[after + 1]
-            after = after + 1 if after is not None and continues else self._start()
-            self._is_free[after] = 0
-            self._num_free -= 1
-            self._references[after] = 1
-            pages.append(after)
+            if not 0 <= start < self.num_pages or not self._is_free[start]:
+                start, longest = self._start(longest)
+            stop = min(self._end_of_run(start), start + count - len(pages))
+            self._is_free[start:stop] = bytes(stop - start)
+            self._references[start:stop] = [1] * (stop - start)
+            pages += range(start, stop)
+            start = stop
+        self._num_free -= count
         return pages
 
     def share(self, pages: Iterable[int]) -> None:
@@ -131,8 +134,18 @@ class PagePool:
         self._is_free[page] = 1
         self._num_free += 1
 
-    def _start(self) -> int:
-        """The middle of the longest free run, or its first page if nobody can grow into it."""
-        longest = max(self._is_free.split(b"\0"), key=len)
-        first = self._is_free.find(longest)
-        return first if first == 0 else first + len(longest) // 2
+    def _start(self, most: int) -> tuple[int, int]:
+        """The middle of the longest free run, or its first page if nobody can grow into it; and the run's length.
+
+        most: No run is longer. The search ends at the first one that is as long.
+        """
+        first = end = length = 0
+        while length < most and (found := self._is_free.find(b"\1" * (length + 1), end)) >= 0:
+            end = self._end_of_run(found)
+            first, length = found, end - found
+        return first if first == 0 else first + length // 2, length
+
+    def _end_of_run(self, page: int) -> int:
+        """Behind the free pages from `page` on."""
+        end = self._is_free.find(b"\0", page)
+        return self.num_pages if end < 0 else end

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from itertools import groupby
 
 import pytest
 from hypothesis import given
@@ -105,3 +106,25 @@ def test_counts_equal_a_plain_model(num_pages: int, operations: list[tuple[str, 
             owned = +owned
         assert [pool.references(page) for page in range(num_pages)] == [owned[page] for page in range(num_pages)]
         assert pool.num_free == num_pages - len(owned)
+
+
+@given(st.lists(st.booleans(), min_size=1, max_size=60), st.data())
+def test_pages_lie_behind_the_last_one_or_from_the_middle_of_the_longest_free_run(
+    taken: list[bool], data: st.DataObject
+) -> None:
+    pool = PagePool(KIND, len(taken))
+    pool.release([page for page in pool.allocate(len(taken)) if not taken[page]])
+    is_free = [not one for one in taken]
+    after = data.draw(st.one_of(st.none(), st.integers(0, len(taken) - 1)))
+    count = data.draw(st.integers(0, sum(is_free)))
+    expected: list[int] = []
+    last = after
+    for _ in range(count):  # page by page
+        if last is None or last + 1 == len(is_free) or not is_free[last + 1]:
+            runs = [list(run) for free, run in groupby(range(len(is_free)), is_free.__getitem__) if free]
+            longest = max(runs, key=len)
+            last = longest[0] - 1 if longest[0] == 0 else longest[len(longest) // 2] - 1
+        last += 1
+        is_free[last] = False
+        expected.append(last)
+    assert pool.allocate(count, after) == expected

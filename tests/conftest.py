@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 import forge
 from forge import hub
@@ -16,6 +17,10 @@ from forge import hub
 # Many tests start Python, and each start would compile all of forge where the environment forbids to keep bytecode.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
+
+# A busy machine is no fault of what is tested.
+settings.register_profile("forge", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("forge")
 
 DATA = Path(__file__).parent / "data"
 REAL_MODELS = {"smollm2_path", "gemma3_path"}

@@ -173,7 +173,7 @@ LINES = st.lists(
 
 
 @given(own=LINES, mounts=LINES, content=st.binary(max_size=40))
-@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 def test_whatever_the_system_shows_gives_a_number(
     tmp_path: Path, own: list[bytes], mounts: list[bytes], content: bytes
 ) -> None:

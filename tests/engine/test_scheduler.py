@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from forge.config import SamplingParams
@@ -555,7 +555,7 @@ FORK_OF_FAILED = [
 
 @example(FORK_OF_FAILED, 2616935, False)
 @example(FORK_OF_FAILED, 2616935, True)
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=60)
 @given(
     st.lists(st.tuples(st.sampled_from(OPERATIONS), st.integers(0, 2**32)), min_size=20, max_size=120),
     st.integers(0, 2**32),

@@ -419,7 +419,7 @@ def test_every_byte_changed(scratch: Path, byte: int) -> None:
 
 
 @pytest.mark.slow
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(
     edits=st.lists(st.tuples(st.integers(0, len(VALID) - 1), st.binary(min_size=1, max_size=8)), max_size=4),
     size=st.one_of(st.just(len(VALID)), st.integers(0, len(VALID))),

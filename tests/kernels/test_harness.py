@@ -9,15 +9,15 @@ import pytest
 from harness import COMPILER, Harness
 
 from forge.devtools.cases import CASES, all_cases
+from forge.devtools.cases.attention import attention_case
 from forge.devtools.cases.case import Case
 from forge.devtools.cases.decode_attention import decode_case
 from forge.devtools.cases.linear import quantized_case
 from forge.devtools.verify import expect, run_case
 from forge.errors import UnsupportedError
 from forge.ops import linear as linear_op
-from forge.ops.attention import AttentionSpec, paged_attention
+from forge.ops.attention import paged_attention
 from forge.ops.decode_attention import decode_attention
-from forge.ops.kv_cache import KVPages
 from forge.ops.op import REGISTRY, Op
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="no clang++: scripts/install-toolchain installs it")
@@ -79,12 +79,19 @@ def test_products_of_many_rows_take_a_matrix_apart_some_rows_at_a_time(
     assert error.passed, error
 
 
-def test_heads_that_the_decode_kernel_cannot_hold_are_refused() -> None:
-    device = Harness(32)
-    q, pages = (device.asarray(np.zeros(shape, np.float16)) for shape in ((1, 1, 264), (1, 16, 1, 264)))
-    starts, lengths, table = (device.asarray(np.array(values, np.int32)) for values in ([0, 1], [1], [[0]]))
-    with pytest.raises(UnsupportedError, match="heads of 264"):
-        paged_attention(q, KVPages(pages, pages), starts, lengths, table, AttentionSpec(1.0, 0, 0.0))
+@pytest.mark.parametrize(
+    ("op", "case"),
+    [
+        (paged_attention, attention_case("prefill", [2], [3], (1, 1), 520, 16)),
+        (paged_attention, attention_case("deterministic", [2], [3], (1, 1), 264, 16, is_deterministic=True)),
+        (decode_attention, decode_case("decode", [3], (1, 1), 264)),
+    ],
+    ids=lambda value: value.name,
+)
+def test_heads_that_a_kernel_cannot_hold_are_refused(op: Op, case: Case) -> None:
+    dim, most = (520, 512) if case.name == "prefill" else (264, 256)
+    with pytest.raises(UnsupportedError, match=f"heads of {dim} numbers have no kernel: {most} is the most"):
+        run_case(op, case, Harness(32))
 
 
 @pytest.mark.parametrize("wave", [pytest.param(32, marks=pytest.mark.slow), 64])

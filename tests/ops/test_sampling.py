@@ -7,7 +7,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from forge.ops import sampling
@@ -128,7 +128,7 @@ class TestSampleEqualsReference:
             assert_equals_reference(batch(rng.normal(0, 0.1, (3, v)), 1.0, [0, 1100, 0], [0.99, 0.97, 0.3]))
 
     @pytest.mark.slow
-    @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    @settings(max_examples=300)
     @given(
         st.lists(
             st.one_of(st.sampled_from([-math.inf, -1.0, 0.0, 1.0]), st.floats(-60, 60, width=32)),

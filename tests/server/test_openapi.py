@@ -39,7 +39,6 @@ def test_no_request_from_the_document_makes_the_server_fail(small: Served, path:
 
     @settings(
         max_examples=40,
-        deadline=None,
         derandomize=True,
         database=None,
         phases=[Phase.generate],

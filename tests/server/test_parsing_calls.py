@@ -4,7 +4,7 @@ import json
 from itertools import accumulate, pairwise
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from parsed import CALLS, TOOLS, call, content, parsed, parser, reasoning
 
@@ -264,7 +264,7 @@ FRAGMENTS = [
 ]
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=60)
 @given(
     form=st.sampled_from([None, *CALLS]),
     texts=st.lists(st.sampled_from(FRAGMENTS), max_size=5),

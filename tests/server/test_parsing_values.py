@@ -7,7 +7,7 @@ from contextlib import suppress
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from forge.server.parsing.values import GEMMA, JSON, PYTHON, whole
@@ -37,7 +37,7 @@ def changed(text: str, place: float, kind: str, character: str) -> str:
     return text[:at] + ("" if kind == "delete" else character) + text[at + (kind != "insert") :]
 
 
-@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=80)
 @given(VALUES, st.sampled_from([None, 1]), st.booleans())
 def test_json_that_python_writes_is_read(value: Any, indent: int | None, ascii_only: bool) -> None:
     found = whole(f" {json.dumps(value, indent=indent, ensure_ascii=ascii_only)}\n", JSON)
@@ -45,7 +45,7 @@ def test_json_that_python_writes_is_read(value: Any, indent: int | None, ascii_o
     assert json.loads(found) == value
 
 
-@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=80)
 @given(VALUES, st.floats(0, 1), st.sampled_from(["insert", "delete", "replace"]), CHARACTERS)
 def test_what_python_refuses_as_json_is_refused(value: Any, place: float, kind: str, character: str) -> None:
     text = changed(json.dumps(value), place, kind, character)
@@ -59,7 +59,7 @@ def test_what_python_refuses_as_json_is_refused(value: Any, place: float, kind: 
         assert json.loads(found) == expected
 
 
-@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=80)
 @given(VALUES, st.floats(0, 1), st.sampled_from(["insert", "delete", "replace", "keep"]), CHARACTERS)
 def test_python_literals_are_read_as_python_reads_them(value: Any, place: float, kind: str, character: str) -> None:
     text = repr(value) if kind == "keep" else changed(repr(value), place, kind, character)

@@ -241,7 +241,7 @@ FRAGMENTS = st.sampled_from(
 TEXTS = st.lists(FRAGMENTS, max_size=6).map("".join)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(TEXTS, min_size=1, max_size=3),
     st.sampled_from([CHATML, THINKING, CHATML.replace("m.content", "m.content|trim")]),

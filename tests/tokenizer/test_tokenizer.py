@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from forge.errors import TokenizerError
@@ -104,7 +104,6 @@ def test_bytes_and_text_of_a_token() -> None:
     assert (llama.token_bytes(1), llama.token_text(1)) == (b"<s>", "<s>")
 
 
-@settings(deadline=None)
 @given(st.data(), st.sampled_from(range(3)))
 def test_streaming_equals_decoding_at_once(data: Any, which: int) -> None:
     """Each piece is a prefix of the whole, ids of single bytes included."""

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers.models import BPE
 
@@ -63,7 +63,6 @@ WORDS = st.text("abc", min_size=1, max_size=40)
 PIECES = st.lists(st.text("abc", min_size=2, max_size=5), max_size=8)
 
 
-@settings(deadline=None)
 @given(WORDS, PIECES, st.data(), st.integers(2, 12))
 def test_a_long_word_is_merged_as_in_one_go(word: str, made: list[str], data: st.DataObject, window: int) -> None:
     vocabulary = {piece: i for i, piece in enumerate(dict.fromkeys(["a", "b", "c", *made]))}

@@ -146,7 +146,7 @@ def compile_for(variant: sources.Variant, target: str, compiler: compilers.Compi
             int(values.get("TotalSGPRs", values.get("SGPRs", 0))),
             int(values["VGPRs Spill"]) + int(values["SGPRs Spill"]),
             int(values["ScratchSize"]),
-            int(values["LDS Size"]) + int(dict(variant.defines).get("LDS_BYTES", 0)),  # declared, and by the launch
+            int(values["LDS Size"]),
             int(values["Occupancy"]),
             ", ".join(_telling(_body(shown_text, values["Function Name"]))),
             len(re.findall(_SWITCH, _body(shown_text, values["Function Name"]))),

@@ -24,7 +24,7 @@ from forge.backend import amd, compilers, host, probe, sources
 from forge.backend.cupy_blas import product_of
 from forge.backend.cupy_driver import IS_HIP, KIND, card_of, cards, errors, facts, hiding
 from forge.backend.cupy_memory import Copies, Guarded, Staging, host_visible
-from forge.backend.cupy_modules import Modules, pointer
+from forge.backend.cupy_modules import Modules, block_of, pointer
 from forge.backend.cupy_plans import Plans
 from forge.backend.cupy_steps import RecordedSteps, StepLog, StepMemory
 from forge.backend.gpu import GPU
@@ -109,8 +109,8 @@ class CupyBackend(GPU):
             dependent = DependentLaunch(pointer(function), grid, entry.threads, args, entry.lds_bytes)
             self._graphs.call(lambda: _check(dependent(self._stream.ptr)), (function, args))
         else:
-            packed, block = Packed(args), (entry.threads, 1, 1, entry.lds_bytes)
-            arguments = pointer(function), *grid, *block, self._stream.ptr, packed.address, 0
+            packed = Packed(args)
+            arguments = pointer(function), *grid, *block_of(entry), self._stream.ptr, packed.address, 0
             self._graphs.call(lambda: driver.launchKernel(*arguments), (function, args, packed))
 
     def prepare(self, run: Callable[[], None], progress: Progress | None = None) -> None:

@@ -96,3 +96,8 @@ def _nvrtc(variant: sources.Variant, target: str) -> bytes:
 def pointer(function: Any) -> int:
     """The driver's function."""
     return int(function.ptr)
+
+
+def block_of(entry: sources.Entry) -> tuple[int, int, int, int]:
+    """A block's threads, and the LDS that a launch allots: none on HIP, where kernels declare all that they have."""
+    return entry.threads, 1, 1, 0 if IS_HIP else entry.lds_bytes

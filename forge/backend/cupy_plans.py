@@ -19,7 +19,7 @@ from cupy_backends.cuda.api import driver
 
 from forge.backend import sources
 from forge.backend.base import Launchable
-from forge.backend.cupy_modules import Modules, pointer
+from forge.backend.cupy_modules import Modules, block_of, pointer
 from forge.backend.cupy_steps import StepLog
 from forge.backend.cupy_trace import Trace, place_of, substituted
 from forge.backend.gpu import GPU
@@ -249,9 +249,8 @@ class Plan:
                 calls.append((_multiplying(*next(products)), None))
             else:
                 entry, grid = kernel
-                function, block = pointer(self._modules.function(entry)), (entry.threads, 1, 1, entry.lds_bytes)
-                where = next(places).ctypes.data
-                calls.append((driver.launchKernel, (function, *grid, *block, self._stream, where, 0)))
+                function, where = pointer(self._modules.function(entry)), next(places).ctypes.data
+                calls.append((driver.launchKernel, (function, *grid, *block_of(entry), self._stream, where, 0)))
         self._calls = calls  # not before: a kernel may not compile
 
     def _restoring(

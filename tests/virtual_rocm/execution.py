@@ -47,6 +47,8 @@ class Kernel:
     """Which arguments are addresses."""
     threads: int
     """Most of a block."""
+    lds_bytes: int
+    """What it declares."""
     tile: tuple[str, bool]
     """`tile_of` the target."""
     fault: str
@@ -116,6 +118,7 @@ def load(code: bytes, arch: str, wave: int) -> dict[str, Kernel]:
             sizes,
             arrays,
             about[".max_flat_workgroup_size"],
+            about[".group_segment_fixed_size"],
             tile_of(arch),
             "",
         )

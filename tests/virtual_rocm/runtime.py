@@ -723,7 +723,7 @@ def hipModuleLaunchKernel(
         raise Failure(INVALID_VALUE)
     if grid_x * block_x >= 2**32 or not threads or threads > 1024:
         raise Failure(INVALID_CONFIGURATION)
-    if lds_bytes > 64 << 10 or extra or (kernel.sizes and not parameters):
+    if kernel.lds_bytes + lds_bytes > 64 << 10 or extra or (kernel.sizes and not parameters):
         raise Failure(INVALID_VALUE)
     if threads > kernel.threads:
         raise Failure(LAUNCH_FAILURE)

@@ -16,6 +16,7 @@ from forge.devtools.recorder import Recorded, Recorder
 from forge.devtools.usual import usual_models
 from forge.devtools.variants import HeaderWeights
 from forge.engine import Engine
+from forge.models.rope import RotaryEmbedding
 from forge.planning import Plan, plan_memory
 
 GB = 10**9
@@ -55,6 +56,16 @@ class Counting(Recorder):
             return result
 
         return run
+
+
+@pytest.fixture(autouse=True)
+def rope_tables_without_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of a long context take a second to compute, and nothing here runs."""
+
+    def compute(rope: RotaryEmbedding, positions: int) -> None:
+        rope.cos_sin = rope._backend.empty((positions, rope.config.dim // 2, 2), np.float32)
+
+    monkeypatch.setattr(RotaryEmbedding, "compute", compute)
 
 
 def loaded(number: int, total: int, settings: EngineConfig) -> tuple[Counting, Plan, Engine]:

@@ -167,7 +167,7 @@ class RequestTable:
         """moves: i32 (N, 2) rows from and to."""
         last_ids = self.fields["last_id"].reshape(-1, 1)
         copy_rows(moves, last_ids, last_ids)
-        if self.sampler.penalized_rows:
+        if self.sampler.keeps_rows:  # a new history may have fewer rows than sequences come from
             for part in range(2):
                 copy_rows(moves, self.sampler.history[part], self.sampler.history[part])
 

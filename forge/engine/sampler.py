@@ -36,6 +36,8 @@ class Sampler:
         another number of `penalized_rows`."""
         self.is_penalized = self._has_history = False
         """Whether any sequence is penalized, and whether the history holds what its sequences have so far."""
+        self.keeps_rows = False
+        """Whether `begin` has left the history's rows as they were. Else all are zeros."""
         self.draws = True
         """Whether any id is drawn. If none is, the greatest logits are enough."""
         self.num_top: int | None = None
@@ -80,12 +82,13 @@ class Sampler:
         Returns what must be written to it, as a flat array, where sequences come to rows.
         """
         edits: list[Edits] = []
+        self.keeps_rows = self.is_penalized and self._has_history
         if not self.is_penalized:
             return edits
-        is_clear = self._reserve(rows)
+        self._reserve(rows)
         biases = self.history.shape[1] * self.vocabulary
         for row, sequence in joining.items():
-            for part in range(0 if is_clear else 2):
+            for part in range(2 if self.keeps_rows else 0):
                 clear(self.history[part, row])
             if is_penalized(sequence):
                 counts = Counter(dict.fromkeys(sequence.ids, 1))
@@ -97,20 +100,19 @@ class Sampler:
                 edits.append((biases + start + _ints(bias.keys()), values))
         return edits
 
-    def _reserve(self, rows: int) -> bool:
-        """Make the history, or a larger one. Returns whether all of it is zeros."""
-        old, is_kept = self.history, self._has_history
+    def _reserve(self, rows: int) -> None:
+        """Make the history, or a larger one, and clear what is not kept."""
+        old = self.history
         if old is None or old.shape[1] < rows:
             self.history = self.backend.empty((2, rows, self.vocabulary), np.int32)
-        elif is_kept:
-            return False
+        elif self.keeps_rows:
+            return
         clear(self.history.reshape(-1))
-        if is_kept:
+        if self.keeps_rows:
             same = self.backend.asarray(np.arange(old.shape[1])[:, None].repeat(2, axis=1), np.int32)
             for part in range(2):
                 copy_rows(same, old[part], self.history[part])
         self._has_history = True
-        return not is_kept
 
     def draw(self, logits: Any, fields: Mapping[str, Any]) -> tuple[Any, Any]:
         """The next id of each row.

@@ -404,6 +404,26 @@ def test_a_smaller_bucket_takes_the_rows_that_are_left_without_waiting(
 
 
 @pytest.mark.usefixtures("ahead")
+@pytest.mark.parametrize("before", [(), (PENALIZED,), (PENALIZED,) * 6], ids=["none", "of one row", "of eight rows"])
+def test_rows_move_while_the_first_one_comes_that_is_penalized(before: tuple[SamplingParams, ...]) -> None:
+    """Two of six sequences go on in a smaller bucket: they come from rows that a history of its size does not have."""
+    llm, others = tiny_llm("llama"), [([1, 2, number], replace(SEEDED, max_tokens=30)) for number in range(6)]
+    new = [5, 6, 7], replace(PENALIZED, max_tokens=30)
+    wanted = [run_together(llm, [request])[0][0] for request in (*others[4:], new)]
+    llm = tiny_llm("llama")
+    run_together(llm, [([3, number], params) for number, params in enumerate(before)])  # they leave a history
+    sequences = [llm.engine.add(*request)[0] for request in others]
+    for _ in range(4):
+        llm.engine.step()
+    for sequence in sequences[:4]:
+        llm.engine.finish(sequence, "abort")
+    sequences += llm.engine.add(*new)
+    while llm.engine.has_work:
+        llm.engine.step()
+    assert [sequence.completion for sequence in sequences[4:]] == wanted
+
+
+@pytest.mark.usefixtures("ahead")
 def test_pages_hold_what_was_computed_when_a_long_prompt_joins() -> None:
     llm = tiny_llm("gemma3", max_step_tokens=8)
     first = llm.engine.add([3, 1, 4], GREEDY)[0]

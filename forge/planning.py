@@ -30,6 +30,11 @@ _STEP_SHARE = 8
 tokens at a time."""
 _SEQUENCES_SHARE = 4
 """What `_sequence_bytes` says of all sequences, where nobody says how many run together, takes such a part."""
+_USUAL_CONTEXT = 1 << 14
+"""Tokens of a sequence for which both leave room where nobody says how many: they are halved until they do, or are the
+least."""
+_LEAST_STEP_TOKENS, _LEAST_SEQUENCES = 512, 16
+_HALVINGS = 5
 _SCRATCH_BYTES = 256 << 20
 """Beside activations: weights that are converted for BLAS, splits of sums, arrays of the step that the host uploads."""
 _PARTIALS = 4
@@ -58,11 +63,14 @@ class Plan:
 def plan_memory(file: gguf.GGUF, settings: EngineConfig, backend: Backend) -> Plan:
     """What fits beside the weights. Raises OutOfMemoryError with the bytes needed and free, and what to change.
 
-    Where nobody asked for room for so many sequences, one whole context is kept, and what others leave of a GPU's
-    memory is left to them: a desktop, another model.
+    Weights and KV cache take no more than `memory_fraction` of what is free, and with what steps make no more than half
+    of the rest. Where nobody asked for room for so many sequences, one whole context is kept, and what others leave of
+    a GPU's memory is left to them: a desktop, another model.
     """
     config = models.read_config(file, settings.context)
-    free = int(backend.free_bytes() * settings.memory_fraction)
+    there = backend.free_bytes()
+    free = int(there * settings.memory_fraction)
+    spare = (there - free) // 2
     weights, converted = _weight_bytes(file, backend)
     if weights > free:
         raise OutOfMemoryError(
@@ -73,14 +81,17 @@ def plan_memory(file: gguf.GGUF, settings: EngineConfig, backend: Backend) -> Pl
         )
     size, itemsize = settings.page_size, backend.dtype.itemsize
     wanted = settings.context or config.context_length
-    step_tokens = _max_step_tokens(config, settings, backend, free - weights)
-    sequences = settings.max_sequences or _max_sequences(config, backend, free - weights)
-    step_bytes = step_tokens * _token_bytes(config) + 4 * sequences * config.vocab_size if backend.is_gpu else 0
-    of_pass = min(MAX_TOKENS, step_tokens) * _token_bytes(config) + LOGIT_BYTES
-    others = _SCRATCH_BYTES + of_pass + sequences * _sequence_bytes(config) if backend.is_gpu else 0
-    room = max(free - weights - step_bytes - others, 0)
-    kinds = state_kinds(config, wanted, size, max(step_tokens, sequences), itemsize)
-    context = min(wanted, budget.longest_context(kinds, wanted, size, room))
+    goal, context = settings.context or min(wanted, _USUAL_CONTEXT), 0
+    for halvings in range(_HALVINGS if backend.is_gpu else 1):
+        step_tokens, sequences = _step_sizes(config, settings, backend, free - weights, halvings)
+        step_bytes = step_tokens * _token_bytes(config) + 4 * sequences * config.vocab_size if backend.is_gpu else 0
+        of_pass = min(MAX_TOKENS, step_tokens) * _token_bytes(config) + LOGIT_BYTES
+        others = _SCRATCH_BYTES + of_pass + sequences * _sequence_bytes(config) if backend.is_gpu else 0
+        room = max(free - weights - max(step_bytes + others - spare, 0), 0)
+        kinds = state_kinds(config, wanted, size, max(step_tokens, sequences), itemsize)
+        context = min(wanted, budget.longest_context(kinds, wanted, size, room))
+        if context >= goal:
+            break
     notes: tuple[str, ...] = ()
     if converted:
         notes = (f"weights: types without a kernel become float16 and take {_gb(weights)} in all: {converted}",)
@@ -113,13 +124,19 @@ def _shared_pages(kinds: tuple[PagedKV, ...], page_size: int, sequences: int, ro
     return min(most, max(sequences * _SEQUENCE_TOKENS, SHARED_TOKENS) // page_size)
 
 
-def _max_step_tokens(config: ModelConfig, settings: EngineConfig, backend: Backend, room: int) -> int:
-    """Most tokens of a step whose activations fit."""
-    usual = _CPU_STEP_TOKENS
-    if backend.is_gpu:
-        usual = _WINDOW_STEP_TOKENS if any(config.layer_windows) else _GPU_STEP_TOKENS
-    most = max(room // _STEP_SHARE, 0) if backend.is_gpu else _CPU_STEP_BYTES
-    return min(settings.max_step_tokens or usual, max(most // _token_bytes(config), 1))
+def _step_sizes(
+    config: ModelConfig, settings: EngineConfig, backend: Backend, room: int, halvings: int
+) -> tuple[int, int]:
+    """Most tokens of a step, whose activations fit, and most sequences that run together. What nobody asked for is
+    halved so often."""
+    if not backend.is_gpu:
+        most = max(_CPU_STEP_BYTES // _token_bytes(config), 1)
+        return min(settings.max_step_tokens or _CPU_STEP_TOKENS, most), settings.max_sequences or _CPU_SEQUENCES
+    usual = _WINDOW_STEP_TOKENS if any(config.layer_windows) else _GPU_STEP_TOKENS
+    most = max(room // _STEP_SHARE // _token_bytes(config), 1)
+    tokens = min(settings.max_step_tokens or max(usual >> halvings, _LEAST_STEP_TOKENS), most)
+    most = max(room // _SEQUENCES_SHARE // _sequence_bytes(config), 1)
+    return tokens, settings.max_sequences or min(max(_GPU_SEQUENCES >> halvings, _LEAST_SEQUENCES), most)
 
 
 def _token_bytes(config: ModelConfig) -> int:
@@ -130,13 +147,6 @@ def _token_bytes(config: ModelConfig) -> int:
     """
     queries, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
     return 16 * config.width + max(4 * (queries + 2 * keys) + 4 * queries, 10 * config.ffn_width)
-
-
-def _max_sequences(config: ModelConfig, backend: Backend, room: int) -> int:
-    """Most sequences that run together where nobody says how many."""
-    if not backend.is_gpu:
-        return _CPU_SEQUENCES
-    return max(min(room // _SEQUENCES_SHARE // _sequence_bytes(config), _GPU_SEQUENCES), 1)
 
 
 def _sequence_bytes(config: ModelConfig) -> int:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from weakref import finalize
 
@@ -16,6 +18,8 @@ from forge.devtools.recorder import Recorded, Recorder
 from forge.devtools.usual import usual_models
 from forge.devtools.variants import HeaderWeights
 from forge.engine import Engine
+from forge.formats.gguf import GGUF
+from forge.formats.gguf_header import Header
 from forge.models.rope import RotaryEmbedding
 from forge.planning import Plan, plan_memory
 
@@ -113,6 +117,42 @@ def test_defaults_follow_the_memory(total: int, sequences: int, step_tokens: int
     """Of a model of one layer with 8B's widths in Q4_K."""
     _, plan, _ = loaded(7, total, EngineConfig(context=8192))
     assert (plan.max_sequences, plan.max_step_tokens) == (sequences, step_tokens)
+
+
+def whole(number: int, layers: int) -> GGUF:
+    """A usual model with so many layers."""
+    file = list(usual_models())[number]
+    tensors = {
+        name.replace("blk.0.", f"blk.{layer}."): info
+        for name, info in file.tensors.items()
+        for layer in range(layers if name.startswith("blk.") else 1)
+    }
+    source: Any = SimpleNamespace(check_path=lambda: None, close=lambda: None)
+    metadata = {**file.metadata, "llama.block_count": layers}
+    return GGUF([Header(Path("usual.gguf"), source, 3, metadata, tensors, 0)])
+
+
+SMALL = [(7, 32, 8), (6, 32, 10), (5, 32, 12), (5, 32, 16), (7, 80, 16), (4, 32, 24)]
+"""Models with 8B's widths and their layers on GPUs of so many GB, 0.5 of which are not free: most is weights."""
+
+
+@pytest.mark.parametrize(("number", "layers", "size"), SMALL)
+def test_a_small_gpu_keeps_most_of_what_weights_leave_for_a_context(number: int, layers: int, size: int) -> None:
+    """Steps and sequences are fewer there. A context that somebody asks for is not refused for the sake of them."""
+    free, file = size * GB - GB // 2, whole(number, layers)
+    weights = sum(info.nbytes for info in file.tensors.values())
+    token_bytes = 2 * layers * 8 * 128 * 2  # keys and values of 8 heads of 128, float16
+    left = int(0.9 * free) - weights
+    plan = plan_memory(file, EngineConfig(), Counting(free))
+    assert plan.context * token_bytes >= min(0.7 * left, 2**14 * token_bytes)
+    assert plan.num_pages[0] * 64 >= plan.context
+    assert plan.max_step_tokens >= 512
+    assert plan.max_sequences >= 16
+    taken = weights + (plan.num_pages[0] + 1) * 64 * token_bytes
+    assert taken <= 0.9 * free
+    assert taken + plan.step_bytes < 0.95 * free
+    asked = plan_memory(file, EngineConfig(context=plan.context), Counting(free))
+    assert (asked.context, asked.max_step_tokens >= 512) == (plan.context, True)
 
 
 def test_what_is_given_wins() -> None:

@@ -23,7 +23,7 @@ from cupy_backends.cuda.libs import nvrtc
 from forge.backend import amd, compilers, host, probe, sources
 from forge.backend.cupy_blas import product_of
 from forge.backend.cupy_driver import IS_HIP, KIND, card_of, cards, errors, facts, hiding
-from forge.backend.cupy_memory import Copies, Guarded, Staging, host_visible
+from forge.backend.cupy_memory import Copies, Guarded, Staging, host_visible, lasting
 from forge.backend.cupy_modules import Modules, block_of, pointer
 from forge.backend.cupy_plans import Plans
 from forge.backend.cupy_steps import RecordedSteps, StepLog, StepMemory
@@ -165,7 +165,7 @@ class CupyBackend(GPU):
 
     def asarray(self, array: npt.ArrayLike, dtype: npt.DTypeLike | None = None) -> Any:
         values = np.ascontiguousarray(array, dtype)
-        with self.active():
+        with self.active(), lasting():
             if self._guarded is None:
                 return cp.asarray(values)
             made = self.empty(values.shape, values.dtype)
@@ -191,7 +191,7 @@ class CupyBackend(GPU):
         if self._guarded is not None:
             return self.empty(shape, dtype)
         size = math.prod(shape) * np.dtype(dtype).itemsize
-        with self.active():
+        with self.active(), lasting():
             if self._scratch is None or self._scratch.nbytes < size:
                 self._scratch = cp.empty(size, np.uint8)
             return self._scratch[:size].view(dtype).reshape(shape)

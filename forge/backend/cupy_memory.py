@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from contextlib import AbstractContextManager
 from typing import Any
 
 import cupy as cp
@@ -26,6 +27,12 @@ def host_visible(shape: tuple[int, ...], dtype: npt.DTypeLike, index: int) -> tu
     address = cp.cuda.runtime.pointerGetAttributes(host.ctypes.data).devicePointer
     mapped = cp.cuda.UnownedMemory(address, host.nbytes, host, index)
     return cp.ndarray(shape, dtype, cp.cuda.MemoryPointer(mapped, 0)), host
+
+
+def lasting() -> AbstractContextManager[object]:
+    """New arrays within the context are in CuPy's own memory, where no step that is queued again writes to them."""
+    allocator: AbstractContextManager[object] = cp.cuda.using_allocator(cp.get_default_memory_pool().malloc)
+    return allocator
 
 
 class Guarded:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from forge.backend import tensor_maps
 from forge.ops.activation import add, gelu
 from forge.ops.linear import linear
 from virtual_rocm.calls import failing
@@ -127,3 +128,23 @@ def test_a_step_that_fails_is_not_kept(device: Any) -> None:
     step.check(recorded, 0)
     step.check(recorded, 1)
     assert step.num_runs == 2
+
+
+def test_what_outlives_a_step_is_not_in_the_memory_of_steps(device: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tensor map is made where a step is the first to need it. Steps that were recorded before write on."""
+    words = np.arange(1, 17, dtype=np.uint64)
+    monkeypatch.setattr(tensor_maps, "encode", lambda *_: words)
+    device.release_memory()
+    recorded, earlier, later, made = device.recorder(), Step(device), Step(device, 3), []
+
+    def run() -> Any:
+        made.extend(device.map_of(address, (1, 2, 3, 4), 8) for address in range(8))
+        return later.run()
+
+    earlier.check(recorded, 0)
+    recorded([later.x], run)
+    for seed in range(2):
+        earlier.check(recorded, seed)
+        later.check(recorded, seed)
+    assert earlier.num_runs == 1
+    assert [device.to_numpy(each).tolist() for each in made] == [words.tolist()] * 8

@@ -219,9 +219,10 @@ class StepPipeline:
         if len(built.followed):
             copy_rows(followed, self.table.fields["last_id"].reshape(-1, 1), on_device.ids.reshape(-1, 1))
         arrays = on_device.arrays()
-        if tokens:
-            return self._draw(self._recorded(arrays, lambda: self.model(on_device, self.state)))
-        self._recorded(arrays, lambda: self.model.hidden(on_device, self.state).x)
+        with self.backend.active():  # recorded steps of other models, of other threads, put their logits there too
+            if tokens:
+                return self._draw(self._recorded(arrays, lambda: self.model(on_device, self.state)))
+            self._recorded(arrays, lambda: self.model.hidden(on_device, self.state).x)
         return None
 
     def _draw(self, logits: Any) -> Any:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import numpy as np
 import pytest
 
+import forge
 from forge.backend import tensor_maps
 from forge.ops.activation import add, gelu
 from forge.ops.linear import linear
+from virtual_rocm import tiny
 from virtual_rocm.calls import failing
 from virtual_rocm.runtime import OUT_OF_MEMORY
 
@@ -148,3 +152,29 @@ def test_what_outlives_a_step_is_not_in_the_memory_of_steps(device: Any, monkeyp
         later.check(recorded, seed)
     assert earlier.num_runs == 1
     assert [device.to_numpy(each).tolist() for each in made] == [words.tolist()] * 8
+
+
+def test_models_of_several_threads_do_not_write_to_each_others_logits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The thread of one model computes a whole request, if it may, between a step of the other's and its draw."""
+    path = tiny.write("llama", "F16", tmp_path / "tiny.gguf")
+    params = forge.SamplingParams(max_tokens=2, temperature=0, ignore_eos=True)
+    prompts = [5, 9, 17, 3], [40, 41, 42, 43]
+    with forge.load(path, device="hip", context=128) as one, forge.load(path, device="hip", context=128) as other:
+        for _ in range(2):
+            wanted = [llm.generate(prompt, params).ids for llm, prompt in zip((one, other), prompts, strict=True)]
+        assert wanted[0][0] != wanted[1][0]
+        pipeline, found = one.engine.runner.pipeline, list[list[int]]()
+        draw, thread = pipeline._draw, Thread(target=lambda: found.append(other.generate(prompts[1], params).ids))
+
+        def late(logits: Any) -> Any:
+            if not thread.ident:
+                thread.start()
+                thread.join(1)
+            return draw(logits)
+
+        monkeypatch.setattr(pipeline, "_draw", late)
+        assert one.generate(prompts[0], params).ids == wanted[0]
+        thread.join()
+        assert found == [wanted[1]]

@@ -12,7 +12,14 @@ from forge.backend import backend_of, register
 from forge.backend.gpu import GPU
 from forge.formats.ggml import GGMLType
 from forge.ops.quant import Packed, Stack, parts_of
-from forge.tuning.table import GROUP_ROWS, MATMUL_ROWS, group_lds_bytes, quant_lds_bytes
+from forge.tuning.table import (
+    GROUP_ROWS,
+    MATMUL_ROWS,
+    TMA_TOKENS,
+    group_lds_bytes,
+    quant_lds_bytes,
+    tma_lds_bytes,
+)
 
 MAX_ROWS = GROUP_ROWS[-1]
 """Most rows of x for which the tile kernels are launched where a BLAS might be: a batch of so many can be recorded."""
@@ -25,6 +32,10 @@ _LINE_WEIGHTS = 256
 _REDUCE_BLOCK = 256
 _MAX_SPLITS = {8: 8, 16: 8, 32: 16, 64: 16, 128: 8, 256: 4}
 """By tokens: partials of few are read soon, and more splits gain less than adding them takes."""
+_BOX_ROWS = 64
+"""Rows of a matrix that the bulk copy engine brings together."""
+_TMA_BLOCK = 320
+"""Threads of `matmul_tma`: two groups of waves that multiply and two waves that copy."""
 _MIN_STEPS = 2
 """Steps of the inner dimension in a split, at least: fewer do not pay for the reduction."""
 _MIN_GLU_SPLITS = 4
@@ -103,11 +114,11 @@ def split_k(device: GPU, x: Any, weight: Any, bias: Any, *, is_fixed: bool = Fal
     return Partials(partials)
 
 
-def _kernel_of(device: GPU, weight: Any, *, is_fixed: bool) -> str:
+def _kernel_of(device: GPU, weight: Any, rows: int, *, is_fixed: bool) -> str:
     if not device.has_wgmma:
         return "matmul"
     if not isinstance(weight, Packed):
-        return "matmul_wgmma"
+        return "matmul_wgmma" if rows <= MATMUL_ROWS[-1] or is_fixed else "matmul_tma"
     return "matmul_wgmma_quant" if weight.shape[1] % _LINE_WEIGHTS == 0 and not is_fixed else "matmul"
 
 
@@ -117,7 +128,7 @@ class _Launch:
     def __init__(self, device: GPU, x: Any, weight: Any, bias: Any, *, is_glu: bool, is_fixed: bool = False) -> None:
         self.device, self.x, self.weight, self.bias = device, x, weight, bias
         (rows, inner), outer = x.shape, weight.shape[0]
-        self.kernel = _kernel_of(device, weight, is_fixed=is_fixed)
+        self.kernel = _kernel_of(device, weight, rows, is_fixed=is_fixed)
         format = weight.type.name if isinstance(weight, Packed) else "F16"
 
         def choice_for(tokens: int) -> Mapping[str, int]:
@@ -142,25 +153,33 @@ class _Launch:
             splitting = choice_for(counts[-1])
             stage_steps = min(choice.get("STAGE_STEPS", 1), turn // 16)
             choice = splitting if self.kernel == "matmul_wgmma" else {**choice, "STAGE_STEPS": stage_steps}
-        self.defines: dict[str, int | str] = {"TOKENS": tokens, **choice, **self._defines(format, tokens, choice)}
-        # Blocks of more rows of x lie beside each other, so that they find weights in a cache.
-        blocks, row_blocks = -(-outer // _rows_of_block(device, choice)), -(-rows // tokens)
+        values = {name: value for name, value in choice.items() if name != "SPLITS"}
+        self.defines: dict[str, int | str] = {"TOKENS": tokens, **values, **self._defines(format, tokens, choice)}
+        together = int(self.defines["TOKENS"])
+        # Blocks of more rows of x lie beside each other, so that they find weights in a cache, or have them together.
+        blocks, row_blocks = -(-outer // self._rows_of_block(choice)), -(-rows // together)
+        cluster = int(self.defines.get("CLUSTER", 1))
+        row_blocks = -(-row_blocks // cluster) * cluster
         self.grid = (blocks, 1, 1)
         if row_blocks > 1:
             self.defines["MORE_TOKENS"] = 1
             self.grid = (row_blocks, 1, blocks)
         # Where the rows of the matrix are blocks too few to fill the device, more of them share the inner dimension.
         steps = -(-inner // (_LANE_PARTS * turn))
-        room = device.num_cus * splitting["MIN_BLOCKS"] // -(-outer // _rows_of_block(device, splitting))
+        room = device.num_cus * splitting["MIN_BLOCKS"] // -(-outer // self._rows_of_block(splitting))
         if not is_fixed:
             room //= row_blocks
-        most = _MAX_SPLITS[counts[-1] if is_fixed else tokens]
+        most = choice.get("SPLITS", _MAX_SPLITS[counts[-1] if is_fixed else tokens])
         self.splits = max(min(room, steps // _MIN_STEPS, most), 1)
 
     def _defines(self, format: str, tokens: int, choice: Mapping[str, int]) -> dict[str, int | str]:
         """What the kernel is compiled with beside the choice."""
         if self.kernel == "matmul_wgmma":
             return {"LDS_BYTES": group_lds_bytes(tokens, choice)}
+        if self.kernel == "matmul_tma":
+            cluster = 2 if tokens > TMA_TOKENS else 1
+            own = {"TOKENS": TMA_TOKENS, "CLUSTER": cluster, "BLOCK": _TMA_BLOCK}
+            return {**own, "LDS_BYTES": tma_lds_bytes(choice)}
         number = int(GGMLType[format])
         if self.kernel == "matmul_wgmma_quant":
             return {"FORMAT": number, "LDS_BYTES": quant_lds_bytes(format, tokens, choice)}
@@ -172,12 +191,16 @@ class _Launch:
         weight = self.weight
         no_planes = () if self.kernel == "matmul_wgmma" else (None, None, None)
         planes = weight.planes if isinstance(weight, Packed) else (weight, *no_planes)
+        if self.kernel == "matmul_tma":
+            outer, inner = weight.shape
+            planes = (self.device.tensor_map(weight.reshape(1, outer, 1, inner), _BOX_ROWS),)
         sizes = (*self.x.shape, weight.shape[0], stride, column, accumulate, gelu, splits)
         arrays = self.x, *planes, self.bias, y, gated
         x, _, z = self.grid
         self.device.run(self.kernel, self.kernel, (x, splits, z), *arrays, *sizes, **self.defines)
 
-
-def _rows_of_block(device: GPU, choice: Mapping[str, int]) -> int:
-    """Rows of the matrix that a block of the kernel takes."""
-    return 16 * choice["TILES"] * (choice["BLOCK"] // device.wave_size)
+    def _rows_of_block(self, choice: Mapping[str, int]) -> int:
+        """Rows of the matrix that a block of the kernel takes."""
+        if self.kernel == "matmul_tma":
+            return 2 * _BOX_ROWS * choice["TILES"]
+        return 16 * choice["TILES"] * (choice["BLOCK"] // self.device.wave_size)

@@ -18,7 +18,9 @@ _MAX_LDS_BYTES = 99 << 10
 MATMUL_ROWS = (8, 16, 32, 64)
 """Rows of a product that a block of `matmul` takes, in variants up to each of these. More go to further blocks."""
 GROUP_ROWS = (*MATMUL_ROWS, 128, 256)
-"""The same of a block of the kernels that multiply by four waves together."""
+"""The same of the kernels that multiply by four waves together; with a float16 matrix the last two are `matmul_tma`'s."""
+TMA_TOKENS = 128
+"""Rows of a product that a block of `matmul_tma` takes. More go to further blocks, two of which share the weights."""
 _MMA, _MFMA, _WMMA = ("sm_8", "sm_9", "sm_1"), ("gfx908", "gfx90a", "gfx94", "gfx95"), ("gfx11", "gfx12")
 """Architectures with matrix cores of each family."""
 _OPS = ("linear", "rms_linear", "rms_gated")
@@ -62,6 +64,11 @@ def group_lds_bytes(tokens: int, values: Values) -> int:
     return values["STAGES"] * values["STAGE_STEPS"] * 128 * (tokens + rows_of_block)
 
 
+def tma_lds_bytes(values: Values) -> int:
+    """What a block of `matmul_tma` has of LDS: STAGES of 64 numbers of each of its rows, and 1 KB for its barriers."""
+    return values["STAGES"] * 128 * (128 * values["TILES"] + TMA_TOKENS) + 1024
+
+
 def quant_lds_bytes(format: str, tokens: int, values: Values) -> int:
     """What a block of `matmul_wgmma_quant` has of LDS: STAGES of 256 weights of its rows of the matrix, and x twice.
 
@@ -88,6 +95,13 @@ def _fits_core(shape: Shape, values: Values, lds_bytes: int) -> bool:
 def _matmul_wgmma(shape: Shape, values: Values) -> bool:
     lds_bytes, threads = group_lds_bytes(shape["tokens"], values), values["MIN_BLOCKS"] * values["BLOCK"]
     return 256 <= threads <= 512 // values["TILES"] and _fits_core(shape, values, lds_bytes)
+
+
+def _matmul_tma(shape: Shape, values: Values) -> bool:
+    """As many stages as fit. A gate's tile and its up's are of one group."""
+    stages = 7 // values["TILES"] // values["MIN_BLOCKS"] + (values["TILES"] == 2)
+    is_gated, is_double = shape["op"] == "rms_gated", values["TILES"] == 2
+    return values["STAGES"] == stages and is_double <= (values["MIN_BLOCKS"] == 1) and is_gated <= is_double
 
 
 def _matmul_wgmma_quant(shape: Shape, values: Values) -> bool:
@@ -211,7 +225,7 @@ KERNELS = {
         ),
     ),
     "matmul_wgmma": Kernel(
-        classes={"op": ("linear", "rms_gated"), "outer": (2048, 4095, 4096, 8191, ANY), "tokens": GROUP_ROWS},
+        classes={"op": ("linear", "rms_gated"), "outer": (2048, 4095, 4096, 8191, ANY), "tokens": MATMUL_ROWS},
         # Of LDS as much as is there goes to MIN_BLOCKS of a multiprocessor, STAGES of STAGE_STEPS lines each.
         candidates={
             "TILES": (1, 2), "BLOCK": (128, 256), "MIN_BLOCKS": (1, 2, 3, 4), "STAGE_STEPS": (1, 2), "STAGES": (3, 4)
@@ -219,16 +233,33 @@ KERNELS = {
         allows=_matmul_wgmma,
         measured="H100, of the one architecture that launches it: at the shapes of a 1B and an 8B model, 8 and 64 "
         "rows, of 1 to 4 tiles, 1 to 4 groups of waves, 1 to 5 blocks of a multiprocessor, 3 to 8 stages of 1 and 2 "
-        "steps; not measured for more than 64 rows",
+        "steps",
         rows=(
             # of some numbers of outputs three blocks, or slices of them, leave the fewest multiprocessors less to do
-            Row({"outer": 2048, "tokens": 64}, (1, 128, 2, 2, 3)),
-            Row({"outer": 4095, "tokens": 64}, (1, 128, 3, 1, 4)),
-            Row({"outer": 4096, "tokens": 64}, (1, 128, 2, 2, 3)),
-            Row({"outer": 8191, "tokens": 64}, (1, 128, 3, 1, 4)),
-            Row({"tokens": 64}, (1, 128, 2, 2, 3)),
-            Row({"tokens": 128}, (1, 256, 2, 1, 3)),
-            Row({}, (1, 256, 1, 1, 4)),
+            Row({"outer": 2048}, (1, 128, 2, 2, 3)),
+            Row({"outer": 4095}, (1, 128, 3, 1, 4)),
+            Row({"outer": 4096}, (1, 128, 2, 2, 3)),
+            Row({"outer": 8191}, (1, 128, 3, 1, 4)),
+            Row({}, (1, 128, 2, 2, 3)),
+        ),
+    ),
+    "matmul_tma": Kernel(
+        classes={"op": ("linear", "rms_gated"), "outer": (2048, 4095, 4096, 8191, ANY), "tokens": GROUP_ROWS[-2:]},
+        # Each of two groups of waves has TILES of 64 outputs. Splits of the inner dimension are SPLITS at most: what
+        # they write the next kernel reads.
+        candidates={"TILES": (1, 2), "MIN_BLOCKS": (1, 2), "STAGES": (3, 4, 7), "SPLITS": (1, 2, 4, 8)},
+        allows=_matmul_tma,
+        measured="not measured: what reads least from L2 and leaves the fewest multiprocessors without a block",
+        rows=(
+            Row({"op": ("rms_gated",)}, (2, 1, 4, 1)),
+            Row({"outer": 4095, "tokens": 128}, (1, 1, 7, 8)),
+            Row({"outer": 4096, "tokens": 128}, (1, 1, 7, 4)),
+            Row({"tokens": 128}, (1, 2, 3, 4)),
+            Row({"outer": 2048}, (1, 1, 7, 4)),
+            Row({"outer": 4095}, (1, 1, 7, 2)),
+            Row({"outer": 4096}, (2, 1, 4, 4)),
+            Row({"outer": 8191}, (2, 1, 4, 2)),
+            Row({}, (2, 1, 4, 1)),
         ),
     ),
     "matmul_wgmma_quant": Kernel(

@@ -62,12 +62,13 @@ def test_groups_of_waves_multiply_each_format(kind: str, rows: int) -> None:
     expected = before.astype(np.float64)
     expected[:, 1:151] += product + bias
     np.testing.assert_allclose(np.asarray(y), expected, rtol=0, atol=4e-3 * product.std() + 1e-6)
-    assert {variant.file for variant in device.variants} >= {"matmul_wgmma" if kind == "F16" else "matmul_wgmma_quant"}
+    float_kernel = "matmul_wgmma" if rows <= 64 else "matmul_tma"
+    assert {variant.file for variant in device.variants} >= {float_kernel if kind == "F16" else "matmul_wgmma_quant"}
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("kind", ["Q4_K", "F16"])
-@pytest.mark.parametrize("rows", [2, 40])
+@pytest.mark.parametrize("rows", [2, 40, 70])
 def test_rows_do_not_see_each_other(rows: int, kind: str, family: str) -> None:
     rng = np.random.default_rng(0)
     device = device_of(family)
@@ -84,7 +85,7 @@ def test_rows_do_not_see_each_other(rows: int, kind: str, family: str) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("activation", ["silu", "gelu"])
-@pytest.mark.parametrize(("rows", "outer"), [(3, 70), (40, 64)])
+@pytest.mark.parametrize(("rows", "outer"), [(3, 70), (40, 64), (129, 300)])
 def test_a_gate_is_in_the_product(rows: int, outer: int, activation: str, family: str) -> None:
     rng = np.random.default_rng(rows)
     device = device_of(family)

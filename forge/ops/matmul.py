@@ -193,7 +193,8 @@ class _Launch:
         planes = weight.planes if isinstance(weight, Packed) else (weight, *no_planes)
         if self.kernel == "matmul_tma":
             outer, inner = weight.shape
-            planes = (self.device.tensor_map(weight.reshape(1, outer, 1, inner), _BOX_ROWS),)
+            box = 8 if gated is not None and self.defines["TILES"] == 1 else _BOX_ROWS
+            planes = (self.device.tensor_map(weight.reshape(1, outer, 1, inner), box),)
         sizes = (*self.x.shape, weight.shape[0], stride, column, accumulate, gelu, splits)
         arrays = self.x, *planes, self.bias, y, gated
         x, _, z = self.grid

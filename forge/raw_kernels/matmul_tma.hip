@@ -6,7 +6,7 @@
 // Two groups of waves multiply (consumers), each TILES tiles of 64 rows of weights; the block's other waves copy (producers). A stage is
 // a line of 64 numbers of each row; STAGES lie in LDS, each with a barrier that says that it is full and one that it is empty. The blocks of a
 // cluster have the same weights and other rows of x, and each brings its share of the weights to all. With a gate a group's first
-// tile is gates, its second their ups.
+// of two tiles is gates, the second their ups; in one tile gates and ups alternate by 8 rows, as boxes of 8.
 // -D STAGES in LDS; LDS_BYTES; CLUSTER; TOKENS, TILES, BLOCK, MORE_TOKENS of matmul_epilogue.
 
 #define GROUP (32 * GROUP_WAVES)
@@ -36,15 +36,19 @@ DEVICE void advance(Place &place) {
 }
 
 // The first output of a group.
-DEVICE u32 first_output(const Product &p, u32 group) { return (ROW_BLOCK * GROUPS + group) * 64 * (p.gated ? 1 : TILES); }
+DEVICE u32 first_output(const Product &p, u32 group) { return (ROW_BLOCK * GROUPS + group) * (p.gated ? 32 : 64) * TILES; }
 
 // A stage's weights from column k on, by one thread.
 DEVICE void copy_weights(const Product &p, const u64 *map, u32 k, Stage &to, PhaseBarrier &full) {
     phase_expect(full, GROUPS * TILES * BOX_BYTES);
     UNROLL for (u32 g = 0; g < GROUPS; ++g)
         UNROLL for (u32 t = 0; t < TILES; ++t) {
-            u32 row = first_output(p, g) + (p.gated ? t * outputs_of(p) : t * 64);
-            copy_box_to_all(to.weights[g][t].v[0], map, k, 0, row, full, g % CLUSTER);
+            u32 first = first_output(p, g);
+            if (p.gated && TILES == 1)
+                UNROLL for (u32 box = 0; box < 8; ++box)
+                    copy_box_to_all(to.weights[g][t].v[box * 8], map, k, 0, first + box / 2 * 8 + box % 2 * outputs_of(p), full, g % CLUSTER);
+            else
+                copy_box_to_all(to.weights[g][t].v[0], map, k, 0, first + t * (p.gated ? outputs_of(p) : 64), full, g % CLUSTER);
         }
 }
 
@@ -68,31 +72,37 @@ DEVICE void produce(Lds &lds, const Product &p, const u64 *map, const f16 *x, u3
 }
 
 // A group's outputs: activation(gate) * up, or the split's partial sums.
-DEVICE void store_group(const Product &p, const Sums &sum, u32 group) {
-    u32 outputs = outputs_of(p), first = first_output(p, group) + THREAD / TILE_WAVE % GROUP_WAVES * 16;
+DEVICE void store_gated(const Product &p, const Sums &sum, u32 group) {
+    u32 outputs = outputs_of(p), first = first_output(p, group) + THREAD / TILE_WAVE % GROUP_WAVES * 8 * TILES;
+    UNROLL for (u32 i = 0; i < TILE_VALUES; ++i) {
+        const u32 up = TILES == 1 ? (i + TILE_VALUES / 2) % TILE_VALUES : i;
+        u32 n = first + tile_sum_row(i);
+        if ((TILES == 1 && up < i) || n >= outputs) continue;
+        float of_gate = p.bias ? p.bias[n] : 0.0f, of_up = p.bias ? p.bias[outputs + n] : 0.0f;
+        UNROLL for (u32 m = 0; m < TOKEN_TILES; ++m) {
+            u32 token = FIRST_TOKEN + m * TILE_TOKENS + tile_sum_token(i);
+            float gate = sum[0][m][i] + of_gate;
+            if (token < p.rows) p.gated[(u64)token * outputs + n] = to_f16(activate(gate, p.gelu) * (sum[TILES - 1][m][up] + of_up));
+        }
+    }
+}
+DEVICE void store_partials(const Product &p, const Sums &sum, u32 group) {
+    u32 first = first_output(p, group) + THREAD / TILE_WAVE % GROUP_WAVES * 16;
     float *out = p.y + (u64)BLOCK_Y * p.rows * p.stride + p.column;
-    UNROLL for (u32 t = 0; t < TILES; ++t) {
-        if (p.gated && t > 0) break;
+    UNROLL for (u32 t = 0; t < TILES; ++t)
         UNROLL for (u32 i = 0; i < TILE_VALUES; ++i) {
             u32 n = first + t * 64 + tile_sum_row(i);
-            if (n >= outputs) continue;
-            float addend = p.bias && BLOCK_Y == 0 ? p.bias[n] : 0.0f, of_up = p.bias && p.gated ? p.bias[outputs + n] : 0.0f;
-            float more[TOKEN_TILES];
+            if (n >= p.outer) continue;
+            float more[TOKEN_TILES], addend = p.bias && BLOCK_Y == 0 ? p.bias[n] : 0.0f;
             UNROLL for (u32 m = 0; m < TOKEN_TILES; ++m) { // loads all before the first is stored
                 u32 token = FIRST_TOKEN + m * TILE_TOKENS + tile_sum_token(i);
                 more[m] = p.accumulate && token < p.rows ? out[(u64)token * p.stride + n] : 0.0f;
             }
             UNROLL for (u32 m = 0; m < TOKEN_TILES; ++m) {
                 u32 token = FIRST_TOKEN + m * TILE_TOKENS + tile_sum_token(i);
-                float value = sum[t][m][i] + addend;
-                if (token >= p.rows) continue;
-                if (p.gated)
-                    p.gated[(u64)token * outputs + n] = to_f16(activate(value, p.gelu) * (sum[TILES - 1][m][i] + of_up));
-                else
-                    out[(u64)token * p.stride + n] = more[m] + value;
+                if (token < p.rows) out[(u64)token * p.stride + n] = more[m] + (sum[t][m][i] + addend);
             }
         }
-    }
 }
 
 DEVICE void consume(Lds &lds, const Product &p, u32 begin, u32 end) {
@@ -113,12 +123,15 @@ DEVICE void consume(Lds &lds, const Product &p, u32 begin, u32 end) {
         advance(place);
     }
     UNROLL for (u32 t = 0; t < TILES; ++t) group_await(sum[t]);
-    store_group(p, sum, group);
+    if (p.gated)
+        store_gated(p, sum, group);
+    else
+        store_partials(p, sum, group);
 }
 
 KERNEL(BLOCK) matmul_tma(
     const f16 *x,      // (M, K)
-    const u64 *map,    // of the weights (N, K); with a gate N / 2 gates, then ups
+    const u64 *map,    // of the weights (N, K), with a gate N / 2 gates, then ups; for boxes of 64 rows, or of 8
     const float *bias, // (N,) or null
     float *y,          // (splits, M, stride) x @ weight.T + bias in the columns from `column` on
     f16 *gated,        // (M, N / 2) activation(gate) * up, or null; then y is not used

@@ -18,7 +18,7 @@ _MAX_LDS_BYTES = 99 << 10
 MATMUL_ROWS = (8, 16, 32, 64)
 """Rows of a product that a block of `matmul` takes, in variants up to each of these. More go to further blocks."""
 GROUP_ROWS = (*MATMUL_ROWS, 128, 256)
-"""The same of the kernels that multiply by four waves together; with a float16 matrix the last two are `matmul_tma`'s."""
+"""The same of kernels that multiply by four waves together; with a float16 matrix the last two are `matmul_tma`'s."""
 TMA_TOKENS = 128
 """Rows of a product that a block of `matmul_tma` takes. More go to further blocks, two of which share the weights."""
 _MMA, _MFMA, _WMMA = ("sm_8", "sm_9", "sm_1"), ("gfx908", "gfx90a", "gfx94", "gfx95"), ("gfx11", "gfx12")
@@ -98,10 +98,9 @@ def _matmul_wgmma(shape: Shape, values: Values) -> bool:
 
 
 def _matmul_tma(shape: Shape, values: Values) -> bool:
-    """As many stages as fit. A gate's tile and its up's are of one group."""
-    stages = 7 // values["TILES"] // values["MIN_BLOCKS"] + (values["TILES"] == 2)
-    is_gated, is_double = shape["op"] == "rms_gated", values["TILES"] == 2
-    return values["STAGES"] == stages and is_double <= (values["MIN_BLOCKS"] == 1) and is_gated <= is_double
+    """As many stages as fit; two blocks have no registers for two tiles, and a gate leaves no partials."""
+    stages = 7 // values["MIN_BLOCKS"] if values["TILES"] == 1 else 4 // values["MIN_BLOCKS"] ** 2
+    return values["STAGES"] == stages and (shape["op"] == "linear" or values["SPLITS"] == 1)
 
 
 def _matmul_wgmma_quant(shape: Shape, values: Values) -> bool:
@@ -198,8 +197,7 @@ KERNELS = {
     "matmul": Kernel(
         classes={
             "op": ("linear", "rms_gated"), "format": ("F16", *_FORMATS),
-            "outer": (2048, 4095, 8191, 8448, 65_535, ANY),
-            "tokens": MATMUL_ROWS,
+            "outer": (2048, 4095, 8191, 8448, 65_535, ANY), "tokens": MATMUL_ROWS,
         },
         # TILES of 16 outputs of a wave, BLOCK threads, the weights of the turn PREFETCH under way, registers for
         # MIN_BLOCKS of a multiprocessor, which slices of the inner dimension are to fill, and STAGE_STEPS of x
@@ -232,8 +230,7 @@ KERNELS = {
         },
         allows=_matmul_wgmma,
         measured="H100, of the one architecture that launches it: at the shapes of a 1B and an 8B model, 8 and 64 "
-        "rows, of 1 to 4 tiles, 1 to 4 groups of waves, 1 to 5 blocks of a multiprocessor, 3 to 8 stages of 1 and 2 "
-        "steps",
+        "rows, of 1 to 4 tiles, 1 to 4 groups of waves, 1 to 5 blocks, 3 to 8 stages of 1 and 2 steps",
         rows=(
             # of some numbers of outputs three blocks, or slices of them, leave the fewest multiprocessors less to do
             Row({"outer": 2048}, (1, 128, 2, 2, 3)),
@@ -244,21 +241,19 @@ KERNELS = {
         ),
     ),
     "matmul_tma": Kernel(
-        classes={"op": ("linear", "rms_gated"), "outer": (2048, 4095, 4096, 8191, ANY), "tokens": GROUP_ROWS[-2:]},
-        # Each of two groups of waves has TILES of 64 outputs. Splits of the inner dimension are SPLITS at most: what
-        # they write the next kernel reads.
+        classes={"op": ("linear", "rms_gated"), "outer": (2048, 4095, 4096, 8448, ANY), "tokens": GROUP_ROWS[-2:]},
+        # Two groups of waves have TILES of 64 rows each. What SPLITS of the inner dimension write is read again.
         candidates={"TILES": (1, 2), "MIN_BLOCKS": (1, 2), "STAGES": (3, 4, 7), "SPLITS": (1, 2, 4, 8)},
         allows=_matmul_tma,
         measured="not measured: what reads least from L2 and leaves the fewest multiprocessors without a block",
         rows=(
+            Row({"op": ("rms_gated",), "outer": 8448, "tokens": 128}, (1, 1, 7, 1)),
             Row({"op": ("rms_gated",)}, (2, 1, 4, 1)),
-            Row({"outer": 4095, "tokens": 128}, (1, 1, 7, 8)),
-            Row({"outer": 4096, "tokens": 128}, (1, 1, 7, 4)),
+            Row({"outer": 4096, "tokens": 128}, (1, 1, 7, 8)),
             Row({"tokens": 128}, (1, 2, 3, 4)),
             Row({"outer": 2048}, (1, 1, 7, 4)),
             Row({"outer": 4095}, (1, 1, 7, 2)),
-            Row({"outer": 4096}, (2, 1, 4, 4)),
-            Row({"outer": 8191}, (2, 1, 4, 2)),
+            Row({"outer": 8448}, (2, 1, 4, 4)),
             Row({}, (2, 1, 4, 1)),
         ),
     ),

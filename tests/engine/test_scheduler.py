@@ -347,6 +347,7 @@ class Simulation:
             rng.choice([MemoryError, RuntimeError, KeyboardInterrupt]),
         )
         unfinished, running = self.unfinished, bool(self.engine.scheduler.running)
+        self.runner.step = []  # passes have written to pages of the step before
         try:
             self.step(rng)
         except (MemoryError, RuntimeError, KeyboardInterrupt) as error:

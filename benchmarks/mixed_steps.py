@@ -66,7 +66,7 @@ def _measured(engine: Engine, arguments: argparse.Namespace) -> tuple[list[float
         while not all(sequence.is_decoding for sequence in decoding):
             engine.step()
         for budget in arguments.budgets:
-            engine.budget, engine.scheduler.max_prefill_tokens = None, budget
+            engine.scheduler.budget, engine.scheduler.max_prefill_tokens = None, budget
             arriving = added(arguments.prompt)
             times: list[float] = []
             while len(arriving.ids) == arguments.prompt:

@@ -41,7 +41,7 @@ class Engine:
         budget: StepBudget | None = None,
     ) -> None:
         """budget: Says max_prefill_tokens anew for each step, where the runner has a pipeline."""
-        self.runner, self.budget = runner, budget
+        self.runner = runner
         if runner.pipeline:
             runner.pipeline.budget = budget
         self.context = runner.context
@@ -53,6 +53,7 @@ class Engine:
         self.scheduler = Scheduler(
             self.pools, runner.max_sequences, max_step_tokens, max_prefill_tokens, self.prefix_cache
         )
+        self.scheduler.budget = budget
         self._siblings: dict[Sequence, list[Sequence]] = {}
         """All choices of a prompt, by each of them, until it is computed. The first one runs, the others start then."""
         self._prompt_tokens = self._generated_tokens = 0
@@ -135,8 +136,6 @@ class Engine:
             raise
 
     def _scheduled(self, *, may_preempt: bool = True) -> list[Scheduled]:
-        if self.budget:
-            self.scheduler.max_prefill_tokens = self.budget.tokens
         try:
             return self.scheduler.schedule(may_preempt=may_preempt)
         except BaseException as error:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from forge.engine.page_pool import PagePool
 from forge.engine.prefix_cache import Hit, PrefixCache
 from forge.engine.sequence import FinishReason, Sequence
+from forge.engine.step_budget import StepBudget
 
 
 class Scheduled(NamedTuple):
@@ -59,8 +60,12 @@ class Scheduler:
         self.waiting: OrderedDict[Sequence, None] = OrderedDict()
         """In order. Any of many can be taken out at once."""
         self.running: list[Sequence] = []
+        self.budget: StepBudget | None = None
+        """Says max_prefill_tokens anew for each step, if there is one."""
         self.num_preemptions = 0
         self._may_preempt = True
+        self._settled: set[Sequence] | None = None
+        """Sequences that decoded when there was no prompt to compute. None while there is none."""
 
     @property
     def has_work(self) -> bool:
@@ -100,8 +105,9 @@ class Scheduler:
         try:
             for sequence in decoding:
                 budget -= self._continue(sequence, 1, step)
+            most = self._most_prompt_tokens(decoding, others)
             if step:
-                budget = min(budget, self.max_prefill_tokens)
+                budget = min(budget, most)
             for sequence in others:
                 budget -= self._continue(sequence, budget, step)
         except _NoPages:
@@ -197,6 +203,19 @@ class Scheduler:
         for pool in self.pools:
             pool.num_reserved -= pool.kind.num_pages(len(sequence.ids))
         self._drop_pages(sequence)
+
+    def _most_prompt_tokens(self, decoding: list[Sequence], others: list[Sequence]) -> int:
+        """Prompt tokens of a step in which sequences decode. others: Running ones that do not."""
+        num_coming = len(others) + min(len(self.waiting), self.max_sequences - len(self.running))
+        if not num_coming:
+            self._settled = None
+        elif self._settled is None:
+            self._settled = set(decoding)
+        if self.budget and self._settled is not None:
+            num_settled = sum(sequence in self._settled for sequence in decoding)
+            num_come = num_coming + len(decoding) - num_settled
+            self.max_prefill_tokens = self.budget.tokens(num_settled, num_come, len(decoding))
+        return self.max_prefill_tokens
 
     def _continue(self, sequence: Sequence, budget: int, step: list[Scheduled]) -> int:
         """Put the next tokens of a running sequence into a step, unless it was preempted for one before it.

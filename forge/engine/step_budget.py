@@ -6,8 +6,8 @@ import time
 from collections.abc import Callable
 
 TARGET_S = 0.05
-"""Seconds that a step with prompt tokens is to take, where others decode in it: 20 tokens a second for who reads. A
-step that decodes alone may take longer; prompts then have as much time as decoding."""
+"""Seconds that a step with prompt tokens is to take, where others read along: 20 tokens a second. A step that decodes
+alone may take longer; prompts then have as much time as decoding."""
 _MIN_TOKENS = 64
 _SLOWER_SHARE, _FASTER_SHARE = 0.25, 0.5
 """Of the latest step in what is known of its kind. A slow one may have been the first of its shape, or have waited."""
@@ -18,7 +18,16 @@ _DIGITS = 3
 class StepBudget:
     """Times of steps that run one behind the other, and the prompt tokens that the next one may have.
 
-    A step's time is a fixed part, which is what a step without prompt tokens takes, and one for each of these.
+    A step's time is a fixed part, which is what a step without prompt tokens takes, and one for each of these. Long
+    steps have the fixed part less often: prompts are computed sooner, and the sequences then decode together, which
+    takes little more time than one alone. But they hold up the sequences that decode already.
+
+    So a step's time depends on who gains and who loses. Prompts that come before those of others are computed are one
+    crowd, until no prompt is left. The sequences that decoded before it are settled. Those of the crowd that decode by
+    now are no reason to hurry: what they wait for the others they get back, when all decode together. A step takes
+    TARGET_S for each settled sequence's share of the crowd: 50 ms while the crowd is not larger than the settled, twice
+    as long if it is twice as large, and as long as it may where nobody decoded before. A prompt of any length beside
+    chats is read in steps of 50 ms; requests that come at once, in the largest steps.
     """
 
     def __init__(
@@ -32,15 +41,18 @@ class StepBudget:
         self._token_s: float | None = None
         """Seconds of each prompt token."""
 
-    @property
-    def tokens(self) -> int:
-        """Prompt tokens of a step in which others decode."""
-        if not self._token_s:
+    def tokens(self, num_settled: int, num_crowd: int, num_decoding: int) -> int:
+        """Prompt tokens of the next step.
+
+        num_settled, num_crowd: Sequences that decoded before the first of the prompts came, and those that came since.
+        num_decoding: Sequences that decode in the step. All tokens of it together are a number of few binary digits.
+        """
+        if not self._token_s or not num_settled:
             return self._most
-        fixed = self._decode_s or 0.0
-        count = int(max(self._target_s - fixed, fixed) / self._token_s)
+        target, fixed = self._target_s * max(1.0, num_crowd / num_settled), self._decode_s or 0.0
+        count = num_decoding + min(int(max(target - fixed, fixed) / self._token_s), self._most)
         shift = max(count.bit_length() - _DIGITS, 0)
-        return min(max(count >> shift << shift, _MIN_TOKENS), self._most)
+        return min(max((count >> shift << shift) - num_decoding, _MIN_TOKENS), self._most)
 
     def measured(self, decoding: int, prompt_tokens: int, queued_at: float) -> None:
         """A step has ended: it has run since the one before ended, or since it was queued, if that was later.

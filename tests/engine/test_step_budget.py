@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from tiny_models import GREEDY, assert_idle, tiny_llm
 
 from forge.backend.numpy import NumpyBackend
-from forge.config import SamplingParams
 from forge.engine.step_budget import StepBudget
 
 
@@ -48,21 +48,46 @@ def budget_after(decode_s: float, token_s: float, *, steps: int = 30, most: int 
 def test_a_step_takes_as_many_prompt_tokens_as_the_time_between_tokens_allows(
     decode_s: float, token_s: float, tokens: int
 ) -> None:
-    assert budget_after(decode_s, token_s).tokens == tokens
+    assert budget_after(decode_s, token_s).tokens(60, 1, 0) == tokens
+
+
+@pytest.mark.parametrize(
+    ("num_settled", "num_crowd", "tokens"),
+    [
+        (60, 1, 1536),  # 42 ms are 1,680
+        (60, 60, 1536),
+        (60, 120, 3584),  # 92 ms: 3,680
+        (60, 240, 7168),  # 192 ms: 7,680
+        (60, 600, 8192),
+        (0, 1, 8192),  # nobody decoded before
+    ],
+)
+def test_a_step_may_take_as_long_as_the_crowd_outnumbers_those_that_decoded_before_it(
+    num_settled: int, num_crowd: int, tokens: int
+) -> None:
+    assert budget_after(0.008, 25e-6).tokens(num_settled, num_crowd, 0) == tokens
+
+
+def test_all_tokens_of_a_step_are_a_number_of_three_binary_digits() -> None:
+    """So are the shapes of steps, although the sequences that decode in them change."""
+    budget = budget_after(0.008, 25e-6)
+    assert {decoding + budget.tokens(decoding, 1, decoding) for decoding in range(60, 110)} == {1536}
+    assert budget.tokens(200, 1, 200) + 200 == 1792
+    assert budget_after(0.4, 2e-3).tokens(250, 1, 250) == 198
 
 
 def test_nothing_is_known_before_a_prompt_was_timed() -> None:
     budget = StepBudget(500, clock=Clock())
-    assert budget.tokens == 500
+    assert budget.tokens(3, 1, 3) == 500
     budget.measured(3, 0, 99.0)
-    assert budget.tokens == 500
+    assert budget.tokens(3, 1, 3) == 500
 
 
 def test_a_clock_that_stands_still_says_nothing() -> None:
     budget = StepBudget(500, clock=Clock())
     for _ in range(5):
         budget.measured(0, 100, 100.0)
-    assert budget.tokens == 500
+    assert budget.tokens(3, 1, 3) == 500
 
 
 def test_a_step_that_was_queued_behind_another_runs_when_that_has_ended() -> None:
@@ -80,7 +105,7 @@ def test_a_device_that_changes_is_followed() -> None:
     for _ in range(30):
         budget.clock.now += 0.008 + 256 * 40e-6  # type: ignore[attr-defined]
         budget.measured(8, 256, 0.0)
-    assert budget.tokens == 1024  # 1,050
+    assert budget.tokens(8, 1, 0) == 1024  # 1,050
 
 
 def test_a_cold_first_step_is_forgotten_within_a_few() -> None:
@@ -91,39 +116,79 @@ def test_a_cold_first_step_is_forgotten_within_a_few() -> None:
     for seconds, tokens in ((2.0, 16), *[(0.005, 64)] * 3, *[(0.008, 300)] * 12):
         queued_at, clock.now = clock.now, clock.now + seconds
         budget.measured(0, tokens, queued_at)
-        counts.append(budget.tokens)
+        counts.append(budget.tokens(8, 1, 0))
     assert counts[0] == 64
     assert counts[-1] >= 1024  # 27 us for each: 1,800 in the end
 
 
+class Device:
+    """An engine whose steps take 8 ms and 1 ms more for each prompt token, by a clock of its own."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, **sizes: int) -> None:
+        monkeypatch.setattr(NumpyBackend, "is_asynchronous", True)
+        monkeypatch.setattr("forge.engine.step_budget._MIN_TOKENS", 4)
+        self.llm = tiny_llm("llama", **sizes)
+        self.engine, self.clock = self.llm.engine, Clock()
+        pipeline = self.engine.runner.pipeline
+        assert pipeline
+        self.engine.scheduler.budget = pipeline.budget = StepBudget(512, clock=self.clock)
+        real = pipeline.collect
+        self.steps: list[tuple[int, int]] = []
+        """Sequences that decode and prompt tokens of each step."""
+
+        def collect() -> Any:
+            queued = pipeline._queue[0]
+            self.clock.now += 0.008 + 0.001 * queued.num_prompt_tokens
+            self.steps.append((queued.num_decoding, queued.num_prompt_tokens))
+            return real()
+
+        pipeline.collect = collect  # type: ignore[method-assign]
+
+    def add(self, count: int, length: int, tokens: int = 20) -> None:
+        for number in range(count):
+            self.engine.add([1 + number] * length, replace(GREEDY, max_tokens=tokens))
+
+    def run(self, most: int = 1000) -> list[tuple[int, int]]:
+        """The steps that end, at most so many."""
+        self.steps.clear()
+        while self.engine.has_work and len(self.steps) < most:
+            self.engine.step()
+        return self.steps.copy()
+
+
 def test_a_long_prompt_beside_a_stream_keeps_its_steps_near_the_wanted_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A device that takes 8 ms for a step and 1 ms for a prompt token: the steps' chunks become 40 tokens."""
-    monkeypatch.setattr(NumpyBackend, "is_asynchronous", True)
-    monkeypatch.setattr("forge.engine.step_budget._MIN_TOKENS", 4)
-    llm = tiny_llm("llama", context=700)
-    clock, engine = Clock(), llm.engine
-    pipeline = engine.runner.pipeline
-    assert pipeline
-    engine.budget = pipeline.budget = StepBudget(512, clock=clock)
-    real, chunks, times = pipeline.collect, [], []
+    """The steps get 40 tokens."""
+    device = Device(monkeypatch, context=700)
+    device.add(1, 50, tokens=60)
+    device.run(10)
+    device.add(1, 400)
+    steps = [step for step in device.run() if all(step)]
+    assert {decoding + tokens for decoding, tokens in steps[:-1]} <= {32, 40}  # 50 tokens alone take 58 ms, 1.16 each
+    assert steps.count((1, 39)) > 4
+    assert max(0.008 + 0.001 * tokens for _, tokens in steps) <= 0.05
+    assert_idle(device.llm)
 
-    def collect() -> Any:
-        queued = pipeline._queue[0]
-        seconds = 0.008 + 0.001 * queued.num_prompt_tokens
-        clock.now += seconds
-        if queued.num_decoding and queued.num_prompt_tokens:
-            chunks.append(queued.num_prompt_tokens)
-            times.append(seconds)
-        return real()
 
-    pipeline.collect = collect  # type: ignore[method-assign]
-    engine.add([1] * 50, SamplingParams(max_tokens=60, ignore_eos=True))
-    for _ in range(10):
-        engine.step()
-    engine.add([2] * 400, GREEDY)
-    while engine.has_work:
-        engine.step()
-    assert set(chunks[:-1]) <= {32, 40}  # 50 tokens alone take 58 ms, 1.16 ms each
-    assert chunks.count(40) > 4
-    assert max(times) <= 0.05
-    assert_idle(llm)
+def test_requests_that_come_at_once_are_read_in_the_largest_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that decode by now are of the same crowd. One that comes later finds them all settled."""
+    device = Device(monkeypatch, max_sequences=32, num_pages=700, max_step_tokens=128, context=300)
+    device.add(32, 48, tokens=60)
+    prompts = [step for step in device.run(40) if step[1]]
+    assert [sum(step) for step in prompts[:-1]] == [128] * (len(prompts) - 1)
+    assert prompts[-2][0] > 16
+    device.engine.finish(device.engine.scheduler.running[0], "abort")
+    device.add(1, 200)
+    steps = [step for step in device.run() if all(step)]
+    assert max(tokens for _, tokens in steps) <= 42
+    assert len(steps) >= 5
+    assert_idle(device.llm)
+
+
+def test_a_crowd_of_twice_those_that_decode_gets_steps_of_twice_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = Device(monkeypatch, max_sequences=32, num_pages=700, max_step_tokens=512, context=300)
+    device.add(8, 20, tokens=100)
+    device.run(20)
+    device.add(16, 60)
+    steps = [step for step in device.run() if all(step)]
+    assert {sum(step) for step in steps[1:-1]} == {96, 112}  # 92 tokens, and 8 to 24
+    assert_idle(device.llm)

@@ -139,7 +139,6 @@ def _assembled(
         decoder = models.build(file, config, backend, report, is_deterministic=settings.deterministic)
     watch.lap("weights")
     runner = build_runner(decoder, plan, settings, backend, graphs)
-    backend.reserve(plan.step_bytes)
     is_measured = backend.is_asynchronous
     engine = Engine(
         runner,
@@ -151,6 +150,7 @@ def _assembled(
     )
     watch.lap("KV cache")
     engine.warm_up(report, watch.lap)
+    backend.reserve(plan.step_bytes)  # not before: the warm-up has given back what its largest step made
     return engine, tokenizer, template, plan.notes
 
 

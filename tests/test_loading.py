@@ -108,3 +108,12 @@ def test_requests_share_a_default_pool(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_prompt_tokens_beside_decoding_sequences_are_few_on_a_cpu_unless_given(given: int | None, found: int) -> None:
     with forge.load(PATH, device="cpu", engine=EngineConfig(max_prefill_tokens=given)) as llm:
         assert llm.engine.scheduler.max_prefill_tokens == found
+
+
+def test_memory_of_steps_is_not_taken_while_the_warm_up_has_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both together are not planned."""
+    calls: list[str] = []
+    monkeypatch.setattr(NumpyBackend, "prepare", lambda *_: calls.append("warm-up"))
+    monkeypatch.setattr(NumpyBackend, "reserve", lambda *_: calls.append("steps"))
+    forge.load(PATH, device="cpu", context=256).close()
+    assert calls == ["warm-up", "steps"]

@@ -39,6 +39,8 @@ class _Queued:
 
     sequences: tuple[Sequence, ...]
     """The sequence of each row."""
+    computed: tuple[Sequence, ...]
+    """Those that have tokens in it."""
     wait: Callable[[], None]
     """Waits until the step has run."""
     drawn: np.ndarray[Any, Any]
@@ -164,7 +166,8 @@ class StepPipeline:
         entry_of_ring = self._host_ring[number % _RING_ENTRIES, : math.prod(shape)].reshape(shape)
         sequences, wait = tuple(self._sequences[: shape[0]]), self.backend.record_event()
         now = self.budget.clock() if self.budget else 0.0
-        self._queue.append(_Queued(sequences, wait, entry_of_ring, num_decoding, stop - num_decoding, now))
+        computed = tuple(entry.sequence for entry in step)
+        self._queue.append(_Queued(sequences, computed, wait, entry_of_ring, num_decoding, stop - num_decoding, now))
         for sequence in tokens:
             sequence.num_pending += 1
         return True
@@ -250,7 +253,7 @@ class StepPipeline:
         queued = self._queue[0]
         queued.wait()
         self._queue.popleft()
-        if self.budget:
+        if self.budget and any(sequence.finish_reason is None for sequence in queued.computed):  # else nobody waited
             self.budget.measured(queued.num_decoding, queued.num_prompt_tokens, queued.queued_at)
         sampled = read_sampled(queued.sequences, queued.drawn)
         found = [token for token in sampled if token.sequence.finish_reason is None]

@@ -192,3 +192,26 @@ def test_a_crowd_of_twice_those_that_decode_gets_steps_of_twice_the_time(monkeyp
     steps = [step for step in device.run() if all(step)]
     assert {sum(step) for step in steps[1:-1]} == {96, 112}  # 92 tokens, and 8 to 24
     assert_idle(device.llm)
+
+
+@pytest.mark.parametrize("prompt", [3, 40], ids=["a step that decodes", "a step with a prompt"])
+def test_a_step_whose_sequences_have_ended_is_not_timed(prompt: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is read when the next request comes, however long that takes: here 10 minutes."""
+    monkeypatch.setattr(NumpyBackend, "is_asynchronous", True)
+    llm = tiny_llm("llama", max_step_tokens=16)
+    clock, engine = Clock(), llm.engine
+    pipeline = engine.runner.pipeline
+    assert pipeline
+    budget = pipeline.budget = StepBudget(16, clock=clock)
+    (sequence,) = engine.add([1] * prompt, GREEDY)
+    for _ in range(1 if prompt == 40 else 3):
+        engine.step()
+    engine.finish(sequence, "abort")
+    assert pipeline.num_queued == 1
+    clock.now += 600
+    engine.add([1, 2], GREEDY)
+    while engine.has_work:
+        engine.step()
+    assert not budget._decode_s
+    assert not budget._token_s
+    assert_idle(llm)

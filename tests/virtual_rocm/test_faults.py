@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import forge
-from forge.backend import select, sources
+from forge.backend import sources
 from forge.ops import matmul
 from virtual_rocm import blas, runtime, tiny
 from virtual_rocm.calls import failing
@@ -52,13 +52,12 @@ def wanted() -> list[list[int]]:
 
 
 @pytest.fixture
-def give_back() -> Iterator[Callable[[], int]]:
+def give_back(device: Any) -> Iterator[Callable[[], int]]:
     """Has the process give all memory back that it keeps for later; says how much is in use."""
     import cupy
 
     def give() -> int:
         gc.collect()
-        device: Any = select("hip")  # not the session's: tests have made new ones
         device._scratch, device._graph_pool = None, cupy.cuda.MemoryPool()
         device._step_memory.release()
         device._staging.clear()

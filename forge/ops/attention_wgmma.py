@@ -7,7 +7,7 @@ from typing import Any
 
 from forge.backend.gpu import GPU
 from forge.ops.kv_cache import KVPages
-from forge.tuning.table import attention_lds_bytes
+from forge.tuning.lds import attention_lds_bytes
 
 HEAD_DIMS = (64, 80, 96, 128, 192, 256)
 """Sizes of heads that the kernel takes."""

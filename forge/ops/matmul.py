@@ -12,14 +12,8 @@ from forge.backend import backend_of, register
 from forge.backend.gpu import GPU
 from forge.formats.ggml import GGMLType
 from forge.ops.quant import Packed, Stack, parts_of
-from forge.tuning.table import (
-    GROUP_ROWS,
-    MATMUL_ROWS,
-    TMA_TOKENS,
-    group_lds_bytes,
-    quant_lds_bytes,
-    tma_lds_bytes,
-)
+from forge.tuning.lds import TMA_TOKENS, few_lds_bytes, group_lds_bytes, quant_lds_bytes, tma_lds_bytes
+from forge.tuning.table import FEW_FORMATS, FEW_ROWS, GROUP_ROWS, MATMUL_ROWS
 
 MAX_ROWS = GROUP_ROWS[-1]
 """Most rows of x for which the tile kernels are launched where a BLAS might be: a batch of so many can be recorded."""
@@ -114,12 +108,19 @@ def split_k(device: GPU, x: Any, weight: Any, bias: Any, *, is_fixed: bool = Fal
     return Partials(partials)
 
 
+_OF_LINES = ("matmul_mma_quant", "matmul_wgmma_quant")
+"""Kernels of quantized matrices on Hopper."""
+
+
 def _kernel_of(device: GPU, weight: Any, rows: int, *, is_fixed: bool) -> str:
     if not device.has_wgmma:
         return "matmul"
     if not isinstance(weight, Packed):
         return "matmul_wgmma" if rows <= MATMUL_ROWS[-1] or is_fixed else "matmul_tma"
-    return "matmul_wgmma_quant" if weight.shape[1] % _LINE_WEIGHTS == 0 and not is_fixed else "matmul"
+    if weight.shape[1] % _LINE_WEIGHTS or is_fixed:
+        return "matmul"
+    is_few = rows <= FEW_ROWS[-1] and weight.type.name in FEW_FORMATS
+    return "matmul_mma_quant" if is_few else "matmul_wgmma_quant"
 
 
 class _Launch:
@@ -145,7 +146,7 @@ class _Launch:
         tokens = next((most for most in counts if rows <= most), counts[-1])
         choice = splitting = choice_for(tokens)
         turn = _LINE_WEIGHTS // _LANE_PARTS
-        if self.kernel != "matmul_wgmma_quant":
+        if self.kernel not in _OF_LINES:
             turn = weight.weights_per_thread if isinstance(weight, Packed) else 32
         if is_fixed:
             # What a split begins with is the same for any number of rows: it is whole stages, which are those of the
@@ -171,6 +172,8 @@ class _Launch:
             room //= row_blocks
         most = choice.get("SPLITS", _MAX_SPLITS[counts[-1] if is_fixed else tokens])
         self.splits = max(min(room, steps // _MIN_STEPS, most), 1)
+        if self.kernel == "matmul_mma_quant":  # no split is empty
+            self.splits = -(-steps // -(-steps // self.splits))
 
     def _defines(self, format: str, tokens: int, choice: Mapping[str, int]) -> dict[str, int | str]:
         """What the kernel is compiled with beside the choice."""
@@ -181,6 +184,8 @@ class _Launch:
             own = {"TOKENS": TMA_TOKENS, "CLUSTER": cluster, "BLOCK": _TMA_BLOCK}
             return {**own, "LDS_BYTES": tma_lds_bytes(choice)}
         number = int(GGMLType[format])
+        if self.kernel == "matmul_mma_quant":
+            return {"FORMAT": number, "LDS_BYTES": few_lds_bytes(format, choice)}
         if self.kernel == "matmul_wgmma_quant":
             return {"FORMAT": number, "LDS_BYTES": quant_lds_bytes(format, tokens, choice)}
         return {"FORMAT": number, "WEIGHT": "f16" if format == "F16" else "u8"}

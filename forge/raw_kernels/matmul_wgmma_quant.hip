@@ -1,6 +1,6 @@
 // Products of rows of x, TOKENS for each block, with a quantized matrix, as matmul.hip, by NVIDIA's wgmma, which takes weights
 // from registers and x from LDS.
-// Uses: quant_blocks, tile, tile_mma, tile_lines, matmul_epilogue, tile_wgmma
+// Uses: quant_blocks, tile, tile_mma, tile_lines, matmul_epilogue, tile_wgmma, tile_bits
 // Target: sm_90a
 //
 // A stage is a line of 256 weights of each row of the block. Its planes go to LDS by asynchronous copies of whole lines, STAGES - 1

@@ -8,7 +8,8 @@ gfx90a CDNA2, gfx11 RDNA3, gfx12 RDNA4.
 
 from __future__ import annotations
 
-from forge.formats.ggml import BLOCK_FORMATS, GGMLType
+from forge.formats.ggml import BLOCK_FORMATS
+from forge.tuning.lds import attention_lds_bytes, few_lds_bytes, group_lds_bytes, quant_lds_bytes
 from forge.tuning.spec import ANY, Kernel, Row, Shape, Values
 
 _LDS_BYTES = 48 << 10
@@ -19,8 +20,10 @@ MATMUL_ROWS = (8, 16, 32, 64)
 """Rows of a product that a block of `matmul` takes, in variants up to each of these. More go to further blocks."""
 GROUP_ROWS = (*MATMUL_ROWS, 128, 256)
 """The same of kernels that multiply by four waves together; with a float16 matrix the last two are `matmul_tma`'s."""
-TMA_TOKENS = 128
-"""Rows of a product that a block of `matmul_tma` takes. More go to further blocks, two of which share the weights."""
+FEW_ROWS = (8, 16)
+"""The same of a block of `matmul_mma_quant`, which takes no more."""
+FEW_FORMATS = ("Q4_0", "Q4_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K")
+"""What `matmul_mma_quant` multiplies: codes below an exponent are float16 numbers by one or two instructions."""
 _MMA, _MFMA, _WMMA = ("sm_8", "sm_9", "sm_1"), ("gfx908", "gfx90a", "gfx94", "gfx95"), ("gfx11", "gfx12")
 """Architectures with matrix cores of each family."""
 _OPS = ("linear", "rms_linear", "rms_gated")
@@ -58,30 +61,6 @@ def _matmul(shape: Shape, values: Values) -> bool:
     return is_stage and 256 <= threads <= (512 if values["TILES"] == 1 else 256)
 
 
-def group_lds_bytes(tokens: int, values: Values) -> int:
-    """What a block of `matmul_wgmma` has of LDS: STAGES of STAGE_STEPS times 64 numbers of each of its rows."""
-    rows_of_block = 16 * values["TILES"] * values["BLOCK"] // 32
-    return values["STAGES"] * values["STAGE_STEPS"] * 128 * (tokens + rows_of_block)
-
-
-def tma_lds_bytes(values: Values) -> int:
-    """What a block of `matmul_tma` has of LDS: STAGES of 64 numbers of each of its rows, and 1 KB for its barriers."""
-    return values["STAGES"] * 128 * (128 * values["TILES"] + TMA_TOKENS) + 1024
-
-
-def quant_lds_bytes(format: str, tokens: int, values: Values) -> int:
-    """What a block of `matmul_wgmma_quant` has of LDS: STAGES of 256 weights of its rows of the matrix, and x twice.
-
-    Planes with whole pieces of 16 bytes in 256 weights go through LDS. Of x there are up to 4 quarters of the 256.
-    """
-    type = GGMLType[format]
-    widths = (field[1] - field[0] for field in BLOCK_FORMATS[type].planes if field)
-    row_bytes = sum(size for width in widths if (size := width * 256 // type.block_size) % 16 == 0)
-    rows_of_block = 16 * values["TILES"] * values["BLOCK"] // 32
-    x_bytes = 2 * 128 * max(min(4 * tokens, 128), tokens)
-    return -(-(values["STAGES"] * rows_of_block * row_bytes + x_bytes) // 1024) * 1024
-
-
 def _fits_core(shape: Shape, values: Values, lds_bytes: int) -> bool:
     """All blocks of a multiprocessor have room in LDS, of which 1 KB of each is the driver's, and much is under way.
 
@@ -109,11 +88,13 @@ def _matmul_wgmma_quant(shape: Shape, values: Values) -> bool:
     return 256 <= threads <= 512 and _fits_core(shape, values, lds_bytes)
 
 
-def attention_lds_bytes(dim: int, values: Values) -> int:
-    """What a block of `attention_wgmma` has of LDS: lines of 64 numbers of its queries and of STAGES of keys and
-    values, and 1 KB for its barriers."""
-    queries = 64 * (values["BLOCK"] // 128 - 1)
-    return 128 * -(-dim // 64) * (queries + 2 * values["STAGES"] * values["KEYS"]) + 1024
+def _matmul_mma_quant(shape: Shape, values: Values) -> bool:
+    """A thread has registers for the sums and the codes of its tiles, and much is under way."""
+    if shape["format"] not in FEW_FORMATS:
+        return False
+    threads = values["MIN_BLOCKS"] * values["BLOCK"]
+    lds_bytes = values["MIN_BLOCKS"] * (few_lds_bytes(shape["format"], values) + 1024)
+    return 256 <= threads <= (640 if values["TILES"] == 1 else 512) and 60 << 10 <= lds_bytes <= 228 << 10
 
 
 def _attention_wgmma(shape: Shape, values: Values) -> bool:
@@ -255,6 +236,21 @@ KERNELS = {
             Row({"outer": 4095}, (1, 1, 7, 2)),
             Row({"outer": 8448}, (2, 1, 4, 4)),
             Row({}, (2, 1, 4, 1)),
+        ),
+    ),
+    "matmul_mma_quant": Kernel(
+        classes={
+            "op": ("linear", "rms_gated"), "format": FEW_FORMATS, "outer": (2048, 4096, 8191, ANY), "tokens": FEW_ROWS
+        },
+        # A wave has TILES of 16 outputs. STAGES of 256 weights of each are in LDS. MIN_BLOCKS of a multiprocessor.
+        candidates={"TILES": (1, 2), "BLOCK": (128, 256), "MIN_BLOCKS": (1, 2, 3, 4, 5), "STAGES": (2, 3, 4)},
+        allows=_matmul_mma_quant,
+        measured="not measured: what fits the registers and leaves most bytes under way",
+        rows=(
+            Row({"format": ("Q8_0", "Q6_K"), "outer": 8191}, (1, 128, 4, 2)),
+            Row({"outer": 8191}, (1, 128, 4, 3)),
+            Row({"format": ("Q8_0", "Q6_K")}, (1, 256, 2, 2)),
+            Row({}, (1, 256, 2, 3)),
         ),
     ),
     "matmul_wgmma_quant": Kernel(

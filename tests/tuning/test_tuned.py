@@ -37,7 +37,7 @@ from forge.tuning.table import KERNELS
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="no clang++: scripts/install-toolchain installs it")
 Captured = pytest.CaptureFixture[str]
 
-WGMMA = {"matmul_wgmma", "matmul_tma", "matmul_wgmma_quant", "attention_wgmma"}
+WGMMA = {"matmul_wgmma", "matmul_tma", "matmul_wgmma_quant", "matmul_mma_quant", "attention_wgmma"}
 """Kernels of GPUs that have it."""
 GATED = normed_case("K1040", 1, floats(1040, 42), "silu", bias=True)
 GATED_BLOCKS = normed_case("Q4_0", 1, blocks("Q4_0", 1056, 42), "silu")
@@ -55,6 +55,7 @@ CASES: dict[str, tuple[Op, Case]] = {
     "matvec_quant rms_gated Q4_0 2048": (linear, GATED_BLOCKS),
     "matmul_wgmma 16": (linear, float_case(9, 264, 70, bias=True, residual=True)),
     "matmul_tma 256": (linear, float_case(130, 1096, 300, bias=True, residual=True)),
+    "matmul_mma_quant Q6_K 16": (linear, quantized_case("Q6_K", 9, 1280, 70, extras=True)),
     "matmul_wgmma_quant Q6_K 32": (linear, quantized_case("Q6_K", 17, 512, 70, extras=True)),
     "matmul F16 16": (linear, float_case(9, 264, 70, bias=True, residual=True)),
     "matmul Q4_K 64": (linear, quantized_case("Q4_K", 33, 512, 70)),

@@ -6,7 +6,6 @@
 //                   weights: GroupRows<64>, or the lane's u32 [4][4] of mma.m16n8k16 for each 16 of the 64 numbers, which must not
 //                   change before the products are awaited.
 //   group_await(sum)  Waits for all products that were started.
-//   and_or(a, b, c) (a & b) | c by one instruction, of which compilers make two where b and c are constants.
 //   group_await_but<N>()  Waits for all but the N group_multiply of registers that were started last.
 //
 // Source: the PTX ISA on wgmma.
@@ -18,7 +17,6 @@ void forge_start(void (*finish)(void *const *), void *a, void *b, void *c, void 
 void forge_commit(void);
 void forge_await(u32 batches);
 }
-DEVICE u32 and_or(u32 a, u32 b, u32 c) { return (a & b) | c; }
 DEVICE void group_await(float (&)[TOKEN_TILES][TILE_VALUES]) { forge_await(0); }
 template <u32 N> DEVICE void group_await_but() { forge_await(N); }
 DEVICE void add_product(void *const *operands) {
@@ -49,11 +47,6 @@ DEVICE void group_multiply(float (&sum)[TOKEN_TILES][TILE_VALUES], const GroupRo
         }
 }
 #else
-DEVICE u32 and_or(u32 a, u32 b, u32 c) {
-    u32 y;
-    asm("lop3.b32 %0, %1, %2, %3, 0xea;" : "=r"(y) : "r"(a), "r"(b), "r"(c));
-    return y;
-}
 DEVICE void group_await(float (&sum)[TOKEN_TILES][TILE_VALUES]) {
     asm volatile("wgmma.wait_group.sync.aligned 0;" : : : "memory");
     UNROLL for (u32 m = 0; m < TOKEN_TILES; ++m)

@@ -1,0 +1,423 @@
+// Products of up to 16 rows of x with a quantized matrix, as matmul.hip, by NVIDIA's mma.m16n8k16.
+// Uses: quant_blocks, tile, tile_mma, tile_bits, matmul_epilogue
+// Target: sm_90a
+//
+// Codes are multiplied as they are, and their scales by the sums: what a weight takes is half an instruction, not two. A code n below
+// an exponent is a float16 number by one instruction for two codes: 0x7400 | n is 16384 + 16 n, and 0x6400 | 16 n is 1024 + 16 n. So
+// accumulators of a group of one scale begin with -16384 or -1024 times the sum of its x, the code of zero included, and become 16 times
+// the sum of its codes times x. Minima are multiplied by the sums of x of their groups, in one instruction for a line.
+//
+// A line is 256 weights of a row. Its planes go to LDS by asynchronous copies, STAGES - 1 lines ahead. Each wave reads only rows that its
+// own lanes have copied. All waves need x: each places a line of 8 rows of it in the order in which lanes read it, with its sums.
+// A word of four codes is two pairs, the first and the third, then the second and the fourth, because so codes come out of their words.
+// -D FORMAT=ggml's number of the type; STAGES in LDS; LDS_BYTES=their size and that of x; TOKENS, TILES, BLOCK of matmul_epilogue.
+
+#define LINE_WEIGHTS 256
+#define LINE_GROUPS 8
+#define OCTETS (TOKENS / 8)
+#define X_LINES (WAVES / OCTETS) // whose x is in LDS together: each wave places one of 8 rows
+// Pieces of 16 bytes of a row's line, in each plane.
+#define QUANT_PIECES (FORMAT == Q8_0 ? 16 : 8)
+#define HIGH_PIECES (FORMAT == Q6_K ? 4 : FORMAT == Q5_K ? 2 : 0)
+#define SCALE_PIECES (IS_K ? 1 : 0)
+#define DELTA_PIECES (IS_K ? 0 : HAS_OFFSET ? 2 : 1)
+#define WAVE_ROWS (16 * TILES)
+// A lane's words of the two steps of a group lie beside each other. Where they do not, lanes of a part have words of a step together.
+#define IS_PAIRED (SIX_BIT_SCALES || FORMAT == Q8_0)
+#define SCALES_OF_GROUP HALVES
+#define LINE_SCALES (LINE_GROUPS * SCALES_OF_GROUP)
+#define BLOCKS (FORMAT == Q8_0 ? 8 : 4) // of 32 bytes of codes: of one group, or of two
+#define BLOCK_GROUPS (LINE_GROUPS / BLOCKS)
+#define CODE_FACTOR (FORMAT == Q8_0 ? 1.0f : 16.0f)
+
+// A stage of a wave: plane after plane, in each the pieces of a row together.
+#define HIGH_AT (WAVE_ROWS * QUANT_PIECES)
+#define SCALES_AT (HIGH_AT + WAVE_ROWS * HIGH_PIECES)
+#define DELTAS_AT (SCALES_AT + WAVE_ROWS * SCALE_PIECES)
+typedef u32x4 WaveStage[DELTAS_AT + WAVE_ROWS * DELTA_PIECES];
+typedef float TileSums[TILE_VALUES];
+struct XLine {                      // of 8 rows
+    u32x4 x[LINE_GROUPS][32];       // a lane's pairs of both steps
+    TileSums begin[LINE_SCALES][4]; // of the accumulators, by the lane's part
+    u32x2 sums[32];                 // a lane's sums of two groups, of 1/16 of x: as float16, and what that leaves
+};
+struct Memory {
+    XLine x[X_LINES * OCTETS];
+    WaveStage stages[STAGES][WAVES];
+};
+static_assert(sizeof(Memory) == LDS_BYTES, "another size than the host takes");
+
+// Lanes that read together find their pieces in different banks: a row's piece lies in its plane where bits of the row exchange it.
+template <u32 P> DEVICE u32 exchange_of(u32 row) { return IS_PAIRED ? P < 8 ? 0 : row % 4 * 2 : P == 8 ? row % 8 : P == 4 ? row / 2 % 4 : 0; }
+
+// The pieces of a plane that a lane copies: where the next line's lie in device memory.
+template <u32 P> struct Copies {
+    static const u32 EACH = (WAVE_ROWS * P + TILE_WAVE - 1) / TILE_WAVE;
+    const u32x4 *from[EACH];
+};
+template <u32 P> DEVICE void prepare_copies(Copies<P> &c, const Product &product, const u8 *plane, u32 lines, u32 first) {
+    UNROLL for (u32 e = 0; e < Copies<P>::EACH; ++e) {
+        u32 n = e * TILE_WAVE + LANE, row = n / P;
+        c.from[e] = (const u32x4 *)plane + ((row < WAVE_ROWS ? matrix_row(product, row / 16, row % 16) : 0) * lines + first) * P + n % P;
+    }
+}
+template <u32 P> DEVICE void copy_line(u32x4 *to, Copies<P> &c) {
+    u32 row = LANE / P, own = row * P + (LANE % P ^ exchange_of<P>(row));
+    UNROLL for (u32 e = 0; e < Copies<P>::EACH; ++e) {
+        const u32 further = e * TILE_WAVE / P, exchange = exchange_of<P>(further); // has no bit of that of `row`
+        if (WAVE_ROWS * P % TILE_WAVE == 0 || LANE < WAVE_ROWS * P) copy_async(to + e * TILE_WAVE + (own ^ exchange), c.from[e], true);
+        c.from[e] += P;
+    }
+}
+struct LineCopies {
+    Copies<QUANT_PIECES> quants;
+#if HIGH_PIECES
+    Copies<HIGH_PIECES> high;
+#endif
+#if SCALE_PIECES
+    Copies<SCALE_PIECES> scales;
+#endif
+#if DELTA_PIECES
+    Copies<DELTA_PIECES> deltas;
+#endif
+};
+DEVICE void prepare_line(LineCopies &c, const Product &product, const Planes &planes, u32 lines, u32 first) {
+    prepare_copies(c.quants, product, planes.quants, lines, first);
+#if HIGH_PIECES
+    prepare_copies(c.high, product, planes.high, lines, first);
+#endif
+#if SCALE_PIECES
+    prepare_copies(c.scales, product, planes.scales, lines, first);
+#endif
+#if DELTA_PIECES
+    prepare_copies(c.deltas, product, planes.deltas, lines, first);
+#endif
+}
+DEVICE void copy_weights(WaveStage &to, LineCopies &c) {
+    copy_line(to, c.quants);
+#if HIGH_PIECES
+    copy_line(to + HIGH_AT, c.high);
+#endif
+#if SCALE_PIECES
+    copy_line(to + SCALES_AT, c.scales);
+#endif
+#if DELTA_PIECES
+    copy_line(to + DELTAS_AT, c.deltas);
+#endif
+}
+
+// Which codes: the i-th group of a block of 32 bytes, and where in their bytes the codes of a step are.
+DEVICE u32 group_of(u32 block, u32 i) { return FORMAT == Q6_K ? block / 2 * 4 + block % 2 + 2 * i : block * BLOCK_GROUPS + i; }
+DEVICE bool is_upper(u32 group, u32 step) {
+    return FORMAT == Q8_0 ? false : FORMAT == Q6_K ? group / 2 % 2 : HALF_BY_HALF ? step : group % 2;
+}
+// Two codes of zero as they are multiplied.
+DEVICE u32 zero_codes(u32 group, u32 step) {
+    return (FORMAT == Q8_0 ? 0x6480u : is_upper(group, step) ? 0x6400u | ZERO << 4 : 0x7400u | ZERO) * 0x10001u;
+}
+
+// Where in a stage a lane's words of the first row lie, by block of codes, and those of high bits.
+struct Places {
+    u32 quants[4][2], high[2][2];
+};
+DEVICE Places places_of_codes() {
+    Places p;
+    u32 row = LANE / 4, part = tile_part();
+    UNROLL for (u32 i = 0; i < 4; ++i)
+        UNROLL for (u32 s = 0; s < 2; ++s) {
+            u32 piece = IS_PAIRED ? 2 * i + part / 2 : 2 * i + s, word = IS_PAIRED ? part % 2 * 2 + s : part;
+            p.quants[i][s] = (row * QUANT_PIECES + (piece ^ exchange_of<QUANT_PIECES>(row))) * 4 + word;
+#if HIGH_PIECES
+            piece = IS_PAIRED ? part / 2 : i % 2 * 2 + s;
+            p.high[i % 2][s] = (HIGH_AT + row * HIGH_PIECES + (piece ^ exchange_of<HIGH_PIECES>(row))) * 4 + word;
+#endif
+        }
+    return p;
+}
+
+// A lane's codes of a row, of a block: words of both steps, or of both groups, and their high bits.
+struct Codes {
+    u32 quants[2], high[2];
+};
+DEVICE void read_words(u32 (&to)[2], const u32 *words, const u32 (&places)[2]) {
+    if (IS_PAIRED) {
+        u32x2 two = *(const u32x2 *)(words + places[0]);
+        to[0] = two.v[0], to[1] = two.v[1];
+    } else
+        UNROLL for (u32 s = 0; s < 2; ++s) to[s] = words[places[s]];
+}
+DEVICE void read_codes(Codes &to, const WaveStage &stage, const Places &p, u32 row, u32 block) { // row: behind the lane's first
+    const u32 *words = (const u32 *)stage;
+    read_words(to.quants, words + (row * QUANT_PIECES + block / 4 * 8) * 4, p.quants[block % 4]);
+#if HIGH_PIECES // of all blocks, or of two
+    read_words(to.high, words + row * HIGH_PIECES * 4, p.high[FORMAT == Q6_K ? block / 2 : 0]);
+#endif
+}
+
+// What stays in registers: an instruction has room for one constant.
+struct Masks {
+    u32 low, high, byte, exponent; // that of 2 ** 23
+};
+// The j-th two codes of a step as float16.
+DEVICE u32 two_codes(const Codes &codes, u32 block, u32 group, u32 step, u32 j, const Masks &masks) {
+    u32 word = codes.quants[HALF_BY_HALF ? group % 2 : step] >> 8 * j;
+#if FORMAT == Q8_0
+    return (word & masks.byte) ^ 0x64806480u;
+#else
+    const bool upper = is_upper(group, step);
+    u32 two = and_or(word, upper ? masks.high : masks.low, upper ? 0x64006400u : 0x74007400u);
+    u32 bits = codes.high[step];
+#if FORMAT == Q6_K
+    bits = j ? bits >> (4 + block % 2 * 2) : bits << (4 - block % 2 * 2);
+    two = and_or(bits, upper ? 0x03000300u : 0x00300030u, two);
+#elif FORMAT == Q5_K
+    const u32 at = 2 * block + upper + 8 * j, to = upper ? 8 : 4;
+    bits = at < to ? bits << (to - at) : bits >> (at - to);
+    two = and_or(bits, upper ? 0x01000100u : 0x00100010u, two);
+#endif
+    return two;
+#endif
+}
+
+// The scales of a row's line: float16 of each group, or whole numbers and one float16 of all.
+struct Scales {
+    u32 words[4], delta; // above delta the minimum
+};
+DEVICE Scales read_scales(const WaveStage &stage, u32 row, u32 rest) {
+    Scales s;
+    s.delta = rest;
+#if SIX_BIT_SCALES
+    u32x4 all = stage[SCALES_AT + row];
+    s.words[0] = all.v[1] & 0x3f3f3f3fu;
+    s.words[1] = (all.v[3] & 0x0f0f0f0fu) | (all.v[1] >> 2 & 0x30303030u);
+    s.words[2] = s.words[3] = 0;
+    s.delta = all.v[0];
+#elif FORMAT == Q6_K
+    u32x4 all = stage[SCALES_AT + row];
+    UNROLL for (u32 i = 0; i < 4; ++i) s.words[i] = all.v[i];
+#elif DELTA_PIECES == 1
+    u32x4 all = stage[DELTAS_AT + row];
+    UNROLL for (u32 i = 0; i < 4; ++i) s.words[i] = all.v[i];
+#else
+    UNROLL for (u32 i = 0; i < 4; ++i) s.words[i] = 0;
+#endif
+    return s;
+}
+DEVICE float scale_of(const Scales &s, const WaveStage &stage, u32 row, u32 group, u32 half, const Masks &masks) {
+#if SIX_BIT_SCALES
+    const u32 byte = group % 4;
+    return as_float(byte_perm(masks.exponent, s.words[group / 4], 0x07050400u + byte)) - 8388608.0f;
+#elif FORMAT == Q6_K // of 16 weights: those of a half follow each other, as groups do
+    return (float)(i8)(s.words[group / 2] >> 8 * (group % 2 * 2 + half));
+#elif DELTA_PIECES == 1
+    return to_float(f16{(u16)(s.words[group / 2] >> 16 * (group % 2))});
+#else
+    return to_float(f16{((const u16 *)&stage[DELTAS_AT + row * DELTA_PIECES])[2 * group]});
+#endif
+}
+// Minima of the lane's part's two groups as float16: whole numbers, or negative as they are.
+DEVICE u32 minima_of(const WaveStage &stage, u32 row) {
+    u32 part = tile_part();
+#if SIX_BIT_SCALES
+    const u32 *words = (const u32 *)&stage[SCALES_AT + row];
+    u32 shift = part % 2 * 16, second = words[2] >> shift, last = words[3] >> shift;
+    u32 minima = part < 2 ? second & 0x3f3f : (last >> 4 & 0x0f0f) | (second >> 2 & 0x3030);
+    return add_f16x2(byte_perm(0x64006400u, minima, 0x07010500u), 0xe400e400u);
+#else
+    u32x2 two = ((const u32x2 *)&stage[DELTAS_AT + row * DELTA_PIECES])[part];
+    return byte_perm(two.v[1], two.v[0], 0x07060302u);
+#endif
+}
+
+// Of 8 rows of x one line: the pairs of each lane, the begin of accumulators, and the sums of groups. Rows past the last are zeros.
+DEVICE void place_x(XLine &to, const f16 *x, u32 line, u32 first_token, u32 rows, u32 inner) {
+    u32 part = tile_part(), row = LANE / 4, token = first_token + row;
+    const f16 *from = x + (u64)token * inner + line * LINE_WEIGHTS + part * (IS_PAIRED ? 8 : 4);
+    u32x2 numbers[LINE_GROUPS][2];
+    UNROLL for (u32 g = 0; g < LINE_GROUPS; ++g)
+        UNROLL for (u32 s = 0; s < 2; ++s) {
+            numbers[g][s] = u32x2{};
+            if (token < rows) numbers[g][s] = *(const u32x2 *)(from + g * 32 + s * (IS_PAIRED ? 4 : 16));
+        }
+    TileSums begin = {}, sums = {};
+    UNROLL for (u32 g = 0; g < LINE_GROUPS; ++g) {
+        u32 pairs[2][2];
+        UNROLL for (u32 s = 0; s < 2; ++s)
+            UNROLL for (u32 j = 0; j < 2; ++j)
+                pairs[s][j] = byte_perm(numbers[g][s].v[1], numbers[g][s].v[0], j ? 0x07060302u : 0x05040100u);
+        to.x[g][LANE] = u32x4{{pairs[0][0], pairs[0][1], pairs[1][0], pairs[1][1]}};
+        UNROLL for (u32 s = 0; s < 2; ++s) { // row i of the sums is of the i-th scale
+            const u32 i = g * SCALES_OF_GROUP + s % SCALES_OF_GROUP, zero = zero_codes(g, s) | 0x80008000u;
+            u32 own = i % 8 == row ? zero : 0, a[4] = {i < 8 ? own : 0, i < 8 ? 0 : own, i < 8 ? own : 0, i < 8 ? 0 : own};
+            mma_m16n8k16(begin, a, pairs[s]);
+#if HAS_OFFSET
+            u32 one = g == row ? 0x3c003c00u : 0, ones[4] = {one, 0, one, 0};
+            mma_m16n8k16(sums, ones, pairs[s]);
+#endif
+        }
+    }
+    UNROLL for (u32 h = 0; h < SCALES_OF_GROUP; ++h)
+        UNROLL for (u32 i = 0; i < TILE_VALUES; ++i) to.begin[row + 8 * h][part][i] = begin[2 * h + i % 2];
+#if HAS_OFFSET
+    UNROLL for (u32 i = 0; i < 2; ++i) { // of group `row`, of tokens 2 * part + i
+        float sum = sums[i] * 0.0625f;
+        f16 most = to_f16(sum), rest = to_f16(sum - to_float(most));
+        f16 *own = (f16 *)&to.sums[(part * 2 + i) * 4 + row / 2];
+        own[row % 2] = most, own[2 + row % 2] = rest;
+    }
+#endif
+}
+
+typedef Scales WaveScales[TILES][TILE_LANE_ROWS];
+
+// The products of a block of codes with all rows of x, times its scales.
+DEVICE void multiply_block(
+    Sums &sum, const WaveStage &stage, const XLine *x, const WaveScales &scales, const Places &places, const Masks &masks, u32 block
+) {
+    u32 weights[TILES][BLOCK_GROUPS][2][4];
+    UNROLL for (u32 t = 0; t < TILES; ++t)
+        UNROLL for (u32 r = 0; r < TILE_LANE_ROWS; ++r) {
+            Codes codes;
+            read_codes(codes, stage, places, t * 16 + r * 8, block);
+            UNROLL for (u32 i = 0; i < BLOCK_GROUPS; ++i)
+                UNROLL for (u32 s = 0; s < 2; ++s)
+                    UNROLL for (u32 j = 0; j < 2; ++j) weights[t][i][s][2 * j + r] = two_codes(codes, block, group_of(block, i), s, j, masks);
+        }
+    UNROLL for (u32 i = 0; i < BLOCK_GROUPS; ++i)
+        UNROLL for (u32 m = 0; m < OCTETS; ++m) {
+            const u32 group = group_of(block, i);
+            u32x4 both = x[m].x[group][LANE];
+            u32 pairs[2][2] = {{both.v[0], both.v[1]}, {both.v[2], both.v[3]}};
+            UNROLL for (u32 h = 0; h < SCALES_OF_GROUP; ++h) {
+                u32x4 begin = *(const u32x4 *)x[m].begin[group * SCALES_OF_GROUP + h][tile_part()];
+                UNROLL for (u32 t = 0; t < TILES; ++t) {
+                    TileSums products;
+                    UNROLL for (u32 v = 0; v < TILE_VALUES; ++v) products[v] = as_float(begin.v[v]);
+                    UNROLL for (u32 s = h; s < 2; s += SCALES_OF_GROUP) mma_m16n8k16(products, weights[t][i][s], pairs[s]);
+                    UNROLL for (u32 v = 0; v < TILE_VALUES; ++v)
+                        sum[t][m][v] += scale_of(scales[t][v / 2], stage, t * 16 + tile_row(v / 2), group, h, masks) * products[v];
+                }
+            }
+        }
+}
+
+#if HAS_OFFSET
+// The minima of a line times 1/16 of the sums of x.
+DEVICE void add_minima(Sums &sum, const WaveStage &stage, const XLine *x) {
+    UNROLL for (u32 t = 0; t < TILES; ++t) {
+        u32 low = minima_of(stage, t * 16 + tile_row(0)), upper = minima_of(stage, t * 16 + tile_row(1)), a[4] = {low, upper, low, upper};
+        UNROLL for (u32 m = 0; m < OCTETS; ++m) mma_m16n8k16(sum[t][m], a, x[m].sums[LANE].v);
+    }
+}
+DEVICE void take_minima(Sums &sum, const WaveStage &stage, const XLine *x, const WaveScales &scales) {
+    Sums minima;
+    clear_sums(minima);
+    add_minima(minima, stage, x);
+    UNROLL for (u32 t = 0; t < TILES; ++t)
+        UNROLL for (u32 m = 0; m < OCTETS; ++m)
+            UNROLL for (u32 v = 0; v < TILE_VALUES; ++v)
+                sum[t][m][v] -= to_float(f16{(u16)(scales[t][v / 2].delta >> 16)}) * (16 * CODE_FACTOR) * minima[t][m][v];
+}
+#endif
+
+KERNEL(BLOCK) matmul_mma_quant(
+    const f16 *x,     // (M, K)
+    const u8 *weight, // the planes of (N, K), see quant_blocks.hip; with a gate N / 2 gates, then ups
+    const u8 *high,
+    const u8 *scales,
+    const u8 *deltas,
+    const float *bias, // (N,) or null
+    float *y,          // (splits, M, stride) x @ weight.T + bias in the columns from `column` on
+    f16 *gated,        // (M, N / 2) activation(gate) * up, or null; then y is not used
+    u32 rows,          // M
+    u32 inner,         // K
+    u32 outer,         // N
+    u32 stride,        // numbers from one row of y to the next
+    u32 column,
+    u32 accumulate, // 0 or 1: y is added to
+    u32 gelu,       // 0 or 1: the activation is GELU, else SiLU
+    u32 splits      // of the inner dimension
+) {
+    DYNAMIC_SHARED(Memory, memory, 1);
+    Product product{bias, y, gated, rows, outer, stride, column, accumulate, gelu};
+    Planes planes{weight, high, scales, deltas};
+    u32 wave = THREAD / TILE_WAVE, lines = inner / LINE_WEIGHTS, share = (lines + splits - 1) / splits;
+    u32 begin = BLOCK_Y * share < lines ? BLOCK_Y * share : lines, end = begin + share < lines ? begin + share : lines;
+    LineCopies copies;
+    prepare_line(copies, product, planes, lines, begin);
+    UNROLL for (u32 s = 0; s + 1 < STAGES; ++s) {
+        if (begin + s < end) copy_weights(memory[0].stages[s][wave], copies);
+        commit_copies();
+    }
+    u32 rests[TILES][TILE_LANE_ROWS] = {}; // scales of blocks, less than a piece, one line ahead
+#if FORMAT == Q6_K
+    u32 rest_at[TILES][TILE_LANE_ROWS];
+    UNROLL for (u32 t = 0; t < TILES; ++t)
+        UNROLL for (u32 r = 0; r < TILE_LANE_ROWS; ++r) {
+            rest_at[t][r] = matrix_row(product, t, tile_row(r)) * lines;
+            if (begin < end) rests[t][r] = ((const u16 *)deltas)[rest_at[t][r] + begin];
+        }
+#endif
+    grid_dependency_sync();
+    Sums sum;
+    clear_sums(sum);
+#if HAS_OFFSET && !IS_K
+    Sums minima;
+    clear_sums(minima);
+#endif
+    const u32 nothing = (rows >> 31) * THREAD << 20; // as no compiler knows: so each thread keeps these constants in registers
+    Masks masks{0x000f000fu | nothing, 0x00f000f0u | nothing, 0x00ff00ffu | nothing, 0x4b000000u | nothing};
+    const Places places = places_of_codes();
+    u32 at = 0; // the stage's place in LDS
+    ROLLED for (u32 first = begin; first < end; first += X_LINES) {
+        if (first > begin) lds_barrier(); // the x before was read
+        if (first + wave / OCTETS < end) place_x(memory[0].x[wave], x, first + wave / OCTETS, wave % OCTETS * 8, rows, inner);
+        lds_barrier();
+        u32 last = first + X_LINES < end ? first + X_LINES : end;
+        ROLLED for (u32 line = first; line < last; ++line) {
+            wait_copies<STAGES - 2>();
+            wave_sync();
+            u32 free = at == 0 ? STAGES - 1 : at - 1, next = line + STAGES - 1;
+            if (next < end) copy_weights(memory[0].stages[free][wave], copies);
+            commit_copies();
+            const WaveStage &stage = memory[0].stages[at][wave];
+            const XLine *own_x = &memory[0].x[(line - first) * OCTETS];
+            WaveScales own_scales;
+            UNROLL for (u32 t = 0; t < TILES; ++t)
+                UNROLL for (u32 r = 0; r < TILE_LANE_ROWS; ++r) own_scales[t][r] = read_scales(stage, t * 16 + tile_row(r), rests[t][r]);
+#if FORMAT == Q6_K
+            if (line + 1 < end)
+                UNROLL for (u32 t = 0; t < TILES; ++t)
+                    UNROLL for (u32 r = 0; r < TILE_LANE_ROWS; ++r) rests[t][r] = ((const u16 *)deltas)[rest_at[t][r] + line + 1];
+#endif
+#if IS_K
+            Sums of_line; // before the scales of blocks
+            clear_sums(of_line);
+#else
+            Sums &of_line = sum;
+#endif
+            UNROLL for (u32 block = 0; block < BLOCKS; ++block) multiply_block(of_line, stage, own_x, own_scales, places, masks, block);
+#if HAS_OFFSET && IS_K
+            take_minima(sum, stage, own_x, own_scales);
+#elif HAS_OFFSET
+            add_minima(minima, stage, own_x);
+#endif
+#if IS_K
+            UNROLL for (u32 t = 0; t < TILES; ++t)
+                UNROLL for (u32 m = 0; m < OCTETS; ++m)
+                    UNROLL for (u32 v = 0; v < TILE_VALUES; ++v)
+                        sum[t][m][v] += to_float(f16{(u16)own_scales[t][v / 2].delta}) * of_line[t][m][v];
+#endif
+            at = at + 1 == STAGES ? 0 : at + 1;
+        }
+    }
+    UNROLL for (u32 t = 0; t < TILES; ++t)
+        UNROLL for (u32 m = 0; m < OCTETS; ++m)
+            UNROLL for (u32 v = 0; v < TILE_VALUES; ++v) {
+                sum[t][m][v] *= 1 / CODE_FACTOR;
+#if HAS_OFFSET && !IS_K
+                sum[t][m][v] += 16 * minima[t][m][v];
+#endif
+            }
+    store_sums(product, sum, 0);
+}

@@ -40,20 +40,26 @@ class HostBatch(NamedTuple):
         return Batch(ids, positions, starts, lengths, tables, rows[0] if rows else None), on_device
 
 
-def build(step: list[Scheduled], page_size: int) -> HostBatch:
-    """The tokens of scheduled sequences, with their places in the layers' state."""
-    counts = np.array([entry.count for entry in step], np.int32)
-    starts = np.zeros(len(step) + 1, np.int32)
+def build(step: list[Scheduled], page_size: int, num_rows: int = 0) -> HostBatch:
+    """The tokens of scheduled sequences, with their places in the layers' state.
+
+    num_rows: B, at least. Sequences beyond the step's have no tokens.
+    """
+    rows = max(num_rows, len(step))
+    counts, first, lengths = np.zeros(rows, np.int32), np.zeros(rows, np.int32), np.ones(rows, np.int32)
+    counts[: len(step)] = [entry.count for entry in step]
+    first[: len(step)] = [entry.start for entry in step]
+    lengths[: len(step)] = (first + counts)[: len(step)]
+    starts = np.zeros(rows + 1, np.int32)
     np.cumsum(counts, out=starts[1:])
-    first = np.array([entry.start for entry in step], np.int32)
     pages = [entry.sequence.pages for entry in step]
     most_pages = max(len(own) for kinds in pages for own in kinds)
     width = 1 << (most_pages - 1).bit_length()  # so that steps have the same shapes, and are recorded once
-    table = np.zeros((len(pages[0]), len(step), width), np.int32)  # (kinds, B, width)
+    table = np.zeros((len(pages[0]), rows, width), np.int32)  # (kinds, B, width)
     for row, kinds in enumerate(pages):
         for kind, own in enumerate(kinds):
             table[kind, row, : len(own)] = own
-    row_of = np.repeat(np.arange(len(step)), counts)  # (T,)
+    row_of = np.repeat(np.arange(rows), counts)  # (T,)
     positions = np.arange(starts[-1], dtype=np.int32) - (starts[:-1] - first)[row_of]
     slot_mapping = table[:, row_of, positions // page_size] * page_size + positions % page_size  # (kinds, T)
     ids: list[int] = []
@@ -68,7 +74,7 @@ def build(step: list[Scheduled], page_size: int) -> HostBatch:
         np.array(ids, np.int32),
         positions,
         starts,
-        first + counts,
+        lengths,
         slot_mapping,
         table,
         np.array(followed, np.int32).reshape(-1, 2),

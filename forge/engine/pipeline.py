@@ -144,7 +144,7 @@ class StepPipeline:
             if entry.samples:
                 tokens.update(dict.fromkeys((entry.sequence, *forks.get(entry.sequence, ())), stop - 1))
         num_decoding = sum(entry.sequence.row is not None for entry in step)
-        built = None if num_decoding == stop else batch.build(step, self.state.page_size)
+        built = None if num_decoding == stop else batch.build(step, self.state.page_size, self._rows_of(step, stop))
         joining, moves = self._seat(tokens)
         number = self._num_steps + 1
         known = number - 1 if built is None else number  # a captured step counts itself
@@ -171,6 +171,13 @@ class StepPipeline:
         for sequence in tokens:
             sequence.num_pending += 1
         return True
+
+    def _rows_of(self, step: list[Scheduled], num_tokens: int) -> int:
+        """Sequences of a batch with some that have no tokens: so that steps have few shapes, and are recorded once each.
+
+        As many as tokens would be a batch that decodes.
+        """
+        return min(bucket(len(step), self.max_sequences), num_tokens - 1)
 
     def _seat(self, sampling: Mapping[Sequence, int]) -> tuple[list[int], list[tuple[int, int]]]:
         """Give each sequence that samples a row, and take it from the others.
@@ -216,8 +223,7 @@ class StepPipeline:
 
     def _mixed_step(self, built: batch.HostBatch, tokens: Mapping[Sequence, int]) -> Any:
         """A step that the host has built: what `read_sampled` takes for the rows of the table, or None for none."""
-        rows = 1 + max((sequence.row for sequence in tokens if sequence.row is not None), default=-1)
-        logit_rows = np.array([tokens.get(sequence, 0) for sequence in self._sequences[:rows]], np.int32)
+        logit_rows = np.array([tokens.get(sequence, 0) for sequence in self._sequences], np.int32)
         on_device, followed = built.place(self._put, logit_rows)
         if len(built.followed):
             copy_rows(followed, self.table.fields["last_id"].reshape(-1, 1), on_device.ids.reshape(-1, 1))

@@ -435,3 +435,30 @@ def test_pages_hold_what_was_computed_when_a_long_prompt_joins() -> None:
     fresh = tiny_llm("gemma3")
     assert [first.completion, second.completion] == texts(fresh, [[3, 1, 4], list(range(1, 30))], GREEDY)
     assert np.isfinite(fresh.logits([1, 2])).all()
+
+
+@pytest.mark.usefixtures("ahead")
+def test_steps_of_prompts_that_come_at_once_have_few_shapes() -> None:
+    """Sequences come in two by two. Those beyond the step's, up to a power of two, have no tokens."""
+    llm = tiny_llm("llama", max_sequences=32, num_pages=400, max_step_tokens=64)
+    pipeline = llm.engine.runner.pipeline
+    assert pipeline
+    shapes: list[tuple[tuple[int, ...], ...]] = []
+
+    def recorded(arrays: list[Any], step: Any) -> Any:
+        starts = arrays[2].tolist()
+        assert starts == sorted(starts)
+        assert starts[-1] == len(arrays[0])
+        shapes.append(tuple(array.shape for array in arrays))
+        return step()
+
+    pipeline._recorded = recorded
+    prompts = random_prompts(32, 26)
+    params = replace(GREEDY, max_tokens=30)
+    got = run_together(llm, [([*prompt, *range(32 - len(prompt))], params) for prompt in prompts])
+    whole = [shape for shape in shapes if shape[0] == (64,)]
+    assert len(whole) > 20
+    assert len(set(whole)) <= 8
+    assert {shape[3] for shape in whole} <= {(2,), (4,), (8,), (16,), (32,)}  # lengths
+    alone = run_together(tiny_llm("llama"), [([*prompts[9], *range(32 - len(prompts[9]))], params)])
+    assert got[9] == alone[0]

@@ -29,7 +29,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "TILE_SCALAR, GFX9": {"wave": 64},
 }
 SHAPES: dict[str, tuple[Any, ...]] = {
-    "heads of 64": ([35, 1, 70], [90, 7, 70], (4, 2), 64, 16, 40),
+    "heads of 64": ([35, 1, 70, 0, 0], [90, 7, 70, 1, 1], (4, 2), 64, 16, 40),  # two sequences without tokens
     "heads of 80": ([40, 1], [41, 90], (2, 1), 80, 16),
     "heads of 100": ([20, 2], [40, 3], (2, 2), 100, 16, 0, 2.0),
     "heads of 128": ([33], [80], (4, 1), 128, 16),

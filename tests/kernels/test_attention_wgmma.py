@@ -23,7 +23,7 @@ SHAPES: dict[str, tuple[Any, ...]] = {
     "one position": ([1], [1], (2, 1), 64, 16),
     "edges of tiles of keys": ([1] * 5, [127, 128, 129, 255, 257], (2, 1), 64, 16),
     "several tiles of queries and of keys": ([200], [420], (4, 2), 64, 16),
-    "prompts and decode": ([3, 1, 130, 1], [300, 17, 130, 129], (4, 1), 80, 16),
+    "prompts and decode": ([3, 1, 130, 1, 0], [300, 17, 130, 129, 1], (4, 1), 80, 16),  # and one without tokens
     "more sequences than lanes": ([1] * 30 + [5, 1, 1, 40, 2], [*range(1, 31), 9, 1, 30, 50, 2], (2, 1), 64, 16),
     "heads that do not divide a tile": ([50], [60], (12, 4), 96, 16),
     "more heads of one KV head than a tile takes": ([9, 1], [40, 3], (17, 1), 64, 16),

@@ -56,7 +56,7 @@ def _deterministic() -> Iterable[Case]:
     for name, queries, lengths, heads, dim, *rest in (
         ("one position", [1], [1], (2, 1), 8),
         ("turns", [1] * 6, [127, 128, 129, 255, 257, 1300], (2, 2), 64, 16),
-        ("prompts and decode", [3, 1, 130, 2], [3, 300, 130, 150], (4, 1), 32, 16),
+        ("prompts and decode, one without tokens", [3, 1, 130, 2, 0], [3, 300, 130, 150, 1], (4, 1), 32, 16),
         ("window", [40, 1, 1], [60, 200, 3], (6, 2), 80, 16, 33),
         ("window of one", [2, 1], [140, 18], (2, 2), 64, 16, 1),
         ("soft cap", [2, 1], [10, 150], (5, 1), 96, 16, 0, 2.0),

@@ -173,7 +173,7 @@ class StepPipeline:
         return True
 
     def _rows_of(self, step: list[Scheduled], num_tokens: int) -> int:
-        """Sequences of a batch with some that have no tokens: so that steps have few shapes, and are recorded once each.
+        """Sequences of a batch, some without tokens: so that steps have few shapes, and are recorded once each.
 
         As many as tokens would be a batch that decodes.
         """

@@ -14,6 +14,10 @@ from forge.ops.norm import rms_norm
 from forge.ops.op import Array, op, record
 
 
+_BLOCKS_PER_CU = 8
+"""Blocks of 256 threads that run side by side."""
+
+
 @record("bias?:f32[H*D+2*G*D] q_norm?:f32[D] k_norm?:f32[D] cos_sin:f32[C,R,2] query_scale?:f32[C] eps:f32")
 @dataclass(frozen=True, slots=True)
 class RopeArgs:
@@ -130,12 +134,14 @@ def _rope_append_kv_gpu(
     heads = width // dim - 2 * kv_heads
     q = device.empty((tokens, heads, dim), device.dtype)
     waves = 256 // device.wave_size
+    # Waves take several heads of a token where tokens alone fill the device.
+    blocks = min(-(-(heads + 2 * kv_heads) // waves), max(_BLOCKS_PER_CU * device.num_cus // max(tokens, 1), 1))
     device.run(
         "rope",
         "rope_append_kv",
-        (tokens, -(-(heads + 2 * kv_heads) // waves)),
+        (tokens, blocks),
         *(qkv, rope.bias, rope.q_norm, rope.k_norm, rope.cos_sin, rope.query_scale, positions, slot_mapping),
-        *(q, kv.k, kv.v, heads, kv_heads, rope.cos_sin.shape[1], rope.eps),
+        *(q, kv.k, kv.v, heads, kv_heads, rope.cos_sin.shape[1], blocks, rope.eps),
         HEAD_DIM=dim,
         INTERLEAVED=int(style == "interleaved"),
     )

@@ -248,6 +248,7 @@ def _find_max_logits(device: GPU, logits: Any, temperature: Any) -> tuple[Any, i
     state = device.scratch((rows, _STATE_WORDS), np.uint64)
     fill = max(1, _BLOCKS_PER_CU * device.num_cus // max(1, rows))
     size = -(-vocabulary // min(fill, _MAX_CHUNKS, -(-vocabulary // _MIN_CHUNK)))
+    size = -(-size // 4) * 4  # chunks begin with whole vectors
     chunks = -(-vocabulary // size)  # none is empty
     device.run("sample", "sample_greatest", (chunks, rows), logits, temperature, state, vocabulary, size, chunks)
     return state, size, chunks

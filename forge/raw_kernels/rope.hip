@@ -2,11 +2,15 @@
 // their pages. layernorm_heads comes before it where heads have LayerNorms of their own.
 // Uses: rope_pairs
 //
-// One wave per head; a block is the waves of 256 threads, all of one token.
+// A wave takes heads of one token in turns; a block is the waves of 256 threads.
 // -D HEAD_DIM; INTERLEAVED.
 
 #define MOST_WAVES 8 // 256 threads in waves of 32
 #define LANE_NUMBERS ((HEAD_DIM + 31) / 32) // of a head
+#define HEADS_AT_ONCE (HEAD_DIM <= 64 ? 6 : HEAD_DIM <= 128 ? 3 : 1) // whose loads are under way together
+
+#undef MIN_BLOCKS
+#define MIN_BLOCKS 5
 
 KERNEL(256) rope_append_kv(
     const float *qkv,         // (T, (H + 2G) * D)
@@ -23,45 +27,64 @@ KERNEL(256) rope_append_kv(
     u32 heads,                // H
     u32 kv_heads,             // G
     u32 pairs,                // that rotate
+    u32 blocks,               // that share a token
     float eps                 // of the norms
 ) {
     SHARED float staged[MOST_WAVES][HEAD_DIM];
     u32 token = BLOCK_X, wave = THREAD / WAVE;
-    u32 head = BLOCK_Y * (256 / WAVE) + wave;
-    u32 all = heads + 2 * kv_heads;
-    bool there = head < all; // the wave takes part in the shuffles and barriers anyway
-    bool is_query = head < heads, is_value = head >= heads + kv_heads;
-
-    float value[LANE_NUMBERS];
-    float squares = 0;
-    for (u32 i = 0, d = LANE; d < HEAD_DIM; ++i, d += WAVE) {
-        u64 at = (u64)head * HEAD_DIM + d;
-        value[i] = there ? qkv[(u64)token * all * HEAD_DIM + at] + (bias ? bias[at] : 0.0f) : 0.0f;
-        squares += value[i] * value[i];
-    }
-    if (q_norm || k_norm) squares = wave_sum(squares); // the same for all: nothing diverges
-    const float *norm = is_query ? q_norm : k_norm;
-    bool normed = norm && !is_value;
-    float scale = normed ? rms_scale(squares * (1.0f / HEAD_DIM), eps) : 1.0f;
-    for (u32 i = 0, d = LANE; d < HEAD_DIM; ++i, d += WAVE)
-        staged[wave][d] = normed ? value[i] * scale * norm[d] : value[i];
-    barrier();
-    if (!there) return;
-
+    u32 all = heads + 2 * kv_heads, step = blocks * (256 / WAVE);
     u32 position = (u32)positions[token], slot = (u32)slots[token];
-    f16 *out = is_query ? q + ((u64)token * heads + head) * HEAD_DIM
-               : is_value ? v_pages + ((u64)slot * kv_heads + head - heads - kv_heads) * HEAD_DIM
-                          : k_pages + ((u64)slot * kv_heads + head - heads) * HEAD_DIM;
-    float factor = is_query && query_scale ? query_scale[position] : 1.0f;
-    for (u32 d = LANE; d < HEAD_DIM; d += WAVE) {
-        float x = staged[wave][d];
-        if (!is_value && d < 2 * pairs) {
-            u32 partner = partner_of(d, pairs);
-            bool first = is_first_of_pair(d, pairs);
-            f32x2 turn = load<2>(cos_sin + ((u64)position * pairs + pair_of(d, partner, first)) * 2);
-            x = x * turn.v[0] + staged[wave][partner] * (first ? -turn.v[1] : turn.v[1]);
+    const float *row = qkv + (u64)token * all * HEAD_DIM;
+    float scaled = query_scale ? query_scale[position] : 1.0f;
+    f32x2 turn[LANE_NUMBERS]; // the same for all heads
+    UNROLL for (u32 i = 0; i < LANE_NUMBERS; ++i) {
+        u32 d = i * WAVE + LANE, partner = partner_of(d, pairs);
+        turn[i] = d < 2 * pairs ? load<2>(cos_sin + ((u64)position * pairs + pair_of(d, partner, is_first_of_pair(d, pairs))) * 2) : f32x2{};
+    }
+    ROLLED for (u32 start = BLOCK_Y * (256 / WAVE) + wave; start < all; start += HEADS_AT_ONCE * step) {
+        float value[HEADS_AT_ONCE][LANE_NUMBERS];
+        UNROLL for (u32 h = 0; h < HEADS_AT_ONCE; ++h)
+            UNROLL for (u32 i = 0; i < LANE_NUMBERS; ++i) {
+                u32 head = start + h * step, d = i * WAVE + LANE;
+                value[h][i] = head < all && d < HEAD_DIM ? row[head * HEAD_DIM + d] : 0.0f;
+            }
+        UNROLL for (u32 h = 0; h < HEADS_AT_ONCE; ++h) {
+            u32 head = start + h * step;
+            if (head >= all) break; // the same for the whole wave
+            bool is_query = head < heads, is_value = head >= heads + kv_heads;
+            const float *norm = is_value ? nullptr : is_query ? q_norm : k_norm;
+            if (bias)
+                UNROLL for (u32 i = 0; i < LANE_NUMBERS; ++i) {
+                    u32 d = i * WAVE + LANE;
+                    value[h][i] += d < HEAD_DIM ? bias[head * HEAD_DIM + d] : 0.0f;
+                }
+            float scale = 1.0f;
+            if (norm) {
+                float squares = 0;
+                UNROLL for (u32 i = 0; i < LANE_NUMBERS; ++i) squares += value[h][i] * value[h][i];
+                scale = rms_scale(wave_sum(squares) * (1.0f / HEAD_DIM), eps);
+            }
+            wave_sync(); // the numbers of the head before were read
+            UNROLL for (u32 i = 0; i < LANE_NUMBERS; ++i) {
+                u32 d = i * WAVE + LANE;
+                if (d < HEAD_DIM) staged[wave][d] = norm ? value[h][i] * scale * norm[d] : value[h][i];
+            }
+            wave_sync();
+            f16 *out = is_query ? q + ((u64)token * heads + head) * HEAD_DIM
+                       : is_value ? v_pages + ((u64)slot * kv_heads + head - heads - kv_heads) * HEAD_DIM
+                                  : k_pages + ((u64)slot * kv_heads + head - heads) * HEAD_DIM;
+            float factor = is_query ? scaled : 1.0f;
+            UNROLL for (u32 i = 0; i < LANE_NUMBERS; ++i) {
+                u32 d = i * WAVE + LANE;
+                if (d >= HEAD_DIM) continue;
+                float x = staged[wave][d];
+                if (!is_value && d < 2 * pairs) {
+                    bool first = is_first_of_pair(d, pairs);
+                    x = x * turn[i].v[0] + staged[wave][partner_of(d, pairs)] * (first ? -turn[i].v[1] : turn[i].v[1]);
+                }
+                out[d] = to_f16(x * factor);
+            }
         }
-        out[d] = to_f16(x * factor);
     }
 }
 

@@ -45,7 +45,9 @@ KERNEL(THREADS) sample_greatest(
         least = is_finite(key) && ~key > least ? ~key : least;
     };
     const float *z = logits + (u64)BLOCK_Y * vocabulary;
-    if (size > 4 * THREADS)
+    if (size > 4 * THREADS && size % 4 == 0 && vocabulary % 4 == 0) // rows and chunks begin with whole vectors
+        for_each_vector<6>(z, chunk.first, chunk.stop, THREAD, THREADS, take);
+    else if (size > 4 * THREADS)
         for_each<12>(z, chunk.first, chunk.stop, THREAD, THREADS, take);
     else
         for_each(z, chunk.first, chunk.stop, THREAD, THREADS, take);

@@ -15,6 +15,19 @@ template <u32 PREFETCH = 4, typename F> DEVICE void for_each(const float *z, u32
     }
 }
 
+// The same by vectors of four: `first`, `stop` and the row's begin are multiples of four.
+template <u32 PREFETCH, typename F> DEVICE void for_each_vector(const float *z, u32 first, u32 stop, u32 own, u32 step, F f) {
+    ROLLED for (u32 start = first; start < stop; start += 4 * PREFETCH * step) {
+        f32x4 tile[PREFETCH];
+        UNROLL for (u32 j = 0; j < PREFETCH; ++j) {
+            u32 id = start + 4 * (j * step + own);
+            tile[j] = id < stop ? load<4>(z + id) : f32x4{{NEG_INFINITY, NEG_INFINITY, NEG_INFINITY, NEG_INFINITY}};
+        }
+        UNROLL for (u32 j = 0; j < PREFETCH; ++j)
+            UNROLL for (u32 i = 0; i < 4; ++i) f(start + 4 * (j * step + own) + i, tile[j].v[i]);
+    }
+}
+
 // Reductions over the block. A block has no more waves than a wave has lanes.
 template <u32 N> DEVICE u64 block_most(u64 x, u64 (&scratch)[N]) {
     x = wave_max(x);

@@ -59,7 +59,7 @@ _SHAPES: list[tuple[str, int, tuple[int, int], int, int]] = [
     ("one token", 1, (1, 1), 4, 4),
     ("grouped", 3, (6, 2), 64, 64),
     ("partial", 7, (2, 2), 80, 32),
-    ("all slots", 20, (4, 1), 32, 32),
+    ("all slots", 20, (46, 2), 32, 32),
 ]
 
 

@@ -13,7 +13,6 @@ from forge.ops.kv_cache import KVPages
 from forge.ops.norm import rms_norm
 from forge.ops.op import Array, op, record
 
-
 _BLOCKS_PER_CU = 8
 """Blocks of 256 threads that run side by side."""
 

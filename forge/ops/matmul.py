@@ -12,8 +12,8 @@ from forge.backend import backend_of, register
 from forge.backend.gpu import GPU
 from forge.formats.ggml import GGMLType
 from forge.ops.quant import Packed, Stack, parts_of
-from forge.tuning.lds import TMA_TOKENS, few_lds_bytes, group_lds_bytes, quant_lds_bytes, tma_lds_bytes
-from forge.tuning.table import FEW_FORMATS, FEW_ROWS, GROUP_ROWS, MATMUL_ROWS
+from forge.tuning.lds import TMA_TOKENS, few_lds_bytes, group_lds_bytes, many_lds, quant_lds_bytes, tma_lds_bytes
+from forge.tuning.table import FEW_FORMATS, FEW_ROWS, GROUP_ROWS, MANY_ROWS, MATMUL_ROWS
 
 MAX_ROWS = GROUP_ROWS[-1]
 """Most rows of x for which the tile kernels are launched where a BLAS might be: a batch of so many can be recorded."""
@@ -23,6 +23,9 @@ _LANE_PARTS = 4
 """Parts of the inner dimension that the lanes of a wave share, at most: TILE_PARTS of the tile files."""
 _LINE_WEIGHTS = 256
 """The inner dimension of products on Hopper with quantized matrices is a multiple of this."""
+_FEW_ROWS = 32
+"""Up to so many rows of x its numbers go through registers into LDS, else x lies in memory as LDS has it."""
+_LINES_BLOCK = 256
 _REDUCE_BLOCK = 256
 _MAX_SPLITS = {8: 8, 16: 8, 32: 16, 64: 16, 128: 8, 256: 4}
 """By tokens: partials of few are read soon, and more splits gain less than adding them takes."""
@@ -85,7 +88,7 @@ def matmul(
     rows, outer, is_glu = len(x), weight.shape[0], glu != "none"
     launch = _Launch(device, x, weight, bias, is_glu=is_glu, is_fixed=is_fixed)
     product, gated = (None, y) if is_glu else (y, None)
-    epilogue = {"accumulate": int(accumulate), "gelu": int(glu == "gelu")}
+    epilogue: dict[str, Any] = {"accumulate": int(accumulate), "gelu": int(glu == "gelu")}
     if launch.splits < (_MIN_GLU_SPLITS if is_glu else 2):
         launch.run(product, gated, outer if is_glu else y.shape[1], column, **epilogue)
         return
@@ -100,15 +103,16 @@ def matmul(
 def split_k(device: GPU, x: Any, weight: Any, bias: Any, *, is_fixed: bool = False) -> Partials:
     """x @ weight.T + bias, not yet added up; weight may be a Stack, except with is_fixed."""
     columns = parts_of(weight, bias)
+    lines: dict[tuple[int, bool], Any] = {}
     launches = [_Launch(device, x, part, part_bias, is_glu=False, is_fixed=is_fixed) for _, part, part_bias in columns]
     rows, outer, splits = len(x), weight.shape[0], max(launch.splits for launch in launches)
     partials = device.empty((splits, rows, outer), np.float32)
     for launch, (column, *_) in zip(launches, columns, strict=True):
-        launch.run(partials, None, outer, column, splits=splits)
+        launch.run(partials, None, outer, column, splits=splits, lines=lines)
     return Partials(partials)
 
 
-_OF_LINES = ("matmul_mma_quant", "matmul_wgmma_quant")
+_OF_LINES = ("matmul_mma_quant", "matmul_wgmma_quant", "matmul_wgmma_quant_many")
 """Kernels of quantized matrices on Hopper."""
 
 
@@ -120,7 +124,9 @@ def _kernel_of(device: GPU, weight: Any, rows: int, *, is_fixed: bool) -> str:
     if weight.shape[1] % _LINE_WEIGHTS or is_fixed:
         return "matmul"
     is_few = rows <= FEW_ROWS[-1] and weight.type.name in FEW_FORMATS
-    return "matmul_mma_quant" if is_few else "matmul_wgmma_quant"
+    if is_few:
+        return "matmul_mma_quant"
+    return "matmul_wgmma_quant" if rows <= _FEW_ROWS else "matmul_wgmma_quant_many"
 
 
 class _Launch:
@@ -143,6 +149,8 @@ class _Launch:
             )
 
         counts = MATMUL_ROWS if self.kernel == "matmul" or is_fixed else GROUP_ROWS
+        if self.kernel == "matmul_wgmma_quant_many":
+            counts = MANY_ROWS
         tokens = next((most for most in counts if rows <= most), counts[-1])
         choice = splitting = choice_for(tokens)
         turn = _LINE_WEIGHTS // _LANE_PARTS
@@ -188,11 +196,23 @@ class _Launch:
             return {"FORMAT": number, "LDS_BYTES": few_lds_bytes(format, choice)}
         if self.kernel == "matmul_wgmma_quant":
             return {"FORMAT": number, "LDS_BYTES": quant_lds_bytes(format, tokens, choice)}
+        if self.kernel == "matmul_wgmma_quant_many":
+            return {"FORMAT": number, "THREADS": choice["BLOCK"] + 128, **many_lds(format, choice)}
         return {"FORMAT": number, "WEIGHT": "f16" if format == "F16" else "u8"}
 
     def run(
-        self, y: Any, gated: Any, stride: int, column: int = 0, *, accumulate: int = 0, gelu: int = 0, splits: int = 1
+        self,
+        y: Any,
+        gated: Any,
+        stride: int,
+        column: int = 0,
+        *,
+        accumulate: int = 0,
+        gelu: int = 0,
+        splits: int = 1,
+        lines: dict[tuple[int, bool], Any] | None = None,
     ) -> None:
+        """lines: What `_lines_of` has made of the same x for other matrices."""
         weight = self.weight
         no_planes = () if self.kernel == "matmul_wgmma" else (None, None, None)
         planes = weight.planes if isinstance(weight, Packed) else (weight, *no_planes)
@@ -201,9 +221,20 @@ class _Launch:
             box = 8 if gated is not None and self.defines["TILES"] == 1 else _BOX_ROWS
             planes = (self.device.tensor_map(weight.reshape(1, outer, 1, inner), box),)
         sizes = (*self.x.shape, weight.shape[0], stride, column, accumulate, gelu, splits)
-        arrays = self.x, *planes, self.bias, y, gated
-        x, _, z = self.grid
-        self.device.run(self.kernel, self.kernel, (x, splits, z), *arrays, *sizes, **self.defines)
+        x = self._lines_of({} if lines is None else lines) if self.kernel == "matmul_wgmma_quant_many" else self.x
+        arrays = x, *planes, self.bias, y, gated
+        grid = (self.grid[0], splits, self.grid[2])
+        self.device.run(self.kernel, self.kernel, grid, *arrays, *sizes, **self.defines)
+
+    def _lines_of(self, lines: dict[tuple[int, bool], Any]) -> Any:
+        """act (blocks, K / 64, tokens, 64): x as the bulk copy engine takes it to LDS, for each block of rows."""
+        (rows, inner), tokens = self.x.shape, int(self.defines["TOKENS"])
+        key = tokens, self.weight.type is GGMLType.Q6_K
+        if key not in lines:
+            lines[key] = self.device.empty((-(-rows // tokens), inner // 64, tokens, 64), self.device.dtype)
+            blocks = -(-lines[key].size // (16 * _LINES_BLOCK))
+            self.device.run("x_lines", "x_lines", blocks, self.x, lines[key], rows, inner, tokens, int(key[1]))
+        return lines[key]
 
     def _rows_of_block(self, choice: Mapping[str, int]) -> int:
         """Rows of the matrix that a block of the kernel takes."""

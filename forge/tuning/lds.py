@@ -1,9 +1,9 @@
-"""What blocks of the kernels of Hopper have of LDS."""
+"""What blocks of the kernels of Hopper have of LDS, and which choices of matrix products fit a multiprocessor."""
 
 from __future__ import annotations
 
 from forge.formats.ggml import BLOCK_FORMATS, GGMLType
-from forge.tuning.spec import Values
+from forge.tuning.spec import Shape, Values
 
 TMA_TOKENS = 128
 """Rows of a product that a block of `matmul_tma` takes. More go to further blocks, two of which share the weights."""
@@ -44,8 +44,59 @@ def quant_lds_bytes(format: str, tokens: int, values: Values) -> int:
     return -(-(stage_bytes(format, values) + x_bytes) // 1024) * 1024
 
 
+def many_lds(format: str, values: Values) -> dict[str, int]:
+    """What a block of `matmul_wgmma_quant_many` has of LDS, LDS_BYTES: STAGES of 256 weights of its rows of the matrix,
+    and X_STAGES of 64 numbers of each of TOKENS rows of x, as many as have room."""
+    weights, x_bytes = stage_bytes(format, values), 128 * values["TOKENS"]
+    room = (228 << 10) // values["MIN_BLOCKS"] - (2 << 10)  # of a multiprocessor, but 1 KB each for driver and barriers
+    stages = min(max((room - weights) // x_bytes, 0), 8)
+    return {"X_STAGES": stages, "LDS_BYTES": -(-(weights + stages * (x_bytes + 16)) // 1024) * 1024}
+
+
 def attention_lds_bytes(dim: int, values: Values) -> int:
     """What a block of `attention_wgmma` has of LDS: lines of 64 numbers of its queries and of STAGES of keys and
     values, and 1 KB for its barriers."""
     queries = 64 * (values["BLOCK"] // 128 - 1)
     return 128 * -(-dim // 64) * (queries + 2 * values["STAGES"] * values["KEYS"]) + 1024
+
+
+def _fits_core(shape: Shape, values: Values, lds_bytes: int) -> bool:
+    """All blocks of a multiprocessor have room in LDS, of which 1 KB of each is the driver's, and much is under way.
+
+    Their sums, with as many registers for other things, have room too.
+    """
+    threads = values["MIN_BLOCKS"] * values["BLOCK"]
+    registers = threads * (64 + values["TILES"] * shape["tokens"] // 2)
+    return 60 << 10 <= values["MIN_BLOCKS"] * (lds_bytes + 1024) <= 228 << 10 and registers <= 65_536
+
+
+def allows_group(shape: Shape, values: Values) -> bool:
+    """Of `matmul_wgmma`."""
+    lds_bytes, threads = group_lds_bytes(shape["tokens"], values), values["MIN_BLOCKS"] * values["BLOCK"]
+    return 256 <= threads <= 512 // values["TILES"] and _fits_core(shape, values, lds_bytes)
+
+
+def allows_tma(shape: Shape, values: Values) -> bool:
+    """As many stages as fit; two blocks have no registers for two tiles, and a gate leaves no partials."""
+    stages = 7 // values["MIN_BLOCKS"] if values["TILES"] == 1 else 4 // values["MIN_BLOCKS"] ** 2
+    return values["STAGES"] == stages and (shape["op"] == "linear" or values["SPLITS"] == 1)
+
+
+def allows_quant(shape: Shape, values: Values) -> bool:
+    """Of `matmul_wgmma_quant`."""
+    threads = values["MIN_BLOCKS"] * values["BLOCK"]
+    lds_bytes = quant_lds_bytes(shape["format"], shape["tokens"], values)
+    return 256 <= threads <= 512 and _fits_core(shape, values, lds_bytes)
+
+
+def allows_many(shape: Shape, values: Values) -> bool:
+    """There is room for enough stages, and each consumer has registers for its sums, weights and what it makes them of.
+
+    Of registers a group of 128 threads that copies keeps 24.
+    """
+    threads = values["BLOCK"] + 128
+    at_launch = 65_536 // (values["MIN_BLOCKS"] * threads) // 8 * 8
+    registers = min((at_launch * threads - 24 * 128) // values["BLOCK"], 240)
+    if values["TILES"] * values["TOKENS"] // 2 + 72 > registers:
+        return False
+    return values["TOKENS"] <= shape["tokens"] and many_lds(shape["format"], values)["X_STAGES"] >= 3

@@ -9,7 +9,7 @@ gfx90a CDNA2, gfx11 RDNA3, gfx12 RDNA4.
 from __future__ import annotations
 
 from forge.formats.ggml import BLOCK_FORMATS
-from forge.tuning.lds import attention_lds_bytes, few_lds_bytes, group_lds_bytes, quant_lds_bytes
+from forge.tuning.lds import allows_group, allows_many, allows_quant, allows_tma, attention_lds_bytes, few_lds_bytes
 from forge.tuning.spec import ANY, Kernel, Row, Shape, Values
 
 _LDS_BYTES = 48 << 10
@@ -20,6 +20,8 @@ MATMUL_ROWS = (8, 16, 32, 64)
 """Rows of a product that a block of `matmul` takes, in variants up to each of these. More go to further blocks."""
 GROUP_ROWS = (*MATMUL_ROWS, 128, 256)
 """The same of kernels that multiply by four waves together; with a float16 matrix the last two are `matmul_tma`'s."""
+MANY_ROWS = (32, 64, 128, 256)
+"""The same of a block of `matmul_wgmma_quant_many`, whose waves have roles."""
 FEW_ROWS = (8, 16)
 """The same of a block of `matmul_mma_quant`, which takes no more."""
 FEW_FORMATS = ("Q4_0", "Q4_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K")
@@ -59,33 +61,6 @@ def _matmul(shape: Shape, values: Values) -> bool:
     stage_bytes = values["STAGE_STEPS"] * 128 * max(shape["tokens"], 16)
     is_stage = _LDS_BYTES // 12 <= stage_bytes <= _LDS_BYTES // 3
     return is_stage and 256 <= threads <= (512 if values["TILES"] == 1 else 256)
-
-
-def _fits_core(shape: Shape, values: Values, lds_bytes: int) -> bool:
-    """All blocks of a multiprocessor have room in LDS, of which 1 KB of each is the driver's, and much is under way.
-
-    Their sums, with as many registers for other things, have room too.
-    """
-    threads = values["MIN_BLOCKS"] * values["BLOCK"]
-    registers = threads * (64 + values["TILES"] * shape["tokens"] // 2)
-    return 60 << 10 <= values["MIN_BLOCKS"] * (lds_bytes + 1024) <= 228 << 10 and registers <= 65_536
-
-
-def _matmul_wgmma(shape: Shape, values: Values) -> bool:
-    lds_bytes, threads = group_lds_bytes(shape["tokens"], values), values["MIN_BLOCKS"] * values["BLOCK"]
-    return 256 <= threads <= 512 // values["TILES"] and _fits_core(shape, values, lds_bytes)
-
-
-def _matmul_tma(shape: Shape, values: Values) -> bool:
-    """As many stages as fit; two blocks have no registers for two tiles, and a gate leaves no partials."""
-    stages = 7 // values["MIN_BLOCKS"] if values["TILES"] == 1 else 4 // values["MIN_BLOCKS"] ** 2
-    return values["STAGES"] == stages and (shape["op"] == "linear" or values["SPLITS"] == 1)
-
-
-def _matmul_wgmma_quant(shape: Shape, values: Values) -> bool:
-    threads = values["MIN_BLOCKS"] * values["BLOCK"]
-    lds_bytes = quant_lds_bytes(shape["format"], shape["tokens"], values)
-    return 256 <= threads <= 512 and _fits_core(shape, values, lds_bytes)
 
 
 def _matmul_mma_quant(shape: Shape, values: Values) -> bool:
@@ -209,7 +184,7 @@ KERNELS = {
         candidates={
             "TILES": (1, 2), "BLOCK": (128, 256), "MIN_BLOCKS": (1, 2, 3, 4), "STAGE_STEPS": (1, 2), "STAGES": (3, 4)
         },
-        allows=_matmul_wgmma,
+        allows=allows_group,
         measured="H100, of the one architecture that launches it: at the shapes of a 1B and an 8B model, 8 and 64 "
         "rows, of 1 to 4 tiles, 1 to 4 groups of waves, 1 to 5 blocks, 3 to 8 stages of 1 and 2 steps",
         rows=(
@@ -225,7 +200,7 @@ KERNELS = {
         classes={"op": ("linear", "rms_gated"), "outer": (2048, 4095, 4096, 8448, ANY), "tokens": GROUP_ROWS[-2:]},
         # Two groups of waves have TILES of 64 rows each. What SPLITS of the inner dimension write is read again.
         candidates={"TILES": (1, 2), "MIN_BLOCKS": (1, 2), "STAGES": (3, 4, 7), "SPLITS": (1, 2, 4, 8)},
-        allows=_matmul_tma,
+        allows=allows_tma,
         measured="not measured: what reads least from L2 and leaves the fewest multiprocessors without a block",
         rows=(
             Row({"op": ("rms_gated",), "outer": 8448, "tokens": 128}, (1, 1, 7, 1)),
@@ -259,16 +234,45 @@ KERNELS = {
         },
         # A wave has TILES of 16 outputs. STAGES of 256 weights of each are in LDS. MIN_BLOCKS of a multiprocessor.
         candidates={"TILES": (1, 2), "BLOCK": (128, 256), "MIN_BLOCKS": (1, 2, 3, 4), "STAGES": (2, 3, 4)},
-        allows=_matmul_wgmma_quant,
-        measured="not measured: what fits the registers and leaves most bytes under way",
+        allows=allows_quant,
+        measured="H200: all of 2 and 3 stages at 8, 64, 128 and 256 rows, of Q4_K, Q6_K, Q8_0 and Q4_0, 14336, 6144 "
+        "and 2048 outputs; the rest is what fits",
         rows=(
             Row({"outer": 2048, "tokens": 16}, (1, 128, 3, 3)),
             Row({"format": ("Q8_0",), "tokens": 32}, (2, 128, 2, 2)),
             Row({"format": ("Q4_0", "Q4_K"), "tokens": 16}, (2, 128, 4, 2)),
             Row({"tokens": 16}, (2, 128, 3, 2)),
             Row({"tokens": 32}, (2, 128, 2, 2)),
+            Row({"outer": 2048, "tokens": 64}, (1, 256, 1, 2)),
+            Row({"format": ("Q4_K",), "tokens": 64}, (1, 256, 2, 2)),
             Row({"tokens": 64}, (2, 256, 1, 2)),
+            Row({"outer": 2048, "tokens": 128}, (1, 256, 1, 3)),
+            Row({"format": ("Q8_0",), "tokens": 128}, (2, 256, 1, 2)),
+            Row({"tokens": 128}, (2, 256, 1, 3)),
+            Row({"format": ("Q8_0",)}, (1, 256, 1, 2)),
             Row({}, (1, 256, 1, 3)),
+        ),
+    ),
+    "matmul_wgmma_quant_many": Kernel(
+        classes={
+            "op": ("linear", "rms_gated"), "format": _FORMATS, "outer": (2048, 4096, 8191, ANY), "tokens": MANY_ROWS
+        },
+        # As matmul_wgmma_quant, of waves that multiply: BLOCK threads. A block takes TOKENS rows of x.
+        candidates={
+            "TILES": (1, 2), "BLOCK": (128, 256, 384), "MIN_BLOCKS": (1, 2, 3), "STAGES": (2, 3),
+            "TOKENS": MANY_ROWS
+        },
+        allows=allows_many,
+        measured="not measured: what fits the registers and gives most multiprocessors a block",
+        rows=(
+            Row({"tokens": 32}, (1, 256, 2, 2, 32)),
+            Row({"format": _WIDE_CODES, "tokens": 64}, (1, 128, 3, 2, 64)),
+            Row({"tokens": 64}, (1, 256, 2, 2, 64)),
+            Row({"outer": 4096}, (1, 256, 1, 2, 128)),
+            Row({"format": _WIDE_CODES, "outer": 8191, "tokens": 256}, (1, 256, 1, 2, 128)),
+            Row({"outer": 8191, "tokens": 256}, (1, 384, 1, 2, 128)),
+            Row({"tokens": 128}, (1, 256, 1, 2, 128)),
+            Row({}, (1, 256, 1, 2, 256)),
         ),
     ),
     "product": Kernel(

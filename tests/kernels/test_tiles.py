@@ -64,7 +64,8 @@ def test_groups_of_waves_multiply_each_format(kind: str, rows: int) -> None:
     expected[:, 1:151] += product + bias
     np.testing.assert_allclose(np.asarray(y), expected, rtol=0, atol=4e-3 * product.std() + 1e-6)
     float_kernel = "matmul_wgmma" if rows <= 64 else "matmul_tma"
-    of_blocks = "matmul_mma_quant" if kind in FEW_FORMATS and rows <= FEW_ROWS[-1] else "matmul_wgmma_quant"
+    many = "matmul_wgmma_quant" if rows <= 32 else "matmul_wgmma_quant_many"
+    of_blocks = "matmul_mma_quant" if kind in FEW_FORMATS and rows <= FEW_ROWS[-1] else many
     assert {variant.file for variant in device.variants} >= {float_kernel if kind == "F16" else of_blocks}
 
 

@@ -37,7 +37,14 @@ from forge.tuning.table import KERNELS
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="no clang++: scripts/install-toolchain installs it")
 Captured = pytest.CaptureFixture[str]
 
-WGMMA = {"matmul_wgmma", "matmul_tma", "matmul_wgmma_quant", "matmul_mma_quant", "attention_wgmma"}
+WGMMA = {
+    "matmul_wgmma",
+    "matmul_tma",
+    "matmul_wgmma_quant",
+    "matmul_wgmma_quant_many",
+    "matmul_mma_quant",
+    "attention_wgmma",
+}
 """Kernels of GPUs that have it."""
 GATED = normed_case("K1040", 1, floats(1040, 42), "silu", bias=True)
 GATED_BLOCKS = normed_case("Q4_0", 1, blocks("Q4_0", 1056, 42), "silu")
@@ -61,6 +68,7 @@ CASES: dict[str, tuple[Op, Case]] = {
     "matmul Q4_K 64": (linear, quantized_case("Q4_K", 33, 512, 70)),
     "attention_decode 64 2": (decode_attention, decode_case("parts", [300, 1, 130], (4, 2), 64, extras=True)),
     "attention_prefill 64": (paged_attention, attention.attention_case("parts", [70, 1], [150, 200], (2, 1), 64, 16)),
+    "matmul_wgmma_quant_many Q4_K 64": (linear, quantized_case("Q4_K", 40, 768, 70, extras=True)),
     "attention_wgmma 64": (paged_attention, attention.attention_case("parts", [70, 1], [150, 200], (2, 1), 64, 16)),
     "norm 4096": (norm, Case("wide", normal, {"out": "act"})),
 }

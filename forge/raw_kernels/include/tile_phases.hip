@@ -10,6 +10,7 @@
 //   map_ready(map)           Before a thread's first copy_box by a map, which is `device.tensor_map` of an array (slots, heads, D).
 //   copy_box(to, map, column, head, slot, b)  Starts a copy to lines, by one thread: 64 columns from `column` on, zeros behind the
 //                   last, of one head of as many slots as the map says. Its bytes, 128 for each slot, arrive at b.
+//   copy_bulk(to, from, bytes, b)  Starts a copy of so many bytes, a multiple of 16, by one thread. They arrive at b.
 //   named_arrive(id, threads), named_wait(id, threads)  A barrier of whole waves: it opens when `threads` threads have come to one of
 //                   the two. Only those of named_wait are held up. Number 0 is the block's own.
 //   take_registers<N>(), give_registers<N>()  Registers of a thread from here on, by all waves of a group. A launch has what the
@@ -46,6 +47,10 @@ DEVICE void copy_box(u32x4 *to, const u64 *map, u32 column, u32 head, u32 slot, 
         }
     forge_phase_expect(&b.bits, (u32)-128 * box);
 }
+DEVICE void copy_bulk(void *to, const void *from, u32 bytes, PhaseBarrier &b) {
+    for (u32 i = 0; i < bytes / 16; ++i) ((u32x4 *)to)[i] = ((const u32x4 *)from)[i];
+    forge_phase_expect(&b.bits, 0 - bytes);
+}
 DEVICE void named_arrive(u32 id, u32 threads) { forge_named_barrier(id, threads, 0); }
 DEVICE void named_wait(u32 id, u32 threads) { forge_named_barrier(id, threads, 1); }
 template <u32 N> DEVICE void take_registers() {}
@@ -63,6 +68,10 @@ DEVICE void map_ready(const u64 *map) { asm volatile("fence.proxy.tensormap::gen
 DEVICE void copy_box(u32x4 *to, const u64 *map, u32 column, u32 head, u32 slot, PhaseBarrier &b) {
     asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3, %4}], [%5];"
         : : "r"((u32)__cvta_generic_to_shared(to)), "l"(map), "r"(column), "r"(head), "r"(slot), "r"(phase_address(b)) : "memory");
+}
+DEVICE void copy_bulk(void *to, const void *from, u32 bytes, PhaseBarrier &b) {
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];"
+        : : "r"((u32)__cvta_generic_to_shared(to)), "l"(from), "r"(bytes), "r"(phase_address(b)) : "memory");
 }
 DEVICE void named_arrive(u32 id, u32 threads) { asm volatile("barrier.cta.arrive.aligned %0, %1;" : : "r"(id), "r"(threads) : "memory"); }
 DEVICE void named_wait(u32 id, u32 threads) { asm volatile("barrier.cta.sync.aligned %0, %1;" : : "r"(id), "r"(threads) : "memory"); }

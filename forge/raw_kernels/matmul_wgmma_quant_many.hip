@@ -1,0 +1,162 @@
+// Products of many rows of x, TOKENS for each block, with a quantized matrix, as matmul_wgmma_quant, by waves with roles.
+// Uses: quant_blocks, tile, tile_mma, tile_lines, matmul_epilogue, tile_wgmma, tile_phases, tile_bits, quant_lines
+// Target: sm_90a
+//
+// One thread of the last group of waves (the producer) lets the bulk copy engine bring x, a quarter of a line of 256 numbers at a time,
+// to a ring of X_STAGES in LDS; each stage has a barrier that says that it is full and one that it is empty. x lies in memory as x_lines
+// leaves it. The other groups (consumers) never meet. Each of their waves copies lines of its own rows of the matrix, STAGES - 1 ahead,
+// makes float16 of them in registers and multiplies; it makes the next weights while the last are multiplied.
+// The inner dimension is a multiple of 256.
+// -D FORMAT=ggml's number of the type; STAGES, X_STAGES in LDS; LDS_BYTES; TOKENS, TILES, BLOCK=threads of consumers of matmul_epilogue;
+// THREADS of a block.
+
+#define GROUP (TILE_WAVE * GROUP_WAVES)
+#define PRODUCER_REGISTERS 24
+#define LAUNCH_REGISTERS (65536 / (MIN_BLOCKS * THREADS) / 8 * 8)
+#define FREED_REGISTERS ((LAUNCH_REGISTERS * THREADS - PRODUCER_REGISTERS * GROUP) / BLOCK / 8 * 8)
+#define CONSUMER_REGISTERS (FREED_REGISTERS < 240 ? FREED_REGISTERS : 240)
+static_assert(THREADS == BLOCK + GROUP, "a producer beside the consumers");
+
+struct Memory {
+    GroupRows<TOKENS> x[X_STAGES];
+    WaveStage stages[STAGES][WAVES];
+    PhaseBarrier full[X_STAGES], empty[X_STAGES];
+};
+static_assert(sizeof(Memory) == LDS_BYTES, "another size than the host takes");
+
+// The stage of the ring whose turn it is, and the parity of the phase that its barrier is in.
+struct Place {
+    u32 stage, parity;
+};
+DEVICE void advance(Place &place) {
+    place.stage = place.stage + 1 == X_STAGES ? 0 : place.stage + 1;
+    place.parity ^= place.stage == 0;
+}
+
+// x of the block's rows, by one thread. x: the block's, (K / 64, TOKENS, 64).
+DEVICE void produce(Memory &memory, const f16 *x, u32 begin, u32 end) {
+    Place place{0, 1}; // empty before the first phase
+    ROLLED for (u32 line = begin; line < end; ++line)
+        ROLLED for (u32 n = 0; n < QUARTERS; ++n) {
+            Quarter q = quarter_of(n);
+            phase_wait(memory.empty[place.stage], place.parity);
+            phase_expect(memory.full[place.stage], sizeof(GroupRows<TOKENS>));
+            copy_bulk(&memory.x[place.stage], x + (u64)(line * QUARTERS + q.group * 2 + q.half) * TOKENS * 64, sizeof(GroupRows<TOKENS>), memory.full[place.stage]);
+            phase_arrive(memory.full[place.stage]);
+            advance(place);
+        }
+}
+
+DEVICE void consume(Memory &memory, const Product &product, const Planes &planes, u32 lines, u32 begin, u32 end) {
+    u32 wave = THREAD / TILE_WAVE;
+    bool says = LANE == 0; // one lane of each wave arrives
+    LineCopies copies;
+    prepare_line(copies, product, lines);
+    u32 own_rows[TILES][TILE_LANE_ROWS];
+    UNROLL for (u32 t = 0; t < TILES; ++t)
+        UNROLL for (u32 r = 0; r < TILE_LANE_ROWS; ++r) own_rows[t][r] = matrix_row(product, t, tile_row(r));
+    UNROLL for (u32 s = 0; s + 1 < STAGES; ++s) {
+        if (begin + s < end) copy_weights(memory.stages[s][wave], copies, planes, begin + s);
+        commit_copies();
+    }
+    Rests rests, next_rests;
+    if (begin < end) load_rests(next_rests, planes, own_rows, lines, begin);
+    Sums sum;
+    clear_sums(sum);
+    const u32 nothing = (product.rows >> 31) * THREAD << 20; // as no compiler knows: so each thread keeps these constants in registers
+    Masks masks{0x000f000fu | nothing, 0x00f000f0u | nothing, 0x00ff00ffu | nothing};
+    u32 weights[2][4][4]; // of the quarter that is multiplied, and of the next
+    u32 at = 0, emptied = 0; // stages: of weights; of x, the next to be given back
+    Place place{0, 0};
+    auto give_back = [&]() {
+        wave_sync();
+        if (says) phase_arrive(memory.empty[emptied]);
+        emptied = emptied + 1 == X_STAGES ? 0 : emptied + 1;
+    };
+    Codes codes[TILES][TILE_LANE_ROWS];
+    Factors factors[TILES][TILE_LANE_ROWS];
+    // Weights of a line's p-th product: of a tile, a quarter.
+    auto make_weights = [&](u32 p) {
+        const u32 n = p / TILES, t = p % TILES;
+        const WaveStage &stage = memory.stages[at][wave];
+        Quarter q = quarter_of(n);
+        UNROLL for (u32 r = 0; r < TILE_LANE_ROWS; ++r) {
+            u32 row = t * 16 + tile_row(r), pairs[4][2];
+            if (FORMAT == Q8_0 || n % 2 == 0) read_codes(codes[t][r], stage, row, q);
+            if (HALVES == 2 || !IS_K ? n % 2 == 0 : n == 0) factors[t][r] = factors_of(stage, rests[t][r], row, q);
+            dequantize_quarter(codes[t][r], q, factors[t][r], masks, pairs);
+            UNROLL for (u32 i = 0; i < 4; ++i)
+                UNROLL for (u32 j = 0; j < 2; ++j) weights[p % 2][i][2 * j + r] = pairs[i][j];
+        }
+    };
+    // Waits for a line, lets another come to the place of the line before it, and makes its first weights. Behind the last it makes any.
+    auto begin_line = [&](u32 line) {
+        wait_copies<STAGES - 2>();
+        wave_sync();
+        u32 next = line + STAGES - 1;
+        if (next < end) copy_weights(memory.stages[at == 0 ? STAGES - 1 : at - 1][wave], copies, planes, next);
+        commit_copies();
+        UNROLL for (u32 t = 0; t < TILES; ++t)
+            UNROLL for (u32 r = 0; r < TILE_LANE_ROWS; ++r) rests[t][r] = next_rests[t][r];
+        if (line + 1 < end) load_rests(next_rests, planes, own_rows, lines, line + 1);
+        make_weights(0);
+    };
+    begin_line(begin);
+    grid_dependency_sync();
+    if (begin < end) phase_wait(memory.full[place.stage], place.parity);
+    ROLLED for (u32 line = begin; line < end; ++line) {
+        const u32 products = QUARTERS * TILES;
+        UNROLL for (u32 p = 0; p < products; ++p) {
+            group_multiply(sum[p % TILES], weights[p % 2], memory.x[place.stage]);
+            if ((p + 1) % TILES == 0) advance(place);
+            group_await_but<1>(); // the product before this one has ended
+            if (p % TILES == 0 && p > 0) give_back();
+            if ((p + 1) % TILES == 0 && p + 1 < products) phase_wait(memory.full[place.stage], place.parity);
+            if (p + 1 == products) at = at + 1 == STAGES ? 0 : at + 1;
+            if (p + 1 < products) make_weights(p + 1);
+            else begin_line(line + 1);
+        }
+        // Here, although the next turn is early enough: the compiler moves the wait for all products up to a branch, over the weights.
+        if (line + 1 < end) phase_wait(memory.full[place.stage], place.parity);
+        // All: the compiler follows products through no loop that waits for memory, and would let each end by itself.
+        UNROLL for (u32 t = 0; t < TILES; ++t) group_await(sum[t]);
+        give_back();
+    }
+    store_sums(product, sum, FIRST_TOKEN);
+}
+
+KERNEL(THREADS) matmul_wgmma_quant_many(
+    const f16 *x,     // (ceil(M / TOKENS), K / 64, TOKENS, 64) of x_lines
+    const u8 *weight, // the planes of (N, K), see quant_blocks.hip; with a gate N / 2 gates, then ups
+    const u8 *high,
+    const u8 *scales,
+    const u8 *deltas,
+    const float *bias, // (N,) or null
+    float *y,          // (splits, M, stride) x @ weight.T + bias in the columns from `column` on
+    f16 *gated,        // (M, N / 2) activation(gate) * up, or null; then y is not used
+    u32 rows,          // M
+    u32 inner,         // K
+    u32 outer,         // N
+    u32 stride,        // numbers from one row of y to the next
+    u32 column,
+    u32 accumulate, // 0 or 1: y is added to
+    u32 gelu,       // 0 or 1: the activation is GELU, else SiLU
+    u32 splits      // of the inner dimension
+) {
+    DYNAMIC_SHARED(Memory, memory, 1);
+    u32 lines = inner / LINE_WEIGHTS, share = (lines + splits - 1) / splits;
+    u32 begin = BLOCK_Y * share < lines ? BLOCK_Y * share : lines, end = begin + share < lines ? begin + share : lines;
+    if (THREAD == 0) {
+        for (u32 s = 0; s < X_STAGES; ++s) phase_init(memory[0].full[s], 1), phase_init(memory[0].empty[s], WAVES);
+        group_landed(); // for the bulk copy engine
+    }
+    barrier();
+    if (THREAD >= BLOCK) {
+        give_registers<PRODUCER_REGISTERS>();
+        grid_dependency_sync();
+        if (THREAD == BLOCK) produce(memory[0], x + (u64)FIRST_TOKEN * inner, begin, end);
+    } else {
+        take_registers<CONSUMER_REGISTERS>();
+        consume(memory[0], Product{bias, y, gated, rows, outer, stride, column, accumulate, gelu}, Planes{weight, high, scales, deltas}, lines, begin, end);
+    }
+}

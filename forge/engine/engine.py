@@ -155,15 +155,14 @@ class Engine:
         sampled = self.runner.sample(logits, [row for row, _ in draws], [s for _, s in draws]) if draws else []
         self._commit(step)
         self._copy_pages([fork for first in sampling for fork in self._forks(first)])
-        for token in sampled:
-            self._append(token.sequence, token.id)
+        self._append(sampled)
         return sampled
 
     def _commit(self, step: list[Scheduled]) -> None:
         self.scheduler.commit(step)
-        for entry in step:
-            if entry.start < entry.sequence.num_prompt:
-                self._prompt_tokens += min(entry.count, entry.sequence.num_prompt - entry.start)
+        for sequence, start, count in step:
+            if start < sequence.num_prompt:
+                self._prompt_tokens += min(count, sequence.num_prompt - start)
 
     def _forks(self, first: Sequence) -> list[tuple[Sequence, list[tuple[int, int, int]]]]:
         """Let the other choices of a computed prompt go on from its pages: those that there is room for, with the pages
@@ -194,8 +193,7 @@ class Engine:
                 return []
         try:
             sampled = pipeline.collect() if pipeline.num_queued else []
-            for token in sampled:
-                self._append(token.sequence, token.id)
+            self._append(sampled)
         except BaseException as error:
             self._fail_all(error)
             raise
@@ -335,15 +333,18 @@ class Engine:
             message = f"the prompt holds token id {wrong}, and ids go from 0 to {vocabulary - 1}"
             raise ParameterError(message, parameter="prompt")
 
-    def _append(self, sequence: Sequence, token: int) -> None:
-        if token < 0:
-            self.scheduler.finish(sequence, "error")
-            return
-        self.scheduler.enter(sequence)
-        if token in sequence.end_ids:
-            self.scheduler.finish(sequence, "stop")
-        else:
-            sequence.ids.append(token)
-            self._generated_tokens += 1
-            if len(sequence.ids) >= sequence.max_length:
-                self.scheduler.finish(sequence, "length")
+    def _append(self, sampled: list[Sampled]) -> None:
+        """Each sequence takes its new id, which may end it."""
+        for sequence, token, _ in sampled:
+            if token < 0:
+                self.scheduler.finish(sequence, "error")
+                continue
+            if self.prefix_cache:
+                self.prefix_cache.enter(sequence, len(sequence.ids))
+            if token in sequence.end_ids:
+                self.scheduler.finish(sequence, "stop")
+            else:
+                sequence.ids.append(token)
+                self._generated_tokens += 1
+                if len(sequence.ids) >= sequence.max_length:
+                    self.scheduler.finish(sequence, "length")

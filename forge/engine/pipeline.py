@@ -138,12 +138,14 @@ class StepPipeline:
 
     def _launch(self, step: list[Scheduled], forks: Mapping[Sequence, list[Sequence]]) -> bool:
         tokens: dict[Sequence, int] = {}  # whose logits each sequence draws from
-        stop = 0
-        for entry in step:
-            stop += entry.count
-            if entry.samples:
-                tokens.update(dict.fromkeys((entry.sequence, *forks.get(entry.sequence, ())), stop - 1))
-        num_decoding = sum(entry.sequence.row is not None for entry in step)
+        num_decoding = stop = 0
+        for sequence, start, count in step:
+            stop += count
+            num_decoding += sequence.row is not None
+            if start + count == len(sequence.ids) + sequence.num_pending:  # `samples` written out
+                tokens[sequence] = stop - 1
+                for other in forks.get(sequence, ()) if forks else ():
+                    tokens[other] = stop - 1
         built = None if num_decoding == stop else batch.build(step, self.state.page_size, self._rows_of(step, stop))
         joining, moves = self._seat(tokens)
         number = self._num_steps + 1

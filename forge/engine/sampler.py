@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
+from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -144,7 +145,7 @@ def read_sampled(sequences: Iterable[Sequence], drawn: np.ndarray[Any, Any]) -> 
     drawn: int32 on the host, ids (B,), or ids with the bits of their log probabilities (B, 2 * N + 2).
     """
     if drawn.ndim == 1:
-        return [Sampled(sequence, token, None) for sequence, token in zip(sequences, drawn.tolist(), strict=True)]
+        return list(map(Sampled, sequences, drawn.tolist(), repeat(None)))
     half = drawn.shape[1] // 2
     found = []
     values = drawn[:, half:].view(np.float32).tolist()

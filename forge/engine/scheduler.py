@@ -104,6 +104,15 @@ class Scheduler:
                 (decoding if length - computed == 1 and computed >= sequence.num_prompt else others).append(sequence)
         try:
             for sequence in decoding:
+                length = sequence.num_computed + 1
+                for pool, pages in zip(self.pools, sequence.pages, strict=False):  # none where it was preempted
+                    if pool.kind.num_entries(length) > len(pages):
+                        break
+                else:
+                    if sequence.pages:
+                        step.append(Scheduled(sequence, length - 1, 1))
+                        budget -= 1
+                    continue
                 budget -= self._continue(sequence, 1, step)
             most = self._most_prompt_tokens(decoding, others)
             if step:
@@ -127,16 +136,11 @@ class Scheduler:
 
     def commit(self, step: list[Scheduled]) -> None:
         """The step has run, or runs before all later ones: the layers' state holds its tokens."""
-        for entry in step:
-            sequence = entry.sequence
-            sequence.num_computed = entry.start + entry.count
-            if self.prefix_cache:
-                self.prefix_cache.hold(sequence, min(sequence.num_computed, len(sequence.ids)))
-
-    def enter(self, sequence: Sequence) -> None:
-        """An id was drawn behind all ids of a sequence, from finite logits: their full pages can be found."""
-        if self.prefix_cache:
-            self.prefix_cache.enter(sequence, len(sequence.ids))
+        cache = self.prefix_cache
+        for sequence, start, count in step:
+            sequence.num_computed = computed = start + count
+            if cache and computed // cache.page_size > len(sequence.prefix):
+                cache.hold(sequence, min(computed, len(sequence.ids)))
 
     def fork(self, parent: Sequence, child: Sequence) -> list[tuple[int, int, int]]:
         """Let a child with the parent's ids run on the parent's pages.

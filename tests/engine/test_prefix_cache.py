@@ -287,7 +287,8 @@ def computed_by(scheduler: Scheduler, prompt: list[int]) -> Sequence:
     scheduler.add(sequence)
     while sequence.num_remaining:
         scheduler.commit(scheduler.schedule())
-    scheduler.enter(sequence)
+    assert scheduler.prefix_cache
+    scheduler.prefix_cache.enter(sequence, len(sequence.ids))
     sequence.ids.append(9)
     return sequence
 

@@ -41,11 +41,9 @@ class Engine:
         budget: StepBudget | None = None,
     ) -> None:
         """budget: Says max_prefill_tokens anew for each step, where the runner has a pipeline."""
-        self.runner = runner
+        self.runner, self.context, self.end_ids = runner, runner.context, end_ids
         if runner.pipeline:
             runner.pipeline.budget = budget
-        self.context = runner.context
-        self.end_ids = end_ids
         self.pools = [PagePool(kind, count) for kind, count in zip(runner.kinds, runner.num_pages, strict=True)]
         shares = prefix_caching and can_share(runner.kinds, runner.page_size)
         self.prefix_cache = PrefixCache(self.pools, runner.page_size) if shares else None
@@ -183,30 +181,33 @@ class Engine:
 
     def _step_ahead(self) -> list[Sampled]:
         """Queue steps as far as they may be ahead, and return the ids of the oldest."""
-        pipeline = self.runner.pipeline
-        assert pipeline
-        while not pipeline.is_full and (step := self._scheduled(may_preempt=not pipeline.num_queued)):
-            if pipeline.may_wait(step):
+        while not self._pipeline.is_full and (step := self._scheduled(may_preempt=not self._pipeline.num_queued)):
+            if self._pipeline.may_wait(step):
                 break
-            if not self._launch(step, pipeline):
+            if not self._launch(step):
                 self._start_over()
                 return []
         try:
-            sampled = pipeline.collect() if pipeline.num_queued else []
+            sampled: list[Sampled] = self._pipeline.collect() if self._pipeline.num_queued else []
             self._append(sampled)
         except BaseException as error:
             self._fail_all(error)
             raise
         return sampled
 
-    def _launch(self, step: list[Scheduled], pipeline: Any) -> bool:
+    @property
+    def _pipeline(self) -> Any:
+        """No frame of a step has it: who keeps an error would keep the model."""
+        return self.runner.pipeline
+
+    def _launch(self, step: list[Scheduled]) -> bool:
         """Queue a step. Its prompts' other choices draw from it, where they have pages to go on."""
         siblings = self._siblings.copy()
         try:
             sampling = [entry.sequence for entry in step if entry.samples] if siblings else []
             self._commit(step)
             forks = {first: found for first in sampling if (found := self._forks(first))}
-            is_right: bool = pipeline.launch(step, {first: [other for other, _ in own] for first, own in forks.items()})
+            is_right: bool = self._pipeline.launch(step, {first: [s for s, _ in own] for first, own in forks.items()})
             self._copy_pages([fork for own in forks.values() for fork in own])
             return is_right
         except BaseException as error:

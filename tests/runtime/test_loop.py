@@ -602,9 +602,13 @@ def test_each_caller_of_a_failed_step_gets_an_error_of_its_own(llm: LLM, monkeyp
     assert not {"first", "second", "third"} & set(functions(original))
 
 
+@pytest.mark.parametrize("runs_ahead", [False, True], ids=["waits for ids", "runs ahead"])
 @pytest.mark.parametrize("use", ["generate", "logits", "attention"])
-def test_an_error_that_is_kept_keeps_no_memory_of_its_step(use: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_that_is_kept_keeps_no_memory_of_its_step(
+    use: str, runs_ahead: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As a notebook keeps the last one: else a shorter request runs out of memory too, and close frees little."""
+    monkeypatch.setattr(NumpyBackend, "is_asynchronous", runs_ahead)
     llm = tiny_llm("llama")
     model = llm.engine.runner.model
 

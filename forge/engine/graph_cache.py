@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 from forge.backend import Backend
@@ -62,7 +63,7 @@ class GraphCache:
             try:
                 perturb = table.perturbed if self._graphs else None
                 changing = [*table.changing(rows), *self._state.changing(rows)]
-                outputs, replay = self._backend.capture(lambda: step(rows), changing, perturb)
+                outputs, replay = self._backend.capture(partial(step, rows), changing, perturb)
             except OutOfMemoryError:
                 self._replays.clear()  # without theirs the next try may have enough
                 raise

@@ -6,6 +6,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -231,9 +232,9 @@ class StepPipeline:
             copy_rows(followed, self.table.fields["last_id"].reshape(-1, 1), on_device.ids.reshape(-1, 1))
         arrays = on_device.arrays()
         with self.backend.active():  # recorded steps of other models, of other threads, put their logits there too
-            if tokens:
-                return self._draw(self._recorded(arrays, lambda: self.model(on_device, self.state)))
-            self._recorded(arrays, lambda: self.model.hidden(on_device, self.state).x)
+            if tokens:  # no function of its own is called here: an error's frame would keep what it refers to
+                return self._draw(self._recorded(arrays, partial(self.model, on_device, self.state)))
+            self._recorded(arrays, partial(_stream, self.model, on_device, self.state))
         return None
 
     def _draw(self, logits: Any) -> Any:
@@ -284,3 +285,8 @@ class StepPipeline:
                 sequence.row = None
         self._sequences, self._is_step_known = [], False
         self.table.forget()
+
+
+def _stream(model: Decoder, batch: Batch, state: ModelState) -> Any:
+    """float32 (T, E): what is there where nobody wants logits."""
+    return model.hidden(batch, state).x

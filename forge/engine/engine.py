@@ -195,10 +195,8 @@ class Engine:
             raise
         return sampled
 
-    @property
-    def _pipeline(self) -> Any:
-        """No frame of a step has it: who keeps an error would keep the model."""
-        return self.runner.pipeline
+    _pipeline = property(lambda self: self.runner.pipeline)
+    """No frame of a step has it: who keeps an error would keep the model."""
 
     def _launch(self, step: list[Scheduled]) -> bool:
         """Queue a step. Its prompts' other choices draw from it, where they have pages to go on."""

@@ -19,7 +19,7 @@ from forge.ops import attention_wgmma
 from forge.ops.activation import soft_cap
 from forge.ops.kv_cache import KVPages
 from forge.ops.op import Array, op, record
-from forge.tuning.table import prefill_lds_bytes, prefill_slices
+from forge.tuning.lds import prefill_lds_bytes, prefill_slices
 
 MAX_HEAD_DIM = 256
 """In the kernels of one query a wave holds a head, 8 numbers a lane."""

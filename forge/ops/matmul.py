@@ -12,8 +12,16 @@ from forge.backend import backend_of, register
 from forge.backend.gpu import GPU
 from forge.formats.ggml import GGMLType
 from forge.ops.quant import Packed, Stack, parts_of
-from forge.tuning.lds import TMA_TOKENS, few_lds_bytes, group_lds_bytes, many_lds, quant_lds_bytes, tma_lds_bytes
-from forge.tuning.table import FEW_FORMATS, FEW_ROWS, GROUP_ROWS, MANY_ROWS, MATMUL_ROWS
+from forge.tuning.lds import (
+    FEW_FORMATS,
+    TMA_TOKENS,
+    few_lds_bytes,
+    group_lds_bytes,
+    many_lds,
+    quant_lds_bytes,
+    tma_lds_bytes,
+)
+from forge.tuning.table import FEW_ROWS, GROUP_ROWS, MANY_ROWS, MATMUL_ROWS
 
 MAX_ROWS = GROUP_ROWS[-1]
 """Most rows of x for which the tile kernels are launched where a BLAS might be: a batch of so many can be recorded."""
@@ -116,16 +124,28 @@ _OF_LINES = ("matmul_mma_quant", "matmul_wgmma_quant", "matmul_wgmma_quant_many"
 """Kernels of quantized matrices on Hopper."""
 
 
-def _kernel_of(device: GPU, weight: Any, rows: int, *, is_fixed: bool) -> str:
+def _shape_of(weight: Any, *, is_glu: bool) -> dict[str, Any]:
+    """A product as the tuning table has it, but for its rows of x."""
+    outer, inner = weight.shape
+    return {
+        "op": "rms_gated" if is_glu else "linear",
+        "format": weight.type.name if isinstance(weight, Packed) else "F16",
+        "inner": inner,
+        "outer": outer // 2 if is_glu else outer,
+    }
+
+
+def _kernel_of(device: GPU, weight: Any, rows: int, *, is_glu: bool, is_fixed: bool) -> str:
     if not device.has_wgmma:
         return "matmul"
     if not isinstance(weight, Packed):
         return "matmul_wgmma" if rows <= MATMUL_ROWS[-1] or is_fixed else "matmul_tma"
     if weight.shape[1] % _LINE_WEIGHTS or is_fixed:
         return "matmul"
-    is_few = rows <= FEW_ROWS[-1] and weight.type.name in FEW_FORMATS
-    if is_few:
-        return "matmul_mma_quant"
+    if rows <= FEW_ROWS[-1] and weight.type.name in FEW_FORMATS:
+        tokens = next(most for most in FEW_ROWS if rows <= most)
+        choice = device.choice("quant_product", **_shape_of(weight, is_glu=is_glu), tokens=tokens)
+        return "matmul_wgmma_quant" if choice["GROUPS"] else "matmul_mma_quant"
     return "matmul_wgmma_quant" if rows <= _FEW_ROWS else "matmul_wgmma_quant_many"
 
 
@@ -135,18 +155,12 @@ class _Launch:
     def __init__(self, device: GPU, x: Any, weight: Any, bias: Any, *, is_glu: bool, is_fixed: bool = False) -> None:
         self.device, self.x, self.weight, self.bias = device, x, weight, bias
         (rows, inner), outer = x.shape, weight.shape[0]
-        self.kernel = _kernel_of(device, weight, rows, is_fixed=is_fixed)
-        format = weight.type.name if isinstance(weight, Packed) else "F16"
+        self.kernel = _kernel_of(device, weight, rows, is_glu=is_glu, is_fixed=is_fixed)
+        shape = _shape_of(weight, is_glu=is_glu)
+        format = shape["format"]
 
         def choice_for(tokens: int) -> Mapping[str, int]:
-            return device.choice(
-                self.kernel,
-                op="rms_gated" if is_glu else "linear",
-                format=format,
-                inner=inner,
-                outer=outer // 2 if is_glu else outer,
-                tokens=tokens,
-            )
+            return device.choice(self.kernel, **shape, tokens=tokens)
 
         counts = MATMUL_ROWS if self.kernel == "matmul" or is_fixed else GROUP_ROWS
         if self.kernel == "matmul_wgmma_quant_many":

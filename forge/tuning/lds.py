@@ -1,12 +1,16 @@
-"""What blocks of the kernels of Hopper have of LDS, and which choices of matrix products fit a multiprocessor."""
+"""What blocks of kernels have of LDS, and which choices of products and attention fit a multiprocessor."""
 
 from __future__ import annotations
 
 from forge.formats.ggml import BLOCK_FORMATS, GGMLType
 from forge.tuning.spec import Shape, Values
 
+FEW_FORMATS = ("Q4_0", "Q4_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K")
+"""What `matmul_mma_quant` multiplies: codes below an exponent are float16 numbers by one or two instructions."""
 TMA_TOKENS = 128
 """Rows of a product that a block of `matmul_tma` takes. More go to further blocks, two of which share the weights."""
+_MAX_LDS_BYTES = 99 << 10
+"""What a block may have of LDS where a launch allots it: the least limit of NVIDIA's GPUs from sm_80 on."""
 
 
 def group_lds_bytes(tokens: int, values: Values) -> int:
@@ -89,6 +93,13 @@ def allows_quant(shape: Shape, values: Values) -> bool:
     return 256 <= threads <= 512 and _fits_core(shape, values, lds_bytes)
 
 
+def allows_few(shape: Shape, values: Values) -> bool:
+    """Of `matmul_mma_quant`: a thread has registers for the sums and the codes of its tiles, and much is under way."""
+    threads = values["MIN_BLOCKS"] * values["BLOCK"]
+    lds_bytes = values["MIN_BLOCKS"] * (few_lds_bytes(shape["format"], values) + 1024)
+    return 256 <= threads <= (640 if values["TILES"] == 1 else 512) and 60 << 10 <= lds_bytes <= 228 << 10
+
+
 def allows_many(shape: Shape, values: Values) -> bool:
     """There is room for enough stages, and each consumer has registers for its sums, weights and what it makes them of.
 
@@ -100,3 +111,30 @@ def allows_many(shape: Shape, values: Values) -> bool:
     if values["TILES"] * values["TOKENS"] // 2 + 72 > registers:
         return False
     return values["TOKENS"] <= shape["tokens"] and many_lds(shape["format"], values)["X_STAGES"] >= 3
+
+
+def allows_attention(shape: Shape, values: Values) -> bool:
+    """Of `attention_wgmma`: the block has room in LDS, and a thread in its registers for sums of a row and weights."""
+    dim, keys, groups = shape["dim"], values["KEYS"], values["BLOCK"] // 128 - 1
+    registers = dim // 2 + keys // 2 + keys // 4
+    return attention_lds_bytes(dim, values) <= 227 << 10 and registers <= (200 if groups == 2 else 132)
+
+
+def prefill_slices(dim: int) -> int:
+    """Waves of `attention_prefill` that share the numbers of a head: a wave has registers to sum up 128 of them."""
+    return next(slices for slices in (1, 2, 4) if dim <= 128 * slices)
+
+
+def prefill_lds_bytes(dim: int, values: Values) -> int:
+    """What a block of `attention_prefill` has of LDS at most, whatever matrix cores there are: a tile of keys, one of
+    values, queries, and scores where waves share them."""
+    queries, keys, waves, slices = values["QUERIES"], values["KEYS"], values["WAVES"], prefill_slices(dim)
+    width, dims = (-(-dim // unit) * unit for unit in (32 * slices, 16 * slices))
+    halves = (keys + waves // slices * queries) * (width + 8) + max(keys * (dims + 8), dims * (keys + 8))
+    return 2 * halves + (4 * waves * queries * keys if slices > 1 else 0)
+
+
+def allows_prefill(shape: Shape, values: Values) -> bool:
+    """Of `attention_prefill`: more than eight waves of a multiprocessor would have too few registers."""
+    is_small = prefill_lds_bytes(shape["dim"], values) <= _MAX_LDS_BYTES
+    return is_small and values["KEYS"] * shape["dim"] <= 8192 and values["WAVES"] * values["MIN_BLOCKS"] <= 8

@@ -43,6 +43,7 @@ WGMMA = {
     "matmul_wgmma_quant",
     "matmul_wgmma_quant_many",
     "matmul_mma_quant",
+    "quant_product",
     "attention_wgmma",
 }
 """Kernels of GPUs that have it."""

@@ -17,8 +17,9 @@ from forge.state.paged_kv import PagedKV
 
 SHARED_TOKENS = 1 << 15
 """Positions in the KV cache where nobody says how many sequences are to have their whole context, at least."""
-_SEQUENCE_TOKENS = 512
-"""Positions of it for each of the sequences that may then run together."""
+_SEQUENCE_TOKENS, _LEAST_SEQUENCE_TOKENS = 1024, 512
+"""Positions of it for each of the sequences that may then run together, and how few may be left of them: where memory
+is short there are fewer sequences."""
 _CPU_SEQUENCES, _GPU_SEQUENCES = 64, 256
 """Most sequences that run together where nobody says how many: on a GPU fewer, if memory is short."""
 _CPU_STEP_TOKENS, _GPU_STEP_TOKENS, _WINDOW_STEP_TOKENS = 512, 8192, 2048
@@ -104,7 +105,7 @@ def plan_memory(file: gguf.GGUF, settings: EngineConfig, backend: Backend) -> Pl
     if settings.max_sequences is None:
         shared_pages = _shared_pages(kinds, size, sequences, room if backend.is_gpu else 0)
         if backend.is_gpu:
-            sequences = min(sequences, max(shared_pages * size // _SEQUENCE_TOKENS, 1))
+            sequences = min(sequences, max(shared_pages * size // _LEAST_SEQUENCE_TOKENS, 1))
     num_pages = budget.share_out(kinds, context, room, sequences, shared_pages)
     if (backend.is_gpu and budget.bytes_of(kinds, num_pages) >= _REMARKABLE_BYTES) or len(kinds) > 1:
         notes += (_cache_note(kinds, num_pages, context, size),)

@@ -139,7 +139,8 @@ def _kernel_of(device: GPU, weight: Any, rows: int, *, is_glu: bool, is_fixed: b
     if not device.has_wgmma:
         return "matmul"
     if not isinstance(weight, Packed):
-        return "matmul_wgmma" if rows <= MATMUL_ROWS[-1] or is_fixed else "matmul_tma"
+        is_tma = MATMUL_ROWS[-1] < rows <= TMA_TOKENS and not is_fixed
+        return "matmul_tma" if is_tma else "matmul_wgmma"
     if weight.shape[1] % _LINE_WEIGHTS or is_fixed:
         return "matmul"
     if rows <= FEW_ROWS[-1] and weight.type.name in FEW_FORMATS:
@@ -179,10 +180,8 @@ class _Launch:
         values = {name: value for name, value in choice.items() if name != "SPLITS"}
         self.defines: dict[str, int | str] = {"TOKENS": tokens, **values, **self._defines(format, tokens, choice)}
         together = int(self.defines["TOKENS"])
-        # Blocks of more rows of x lie beside each other, so that they find weights in a cache, or have them together.
+        # Blocks of more rows of x lie beside each other, so that they find weights in a cache.
         blocks, row_blocks = -(-outer // self._rows_of_block(choice)), -(-rows // together)
-        cluster = int(self.defines.get("CLUSTER", 1))
-        row_blocks = -(-row_blocks // cluster) * cluster
         self.grid = (blocks, 1, 1)
         if row_blocks > 1:
             self.defines["MORE_TOKENS"] = 1
@@ -202,9 +201,7 @@ class _Launch:
         if self.kernel == "matmul_wgmma":
             return {"LDS_BYTES": group_lds_bytes(tokens, choice)}
         if self.kernel == "matmul_tma":
-            cluster = 2 if tokens > TMA_TOKENS else 1
-            own = {"TOKENS": TMA_TOKENS, "CLUSTER": cluster, "BLOCK": _TMA_BLOCK}
-            return {**own, "LDS_BYTES": tma_lds_bytes(choice)}
+            return {"BLOCK": _TMA_BLOCK, "LDS_BYTES": tma_lds_bytes(choice)}
         number = int(GGMLType[format])
         if self.kernel == "matmul_mma_quant":
             return {"FORMAT": number, "LDS_BYTES": few_lds_bytes(format, choice)}

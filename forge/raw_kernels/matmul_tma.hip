@@ -1,13 +1,12 @@
-// Products of many rows of x, TOKENS for each block, with a float16 matrix, as matmul_wgmma.hip, but what L2 gives binds them: weights
-// come as boxes of the bulk copy engine (Tensor Memory Accelerator), to all blocks of a cluster at once.
-// Uses: tile, tile_mma, tile_lines, matmul_epilogue, tile_wgmma, tile_phases, tile_cluster
+// Products of TOKENS rows of x with a float16 matrix, as matmul_wgmma.hip, but weights come as boxes of the bulk copy engine (Tensor
+// Memory Accelerator).
+// Uses: tile, tile_mma, tile_lines, matmul_epilogue, tile_wgmma, tile_phases
 // Target: sm_90a
 //
 // Two groups of waves multiply (consumers), each TILES tiles of 64 rows of weights; the block's other waves copy (producers). A stage is
-// a line of 64 numbers of each row; STAGES lie in LDS, each with a barrier that says that it is full and one that it is empty. The blocks of a
-// cluster have the same weights and other rows of x, and each brings its share of the weights to all. With a gate a group's first
-// of two tiles is gates, the second their ups; in one tile gates and ups alternate by 8 rows, as boxes of 8.
-// -D STAGES in LDS; LDS_BYTES; CLUSTER; TOKENS, TILES, BLOCK, MORE_TOKENS of matmul_epilogue.
+// a line of 64 numbers of each row; STAGES lie in LDS, each with a barrier that says that it is full and one that it is empty. With a gate a
+// group's first of two tiles is gates, the second their ups; in one tile gates and ups alternate by 8 rows, as boxes of 8.
+// -D STAGES in LDS; LDS_BYTES; TOKENS, TILES, BLOCK of matmul_epilogue.
 
 #define GROUP (32 * GROUP_WAVES)
 #define GROUPS 2 // that multiply
@@ -24,7 +23,6 @@ struct Lds {
     PhaseBarrier full[STAGES], empty[STAGES];
 };
 static_assert(sizeof(Lds) == LDS_BYTES, "another size than the host takes");
-static_assert(GROUPS % CLUSTER == 0, "the blocks' shares of the weights differ");
 
 // The stage of the ring whose turn it is, and the parity of the phase that its barriers are in.
 struct Place {
@@ -46,9 +44,9 @@ DEVICE void copy_weights(const Product &p, const u64 *map, u32 k, Stage &to, Pha
             u32 first = first_output(p, g);
             if (p.gated && TILES == 1)
                 UNROLL for (u32 box = 0; box < 8; ++box)
-                    copy_box_to_all(to.weights[g][t].v[box * 8], map, k, 0, first + box / 2 * 8 + box % 2 * outputs_of(p), full, g % CLUSTER);
+                    copy_box(to.weights[g][t].v[box * 8], map, k, 0, first + box / 2 * 8 + box % 2 * outputs_of(p), full);
             else
-                copy_box_to_all(to.weights[g][t].v[0], map, k, 0, first + t * (p.gated ? outputs_of(p) : 64), full, g % CLUSTER);
+                copy_box(to.weights[g][t].v[0], map, k, 0, first + t * (p.gated ? outputs_of(p) : 64), full);
         }
 }
 
@@ -118,7 +116,7 @@ DEVICE void consume(Lds &lds, const Product &p, u32 begin, u32 end) {
         const Stage &from = lds.stages[place.stage];
         UNROLL for (u32 t = 0; t < TILES; ++t) group_multiply(sum[t], from.weights[group][t], from.x);
         group_await_but<TILES>();
-        if (says && stage > begin) phase_arrive_at_all(lds.empty[before]);
+        if (says && stage > begin) phase_arrive(lds.empty[before]);
         before = place.stage;
         advance(place);
     }
@@ -150,10 +148,10 @@ KERNEL(BLOCK) matmul_tma(
     u32 all = (inner + LINE * 8 - 1) / (LINE * 8), share = (all + splits - 1) / splits;
     u32 begin = smaller(BLOCK_Y * share, all), end = smaller(begin + share, all);
     if (THREAD == 0) {
-        for (u32 s = 0; s < STAGES; ++s) phase_init(lds.full[s], COPIERS), phase_init(lds.empty[s], CLUSTER * GROUPS * GROUP_WAVES);
+        for (u32 s = 0; s < STAGES; ++s) phase_init(lds.full[s], COPIERS), phase_init(lds.empty[s], GROUPS * GROUP_WAVES);
         group_landed(); // for the bulk copy engine
     }
-    cluster_sync();
+    barrier();
     if (THREAD == GROUPS * GROUP) {
         map_ready(map);
         for (u32 s = 0; s < STAGES && begin + s < end; ++s) copy_weights(product, map, (begin + s) * LINE * 8, lds.stages[s], lds.full[s]);
@@ -163,5 +161,4 @@ KERNEL(BLOCK) matmul_tma(
         consume(lds, product, begin, end);
     else
         produce(lds, product, map, x, inner, begin, end);
-    cluster_sync(); // no block ends before what others bring it, and say to it, is there
 }

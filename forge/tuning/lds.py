@@ -8,7 +8,7 @@ from forge.tuning.spec import Shape, Values
 FEW_FORMATS = ("Q4_0", "Q4_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K")
 """What `matmul_mma_quant` multiplies: codes below an exponent are float16 numbers by one or two instructions."""
 TMA_TOKENS = 128
-"""Rows of a product that a block of `matmul_tma` takes. More go to further blocks, two of which share the weights."""
+"""Rows of a product that a block of `matmul_tma` takes, which takes no more."""
 _MAX_LDS_BYTES = 99 << 10
 """What a block may have of LDS where a launch allots it: the least limit of NVIDIA's GPUs from sm_80 on."""
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 from forge.formats.ggml import BLOCK_FORMATS
 from forge.tuning.lds import (
     FEW_FORMATS,
+    TMA_TOKENS,
     allows_attention,
     allows_few,
     allows_group,
@@ -26,7 +27,7 @@ _LDS_BYTES = 48 << 10
 MATMUL_ROWS = (8, 16, 32, 64)
 """Rows of a product that a block of `matmul` takes, in variants up to each of these. More go to further blocks."""
 GROUP_ROWS = (*MATMUL_ROWS, 128, 256)
-"""The same of kernels that multiply by four waves together; with a float16 matrix the last two are `matmul_tma`'s."""
+"""The same of kernels that multiply by four waves together; with a float16 matrix 65 to 128 rows are `matmul_tma`'s."""
 MANY_ROWS = (32, 64, 128, 256)
 """The same of a block of `matmul_wgmma_quant_many`, whose waves have roles."""
 FEW_ROWS = (8, 16)
@@ -148,7 +149,7 @@ KERNELS = {
         ),
     ),
     "matmul_wgmma": Kernel(
-        classes={"op": ("linear", "rms_gated"), "outer": (2048, 4095, 4096, 8191, ANY), "tokens": MATMUL_ROWS},
+        classes={"op": ("linear", "rms_gated"), "outer": (2048, 4095, 4096, 8191, ANY), "tokens": (*MATMUL_ROWS, 256)},
         # Of LDS as much as is there goes to MIN_BLOCKS of a multiprocessor, STAGES of STAGE_STEPS lines each.
         candidates={
             "TILES": (1, 2), "BLOCK": (128, 256), "MIN_BLOCKS": (1, 2, 3, 4), "STAGE_STEPS": (1, 2), "STAGES": (3, 4)
@@ -157,6 +158,7 @@ KERNELS = {
         measured="H100, of the one architecture that launches it: at the shapes of a 1B and an 8B model, 8 and 64 "
         "rows, of 1 to 4 tiles, 1 to 4 groups of waves, 1 to 5 blocks, 3 to 8 stages of 1 and 2 steps",
         rows=(
+            Row({"tokens": 256}, (1, 256, 1, 1, 4)),
             # of some numbers of outputs three blocks, or slices of them, leave the fewest multiprocessors less to do
             Row({"outer": 2048}, (1, 128, 2, 2, 3)),
             Row({"outer": 4095}, (1, 128, 3, 1, 4)),
@@ -166,20 +168,17 @@ KERNELS = {
         ),
     ),
     "matmul_tma": Kernel(
-        classes={"op": ("linear", "rms_gated"), "outer": (2048, 4095, 4096, 8448, ANY), "tokens": GROUP_ROWS[-2:]},
+        classes={"op": ("linear", "rms_gated"), "outer": (2048, 4095, 4096, ANY), "tokens": (TMA_TOKENS,)},
         # Two groups of waves have TILES of 64 rows each. What SPLITS of the inner dimension write is read again.
         candidates={"TILES": (1, 2), "MIN_BLOCKS": (1, 2), "STAGES": (3, 4, 7), "SPLITS": (1, 2, 4, 8)},
         allows=allows_tma,
-        measured="not measured: what reads least from L2 and leaves the fewest multiprocessors without a block",
+        measured="H200: all at 128 rows and the shapes of a 1B and an 8B model",
         rows=(
-            Row({"op": ("rms_gated",), "outer": 8448, "tokens": 128}, (1, 1, 7, 1)),
             Row({"op": ("rms_gated",)}, (2, 1, 4, 1)),
-            Row({"outer": 4096, "tokens": 128}, (1, 1, 7, 8)),
-            Row({"tokens": 128}, (1, 2, 3, 4)),
-            Row({"outer": 2048}, (1, 1, 7, 4)),
-            Row({"outer": 4095}, (1, 1, 7, 2)),
-            Row({"outer": 8448}, (2, 1, 4, 4)),
-            Row({}, (2, 1, 4, 1)),
+            Row({"outer": 2048}, (1, 1, 7, 8)),
+            Row({"outer": 4095}, (1, 1, 7, 4)),
+            Row({"outer": 4096}, (1, 1, 7, 8)),
+            Row({}, (1, 1, 7, 2)),
         ),
     ),
     "quant_product": Kernel(

@@ -53,7 +53,7 @@ class Plan:
     max_sequences: int
     max_step_tokens: int
     step_bytes: int
-    """What a GPU's step that is not captured makes, at most: its activations, and the logits of its rows."""
+    """What a GPU's step makes, at most: its activations, and the logits of its rows. Steps share this memory."""
     kinds: tuple[PagedKV, ...]
     """Kinds of layer state."""
     num_pages: tuple[int, ...]
@@ -85,7 +85,7 @@ def plan_memory(file: gguf.GGUF, settings: EngineConfig, backend: Backend) -> Pl
     goal, context = settings.context or min(wanted, _USUAL_CONTEXT), 0
     for halvings in range(_HALVINGS if backend.is_gpu else 1):
         step_tokens, sequences = _step_sizes(config, settings, backend, free - weights, halvings)
-        step_bytes = step_tokens * _token_bytes(config) + 4 * sequences * config.vocab_size if backend.is_gpu else 0
+        step_bytes = _step_bytes(config, step_tokens, sequences) if backend.is_gpu else 0
         of_pass = min(MAX_TOKENS, step_tokens) * _token_bytes(config) + LOGIT_BYTES
         others = _SCRATCH_BYTES + of_pass + sequences * _sequence_bytes(config) if backend.is_gpu else 0
         room = max(free - weights - max(step_bytes + others - spare, 0), 0)
@@ -140,6 +140,15 @@ def _step_sizes(
     return tokens, settings.max_sequences or min(max(_GPU_SEQUENCES >> halvings, _LEAST_SEQUENCES), most)
 
 
+def _step_bytes(config: ModelConfig, tokens: int, sequences: int) -> int:
+    """Bytes of what a step makes, at most: one of so many tokens, or one in which all sequences decode.
+
+    That one makes split-K partials, and a penalized copy of its logits.
+    """
+    of_token, logits = _token_bytes(config), 4 * sequences * config.vocab_size
+    return max(tokens * of_token + logits, sequences * (of_token + 4 * _PARTIALS * config.width) + 2 * logits)
+
+
 def _token_bytes(config: ModelConfig) -> int:
     """Bytes of a token's activations where a step has the most of them.
 
@@ -151,14 +160,9 @@ def _token_bytes(config: ModelConfig) -> int:
 
 
 def _sequence_bytes(config: ModelConfig) -> int:
-    """Bytes that each sequence takes beside its keys and values, where steps of all buckets are captured.
-
-    The buckets have as many rows again as the largest. A captured step keeps what each layer makes. The sampler has
-    counts and biases of each row, and a penalized copy of its logits.
-    """
-    queries, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-    layer = 4 * (queries + 2 * keys) + 2 * queries + (16 + 4 * _PARTIALS) * config.width + 2 * config.ffn_width
-    return 2 * (config.num_layers * layer + 4 * config.vocab_size) + 12 * config.vocab_size
+    """Bytes that each sequence takes beside its keys and values, and beside what steps make: its counts and biases in
+    the sampler, and a penalized copy of its logits."""
+    return 12 * config.vocab_size
 
 
 def _cut(

@@ -83,8 +83,8 @@ class Backend(ABC):
     ) -> tuple[T, Callable[..., T | None]]:
         """Run a step of ops; its result, and a function that replays it on the same arrays.
 
-        The function gives the step's result. With compare=True it gives None where a replay did something else than the
-        ops do.
+        The function gives the step's result, which is valid until another step runs. With compare=True it gives None
+        where a replay did something else than the ops do.
 
         state: The arrays that the step reads and changes. A step from the same values gives the same result, so that a
         backend may try a replay.
@@ -93,8 +93,13 @@ class Backend(ABC):
         """
         return step(), lambda compare=False: step()
 
+    @property
+    def step_generation(self) -> object:
+        """Captured steps may be replayed as long as this is the same object."""
+        return None
+
     def reserve(self, nbytes: int) -> None:  # noqa: B027
-        """Take so many bytes, in one piece, for the arrays of steps that a `recorder` runs, if those have their own."""
+        """Take so many bytes, in one piece, for what recorded and captured steps make, if they share memory."""
 
     def recorder(self) -> Callable[[Sequence[Any], Callable[[], T]], T]:
         """A function of (inputs, step) that runs a step of ops, or queues again what the step launched before.

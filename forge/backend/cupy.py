@@ -60,15 +60,14 @@ class CupyBackend(GPU):
         self._modules = Modules(self.arch)
         self._guarded: list[Guarded] | None = None
         self._scratch: Any = None
-        self._graph_pool = cp.cuda.MemoryPool()
         self._lock = RLock()
         self._thread: int | None = None
         with self._cuda_device:
             self._stream = cp.cuda.Stream(non_blocking=True)
         self._staging = Staging(self._stream)
-        self._graphs = Graphs(self, self._stream)
         self._tensor_maps = TensorMaps(self.asarray)
         self._plans, self._step_memory = Plans(self, self._modules, self._stream.ptr), StepMemory()
+        self._graphs = Graphs(self, self._stream, self._step_memory)
 
     def active(self) -> AbstractContextManager[None]:
         """Makes this device and its stream CuPy's current ones. Within another such context there is nothing to do.
@@ -107,11 +106,11 @@ class CupyBackend(GPU):
         function = self._modules.function(entry)
         if self._graphs.is_capturing and self._has_pdl and entry.uses_pdl:
             dependent = DependentLaunch(pointer(function), grid, entry.threads, args, entry.lds_bytes)
-            self._graphs.call(lambda: _check(dependent(self._stream.ptr)), (function, args))
+            self._graphs.call(lambda: _check(dependent(self._stream.ptr)), args, function)
         else:
             packed = Packed(args)
             arguments = pointer(function), *grid, *block_of(entry), self._stream.ptr, packed.address, 0
-            self._graphs.call(lambda: driver.launchKernel(*arguments), (function, args, packed))
+            self._graphs.call(lambda: driver.launchKernel(*arguments), args, (function, packed))
 
     def prepare(self, run: Callable[[], None], progress: Progress | None = None) -> None:
         """Compile in parallel what `run` would launch, without launching it; the results are kept on disk."""
@@ -277,9 +276,9 @@ class CupyBackend(GPU):
         finally:
             self._plans.log = None
 
-    def graph_memory(self) -> AbstractContextManager[object]:
-        allocator: AbstractContextManager[object] = cp.cuda.using_allocator(self._graph_pool.malloc)
-        return allocator
+    @property
+    def step_generation(self) -> object:
+        return self._step_memory.generation
 
     def free_bytes(self) -> int:
         """Bytes that are free on the device and in CuPy's pool.
@@ -303,7 +302,6 @@ class CupyBackend(GPU):
             self._staging.clear()
             self._scratch = self._counters = None
             self._step_memory.release()
-            self._graph_pool.free_all_blocks()
             cp.get_default_memory_pool().free_all_blocks()
             cp.get_default_pinned_memory_pool().free_all_blocks()
 

@@ -7,7 +7,8 @@ driver, and there is nothing that a graph could do otherwise than the launches.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -56,6 +57,23 @@ class StepMemory:
         """New arrays within the context are in this memory."""
         return cp.cuda.using_allocator(self._pool.malloc)
 
+    @contextmanager
+    def noted(self) -> Iterator[Callable[[Any], bool]]:
+        """As `used`; gives what says of an argument whether it is an array that was made within the context."""
+        made: set[int] = set()
+
+        def allocate(size: int) -> Any:
+            memory = self._pool.malloc(size)
+            made.add(memory.mem.ptr)
+            return memory
+
+        with cp.cuda.using_allocator(allocate):
+            yield lambda array: isinstance(array, cp.ndarray) and array.data.mem.ptr in made
+
+    def borrowed(self, array: Any) -> Any:
+        """The same array, without keeping its memory from other steps."""
+        return _borrowed(array.shape, array.dtype, array.data.ptr, None, array.device.id)
+
     def reserve(self, nbytes: int) -> None:
         """Take memory of the driver in one piece: the pool gives away parts of it, which are one again when a step has
         let go of them."""
@@ -98,9 +116,7 @@ class RecordedSteps:
             self._steps[key] = found  # the latest last
             for call, arguments in found.log.calls:
                 call(*arguments)
-            shape, dtype, address = found.result
-            memory = cp.cuda.UnownedMemory(address, 1, found, device.index)
-            result: T = cp.ndarray(shape, dtype, cp.cuda.MemoryPointer(memory, 0))
+            result: T = _borrowed(*found.result, found, device.index)
             return result
 
     def _recorded(self, key: Hashable, step: Callable[[], T]) -> T:
@@ -117,6 +133,11 @@ class RecordedSteps:
     def _state(self) -> tuple[Any, ...]:
         """What the calls of a step depend on beside its inputs: memory that is where it was, and choices."""
         return self._memory.generation, *self._device.shared
+
+
+def _borrowed(shape: tuple[int, ...], dtype: Any, address: int, owner: object, index: int) -> Any:
+    """An array of memory that it does not own, on this GPU."""
+    return cp.ndarray(shape, dtype, cp.cuda.MemoryPointer(cp.cuda.UnownedMemory(address, 1, owner, index), 0))
 
 
 def _same(some: Sequence[Any], others: Sequence[Any]) -> bool:

@@ -33,8 +33,18 @@ class _Device(Protocol):
     def snapshot(self, array: Any) -> Any:
         """A copy of an array on the device, in order with the ops before and after."""
 
-    def graph_memory(self) -> AbstractContextManager[object]:
-        """Arrays that are made within it have memory that only captured steps use."""
+
+class _Memory(Protocol):
+    """Memory that steps share, one behind the other."""
+
+    generation: object
+    """Another one whenever memory may have gone back to the driver."""
+
+    def noted(self) -> AbstractContextManager[Callable[[Any], bool]]:
+        """Arrays that are made within it are in this memory. Gives what says of an argument whether it is one."""
+
+    def borrowed(self, array: Any) -> Any:
+        """The same array, without keeping its memory from other steps."""
 
 
 class Launch(NamedTuple):
@@ -42,7 +52,7 @@ class Launch(NamedTuple):
 
     call: Callable[[], Any]
     kept: object
-    """What must stay alive for it: arrays, the kernel."""
+    """What must stay alive for it: the kernel, packed arguments, arrays that the step did not make."""
     capturable: bool
     """Whether it can be a part of a graph."""
 
@@ -50,52 +60,65 @@ class Launch(NamedTuple):
 class Graphs:
     """The captured steps of one GPU: replayed as graphs until one fails or computes something else."""
 
-    def __init__(self, device: _Device, stream: Any) -> None:
-        self._device, self._stream = device, stream
+    def __init__(self, device: _Device, stream: Any, memory: _Memory) -> None:
+        self._device, self._stream, self._memory = device, stream, memory
         self.is_enabled = True
         self._log: list[Launch] | None = None
+        self._is_shared: Callable[[Any], bool] = lambda array: False
+        """Of an array, whether its memory is shared with other steps."""
 
     @property
     def is_capturing(self) -> bool:
         """Whether a step is being captured now."""
         return self._log is not None
 
-    def call(self, call: Callable[[], Any], kept: object, *, capturable: bool = True) -> None:
-        """Launch something. While a step is captured, the launch is kept too, with what must stay alive for it."""
+    def call(
+        self, call: Callable[[], Any], arrays: Sequence[Any], kept: object = None, *, capturable: bool = True
+    ) -> None:
+        """Launch something. While a step is captured, the launch is kept too, with what must stay alive for it.
+
+        arrays: What it reads and writes, and other arguments. What the step itself has made of them is not kept.
+        """
         call()
         if self._log is not None:
-            self._log.append(Launch(call, kept, capturable))
+            lasting = [array for array in arrays if not self._is_shared(array)]
+            self._log.append(Launch(call, (kept, lasting), capturable))
 
     def capture(
         self, step: Callable[[], T], state: Sequence[Any], perturb: Perturb | None
     ) -> tuple[T, Callable[..., T | None]]:
         """Run a step; its result, and a function that replays it: see `Backend.capture`.
 
-        The launches are kept, with memory of their own. They are replayed as graphs. They are launched one by one where
-        a product goes to BLAS, which CuPy does not capture on CUDA, and as soon as a capture fails or a graph computes
-        something else.
+        The launches are kept. What the step makes lies in memory that all steps share, one behind the other, so that
+        its result is valid until the next step. A replay raises RuntimeError where that memory is gone.
+
+        Launches are replayed as graphs. They are launched one by one where a product goes to BLAS, which CuPy does not
+        capture on CUDA, and as soon as a capture fails or a graph computes something else.
         """
         device, log = self._device, list[Launch]()
         with device.active():
             before = [device.to_numpy(array) for array in state] if self.is_enabled and perturb else []
-            self._log = log
+            self._log, generation = log, self._memory.generation
             try:
-                with device.graph_memory():
-                    result = step()
+                with self._memory.noted() as self._is_shared:
+                    result = _borrowed(self._memory, step())
             finally:
-                self._log = None
+                self._log, self._is_shared = None, lambda array: False
             results = arrays_in(result)
+            is_whole = generation is self._memory.generation
 
             def launches() -> None:
                 for launch in log:
                     launch.call()
 
-            graph = self._graph(log) if self.is_enabled and perturb else None
+            graph = self._graph(log) if self.is_enabled and perturb and is_whole else None
             if graph and perturb and checked(device, graph, launches, results, state, before, perturb) is launches:
                 self.is_enabled, graph = False, None
 
         def replay(compare: bool = False) -> T | None:
             with device.active():
+                if generation is not self._memory.generation:
+                    raise RuntimeError("a captured step's memory is gone")
                 if graph is None or not self.is_enabled:
                     launches()
                 elif not compare:
@@ -213,6 +236,17 @@ def _bits(device: _Device, arrays: Sequence[Any]) -> list[bytes]:
 def _restore(device: _Device, state: Sequence[Any], values: Sequence[Any]) -> None:
     for array, value in zip(state, values, strict=True):
         device.upload(array, value)
+
+
+def _borrowed(memory: _Memory, result: T) -> T:
+    """A step's result whose arrays do not keep their memory from other steps."""
+    found: Any = result
+    if isinstance(found, list | tuple):
+        found = type(found)(_borrowed(memory, part) for part in found)
+    elif found is not None:
+        found = memory.borrowed(found)
+    same: T = found
+    return same
 
 
 def arrays_in(result: Any) -> list[Any]:

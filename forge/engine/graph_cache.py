@@ -13,7 +13,7 @@ from forge.errors import OutOfMemoryError
 from forge.state.model_state import ModelState
 
 _MAX_GRAPHS = 16
-"""Captured steps that are kept, the latest ones. Each has memory of its own for the intermediate arrays of a step."""
+"""Captured steps that are kept, the latest ones."""
 
 
 class Key(NamedTuple):
@@ -41,11 +41,13 @@ class GraphCache:
     def __init__(self, backend: Backend, table: RequestTable, state: ModelState, graphs: bool | int) -> None:
         self._backend, self._table, self._state, self._graphs = backend, table, state, graphs
         self._replays: dict[Key, Callable[..., list[Any] | None]] = {}
+        self._generation = backend.step_generation
         self._until_compared = self._interval = 0 if isinstance(graphs, bool) else graphs
 
     def holds(self, rows: int, features: Features) -> bool:
         """Whether a step of the first `rows` rows is there to be replayed."""
-        return Key(rows, *features) in self._replays
+        is_valid = self._generation is self._backend.step_generation
+        return is_valid and Key(rows, *features) in self._replays
 
     def run(self, rows: int, step: Callable[[int], list[Any]]) -> list[Any] | None:
         """Queue a step of the first `rows` rows, and return its arrays. `step` runs it where it is to be captured.
@@ -57,6 +59,11 @@ class GraphCache:
         would stay in use without the model until Python collects garbage.
         """
         table, key = self._table, Key(rows, *self._table.sampler.features)
+        if self._generation is not (
+            generation := self._backend.step_generation
+        ):  # before a capture, which may change it
+            self._replays.clear()
+            self._generation = generation
         outputs: list[Any] | None
         replay = self._replays.pop(key, None)
         if replay is None:

@@ -58,7 +58,7 @@ def give_back(device: Any) -> Iterator[Callable[[], int]]:
 
     def give() -> int:
         gc.collect()
-        device._scratch, device._graph_pool = None, cupy.cuda.MemoryPool()
+        device._scratch = None
         device._step_memory.release()
         device._staging.clear()
         cupy.get_default_memory_pool().free_all_blocks()

@@ -178,3 +178,27 @@ def test_models_of_several_threads_do_not_write_to_each_others_logits(
         assert one.generate(prompts[0], params).ids == wanted[0]
         thread.join()
         assert found == [wanted[1]]
+
+
+def test_captured_steps_share_the_memory_of_recorded_ones(device: Any) -> None:
+    """Each replay is right although others have written there since, and the largest step takes all that there is."""
+    recorded, steps = device.recorder(), [Step(device, rows) for rows in (64, 2, 17)]
+    steps[0].check(recorded, 0)
+    reserved = device._step_memory._pool.total_bytes()
+    captured = [device.capture(step.run, [step.total], lambda state: [state[0] + 1]) for step in steps]
+    assert device._step_memory._pool.total_bytes() == reserved
+    assert device._step_memory._pool.used_bytes() == 0
+    for seed in range(1, 4):
+        for step, (_, replay) in zip(steps, captured, strict=True):
+            step.check(lambda inputs, run, replay=replay: replay(), seed)
+            steps[0].check(recorded, seed)
+    assert [step.num_runs for step in steps] == [2, 1, 1]
+
+
+def test_a_captured_step_whose_memory_is_gone_is_not_replayed(device: Any) -> None:
+    step = Step(device)
+    _, replay = device.capture(step.run, [step.total], None)
+    replay()
+    device.release_memory()
+    with pytest.raises(RuntimeError, match="memory is gone"):
+        replay()

@@ -117,13 +117,14 @@ class EngineConfig:
         dtype: Precision of matrix inputs, "f32" or "f16". None = what the device does best: float32 on a CPU, float16
             on a GPU.
         max_sequences: Most sequences that run together, each with room for its whole context as far as memory goes;
-            further ones wait. None = up to 256 on a GPU and 64 on a CPU that share room for one whole context, or 512
-            tokens for each if that is more and memory allows: if they need more together, the youngest wait.
+            further ones wait. None = up to 256 on a GPU and 64 on a CPU that share room for one whole context, or for
+            1,024 (CPU: 512) tokens of each if that is more and memory allows: if they need more, the youngest wait.
         max_step_tokens: Most tokens of one step. A longer prompt is computed in chunks of this size. None = what suits
             the device and fits: up to 8,192 on a GPU (2,048 with sliding windows), 512 on a CPU.
         max_prefill_tokens: Most prompt tokens, of all sequences together, of a step in which others decode. A smaller
             number lets less time pass between the tokens of those, and computes prompts more slowly. None = on a GPU
-            what keeps a step near 50 ms by the times of the steps before it, on a CPU 64.
+            what keeps a step near 50 ms by the times of the steps before it, and more where many requests come at
+            once; on a CPU 64.
         page_size: P, positions of a page of the KV cache.
         prefix_caching: Whether a prompt that begins like an earlier prompt or answer takes over the full pages that
             still hold its keys and values, and computes the rest. It takes no memory on the device: pages without an

@@ -59,13 +59,13 @@ class GraphCache:
         would stay in use without the model until Python collects garbage.
         """
         table, key = self._table, Key(rows, *self._table.sampler.features)
-        if self._generation is not (
-            generation := self._backend.step_generation
-        ):  # before a capture, which may change it
-            self._replays.clear()
-            self._generation = generation
         outputs: list[Any] | None
-        replay = self._replays.pop(key, None)
+        with self._backend.active():  # no other thread gives memory back between the comparison and the replay
+            if self._generation is not self._backend.step_generation:
+                self._replays.clear()
+            self._generation = self._backend.step_generation  # before a capture, which may change it
+            if replay := self._replays.pop(key, None):
+                outputs = self._replayed(replay)
         if replay is None:
             try:
                 perturb = table.perturbed if self._graphs else None
@@ -75,14 +75,16 @@ class GraphCache:
                 self._replays.clear()  # without theirs the next try may have enough
                 raise
             self._make_room(key)
-        elif self._interval and self._until_compared <= 1:
-            self._until_compared = self._interval
-            outputs = replay(compare=True)
-        else:
-            self._until_compared -= 1
-            outputs = replay()
         self._replays[key] = replay  # the latest last
         return outputs
+
+    def _replayed(self, replay: Callable[..., list[Any] | None]) -> list[Any] | None:
+        """A replay's arrays. Every so many are compared with their launches."""
+        if self._interval and self._until_compared <= 1:
+            self._until_compared = self._interval
+            return replay(compare=True)
+        self._until_compared -= 1
+        return replay()
 
     def _make_room(self, key: Key) -> None:
         if key.penalized_rows:  # steps that were captured with a smaller history keep it in use

@@ -12,6 +12,7 @@ import pytest
 
 import forge
 from forge.backend import tensor_maps
+from forge.engine.graph_cache import GraphCache
 from forge.ops.activation import add, gelu
 from forge.ops.linear import linear
 from virtual_rocm import tiny
@@ -202,3 +203,28 @@ def test_a_captured_step_whose_memory_is_gone_is_not_replayed(device: Any) -> No
     device.release_memory()
     with pytest.raises(RuntimeError, match="memory is gone"):
         replay()
+
+
+def test_a_model_that_is_closed_takes_no_memory_of_anothers_replay(
+    tmp_path: Path, device: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The thread that closes one gives the memory of steps back, if it may, where the other is about to replay."""
+    path = tiny.write("llama", "F16", tmp_path / "tiny.gguf")
+    params = forge.SamplingParams(max_tokens=6, temperature=0, ignore_eos=True)
+    with forge.load(path, device="hip", context=128) as llm:
+        for _ in range(2):
+            wanted = llm.generate([5, 9, 17, 3], params).ids
+        thread, run, running = Thread(target=device.release_memory), GraphCache.run, []
+
+        def generation(self: Any) -> object:
+            found = self._step_memory.generation
+            if running and not thread.ident:
+                thread.start()
+                thread.join(1)
+            return found
+
+        monkeypatch.setattr(GraphCache, "run", lambda *args: running.append(1) or run(*args))
+        monkeypatch.setattr(type(device), "step_generation", property(generation))
+        assert llm.generate([5, 9, 17, 3], params).ids == wanted
+        thread.join()
+        assert llm.generate([5, 9, 17, 3], params).ids == wanted

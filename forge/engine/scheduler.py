@@ -117,6 +117,8 @@ class Scheduler:
             most = self._most_prompt_tokens(decoding, others)
             if step:
                 budget = min(budget, most)
+            elif self.budget:
+                budget = min(budget, self.budget.longest)
             for sequence in others:
                 budget -= self._continue(sequence, budget, step)
         except _NoPages:

@@ -8,7 +8,11 @@ from collections.abc import Callable
 TARGET_S = 0.05
 """Seconds that a step with prompt tokens is to take, where others read along: 20 tokens a second. A step that decodes
 alone may take longer; prompts then have as much time as decoding."""
+LONGEST_S = 0.5
+"""Seconds of any step with prompt tokens: an abort, a new request and all that decode in it wait for it."""
 _MIN_TOKENS = 64
+_MIN_LONGEST = 512
+"""Tokens that may take longer than LONGEST_S: fewer at a time would not be computed sooner on most devices."""
 _SLOWER_SHARE, _FASTER_SHARE = 0.25, 0.5
 """Of the latest step in what is known of its kind. A slow one may have been the first of its shape, or have waited."""
 _DIGITS = 3
@@ -26,8 +30,8 @@ class StepBudget:
     crowd, until no prompt is left. The sequences that decoded before it are settled. Those of the crowd that decode by
     now are no reason to hurry: what they wait for the others they get back, when all decode together. A step takes
     TARGET_S for each settled sequence's share of the crowd: 50 ms while the crowd is not larger than the settled, twice
-    as long if it is twice as large, and as long as it may where nobody decoded before. A prompt of any length beside
-    chats is read in steps of 50 ms; requests that come at once, in the largest steps.
+    as long if it is twice as large, and LONGEST_S at most, also where nobody decoded before. A prompt of any length
+    beside chats is read in steps of 50 ms; requests that come at once, in the largest steps.
     """
 
     def __init__(
@@ -48,11 +52,17 @@ class StepBudget:
         num_decoding: Sequences that decode in the step. All tokens of it together are a number of few binary digits.
         """
         if not self._token_s or not num_settled:
-            return self._most
+            return self.longest
         target, fixed = self._target_s * max(1.0, num_crowd / num_settled), self._decode_s or 0.0
         count = num_decoding + min(int(max(target - fixed, fixed) / self._token_s), self._most)
-        shift = max(count.bit_length() - _DIGITS, 0)
-        return min(max((count >> shift << shift) - num_decoding, _MIN_TOKENS), self._most)
+        return min(max(_rounded(count) - num_decoding, _MIN_TOKENS), self.longest)
+
+    @property
+    def longest(self) -> int:
+        """Prompt tokens of a step, at most, whoever decodes in it."""
+        if not self._token_s:
+            return self._most
+        return min(max(_rounded(int(LONGEST_S / self._token_s)), _MIN_LONGEST), self._most)
 
     def measured(self, decoding: int, prompt_tokens: int, queued_at: float) -> None:
         """A step has ended: it has run since the one before ended, or since it was queued, if that was later.
@@ -66,6 +76,12 @@ class StepBudget:
         else:
             fixed = self._decode_s or 0.0 if decoding else 0.0
             self._token_s = _mean(self._token_s, max(seconds - fixed, seconds / 8) / prompt_tokens)  # times vary
+
+
+def _rounded(count: int) -> int:
+    """The leading binary digits."""
+    shift = max(count.bit_length() - _DIGITS, 0)
+    return count >> shift << shift
 
 
 def _mean(known: float | None, latest: float) -> float:

@@ -9,6 +9,7 @@ import pytest
 from tiny_models import GREEDY, assert_idle, tiny_llm
 
 from forge.backend.numpy import NumpyBackend
+from forge.engine import step_budget
 from forge.engine.step_budget import StepBudget
 
 
@@ -215,3 +216,35 @@ def test_a_step_whose_sequences_have_ended_is_not_timed(prompt: int, monkeypatch
     assert not budget._decode_s
     assert not budget._token_s
     assert_idle(llm)
+
+
+@pytest.mark.parametrize(
+    ("token_s", "tokens"), [(10e-6, 8192), (25e-6, 8192), (100e-6, 4096), (300e-6, 1536), (1e-3, 512), (0.01, 512)]
+)
+def test_no_step_takes_much_longer_than_half_a_second(token_s: float, tokens: int) -> None:
+    """Nobody need decode in it: an abort and a new request wait for it too."""
+    budget = budget_after(0.001, token_s)
+    assert budget.longest == tokens
+    assert budget.tokens(0, 30, 3) == tokens
+    assert budget.tokens(1, 100_000, 3) <= tokens
+
+
+@pytest.mark.parametrize("decoding", [0, 2])
+def test_prompts_that_keep_coming_never_get_longer_steps(decoding: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a busy server: some are always read, and whoever decoded before the first of them has ended."""
+    monkeypatch.setattr(step_budget, "LONGEST_S", 0.1)
+    monkeypatch.setattr(step_budget, "_MIN_LONGEST", 16)
+    device = Device(monkeypatch, num_pages=900, max_step_tokens=512, context=450)
+    device.add(decoding, 20, tokens=6)
+    device.run(3)
+    device.add(1, 20, tokens=100)
+    steps = device.run(1)
+    for number in range(4):
+        device.engine.add([10 + number] * 400, replace(GREEDY, max_tokens=2))
+        steps += device.run(4)
+    steps += device.run()
+    device.engine.add([20] * 400, GREEDY)  # alone
+    steps += device.run()
+    assert sum(tokens for _, tokens in steps) >= 2000
+    assert max(tokens for _, tokens in steps) <= 100
+    assert_idle(device.llm)

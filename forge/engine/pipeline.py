@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from forge.backend import Backend
-from forge.config import MAX_LOGPROBS
+from forge.config import MAX_LOGPROBS, SamplingParams
 from forge.engine import batch
 from forge.engine.graph_cache import GraphCache, bucket
 from forge.engine.request_table import RequestTable
@@ -29,6 +29,8 @@ _MAX_QUEUED = 2
 """Steps that are queued and not collected. The device runs one while the host reads the ids of the step before and
 queues the next. A sequence that an id ends still runs in the step behind it."""
 _RING_ENTRIES = _MAX_QUEUED + 2
+_SHORT = (16, 32, 64)
+"""Tokens of steps with few prompt tokens. Warm-up has run products of so many rows."""
 _MIN_UPLOAD = 1 << 14
 _ALIGNED = 64
 """Words at whose multiples arrays of one upload begin."""
@@ -86,6 +88,9 @@ class StepPipeline:
         next one."""
         self.budget: StepBudget | None = None
         """Told of the time of each step."""
+        spare = [[page] * kind.num_entries(_SHORT[-1]) for kind, page in zip(state.kinds, state.num_pages, strict=True)]
+        self._filler = Sequence(0, [0] * _SHORT[-1], 0, SamplingParams(), 0, 0, pages=spare)
+        """Tokens that nobody asked for. Their keys and values go to the spare pages."""
         self._num_steps = 0
         self._is_step_known = False
         """Whether the table's count of steps is this one."""
@@ -147,7 +152,7 @@ class StepPipeline:
                 tokens[sequence] = stop - 1
                 for other in forks.get(sequence, ()) if forks else ():
                     tokens[other] = stop - 1
-        built = None if num_decoding == stop else batch.build(step, self.state.page_size, self._rows_of(step, stop))
+        built = None if num_decoding == stop else self._built(step, stop)
         joining, moves = self._seat(tokens)
         number = self._num_steps + 1
         known = number - 1 if built is None else number  # a captured step counts itself
@@ -175,12 +180,17 @@ class StepPipeline:
             sequence.num_pending += 1
         return True
 
-    def _rows_of(self, step: list[Scheduled], num_tokens: int) -> int:
-        """Sequences of a batch, some without tokens: so that steps have few shapes, and are recorded once each.
+    def _built(self, step: list[Scheduled], num_tokens: int) -> batch.HostBatch:
+        """The arrays of a step with prompt tokens. They have few shapes, so that most steps are recorded ones.
 
-        As many as tokens would be a batch that decodes.
+        Few tokens are filled up to one of _SHORT, and sequences without tokens up to a bucket. As many sequences as
+        tokens would be a batch that decodes.
         """
-        return min(bucket(len(step), self.max_sequences), num_tokens - 1)
+        size = next((size for size in _SHORT if size >= num_tokens), num_tokens)
+        if size > num_tokens:
+            step = [*step, Scheduled(self._filler, 0, size - num_tokens)]
+        rows = min(bucket(len(step), self.max_sequences + (size > num_tokens)), size - 1)
+        return batch.build(step, self.state.page_size, rows)
 
     def _seat(self, sampling: Mapping[Sequence, int]) -> tuple[list[int], list[tuple[int, int]]]:
         """Give each sequence that samples a row, and take it from the others.

@@ -318,7 +318,7 @@ class Watched:
         idle = [row for row, s in enumerate(rows) if s is self.loop.table.idle]
         assert {s: row for row, s in enumerate(rows) if row not in idle} == {s: s.row for s in sampling}
         changed = {(int(page), int(at)) for page, at in np.argwhere((self.pages() != pages).any(axis=2))}
-        assert changed - places <= ({(self.spare_page, 0)} if idle else set())
+        assert {page for page, _ in changed - places} <= {self.spare_page}
         assert all(np.isfinite(part[:, page, at]).all() for part in (self.cache.k, self.cache.v) for page, at in places)
 
         table, after = self.loop.table, self.history()

@@ -103,7 +103,7 @@ def test_what_changes_or_describes_an_id_is_that_of_steps_that_wait(
     wanted = run_together(tiny_llm("gemma3"), [request])
     monkeypatch.setattr(NumpyBackend, "is_asynchronous", True)
     got = run_together(tiny_llm("gemma3"), [request])
-    assert got == wanted  # to the bit
+    assert_same(got, wanted)
 
 
 @pytest.mark.parametrize("pages", [pytest.param(200, marks=pytest.mark.slow), 14])
@@ -439,7 +439,7 @@ def test_pages_hold_what_was_computed_when_a_long_prompt_joins() -> None:
 
 @pytest.mark.usefixtures("ahead")
 def test_steps_of_prompts_that_come_at_once_have_few_shapes() -> None:
-    """Sequences come in two by two. Those beyond the step's, up to a power of two, have no tokens."""
+    """Sequences come in two by two. Those beyond the step's, up to a power of two, have no tokens, or fill it up."""
     llm = tiny_llm("llama", max_sequences=32, num_pages=400, max_step_tokens=64)
     pipeline = llm.engine.runner.pipeline
     assert pipeline
@@ -459,6 +459,27 @@ def test_steps_of_prompts_that_come_at_once_have_few_shapes() -> None:
     whole = [shape for shape in shapes if shape[0] == (64,)]
     assert len(whole) > 20
     assert len(set(whole)) <= 8
-    assert {shape[3] for shape in whole} <= {(2,), (4,), (8,), (16,), (32,)}  # lengths
+    assert {shape[3] for shape in whole} <= {(2,), (4,), (8,), (16,), (32,), (33,)}  # lengths
     alone = run_together(tiny_llm("llama"), [([*prompts[9], *range(32 - len(prompts[9]))], params)])
     assert got[9] == alone[0]
+
+
+def test_short_prompts_of_all_lengths_are_steps_of_few_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tokens that nobody asked for fill them up, and write to the spare page alone."""
+    prompts = [[7 + n] * n for n in (2, 3, 9, 15, 20, 31, 33, 50)]
+    params = replace(GREEDY, max_tokens=2)
+    wanted = [run_together(tiny_llm("gemma3"), [(prompt, params)]) for prompt in prompts]
+    monkeypatch.setattr(NumpyBackend, "is_asynchronous", True)
+    llm = tiny_llm("gemma3")
+    pipeline = llm.engine.runner.pipeline
+    assert pipeline
+    shapes: list[tuple[tuple[int, ...], ...]] = []
+
+    def recorded(arrays: list[Any], step: Any) -> Any:
+        shapes.append(tuple(array.shape for array in arrays[:4]))
+        return step()
+
+    pipeline._recorded = recorded
+    for prompt, own in zip(prompts, wanted, strict=True):
+        assert_same(run_together(llm, [(prompt, params)]), own)
+    assert shapes == [((tokens,), (tokens,), (3,), (2,)) for tokens in (16, 16, 16, 16, 32, 32, 64, 64)]

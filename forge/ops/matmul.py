@@ -21,7 +21,7 @@ from forge.tuning.lds import (
     quant_lds_bytes,
     tma_lds_bytes,
 )
-from forge.tuning.table import FEW_ROWS, GROUP_ROWS, MANY_ROWS, MATMUL_ROWS
+from forge.tuning.table import FEW_ROWS, GROUP_ROWS, LINE_ROWS, MANY_ROWS, MATMUL_ROWS
 
 MAX_ROWS = GROUP_ROWS[-1]
 """Most rows of x for which the tile kernels are launched where a BLAS might be: a batch of so many can be recorded."""
@@ -31,8 +31,6 @@ _LANE_PARTS = 4
 """Parts of the inner dimension that the lanes of a wave share, at most: TILE_PARTS of the tile files."""
 _LINE_WEIGHTS = 256
 """The inner dimension of products on Hopper with quantized matrices is a multiple of this."""
-_FEW_ROWS = 32
-"""Up to so many rows of x its numbers go through registers into LDS, else x lies in memory as LDS has it."""
 _LINES_BLOCK = 256
 _REDUCE_BLOCK = 256
 _MAX_SPLITS = {8: 8, 16: 8, 32: 16, 64: 16, 128: 8, 256: 4}
@@ -147,7 +145,7 @@ def _kernel_of(device: GPU, weight: Any, rows: int, *, is_glu: bool, is_fixed: b
         tokens = next(most for most in FEW_ROWS if rows <= most)
         choice = device.choice("quant_product", **_shape_of(weight, is_glu=is_glu), tokens=tokens)
         return "matmul_wgmma_quant" if choice["GROUPS"] else "matmul_mma_quant"
-    return "matmul_wgmma_quant" if rows <= _FEW_ROWS else "matmul_wgmma_quant_many"
+    return "matmul_wgmma_quant" if rows <= LINE_ROWS[-1] else "matmul_wgmma_quant_many"
 
 
 class _Launch:

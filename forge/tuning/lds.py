@@ -108,9 +108,10 @@ def allows_many(shape: Shape, values: Values) -> bool:
     threads = values["BLOCK"] + 128
     at_launch = 65_536 // (values["MIN_BLOCKS"] * threads) // 8 * 8
     registers = min((at_launch * threads - 24 * 128) // values["BLOCK"], 240)
-    if values["TILES"] * values["TOKENS"] // 2 + 72 > registers:
+    if values["TILES"] * values["TOKENS"] // 2 + 72 > registers or values["BLOCK"] * values["MIN_BLOCKS"] < 256:
         return False
-    return values["TOKENS"] <= shape["tokens"] and many_lds(shape["format"], values)["X_STAGES"] >= 3
+    is_near = values["TOKENS"] <= shape["tokens"] <= 2 * values["TOKENS"]  # more blocks make weights again
+    return is_near and many_lds(shape["format"], values)["X_STAGES"] >= 3
 
 
 def allows_attention(shape: Shape, values: Values) -> bool:

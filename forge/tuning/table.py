@@ -28,6 +28,8 @@ MATMUL_ROWS = (8, 16, 32, 64)
 """Rows of a product that a block of `matmul` takes, in variants up to each of these. More go to further blocks."""
 GROUP_ROWS = (*MATMUL_ROWS, 128, 256)
 """The same of kernels that multiply by four waves together; with a float16 matrix 65 to 128 rows are `matmul_tma`'s."""
+LINE_ROWS = MATMUL_ROWS[:3]
+"""The same of a block of `matmul_wgmma_quant`, which takes no more."""
 MANY_ROWS = (32, 64, 128, 256)
 """The same of a block of `matmul_wgmma_quant_many`, whose waves have roles."""
 FEW_ROWS = (8, 16)
@@ -226,27 +228,19 @@ KERNELS = {
     ),
     "matmul_wgmma_quant": Kernel(
         classes={
-            "op": ("linear", "rms_gated"), "format": _FORMATS, "outer": (2048, 4096, ANY), "tokens": GROUP_ROWS
+            "op": ("linear", "rms_gated"), "format": _FORMATS, "outer": (2048, ANY), "tokens": LINE_ROWS
         },
         # A wave has TILES of 16 outputs. STAGES of 256 weights of each are in LDS. MIN_BLOCKS of a multiprocessor.
         candidates={"TILES": (1, 2), "BLOCK": (128, 256), "MIN_BLOCKS": (1, 2, 3, 4), "STAGES": (2, 3, 4)},
         allows=allows_quant,
-        measured="H200: all of 2 and 3 stages at 8, 64, 128 and 256 rows, of Q4_K, Q6_K, Q8_0 and Q4_0, 14336, 6144 "
-        "and 2048 outputs; the rest is what fits",
+        measured="H200: all of 2 and 3 stages at 8 rows, of Q4_K, Q6_K, Q8_0 and Q4_0, 14336, 6144 and 2048 outputs; "
+        "the rest is what fits",
         rows=(
             Row({"outer": 2048, "tokens": 16}, (1, 128, 3, 3)),
-            Row({"format": ("Q8_0",), "tokens": 32}, (2, 128, 2, 2)),
+            Row({"format": ("Q8_0",)}, (2, 128, 2, 2)),
             Row({"format": ("Q4_0", "Q4_K"), "tokens": 16}, (2, 128, 4, 2)),
             Row({"tokens": 16}, (2, 128, 3, 2)),
-            Row({"tokens": 32}, (2, 128, 2, 2)),
-            Row({"outer": 2048, "tokens": 64}, (1, 256, 1, 2)),
-            Row({"format": ("Q4_K",), "tokens": 64}, (1, 256, 2, 2)),
-            Row({"tokens": 64}, (2, 256, 1, 2)),
-            Row({"outer": 2048, "tokens": 128}, (1, 256, 1, 3)),
-            Row({"format": ("Q8_0",), "tokens": 128}, (2, 256, 1, 2)),
-            Row({"tokens": 128}, (2, 256, 1, 3)),
-            Row({"format": ("Q8_0",)}, (1, 256, 1, 2)),
-            Row({}, (1, 256, 1, 3)),
+            Row({}, (2, 128, 2, 2)),
         ),
     ),
     "matmul_wgmma_quant_many": Kernel(

@@ -10,12 +10,13 @@
 // A line is 256 weights of a row. Its planes go to LDS by asynchronous copies, STAGES - 1 lines ahead. Each wave reads only rows that its
 // own lanes have copied. All waves need x: each places a line of 8 rows of it in the order in which lanes read it, with its sums.
 // A word of four codes is two pairs, the first and the third, then the second and the fourth, because so codes come out of their words.
-// -D FORMAT=ggml's number of the type; STAGES in LDS; LDS_BYTES=their size and that of x; TOKENS, TILES, BLOCK of matmul_epilogue.
+// -D FORMAT=ggml's number of the type; STAGES in LDS; X_PLACES of lines of 8 rows of x; LDS_BYTES=the size of both;
+// TOKENS, TILES, BLOCK of matmul_epilogue.
 
 #define LINE_WEIGHTS 256
 #define LINE_GROUPS 8
 #define OCTETS (TOKENS / 8)
-#define X_LINES (WAVES / OCTETS) // whose x is in LDS together: each wave places one of 8 rows
+#define X_LINES (X_PLACES / OCTETS) // whose x is in LDS together: waves place 8 rows of one in turns
 // Pieces of 16 bytes of a row's line, in each plane.
 #define QUANT_PIECES (FORMAT == Q8_0 ? 16 : 8)
 #define HIGH_PIECES (FORMAT == Q6_K ? 4 : FORMAT == Q5_K ? 2 : 0)
@@ -42,7 +43,7 @@ struct XLine {                      // of 8 rows
     u32x2 sums[32];                 // a lane's sums of two groups, of 1/16 of x: as float16, and what that leaves
 };
 struct Memory {
-    XLine x[X_LINES * OCTETS];
+    XLine x[X_PLACES];
     WaveStage stages[STAGES][WAVES];
 };
 static_assert(sizeof(Memory) == LDS_BYTES, "another size than the host takes");
@@ -234,11 +235,16 @@ DEVICE void place_x(XLine &to, const f16 *x, u32 line, u32 first_token, u32 rows
     u32 part = tile_part(), row = LANE / 4, token = first_token + row;
     const f16 *from = x + (u64)token * inner + line * LINE_WEIGHTS + part * (IS_PAIRED ? 8 : 4);
     u32x2 numbers[LINE_GROUPS][2];
-    UNROLL for (u32 g = 0; g < LINE_GROUPS; ++g)
-        UNROLL for (u32 s = 0; s < 2; ++s) {
-            numbers[g][s] = u32x2{};
-            if (token < rows) numbers[g][s] = *(const u32x2 *)(from + g * 32 + s * (IS_PAIRED ? 4 : 16));
-        }
+    UNROLL for (u32 g = 0; g < LINE_GROUPS; ++g) {
+        numbers[g][0] = numbers[g][1] = u32x2{};
+        if (token >= rows) continue;
+#if IS_PAIRED
+        u32x4 both = *(const u32x4 *)(from + g * 32);
+        numbers[g][0] = u32x2{{both.v[0], both.v[1]}}, numbers[g][1] = u32x2{{both.v[2], both.v[3]}};
+#else
+        UNROLL for (u32 s = 0; s < 2; ++s) numbers[g][s] = *(const u32x2 *)(from + g * 32 + s * 16);
+#endif
+    }
     TileSums begin = {}, sums = {};
     UNROLL for (u32 g = 0; g < LINE_GROUPS; ++g) {
         u32 pairs[2][2];
@@ -249,13 +255,14 @@ DEVICE void place_x(XLine &to, const f16 *x, u32 line, u32 first_token, u32 rows
         UNROLL for (u32 s = 0; s < 2; ++s) { // row i of the sums is of the i-th scale
             const u32 i = g * SCALES_OF_GROUP + s % SCALES_OF_GROUP, zero = zero_codes(g, s) | 0x80008000u;
             u32 own = i % 8 == row ? zero : 0, a[4] = {i < 8 ? own : 0, i < 8 ? 0 : own, i < 8 ? own : 0, i < 8 ? 0 : own};
-            mma_m16n8k16(begin, a, pairs[s]);
+            if (!SIX_BIT_SCALES) mma_m16n8k16(begin, a, pairs[s]);
 #if HAS_OFFSET
             u32 one = g == row ? 0x3c003c00u : 0, ones[4] = {one, 0, one, 0};
             mma_m16n8k16(sums, ones, pairs[s]);
 #endif
         }
     }
+    if (SIX_BIT_SCALES) UNROLL for (u32 i = 0; i < TILE_VALUES; ++i) begin[i] = sums[i] * to_float(f16{(u16)(zero_codes(row, 0) | 0x8000)});
     UNROLL for (u32 h = 0; h < SCALES_OF_GROUP; ++h)
         UNROLL for (u32 i = 0; i < TILE_VALUES; ++i) to.begin[row + 8 * h][part][i] = begin[2 * h + i % 2];
 #if HAS_OFFSET
@@ -371,7 +378,9 @@ KERNEL(BLOCK) matmul_mma_quant(
     u32 at = 0; // the stage's place in LDS
     ROLLED for (u32 first = begin; first < end; first += X_LINES) {
         if (first > begin) lds_barrier(); // the x before was read
-        if (first + wave / OCTETS < end) place_x(memory[0].x[wave], x, first + wave / OCTETS, wave % OCTETS * 8, rows, inner);
+        UNROLL for (u32 place = wave; place < wave + X_PLACES; place += WAVES)
+            if ((X_PLACES % WAVES == 0 || place < X_PLACES) && first + place / OCTETS < end)
+                place_x(memory[0].x[place], x, first + place / OCTETS, place % OCTETS * 8, rows, inner);
         lds_barrier();
         u32 last = first + X_LINES < end ? first + X_LINES : end;
         ROLLED for (u32 line = first; line < last; ++line) {

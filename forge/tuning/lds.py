@@ -33,10 +33,10 @@ def stage_bytes(format: str, values: Values) -> int:
 
 
 def few_lds_bytes(format: str, values: Values) -> int:
-    """Of a block of `matmul_mma_quant`: its stages, and of each wave 256 numbers of 8 rows of x with the sums of 8
+    """Of a block of `matmul_mma_quant`: its stages, and X_PLACES of 256 numbers of 8 rows of x with the sums of 8
     groups of them, or of 16."""
-    of_wave = 8 * 2 * 256 + (1024 if format == "Q6_K" else 512) + 256
-    return stage_bytes(format, values) + values["BLOCK"] // 32 * of_wave
+    of_place = 8 * 2 * 256 + (1024 if format == "Q6_K" else 512) + 256
+    return stage_bytes(format, values) + values["X_PLACES"] * of_place
 
 
 def quant_lds_bytes(format: str, tokens: int, values: Values) -> int:
@@ -95,6 +95,8 @@ def allows_quant(shape: Shape, values: Values) -> bool:
 
 def allows_few(shape: Shape, values: Values) -> bool:
     """Of `matmul_mma_quant`: a thread has registers for the sums and the codes of its tiles, and much is under way."""
+    if values["X_PLACES"] != (16 if values["BLOCK"] > 256 else values["BLOCK"] // 32):
+        return False
     threads = values["MIN_BLOCKS"] * values["BLOCK"]
     lds_bytes = values["MIN_BLOCKS"] * (few_lds_bytes(shape["format"], values) + 1024)
     return 256 <= threads <= (640 if values["TILES"] == 1 else 512) and 60 << 10 <= lds_bytes <= 228 << 10

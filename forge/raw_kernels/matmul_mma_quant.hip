@@ -230,11 +230,11 @@ DEVICE u32 minima_of(const WaveStage &stage, u32 row) {
 #endif
 }
 
-// Of 8 rows of x one line: the pairs of each lane, the begin of accumulators, and the sums of groups. Rows past the last are zeros.
-DEVICE void place_x(XLine &to, const f16 *x, u32 line, u32 first_token, u32 rows, u32 inner) {
-    u32 part = tile_part(), row = LANE / 4, token = first_token + row;
-    const f16 *from = x + (u64)token * inner + line * LINE_WEIGHTS + part * (IS_PAIRED ? 8 : 4);
-    u32x2 numbers[LINE_GROUPS][2];
+// A lane's numbers of a line of 8 rows of x. Rows past the last are zeros.
+typedef u32x2 XNumbers[LINE_GROUPS][2];
+DEVICE void read_x(XNumbers &numbers, const f16 *x, u32 line, u32 first_token, u32 rows, u32 inner) {
+    u32 token = first_token + LANE / 4;
+    const f16 *from = x + (u64)token * inner + line * LINE_WEIGHTS + tile_part() * (IS_PAIRED ? 8 : 4);
     UNROLL for (u32 g = 0; g < LINE_GROUPS; ++g) {
         numbers[g][0] = numbers[g][1] = u32x2{};
         if (token >= rows) continue;
@@ -245,6 +245,10 @@ DEVICE void place_x(XLine &to, const f16 *x, u32 line, u32 first_token, u32 rows
         UNROLL for (u32 s = 0; s < 2; ++s) numbers[g][s] = *(const u32x2 *)(from + g * 32 + s * 16);
 #endif
     }
+}
+// The pairs of each lane, the begin of accumulators, and the sums of groups.
+DEVICE void place_line(XLine &to, const XNumbers &numbers) {
+    u32 part = tile_part(), row = LANE / 4;
     TileSums begin = {}, sums = {};
     UNROLL for (u32 g = 0; g < LINE_GROUPS; ++g) {
         u32 pairs[2][2];
@@ -273,6 +277,20 @@ DEVICE void place_x(XLine &to, const f16 *x, u32 line, u32 first_token, u32 rows
         own[row % 2] = most, own[2 + row % 2] = rest;
     }
 #endif
+}
+
+// The wave's places of the lines from `first` on. It reads all before it writes the first.
+#define WAVE_PLACES ((X_PLACES + WAVES - 1) / WAVES)
+DEVICE void place_x(XLine *to, const f16 *x, u32 first, u32 end, u32 rows, u32 inner) {
+    u32 wave = THREAD / TILE_WAVE, places = smaller((end - first) * OCTETS, (u32)X_PLACES);
+    if (wave >= places) return;
+    XNumbers numbers[WAVE_PLACES];
+    UNROLL for (u32 i = 0; i < WAVE_PLACES; ++i) {
+        u32 place = wave + i * WAVES;
+        if (i == 0 || place < places) read_x(numbers[i], x, first + place / OCTETS, place % OCTETS * 8, rows, inner);
+    }
+    UNROLL for (u32 i = 0; i < WAVE_PLACES; ++i)
+        if (i == 0 || wave + i * WAVES < places) place_line(to[wave + i * WAVES], numbers[i]);
 }
 
 typedef Scales WaveScales[TILES][TILE_LANE_ROWS];
@@ -378,9 +396,7 @@ KERNEL(BLOCK) matmul_mma_quant(
     u32 at = 0; // the stage's place in LDS
     ROLLED for (u32 first = begin; first < end; first += X_LINES) {
         if (first > begin) lds_barrier(); // the x before was read
-        UNROLL for (u32 place = wave; place < wave + X_PLACES; place += WAVES)
-            if ((X_PLACES % WAVES == 0 || place < X_PLACES) && first + place / OCTETS < end)
-                place_x(memory[0].x[place], x, first + place / OCTETS, place % OCTETS * 8, rows, inner);
+        place_x(memory[0].x, x, first, end, rows, inner);
         lds_barrier();
         u32 last = first + X_LINES < end ? first + X_LINES : end;
         ROLLED for (u32 line = first; line < last; ++line) {

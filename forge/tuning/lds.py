@@ -95,7 +95,8 @@ def allows_quant(shape: Shape, values: Values) -> bool:
 
 def allows_few(shape: Shape, values: Values) -> bool:
     """Of `matmul_mma_quant`: a thread has registers for the sums and the codes of its tiles, and much is under way."""
-    if values["X_PLACES"] != (16 if values["BLOCK"] > 256 else values["BLOCK"] // 32):
+    waves = values["BLOCK"] // 32
+    if values["X_PLACES"] != min(waves, 16) and (values["X_PLACES"] < 16 or values["MIN_BLOCKS"] > 1):
         return False
     threads = values["MIN_BLOCKS"] * values["BLOCK"]
     lds_bytes = values["MIN_BLOCKS"] * (few_lds_bytes(shape["format"], values) + 1024)

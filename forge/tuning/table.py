@@ -208,7 +208,7 @@ KERNELS = {
         # A wave has TILES of 16 outputs. STAGES of 256 weights of each are in LDS, and X_PLACES of as many numbers of 8
         # rows of x. MIN_BLOCKS of a multiprocessor.
         candidates={
-            "TILES": (1, 2), "BLOCK": (128, 256, 384, 448, 512), "MIN_BLOCKS": (1, 2, 3, 4, 5), "STAGES": (2, 3, 4),
+            "TILES": (1, 2), "BLOCK": (128, 256, 448), "MIN_BLOCKS": (1, 2, 3, 4, 5), "STAGES": (2, 3, 4),
             "X_PLACES": (4, 8, 16),
         },
         allows=allows_few,

@@ -63,7 +63,7 @@ CASES: dict[str, tuple[Op, Case]] = {
     "matvec_quant rms_gated Q4_0 2048": (linear, GATED_BLOCKS),
     "matmul_wgmma 16": (linear, float_case(9, 264, 70, bias=True, residual=True)),
     "matmul_tma 128": (linear, float_case(100, 1096, 300, bias=True, residual=True)),
-    "matmul_mma_quant Q6_K 16": (linear, quantized_case("Q6_K", 9, 1280, 70, extras=True)),
+    "matmul_mma_quant Q6_K 16": (linear, normed_case("Q6_K", 9, blocks("Q6_K", 1280, 70), "silu")),
     "matmul_wgmma_quant Q6_K 32": (linear, quantized_case("Q6_K", 17, 512, 70, extras=True)),
     "matmul F16 16": (linear, float_case(9, 264, 70, bias=True, residual=True)),
     "matmul Q4_K 64": (linear, quantized_case("Q4_K", 33, 512, 70)),

@@ -46,7 +46,7 @@ TESTS = {  # by kernel file: what names of these tests hold, the likeliest to fi
     "matmul_wgmma_quant": "each_format|Q6_K 32|groups",
     "matmul_tma": "groups|matmul_tma",
     "matmul_wgmma_quant_many": "each_format|quant_many",
-    "x_lines": "each_format|quant_many",
+    "x_lines": "each_format|quant_many|groups|matmul_tma",
     "split_k_reduce": "M40 K2552|M5 |M8 |T40|linear-glu|linear-|tile",
     "matmul": "M5 K1024|linear-M|linear-glu|linear-split-K|linear-|test_tiles|matmul",
     "matvec_f16": "linear-rms T1|linear-M1 |linear-rms glu silu T1|linear-rms|matvec_f16",
@@ -74,6 +74,7 @@ TESTS = {  # by kernel file: what names of these tests hold, the likeliest to fi
     "include/tile_lines": "groups|attention_wgmma",
     "include/tile_phases": "wait_for_each_other|attention_wgmma",
     "include/tile_bits": "groups|each_format",
+    "include/tile_cluster": "groups|matmul_tma",
     "include/tile_wgmma": "groups|matmul_wgmma|matmul_tma",
     "include/tile_wgmma_wide": "behind_the_wait|attention_wgmma",
 }

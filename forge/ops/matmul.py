@@ -14,12 +14,11 @@ from forge.formats.ggml import GGMLType
 from forge.ops.quant import Packed, Stack, parts_of
 from forge.tuning.lds import (
     FEW_FORMATS,
-    TMA_TOKENS,
     few_lds_bytes,
     group_lds_bytes,
     many_lds,
     quant_lds_bytes,
-    tma_lds_bytes,
+    tma_lds,
 )
 from forge.tuning.table import FEW_ROWS, GROUP_ROWS, LINE_ROWS, MANY_ROWS, MATMUL_ROWS
 
@@ -37,8 +36,6 @@ _MAX_SPLITS = {8: 8, 16: 8, 32: 16, 64: 16, 128: 8, 256: 4}
 """By tokens: partials of few are read soon, and more splits gain less than adding them takes."""
 _BOX_ROWS = 64
 """Rows of a matrix that the bulk copy engine brings together."""
-_TMA_BLOCK = 320
-"""Threads of `matmul_tma`: two groups of waves that multiply and two waves that copy."""
 _MIN_STEPS = 2
 """Steps of the inner dimension in a split, at least: fewer do not pay for the reduction."""
 _MIN_GLU_SPLITS = 4
@@ -109,7 +106,7 @@ def matmul(
 def split_k(device: GPU, x: Any, weight: Any, bias: Any, *, is_fixed: bool = False) -> Partials:
     """x @ weight.T + bias, not yet added up; weight may be a Stack, except with is_fixed."""
     columns = parts_of(weight, bias)
-    lines: dict[tuple[int, bool], Any] = {}
+    lines: dict[tuple[int, str], Any] = {}
     launches = [_Launch(device, x, part, part_bias, is_glu=False, is_fixed=is_fixed) for _, part, part_bias in columns]
     rows, outer, splits = len(x), weight.shape[0], max(launch.splits for launch in launches)
     partials = device.empty((splits, rows, outer), np.float32)
@@ -120,6 +117,8 @@ def split_k(device: GPU, x: Any, weight: Any, bias: Any, *, is_fixed: bool = Fal
 
 _OF_LINES = ("matmul_mma_quant", "matmul_wgmma_quant", "matmul_wgmma_quant_many")
 """Kernels of quantized matrices on Hopper."""
+_OF_X_LINES = ("matmul_tma", "matmul_wgmma_quant_many")
+"""Kernels to which the bulk copy engine brings x."""
 
 
 def _shape_of(weight: Any, *, is_glu: bool) -> dict[str, Any]:
@@ -137,8 +136,7 @@ def _kernel_of(device: GPU, weight: Any, rows: int, *, is_glu: bool, is_fixed: b
     if not device.has_wgmma:
         return "matmul"
     if not isinstance(weight, Packed):
-        is_tma = MATMUL_ROWS[-1] < rows <= TMA_TOKENS and not is_fixed
-        return "matmul_tma" if is_tma else "matmul_wgmma"
+        return "matmul_wgmma" if rows <= MATMUL_ROWS[-1] or is_fixed else "matmul_tma"
     if weight.shape[1] % _LINE_WEIGHTS or is_fixed:
         return "matmul"
     if rows <= FEW_ROWS[-1] and weight.type.name in FEW_FORMATS:
@@ -180,13 +178,15 @@ class _Launch:
         together = int(self.defines["TOKENS"])
         # Blocks of more rows of x lie beside each other, so that they find weights in a cache.
         blocks, row_blocks = -(-outer // self._rows_of_block(choice)), -(-rows // together)
+        cluster = choice.get("CLUSTER", 1)  # blocks that share x
+        blocks = -(-blocks // cluster) * cluster
         self.grid = (blocks, 1, 1)
         if row_blocks > 1:
             self.defines["MORE_TOKENS"] = 1
             self.grid = (row_blocks, 1, blocks)
         # Where the rows of the matrix are blocks too few to fill the device, more of them share the inner dimension.
         steps = -(-inner // (_LANE_PARTS * turn))
-        room = device.num_cus * splitting["MIN_BLOCKS"] // -(-outer // self._rows_of_block(splitting))
+        room = device.num_cus * splitting.get("MIN_BLOCKS", 1) // -(-outer // self._rows_of_block(splitting))
         if not is_fixed:
             room //= row_blocks
         most = choice.get("SPLITS", _MAX_SPLITS[counts[-1] if is_fixed else tokens])
@@ -199,7 +199,7 @@ class _Launch:
         if self.kernel == "matmul_wgmma":
             return {"LDS_BYTES": group_lds_bytes(tokens, choice)}
         if self.kernel == "matmul_tma":
-            return {"BLOCK": _TMA_BLOCK, "LDS_BYTES": tma_lds_bytes(choice)}
+            return {"THREADS": choice["BLOCK"] + 128, "MIN_BLOCKS": 1, **tma_lds(choice)}
         number = int(GGMLType[format])
         if self.kernel == "matmul_mma_quant":
             return {"FORMAT": number, "LDS_BYTES": few_lds_bytes(format, choice)}
@@ -219,7 +219,7 @@ class _Launch:
         accumulate: int = 0,
         gelu: int = 0,
         splits: int = 1,
-        lines: dict[tuple[int, bool], Any] | None = None,
+        lines: dict[tuple[int, str], Any] | None = None,
     ) -> None:
         """lines: What `_lines_of` has made of the same x for other matrices."""
         weight = self.weight
@@ -227,26 +227,28 @@ class _Launch:
         planes = weight.planes if isinstance(weight, Packed) else (weight, *no_planes)
         if self.kernel == "matmul_tma":
             outer, inner = weight.shape
-            box = 8 if gated is not None and self.defines["TILES"] == 1 else _BOX_ROWS
-            planes = (self.device.tensor_map(weight.reshape(1, outer, 1, inner), box),)
+            planes = (self.device.tensor_map(weight.reshape(1, outer, 1, inner), _BOX_ROWS),)
         sizes = (*self.x.shape, weight.shape[0], stride, column, accumulate, gelu, splits)
-        x = self._lines_of({} if lines is None else lines) if self.kernel == "matmul_wgmma_quant_many" else self.x
+        x = self._lines_of({} if lines is None else lines) if self.kernel in _OF_X_LINES else self.x
         arrays = x, *planes, self.bias, y, gated
         grid = (self.grid[0], splits, self.grid[2])
         self.device.run(self.kernel, self.kernel, grid, *arrays, *sizes, **self.defines)
 
-    def _lines_of(self, lines: dict[tuple[int, bool], Any]) -> Any:
+    def _lines_of(self, lines: dict[tuple[int, str], Any]) -> Any:
         """act (blocks, K / 64, tokens, 64): x as the bulk copy engine takes it to LDS, for each block of rows."""
         (rows, inner), tokens = self.x.shape, int(self.defines["TOKENS"])
-        key = tokens, self.weight.type is GGMLType.Q6_K
+        is_packed = isinstance(self.weight, Packed)
+        order = "" if not is_packed else "halves" if self.weight.type is GGMLType.Q6_K else "parts"
+        key = tokens, order
         if key not in lines:
-            lines[key] = self.device.empty((-(-rows // tokens), inner // 64, tokens, 64), self.device.dtype)
-            blocks = -(-lines[key].size // (16 * _LINES_BLOCK))
-            self.device.run("x_lines", "x_lines", blocks, self.x, lines[key], rows, inner, tokens, int(key[1]))
+            lines[key] = self.device.empty((-(-rows // tokens), -(-inner // 64), tokens, 64), self.device.dtype)
+            kernel, numbers, more = ("x_lines", 16, (int(order == "halves"),)) if order else ("x_lines_in_order", 8, ())
+            blocks = -(-lines[key].size // (numbers * _LINES_BLOCK))
+            self.device.run("x_lines", kernel, blocks, self.x, lines[key], rows, inner, tokens, *more)
         return lines[key]
 
     def _rows_of_block(self, choice: Mapping[str, int]) -> int:
         """Rows of the matrix that a block of the kernel takes."""
         if self.kernel == "matmul_tma":
-            return 2 * _BOX_ROWS * choice["TILES"]
+            return _BOX_ROWS * choice["TILES"] * choice["BLOCK"] // 128
         return 16 * choice["TILES"] * (choice["BLOCK"] // self.device.wave_size)

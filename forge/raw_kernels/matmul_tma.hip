@@ -1,28 +1,31 @@
-// Products of TOKENS rows of x with a float16 matrix, as matmul_wgmma.hip, but weights come as boxes of the bulk copy engine (Tensor
-// Memory Accelerator).
-// Uses: tile, tile_mma, tile_lines, matmul_epilogue, tile_wgmma, tile_phases
+// Products of many rows of x, TOKENS for each block, with a float16 matrix, as matmul_wgmma.hip, by waves with roles.
+// Uses: tile, tile_mma, tile_lines, matmul_epilogue, tile_wgmma, tile_phases, tile_cluster
 // Target: sm_90a
 //
-// Two groups of waves multiply (consumers), each TILES tiles of 64 rows of weights; the block's other waves copy (producers). A stage is
-// a line of 64 numbers of each row; STAGES lie in LDS, each with a barrier that says that it is full and one that it is empty. With a gate a
-// group's first of two tiles is gates, the second their ups; in one tile gates and ups alternate by 8 rows, as boxes of 8.
-// -D STAGES in LDS; LDS_BYTES; TOKENS, TILES, BLOCK of matmul_epilogue.
+// One thread of the last group of waves (the producer) lets the bulk copy engine (Tensor Memory Accelerator) bring a line of 64 numbers
+// of each row of weights, as boxes, and of x, as one piece, which x_lines has laid as LDS has it. STAGES of them lie in LDS, each with a
+// barrier that says that it is full and one that it is empty. The other groups (consumers) multiply, each TILES tiles of 64 rows of
+// weights. Blocks of a cluster have other weights and the same x, of which each brings its share to all.
+// With a gate a block's tiles are gates and ups by turns.
+// -D STAGES in LDS; LDS_BYTES; CLUSTER; TOKENS, TILES, BLOCK=threads of consumers, MORE_TOKENS of matmul_epilogue; THREADS of a block.
 
-#define GROUP (32 * GROUP_WAVES)
-#define GROUPS 2 // that multiply
-#define COPIERS (BLOCK - GROUPS * GROUP)
-#define COPIES (TOKENS * LINE / COPIERS) // pieces of a stage's x that a thread copies
-#define BOX_BYTES 8192
+#define GROUP (TILE_WAVE * GROUP_WAVES)
+#define GROUPS (BLOCK / GROUP)
+#define PRODUCER_REGISTERS 24
+#define LAUNCH_REGISTERS (65536 / THREADS / 8 * 8)
+#define FREED_REGISTERS ((LAUNCH_REGISTERS * THREADS - PRODUCER_REGISTERS * GROUP) / BLOCK / 8 * 8)
+#define CONSUMER_REGISTERS (FREED_REGISTERS < 240 ? FREED_REGISTERS : 240)
+static_assert(THREADS == BLOCK + GROUP, "a producer beside the consumers");
 
 struct Stage {
-    GroupRows<64> weights[GROUPS][TILES];
+    GroupRows<64> weights[GROUPS * TILES];
     GroupRows<TOKENS> x;
 };
-struct Lds {
+struct Memory {
     Stage stages[STAGES];
     PhaseBarrier full[STAGES], empty[STAGES];
 };
-static_assert(sizeof(Lds) == LDS_BYTES, "another size than the host takes");
+static_assert(sizeof(Memory) == LDS_BYTES, "another size than the host takes");
 
 // The stage of the ring whose turn it is, and the parity of the phase that its barriers are in.
 struct Place {
@@ -33,103 +36,117 @@ DEVICE void advance(Place &place) {
     place.parity ^= place.stage == 0;
 }
 
-// The first output of a group.
-DEVICE u32 first_output(const Product &p, u32 group) { return (ROW_BLOCK * GROUPS + group) * (p.gated ? 32 : 64) * TILES; }
+// The first output of the block's n-th tile, and the row of the matrix that has its weights.
+DEVICE u32 first_output(const Product &p, u32 n) { return p.gated ? (ROW_BLOCK * (GROUPS * TILES) / 2 + n / 2) * 64 : (ROW_BLOCK * (GROUPS * TILES) + n) * 64; }
+DEVICE u32 first_row(const Product &p, u32 n) { return first_output(p, n) + (p.gated && n % 2 ? outputs_of(p) : 0); }
 
-// A stage's weights from column k on, by one thread.
-DEVICE void copy_weights(const Product &p, const u64 *map, u32 k, Stage &to, PhaseBarrier &full) {
-    phase_expect(full, GROUPS * TILES * BOX_BYTES);
-    UNROLL for (u32 g = 0; g < GROUPS; ++g)
-        UNROLL for (u32 t = 0; t < TILES; ++t) {
-            u32 first = first_output(p, g);
-            if (p.gated && TILES == 1)
-                UNROLL for (u32 box = 0; box < 8; ++box)
-                    copy_box(to.weights[g][t].v[box * 8], map, k, 0, first + box / 2 * 8 + box % 2 * outputs_of(p), full);
-            else
-                copy_box(to.weights[g][t].v[0], map, k, 0, first + t * (p.gated ? outputs_of(p) : 64), full);
-        }
+DEVICE void copy_weights(const Product &p, const u64 *map, u32 line, Stage &to, PhaseBarrier &full) {
+    phase_expect(full, sizeof(Stage));
+    UNROLL for (u32 n = 0; n < GROUPS * TILES; ++n) copy_box(to.weights[n].v[0], map, line * 64, 0, first_row(p, n), full);
 }
 
-DEVICE void produce(Lds &lds, const Product &p, const u64 *map, const f16 *x, u32 inner, u32 begin, u32 end) {
+// x: the block's, (ceil(K / 64), TOKENS, 64). Weights do not wait for the launch before this one, which makes x.
+DEVICE void produce(Memory &memory, const Product &p, const u64 *map, const f16 *x, u32 begin, u32 end) {
+    map_ready(map);
+    for (u32 s = 0; s < STAGES && begin + s < end; ++s) copy_weights(p, map, begin + s, memory.stages[s], memory.full[s]);
+    grid_dependency_sync();
     Place place{0, 1}; // empty before the first phase
-    u32 own = THREAD - GROUPS * GROUP, piece = own % LINE, first = own / LINE;
-    ROLLED for (u32 stage = begin; stage < end; ++stage) {
-        Stage &to = lds.stages[place.stage];
-        phase_wait(lds.empty[place.stage], place.parity);
-        // The first stages' weights are under way since the kernel began.
-        if (own == 0 && stage >= begin + STAGES) copy_weights(p, map, stage * LINE * 8, to, lds.full[place.stage]);
-        u32 k = (stage * LINE + piece) * 8;
-        UNROLL for (u32 e = 0; e < COPIES; ++e) {
-            u32 row = first + e * (COPIERS / LINE), token = FIRST_TOKEN + row;
-            bool there = k < inner && token < p.rows;
-            copy_async(&to.x.v[row][line_place(row, piece)], (const u32x4 *)(x + (there ? token * inner + k : 0)), there);
-        }
-        phase_arrive_copied(lds.full[place.stage]);
+    ROLLED for (u32 line = begin; line < end; ++line) {
+        Stage &to = memory.stages[place.stage];
+        phase_wait(memory.empty[place.stage], place.parity);
+        if (line >= begin + STAGES) copy_weights(p, map, line, to, memory.full[place.stage]);
+        copy_share_to_all(&to.x, x + (u64)line * TOKENS * 64, sizeof to.x, memory.full[place.stage]);
+        phase_arrive(memory.full[place.stage]);
         advance(place);
     }
 }
 
-// A group's outputs: activation(gate) * up, or the split's partial sums.
-DEVICE void store_gated(const Product &p, const Sums &sum, u32 group) {
-    u32 outputs = outputs_of(p), first = first_output(p, group) + THREAD / TILE_WAVE % GROUP_WAVES * 8 * TILES;
-    UNROLL for (u32 i = 0; i < TILE_VALUES; ++i) {
-        const u32 up = TILES == 1 ? (i + TILE_VALUES / 2) % TILE_VALUES : i;
-        u32 n = first + tile_sum_row(i);
-        if ((TILES == 1 && up < i) || n >= outputs) continue;
-        float of_gate = p.bias ? p.bias[n] : 0.0f, of_up = p.bias ? p.bias[outputs + n] : 0.0f;
-        UNROLL for (u32 m = 0; m < TOKEN_TILES; ++m) {
-            u32 token = FIRST_TOKEN + m * TILE_TOKENS + tile_sum_token(i);
-            float gate = sum[0][m][i] + of_gate;
-            if (token < p.rows) p.gated[(u64)token * outputs + n] = to_f16(activate(gate, p.gelu) * (sum[TILES - 1][m][up] + of_up));
+// Sums go through LDS, where the stages were, so that a wave stores what lies together in memory. Four numbers between rows: lanes
+// that store to LDS find 32 banks.
+#define COLUMNS (GROUPS * TILES * 64)
+struct Outputs {
+    float v[TOKENS][COLUMNS + 4];
+};
+static_assert(sizeof(Outputs) <= sizeof(Stage[STAGES]), "no room for the sums");
+DEVICE void gather_sums(Outputs &all, const Sums &sum, u32 group) {
+    u32 first = group * TILES * 64 + THREAD / TILE_WAVE % GROUP_WAVES * 16;
+    named_wait(1, BLOCK); // all products have ended
+    UNROLL for (u32 t = 0; t < TILES; ++t)
+        UNROLL for (u32 m = 0; m < TOKEN_TILES; ++m)
+            UNROLL for (u32 i = 0; i < TILE_VALUES; ++i) all.v[m * TILE_TOKENS + tile_sum_token(i)][first + t * 64 + tile_sum_row(i)] = sum[t][m][i];
+    named_wait(1, BLOCK);
+}
+DEVICE void store_gated(const Product &p, const Outputs &all) {
+    ROLLED for (u32 c = LANE; c < COLUMNS / 2; c += TILE_WAVE) {
+        u32 n = first_output(p, 0) + c, column = c / 64 * 128 + c % 64;
+        if (n >= outputs_of(p)) continue;
+        float of_gate = p.bias ? p.bias[n] : 0.0f, of_up = p.bias ? p.bias[outputs_of(p) + n] : 0.0f;
+        ROLLED for (u32 first = THREAD / TILE_WAVE; first < TOKENS; first += 8 * WAVES) {
+            float value[8]; // all before the first is stored
+            UNROLL for (u32 r = 0; r < 8; ++r) {
+                u32 row = smaller<u32>(first + r * WAVES, TOKENS - 1);
+                value[r] = activate(all.v[row][column] + of_gate, p.gelu) * (all.v[row][column + 64] + of_up);
+            }
+            UNROLL for (u32 r = 0; r < 8; ++r) {
+                u32 row = first + r * WAVES, token = FIRST_TOKEN + row;
+                if (row < TOKENS && token < p.rows) p.gated[(u64)token * outputs_of(p) + n] = to_f16(value[r]);
+            }
         }
     }
 }
-DEVICE void store_partials(const Product &p, const Sums &sum, u32 group) {
-    u32 first = first_output(p, group) + THREAD / TILE_WAVE % GROUP_WAVES * 16;
+DEVICE void store_partials(const Product &p, const Outputs &all) {
+    const u32 parts = COLUMNS / TILE_WAVE, together = 32 / parts; // rows whose loads are under way together
     float *out = p.y + (u64)BLOCK_Y * p.rows * p.stride + p.column;
-    UNROLL for (u32 t = 0; t < TILES; ++t)
-        UNROLL for (u32 i = 0; i < TILE_VALUES; ++i) {
-            u32 n = first + t * 64 + tile_sum_row(i);
-            if (n >= p.outer) continue;
-            float more[TOKEN_TILES], addend = p.bias && BLOCK_Y == 0 ? p.bias[n] : 0.0f;
-            UNROLL for (u32 m = 0; m < TOKEN_TILES; ++m) { // loads all before the first is stored
-                u32 token = FIRST_TOKEN + m * TILE_TOKENS + tile_sum_token(i);
-                more[m] = p.accumulate && token < p.rows ? out[(u64)token * p.stride + n] : 0.0f;
+    float addend[parts];
+    UNROLL for (u32 c = 0; c < parts; ++c) {
+        u32 n = first_output(p, 0) + c * TILE_WAVE + LANE;
+        addend[c] = p.bias && BLOCK_Y == 0 && n < p.outer ? p.bias[n] : 0.0f;
+    }
+    ROLLED for (u32 first = THREAD / TILE_WAVE; first < TOKENS; first += together * WAVES) {
+        float more[together][parts] = {};
+        if (p.accumulate)
+            UNROLL for (u32 r = 0; r < together; ++r)
+                UNROLL for (u32 c = 0; c < parts; ++c) {
+                    u32 row = first + r * WAVES, token = FIRST_TOKEN + row, n = first_output(p, 0) + c * TILE_WAVE + LANE;
+                    if (row < TOKENS && token < p.rows && n < p.outer) more[r][c] = out[(u64)token * p.stride + n];
+                }
+        UNROLL for (u32 r = 0; r < together; ++r)
+            UNROLL for (u32 c = 0; c < parts; ++c) {
+                u32 row = first + r * WAVES, token = FIRST_TOKEN + row, n = first_output(p, 0) + c * TILE_WAVE + LANE;
+                if (row < TOKENS && token < p.rows && n < p.outer) out[(u64)token * p.stride + n] = more[r][c] + (all.v[row][c * TILE_WAVE + LANE] + addend[c]);
             }
-            UNROLL for (u32 m = 0; m < TOKEN_TILES; ++m) {
-                u32 token = FIRST_TOKEN + m * TILE_TOKENS + tile_sum_token(i);
-                if (token < p.rows) out[(u64)token * p.stride + n] = more[m] + (sum[t][m][i] + addend);
-            }
-        }
+    }
 }
 
-DEVICE void consume(Lds &lds, const Product &p, u32 begin, u32 end) {
+DEVICE void consume(Memory &memory, const Product &p, u32 begin, u32 end) {
     u32 group = shfl(THREAD / GROUP, 0);
     bool says = LANE == 0; // one lane of each wave arrives
     Sums sum;
     clear_sums(sum);
     Place place{0, 0};
     u32 before = 0; // the stage that was multiplied last
-    ROLLED for (u32 stage = begin; stage < end; ++stage) {
-        phase_wait(lds.full[place.stage], place.parity);
-        group_landed();
-        const Stage &from = lds.stages[place.stage];
-        UNROLL for (u32 t = 0; t < TILES; ++t) group_multiply(sum[t], from.weights[group][t], from.x);
+    ROLLED for (u32 line = begin; line < end; ++line) {
+        phase_wait(memory.full[place.stage], place.parity);
+        const Stage &from = memory.stages[place.stage];
+        UNROLL for (u32 t = 0; t < TILES; ++t) group_multiply(sum[t], from.weights[group * TILES + t], from.x);
         group_await_but<TILES>();
-        if (says && stage > begin) phase_arrive(lds.empty[before]);
+        if (says && line > begin) phase_arrive_at_all(memory.empty[before]);
         before = place.stage;
         advance(place);
     }
     UNROLL for (u32 t = 0; t < TILES; ++t) group_await(sum[t]);
+    cluster_arrive();
+    Outputs &all = (Outputs &)memory.stages;
+    gather_sums(all, sum, group);
     if (p.gated)
-        store_gated(p, sum, group);
+        store_gated(p, all);
     else
-        store_partials(p, sum, group);
+        store_partials(p, all);
 }
 
-KERNEL(BLOCK) matmul_tma(
-    const f16 *x,      // (M, K)
-    const u64 *map,    // of the weights (N, K), with a gate N / 2 gates, then ups; for boxes of 64 rows, or of 8
+KERNEL(THREADS) matmul_tma(
+    const f16 *x,      // (ceil(M / TOKENS), ceil(K / 64), TOKENS, 64) of x_lines
+    const u64 *map,    // of the weights (N, K), with a gate N / 2 gates, then ups; for boxes of 64 rows
     const float *bias, // (N,) or null
     float *y,          // (splits, M, stride) x @ weight.T + bias in the columns from `column` on
     f16 *gated,        // (M, N / 2) activation(gate) * up, or null; then y is not used
@@ -142,23 +159,25 @@ KERNEL(BLOCK) matmul_tma(
     u32 gelu,       // 0 or 1: the activation is GELU, else SiLU
     u32 splits      // of the inner dimension
 ) {
-    DYNAMIC_SHARED(Lds, shared, 1);
-    Lds &lds = shared[0];
+    DYNAMIC_SHARED(Memory, memory, 1);
     Product product{bias, y, gated, rows, outer, stride, column, accumulate, gelu};
-    u32 all = (inner + LINE * 8 - 1) / (LINE * 8), share = (all + splits - 1) / splits;
-    u32 begin = smaller(BLOCK_Y * share, all), end = smaller(begin + share, all);
+    u32 lines = (inner + LINE * 8 - 1) / (LINE * 8), share = (lines + splits - 1) / splits;
+    u32 begin = smaller(BLOCK_Y * share, lines), end = smaller(begin + share, lines);
     if (THREAD == 0) {
-        for (u32 s = 0; s < STAGES; ++s) phase_init(lds.full[s], COPIERS), phase_init(lds.empty[s], GROUPS * GROUP_WAVES);
+        for (u32 s = 0; s < STAGES; ++s) phase_init(memory[0].full[s], 1), phase_init(memory[0].empty[s], CLUSTER * WAVES);
         group_landed(); // for the bulk copy engine
     }
-    barrier();
-    if (THREAD == GROUPS * GROUP) {
-        map_ready(map);
-        for (u32 s = 0; s < STAGES && begin + s < end; ++s) copy_weights(product, map, (begin + s) * LINE * 8, lds.stages[s], lds.full[s]);
+    cluster_arrive();
+    cluster_wait();
+    if (THREAD >= BLOCK) {
+        give_registers<PRODUCER_REGISTERS>();
+        if (THREAD == BLOCK) produce(memory[0], product, map, x + (u64)FIRST_TOKEN * lines * 64, begin, end);
+        wave_sync();
+        cluster_arrive();
+    } else {
+        take_registers<CONSUMER_REGISTERS>();
+        grid_dependency_sync(); // y may be read before
+        consume(memory[0], product, begin, end);
     }
-    grid_dependency_sync();
-    if (THREAD < GROUPS * GROUP)
-        consume(lds, product, begin, end);
-    else
-        produce(lds, product, map, x, inner, begin, end);
+    if (CLUSTER > 1) cluster_wait(); // no block ends before what others bring it, and say to it, is there
 }

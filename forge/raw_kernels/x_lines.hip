@@ -1,5 +1,5 @@
-// Rows of x as the bulk copy engine takes them to LDS for matmul_wgmma_quant_many: lines as wgmma reads them, with numbers in the order
-// in which lanes hold weights (quant_lines).
+// Rows of x as the bulk copy engine takes them to LDS for matmul_wgmma_quant_many and matmul_tma: lines as wgmma reads them; for
+// quantized matrices with numbers in the order in which lanes hold weights (quant_lines).
 // Uses: tile_lines
 // Target: sm_90a
 
@@ -29,4 +29,21 @@ KERNEL(BLOCK) x_lines(
         UNROLL for (u32 c = 0; c < 4; ++c) words.v[c] = byte_perm(numbers[c].v[1], numbers[c].v[0], j ? 0x07060302u : 0x05040100u);
         ((u32x4 *)to)[(quarter * tokens + token) * LINE + line_place(token, step * 2 + j)] = words;
     }
+}
+
+// The same for matmul_tma, with numbers in their order. A thread has 8.
+KERNEL(BLOCK) x_lines_in_order(
+    const f16 *x, // (M, K)
+    f16 *to,      // (ceil(M / tokens), ceil(K / 64), tokens, 64), zeros behind the last row and the last number
+    u32 rows,     // M
+    u32 inner,    // K, a multiple of 8
+    u32 tokens    // of a block of the product
+) {
+    grid_dependency_sync();
+    u32 lines = (inner + 63) / 64, n = BLOCK_X * BLOCK + THREAD, piece = n % LINE, line = n / LINE % lines, row = n / LINE / lines;
+    if (row >= (rows + tokens - 1) / tokens * tokens) return;
+    u32 k = line * 64 + piece * 8, token = row % tokens;
+    u32x4 numbers = {};
+    if (row < rows && k < inner) numbers = *(const u32x4 *)(x + (u64)row * inner + k);
+    ((u32x4 *)to)[((u64)(row / tokens * lines + line) * tokens + token) * LINE + line_place(token, piece)] = numbers;
 }

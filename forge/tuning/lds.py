@@ -7,8 +7,6 @@ from forge.tuning.spec import Shape, Values
 
 FEW_FORMATS = ("Q4_0", "Q4_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K")
 """What `matmul_mma_quant` multiplies: codes below an exponent are float16 numbers by one or two instructions."""
-TMA_TOKENS = 128
-"""Rows of a product that a block of `matmul_tma` takes, which takes no more."""
 _MAX_LDS_BYTES = 99 << 10
 """What a block may have of LDS where a launch allots it: the least limit of NVIDIA's GPUs from sm_80 on."""
 
@@ -19,9 +17,12 @@ def group_lds_bytes(tokens: int, values: Values) -> int:
     return values["STAGES"] * values["STAGE_STEPS"] * 128 * (tokens + rows_of_block)
 
 
-def tma_lds_bytes(values: Values) -> int:
-    """What a block of `matmul_tma` has of LDS: STAGES of 64 numbers of each of its rows, and 1 KB for its barriers."""
-    return values["STAGES"] * 128 * (128 * values["TILES"] + TMA_TOKENS) + 1024
+def tma_lds(values: Values) -> dict[str, int]:
+    """What a block of `matmul_tma` has of LDS, LDS_BYTES: as many STAGES of 64 numbers of each of its rows, up to 8, as
+    have room, and 1 KB for barriers."""
+    stage = 128 * (values["TILES"] * values["BLOCK"] // 2 + values["TOKENS"])
+    stages = min((226 << 10) // stage, 8)
+    return {"STAGES": stages, "LDS_BYTES": stages * stage + 1024}
 
 
 def stage_bytes(format: str, values: Values) -> int:
@@ -81,9 +82,14 @@ def allows_group(shape: Shape, values: Values) -> bool:
 
 
 def allows_tma(shape: Shape, values: Values) -> bool:
-    """As many stages as fit; two blocks have no registers for two tiles, and a gate leaves no partials."""
-    stages = 7 // values["MIN_BLOCKS"] if values["TILES"] == 1 else 4 // values["MIN_BLOCKS"] ** 2
-    return values["STAGES"] == stages and (shape["op"] == "linear" or values["SPLITS"] == 1)
+    """Of `matmul_tma`: a consumer has registers for its sums, a gate's group and its up's are two, and leave no
+    partials. Of few rows of x there is little to share."""
+    sums, groups = values["TILES"] * values["TOKENS"] // 2, values["BLOCK"] // 128
+    if shape["op"] != "linear" and (values["SPLITS"] > 1 or values["TILES"] * groups % 2):
+        return False
+    if values["CLUSTER"] > 1 and values["TOKENS"] < 128:
+        return False
+    return values["TOKENS"] <= shape["tokens"] and 32 < sums <= (128 if groups == 2 else 64)
 
 
 def allows_quant(shape: Shape, values: Values) -> bool:

@@ -11,7 +11,6 @@ from __future__ import annotations
 from forge.formats.ggml import BLOCK_FORMATS
 from forge.tuning.lds import (
     FEW_FORMATS,
-    TMA_TOKENS,
     allows_attention,
     allows_few,
     allows_group,
@@ -27,7 +26,7 @@ _LDS_BYTES = 48 << 10
 MATMUL_ROWS = (8, 16, 32, 64)
 """Rows of a product that a block of `matmul` takes, in variants up to each of these. More go to further blocks."""
 GROUP_ROWS = (*MATMUL_ROWS, 128, 256)
-"""The same of kernels that multiply by four waves together; with a float16 matrix 65 to 128 rows are `matmul_tma`'s."""
+"""The same of kernels that multiply by four waves together; with a float16 matrix the last two are `matmul_tma`'s."""
 LINE_ROWS = MATMUL_ROWS[:3]
 """The same of a block of `matmul_wgmma_quant`, which takes no more."""
 MANY_ROWS = (32, 64, 128, 256)
@@ -151,7 +150,7 @@ KERNELS = {
         ),
     ),
     "matmul_wgmma": Kernel(
-        classes={"op": ("linear", "rms_gated"), "outer": (2048, 4095, 4096, 8191, ANY), "tokens": (*MATMUL_ROWS, 256)},
+        classes={"op": ("linear", "rms_gated"), "outer": (2048, 4095, 4096, 8191, ANY), "tokens": MATMUL_ROWS},
         # Of LDS as much as is there goes to MIN_BLOCKS of a multiprocessor, STAGES of STAGE_STEPS lines each.
         candidates={
             "TILES": (1, 2), "BLOCK": (128, 256), "MIN_BLOCKS": (1, 2, 3, 4), "STAGE_STEPS": (1, 2), "STAGES": (3, 4)
@@ -160,7 +159,6 @@ KERNELS = {
         measured="H100, of the one architecture that launches it: at the shapes of a 1B and an 8B model, 8 and 64 "
         "rows, of 1 to 4 tiles, 1 to 4 groups of waves, 1 to 5 blocks, 3 to 8 stages of 1 and 2 steps",
         rows=(
-            Row({"tokens": 256}, (1, 256, 1, 1, 4)),
             # of some numbers of outputs three blocks, or slices of them, leave the fewest multiprocessors less to do
             Row({"outer": 2048}, (1, 128, 2, 2, 3)),
             Row({"outer": 4095}, (1, 128, 3, 1, 4)),
@@ -170,17 +168,22 @@ KERNELS = {
         ),
     ),
     "matmul_tma": Kernel(
-        classes={"op": ("linear", "rms_gated"), "outer": (2048, 4095, 4096, ANY), "tokens": (TMA_TOKENS,)},
-        # Two groups of waves have TILES of 64 rows each. What SPLITS of the inner dimension write is read again.
-        candidates={"TILES": (1, 2), "MIN_BLOCKS": (1, 2), "STAGES": (3, 4, 7), "SPLITS": (1, 2, 4, 8)},
+        classes={"op": ("linear", "rms_gated"), "outer": (2048, 4095, 4096, 8448, ANY), "tokens": GROUP_ROWS[-2:]},
+        # Groups of waves of BLOCK threads that multiply have TILES of 64 rows each. A block takes TOKENS rows of x, the
+        # blocks of a CLUSTER the same. What SPLITS of the inner dimension write is read again.
+        candidates={
+            "TILES": (1, 2), "BLOCK": (256, 384), "TOKENS": GROUP_ROWS[-3:], "CLUSTER": (1, 2), "SPLITS": (1, 2, 4, 8)
+        },
         allows=allows_tma,
-        measured="H200: all at 128 rows and the shapes of a 1B and an 8B model",
+        measured="not measured: what leaves the fewest multiprocessors without a block",
         rows=(
-            Row({"op": ("rms_gated",)}, (2, 1, 4, 1)),
-            Row({"outer": 2048}, (1, 1, 7, 8)),
-            Row({"outer": 4095}, (1, 1, 7, 4)),
-            Row({"outer": 4096}, (1, 1, 7, 8)),
-            Row({}, (1, 1, 7, 2)),
+            Row({"op": ("rms_gated",), "tokens": 128}, (2, 256, 128, 1, 1)),
+            Row({"op": ("rms_gated",)}, (1, 256, 256, 1, 1)),
+            Row({"outer": 4095, "tokens": 128}, (1, 256, 128, 1, 4)),
+            Row({"outer": 4096, "tokens": 128}, (1, 256, 128, 1, 8)),
+            Row({"tokens": 128}, (1, 256, 128, 1, 2)),
+            Row({"outer": 4095}, (1, 256, 128, 1, 4)),
+            Row({}, (1, 256, 256, 1, 4)),
         ),
     ),
     "quant_product": Kernel(

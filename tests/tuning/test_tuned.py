@@ -62,7 +62,7 @@ CASES: dict[str, tuple[Op, Case]] = {
     "matvec_quant linear Q4_K 2048": (linear, quantized_case("Q4_K", 1, 1280, 37)),
     "matvec_quant rms_gated Q4_0 2048": (linear, GATED_BLOCKS),
     "matmul_wgmma 16": (linear, float_case(9, 264, 70, bias=True, residual=True)),
-    "matmul_tma 128": (linear, float_case(100, 1096, 300, bias=True, residual=True)),
+    "matmul_tma 256": (linear, float_case(130, 1096, 300, bias=True, residual=True)),
     "matmul_mma_quant Q6_K 16": (linear, normed_case("Q6_K", 9, blocks("Q6_K", 1280, 70), "silu")),
     "matmul_wgmma_quant Q6_K 32": (linear, quantized_case("Q6_K", 17, 512, 70, extras=True)),
     "matmul F16 16": (linear, float_case(9, 264, 70, bias=True, residual=True)),

@@ -74,7 +74,6 @@ TESTS = {  # by kernel file: what names of these tests hold, the likeliest to fi
     "include/tile_lines": "groups|attention_wgmma",
     "include/tile_phases": "wait_for_each_other|attention_wgmma",
     "include/tile_bits": "groups|each_format",
-    "include/tile_cluster": "groups|matmul_tma",
     "include/tile_wgmma": "groups|matmul_wgmma|matmul_tma",
     "include/tile_wgmma_wide": "behind_the_wait|attention_wgmma",
 }

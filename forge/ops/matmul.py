@@ -178,8 +178,6 @@ class _Launch:
         together = int(self.defines["TOKENS"])
         # Blocks of more rows of x lie beside each other, so that they find weights in a cache.
         blocks, row_blocks = -(-outer // self._rows_of_block(choice)), -(-rows // together)
-        cluster = choice.get("CLUSTER", 1)  # blocks that share x
-        blocks = -(-blocks // cluster) * cluster
         self.grid = (blocks, 1, 1)
         if row_blocks > 1:
             self.defines["MORE_TOKENS"] = 1

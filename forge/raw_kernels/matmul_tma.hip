@@ -1,13 +1,12 @@
 // Products of many rows of x, TOKENS for each block, with a float16 matrix, as matmul_wgmma.hip, by waves with roles.
-// Uses: tile, tile_mma, tile_lines, matmul_epilogue, tile_wgmma, tile_phases, tile_cluster
+// Uses: tile, tile_mma, tile_lines, matmul_epilogue, tile_wgmma, tile_phases
 // Target: sm_90a
 //
 // One thread of the last group of waves (the producer) lets the bulk copy engine (Tensor Memory Accelerator) bring a line of 64 numbers
 // of each row of weights, as boxes, and of x, as one piece, which x_lines has laid as LDS has it. STAGES of them lie in LDS, each with a
 // barrier that says that it is full and one that it is empty. The other groups (consumers) multiply, each TILES tiles of 64 rows of
-// weights. Blocks of a cluster have other weights and the same x, of which each brings its share to all.
-// With a gate a block's tiles are gates and ups by turns.
-// -D STAGES in LDS; LDS_BYTES; CLUSTER; TOKENS, TILES, BLOCK=threads of consumers, MORE_TOKENS of matmul_epilogue; THREADS of a block.
+// weights. With a gate a block's tiles are gates and ups by turns.
+// -D STAGES in LDS; LDS_BYTES; TOKENS, TILES, BLOCK=threads of consumers, MORE_TOKENS of matmul_epilogue; THREADS of a block.
 
 #define GROUP (TILE_WAVE * GROUP_WAVES)
 #define GROUPS (BLOCK / GROUP)
@@ -55,7 +54,7 @@ DEVICE void produce(Memory &memory, const Product &p, const u64 *map, const f16 
         Stage &to = memory.stages[place.stage];
         phase_wait(memory.empty[place.stage], place.parity);
         if (line >= begin + STAGES) copy_weights(p, map, line, to, memory.full[place.stage]);
-        copy_share_to_all(&to.x, x + (u64)line * TOKENS * 64, sizeof to.x, memory.full[place.stage]);
+        copy_bulk(&to.x, x + (u64)line * TOKENS * 64, sizeof to.x, memory.full[place.stage]);
         phase_arrive(memory.full[place.stage]);
         advance(place);
     }
@@ -130,12 +129,11 @@ DEVICE void consume(Memory &memory, const Product &p, u32 begin, u32 end) {
         const Stage &from = memory.stages[place.stage];
         UNROLL for (u32 t = 0; t < TILES; ++t) group_multiply(sum[t], from.weights[group * TILES + t], from.x);
         group_await_but<TILES>();
-        if (says && line > begin) phase_arrive_at_all(memory.empty[before]);
+        if (says && line > begin) phase_arrive(memory.empty[before]);
         before = place.stage;
         advance(place);
     }
     UNROLL for (u32 t = 0; t < TILES; ++t) group_await(sum[t]);
-    cluster_arrive();
     Outputs &all = (Outputs &)memory.stages;
     gather_sums(all, sum, group);
     if (p.gated)
@@ -164,20 +162,16 @@ KERNEL(THREADS) matmul_tma(
     u32 lines = (inner + LINE * 8 - 1) / (LINE * 8), share = (lines + splits - 1) / splits;
     u32 begin = smaller(BLOCK_Y * share, lines), end = smaller(begin + share, lines);
     if (THREAD == 0) {
-        for (u32 s = 0; s < STAGES; ++s) phase_init(memory[0].full[s], 1), phase_init(memory[0].empty[s], CLUSTER * WAVES);
+        for (u32 s = 0; s < STAGES; ++s) phase_init(memory[0].full[s], 1), phase_init(memory[0].empty[s], WAVES);
         group_landed(); // for the bulk copy engine
     }
-    cluster_arrive();
-    cluster_wait();
+    barrier();
     if (THREAD >= BLOCK) {
         give_registers<PRODUCER_REGISTERS>();
         if (THREAD == BLOCK) produce(memory[0], product, map, x + (u64)FIRST_TOKEN * lines * 64, begin, end);
-        wave_sync();
-        cluster_arrive();
     } else {
         take_registers<CONSUMER_REGISTERS>();
         grid_dependency_sync(); // y may be read before
         consume(memory[0], product, begin, end);
     }
-    if (CLUSTER > 1) cluster_wait(); // no block ends before what others bring it, and say to it, is there
 }

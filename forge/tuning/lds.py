@@ -83,11 +83,9 @@ def allows_group(shape: Shape, values: Values) -> bool:
 
 def allows_tma(shape: Shape, values: Values) -> bool:
     """Of `matmul_tma`: a consumer has registers for its sums, a gate's group and its up's are two, and leave no
-    partials. Of few rows of x there is little to share."""
+    partials."""
     sums, groups = values["TILES"] * values["TOKENS"] // 2, values["BLOCK"] // 128
     if shape["op"] != "linear" and (values["SPLITS"] > 1 or values["TILES"] * groups % 2):
-        return False
-    if values["CLUSTER"] > 1 and values["TOKENS"] < 128:
         return False
     return values["TOKENS"] <= shape["tokens"] and 32 < sums <= (128 if groups == 2 else 64)
 

@@ -100,6 +100,7 @@ class ModelRunner:
         longest = min(self.context, max_step_tokens)
         most = self.max_sequences  # a short prompt has as many rows as a batch that is not allowed
         shapes = [(rows, 1) if rows <= most else (1, min(rows, longest)) for rows in ROW_COUNTS]
+        shapes += [(2, min(8, longest))] * (most > 1)  # attention of several prompts may have a kernel of its own
         everything = SamplingParams(repetition_penalty=2.0, logprobs=1)
         for rows, length in dict.fromkeys([(1, longest), *shapes, (most, 1)]):  # the last product has a row for each
             pages = [[0] * kind.num_entries(length) for kind in self.kinds]

@@ -133,6 +133,21 @@ def test_usual_models_are_recorded_without_files() -> None:
     assert dims == {64, 128}
 
 
+def test_on_hopper_attention_of_one_prompt_and_of_several_is_recorded() -> None:
+    """Their tiles differ: what the warm-up leaves out is compiled while requests wait."""
+    device = Recorder("sm_90", 132, has_wgmma=True)
+    record(None, device)
+    names = "KEYS", "STAGES", "BLOCK"
+    found = {
+        (defines["HEAD_DIM"], *(defines[name] for name in names))
+        for variant in device.variants
+        if variant.file == "attention_wgmma" and (defines := dict(variant.defines))
+    }
+    row = KERNELS["attention_wgmma"].row
+    chosen = {(dim, rows): row("sm_90", {"dim": dim, "rows": rows}) for dim in (64, 128) for rows in (1, 2, 200)}
+    assert found == {(dim, *(choice[name] for name in names)) for (dim, _), choice in chosen.items()}
+
+
 def test_a_model_has_few_variants_each_once() -> None:
     found = model_variants(DATA / "llama" / "model.gguf", "gfx1100")
     assert len(found) == len(set(found)) < 25

@@ -1,4 +1,4 @@
-"""Tensor maps: what the bulk copy engine of NVIDIA's Hopper is told of pages of keys or values, made by the driver.
+"""Tensor maps: what the bulk copy engine of NVIDIA's Hopper is told of an array, made by the driver.
 
 Source: "Tensor Map Object Management" of the CUDA Driver API.
 """

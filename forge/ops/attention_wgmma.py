@@ -8,8 +8,9 @@ from typing import Any
 from forge.backend.gpu import GPU
 from forge.ops.kv_cache import KVPages
 from forge.tuning.lds import attention_lds_bytes
+from forge.tuning.table import KERNELS
 
-HEAD_DIMS = (64, 80, 96, 128, 192, 256)
+HEAD_DIMS = KERNELS["attention_wgmma"].classes["dim"]
 """Sizes of heads that the kernel takes."""
 _MAX_PACKED = 16
 """Query heads of one KV head that a tile of queries holds together, at most."""

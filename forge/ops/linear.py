@@ -13,6 +13,7 @@ from forge.ops.activation import act_and_mul
 from forge.ops.norm import Normed, norm
 from forge.ops.op import Array, op
 from forge.ops.quant import Packed, QuantTensor, Stack, parts_of
+from forge.tuning.table import MATMUL_ROWS
 
 FIXED = ("fixed", "fixed_allowed")
 """Values of split_k with which a row's result does not depend on the rows beside it."""
@@ -166,12 +167,16 @@ def _product(
 
 def _by_blas(device: GPU, rows: int, weight: Any, is_fixed: bool) -> bool:
     """Whether the vendor's BLAS computes a product."""
-    if rows <= matmul.MAX_ROWS or is_fixed or not device.has_blas:
+    if rows <= MATMUL_ROWS[-1] or is_fixed or not device.has_blas:
         return False
+    if not matmul.supports(weight):
+        return True
+    if rows <= matmul.MAX_ROWS:
+        return False
+    most = 1 << (rows - 1).bit_length()  # the choice is one of few classes, which end at such numbers
     format = weight.type.name if isinstance(weight, Packed) else "F16"
     outer, inner = weight.shape
-    is_chosen = device.choice("product", format=format, inner=inner, outer=outer, rows=rows)["BLAS"] == 1
-    return is_chosen or not matmul.supports(weight)
+    return device.choice("product", format=format, inner=inner, outer=outer, rows=most)["BLAS"] == 1
 
 
 _SCRATCH_WEIGHTS = 1 << 26

@@ -23,7 +23,8 @@ from forge.tuning.lds import (
 from forge.tuning.table import FEW_ROWS, GROUP_ROWS, LINE_ROWS, MANY_ROWS, MATMUL_ROWS
 
 MAX_ROWS = GROUP_ROWS[-1]
-"""Most rows of x for which the tile kernels are launched where a BLAS might be: a batch of so many can be recorded."""
+"""Up to so many rows of x the tile kernels multiply, although there is a BLAS: a captured step of such a batch is
+replayed as a graph, which on CUDA cannot hold a call of BLAS."""
 ROW_COUNTS = (1, *GROUP_ROWS, MAX_ROWS + 1)
 """Numbers of rows that are multiplied by different kernels: a vector's, tiles' of each size, and perhaps BLAS's."""
 _LANE_PARTS = 4

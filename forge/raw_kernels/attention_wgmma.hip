@@ -28,14 +28,7 @@ static_assert(sizeof(Lds) == LDS_BYTES, "another size than the host takes");
 static_assert(BOX % 8 == 0 && (BOX == 0 || (KEYS % BOX == 0 && PAGE % BOX == 0)), "no such boxes");
 static_assert(HEAD_DIM % 16 == 0 && KEYS % 16 == 0 && PACKED <= ROWS && GROUPS >= 2 && GROUPS <= 3, "no such tiles");
 
-// The stage of a ring whose turn it is, and the parity of the phase that its barriers are in.
-struct Place {
-    u32 stage, parity;
-};
-DEVICE void advance(Place &place) {
-    place.stage = place.stage + 1 == STAGES ? 0 : place.stage + 1;
-    place.parity ^= place.stage == 0;
-}
+typedef RingPlace<STAGES> Place;
 
 struct Batch {
     const i32 *starts, *lengths, *page_table;

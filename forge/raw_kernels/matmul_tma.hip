@@ -26,14 +26,7 @@ struct Memory {
 };
 static_assert(sizeof(Memory) == LDS_BYTES, "another size than the host takes");
 
-// The stage of the ring whose turn it is, and the parity of the phase that its barriers are in.
-struct Place {
-    u32 stage, parity;
-};
-DEVICE void advance(Place &place) {
-    place.stage = place.stage + 1 == STAGES ? 0 : place.stage + 1;
-    place.parity ^= place.stage == 0;
-}
+typedef RingPlace<STAGES> Place;
 
 // The first output of the block's n-th tile, and the row of the matrix that has its weights.
 DEVICE u32 first_output(const Product &p, u32 n) { return p.gated ? (ROW_BLOCK * (GROUPS * TILES) / 2 + n / 2) * 64 : (ROW_BLOCK * (GROUPS * TILES) + n) * 64; }

@@ -9,41 +9,39 @@
 // from. All waves need x, which goes through registers into the order of the lanes' parts: a step of 16 numbers is four of each part,
 // the first and the third as a pair, then the second and the fourth, because so codes come out of their words.
 // The inner dimension is a multiple of 256.
-// -D FORMAT=ggml's number of the type; STAGES in LDS; LDS_BYTES=their size and that of x; TOKENS, TILES, BLOCK of matmul_epilogue.
+// -D FORMAT=ggml's number of the type; STAGES in LDS; LDS_BYTES=their size and that of x; TOKENS, TILES, BLOCK of matmul_epilogue; no MORE_TOKENS.
 
-#define X_QUARTERS (TOKENS <= 32 ? 4 : TOKENS == 64 ? 2 : 1) // whose x is in LDS together
-#define X_TASKS (X_QUARTERS * 4 * TOKENS)                    // a task is a step: 4 numbers of each part
-#define X_EACH ((X_TASKS + BLOCK - 1) / BLOCK)               // tasks of a thread
+#define X_TASKS (QUARTERS * 4 * TOKENS)        // a task is a step: 4 numbers of each part
+#define X_EACH ((X_TASKS + BLOCK - 1) / BLOCK) // tasks of a thread
 
 struct Memory {
-    GroupRows<TOKENS> x[2][X_QUARTERS];
+    GroupRows<TOKENS> x[2][QUARTERS];
     WaveStage stages[STAGES][WAVES];
 };
 static_assert(sizeof(Memory) == LDS_BYTES, "another size than the host takes");
 
-// A task's x, in registers until the next quarters' are stored.
+// A task's x, in registers until the next line's are stored.
 struct XTask {
     u32x2 numbers[PARTS];
 };
 struct XPlace {
     u32 quarter, token, step; // of the quarter's four
 };
-DEVICE XPlace x_place(u32 n) { return XPlace{n / 8 % X_QUARTERS, n / 8 / X_QUARTERS * 2 + n / 4 % 2, n % 4}; }
-DEVICE void load_x(XTask (&tasks)[X_EACH], const f16 *x, u32 line, u32 first, u32 rows, u32 inner) {
+DEVICE XPlace x_place(u32 n) { return XPlace{n / 8 % QUARTERS, n / 8 / QUARTERS * 2 + n / 4 % 2, n % 4}; }
+DEVICE void load_x(XTask (&tasks)[X_EACH], const f16 *x, u32 line, u32 rows, u32 inner) {
     UNROLL for (u32 e = 0; e < X_EACH; ++e) {
         XPlace p = x_place(e * BLOCK + THREAD);
-        Quarter q = quarter_of(first + p.quarter);
-        u32 token = FIRST_TOKEN + p.token;
-        bool there = (X_TASKS % BLOCK == 0 || e * BLOCK + THREAD < X_TASKS) && token < rows;
+        Quarter q = quarter_of(p.quarter);
+        bool there = (X_TASKS % BLOCK == 0 || e * BLOCK + THREAD < X_TASKS) && p.token < rows;
         UNROLL for (u32 c = 0; c < PARTS; ++c) {
             u32 start = FORMAT == Q6_K ? c / 2 * 128 + c % 2 * 32 + q.group * 64 : c * 64 + q.group * 32;
             u32x2 numbers = {};
-            if (there) numbers = *(const u32x2 *)(x + token * inner + line * LINE_WEIGHTS + start + q.half * 16 + p.step * 4);
+            if (there) numbers = *(const u32x2 *)(x + p.token * inner + line * LINE_WEIGHTS + start + q.half * 16 + p.step * 4);
             tasks[e].numbers[c] = numbers;
         }
     }
 }
-DEVICE void store_x(GroupRows<TOKENS> (&to)[X_QUARTERS], const XTask (&tasks)[X_EACH]) {
+DEVICE void store_x(GroupRows<TOKENS> (&to)[QUARTERS], const XTask (&tasks)[X_EACH]) {
     UNROLL for (u32 e = 0; e < X_EACH; ++e) {
         if (X_TASKS % BLOCK && e * BLOCK + THREAD >= X_TASKS) continue;
         XPlace p = x_place(e * BLOCK + THREAD);
@@ -94,7 +92,7 @@ KERNEL(BLOCK) matmul_wgmma_quant(
     grid_dependency_sync();
     XTask tasks[X_EACH];
     if (begin < end) {
-        load_x(tasks, x, begin, 0, rows, inner);
+        load_x(tasks, x, begin, rows, inner);
         store_x(memory[0].x[0], tasks);
     }
     Sums sum;
@@ -109,42 +107,36 @@ KERNEL(BLOCK) matmul_wgmma_quant(
         const WaveStage &stage = memory[0].stages[at][wave];
         Codes codes[TILES][TILE_LANE_ROWS];
         Factors factors[TILES][TILE_LANE_ROWS];
-        UNROLL for (u32 first = 0; first < QUARTERS; first += X_QUARTERS) {
-            UNROLL for (u32 t = 0; t < TILES; ++t) group_await(sum[t]);
-            group_landed();
-            lds_barrier(); // x is there, and everything of the quarters before was read
-            const bool is_last = first + X_QUARTERS == QUARTERS;
-            bool is_more = !is_last || line + 1 < end;
-            if (is_more) load_x(tasks, x, line + is_last, is_last ? 0 : first + X_QUARTERS, rows, inner);
-            if (first == 0) {
-                u32 last = at == 0 ? STAGES - 1 : at - 1, next = line + STAGES - 1;
-                if (next < end) copy_weights(memory[0].stages[last][wave], copies, planes, next);
-                commit_copies();
-                if (line + 1 < end) load_rests(next_rests, planes, own_rows, lines, line + 1);
-            }
-            UNROLL for (u32 t = 0; t < TILES; ++t)
-                UNROLL for (u32 m = 0; m < X_QUARTERS; ++m) {
-                    const u32 n = first + m, since = t * X_QUARTERS + m; // products since all were awaited
-                    Quarter q = quarter_of(n);
-                    if (since >= 2) group_await_but<1>(); // what was in these registers has been multiplied
-                    u32(&own)[4][4] = weights[since % 2];
-                    UNROLL for (u32 r = 0; r < TILE_LANE_ROWS; ++r) {
-                        u32 row = t * 16 + tile_row(r), pairs[4][2];
-                        if (FORMAT == Q8_0 || n % 2 == 0) read_codes(codes[t][r], stage, row, q);
-                        if (HALVES == 2 || !IS_K ? n % 2 == 0 : n == 0) factors[t][r] = factors_of(stage, rests[t][r], row, q);
-                        dequantize_quarter(codes[t][r], q, factors[t][r], masks, pairs);
-                        UNROLL for (u32 i = 0; i < 4; ++i)
-                            UNROLL for (u32 j = 0; j < 2; ++j) own[i][2 * j + r] = pairs[i][j];
-                    }
-                    group_multiply(sum[t], own, memory[0].x[x_at][m]);
+        UNROLL for (u32 t = 0; t < TILES; ++t) group_await(sum[t]);
+        group_landed();
+        lds_barrier(); // x is there, and everything of the line before was read
+        u32 last = at == 0 ? STAGES - 1 : at - 1, next = line + STAGES - 1;
+        if (line + 1 < end) load_x(tasks, x, line + 1, rows, inner);
+        if (next < end) copy_weights(memory[0].stages[last][wave], copies, planes, next);
+        commit_copies();
+        if (line + 1 < end) load_rests(next_rests, planes, own_rows, lines, line + 1);
+        UNROLL for (u32 t = 0; t < TILES; ++t)
+            UNROLL for (u32 n = 0; n < QUARTERS; ++n) {
+                const u32 since = t * QUARTERS + n; // products since all were awaited
+                Quarter q = quarter_of(n);
+                if (since >= 2) group_await_but<1>(); // what was in these registers has been multiplied
+                u32(&own)[4][4] = weights[since % 2];
+                UNROLL for (u32 r = 0; r < TILE_LANE_ROWS; ++r) {
+                    u32 row = t * 16 + tile_row(r), pairs[4][2];
+                    if (FORMAT == Q8_0 || n % 2 == 0) read_codes(codes[t][r], stage, row, q);
+                    if (HALVES == 2 || !IS_K ? n % 2 == 0 : n == 0) factors[t][r] = factors_of(stage, rests[t][r], row, q);
+                    dequantize_quarter(codes[t][r], q, factors[t][r], masks, pairs);
+                    UNROLL for (u32 i = 0; i < 4; ++i)
+                        UNROLL for (u32 j = 0; j < 2; ++j) own[i][2 * j + r] = pairs[i][j];
                 }
-            if (is_more) store_x(memory[0].x[x_at ^ 1], tasks);
-            x_at ^= 1;
-        }
+                group_multiply(sum[t], own, memory[0].x[x_at][n]);
+            }
+        if (line + 1 < end) store_x(memory[0].x[x_at ^ 1], tasks);
+        x_at ^= 1;
         UNROLL for (u32 t = 0; t < TILES; ++t)
             UNROLL for (u32 r = 0; r < TILE_LANE_ROWS; ++r) rests[t][r] = next_rests[t][r];
         at = at + 1 == STAGES ? 0 : at + 1;
     }
     UNROLL for (u32 t = 0; t < TILES; ++t) group_await(sum[t]);
-    store_sums(product, sum, FIRST_TOKEN);
+    store_sums(product, sum, 0);
 }

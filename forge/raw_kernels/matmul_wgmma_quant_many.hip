@@ -24,14 +24,7 @@ struct Memory {
 };
 static_assert(sizeof(Memory) == LDS_BYTES, "another size than the host takes");
 
-// The stage of the ring whose turn it is, and the parity of the phase that its barrier is in.
-struct Place {
-    u32 stage, parity;
-};
-DEVICE void advance(Place &place) {
-    place.stage = place.stage + 1 == X_STAGES ? 0 : place.stage + 1;
-    place.parity ^= place.stage == 0;
-}
+typedef RingPlace<X_STAGES> Place;
 
 // x of the block's rows, by one thread. x: the block's, (K / 64, TOKENS, 64).
 DEVICE void produce(Memory &memory, const f16 *x, u32 begin, u32 end) {

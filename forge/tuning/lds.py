@@ -43,9 +43,9 @@ def few_lds_bytes(format: str, values: Values) -> int:
 def quant_lds_bytes(format: str, tokens: int, values: Values) -> int:
     """What a block of `matmul_wgmma_quant` has of LDS: STAGES of 256 weights of its rows of the matrix, and x twice.
 
-    Planes with whole pieces of 16 bytes in 256 weights go through LDS. Of x there are up to 4 quarters of the 256.
+    Planes with whole pieces of 16 bytes in 256 weights go through LDS.
     """
-    x_bytes = 2 * 128 * max(min(4 * tokens, 128), tokens)
+    x_bytes = 2 * 128 * 4 * tokens
     return -(-(stage_bytes(format, values) + x_bytes) // 1024) * 1024
 
 

@@ -1,4 +1,4 @@
-// Shared by the matrix products of few rows of x: which matrix rows a tile has, the accumulators, and the epilogue.
+// Shared by the matrix products of up to 256 rows of x in a block: which matrix rows a tile has, the accumulators, and the epilogue.
 // -D TOKENS=rows of x of a block; TILES of a wave; BLOCK=threads; MORE_TOKENS=1: there are further rows of x, in blocks that lie beside
 // each other in the grid, so that they find the weights in a cache.
 

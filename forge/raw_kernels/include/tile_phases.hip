@@ -11,6 +11,8 @@
 //   copy_box(to, map, column, head, slot, b)  Starts a copy to lines, by one thread: 64 columns from `column` on, zeros behind the
 //                   last, of one head of as many slots as the map says. Its bytes, 128 for each slot, arrive at b.
 //   copy_bulk(to, from, bytes, b)  Starts a copy of so many bytes, a multiple of 16, by one thread. They arrive at b.
+//   RingPlace<N>             The stage of a ring of N whose turn it is, and the parity of the phase that its barriers are in;
+//                   advance(place) goes on to the next.
 //   named_arrive(id, threads), named_wait(id, threads)  A barrier of whole waves: it opens when `threads` threads have come to one of
 //                   the two. Only those of named_wait are held up. Number 0 is the block's own.
 //   take_registers<N>(), give_registers<N>()  Registers of a thread from here on, by all waves of a group. A launch has what the
@@ -21,6 +23,13 @@
 struct alignas(8) PhaseBarrier {
     u64 bits;
 };
+template <u32 N> struct RingPlace {
+    u32 stage, parity;
+};
+template <u32 N> DEVICE void advance(RingPlace<N> &place) {
+    place.stage = place.stage + 1 == N ? 0 : place.stage + 1;
+    place.parity ^= place.stage == 0;
+}
 
 #if defined(FORGE_HARNESS)
 extern "C" {

@@ -6,12 +6,12 @@
 //                   weights: GroupRows<64>, or the lane's u32 [4][4] of mma.m16n8k16 for each 16 of the 64 numbers, which must not
 //                   change before the products are awaited.
 //   group_await(sum)  Waits for all products that were started.
-//   group_await_but<N>()  Waits for all but the N group_multiply of registers that were started last.
+//   group_await_but<N>()  Waits for all but the N group_multiply that were started last.
 //
 // Source: the PTX ISA on wgmma.
 
 #if defined(FORGE_HARNESS)
-// Products with weights from registers are computed when they are awaited.
+// Products are computed when they are awaited, from the operands as they are then.
 extern "C" {
 void forge_start(void (*finish)(void *const *), void *a, void *b, void *c, void *d);
 void forge_commit(void);
@@ -39,12 +39,20 @@ DEVICE void group_multiply(float (&sum)[TOKEN_TILES][TILE_VALUES], const u32 (&w
     forge_start(add_product, sum, (void *)weights, (void *)&x, nullptr);
     forge_commit();
 }
-DEVICE void group_multiply(float (&sum)[TOKEN_TILES][TILE_VALUES], const GroupRows<64> &weights, const GroupRows<TOKENS> &x) {
+DEVICE void add_product_of_lds(void *const *operands) {
+    typedef float Accumulators[TOKEN_TILES][TILE_VALUES];
+    Accumulators &sum = *(Accumulators *)operands[0];
+    const GroupRows<64> *weights = (const GroupRows<64> *)operands[1];
+    const GroupRows<TOKENS> *x = (const GroupRows<TOKENS> *)operands[2];
     for (u32 m = 0; m < TOKEN_TILES; ++m)
         for (u32 i = 0; i < TILE_VALUES; ++i) {
             u32 row = THREAD / TILE_WAVE % GROUP_WAVES * 16 + tile_sum_row(i), token = m * TILE_TOKENS + tile_sum_token(i);
-            for (u32 k = 0; k < 8 * LINE; ++k) sum[m][i] += to_float(line_number(&weights, row, k)) * to_float(line_number(&x, token, k));
+            for (u32 k = 0; k < 8 * LINE; ++k) sum[m][i] += to_float(line_number(weights, row, k)) * to_float(line_number(x, token, k));
         }
+}
+DEVICE void group_multiply(float (&sum)[TOKEN_TILES][TILE_VALUES], const GroupRows<64> &weights, const GroupRows<TOKENS> &x) {
+    forge_start(add_product_of_lds, sum, (void *)&weights, (void *)&x, nullptr);
+    forge_commit();
 }
 #else
 DEVICE void group_await(float (&sum)[TOKEN_TILES][TILE_VALUES]) {

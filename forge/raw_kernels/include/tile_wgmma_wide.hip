@@ -107,24 +107,24 @@ template <u32 N> DEVICE void arrived(Sums<N> &sum) {
 #define SUMS_96 SUMS_64, SUMS_16(16), SUMS_16(20)
 #define SUMS_128 SUMS_96, SUMS_16(24), SUMS_16(28)
 // Of N columns, with N / 2 sums; then the numbers of the operands behind them. Without ADD the sums are set.
-#define WGMMA_FORMS(N, COUNT, A, B, C, D, E, F, G)                                                                                           \
+#define WGMMA_FORMS(N, COUNT, A, B, C, D, E, F)                                                                                           \
     template <u32 ADD> DEVICE void wgmma_16(Sums<N> &sum, u64 left, u64 right) {                                                             \
         asm volatile("wgmma.mma_async.sync.aligned.m64n" #N "k16.f32.f16.f16 {" NUMBERS_##COUNT "}, " A ", " B ", " C ", 1, 1, 0, 0;"        \
             : SUMS_##COUNT                                                                                                                   \
             : "l"(left), "l"(right), "n"(ADD));                                                                                              \
     }                                                                                                                                        \
-    template <u32 ADD, u32 BY_COLUMN> DEVICE void wgmma_16(Sums<N> &sum, const u32(&left)[4], u64 right) {                                   \
+    template <u32 ADD> DEVICE void wgmma_16(Sums<N> &sum, const u32(&left)[4], u64 right) {                                   \
         asm volatile("wgmma.mma_async.sync.aligned.m64n" #N "k16.f32.f16.f16 {" NUMBERS_##COUNT "}, {" A ", " B ", " C ", " D "}, " E        \
-            ", " F ", 1, 1, " G ";"                                                                                                          \
+            ", " F ", 1, 1, 1;"                                                                                                          \
             : SUMS_##COUNT                                                                                                                   \
-            : "r"(left[0]), "r"(left[1]), "r"(left[2]), "r"(left[3]), "l"(right), "n"(ADD), "n"(BY_COLUMN));                                 \
+            : "r"(left[0]), "r"(left[1]), "r"(left[2]), "r"(left[3]), "l"(right), "n"(ADD));                                 \
     }
-WGMMA_FORMS(64, 32, "%32", "%33", "%34", "%35", "%36", "%37", "%38")
-WGMMA_FORMS(80, 40, "%40", "%41", "%42", "%43", "%44", "%45", "%46")
-WGMMA_FORMS(96, 48, "%48", "%49", "%50", "%51", "%52", "%53", "%54")
-WGMMA_FORMS(128, 64, "%64", "%65", "%66", "%67", "%68", "%69", "%70")
-WGMMA_FORMS(192, 96, "%96", "%97", "%98", "%99", "%100", "%101", "%102")
-WGMMA_FORMS(256, 128, "%128", "%129", "%130", "%131", "%132", "%133", "%134")
+WGMMA_FORMS(64, 32, "%32", "%33", "%34", "%35", "%36", "%37")
+WGMMA_FORMS(80, 40, "%40", "%41", "%42", "%43", "%44", "%45")
+WGMMA_FORMS(96, 48, "%48", "%49", "%50", "%51", "%52", "%53")
+WGMMA_FORMS(128, 64, "%64", "%65", "%66", "%67", "%68", "%69")
+WGMMA_FORMS(192, 96, "%96", "%97", "%98", "%99", "%100", "%101")
+WGMMA_FORMS(256, 128, "%128", "%129", "%130", "%131", "%132", "%133")
 
 template <u32 DIM, u32 ROWS, u32 N, u32 LINES> DEVICE void group_scores(Sums<N> &sum, const GroupRows<ROWS> (&left)[LINES], u32 first, const GroupRows<N> (&right)[LINES]) {
     u64 a = group_descriptor(&left[0].v[first]), b = group_descriptor(&right[0]);
@@ -138,6 +138,6 @@ template <u32 DIM, u32 ROWS, u32 N, u32 LINES> DEVICE void group_scores(Sums<N> 
 }
 template <u32 N, u32 K, u32 LINES> DEVICE void group_weighted(Sums<N> &sum, const Weights<K> &weights, const GroupRows<K> (&right)[LINES]) {
     u64 b = group_descriptor(&right[0], sizeof right[0]);
-    UNROLL for (u32 k = 0; k < K / 16; ++k) wgmma_16<1, 1>(sum, weights.v[k], b + k * 128);
+    UNROLL for (u32 k = 0; k < K / 16; ++k) wgmma_16<1>(sum, weights.v[k], b + k * 128);
 }
 #endif

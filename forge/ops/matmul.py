@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -116,6 +116,15 @@ def split_k(device: GPU, x: Any, weight: Any, bias: Any, *, is_fixed: bool = Fal
     return Partials(partials)
 
 
+_ROWS = {
+    "matmul": MATMUL_ROWS,
+    "matmul_mma_quant": FEW_ROWS,
+    "matmul_tma": GROUP_ROWS,
+    "matmul_wgmma": MATMUL_ROWS,
+    "matmul_wgmma_quant": LINE_ROWS,
+    "matmul_wgmma_quant_many": MANY_ROWS,
+}
+"""Rows of x that each kernel's blocks may have, in variants up to each of these."""
 _OF_LINES = ("matmul_mma_quant", "matmul_wgmma_quant", "matmul_wgmma_quant_many")
 """Kernels of quantized matrices on Hopper."""
 _OF_X_LINES = ("matmul_tma", "matmul_wgmma_quant_many")
@@ -133,6 +142,11 @@ def _shape_of(weight: Any, *, is_glu: bool) -> dict[str, Any]:
     }
 
 
+def _most_rows(counts: Sequence[int], rows: int) -> int:
+    """The first of the numbers that is not less than `rows`, or the last."""
+    return next((most for most in counts if rows <= most), counts[-1])
+
+
 def _kernel_of(device: GPU, weight: Any, rows: int, *, is_glu: bool, is_fixed: bool) -> str:
     if not device.has_wgmma:
         return "matmul"
@@ -141,8 +155,8 @@ def _kernel_of(device: GPU, weight: Any, rows: int, *, is_glu: bool, is_fixed: b
     if weight.shape[1] % _LINE_WEIGHTS or is_fixed:
         return "matmul"
     if rows <= FEW_ROWS[-1] and weight.type.name in FEW_FORMATS:
-        tokens = next(most for most in FEW_ROWS if rows <= most)
-        choice = device.choice("quant_product", **_shape_of(weight, is_glu=is_glu), tokens=tokens)
+        shape = _shape_of(weight, is_glu=is_glu)
+        choice = device.choice("quant_product", **shape, tokens=_most_rows(FEW_ROWS, rows))
         return "matmul_wgmma_quant" if choice["GROUPS"] else "matmul_mma_quant"
     return "matmul_wgmma_quant" if rows <= LINE_ROWS[-1] else "matmul_wgmma_quant_many"
 
@@ -160,10 +174,8 @@ class _Launch:
         def choice_for(tokens: int) -> Mapping[str, int]:
             return device.choice(self.kernel, **shape, tokens=tokens)
 
-        counts = MATMUL_ROWS if self.kernel == "matmul" or is_fixed else GROUP_ROWS
-        if self.kernel == "matmul_wgmma_quant_many":
-            counts = MANY_ROWS
-        tokens = next((most for most in counts if rows <= most), counts[-1])
+        counts = _ROWS[self.kernel]
+        tokens = _most_rows(counts, rows)
         choice = splitting = choice_for(tokens)
         turn = _LINE_WEIGHTS // _LANE_PARTS
         if self.kernel not in _OF_LINES:
@@ -222,11 +234,14 @@ class _Launch:
     ) -> None:
         """lines: What `_lines_of` has made of the same x for other matrices."""
         weight = self.weight
-        no_planes = () if self.kernel == "matmul_wgmma" else (None, None, None)
-        planes = weight.planes if isinstance(weight, Packed) else (weight, *no_planes)
-        if self.kernel == "matmul_tma":
+        planes: tuple[Any, ...]
+        if isinstance(weight, Packed):
+            planes = weight.planes
+        elif self.kernel == "matmul_tma":
             outer, inner = weight.shape
             planes = (self.device.tensor_map(weight.reshape(1, outer, 1, inner), _BOX_ROWS),)
+        else:
+            planes = (weight,) if self.kernel == "matmul_wgmma" else (weight, None, None, None)
         sizes = (*self.x.shape, weight.shape[0], stride, column, accumulate, gelu, splits)
         x = self._lines_of({} if lines is None else lines) if self.kernel in _OF_X_LINES else self.x
         arrays = x, *planes, self.bias, y, gated

@@ -10,10 +10,6 @@
 
 #define GROUP (TILE_WAVE * GROUP_WAVES)
 #define GROUPS (BLOCK / GROUP)
-#define PRODUCER_REGISTERS 24
-#define LAUNCH_REGISTERS (65536 / THREADS / 8 * 8)
-#define FREED_REGISTERS ((LAUNCH_REGISTERS * THREADS - PRODUCER_REGISTERS * GROUP) / BLOCK / 8 * 8)
-#define CONSUMER_REGISTERS (FREED_REGISTERS < 240 ? FREED_REGISTERS : 240)
 static_assert(THREADS == BLOCK + GROUP, "a producer beside the consumers");
 
 struct Stage {
@@ -163,7 +159,7 @@ KERNEL(THREADS) matmul_tma(
         give_registers<PRODUCER_REGISTERS>();
         if (THREAD == BLOCK) produce(memory[0], product, map, x + (u64)FIRST_TOKEN * lines * 64, begin, end);
     } else {
-        take_registers<CONSUMER_REGISTERS>();
+        take_registers<consumer_registers(BLOCK, GROUP, MIN_BLOCKS)>();
         grid_dependency_sync(); // y may be read before
         consume(memory[0], product, begin, end);
     }

@@ -11,10 +11,6 @@
 // THREADS of a block.
 
 #define GROUP (TILE_WAVE * GROUP_WAVES)
-#define PRODUCER_REGISTERS 24
-#define LAUNCH_REGISTERS (65536 / (MIN_BLOCKS * THREADS) / 8 * 8)
-#define FREED_REGISTERS ((LAUNCH_REGISTERS * THREADS - PRODUCER_REGISTERS * GROUP) / BLOCK / 8 * 8)
-#define CONSUMER_REGISTERS (FREED_REGISTERS < 240 ? FREED_REGISTERS : 240)
 static_assert(THREADS == BLOCK + GROUP, "a producer beside the consumers");
 
 struct Memory {
@@ -149,7 +145,7 @@ KERNEL(THREADS) matmul_wgmma_quant_many(
         grid_dependency_sync();
         if (THREAD == BLOCK) produce(memory[0], x + (u64)FIRST_TOKEN * inner, begin, end);
     } else {
-        take_registers<CONSUMER_REGISTERS>();
+        take_registers<consumer_registers(BLOCK, GROUP, MIN_BLOCKS)>();
         consume(memory[0], Product{bias, y, gated, rows, outer, stride, column, accumulate, gelu}, Planes{weight, high, scales, deltas}, lines, begin, end);
     }
 }

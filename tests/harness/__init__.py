@@ -29,6 +29,16 @@ CACHE = Path(os.environ.get("FORGE_HARNESS_CACHE", HERE.parents[1] / ".harness")
 TOOLS = os.environ.get("FORGE_HARNESS_PATH") or os.environ.get("PATH", os.defpath)
 """Where compilers are looked for: PATH, but for a process that is to find none there."""
 COMPILER = next((path for name in ("clang++-19", "clang++") if (path := shutil.which(name, path=TOOLS))), None)
+TILE_FAMILIES: dict[str, dict[str, Any]] = {
+    "TILE_MMA": {"wave": 32},
+    "TILE_MFMA": {"wave": 64},
+    "TILE_MFMA, MI200": {"wave": 64, "tile_flush": True},
+    "TILE_WMMA_11": {"wave": 32},
+    "TILE_WMMA_12": {"wave": 32},
+    "TILE_SCALAR": {"wave": 32},
+    "TILE_SCALAR, GFX9": {"wave": 64},
+}
+"""What the harness plays for each family of matrix cores: its tiles, behind whose name may stand a variant."""
 if COMPILER is None and os.environ.get("FORGE_REQUIRE_TOOLCHAIN"):
     raise RuntimeError("no clang++, and FORGE_REQUIRE_TOOLCHAIN is set: run scripts/install-toolchain")
 _FLAGS = ["-std=c++17", "-O1", "-fPIC", "-shared", "-ffp-contract=off", "-mf16c", "-w"]

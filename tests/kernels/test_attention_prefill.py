@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from harness import COMPILER, Harness
+from harness import COMPILER, TILE_FAMILIES, Harness
 
 from forge.devtools.cases.attention import attention_case
 from forge.devtools.verify import run_case
@@ -19,15 +19,6 @@ from forge.tuning import Choices
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="no clang++: scripts/install-toolchain installs it")
 
-FAMILIES: dict[str, dict[str, Any]] = {
-    "TILE_MMA": {"wave": 32},
-    "TILE_MFMA": {"wave": 64},
-    "TILE_MFMA, MI200": {"wave": 64, "tile_flush": True},
-    "TILE_WMMA_11": {"wave": 32},
-    "TILE_WMMA_12": {"wave": 32},
-    "TILE_SCALAR": {"wave": 32},
-    "TILE_SCALAR, GFX9": {"wave": 64},
-}
 SHAPES: dict[str, tuple[Any, ...]] = {
     "heads of 64": ([35, 1, 70, 0, 0], [90, 7, 70, 1, 1], (4, 2), 64, 16, 40),  # two sequences without tokens
     "heads of 80": ([40, 1], [41, 90], (2, 1), 80, 16),
@@ -44,7 +35,7 @@ CHOICES = {
 
 
 def device_of(family: str, seed: int = 1, choice: str = "", dim: int = 0) -> Harness:
-    device = Harness(seed=seed, tile=family.partition(",")[0], **FAMILIES[family])
+    device = Harness(seed=seed, tile=family.partition(",")[0], **TILE_FAMILIES[family])
     if choice:
         device.tuning = Choices("", {("attention_prefill", (dim,)): CHOICES[choice]})
     return device
@@ -53,7 +44,7 @@ def device_of(family: str, seed: int = 1, choice: str = "", dim: int = 0) -> Har
 ONE_EACH = [
     pytest.param(family, shape, marks=[] if shape == "heads of 64" and "," not in family else pytest.mark.slow)
     for shape in SHAPES
-    for family in FAMILIES
+    for family in TILE_FAMILIES
 ]
 
 
@@ -68,7 +59,7 @@ def test_each_family_computes_attention(family: str, shape: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("choice", CHOICES)
 @pytest.mark.parametrize(("shape", "dim"), [("heads of 64", 64), ("heads of 128", 128), ("heads of 192", 192)])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", TILE_FAMILIES)
 def test_each_family_computes_tiles_of_other_sizes(family: str, shape: str, dim: int, choice: str) -> None:
     for seed in (0, 1, 2):
         case = attention_case(shape, *SHAPES[shape])

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pytest
-from harness import COMPILER, Harness
+from harness import COMPILER, TILE_FAMILIES, Harness
 
 from forge.devtools.cases import CASES
 from forge.devtools.cases.case import Case
@@ -20,16 +18,7 @@ from forge.tuning.table import FEW_ROWS
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="no clang++: scripts/install-toolchain installs it")
 
-FAMILIES: dict[str, dict[str, Any]] = {
-    "TILE_MMA": {"wave": 32},
-    "TILE_MMA, groups": {"wave": 32, "groups": True},
-    "TILE_MFMA": {"wave": 64},
-    "TILE_MFMA, MI200": {"wave": 64, "tile_flush": True},
-    "TILE_WMMA_11": {"wave": 32},
-    "TILE_WMMA_12": {"wave": 32},
-    "TILE_SCALAR": {"wave": 32},
-    "TILE_SCALAR, GFX9": {"wave": 64},
-}
+FAMILIES = {**TILE_FAMILIES, "TILE_MMA, groups": {"wave": 32, "groups": True}}
 NAMES = ("M2 K96", "M16 K64", "M16 K96", "M33 K96", "Q4_K M5", "Q6_K M2", "Q8_0 M2 K576", "Q2_K M2", "stack M5")
 
 

@@ -17,6 +17,12 @@ template <u32 N> struct alignas(1024) GroupRows {
 DEVICE u32 line_place(u32 row, u32 piece) { return piece ^ row % 8; }
 
 #if defined(FORGE_HARNESS)
+// Products by wgmma start with the operands' addresses and are computed when they are awaited, from the operands as they are then.
+extern "C" {
+void forge_start(void (*finish)(void *const *), void *a, void *b, void *c, void *d);
+void forge_commit(void);
+void forge_await(u32 batches);
+}
 DEVICE void group_landed() {}
 // Number k of a row as the matrix cores find it: by its address, of which bits 4 to 6 are exchanged by bits 7 to 9.
 template <u32 N> DEVICE f16 line_number(const GroupRows<N> *lines, u32 row, u32 k) {

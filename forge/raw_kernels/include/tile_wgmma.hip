@@ -11,12 +11,6 @@
 // Source: the PTX ISA on wgmma.
 
 #if defined(FORGE_HARNESS)
-// Products are computed when they are awaited, from the operands as they are then.
-extern "C" {
-void forge_start(void (*finish)(void *const *), void *a, void *b, void *c, void *d);
-void forge_commit(void);
-void forge_await(u32 batches);
-}
 DEVICE void group_await(float (&)[TOKEN_TILES][TILE_VALUES]) { forge_await(0); }
 template <u32 N> DEVICE void group_await_but() { forge_await(N); }
 DEVICE void add_product(void *const *operands) {

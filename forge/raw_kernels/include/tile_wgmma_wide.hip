@@ -27,12 +27,6 @@ template <u32 N> DEVICE void pack_weights(const Sums<N> &sum, Weights<N> &weight
 }
 
 #if defined(FORGE_HARNESS)
-// Products start with the operands' addresses and are computed when they are awaited.
-extern "C" {
-void forge_start(void (*finish)(void *const *), void *a, void *b, void *c, void *d);
-void forge_commit(void);
-void forge_await(u32 batches);
-}
 DEVICE void group_begin() {}
 DEVICE void group_commit() { forge_commit(); }
 template <u32 N> DEVICE void group_wait() { forge_await(N); }

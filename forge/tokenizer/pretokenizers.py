@@ -1,4 +1,4 @@
-"""The split rule of each `tokenizer.ggml.pre`: how byte-level BPE cuts text into words before it merges bytes.
+"""The split rule of each `tokenizer.ggml.pre`: how BPE cuts text into words before it merges bytes or characters.
 
 A rule is a list of stages. A stage cuts every piece of the stage before it: each match of its pattern becomes a piece,
 and so does the text between two matches. A lookahead sees the end of a piece as the end of the text. Names, patterns
@@ -62,14 +62,19 @@ _DEEPSEEK_LLM_LETTERS = (
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """The split rule of a family of byte-level vocabularies, and its defaults for keys that a file lacks."""
+    """The split rule of a family of BPE vocabularies, and its defaults for keys that a file lacks."""
 
     stages: tuple[str, ...]
+    """None = the pieces are text with ▁ for spaces, merged a line at a time, and not bytes spelled as characters."""
     ignore_merges: bool = False
     """Whether a word that is a token is taken whole, even if no merges lead to it."""
     add_bos: bool = False
+    always_bos: bool = False
+    """Whether BOS is added even if the file says that it is not."""
     joins_next: bool = False
     """Whether the second-last stage leaves the text behind a match attached to it."""
+    keeps_line_ends: bool = False
+    """Whether a run of line feeds that is a token is taken whole, even if no merges lead to it."""
 
     def splitter(self) -> pre_tokenizers.PreTokenizer:
         """The rule as a pre-tokenizer, whose last stage spells bytes as characters."""
@@ -178,7 +183,9 @@ _FAMILIES: dict[str, Rule] = {
             *(_DIGITS, _MARKS, _LINES, _BLANKS),
         )
     ),
+    "gemma4 granite-embed-multi-311m": _rule(add_bos=True, always_bos=True, keeps_line_ends=True),
+    "sarvam-moe": _rule(),
 }
 
 RULES: dict[str, Rule] = {name: rule for names, rule in _FAMILIES.items() for name in names.split()}
-"""The rules by name. llama.cpp also knows gemma4, sarvam-moe and whitespace, whose BPE is not byte-level."""
+"""The rules by name. llama.cpp also knows whitespace, for an encoder that forge does not run."""

@@ -15,7 +15,7 @@ from forge.tokenizer import bpe
 from forge.tokenizer.masks import Literals
 from forge.tokenizer.partition import Partition
 from forge.tokenizer.pretokenizers import DEFAULT, RULES, Rule
-from forge.tokenizer.spm import SPACE, SPMEncoder
+from forge.tokenizer.spm import SPACE, LineBPEEncoder, SPMEncoder
 from forge.tokenizer.stream import StreamDecoder
 from forge.tokenizer.vocab import SPECIAL, Fields, TokenType, Vocabulary, read_vocabulary
 
@@ -50,12 +50,15 @@ class Tokenizer:
         model = fields.text("tokenizer.ggml.model")
         if model is None:
             raise fields.error("tokenizer.ggml.model is missing")
-        if model not in ("gpt2", "llama"):
-            raise UnsupportedError(f"{source}: tokenizer.ggml.model is {model!r:.60}; forge knows 'gpt2' and 'llama'")
+        if model not in ("gpt2", "llama", "gemma4"):
+            raise UnsupportedError(
+                f"{source}: tokenizer.ggml.model is {model!r:.60}; forge knows 'gpt2', 'llama' and 'gemma4'"
+            )
         self._is_spm = model == "llama"
         self._space_prefix = self._is_spm and fields.flag("add_space_prefix", True)
-        pre = fields.text("tokenizer.ggml.pre") or ""
+        pre = "gemma4" if model == "gemma4" else fields.text("tokenizer.ggml.pre") or ""
         rule = DEFAULT if self._is_spm else _rule(pre, source)
+        self._spells_spaces = self._is_spm or not rule.stages
         self._vocabulary = read_vocabulary(fields)
         self.vocab_size = len(self._vocabulary.pieces)
         self.eog_ids = self._vocabulary.end_ids
@@ -73,6 +76,9 @@ class Tokenizer:
             if np.isnan(scores).any():
                 raise fields.error("tokenizer.ggml.scores holds NaN")
             self._encoder = SPMEncoder(self._vocabulary.ids, scores, role("unknown", 0))
+        elif not rule.stages:
+            merges = fields.strings("merges")
+            self._encoder = LineBPEEncoder(self._vocabulary.ids, merges, rule.keeps_line_ends)
         else:
             try:
                 self._encoder = bpe.BPEEncoder(self._vocabulary.ids, fields.strings("merges"), rule)
@@ -80,7 +86,8 @@ class Tokenizer:
                 raise fields.error(f"in tokenizer.ggml.merges {error}") from None
 
         self.bos_id, self.eos_id = role("bos", 1), role("eos", 2)
-        add_bos = fields.flag("add_bos_token", (self._is_spm or rule.add_bos) and self.bos_id is not None)
+        default_bos = (self._is_spm or rule.add_bos) and self.bos_id is not None
+        add_bos = fields.flag("add_bos_token", default_bos) or (rule.always_bos and default_bos)
         add_eos = fields.flag("add_eos_token", False)
         for name, adds, token_id in (("bos", add_bos, self.bos_id), ("eos", add_eos, self.eos_id)):
             if adds and token_id is None and not fields.has(f"{name}_token_id"):
@@ -237,7 +244,7 @@ class Tokenizer:
             return bytes([int(piece[3:5], 16)])
         if kind != TokenType.NORMAL:
             return b""
-        return piece.replace(SPACE, " ").encode() if self._is_spm else bpe.piece_bytes(piece)
+        return piece.replace(SPACE, " ").encode() if self._spells_spaces else bpe.piece_bytes(piece)
 
     def token_text(self, id: int) -> str:
         r"""A token for displays: its text, with \xff for bytes that are no UTF-8 alone; an unused token's name."""

@@ -191,6 +191,9 @@ def read_vocabulary(fields: Fields) -> Vocabulary:
     for name in _ALWAYS_TEXT:
         if name in ids:
             types[ids[name]] = TokenType.USER_DEFINED
+    if "<|tool_response>" in ids and "</s>" in ids:  # Gemma 4: it is HTML, as in earlier gemmas, and plain text
+        ends.discard(ids["</s>"])
+        types[ids["</s>"]] = TokenType.NORMAL
     end_names = {pieces[i] for i in ends if i is not None}
     if "<|end|>" in end_names and any(pair <= end_names for pair in _MESSAGE_PAIRS):
         ends.discard(ids["<|end|>"])

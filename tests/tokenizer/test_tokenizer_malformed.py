@@ -138,7 +138,7 @@ def test_an_id_outside_the_vocabulary_is_no_token_and_said_once(base: dict[str, 
     assert tokenizer.eog_ids == by_key or base is SPM  # where </s> ends by its name
 
 
-@pytest.mark.parametrize("model", ["bert", "t5", "rwkv", "gemma4", "", "x" * 1000, "two\nlines"])
+@pytest.mark.parametrize("model", ["bert", "t5", "rwkv", "plamo2", "", "x" * 1000, "two\nlines"])
 def test_tokenizers_that_forge_does_not_have(model: str) -> None:
     with pytest.raises(UnsupportedError, match=r"^model\.gguf: tokenizer\.ggml\.model is [^\n]{,150}$"):
         load(SPM | {"model": model})

@@ -1,4 +1,8 @@
-"""Split rules against llama.cpp: `data/tokenizer/split_rules.json` holds a vocabulary, texts, and ids per name."""
+"""Split rules against llama.cpp.
+
+`data/tokenizer/split_rules.json` holds a vocabulary, texts, and ids per name. `data/tokenizer/lines.json` holds digests
+of the ids of 2,048 lines for two vocabularies that reach over the borders of words (scripts/make_vocab_goldens.py).
+"""
 
 import json
 from pathlib import Path
@@ -6,15 +10,16 @@ from typing import Any
 
 import pytest
 from table_rows import row
+from vocab_lines import LINES, digests, end_metadata
 
 from forge.errors import UnsupportedError
 from forge.tokenizer import Tokenizer
-from forge.tokenizer.pretokenizers import DEFAULT, RULES
+from forge.tokenizer.pretokenizers import DEFAULT, RULES, Rule
 
-DATA: dict[str, Any] = json.loads(
-    (Path(__file__).parents[1] / "data/tokenizer/split_rules.json").read_text(encoding="utf-8")
-)
+FOLDER = Path(__file__).parents[1] / "data/tokenizer"
+DATA: dict[str, Any] = json.loads((FOLDER / "split_rules.json").read_text(encoding="utf-8"))
 FAMILIES: dict[str, list[list[int]]] = DATA["ids"]
+GOLDEN: dict[str, Any] = json.loads((FOLDER / "lines.json").read_text(encoding="utf-8"))
 
 
 def load(pre: str | None) -> Tokenizer:
@@ -23,7 +28,7 @@ def load(pre: str | None) -> Tokenizer:
 
 
 def test_ids_are_those_of_llama_cpp() -> None:
-    for name in RULES:
+    for name in filter(lambda name: RULES[name].stages, RULES):
         expected = next(ids for names, ids in FAMILIES.items() if name in names.split())
         tokenizer = load(name)
         with row(name):
@@ -33,7 +38,30 @@ def test_ids_are_those_of_llama_cpp() -> None:
 def test_the_texts_tell_all_rules_apart() -> None:
     families = [{RULES[name] for name in names.split() if name != "(missing)"} for names in FAMILIES]
     assert all(len(rules) == 1 for rules in families)
-    assert len(FAMILIES) == len(set().union(*families)) == len(set(RULES.values()))
+    assert len(FAMILIES) == len(set().union(*families)) == len({rule for rule in RULES.values() if rule.stages})
+
+
+@pytest.mark.slow
+def test_ids_of_two_thousand_lines_are_those_of_llama_cpp() -> None:
+    assert {name for names in GOLDEN["digests"] for name in names.split()} == set(RULES)
+    done = set[tuple[Rule, str]]()
+    for names, expected in GOLDEN["digests"].items():
+        for name in names.split():
+            rule = RULES[name]
+            if (rule, expected) not in done:
+                metadata = GOLDEN["vocabularies"]["bytes" if rule.stages else "lines"] | {"tokenizer.ggml.pre": name}
+                tokenizer = Tokenizer.from_metadata(metadata, source="test")
+                with row(name):
+                    assert digests([tokenizer.encode(line, parse_special=True) for line in LINES]) == expected
+                done.add((rule, expected))
+    assert len(done) == len(set(RULES.values()))
+
+
+def test_tokens_that_end_a_text_are_those_of_llama_cpp() -> None:
+    for case in GOLDEN["ends"]:
+        tokenizer = Tokenizer.from_metadata(end_metadata(case), source="test")
+        with row(" ".join(case["tokens"])):
+            assert sorted(tokenizer.eog_ids) == case["ends"]
 
 
 @pytest.mark.parametrize("pre", [None, ""])
@@ -44,7 +72,7 @@ def test_a_missing_rule_is_the_default_and_said_in_one_line(pre: str | None) -> 
     assert RULES["default"] is DEFAULT
 
 
-@pytest.mark.parametrize("pre", ["no-such-rule", "gemma4", "SMOLLM", "x" * 10_000, "two\nlines"])
+@pytest.mark.parametrize("pre", ["no-such-rule", "whitespace", "SMOLLM", "x" * 10_000, "two\nlines"])
 def test_an_unknown_rule_is_named(pre: str) -> None:
     with pytest.raises(UnsupportedError) as caught:
         load(pre)

@@ -1,7 +1,7 @@
 """Build tests/data/tokenizer/lines.json: llama.cpp's ids of `tests/vocab_lines.py` for each split rule, as digests.
 
-The file holds two small vocabularies, of byte pairs and of characters, that no split rule has shaped. Their tokens reach
-over the borders of words, so a border in another place changes ids. It also holds which tokens end a text, for
+The file holds two small vocabularies, of byte pairs and of characters, that no split rule has shaped. Their tokens
+reach over the borders of words, so a border in another place changes ids. It also holds which tokens end a text, for
 vocabularies of the control tokens of families.
 Needs llama-cpp-python (or its sources with LLAMA_CPP_LIB_PATH set to a built libllama); downloads nothing.
     python scripts/make_vocab_goldens.py [--check DIRECTORY]
@@ -29,6 +29,7 @@ ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 from vocab_lines import LINES, digests, end_metadata  # noqa: E402
 
+from forge.errors import ForgeError  # noqa: E402
 from forge.formats import gguf as forge_gguf  # noqa: E402
 from forge.tokenizer import Tokenizer as ForgeTokenizer  # noqa: E402
 from forge.tokenizer.pretokenizers import RULES  # noqa: E402
@@ -168,7 +169,7 @@ def check(directory: Path) -> None:
             warnings.simplefilter("ignore")
             try:
                 ours = ForgeTokenizer.from_metadata(forge_gguf.read(path).metadata, source=path.name)
-            except forge_gguf.FormatError as error:
+            except ForgeError as error:
                 print(f"{path.name}: {error}")
                 continue
         theirs = LlamaVocabulary(path)

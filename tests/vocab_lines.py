@@ -172,6 +172,7 @@ def _lines() -> list[str]:
         return found if isinstance(found, str) else one(_BLANKS)
 
     lines = [*_WORDS, *_CODE, *(word + end for word in ("I", "you", "DON", "x1") for end in _CONTRACTIONS)]
+    lines += [f"{one(_WORDS)}{end}{word}" for end in _CONTRACTIONS for word in ("and", "The", "12", "été", "Ж")]
     lines += [run * count for run in _RUNS for count in (2, 3, 4, 5, 7, 64, 700)]
     lines += [
         f"{run * (1 + below(9))}{one(_WORDS)}{run * below(9)}{one(_RUNS) * below(9)}" for run in _RUNS for _ in "ab"

@@ -24,16 +24,17 @@ class AnswerParser:
         calls: CallFormat | None,
         tools: Tools,
         reasoning: ReasoningFormat | None,
+        answer: tuple[str, str] | None = None,
         *,
         begins_inside: bool = False,
         shows_reasoning: bool = False,
     ) -> None:
-        """calls: None = calls are content. reasoning: None = there is none.
+        """calls: None = calls are content. reasoning: None = there is none. answer: Marks around the content.
 
         begins_inside: The prompt ends with the mark that begins the reasoning. shows_reasoning: It is content, marks
         and all; but no calls are looked for in it.
         """
-        self._calls, self._tools, self._reasoning = calls, tools, reasoning
+        self._calls, self._tools, self._reasoning, self._answer_marks = calls, tools, reasoning, answer
         self._begins_inside, self._shows_reasoning = begins_inside, shows_reasoning
         self._source = Source()
         self._parts: list[Part] = []
@@ -96,19 +97,34 @@ class AnswerParser:
     def _content(self) -> Reading[None]:
         calls, source = self._calls, self._source
         marks = calls.marks if calls else ()
+        end = (yield from self._begin_answer(*self._answer_marks)) if self._answer_marks else None
+        if end is not None:
+            marks = (*marks, end)
         pattern = re.compile("|".join(map(re.escape, marks))) if marks else None
         if calls and calls.read_bare:
             yield from self._bare_calls(calls, calls.read_bare)
         while True:
             text, mark = source.take_before(pattern, marks)
             self._say(text)
-            if mark is not None and calls:
+            if mark is not None and mark == end:
+                source.take(len(mark))
+                self._gap, self._is_edge = [], True
+            elif mark is not None and calls:
                 if (yield from self._has_calls(calls, calls.read, mark)) and calls.read_bare:
                     yield from self._bare_calls(calls, calls.read_bare)
             elif source.is_ended:
                 return
             else:
                 yield
+
+    def _begin_answer(self, start: str, end: str) -> Reading[str | None]:
+        """The mark that will end the content, if a mark begins it. Both are left out, with the white space around."""
+        space = yield from self._source.run(SPACE)
+        if (yield from self._source.skip(start)):
+            self._gap, self._is_edge = [], True
+            return end
+        self._say(space)
+        return None
 
     def _bare_calls(self, calls: CallFormat, read: Reader) -> Reading[None]:
         """Calls without a mark, one behind the other."""
@@ -145,7 +161,7 @@ class AnswerParser:
 
     def _say(self, text: str) -> None:
         at_start = self._is_edge and not self._has_content
-        text = _trimmed(self._gap, text, at_start=at_start, at_end=self._calls is not None)
+        text = _trimmed(self._gap, text, at_start=at_start, at_end=bool(self._calls or self._answer_marks))
         if text:
             self._emit("content", text)
             self._has_content, self._is_edge = True, False

@@ -31,11 +31,21 @@ Reader = Callable[[Source, Tools, str], Reading[list[Call]]]
 
 
 def json_calls(source: Source, tools: Tools, mark: str) -> Reading[list[Call]]:
-    """`{"name": "f", "arguments": {}}`, or a list of such objects. Some models write "parameters"."""
+    """`{"name": "f", "arguments": {}}`, or a list of such objects. Some models write "tool_name" or "parameters"."""
     yield from source.run(SPACE)
     if (yield from source.ahead(1)) == "[":
         return (yield from _sequence(source, _json_call, "[", "]"))
     return [(yield from _json_call(source))]
+
+
+def json_lines(source: Source, tools: Tools, mark: str) -> Reading[list[Call]]:
+    """As `json_calls`, or several such objects one behind the other."""
+    calls = yield from json_calls(source, tools, mark)
+    while True:
+        yield from source.run(SPACE)
+        if (yield from source.ahead(1)) != "{":
+            return calls
+        calls.append((yield from _json_call(source)))
 
 
 def bare_json_calls(source: Source, tools: Tools, mark: str) -> Reading[list[Call]]:
@@ -52,7 +62,7 @@ def mistral_calls(source: Source, tools: Tools, mark: str) -> Reading[list[Call]
     if (yield from source.skip("[CALL_ID]")):
         yield from source.run(_NAME)
     yield from source.skip("[ARGS]")
-    return [_call(name, (yield from _object(source, JSON)))]
+    return [new_call(name, (yield from _object(source, JSON)))]
 
 
 def gemma_call(source: Source, tools: Tools, mark: str) -> Reading[list[Call]]:
@@ -60,7 +70,7 @@ def gemma_call(source: Source, tools: Tools, mark: str) -> Reading[list[Call]]:
     yield from source.run(SPACE)
     yield from source.expect("call:")
     name = yield from source.run(_NAME)
-    return [_call(name, (yield from _object(source, GEMMA)))]
+    return [new_call(name, (yield from _object(source, GEMMA)))]
 
 
 def pythonic_calls(source: Source, tools: Tools, mark: str) -> Reading[list[Call]]:
@@ -70,52 +80,61 @@ def pythonic_calls(source: Source, tools: Tools, mark: str) -> Reading[list[Call
 
 
 def python_lines(source: Source, tools: Tools, mark: str) -> Reading[list[Call]]:
-    """Lines `f(a=1)` or `print(f(a=1))` before the end of a block of code, of tools that exist; or a list of calls."""
+    """Lines `f(a=1)` or `print(f(a=1))` before the end of a block, of tools that exist; or a list of calls."""
+    end = "```" if mark.startswith("```") else f"</{mark[1:]}"
     yield from source.run(SPACE)
     if (yield from source.ahead(1)) == "[":
         calls = yield from pythonic_calls(source, tools, mark)
         yield from source.run(SPACE)
     else:
         calls = []
-        while (yield from source.choice("```")) is None:
+        while (yield from source.choice(end)) is None:
             is_printed = yield from source.skip("print(")
             calls.append((yield from _python_call(source, tools)))
             if is_printed:
                 yield from source.expect(")")
             yield from source.run(SPACE)
+    yield from source.expect(end)
+    return calls
+
+
+def named_call(source: Source, tools: Tools, mark: str) -> Reading[list[Call]]:
+    """`{}`, the arguments of the tool that the mark names."""
+    return [new_call(mark, (yield from _object(source, JSON)))]
+
+
+def kimi_calls(source: Source, tools: Tools, mark: str) -> Reading[list[Call]]:
+    """`functions.f:0<|tool_call_argument_begin|>{}`."""
+    yield from source.run(SPACE)
+    yield from source.skip("functions.")
+    name = yield from source.until("<|tool_call_argument_begin|>")
+    arguments = yield from _object(source, JSON)
+    return [new_call(name.strip().rpartition(":")[0] or name.strip(), arguments)]
+
+
+def keyed_calls(source: Source, tools: Tools, mark: str) -> Reading[list[Call]]:
+    """`[{"f": {}}, {"g": {}}]`."""
+    yield from source.run(SPACE)
+    return (yield from _sequence(source, _keyed_call, "[", "]"))
+
+
+def json_block(source: Source, tools: Tools, mark: str) -> Reading[list[Call]]:
+    """A list as in `json_calls`, in a block of code."""
+    yield from source.run(SPACE)
+    yield from source.expect("```json")
+    calls = yield from json_calls(source, tools, mark)
+    yield from source.run(SPACE)
     yield from source.expect("```")
     return calls
 
 
-def xml_call(source: Source, tools: Tools, mark: str) -> Reading[list[Call]]:
-    """`<function=f><parameter=a>1</parameter></function>`, the texts between line feeds, typed by the tool's schema."""
-    if mark != "<function=":
-        yield from source.run(SPACE)
-        yield from source.expect("<function=")
+def name_and_json(source: Source, tools: Tools, mark: str) -> Reading[list[Call]]:
+    """A line with the name of a tool that exists, then `{}`."""
     name = yield from source.run(_NAME)
-    yield from source.expect(">")
-    arguments = dict[str, str]()
-    while True:
-        yield from source.run(SPACE)
-        if (yield from source.skip("</function>")):
-            break
-        yield from source.expect("<parameter=")
-        key = yield from source.until(">")
-        text = (yield from source.until("</parameter>")).removeprefix("\n").removesuffix("\n")
-        arguments[key] = _typed(text, tools.get(name, {}), key)
-    return [_call(name, f"{{{', '.join(f'{quoted(key)}: {text}' for key, text in arguments.items())}}}")]
-
-
-def _typed(text: str, schema: Mapping[str, Any], key: str) -> str:
-    """A text as the JSON value that the schema asks for; a string where it asks for none or gets another."""
-    properties = schema.get("properties")
-    wanted = properties.get(key) if isinstance(properties, Mapping) else None
-    types = wanted.get("type", "string") if isinstance(wanted, Mapping) else "string"
-    types = types if isinstance(types, list) else [types]
-    if text in ("null", "None") and "null" in types:
-        return "null"
-    found = None if "string" in types else whole(text, PYTHON)
-    return quoted(text) if found is None else found
+    if name not in tools:
+        raise Malformed
+    yield from source.expect("\n")
+    return [new_call(name, (yield from _object(source, JSON)))]
 
 
 def _sequence(source: Source, read: Callable[[Source], Reading[Call]], opener: str, closer: str) -> Reading[list[Call]]:
@@ -149,7 +168,20 @@ def _json_call(source: Source, tools: Tools | None = None) -> Reading[Call]:
         if (yield from source.skip("}")):
             break
         yield from source.expect(",")
-    return _call(_text(members.get("name")), members.get("arguments", members.get("parameters", "{}")))
+    name = _text(members.get("name", members.get("tool_name")))
+    return new_call(name, members.get("arguments", members.get("parameters", "{}")))
+
+
+def _keyed_call(source: Source) -> Reading[Call]:
+    yield from source.expect("{")
+    yield from source.run(SPACE)
+    name = _text((yield from string(source, JSON)))
+    yield from source.run(SPACE)
+    yield from source.expect(":")
+    arguments = yield from value(source, JSON)
+    yield from source.run(SPACE)
+    yield from source.expect("}")
+    return new_call(name, arguments)
 
 
 def _python_call(source: Source, tools: Tools) -> Reading[Call]:
@@ -186,7 +218,7 @@ def _text(found: str | None) -> str:
     return text
 
 
-def _call(name: str, arguments: str) -> Call:
+def new_call(name: str, arguments: str) -> Call:
     """A call, if its parts are of the right kinds. Some models write the arguments as a string that holds JSON."""
     if arguments.startswith('"'):
         arguments = whole(_text(arguments), JSON) or ""

@@ -8,7 +8,8 @@ from forge.server.parsing import OutputFormat
 from forge.server.parsing.table import CALL_FORMATS, REASONING_FORMATS
 from forge.server.parts import OutputParser, Part
 
-CALLS = {one.name: one for one in CALL_FORMATS}
+CALLS = {one.name: one for one in CALL_FORMATS if one.messages is None}
+MESSAGES = {one.name: one for one in CALL_FORMATS if one.messages}
 REASONING = {one.start: one for one in REASONING_FORMATS}
 WEATHER = {
     "type": "object",
@@ -35,7 +36,7 @@ def parser(
     tells_reasoning: bool = True,
 ) -> OutputParser:
     """calls: Name of a format. reasoning: Its first mark."""
-    form = OutputFormat(CALLS[calls] if calls else None, REASONING[reasoning] if reasoning else None)
+    form = OutputFormat((CALLS | MESSAGES)[calls] if calls else None, REASONING[reasoning] if reasoning else None)
     return form.parser(tools, prompt_end, tells_reasoning=tells_reasoning)
 
 

@@ -175,6 +175,95 @@ CASES: list[tuple[str, str, list[Part]]] = [
         [content("I look."), call(0, "get_weather", PARIS), call(1, "now", "{}")],
     ),
     ("tool_code", '```tool_code\n[get_weather(city="Paris")]\n```', [call(0, "get_weather", PARIS)]),
+    # Seed-OSS and MiniMax-M2: texts in other tags
+    (
+        "seed_oss",
+        "I look.\n<seed:tool_call>\n<function=get_weather>\n<parameter=city>São Paulo</parameter>\n"
+        "<parameter=days>3</parameter>\n</function>\n</seed:tool_call>",
+        [content("I look."), call(0, "get_weather", '{"city": "São Paulo", "days": 3}')],
+    ),
+    (
+        "minimax_m2",
+        'I look.\n<minimax:tool_call>\n<invoke name="get_weather">\n<parameter name="city">a <b>\nc</parameter>\n'
+        '<parameter name="area">{"lat": [1.5]}</parameter>\n</invoke>\n<invoke name="now">\n</invoke>\n'
+        "</minimax:tool_call>",
+        [
+            content("I look."),
+            call(0, "get_weather", '{"city": "a <b>\\nc", "area": {"lat": [1.5]}}'),
+            call(1, "now", "{}"),
+        ],
+    ),
+    (
+        "minicpm5",
+        '<function name="get_weather"><param name="city"><![CDATA[a</param>\nb]]></param><param name="days">2</param>'
+        '</function><function name="now"></function>',
+        [call(0, "get_weather", '{"city": "a</param>\\nb", "days": 2}'), call(1, "now", "{}")],
+    ),
+    # GLM-4.5 to 4.7, with and without line feeds; GLM-4-0414 begins the answer with a name
+    (
+        "glm4_moe",
+        "I look.\n<tool_call>get_weather\n<arg_key>city</arg_key>\n<arg_value>Paris\n1</arg_value>\n"
+        "<arg_key>hourly</arg_key>\n<arg_value>true</arg_value>\n</tool_call>\n<tool_call>now</tool_call>",
+        [
+            content("I look."),
+            call(0, "get_weather", '{"city": "Paris\\n1", "hourly": true}'),
+            call(1, "now", "{}"),
+        ],
+    ),
+    (
+        "glm4_moe",
+        "<tool_call>get_weather<arg_key>days</arg_key><arg_value>2</arg_value></tool_call>Done",
+        [call(0, "get_weather", '{"days": 2}'), content("Done")],
+    ),
+    ("glm4", 'get_weather\n{"city": "Paris"}', [call(0, "get_weather", PARIS)]),
+    # Kimi K2: ids that hold the name
+    (
+        "kimi_k2",
+        "I look.<|tool_calls_section_begin|><|tool_call_begin|>functions.get_weather:0<|tool_call_argument_begin|>"
+        '{"city": "Paris"}<|tool_call_end|><|tool_call_begin|>functions.now:1<|tool_call_argument_begin|>{}'
+        "<|tool_call_end|><|tool_calls_section_end|>",
+        [content("I look."), call(0, "get_weather", PARIS), call(1, "now", "{}")],
+    ),
+    # Command R7B and A; Command R+
+    (
+        "command_a",
+        '<|START_ACTION|>[\n    {"tool_call_id": "0", "tool_name": "get_weather", "parameters": {"city": "Paris"}},\n'
+        '    {"tool_call_id": "1", "tool_name": "now", "parameters": {}}\n]<|END_ACTION|>',
+        [call(0, "get_weather", PARIS), call(1, "now", "{}")],
+    ),
+    (
+        "command_r",
+        'Action: ```json\n[\n    {\n        "tool_name": "get_weather",\n        "parameters": {\n            "city": '
+        '"Paris"\n        }\n    }\n]```',
+        [call(0, "get_weather", PARIS)],
+    ),
+    # Apertus, Granite 3, Hunyuan, MiniMax-M1, OLMo 3
+    (
+        "apertus",
+        '<|tools_prefix|>[{"get_weather": {"city": "Paris"}}, {"now": {}}]<|tools_suffix|>',
+        [call(0, "get_weather", PARIS), call(1, "now", "{}")],
+    ),
+    (
+        "granite3",
+        '<|tool_call|>[{"name": "get_weather", "arguments": {"city": "Paris"}}, {"name": "now", "arguments": {}}]',
+        [call(0, "get_weather", PARIS), call(1, "now", "{}")],
+    ),
+    (
+        "hunyuan",
+        '<tool_calls>\n[{"name": "get_weather", "arguments": {"city": "Paris"}}]\n</tool_calls>',
+        [call(0, "get_weather", PARIS)],
+    ),
+    (
+        "hunyuan",
+        '<tool_calls>\n{"name": "now", "arguments": {}}\n{"name": "get_weather", "arguments": {"city": "Paris"}}\n'
+        "</tool_calls>",
+        [call(0, "now", "{}"), call(1, "get_weather", PARIS)],
+    ),
+    (
+        "olmo3",
+        "I look.\n<function_calls>\nget_weather(city='Paris')\nnow()\n</function_calls>",
+        [content("I look."), call(0, "get_weather", PARIS), call(1, "now", "{}")],
+    ),
 ]
 MALFORMED = [
     ("hermes", '<tool_call>{"name": now, "arguments": {}}</tool_call>'),
@@ -208,6 +297,16 @@ MALFORMED = [
     ("functiongemma", "<start_function_call>call:now{a:<escape>no end}<end_function_call>"),
     ("tool_code", "```tool_code\nimport os\n```"),
     ("tool_code", "```tool_code\nnow()"),
+    ("glm4_moe", "<tool_call>now\n<arg_key>a</arg_key>\n<arg_value>no end"),
+    ("glm4", 'made_up\n{"city": "Paris"}'),
+    ("glm4", "now and then"),
+    ("minimax_m2", '<minimax:tool_call>\n<invoke name="now">\n<parameter name="a">1</invoke>'),
+    ("minicpm5", '<function name="now"><param name="a"><![CDATA[1</param></function>'),
+    ("kimi_k2", "<|tool_call_begin|>functions.now:0<|tool_call_argument_begin|>now"),
+    ("command_r", "Action: I do nothing."),
+    ("command_a", '<|START_ACTION|>[{"tool_name": "now"'),
+    ("apertus", "<|tools_prefix|>[{}]"),
+    ("olmo3", "<function_calls>\nimport os\n</function_calls>"),
 ]
 
 

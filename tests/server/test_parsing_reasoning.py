@@ -26,7 +26,20 @@ TEMPLATES = [
     ("FunctionGemma", "{{ '<start_function_call>call:' }}", "functiongemma", None),
     ("Gemma 4", "{{ '<|tool_call>call:' }}{{ '<|channel>thought\\n<channel|>' }}", "gemma4", "<|channel>thought"),
     ("DeepSeek R1", "{% set content = content.split('</think>')[-1] %}", None, "<think>"),
-    ("Seed-OSS", "{{ '<seed:think>' }}{{ '</seed:think>' }}", None, "<seed:think>"),
+    ("Seed-OSS", "{{ '<seed:think></seed:think><seed:tool_call>\\n<function=f>\\n' }}", "seed_oss", "<seed:think>"),
+    ("gpt-oss", "{{ '<|start|>assistant<|channel|>analysis<|message|>' }}", "harmony", None),
+    ("Muse Glimmer", "{{ ' to=self' }}{{ '<atem:invoke name=\"' }}", "muse_glimmer", None),
+    ("GLM-4.6", "<tool_call>{f}\n<arg_key>{a}</arg_key>{{ '</think>' }}", "glm4_moe", "<think>"),
+    ("GLM-4-0414", "[gMASK]<sop>{{ '<|assistant|>' }}{{ '<|observation|>' }}", "glm4", None),
+    ("MiniMax-M2", "{%- set begin = '<minimax:tool_call>' -%}<invoke name=\"f\"></think>", "minimax_m2", "<think>"),
+    ("MiniCPM5", "{{ '<function name=\"' }}{{ '<param name=\"' }}{{ '</think>' }}", "minicpm5", "<think>"),
+    ("Kimi K2", "<|tool_call_begin|>{{ id }}<|tool_call_argument_begin|>", "kimi_k2", None),
+    ("Command A", "<|START_ACTION|>[ <|END_THINKING|>", "command_a", "<|START_THINKING|>"),
+    ("Command R+", "{{ 'Action:\\n```json\\n[' }}{{ 'tool_name' }}", "command_r", None),
+    ("Apertus", "{%- set begin = '<|tools_prefix|>' -%}", "apertus", None),
+    ("Granite 3.3", "{{ 'respond only with <|tool_call|> followed by a JSON list' }}</think>", "granite3", "<think>"),
+    ("Hunyuan", "{{ '<tool_calls>' }}{{ '</think>' }}", "hunyuan", "<think>"),
+    ("OLMo 3", "{{ '<functions>' }}{{ '<function_calls>' }}", "olmo3", None),
     ("SmolLM2", "{{ '<|im_start|>' + message['role'] }}", None, None),
 ]
 
@@ -117,3 +130,27 @@ def test_ids_of_calls_have_the_form_that_the_template_accepts() -> None:
     assert all(re.fullmatch("[A-Za-z0-9]{9}", OutputFormat.of("[TOOL_CALLS]").new_call_id()) for _ in range(20))
     assert re.fullmatch("call_[0-9a-f]{24}", OutputFormat.of("<tool_call>").new_call_id())
     assert OutputFormat().new_call_id() != OutputFormat().new_call_id()
+
+
+@pytest.mark.parametrize(
+    ("template", "text"),
+    [
+        ("</think><answer></answer>", "<think>\nI think.\n</think>\n<answer>\nYes: </b>.\n</answer>\n"),
+        ("</think><response></response>", "\n<think>I think.</think>\n\n<response>\nYes: </b>.\n</response>"),
+        (
+            "<|END_THINKING|><|START_RESPONSE|><|END_RESPONSE|>",
+            "<|START_THINKING|>I think.<|END_THINKING|><|START_RESPONSE|>Yes: </b>.<|END_RESPONSE|>",
+        ),
+    ],
+)
+def test_marks_around_the_answer_are_left_out(template: str, text: str) -> None:
+    for pieces in ([text], text):
+        one = OutputFormat.of(template).parser([], "", tells_reasoning=True)
+        assert parsed(one, pieces) == [reasoning("I think."), content("Yes: </b>.")]
+
+
+def test_marks_of_an_answer_within_text_are_content() -> None:
+    form = OutputFormat.of("<answer></answer>")
+    for text in ("So <answer>x</answer>", "<answer", "</answer> x", " x\n"):
+        for pieces in ([text], text):
+            assert parsed(form.parser([], "", tells_reasoning=True), pieces) == [content(text)]

@@ -13,7 +13,7 @@ from forge.server.parts import Part
 START, MESSAGE = "<|start|>", "<|message|>"
 _HEADER_BEGINS = (START, MESSAGE, "<|channel|>", "<|constrain|>", "assistant", "to=")
 _MAX_HEADER = 512
-"""Characters. A longer one is content: the model has left the format."""
+"""Characters. A longer one is content, and so is all that follows: the model has left the format."""
 
 
 class MessageParser:
@@ -39,7 +39,7 @@ class MessageParser:
         self._source = Source()
         self._parts: list[Part] = []
         self._num_calls = self._num_messages = 0
-        self._begins_message = False
+        self._begins_message = self._is_lost = False
         self._written = set[str]()
         self._run = self._answer(_open_header(prompt_end))
 
@@ -59,13 +59,11 @@ class MessageParser:
         return parts
 
     def _answer(self, header: str | None) -> Reading[None]:
-        while True:
+        while not self._source.is_done:
             if header is None:
                 header = yield from self._header()
             yield from self._message(header)
             header = None
-            if self._source.is_done:
-                return
 
     def _header(self) -> Reading[str]:
         """The header of the next message, with <|message|>. Empty where other text comes."""
@@ -81,6 +79,7 @@ class MessageParser:
                 break
             yield
         is_header = begin is not None and len(text) <= _MAX_HEADER
+        self._is_lost = len(text) > _MAX_HEADER
         if is_header and mark == MESSAGE:
             source.take(len(MESSAGE))
             return source.end_record()
@@ -104,7 +103,7 @@ class MessageParser:
         if is_shown:
             self._emit(kind, header)
         while True:
-            text, mark = source.take_before(self._end, self._ends)
+            text, mark = source.take_before(None if self._is_lost else self._end, self._ends)
             self._emit(kind, text)
             if mark is not None:
                 end = source.take(len(mark)) if mark != START else ""

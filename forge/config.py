@@ -15,6 +15,8 @@ from forge.keywords import keywords, warn_renamed
 RopeStyle = Literal["neox", "interleaved"]
 Activation = Literal["silu", "gelu"]
 NormKind = Literal["rms", "layer"]
+RouterScores = Literal["softmax", "sigmoid"]
+ExpertActivation = Literal["silu", "gelu", "clamped_swiglu", "relu2"]
 Dtype = Literal["f32", "f16"]
 Progress = Callable[[str, int, int | None], None]
 """Called with the name of a stage, how much of it is done, and its total, or None where that is not known."""
@@ -60,6 +62,36 @@ class RopeConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ExpertsConfig:
+    """The numbers of a model's mixture of experts.
+
+    A router scores the experts for each token, and those with the best scores compute it. Their weights are the scores.
+    Sources: arXiv:1701.06538, arXiv:2412.19437 (sigmoid, selection bias, groups).
+
+    Attributes:
+        count: Experts of a layer.
+        used: Experts that compute a token.
+        width: Components inside an expert.
+        shared_width: Components inside the shared expert, which computes every token. 0 = there is none.
+        scores: "softmax" over all experts, or "sigmoid" of each.
+        renormalizes: Weights are divided by their sum. With softmax that is the softmax of the chosen experts alone.
+        scale: Factor of the weights.
+        groups: Experts are divided into so many groups, of which the best `used_groups` are chosen first: those with the
+            largest sum of their two best scores.
+    """
+
+    count: int
+    used: int
+    width: int
+    shared_width: int = 0
+    scores: RouterScores = "softmax"
+    renormalizes: bool = True
+    scale: float = 1.0
+    groups: int = 1
+    used_groups: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
     """The numbers of one model, read from its file and completed by its architecture's row in `models/arch.py`.
 
@@ -83,6 +115,8 @@ class ModelConfig:
         attention_softcap: The scores become cap * tanh(score / cap). 0 = no cap.
         final_softcap: The logits become cap * tanh(logit / cap). 0 = no cap.
         embedding_scale: Factor of the embeddings.
+        experts: The numbers of the mixture of experts. None = the model is dense.
+        layer_experts: Whether the feed-forward of each layer is a mixture of experts. Empty = none is.
     """
 
     arch: str
@@ -104,6 +138,8 @@ class ModelConfig:
     attention_softcap: float = 0.0
     final_softcap: float = 0.0
     embedding_scale: float = 1.0
+    experts: ExpertsConfig | None = None
+    layer_experts: tuple[bool, ...] = ()
 
 
 @keywords()

@@ -199,9 +199,9 @@ def _weight_bytes(file: gguf.GGUF, backend: Backend) -> tuple[int, str]:
         return 4 * sum(prod(info.shape) for info in file.tensors.values()), ""
     total = 0
     converted: set[str] = set()
-    for info in file.tensors.values():
+    for name, info in file.tensors.items():
         kept = models.kept_type(info.type)
-        if len(info.shape) != 2:
+        if len(info.shape) < 2 or name.endswith((".bias", "ffn_gate_inp.weight")):
             total += 4 * prod(info.shape)
         elif kept is info.type:
             total += info.nbytes

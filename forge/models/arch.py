@@ -6,13 +6,15 @@ A family whose mixers and feed-forwards exist is one row here and no code. Names
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from forge.config import Activation, NormKind, RopeStyle
+from forge.config import Activation, ExpertActivation, NormKind, RopeStyle, RouterScores
 
-SublayerKind = Literal["attention", "gated", "plain"]
-"""attention is a mixer. Feed-forwards: gated, down(activation(gate(x)) * up(x)), and plain, down(activation(up(x)))."""
+SublayerKind = Literal["attention", "gated", "plain", "experts"]
+"""attention is a mixer. Feed-forwards: gated, down(activation(gate(x)) * up(x)), plain, down(activation(up(x))), and
+experts, a mixture of feed-forwards."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +40,20 @@ _ATTENTION_BIAS = f"{_QKV_BIAS} attn_output.bias"
 
 _WITH_BIASES = (Sublayer("attention", _ATTENTION, _ATTENTION_BIAS),)
 _GATED = (Sublayer("gated", _FEED_FORWARD),)
+_EXPERTS = "ffn_norm ffn_gate_inp ffn_gate_exps ffn_up_exps ffn_down_exps"
+_SHARED_EXPERT = "ffn_gate_shexp ffn_up_shexp ffn_down_shexp"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Router:
+    """How a family chooses experts, where its files do not say."""
+
+    scores: RouterScores = "softmax"
+    renormalizes: bool = True
+    """The weights of the chosen experts are divided by their sum."""
+    activation: ExpertActivation = "silu"
+    weighs_input: bool = False
+    """An expert's weight multiplies its input, not its result."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +69,9 @@ class Arch:
     """The layers' feed-forwards in turn, repeated, behind those of the first layers."""
     first_feed_forwards: tuple[Sublayer, ...] = ()
     """The feed-forwards of the first layers, one for each."""
+    experts: Sublayer | None = None
+    """The feed-forward of layers with experts, in models that have experts. None = the family has none."""
+    router: Router = Router()
     norm: NormKind = "rms"
     activation: Activation = "silu"
     norms_each_head: bool = False
@@ -70,17 +89,22 @@ class Arch:
     width_scaled_layers: int | None = None
     """The model of this many layers scales scores by sqrt(E/H), not by sqrt(D)."""
 
-    def layers(self, count: int) -> list[tuple[Sublayer, Sublayer]]:
-        """The mixer and the feed-forward of each of the layers."""
+    def layers(self, count: int, with_experts: Sequence[bool] = ()) -> list[tuple[Sublayer, Sublayer]]:
+        """The mixer and the feed-forward of each of the layers. with_experts: Whether each layer has experts."""
         mixers = [self.mixers[index % len(self.mixers)] for index in range(count)]
         later = range(count - len(self.first_feed_forwards))
         repeated = [self.feed_forwards[index % len(self.feed_forwards)] for index in later]
-        return list(zip(mixers, [*self.first_feed_forwards[:count], *repeated], strict=True))
+        feed_forwards = [*self.first_feed_forwards[:count], *repeated]
+        if self.experts is not None and with_experts:
+            experts = self.experts
+            feed_forwards = [experts if has else f for has, f in zip(with_experts, feed_forwards, strict=True)]
+        return list(zip(mixers, feed_forwards, strict=True))
 
 
 _LLAMA = Arch(
     rope="interleaved",
     feed_forwards=(Sublayer("gated", _FEED_FORWARD, "ffn_gate.bias ffn_up.bias ffn_down.bias"),),
+    experts=Sublayer("experts", _EXPERTS),  # Mixtral
     global_every=1,
 )
 
@@ -90,6 +114,17 @@ ARCHS: dict[str, Arch] = {
     "mistral3": _LLAMA,
     "qwen2": Arch(mixers=(Sublayer("attention", f"{_ATTENTION} {_QKV_BIAS}", "attn_output.bias"),), global_every=1),
     "qwen3": Arch(mixers=(Sublayer("attention", f"{_ATTENTION} {_QK_NORM}", _ATTENTION_BIAS),), global_every=1),
+    "qwen3moe": Arch(
+        mixers=(Sublayer("attention", f"{_ATTENTION} {_QK_NORM}", _ATTENTION_BIAS),),
+        experts=Sublayer("experts", _EXPERTS),
+        global_every=1,
+    ),
+    "qwen2moe": Arch(
+        mixers=(Sublayer("attention", f"{_ATTENTION} {_QKV_BIAS}", "attn_output.bias"),),
+        experts=Sublayer("experts", f"{_EXPERTS} {_SHARED_EXPERT} ffn_gate_inp_shexp"),
+        router=Router(renormalizes=False),
+        global_every=1,
+    ),
     "gemma": Arch(activation="gelu", scales_embedding=True),
     "gemma2": Arch(
         mixers=(Sublayer("attention", f"{_ATTENTION} post_attention_norm", _ATTENTION_BIAS),),

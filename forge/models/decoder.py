@@ -13,6 +13,7 @@ from forge.models.batch import Batch
 from forge.models.feed_forward import FeedForward
 from forge.models.layer_tensors import LayerTensors
 from forge.models.layers import Linear, Norm
+from forge.models.moe import MixtureOfExperts
 from forge.models.residual import ResidualStream
 from forge.models.rope import RotaryEmbedding
 from forge.models.weights import Weights
@@ -22,7 +23,11 @@ from forge.state.model_state import ModelState
 
 Mixer = Attention
 _MIXERS: dict[str, type[Mixer]] = {"attention": Attention}
-_FEED_FORWARDS: dict[str, type[FeedForward]] = {"gated": FeedForward, "plain": FeedForward}
+_FEED_FORWARDS: dict[str, type[FeedForward | MixtureOfExperts]] = {
+    "gated": FeedForward,
+    "plain": FeedForward,
+    "experts": MixtureOfExperts,
+}
 
 
 class Decoder:
@@ -36,9 +41,9 @@ class Decoder:
         self.token_embd = weights.matrix({"token_embd.weight": vocabulary}, cols=width)
         self._ropes = [RotaryEmbedding(rope, backend) for rope in config.ropes]
         self._rope_positions = 0
-        self.layers: list[tuple[Mixer, FeedForward]] = []
+        self.layers: list[tuple[Mixer, FeedForward | MixtureOfExperts]] = []
         first: dict[Sublayer, int] = {}  # the index of the first layer with a sublayer
-        for index, layer in enumerate(ARCHS[config.arch].layers(config.num_layers)):
+        for index, layer in enumerate(ARCHS[config.arch].layers(config.num_layers, config.layer_experts)):
             of_mixer, of_feed_forward = (
                 LayerTensors(
                     weights, config, half, index, first.setdefault(half, index), is_deterministic=is_deterministic

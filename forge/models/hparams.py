@@ -9,15 +9,19 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from forge.config import ModelConfig, RopeConfig
+from forge.config import ExpertsConfig, ModelConfig, RopeConfig, RouterScores
 from forge.errors import FormatError, UnsupportedError
 from forge.formats.gguf import GGUF
 from forge.models.arch import ARCHS, Arch
+from forge.ops.experts import MAX_EXPERTS
 
 _MAX_LAYERS = 1024
 _MAX_COUNT = 2**31 - 1
 _MAX_TOKENS = 2**20
 """What the sampler's fixed-point sums hold."""
+_SOFTMAX_OF_CHOSEN = 3
+_ROUTER_SCORES: dict[int, RouterScores | None] = {0: None, 1: "softmax", 2: "sigmoid", _SOFTMAX_OF_CHOSEN: "softmax"}
+"""By ggml's number of the gating function; 0 = the family's."""
 
 
 def read_config(file: GGUF, context: int | None = None) -> ModelConfig:
@@ -64,8 +68,7 @@ class _Reader:
             raise FormatError(f"{file.path}: token_embd.weight has shape {embedding}, not (vocabulary, {width})")
         if embedding[0] > _MAX_TOKENS:
             raise UnsupportedError(f"{file.path}: a vocabulary of {embedding[0]} is over the limit of {_MAX_TOKENS}")
-        if self.count("expert_count", 0, minimum=0):
-            raise UnsupportedError(f"{file.path}: mixtures of experts are not supported")
+        experts = self.experts()
         epsilon = "layer_norm_rms_epsilon" if arch.norm == "rms" else "layer_norm_epsilon"
         scaled = width / heads if layers == arch.width_scaled_layers else head_dim
         return ModelConfig(
@@ -75,7 +78,7 @@ class _Reader:
             num_heads=heads,
             num_kv_heads=kv_heads,
             head_dim=head_dim,
-            ffn_width=self.count("feed_forward_length"),
+            ffn_width=self.count("feed_forward_length", minimum=int(experts is None)),
             vocab_size=embedding[0],
             context_length=trained,
             norm=arch.norm,
@@ -88,6 +91,8 @@ class _Reader:
             attention_softcap=self.number("attn_logit_softcapping", arch.default_softcaps[0], minimum=0.0),
             final_softcap=self.number("final_logit_softcapping", arch.default_softcaps[1], minimum=0.0),
             embedding_scale=math.sqrt(width) if arch.scales_embedding else 1.0,
+            experts=experts,
+            layer_experts=() if experts is None else self.layer_experts(),
         )
 
     def count(self, key: str, default: int | None = None, *, minimum: int = 1, maximum: int = _MAX_COUNT) -> int:
@@ -117,6 +122,61 @@ class _Reader:
         self, key: str, default: float | None = None, *, minimum: float = -math.inf, maximum: float = math.inf
     ) -> float:
         return self.file.get_float(f"{self.name}.{key}", default, min=minimum, max=maximum)
+
+    def experts(self) -> ExpertsConfig | None:
+        """The numbers of the mixture of experts; None in a dense model."""
+        path, router = self.file.path, self.arch.router
+        count = self.count("expert_count", 0, minimum=0)
+        if count == 0:
+            return None
+        if self.arch.experts is None:
+            raise UnsupportedError(f"{path}: experts of architecture {self.name!r} are not supported")
+        if count > MAX_EXPERTS:
+            raise UnsupportedError(f"{path}: {count} experts are over the limit of {MAX_EXPERTS}")
+        width = self.count("expert_feed_forward_length", 0, minimum=0) or self.inner_of("ffn_down_exps")
+        shared_width = self.inner_of("ffn_down_shexp")
+        if shared_width:  # keys that say less are not there in each family
+            stated = self.count("expert_shared_count", 0, minimum=0) * width
+            shared_width = self.count("expert_shared_feed_forward_length", 0, minimum=0) or stated or shared_width
+        gating = self.count("expert_gating_func", 0, minimum=0)
+        if gating not in _ROUTER_SCORES:
+            raise UnsupportedError(f"{path}: {self.name}.expert_gating_func {gating} is not supported")
+        groups = self.count("expert_group_count", 0, minimum=0) or 1
+        found = ExpertsConfig(
+            count=count,
+            used=self.count("expert_used_count", maximum=count),
+            width=width,
+            shared_width=shared_width,
+            scores=_ROUTER_SCORES[gating] or router.scores,
+            renormalizes=gating == _SOFTMAX_OF_CHOSEN or self.flag("expert_weights_norm", router.renormalizes),
+            scale=self.number("expert_weights_scale", 0.0) or 1.0,
+            groups=groups,
+            used_groups=self.count("expert_group_used_count", 0, minimum=0, maximum=groups) or groups,
+        )
+        if count % groups or found.used > count // groups * found.used_groups or (groups > 1 and count < 2 * groups):
+            raise FormatError(
+                f"{path}: {count} experts in {groups} groups, of which {found.used_groups} are chosen, cannot give "
+                f"{found.used} experts"
+            )
+        return found
+
+    def layer_experts(self) -> tuple[bool, ...]:
+        """Whether the feed-forward of each layer has experts."""
+        dense = self.count("leading_dense_block_count", 0, minimum=0)
+        step = self.count("interleave_moe_layer_step", 1)
+        return tuple(layer >= dense and (layer + 1) % step == 0 for layer in range(self.layers))
+
+    def inner_of(self, tensor: str) -> int:
+        """The inner dimension of a matrix in the first layer that has it; 0 where none has it."""
+        names = (f"blk.{layer}.{tensor}.weight" for layer in range(self.layers))
+        return next((self.file.tensors[name].shape[-1] for name in names if name in self.file.tensors), 0)
+
+    def flag(self, key: str, default: bool) -> bool:
+        """A truth value, which a file may give as a number."""
+        value = self.file.metadata.get(f"{self.name}.{key}", default)
+        if not isinstance(value, int | float):
+            raise FormatError(f"{self.file.path}: key '{self.name}.{key}' should be a truth value")
+        return bool(value)
 
     def windows(self) -> tuple[int, ...]:
         """Each layer's window."""

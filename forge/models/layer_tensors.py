@@ -54,6 +54,28 @@ class LayerTensors:
             return Linear(matrix, bias, is_deterministic=self.is_deterministic)
         return Linear(matrix, is_deterministic=self.is_deterministic)
 
+    def has(self, tensor: str) -> bool:
+        """Whether the layer has this tensor: the family requires it, or has it as an option and this file brings it."""
+        return tensor in self._required or (tensor in self._optional and self._weights.has(self._name(tensor)))
+
+    def experts(self, tensors: dict[str, int], cols: int, joined: str | None = None) -> tuple[Any, ...]:
+        """The named tensors of all experts, by an expert's rows: one matrix, or one for each if their types differ."""
+        count = self.config.experts.count if self.config.experts else 0
+        found = self._weights.experts(*self._stored("", tensors, joined), count=count, cols=cols)
+        return found if isinstance(found, tuple) else (found,)
+
+    def expert_biases(self, tensors: dict[str, int]) -> Any:
+        """float32 (count * sum of sizes,): the biases of the named tensors, stacked for each expert; None without any."""
+        count = self.config.experts.count if self.config.experts else 0
+        names = {self._name(f"{tensor}.bias"): (count, size) for tensor, size in tensors.items()}
+        if not all(self.has(f"{tensor}.bias") for tensor in tensors):
+            return None
+        return self._weights.columns(names)
+
+    def rows(self, tensor: str, count: int) -> Any:
+        """float32 (count, E) on the device: a small matrix that is not rounded."""
+        return self._weights.array({self._name(tensor): (count, self.config.width)})
+
     def _stored(self, suffix: str, tensors: dict[str, int], joined: str | None) -> tuple[dict[str, int], str | None]:
         sizes = {self._name(tensor + suffix): size for tensor, size in tensors.items()}
         return sizes, self._name(joined + suffix) if joined else None

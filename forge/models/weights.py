@@ -47,7 +47,7 @@ class Weights:
         self._parts: list[tuple[str, slice, npt.NDArray[np.float32]]] = []
         """Rows of tensors, and where they are dequantized to."""
         self._done = 0
-        self._total = sum(info.nbytes for info in file.tensors.values() if len(info.shape) == 2)
+        self._total = sum(info.nbytes for info in file.tensors.values() if len(info.shape) >= 2)
 
     def __enter__(self) -> Self:
         return self
@@ -80,6 +80,29 @@ class Weights:
             start += count
         return out
 
+    def experts(self, rows: Mapping[str, int], joined: str | None = None, *, count: int, cols: int) -> Any:
+        """(count * sum of rows, cols): the named tensors (count, rows, cols) stacked for each expert.
+
+        A file may hold them as one tensor, `joined`. They are one matrix as `matrix` gives it. Tensors that have different
+        types on a GPU are a tuple of matrices, each of one tensor.
+        """
+        rows = {joined: sum(rows.values())} if joined and self.has(joined) else rows
+        for name, size in rows.items():
+            self._take(name, (count, size, cols))
+        if self.backend.is_gpu:
+            groups = [(kept, tuple(group)) for kept, group in groupby(rows, self._kept_type)]
+            if len(groups) > 1:
+                return tuple(self._joined(self._kept_type(name), [name], count) for name in rows)
+            self._report(sum(self.file.tensors[name].nbytes for name in rows))
+            return self._joined(*groups[0], count)
+        out = self._allocate(count * sum(rows.values()), cols)
+        start = 0
+        for expert in range(count):
+            for name, size in rows.items():
+                self._fill(name, out[start : start + size], expert * size)
+                start += size
+        return out
+
     def _stored(self, sizes: Mapping[str, int], joined: str | None) -> Mapping[str, int]:
         """Names and sizes of the tensors that the file has for these: the same, or `joined` alone.
 
@@ -105,29 +128,33 @@ class Weights:
     def _kept_type(self, name: str) -> GGMLType:
         return kept_type(self.file.tensors[name].type)
 
-    def _joined(self, kept: GGMLType, names: Sequence[str]) -> Any:
-        """The named matrices as one on the device. They have the same type there, `kept`."""
+    def _joined(self, kept: GGMLType, names: Sequence[str], count: int = 1) -> Any:
+        """The named matrices as one on the device, stacked for each of `count` experts. They have the same type there,
+        `kept`."""
         infos = [self.file.tensors[name] for name in names]
-        rows, cols = sum(info.shape[0] for info in infos), infos[0].shape[1]
+        sizes = [prod(info.shape[:-1]) // count for info in infos]  # rows of one expert
+        rows, cols = count * sum(sizes), infos[0].shape[-1]
         quantized = kept is not GGMLType.F16
         whole: npt.NDArray[Any] = np.empty((rows, row_bytes(kept, cols) if quantized else 2 * cols), np.uint8)
         start = 0
-        for name, info in zip(names, infos, strict=True):
-            part = whole[start : start + info.shape[0]]
-            if info.type is kept:
-                self.file.raw(name, out=part)
-            else:
-                self._to_half(name, part.view(np.float16))
-            start += info.shape[0]
+        for expert in range(count):
+            for name, info, size in zip(names, infos, sizes, strict=True):
+                part, first = whole[start : start + size], expert * size
+                if info.type is kept:
+                    self.file.raw(name, slice(first, first + size), part)
+                else:
+                    self._to_half(name, part.view(np.float16), first)
+                start += size
         if quantized:
             return QuantTensor(kept, (rows, cols), whole).on(self.backend)
         return self.backend.asarray(whole.view(np.float16))
 
-    def _to_half(self, name: str, out: npt.NDArray[np.float16]) -> None:
+    def _to_half(self, name: str, out: npt.NDArray[np.float16], first: int) -> None:
         step = max(_TASK_WEIGHTS // out.shape[1], 1)
         for row in range(0, len(out), step):
             with np.errstate(over="ignore"):
-                out[row : row + step] = self.file.load_rows(name, slice(row, row + step))
+                to = out[row : row + step]
+                to[:] = self.file.load_rows(name, slice(first + row, first + row + len(to)))
         if np.isinf(out).any():
             message = f"{self.file.path}: tensor {name!r} has weights beyond float16"
             raise UnsupportedError(message, parameter="device", hint='use device="cpu"')
@@ -141,6 +168,12 @@ class Weights:
         for name, shape in shapes.items():
             self._take(name, shape)
         return self._loaded(shapes)
+
+    def columns(self, shapes: Mapping[str, tuple[int, int]]) -> Any:
+        """float32 on the device, flat: the named matrices beside each other."""
+        for name, shape in shapes.items():
+            self._take(name, shape)
+        return self.backend.asarray(np.concatenate([self.file.load(name) for name in shapes], axis=1).reshape(-1))
 
     def _loaded(self, shapes: Mapping[str, tuple[int, ...]]) -> Any:
         return self.backend.asarray(np.concatenate([self.file.load(name) for name in shapes]))
@@ -160,11 +193,11 @@ class Weights:
             raise FormatError(f"{self.file.path}: tensor {name!r} has shape {found}, not {shape}")
         self._taken.add(name)
 
-    def _fill(self, name: str, out: npt.NDArray[np.float32]) -> None:
+    def _fill(self, name: str, out: npt.NDArray[np.float32], first: int = 0) -> None:
         step = max(_TASK_WEIGHTS // out.shape[1], 1)
         for row in range(0, len(out), step):
-            part = slice(row, row + step)
-            self._parts.append((name, part, out[part]))
+            part = out[row : row + step]
+            self._parts.append((name, slice(first + row, first + row + len(part)), part))
 
     def _refuse_leftovers(self) -> None:
         for name in self.file.tensors.keys() - self._taken:

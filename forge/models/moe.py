@@ -1,0 +1,82 @@
+"""Mixtures of experts: feed-forwards of which a router chooses some for each token."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from forge.config import Hook
+from forge.models.arch import ARCHS
+from forge.models.batch import Batch
+from forge.models.layer_tensors import LayerTensors
+from forge.models.layers import Linear
+from forge.models.residual import ResidualStream
+from forge.ops.experts import Experts, Router, experts, gate_rows, route
+from forge.ops.norm import Normed, norm
+
+GATED = ("silu", "gelu", "clamped_swiglu")
+"""Activations of a gate and an up; the others are of an up alone."""
+
+
+class MixtureOfExperts:
+    """The weighted sum of the feed-forwards that a router chooses for each token, and of a shared one.
+
+    The family's `arch.Router` and the file's numbers say how. Attributes that hold weights are named like the file's
+    tensors.
+    """
+
+    def __init__(self, tensors: LayerTensors) -> None:
+        config, row = tensors.config, ARCHS[tensors.config.arch].router
+        assert config.experts is not None
+        numbers, width = config.experts, config.width
+        self.activation = row.activation
+        self.weighs = "input" if row.weighs_input else "output"
+        self.order = "fixed" if tensors.is_deterministic else "any"
+        self.ffn_norm = tensors.norm("ffn_norm")
+        has_scale = tensors.has("ffn_down_exps.scale")
+        self.router = Router(
+            tensors.rows("ffn_gate_inp", numbers.count),
+            tensors.vector("ffn_gate_inp.bias", numbers.count) if tensors.has("ffn_gate_inp.bias") else None,
+            tensors.vector("exp_probs_b.bias", numbers.count) if tensors.has("exp_probs_b.bias") else None,
+            tensors.vector("ffn_down_exps.scale", numbers.count) if has_scale else None,
+            *(numbers.used, numbers.groups, numbers.used_groups, numbers.scale),
+        )
+        self.scores = {"scores": numbers.scores, "weights": "renormalized" if numbers.renormalizes else "as_scored"}
+        first = ("ffn_gate_exps", "ffn_up_exps") if row.activation in GATED else ("ffn_up_exps",)
+        sizes = dict.fromkeys(first, numbers.width)
+        gate, *up = tensors.experts(sizes, width, "ffn_gate_up_exps" if len(first) == 2 else None)
+        biases = [
+            tensors.expert_biases(part) for part in ([{name: numbers.width} for name in sizes] if up else [sizes])
+        ]
+        (down,) = tensors.experts({"ffn_down_exps": width}, numbers.width)
+        down_bias = tensors.expert_biases({"ffn_down_exps": width})
+        self.experts = Experts(
+            gate, up[0] if up else None, biases[0], biases[1] if up else None, down, down_bias, numbers.count
+        )
+        self.ffn_up_shexp: Linear | None = None
+        if numbers.shared_width:
+            self.glu = config.activation
+            shared = dict.fromkeys(("ffn_gate_shexp", "ffn_up_shexp"), numbers.shared_width)
+            self.ffn_up_shexp = tensors.linear(shared, width)
+            self.ffn_down_shexp = tensors.linear({"ffn_down_shexp": width}, numbers.shared_width)
+            has_gate = tensors.has("ffn_gate_inp_shexp")
+            self.ffn_gate_inp_shexp = tensors.vector("ffn_gate_inp_shexp", width) if has_gate else None
+
+    def linears(self) -> list[Linear]:
+        """The matrix products that compute every token, in the order of their launches."""
+        return [] if self.ffn_up_shexp is None else [self.ffn_up_shexp, self.ffn_down_shexp]
+
+    def __call__(self, stream: ResidualStream, batch: Batch, hook: Hook | None) -> None:
+        """Add the result to the stream."""
+        normed = operand = stream.normed(self.ffn_norm)
+        assert isinstance(normed, Normed)
+        if normed.shape[0] > 1 or normed.pending is not None or self.ffn_up_shexp is not None:
+            operand = norm(normed, out="act")  # (T, E), which several products read
+            normed = replace(normed, pending=None)
+        chosen, weights = route(normed, self.router, **self.scores)  # (T, U) each
+        how = {"activation": self.activation, "weighs": self.weighs, "order": self.order}
+        if self.ffn_up_shexp is not None:
+            h = self.ffn_up_shexp(operand, glu=self.glu)  # (T, F)
+            if self.ffn_gate_inp_shexp is not None:
+                h = gate_rows(h, normed, self.ffn_gate_inp_shexp)
+            stream.add(self.ffn_down_shexp, h, None)
+        experts(operand, chosen, weights, self.experts, stream.x, **how)

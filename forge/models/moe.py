@@ -59,7 +59,7 @@ class MixtureOfExperts:
             self.ffn_up_shexp = tensors.linear(shared, width)
             self.ffn_down_shexp = tensors.linear({"ffn_down_shexp": width}, numbers.shared_width)
             has_gate = tensors.has("ffn_gate_inp_shexp")
-            self.ffn_gate_inp_shexp = tensors.vector("ffn_gate_inp_shexp", width) if has_gate else None
+            self.ffn_gate_inp_shexp = tensors.row("ffn_gate_inp_shexp") if has_gate else None
 
     def linears(self) -> list[Linear]:
         """The matrix products that compute every token, in the order of their launches."""

@@ -60,6 +60,9 @@ class Weights:
     def has(self, name: str) -> bool:
         return name in self.file.tensors
 
+    def is_matrix(self, name: str) -> bool:
+        return self.has(name) and len(self.file.tensors[name].shape) == 2
+
     def matrix(self, rows: Mapping[str, int], joined: str | None = None, *, cols: int) -> Any:
         """(sum of rows, cols): the named matrices stacked, so that one product computes them all.
 

@@ -76,8 +76,8 @@ class ExpertsConfig:
         scores: "softmax" over all experts, or "sigmoid" of each.
         renormalizes: Weights are divided by their sum. With softmax that is the softmax of the chosen experts alone.
         scale: Factor of the weights.
-        groups: Experts are divided into so many groups, of which the best `used_groups` are chosen first: those with the
-            largest sum of their two best scores.
+        groups: Experts are divided into so many groups, of which the best `used_groups` are chosen first: those with
+            the largest sums of their two best scores.
     """
 
     count: int

@@ -65,7 +65,7 @@ class LayerTensors:
         return found if isinstance(found, tuple) else (found,)
 
     def expert_biases(self, tensors: dict[str, int]) -> Any:
-        """float32 (count * sum of sizes,): the biases of the named tensors, stacked for each expert; None without any."""
+        """float32 (count * sum of sizes,): the named tensors' biases, stacked for each expert; None without any."""
         count = self.config.experts.count if self.config.experts else 0
         names = {self._name(f"{tensor}.bias"): (count, size) for tensor, size in tensors.items()}
         if not all(self.has(f"{tensor}.bias") for tensor in tensors):

@@ -86,8 +86,8 @@ class Weights:
     def experts(self, rows: Mapping[str, int], joined: str | None = None, *, count: int, cols: int) -> Any:
         """(count * sum of rows, cols): the named tensors (count, rows, cols) stacked for each expert.
 
-        A file may hold them as one tensor, `joined`. They are one matrix as `matrix` gives it. Tensors that have different
-        types on a GPU are a tuple of matrices, each of one tensor.
+        A file may hold them as one tensor, `joined`. They are one matrix as `matrix` gives it. Tensors that have
+        different types on a GPU are a tuple of matrices, each of one tensor.
         """
         rows = {joined: sum(rows.values())} if joined and self.has(joined) else rows
         for name, size in rows.items():

@@ -9,6 +9,7 @@ import numpy as np
 
 from forge.backend import backend_of, register
 from forge.backend.gpu import GPU
+from forge.errors import UnsupportedError
 from forge.ops import expert_launches, fixed
 from forge.ops.activation import act_and_mul
 from forge.ops.norm import Normed, norm
@@ -23,15 +24,16 @@ _ALPHA, _LIMIT = 1.702, 7.0
 
 
 @record(
-    "weight:f32[X,K] bias?:f32[X] selection_bias?:f32[X] expert_scale?:f32[X] used:i32 groups:i32 used_groups:i32 scale:f32"
+    "weight:f32[X,K] bias?:f32[X] selection_bias?:f32[X] expert_scale?:f32[X] "
+    "used:i32 groups:i32 used_groups:i32 scale:f32"
 )
 @dataclass(frozen=True, slots=True)
 class Router:
     """What chooses among X experts.
 
-    weight: float32 (X, K). bias: float32 (X,), added to the logits. selection_bias: float32 (X,), added to the scores for
-    the choice alone. expert_scale: float32 (X,), factors of the weights. used: experts of a token. groups, used_groups: as
-    of `ExpertsConfig`. scale: factor of all weights.
+    weight: float32 (X, K). bias: float32 (X,), added to the logits. selection_bias: float32 (X,), added to the scores
+    for the choice alone. expert_scale: float32 (X,), factors of the weights. used: experts of a token. groups,
+    used_groups: as of `ExpertsConfig`. scale: factor of all weights.
     """
 
     weight: Any
@@ -56,8 +58,8 @@ register(Router, lambda router: backend_of(router.weight))
 def route(normed: Normed, router: Router, *, scores: str, weights: str) -> tuple[Array, Array]:
     """The experts of each row, best first, and their weights. Of equal ones the lower index is better.
 
-    normed: Rows in float32 with nothing pending. The best are those with the largest logits; with a selection bias or with
-    groups, those with the largest sums of score and bias. Sources: arXiv:1701.06538, arXiv:2412.19437.
+    normed: Rows in float32 with nothing pending. The best are those with the largest logits; with a selection bias or
+    with groups, those with the largest sums of score and bias. Sources: arXiv:1701.06538, arXiv:2412.19437.
     """
     x = norm.reference(normed, out="f32")
     logits = x @ router.weight.T.astype(x.dtype)
@@ -114,7 +116,7 @@ def gate_rows(h: Array, normed: Normed, gate: Array) -> Array:
 @gate_rows.gpu
 def _gate_rows_gpu(device: GPU, h: Any, normed: Normed, gate: Any) -> Any:
     sizes = (normed.shape[1], h.shape[1], normed.eps)
-    device.run("route", "gate_rows", len(h), h, normed.x, normed.weight, gate, *sizes, ROWS=1, EACH=1)
+    device.run("expert_gate", "gate_rows", len(h), h, normed.x, normed.weight, gate, *sizes)
     return h
 
 
@@ -125,8 +127,8 @@ def _gate_rows_gpu(device: GPU, h: Any, normed: Normed, gate: Any) -> Any:
 class Experts:
     """The matrices of X experts of width F, as one matrix each: an expert's rows lie together.
 
-    gate: (X * 2F, K), an expert's gates, then its ups; or (X * F, K) where `up` holds the ups, and where activations have
-    no gate, which it then holds none of. down: (X * K, F). Biases: float32, one for each row. count: X.
+    gate: (X * 2F, K), an expert's gates, then its ups; or (X * F, K), the gates, where `up` holds the ups, or the ups,
+    where the activation has no gate. down: (X * K, F). Biases: float32, one for each row. count: X.
     """
 
     gate: Any
@@ -290,6 +292,9 @@ def _experts_gpu(
     - More rows, or a fixed order: pairs of row and expert are grouped by expert, and tiles of them multiplied on the
       matrix cores.
     """
+    widths = operand.shape[1], experts.down.shape[1]
+    if any(width % 8 for width in widths):
+        raise UnsupportedError(f"experts of {widths[0]} and {widths[1]} numbers have no kernel: multiples of 8 have")
     y = device.empty(operand.shape, np.float32) if residual is None else residual
     how = expert_launches.How(activation, weighs == "input", residual is not None)
     rows_are_one = operand.shape[0] == 1 and order == "any" and expert_launches.supports_row(operand, experts)

@@ -14,9 +14,6 @@ DEVICE u32 place(u32 p, u32 inner) {
     return unit < last ? unit : last;
 }
 
-// The n-th of eight float16. They stay packed, because NVIDIA's compiler gives each number of 16 bits a register of its own.
-DEVICE float unpack(const u32x4 &eight, u32 n) { return to_float(f16{(u16)(eight.v[n / 2] >> 16 * (n % 2))}); }
-
 DEVICE u32x4 read_weight(const f16 *weight, u32 first, u32 r, u32 p, u32 inner, u32 outer) {
     u64 row = team_row<OUT, ROWS>(first, r, outer);
     return ((const u32x4 *)(weight + row * inner))[place(p, inner)];

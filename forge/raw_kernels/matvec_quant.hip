@@ -1,100 +1,10 @@
 // GEMV: one row of x times a matrix in ggml's block types, with a norm before it or a gated activation behind it.
-// Uses: quant_blocks, matvec_row
+// Uses: quant_blocks, quant_digits, matvec_row
 //
-// Integer dot products of bytes: the codes times x. Each group of 32 numbers of x becomes integers of 16 bits under one scale, held
-// as two signed digits to the base 256. The rounding is finer than that of float16: half a step is 1/65024 of the group's largest
-// number. A team of THREADS_PER_ROW threads computes ROWS rows, and neighbouring threads read neighbouring units of a row.
+// A team of THREADS_PER_ROW threads computes ROWS rows, and neighbouring threads read neighbouring units of a row.
 // -D FORMAT=ggml's number of the type; ROWS; THREADS_PER_ROW; BLOCK=threads; MAX_GROUPS=groups of 32 numbers of x at most; IN=f16,
 // or float: x is the residual stream and is normalized here; OUT=float, or f16: activation(gate) * up; SILU=1, or 0: the activation
 // is GELU.
-
-// Digits of a unit of x in LDS, as pieces of 16 bytes: for each group two pieces of high digits and two of low digits, then for each
-// group its scale and the sums of its integers, one for each half that has a scale of its own.
-#define SCALES (4 * GROUPS)
-#define DIGIT_PIECES (SCALES + (HALVES * GROUPS + 1) / 2 | 1) // odd, so that neighbouring units lie in other banks
-
-// Index of a piece of the k-th unit.
-DEVICE u32 piece_at(u32 k, u32 piece) { return k * DIGIT_PIECES + piece; }
-
-// Stores the digits of 8 numbers of x, the i-th in the order of eight_start. Four neighbouring lanes make a group. All lanes of a
-// wave call it, also those that store nothing. A NaN or infinity in x makes the scale NaN or infinite.
-DEVICE void make_digits(const u32x4 &x, u32x4 *digits, u32 i, bool stores) {
-    u32 part = i % 4, group = i / 4 % GROUPS, k = i / (4 * GROUPS);
-    u32 largest = 0; // of the bits without the sign, which order as the values do, NaN on top
-    UNROLL for (u32 j = 0; j < 8; ++j) {
-        u32 bits = x.v[j / 2] >> 16 * (j % 2) & 0x7fffu;
-        largest = bits > largest ? bits : largest;
-    }
-    for (u32 lane = 1; lane < 4; lane *= 2) {
-        u32 other = shfl_xor(largest, lane);
-        largest = other > largest ? other : largest;
-    }
-    float most = to_float(f16{(u16)largest}), inverse = most > 0.0f ? fast_divide(32512.0f, most) : 0.0f;
-    u32x2 high, low;
-    u32 total = 0;
-    UNROLL for (u32 w = 0; w < 2; ++w) {
-        high.v[w] = 0, low.v[w] = 0;
-        UNROLL for (u32 j = 0; j < 4; ++j) {
-            // The float 1.5 * 2**23 + n + 128 holds the integer n + 128 in its last bits, rounded to the nearest.
-            f16 value{(u16)(x.v[w * 2 + j / 2] >> 16 * (j % 2))};
-            u32 n = as_u32(fma_rn(to_float(value), inverse, 12583040.0f));
-            high.v[w] |= (n >> 8 & 255) << 8 * j;
-            low.v[w] |= (n & 255) << 8 * j;
-            total += n;
-        }
-        low.v[w] ^= 0x80808080u; // takes away the 128 that rounded the high digit
-    }
-    total -= 8 * as_u32(12583040.0f);
-    total += shfl_xor(total, 1);
-    u32 rest = shfl_xor(total, 2); // the sum of the other half
-    if (!stores) return;
-    ((u32x2 *)&digits[piece_at(k, 4 * group + part / 2)])[part % 2] = high;
-    ((u32x2 *)&digits[piece_at(k, 4 * group + 2 + part / 2)])[part % 2] = low;
-    if (part) return;
-    float scale = most * (1.0f / 32512.0f);
-#if HALVES == 2
-    ((f32x4 *)digits)[piece_at(k, SCALES + group)] = f32x4{{scale, (float)(i32)total, (float)(i32)rest, 0}};
-#else
-    ((f32x2 *)&digits[piece_at(k, SCALES + group / 2)])[group % 2] = f32x2{{scale, (float)(i32)(total + rest)}};
-#endif
-}
-
-// Where in a row the i-th 8 numbers begin, in the order of units, groups and quarters of a group.
-DEVICE u32 eight_start(u32 i) { return group_start(i / (4 * GROUPS), i / 4 % GROUPS) + i % 4 * 8; }
-
-// sum[r] += x . the k-th unit of row r.
-DEVICE void multiply_unit(const Unit (&unit)[ROWS], float (&sum)[ROWS], const u32x4 *digits, u32 k) {
-    u32 index = k % UNITS_PER_BLOCK;
-    UNROLL for (u32 g = 0; g < GROUPS; ++g) {
-        u32 code[ROWS][8];
-        float scale[ROWS][HALVES], offset[ROWS][HALVES];
-        UNROLL for (u32 r = 0; r < ROWS; ++r) {
-            UNROLL for (u32 w = 0; w < 8; ++w) code[r][w] = four_codes(unit[r], index, g, w);
-            UNROLL for (u32 h = 0; h < HALVES; ++h) group_scale(unit[r], index, g, h, scale[r][h], offset[r][h]);
-        }
-        u32x4 scales = digits[piece_at(k, SCALES + (HALVES == 2 ? g : g / 2))];
-        u32 own = HALVES == 2 ? 0 : g % 2 * 2; // where the group's are in the piece
-        i32 tops[ROWS], bottoms[ROWS];
-        float product[ROWS];
-        UNROLL for (u32 r = 0; r < ROWS; ++r) tops[r] = 0, bottoms[r] = 0, product[r] = 0;
-        UNROLL for (u32 h = 0; h < 2; ++h) {
-            u32x4 top = digits[piece_at(k, 4 * g + h)], bottom = digits[piece_at(k, 4 * g + 2 + h)];
-            UNROLL for (u32 r = 0; r < ROWS; ++r) {
-                UNROLL for (u32 w = 0; w < 4; ++w) {
-                    u32 four = code[r][4 * h + w];
-                    tops[r] = dot4(four, top.v[w], tops[r]);
-                    bottoms[r] = dot4(four, bottom.v[w], bottoms[r]);
-                }
-                if (HALVES == 1 && h == 0) continue;
-                u32 part = HALVES == 2 ? h : 0;
-                product[r] += scale[r][part] * (float)(tops[r] * 256 + bottoms[r]);
-                if (HAS_OFFSET || ZERO) product[r] -= offset[r][part] * as_float(scales.v[own + 1 + part]);
-                tops[r] = 0, bottoms[r] = 0;
-            }
-        }
-        UNROLL for (u32 r = 0; r < ROWS; ++r) sum[r] += as_float(scales.v[own]) * product[r];
-    }
-}
 
 // The k-th units of a team's rows from output `first` on. Past the end every thread reads the matrix's first unit: the compiler can
 // wait for each load alone where no branch is in front of it.

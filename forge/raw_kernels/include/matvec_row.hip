@@ -43,6 +43,9 @@ template <u32 P, u32 N> DEVICE void finish_row(u32x4 (&y)[P], const Row<float, P
         }
 }
 
+// The n-th of eight float16. They stay packed, because NVIDIA's compiler gives each number of 16 bits a register of its own.
+DEVICE float unpack(const u32x4 &eight, u32 n) { return to_float(f16{(u16)(eight.v[n / 2] >> 16 * (n % 2))}); }
+
 // Outputs of a team, the threads that share R rows of the matrix: R numbers y[n] in float32, or R / 2 in float16, each
 // activation(gate) * up. Then the first half of the team's rows are gates, rows n of the matrix, and the others ups, rows outer + n.
 template <typename Y, u32 R> struct Outputs {
@@ -83,8 +86,8 @@ template <u32 SHARERS, typename Y, u32 R, u32 THREADS> DEVICE u32 own_output(u32
 
 // Reduces the sums of a team's threads; this thread stores output n if n < outer. The next call must pass another `partial`, or come
 // behind a barrier.
-template <u32 SHARERS, typename Y, u32 R, u32 P>
-DEVICE void finish_vector(float (&sum)[R], float (&partial)[P][R], u32 n, const Addends &more, Y *y, u32 outer) {
+template <u32 SHARERS, typename Y, u32 R, u32 P, typename A>
+DEVICE void finish_vector(float (&sum)[R], float (&partial)[P][R], u32 n, const A &more, Y *y, u32 outer) {
     const u32 outputs = Outputs<Y, R>::per_team;
     u32 width = SHARERS < WAVE ? SHARERS : WAVE; // a team is a part of a wave, or several waves
     UNROLL for (u32 r = 0; r < R; ++r) sum[r] = wave_sum(sum[r], width);

@@ -1,0 +1,66 @@
+// Shared by the GEMV kernels of a mixture of experts: which row of its expert's matrix an output has, and what becomes of the sums.
+
+#define MAX_USED 32 // experts of a row
+
+// Activations of the first product, float16: of a gate and an up, or of an up alone.
+struct OfGate {
+    f16 v;
+};
+struct OfUp {
+    f16 v;
+};
+template <u32 R> struct Outputs<OfUp, R> {
+    static const bool gated = false;
+    static const u32 per_team = R;
+};
+#if GATED
+typedef OfGate Activation;
+#else
+typedef OfUp Activation;
+#endif
+#define FIRST_ROWS(width) ((GATED ? 2 : 1) * (width)) // of an expert's first matrix: gates, then ups
+
+// The row of the first matrices, of all experts, that is a team's r-th; `first` is the team's first output of the (U, F) there are.
+template <u32 R> DEVICE u64 first_row(const i32 (&experts)[MAX_USED], u32 first, u32 r, u32 outer, u32 width) {
+    const u32 outputs = Outputs<Activation, R>::per_team;
+    u32 n = first + r % outputs < outer ? first + r % outputs : outer - 1, place = n / width;
+    return (u64)experts[place] * FIRST_ROWS(width) + (n - place * width) + (r < outputs ? 0 : width);
+}
+
+// What happens to a sum, or to those of a gate and its up: they are multiplied, then biases are added.
+struct FirstAddends {
+    float first, second, factor;
+    u32 activation;
+};
+DEVICE FirstAddends first_addends(
+    const i32 (&experts)[MAX_USED], const float *weights, const float *bias, u32 n, u32 outer, u32 width, u32 activation
+) {
+    FirstAddends more{0.0f, 0.0f, 1.0f, activation};
+    if (n >= outer) return more;
+    u32 place = n / width;
+    u64 row = (u64)experts[place] * FIRST_ROWS(width) + (n - place * width);
+    if (weights) more.factor = weights[place];
+    if (bias) more.first = bias[row], more.second = GATED ? bias[row + width] : 0.0f;
+    return more;
+}
+template <typename Y> DEVICE void store_activation(Y *h, u32 n, float gate, float up, const FirstAddends &more) {
+    h[n].v = to_f16(expert_activate(gate * more.factor + more.first, up * more.factor + more.second, more.activation));
+}
+DEVICE void store_output(OfGate *h, u32 n, float gate, float up, const FirstAddends &more) { store_activation(h, n, gate, up, more); }
+DEVICE void store_output(OfUp *h, u32 n, float up, float, const FirstAddends &more) { store_activation(h, n, up, 0.0f, more); }
+
+// What is added to output n of the weighted sum.
+DEVICE Addends second_addends(
+    const i32 (&experts)[MAX_USED], const float (&share)[MAX_USED], const float *bias, const float *y, u32 n, u32 outer, u32 used, u32 accumulate
+) {
+    Addends more{0.0f, 0.0f};
+    if (n >= outer) return more;
+    if (accumulate) more.second = y[n];
+    for (u32 u = 0; bias && u < used; ++u) more.first += share[u] * bias[(u64)experts[u] * outer + n];
+    return more;
+}
+
+// The row's experts and their weights, 1 where there are none, in LDS. The caller meets at a barrier before it reads them.
+DEVICE void load_choice(i32 (&experts)[MAX_USED], float (&share)[MAX_USED], const i32 *chosen, const float *weights, u32 used) {
+    if (THREAD < used) experts[THREAD] = chosen[THREAD], share[THREAD] = weights ? weights[THREAD] : 1.0f;
+}

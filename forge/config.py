@@ -63,10 +63,7 @@ class RopeConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExpertsConfig:
-    """The numbers of a model's mixture of experts.
-
-    A router scores the experts for each token, and those with the best scores compute it. Their weights are the scores.
-    Sources: arXiv:1701.06538, arXiv:2412.19437 (sigmoid, selection bias, groups).
+    """A model's mixture of experts: a router scores them for each token, and the best compute it, weighted by scores.
 
     Attributes:
         count: Experts of a layer.
@@ -74,10 +71,9 @@ class ExpertsConfig:
         width: Components inside an expert.
         shared_width: Components inside the shared expert, which computes every token. 0 = there is none.
         scores: "softmax" over all experts, or "sigmoid" of each.
-        renormalizes: Weights are divided by their sum. With softmax that is the softmax of the chosen experts alone.
+        renormalizes: Weights are divided by their sum: with softmax, the softmax of the chosen experts alone.
         scale: Factor of the weights.
-        groups: Experts are divided into so many groups, of which the best `used_groups` are chosen first: those with
-            the largest sums of their two best scores.
+        groups: Of so many groups, the `used_groups` with the largest sums of two scores are chosen first.
     """
 
     count: int
@@ -115,8 +111,7 @@ class ModelConfig:
         attention_softcap: The scores become cap * tanh(score / cap). 0 = no cap.
         final_softcap: The logits become cap * tanh(logit / cap). 0 = no cap.
         embedding_scale: Factor of the embeddings.
-        experts: The numbers of the mixture of experts. None = the model is dense.
-        layer_experts: Whether the feed-forward of each layer is a mixture of experts. Empty = none is.
+        experts: The mixture of experts, of those layers of which `layer_experts` says so. None = the model is dense.
     """
 
     arch: str

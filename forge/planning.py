@@ -156,7 +156,11 @@ def _token_bytes(config: ModelConfig) -> int:
     with the queries and the result of attention in float16, or gate and up in float32 with their product in float16.
     """
     queries, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-    return 16 * config.width + max(4 * (queries + 2 * keys) + 4 * queries, 10 * config.ffn_width)
+    widest = max(4 * (queries + 2 * keys) + 4 * queries, 10 * config.ffn_width)
+    if experts := config.experts:  # logits; for each expert of a token both halves, activations and a result
+        of_each = 10 * experts.width + 4 * config.width + 20
+        widest = max(widest, 4 * experts.count + experts.used * of_each, 10 * experts.shared_width)
+    return 16 * config.width + widest
 
 
 def _sequence_bytes(config: ModelConfig) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -64,9 +65,9 @@ def record(path: Path | None, device: Recorder, settings: EngineConfig = _SETTIN
 class HeaderWeights(Weights):
     """Weights by their shapes and types alone: nothing of them is read."""
 
-    def _joined(self, kept: GGMLType, names: Sequence[str]) -> Any:
+    def _joined(self, kept: GGMLType, names: Sequence[str], count: int = 1) -> Any:
         infos = [self.file.tensors[name] for name in names]
-        shape = sum(info.shape[0] for info in infos), infos[0].shape[1]
+        shape = sum(prod(info.shape[:-1]) for info in infos), infos[0].shape[-1]
         if kept is GGMLType.F16:
             return self.backend.empty(shape, np.float16)
         return Packed.empty(kept, shape, self.backend)
@@ -74,3 +75,6 @@ class HeaderWeights(Weights):
     def _loaded(self, shapes: Mapping[str, tuple[int, ...]]) -> Any:
         (_, *dims), rows = next(iter(shapes.values())), sum(shape[0] for shape in shapes.values())
         return self.backend.empty((rows, *dims), np.float32)
+
+    def _beside(self, shapes: Mapping[str, tuple[int, int]]) -> Any:
+        return self.backend.empty((sum(map(prod, shapes.values())),), np.float32)

@@ -13,7 +13,7 @@ from forge.config import ExpertsConfig, ModelConfig, RopeConfig, RouterScores
 from forge.errors import FormatError, UnsupportedError
 from forge.formats.gguf import GGUF
 from forge.models.arch import ARCHS, Arch
-from forge.ops.experts import MAX_EXPERTS
+from forge.ops.experts import MAX_EXPERTS, MAX_GROUPS, MAX_USED
 
 _MAX_LAYERS = 1024
 _MAX_COUNT = 2**31 - 1
@@ -131,8 +131,14 @@ class _Reader:
             return None
         if self.arch.experts is None:
             raise UnsupportedError(f"{path}: experts of architecture {self.name!r} are not supported")
-        if count > MAX_EXPERTS:
-            raise UnsupportedError(f"{path}: {count} experts are over the limit of {MAX_EXPERTS}")
+        used, groups = (
+            self.count("expert_used_count", maximum=count),
+            self.count("expert_group_count", 0, minimum=0) or 1,
+        )
+        limits = (count, MAX_EXPERTS, "experts"), (used, MAX_USED, "experts of a token"), (groups, MAX_GROUPS, "groups")
+        for number, most, what in limits:
+            if number > most:
+                raise UnsupportedError(f"{path}: {number} {what} are over the limit of {most}")
         width = self.count("expert_feed_forward_length", 0, minimum=0) or self.inner_of("ffn_down_exps")
         shared_width = self.inner_of("ffn_down_shexp")
         if shared_width:  # keys that say less are not there in each family
@@ -141,10 +147,9 @@ class _Reader:
         gating = self.count("expert_gating_func", 0, minimum=0)
         if gating not in _ROUTER_SCORES:
             raise UnsupportedError(f"{path}: {self.name}.expert_gating_func {gating} is not supported")
-        groups = self.count("expert_group_count", 0, minimum=0) or 1
         found = ExpertsConfig(
             count=count,
-            used=self.count("expert_used_count", maximum=count),
+            used=used,
             width=width,
             shared_width=shared_width,
             scores=_ROUTER_SCORES[gating] or router.scores,

@@ -176,6 +176,9 @@ class Weights:
         """float32 on the device, flat: the named matrices beside each other."""
         for name, shape in shapes.items():
             self._take(name, shape)
+        return self._beside(shapes)
+
+    def _beside(self, shapes: Mapping[str, tuple[int, int]]) -> Any:
         return self.backend.asarray(np.concatenate([self.file.load(name) for name in shapes], axis=1).reshape(-1))
 
     def _loaded(self, shapes: Mapping[str, tuple[int, ...]]) -> Any:

@@ -16,8 +16,6 @@ from forge.ops.norm import Normed
 from forge.ops.quant import Packed
 from forge.tuning.table import MATMUL_ROWS
 
-MAX_USED = 32
-"""Experts of a row."""
 _ACTIVATIONS = {"silu": 0, "gelu": 1, "clamped_swiglu": 2, "relu2": 3}
 _ROUTE_THREADS = 128
 _MAX_GROUPS = (128, 256, 512)

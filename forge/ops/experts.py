@@ -16,7 +16,8 @@ from forge.ops.norm import Normed, norm
 from forge.ops.op import Array, op, record
 from forge.ops.quant import QuantTensor
 
-MAX_EXPERTS = 512
+MAX_EXPERTS, MAX_USED, MAX_GROUPS = 512, 32, 32
+"""Experts of a layer, of a row, and groups of experts."""
 _MIN_SUM = 2.0**-14
 """What a sum of scores is taken for at least, where weights are divided by it: as llama.cpp does."""
 _ALPHA, _LIMIT = 1.702, 7.0
@@ -268,8 +269,8 @@ def _one(experts: Experts, expert: int) -> Experts:
             return value.rows(np.arange(part.start, part.stop, dtype=np.int32))
         return value[part]
 
-    names = ("gate", "up", "gate_bias", "up_bias", "down", "down_bias")
-    return Experts(*(rows(getattr(experts, name)) for name in names), 1)
+    gate, up, down = rows(experts.gate), rows(experts.up), rows(experts.down)
+    return Experts(gate, up, rows(experts.gate_bias), rows(experts.up_bias), down, rows(experts.down_bias), 1)
 
 
 @experts.gpu

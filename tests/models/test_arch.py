@@ -126,6 +126,9 @@ def rewritten(
         ("stablelm", "blk.0.ffn_norm.bias"),
         ("stablelm_parallel", "blk.0.attn_k_norm.weight"),
         ("stablelm_parallel", "blk.1.attn_q_norm.weight"),
+        ("qwen3moe", "blk.1.ffn_gate_inp.weight"),
+        ("qwen2moe", "blk.0.ffn_up_exps.weight"),
+        ("qwen2moe", "blk.0.ffn_gate_inp_shexp.weight"),
     ],
 )
 def test_a_missing_tensor_is_named(tmp_path: Path, name: str, tensor: str) -> None:
@@ -298,7 +301,9 @@ def test_tensors_that_may_be_there_change_nothing(tmp_path: Path) -> None:
         ({"llama.attention.layer_norm_rms_epsilon": None}, forge.FormatError, "layer_norm_rms_epsilon"),
         ({"llama.attention.layer_norm_rms_epsilon": -1.0}, forge.FormatError, "layer_norm_rms_epsilon"),
         ({"llama.context_length": 0}, forge.FormatError, "context_length"),
-        ({"llama.expert_count": 8}, forge.UnsupportedError, "experts"),
+        ({"llama.expert_count": 8}, forge.FormatError, "llama.expert_used_count"),
+        ({"llama.expert_count": 8, "llama.expert_used_count": 9}, forge.FormatError, "expert_used_count.* to 8"),
+        ({"llama.expert_count": 513, "llama.expert_used_count": 9}, forge.UnsupportedError, "513 experts"),
         ({"tokenizer.ggml.tokens": ["a", "b"]}, forge.ForgeError, "token"),
     ],
 )

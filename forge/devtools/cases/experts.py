@@ -62,7 +62,6 @@ def _by_hand() -> Case:
     return Case("by hand", make, options, expected=([[1, 2, 0]], [shares]))
 
 
-_SIGMOID = {"scores": "sigmoid", "weights": "renormalized"}
 _ROUTE = [
     _by_hand(),
     route_case("one expert", 1, 8, 1, 1),
@@ -72,9 +71,9 @@ _ROUTE = [
     route_case("T9 X512 U8 as scored", 9, 64, 512, 8, weights="as_scored", extras="bias"),
     route_case("T130", 130, 32, 40, 4, extras="scale"),
     route_case("sigmoid", 2, 64, 16, 4, scores="sigmoid", weights="as_scored"),
-    route_case("sigmoid with selection bias", 5, 64, 64, 6, extras="bias selection scale", **_SIGMOID),
-    route_case("sigmoid ties with selection bias", 2, 64, 64, 6, extras="", distinct=2, **_SIGMOID),
-    route_case("groups", 2, 64, 32, 4, extras="selection", groups=(8, 3), **_SIGMOID),
+    route_case("sigmoid with selection bias", 5, 64, 64, 6, scores="sigmoid", extras="bias selection scale"),
+    route_case("sigmoid ties with selection bias", 2, 64, 64, 6, scores="sigmoid", distinct=2),
+    route_case("groups", 2, 64, 32, 4, scores="sigmoid", extras="selection", groups=(8, 3)),
     route_case("groups without bias", 9, 64, 24, 3, groups=(4, 2)),
     route_case("softmax with selection bias", 1, 64, 16, 4, extras="selection"),
 ]
@@ -106,8 +105,10 @@ def experts_case(
     extras: str = "",
     among: int = 0,
 ) -> Case:
-    """format: Of quantized matrices; without one they are float. extras: of "bias", "residual", "normed", "apart" (gates
-    and ups are two matrices). among: Experts that are chosen are among so many."""
+    """format: Of quantized matrices; without one they are float. among: Experts that are chosen are among so many.
+
+    extras: of "bias", "residual", "normed", "apart" (gates and ups are two matrices).
+    """
 
     def matrix(rng: np.random.Generator, outer: int, cols: int) -> Any:
         if not format:

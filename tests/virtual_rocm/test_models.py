@@ -31,7 +31,7 @@ NEAR_TIE = 0.05
 GREEDY = forge.SamplingParams(max_tokens=32, temperature=0, ignore_eos=True)
 PROMPTS = [[5, 9, 17, 3], list(range(20, 90)), [7]]
 CONTEXT = 128
-MODELS = [(family, type_name) for family in ("llama", "gemma3") for type_name in ("F16", "Q4_K")]
+MODELS = [("llama", "F16"), ("llama", "Q4_K"), ("gemma3", "F16"), ("qwen3moe", "Q4_K")]
 Write = Callable[[str, str], Path]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,15 @@ from forge.ops.quant import QuantTensor
 ARCH = Path(__file__).parents[1] / "data" / "arch"
 HEADS, KV_HEADS = 4, 1
 WIDTHS = {"F16": 128, "Q4_K": 256}
-_SEED = 5  # of the first few the one with which greedy texts vary most
+_SEED, _SEED_OF_EXPERTS = 5, 2  # of the first few the ones with which greedy texts vary most
 _LOGITS = 5.0
 """Standard deviation of the logits: of real models' size, so that few top-2 gaps are small."""
 
 
 def write(family: str, type_name: str, path: Path) -> Path:
     """A random model with the metadata, tokenizer and tensor names of `tests/data/arch/<family>`, in other sizes."""
-    rng = np.random.default_rng(_SEED)
+    has_experts = family.endswith("moe")
+    rng = np.random.default_rng(_SEED_OF_EXPERTS if has_experts else _SEED)
     width = WIDTHS[type_name]
     dim = width // HEADS
     sizes = {
@@ -33,6 +35,8 @@ def write(family: str, type_name: str, path: Path) -> Path:
         "attention.value_length": dim,
         "rope.dimension_count": dim,
     }
+    if has_experts:
+        sizes["expert_feed_forward_length"] = width
     rows = {"attn_k": KV_HEADS * dim, "attn_v": KV_HEADS * dim}
     with gguf.read(ARCH / family / "model.gguf") as file:
         metadata: dict[str, Any] = {
@@ -50,6 +54,11 @@ def write(family: str, type_name: str, path: Path) -> Path:
             size = dim if part in ("attn_q_norm", "attn_k_norm") else width
             mean = _LOGITS / embedding if part == "output_norm" else 1 / embedding if "post" in part else 1.0
             tensors[name] = rng.normal(mean, 0.1, size).astype(np.float32)
+        elif part == "ffn_gate_inp":
+            tensors[name] = rng.normal(0, 4 * width**-0.5, (shape[0], width)).astype(np.float32)
+        elif len(shape) == 3:  # experts
+            made = _matrix(type_name, (shape[0] * width, width), rng, 1.0)
+            tensors[name] = replace(made, shape=(shape[0], width, width))
         else:
             count = shape[0] if part in ("output", "token_embd") else rows.get(part, width)
             tensors[name] = _matrix(type_name, (count, width), rng, embedding if part == "token_embd" else 1.0)

@@ -16,7 +16,6 @@ RopeStyle = Literal["neox", "interleaved"]
 Activation = Literal["silu", "gelu"]
 NormKind = Literal["rms", "layer"]
 RouterScores = Literal["softmax", "sigmoid"]
-ExpertActivation = Literal["silu", "gelu", "clamped_swiglu", "relu2"]
 Dtype = Literal["f32", "f16"]
 Progress = Callable[[str, int, int | None], None]
 """Called with the name of a stage, how much of it is done, and its total, or None where that is not known."""
@@ -111,7 +110,8 @@ class ModelConfig:
         attention_softcap: The scores become cap * tanh(score / cap). 0 = no cap.
         final_softcap: The logits become cap * tanh(logit / cap). 0 = no cap.
         embedding_scale: Factor of the embeddings.
-        experts: The mixture of experts, of those layers of which `layer_experts` says so. None = the model is dense.
+        experts: The mixture of experts. None = the model is dense.
+        layer_experts: Whether each layer has it. Empty = none has.
     """
 
     arch: str

@@ -10,8 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from forge.config import Activation, ExpertActivation, NormKind, RopeStyle, RouterScores
+from forge.config import Activation, NormKind, RopeStyle, RouterScores
 
+ExpertActivation = Literal["silu", "gelu", "clamped_swiglu", "relu2"]
+"""silu and gelu of a gate times an up, gpt-oss' of both, and the square of an up where it is positive."""
 SublayerKind = Literal["attention", "gated", "plain", "experts"]
 """attention is a mixer. Feed-forwards: gated, down(activation(gate(x)) * up(x)), plain, down(activation(up(x))), and
 experts, a mixture of feed-forwards."""

@@ -1,7 +1,8 @@
 """Messages of OpenAI's API: checked, and in the forms that templates expect.
 
-Templates differ in three things: whether a content is a string or a list of parts; whether a content of None stays
-None, is left out or is an empty string; and whether the arguments of a tool call are a mapping or JSON text.
+Templates differ in four things: whether a content is a string or a list of parts; whether a content of None stays
+None, is left out or is an empty string; whether the arguments of a tool call are a mapping or JSON text; and whether
+there may be reasoning and a content beside calls of tools.
 """
 
 import json
@@ -15,6 +16,8 @@ from forge.errors import ParameterError
 
 Message = dict[str, Any]
 _NAME, _VALUE = "forgename", "forgevalue"
+_REASONING = ("reasoning_content", "thinking", "reasoning")
+"""Names of an assistant's reasoning. Templates get it under the first two, as in transformers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,11 +29,16 @@ class Form:
     """Treatment of a content of None: "none", "missing" or "empty"."""
     text_arguments: bool = False
     """Whether arguments of tool calls are JSON text, not a mapping."""
+    one_text: bool = False
+    """Whether a content between reasoning and calls of tools is joined to the reasoning, as gpt-oss's template asks."""
 
     def apply(self, messages: Sequence[Message]) -> list[Message]:
         return [self._message(message) for message in messages]
 
     def _message(self, message: Message) -> Message:
+        if self.one_text and _has_two_texts(message):
+            text = f"{message['thinking']}\n\n{message['content']}"
+            message = message | {"content": "", "thinking": text, "reasoning_content": text}
         formed = message | {"content": self._content(message["content"])}
         if message["content"] is None and self.absent == "missing":
             del formed["content"]
@@ -61,7 +69,8 @@ def forms(messages: Sequence[Message]) -> Iterator[Form]:
     parts = (None, False, True) if any(isinstance(content, list) for content in contents) else (None, True)
     absent = ("none", "missing", "empty") if None in contents else ("none",)
     arguments = (False, True) if any(message.get("tool_calls") for message in messages) else (False,)
-    return (Form(*choice) for choice in product(parts, absent, arguments))
+    texts = (False, True) if any(map(_has_two_texts, messages)) else (False,)
+    return (Form(*choice) for choice in product(parts, absent, arguments, texts))
 
 
 def is_plain(messages: Sequence[Message]) -> bool:
@@ -147,6 +156,8 @@ def _checked_message(where: str, message: Mapping[str, Any]) -> Message:
     # Clients send unused fields as null, and templates often test only whether a field exists.
     plain = {key: value for key, value in message.items() if value is not None and key != "tool_calls"}
     plain["content"] = content
+    if (reasoning := next((plain[name] for name in _REASONING if name in plain), None)) is not None:
+        plain = {"thinking": reasoning, **plain, "reasoning_content": reasoning}
     if calls:
         plain["tool_calls"] = [_checked_call(f"{where}: tool_calls[{i}]", call) for i, call in enumerate(calls)]
     check_json(where, plain)
@@ -170,6 +181,11 @@ def _checked_call(where: str, call: Any) -> dict[str, Any]:
     if not isinstance(function.get("arguments"), str | Mapping | None):
         raise _refusal(f"{where}: arguments must be JSON text or a mapping")
     return dict(call)
+
+
+def _has_two_texts(message: Message) -> bool:
+    texts = message["content"], message.get("thinking")
+    return bool(message.get("tool_calls")) and all(isinstance(text, str) and text for text in texts)
 
 
 def _with_function(call: Mapping[str, Any], change: Any) -> dict[str, Any]:

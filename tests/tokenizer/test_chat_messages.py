@@ -136,6 +136,14 @@ def test_arguments_are_a_mapping_or_json_text(source: str, text: str, arguments:
     assert render(source, [USER, call(arguments, content=None)]) == text
 
 
+def test_reasoning_and_content_beside_calls_are_one_text_if_the_template_refuses_two() -> None:
+    message = call("{}", content="I look.", reasoning_content="Where?")
+    both = EACH + "({{ m.thinking }}){{ m.content }}{{ m.tool_calls[0].function.arguments }}{% endfor %}"
+    assert render(both, [message]) == "(Where?)I look.{}"
+    one = EACH + "{% if m.thinking and m.content %}{{ raise_exception('two') }}{% endif %}{% endfor %}" + both
+    assert render(one, [message]) == "(Where?\n\nI look.){}"
+
+
 def test_arguments_of_a_call_without_a_function_field() -> None:
     message = {"role": "assistant", "tool_calls": [{"name": "f", "arguments": '{"a": 1}'}]}
     assert render(EACH + CALLS + "{{ c.arguments.a + 1 }}{% endfor %}{% endfor %}", [USER, message]) == "2"

@@ -38,6 +38,19 @@ TOOLS = [
     }
 ]
 
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "city": {"type": ["string", "null", "string"]},
+        "unit": {"enum": ["C", 3, "F"]},
+        "area": {"type": "object", "properties": {"Lat": {"type": "Number"}}, "required": ["Lat"]},
+        "any": {},
+    },
+    "required": ["city"],
+}
+SCHEMAS = [{"type": "function", "function": {"name": "weather", "parameters": SCHEMA}}, {"type": "other"}]
+THOUGHTS = ("reasoning_content", "thinking", "reasoning")
+
 # name: (template, arguments)
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "special_tokens": ("[{{ bos_token }}|{{ eos_token }}|{{ unk_token }}]", {"messages": [USER]}),
@@ -135,6 +148,34 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
                 {"role": "tool", "content": "21", "name": "weather", "tool_call_id": "call00001"},
             ]
         },
+    ),
+    "schemas": (  # as gpt-oss, Qwen3-Coder, Apertus and MiniMax print tools
+        "{% macro kind(spec, depth=0) %}{% if spec.type is defined and spec.type is sequence and spec.type is not "
+        "string %}{{ spec.type | map('string') | unique | sort | join(' | ') }}{% elif spec.type == 'object' %}{ "
+        "{% for name, one in spec.properties.items() %}{% if not loop.first %}, {% endif %}{{ name }}"
+        "{{ '?' if name not in (spec.required or []) }}: {{ kind(one, depth + 1) }}{% else %}any{% endfor %} }"
+        "{% elif spec['enum'] is defined %}{{ spec['enum'] | map('tojson') | reject('equalto', '3') | join('|') }}"
+        "{% else %}{{ spec.get('type', 'any') | string | lower }}{% endif %}{% endmacro %}"
+        "{% for tool in tools if tool.function is defined %}{% set text %}{{ tool.function.name }}({{ "
+        "kind(tool.function.parameters) }}){% endset %}{{ text | trim | safe }}{% endfor %}"
+        "{{ [3, depth | default('2') | int] | min }}{{ tools[0].function | items | list | length }}"
+        "{% filter upper %}{{ true is boolean }} {{ absent is undefined }} {{ (1 == 1) is true }}{% endfilter %}",
+        {"messages": [USER], "tools": SCHEMAS},
+    ),
+    "turns": (  # as Qwen3.5, GLM-4.6, Gemma 4 and Mistral tell turns apart
+        "{% for m in messages %}{% if loop.previtem and loop.previtem.role == m.role %}+{% endif %}"
+        "{% if m.role not in ['user', 'assistant', 'system', 'tool'] %}{{ raise_exception('no role') }}{% endif %}"
+        "{{ m.get('content', '').replace('<think>', '').strip('\n').rstrip() }}"
+        "{% for c in m.tool_calls | default([]) %}{% for k, v in c.function.arguments | items %}"
+        "<{{ k }}>{{ v | string if v is not string else v }}</{{ k }}>{% endfor %}{% endfor %}"
+        "{% if loop.nextitem is defined and loop.nextitem.role != m.role %}<end>\n{% endif %}{% endfor %}",
+        {"messages": [*CHAT, CALL | {"content": ""}, {"role": "tool", "content": "21"}, USER]},
+    ),
+    "reasoning": (  # gpt-oss reads "thinking", most others "reasoning_content"
+        "{% for m in messages %}{% if m.thinking is defined %}[{{ m.thinking }}]{% endif %}"
+        "{% if m.reasoning_content is string %}({{ m.reasoning_content }}){% endif %}{{ m | list | join(',') }};"
+        "{% endfor %}",
+        {"messages": [USER, *({"role": "assistant", "content": "12", name: "hm"} for name in THOUGHTS), USER]},
     ),
     "continue": (CHATML, {"messages": SAID, "continue_final_message": True}),
     "continue_ends_like_a_mark": (

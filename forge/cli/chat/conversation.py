@@ -8,6 +8,7 @@ from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 from forge.cli import options, output
+from forge.cli.chat.answer import Answer
 from forge.cli.generate import answer_json, cut, show_logprobs, statistics
 from forge.errors import ContextLengthError
 
@@ -91,7 +92,7 @@ class Conversation:
         """Stream an answer to the last message, or its continuation. Ctrl-C ends it, and its text so far is kept."""
         ids = self._fit(messages, continues)
         used = len(ids)
-        texts: list[str] = []
+        answer = Answer(self.llm, ids)
         logprobs: list[Any] = []
         timings = reason = None
         interrupted = False
@@ -99,9 +100,8 @@ class Conversation:
             with closing(self.llm.stream(ids, self.params)) as chunks:
                 output.write(show)
                 for chunk in chunks:
-                    texts.append(chunk.text)
                     used += len(chunk.ids)
-                    output.write(chunk.text)
+                    output.write(answer.push(chunk.text))
                     logprobs += chunk.logprobs or ()
                     timings, reason = chunk.timings, chunk.finish_reason
         except KeyboardInterrupt:
@@ -110,15 +110,12 @@ class Conversation:
                     output.write("\n")
                 raise
             interrupted = True
-        output.write("\n")
+        output.write(answer.finish() + "\n")
         options.check_finish(reason, self.llm)
-        text = "".join(texts)
-        if continues:
-            text = messages[-1]["content"] + text
-            messages = messages[:-1]
-        if text or not interrupted:
+        message = answer.message(messages[-1]["content"] if continues else "")
+        if message["content"] or "reasoning_content" in message or not interrupted:
             self.used = used
-            self.messages = [*messages, {"role": "assistant", "content": text}]
+            self.messages = [*(messages[:-1] if continues else messages), message]
         else:
             output.reply("stopped before a word: the message does not count")
         show_logprobs(self.llm, logprobs)

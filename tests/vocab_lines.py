@@ -9,6 +9,8 @@ from typing import Any
 NUM_LINES = 2048
 BLOCK = 16
 """Lines whose ids share one digest of a golden."""
+DIGEST = 4
+"""Characters of a digest."""
 
 _TEXT = """
 Hello world the quick brown fox jumps over lazy dogs HTTPServer camelCase XMLHttpRequest naïve café Äpfel Straße

@@ -4,16 +4,15 @@ import io
 import json
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from cli_runs import LLAMA, Captured, failure, json_of, with_template
+from scripted import write_scripted
 
 import forge
 from forge.cli import run
 from forge.cli.chat.conversation import Conversation
-from forge.tokenizer.chat import ChatTemplate
 
 TEMPLATE = (
     "{% for m in messages %}{{ m.role[0] + ':' + m.content + ' ' }}{% endfor %}"
@@ -201,27 +200,19 @@ def test_one_sequence_s_pages_are_taken_and_threads_as_many_as_asked_for(
     assert seen == [(1, 1), (1, 1), (1, None)]
 
 
-def test_messages_of_gpt_oss_are_read_and_kept_as_reasoning_and_content(
-    model: str, capsys: Captured, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    thought, final = (
-        "<|channel|>analysis<|message|>I think.<|end|><|start|>assistant",
-        "<|channel|>final<|message|>Yes.",
-    )
-    answers = [f"{thought}{final}", f"{final}", "<|channel|>analysis<|message|>Cut"]
-    chunk = SimpleNamespace(ids=[1], logprobs=None, timings=None, finish_reason=None)
-
-    def stream(*_: Any) -> Any:
-        yield from (SimpleNamespace(**vars(chunk) | {"text": character}) for character in answers.pop(0))
-
-    with forge.load(model, context=64) as llm:
-        llm.chat_template = ChatTemplate(f"{TEMPLATE}{{# {thought} #}}", name="m", special_tokens={})
-        monkeypatch.setattr(llm, "stream", stream)
+def test_messages_of_gpt_oss_are_read_and_kept_as_reasoning_and_content(tmp_path: Path, capsys: Captured) -> None:
+    thought = "<|channel|>analysis<|message|>"
+    script = [f"{thought}I th", "ink.", "<|end|><|start|>assistant<|channel|>final<|message|>", "Yes", "."]
+    template = "{% for m in messages %}<|start|>{{ m.content }}{% endfor %}{# " + thought + " #}<|start|>assistant"
+    path = write_scripted(tmp_path / "m.gguf", template, {"<|start|>assistant": script}, [])
+    with forge.load(path, context=256) as llm:
         conversation = Conversation(llm, forge.SamplingParams(), None, "", {}, drops=True)
-        for _ in range(3):
-            conversation.ask("?")
+        conversation.ask("?")
+        conversation.params = forge.SamplingParams(max_tokens=1)
+        conversation.ask("?")
     said = [message for message in conversation.messages if message["role"] == "assistant"]
-    assert [message["content"] for message in said] == ["Yes.", "Yes.", ""]
-    assert [message.get("reasoning_content") for message in said] == ["I think.", None, "Cut"]
-    shown = "<think>\nI think.\n</think>\n\nYes.\nYes.\n<think>\nCut\n</think>\n"
-    assert capsys.readouterr().out == shown
+    assert [(message["content"], message["reasoning_content"]) for message in said] == [
+        ("Yes.", "I think."),
+        ("", "I th"),
+    ]
+    assert capsys.readouterr().out == "<think>\nI think.\n</think>\n\nYes.\n<think>\nI th\n</think>\n"

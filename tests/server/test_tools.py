@@ -161,6 +161,15 @@ def test_tools_of_a_template_whose_calls_have_no_known_form_are_refused(tmp_path
     assert (raised.value.status, raised.value.param) == (400, "tools")
 
 
+def test_messages_of_gpt_oss_are_told_apart(tmp_path: Path) -> None:
+    thought, call = "<|channel|>analysis<|message|>", "<|channel|>commentary to=functions.now<|message|>{}"
+    template = "{{ tools }}{% for m in messages %}{{ m.content }}{% endfor %}{# " + thought + " #}<|start|>assistant"
+    server = server_of(tmp_path, template)
+    prompt = server.encoder.encode_chat(MESSAGES, tools=TOOLS, parse_special=False)
+    found = parsed(server.parser(TOOLS, prompt), [f"{thought}I look.<|end|><|start|>assistant{call}"])
+    assert found == [Part("reasoning", "I look."), Part("tool_call", "{}", 0, "now")]
+
+
 @pytest.mark.parametrize("tools", [[], TOOLS])
 def test_reasoning_stays_in_the_content_where_the_setting_says_so(tmp_path: Path, tools: list[dict[str, Any]]) -> None:
     text = "<think>\nI think.\n</think>\n\nYes."

@@ -77,6 +77,7 @@ TESTS = {  # by kernel file: what names of these tests hold, the likeliest to fi
     "include/sample_bins": "[sample-|[argmax-|edge|test_ids|draw",
     "include/rope_pairs": "rope_append_kv|decode_attention",
     "include/quant_blocks": "embed|linear-rms Q|linear-rms I|linear-",
+    "include/codebooks": "embed|linear-IQ",
     "include/matmul_epilogue": "linear-M2 K96|linear-M|linear-glu|linear-split-K|test_tiles|further_rows",
     "include/matvec_row": "linear-rms|linear-M1 |vector",
     "include/tile_mma": "test_tiles|test_attention_prefill|linear-M",

@@ -1,6 +1,6 @@
 """ggml block types and their dequantization to float32, bit for bit what the `gguf` package computes.
 
-Layouts: ggml-common.h and ggml-quants.c of ggml. In this file n counts blocks. A chunk of blocks is unpacked at a time,
+A chunk of blocks is unpacked at a time,
 so that temporaries stay in the L2 cache, and below the 128 KiB from which malloc maps fresh pages.
 """
 
@@ -11,15 +11,13 @@ from dataclasses import dataclass
 from enum import IntEnum
 from functools import partial
 from math import prod
-from typing import NamedTuple, Self
+from typing import Self
 
 import numpy as np
-from numpy.typing import NDArray
 
 from forge.errors import ParameterError, UnsupportedError
-
-Bytes = NDArray[np.uint8]
-Floats = NDArray[np.float32]
+from forge.formats import blocks, codebooks
+from forge.formats.blocks import Bytes, Floats, Planes
 
 CHUNK_WEIGHTS = 1 << 16
 
@@ -119,18 +117,10 @@ def dequantize(blocks: Bytes, type: GGMLType, out: Floats | None = None) -> Floa
     return out
 
 
-class Planes(NamedTuple):
-    """Unpacked blocks: a weight is scale * code, plus or minus the offset, with one scale per group of equal size."""
-
-    codes: NDArray[np.uint8] | NDArray[np.int8]  # (n, block_size)
-    scale: Floats  # (n, groups)
-    offset: Floats | None = None  # (n, groups)
-
-
 def _converter(type: GGMLType) -> Callable[[Bytes, Floats], None]:
     """What writes blocks of a type as float32."""
-    if blocks := BLOCK_FORMATS.get(type):
-        return partial(_expand, blocks)
+    if format := BLOCK_FORMATS.get(type):
+        return partial(_expand, format)
     return _FLOATS.get(type) or partial(_by_gguf, type)
 
 
@@ -141,118 +131,6 @@ def _expand(format: BlockFormat, blocks: Bytes, out: Floats) -> None:
     np.multiply(scale.reshape(-1, 1), groups, out=groups)
     if offset is not None:
         format.combine(groups, offset.reshape(-1, 1), out=groups)
-
-
-def _field(blocks: Bytes, start: int, stop: int) -> Bytes:
-    """Bytes start:stop of every block, copied as whole items: ten times as fast as a copy byte by byte."""
-    items: Bytes = np.ascontiguousarray(blocks[:, start:stop].view(f"V{stop - start}")).view(np.uint8)
-    return items
-
-
-def _half(blocks: Bytes, start: int) -> Floats:
-    return blocks[:, start : start + 2].view("<f2").astype(np.float32)  # (n, 1)
-
-
-def _unpack(blocks: Bytes, start: int, stop: int, width: int, bits: int) -> Bytes:
-    """The codes in bytes start:stop: a run of `width` bytes holds 8 / bits runs of codes, the lowest bits first."""
-    words = _field(blocks, start, stop).reshape(-1).view(np.uint32)
-    mask = np.uint32(0x01010101 * ((1 << bits) - 1))
-    codes = np.empty((words.size * 4 // width, 8 // bits), f"V{width}")
-    for i in range(8 // bits):
-        codes[:, i] = (words >> np.uint32(bits * i) & mask).view(f"V{width}")
-    return codes.view(np.uint8).reshape(len(blocks), -1)
-
-
-def _join(low: Bytes, high: Bytes, bits: int) -> Bytes:
-    """low | high << bits, in place."""
-    np.left_shift(high, bits, out=high)
-    return np.bitwise_or(low, high, out=low)
-
-
-def _signed(codes: Bytes, zero: int) -> NDArray[np.int8]:
-    return codes.view(np.int8) - np.int8(zero)
-
-
-def _q4_0(blocks: Bytes) -> Planes:
-    return Planes(_signed(_unpack(blocks, 2, 18, width=16, bits=4), 8), _half(blocks, 0))
-
-
-def _q4_1(blocks: Bytes) -> Planes:
-    return Planes(_unpack(blocks, 4, 20, width=16, bits=4), _half(blocks, 0), _half(blocks, 2))
-
-
-def _five_bits(blocks: Bytes, start: int) -> Bytes:
-    """32 fifth bits in 4 bytes, then 16 bytes of nibbles."""
-    high = np.unpackbits(_field(blocks, start, start + 4), axis=-1, bitorder="little")
-    return _join(_unpack(blocks, start + 4, start + 20, width=16, bits=4), high, 4)
-
-
-def _q5_0(blocks: Bytes) -> Planes:
-    return Planes(_signed(_five_bits(blocks, 2), 16), _half(blocks, 0))
-
-
-def _q5_1(blocks: Bytes) -> Planes:
-    return Planes(_five_bits(blocks, 4), _half(blocks, 0), _half(blocks, 2))
-
-
-def _q8_0(blocks: Bytes) -> Planes:
-    return Planes(_field(blocks, 2, 34).view(np.int8), _half(blocks, 0))
-
-
-def _q2_k(blocks: Bytes) -> Planes:
-    scales = blocks[:, :16]
-    codes = _unpack(blocks, 16, 80, width=32, bits=2)
-    return Planes(codes, _half(blocks, 80) * (scales & 15), _half(blocks, 82) * (scales >> 4))
-
-
-def _q3_k(blocks: Bytes) -> Planes:
-    codes = _join(_unpack(blocks, 32, 96, width=32, bits=2), _unpack(blocks, 0, 32, width=32, bits=1), 2)
-    scales = _join(_unpack(blocks, 96, 104, width=8, bits=4), _unpack(blocks, 104, 108, width=4, bits=2), 4)
-    return Planes(_signed(codes, 4), _half(blocks, 108) * _signed(scales, 32))
-
-
-def _k_scales(blocks: Bytes) -> tuple[Floats, Floats]:
-    """Scales and minima (n, 8) of Q4_K and Q5_K: 8 + 8 numbers of 6 bits in bytes 4:16."""
-    low, minimum, rest = blocks[:, 4:8], blocks[:, 8:12], blocks[:, 12:16]
-    scale = np.hstack([low & 63, rest & 15 | low >> 2 & 48])
-    offset = np.hstack([minimum & 63, rest >> 4 | minimum >> 2 & 48])
-    return _half(blocks, 0) * scale, _half(blocks, 2) * offset
-
-
-def _q4_k(blocks: Bytes) -> Planes:
-    return Planes(_unpack(blocks, 16, 144, width=32, bits=4), *_k_scales(blocks))
-
-
-def _q5_k(blocks: Bytes) -> Planes:
-    codes = _join(_unpack(blocks, 48, 176, width=32, bits=4), _unpack(blocks, 16, 48, width=32, bits=1), 4)
-    return Planes(codes, *_k_scales(blocks))
-
-
-def _q6_k(blocks: Bytes) -> Planes:
-    codes = _join(_unpack(blocks, 0, 128, width=64, bits=4), _unpack(blocks, 128, 192, width=32, bits=2), 4)
-    return Planes(_signed(codes, 32), _half(blocks, 208) * blocks[:, 192:208].view(np.int8))
-
-
-_NONLINEAR = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.int8)
-# Two codes at a time: a code pair (low byte, high byte), read as one uint16, to its two values.
-_NONLINEAR_PAIRS = np.zeros((16, 256, 2), np.int8)
-_NONLINEAR_PAIRS[:, :16, 0] = _NONLINEAR
-_NONLINEAR_PAIRS[:, :16, 1] = _NONLINEAR[:, None]
-
-
-def _nonlinear(codes: Bytes) -> NDArray[np.int8]:
-    return _NONLINEAR_PAIRS.view("<u2").reshape(-1).take(codes.view("<u2"), mode="clip").view(np.int8)
-
-
-def _iq4_nl(blocks: Bytes) -> Planes:
-    return Planes(_nonlinear(_unpack(blocks, 2, 18, width=16, bits=4)), _half(blocks, 0))
-
-
-def _iq4_xs(blocks: Bytes) -> Planes:
-    low = (blocks[:, 4:8, None] >> np.array([0, 4], np.uint8) & np.uint8(15)).reshape(-1, 8)
-    high = (blocks[:, 2:4].view("<u2") >> np.arange(0, 16, 2, dtype=np.uint16) & 3).astype(np.uint8)
-    codes = _nonlinear(_unpack(blocks, 8, 136, width=16, bits=4))
-    return Planes(codes, _half(blocks, 0) * _signed(_join(low, high, 4), 32))
 
 
 def _float(dtype: str, blocks: Bytes, out: Floats) -> None:
@@ -289,12 +167,12 @@ class BlockFormat:
 
     unpack: Callable[[Bytes], Planes]
     halves: tuple[int, ...]
-    """Offsets of the float16 scales (and minima) in a block."""
+    """Offsets of the float16 scales (and minima) in a block. IQ1_M has a scale in pieces, MXFP4 a power of two."""
     weights_per_thread: int
     """Weights that a thread of a kernel reads together."""
     quants: tuple[int, int]
     high: tuple[int, int] | None = None
-    """High bits of the quants, where they lie apart."""
+    """High bits of the quants, or signs, where they lie apart."""
     scales: tuple[int, int] | None = None
     """Scales of groups."""
     deltas: tuple[int, int] | None = None
@@ -309,23 +187,40 @@ class BlockFormat:
 
 
 BLOCK_FORMATS = {
-    GGMLType.Q4_0: BlockFormat(_q4_0, (0,), 32, quants=(2, 18), deltas=(0, 2)),
-    GGMLType.Q4_1: BlockFormat(_q4_1, (0, 2), 32, quants=(4, 20), deltas=(0, 4)),
-    GGMLType.Q5_0: BlockFormat(_q5_0, (0,), 32, quants=(6, 22), high=(2, 6), deltas=(0, 2)),
-    GGMLType.Q5_1: BlockFormat(_q5_1, (0, 2), 32, quants=(8, 24), high=(4, 8), deltas=(0, 4)),
-    GGMLType.Q8_0: BlockFormat(_q8_0, (0,), 32, quants=(2, 34), deltas=(0, 2)),
-    GGMLType.IQ4_NL: BlockFormat(_iq4_nl, (0,), 32, quants=(2, 18), deltas=(0, 2)),
+    GGMLType.Q4_0: BlockFormat(blocks.q4_0, (0,), 32, quants=(2, 18), deltas=(0, 2)),
+    GGMLType.Q4_1: BlockFormat(blocks.q4_1, (0, 2), 32, quants=(4, 20), deltas=(0, 4)),
+    GGMLType.Q5_0: BlockFormat(blocks.q5_0, (0,), 32, quants=(6, 22), high=(2, 6), deltas=(0, 2)),
+    GGMLType.Q5_1: BlockFormat(blocks.q5_1, (0, 2), 32, quants=(8, 24), high=(4, 8), deltas=(0, 4)),
+    GGMLType.Q8_0: BlockFormat(blocks.q8_0, (0,), 32, quants=(2, 34), deltas=(0, 2)),
+    GGMLType.IQ4_NL: BlockFormat(blocks.iq4_nl, (0,), 32, quants=(2, 18), deltas=(0, 2)),
     GGMLType.Q2_K: BlockFormat(
-        _q2_k, (80, 82), 128, quants=(16, 80), scales=(0, 16), deltas=(80, 84), combine=np.subtract
+        blocks.q2_k, (80, 82), 128, quants=(16, 80), scales=(0, 16), deltas=(80, 84), combine=np.subtract
     ),
-    GGMLType.Q3_K: BlockFormat(_q3_k, (108,), 128, quants=(32, 96), high=(0, 32), scales=(96, 108), deltas=(108, 110)),
+    GGMLType.Q3_K: BlockFormat(
+        blocks.q3_k, (108,), 128, quants=(32, 96), high=(0, 32), scales=(96, 108), deltas=(108, 110)
+    ),
     # Scales of blocks and of groups are 16 bytes that are read at once.
-    GGMLType.Q4_K: BlockFormat(_q4_k, (0, 2), 64, quants=(16, 144), scales=(0, 16), combine=np.subtract),
-    GGMLType.Q5_K: BlockFormat(_q5_k, (0, 2), 64, quants=(48, 176), high=(16, 48), scales=(0, 16), combine=np.subtract),
-    GGMLType.Q6_K: BlockFormat(
-        _q6_k, (208,), 64, quants=(0, 128), high=(128, 192), scales=(192, 208), deltas=(208, 210)
+    GGMLType.Q4_K: BlockFormat(blocks.q4_k, (0, 2), 64, quants=(16, 144), scales=(0, 16), combine=np.subtract),
+    GGMLType.Q5_K: BlockFormat(
+        blocks.q5_k, (0, 2), 64, quants=(48, 176), high=(16, 48), scales=(0, 16), combine=np.subtract
     ),
-    GGMLType.IQ4_XS: BlockFormat(_iq4_xs, (0,), 64, quants=(8, 136), scales=(2, 8), deltas=(0, 2)),
+    GGMLType.Q6_K: BlockFormat(
+        blocks.q6_k, (208,), 64, quants=(0, 128), high=(128, 192), scales=(192, 208), deltas=(208, 210)
+    ),
+    GGMLType.IQ4_XS: BlockFormat(blocks.iq4_xs, (0,), 64, quants=(8, 136), scales=(2, 8), deltas=(0, 2)),
+    GGMLType.MXFP4: BlockFormat(blocks.mxfp4, (), 32, quants=(1, 17), deltas=(0, 1)),
+    # Types with a codebook: quants are numbers of entries, beside signs and scales where those are in the same words.
+    GGMLType.IQ2_XXS: BlockFormat(codebooks.iq2_xxs, (0,), 64, quants=(2, 66), deltas=(0, 2)),
+    GGMLType.IQ2_XS: BlockFormat(codebooks.iq2_xs, (0,), 64, quants=(2, 66), scales=(66, 74), deltas=(0, 2)),
+    GGMLType.IQ2_S: BlockFormat(
+        codebooks.iq2_s, (0,), 64, quants=(2, 34), high=(34, 66), scales=(66, 82), deltas=(0, 2)
+    ),
+    GGMLType.IQ3_XXS: BlockFormat(codebooks.iq3_xxs, (0,), 64, quants=(2, 66), high=(66, 98), deltas=(0, 2)),
+    GGMLType.IQ3_S: BlockFormat(
+        codebooks.iq3_s, (0,), 64, quants=(2, 66), high=(66, 106), scales=(106, 110), deltas=(0, 2)
+    ),
+    GGMLType.IQ1_S: BlockFormat(codebooks.iq1_s, (0,), 64, quants=(2, 34), high=(34, 50), deltas=(0, 2)),
+    GGMLType.IQ1_M: BlockFormat(codebooks.iq1_m, (), 64, quants=(0, 32), high=(32, 48), scales=(48, 56)),
 }
 """The types that forge's own code reads, on NumPy and in kernels. A new one is a row here and its piece of
 `raw_kernels/include/quant_blocks.hip`; the other types of a file become float16 by the `gguf` package."""

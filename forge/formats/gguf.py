@@ -14,7 +14,8 @@ from typing import Self
 import numpy as np
 
 from forge.errors import FormatError, ParameterError, UnsupportedError
-from forge.formats.ggml import Bytes, Floats, dequantize
+from forge.formats.blocks import Bytes, Floats
+from forge.formats.ggml import dequantize
 from forge.formats.gguf_header import Header, StringArray, TensorInfo, Value, parse_header
 from forge.formats.source import show
 

@@ -14,15 +14,14 @@ from forge.backend.gpu import GPU
 from forge.formats.ggml import GGMLType
 from forge.ops.norm import Normed
 from forge.ops.quant import Packed
+from forge.tuning.lds import row_groups
 from forge.tuning.table import MATMUL_ROWS
 
 _ACTIVATIONS = {"silu": 0, "gelu": 1, "clamped_swiglu": 2, "relu2": 3}
 _ROUTE_THREADS = 128
-_MAX_GROUPS = (128, 256, 512)
-"""Groups of 32 numbers of a row that LDS has room for, where matrices are in blocks."""
 _F16_BLOCK = 256
 _MAX_WIDTH = 16_384
-"""Numbers of a row that the threads of a block hold: of x, or of the activations of all experts together."""
+"""Numbers of a row that the threads of a block hold, of float16 matrices."""
 _SUM_THREADS = 256
 
 
@@ -67,8 +66,14 @@ def route(device: GPU, normed: Normed, router: Any, *, is_sigmoid: bool, renorma
 
 def supports_row(operand: Any, experts: Any) -> bool:
     """Whether the matrix-vector kernels take the experts."""
-    width, widest = experts.down.shape[1], 8192 if isinstance(operand, Normed) else _MAX_WIDTH
-    return experts.up is None and operand.shape[1] <= widest and width <= _MAX_WIDTH
+    if experts.up is not None or (isinstance(operand, Normed) and operand.shape[1] > 8192):
+        return False
+    return all(matrix.shape[1] <= _max_width(matrix) for matrix in (experts.gate, experts.down))
+
+
+def _max_width(weight: Any) -> int:
+    """Numbers of a row at most: of x, or of the activations of all experts together."""
+    return 32 * row_groups(weight.type.name)[-1] if isinstance(weight, Packed) else _MAX_WIDTH
 
 
 def row(device: GPU, operand: Any, chosen: Any, weights: Any, experts: Any, y: Any, how: How) -> None:
@@ -88,7 +93,7 @@ def row(device: GPU, operand: Any, chosen: Any, weights: Any, experts: Any, y: A
     head, sizes = (x, norm, eps, chosen, factors), (inner, width, used, _ACTIVATIONS[how.activation], blocks)
     arrays = *head, *_planes(experts.gate), experts.gate_bias, h
     device.run(kernel, kernel, blocks, *arrays, *sizes, **choice, **defines)
-    together = min(used, _MAX_WIDTH // width)
+    together = min(used, _max_width(experts.down) // width)
     for first in range(0, used, together):
         part = slice(first, min(first + together, used))
         count = part.stop - part.start
@@ -107,7 +112,7 @@ def _row_launch(
     shape: dict[str, int | str] = {"op": op, "inner": inner, "outer": outer}
     if isinstance(weight, Packed):
         values = device.choice("matvec_quant", format=weight.type.name, **shape)
-        most = next(most for most in _MAX_GROUPS if inner <= 32 * most)
+        most = next(most for most in row_groups(weight.type.name) if inner <= 32 * most)
         choice = {**values, "FORMAT": int(weight.type), "MAX_GROUPS": most}
         teams, rows, kernel = values["BLOCK"] // values["THREADS_PER_ROW"], values["ROWS"], f"{kernel}_quant"
         min_blocks = values["MIN_BLOCKS"]

@@ -10,9 +10,8 @@ from typing import Any
 from forge.backend.gpu import GPU
 from forge.ops.norm import Normed
 from forge.ops.quant import Packed
+from forge.tuning.lds import row_groups
 
-_MAX_GROUPS = (128, 256, 512)
-"""Groups of 32 numbers of a row that LDS has room for, where the matrix is in blocks."""
 _MAX_WIDTH = 16_384
 """Numbers of a row that the threads of a block hold in registers, where the matrix is float16."""
 _MAX_NORMED_WIDTH = 8192
@@ -25,7 +24,7 @@ def supports(weight: Any, *, normed: bool = False) -> bool:
     if normed and inner > _MAX_NORMED_WIDTH:
         return False
     if isinstance(weight, Packed):
-        return bool(inner <= 32 * _MAX_GROUPS[-1])
+        return bool(inner <= 32 * row_groups(weight.type.name)[-1])
     return bool(inner % 8 == 0 and inner <= _MAX_WIDTH)
 
 
@@ -43,7 +42,7 @@ def matvec(
     shape = {"op": "rms_gated" if is_glu else "rms_linear" if is_normed else "linear", "inner": inner, "outer": outer}
     if is_packed:
         choice = {**device.choice("matvec_quant", format=weight.type.name, **shape), "FORMAT": int(weight.type)}
-        choice["MAX_GROUPS"] = next(most for most in _MAX_GROUPS if inner <= 32 * most)
+        choice["MAX_GROUPS"] = next(most for most in row_groups(weight.type.name) if inner <= 32 * most)
     else:
         choice = {**device.choice("matvec_f16", **shape)}
         choice["PIECES"] = 1 << (-(-inner // (8 * choice["BLOCK"])) - 1).bit_length()

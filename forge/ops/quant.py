@@ -46,9 +46,17 @@ class QuantTensor:
         kind = ggml.GGMLType[type_name]
         size = kind.type_size
         blocks = rng.integers(0, 256, (rows, cols // kind.block_size, size), np.uint8)
+
+        def draw() -> npt.NDArray[np.float16]:
+            return rng.uniform(scale / 10, scale, blocks.shape[:2]).astype(np.float16)
+
         for offset in ggml.BLOCK_FORMATS[kind].halves:
-            drawn = rng.uniform(scale / 10, scale, blocks.shape[:2]).astype(np.float16)
-            blocks[..., offset : offset + 2] = drawn[..., None].view(np.uint8)
+            blocks[..., offset : offset + 2] = draw()[..., None].view(np.uint8)
+        if kind is ggml.GGMLType.MXFP4:
+            blocks[..., 0] = np.frexp(draw().astype(np.float32))[1] + 127
+        if kind is ggml.GGMLType.IQ1_M:
+            parts = draw()[..., None].view(np.uint16) >> np.array([0, 4, 8, 12], np.uint16) & 15  # low ones first
+            blocks[..., 49::2] = blocks[..., 49::2] & 15 | parts << 4
         return cls(kind, (rows, cols), blocks.reshape(rows, -1))
 
 

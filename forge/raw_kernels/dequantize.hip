@@ -1,5 +1,5 @@
 // Matrices in ggml's block types as floats.
-// Uses: quant_blocks
+// Uses: quant_blocks, codebooks
 //
 // -D FORMAT=ggml's number of the type.
 
@@ -23,6 +23,8 @@ KERNEL(128) dequantize(
     u32 inner
 ) {
     SHARED f16x8 staged[128][4 * GROUPS + 1]; // an odd number of vectors: neighbouring rows are in other banks
+    load_codebook<128>();
+    if (HAS_CODEBOOK) lds_barrier();
     Planes planes{quants, high, scales, deltas};
     u32 units = inner / UNIT_WEIGHTS, start = BLOCK_X * 128, count = outer * units;
     if (start + THREAD < count) {
@@ -53,12 +55,14 @@ KERNEL(64) quant_embed(
     u32 inner,
     float factor
 ) {
+    load_codebook<64>();
+    if (HAS_CODEBOOK) lds_barrier();
     Planes planes{quants, high, scales, deltas};
     u32 units = inner / UNIT_WEIGHTS;
     float *row = y + (u64)BLOCK_X * inner;
     for (u32 k = THREAD; k < units; k += 64) {
         Unit unit = read_unit(planes, (u64)ids[BLOCK_X] * units + k);
-        for (u32 g = 0; g < GROUPS; ++g) {
+        UNROLL for (u32 g = 0; g < GROUPS; ++g) {
             float weight[32];
             read_group(unit, k % UNITS_PER_BLOCK, g, weight);
             UNROLL for (u32 j = 0; j < 32; ++j) row[group_start(k, g) + j] = weight[j] * factor;

@@ -1,6 +1,6 @@
 // GEMV of a mixture of experts, second product: the weighted sum of what a row's experts make of their activations, of matrices in
 // ggml's block types.
-// Uses: quant_blocks, quant_digits, matvec_row, expert_activation, expert_row
+// Uses: quant_blocks, codebooks, quant_digits, matvec_row, expert_activation, expert_row
 //
 // The activations of all experts are one long row, whose parts lie in different matrices. Their weights become part of the scales of
 // the digits.
@@ -46,6 +46,7 @@ KERNEL(BLOCK) expert_down_quant(
     Row<f16, turns> row;
     Unit next[ROWS];
     u32 ahead = first, start = 0; // outputs and units to read next
+    load_codebook<BLOCK>();
     grid_dependency_sync();
     load_choice(experts, share, chosen, weights, used);
     read_row(row, h, nullptr, at, inner);

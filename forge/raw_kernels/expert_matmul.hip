@@ -1,5 +1,5 @@
 // Products of a mixture of experts on the matrix cores: rows of x, grouped by expert, with float16 or quantized matrices.
-// Uses: quant_blocks, tile, tile_mma, tile_mfma, tile_wmma, tile_scalar, matmul_epilogue, matmul_loop, expert_activation
+// Uses: quant_blocks, codebooks, tile, tile_mma, tile_mfma, tile_wmma, tile_scalar, matmul_epilogue, matmul_loop, expert_activation
 //
 // A block multiplies one tile of group_experts, TOKENS pairs of a row and one of its experts at most. Their rows of x may lie apart.
 // Tiles of an expert lie beside each other in the grid, so that they find its weights in a cache.
@@ -25,6 +25,7 @@ KERNEL(BLOCK) expert_matmul(
     u32 activation // see expert_activation
 ) {
     SHARED u32x4 stages[STAGES][STAGE_PIECES];
+    load_codebook<BLOCK>(); // the first stage's barrier is behind it
     grid_dependency_sync();
     u32 expert = (u32)tiles[4 * BLOCK_X], first = (u32)tiles[4 * BLOCK_X + 1], rows = (u32)tiles[4 * BLOCK_X + 2];
     if (rows == 0) return;

@@ -1,6 +1,6 @@
 // GEMV of a mixture of experts, first product: one row of x times the first matrices, in ggml's block types, of the experts that were
 // chosen for it, with a norm before and an activation behind it.
-// Uses: quant_blocks, quant_digits, matvec_row, expert_activation, expert_row
+// Uses: quant_blocks, codebooks, quant_digits, matvec_row, expert_activation, expert_row
 //
 // -D FORMAT, THREADS_PER_ROW, BLOCK, MAX_GROUPS, IN of matvec_quant; ROWS, even with a gate; GATED=1, or 0: activations are of ups
 // alone; SILU=1, without a meaning here.
@@ -45,6 +45,7 @@ KERNEL(BLOCK) expert_up_quant(
     Row<IN, turns> row;
     Unit next[ROWS];
     u32 ahead = first, start = 0; // outputs and units to read next
+    load_codebook<BLOCK>();
     grid_dependency_sync();
     load_choice(experts, share, chosen, weights, used);
     read_row(row, x, norm, at, inner);

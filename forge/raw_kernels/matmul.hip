@@ -1,5 +1,5 @@
 // Products of rows of x, TOKENS for each block, with a float16 or quantized matrix, on the matrix cores.
-// Uses: quant_blocks, tile, tile_mma, tile_mfma, tile_wmma, tile_scalar, matmul_epilogue, matmul_loop
+// Uses: quant_blocks, codebooks, tile, tile_mma, tile_mfma, tile_wmma, tile_scalar, matmul_epilogue, matmul_loop
 //
 // Split-K: where the rows of the matrix give few blocks, several share the inner dimension, and each stores partial sums for
 // split_k_reduce or the kernel that reads y.
@@ -34,6 +34,7 @@ KERNEL(BLOCK) matmul(
     u32 turns = (inner + TURN_WEIGHTS - 1) / TURN_WEIGHTS, share = (turns + splits * whole - 1) / (splits * whole) * whole;
     u32 begin = BLOCK_Y * share < turns ? BLOCK_Y * share : turns, end = begin + share < turns ? begin + share : turns;
 
+    load_codebook<BLOCK>(); // the first stage's barrier is behind it
     Turn held[PREFETCH + 1];
     if (PREFETCH || HAS_PDL) load_turn(held[0], weight, planes, row, begin, end, inner);
     grid_dependency_sync();

@@ -5,7 +5,7 @@
 // Codes are multiplied as they are, and their scales by the sums: what a weight takes is half an instruction, not two. A code n below
 // an exponent is a float16 number by one instruction for two codes: 0x7400 | n is 16384 + 16 n, and 0x6400 | 16 n is 1024 + 16 n. So
 // accumulators of a group of one scale begin with -16384 or -1024 times the sum of its x, the code of zero included, and become 16 times
-// the sum of its codes times x. Minima are multiplied by the sums of x of their groups, in one instruction for a line.
+// the sum of its codes times x. Codes of MXFP4 in a float16's place are numbers themselves, of 1/32768. Minima are multiplied by the sums of x of their groups, in one instruction for a line.
 //
 // A line is 256 weights of a row. Its planes go to LDS by asynchronous copies, STAGES - 1 lines ahead. Each wave reads only rows that its
 // own lanes have copied. All waves need x: each places a line of 8 rows of it in the order in which lanes read it, with its sums.
@@ -21,7 +21,8 @@
 #define QUANT_PIECES (FORMAT == Q8_0 ? 16 : 8)
 #define HIGH_PIECES (FORMAT == Q6_K ? 4 : FORMAT == Q5_K ? 2 : 0)
 #define SCALE_PIECES (IS_K ? 1 : 0)
-#define DELTA_PIECES (IS_K ? 0 : HAS_OFFSET ? 2 : 1)
+#define DELTA_PIECES (IS_K || FORMAT == MXFP4 ? 0 : HAS_OFFSET ? 2 : 1)
+#define HAS_REST (FORMAT == Q6_K || FORMAT == MXFP4) // scales of blocks that are less than a piece
 #define WAVE_ROWS (16 * TILES)
 // A lane's words of the two steps of a group lie beside each other. Where they do not, lanes of a part have words of a step together.
 #define IS_PAIRED (SIX_BIT_SCALES || FORMAT == Q8_0)
@@ -29,7 +30,7 @@
 #define LINE_SCALES (LINE_GROUPS * SCALES_OF_GROUP)
 #define BLOCKS (FORMAT == Q8_0 ? 8 : 4) // of 32 bytes of codes: of one group, or of two
 #define BLOCK_GROUPS (LINE_GROUPS / BLOCKS)
-#define CODE_FACTOR (FORMAT == Q8_0 ? 1.0f : 16.0f)
+#define CODE_FACTOR (FORMAT == Q8_0 ? 1.0f : FORMAT == MXFP4 ? 1.0f / 32768 : 16.0f)
 
 // A stage of a wave: plane after plane, in each the pieces of a row together.
 #define HIGH_AT (WAVE_ROWS * QUANT_PIECES)
@@ -114,7 +115,7 @@ DEVICE bool is_upper(u32 group, u32 step) {
 }
 // Two codes of zero as they are multiplied.
 DEVICE u32 zero_codes(u32 group, u32 step) {
-    return (FORMAT == Q8_0 ? 0x6480u : is_upper(group, step) ? 0x6400u | ZERO << 4 : 0x7400u | ZERO) * 0x10001u;
+    return FORMAT == MXFP4 ? 0 : (FORMAT == Q8_0 ? 0x6480u : is_upper(group, step) ? 0x6400u | ZERO << 4 : 0x7400u | ZERO) * 0x10001u;
 }
 
 // Where in a stage a lane's words of the first row lie, by block of codes, and those of high bits.
@@ -157,14 +158,20 @@ DEVICE void read_codes(Codes &to, const WaveStage &stage, const Places &p, u32 r
 
 // What stays in registers: an instruction has room for one constant.
 struct Masks {
-    u32 low, high, byte, exponent; // that of 2 ** 23
+    u32 low, high, byte, exponent, e2m1; // exponent: that of 2 ** 23
 };
 // The j-th two codes of a step as float16.
 DEVICE u32 two_codes(const Codes &codes, u32 block, u32 group, u32 step, u32 j, const Masks &masks) {
+#if FORMAT == MXFP4 // a sign, then the last two bits of an exponent and the first of a fraction
+    u32 nibble = codes.quants[group % 2];
+    const u32 at = 8 * j + 4 * step;
+    return and_or(at > 9 ? nibble >> (at - 9) : nibble << (9 - at), masks.e2m1, nibble << (12 - at) & 0x80008000u);
+#else
     u32 word = codes.quants[HALF_BY_HALF ? group % 2 : step] >> 8 * j;
+#endif
 #if FORMAT == Q8_0
     return (word & masks.byte) ^ 0x64806480u;
-#else
+#elif FORMAT != MXFP4
     const bool upper = is_upper(group, step);
     u32 two = and_or(word, upper ? masks.high : masks.low, upper ? 0x64006400u : 0x74007400u);
     u32 bits = codes.high[step];
@@ -184,9 +191,28 @@ DEVICE u32 two_codes(const Codes &codes, u32 block, u32 group, u32 step, u32 j, 
 struct Scales {
     u32 words[4], delta; // above delta the minimum
 };
-DEVICE Scales read_scales(const WaveStage &stage, u32 row, u32 rest) {
+// What a row's line has of scales of blocks, less than a piece. It is read one line ahead.
+struct Rest {
+    u32 words[2];
+};
+DEVICE Rest load_rest(const u8 *deltas, u32 line) {
+    Rest rest = {};
+#if FORMAT == Q6_K
+    rest.words[0] = ((const u16 *)deltas)[line];
+#elif FORMAT == MXFP4
+    u32x2 bytes = ((const u32x2 *)deltas)[line];
+    UNROLL for (u32 i = 0; i < 2; ++i) rest.words[i] = bytes.v[i];
+#endif
+    return rest;
+}
+DEVICE Scales read_scales(const WaveStage &stage, u32 row, const Rest &rest) {
     Scales s;
-    s.delta = rest;
+    s.delta = rest.words[0];
+#if FORMAT == MXFP4 // exponents of halves of the scales: each byte 1 less, but where it is 0
+    UNROLL for (u32 i = 0; i < 2; ++i)
+        s.words[i] = rest.words[i] - (((rest.words[i] & 0x7f7f7f7fu) + 0x7f7f7f7fu | rest.words[i]) >> 7 & 0x01010101u);
+    s.words[2] = s.words[3] = 0;
+#endif
 #if SIX_BIT_SCALES
     u32x4 all = stage[SCALES_AT + row];
     s.words[0] = all.v[1] & 0x3f3f3f3fu;
@@ -199,7 +225,7 @@ DEVICE Scales read_scales(const WaveStage &stage, u32 row, u32 rest) {
 #elif DELTA_PIECES == 1
     u32x4 all = stage[DELTAS_AT + row];
     UNROLL for (u32 i = 0; i < 4; ++i) s.words[i] = all.v[i];
-#else
+#elif FORMAT != MXFP4
     UNROLL for (u32 i = 0; i < 4; ++i) s.words[i] = 0;
 #endif
     return s;
@@ -210,6 +236,8 @@ DEVICE float scale_of(const Scales &s, const WaveStage &stage, u32 row, u32 grou
     return as_float(byte_perm(masks.exponent, s.words[group / 4], 0x07050400u + byte)) - 8388608.0f;
 #elif FORMAT == Q6_K // of 16 weights: those of a half follow each other, as groups do
     return (float)(i8)(s.words[group / 2] >> 8 * (group % 2 * 2 + half));
+#elif FORMAT == MXFP4
+    return as_float(byte_perm(0, s.words[group / 4], 0x00040404u | group % 4 << 24) >> 1);
 #elif DELTA_PIECES == 1
     return to_float(f16{(u16)(s.words[group / 2] >> 16 * (group % 2))});
 #else
@@ -374,15 +402,14 @@ KERNEL(BLOCK) matmul_mma_quant(
         if (begin + s < end) copy_weights(memory[0].stages[s][wave], copies);
         commit_copies();
     }
-    u32 rests[TILES][TILE_LANE_ROWS] = {}; // scales of blocks, less than a piece, one line ahead
-#if FORMAT == Q6_K
+    Rest rests[TILES][TILE_LANE_ROWS] = {};
     u32 rest_at[TILES][TILE_LANE_ROWS];
-    UNROLL for (u32 t = 0; t < TILES; ++t)
-        UNROLL for (u32 r = 0; r < TILE_LANE_ROWS; ++r) {
-            rest_at[t][r] = matrix_row(product, t, tile_row(r)) * lines;
-            if (begin < end) rests[t][r] = ((const u16 *)deltas)[rest_at[t][r] + begin];
-        }
-#endif
+    if (HAS_REST)
+        UNROLL for (u32 t = 0; t < TILES; ++t)
+            UNROLL for (u32 r = 0; r < TILE_LANE_ROWS; ++r) {
+                rest_at[t][r] = matrix_row(product, t, tile_row(r)) * lines;
+                if (begin < end) rests[t][r] = load_rest(deltas, rest_at[t][r] + begin);
+            }
     grid_dependency_sync();
     Sums sum;
     clear_sums(sum);
@@ -391,7 +418,7 @@ KERNEL(BLOCK) matmul_mma_quant(
     clear_sums(minima);
 #endif
     const u32 nothing = (rows >> 31) * THREAD << 20; // as no compiler knows: so each thread keeps these constants in registers
-    Masks masks{0x000f000fu | nothing, 0x00f000f0u | nothing, 0x00ff00ffu | nothing, 0x4b000000u | nothing};
+    Masks masks{0x000f000fu | nothing, 0x00f000f0u | nothing, 0x00ff00ffu | nothing, 0x4b000000u | nothing, 0x0e000e00u | nothing};
     const Places places = places_of_codes();
     u32 at = 0; // the stage's place in LDS
     ROLLED for (u32 first = begin; first < end; first += X_LINES) {
@@ -410,11 +437,9 @@ KERNEL(BLOCK) matmul_mma_quant(
             WaveScales own_scales;
             UNROLL for (u32 t = 0; t < TILES; ++t)
                 UNROLL for (u32 r = 0; r < TILE_LANE_ROWS; ++r) own_scales[t][r] = read_scales(stage, t * 16 + tile_row(r), rests[t][r]);
-#if FORMAT == Q6_K
-            if (line + 1 < end)
+            if (HAS_REST && line + 1 < end)
                 UNROLL for (u32 t = 0; t < TILES; ++t)
-                    UNROLL for (u32 r = 0; r < TILE_LANE_ROWS; ++r) rests[t][r] = ((const u16 *)deltas)[rest_at[t][r] + line + 1];
-#endif
+                    UNROLL for (u32 r = 0; r < TILE_LANE_ROWS; ++r) rests[t][r] = load_rest(deltas, rest_at[t][r] + line + 1);
 #if IS_K
             Sums of_line; // before the scales of blocks
             clear_sums(of_line);

@@ -1,5 +1,5 @@
 // GEMV: one row of x times a matrix in ggml's block types, with a norm before it or a gated activation behind it.
-// Uses: quant_blocks, quant_digits, matvec_row
+// Uses: quant_blocks, codebooks, quant_digits, matvec_row
 //
 // A team of THREADS_PER_ROW threads computes ROWS rows, and neighbouring threads read neighbouring units of a row.
 // -D FORMAT=ggml's number of the type; ROWS; THREADS_PER_ROW; BLOCK=threads; MAX_GROUPS=groups of 32 numbers of x at most; IN=f16,
@@ -41,6 +41,7 @@ KERNEL(BLOCK) matvec_quant(
     Row<IN, turns> row;
     Unit next[ROWS];
     u32 ahead = first, start = 0; // outputs and units to read next
+    load_codebook<BLOCK>();
     if (HAS_PDL) read_units(next, planes, ahead + team, lane, ahead < outer, units, outer);
     grid_dependency_sync();
     read_row(row, x, norm, at, inner);

@@ -5,10 +5,19 @@ from __future__ import annotations
 from forge.formats.ggml import BLOCK_FORMATS, GGMLType
 from forge.tuning.spec import Shape, Values
 
-FEW_FORMATS = ("Q4_0", "Q4_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K")
+FEW_FORMATS = ("Q4_0", "Q4_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K", "MXFP4")
 """What `matmul_mma_quant` multiplies: codes below an exponent are float16 numbers by one or two instructions."""
+CODEBOOK_BYTES = {"IQ2_XXS": 1 << 10, "IQ2_XS": 2 << 10, "IQ2_S": 4 << 10, "IQ3_XXS": 1 << 10, "IQ3_S": 2 << 10}
+CODEBOOK_BYTES |= dict.fromkeys(("IQ1_S", "IQ1_M"), 8 << 10)
+"""What the codebooks of formats take of LDS. On Hopper these formats have no kernels of their own for several rows."""
 _MAX_LDS_BYTES = 99 << 10
 """What a block may have of LDS where a launch allots it: the least limit of NVIDIA's GPUs from sm_80 on."""
+
+
+def row_groups(format: str) -> tuple[int, ...]:
+    """Groups of 32 numbers of a row for which LDS has room beside a codebook, in variants of vector products up to
+    each of these."""
+    return 128, 256, 512 if CODEBOOK_BYTES.get(format, 0) < 4 << 10 else 448
 
 
 def group_lds_bytes(tokens: int, values: Values) -> int:

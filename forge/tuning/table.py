@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from forge.formats.ggml import BLOCK_FORMATS
 from forge.tuning.lds import (
+    CODEBOOK_BYTES,
     FEW_FORMATS,
     allows_attention,
     allows_few,
@@ -39,8 +40,10 @@ _OPS = ("linear", "rms_linear", "rms_gated")
 """Which op launches a product of one row: alone, behind a norm, or between a norm and a gated activation."""
 _OUTER = (8191, 65_535, ANY)
 """Outputs: below 8,192 blocks are few, above 65,535 is a vocabulary."""
-_ONE_SCALE = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "IQ4_NL")  # blocks of 32, of less than a byte a weight
+_ONE_SCALE = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "IQ4_NL", "MXFP4")  # blocks of 32, of less than a byte a weight
 _FORMATS = tuple(type.name for type in BLOCK_FORMATS)
+_CODEBOOKS = tuple(CODEBOOK_BYTES)
+_LINE_FORMATS = tuple(name for name in _FORMATS if name not in _CODEBOOKS)
 _WIDE_CODES = ("Q2_K", "Q3_K", "Q5_K", "Q6_K")  # a thread's share of a block is most
 _SLOW_CODES = ("Q2_K", "Q3_K", "IQ4_XS")  # to take their codes apart costs more than to read them
 
@@ -66,7 +69,7 @@ def _matmul(shape: Shape, values: Values) -> bool:
     fill at most, and a quarter at least, of what a block may have of LDS."""
     threads = values["BLOCK"] * values["MIN_BLOCKS"]
     stage_bytes = values["STAGE_STEPS"] * 128 * max(shape["tokens"], 16)
-    is_stage = _LDS_BYTES // 12 <= stage_bytes <= _LDS_BYTES // 3
+    is_stage = _LDS_BYTES // 12 <= stage_bytes <= (_LDS_BYTES - CODEBOOK_BYTES.get(shape["format"], 0)) // 3
     return is_stage and 256 <= threads <= (512 if values["TILES"] == 1 else 256)
 
 
@@ -139,6 +142,7 @@ KERNELS = {
         "tiles, whose sums leave RDNA too few registers, and a block alone are for the H100 only",
         rows=(
             Row({"tokens": 16}, (1, 256, 1, 2, 4)),
+            Row({"format": _CODEBOOKS}, (1, 256, 0, 2, 1), "sm_90"),
             # a block for each multiprocessor, which no other is to share
             Row({"op": ("rms_gated",), "outer": 8448}, (1, 256, 1, 1, 2), "sm_90"),
             Row({"format": _WIDE_CODES}, (2, 256, 0, 1, 2), "sm_90"),  # more would not fit the registers
@@ -234,7 +238,7 @@ KERNELS = {
     ),
     "matmul_wgmma_quant": Kernel(
         classes={
-            "op": ("linear", "rms_gated"), "format": _FORMATS, "outer": (2048, ANY), "tokens": LINE_ROWS
+            "op": ("linear", "rms_gated"), "format": _LINE_FORMATS, "outer": (2048, ANY), "tokens": LINE_ROWS
         },
         # A wave has TILES of 16 outputs. STAGES of 256 weights of each are in LDS. MIN_BLOCKS of a multiprocessor.
         candidates={"TILES": (1, 2), "BLOCK": (128, 256), "MIN_BLOCKS": (1, 2, 3, 4), "STAGES": (2, 3, 4)},
@@ -251,7 +255,7 @@ KERNELS = {
     ),
     "matmul_wgmma_quant_many": Kernel(
         classes={
-            "op": ("linear", "rms_gated"), "format": _FORMATS, "outer": (4096, 8191, ANY), "tokens": MANY_ROWS[1:]
+            "op": ("linear", "rms_gated"), "format": _LINE_FORMATS, "outer": (4096, 8191, ANY), "tokens": MANY_ROWS[1:]
         },
         # As matmul_wgmma_quant, of waves that multiply: BLOCK threads. A block takes TOKENS rows of x.
         candidates={

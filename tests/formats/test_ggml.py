@@ -9,10 +9,12 @@ from table_rows import row
 
 from forge.errors import ParameterError, UnsupportedError
 from forge.formats import ggml
+from forge.formats.codebooks import codebook
 from forge.formats.ggml import GGMLType, dequantize, nbytes, row_bytes
 
-OWN = "F32 F16 BF16 Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 Q2_K Q3_K Q4_K Q5_K Q6_K IQ4_NL IQ4_XS"
-THROUGH_GGUF = "IQ2_XXS IQ2_XS IQ2_S IQ3_XXS IQ3_S IQ1_S IQ1_M TQ1_0 TQ2_0 MXFP4 NVFP4"
+OWN = "F32 F16 BF16 Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 Q2_K Q3_K Q4_K Q5_K Q6_K IQ4_NL IQ4_XS MXFP4"
+OWN += " IQ2_XXS IQ2_XS IQ2_S IQ3_XXS IQ3_S IQ1_S IQ1_M"
+THROUGH_GGUF = "TQ1_0 TQ2_0 NVFP4"
 NONE = "Q8_1 Q8_K I8 I16 I32 I64 F64"
 # The float16 fields of a block: where a random byte pattern is a NaN or infinite once in 32 times.
 HALVES = {
@@ -28,6 +30,9 @@ HALVES = {
     "Q6_K": [208],
     "IQ4_NL": [0],
     "IQ4_XS": [0],
+    "IQ2_XXS": [0],
+    "IQ3_S": [0],
+    "IQ1_S": [0],
 }
 EDGE_HALVES = np.array([0x0000, 0x8000, 0x0001, 0x7BFF, 0xFBFF, 0x7C00, 0xFC00, 0x7E01, 0xFC01, 0x3C00], np.uint16)
 
@@ -90,6 +95,19 @@ def test_edge_scales_give_the_same_bits(name: str) -> None:
     for start, values in zip(HALVES[name], (first, second), strict=False):
         blocks[:, start : start + 2] = values[:, None].view(np.uint8)
     assert_same_bits(blocks, type)
+
+
+@pytest.mark.parametrize("name", ["IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S"])
+def test_codebooks_are_those_of_the_gguf_package(name: str) -> None:
+    """In the kernels' source, which Python reads. Those of IQ1 are 8 times as large."""
+    theirs = getattr(gguf.quants, name)
+    theirs.init_grid()
+    np.testing.assert_array_equal(codebook(name), theirs.grid[0, 0] * (8 if name.startswith("IQ1") else 1))
+
+
+def test_every_exponent_and_code_of_mxfp4_gives_the_same_bits() -> None:
+    codes = np.tile(np.arange(16, dtype=np.uint8) * 17, (256, 1))
+    assert_same_bits(np.hstack([np.arange(256, dtype=np.uint8)[:, None], codes]), GGMLType.MXFP4)
 
 
 @pytest.mark.parametrize("type", types("Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 F16 BF16"), ids=lambda t: t.name)

@@ -28,5 +28,7 @@ def test_planes_hold_every_byte_of_each_block_once_block_after_block(name: str) 
 
 def test_kernels_name_the_types_by_the_numbers_of_the_table() -> None:
     text = (resources.files("forge") / "raw_kernels" / "include" / "quant_blocks.hip").read_text(encoding="utf-8")
-    found = {name: int(number) for name, number in re.findall(r"^#define ((?:I?Q|F)\d\w*) (\d+)$", text, re.MULTILINE)}
+    found = {
+        name: int(number) for name, number in re.findall(r"^#define ((?:I?Q|F|MXFP)\d\w*) (\d+)$", text, re.MULTILINE)
+    }
     assert found == {type.name: type.value for type in (ggml.GGMLType.F16, *BLOCK_FORMATS)}

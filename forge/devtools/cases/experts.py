@@ -172,7 +172,7 @@ _EXPERTS = [
     experts_case("T9 gates and ups apart", 9, 64, 32, 4, 2, extras="bias apart"),
     *(
         experts_case(f"{format} T{rows}", rows, 512, 256, 4, 2, format=format, extras=extras)
-        for format in ("Q4_0", "Q4_K", "Q6_K")
+        for format in ("Q4_0", "Q4_K", "Q6_K", "MXFP4", "IQ2_XXS")
         for rows, extras in ((1, "normed residual"), (5, ""))
     ),
     experts_case("Q4_K T1 wide", 1, 256, 5632, 5, 4, format="Q4_K", extras="bias"),

@@ -11,11 +11,13 @@ from forge.devtools.cases.case import Case, by_hand, normal
 from forge.ops.norm import Normed
 from forge.ops.op import Arrays
 from forge.ops.quant import FORMATS, QuantTensor, Stack
+from forge.tuning.lds import CODEBOOK_BYTES
 
 Make = Callable[[np.random.Generator], Any]
 _PLAIN = {"glu": "none", "split_k": "never"}
-_ACTIVATIONS = 6 * ("silu", "gelu")
-"""One for each of FORMATS."""
+_WITH_CODEBOOK = tuple(CODEBOOK_BYTES)
+_OTHERS = tuple(name for name in FORMATS if name not in _WITH_CODEBOOK)
+_ACTIVATIONS = 7 * ("silu", "gelu")
 
 
 # Products of arrays
@@ -78,7 +80,7 @@ _ARRAYS = [
         float_case(rows, inner, 3)
         for rows, inner in ((3, 40), (4, 72), (5, 1000), (8, 1001), (9, 8), (15, 31), (17, 1001))
     ),
-    *(quantized_case(name) for name in FORMATS),
+    *(quantized_case(name) for name in ("Q4_1", "Q2_K", "Q6_K", "MXFP4")),
     *(quantized_case(name, rows=257, inner=256, outer=17) for name in FORMATS),
     *(quantized_case(name, 129, 256, 17) for name in ("Q4_0", "Q6_K")),
     *(quantized_case(name, inner=576) for name in ("Q4_1", "Q5_0", "Q8_0")),
@@ -88,6 +90,7 @@ _ARRAYS = [
     quantized_case("Q6_K", 1, 768, 5),
     *(quantized_case(name, rows, 512, 37, extras=True) for name in ("Q4_0", "Q6_K") for rows in (1, 7, 40)),
     *(quantized_case(name, 1, inner, 2) for name in ("Q2_K", "Q8_0") for inner in (4096, 4352, 16_384, 16_640)),
+    quantized_case("IQ1_M", 1, 14_336, 2),  # the widest row beside a large codebook
     # As wide as models are: steps that end with a row, several outputs for the threads of a row.
     *(_wide(name, 1, 2048) for name in FORMATS),
     *(_wide(name, 1, inner) for name in ("Q4_0", "Q8_0", "Q4_K", "Q6_K") for inner in (1024, 8192)),
@@ -183,8 +186,8 @@ _RMS = [
             *((1, 2048, 3), (1, 2056, 6), (1, 4104, 5), (1, 8200, 2), (2, 64, 5), (17, 72, 5)),
         )
     ),
-    *(normed_case(f"{name} T1", 1, blocks(name, 512, 70)) for name in FORMATS),
-    *(normed_case(f"{name} T1 E2048", 1, blocks(name, 2048, 302)) for name in FORMATS),
+    *(normed_case(f"{name} T1", 1, blocks(name, 512, 70)) for name in _OTHERS),
+    *(normed_case(f"{name} T1 E2048", 1, blocks(name, 2048, 302)) for name in (*_OTHERS, "IQ3_XXS")),
     *(
         normed_case(f"{name} T1 E{inner}", 1, blocks(name, inner, 3))
         for name in ("Q4_0", "Q8_0", "Q4_K")
@@ -220,11 +223,11 @@ _RMS_GLU = [
     ),
     *(
         normed_case(f"{name} T1", 1, blocks(name, 512, 140), glu, bias=glu == "gelu")
-        for name, glu in zip(FORMATS, _ACTIVATIONS, strict=True)
+        for name, glu in zip(_OTHERS, _ACTIVATIONS, strict=False)
     ),
     *(
         normed_case(f"{name} T1 E2048", 1, blocks(name, 2048, 302), glu)
-        for name, glu in zip(FORMATS, _ACTIVATIONS, strict=True)
+        for name, glu in zip((*_OTHERS, "IQ1_M"), _ACTIVATIONS, strict=True)
     ),
     *(
         normed_case(f"{name} T1 E{inner}", 1, blocks(name, inner, 6), "silu")

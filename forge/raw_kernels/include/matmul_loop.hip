@@ -15,7 +15,6 @@ struct RowWeights {
     u32x4 pieces[4];
 };
 #else
-#define IS_SIGNED (FORMAT == Q8_0 || NONLINEAR)
 typedef Unit RowWeights;
 #endif
 #define TURN_WEIGHTS (32 * GROUPS * TILE_PARTS)

@@ -3,6 +3,7 @@
 #if defined(FORGE_HIP)
 #define KERNEL(threads) extern "C" __attribute__((global, amdgpu_flat_work_group_size(threads, threads))) void
 #define SHARED __attribute__((shared))
+#define CONSTANT static const __attribute__((device))
 #define DYNAMIC_SHARED(type, name, count) SHARED type name[count]
 #define UNROLL _Pragma("unroll")
 #define THREAD ((u32)__builtin_amdgcn_workitem_id_x())

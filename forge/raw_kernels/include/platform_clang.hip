@@ -18,5 +18,11 @@ DEVICE i32 dot4_bytes(u32 a, u32 b, i32 c) {
     for (u32 i = 0; i < 32; i += 8) c += (i32)(i8)(a >> i) * (i8)(b >> i);
     return c;
 }
+DEVICE u32 byte_perm(u32 high, u32 low, u32 places);
+DEVICE u32 pick_8(const u32x2 &table, u32 word, bool upper) { return byte_perm(table.v[1], table.v[0], word >> 4 * upper & 0x0f0f0f0fu); }
+DEVICE u32 pick_16(const u32x4 &table, u32 word, bool upper) {
+    u32 four = word >> 4 * upper, place = four & 0x07070707u, last = (four >> 3 & 0x01010101u) * 255;
+    return byte_perm(table.v[1], table.v[0], place) & ~last | byte_perm(table.v[3], table.v[2], place) & last;
+}
 #define HAS_COPY_ASYNC 0
 #endif

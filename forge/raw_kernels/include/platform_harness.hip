@@ -3,6 +3,7 @@
 #if defined(FORGE_HARNESS)
 #define KERNEL(threads) extern "C" __attribute__((noinline)) void
 #define SHARED static __attribute__((section("forge_lds")))
+#define CONSTANT static const
 #define DYNAMIC_SHARED(type, name, count) SHARED type name[count]
 #define UNROLL
 

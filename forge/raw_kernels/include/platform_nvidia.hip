@@ -3,6 +3,7 @@
 #if defined(FORGE_CUDA)
 #define KERNEL(threads) extern "C" __global__ __launch_bounds__(threads, MIN_BLOCKS) void
 #define SHARED __shared__
+#define CONSTANT static __device__ const
 #define DYNAMIC_SHARED(type, name, count)                     \
     extern __shared__ __align__(1024) u32x4 dynamic_shared[]; \
     type(&name)[count] = *(type(*)[count])dynamic_shared
@@ -112,5 +113,32 @@ DEVICE u32 add_f16x2(u32 a, u32 b) {
 }
 DEVICE u32 byte_perm(u32 high, u32 low, u32 places) { // the instruction takes places as four nibbles
     return __byte_perm(low, high, __byte_perm(places | places >> 4, 0, 0x4420));
+}
+// Places as the instruction takes them: a nibble names a byte, or with its highest bit what all bits of that byte's sign make.
+DEVICE u32 nibble_perm(u32 low, u32 high, u32 places) {
+    u32 y;
+    asm("prmt.b32 %0, %1, %2, %3;" : "=r"(y) : "r"(low), "r"(high), "r"(places));
+    return y;
+}
+// A constant that the compiler takes for a lane's own. It keeps others where this instruction does not take them from.
+DEVICE u32 in_register(u32 x) {
+    u32 multiprocessors;
+    asm("mov.u32 %0, %%nsmid;" : "=r"(multiprocessors));
+    return x | (multiprocessors >> 24) * THREAD;
+}
+// Lower and upper nibbles of two bytes at once. The compiler computes once what both halves of a word need.
+DEVICE u32 nibbles_apart(u32 first, u32 second, bool upper) { return nibble_perm(first, second, upper ? 0x7531u : 0x6420u); }
+DEVICE u32 pick_8(const u32x2 &table, u32 word, bool upper) {
+    u32 early = in_register(table.v[0]);
+    return nibbles_apart(nibble_perm(early, table.v[1], word), nibble_perm(early, table.v[1], word >> 16), upper);
+}
+DEVICE u32 pick_16(const u32x4 &table, u32 word, bool upper) {
+    u32 places = word & 0x77777777u, four = word << 4;
+    u32 last = nibble_perm(four, word, 0xd9c8u), last_too = nibble_perm(four, word, 0xfbeau);
+    u32 early = in_register(table.v[0]), late = in_register(table.v[2]);
+    u32 first = nibble_perm(early, table.v[1], places) & ~last | nibble_perm(late, table.v[3], places) & last;
+    places >>= 16;
+    u32 second = nibble_perm(early, table.v[1], places) & ~last_too | nibble_perm(late, table.v[3], places) & last_too;
+    return nibbles_apart(first, second, upper);
 }
 #endif

@@ -13,6 +13,7 @@
 //   WAVE, LANE      Threads of a wave (warp), 32 or 64, and the thread's index in its wave. In the harness WAVE is a run-time
 //                   value: size arrays by MAX_WAVES, loop with `for (i = WAVE / 2; ...)`. Code for one size asserts
 //                   TILE_WAVE == STATIC_WAVE.
+//   CONSTANT        Before an array of numbers that are part of the program, in device memory.
 //   UNROLL, ROLLED  Before a loop: it is unrolled, or stays a loop because unrolling would take too many registers.
 //
 // LDS (shared memory)
@@ -52,6 +53,8 @@
 //   add_f16x2(a, b), fma_f16x2(a, b, c)  On the two float16 numbers in each word.
 //   dot4(a, b, c)   c + the dot product of the four signed bytes of two words.
 //   byte_perm(high, low, places)  Four of the eight bytes of two words; the bytes of `places` name them, 0 to 7.
+//   pick_8(table, word, upper)  For each byte of a word the byte of a table of 8 that its lower four bits name, 0 to 7, or its upper
+//                   four. pick_16 has a table of 16.
 //   mul_high(a, b)  High half of the product, u32 or u64.
 //   shfl_bits(x, lane), wave_ballot(p)  The value of another lane; a bit for each lane that has p.
 

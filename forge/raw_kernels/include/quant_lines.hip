@@ -6,14 +6,13 @@
 
 #define LINE_WEIGHTS 256
 #define PARTS 4
-#define IS_SIGNED (FORMAT == Q8_0 || NONLINEAR)
 #define IS_NIBBLES (FORMAT == Q4_0 || FORMAT == Q4_1 || FORMAT == Q4_K)
 // Pieces of 16 bytes of a row's line, in each plane. What is no whole piece is a Rest.
 #define QUANT_PIECES (TWO_BITS ? 4 : FORMAT == Q8_0 ? 16 : 8)
 #define HIGH_PIECES (FORMAT == Q6_K ? 4 : FORMAT == Q3_K || FORMAT == Q5_0 || FORMAT == Q5_1 || FORMAT == Q5_K ? 2 : 0)
 #define SCALE_PIECES (SIX_BIT_SCALES || FORMAT == Q2_K || FORMAT == Q6_K ? 1 : 0)
-#define DELTA_PIECES (IS_K ? 0 : HAS_OFFSET ? 2 : 1)
-#define HAS_REST (IS_K && !SIX_BIT_SCALES)
+#define DELTA_PIECES (IS_K || FORMAT == MXFP4 ? 0 : HAS_OFFSET ? 2 : 1)
+#define HAS_REST ((IS_K || FORMAT == MXFP4) && !SIX_BIT_SCALES)
 #define WAVE_ROWS (16 * TILES)
 #define QUARTERS 4                                           // of a line: 16 weights of each part, half of a group of 32
 
@@ -95,6 +94,9 @@ DEVICE void load_rests(Rests &rests, const Planes &p, const u32 (&rows)[TILES][T
             u64 block = (u64)rows[t][r] * lines + line;
 #if FORMAT == Q2_K
             rest.delta = ((const u32 *)p.deltas)[block];
+#elif FORMAT == MXFP4 // of 8 blocks
+            u32x2 exponents = ((const u32x2 *)p.deltas)[block];
+            UNROLL for (u32 i = 0; i < 2; ++i) rest.scales[i] = exponents.v[i];
 #elif HAS_REST
             rest.delta = ((const u16 *)p.deltas)[block];
 #endif
@@ -152,6 +154,9 @@ DEVICE Factors factors_of(const WaveStage &stage, const Rest &rest, u32 row, con
 #if DELTA_PIECES == 1
     u32 delta = ((const u16 *)&stage[DELTAS_AT + row])[2 * part + q.group];
     return Factors{delta | delta << 16, 0};
+#elif FORMAT == MXFP4
+    u32 scale = to_f16(half_of_power((part / 2 ? rest.scales[1] : rest.scales[0]) >> (16 * (part % 2) + 8 * q.group) & 255)).bits;
+    return Factors{scale | scale << 16, 0};
 #elif DELTA_PIECES == 2
     u32 delta = ((const u32 *)&stage[DELTAS_AT + row * 2])[2 * part + q.group];
     return Factors{twice(delta, 0), twice(delta, 1)};

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
-from numbers import Integral, Real
 from typing import Any, Literal, get_args
 
 from forge.errors import ParameterError
-from forge.keywords import keywords, warn_renamed
+from forge.keywords import check_bool, check_integer, check_real, items, keywords, real, refusal, shown, warn_renamed
 
 RopeStyle = Literal["neox", "interleaved"]
-Activation = Literal["silu", "gelu"]
+Activation = Literal["silu", "gelu", "gelu_erf", "xielu"]
 NormKind = Literal["rms", "layer"]
 RouterScores = Literal["softmax", "sigmoid"]
 Dtype = Literal["f32", "f16"]
@@ -45,7 +43,7 @@ class RopeConfig:
 
     style: RopeStyle
     dim: int
-    """Number of rotated components of each head. The others pass through."""
+    """Number of rotated components of each head. The others pass through. 0 = there is no rotation (NoPE)."""
     base: float = 10_000.0
     frequency_scale: float = 1.0
     """1 / factor of linear scaling, and of the interpolated part of YaRN."""
@@ -102,9 +100,10 @@ class ModelConfig:
         context_length: Positions the model was trained for.
         norm: "rms" (RMSNorm) or "layer" (LayerNorm).
         norm_eps: Number that is added to the variance before the root.
-        activation: "silu" or "gelu" (tanh form).
+        activation: "silu", "gelu" (tanh form), "gelu_erf" or "xielu".
         attention_scale: Factor of the scores, before soft cap and mask.
-        ropes: The distinct rotary embeddings of the model.
+        ropes: The distinct rotary embeddings of the model. Where q and k are normed behind their rotation, the last one
+            rotates nothing.
         layer_ropes: Index into `ropes` for each layer.
         layer_windows: Sliding window W of each layer: a query sees the W latest positions, including its own. 0 = all.
         attention_softcap: The scores become cap * tanh(score / cap). 0 = no cap.
@@ -112,6 +111,12 @@ class ModelConfig:
         embedding_scale: Factor of the embeddings.
         experts: The mixture of experts. None = the model is dense.
         layer_experts: Whether each layer has it. Empty = none has.
+        residual_scale: Factor of what each mixer and feed-forward adds to the stream.
+        logit_scale: Factor of the logits, before their soft cap.
+        qkv_clamp: Queries, keys and values are cut to [-qkv_clamp, qkv_clamp] before their norms. 0 = they are not.
+        is_parallel: Attention and feed-forward both read the stream before the layer.
+        has_learned_positions: A table of `context_length` vectors is added to the embeddings.
+        xielu: For each layer alpha_n and alpha_p (before softplus), beta and eps of its activation xIELU.
     """
 
     arch: str
@@ -135,6 +140,12 @@ class ModelConfig:
     embedding_scale: float = 1.0
     experts: ExpertsConfig | None = None
     layer_experts: tuple[bool, ...] = ()
+    residual_scale: float = 1.0
+    logit_scale: float = 1.0
+    qkv_clamp: float = 0.0
+    is_parallel: bool = False
+    has_learned_positions: bool = False
+    xielu: tuple[tuple[float, ...], ...] = ()
 
 
 @keywords()
@@ -186,13 +197,13 @@ class EngineConfig:
         check_integer("max_step_tokens", self.max_step_tokens, 1, optional=True)
         check_integer("max_prefill_tokens", self.max_prefill_tokens, 1, optional=True)
         check_integer("page_size", self.page_size, 1)
-        _check_bool("prefix_caching", self.prefix_caching)
+        check_bool("prefix_caching", self.prefix_caching)
         if not isinstance(self.graphs, bool):
             check_integer("graphs", self.graphs, 1, optional=True)
-        _check_bool("deterministic", self.deterministic)
-        _check_real("memory_fraction", self.memory_fraction, 0, 1, is_open=True)
+        check_bool("deterministic", self.deterministic)
+        check_real("memory_fraction", self.memory_fraction, 0, 1, is_open=True)
         if self.dtype is not None and not (isinstance(self.dtype, str) and self.dtype in get_args(Dtype)):
-            raise _refusal("dtype", f"one of {get_args(Dtype)}", self.dtype)
+            raise refusal("dtype", f"one of {get_args(Dtype)}", self.dtype)
 
     @property
     def activations(self) -> Dtype | None:
@@ -254,26 +265,26 @@ class SamplingParams:
         check_integer("n", self.n, 1, 256)
         check_integer("seed", self.seed, 0, 2**64 - 1, optional=True)
         check_integer("logprobs", self.logprobs, 0, MAX_LOGPROBS, optional=True)
-        _check_real("temperature", self.temperature, 0, 100)
-        _check_real("top_p", self.top_p, 0, 1, is_open=True)
-        _check_real("min_p", self.min_p, 0, 1)
-        _check_real("repetition_penalty", self.repetition_penalty, 0.01, 100)
-        _check_real("presence_penalty", self.presence_penalty, -100, 100)
-        _check_real("frequency_penalty", self.frequency_penalty, -100, 100)
+        check_real("temperature", self.temperature, 0, 100)
+        check_real("top_p", self.top_p, 0, 1, is_open=True)
+        check_real("min_p", self.min_p, 0, 1)
+        check_real("repetition_penalty", self.repetition_penalty, 0.01, 100)
+        check_real("presence_penalty", self.presence_penalty, -100, 100)
+        check_real("frequency_penalty", self.frequency_penalty, -100, 100)
         if self.timeout is not None:
-            _check_real("timeout", self.timeout, 0, 1e9, is_open=True)
-        _check_bool("ignore_eos", self.ignore_eos)
+            check_real("timeout", self.timeout, 0, 1e9, is_open=True)
+        check_bool("ignore_eos", self.ignore_eos)
         self._freeze("logit_bias", _bias(self.logit_bias))
-        stop = (self.stop,) if isinstance(self.stop, str) else _items("stop", self.stop, MAX_STOP_STRINGS)
+        stop = (self.stop,) if isinstance(self.stop, str) else items("stop", self.stop, MAX_STOP_STRINGS)
         if not all(isinstance(s, str) and s for s in stop):
-            raise _refusal("stop", "non-empty strings", self.stop)
+            raise refusal("stop", "non-empty strings", self.stop)
         if (longest := max(map(len, stop), default=0)) > MAX_STOP_CHARACTERS:
             raise ParameterError(
                 f"stop may hold strings of {MAX_STOP_CHARACTERS} characters, and one of these has {longest}",
                 parameter="stop",
             )
         self._freeze("stop", stop)
-        self._freeze("stop_token_ids", _items("stop_token_ids", self.stop_token_ids, MAX_STOP_TOKEN_IDS))
+        self._freeze("stop_token_ids", items("stop_token_ids", self.stop_token_ids, MAX_STOP_TOKEN_IDS))
         for token in self.stop_token_ids:
             check_integer("stop_token_ids", token, 0)
 
@@ -287,64 +298,11 @@ class SamplingParams:
         object.__setattr__(self, name, value)
 
 
-def check_integer(name: str, value: object, low: int, high: int | None = None, *, optional: bool = False) -> None:
-    """Raises ParameterError, naming the parameter, unless a value is a whole number from `low` to `high`."""
-    if optional and value is None:
-        return
-    if isinstance(value, bool) or not isinstance(value, Integral):
-        raise _refusal(name, "an integer", value)
-    number = int(value)
-    if number < low or (high is not None and number > high):
-        raise _refusal(name, f"at least {low}" if high is None else f"in [{low}, {high}]", number)
-
-
-def _check_bool(name: str, value: object) -> None:
-    if not isinstance(value, bool):
-        raise _refusal(name, "True or False", value)
-
-
-def _refusal(name: str, allowed: str, value: object) -> ParameterError:
-    """The error for a parameter whose value is not allowed."""
-    return ParameterError(f"{name} must be {allowed}, not {_shown(value)}", parameter=name.partition(" ")[0])
-
-
-def _real(name: str, value: object) -> float:
-    try:
-        if not isinstance(value, bool) and isinstance(value, Real) and math.isfinite(value):
-            return float(value)
-    except OverflowError:  # an integer beyond float64
-        pass
-    raise _refusal(name, "a finite number", value)
-
-
-def _check_real(name: str, value: object, low: float, high: float, *, is_open: bool = False) -> None:
-    """Raises ParameterError unless a number is from `low`, or above it if `is_open`, to `high`."""
-    number = _real(name, value)
-    if not low <= number <= high or (is_open and number == low):
-        raise _refusal(name, f"in {'(' if is_open else '['}{low:g}, {high:g}]", value)
-
-
-def _items(name: str, value: Iterable[Any], most: int) -> tuple[Any, ...]:
-    try:
-        items = tuple(islice(value, most + 1))
-    except TypeError:
-        raise _refusal(name, "a list", value) from None
-    if len(items) > most:
-        raise ParameterError(f"{name} may hold {most} entries, and there are more", parameter=name, hint="give fewer")
-    return items
-
-
 def _bias(bias: Mapping[int, float]) -> dict[int, float]:
     if not isinstance(bias, Mapping):
-        raise ParameterError(f"logit_bias must map token ids to numbers, not {_shown(bias)}", parameter="logit_bias")
+        raise ParameterError(f"logit_bias must map token ids to numbers, not {shown(bias)}", parameter="logit_bias")
     for token, value in bias.items():
         check_integer("logit_bias token", token, 0)
-        if value != -math.inf and abs(_real("logit_bias", value)) > 1e6:
-            raise _refusal("logit_bias", "in [-1e6, 1e6] or -inf", value)
+        if value != -math.inf and abs(real("logit_bias", value)) > 1e6:
+            raise refusal("logit_bias", "in [-1e6, 1e6] or -inf", value)
     return dict(bias)
-
-
-def _shown(value: object) -> str:
-    """A value for a message: one line, not long."""
-    text = " ".join(repr(value).split())
-    return text if len(text) <= 60 else f"{text[:57]}..."

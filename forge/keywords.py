@@ -1,13 +1,19 @@
-"""Keywords of public functions: a misspelled one is a ParameterError with the nearest name, a former one works."""
+"""Keywords of public functions: a misspelled one is a ParameterError with the nearest name, a former one works.
+
+Checks of their values: a ParameterError names the keyword and what it may be.
+"""
 
 from __future__ import annotations
 
 import inspect
+import math
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import fields
 from difflib import SequenceMatcher
 from functools import wraps
+from itertools import islice
+from numbers import Integral, Real
 from typing import Any, TypeVar
 
 from forge.errors import ParameterError
@@ -81,3 +87,59 @@ def _advice(name: str, known: Iterable[str]) -> str:
     if best < _LIKE:
         return f"it takes {', '.join(names)}" if names else "it takes none"
     return f"did you mean {' or '.join(RENAMED.get(one, one) for one, ratio in likeness.items() if ratio == best)}?"
+
+
+def check_integer(name: str, value: object, low: int, high: int | None = None, *, optional: bool = False) -> None:
+    """Raises ParameterError, naming the parameter, unless a value is a whole number from `low` to `high`."""
+    if optional and value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise refusal(name, "an integer", value)
+    number = int(value)
+    if number < low or (high is not None and number > high):
+        raise refusal(name, f"at least {low}" if high is None else f"in [{low}, {high}]", number)
+
+
+def check_bool(name: str, value: object) -> None:
+    """Raises ParameterError unless a value is True or False."""
+    if not isinstance(value, bool):
+        raise refusal(name, "True or False", value)
+
+
+def refusal(name: str, allowed: str, value: object) -> ParameterError:
+    """The error for a parameter whose value is not allowed."""
+    return ParameterError(f"{name} must be {allowed}, not {shown(value)}", parameter=name.partition(" ")[0])
+
+
+def real(name: str, value: object) -> float:
+    """A value as a number; raises ParameterError unless it is finite."""
+    try:
+        if not isinstance(value, bool) and isinstance(value, Real) and math.isfinite(value):
+            return float(value)
+    except OverflowError:  # an integer beyond float64
+        pass
+    raise refusal(name, "a finite number", value)
+
+
+def check_real(name: str, value: object, low: float, high: float, *, is_open: bool = False) -> None:
+    """Raises ParameterError unless a number is from `low`, or above it if `is_open`, to `high`."""
+    number = real(name, value)
+    if not low <= number <= high or (is_open and number == low):
+        raise refusal(name, f"in {'(' if is_open else '['}{low:g}, {high:g}]", value)
+
+
+def items(name: str, value: Iterable[Any], most: int) -> tuple[Any, ...]:
+    """The entries of a list; raises ParameterError where there are more than `most`."""
+    try:
+        found = tuple(islice(value, most + 1))
+    except TypeError:
+        raise refusal(name, "a list", value) from None
+    if len(found) > most:
+        raise ParameterError(f"{name} may hold {most} entries, and there are more", parameter=name, hint="give fewer")
+    return found
+
+
+def shown(value: object) -> str:
+    """A value for a message: one line, not long."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 60 else f"{text[:57]}..."

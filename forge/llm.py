@@ -11,10 +11,10 @@ from weakref import finalize
 import numpy as np
 import numpy.typing as npt
 
-from forge.config import Pooling, SamplingParams, check_integer
+from forge.config import Pooling, SamplingParams
 from forge.engine import Engine
 from forge.errors import ForgeError, ParameterError
-from forge.keywords import keywords
+from forge.keywords import check_integer, keywords
 from forge.outputs import Chunk, Completion, Perplexity
 from forge.runtime import scoring
 from forge.runtime.async_front import AsyncFront

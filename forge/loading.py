@@ -14,13 +14,13 @@ from forge import backend as backends
 from forge import hub, models
 from forge.backend import Backend, compilers
 from forge.backend.threads import THREADS
-from forge.config import Dtype, EngineConfig, Progress, check_integer
+from forge.config import Dtype, EngineConfig, Progress
 from forge.display import Stopwatch, watched
 from forge.engine import Engine, ModelRunner
 from forge.engine.step_budget import StepBudget
 from forge.errors import FormatError, ParameterError
 from forge.formats import gguf
-from forge.keywords import keywords
+from forge.keywords import check_integer, keywords
 from forge.llm import LLM
 from forge.planning import Plan, plan_memory
 from forge.runtime.encoder import PromptEncoder, choose_template

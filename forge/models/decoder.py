@@ -7,9 +7,10 @@ from typing import Any
 
 from forge.backend import Backend
 from forge.config import Hook, ModelConfig
-from forge.models.arch import ARCHS, Sublayer
+from forge.models.arch import ARCHS
 from forge.models.attention import Attention
 from forge.models.batch import Batch
+from forge.models.family import Sublayer
 from forge.models.feed_forward import FeedForward
 from forge.models.layer_tensors import LayerTensors
 from forge.models.layers import Linear, Norm
@@ -17,7 +18,7 @@ from forge.models.moe import MixtureOfExperts
 from forge.models.residual import ResidualStream
 from forge.models.rope import RotaryEmbedding
 from forge.models.weights import Weights
-from forge.ops.activation import soft_cap
+from forge.ops.activation import add, soft_cap
 from forge.ops.embed import embed
 from forge.state.model_state import ModelState
 
@@ -37,8 +38,7 @@ class Decoder:
         self, weights: Weights, config: ModelConfig, backend: Backend, *, is_deterministic: bool = False
     ) -> None:
         self.config, self.backend, self.is_deterministic = config, backend, is_deterministic
-        vocabulary, width = config.vocab_size, config.width
-        self.token_embd = weights.matrix({"token_embd.weight": vocabulary}, cols=width)
+        self.token_embd = weights.matrix({"token_embd.weight": config.vocab_size}, cols=config.width)
         self._ropes = [RotaryEmbedding(rope, backend) for rope in config.ropes]
         self._rope_positions = 0
         self.layers: list[tuple[Mixer, FeedForward | MixtureOfExperts]] = []
@@ -50,14 +50,35 @@ class Decoder:
                 )
                 for half in layer
             )
-            shares_input = not of_feed_forward.has_norm("ffn_norm")
-            mixer = _MIXERS[layer[0].kind](of_mixer, self._ropes, keeps_input=shares_input)
-            self.layers.append((mixer, _FEED_FORWARDS[layer[1].kind](of_feed_forward)))
-        bias = weights.vector({"output_norm.bias": width}) if config.norm == "layer" else None
-        self.output_norm = Norm(config.norm, weights.vector({"output_norm.weight": width}), bias, config.norm_eps)
-        tied = not weights.has("output.weight")
-        output = self.token_embd if tied else weights.matrix({"output.weight": vocabulary}, cols=width)
-        self.output = Linear(output, is_deterministic=is_deterministic)
+            mixer = _MIXERS[layer[0].kind](of_mixer, self._ropes)
+            beside = self._norm_beside(of_feed_forward, of_mixer, mixer) if config.is_parallel else None
+            self.layers.append((mixer, _FEED_FORWARDS[layer[1].kind](of_feed_forward, beside)))
+        self._load_outer(weights)
+
+    def _norm_beside(self, of_feed_forward: LayerTensors, of_mixer: LayerTensors, mixer: Mixer) -> Norm:
+        """The norm of a feed-forward that reads the stream before its layer: the mixer's, or one of its own."""
+        shared = of_feed_forward.stored("ffn_norm") == of_mixer.stored("attn_norm")
+        own = None if shared else of_feed_forward.norm_before("ffn_norm")
+        norm = own or mixer.attn_norm
+        assert norm is not None
+        return norm
+
+    def _load_outer(self, weights: Weights) -> None:
+        """What lies outside of the layers, as the family's row says."""
+        config, arch = self.config, ARCHS[self.config.arch]
+        sublayer = Sublayer("outer", arch.outer, arch.outer_optional)
+        tensors = LayerTensors(weights, config, sublayer, None, None, is_deterministic=self.is_deterministic)
+        self.position_embd = None
+        if config.has_learned_positions:
+            self.position_embd = tensors.matrix("position_embd", config.context_length, config.width)
+        output_norm, logit_norm = (tensors.norm_before("output_norm", scale) for scale in (1.0, config.logit_scale))
+        assert output_norm
+        assert logit_norm
+        self.output_norm, self._logit_norm = output_norm, logit_norm  # the second one scales logits
+        if tensors.has("output"):
+            self.output = tensors.linear({"output": config.vocab_size}, config.width)
+        else:
+            self.output = Linear(self.token_embd, is_deterministic=self.is_deterministic)
 
     def linears(self) -> Iterator[Linear]:
         """Every matrix product of a decode step, in order."""
@@ -79,7 +100,7 @@ class Decoder:
         stream = self.hidden(batch, state, hook)
         if batch.logit_rows is not None:
             stream.take(batch.logit_rows)
-        logits = self.output(stream.normed(self.output_norm))  # (R, V)
+        logits = self.output(stream.normed(self._logit_norm))  # (R, V)
         return soft_cap(logits, self.config.final_softcap) if self.config.final_softcap else logits
 
     def states(self, batch: Batch, state: ModelState) -> Any:
@@ -88,7 +109,10 @@ class Decoder:
 
     def hidden(self, batch: Batch, state: ModelState, hook: Hook | None = None) -> ResidualStream:
         """The residual stream after the last layer. No logits are computed."""
-        x = embed(batch.ids, self.token_embd, self.config.embedding_scale)  # (T, E)
+        # The stream holds x / residual_scale, so that what is added to it needs no factor.
+        x = embed(batch.ids, self.token_embd, self.config.embedding_scale / self.config.residual_scale)  # (T, E)
+        if self.position_embd is not None:
+            x = add(x, embed(batch.positions, self.position_embd, 1.0))
         if hook:
             hook("token_embd", x)
         # Products of several sequences' tokens are split-K partials. Their sum is a launch, unless the next norm adds
@@ -97,6 +121,8 @@ class Decoder:
         takes_partials = batch.is_decode and is_plain and (len(x) > 1 or self.is_deterministic)
         stream = ResidualStream(x, leaves_pending=takes_partials)
         for index, (mixer, feed_forward) in enumerate(self.layers):
+            if feed_forward.beside:
+                stream.keep(feed_forward.beside)
             mixer(stream, batch, state, hook)
             feed_forward(stream, batch, hook)
             if hook:

@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from forge.config import Hook
 from forge.models.batch import Batch
 from forge.models.layer_tensors import LayerTensors
-from forge.models.layers import Linear
+from forge.models.layers import Linear, Norm
 from forge.models.residual import ResidualStream
-from forge.ops.activation import gelu
+from forge.ops.activation import gelu, gelu_erf, xielu
 
 
 class FeedForward:
-    """Gated, down(activation(gate(x)) * up(x)) (arXiv:2002.05202), or plain, down(gelu(up(x))).
+    """Gated, down(activation(gate(x)) * up(x)) (arXiv:2002.05202), or plain, down(activation(up(x))).
 
     Attributes that hold weights are named like the file's tensors.
     """
 
-    def __init__(self, tensors: LayerTensors) -> None:
+    def __init__(self, tensors: LayerTensors, beside: Norm | None) -> None:
+        """beside: The norm whose kept operand is read instead, in layers whose halves read the same stream."""
         config = tensors.config
         self.glu = config.activation if tensors.kind == "gated" else "none"
-        self.ffn_norm = tensors.norm("ffn_norm")
-        """None where the feed-forward reads the input of the mixer again."""
+        self.activation = config.activation
+        self.xielu = config.xielu[tensors.index] if config.xielu else ()
+        self.beside = beside
+        self.ffn_norm = beside or tensors.norm_before("ffn_norm")
         matrices = ("ffn_up",) if self.glu == "none" else ("ffn_gate", "ffn_up")  # one product computes them all
         self.ffn_up = tensors.linear(dict.fromkeys(matrices, config.ffn_width), config.width, "ffn_up")
         self.ffn_down = tensors.linear({"ffn_down": config.width}, config.ffn_width)
@@ -32,5 +37,16 @@ class FeedForward:
 
     def __call__(self, stream: ResidualStream, batch: Batch, hook: Hook | None) -> None:
         """Add the result to the stream."""
-        h = self.ffn_up(stream.normed(self.ffn_norm), glu=self.glu)  # (T, F)
-        stream.add(self.ffn_down, gelu(h) if self.glu == "none" else h, self.post_ffw_norm)
+        operand = stream.kept() if self.beside else stream.normed(self.ffn_norm)
+        h = self.ffn_up(operand, glu=self.glu)  # (T, F)
+        stream.add(self.ffn_down, self.activate(h) if self.glu == "none" else h, self.post_ffw_norm)
+
+    def activate(self, h: Any) -> Any:
+        """The activation of a feed-forward without a gate: float32 (T, F) to operands."""
+        match self.activation:
+            case "gelu":
+                return gelu(h)
+            case "gelu_erf":
+                return gelu_erf(h)
+            case _:
+                return xielu(h, *self.xielu)

@@ -12,9 +12,26 @@ import numpy.typing as npt
 from forge.config import ExpertsConfig, ModelConfig, RopeConfig, RouterScores
 from forge.errors import FormatError, UnsupportedError
 from forge.formats.gguf import GGUF
-from forge.models.arch import ARCHS, Arch
+from forge.models.arch import ARCHS
+from forge.models.family import Arch
 from forge.ops.experts import MAX_EXPERTS, MAX_GROUPS, MAX_USED
 
+_NEUTRAL: dict[str, Any] = {
+    "attention.causal": True,
+    "attention.max_alibi_bias": 0.0,
+    "rope.dimension_sections": 0,
+    "rope.scaling.alpha": 0.0,
+}
+"""Keys that change what a layer computes, in families without it: with the value that changes nothing."""
+_ACTIVATIONS = {
+    "silu": ("silu",),
+    "gelu": ("gelu", "gelu_erf"),
+    "gelu_new": ("gelu",),
+    "gelu_pytorch_tanh": ("gelu",),
+    "xielu": ("xielu",),
+}
+"""What a file may call the activations. Most say nothing."""
+_MULTIPLIERS = ("embedding_scale", "residual_scale")
 _MAX_LAYERS = 1024
 _MAX_COUNT = 2**31 - 1
 _MAX_TOKENS = 2**20
@@ -51,6 +68,7 @@ class _Reader:
 
     def config(self, context: int | None) -> ModelConfig:
         file, arch = self.file, self.arch
+        self.refuse_unknown()
         layers = self.layers
         width = self.count("embedding_length")
         heads = self.count("attention.head_count")
@@ -90,10 +108,59 @@ class _Reader:
             layer_windows=windows,
             attention_softcap=self.number("attn_logit_softcapping", arch.default_softcaps[0], minimum=0.0),
             final_softcap=self.number("final_logit_softcapping", arch.default_softcaps[1], minimum=0.0),
-            embedding_scale=math.sqrt(width) if arch.scales_embedding else 1.0,
             experts=experts,
             layer_experts=() if experts is None else self.layer_experts(),
+            **self.multipliers(width),
+            qkv_clamp=self.number("attention.clamp_kqv", 0.0, minimum=0.0),
+            is_parallel=self.is_parallel(),
+            has_learned_positions="position_embd" in arch.outer.split(),
+            xielu=self.xielu() if arch.activation == "xielu" else (),
         )
+
+    def refuse_unknown(self) -> None:
+        """Raises UnsupportedError for what files may say and no layer here does."""
+        for key, neutral in _NEUTRAL.items():
+            value = self.file.metadata.get(f"{self.name}.{key}", neutral)
+            if np.any(np.asarray(value) != neutral):
+                shown = value.tolist() if isinstance(value, np.ndarray) else value
+                raise UnsupportedError(f"{self.file.path}: {self.name}.{key} = {shown!r:.60} is not supported")
+        activation = self.file.get_str(f"{self.name}.hidden_activation", "")
+        if activation and self.arch.activation not in _ACTIVATIONS.get(activation, ()):
+            raise UnsupportedError(f"{self.file.path}: activation {activation!r:.60} is not supported in {self.name}")
+
+    def multipliers(self, width: int) -> dict[str, float]:
+        """Factors of the embeddings, of results that are added to the stream, and of logits."""
+        arch = self.arch
+        scales = {"embedding_scale": math.sqrt(width) if arch.scales_embedding else 1.0}
+        if arch.has_multipliers:
+            scales = {key: self.number(key, 1.0, minimum=1e-6, maximum=1e6) for key in _MULTIPLIERS}
+        if arch.logit_scale != "none":
+            scale = self.number("logit_scale", minimum=1e-6, maximum=1e6)
+            scales["logit_scale"] = scale if arch.logit_scale == "factor" else 1.0 / scale
+        return scales
+
+    def is_parallel(self) -> bool:
+        """Whether attention and feed-forward read the same stream."""
+        match self.arch.parallel:
+            case "key":
+                return self.flag("use_parallel_residual", True)
+            case "without_ffn_norm":
+                return "blk.0.ffn_norm.weight" not in self.file.tensors
+            case when:
+                return when == "always"
+
+    def xielu(self) -> tuple[tuple[float, ...], ...]:
+        """The four numbers of each layer's activation. A file may give one number for all layers."""
+        columns = []
+        for key in ("xielu.alpha_n", "xielu.alpha_p", "xielu.beta", "xielu.eps"):
+            value = self.file.metadata.get(key)
+            if isinstance(value, np.ndarray):
+                columns.append([float(entry) for entry in self.per_layer(key, value, "f")])
+            else:
+                columns.append([self.file.get_float(key)] * self.layers)
+        if not np.isfinite(columns).all():
+            raise FormatError(f"{self.file.path}: keys 'xielu.*' should hold finite numbers")
+        return tuple(zip(*columns, strict=True))
 
     def count(self, key: str, default: int | None = None, *, minimum: int = 1, maximum: int = _MAX_COUNT) -> int:
         """A whole number; a file may give it per layer, then all layers must agree."""
@@ -198,17 +265,37 @@ class _Reader:
     def ropes(
         self, head_dim: int, windows: tuple[int, ...], trained: int, context: int
     ) -> tuple[tuple[RopeConfig, ...], tuple[int, ...]]:
-        """The RoPE of global layers, then that of windowed layers if it differs; and which layer has which."""
+        """The distinct RoPEs: of global layers, of windowed layers, and none; and which layer has which.
+
+        Where q and k are normed behind the rotation, the last one is none.
+        """
         dim = self.count("rope.dimension_count", head_dim, maximum=head_dim)
         if dim % 2:
             raise FormatError(f"{self.file.path}: {self.name}.rope.dimension_count is odd: {dim}")
         base = self.number("rope.freq_base", 10_000.0, minimum=1.0)
         plain = RopeConfig(style=self.arch.rope, dim=dim, base=base)
-        scaled = self.scaling(plain, trained, context)
-        if self.arch.local_rope_base is None or not any(windows):
-            return (scaled,), (0,) * len(windows)
-        local = replace(plain, base=self.number("rope.freq_base_swa", self.arch.local_rope_base, minimum=1.0))
-        return (scaled, local), tuple(int(window > 0) for window in windows)
+        local = scaled = self.scaling(plain, trained, context)
+        if self.arch.local_rope_base is not None:
+            local_base = self.number("rope.freq_base_swa", self.arch.local_rope_base or base, minimum=1.0)
+            local = replace(plain, base=local_base)
+        none = replace(scaled, dim=0, factors=None, magnitude=1.0)
+        layers = [
+            none if is_unrotated else local if window else scaled
+            for window, is_unrotated in zip(windows, self.unrotated(windows), strict=True)
+        ]
+        distinct = tuple(dict.fromkeys(sorted(layers, key=(scaled, local, none).index)))
+        indices = tuple(distinct.index(layer) for layer in layers)
+        return (*distinct, none) if self.arch.qk_norm_after_rope else distinct, indices
+
+    def unrotated(self, windows: tuple[int, ...]) -> list[bool]:
+        """Whether each layer is without RoPE."""
+        arch, every = self.arch, self.arch.nope_every
+        is_without = arch.nope == "all" or (arch.nope_key and not self.flag("rope.scaling.finetuned", True))
+        is_global = arch.nope == "global" and any(windows)
+        return [
+            is_without or (is_global and not window) or (every > 0 and (layer + 1) % every == 0)
+            for layer, window in enumerate(windows)
+        ]
 
     def scaling(self, plain: RopeConfig, trained: int, context: int) -> RopeConfig:
         """RoPE scaled as the file says: linear, YaRN, or by a tensor of factors (llama3, longrope)."""

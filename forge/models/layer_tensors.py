@@ -1,11 +1,13 @@
-"""The tensors of one layer's mixer or feed-forward, by their short names."""
+"""The tensors of one layer's mixer or feed-forward, or of what lies outside of layers, by their short names."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from forge.config import ModelConfig
-from forge.models.arch import Sublayer
+from forge.models.family import Sublayer
 from forge.models.layers import Linear, Norm
 from forge.models.weights import Weights
 
@@ -13,7 +15,8 @@ from forge.models.weights import Weights
 class LayerTensors:
     """Takes the tensors of one sublayer out of a model's file.
 
-    index: The layer. first: The first layer with the same sublayer. is_deterministic: As of `EngineConfig`.
+    index: The layer; None = outside of layers. first: The first layer with the same sublayer. is_deterministic: As of
+    `EngineConfig`.
     """
 
     def __init__(
@@ -21,23 +24,34 @@ class LayerTensors:
         weights: Weights,
         config: ModelConfig,
         sublayer: Sublayer,
-        index: int,
-        first: int,
+        index: int | None,
+        first: int | None,
         *,
         is_deterministic: bool,
     ) -> None:
-        self.config, self.index, self.kind = config, index, sublayer.kind
+        self.config, self.index, self.kind = config, index or 0, sublayer.kind
         self.is_deterministic = is_deterministic
-        self._weights, self._first = weights, first
-        self._required, self._optional = sublayer.tensors.split(), sublayer.optional.split()
+        self._weights, self._layer, self._first = weights, index, first
+        required, optional = sublayer.tensors.split(), sublayer.optional.split()
+        self._names = {name: other for name, _, other in (text.partition("=") for text in (*required, *optional))}
+        """The names in the file, where they are others: see `Sublayer`."""
+        self._required = [text.partition("=")[0] for text in required]
+        self._optional = [text.partition("=")[0] for text in optional]
 
-    def _name(self, tensor: str, index: int | None = None) -> str:
-        suffix = "" if tensor.endswith(".bias") else ".weight"
-        return f"blk.{self.index if index is None else index}.{tensor}{suffix}"
+    def _name(self, tensor: str) -> str:
+        return self._full(self.stored(tensor), self._layer)
+
+    def _full(self, tensor: str, index: int | None) -> str:
+        return f"{'' if index is None else f'blk.{index}.'}{tensor}{'' if tensor.endswith('.bias') else '.weight'}"
+
+    def stored(self, tensor: str) -> str:
+        """The short name of a tensor in the file; "1" where it is not there and its numbers are ones."""
+        *others, last = (self._names.get(tensor) or tensor).split("|")
+        return next((other for other in others if self._weights.has(self._full(other, self._first))), last)
 
     def has_norm(self, tensor: str) -> bool:
         """Whether the layer has this norm. All layers with the same sublayer have it if the first one does."""
-        is_there = self._weights.has(self._name(tensor, self._first))
+        is_there = self._weights.has(self._full(self.stored(tensor), self._first))
         return tensor in self._required or (tensor in self._optional and is_there)
 
     def linear(self, tensors: dict[str, int], cols: int, joined: str | None = None) -> Linear:
@@ -85,17 +99,30 @@ class LayerTensors:
         sizes = {self._name(tensor + suffix): size for tensor, size in tensors.items()}
         return sizes, self._name(joined + suffix) if joined else None
 
-    def norm(self, tensor: str) -> Norm | None:
-        """A norm of the residual stream, or None where the layer has none."""
+    def matrix(self, tensor: str, rows: int, cols: int) -> Any:
+        """(rows, cols) on the device: a matrix that no product takes."""
+        return self._weights.matrix({self._name(tensor): rows}, cols=cols)
+
+    def norm(self, tensor: str, factor: float = 1.0) -> Norm | None:
+        """A norm of E numbers, times the factor, or None where the layer has none."""
         if not self.has_norm(tensor):
             return None
         has_bias = f"{tensor}.bias" in (*self._required, *self._optional)
-        bias = self.vector(f"{tensor}.bias", self.config.width) if has_bias else None
-        return Norm(self.config.norm, self.vector(tensor, self.config.width), bias, self.config.norm_eps)
+        bias = self.vector(f"{tensor}.bias", self.config.width, factor) if has_bias else None
+        return Norm(self.config.norm, self.vector(tensor, self.config.width, factor), bias, self.config.norm_eps)
 
-    def vector(self, tensor: str, size: int) -> Any:
-        """(size,) float32 on the device."""
-        return self._weights.vector({self._name(tensor): size})
+    def norm_before(self, tensor: str, factor: float = 1.0) -> Norm | None:
+        """A norm that reads the stream, which holds x / residual_scale: its epsilon is as much smaller."""
+        found = self.norm(tensor, factor)
+        if found:
+            found.eps /= self.config.residual_scale**2
+        return found
+
+    def vector(self, tensor: str, size: int, factor: float = 1.0) -> Any:
+        """(size,) float32 on the device, times the factor."""
+        if self.stored(tensor) == "1":
+            return self._weights.backend.asarray(np.full(size, factor, np.float32))
+        return self._weights.array({self._name(tensor): (size,)}, factor)
 
     def heads(self, tensor: str, count: int) -> Any:
         """(count, D) float32 on the device: a vector for each head."""

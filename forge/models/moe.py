@@ -8,7 +8,7 @@ from forge.config import Hook
 from forge.models.arch import ARCHS
 from forge.models.batch import Batch
 from forge.models.layer_tensors import LayerTensors
-from forge.models.layers import Linear
+from forge.models.layers import Linear, Norm
 from forge.models.residual import ResidualStream
 from forge.ops.experts import Experts, Router, experts, gate_rows, route
 from forge.ops.norm import Normed, norm
@@ -24,14 +24,17 @@ class MixtureOfExperts:
     tensors.
     """
 
-    def __init__(self, tensors: LayerTensors) -> None:
+    def __init__(self, tensors: LayerTensors, beside: Norm | None) -> None:
+        """beside: As of `FeedForward`; no family has experts in such layers."""
+        assert beside is None
+        self.beside = beside
         config, row = tensors.config, ARCHS[tensors.config.arch].router
         assert config.experts is not None
         numbers, width = config.experts, config.width
         self.activation = row.activation
         self.weighs = "input" if row.weighs_input else "output"
         self.order = "fixed" if tensors.is_deterministic else "any"
-        self.ffn_norm = tensors.norm("ffn_norm")
+        self.ffn_norm = tensors.norm_before("ffn_norm")
         has_scale = tensors.has("ffn_down_exps.scale")
         self.router = Router(
             tensors.rows("ffn_gate_inp", numbers.count),

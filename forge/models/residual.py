@@ -7,6 +7,7 @@ from typing import Any
 from forge.models.layers import Linear, Norm
 from forge.ops.activation import add
 from forge.ops.embed import take_rows
+from forge.ops.norm import as_operand
 from forge.ops.norm import norm as normalize
 
 
@@ -22,22 +23,27 @@ class ResidualStream:
         self.x = x
         self._pending: Any = None
         self._leaves_pending = leaves_pending
-        self._kept: Any = None
+        self._kept: tuple[Norm, Any] | None = None
 
-    def normed(self, norm: Norm | None, *, keep: bool = False) -> Any:
+    def normed(self, norm: Norm | None) -> Any:
         """The normalized stream as the operand of one product. The product, or its norm, adds what is pending first.
 
-        norm: None gives the operand that was kept.
-        keep: Compute the operand now and keep it for another product.
+        norm: None gives the stream as it is. One whose operand is kept gives that.
         """
-        if norm is None:
-            operand, self._kept = self._kept, None
-            return operand
-        operand, self._pending = norm.operand(self.x, self._pending), None
-        if not keep:
-            return operand
-        self._kept = normalize(operand, out="act")
-        return self._kept
+        if self._kept is not None and self._kept[0] is norm:
+            return self._kept[1]
+        pending, self._pending = self._pending, None
+        return as_operand(self.x, pending) if norm is None else norm.operand(self.x, pending)
+
+    def keep(self, norm: Norm) -> None:
+        """Compute the operand of a norm now, for a product behind results that it is not to see."""
+        self._kept = norm, normalize(self.normed(norm), out="act")
+
+    def kept(self) -> Any:
+        """The operand that was kept. It is kept no longer."""
+        assert self._kept is not None
+        operand, self._kept = self._kept[1], None
+        return operand
 
     def add(self, linear: Linear, h: Any, post_norm: Norm | None) -> None:
         """Add linear(h), through the post_norm if there is one, in place or by leaving it pending."""

@@ -13,7 +13,12 @@ from forge.config import RopeConfig
 
 
 def frequencies(rope: RopeConfig) -> npt.NDArray[np.float64]:
-    """(R,) radians per position of each of the dim/2 pairs. RopeConfig names the sources."""
+    """(R,) radians per position of each of the dim/2 pairs; without rotation of one pair, which stands still.
+
+    RopeConfig names the sources.
+    """
+    if not rope.dim:
+        return np.zeros(1)  # not empty: kernels load a pair before they know whether it rotates
     pair = np.arange(rope.dim // 2)
     plain = rope.base ** (-2.0 * pair / rope.dim)
     if rope.yarn_betas is not None:

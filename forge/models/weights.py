@@ -166,11 +166,11 @@ class Weights:
         """(sum of sizes,) float32 on the device: the named vectors, or `joined` where the file has that."""
         return self.array({name: (size,) for name, size in self._stored(sizes, joined).items()})
 
-    def array(self, shapes: Mapping[str, tuple[int, ...]]) -> Any:
-        """float32 on the device: the named tensors, one behind the other."""
+    def array(self, shapes: Mapping[str, tuple[int, ...]], factor: float = 1.0) -> Any:
+        """float32 on the device: the named tensors, one behind the other, times the factor."""
         for name, shape in shapes.items():
             self._take(name, shape)
-        return self._loaded(shapes)
+        return self._loaded(shapes, factor)
 
     def columns(self, shapes: Mapping[str, tuple[int, int]]) -> Any:
         """float32 on the device, flat: the named matrices beside each other."""
@@ -181,8 +181,9 @@ class Weights:
     def _beside(self, shapes: Mapping[str, tuple[int, int]]) -> Any:
         return self.backend.asarray(np.concatenate([self.file.load(name) for name in shapes], axis=1).reshape(-1))
 
-    def _loaded(self, shapes: Mapping[str, tuple[int, ...]]) -> Any:
-        return self.backend.asarray(np.concatenate([self.file.load(name) for name in shapes]))
+    def _loaded(self, shapes: Mapping[str, tuple[int, ...]], factor: float) -> Any:
+        loaded = np.concatenate([self.file.load(name) for name in shapes])
+        return self.backend.asarray(loaded if factor == 1.0 else loaded * np.float32(factor))
 
     def _allocate(self, rows: int, cols: int) -> npt.NDArray[np.float32]:
         """A matrix within one large array, which the system backs with huge pages: they read faster."""

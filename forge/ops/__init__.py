@@ -12,6 +12,7 @@ from forge.ops import (  # noqa: F401
     logprobs,
     norm,
     penalties,
+    qkv,
     rope,
     sampling,
 )

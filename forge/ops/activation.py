@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,57 @@ def gelu(x: Array) -> Array:
 def _gelu_gpu(device: GPU, x: Any) -> Any:
     y = device.empty(x.shape, device.dtype)
     device.run("activation", "gelu", -(-x.size // _BLOCK_THREADS), x, y, x.size)
+    return y
+
+
+@op("x:f32[T,F] -> y:act[T,F]")
+def gelu_erf(x: Array) -> Array:
+    """GELU as it is defined, by the error function, for feed-forwards without a gate. Source: arXiv:1606.08415."""
+    return 0.5 * x * (1 + np.frompyfunc(math.erf, 1, 1)(x * x.dtype.type(np.sqrt(0.5))).astype(x.dtype))
+
+
+@gelu_erf.cpu
+def _gelu_erf_cpu(x: Array) -> Array:
+    # erf by Abramowitz and Stegun, 7.1.26: off by 1.5e-7 at most
+    z = np.abs(x) * np.float32(np.sqrt(0.5))
+    t = 1 / (1 + np.float32(0.3275911) * z)
+    y = np.zeros_like(x)
+    for coefficient in (1.061405429, -1.453152027, 1.421413741, -0.284496736, 0.254829592):
+        y += np.float32(coefficient)
+        y *= t
+    z = np.minimum(z, 9)  # beyond it erf is 1
+    y *= np.exp(-z * z)
+    return np.where(x < 0, 0.5 * x * y, x - 0.5 * x * y)
+
+
+@gelu_erf.gpu
+def _gelu_erf_gpu(device: GPU, x: Any) -> Any:
+    y = device.empty(x.shape, device.dtype)
+    device.run("activation", "gelu_erf", -(-x.size // _BLOCK_THREADS), x, y, x.size)
+    return y
+
+
+@op("x:f32[T,F] alpha_n:f32 alpha_p:f32 beta:f32 eps:f32 -> y:act[T,F]")
+def xielu(x: Array, alpha_n: float, alpha_p: float, beta: float, eps: float) -> Array:
+    """xIELU: a x**2 + b x where x > 0, else c (exp(min(x, eps)) - 1 - x) + b x. Source: arXiv:2411.13010.
+
+    a = softplus(alpha_p), b = beta, c = beta + softplus(alpha_n): models learn them in this form.
+    """
+    positive, negative = softplus(alpha_p), beta + softplus(alpha_n)
+    below = np.expm1(np.minimum(x, x.dtype.type(eps))) - x
+    return np.where(x > 0, positive * x * x, negative * below).astype(x.dtype) + x.dtype.type(beta) * x
+
+
+def softplus(x: float) -> float:
+    """ln(1 + exp(x))."""
+    return float(np.logaddexp(0.0, x))
+
+
+@xielu.gpu
+def _xielu_gpu(device: GPU, x: Any, alpha_n: float, alpha_p: float, beta: float, eps: float) -> Any:
+    y = device.empty(x.shape, device.dtype)
+    numbers = softplus(alpha_p), beta + softplus(alpha_n), beta, eps
+    device.run("activation", "xielu", -(-x.size // _BLOCK_THREADS), x, y, *numbers, x.size)
     return y
 
 

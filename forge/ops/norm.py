@@ -12,6 +12,8 @@ from forge.backend.gpu import GPU
 from forge.ops.matmul import Partials
 from forge.ops.op import Array, op, record
 
+_BLOCK_THREADS = 256
+
 
 @record("&x:f32[M,K] pending?:f32[M,K] weight:f32[K] bias?:f32[K] eps:f32 is_rms:bool")
 @dataclass(frozen=True, slots=True)
@@ -99,4 +101,21 @@ def _norm_gpu(device: GPU, normed: Normed, *, out: str) -> Any:
         "PIECES": -(-width // (vector * threads)),
     }
     device.run("norm", function, rows, x, *weights, y, width, normed.eps, *sizes, **defines)
+    return y
+
+
+@op("&x:f32[M,K] pending?:f32[M,K] -> y:act[M,K]")
+def as_operand(x: Array, pending: Any) -> Array:
+    """x as the operand of a product, without a norm, after what is pending is added to it in place."""
+    if pending is not None:
+        x += pending
+    return x
+
+
+@as_operand.gpu
+def _as_operand_gpu(device: GPU, x: Any, pending: Any) -> Any:
+    y = device.empty(x.shape, device.dtype)
+    addends = pending.parts if isinstance(pending, Partials) else None if pending is None else pending[None]
+    count = 0 if addends is None else len(addends)
+    device.run("activation", "as_operand", -(-x.size // _BLOCK_THREADS), x, addends, y, x.size, count)
     return y

@@ -32,6 +32,54 @@ KERNEL(256) gelu(
     if (i < count) y[i] = to_f16(gelu_tanh(x[i]));
 }
 
+// The error function by Abramowitz and Stegun, 7.1.26: off by 1.5e-7 at most.
+KERNEL(256) gelu_erf(
+    const float *x, // (count,)
+    f16 *y,         // (count,)
+    u32 count
+) {
+    grid_dependency_sync();
+    u32 i = BLOCK_X * 256 + THREAD;
+    if (i >= count) return;
+    float z = larger(x[i], -x[i]) * 0.70710678f, t = fast_divide(1.0f, 1.0f + 0.3275911f * z);
+    float rest = ((((1.061405429f * t - 1.453152027f) * t + 1.421413741f) * t - 0.284496736f) * t + 0.254829592f) * t;
+    float half = 0.5f * x[i] * rest * fast_exp(-z * z);
+    y[i] = to_f16(x[i] < 0.0f ? half : x[i] - half);
+}
+
+KERNEL(256) xielu(
+    const float *x, // (count,)
+    f16 *y,         // (count,)
+    float positive, // factor of x**2 where x > 0
+    float negative, // factor of exp(x) - 1 - x elsewhere
+    float beta,     // factor of x
+    float eps,      // exponents are at most this
+    u32 count
+) {
+    grid_dependency_sync();
+    u32 i = BLOCK_X * 256 + THREAD;
+    if (i >= count) return;
+    float z = x[i], below = fast_exp(smaller(z, eps)) - 1.0f - z;
+    y[i] = to_f16((z > 0.0f ? positive * z * z : negative * below) + beta * z);
+}
+
+// The residual stream as the operand of a product, after split-K partials or another sum are added to it.
+KERNEL(256) as_operand(
+    float *x,            // (count,) in place
+    const float *addend, // (partials, count) or null
+    f16 *y,              // (count,)
+    u32 count,
+    u32 partials
+) {
+    grid_dependency_sync();
+    u32 i = BLOCK_X * 256 + THREAD;
+    if (i >= count) return;
+    float sum = x[i];
+    for (u32 s = 0; s < partials; ++s) sum += addend[(u64)s * count + i];
+    if (partials) x[i] = sum;
+    y[i] = to_f16(sum);
+}
+
 KERNEL(256) soft_cap(
     float *x,  // (count,) logits, in place
     float cap, // logits end within (-cap, cap)

@@ -26,6 +26,14 @@ NEAR_TIE = 0.05
 """Top-2 gap of float32 logits under which float16 activations may choose the other id."""
 
 
+OTHER_FAMILIES = [
+    *(("qwen2moe", 64), ("qwen3moe", 32), ("stablelm_parallel", 32)),
+    *((name, 32 << index % 2) for index, name in enumerate(("granite", "olmo", "olmo2", "olmo3", "hunyuan", "cohere"))),
+    *((name, 64 >> index % 2) for index, name in enumerate(("gpt2", "falcon", "falcon_40b", "apertus", "smollm3"))),
+]
+"""Models and wave sizes of the slow tests."""
+
+
 class HarnessBackend(Replayed, HostMemory, Harness):
     """What engines ask of a backend beside launches."""
 
@@ -37,7 +45,7 @@ class HarnessBackend(Replayed, HostMemory, Harness):
     [
         ("llama", 32),
         ("gemma3", 64),
-        *(pytest.param(*row, marks=slow) for row in (("qwen2moe", 64), ("qwen3moe", 32), ("stablelm_parallel", 32))),
+        *(pytest.param(*row, marks=slow) for row in OTHER_FAMILIES),
     ],
 )
 def test_a_model_agrees_with_float32(name: str, wave: int, monkeypatch: pytest.MonkeyPatch) -> None:

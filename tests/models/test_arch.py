@@ -26,23 +26,29 @@ GOLDENS = sorted(path.name for path in ARCH.iterdir())
 TOLERANCE = 5e-4
 
 
-@pytest.mark.parametrize("prompt", ["24", "96"])
 @pytest.mark.parametrize("name", GOLDENS)
-def test_logits_equal_transformers_at_every_position(name: str, prompt: str) -> None:
+def test_logits_equal_transformers_at_every_position(name: str) -> None:
+    """A prompt whole and one in chunks; then one token at a time, through the cache and the sampler's path."""
     golden = np.load(ARCH / name / "logits.npz")
-    context = json.loads((ARCH / name / "meta.json").read_text()).get("context", {}).get(prompt, 512)
-    with forge.load(ARCH / name / "model.gguf", context=context) as llm:
-        ids, expected = golden[f"ids_{prompt}"].tolist(), golden[f"logits_{prompt}"]
-        np.testing.assert_allclose(llm.logits(ids), expected, rtol=0, atol=TOLERANCE)
-        # the same one token at a time, through the cache and the sampler's path
-        last = llm.generate(ids, max_tokens=1, logprobs=5, ignore_eos=True)
-        order = np.argsort(-expected[-1], kind="stable")[:5]
-        assert [token for token, _ in last.logprobs[0].top] == order.tolist()
+    contexts = json.loads((ARCH / name / "meta.json").read_text()).get("context", {})
+    for prompt, step_tokens in (("24", None), ("96", 40)):
+        settings = forge.EngineConfig(context=contexts.get(prompt, 512), max_step_tokens=step_tokens)
+        with forge.load(ARCH / name / "model.gguf", engine=settings) as llm:
+            ids, expected = golden[f"ids_{prompt}"].tolist(), golden[f"logits_{prompt}"]
+            np.testing.assert_allclose(llm.logits(ids), expected, rtol=0, atol=TOLERANCE)
+            more = llm.generate(ids, max_tokens=3, logprobs=5, ignore_eos=True)
+            order = np.argsort(-expected[-1], kind="stable")[:5]
+            assert [token for token, _ in more.logprobs[0].top] == order.tolist()
+            whole = llm.logits([*ids, *more.ids])[len(ids) - 1 : -1]
+            assert more.ids == whole.argmax(axis=1).tolist()
+            chosen = whole.max(axis=1) - np.log(np.exp(whole).sum(axis=1))
+            np.testing.assert_allclose([each.logprob for each in more.logprobs], chosen, rtol=0, atol=2e-4)
 
 
-@pytest.mark.parametrize("name", ["gemma3", "ministral3", "phi3_window", "qwen3", "stablelm_parallel"])
+@pytest.mark.parametrize("name", ["gemma3", "ministral3", "phi3_window", "olmo3", "hunyuan", "granite"])
 def test_attention_weights_equal_transformers_in_every_layer(name: str) -> None:
-    """Windows by layer, both RoPE bases, norms of q and k, YaRN's magnitude, queries that grow with the position."""
+    """Windows by layer, both RoPE bases, norms of q and k before and behind RoPE, YaRN's magnitude, queries that grow
+    with the position, a scale of the scores."""
     golden = np.load(ARCH / name / "logits.npz")
     with forge.load(ARCH / name / "model.gguf") as llm:
         found = llm.attention(golden["ids_24"].tolist())
@@ -51,7 +57,7 @@ def test_attention_weights_equal_transformers_in_every_layer(name: str) -> None:
 
 def test_decoding_with_the_cache_equals_computing_all_at_once() -> None:
     """Windows, softcaps and both RoPE bases, one token at a time over several pages."""
-    for name in ("gemma2", "gemma3", "phi3_window", "ministral3"):
+    for name in ("gemma3", "exaone4"):
         ids = np.load(ARCH / name / "logits.npz")["ids_96"].tolist()
         with forge.load(ARCH / name / "model.gguf") as llm:
             whole = llm.logits(ids)
@@ -129,6 +135,12 @@ def rewritten(
         ("qwen3moe", "blk.1.ffn_gate_inp.weight"),
         ("qwen2moe", "blk.0.ffn_up_exps.weight"),
         ("qwen2moe", "blk.0.ffn_gate_inp_shexp.weight"),
+        ("gpt2", "position_embd.weight"),
+        ("phi2", "output.bias"),
+        ("falcon_40b", "blk.1.attn_norm_2.bias"),
+        ("olmo2", "blk.0.post_attention_norm.weight"),
+        ("seed_oss", "blk.1.post_attention_norm.weight"),
+        ("cohere", "blk.1.attn_q_norm.weight"),
     ],
 )
 def test_a_missing_tensor_is_named(tmp_path: Path, name: str, tensor: str) -> None:
@@ -163,8 +175,14 @@ def other_form(name: str, layers: range, parts: tuple[str, ...] = ("attn_qkv", "
     return drop, add
 
 
+FORMS = (
+    *("llama", "llama_bias_tied", "qwen2", "qwen3", "gemma2", "gemma3", "phi3", "phi3_longrope", "stablelm_parallel"),
+    *("starcoder2", "glm4", "gpt2", "gptneox", "falcon_40b", "olmo2"),
+)
+
+
 @pytest.mark.parametrize("layers", [pytest.param("all", marks=pytest.mark.slow), "the second"])
-@pytest.mark.parametrize("name", GOLDENS)
+@pytest.mark.parametrize("name", FORMS)
 def test_joined_and_separate_tensors_are_the_same_model(tmp_path: Path, name: str, layers: str) -> None:
     """As llama.cpp's `--fuse-qkv` writes them: q, k, v in this order, permuted where they were. Layers may differ."""
     golden = np.load(ARCH / name / "logits.npz")
@@ -250,6 +268,12 @@ VECTOR = np.ones(64, np.float32)
         ("stablelm_parallel", "blk.1.ffn_norm.weight"),
         ("stablelm_parallel", "blk.0.ffn_norm.bias"),
         ("stablelm", "blk.1.attn_q_norm.weight"),
+        ("olmo", "blk.0.attn_norm.weight"),
+        ("olmo2", "blk.0.ffn_norm.weight"),
+        ("falcon", "blk.1.attn_norm_2.weight"),
+        ("smollm3", "blk.0.attn_q_norm.weight"),
+        ("cohere2", "output.weight"),
+        ("apertus", "blk.0.ffn_gate.weight"),
     ],
 )
 def test_a_tensor_without_a_place_is_named(tmp_path: Path, name: str, tensor: str) -> None:
@@ -315,6 +339,49 @@ def test_impossible_keys_are_one_line_that_names_them(
         forge.load(path)
     assert "\n" not in str(caught.value)
     assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "keys", "error", "message"),
+    [
+        ("granite", {"granite.logit_scale": None}, forge.FormatError, "granite.logit_scale.*missing"),
+        ("granite", {"granite.residual_scale": 0.0}, forge.FormatError, "granite.residual_scale"),
+        ("cohere2", {"cohere2.attention.sliding_window": None}, forge.FormatError, "sliding_window.*missing"),
+        ("apertus", {"xielu.alpha_n": None}, forge.FormatError, "xielu.alpha_n.*missing"),
+        ("apertus", {"xielu.beta": [0.5] * 3}, forge.FormatError, "xielu.beta.*3 entries"),
+        ("gptneox", {"gptneox.use_parallel_residual": "yes"}, forge.FormatError, "use_parallel_residual"),
+        ("glm4", {"glm4.rope.dimension_sections": [8, 12, 12, 0]}, forge.UnsupportedError, "dimension_sections"),
+        ("falcon", {"falcon.attention.max_alibi_bias": 8.0}, forge.UnsupportedError, "max_alibi_bias = 8.0"),
+        ("gpt2", {"gpt2.hidden_activation": "relu"}, forge.UnsupportedError, "activation 'relu' is not supported"),
+        ("smollm3", {"smollm3.attention.causal": False}, forge.UnsupportedError, "causal = False"),
+    ],
+)
+def test_keys_of_some_families_are_checked(
+    tmp_path: Path, name: str, keys: dict, error: type[forge.ForgeError], message: str
+) -> None:
+    with pytest.raises(error, match=message) as caught:
+        forge.load(rewritten(tmp_path, name, keys=keys))
+    assert "\n" not in str(caught.value)
+
+
+def test_layers_without_rotation_are_those_that_the_family_says(tmp_path: Path) -> None:
+    """Every fourth; those without a window, where there is one; none of a granite whose file says so."""
+
+    def rotated(path: Path) -> list[bool]:
+        config = models.read_config(gguf.read(path))
+        return [config.ropes[index].dim > 0 for index in config.layer_ropes]
+
+    for name in ("smollm3", "cohere2", "exaone4"):
+        assert rotated(ARCH / name / "model.gguf") == [True, True, True, False]
+    without = {"exaone4.attention.sliding_window": None}
+    assert rotated(rewritten(tmp_path, "exaone4", keys=without)) == [True] * 4
+    assert rotated(rewritten(tmp_path, "granite", keys={"granite.rope.scaling.finetuned": False})) == [False] * 2
+    assert not any(rotated(ARCH / "gpt2" / "model.gguf"))
+
+
+def test_a_context_beyond_learned_positions_is_refused() -> None:
+    with pytest.raises(forge.ParameterError, match=r"learned 128 positions.*use context=128"):
+        forge.load(ARCH / "gpt2" / "model.gguf", context=129)
 
 
 def test_heads_given_per_layer_that_agree_are_one_number(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from forge.models.arch import Arch, Sublayer
+from forge.models.family import Arch, Sublayer
 from forge.models.layers import Linear, Norm
 from forge.models.residual import ResidualStream
 
@@ -53,13 +53,22 @@ def test_a_product_waits_for_the_next_norm_only_where_it_may() -> None:
 def test_two_results_without_a_norm_between_are_both_added(post_norm: Norm | None, leaves_pending: bool) -> None:
     """As attention and feed-forward that read the same input."""
     stream = ResidualStream(X.copy(), leaves_pending=leaves_pending)
-    shared = stream.normed(NORM, keep=True)
+    stream.keep(NORM)
+    shared = stream.normed(NORM)
     stream.add(DOWN, H, post_norm)
-    assert stream.normed(None) is shared
+    assert stream.kept() is shared
     np.testing.assert_allclose(shared, rms(X), rtol=1e-5)
     stream.add(DOWN, 2 * H, post_norm)
     added = 3 * PRODUCT if post_norm is None else 2 * rms(PRODUCT)
     np.testing.assert_allclose(stream.value(), X + added, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("leaves_pending", [False, True])
+def test_a_stream_without_a_norm_is_an_operand_with_all_that_was_added(leaves_pending: bool) -> None:
+    stream = ResidualStream(X.copy(), leaves_pending=leaves_pending)
+    stream.add(DOWN, H, None)
+    np.testing.assert_allclose(stream.normed(None), X + PRODUCT, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(stream.value(), X + PRODUCT, rtol=1e-5, atol=1e-6)
 
 
 def test_rows_are_taken_with_what_is_pending() -> None:

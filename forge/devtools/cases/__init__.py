@@ -20,6 +20,7 @@ from forge.devtools.cases import (
     logprobs,
     norm,
     penalties,
+    qkv,
     rope,
     sampling,
 )
@@ -28,7 +29,7 @@ from forge.ops.op import REGISTRY, Op
 
 _FILES = (
     *(activation, attention, decode_attention, decode_state, embed, experts, kv_cache, linear, logprobs, norm),
-    *(penalties, rope, sampling),
+    *(penalties, qkv, rope, sampling),
 )
 CASES: dict[str, Sequence[Case]] = {name: cases for file in _FILES for name, cases in file.CASES.items()}
 

@@ -32,6 +32,21 @@ CASES = {
         Case("random", lambda rng: (normal(rng, 3, 165) * 3,)),
         by_hand("by hand", [[0.0, 20, -20]], expected=([[0, 20, 0]],)),
     ],
+    "gelu_erf": [
+        Case("random", lambda rng: (normal(rng, 3, 165) * 3,)),
+        by_hand(
+            "by hand: far", [[0.0, 40, -40, 1, -1]], expected=([[0, 40, 0, 0.8413447460685429, -0.15865525393145707]],)
+        ),
+    ],
+    "xielu": [
+        Case("random", lambda rng: (normal(rng, 3, 165) * 3, -0.5, 0.4, 0.3, -1e-6)),
+        Case("random with a bound", lambda rng: (normal(rng, 3, 165) * 3, -0.5, 0.4, 0.3, -1.0)),
+        # softplus(ln(e - 1)) is 1, so x > 0 is x**2 + 0.5 x, and far below it is 1.5 (-1 - x) + 0.5 x
+        by_hand(
+            *("by hand", [[2.0, -40]], 0.5413248546129181, 0.5413248546129181, 0.5, -1e-6),
+            expected=([[5, 38.5]],),
+        ),
+    ],
     "soft_cap": [
         Case("random", lambda rng: (normal(rng, 3, 165) * 20, 30.0)),
         by_hand("by hand", [[0, 1e9, -1e9]], 5.0, expected=([[0, 5, -5]],)),

@@ -44,6 +44,10 @@ def _by_hand(name: str, x: Array, pending: Array | None, *rest: Any, normed: lis
     return Case(name, make, {"out": "act"}, expected=([normed],), written=([stream],))
 
 
+def _operand(rows: int, width: int, *, pending: bool) -> Callable[[np.random.Generator], Arrays]:
+    return lambda rng: (normal(rng, rows, width), normal(rng, rows, width) if pending else None)
+
+
 CASES = {
     "norm": [
         *_cases("rms"),
@@ -62,5 +66,18 @@ CASES = {
         _by_hand(
             *("layer by hand", _f32(1, 3), None, _f32(1, 2), _f32(0, 10), 3.0, False), normed=[-0.5, 11], stream=[1, 3]
         ),
-    ]
+    ],
+    "as_operand": [
+        *(
+            Case(f"{rows}x{width}{' pending' * pending}", _operand(rows, width, pending=pending))
+            for rows, width in ((1, 31), (5, 576))
+            for pending in (False, True)
+        ),
+        Case(
+            "by hand",
+            lambda _: (_f32(1, 2)[None].copy(), _f32(3, -5)[None].copy()),
+            expected=([[4, -3]],),
+            written=([[4, -3]],),
+        ),
+    ],
 }

@@ -146,6 +146,7 @@ CALL_FORMATS = (  # the first one that fits counts
         marks=("<|tools_prefix|>",),
         read=calls.keyed_calls,
         closers=("<|tools_suffix|>",),
+        stop=("<|tools_suffix|>",),
     ),
     CallFormat(
         name="granite3",
@@ -171,6 +172,7 @@ CALL_FORMATS = (  # the first one that fits counts
         signs=("<tool_call>", "<arg_key>"),
         marks=("<tool_call>",),
         read=tags.key_value_call,
+        stop=("<|observation|>",),
     ),
     CallFormat(  # the outer tag is often forgotten
         name="qwen3_coder",

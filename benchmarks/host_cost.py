@@ -105,7 +105,7 @@ def _measure(arguments: argparse.Namespace, directory: Path, counts: dict[str, c
     if model is None:
         import synthetic
 
-        synthetic.SHAPES["tiny"] = _SHAPE
+        synthetic.SHAPES["tiny"] = synthetic.Shape("llama", *_SHAPE)
         synthetic.write("tiny", "F16", directory / "tiny.gguf")
         model = directory / "tiny.gguf"
     results: dict[str, Any] = {}

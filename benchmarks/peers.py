@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from dataclasses import astuple
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -30,7 +31,7 @@ _REPETITIONS = 5
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("shape", choices=SHAPES)
+    parser.add_argument("shape", choices=[name for name, shape in SHAPES.items() if not shape.experts])
     parser.add_argument("--type", default="F16")
     parser.add_argument("--batch", default="1,8,64")
     parser.add_argument("--context", type=int, default=1024)
@@ -73,7 +74,7 @@ def forge_speeds(shape: str, type_name: str, batches: list[int], context: int) -
 @torch.no_grad()  # type: ignore[untyped-decorator, unused-ignore]
 def pytorch_speed(shape: str, batch: int, context: int) -> float:
     """Tokens per second of compiled steps, replayed as a graph, at the last position of a cache of `context`."""
-    layers, width, heads, kv_heads, dim, ffn, vocabulary = SHAPES[shape]
+    _, layers, width, heads, kv_heads, dim, ffn, vocabulary, *_ = astuple(SHAPES[shape])
 
     def matrix(rows: int, cols: int) -> torch.Tensor:
         return torch.randn(rows, cols, device="cuda", dtype=torch.float16) * cols**-0.5

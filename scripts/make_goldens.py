@@ -99,6 +99,12 @@ def ungated_shared_expert(model: Any) -> None:
         layer.mlp.shared_expert.down_proj.weight.data *= 2
 
 
+def no_selection_bias(model: Any) -> None:
+    for name, bias in (*model.named_buffers(), *model.named_parameters()):
+        if name.endswith("e_score_correction_bias"):
+            bias.data = bias.data * 0
+
+
 BASE: Config = {
     "vocab_size": VOCAB,
     "hidden_size": 48,
@@ -237,6 +243,51 @@ FAMILIES: dict[str, Family] = {
         },
         {"renormalized": {"norm_topk_prob": True}, "ungated_shared_expert": ungated_shared_expert},
         note="a shared expert with a sigmoid gate.",
+    ),
+    "glm4moe": Family(
+        "glm4_moe",
+        {
+            **D16,
+            **rope(1e6, partial_rotary_factor=0.5),
+            "moe_intermediate_size": 16,
+            "n_routed_experts": 8,
+            "num_experts_per_tok": 3,
+            "n_shared_experts": 1,
+            "n_group": 4,
+            "topk_group": 2,
+            "routed_scaling_factor": 1.5,
+            "first_k_dense_replace": 1,
+            "num_hidden_layers": 3,
+            "num_nextn_predict_layers": 1,
+            "use_qk_norm": True,
+            "attention_bias": True,
+            "norm_topk_prob": True,
+        },
+        {
+            "one_group": {"n_group": 1, "topk_group": 1},
+            "unscaled": {"routed_scaling_factor": 1.0},
+            "not_renormalized": {"norm_topk_prob": False},
+            "full_rotary": rope(partial_rotary_factor=1.0),
+            "no_selection_bias": no_selection_bias,
+        },
+        note="sigmoid, selection bias, groups, a shared expert, a leading dense layer; its norm before feed-forwards is "
+        "named post_attention_norm.",
+    ),
+    "ernie4_5_moe": Family(
+        "ernie4_5_moe",
+        {
+            **WIDE,
+            **rope(1e5),
+            "moe_intermediate_size": 16,
+            "moe_num_experts": 6,
+            "moe_k": 2,
+            "moe_num_shared_experts": 2,
+            "moe_layer_start_index": 1,
+            "moe_layer_end_index": 2,
+            "num_hidden_layers": 3,
+        },
+        {"three_experts": {"moe_k": 3}, "no_selection_bias": no_selection_bias, "theta_1e6": rope(1e6)},
+        note="a softmax with a selection bias, two shared experts in one, a leading dense layer.",
     ),
     "mixtral": Family(
         "mixtral",
@@ -694,7 +745,7 @@ def convert(checkpoint: Path, out: Path, outtype: str, former_keys: Config) -> N
     base: Any = importlib.import_module("conversion.base")
     text_model, load = base.TextModel, base.ModelBase.load_hparams
     text_model.get_vocab_base_pre = lambda self, tokenizer: "gpt-2"  # it knows pre-tokenizers by the hash of their ids
-    text_model._set_vocab_sentencepiece = text_model._set_vocab_gpt2
+    text_model._set_vocab_sentencepiece = text_model._set_vocab_glm = text_model._set_vocab_gpt2
     # The name matters: llama.cpp treats files called phi-3 in a special way.
     sys.argv = ["convert", str(checkpoint), "--outfile", str(out), "--outtype", outtype, "--model-name", "tiny random"]
     with mock.patch.object(

@@ -6,11 +6,13 @@ A family whose mixers and feed-forwards exist is one row here and no code. Names
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 from forge.models.family import (
     ATTENTION,
     ATTENTION_BIAS,
     BARE_ATTENTION,
+    BARE_EXPERTS,
     BARE_FEED_FORWARD,
     EXPERTS,
     FEED_FORWARD,
@@ -31,6 +33,15 @@ _LLAMA = Arch(
     global_every=1,
 )
 
+_GRANITE = Arch(
+    rope="interleaved",
+    feed_forwards=(Sublayer("gated", FEED_FORWARD, FEED_FORWARD_BIAS),),
+    nope_key=True,
+    has_multipliers=True,
+    logit_scale="divisor",
+    global_every=1,
+)
+
 ARCHS: dict[str, Arch] = {
     "llama": _LLAMA,
     "mistral": _LLAMA,  # converters write llama
@@ -46,6 +57,27 @@ ARCHS: dict[str, Arch] = {
         mixers=(Sublayer("attention", f"{ATTENTION} {QKV_BIAS}", "attn_output.bias"),),
         experts=Sublayer("experts", f"{EXPERTS} {SHARED_EXPERT} ffn_gate_inp_shexp"),
         router=Router(renormalizes=False),
+        global_every=1,
+    ),
+    "olmoe": Arch(
+        mixers=(Sublayer("attention", f"{ATTENTION} {QK_NORM}"),),
+        experts=Sublayer("experts", EXPERTS),
+        router=Router(renormalizes=False),
+        qk_norm="rms_whole",
+        global_every=1,
+    ),
+    "glm4moe": Arch(
+        mixers=(Sublayer("attention", ATTENTION, f"{ATTENTION_BIAS} {QK_NORM}"),),
+        feed_forwards=(Sublayer("gated", f"ffn_norm=post_attention_norm {BARE_FEED_FORWARD}"),),
+        experts=Sublayer("experts", f"ffn_norm=post_attention_norm {BARE_EXPERTS} exp_probs_b.bias", SHARED_EXPERT),
+        router=Router(scores="sigmoid"),
+        global_every=1,
+    ),
+    "minimax-m2": Arch(
+        mixers=(Sublayer("attention", f"{ATTENTION} {QK_NORM}"),),
+        experts=Sublayer("experts", f"{EXPERTS} exp_probs_b.bias"),
+        router=Router(scores="sigmoid"),
+        qk_norm="rms_whole",
         global_every=1,
     ),
     "gemma": Arch(activation="gelu", scales_embedding=True),
@@ -86,14 +118,8 @@ ARCHS: dict[str, Arch] = {
         activation="gelu",
     ),
     "smollm3": Arch(rope="interleaved", nope_every=4, global_every=1),
-    "granite": Arch(
-        rope="interleaved",
-        feed_forwards=(Sublayer("gated", FEED_FORWARD, FEED_FORWARD_BIAS),),
-        nope_key=True,
-        has_multipliers=True,
-        logit_scale="divisor",
-        global_every=1,
-    ),
+    "granite": _GRANITE,
+    "granitemoe": replace(_GRANITE, experts=Sublayer("experts", EXPERTS, SHARED_EXPERT)),
     "olmo": Arch(
         rope="interleaved",
         mixers=(Sublayer("attention", f"attn_norm=1 {BARE_ATTENTION}"),),
@@ -149,6 +175,7 @@ ARCHS: dict[str, Arch] = {
         global_every=1,
     ),
     "ernie4_5": _LLAMA,
+    "ernie4_5-moe": replace(_LLAMA, experts=Sublayer("experts", EXPERTS, f"exp_probs_b.bias {SHARED_EXPERT}")),
     "hunyuan-dense": Arch(
         mixers=(Sublayer("attention", f"{ATTENTION} {QK_NORM}", ATTENTION_BIAS),),
         qk_norm_after_rope=True,

@@ -60,8 +60,9 @@ KERNEL(BLOCK) expert_matmul(
                     if (token >= rows) continue;
                     u32 pair = (u32)pairs[first + token];
                     float factor = weights ? weights[pair] : 1.0f, value = sum[t][m][i] * factor + of_first;
-                    if (h)
-                        h[(u64)pair * outputs + n] = to_f16(expert_activate(value, sum[t][m][up] * factor + of_up, activation));
+                    float other = GATED ? sum[t][m][up] * factor + of_up : 0.0f;
+                    if (GATED || h)
+                        h[(u64)pair * outputs + n] = to_f16(expert_activate(value, other, GATED ? activation : RELU2));
                     else
                         y[(u64)pair * stride + column + n] = value;
                 }

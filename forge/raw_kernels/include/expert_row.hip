@@ -43,11 +43,12 @@ DEVICE FirstAddends first_addends(
     if (bias) more.first = bias[row], more.second = GATED ? bias[row + width] : 0.0f;
     return more;
 }
-template <typename Y> DEVICE void store_activation(Y *h, u32 n, float gate, float up, const FirstAddends &more) {
+DEVICE void store_output(OfGate *h, u32 n, float gate, float up, const FirstAddends &more) {
     h[n].v = to_f16(expert_activate(gate * more.factor + more.first, up * more.factor + more.second, more.activation));
 }
-DEVICE void store_output(OfGate *h, u32 n, float gate, float up, const FirstAddends &more) { store_activation(h, n, gate, up, more); }
-DEVICE void store_output(OfUp *h, u32 n, float up, float, const FirstAddends &more) { store_activation(h, n, up, 0.0f, more); }
+DEVICE void store_output(OfUp *h, u32 n, float up, float, const FirstAddends &more) {
+    h[n].v = to_f16(expert_activate(up * more.factor + more.first, 0.0f, RELU2));
+}
 
 // What is added to output n of the weighted sum.
 DEVICE Addends second_addends(

@@ -90,10 +90,10 @@ class LayerTensors:
         """float32 (count, E) on the device: a small matrix that is not rounded."""
         return self._weights.array({self._name(tensor): (count, self.config.width)})
 
-    def row(self, tensor: str) -> Any:
-        """(E,) float32 on the device: a matrix of one row, which files also hold as a vector."""
-        name, width = self._name(tensor), self.config.width
-        return self._weights.array({name: (1, width) if self._weights.is_matrix(name) else (width,)}).reshape(-1)
+    def row(self, tensor: str, size: int) -> Any:
+        """(size,) float32 on the device: a vector, which files also hold as a matrix of one row."""
+        name = self._name(tensor)
+        return self._weights.array({name: (1, size) if self._weights.is_matrix(name) else (size,)}).reshape(-1)
 
     def _stored(self, suffix: str, tensors: dict[str, int], joined: str | None) -> tuple[dict[str, int], str | None]:
         sizes = {self._name(tensor + suffix): size for tensor, size in tensors.items()}

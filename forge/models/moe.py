@@ -39,7 +39,7 @@ class MixtureOfExperts:
         self.router = Router(
             tensors.rows("ffn_gate_inp", numbers.count),
             tensors.vector("ffn_gate_inp.bias", numbers.count) if tensors.has("ffn_gate_inp.bias") else None,
-            tensors.vector("exp_probs_b.bias", numbers.count) if tensors.has("exp_probs_b.bias") else None,
+            tensors.row("exp_probs_b.bias", numbers.count) if tensors.has("exp_probs_b.bias") else None,
             tensors.vector("ffn_down_exps.scale", numbers.count) if has_scale else None,
             *(numbers.used, numbers.groups, numbers.used_groups, numbers.scale),
         )
@@ -62,7 +62,7 @@ class MixtureOfExperts:
             self.ffn_up_shexp = tensors.linear(shared, width)
             self.ffn_down_shexp = tensors.linear({"ffn_down_shexp": width}, numbers.shared_width)
             has_gate = tensors.has("ffn_gate_inp_shexp")
-            self.ffn_gate_inp_shexp = tensors.row("ffn_gate_inp_shexp") if has_gate else None
+            self.ffn_gate_inp_shexp = tensors.row("ffn_gate_inp_shexp", width) if has_gate else None
 
     def linears(self) -> list[Linear]:
         """The matrix products that compute every token, in the order of their launches."""

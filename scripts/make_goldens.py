@@ -279,6 +279,7 @@ FAMILIES: dict[str, Family] = {
             **WIDE,
             **rope(1e5),
             "moe_intermediate_size": 16,
+            "intermediate_size": 64,  # the converter takes its half, one for each KV head, for the shared expert's
             "moe_num_experts": 6,
             "moe_k": 2,
             "moe_num_shared_experts": 2,

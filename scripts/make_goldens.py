@@ -270,8 +270,8 @@ FAMILIES: dict[str, Family] = {
             "full_rotary": rope(partial_rotary_factor=1.0),
             "no_selection_bias": no_selection_bias,
         },
-        note="sigmoid, selection bias, groups, a shared expert, a leading dense layer; its norm before feed-forwards is "
-        "named post_attention_norm.",
+        note="sigmoid, selection bias, groups, a shared expert, a leading dense layer; the norm before feed-forwards "
+        "is named post_attention_norm.",
     ),
     "ernie4_5_moe": Family(
         "ernie4_5_moe",
@@ -289,6 +289,45 @@ FAMILIES: dict[str, Family] = {
         },
         {"three_experts": {"moe_k": 3}, "no_selection_bias": no_selection_bias, "theta_1e6": rope(1e6)},
         note="a softmax with a selection bias, two shared experts in one, a leading dense layer.",
+    ),
+    "olmoe": Family(
+        "olmoe",
+        {**WIDE, **rope(1e4), "intermediate_size": 16, "num_experts": 6, "num_experts_per_tok": 2},
+        {"renormalized": {"norm_topk_prob": True}, "three_experts": {"num_experts_per_tok": 3}},
+        note="RMS norms of all q and of all k heads together.",
+    ),
+    "granitemoe": Family(
+        "granitemoe",
+        {
+            **WIDE,
+            **rope(1e4),
+            "intermediate_size": 16,
+            "num_local_experts": 6,
+            "num_experts_per_tok": 2,
+            "embedding_multiplier": 3.0,
+            "residual_multiplier": 0.4,
+            "attention_multiplier": 0.1,
+            "logits_scaling": 2.0,
+        },
+        {
+            "three_experts": {"num_experts_per_tok": 3},
+            "residual_1": {"residual_multiplier": 1.0},
+            "attention_scale": {"attention_multiplier": 0.25},
+        },
+    ),
+    "minimax_m2": Family(
+        "minimax_m2",
+        {
+            **D16,
+            **rope(1e6, partial_rotary_factor=0.5),
+            "rotary_dim": 8,  # what the converter reads
+            "intermediate_size": 16,
+            "num_local_experts": 6,
+            "num_experts_per_tok": 2,
+            "tie_word_embeddings": False,
+        },
+        {"three_experts": {"num_experts_per_tok": 3}, "no_selection_bias": no_selection_bias},
+        note="sigmoid with a selection bias; RMS norms of all q and of all k heads together; half of a head rotates.",
     ),
     "mixtral": Family(
         "mixtral",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,10 +12,12 @@ from harness import COMPILER, Harness
 
 from forge.devtools.cases import CASES
 from forge.devtools.cases.case import Case
+from forge.devtools.cases.experts import experts_case, route_case
 from forge.devtools.cases.kv_cache import random_pages
-from forge.devtools.verify import run_case
+from forge.devtools.verify import on, run_case
 from forge.ops import attention
 from forge.ops.attention import AttentionSpec, paged_attention
+from forge.ops.experts import experts, route
 from forge.ops.kv_cache import KVPages
 from forge.ops.linear import linear
 from forge.ops.matmul import Partials
@@ -145,3 +148,33 @@ def test_further_rows_than_weights_are_read_for_once_are_right(groups: bool) -> 
     (case,) = (case for case in CASES["linear"] if case.name == "fixed T70")
     error, _ = run_case(linear, case, Harness(32, groups=groups))
     assert error.passed, error
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("device", DEVICES.values(), ids=DEVICES.keys())
+@pytest.mark.parametrize("format", ["", "Q4_K"])
+def test_a_row_of_experts_does_not_depend_on_the_rows_beside_it(format: str, device: dict[str, Any]) -> None:
+    """The choice and what is computed, alone and in batches of each size of tiles."""
+    router = route_case("", MOST, 256, 6, 2, scores="sigmoid", extras="selection")
+    case = experts_case("", MOST, 256, 256, 6, 2, format=format, order="fixed", extras="bias")
+    rng, found = np.random.default_rng(4), []
+    normed, weights = router.make(rng)
+    x, chosen, shares, of_experts, _ = experts.map(_half, case.make(rng))
+    for count in (1, *COUNTS, MOST):
+        made = Tuned(**device)
+        rows = replace(normed, x=normed.x[:count])
+        choice = run_parts(made, route, (rows, weights), router.options)
+        given = x[:count], chosen[:count], shares[:count], of_experts, None
+        found.append([part[:1] for part in (*choice, *run_parts(made, experts, given, case.options))])
+    for others in found[1:]:
+        for part, other in zip(found[0], others, strict=True):
+            np.testing.assert_array_equal(part, other)
+
+
+def run_parts(device: Harness, op: Any, args: tuple[Any, ...], options: dict[str, Any]) -> list[np.ndarray]:
+    results = device.launch(op, on(op, args, device), options)
+    return [device.to_numpy(value) for value in (results if isinstance(results, tuple) else (results,))]
+
+
+def _half(arg: Any, value: Any) -> Any:
+    return value.astype(np.float16) if arg.dtype in ("act", "weight") and isinstance(value, np.ndarray) else value

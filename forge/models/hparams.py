@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from difflib import get_close_matches
 from dataclasses import replace
 from typing import Any
 
@@ -49,9 +50,10 @@ def read_config(file: GGUF, context: int | None = None) -> ModelConfig:
     """
     name = file.get_str("general.architecture")
     if name not in ARCHS:
-        known = ", ".join(sorted(ARCHS))
+        alike = ", ".join(get_close_matches(name, ARCHS, 5, 0.4)) or "none"
         raise UnsupportedError(
-            f"{file.path}: architecture {name!r:.60} is not supported; the supported ones are {known}"
+            f"{file.path}: architecture {name!r:.60} is not supported; of the {len(ARCHS)} that are, these have names "
+            f"like it: {alike}"
         )
     return _Reader(file, name, ARCHS[name]).config(context)
 

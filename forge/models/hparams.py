@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from difflib import get_close_matches
 from dataclasses import replace
+from difflib import get_close_matches
 from typing import Any
 
 import numpy as np

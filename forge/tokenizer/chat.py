@@ -15,6 +15,8 @@ from forge.tokenizer.messages import Form, Message, Probe, check_json, checked, 
 
 MAX_SOURCE_CHARS = 1 << 20  # the longest templates known have some 30,000
 MAX_MESSAGE_CHARS = 300
+_TOOL_NAMES = ("xml_tools",)
+"""Other names under which templates read the tools (SmolLM3), unless a variable has the name."""
 _MAX_ROLES = 64  # sets of roles that are kept, because requests may invent roles
 
 
@@ -206,9 +208,10 @@ class ChatTemplate:
 
     def _ask(self, messages: list[Message], context: Mapping[str, Any]) -> tuple[bytes, str]:
         """Status and text of a rendering: T = the prompt, R or E = a reason. Raises ChatTemplateError for others."""
+        renamed = {name: context["tools"] for name in _TOOL_NAMES if name in self.source}
         job = {
             "source": self.source,
-            "context": {**context, "messages": messages},
+            "context": {**renamed, **context, "messages": messages},
             "seconds": math.ceil(self.seconds),
             "memory_bytes": self.memory_bytes,
             "max_chars": self.max_chars,

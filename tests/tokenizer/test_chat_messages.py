@@ -208,6 +208,14 @@ def test_tools_that_a_template_ignores_are_an_error() -> None:
     assert render("{% if tools %}yes{% endif %}", [USER], tools=TOOLS) == "yes"
 
 
+def test_tools_reach_a_template_that_reads_them_by_another_name() -> None:
+    tools = [{"type": "function", "function": {"name": "weather"}}]
+    source = "{% for tool in xml_tools or [] %}<{{ tool.function.name }}>{% endfor %}{{ messages[0].content }}"
+    assert render(source, [USER], tools=tools) == "<weather>Hi"
+    assert render(source, [USER]) == "Hi"
+    assert render(source, [USER], xml_tools=tools) == "<weather>Hi"
+
+
 def test_an_empty_list_of_tools_is_none_in_the_template() -> None:
     assert render("{{ tools is none }}", [USER], tools=[]) == render("{{ tools is none }}", [USER]) == "True"
     for tools in ("weather", {"name": "weather"}, 3):

@@ -162,6 +162,10 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         "{% filter upper %}{{ true is boolean }} {{ absent is undefined }} {{ (1 == 1) is true }}{% endfilter %}",
         {"messages": [USER], "tools": SCHEMAS},
     ),
+    "tools_by_another_name": (  # as SmolLM3 reads them, which transformers gives if asked by that name
+        "{% for tool in (xml_tools or [])[:] %}{{ tool | string }}{% endfor %}{{ messages[0].content }}",
+        {"messages": [USER], "xml_tools": TOOLS},
+    ),
     "turns": (  # as Qwen3.5, GLM-4.6, Gemma 4 and Mistral tell turns apart
         "{% for m in messages %}{% if loop.previtem and loop.previtem.role == m.role %}+{% endif %}"
         "{% if m.role not in ['user', 'assistant', 'system', 'tool'] %}{{ raise_exception('no role') }}{% endif %}"

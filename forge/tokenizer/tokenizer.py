@@ -39,6 +39,7 @@ class Tokenizer:
         bos_id: Id of the BOS token. None if the model has none.
         eos_id: Id of the EOS token. None if the model has none.
         eog_ids: Ids that end a text.
+        suppressed_ids: Ids that the model must not write, such as places for images.
         add_bos: Whether `encode` adds the BOS token.
         add_eos: Whether `encode` adds the EOS token.
         chat_template: The model's chat template, Jinja source. None if it has none.
@@ -62,6 +63,7 @@ class Tokenizer:
         self._vocabulary = read_vocabulary(fields)
         self.vocab_size = len(self._vocabulary.pieces)
         self.eog_ids = self._vocabulary.end_ids
+        self.suppressed_ids = fields.ids("suppress_tokens", self.vocab_size)
 
         def role(name: str, spm_default: int) -> int | None:
             key = f"{name}_token_id"

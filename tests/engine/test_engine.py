@@ -244,6 +244,15 @@ def poison(llm: LLM, token: int) -> None:
     llm.engine.runner.model.token_embd[token] = np.nan
 
 
+def test_tokens_that_the_file_suppresses_are_never_generated(llama: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    usual = llama.generate([1, 2, 3], GREEDY)
+    monkeypatch.setattr(llama.tokenizer, "suppressed_ids", frozenset(usual.ids))
+    for bias in ({}, {usual.ids[0]: 1e6}):
+        found = llama.generate([1, 2, 3], replace(GREEDY, logit_bias=bias))
+        assert len(found.ids) == len(usual.ids)
+        assert set(found.ids).isdisjoint(usual.ids)
+
+
 def test_an_end_token_stops_and_is_not_part_of_the_ids(llama: LLM) -> None:
     whole = llama.generate([1, 2, 3], replace(GREEDY, logprobs=0))
     position = next(i for i in range(3, 20) if whole.ids[i] not in whole.ids[:i])

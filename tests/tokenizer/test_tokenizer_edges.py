@@ -245,6 +245,13 @@ def test_ends_of_a_text(other: dict[str, int], keys: dict[str, int], ends: set[s
     assert {metadata["tokenizer.ggml.tokens"][i] for i in tokenizer.eog_ids} == ends
 
 
+@pytest.mark.parametrize("ids", [[3, 1, 3, -1, 9999], np.array([1, 3, 9999], np.int32)])
+def test_suppressed_ids_are_those_that_the_vocabulary_has(ids: Any) -> None:
+    tokenizer = Tokenizer.from_metadata(spm({}, tokenizer__ggml__suppress_tokens=ids), source="test")
+    assert tokenizer.suppressed_ids == {1, 3}
+    assert Tokenizer.from_metadata(spm({}), source="test").suppressed_ids == frozenset()
+
+
 def test_a_user_defined_strikethrough_ends_nothing() -> None:
     """Gemma's `</s>` is HTML; its end is another token, named by the file."""
     metadata = spm({}, {"<eos>": CONTROL}, tokenizer__ggml__eos_token_id=259)

@@ -89,6 +89,7 @@ MALFORMED: dict[str, tuple[dict[str, Any], str]] = {
     "add_bos is a number": (SPM | {"add_bos_token": 1}, "ggml.add_bos_token is not a boolean"),
     "add_eos is a string": (SPM | {"add_eos_token": "true"}, "ggml.add_eos_token is not a boolean"),
     "add_space_prefix is a list": (SPM | {"add_space_prefix": [True]}, "ggml.add_space_prefix is not a boolean"),
+    "suppress_tokens holds text": (SPM | {"suppress_tokens": ["a"]}, "suppress_tokens is not an array of integers"),
     "a BOS to add, and none": (BPE | {"add_bos_token": True}, "add_bos_token is set without a bos_token_id"),
     "an EOS to add, and none": (
         without(BPE, "eos_token_id") | {"add_eos_token": True},

@@ -160,3 +160,16 @@ def mxfp4(blocks: Bytes) -> Planes:
     exponent = blocks[:, :1].astype(np.uint32)
     scale = np.where(exponent < 2, np.uint32(0x00200000) << exponent, exponent - np.uint32(1) << np.uint32(23))
     return Planes(_of_pairs(_E2M1, unpack(blocks, 1, 17, width=16, bits=4)), scale.view(np.float32))
+
+
+def q1_0(blocks: Bytes) -> Planes:
+    """A scale and the signs of 128 weights."""
+    bits = np.unpackbits(field(blocks, 2, 18), bitorder="little").reshape(len(blocks), -1)
+    return Planes(signed(np.left_shift(bits, 1, out=bits), 1), half(blocks, 0))
+
+
+def q2_0(blocks: Bytes) -> Planes:
+    """A scale and 64 codes of 2 bits around 1, four neighbours in a byte."""
+    codes = blocks[:, 2:18, None] >> np.array([0, 2, 4, 6], np.uint8) & np.uint8(3)
+    own: Bytes = codes.reshape(len(blocks), -1)
+    return Planes(signed(own, 1), half(blocks, 0))

@@ -72,6 +72,7 @@ class GGMLType(IntEnum):
     MXFP4 = 39, 32, 17
     NVFP4 = 40, 64, 36
     Q1_0 = 41, 128, 18
+    Q2_0 = 42, 64, 18
 
 
 TYPE_OF_NUMBER = {int(type): type for type in GGMLType}
@@ -209,6 +210,8 @@ BLOCK_FORMATS = {
     ),
     GGMLType.IQ4_XS: BlockFormat(blocks.iq4_xs, (0,), 64, quants=(8, 136), scales=(2, 8), deltas=(0, 2)),
     GGMLType.MXFP4: BlockFormat(blocks.mxfp4, (), 32, quants=(1, 17), deltas=(0, 1)),
+    GGMLType.Q1_0: BlockFormat(blocks.q1_0, (0,), 64, quants=(2, 18), deltas=(0, 2)),
+    GGMLType.Q2_0: BlockFormat(blocks.q2_0, (0,), 64, quants=(2, 18), deltas=(0, 2)),
     # Types with a codebook: quants are numbers of entries, beside signs and scales where those are in the same words.
     GGMLType.IQ2_XXS: BlockFormat(codebooks.iq2_xxs, (0,), 64, quants=(2, 66), deltas=(0, 2)),
     GGMLType.IQ2_XS: BlockFormat(codebooks.iq2_xs, (0,), 64, quants=(2, 66), scales=(66, 74), deltas=(0, 2)),

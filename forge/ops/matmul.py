@@ -13,8 +13,8 @@ from forge.backend.gpu import GPU
 from forge.formats.ggml import GGMLType
 from forge.ops.quant import Packed, Stack, parts_of
 from forge.tuning.lds import (
-    CODEBOOK_BYTES,
     FEW_FORMATS,
+    WITHOUT_LINES,
     few_lds_bytes,
     group_lds_bytes,
     many_lds,
@@ -153,7 +153,7 @@ def _kernel_of(device: GPU, weight: Any, rows: int, *, is_glu: bool, is_fixed: b
         return "matmul"
     if not isinstance(weight, Packed):
         return "matmul_wgmma" if rows <= MATMUL_ROWS[-1] or is_fixed else "matmul_tma"
-    if weight.shape[1] % _LINE_WEIGHTS or is_fixed or weight.type.name in CODEBOOK_BYTES:
+    if weight.shape[1] % _LINE_WEIGHTS or is_fixed or weight.type.name in WITHOUT_LINES:
         return "matmul"
     if rows <= FEW_ROWS[-1] and weight.type.name in FEW_FORMATS:
         shape = _shape_of(weight, is_glu=is_glu)

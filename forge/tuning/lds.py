@@ -9,7 +9,9 @@ FEW_FORMATS = ("Q4_0", "Q4_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K", "MXFP4")
 """What `matmul_mma_quant` multiplies: codes below an exponent are float16 numbers by one or two instructions."""
 CODEBOOK_BYTES = {"IQ2_XXS": 1 << 10, "IQ2_XS": 2 << 10, "IQ2_S": 4 << 10, "IQ3_XXS": 1 << 10, "IQ3_S": 2 << 10}
 CODEBOOK_BYTES |= dict.fromkeys(("IQ1_S", "IQ1_M"), 8 << 10)
-"""What the codebooks of formats take of LDS. On Hopper these formats have no kernels of their own for several rows."""
+"""What the codebooks of formats take of LDS."""
+WITHOUT_LINES = (*CODEBOOK_BYTES, "Q1_0", "Q2_0")
+"""Formats that `matmul` multiplies on Hopper, too, where the others have kernels that read lines of 256 weights."""
 _MAX_LDS_BYTES = 99 << 10
 """What a block may have of LDS where a launch allots it: the least limit of NVIDIA's GPUs from sm_80 on."""
 

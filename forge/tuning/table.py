@@ -12,6 +12,7 @@ from forge.formats.ggml import BLOCK_FORMATS
 from forge.tuning.lds import (
     CODEBOOK_BYTES,
     FEW_FORMATS,
+    WITHOUT_LINES,
     allows_attention,
     allows_few,
     allows_group,
@@ -43,7 +44,7 @@ _OUTER = (8191, 65_535, ANY)
 _ONE_SCALE = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "IQ4_NL", "MXFP4")  # blocks of 32, of less than a byte a weight
 _FORMATS = tuple(type.name for type in BLOCK_FORMATS)
 _CODEBOOKS = tuple(CODEBOOK_BYTES)
-_LINE_FORMATS = tuple(name for name in _FORMATS if name not in _CODEBOOKS)
+_LINE_FORMATS = tuple(name for name in _FORMATS if name not in WITHOUT_LINES)
 _WIDE_CODES = ("Q2_K", "Q3_K", "Q5_K", "Q6_K")  # a thread's share of a block is most
 _SLOW_CODES = ("Q2_K", "Q3_K", "IQ4_XS")  # to take their codes apart costs more than to read them
 

@@ -14,6 +14,7 @@ from forge.formats.ggml import GGMLType, dequantize, nbytes, row_bytes
 
 OWN = "F32 F16 BF16 Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 Q2_K Q3_K Q4_K Q5_K Q6_K IQ4_NL IQ4_XS MXFP4"
 OWN += " IQ2_XXS IQ2_XS IQ2_S IQ3_XXS IQ3_S IQ1_S IQ1_M"
+WITHOUT_REFERENCE = "Q1_0 Q2_0"  # the `gguf` package cannot read them
 THROUGH_GGUF = "TQ1_0 TQ2_0 NVFP4"
 NONE = "Q8_1 Q8_K I8 I16 I32 I64 F64"
 # The float16 fields of a block: where a random byte pattern is a NaN or infinite once in 32 times.
@@ -103,6 +104,21 @@ def test_codebooks_are_those_of_the_gguf_package(name: str) -> None:
     theirs = getattr(gguf.quants, name)
     theirs.init_grid()
     np.testing.assert_array_equal(codebook(name), theirs.grid[0, 0] * (8 if name.startswith("IQ1") else 1))
+
+
+@pytest.mark.parametrize("type", types(WITHOUT_REFERENCE), ids=lambda t: t.name)
+def test_types_that_the_gguf_package_cannot_read(type: GGMLType) -> None:
+    """Weight by weight, as ggml's dequantize_row_q1_0 and dequantize_row_q2_0 define them."""
+    blocks = random_blocks(type, 3, 2)
+    scales = np.array([0, 0x8000, 1, 0x7BFF, 0xFC00, 0x3C00], np.uint16).view(np.float16)
+    blocks.reshape(6, -1)[:, :2] = scales.view(np.uint8).reshape(6, 2)
+    per_byte, expected = type.block_size // 16, []
+    for block in blocks.reshape(6, -1):
+        scale = float(block[:2].view(np.float16)[0])
+        for i in range(type.block_size):
+            code = int(block[2 + i // per_byte]) >> 8 // per_byte * (i % per_byte)
+            expected.append(scale * (2 * (code & 1) - 1 if type.name == "Q1_0" else (code & 3) - 1))
+    np.testing.assert_array_equal(dequantize(blocks, type).ravel(), np.array(expected, np.float32))
 
 
 def test_every_exponent_and_code_of_mxfp4_gives_the_same_bits() -> None:

@@ -19,12 +19,12 @@ from forge.ops import linear as linear_op
 from forge.ops.attention import paged_attention
 from forge.ops.decode_attention import decode_attention
 from forge.ops.op import REGISTRY, Op
-from forge.tuning.lds import CODEBOOK_BYTES
+from forge.tuning.lds import WITHOUT_LINES
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="no clang++: scripts/install-toolchain installs it")
 
 PARAMS = [pytest.param(op, case, id=f"{op.name}-{case.name}") for op, case in all_cases() if op.run_gpu]
-_SLOW = tuple(f"{name} M" for name in CODEBOOK_BYTES if name not in ("IQ3_XXS", "IQ1_M"))
+_SLOW = tuple(f"{name} M" for name in WITHOUT_LINES if name not in ("IQ3_XXS", "IQ1_M"))
 """Products of formats whose codes the quick tests meet in tables alone."""
 QUICK = [param for param in PARAMS if not param.values[1].name.startswith(_SLOW)]
 

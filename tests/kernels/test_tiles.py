@@ -13,7 +13,7 @@ from forge.ops.linear import linear
 from forge.ops.matmul import matmul
 from forge.ops.op import REGISTRY
 from forge.ops.quant import FORMATS, QuantTensor
-from forge.tuning.lds import CODEBOOK_BYTES, FEW_FORMATS
+from forge.tuning.lds import FEW_FORMATS, WITHOUT_LINES
 from forge.tuning.table import FEW_ROWS
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="no clang++: scripts/install-toolchain installs it")
@@ -38,7 +38,7 @@ def test_each_family_computes_the_product(case: Case, family: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("rows", [9, 17, 33, 100, 300])
-@pytest.mark.parametrize("kind", [*(name for name in FORMATS if name not in CODEBOOK_BYTES), "F16"])
+@pytest.mark.parametrize("kind", [*(name for name in FORMATS if name not in WITHOUT_LINES), "F16"])
 def test_groups_of_waves_multiply_each_format(kind: str, rows: int) -> None:
     """Of more rows of the matrix than a block has, in splits of unequal length, with a bias and added to."""
     rng = np.random.default_rng(rows)

@@ -19,7 +19,7 @@ from forge.errors import ForgeError
 from forge.formats.ggml import BLOCK_FORMATS, GGMLType
 from forge.ops.quant import FORMATS
 from forge.tuning import Choices, store
-from forge.tuning.lds import CODEBOOK_BYTES, FEW_FORMATS
+from forge.tuning.lds import FEW_FORMATS, WITHOUT_LINES
 from forge.tuning.spec import ANY, Kernel, Row
 from forge.tuning.table import KERNELS
 
@@ -40,13 +40,10 @@ def of_floats(inner: int) -> tuple[int, int, int]:
 def of_blocks(name: str, inner: int, op: str) -> tuple[int, int, int, int]:
     unit = BLOCK_FORMATS[GGMLType[name]].weights_per_thread
     is_gated = op == "rms_gated"
-    has_codebook = name in CODEBOOK_BYTES
-    rows = 2 if is_gated or has_codebook or (unit == 32 and name != "Q8_0") else 1
+    is_new = name in WITHOUT_LINES
+    rows = 2 if is_gated or is_new or (unit == 32 and name != "Q8_0") else 1
     is_large = (
-        is_gated
-        or has_codebook
-        or name in ("Q3_K", "Q5_K", "Q6_K")
-        or (op == "rms_linear" and rows == 2 and inner > 4096)
+        is_gated or is_new or name in ("Q3_K", "Q5_K", "Q6_K") or (op == "rms_linear" and rows == 2 and inner > 4096)
     )
     return 512, 16 if name in ("Q2_K", "Q3_K", "IQ4_XS") else 32, rows, 1 if is_large else 2
 
@@ -99,7 +96,7 @@ def test_rows_end_where_classes_do_and_hold_what_may_be_tried(name: str) -> None
     assert set(kernel.classes.get("format", FORMATS)) - {"F16"} in (
         set(FORMATS),
         set(FEW_FORMATS),
-        set(FORMATS) - CODEBOOK_BYTES.keys(),
+        set(FORMATS) - set(WITHOUT_LINES),
     )
     assert kernel.measured
     for row in kernel.rows:

@@ -11,12 +11,11 @@ from forge.devtools.cases.case import Case, by_hand, normal
 from forge.ops.norm import Normed
 from forge.ops.op import Arrays
 from forge.ops.quant import FORMATS, QuantTensor, Stack
-from forge.tuning.lds import CODEBOOK_BYTES
+from forge.tuning.lds import WITHOUT_LINES
 
 Make = Callable[[np.random.Generator], Any]
 _PLAIN = {"glu": "none", "split_k": "never"}
-_WITH_CODEBOOK = tuple(CODEBOOK_BYTES)
-_OTHERS = tuple(name for name in FORMATS if name not in _WITH_CODEBOOK)
+_OTHERS = tuple(name for name in FORMATS if name not in WITHOUT_LINES)
 _ACTIVATIONS = 7 * ("silu", "gelu")
 
 

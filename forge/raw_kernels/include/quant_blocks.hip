@@ -1,8 +1,8 @@
 // Matrices in ggml's block types, as planes: quants, high bits, group scales (`scales`) and block scales (`deltas`) of all blocks lie
 // together, plane by plane. ops/quant.py splits the blocks, whose layouts are those of ggml-common.h.
 //
-// A unit is what a thread reads at once: 32 bytes of quants, or 16 bytes for types of 32 weights a block and 16 or 8 for types with a
-// codebook, where they are numbers of its entries. It holds GROUPS groups of 32 weights. A group has one scale and one offset, or two, one for each of its halves (HALVES). weight = scale * (code - ZERO) - offset.
+// A unit is what a thread reads at once: 32 bytes of quants, 16 bytes for types of up to 64 weights a block, 8 of Q1_0's, and 16 or 8
+// for types with a codebook, where they are numbers of its entries. It holds GROUPS groups of 32 weights. A group has one scale and one offset, or two, one for each of its halves (HALVES). weight = scale * (code - ZERO) - offset.
 // -D FORMAT=ggml's number of the type.
 
 #define F16 1
@@ -26,6 +26,8 @@
 #define IQ4_XS 23
 #define IQ1_M 29
 #define MXFP4 39
+#define Q1_0 41
+#define Q2_0 42
 
 #define IS_K (FORMAT == Q2_K || FORMAT == Q3_K || FORMAT == Q4_K || FORMAT == Q5_K || FORMAT == Q6_K || FORMAT == IQ4_XS)
 #define IS_IQ1 (FORMAT == IQ1_S || FORMAT == IQ1_M)
@@ -38,10 +40,10 @@
 #define HAS_OFFSET (FORMAT == Q4_1 || FORMAT == Q5_1 || FORMAT == Q2_K || FORMAT == Q4_K || FORMAT == Q5_K)
 #define NONLINEAR (FORMAT == IQ4_NL || FORMAT == IQ4_XS || FORMAT == MXFP4)
 #define IS_SIGNED (FORMAT == Q8_0 || NONLINEAR || IS_IQ2 || IS_IQ3)
-#define ZERO (FORMAT == Q4_0 ? 8 : FORMAT == Q5_0 ? 16 : FORMAT == Q3_K ? 4 : FORMAT == Q6_K ? 32 : IS_IQ1 ? 9 : 0)
-#define GROUPS (TWO_BITS ? 4 : IS_K || HAS_CODEBOOK ? 2 : 1)
+#define ZERO (FORMAT == Q4_0 ? 8 : FORMAT == Q5_0 ? 16 : FORMAT == Q3_K ? 4 : FORMAT == Q6_K ? 32 : IS_IQ1 ? 9 : FORMAT == Q1_0 || FORMAT == Q2_0 ? 1 : 0)
+#define GROUPS (TWO_BITS ? 4 : IS_K || HAS_CODEBOOK || FORMAT == Q1_0 || FORMAT == Q2_0 ? 2 : 1)
 #define HALVES (TWO_BITS || FORMAT == Q6_K || FORMAT == IQ2_XS || FORMAT == IQ2_S || FORMAT == IQ1_M ? 2 : 1)
-#define UNITS_PER_BLOCK (TWO_BITS ? 2 : IS_K || HAS_CODEBOOK ? 4 : 1)
+#define UNITS_PER_BLOCK (TWO_BITS || FORMAT == Q1_0 ? 2 : IS_K || HAS_CODEBOOK ? 4 : 1)
 #define UNIT_WEIGHTS (32 * GROUPS)
 #define PIECES (IS_K || FORMAT == Q8_0 ? 2 : 1) // of 16 bytes
 
@@ -60,7 +62,7 @@ struct Unit {
 DEVICE Unit read_unit(const Planes &p, u64 unit) {
     Unit u;
     u64 block = unit / UNITS_PER_BLOCK;
-#if IS_IQ1 || FORMAT == IQ2_S
+#if IS_IQ1 || FORMAT == IQ2_S || FORMAT == Q1_0
     u32x2 entries = ((const u32x2 *)p.quants)[unit];
     UNROLL for (u32 i = 0; i < 2; ++i) u.quants[0].v[i] = entries.v[i];
 #else
@@ -187,6 +189,12 @@ DEVICE u32 codebook_codes(const Unit &u, u32 group, u32 w) {
 DEVICE u32 four_codes(const Unit &u, u32 index, u32 group, u32 w) {
 #if HAS_CODEBOOK
     return codebook_codes(u, group, w);
+#elif FORMAT == Q1_0 // 0 or 2
+    return ((group ? u.quants[0].v[1] : u.quants[0].v[0]) >> 4 * w & 15) * 0x00408102u & 0x02020202u;
+#elif FORMAT == Q2_0 // of neighbours, in a byte
+    u32 byte = (w / 4 ? group ? u.quants[0].v[3] : u.quants[0].v[1] : group ? u.quants[0].v[2] : u.quants[0].v[0]) >> 8 * (w % 4) & 255;
+    byte |= byte << 12;
+    return (byte | byte << 6) & 0x03030303u;
 #elif FORMAT == Q8_0
     return u.quants[w / 4].v[w % 4];
 #elif TWO_BITS
@@ -207,7 +215,7 @@ DEVICE u32 four_codes(const Unit &u, u32 index, u32 group, u32 w) {
     return low | (u.high[w / 4].v[w % 4] >> (index * 2 + group) & 0x01010101u) << 4;
 #elif FORMAT == Q6_K
     return low | (u.high[w / 4].v[w % 4] >> (index % 2 * 2 + 4 * group) & 0x03030303u) << 4;
-#elif FORMAT != Q8_0 && !HAS_CODEBOOK && !NONLINEAR
+#elif FORMAT != Q8_0 && FORMAT != Q1_0 && FORMAT != Q2_0 && !HAS_CODEBOOK && !NONLINEAR
     return low;
 #endif
 }

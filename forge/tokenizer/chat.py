@@ -11,7 +11,7 @@ from typing import Any
 from forge.errors import ChatTemplateError, ParameterError
 from forge.tokenizer._chat_process import PROCESSES
 from forge.tokenizer.masks import THOUGHT_TAG, Literals, mask, unused_characters
-from forge.tokenizer.messages import Form, Message, Probe, check_json, checked, forms, is_plain
+from forge.tokenizer.messages import Form, Message, Probe, check_json, checked, described, forms, is_plain
 
 MAX_SOURCE_CHARS = 1 << 20  # the longest templates known have some 30,000
 MAX_MESSAGE_CHARS = 300
@@ -137,7 +137,12 @@ class ChatTemplate:
         }
         for name, value in context.items():
             check_json(name, value)
-        plain = self._form(plain, context).apply(plain)
+        formed = self._form(plain, context).apply(plain)
+        tools = context["tools"] and described(context["tools"])
+        if tools != context["tools"] and self._ask(formed, context)[0] == b"E":
+            context["tools"] = tools  # gpt-oss's template reads each tool's description
+            formed = self._form(plain, context).apply(plain)
+        plain = formed
         text = self._conversation(plain, context, continue_final_message)
         if context["tools"]:
             self._check_tools(plain, context)

@@ -123,6 +123,17 @@ def checked(messages: Sequence[Mapping[str, Any]]) -> list[Message]:
     return [_checked_message(f"messages[{index}]", message) for index, message in enumerate(messages)]
 
 
+def described(tools: Sequence[Any]) -> list[Any]:
+    """Tools whose functions have a description, an empty one if they had none."""
+    found = []
+    for tool in tools:
+        function = tool.get("function") if isinstance(tool, Mapping) else None
+        if isinstance(function, Mapping):
+            tool = {**tool, "function": {"description": "", **function}}
+        found.append(tool)
+    return found
+
+
 def check_json(where: str, value: Any) -> None:
     """Raises ParameterError for a value that JSON cannot hold."""
     try:

@@ -208,6 +208,19 @@ def test_tools_that_a_template_ignores_are_an_error() -> None:
     assert render("{% if tools %}yes{% endif %}", [USER], tools=TOOLS) == "yes"
 
 
+def test_a_tool_without_a_description_has_an_empty_one_if_the_template_needs_it() -> None:
+    tools = [{"type": "function", "function": {"name": "weather"}}]
+
+    def shown(what: str) -> str:
+        source = "{% for tool in tools or [] %}{{ tool.function.name + WHAT }}{% endfor %}{{ messages[0].content }}"
+        return render(source.replace("WHAT", what), [USER], tools=tools)
+
+    assert shown("'//' + tool.function.description") == "weather//Hi"
+    assert shown("tool.function | string") == "weather{'name': 'weather'}Hi"
+    with pytest.raises(ChatTemplateError, match="has no attribute 'other'"):
+        shown("tool.function.other")
+
+
 def test_tools_reach_a_template_that_reads_them_by_another_name() -> None:
     tools = [{"type": "function", "function": {"name": "weather"}}]
     source = "{% for tool in xml_tools or [] %}<{{ tool.function.name }}>{% endfor %}{{ messages[0].content }}"

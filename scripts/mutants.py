@@ -25,7 +25,7 @@ KERNELS = ROOT / "forge" / "raw_kernels"
 PLACES = ("tests/kernels", "tests/ops/test_split_k.py", "tests/tuning/test_tuned.py")
 """Where tests run kernels on the harness."""
 TESTS = {  # by kernel file: what names of these tests hold, the likeliest to find a fault first
-    "activation": "act_and_mul-|gelu-|gelu_erf|xielu|as_operand|soft_cap|[add-",
+    "activation": "act_and_mul-|gelu-|gelu_erf|xielu|as_operand|soft_cap|[add-|[add_and_scale|[sigmoid_gate",
     "attention_decode": "heads of|in_most_parts|adds_partials|page edges|window|splits|decode",
     "attention_prefill": "test_attention_prefill|prefill|mixed|paged_attention",
     "attention_wgmma": "attention_wgmma",
@@ -39,7 +39,8 @@ TESTS = {  # by kernel file: what names of these tests hold, the likeliest to fi
     "dequantize": "embed|M257|apart",
     "matvec_quant": "M1 K2048|T1 E2048|T1|M1 |stack|matvec_quant",
     "qkv": "clamp|rmsnorm_whole|rotate_heads",
-    "rope": "rope_append_kv|layernorm_heads",
+    "per_layer": "[per_layer",
+    "rope": "rope_append_kv|rope_queries|layernorm_heads",
     "sample": "[sample-|[argmax-|edge|test_ids|draw",
     "decode_state": "decode_inputs|scatter|copy_rows|clear|advance",
     "matmul_wgmma": "groups|matmul_wgmma|wave_groups|further_rows",

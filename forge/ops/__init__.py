@@ -12,6 +12,7 @@ from forge.ops import (  # noqa: F401
     logprobs,
     norm,
     penalties,
+    per_layer,
     qkv,
     rope,
     sampling,

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from forge.backend.gpu import GPU
+from forge.ops.matmul import Partials
 from forge.ops.op import Array, op
 
 _TANH_SCALE = np.sqrt(2 / np.pi)
@@ -154,4 +155,38 @@ def add(x: Array, addend: Array) -> Array:
 def _add_gpu(device: GPU, x: Any, addend: Any) -> Any:
     y = device.empty(x.shape, np.float32)
     device.run("activation", "add", -(-x.size // _BLOCK_THREADS), x, addend, y, x.size)
+    return y
+
+
+@op("&x:f32[T,E] addend?:f32[T,E] factor:f32")
+def add_and_scale(x: Array, addend: Array | None, factor: float) -> None:
+    """x becomes (x + addend) * factor, in place: Gemma 4 scales the residual stream behind each layer."""
+    if addend is not None:
+        x += addend
+    x *= x.dtype.type(factor)
+
+
+@add_and_scale.gpu
+def _add_and_scale_gpu(device: GPU, x: Any, addend: Any, factor: float) -> None:
+    device.run("activation", "add_and_scale", -(-x.size // _BLOCK_THREADS), x, addend, factor, x.size)
+
+
+@op("x:act[T,X] product:f32[T,Q] gates:i32 -> y:act[T,X]")
+def sigmoid_gate(x: Array, product: Array, gates: int) -> Array:
+    """x times sigmoid(gate), where the gates are the last numbers of the product's rows: one for each number of x, or
+    for each head of it. The gate of attention's results: arXiv:2505.06708."""
+    gate = product[:, product.shape[1] - gates :, None]
+    with np.errstate(over="ignore"):
+        return (x.reshape(len(x), gates, -1) / (1 + np.exp(-gate))).reshape(x.shape)
+
+
+@sigmoid_gate.gpu
+def _sigmoid_gate_gpu(device: GPU, x: Any, product: Any, gates: int) -> Any:
+    """product may be `Partials`: the kernel sums them."""
+    rows, width = x.shape
+    parts = product.parts if isinstance(product, Partials) else product[None]  # (S, T, Q)
+    y = device.empty(x.shape, device.dtype)
+    grid = (-(-width // _BLOCK_THREADS), rows)
+    sizes = width, width // gates, parts.shape[2] - gates, parts.shape[2], rows, len(parts)
+    device.run("activation", "sigmoid_gate", grid, x, parts, y, *sizes)
     return y

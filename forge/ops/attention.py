@@ -39,7 +39,7 @@ _SMALL_SCORES = 1200
 """Scores per KV head up to which OpenBLAS multiplies q by k without packing them: four times as fast for one query."""
 
 
-@record("scale:f32 window:i32 softcap:f32 is_deterministic:bool")
+@record("scale:f32 window:i32 softcap:f32 is_deterministic:bool sinks?:f32[H] is_chunked:bool")
 @dataclass(frozen=True, slots=True)
 class AttentionSpec:
     """How a layer makes weights of scores."""
@@ -52,6 +52,20 @@ class AttentionSpec:
     """Scores become softcap * tanh(score / softcap); 0 = they stay."""
     is_deterministic: bool = False
     """A query's result has the same bits whatever queries, sequences and pages there are beside it."""
+    sinks: Any | None = None
+    """Each head has one more score, without a value: it takes a share of the weights (arXiv:2309.17453). None = no."""
+    is_chunked: bool = False
+    """The window is a chunk: a query sees the positions of its own chunk of so many, up to its own."""
+
+    def first_seen(self, position: Any) -> Any:
+        """The first position that queries at some positions see."""
+        if self.is_chunked:
+            return position // self.window * self.window
+        return np.maximum(position + 1 - self.window, 0) if self.window else 0 * position
+
+    def defines(self) -> dict[str, int]:
+        """What kernels are compiled with for chunks."""
+        return {"CHUNKED": 1} if self.is_chunked else {}
 
 
 @op(
@@ -69,28 +83,34 @@ def paged_attention(
     out = np.empty_like(q)
     for row, length in enumerate(lengths.tolist()):
         part = slice(starts[row], starts[row + 1])
-        first = max(length - len(q[part]) + 1 - spec.window, 0) if spec.window else 0  # released pages are not read
+        first = int(spec.first_seen(length - len(q[part])))  # released pages are not read
         pages = page_table[row, : -(-length // kv.k.shape[1])]
         k, v = (array[pages].reshape(-1, *array.shape[2:])[first:length] for array in (kv.k, kv.v))  # (S, G, D)
-        weights = attention_weights(q[part], k, spec)  # (H, T, S)
+        weights = attention_weights(q[part], k, spec, first)  # (H, T, S)
         out[part] = np.einsum("hts,shd->thd", weights, np.repeat(v, q.shape[1] // v.shape[1], axis=1))
     return out
 
 
-def attention_weights(q: Array, k: Array, spec: AttentionSpec) -> Array:
+def attention_weights(q: Array, k: Array, spec: AttentionSpec, first: int = 0) -> Array:
     """softmax(mask(softcap(q @ k.T * scale))) on NumPy: q (T, H, D), k (S, G, D) -> (H, T, S).
 
-    The queries are the last T of S positions. A query sees no later key, and with a window W the W latest.
+    The queries are the last T of S positions, from `first` on. A query sees no later key, and with a window W the W
+    latest, or those of its chunk. With sinks the weights of a query add up to less than 1.
     """
     (queries, heads, dim), (keys, kv_heads, _) = q.shape, k.shape
     scaled = (q * q.dtype.type(spec.scale)).transpose(1, 0, 2).reshape(kv_heads, -1, dim)  # (G, H/G * T, D)
     scores = (scaled @ k.transpose(1, 2, 0)).reshape(heads, queries, keys)
     if spec.softcap:
         soft_cap.reference(scores, spec.softcap)
-    distance = (np.arange(queries) + keys - queries)[:, None] - np.arange(keys)
-    scores[:, (distance < 0) | ((distance >= spec.window) if spec.window else False)] = -np.inf
-    weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
-    return np.asarray(weights / weights.sum(axis=-1, keepdims=True))
+    query, key = first + np.arange(keys - queries, keys)[:, None], first + np.arange(keys)
+    scores[:, (key > query) | (key < spec.first_seen(query))] = -np.inf
+    greatest = scores.max(axis=-1, keepdims=True)
+    if spec.sinks is not None:
+        sinks = spec.sinks[:, None, None].astype(scores.dtype)  # (H, 1, 1)
+        greatest = np.maximum(greatest, sinks)
+    weights = np.exp(scores - greatest)
+    total = weights.sum(axis=-1, keepdims=True)
+    return np.asarray(weights / (total if spec.sinks is None else total + np.exp(sinks - greatest)))
 
 
 @paged_attention.cpu
@@ -108,14 +128,14 @@ def _paged_attention_cpu(
         block = min(max(_SCORE_BYTES // (heads * length * q.itemsize), 1), _QUERY_BLOCK)
         if spec.is_deterministic:  # the shapes of all sums depend on the query's position alone
             block = 1
-            oldest = length - (bounds[row + 1] - bounds[row]) + 1 - spec.window if spec.window else 0
+            oldest = int(spec.first_seen(length - (bounds[row + 1] - bounds[row])))
             k_slots, v_slots = (_in_order(array, pages, oldest, length) for array in (kv.k, kv.v))
             pages, page_size = [0], length
         for begin in range(bounds[row], bounds[row + 1], block):
             stop = min(begin + block, bounds[row + 1])
             count = stop - begin
             end = length - (bounds[row + 1] - stop)
-            first = max(end - count + 1 - spec.window, 0) if spec.window else 0
+            first = int(spec.first_seen(end - count))
             # (G, H/G * count, D)
             packed = (
                 scaled[begin]
@@ -123,9 +143,9 @@ def _paged_attention_cpu(
                 else scaled[begin:stop].transpose(1, 2, 0, 3).reshape(kv_heads, group * count, dim)
             )
             runs = list(_runs(pages, page_size, first, end, max(_SMALL_SCORES // group, 1) if count == 1 else length))
-            weights = _weights(packed, [k_slots[run] for run in runs], count, first, end, spec)
+            weights, sums = _weights(packed, [k_slots[run] for run in runs], count, first, end, spec)
             values = _weighted(weights, [v_slots[run] for run in runs])
-            values /= np.add.reduce(weights, axis=2, keepdims=True)
+            values /= sums
             out[begin:stop] = values.reshape(kv_heads, group, count, dim).transpose(2, 0, 1, 3)
     return out.reshape(q.shape)
 
@@ -161,8 +181,9 @@ def _runs(pages: list[int], page_size: int, first: int, stop: int, max_length: i
         position += length
 
 
-def _weights(q: Array, keys: list[Array], count: int, first: int, end: int, spec: AttentionSpec) -> Array:
-    """exp(score - max) of scaled queries q (G, H/G * count, D) with the keys of positions first to end - 1, masked."""
+def _weights(q: Array, keys: list[Array], count: int, first: int, end: int, spec: AttentionSpec) -> tuple[Array, Array]:
+    """exp(score - max) of scaled queries q (G, H/G * count, D) with the keys of positions first to end - 1, masked; and
+    its sums (G, H/G * count, 1), to which a sink belongs."""
     parts = [q @ k.transpose(1, 2, 0) for k in keys]
     scores = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=2)  # (G, H/G * count, S)
     if spec.softcap:
@@ -170,14 +191,24 @@ def _weights(q: Array, keys: list[Array], count: int, first: int, end: int, spec
     if count > 1:
         # Row i stands at position end - count + i: only the last `count` keys can lie after a row.
         start = first if spec.window else end - count
-        distance = np.arange(end - count, end)[:, None] - np.arange(start, end)
-        hidden = distance < 0
+        query, key = np.arange(end - count, end)[:, None], np.arange(start, end)
+        hidden = key > query
         if spec.window:
-            hidden |= distance >= spec.window
+            hidden |= key < spec.first_seen(query)
         by_query = scores.reshape(len(q), -1, count, end - first)
         np.copyto(by_query[..., start - first :], -np.inf, where=hidden)
-    scores -= np.maximum.reduce(scores, axis=2, keepdims=True)
-    return np.exp(scores, out=scores)
+    greatest = np.maximum.reduce(scores, axis=2, keepdims=True)
+    if spec.sinks is None:
+        scores -= greatest
+        np.exp(scores, out=scores)
+        return scores, np.add.reduce(scores, axis=2, keepdims=True)
+    sinks = np.repeat(spec.sinks.astype(scores.dtype), count).reshape(greatest.shape)
+    np.maximum(greatest, sinks, out=greatest)
+    scores -= greatest
+    np.exp(scores, out=scores)
+    sums = np.add.reduce(scores, axis=2, keepdims=True)
+    sums += np.exp(sinks - greatest)
+    return scores, sums
 
 
 def _weighted(weights: Array, values: list[Array]) -> Array:
@@ -204,8 +235,8 @@ def _paged_attention_gpu(
             _split_kv(device, q[some], kv, starts, lengths, page_table, spec, out[some], first)
         return out
     if attention_wgmma.supports(device, dim):
-        numbers = spec.scale, spec.window, spec.softcap
-        attention_wgmma.run(device, q, kv, starts, lengths, page_table, numbers, out)
+        numbers = spec.scale, spec.window, spec.softcap, spec.sinks
+        attention_wgmma.run(device, q, kv, starts, lengths, page_table, numbers, spec.defines(), out)
         return out
     check_head_dim(dim, MAX_PREFILL_HEAD_DIM)
     group, slices = heads // kv_heads, prefill_slices(dim)
@@ -216,7 +247,7 @@ def _paged_attention_gpu(
         "attention_prefill",
         (kv_heads, tokens * group // block_queries + rows),
         *(q, kv.k, kv.v, starts, lengths, page_table, out),
-        *(rows, heads, kv_heads, pages, spec.scale, spec.window, spec.softcap),
+        *(rows, heads, kv_heads, pages, spec.scale, spec.window, spec.softcap, spec.sinks),
         HEAD_DIM=dim,
         PAGE=page_size,
         THREADS=choice["WAVES"] * device.wave_size,
@@ -225,6 +256,7 @@ def _paged_attention_gpu(
         SLICES=slices,
         MIN_BLOCKS=choice["MIN_BLOCKS"],
         LDS_BYTES=prefill_lds_bytes(dim, choice),
+        **spec.defines(),
     )
     return out
 
@@ -257,13 +289,14 @@ def _split_kv(
         (tokens, groups, splits),
         *(q, kv.k, kv.v, starts, lengths, page_table, out),
         *split_states(device, tokens * groups, splits, packed, dim),
-        *(rows, first_token, heads, kv_heads, pages, splits, spec.scale, spec.window, spec.softcap),
+        *(rows, first_token, heads, kv_heads, pages, splits, spec.scale, spec.window, spec.softcap, spec.sinks),
         HEAD_DIM=dim,
         PAGE=page_size,
         PACKED=packed,
         THREADS=choice["THREADS"],
         POSITIONS=choice["POSITIONS"],
         MIN_BLOCKS=choice["MIN_BLOCKS"],
+        **spec.defines(),
     )
 
 

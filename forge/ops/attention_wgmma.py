@@ -31,10 +31,12 @@ def run(
     starts: Any,
     lengths: Any,
     page_table: Any,
-    numbers: tuple[float, int, float],
+    numbers: tuple[float, int, float, Any],
+    defines: dict[str, int],
     out: Any,
 ) -> None:
-    """As `paged_attention`, into out: act (T, H, D). numbers: scale, window and softcap of the scores."""
+    """As `paged_attention`, into out: act (T, H, D). numbers: scale, window, softcap and sinks of the scores.
+    defines: What the kernel is compiled with beside its sizes."""
     tokens, heads, dim = q.shape
     rows, pages = page_table.shape
     _, page_size, kv_heads, _ = kv.k.shape
@@ -59,4 +61,5 @@ def run(
         PACKED=packed,
         **{name: choice[name] for name in ("KEYS", "STAGES", "BLOCK")},
         LDS_BYTES=attention_lds_bytes(dim, choice),
+        **defines,
     )

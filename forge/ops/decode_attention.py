@@ -18,7 +18,7 @@ _MAX_SPLITS = 128
 
 
 @op(
-    "qkv:f32[B,H*D+2*G*D] rope:RopeArgs lengths:i32[B] slot_mapping:i32[B] &kv:KVPages page_table:i32[B,M] "
+    "qkv:f32[B,Q] rope:RopeArgs lengths:i32[B] slot_mapping:i32[B] &kv:KVPages page_table:i32[B,M] "
     "spec:AttentionSpec style=neox|interleaved -> out:act[B,H,D]",
     rtol=1e-4,
     atol=1e-5,
@@ -61,7 +61,7 @@ def _decode_attention_gpu(device: GPU, qkv: Any, rope: RopeArgs, lengths: Any, *
     rows, pages = page_table.shape
     _, page_size, kv_heads, dim = kv.k.shape
     check_head_dim(dim)
-    heads = qkv.shape[1] // dim - 2 * kv_heads
+    heads = rope.num_heads(qkv.shape[1], kv_heads, dim)
     group = heads // kv_heads
     packed = packed_heads(group)
     groups = kv_heads * -(-group // packed)
@@ -72,16 +72,18 @@ def _decode_attention_gpu(device: GPU, qkv: Any, rope: RopeArgs, lengths: Any, *
     positions = min(pages * page_size, spec.window or pages * page_size)
     splits = min(_splits_to_fill(rows * groups, min_blocks * device.num_cus), -(-positions // min_span), _MAX_SPLITS)
     out = device.empty((rows, heads, dim), device.dtype)
-    parts = qkv.parts if isinstance(qkv, Partials) else qkv[None]  # (S, B, (H + 2G) * D)
+    parts = qkv.parts if isinstance(qkv, Partials) else qkv[None]  # (S, B, Q)
     device.run(
         "attention_decode",
         "attention_decode",
         (rows, groups, splits),
-        *(parts, rope.bias, rope.q_norm, rope.k_norm, rope.cos_sin, rope.query_scale, lengths, slot_mapping),
+        *(parts, rope.bias, rope.q_norm, rope.k_norm, rope.v_norm, rope.cos_sin, rope.query_scale),
+        *(lengths, slot_mapping),
         *(kv.k, kv.v, page_table, out),
         *split_states(device, rows * groups, splits, packed, dim),
-        *(heads, kv_heads, pages, rope.cos_sin.shape[1], rows, len(parts), splits),
-        *(rope.eps, spec.scale, spec.window, spec.softcap),
+        *(heads, kv_heads, qkv.shape[1], rope.value_head(heads, kv_heads), pages),
+        *(rope.cos_sin.shape[1], rows, len(parts), splits),
+        *(rope.eps, spec.scale, spec.window, spec.softcap, spec.sinks),
         HEAD_DIM=dim,
         PAGE=page_size,
         PACKED=packed,
@@ -89,6 +91,7 @@ def _decode_attention_gpu(device: GPU, qkv: Any, rope: RopeArgs, lengths: Any, *
         THREADS=choice["THREADS"],
         POSITIONS=choice["POSITIONS"],
         MIN_BLOCKS=min_blocks,
+        **spec.defines(),
     )
     return out
 

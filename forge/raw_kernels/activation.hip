@@ -100,3 +100,35 @@ KERNEL(256) add(
     u32 i = BLOCK_X * 256 + THREAD;
     if (i < count) y[i] = x[i] + delta[i];
 }
+
+KERNEL(256) add_and_scale(
+    float *x,            // (count,) in place
+    const float *addend, // (count,) or null
+    float factor,        // of the sum
+    u32 count
+) {
+    grid_dependency_sync();
+    u32 i = BLOCK_X * 256 + THREAD;
+    if (i < count) x[i] = (x[i] + (addend ? addend[i] : 0.0f)) * factor;
+}
+
+KERNEL(256) sigmoid_gate(
+    const f16 *x,         // (T, width)
+    const float *product, // (partials, T, row_size) split-K partials; gates from `first` on
+    f16 *y,               // (T, width) x * sigmoid(gate)
+    u32 width,
+    u32 shared_by,        // numbers of x that have one gate
+    u32 first,
+    u32 row_size,
+    u32 rows,             // T
+    u32 partials
+) {
+    grid_dependency_sync();
+    u32 i = BLOCK_X * 256 + THREAD;
+    if (i >= width) return;
+    const float *gate = product + (u64)BLOCK_Y * row_size + first + i / shared_by;
+    float sum = 0;
+    for (u32 s = 0; s < partials; ++s) sum += gate[(u64)s * rows * row_size];
+    u64 at = (u64)BLOCK_Y * width + i;
+    y[at] = to_f16(fast_divide(to_float(x[at]), 1.0f + fast_exp(-sum)));
+}

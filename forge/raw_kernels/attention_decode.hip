@@ -11,10 +11,11 @@
 // -D THREADS of a block; POSITIONS; HEAD_DIM; PAGE=positions of a page; PACKED; INTERLEAVED.
 
 KERNEL(THREADS) attention_decode(
-    const float *qkv,         // (partials, B, (H + 2G) * D) the token's product
-    const float *bias,        // ((H + 2G) * D,) or null
+    const float *qkv,         // (partials, B, row_size) the token's product
+    const float *bias,        // (row_size,) or null
     const float *q_norm,      // (D,) or null
     const float *k_norm,      // (D,) or null
+    const float *v_norm,      // (D,) or null
     const float *cos_sin,     // (positions, pairs, 2)
     const float *query_scale, // (positions,) or null
     const i32 *lengths,       // (B,) positions, the last one's token included
@@ -28,6 +29,8 @@ KERNEL(THREADS) attention_decode(
     u32 *arrived,             // (B, blocks of a row) zeros, or null for one split
     u32 heads,                // H
     u32 kv_heads,             // G
+    u32 row_size,             // numbers of a row of qkv: heads, and what is not read here
+    u32 value_head,           // the first head of the values in a row: H + G, or H where values are the keys
     u32 pages,                // of a row of page_table
     u32 pairs,                // that rotate
     u32 rows,                 // B
@@ -36,7 +39,8 @@ KERNEL(THREADS) attention_decode(
     float eps,                // of the norms
     float scale,              // of the scores
     u32 window,               // positions that are seen, or 0: all
-    float softcap             // or 0: none
+    float softcap,            // or 0: none
+    const float *sinks        // (H,) or null
 ) {
     SHARED Query query[PACKED];
     SHARED Rows latest[2]; // the last position's key and value
@@ -55,7 +59,7 @@ KERNEL(THREADS) attention_decode(
     u32 kv_head = BLOCK_Y / chunks, first_head = BLOCK_Y % chunks * PACKED;
 
     // Splits take turns of positions in rotation. Blocks of splits without a turn end here.
-    u32 first = window && length > window ? length - window : 0, start = first / 16 * 16;
+    u32 first = first_seen(length - 1, window), start = first / 16 * 16;
     u32 turns = (length - start + TURN_POSITIONS - 1) / TURN_POSITIONS, used_splits = turns < splits ? turns : splits;
     bool is_last = split == (turns - 1) % splits;
     u32 stride = splits * TURN_POSITIONS, cached = length - 1, position = start + own_first;
@@ -77,10 +81,10 @@ KERNEL(THREADS) attention_decode(
         query[i % PACKED].v[HEAD_DIM + i / PACKED] = f16{0};
     float factor = softcap > 0.0f ? scale : scale * LOG2E; // scores are in powers of two
     u32 last_head = group - 1 - first_head;
-    u64 size = (u64)rows * (heads + 2 * kv_heads) * HEAD_DIM;
-    Product product{qkv, bias, q_norm, k_norm, cos_sin + (u64)(length - 1) * pairs * 2, size, partials, pairs, eps};
+    u64 size = (u64)rows * row_size;
+    Product product{qkv, bias, q_norm, k_norm, v_norm, cos_sin + (u64)(length - 1) * pairs * 2, size, partials, pairs, eps};
     if (query_scale) factor *= query_scale[length - 1];
-    Task task{row, heads, kv_heads, kv_head, group, first_head, last_head, is_last};
+    Task task{row, row_size, heads, value_head, kv_heads, kv_head, group, first_head, last_head, is_last};
     make_heads(task, product, factor, slots, k_pages, v_pages, query, latest);
     barrier();
 
@@ -98,5 +102,6 @@ KERNEL(THREADS) attention_decode(
     barrier();
     u32 place = row * kv_heads * chunks + BLOCK_Y;
     f16 *block_out = out + ((u64)row * heads + kv_head * group + first_head) * HEAD_DIM;
-    merge(states, Splits{split_acc, split_ml, arrived, splits, used_splits}, split, place, last_head, block_out, share, before);
+    const float *own_sinks = sinks ? sinks + kv_head * group + first_head : nullptr;
+    merge(states, Splits{split_acc, split_ml, arrived, own_sinks, splits, used_splits}, split, place, last_head, block_out, share, before);
 }

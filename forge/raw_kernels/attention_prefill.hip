@@ -49,7 +49,8 @@ KERNEL(THREADS) attention_prefill(
     u32 pages,             // of a row of page_table
     float scale,           // of the scores, above 0
     u32 window,            // positions that are seen, or 0: all
-    float softcap          // or 0: none
+    float softcap,         // or 0: none
+    const float *sinks     // (H,) or null
 ) {
     DYNAMIC_SHARED(Shared, all_shared, 1);
     Shared &shared = all_shared[0];
@@ -60,7 +61,7 @@ KERNEL(THREADS) attention_prefill(
     u32 base = length - count; // position of the sequence's first query
     u32 block_rows = task.rows < BLOCK_QUERIES ? task.rows : BLOCK_QUERIES;
     u32 end = base + (task.first_row + block_rows - 1) / group + 1, first_position = base + task.first_row / group;
-    u32 begin = window && first_position + 1 > window ? first_position + 1 - window : 0;
+    u32 begin = first_seen(first_position, window);
     Cache cache{k_pages, v_pages, page_table + (u64)task.row * pages, kv_heads, kv_head, begin, end};
 
     // The rows of the wave's group, and their first and last position.
@@ -97,7 +98,7 @@ KERNEL(THREADS) attention_prefill(
         load_values(cache, found, start, shared, values_ahead);
         u32 next = start + KEYS < end ? start + KEYS : start; // loads without a branch need fewer registers
         found = find_pages(cache, next);
-        bool is_seen = has_rows && start <= latest && (window == 0 || start + KEYS - 1 + window > oldest);
+        bool is_seen = has_rows && start <= latest && (window == 0 || start + KEYS > first_seen(oldest, window));
         Scores score;
         if (is_seen) compute_scores(shared, wave_group, slice, asked, score);
 #if SLICES > 1
@@ -108,7 +109,7 @@ KERNEL(THREADS) attention_prefill(
         Weights weights;
         if (is_seen) {
             if (softcap > 0.0f) cap_scores(score, cap, per_cap);
-            if (start + KEYS - 1 > oldest || (window && start + window <= latest)) mask_scores(score, start, base, own_row, group, window);
+            if (start + KEYS - 1 > oldest || (window && start < first_seen(latest, window))) mask_scores(score, start, base, own_row, group, window);
             update_state(state, score, factor, weights);
         }
         store_values(shared, values_ahead);
@@ -118,5 +119,7 @@ KERNEL(THREADS) attention_prefill(
         if (is_seen) accumulate_values(state, shared, slice, weights);
         store_keys(shared, keys_ahead);
     }
-    if (has_rows) store_out(state, out + ((u64)first * heads + kv_head * group) * HEAD_DIM, heads, group, own_row, last_row, slice);
+    const float *own_sinks = sinks ? sinks + kv_head * group : nullptr;
+    if (has_rows)
+        store_out(state, out + ((u64)first * heads + kv_head * group) * HEAD_DIM, own_sinks, factor, heads, group, own_row, last_row, slice);
 }

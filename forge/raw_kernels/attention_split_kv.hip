@@ -23,7 +23,8 @@ KERNEL(THREADS) attention_split_kv(
     u32 splits,            // of the context, the grid's z
     float scale,           // of the scores
     u32 window,            // positions that are seen, or 0: all
-    float softcap          // or 0: none
+    float softcap,         // or 0: none
+    const float *sinks     // (H,) or null
 ) {
     SHARED Query query[PACKED];
     SHARED Rows wave_acc[WAVES][PACKED];
@@ -42,7 +43,7 @@ KERNEL(THREADS) attention_split_kv(
     u32 length = (u32)(lengths[row] - starts[row + 1]) + first_token + token + 1; // up to this token
 
     // Splits take turns of positions in rotation. Blocks of splits without a turn end here.
-    u32 first = window && length > window ? length - window : 0, start = first / 16 * 16;
+    u32 first = first_seen(length - 1, window), start = first / 16 * 16;
     u32 turns = (length - start + TURN_POSITIONS - 1) / TURN_POSITIONS, used_splits = turns < splits ? turns : splits;
     if (split >= used_splits) return;
     u32 turn = start + split * TURN_POSITIONS, position = turn + wave * 16 * POSITIONS;
@@ -72,5 +73,6 @@ KERNEL(THREADS) attention_split_kv(
     barrier();
     u32 place = token * kv_heads * chunks + BLOCK_Y;
     f16 *block_out = out + ((u64)token * heads + kv_head * group + first_head) * HEAD_DIM;
-    merge(states, Splits{split_acc, split_ml, arrived, splits, used_splits}, split, place, last_head, block_out, share, before);
+    const float *own_sinks = sinks ? sinks + kv_head * group + first_head : nullptr;
+    merge(states, Splits{split_acc, split_ml, arrived, own_sinks, splits, used_splits}, split, place, last_head, block_out, share, before);
 }

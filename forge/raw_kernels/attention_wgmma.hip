@@ -67,7 +67,7 @@ DEVICE bool find_span(const Batch &batch, Search &search, Span &span) {
             span.first = first, span.count = smaller(stop - first, (u32)QUERIES);
             span.position = (u32)batch.lengths[own] - (stop - first);
             span.end = span.position + span.count;
-            span.begin = batch.window && span.position + 1 > batch.window ? span.position + 1 - batch.window : 0;
+            span.begin = first_seen(span.position, batch.window);
             span.first_tile = span.begin / KEYS, span.last_tile = (span.end - 1) / KEYS;
             span.pages = batch.page_table + (u64)own * batch.pages;
             return true;
@@ -178,7 +178,7 @@ struct Scores {
 // Hides keys from `start` on that the rows, of these positions, do not see.
 DEVICE void mask_scores(Sums<KEYS> &score, u32 start, const u32 (&position)[2], u32 window) {
     UNROLL for (u32 r = 0; r < 2; ++r) {
-        i32 last = (i32)(position[r] - start - group_column(0)), first = window ? last + 1 - (i32)window : -KEYS;
+        i32 last = (i32)(position[r] - start - group_column(0)), first = window ? last - (i32)(position[r] - first_seen(position[r], window)) : -KEYS;
         UNROLL for (u32 i = 0; i < KEYS / 4; ++i) {
             i32 column = i / 2 * 8 + i % 2;
             if (column > last || column < first) score.v[i / 2][2 * r + i % 2] = NEG_INFINITY;
@@ -209,13 +209,16 @@ DEVICE void update_state(State &s, Sums<KEYS> &score, float factor, float (&keep
     }
 }
 
-// acc / l of the lane's rows as float16. Four lanes share a row; each gathers whole vectors of it.
-DEVICE void store_rows(State &s, const Span &span, u32 first_row, u32 heads, f16 *out) {
+// acc / l of the lane's rows as float16. Four lanes share a row; each gathers whole vectors of it. A head's sink is one more weight of l,
+// without a value (arXiv:2309.17453).
+DEVICE void store_rows(State &s, const Span &span, const float *sinks, float factor, u32 first_row, u32 heads, f16 *out) {
     UNROLL for (u32 r = 0; r < 2; ++r) {
         u32 row = first_row + group_row(r), token = row / PACKED, lane = LANE % 4;
         f16 *to = out + ((u64)(span.first + token) * heads + span.group * PACKED + row % PACKED) * HEAD_DIM;
         float l = s.l[r] + shfl_xor(s.l[r], 1);
-        float scale = fast_divide(1.0f, l + shfl_xor(l, 2));
+        l += shfl_xor(l, 2);
+        if (sinks) l += fast_exp2(sinks[span.group * PACKED + row % PACKED] * LOG2E - s.m[r] * factor);
+        float scale = fast_divide(1.0f, l);
         UNROLL for (u32 t = 0; t < HEAD_DIM / 8; t += 4) {
             u32x4 w;
             UNROLL for (u32 i = 0; i < 4; ++i) {
@@ -233,7 +236,7 @@ DEVICE void store_rows(State &s, const Span &span, u32 first_row, u32 heads, f16
     }
 }
 
-DEVICE void consume(Lds &lds, const Batch &batch, const Scores &how, f16 *out) {
+DEVICE void consume(Lds &lds, const Batch &batch, const Scores &how, const float *sinks, f16 *out) {
     u32 own = shfl(THREAD / GROUP - 1, 0), first_row = own * 64, next = own + 1 == GROUPS ? 0 : own + 1;
     bool says = LANE == 0; // one lane of each wave arrives
     Place keys{0, 0}, values{0, 0};
@@ -253,7 +256,7 @@ DEVICE void consume(Lds &lds, const Batch &batch, const Scores &how, f16 *out) {
         auto weigh = [&](u32 tile) {
             u32 start = tile * KEYS;
             if (how.softcap > 0.0f) cap_scores(score, how);
-            if (start + KEYS - 1 > span.position || (how.window && start + how.window < span.end)) mask_scores(score, start, position, how.window);
+            if (start + KEYS - 1 > span.position || (how.window && start < first_seen(span.end - 1, how.window))) mask_scores(score, start, position, how.window);
             update_state(state, score, how.factor, keep);
         };
 
@@ -308,7 +311,7 @@ DEVICE void consume(Lds &lds, const Batch &batch, const Scores &how, f16 *out) {
         arrived(state.acc);
         if (says) phase_arrive(lds.values_empty[values.stage]);
         advance(values);
-        store_rows(state, span, first_row, batch.groups * PACKED, out);
+        store_rows(state, span, sinks, how.factor, first_row, batch.groups * PACKED, out);
     }
 }
 
@@ -329,7 +332,8 @@ KERNEL(BLOCK) attention_wgmma(
     u32 stride,            // blocks of the launch
     float scale,           // of the scores
     u32 window,            // positions that are seen, or 0: all
-    float softcap          // or 0: none
+    float softcap,         // or 0: none
+    const float *sinks     // (H,) or null
 ) {
     DYNAMIC_SHARED(Lds, shared, 1);
     Lds &lds = shared[0];
@@ -350,6 +354,6 @@ KERNEL(BLOCK) attention_wgmma(
         produce(lds, batch, is_values, q, Pages{is_values ? v_pages : k_pages, is_values ? v_map : k_map, kv_heads});
     } else {
         take_registers<GROUPS == 2 ? 232 : 160>();
-        consume(lds, batch, Scores{softcap > 0.0f ? LOG2E : scale * LOG2E, scale, softcap, window}, out);
+        consume(lds, batch, Scores{softcap > 0.0f ? LOG2E : scale * LOG2E, scale, softcap, window}, sinks, out);
     }
 }

@@ -31,9 +31,12 @@ SHAPES: dict[str, tuple[Any, ...]] = {
     "window of one": ([70, 1], [300, 18], (2, 2), 64, 16, 1),
     "soft cap": ([2, 1], [150, 10], (8, 1), 256, 64, 0, 2.0),
     "window and soft cap": ([40, 1, 1], [200, 50, 7], (4, 2), 192, 16, 30, 3.0),
+    "soft cap of chunks": ([150, 1, 1], [500, 300, 65], (2, 1), 64, 16, 64, 2.0),
     "pages of other sizes": ([40, 3], [75, 150], (2, 1), 128, 50),
     "heads and pages as in an 8B model": ([35, 1], [250, 20], (32, 8), 128, 64),
 }
+CHUNKED = ("soft cap of chunks",)
+WITH_SINKS = "prompts and decode", "window and soft cap", "heads that do not divide a tile"
 QUICK = "several tiles of queries and of keys", "window over tiles", "prompts and decode", "window and soft cap"
 SLOW = [pytest.param(name, id=name, marks=[pytest.mark.slow] * (name not in QUICK)) for name in SHAPES]
 
@@ -43,7 +46,7 @@ def device_of(seed: int, cores: int = 4) -> Harness:
 
 
 def case_of(name: str) -> Case:
-    return cases.attention_case(name, *SHAPES[name])
+    return cases.attention_case(name, *SHAPES[name], has_sinks=name in WITH_SINKS, is_chunked=name in CHUNKED)
 
 
 @pytest.mark.parametrize("name", SLOW)

@@ -20,6 +20,7 @@ from forge.devtools.cases import (
     logprobs,
     norm,
     penalties,
+    per_layer,
     qkv,
     rope,
     sampling,
@@ -29,7 +30,7 @@ from forge.ops.op import REGISTRY, Op
 
 _FILES = (
     *(activation, attention, decode_attention, decode_state, embed, experts, kv_cache, linear, logprobs, norm),
-    *(penalties, qkv, rope, sampling),
+    *(penalties, per_layer, qkv, rope, sampling),
 )
 CASES: dict[str, Sequence[Case]] = {name: cases for file in _FILES for name, cases in file.CASES.items()}
 

@@ -55,4 +55,15 @@ CASES = {
         Case("random", lambda rng: tuple(normal(rng, 2, 3, 300))),
         by_hand("by hand", [[1.0, 2]], [[3.0, -5]], expected=([[4, -3]],)),
     ],
+    "add_and_scale": [
+        Case("random", lambda rng: (*normal(rng, 2, 3, 300), 0.7)),
+        Case("nothing to add", lambda rng: (normal(rng, 3, 70), None, 0.7)),
+        by_hand("by hand", [[1.0, 2]], [[3.0, -5]], 0.5, written=([[2, -1.5]],)),
+    ],
+    "sigmoid_gate": [
+        Case("a gate a number", lambda rng: (normal(rng, 3, 300), 2 * normal(rng, 3, 500), 300)),
+        Case("a gate a head", lambda rng: (normal(rng, 5, 6 * 64), 2 * normal(rng, 5, 40), 6)),
+        Case("gates at both ends", lambda rng: (normal(rng, 2, 64), 100 * normal(rng, 2, 64), 64)),
+        by_hand("by hand", [[8.0, 4.0]], [[5.0, np.log(3), -np.log(3)]], 2, expected=([[6, 1]],)),
+    ],
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 import numpy as np
 
@@ -24,31 +25,34 @@ def attention_case(
     softcap: float = 0.0,
     *,
     is_deterministic: bool = False,
+    has_sinks: bool = False,
+    is_chunked: bool = False,
 ) -> Case:
     """Each sequence has its last `queries` of `lengths` positions; heads: (query heads, KV heads)."""
 
     def make(rng: np.random.Generator) -> Arrays:
         # Pages that lie wholly before the window of a row's first query were released.
+        spec = AttentionSpec(dim**-0.5, window, softcap, is_deterministic, is_chunked=is_chunked)
         first = [
-            max(length - asked + 1 - window, 0) // page_size * page_size if window else 0
+            spec.first_seen(length - asked) // page_size * page_size
             for length, asked in zip(lengths, queries, strict=True)
         ]
         kv, table = random_pages(rng, lengths, list(zip(first, lengths, strict=True)), page_size, heads[1], dim)
         starts = np.concatenate([[0], np.cumsum(queries)]).astype(np.int32)
         q = normal(rng, sum(queries), heads[0], dim)
-        spec = AttentionSpec(dim**-0.5, window, softcap, is_deterministic)
+        spec = replace(spec, sinks=2 * normal(rng, heads[0]) if has_sinks else None)
         return q, kv, starts, np.array(lengths, np.int32), table, spec
 
     return Case(name, make)
 
 
 def _by_hand(rng: np.random.Generator) -> Arrays:
-    """Scores 0 and ln 3 (key 1 at the second position): weights 1/4 and 3/4 over values 8 and 16."""
+    """Scores 0 and ln 3 (key 1 at the second position), a sink of ln 4: weights 1/8 and 3/8 over values 8 and 16."""
     q = np.array([[[np.log(3)]]], np.float32)
     k = np.array([[[[0]], [[1]]]], np.float32)
     v = np.array([[[[8]], [[16]]]], np.float32)
     starts, lengths, table = (np.array(each, np.int32) for each in ([0, 1], [2], [[0]]))
-    return q, KVPages(k, v), starts, lengths, table, AttentionSpec(1.0, 0, 0.0)
+    return q, KVPages(k, v), starts, lengths, table, AttentionSpec(1.0, 0, 0.0, sinks=np.array([np.log(4)], np.float32))
 
 
 def _deterministic() -> Iterable[Case]:
@@ -67,6 +71,28 @@ def _deterministic() -> Iterable[Case]:
         ("heads as in an 8B model", [1, 2], [300, 17], (32, 8), 128, 16),
     ):
         yield attention_case(f"deterministic, {name}", queries, lengths, heads, dim, *rest, is_deterministic=True)
+
+
+def _with_sinks() -> Iterable[Case]:
+    """Heads as in gpt-oss: eight of 64 numbers for each KV head. The sink counts once, however positions are split."""
+    for is_deterministic in (False, True):
+        for name, queries, lengths, heads, dim, *rest in (
+            ("decode", [1, 1, 1], [1, 129, 700], (8, 1), 64, 16),
+            ("mixed, window", [40, 1, 1], [60, 200, 3], (16, 2), 64, 16, 33),
+            ("soft cap, odd heads", [5, 1], [40, 300], (5, 1), 36, 16, 0, 2.0),
+        ):
+            kind = "deterministic, " if is_deterministic else ""
+            yield attention_case(
+                f"{kind}sinks, {name}",
+                queries,
+                lengths,
+                heads,
+                dim,
+                *rest,
+                is_deterministic=is_deterministic,
+                has_sinks=True,
+            )
+    yield attention_case("sinks, 17 heads of a KV head", [70, 2], [70, 80], (17, 1), 128, 16, has_sinks=True)
 
 
 CASES = {
@@ -100,7 +126,7 @@ CASES = {
         ),
         *(
             attention_case(f"decode, heads of {dim}", [1, 1], [20, 37], (6, 2), dim, 16)
-            for dim in (4, 20, 36, 80, 96, 100, 128, 192, 256)
+            for dim in (4, 20, 36, 80, 96, 100, 128, 192, 256, 512)
         ),
         # Prefill: tiles of 16 to 128 rows, a query in a head each, and of 16 to 64 keys.
         *(
@@ -138,6 +164,12 @@ CASES = {
         attention_case("prefill, heads as in an 8B model", [35], [50], (32, 8), 128, 16),
         attention_case("mixed, window and soft cap", [40, 1, 1], [50, 200, 7], (4, 2), 80, 16, 30, 3.0),
         *_deterministic(),
-        Case("by hand", _by_hand, expected=([[[14.0]]],)),
+        *_with_sinks(),
+        attention_case("chunks, decode", [1, 1, 1, 1], [32, 33, 64, 200], (2, 1), 64, 16, 32, is_chunked=True),
+        attention_case("chunks, mixed", [70, 1, 5], [100, 300, 35], (4, 2), 64, 16, 40, is_chunked=True),
+        attention_case(
+            "deterministic, chunks", [40, 1], [100, 300], (2, 1), 64, 16, 24, is_deterministic=True, is_chunked=True
+        ),
+        Case("by hand", _by_hand, expected=([[[7.0]]],)),
     ]
 }

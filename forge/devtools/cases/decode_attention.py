@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
-from forge.devtools.cases.case import Case
+from forge.devtools.cases.case import Case, normal
 from forge.devtools.cases.kv_cache import random_pages
 from forge.devtools.cases.rope import random_rope
 from forge.ops.attention import AttentionSpec
@@ -26,6 +28,10 @@ def decode_case(
     softcap: float = 0.0,
     page_size: int = 16,
     more_pages: int = 0,
+    has_sinks: bool = False,
+    is_chunked: bool = False,
+    values_are_keys: bool = False,
+    rest: int = 0,
 ) -> Case:
     """`more_pages`: columns of the page table beyond those of the longest sequence."""
 
@@ -36,8 +42,10 @@ def decode_case(
         kv, table = random_pages(rng, lengths, filled, page_size, heads[1], dim, more_pages)
         rows, last = len(lengths), np.array(lengths, np.int32) - 1
         slot_mapping = table[np.arange(rows), last // page_size] * page_size + last % page_size
-        qkv, rope = random_rope(rng, rows, heads, dim, max(lengths), dim if rotated is None else rotated, extras=extras)
-        spec = AttentionSpec(dim**-0.5, window, softcap)
+        kinds: dict[str, Any] = {"extras": extras, "values_are_keys": values_are_keys, "rest": rest}
+        qkv, rope = random_rope(rng, rows, heads, dim, max(lengths), dim if rotated is None else rotated, **kinds)
+        sinks = 2 * normal(rng, heads[0]) if has_sinks else None
+        spec = AttentionSpec(dim**-0.5, window, softcap, sinks=sinks, is_chunked=is_chunked)
         return qkv, rope, last + 1, slot_mapping, kv, table, spec
 
     return Case(name, make, {"style": style})
@@ -45,17 +53,18 @@ def decode_case(
 
 def _by_hand(style: str, value: float) -> Case:
     """At position 1, a quarter turn makes (ln 3, 0) of the query and (1, 0) of the key, in either style; the key before
-    is zero. Scores 0 and ln 3: weights 1/4 and 3/4 over values 8 and 16."""
+    is zero. Scores 0 and ln 3, a sink of ln 4: weights 1/8 and 3/8 over values 8 and 16."""
 
     def make(rng: np.random.Generator) -> Arrays:
         qkv = np.array([[0, -np.log(3), 0, -1, 16, value]], np.float32)
         rope = RopeArgs(None, None, None, np.array([[[1, 0]], [[0, 1]]], np.float32), None, 0.0)
         kv = KVPages(np.zeros((1, 2, 1, 2), np.float32), np.array([[[[8, 0]], [[0, 0]]]], np.float32))
         lengths, slot_mapping, table = (np.array(each, np.int32) for each in ([2], [1], [[0]]))
-        return qkv, rope, lengths, slot_mapping, kv, table, AttentionSpec(1.0, 0, 0.0)
+        spec = AttentionSpec(1.0, 0, 0.0, sinks=np.array([np.log(4)], np.float32))
+        return qkv, rope, lengths, slot_mapping, kv, table, spec
 
     written = [[[[0, 0]], [[1, 0]]]], [[[[8, 0]], [[16, value]]]]
-    return Case(f"{style} by hand", make, {"style": style}, ([[[14, 0.75 * value]]],), written)
+    return Case(f"{style} by hand", make, {"style": style}, ([[[7, 0.375 * value]]],), written)
 
 
 CASES = {
@@ -105,6 +114,11 @@ CASES = {
         ),
         decode_case("pages longer than splits", [140, 3], (2, 1), 32, page_size=100),
         decode_case("window from a page that begins within a tile", [160, 3], (2, 1), 32, window=55, page_size=100),
+        decode_case("values are keys", [130, 17], (6, 2), 64, extras=True, values_are_keys=True),
+        decode_case("a gate behind the values", [20, 1], (4, 2), 36, "interleaved", rotated=20, extras=True, rest=150),
+        decode_case("chunks", [96, 97, 300], (4, 2), 64, window=96, is_chunked=True),
+        decode_case("sinks over splits", [1, 130, 1023], (8, 1), 64, extras=True, has_sinks=True),
+        decode_case("sinks, one split, window, soft cap", [20, 9], (10, 2), 80, window=12, softcap=2.0, has_sinks=True),
         _by_hand("neox", 4.0),
         _by_hand("interleaved", 4.0),
     ]

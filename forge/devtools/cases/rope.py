@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from forge.devtools.cases.case import Case, normal
@@ -11,11 +13,23 @@ from forge.ops.rope import RopeArgs
 
 
 def random_rope(
-    rng: np.random.Generator, rows: int, heads: tuple[int, int], dim: int, positions: int, rotated: int, *, extras: bool
+    rng: np.random.Generator,
+    rows: int,
+    heads: tuple[int, int],
+    dim: int,
+    positions: int,
+    rotated: int,
+    *,
+    extras: bool,
+    values_are_keys: bool = False,
+    rest: int = 0,
 ) -> tuple[Array, RopeArgs]:
-    """A random QKV product and what is done to it, with biases, norms and query scales if `extras`."""
+    """A random QKV product and what is done to it, with biases, norms and query scales if `extras`.
+
+    Values that are the keys are normed, too.
+    """
     num_heads, num_kv_heads = heads
-    width = (num_heads + 2 * num_kv_heads) * dim
+    width = (num_heads + (1 if values_are_keys else 2) * num_kv_heads) * dim + rest
     angles = normal(rng, positions, rotated // 2) * 3
     return normal(rng, rows, width), RopeArgs(
         bias=normal(rng, width) if extras else None,
@@ -24,21 +38,30 @@ def random_rope(
         cos_sin=np.stack([np.cos(angles), np.sin(angles)], axis=-1),
         query_scale=1 + rng.random(positions).astype(np.float32) if extras else None,
         eps=1e-6,
+        v_norm=1 + 0.1 * normal(rng, dim) if values_are_keys else None,
+        values_are_keys=values_are_keys,
+        rest=rest,
     )
 
 
-def _case(
-    name: str, tokens: int, heads: tuple[int, int], dim: int, rotated: int, style: str, *, extras: bool = False
-) -> Case:
+def _case(name: str, tokens: int, heads: tuple[int, int], dim: int, rotated: int, style: str, **options: Any) -> Case:
     def make(rng: np.random.Generator) -> Arrays:
         pages, page_size, positions = 5, 4, 40
         cache = normal(rng, 2, pages, page_size, heads[1], dim)
         return (
-            *random_rope(rng, tokens, heads, dim, positions, rotated, extras=extras),
+            *random_rope(rng, tokens, heads, dim, positions, rotated, **options),
             rng.integers(0, positions, tokens).astype(np.int32),
             rng.permutation(pages * page_size)[:tokens].astype(np.int32),
             KVPages(*cache),
         )
+
+    return Case(name, make, {"style": style})
+
+
+def _queries(name: str, tokens: int, heads: int, dim: int, style: str, *, extras: bool) -> Case:
+    def make(rng: np.random.Generator) -> Arrays:
+        product, rope = random_rope(rng, tokens, (heads, 0), dim, 40, dim, extras=extras)
+        return product.reshape(tokens, heads, dim), rope, rng.integers(0, 40, tokens).astype(np.int32)
 
     return Case(name, make, {"style": style})
 
@@ -80,8 +103,15 @@ CASES = {
             for name, tokens, heads, dim, rotated in _SHAPES
             for extras in (False, True)
         ),
+        _case("values are keys", 5, (6, 2), 64, 64, "neox", extras=True, values_are_keys=True),
+        _case("values are keys, heads of 512", 3, (4, 1), 512, 512, "neox", extras=False, values_are_keys=True),
+        _case("interleaved, a gate behind the values", 3, (4, 2), 36, 20, "interleaved", extras=True, rest=150),
         _by_hand("neox", [-3, -4, 1, 2]),
         _by_hand("interleaved", [-2, 1, -4, 3]),
+    ],
+    "rope_queries": [
+        _queries("neox", 20, 6, 64, "neox", extras=True),
+        _queries("interleaved, one of 36 numbers", 1, 1, 36, "interleaved", extras=False),
     ],
     "layernorm_heads": [
         _normed_case("one token", 1, (1, 1), 4),

@@ -4,9 +4,9 @@
 #define LANE_NUMBERS ((HEAD_DIM + 31) / 32) // of a head
 #define PARTIALS_AT_ONCE 4                  // loads in flight while split-K partials are added
 
-// The product of the token, (B, (H + 2G) * D) as split-K partials `size` numbers apart, and what becomes of its heads.
+// The product of the token, (B, row_size) as split-K partials `size` numbers apart, and what becomes of its heads.
 struct Product {
-    const float *qkv, *bias, *q_norm, *k_norm;
+    const float *qkv, *bias, *q_norm, *k_norm, *v_norm;
     const float *cos_sin; // of the last position, (pairs, 2)
     u64 size;
     u32 partials, pairs;
@@ -57,7 +57,8 @@ DEVICE void make_head(
 
 // What a block computes: the heads of a row, and which split of its positions.
 struct Task {
-    u32 row, heads, kv_heads, kv_head, group; // query heads of a KV head
+    u32 row, row_size, heads, value_head; // the values' first head in a row
+    u32 kv_heads, kv_head, group;         // query heads of a KV head
     u32 first_head, last_head;                // in the group; last_head counts from first_head and may be PACKED or more
     bool has_last_position;
 };
@@ -74,15 +75,16 @@ DEVICE void make_heads(
     Rows (&latest)[2]
 ) {
     // Copies, because NVIDIA's compiler makes a branch of `?:` on fields of a struct, with more registers.
-    const float *qkv = p.qkv, *bias = p.bias, *q_norm = p.q_norm, *k_norm = p.k_norm;
+    const float *qkv = p.qkv, *bias = p.bias, *q_norm = p.q_norm, *k_norm = p.k_norm, *v_norm = p.v_norm;
     u32 row = t.row, heads = t.heads, kv_heads = t.kv_heads, kv_head = t.kv_head, group = t.group, pairs = p.pairs;
-    u32 first_head = t.first_head, last_head = t.last_head;
+    u32 first_head = t.first_head, last_head = t.last_head, value_head = t.value_head;
     bool is_last = t.has_last_position;
     for (u32 n = THREAD / WAVE; n < PACKED + (is_last ? 2u : 0u); n += THREADS / WAVE) {
         u32 head = n < PACKED ? kv_head * group + first_head + (n < last_head ? n : last_head)
-                              : heads + (n - PACKED) * kv_heads + kv_head;
-        u64 at = (u64)row * (heads + 2 * kv_heads) * HEAD_DIM + head * HEAD_DIM;
-        const float *norm = n < PACKED ? q_norm : n == PACKED ? k_norm : nullptr;
+                   : n == PACKED ? heads + kv_head
+                                 : value_head + kv_head;
+        u64 at = (u64)row * t.row_size + head * HEAD_DIM;
+        const float *norm = n < PACKED ? q_norm : n == PACKED ? k_norm : v_norm;
         float x[LANE_NUMBERS];
         make_head(p, qkv + at, bias ? bias + head * HEAD_DIM : nullptr, norm, n > PACKED ? 0 : pairs, x);
         UNROLL for (u32 i = 0; i * WAVE < HEAD_DIM; ++i) {

@@ -28,8 +28,11 @@ struct SplitState {
     float *acc, *ml;
 };
 
+// What an attention sink adds to the sum of a head's weights: a score that has no value (arXiv:2309.17453).
+DEVICE float sink_weight(const float *sinks, u32 h, float m) { return sinks ? fast_exp2(sinks[h] * LOG2E - m) : 0.0f; }
+
 // Merges the states of the waves. The result is the output, where there is one split, or the split's state.
-DEVICE void merge_waves(const WaveStates &from, u32 splits, u32 outputs, f16 *out, const SplitState &to) {
+DEVICE void merge_waves(const WaveStates &from, const float *sinks, u32 splits, u32 outputs, f16 *out, const SplitState &to) {
     UNROLL for (u32 n = 0; n < THREAD_OUTPUTS; ++n) {
         u32 at = THREAD + n * THREADS, h = at / HEAD_DIM, d = at % HEAD_DIM;
         if (at >= outputs) continue;
@@ -41,7 +44,7 @@ DEVICE void merge_waves(const WaveStates &from, u32 splits, u32 outputs, f16 *ou
             acc += from.acc[w][h].v[d] * keep;
         }
         if (splits == 1) {
-            out[at] = to_f16(fast_divide(acc, l));
+            out[at] = to_f16(fast_divide(acc, l + sink_weight(sinks, h, m)));
         } else {
             to.acc[at] = acc;
             if (d == 0) to.ml[2 * h] = m, to.ml[2 * h + 1] = l;
@@ -50,7 +53,7 @@ DEVICE void merge_waves(const WaveStates &from, u32 splits, u32 outputs, f16 *ou
 }
 
 // The share that each split has of each head: 2**(m - the greatest m) / the sum of all l.
-DEVICE void compute_shares(const float *ml, u32 splits, u32 last_head, float (&share)[PACKED][MAX_SPLITS]) {
+DEVICE void compute_shares(const float *ml, const float *sinks, u32 splits, u32 last_head, float (&share)[PACKED][MAX_SPLITS]) {
     for (u32 h = THREAD / WAVE; h < PACKED; h += THREADS / WAVE) {
         float split_m[MAX_SPLITS / 32], split_l[MAX_SPLITS / 32];
         float m = LEAST, l = 0;
@@ -67,6 +70,7 @@ DEVICE void compute_shares(const float *ml, u32 splits, u32 last_head, float (&s
             l += split_m[i] * split_l[i];
         }
         l = wave_sum(l);
+        if (h <= last_head) l += sink_weight(sinks, h, m);
         UNROLL for (u32 i = 0; i * WAVE < MAX_SPLITS; ++i) share[h][LANE + i * WAVE] = fast_divide(split_m[i], l);
     }
 }
@@ -81,10 +85,10 @@ DEVICE void load_splits(const float *acc, u32 start, u32 splits, u32 outputs, fl
 }
 
 // Merges the states of all splits, in their order, which `all` begins with.
-DEVICE void merge_splits(const SplitState &all, u32 splits, u32 last_head, u32 outputs, float (&share)[PACKED][MAX_SPLITS], f16 *out) {
+DEVICE void merge_splits(const SplitState &all, const float *sinks, u32 splits, u32 last_head, u32 outputs, float (&share)[PACKED][MAX_SPLITS], f16 *out) {
     float part[THREAD_OUTPUTS][SPLITS_AT_ONCE], merged[THREAD_OUTPUTS];
     load_splits(all.acc, 0, splits, outputs, part);
-    compute_shares(all.ml, splits, last_head, share);
+    compute_shares(all.ml, sinks, splits, last_head, share);
     barrier();
     UNROLL for (u32 n = 0; n < THREAD_OUTPUTS; ++n) merged[n] = 0;
     for (u32 start = 0; start < splits; start += SPLITS_AT_ONCE) {
@@ -103,6 +107,7 @@ DEVICE void merge_splits(const SplitState &all, u32 splits, u32 last_head, u32 o
 struct Splits {
     float *acc, *ml; // (B, blocks of a row, splits, PACKED, D) and (..., 2), or null for one split
     u32 *arrived;    // (B, blocks of a row) zeros, or null for one split
+    const float *sinks; // of the block's heads, or null
     u32 count, used;
 };
 
@@ -113,7 +118,7 @@ DEVICE void merge(
     u64 number = (u64)place * s.count + split; // of the split's state
     SplitState own{s.acc + number * PACKED * HEAD_DIM, s.ml + number * PACKED * 2};
     u32 outputs = (last_head + 1 < PACKED ? last_head + 1 : PACKED) * HEAD_DIM;
-    merge_waves(states, s.used, outputs, out, own);
+    merge_waves(states, s.sinks, s.used, outputs, out, own);
     if (s.used == 1) return;
     fence_device();
     barrier();
@@ -123,5 +128,5 @@ DEVICE void merge(
     fence_device();
     if (THREAD == 0) s.arrived[place] = 0; // for the next launch
     SplitState all{own.acc - (u64)split * PACKED * HEAD_DIM, own.ml - (u64)split * PACKED * 2};
-    merge_splits(all, s.used, last_head, outputs, share, out);
+    merge_splits(all, s.sinks, s.used, last_head, outputs, share, out);
 }

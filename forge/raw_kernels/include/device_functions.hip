@@ -22,6 +22,18 @@ DEVICE float rms_scale(float mean_square, float eps) { return fast_rsqrt(mean_sq
 template <typename T> DEVICE T larger(T a, T b) { return a > b ? a : b; }
 template <typename T> DEVICE T smaller(T a, T b) { return a < b ? a : b; }
 
+// The first position that a query sees. -D CHUNKED=1: windows are chunks of so many positions, and a query sees those of its own.
+#ifndef CHUNKED
+#define CHUNKED 0
+#endif
+DEVICE u32 first_seen(u32 position, u32 window) {
+#if CHUNKED
+    return position / window * window;
+#else
+    return window && position + 1 > window ? position + 1 - window : 0;
+#endif
+}
+
 // Keys order as logits do, and the two zeros have one key. Computed from the bits alone, because float arithmetic may flush
 // subnormals.
 DEVICE u32 ordered_key(float z) {

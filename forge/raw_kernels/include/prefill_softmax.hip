@@ -95,7 +95,7 @@ DEVICE void mask_scores(Scores &score, u32 start, u32 base, u32 first_row, u32 g
             UNROLL for (u32 u = 0; u < KEY_TILES; ++u) {
                 UNROLL for (u32 i = n; i < TILE_VALUES; i += TILE_LANE_TOKENS) {
                     u32 to = start + 16 * u + tile_sum_row(i);
-                    if (to > from || (window && to + window <= from)) score[u][t][i] = NEG_INFINITY;
+                    if (to > from || (window && to < first_seen(from, window))) score[u][t][i] = NEG_INFINITY;
                 }
                 if (TILE != TILE_MMA) compiler_fence(from); // AMD has few scalar registers for what is compared
             }
@@ -150,12 +150,17 @@ DEVICE void accumulate_values(State &s, const Shared &shared, u32 slice, const W
         }
 }
 
-// acc / l to the rows of the wave's group. Lanes that hold copies of a token's numbers each store some of them.
-DEVICE void store_out(State &s, f16 *out, u32 heads, u32 group, u32 first_row, u32 last_row, u32 slice) {
+// acc / l to the rows of the wave's group. Lanes that hold copies of a token's numbers each store some of them. A head's sink is one more
+// weight of l, without a value (arXiv:2309.17453).
+DEVICE void store_out(State &s, f16 *out, const float *sinks, float factor, u32 heads, u32 group, u32 first_row, u32 last_row, u32 slice) {
     const u32 copies = TILE_WAVE / READERS;
     UNROLL for (u32 t = 0; t < TOKEN_TILES; ++t) {
         float per_sum[TILE_LANE_TOKENS];
-        UNROLL for (u32 n = 0; n < TILE_LANE_TOKENS; ++n) per_sum[n] = fast_divide(1.0f, over_rows(s.l[t][n], true, TILE_ROW_LANES));
+        UNROLL for (u32 n = 0; n < TILE_LANE_TOKENS; ++n) {
+            float sum = over_rows(s.l[t][n], true, TILE_ROW_LANES);
+            if (sinks) sum += fast_exp2(sinks[(first_row + t * TILE_TOKENS + tile_sum_token(n)) % group] * LOG2E - s.m[t][n] * factor);
+            per_sum[n] = fast_divide(1.0f, sum);
+        }
         u32 row = first_row + t * TILE_TOKENS + reader_token(LANE % READERS);
         f16 *to = out + ((u64)(row / group) * heads + row % group) * HEAD_DIM;
         UNROLL for (u32 d = 0; d < DIM_TILES; ++d) {

@@ -20,8 +20,8 @@ Progress = Callable[[str, int, int | None], None]
 Hook = Callable[[str, Any], None]
 """Called with the name and the array of each intermediate result of a model. The array is lent: copy what you keep.
 
-Names: token_embd; for each layer i blk.i.attn_q (T, H, D) and blk.i.attn_k (T, G, D), both rotated, and blk.i, the
-residual stream (T, E) behind the layer.
+Names: token_embd; for each layer i blk.i.attn_q (T, H, D) and blk.i.attn_k (T, G, D), both rotated, before them
+blk.i.attn_sinks (H,) where the layer has sinks, and blk.i, the residual stream (T, E) behind the layer.
 """
 Pooling = Literal["mean", "last"]
 MAX_LOGPROBS = 100
@@ -55,7 +55,8 @@ class RopeConfig:
     original_context: int = 0
     """Positions of the training before the context was extended. YaRN and `query_growth` need it."""
     query_growth: float = 0.0
-    """b of Mistral 3: a query at position p is scaled by 1 + b * ln(1 + floor(p / original_context))."""
+    """b of Mistral 3: a query at p is scaled by 1 + b * ln(1 + floor((p + query_offset) / original_context))."""
+    query_offset: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,19 +94,20 @@ class ModelConfig:
         num_layers: Number of blocks.
         width: E, the components of the residual stream.
         num_heads: H, query heads.
-        num_kv_heads: G, key and value heads; H / G query heads share one.
-        head_dim: D, components of one head.
-        ffn_width: F, components inside the feed-forward.
+        layer_kv_heads: G of each layer, key and value heads; H / G query heads share one.
+        layer_head_dims, layer_ffn_widths: D and F of each layer, components of one head and inside the feed-forward.
         vocab_size: V, rows of the embedding.
         context_length: Positions the model was trained for.
-        norm: "rms" (RMSNorm) or "layer" (LayerNorm).
-        norm_eps: Number that is added to the variance before the root.
+        norm, norm_eps: "rms" (RMSNorm) or "layer" (LayerNorm), and what is added to the variance before the root.
         activation: "silu", "gelu" (tanh form), "gelu_erf" or "xielu".
         attention_scale: Factor of the scores, before soft cap and mask.
         ropes: The distinct rotary embeddings of the model. Where q and k are normed behind their rotation, the last one
             rotates nothing.
         layer_ropes: Index into `ropes` for each layer.
         layer_windows: Sliding window W of each layer: a query sees the W latest positions, including its own. 0 = all.
+        layer_kv: The layer whose keys and values each layer reads: itself, or an earlier one, and has none of its own.
+        per_layer_width: P, numbers of the embedding that each layer has of its own. 0 = there is none.
+        num_gates: Gates of a layer's attention results: H, or H * D. 0 = there are none.
         attention_softcap: The scores become cap * tanh(score / cap). 0 = no cap.
         final_softcap: The logits become cap * tanh(logit / cap). 0 = no cap.
         embedding_scale: Factor of the embeddings.
@@ -123,9 +125,9 @@ class ModelConfig:
     num_layers: int
     width: int
     num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    ffn_width: int
+    layer_kv_heads: tuple[int, ...]
+    layer_head_dims: tuple[int, ...]
+    layer_ffn_widths: tuple[int, ...]
     vocab_size: int
     context_length: int
     norm: NormKind
@@ -135,6 +137,9 @@ class ModelConfig:
     ropes: tuple[RopeConfig, ...]
     layer_ropes: tuple[int, ...]
     layer_windows: tuple[int, ...]
+    layer_kv: tuple[int, ...]
+    per_layer_width: int = 0
+    num_gates: int = 0
     attention_softcap: float = 0.0
     final_softcap: float = 0.0
     embedding_scale: float = 1.0
@@ -146,6 +151,19 @@ class ModelConfig:
     is_parallel: bool = False
     has_learned_positions: bool = False
     xielu: tuple[tuple[float, ...], ...] = ()
+
+    @property
+    def num_kv_heads(self) -> int:
+        """The most of a layer, as of the two below."""
+        return max(self.layer_kv_heads)
+
+    @property
+    def head_dim(self) -> int:
+        return max(self.layer_head_dims)
+
+    @property
+    def ffn_width(self) -> int:
+        return max(self.layer_ffn_widths)
 
 
 @keywords()

@@ -155,15 +155,17 @@ def _step_bytes(config: ModelConfig, tokens: int, sequences: int) -> int:
 def _token_bytes(config: ModelConfig) -> int:
     """Bytes of a token's activations where a step has the most of them.
 
-    The stream, what is added to it and a kept operand, beside the larger of two: queries, keys and values in float32
-    with the queries and the result of attention in float16, or gate and up in float32 with their product in float16.
+    The stream, what is added to it and a kept operand, beside the larger of two: queries, keys, values and gates in
+    float32 with the queries and the result of attention in float16, or gate and up in float32 with their product in
+    float16. Beside these, what all layers have of a token as inputs of their own, with the two that they are made of.
     """
-    queries, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-    widest = max(4 * (queries + 2 * keys) + 4 * queries, 10 * config.ffn_width)
+    heads = zip(config.layer_head_dims, config.layer_kv_heads, strict=True)
+    attention = max(dim * (8 * config.num_heads + 8 * kv_heads) for dim, kv_heads in heads) + 6 * config.num_gates
+    widest = max(attention, 10 * config.ffn_width)
     if experts := config.experts:  # logits; for each expert of a token both halves, activations and a result
         of_each = 10 * experts.width + 4 * config.width + 20
         widest = max(widest, 4 * experts.count + experts.used * of_each, 10 * experts.shared_width)
-    return 16 * config.width + widest
+    return 16 * config.width + widest + 12 * config.num_layers * config.per_layer_width
 
 
 def _sequence_bytes(config: ModelConfig) -> int:

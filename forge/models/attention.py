@@ -2,50 +2,86 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from forge.config import Hook
+from forge.models.arch import ARCHS
 from forge.models.batch import Batch
 from forge.models.layer_tensors import LayerTensors
 from forge.models.layers import Linear
 from forge.models.qkv_edits import QKVEdits
 from forge.models.residual import ResidualStream
 from forge.models.rope import RotaryEmbedding
-from forge.ops.attention import AttentionSpec, paged_attention
+from forge.ops.activation import sigmoid_gate
+from forge.ops.attention import MAX_HEAD_DIM, AttentionSpec, paged_attention
 from forge.ops.decode_attention import decode_attention
 from forge.ops.kv_cache import take_slots
-from forge.ops.rope import RopeArgs, rope_append_kv
+from forge.ops.rope import RopeArgs, rope_append_kv, rope_queries
 from forge.state.model_state import ModelState
 
 
 class Attention:
     """Causal attention of H query heads over G heads of cached keys and values.
 
-    One product computes q, k and v. Attributes that hold weights are named like the file's tensors. Sources:
+    One product computes q, k and v, and gates of the results. A layer may have the keys for values, or read the keys
+    and values of an earlier layer. Attributes that hold weights are named like the file's tensors. Sources:
     arXiv:1706.03762, arXiv:2305.13245 (GQA).
     """
 
     def __init__(self, tensors: LayerTensors, ropes: list[RotaryEmbedding]) -> None:
         """ropes: The model's, as of `ModelConfig`."""
         config, self.index = tensors.config, tensors.index
-        queries, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+        self.kv_layer = config.layer_kv[self.index]
+        self.head_dim = config.layer_head_dims[self.index]
+        self.gates = config.num_gates if tensors.has("attn_gate") else 0
         self.attn_norm = tensors.norm_before("attn_norm")
-        self.attn_qkv = tensors.linear({"attn_q": queries, "attn_k": keys, "attn_v": keys}, config.width, "attn_qkv")
+        self.values_are_keys = False
+        self.attn_qkv = self._load_qkv(tensors)
         self.attn_qkv_bias: Any = None
-        """float32 ((H + 2G) * D,), which the RoPE op adds; None where `attn_qkv` has the bias, or no bias exists."""
-        self.attn_q_norm = self.attn_k_norm = None
+        """float32, for the RoPE op, which adds it; None where `attn_qkv` has the bias, or no bias exists."""
+        self.attn_q_norm = self.attn_k_norm = self.attn_v_norm = None
         self.edits = QKVEdits(tensors, ropes)
         self.rope = self.edits.rope
         if not self.edits:
             self.attn_qkv_bias, self.attn_qkv.bias = self.attn_qkv.bias, None
         if not self.edits.norms and (tensors.has_norm("attn_q_norm") or tensors.has_norm("attn_k_norm")):
-            self.attn_q_norm = tensors.vector("attn_q_norm", config.head_dim)
-            self.attn_k_norm = tensors.vector("attn_k_norm", config.head_dim)
-        self.attn_output = tensors.linear({"attn_output": config.width}, queries)
-        self.post_attention_norm = tensors.norm("post_attention_norm")
-        window = config.layer_windows[self.index]
-        self.spec = AttentionSpec(config.attention_scale, window, config.attention_softcap, tensors.is_deterministic)
+            self.attn_q_norm = tensors.vector("attn_q_norm", self.head_dim)
+            if self.has_kv:
+                self.attn_k_norm = tensors.vector("attn_k_norm", self.head_dim)
+        if ARCHS[config.arch].norms_rotated_heads and self.rope.config.dim:
+            self.attn_q_norm = self.attn_k_norm = tensors.ones(self.head_dim)
+        if ARCHS[config.arch].norms_values:
+            self.attn_v_norm = tensors.ones(self.head_dim)
+        self.attn_output = tensors.linear({"attn_output": config.width}, config.num_heads * self.head_dim)
+        self.post_attention_norm = tensors.norm_behind("post_attention_norm")
+        sinks = tensors.vector("attn_sinks", config.num_heads) if tensors.has("attn_sinks") else None
+        numbers = config.attention_scale, config.layer_windows[self.index], config.attention_softcap
+        is_chunked = ARCHS[config.arch].is_chunked and config.layer_windows[self.index] > 0
+        self.spec = AttentionSpec(*numbers, tensors.is_deterministic, sinks, is_chunked)
         self.norm_eps = config.norm_eps
+
+    @property
+    def has_kv(self) -> bool:
+        """Whether the layer has keys and values of its own."""
+        return self.kv_layer == self.index
+
+    def _load_qkv(self, tensors: LayerTensors) -> Linear:
+        config = tensors.config
+        keys = config.layer_kv_heads[self.index] * self.head_dim
+        rows = {"attn_q": config.num_heads * self.head_dim}
+        if self.has_kv:
+            is_joined = tensors.is_stored("attn_qkv")
+            self.values_are_keys = not (tensors.is_required("attn_v") or tensors.is_stored("attn_v") or is_joined)
+            rows |= {"attn_k": keys} if self.values_are_keys else {"attn_k": keys, "attn_v": keys}
+            if self.gates and is_joined:
+                rows = {"attn_qkv": sum(rows.values())}
+        else:  # files that were made of checkpoints with all matrices may have them
+            for tensor in ("attn_k", "attn_v", "attn_k_norm"):
+                tensors.ignore(tensor)
+        if self.gates:
+            return tensors.linear(rows | {"attn_gate": self.gates}, config.width)
+        return tensors.linear(rows, config.width, "attn_qkv" if self.has_kv else None)
 
     def linears(self) -> list[Linear]:
         """The layer's matrix products, in the order of their launches."""
@@ -53,24 +89,43 @@ class Attention:
 
     def __call__(self, stream: ResidualStream, batch: Batch, state: ModelState, hook: Hook | None) -> None:
         """Add the result to the stream, and keys and values of the batch's T tokens to the state."""
-        kv, table = state[self.index]
-        slot_mapping, page_table = batch.tables[table]
         # A hook sees what that op does not write, and it adds up in another order than the ops of prompts.
         is_one_op = batch.is_decode and hook is None and not self.spec.is_deterministic
+        is_one_op = is_one_op and self.has_kv and self.head_dim <= MAX_HEAD_DIM
         operand = stream.normed(self.attn_norm)  # (T, E)
         split_k = "allowed" if is_one_op and not self.edits else "never"
         qkv = self.attn_qkv(operand, split_k=split_k)  # (T, (H + 2G) * D)
         self.edits(qkv, batch)
-        norms, tables, style = (self.attn_q_norm, self.attn_k_norm), self.rope, self.rope.config.style
-        rope = RopeArgs(self.attn_qkv_bias, *norms, tables.cos_sin, tables.query_scale, self.norm_eps)
-        if is_one_op:
-            where = batch.lengths, slot_mapping, kv, page_table
-            attended = decode_attention(qkv, rope, *where, self.spec, style=style)
-        else:
-            q = rope_append_kv(qkv, rope, batch.positions, slot_mapping, kv, style=style)  # (T, H, D)
-            if hook:
-                hook(f"blk.{self.index}.attn_q", q)
-                hook(f"blk.{self.index}.attn_k", take_slots(slot_mapping, kv.k))  # (T, G, D)
-            attended = paged_attention(q, kv, batch.starts, batch.lengths, page_table, self.spec)
+        attended = (self._decode if is_one_op else self._attend)(qkv, batch, state, hook)
         attended = attended.reshape(len(attended), -1)  # (T, H * D)
+        if self.gates:
+            attended = sigmoid_gate(attended, qkv, self.gates)
         stream.add(self.attn_output, attended, self.post_attention_norm)
+
+    def _rope_args(self) -> RopeArgs:
+        norms, tables = (self.attn_q_norm, self.attn_k_norm), (self.rope.cos_sin, self.rope.query_scale)
+        args = RopeArgs(self.attn_qkv_bias, *norms, *tables, self.norm_eps)
+        return replace(args, v_norm=self.attn_v_norm, values_are_keys=self.values_are_keys, rest=self.gates)
+
+    def _decode(self, qkv: Any, batch: Batch, state: ModelState, hook: Hook | None) -> Any:
+        """The attended values (T, H, D) of one token of each sequence, in one launch."""
+        kv, table = state[self.kv_layer]
+        slot_mapping, page_table = batch.tables[table]
+        where = batch.lengths, slot_mapping, kv, page_table
+        return decode_attention(qkv, self._rope_args(), *where, self.spec, style=self.rope.config.style)
+
+    def _attend(self, qkv: Any, batch: Batch, state: ModelState, hook: Hook | None) -> Any:
+        """The attended values (T, H, D) of any batch."""
+        kv, table = state[self.kv_layer]
+        slot_mapping, page_table = batch.tables[table]
+        rope, style = self._rope_args(), self.rope.config.style
+        if self.has_kv:
+            q = rope_append_kv(qkv, rope, batch.positions, slot_mapping, kv, style=style)  # (T, H, D)
+        else:
+            q = rope_queries(qkv.reshape(len(qkv), -1, self.head_dim), rope, batch.positions, style=style)
+        if hook:
+            if self.spec.sinks is not None:
+                hook(f"blk.{self.index}.attn_sinks", self.spec.sinks)
+            hook(f"blk.{self.index}.attn_q", q)
+            hook(f"blk.{self.index}.attn_k", take_slots(slot_mapping, kv.k))  # (T, G, D)
+        return paged_attention(q, kv, batch.starts, batch.lengths, page_table, self.spec)

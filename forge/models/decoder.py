@@ -12,6 +12,7 @@ from forge.models.attention import Attention
 from forge.models.batch import Batch
 from forge.models.family import Sublayer
 from forge.models.feed_forward import FeedForward
+from forge.models.layer_end import LayerEnd, PerLayerInputs
 from forge.models.layer_tensors import LayerTensors
 from forge.models.layers import Linear, Norm
 from forge.models.moe import MixtureOfExperts
@@ -42,6 +43,8 @@ class Decoder:
         self._ropes = [RotaryEmbedding(rope, backend) for rope in config.ropes]
         self._rope_positions = 0
         self.layers: list[tuple[Mixer, FeedForward | MixtureOfExperts]] = []
+        self.ends: list[LayerEnd] = []
+        """What comes behind each layer, where the family has that."""
         first: dict[Sublayer, int] = {}  # the index of the first layer with a sublayer
         for index, layer in enumerate(ARCHS[config.arch].layers(config.num_layers, config.layer_experts)):
             of_mixer, of_feed_forward = (
@@ -53,6 +56,9 @@ class Decoder:
             mixer = _MIXERS[layer[0].kind](of_mixer, self._ropes)
             beside = self._norm_beside(of_feed_forward, of_mixer, mixer) if config.is_parallel else None
             self.layers.append((mixer, _FEED_FORWARDS[layer[1].kind](of_feed_forward, beside)))
+            if end := ARCHS[config.arch].end:
+                of_end = LayerTensors(weights, config, end, index, 0, is_deterministic=is_deterministic)
+                self.ends.append(LayerEnd(of_end))
         self._load_outer(weights)
 
     def _norm_beside(self, of_feed_forward: LayerTensors, of_mixer: LayerTensors, mixer: Mixer) -> Norm:
@@ -71,6 +77,8 @@ class Decoder:
         self.position_embd = None
         if config.has_learned_positions:
             self.position_embd = tensors.matrix("position_embd", config.context_length, config.width)
+        self.per_layer_inputs = PerLayerInputs(tensors) if config.per_layer_width else None
+        self.token_embd_norm = tensors.norm("token_embd_norm")
         output_norm, logit_norm = (tensors.norm_before("output_norm", scale) for scale in (1.0, config.logit_scale))
         assert output_norm
         assert logit_norm
@@ -82,9 +90,13 @@ class Decoder:
 
     def linears(self) -> Iterator[Linear]:
         """Every matrix product of a decode step, in order."""
-        for mixer, feed_forward in self.layers:
+        if self.per_layer_inputs:
+            yield self.per_layer_inputs.per_layer_model_proj
+        for index, (mixer, feed_forward) in enumerate(self.layers):
             yield from mixer.linears()
             yield from feed_forward.linears()
+            if self.ends:
+                yield from self.ends[index].linears()
         yield self.output
 
     def reserve(self, positions: int) -> None:
@@ -113,6 +125,9 @@ class Decoder:
         x = embed(batch.ids, self.token_embd, self.config.embedding_scale / self.config.residual_scale)  # (T, E)
         if self.position_embd is not None:
             x = add(x, embed(batch.positions, self.position_embd, 1.0))
+        if self.token_embd_norm:
+            x = self.token_embd_norm(x)
+        inputs = self.per_layer_inputs(batch.ids, x) if self.per_layer_inputs else None
         if hook:
             hook("token_embd", x)
         # Products of several sequences' tokens are split-K partials. Their sum is a launch, unless the next norm adds
@@ -125,6 +140,8 @@ class Decoder:
                 stream.keep(feed_forward.beside)
             mixer(stream, batch, state, hook)
             feed_forward(stream, batch, hook)
+            if self.ends:
+                self.ends[index](stream, inputs)
             if hook:
                 hook(f"blk.{index}", stream.value())
         return stream

@@ -23,9 +23,9 @@ PLAIN_WITH_BIAS = "ffn_up ffn_up.bias ffn_down ffn_down.bias"
 
 ExpertActivation = Literal["silu", "gelu", "clamped_swiglu", "relu2"]
 """silu and gelu of a gate times an up, gpt-oss' of both, and the square of an up where it is positive."""
-SublayerKind = Literal["attention", "gated", "plain", "experts", "outer"]
+SublayerKind = Literal["attention", "gated", "plain", "experts", "end", "outer"]
 """attention is a mixer. Feed-forwards: gated, down(activation(gate(x)) * up(x)), plain, down(activation(up(x))), and
-experts, a mixture of feed-forwards. outer is what lies outside of the layers."""
+experts, a mixture of feed-forwards. end is what comes behind both in a layer, outer what lies outside of layers."""
 QKNorm = Literal["rms_head", "layer_head", "rms_whole"]
 """Norms of q and k: RMS of each head with one weight for all (D,), LayerNorm of each head with weights of its own
 (H, D), or RMS of all heads together (H * D,)."""
@@ -41,7 +41,7 @@ class Sublayer:
 
     kind: SublayerKind
     tensors: str
-    """Tensors that every such layer has.
+    """Tensors that every such layer has. A layer whose attn_v is optional and not there has the keys for values.
 
     In any family a file may hold q, k and v joined as attn_qkv (`--fuse-qkv` of llama.cpp's converter), and gate and up
     as an ffn_up of twice the rows (phi3's files)."""
@@ -74,6 +74,9 @@ class Arch:
     """The pairing its checkpoints are converted for: Q and K of llama are permuted to interleaved pairs."""
     nope: Literal["none", "global", "all"] = "none"
     """Layers without rotation: those without a window of a model that has one, or all."""
+    nope_temperature: tuple[float, int] | None = None
+    """In layers without rotation queries grow with the position p, by 1 + b * ln(1 + floor((p + 1) / n)): b and n where
+    the file names none; None = they do not."""
     nope_every: int = 0
     """Every Nth layer is without rotation; 0 = none is."""
     nope_key: bool = False
@@ -88,6 +91,8 @@ class Arch:
     experts: Sublayer | None = None
     """The feed-forward of layers with experts, in models that have experts. None = the family has none."""
     router: Router = Router()
+    end: Sublayer | None = None
+    """What comes behind mixer and feed-forward in all layers; None = nothing."""
     norm: NormKind = "rms"
     activation: Activation = "silu"
     parallel: Literal["never", "always", "key", "without_ffn_norm"] = "never"
@@ -105,11 +110,21 @@ class Arch:
     """Sliding window where the file names none; 0 = none; None = the file has to name it."""
     default_softcaps: tuple[float, float] = (0.0, 0.0)
     """Soft caps of scores and of logits where the file names none; 0 = none."""
+    is_chunked: bool = False
+    """Windows are chunks: a query sees the positions of its own."""
     global_every: int = 0
     """With a window: every Nth layer attends to everything; 0 = every layer has the window; 1 = no layer has it."""
     local_rope_base: float | None = None
     """RoPE base of windowed layers where the file names none, without RoPE scaling; 0 = the base of global layers;
     None = their base and scaling."""
+    attention_scale: float | None = None
+    """Factor of scores where the file names none; None = D**-0.5."""
+    norms_rotated_heads: bool = False
+    """Queries and keys of layers with a rotation have an RMS norm without weights."""
+    norms_values: bool = False
+    """Values have an RMS norm without weights."""
+    post_norm_eps: float | None = None
+    """Epsilon of norms behind mixers and feed-forwards; None = that of all norms."""
     width_scaled_layers: int | None = None
     """The model of this many layers scales scores by sqrt(E/H), not by sqrt(D)."""
 

@@ -27,9 +27,10 @@ class FeedForward:
         self.beside = beside
         self.ffn_norm = beside or tensors.norm_before("ffn_norm")
         matrices = ("ffn_up",) if self.glu == "none" else ("ffn_gate", "ffn_up")  # one product computes them all
-        self.ffn_up = tensors.linear(dict.fromkeys(matrices, config.ffn_width), config.width, "ffn_up")
-        self.ffn_down = tensors.linear({"ffn_down": config.width}, config.ffn_width)
-        self.post_ffw_norm = tensors.norm("post_ffw_norm")
+        width = config.layer_ffn_widths[tensors.index]
+        self.ffn_up = tensors.linear(dict.fromkeys(matrices, width), config.width, "ffn_up")
+        self.ffn_down = tensors.linear({"ffn_down": config.width}, width)
+        self.post_ffw_norm = tensors.norm_behind("post_ffw_norm")
 
     def linears(self) -> list[Linear]:
         """The layer's matrix products, in the order of their launches."""

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from forge.config import ModelConfig
+from forge.models.arch import ARCHS
 from forge.models.family import Sublayer
 from forge.models.layers import Linear, Norm
 from forge.models.weights import Weights
@@ -53,6 +54,18 @@ class LayerTensors:
         """Whether the layer has this norm. All layers with the same sublayer have it if the first one does."""
         is_there = self._weights.has(self._full(self.stored(tensor), self._first))
         return tensor in self._required or (tensor in self._optional and is_there)
+
+    def is_required(self, tensor: str) -> bool:
+        """Whether every such layer of the family has the tensor."""
+        return tensor in self._required
+
+    def is_stored(self, tensor: str) -> bool:
+        """Whether the file has the tensor of this layer."""
+        return self._weights.has(self._name(tensor))
+
+    def ignore(self, tensor: str) -> None:
+        """Take a tensor that some files have and the model does not read."""
+        self._weights.ignore(self._name(tensor))
 
     def linear(self, tensors: dict[str, int], cols: int, joined: str | None = None) -> Linear:
         """The named matrices, by their rows, as one product; a bias if the family has it or this file brings it.
@@ -118,6 +131,21 @@ class LayerTensors:
             found.eps /= self.config.residual_scale**2
         return found
 
+    def norm_behind(self, tensor: str) -> Norm | None:
+        """A norm of a result that is added to the stream."""
+        found = self.norm(tensor)
+        if found:
+            found.eps = ARCHS[self.config.arch].post_norm_eps or found.eps
+        return found
+
+    def number(self, tensor: str) -> float:
+        """The number that a tensor of one holds."""
+        return self._weights.number(self._name(tensor))
+
+    def ones(self, size: int) -> Any:
+        """(size,) float32 on the device: the weights of a norm without weights."""
+        return self._weights.backend.asarray(np.ones(size, np.float32))
+
     def vector(self, tensor: str, size: int, factor: float = 1.0) -> Any:
         """(size,) float32 on the device, times the factor."""
         if self.stored(tensor) == "1":
@@ -126,4 +154,5 @@ class LayerTensors:
 
     def heads(self, tensor: str, count: int) -> Any:
         """(count, D) float32 on the device: a vector for each head."""
-        return self._weights.array({self._name(tensor): (count, self.config.head_dim)})
+        dim = self.config.layer_head_dims[self.index]
+        return self._weights.array({self._name(tensor): (count, dim)})

@@ -23,7 +23,8 @@ class QKVEdits:
         """ropes: The model's, as of `ModelConfig`."""
         rope = ropes[tensors.config.layer_ropes[tensors.index]]
         config, arch = tensors.config, ARCHS[tensors.config.arch]
-        heads, kv_heads, dim = config.num_heads, config.num_kv_heads, config.head_dim
+        heads, index = config.num_heads, tensors.index
+        kv_heads, dim = config.layer_kv_heads[index], config.layer_head_dims[index]
         self.head_dim, self.norm_eps, self.clamp = dim, config.norm_eps, config.qkv_clamp
         self.norms: tuple[Any, Any] | None = None
         has_norms = tensors.has_norm("attn_q_norm") or tensors.has_norm("attn_k_norm")

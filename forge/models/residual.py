@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from forge.models.layers import Linear, Norm
-from forge.ops.activation import add
+from forge.ops.activation import add, add_and_scale
 from forge.ops.embed import take_rows
 from forge.ops.norm import as_operand
 from forge.ops.norm import norm as normalize
@@ -58,6 +58,11 @@ class ResidualStream:
         if self._pending is not None:  # two results without a norm between them
             self.x = add(self.x, self._pending)
         self._pending = addend
+
+    def scale(self, factor: float) -> None:
+        """Multiply the stream, with what is pending."""
+        pending, self._pending = self._pending, None
+        add_and_scale(self.x, pending, factor)
 
     def take(self, rows: Any) -> None:
         """Reduce the stream to these rows: int32 (R,)."""

@@ -56,6 +56,8 @@ class RotaryEmbedding:
             angles = position[:, None] * frequencies(rope)
             cos_sin = (np.stack([np.cos(angles), np.sin(angles)], axis=-1) * rope.magnitude).astype(np.float32)
             if rope.query_growth:
-                scale = (1 + rope.query_growth * np.log(1 + position // rope.original_context)).astype(np.float32)
+                scale = (
+                    1 + rope.query_growth * np.log(1 + (position + rope.query_offset) // rope.original_context)
+                ).astype(np.float32)
                 self.query_scale = self._backend.asarray(scale)
         self.cos_sin = self._backend.asarray(cos_sin)

@@ -181,6 +181,15 @@ class Weights:
     def _beside(self, shapes: Mapping[str, tuple[int, int]]) -> Any:
         return self.backend.asarray(np.concatenate([self.file.load(name) for name in shapes], axis=1).reshape(-1))
 
+    def number(self, name: str) -> float:
+        """The number that a tensor of one holds."""
+        self._take(name, (1,))
+        return float(self.file.load(name)[0])
+
+    def ignore(self, name: str) -> None:
+        """A tensor may be there, and the model does not read it."""
+        self._taken.add(name)
+
     def _loaded(self, shapes: Mapping[str, tuple[int, ...]], factor: float) -> Any:
         loaded = np.concatenate([self.file.load(name) for name in shapes])
         return self.backend.asarray(loaded if factor == 1.0 else loaded * np.float32(factor))

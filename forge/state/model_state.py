@@ -41,7 +41,8 @@ class StoredKind(Kind, Protocol):
 def kinds_of(
     config: ModelConfig, *, context: int, page_size: int, step_tokens: int, itemsize: int
 ) -> tuple[PagedKV, ...]:
-    """The kinds of a model's layers, the one that grows with the context first.
+    """The kinds of a model's layers, those that grow with the context first. Layers with the same window and heads are
+    of one kind. Layers that read the keys and values of others are of none.
 
     Args:
         config: The model.
@@ -50,14 +51,16 @@ def kinds_of(
         step_tokens: Most tokens of one sequence in one step.
         itemsize: Bytes of a number of keys and values.
     """
-    layers: dict[int, list[int]] = {}
+    layers: dict[tuple[int, int, int], list[int]] = {}
     for layer, window in enumerate(config.layer_windows):
-        layers.setdefault(window if window < context else 0, []).append(layer)
-    shape = page_size, config.num_kv_heads, config.head_dim, itemsize
-    return tuple(
-        WindowKV(tuple(own), *shape, window, step_tokens) if window else PagedKV(tuple(own), *shape)
-        for window, own in sorted(layers.items())
-    )
+        if config.layer_kv[layer] == layer:
+            heads = config.layer_kv_heads[layer], config.layer_head_dims[layer]
+            layers.setdefault((window if window < context else 0, *heads), []).append(layer)
+    kinds: list[PagedKV] = []
+    for (window, kv_heads, head_dim), own in sorted(layers.items()):
+        shape = tuple(own), page_size, kv_heads, head_dim, itemsize
+        kinds.append(WindowKV(*shape, window, step_tokens) if window else PagedKV(*shape))
+    return tuple(kinds)
 
 
 class ModelState:

@@ -154,15 +154,17 @@ class ModelConfig:
 
     @property
     def num_kv_heads(self) -> int:
-        """The most of a layer, as of the two below."""
+        """The most KV heads of a layer."""
         return max(self.layer_kv_heads)
 
     @property
     def head_dim(self) -> int:
+        """The most components of a head."""
         return max(self.layer_head_dims)
 
     @property
     def ffn_width(self) -> int:
+        """The widest feed-forward."""
         return max(self.layer_ffn_widths)
 
 

@@ -95,10 +95,12 @@ class ModelConfig:
         width: E, the components of the residual stream.
         num_heads: H, query heads.
         layer_kv_heads: G of each layer, key and value heads; H / G query heads share one.
-        layer_head_dims, layer_ffn_widths: D and F of each layer, components of one head and inside the feed-forward.
+        layer_head_dims: D of each layer, components of one head.
+        layer_ffn_widths: F of each layer, components inside the feed-forward.
         vocab_size: V, rows of the embedding.
         context_length: Positions the model was trained for.
-        norm, norm_eps: "rms" (RMSNorm) or "layer" (LayerNorm), and what is added to the variance before the root.
+        norm: "rms" (RMSNorm) or "layer" (LayerNorm).
+        norm_eps: Number that is added to the variance before the root.
         activation: "silu", "gelu" (tanh form), "gelu_erf" or "xielu".
         attention_scale: Factor of the scores, before soft cap and mask.
         ropes: The distinct rotary embeddings of the model. Where q and k are normed behind their rotation, the last one

@@ -25,6 +25,8 @@ BPE: dict[str, Any] = {
     "merges": ["a b"],
     "eos_token_id": 0,
 }
+LINES = BPE | {"model": "gemma4", "tokens": ["<e>", "a", "▁b", "a▁b", "<0x0A>"], "token_type": [3, 1, 1, 1, 6]}
+LINES |= {"merges": ["▁ b", "a ▁b"], "bos_token_id": 0}
 
 
 def load(keys: dict[str, Any]) -> Tokenizer:
@@ -39,6 +41,7 @@ def without(keys: dict[str, Any], name: str) -> dict[str, Any]:
 def test_the_base_cases_are_well_formed() -> None:
     assert load(SPM).encode("ab\n") == [1, 0, 4, 5, 3]
     assert load(BPE).encode("ab") == [3]
+    assert load(LINES).encode("a b\n") == load(LINES | {"add_bos_token": False}).encode("a bx\n") == [0, 3, 4]
 
 
 MALFORMED: dict[str, tuple[dict[str, Any], str]] = {
@@ -161,16 +164,25 @@ VALUES = st.one_of(
     st.integers(-3, 8),
     st.floats(),
     st.text(max_size=3),
-    st.sampled_from(["llama", "gpt2", "gpt-2"]),
+    st.sampled_from(["llama", "gpt2", "gpt-2", "gemma4", "sarvam-moe"]),
     st.lists(st.text("ab <>", max_size=3) | st.sampled_from(["a b", "ab", "<s>", "<0x41>"]), max_size=6),
     st.lists(st.integers(-1, 7), max_size=6),
     st.lists(st.floats(), max_size=6),
     st.dictionaries(st.text(max_size=1), st.integers(), max_size=2),
 )
-KEYS = [*SPM, *BPE, "bos_token_id", "unknown_token_id", "add_bos_token", "add_space_prefix", "chat_template"]
+KEYS = [
+    *SPM,
+    *BPE,
+    "bos_token_id",
+    "suppress_tokens",
+    "unknown_token_id",
+    "add_bos_token",
+    "add_space_prefix",
+    "chat_template",
+]
 
 
-@given(st.sampled_from([SPM, BPE]), st.dictionaries(st.sampled_from(KEYS), VALUES, max_size=4), st.text("ab <>\n"))
+@given(st.sampled_from(BASES), st.dictionaries(st.sampled_from(KEYS), VALUES, max_size=4), st.text("ab <>\n"))
 def test_any_metadata_gives_a_tokenizer_or_one_error(base: dict[str, Any], changes: dict[str, Any], text: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

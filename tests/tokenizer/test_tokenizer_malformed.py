@@ -170,16 +170,9 @@ VALUES = st.one_of(
     st.lists(st.floats(), max_size=6),
     st.dictionaries(st.text(max_size=1), st.integers(), max_size=2),
 )
-KEYS = [
-    *SPM,
-    *BPE,
-    "bos_token_id",
-    "suppress_tokens",
-    "unknown_token_id",
-    "add_bos_token",
-    "add_space_prefix",
-    "chat_template",
-]
+KEYS = [*SPM, *BPE, "bos_token_id", "unknown_token_id", "suppress_tokens"]
+KEYS += ["add_bos_token", "add_space_prefix", "chat_template"]
+BASES = [SPM, BPE, LINES]
 
 
 @given(st.sampled_from(BASES), st.dictionaries(st.sampled_from(KEYS), VALUES, max_size=4), st.text("ab <>\n"))

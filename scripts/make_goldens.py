@@ -643,11 +643,11 @@ FAMILIES: dict[str, Family] = {
     "phi2": Family(
         "phi",
         {
-            **WIDE,
+            "hidden_size": 32,
             **rope(1e4, partial_rotary_factor=0.5),
             "num_hidden_layers": 3,
             "num_key_value_heads": 4,
-            "intermediate_size": 256,
+            "intermediate_size": 128,
             "layer_norm_eps": 1e-3,
             "tie_word_embeddings": False,
         },

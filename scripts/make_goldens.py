@@ -57,6 +57,8 @@ class Family:
     llamacpp: str | None = None  # the mutation that llama.cpp computes, where it differs from transformers
     llamacpp_args: tuple[Config, Config] = ({}, {})
     former_keys: Config = field(default_factory=dict)  # of configurations, which the converter asks for
+    vision: Config = field(default_factory=dict)  # of a model that holds a text model and another one beside it
+    file_keys: Config = field(default_factory=dict)  # that are written beside the converter's
     note: str = ""
 
 
@@ -79,7 +81,13 @@ def gelu_through_f16(model: Any) -> None:
 
 def final_norm(model: Any) -> Any:
     """The norm before the output's matrix."""
-    names = ("model.norm", "transformer.ln_f", "gpt_neox.final_layer_norm", "model.final_layernorm")
+    names = (
+        "model.norm",
+        "model.language_model.norm",
+        "transformer.ln_f",
+        "gpt_neox.final_layer_norm",
+        "model.final_layernorm",
+    )
     modules = dict(model.named_modules())
     return next(modules[name] for name in names if name in modules)
 
@@ -167,6 +175,59 @@ EXPERTS: Config = {"moe_intermediate_size": 16, "num_experts": 6, "num_experts_p
 SHORT = [1.0, 1.1, 1.3, 1.6, 2.0, 2.4]
 LONG = [1.2, 1.7, 2.9, 4.6, 6.8, 8.0]
 
+
+def without_layer_scalars(model: Any) -> None:
+    for layer in model.model.layers:
+        layer.layer_scalar.fill_(1.0)
+
+
+def values_without_norm(model: Any) -> None:
+    for layer in model.model.layers:
+        if hasattr(layer.self_attn, "v_norm"):
+            layer.self_attn.v_norm = torch.nn.Identity()
+
+
+def scale_of_the_head_size(model: Any) -> None:
+    for layer in model.model.layers:
+        layer.self_attn.scaling = layer.self_attn.head_dim**-0.5
+
+
+def without_embeddings_of_layers(model: Any) -> None:
+    model.model.embed_tokens_per_layer.weight.data.zero_()
+
+
+def half_open_gates(model: Any) -> None:
+    for layer in model.model.language_model.layers:
+        layer.self_attn.gate_proj.weight.data.zero_()
+
+
+GEMMA4: Config = {
+    "hidden_size": 32,
+    "intermediate_size": 32,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "global_head_dim": 16,
+    "sliding_window": 16,
+    "rms_norm_eps": 1e-3,
+    "vocab_size_per_layer_input": VOCAB,
+    "hidden_size_per_layer_input": 0,
+    "rope_parameters": {
+        LOCAL: {"rope_type": "default", "rope_theta": 1e4},
+        GLOBAL: {"rope_type": "proportional", "partial_rotary_factor": 0.25, "rope_theta": 1e6},
+    },
+}
+GEMMA4_WRONG: Mapping[str, Config | Edit] = {
+    "gelu_f16_table": gelu_through_f16,
+    "unscaled_embedding": unscaled_embedding,
+    "no_layer_scalars": without_layer_scalars,
+    "values_without_norm": values_without_norm,
+    "scale_of_the_head_size": scale_of_the_head_size,
+    "window+1": {"sliding_window": 17},
+    "all_rotated": rope(**{GLOBAL: {"partial_rotary_factor": 1.0}}),
+    "theta_global_1e4": rope(**{GLOBAL: {"rope_theta": 1e4}}),
+    "theta_local_1e6": rope(**{LOCAL: {"rope_theta": 1e6}}),
+    "eps_1e-6": {"rms_norm_eps": 1e-6},
+}
 FAMILIES: dict[str, Family] = {
     "mistral": Family(
         "mistral",
@@ -376,6 +437,103 @@ FAMILIES: dict[str, Family] = {
         },
         llamacpp="gelu_f16_table",
         note=GELU_NOTE,
+    ),
+    "gemma4": Family(
+        "gemma4_text",
+        {
+            **GEMMA4,
+            "num_hidden_layers": 4,
+            "layer_types": [LOCAL, LOCAL, GLOBAL, GLOBAL],
+            "attention_k_eq_v": True,
+            "num_global_key_value_heads": 1,
+            "final_logit_softcapping": 8.0,
+        },
+        {**GEMMA4_WRONG, "no_softcap": {"final_logit_softcapping": None}},
+        llamacpp="gelu_f16_table",
+        note="12B and 31B: global layers have larger heads, fewer KV heads, and the keys for values. " + GELU_NOTE,
+    ),
+    "gemma4_e2b": Family(
+        "gemma4_text",
+        {
+            **GEMMA4,
+            "num_hidden_layers": 6,
+            "num_key_value_heads": 1,
+            "layer_types": [LOCAL, LOCAL, GLOBAL, LOCAL, LOCAL, GLOBAL],
+            "hidden_size_per_layer_input": 8,
+            "num_kv_shared_layers": 3,
+            "use_double_wide_mlp": True,
+        },
+        {**GEMMA4_WRONG, "no_embeddings_of_layers": without_embeddings_of_layers},
+        runs_in_llamacpp=False,
+        note="E2B and E4B: an embedding for each layer; the last layers read keys and values of earlier ones and are "
+        "twice as wide. llama.cpp's logits are 0.6 to 0.8 away, and the cause was not found; transformers is right.",
+    ),
+    "muse_glimmer": Family(
+        "muse_glimmer",
+        {
+            "hidden_size": 32,
+            "head_dim": 8,
+            "num_hidden_layers": 4,
+            "sliding_window": 16,
+            "rms_norm_eps": 1e-3,
+            "tie_word_embeddings": False,
+            "hidden_activation": "silu",
+            "output_multiplier": 0.5,
+            "final_logit_softcapping": 8.0,
+            "qk_scale_factor": 3.87,
+            "post_norm_eps": 1e-8,
+            **rope(1e4, "default"),
+        },
+        {
+            "window+1": {"sliding_window": 17},
+            "no_query_factor": {"qk_scale_factor": 1.0},
+            "no_multiplier": {"output_multiplier": 1.0},
+            "no_softcap": {"final_logit_softcapping": 1e6},
+            "eps_behind": {"post_norm_eps": 1e-3},
+            "eps_1e-6": {"rms_norm_eps": 1e-6},
+            "theta_1e6": rope(1e6),
+            "half_open_gates": half_open_gates,
+            "rope_everywhere": {"layer_rope_theta": [1e4] * 4},
+        },
+        vision={
+            **dict.fromkeys(("hidden_size", "intermediate_size"), 8),
+            **dict.fromkeys(("num_hidden_layers", "num_attention_heads"), 1),
+            **dict.fromkeys(("patch_size", "pos_emb_height", "pos_emb_width"), 2),
+        },
+        note="norms without weights of the embedding and of q and k, gates, every fourth layer global and not rotated.",
+    ),
+    "llama4": Family(
+        "llama4_text",
+        {
+            **WIDE,
+            **D16,
+            **rope(1e4),
+            "num_hidden_layers": 4,
+            "intermediate_size_mlp": 48,
+            "moe_layers": [],
+            "num_local_experts": 0,
+            "attention_chunk_size": 16,
+            "floor_scale": 16,
+            "attn_scale": 0.5,
+            "rms_norm_eps": 1e-3,
+        },
+        {
+            "chunk_17": {"attention_chunk_size": 17},
+            "no_chunks": {"layer_types": [GLOBAL] * 4},
+            "no_temperature": {"attn_temperature_tuning": False},
+            "no_qk_norm": {"use_qk_norm": False},
+            "rope_everywhere": {"no_rope_layers": [1] * 4},
+            "theta_1e5": rope(1e5),
+            "eps_1e-6": {"rms_norm_eps": 1e-6},
+        },
+        runs_in_llamacpp=False,
+        file_keys={
+            "attention.sliding_window": 16,
+            "attention.temperature_length": 16,
+            "attention.temperature_scale": 0.5,
+        },
+        note="without experts. llama.cpp fixes chunks and the temperature's length at 8,192 positions: keys of the "
+        "file say them here.",
     ),
     "phi3_window": Family(
         "phi3",
@@ -675,6 +833,11 @@ def merged(config: Config, patch: Config) -> dict[str, Any]:
 def model_of(family: Family, patch: Config) -> Any:
     """The transformers model of a family's configuration with `patch` over it, in float32, with eager attention."""
     config = json.loads(json.dumps(merged(merged(BASE, family.config), patch)))
+    if family.vision:
+        parts = {"text_config": config, "vision_config": dict(family.vision), "tie_word_embeddings": False}
+        settings = transformers.AutoConfig.for_model(family.model_type, **parts)
+        both = transformers.AutoModelForImageTextToText.from_config(settings, attn_implementation="eager")
+        return both.float().eval()
     settings = transformers.AutoConfig.for_model(family.model_type, **config)
     return transformers.AutoModelForCausalLM.from_config(settings, attn_implementation="eager").float().eval()
 
@@ -699,11 +862,15 @@ def randomize(model: Any, seed: int, ids: NDArray[np.int32]) -> None:
     generator = torch.Generator().manual_seed(seed)
     for name, weight in model.named_parameters():
         noise = torch.randn(weight.shape, generator=generator)
+        if "vision" in name:
+            continue
         if is_vector(name, weight):
             weight.data = weight.data + 0.3 * noise  # transformers made it neutral: 0 or 1
+            if "gemma4" in model.config.model_type and "q_norm" in name:
+                weight.data *= 0.5  # its scores have no scale
             weight.data = weight.data.half().float() if weight.ndim > 1 else weight.data
-        elif weight is model.get_input_embeddings().weight:
-            scale = float(getattr(model.get_input_embeddings(), "scalar_embed_scale", 1.0))
+        elif "embed_tokens" in name or weight is model.get_input_embeddings().weight:
+            scale = float(getattr(model.get_submodule(name.removesuffix(".weight")), "scalar_embed_scale", 1.0))
             weight.data = (noise / (scale * getattr(model.config, "embedding_multiplier", 1.0))).half().float()
         elif "wpe" in name:
             weight.data = noise.half().float()
@@ -714,7 +881,9 @@ def randomize(model: Any, seed: int, ids: NDArray[np.int32]) -> None:
     for name, bias in model.named_buffers():
         if name.endswith("e_score_correction_bias"):
             bias.data = 0.3 * torch.randn(bias.shape, generator=generator)
-    offset = 1.0 if "gemma" in model.config.model_type else 0.0  # gemma's norms multiply by 1 + weight
+        if name.endswith("layer_scalar"):
+            bias.data = 0.5 + torch.rand(bias.shape, generator=generator)
+    offset = 1.0 if model.config.model_type in ("gemma", "gemma2", "gemma3_text") else 0.0  # norms times 1 + weight
     scale = LOGIT_STD / float(logits_of(model, ids).std())
     for parameter in final_norm(model).parameters():
         parameter.data = (parameter.data + offset) * scale - offset
@@ -725,6 +894,7 @@ def randomize(model: Any, seed: int, ids: NDArray[np.int32]) -> None:
 def neutral_edits(family: Family) -> dict[str, Edit]:
     """One mistake per kind of vector: every norm weight and every bias as if the file's were ignored."""
     fresh = {name: p.data for name, p in model_of(family, {}).named_parameters() if is_vector(name, p)}
+    fresh = {name: weight for name, weight in fresh.items() if "vision" not in name}
 
     def edit(kind: str) -> Edit:
         def apply(model: Any) -> None:
@@ -779,17 +949,29 @@ def save_tokenizer(folder: Path) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(settings), "utf-8")
 
 
-def convert(checkpoint: Path, out: Path, outtype: str, former_keys: Config) -> None:
+def convert(checkpoint: Path, out: Path, outtype: str, family: Family) -> None:
     """Run llama.cpp's own converter, told only that our tokenizer is a plain GPT-2 one."""
     converter: Any = importlib.import_module("convert_hf_to_gguf")
     base: Any = importlib.import_module("conversion.base")
     text_model, load = base.TextModel, base.ModelBase.load_hparams
+    write = text_model.set_gguf_parameters
+
+    def write_more(self: Any) -> None:
+        write(self)
+        for key, value in family.file_keys.items():
+            add = self.gguf_writer.add_float32 if isinstance(value, float) else self.gguf_writer.add_uint32
+            add(f"{self.gguf_writer.arch}.{key}", value)
+
     text_model.get_vocab_base_pre = lambda self, tokenizer: "gpt-2"  # it knows pre-tokenizers by the hash of their ids
     text_model._set_vocab_sentencepiece = text_model._set_vocab_glm = text_model._set_vocab_gpt2
     # The name matters: llama.cpp treats files called phi-3 in a special way.
     sys.argv = ["convert", str(checkpoint), "--outfile", str(out), "--outtype", outtype, "--model-name", "tiny random"]
-    with mock.patch.object(
-        base.ModelBase, "load_hparams", lambda *args, **named: {**load(*args, **named), **former_keys}
+    importlib.import_module("conversion.gemma").Gemma4Model.set_vocab = text_model._set_vocab_gpt2
+    with (
+        mock.patch.object(
+            base.ModelBase, "load_hparams", lambda *args, **named: {**load(*args, **named), **family.former_keys}
+        ),
+        mock.patch.object(text_model, "set_gguf_parameters", write_more),
     ):
         converter.main()
 
@@ -822,9 +1004,9 @@ def build(name: str, family: Family, out: Path) -> dict[str, Any]:
         checkpoint, exact = Path(scratch) / "hf", Path(scratch) / "f32.gguf"
         model.save_pretrained(checkpoint)
         save_tokenizer(checkpoint)
-        convert(checkpoint, folder / "model.gguf", "f16", family.former_keys)
+        convert(checkpoint, folder / "model.gguf", "f16", family)
         # llama.cpp multiplies F16 matrices by activations rounded to F16
-        convert(checkpoint, exact, "f32", family.former_keys)
+        convert(checkpoint, exact, "f32", family)
         is_run = HAS_LLAMA_CPP and family.runs_in_llamacpp
         runs = list(zip(prompts, family.contexts, family.llamacpp_args, strict=True)) if is_run else []
         other = [llamacpp_logits(exact, ids, context, args) for ids, context, args in runs]

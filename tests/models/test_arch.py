@@ -47,7 +47,9 @@ def test_logits_equal_transformers_at_every_position(name: str) -> None:
             np.testing.assert_allclose([each.logprob for each in more.logprobs], chosen, rtol=0, atol=2e-4)
 
 
-@pytest.mark.parametrize("name", ["gemma3", "ministral3", "phi3_window", "olmo3", "hunyuan", "granite"])
+@pytest.mark.parametrize(
+    "name", ["gemma3", "gemma4_e2b", "llama4", "ministral3", "phi3_window", "olmo3", "hunyuan", "granite"]
+)
 def test_attention_weights_equal_transformers_in_every_layer(name: str) -> None:
     """Windows by layer, both RoPE bases, norms of q and k before and behind RoPE, YaRN's magnitude, queries that grow
     with the position, a scale of the scores."""

@@ -49,23 +49,23 @@ KERNEL(BLOCK) expert_matmul(
         if (PREFETCH || HAS_PDL) load_turn(held[0], weight, planes, row, 0, end, inner);
         auto at_row = [&](u32 e, u32) { return row_of_x[e]; };
         multiply_turns(sum, stages, held, x, at_row, weight, planes, row, base, rows, inner, 0, end);
-        UNROLL for (u32 t = 0; t < TILES; ++t)
-            UNROLL for (u32 i = 0; i < TILE_VALUES; ++i) {
-                const u32 up = i + TILE_VALUES / 2 < TILE_VALUES ? i + TILE_VALUES / 2 : i;
-                u32 n = own + t * (GATED ? 8 : 16) + (GATED ? place_in_half(tile_sum_row(i)) : tile_sum_row(i));
-                if (n >= outputs || (GATED && up == i)) continue;
-                float of_first = bias ? bias[matrix + n] : 0.0f, of_up = GATED && bias ? bias[matrix + outputs + n] : 0.0f;
-                UNROLL for (u32 m = 0; m < TOKEN_TILES; ++m) {
-                    u32 token = base + m * TILE_TOKENS + tile_sum_token(i);
-                    if (token >= rows) continue;
-                    u32 pair = (u32)pairs[first + token];
-                    float factor = weights ? weights[pair] : 1.0f, value = sum[t][m][i] * factor + of_first;
-                    float other = GATED ? sum[t][m][up] * factor + of_up : 0.0f;
-                    if (GATED || h)
-                        h[(u64)pair * outputs + n] = to_f16(expert_activate(value, other, GATED ? activation : RELU2));
-                    else
-                        y[(u64)pair * stride + column + n] = value;
-                }
+        UNROLL for (u32 m = 0; m < TOKEN_TILES; ++m)
+            UNROLL for (u32 j = 0; j < TILE_LANE_TOKENS; ++j) {
+                u32 token = base + m * TILE_TOKENS + tile_sum_token(j);
+                if (token >= rows) continue;
+                u32 pair = (u32)pairs[first + token];
+                float factor = weights ? weights[pair] : 1.0f;
+                UNROLL for (u32 t = 0; t < TILES; ++t)
+                    UNROLL for (u32 i = j; i < (GATED ? TILE_VALUES / 2 : TILE_VALUES); i += TILE_LANE_TOKENS) {
+                        u32 n = own + t * (GATED ? 8 : 16) + (GATED ? place_in_half(tile_sum_row(i)) : tile_sum_row(i));
+                        if (n >= outputs) continue;
+                        float value = sum[t][m][i] * factor + (bias ? bias[matrix + n] : 0.0f), other = 0;
+                        if (GATED) other = sum[t][m][(i + TILE_VALUES / 2) % TILE_VALUES] * factor + (bias ? bias[matrix + outputs + n] : 0.0f);
+                        if (GATED || h)
+                            h[(u64)pair * outputs + n] = to_f16(expert_activate(value, other, GATED ? activation : RELU2));
+                        else
+                            y[(u64)pair * stride + column + n] = value;
+                    }
             }
     }
 }

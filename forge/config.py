@@ -52,6 +52,8 @@ class RopeConfig:
     magnitude: float = 1.0
     yarn_betas: tuple[float, float] | None = None
     """(fast, slow), the turns within the original context between which YaRN blends. None = no YaRN."""
+    yarn_rounds: bool = True
+    """Whether YaRN blends from a whole pair to a whole pair."""
     original_context: int = 0
     """Positions of the training before the context was extended. YaRN and `query_growth` need it."""
     query_growth: float = 0.0

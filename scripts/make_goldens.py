@@ -390,6 +390,27 @@ FAMILIES: dict[str, Family] = {
         {"three_experts": {"num_experts_per_tok": 3}, "no_selection_bias": no_selection_bias},
         note="sigmoid with a selection bias; RMS norms of all q and of all k heads together; half of a head rotates.",
     ),
+    "gpt_oss": Family(
+        "gpt_oss",
+        {
+            **D16,
+            **rope(1e4, "yarn", **YARN, truncate=False),
+            "intermediate_size": 32,
+            "num_local_experts": 6,
+            "num_experts_per_tok": 2,
+            "sliding_window": 16,
+            "layer_types": [LOCAL, GLOBAL, LOCAL],
+            "num_hidden_layers": 3,
+            "tie_word_embeddings": False,
+        },
+        {
+            "three_experts": {"num_experts_per_tok": 3},
+            "window+1": {"sliding_window": 17},
+            "all_local": {"layer_types": [LOCAL] * 3},
+        },
+        note="sinks, biases everywhere, clamped SwiGLU of interleaved gates and ups, the norm before experts is named "
+        "post_attention_norm.",
+    ),
     "mixtral": Family(
         "mixtral",
         {**D16, **rope(1e6), "intermediate_size": 32, "num_local_experts": 5, "num_experts_per_tok": 2},

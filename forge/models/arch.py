@@ -80,6 +80,18 @@ ARCHS: dict[str, Arch] = {
         qk_norm="rms_whole",
         global_every=1,
     ),
+    "gpt-oss": Arch(
+        mixers=(Sublayer("attention", f"{ATTENTION} {ATTENTION_BIAS} attn_sinks"),),
+        experts=Sublayer(
+            "experts",
+            f"ffn_norm=post_attention_norm {BARE_EXPERTS} ffn_gate_inp.bias ffn_gate_exps.bias ffn_up_exps.bias "
+            "ffn_down_exps.bias",
+        ),
+        router=Router(activation="clamped_swiglu"),
+        yarn_rounds=False,
+        default_window=None,
+        global_every=2,
+    ),
     "gemma": Arch(activation="gelu", scales_embedding=True),
     "gemma2": Arch(
         mixers=(Sublayer("attention", f"{ATTENTION} post_attention_norm", ATTENTION_BIAS),),
@@ -109,6 +121,13 @@ ARCHS: dict[str, Arch] = {
             ),
         ),
         feed_forwards=(Sublayer("gated", f"{FEED_FORWARD} post_ffw_norm"),),
+        experts=Sublayer(
+            "beside_experts",
+            f"{FEED_FORWARD} post_ffw_norm post_ffw_norm_1 pre_ffw_norm_2 post_ffw_norm_2 {BARE_EXPERTS} "
+            "ffn_gate_inp.scale",
+            "ffn_down_exps.scale",
+        ),
+        router=Router(activation="gelu"),
         end=Sublayer("end", "", "inp_gate proj post_norm layer_output_scale"),
         outer_optional="output per_layer_token_embd per_layer_model_proj per_layer_proj_norm",
         activation="gelu",
@@ -122,6 +141,8 @@ ARCHS: dict[str, Arch] = {
     "llama4": Arch(
         rope="interleaved",
         mixers=(Sublayer("attention", ATTENTION),),
+        experts=Sublayer("experts", f"{EXPERTS} {SHARED_EXPERT}"),
+        router=Router(scores="sigmoid", renormalizes=False, weighs_input=True),
         nope="global",
         nope_temperature=(0.1, 8192),
         norms_rotated_heads=True,

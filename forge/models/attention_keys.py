@@ -140,6 +140,7 @@ class AttentionKeys(Keys):
             scaled,
             frequency_scale=1.0 / factor,
             magnitude=self.number("rope.scaling.yarn_attn_factor", scaled.magnitude * magnitude),
+            yarn_rounds=self.arch.yarn_rounds,
             yarn_betas=(
                 self.number("rope.scaling.yarn_beta_fast", 32.0, minimum=1e-6, maximum=1e6),
                 self.number("rope.scaling.yarn_beta_slow", 1.0, minimum=1e-6, maximum=1e6),

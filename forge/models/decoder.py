@@ -15,7 +15,7 @@ from forge.models.feed_forward import FeedForward
 from forge.models.layer_end import LayerEnd, PerLayerInputs
 from forge.models.layer_tensors import LayerTensors
 from forge.models.layers import Linear, Norm
-from forge.models.moe import MixtureOfExperts
+from forge.models.moe import FeedForwardBesideExperts, MixtureOfExperts
 from forge.models.residual import ResidualStream
 from forge.models.rope import RotaryEmbedding
 from forge.models.weights import Weights
@@ -25,10 +25,12 @@ from forge.state.model_state import ModelState
 
 Mixer = Attention
 _MIXERS: dict[str, type[Mixer]] = {"attention": Attention}
-_FEED_FORWARDS: dict[str, type[FeedForward | MixtureOfExperts]] = {
+AnyFeedForward = FeedForward | MixtureOfExperts | FeedForwardBesideExperts
+_FEED_FORWARDS: dict[str, type[AnyFeedForward]] = {
     "gated": FeedForward,
     "plain": FeedForward,
     "experts": MixtureOfExperts,
+    "beside_experts": FeedForwardBesideExperts,
 }
 
 
@@ -42,7 +44,7 @@ class Decoder:
         self.token_embd = weights.matrix({"token_embd.weight": config.vocab_size}, cols=config.width)
         self._ropes = [RotaryEmbedding(rope, backend) for rope in config.ropes]
         self._rope_positions = 0
-        self.layers: list[tuple[Mixer, FeedForward | MixtureOfExperts]] = []
+        self.layers: list[tuple[Mixer, AnyFeedForward]] = []
         self.ends: list[LayerEnd] = []
         """What comes behind each layer, where the family has that."""
         first: dict[Sublayer, int] = {}  # the index of the first layer with a sublayer

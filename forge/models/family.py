@@ -23,9 +23,10 @@ PLAIN_WITH_BIAS = "ffn_up ffn_up.bias ffn_down ffn_down.bias"
 
 ExpertActivation = Literal["silu", "gelu", "clamped_swiglu", "relu2"]
 """silu and gelu of a gate times an up, gpt-oss' of both, and the square of an up where it is positive."""
-SublayerKind = Literal["attention", "gated", "plain", "experts", "end", "outer"]
-"""attention is a mixer. Feed-forwards: gated, down(activation(gate(x)) * up(x)), plain, down(activation(up(x))), and
-experts, a mixture of feed-forwards. end is what comes behind both in a layer, outer what lies outside of layers."""
+SublayerKind = Literal["attention", "gated", "plain", "experts", "beside_experts", "end", "outer"]
+"""attention is a mixer. Feed-forwards: gated, down(activation(gate(x)) * up(x)), plain, down(activation(up(x))),
+experts, a mixture of feed-forwards, and beside_experts, a gated one and a mixture. end is what comes behind both in a
+layer, outer what lies outside of layers."""
 QKNorm = Literal["rms_head", "layer_head", "rms_whole"]
 """Norms of q and k: RMS of each head with one weight for all (D,), LayerNorm of each head with weights of its own
 (H, D), or RMS of all heads together (H * D,)."""
@@ -114,6 +115,8 @@ class Arch:
     """Windows are chunks: a query sees the positions of its own."""
     global_every: int = 0
     """With a window: every Nth layer attends to everything; 0 = every layer has the window; 1 = no layer has it."""
+    yarn_rounds: bool = True
+    """As of `RopeConfig`."""
     local_rope_base: float | None = None
     """RoPE base of windowed layers where the file names none, without RoPE scaling; 0 = the base of global layers;
     None = their base and scaling."""

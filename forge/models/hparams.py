@@ -200,8 +200,8 @@ class _Reader(AttentionKeys):
     def layer_experts(self) -> tuple[bool, ...]:
         """Whether the feed-forward of each layer has experts."""
         dense = self.count("leading_dense_block_count", 0, minimum=0)
-        step = self.count("interleave_moe_layer_step", 1)
-        return tuple(layer >= dense and (layer + 1) % step == 0 for layer in range(self.layers))
+        step = self.count("interleave_moe_layer_step", 1, minimum=0)  # 0 = no layer has
+        return tuple(layer >= dense and step > 0 and (layer + 1) % step == 0 for layer in range(self.layers))
 
     def inner_of(self, tensor: str) -> int:
         """The inner dimension of a matrix in the first layer that has it; 0 where none has it."""

@@ -43,7 +43,8 @@ class LayerTensors:
         return self._full(self.stored(tensor), self._layer)
 
     def _full(self, tensor: str, index: int | None) -> str:
-        return f"{'' if index is None else f'blk.{index}.'}{tensor}{'' if tensor.endswith('.bias') else '.weight'}"
+        suffix = "" if tensor.endswith((".bias", ".scale")) else ".weight"
+        return f"{'' if index is None else f'blk.{index}.'}{tensor}{suffix}"
 
     def stored(self, tensor: str) -> str:
         """The short name of a tensor in the file; "1" where it is not there and its numbers are ones."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from forge.config import Hook
 from forge.models.arch import ARCHS
@@ -10,6 +11,7 @@ from forge.models.batch import Batch
 from forge.models.layer_tensors import LayerTensors
 from forge.models.layers import Linear, Norm
 from forge.models.residual import ResidualStream
+from forge.ops.activation import add
 from forge.ops.experts import Experts, Router, experts, gate_rows, route
 from forge.ops.norm import Normed, norm
 
@@ -17,24 +19,13 @@ GATED = ("silu", "gelu", "clamped_swiglu")
 """Activations of a gate and an up; the others are of an up alone."""
 
 
-class MixtureOfExperts:
-    """The weighted sum of the feed-forwards that a router chooses for each token, and of a shared one.
+class _Experts:
+    """A router and the experts that it chooses among."""
 
-    The family's `arch.Router` and the file's numbers say how. Attributes that hold weights are named like the file's
-    tensors.
-    """
-
-    def __init__(self, tensors: LayerTensors, beside: Norm | None) -> None:
-        """beside: As of `FeedForward`; no family has experts in such layers."""
-        assert beside is None
-        self.beside = beside
+    def __init__(self, tensors: LayerTensors) -> None:
         config, row = tensors.config, ARCHS[tensors.config.arch].router
         assert config.experts is not None
         numbers, width = config.experts, config.width
-        self.activation = row.activation
-        self.weighs = "input" if row.weighs_input else "output"
-        self.order = "fixed" if tensors.is_deterministic else "any"
-        self.ffn_norm = tensors.norm_before("ffn_norm")
         has_scale = tensors.has("ffn_down_exps.scale")
         self.router = Router(
             tensors.rows("ffn_gate_inp", numbers.count),
@@ -44,23 +35,53 @@ class MixtureOfExperts:
             *(numbers.used, numbers.groups, numbers.used_groups, numbers.scale),
         )
         self.scores = {"scores": numbers.scores, "weights": "renormalized" if numbers.renormalizes else "as_scored"}
+        self.how = {
+            "activation": row.activation,
+            "weighs": "input" if row.weighs_input else "output",
+            "order": "fixed" if tensors.is_deterministic else "any",
+        }
         first = ("ffn_gate_exps", "ffn_up_exps") if row.activation in GATED else ("ffn_up_exps",)
         sizes = dict.fromkeys(first, numbers.width)
         gate, *up = tensors.experts(sizes, width, "ffn_gate_up_exps" if len(first) == 2 else None)
-        biases = [
-            tensors.expert_biases(part) for part in ([{name: numbers.width} for name in sizes] if up else [sizes])
-        ]
+        apart = [{name: numbers.width} for name in sizes] if up else [sizes]
+        biases = [tensors.expert_biases(part) for part in apart]
         (down,) = tensors.experts({"ffn_down_exps": width}, numbers.width)
         down_bias = tensors.expert_biases({"ffn_down_exps": width})
         self.experts = Experts(
             gate, up[0] if up else None, biases[0], biases[1] if up else None, down, down_bias, numbers.count
         )
+
+    def choose(self, normed: Normed) -> tuple[Any, Any]:
+        """Experts and their weights (T, U) of rows with nothing pending."""
+        chosen, weights = route(normed, self.router, **self.scores)
+        return chosen, weights
+
+    def __call__(self, operand: Any, choice: tuple[Any, Any], residual: Any) -> Any:
+        """The weighted sum (T, E), added to the residual if there is one."""
+        return experts(operand, *choice, self.experts, residual, **self.how)
+
+
+class MixtureOfExperts:
+    """The weighted sum of the feed-forwards that a router chooses for each token, and of a shared one.
+
+    The family's `family.Router` and the file's numbers say how. Attributes that hold weights are named like the file's
+    tensors.
+    """
+
+    def __init__(self, tensors: LayerTensors, beside: Norm | None) -> None:
+        """beside: As of `FeedForward`; no family has experts in such layers."""
+        assert beside is None
+        self.beside = beside
+        config = tensors.config
+        self.ffn_norm = tensors.norm_before("ffn_norm")
+        self.experts = _Experts(tensors)
         self.ffn_up_shexp: Linear | None = None
-        if numbers.shared_width:
+        if config.experts and config.experts.shared_width:
+            width, shared_width = config.width, config.experts.shared_width
             self.glu = config.activation
-            shared = dict.fromkeys(("ffn_gate_shexp", "ffn_up_shexp"), numbers.shared_width)
+            shared = dict.fromkeys(("ffn_gate_shexp", "ffn_up_shexp"), shared_width)
             self.ffn_up_shexp = tensors.linear(shared, width)
-            self.ffn_down_shexp = tensors.linear({"ffn_down_shexp": width}, numbers.shared_width)
+            self.ffn_down_shexp = tensors.linear({"ffn_down_shexp": width}, shared_width)
             has_gate = tensors.has("ffn_gate_inp_shexp")
             self.ffn_gate_inp_shexp = tensors.row("ffn_gate_inp_shexp", width) if has_gate else None
 
@@ -75,11 +96,49 @@ class MixtureOfExperts:
         if normed.shape[0] > 1 or normed.pending is not None or self.ffn_up_shexp is not None:
             operand = norm(normed, out="act")  # (T, E), which several products read
             normed = replace(normed, pending=None)
-        chosen, weights = route(normed, self.router, **self.scores)  # (T, U) each
-        how = {"activation": self.activation, "weighs": self.weighs, "order": self.order}
+        choice = self.experts.choose(normed)  # before anything is added to what it reads
         if self.ffn_up_shexp is not None:
             h = self.ffn_up_shexp(operand, glu=self.glu)  # (T, F)
             if self.ffn_gate_inp_shexp is not None:
                 h = gate_rows(h, normed, self.ffn_gate_inp_shexp)
             stream.add(self.ffn_down_shexp, h, None)
-        experts(operand, chosen, weights, self.experts, stream.x, **how)
+        self.experts(operand, choice, stream.x)
+
+
+class FeedForwardBesideExperts:
+    """A gated feed-forward and a mixture of experts, each between two norms, and a norm of their sum: Gemma 4."""
+
+    def __init__(self, tensors: LayerTensors, beside: Norm | None) -> None:
+        """beside: As of `FeedForward`; no family has experts in such layers."""
+        assert beside is None
+        self.beside = beside
+        config = tensors.config
+        width, inner = config.width, config.layer_ffn_widths[tensors.index]
+        self.glu = config.activation
+        self.ffn_norm = tensors.norm_before("ffn_norm")
+        self.pre_ffw_norm_2 = _there(tensors.norm_before("pre_ffw_norm_2"))
+        self.ffn_up = tensors.linear({"ffn_gate": inner, "ffn_up": inner}, width, "ffn_up")
+        self.ffn_down = tensors.linear({"ffn_down": width}, inner)
+        self.experts = _Experts(tensors)
+        self.router_norm = Norm("rms", tensors.vector("ffn_gate_inp.scale", width, width**-0.5), None, config.norm_eps)
+        self.post_ffw_norm_1 = _there(tensors.norm_behind("post_ffw_norm_1"))
+        self.post_ffw_norm_2 = _there(tensors.norm_behind("post_ffw_norm_2"))
+        self.post_ffw_norm = _there(tensors.norm_behind("post_ffw_norm"))
+
+    def linears(self) -> list[Linear]:
+        """The matrix products that compute every token, in the order of their launches."""
+        return [self.ffn_up, self.ffn_down]
+
+    def __call__(self, stream: ResidualStream, batch: Batch, hook: Hook | None) -> None:
+        """Add the result to the stream."""
+        operand = norm(stream.normed(self.ffn_norm), out="act")  # what is pending is in the stream from here on
+        dense = self.post_ffw_norm_1(self.ffn_down(self.ffn_up(operand, glu=self.glu)))  # (T, E)
+        choice = self.experts.choose(self.router_norm.operand(stream.x))
+        sparse = self.post_ffw_norm_2(self.experts(self.pre_ffw_norm_2.operand(stream.x), choice, None))
+        stream.add_result(add(dense, sparse), self.post_ffw_norm)
+
+
+def _there(norm: Norm | None) -> Norm:
+    """A norm that the family requires."""
+    assert norm is not None
+    return norm

@@ -54,6 +54,10 @@ class ResidualStream:
         else:
             linear(h, residual=self.x)
 
+    def add_result(self, y: Any, post_norm: Norm) -> None:
+        """Add y (T, E) through the post_norm, by leaving it pending."""
+        self._leave(post_norm(y))
+
     def _leave(self, addend: Any) -> None:
         if self._pending is not None:  # two results without a norm between them
             self.x = add(self.x, self._pending)

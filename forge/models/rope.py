@@ -28,8 +28,9 @@ def frequencies(rope: RopeConfig) -> npt.NDArray[np.float64]:
             return rope.dim * math.log(rope.original_context / (turns * 2 * math.pi)) / (2 * math.log(rope.base))
 
         fast, slow = rope.yarn_betas
-        low = max(math.floor(pair_of(fast)), 0)
-        high = min(math.ceil(pair_of(slow)), rope.dim - 1)
+        first, last = pair_of(fast), pair_of(slow)
+        low = max(math.floor(first) if rope.yarn_rounds else first, 0)
+        high = min(math.ceil(last) if rope.yarn_rounds else last, rope.dim - 1)
         interpolated = np.clip((pair - low) / max(high - low, 0.001), 0.0, 1.0)
         plain *= interpolated * rope.frequency_scale + (1.0 - interpolated)
     else:

@@ -13,7 +13,7 @@ from forge.cli import options, output
 from forge.cli.about import about
 
 if TYPE_CHECKING:
-    from forge.config import ModelConfig
+    from forge.config import ExpertsConfig, ModelConfig
     from forge.formats.gguf import GGUF, TensorInfo
 
 _SHORT = 16  # longer arrays are summarized
@@ -123,11 +123,19 @@ def _summary(model: GGUF, config: ModelConfig | None, facts: dict[str, Any]) -> 
             f"{config.num_layers}, width {config.width}, feed-forward {config.ffn_width}, "
             f"{config.num_heads} query and {config.num_kv_heads} KV heads of {config.head_dim}{windows}",
         ),
+        *([("experts", _experts_text(config.experts, sum(config.layer_experts)))] if config.experts else []),
         ("vocabulary", f"{config.vocab_size:,} tokens"),
         ("context", f"{config.context_length:,} tokens"),
         *(("KV cache", _cache_text(kind)) for kind in facts["state"]),
     ]
     return rows
+
+
+def _experts_text(experts: ExpertsConfig, layers: int) -> str:
+    """A mixture of experts in words."""
+    shared = f", and a shared one of {experts.shared_width}" if experts.shared_width else ""
+    where = output.count(layers, "layer")
+    return f"{experts.used} of {experts.count} of width {experts.width}{shared}, in {where}"
 
 
 def _cache_text(kind: dict[str, Any]) -> str:

@@ -46,9 +46,10 @@ def bound_sweep(runner: ModelRunner) -> Callable[[], float]:
 
     On a CPU it multiplies each matrix by a vector. On a GPU it uses the speed of a large copy.
     """
-    matrices, backend = [linear.weight for linear in runner.model.linears()], runner.backend
+    shares, backend = list(runner.model.matrices()), runner.backend
     if isinstance(backend, GPU):
-        return lambda: backend.read_seconds(sum(matrix.nbytes for matrix in matrices))
+        return lambda: backend.read_seconds(round(sum(matrix.nbytes * share for matrix, share in shares)))
+    matrices = [matrix[: round(len(matrix) * share)] for matrix, share in shares]
     vectors = [np.ones(matrix.shape[1], np.float32) for matrix in matrices]
 
     def sweep() -> float:

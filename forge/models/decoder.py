@@ -101,6 +101,14 @@ class Decoder:
                 yield from self.ends[index].linears()
         yield self.output
 
+    def matrices(self) -> Iterator[tuple[Any, float]]:
+        """The matrices that a decode step of one token reads, and what share of each."""
+        for linear in self.linears():
+            yield linear.weight, 1.0
+        for _, feed_forward in self.layers:
+            if not isinstance(feed_forward, FeedForward):
+                yield from feed_forward.experts.matrices()
+
     def reserve(self, positions: int) -> None:
         """Compute the RoPE tables for at least so many positions. Tables grow by doubling."""
         if positions > self._rope_positions:

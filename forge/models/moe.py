@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -50,6 +51,13 @@ class _Experts:
         self.experts = Experts(
             gate, up[0] if up else None, biases[0], biases[1] if up else None, down, down_bias, numbers.count
         )
+
+    def matrices(self) -> Iterator[tuple[Any, float]]:
+        """The matrices that one token reads, and what share of each."""
+        yield self.router.weight, 1.0
+        for matrix in (self.experts.gate, self.experts.up, self.experts.down):
+            if matrix is not None:
+                yield matrix, self.router.used / self.experts.count
 
     def choose(self, normed: Normed) -> tuple[Any, Any]:
         """Experts and their weights (T, U) of rows with nothing pending."""

@@ -27,7 +27,7 @@ NEAR_TIE = 0.05
 
 
 OTHER_FAMILIES = [
-    *(("qwen2moe", 64), ("qwen3moe", 32), ("stablelm_parallel", 32), ("gemma4_e2b", 32), ("muse_glimmer", 64)),
+    *(("qwen2moe", 64), ("gpt_oss", 32), ("gemma4_26b_a4b", 64), ("gemma4_e2b", 32), ("muse_glimmer", 64)),
     *(("granite", 32), ("olmo", 64), ("olmo2", 32), ("exaone4", 64)),
     *(("hunyuan", 64), ("gpt2", 32), ("falcon_40b", 64), ("apertus", 32)),
 ]

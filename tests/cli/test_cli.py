@@ -214,7 +214,7 @@ def test_bench_bound_covers_every_matrix_of_the_file(name: str, share: float) ->
     """Of experts it covers those that a token reads, 2 of 6."""
     from forge.devtools.speed import bound_sweep
 
-    path = LLAMA.parents[1] / name / "model.gguf"
+    path = LLAMA.replace("/llama/", f"/{name}/")
     with forge.load(path) as llm:
         matrices = [(matrix.size, part) for matrix, part in llm.engine.runner.model.matrices()]
         assert bound_sweep(llm.engine.runner)() > 0

@@ -21,6 +21,7 @@ from forge.backend import select
 from forge.backend.gpu import GPU
 from forge.formats import ggml
 from forge.ops.attention import AttentionSpec
+from forge.ops.experts import Experts, Router
 from forge.ops.kv_cache import KVPages
 from forge.ops.norm import Normed
 from forge.ops.op import REGISTRY
@@ -131,6 +132,7 @@ def workloads(device: Any) -> Iterator[tuple[str, str, int, Make, dict[str, Any]
         "act_and_mul", f"silu_mul {tokens}x{width}", tokens * width * 10,
         lambda: (normal(tokens, 2 * width),), {"activation": "silu"},
     )  # fmt: skip
+    yield from _experts(device, normal, matrix)
     yield from _attention(device, normal)
     yield from _sampling(device, normal)
 
@@ -140,6 +142,40 @@ def _nbytes(kind: str, outer: int, inner: int) -> int:
         return 2 * outer * inner
     found = ggml.GGMLType[kind]
     return outer * inner // found.block_size * found.type_size
+
+
+def _experts(
+    device: Any, normal: Callable[..., Any], matrix: Callable[..., Any]
+) -> Iterator[tuple[str, str, int, Make, dict[str, Any]]]:
+    """Layers of mixtures: what chooses the experts, and what those of all rows compute."""
+    rng = np.random.default_rng(1)
+    router = {"scores": "softmax", "weights": "renormalized"}
+    for model, kind, width, inner, count, used, activation in (
+        ("qwen3-30b-a3b", "Q4_K", 2048, 768, 128, 8, "silu"),
+        ("gpt-oss-20b", "MXFP4", 2880, 2880, 32, 4, "clamped_swiglu"),
+    ):
+        for rows in (1, 8, 64, 2048):
+            chosen = np.stack([rng.permutation(count)[:used] for _ in range(rows)]).astype(np.int32)
+
+            def routed(rows: int = rows, width: int = width, count: int = count, used: int = used) -> Any:
+                normed = Normed(normal(rows, width), None, normal(width), None, 1e-5, True)
+                return normed, Router(normal(count, width), None, None, None, used, 1, 1, 1.0)
+
+            def computed(
+                chosen: Any = chosen, kind: str = kind, width: int = width, inner: int = inner, count: int = count
+            ) -> Any:
+                rows = len(chosen)
+                first, second = matrix(kind, count * 2 * inner, width), matrix(kind, count * width, inner)
+                operand: Any = normal(rows, width, dtype=np.float16)
+                if rows == 1:
+                    operand = Normed(normal(1, width), None, normal(width), None, 1e-5, True)
+                given = device.asarray(chosen), normal(*chosen.shape)
+                return operand, *given, Experts(first, None, None, None, second, None, count), normal(rows, width)
+
+            yield "route", f"route {model} M{rows}", 4 * width * (count + rows), routed, router
+            size = len(np.unique(chosen)) * (_nbytes(kind, 2 * inner, width) + _nbytes(kind, width, inner))
+            options = {"activation": activation, "weighs": "output", "order": "any"}
+            yield "experts", f"experts {model} {kind} M{rows}", size, computed, options
 
 
 def _attention(device: Any, normal: Callable[..., Any]) -> Iterator[tuple[str, str, int, Make, dict[str, Any]]]:

@@ -19,6 +19,8 @@ from forge.tuning.table import MATMUL_ROWS
 
 _ACTIVATIONS = {"silu": 0, "gelu": 1, "clamped_swiglu": 2, "relu2": 3}
 _ROUTE_THREADS = 128
+_VECTOR_ROWS = 8
+"""Rows that matrix-vector products compute at most."""
 _F16_BLOCK = 256
 _MAX_WIDTH = 16_384
 """Numbers of a row that the threads of a block hold, of float16 matrices."""
@@ -64,8 +66,12 @@ def route(device: GPU, normed: Normed, router: Any, *, is_sigmoid: bool, renorma
     return chosen, weights
 
 
-def supports_row(operand: Any, experts: Any) -> bool:
-    """Whether the matrix-vector kernels take the experts."""
+def takes_rows(operand: Any, chosen: Any, experts: Any) -> bool:
+    """Whether matrix-vector kernels compute the experts: of few rows, which seldom have an expert in common. What two
+    rows read then comes from a cache."""
+    rows, used = chosen.shape
+    if rows > 1 and (rows > _VECTOR_ROWS or rows * used > experts.count):
+        return False
     if experts.up is not None or (isinstance(operand, Normed) and operand.shape[1] > 8192):
         return False
     return all(matrix.shape[1] <= _max_width(matrix) for matrix in (experts.gate, experts.down))
@@ -76,38 +82,37 @@ def _max_width(weight: Any) -> int:
     return 32 * row_groups(weight.type.name)[-1] if isinstance(weight, Packed) else _MAX_WIDTH
 
 
-def row(device: GPU, operand: Any, chosen: Any, weights: Any, experts: Any, y: Any, how: How) -> None:
-    """One row, by matrix-vector products: the first of all its experts in one launch, the second with their sum in
+def by_rows(device: GPU, operand: Any, chosen: Any, weights: Any, experts: Any, y: Any, how: How) -> None:
+    """Few rows, by matrix-vector products: the first of all their experts in one launch, the second with their sum in
     another, or some where the experts are wide.
 
-    operand: act (1, K), or Normed with an RMS norm and nothing pending. y: float32 (1, K).
+    operand: act (M, K), or Normed with an RMS norm and nothing pending. y: float32 (M, K).
     """
-    used, (outer, width) = chosen.shape[1], (y.shape[1], experts.down.shape[1])
-    h = device.empty((used, width), device.dtype)
+    (rows, used), (outer, width) = chosen.shape, (y.shape[1], experts.down.shape[1])
+    h = device.empty((rows * used, width), device.dtype)
     factors = weights if how.weighs_input else None
     op = "linear" if not how.is_gated else "rms_gated"
     x, norm, eps = (operand.x, operand.weight, operand.eps) if isinstance(operand, Normed) else (operand, None, 0.0)
     inner = x.shape[1]
     defines = {"IN": "float" if isinstance(operand, Normed) else "f16", "GATED": int(how.is_gated), "SILU": 1}
-    kernel, blocks, choice = _row_launch(device, "expert_up", experts.gate, op, inner, used * width)
+    kernel, blocks, choice = _row_launch(device, "expert_up", experts.gate, op, inner, used * width, rows)
     head, sizes = (x, norm, eps, chosen, factors), (inner, width, used, _ACTIVATIONS[how.activation], blocks)
     arrays = *head, *_planes(experts.gate), experts.gate_bias, h
-    device.run(kernel, kernel, blocks, *arrays, *sizes, **choice, **defines)
+    device.run(kernel, kernel, (blocks, rows), *arrays, *sizes, **choice, **defines)
     together = min(used, _max_width(experts.down) // width)
     for first in range(0, used, together):
-        part = slice(first, min(first + together, used))
-        count = part.stop - part.start
-        kernel, blocks, choice = _row_launch(device, "expert_down", experts.down, "linear", count * width, outer)
-        factors = None if how.weighs_input else weights[0, part]
-        arrays = h[part], chosen[0, part], factors, *_planes(experts.down), experts.down_bias, y
-        sizes = width, count, outer, int(how.accumulate or first > 0), blocks
-        device.run(kernel, kernel, blocks, *arrays, *sizes, **choice, GATED=0, SILU=1)
+        count = min(together, used - first)
+        kernel, blocks, choice = _row_launch(device, "expert_down", experts.down, "linear", count * width, outer, rows)
+        factors = None if how.weighs_input else weights.reshape(-1)[first:]
+        arrays = h[first:], chosen.reshape(-1)[first:], factors, *_planes(experts.down), experts.down_bias, y
+        numbers = width, count, used, outer, int(how.accumulate or first > 0), blocks
+        device.run(kernel, kernel, (blocks, rows), *arrays, *numbers, **choice, GATED=0, SILU=1)
 
 
 def _row_launch(
-    device: GPU, kernel: str, weight: Any, op: str, inner: int, outer: int
+    device: GPU, kernel: str, weight: Any, op: str, inner: int, outer: int, rows: int
 ) -> tuple[str, int, dict[str, int | str]]:
-    """A kernel's name, blocks, and what it is compiled with: as matrix-vector products of these sizes."""
+    """A kernel's name, blocks of a row, and what it is compiled with: as matrix-vector products of these sizes."""
     choice: dict[str, int | str]
     shape: dict[str, int | str] = {"op": op, "inner": inner, "outer": outer}
     if isinstance(weight, Packed):
@@ -121,7 +126,7 @@ def _row_launch(
         pieces = 1 << (-(-inner // (8 * _F16_BLOCK)) - 1).bit_length()
         choice = {"BLOCK": _F16_BLOCK, "ROWS": rows, "PIECES": pieces}
     groups = -(-outer // (rows // (2 if op == "rms_gated" else 1) * teams))
-    blocks = -(-groups // -(-groups // (device.num_cus * min_blocks)))
+    blocks = -(-groups // -(-groups // max(device.num_cus * min_blocks // rows, 1)))
     return kernel, blocks, choice
 
 

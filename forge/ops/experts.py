@@ -288,7 +288,7 @@ def _experts_gpu(
 ) -> Any:
     """Choose the kernels.
 
-    - One row: the chosen experts' first products with their activation in one launch, the second with the weighted sum
+    - Few rows: the chosen experts' first products with their activation in one launch, the second with the weighted sum
       in another. They are matrix-vector products. An RMS norm of the operand is inside.
     - More rows, or a fixed order: pairs of row and expert are grouped by expert, and tiles of them multiplied on the
       matrix cores.
@@ -298,9 +298,9 @@ def _experts_gpu(
         raise UnsupportedError(f"experts of {widths[0]} and {widths[1]} numbers have no kernel: multiples of 8 have")
     y = device.empty(operand.shape, np.float32) if residual is None else residual
     how = expert_launches.How(activation, weighs == "input", residual is not None)
-    rows_are_one = operand.shape[0] == 1 and order == "any" and expert_launches.supports_row(operand, experts)
-    if isinstance(operand, Normed) and not (rows_are_one and operand.is_rms and operand.pending is None):
+    is_few = order == "any" and expert_launches.takes_rows(operand, chosen, experts)
+    if isinstance(operand, Normed) and not (is_few and operand.is_rms and operand.pending is None):
         operand = device.launch(norm, (operand,), {"out": "act"})
-    compute = expert_launches.row if rows_are_one else expert_launches.tiles
+    compute = expert_launches.by_rows if is_few else expert_launches.tiles
     compute(device, operand, chosen, weights, experts, y, how)
     return y

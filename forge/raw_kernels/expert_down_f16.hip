@@ -4,23 +4,26 @@
 // -D BLOCK, PIECES, ROWS of expert_up_f16, of the row of all experts' activations; GATED=0 and SILU=1, without a meaning here.
 
 KERNEL(BLOCK) expert_down_f16(
-    const f16 *h,         // (U, F)
-    const i32 *chosen,    // (U,)
-    const float *weights, // (U,) or null: all are 1
+    const f16 *h,         // (M, all, F) of which the first U of each row
+    const i32 *chosen,    // (M, all)
+    const float *weights, // (M, all) or null: all are 1
     const f16 *matrix,    // (X * N, F)
     const float *bias,    // (X * N,) or null
-    float *y,             // (N,)
+    float *y,             // (M, N)
     u32 width,            // F, a multiple of 8
     u32 used,             // U
+    u32 all,              // experts of a row
     u32 outer,            // N
     u32 accumulate,       // 0 or 1: y is added to
-    u32 blocks            // of the launch
+    u32 blocks            // of a row
 ) {
     SHARED float partial[2][MAX_WAVES(BLOCK)][ROWS], share[MAX_USED];
     SHARED i32 experts[MAX_USED];
     u32 at[PIECES], inner = used * width;
     UNROLL for (u32 p = 0; p < PIECES; ++p) at[p] = (p * BLOCK + THREAD) * 8;
     Row<f16, PIECES> row;
+    h += (u64)BLOCK_Y * all * width, y += BLOCK_Y * outer, chosen += BLOCK_Y * all;
+    if (weights) weights += BLOCK_Y * all;
     grid_dependency_sync();
     load_choice(experts, share, chosen, weights, used);
     read_row(row, h, nullptr, at, inner);

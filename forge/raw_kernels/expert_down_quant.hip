@@ -18,20 +18,21 @@ DEVICE void read_units(
 }
 
 KERNEL(BLOCK) expert_down_quant(
-    const f16 *h,         // (U, F)
-    const i32 *chosen,    // (U,)
-    const float *weights, // (U,) or null: all are 1
+    const f16 *h,         // (M, all, F) of which the first U of each row
+    const i32 *chosen,    // (M, all)
+    const float *weights, // (M, all) or null: all are 1
     const u8 *quants,     // planes of the matrices (X * N, F)
     const u8 *high,
     const u8 *scales,
     const u8 *deltas,
     const float *bias, // (X * N,) or null
-    float *y,          // (N,)
+    float *y,          // (M, N)
     u32 width,         // F, whole units
     u32 used,          // U
+    u32 all,           // experts of a row
     u32 outer,         // N
     u32 accumulate,    // 0 or 1: y is added to
-    u32 blocks         // of the launch
+    u32 blocks         // of a row
 ) {
     SHARED u32x4 digits[MAX_GROUPS / GROUPS * DIGIT_PIECES];
     SHARED float partial[2][MAX_WAVES(BLOCK)][ROWS], share[MAX_USED];
@@ -47,6 +48,8 @@ KERNEL(BLOCK) expert_down_quant(
     Unit next[ROWS];
     u32 ahead = first, start = 0; // outputs and units to read next
     load_codebook<BLOCK>();
+    h += (u64)BLOCK_Y * all * width, y += BLOCK_Y * outer, chosen += BLOCK_Y * all;
+    if (weights) weights += BLOCK_Y * all;
     grid_dependency_sync();
     load_choice(experts, share, chosen, weights, used);
     read_row(row, h, nullptr, at, inner);

@@ -6,19 +6,19 @@
 // expert_up_quant.
 
 KERNEL(BLOCK) expert_up_f16(
-    const IN *x,          // (K,)
+    const IN *x,          // (M, K)
     const float *norm,    // (K,) weights of the RMS norm of x, or null
     float eps,            // of the norm
-    const i32 *chosen,    // (U,)
-    const float *weights, // (U,) factors of the products, or null
+    const i32 *chosen,    // (M, U)
+    const float *weights, // (M, U) factors of the products, or null
     const f16 *matrix,    // (X * 2F, K), an expert's gates, then its ups; or (X * F, K)
     const float *bias,    // one for each row, or null
-    f16 *h,               // (U, F)
+    f16 *h,               // (M, U, F)
     u32 inner,            // K, a multiple of 8
     u32 width,            // F
     u32 used,             // U
     u32 activation,       // see expert_activation
-    u32 blocks            // of the launch
+    u32 blocks            // of a row
 ) {
     SHARED float partial[2][MAX_WAVES(BLOCK)][ROWS], scratch[MAX_WAVES(BLOCK)], share[MAX_USED];
     SHARED i32 experts[MAX_USED];
@@ -27,6 +27,8 @@ KERNEL(BLOCK) expert_up_f16(
     UNROLL for (u32 p = 0; p < PIECES; ++p) at[p] = (p * BLOCK + THREAD) * 8;
     Row<IN, PIECES> row;
     u32x4 own[PIECES];
+    x += BLOCK_Y * inner, h += (u64)BLOCK_Y * outer, chosen += BLOCK_Y * used;
+    if (weights) weights += BLOCK_Y * used;
     grid_dependency_sync();
     load_choice(experts, share, chosen, weights, used);
     read_row(row, x, norm, at, inner);

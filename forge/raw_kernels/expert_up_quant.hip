@@ -15,22 +15,22 @@ DEVICE void read_units(
 }
 
 KERNEL(BLOCK) expert_up_quant(
-    const IN *x,          // (K,)
+    const IN *x,          // (M, K)
     const float *norm,    // (K,) weights of the RMS norm of x, or null
     float eps,            // of the norm
-    const i32 *chosen,    // (U,)
-    const float *weights, // (U,) factors of the products, or null
+    const i32 *chosen,    // (M, U)
+    const float *weights, // (M, U) factors of the products, or null
     const u8 *quants,     // planes of the matrices (X * 2F, K), an expert's gates, then its ups; or (X * F, K)
     const u8 *high,
     const u8 *scales,
     const u8 *deltas,
     const float *bias, // one for each row, or null
-    f16 *h,            // (U, F)
+    f16 *h,            // (M, U, F)
     u32 inner,         // K, whole units
     u32 width,         // F
     u32 used,          // U
     u32 activation,    // see expert_activation
-    u32 blocks         // of the launch
+    u32 blocks         // of a row
 ) {
     SHARED u32x4 digits[MAX_GROUPS / GROUPS * DIGIT_PIECES];
     SHARED float partial[2][MAX_WAVES(BLOCK)][ROWS], scratch[MAX_WAVES(BLOCK)], share[MAX_USED];
@@ -46,6 +46,8 @@ KERNEL(BLOCK) expert_up_quant(
     Unit next[ROWS];
     u32 ahead = first, start = 0; // outputs and units to read next
     load_codebook<BLOCK>();
+    x += BLOCK_Y * inner, h += (u64)BLOCK_Y * outer, chosen += BLOCK_Y * used;
+    if (weights) weights += BLOCK_Y * used;
     grid_dependency_sync();
     load_choice(experts, share, chosen, weights, used);
     read_row(row, x, norm, at, inner);

@@ -163,6 +163,7 @@ _EXPERTS = [
     experts_case("T1 fixed", 1, 64, 32, 4, 2, order="fixed", extras="normed"),
     experts_case("T1 wide", 1, 8, 8208, 2, 2, extras="residual"),  # more than one launch of the second product
     experts_case("T5", 5, 64, 24, 9, 2, extras="residual bias normed"),
+    experts_case("T4 of many", 4, 64, 24, 9, 2, extras="residual bias", weighs="input"),
     experts_case("T3 all experts", 3, 40, 16, 4, 4, weighs="input", extras="bias", activation="clamped_swiglu"),
     experts_case("T20 one expert for all", 20, 64, 24, 4, 1, among=1),
     experts_case("T70 ragged", 70, 64, 40, 5, 3, activation="gelu", extras="residual"),
@@ -170,7 +171,7 @@ _EXPERTS = [
     *(
         experts_case(f"{format} T{rows}", rows, 512, 256, 4, 2, format=format, extras=extras)
         for format, rows, extras in (
-            *(("Q4_0", 1, ""), ("Q4_K", 1, "normed residual"), ("Q4_K", 5, ""), ("Q6_K", 5, "")),
+            *(("Q4_0", 2, "residual"), ("Q4_K", 1, "normed residual"), ("Q4_K", 5, ""), ("Q6_K", 5, "")),
             *(("MXFP4", 1, "normed residual"), ("MXFP4", 5, ""), ("IQ2_XXS", 1, ""), ("IQ2_XXS", 5, "")),
         )
     ),

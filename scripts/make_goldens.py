@@ -113,6 +113,22 @@ def no_selection_bias(model: Any) -> None:
             bias.data = bias.data * 0
 
 
+def experts_without_scale(model: Any) -> None:
+    for layer in model.model.layers:
+        layer.router.per_expert_scale.data.fill_(1.0)
+
+
+def router_without_scale(model: Any) -> None:
+    for layer in model.model.layers:
+        layer.router.scale.data.fill_(1.0)
+
+
+def no_shared_expert(model: Any) -> None:
+    for layer in model.model.layers:
+        if hasattr(layer.feed_forward, "shared_expert"):
+            layer.feed_forward.shared_expert.down_proj.weight.data.zero_()
+
+
 BASE: Config = {
     "vocab_size": VOCAB,
     "hidden_size": 48,
@@ -522,6 +538,51 @@ FAMILIES: dict[str, Family] = {
             **dict.fromkeys(("patch_size", "pos_emb_height", "pos_emb_width"), 2),
         },
         note="norms without weights of the embedding and of q and k, gates, every fourth layer global and not rotated.",
+    ),
+    "gemma4_26b_a4b": Family(
+        "gemma4_text",
+        {
+            **GEMMA4,
+            "num_hidden_layers": 2,
+            "layer_types": [LOCAL, GLOBAL],
+            "attention_k_eq_v": True,
+            "num_global_key_value_heads": 1,
+            "enable_moe_block": True,
+            "num_experts": 6,
+            "top_k_experts": 2,
+            "moe_intermediate_size": 16,
+        },
+        {
+            "gelu_f16_table": gelu_through_f16,
+            "three_experts": {"top_k_experts": 3},
+            "experts_without_scale": experts_without_scale,
+            "router_without_scale": router_without_scale,
+            "eps_1e-6": {"rms_norm_eps": 1e-6},
+        },
+        runs_in_llamacpp=False,
+        note="26B-A4B: a feed-forward and experts side by side, with norms of their own. Not run in llama.cpp.",
+    ),
+    "llama4_moe": Family(
+        "llama4_text",
+        {
+            **WIDE,
+            **D16,
+            **rope(1e4),
+            "num_hidden_layers": 4,
+            "intermediate_size_mlp": 48,
+            "intermediate_size": 16,
+            "interleave_moe_layer_step": 2,
+            "num_local_experts": 4,
+            "num_experts_per_tok": 2,
+            "attention_chunk_size": 16,
+            "floor_scale": 16,
+            "attn_scale": 0.5,
+            "rms_norm_eps": 1e-3,
+        },
+        {"one_expert": {"num_experts_per_tok": 1}, "no_shared_expert": no_shared_expert},
+        runs_in_llamacpp=False,
+        note="sigmoid weights of the experts' input, a shared expert, every second layer dense. llama.cpp fixes chunks of "
+        "8,192 positions; here the file's keys name the sizes.",
     ),
     "llama4": Family(
         "llama4_text",

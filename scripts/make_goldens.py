@@ -187,6 +187,11 @@ FALCON_WRONG: Mapping[str, Config | Edit] = {
 YARN = {"factor": 8.0, "original_max_position_embeddings": 64, "beta_fast": 2.0, "beta_slow": 0.25}
 OLMO3_YARN = {**YARN, "rope_type": "yarn", "rope_theta": 1e4, "attention_factor": 1.2}
 DEFAULT_BETAS = {"beta_fast": 32.0, "beta_slow": 1.0}
+LLAMA4_KEYS: Config = {
+    "attention.sliding_window": 16,
+    "attention.temperature_length": 16,
+    "attention.temperature_scale": 0.5,
+}
 EXPERTS: Config = {"moe_intermediate_size": 16, "num_experts": 6, "num_experts_per_tok": 2}
 SHORT = [1.0, 1.1, 1.3, 1.6, 2.0, 2.4]
 LONG = [1.2, 1.7, 2.9, 4.6, 6.8, 8.0]
@@ -581,8 +586,8 @@ FAMILIES: dict[str, Family] = {
         },
         {"one_expert": {"num_experts_per_tok": 1}, "no_shared_expert": no_shared_expert},
         runs_in_llamacpp=False,
-        note="sigmoid weights of the experts' input, a shared expert, every second layer dense. llama.cpp fixes chunks of "
-        "8,192 positions; here the file's keys name the sizes.",
+        file_keys=LLAMA4_KEYS,
+        note="sigmoid weights of the experts' input, a shared expert, every second layer dense. As llama4.",
     ),
     "llama4": Family(
         "llama4_text",
@@ -609,11 +614,7 @@ FAMILIES: dict[str, Family] = {
             "eps_1e-6": {"rms_norm_eps": 1e-6},
         },
         runs_in_llamacpp=False,
-        file_keys={
-            "attention.sliding_window": 16,
-            "attention.temperature_length": 16,
-            "attention.temperature_scale": 0.5,
-        },
+        file_keys=LLAMA4_KEYS,
         note="without experts. llama.cpp fixes chunks and the temperature's length at 8,192 positions: keys of the "
         "file say them here.",
     ),

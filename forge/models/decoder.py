@@ -138,13 +138,13 @@ class Decoder:
         if self.token_embd_norm:
             x = self.token_embd_norm(x)
         inputs = self.per_layer_inputs(batch.ids, x) if self.per_layer_inputs else None
-        if hook:
-            hook("token_embd", x)
         # Products of several sequences' tokens are split-K partials. Their sum is a launch, unless the next norm adds
         # them. Rows cannot be taken of partials, and hooks do not see them. The sums have the same bits either way.
         is_plain = batch.logit_rows is None and hook is None
         takes_partials = batch.is_decode and is_plain and (len(x) > 1 or self.is_deterministic)
-        stream = ResidualStream(x, leaves_pending=takes_partials)
+        stream, unit = ResidualStream(x, leaves_pending=takes_partials), self.config.residual_scale
+        if hook:
+            hook("token_embd", stream.value(unit))
         for index, (mixer, feed_forward) in enumerate(self.layers):
             if feed_forward.beside:
                 stream.keep(feed_forward.beside)
@@ -153,5 +153,5 @@ class Decoder:
             if self.ends:
                 self.ends[index](stream, inputs)
             if hook:
-                hook(f"blk.{index}", stream.value())
+                hook(f"blk.{index}", stream.value(unit))
         return stream

@@ -74,6 +74,11 @@ class ResidualStream:
         if self._pending is not None:
             self._pending = take_rows(rows, self._pending)
 
-    def value(self) -> Any:
-        """The stream (T, E) with what is pending added: for hooks."""
-        return self.x if self._pending is None else add(self.x, self._pending)
+    def value(self, factor: float = 1.0) -> Any:
+        """The stream (T, E) with what is pending added, times the factor: for hooks."""
+        if factor == 1.0:
+            return self.x if self._pending is None else add(self.x, self._pending)
+        twice = self._pending is None  # a copy of the stream that an op makes
+        seen = add(self.x, self.x if twice else self._pending)
+        add_and_scale(seen, None, factor / 2 if twice else factor)
+        return seen

@@ -12,7 +12,7 @@ from weakref import finalize
 import numpy as np
 import pytest
 
-from forge import SamplingParams, loading, models
+from forge import SamplingParams, loading, models, planning
 from forge.config import EngineConfig
 from forge.devtools.recorder import Recorded, Recorder
 from forge.devtools.usual import usual_models
@@ -160,3 +160,11 @@ def test_what_is_given_wins() -> None:
     _, plan, engine = loaded(7, 24 * GB, settings)
     assert (plan.max_sequences, plan.max_step_tokens) == (300, 1000)
     assert (engine.scheduler.max_sequences, engine.scheduler.max_step_tokens) == (300, 1000)
+
+
+def test_experts_are_planned_in_the_blocks_of_their_file() -> None:
+    """And the router in float32, as its file has it."""
+    *_, mixture = usual_models()
+    assert "blk.0.ffn_gate_exps.weight" in mixture.tensors
+    stored = sum(info.nbytes for info in mixture.tensors.values())
+    assert planning._weight_bytes(mixture, Recorder("gfx1100")) == (stored, "")

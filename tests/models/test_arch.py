@@ -48,11 +48,11 @@ def test_logits_equal_transformers_at_every_position(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["gemma3", "gemma4_e2b", "llama4", "ministral3", "phi3_window", "olmo3", "hunyuan", "granite"]
+    "name", ["gemma3", "gemma4_e2b", "gpt_oss", "llama4", "ministral3", "phi3_window", "olmo3", "hunyuan", "granite"]
 )
 def test_attention_weights_equal_transformers_in_every_layer(name: str) -> None:
     """Windows by layer, both RoPE bases, norms of q and k before and behind RoPE, YaRN's magnitude, queries that grow
-    with the position, a scale of the scores."""
+    with the position, a scale of the scores, sinks, chunks, keys of an earlier layer."""
     golden = np.load(ARCH / name / "logits.npz")
     with forge.load(ARCH / name / "model.gguf") as llm:
         found = llm.attention(golden["ids_24"].tolist())

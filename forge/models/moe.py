@@ -104,13 +104,17 @@ class MixtureOfExperts:
         if normed.shape[0] > 1 or normed.pending is not None or self.ffn_up_shexp is not None:
             operand = norm(normed, out="act")  # (T, E), which several products read
             normed = replace(normed, pending=None)
-        choice = self.experts.choose(normed)  # before anything is added to what it reads
-        if self.ffn_up_shexp is not None:
-            h = self.ffn_up_shexp(operand, glu=self.glu)  # (T, F)
-            if self.ffn_gate_inp_shexp is not None:
-                h = gate_rows(h, normed, self.ffn_gate_inp_shexp)
-            stream.add(self.ffn_down_shexp, h, None)
+        choice = self.experts.choose(normed)
+        if self.ffn_up_shexp is None:
+            self.experts(operand, choice, stream.x)
+            return
+        h = self.ffn_up_shexp(operand, glu=self.glu)  # (T, F)
+        if self.ffn_gate_inp_shexp is not None:
+            h = gate_rows(h, normed, self.ffn_gate_inp_shexp)
+        # From here on the stream is no longer what was chosen by. The shared expert's result comes last: it may be left
+        # pending, and sums are to have one order.
         self.experts(operand, choice, stream.x)
+        stream.add(self.ffn_down_shexp, h, None)
 
 
 class FeedForwardBesideExperts:

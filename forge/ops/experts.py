@@ -63,7 +63,11 @@ def route(normed: Normed, router: Router, *, scores: str, weights: str) -> tuple
     with groups, those with the largest sums of score and bias. Sources: arXiv:1701.06538, arXiv:2412.19437.
     """
     x = norm.reference(normed, out="f32")
-    logits = x @ router.weight.T.astype(x.dtype)
+    return _chosen(x @ router.weight.T.astype(x.dtype), router, scores, weights)
+
+
+def _chosen(logits: Array, router: Router, scores: str, weights: str) -> tuple[Array, Array]:
+    """The choice by logits (M, X) without their bias."""
     if router.bias is not None:
         logits = logits + router.bias
     if scores == "softmax":
@@ -86,6 +90,12 @@ def route(normed: Normed, router: Router, *, scores: str, weights: str) -> tuple
         found = found / np.maximum(found.sum(axis=1, keepdims=True), found.dtype.type(_MIN_SUM))
     found = found * found.dtype.type(router.scale)
     return chosen, found if router.expert_scale is None else found * router.expert_scale[chosen]
+
+
+@route.cpu
+def _route_cpu(normed: Normed, router: Router, *, scores: str, weights: str) -> tuple[Array, Array]:
+    """A row's logits have the same bits whatever rows stand beside it: they are few, and decide."""
+    return _chosen(fixed.product(router.weight, norm.run_cpu(normed, out="f32")), router, scores, weights)
 
 
 def _of_best_groups(ranked: Array, router: Router) -> Array:
@@ -111,6 +121,14 @@ def gate_rows(h: Array, normed: Normed, gate: Array) -> Array:
     x = norm.reference(normed, out="f32")
     with np.errstate(over="ignore"):
         h *= 1 / (1 + np.exp(-(x @ gate.astype(x.dtype))))[:, None]
+    return h
+
+
+@gate_rows.cpu
+def _gate_rows_cpu(h: Array, normed: Normed, gate: Array) -> Array:
+    """A row's gate has the same bits whatever rows stand beside it."""
+    with np.errstate(over="ignore"):
+        h *= 1 / (1 + np.exp(-np.vecdot(norm.run_cpu(normed, out="f32"), gate)))[:, None]
     return h
 
 

@@ -14,7 +14,7 @@ from forge.ops.attention import AttentionSpec, paged_attention
 from forge.ops.kv_cache import KVPages
 from forge.ops.linear import linear
 
-FAMILIES = ["llama", "gemma3", "qwen3"]
+FAMILIES = ["llama", "gemma3", "qwen2moe"]
 MANY = SamplingParams(max_tokens=12, ignore_eos=True, logprobs=3)
 SEEDED = SamplingParams(max_tokens=12, ignore_eos=True, logprobs=3, temperature=1.5, seed=11)
 

@@ -119,13 +119,15 @@ def experts_case(
         has = set(extras.split())
         first = width if activation == "relu2" or "apart" in has else 2 * width
         gate, down = matrix(rng, count * first, inner), matrix(rng, count * inner, width)
+        if activation == "clamped_swiglu":  # whose x is large, so that some are clamped
+            down = down / np.float32(32)
         up = matrix(rng, count * width, inner) if "apart" in has else None
         biases = [normal(rng, len) for len in (count * first, count * width, count * inner)] if "bias" in has else None
         gate_bias, up_bias, down_bias = biases or (None, None, None)
         experts = Experts(gate, up, gate_bias, up_bias if up is not None else None, down, down_bias, count)
         chosen = np.stack([rng.permutation(among or count)[:used] for _ in range(rows)]).astype(np.int32)
         weights = rng.uniform(0.1, 1, (rows, used)).astype(np.float32)
-        x, scale = normal(rng, rows, inner), np.float32(1)
+        x, scale = normal(rng, rows, inner), np.float32(6 if activation == "clamped_swiglu" else 1)
         if format:  # results near 1
             stds = gate.dequantize().std() * np.sqrt(inner), down.dequantize().std() * np.sqrt(width)
             scale, weights = np.float32(1 / stds[0]), weights / np.float32(stds[1])

@@ -64,8 +64,8 @@ class AttentionSpec:
         return np.maximum(position + 1 - self.window, 0) if self.window else 0 * position
 
     def defines(self) -> dict[str, int]:
-        """What kernels are compiled with for chunks."""
-        return {"CHUNKED": 1} if self.is_chunked else {}
+        """What kernels are compiled with for chunks and for sinks: without them they have no code for these."""
+        return ({"CHUNKED": 1} if self.is_chunked else {}) | ({} if self.sinks is None else {"SINKS": 1})
 
 
 @op(

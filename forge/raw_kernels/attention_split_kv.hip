@@ -73,6 +73,6 @@ KERNEL(THREADS) attention_split_kv(
     barrier();
     u32 place = token * kv_heads * chunks + BLOCK_Y;
     f16 *block_out = out + ((u64)token * heads + kv_head * group + first_head) * HEAD_DIM;
-    const float *own_sinks = sinks ? sinks + kv_head * group + first_head : nullptr;
+    const float *own_sinks = SINKS ? sinks + kv_head * group + first_head : nullptr;
     merge(states, Splits{split_acc, split_ml, arrived, own_sinks, splits, used_splits}, split, place, last_head, block_out, share, before);
 }

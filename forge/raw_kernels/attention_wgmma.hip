@@ -354,6 +354,6 @@ KERNEL(BLOCK) attention_wgmma(
         produce(lds, batch, is_values, q, Pages{is_values ? v_pages : k_pages, is_values ? v_map : k_map, kv_heads});
     } else {
         take_registers<GROUPS == 2 ? 232 : 160>();
-        consume(lds, batch, Scores{softcap > 0.0f ? LOG2E : scale * LOG2E, scale, softcap, window}, sinks, out);
+        consume(lds, batch, Scores{softcap > 0.0f ? LOG2E : scale * LOG2E, scale, softcap, window}, SINKS ? sinks : nullptr, out);
     }
 }

@@ -26,11 +26,24 @@ template <typename T> DEVICE T smaller(T a, T b) { return a < b ? a : b; }
 #ifndef CHUNKED
 #define CHUNKED 0
 #endif
+// -D SINKS=1: heads have attention sinks. Without it kernels have no code for them.
+#ifndef SINKS
+#define SINKS 0
+#endif
 DEVICE u32 first_seen(u32 position, u32 window) {
 #if CHUNKED
     return position / window * window;
 #else
     return window && position + 1 > window ? position + 1 - window : 0;
+#endif
+}
+
+// Whether a position lies before what a query at `from` sees. Inner loops ask this: it takes fewer instructions.
+DEVICE bool is_before(u32 position, u32 from, u32 window) {
+#if CHUNKED
+    return position < first_seen(from, window);
+#else
+    return window && position + window <= from;
 #endif
 }
 

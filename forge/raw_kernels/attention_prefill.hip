@@ -98,7 +98,7 @@ KERNEL(THREADS) attention_prefill(
         load_values(cache, found, start, shared, values_ahead);
         u32 next = start + KEYS < end ? start + KEYS : start; // loads without a branch need fewer registers
         found = find_pages(cache, next);
-        bool is_seen = has_rows && start <= latest && !is_before(start + KEYS - 1, oldest, window);
+        bool is_seen = has_rows && start <= latest && !IS_BEFORE(start + KEYS - 1, oldest, window);
         Scores score;
         if (is_seen) compute_scores(shared, wave_group, slice, asked, score);
 #if SLICES > 1
@@ -109,7 +109,7 @@ KERNEL(THREADS) attention_prefill(
         Weights weights;
         if (is_seen) {
             if (softcap > 0.0f) cap_scores(score, cap, per_cap);
-            if (start + KEYS - 1 > oldest || is_before(start, latest, window)) mask_scores(score, start, base, own_row, group, window);
+            if (start + KEYS - 1 > oldest || IS_BEFORE(start, latest, window)) mask_scores(score, start, base, own_row, group, window);
             update_state(state, score, factor, weights);
         }
         store_values(shared, values_ahead);

@@ -38,14 +38,12 @@ DEVICE u32 first_seen(u32 position, u32 window) {
 #endif
 }
 
-// Whether a position lies before what a query at `from` sees. Inner loops ask this: it takes fewer instructions.
-DEVICE bool is_before(u32 position, u32 from, u32 window) {
+// Whether a position lies before what a query at `from` sees. A macro, as NVIDIA's compiler makes 15% more of a loop with a function.
 #if CHUNKED
-    return position < first_seen(from, window);
+#define IS_BEFORE(position, from, window) ((position) < first_seen(from, window))
 #else
-    return window && position + window <= from;
+#define IS_BEFORE(position, from, window) ((window) && (position) + (window) <= (from))
 #endif
-}
 
 // Keys order as logits do, and the two zeros have one key. Computed from the bits alone, because float arithmetic may flush
 // subnormals.

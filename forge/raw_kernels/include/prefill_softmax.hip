@@ -95,7 +95,7 @@ DEVICE void mask_scores(Scores &score, u32 start, u32 base, u32 first_row, u32 g
             UNROLL for (u32 u = 0; u < KEY_TILES; ++u) {
                 UNROLL for (u32 i = n; i < TILE_VALUES; i += TILE_LANE_TOKENS) {
                     u32 to = start + 16 * u + tile_sum_row(i);
-                    if (to > from || is_before(to, from, window)) score[u][t][i] = NEG_INFINITY;
+                    if (to > from || IS_BEFORE(to, from, window)) score[u][t][i] = NEG_INFINITY;
                 }
                 if (TILE != TILE_MMA) compiler_fence(from); // AMD has few scalar registers for what is compared
             }

@@ -70,7 +70,7 @@ KERNEL(THREADS) attention_decode(
 
     // Loads of cached keys and values come before the wait for the launch that makes the product.
     Cache cache{k_pages, v_pages, own_pages, kv_heads, kv_head, first, cached ? cached - 1 : 0};
-    compiler_fence(cache.first), compiler_fence(cache.last), compiler_fence(group); // AMD has too few scalar registers for these
+    compiler_fence(cache.first), compiler_fence(cache.last), compiler_fence(group), compiler_fence(value_head), compiler_fence(kv_head), compiler_fence(first_head); // AMD has too few scalar registers for these
     Keys key;
     Values value;
     if (start || position + 16 * POSITIONS > cached) find_tiles(cache, position, tiles);
@@ -82,9 +82,9 @@ KERNEL(THREADS) attention_decode(
     float factor = softcap > 0.0f ? scale : scale * LOG2E; // scores are in powers of two
     u32 last_head = group - 1 - first_head;
     u64 size = (u64)rows * row_size;
-    Product product{qkv, bias, q_norm, k_norm, v_norm, cos_sin + (u64)(length - 1) * pairs * 2, size, partials, pairs, eps};
+    Product product{qkv + (u64)row * row_size, bias, q_norm, k_norm, v_norm, cos_sin + (u64)(length - 1) * pairs * 2, size, partials, pairs, eps};
     if (query_scale) factor *= query_scale[length - 1];
-    Task task{row, row_size, heads, value_head, kv_heads, kv_head, group, first_head, last_head, is_last};
+    Task task{row, heads, value_head, kv_heads, kv_head, group, first_head, last_head, is_last};
     make_heads(task, product, factor, slots, k_pages, v_pages, query, latest);
     barrier();
 

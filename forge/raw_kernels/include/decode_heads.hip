@@ -57,7 +57,7 @@ DEVICE void make_head(
 
 // What a block computes: the heads of a row, and which split of its positions.
 struct Task {
-    u32 row, row_size, heads, value_head; // the values' first head in a row
+    u32 row, heads, value_head;           // the values' first head in a row
     u32 kv_heads, kv_head, group;         // query heads of a KV head
     u32 first_head, last_head;                // in the group; last_head counts from first_head and may be PACKED or more
     bool has_last_position;
@@ -83,7 +83,7 @@ DEVICE void make_heads(
         u32 head = n < PACKED ? kv_head * group + first_head + (n < last_head ? n : last_head)
                    : n == PACKED ? heads + kv_head
                                  : value_head + kv_head;
-        u64 at = (u64)row * t.row_size + head * HEAD_DIM;
+        u32 at = head * HEAD_DIM;
         const float *norm = n < PACKED ? q_norm : n == PACKED ? k_norm : v_norm;
         float x[LANE_NUMBERS];
         make_head(p, qkv + at, bias ? bias + head * HEAD_DIM : nullptr, norm, n > PACKED ? 0 : pairs, x);

@@ -2,35 +2,37 @@
 // Uses: quant_blocks, tile, tile_mma, tile_lines, matmul_epilogue, tile_wgmma, tile_phases, tile_bits, quant_lines
 // Target: sm_90a
 //
-// One thread of the last group of waves (the producer) lets the bulk copy engine bring x, a quarter of a line of 256 numbers at a time,
+// One thread of the last group of waves (the producer) lets the bulk copy engine bring x, X_QUARTERS of a line of 256 numbers at a time,
 // to a ring of X_STAGES in LDS; each stage has a barrier that says that it is full and one that it is empty. x lies in memory as x_lines
 // leaves it. The other groups (consumers) never meet. Each of their waves copies lines of its own rows of the matrix, STAGES - 1 ahead,
 // makes float16 of them in registers and multiplies; it makes the next weights while the last are multiplied.
 // The inner dimension is a multiple of 256.
-// -D FORMAT=ggml's number of the type; STAGES, X_STAGES in LDS; LDS_BYTES; TOKENS, TILES, BLOCK=threads of consumers of matmul_epilogue;
+// -D FORMAT=ggml's number of the type; STAGES, X_STAGES of X_QUARTERS in LDS; LDS_BYTES; TOKENS, TILES, BLOCK=threads of consumers of matmul_epilogue;
 // THREADS of a block.
 
 #define GROUP (TILE_WAVE * GROUP_WAVES)
 static_assert(THREADS == BLOCK + GROUP, "a producer beside the consumers");
 
+typedef GroupRows<TOKENS> XStage[X_QUARTERS]; // in x's order: quarters of a group follow each other
 struct Memory {
-    GroupRows<TOKENS> x[X_STAGES];
+    XStage x[X_STAGES];
     WaveStage stages[STAGES][WAVES];
     PhaseBarrier full[X_STAGES], empty[X_STAGES];
 };
 static_assert(sizeof(Memory) == LDS_BYTES, "another size than the host takes");
 
 typedef RingPlace<X_STAGES> Place;
+static_assert(X_QUARTERS == 1 || X_QUARTERS == QUARTERS, "a quarter or a line");
+DEVICE u32 x_quarter(u32 n) { return quarter_of(n).group * 2 + quarter_of(n).half; } // where the n-th lies in x
 
 // x of the block's rows, by one thread. x: the block's, (K / 64, TOKENS, 64).
 DEVICE void produce(Memory &memory, const f16 *x, u32 begin, u32 end) {
     Place place{0, 1}; // empty before the first phase
     ROLLED for (u32 line = begin; line < end; ++line)
-        ROLLED for (u32 n = 0; n < QUARTERS; ++n) {
-            Quarter q = quarter_of(n);
+        ROLLED for (u32 n = 0; n < QUARTERS; n += X_QUARTERS) {
             phase_wait(memory.empty[place.stage], place.parity);
-            phase_expect(memory.full[place.stage], sizeof(GroupRows<TOKENS>));
-            copy_bulk(&memory.x[place.stage], x + (u64)(line * QUARTERS + q.group * 2 + q.half) * TOKENS * 64, sizeof(GroupRows<TOKENS>), memory.full[place.stage]);
+            phase_expect(memory.full[place.stage], sizeof(XStage));
+            copy_bulk(memory.x[place.stage], x + (u64)(line * QUARTERS + (X_QUARTERS == 1 ? x_quarter(n) : n)) * TOKENS * 64, sizeof(XStage), memory.full[place.stage]);
             phase_arrive(memory.full[place.stage]);
             advance(place);
         }
@@ -96,11 +98,12 @@ DEVICE void consume(Memory &memory, const Product &product, const Planes &planes
     ROLLED for (u32 line = begin; line < end; ++line) {
         const u32 products = QUARTERS * TILES;
         UNROLL for (u32 p = 0; p < products; ++p) {
-            group_multiply(sum[p % TILES], weights[p % 2], memory.x[place.stage]);
-            if ((p + 1) % TILES == 0) advance(place);
+            group_multiply(sum[p % TILES], weights[p % 2], memory.x[place.stage][0], X_QUARTERS == 1 ? 0 : x_quarter(p / TILES));
+            const bool ends = (p + 1) % (TILES * X_QUARTERS) == 0; // the stage of x
+            if (ends) advance(place);
             group_await_but<1>(); // the product before this one has ended
-            if (p % TILES == 0 && p > 0) give_back();
-            if ((p + 1) % TILES == 0 && p + 1 < products) phase_wait(memory.full[place.stage], place.parity);
+            if (p % (TILES * X_QUARTERS) == 0 && p > 0) give_back();
+            if (ends && p + 1 < products) phase_wait(memory.full[place.stage], place.parity);
             if (p + 1 == products) at = at + 1 == STAGES ? 0 : at + 1;
             if (p + 1 < products) make_weights(p + 1);
             else begin_line(line + 1);

@@ -51,11 +51,15 @@ def quant_lds_bytes(format: str, tokens: int, values: Values) -> int:
 
 def many_lds(format: str, values: Values) -> dict[str, int]:
     """What a block of `matmul_wgmma_quant_many` has of LDS, LDS_BYTES: STAGES of 256 weights of its rows of the matrix,
-    and X_STAGES of 64 numbers of each of TOKENS rows of x, as many as have room."""
+    and X_STAGES of X_QUARTERS times 64 numbers of each of TOKENS rows of x, as many as have room: whole lines of 256
+    where two have."""
     weights, x_bytes = stage_bytes(format, values), 128 * values["TOKENS"]
     room = (228 << 10) // values["MIN_BLOCKS"] - (2 << 10)  # of a multiprocessor, but 1 KB each for driver and barriers
-    stages = min(max((room - weights) // x_bytes, 0), 8)
-    return {"X_STAGES": stages, "LDS_BYTES": -(-(weights + stages * (x_bytes + 16)) // 1024) * 1024}
+    quarters = min(max((room - weights) // x_bytes, 0), 8)
+    together = 4 if quarters == 8 else 1
+    stages = quarters // together
+    lds_bytes = weights + stages * (together * x_bytes + 16)
+    return {"X_STAGES": stages, "X_QUARTERS": together, "LDS_BYTES": -(-lds_bytes // 1024) * 1024}
 
 
 def attention_lds_bytes(dim: int, values: Values) -> int:
@@ -107,6 +111,11 @@ def allows_few(shape: Shape, values: Values) -> bool:
     return 256 <= threads <= (640 if values["TILES"] == 1 else 512) and 60 << 10 <= lds_bytes <= 228 << 10
 
 
+def _x_quarters(format: str, values: Values) -> int:
+    found = many_lds(format, values)
+    return found["X_STAGES"] * found["X_QUARTERS"]
+
+
 def allows_many(shape: Shape, values: Values) -> bool:
     """There is room for enough stages, and each consumer has registers for its sums, weights and what it makes them of.
 
@@ -118,7 +127,7 @@ def allows_many(shape: Shape, values: Values) -> bool:
     if values["TILES"] * values["TOKENS"] // 2 + 72 > registers or values["BLOCK"] * values["MIN_BLOCKS"] < 256:
         return False
     is_near = values["TOKENS"] <= shape["tokens"] <= 2 * values["TOKENS"]  # more blocks make weights again
-    return is_near and many_lds(shape["format"], values)["X_STAGES"] >= 3
+    return is_near and _x_quarters(shape["format"], values) >= 3
 
 
 def allows_attention(shape: Shape, values: Values) -> bool:

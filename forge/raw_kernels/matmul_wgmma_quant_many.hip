@@ -39,8 +39,9 @@ DEVICE void produce(Memory &memory, const f16 *x, u32 begin, u32 end) {
 }
 
 DEVICE void consume(Memory &memory, const Product &product, const Planes &planes, u32 lines, u32 begin, u32 end) {
-    u32 wave = THREAD / TILE_WAVE;
+    const u32 wave = kept(THREAD / TILE_WAVE);
     bool says = LANE == 0; // one lane of each wave arrives
+    const OwnPlace own = own_place();
     LineCopies copies;
     prepare_line(copies, product, lines);
     u32 own_rows[TILES][TILE_LANE_ROWS];
@@ -72,9 +73,9 @@ DEVICE void consume(Memory &memory, const Product &product, const Planes &planes
         const WaveStage &stage = memory.stages[at][wave];
         Quarter q = quarter_of(n);
         UNROLL for (u32 r = 0; r < TILE_LANE_ROWS; ++r) {
-            u32 row = t * 16 + tile_row(r), pairs[4][2];
-            if (FORMAT == Q8_0 || n % 2 == 0) read_codes(codes[t][r], stage, row, q);
-            if (HALVES == 2 || !IS_K ? n % 2 == 0 : n == 0) factors[t][r] = factors_of(stage, rests[t][r], row, q);
+            u32 row = t * 16 + 8 * r, pairs[4][2];
+            if (FORMAT == Q8_0 || n % 2 == 0) read_codes(codes[t][r], stage, own, row, q);
+            if (HALVES == 2 || !IS_K ? n % 2 == 0 : n == 0) factors[t][r] = factors_of(stage, rests[t][r], own, row, q);
             dequantize_quarter(codes[t][r], q, factors[t][r], masks, pairs);
             UNROLL for (u32 i = 0; i < 4; ++i)
                 UNROLL for (u32 j = 0; j < 2; ++j) weights[p % 2][i][2 * j + r] = pairs[i][j];

@@ -23,27 +23,38 @@
 #define DELTAS_AT (SCALES_AT + WAVE_ROWS * SCALE_PIECES)
 typedef u32x4 WaveStage[DELTAS_AT + WAVE_ROWS * DELTA_PIECES];
 
-// The place of a row's piece in its plane: lanes that read together find their pieces in different banks.
+// A number that the compiler keeps in a register: it would compute it again for each line.
+#if defined(FORGE_HARNESS)
+DEVICE u32 kept(u32 x) { return x; }
+#else
+DEVICE u32 kept(u32 x) {
+    asm volatile("" : "+r"(x));
+    return x;
+}
+#endif
+
+// The place of a row's piece in its plane: lanes that read together find their pieces in different banks. That of row + 8 is 8 P further.
 template <u32 P> DEVICE u32 piece_place(u32 row, u32 piece) {
     return row * P + (P == 16 ? piece ^ piece / 8 ^ row % 2 * 2 : P == 8 ? piece ^ row % 8 : piece);
 }
 
-// The pieces of a plane that a lane copies: where the first line's lie in device memory.
+// The pieces of a plane that a lane copies: where the first line's lie in device memory, and the place of the first of them in LDS.
 template <u32 P> struct Copies {
     static const u32 EACH = (WAVE_ROWS * P + TILE_WAVE - 1) / TILE_WAVE;
-    u32 first[EACH]; // in pieces
+    u32 first[EACH], place; // in pieces
 };
 template <u32 P> DEVICE void prepare_copies(Copies<P> &c, const Product &product, u32 lines) {
+    c.place = kept(piece_place<P>(LANE / P, LANE % P));
     UNROLL for (u32 e = 0; e < Copies<P>::EACH; ++e) {
         u32 n = e * TILE_WAVE + LANE, row = n / P;
-        c.first[e] = row < WAVE_ROWS ? matrix_row(product, row / 16, row % 16) * lines * P + n % P : 0;
+        c.first[e] = kept(row < WAVE_ROWS ? matrix_row(product, row / 16, row % 16) * lines * P + n % P : 0);
     }
 }
 template <u32 P> DEVICE void copy_line(u32x4 *to, const Copies<P> &c, const u8 *plane, u32 line) {
     const u32x4 *from = (const u32x4 *)plane + line * P;
     UNROLL for (u32 e = 0; e < Copies<P>::EACH; ++e) {
-        u32 n = e * TILE_WAVE + LANE;
-        if (WAVE_ROWS * P % TILE_WAVE == 0 || n < WAVE_ROWS * P) copy_async(to + piece_place<P>(n / P, n % P), from + c.first[e], true);
+        u32 place = e * TILE_WAVE + (P == 8 && e % 2 ? c.place ^ 4 : c.place); // of 8 pieces four rows are a turn
+        if (WAVE_ROWS * P % TILE_WAVE == 0 || e * TILE_WAVE + LANE < WAVE_ROWS * P) copy_async(to + place, from + c.first[e], true);
     }
 }
 struct LineCopies {
@@ -120,22 +131,26 @@ DEVICE u32 index_of(const Quarter &q) { return IS_K ? q.part : 0; }
 DEVICE u32 group_of(const Quarter &q) { return IS_K ? q.group : 0; }
 #endif
 
+// Where in a stage the lane finds its part of its first row, in pieces; and that row. Its other rows are `row` further, a multiple of 8.
+struct OwnPlace {
+    u32 quants, row;
+};
+DEVICE OwnPlace own_place() {
+    const u32 piece = (TWO_BITS ? tile_part() / 2 : tile_part()) * (FORMAT == Q8_0 ? 4 : 2);
+    return OwnPlace{kept(piece_place<QUANT_PIECES>(tile_row(0), piece)), kept(tile_row(0))};
+}
+
 // The codes of two quarters, as they lie in memory: 16 bytes, and their high bits.
 struct Codes {
     u32x4 quants, high;
 };
-DEVICE void read_codes(Codes &to, const WaveStage &stage, u32 row, const Quarter &q) {
-#if FORMAT == Q8_0 // of one quarter
-    to.quants = stage[piece_place<QUANT_PIECES>(row, (2 * q.part + q.group) * 2 + q.half)];
-#elif TWO_BITS
-    to.quants = stage[piece_place<QUANT_PIECES>(row, q.part / 2 * 2 + q.half)];
-#else
-    to.quants = stage[piece_place<QUANT_PIECES>(row, 2 * q.part + (HALVES_FIRST ? q.half : q.group))];
-#endif
+DEVICE void read_codes(Codes &to, const WaveStage &stage, const OwnPlace &own, u32 row, const Quarter &q) {
+    const u32 piece = FORMAT == Q8_0 ? q.group * 2 + q.half : TWO_BITS || HALVES_FIRST ? q.half : q.group; // Q8_0: of one quarter
+    to.quants = stage[(own.quants ^ piece) + row * QUANT_PIECES];
 #if FORMAT == Q5_0 || FORMAT == Q5_1
-    to.high.v[0] = ((const u32 *)&stage[HIGH_AT + row * HIGH_PIECES])[2 * q.part + q.group];
+    to.high.v[0] = ((const u32 *)&stage[HIGH_AT + (own.row + row) * HIGH_PIECES])[2 * q.part + q.group];
 #elif HIGH_PIECES
-    to.high = stage[HIGH_AT + row * HIGH_PIECES + (FORMAT == Q6_K ? q.part / 2 * 2 : 0) + q.half];
+    to.high = stage[HIGH_AT + (own.row + row) * HIGH_PIECES + (FORMAT == Q6_K ? q.part / 2 * 2 : 0) + q.half];
 #endif
 }
 
@@ -146,9 +161,20 @@ struct Factors {
 #define ONE_K 0x64006400u // 1024 + n has the bits 0x6400 | n, and subtracting 1024 is exact
 DEVICE u32 less(u32 two, u32 zero) { return add_f16x2(two, (0xe400u + zero) * 0x10001u); }
 DEVICE u32 less_of_16(u32 two, u32 zero) { return fma_f16x2(two, 0x2c002c00u, (0xd400u + (zero << 4)) * 0x10001u); } // two / 16 - 64 - zero
+#if defined(FORGE_HARNESS)
 DEVICE u32 twice(u32 pair, u32 which) { return byte_perm(0, pair, which ? 0x03020302u : 0x01000100u); }
-DEVICE Factors factors_of(const WaveStage &stage, const Rest &rest, u32 row, const Quarter &q) {
-    u32 part = q.part;
+#else // as a choice of halves, which instructions have for free
+DEVICE u32 twice(u32 pair, u32 which) {
+    u32 y;
+    if (which)
+        asm("{.reg .b16 l, h;\nmov.b32 {l, h}, %1;\nmov.b32 %0, {h, h};}" : "=r"(y) : "r"(pair));
+    else
+        asm("{.reg .b16 l, h;\nmov.b32 {l, h}, %1;\nmov.b32 %0, {l, l};}" : "=r"(y) : "r"(pair));
+    return y;
+}
+#endif
+DEVICE Factors factors_of(const WaveStage &stage, const Rest &rest, const OwnPlace &own, u32 further, const Quarter &q) {
+    u32 part = q.part, row = own.row + further;
 #if DELTA_PIECES == 1
     u32 delta = ((const u16 *)&stage[DELTAS_AT + row])[2 * part + q.group];
     return Factors{delta | delta << 16, 0};

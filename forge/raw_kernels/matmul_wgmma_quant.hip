@@ -98,8 +98,7 @@ KERNEL(BLOCK) matmul_wgmma_quant(
     }
     Sums sum;
     clear_sums(sum);
-    const u32 nothing = (rows >> 31) * THREAD << 20; // as no compiler knows: so each thread keeps these constants in registers
-    Masks masks{0x000f000fu | nothing, 0x00f000f0u | nothing, 0x00ff00ffu | nothing};
+    const Masks masks = masks_of();
     u32 weights[2][4][4]; // of the quarter that is multiplied, and of the next
     u32 at = 0, x_at = 0; // the stage's place in LDS, and that of x
     ROLLED for (u32 line = begin; line < end; ++line) {

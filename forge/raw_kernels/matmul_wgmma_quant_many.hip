@@ -55,8 +55,7 @@ DEVICE void consume(Memory &memory, const Product &product, const Planes &planes
     if (begin < end) load_rests(next_rests, planes, own_rows, lines, begin);
     Sums sum;
     clear_sums(sum);
-    const u32 nothing = (product.rows >> 31) * THREAD << 20; // as no compiler knows: so each thread keeps these constants in registers
-    Masks masks{0x000f000fu | nothing, 0x00f000f0u | nothing, 0x00ff00ffu | nothing};
+    const Masks masks = masks_of();
     u32 weights[2][4][4]; // of the quarter that is multiplied, and of the next
     u32 at = 0, emptied = 0; // stages: of weights; of x, the next to be given back
     Place place{0, 0};

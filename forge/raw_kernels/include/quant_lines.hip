@@ -8,6 +8,7 @@
 #define PARTS 4
 #define IS_SIGNED (FORMAT == Q8_0 || NONLINEAR)
 #define IS_NIBBLES (FORMAT == Q4_0 || FORMAT == Q4_1 || FORMAT == Q4_K)
+#define AT_TOP (FORMAT == Q4_1 || FORMAT == Q4_K) // of a float16's 10 bits, as Factors say
 // Pieces of 16 bytes of a row's line, in each plane. What is no whole piece is a Rest.
 #define QUANT_PIECES (TWO_BITS ? 4 : FORMAT == Q8_0 ? 16 : 8)
 #define HIGH_PIECES (FORMAT == Q6_K ? 4 : FORMAT == Q3_K || FORMAT == Q5_0 || FORMAT == Q5_1 || FORMAT == Q5_K ? 2 : 0)
@@ -155,6 +156,8 @@ DEVICE void read_codes(Codes &to, const WaveStage &stage, const OwnPlace &own, u
 }
 
 // Float16 scales and addends by which codes become weights: of both groups in blocks of 256, twice that of one in blocks of 32.
+// A code of four bits with an offset is at the top of a float16's 10: of the number 1 + code / 16 the scale is 16 times as much, and what
+// that is too much for a code of 0 is in the addend, which is rounded as a weight of the code 16 would be.
 struct Factors {
     u32 scale, addend;
 };
@@ -173,6 +176,7 @@ DEVICE u32 twice(u32 pair, u32 which) {
     return y;
 }
 #endif
+DEVICE u32 negative(u32 two) { return two ^ 0x80008000u; }
 DEVICE Factors factors_of(const WaveStage &stage, const Rest &rest, const OwnPlace &own, u32 further, const Quarter &q) {
     u32 part = q.part, row = own.row + further;
 #if DELTA_PIECES == 1
@@ -180,21 +184,23 @@ DEVICE Factors factors_of(const WaveStage &stage, const Rest &rest, const OwnPla
     return Factors{delta | delta << 16, 0};
 #elif DELTA_PIECES == 2
     u32 delta = ((const u32 *)&stage[DELTAS_AT + row * 2])[2 * part + q.group];
+    if (AT_TOP) return Factors{fma_f16x2(twice(delta, 0), 0x4c004c00u, 0), fma_f16x2(twice(delta, 0), 0xcc00cc00u, twice(delta, 1))};
     return Factors{twice(delta, 0), twice(delta, 1)};
 #elif SIX_BIT_SCALES
     u32x4 all = stage[SCALES_AT + row];
     u32 shift = part % 2 * 16, first = all.v[1] >> shift, second = all.v[2] >> shift, last = all.v[3] >> shift;
     u32 scales = part < 2 ? first & 0x3f3f : (last & 0x0f0f) | (first >> 2 & 0x3030);
     u32 minima = part < 2 ? second & 0x3f3f : (last >> 4 & 0x0f0f) | (second >> 2 & 0x3030);
-    return Factors{
-        fma_f16x2(less(byte_perm(ONE_K, scales, 0x07010500u), 0), twice(all.v[0], 0), 0),
-        fma_f16x2(less(byte_perm(ONE_K, minima, 0x07010500u), 0), twice(all.v[0], 1) ^ 0x80008000u, 0)};
+    scales = byte_perm(ONE_K, scales, 0x07010500u);
+    u32 scale = fma_f16x2(AT_TOP ? fma_f16x2(scales, 0x4c004c00u, 0xf400f400u) : less(scales, 0), twice(all.v[0], 0), 0); // 16 times
+    u32 minimum = fma_f16x2(less(byte_perm(ONE_K, minima, 0x07010500u), 0), twice(all.v[0], 1), AT_TOP ? scale : 0);
+    return Factors{scale, negative(minimum)};
 #else
     u32 delta = twice(rest.delta, 0);
 #if FORMAT == Q2_K
     u32 both = ((const u32 *)&stage[SCALES_AT + row])[part] >> 8 * q.half;
     u32 minima = less_of_16((both & 0x00f000f0u) | ONE_K, 0);
-    return Factors{fma_f16x2(less((both & 0x000f000fu) | ONE_K, 0), delta, 0), fma_f16x2(minima, twice(rest.delta, 1) ^ 0x80008000u, 0)};
+    return Factors{fma_f16x2(less((both & 0x000f000fu) | ONE_K, 0), delta, 0), fma_f16x2(minima, negative(twice(rest.delta, 1)), 0)};
 #else
 #if FORMAT == Q3_K
     u32 low = (part % 2 ? rest.scales[1] : rest.scales[0]) >> (part / 2 * 4 + 8 * q.half) & 0x000f000fu;
@@ -217,8 +223,9 @@ DEVICE Factors factors_of(const WaveStage &stage, const Rest &rest, const OwnPla
 
 // Masks that stay in registers: an instruction has room for one constant.
 struct Masks {
-    u32 low, high, byte;
+    u32 low, high, top, byte;
 };
+DEVICE Masks masks_of() { return Masks{kept(0x000f000fu), kept(0x00f000f0u), kept(0x03c003c0u), kept(0x00ff00ffu)}; }
 
 // 16 weights of a row as float16: of each four, numbers 0 and 2, then 1 and 3.
 DEVICE void dequantize_quarter(const Codes &codes, const Quarter &q, const Factors &factors, const Masks &masks, u32 (&pairs)[4][2]) {
@@ -232,7 +239,10 @@ DEVICE void dequantize_quarter(const Codes &codes, const Quarter &q, const Facto
     UNROLL for (u32 i = 0; i < 4; ++i)
         UNROLL for (u32 j = 0; j < 2; ++j) {
             u32 two;
-#if IS_NIBBLES || FORMAT == Q5_K || FORMAT == Q6_K
+#if AT_TOP
+            const i32 up = 6 - (i32)(8 * j + (HALF_BY_HALF ? q.half : q.group) * 4); // of the code
+            two = and_or(up < 0 ? codes.quants.v[i] >> -up : codes.quants.v[i] << up, masks.top, 0x3c003c00u);
+#elif IS_NIBBLES || FORMAT == Q5_K || FORMAT == Q6_K
             const bool upper = HALF_BY_HALF ? q.half : q.group; // without a shift they are 16 times as much
             two = and_or(codes.quants.v[i] >> 8 * j, upper ? masks.high : masks.low, ONE_K);
             u32 index = index_of(q), high = codes.high.v[i];

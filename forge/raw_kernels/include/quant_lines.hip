@@ -26,8 +26,12 @@ typedef u32x4 WaveStage[DELTAS_AT + WAVE_ROWS * DELTA_PIECES];
 
 // A number that the compiler keeps in a register: it would compute it again for each line.
 #if defined(FORGE_HARNESS)
-DEVICE u32 kept(u32 x) { return x; }
+template <typename T> DEVICE T kept(T x) { return x; }
 #else
+DEVICE const u32x4 *kept(const u32x4 *x) {
+    asm volatile("" : "+l"(x));
+    return x;
+}
 DEVICE u32 kept(u32 x) {
     asm volatile("" : "+r"(x));
     return x;
@@ -52,7 +56,7 @@ template <u32 P> DEVICE void prepare_copies(Copies<P> &c, const Product &product
     }
 }
 template <u32 P> DEVICE void copy_line(u32x4 *to, const Copies<P> &c, const u8 *plane, u32 line) {
-    const u32x4 *from = (const u32x4 *)plane + line * P;
+    const u32x4 *from = kept((const u32x4 *)plane + line * P); // so that each address is one instruction
     UNROLL for (u32 e = 0; e < Copies<P>::EACH; ++e) {
         u32 place = e * TILE_WAVE + (P == 8 && e % 2 ? c.place ^ 4 : c.place); // of 8 pieces four rows are a turn
         if (WAVE_ROWS * P % TILE_WAVE == 0 || e * TILE_WAVE + LANE < WAVE_ROWS * P) copy_async(to + place, from + c.first[e], true);
@@ -141,9 +145,13 @@ DEVICE OwnPlace own_place() {
     return OwnPlace{kept(piece_place<QUANT_PIECES>(tile_row(0), piece)), kept(tile_row(0))};
 }
 
-// The codes of two quarters, as they lie in memory: 16 bytes, and their high bits.
+// The codes of two quarters, as they lie in memory: 16 bytes, and their high bits. Q6_K: those of bytes 0 and 2, then of 1 and 3, shifted
+// to where both quarters take them.
 struct Codes {
     u32x4 quants, high;
+#if FORMAT == Q6_K
+    u32x4 odd, odd_high; // bytes 1 and 3
+#endif
 };
 DEVICE void read_codes(Codes &to, const WaveStage &stage, const OwnPlace &own, u32 row, const Quarter &q) {
     const u32 piece = FORMAT == Q8_0 ? q.group * 2 + q.half : TWO_BITS || HALVES_FIRST ? q.half : q.group; // Q8_0: of one quarter
@@ -152,6 +160,13 @@ DEVICE void read_codes(Codes &to, const WaveStage &stage, const OwnPlace &own, u
     to.high.v[0] = ((const u32 *)&stage[HIGH_AT + (own.row + row) * HIGH_PIECES])[2 * q.part + q.group];
 #elif HIGH_PIECES
     to.high = stage[HIGH_AT + (own.row + row) * HIGH_PIECES + (FORMAT == Q6_K ? q.part / 2 * 2 : 0) + q.half];
+#endif
+#if FORMAT == Q6_K
+    UNROLL for (u32 i = 0; i < 4; ++i) {
+        to.odd.v[i] = kept(to.quants.v[i] >> 8);
+        to.odd_high.v[i] = kept(to.high.v[i] >> (4 + index_of(q) % 2 * 2));
+        to.high.v[i] = kept(to.high.v[i] * (index_of(q) % 2 ? 4 : 16)); // a shift, but a product takes the other pipe
+    }
 #endif
 }
 
@@ -244,12 +259,14 @@ DEVICE void dequantize_quarter(const Codes &codes, const Quarter &q, const Facto
             two = and_or(up < 0 ? codes.quants.v[i] >> -up : codes.quants.v[i] << up, masks.top, 0x3c003c00u);
 #elif IS_NIBBLES || FORMAT == Q5_K || FORMAT == Q6_K
             const bool upper = HALF_BY_HALF ? q.half : q.group; // without a shift they are 16 times as much
-            two = and_or(codes.quants.v[i] >> 8 * j, upper ? masks.high : masks.low, ONE_K);
-            u32 index = index_of(q), high = codes.high.v[i];
 #if FORMAT == Q6_K
-            two = and_or(j ? high >> (4 + index % 2 * 2) : high << (4 - index % 2 * 2), upper ? 0x03000300u : 0x00300030u, two);
-#elif FORMAT == Q5_K
-            u32 bits = high >> 2 * index;
+            two = and_or(j ? codes.odd.v[i] : codes.quants.v[i], upper ? masks.high : masks.low, ONE_K);
+            two = and_or(j ? codes.odd_high.v[i] : codes.high.v[i], upper ? 0x03000300u : 0x00300030u, two);
+#else
+            two = and_or(codes.quants.v[i] >> 8 * j, upper ? masks.high : masks.low, ONE_K);
+#endif
+#if FORMAT == Q5_K
+            u32 bits = codes.high.v[i] >> 2 * index_of(q);
             two = and_or(upper ? j ? bits >> 1 : bits << 7 : j ? bits >> 4 : bits << 4, upper ? 0x01000100u : 0x00100010u, two);
 #endif
             two = upper ? less_of_16(two, zero) : less(two, zero);

@@ -38,6 +38,40 @@ DEVICE void produce(Memory &memory, const f16 *x, u32 begin, u32 end) {
         }
 }
 
+// store_sums by pointers that go from token to token: a split has few lines, and its end was as long as one of them.
+DEVICE void store_products(const Product &p, Sums &sum, u32 base) {
+    const u32 outputs = outputs_of(p), of_wave = WAVE_ROWS / (p.gated ? 2 : 1);
+    const u32 first = (ROW_BLOCK * WAVES + THREAD / TILE_WAVE) * of_wave + tile_sum_row(0), token = base + tile_sum_token(0);
+    const u32 tokens = token < p.rows ? p.rows - token : 0; // further ones
+    if (p.gated) {
+        UNROLL for (u32 t = 0; t < TILES; ++t) {
+            const u32 n = first + t * 8, left = n < outputs ? tokens : 0;
+            float of_gate = p.bias && left ? p.bias[n] : 0.0f, of_up = p.bias && left ? p.bias[outputs + n] : 0.0f;
+            f16 *to = p.gated + (u64)token * outputs + n;
+            UNROLL for (u32 m = 0; m < TOKEN_TILES; ++m, to += (TILE_TOKENS - 2) * outputs)
+                UNROLL for (u32 j = 0; j < 2; ++j, to += outputs) {
+                    f16 y = to_f16(activate(sum[t][m][j] + of_gate, p.gelu) * (sum[t][m][2 + j] + of_up));
+                    if (m * TILE_TOKENS + j < left) *to = y;
+                }
+        }
+        return;
+    }
+    float *const out = p.y + ((u64)BLOCK_Y * p.rows + token) * p.stride + p.column + first;
+    UNROLL for (u32 t = 0; t < TILES; ++t)
+        UNROLL for (u32 r = 0; r < TILE_LANE_ROWS; ++r) {
+            const u32 n = first + t * 16 + 8 * r, left = n < p.outer ? tokens : 0;
+            float addend = p.bias && BLOCK_Y == 0 && left ? p.bias[n] : 0.0f;
+            float *to = out + t * 16 + 8 * r, *more = to;
+            if (p.accumulate)
+                UNROLL for (u32 m = 0; m < TOKEN_TILES; ++m, more += (TILE_TOKENS - 2) * p.stride)
+                    UNROLL for (u32 j = 0; j < 2; ++j, more += p.stride)
+                        if (m * TILE_TOKENS + j < left) sum[t][m][2 * r + j] += *more;
+            UNROLL for (u32 m = 0; m < TOKEN_TILES; ++m, to += (TILE_TOKENS - 2) * p.stride)
+                UNROLL for (u32 j = 0; j < 2; ++j, to += p.stride)
+                    if (m * TILE_TOKENS + j < left) *to = sum[t][m][2 * r + j] + addend;
+        }
+}
+
 DEVICE void consume(Memory &memory, const Product &product, const Planes &planes, u32 lines, u32 begin, u32 end) {
     const u32 wave = kept(THREAD / TILE_WAVE);
     bool says = LANE == 0; // one lane of each wave arrives
@@ -114,7 +148,7 @@ DEVICE void consume(Memory &memory, const Product &product, const Planes &planes
         UNROLL for (u32 t = 0; t < TILES; ++t) group_await(sum[t]);
         give_back();
     }
-    store_sums(product, sum, FIRST_TOKEN);
+    store_products(product, sum, FIRST_TOKEN);
 }
 
 KERNEL(THREADS) matmul_wgmma_quant_many(

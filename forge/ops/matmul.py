@@ -109,7 +109,8 @@ def split_k(device: GPU, x: Any, weight: Any, bias: Any, *, is_fixed: bool = Fal
     columns = parts_of(weight, bias)
     lines: dict[tuple[int, str], Any] = {}
     launches = [_Launch(device, x, part, part_bias, is_glu=False, is_fixed=is_fixed) for _, part, part_bias in columns]
-    rows, outer, splits = len(x), weight.shape[0], max(launch.splits for launch in launches)
+    # Those of the largest part: more of its blocks than there is room for would wait for the first.
+    rows, outer, splits = len(x), weight.shape[0], max(launches, key=lambda launch: launch.weight.shape[0]).splits
     partials = device.empty((splits, rows, outer), np.float32)
     for launch, (column, *_) in zip(launches, columns, strict=True):
         launch.run(partials, None, outer, column, splits=splits, lines=lines)

@@ -255,14 +255,15 @@ KERNELS = {
         },
         # As matmul_wgmma_quant, of waves that multiply: BLOCK threads. A block takes TOKENS rows of x.
         candidates={
-            "TILES": (1, 2), "BLOCK": (128, 256, 384), "MIN_BLOCKS": (1, 2, 3), "STAGES": (2, 3),
+            "TILES": (1, 2), "BLOCK": (128, 256, 384, 512), "MIN_BLOCKS": (1, 2), "STAGES": (2, 3),
             "TOKENS": MANY_ROWS
         },
         allows=allows_many,
         measured="H200: up to 7 choices at 64, 128 and 256 rows, of Q4_K and Q6_K, at the shapes of an 8B model",
         rows=(
-            Row({"format": _WIDE_CODES, "tokens": 64}, (1, 128, 3, 2, 64)),
-            Row({"tokens": 64}, (1, 256, 2, 2, 64)),
+            Row({"outer": 8191, "tokens": 64}, (1, 384, 1, 2, 64)),
+            Row({"format": _WIDE_CODES, "tokens": 64}, (2, 256, 1, 2, 64)),
+            Row({"tokens": 64}, (1, 512, 1, 2, 64)),
             Row({"outer": 4096}, (1, 256, 1, 2, 128)),
             Row({"format": _WIDE_CODES, "outer": 8191, "tokens": 256}, (1, 256, 1, 2, 128)),
             Row({"outer": 8191, "tokens": 256}, (1, 384, 1, 2, 128)),

@@ -123,19 +123,22 @@ DEVICE void store_products(const Product &p, Sums &sum, u32 base) {
         }
 }
 
-DEVICE void consume(Memory &memory, const Product &product, const Planes &planes, u32 lines, u32 begin, u32 end) {
+// The first lines of weights are on their way before the waves have their roles.
+DEVICE void begin_copies(Memory &memory, LineCopies &copies, const Product &product, const Planes &planes, u32 lines, u32 begin, u32 end) {
+    prepare_line(copies, product, lines);
+    UNROLL for (u32 s = 0; s + 1 < STAGES; ++s) {
+        if (begin + s < end) copy_weights(memory.stages[s][THREAD / TILE_WAVE], copies, planes, begin + s);
+        commit_copies();
+    }
+}
+
+DEVICE void consume(Memory &memory, const LineCopies &copies, const Product &product, const Planes &planes, u32 lines, u32 begin, u32 end) {
     const u32 wave = kept(THREAD / TILE_WAVE);
     bool says = LANE == 0; // one lane of each wave arrives
     const OwnPlace own = own_place();
-    LineCopies copies;
-    prepare_line(copies, product, lines);
     u32 own_rows[TILES][TILE_LANE_ROWS];
     UNROLL for (u32 t = 0; t < TILES; ++t)
         UNROLL for (u32 r = 0; r < TILE_LANE_ROWS; ++r) own_rows[t][r] = matrix_row(product, t, tile_row(r));
-    UNROLL for (u32 s = 0; s + 1 < STAGES; ++s) {
-        if (begin + s < end) copy_weights(memory.stages[s][wave], copies, planes, begin + s);
-        commit_copies();
-    }
     Rests rests, next_rests;
     if (begin < end) load_rests(next_rests, planes, own_rows, lines, begin);
     Sums sum;
@@ -223,7 +226,12 @@ KERNEL(THREADS) matmul_wgmma_quant_many(
     DYNAMIC_SHARED(Memory, memory, 1);
     u32 lines = inner / LINE_WEIGHTS, share = (lines + splits - 1) / splits;
     u32 begin = BLOCK_Y * share < lines ? BLOCK_Y * share : lines, end = begin + share < lines ? begin + share : lines;
-    if (THREAD == 0) {
+    Product product{bias, y, gated, rows, outer, stride, column, accumulate, gelu};
+    Planes planes{weight, high, scales, deltas};
+    LineCopies copies;
+    if (THREAD < BLOCK)
+        begin_copies(memory[0], copies, product, planes, lines, begin, end);
+    else if (THREAD == BLOCK) {
         for (u32 s = 0; s < X_STAGES; ++s) phase_init(memory[0].full[s], FULL_ARRIVALS), phase_init(memory[0].empty[s], WAVES);
         group_landed(); // for the bulk copy engine
     }
@@ -234,6 +242,6 @@ KERNEL(THREADS) matmul_wgmma_quant_many(
         produce(memory[0], x + (u64)FIRST_TOKEN * inner, rows - FIRST_TOKEN, inner, begin, end);
     } else {
         take_registers<consumer_registers(BLOCK, GROUP, MIN_BLOCKS, X_REGISTERS)>();
-        consume(memory[0], Product{bias, y, gated, rows, outer, stride, column, accumulate, gelu}, Planes{weight, high, scales, deltas}, lines, begin, end);
+        consume(memory[0], copies, product, planes, lines, begin, end);
     }
 }

@@ -244,8 +244,7 @@ class _Launch:
         else:
             planes = (weight,) if self.kernel == "matmul_wgmma" else (weight, None, None, None)
         sizes = (*self.x.shape, weight.shape[0], stride, column, accumulate, gelu, splits)
-        is_laid = self.kernel in _OF_X_LINES and not self.defines.get("X_ROWS")
-        x = self._lines_of({} if lines is None else lines) if is_laid else self.x
+        x = self._lines_of({} if lines is None else lines) if self.kernel in _OF_X_LINES else self.x
         arrays = x, *planes, self.bias, y, gated
         grid = (self.grid[0], splits, self.grid[2])
         self.device.run(self.kernel, self.kernel, grid, *arrays, *sizes, **self.defines)

@@ -2,12 +2,12 @@
 // Uses: quant_blocks, tile, tile_mma, tile_lines, matmul_epilogue, tile_wgmma, tile_phases, tile_bits, quant_lines
 // Target: sm_90a
 //
-// The last group of waves (producers) brings x, X_QUARTERS of a line of 256 numbers at a time, to a ring of X_STAGES in LDS; each stage
-// has a barrier that says that it is full and one that it is empty. With X_ROWS they lay rows of x in lines themselves; else x lies in
-// memory as x_lines leaves it, and one thread lets the bulk copy engine bring it. The other groups (consumers) never meet. Each of their waves copies lines of its own rows of the matrix, STAGES - 1 ahead,
+// One thread of the last group of waves (the producer) lets the bulk copy engine bring x, X_QUARTERS of a line of 256 numbers at a time,
+// to a ring of X_STAGES in LDS; each stage has a barrier that says that it is full and one that it is empty. x lies in memory as x_lines
+// leaves it. The other groups (consumers) never meet. Each of their waves copies lines of its own rows of the matrix, STAGES - 1 ahead,
 // makes float16 of them in registers and multiplies; it makes the next weights while the last are multiplied.
 // The inner dimension is a multiple of 256.
-// -D FORMAT=ggml's number of the type; STAGES, X_STAGES of X_QUARTERS in LDS; X_ROWS=0 or 1; LDS_BYTES; TOKENS, TILES, BLOCK=threads of consumers of matmul_epilogue;
+// -D FORMAT=ggml's number of the type; STAGES, X_STAGES of X_QUARTERS in LDS; LDS_BYTES; TOKENS, TILES, BLOCK=threads of consumers of matmul_epilogue;
 // THREADS of a block.
 
 #define GROUP (TILE_WAVE * GROUP_WAVES)
@@ -23,60 +23,10 @@ static_assert(sizeof(Memory) == LDS_BYTES, "another size than the host takes");
 
 typedef RingPlace<X_STAGES> Place;
 static_assert(X_QUARTERS == 1 || X_QUARTERS == QUARTERS, "a quarter or a line");
-#if X_ROWS
-DEVICE u32 x_quarter(u32 n) { return n; }
-#define FULL_ARRIVALS GROUP_WAVES
-#define X_REGISTERS 64
-
-// x of the block's rows, by all producers. x: the block's, (rows, K). A task is a step of 16 numbers of a row, four of each part. A
-// producer has those of one step of one quarter, in each eighth row, and four under way. What rows behind the last hold is not stored.
-#define X_EACH (TOKENS / 8)
-static_assert(X_QUARTERS == QUARTERS && X_EACH % 4 == 0, "whole lines, and four tasks at a time");
-DEVICE void produce(Memory &memory, const f16 *x, u32 rows, u32 inner, u32 begin, u32 end) {
-    const u32 me = THREAD - BLOCK, n = me / 8 % QUARTERS, step = me % 4, token = me / 32 * 2 + me / 4 % 2;
-    const Quarter q = quarter_of(n);
-    u32 from[X_EACH]; // numbers
-    UNROLL for (u32 e = 0; e < X_EACH; ++e) {
-        u32 row = token + 8 * e < rows ? token + 8 * e : rows - 1;
-        from[e] = kept(row * inner + q.group * (FORMAT == Q6_K ? 64 : 32) + q.half * 16 + step * 4);
-    }
-    const u32 place = kept((n * TOKENS + token) * LINE + line_place(token, step * 2)); // pieces
-    u32x2 numbers[4][PARTS];
-    auto load = [&](u32 line, u32 first) {
-        const f16 *of_line = (const f16 *)kept((const u32x4 *)(x + (u64)line * LINE_WEIGHTS));
-        UNROLL for (u32 e = 0; e < 4; ++e)
-            UNROLL for (u32 c = 0; c < PARTS; ++c)
-                numbers[e][c] = *(const u32x2 *)(of_line + from[first + e] + (FORMAT == Q6_K ? c / 2 * 128 + c % 2 * 32 : c * 64));
-    };
-    Place at{0, 1}; // empty before the first phase
-    if (begin < end) load(begin, 0);
-    ROLLED for (u32 line = begin; line < end; ++line) {
-        phase_wait(memory.empty[at.stage], at.parity);
-        u32x4 *stage = &memory.x[at.stage][0].v[0][0];
-        UNROLL for (u32 first = 0; first < X_EACH; first += 4) {
-            UNROLL for (u32 e = 0; e < 4; ++e)
-                UNROLL for (u32 j = 0; j < 2; ++j) {
-                    u32x4 words;
-                    UNROLL for (u32 c = 0; c < PARTS; ++c) words.v[c] = byte_perm(numbers[e][c].v[1], numbers[e][c].v[0], j ? 0x07060302u : 0x05040100u);
-                    stage[(place ^ j) + (first + e) * 8 * LINE] = words;
-                }
-            if (first + 4 < X_EACH) load(line, first + 4);
-        }
-        group_landed();
-        wave_sync();
-        if (LANE == 0) phase_arrive(memory.full[at.stage]);
-        if (line + 1 < end) load(line + 1, 0);
-        advance(at);
-    }
-}
-#else
 DEVICE u32 x_quarter(u32 n) { return quarter_of(n).group * 2 + quarter_of(n).half; } // where the n-th lies in x
-#define FULL_ARRIVALS 1
-#define X_REGISTERS PRODUCER_REGISTERS
 
 // x of the block's rows, by one thread. x: the block's, (K / 64, TOKENS, 64).
-DEVICE void produce(Memory &memory, const f16 *x, u32, u32, u32 begin, u32 end) {
-    if (THREAD != BLOCK) return;
+DEVICE void produce(Memory &memory, const f16 *x, u32 begin, u32 end) {
     Place place{0, 1}; // empty before the first phase
     ROLLED for (u32 line = begin; line < end; ++line)
         ROLLED for (u32 n = 0; n < QUARTERS; n += X_QUARTERS) {
@@ -87,7 +37,6 @@ DEVICE void produce(Memory &memory, const f16 *x, u32, u32, u32 begin, u32 end) 
             advance(place);
         }
 }
-#endif
 
 // store_sums by pointers that go from token to token: a split has few lines, and its end was as long as one of them.
 DEVICE void store_products(const Product &p, Sums &sum, u32 base) {
@@ -206,7 +155,7 @@ DEVICE void consume(Memory &memory, const LineCopies &copies, const Product &pro
 }
 
 KERNEL(THREADS) matmul_wgmma_quant_many(
-    const f16 *x,     // (M, K) with X_ROWS, else (ceil(M / TOKENS), K / 64, TOKENS, 64) of x_lines
+    const f16 *x,     // (ceil(M / TOKENS), K / 64, TOKENS, 64) of x_lines
     const u8 *weight, // the planes of (N, K), see quant_blocks.hip; with a gate N / 2 gates, then ups
     const u8 *high,
     const u8 *scales,
@@ -232,16 +181,16 @@ KERNEL(THREADS) matmul_wgmma_quant_many(
     if (THREAD < BLOCK)
         begin_copies(memory[0], copies, product, planes, lines, begin, end);
     else if (THREAD == BLOCK) {
-        for (u32 s = 0; s < X_STAGES; ++s) phase_init(memory[0].full[s], FULL_ARRIVALS), phase_init(memory[0].empty[s], WAVES);
+        for (u32 s = 0; s < X_STAGES; ++s) phase_init(memory[0].full[s], 1), phase_init(memory[0].empty[s], WAVES);
         group_landed(); // for the bulk copy engine
     }
     barrier();
     if (THREAD >= BLOCK) {
-        give_registers<X_REGISTERS>();
+        give_registers<PRODUCER_REGISTERS>();
         grid_dependency_sync();
-        produce(memory[0], x + (u64)FIRST_TOKEN * inner, rows - FIRST_TOKEN, inner, begin, end);
+        if (THREAD == BLOCK) produce(memory[0], x + (u64)FIRST_TOKEN * inner, begin, end);
     } else {
-        take_registers<consumer_registers(BLOCK, GROUP, MIN_BLOCKS, X_REGISTERS)>();
+        take_registers<consumer_registers(BLOCK, GROUP, MIN_BLOCKS)>();
         consume(memory[0], copies, product, planes, lines, begin, end);
     }
 }

@@ -7,8 +7,6 @@ from forge.tuning.spec import Shape, Values
 
 FEW_FORMATS = ("Q4_0", "Q4_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K")
 """What `matmul_mma_quant` multiplies: codes below an exponent are float16 numbers by one or two instructions."""
-_LAID_ROWS = 64
-"""Up to so many rows of x, a launch that lays them in lines for the product takes longer than to do so in each block."""
 _MAX_LDS_BYTES = 99 << 10
 """What a block may have of LDS where a launch allots it: the least limit of NVIDIA's GPUs from sm_80 on."""
 
@@ -53,19 +51,15 @@ def quant_lds_bytes(format: str, tokens: int, values: Values) -> int:
 
 def many_lds(format: str, values: Values) -> dict[str, int]:
     """What a block of `matmul_wgmma_quant_many` has of LDS, LDS_BYTES: STAGES of 256 weights of its rows of the matrix,
-    and X_STAGES of X_QUARTERS times 64 numbers of each of TOKENS rows of x, as many as have room.
-
-    Up to two lines of 256 numbers go whole, where there is room for them. Few rows the kernel itself lays in lines,
-    X_ROWS.
-    """
+    and X_STAGES of X_QUARTERS times 64 numbers of each of TOKENS rows of x: two lines of 256 where they have room, else
+    as many quarters as have."""
     weights, x_bytes = stage_bytes(format, values), 128 * values["TOKENS"]
     room = (228 << 10) // values["MIN_BLOCKS"] - (2 << 10)  # of a multiprocessor, but 1 KB each for driver and barriers
     quarters = min(max((room - weights) // x_bytes, 0), 8)
-    is_few = values["TOKENS"] <= _LAID_ROWS
-    together = 4 if is_few or quarters == 8 else 1
+    together = 4 if quarters == 8 else 1
     stages = quarters // together
     lds_bytes = -(-(weights + stages * (together * x_bytes + 16)) // 1024) * 1024
-    return {"X_STAGES": stages, "X_QUARTERS": together, "X_ROWS": int(is_few), "LDS_BYTES": lds_bytes}
+    return {"X_STAGES": stages, "X_QUARTERS": together, "LDS_BYTES": lds_bytes}
 
 
 def attention_lds_bytes(dim: int, values: Values) -> int:
@@ -120,15 +114,16 @@ def allows_few(shape: Shape, values: Values) -> bool:
 def allows_many(shape: Shape, values: Values) -> bool:
     """There is room for enough stages, and each consumer has registers for its sums, weights and what it makes them of.
 
-    Of registers a group of 128 threads that copies keeps 24, or 64 where it lays x in lines.
+    Of registers a group of 128 threads that copies keeps 24.
     """
-    threads, lds = values["BLOCK"] + 128, many_lds(shape["format"], values)
+    threads = values["BLOCK"] + 128
     at_launch = 65_536 // (values["MIN_BLOCKS"] * threads) // 8 * 8
-    registers = min((at_launch * threads - (64 if lds["X_ROWS"] else 24) * 128) // values["BLOCK"], 240)
+    registers = min((at_launch * threads - 24 * 128) // values["BLOCK"], 240)
     if values["TILES"] * values["TOKENS"] // 2 + 72 > registers or values["BLOCK"] * values["MIN_BLOCKS"] < 256:
         return False
     is_near = values["TOKENS"] <= shape["tokens"] <= 2 * values["TOKENS"]  # more blocks make weights again
-    return is_near and lds["X_STAGES"] > 1 and lds["X_STAGES"] * lds["X_QUARTERS"] >= 3
+    lds = many_lds(shape["format"], values)
+    return is_near and lds["X_STAGES"] * lds["X_QUARTERS"] >= 3
 
 
 def allows_attention(shape: Shape, values: Values) -> bool:

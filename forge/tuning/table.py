@@ -259,11 +259,14 @@ KERNELS = {
             "TOKENS": MANY_ROWS
         },
         allows=allows_many,
-        measured="H200: up to 7 choices at 64, 128 and 256 rows, of Q4_K and Q6_K, at the shapes of an 8B model",
+        measured="H200: up to 8 choices at 64, 128 and 256 rows, of Q4_K and Q6_K, at the shapes of an 8B model. Blocks "
+        "of 512 threads win 1% with a gate of 14,336, and leave multiprocessors idle with others",
         rows=(
             Row({"outer": 8191, "tokens": 64}, (1, 384, 1, 2, 64)),
-            Row({"format": _WIDE_CODES, "tokens": 64}, (2, 256, 1, 2, 64)),
-            Row({"tokens": 64}, (1, 512, 1, 2, 64)),
+            Row({"op": ("linear",), "format": _WIDE_CODES, "tokens": 64}, (2, 256, 1, 2, 64)),
+            Row({"format": _WIDE_CODES, "tokens": 64}, (1, 128, 2, 3, 64)),
+            Row({"tokens": 64}, (1, 256, 2, 2, 64)),
+            Row({"format": _WIDE_CODES, "outer": 4096, "tokens": 256}, (1, 256, 1, 2, 256)),
             Row({"outer": 4096}, (1, 256, 1, 2, 128)),
             Row({"format": _WIDE_CODES, "outer": 8191, "tokens": 256}, (1, 256, 1, 2, 128)),
             Row({"outer": 8191, "tokens": 256}, (1, 384, 1, 2, 128)),

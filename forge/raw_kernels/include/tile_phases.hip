@@ -17,15 +17,15 @@
 //                   the two. Only those of named_wait are held up. Number 0 is the block's own.
 //   take_registers<N>(), give_registers<N>()  Registers of a thread from here on, by all waves of a group. A launch has what the
 //                   bounds of the kernel leave; a group that takes waits until others have given.
-//   PRODUCER_REGISTERS, consumer_registers(consumers, producers, blocks, kept)  What each thread has where so many threads give all
-//                   but `kept`, PRODUCER_REGISTERS, and others take all that there is, in so many blocks of a multiprocessor.
+//   PRODUCER_REGISTERS, consumer_registers(consumers, producers, blocks)  What each thread has where so many threads give and others
+//                   take all that there is, in so many blocks of a multiprocessor.
 //
 // Source: the PTX ISA on mbarrier, barrier, setmaxnreg, cp.async.mbarrier.arrive and cp.async.bulk.tensor.
 
 #define PRODUCER_REGISTERS 24
-DEVICE constexpr u32 consumer_registers(u32 consumers, u32 producers, u32 blocks, u32 kept = PRODUCER_REGISTERS) {
+DEVICE constexpr u32 consumer_registers(u32 consumers, u32 producers, u32 blocks) {
     u32 threads = consumers + producers, at_launch = 65536 / (blocks * threads) / 8 * 8;
-    u32 freed = (at_launch * threads - kept * producers) / consumers / 8 * 8;
+    u32 freed = (at_launch * threads - PRODUCER_REGISTERS * producers) / consumers / 8 * 8;
     return freed < 240 ? freed : 240;
 }
 struct alignas(8) PhaseBarrier {

@@ -259,8 +259,8 @@ KERNELS = {
             "TOKENS": MANY_ROWS
         },
         allows=allows_many,
-        measured="H200: up to 8 choices at 64, 128 and 256 rows, of Q4_K and Q6_K, at the shapes of an 8B model. Blocks "
-        "of 512 threads win 1% with a gate of 14,336, and leave multiprocessors idle with others",
+        measured="H200: up to 8 choices at 64, 128 and 256 rows, of Q4_K and Q6_K, at the shapes of an 8B model. "
+        "Blocks of 512 threads win 1% with a gate of 14,336, and leave multiprocessors idle with others",
         rows=(
             Row({"outer": 8191, "tokens": 64}, (1, 384, 1, 2, 64)),
             Row({"op": ("linear",), "format": _WIDE_CODES, "tokens": 64}, (2, 256, 1, 2, 64)),

@@ -121,10 +121,10 @@ KERNEL(BLOCK) matmul_wgmma_quant(
                 Quarter q = quarter_of(n);
                 if (since >= 2) group_await_but<1>(); // what was in these registers has been multiplied
                 u32(&fresh)[4][4] = weights[since % 2];
-                if (HALVES == 2 || !IS_K ? n % 2 == 0 : n == 0) both_factors(factors[t], stage, rests[t], own, t * 16, q);
                 UNROLL for (u32 r = 0; r < TILE_LANE_ROWS; ++r) {
                     u32 row = t * 16 + 8 * r, pairs[4][2];
                     if (FORMAT == Q8_0 || n % 2 == 0) read_codes(codes[t][r], stage, own, row, q);
+                    if (HALVES == 2 || !IS_K ? n % 2 == 0 : n == 0) factors[t][r] = factors_of(stage, rests[t][r], own, row, q);
                     dequantize_quarter(codes[t][r], q, factors[t][r], masks, pairs);
                     UNROLL for (u32 i = 0; i < 4; ++i)
                         UNROLL for (u32 j = 0; j < 2; ++j) fresh[i][2 * j + r] = pairs[i][j];

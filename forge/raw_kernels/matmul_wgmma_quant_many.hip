@@ -13,7 +13,7 @@
 #define GROUP (TILE_WAVE * GROUP_WAVES)
 static_assert(THREADS == BLOCK + GROUP, "a producer beside the consumers");
 
-typedef GroupRows<TOKENS> XStage[X_QUARTERS]; // in x_lines' order: quarters of a group follow each other
+typedef GroupRows<TOKENS> XStage[X_QUARTERS]; // in x's order: quarters of a group follow each other
 struct Memory {
     XStage x[X_STAGES];
     WaveStage stages[STAGES][WAVES];
@@ -38,56 +38,19 @@ DEVICE void produce(Memory &memory, const f16 *x, u32 begin, u32 end) {
         }
 }
 
-// store_sums by pointers that go from token to token: a split has few lines, and its end was as long as one of them.
-DEVICE void store_products(const Product &p, Sums &sum, u32 base) {
-    const u32 outputs = outputs_of(p), of_wave = WAVE_ROWS / (p.gated ? 2 : 1);
-    const u32 first = (ROW_BLOCK * WAVES + THREAD / TILE_WAVE) * of_wave + tile_sum_row(0), token = base + tile_sum_token(0);
-    const u32 tokens = token < p.rows ? p.rows - token : 0; // further ones
-    if (p.gated) {
-        UNROLL for (u32 t = 0; t < TILES; ++t) {
-            const u32 n = first + t * 8, left = n < outputs ? tokens : 0;
-            float of_gate = p.bias && left ? p.bias[n] : 0.0f, of_up = p.bias && left ? p.bias[outputs + n] : 0.0f;
-            f16 *to = p.gated + (u64)token * outputs + n;
-            UNROLL for (u32 m = 0; m < TOKEN_TILES; ++m, to += (TILE_TOKENS - 2) * outputs)
-                UNROLL for (u32 j = 0; j < 2; ++j, to += outputs) {
-                    f16 y = to_f16(activate(sum[t][m][j] + of_gate, p.gelu) * (sum[t][m][2 + j] + of_up));
-                    if (m * TILE_TOKENS + j < left) *to = y;
-                }
-        }
-        return;
-    }
-    float *const out = p.y + ((u64)BLOCK_Y * p.rows + token) * p.stride + p.column + first;
-    UNROLL for (u32 t = 0; t < TILES; ++t)
-        UNROLL for (u32 r = 0; r < TILE_LANE_ROWS; ++r) {
-            const u32 n = first + t * 16 + 8 * r, left = n < p.outer ? tokens : 0;
-            float addend = p.bias && BLOCK_Y == 0 && left ? p.bias[n] : 0.0f;
-            float *to = out + t * 16 + 8 * r, *more = to;
-            if (p.accumulate)
-                UNROLL for (u32 m = 0; m < TOKEN_TILES; ++m, more += (TILE_TOKENS - 2) * p.stride)
-                    UNROLL for (u32 j = 0; j < 2; ++j, more += p.stride)
-                        if (m * TILE_TOKENS + j < left) sum[t][m][2 * r + j] += *more;
-            UNROLL for (u32 m = 0; m < TOKEN_TILES; ++m, to += (TILE_TOKENS - 2) * p.stride)
-                UNROLL for (u32 j = 0; j < 2; ++j, to += p.stride)
-                    if (m * TILE_TOKENS + j < left) *to = sum[t][m][2 * r + j] + addend;
-        }
-}
-
-// The first lines of weights are on their way before the waves have their roles.
-DEVICE void begin_copies(Memory &memory, LineCopies &copies, const Product &product, const Planes &planes, u32 lines, u32 begin, u32 end) {
-    prepare_line(copies, product, lines);
-    UNROLL for (u32 s = 0; s + 1 < STAGES; ++s) {
-        if (begin + s < end) copy_weights(memory.stages[s][THREAD / TILE_WAVE], copies, planes, begin + s);
-        commit_copies();
-    }
-}
-
-DEVICE void consume(Memory &memory, const LineCopies &copies, const Product &product, const Planes &planes, u32 lines, u32 begin, u32 end) {
+DEVICE void consume(Memory &memory, const Product &product, const Planes &planes, u32 lines, u32 begin, u32 end) {
     const u32 wave = kept(THREAD / TILE_WAVE);
     bool says = LANE == 0; // one lane of each wave arrives
     const OwnPlace own = own_place();
+    LineCopies copies;
+    prepare_line(copies, product, lines);
     u32 own_rows[TILES][TILE_LANE_ROWS];
     UNROLL for (u32 t = 0; t < TILES; ++t)
         UNROLL for (u32 r = 0; r < TILE_LANE_ROWS; ++r) own_rows[t][r] = matrix_row(product, t, tile_row(r));
+    UNROLL for (u32 s = 0; s + 1 < STAGES; ++s) {
+        if (begin + s < end) copy_weights(memory.stages[s][wave], copies, planes, begin + s);
+        commit_copies();
+    }
     Rests rests, next_rests;
     if (begin < end) load_rests(next_rests, planes, own_rows, lines, begin);
     Sums sum;
@@ -108,10 +71,10 @@ DEVICE void consume(Memory &memory, const LineCopies &copies, const Product &pro
         const u32 n = p / TILES, t = p % TILES;
         const WaveStage &stage = memory.stages[at][wave];
         Quarter q = quarter_of(n);
-        if (HALVES == 2 || !IS_K ? n % 2 == 0 : n == 0) both_factors(factors[t], stage, rests[t], own, t * 16, q);
         UNROLL for (u32 r = 0; r < TILE_LANE_ROWS; ++r) {
             u32 row = t * 16 + 8 * r, pairs[4][2];
             if (FORMAT == Q8_0 || n % 2 == 0) read_codes(codes[t][r], stage, own, row, q);
+            if (HALVES == 2 || !IS_K ? n % 2 == 0 : n == 0) factors[t][r] = factors_of(stage, rests[t][r], own, row, q);
             dequantize_quarter(codes[t][r], q, factors[t][r], masks, pairs);
             UNROLL for (u32 i = 0; i < 4; ++i)
                 UNROLL for (u32 j = 0; j < 2; ++j) weights[p % 2][i][2 * j + r] = pairs[i][j];
@@ -151,7 +114,7 @@ DEVICE void consume(Memory &memory, const LineCopies &copies, const Product &pro
         UNROLL for (u32 t = 0; t < TILES; ++t) group_await(sum[t]);
         give_back();
     }
-    store_products(product, sum, FIRST_TOKEN);
+    store_sums(product, sum, FIRST_TOKEN);
 }
 
 KERNEL(THREADS) matmul_wgmma_quant_many(
@@ -175,12 +138,7 @@ KERNEL(THREADS) matmul_wgmma_quant_many(
     DYNAMIC_SHARED(Memory, memory, 1);
     u32 lines = inner / LINE_WEIGHTS, share = (lines + splits - 1) / splits;
     u32 begin = BLOCK_Y * share < lines ? BLOCK_Y * share : lines, end = begin + share < lines ? begin + share : lines;
-    Product product{bias, y, gated, rows, outer, stride, column, accumulate, gelu};
-    Planes planes{weight, high, scales, deltas};
-    LineCopies copies;
-    if (THREAD < BLOCK)
-        begin_copies(memory[0], copies, product, planes, lines, begin, end);
-    else if (THREAD == BLOCK) {
+    if (THREAD == 0) {
         for (u32 s = 0; s < X_STAGES; ++s) phase_init(memory[0].full[s], 1), phase_init(memory[0].empty[s], WAVES);
         group_landed(); // for the bulk copy engine
     }
@@ -191,6 +149,6 @@ KERNEL(THREADS) matmul_wgmma_quant_many(
         if (THREAD == BLOCK) produce(memory[0], x + (u64)FIRST_TOKEN * inner, begin, end);
     } else {
         take_registers<consumer_registers(BLOCK, GROUP, MIN_BLOCKS)>();
-        consume(memory[0], copies, product, planes, lines, begin, end);
+        consume(memory[0], Product{bias, y, gated, rows, outer, stride, column, accumulate, gelu}, Planes{weight, high, scales, deltas}, lines, begin, end);
     }
 }

@@ -137,13 +137,12 @@ DEVICE u32 group_of(const Quarter &q) { return IS_K ? q.group : 0; }
 #endif
 
 // Where in a stage the lane finds its part of its first row, in pieces; and that row. Its other rows are `row` further, a multiple of 8.
-// early: All bits for the first two parts, of which six-bit scales are whole.
 struct OwnPlace {
-    u32 quants, row, early;
+    u32 quants, row;
 };
 DEVICE OwnPlace own_place() {
     const u32 piece = (TWO_BITS ? tile_part() / 2 : tile_part()) * (FORMAT == Q8_0 ? 4 : 2);
-    return OwnPlace{kept(piece_place<QUANT_PIECES>(tile_row(0), piece)), kept(tile_row(0)), kept(tile_part() < 2 ? 0xffffffffu : 0u)};
+    return OwnPlace{kept(piece_place<QUANT_PIECES>(tile_row(0), piece)), kept(tile_row(0))};
 }
 
 // The codes of two quarters, as they lie in memory: 16 bytes, and their high bits. Q6_K: those of bytes 0 and 2, then of 1 and 3, shifted
@@ -202,8 +201,15 @@ DEVICE Factors factors_of(const WaveStage &stage, const Rest &rest, const OwnPla
     u32 delta = ((const u32 *)&stage[DELTAS_AT + row * 2])[2 * part + q.group];
     if (AT_TOP) return Factors{fma_f16x2(twice(delta, 0), 0x4c004c00u, 0), fma_f16x2(twice(delta, 0), 0xcc00cc00u, twice(delta, 1))};
     return Factors{twice(delta, 0), twice(delta, 1)};
-#elif SIX_BIT_SCALES // see both_factors
-    return Factors{};
+#elif SIX_BIT_SCALES
+    u32x4 all = stage[SCALES_AT + row];
+    u32 shift = part % 2 * 16, first = all.v[1] >> shift, second = all.v[2] >> shift, last = all.v[3] >> shift;
+    u32 scales = part < 2 ? first & 0x3f3f : (last & 0x0f0f) | (first >> 2 & 0x3030);
+    u32 minima = part < 2 ? second & 0x3f3f : (last >> 4 & 0x0f0f) | (second >> 2 & 0x3030);
+    scales = byte_perm(ONE_K, scales, 0x07010500u);
+    u32 scale = fma_f16x2(AT_TOP ? fma_f16x2(scales, 0x4c004c00u, 0xf400f400u) : less(scales, 0), twice(all.v[0], 0), 0); // 16 times
+    u32 minimum = fma_f16x2(less(byte_perm(ONE_K, minima, 0x07010500u), 0), twice(all.v[0], 1), AT_TOP ? scale : 0);
+    return Factors{scale, negative(minimum)};
 #else
     u32 delta = twice(rest.delta, 0);
 #if FORMAT == Q2_K
@@ -227,25 +233,6 @@ DEVICE Factors factors_of(const WaveStage &stage, const Rest &rest, const OwnPla
 #endif
     return Factors{fma_f16x2(scales, delta, 0), 0};
 #endif
-#endif
-}
-
-// Those of the lane's two rows of a tile.
-DEVICE void both_factors(Factors (&to)[TILE_LANE_ROWS], const WaveStage &stage, const Rest (&rests)[TILE_LANE_ROWS], const OwnPlace &own, u32 further, const Quarter &q) {
-#if SIX_BIT_SCALES // two bytes of each row go together
-    u32x4 a = stage[SCALES_AT + own.row + further], b = stage[SCALES_AT + own.row + further + 8];
-    u32 all[3];
-    UNROLL for (u32 i = 0; i < 3; ++i) all[i] = byte_perm(b.v[i + 1], a.v[i + 1], q.part % 2 ? 0x07060302u : 0x05040100u);
-    u32 scales = (all[0] & 0x3f3f3f3fu & own.early) | (((all[2] & 0x0f0f0f0fu) | (all[0] >> 2 & 0x30303030u)) & ~own.early);
-    u32 minima = (all[1] & 0x3f3f3f3fu & own.early) | (((all[2] >> 4 & 0x0f0f0f0fu) | (all[1] >> 2 & 0x30303030u)) & ~own.early);
-    UNROLL for (u32 r = 0; r < TILE_LANE_ROWS; ++r) {
-        const u32 places = r ? 0x07030502u : 0x07010500u;
-        u32 deltas = r ? b.v[0] : a.v[0], two = byte_perm(ONE_K, scales, places);
-        to[r].scale = fma_f16x2(AT_TOP ? fma_f16x2(two, 0x4c004c00u, 0xf400f400u) : less(two, 0), twice(deltas, 0), 0); // 16 times
-        to[r].addend = negative(fma_f16x2(less(byte_perm(ONE_K, minima, places), 0), twice(deltas, 1), AT_TOP ? to[r].scale : 0));
-    }
-#else
-    UNROLL for (u32 r = 0; r < TILE_LANE_ROWS; ++r) to[r] = factors_of(stage, rests[r], own, further + 8 * r, q);
 #endif
 }
 

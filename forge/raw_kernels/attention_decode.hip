@@ -43,6 +43,7 @@ KERNEL(THREADS) attention_decode(
     SHARED Rows wave_acc[WAVES][PACKED];
     SHARED float wave_m[WAVES][PACKED], wave_l[WAVES][PACKED], share[PACKED][MAX_SPLITS];
     SHARED Weights weights[WAVES][PACKED];
+    SHARED float squares[PACKED + 2][HEAD_SUMS];
     SHARED u32 before;
     u32 row = BLOCK_X, split = BLOCK_Z, wave = THREAD / TILE_WAVE;
     u32 length = (u32)load_l2(lengths + row);
@@ -81,7 +82,7 @@ KERNEL(THREADS) attention_decode(
     Product product{qkv, bias, q_norm, k_norm, cos_sin + (u64)(length - 1) * pairs * 2, size, partials, pairs, eps};
     if (query_scale) factor *= query_scale[length - 1];
     Task task{row, heads, kv_heads, kv_head, group, first_head, last_head, is_last};
-    make_heads(task, product, factor, slots, k_pages, v_pages, query, latest);
+    make_heads(task, product, factor, slots, k_pages, v_pages, query, latest, wave_acc[0], squares);
     barrier();
 
     const u32 head = reader_head();

@@ -45,7 +45,7 @@ KERNEL(THREADS) attention_decode(
     SHARED Weights weights[WAVES][PACKED];
     SHARED float squares[PACKED + 2][HEAD_SUMS];
     SHARED u32 before;
-    u32 row = BLOCK_X, split = BLOCK_Z, wave = THREAD / TILE_WAVE;
+    u32 row = BLOCK_Y, split = BLOCK_Z, wave = THREAD / TILE_WAVE;
     u32 length = (u32)load_l2(lengths + row);
     const i32 *own_pages = page_table + (u64)row * pages;
     Tiles tiles; // looked up together with the length, on which only the first and the last tiles depend
@@ -53,7 +53,7 @@ KERNEL(THREADS) attention_decode(
     find_tiles(Cache{k_pages, v_pages, own_pages, 0, 0, 0, pages * PAGE - 1}, own_first, tiles);
     UNROLL for (u32 u = 0; u < POSITIONS; ++u) compiler_fence(tiles.page[u]);
     u32 group = heads / kv_heads, chunks = (group + PACKED - 1) / PACKED;
-    u32 kv_head = BLOCK_Y / chunks, first_head = BLOCK_Y % chunks * PACKED;
+    u32 kv_head = BLOCK_X / chunks, first_head = BLOCK_X % chunks * PACKED;
 
     // Splits take turns of positions in rotation. Blocks of splits without a turn end here.
     u32 first = window && length > window ? length - window : 0, start = first / 16 * 16;
@@ -97,7 +97,7 @@ KERNEL(THREADS) attention_decode(
     WaveStates states{wave_acc, wave_m, wave_l};
     store_state(state, states, wave);
     barrier();
-    u32 place = row * kv_heads * chunks + BLOCK_Y;
+    u32 place = row * kv_heads * chunks + BLOCK_X;
     f16 *block_out = out + ((u64)row * heads + kv_head * group + first_head) * HEAD_DIM;
     merge(states, Splits{split_acc, split_ml, arrived, splits, used_splits}, split, place, last_head, block_out, share, before);
 }

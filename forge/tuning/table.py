@@ -73,8 +73,8 @@ def _matmul(shape: Shape, values: Values) -> bool:
 def _attention_decode(shape: Shape, values: Values) -> bool:
     dim, packed, threads, positions = shape["dim"], shape["packed"], values["THREADS"], values["POSITIONS"]
     waves = threads // 32
-    # each wave's values and weights, queries, the latest key and value, the parts' shares
-    lds_bytes = packed * (waves * (4 * dim + 8 + 32 * positions) + 2 * dim + 16 + 4 * 128) + 8 * dim
+    # each wave's values and weights, queries, the latest key and value, squares of all heads, the parts' shares
+    lds_bytes = packed * (waves * (4 * dim + 8 + 32 * positions) + 3 * dim + 16 + 4 * 128) + 10 * dim
     return lds_bytes <= _LDS_BYTES and 256 <= threads * values["MIN_BLOCKS"] <= 1024 and positions * dim <= 256
 
 

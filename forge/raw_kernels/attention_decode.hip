@@ -50,7 +50,7 @@ KERNEL(THREADS) attention_decode(
     const i32 *own_pages = page_table + (u64)row * pages;
     Tiles tiles; // looked up together with the length, on which only the first and the last tiles depend
     u32 own_first = split * TURN_POSITIONS + wave * 16 * POSITIONS;
-    find_tiles(Cache{k_pages, v_pages, own_pages, 0, 0, 0, pages * PAGE - 1}, own_first, tiles);
+    find_tiles(Cache{k_pages, v_pages, own_pages, 0, 0, pages * PAGE - 1}, own_first, tiles);
     UNROLL for (u32 u = 0; u < POSITIONS; ++u) compiler_fence(tiles.page[u]);
     u32 group = heads / kv_heads, chunks = (group + PACKED - 1) / PACKED;
     u32 kv_head = BLOCK_X / chunks, first_head = BLOCK_X % chunks * PACKED;
@@ -66,7 +66,7 @@ KERNEL(THREADS) attention_decode(
     }
 
     // Loads of cached keys and values come before the wait for the launch that makes the product.
-    Cache cache{k_pages, v_pages, own_pages, kv_heads, kv_head, first, cached ? cached - 1 : 0};
+    Cache cache{k_pages + kv_head * HEAD_DIM, v_pages + kv_head * HEAD_DIM, own_pages, kv_heads, first, cached ? cached - 1 : 0};
     compiler_fence(cache.first), compiler_fence(cache.last), compiler_fence(group); // AMD has too few scalar registers for these
     Keys key;
     Values value;
@@ -86,13 +86,12 @@ KERNEL(THREADS) attention_decode(
     barrier();
 
     const u32 head = reader_head();
-    const float cap = softcap * LOG2E, per_cap = softcap > 0.0f ? fast_divide(1.0f, softcap) : 0.0f;
     float acc[PASSES][PASS_TILES][TILE_VALUES], m[TILE_LANE_TOKENS], l[TILE_LANE_TOKENS];
     State state{acc, m, l};
     init_state(state);
-    if (is_last && wave == 0) init_last_position(state, query, latest, softcap, cap, per_cap);
+    if (is_last && wave == 0) init_last_position(state, query, latest, softcap);
     Span span{start + split * TURN_POSITIONS, position, stride, first, cached};
-    attend(state, span, cache, tiles, query, weights[wave], head, key, value, 1.0f, softcap, cap, per_cap);
+    attend(state, span, cache, tiles, query, weights[wave], head, key, value, 1.0f, softcap);
 
     WaveStates states{wave_acc, wave_m, wave_l};
     store_state(state, states, wave);

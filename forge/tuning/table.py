@@ -285,18 +285,22 @@ KERNELS = {
         rows=(Row({}, (1,)),),
     ),
     "attention_decode": Kernel(
-        classes={"dim": (32, 64, 96, 128, 256), "packed": (1, 2, 3, 4), "rows": (16, ANY)},
+        classes={"dim": (32, 64, 96, 128, 256), "packed": (1, 2, 3, 4), "rows": (1, 16, ANY)},
         # THREADS of a block, POSITIONS: tiles of 16 whose keys and values are on their way together for each of its
         # waves, MIN_BLOCKS that fill a multiprocessor, as many as there are registers for. Parts of the context smaller
         # than MIN_SPAN positions cost more to join than they save.
         candidates={"THREADS": (128, 256), "POSITIONS": (1, 2), "MIN_BLOCKS": (1, 2, 4), "MIN_SPAN": (64, 128)},
         allows=_attention_decode,
         measured="H100: of 128 to 512 threads, 1 to 4 tiles of positions and 1 to 6 blocks of a multiprocessor, at 1 "
-        "to 64 sequences of 1,024 to 32,768 positions and heads of 64 and 128",
+        "to 64 sequences of 1,024 to 32,768 positions and heads of 64 and 128. H200: the rows for NVIDIA alone, at 1 to "
+        "16 sequences of 300 to 4,224 positions and heads of 64, and at 17 to 128 of 300 and 1,056 and heads of 256",
         rows=(
+            Row({"dim": 64, "rows": 1}, (256, 1, 2, 64)),
+            Row({"dim": 64, "rows": 16}, (256, 2, 1, 128), _MMA),
             Row({"dim": 64, "rows": 16}, (256, 1, 2, 64)),
             Row({"rows": 16}, (256, 1, 1, 64)),
             Row({"dim": 128}, (128, 1, 4, 64)),
+            Row({}, (128, 1, 2, 64), _MMA),
             Row({}, (256, 1, 1, 64)),
         ),
     ),

@@ -74,6 +74,9 @@ DEVICE void add_partials(const Task &t, const Product &p, u32 count, const Sums 
     }
 }
 
+// The i-th number of a lane in a head; past the head its first one.
+DEVICE u32 lane_number(u32 lane, u32 i) { return HEAD_DIM % WAVE == 0 || lane + i * WAVE < HEAD_DIM ? lane + i * WAVE : 0; }
+
 // The block's queries times `factor`; the key and the value of the last position, also appended to the cache at the row's slot.
 // The sums of the queries and their squares need LDS in between.
 DEVICE void make_heads(
@@ -93,14 +96,14 @@ DEVICE void make_heads(
     u32 kv_heads = t.kv_heads, kv_head = t.kv_head, pairs = p.pairs, count = PACKED + (t.has_last_position ? 2u : 0u);
     u64 slot = (u32)slots[t.row];
     f32x2 turn[LANE_NUMBERS];
-    u32 d[LANE_NUMBERS], partner[LANE_NUMBERS]; // past the head its first number
     UNROLL for (u32 i = 0; i * WAVE < HEAD_DIM; ++i) {
-        d[i] = HEAD_DIM % WAVE == 0 || LANE + i * WAVE < HEAD_DIM ? LANE + i * WAVE : 0;
-        partner[i] = d[i] >= 2 * pairs ? d[i] : partner_of(d[i], pairs);
-        turn[i] = load<2>(p.cos_sin + 2 * (d[i] < 2 * pairs ? pair_of(d[i], partner[i], is_first_of_pair(d[i], pairs)) : 0));
+        u32 d = lane_number(LANE, i), partner = d >= 2 * pairs ? d : partner_of(d, pairs);
+        turn[i] = load<2>(p.cos_sin + 2 * (d < 2 * pairs ? pair_of(d, partner, is_first_of_pair(d, pairs)) : 0));
     }
     add_partials(t, p, count, Sums{query_sums, latest, squares});
     barrier();
+    u32 lane = LANE;
+    compiler_fence(lane); // places are computed again rather than held in registers
     for (u32 n = THREAD / WAVE; n < count; n += THREADS / WAVE) {
         Rows &from = n < PACKED ? query_sums[n] : latest[n - PACKED];
         float scale = 1.0f, x[LANE_NUMBERS]; // the scale is the same for the wave
@@ -110,20 +113,22 @@ DEVICE void make_heads(
             scale = rms_scale(wave_sum(sum) * (1.0f / HEAD_DIM), p.eps);
         }
         UNROLL for (u32 i = 0; i * WAVE < HEAD_DIM; ++i) {
-            bool rotates = n <= PACKED && d[i] < 2 * pairs, first = is_first_of_pair(d[i], pairs);
+            u32 d = lane_number(lane, i), partner = d >= 2 * pairs ? d : partner_of(d, pairs);
+            bool rotates = n <= PACKED && d < 2 * pairs, first = is_first_of_pair(d, pairs);
             float cosine = rotates ? turn[i].v[0] : 1.0f, sine = !rotates ? 0.0f : first ? -turn[i].v[1] : turn[i].v[1];
-            x[i] = from.v[d[i]] * scale * cosine + from.v[partner[i]] * scale * sine;
+            x[i] = from.v[d] * scale * cosine + from.v[partner] * scale * sine;
         }
         wave_sync(); // all lanes have read the sums of the key
         UNROLL for (u32 i = 0; i * WAVE < HEAD_DIM; ++i) {
-            if (HEAD_DIM % WAVE && LANE + i * WAVE >= HEAD_DIM) continue;
+            u32 d = lane + i * WAVE;
+            if (HEAD_DIM % WAVE && d >= HEAD_DIM) continue;
             if (n < PACKED) {
-                query[n].v[d[i]] = to_f16(x[i] * factor);
+                query[n].v[d] = to_f16(x[i] * factor);
             } else {
                 f16 kept = to_f16(x[i]);
-                latest[n - PACKED].v[d[i]] = to_float(kept);
+                latest[n - PACKED].v[d] = to_float(kept);
                 if (t.first_head == 0)
-                    (n == PACKED ? k_pages : v_pages)[(slot * kv_heads + kv_head) * HEAD_DIM + d[i]] = kept;
+                    (n == PACKED ? k_pages : v_pages)[(slot * kv_heads + kv_head) * HEAD_DIM + d] = kept;
             }
         }
     }

@@ -56,7 +56,7 @@ DEVICE void init_last_position(
     const Rows (&latest)[2],
     float softcap // or 0: none
 ) {
-    UNROLL for (u32 h = 0; h < PACKED; ++h) {
+    ROLLED for (u32 h = 0; h < PACKED; ++h) {
         float score = 0;
         for (u32 d = LANE; d < HEAD_DIM; d += TILE_WAVE) score += to_float(query[h].v[d]) * latest[0].v[d];
         score = wave_sum(score, TILE_WAVE);

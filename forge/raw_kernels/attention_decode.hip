@@ -90,7 +90,7 @@ KERNEL(THREADS) attention_decode(
     State state{acc, m, l};
     init_state(state);
     if (is_last && wave == 0) init_last_position(state, query, latest, softcap);
-    Span span{start + split * TURN_POSITIONS, position, stride, first, cached};
+    Span span{position, stride, first, cached};
     attend(state, span, cache, tiles, query, weights[wave], head, key, value, 1.0f, softcap);
 
     WaveStates states{wave_acc, wave_m, wave_l};

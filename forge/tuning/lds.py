@@ -7,6 +7,8 @@ from forge.tuning.spec import Shape, Values
 
 FEW_FORMATS = ("Q4_0", "Q4_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K")
 """What `matmul_mma_quant` multiplies: codes below an exponent are float16 numbers by one or two instructions."""
+FIXED_LDS_BYTES = 48 << 10
+"""What a block may have of LDS where it is declared with a fixed size: NVIDIA's limit, below AMD's 64 KiB."""
 _MAX_LDS_BYTES = 99 << 10
 """What a block may have of LDS where a launch allots it: the least limit of NVIDIA's GPUs from sm_80 on."""
 
@@ -131,6 +133,15 @@ def allows_attention(shape: Shape, values: Values) -> bool:
     dim, keys, groups = shape["dim"], values["KEYS"], values["BLOCK"] // 128 - 1
     registers = dim // 2 + keys // 2 + keys // 4
     return attention_lds_bytes(dim, values) <= 227 << 10 and registers <= (200 if groups == 2 else 132)
+
+
+def allows_decode(shape: Shape, values: Values) -> bool:
+    """Of `attention_decode`: the block has room in LDS, and a thread in its registers."""
+    dim, packed, threads, positions = shape["dim"], shape["packed"], values["THREADS"], values["POSITIONS"]
+    waves = threads // 32
+    # each wave's values and weights, queries, the latest key and value, squares of all heads, the parts' shares
+    lds_bytes = packed * (waves * (4 * dim + 8 + 32 * positions) + 3 * dim + 16 + 4 * 128) + 10 * dim
+    return lds_bytes <= FIXED_LDS_BYTES and 256 <= threads * values["MIN_BLOCKS"] <= 1024 and positions * dim <= 256
 
 
 def prefill_slices(dim: int) -> int:

@@ -11,7 +11,9 @@ from __future__ import annotations
 from forge.formats.ggml import BLOCK_FORMATS
 from forge.tuning.lds import (
     FEW_FORMATS,
+    FIXED_LDS_BYTES,
     allows_attention,
+    allows_decode,
     allows_few,
     allows_group,
     allows_many,
@@ -21,8 +23,6 @@ from forge.tuning.lds import (
 )
 from forge.tuning.spec import ANY, Kernel, Row, Shape, Values
 
-_LDS_BYTES = 48 << 10
-"""What a block may have of LDS where it is declared with a fixed size: NVIDIA's limit, below AMD's 64 KiB."""
 MATMUL_ROWS = (8, 16, 32, 64)
 """Rows of a product that a block of `matmul` takes, in variants up to each of these. More go to further blocks."""
 GROUP_ROWS = (*MATMUL_ROWS, 128, 256)
@@ -66,16 +66,8 @@ def _matmul(shape: Shape, values: Values) -> bool:
     fill at most, and a quarter at least, of what a block may have of LDS."""
     threads = values["BLOCK"] * values["MIN_BLOCKS"]
     stage_bytes = values["STAGE_STEPS"] * 128 * max(shape["tokens"], 16)
-    is_stage = _LDS_BYTES // 12 <= stage_bytes <= _LDS_BYTES // 3
+    is_stage = FIXED_LDS_BYTES // 12 <= stage_bytes <= FIXED_LDS_BYTES // 3
     return is_stage and 256 <= threads <= (512 if values["TILES"] == 1 else 256)
-
-
-def _attention_decode(shape: Shape, values: Values) -> bool:
-    dim, packed, threads, positions = shape["dim"], shape["packed"], values["THREADS"], values["POSITIONS"]
-    waves = threads // 32
-    # each wave's values and weights, queries, the latest key and value, squares of all heads, the parts' shares
-    lds_bytes = packed * (waves * (4 * dim + 8 + 32 * positions) + 3 * dim + 16 + 4 * 128) + 10 * dim
-    return lds_bytes <= _LDS_BYTES and 256 <= threads * values["MIN_BLOCKS"] <= 1024 and positions * dim <= 256
 
 
 def _norm(shape: Shape, values: Values) -> bool:
@@ -290,10 +282,9 @@ KERNELS = {
         # waves, MIN_BLOCKS that fill a multiprocessor, as many as there are registers for. Parts of the context smaller
         # than MIN_SPAN positions cost more to join than they save.
         candidates={"THREADS": (128, 256), "POSITIONS": (1, 2), "MIN_BLOCKS": (1, 2, 4), "MIN_SPAN": (64, 128)},
-        allows=_attention_decode,
+        allows=allows_decode,
         measured="H100: of 128 to 512 threads, 1 to 4 tiles of positions and 1 to 6 blocks of a multiprocessor, at 1 "
-        "to 64 sequences of 1,024 to 32,768 positions and heads of 64 and 128. H200: the rows for NVIDIA alone, at 1 to "
-        "16 sequences of 300 to 4,224 positions and heads of 64, and at 17 to 128 of 300 and 1,056 and heads of 256",
+        "to 64 sequences of 1,024 to 32,768 positions and heads of 64 and 128; H200: rows of NVIDIA alone",
         rows=(
             Row({"dim": 64, "rows": 1}, (256, 1, 2, 64)),
             Row({"dim": 64, "rows": 16}, (256, 2, 1, 128), _MMA),

@@ -157,12 +157,12 @@ DEVICE void accumulate_values(State &s, const Cache &cache, Tiles &tiles, const 
 
 #define TURN_POSITIONS (THREADS / TILE_WAVE * 16 * POSITIONS) // of a block
 
-// The positions of a wave: its split's turns begin at `turn`, its own tiles of the turn at `position`.
+// The positions of a wave: its tiles of a turn begin at `position`, those of turns are `stride` apart.
 struct Span {
-    u32 turn, position, stride, first, end; // positions before `first` and from `end` on get no weight
+    u32 position, stride, first, end; // positions before `first` and from `end` on get no weight
 };
 
-// Takes all turns of the wave into its state. All waves of the block make the same number of turns.
+// Takes all turns of the wave into its state.
 DEVICE void attend(
     State &state, Span at, const Cache &cache, Tiles &tiles, const Query (&query)[PACKED], Weights (&weights)[PACKED], u32 head, Keys &key, Values &value,
     float factor, // of the scores, beside that of the queries

@@ -8,6 +8,7 @@ from forge.models.layer_tensors import LayerTensors
 from forge.models.layers import Linear
 from forge.models.residual import ResidualStream
 from forge.ops.activation import gelu
+from forge.ops.quant import Packed
 
 
 class FeedForward:
@@ -24,6 +25,7 @@ class FeedForward:
         matrices = ("ffn_up",) if self.glu == "none" else ("ffn_gate", "ffn_up")  # one product computes them all
         self.ffn_up = tensors.linear(dict.fromkeys(matrices, config.ffn_width), config.width, "ffn_up")
         self.ffn_down = tensors.linear({"ffn_down": config.width}, config.ffn_width)
+        self._split_k = "allowed" if self.glu != "none" and isinstance(self.ffn_down.weight, Packed) else "never"
         self.post_ffw_norm = tensors.norm("post_ffw_norm")
 
     def linears(self) -> list[Linear]:
@@ -32,5 +34,5 @@ class FeedForward:
 
     def __call__(self, stream: ResidualStream, batch: Batch, hook: Hook | None) -> None:
         """Add the result to the stream."""
-        h = self.ffn_up(stream.normed(self.ffn_norm), glu=self.glu)  # (T, F)
+        h = self.ffn_up(stream.normed(self.ffn_norm), glu=self.glu, split_k=self._split_k)  # (T, F)
         stream.add(self.ffn_down, gelu(h) if self.glu == "none" else h, self.post_ffw_norm)

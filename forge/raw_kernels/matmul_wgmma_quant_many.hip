@@ -1,10 +1,10 @@
 // Products of many rows of x, TOKENS for each block, with a quantized matrix, as matmul_wgmma_quant, by waves with roles.
-// Uses: quant_blocks, tile, tile_mma, tile_lines, matmul_epilogue, tile_wgmma, tile_phases, tile_bits, quant_lines
+// Uses: quant_blocks, tile, tile_mma, tile_lines, x_order, matmul_epilogue, tile_wgmma, tile_phases, tile_bits, quant_lines
 // Target: sm_90a
 //
 // One thread of the last group of waves (the producer) lets the bulk copy engine bring x, X_QUARTERS of a line of 256 numbers at a time,
-// to a ring of X_STAGES in LDS; each stage has a barrier that says that it is full and one that it is empty. x lies in memory as x_lines
-// leaves it. The other groups (consumers) never meet. Each of their waves copies lines of its own rows of the matrix, STAGES - 1 ahead,
+// to a ring of X_STAGES in LDS; each stage has a barrier that says that it is full and one that it is empty. x lies in memory in an
+// order of x_order. The other groups (consumers) never meet. Each of their waves copies lines of its own rows of the matrix, STAGES - 1 ahead,
 // makes float16 of them in registers and multiplies; it makes the next weights while the last are multiplied.
 // The inner dimension is a multiple of 256.
 // -D FORMAT=ggml's number of the type; STAGES, X_STAGES of X_QUARTERS in LDS; LDS_BYTES; TOKENS, TILES, BLOCK=threads of consumers of matmul_epilogue;
@@ -13,7 +13,7 @@
 #define GROUP (TILE_WAVE * GROUP_WAVES)
 static_assert(THREADS == BLOCK + GROUP, "a producer beside the consumers");
 
-typedef GroupRows<TOKENS> XStage[X_QUARTERS]; // in x's order: quarters of a group follow each other
+typedef GroupRows<TOKENS> XStage[X_QUARTERS]; // in x_order's order: quarters of a group follow each other
 struct Memory {
     XStage x[X_STAGES];
     WaveStage stages[STAGES][WAVES];
@@ -25,14 +25,20 @@ typedef RingPlace<X_STAGES> Place;
 static_assert(X_QUARTERS == 1 || X_QUARTERS == QUARTERS, "a quarter or a line");
 DEVICE u32 x_quarter(u32 n) { return quarter_of(n).group * 2 + quarter_of(n).half; } // where the n-th lies in x
 
-// x of the block's rows, by one thread. x: the block's, (K / 64, TOKENS, 64).
-DEVICE void produce(Memory &memory, const f16 *x, u32 begin, u32 end) {
+// x of the block's rows, by one thread. Of 64 rows a stage is one piece.
+DEVICE void produce(Memory &memory, const Product &p, const f16 *x, u32 lines, u32 begin, u32 end) {
+    const u32 rows = TOKENS < X_ROWS ? TOKENS : X_ROWS, quarters = TOKENS == X_ROWS ? X_QUARTERS : 1; // of a piece
     Place place{0, 1}; // empty before the first phase
     ROLLED for (u32 line = begin; line < end; ++line)
         ROLLED for (u32 n = 0; n < QUARTERS; n += X_QUARTERS) {
             phase_wait(memory.empty[place.stage], place.parity);
             phase_expect(memory.full[place.stage], sizeof(XStage));
-            copy_bulk(memory.x[place.stage], x + (u64)(line * QUARTERS + (X_QUARTERS == 1 ? x_quarter(n) : n)) * TOKENS * 64, sizeof(XStage), memory.full[place.stage]);
+            UNROLL for (u32 r = 0; r < TOKENS; r += rows) {
+                u32 row = smaller(FIRST_TOKEN + r, (p.rows - 1) / rows * rows); // the last ones again behind them
+                u32 quarter = (row / X_ROWS * lines + line) * QUARTERS + (X_QUARTERS == 1 ? x_quarter(n) : n);
+                UNROLL for (u32 q = 0; q < X_QUARTERS; q += quarters)
+                    copy_bulk(memory.x[place.stage][q].v[r], x + ((u64)(quarter + q) * X_ROWS + row % X_ROWS) * 64, quarters * rows * 128, memory.full[place.stage]);
+            }
             phase_arrive(memory.full[place.stage]);
             advance(place);
         }
@@ -118,14 +124,14 @@ DEVICE void consume(Memory &memory, const Product &product, const Planes &planes
 }
 
 KERNEL(THREADS) matmul_wgmma_quant_many(
-    const f16 *x,     // (ceil(M / TOKENS), K / 64, TOKENS, 64) of x_lines
+    const f16 *x,     // (ceil(M / 64), K / 64, 64, 64) in an order of x_order
     const u8 *weight, // the planes of (N, K), see quant_blocks.hip; with a gate N / 2 gates, then ups
     const u8 *high,
     const u8 *scales,
     const u8 *deltas,
     const float *bias, // (N,) or null
     float *y,          // (splits, M, stride) x @ weight.T + bias in the columns from `column` on
-    f16 *gated,        // (M, N / 2) activation(gate) * up, or null; then y is not used
+    f16 *gated,        // (M, N / 2) activation(gate) * up, or both orders of x_order, or null; with it y is not used
     u32 rows,          // M
     u32 inner,         // K
     u32 outer,         // N
@@ -136,6 +142,7 @@ KERNEL(THREADS) matmul_wgmma_quant_many(
     u32 splits      // of the inner dimension
 ) {
     DYNAMIC_SHARED(Memory, memory, 1);
+    Product product{bias, y, gated, rows, outer, stride, column, accumulate, gelu};
     u32 lines = inner / LINE_WEIGHTS, share = (lines + splits - 1) / splits;
     u32 begin = BLOCK_Y * share < lines ? BLOCK_Y * share : lines, end = begin + share < lines ? begin + share : lines;
     if (THREAD == 0) {
@@ -146,9 +153,9 @@ KERNEL(THREADS) matmul_wgmma_quant_many(
     if (THREAD >= BLOCK) {
         give_registers<PRODUCER_REGISTERS>();
         grid_dependency_sync();
-        if (THREAD == BLOCK) produce(memory[0], x + (u64)FIRST_TOKEN * inner, begin, end);
+        if (THREAD == BLOCK) produce(memory[0], product, x, lines, begin, end);
     } else {
         take_registers<consumer_registers(BLOCK, GROUP, MIN_BLOCKS)>();
-        consume(memory[0], Product{bias, y, gated, rows, outer, stride, column, accumulate, gelu}, Planes{weight, high, scales, deltas}, lines, begin, end);
+        consume(memory[0], product, Planes{weight, high, scales, deltas}, lines, begin, end);
     }
 }

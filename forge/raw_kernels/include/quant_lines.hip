@@ -24,20 +24,6 @@
 #define DELTAS_AT (SCALES_AT + WAVE_ROWS * SCALE_PIECES)
 typedef u32x4 WaveStage[DELTAS_AT + WAVE_ROWS * DELTA_PIECES];
 
-// A number that the compiler keeps in a register: it would compute it again for each line.
-#if defined(FORGE_HARNESS)
-template <typename T> DEVICE T kept(T x) { return x; }
-#else
-DEVICE const u32x4 *kept(const u32x4 *x) {
-    asm volatile("" : "+l"(x));
-    return x;
-}
-DEVICE u32 kept(u32 x) {
-    asm volatile("" : "+r"(x));
-    return x;
-}
-#endif
-
 // The place of a row's piece in its plane: lanes that read together find their pieces in different banks. That of row + 8 is 8 P further.
 template <u32 P> DEVICE u32 piece_place(u32 row, u32 piece) {
     return row * P + (P == 16 ? piece ^ piece / 8 ^ row % 2 * 2 : P == 8 ? piece ^ row % 8 : piece);
@@ -179,18 +165,6 @@ struct Factors {
 #define ONE_K 0x64006400u // 1024 + n has the bits 0x6400 | n, and subtracting 1024 is exact
 DEVICE u32 less(u32 two, u32 zero) { return add_f16x2(two, (0xe400u + zero) * 0x10001u); }
 DEVICE u32 less_of_16(u32 two, u32 zero) { return fma_f16x2(two, 0x2c002c00u, (0xd400u + (zero << 4)) * 0x10001u); } // two / 16 - 64 - zero
-#if defined(FORGE_HARNESS)
-DEVICE u32 twice(u32 pair, u32 which) { return byte_perm(0, pair, which ? 0x03020302u : 0x01000100u); }
-#else // as a choice of halves, which instructions have for free
-DEVICE u32 twice(u32 pair, u32 which) {
-    u32 y;
-    if (which)
-        asm("{.reg .b16 l, h;\nmov.b32 {l, h}, %1;\nmov.b32 %0, {h, h};}" : "=r"(y) : "r"(pair));
-    else
-        asm("{.reg .b16 l, h;\nmov.b32 {l, h}, %1;\nmov.b32 %0, {l, l};}" : "=r"(y) : "r"(pair));
-    return y;
-}
-#endif
 DEVICE u32 negative(u32 two) { return two ^ 0x80008000u; }
 DEVICE Factors factors_of(const WaveStage &stage, const Rest &rest, const OwnPlace &own, u32 further, const Quarter &q) {
     u32 part = q.part, row = own.row + further;

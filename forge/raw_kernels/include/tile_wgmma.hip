@@ -8,10 +8,12 @@
 //                   change before the products are awaited.
 //   group_await(sum)  Waits for all products that were started.
 //   group_await_but<N>()  Waits for all but the N group_multiply that were started last.
+//   kept(x)         A number or an address that the compiler keeps in a register: it would compute it again for each line.
 //
 // Source: the PTX ISA on wgmma.
 
 #if defined(FORGE_HARNESS)
+template <typename T> DEVICE T kept(T x) { return x; }
 DEVICE void group_await(float (&)[TOKEN_TILES][TILE_VALUES]) { forge_await(0); }
 template <u32 N> DEVICE void group_await_but() { forge_await(N); }
 DEVICE void add_product(void *const *operands) {
@@ -50,6 +52,14 @@ DEVICE void group_multiply(float (&sum)[TOKEN_TILES][TILE_VALUES], const GroupRo
     forge_commit();
 }
 #else
+DEVICE const u32x4 *kept(const u32x4 *x) {
+    asm volatile("" : "+l"(x));
+    return x;
+}
+DEVICE u32 kept(u32 x) {
+    asm volatile("" : "+r"(x));
+    return x;
+}
 DEVICE void group_await(float (&sum)[TOKEN_TILES][TILE_VALUES]) {
     asm volatile("wgmma.wait_group.sync.aligned 0;" : : : "memory");
     UNROLL for (u32 m = 0; m < TOKEN_TILES; ++m)

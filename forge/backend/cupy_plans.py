@@ -138,8 +138,11 @@ class Plan:
         self._num_counters //= 4
         order = [*range(len(given)), *results, *temporary, *(index for index in shared if index >= 0), *trace.maps]
         self._slots = {(index, 0): slot for slot, index in enumerate(order)}
-        self._maps = [(*place_of(address), shape, slots) for address, shape, slots in trace.maps.values()]
-        """Tensor maps: the argument that they are of, how far from its beginning, the shape, and slots of a box."""
+        self._maps: list[tuple[int, int, tuple[int, ...], int]] = []
+        """Tensor maps: the slot of an array, how far from its beginning, the shape, and slots of a box."""
+        for address, shape, box in trace.maps.values():
+            index, offset = place_of(address)
+            self._maps.append((self._slots[index, 0], offset, shape, box))
         self._derived: list[tuple[int, int]] = []
         """Addresses within arrays: the slot of the array, and how far from its beginning."""
         self._restore = self._restoring(result, {id(array): i for i, array in enumerate(given)}, results)
@@ -166,8 +169,11 @@ class Plan:
             addresses.append(self._device.scratch((self._scratch_bytes,), np.uint8).data.ptr)
         if self._num_counters:
             addresses.append(self._device.counters(self._num_counters).data.ptr)
-        for argument, offset, shape, slots in self._maps:
-            addresses.append(self._device.map_of(addresses[argument] + offset, shape, slots).data.ptr)
+        for slot, offset, shape, box in self._maps:
+            made_map = self._device.map_of(addresses[slot] + offset, shape, box)
+            addresses.append(made_map.data.ptr)
+            if log is not None:
+                log.kept.append(made_map)
         for slot, offset in self._derived:
             addresses.append(addresses[slot] + offset)
         self._pack(self._table.data, 0, *addresses)

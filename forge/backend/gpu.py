@@ -66,8 +66,7 @@ class GPU(Backend):
 
     def tensor_map(self, array: Any, slots: int) -> Any:
         """uint64 (16,): what the bulk copy engine is told of pages (N, P, G, D), for boxes of 64 numbers of one head of
-        so many positions; a matrix (N, K) is (1, N, 1, K). A device that `has_wgmma` has it. In an op the array is one
-        of its arguments.
+        so many positions; a matrix (N, K) is (1, N, 1, K). A device that `has_wgmma` has it.
         """
         return self.map_of(array.data.ptr, array.shape, slots)
 

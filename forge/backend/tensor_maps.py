@@ -22,8 +22,12 @@ _LINE = 64
 """Numbers of a row of a box: 128 bytes, as the matrix cores read them."""
 
 
+_MAX_MAPS = 4096
+"""Maps that are kept, the latest, of 512 bytes of the device's memory each: steps that are kept hold their own."""
+
+
 class TensorMaps:
-    """The maps of one device, each made once."""
+    """The maps of one device, of arrays at the same address made once."""
 
     def __init__(self, upload: Callable[[npt.NDArray[Any]], Any]) -> None:
         self._upload = upload
@@ -32,9 +36,12 @@ class TensorMaps:
     def of(self, address: int, shape: tuple[int, ...], slots: int) -> Any:
         """The map of float16 (N, P, G, D) at an address, for boxes of `slots` positions; uint64 (16,) on the device."""
         key = address, shape, slots
-        found = self._made.get(key)
+        found = self._made.pop(key, None)
         if found is None:
-            found = self._made[key] = self._upload(encode(address, shape, slots))
+            found = self._upload(encode(address, shape, slots))
+            if len(self._made) >= _MAX_MAPS:
+                del self._made[next(iter(self._made))]
+        self._made[key] = found  # the latest last
         return found
 
 

@@ -27,7 +27,7 @@ from forge.tuning.table import KERNELS
 _DRAWN_ROWS = 512
 """Rows of a matrix that are drawn. The matrix repeats them, which changes nothing about the speed of a product."""
 _NORM_ROWS = (8, 512)
-_CONTEXTS = {16: ((1, 1024), (1, 8192), (8, 1024)), ANY: ((64, 1024),)}
+_CONTEXTS = {1: ((1, 1024), (1, 8192)), 16: ((2, 4096), (8, 1024)), ANY: ((64, 1024),)}
 """Numbers of sequences and of their positions, by the class of the number of sequences."""
 _PROMPTS = {1: (1, 2048), ANY: (8, 512)}
 """Prompts of a step and their tokens, by the class of the number of sequences."""

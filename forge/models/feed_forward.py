@@ -10,6 +10,7 @@ from forge.models.layer_tensors import LayerTensors
 from forge.models.layers import Linear, Norm
 from forge.models.residual import ResidualStream
 from forge.ops.activation import gelu, gelu_erf, xielu
+from forge.ops.quant import Packed
 
 
 class FeedForward:
@@ -30,6 +31,7 @@ class FeedForward:
         width = config.layer_ffn_widths[tensors.index]
         self.ffn_up = tensors.linear(dict.fromkeys(matrices, width), config.width, "ffn_up")
         self.ffn_down = tensors.linear({"ffn_down": config.width}, width)
+        self._split_k = "allowed" if self.glu != "none" and isinstance(self.ffn_down.weight, Packed) else "never"
         self.post_ffw_norm = tensors.norm_behind("post_ffw_norm")
 
     def linears(self) -> list[Linear]:
@@ -39,7 +41,7 @@ class FeedForward:
     def __call__(self, stream: ResidualStream, batch: Batch, hook: Hook | None) -> None:
         """Add the result to the stream."""
         operand = stream.kept() if self.beside else stream.normed(self.ffn_norm)
-        h = self.ffn_up(operand, glu=self.glu)  # (T, F)
+        h = self.ffn_up(operand, glu=self.glu, split_k=self._split_k)  # (T, F)
         stream.add(self.ffn_down, self.activate(h) if self.glu == "none" else h, self.post_ffw_norm)
 
     def activate(self, h: Any) -> Any:

@@ -26,7 +26,8 @@ class Linear:
         operand: An array, or `Normed`.
         residual: float32 (M, N). The product is added to it in place.
         glu: silu or gelu: The first half of the product is a gate, and the result is activation(gate) * up.
-        split_k: "allowed": The result may be `Partials`, which the reader sums.
+        split_k: "allowed": The result may be `Partials`, which the reader sums; with glu `Ordered`, for a product with
+        a quantized matrix.
         """
         if self.is_deterministic:
             split_k = "fixed_allowed" if split_k == "allowed" else "fixed"

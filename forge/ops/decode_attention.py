@@ -76,7 +76,7 @@ def _decode_attention_gpu(device: GPU, qkv: Any, rope: RopeArgs, lengths: Any, *
     device.run(
         "attention_decode",
         "attention_decode",
-        (rows, groups, splits),
+        (groups, rows, splits),  # blocks of a row beside each other: they read the same pages
         *(parts, rope.bias, rope.q_norm, rope.k_norm, rope.v_norm, rope.cos_sin, rope.query_scale),
         *(lengths, slot_mapping),
         *(kv.k, kv.v, page_table, out),
@@ -92,6 +92,7 @@ def _decode_attention_gpu(device: GPU, qkv: Any, rope: RopeArgs, lengths: Any, *
         POSITIONS=choice["POSITIONS"],
         MIN_BLOCKS=min_blocks,
         **spec.defines(),
+        **({"ODD_ROWS": 1} if qkv.shape[1] % 4 else {}),
     )
     return out
 

@@ -10,8 +10,9 @@ import numpy as np
 from forge.backend.gpu import GPU
 from forge.ops import fixed, matmul, matvec
 from forge.ops.activation import act_and_mul
-from forge.ops.norm import Normed, norm
+from forge.ops.norm import Normed, norm, ordered
 from forge.ops.op import Array, op
+from forge.ops.ordered import ORDERS, Ordered, empty
 from forge.ops.quant import Packed, QuantTensor, Stack, parts_of
 from forge.tuning.table import MATMUL_ROWS
 
@@ -31,7 +32,8 @@ def linear(operand: Any, weight: Any, bias: Array | None, residual: Array | None
     operand: An array (M, K), or rows that are normalized first.
     residual: The product is added to it in place, and it is returned. A product with glu has none.
     glu: The product's first half is a gate, and the result is activation(gate) * up (arXiv:2002.05202).
-    split_k: "allowed": The result may be `Partials`, which the reader sums. "fixed": A row's result has the same bits
+    split_k: "allowed": The result may be `Partials`, which the reader sums; with glu `Ordered`, for the product with a
+    quantized matrix. "fixed": A row's result has the same bits
     whatever rows stand beside it. "fixed_allowed": Both.
     """
     _check(residual, glu)
@@ -123,20 +125,25 @@ def _linear_gpu(device: GPU, operand: Any, weight: Any, bias: Any, residual: Any
         and all(matvec.supports(part, normed=True) for _, part, _ in parts)
         and not (is_stack and glu != "none")
     )
-    if isinstance(operand, Normed) and not norm_inside:
-        operand = device.launch(norm, (operand,), {"out": "act"})
     on_matrix_cores = (
         (is_fixed or rows > 1)
         and matmul.supports(weight)
         and not any(_by_blas(device, rows, part, is_fixed) for _, part, _ in parts)
     )
+    if isinstance(operand, Normed) and not norm_inside:
+        how = {"is_glu": glu != "none" and not is_stack, "is_fixed": is_fixed}
+        orders = matmul.orders_of(device, rows, weight, **how) if on_matrix_cores else ()
+        operand = ordered(device, operand, orders) if orders else device.launch(norm, (operand,), {"out": "act"})
     if glu != "none" and not is_stack and (norm_inside or on_matrix_cores):
-        y = device.empty((rows, weight.shape[0] // 2), device.dtype)
+        shape = rows, weight.shape[0] // 2
+        y = device.empty(shape, device.dtype)
         if norm_inside:
             matvec.matvec(device, operand, weight, bias, y[0], glu=glu)
         else:
+            if split_k == "allowed" and matmul.leaves_orders(device, operand, weight, is_fixed=is_fixed):
+                y = empty(device, shape, len(ORDERS))
             matmul.matmul(device, operand, weight, bias, y, glu=glu, is_fixed=is_fixed)
-        return y
+        return y if y.ndim == 2 else Ordered(shape, **dict(zip(ORDERS, y, strict=True)))
     leaves_partials = glu == "none" and residual is None and split_k in ("allowed", "fixed_allowed")
     if leaves_partials and on_matrix_cores and not (is_fixed and is_stack):
         return matmul.split_k(device, operand, weight, bias, is_fixed=is_fixed)

@@ -11,6 +11,7 @@ import numpy as np
 from forge.backend import backend_of, register
 from forge.backend.gpu import GPU
 from forge.formats.ggml import GGMLType
+from forge.ops.ordered import ORDERS, in_orders
 from forge.ops.quant import Packed, Stack, parts_of
 from forge.tuning.lds import (
     FEW_FORMATS,
@@ -32,7 +33,6 @@ _LANE_PARTS = 4
 """Parts of the inner dimension that the lanes of a wave share, at most: TILE_PARTS of the tile files."""
 _LINE_WEIGHTS = 256
 """The inner dimension of products on Hopper with quantized matrices is a multiple of this."""
-_LINES_BLOCK = 256
 _REDUCE_BLOCK = 256
 _MAX_SPLITS = {8: 8, 16: 8, 32: 16, 64: 16, 128: 8, 256: 4}
 """By tokens: partials of few are read soon, and more splits gain less than adding them takes."""
@@ -86,19 +86,22 @@ def matmul(
 ) -> None:
     """y[:, column:column + N] = x @ weight.T + bias, or += with accumulate.
 
-    x: act (M, K). weight: (N, K). bias: float32 (N,) or None. y: float32 (M, at least column + N). With glu,
-    silu or gelu: act (M, N / 2), the activation of the product's first half times the second. is_fixed: A row's sums
-    do not depend on M.
+    x: act (M, K) or `Ordered`. weight: (N, K). bias: float32 (N,) or None. y: float32 (M, at least column + N). With
+    glu, silu or gelu: act (M, N / 2), the activation of the product's first half times the second, or the same in both
+    ORDERS of `Ordered`, where it `leaves_orders`. is_fixed: A row's sums do not depend on M.
     """
-    rows, outer, is_glu = len(x), weight.shape[0], glu != "none"
+    rows, outer, is_glu = x.shape[0], weight.shape[0], glu != "none"
     launch = _Launch(device, x, weight, bias, is_glu=is_glu, is_fixed=is_fixed)
+    x = getattr(in_orders(device, x, [launch.order]), launch.order)
     product, gated = (None, y) if is_glu else (y, None)
+    if is_glu and y.ndim > 2:
+        launch.defines["ORDERED"] = 1
     epilogue: dict[str, Any] = {"accumulate": int(accumulate), "gelu": int(glu == "gelu")}
     if launch.splits < (_MIN_GLU_SPLITS if is_glu else 2):
-        launch.run(product, gated, outer if is_glu else y.shape[1], column, **epilogue)
+        launch.run(x, product, gated, outer if is_glu else y.shape[1], column, **epilogue)
         return
     partials = device.empty((launch.splits, rows, outer), np.float32)
-    launch.run(partials, None, outer, splits=launch.splits)
+    launch.run(x, partials, None, outer, splits=launch.splits)
     outputs = outer // 2 if is_glu else outer
     sizes = (rows, outer, 0 if is_glu else y.shape[1], column, *epilogue.values(), launch.splits)
     blocks = -(-rows * outputs // _REDUCE_BLOCK)
@@ -108,13 +111,35 @@ def matmul(
 def split_k(device: GPU, x: Any, weight: Any, bias: Any, *, is_fixed: bool = False) -> Partials:
     """x @ weight.T + bias, not yet added up; weight may be a Stack, except with is_fixed."""
     columns = parts_of(weight, bias)
-    lines: dict[tuple[int, str], Any] = {}
     launches = [_Launch(device, x, part, part_bias, is_glu=False, is_fixed=is_fixed) for _, part, part_bias in columns]
-    rows, outer, splits = len(x), weight.shape[0], max(launch.splits for launch in launches)
+    # Those of the largest part: more of its blocks than there is room for would wait for the first.
+    rows, outer, splits = x.shape[0], weight.shape[0], max(launches, key=lambda launch: launch.weight.shape[0]).splits
     partials = device.empty((splits, rows, outer), np.float32)
+    x = in_orders(device, x, [launch.order for launch in launches])
     for launch, (column, *_) in zip(launches, columns, strict=True):
-        launch.run(partials, None, outer, column, splits=splits, lines=lines)
+        launch.run(getattr(x, launch.order), partials, None, outer, column, splits=splits)
     return Partials(partials)
+
+
+def orders_of(device: GPU, rows: int, weight: Any, *, is_glu: bool, is_fixed: bool) -> list[str]:
+    """The orders of `Ordered` in which products take so many rows of x; none where one takes them as they are."""
+    parts = [part for _, part, _ in parts_of(weight, None)]
+    taken = {_order_of(_kernel_of(device, part, rows, is_glu=is_glu, is_fixed=is_fixed), part) for part in parts}
+    return [] if "natural" in taken else [order for order in ORDERS if order in taken]
+
+
+def leaves_orders(device: GPU, x: Any, weight: Any, *, is_fixed: bool) -> bool:
+    """Whether a product with a gate can write all ORDERS of its result, of which (N / 2) is then a multiple of 256."""
+    launch = _Launch(device, x, weight, None, is_glu=True, is_fixed=is_fixed)
+    is_whole = launch.splits < _MIN_GLU_SPLITS and weight.shape[0] // 2 % _LINE_WEIGHTS == 0
+    return launch.order != "natural" and is_whole
+
+
+def _order_of(kernel: str, weight: Any) -> str:
+    """How a kernel takes x: a field of `Ordered`."""
+    if kernel != "matmul_wgmma_quant_many":
+        return "natural"
+    return "halves" if weight.type is GGMLType.Q6_K else "parts"
 
 
 _ROWS = {
@@ -128,8 +153,6 @@ _ROWS = {
 """Rows of x that each kernel's blocks may have, in variants up to each of these."""
 _OF_LINES = ("matmul_mma_quant", "matmul_wgmma_quant", "matmul_wgmma_quant_many")
 """Kernels of quantized matrices on Hopper."""
-_OF_X_LINES = ("matmul_tma", "matmul_wgmma_quant_many")
-"""Kernels to which the bulk copy engine brings x."""
 
 
 def _shape_of(weight: Any, *, is_glu: bool) -> dict[str, Any]:
@@ -166,9 +189,10 @@ class _Launch:
     """A launch of the kernel: its grid, and how the inner dimension is split."""
 
     def __init__(self, device: GPU, x: Any, weight: Any, bias: Any, *, is_glu: bool, is_fixed: bool = False) -> None:
-        self.device, self.x, self.weight, self.bias = device, x, weight, bias
+        self.device, self.shape, self.weight, self.bias = device, x.shape, weight, bias
         (rows, inner), outer = x.shape, weight.shape[0]
         self.kernel = _kernel_of(device, weight, rows, is_glu=is_glu, is_fixed=is_fixed)
+        self.order = _order_of(self.kernel, weight)
         shape = _shape_of(weight, is_glu=is_glu)
         format = shape["format"]
 
@@ -223,6 +247,7 @@ class _Launch:
 
     def run(
         self,
+        x: Any,
         y: Any,
         gated: Any,
         stride: int,
@@ -231,36 +256,27 @@ class _Launch:
         accumulate: int = 0,
         gelu: int = 0,
         splits: int = 1,
-        lines: dict[tuple[int, str], Any] | None = None,
     ) -> None:
-        """lines: What `_lines_of` has made of the same x for other matrices."""
+        """x: In the order `order`."""
         weight = self.weight
         planes: tuple[Any, ...]
         if isinstance(weight, Packed):
             planes = weight.planes
         elif self.kernel == "matmul_tma":
-            outer, inner = weight.shape
-            planes = (self.device.tensor_map(weight.reshape(1, outer, 1, inner), _BOX_ROWS),)
+            planes = (self._map_of(weight, _BOX_ROWS),)
         else:
             planes = (weight,) if self.kernel == "matmul_wgmma" else (weight, None, None, None)
-        sizes = (*self.x.shape, weight.shape[0], stride, column, accumulate, gelu, splits)
-        x = self._lines_of({} if lines is None else lines) if self.kernel in _OF_X_LINES else self.x
+        sizes = (*self.shape, weight.shape[0], stride, column, accumulate, gelu, splits)
+        if self.kernel == "matmul_tma":
+            x = self._map_of(x, int(self.defines["TOKENS"]))
         arrays = x, *planes, self.bias, y, gated
         grid = (self.grid[0], splits, self.grid[2])
         self.device.run(self.kernel, self.kernel, grid, *arrays, *sizes, **self.defines)
 
-    def _lines_of(self, lines: dict[tuple[int, str], Any]) -> Any:
-        """act (blocks, K / 64, tokens, 64): x as the bulk copy engine takes it to LDS, for each block of rows."""
-        (rows, inner), tokens = self.x.shape, int(self.defines["TOKENS"])
-        is_packed = isinstance(self.weight, Packed)
-        order = "" if not is_packed else "halves" if self.weight.type is GGMLType.Q6_K else "parts"
-        key = tokens, order
-        if key not in lines:
-            lines[key] = self.device.empty((-(-rows // tokens), -(-inner // 64), tokens, 64), self.device.dtype)
-            kernel, numbers, more = ("x_lines", 16, (int(order == "halves"),)) if order else ("x_lines_in_order", 8, ())
-            blocks = -(-lines[key].size // (numbers * _LINES_BLOCK))
-            self.device.run("x_lines", kernel, blocks, self.x, lines[key], rows, inner, tokens, *more)
-        return lines[key]
+    def _map_of(self, matrix: Any, rows: int) -> Any:
+        """The tensor map of a matrix, for boxes of so many rows."""
+        outer, inner = matrix.shape
+        return self.device.tensor_map(matrix.reshape(1, outer, 1, inner), rows)
 
     def _rows_of_block(self, choice: Mapping[str, int]) -> int:
         """Rows of the matrix that a block of the kernel takes."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,7 @@ from forge.backend import backend_of, register
 from forge.backend.gpu import GPU
 from forge.ops.matmul import Partials
 from forge.ops.op import Array, op, record
+from forge.ops.ordered import ORDERS, Ordered, empty
 
 _BLOCK_THREADS = 256
 
@@ -82,26 +84,36 @@ def rms_norm(x: Array, weight: Array, eps: float) -> Array:
 
 @norm.gpu
 def _norm_gpu(device: GPU, normed: Normed, *, out: str) -> Any:
+    y = device.empty(normed.shape, device.dtype if out == "act" else np.float32)
+    _launch(device, normed, y, OUT="f16" if out == "act" else "float")
+    return y
+
+
+def ordered(device: GPU, normed: Normed, orders: Sequence[str]) -> Ordered:
+    """The normalized rows in one or both ORDERS."""
+    y = empty(device, normed.shape, len(orders))
+    _launch(device, normed, y, OUT="f16", ORDERS=sum(1 << ORDERS.index(order) for order in orders))
+    return Ordered(normed.shape, **dict(zip(orders, y, strict=True)))
+
+
+def _launch(device: GPU, normed: Normed, y: Any, **defines: int | str) -> None:
     x, pending = normed.x, normed.pending
     rows, width = x.shape
     function = "rmsnorm" if normed.is_rms else "layernorm"
     weights: tuple[Any, ...] = (normed.weight,) if normed.is_rms else (normed.weight, normed.bias)
-    sizes: tuple[int, ...] = ()
+    sizes: tuple[int, ...] = (rows,)
     if pending is not None:
         addends = pending.parts if isinstance(pending, Partials) else pending[None]  # (S, M, K)
         function, weights, sizes = f"add_{function}", (addends, *weights), (rows, len(addends))
-    y = device.empty(x.shape, device.dtype if out == "act" else np.float32)
     vector = 4 if width % 4 == 0 else 1
     max_threads = device.choice("norm", width=width)["MAX_THREADS"]
     threads = min(-(-width // vector // 64) * 64, max_threads)
-    defines: dict[str, int | str] = {
+    defines |= {
         "BLOCK": threads,
-        "OUT": "f16" if out == "act" else "float",
         "VECTOR": vector,
         "PIECES": -(-width // (vector * threads)),
     }
     device.run("norm", function, rows, x, *weights, y, width, normed.eps, *sizes, **defines)
-    return y
 
 
 @op("&x:f32[M,K] pending?:f32[M,K] -> y:act[M,K]")

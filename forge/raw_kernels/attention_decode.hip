@@ -47,16 +47,17 @@ KERNEL(THREADS) attention_decode(
     SHARED Rows wave_acc[WAVES][PACKED];
     SHARED float wave_m[WAVES][PACKED], wave_l[WAVES][PACKED], share[PACKED][MAX_SPLITS];
     SHARED Weights weights[WAVES][PACKED];
+    SHARED float squares[PACKED + 2][HEAD_SUMS];
     SHARED u32 before;
-    u32 row = BLOCK_X, split = BLOCK_Z, wave = THREAD / TILE_WAVE;
+    u32 row = BLOCK_Y, split = BLOCK_Z, wave = THREAD / TILE_WAVE;
     u32 length = (u32)load_l2(lengths + row);
     const i32 *own_pages = page_table + (u64)row * pages;
     Tiles tiles; // looked up together with the length, on which only the first and the last tiles depend
     u32 own_first = split * TURN_POSITIONS + wave * 16 * POSITIONS;
-    find_tiles(Cache{k_pages, v_pages, own_pages, 0, 0, 0, pages * PAGE - 1}, own_first, tiles);
+    find_tiles(Cache{k_pages, v_pages, own_pages, 0, 0, pages * PAGE - 1}, own_first, tiles);
     UNROLL for (u32 u = 0; u < POSITIONS; ++u) compiler_fence(tiles.page[u]);
     u32 group = heads / kv_heads, chunks = (group + PACKED - 1) / PACKED;
-    u32 kv_head = BLOCK_Y / chunks, first_head = BLOCK_Y % chunks * PACKED;
+    u32 kv_head = BLOCK_X / chunks, first_head = BLOCK_X % chunks * PACKED;
 
     // Splits take turns of positions in rotation. Blocks of splits without a turn end here.
     u32 first = first_seen(length - 1, window), start = first / 16 * 16;
@@ -69,7 +70,7 @@ KERNEL(THREADS) attention_decode(
     }
 
     // Loads of cached keys and values come before the wait for the launch that makes the product.
-    Cache cache{k_pages, v_pages, own_pages, kv_heads, kv_head, first, cached ? cached - 1 : 0};
+    Cache cache{k_pages + kv_head * HEAD_DIM, v_pages + kv_head * HEAD_DIM, own_pages, kv_heads, first, cached ? cached - 1 : 0};
     compiler_fence(cache.first), compiler_fence(cache.last), compiler_fence(group), compiler_fence(value_head), compiler_fence(kv_head), compiler_fence(first_head); // AMD has too few scalar registers for these
     Keys key;
     Values value;
@@ -85,22 +86,21 @@ KERNEL(THREADS) attention_decode(
     Product product{qkv + (u64)row * row_size, bias, q_norm, k_norm, v_norm, cos_sin + (u64)(length - 1) * pairs * 2, size, partials, pairs, eps};
     if (query_scale) factor *= query_scale[length - 1];
     Task task{row, heads, value_head, kv_heads, kv_head, group, first_head, last_head, is_last};
-    make_heads(task, product, factor, slots, k_pages, v_pages, query, latest);
+    make_heads(task, product, factor, slots, k_pages, v_pages, query, latest, wave_acc[0], squares);
     barrier();
 
     const u32 head = reader_head();
-    const float cap = softcap * LOG2E, per_cap = softcap > 0.0f ? fast_divide(1.0f, softcap) : 0.0f;
     float acc[PASSES][PASS_TILES][TILE_VALUES], m[TILE_LANE_TOKENS], l[TILE_LANE_TOKENS];
     State state{acc, m, l};
     init_state(state);
-    if (is_last && wave == 0) init_last_position(state, query, latest, softcap, cap, per_cap);
-    Span span{start + split * TURN_POSITIONS, position, stride, first, cached};
-    attend(state, span, cache, tiles, query, weights[wave], head, key, value, 1.0f, softcap, cap, per_cap);
+    if (is_last && wave == 0) init_last_position(state, query, latest, softcap);
+    Span span{position, stride, first, cached};
+    attend(state, span, cache, tiles, query, weights[wave], head, key, value, 1.0f, softcap);
 
     WaveStates states{wave_acc, wave_m, wave_l};
     store_state(state, states, wave);
     barrier();
-    u32 place = row * kv_heads * chunks + BLOCK_Y;
+    u32 place = row * kv_heads * chunks + BLOCK_X;
     f16 *block_out = out + ((u64)row * heads + kv_head * group + first_head) * HEAD_DIM;
     const float *own_sinks = SINKS ? sinks + kv_head * group + first_head : nullptr;
     merge(states, Splits{split_acc, split_ml, arrived, own_sinks, splits, used_splits}, split, place, last_head, block_out, share, before);

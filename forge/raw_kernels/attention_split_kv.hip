@@ -46,8 +46,8 @@ KERNEL(THREADS) attention_split_kv(
     u32 first = first_seen(length - 1, window), start = first / 16 * 16;
     u32 turns = (length - start + TURN_POSITIONS - 1) / TURN_POSITIONS, used_splits = turns < splits ? turns : splits;
     if (split >= used_splits) return;
-    u32 turn = start + split * TURN_POSITIONS, position = turn + wave * 16 * POSITIONS;
-    Cache cache{k_pages, v_pages, page_table + (u64)row * pages, kv_heads, kv_head, first, length - 1};
+    u32 position = start + split * TURN_POSITIONS + wave * 16 * POSITIONS;
+    Cache cache{k_pages + kv_head * HEAD_DIM, v_pages + kv_head * HEAD_DIM, page_table + (u64)row * pages, kv_heads, first, length - 1};
     Tiles tiles;
     Keys key;
     Values value;
@@ -64,9 +64,8 @@ KERNEL(THREADS) attention_split_kv(
     State state{acc, m, l};
     init_state(state);
     const float factor = softcap > 0.0f ? scale : scale * LOG2E; // scores are in powers of two
-    const float cap = softcap * LOG2E, per_cap = softcap > 0.0f ? fast_divide(1.0f, softcap) : 0.0f;
-    Span span{turn, position, splits * TURN_POSITIONS, first, length};
-    attend(state, span, cache, tiles, query, weights[wave], reader_head(), key, value, factor, softcap, cap, per_cap);
+    Span span{position, splits * TURN_POSITIONS, first, length};
+    attend(state, span, cache, tiles, query, weights[wave], reader_head(), key, value, factor, softcap);
 
     WaveStates states{wave_acc, wave_m, wave_l};
     store_state(state, states, wave);

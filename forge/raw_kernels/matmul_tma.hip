@@ -3,9 +3,9 @@
 // Target: sm_90a
 //
 // One thread of the last group of waves (the producer) lets the bulk copy engine (Tensor Memory Accelerator) bring a line of 64 numbers
-// of each row of weights, as boxes, and of x, as one piece, which x_lines has laid as LDS has it. STAGES of them lie in LDS, each with a
-// barrier that says that it is full and one that it is empty. The other groups (consumers) multiply, each TILES tiles of 64 rows of
-// weights. With a gate a block's tiles are gates and ups by turns.
+// of each row of weights and of x, as boxes. STAGES of them lie in LDS, each with a barrier that says that it is full and one that it is
+// empty. The other groups (consumers) multiply, each TILES tiles of 64 rows of weights. With a gate a block's tiles are gates and ups by
+// turns.
 // -D STAGES in LDS; LDS_BYTES; TOKENS, TILES, BLOCK=threads of consumers, MORE_TOKENS of matmul_epilogue; THREADS of a block.
 
 #define GROUP (TILE_WAVE * GROUP_WAVES)
@@ -33,17 +33,18 @@ DEVICE void copy_weights(const Product &p, const u64 *map, u32 line, Stage &to, 
     UNROLL for (u32 n = 0; n < GROUPS * TILES; ++n) copy_box(to.weights[n].v[0], map, line * 64, 0, first_row(p, n), full);
 }
 
-// x: the block's, (ceil(K / 64), TOKENS, 64). Weights do not wait for the launch before this one, which makes x.
-DEVICE void produce(Memory &memory, const Product &p, const u64 *map, const f16 *x, u32 begin, u32 end) {
+// Weights do not wait for the launch before this one, which makes x.
+DEVICE void produce(Memory &memory, const Product &p, const u64 *map, const u64 *x, u32 begin, u32 end) {
     map_ready(map);
     for (u32 s = 0; s < STAGES && begin + s < end; ++s) copy_weights(p, map, begin + s, memory.stages[s], memory.full[s]);
+    map_ready(x);
     grid_dependency_sync();
     Place place{0, 1}; // empty before the first phase
     ROLLED for (u32 line = begin; line < end; ++line) {
         Stage &to = memory.stages[place.stage];
         phase_wait(memory.empty[place.stage], place.parity);
         if (line >= begin + STAGES) copy_weights(p, map, line, to, memory.full[place.stage]);
-        copy_bulk(&to.x, x + (u64)line * TOKENS * 64, sizeof to.x, memory.full[place.stage]);
+        copy_box(to.x.v[0], x, line * 64, 0, FIRST_TOKEN, memory.full[place.stage]);
         phase_arrive(memory.full[place.stage]);
         advance(place);
     }
@@ -132,7 +133,7 @@ DEVICE void consume(Memory &memory, const Product &p, u32 begin, u32 end) {
 }
 
 KERNEL(THREADS) matmul_tma(
-    const f16 *x,      // (ceil(M / TOKENS), ceil(K / 64), TOKENS, 64) of x_lines
+    const u64 *x,      // the map of (M, K), for boxes of TOKENS rows
     const u64 *map,    // of the weights (N, K), with a gate N / 2 gates, then ups; for boxes of 64 rows
     const float *bias, // (N,) or null
     float *y,          // (splits, M, stride) x @ weight.T + bias in the columns from `column` on
@@ -157,7 +158,7 @@ KERNEL(THREADS) matmul_tma(
     barrier();
     if (THREAD >= BLOCK) {
         give_registers<PRODUCER_REGISTERS>();
-        if (THREAD == BLOCK) produce(memory[0], product, map, x + (u64)FIRST_TOKEN * lines * 64, begin, end);
+        if (THREAD == BLOCK) produce(memory[0], product, map, x, begin, end);
     } else {
         take_registers<consumer_registers(BLOCK, GROUP, MIN_BLOCKS)>();
         grid_dependency_sync(); // y may be read before

@@ -77,6 +77,7 @@ KERNEL(BLOCK) matmul_wgmma_quant(
     Planes planes{weight, high, scales, deltas};
     u32 wave = THREAD / TILE_WAVE, lines = inner / LINE_WEIGHTS, share = (lines + splits - 1) / splits;
     u32 begin = BLOCK_Y * share < lines ? BLOCK_Y * share : lines, end = begin + share < lines ? begin + share : lines;
+    const OwnPlace own = own_place();
     LineCopies copies;
     prepare_line(copies, product, lines);
     u32 own_rows[TILES][TILE_LANE_ROWS];
@@ -97,8 +98,7 @@ KERNEL(BLOCK) matmul_wgmma_quant(
     }
     Sums sum;
     clear_sums(sum);
-    const u32 nothing = (rows >> 31) * THREAD << 20; // as no compiler knows: so each thread keeps these constants in registers
-    Masks masks{0x000f000fu | nothing, 0x00f000f0u | nothing, 0x00ff00ffu | nothing};
+    const Masks masks = masks_of();
     u32 weights[2][4][4]; // of the quarter that is multiplied, and of the next
     u32 at = 0, x_at = 0; // the stage's place in LDS, and that of x
     ROLLED for (u32 line = begin; line < end; ++line) {
@@ -120,16 +120,16 @@ KERNEL(BLOCK) matmul_wgmma_quant(
                 const u32 since = t * QUARTERS + n; // products since all were awaited
                 Quarter q = quarter_of(n);
                 if (since >= 2) group_await_but<1>(); // what was in these registers has been multiplied
-                u32(&own)[4][4] = weights[since % 2];
+                u32(&fresh)[4][4] = weights[since % 2];
                 UNROLL for (u32 r = 0; r < TILE_LANE_ROWS; ++r) {
-                    u32 row = t * 16 + tile_row(r), pairs[4][2];
-                    if (FORMAT == Q8_0 || n % 2 == 0) read_codes(codes[t][r], stage, row, q);
-                    if (HALVES == 2 || !IS_K ? n % 2 == 0 : n == 0) factors[t][r] = factors_of(stage, rests[t][r], row, q);
+                    u32 row = t * 16 + 8 * r, pairs[4][2];
+                    if (FORMAT == Q8_0 || n % 2 == 0) read_codes(codes[t][r], stage, own, row, q);
+                    if (HALVES == 2 || !IS_K ? n % 2 == 0 : n == 0) factors[t][r] = factors_of(stage, rests[t][r], own, row, q);
                     dequantize_quarter(codes[t][r], q, factors[t][r], masks, pairs);
                     UNROLL for (u32 i = 0; i < 4; ++i)
-                        UNROLL for (u32 j = 0; j < 2; ++j) own[i][2 * j + r] = pairs[i][j];
+                        UNROLL for (u32 j = 0; j < 2; ++j) fresh[i][2 * j + r] = pairs[i][j];
                 }
-                group_multiply(sum[t], own, memory[0].x[x_at][n]);
+                group_multiply(sum[t], fresh, memory[0].x[x_at][n]);
             }
         if (line + 1 < end) store_x(memory[0].x[x_at ^ 1], tasks);
         x_at ^= 1;

@@ -1,44 +1,53 @@
 // Products of many rows of x, TOKENS for each block, with a quantized matrix, as matmul_wgmma_quant, by waves with roles.
-// Uses: quant_blocks, tile, tile_mma, tile_lines, matmul_epilogue, tile_wgmma, tile_phases, tile_bits, quant_lines
+// Uses: quant_blocks, tile, tile_mma, tile_lines, x_order, matmul_epilogue, tile_wgmma, tile_phases, tile_bits, quant_lines
 // Target: sm_90a
 //
-// One thread of the last group of waves (the producer) lets the bulk copy engine bring x, a quarter of a line of 256 numbers at a time,
-// to a ring of X_STAGES in LDS; each stage has a barrier that says that it is full and one that it is empty. x lies in memory as x_lines
-// leaves it. The other groups (consumers) never meet. Each of their waves copies lines of its own rows of the matrix, STAGES - 1 ahead,
+// One thread of the last group of waves (the producer) lets the bulk copy engine bring x, X_QUARTERS of a line of 256 numbers at a time,
+// to a ring of X_STAGES in LDS; each stage has a barrier that says that it is full and one that it is empty. x lies in memory in an
+// order of x_order. The other groups (consumers) never meet. Each of their waves copies lines of its own rows of the matrix, STAGES - 1 ahead,
 // makes float16 of them in registers and multiplies; it makes the next weights while the last are multiplied.
 // The inner dimension is a multiple of 256.
-// -D FORMAT=ggml's number of the type; STAGES, X_STAGES in LDS; LDS_BYTES; TOKENS, TILES, BLOCK=threads of consumers of matmul_epilogue;
+// -D FORMAT=ggml's number of the type; STAGES, X_STAGES of X_QUARTERS in LDS; LDS_BYTES; TOKENS, TILES, BLOCK=threads of consumers of matmul_epilogue;
 // THREADS of a block.
 
 #define GROUP (TILE_WAVE * GROUP_WAVES)
 static_assert(THREADS == BLOCK + GROUP, "a producer beside the consumers");
 
+typedef GroupRows<TOKENS> XStage[X_QUARTERS]; // in x_order's order: quarters of a group follow each other
 struct Memory {
-    GroupRows<TOKENS> x[X_STAGES];
+    XStage x[X_STAGES];
     WaveStage stages[STAGES][WAVES];
     PhaseBarrier full[X_STAGES], empty[X_STAGES];
 };
 static_assert(sizeof(Memory) == LDS_BYTES, "another size than the host takes");
 
 typedef RingPlace<X_STAGES> Place;
+static_assert(X_QUARTERS == 1 || X_QUARTERS == QUARTERS, "a quarter or a line");
+DEVICE u32 x_quarter(u32 n) { return quarter_of(n).group * 2 + quarter_of(n).half; } // where the n-th lies in x
 
-// x of the block's rows, by one thread. x: the block's, (K / 64, TOKENS, 64).
-DEVICE void produce(Memory &memory, const f16 *x, u32 begin, u32 end) {
+// x of the block's rows, by one thread. Of 64 rows a stage is one piece.
+DEVICE void produce(Memory &memory, const Product &p, const f16 *x, u32 lines, u32 begin, u32 end) {
+    const u32 rows = TOKENS < X_ROWS ? TOKENS : X_ROWS, quarters = TOKENS == X_ROWS ? X_QUARTERS : 1; // of a piece
     Place place{0, 1}; // empty before the first phase
     ROLLED for (u32 line = begin; line < end; ++line)
-        ROLLED for (u32 n = 0; n < QUARTERS; ++n) {
-            Quarter q = quarter_of(n);
+        ROLLED for (u32 n = 0; n < QUARTERS; n += X_QUARTERS) {
             phase_wait(memory.empty[place.stage], place.parity);
-            phase_expect(memory.full[place.stage], sizeof(GroupRows<TOKENS>));
-            copy_bulk(&memory.x[place.stage], x + (u64)(line * QUARTERS + q.group * 2 + q.half) * TOKENS * 64, sizeof(GroupRows<TOKENS>), memory.full[place.stage]);
+            phase_expect(memory.full[place.stage], sizeof(XStage));
+            UNROLL for (u32 r = 0; r < TOKENS; r += rows) {
+                u32 row = smaller(FIRST_TOKEN + r, (p.rows - 1) / rows * rows); // the last ones again behind them
+                u32 quarter = (row / X_ROWS * lines + line) * QUARTERS + (X_QUARTERS == 1 ? x_quarter(n) : n);
+                UNROLL for (u32 q = 0; q < X_QUARTERS; q += quarters)
+                    copy_bulk(memory.x[place.stage][q].v[r], x + ((u64)(quarter + q) * X_ROWS + row % X_ROWS) * 64, quarters * rows * 128, memory.full[place.stage]);
+            }
             phase_arrive(memory.full[place.stage]);
             advance(place);
         }
 }
 
 DEVICE void consume(Memory &memory, const Product &product, const Planes &planes, u32 lines, u32 begin, u32 end) {
-    u32 wave = THREAD / TILE_WAVE;
+    const u32 wave = kept(THREAD / TILE_WAVE);
     bool says = LANE == 0; // one lane of each wave arrives
+    const OwnPlace own = own_place();
     LineCopies copies;
     prepare_line(copies, product, lines);
     u32 own_rows[TILES][TILE_LANE_ROWS];
@@ -52,8 +61,7 @@ DEVICE void consume(Memory &memory, const Product &product, const Planes &planes
     if (begin < end) load_rests(next_rests, planes, own_rows, lines, begin);
     Sums sum;
     clear_sums(sum);
-    const u32 nothing = (product.rows >> 31) * THREAD << 20; // as no compiler knows: so each thread keeps these constants in registers
-    Masks masks{0x000f000fu | nothing, 0x00f000f0u | nothing, 0x00ff00ffu | nothing};
+    const Masks masks = masks_of();
     u32 weights[2][4][4]; // of the quarter that is multiplied, and of the next
     u32 at = 0, emptied = 0; // stages: of weights; of x, the next to be given back
     Place place{0, 0};
@@ -70,9 +78,9 @@ DEVICE void consume(Memory &memory, const Product &product, const Planes &planes
         const WaveStage &stage = memory.stages[at][wave];
         Quarter q = quarter_of(n);
         UNROLL for (u32 r = 0; r < TILE_LANE_ROWS; ++r) {
-            u32 row = t * 16 + tile_row(r), pairs[4][2];
-            if (FORMAT == Q8_0 || n % 2 == 0) read_codes(codes[t][r], stage, row, q);
-            if (HALVES == 2 || !IS_K ? n % 2 == 0 : n == 0) factors[t][r] = factors_of(stage, rests[t][r], row, q);
+            u32 row = t * 16 + 8 * r, pairs[4][2];
+            if (FORMAT == Q8_0 || n % 2 == 0) read_codes(codes[t][r], stage, own, row, q);
+            if (HALVES == 2 || !IS_K ? n % 2 == 0 : n == 0) factors[t][r] = factors_of(stage, rests[t][r], own, row, q);
             dequantize_quarter(codes[t][r], q, factors[t][r], masks, pairs);
             UNROLL for (u32 i = 0; i < 4; ++i)
                 UNROLL for (u32 j = 0; j < 2; ++j) weights[p % 2][i][2 * j + r] = pairs[i][j];
@@ -96,11 +104,12 @@ DEVICE void consume(Memory &memory, const Product &product, const Planes &planes
     ROLLED for (u32 line = begin; line < end; ++line) {
         const u32 products = QUARTERS * TILES;
         UNROLL for (u32 p = 0; p < products; ++p) {
-            group_multiply(sum[p % TILES], weights[p % 2], memory.x[place.stage]);
-            if ((p + 1) % TILES == 0) advance(place);
+            group_multiply(sum[p % TILES], weights[p % 2], memory.x[place.stage][0], X_QUARTERS == 1 ? 0 : x_quarter(p / TILES));
+            const bool ends = (p + 1) % (TILES * X_QUARTERS) == 0; // the stage of x
+            if (ends) advance(place);
             group_await_but<1>(); // the product before this one has ended
-            if (p % TILES == 0 && p > 0) give_back();
-            if ((p + 1) % TILES == 0 && p + 1 < products) phase_wait(memory.full[place.stage], place.parity);
+            if (p % (TILES * X_QUARTERS) == 0 && p > 0) give_back();
+            if (ends && p + 1 < products) phase_wait(memory.full[place.stage], place.parity);
             if (p + 1 == products) at = at + 1 == STAGES ? 0 : at + 1;
             if (p + 1 < products) make_weights(p + 1);
             else begin_line(line + 1);
@@ -115,14 +124,14 @@ DEVICE void consume(Memory &memory, const Product &product, const Planes &planes
 }
 
 KERNEL(THREADS) matmul_wgmma_quant_many(
-    const f16 *x,     // (ceil(M / TOKENS), K / 64, TOKENS, 64) of x_lines
+    const f16 *x,     // (ceil(M / 64), K / 64, 64, 64) in an order of x_order
     const u8 *weight, // the planes of (N, K), see quant_blocks.hip; with a gate N / 2 gates, then ups
     const u8 *high,
     const u8 *scales,
     const u8 *deltas,
     const float *bias, // (N,) or null
     float *y,          // (splits, M, stride) x @ weight.T + bias in the columns from `column` on
-    f16 *gated,        // (M, N / 2) activation(gate) * up, or null; then y is not used
+    f16 *gated,        // (M, N / 2) activation(gate) * up, or both orders of x_order, or null; with it y is not used
     u32 rows,          // M
     u32 inner,         // K
     u32 outer,         // N
@@ -133,6 +142,7 @@ KERNEL(THREADS) matmul_wgmma_quant_many(
     u32 splits      // of the inner dimension
 ) {
     DYNAMIC_SHARED(Memory, memory, 1);
+    Product product{bias, y, gated, rows, outer, stride, column, accumulate, gelu};
     u32 lines = inner / LINE_WEIGHTS, share = (lines + splits - 1) / splits;
     u32 begin = BLOCK_Y * share < lines ? BLOCK_Y * share : lines, end = begin + share < lines ? begin + share : lines;
     if (THREAD == 0) {
@@ -143,9 +153,9 @@ KERNEL(THREADS) matmul_wgmma_quant_many(
     if (THREAD >= BLOCK) {
         give_registers<PRODUCER_REGISTERS>();
         grid_dependency_sync();
-        if (THREAD == BLOCK) produce(memory[0], x + (u64)FIRST_TOKEN * inner, begin, end);
+        if (THREAD == BLOCK) produce(memory[0], product, x, lines, begin, end);
     } else {
         take_registers<consumer_registers(BLOCK, GROUP, MIN_BLOCKS)>();
-        consume(memory[0], Product{bias, y, gated, rows, outer, stride, column, accumulate, gelu}, Planes{weight, high, scales, deltas}, lines, begin, end);
+        consume(memory[0], product, Planes{weight, high, scales, deltas}, lines, begin, end);
     }
 }

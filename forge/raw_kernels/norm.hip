@@ -1,6 +1,8 @@
 // RMSNorm and LayerNorm of float32 rows, alone or behind a residual addition. One block per row.
 // -D BLOCK=threads (a multiple of 64); OUT=f16 or float; VECTOR=4 where rows are multiples of 4 numbers, else 1; PIECES=vectors of
 // a row that a thread holds.
+// -D ORDERS: Rows of y lie as x_order says, 1 without and 2 with halves; 3: all in the one order, then all in the other.
+// Uses: x_order
 
 DEVICE void convert(f16 &y, float x) { y = to_f16(x); }
 DEVICE void convert(float &y, float x) { y = x; }
@@ -29,10 +31,26 @@ template <typename T> DEVICE void store_within(T *row, u32 i, u32 width, const f
     UNROLL for (u32 j = 0; j < VECTOR; ++j) convert(x.v[j], from[j]);
     if (i < width) *(Vec<T, VECTOR> *)(row + i) = x;
 }
+// The same of y, of so many rows.
+DEVICE void store_row(OUT *y, u32 i, u32 width, u32 rows, const float (&from)[VECTOR]) {
+#ifdef ORDERS
+    if (i >= width) return;
+    u32 *to = (u32 *)y;
+    UNROLL for (u32 halves = 0; halves < 2; ++halves) {
+        if (!(ORDERS & 1 << halves)) continue;
+        u32 word = x_word(width, BLOCK_X, i, halves);
+        to[word] = to_f16x2(from[0], from[2]);
+        to[word ^ 4] = to_f16x2(from[1], from[3]);
+        to += x_numbers(width, rows) / 2;
+    }
+#else
+    store_within(y + (u64)BLOCK_X * width, i, width, from);
+#endif
+}
 
 // A thread reads its vectors of the row once and holds them in registers.
 template <bool IS_LAYER, bool ADD>
-DEVICE void normalize(float *x, const Delta &delta, const float *weight, const float *bias, OUT *y, u32 width, float eps) {
+DEVICE void normalize(float *x, const Delta &delta, const float *weight, const float *bias, OUT *y, u32 width, float eps, u32 rows) {
     SHARED float scratch[MAX_WAVES(BLOCK)];
     u64 start = (u64)BLOCK_X * width;
     float value[PIECES][VECTOR], factor[PIECES][VECTOR];
@@ -71,55 +89,57 @@ DEVICE void normalize(float *x, const Delta &delta, const float *weight, const f
             load_within(bias, i, width, factor[p]);
             UNROLL for (u32 j = 0; j < VECTOR; ++j) value[p][j] += factor[p][j];
         }
-        store_within(y + start, i, width, value[p]);
+        store_row(y, i, width, rows, value[p]);
     }
 }
 
 KERNEL(BLOCK) rmsnorm(
     const float *x,      // (T, E)
     const float *weight, // (E,)
-    OUT *y,              // (T, E)
+    OUT *y,              // (T, E), or in orders of x_order
     u32 width,           // E
-    float eps
+    float eps,
+    u32 rows // T
 ) {
     grid_dependency_sync();
-    normalize<false, false>((float *)x, Delta{}, weight, nullptr, y, width, eps);
+    normalize<false, false>((float *)x, Delta{}, weight, nullptr, y, width, eps, rows);
 }
 KERNEL(BLOCK) add_rmsnorm(
     float *residual,     // (T, E) delta is added to it first
     const float *delta,  // (partials, T, E)
     const float *weight, // (E,)
-    OUT *y,              // (T, E)
+    OUT *y,              // (T, E), or in orders of x_order
     u32 width,           // E
     float eps,
     u32 rows, // T
     u32 partials
 ) {
     grid_dependency_sync();
-    normalize<false, true>(residual, delta_of(delta, width, partials, rows), weight, nullptr, y, width, eps);
+    normalize<false, true>(residual, delta_of(delta, width, partials, rows), weight, nullptr, y, width, eps, rows);
 }
 KERNEL(BLOCK) layernorm(
     const float *x,      // (T, E)
     const float *weight, // (E,)
     const float *bias,   // (E,) or null
-    OUT *y,              // (T, E)
+    OUT *y,              // (T, E), or in orders of x_order
     u32 width,           // E
-    float eps
+    float eps,
+    u32 rows // T
 ) {
     grid_dependency_sync();
-    normalize<true, false>((float *)x, Delta{}, weight, bias, y, width, eps);
+    normalize<true, false>((float *)x, Delta{}, weight, bias, y, width, eps, rows);
 }
 KERNEL(BLOCK) add_layernorm(
     float *residual,     // (T, E) delta is added to it first
     const float *delta,  // (partials, T, E)
     const float *weight, // (E,)
     const float *bias,   // (E,) or null
-    OUT *y,              // (T, E)
+    OUT *y,              // (T, E), or in orders of x_order
     u32 width,           // E
     float eps,
     u32 rows, // T
     u32 partials
 ) {
     grid_dependency_sync();
-    normalize<true, true>(residual, delta_of(delta, width, partials, rows), weight, bias, y, width, eps);
+    normalize<true, true>(residual, delta_of(delta, width, partials, rows), weight, bias, y, width, eps, rows);
 }

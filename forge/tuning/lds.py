@@ -12,6 +12,8 @@ CODEBOOK_BYTES |= dict.fromkeys(("IQ1_S", "IQ1_M"), 8 << 10)
 """What the codebooks of formats take of LDS."""
 WITHOUT_LINES = (*CODEBOOK_BYTES, "Q1_0", "Q2_0")
 """Formats that `matmul` multiplies on Hopper, too, where the others have kernels that read lines of 256 weights."""
+FIXED_LDS_BYTES = 48 << 10
+"""What a block may have of LDS where it is declared with a fixed size: NVIDIA's limit, below AMD's 64 KiB."""
 _MAX_LDS_BYTES = 99 << 10
 """What a block may have of LDS where a launch allots it: the least limit of NVIDIA's GPUs from sm_80 on."""
 
@@ -62,11 +64,15 @@ def quant_lds_bytes(format: str, tokens: int, values: Values) -> int:
 
 def many_lds(format: str, values: Values) -> dict[str, int]:
     """What a block of `matmul_wgmma_quant_many` has of LDS, LDS_BYTES: STAGES of 256 weights of its rows of the matrix,
-    and X_STAGES of 64 numbers of each of TOKENS rows of x, as many as have room."""
+    and X_STAGES of X_QUARTERS times 64 numbers of each of TOKENS rows of x: two lines of 256 where they have room, else
+    as many quarters as have."""
     weights, x_bytes = stage_bytes(format, values), 128 * values["TOKENS"]
     room = (228 << 10) // values["MIN_BLOCKS"] - (2 << 10)  # of a multiprocessor, but 1 KB each for driver and barriers
-    stages = min(max((room - weights) // x_bytes, 0), 8)
-    return {"X_STAGES": stages, "LDS_BYTES": -(-(weights + stages * (x_bytes + 16)) // 1024) * 1024}
+    quarters = min(max((room - weights) // x_bytes, 0), 8)
+    together = 4 if quarters == 8 else 1
+    stages = quarters // together
+    lds_bytes = -(-(weights + stages * (together * x_bytes + 16)) // 1024) * 1024
+    return {"X_STAGES": stages, "X_QUARTERS": together, "LDS_BYTES": lds_bytes}
 
 
 def attention_lds_bytes(dim: int, values: Values) -> int:
@@ -129,7 +135,8 @@ def allows_many(shape: Shape, values: Values) -> bool:
     if values["TILES"] * values["TOKENS"] // 2 + 72 > registers or values["BLOCK"] * values["MIN_BLOCKS"] < 256:
         return False
     is_near = values["TOKENS"] <= shape["tokens"] <= 2 * values["TOKENS"]  # more blocks make weights again
-    return is_near and many_lds(shape["format"], values)["X_STAGES"] >= 3
+    lds = many_lds(shape["format"], values)
+    return is_near and lds["X_STAGES"] * lds["X_QUARTERS"] >= 3
 
 
 def allows_attention(shape: Shape, values: Values) -> bool:
@@ -137,6 +144,15 @@ def allows_attention(shape: Shape, values: Values) -> bool:
     dim, keys, groups = shape["dim"], values["KEYS"], values["BLOCK"] // 128 - 1
     registers = dim // 2 + keys // 2 + keys // 4
     return attention_lds_bytes(dim, values) <= 227 << 10 and registers <= (200 if groups == 2 else 132)
+
+
+def allows_decode(shape: Shape, values: Values) -> bool:
+    """Of `attention_decode`: the block has room in LDS, and a thread in its registers."""
+    dim, packed, threads, positions = shape["dim"], shape["packed"], values["THREADS"], values["POSITIONS"]
+    waves = threads // 32
+    # each wave's values and weights, queries, the latest key and value, squares of all heads, the parts' shares
+    lds_bytes = packed * (waves * (4 * dim + 8 + 32 * positions) + 3 * dim + 16 + 4 * 128) + 10 * dim
+    return lds_bytes <= FIXED_LDS_BYTES and 256 <= threads * values["MIN_BLOCKS"] <= 1024 and positions * dim <= 256
 
 
 def prefill_slices(dim: int) -> int:

@@ -33,6 +33,22 @@ def test_the_driver_is_asked_once_for_each_array(monkeypatch: pytest.MonkeyPatch
     assert len(asked) == 2
 
 
+def test_the_maps_that_were_used_last_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tensor_maps, "encode", lambda address, *_: np.full(16, address, np.uint64))
+    monkeypatch.setattr(tensor_maps, "_MAX_MAPS", 3)
+    maps, made = tensor_maps.TensorMaps(np.array), list[int]()
+
+    def of(address: int) -> None:
+        before = list(maps._made)
+        assert (maps.of(address, (1, 2, 1, 64), 64) == address).all()
+        made.extend([address] * ((address, (1, 2, 1, 64), 64) not in before))
+
+    for address in (1, 2, 3, 1, 4, 1, 3, 2, 4):
+        of(address)
+    assert made == [1, 2, 3, 4, 2, 4]
+    assert len(maps._made) == 3
+
+
 def test_what_the_driver_refuses_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tensor_maps, "_driver", lambda: SimpleNamespace(cuTensorMapEncodeTiled=lambda *args: 1))
     with pytest.raises(DeviceError, match=r"no tensor map of \(1, 4, 1, 64\) for boxes of 512: CUresult 1"):

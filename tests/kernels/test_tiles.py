@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from harness import COMPILER, TILE_FAMILIES, Harness
@@ -11,8 +13,10 @@ from forge.devtools.cases.case import Case
 from forge.devtools.verify import run_case
 from forge.ops.linear import linear
 from forge.ops.matmul import matmul
+from forge.ops.norm import Normed, norm
 from forge.ops.op import REGISTRY
-from forge.ops.quant import FORMATS, QuantTensor
+from forge.ops.ordered import Ordered
+from forge.ops.quant import FORMATS, QuantTensor, Stack
 from forge.tuning.lds import FEW_FORMATS, WITHOUT_LINES
 from forge.tuning.table import FEW_ROWS
 
@@ -75,6 +79,74 @@ def test_rows_do_not_see_each_other(rows: int, kind: str, family: str) -> None:
         matmul(device, device.asarray(np.concatenate([x[:1], others[1:]])), weight, None, y)
         results.append(np.asarray(y[0]))
     np.testing.assert_array_equal(*results)
+
+
+@pytest.mark.parametrize(
+    ("rows", "width", "is_rms", "adds", "kinds"),
+    [
+        (33, 512, True, True, ("Q4_K",)),
+        (70, 512, True, False, ("Q6_K",)),
+        (33, 4352, True, True, ("Q4_K", "Q6_K")),
+        (200, 256, False, True, ("Q6_K", "Q4_K")),
+        (40, 512, False, False, ("Q4_K", "F16")),
+    ],
+)
+def test_a_norm_writes_the_order_that_products_take(
+    rows: int, width: int, is_rms: bool, adds: bool, kinds: tuple[str, ...]
+) -> None:
+    """The same numbers as an array of them gives, to the bit, without a launch between the norm and the products."""
+    rng = np.random.default_rng(rows)
+    blocks = [QuantTensor.random("Q5_0" if kind == "F16" else kind, 20, width, rng) for kind in kinds]
+    sizes = ((rows, width), (rows, width), (width,), (width,))
+    x, addend, scale, shift = (rng.standard_normal(size).astype(np.float32) for size in sizes)
+    results = []
+    for is_apart in (True, False):
+        device = device_of("TILE_MMA, groups")
+        parts = tuple(
+            device.asarray(each.dequantize(), np.float16) if kind == "F16" else each.on(device)
+            for kind, each in zip(kinds, blocks, strict=True)
+        )
+        arrays = (device.asarray(each) for each in (x, addend, scale, shift))
+        normed = _normed(*arrays, is_rms=is_rms, adds=adds)
+        operand = device.launch(norm, (normed,), {"out": "act"}) if is_apart else normed
+        weight = Stack(parts) if len(parts) > 1 else parts[0]
+        y = device.launch(linear, (operand, weight, None, None), {"glu": "none", "split_k": "never"})
+        results.append(device.to_numpy(y))
+        files = {variant.file for variant in device.variants}
+        assert "matmul_wgmma_quant_many" in files
+        assert ("reorder_x" in files) == (is_apart or "F16" in kinds)
+    np.testing.assert_array_equal(*results)
+    wide = (each.astype(np.float64) for each in (x, addend, scale, shift))
+    product = norm.reference(_normed(*wide, is_rms=is_rms, adds=adds), out="act")
+    product = product @ np.concatenate([each.dequantize() for each in blocks]).T
+    np.testing.assert_allclose(results[1], product, rtol=0, atol=4e-3 * product.std())
+
+
+def _normed(x: Any, addend: Any, scale: Any, shift: Any, *, is_rms: bool, adds: bool) -> Normed:
+    return Normed(x, addend if adds else None, scale, None if is_rms else shift, 1e-5, is_rms)
+
+
+@pytest.mark.parametrize(("rows", "kinds"), [(33, ("Q4_K", "Q6_K")), (70, ("Q6_K", "Q4_K"))])
+def test_a_gate_is_stored_in_the_orders_that_the_product_behind_it_takes(rows: int, kinds: tuple[str, str]) -> None:
+    """The same numbers as an array of the gated product gives, to the bit, without a launch between the two."""
+    rng = np.random.default_rng(rows)
+    up, down = (QuantTensor.random(kind, outer, 256, rng, 1e-3) for kind, outer in zip(kinds, (512, 20), strict=True))
+    x, scale = rng.standard_normal((rows, 256)).astype(np.float32), rng.standard_normal(256).astype(np.float32)
+    results = []
+    for split_k in ("never", "allowed"):
+        device = device_of("TILE_MMA, groups")
+        operand = Normed(device.asarray(x), None, device.asarray(scale), None, 1e-5, True)
+        arguments = operand, up.on(device), None, None
+        gated = device.launch(linear, arguments, {"glu": "silu", "split_k": split_k})
+        assert (type(gated) is Ordered) == (split_k == "allowed")
+        y = device.launch(linear, (gated, down.on(device), None, None), {"glu": "none", "split_k": "never"})
+        results.append(device.to_numpy(y))
+        assert ("reorder_x" in {variant.file for variant in device.variants}) == (split_k == "never")
+    np.testing.assert_array_equal(*results)
+    wide = norm.reference(Normed(x.astype(np.float64), None, scale, None, 1e-5, True), out="act")
+    gated = linear.reference(wide, up, None, None, glu="silu", split_k="never")
+    product = linear.reference(gated, down, None, None, glu="none", split_k="never")
+    np.testing.assert_allclose(results[1], product, rtol=2e-3, atol=1e-2 * product.std())
 
 
 @pytest.mark.parametrize("family", FAMILIES)

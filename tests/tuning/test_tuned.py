@@ -310,7 +310,7 @@ def test_workloads_launch_the_kernel_at_the_shape_that_they_are_for(
         ("norm", {"width": 4096}),
     ):
         assert one in shapes
-    monkeypatch.setattr(workloads, "_CONTEXTS", {16: ((2, 40),), ANY: ((17, 40),)})
+    monkeypatch.setattr(workloads, "_CONTEXTS", {1: ((1, 40),), 16: ((2, 40),), ANY: ((17, 40),)})
     for module in (workloads, linear_cases):  # a recorder computes nothing, and drawing takes long
         monkeypatch.setattr(module, "normal", lambda _, *shape: np.zeros(shape, np.float32))
     small = {"outer": 6, "kv_heads": 1}
@@ -343,7 +343,7 @@ def test_a_models_shapes_are_those_that_its_kernels_are_asked_for() -> None:
     tokens = {(shape["outer"], shape["tokens"]) for kernel, shape in shapes if kernel == "matmul"}
     assert {number for _, number in tokens} == {8, 16, 32, 64}
     assert len(tokens) == 4 * len({outer for outer, _ in tokens})
-    assert {shape["rows"] for kernel, shape in shapes if kernel == "attention_decode"} == {16, ANY}
+    assert {shape["rows"] for kernel, shape in shapes if kernel == "attention_decode"} == {1, 16, ANY}
     ops = {shape["op"] for kernel, shape in shapes if kernel == "matvec_f16"}
     assert ops == {"linear", "rms_linear", "rms_gated"}
 
@@ -359,6 +359,7 @@ def test_shapes_of_a_class_are_measured_together_each_once(monkeypatch: pytest.M
     heads = {"dim": 64, "packed": 1, "kv_heads": 2}
     assert workloads.shapes_of(TunedBackend()) == {  # a row of 64 leaves no choice
         KEY: [{"width": 3000}, {"width": 2500}],
+        ("attention_decode", (64, 1, 1)): [{**heads, "rows": 1}],
         ("attention_decode", (64, 1, 16)): [{**heads, "rows": 16}],
         ("attention_decode", (64, 1, ANY)): [{**heads, "rows": ANY}],
     }

@@ -99,16 +99,20 @@ class _Maps:
 def test_a_tensor_map_is_that_of_the_array_at_hand(device: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its words are an argument of a launch as any other array. No AMD GPU reads them so: `embed` copies them here."""
     made: dict[Any, Any] = {}
+    asked: list[int] = []
 
     def map_of(self: Any, address: int, shape: tuple[int, ...], slots: int) -> Any:
         assert (shape, slots) == ((2, 16, 1, 64), 8)
+        asked.append(address)
         return made.setdefault(address, device.asarray(np.full((1, 64), len(made), np.float16)))
 
     def run(on: Any, pages: Any, ids: Any) -> Any:
-        out = on.empty((1, 64), np.float32)
-        table = on.tensor_map(pages, 8).view(np.float16).reshape(1, 64)
-        on.run("embed", "embed", 1, ids, table, out, 64, 1.0, VECTOR=1)
-        return out
+        outs = []
+        for each in (on.empty((3, 2, 16, 1, 64), np.float16)[1], pages):  # of what the op makes, and of an argument
+            outs.append(on.empty((1, 64), np.float32))
+            table = on.tensor_map(each, 8).view(np.float16).reshape(1, 64)
+            on.run("embed", "embed", 1, ids, table, outs[-1], 64, 1.0, VECTOR=1)
+        return tuple(outs)
 
     monkeypatch.setattr(type(device), "map_of", map_of)
     op = _Maps()
@@ -116,7 +120,13 @@ def test_a_tensor_map_is_that_of_the_array_at_hand(device: Any, monkeypatch: pyt
     ids = device.asarray(np.zeros(1, np.int32))
     arrays = [device.asarray(np.zeros((2, 16, 1, 64), np.float16)) for _ in range(3)]
     for number in (0, 1, 2, 1):
-        assert (device.to_numpy(device.launch(op, (arrays[number], ids), {})) == number).all()
+        asked.clear()
+        results = device.launch(op, (arrays[number], ids), {})
+        for address, result in zip(asked, results, strict=True):
+            assert (device.to_numpy(result) == list(made).index(address)).all()
+        assert asked[1] == arrays[number].data.ptr
+        others = [each.data.ptr for each in (*arrays, ids, *results)]
+        assert all(abs(asked[0] - other) >= 512 and asked[0] - 4096 != other for other in others)
 
 
 def test_split_products_whose_sum_a_norm_adds_are_right_with_other_arrays(device: Any, randoms: Randoms) -> None:

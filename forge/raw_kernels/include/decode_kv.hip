@@ -52,9 +52,9 @@ template <u32 N> DEVICE Numbers<N> read_numbers(const f16 *row, u32 d) {
 // The cached positions of a row: `first` to `last`. A position outside stands for the nearest one, and its weight is 0: the compiler
 // can wait for each load alone where no branch is in front of it.
 struct Cache {
-    const f16 *k, *v;       // (N, P, G, D)
-    const i32 *page_table;  // of the row
-    u32 kv_heads, kv_head, first, last;
+    const f16 *k, *v;      // (N, P, G, D), from the KV head on
+    const i32 *page_table; // of the row
+    u32 kv_heads, first, last;
 };
 #define WHOLE_TILES (PAGE % 16 == 0) // a tile lies in one page; else each position looks its page up
 struct Tiles {
@@ -73,7 +73,7 @@ DEVICE u64 offset_of(const Cache &cache, const Tiles &tiles, u32 u, u32 row) {
     at = at > cache.first ? at : cache.first;
     at = at < cache.last ? at : cache.last;
     u32 slot = (WHOLE_TILES ? tiles.page[u] : page_at(cache.page_table, at)) * PAGE + at % PAGE;
-    return ((u64)slot * cache.kv_heads + cache.kv_head) * HEAD_DIM;
+    return (u64)slot * (cache.kv_heads * HEAD_DIM);
 }
 
 // A lane's keys of a turn's tiles, HELD_CHUNKS chunks from c on, and its values, HELD_PASSES passes from p on.

@@ -41,10 +41,12 @@ DEVICE void init_state(State &s) {
             UNROLL for (u32 i = 0; i < TILE_VALUES; ++i) s.acc[p][t][i] = 0;
 }
 
-DEVICE float cap_score(float score, float cap, float per_cap) { return cap * fast_tanh(score * per_cap); }
-DEVICE void cap_scores(Scores &score, float cap, float per_cap) {
+DEVICE float cap_score(float score, float softcap, float per_cap) { return softcap * LOG2E * fast_tanh(score * per_cap); }
+DEVICE void cap_scores(Scores &score, float softcap) {
+    compiler_fence(softcap); // what is made of it takes no registers where there is none
+    float per_cap = fast_divide(1.0f, softcap);
     UNROLL for (u32 u = 0; u < POSITIONS; ++u)
-        UNROLL for (u32 i = 0; i < TILE_VALUES; ++i) score[u][i] = cap_score(score[u][i], cap, per_cap);
+        UNROLL for (u32 i = 0; i < TILE_VALUES; ++i) score[u][i] = cap_score(score[u][i], softcap, per_cap);
 }
 
 // The state of the last position alone, whose key and value are in LDS. By one wave.
@@ -52,15 +54,13 @@ DEVICE void init_last_position(
     State &s,
     const Query (&query)[PACKED],
     const Rows (&latest)[2],
-    float softcap, // or 0: none
-    float cap,
-    float per_cap
+    float softcap // or 0: none
 ) {
     ROLLED for (u32 h = 0; h < PACKED; ++h) {
         float score = 0;
         for (u32 d = LANE; d < HEAD_DIM; d += TILE_WAVE) score += to_float(query[h].v[d]) * latest[0].v[d];
         score = wave_sum(score, TILE_WAVE);
-        if (softcap > 0.0f) score = cap_score(score, cap, per_cap);
+        if (softcap > 0.0f) score = cap_score(score, softcap, fast_divide(1.0f, softcap));
         UNROLL for (u32 n = 0; n < TILE_LANE_TOKENS; ++n)
             if (tile_sum_token(n) == h) s.m[n] = score, s.l[n] = LANE_HAS_FIRST_ROW ? 1.0f : 0.0f;
     }
@@ -157,18 +157,18 @@ DEVICE void accumulate_values(State &s, const Cache &cache, Tiles &tiles, const 
 
 #define TURN_POSITIONS (THREADS / TILE_WAVE * 16 * POSITIONS) // of a block
 
-// The positions of a wave: its split's turns begin at `turn`, its own tiles of the turn at `position`.
+// The positions of a wave: its tiles of a turn begin at `position`, those of turns are `stride` apart.
 struct Span {
-    u32 turn, position, stride, first, end; // positions before `first` and from `end` on get no weight
+    u32 position, stride, first, end; // positions before `first` and from `end` on get no weight
 };
 
-// Takes all turns of the wave into its state. All waves of the block make the same number of turns.
+// Takes all turns of the wave into its state.
 DEVICE void attend(
     State &state, Span at, const Cache &cache, Tiles &tiles, const Query (&query)[PACKED], Weights (&weights)[PACKED], u32 head, Keys &key, Values &value,
     float factor, // of the scores, beside that of the queries
-    float softcap, float cap, float per_cap
+    float softcap // or 0: none
 ) {
-    ROLLED for (; at.turn < at.end; at.turn += at.stride, at.position += at.stride) {
+    ROLLED for (; at.position < at.end; at.position += at.stride) {
         Tiles next;
         find_tiles(cache, at.position + at.stride, next);
         Scores score;
@@ -179,8 +179,8 @@ DEVICE void attend(
             load_values(cache, tiles, 0, value);
         UNROLL for (u32 u = 0; u < POSITIONS; ++u)
             UNROLL for (u32 i = 0; i < TILE_VALUES; ++i) score[u][i] *= factor;
-        if (softcap > 0.0f) cap_scores(score, cap, per_cap);
-        if (at.turn < at.first || at.turn + TURN_POSITIONS > at.end) mask_scores(score, at.position, at.first, at.end);
+        if (softcap > 0.0f) cap_scores(score, softcap);
+        if (at.position < at.first || at.position + 16 * POSITIONS > at.end) mask_scores(score, at.position, at.first, at.end);
         update_state(state, score, weights);
         accumulate_values(state, cache, tiles, weights, head, value);
         if (PREFETCH) load_values(cache, next, 0, value);

@@ -1,6 +1,6 @@
 // Shared by the matrix products of up to 256 rows of x in a block: which matrix rows a tile has, the accumulators, and the epilogue.
 // -D TOKENS=rows of x of a block; TILES of a wave; BLOCK=threads; MORE_TOKENS=1: there are further rows of x, in blocks that lie beside
-// each other in the grid, so that they find the weights in a cache.
+// each other in the grid, so that they find the weights in a cache; ORDERED=1: what is gated is stored in both orders of x_order.
 
 #ifdef MORE_TOKENS
 #define FIRST_TOKEN (BLOCK_X * TOKENS)
@@ -32,7 +32,7 @@ DEVICE u32 place_in_half(u32 row) { return row / (2 * TILE_PARTNER) * TILE_PARTN
 struct Product {
     const float *bias; // (N,) or null
     float *y;          // (splits, M, stride) columns from `column` on
-    f16 *gated;        // (M, N / 2) activation(gate) * up, or null; then y is not used
+    f16 *gated;        // (M, N / 2) activation(gate) * up, or both orders of x_order, or null; with it y is not used
     u32 rows, outer, stride, column, accumulate, gelu;
 };
 DEVICE u32 outputs_of(const Product &p) { return p.gated ? p.outer / 2 : p.outer; }
@@ -55,7 +55,13 @@ DEVICE void store_sums(const Product &p, const Sums &sum, u32 base) {
                 UNROLL for (u32 m = 0; m < TOKEN_TILES; ++m) {
                     u32 token = base + m * TILE_TOKENS + tile_sum_token(i);
                     float gate = sum[t][m][i] + of_gate;
+#ifdef ORDERED
+                    f16 value = to_f16(activate(gate, p.gelu) * (sum[t][m][up] + of_up));
+                    if (token < p.rows) p.gated[x_place(outputs, token, n, false)] = value;
+                    if (token < p.rows) p.gated[x_numbers(outputs, p.rows) + x_place(outputs, token, n, true)] = value;
+#else
                     if (token < p.rows) p.gated[(u64)token * outputs + n] = to_f16(activate(gate, p.gelu) * (sum[t][m][up] + of_up));
+#endif
                 }
             }
         return;

@@ -2,15 +2,18 @@
 // from LDS or from its registers, float16, and accumulates in float32. A lane's accumulators, and its weights, lie as those of mma: of
 // its wave's 16 rows.
 //
-//   group_multiply(sum, weights, x)  Starts sum += weights . x. No thread may store to these rows before group_await.
+//   group_multiply(sum, weights, x)  Starts sum += weights . x. No thread may store to these rows before group_await. With weights in
+//                   registers the n-th GroupRows behind x may be meant: group_multiply(sum, weights, x, n).
 //                   weights: GroupRows<64>, or the lane's u32 [4][4] of mma.m16n8k16 for each 16 of the 64 numbers, which must not
 //                   change before the products are awaited.
 //   group_await(sum)  Waits for all products that were started.
 //   group_await_but<N>()  Waits for all but the N group_multiply that were started last.
+//   kept(x)         A number or an address that the compiler keeps in a register: it would compute it again for each line.
 //
 // Source: the PTX ISA on wgmma.
 
 #if defined(FORGE_HARNESS)
+template <typename T> DEVICE T kept(T x) { return x; }
 DEVICE void group_await(float (&)[TOKEN_TILES][TILE_VALUES]) { forge_await(0); }
 template <u32 N> DEVICE void group_await_but() { forge_await(N); }
 DEVICE void add_product(void *const *operands) {
@@ -29,8 +32,8 @@ DEVICE void add_product(void *const *operands) {
                 }
     }
 }
-DEVICE void group_multiply(float (&sum)[TOKEN_TILES][TILE_VALUES], const u32 (&weights)[4][4], const GroupRows<TOKENS> &x) {
-    forge_start(add_product, sum, (void *)weights, (void *)&x, nullptr);
+DEVICE void group_multiply(float (&sum)[TOKEN_TILES][TILE_VALUES], const u32 (&weights)[4][4], const GroupRows<TOKENS> &x, u32 n = 0) {
+    forge_start(add_product, sum, (void *)weights, (void *)(&x + n), nullptr);
     forge_commit();
 }
 DEVICE void add_product_of_lds(void *const *operands) {
@@ -49,6 +52,14 @@ DEVICE void group_multiply(float (&sum)[TOKEN_TILES][TILE_VALUES], const GroupRo
     forge_commit();
 }
 #else
+DEVICE const u32x4 *kept(const u32x4 *x) {
+    asm volatile("" : "+l"(x));
+    return x;
+}
+DEVICE u32 kept(u32 x) {
+    asm volatile("" : "+r"(x));
+    return x;
+}
 DEVICE void group_await(float (&sum)[TOKEN_TILES][TILE_VALUES]) {
     asm volatile("wgmma.wait_group.sync.aligned 0;" : : : "memory");
     UNROLL for (u32 m = 0; m < TOKEN_TILES; ++m)
@@ -115,8 +126,8 @@ DEVICE void group_multiply(float (&sum)[TOKEN_TILES][TILE_VALUES], const GroupRo
     UNROLL for (u32 k = 0; k < LINE / 2; ++k) wgmma_16(sum, a + 2 * k, b + 2 * k);
     asm volatile("wgmma.commit_group.sync.aligned;" : : : "memory");
 }
-DEVICE void group_multiply(float (&sum)[TOKEN_TILES][TILE_VALUES], const u32 (&weights)[4][4], const GroupRows<TOKENS> &x) {
-    u64 b = group_descriptor(&x);
+DEVICE void group_multiply(float (&sum)[TOKEN_TILES][TILE_VALUES], const u32 (&weights)[4][4], const GroupRows<TOKENS> &x, u32 n = 0) {
+    u64 b = group_descriptor(&x) + n * (sizeof(x) / 16);
     asm volatile("wgmma.fence.sync.aligned;" : : : "memory");
     UNROLL for (u32 k = 0; k < LINE / 2; ++k) wgmma_16(sum, weights[k], b + 2 * k);
     asm volatile("wgmma.commit_group.sync.aligned;" : : : "memory");

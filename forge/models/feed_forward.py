@@ -25,6 +25,7 @@ class FeedForward:
         matrices = ("ffn_up",) if self.glu == "none" else ("ffn_gate", "ffn_up")  # one product computes them all
         self.ffn_up = tensors.linear(dict.fromkeys(matrices, config.ffn_width), config.width, "ffn_up")
         self.ffn_down = tensors.linear({"ffn_down": config.width}, config.ffn_width)
+        # Only products with quantized matrices read what a gate leaves in their orders.
         self._split_k = "allowed" if self.glu != "none" and isinstance(self.ffn_down.weight, Packed) else "never"
         self.post_ffw_norm = tensors.norm("post_ffw_norm")
 

@@ -29,12 +29,11 @@ FIXED = ("fixed", "fixed_allowed")
 def linear(operand: Any, weight: Any, bias: Array | None, residual: Array | None, *, glu: str, split_k: str) -> Array:
     """operand @ weight.T + bias.
 
-    operand: An array (M, K), or rows that are normalized first.
+    operand: An array (M, K), rows that are normalized first, or `Ordered`, as a product with a gate leaves it.
     residual: The product is added to it in place, and it is returned. A product with glu has none.
     glu: The product's first half is a gate, and the result is activation(gate) * up (arXiv:2002.05202).
     split_k: "allowed": The result may be `Partials`, which the reader sums; with glu `Ordered`, for the product with a
-    quantized matrix. "fixed": A row's result has the same bits
-    whatever rows stand beside it. "fixed_allowed": Both.
+    quantized matrix. "fixed": A row's result has the same bits whatever rows stand beside it. "fixed_allowed": Both.
     """
     _check(residual, glu)
     x = norm.reference(operand, out="act") if isinstance(operand, Normed) else operand

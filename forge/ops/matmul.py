@@ -128,7 +128,12 @@ def orders_of(device: GPU, rows: int, weight: Any, *, is_glu: bool, is_fixed: bo
 
 
 def leaves_orders(device: GPU, x: Any, weight: Any, *, is_fixed: bool) -> bool:
-    """Whether a product with a gate can write all ORDERS of its result, of which (N / 2) is then a multiple of 256."""
+    """Whether a product with a gate can write all ORDERS of its result, of which (N / 2) is then a multiple of 256.
+
+    Of more rows the product behind it may go to BLAS, which takes rows as they are.
+    """
+    if x.shape[0] > MAX_ROWS:
+        return False
     launch = _Launch(device, x, weight, None, is_glu=True, is_fixed=is_fixed)
     is_whole = launch.splits < _MIN_GLU_SPLITS and weight.shape[0] // 2 % _LINE_WEIGHTS == 0
     return launch.order != "natural" and is_whole

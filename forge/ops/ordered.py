@@ -52,6 +52,8 @@ def in_orders(device: GPU, x: Any, orders: Iterable[str]) -> Ordered:
     ordered = x if isinstance(x, Ordered) else Ordered(x.shape, x)
     for order in orders:
         if getattr(ordered, order) is None:
+            if ordered.natural is None:
+                raise TypeError(f"rows of x are in another order than {order!r}, which the product takes")
             (made,), (rows, inner) = empty(device, ordered.shape, 1), ordered.shape
             blocks, halves = -(-rows * inner // (16 * _BLOCK)), int(order == "halves")
             device.run("reorder_x", "reorder_x", blocks, ordered.natural, made, rows, inner, halves)

@@ -10,7 +10,7 @@ from forge.models.layer_tensors import LayerTensors
 from forge.models.layers import Linear, Norm
 from forge.models.residual import ResidualStream
 from forge.ops.activation import gelu, gelu_erf, xielu
-from forge.ops.quant import Packed
+from forge.ops.matmul import takes_orders
 
 
 class FeedForward:
@@ -31,7 +31,7 @@ class FeedForward:
         width = config.layer_ffn_widths[tensors.index]
         self.ffn_up = tensors.linear(dict.fromkeys(matrices, width), config.width, "ffn_up")
         self.ffn_down = tensors.linear({"ffn_down": config.width}, width)
-        self._split_k = "allowed" if self.glu != "none" and isinstance(self.ffn_down.weight, Packed) else "never"
+        self._split_k = "allowed" if self.glu != "none" and takes_orders(self.ffn_down.weight) else "never"
         self.post_ffw_norm = tensors.norm_behind("post_ffw_norm")
 
     def linears(self) -> list[Linear]:

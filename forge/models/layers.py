@@ -23,7 +23,7 @@ class Linear:
     def __call__(self, operand: Any, *, residual: Any = None, glu: str = "none", split_k: str = "never") -> Any:
         """The product with an operand (M, K): float32 (M, N), or with glu (M, N / 2) in the precision of operands.
 
-        operand: An array, or `Normed`.
+        operand: An array, `Normed`, or `Ordered`.
         residual: float32 (M, N). The product is added to it in place.
         glu: silu or gelu: The first half of the product is a gate, and the result is activation(gate) * up.
         split_k: "allowed": The result may be `Partials`, which the reader sums; with glu `Ordered`, for a product with

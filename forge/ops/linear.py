@@ -12,7 +12,7 @@ from forge.ops import fixed, matmul, matvec
 from forge.ops.activation import act_and_mul
 from forge.ops.norm import Normed, norm, ordered
 from forge.ops.op import Array, op
-from forge.ops.ordered import ORDERS, Ordered, empty
+from forge.ops.ordered import ORDERS, empty
 from forge.ops.quant import Packed, QuantTensor, Stack, parts_of
 from forge.tuning.table import MATMUL_ROWS
 
@@ -29,12 +29,11 @@ FIXED = ("fixed", "fixed_allowed")
 def linear(operand: Any, weight: Any, bias: Array | None, residual: Array | None, *, glu: str, split_k: str) -> Array:
     """operand @ weight.T + bias.
 
-    operand: An array (M, K), or rows that are normalized first.
+    operand: An array (M, K), rows that are normalized first, or `Ordered`, as a product with a gate leaves it.
     residual: The product is added to it in place, and it is returned. A product with glu has none.
     glu: The product's first half is a gate, and the result is activation(gate) * up (arXiv:2002.05202).
     split_k: "allowed": The result may be `Partials`, which the reader sums; with glu `Ordered`, for the product with a
-    quantized matrix. "fixed": A row's result has the same bits
-    whatever rows stand beside it. "fixed_allowed": Both.
+    quantized matrix. "fixed": A row's result has the same bits whatever rows stand beside it. "fixed_allowed": Both.
     """
     _check(residual, glu)
     x = norm.reference(operand, out="act") if isinstance(operand, Normed) else operand
@@ -136,14 +135,16 @@ def _linear_gpu(device: GPU, operand: Any, weight: Any, bias: Any, residual: Any
         operand = ordered(device, operand, orders) if orders else device.launch(norm, (operand,), {"out": "act"})
     if glu != "none" and not is_stack and (norm_inside or on_matrix_cores):
         shape = rows, weight.shape[0] // 2
-        y = device.empty(shape, device.dtype)
         if norm_inside:
+            y = device.empty(shape, device.dtype)
             matvec.matvec(device, operand, weight, bias, y[0], glu=glu)
+            return y
+        if split_k == "allowed" and matmul.leaves_orders(device, operand, weight, is_fixed=is_fixed):
+            y, gated = empty(device, shape, ORDERS)
         else:
-            if split_k == "allowed" and matmul.leaves_orders(device, operand, weight, is_fixed=is_fixed):
-                y = empty(device, shape, len(ORDERS))
-            matmul.matmul(device, operand, weight, bias, y, glu=glu, is_fixed=is_fixed)
-        return y if y.ndim == 2 else Ordered(shape, **dict(zip(ORDERS, y, strict=True)))
+            y = gated = device.empty(shape, device.dtype)
+        matmul.matmul(device, operand, weight, bias, y, glu=glu, is_fixed=is_fixed)
+        return gated
     leaves_partials = glu == "none" and residual is None and split_k in ("allowed", "fixed_allowed")
     if leaves_partials and on_matrix_cores and not (is_fixed and is_stack):
         return matmul.split_k(device, operand, weight, bias, is_fixed=is_fixed)

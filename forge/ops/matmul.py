@@ -128,8 +128,19 @@ def orders_of(device: GPU, rows: int, weight: Any, *, is_glu: bool, is_fixed: bo
     return [] if "natural" in taken else [order for order in ORDERS if order in taken]
 
 
+def takes_orders(weight: Any) -> bool:
+    """Whether products of some rows with this matrix read x in ORDERS, which the product before them may leave."""
+    has_lines = isinstance(weight, Packed) and weight.type.name not in WITHOUT_LINES
+    return has_lines and weight.shape[1] % _LINE_WEIGHTS == 0
+
+
 def leaves_orders(device: GPU, x: Any, weight: Any, *, is_fixed: bool) -> bool:
-    """Whether a product with a gate can write all ORDERS of its result, of which (N / 2) is then a multiple of 256."""
+    """Whether a product with a gate can write all ORDERS of its result, of which (N / 2) is then a multiple of 256.
+
+    Of more rows the product behind it may go to BLAS, which takes rows as they are.
+    """
+    if x.shape[0] > MAX_ROWS:
+        return False
     launch = _Launch(device, x, weight, None, is_glu=True, is_fixed=is_fixed)
     is_whole = launch.splits < _MIN_GLU_SPLITS and weight.shape[0] // 2 % _LINE_WEIGHTS == 0
     return launch.order != "natural" and is_whole
@@ -176,7 +187,7 @@ def _kernel_of(device: GPU, weight: Any, rows: int, *, is_glu: bool, is_fixed: b
         return "matmul"
     if not isinstance(weight, Packed):
         return "matmul_wgmma" if rows <= MATMUL_ROWS[-1] or is_fixed else "matmul_tma"
-    if weight.shape[1] % _LINE_WEIGHTS or is_fixed or weight.type.name in WITHOUT_LINES:
+    if is_fixed or not takes_orders(weight):
         return "matmul"
     if rows <= FEW_ROWS[-1] and weight.type.name in FEW_FORMATS:
         shape = _shape_of(weight, is_glu=is_glu)

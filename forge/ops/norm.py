@@ -91,9 +91,9 @@ def _norm_gpu(device: GPU, normed: Normed, *, out: str) -> Any:
 
 def ordered(device: GPU, normed: Normed, orders: Sequence[str]) -> Ordered:
     """The normalized rows in one or both ORDERS."""
-    y = empty(device, normed.shape, len(orders))
+    y, rows = empty(device, normed.shape, orders)
     _launch(device, normed, y, OUT="f16", ORDERS=sum(1 << ORDERS.index(order) for order in orders))
-    return Ordered(normed.shape, **dict(zip(orders, y, strict=True)))
+    return rows
 
 
 def _launch(device: GPU, normed: Normed, y: Any, **defines: int | str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -41,10 +41,11 @@ class Ordered:
 register(Ordered, lambda ordered: backend_of(ordered._some))
 
 
-def empty(device: GPU, shape: tuple[int, int], orders: int) -> Any:
-    """Memory for rows (M, K) in so many orders."""
+def empty(device: GPU, shape: tuple[int, int], orders: Sequence[str]) -> tuple[Any, Ordered]:
+    """Memory for rows (M, K) in these orders, act (orders, blocks, K / 64, 64, 64), and the rows that it will hold."""
     rows, inner = shape
-    return device.empty((orders, -(-rows // _ROWS), inner // 64, _ROWS, 64), device.dtype)
+    memory = device.empty((len(orders), -(-rows // _ROWS), inner // 64, _ROWS, 64), device.dtype)
+    return memory, Ordered(shape, **dict(zip(orders, memory, strict=True)))
 
 
 def in_orders(device: GPU, x: Any, orders: Iterable[str]) -> Ordered:
@@ -52,7 +53,10 @@ def in_orders(device: GPU, x: Any, orders: Iterable[str]) -> Ordered:
     ordered = x if isinstance(x, Ordered) else Ordered(x.shape, x)
     for order in orders:
         if getattr(ordered, order) is None:
-            (made,), (rows, inner) = empty(device, ordered.shape, 1), ordered.shape
+            if ordered.natural is None:
+                raise TypeError(f"rows of x are in another order than {order!r}, which the product takes")
+            (made,), _ = empty(device, ordered.shape, [order])
+            rows, inner = ordered.shape
             blocks, halves = -(-rows * inner // (16 * _BLOCK)), int(order == "halves")
             device.run("reorder_x", "reorder_x", blocks, ordered.natural, made, rows, inner, halves)
             ordered = replace(ordered, **{order: made})

@@ -10,6 +10,7 @@ from harness import COMPILER, TILE_FAMILIES, Harness
 
 from forge.devtools.cases import CASES
 from forge.devtools.cases.case import Case
+from forge.devtools.recorder import Recorded, Recorder
 from forge.devtools.verify import run_case
 from forge.ops.linear import linear
 from forge.ops.matmul import matmul
@@ -17,8 +18,9 @@ from forge.ops.norm import Normed, norm
 from forge.ops.op import REGISTRY
 from forge.ops.ordered import Ordered
 from forge.ops.quant import FORMATS, QuantTensor, Stack
+from forge.tuning import Choices
 from forge.tuning.lds import FEW_FORMATS, WITHOUT_LINES
-from forge.tuning.table import FEW_ROWS
+from forge.tuning.table import FEW_ROWS, KERNELS
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="no clang++: scripts/install-toolchain installs it")
 
@@ -30,6 +32,7 @@ def device_of(family: str) -> Harness:
     return Harness(seed=1, tile=family.partition(",")[0], **FAMILIES[family])
 
 
+_GATE = {"format": "Q4_K", "inner": 256, "outer": 9216, "rows": 512}
 PRODUCTS = [case for case in CASES["linear"] if case.name.startswith(NAMES)]
 
 
@@ -126,7 +129,7 @@ def _normed(x: Any, addend: Any, scale: Any, shift: Any, *, is_rms: bool, adds: 
     return Normed(x, addend if adds else None, scale, None if is_rms else shift, 1e-5, is_rms)
 
 
-@pytest.mark.parametrize(("rows", "kinds"), [(33, ("Q4_K", "Q6_K")), (70, ("Q6_K", "Q4_K"))])
+@pytest.mark.parametrize(("rows", "kinds"), [(33, ("Q6_K", "Q4_K")), (200, ("Q4_K", "Q6_K"))])
 def test_a_gate_is_stored_in_the_orders_that_the_product_behind_it_takes(rows: int, kinds: tuple[str, str]) -> None:
     """The same numbers as an array of the gated product gives, to the bit, without a launch between the two."""
     rng = np.random.default_rng(rows)
@@ -147,6 +150,19 @@ def test_a_gate_is_stored_in_the_orders_that_the_product_behind_it_takes(rows: i
     gated = linear.reference(wide, up, None, None, glu="silu", split_k="never")
     product = linear.reference(gated, down, None, None, glu="none", split_k="never")
     np.testing.assert_allclose(results[1], product, rtol=2e-3, atol=1e-2 * product.std())
+
+
+@pytest.mark.parametrize(("rows", "expected"), [(256, Ordered), (300, Recorded)])
+def test_a_gate_of_more_rows_is_stored_as_blas_takes_it(rows: int, expected: type) -> None:
+    """For `forge tune` may find tiles faster for the gate, and BLAS for the product behind it."""
+    device = Recorder("sm_90", has_wgmma=True)
+    device.tuning = Choices("sm_90", {("product", KERNELS["product"].class_of(_GATE)): {"BLAS": 0}})
+    rng = np.random.default_rng(0)
+    up, down = (QuantTensor.random("Q4_K", *shape, rng).on(device) for shape in ((9216, 256), (256, 4608)))
+    operand = Normed(device.empty((rows, 256), np.float32), None, device.empty((256,), np.float32), None, 1e-5, True)
+    gated = device.launch(linear, (operand, up, None, None), {"glu": "silu", "split_k": "allowed"})
+    assert type(gated) is expected
+    device.launch(linear, (gated, down, None, None), {"glu": "none", "split_k": "never"})
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -17,6 +17,8 @@ from forge.tuning import Choices
 from forge.tuning.spec import Values
 
 _MIN_COUNTERS = 4096
+_MAX_BLOCKS = 65_535
+"""Blocks of a grid in y and z, of all vendors. In x there may be 2**31 - 1."""
 
 
 class GPU(Backend):
@@ -57,9 +59,12 @@ class GPU(Backend):
     def run(self, file: str, function: str, grid: int | tuple[int, ...], *args: Any, **defines: int | str) -> None:
         """Launch a kernel of `raw_kernels/<file>.hip` with so many blocks, in the variant of these -D values.
 
-        Arrays go as pointers, None as a null pointer, numbers as the kernel's source declares them.
+        Arrays go as pointers, None as a null pointer, numbers as the kernel's source declares them. Raises ValueError
+        where the grid is larger than any GPU takes.
         """
         blocks = (grid,) if isinstance(grid, int) else grid
+        if max(blocks[1:], default=0) > _MAX_BLOCKS:
+            raise ValueError(f"{function}: a grid of {blocks} blocks has more than {_MAX_BLOCKS} in y or z")
         if 0 not in blocks:
             entry = sources.entry(file, function, tuple(defines.items()))
             self._run(entry, (*blocks, *(1,) * (3 - len(blocks))), entry.bind(args))

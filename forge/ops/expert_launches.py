@@ -151,11 +151,11 @@ def tiles(device: GPU, x: Any, chosen: Any, weights: Any, experts: Any, y: Any, 
         both = device.empty((pairs, 2 * width), np.float32)
         grouped.run(x, experts.gate, experts.gate_bias, both, None, used, factors)
         grouped.run(x, experts.up, experts.up_bias, both, None, used, factors, column=width)
-        device.run("expert_sum", "expert_act", (-(-width // _SUM_THREADS), pairs), both, h, width, activation)
+        device.run("expert_sum", "expert_act", (pairs, -(-width // _SUM_THREADS)), both, h, width, activation)
     parts = device.empty((pairs, outer), np.float32)
     grouped.run(h, experts.down, experts.down_bias, parts, None, 1)
     shares = None if how.weighs_input else weights
-    grid = (-(-outer // _SUM_THREADS), rows)
+    grid = (rows, -(-outer // _SUM_THREADS))
     device.run("expert_sum", "expert_sum", grid, parts, shares, y, outer, used, int(how.accumulate))
 
 

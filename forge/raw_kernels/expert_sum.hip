@@ -1,4 +1,5 @@
-// What is between and behind the products of experts, where it is not in their epilogues.
+// What is between and behind the products of experts, where it is not in their epilogues. A row or a pair is a block's x: there
+// may be more than a grid has in y.
 // Uses: expert_activation
 
 #define THREADS 256
@@ -12,12 +13,12 @@ KERNEL(THREADS) expert_sum(
     u32 accumulate        // 0 or 1: y is added to
 ) {
     grid_dependency_sync();
-    u32 n = BLOCK_X * THREADS + THREAD;
+    u32 n = BLOCK_Y * THREADS + THREAD;
     if (n >= width) return;
-    u64 at = (u64)BLOCK_Y * width + n;
-    const float *part = parts + (u64)BLOCK_Y * used * width + n;
+    u64 at = (u64)BLOCK_X * width + n;
+    const float *part = parts + (u64)BLOCK_X * used * width + n;
     float sum = 0;
-    for (u32 u = 0; u < used; ++u) sum += (weights ? weights[BLOCK_Y * used + u] : 1.0f) * part[(u64)u * width];
+    for (u32 u = 0; u < used; ++u) sum += (weights ? weights[BLOCK_X * used + u] : 1.0f) * part[(u64)u * width];
     y[at] = accumulate ? y[at] + sum : sum;
 }
 
@@ -28,8 +29,8 @@ KERNEL(THREADS) expert_act(
     u32 activation
 ) {
     grid_dependency_sync();
-    u32 n = BLOCK_X * THREADS + THREAD;
+    u32 n = BLOCK_Y * THREADS + THREAD;
     if (n >= width) return;
-    const float *row = first + (u64)BLOCK_Y * 2 * width;
-    h[(u64)BLOCK_Y * width + n] = to_f16(expert_activate(row[n], row[width + n], activation));
+    const float *row = first + (u64)BLOCK_X * 2 * width;
+    h[(u64)BLOCK_X * width + n] = to_f16(expert_activate(row[n], row[width + n], activation));
 }

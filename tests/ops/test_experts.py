@@ -1,0 +1,32 @@
+"""Launches of mixtures of experts, at sizes that no other test has."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from forge.devtools.recorder import Recorder
+from forge.formats.ggml import GGMLType
+from forge.ops.experts import Experts, experts
+from forge.ops.quant import Packed
+
+
+def test_as_many_pairs_as_the_longest_prompts_have_fit_into_grids() -> None:
+    """8,192 rows of 8 experts: one pair more than a grid has blocks in y. Gates and ups are two matrices."""
+    device, rows, used, count = Recorder("gfx1100"), 8192, 8, 16
+    first, gate = (Packed.empty(GGMLType[name], (count * 256, 512), device) for name in ("IQ3_XXS", "IQ2_XXS"))
+    down = Packed.empty(GGMLType["Q4_K"], (count * 512, 256), device)
+    matrices = Experts(gate, first, None, None, down, None, count)
+    x, y = device.empty((rows, 512), np.float16), device.empty((rows, 512), np.float32)
+    chosen, weights = device.empty((rows, used), np.int32), device.empty((rows, used), np.float32)
+    experts(x, chosen, weights, matrices, y, activation="silu", weighs="output", order="any")
+    assert {entry.function for entry in device.entries} >= {"expert_act", "expert_sum"}
+
+
+def test_a_grid_that_no_gpu_takes_is_refused() -> None:
+    device = Recorder("gfx1100")
+    arrays = device.empty((1,), np.float32), None, device.empty((1,), np.float32)
+    device.run("expert_sum", "expert_sum", (1 << 20, 65_535), *arrays, 1, 1, 0)
+    for grid in ((1, 65_536), (1, 1, 65_536)):
+        with pytest.raises(ValueError, match=r"expert_sum: a grid of .* has more than 65535 in y or z"):
+            device.run("expert_sum", "expert_sum", grid, *arrays, 1, 1, 0)

@@ -146,6 +146,7 @@ ARCHS: dict[str, Arch] = {
         nope="global",
         nope_temperature=(0.1, 8192),
         norms_rotated_heads=True,
+        unnormed_experts=128,  # Maverick
         default_window=8192,
         is_chunked=True,
         global_every=4,

@@ -49,7 +49,8 @@ class Attention:
             self.attn_q_norm = tensors.vector("attn_q_norm", self.head_dim)
             if self.has_kv:
                 self.attn_k_norm = tensors.vector("attn_k_norm", self.head_dim)
-        if ARCHS[config.arch].norms_rotated_heads and self.rope.config.dim:
+        num_experts = config.experts.count if config.experts else 0
+        if ARCHS[config.arch].norms_heads_of(num_experts) and self.rope.config.dim:
             self.attn_q_norm = self.attn_k_norm = tensors.ones(self.head_dim)
         if ARCHS[config.arch].norms_values:
             self.attn_v_norm = tensors.ones(self.head_dim)

@@ -124,12 +124,18 @@ class Arch:
     """Factor of scores where the file names none; None = D**-0.5."""
     norms_rotated_heads: bool = False
     """Queries and keys of layers with a rotation have an RMS norm without weights."""
+    unnormed_experts: int = 0
+    """The model of this many experts has no such norms. No key of a file tells."""
     norms_values: bool = False
     """Values have an RMS norm without weights."""
     post_norm_eps: float | None = None
     """Epsilon of norms behind mixers and feed-forwards; None = that of all norms."""
     width_scaled_layers: int | None = None
     """The model of this many layers scales scores by sqrt(E/H), not by sqrt(D)."""
+
+    def norms_heads_of(self, num_experts: int) -> bool:
+        """Whether a model of so many experts `norms_rotated_heads`."""
+        return self.norms_rotated_heads and not 0 < num_experts == self.unnormed_experts
 
     def layers(self, count: int, with_experts: Sequence[bool] = ()) -> list[tuple[Sublayer, Sublayer]]:
         """The mixer and the feed-forward of each of the layers. with_experts: Whether each layer has experts."""

@@ -21,6 +21,7 @@ from forge.ops.norm import Normed, norm
 from forge.ops.op import Arrays, Op
 from forge.ops.quant import Packed, QuantTensor, split
 from forge.tuning import Key
+from forge.tuning.lds import WITHOUT_LINES
 from forge.tuning.spec import ANY, Shape
 from forge.tuning.table import KERNELS
 
@@ -40,13 +41,16 @@ _TABLE_POSITIONS = 16_384
 def shapes_of(device: GPU, path: Path | None = None) -> dict[Key, list[Shape]]:
     """Classes of shapes of a model's kernels that have more than one candidate, with the shapes of each.
 
-    path: A GGUF file; None for usual models.
+    path: A GGUF file; None for usual models. On Hopper the tiles of experts are not among them: they are asked for as
+    those of a product, which other kernels multiply there.
     """
     recorder = Recorder(device.arch, device.num_cus, has_wgmma=device.has_wgmma)
     record(path, recorder)
     found: dict[Key, list[Shape]] = {}
     for kernel, shape in recorder.tuning.asked:
         spec = KERNELS[kernel]
+        if kernel == "matmul" and device.has_wgmma and shape["format"] not in WITHOUT_LINES:
+            continue
         shape_class = spec.class_of(shape)
         if "rows" in shape:  # a step's numbers of sequences are measured together
             shape["rows"] = spec.named(shape_class)["rows"]

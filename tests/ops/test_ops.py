@@ -182,7 +182,8 @@ def append_arguments(**changes: object) -> tuple:
 def test_fields_of_records_are_arguments_of_their_own() -> None:
     args = append_arguments()
     rope_append_kv.check(args, {"style": "neox"})
-    names = ["qkv", "bias", "q_norm", "k_norm", "cos_sin", "query_scale", "eps", "positions", "slot_mapping", "k", "v"]
+    of_rope = ["bias", "q_norm", "k_norm", "cos_sin", "query_scale", "eps", "v_norm", "values_are_keys", "rest"]
+    names = ["qkv", *of_rope, "positions", "slot_mapping", "k", "v"]
     assert [arg.name for arg, _ in rope_append_kv.flat(args)] == names
     assert [arg.name for arg, _ in rope_append_kv.flat(args) if arg.inout] == ["k", "v"]
     assert [id(array) for array in rope_append_kv.written(args)] == [id(args[-1].k), id(args[-1].v)]

@@ -1,14 +1,19 @@
 """GGUF files of real models' shapes with random weights, for measuring speed where no weights are at hand.
 
 python benchmarks/synthetic.py llama-3.2-1b|qwen3-30b-a3b|... [--type F16|Q4_K|Q4_K_M|MXFP4|...] OUT.gguf
+
+`--tokenizer FOLDER` takes vocabulary, merges and chat template of a published model: its tokenizer.json, its
+tokenizer_config.json and, where the template is not in that, its chat_template.jinja. The tiny shapes are for it.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
@@ -36,22 +41,26 @@ class Shape:
     """Further keys of the architecture."""
     has_biases: bool = False
     norms: tuple[str, str] = ("attn_norm", "ffn_norm")
+    pre: str = "llama-bpe"
+    """The rule that splits texts into words, by llama.cpp's name."""
 
+
+_QWEN3: Any = {"vectors": (("attn_q_norm", "head"), ("attn_k_norm", "head")), "pre": "qwen2"}
+_GPT_OSS: Any = {
+    "vectors": (("attn_sinks", "heads"),),
+    "keys": (("attention.sliding_window", 128),),
+    "has_biases": True,
+    "norms": ("attn_norm", "post_attention_norm"),
+    "pre": "gpt-4o",
+}
 
 SHAPES = {
     "llama-3.2-1b": Shape("llama", 16, 2048, 32, 8, 64, 8192, 128_256),
     "llama-3.1-8b": Shape("llama", 32, 4096, 32, 8, 128, 14_336, 128_256),
-    "qwen3-30b-a3b": Shape(
-        *("qwen3moe", 48, 2048, 32, 4, 128, 768, 151_936, 128, 8),
-        vectors=(("attn_q_norm", "head"), ("attn_k_norm", "head")),
-    ),
-    "gpt-oss-20b": Shape(
-        *("gpt-oss", 24, 2880, 64, 8, 64, 2880, 201_088, 32, 4),
-        vectors=(("attn_sinks", "heads"),),
-        keys=(("attention.sliding_window", 128),),
-        has_biases=True,
-        norms=("attn_norm", "post_attention_norm"),
-    ),
+    "qwen3-30b-a3b": Shape("qwen3moe", 48, 2048, 32, 4, 128, 768, 151_936, 128, 8, **_QWEN3),
+    "qwen3-tiny": Shape("qwen3moe", 2, 64, 4, 2, 16, 32, 151_936, 8, 2, **_QWEN3),
+    "gpt-oss-20b": Shape("gpt-oss", 24, 2880, 64, 8, 64, 2880, 201_088, 32, 4, **_GPT_OSS),
+    "gpt-oss-tiny": Shape("gpt-oss", 2, 64, 4, 2, 16, 32, 201_088, 8, 2, **_GPT_OSS),
 }
 _ROWS = 1024
 """Rows that are drawn; a matrix repeats them, which changes nothing about its speed."""
@@ -62,11 +71,12 @@ def main() -> None:
     parser.add_argument("shape", choices=SHAPES)
     parser.add_argument("out", type=Path)
     parser.add_argument("--type", default="F16", help="ggml type of the matrices, or Q4_K_M: llama.cpp's mixture")
+    parser.add_argument("--tokenizer", type=Path, help="a folder with a published tokenizer.json")
     arguments = parser.parse_args()
-    write(arguments.shape, arguments.type, arguments.out)
+    write(arguments.shape, arguments.type, arguments.out, arguments.tokenizer)
 
 
-def write(name: str, mixture: str, out: Path) -> None:
+def write(name: str, mixture: str, out: Path, tokenizer: Path | None = None) -> None:
     """Write a model of this shape whose matrices have this type; the embedding is the output matrix too.
 
     In Q4_K_M that one is Q6_K, as are the values' and the down projections of half the layers. In MXFP4 experts
@@ -75,6 +85,10 @@ def write(name: str, mixture: str, out: Path) -> None:
     shape, rng = SHAPES[name], np.random.default_rng(0)
     writer = gguf.GGUFWriter(out, shape.arch)
     _add_metadata(writer, shape)
+    if tokenizer:
+        _add_tokenizer(writer, shape, tokenizer)
+    else:
+        _add_tokens(writer, shape.vocabulary)
 
     def matrix(name: str, rows: int, cols: int, *, is_precise: bool = False, experts: int = 0) -> None:
         type_name = mixture
@@ -152,12 +166,33 @@ def _add_metadata(writer: gguf.GGUFWriter, shape: Shape) -> None:
         writer.add_expert_feed_forward_length(shape.ffn)
     for key, value in shape.keys:
         writer.add_uint32(f"{shape.arch}.{key}", int(value))
+
+
+def _add_tokens(writer: gguf.GGUFWriter, count: int) -> None:
+    """Add a vocabulary of Chinese characters, where none is at hand."""
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("llama-bpe")
-    writer.add_token_list([chr(0x4E00 + i % 20_000) * (1 + i // 20_000) for i in range(shape.vocabulary)])
-    writer.add_token_types([1] * shape.vocabulary)
+    writer.add_token_list([chr(0x4E00 + i % 20_000) * (1 + i // 20_000) for i in range(count)])
+    writer.add_token_types([gguf.TokenType.NORMAL] * count)
     writer.add_token_merges(["\u4e00 \u4e00"])  # a file must have one
-    writer.add_eos_token_id(shape.vocabulary - 1)
+    writer.add_eos_token_id(count - 1)
+
+
+def _add_tokenizer(writer: gguf.GGUFWriter, shape: Shape, folder: Path) -> None:
+    """Add a published byte-level BPE as llama.cpp's converter does."""
+    tokenizer = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    pieces = [f"[PAD{i}]" for i in range(shape.vocabulary)]
+    types = [gguf.TokenType.UNUSED] * shape.vocabulary
+    for piece, i in tokenizer["model"]["vocab"].items():
+        pieces[i], types[i] = piece, gguf.TokenType.NORMAL
+    for added in tokenizer["added_tokens"]:
+        kind = gguf.TokenType.CONTROL if added["special"] else gguf.TokenType.USER_DEFINED
+        pieces[added["id"]], types[added["id"]] = added["content"], kind
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(shape.pre)
+    writer.add_token_list(pieces)
+    writer.add_token_types(types)
+    gguf.SpecialVocab(folder, load_merges=True).add_to_gguf(writer, quiet=True)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import httpx
 import pytest
 from parsed import parsed
 from scripted import SCRIPTS, TEMPLATE, write_scripted
-from served import Served
+from served import Served, serve, stop
 
 from forge.loading import load_encoder
 from forge.server.engine_client import EngineClient
@@ -168,6 +168,38 @@ def test_messages_of_gpt_oss_are_told_apart(tmp_path: Path) -> None:
     prompt = server.encoder.encode_chat(MESSAGES, tools=TOOLS, parse_special=False)
     found = parsed(server.parser(TOOLS, prompt), [f"{thought}I look.<|end|><|start|>assistant{call}"])
     assert found == [Part("reasoning", "I look."), Part("tool_call", "{}", 0, "now")]
+
+
+@pytest.mark.slow
+def test_channels_of_gpt_oss_are_reasoning_content_and_calls_over_http(tmp_path: Path) -> None:
+    thought, said = "<|channel|>analysis<|message|>", "<|channel|>commentary<|message|>"
+    call = "<|channel|>commentary to=functions.get_weather <|constrain|>json<|message|>"
+    following = [f"<|end|><|start|>assistant{header}" for header in (said, call)]
+    script = [
+        thought,
+        "I ",
+        "think.",
+        following[0],
+        "I will ",
+        "look.",
+        following[1],
+        '{"city": ',
+        '"Paris"}',
+        "<|call|>",
+    ]
+    template = "{{ tools }}{% for m in messages %}{{ m.content }}{% endfor %}{# " + thought + " #}<|start|>assistant"
+    controls = [thought, *following, "<|call|>", "<|start|>"]
+    served = serve(write_scripted(tmp_path / "model.gguf", template, {"assistant": script}, controls))
+    try:
+        for stream in (False, True):
+            found, reason = deltas(served, "") if stream else ([ask(served, "")["message"]], "tool_calls")
+            assert reason == "tool_calls"
+            assert "".join(delta.get("reasoning_content", "") for delta in found) == "I think."
+            assert "".join(delta.get("content", "") for delta in found) == "I will look."
+            [made] = [call["function"] for delta in found for call in delta.get("tool_calls", ())]
+            assert made == {"name": "get_weather", "arguments": '{"city": "Paris"}'}
+    finally:
+        stop(served)
 
 
 @pytest.mark.parametrize("tools", [[], TOOLS])

@@ -9,8 +9,9 @@ from forge import models
 from forge.backend import Backend
 from forge.config import EngineConfig, ModelConfig
 from forge.engine.passes import LOGIT_BYTES, MAX_TOKENS
-from forge.errors import OutOfMemoryError, ParameterError
+from forge.errors import OutOfMemoryError, ParameterError, UnsupportedError
 from forge.formats import gguf
+from forge.ops.attention import MAX_HEAD_DIM, MAX_PREFILL_HEAD_DIM, check_head_dim
 from forge.state import budget
 from forge.state.model_state import kinds_of
 from forge.state.paged_kv import PagedKV
@@ -62,13 +63,15 @@ class Plan:
 
 
 def plan_memory(file: gguf.GGUF, settings: EngineConfig, backend: Backend) -> Plan:
-    """What fits beside the weights. Raises OutOfMemoryError with the bytes needed and free, and what to change.
+    """What fits beside the weights. Raises OutOfMemoryError with the bytes needed and free, and what to change, and
+    UnsupportedError for heads without a kernel.
 
     Weights and KV cache take no more than `memory_fraction` of what is free, and with what steps make no more than half
     of the rest. Where nobody asked for room for so many sequences, one whole context is kept, and what others leave of
     a GPU's memory is left to them: a desktop, another model.
     """
     config = models.read_config(file, settings.context)
+    _check_heads(file, config, settings, backend)
     there = backend.free_bytes()
     free = int(there * settings.memory_fraction)
     spare = (there - free) // 2
@@ -113,6 +116,19 @@ def plan_memory(file: gguf.GGUF, settings: EngineConfig, backend: Backend) -> Pl
     if (backend.is_gpu and budget.bytes_of(kinds, num_pages) >= _REMARKABLE_BYTES) or len(kinds) > 1:
         notes += (_cache_note(kinds, num_pages, context, size),)
     return Plan(context, sequences, step_tokens, step_bytes, kinds, num_pages, notes)
+
+
+def _check_heads(file: gguf.GGUF, config: ModelConfig, settings: EngineConfig, backend: Backend) -> None:
+    """Raises UnsupportedError for heads that no kernel holds, before anything is loaded."""
+    if not backend.is_gpu or config.head_dim <= MAX_HEAD_DIM:
+        return
+    if settings.deterministic:
+        raise UnsupportedError(
+            f"{file.path}: heads of {config.head_dim} numbers have no deterministic kernel: {MAX_HEAD_DIM} is the most",
+            parameter="deterministic",
+            hint='use deterministic=False, or device="cpu"',
+        )
+    check_head_dim(config.head_dim, MAX_PREFILL_HEAD_DIM)
 
 
 def state_kinds(

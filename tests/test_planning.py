@@ -13,11 +13,13 @@ import numpy as np
 import pytest
 
 from forge import SamplingParams, loading, models, planning
+from forge.backend import NUMPY
 from forge.config import EngineConfig
 from forge.devtools.recorder import Recorded, Recorder
 from forge.devtools.usual import usual_models
 from forge.devtools.variants import HeaderWeights
 from forge.engine import Engine
+from forge.errors import UnsupportedError
 from forge.formats.gguf import GGUF
 from forge.formats.gguf_header import Header
 from forge.models.rope import RotaryEmbedding
@@ -168,3 +170,14 @@ def test_experts_are_planned_in_the_blocks_of_their_file() -> None:
     assert "blk.0.ffn_gate_exps.weight" in mixture.tensors
     stored = sum(info.nbytes for info in mixture.tensors.values())
     assert planning._weight_bytes(mixture, Recorder("gfx1100")) == (stored, "")
+
+
+def test_heads_without_a_deterministic_kernel_are_refused_before_anything_is_loaded() -> None:
+    file, *_ = usual_models()
+    file.metadata = {**file.metadata, "llama.attention.key_length": 320, "llama.attention.value_length": 320}
+    assert plan_memory(file, EngineConfig(), Recorder("gfx942")).context
+    settings = EngineConfig(deterministic=True)
+    assert plan_memory(file, settings, NUMPY).context
+    with pytest.raises(UnsupportedError, match="heads of 320 numbers have no deterministic kernel: 256 is") as caught:
+        plan_memory(file, settings, Recorder("gfx942"))
+    assert caught.value.parameter == "deterministic"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from forge.config import Hook
+from forge.config import Hook, ModelConfig
 from forge.models.arch import ARCHS
 from forge.models.batch import Batch
 from forge.models.layer_tensors import LayerTensors
@@ -19,6 +19,13 @@ from forge.ops.decode_attention import decode_attention
 from forge.ops.kv_cache import take_slots
 from forge.ops.rope import RopeArgs, rope_append_kv, rope_queries
 from forge.state.model_state import ModelState
+
+
+def spec_of(config: ModelConfig, layer: int, sinks: Any, *, is_deterministic: bool = False) -> AttentionSpec:
+    """How a layer makes weights of scores. sinks: float32 (H,) or None."""
+    window = config.layer_windows[layer]
+    is_chunked = ARCHS[config.arch].is_chunked and window > 0
+    return AttentionSpec(config.attention_scale, window, config.attention_softcap, is_deterministic, sinks, is_chunked)
 
 
 class Attention:
@@ -44,6 +51,8 @@ class Attention:
         self.edits = QKVEdits(tensors, ropes)
         self.rope = self.edits.rope
         if not self.edits:
+            # The RoPE op would be given the bias of the gates, which it does not add.
+            assert not (self.gates and self.attn_qkv.bias is not None)
             self.attn_qkv_bias, self.attn_qkv.bias = self.attn_qkv.bias, None
         if not self.edits.norms and (tensors.has_norm("attn_q_norm") or tensors.has_norm("attn_k_norm")):
             self.attn_q_norm = tensors.vector("attn_q_norm", self.head_dim)
@@ -57,9 +66,7 @@ class Attention:
         self.attn_output = tensors.linear({"attn_output": config.width}, config.num_heads * self.head_dim)
         self.post_attention_norm = tensors.norm_behind("post_attention_norm")
         sinks = tensors.vector("attn_sinks", config.num_heads) if tensors.has("attn_sinks") else None
-        numbers = config.attention_scale, config.layer_windows[self.index], config.attention_softcap
-        is_chunked = ARCHS[config.arch].is_chunked and config.layer_windows[self.index] > 0
-        self.spec = AttentionSpec(*numbers, tensors.is_deterministic, sinks, is_chunked)
+        self.spec = spec_of(config, self.index, sinks, is_deterministic=tensors.is_deterministic)
         self.norm_eps = config.norm_eps
 
     @property

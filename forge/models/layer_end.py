@@ -1,4 +1,5 @@
-"""What comes behind a layer's mixer and feed-forward: its own embedding of each token, and a factor of the stream."""
+"""What comes behind a layer's mixer and feed-forward: its own embedding of each token (per-layer embeddings, PLE), and
+a factor of the stream."""
 
 from __future__ import annotations
 

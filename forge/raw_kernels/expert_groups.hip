@@ -1,4 +1,5 @@
-// Pairs of a row and one of its experts, sorted by expert, and tiles of them that one block multiplies. A block per expert.
+// Pairs of a row and one of its experts, sorted by expert, and tiles of them that one block multiplies: what vLLM's
+// moe_align_block_size does. A block per expert.
 
 #define THREADS 256
 #define MAX_EXPERTS 512

@@ -1,5 +1,5 @@
-// What is between and behind the products of experts, where it is not in their epilogues. A row or a pair is a block's x: there
-// may be more than a grid has in y.
+// What is between and behind the products of experts, where it is not in their epilogues: their activations, and the sum of a row's
+// results, which others call combine. A row or a pair is a block's x: there may be more than a grid has in y.
 // Uses: expert_activation
 
 #define THREADS 256

@@ -11,7 +11,8 @@ CODEBOOK_BYTES = {"IQ2_XXS": 1 << 10, "IQ2_XS": 2 << 10, "IQ2_S": 4 << 10, "IQ3_
 CODEBOOK_BYTES |= dict.fromkeys(("IQ1_S", "IQ1_M"), 8 << 10)
 """What the codebooks of formats take of LDS."""
 WITHOUT_LINES = (*CODEBOOK_BYTES, "Q1_0", "Q2_0")
-"""Formats that `matmul` multiplies on Hopper, too, where the others have kernels that read lines of 256 weights."""
+"""Formats with codebooks (llama.cpp's i-quants) or of one or two bits: `matmul` multiplies them on Hopper, too, where
+the others have kernels that read lines of 256 weights."""
 FIXED_LDS_BYTES = 48 << 10
 """What a block may have of LDS where it is declared with a fixed size: NVIDIA's limit, below AMD's 64 KiB."""
 _MAX_LDS_BYTES = 99 << 10

@@ -201,8 +201,8 @@ class FakeRunner:
         return sequence.ids if sequence.row is None else self.pipeline.rows[sequence.row][1]
 
     def _is_prompt(self, entry: Scheduled) -> bool:
-        if self.pipeline:
-            return entry.sequence.row is None
+        if entry.sequence.row is not None:
+            return False
         return entry.count > 1 or entry.start < entry.sequence.num_prompt or entry.sequence not in self.running_before
 
     def _write(self, kind: int, entry: Scheduled) -> None:

@@ -1,13 +1,17 @@
-"""Launches of mixtures of experts, at sizes that no other test has."""
+"""Launches of mixtures of experts, at sizes that no other test has, and the limits of their kernels."""
 
 from __future__ import annotations
+
+import re
+from importlib import resources
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from forge.devtools.recorder import Recorder
 from forge.formats.ggml import GGMLType
-from forge.ops.experts import Experts, experts
+from forge.ops.experts import MAX_EXPERTS, MAX_USED, Experts, experts
 from forge.ops.quant import Packed
 
 
@@ -30,3 +34,10 @@ def test_a_grid_that_no_gpu_takes_is_refused() -> None:
     for grid in ((1, 65_536), (1, 1, 65_536)):
         with pytest.raises(ValueError, match=r"expert_sum: a grid of .* has more than 65535 in y or z"):
             device.run("expert_sum", "expert_sum", grid, *arrays, 1, 1, 0)
+
+
+def test_kernels_have_the_limits_of_experts_that_files_are_checked_for() -> None:
+    kernels = Path(str(resources.files("forge"))) / "raw_kernels"
+    text = "".join(path.read_text(encoding="utf-8") for path in kernels.rglob("*.hip"))
+    found = set(re.findall(r"^#define (MAX_EXPERTS|MAX_USED) (\d+)", text, re.MULTILINE))
+    assert found == {("MAX_EXPERTS", str(MAX_EXPERTS)), ("MAX_USED", str(MAX_USED))}

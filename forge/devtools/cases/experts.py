@@ -105,23 +105,26 @@ def experts_case(
     extras: str = "",
     among: int = 0,
 ) -> Case:
-    """format: Of quantized matrices; without one they are float. among: Experts that are chosen are among so many.
+    """format: Of quantized matrices, or of gates, ups and downs; without one they are float. among: Experts that are
+    chosen are among so many.
 
     extras: of "bias", "residual", "normed", "apart" (gates and ups are two matrices).
     """
 
-    def matrix(rng: np.random.Generator, outer: int, cols: int) -> Any:
-        if not format:
+    of_gate, of_up, of_down = format.split() if " " in format else (format,) * 3
+
+    def matrix(rng: np.random.Generator, kind: str, outer: int, cols: int) -> Any:
+        if not kind:
             return normal(rng, outer, cols) / np.float32(np.sqrt(cols))
-        return QuantTensor.random(format, outer, cols, rng)
+        return QuantTensor.random(kind, outer, cols, rng)
 
     def make(rng: np.random.Generator) -> Arrays:
         has = set(extras.split())
         first = width if activation == "relu2" or "apart" in has else 2 * width
-        gate, down = matrix(rng, count * first, inner), matrix(rng, count * inner, width)
+        gate, down = matrix(rng, of_gate, count * first, inner), matrix(rng, of_down, count * inner, width)
         if activation == "clamped_swiglu":  # whose x is large, so that some are clamped
             down = down / np.float32(32)
-        up = matrix(rng, count * width, inner) if "apart" in has else None
+        up = matrix(rng, of_up, count * width, inner) if "apart" in has else None
         biases = [normal(rng, len) for len in (count * first, count * width, count * inner)] if "bias" in has else None
         gate_bias, up_bias, down_bias = biases or (None, None, None)
         experts = Experts(gate, up, gate_bias, up_bias if up is not None else None, down, down_bias, count)
@@ -177,7 +180,8 @@ _EXPERTS = [
             *(("MXFP4", 1, "normed residual"), ("MXFP4", 5, ""), ("IQ2_XXS", 1, ""), ("IQ2_XXS", 5, "")),
         )
     ),
-    experts_case("Q4_K T1 wide", 1, 256, 5632, 5, 4, format="Q4_K", extras="bias"),
+    experts_case("gates and ups of two types T5", 5, 512, 256, 4, 2, format="Q4_K IQ2_XXS Q6_K", extras="apart"),
+    experts_case("Q4_K T2 wide", 2, 256, 5632, 6, 3, format="Q4_K", extras="bias"),
 ]
 
 CASES = {

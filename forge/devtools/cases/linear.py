@@ -197,6 +197,9 @@ _RMS = [
     normed_case("small values", 1, floats(640, 3), scale=1e-4),
     normed_case("stack T1", 1, _stack(256, "Q4_K", "Q6_K")),
     normed_case("stack T2", 2, _stack(256, "Q4_K", "Q6_K")),
+    # on Hopper the norm writes these in one order or in both
+    *(normed_case(f"{name} T40", 40, blocks(name, 256, 20)) for name in ("Q4_K", "Q6_K")),
+    normed_case("stack T40", 40, _stack(256, "Q4_K", "Q6_K")),
     normed_case("T1 E264 N9", 1, floats(264, 9), bias=True),
     normed_case("stack T1", 1, _stack(256, "Q4_K", "Q6_K"), bias=True),
     Case(  # the norm's is [0.75, 2]

@@ -118,6 +118,7 @@ class ModelConfig:
         experts: The mixture of experts. None = the model is dense.
         layer_experts: Whether each layer has it. Empty = none has.
         residual_scale: Factor of what each mixer and feed-forward adds to the stream.
+        stream_scale: The residual stream x is held as x / stream_scale.
         logit_scale: Factor of the logits, before their soft cap.
         qkv_clamp: Queries, keys and values are cut to [-qkv_clamp, qkv_clamp] before their norms. 0 = they are not.
         is_parallel: Attention and feed-forward both read the stream before the layer.
@@ -150,6 +151,7 @@ class ModelConfig:
     experts: ExpertsConfig | None = None
     layer_experts: tuple[bool, ...] = ()
     residual_scale: float = 1.0
+    stream_scale: float = 1.0
     logit_scale: float = 1.0
     qkv_clamp: float = 0.0
     is_parallel: bool = False

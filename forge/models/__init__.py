@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from math import ceil, inf, log2
+
+import numpy as np
+
 from forge.backend import Backend
 from forge.config import ModelConfig, Progress
 from forge.formats.gguf import GGUF
+from forge.models.arch import ARCHS
 from forge.models.decoder import Decoder
 from forge.models.hparams import read_config
 from forge.models.weights import Weights, kept_type
 
 __all__ = ["Decoder", "build", "kept_type", "read_config"]
+
+_MOST = 60_000.0
+"""What the results of all layers may add up to: the rest of float16's 65,504 is the embedding's."""
 
 
 def build(
@@ -27,8 +36,25 @@ def build(
 
     Raises FormatError for a tensor that is missing, misshapen or has no place, UnsupportedError for a tensor type.
     """
+    if ARCHS[config.arch].reads_stream and backend.dtype == np.float16:
+        config = replace(config, stream_scale=stream_scale(file, config))
     stored_layers = file.get_int(f"{config.arch}.block_count")
     with weights_of(file, backend, range(config.num_layers, stored_layers), progress) as weights:
         decoder = Decoder(weights, config, backend, is_deterministic=is_deterministic)
     file.check_path()
     return decoder
+
+
+def stream_scale(file: GGUF, config: ModelConfig) -> float:
+    """The least power of two that the residual stream, of results that are normed, has to be divided by to be within
+    float16. It is exact: what reads the stream is linear or a norm.
+
+    A result with the weights w is within sqrt(E) * |w|, and what is added up is within the sum of that.
+    """
+    most = np.zeros(config.width)
+    for layer in range(config.num_layers):
+        for name in (f"blk.{layer}.{norm}.weight" for norm in ("post_attention_norm", "post_ffw_norm")):
+            if name in file.tensors and file.tensors[name].shape == most.shape:  # loading says what is wrong
+                most += np.abs(file.load(name))
+    bound = config.width**0.5 * float(most.max())
+    return 2.0 ** max(ceil(log2(bound / _MOST)), 0) if _MOST < bound < inf else 1.0

@@ -195,6 +195,7 @@ ARCHS: dict[str, Arch] = {
     "olmo2": Arch(  # and OLMo 3, with windows
         mixers=(Sublayer("attention", f"{BARE_ATTENTION} {QK_NORM} post_attention_norm"),),
         feed_forwards=(Sublayer("gated", f"{BARE_FEED_FORWARD} post_ffw_norm"),),
+        reads_stream=True,
         qk_norm="rms_whole",
         global_every=4,
         local_rope_base=0.0,
@@ -202,6 +203,7 @@ ARCHS: dict[str, Arch] = {
     "exaone4": Arch(
         mixers=(Sublayer("attention", f"{BARE_ATTENTION} {QK_NORM} post_attention_norm"),),
         feed_forwards=(Sublayer("gated", f"{BARE_FEED_FORWARD} post_ffw_norm"),),
+        reads_stream=True,
         nope="global",
         global_every=4,
     ),

@@ -45,6 +45,8 @@ class Attention:
         self.attn_norm = tensors.norm_before("attn_norm")
         self.values_are_keys = False
         self.attn_qkv = self._load_qkv(tensors)
+        if self.attn_norm is None:
+            self.attn_qkv.factor = config.stream_scale
         self.attn_qkv_bias: Any = None
         """float32, for the RoPE op, which adds it; None where `attn_qkv` has the bias, or no bias exists."""
         self.attn_q_norm = self.attn_k_norm = self.attn_v_norm = None

@@ -131,8 +131,7 @@ class Decoder:
 
     def hidden(self, batch: Batch, state: ModelState, hook: Hook | None = None) -> ResidualStream:
         """The residual stream after the last layer. No logits are computed."""
-        # The stream holds x / residual_scale, so that what is added to it needs no factor.
-        x = embed(batch.ids, self.token_embd, self.config.embedding_scale / self.config.residual_scale)  # (T, E)
+        x = embed(batch.ids, self.token_embd, self.config.embedding_scale / self.config.stream_scale)  # (T, E)
         if self.position_embd is not None:
             x = add(x, embed(batch.positions, self.position_embd, 1.0))
         if self.token_embd_norm:
@@ -142,7 +141,7 @@ class Decoder:
         # them. Rows cannot be taken of partials, and hooks do not see them. The sums have the same bits either way.
         is_plain = batch.logit_rows is None and hook is None
         takes_partials = batch.is_decode and is_plain and (len(x) > 1 or self.is_deterministic)
-        stream, unit = ResidualStream(x, leaves_pending=takes_partials), self.config.residual_scale
+        stream, unit = ResidualStream(x, leaves_pending=takes_partials), self.config.stream_scale
         if hook:
             hook("token_embd", stream.value(unit))
         for index, (mixer, feed_forward) in enumerate(self.layers):

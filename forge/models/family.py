@@ -122,6 +122,8 @@ class Arch:
     None = their base and scaling."""
     attention_scale: float | None = None
     """Factor of scores where the file names none; None = D**-0.5."""
+    reads_stream: bool = False
+    """Mixers and feed-forwards read the residual stream without a norm, and have norms of their results."""
     norms_rotated_heads: bool = False
     """Queries and keys of layers with a rotation have an RMS norm without weights."""
     unnormed_experts: int = 0

@@ -30,6 +30,8 @@ class FeedForward:
         matrices = ("ffn_up",) if self.glu == "none" else ("ffn_gate", "ffn_up")  # one product computes them all
         width = config.layer_ffn_widths[tensors.index]
         self.ffn_up = tensors.linear(dict.fromkeys(matrices, width), config.width, "ffn_up")
+        if self.ffn_norm is None:
+            self.ffn_up.factor = config.stream_scale
         self.ffn_down = tensors.linear({"ffn_down": config.width}, width)
         self._split_k = "allowed" if self.glu != "none" and takes_orders(self.ffn_down.weight) else "never"
         self.post_ffw_norm = tensors.norm_behind("post_ffw_norm")

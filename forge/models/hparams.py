@@ -127,6 +127,7 @@ class _Reader(AttentionKeys):
         scales = {"embedding_scale": math.sqrt(width) if arch.scales_embedding else 1.0}
         if arch.has_multipliers:
             scales = {key: self.number(key, 1.0, minimum=1e-6, maximum=1e6) for key in _MULTIPLIERS}
+            scales["stream_scale"] = scales["residual_scale"]  # what is added then needs no factor
         if arch.logit_scale != "none":
             scale = self.number("logit_scale", minimum=1e-6, maximum=1e6)
             scales["logit_scale"] = scale if arch.logit_scale == "factor" else 1.0 / scale

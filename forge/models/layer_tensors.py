@@ -126,15 +126,15 @@ class LayerTensors:
         return Norm(self.config.norm, self.vector(tensor, self.config.width, factor), bias, self.config.norm_eps)
 
     def norm_before(self, tensor: str, factor: float = 1.0) -> Norm | None:
-        """A norm that reads the stream, which holds x / residual_scale: its epsilon is as much smaller."""
+        """A norm that reads the stream, which holds x / stream_scale: its epsilon is as much smaller."""
         found = self.norm(tensor, factor)
         if found:
-            found.eps /= self.config.residual_scale**2
+            found.eps /= self.config.stream_scale**2
         return found
 
     def norm_behind(self, tensor: str) -> Norm | None:
-        """A norm of a result that is added to the stream."""
-        found = self.norm(tensor)
+        """A norm of a result that is added to the stream, which holds x / stream_scale."""
+        found = self.norm(tensor, self.config.residual_scale / self.config.stream_scale)
         if found:
             found.eps = ARCHS[self.config.arch].post_norm_eps or found.eps
         return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from forge.config import NormKind
+from forge.ops.activation import act_and_mul, add_and_scale
 from forge.ops.linear import linear
 from forge.ops.norm import Normed, norm
 
@@ -12,13 +13,15 @@ from forge.ops.norm import Normed, norm
 class Linear:
     """weight: (N, K), float or QuantTensor; bias: float32 (N,) or None.
 
-    is_deterministic: A row's result does not depend on the rows beside it.
+    is_deterministic: A row's result does not depend on the rows beside it. factor: Of the product, which then has no
+    bias.
     """
 
-    __slots__ = ("bias", "is_deterministic", "weight")
+    __slots__ = ("bias", "factor", "is_deterministic", "weight")
 
     def __init__(self, weight: Any, bias: Any = None, *, is_deterministic: bool = False) -> None:
         self.weight, self.bias, self.is_deterministic = weight, bias, is_deterministic
+        self.factor = 1.0
 
     def __call__(self, operand: Any, *, residual: Any = None, glu: str = "none", split_k: str = "never") -> Any:
         """The product with an operand (M, K): float32 (M, N), or with glu (M, N / 2) in the precision of operands.
@@ -29,6 +32,14 @@ class Linear:
         split_k: "allowed": The result may be `Partials`, which the reader sums; with glu `Ordered`, for a product with
         a quantized matrix.
         """
+        if self.factor != 1.0:
+            assert self.bias is None
+            assert residual is None
+            y = linear(
+                operand, self.weight, None, None, glu="none", split_k="fixed" if self.is_deterministic else "never"
+            )
+            add_and_scale(y, None, self.factor)
+            return y if glu == "none" else act_and_mul(y, activation=glu)
         if self.is_deterministic:
             split_k = "fixed_allowed" if split_k == "allowed" else "fixed"
         return linear(operand, self.weight, self.bias, residual, glu=glu, split_k=split_k)

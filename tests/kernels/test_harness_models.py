@@ -72,6 +72,34 @@ def test_a_model_agrees_with_float32(name: str, wave: int, monkeypatch: pytest.M
     assert device.replays >= 5
 
 
+@slow
+def test_a_stream_beyond_float16_that_no_norm_precedes_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Norms behind OLMo 2's results make one number 100,000 and more, which the matrices weigh as little."""
+    file = gguf.read(ARCH / "olmo2" / "model.gguf")
+    tensors = {name: file.load(name) for name in file.tensors}
+    for name, array in tensors.items():
+        if "post_" in name:
+            array[7] *= 50_000
+        elif name.endswith(("attn_q.weight", "attn_k.weight", "attn_v.weight", "ffn_gate.weight", "ffn_up.weight")):
+            array[:, 7] /= 1024
+    metadata = {
+        key: value if isinstance(value, int | float | str | np.ndarray) else list(value)
+        for key, value in file.metadata.items()
+    }
+    path, ids = write_gguf(tmp_path / "model.gguf", metadata, tensors), [5, 9, 17, 3]
+    with forge.load(path, device="cpu", context=64) as llm:
+        wanted = llm.logits(ids)
+        largest = []
+        for _ in llm.engine.run_blocks(ids, lambda _, stream: largest.append(np.abs(stream).max())):
+            pass
+    assert max(largest) > 1e5
+    monkeypatch.setattr(loading.backends, "select", lambda _: HarnessBackend(32))
+    with forge.load(path, context=64) as llm:
+        got = llm.logits(ids)
+        assert llm.generate([ids], max_tokens=2, ignore_eos=True)[0].ids[0] == wanted[-1].argmax()
+    assert np.sqrt(np.mean((got - wanted) ** 2) / np.mean(wanted**2)) < MAX_ERROR
+
+
 @pytest.mark.parametrize("name", ["llama", pytest.param("gemma3", marks=slow)])
 def test_penalties_and_log_probabilities_of_replayed_steps_are_those_of_steps_that_wait(
     name: str, monkeypatch: pytest.MonkeyPatch

@@ -68,6 +68,28 @@ def test_decoding_with_the_cache_equals_computing_all_at_once() -> None:
         assert [int(token) for token in alone[:-1].argmax(1)] == list(sequence.ids)
 
 
+@pytest.mark.parametrize("name", ["olmo2", "olmo3", "exaone4"])
+def test_a_stream_that_is_held_smaller_gives_the_same_logits(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU, where products without a norm before them read it as float16."""
+    read = models.read_config
+    monkeypatch.setattr(models, "read_config", lambda *given: replace(read(*given), stream_scale=1024.0))
+    golden = np.load(ARCH / name / "logits.npz")
+    with forge.load(ARCH / name / "model.gguf") as llm:
+        found = llm.logits(golden["ids_24"].tolist())
+        np.testing.assert_allclose(found, golden["logits_24"], rtol=0, atol=TOLERANCE)
+        ids = llm.generate([5, 9, 17], max_tokens=2, ignore_eos=True).ids
+        assert ids == llm.logits([5, 9, 17, *ids])[2:-1].argmax(axis=1).tolist()
+
+
+def test_the_stream_is_held_as_small_as_the_norms_of_results_may_make_it_large(tmp_path: Path) -> None:
+    """Two layers of 64 numbers have four such norms: a number becomes sqrt(64) * 4 times their weight at most."""
+    norms = [f"blk.{layer}.{norm}.weight" for layer in range(2) for norm in ("post_attention_norm", "post_ffw_norm")]
+    for size, expected in ((1800.0, 1.0), (1900.0, 2.0), (-1900.0, 2.0), (8000.0, 8.0), (np.nan, 1.0), (np.inf, 1.0)):
+        weights = {name: np.where(np.arange(64) == 7, size, 1).astype(np.float32) for name in norms}
+        file = gguf.read(rewritten(tmp_path, "olmo2", add=weights))
+        assert models.stream_scale(file, models.read_config(file)) == expected
+
+
 def test_every_architecture_of_the_table_has_a_golden() -> None:
     proven = {gguf.read(ARCH / name / "model.gguf").get_str("general.architecture") for name in GOLDENS}
     assert proven == ARCHS.keys() - {"mistral"}  # mistral is llama's row under another name

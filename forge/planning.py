@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from math import prod
 
@@ -39,6 +40,8 @@ _LEAST_STEP_TOKENS, _LEAST_SEQUENCES = 512, 16
 _HALVINGS = 5
 _SCRATCH_BYTES = 256 << 20
 """Beside activations: weights that are converted for BLAS, splits of sums, arrays of the step that the host uploads."""
+_MAX_NUMBERS = 2**32 - 1
+"""Numbers of an array that a step makes: kernels count them in 32 bits."""
 _PARTIALS = 4
 """Split-K partials of a product in a captured step, typically."""
 _REMARKABLE_BYTES = 10**9
@@ -75,7 +78,7 @@ def plan_memory(file: gguf.GGUF, settings: EngineConfig, backend: Backend) -> Pl
     there = backend.free_bytes()
     free = int(there * settings.memory_fraction)
     spare = (there - free) // 2
-    weights, converted = _weight_bytes(file, backend)
+    weights, converted = _weight_bytes(file, config, backend)
     if weights > free:
         raise OutOfMemoryError(
             f"{file.path}: the weights need {_gb(weights)}{'' if backend.is_gpu else ' as float32'} and "
@@ -153,7 +156,7 @@ def _step_sizes(
         most = max(_CPU_STEP_BYTES // _token_bytes(config), 1)
         return min(settings.max_step_tokens or _CPU_STEP_TOKENS, most), settings.max_sequences or _CPU_SEQUENCES
     usual = _WINDOW_STEP_TOKENS if any(config.layer_windows) else _GPU_STEP_TOKENS
-    most = max(room // _STEP_SHARE // _token_bytes(config), 1)
+    most = max(min(room // _STEP_SHARE // _token_bytes(config), _MAX_NUMBERS // _token_numbers(config)), 1)
     tokens = min(settings.max_step_tokens or max(usual >> halvings, _LEAST_STEP_TOKENS), most)
     most = max(room // _SEQUENCES_SHARE // _sequence_bytes(config), 1)
     return tokens, settings.max_sequences or min(max(_GPU_SEQUENCES >> halvings, _LEAST_SEQUENCES), most)
@@ -182,6 +185,17 @@ def _token_bytes(config: ModelConfig) -> int:
         of_each = 10 * experts.width + 4 * config.width + 20
         widest = max(widest, 4 * experts.count + experts.used * of_each, 10 * experts.shared_width)
     return 16 * config.width + widest + 12 * config.num_layers * config.per_layer_width
+
+
+def _token_numbers(config: ModelConfig) -> int:
+    """Numbers that a token has in the largest array of a step: its queries, keys, values and gates, or gate and up, or
+    those of its experts, or their results, or what all layers have of it as inputs of their own."""
+    heads = zip(config.layer_head_dims, config.layer_kv_heads, strict=True)
+    attention = max(dim * (config.num_heads + 2 * kv_heads) for dim, kv_heads in heads) + config.num_gates
+    experts = config.experts
+    of_experts = experts.used * max(2 * experts.width, config.width) if experts else 0
+    of_layers = config.num_layers * config.per_layer_width
+    return max(attention, 2 * config.ffn_width, of_experts, of_layers, config.width)
 
 
 def _sequence_bytes(config: ModelConfig) -> int:
@@ -218,13 +232,14 @@ def _cache_note(kinds: tuple[PagedKV, ...], num_pages: tuple[int, ...], context:
     return f"KV cache: {', '.join(parts)}; a smaller context takes less"
 
 
-def _weight_bytes(file: gguf.GGUF, backend: Backend) -> tuple[int, str]:
+def _weight_bytes(file: gguf.GGUF, config: ModelConfig, backend: Backend) -> tuple[int, str]:
     """Bytes that the weights take on a backend, and which types are converted to float16 for lack of a kernel."""
+    tensors = {name: info for name, info in file.tensors.items() if _is_read(name, config)}
     if not backend.is_gpu:
-        return 4 * sum(prod(info.shape) for info in file.tensors.values()), ""
+        return 4 * sum(prod(info.shape) for info in tensors.values()), ""
     total = 0
     converted: set[str] = set()
-    for name, info in file.tensors.items():
+    for name, info in tensors.items():
         kept = models.kept_type(info.type)
         if len(info.shape) < 2 or name.endswith((".bias", "ffn_gate_inp.weight")):
             total += 4 * prod(info.shape)
@@ -234,6 +249,16 @@ def _weight_bytes(file: gguf.GGUF, backend: Backend) -> tuple[int, str]:
             total += 2 * prod(info.shape)
             converted |= {info.type.name} - {"F32", "BF16"}
     return total, ", ".join(sorted(converted))
+
+
+def _is_read(name: str, config: ModelConfig) -> bool:
+    """Whether the model reads a tensor: not those of layers behind its own, which predict more tokens at once, nor keys
+    and values of layers that have those of another."""
+    found = re.match(r"blk\.(\d{1,6})\.(attn_[kv]\b)?", name)
+    if not found:
+        return True
+    layer = int(found[1])
+    return layer < config.num_layers and not (found[2] and config.layer_kv[layer] != layer)
 
 
 def _gb(count: int) -> str:

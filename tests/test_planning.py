@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -164,12 +165,20 @@ def test_what_is_given_wins() -> None:
     assert (engine.scheduler.max_sequences, engine.scheduler.max_step_tokens) == (300, 1000)
 
 
-def test_experts_are_planned_in_the_blocks_of_their_file() -> None:
-    """And the router in float32, as its file has it."""
+def test_what_a_model_reads_is_planned_in_the_blocks_of_its_file() -> None:
+    """And the router in float32, as its file has it; without layers behind the model's own, and without keys and values
+    of layers that have those of another."""
     *_, mixture = usual_models()
     assert "blk.0.ffn_gate_exps.weight" in mixture.tensors
     stored = sum(info.nbytes for info in mixture.tensors.values())
-    assert planning._weight_bytes(mixture, Recorder("gfx1100")) == (stored, "")
+    config = models.read_config(mixture)
+    assert planning._weight_bytes(mixture, config, Recorder("gfx1100")) == (stored, "")
+    behind = {f"blk.1.{name}": mixture.tensors["blk.0.attn_k.weight"] for name in ("attn_k.weight", "ffn_up.weight")}
+    mixture.tensors = {**mixture.tensors, **behind}  # of a layer behind the model's own
+    assert planning._weight_bytes(mixture, config, Recorder("gfx1100")) == (stored, "")
+    of_another = replace(config, layer_kv=(-1,))
+    without = stored - sum(mixture.tensors[f"blk.0.attn_{name}.weight"].nbytes for name in "kv")
+    assert planning._weight_bytes(mixture, of_another, Recorder("gfx1100")) == (without, "")
 
 
 def test_heads_without_a_deterministic_kernel_are_refused_before_anything_is_loaded() -> None:
@@ -181,3 +190,10 @@ def test_heads_without_a_deterministic_kernel_are_refused_before_anything_is_loa
     with pytest.raises(UnsupportedError, match="heads of 320 numbers have no deterministic kernel: 256 is") as caught:
         plan_memory(file, settings, Recorder("gfx942"))
     assert caught.value.parameter == "deterministic"
+
+
+def test_steps_are_as_long_as_kernels_can_count_the_numbers_of() -> None:
+    """Whatever is asked for, where memory is for more: 8 experts of 2,048 numbers each for a token here."""
+    *_, mixture = usual_models()
+    plan = plan_memory(mixture, EngineConfig(max_step_tokens=1 << 20), Recorder("gfx942"))
+    assert plan.max_step_tokens == (2**32 - 1) // (8 * 2048)

@@ -182,6 +182,9 @@ class EngineConfig:
     Attributes:
         context: Most tokens of one sequence, prompt and completion. None = the model's, cut to what fits in memory.
         memory_fraction: Share of the free memory that weights and KV cache may take.
+        cpu_experts: For a mixture of experts that does not fit a GPU: the experts of so many of the first layers stay
+            in the host's memory, pinned, and a step copies those that its tokens choose over the link between the two,
+            whose speed is then that of the model. More than there are layers = all. On a CPU it changes nothing.
         dtype: Precision of matrix inputs, "f32" or "f16". None = what the device does best: float32 on a CPU, float16
             on a GPU.
         max_sequences: Most sequences that run together, each with room for its whole context as far as memory goes;
@@ -208,6 +211,7 @@ class EngineConfig:
 
     context: int | None = None
     memory_fraction: float = 0.9
+    cpu_experts: int = 0
     dtype: Dtype | None = None
     max_sequences: int | None = None
     max_step_tokens: int | None = None
@@ -223,6 +227,7 @@ class EngineConfig:
         check_integer("max_step_tokens", self.max_step_tokens, 1, optional=True)
         check_integer("max_prefill_tokens", self.max_prefill_tokens, 1, optional=True)
         check_integer("page_size", self.page_size, 1)
+        check_integer("cpu_experts", self.cpu_experts, 0)
         check_bool("prefix_caching", self.prefix_caching)
         if not isinstance(self.graphs, bool):
             check_integer("graphs", self.graphs, 1, optional=True)

@@ -42,6 +42,7 @@ def load(
     device: str = "auto",
     context: int | None = None,
     memory_fraction: float | None = None,
+    cpu_experts: int | None = None,
     dtype: Dtype | None = None,
     max_sequences: int | None = None,
     threads: int | None = None,
@@ -52,8 +53,8 @@ def load(
 ) -> LLM:
     """Load a model.
 
-    `context`, `memory_fraction`, `dtype`, `max_sequences` and `graphs` are fields of `EngineConfig`: None = the field
-    of `engine`.
+    `context`, `memory_fraction`, `cpu_experts`, `dtype`, `max_sequences` and `graphs` are fields of `EngineConfig`:
+    None = the field of `engine`.
 
     Args:
         model: A name (`forge pull --help` lists them), a path, `hf:owner/repo[:QUANT]`,
@@ -61,6 +62,8 @@ def load(
         device: "auto", "cpu", "hip", "cuda", or "hip:1" for the second GPU.
         context: Most tokens of one sequence, prompt and completion. By default the model's, cut to what fits.
         memory_fraction: Share of the free memory that weights and KV cache may take. By default 0.9.
+        cpu_experts: Layers, from the first on, whose experts stay in the host's memory: a GPU runs a mixture of experts
+            that way which does not fit its own. What that costs is one of `LLM.notes`. By default 0.
         dtype: Precision of matrix inputs, "f32" or "f16". By default what the device does best.
         max_sequences: Most sequences that run together, each with room for its whole context as far as memory goes;
             further ones wait. By default up to 256 on a GPU and 64 on a CPU that share room for one whole context, or
@@ -82,7 +85,7 @@ def load(
     Raises:
         ForgeError: A child of it names what is wrong: an unknown name, a damaged file, too little memory.
     """
-    shortcuts = {"context": context, "memory_fraction": memory_fraction, "dtype": dtype}
+    shortcuts = {"context": context, "memory_fraction": memory_fraction, "cpu_experts": cpu_experts, "dtype": dtype}
     settings = _settings(engine, shortcuts | {"max_sequences": max_sequences, "graphs": graphs})
     graphs = _graphs() if settings.graphs is None else settings.graphs  # before anything is fetched
     check_integer("threads", threads, 1, _MAX_THREADS, optional=True)
@@ -136,7 +139,8 @@ def _assembled(
             )
         template = choose_template(chat_template, tokenizer, str(path))
         watch.lap("tokenizer")
-        decoder = models.build(file, config, backend, report, is_deterministic=settings.deterministic)
+        how: dict[str, Any] = {"is_deterministic": settings.deterministic, "cpu_experts": settings.cpu_experts}
+        decoder = models.build(file, config, backend, report, **how)
     watch.lap("weights")
     runner = build_runner(decoder, plan, settings, backend, graphs)
     is_measured = backend.is_asynchronous
@@ -151,7 +155,21 @@ def _assembled(
     watch.lap("KV cache")
     engine.warm_up(report, watch.lap)
     backend.reserve(plan.step_bytes)  # not before: the warm-up has given back what its largest step made
-    return engine, tokenizer, template, plan.notes
+    return engine, tokenizer, template, (*plan.notes, *_cost_of_host_experts(decoder))
+
+
+def _cost_of_host_experts(decoder: models.Decoder) -> tuple[str, ...]:
+    """A remark on the experts that stay in the host's memory, if any do."""
+    layers = decoder.host_experts()
+    if not layers:
+        return ()
+    rate = layers[0].token_bytes / layers[0].token_seconds()
+    of_token, in_all = sum(layer.token_bytes for layer in layers), sum(layer.nbytes for layer in layers)
+    return (
+        f"cpu_experts: experts of {len(layers)} layers take {in_all / 1e9:.2f} GB of the host's memory; a token reads "
+        f"{of_token / 1e9:.3f} GB of them at {rate / 1e9:.1f} GB/s, so one sequence has at most {rate / of_token:.1f} "
+        "tokens/s",
+    )
 
 
 @keywords()

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from math import prod
 
 from forge import models
-from forge.backend import Backend
+from forge.backend import Backend, host
 from forge.config import EngineConfig, ModelConfig
 from forge.engine.passes import LOGIT_BYTES, MAX_TOKENS
 from forge.errors import OutOfMemoryError, ParameterError, UnsupportedError
@@ -66,8 +67,8 @@ class Plan:
 
 
 def plan_memory(file: gguf.GGUF, settings: EngineConfig, backend: Backend) -> Plan:
-    """What fits beside the weights. Raises OutOfMemoryError with the bytes needed and free, and what to change, and
-    UnsupportedError for heads without a kernel.
+    """What fits beside the weights. Raises OutOfMemoryError with the bytes needed and free, and what to change,
+    `cpu_experts` where that helps, and UnsupportedError for heads without a kernel.
 
     Weights and KV cache take no more than `memory_fraction` of what is free, and with what steps make no more than half
     of the rest. Where nobody asked for room for so many sequences, one whole context is kept, and what others leave of
@@ -75,10 +76,32 @@ def plan_memory(file: gguf.GGUF, settings: EngineConfig, backend: Backend) -> Pl
     """
     config = models.read_config(file, settings.context)
     _check_heads(file, config, settings, backend)
+    if settings.cpu_experts and config.experts is None:
+        raise ParameterError(
+            f"{file.path}: the model has no experts", parameter="cpu_experts", hint="leave cpu_experts out"
+        )
+    try:
+        return _planned(file, config, settings, backend)
+    except OutOfMemoryError as error:
+        if least := _least_cpu_experts(file, config, settings, backend):
+            others = f"{error.hint}, or " if error.hint else ""
+            hint = f"{others}use cpu_experts={least}: experts of {least} layers then stay in the host's memory"
+            raise OutOfMemoryError(error.args[0], parameter=error.parameter, hint=hint) from None
+        raise
+
+
+def _planned(file: gguf.GGUF, config: ModelConfig, settings: EngineConfig, backend: Backend) -> Plan:
     there = backend.free_bytes()
     free = int(there * settings.memory_fraction)
     spare = (there - free) // 2
-    weights, converted = _weight_bytes(file, config, backend)
+    weights, on_host, converted = _weight_bytes(file, config, backend, settings.cpu_experts)
+    if on_host > host.free_bytes():
+        raise OutOfMemoryError(
+            f"{file.path}: experts of {settings.cpu_experts} layers need {_gb(on_host)} of the host's memory and "
+            f"{_gb(host.free_bytes())} are free",
+            parameter="cpu_experts",
+            hint="use a smaller cpu_experts, or free some memory",
+        )
     if weights > free:
         raise OutOfMemoryError(
             f"{file.path}: the weights need {_gb(weights)}{'' if backend.is_gpu else ' as float32'} and "
@@ -103,8 +126,10 @@ def plan_memory(file: gguf.GGUF, settings: EngineConfig, backend: Backend) -> Pl
         if context >= goal:
             break
     notes: tuple[str, ...] = ()
+    if settings.cpu_experts and not backend.is_gpu:
+        notes += (f"cpu_experts: {backend.device} has all weights in the host's memory",)
     if converted:
-        notes = (f"weights: types without a kernel become float16 and take {_gb(weights)} in all: {converted}",)
+        notes += (f"weights: types without a kernel become float16 and take {_gb(weights)} in all: {converted}",)
     if wanted > config.context_length:
         notes += (f"context: {wanted} is longer than the {config.context_length} tokens the model was trained for",)
     if context < wanted:
@@ -232,23 +257,38 @@ def _cache_note(kinds: tuple[PagedKV, ...], num_pages: tuple[int, ...], context:
     return f"KV cache: {', '.join(parts)}; a smaller context takes less"
 
 
-def _weight_bytes(file: gguf.GGUF, config: ModelConfig, backend: Backend) -> tuple[int, str]:
-    """Bytes that the weights take on a backend, and which types are converted to float16 for lack of a kernel."""
+def _least_cpu_experts(file: gguf.GGUF, config: ModelConfig, settings: EngineConfig, backend: Backend) -> int:
+    """The least `cpu_experts` above that of the settings with which the model has the context that it is to have; 0 =
+    there is none."""
+    if config.experts is None or not backend.is_gpu or backend.is_integrated:
+        return 0
+    goal = settings.context or min(config.context_length, _USUAL_CONTEXT)
+    for count in range(settings.cpu_experts + 1, config.num_layers + 1):
+        with suppress(OutOfMemoryError):
+            if _planned(file, config, replace(settings, cpu_experts=count), backend).context >= goal:
+                return count
+    return 0
+
+
+def _weight_bytes(file: gguf.GGUF, config: ModelConfig, backend: Backend, cpu_experts: int = 0) -> tuple[int, int, str]:
+    """Bytes that the weights take on a backend, and on the host if that is not the backend's, and which types are
+    converted to float16 for lack of a kernel."""
     tensors = {name: info for name, info in file.tensors.items() if _is_read(name, config)}
     if not backend.is_gpu:
-        return 4 * sum(prod(info.shape) for info in tensors.values()), ""
-    total = 0
+        return 4 * sum(prod(info.shape) for info in tensors.values()), 0, ""
+    total, experts = 0, models.expert_bytes(tensors)
+    on_host = sum(size for layer, size in experts.items() if layer < cpu_experts)
     converted: set[str] = set()
     for name, info in tensors.items():
         kept = models.kept_type(info.type)
         if len(info.shape) < 2 or name.endswith((".bias", "ffn_gate_inp.weight")):
             total += 4 * prod(info.shape)
-        elif kept is info.type:
-            total += info.nbytes
-        else:
-            total += 2 * prod(info.shape)
+            continue
+        total += models.kept_bytes(info)
+        if kept is not info.type:
             converted |= {info.type.name} - {"F32", "BF16"}
-    return total, ", ".join(sorted(converted))
+    on_device = total - on_host + models.staging_bytes(experts, cpu_experts)
+    return on_device, on_host, ", ".join(sorted(converted))
 
 
 def _is_read(name: str, config: ModelConfig) -> bool:

@@ -53,6 +53,7 @@ TESTS = {  # by kernel file: what names of these tests hold, the likeliest to fi
     "matmul": "M5 K1024|linear-M|linear-glu|linear-split-K|linear-|test_tiles|matmul",
     "matvec_f16": "linear-rms T1|linear-M1 |linear-rms glu silu T1|linear-rms|matvec_f16",
     "route": "route-",
+    "expert_fetch": "fetch_experts",
     "expert_gate": "gate_rows",
     "expert_groups": "experts-T",
     "expert_sum": "experts-T5|experts-T9|experts-",

@@ -66,6 +66,7 @@ GOOD_SAMPLING: list[tuple[str, list[Any]]] = [
 BAD_ENGINE: list[tuple[str, list[Any]]] = [
     ("context", [0, -5, 2.0, "8192", True]),
     ("memory_fraction", [0, -0.1, 1.01, NAN, "0.5", None]),
+    ("cpu_experts", [-1, 1.5, "2", None]),
     ("dtype", ["f64", "", 16]),
     ("graphs", [0, -1, 1.5, "check:4"]),
     ("max_sequences", [0, 1.5]),
@@ -188,6 +189,7 @@ def test_every_engine_setting_reaches_the_engine_through_load() -> None:
     settings = EngineConfig(
         context=96,
         memory_fraction=0.5,
+        cpu_experts=0,
         dtype="f32",
         max_sequences=3,
         max_step_tokens=7,
@@ -210,7 +212,7 @@ def test_every_engine_setting_reaches_the_engine_through_load() -> None:
 
 
 def test_a_keyword_of_load_sets_what_engine_leaves_at_its_default() -> None:
-    given = {"context": 64, "max_sequences": 2, "memory_fraction": 0.5, "graphs": False}
+    given = {"context": 64, "max_sequences": 2, "memory_fraction": 0.5, "cpu_experts": 3, "graphs": False}
     settings = EngineConfig(max_step_tokens=9)
     assert _settings(settings, given) == replace(settings, **given)
     assert _settings(replace(settings, **given), given) == replace(settings, **given)
@@ -227,6 +229,14 @@ def test_a_keyword_of_load_that_contradicts_engine_is_refused(name: str, value: 
         load(LLAMA, device="cpu", engine=EngineConfig(**{name: value}), **{name: other})
     assert str(caught.value) == f"{name} is {other} as a keyword and {value} in engine: give one of them"
     assert caught.value.parameter == name
+
+
+def test_experts_in_the_hosts_memory_are_asked_of_a_model_that_has_experts() -> None:
+    with pytest.raises(ParameterError, match=r"model.gguf: the model has no experts: leave cpu_experts out$") as caught:
+        load(LLAMA, device="cpu", cpu_experts=1)
+    assert caught.value.parameter == "cpu_experts"
+    with load(LLAMA.parent.parent / "qwen3moe" / "model.gguf", device="cpu", cpu_experts=1) as llm:
+        assert [note for note in llm.notes if note.startswith("cpu_experts: cpu (")]
 
 
 def test_engine_must_be_an_engine_config() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from forge.devtools.recorder import Recorded, Recorder
 from forge.devtools.usual import usual_models
 from forge.devtools.variants import HeaderWeights
 from forge.engine import Engine
-from forge.errors import UnsupportedError
+from forge.errors import OutOfMemoryError, UnsupportedError
 from forge.formats.gguf import GGUF
 from forge.formats.gguf_header import Header
 from forge.models.rope import RotaryEmbedding
@@ -158,6 +159,48 @@ def test_a_small_gpu_keeps_most_of_what_weights_leave_for_a_context(number: int,
     assert (asked.context, asked.max_step_tokens >= 512) == (plan.context, True)
 
 
+def mixture(layers: int) -> tuple[GGUF, int, int]:
+    """One with 30B-A3B's widths in Q4_K: the file, bytes of all tensors, and of a layer's experts."""
+    *earlier, _ = usual_models()
+    file = whole(len(earlier), layers)
+    sizes = {name: info.nbytes for name, info in file.tensors.items()}
+    return file, sum(sizes.values()), sum(size for name, size in sizes.items() if re.match(r"blk\.0\..*_exps\.", name))
+
+
+def test_experts_in_the_hosts_memory_leave_the_room_of_one_layer_on_the_device() -> None:
+    file, all_bytes, of_layer = mixture(48)
+    device, config = Recorder("gfx1100"), models.read_config(file)
+    for count, there in ((1, 1), (10, 10), (48, 48), (99, 48)):
+        on_device, on_host, _ = planning._weight_bytes(file, config, device, count)
+        assert on_host == there * of_layer
+        assert 0 <= on_device - (all_bytes - on_host + of_layer) < 8192
+    assert planning._weight_bytes(file, config, device, 0) == (all_bytes, 0, "")
+
+
+def test_a_mixture_that_does_not_fit_is_told_how_many_layers_experts_would_have_to_leave(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(planning.host, "free_bytes", lambda: 32 * GB)
+    file, all_bytes, of_layer = mixture(48)
+    assert all_bytes > 16 * GB
+    with pytest.raises(OutOfMemoryError, match=r"need 1\d\.\d\d GB and 1\d.* or use cpu_experts=\d+: experts") as said:
+        plan_memory(file, EngineConfig(), Counting(16 * GB))
+    assert said.value.parameter == "memory_fraction"
+    least = int(str(said.value).split("cpu_experts=")[1].split(":")[0])
+    assert plan_memory(file, EngineConfig(cpu_experts=least), Counting(16 * GB)).context >= 1 << 14
+    assert plan_memory(file, EngineConfig(cpu_experts=least - 1), Counting(16 * GB)).context < 1 << 14
+    assert 0 <= least * of_layer - (all_bytes + of_layer - 0.9 * 16 * GB) < 3 * GB  # of which are KV cache and a step
+    with pytest.raises(OutOfMemoryError, match=r"a context of 99000 needs .*use context=\d+, or use cpu_experts=\d+: "):
+        plan_memory(file, EngineConfig(context=99_000, cpu_experts=least), Counting(16 * GB))
+    with pytest.raises(OutOfMemoryError, match=r"larger memory_fraction$"):  # nothing would help
+        plan_memory(file, EngineConfig(), Counting(2 * GB))
+    monkeypatch.setattr(planning.host, "free_bytes", lambda: 3 * GB)
+    with pytest.raises(
+        OutOfMemoryError, match=r"experts of 40 layers need \d+\.\d\d GB of the host's memory and 3\.00 GB"
+    ):
+        plan_memory(file, EngineConfig(cpu_experts=40), Counting(16 * GB))
+
+
 def test_what_is_given_wins() -> None:
     settings = EngineConfig(context=8192, max_sequences=300, max_step_tokens=1000)
     _, plan, engine = loaded(7, 24 * GB, settings)
@@ -172,13 +215,13 @@ def test_what_a_model_reads_is_planned_in_the_blocks_of_its_file() -> None:
     assert "blk.0.ffn_gate_exps.weight" in mixture.tensors
     stored = sum(info.nbytes for info in mixture.tensors.values())
     config = models.read_config(mixture)
-    assert planning._weight_bytes(mixture, config, Recorder("gfx1100")) == (stored, "")
+    assert planning._weight_bytes(mixture, config, Recorder("gfx1100")) == (stored, 0, "")
     behind = {f"blk.1.{name}": mixture.tensors["blk.0.attn_k.weight"] for name in ("attn_k.weight", "ffn_up.weight")}
     mixture.tensors = {**mixture.tensors, **behind}  # of a layer behind the model's own
-    assert planning._weight_bytes(mixture, config, Recorder("gfx1100")) == (stored, "")
+    assert planning._weight_bytes(mixture, config, Recorder("gfx1100")) == (stored, 0, "")
     of_another = replace(config, layer_kv=(-1,))
     without = stored - sum(mixture.tensors[f"blk.0.attn_{name}.weight"].nbytes for name in "kv")
-    assert planning._weight_bytes(mixture, of_another, Recorder("gfx1100")) == (without, "")
+    assert planning._weight_bytes(mixture, of_another, Recorder("gfx1100")) == (without, 0, "")
 
 
 def test_heads_without_a_deterministic_kernel_are_refused_before_anything_is_loaded() -> None:

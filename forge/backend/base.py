@@ -41,6 +41,8 @@ class Backend(ABC):
     """dtype of matrix inputs and of the KV cache."""
     is_gpu: bool
     """Whether kernels run here. Quantized weights then stay in their blocks; else they become floats."""
+    is_integrated = False
+    """Whether the device's memory is the host's, though it runs kernels."""
     is_asynchronous: bool
     """Ops return before they have run, so steps can be queued ahead of their results."""
 

@@ -101,6 +101,10 @@ class GPU(Backend):
             self._counters = self.asarray(np.zeros(max(count, _MIN_COUNTERS), np.uint32))
         return self._counters[:count]
 
+    def seconds(self, run: Callable[[], object]) -> float:
+        """Seconds that the device takes for what `run` queues: it runs twice, and the second run is timed."""
+        raise NotImplementedError(f"{self.device} has no speed")
+
     def read_seconds(self, size: int) -> float:
         """Seconds to read so many bytes at the rate of a large copy, measured now."""
         raise NotImplementedError(f"{self.device} has no speed")

@@ -123,7 +123,7 @@ def _summary(model: GGUF, config: ModelConfig | None, facts: dict[str, Any]) -> 
             f"{config.num_layers}, width {config.width}, feed-forward {config.ffn_width}, "
             f"{config.num_heads} query and {config.num_kv_heads} KV heads of {config.head_dim}{windows}",
         ),
-        *([("experts", _experts_text(config.experts, sum(config.layer_experts)))] if config.experts else []),
+        *([("experts", _experts_text(config.experts, model))] if config.experts else []),
         ("vocabulary", f"{config.vocab_size:,} tokens"),
         ("context", f"{config.context_length:,} tokens"),
         *(("KV cache", _cache_text(kind)) for kind in facts["state"]),
@@ -131,10 +131,13 @@ def _summary(model: GGUF, config: ModelConfig | None, facts: dict[str, Any]) -> 
     return rows
 
 
-def _experts_text(experts: ExpertsConfig, layers: int) -> str:
-    """A mixture of experts in words."""
+def _experts_text(experts: ExpertsConfig, model: GGUF) -> str:
+    """A mixture of experts in words, with what layers take of a GPU, or of the host with `cpu_experts`."""
+    from forge.models import expert_bytes
+
+    sizes = expert_bytes(model.tensors).values()
     shared = f", and a shared one of {experts.shared_width}" if experts.shared_width else ""
-    where = output.count(layers, "layer")
+    where = f"{output.count(len(sizes), 'layer')} of up to {output.num_bytes(max(sizes, default=0))}"
     return f"{experts.used} of {experts.count} of width {experts.width}{shared}, in {where}"
 
 

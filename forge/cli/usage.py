@@ -27,6 +27,7 @@ _OPTIONS = {
     "--max-tokens": "-n --n-predict --max-new-tokens",
     "--context": "-c --ctx-size --max-model-len",
     "--memory-fraction": "--gpu-memory-utilization",
+    "--cpu-experts": "-ncmoe --n-cpu-moe --cpu-moe",
     "--threads": "-t",
     "--seed": "-s",
     "--system": "-sys --system-prompt",

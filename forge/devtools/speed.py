@@ -44,11 +44,13 @@ def run(
 def bound_sweep(runner: ModelRunner) -> Callable[[], float]:
     """A function that returns the least seconds in which this machine can read the model's matrices.
 
-    On a CPU it multiplies each matrix by a vector. On a GPU it uses the speed of a large copy.
+    On a CPU it multiplies each matrix by a vector. On a GPU it uses the speed of a large copy, and for experts in the
+    host's memory the speed at which they are fetched.
     """
-    shares, backend = list(runner.model.matrices()), runner.backend
+    shares, backend, on_host = list(runner.model.matrices()), runner.backend, runner.model.host_experts()
     if isinstance(backend, GPU):
-        return lambda: backend.read_seconds(round(sum(matrix.nbytes * share for matrix, share in shares)))
+        size = round(sum(matrix.nbytes * share for matrix, share in shares))
+        return lambda: backend.read_seconds(size) + sum(layer.token_seconds() for layer in on_host)
     matrices = [matrix[: round(len(matrix) * share)] for matrix, share in shares]
     vectors = [np.ones(matrix.shape[1], np.float32) for matrix in matrices]
 

@@ -65,7 +65,7 @@ def record(path: Path | None, device: Recorder, settings: EngineConfig = _SETTIN
 class HeaderWeights(Weights):
     """Weights by their shapes and types alone: nothing of them is read."""
 
-    def _joined(self, kept: GGMLType, names: Sequence[str], count: int = 1) -> Any:
+    def _joined(self, kept: GGMLType, names: Sequence[str], count: int = 1, *, on_host: bool = False) -> Any:
         infos = [self.file.tensors[name] for name in names]
         shape = sum(prod(info.shape[:-1]) for info in infos), infos[0].shape[-1]
         if kept is GGMLType.F16:

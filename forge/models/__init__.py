@@ -13,9 +13,9 @@ from forge.formats.gguf import GGUF
 from forge.models.arch import ARCHS
 from forge.models.decoder import Decoder
 from forge.models.hparams import read_config
-from forge.models.weights import Weights, kept_type
+from forge.models.weights import Weights, expert_bytes, kept_bytes, kept_type, staging_bytes
 
-__all__ = ["Decoder", "build", "kept_type", "read_config"]
+__all__ = ["Decoder", "build", "expert_bytes", "kept_bytes", "kept_type", "read_config", "staging_bytes"]
 
 _MOST = 60_000.0
 """What the results of all layers may add up to: the rest of float16's 65,504 is the embedding's."""
@@ -29,17 +29,18 @@ def build(
     weights_of: type[Weights] = Weights,
     *,
     is_deterministic: bool = False,
+    cpu_experts: int = 0,
 ) -> Decoder:
     """Load the weights of an open file.
 
-    weights_of: How tensors become arrays. is_deterministic: As of `EngineConfig`.
+    weights_of: How tensors become arrays. is_deterministic, cpu_experts: As of `EngineConfig`.
 
     Raises FormatError for a tensor that is missing, misshapen or has no place, UnsupportedError for a tensor type.
     """
     if ARCHS[config.arch].reads_stream and backend.dtype == np.float16:
         config = replace(config, stream_scale=stream_scale(file, config))
     stored_layers = file.get_int(f"{config.arch}.block_count")
-    with weights_of(file, backend, range(config.num_layers, stored_layers), progress) as weights:
+    with weights_of(file, backend, range(config.num_layers, stored_layers), progress, cpu_experts) as weights:
         decoder = Decoder(weights, config, backend, is_deterministic=is_deterministic)
     file.check_path()
     return decoder

@@ -12,6 +12,7 @@ from forge.models.attention import Attention
 from forge.models.batch import Batch
 from forge.models.family import Sublayer
 from forge.models.feed_forward import FeedForward
+from forge.models.host_experts import HostExperts
 from forge.models.layer_end import LayerEnd, PerLayerInputs
 from forge.models.layer_tensors import LayerTensors
 from forge.models.layers import Linear, Norm
@@ -102,12 +103,17 @@ class Decoder:
         yield self.output
 
     def matrices(self) -> Iterator[tuple[Any, float]]:
-        """The matrices that a decode step of one token reads, and what share of each."""
+        """The matrices that a decode step of one token reads, and what share of each, without `host_experts`."""
         for linear in self.linears():
             yield linear.weight, 1.0
         for _, feed_forward in self.layers:
             if not isinstance(feed_forward, FeedForward):
                 yield from feed_forward.experts.matrices()
+
+    def host_experts(self) -> list[HostExperts]:
+        """The experts of each layer where they stay in the host's memory."""
+        mixtures = (layer.experts for _, layer in self.layers if not isinstance(layer, FeedForward))
+        return [mixture.host for mixture in mixtures if mixture.host]
 
     def reserve(self, positions: int) -> None:
         """Compute the RoPE tables for at least so many positions. Tables grow by doubling."""

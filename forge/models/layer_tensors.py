@@ -9,8 +9,10 @@ import numpy as np
 from forge.config import ModelConfig
 from forge.models.arch import ARCHS
 from forge.models.family import Sublayer
+from forge.models.host_experts import HostExperts
 from forge.models.layers import Linear, Norm
 from forge.models.weights import Weights
+from forge.ops.experts import Experts
 
 
 class LayerTensors:
@@ -86,10 +88,20 @@ class LayerTensors:
         """Whether the layer has this tensor: the family requires it, or has it as an option and this file brings it."""
         return tensor in self._required or (tensor in self._optional and self._weights.has(self._name(tensor)))
 
+    @property
+    def leaves_experts(self) -> bool:
+        """Whether the layer's experts stay in the host's memory: `experts` then gives NumPy's arrays."""
+        return self.index < self._weights.cpu_experts
+
+    def on_host(self, experts: Experts, used: int) -> HostExperts:
+        """Experts of NumPy's arrays, of which so many compute a token, in memory that the device reads."""
+        return HostExperts(experts, used, self._weights.staging(), self._weights.backend)
+
     def experts(self, tensors: dict[str, int], cols: int, joined: str | None = None) -> tuple[Any, ...]:
         """The named tensors of all experts, by an expert's rows: one matrix, or one for each if their types differ."""
         count = self.config.experts.count if self.config.experts else 0
-        found = self._weights.experts(*self._stored("", tensors, joined), count=count, cols=cols)
+        sizes = self._stored("", tensors, joined)
+        found = self._weights.experts(*sizes, count=count, cols=cols, on_host=self.leaves_experts)
         return found if isinstance(found, tuple) else (found,)
 
     def expert_biases(self, tensors: dict[str, int]) -> Any:

@@ -9,6 +9,7 @@ from typing import Any
 from forge.config import Hook
 from forge.models.arch import ARCHS
 from forge.models.batch import Batch
+from forge.models.host_experts import HostExperts
 from forge.models.layer_tensors import LayerTensors
 from forge.models.layers import Linear, Norm
 from forge.models.residual import ResidualStream
@@ -51,11 +52,15 @@ class _Experts:
         self.experts = Experts(
             gate, up[0] if up else None, biases[0], biases[1] if up else None, down, down_bias, numbers.count
         )
+        self.host: HostExperts | None = None
+        if tensors.leaves_experts:
+            self.host = tensors.on_host(self.experts, numbers.used)
+            self.experts = self.host.fetched
 
     def matrices(self) -> Iterator[tuple[Any, float]]:
-        """The matrices that one token reads, and what share of each."""
+        """The matrices that one token reads, and what share of each, without those on the host."""
         yield self.router.weight, 1.0
-        for matrix in (self.experts.gate, self.experts.up, self.experts.down):
+        for matrix in () if self.host else (self.experts.gate, self.experts.up, self.experts.down):
             if matrix is not None:
                 yield matrix, self.router.used / self.experts.count
 
@@ -66,6 +71,8 @@ class _Experts:
 
     def __call__(self, operand: Any, choice: tuple[Any, Any], residual: Any) -> Any:
         """The weighted sum (T, E), added to the residual if there is one."""
+        if self.host:
+            self.host.fetch(choice[0])
         return experts(operand, *choice, self.experts, residual, **self.how)
 
 

@@ -20,14 +20,21 @@ from forge.backend.threads import THREADS
 from forge.config import Progress
 from forge.errors import FormatError, UnsupportedError
 from forge.formats.ggml import GGMLType, nbytes, row_bytes
-from forge.formats.gguf import GGUF
+from forge.formats.gguf import GGUF, TensorInfo
 from forge.models.arch import UNUSED_TENSORS
-from forge.ops.quant import FORMATS, QuantTensor, Stack
+from forge.ops.expert_fetch import MAX_PARTS
+from forge.ops.quant import FORMATS, Packed, Stack, split
 
 _TASK_WEIGHTS = 1 << 22
 """Weights that a task dequantizes: threads share a large tensor."""
 _ALIGNMENT = 16
 """float32 numbers of a cache line, at which matrices start."""
+
+
+_EXPERTS = re.compile(r"blk\.(\d{1,6})\.ffn_(?:gate|up|down|gate_up)_exps\.weight")
+STAGING_ALIGNMENT = 256
+"""Where the planes of experts begin that are copied from the host."""
+STAGING_PADDING = MAX_PARTS * STAGING_ALIGNMENT
 
 
 class Weights:
@@ -37,8 +44,18 @@ class Weights:
     another shape than the model's numbers say, or is left over.
     """
 
-    def __init__(self, file: GGUF, backend: Backend, unused_layers: range, progress: Progress | None) -> None:
+    def __init__(
+        self,
+        file: GGUF,
+        backend: Backend,
+        unused_layers: range,
+        progress: Progress | None,
+        cpu_experts: int = 0,
+    ) -> None:
+        """cpu_experts: As of `EngineConfig`."""
         self.file, self.backend = file, backend
+        self.cpu_experts = min(cpu_experts, unused_layers.start) if backend.is_gpu else 0
+        self._staging: Any = None
         self._unused_layers = unused_layers
         self._progress = progress
         self._taken: set[str] = set()
@@ -83,11 +100,14 @@ class Weights:
             start += count
         return out
 
-    def experts(self, rows: Mapping[str, int], joined: str | None = None, *, count: int, cols: int) -> Any:
+    def experts(
+        self, rows: Mapping[str, int], joined: str | None = None, *, count: int, cols: int, on_host: bool = False
+    ) -> Any:
         """(count * sum of rows, cols): the named tensors (count, rows, cols) stacked for each expert.
 
         A file may hold them as one tensor, `joined`. They are one matrix as `matrix` gives it. Tensors that have
-        different types on a GPU are a tuple of matrices, each of one tensor.
+        different types on a GPU are a tuple of matrices, each of one tensor. on_host: For a GPU, but left in the host's
+        memory.
         """
         rows = {joined: sum(rows.values())} if joined and self.has(joined) else rows
         for name, size in rows.items():
@@ -95,9 +115,9 @@ class Weights:
         if self.backend.is_gpu:
             groups = [(kept, tuple(group)) for kept, group in groupby(rows, self._kept_type)]
             if len(groups) > 1:
-                return tuple(self._joined(self._kept_type(name), [name], count) for name in rows)
+                return tuple(self._joined(self._kept_type(name), [name], count, on_host=on_host) for name in rows)
             self._report(sum(self.file.tensors[name].nbytes for name in rows))
-            return self._joined(*groups[0], count)
+            return self._joined(*groups[0], count, on_host=on_host)
         out = self._allocate(count * sum(rows.values()), cols)
         start = 0
         for expert in range(count):
@@ -105,6 +125,13 @@ class Weights:
                 self._fill(name, out[start : start + size], expert * size)
                 start += size
         return out
+
+    def staging(self) -> Any:
+        """uint32, on the device: memory for the experts of any one layer that stay on the host."""
+        if self._staging is None:
+            words = staging_bytes(expert_bytes(self.file.tensors), self.cpu_experts) // 4
+            self._staging = self.backend.empty((words,), np.uint32)
+        return self._staging
 
     def _stored(self, sizes: Mapping[str, int], joined: str | None) -> Mapping[str, int]:
         """Names and sizes of the tensors that the file has for these: the same, or `joined` alone.
@@ -131,9 +158,9 @@ class Weights:
     def _kept_type(self, name: str) -> GGMLType:
         return kept_type(self.file.tensors[name].type)
 
-    def _joined(self, kept: GGMLType, names: Sequence[str], count: int = 1) -> Any:
+    def _joined(self, kept: GGMLType, names: Sequence[str], count: int = 1, *, on_host: bool = False) -> Any:
         """The named matrices as one on the device, stacked for each of `count` experts. They have the same type there,
-        `kept`."""
+        `kept`. on_host: In the device's form, of NumPy's arrays."""
         infos = [self.file.tensors[name] for name in names]
         sizes = [prod(info.shape[:-1]) // count for info in infos]  # rows of one expert
         rows, cols = count * sum(sizes), infos[0].shape[-1]
@@ -149,8 +176,10 @@ class Weights:
                     self._to_half(name, part.view(np.float16), first)
                 start += size
         if quantized:
-            return QuantTensor(kept, (rows, cols), whole).on(self.backend)
-        return self.backend.asarray(whole.view(np.float16))
+            packed = Packed(kept, (rows, cols), *split(kept, whole))
+            return packed if on_host else packed.on(self.backend)
+        halves = whole.view(np.float16)
+        return halves if on_host else self.backend.asarray(halves)
 
     def _to_half(self, name: str, out: npt.NDArray[np.float16], first: int) -> None:
         step = max(_TASK_WEIGHTS // out.shape[1], 1)
@@ -234,3 +263,24 @@ class Weights:
 def kept_type(type: GGMLType) -> GGMLType:
     """The type that a GPU keeps for a matrix of this type: the same if kernels read it, else float16."""
     return type if type.name in FORMATS else GGMLType.F16
+
+
+def kept_bytes(info: TensorInfo) -> int:
+    """Bytes of a matrix on a GPU."""
+    return info.nbytes if kept_type(info.type) is info.type else 2 * prod(info.shape)
+
+
+def expert_bytes(tensors: Mapping[str, TensorInfo]) -> dict[int, int]:
+    """For each layer with experts the bytes that their matrices take on a GPU."""
+    found: dict[int, int] = {}
+    for name, info in tensors.items():
+        if layer := _EXPERTS.fullmatch(name):
+            found[int(layer[1])] = found.get(int(layer[1]), 0) + kept_bytes(info)
+    return found
+
+
+def staging_bytes(experts: Mapping[int, int], cpu_experts: int) -> int:
+    """What the experts of the first layers take of a device if they stay on the host: the room of one layer. experts:
+    Bytes by layer."""
+    most = max((size for layer, size in experts.items() if layer < cpu_experts), default=-STAGING_PADDING)
+    return -(-most // STAGING_ALIGNMENT) * STAGING_ALIGNMENT + STAGING_PADDING

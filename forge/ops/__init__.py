@@ -6,6 +6,7 @@ from forge.ops import (  # noqa: F401
     decode_attention,
     decode_state,
     embed,
+    expert_fetch,
     experts,
     kv_cache,
     linear,

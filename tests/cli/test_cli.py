@@ -106,6 +106,13 @@ def test_inspect_describes_the_file(capsys: Captured) -> None:
     assert shown.err == ""
 
 
+def test_inspect_shows_what_the_experts_of_a_layer_take(capsys: Captured) -> None:
+    assert run(["inspect", LLAMA.replace("llama", "qwen3moe")]) == 0
+    of_layer = 3 * 6 * 16 * 48 * 2  # gates, ups and downs of 6 experts in float16
+    assert of_layer == 27_648
+    assert "2 of 6 of width 16, in 2 layers of up to 27.65 kB" in capsys.readouterr().out
+
+
 def test_inspect_shows_what_a_token_and_a_sequence_take_of_each_kind_of_layer_state(capsys: Captured) -> None:
     """Against the arrays of a model that is loaded with the same context: a token is one of 64 of a page."""
     path = LLAMA.replace("llama", "gemma3")

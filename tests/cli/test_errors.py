@@ -67,6 +67,10 @@ FAILURES = [
         *(generate("--memory-fraction", "2"), "--memory-fraction must be in (0, 1], not 2.0"),
     ),
     Failure(
+        *(lambda: load(cpu_experts=-1), "cpu_experts", "cpu_experts must be at least 0, not -1"),
+        *(generate("--cpu-experts", "-1"), "--cpu-experts must be at least 0, not -1"),
+    ),
+    Failure(
         *(lambda: load(threads=0), "threads", "threads must be in [1, 1024], not 0"),
         *(generate("--threads", "0"), "--threads must be in [1, 1024], not 0"),
     ),

@@ -121,6 +121,31 @@ def test_deterministic_requests_have_the_same_bits_beside_any_others(write: Writ
             assert other.logprobs == completions[0].logprobs
 
 
+def test_experts_in_the_hosts_memory_compute_the_same_bits(write: Write) -> None:
+    """Of the first layer or of all, in steps that are replayed as graphs, and prompts of many rows."""
+    path = write("qwen3moe", "Q4_K")
+    found, launched = [], []
+    gc.collect()
+    pinned = DEVICE.pinned.used
+    for count in (0, 1, 99):
+        with forge.load(path, device="hip", cpu_experts=count, context=CONTEXT) as llm:
+            DEVICE.launches.clear()
+            before = number_of_calls("hipGraphLaunch")
+            completions = llm.generate(PROMPTS, replace(GREEDY, max_tokens=12), logprobs=1)
+            assert number_of_calls("hipGraphLaunch") - before >= 12 - 4
+            found.append([(c.ids, [token.logprob for token in c.logprobs]) for c in completions])
+            found[-1].append(llm.logits(PROMPTS[1]).tobytes())
+            launched.append("fetch_experts" in {kernel for _, kernel in DEVICE.launches})
+            (note,) = [note for note in llm.notes if note.startswith("cpu_experts: ")] or [""]
+            layers = len(llm.engine.runner.model.host_experts())
+            assert note.startswith(f"cpu_experts: experts of {layers} layers take ") == bool(count)
+            assert layers == min(count, llm.config.num_layers)
+    gc.collect()
+    assert DEVICE.pinned.used == pinned  # nothing is kept of a model that is closed
+    assert found[0] == found[1] == found[2]
+    assert launched == [False, True, True]
+
+
 def assert_equal_on_all_targets(name: str, found: list[dict[str, Any]], gfx: str) -> None:
     """Leave the ids for the sessions of other GPUs, and compare with theirs: equal, or parted at near ties."""
     shared = Path(os.environ["VIRTUAL_ROCM_SHARED"])

@@ -14,6 +14,7 @@ from forge.devtools.cases import (
     decode_attention,
     decode_state,
     embed,
+    expert_fetch,
     experts,
     kv_cache,
     linear,
@@ -29,8 +30,8 @@ from forge.devtools.cases.case import Case
 from forge.ops.op import REGISTRY, Op
 
 _FILES = (
-    *(activation, attention, decode_attention, decode_state, embed, experts, kv_cache, linear, logprobs, norm),
-    *(penalties, per_layer, qkv, rope, sampling),
+    *(activation, attention, decode_attention, decode_state, embed, expert_fetch, experts, kv_cache, linear, logprobs),
+    *(norm, penalties, per_layer, qkv, rope, sampling),
 )
 CASES: dict[str, Sequence[Case]] = {name: cases for file in _FILES for name, cases in file.CASES.items()}
 

@@ -158,7 +158,7 @@ def test_a_dropped_stream_frees_its_pages(llm: LLM) -> None:
     [
         (Scheduler, "schedule"),
         pytest.param(ModelRunner, "forward", marks=pytest.mark.slow),
-        (ModelRunner, "sample"),
+        pytest.param(ModelRunner, "sample", marks=pytest.mark.slow),
         pytest.param(Scheduler, "commit", marks=pytest.mark.slow),
         (Choice, "push"),
     ],

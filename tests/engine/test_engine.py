@@ -104,7 +104,7 @@ def test_the_page_size_changes_nothing(name: str, roomy: LLM, page_size: int) ->
 # Several choices of one prompt
 
 
-@pytest.mark.parametrize("length", [1, pytest.param(PAGE, marks=pytest.mark.slow), 3 * PAGE + 5])
+@pytest.mark.parametrize("length", [*(pytest.param(n, marks=pytest.mark.slow) for n in (1, PAGE)), 3 * PAGE + 5])
 @quick_with_llama
 def test_choices_differ_and_are_the_same_in_every_setting(name: str, roomy: LLM, length: int) -> None:
     prompt = random_prompts(1, 1, seed=length)[0] + list(range(1, length))

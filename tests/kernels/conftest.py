@@ -29,20 +29,22 @@ def launched(wave: int) -> list[Variant]:
 
 @pytest.fixture(scope="session", autouse=True)
 def compiled_ahead(request: pytest.FixtureRequest) -> Iterator[None]:
-    """By one more thread. Of two processes that test side by side one begins at the end."""
+    """By one more thread. Of processes that test side by side one takes the waves of 32, another those of 64."""
     stop = Event()
-    step = -1 if os.environ.get("PYTEST_XDIST_WORKER") == "gw1" else 1
+    number = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    together = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    waves = [wave for place, wave in enumerate(TILES) if place % together == number]
 
     def work() -> None:
-        launches = [(variant, wave) for wave in TILES for variant in launched(wave)]
-        for variant, wave in sorted(launches, key=lambda pair: pair[0].name)[::step]:
+        launches = [(variant, wave) for wave in waves for variant in launched(wave)]
+        for variant, wave in sorted(launches, key=lambda pair: pair[0].name):
             if stop.is_set():
                 return
             with suppress(AssertionError):  # what does not compile fails in its own tests
                 build(variant, TILES[wave], wave)
 
     thread = Thread(target=work, daemon=True)
-    if COMPILER and sum("test_harness.py" in item.nodeid for item in request.session.items) > _MANY:
+    if waves and COMPILER and sum("test_harness.py" in item.nodeid for item in request.session.items) > _MANY:
         thread.start()
     yield
     stop.set()

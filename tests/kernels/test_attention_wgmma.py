@@ -37,7 +37,7 @@ SHAPES: dict[str, tuple[Any, ...]] = {
 }
 CHUNKED = ("soft cap of chunks",)
 WITH_SINKS = "prompts and decode", "window and soft cap", "heads that do not divide a tile"
-QUICK = "several tiles of queries and of keys", "window over tiles", "prompts and decode", "window and soft cap"
+QUICK = "window over tiles", "prompts and decode"
 SLOW = [pytest.param(name, id=name, marks=[pytest.mark.slow] * (name not in QUICK)) for name in SHAPES]
 
 

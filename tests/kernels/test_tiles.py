@@ -69,7 +69,7 @@ def test_groups_of_waves_multiply_each_format(kind: str, rows: int) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("kind", ["Q4_K", "F16"])
-@pytest.mark.parametrize("rows", [2, 40, 70])
+@pytest.mark.parametrize("rows", [2, pytest.param(40, marks=pytest.mark.slow), 70])
 def test_rows_do_not_see_each_other(rows: int, kind: str, family: str) -> None:
     rng = np.random.default_rng(0)
     device = device_of(family)
@@ -166,7 +166,7 @@ def test_a_gate_of_more_rows_is_stored_as_blas_takes_it(rows: int, expected: typ
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("activation", ["silu", "gelu"])
+@pytest.mark.parametrize("activation", ["silu", pytest.param("gelu", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("rows", "outer"), [(3, 70), (40, 64), (129, 300)])
 def test_a_gate_is_in_the_product(rows: int, outer: int, activation: str, family: str) -> None:
     rng = np.random.default_rng(rows)

@@ -27,6 +27,9 @@ _SETTINGS = EngineConfig(context=4096)
 """Settings of recorded models. Launches do not depend on the context, but tables of its positions take time."""
 
 
+_FETCH = sources.Variant("expert_fetch", ())
+
+
 def case_variants(arch: str = "", *, wgmma: bool = False) -> list[sources.Variant]:
     """Variants that the cases of all ops launch, by name.
 
@@ -38,7 +41,7 @@ def case_variants(arch: str = "", *, wgmma: bool = False) -> list[sources.Varian
 
 
 def model_variants(path: Path | None, arch: str, *, is_deterministic: bool = False) -> list[sources.Variant]:
-    """Variants that a model's warm-up launches on an AMD GPU, by name.
+    """Variants that a model's warm-up launches on an AMD GPU, by name; of experts behind them that of `cpu_experts`.
 
     Of the file only the header is read. Raises what `load` raises for a file.
 
@@ -47,7 +50,9 @@ def model_variants(path: Path | None, arch: str, *, is_deterministic: bool = Fal
     """
     device = Recorder(arch)
     record(path, device, replace(_SETTINGS, deterministic=is_deterministic))
-    return device.variants
+    found = device.variants
+    has_experts = any(variant.file == "route" for variant in found)
+    return [*found, _FETCH] if has_experts else found
 
 
 def record(path: Path | None, device: Recorder, settings: EngineConfig = _SETTINGS) -> None:

@@ -54,7 +54,7 @@ class HostExperts:
             source, host = self._backend.host_visible((self.nbytes // 4,), np.uint32)
         except OutOfMemoryError as error:
             raise OutOfMemoryError(
-                f"the host has no {self.nbytes / 1e9:.2f} GB of memory to pin for a layer's experts ({error})",
+                f"the host has no {self.nbytes / 1e9:.2f} GB of memory to pin for a layer's experts: {error.args[0]}",
                 parameter="cpu_experts",
                 hint="use a smaller cpu_experts, or free some of the host's memory",
             ) from None

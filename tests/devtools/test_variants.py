@@ -135,6 +135,7 @@ def test_usual_models_are_recorded_without_files() -> None:
     assert formats == {8, 12, 14}  # Q8_0, Q4_K, Q6_K
     dims = {dict(variant.defines)["HEAD_DIM"] for variant in found if variant.file == "attention_decode"}
     assert dims == {64, 128}
+    assert "expert_fetch" in {variant.file for variant in found}  # of a mixture that does not fit
 
 
 def test_on_hopper_attention_of_one_prompt_and_of_several_is_recorded() -> None:

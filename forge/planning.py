@@ -271,8 +271,8 @@ def _least_cpu_experts(file: gguf.GGUF, config: ModelConfig, settings: EngineCon
 
 
 def _weight_bytes(file: gguf.GGUF, config: ModelConfig, backend: Backend, cpu_experts: int = 0) -> tuple[int, int, str]:
-    """Bytes that the weights take on a backend, and on the host if that is not the backend's, and which types are
-    converted to float16 for lack of a kernel."""
+    """Bytes that the weights take of a backend's memory, and of the host's, and which types are converted to float16
+    for lack of a kernel. The memory of an integrated GPU is the host's."""
     tensors = {name: info for name, info in file.tensors.items() if _is_read(name, config)}
     if not backend.is_gpu:
         return 4 * sum(prod(info.shape) for info in tensors.values()), 0, ""
@@ -287,7 +287,7 @@ def _weight_bytes(file: gguf.GGUF, config: ModelConfig, backend: Backend, cpu_ex
         total += models.kept_bytes(info)
         if kept is not info.type:
             converted |= {info.type.name} - {"F32", "BF16"}
-    on_device = total - on_host + models.staging_bytes(experts, cpu_experts)
+    on_device = total - on_host * (not backend.is_integrated) + models.staging_bytes(experts, cpu_experts)
     return on_device, on_host, ", ".join(sorted(converted))
 
 

@@ -175,6 +175,8 @@ def test_experts_in_the_hosts_memory_leave_the_room_of_one_layer_on_the_device()
         assert on_host == there * of_layer
         assert 0 <= on_device - (all_bytes - on_host + of_layer) < 8192
     assert planning._weight_bytes(file, config, device, 0) == (all_bytes, 0, "")
+    device.is_integrated = True  # its memory is the host's
+    assert 0 <= planning._weight_bytes(file, config, device, 10)[0] - (all_bytes + of_layer) < 8192
 
 
 def test_a_mixture_that_does_not_fit_is_told_how_many_layers_experts_would_have_to_leave(

@@ -501,14 +501,16 @@ FAMILIES: dict[str, Family] = {
             "num_hidden_layers": 6,
             "num_key_value_heads": 1,
             "layer_types": [LOCAL, LOCAL, GLOBAL, LOCAL, LOCAL, GLOBAL],
-            "hidden_size_per_layer_input": 8,
+            "hidden_size_per_layer_input": 16,
             "num_kv_shared_layers": 3,
             "use_double_wide_mlp": True,
+            "final_logit_softcapping": 30.0,
         },
         {**GEMMA4_WRONG, "no_embeddings_of_layers": without_embeddings_of_layers},
-        runs_in_llamacpp=False,
+        llamacpp="gelu_f16_table",
         note="E2B and E4B: an embedding for each layer; the last layers read keys and values of earlier ones and are "
-        "twice as wide. llama.cpp's logits are 0.6 to 0.8 away, and the cause was not found; transformers is right.",
+        "twice as wide. llama.cpp caps logits at 30 where a file has no final_logit_softcapping, transformers does "
+        "not; all Gemma 4 have 30. " + GELU_NOTE,
     ),
     "muse_glimmer": Family(
         "muse_glimmer",
@@ -556,6 +558,7 @@ FAMILIES: dict[str, Family] = {
             "num_experts": 6,
             "top_k_experts": 2,
             "moe_intermediate_size": 16,
+            "final_logit_softcapping": 30.0,
         },
         {
             "gelu_f16_table": gelu_through_f16,
@@ -564,8 +567,8 @@ FAMILIES: dict[str, Family] = {
             "router_without_scale": router_without_scale,
             "eps_1e-6": {"rms_norm_eps": 1e-6},
         },
-        runs_in_llamacpp=False,
-        note="26B-A4B: a feed-forward and experts side by side, with norms of their own. Not run in llama.cpp.",
+        llamacpp="gelu_f16_table",
+        note="26B-A4B: a feed-forward and experts side by side, with norms of their own. " + GELU_NOTE,
     ),
     "llama4_moe": Family(
         "llama4_text",

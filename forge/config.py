@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -327,6 +328,13 @@ class SamplingParams:
 
     def _freeze(self, name: str, value: object) -> None:
         object.__setattr__(self, name, value)
+
+
+def with_bias(params: SamplingParams, bias: Mapping[int, float]) -> SamplingParams:
+    """The parameters with these entries in logit_bias, which nobody needs to check: they may be thousands."""
+    found = copy(params)
+    object.__setattr__(found, "logit_bias", {**params.logit_bias, **bias})
+    return found
 
 
 def _bias(bias: Mapping[int, float]) -> dict[int, float]:

@@ -428,9 +428,12 @@ FAMILIES: dict[str, Family] = {
             "three_experts": {"num_experts_per_tok": 3},
             "window+1": {"sliding_window": 17},
             "all_local": {"layer_types": [LOCAL] * 3},
+            "rounded_yarn_of_default_betas": rope(**DEFAULT_BETAS, truncate=True),
         },
+        llamacpp="rounded_yarn_of_default_betas",
         note="sinks, biases everywhere, clamped SwiGLU of interleaved gates and ups, the norm before experts is named "
-        "post_attention_norm.",
+        "post_attention_norm. llama.cpp rounds YaRN's limits and reads no betas of a file; real ones have its betas, and "
+        "are not rounded in transformers, which is right.",
     ),
     "mixtral": Family(
         "mixtral",

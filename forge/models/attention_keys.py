@@ -44,10 +44,15 @@ class AttentionKeys(Keys):
             found.append(like[-1])
         return tuple(found)
 
-    def num_gates(self) -> int:
+    def num_gates(self, heads: int, head_dims: tuple[int, ...]) -> int:
         """Gates of attention's results: one for each head, or for each number of it; 0 = none."""
-        gate = self.file.tensors.get("blk.0.attn_gate.weight")
-        return gate.shape[0] if gate and len(gate.shape) == 2 else 0
+        if not any("attn_gate" in mixer.tensors.split() for mixer in self.arch.mixers):
+            return 0
+        name = "blk.0.attn_gate.weight"
+        found = self.file.tensor(name).shape
+        if found[0] != heads and {found[0]} != {heads * dim for dim in head_dims}:
+            raise FormatError(f"{self.file.path}: tensor {name!r} has {found[0]} rows for {heads} heads")
+        return found[0]
 
     def windows(self) -> tuple[int, ...]:
         """Each layer's window."""
@@ -90,6 +95,11 @@ class AttentionKeys(Keys):
             none if is_unrotated else local if window else scaled
             for window, is_unrotated in zip(windows, self.unrotated(windows), strict=True)
         ]
+        for layer, (rope, head_dim) in enumerate(zip(layers, head_dims, strict=True)):
+            if rope.dim > head_dim:
+                raise FormatError(
+                    f"{self.file.path}: layer {layer} rotates {rope.dim} numbers of heads that have {head_dim}"
+                )
         distinct = tuple(dict.fromkeys(sorted(layers, key=(scaled, local, none).index)))
         indices = tuple(distinct.index(layer) for layer in layers)
         return (*distinct, none) if self.arch.qk_norm_after_rope else distinct, indices

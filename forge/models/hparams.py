@@ -98,7 +98,7 @@ class _Reader(AttentionKeys):
             layer_windows=windows,
             layer_kv=self.layer_kv(list(zip(windows, kv_heads, head_dims, strict=True))),
             per_layer_width=self.count("embedding_length_per_layer_input", 0, minimum=0),
-            num_gates=self.num_gates(),
+            num_gates=self.num_gates(heads, head_dims),
             attention_softcap=self.number("attn_logit_softcapping", arch.default_softcaps[0], minimum=0.0),
             final_softcap=self.number("final_logit_softcapping", arch.default_softcaps[1], minimum=0.0),
             experts=experts,

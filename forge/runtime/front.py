@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Generator
-from dataclasses import replace
 from typing import Any
 
-from forge.config import SamplingParams
+from forge.config import SamplingParams, with_bias
 from forge.engine import Engine
 from forge.outputs import Chunk, Completion
 from forge.runtime import process
@@ -36,7 +35,7 @@ class Front(PromptEncoder):
         for ids in prompts:
             self.engine.check(ids, params)
         if suppressed := self.tokenizer.suppressed_ids:
-            params = replace(params, logit_bias={**params.logit_bias, **dict.fromkeys(suppressed, -math.inf)})
+            params = with_bias(params, dict.fromkeys(suppressed, -math.inf))
         return Request(prompts, params, self.tokenizer, self._loop.watch(waiter), is_streamed=is_streamed)
 
     def _complete(self, prompts: list[list[int]], params: SamplingParams) -> list[Completion]:

@@ -26,6 +26,9 @@ _HTML += "|html|body|span|div|iframe|footer"
 _MARKER = re.compile(rf"(?!</?(?:{_HTML})>)(?:<.+>|\[.+\])", re.DOTALL)
 """Matches user-defined tokens that are markers, such as <tool_call>. gemma's HTML tags are text."""
 
+_MAX_SUPPRESSED = 4096
+"""Each request carries them. Files know some dozens."""
+
 
 class _Encoder(Protocol):
     def encode(self, text: str, prefix: str = "") -> Iterable[list[int]]: ...
@@ -63,7 +66,7 @@ class Tokenizer:
         self._vocabulary = read_vocabulary(fields)
         self.vocab_size = len(self._vocabulary.pieces)
         self.eog_ids = self._vocabulary.end_ids
-        self.suppressed_ids = fields.ids("suppress_tokens", self.vocab_size)
+        self.suppressed_ids = fields.ids("suppress_tokens", self.vocab_size, _MAX_SUPPRESSED)
 
         def role(name: str, spm_default: int) -> int | None:
             key = f"{name}_token_id"

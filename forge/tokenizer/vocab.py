@@ -152,9 +152,12 @@ class Fields:
             raise self.error(f"{_PREFIX}{name} has {len(values)} entries for {size} tokens")
         return values
 
-    def ids(self, name: str, vocab_size: int) -> frozenset[int]:
-        """The ids of an array, but for those that the vocabulary lacks. Empty if the key is missing."""
+    def ids(self, name: str, vocab_size: int, most: int) -> frozenset[int]:
+        """The ids of an array, but for those that the vocabulary lacks. Empty if the key is missing. Raises FormatError
+        for more than `most`."""
         values = list(self._array(name)) if self.has(name) else []
+        if len(values) > most:
+            raise self.error(f"{_PREFIX}{name} holds {len(values)} ids, more than {most}")
         if not all(isinstance(value, int | np.integer) and not isinstance(value, bool) for value in values):
             raise self.error(f"{_PREFIX}{name} is not an array of integers")
         return frozenset(int(value) for value in values if 0 <= value < vocab_size)

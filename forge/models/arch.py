@@ -56,6 +56,8 @@ ARCHS: dict[str, Arch] = {
     "qwen2moe": Arch(
         mixers=(Sublayer("attention", f"{ATTENTION} {QKV_BIAS}", "attn_output.bias"),),
         experts=Sublayer("experts", f"{EXPERTS} {SHARED_EXPERT} ffn_gate_inp_shexp"),
+        outer="output_norm output",
+        outer_optional="",
         router=Router(renormalizes=False),
         global_every=1,
     ),
@@ -76,6 +78,8 @@ ARCHS: dict[str, Arch] = {
     "minimax-m2": Arch(
         mixers=(Sublayer("attention", f"{ATTENTION} {QK_NORM}"),),
         experts=Sublayer("experts", f"{EXPERTS} exp_probs_b.bias"),
+        outer="output_norm output",
+        outer_optional="",
         router=Router(scores="sigmoid"),
         qk_norm="rms_whole",
         global_every=1,
@@ -87,6 +91,8 @@ ARCHS: dict[str, Arch] = {
             f"ffn_norm=post_attention_norm {BARE_EXPERTS} ffn_gate_inp.bias ffn_gate_exps.bias ffn_up_exps.bias "
             "ffn_down_exps.bias",
         ),
+        outer="output_norm output",
+        outer_optional="",
         router=Router(activation="clamped_swiglu"),
         yarn_rounds=False,
         default_window=None,
@@ -134,6 +140,7 @@ ARCHS: dict[str, Arch] = {
         scales_embedding=True,
         attention_scale=1.0,
         norms_values=True,
+        has_rope_factors=True,
         default_window=None,
         global_every=6,
         local_rope_base=10_000.0,
@@ -169,7 +176,8 @@ ARCHS: dict[str, Arch] = {
         # StableLM 2 12B has no ffn_norm, but norms of q and k
         mixers=(Sublayer("attention", f"{ATTENTION} attn_norm.bias", f"{QKV_BIAS} {QK_NORM}"),),
         feed_forwards=(Sublayer("gated", BARE_FEED_FORWARD, "ffn_norm ffn_norm.bias"),),
-        outer="output_norm output_norm.bias",
+        outer="output_norm output_norm.bias output",
+        outer_optional="",
         parallel="without_ffn_norm",
         norm="layer",
         qk_norm="layer_head",
@@ -196,6 +204,8 @@ ARCHS: dict[str, Arch] = {
         mixers=(Sublayer("attention", f"{BARE_ATTENTION} {QK_NORM} post_attention_norm"),),
         feed_forwards=(Sublayer("gated", f"{BARE_FEED_FORWARD} post_ffw_norm"),),
         reads_stream=True,
+        outer="output_norm output",
+        outer_optional="",
         qk_norm="rms_whole",
         global_every=4,
         local_rope_base=0.0,
@@ -250,6 +260,8 @@ ARCHS: dict[str, Arch] = {
     "apertus": Arch(
         mixers=(Sublayer("attention", f"{ATTENTION} {QK_NORM}", ATTENTION_BIAS),),
         feed_forwards=(Sublayer("plain", "ffn_norm ffn_up ffn_down"),),
+        outer="output_norm output",
+        outer_optional="",
         activation="xielu",
         global_every=1,
     ),
@@ -264,7 +276,8 @@ ARCHS: dict[str, Arch] = {
     "gptneox": Arch(
         mixers=(Sublayer("attention", f"{ATTENTION} attn_norm.bias {ATTENTION_BIAS}"),),
         feed_forwards=(Sublayer("plain", f"ffn_norm ffn_norm.bias {PLAIN_WITH_BIAS}"),),
-        outer="output_norm output_norm.bias",
+        outer="output_norm output_norm.bias output",
+        outer_optional="",
         parallel="key",
         norm="layer",
         activation="gelu_erf",

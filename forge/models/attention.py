@@ -56,7 +56,7 @@ class Attention:
             # The RoPE op would be given the bias of the gates, which it does not add.
             assert not (self.gates and self.attn_qkv.bias is not None)
             self.attn_qkv_bias, self.attn_qkv.bias = self.attn_qkv.bias, None
-        if not self.edits.norms and (tensors.has_norm("attn_q_norm") or tensors.has_norm("attn_k_norm")):
+        if not self.edits.norms and (tensors.has("attn_q_norm") or tensors.has("attn_k_norm")):
             self.attn_q_norm = tensors.vector("attn_q_norm", self.head_dim)
             if self.has_kv:
                 self.attn_k_norm = tensors.vector("attn_k_norm", self.head_dim)
@@ -82,7 +82,7 @@ class Attention:
         rows = {"attn_q": config.num_heads * self.head_dim}
         if self.has_kv:
             is_joined = tensors.is_stored("attn_qkv")
-            self.values_are_keys = not (tensors.is_required("attn_v") or tensors.is_stored("attn_v") or is_joined)
+            self.values_are_keys = not is_joined and not self._has_values(tensors)
             rows |= {"attn_k": keys} if self.values_are_keys else {"attn_k": keys, "attn_v": keys}
             if self.gates and is_joined:
                 rows = {"attn_qkv": sum(rows.values())}
@@ -92,6 +92,13 @@ class Attention:
         if self.gates:
             return tensors.linear(rows | {"attn_gate": self.gates}, config.width)
         return tensors.linear(rows, config.width, "attn_qkv" if self.has_kv else None)
+
+    def _has_values(self, tensors: LayerTensors) -> bool:
+        """Whether the layer has a matrix for values: those with a window do, and the others if one of them does."""
+        if tensors.is_required("attn_v") or tensors.config.layer_windows[self.index]:
+            return True
+        windows = tensors.config.layer_windows
+        return any(not window and tensors.is_stored("attn_v", layer) for layer, window in enumerate(windows))
 
     def linears(self) -> list[Linear]:
         """The layer's matrix products, in the order of their launches."""

@@ -166,4 +166,6 @@ class AttentionKeys(Keys):
                 if not fits or not np.isfinite(values).all() or (values <= 0).any():
                     raise FormatError(f"{self.file.path}: tensor {name!r} should be {dim // 2} positive numbers")
                 return tuple(float(value) for value in values)
+        if self.arch.has_rope_factors:
+            raise FormatError(f"{self.file.path}: tensor 'rope_freqs.weight' is missing")
         return None

@@ -42,12 +42,13 @@ class Sublayer:
 
     kind: SublayerKind
     tensors: str
-    """Tensors that every such layer has. A layer whose attn_v is optional and not there has the keys for values.
+    """Tensors that every such layer has. Where attn_v is optional, the layers without a window may all have the keys for
+    values.
 
     In any family a file may hold q, k and v joined as attn_qkv (`--fuse-qkv` of llama.cpp's converter), and gate and up
     as an ffn_up of twice the rows (phi3's files)."""
     optional: str = ""
-    """Tensors that such a layer may have. Norms are in all such layers of a file or in none."""
+    """Tensors that such a layer may have. All such layers of a file have one or none does."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,6 +81,8 @@ class Arch:
     calls attention temperature tuning: b and n where the file names none; None = they do not."""
     nope_every: int = 0
     """Every Nth layer is without rotation; 0 = none is."""
+    has_rope_factors: bool = False
+    """Every file has rope_freqs, which divide the frequencies."""
     nope_key: bool = False
     """A file says with rope.scaling.finetuned = false that no layer has a rotation."""
     mixers: tuple[Sublayer, ...] = (Sublayer("attention", ATTENTION, ATTENTION_BIAS),)

@@ -187,7 +187,7 @@ class _Reader(AttentionKeys):
             shared_width=shared_width,
             scores=_ROUTER_SCORES[gating] or router.scores,
             renormalizes=gating == _SOFTMAX_OF_CHOSEN or self.flag("expert_weights_norm", router.renormalizes),
-            scale=self.number("expert_weights_scale", 0.0) or 1.0,
+            scale=self.number("expert_weights_scale", 0.0, minimum=0.0, maximum=1e6) or 1.0,
             groups=groups,
             used_groups=self.count("expert_group_used_count", 0, minimum=0, maximum=groups) or groups,
         )

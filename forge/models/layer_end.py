@@ -46,7 +46,7 @@ class LayerEnd:
         if size:
             self.inp_gate = tensors.linear({"inp_gate": size}, width)
             self.proj = tensors.linear({"proj": width}, size)
-            self.post_norm = tensors.norm_behind("post_norm")
+            self.post_norm = Norm("rms", tensors.vector("post_norm", width), None, config.norm_eps)
         self.layer_output_scale = tensors.number("layer_output_scale") if tensors.has("layer_output_scale") else 1.0
         self._norm = Norm("rms", tensors.ones(width), None, config.norm_eps)
         self._first = tensors.index * size

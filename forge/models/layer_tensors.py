@@ -53,18 +53,13 @@ class LayerTensors:
         *others, last = (self._names.get(tensor) or tensor).split("|")
         return next((other for other in others if self._weights.has(self._full(other, self._first))), last)
 
-    def has_norm(self, tensor: str) -> bool:
-        """Whether the layer has this norm. All layers with the same sublayer have it if the first one does."""
-        is_there = self._weights.has(self._full(self.stored(tensor), self._first))
-        return tensor in self._required or (tensor in self._optional and is_there)
-
     def is_required(self, tensor: str) -> bool:
         """Whether every such layer of the family has the tensor."""
         return tensor in self._required
 
-    def is_stored(self, tensor: str) -> bool:
-        """Whether the file has the tensor of this layer."""
-        return self._weights.has(self._name(tensor))
+    def is_stored(self, tensor: str, index: int | None = None) -> bool:
+        """Whether the file has the tensor of this layer, or of another one."""
+        return self._weights.has(self._full(self.stored(tensor), self._layer if index is None else index))
 
     def ignore(self, tensor: str) -> None:
         """Take a tensor that some files have and the model does not read."""
@@ -76,17 +71,17 @@ class LayerTensors:
         A file may hold them as one tensor, `joined`.
         """
         matrix = self._weights.matrix(*self._stored("", tensors, joined), cols=cols)
-        sizes, whole = self._stored(".bias", tensors, joined)
-        known = {tensor + ".bias" for tensor in tensors}
-        is_there = any(self._weights.has(bias) for bias in (*sizes, whole) if bias)
-        if known & set(self._required) or (known & set(self._optional) and is_there):
-            bias = self._weights.vector(sizes, whole)
+        known = [f"{tensor}.bias" for tensor in tensors]
+        is_joined = joined is not None and self.is_stored(f"{joined}.bias", self._first)
+        if any(map(self.has, known)) or (is_joined and set(known) & set(self._optional)):
+            bias = self._weights.vector(*self._stored(".bias", tensors, joined))
             return Linear(matrix, bias, is_deterministic=self.is_deterministic)
         return Linear(matrix, is_deterministic=self.is_deterministic)
 
     def has(self, tensor: str) -> bool:
-        """Whether the layer has this tensor: the family requires it, or has it as an option and this file brings it."""
-        return tensor in self._required or (tensor in self._optional and self._weights.has(self._name(tensor)))
+        """Whether the layer has this tensor: the family requires it, or has it as an option and this file brings it.
+        All layers with the same sublayer have it if the first one does."""
+        return tensor in self._required or (tensor in self._optional and self.is_stored(tensor, self._first))
 
     @property
     def leaves_experts(self) -> bool:
@@ -117,9 +112,11 @@ class LayerTensors:
         return self._weights.array({self._name(tensor): (count, self.config.width)})
 
     def row(self, tensor: str, size: int) -> Any:
-        """(size,) float32 on the device: a vector, which files also hold as a matrix of one row."""
+        """(size,) float32 on the device: a vector of finite numbers, which files also hold as a matrix of one row."""
         name = self._name(tensor)
-        return self._weights.array({name: (1, size) if self._weights.is_matrix(name) else (size,)}).reshape(-1)
+        found = self._weights.array({name: (1, size) if self._weights.is_matrix(name) else (size,)}).reshape(-1)
+        self._weights.check_finite(name)
+        return found
 
     def _stored(self, suffix: str, tensors: dict[str, int], joined: str | None) -> tuple[dict[str, int], str | None]:
         sizes = {self._name(tensor + suffix): size for tensor, size in tensors.items()}
@@ -131,7 +128,7 @@ class LayerTensors:
 
     def norm(self, tensor: str, factor: float = 1.0) -> Norm | None:
         """A norm of E numbers, times the factor, or None where the layer has none."""
-        if not self.has_norm(tensor):
+        if not self.has(tensor):
             return None
         has_bias = f"{tensor}.bias" in (*self._required, *self._optional)
         bias = self.vector(f"{tensor}.bias", self.config.width, factor) if has_bias else None

@@ -27,7 +27,7 @@ class QKVEdits:
         kv_heads, dim = config.layer_kv_heads[index], config.layer_head_dims[index]
         self.head_dim, self.norm_eps, self.clamp = dim, config.norm_eps, config.qkv_clamp
         self.norms: tuple[Any, Any] | None = None
-        has_norms = tensors.has_norm("attn_q_norm") or tensors.has_norm("attn_k_norm")
+        has_norms = tensors.has("attn_q_norm") or tensors.has("attn_k_norm")
         self.norms_heads = arch.qk_norm == "layer_head"
         if has_norms and self.norms_heads:
             self.norms = tensors.heads("attn_q_norm", heads), tensors.heads("attn_k_norm", kv_heads)

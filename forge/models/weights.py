@@ -215,6 +215,11 @@ class Weights:
         self._take(name, (1,))
         return float(self.file.load(name)[0])
 
+    def check_finite(self, name: str) -> None:
+        """Raises FormatError for a small tensor with infinite numbers or NaN, where no logit would show them."""
+        if not np.isfinite(self.file.load(name)).all():
+            raise FormatError(f"{self.file.path}: tensor {name!r} holds numbers that are not finite")
+
     def ignore(self, name: str) -> None:
         """A tensor may be there, and the model does not read it."""
         self._taken.add(name)

@@ -176,6 +176,19 @@ def test_a_number_that_is_none(forged: Callable[..., Path], arch: str, key: str)
         ("llama", {"tokenizer.ggml.bos_token_id": "320"}, FormatError, "bos_token_id is not an integer"),
         ("llama", {"tokenizer.chat_template": 3}, FormatError, "tokenizer.chat_template is not a string"),
         ("llama", {"tokenizer.chat_template": "x" * (2 << 20)}, forge.ChatTemplateError, "2,097,152 characters"),
+        ("gpt_oss", {"{}.attention.key_length_swa": 8, "{}.attention.scale": 0.25}, UnsupportedError, "lengths"),
+        (
+            "gpt_oss",
+            {
+                "{}.attention.key_length_swa": 8,
+                "{}.attention.value_length_swa": 8,
+                "{}.attention.scale": 0.25,
+            },
+            FormatError,
+            "layer 0 rotates 16 numbers of heads that have 8",
+        ),
+        ("mixtral", {"{}.expert_weights_scale": 1e30}, FormatError, "expert_weights_scale"),
+        ("llama", {"tokenizer.ggml.suppress_tokens": Typed(I32, [7] * 5000)}, FormatError, "holds 5000 ids"),
         ("llama", {"split.count": 2, "split.no": 0}, FormatError, "*-00001-of-00002.gguf"),
     ],
 )
@@ -214,29 +227,45 @@ def numbered(type: int, *shape: int, item_bytes: int) -> Blocks:
 
 
 @pytest.mark.parametrize(
-    ("tensors", "error", "words"),
+    ("arch", "tensors", "error", "words"),
     [
-        ({"token_embd.weight": full(320 * 64)}, FormatError, "token_embd.weight has shape (20480,)"),
-        ({"token_embd.weight": full(1, 320, 64)}, FormatError, "token_embd.weight has shape (1, 320, 64)"),
-        ({"token_embd.weight": full(64, 320)}, FormatError, "token_embd.weight has shape (64, 320)"),
-        ({"token_embd.weight": full(321, 64)}, FormatError, "320 tokens, the embedding 321 rows"),
-        ({"token_embd.weight": full(319, 64)}, FormatError, "320 tokens, the embedding 319 rows"),
-        ({"output.weight": full(321, 64)}, FormatError, "'output.weight' has shape (321, 64)"),
-        ({"blk.1.ffn_up.weight": full(96, 64, 1)}, FormatError, "'blk.1.ffn_up.weight' has shape (96, 64, 1)"),
-        ({"blk.0.attn_norm.weight": full(1, 64)}, FormatError, "'blk.0.attn_norm.weight' has shape (1, 64)"),
-        ({"blk.0.attn_norm.weight": numbered(26, 64, item_bytes=4)}, UnsupportedError, "attn_norm.weight': type I32"),
-        ({"output_norm.weight": numbered(28, 64, item_bytes=8)}, UnsupportedError, "'output_norm.weight': type F64"),
-        ({"rope_freqs.weight": full(15)}, FormatError, "'rope_freqs.weight' should be 16 positive"),
-        ({"rope_freqs.weight": full(1, 16)}, FormatError, "'rope_freqs.weight' should be 16 positive"),
-        ({"rope_freqs.weight": full(16, value=NAN)}, FormatError, "'rope_freqs.weight' should be 16 positive"),
-        ({"rope_freqs.weight": full(16, value=0.0)}, FormatError, "'rope_freqs.weight' should be 16 positive"),
-        ({"rope_freqs.weight": full(16, value=-1.0)}, FormatError, "'rope_freqs.weight' should be 16 positive"),
+        ("llama", {"token_embd.weight": full(320 * 64)}, FormatError, "token_embd.weight has shape (20480,)"),
+        ("llama", {"token_embd.weight": full(1, 320, 64)}, FormatError, "token_embd.weight has shape (1, 320, 64)"),
+        ("llama", {"token_embd.weight": full(64, 320)}, FormatError, "token_embd.weight has shape (64, 320)"),
+        ("llama", {"token_embd.weight": full(321, 64)}, FormatError, "320 tokens, the embedding 321 rows"),
+        ("llama", {"token_embd.weight": full(319, 64)}, FormatError, "320 tokens, the embedding 319 rows"),
+        ("llama", {"output.weight": full(321, 64)}, FormatError, "'output.weight' has shape (321, 64)"),
+        ("llama", {"blk.1.ffn_up.weight": full(96, 64, 1)}, FormatError, "'blk.1.ffn_up.weight' has shape (96, 64, 1)"),
+        ("llama", {"blk.0.attn_norm.weight": full(1, 64)}, FormatError, "'blk.0.attn_norm.weight' has shape (1, 64)"),
+        ("llama", {"blk.0.attn_norm.weight": numbered(26, 64, item_bytes=4)}, UnsupportedError, "attn_norm.weight': type I32"),
+        ("llama", {"output_norm.weight": numbered(28, 64, item_bytes=8)}, UnsupportedError, "'output_norm.weight': type F64"),
+        ("llama", {"rope_freqs.weight": full(15)}, FormatError, "'rope_freqs.weight' should be 16 positive"),
+        ("llama", {"rope_freqs.weight": full(1, 16)}, FormatError, "'rope_freqs.weight' should be 16 positive"),
+        ("llama", {"rope_freqs.weight": full(16, value=NAN)}, FormatError, "'rope_freqs.weight' should be 16 positive"),
+        ("llama", {"rope_freqs.weight": full(16, value=0.0)}, FormatError, "'rope_freqs.weight' should be 16 positive"),
+        ("llama", {"rope_freqs.weight": full(16, value=-1.0)}, FormatError, "'rope_freqs.weight' should be 16 positive"),
+        ("muse_glimmer", {"blk.0.attn_gate.weight": full(48, 32)}, FormatError, "has 48 rows for 4 heads"),
+        ("muse_glimmer", {"blk.0.attn_gate.weight": full(33, 32)}, FormatError, "has 33 rows for 4 heads"),
+        ("muse_glimmer", {f"blk.{i}.attn_gate.weight": None for i in range(4)}, FormatError, "attn_gate.weight' is miss"),
+        ("muse_glimmer", {"blk.1.attn_gate.weight": full(4, 32)}, FormatError, "'blk.1.attn_gate.weight' has shape"),
+        ("gpt_oss", {"blk.1.attn_sinks.weight": full(3)}, FormatError, "'blk.1.attn_sinks.weight' has shape (3,)"),
+        ("gpt_oss", {"blk.1.ffn_up_exps.bias": None}, FormatError, "'blk.1.ffn_up_exps.bias' is missing"),
+        ("gpt_oss", {"output.weight": None}, FormatError, "'output.weight' is missing"),
+        ("gemma4", {"blk.0.attn_v.weight": None}, FormatError, "'blk.0.attn_v.weight' is missing"),
+        ("gemma4_e2b", {"blk.2.attn_v.weight": None, "blk.5.attn_v.weight": full(16, 32)}, FormatError, "attn_v.weight'"),
+        ("gemma4_e2b", {"blk.1.layer_output_scale.weight": None}, FormatError, "'blk.1.layer_output_scale.weight' is"),
+        ("gemma4_e2b", {"blk.0.layer_output_scale.weight": None}, FormatError, "has no place"),
+        ("gemma4_e2b", {f"blk.{i}.post_norm.weight": None for i in range(6)}, FormatError, "post_norm.weight' is missing"),
+        ("gemma4_26b_a4b", {"blk.1.ffn_down_exps.scale": None}, FormatError, "'blk.1.ffn_down_exps.scale' is missing"),
+        ("gemma4_26b_a4b", {"rope_freqs.weight": None}, FormatError, "'rope_freqs.weight' is missing"),
+        ("qwen2moe", {"blk.0.attn_output.bias": full(64)}, FormatError, "'blk.1.attn_output.bias' is missing"),
+        ("glm4moe", {"blk.1.exp_probs_b.bias": full(6, value=NAN)}, FormatError, "exp_probs_b.bias' holds"),
     ],
 )
 def test_a_forged_tensor(
-    forged: Callable[..., Path], tensors: dict[str, Any], error: type[forge.ForgeError], words: str
+    forged: Callable[..., Path], arch: str, tensors: dict[str, Any], error: type[forge.ForgeError], words: str
 ) -> None:
-    assert words in refusal(forged(tensors=tensors), error)
+    assert words in refusal(forged(arch, tensors=tensors), error)
 
 
 def test_a_file_of_a_vocabulary_alone() -> None:

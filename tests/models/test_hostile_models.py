@@ -259,7 +259,7 @@ def numbered(type: int, *shape: int, item_bytes: int) -> Blocks:
         ("gemma4_26b_a4b", {"blk.1.ffn_down_exps.scale": None}, FormatError, "'blk.1.ffn_down_exps.scale' is missing"),
         ("gemma4_26b_a4b", {"rope_freqs.weight": None}, FormatError, "'rope_freqs.weight' is missing"),
         ("qwen2moe", {"blk.0.attn_output.bias": full(64)}, FormatError, "'blk.1.attn_output.bias' is missing"),
-        ("glm4moe", {"blk.1.exp_probs_b.bias": full(6, value=NAN)}, FormatError, "exp_probs_b.bias' holds"),
+        ("glm4moe", {"blk.1.exp_probs_b.bias": full(8, value=NAN)}, FormatError, "exp_probs_b.bias' holds"),
     ],
 )
 def test_a_forged_tensor(

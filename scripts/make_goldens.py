@@ -432,8 +432,8 @@ FAMILIES: dict[str, Family] = {
         },
         llamacpp="rounded_yarn_of_default_betas",
         note="sinks, biases everywhere, clamped SwiGLU of interleaved gates and ups, the norm before experts is named "
-        "post_attention_norm. llama.cpp rounds YaRN's limits and reads no betas of a file; real ones have its betas, and "
-        "are not rounded in transformers, which is right.",
+        "post_attention_norm. llama.cpp rounds YaRN's limits and reads no betas; those of real files are its own, and "
+        "transformers does not round, which is right.",
     ),
     "mixtral": Family(
         "mixtral",

@@ -42,8 +42,8 @@ class Sublayer:
 
     kind: SublayerKind
     tensors: str
-    """Tensors that every such layer has. Where attn_v is optional, the layers without a window may all have the keys for
-    values.
+    """Tensors that every such layer has. Where attn_v is optional, the layers without a window may all have the keys
+    for values.
 
     In any family a file may hold q, k and v joined as attn_qkv (`--fuse-qkv` of llama.cpp's converter), and gate and up
     as an ffn_up of twice the rows (phi3's files)."""

@@ -23,6 +23,7 @@ from forge.formats.ggml import GGMLType, nbytes, row_bytes
 from forge.formats.gguf import GGUF, TensorInfo
 from forge.models.arch import UNUSED_TENSORS
 from forge.ops.expert_fetch import MAX_PARTS
+from forge.ops.experts import EXPERT_WIDTH
 from forge.ops.quant import FORMATS, Packed, Stack, split
 
 _TASK_WEIGHTS = 1 << 22
@@ -112,6 +113,9 @@ class Weights:
         rows = {joined: sum(rows.values())} if joined and self.has(joined) else rows
         for name, size in rows.items():
             self._take(name, (count, size, cols))
+        if self.backend.is_gpu and cols % EXPERT_WIDTH:
+            message = f"{self.file.path}: tensor {next(iter(rows))!r} has rows of {cols}: no multiple of {EXPERT_WIDTH}"
+            raise UnsupportedError(message, parameter="device", hint='use device="cpu"')
         if self.backend.is_gpu:
             groups = [(kept, tuple(group)) for kept, group in groupby(rows, self._kept_type)]
             if len(groups) > 1:

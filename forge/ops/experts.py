@@ -18,6 +18,8 @@ from forge.ops.quant import QuantTensor
 
 MAX_EXPERTS, MAX_USED, MAX_GROUPS = 512, 32, 32
 """Experts of a layer, of a row, and groups of experts."""
+EXPERT_WIDTH = 8
+"""A GPU's kernels take experts whose widths are multiples of this."""
 _MIN_SUM = 2.0**-14
 """What a sum of scores is taken for at least, where weights are divided by it: as llama.cpp does."""
 _ALPHA, _LIMIT = 1.702, 7.0
@@ -312,7 +314,7 @@ def _experts_gpu(
       matrix cores.
     """
     widths = operand.shape[1], experts.down.shape[1]
-    if any(width % 8 for width in widths):
+    if any(width % EXPERT_WIDTH for width in widths):
         raise UnsupportedError(f"experts of {widths[0]} and {widths[1]} numbers have no kernel: multiples of 8 have")
     y = device.empty(operand.shape, np.float32) if residual is None else residual
     how = expert_launches.How(activation, weighs == "input", residual is not None)

@@ -19,6 +19,7 @@ from table_rows import row
 
 import forge
 from forge import FormatError, UnsupportedError, models
+from forge.devtools.recorder import Recorder
 from forge.formats import gguf
 
 DATA = Path(__file__).parents[1] / "data"
@@ -296,6 +297,20 @@ def test_a_forged_tensor(
     forged: Callable[..., Path], arch: str, tensors: dict[str, Any], error: type[forge.ForgeError], words: str
 ) -> None:
     assert words in refusal(forged(arch, tensors=tensors), error)
+
+
+def test_experts_of_a_width_that_no_kernel_takes_are_refused_before_a_gpu_computes(forged: Callable[..., Path]) -> None:
+    weights = golden("mixtral")[1]
+    narrow = {
+        name: full(*(12 if size == 32 else size for size in array.shape))
+        for name, array in weights.items()
+        if "_exps" in name
+    }
+    keys = {"{}.feed_forward_length": 12, "{}.expert_feed_forward_length": None}
+    with gguf.read(forged("mixtral", keys, narrow)) as file:
+        config = models.read_config(file)
+        with pytest.raises(UnsupportedError, match="ffn_down_exps.weight' has rows of 12: no multiple of 8"):
+            models.build(file, config, Recorder("gfx1100"), None)
 
 
 def test_a_file_of_a_vocabulary_alone() -> None:

@@ -49,9 +49,11 @@ class LayerTensors:
         return f"{'' if index is None else f'blk.{index}.'}{tensor}{suffix}"
 
     def stored(self, tensor: str) -> str:
-        """The short name of a tensor in the file; "1" where it is not there and its numbers are ones."""
+        """The short name of a tensor in the file; "1" where it is not there and its numbers are ones. A bias is the one
+        of its weight."""
         *others, last = (self._names.get(tensor) or tensor).split("|")
-        return next((other for other in others if self._weights.has(self._full(other, self._first))), last)
+        weights = (self._full(other.removesuffix(".bias"), self._first) for other in others)
+        return next((other for other, weight in zip(others, weights, strict=True) if self._weights.has(weight)), last)
 
     def is_required(self, tensor: str) -> bool:
         """Whether every such layer of the family has the tensor."""

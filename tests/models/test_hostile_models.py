@@ -289,6 +289,7 @@ def numbered(type: int, *shape: int, item_bytes: int) -> Blocks:
         ),
         ("gemma4_26b_a4b", {"blk.1.ffn_down_exps.scale": None}, FormatError, "'blk.1.ffn_down_exps.scale' is missing"),
         ("gemma4_26b_a4b", {"rope_freqs.weight": None}, FormatError, "'rope_freqs.weight' is missing"),
+        ("falcon_40b", {"blk.0.attn_norm_2.bias": None}, FormatError, "'blk.0.attn_norm_2.bias' is missing"),
         ("qwen2moe", {"blk.0.attn_output.bias": full(64)}, FormatError, "'blk.1.attn_output.bias' is missing"),
         ("glm4moe", {"blk.1.exp_probs_b.bias": full(8, value=NAN)}, FormatError, "exp_probs_b.bias' holds"),
     ],
@@ -309,7 +310,7 @@ def test_experts_of_a_width_that_no_kernel_takes_are_refused_before_a_gpu_comput
     keys = {"{}.feed_forward_length": 12, "{}.expert_feed_forward_length": None}
     with gguf.read(forged("mixtral", keys, narrow)) as file:
         config = models.read_config(file)
-        with pytest.raises(UnsupportedError, match="ffn_down_exps.weight' has rows of 12: no multiple of 8"):
+        with pytest.raises(UnsupportedError, match=r"ffn_down_exps.weight' has rows of 12: no multiple of 8"):
             models.build(file, config, Recorder("gfx1100"), None)
 
 

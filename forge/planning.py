@@ -13,7 +13,7 @@ from forge.config import EngineConfig, ModelConfig
 from forge.engine.passes import LOGIT_BYTES, MAX_TOKENS
 from forge.errors import OutOfMemoryError, ParameterError, UnsupportedError
 from forge.formats import gguf
-from forge.ops.attention import MAX_HEAD_DIM, MAX_PREFILL_HEAD_DIM, check_head_dim
+from forge.ops.attention import MAX_HEAD_DIM, MAX_PREFILL_HEAD_DIM
 from forge.state import budget
 from forge.state.model_state import kinds_of
 from forge.state.paged_kv import PagedKV
@@ -156,7 +156,9 @@ def _check_heads(file: gguf.GGUF, config: ModelConfig, settings: EngineConfig, b
             parameter="deterministic",
             hint='use deterministic=False, or device="cpu"',
         )
-    check_head_dim(config.head_dim, MAX_PREFILL_HEAD_DIM)
+    if config.head_dim > MAX_PREFILL_HEAD_DIM:
+        message = f"{file.path}: heads of {config.head_dim} numbers have no kernel: {MAX_PREFILL_HEAD_DIM} is the most"
+        raise UnsupportedError(message, parameter="device", hint='use device="cpu"')
 
 
 def state_kinds(

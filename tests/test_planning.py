@@ -235,6 +235,10 @@ def test_heads_without_a_deterministic_kernel_are_refused_before_anything_is_loa
     with pytest.raises(UnsupportedError, match="heads of 320 numbers have no deterministic kernel: 256 is") as caught:
         plan_memory(file, settings, Recorder("gfx942"))
     assert caught.value.parameter == "deterministic"
+    file.metadata = {**file.metadata, "llama.attention.key_length": 514, "llama.attention.value_length": 514}
+    with pytest.raises(UnsupportedError, match=f"{file.path}: heads of 514 numbers have no kernel: 512 is") as caught:
+        plan_memory(file, EngineConfig(), Recorder("gfx942"))
+    assert caught.value.parameter == "device"
 
 
 def test_steps_are_as_long_as_kernels_can_count_the_numbers_of() -> None:

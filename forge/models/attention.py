@@ -67,7 +67,7 @@ class Attention:
             self.attn_v_norm = tensors.ones(self.head_dim)
         self.attn_output = tensors.linear({"attn_output": config.width}, config.num_heads * self.head_dim)
         self.post_attention_norm = tensors.norm_behind("post_attention_norm")
-        sinks = tensors.vector("attn_sinks", config.num_heads) if tensors.has("attn_sinks") else None
+        sinks = tensors.row("attn_sinks", config.num_heads) if tensors.has("attn_sinks") else None
         self.spec = spec_of(config, self.index, sinks, is_deterministic=tensors.is_deterministic)
         self.norm_eps = config.norm_eps
 

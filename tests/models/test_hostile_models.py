@@ -270,6 +270,7 @@ def numbered(type: int, *shape: int, item_bytes: int) -> Blocks:
         ),
         ("muse_glimmer", {"blk.1.attn_gate.weight": full(4, 32)}, FormatError, "'blk.1.attn_gate.weight' has shape"),
         ("gpt_oss", {"blk.1.attn_sinks.weight": full(3)}, FormatError, "'blk.1.attn_sinks.weight' has shape (3,)"),
+        ("gpt_oss", {"blk.1.attn_sinks.weight": full(4, value=INF)}, FormatError, "not finite"),
         ("gpt_oss", {"blk.1.ffn_up_exps.bias": None}, FormatError, "'blk.1.ffn_up_exps.bias' is missing"),
         ("gpt_oss", {"output.weight": None}, FormatError, "'output.weight' is missing"),
         ("gemma4", {"blk.0.attn_v.weight": None}, FormatError, "'blk.0.attn_v.weight' is missing"),

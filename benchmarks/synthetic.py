@@ -43,15 +43,18 @@ class Shape:
     norms: tuple[str, str] = ("attn_norm", "ffn_norm")
     pre: str = "llama-bpe"
     """The rule that splits texts into words, by llama.cpp's name."""
+    is_tied: bool = True
+    """Whether the embedding is the output matrix too."""
 
 
-_QWEN3: Any = {"vectors": (("attn_q_norm", "head"), ("attn_k_norm", "head")), "pre": "qwen2"}
+_QWEN3: Any = {"vectors": (("attn_q_norm", "head"), ("attn_k_norm", "head")), "pre": "qwen2", "is_tied": False}
 _GPT_OSS: Any = {
     "vectors": (("attn_sinks", "heads"),),
     "keys": (("attention.sliding_window", 128),),
     "has_biases": True,
     "norms": ("attn_norm", "post_attention_norm"),
     "pre": "gpt-4o",
+    "is_tied": False,
 }
 
 SHAPES = {
@@ -77,9 +80,9 @@ def main() -> None:
 
 
 def write(name: str, mixture: str, out: Path, tokenizer: Path | None = None) -> None:
-    """Write a model of this shape whose matrices have this type; the embedding is the output matrix too.
+    """Write a model of this shape whose matrices have this type.
 
-    In Q4_K_M that one is Q6_K, as are the values' and the down projections of half the layers. In MXFP4 experts
+    In Q4_K_M the output matrix is Q6_K, as are the values' and the down projections of half the layers. In MXFP4 experts
     have this type, and other matrices are Q8_0, as in gpt-oss' files.
     """
     shape, rng = SHAPES[name], np.random.default_rng(0)
@@ -112,7 +115,9 @@ def write(name: str, mixture: str, out: Path, tokenizer: Path | None = None) -> 
     def numbers(name: str, *shape: int, mean: float = 0.0) -> None:
         writer.add_tensor(name, (mean + 0.1 * rng.standard_normal(shape)).astype(np.float32))
 
-    matrix("token_embd.weight", shape.vocabulary, shape.width, is_precise=True)
+    matrix("token_embd.weight", shape.vocabulary, shape.width, is_precise=shape.is_tied)
+    if not shape.is_tied:
+        matrix("output.weight", shape.vocabulary, shape.width, is_precise=True)
     for layer in range(shape.layers):
         eighth = shape.layers // 8
         is_precise = layer < eighth or layer >= 7 * eighth or (layer - eighth) % 3 == 2

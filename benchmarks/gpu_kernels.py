@@ -174,7 +174,7 @@ def _experts(
 
             yield "route", f"route {model} M{rows}", 4 * width * (count + rows), routed, router
             size = len(np.unique(chosen)) * (_nbytes(kind, 2 * inner, width) + _nbytes(kind, width, inner))
-            options = {"activation": activation, "weighs": "output", "order": "any"}
+            options = {"activation": activation, "weighs": "output", "order": "any", "partials": "never"}
             yield "experts", f"experts {model} {kind} M{rows}", size, computed, options
 
 

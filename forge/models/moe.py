@@ -69,11 +69,11 @@ class _Experts:
         chosen, weights = route(normed, self.router, **self.scores)
         return chosen, weights
 
-    def __call__(self, operand: Any, choice: tuple[Any, Any], residual: Any) -> Any:
-        """The weighted sum (T, E), added to the residual if there is one."""
+    def __call__(self, operand: Any, choice: tuple[Any, Any], residual: Any, *, partials: str = "never") -> Any:
+        """The weighted sum (T, E), added to the residual if there is one. partials="allowed": not yet added up."""
         if self.host:
             self.host.fetch(choice[0])
-        return experts(operand, *choice, self.experts, residual, **self.how)
+        return experts(operand, *choice, self.experts, residual, **self.how, partials=partials)
 
 
 class MixtureOfExperts:
@@ -113,7 +113,10 @@ class MixtureOfExperts:
             normed = replace(normed, pending=None)
         choice = self.experts.choose(normed)
         if self.ffn_up_shexp is None:
-            self.experts(operand, choice, stream.x)
+            if stream.leaves_pending:
+                stream.leave(self.experts(operand, choice, None, partials="allowed"))
+            else:
+                self.experts(operand, choice, stream.x)
             return
         h = self.ffn_up_shexp(operand, glu=self.glu)  # (T, F)
         if self.ffn_gate_inp_shexp is not None:

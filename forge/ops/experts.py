@@ -166,7 +166,8 @@ register(Experts, lambda experts: backend_of(experts.gate))
 
 @op(
     "operand:act[M,K]|Normed chosen:i32[M,U] weights:f32[M,U] experts:Experts &residual?:f32[M,K] "
-    "activation=silu|gelu|clamped_swiglu|relu2 weighs=output|input order=any|fixed -> y:f32[M,K]",
+    "activation=silu|gelu|clamped_swiglu|relu2 weighs=output|input order=any|fixed partials=never|allowed "
+    "-> y:f32[M,K]",
     rtol=1e-4,
     atol=1e-4,
 )
@@ -180,12 +181,14 @@ def experts(
     activation: str,
     weighs: str,
     order: str,
+    partials: str,
 ) -> Array:
     """The sum over each row's experts of weight * down(activation(gate(x)) * up(x)), or of down(activation(up(x))).
 
     operand: An array (M, K), or rows that are normalized first. residual: The sum is added to it in place, and it is
     returned. weighs: What the weight multiplies; with "input" the products without their biases. order="fixed": A row's
-    result has the same bits whatever rows stand beside it.
+    result has the same bits whatever rows stand beside it. partials="allowed": Without a residual the result may be
+    `Partials`, which the reader sums.
     """
     x = norm.reference(operand, out="act") if isinstance(operand, Normed) else operand
     gates, downs = _of_each(experts.gate, experts), _of_each(experts.down, experts)
@@ -243,6 +246,7 @@ def _experts_cpu(
     activation: str,
     weighs: str,
     order: str,
+    partials: str,
 ) -> Array:
     """Each chosen expert's matrices are read once, for all of its rows."""
     x: Array = norm.run_cpu(operand, out="act") if isinstance(operand, Normed) else operand
@@ -305,6 +309,7 @@ def _experts_gpu(
     activation: str,
     weighs: str,
     order: str,
+    partials: str,
 ) -> Any:
     """Choose the kernels.
 
@@ -316,11 +321,11 @@ def _experts_gpu(
     widths = operand.shape[1], experts.down.shape[1]
     if any(width % EXPERT_WIDTH for width in widths):
         raise UnsupportedError(f"experts of {widths[0]} and {widths[1]} numbers have no kernel: multiples of 8 have")
-    y = device.empty(operand.shape, np.float32) if residual is None else residual
-    how = expert_launches.How(activation, weighs == "input", residual is not None)
-    is_few = order == "any" and expert_launches.takes_rows(operand, chosen, experts)
+    how = expert_launches.How(activation, weighs == "input", order == "fixed")
+    is_few = order == "any" and expert_launches.takes_rows(device, operand, chosen, experts)
     if isinstance(operand, Normed) and not (is_few and operand.is_rms and operand.pending is None):
         operand = device.launch(norm, (operand,), {"out": "act"})
-    compute = expert_launches.by_rows if is_few else expert_launches.tiles
-    compute(device, operand, chosen, weights, experts, y, how)
-    return y
+    given = device, operand, chosen, weights, experts, residual, how
+    if is_few:
+        return expert_launches.by_rows(*given)
+    return expert_launches.tiles(*given, leaves_partials=partials == "allowed")

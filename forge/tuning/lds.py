@@ -125,6 +125,16 @@ def allows_few(shape: Shape, values: Values) -> bool:
     return 256 <= threads <= (640 if values["TILES"] == 1 else 512) and 60 << 10 <= lds_bytes <= 228 << 10
 
 
+def allows_experts(shape: Shape, values: Values) -> bool:
+    """Of `expert_mma_quant`: the same; all of a row of x, or 8 lines of it, have room."""
+    octets, threads = shape["tokens"] // 8, values["MIN_BLOCKS"] * values["BLOCK"]
+    lines = 4 if shape["inner"] <= 1024 else 8
+    if values["X_PLACES"] != lines * octets or (values["ROUNDS"] > 1 and shape["inner"] > 2048):
+        return False
+    lds_bytes = values["MIN_BLOCKS"] * (few_lds_bytes(shape["format"], values) + 2048)
+    return 256 <= threads <= (512 if values["TILES"] == 1 else 384) and 60 << 10 <= lds_bytes <= 228 << 10
+
+
 def allows_many(shape: Shape, values: Values) -> bool:
     """There is room for enough stages, and each consumer has registers for its sums, weights and what it makes them of.
 

@@ -16,6 +16,7 @@ from forge.tuning.lds import (
     WITHOUT_LINES,
     allows_attention,
     allows_decode,
+    allows_experts,
     allows_few,
     allows_group,
     allows_many,
@@ -227,6 +228,25 @@ KERNELS = {
             Row({"op": ("linear",), "format": ("Q4_0", "Q4_K"), "tokens": 8}, (2, 256, 2, 2, 8)),
             Row({"tokens": 8}, (2, 256, 1, 3, 16)),
             Row({}, (2, 256, 1, 2, 16)),
+        ),
+    ),
+    "expert_mma_quant": Kernel(
+        classes={
+            "op": ("linear", "rms_gated"), "format": FEW_FORMATS, "inner": (1024, 2048, ANY), "tokens": FEW_ROWS
+        },
+        # As matmul_mma_quant. A wave takes ROUNDS times its tiles of a matrix, one after the other.
+        candidates={
+            "TILES": (1, 2), "BLOCK": (128, 256), "MIN_BLOCKS": (1, 2, 3, 4), "STAGES": (2, 3, 4),
+            "X_PLACES": (4, 8, 16), "ROUNDS": (1, 2, 4),
+        },
+        allows=allows_experts,
+        measured="not measured: as much as is on its way for a product of 8 rows",
+        rows=(
+            Row({"inner": 1024, "tokens": 8}, (1, 128, 4, 3, 4, 2)),
+            Row({"format": _WIDE_CODES, "tokens": 8}, (1, 128, 3, 2, 8, 1)),
+            Row({"tokens": 8}, (1, 128, 3, 3, 8, 1)),
+            Row({"format": ("Q8_0",)}, (1, 128, 2, 2, 16, 1)),
+            Row({}, (1, 128, 2, 3, 16, 1)),
         ),
     ),
     "matmul_wgmma_quant": Kernel(

@@ -10,6 +10,7 @@ from harness import COMPILER, TILE_FAMILIES, Harness
 
 from forge.devtools.cases import CASES
 from forge.devtools.cases.case import Case
+from forge.devtools.cases.experts import experts_case
 from forge.devtools.recorder import Recorded, Recorder
 from forge.devtools.verify import run_case
 from forge.ops.linear import linear
@@ -65,6 +66,28 @@ def test_groups_of_waves_multiply_each_format(kind: str, rows: int) -> None:
     is_few = kind in FEW_FORMATS and kind != "Q8_0" and rows <= FEW_ROWS[-1]
     of_blocks = "matmul_mma_quant" if is_few else many
     assert {variant.file for variant in device.variants} >= {float_kernel if kind == "F16" else of_blocks}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "rows", "sizes", "how"),
+    [
+        ("Q4_K", 9, (2304, 1280, 2, 2), {"extras": "residual bias"}),  # x is placed in parts, in each round
+        ("Q4_K", 12, (512, 512, 9, 1), {"among": 9, "partials": "allowed"}),
+        ("Q5_K", 11, (512, 256, 3, 2), {"weighs": "input", "extras": "residual"}),
+        ("Q6_K", 5, (512, 768, 4, 2), {"activation": "gelu"}),
+        ("MXFP4", 5, (320, 192, 4, 2), {"extras": "bias"}),  # lines that are not whole
+        ("MXFP4", 16, (256, 512, 3, 1), {"among": 1}),
+        ("Q4_0", 20, (256, 256, 5, 1), {"among": 2}),  # more rows of an expert than a tile has
+        ("Q4_1", 5, (512, 256, 4, 2), {"activation": "relu2"}),
+        ("Q8_0", 6, (512, 256, 4, 1), {"among": 1, "extras": "residual"}),
+    ],
+)
+def test_experts_by_tiles_of_few_rows(kind: str, rows: int, sizes: tuple[int, ...], how: dict[str, Any]) -> None:
+    device = device_of("TILE_MMA, groups")
+    error, _ = run_case(REGISTRY["experts"], experts_case("by tiles", rows, *sizes, format=kind, **how), device)
+    assert error.passed, error
+    assert "expert_mma_quant" in {variant.file for variant in device.variants}
 
 
 @pytest.mark.parametrize("family", FAMILIES)

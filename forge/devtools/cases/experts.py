@@ -102,6 +102,7 @@ def experts_case(
     activation: str = "silu",
     weighs: str = "output",
     order: str = "any",
+    partials: str = "never",
     extras: str = "",
     among: int = 0,
 ) -> Case:
@@ -139,7 +140,7 @@ def experts_case(
             operand = _normed(x, (1 + 0.1 * normal(rng, inner)) * scale)
         return operand, chosen, weights, experts, normal(rng, rows, inner) if "residual" in has else None
 
-    return Case(name, make, {"activation": activation, "weighs": weighs, "order": order})
+    return Case(name, make, {"activation": activation, "weighs": weighs, "order": order, "partials": partials})
 
 
 def _experts_by_hand() -> Case:
@@ -156,7 +157,7 @@ def _experts_by_hand() -> Case:
         row, residual = (3 * x + 4 * residual)[None], 1000 * x[None]
         return row, np.array([[0]], np.int32), np.array([[0.5]], np.float32), experts, residual
 
-    options = {"activation": "relu2", "weighs": "output", "order": "any"}
+    options = {"activation": "relu2", "weighs": "output", "order": "any", "partials": "never"}
     return Case("by hand", make, options, expected=([[1072, -71.5, *6 * [0]]],))  # (3 + 8 + 1) ** 2 = 144
 
 

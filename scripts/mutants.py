@@ -89,6 +89,7 @@ TESTS = {  # by kernel file: what names of these tests hold, the likeliest to fi
     "include/tile_wmma": "test_tiles|test_attention_prefill",
     "include/tile_scalar": "test_tiles|test_attention_prefill",
     "include/x_order": "order_that|orders_that|each_format",
+    "include/mma_quant": "each_format|Q6_K 16|experts_by_tiles|groups",
     "include/quant_lines": "each_format|Q6_K 32|groups",
     "include/tile_lines": "groups|attention_wgmma",
     "include/tile_phases": "wait_for_each_other|attention_wgmma",

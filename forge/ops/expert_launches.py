@@ -15,8 +15,8 @@ from forge.formats.ggml import GGMLType
 from forge.ops.matmul import Partials
 from forge.ops.norm import Normed
 from forge.ops.quant import Packed
-from forge.tuning.lds import FEW_FORMATS, few_lds_bytes, row_groups
-from forge.tuning.table import FEW_ROWS, MATMUL_ROWS
+from forge.tuning.lds import FEW_FORMATS, FEW_ROWS, few_lds_bytes, row_groups
+from forge.tuning.table import MATMUL_ROWS
 
 _ACTIVATIONS = {"silu": 0, "gelu": 1, "clamped_swiglu": 2, "relu2": 3}
 _ROUTE_THREADS = 128

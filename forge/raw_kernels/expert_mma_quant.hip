@@ -8,6 +8,37 @@
 
 #define GATED_ROWS (GATED ? 8 : 16) // outputs of a tile
 
+struct Results {
+    const float *weights, *bias; // (P,), (X * N,)
+    float *y;                    // (U, M, N)
+    f16 *h;                      // (P, N / 2) or (P, N)
+    u32 rows, used;              // M, U
+};
+// Stores the sums of a wave's tiles, whose outputs begin with `first`.
+DEVICE void store_results(
+    const Results &to, const Sums &sum, const u32 (&pairs)[TOKENS], u32 count, u32 matrix, u32 outputs, u32 first, u32 activation
+) {
+    UNROLL for (u32 m = 0; m < OCTETS; ++m)
+        UNROLL for (u32 j = 0; j < TILE_LANE_TOKENS; ++j) {
+            u32 token = m * TILE_TOKENS + tile_sum_token(j);
+            if (token >= count) continue;
+            u32 pair = pairs[token];
+            float factor = to.weights ? to.weights[pair] : 1.0f;
+            UNROLL for (u32 t = 0; t < TILES; ++t)
+                UNROLL for (u32 i = j; i < (GATED ? TILE_VALUES / 2 : TILE_VALUES); i += TILE_LANE_TOKENS) {
+                    u32 n = first + t * GATED_ROWS + (GATED ? place_in_half(tile_sum_row(i)) : tile_sum_row(i));
+                    if (n >= outputs) continue;
+                    float value = sum[t][m][i], other = sum[t][m][(i + TILE_VALUES / 2) % TILE_VALUES];
+                    float more = to.bias ? to.bias[matrix + n] : 0.0f, more_up = GATED && to.bias ? to.bias[matrix + outputs + n] : 0.0f;
+                    if (to.h)
+                        to.h[(u64)pair * outputs + n] =
+                            to_f16(expert_activate(value * factor + more, other * factor + more_up, GATED ? activation : RELU2));
+                    else
+                        to.y[((u64)(pair % to.used) * to.rows + pair / to.used) * outputs + n] = (value + more) * factor;
+                }
+        }
+}
+
 KERNEL(BLOCK) expert_mma_quant(
     const f16 *x,         // (M, K), or (P, K)
     const i32 *tiles,     // (tiles, 4) see expert_groups
@@ -37,6 +68,7 @@ KERNEL(BLOCK) expert_mma_quant(
     const u32 rounds = own < groups ? smaller((groups - own + WAVES - 1) / WAVES, (u32)ROUNDS) : 0, total = rounds * lines;
     const u32 matrix = expert * outer;
     Planes planes{weight, high, scales, deltas};
+    const Results results{weights, bias, y, h, rows, used};
     auto output_of = [&](u32 round, u32 tile) { return ((own + round * WAVES) * TILES + tile) * GATED_ROWS; };
     auto row_in = [&](u32 round, u32 tile, u32 row) {
         u32 n = output_of(round, tile) + (GATED ? place_in_half(row) : row);
@@ -71,17 +103,13 @@ KERNEL(BLOCK) expert_mma_quant(
     if (HAS_REST && rounds) load_rests(0, 0);
     lds_barrier();
     auto row_of_x = [&](u32 token) { return own_pairs[token] / of_x; };
-    const u32 nothing = (rows >> 31) * THREAD << 20; // as no compiler knows: so each thread keeps these constants in registers
-    Masks masks{0x000f000fu | nothing, 0x00f000f0u | nothing, 0x00ff00ffu | nothing, 0x4b000000u | nothing, 0x0e000e00u | nothing};
+    const Masks masks = masks_of((rows >> 31) * THREAD << 20);
     const Places places = places_of_codes();
     u32 at = 0; // the stage's place in LDS
     ROLLED for (u32 round = 0; round < ROUNDS; ++round) {
-        Sums sum;
+        Sums sum, minima;
         clear_sums(sum);
-#if HAS_OFFSET && !IS_K
-        Sums minima;
         clear_sums(minima);
-#endif
         ROLLED for (u32 first = 0; first < lines; first += X_LINES) {
             if (round == 0 || lines > X_LINES) {
                 if (round || first) lds_barrier(); // the x before was read
@@ -102,52 +130,12 @@ KERNEL(BLOCK) expert_mma_quant(
                     bool is_last = line + 1 == lines;
                     if (!is_last || round + 1 < rounds) load_rests(is_last ? round + 1 : round, is_last ? 0 : line + 1);
                 }
-#if IS_K
-                Sums of_line; // before the scales of blocks
-                clear_sums(of_line);
-#else
-                Sums &of_line = sum;
-#endif
-                UNROLL for (u32 block = 0; block < BLOCKS; ++block) multiply_block(of_line, stage, own_x, own_scales, places, masks, block);
-#if HAS_OFFSET && IS_K
-                take_minima(sum, stage, own_x, own_scales);
-#elif HAS_OFFSET
-                add_minima(minima, stage, own_x);
-#endif
-#if IS_K
-                UNROLL for (u32 t = 0; t < TILES; ++t)
-                    UNROLL for (u32 m = 0; m < OCTETS; ++m)
-                        UNROLL for (u32 v = 0; v < TILE_VALUES; ++v)
-                            sum[t][m][v] += to_float(f16{(u16)own_scales[t][v / 2].delta}) * of_line[t][m][v];
-#endif
+                multiply_line(sum, minima, stage, own_x, own_scales, places, masks);
                 at = at + 1 == STAGES ? 0 : at + 1;
             }
         }
         if (round >= rounds) continue;
-        UNROLL for (u32 m = 0; m < OCTETS; ++m)
-            UNROLL for (u32 j = 0; j < TILE_LANE_TOKENS; ++j) {
-                u32 token = m * TILE_TOKENS + tile_sum_token(j);
-                if (token >= count) continue;
-                u32 pair = own_pairs[token];
-                float factor = weights ? weights[pair] : 1.0f;
-                UNROLL for (u32 t = 0; t < TILES; ++t)
-                    UNROLL for (u32 i = j; i < (GATED ? TILE_VALUES / 2 : TILE_VALUES); i += TILE_LANE_TOKENS) {
-                        u32 n = output_of(round, t) + (GATED ? place_in_half(tile_sum_row(i)) : tile_sum_row(i));
-                        if (n >= outputs) continue;
-                        const u32 up = (i + TILE_VALUES / 2) % TILE_VALUES;
-                        float value = sum[t][m][i] * (1 / CODE_FACTOR), other = sum[t][m][up] * (1 / CODE_FACTOR);
-#if HAS_OFFSET && !IS_K
-                        value += 16 * minima[t][m][i], other += 16 * minima[t][m][up];
-#endif
-                        float more = bias ? bias[matrix + n] : 0.0f;
-                        if (h)
-                            h[(u64)pair * outputs + n] = to_f16(
-                                GATED ? expert_activate(value * factor + more, other * factor + (bias ? bias[matrix + outputs + n] : 0.0f), activation)
-                                      : expert_activate(value * factor + more, 0.0f, RELU2)
-                            );
-                        else
-                            y[((u64)(pair % used) * rows + pair / used) * outer + n] = (value + more) * factor;
-                    }
-            }
+        finish_sums(sum, minima);
+        store_results(results, sum, own_pairs, count, matrix, outputs, output_of(round, 0), activation);
     }
 }

@@ -42,14 +42,10 @@ KERNEL(BLOCK) matmul_mma_quant(
                 if (begin < end) rests[t][r] = load_rest(deltas, rest_at[t][r] + begin);
             }
     grid_dependency_sync();
-    Sums sum;
+    Sums sum, minima;
     clear_sums(sum);
-#if HAS_OFFSET && !IS_K
-    Sums minima;
     clear_sums(minima);
-#endif
-    const u32 nothing = (rows >> 31) * THREAD << 20; // as no compiler knows: so each thread keeps these constants in registers
-    Masks masks{0x000f000fu | nothing, 0x00f000f0u | nothing, 0x00ff00ffu | nothing, 0x4b000000u | nothing, 0x0e000e00u | nothing};
+    const Masks masks = masks_of((rows >> 31) * THREAD << 20);
     const Places places = places_of_codes();
     u32 at = 0; // the stage's place in LDS
     ROLLED for (u32 first = begin; first < end; first += X_LINES) {
@@ -71,34 +67,10 @@ KERNEL(BLOCK) matmul_mma_quant(
             if (HAS_REST && line + 1 < end)
                 UNROLL for (u32 t = 0; t < TILES; ++t)
                     UNROLL for (u32 r = 0; r < TILE_LANE_ROWS; ++r) rests[t][r] = load_rest(deltas, rest_at[t][r] + line + 1);
-#if IS_K
-            Sums of_line; // before the scales of blocks
-            clear_sums(of_line);
-#else
-            Sums &of_line = sum;
-#endif
-            UNROLL for (u32 block = 0; block < BLOCKS; ++block) multiply_block(of_line, stage, own_x, own_scales, places, masks, block);
-#if HAS_OFFSET && IS_K
-            take_minima(sum, stage, own_x, own_scales);
-#elif HAS_OFFSET
-            add_minima(minima, stage, own_x);
-#endif
-#if IS_K
-            UNROLL for (u32 t = 0; t < TILES; ++t)
-                UNROLL for (u32 m = 0; m < OCTETS; ++m)
-                    UNROLL for (u32 v = 0; v < TILE_VALUES; ++v)
-                        sum[t][m][v] += to_float(f16{(u16)own_scales[t][v / 2].delta}) * of_line[t][m][v];
-#endif
+            multiply_line(sum, minima, stage, own_x, own_scales, places, masks);
             at = at + 1 == STAGES ? 0 : at + 1;
         }
     }
-    UNROLL for (u32 t = 0; t < TILES; ++t)
-        UNROLL for (u32 m = 0; m < OCTETS; ++m)
-            UNROLL for (u32 v = 0; v < TILE_VALUES; ++v) {
-                sum[t][m][v] *= 1 / CODE_FACTOR;
-#if HAS_OFFSET && !IS_K
-                sum[t][m][v] += 16 * minima[t][m][v];
-#endif
-            }
+    finish_sums(sum, minima);
     store_sums(product, sum, 0);
 }

@@ -7,6 +7,8 @@ from forge.tuning.spec import Shape, Values
 
 FEW_FORMATS = ("Q4_0", "Q4_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K", "MXFP4")
 """What `matmul_mma_quant` multiplies: codes below an exponent are float16 numbers by one or two instructions."""
+FEW_ROWS = (8, 16)
+"""Rows of x that a block of it takes, in variants up to each of these."""
 CODEBOOK_BYTES = {"IQ2_XXS": 1 << 10, "IQ2_XS": 2 << 10, "IQ2_S": 4 << 10, "IQ3_XXS": 1 << 10, "IQ3_S": 2 << 10}
 CODEBOOK_BYTES |= dict.fromkeys(("IQ1_S", "IQ1_M"), 8 << 10)
 """What the codebooks of formats take of LDS."""

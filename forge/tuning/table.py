@@ -9,14 +9,15 @@ gfx90a CDNA2, gfx11 RDNA3, gfx12 RDNA4.
 from __future__ import annotations
 
 from forge.formats.ggml import BLOCK_FORMATS
+from forge.tuning.experts import EXPERT_KERNELS
 from forge.tuning.lds import (
     CODEBOOK_BYTES,
     FEW_FORMATS,
+    FEW_ROWS,
     FIXED_LDS_BYTES,
     WITHOUT_LINES,
     allows_attention,
     allows_decode,
-    allows_experts,
     allows_few,
     allows_group,
     allows_many,
@@ -34,8 +35,6 @@ LINE_ROWS = MATMUL_ROWS[:3]
 """The same of a block of `matmul_wgmma_quant`, which takes no more."""
 MANY_ROWS = (32, 64, 128, 256)
 """The same of a block of `matmul_wgmma_quant_many`, whose waves have roles."""
-FEW_ROWS = (8, 16)
-"""The same of a block of `matmul_mma_quant`, which takes no more."""
 _MMA, _MFMA, _WMMA = ("sm_8", "sm_9", "sm_1"), ("gfx908", "gfx90a", "gfx94", "gfx95"), ("gfx11", "gfx12")
 """Architectures with matrix cores of each family."""
 _OPS = ("linear", "rms_linear", "rms_gated")
@@ -81,7 +80,7 @@ def _norm(shape: Shape, values: Values) -> bool:
     return most == 1024 or 4 * most < shape["width"] <= 32 * most
 
 
-KERNELS = {
+KERNELS = EXPERT_KERNELS | {
     "matvec_f16": Kernel(
         classes={"op": _OPS, "inner": (512, 1024, 2048, 4096, 8192, 16_384), "outer": _OUTER},
         # BLOCK threads share a row, 8 numbers at a time, and compute ROWS at a time; there are registers, and the grid
@@ -228,25 +227,6 @@ KERNELS = {
             Row({"op": ("linear",), "format": ("Q4_0", "Q4_K"), "tokens": 8}, (2, 256, 2, 2, 8)),
             Row({"tokens": 8}, (2, 256, 1, 3, 16)),
             Row({}, (2, 256, 1, 2, 16)),
-        ),
-    ),
-    "expert_mma_quant": Kernel(
-        classes={
-            "op": ("linear", "rms_gated"), "format": FEW_FORMATS, "inner": (1024, 2048, ANY), "tokens": FEW_ROWS
-        },
-        # As matmul_mma_quant. A wave takes ROUNDS times its tiles of a matrix, one after the other.
-        candidates={
-            "TILES": (1, 2), "BLOCK": (128, 256), "MIN_BLOCKS": (1, 2, 3, 4), "STAGES": (2, 3, 4),
-            "X_PLACES": (4, 8, 16), "ROUNDS": (1, 2, 4),
-        },
-        allows=allows_experts,
-        measured="not measured: as much as is on its way for a product of 8 rows",
-        rows=(
-            Row({"inner": 1024, "tokens": 8}, (1, 128, 4, 3, 4, 2)),
-            Row({"format": _WIDE_CODES, "tokens": 8}, (1, 128, 3, 2, 8, 1)),
-            Row({"tokens": 8}, (1, 128, 3, 3, 8, 1)),
-            Row({"format": ("Q8_0",)}, (1, 128, 2, 2, 16, 1)),
-            Row({}, (1, 128, 2, 3, 16, 1)),
         ),
     ),
     "matmul_wgmma_quant": Kernel(

@@ -20,8 +20,8 @@ from forge.ops.op import REGISTRY
 from forge.ops.ordered import Ordered
 from forge.ops.quant import FORMATS, QuantTensor, Stack
 from forge.tuning import Choices
-from forge.tuning.lds import FEW_FORMATS, WITHOUT_LINES
-from forge.tuning.table import FEW_ROWS, KERNELS
+from forge.tuning.lds import FEW_FORMATS, FEW_ROWS, WITHOUT_LINES
+from forge.tuning.table import KERNELS
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="no clang++: scripts/install-toolchain installs it")
 

@@ -386,3 +386,41 @@ DEVICE void take_minima(Sums &sum, const WaveStage &stage, const XLine *x, const
                 sum[t][m][v] -= to_float(f16{(u16)(scales[t][v / 2].delta >> 16)}) * (16 * CODE_FACTOR) * minima[t][m][v];
 }
 #endif
+
+// Adds the products of a line with all rows of x. What is subtracted for minima beside a scale of each group is in `minima`.
+DEVICE void multiply_line(
+    Sums &sum, Sums &minima, const WaveStage &stage, const XLine *x, const WaveScales &scales, const Places &places, const Masks &masks
+) {
+#if IS_K
+    Sums of_line; // before the scales of blocks
+    clear_sums(of_line);
+#else
+    Sums &of_line = sum;
+#endif
+    UNROLL for (u32 block = 0; block < BLOCKS; ++block) multiply_block(of_line, stage, x, scales, places, masks, block);
+#if HAS_OFFSET && IS_K
+    take_minima(sum, stage, x, scales);
+#elif HAS_OFFSET
+    add_minima(minima, stage, x);
+#endif
+#if IS_K
+    UNROLL for (u32 t = 0; t < TILES; ++t)
+        UNROLL for (u32 m = 0; m < OCTETS; ++m)
+            UNROLL for (u32 v = 0; v < TILE_VALUES; ++v)
+                sum[t][m][v] += to_float(f16{(u16)scales[t][v / 2].delta}) * of_line[t][m][v];
+#endif
+}
+// What the sums of all lines stand for.
+DEVICE void finish_sums(Sums &sum, const Sums &minima) {
+    UNROLL for (u32 t = 0; t < TILES; ++t)
+        UNROLL for (u32 m = 0; m < OCTETS; ++m)
+            UNROLL for (u32 v = 0; v < TILE_VALUES; ++v) {
+                sum[t][m][v] *= 1 / CODE_FACTOR;
+#if HAS_OFFSET && !IS_K
+                sum[t][m][v] += 16 * minima[t][m][v];
+#endif
+            }
+}
+DEVICE Masks masks_of(u32 nothing) { // 0, as no compiler knows: so each thread keeps these constants in registers
+    return Masks{0x000f000fu | nothing, 0x00f000f0u | nothing, 0x00ff00ffu | nothing, 0x4b000000u | nothing, 0x0e000e00u | nothing};
+}

@@ -80,7 +80,7 @@ def _norm(shape: Shape, values: Values) -> bool:
     return most == 1024 or 4 * most < shape["width"] <= 32 * most
 
 
-KERNELS = EXPERT_KERNELS | {
+KERNELS = {
     "matvec_f16": Kernel(
         classes={"op": _OPS, "inner": (512, 1024, 2048, 4096, 8192, 16_384), "outer": _OUTER},
         # BLOCK threads share a row, 8 numbers at a time, and compute ROWS at a time; there are registers, and the grid
@@ -347,4 +347,4 @@ KERNELS = EXPERT_KERNELS | {
         measured="not measured against others: as many threads as a block may have, up to one for 4 numbers",
         rows=(Row({}, (1024,)),),
     ),
-}  # fmt: skip
+} | EXPERT_KERNELS  # fmt: skip

@@ -25,7 +25,7 @@ EXPERT_KERNELS = {
             Row({"format": _WIDE_CODES, "tokens": 8}, (1, 128, 3, 2, 8, 1)),
             Row({"tokens": 8}, (1, 128, 3, 3, 8, 1)),
             Row({"inner": 1024}, (1, 128, 2, 3, 8, 1)),
-            Row({"format": ("Q8_0",)}, (1, 128, 2, 2, 16, 1)),
+            Row({"format": _WIDE_CODES}, (1, 128, 2, 2, 16, 1)),
             Row({}, (1, 128, 2, 3, 16, 1)),
         ),
     ),

@@ -149,7 +149,7 @@ def _experts(
 ) -> Iterator[tuple[str, str, int, Make, dict[str, Any]]]:
     """Layers of mixtures: what chooses the experts, and what those of all rows compute."""
     rng = np.random.default_rng(1)
-    router = {"scores": "softmax", "weights": "renormalized"}
+    router = {"scores": "softmax", "weights": "renormalized", "order": "any", "tiles": "never"}
     for model, kind, width, inner, count, used, activation in (
         ("qwen3-30b-a3b", "Q4_K", 2048, 768, 128, 8, "silu"),
         ("gpt-oss-20b", "MXFP4", 2880, 2880, 32, 4, "clamped_swiglu"),

@@ -36,11 +36,17 @@ class _Experts:
             tensors.vector("ffn_down_exps.scale", numbers.count) if has_scale else None,
             *(numbers.used, numbers.groups, numbers.used_groups, numbers.scale),
         )
-        self.scores = {"scores": numbers.scores, "weights": "renormalized" if numbers.renormalizes else "as_scored"}
+        order = "fixed" if tensors.is_deterministic else "any"
+        self.scores = {
+            "scores": numbers.scores,
+            "weights": "renormalized" if numbers.renormalizes else "as_scored",
+            "order": order,
+            "tiles": "never" if tensors.is_deterministic else "allowed",
+        }
         self.how = {
             "activation": row.activation,
             "weighs": "input" if row.weighs_input else "output",
-            "order": "fixed" if tensors.is_deterministic else "any",
+            "order": order,
         }
         first = ("ffn_gate_exps", "ffn_up_exps") if row.activation in GATED else ("ffn_up_exps",)
         sizes = dict.fromkeys(first, numbers.width)

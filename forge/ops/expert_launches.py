@@ -5,11 +5,13 @@ All of them read on the device which experts were chosen, so that no step waits 
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from forge.backend import backend_of, register
 from forge.backend.gpu import GPU
 from forge.formats.ggml import GGMLType
 from forge.ops.matmul import Partials
@@ -20,6 +22,8 @@ from forge.tuning.table import MATMUL_ROWS
 
 _ACTIVATIONS = {"silu": 0, "gelu": 1, "clamped_swiglu": 2, "relu2": 3}
 _ROUTE_THREADS = 128
+_ROWS_THREADS, _TOGETHER, _MOST_ROWS, _MOST_NUMBERS = 256, 8, 64, 64
+"""Of route_rows: threads, rows that are computed together and in all, and numbers of weights that a thread holds."""
 _VECTOR_ROWS = 8
 """Rows that matrix-vector products compute at most."""
 _F16_BLOCK = 256
@@ -43,29 +47,105 @@ class How:
         return self.activation != "relu2"
 
 
-def route(device: GPU, normed: Normed, router: Any, *, is_sigmoid: bool, renormalizes: bool) -> tuple[Any, Any]:
-    """The experts of each row, int32 (M, U), and their weights, float32 (M, U)."""
+@dataclass(frozen=True, slots=True)
+class Grouped:
+    """The experts of each row, int32 (M, U), with the list of their tiles.
+
+    pairs: int32 (M * U,), numbers of pairs of a row and one of its experts, by expert and number. tiles: int32 (N, 4),
+    of at most `rows` pairs, see expert_groups.hip.
+    """
+
+    chosen: Any
+    pairs: Any
+    tiles: Any
+    rows: int
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return tuple(self.chosen.shape)
+
+    @property
+    def dtype(self) -> Any:
+        return self.chosen.dtype
+
+
+register(Grouped, lambda grouped: backend_of(grouped.chosen))
+
+
+def _empty_groups(device: GPU, chosen: Any, count: int, rows: int) -> Grouped:
+    """Memory for a list of tiles of at most so many pairs; the host knows how many there can be."""
+    total = chosen.shape[0] * chosen.shape[1]
+    tiles = min(min(count, total) + total // rows, total)
+    return Grouped(chosen, device.empty((total,), np.int32), device.empty((tiles, 4), np.int32), rows)
+
+
+def route(
+    device: GPU,
+    normed: Normed,
+    router: Any,
+    *,
+    is_sigmoid: bool,
+    renormalizes: bool,
+    is_fixed: bool,
+    leaves_tiles: bool,
+) -> tuple[Any, Any]:
+    """The experts of each row, int32 (M, U), and their weights, float32 (M, U).
+
+    is_fixed: A row's logits do not depend on the rows beside it: one kernel computes them. leaves_tiles: The experts
+    may be `Grouped`.
+    """
     if normed.pending is not None or not normed.is_rms:
         raise ValueError("route: rows have an RMS norm, and nothing pending")
     (rows, inner), experts, used = normed.shape, len(router.weight), router.used
-    together, each = (1, 1) if rows <= 4 else (8, 1) if rows <= 128 else (8, 4)
-    blocks = -(-experts // (_ROUTE_THREADS // device.wave_size * each))
-    groups = -(-rows // together)
     logits = device.empty((rows, experts), np.float32)
     chosen, weights = device.empty((rows, used), np.int32), device.empty((rows, used), np.float32)
     vectors = normed.x, normed.weight, router.weight, router.bias, router.selection_bias, router.expert_scale
+    vector, flags = 4 if inner % 4 == 0 else 1, (int(is_sigmoid), int(renormalizes))
+    results = logits, chosen, weights
+    pieces, each = -(-inner // (vector * _ROWS_THREADS)), 1 if rows <= 16 else 2 if rows <= 32 else 4
+    if 2 <= rows <= _MOST_ROWS and not is_fixed and router.groups == 1 and pieces * vector * each <= _MOST_NUMBERS:
+        how = {"EACH": each, "BLOCK": _ROWS_THREADS, "PIECES": pieces, "VECTOR": vector}
+        return _route_rows(device, vectors, results, normed.eps, router.scale, inner, flags, how, leaves_tiles), weights
+    together, each = (1, 1) if rows <= 4 else (8, 1) if rows <= 128 else (8, 4)
+    blocks = -(-experts // (_ROUTE_THREADS // device.wave_size * each))
+    groups = -(-rows // together)
     numbers = normed.eps, router.scale, rows, inner, experts, used, router.groups, router.used_groups
     device.run(
         "route",
         "route",
         (blocks, groups),
         *(*vectors, logits, device.counters(groups), chosen, weights),
-        *(*numbers, int(is_sigmoid), int(renormalizes), blocks),
+        *(*numbers, *flags, blocks),
         ROWS=together,
         EACH=each,
-        VECTOR=4 if inner % 4 == 0 else 1,
+        VECTOR=vector,
     )
     return chosen, weights
+
+
+def _route_rows(
+    device: GPU,
+    vectors: Sequence[Any],
+    results: tuple[Any, Any, Any],
+    eps: float,
+    scale: float,
+    inner: int,
+    flags: tuple[int, int],
+    how: Mapping[str, int],
+    leaves_tiles: bool,
+) -> Any:
+    """Launch route_rows, which makes the list of tiles, too. Gives the experts."""
+    logits, chosen, weights = results
+    (rows, used), experts = chosen.shape, logits.shape[1]
+    groups, blocks = -(-rows // _TOGETHER), -(-experts // how["EACH"])
+    grouped, lists = None, (None, None, 0, 0)
+    if leaves_tiles:
+        grouped = _empty_groups(device, chosen, experts, _tile_rows(device, rows, used, experts))
+        lists = grouped.pairs, grouped.tiles, grouped.rows, len(grouped.tiles)
+    arrays = *vectors, logits, device.counters(groups + 1), chosen, weights, *lists
+    sizes = eps, scale, rows, inner, experts, used, *flags, blocks
+    device.run("route_rows", "route_rows", (blocks, groups), *arrays, *sizes, **how)
+    return grouped or chosen
 
 
 def takes_rows(device: GPU, operand: Any, chosen: Any, experts: Any) -> bool:
@@ -191,14 +271,18 @@ class _Groups:
         self.rows, self.used = chosen.shape
         total, count = self.rows * self.used, experts.count
         self.device, self.count = device, count
-        most = _tile_rows(self.rows, self.used, count)
-        self.is_few = most <= FEW_ROWS[-1] and takes_few(device, experts, is_fixed=is_fixed)
-        self.tokens = most if self.is_few else max(most, MATMUL_ROWS[1])
-        self.num_tiles = min(min(count, total) + total // self.tokens, total)
-        self.pairs = device.empty((total,), np.int32)
-        self.tiles = device.empty((self.num_tiles, 4), np.int32)
-        sizes = (total, count, self.tokens, self.num_tiles)
-        device.run("expert_groups", "group_experts", count, chosen, self.pairs, self.tiles, *sizes)
+        self.tokens = _tile_rows(device, self.rows, self.used, count)
+        self.is_few = self.tokens <= FEW_ROWS[-1] and takes_few(device, experts, is_fixed=is_fixed)
+        if not self.is_few:
+            self.tokens = max(self.tokens, MATMUL_ROWS[1])
+        if isinstance(chosen, Grouped) and chosen.rows == self.tokens:
+            grouped = chosen
+        else:
+            grouped = _empty_groups(device, rows_of(chosen), count, self.tokens)
+            sizes = (total, count, self.tokens, len(grouped.tiles))
+            lists = grouped.chosen, grouped.pairs, grouped.tiles
+            device.run("expert_groups", "group_experts", count, *lists, *sizes)
+        self.pairs, self.tiles, self.num_tiles = grouped.pairs, grouped.tiles, len(grouped.tiles)
 
     def run(
         self,
@@ -250,8 +334,15 @@ class _Groups:
         )
 
 
-def _tile_rows(rows: int, used: int, count: int) -> int:
+def rows_of(chosen: Any) -> Any:
+    """The experts of each row as an array."""
+    return chosen.chosen if isinstance(chosen, Grouped) else chosen
+
+
+def _tile_rows(device: GPU, rows: int, used: int, count: int) -> int:
     """Rows of a tile: twice as many as an expert has on average, up to 16, so that few have more, else 4 times."""
     mean = rows * used / count
+    if not device.has_wgmma:
+        return next((tokens for tokens in MATMUL_ROWS[1:] if min(rows, 4 * mean) <= tokens), MATMUL_ROWS[-1])
     few = next((tokens for tokens in FEW_ROWS if rows <= tokens or 2 * mean <= tokens), None)
     return few or next((tokens for tokens in MATMUL_ROWS if min(rows, 4 * mean) <= tokens), MATMUL_ROWS[-1])

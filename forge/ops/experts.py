@@ -53,13 +53,16 @@ register(Router, lambda router: backend_of(router.weight))
 
 
 @op(
-    "normed:Normed router:Router scores=softmax|sigmoid weights=renormalized|as_scored "
-    "-> chosen:i32[M,U] weights:f32[M,U]",
+    "normed:Normed router:Router scores=softmax|sigmoid weights=renormalized|as_scored order=any|fixed "
+    "tiles=never|allowed -> chosen:i32[M,U] weights:f32[M,U]",
     gpu_rtol=1e-4,
     gpu_atol=1e-5,
 )
-def route(normed: Normed, router: Router, *, scores: str, weights: str) -> tuple[Array, Array]:
+def route(normed: Normed, router: Router, *, scores: str, weights: str, order: str, tiles: str) -> tuple[Array, Array]:
     """The experts of each row, best first, and their weights. Of equal ones the lower index is better.
+
+    order="fixed": A row's result has the same bits whatever rows stand beside it. tiles="allowed": The experts may be
+    `Grouped`, with the list of tiles that `experts` multiplies.
 
     normed: Rows in float32 with nothing pending. The best are those with the largest logits; with a selection bias or
     with groups, those with the largest sums of score and bias. Sources: arXiv:1701.06538, arXiv:2412.19437.
@@ -95,7 +98,9 @@ def _chosen(logits: Array, router: Router, scores: str, weights: str) -> tuple[A
 
 
 @route.cpu
-def _route_cpu(normed: Normed, router: Router, *, scores: str, weights: str) -> tuple[Array, Array]:
+def _route_cpu(
+    normed: Normed, router: Router, *, scores: str, weights: str, order: str, tiles: str
+) -> tuple[Array, Array]:
     """A row's logits have the same bits whatever rows stand beside it: they are few, and decide."""
     return _chosen(fixed.product(router.weight, norm.run_cpu(normed, out="f32")), router, scores, weights)
 
@@ -111,10 +116,11 @@ def _of_best_groups(ranked: Array, router: Router) -> Array:
 
 
 @route.gpu
-def _route_gpu(device: GPU, normed: Normed, router: Router, *, scores: str, weights: str) -> Any:
-    return expert_launches.route(
-        device, normed, router, is_sigmoid=scores == "sigmoid", renormalizes=weights == "renormalized"
-    )
+def _route_gpu(
+    device: GPU, normed: Normed, router: Router, *, scores: str, weights: str, order: str, tiles: str
+) -> Any:
+    how = {"is_sigmoid": scores == "sigmoid", "renormalizes": weights == "renormalized", "is_fixed": order == "fixed"}
+    return expert_launches.route(device, normed, router, **how, leaves_tiles=tiles == "allowed")
 
 
 @op("&h:act[M,F] normed:Normed gate:f32[K] -> y:act[M,F]")
@@ -325,7 +331,8 @@ def _experts_gpu(
     is_few = order == "any" and expert_launches.takes_rows(device, operand, chosen, experts)
     if isinstance(operand, Normed) and not (is_few and operand.is_rms and operand.pending is None):
         operand = device.launch(norm, (operand,), {"out": "act"})
-    given = device, operand, chosen, weights, experts, residual, how
     if is_few:
-        return expert_launches.by_rows(*given)
+        rows = expert_launches.rows_of(chosen)
+        return expert_launches.by_rows(device, operand, rows, weights, experts, residual, how)
+    given = device, operand, chosen, weights, experts, residual, how
     return expert_launches.tiles(*given, leaves_partials=partials == "allowed")

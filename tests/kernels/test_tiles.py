@@ -10,9 +10,10 @@ from harness import COMPILER, TILE_FAMILIES, Harness
 
 from forge.devtools.cases import CASES
 from forge.devtools.cases.case import Case
-from forge.devtools.cases.experts import experts_case
+from forge.devtools.cases.experts import experts_case, route_case
 from forge.devtools.recorder import Recorded, Recorder
-from forge.devtools.verify import run_case
+from forge.devtools.verify import inputs, on, run_case
+from forge.ops.experts import route
 from forge.ops.linear import linear
 from forge.ops.matmul import matmul
 from forge.ops.norm import Normed, norm
@@ -66,6 +67,24 @@ def test_groups_of_waves_multiply_each_format(kind: str, rows: int) -> None:
     is_few = kind in FEW_FORMATS and kind != "Q8_0" and rows <= FEW_ROWS[-1]
     of_blocks = "matmul_mma_quant" if is_few else many
     assert {variant.file for variant in device.variants} >= {float_kernel if kind == "F16" else of_blocks}
+
+
+@pytest.mark.parametrize("wave", [32, pytest.param(64, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("case", [route_case("ties", 2, 64, 96, 7, distinct=3), route_case("many", 33, 64, 96, 8)])
+def test_a_router_lists_the_tiles_of_its_choice(case: Case, wave: int) -> None:
+    """Pairs are sorted by expert; tiles name an expert, the place of the first pair, and how many there are."""
+    device = Harness(wave, seed=1)
+    given = on(route, inputs(route, case, device), device)
+    for _ in range(2):  # counters are as before
+        grouped, _ = device.launch(route, given, {**case.options, "tiles": "allowed"})
+    chosen, pairs, tiles = (device.to_numpy(each) for each in (grouped.chosen, grouped.pairs, grouped.tiles))
+    np.testing.assert_array_equal(pairs, np.argsort(chosen.reshape(-1), kind="stable"))
+    wanted, first = [], 0
+    for expert, count in zip(*np.unique(chosen, return_counts=True), strict=True):
+        wanted += [(expert, first + at, min(grouped.rows, count - at), 0) for at in range(0, count, grouped.rows)]
+        first += count
+    np.testing.assert_array_equal(tiles[: len(wanted)], wanted)
+    assert not tiles[len(wanted) :, 2].any()
 
 
 @pytest.mark.slow

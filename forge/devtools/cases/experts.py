@@ -33,6 +33,7 @@ def route_case(
     extras: str = "",
     groups: tuple[int, int] = (1, 1),
     distinct: int = 0,
+    order: str = "any",
 ) -> Case:
     """extras: of "bias", "selection", "scale". distinct: Experts repeat after so many, so that they tie."""
 
@@ -46,7 +47,7 @@ def route_case(
         )
         return _normed(normal(rng, rows, inner), 1 + 0.1 * normal(rng, inner)), router
 
-    return Case(name, make, {"scores": scores, "weights": weights})
+    return Case(name, make, {"scores": scores, "weights": weights, "order": order, "tiles": "never"})
 
 
 def _by_hand() -> Case:
@@ -58,7 +59,7 @@ def _by_hand() -> Case:
         return row, Router(weight, None, None, None, 3, 1, 1, 1.0)
 
     shares = np.exp([0.0, 0.0, -1.0]) / (2 + np.exp(-1.0))
-    options = {"scores": "softmax", "weights": "renormalized"}
+    options = {"scores": "softmax", "weights": "renormalized", "order": "any", "tiles": "never"}
     return Case("by hand", make, options, expected=([[1, 2, 0]], [shares]))
 
 

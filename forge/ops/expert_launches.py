@@ -22,10 +22,10 @@ from forge.tuning.table import MATMUL_ROWS
 
 _ACTIVATIONS = {"silu": 0, "gelu": 1, "clamped_swiglu": 2, "relu2": 3}
 _ROUTE_THREADS = 128
-_ROWS_THREADS, _TOGETHER, _MOST_ROWS, _MOST_NUMBERS = 256, 8, 64, 64
-"""Of route_rows: threads, rows that are computed together and in all, and numbers of weights that a thread holds."""
-_VECTOR_ROWS = 8
-"""Rows that matrix-vector products compute at most."""
+_ROWS_THREADS, _TOGETHER, _MOST_ROWS, _MOST_PIECES = 256, 8, 64, 5
+"""Of route_rows: threads, rows that are computed together and in all, and vectors of a row that a thread takes."""
+_VECTOR_ROWS, _FEW_VECTOR_ROWS = 8, 4
+"""Rows that matrix-vector products compute at most, and where tiles of few rows have a kernel of their own."""
 _F16_BLOCK = 256
 _MAX_WIDTH = 16_384
 """Numbers of a row that the threads of a block hold, of float16 matrices."""
@@ -103,7 +103,7 @@ def route(
     vector, flags = 4 if inner % 4 == 0 else 1, (int(is_sigmoid), int(renormalizes))
     results = logits, chosen, weights
     pieces, each = -(-inner // (vector * _ROWS_THREADS)), 1 if rows <= 16 else 2 if rows <= 32 else 4
-    if 2 <= rows <= _MOST_ROWS and not is_fixed and router.groups == 1 and pieces * vector * each <= _MOST_NUMBERS:
+    if 2 <= rows <= _MOST_ROWS and not is_fixed and router.groups == 1 and pieces <= _MOST_PIECES:
         how = {"EACH": each, "BLOCK": _ROWS_THREADS, "PIECES": pieces, "VECTOR": vector}
         return _route_rows(device, vectors, results, normed.eps, router.scale, inner, flags, how, leaves_tiles), weights
     together, each = (1, 1) if rows <= 4 else (8, 1) if rows <= 128 else (8, 4)
@@ -152,7 +152,8 @@ def takes_rows(device: GPU, operand: Any, chosen: Any, experts: Any) -> bool:
     """Whether matrix-vector kernels compute the experts: of one row, or of few, which seldom have an expert in common,
     where their tiles have no kernel of their own. What two rows read then comes from a cache."""
     rows, used = chosen.shape
-    if rows > 1 and (rows > _VECTOR_ROWS or rows * used > experts.count or takes_few(device, experts)):
+    most = _FEW_VECTOR_ROWS if takes_few(device, experts) else _VECTOR_ROWS
+    if rows > 1 and (rows > most or rows * used > experts.count):
         return False
     if experts.up is not None or (isinstance(operand, Normed) and operand.shape[1] > 8192):
         return False
@@ -272,7 +273,7 @@ class _Groups:
         total, count = self.rows * self.used, experts.count
         self.device, self.count = device, count
         self.tokens = _tile_rows(device, self.rows, self.used, count)
-        self.is_few = self.tokens <= FEW_ROWS[-1] and takes_few(device, experts, is_fixed=is_fixed)
+        self.is_few = self.tokens == FEW_ROWS[0] and takes_few(device, experts, is_fixed=is_fixed)
         if not self.is_few:
             self.tokens = max(self.tokens, MATMUL_ROWS[1])
         if isinstance(chosen, Grouped) and chosen.rows == self.tokens:
@@ -315,7 +316,8 @@ class _Groups:
             grid = self.num_tiles, -(-outer // (tile_rows * choice["ROUNDS"]))
             arrays = *lists, factors if y is None else shares, *matrices, of_x
             sizes = (self.rows, self.used, inner, outer, activation)
-            more = {"LDS_BYTES": few_lds_bytes(format, choice)} | ({"HAS_TAIL": 1} if inner % _LINE_WEIGHTS else {})
+            more = {"FIRST": int(y is None), "LDS_BYTES": few_lds_bytes(format, choice)}
+            more |= {"HAS_TAIL": 1} if inner % _LINE_WEIGHTS else {}
             self.device.run("expert_mma_quant", "expert_mma_quant", grid, *arrays, *sizes, **defines, **choice, **more)
             return
         values = {name: value for name, value in choice.items() if name != "SPLITS"}
@@ -340,9 +342,8 @@ def rows_of(chosen: Any) -> Any:
 
 
 def _tile_rows(device: GPU, rows: int, used: int, count: int) -> int:
-    """Rows of a tile: twice as many as an expert has on average, up to 16, so that few have more, else 4 times."""
-    mean = rows * used / count
-    if not device.has_wgmma:
-        return next((tokens for tokens in MATMUL_ROWS[1:] if min(rows, 4 * mean) <= tokens), MATMUL_ROWS[-1])
-    few = next((tokens for tokens in FEW_ROWS if rows <= tokens or 2 * mean <= tokens), None)
-    return few or next((tokens for tokens in MATMUL_ROWS if min(rows, 4 * mean) <= tokens), MATMUL_ROWS[-1])
+    """Rows of a tile: few where few experts have more, else about four times as many as one has on average."""
+    mean, few = rows * used / count, FEW_ROWS[0]
+    if device.has_wgmma and (rows <= few or 2 * mean <= few):
+        return few
+    return next((tokens for tokens in MATMUL_ROWS[1:] if min(rows, 4 * mean) <= tokens), MATMUL_ROWS[-1])

@@ -4,7 +4,8 @@
 //
 // A block multiplies one tile of group_experts, TOKENS pairs of a row and one of its experts at most, with ROUNDS times as many rows of
 // the expert's matrix as its waves take together. A wave's lines of weights are on their way from one round to the next.
-// -D as mma_quant; ROUNDS; GATED=1: an expert's rows are gates, then ups, and results are activations.
+// FIRST=1: the first product, behind the launch that made the list; the second reads the list and weights before the first is done.
+// -D as mma_quant; FIRST; ROUNDS; GATED=1: an expert's rows are gates, then ups, and results are activations.
 
 #define GATED_ROWS (GATED ? 8 : 16) // outputs of a tile
 
@@ -60,8 +61,9 @@ KERNEL(BLOCK) expert_mma_quant(
 ) {
     DYNAMIC_SHARED(Memory, memory, 1);
     SHARED u32 own_pairs[TOKENS];
-    grid_dependency_sync();
-    u32 expert = (u32)tiles[4 * BLOCK_X], first_pair = (u32)tiles[4 * BLOCK_X + 1], count = (u32)tiles[4 * BLOCK_X + 2];
+    if (FIRST) late_grid_dependency_sync();
+    const i32 *tile = tiles + 4 * BLOCK_X;
+    u32 expert = (u32)load_l2(tile), first_pair = (u32)load_l2(tile + 1), count = (u32)load_l2(tile + 2);
     if (count == 0) return;
     const u32 lines = (inner + LINE_WEIGHTS - 1) / LINE_WEIGHTS, pieces = inner / 32, outputs = GATED ? outer / 2 : outer;
     const u32 groups = (outputs + TILES * GATED_ROWS - 1) / (TILES * GATED_ROWS), own = BLOCK_Y * ROUNDS * WAVES + THREAD / TILE_WAVE;
@@ -87,7 +89,7 @@ KERNEL(BLOCK) expert_mma_quant(
     };
     u32 wave = THREAD / TILE_WAVE;
     UNROLL for (u32 s = 0; s + 1 < STAGES; ++s) copy_next(memory[0].stages[s][wave]);
-    if (THREAD < TOKENS) own_pairs[THREAD] = THREAD < count ? (u32)pairs[first_pair + THREAD] : 0;
+    if (THREAD < TOKENS) own_pairs[THREAD] = THREAD < count ? (u32)load_l2(pairs + first_pair + THREAD) : 0;
     Rest rests[TILES][TILE_LANE_ROWS] = {};
     auto load_rests = [&](u32 round, u32 line) {
         UNROLL for (u32 t = 0; t < TILES; ++t)
@@ -101,6 +103,7 @@ KERNEL(BLOCK) expert_mma_quant(
             }
     };
     if (HAS_REST && rounds) load_rests(0, 0);
+    if (!FIRST) grid_dependency_sync();
     lds_barrier();
     auto row_of_x = [&](u32 token) { return own_pairs[token] / of_x; };
     const Masks masks = masks_of((rows >> 31) * THREAD << 20);

@@ -13,9 +13,9 @@ DEVICE u32 eight_place() { return LANE % 2 * 4 + LANE / 2 % 2 * 2 + LANE / 4 % 2
 template <u32 HALF, u32 N> DEVICE void fold(float (&v)[N]) {
     const u32 mask = N / 2 / HALF;
     UNROLL for (u32 i = 0; i < HALF; ++i) {
+        float first = v[i], second = v[i + HALF]; // in registers: clang would choose between addresses
         bool upper = LANE & mask;
-        float kept = upper ? v[i + HALF] : v[i], sent = upper ? v[i] : v[i + HALF];
-        v[i] = kept + shfl_xor(sent, mask);
+        v[i] = (upper ? second : first) + shfl_xor(upper ? first : second, mask);
     }
 }
 DEVICE float sum_of_eight(float (&v)[TOGETHER]) {

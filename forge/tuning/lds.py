@@ -129,9 +129,8 @@ def allows_few(shape: Shape, values: Values) -> bool:
 
 def allows_experts(shape: Shape, values: Values) -> bool:
     """Of `expert_mma_quant`: the same; all of a row of x, or 8 lines of it, have room."""
-    octets, threads = shape["tokens"] // 8, values["MIN_BLOCKS"] * values["BLOCK"]
-    lines = 4 if shape["inner"] <= 1024 else 8
-    if values["X_PLACES"] != lines * octets or (values["ROUNDS"] > 1 and shape["inner"] > 2048):
+    threads, lines = values["MIN_BLOCKS"] * values["BLOCK"], 4 if shape["inner"] <= 1024 else 8
+    if values["X_PLACES"] != lines or (values["ROUNDS"] > 1 and shape["inner"] > 2048):
         return False
     lds_bytes = values["MIN_BLOCKS"] * (few_lds_bytes(shape["format"], values) + 2048)
     return 256 <= threads <= (512 if values["TILES"] == 1 else 384) and 60 << 10 <= lds_bytes <= 228 << 10

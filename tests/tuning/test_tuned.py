@@ -74,7 +74,7 @@ CASES: dict[str, tuple[Op, Case]] = {
     "attention_prefill 64": (paged_attention, attention.attention_case("parts", [70, 1], [150, 200], (2, 1), 64, 16)),
     "matmul_wgmma_quant_many Q4_K 64": (linear, quantized_case("Q4_K", 40, 768, 70, extras=True)),
     "attention_wgmma 64": (paged_attention, attention.attention_case("parts", [70, 1], [150, 200], (2, 1), 64, 16)),
-    "expert_mma_quant Q4_K 8": (experts, experts_case("", 5, 512, 512, 3, 2, format="Q4_K", activation="relu2")),
+    "expert_mma_quant Q4_K 1024": (experts, experts_case("", 5, 512, 512, 3, 2, format="Q4_K", activation="relu2")),
     "norm 4096": (norm, Case("wide", normal, {"out": "act"})),
 }
 

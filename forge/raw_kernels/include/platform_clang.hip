@@ -3,6 +3,7 @@
 #if !defined(FORGE_CUDA)
 #define HAS_PDL 0
 DEVICE void grid_dependency_sync() {}
+DEVICE void late_grid_dependency_sync() {}
 DEVICE i32 load_l2(const i32 *p) { return *p; }
 DEVICE float to_float(f16 x) { return (float)__builtin_bit_cast(_Float16, x.bits); }
 DEVICE f16 to_f16(float x) { return f16{__builtin_bit_cast(u16, (_Float16)x)}; }

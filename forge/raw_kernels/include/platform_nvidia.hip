@@ -25,9 +25,14 @@ DEVICE void grid_dependency_sync() {
     asm volatile("griddepcontrol.launch_dependents;" : : : "memory");
     asm volatile("griddepcontrol.wait;" : : : "memory");
 }
+DEVICE void late_grid_dependency_sync() {
+    asm volatile("griddepcontrol.wait;" : : : "memory");
+    asm volatile("griddepcontrol.launch_dependents;" : : : "memory");
+}
 #else
 #define HAS_PDL 0
 DEVICE void grid_dependency_sync() {}
+DEVICE void late_grid_dependency_sync() {}
 #endif
 #if __CUDA_ARCH__ >= 800
 #define HAS_COPY_ASYNC 1

@@ -33,6 +33,8 @@
 //                   runs (HAS_PDL). Before the call it stores nothing. It reads weights, keys and values of earlier steps, and,
 //                   through load_l2, what was stored before the step's last launch without the call. All threads of a kernel
 //                   call it or none. The next launch may start behind the call.
+//   late_grid_dependency_sync()  The same, but the next launch starts later: it reads, before its own call, what was stored before
+//                   this launch.
 //   compiler_fence(x)  Computes x before any later load, so that loads can take the registers x is made from. What is computed
 //                   from x stays behind the fence.
 //

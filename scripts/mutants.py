@@ -53,12 +53,9 @@ TESTS = {  # by kernel file: what names of these tests hold, the likeliest to fi
     "matmul": "M5 K1024|linear-M|linear-glu|linear-split-K|linear-|test_tiles|matmul",
     "matvec_f16": "linear-rms T1|linear-M1 |linear-rms glu silu T1|linear-rms|matvec_f16",
     "route": "route-",
-<<<<<<< HEAD
     "expert_fetch": "fetch_experts",
-=======
     "route_rows": "route-|lists_the_tiles",
     "include/router_weights": "route-",
->>>>>>> ce40070 (A router of 2 to 64 rows: a block for each expert and 8 rows, which lists the tiles, too)
     "expert_gate": "gate_rows",
     "expert_groups": "experts-T",
     "expert_act": "apart",

@@ -62,6 +62,7 @@ class _Experts:
         if tensors.leaves_experts:
             self.host = tensors.on_host(self.experts, numbers.used)
             self.experts = self.host.fetched
+            self.scores["tiles"] = "never"  # what is fetched goes by the experts alone
 
     def matrices(self) -> Iterator[tuple[Any, float]]:
         """The matrices that one token reads, and what share of each, without those on the host."""

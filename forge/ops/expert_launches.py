@@ -102,7 +102,7 @@ def route(
     vectors = normed.x, normed.weight, router.weight, router.bias, router.selection_bias, router.expert_scale
     vector, flags = 4 if inner % 4 == 0 else 1, (int(is_sigmoid), int(renormalizes))
     results = logits, chosen, weights
-    pieces, each = -(-inner // (vector * _ROWS_THREADS)), 1 if rows <= 16 else 2 if rows <= 32 else 4
+    pieces, each = -(-inner // (vector * _ROWS_THREADS)), 1 if rows <= 16 else 2 if rows <= 32 or inner > 4096 else 4
     if 2 <= rows <= _MOST_ROWS and not is_fixed and router.groups == 1 and pieces <= _MOST_PIECES:
         how = {"EACH": each, "BLOCK": _ROWS_THREADS, "PIECES": pieces, "VECTOR": vector}
         return _route_rows(device, vectors, results, normed.eps, router.scale, inner, flags, how, leaves_tiles), weights

@@ -28,6 +28,8 @@ pytestmark = pytest.mark.skipif(COMPILER is None, reason="no clang++: scripts/in
 
 FAMILIES = {**TILE_FAMILIES, "TILE_MMA, groups": {"wave": 32, "groups": True}}
 NAMES = ("M2 K96", "M16 K64", "M16 K96", "M33 K96", "Q4_K M5", "Q6_K M2", "Q8_0 M2 K576", "Q2_K M2", "stack M5")
+QUICK = ("M2 K96", "M33 K96", "Q4_K M5", "Q6_K M2", "stack M5")
+slow = pytest.mark.slow
 
 
 def device_of(family: str) -> Harness:
@@ -39,7 +41,9 @@ PRODUCTS = [case for case in CASES["linear"] if case.name.startswith(NAMES)]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("case", PRODUCTS, ids=[case.name for case in PRODUCTS])
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, id=case.name, marks=() if case.name.startswith(QUICK) else slow) for case in PRODUCTS]
+)
 def test_each_family_computes_the_product(case: Case, family: str) -> None:
     error, _ = run_case(REGISTRY["linear"], case, device_of(family))
     assert error.passed, error
@@ -131,7 +135,7 @@ def test_rows_do_not_see_each_other(rows: int, kind: str, family: str) -> None:
     [
         (33, 512, True, True, ("Q4_K",)),
         (70, 512, True, False, ("Q6_K",)),
-        (33, 4352, True, True, ("Q4_K", "Q6_K")),
+        pytest.param(33, 4352, True, True, ("Q4_K", "Q6_K"), marks=pytest.mark.slow),
         (200, 256, False, True, ("Q6_K", "Q4_K")),
         (40, 512, False, False, ("Q4_K", "F16")),
     ],

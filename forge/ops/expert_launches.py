@@ -5,15 +5,15 @@ All of them read on the device which experts were chosen, so that no step waits 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from forge.backend import backend_of, register
 from forge.backend.gpu import GPU
 from forge.formats.ggml import GGMLType
+from forge.ops import expert_wgmma
+from forge.ops.expert_groups import Grouped, empty_groups, rows_of, tile_rows
 from forge.ops.matmul import Partials
 from forge.ops.norm import Normed
 from forge.ops.quant import Packed
@@ -21,9 +21,6 @@ from forge.tuning.lds import FEW_FORMATS, FEW_ROWS, few_lds_bytes, row_groups
 from forge.tuning.table import MATMUL_ROWS
 
 _ACTIVATIONS = {"silu": 0, "gelu": 1, "clamped_swiglu": 2, "relu2": 3}
-_ROUTE_THREADS = 128
-_ROWS_THREADS, _TOGETHER, _MOST_ROWS, _MOST_PIECES = 256, 8, 64, 5
-"""Of route_rows: threads, rows that are computed together and in all, and vectors of a row that a thread takes."""
 _VECTOR_ROWS, _FEW_VECTOR_ROWS = 8, 4
 """Rows that matrix-vector products compute at most, and where tiles of few rows have a kernel of their own."""
 _F16_BLOCK = 256
@@ -45,107 +42,6 @@ class How:
     @property
     def is_gated(self) -> bool:
         return self.activation != "relu2"
-
-
-@dataclass(frozen=True, slots=True)
-class Grouped:
-    """The experts of each row, int32 (M, U), with the list of their tiles.
-
-    pairs: int32 (M * U,), numbers of pairs of a row and one of its experts, by expert and number. tiles: int32 (N, 4),
-    of at most `rows` pairs, see expert_groups.hip.
-    """
-
-    chosen: Any
-    pairs: Any
-    tiles: Any
-    rows: int
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        return tuple(self.chosen.shape)
-
-    @property
-    def dtype(self) -> Any:
-        return self.chosen.dtype
-
-
-register(Grouped, lambda grouped: backend_of(grouped.chosen))
-
-
-def _empty_groups(device: GPU, chosen: Any, count: int, rows: int) -> Grouped:
-    """Memory for a list of tiles of at most so many pairs; the host knows how many there can be."""
-    total = chosen.shape[0] * chosen.shape[1]
-    tiles = min(min(count, total) + total // rows, total)
-    return Grouped(chosen, device.empty((total,), np.int32), device.empty((tiles, 4), np.int32), rows)
-
-
-def route(
-    device: GPU,
-    normed: Normed,
-    router: Any,
-    *,
-    is_sigmoid: bool,
-    renormalizes: bool,
-    is_fixed: bool,
-    leaves_tiles: bool,
-) -> tuple[Any, Any]:
-    """The experts of each row, int32 (M, U), and their weights, float32 (M, U).
-
-    is_fixed: A row's logits do not depend on the rows beside it: one kernel computes them. leaves_tiles: The experts
-    may be `Grouped`.
-    """
-    if normed.pending is not None or not normed.is_rms:
-        raise ValueError("route: rows have an RMS norm, and nothing pending")
-    (rows, inner), experts, used = normed.shape, len(router.weight), router.used
-    logits = device.empty((rows, experts), np.float32)
-    chosen, weights = device.empty((rows, used), np.int32), device.empty((rows, used), np.float32)
-    vectors = normed.x, normed.weight, router.weight, router.bias, router.selection_bias, router.expert_scale
-    vector, flags = 4 if inner % 4 == 0 else 1, (int(is_sigmoid), int(renormalizes))
-    results = logits, chosen, weights
-    pieces, each = -(-inner // (vector * _ROWS_THREADS)), 1 if rows <= 16 else 2 if rows <= 32 or inner > 4096 else 4
-    if 2 <= rows <= _MOST_ROWS and not is_fixed and router.groups == 1 and pieces <= _MOST_PIECES:
-        how = {"EACH": each, "BLOCK": _ROWS_THREADS, "PIECES": pieces, "VECTOR": vector}
-        return _route_rows(device, vectors, results, normed.eps, router.scale, inner, flags, how, leaves_tiles), weights
-    together, each = (1, 1) if rows <= 4 else (8, 1) if rows <= 128 else (8, 4)
-    blocks = -(-experts // (_ROUTE_THREADS // device.wave_size * each))
-    groups = -(-rows // together)
-    numbers = normed.eps, router.scale, rows, inner, experts, used, router.groups, router.used_groups
-    device.run(
-        "route",
-        "route",
-        (blocks, groups),
-        *(*vectors, logits, device.counters(groups), chosen, weights),
-        *(*numbers, *flags, blocks),
-        ROWS=together,
-        EACH=each,
-        VECTOR=vector,
-    )
-    return chosen, weights
-
-
-def _route_rows(
-    device: GPU,
-    vectors: Sequence[Any],
-    results: tuple[Any, Any, Any],
-    eps: float,
-    scale: float,
-    inner: int,
-    flags: tuple[int, int],
-    how: Mapping[str, int],
-    leaves_tiles: bool,
-) -> Any:
-    """Launch route_rows, which makes the list of tiles, too. Gives the experts."""
-    logits, chosen, weights = results
-    (rows, used), experts = chosen.shape, logits.shape[1]
-    groups, blocks = -(-rows // _TOGETHER), -(-experts // how["EACH"])
-    grouped, lists = None, (None, None, 0, 0)
-    if leaves_tiles:
-        grouped = _empty_groups(device, chosen, experts, _tile_rows(device, rows, used, experts))
-        lists = grouped.pairs, grouped.tiles, grouped.rows, len(grouped.tiles)
-    arrays = *vectors, logits, device.counters(groups + 1), chosen, weights, *lists
-    sizes = eps, scale, rows, inner, experts, used, *flags, blocks
-    device.run("route_rows", "route_rows", (blocks, groups), *arrays, *sizes, **how)
-    return grouped or chosen
 
 
 def takes_rows(device: GPU, operand: Any, chosen: Any, experts: Any) -> bool:
@@ -228,10 +124,26 @@ def tiles(
     x: act (M, K). residual: float32 (M, K) that the result is added to and that is returned, or None. leaves_partials:
     Without a residual the result may be `Partials`. A row's result does not depend on the rows beside it.
     """
-    (rows, used), (outer, width) = chosen.shape, (x.shape[1], experts.down.shape[1])
-    pairs = rows * used
+    (rows, used), outer = chosen.shape, x.shape[1]
     grouped = _Groups(device, chosen, experts, is_fixed=how.is_fixed)
-    factors = weights if how.weighs_input else None
+    factors, shares = (weights, None) if how.weighs_input else (None, weights)
+    activation = _ACTIVATIONS[how.activation]
+    if grouped.is_many:
+        lists = grouped.pairs, grouped.tiles
+        parts = expert_wgmma.multiply(device, x, *lists, experts, factors, shares, grouped.tokens, activation)
+    else:
+        parts = _multiply(device, x, grouped, experts, factors, shares, how)
+    if residual is None and leaves_partials:
+        return Partials(parts)
+    y = device.empty((rows, outer), np.float32) if residual is None else residual
+    sizes = (rows, outer, outer, 0, int(residual is not None), 0, used)
+    device.run("split_k_reduce", "split_k_reduce", -(-rows * outer // 256), parts, y, None, *sizes)
+    return y
+
+
+def _multiply(device: GPU, x: Any, grouped: _Groups, experts: Any, factors: Any, shares: Any, how: How) -> Any:
+    """The results of all pairs, float32 (U, M, K)."""
+    pairs, width = grouped.rows * grouped.used, experts.down.shape[1]
     h = device.empty((pairs, width), device.dtype)
     activation = _ACTIVATIONS[how.activation]
     if experts.up is None:
@@ -241,14 +153,9 @@ def tiles(
         grouped.run(x, experts.gate, experts.gate_bias, both, None, factors)
         grouped.run(x, experts.up, experts.up_bias, both, None, factors, column=width)
         device.run("expert_act", "expert_act", (pairs, -(-width // _ACT_THREADS)), both, h, width, activation)
-    parts = device.empty((used, rows, outer), np.float32)
-    grouped.run(h, experts.down, experts.down_bias, parts, None, shares=None if how.weighs_input else weights)
-    if residual is None and leaves_partials:
-        return Partials(parts)
-    y = device.empty((rows, outer), np.float32) if residual is None else residual
-    sizes = (rows, outer, outer, 0, int(residual is not None), 0, used)
-    device.run("split_k_reduce", "split_k_reduce", -(-rows * outer // 256), parts, y, None, *sizes)
-    return y
+    parts = device.empty((grouped.used, grouped.rows, x.shape[1]), np.float32)
+    grouped.run(h, experts.down, experts.down_bias, parts, None, shares=shares)
+    return parts
 
 
 def takes_few(device: GPU, experts: Any, *, is_fixed: bool = False) -> bool:
@@ -272,14 +179,17 @@ class _Groups:
         self.rows, self.used = chosen.shape
         total, count = self.rows * self.used, experts.count
         self.device, self.count = device, count
-        self.tokens = _tile_rows(device, self.rows, self.used, count)
+        self.tokens = tile_rows(device, self.rows, self.used, count)
         self.is_few = self.tokens == FEW_ROWS[0] and takes_few(device, experts, is_fixed=is_fixed)
-        if not self.is_few:
+        self.is_many = self.tokens > FEW_ROWS[-1] and not is_fixed and expert_wgmma.takes(device, experts)
+        if self.is_many:
+            self.tokens = expert_wgmma.tile_rows(total, count)
+        elif not self.is_few:
             self.tokens = max(self.tokens, MATMUL_ROWS[1])
         if isinstance(chosen, Grouped) and chosen.rows == self.tokens:
             grouped = chosen
         else:
-            grouped = _empty_groups(device, rows_of(chosen), count, self.tokens)
+            grouped = empty_groups(device, rows_of(chosen), count, self.tokens)
             sizes = (total, count, self.tokens, len(grouped.tiles))
             lists = grouped.chosen, grouped.pairs, grouped.tiles
             device.run("expert_groups", "group_experts", count, *lists, *sizes)
@@ -334,16 +244,3 @@ class _Groups:
             WEIGHT="u8" if is_packed else "f16",
             MORE_TOKENS=1,
         )
-
-
-def rows_of(chosen: Any) -> Any:
-    """The experts of each row as an array."""
-    return chosen.chosen if isinstance(chosen, Grouped) else chosen
-
-
-def _tile_rows(device: GPU, rows: int, used: int, count: int) -> int:
-    """Rows of a tile: few where few experts have more, else about four times as many as one has on average."""
-    mean, few = rows * used / count, FEW_ROWS[0]
-    if device.has_wgmma and (rows <= few or 2 * mean <= few):
-        return few
-    return next((tokens for tokens in MATMUL_ROWS[1:] if min(rows, 4 * mean) <= tokens), MATMUL_ROWS[-1])

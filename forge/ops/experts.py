@@ -10,8 +10,9 @@ import numpy as np
 from forge.backend import backend_of, register
 from forge.backend.gpu import GPU
 from forge.errors import UnsupportedError
-from forge.ops import expert_launches, fixed
+from forge.ops import expert_launches, fixed, route_launches
 from forge.ops.activation import act_and_mul
+from forge.ops.expert_groups import rows_of
 from forge.ops.norm import Normed, norm
 from forge.ops.op import Array, op, record
 from forge.ops.quant import QuantTensor
@@ -120,7 +121,7 @@ def _route_gpu(
     device: GPU, normed: Normed, router: Router, *, scores: str, weights: str, order: str, tiles: str
 ) -> Any:
     how = {"is_sigmoid": scores == "sigmoid", "renormalizes": weights == "renormalized", "is_fixed": order == "fixed"}
-    return expert_launches.route(device, normed, router, **how, leaves_tiles=tiles == "allowed")
+    return route_launches.route(device, normed, router, **how, leaves_tiles=tiles == "allowed")
 
 
 @op("&h:act[M,F] normed:Normed gate:f32[K] -> y:act[M,F]")
@@ -332,7 +333,7 @@ def _experts_gpu(
     if isinstance(operand, Normed) and not (is_few and operand.is_rms and operand.pending is None):
         operand = device.launch(norm, (operand,), {"out": "act"})
     if is_few:
-        rows = expert_launches.rows_of(chosen)
+        rows = rows_of(chosen)
         return expert_launches.by_rows(device, operand, rows, weights, experts, residual, how)
     given = device, operand, chosen, weights, experts, residual, how
     return expert_launches.tiles(*given, leaves_partials=partials == "allowed")

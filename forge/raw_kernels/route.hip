@@ -3,6 +3,7 @@
 // A wave computes the logits of EACH experts for ROWS rows, which it normalizes as it reads them. The block of these rows that ends
 // last chooses, a wave for each row at a time.
 // -D ROWS=rows of a block; EACH=experts of a wave; VECTOR=4 where rows are multiples of 4 numbers, else 1.
+// -D GIVEN=1: the logits are there; blocks of rows choose.
 
 #define THREADS 128
 #define MAX_EXPERTS 512
@@ -67,9 +68,13 @@ KERNEL(THREADS) route(
     u32 blocks                   // of the same rows
 ) {
     SHARED u64 orders[MAX_WAVES(THREADS)][MAX_EXPERTS];
+#ifndef GIVEN
     SHARED u32 before;
+#endif
     grid_dependency_sync();
-    u32 wave = THREAD / WAVE, base = BLOCK_Y * ROWS, first = (BLOCK_X * (THREADS / WAVE) + wave) * EACH;
+    u32 wave = THREAD / WAVE, base = BLOCK_Y * ROWS;
+#ifndef GIVEN
+    u32 first = (BLOCK_X * (THREADS / WAVE) + wave) * EACH;
     float sum[EACH][ROWS], squares[ROWS];
     UNROLL for (u32 r = 0; r < ROWS; ++r) {
         squares[r] = 0;
@@ -105,6 +110,7 @@ KERNEL(THREADS) route(
     if (before != blocks - 1) return;
     fence_device();
     if (THREAD == 0) arrived[BLOCK_Y] = 0; // for the next launch
+#endif
 
     u64(&own)[MAX_EXPERTS] = orders[wave];
     bool by_scores = selection_bias || groups > 1;

@@ -65,16 +65,17 @@ def quant_lds_bytes(format: str, tokens: int, values: Values) -> int:
     return -(-(stage_bytes(format, values) + x_bytes) // 1024) * 1024
 
 
-def many_lds(format: str, values: Values) -> dict[str, int]:
+def many_lds(format: str, values: Values, more: int = 0) -> dict[str, int]:
     """What a block of `matmul_wgmma_quant_many` has of LDS, LDS_BYTES: STAGES of 256 weights of its rows of the matrix,
     and X_STAGES of X_QUARTERS times 64 numbers of each of TOKENS rows of x: two lines of 256 where they have room, else
-    as many quarters as have."""
+    as many quarters as have. more: Bytes beside these, at most 1 KB."""
     weights, x_bytes = stage_bytes(format, values), 128 * values["TOKENS"]
     room = (228 << 10) // values["MIN_BLOCKS"] - (2 << 10)  # of a multiprocessor, but 1 KB each for driver and barriers
+    room -= (1 << 10) if more else 0
     quarters = min(max((room - weights) // x_bytes, 0), 8)
     together = 4 if quarters == 8 else 1
     stages = quarters // together
-    lds_bytes = -(-(weights + stages * (together * x_bytes + 16)) // 1024) * 1024
+    lds_bytes = -(-(weights + stages * (together * x_bytes + 16) + more) // 1024) * 1024
     return {"X_STAGES": stages, "X_QUARTERS": together, "LDS_BYTES": lds_bytes}
 
 

@@ -113,6 +113,25 @@ def test_experts_by_tiles_of_few_rows(kind: str, rows: int, sizes: tuple[int, ..
     assert "expert_mma_quant" in {variant.file for variant in device.variants}
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "rows", "sizes", "how"),
+    [
+        ("Q8_0", 21, (768, 256, 2, 1), {"among": 1, "extras": "residual"}),  # experts without rows; tiles of 32
+        ("Q5_0", 40, (512, 512, 3, 2), {"weighs": "input", "extras": "bias residual"}),  # tiles of 64
+        ("MXFP4 MXFP4 Q6_K", 65, (256, 768, 2, 1), {"among": 1, "extras": "bias", "partials": "allowed"}),
+        ("Q6_K Q6_K Q4_0", 260, (256, 256, 2, 1), {"among": 1, "activation": "gelu"}),  # of 128, the last of few
+        *((kind, 24, (512, 256, 2, 2), {}) for kind in FORMATS if kind not in WITHOUT_LINES),
+    ],
+)
+def test_experts_by_tiles_of_many_rows(kind: str, rows: int, sizes: tuple[int, ...], how: dict[str, Any]) -> None:
+    """Of so many numbers some are further off than a case allows: two products round."""
+    device = device_of("TILE_MMA, groups")
+    error, _ = run_case(REGISTRY["experts"], experts_case("by tiles", rows, *sizes, format=kind, **how), device)
+    assert error.share < 2, error
+    assert "expert_wgmma_quant" in {variant.file for variant in device.variants}
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("kind", ["Q4_K", "F16"])
 @pytest.mark.parametrize("rows", [2, pytest.param(40, marks=pytest.mark.slow), 70])

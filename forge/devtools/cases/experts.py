@@ -70,7 +70,7 @@ _ROUTE = [
     route_case("all experts", 3, 31, 5, 5),  # rows that are no whole vectors
     route_case("ties", 2, 64, 96, 7, distinct=3),
     route_case("T9 X512 U8 as scored", 9, 64, 512, 8, weights="as_scored", extras="bias"),
-    route_case("T130", 130, 32, 40, 4, extras="scale"),
+    route_case("T130", 130, 68, 150, 4, extras="scale bias"),
     route_case("sigmoid", 2, 64, 16, 4, scores="sigmoid", weights="as_scored"),
     route_case("sigmoid with selection bias", 5, 64, 64, 6, scores="sigmoid", extras="bias selection scale"),
     route_case("sigmoid ties with selection bias", 2, 64, 64, 6, scores="sigmoid", distinct=2),
@@ -183,6 +183,7 @@ _EXPERTS = [
         )
     ),
     experts_case("gates and ups of two types T5", 5, 512, 256, 4, 2, format="Q4_K IQ2_XXS Q6_K", extras="apart"),
+    experts_case("Q5_0 T20 of two", 20, 256, 256, 2, 1, format="Q5_0", extras="residual"),
     experts_case("Q4_K T2 wide", 2, 256, 5632, 6, 3, format="Q4_K", extras="bias"),
 ]
 

@@ -55,6 +55,7 @@ TESTS = {  # by kernel file: what names of these tests hold, the likeliest to fi
     "route": "route-",
     "expert_fetch": "fetch_experts",
     "route_rows": "route-|lists_the_tiles",
+    "route_row": "route-",
     "include/router_weights": "route-",
     "route_logits": "route-T130",
     "expert_gate": "gate_rows",

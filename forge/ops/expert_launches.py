@@ -72,18 +72,18 @@ def by_rows(device: GPU, operand: Any, chosen: Any, weights: Any, experts: Any, 
     y = device.empty((rows, outer), np.float32) if residual is None else residual
     h = device.empty((rows * used, width), device.dtype)
     factors = weights if how.weighs_input else None
-    op = "linear" if not how.is_gated else "rms_gated"
     x, norm, eps = (operand.x, operand.weight, operand.eps) if isinstance(operand, Normed) else (operand, None, 0.0)
     inner = x.shape[1]
     defines = {"IN": "float" if isinstance(operand, Normed) else "f16", "GATED": int(how.is_gated), "SILU": 1}
-    kernel, blocks, choice = _row_launch(device, "expert_up", experts.gate, op, inner, used * width, rows)
+    outputs = width * (2 if how.is_gated else 1)
+    kernel, blocks, choice = _row_launch(device, "expert_up", experts.gate, inner, outputs, rows * used)
     head, sizes = (x, norm, eps, chosen, factors), (inner, width, used, _ACTIVATIONS[how.activation], blocks)
     arrays = *head, *_planes(experts.gate), experts.gate_bias, h
-    device.run(kernel, kernel, (blocks, rows), *arrays, *sizes, **choice, **defines)
+    device.run(kernel, kernel, (blocks, rows, used), *arrays, *sizes, **choice, **defines)
     together = min(used, _max_width(experts.down) // width)
     for first in range(0, used, together):
         count = min(together, used - first)
-        kernel, blocks, choice = _row_launch(device, "expert_down", experts.down, "linear", count * width, outer, rows)
+        kernel, blocks, choice = _row_launch(device, "expert_down", experts.down, count * width, outer, rows)
         factors = None if how.weighs_input else weights.reshape(-1)[first:]
         arrays = h[first:], chosen.reshape(-1)[first:], factors, *_planes(experts.down), experts.down_bias, y
         numbers = width, count, used, outer, int(residual is not None or first > 0), blocks
@@ -92,23 +92,21 @@ def by_rows(device: GPU, operand: Any, chosen: Any, weights: Any, experts: Any, 
 
 
 def _row_launch(
-    device: GPU, kernel: str, weight: Any, op: str, inner: int, outer: int, rows: int
+    device: GPU, kernel: str, weight: Any, inner: int, outer: int, parts: int
 ) -> tuple[str, int, dict[str, int | str]]:
-    """A kernel's name, blocks of a row, and what it is compiled with: as matrix-vector products of these sizes."""
+    """A kernel's name, blocks of each of the grid's parts, and what it is compiled with. outer: Rows of a part."""
     choice: dict[str, int | str]
-    shape: dict[str, int | str] = {"op": op, "inner": inner, "outer": outer}
     if isinstance(weight, Packed):
-        values = device.choice("matvec_quant", format=weight.type.name, **shape)
-        most = next(most for most in row_groups(weight.type.name) if inner <= 32 * most)
-        choice = {**values, "FORMAT": int(weight.type), "MAX_GROUPS": most}
-        teams, rows, kernel = values["BLOCK"] // values["THREADS_PER_ROW"], values["ROWS"], f"{kernel}_quant"
-        min_blocks = values["MIN_BLOCKS"]
+        values = device.choice(kernel, format=weight.type.name, inner=inner)
+        choice = {**values, "FORMAT": int(weight.type), "MAX_GROUPS": inner // 32}
+        teams, rows, min_blocks = values["BLOCK"] // values["THREADS_PER_ROW"], values["ROWS"], values["MIN_BLOCKS"]
+        kernel = f"{kernel}_quant"
     else:
         teams, rows, min_blocks, kernel = 1, 2, 2048 // _F16_BLOCK, f"{kernel}_f16"
         pieces = 1 << (-(-inner // (8 * _F16_BLOCK)) - 1).bit_length()
         choice = {"BLOCK": _F16_BLOCK, "ROWS": rows, "PIECES": pieces}
-    groups = -(-outer // (rows // (2 if op == "rms_gated" else 1) * teams))
-    blocks = -(-groups // -(-groups // max(device.num_cus * min_blocks // rows, 1)))
+    groups = -(-outer // (rows * teams))
+    blocks = -(-groups // -(-groups // max(device.num_cus * min_blocks // parts, 1)))
     return kernel, blocks, choice
 
 

@@ -12,6 +12,8 @@ from forge.ops.expert_groups import empty_groups, tile_rows
 from forge.ops.norm import Normed
 
 _ROUTE_THREADS = 128
+_ROW_PIECES = 8
+"""Vectors of a row that a thread of route_row holds at most."""
 _ROWS_THREADS, _TOGETHER, _MOST_ROWS, _MOST_PIECES = 256, 8, 64, 5
 """Of route_rows: threads, rows that are computed together and in all, and vectors of a row that a thread takes."""
 _SIDE = 16
@@ -40,6 +42,19 @@ def route(
     chosen, weights = device.empty((rows, used), np.int32), device.empty((rows, used), np.float32)
     vectors = normed.x, normed.weight, router.weight, router.bias, router.selection_bias, router.expert_scale
     vector, flags = 4 if inner % 4 == 0 else 1, (int(is_sigmoid), int(renormalizes))
+    pieces = -(-inner // (vector * _ROUTE_THREADS))
+    if rows == 1 and not is_fixed and router.groups == 1 and pieces <= _ROW_PIECES:
+        device.run(
+            "route_row",
+            "route_row",
+            (experts, rows),
+            *(*vectors, logits, device.counters(1), chosen, weights),
+            *(normed.eps, router.scale, inner, experts, used, *flags),
+            BLOCK=_ROUTE_THREADS,
+            PIECES=pieces,
+            VECTOR=vector,
+        )
+        return chosen, weights
     results = logits, chosen, weights
     pieces, each = -(-inner // (vector * _ROWS_THREADS)), 1 if rows <= 16 else 2 if rows <= 32 or inner > 4096 else 4
     if 2 <= rows <= _MOST_ROWS and not is_fixed and router.groups == 1 and pieces <= _MOST_PIECES:

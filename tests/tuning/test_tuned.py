@@ -64,6 +64,8 @@ CASES: dict[str, tuple[Op, Case]] = {
     "matvec_f16 rms_gated 2048": (linear, GATED),
     "matvec_quant linear Q4_K 2048": (linear, quantized_case("Q4_K", 1, 1280, 37)),
     "matvec_quant rms_gated Q4_0 2048": (linear, GATED_BLOCKS),
+    "expert_up MXFP4": (experts, experts_case("up", 1, 96, 32, 2, 2, format="MXFP4", extras="normed")),
+    "expert_down Q4_K": (experts, experts_case("down", 1, 256, 256, 3, 2, format="Q4_K", extras="residual")),
     "matmul_wgmma 16": (linear, float_case(9, 264, 70, bias=True, residual=True)),
     "matmul_tma 256": (linear, float_case(130, 1096, 300, bias=True, residual=True)),
     "matmul_mma_quant Q6_K 16": (linear, normed_case("Q6_K", 9, blocks("Q6_K", 1280, 70), "silu")),

@@ -16,7 +16,7 @@ _CHOICE = {"TILES": 2, "BLOCK": 128, "MIN_BLOCKS": 2, "STAGES": 2}
 weights in LDS. Of two blocks one multiplies while the other begins or stores."""
 _WIDE_CHOICE = {"TILES": 1, "BLOCK": 256, "MIN_BLOCKS": 1, "STAGES": 2}
 """The same of tiles of 128 rows with formats whose codes take more registers."""
-_WIDE_FORMATS = ("Q3_K", "Q5_K", "Q6_K")
+_WIDE_FORMATS = ("Q3_K", "Q5_K", "Q6_K", "IQ4_XS", "MXFP4")
 _FULL = {32: 12, 64: 96}
 """Up to so many pairs of an expert on average tiles have so many rows, else 128: a product of more rows at a time is
 faster, but more of them are empty."""

@@ -114,8 +114,8 @@ KERNEL(BLOCK) expert_mma_quant(
         clear_sums(sum);
         clear_sums(minima);
         ROLLED for (u32 first = 0; first < lines; first += X_LINES) {
-            if (round == 0 || lines > X_LINES) {
-                if (round || first) lds_barrier(); // the x before was read
+            if (round == 0) { // there are others where all of x is in LDS
+                if (first) lds_barrier(); // the x before was read
                 place_x(memory[0].x, x, row_of_x, first, lines, count, inner);
                 lds_barrier();
             }

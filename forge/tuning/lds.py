@@ -129,7 +129,7 @@ def allows_few(shape: Shape, values: Values) -> bool:
 
 
 def allows_experts(shape: Shape, values: Values) -> bool:
-    """Of `expert_mma_quant`: the same; all of a row of x, or 8 lines of it, have room."""
+    """Of `expert_mma_quant`: the same; all of a row of x, or 8 lines of it, have room. For rounds it is all."""
     threads, lines = values["MIN_BLOCKS"] * values["BLOCK"], 4 if shape["inner"] <= 1024 else 8
     if values["X_PLACES"] != lines or (values["ROUNDS"] > 1 and shape["inner"] > 2048):
         return False

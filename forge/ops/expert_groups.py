@@ -50,9 +50,12 @@ def rows_of(chosen: Any) -> Any:
     return chosen.chosen if isinstance(chosen, Grouped) else chosen
 
 
-def tile_rows(device: GPU, rows: int, used: int, count: int) -> int:
-    """Rows of a tile: few where few experts have more, else about four times as many as one has on average."""
-    mean, few = rows * used / count, FEW_ROWS[0]
-    if device.has_wgmma and (rows <= few or 2 * mean <= few):
-        return few
+def tile_rows(device: GPU, rows: int, used: int, count: int, *, is_plain: bool = False) -> int:
+    """Rows of a tile: the least that few experts exceed, else about four times as many as one has on average.
+
+    is_plain: Of `expert_matmul`, the only kernel that there is without wgmma.
+    """
+    mean, least = rows * used / count, MATMUL_ROWS[1] if is_plain or not device.has_wgmma else FEW_ROWS[0]
+    if rows <= least or 2 * mean <= least:
+        return least
     return next((tokens for tokens in MATMUL_ROWS[1:] if min(rows, 4 * mean) <= tokens), MATMUL_ROWS[-1])

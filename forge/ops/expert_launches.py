@@ -183,7 +183,7 @@ class _Groups:
         if self.is_many:
             self.tokens = expert_wgmma.tile_rows(total, count)
         elif not self.is_few:
-            self.tokens = max(self.tokens, MATMUL_ROWS[1])
+            self.tokens = tile_rows(device, self.rows, self.used, count, is_plain=True)
         if isinstance(chosen, Grouped) and chosen.rows == self.tokens:
             grouped = chosen
         else:

@@ -206,6 +206,7 @@ KERNEL(BLOCK) route_rows(
     }
     if (!pairs) return;
     u32 groups = (rows + TOGETHER - 1) / TOGETHER;
-    if (!is_last(&arrived[groups], groups)) return;
+    barrier(); // the choice is there
+    if (groups > 1 && !is_last(&arrived[groups], groups)) return;
     list_tiles(Tiles{pairs, tiles, tile_rows, num_tiles}, chosen, rows * used, used, experts);
 }

@@ -18,7 +18,6 @@ from forge.ops.matmul import Partials
 from forge.ops.norm import Normed
 from forge.ops.quant import Packed
 from forge.tuning.lds import FEW_FORMATS, FEW_ROWS, few_lds_bytes, row_groups
-from forge.tuning.table import MATMUL_ROWS
 
 _ACTIVATIONS = {"silu": 0, "gelu": 1, "clamped_swiglu": 2, "relu2": 3}
 _VECTOR_ROWS, _FEW_VECTOR_ROWS = 8, 4

@@ -81,6 +81,7 @@ KERNEL(THREADS) expert_wgmma_quant(
                 memory[0].places[m] = pair % used * rows_of_y + pair / used;
                 memory[0].factors[m] = weights ? weights[pair] : 1.0f;
             }
+            wave_sync(); // lanes have different numbers of turns
             named_arrive(1, BLOCK + GROUP - TILE_WAVE);
         }
     } else {

@@ -72,7 +72,7 @@ TESTS = {  # by kernel file: what names of these tests hold, the likeliest to fi
     "include/expert_row": "experts-T1|experts-Q",
     "include/matmul_loop": "M5 K1024|linear-M|linear-glu|linear-split-K|linear-|test_tiles|matmul",
     "include/quant_digits": "M1 K2048|T1 E2048|T1|M1 |stack|matvec_quant",
-    "include/device_functions": "by hand: far|norm-rms|gelu|logprobs|argmax|[sample-|linear-rms|linear-",
+    "include/device_functions": "chunks|by hand: far|norm-rms|gelu|logprobs|argmax|[sample-|linear-rms|linear-",
     "include/prefill_kv": "test_attention_prefill|prefill|mixed|paged_attention",
     "include/prefill_softmax": "test_attention_prefill|prefill|mixed|paged_attention",
     "include/decode_kv": "heads of|in_most_parts|page edges|window|splits|decode",

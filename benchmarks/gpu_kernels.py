@@ -149,7 +149,7 @@ def _experts(
 ) -> Iterator[tuple[str, str, int, Make, dict[str, Any]]]:
     """Layers of mixtures: what chooses the experts, and what those of all rows compute."""
     rng = np.random.default_rng(1)
-    router = {"scores": "softmax", "weights": "renormalized"}
+    router = {"scores": "softmax", "weights": "renormalized", "order": "any", "tiles": "never"}
     for model, kind, width, inner, count, used, activation in (
         ("qwen3-30b-a3b", "Q4_K", 2048, 768, 128, 8, "silu"),
         ("gpt-oss-20b", "MXFP4", 2880, 2880, 32, 4, "clamped_swiglu"),
@@ -174,7 +174,7 @@ def _experts(
 
             yield "route", f"route {model} M{rows}", 4 * width * (count + rows), routed, router
             size = len(np.unique(chosen)) * (_nbytes(kind, 2 * inner, width) + _nbytes(kind, width, inner))
-            options = {"activation": activation, "weighs": "output", "order": "any"}
+            options = {"activation": activation, "weighs": "output", "order": "any", "partials": "never"}
             yield "experts", f"experts {model} {kind} M{rows}", size, computed, options
 
 

@@ -160,7 +160,7 @@ def test_a_dropped_stream_frees_its_pages(llm: LLM) -> None:
         pytest.param(ModelRunner, "forward", marks=pytest.mark.slow),
         pytest.param(ModelRunner, "sample", marks=pytest.mark.slow),
         pytest.param(Scheduler, "commit", marks=pytest.mark.slow),
-        (Choice, "push"),
+        pytest.param(Choice, "push", marks=pytest.mark.slow),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

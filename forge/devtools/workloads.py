@@ -12,10 +12,12 @@ from forge.config import EngineConfig
 from forge.devtools.cases.attention import attention_case
 from forge.devtools.cases.case import Case, normal
 from forge.devtools.cases.decode_attention import decode_case
+from forge.devtools.cases.experts import experts_case
 from forge.devtools.recorder import Recorder
 from forge.devtools.variants import record
 from forge.ops.attention import paged_attention
 from forge.ops.decode_attention import decode_attention
+from forge.ops.experts import Experts, experts
 from forge.ops.linear import linear
 from forge.ops.norm import Normed, norm
 from forge.ops.op import Arrays, Op
@@ -34,6 +36,9 @@ _PROMPTS = {1: (1, 2048), ANY: (8, 512)}
 """Prompts of a step and their tokens, by the class of the number of sequences."""
 _MOST_ROWS = 4096
 """Rows of a product that are measured, of a class without a limit."""
+_EXPERTS = 64
+"""Experts of a layer that is measured, of which a row has 4."""
+_EXPERT_WIDTH = 1024
 _TABLE_POSITIONS = 16_384
 """Positions of the page table, which is longer than the sequences, as in an engine."""
 
@@ -71,6 +76,10 @@ def workloads(kernel: str, shape: Shape) -> list[tuple[Op, Case]]:
         return [(paged_attention, _prompt_case(shape, *_PROMPTS[shape["rows"]]))]
     if kernel == "attention_prefill":
         return [(paged_attention, _prompt_case(shape, *prompts)) for prompts in _PROMPTS.values()]
+    if kernel == "expert_mma_quant":
+        return [(experts, _experts_case(shape))]
+    if kernel in ("expert_up", "expert_down"):
+        return [(experts, _row_experts_case(kernel, shape))]
     return [(linear, _product_case(shape))]
 
 
@@ -100,6 +109,28 @@ def _product_case(shape: Shape) -> Case:
         return x, _matrix(rng, shape.get("format", "F16"), shape["outer"] * (2 if is_gated else 1), inner), None, None
 
     return Case("", make, {"glu": "silu" if is_gated else "none", "split_k": "never"})
+
+
+def _experts_case(shape: Shape) -> Case:
+    """As many rows as have two pairs for each expert. The shape is of the first product or of the second."""
+    sizes = shape["inner"], shape["outer"]
+    inner, width = sizes if shape["op"] == "rms_gated" else sizes[::-1]
+    rows = _EXPERTS // 2
+    return experts_case("", rows, inner, width, _EXPERTS, 4, format=shape["format"])
+
+
+def _row_experts_case(kernel: str, shape: Shape) -> Case:
+    """A row and the experts that are chosen for it, of which as many are there."""
+    inner, kind = shape["inner"], shape["format"]
+    used = next((count for count in (8, 4, 2) if inner % (256 * count) == 0), 1)
+    width, k = (_EXPERT_WIDTH, inner) if kernel == "expert_up" else (inner // used, _EXPERT_WIDTH)
+
+    def make(rng: np.random.Generator) -> Arrays:
+        gate, down = _matrix(rng, kind, used * 2 * width, k), _matrix(rng, kind, used * k, width)
+        chosen, weights = rng.permutation(used)[None].astype(np.int32), np.full((1, used), 1 / used, np.float32)
+        return _normed(rng, 1, k), chosen, weights, Experts(gate, None, None, None, down, None, used), None
+
+    return Case("", make, {"activation": "silu", "weighs": "output", "order": "any", "partials": "never"})
 
 
 def _matrix(rng: np.random.Generator, kind: str, outer: int, inner: int) -> Any:

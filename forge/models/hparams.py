@@ -11,6 +11,7 @@ import numpy as np
 from forge.config import ExpertsConfig, ModelConfig, RouterScores
 from forge.errors import FormatError, UnsupportedError
 from forge.formats.gguf import GGUF
+from forge.formats.source import show
 from forge.models.arch import ARCHS
 from forge.models.attention_keys import AttentionKeys
 from forge.ops.experts import MAX_EXPERTS, MAX_GROUPS, MAX_USED
@@ -114,9 +115,8 @@ class _Reader(AttentionKeys):
         """Raises UnsupportedError for what files may say and no layer here does."""
         for key, neutral in (_NEUTRAL if self.arch.end else _NEUTRAL | _OF_LAYER_ENDS).items():
             value = self.file.metadata.get(f"{self.name}.{key}", neutral)
-            if np.any(np.asarray(value) != neutral):
-                shown = value.tolist() if isinstance(value, np.ndarray) else value
-                raise UnsupportedError(f"{self.file.path}: {self.name}.{key} = {shown!r:.60} is not supported")
+            if not isinstance(value, bool | int | float | np.ndarray) or np.any(np.asarray(value) != neutral):
+                raise UnsupportedError(f"{self.file.path}: {self.name}.{key} = {show(value)} is not supported")
         activation = self.file.get_str(f"{self.name}.hidden_activation", "")
         if activation and self.arch.activation not in _ACTIVATIONS.get(activation, ()):
             raise UnsupportedError(f"{self.file.path}: activation {activation!r:.60} is not supported in {self.name}")

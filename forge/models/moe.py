@@ -36,11 +36,17 @@ class _Experts:
             tensors.vector("ffn_down_exps.scale", numbers.count) if has_scale else None,
             *(numbers.used, numbers.groups, numbers.used_groups, numbers.scale),
         )
-        self.scores = {"scores": numbers.scores, "weights": "renormalized" if numbers.renormalizes else "as_scored"}
+        order = "fixed" if tensors.is_deterministic else "any"
+        self.scores = {
+            "scores": numbers.scores,
+            "weights": "renormalized" if numbers.renormalizes else "as_scored",
+            "order": order,
+            "tiles": "never" if tensors.is_deterministic else "allowed",
+        }
         self.how = {
             "activation": row.activation,
             "weighs": "input" if row.weighs_input else "output",
-            "order": "fixed" if tensors.is_deterministic else "any",
+            "order": order,
         }
         first = ("ffn_gate_exps", "ffn_up_exps") if row.activation in GATED else ("ffn_up_exps",)
         sizes = dict.fromkeys(first, numbers.width)
@@ -56,6 +62,7 @@ class _Experts:
         if tensors.leaves_experts:
             self.host = tensors.on_host(self.experts, numbers.used)
             self.experts = self.host.fetched
+            self.scores["tiles"] = "never"  # what is fetched goes by the experts alone
 
     def matrices(self) -> Iterator[tuple[Any, float]]:
         """The matrices that one token reads, and what share of each, without those on the host."""
@@ -69,11 +76,11 @@ class _Experts:
         chosen, weights = route(normed, self.router, **self.scores)
         return chosen, weights
 
-    def __call__(self, operand: Any, choice: tuple[Any, Any], residual: Any) -> Any:
-        """The weighted sum (T, E), added to the residual if there is one."""
+    def __call__(self, operand: Any, choice: tuple[Any, Any], residual: Any, *, partials: str = "never") -> Any:
+        """The weighted sum (T, E), added to the residual if there is one. partials="allowed": not yet added up."""
         if self.host:
             self.host.fetch(choice[0])
-        return experts(operand, *choice, self.experts, residual, **self.how)
+        return experts(operand, *choice, self.experts, residual, **self.how, partials=partials)
 
 
 class MixtureOfExperts:
@@ -113,7 +120,10 @@ class MixtureOfExperts:
             normed = replace(normed, pending=None)
         choice = self.experts.choose(normed)
         if self.ffn_up_shexp is None:
-            self.experts(operand, choice, stream.x)
+            if stream.leaves_pending:
+                stream.leave(self.experts(operand, choice, None, partials="allowed"))
+            else:
+                self.experts(operand, choice, stream.x)
             return
         h = self.ffn_up_shexp(operand, glu=self.glu)  # (T, F)
         if self.ffn_gate_inp_shexp is not None:

@@ -22,7 +22,7 @@ class ResidualStream:
         """leaves_pending: Products may be left pending, as split-K partials, to save the launch that sums them."""
         self.x = x
         self._pending: Any = None
-        self._leaves_pending = leaves_pending
+        self.leaves_pending = leaves_pending
         self._kept: tuple[Norm, Any] | None = None
 
     def normed(self, norm: Norm | None) -> Any:
@@ -48,17 +48,18 @@ class ResidualStream:
     def add(self, linear: Linear, h: Any, post_norm: Norm | None) -> None:
         """Add linear(h), through the post_norm if there is one, in place or by leaving it pending."""
         if post_norm is not None:
-            self._leave(post_norm(linear(h)))
-        elif self._leaves_pending and self._kept is None:
-            self._leave(linear(h, split_k="allowed"))
+            self.leave(post_norm(linear(h)))
+        elif self.leaves_pending and self._kept is None:
+            self.leave(linear(h, split_k="allowed"))
         else:
             linear(h, residual=self.x)
 
     def add_result(self, y: Any, post_norm: Norm) -> None:
         """Add y (T, E) through the post_norm, by leaving it pending."""
-        self._leave(post_norm(y))
+        self.leave(post_norm(y))
 
-    def _leave(self, addend: Any) -> None:
+    def leave(self, addend: Any) -> None:
+        """Leave a result (T, E) pending, an array or `Partials`."""
         if self._pending is not None:  # two results without a norm between them
             self.x = add(self.x, self._pending)
         self._pending = addend

@@ -18,7 +18,7 @@ from forge.backend import Backend
 from forge.backend.parallel import run_all
 from forge.backend.threads import THREADS
 from forge.config import Progress
-from forge.errors import FormatError, UnsupportedError
+from forge.errors import FormatError, OutOfMemoryError, UnsupportedError
 from forge.formats.ggml import GGMLType, nbytes, row_bytes
 from forge.formats.gguf import GGUF, TensorInfo
 from forge.models.arch import UNUSED_TENSORS
@@ -235,8 +235,13 @@ class Weights:
     def _allocate(self, rows: int, cols: int) -> npt.NDArray[np.float32]:
         """A matrix within one large array, which the system backs with huge pages: they read faster."""
         if self._arena is None:
-            sizes = (prod(info.shape) for info in self.file.tensors.values())
-            self._arena = np.empty(sum(-(-size // _ALIGNMENT) * _ALIGNMENT for size in sizes), np.float32)
+            infos = (info for name, info in self.file.tensors.items() if _layer_of(name) < self._unused_layers.start)
+            size = sum(-(-prod(info.shape) // _ALIGNMENT) * _ALIGNMENT for info in infos)
+            try:
+                self._arena = np.empty(size, np.float32)
+            except MemoryError:  # tensors that are not read may be any size
+                message = f"{self.file.path}: the system gives no {4 * size / 1e9:.2f} GB for the tensors"
+                raise OutOfMemoryError(message) from None
         start = self._used
         self._used += -(-rows * cols // _ALIGNMENT) * _ALIGNMENT
         return self._arena[start : start + rows * cols].reshape(rows, cols)
@@ -255,8 +260,7 @@ class Weights:
 
     def _refuse_leftovers(self) -> None:
         for name in self.file.tensors.keys() - self._taken:
-            layer = re.match(r"blk\.(\d{1,6})\.", name)
-            if not (UNUSED_TENSORS.fullmatch(name) or (layer and int(layer[1]) in self._unused_layers)):
+            if not (UNUSED_TENSORS.fullmatch(name) or _layer_of(name) in self._unused_layers):
                 raise FormatError(f"{self.file.path}: tensor {name!r} has no place in this architecture")
 
     def _report_part(self, part: tuple[str, slice, npt.NDArray[np.float32]]) -> None:
@@ -267,6 +271,12 @@ class Weights:
         self._done += size
         if self._progress:
             self._progress("loading weights", self._done, self._total)
+
+
+def _layer_of(name: str) -> int:
+    """The layer that a tensor's name says; -1 outside of layers."""
+    found = re.match(r"blk\.(\d{1,6})\.", name)
+    return int(found[1]) if found else -1
 
 
 def kept_type(type: GGMLType) -> GGMLType:

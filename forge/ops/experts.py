@@ -10,8 +10,9 @@ import numpy as np
 from forge.backend import backend_of, register
 from forge.backend.gpu import GPU
 from forge.errors import UnsupportedError
-from forge.ops import expert_launches, fixed
+from forge.ops import expert_launches, fixed, route_launches
 from forge.ops.activation import act_and_mul
+from forge.ops.expert_groups import rows_of
 from forge.ops.norm import Normed, norm
 from forge.ops.op import Array, op, record
 from forge.ops.quant import QuantTensor
@@ -53,13 +54,16 @@ register(Router, lambda router: backend_of(router.weight))
 
 
 @op(
-    "normed:Normed router:Router scores=softmax|sigmoid weights=renormalized|as_scored "
-    "-> chosen:i32[M,U] weights:f32[M,U]",
+    "normed:Normed router:Router scores=softmax|sigmoid weights=renormalized|as_scored order=any|fixed "
+    "tiles=never|allowed -> chosen:i32[M,U] weights:f32[M,U]",
     gpu_rtol=1e-4,
     gpu_atol=1e-5,
 )
-def route(normed: Normed, router: Router, *, scores: str, weights: str) -> tuple[Array, Array]:
+def route(normed: Normed, router: Router, *, scores: str, weights: str, order: str, tiles: str) -> tuple[Array, Array]:
     """The experts of each row, best first, and their weights. Of equal ones the lower index is better.
+
+    order="fixed": A row's result has the same bits whatever rows stand beside it. tiles="allowed": The experts may be
+    `Grouped`, with the list of tiles that `experts` multiplies.
 
     normed: Rows in float32 with nothing pending. The best are those with the largest logits; with a selection bias or
     with groups, those with the largest sums of score and bias. Sources: arXiv:1701.06538, arXiv:2412.19437.
@@ -95,7 +99,9 @@ def _chosen(logits: Array, router: Router, scores: str, weights: str) -> tuple[A
 
 
 @route.cpu
-def _route_cpu(normed: Normed, router: Router, *, scores: str, weights: str) -> tuple[Array, Array]:
+def _route_cpu(
+    normed: Normed, router: Router, *, scores: str, weights: str, order: str, tiles: str
+) -> tuple[Array, Array]:
     """A row's logits have the same bits whatever rows stand beside it: they are few, and decide."""
     return _chosen(fixed.product(router.weight, norm.run_cpu(normed, out="f32")), router, scores, weights)
 
@@ -111,10 +117,11 @@ def _of_best_groups(ranked: Array, router: Router) -> Array:
 
 
 @route.gpu
-def _route_gpu(device: GPU, normed: Normed, router: Router, *, scores: str, weights: str) -> Any:
-    return expert_launches.route(
-        device, normed, router, is_sigmoid=scores == "sigmoid", renormalizes=weights == "renormalized"
-    )
+def _route_gpu(
+    device: GPU, normed: Normed, router: Router, *, scores: str, weights: str, order: str, tiles: str
+) -> Any:
+    how = {"is_sigmoid": scores == "sigmoid", "renormalizes": weights == "renormalized", "is_fixed": order == "fixed"}
+    return route_launches.route(device, normed, router, **how, leaves_tiles=tiles == "allowed")
 
 
 @op("&h:act[M,F] normed:Normed gate:f32[K] -> y:act[M,F]")
@@ -166,7 +173,8 @@ register(Experts, lambda experts: backend_of(experts.gate))
 
 @op(
     "operand:act[M,K]|Normed chosen:i32[M,U] weights:f32[M,U] experts:Experts &residual?:f32[M,K] "
-    "activation=silu|gelu|clamped_swiglu|relu2 weighs=output|input order=any|fixed -> y:f32[M,K]",
+    "activation=silu|gelu|clamped_swiglu|relu2 weighs=output|input order=any|fixed partials=never|allowed "
+    "-> y:f32[M,K]",
     rtol=1e-4,
     atol=1e-4,
 )
@@ -180,12 +188,14 @@ def experts(
     activation: str,
     weighs: str,
     order: str,
+    partials: str,
 ) -> Array:
     """The sum over each row's experts of weight * down(activation(gate(x)) * up(x)), or of down(activation(up(x))).
 
     operand: An array (M, K), or rows that are normalized first. residual: The sum is added to it in place, and it is
     returned. weighs: What the weight multiplies; with "input" the products without their biases. order="fixed": A row's
-    result has the same bits whatever rows stand beside it.
+    result has the same bits whatever rows stand beside it. partials="allowed": Without a residual the result may be
+    `Partials`, which the reader sums.
     """
     x = norm.reference(operand, out="act") if isinstance(operand, Normed) else operand
     gates, downs = _of_each(experts.gate, experts), _of_each(experts.down, experts)
@@ -243,6 +253,7 @@ def _experts_cpu(
     activation: str,
     weighs: str,
     order: str,
+    partials: str,
 ) -> Array:
     """Each chosen expert's matrices are read once, for all of its rows."""
     x: Array = norm.run_cpu(operand, out="act") if isinstance(operand, Normed) else operand
@@ -305,6 +316,7 @@ def _experts_gpu(
     activation: str,
     weighs: str,
     order: str,
+    partials: str,
 ) -> Any:
     """Choose the kernels.
 
@@ -316,11 +328,12 @@ def _experts_gpu(
     widths = operand.shape[1], experts.down.shape[1]
     if any(width % EXPERT_WIDTH for width in widths):
         raise UnsupportedError(f"experts of {widths[0]} and {widths[1]} numbers have no kernel: multiples of 8 have")
-    y = device.empty(operand.shape, np.float32) if residual is None else residual
-    how = expert_launches.How(activation, weighs == "input", residual is not None)
-    is_few = order == "any" and expert_launches.takes_rows(operand, chosen, experts)
+    how = expert_launches.How(activation, weighs == "input", order == "fixed")
+    is_few = order == "any" and expert_launches.takes_rows(device, operand, chosen, experts)
     if isinstance(operand, Normed) and not (is_few and operand.is_rms and operand.pending is None):
         operand = device.launch(norm, (operand,), {"out": "act"})
-    compute = expert_launches.by_rows if is_few else expert_launches.tiles
-    compute(device, operand, chosen, weights, experts, y, how)
-    return y
+    if is_few:
+        rows = rows_of(chosen)
+        return expert_launches.by_rows(device, operand, rows, weights, experts, residual, how)
+    given = device, operand, chosen, weights, experts, residual, how
+    return expert_launches.tiles(*given, leaves_partials=partials == "allowed")

@@ -149,14 +149,28 @@ def _linear_gpu(device: GPU, operand: Any, weight: Any, bias: Any, residual: Any
     if leaves_partials and on_matrix_cores and not (is_fixed and is_stack):
         return matmul.split_k(device, operand, weight, bias, is_fixed=is_fixed)
     y = device.empty((rows, weight.shape[0]), np.float32) if residual is None else residual
-    for column, part, part_bias in parts:
+    is_normed = isinstance(operand, Normed)
+    are_beside = (len(parts) > 1 and rows == 1 and not is_fixed) and all(
+        isinstance(part, Packed) and matvec.supports(part, normed=is_normed) for _, part, _ in parts
+    )
+    for place, (column, part, part_bias) in enumerate(parts):
+        order = min(place + 1, 2) if are_beside else 0
         how = {"accumulate": residual is not None, "is_fixed": is_fixed}
-        _product(device, operand, part, part_bias, y, column, **how)
+        _product(device, operand, part, part_bias, y, column, part=order, **how)
     return y if glu == "none" else device.launch(act_and_mul, (y,), {"activation": glu})
 
 
 def _product(
-    device: GPU, operand: Any, weight: Any, bias: Any, y: Any, column: int, *, accumulate: bool, is_fixed: bool
+    device: GPU,
+    operand: Any,
+    weight: Any,
+    bias: Any,
+    y: Any,
+    column: int,
+    *,
+    accumulate: bool,
+    is_fixed: bool,
+    part: int,
 ) -> None:
     """y[:, column:column + N] = operand @ weight.T + bias, or += with accumulate."""
     rows, (outer, inner) = operand.shape[0], weight.shape
@@ -165,7 +179,7 @@ def _product(
         if bias is not None:
             device.run("linear", "add_bias", (-(-outer // 256), rows), bias, y, outer, y.shape[1], column)
     elif rows == 1 and not is_fixed and matvec.supports(weight, normed=isinstance(operand, Normed)):
-        matvec.matvec(device, operand, weight, bias, y[0, column : column + outer], accumulate=accumulate)
+        matvec.matvec(device, operand, weight, bias, y[0, column : column + outer], accumulate=accumulate, part=part)
     elif matmul.supports(weight):
         matmul.matmul(device, operand, weight, bias, y, column, accumulate=accumulate, is_fixed=is_fixed)
     else:

@@ -15,6 +15,7 @@ from forge.ops.ordered import ORDERS, in_orders
 from forge.ops.quant import Packed, Stack, parts_of
 from forge.tuning.lds import (
     FEW_FORMATS,
+    FEW_ROWS,
     WITHOUT_LINES,
     few_lds_bytes,
     group_lds_bytes,
@@ -22,7 +23,7 @@ from forge.tuning.lds import (
     quant_lds_bytes,
     tma_lds,
 )
-from forge.tuning.table import FEW_ROWS, GROUP_ROWS, LINE_ROWS, MANY_ROWS, MATMUL_ROWS
+from forge.tuning.table import GROUP_ROWS, LINE_ROWS, MANY_ROWS, MATMUL_ROWS
 
 MAX_ROWS = GROUP_ROWS[-1]
 """Up to so many rows of x the tile kernels multiply, although there is a BLAS: a captured step of such a batch is

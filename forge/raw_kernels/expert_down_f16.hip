@@ -24,7 +24,7 @@ KERNEL(BLOCK) expert_down_f16(
     Row<f16, PIECES> row;
     h += (u64)BLOCK_Y * all * width, y += BLOCK_Y * outer, chosen += BLOCK_Y * all;
     if (weights) weights += BLOCK_Y * all;
-    grid_dependency_sync();
+    late_grid_dependency_sync(); // the next launch may be of other experts, in blocks
     load_choice(experts, share, chosen, weights, used);
     read_row(row, h, nullptr, at, inner);
     lds_barrier();

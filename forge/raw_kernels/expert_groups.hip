@@ -4,6 +4,17 @@
 #define THREADS 256
 #define MAX_EXPERTS 512
 
+// Experts of pairs that follow each other, which are on their way together; of the last one again behind it.
+#define AT_ONCE 8
+struct Experts {
+    u32 v[AT_ONCE];
+};
+DEVICE Experts load_experts(const i32 *chosen, u32 p, u32 end) {
+    Experts some;
+    UNROLL for (u32 i = 0; i < AT_ONCE; ++i) some.v[i] = (u32)chosen[smaller(p + i, end - 1)];
+    return some;
+}
+
 KERNEL(THREADS) group_experts(
     const i32 *chosen, // (P,) the expert of each pair
     i32 *pairs,        // (P,) numbers of pairs, by expert and number
@@ -17,12 +28,14 @@ KERNEL(THREADS) group_experts(
     for (u32 e = THREAD; e < MAX_EXPERTS; e += THREADS) counts[e] = 0;
     lds_barrier();
     grid_dependency_sync();
-    u32 each = (count + THREADS - 1) / THREADS, begin = smaller(THREAD * each, count), end = smaller(begin + each, count);
+    u32 each = (count + THREADS * AT_ONCE - 1) / (THREADS * AT_ONCE) * AT_ONCE, begin = THREAD * each, end = smaller(begin + each, count);
     u32 mine = 0; // pairs of this expert among the thread's
-    for (u32 p = begin; p < end; ++p) {
-        u32 expert = (u32)chosen[p];
-        atomic_add(&counts[expert], 1u);
-        mine += expert == BLOCK_X;
+    for (u32 p = begin; p < end; p += AT_ONCE) {
+        Experts some = load_experts(chosen, p, end);
+        UNROLL for (u32 i = 0; i < AT_ONCE; ++i) {
+            if (p + i < end) atomic_add(&counts[some.v[i]], 1u);
+            mine += p + i < end && some.v[i] == BLOCK_X;
+        }
     }
     own[THREAD] = mine;
     lds_barrier();
@@ -37,8 +50,11 @@ KERNEL(THREADS) group_experts(
     first = block_sum(first, scratch);
     tile = block_sum(tile, scratch);
     u32 place = first + own[THREAD] - mine;
-    for (u32 p = begin; p < end; ++p)
-        if ((u32)chosen[p] == BLOCK_X) pairs[place++] = (i32)p;
+    for (u32 p = begin; p < end; p += AT_ONCE) {
+        Experts some = load_experts(chosen, p, end);
+        UNROLL for (u32 i = 0; i < AT_ONCE; ++i)
+            if (p + i < end && some.v[i] == BLOCK_X) pairs[place++] = (i32)(p + i);
+    }
     u32 total = counts[BLOCK_X], last = tile + (total + tile_rows - 1) / tile_rows;
     for (u32 t = tile + THREAD; t < (BLOCK_X + 1 == experts ? num_tiles : last); t += THREADS) {
         u32 at = (t - tile) * tile_rows, rest = t < last ? smaller(total - at, tile_rows) : 0;

@@ -10,14 +10,17 @@ KERNEL(BLOCK) expert_matmul(
     const i32 *tiles,     // (tiles, 4) see expert_groups
     const i32 *pairs,     // (P,)
     const float *weights, // (P,) factors of the products, or null
+    const float *shares,  // (P,) factors of the results in y, or null
     const WEIGHT *weight, // (X * N, K) or its first plane, see quant_blocks
     const u8 *high,       // the other planes, or null
     const u8 *scales,
     const u8 *deltas,
     const float *bias, // (X * N,) or null
-    float *y,          // (P, stride) products in the columns from `column` on, or null
+    float *y,          // (U, M, stride), or (1, P, stride): results in the columns from `column` on, or null
     f16 *h,            // (P, N / 2) with GATED, else (P, N): activations; or null
-    u32 used,          // pairs of a row of x
+    u32 of_x,          // pairs of a row of x
+    u32 used,          // places of y: U, or 1
+    u32 rows_of_y,     // M, or P
     u32 inner,         // K
     u32 outer,         // N
     u32 stride,        // numbers from one row of y to the next
@@ -44,7 +47,7 @@ KERNEL(BLOCK) expert_matmul(
         u32 row_of_x[EACH];
         UNROLL for (u32 e = 0; e < EACH; ++e) {
             u32 m = base + copied_row(e);
-            row_of_x[e] = m < rows ? (u32)pairs[first + m] / used : 0;
+            row_of_x[e] = m < rows ? (u32)pairs[first + m] / of_x : 0;
         }
         if (PREFETCH || HAS_PDL) load_turn(held[0], weight, planes, row, 0, end, inner);
         auto at_row = [&](u32 e, u32) { return row_of_x[e]; };
@@ -54,7 +57,8 @@ KERNEL(BLOCK) expert_matmul(
                 u32 token = base + m * TILE_TOKENS + tile_sum_token(j);
                 if (token >= rows) continue;
                 u32 pair = (u32)pairs[first + token];
-                float factor = weights ? weights[pair] : 1.0f;
+                float factor = weights ? weights[pair] : 1.0f, share = shares ? shares[pair] : 1.0f;
+                u64 at = (u64)(pair % used) * rows_of_y + pair / used;
                 UNROLL for (u32 t = 0; t < TILES; ++t)
                     UNROLL for (u32 i = j; i < (GATED ? TILE_VALUES / 2 : TILE_VALUES); i += TILE_LANE_TOKENS) {
                         u32 n = own + t * (GATED ? 8 : 16) + (GATED ? place_in_half(tile_sum_row(i)) : tile_sum_row(i));
@@ -64,7 +68,7 @@ KERNEL(BLOCK) expert_matmul(
                         if (GATED || h)
                             h[(u64)pair * outputs + n] = to_f16(expert_activate(value, other, GATED ? activation : RELU2));
                         else
-                            y[(u64)pair * stride + column + n] = value;
+                            y[at * stride + column + n] = value * share;
                     }
             }
     }

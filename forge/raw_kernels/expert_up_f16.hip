@@ -18,28 +18,26 @@ KERNEL(BLOCK) expert_up_f16(
     u32 width,            // F
     u32 used,             // U
     u32 activation,       // see expert_activation
-    u32 blocks            // of a row
+    u32 blocks            // of an expert
 ) {
-    SHARED float partial[2][MAX_WAVES(BLOCK)][ROWS], scratch[MAX_WAVES(BLOCK)], share[MAX_USED];
-    SHARED i32 experts[MAX_USED];
+    SHARED float partial[2][MAX_WAVES(BLOCK)][ROWS], scratch[MAX_WAVES(BLOCK)];
     const u32 outputs = Outputs<Activation, ROWS>::per_team;
-    u32 at[PIECES], outer = used * width;
+    u32 at[PIECES], pair = BLOCK_Y * used + BLOCK_Z;
     UNROLL for (u32 p = 0; p < PIECES; ++p) at[p] = (p * BLOCK + THREAD) * 8;
     Row<IN, PIECES> row;
     u32x4 own[PIECES];
-    x += BLOCK_Y * inner, h += (u64)BLOCK_Y * outer, chosen += BLOCK_Y * used;
-    if (weights) weights += BLOCK_Y * used;
-    grid_dependency_sync();
-    load_choice(experts, share, chosen, weights, used);
-    read_row(row, x, norm, at, inner);
+    h += (u64)pair * width;
+    late_grid_dependency_sync();
+    u64 first_row = (u64)chosen[pair] * FIRST_ROWS(width); // of the expert
+    float factor = weights ? weights[pair] : 1.0f;
+    read_row(row, x + BLOCK_Y * inner, norm, at, inner);
     finish_row(own, row, eps, inner, scratch);
-    lds_barrier();
-    for (u32 first = BLOCK_X * outputs, turn = 0; first < outer; first += blocks * outputs, turn ^= 1) {
-        u32 n = own_output<BLOCK, Activation, ROWS, BLOCK>(first, outer);
-        FirstAddends more = first_addends(experts, weights, bias, n, outer, width, activation);
+    for (u32 first = BLOCK_X * outputs, turn = 0; first < width; first += blocks * outputs, turn ^= 1) {
+        u32 n = own_output<BLOCK, Activation, ROWS, BLOCK>(first, width);
+        FirstAddends more = first_addends(first_row, factor, bias, n, width, activation);
         float sum[ROWS];
         UNROLL for (u32 r = 0; r < ROWS; ++r) {
-            const f16 *from = matrix + first_row<ROWS>(experts, first, r, outer, width) * inner;
+            const f16 *from = matrix + (first_row + team_row<Activation, ROWS>(first, r, width)) * inner;
             sum[r] = 0;
             UNROLL for (u32 p = 0; p < PIECES; ++p) {
                 u32x4 w = {};
@@ -47,6 +45,6 @@ KERNEL(BLOCK) expert_up_f16(
                 UNROLL for (u32 i = 0; i < 8; ++i) sum[r] += unpack(w, i) * unpack(own[p], i);
             }
         }
-        finish_vector<BLOCK>(sum, partial[turn], n, more, (Activation *)h, outer);
+        finish_vector<BLOCK>(sum, partial[turn], n, more, (Activation *)h, width);
     }
 }

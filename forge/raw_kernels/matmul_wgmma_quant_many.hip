@@ -1,127 +1,8 @@
 // Products of many rows of x, TOKENS for each block, with a quantized matrix, as matmul_wgmma_quant, by waves with roles.
-// Uses: quant_blocks, tile, tile_mma, tile_lines, x_order, matmul_epilogue, tile_wgmma, tile_phases, tile_bits, quant_lines
+// Uses: quant_blocks, tile, tile_mma, tile_lines, x_order, matmul_epilogue, tile_wgmma, tile_phases, tile_bits, quant_lines, quant_roles
 // Target: sm_90a
 //
-// One thread of the last group of waves (the producer) lets the bulk copy engine bring x, X_QUARTERS of a line of 256 numbers at a time,
-// to a ring of X_STAGES in LDS; each stage has a barrier that says that it is full and one that it is empty. x lies in memory in an
-// order of x_order. The other groups (consumers) never meet. Each of their waves copies lines of its own rows of the matrix, STAGES - 1 ahead,
-// makes float16 of them in registers and multiplies; it makes the next weights while the last are multiplied.
-// The inner dimension is a multiple of 256.
-// -D FORMAT=ggml's number of the type; STAGES, X_STAGES of X_QUARTERS in LDS; LDS_BYTES; TOKENS, TILES, BLOCK=threads of consumers of matmul_epilogue;
-// THREADS of a block.
-
-#define GROUP (TILE_WAVE * GROUP_WAVES)
-static_assert(THREADS == BLOCK + GROUP, "a producer beside the consumers");
-
-typedef GroupRows<TOKENS> XStage[X_QUARTERS]; // in x_order's order: quarters of a group follow each other
-struct Memory {
-    XStage x[X_STAGES];
-    WaveStage stages[STAGES][WAVES];
-    PhaseBarrier full[X_STAGES], empty[X_STAGES];
-};
-static_assert(sizeof(Memory) == LDS_BYTES, "another size than the host takes");
-
-typedef RingPlace<X_STAGES> Place;
-static_assert(X_QUARTERS == 1 || X_QUARTERS == QUARTERS, "a quarter or a line");
-DEVICE u32 x_quarter(u32 n) { return quarter_of(n).group * 2 + quarter_of(n).half; } // where the n-th lies in x
-
-// x of the block's rows, by one thread. Of 64 rows a stage is one piece.
-DEVICE void produce(Memory &memory, const Product &p, const f16 *x, u32 lines, u32 begin, u32 end) {
-    const u32 rows = TOKENS < X_ROWS ? TOKENS : X_ROWS, quarters = TOKENS == X_ROWS ? X_QUARTERS : 1; // of a piece
-    Place place{0, 1}; // empty before the first phase
-    ROLLED for (u32 line = begin; line < end; ++line)
-        ROLLED for (u32 n = 0; n < QUARTERS; n += X_QUARTERS) {
-            phase_wait(memory.empty[place.stage], place.parity);
-            phase_expect(memory.full[place.stage], sizeof(XStage));
-            UNROLL for (u32 r = 0; r < TOKENS; r += rows) {
-                u32 row = smaller(FIRST_TOKEN + r, (p.rows - 1) / rows * rows); // the last ones again behind them
-                u32 quarter = (row / X_ROWS * lines + line) * QUARTERS + (X_QUARTERS == 1 ? x_quarter(n) : n);
-                UNROLL for (u32 q = 0; q < X_QUARTERS; q += quarters)
-                    copy_bulk(memory.x[place.stage][q].v[r], x + ((u64)(quarter + q) * X_ROWS + row % X_ROWS) * 64, quarters * rows * 128, memory.full[place.stage]);
-            }
-            phase_arrive(memory.full[place.stage]);
-            advance(place);
-        }
-}
-
-DEVICE void consume(Memory &memory, const Product &product, const Planes &planes, u32 lines, u32 begin, u32 end) {
-    const u32 wave = kept(THREAD / TILE_WAVE);
-    bool says = LANE == 0; // one lane of each wave arrives
-    const OwnPlace own = own_place();
-    LineCopies copies;
-    prepare_line(copies, product, lines);
-    u32 own_rows[TILES][TILE_LANE_ROWS];
-    UNROLL for (u32 t = 0; t < TILES; ++t)
-        UNROLL for (u32 r = 0; r < TILE_LANE_ROWS; ++r) own_rows[t][r] = matrix_row(product, t, tile_row(r));
-    UNROLL for (u32 s = 0; s + 1 < STAGES; ++s) {
-        if (begin + s < end) copy_weights(memory.stages[s][wave], copies, planes, begin + s);
-        commit_copies();
-    }
-    Rests rests, next_rests;
-    if (begin < end) load_rests(next_rests, planes, own_rows, lines, begin);
-    Sums sum;
-    clear_sums(sum);
-    const Masks masks = masks_of();
-    u32 weights[2][4][4]; // of the quarter that is multiplied, and of the next
-    u32 at = 0, emptied = 0; // stages: of weights; of x, the next to be given back
-    Place place{0, 0};
-    auto give_back = [&]() {
-        wave_sync();
-        if (says) phase_arrive(memory.empty[emptied]);
-        emptied = emptied + 1 == X_STAGES ? 0 : emptied + 1;
-    };
-    Codes codes[TILES][TILE_LANE_ROWS];
-    Factors factors[TILES][TILE_LANE_ROWS];
-    // Weights of a line's p-th product: of a tile, a quarter.
-    auto make_weights = [&](u32 p) {
-        const u32 n = p / TILES, t = p % TILES;
-        const WaveStage &stage = memory.stages[at][wave];
-        Quarter q = quarter_of(n);
-        UNROLL for (u32 r = 0; r < TILE_LANE_ROWS; ++r) {
-            u32 row = t * 16 + 8 * r, pairs[4][2];
-            if (FORMAT == Q8_0 || n % 2 == 0) read_codes(codes[t][r], stage, own, row, q);
-            if (HALVES == 2 || !IS_K ? n % 2 == 0 : n == 0) factors[t][r] = factors_of(stage, rests[t][r], own, row, q);
-            dequantize_quarter(codes[t][r], q, factors[t][r], masks, pairs);
-            UNROLL for (u32 i = 0; i < 4; ++i)
-                UNROLL for (u32 j = 0; j < 2; ++j) weights[p % 2][i][2 * j + r] = pairs[i][j];
-        }
-    };
-    // Waits for a line, lets another come to the place of the line before it, and makes its first weights. Behind the last it makes any.
-    auto begin_line = [&](u32 line) {
-        wait_copies<STAGES - 2>();
-        wave_sync();
-        u32 next = line + STAGES - 1;
-        if (next < end) copy_weights(memory.stages[at == 0 ? STAGES - 1 : at - 1][wave], copies, planes, next);
-        commit_copies();
-        UNROLL for (u32 t = 0; t < TILES; ++t)
-            UNROLL for (u32 r = 0; r < TILE_LANE_ROWS; ++r) rests[t][r] = next_rests[t][r];
-        if (line + 1 < end) load_rests(next_rests, planes, own_rows, lines, line + 1);
-        make_weights(0);
-    };
-    begin_line(begin);
-    grid_dependency_sync();
-    if (begin < end) phase_wait(memory.full[place.stage], place.parity);
-    ROLLED for (u32 line = begin; line < end; ++line) {
-        const u32 products = QUARTERS * TILES;
-        UNROLL for (u32 p = 0; p < products; ++p) {
-            group_multiply(sum[p % TILES], weights[p % 2], memory.x[place.stage][0], X_QUARTERS == 1 ? 0 : x_quarter(p / TILES));
-            const bool ends = (p + 1) % (TILES * X_QUARTERS) == 0; // the stage of x
-            if (ends) advance(place);
-            group_await_but<1>(); // the product before this one has ended
-            if (p % (TILES * X_QUARTERS) == 0 && p > 0) give_back();
-            if (ends && p + 1 < products) phase_wait(memory.full[place.stage], place.parity);
-            if (p + 1 == products) at = at + 1 == STAGES ? 0 : at + 1;
-            if (p + 1 < products) make_weights(p + 1);
-            else begin_line(line + 1);
-        }
-        // Here, although the next turn is early enough: the compiler moves the wait for all products up to a branch, over the weights.
-        if (line + 1 < end) phase_wait(memory.full[place.stage], place.parity);
-        // All: the compiler follows products through no loop that waits for memory, and would let each end by itself.
-        UNROLL for (u32 t = 0; t < TILES; ++t) group_await(sum[t]);
-        give_back();
-    }
-    store_sums(product, sum, FIRST_TOKEN);
-}
+// -D as quant_roles.
 
 KERNEL(THREADS) matmul_wgmma_quant_many(
     const f16 *x,     // (ceil(M / 64), K / 64, 64, 64) in an order of x_order
@@ -145,10 +26,7 @@ KERNEL(THREADS) matmul_wgmma_quant_many(
     Product product{bias, y, gated, rows, outer, stride, column, accumulate, gelu};
     u32 lines = inner / LINE_WEIGHTS, share = (lines + splits - 1) / splits;
     u32 begin = BLOCK_Y * share < lines ? BLOCK_Y * share : lines, end = begin + share < lines ? begin + share : lines;
-    if (THREAD == 0) {
-        for (u32 s = 0; s < X_STAGES; ++s) phase_init(memory[0].full[s], 1), phase_init(memory[0].empty[s], WAVES);
-        group_landed(); // for the bulk copy engine
-    }
+    if (THREAD == 0) prepare_barriers(memory[0]);
     barrier();
     if (THREAD >= BLOCK) {
         give_registers<PRODUCER_REGISTERS>();
@@ -156,6 +34,7 @@ KERNEL(THREADS) matmul_wgmma_quant_many(
         if (THREAD == BLOCK) produce(memory[0], product, x, lines, begin, end);
     } else {
         take_registers<consumer_registers(BLOCK, GROUP, MIN_BLOCKS)>();
-        consume(memory[0], product, Planes{weight, high, scales, deltas}, lines, begin, end);
+        auto store = [&](const Sums &sum) { store_sums(product, sum, FIRST_TOKEN); };
+        consume(memory[0], product, Planes{weight, high, scales, deltas}, lines, begin, end, store);
     }
 }

@@ -2,19 +2,18 @@
 // Uses: quant_blocks, codebooks, quant_digits, matvec_row
 //
 // A team of THREADS_PER_ROW threads computes ROWS rows, and neighbouring threads read neighbouring units of a row.
-// -D FORMAT=ggml's number of the type; ROWS; THREADS_PER_ROW; BLOCK=threads; MAX_GROUPS=groups of 32 numbers of x at most; IN=f16,
+// -D FORMAT=ggml's number of the type; ROWS; THREADS_PER_ROW; BLOCK=threads; MAX_GROUPS=groups of 32 numbers of x at most; AHEAD; IN=f16,
 // or float: x is the residual stream and is normalized here; OUT=float, or f16: activation(gate) * up; SILU=1, or 0: the activation
-// is GELU.
+// is GELU. PART=0, or 1 and 2 of launches that compute parts of y from the same x: the later ones, 2, run beside the first.
 
-// The k-th units of a team's rows from output `first` on. Past the end every thread reads the matrix's first unit: the compiler can
-// wait for each load alone where no branch is in front of it.
-DEVICE void read_units(Unit (&unit)[ROWS], const Planes &planes, u32 first, u32 k, bool there, u32 units, u32 outer) {
+// The k-th units of a team's rows from output `first` on. Past a row's end it is the last one again, which another lane reads too.
+DEVICE void read_units(Unit (&unit)[ROWS], const Planes &planes, u32 first, u32 k, u32 units, u32 outer) {
     UNROLL for (u32 r = 0; r < ROWS; ++r)
-        unit[r] = read_unit(planes, there && k < units ? (u64)team_row<OUT, ROWS>(first, r, outer) * units + k : 0);
+        unit[r] = read_unit(planes, (u64)team_row<OUT, ROWS>(first, r, outer) * units + smaller(k, units - 1));
 }
 
-// Each block makes the digits of x itself. It goes on to other rows of the matrix, whose first units are prefetched during the
-// reductions.
+// Each block makes the digits of x itself. AHEAD units of each of a team's rows are under way, the first of them before x is there. It
+// goes on to other rows of the matrix, whose first units are under way during the reductions.
 KERNEL(BLOCK) matvec_quant(
     const IN *x,       // (K,)
     const float *norm, // (K,) weights of the RMS norm of x, or null
@@ -39,32 +38,46 @@ KERNEL(BLOCK) matvec_quant(
     u32 at[turns]; // where the thread's numbers of x begin, eight each
     UNROLL for (u32 t = 0; t < turns; ++t) at[t] = eight_start(t * BLOCK + THREAD);
     Row<IN, turns> row;
-    Unit next[ROWS];
+    Unit unit[AHEAD][ROWS];
     u32 ahead = first, start = 0; // outputs and units to read next
+    auto read_next = [&](Unit(&next)[ROWS]) {
+        if (ahead < outer) read_units(next, planes, ahead + team, start + lane, units, outer);
+        start += THREADS_PER_ROW;
+        if (start >= units) start = 0, ahead += stride;
+    };
     load_codebook<BLOCK>();
-    if (HAS_PDL) read_units(next, planes, ahead + team, lane, ahead < outer, units, outer);
-    grid_dependency_sync();
+    if (PART == 2 && HAS_PDL) start_next_launch(), fence_device();
+    if (HAS_PDL)
+        UNROLL for (u32 a = 0; a < AHEAD; ++a) read_next(unit[a]);
+    if (PART == 0) grid_dependency_sync();
+    if (PART == 1) late_grid_dependency_sync();
     read_row(row, x, norm, at, inner);
-    if (!HAS_PDL) read_units(next, planes, ahead + team, lane, ahead < outer, units, outer); // x is needed first
+    if (!HAS_PDL) // x is needed first
+        UNROLL for (u32 a = 0; a < AHEAD; ++a) read_next(unit[a]);
     u32x4 eight[turns];
     finish_row(eight, row, eps, inner, scratch);
     UNROLL for (u32 t = 0; t < turns; ++t) make_digits(eight[t], digits, t * BLOCK + THREAD, at[t] < inner);
     lds_barrier();
 
-    for (u32 turn = 0; first < outer; first += stride, turn ^= 1) {
-        u32 n = own_output<THREADS_PER_ROW, OUT, ROWS, BLOCK>(first, outer);
-        Addends more{};
-        if (n < outer) more = read_addends(y, n, bias, outer, accumulate);
-        float sum[ROWS];
-        UNROLL for (u32 r = 0; r < ROWS; ++r) sum[r] = 0;
-        for (u32 k = lane; k < units + lane; k += THREADS_PER_ROW) { // each thread of a team takes the same number of turns
-            Unit unit[ROWS];
-            UNROLL for (u32 r = 0; r < ROWS; ++r) unit[r] = next[r];
-            start += THREADS_PER_ROW;
-            if (start >= units) start = 0, ahead += stride;
-            read_units(next, planes, ahead + team, start + lane, ahead < outer, units, outer);
-            if (k < units) multiply_unit(unit, sum, digits, k);
+    float sum[ROWS];
+    UNROLL for (u32 r = 0; r < ROWS; ++r) sum[r] = 0;
+    u32 k = 0, turn = 0, n = own_output<THREADS_PER_ROW, OUT, ROWS, BLOCK>(first, outer);
+    Addends more{};
+    if (n < outer) more = read_addends(y, n, bias, outer, accumulate);
+    while (first < outer)
+        UNROLL for (u32 a = 0; a < AHEAD; ++a) {
+            if (first >= outer) break;
+            Unit now[ROWS];
+            UNROLL for (u32 r = 0; r < ROWS; ++r) now[r] = unit[a][r];
+            read_next(unit[a]);
+            if (k + lane < units) multiply_unit(now, sum, digits, k + lane);
+            k += THREADS_PER_ROW;
+            if (k < units) continue;
+            finish_vector<THREADS_PER_ROW>(sum, partial[turn], n, more, y, outer);
+            UNROLL for (u32 r = 0; r < ROWS; ++r) sum[r] = 0;
+            k = 0, turn ^= 1, first += stride;
+            n = own_output<THREADS_PER_ROW, OUT, ROWS, BLOCK>(first, outer);
+            if (n < outer) more = read_addends(y, n, bias, outer, accumulate);
         }
-        finish_vector<THREADS_PER_ROW>(sum, partial[turn], n, more, y, outer);
-    }
+    if (PART == 2) grid_dependency_sync();
 }

@@ -2,7 +2,9 @@
 //
 // A wave computes the logits of EACH experts for ROWS rows, which it normalizes as it reads them. The block of these rows that ends
 // last chooses, a wave for each row at a time.
+// Uses: router_weights
 // -D ROWS=rows of a block; EACH=experts of a wave; VECTOR=4 where rows are multiples of 4 numbers, else 1.
+// -D GIVEN=1: the logits are there; blocks of rows choose.
 
 #define THREADS 128
 #define MAX_EXPERTS 512
@@ -67,9 +69,13 @@ KERNEL(THREADS) route(
     u32 blocks                   // of the same rows
 ) {
     SHARED u64 orders[MAX_WAVES(THREADS)][MAX_EXPERTS];
+#ifndef GIVEN
     SHARED u32 before;
+#endif
     grid_dependency_sync();
-    u32 wave = THREAD / WAVE, base = BLOCK_Y * ROWS, first = (BLOCK_X * (THREADS / WAVE) + wave) * EACH;
+    u32 wave = THREAD / WAVE, base = BLOCK_Y * ROWS;
+#ifndef GIVEN
+    u32 first = (BLOCK_X * (THREADS / WAVE) + wave) * EACH;
     float sum[EACH][ROWS], squares[ROWS];
     UNROLL for (u32 r = 0; r < ROWS; ++r) {
         squares[r] = 0;
@@ -105,21 +111,15 @@ KERNEL(THREADS) route(
     if (before != blocks - 1) return;
     fence_device();
     if (THREAD == 0) arrived[BLOCK_Y] = 0; // for the next launch
+#endif
 
     u64(&own)[MAX_EXPERTS] = orders[wave];
     bool by_scores = selection_bias || groups > 1;
     for (u32 row = base + wave; row < base + ROWS && row < rows; row += THREADS / WAVE) {
         const float *z = logits + (u64)row * experts;
-        float most = NEG_INFINITY, total = 0;
-        for (u32 e = LANE; e < experts; e += WAVE) most = larger(most, z[e]);
-        most = wave_max(most);
-        for (u32 e = LANE; e < experts; e += WAVE) total += fast_exp(z[e] - most);
-        total = wave_sum(total);
-        auto score = [&](float logit) {
-            return is_sigmoid ? fast_divide(1.0f, 1.0f + fast_exp(-logit)) : fast_divide(fast_exp(logit - most), total);
-        };
+        Scores scores = is_sigmoid ? Scores{true} : softmax_scores(z, experts);
         for (u32 e = LANE; e < experts; e += WAVE) {
-            float rank = by_scores ? score(z[e]) + (selection_bias ? selection_bias[e] : 0.0f) : z[e];
+            float rank = by_scores ? score_of(scores, z[e]) + (selection_bias ? selection_bias[e] : 0.0f) : z[e];
             own[e] = order_of_expert(rank, e);
         }
         wave_sync();
@@ -129,14 +129,7 @@ KERNEL(THREADS) route(
             u64 best = take_best(own, experts);
             if (LANE == place) expert = expert_of_order(best);
         }
-        bool there = LANE < used;
-        float logit = z[expert], greatest = wave_max(there ? logit : NEG_INFINITY);
-        float share = there ? (renormalizes && !is_sigmoid ? fast_exp(logit - greatest) : score(logit)) : 0.0f;
-        float shares = larger(wave_sum(share), 6.103515625e-5f); // 2**-14
-        if (renormalizes) share = fast_divide(share, shares);
-        if (there) {
-            chosen[row * used + LANE] = (i32)expert;
-            weights[row * used + LANE] = share * factor * (expert_scale ? expert_scale[expert] : 1.0f);
-        }
+        u64 first = (u64)row * used;
+        store_choice(chosen + first, weights + first, LANE < used, expert, z[expert], scores, renormalizes, factor, expert_scale);
     }
 }

@@ -155,9 +155,10 @@ class Fields:
     def ids(self, name: str, vocab_size: int, most: int) -> frozenset[int]:
         """The ids of an array, but for those that the vocabulary lacks. Empty if the key is missing. Raises FormatError
         for more than `most`."""
-        values = list(self._array(name)) if self.has(name) else []
-        if len(values) > most:
-            raise self.error(f"{_PREFIX}{name} holds {len(values)} ids, more than {most}")
+        array = self._array(name) if self.has(name) else ()
+        if len(array) > most:
+            raise self.error(f"{_PREFIX}{name} holds {len(array)} ids, more than {most}")
+        values = list(array)
         if not all(isinstance(value, int | np.integer) and not isinstance(value, bool) for value in values):
             raise self.error(f"{_PREFIX}{name} is not an array of integers")
         return frozenset(int(value) for value in values if 0 <= value < vocab_size)

@@ -7,6 +7,8 @@ from forge.tuning.spec import Shape, Values
 
 FEW_FORMATS = ("Q4_0", "Q4_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K", "MXFP4")
 """What `matmul_mma_quant` multiplies: codes below an exponent are float16 numbers by one or two instructions."""
+FEW_ROWS = (8, 16)
+"""Rows of x that a block of it takes, in variants up to each of these."""
 CODEBOOK_BYTES = {"IQ2_XXS": 1 << 10, "IQ2_XS": 2 << 10, "IQ2_S": 4 << 10, "IQ3_XXS": 1 << 10, "IQ3_S": 2 << 10}
 CODEBOOK_BYTES |= dict.fromkeys(("IQ1_S", "IQ1_M"), 8 << 10)
 """What the codebooks of formats take of LDS."""
@@ -63,16 +65,17 @@ def quant_lds_bytes(format: str, tokens: int, values: Values) -> int:
     return -(-(stage_bytes(format, values) + x_bytes) // 1024) * 1024
 
 
-def many_lds(format: str, values: Values) -> dict[str, int]:
+def many_lds(format: str, values: Values, more: int = 0) -> dict[str, int]:
     """What a block of `matmul_wgmma_quant_many` has of LDS, LDS_BYTES: STAGES of 256 weights of its rows of the matrix,
     and X_STAGES of X_QUARTERS times 64 numbers of each of TOKENS rows of x: two lines of 256 where they have room, else
-    as many quarters as have."""
+    as many quarters as have. more: Bytes beside these, at most 1 KB."""
     weights, x_bytes = stage_bytes(format, values), 128 * values["TOKENS"]
     room = (228 << 10) // values["MIN_BLOCKS"] - (2 << 10)  # of a multiprocessor, but 1 KB each for driver and barriers
+    room -= (1 << 10) if more else 0
     quarters = min(max((room - weights) // x_bytes, 0), 8)
     together = 4 if quarters == 8 else 1
     stages = quarters // together
-    lds_bytes = -(-(weights + stages * (together * x_bytes + 16)) // 1024) * 1024
+    lds_bytes = -(-(weights + stages * (together * x_bytes + 16) + more) // 1024) * 1024
     return {"X_STAGES": stages, "X_QUARTERS": together, "LDS_BYTES": lds_bytes}
 
 
@@ -123,6 +126,15 @@ def allows_few(shape: Shape, values: Values) -> bool:
     threads = values["MIN_BLOCKS"] * values["BLOCK"]
     lds_bytes = values["MIN_BLOCKS"] * (few_lds_bytes(shape["format"], values) + 1024)
     return 256 <= threads <= (640 if values["TILES"] == 1 else 512) and 60 << 10 <= lds_bytes <= 228 << 10
+
+
+def allows_experts(shape: Shape, values: Values) -> bool:
+    """Of `expert_mma_quant`: the same; all of a row of x, or 8 lines of it, have room. For rounds it is all."""
+    threads, lines = values["MIN_BLOCKS"] * values["BLOCK"], 4 if shape["inner"] <= 1024 else 8
+    if values["X_PLACES"] != lines or (values["ROUNDS"] > 1 and shape["inner"] > 2048):
+        return False
+    lds_bytes = values["MIN_BLOCKS"] * (few_lds_bytes(shape["format"], values) + 2048)
+    return 256 <= threads <= (512 if values["TILES"] == 1 else 384) and 60 << 10 <= lds_bytes <= 228 << 10
 
 
 def allows_many(shape: Shape, values: Values) -> bool:

@@ -9,9 +9,11 @@ gfx90a CDNA2, gfx11 RDNA3, gfx12 RDNA4.
 from __future__ import annotations
 
 from forge.formats.ggml import BLOCK_FORMATS
+from forge.tuning.experts import EXPERT_KERNELS
 from forge.tuning.lds import (
     CODEBOOK_BYTES,
     FEW_FORMATS,
+    FEW_ROWS,
     FIXED_LDS_BYTES,
     WITHOUT_LINES,
     allows_attention,
@@ -23,6 +25,7 @@ from forge.tuning.lds import (
     allows_quant,
     allows_tma,
 )
+from forge.tuning.row_table import ONE_SCALE, ROW_KERNELS, allows_matvec_quant
 from forge.tuning.spec import ANY, Kernel, Row, Shape, Values
 
 MATMUL_ROWS = (8, 16, 32, 64)
@@ -33,15 +36,12 @@ LINE_ROWS = MATMUL_ROWS[:3]
 """The same of a block of `matmul_wgmma_quant`, which takes no more."""
 MANY_ROWS = (32, 64, 128, 256)
 """The same of a block of `matmul_wgmma_quant_many`, whose waves have roles."""
-FEW_ROWS = (8, 16)
-"""The same of a block of `matmul_mma_quant`, which takes no more."""
 _MMA, _MFMA, _WMMA = ("sm_8", "sm_9", "sm_1"), ("gfx908", "gfx90a", "gfx94", "gfx95"), ("gfx11", "gfx12")
 """Architectures with matrix cores of each family."""
 _OPS = ("linear", "rms_linear", "rms_gated")
 """Which op launches a product of one row: alone, behind a norm, or between a norm and a gated activation."""
 _OUTER = (8191, 65_535, ANY)
 """Outputs: below 8,192 blocks are few, above 65,535 is a vocabulary."""
-_ONE_SCALE = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "IQ4_NL", "MXFP4")  # blocks of 32, of less than a byte a weight
 _FORMATS = tuple(type.name for type in BLOCK_FORMATS)
 _CODEBOOKS = tuple(CODEBOOK_BYTES)
 _LINE_FORMATS = tuple(name for name in _FORMATS if name not in WITHOUT_LINES)
@@ -55,14 +55,6 @@ def _matvec_f16(shape: Shape, values: Values) -> bool:
     if shape["op"] == "rms_gated" and rows % 2:
         return False
     return 8 * block <= max(inner, 512) and 2 <= pieces * rows <= 8 and 512 <= block * values["MIN_BLOCKS"] <= 1024
-
-
-def _matvec_quant(shape: Shape, values: Values) -> bool:
-    block = values["BLOCK"]
-    if 32 * block < shape["inner"]:  # a thread makes digits of 32 numbers at most
-        return False
-    rows = (2, 4) if shape["op"] == "rms_gated" else (1, 2)
-    return values["ROWS"] in rows and 512 <= block * values["MIN_BLOCKS"] <= 1024
 
 
 def _matmul(shape: Shape, values: Values) -> bool:
@@ -102,13 +94,14 @@ KERNELS = {
         # THREADS_PER_ROW threads share ROWS rows. Of blocks of 32 two rows are on their way, a gate and its up always.
         # Those need registers, as do codes in two planes, and a norm of a long row behind which two wait.
         candidates={"BLOCK": (256, 512), "THREADS_PER_ROW": (16, 32, 64), "ROWS": (1, 2, 4), "MIN_BLOCKS": (1, 2, 4)},
-        allows=_matvec_quant,
+        allows=allows_matvec_quant,
         measured="H100: BLOCK and THREADS_PER_ROW for Q4_K, Q5_K, Q6_K, Q8_0 and Q4_0 at the shapes of a 1B and an 8B "
         "model, of teams of 16 to 128, 1 to 4 rows of a team, blocks of 128 to 1,024, and 1 and 2 units read ahead",
         rows=(
-            Row({"op": ("linear",), "format": _ONE_SCALE}, (512, 32, 2, 2)),
-            Row({"op": ("rms_linear",), "format": _ONE_SCALE, "inner": 4096}, (512, 32, 2, 2)),
-            Row({"op": ("rms_linear",), "format": _ONE_SCALE}, (512, 32, 2, 1)),
+            Row({"op": ("linear",), "format": ONE_SCALE}, (512, 32, 2, 2)),
+            Row({"op": ("rms_linear",), "format": ONE_SCALE, "inner": 4096}, (512, 32, 2, 2)),
+            Row({"op": ("rms_linear",), "format": ONE_SCALE}, (512, 32, 2, 1)),
+            Row({"op": ("rms_linear",), "format": ("Q4_K",), "inner": 2048, "outer": 8191}, (512, 32, 2, 1), "sm_90"),
             Row({"op": ("linear", "rms_linear"), "format": ("Q8_0", "Q4_K")}, (512, 32, 1, 2)),
             Row({"op": ("linear", "rms_linear"), "format": ("Q5_K", "Q6_K")}, (512, 32, 1, 1)),
             Row({"op": ("linear", "rms_linear"), "format": ("Q3_K",)}, (512, 16, 1, 1)),
@@ -347,4 +340,4 @@ KERNELS = {
         measured="not measured against others: as many threads as a block may have, up to one for 4 numbers",
         rows=(Row({}, (1024,)),),
     ),
-}  # fmt: skip
+} | EXPERT_KERNELS | ROW_KERNELS  # fmt: skip

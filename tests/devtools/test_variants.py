@@ -77,8 +77,7 @@ def recorded(path: Path, arch: str, sequences: int = SEQUENCES, num_cus: int = N
     return set(device.variants)
 
 
-QUICK = {"gemma3": (1, SEQUENCES), "llama": (1, SEQUENCES)}
-QUICK |= dict.fromkeys(("phi3_window", "qwen3", "stablelm_parallel", "starcoder2"), (SEQUENCES,))
+QUICK = {"gemma3": (1, SEQUENCES)} | dict.fromkeys(("llama", "phi3_window", "stablelm_parallel"), (SEQUENCES,))
 RECORDED = [
     pytest.param(name, sequences, marks=() if sequences in QUICK.get(name, ()) else pytest.mark.slow)
     for name in sorted({*LAUNCHING, *QUICK})

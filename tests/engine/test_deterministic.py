@@ -44,7 +44,7 @@ def test_logits_of_a_prompt_do_not_depend_on_how_it_is_cut(family: str) -> None:
     np.testing.assert_allclose(found[0], default, rtol=1e-4, atol=1e-4 * np.abs(default).max())
 
 
-@pytest.mark.parametrize("params", [MANY, SEEDED])
+@pytest.mark.parametrize("params", [MANY, pytest.param(SEEDED, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "family", [pytest.param(family, marks=() if family == "llama" else pytest.mark.slow) for family in FAMILIES]
 )
@@ -83,7 +83,16 @@ def test_pages_may_lie_anywhere() -> None:
     held.close()
 
 
-SHAPES = [(64, 192), (576, 960), (37, 101), (130, 7), (2048, 257), (64, 9000), (3, 1), (70000, 33)]
+SHAPES = [
+    (64, 192),
+    (576, 960),
+    (37, 101),
+    (130, 7),
+    (2048, 257),
+    (64, 9000),
+    (3, 1),
+    pytest.param(70000, 33, marks=pytest.mark.slow),
+]
 
 
 @pytest.mark.parametrize("is_tiled", [True, False])

@@ -85,7 +85,9 @@ def test_preemption_changes_nothing(name: str, roomy: LLM, params: SamplingParam
     assert_idle(scarce)
 
 
-@pytest.mark.parametrize("max_step_tokens", [pytest.param(2, marks=pytest.mark.slow), 8, 33])
+@pytest.mark.parametrize(
+    "max_step_tokens", [pytest.param(2, marks=pytest.mark.slow), 8, pytest.param(33, marks=pytest.mark.slow)]
+)
 def test_a_prompt_in_chunks_equals_one_step(name: str, roomy: LLM, max_step_tokens: int) -> None:
     prompts = [*random_prompts(2, 30, seed=3), random_prompts(1, 1, seed=4)[0] * 64]
     chunked = tiny_llm(name, max_step_tokens=max_step_tokens, max_sequences=2)
@@ -93,7 +95,9 @@ def test_a_prompt_in_chunks_equals_one_step(name: str, roomy: LLM, max_step_toke
     assert_idle(chunked)
 
 
-@pytest.mark.parametrize("page_size", [1, pytest.param(5, marks=pytest.mark.slow), 64])
+@pytest.mark.parametrize(
+    "page_size", [1, pytest.param(5, marks=pytest.mark.slow), pytest.param(64, marks=pytest.mark.slow)]
+)
 def test_the_page_size_changes_nothing(name: str, roomy: LLM, page_size: int) -> None:
     prompts = random_prompts(4, 40, seed=5)
     other = tiny_llm(name, page_size=page_size, num_pages=4 * -(-CONTEXT // page_size))
@@ -149,7 +153,9 @@ def test_different_seeds_differ_and_no_seed_is_fresh(llama: LLM) -> None:
 # Aborts and failures
 
 
-@pytest.mark.parametrize("choice", [0, pytest.param(1, marks=pytest.mark.slow), 3])
+@pytest.mark.parametrize(
+    "choice", [0, pytest.param(1, marks=pytest.mark.slow), pytest.param(3, marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("steps", [0, 1, 4, 9], ids=lambda n: f"after {n} steps")
 def test_the_other_choices_of_an_aborted_one_go_on(choice: int, steps: int) -> None:
     prompt, params = list(range(20)), replace(SEEDED, n=4)
@@ -365,8 +371,8 @@ def together(logits: np.ndarray, seen: list[int], generated: list[int]) -> None:
     ("change", "overrides"),
     [
         (repetition, {"repetition_penalty": 1.8}),
-        (presence, {"presence_penalty": 2.5}),
-        (frequency, {"frequency_penalty": 0.7}),
+        pytest.param(presence, {"presence_penalty": 2.5}, marks=pytest.mark.slow),
+        pytest.param(frequency, {"frequency_penalty": 0.7}, marks=pytest.mark.slow),
         (bias, {"logit_bias": {9: 6.5, 14: -np.inf}}),
         (
             together,
@@ -402,7 +408,7 @@ def test_penalties_equal_their_definition(
 
 
 @pytest.mark.parametrize("params", [GREEDY, SEEDED], ids=["greedy", "seeded"])
-@pytest.mark.parametrize("top", [0, pytest.param(1, marks=pytest.mark.slow), 5])
+@pytest.mark.parametrize("top", [*(pytest.param(n, marks=pytest.mark.slow) for n in (0, 1)), 5])
 def test_log_probabilities_equal_those_of_the_logits(roomy: LLM, params: SamplingParams, top: int) -> None:
     prompts = random_prompts(3, 20, seed=7)
     for completion in roomy.generate(prompts, replace(params, logprobs=top)):

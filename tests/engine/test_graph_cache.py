@@ -103,7 +103,7 @@ def random_requests(count: int, seed: int) -> Requests:
 
 
 @pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2, 3))])
-@pytest.mark.parametrize(("pages", "most"), [pytest.param(200, 16, marks=pytest.mark.slow), (200, 5), (12, 6)])
+@pytest.mark.parametrize(("pages", "most"), [*(pytest.param(200, n, marks=pytest.mark.slow) for n in (16, 5)), (12, 6)])
 def test_ids_are_those_of_each_request_alone(seed: int, pages: int, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
     requests = random_requests(12, seed)
     wanted = alone(requests)

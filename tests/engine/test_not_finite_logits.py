@@ -69,7 +69,10 @@ def assert_same(found: dict[Sequence, list[Sampled]], expected: list[list[Sample
         pytest.param(3, False, id="3-waits for ids", marks=pytest.mark.slow),
     ],
 )
-@pytest.mark.parametrize(("prompt", "bias", "length"), WHERE.values(), ids=WHERE)
+@pytest.mark.parametrize(
+    ("prompt", "bias", "length"),
+    [pytest.param(*row, id=name, marks=[pytest.mark.slow] * ("first" in name)) for name, row in WHERE.items()],
+)
 def test_a_request_with_nan_logits_ends_and_its_neighbours_go_on(
     prompt: list[int],
     bias: dict[int, float],

@@ -44,7 +44,7 @@ def test_ids_are_the_references(size: int, swapped: int) -> None:
 @pytest.mark.parametrize(
     ("rows", "cores"), [(1, 132), *(pytest.param(3, cores, marks=slow) for cores in (132, 1))]
 )  # many chunks of a row, few, one
-@pytest.mark.parametrize("temperature", [0.5, 1000.0])
+@pytest.mark.parametrize("temperature", [0.5, pytest.param(1000.0, marks=slow)])
 @pytest.mark.parametrize("swapped", [0, pytest.param(1, marks=slow)])
 def test_chunks_and_bins_of_any_size_draw_the_same(temperature: float, rows: int, cores: int, swapped: int) -> None:
     """Filters meet waves of 32 and 64 lanes in turns, at the other temperature, and swapped, the other way round."""
@@ -128,7 +128,7 @@ def test_subnormal_logits_and_parameters_are_not_zeros(wave: int, flush: bool, r
 
 
 @pytest.mark.parametrize("wave", [32, 64])
-@pytest.mark.parametrize("size", [4, 1024, 8192])
+@pytest.mark.parametrize("size", [4, 1024, pytest.param(8192, marks=slow)])
 def test_a_draw_at_the_edge_of_a_tokens_weight_is_that_token(
     size: int, wave: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

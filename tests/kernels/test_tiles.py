@@ -10,8 +10,10 @@ from harness import COMPILER, TILE_FAMILIES, Harness
 
 from forge.devtools.cases import CASES
 from forge.devtools.cases.case import Case
+from forge.devtools.cases.experts import experts_case, route_case
 from forge.devtools.recorder import Recorded, Recorder
-from forge.devtools.verify import run_case
+from forge.devtools.verify import inputs, on, run_case
+from forge.ops.experts import route
 from forge.ops.linear import linear
 from forge.ops.matmul import matmul
 from forge.ops.norm import Normed, norm
@@ -19,13 +21,15 @@ from forge.ops.op import REGISTRY
 from forge.ops.ordered import Ordered
 from forge.ops.quant import FORMATS, QuantTensor, Stack
 from forge.tuning import Choices
-from forge.tuning.lds import FEW_FORMATS, WITHOUT_LINES
-from forge.tuning.table import FEW_ROWS, KERNELS
+from forge.tuning.lds import FEW_FORMATS, FEW_ROWS, WITHOUT_LINES
+from forge.tuning.table import KERNELS
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="no clang++: scripts/install-toolchain installs it")
 
 FAMILIES = {**TILE_FAMILIES, "TILE_MMA, groups": {"wave": 32, "groups": True}}
 NAMES = ("M2 K96", "M16 K64", "M16 K96", "M33 K96", "Q4_K M5", "Q6_K M2", "Q8_0 M2 K576", "Q2_K M2", "stack M5")
+QUICK = ("M2 K96", "M33 K96", "Q4_K M5", "Q6_K M2", "stack M5")
+slow = pytest.mark.slow
 
 
 def device_of(family: str) -> Harness:
@@ -37,7 +41,9 @@ PRODUCTS = [case for case in CASES["linear"] if case.name.startswith(NAMES)]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("case", PRODUCTS, ids=[case.name for case in PRODUCTS])
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, id=case.name, marks=() if case.name.startswith(QUICK) else slow) for case in PRODUCTS]
+)
 def test_each_family_computes_the_product(case: Case, family: str) -> None:
     error, _ = run_case(REGISTRY["linear"], case, device_of(family))
     assert error.passed, error
@@ -67,6 +73,65 @@ def test_groups_of_waves_multiply_each_format(kind: str, rows: int) -> None:
     assert {variant.file for variant in device.variants} >= {float_kernel if kind == "F16" else of_blocks}
 
 
+@pytest.mark.parametrize("wave", [32, pytest.param(64, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("case", [route_case("ties", 2, 64, 96, 7, distinct=3), route_case("many", 33, 64, 96, 8)])
+def test_a_router_lists_the_tiles_of_its_choice(case: Case, wave: int) -> None:
+    """Pairs are sorted by expert; tiles name an expert, the place of the first pair, and how many there are."""
+    device = Harness(wave, seed=1)
+    given = on(route, inputs(route, case, device), device)
+    for _ in range(2):  # counters are as before
+        grouped, _ = device.launch(route, given, {**case.options, "tiles": "allowed"})
+    chosen, pairs, tiles = (device.to_numpy(each) for each in (grouped.chosen, grouped.pairs, grouped.tiles))
+    np.testing.assert_array_equal(pairs, np.argsort(chosen.reshape(-1), kind="stable"))
+    wanted, first = [], 0
+    for expert, count in zip(*np.unique(chosen, return_counts=True), strict=True):
+        wanted += [(expert, first + at, min(grouped.rows, count - at), 0) for at in range(0, count, grouped.rows)]
+        first += count
+    np.testing.assert_array_equal(tiles[: len(wanted)], wanted)
+    assert not tiles[len(wanted) :, 2].any()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "rows", "sizes", "how"),
+    [
+        ("Q4_K", 8, (2304, 1280, 2, 2), {"extras": "residual bias"}),  # x is placed in parts, in each round
+        ("Q4_K", 12, (512, 512, 9, 1), {"among": 9, "partials": "allowed"}),
+        ("Q5_K", 7, (512, 256, 3, 2), {"weighs": "input", "extras": "residual"}),
+        ("Q6_K", 5, (512, 768, 4, 2), {"activation": "gelu"}),
+        ("MXFP4", 5, (320, 192, 4, 2), {"extras": "bias"}),  # lines that are not whole
+        ("MXFP4", 8, (256, 512, 3, 1), {"among": 1}),
+        ("Q4_0", 20, (256, 256, 5, 1), {"among": 2}),  # more rows of an expert than a tile has
+        ("Q4_1", 5, (512, 256, 4, 2), {"activation": "relu2"}),
+        ("Q8_0", 6, (512, 256, 4, 1), {"among": 1, "extras": "residual"}),
+    ],
+)
+def test_experts_by_tiles_of_few_rows(kind: str, rows: int, sizes: tuple[int, ...], how: dict[str, Any]) -> None:
+    device = Harness(seed=2, tile="TILE_MMA", **FAMILIES["TILE_MMA, groups"])  # its first wave is not the last
+    error, _ = run_case(REGISTRY["experts"], experts_case("by tiles", rows, *sizes, format=kind, **how), device)
+    assert error.passed, error
+    assert "expert_mma_quant" in {variant.file for variant in device.variants}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "rows", "sizes", "how"),
+    [
+        ("Q8_0", 21, (768, 256, 2, 1), {"among": 1, "extras": "residual"}),  # experts without rows; tiles of 32
+        ("Q5_0", 40, (512, 512, 3, 2), {"weighs": "input", "extras": "bias residual"}),  # tiles of 64
+        ("MXFP4 MXFP4 Q6_K", 65, (256, 768, 2, 1), {"among": 1, "extras": "bias", "partials": "allowed"}),
+        ("Q6_K Q6_K Q4_0", 260, (256, 256, 2, 1), {"among": 1, "activation": "gelu"}),  # of 128, the last of few
+        *((kind, 24, (512, 256, 2, 2), {}) for kind in FORMATS if kind not in WITHOUT_LINES),
+    ],
+)
+def test_experts_by_tiles_of_many_rows(kind: str, rows: int, sizes: tuple[int, ...], how: dict[str, Any]) -> None:
+    """Of so many numbers some are further off than a case allows: two products round."""
+    device = device_of("TILE_MMA, groups")
+    error, _ = run_case(REGISTRY["experts"], experts_case("by tiles", rows, *sizes, format=kind, **how), device)
+    assert error.share < 2, error
+    assert "expert_wgmma_quant" in {variant.file for variant in device.variants}
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("kind", ["Q4_K", "F16"])
 @pytest.mark.parametrize("rows", [2, pytest.param(40, marks=pytest.mark.slow), 70])
@@ -89,7 +154,7 @@ def test_rows_do_not_see_each_other(rows: int, kind: str, family: str) -> None:
     [
         (33, 512, True, True, ("Q4_K",)),
         (70, 512, True, False, ("Q6_K",)),
-        (33, 4352, True, True, ("Q4_K", "Q6_K")),
+        pytest.param(33, 4352, True, True, ("Q4_K", "Q6_K"), marks=pytest.mark.slow),
         (200, 256, False, True, ("Q6_K", "Q4_K")),
         (40, 512, False, False, ("Q4_K", "F16")),
     ],

@@ -188,6 +188,7 @@ def test_a_number_that_is_none(forged: Callable[..., Path], arch: str, key: str)
             FormatError,
             "layer 0 rotates 16 numbers of heads that have 8",
         ),
+        ("glm4", {"{}.rope.dimension_sections": Typed(ARR, [[1], [1, 2]])}, UnsupportedError, "an array of 2 is not"),
         ("mixtral", {"{}.expert_weights_scale": 1e30}, FormatError, "expert_weights_scale"),
         ("llama", {"tokenizer.ggml.suppress_tokens": Typed(I32, [7] * 5000)}, FormatError, "holds 5000 ids"),
         ("llama", {"split.count": 2, "split.no": 0}, FormatError, "*-00001-of-00002.gguf"),
@@ -313,6 +314,15 @@ def test_experts_of_a_width_that_no_kernel_takes_are_refused_before_a_gpu_comput
         config = models.read_config(file)
         with pytest.raises(UnsupportedError, match=r"ffn_down_exps.weight' has rows of 12: no multiple of 8"):
             models.build(file, config, Recorder("gfx1100"), None)
+
+
+def test_memory_is_taken_for_tensors_that_are_read_alone(forged: Callable[..., Path]) -> None:
+    """The file is sparse: a layer of multi-token prediction is its last 32 GB."""
+    data = sum(-(-array.nbytes // 32) * 32 for array in golden("llama")[1].values())
+    path = forged(tensors={"blk.3.nextn.eh_proj.weight": Blocks(0, (1 << 12, 1 << 21), b"", data)})
+    os.truncate(path, path.stat().st_size + (1 << 35))
+    with little_memory(), forge.load(path, device="cpu") as llm:
+        assert llm.generate(PROMPT, max_tokens=1)
 
 
 def test_a_file_of_a_vocabulary_alone() -> None:

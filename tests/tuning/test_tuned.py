@@ -21,12 +21,14 @@ from forge.devtools.cases import attention
 from forge.devtools.cases import linear as linear_cases
 from forge.devtools.cases.case import Case
 from forge.devtools.cases.decode_attention import decode_case
+from forge.devtools.cases.experts import experts_case
 from forge.devtools.cases.linear import blocks, float_case, floats, normed_case, quantized_case
 from forge.devtools.recorder import Recorder
 from forge.devtools.verify import expect, run_case
 from forge.errors import DeviceError, OutOfMemoryError
 from forge.ops.attention import paged_attention
 from forge.ops.decode_attention import decode_attention
+from forge.ops.experts import experts
 from forge.ops.linear import linear
 from forge.ops.norm import Normed, norm
 from forge.ops.op import Op
@@ -43,6 +45,7 @@ WGMMA = {
     "matmul_wgmma_quant",
     "matmul_wgmma_quant_many",
     "matmul_mma_quant",
+    "expert_mma_quant",
     "quant_product",
     "attention_wgmma",
 }
@@ -61,6 +64,8 @@ CASES: dict[str, tuple[Op, Case]] = {
     "matvec_f16 rms_gated 2048": (linear, GATED),
     "matvec_quant linear Q4_K 2048": (linear, quantized_case("Q4_K", 1, 1280, 37)),
     "matvec_quant rms_gated Q4_0 2048": (linear, GATED_BLOCKS),
+    "expert_up MXFP4": (experts, experts_case("up", 1, 96, 32, 2, 2, format="MXFP4", extras="normed")),
+    "expert_down Q4_K": (experts, experts_case("down", 1, 256, 256, 3, 2, format="Q4_K", extras="residual")),
     "matmul_wgmma 16": (linear, float_case(9, 264, 70, bias=True, residual=True)),
     "matmul_tma 256": (linear, float_case(130, 1096, 300, bias=True, residual=True)),
     "matmul_mma_quant Q6_K 16": (linear, normed_case("Q6_K", 9, blocks("Q6_K", 1280, 70), "silu")),
@@ -71,12 +76,18 @@ CASES: dict[str, tuple[Op, Case]] = {
     "attention_prefill 64": (paged_attention, attention.attention_case("parts", [70, 1], [150, 200], (2, 1), 64, 16)),
     "matmul_wgmma_quant_many Q4_K 64": (linear, quantized_case("Q4_K", 40, 768, 70, extras=True)),
     "attention_wgmma 64": (paged_attention, attention.attention_case("parts", [70, 1], [150, 200], (2, 1), 64, 16)),
+    "expert_mma_quant Q4_K 1024": (experts, experts_case("", 5, 512, 512, 3, 2, format="Q4_K", activation="relu2")),
     "norm 4096": (norm, Case("wide", normal, {"out": "act"})),
 }
 
 
-@pytest.mark.parametrize("every", [5, pytest.param(1, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    ("name", "every"),
+    [
+        *((name, 5) for name in CASES if not name.startswith(("expert", "matmul_tma"))),
+        *(pytest.param(name, 1, marks=pytest.mark.slow) for name in CASES),
+    ],
+)
 def test_kernels_take_every_candidate(name: str, every: int) -> None:
     kernel = name.partition(" ")[0]
     op, case = CASES[name]

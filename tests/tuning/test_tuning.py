@@ -63,7 +63,8 @@ def test_every_gpu_gets_what_was_chosen_before_there_was_a_table(arch: str, draw
         assert tuple(floats.values()) == of_floats(inner)
         name = str(rng.choice(FORMATS))
         blocks = device.choice("matvec_quant", op=op, format=name, inner=inner, outer=outer)
-        assert tuple(blocks.values()) == of_blocks(name, inner, op)
+        is_later = arch == "sm_90" and op == "rms_linear" and name == "Q4_K" and inner <= 2048 and outer <= 8191
+        assert tuple(blocks.values()) == ((512, 32, 2, 1) if is_later else of_blocks(name, inner, op))
         assert device.choice("norm", width=int(rng.integers(1, 1 << 17))) == {"MAX_THREADS": 1024}
         dim, rows = int(rng.integers(1, 257)), int(rng.integers(1, 65))
         attention = device.choice("attention_decode", dim=dim, packed=int(rng.integers(1, 5)), rows=rows)

@@ -33,6 +33,7 @@ def route_case(
     extras: str = "",
     groups: tuple[int, int] = (1, 1),
     distinct: int = 0,
+    order: str = "any",
 ) -> Case:
     """extras: of "bias", "selection", "scale". distinct: Experts repeat after so many, so that they tie."""
 
@@ -46,7 +47,7 @@ def route_case(
         )
         return _normed(normal(rng, rows, inner), 1 + 0.1 * normal(rng, inner)), router
 
-    return Case(name, make, {"scores": scores, "weights": weights})
+    return Case(name, make, {"scores": scores, "weights": weights, "order": order, "tiles": "never"})
 
 
 def _by_hand() -> Case:
@@ -58,7 +59,7 @@ def _by_hand() -> Case:
         return row, Router(weight, None, None, None, 3, 1, 1, 1.0)
 
     shares = np.exp([0.0, 0.0, -1.0]) / (2 + np.exp(-1.0))
-    options = {"scores": "softmax", "weights": "renormalized"}
+    options = {"scores": "softmax", "weights": "renormalized", "order": "any", "tiles": "never"}
     return Case("by hand", make, options, expected=([[1, 2, 0]], [shares]))
 
 
@@ -68,11 +69,11 @@ _ROUTE = [
     route_case("T1 X128 U8", 1, 256, 128, 8),
     route_case("all experts", 3, 31, 5, 5),  # rows that are no whole vectors
     route_case("ties", 2, 64, 96, 7, distinct=3),
-    route_case("T9 X512 U8 as scored", 9, 64, 512, 8, weights="as_scored", extras="bias"),
-    route_case("T130", 130, 32, 40, 4, extras="scale"),
-    route_case("sigmoid", 2, 64, 16, 4, scores="sigmoid", weights="as_scored"),
+    route_case("T33 X126 U8 as scored", 33, 64, 126, 8, weights="as_scored", extras="bias"),
+    route_case("T130", 130, 68, 150, 4, extras="scale bias"),
+    route_case("sigmoid", 2, 64, 512, 4, scores="sigmoid", weights="as_scored"),
     route_case("sigmoid with selection bias", 5, 64, 64, 6, scores="sigmoid", extras="bias selection scale"),
-    route_case("sigmoid ties with selection bias", 2, 64, 64, 6, scores="sigmoid", distinct=2),
+    route_case("sigmoid ties with selection bias", 2, 64, 64, 6, scores="sigmoid", distinct=1),
     route_case("groups", 2, 64, 32, 4, scores="sigmoid", extras="selection", groups=(8, 3)),
     route_case("groups without bias", 9, 64, 24, 3, groups=(4, 2)),
     route_case("softmax with selection bias", 1, 64, 16, 4, extras="selection"),
@@ -102,6 +103,7 @@ def experts_case(
     activation: str = "silu",
     weighs: str = "output",
     order: str = "any",
+    partials: str = "never",
     extras: str = "",
     among: int = 0,
 ) -> Case:
@@ -139,7 +141,7 @@ def experts_case(
             operand = _normed(x, (1 + 0.1 * normal(rng, inner)) * scale)
         return operand, chosen, weights, experts, normal(rng, rows, inner) if "residual" in has else None
 
-    return Case(name, make, {"activation": activation, "weighs": weighs, "order": order})
+    return Case(name, make, {"activation": activation, "weighs": weighs, "order": order, "partials": partials})
 
 
 def _experts_by_hand() -> Case:
@@ -156,7 +158,7 @@ def _experts_by_hand() -> Case:
         row, residual = (3 * x + 4 * residual)[None], 1000 * x[None]
         return row, np.array([[0]], np.int32), np.array([[0.5]], np.float32), experts, residual
 
-    options = {"activation": "relu2", "weighs": "output", "order": "any"}
+    options = {"activation": "relu2", "weighs": "output", "order": "any", "partials": "never"}
     return Case("by hand", make, options, expected=([[1072, -71.5, *6 * [0]]],))  # (3 + 8 + 1) ** 2 = 144
 
 
@@ -181,6 +183,7 @@ _EXPERTS = [
         )
     ),
     experts_case("gates and ups of two types T5", 5, 512, 256, 4, 2, format="Q4_K IQ2_XXS Q6_K", extras="apart"),
+    experts_case("Q5_0 T20 of two", 20, 256, 256, 2, 1, format="Q5_0", extras="residual"),
     experts_case("Q4_K T2 wide", 2, 256, 5632, 6, 3, format="Q4_K", extras="bias"),
 ]
 

@@ -20,27 +20,15 @@ typedef OfUp Activation;
 #endif
 #define FIRST_ROWS(width) ((GATED ? 2 : 1) * (width)) // of an expert's first matrix: gates, then ups
 
-// The row of the first matrices, of all experts, that is a team's r-th; `first` is the team's first output of the (U, F) there are.
-template <u32 R> DEVICE u64 first_row(const i32 (&experts)[MAX_USED], u32 first, u32 r, u32 outer, u32 width) {
-    const u32 outputs = Outputs<Activation, R>::per_team;
-    u32 n = first + r % outputs < outer ? first + r % outputs : outer - 1, place = n / width;
-    return (u64)experts[place] * FIRST_ROWS(width) + (n - place * width) + (r < outputs ? 0 : width);
-}
-
 // What happens to a sum, or to those of a gate and its up: they are multiplied, then biases are added.
 struct FirstAddends {
     float first, second, factor;
     u32 activation;
 };
-DEVICE FirstAddends first_addends(
-    const i32 (&experts)[MAX_USED], const float *weights, const float *bias, u32 n, u32 outer, u32 width, u32 activation
-) {
-    FirstAddends more{0.0f, 0.0f, 1.0f, activation};
-    if (n >= outer) return more;
-    u32 place = n / width;
-    u64 row = (u64)experts[place] * FIRST_ROWS(width) + (n - place * width);
-    if (weights) more.factor = weights[place];
-    if (bias) more.first = bias[row], more.second = GATED ? bias[row + width] : 0.0f;
+// Of output n of the expert whose matrix begins with this row.
+DEVICE FirstAddends first_addends(u64 matrix, float factor, const float *bias, u32 n, u32 width, u32 activation) {
+    FirstAddends more{0.0f, 0.0f, factor, activation};
+    if (n < width && bias) more.first = bias[matrix + n], more.second = GATED ? bias[matrix + n + width] : 0.0f;
     return more;
 }
 DEVICE void store_output(OfGate *h, u32 n, float gate, float up, const FirstAddends &more) {

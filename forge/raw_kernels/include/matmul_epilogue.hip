@@ -1,8 +1,12 @@
 // Shared by the matrix products of up to 256 rows of x in a block: which matrix rows a tile has, the accumulators, and the epilogue.
 // -D TOKENS=rows of x of a block; TILES of a wave; BLOCK=threads; MORE_TOKENS=1: there are further rows of x, in blocks that lie beside
-// each other in the grid, so that they find the weights in a cache; ORDERED=1: what is gated is stored in both orders of x_order.
+// each other in the grid, so that they find the weights in a cache; TILE_LIST=1: a block takes the tile of rows of x that lies in its second
+// place in the grid; ORDERED=1: what is gated is stored in both orders of x_order.
 
-#ifdef MORE_TOKENS
+#if defined(TILE_LIST)
+#define FIRST_TOKEN (BLOCK_Y * TOKENS)
+#define ROW_BLOCK BLOCK_X
+#elif defined(MORE_TOKENS)
 #define FIRST_TOKEN (BLOCK_X * TOKENS)
 #define ROW_BLOCK BLOCK_Z
 #else
@@ -34,12 +38,13 @@ struct Product {
     float *y;          // (splits, M, stride) columns from `column` on
     f16 *gated;        // (M, N / 2) activation(gate) * up, or both orders of x_order, or null; with it y is not used
     u32 rows, outer, stride, column, accumulate, gelu;
+    u32 matrix; // the first row of the matrix; 0 where it is not told
 };
 DEVICE u32 outputs_of(const Product &p) { return p.gated ? p.outer / 2 : p.outer; }
 DEVICE u32 matrix_row(const Product &p, u32 tile, u32 row) { // of a row of the wave's tile; the last one for rows past the end
     u32 first = ((ROW_BLOCK * WAVES + THREAD / TILE_WAVE) * TILES + tile) * (p.gated ? 8 : 16), outputs = outputs_of(p);
     u32 n = first + (p.gated ? place_in_half(row) : row);
-    return (n < outputs ? n : outputs - 1) + (p.gated && half_of(row) ? outputs : 0);
+    return p.matrix + (n < outputs ? n : outputs - 1) + (p.gated && half_of(row) ? outputs : 0);
 }
 
 // The epilogue of the tokens from `base` on: activation(gate) * up, or the split's partial sums.

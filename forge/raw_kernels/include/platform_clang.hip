@@ -2,7 +2,9 @@
 
 #if !defined(FORGE_CUDA)
 #define HAS_PDL 0
+DEVICE void start_next_launch() {}
 DEVICE void grid_dependency_sync() {}
+DEVICE void late_grid_dependency_sync() {}
 DEVICE i32 load_l2(const i32 *p) { return *p; }
 DEVICE float to_float(f16 x) { return (float)__builtin_bit_cast(_Float16, x.bits); }
 DEVICE f16 to_f16(float x) { return f16{__builtin_bit_cast(u16, (_Float16)x)}; }
@@ -25,4 +27,7 @@ DEVICE u32 pick_16(const u32x4 &table, u32 word, bool upper) {
     return byte_perm(table.v[1], table.v[0], place) & ~last | byte_perm(table.v[3], table.v[2], place) & last;
 }
 #define HAS_COPY_ASYNC 0
+#if !defined(FORGE_HARNESS)
+#define HAS_NIBBLE_PERM 0
+#endif
 #endif

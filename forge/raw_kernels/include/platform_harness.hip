@@ -56,6 +56,16 @@ DEVICE u32 fma_f16x2(u32 a, u32 b, u32 c) {
     return y;
 }
 DEVICE u32 add_f16x2(u32 a, u32 b) { return fma_f16x2(a, 0x3c003c00u, b); }
+#define HAS_NIBBLE_PERM 1
+DEVICE u32 in_register(u32 x) { return x; }
+DEVICE u32 nibble_perm(u32 low, u32 high, u32 places) {
+    u32 picked = 0;
+    for (u32 i = 0; i < 4; ++i) {
+        u32 place = places >> 4 * i & 15, byte = (u32)(((u64)high << 32 | low) >> 8 * (place & 7)) & 255;
+        picked |= (place < 8 ? byte : byte >> 7 ? 255 : 0) << 8 * i;
+    }
+    return picked;
+}
 DEVICE u32 byte_perm(u32 high, u32 low, u32 places) {
     u32 picked = 0;
     for (u32 i = 0; i < 32; i += 8) picked |= (u32)(((u64)high << 32 | low) >> 8 * (places >> i & 7) & 255) << i;

@@ -25,9 +25,16 @@ DEVICE void grid_dependency_sync() {
     asm volatile("griddepcontrol.launch_dependents;" : : : "memory");
     asm volatile("griddepcontrol.wait;" : : : "memory");
 }
+DEVICE void late_grid_dependency_sync() {
+    asm volatile("griddepcontrol.wait;" : : : "memory");
+    asm volatile("griddepcontrol.launch_dependents;" : : : "memory");
+}
+DEVICE void start_next_launch() { asm volatile("griddepcontrol.launch_dependents;" : : : "memory"); }
 #else
 #define HAS_PDL 0
+DEVICE void start_next_launch() {}
 DEVICE void grid_dependency_sync() {}
+DEVICE void late_grid_dependency_sync() {}
 #endif
 #if __CUDA_ARCH__ >= 800
 #define HAS_COPY_ASYNC 1
@@ -114,6 +121,7 @@ DEVICE u32 add_f16x2(u32 a, u32 b) {
 DEVICE u32 byte_perm(u32 high, u32 low, u32 places) { // the instruction takes places as four nibbles
     return __byte_perm(low, high, __byte_perm(places | places >> 4, 0, 0x4420));
 }
+#define HAS_NIBBLE_PERM 1
 // Places as the instruction takes them: a nibble names a byte, or with its highest bit what all bits of that byte's sign make.
 DEVICE u32 nibble_perm(u32 low, u32 high, u32 places) {
     u32 y;

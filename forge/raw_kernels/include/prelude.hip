@@ -33,6 +33,11 @@
 //                   runs (HAS_PDL). Before the call it stores nothing. It reads weights, keys and values of earlier steps, and,
 //                   through load_l2, what was stored before the step's last launch without the call. All threads of a kernel
 //                   call it or none. The next launch may start behind the call.
+//   late_grid_dependency_sync()  The same, but the next launch starts later: it reads, before its own call, what was stored before
+//                   this launch. Such a launch may also store, where the one in front of it neither reads nor stores, and call
+//                   grid_dependency_sync() as the last thing it does: it is beside that one. It calls fence_device() before it
+//                   reads what others stored.
+//   start_next_launch()  The next launch may start from here on.
 //   compiler_fence(x)  Computes x before any later load, so that loads can take the registers x is made from. What is computed
 //                   from x stays behind the fence.
 //
@@ -55,6 +60,8 @@
 //   byte_perm(high, low, places)  Four of the eight bytes of two words; the bytes of `places` name them, 0 to 7.
 //   pick_8(table, word, upper)  For each byte of a word the byte of a table of 8 that its lower four bits name, 0 to 7, or its upper
 //                   four. pick_16 has a table of 16.
+//   nibble_perm(low, high, places)  The same by the four nibbles of half a word (HAS_NIBBLE_PERM). One of 8 or more names what all bits
+//                   of a byte's sign make.
 //   mul_high(a, b)  High half of the product, u32 or u64.
 //   shfl_bits(x, lane), wave_ballot(p)  The value of another lane; a bit for each lane that has p.
 

@@ -9,6 +9,20 @@
 #define SCALES (4 * GROUPS)
 #define DIGIT_PIECES (SCALES + (HALVES * GROUPS + 1) / 2 | 1) // odd, so that neighbouring units lie in other banks
 
+// Codes of MXFP4 by 12 more, so that none is negative, by an instruction that takes its places as they lie: two neighbours are half a
+// group apart, and so are the numbers of x in LDS.
+#define CODES_APART (HAS_NIBBLE_PERM && FORMAT == MXFP4)
+#if CODES_APART
+#define DIGIT_ZERO 12
+DEVICE u32 digit_codes(const Unit &u, u32, u32, u32 w) {
+    u32 places = u.quants[0].v[w / 2] >> 16 * (w % 2), positive = in_register(0x0f0e0d0cu), negative = in_register(0x090a0b0cu);
+    return nibble_perm(positive, 0x18141210u, places) | nibble_perm(negative, 0x00040608u, places ^ 0x88888888u);
+}
+#else
+#define DIGIT_ZERO ZERO
+DEVICE u32 digit_codes(const Unit &u, u32 index, u32 group, u32 w) { return four_codes(u, index, group, w); }
+#endif
+
 // Index of a piece of the k-th unit.
 DEVICE u32 piece_at(u32 k, u32 piece) { return k * DIGIT_PIECES + piece; }
 
@@ -43,9 +57,22 @@ DEVICE void make_digits(const u32x4 &x, u32x4 *digits, u32 i, bool stores, float
     total -= 8 * as_u32(12583040.0f);
     total += shfl_xor(total, 1);
     u32 rest = shfl_xor(total, 2); // the sum of the other half
+#if CODES_APART // lanes of the first half have high digits of both halves in the end, the others low ones
+    u32x4 apart;
+    UNROLL for (u32 w = 0; w < 2; ++w) {
+        u32 own = part < 2 ? high.v[w] : low.v[w], other = shfl_xor(part < 2 ? low.v[w] : high.v[w], 2);
+        u32 first = part < 2 ? own : other, second = part < 2 ? other : own;
+        apart.v[2 * w] = byte_perm(second, first, 0x05010400u);
+        apart.v[2 * w + 1] = byte_perm(second, first, 0x07030602u);
+    }
+#endif
     if (!stores) return;
+#if CODES_APART
+    digits[piece_at(k, 4 * group + part / 2 * 2 + part % 2)] = apart;
+#else
     ((u32x2 *)&digits[piece_at(k, 4 * group + part / 2)])[part % 2] = high;
     ((u32x2 *)&digits[piece_at(k, 4 * group + 2 + part / 2)])[part % 2] = low;
+#endif
     if (part) return;
     float scale = most * (1.0f / 32512.0f) * factor;
 #if HALVES == 2
@@ -65,8 +92,11 @@ DEVICE void multiply_unit(const Unit (&unit)[ROWS], float (&sum)[ROWS], const u3
         u32 code[ROWS][8];
         float scale[ROWS][HALVES], offset[ROWS][HALVES];
         UNROLL for (u32 r = 0; r < ROWS; ++r) {
-            UNROLL for (u32 w = 0; w < 8; ++w) code[r][w] = four_codes(unit[r], index, g, w);
-            UNROLL for (u32 h = 0; h < HALVES; ++h) group_scale(unit[r], index, g, h, scale[r][h], offset[r][h]);
+            UNROLL for (u32 w = 0; w < 8; ++w) code[r][w] = digit_codes(unit[r], index, g, w);
+            UNROLL for (u32 h = 0; h < HALVES; ++h) {
+                group_scale(unit[r], index, g, h, scale[r][h], offset[r][h]);
+                if (CODES_APART) offset[r][h] = scale[r][h] * (float)DIGIT_ZERO;
+            }
         }
         u32x4 scales = digits[piece_at(k, SCALES + (HALVES == 2 ? g : g / 2))];
         u32 own = HALVES == 2 ? 0 : g % 2 * 2; // where the group's are in the piece
@@ -84,7 +114,7 @@ DEVICE void multiply_unit(const Unit (&unit)[ROWS], float (&sum)[ROWS], const u3
                 if (HALVES == 1 && h == 0) continue;
                 u32 part = HALVES == 2 ? h : 0;
                 product[r] += scale[r][part] * (float)(tops[r] * 256 + bottoms[r]);
-                if (HAS_OFFSET || ZERO) product[r] -= offset[r][part] * as_float(scales.v[own + 1 + part]);
+                if (HAS_OFFSET || DIGIT_ZERO) product[r] -= offset[r][part] * as_float(scales.v[own + 1 + part]);
                 tops[r] = 0, bottoms[r] = 0;
             }
         }

@@ -82,8 +82,8 @@ def main() -> None:
 def write(name: str, mixture: str, out: Path, tokenizer: Path | None = None) -> None:
     """Write a model of this shape whose matrices have this type.
 
-    In Q4_K_M the output matrix is Q6_K, as are the values' and the down projections of half the layers. In MXFP4 experts
-    have this type, and other matrices are Q8_0, as in gpt-oss' files.
+    In Q4_K_M the output matrix is Q6_K, as are the values' and the down projections of half the layers. In MXFP4
+    experts have this type, and other matrices are Q8_0, as in gpt-oss' files.
     """
     shape, rng = SHAPES[name], np.random.default_rng(0)
     writer = gguf.GGUFWriter(out, shape.arch)

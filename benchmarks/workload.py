@@ -104,7 +104,8 @@ def main() -> None:
         with forge.load(model, device=arguments.device, engine=EngineConfig(**given), progress=False) as llm:
             print(f"{llm.path.name} on {llm.device}: {arguments.workload} {given}", flush=True)
             for number in range(arguments.rounds):
-                found = run(llm.engine, requests(groups, llm.engine.runner.vocab_size, seed=number)).summary()
+                arrivals = requests(groups, llm.engine.runner.vocab_size, seed=number)
+                found = run(llm.engine, arrivals, 1.0 if llm.config.experts else 0.0).summary()
                 report(found)
                 if arguments.json:
                     line = {"model": llm.path.name, "workload": arguments.workload, "round": number, **given, **found}
@@ -148,8 +149,11 @@ def requests(groups: list[dict[str, Any]], vocabulary: int, seed: int) -> list[A
     return sorted(arrivals, key=lambda arrival: arrival.at)
 
 
-def run(engine: Engine, arrivals: list[Arrival]) -> Run:
-    """Add each request when its time has come, and run steps until all have ended."""
+def run(engine: Engine, arrivals: list[Arrival], temperature: float = 0.0) -> Run:
+    """Add each request when its time has come, and run steps until all have ended.
+
+    temperature: Greedy answers to random ids soon repeat one id, whose experts would be all that a step reads.
+    """
     found, waiting = Run(), deque(arrivals)
     with _watched(engine, found):
         started = time.perf_counter()
@@ -157,7 +161,7 @@ def run(engine: Engine, arrivals: list[Arrival]) -> Run:
             now = time.perf_counter() - started
             while waiting and waiting[0].at <= now:
                 arrival = waiting.popleft()
-                params = SamplingParams(max_tokens=arrival.output, ignore_eos=True)
+                params = SamplingParams(max_tokens=arrival.output, ignore_eos=True, temperature=temperature)
                 found.arrived[engine.add(arrival.ids, params)[0]] = arrival.at
             if not engine.has_work:
                 time.sleep(waiting[0].at - now)

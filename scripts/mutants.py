@@ -57,7 +57,6 @@ TESTS = {  # by kernel file: what names of these tests hold, the likeliest to fi
     "route_rows": "route-|lists_the_tiles",
     "route_row": "route-",
     "include/router_weights": "route-",
-    "route_logits": "route-T130",
     "expert_gate": "gate_rows",
     "expert_groups": "experts-T",
     "expert_act": "apart",

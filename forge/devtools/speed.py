@@ -17,13 +17,17 @@ from forge.engine.model_runner import ModelRunner
 
 
 def run(
-    engine: Engine, prompts: list[list[int]], gen_tokens: int, check: Callable[[FinishReason | None], None]
+    engine: Engine,
+    prompts: list[list[int]],
+    gen_tokens: int,
+    check: Callable[[FinishReason | None], None],
+    temperature: float = 0.0,
 ) -> tuple[float, float]:
     """Seconds to the first id of the first prompt, and ids per second once every sequence has its first one.
 
     Nothing else may use the engine meanwhile. check: Raises for the reason with which the first prompt should not end.
     """
-    params = SamplingParams(max_tokens=None, ignore_eos=True)
+    params = SamplingParams(max_tokens=None, ignore_eos=True, temperature=temperature)
     sequences = [engine.add(prompt, params)[0] for prompt in prompts]
     try:
         start = time.perf_counter()

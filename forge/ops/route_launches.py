@@ -16,8 +16,6 @@ _ROW_PIECES = 8
 """Vectors of a row that a thread of route_row holds at most."""
 _ROWS_THREADS, _TOGETHER, _MOST_ROWS, _MOST_PIECES = 256, 8, 64, 5
 """Of route_rows: threads, rows that are computed together and in all, and vectors of a row that a thread takes."""
-_SIDE = 16
-"""Of route_logits: threads of a block that share rows, or experts."""
 
 
 def route(
@@ -63,12 +61,9 @@ def route(
     together, each = (1, 1) if rows <= 4 else (8, 1) if rows <= 128 else (8, 4)
     blocks = -(-experts // (_ROUTE_THREADS // device.wave_size * each))
     groups = -(-rows // together)
-    defines, counters = {"ROWS": together, "EACH": each, "VECTOR": vector}, device.counters(groups)
-    if rows > _MOST_ROWS and not is_fixed and vector == 4:
-        _route_logits(device, vectors, logits, normed.eps)
-        blocks, defines, counters = 1, {"ROWS": together, "GIVEN": 1}, None
+    defines = {"ROWS": together, "EACH": each, "VECTOR": vector}
     numbers = normed.eps, router.scale, rows, inner, experts, used, router.groups, router.used_groups
-    arrays = *vectors, logits, counters, chosen, weights
+    arrays = *vectors, logits, device.counters(groups), chosen, weights
     device.run("route", "route", (blocks, groups), *arrays, *numbers, *flags, blocks, **defines)
     return chosen, weights
 
@@ -96,17 +91,3 @@ def _route_rows(
     sizes = eps, scale, rows, inner, experts, used, *flags, blocks
     device.run("route_rows", "route_rows", (blocks, groups), *arrays, *sizes, **how)
     return grouped or chosen
-
-
-def _route_logits(device: GPU, vectors: Sequence[Any], logits: Any, eps: float) -> None:
-    """Of rows of multiples of 4 numbers. vectors: x (M, K), the norm's weights, the router's (X, K), its bias (X,) or
-    None. logits: float32 (M, X)."""
-    (rows, inner), experts = vectors[0].shape, logits.shape[1]
-    each = next((each for each in (2, 4) if experts <= _SIDE * each), 8)
-    columns = -(-experts // (_SIDE * each))
-    # The largest blocks of rows that leave few multiprocessors without one.
-    together = next((most for most in (64, 32) if 4 * columns * (rows // most) >= 3 * device.num_cus), 16)
-    grid = columns, -(-rows // together)
-    device.run(
-        "route_logits", "route_logits", grid, *vectors[:4], logits, eps, rows, inner, experts, ROWS=together, EACH=each
-    )

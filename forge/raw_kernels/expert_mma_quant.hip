@@ -62,6 +62,7 @@ KERNEL(BLOCK) expert_mma_quant(
     DYNAMIC_SHARED(Memory, memory, 1);
     SHARED u32 own_pairs[TOKENS];
     if (FIRST) late_grid_dependency_sync();
+    else if (HAS_PDL && HAS_REST) fence_device(); // scales of experts that were fetched for this layer, not those of a layer before
     const i32 *tile = tiles + 4 * BLOCK_X;
     u32 expert = (u32)load_l2(tile), first_pair = (u32)load_l2(tile + 1), count = (u32)load_l2(tile + 2);
     if (count == 0) return;

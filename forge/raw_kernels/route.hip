@@ -4,7 +4,6 @@
 // last chooses, a wave for each row at a time.
 // Uses: router_weights
 // -D ROWS=rows of a block; EACH=experts of a wave; VECTOR=4 where rows are multiples of 4 numbers, else 1.
-// -D GIVEN=1: the logits are there; blocks of rows choose.
 
 #define THREADS 128
 #define MAX_EXPERTS 512
@@ -69,13 +68,9 @@ KERNEL(THREADS) route(
     u32 blocks                   // of the same rows
 ) {
     SHARED u64 orders[MAX_WAVES(THREADS)][MAX_EXPERTS];
-#ifndef GIVEN
     SHARED u32 before;
-#endif
     grid_dependency_sync();
-    u32 wave = THREAD / WAVE, base = BLOCK_Y * ROWS;
-#ifndef GIVEN
-    u32 first = (BLOCK_X * (THREADS / WAVE) + wave) * EACH;
+    u32 wave = THREAD / WAVE, base = BLOCK_Y * ROWS, first = (BLOCK_X * (THREADS / WAVE) + wave) * EACH;
     float sum[EACH][ROWS], squares[ROWS];
     UNROLL for (u32 r = 0; r < ROWS; ++r) {
         squares[r] = 0;
@@ -111,7 +106,6 @@ KERNEL(THREADS) route(
     if (before != blocks - 1) return;
     fence_device();
     if (THREAD == 0) arrived[BLOCK_Y] = 0; // for the next launch
-#endif
 
     u64(&own)[MAX_EXPERTS] = orders[wave];
     bool by_scores = selection_bias || groups > 1;
@@ -129,7 +123,7 @@ KERNEL(THREADS) route(
             u64 best = take_best(own, experts);
             if (LANE == place) expert = expert_of_order(best);
         }
-        u64 first = (u64)row * used;
-        store_choice(chosen + first, weights + first, LANE < used, expert, z[expert], scores, renormalizes, factor, expert_scale);
+        u64 at = (u64)row * used;
+        store_choice(chosen + at, weights + at, LANE < used, expert, z[expert], scores, renormalizes, factor, expert_scale);
     }
 }

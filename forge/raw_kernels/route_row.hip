@@ -72,7 +72,7 @@ KERNEL(BLOCK) route_row(
     if (!is_sigmoid && (selection_bias || !renormalizes)) scores = softmax_scores(z, experts);
     for (u32 e = THREAD; e < (experts + 3) / 4 * 4; e += BLOCK) {
         float rank = e >= experts || !selection_bias ? z[e] : score_of(scores, z[e]) + selection_bias[e];
-        ((u32 *)ranks)[e] = e < experts ? ordered_key(rank) : 0; // the last is worse than all
+        ((u32 *)ranks)[e] = e < experts ? smaller(ordered_key(rank), 0xfffffffeu) : 0; // the last is worse than all; a NaN is not beyond `rank + 1`
     }
     lds_barrier();
     for (u32 e = THREAD; e < experts; e += BLOCK) {

@@ -196,7 +196,7 @@ KERNEL(BLOCK) route_rows(
         if (!is_sigmoid && (selection_bias || !renormalizes)) scores = softmax_scores(z, experts);
         for (u32 n = LANE; n < each * WAVE; n += WAVE) {
             float rank = n >= experts ? 0.0f : selection_bias ? score_of(scores, z[n]) + selection_bias[n] : z[n];
-            keys[wave][n] = n < experts ? ordered_key(rank) : 0;
+            keys[wave][n] = n < experts ? larger(ordered_key(rank), 1u) : 0; // 0: chosen; a NaN could have it
         }
         wave_sync();
         u32 expert = choose(&keys[wave][LANE * each], each, experts, used);

@@ -13,7 +13,7 @@ from forge.devtools.cases.case import Case
 from forge.devtools.cases.experts import experts_case, route_case
 from forge.devtools.recorder import Recorded, Recorder
 from forge.devtools.verify import inputs, on, run_case
-from forge.ops.experts import route
+from forge.ops.experts import Router, route
 from forge.ops.linear import linear
 from forge.ops.matmul import matmul
 from forge.ops.norm import Normed, norm
@@ -89,6 +89,19 @@ def test_a_router_lists_the_tiles_of_its_choice(case: Case, wave: int) -> None:
         first += count
     np.testing.assert_array_equal(tiles[: len(wanted)], wanted)
     assert not tiles[len(wanted) :, 2].any()
+
+
+@pytest.mark.parametrize("bits", [0xFFFFFFFF, 0x7FFFFFFF, 0x7FC00000])
+@pytest.mark.parametrize(("rows", "order"), [(1, "any"), (3, "any"), (3, "fixed")])
+def test_a_router_whose_logits_are_not_numbers_chooses_an_expert_once(rows: int, order: str, bits: int) -> None:
+    device, rng = Harness(32, seed=1), np.random.default_rng(0)
+    normed = Normed(rng.standard_normal((rows, 64)).astype(np.float32), None, np.ones(64, np.float32), None, 1e-5, True)
+    weight = rng.standard_normal((9, 64)).astype(np.float32)
+    bias = np.where(np.arange(9) == 4, np.array(bits, np.uint32).view(np.float32), np.float32(0))
+    given = on(route, (normed, Router(weight, bias, None, None, 9, 1, 1, 1.0)), device)
+    options = {"scores": "softmax", "weights": "renormalized", "order": order, "tiles": "never"}
+    chosen, _ = device.launch(route, given, options)
+    np.testing.assert_array_equal(np.sort(device.to_numpy(chosen)), np.tile(np.arange(9), (rows, 1)))
 
 
 @pytest.mark.slow

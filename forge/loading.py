@@ -139,8 +139,14 @@ def _assembled(
             )
         template = choose_template(chat_template, tokenizer, str(path))
         watch.lap("tokenizer")
-        how: dict[str, Any] = {"is_deterministic": settings.deterministic, "cpu_experts": settings.cpu_experts}
-        decoder = models.build(file, config, backend, report, **how)
+        decoder = models.build(
+            file,
+            config,
+            backend,
+            report,
+            is_deterministic=settings.deterministic,
+            cpu_experts=settings.cpu_experts,
+        )
     watch.lap("weights")
     runner = build_runner(decoder, plan, settings, backend, graphs)
     is_measured = backend.is_asynchronous

@@ -91,6 +91,7 @@ def plan_memory(file: gguf.GGUF, settings: EngineConfig, backend: Backend) -> Pl
 
 
 def _planned(file: gguf.GGUF, config: ModelConfig, settings: EngineConfig, backend: Backend) -> Plan:
+    """The plan for these settings alone. Raises OutOfMemoryError, and ParameterError for too long a context."""
     there = backend.free_bytes()
     free = int(there * settings.memory_fraction)
     spare = (there - free) // 2

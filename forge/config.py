@@ -109,7 +109,8 @@ class ModelConfig:
         ropes: The distinct rotary embeddings of the model. Where q and k are normed behind their rotation, the last one
             rotates nothing.
         layer_ropes: Index into `ropes` for each layer.
-        layer_windows: Sliding window W of each layer: a query sees the W latest positions, including its own. 0 = all.
+        layer_windows: W of each layer. 0 = a query sees all positions up to its own. Else it sees the W latest of them
+            (sliding window), or in a family with chunks (Llama 4) those in its own chunk of W positions.
         layer_kv: The layer whose keys and values each layer reads: itself, or an earlier one, and has none of its own.
         per_layer_width: P, numbers of the embedding that each layer has of its own. 0 = there is none.
         num_gates: Gates of a layer's attention results: H, or H * D. 0 = there are none.
@@ -160,6 +161,11 @@ class ModelConfig:
     xielu: tuple[tuple[float, ...], ...] = ()
 
     @property
+    def num_experts(self) -> int:
+        """Experts of a layer that has some; 0 in a dense model."""
+        return self.experts.count if self.experts else 0
+
+    @property
     def num_kv_heads(self) -> int:
         """The most KV heads of a layer."""
         return max(self.layer_kv_heads)
@@ -206,8 +212,7 @@ class EngineConfig:
             N = every Nth replay is compared with its launches, and from a difference on there are no graphs. None = as
             the variable FORGE_GRAPHS says: 0, 1, check:N; True where it is not set.
         deterministic: The same request gives the same tokens and log probabilities, to the bit, on the same device:
-            alone or in any batch, its prompt whole or in chunks, and after it was preempted. It is slower: see
-            docs/determinism.md.
+            alone or in any batch, its prompt whole or in chunks, and after a preemption. Slower: docs/determinism.md.
     """
 
     context: int | None = None
@@ -311,10 +316,8 @@ class SamplingParams:
         if not all(isinstance(s, str) and s for s in stop):
             raise refusal("stop", "non-empty strings", self.stop)
         if (longest := max(map(len, stop), default=0)) > MAX_STOP_CHARACTERS:
-            raise ParameterError(
-                f"stop may hold strings of {MAX_STOP_CHARACTERS} characters, and one of these has {longest}",
-                parameter="stop",
-            )
+            message = f"stop may hold strings of {MAX_STOP_CHARACTERS} characters, and one of these has {longest}"
+            raise ParameterError(message, parameter="stop")
         self._freeze("stop", stop)
         self._freeze("stop_token_ids", items("stop_token_ids", self.stop_token_ids, MAX_STOP_TOKEN_IDS))
         for token in self.stop_token_ids:

@@ -22,7 +22,7 @@ from forge.errors import FormatError, ParameterError
 from forge.formats import gguf
 from forge.keywords import check_integer, keywords
 from forge.llm import LLM
-from forge.planning import Plan, plan_memory
+from forge.planning import Plan, layers_text, plan_memory
 from forge.runtime.encoder import PromptEncoder, choose_template
 from forge.state.model_state import ModelState
 from forge.tokenizer import Tokenizer
@@ -139,8 +139,14 @@ def _assembled(
             )
         template = choose_template(chat_template, tokenizer, str(path))
         watch.lap("tokenizer")
-        how: dict[str, Any] = {"is_deterministic": settings.deterministic, "cpu_experts": settings.cpu_experts}
-        decoder = models.build(file, config, backend, report, **how)
+        decoder = models.build(
+            file,
+            config,
+            backend,
+            report,
+            is_deterministic=settings.deterministic,
+            cpu_experts=settings.cpu_experts,
+        )
     watch.lap("weights")
     runner = build_runner(decoder, plan, settings, backend, graphs)
     is_measured = backend.is_asynchronous
@@ -166,9 +172,9 @@ def _cost_of_host_experts(decoder: models.Decoder) -> tuple[str, ...]:
     rate = layers[0].token_bytes / layers[0].token_seconds()
     of_token, in_all = sum(layer.token_bytes for layer in layers), sum(layer.nbytes for layer in layers)
     return (
-        f"cpu_experts: experts of {len(layers)} layers take {in_all / 1e9:.2f} GB of the host's memory; a token reads "
-        f"{of_token / 1e9:.3f} GB of them at {rate / 1e9:.1f} GB/s, so one sequence has at most {rate / of_token:.1f} "
-        "tokens/s",
+        f"cpu_experts: experts of {layers_text(len(layers))} take {in_all / 1e9:.2f} GB of the host's memory; a token "
+        f"reads {of_token / 1e9:.3f} GB of them at {rate / 1e9:.1f} GB/s, so one sequence has at most "
+        f"{rate / of_token:.1f} tokens/s",
     )
 
 

@@ -46,7 +46,7 @@ _MAX_NUMBERS = 2**32 - 1
 _PARTIALS = 4
 """Split-K partials of a product in a captured step, typically."""
 _REMARKABLE_BYTES = 10**9
-"""A KV cache that takes so much of a GPU is remarked on."""
+"""A KV cache that takes so much of a GPU, or with sliding windows of a CPU's memory, is remarked on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,20 +85,21 @@ def plan_memory(file: gguf.GGUF, settings: EngineConfig, backend: Backend) -> Pl
     except OutOfMemoryError as error:
         if least := _least_cpu_experts(file, config, settings, backend):
             others = f"{error.hint}, or " if error.hint else ""
-            hint = f"{others}use cpu_experts={least}: experts of {least} layers then stay in the host's memory"
+            hint = f"{others}use cpu_experts={least}: experts of {layers_text(least)} then stay in the host's memory"
             raise OutOfMemoryError(error.args[0], parameter=error.parameter, hint=hint) from None
         raise
 
 
 def _planned(file: gguf.GGUF, config: ModelConfig, settings: EngineConfig, backend: Backend) -> Plan:
+    """The plan for these settings alone. Raises OutOfMemoryError, and ParameterError for too long a context."""
     there = backend.free_bytes()
     free = int(there * settings.memory_fraction)
     spare = (there - free) // 2
     weights, on_host, converted = _weight_bytes(file, config, backend, settings.cpu_experts)
     if on_host > host.free_bytes():
         raise OutOfMemoryError(
-            f"{file.path}: experts of {settings.cpu_experts} layers need {_gb(on_host)} of the host's memory and "
-            f"{_gb(host.free_bytes())} are free",
+            f"{file.path}: experts of {layers_text(settings.cpu_experts)} need {_gb(on_host)} of the host's memory "
+            f"and {_gb(host.free_bytes())} are free",
             parameter="cpu_experts",
             hint="use a smaller cpu_experts, or free some memory",
         )
@@ -141,9 +142,14 @@ def _planned(file: gguf.GGUF, config: ModelConfig, settings: EngineConfig, backe
         if backend.is_gpu:
             sequences = min(sequences, max(shared_pages * size // _LEAST_SEQUENCE_TOKENS, 1))
     num_pages = budget.share_out(kinds, context, room, sequences, shared_pages)
-    if (backend.is_gpu and budget.bytes_of(kinds, num_pages) >= _REMARKABLE_BYTES) or len(kinds) > 1:
+    if (backend.is_gpu or len(kinds) > 1) and budget.bytes_of(kinds, num_pages) >= _REMARKABLE_BYTES:
         notes += (_cache_note(kinds, num_pages, context, size),)
     return Plan(context, sequences, step_tokens, step_bytes, kinds, num_pages, notes)
+
+
+def layers_text(count: int) -> str:
+    """A number of layers with its noun."""
+    return "1 layer" if count == 1 else f"{count} layers"
 
 
 def _check_heads(file: gguf.GGUF, config: ModelConfig, settings: EngineConfig, backend: Backend) -> None:

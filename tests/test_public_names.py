@@ -243,8 +243,12 @@ def test_the_readme_names_what_there_is() -> None:
     for model in MODELS.values():
         assert f"{model.size / 1e6:.0f} MB" in table[model.name]
         assert re.split(r" \(|$", model.licence)[0] in table[model.name]
-    (architectures,) = re.findall(r"^Architectures: (.+?)\.", readme, re.MULTILINE)
-    assert sorted(architectures.split(", ")) == sorted(ARCHS)
+    (number,) = re.findall(r"^Architectures: the (\d+) of", readme, re.MULTILINE)
+    models = (Path(__file__).parents[1] / "docs" / "models.md").read_text()
+    (rows,) = re.findall(r"^\| architecture \|.+\n\| ---.+\n((?:\|.+\n)+)", models, re.MULTILINE)
+    architectures = [name for row in rows.splitlines() for name in re.findall(r"`([^`]+)`", row.split("|")[1])]
+    assert sorted(architectures) == sorted(ARCHS)
+    assert int(number) == len(ARCHS)
 
 
 def test_every_public_function_refuses_a_keyword_that_it_does_not_know() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -75,6 +76,7 @@ def _facts(model: GGUF, config: ModelConfig | None, remark: str | None) -> dict[
         ],
         "parameters": sum(math.prod(info.shape) for info in tensors),
         "bytes": sum(info.nbytes for info in tensors),
+        "experts": _experts(config, model),
         "state": _state(config) if config else [],
         "remark": remark,
     }
@@ -120,8 +122,7 @@ def _summary(model: GGUF, config: ModelConfig | None, facts: dict[str, Any]) -> 
     rows[2:2] = [
         (
             "layers",
-            f"{config.num_layers}, width {config.width}, feed-forward {config.ffn_width}, "
-            f"{config.num_heads} query and {config.num_kv_heads} KV heads of {config.head_dim}{windows}",
+            f"{config.num_layers}, width {config.width}{_widths_text(config, model)}, {_heads_text(config)}{windows}",
         ),
         *([("experts", _experts_text(config.experts, model))] if config.experts else []),
         ("vocabulary", f"{config.vocab_size:,} tokens"),
@@ -129,6 +130,31 @@ def _summary(model: GGUF, config: ModelConfig | None, facts: dict[str, Any]) -> 
         *(("KV cache", _cache_text(kind)) for kind in facts["state"]),
     ]
     return rows
+
+
+def _widths_text(config: ModelConfig, model: GGUF) -> str:
+    """Widths of the feed-forwards that are no experts, if there are such."""
+    is_dense = config.experts is None or any(re.fullmatch(r"blk\.\d+\.ffn_up\.weight", name) for name in model.tensors)
+    widths = " and ".join(str(width) for width in dict.fromkeys(config.layer_ffn_widths))
+    return f", feed-forward {widths}" if is_dense else ""
+
+
+def _heads_text(config: ModelConfig) -> str:
+    """Query and KV heads; where layers differ, of each kind of layer."""
+    kinds = Counter(zip(config.layer_kv_heads, config.layer_head_dims, strict=True)).items()
+    texts = [f"{config.num_heads} query and {output.count(heads, 'KV head')} of {dim}" for (heads, dim), _ in kinds]
+    if len(texts) == 1:
+        return texts[0]
+    return ", ".join(f"{text} in {output.count(n, 'layer')}" for text, (_, n) in zip(texts, kinds, strict=True))
+
+
+def _experts(config: ModelConfig | None, model: GGUF) -> dict[str, Any] | None:
+    """A mixture of experts as plain values, with the bytes that its matrices take in each layer."""
+    from forge.models import expert_bytes
+
+    if config is None or config.experts is None:
+        return None
+    return asdict(config.experts) | {"layer_bytes": expert_bytes(model.tensors)}
 
 
 def _experts_text(experts: ExpertsConfig, model: GGUF) -> str:

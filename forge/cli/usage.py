@@ -46,10 +46,15 @@ class Command(TyperCommand):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse as typer does. The error for an unknown option also names forge's option or argument."""
+        words = list(args)  # parsing takes them out
         try:
             return super().parse_args(ctx, args)
         except Exception as error:
-            if hint := self._hint(getattr(error, "option_name", None)):
+            option = getattr(error, "option_name", None)
+            if option and (typed := _as_typed(option, words)) != option:
+                error.message = error.message.replace(option, typed, 1)  # type: ignore[attr-defined]
+                error.possibilities, option = None, typed  # type: ignore[attr-defined]
+            if hint := self._hint(option):
                 error.message, error.possibilities = f"{error.message}: {hint}", None  # type: ignore[attr-defined]
             raise
 
@@ -69,6 +74,12 @@ class Command(TyperCommand):
             if param.param_type_name == "argument" and param.metavar in _ARGUMENTS.get(option or "", ()):
                 return f"it is an argument: forge {self.name} {param.metavar}"
         return None
+
+
+def _as_typed(option: str, args: list[str]) -> str:
+    """An unknown option as it was typed: click calls llama.cpp's -ncmoe -n."""
+    typed = next((arg.partition("=")[0] for arg in args if arg.startswith(option)), option)
+    return typed if len(option) == 2 and typed[2:].isalpha() else option
 
 
 class Group(TyperGroup):

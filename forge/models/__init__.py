@@ -51,6 +51,7 @@ def stream_scale(file: GGUF, config: ModelConfig) -> float:
     float16. It is exact: what reads the stream is linear or a norm.
 
     A result with the weights w is within sqrt(E) * |w|, and what is added up is within the sum of that.
+    A missing or misshapen norm is left out, for loading says so; where a weight is not finite the scale is 1.
     """
     most = np.zeros(config.width)
     for layer in range(config.num_layers):

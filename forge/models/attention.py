@@ -32,8 +32,9 @@ class Attention:
     """Causal attention of H query heads over G heads of cached keys and values.
 
     One product computes q, k and v, and gates of the results. A layer may have the keys for values, or read the keys
-    and values of an earlier layer. Attributes that hold weights are named like the file's tensors. Sources:
-    arXiv:1706.03762, arXiv:2305.13245 (GQA).
+    and values of an earlier layer. The product is (T, C): C is (H + 2G) * D, (H + G) * D where keys are the values, and
+    H * D where another layer's are read, and in each case as many more as there are gates. Attributes that hold weights
+    are named like the file's tensors. Sources: arXiv:1706.03762, arXiv:2305.13245 (GQA).
     """
 
     def __init__(self, tensors: LayerTensors, ropes: list[RotaryEmbedding]) -> None:
@@ -60,8 +61,7 @@ class Attention:
             self.attn_q_norm = tensors.vector("attn_q_norm", self.head_dim)
             if self.has_kv:
                 self.attn_k_norm = tensors.vector("attn_k_norm", self.head_dim)
-        num_experts = config.experts.count if config.experts else 0
-        if ARCHS[config.arch].norms_heads_of(num_experts) and self.rope.config.dim:
+        if ARCHS[config.arch].norms_heads_of(config.num_experts) and self.rope.config.dim:
             self.attn_q_norm = self.attn_k_norm = tensors.ones(self.head_dim)
         if ARCHS[config.arch].norms_values:
             self.attn_v_norm = tensors.ones(self.head_dim)
@@ -111,7 +111,7 @@ class Attention:
         is_one_op = is_one_op and self.has_kv and self.head_dim <= MAX_HEAD_DIM
         operand = stream.normed(self.attn_norm)  # (T, E)
         split_k = "allowed" if is_one_op and not self.edits else "never"
-        qkv = self.attn_qkv(operand, split_k=split_k)  # (T, (H + 2G) * D)
+        qkv = self.attn_qkv(operand, split_k=split_k)  # (T, C)
         self.edits(qkv, batch)
         attended = (self._decode if is_one_op else self._attend)(qkv, batch, state, hook)
         attended = attended.reshape(len(attended), -1)  # (T, H * D)

@@ -55,9 +55,10 @@ class AttentionKeys(Keys):
         return found[0]
 
     def windows(self) -> tuple[int, ...]:
-        """Each layer's window."""
+        """Each layer's window or chunk, as of `ModelConfig.layer_windows`."""
         key = f"{self.name}.attention.sliding_window_pattern"
-        window = self.count("attention.sliding_window", self.arch.default_window, minimum=0)
+        least = int(self.arch.default_window is None)  # where a file has to name it, the family's layers have it
+        window = self.count("attention.sliding_window", self.arch.default_window, minimum=least)
         pattern = self.file.metadata.get(key, self.arch.global_every)
         if isinstance(pattern, np.ndarray):  # per layer: is it local
             local = [bool(entry) for entry in self.per_layer(key, pattern, "biu")]
@@ -105,6 +106,7 @@ class AttentionKeys(Keys):
         return (*distinct, none) if self.arch.qk_norm_after_rope else distinct, indices
 
     def rope_dim(self, key: str, default: int, head_dim: int) -> int:
+        """Numbers of a head that rotate. Raises FormatError for an odd number, or for more than `head_dim`."""
         dim = self.count(key, default, maximum=head_dim)
         if dim % 2:
             raise FormatError(f"{self.file.path}: {self.name}.{key} is odd: {dim}")

@@ -27,9 +27,7 @@ from forge.state.model_state import ModelState
 Mixer = Attention
 _MIXERS: dict[str, type[Mixer]] = {"attention": Attention}
 AnyFeedForward = FeedForward | MixtureOfExperts | FeedForwardBesideExperts
-_FEED_FORWARDS: dict[str, type[AnyFeedForward]] = {
-    "gated": FeedForward,
-    "plain": FeedForward,
+_MIXTURES: dict[str, type[MixtureOfExperts | FeedForwardBesideExperts]] = {
     "experts": MixtureOfExperts,
     "beside_experts": FeedForwardBesideExperts,
 }
@@ -58,7 +56,9 @@ class Decoder:
             )
             mixer = _MIXERS[layer[0].kind](of_mixer, self._ropes)
             beside = self._norm_beside(of_feed_forward, of_mixer, mixer) if config.is_parallel else None
-            self.layers.append((mixer, _FEED_FORWARDS[layer[1].kind](of_feed_forward, beside)))
+            mixture = _MIXTURES.get(layer[1].kind)
+            assert beside is None or mixture is None  # no family has experts in layers whose halves read one stream
+            self.layers.append((mixer, mixture(of_feed_forward) if mixture else FeedForward(of_feed_forward, beside)))
             if end := ARCHS[config.arch].end:
                 of_end = LayerTensors(weights, config, end, index, 0, is_deterministic=is_deterministic)
                 self.ends.append(LayerEnd(of_end))
@@ -151,7 +151,7 @@ class Decoder:
         if hook:
             hook("token_embd", stream.value(unit))
         for index, (mixer, feed_forward) in enumerate(self.layers):
-            if feed_forward.beside:
+            if isinstance(feed_forward, FeedForward) and feed_forward.beside:
                 stream.keep(feed_forward.beside)
             mixer(stream, batch, state, hook)
             feed_forward(stream, batch, hook)

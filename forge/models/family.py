@@ -89,9 +89,7 @@ class Arch:
     """The layers' mixers in turn, repeated to the last layer: (other, other, other, attention) makes every fourth layer
     attention."""
     feed_forwards: tuple[Sublayer, ...] = (Sublayer("gated", FEED_FORWARD),)
-    """The layers' feed-forwards in turn, repeated, behind those of the first layers."""
-    first_feed_forwards: tuple[Sublayer, ...] = ()
-    """The feed-forwards of the first layers, one for each."""
+    """The layers' feed-forwards in turn, repeated."""
     experts: Sublayer | None = None
     """The feed-forward of layers with experts, in models that have experts. None = the family has none."""
     router: Router = Router()
@@ -145,9 +143,7 @@ class Arch:
     def layers(self, count: int, with_experts: Sequence[bool] = ()) -> list[tuple[Sublayer, Sublayer]]:
         """The mixer and the feed-forward of each of the layers. with_experts: Whether each layer has experts."""
         mixers = [self.mixers[index % len(self.mixers)] for index in range(count)]
-        later = range(count - len(self.first_feed_forwards))
-        repeated = [self.feed_forwards[index % len(self.feed_forwards)] for index in later]
-        feed_forwards = [*self.first_feed_forwards[:count], *repeated]
+        feed_forwards = [self.feed_forwards[index % len(self.feed_forwards)] for index in range(count)]
         if self.experts is not None and with_experts:
             experts = self.experts
             feed_forwards = [experts if has else f for has, f in zip(with_experts, feed_forwards, strict=True)]

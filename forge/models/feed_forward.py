@@ -53,5 +53,7 @@ class FeedForward:
                 return gelu(h)
             case "gelu_erf":
                 return gelu_erf(h)
-            case _:
+            case "xielu":
                 return xielu(h, *self.xielu)
+            case "silu":
+                raise AssertionError("no family has silu in a feed-forward without a gate")

@@ -140,8 +140,8 @@ class _Reader(AttentionKeys):
                 return self.flag("use_parallel_residual", True)
             case "without_ffn_norm":
                 return "blk.0.ffn_norm.weight" not in self.file.tensors
-            case when:
-                return when == "always"
+            case _:
+                return self.arch.parallel == "always"
 
     def xielu(self) -> tuple[tuple[float, ...], ...]:
         """The four numbers of each layer's activation. A file may give one number for all layers."""
@@ -164,12 +164,13 @@ class _Reader(AttentionKeys):
             return None
         if self.arch.experts is None:
             raise UnsupportedError(f"{path}: experts of architecture {self.name!r} are not supported")
-        used, groups = (
-            self.count("expert_used_count", maximum=count),
-            self.count("expert_group_count", 0, minimum=0) or 1,
-        )
-        limits = (count, MAX_EXPERTS, "experts"), (used, MAX_USED, "experts of a token"), (groups, MAX_GROUPS, "groups")
-        for number, most, what in limits:
+        used = self.count("expert_used_count", maximum=count)
+        groups = self.count("expert_group_count", 0, minimum=0) or 1
+        for number, most, what in (
+            (count, MAX_EXPERTS, "experts"),
+            (used, MAX_USED, "experts of a token"),
+            (groups, MAX_GROUPS, "groups"),
+        ):
             if number > most:
                 raise UnsupportedError(f"{path}: {number} {what} are over the limit of {most}")
         width = self.count("expert_feed_forward_length", 0, minimum=0) or self.inner_of("ffn_down_exps")

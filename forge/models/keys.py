@@ -61,6 +61,7 @@ class Keys:
     def number(
         self, key: str, default: float | None = None, *, minimum: float = -math.inf, maximum: float = math.inf
     ) -> float:
+        """A finite number within the bounds. Raises FormatError for another value, or for none without a default."""
         return self.file.get_float(f"{self.name}.{key}", default, min=minimum, max=maximum)
 
     def flag(self, key: str, default: bool) -> bool:

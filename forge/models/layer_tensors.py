@@ -96,14 +96,14 @@ class LayerTensors:
 
     def experts(self, tensors: dict[str, int], cols: int, joined: str | None = None) -> tuple[Any, ...]:
         """The named tensors of all experts, by an expert's rows: one matrix, or one for each if their types differ."""
-        count = self.config.experts.count if self.config.experts else 0
+        count = self.config.num_experts
         sizes = self._stored("", tensors, joined)
         found = self._weights.experts(*sizes, count=count, cols=cols, on_host=self.leaves_experts)
         return found if isinstance(found, tuple) else (found,)
 
     def expert_biases(self, tensors: dict[str, int]) -> Any:
         """float32 (count * sum of sizes,): the named tensors' biases, stacked for each expert; None without any."""
-        count = self.config.experts.count if self.config.experts else 0
+        count = self.config.num_experts
         names = {self._name(f"{tensor}.bias"): (count, size) for tensor, size in tensors.items()}
         if not all(self.has(f"{tensor}.bias") for tensor in tensors):
             return None

@@ -90,10 +90,7 @@ class MixtureOfExperts:
     tensors.
     """
 
-    def __init__(self, tensors: LayerTensors, beside: Norm | None) -> None:
-        """beside: As of `FeedForward`; no family has experts in such layers."""
-        assert beside is None
-        self.beside = beside
+    def __init__(self, tensors: LayerTensors) -> None:
         config = tensors.config
         self.ffn_norm = tensors.norm_before("ffn_norm")
         self.experts = _Experts(tensors)
@@ -137,10 +134,7 @@ class MixtureOfExperts:
 class FeedForwardBesideExperts:
     """A gated feed-forward and a mixture of experts, each between two norms, and a norm of their sum: Gemma 4."""
 
-    def __init__(self, tensors: LayerTensors, beside: Norm | None) -> None:
-        """beside: As of `FeedForward`; no family has experts in such layers."""
-        assert beside is None
-        self.beside = beside
+    def __init__(self, tensors: LayerTensors) -> None:
         config = tensors.config
         width, inner = config.width, config.layer_ffn_widths[tensors.index]
         self.glu = config.activation

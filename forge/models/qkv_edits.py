@@ -13,7 +13,9 @@ from forge.ops.rope import layernorm_heads
 
 
 class QKVEdits:
-    """Edits of the QKV product (T, (H + 2G) * D) in place, a launch each: it is cut, its q and k are normed or rotated.
+    """Edits of the QKV product in place, a launch each: it is cut, its q and k are normed or rotated.
+
+    The product is (T, C), as of `Attention`.
 
     norms: Weights of norms of q and k that the RoPE op does not have: of each head's LayerNorm, (H, D) and (G, D), or
     of the RMS norm of all heads together, (H * D,) and (G * D,).
@@ -43,7 +45,7 @@ class QKVEdits:
         return bool(self.norms or self.clamp or self.rotation)
 
     def __call__(self, qkv: Any, batch: Batch) -> None:
-        """qkv: float32 (T, (H + 2G) * D), biases added."""
+        """qkv: float32 (T, C), biases added."""
         if self.clamp:
             clamp(qkv, self.clamp)
         if self.norms:

@@ -30,8 +30,6 @@ _TASK_WEIGHTS = 1 << 22
 """Weights that a task dequantizes: threads share a large tensor."""
 _ALIGNMENT = 16
 """float32 numbers of a cache line, at which matrices start."""
-
-
 _EXPERTS = re.compile(r"blk\.(\d{1,6})\.ffn_(?:gate|up|down|gate_up)_exps\.weight")
 STAGING_ALIGNMENT = 256
 """Where the planes of experts begin that are copied from the host."""
@@ -188,8 +186,8 @@ class Weights:
     def _to_half(self, name: str, out: npt.NDArray[np.float16], first: int) -> None:
         step = max(_TASK_WEIGHTS // out.shape[1], 1)
         for row in range(0, len(out), step):
+            to = out[row : row + step]
             with np.errstate(over="ignore"):
-                to = out[row : row + step]
                 to[:] = self.file.load_rows(name, slice(first + row, first + row + len(to)))
         if np.isinf(out).any():
             message = f"{self.file.path}: tensor {name!r} has weights beyond float16"

@@ -110,7 +110,19 @@ def test_inspect_shows_what_the_experts_of_a_layer_take(capsys: Captured) -> Non
     assert run(["inspect", LLAMA.replace("llama", "qwen3moe")]) == 0
     of_layer = 3 * 6 * 16 * 48 * 2  # gates, ups and downs of 6 experts in float16
     assert of_layer == 27_648
-    assert "2 of 6 of width 16, in 2 layers of up to 27.65 kB" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "2 of 6 of width 16, in 2 layers of up to 27.65 kB" in shown
+    assert "feed-forward" not in shown  # no layer has one beside the experts
+    found = json_of(capsys, "inspect", LLAMA.replace("llama", "qwen3moe"))["experts"]
+    assert (found["count"], found["used"], found["width"], found["shared_width"]) == (6, 2, 16, 0)
+    assert found["layer_bytes"] == {"0": of_layer, "1": of_layer}
+    assert json_of(capsys, "inspect", LLAMA)["experts"] is None
+
+
+def test_inspect_shows_the_heads_of_each_kind_of_layer(capsys: Captured) -> None:
+    assert run(["inspect", LLAMA.replace("llama", "gemma4")]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "4 query and 2 KV heads of 8 in 2 layers, 4 query and 1 KV head of 16 in 2 layers" in shown
 
 
 def test_inspect_shows_what_a_token_and_a_sequence_take_of_each_kind_of_layer_state(capsys: Captured) -> None:

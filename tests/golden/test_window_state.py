@@ -61,11 +61,11 @@ def test_a_context_of_32k_takes_a_third_of_what_it_took(
         state = llm.engine.runner.state
         taken = sum(array.nbytes for cache in state.caches for array in cache.arrays)
         assert budget.bytes_of(state.kinds, state.num_pages) == taken
-        note = next(note for note in llm.notes if note.startswith("KV cache: "))
         config = llm.config
     one_layer_token = 2 * config.num_kv_heads * config.head_dim * 4
-    assert f"({3 * one_layer_token:,} bytes per token of context)" in note
-    assert "(window of 512: 33.4 MB per sequence)" in note
+    whole, window = state.kinds
+    assert (whole.name, whole.token_bytes) == ("all positions", 3 * one_layer_token)
+    assert (window.name, round(window.num_pages(CONTEXT) * window.page_bytes / 1e5)) == ("window of 512", 334)
     before = (512 + 1) * 64 * config.num_layers * one_layer_token
     assert 3 * taken <= before
     with gguf.read(gemma3_path) as file:

@@ -374,6 +374,7 @@ def test_impossible_keys_are_one_line_that_names_them(
         ("granite", {"granite.logit_scale": None}, forge.FormatError, "granite.logit_scale.*missing"),
         ("granite", {"granite.residual_scale": 0.0}, forge.FormatError, "granite.residual_scale"),
         ("cohere2", {"cohere2.attention.sliding_window": None}, forge.FormatError, "sliding_window.*missing"),
+        ("gpt_oss", {"gpt-oss.attention.sliding_window": 0}, forge.FormatError, "sliding_window.*from 1 to"),
         ("apertus", {"xielu.alpha_n": None}, forge.FormatError, "xielu.alpha_n.*missing"),
         ("apertus", {"xielu.beta": [0.5] * 3}, forge.FormatError, "xielu.beta.*3 entries"),
         ("gptneox", {"gptneox.use_parallel_residual": "yes"}, forge.FormatError, "use_parallel_residual"),

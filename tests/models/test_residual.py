@@ -82,10 +82,10 @@ def test_rows_are_taken_with_what_is_pending() -> None:
 
 
 def test_a_row_of_the_table_says_which_layer_has_which_sublayer() -> None:
-    """Every third layer is attention with norms of heads; the first two feed-forwards are not gated."""
+    """Every third layer is attention with norms of heads; every second feed-forward is not gated."""
     local, full = Sublayer("attention", "attn_q"), Sublayer("attention", "attn_q attn_q_norm")
     plain, gated = Sublayer("plain", "ffn_up"), Sublayer("gated", "ffn_gate ffn_up")
-    row = Arch(rope="neox", mixers=(local, local, full), feed_forwards=(gated,), first_feed_forwards=(plain, plain))
-    expected = [(local, plain), (local, plain), (full, gated), (local, gated), (local, gated), (full, gated)]
+    row = Arch(rope="neox", mixers=(local, local, full), feed_forwards=(plain, gated))
+    expected = [(local, plain), (local, gated), (full, plain), (local, gated), (local, plain), (full, gated)]
     assert row.layers(6) == expected
     assert row.layers(1) == expected[:1]

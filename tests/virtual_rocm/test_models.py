@@ -20,6 +20,7 @@ from forge.config import EngineConfig
 from forge.devtools.recorder import Recorder
 from forge.devtools.variants import record
 from forge.ops.sampling import sample
+from forge.planning import layers_text
 from virtual_rocm import tiny
 from virtual_rocm.calls import failing, number_of_calls
 from virtual_rocm.runtime import CAPTURE_INVALIDATED, CAPTURE_UNSUPPORTED, DEVICE, UNKNOWN
@@ -138,7 +139,7 @@ def test_experts_in_the_hosts_memory_compute_the_same_bits(write: Write) -> None
             launched.append("fetch_experts" in {kernel for _, kernel in DEVICE.launches})
             (note,) = [note for note in llm.notes if note.startswith("cpu_experts: ")] or [""]
             layers = len(llm.engine.runner.model.host_experts())
-            assert note.startswith(f"cpu_experts: experts of {layers} layers take ") == bool(count)
+            assert note.startswith(f"cpu_experts: experts of {layers_text(layers)} take ") == bool(count)
             assert layers == min(count, llm.config.num_layers)
     gc.collect()
     assert DEVICE.pinned.used == pinned  # nothing is kept of a model that is closed

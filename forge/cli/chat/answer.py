@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from forge.llm import LLM
 
 _PROMPT_END = 32
+"""Tokens at the end of a prompt in which the header of an opened message lies."""
 
 
 class Answer:

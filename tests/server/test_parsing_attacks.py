@@ -5,7 +5,6 @@ import json
 import pytest
 from parsed import CALLS, call, content, parsed, parser
 
-from forge.server.parsing import answer
 from forge.server.parsing.source import Source
 
 LONG = 20_000
@@ -38,7 +37,7 @@ def work(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         feed(self, text)
         copied.append(len(self._text))
 
-    monkeypatch.setattr(answer.Source, "feed", counted)
+    monkeypatch.setattr(Source, "feed", counted)
     return copied
 
 

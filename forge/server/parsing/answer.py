@@ -6,12 +6,13 @@ import re
 from typing import Literal
 
 from forge.server.parsing.calls import Reader, Tools
-from forge.server.parsing.source import SPACE, SPACES, Malformed, Reading, Source
+from forge.server.parsing.parser import Parser
+from forge.server.parsing.source import SPACE, SPACES, Malformed, Reading
 from forge.server.parsing.table import CallFormat, ReasoningFormat
 from forge.server.parts import Part
 
 
-class AnswerParser:
+class AnswerParser(Parser):
     """Tells the parts of one answer apart.
 
     A call counts as soon as its name and its arguments are whole; a mark behind it is left out. What begins like a call
@@ -34,10 +35,9 @@ class AnswerParser:
         begins_inside: The prompt ends with the mark that begins the reasoning. shows_reasoning: It is content, marks
         and all; but no calls are looked for in it.
         """
+        super().__init__()
         self._calls, self._tools, self._reasoning, self._answer_marks = calls, tools, reasoning, answer
         self._begins_inside, self._shows_reasoning = begins_inside, shows_reasoning
-        self._source = Source()
-        self._parts: list[Part] = []
         self._num_calls = 0
         self._gap: list[str] = []
         """White space that is content if content follows, and left out if a call does."""
@@ -46,21 +46,6 @@ class AnswerParser:
         """Whether the reasoning or a call has ended, and no content has come since."""
         self._run = self._answer()
         self._advance()
-
-    def push(self, text: str) -> list[Part]:
-        """The parts that new text completes. Text that may be the beginning of a mark or a call is held back."""
-        self._source.feed(text)
-        return self._advance()
-
-    def finish(self) -> list[Part]:
-        """What was held back."""
-        self._source.is_ended = True
-        return self._advance()
-
-    def _advance(self) -> list[Part]:
-        next(self._run, None)
-        parts, self._parts = self._parts, []
-        return parts
 
     def _answer(self) -> Reading[None]:
         if self._reasoning:

@@ -6,7 +6,8 @@ import re
 from typing import Literal
 
 from forge.server.parsing.calls import Tools
-from forge.server.parsing.source import SPACE, Malformed, Reading, Source
+from forge.server.parsing.parser import Parser
+from forge.server.parsing.source import SPACE, Malformed, Reading
 from forge.server.parsing.table import CallFormat, MessageFormat
 from forge.server.parts import Part
 
@@ -16,7 +17,7 @@ _MAX_HEADER = 512
 """Characters. A longer one is content, and so is all that follows: the model has left the format."""
 
 
-class MessageParser:
+class MessageParser(Parser):
     """Tells the parts of one answer apart. A message's header says whether it is reasoning, content, or a call.
 
     A call counts as soon as its arguments are whole. What begins like a call and is none, or has no end, is content,
@@ -31,32 +32,16 @@ class MessageParser:
 
         shows_reasoning: It is content, with its header and the mark at its end.
         """
+        super().__init__()
         self._form, self._messages, self._tools, self._shows_reasoning = form, messages, tools, shows_reasoning
         self._ends = (*messages.ends, START)
         self._end = re.compile("|".join(map(re.escape, self._ends)))
         self._header_ends = (MESSAGE, *messages.ends)
         self._header_end = re.compile("|".join(map(re.escape, self._header_ends)))
-        self._source = Source()
-        self._parts: list[Part] = []
         self._num_calls = self._num_messages = 0
         self._begins_message = self._is_lost = False
         self._written = set[str]()
         self._run = self._answer(_open_header(prompt_end))
-
-    def push(self, text: str) -> list[Part]:
-        """The parts that new text completes. What may be the beginning of a mark, a header or a call is held back."""
-        self._source.feed(text)
-        return self._advance()
-
-    def finish(self) -> list[Part]:
-        """What was held back."""
-        self._source.is_ended = True
-        return self._advance()
-
-    def _advance(self) -> list[Part]:
-        next(self._run, None)
-        parts, self._parts = self._parts, []
-        return parts
 
     def _answer(self, header: str | None) -> Reading[None]:
         while not self._source.is_done:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from kernel_sources import replace_source
 
 from forge.backend import compilers, kernel_cache, sources
 from forge.backend.kernel_cache import check, obtain
@@ -259,7 +260,7 @@ def test_a_changed_source_makes_files_stale(changed: str, tmp_path: Path, monkey
     source = sources.source("decode_state")
     edited = source + "\n" if changed == "kernel" else source.replace("#define DEVICE", "#define  DEVICE", 1)
     assert edited != source
-    monkeypatch.setattr(sources, "source", lambda file: edited)
+    replace_source(monkeypatch, "decode_state", edited)
     assert check(tmp_path, STEP, ARCH).state == "stale"
 
 
@@ -554,7 +555,7 @@ def test_doctor_asks_for_a_compiler_only_where_files_are_missing(
 def test_names_of_variants_are_safe_and_tell_the_variant() -> None:
     for variant in {*case_variants(), *model_variants(Path(MODEL), ARCH)}:
         assert re.fullmatch(r"[a-z]\w*(-[A-Z_]+=\w+)*", variant.name)
-        assert len(variant.name) < 120
+        assert len(variant.name) < 200  # of the 255 that a file has
         assert sources.Variant.parse(variant.name) == variant
     for name in ("", "include/prelude", "gone", "norm-", "norm-BLOCK=064", "norm-BLOCK=٣", "../norm", "norm/x", ".x"):
         assert sources.Variant.parse(name) is None

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from harness import COMPILER, Harness, KernelFault, build
 from harness import compiled as module_of
+from kernel_sources import replace_source
 
 from forge.backend import sources
 from forge.devtools.cases import CASES
@@ -40,7 +41,7 @@ def run(
 ) -> None:
     """Run a kernel named probe, written here, in one block or some."""
     prelude = "\n".join(map(sources._text, sources.PRELUDE)) + "\n"
-    monkeypatch.setattr(sources, "source", lambda file: prelude + text)
+    replace_source(monkeypatch, "probe", prelude + text)
     sources.signatures.cache_clear()
     sources.entry.cache_clear()
     module_of.cache_clear()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from harness import COMPILER, Harness, compiled
+from kernel_sources import replace_source
 
 from forge.backend import sources
 from forge.ops import sampling
@@ -82,7 +83,7 @@ def test_equal_logits_are_counted_without_a_pass_over_the_row(
     logits = np.stack(rows).astype(np.float32)
     text = sources.source("sample")
     assert text.count("cut = select<") == 2
-    monkeypatch.setattr(sources, "source", lambda file: text.replace("cut = select<", "cut = 0 & select<"))
+    replace_source(monkeypatch, "sample", text.replace("cut = select<", "cut = 0 & select<"))
     compiled.cache_clear()
     try:
         for top_k, top_p, min_p in ((50, 1.0, 0), (50, 0.9, 0), (0, 0.9, 0.3), (1200, 0.7, 0.01), (3499, 1.0, 0)):
@@ -136,7 +137,7 @@ def test_a_draw_at_the_edge_of_a_tokens_weight_is_that_token(
     text = sources.source("sample")
     drawn = "random_bits(seed[BLOCK_X], choice[BLOCK_X], position[BLOCK_X])"
     assert text.count(drawn) == 1
-    monkeypatch.setattr(sources, "source", lambda file: text.replace(drawn, "seed[BLOCK_X]"))
+    replace_source(monkeypatch, "sample", text.replace(drawn, "seed[BLOCK_X]"))
     monkeypatch.setattr(sampling, "random_bits", lambda seed, choice, position: seed)
     compiled.cache_clear()
     ids = np.array(sorted({1, size // 2, size // 3 + 1, size - 1}))

@@ -140,10 +140,12 @@ def _wait_for_input() -> None:
     os.set_blocking(end, False)
     before = signal.set_wakeup_fd(end)
     try:
+        # pthread_sigmask runs the handlers now, also of a signal that came before there was a descriptor. Else Python
+        # may go on waiting: a thread that gives the interpreter lock up just then resets the flag by which this one
+        # would notice (CPython 3.11, COMPUTE_EVAL_BREAKER).
+        signal.pthread_sigmask(signal.SIG_BLOCK, ())
         while sys.stdin not in select.select([sys.stdin, wakeup], [], [])[0]:
             os.read(wakeup, 1)
-            # This runs the handler now. Else Python may go on waiting: a thread that gives the interpreter lock up just
-            # then resets the flag by which this one would notice (CPython 3.11, COMPUTE_EVAL_BREAKER).
             signal.pthread_sigmask(signal.SIG_BLOCK, ())
     finally:
         signal.set_wakeup_fd(before)

@@ -29,6 +29,7 @@ import numpy as np
 
 import forge
 from forge import EngineConfig, SamplingParams
+from forge.devtools.speed import temperature_of
 from forge.engine import Engine, Sequence
 
 WORKLOADS: dict[str, list[dict[str, Any]]] = {
@@ -105,7 +106,7 @@ def main() -> None:
             print(f"{llm.path.name} on {llm.device}: {arguments.workload} {given}", flush=True)
             for number in range(arguments.rounds):
                 arrivals = requests(groups, llm.engine.runner.vocab_size, seed=number)
-                found = run(llm.engine, arrivals, 1.0 if llm.config.experts else 0.0).summary()
+                found = run(llm.engine, arrivals, temperature_of(llm.config)).summary()
                 report(found)
                 if arguments.json:
                     line = {"model": llm.path.name, "workload": arguments.workload, "round": number, **given, **found}
@@ -150,10 +151,7 @@ def requests(groups: list[dict[str, Any]], vocabulary: int, seed: int) -> list[A
 
 
 def run(engine: Engine, arrivals: list[Arrival], temperature: float = 0.0) -> Run:
-    """Add each request when its time has come, and run steps until all have ended.
-
-    temperature: Greedy answers to random ids soon repeat one id, whose experts would be all that a step reads.
-    """
+    """Add each request when its time has come, and run steps until all have ended."""
     found, waiting = Run(), deque(arrivals)
     with _watched(engine, found):
         started = time.perf_counter()

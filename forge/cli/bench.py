@@ -61,8 +61,7 @@ def measure(llm: LLM, prompt_tokens: int, gen_tokens: int, batches: Sequence[int
     from forge.devtools import speed
 
     rng = np.random.default_rng(0)
-    # Greedy answers to random ids soon repeat one id, whose experts would be all that a step reads.
-    temperature = 1.0 if llm.config.experts else 0.0
+    temperature = speed.temperature_of(llm.config)
 
     def run(count: int) -> tuple[float, float]:
         """Seconds to the first prompt's first token, and tokens per second of decode steps."""

@@ -11,9 +11,15 @@ from collections.abc import Callable
 import numpy as np
 
 from forge.backend.gpu import GPU
-from forge.config import SamplingParams
+from forge.config import ModelConfig, SamplingParams
 from forge.engine import Engine, FinishReason
 from forge.engine.model_runner import ModelRunner
+
+
+def temperature_of(config: ModelConfig) -> float:
+    """With which random ids are answered: greedy answers to them soon repeat one id, whose experts would be all that a
+    step of a mixture of experts reads."""
+    return 1.0 if config.experts else 0.0
 
 
 def run(

@@ -14,7 +14,7 @@ from forge.errors import OutOfMemoryError
 from forge.models.weights import STAGING_ALIGNMENT
 from forge.ops.expert_fetch import PIECE, fetch_experts
 from forge.ops.experts import Experts
-from forge.ops.quant import Packed
+from forge.ops.quant import Packed, planes_of
 
 
 class HostExperts:
@@ -25,7 +25,7 @@ class HostExperts:
         layers share. Raises OutOfMemoryError where the system does not pin so much memory."""
         self._experts, self._used, self._backend, self._staging = experts.count, used, backend, staging
         matrices = {name: getattr(experts, name) for name in ("gate", "up", "down")}
-        planes = [plane for matrix in matrices.values() for plane in _planes(matrix) if plane is not None]
+        planes = [plane for matrix in matrices.values() for plane in planes_of(matrix) if plane is not None]
         begins, self.nbytes = [], 0
         for plane in planes:
             begins.append(self.nbytes)
@@ -46,7 +46,7 @@ class HostExperts:
 
         self.fetched = replace(
             experts,
-            **{name: _with_planes(matrix, tuple(map(fetched, _planes(matrix)))) for name, matrix in matrices.items()},
+            **{name: _with_planes(matrix, tuple(map(fetched, planes_of(matrix)))) for name, matrix in matrices.items()},
         )
 
     def _pinned(self) -> tuple[Any, Any]:
@@ -74,10 +74,6 @@ class HostExperts:
         assert isinstance(self._backend, GPU)
         every = self._backend.asarray(np.arange(self._experts, dtype=np.int32)[None])
         return self._backend.seconds(lambda: self.fetch(every)) * self._used / self._experts
-
-
-def _planes(matrix: Any) -> tuple[Any, ...]:
-    return matrix.planes if isinstance(matrix, Packed) else (matrix,)
 
 
 def _with_planes(matrix: Any, planes: tuple[Any, ...]) -> Any:

@@ -14,9 +14,9 @@ from forge.backend.gpu import GPU
 from forge.formats.ggml import GGMLType
 from forge.ops import expert_wgmma
 from forge.ops.expert_groups import Grouped, empty_groups, rows_of, tile_rows
-from forge.ops.matmul import Partials
+from forge.ops.matmul import LINE_WEIGHTS, Partials
 from forge.ops.norm import Normed
-from forge.ops.quant import Packed
+from forge.ops.quant import Packed, planes_of
 from forge.tuning.lds import FEW_FORMATS, FEW_ROWS, few_lds_bytes, row_groups
 
 _ACTIVATIONS = {"silu": 0, "gelu": 1, "clamped_swiglu": 2, "relu2": 3}
@@ -26,7 +26,6 @@ _F16_BLOCK = 256
 _MAX_WIDTH = 16_384
 """Numbers of a row that the threads of a block hold, of float16 matrices."""
 _ACT_THREADS = 256
-_LINE_WEIGHTS = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,14 +76,14 @@ def by_rows(device: GPU, operand: Any, chosen: Any, weights: Any, experts: Any, 
     outputs = width * (2 if how.is_gated else 1)
     kernel, blocks, choice = _row_launch(device, "expert_up", experts.gate, inner, outputs, rows * used)
     head, sizes = (x, norm, eps, chosen, factors), (inner, width, used, _ACTIVATIONS[how.activation], blocks)
-    arrays = *head, *_planes(experts.gate), experts.gate_bias, h
+    arrays = *head, *planes_of(experts.gate), experts.gate_bias, h
     device.run(kernel, kernel, (blocks, rows, used), *arrays, *sizes, **choice, **defines)
     together = min(used, _max_width(experts.down) // width)
     for first in range(0, used, together):
         count = min(together, used - first)
         kernel, blocks, choice = _row_launch(device, "expert_down", experts.down, count * width, outer, rows)
         factors = None if how.weighs_input else weights.reshape(-1)[first:]
-        arrays = h[first:], chosen.reshape(-1)[first:], factors, *_planes(experts.down), experts.down_bias, y
+        arrays = h[first:], chosen.reshape(-1)[first:], factors, *planes_of(experts.down), experts.down_bias, y
         numbers = width, count, used, outer, int(residual is not None or first > 0), blocks
         device.run(kernel, kernel, (blocks, rows), *arrays, *numbers, **choice, GATED=0, SILU=1)
     return y
@@ -107,10 +106,6 @@ def _row_launch(
     groups = -(-outer // (rows * teams))
     blocks = -(-groups // -(-groups // max(device.num_cus * min_blocks // parts, 1)))
     return kernel, blocks, choice
-
-
-def _planes(weight: Any) -> tuple[Any, ...]:
-    return weight.planes if isinstance(weight, Packed) else (weight,)
 
 
 def tiles(
@@ -162,7 +157,7 @@ def takes_few(device: GPU, experts: Any, *, is_fixed: bool = False) -> bool:
     def has_lines(matrix: Any) -> bool:
         if not isinstance(matrix, Packed) or matrix.type.name not in FEW_FORMATS:
             return False
-        return matrix.shape[1] % (64 if matrix.type is GGMLType.MXFP4 else _LINE_WEIGHTS) == 0
+        return matrix.shape[1] % (64 if matrix.type is GGMLType.MXFP4 else LINE_WEIGHTS) == 0
 
     is_able = device.has_wgmma and not is_fixed and experts.up is None
     return is_able and has_lines(experts.gate) and has_lines(experts.down)
@@ -224,7 +219,7 @@ class _Groups:
             arrays = *lists, factors if y is None else shares, *matrices, of_x
             sizes = (self.rows, self.used, inner, outer, activation)
             more = {"FIRST": int(y is None), "LDS_BYTES": few_lds_bytes(format, choice)}
-            more |= {"HAS_TAIL": 1} if inner % _LINE_WEIGHTS else {}
+            more |= {"HAS_TAIL": 1} if inner % LINE_WEIGHTS else {}
             self.device.run("expert_mma_quant", "expert_mma_quant", grid, *arrays, *sizes, **defines, **choice, **more)
             return
         values = {name: value for name, value in choice.items() if name != "SPLITS"}

@@ -32,7 +32,7 @@ ROW_COUNTS = (1, *GROUP_ROWS, MAX_ROWS + 1)
 """Numbers of rows that are multiplied by different kernels: a vector's, tiles' of each size, and perhaps BLAS's."""
 _LANE_PARTS = 4
 """Parts of the inner dimension that the lanes of a wave share, at most: TILE_PARTS of the tile files."""
-_LINE_WEIGHTS = 256
+LINE_WEIGHTS = 256
 """The inner dimension of products on Hopper with quantized matrices is a multiple of this."""
 _REDUCE_BLOCK = 256
 _MAX_SPLITS = {8: 8, 16: 8, 32: 16, 64: 16, 128: 8, 256: 4}
@@ -132,7 +132,7 @@ def orders_of(device: GPU, rows: int, weight: Any, *, is_glu: bool, is_fixed: bo
 def takes_orders(weight: Any) -> bool:
     """Whether products of some rows with this matrix read x in ORDERS, which the product before them may leave."""
     has_lines = isinstance(weight, Packed) and weight.type.name not in WITHOUT_LINES
-    return has_lines and weight.shape[1] % _LINE_WEIGHTS == 0
+    return has_lines and weight.shape[1] % LINE_WEIGHTS == 0
 
 
 def leaves_orders(device: GPU, x: Any, weight: Any, *, is_fixed: bool) -> bool:
@@ -143,7 +143,7 @@ def leaves_orders(device: GPU, x: Any, weight: Any, *, is_fixed: bool) -> bool:
     if x.shape[0] > MAX_ROWS:
         return False
     launch = _Launch(device, x, weight, None, is_glu=True, is_fixed=is_fixed)
-    is_whole = launch.splits < _MIN_GLU_SPLITS and weight.shape[0] // 2 % _LINE_WEIGHTS == 0
+    is_whole = launch.splits < _MIN_GLU_SPLITS and weight.shape[0] // 2 % LINE_WEIGHTS == 0
     return launch.order != "natural" and is_whole
 
 
@@ -214,7 +214,7 @@ class _Launch:
         counts = _ROWS[self.kernel]
         tokens = _most_rows(counts, rows)
         choice = splitting = choice_for(tokens)
-        turn = _LINE_WEIGHTS // _LANE_PARTS
+        turn = LINE_WEIGHTS // _LANE_PARTS
         if self.kernel not in _OF_LINES:
             turn = weight.weights_per_thread if isinstance(weight, Packed) else 32
         if is_fixed:

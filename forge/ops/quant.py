@@ -138,6 +138,11 @@ def parts_of(weight: Any, bias: Any) -> list[tuple[int, Any, Any]]:
     return parts
 
 
+def planes_of(weight: Any) -> tuple[Any, ...]:
+    """The arrays of a matrix: the planes of Packed, or the matrix itself."""
+    return weight.planes if isinstance(weight, Packed) else (weight,)
+
+
 def split(type: ggml.GGMLType, blocks: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.uint8] | None, ...]:
     """The planes of blocks (rows, bytes per row): each uint8 (rows, blocks per row * bytes of its field)."""
     whole = blocks.reshape(len(blocks), -1, type.type_size)  # (rows, blocks, bytes)

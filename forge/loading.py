@@ -14,12 +14,12 @@ from forge import backend as backends
 from forge import hub, models
 from forge.backend import Backend, compilers
 from forge.backend.threads import THREADS
+from forge.checkpoints import open_checkpoint
 from forge.config import Dtype, EngineConfig, Progress
 from forge.display import Stopwatch, watched
 from forge.engine import Engine, ModelRunner
 from forge.engine.step_budget import StepBudget
 from forge.errors import FormatError, ParameterError
-from forge.formats import gguf
 from forge.keywords import check_integer, keywords
 from forge.llm import LLM
 from forge.planning import Plan, layers_text, plan_memory
@@ -128,7 +128,7 @@ def _assembled(
     watch: Stopwatch,
 ) -> tuple[Engine, Tokenizer, ChatTemplate | None, tuple[str, ...]]:
     """The parts of an LLM from a file, ready to run, and remarks on what was decided for them."""
-    with gguf.read(path) as file:
+    with open_checkpoint(path) as file:
         plan = plan_memory(file, settings, backend)
         config = models.read_config(file, plan.context)
         watch.lap("header")
@@ -191,7 +191,7 @@ def load_tokenizer(model: str | os.PathLike[str], *, progress: Progress | bool |
     """
     with watched(progress) as report:
         path = _resolve(model, report)
-    with gguf.read(path) as file:
+    with open_checkpoint(path) as file:
         return Tokenizer.from_metadata(file.metadata, source=str(path))
 
 
@@ -200,7 +200,7 @@ def load_encoder(path: Path, name: str, chat_template: str | os.PathLike[str] | 
 
     path: A GGUF file. name: The model's, in errors about a prompt. chat_template: As in `load`.
     """
-    with gguf.read(path) as file:
+    with open_checkpoint(path) as file:
         tokenizer = Tokenizer.from_metadata(file.metadata, source=str(path))
         context = models.read_config(file, None).context_length
     return PromptEncoder(tokenizer, choose_template(chat_template, tokenizer, name), context, name)

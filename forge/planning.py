@@ -12,7 +12,7 @@ from forge.backend import Backend, host
 from forge.config import EngineConfig, ModelConfig
 from forge.engine.passes import LOGIT_BYTES, MAX_TOKENS
 from forge.errors import OutOfMemoryError, ParameterError, UnsupportedError
-from forge.formats import gguf
+from forge.formats.checkpoint import Checkpoint
 from forge.ops.attention import MAX_HEAD_DIM, MAX_PREFILL_HEAD_DIM
 from forge.state import budget
 from forge.state.model_state import kinds_of
@@ -66,7 +66,7 @@ class Plan:
     notes: tuple[str, ...]
 
 
-def plan_memory(file: gguf.GGUF, settings: EngineConfig, backend: Backend) -> Plan:
+def plan_memory(file: Checkpoint, settings: EngineConfig, backend: Backend) -> Plan:
     """What fits beside the weights. Raises OutOfMemoryError with the bytes needed and free, and what to change,
     `cpu_experts` where that helps, and UnsupportedError for heads without a kernel.
 
@@ -90,7 +90,7 @@ def plan_memory(file: gguf.GGUF, settings: EngineConfig, backend: Backend) -> Pl
         raise
 
 
-def _planned(file: gguf.GGUF, config: ModelConfig, settings: EngineConfig, backend: Backend) -> Plan:
+def _planned(file: Checkpoint, config: ModelConfig, settings: EngineConfig, backend: Backend) -> Plan:
     """The plan for these settings alone. Raises OutOfMemoryError, and ParameterError for too long a context."""
     there = backend.free_bytes()
     free = int(there * settings.memory_fraction)
@@ -152,7 +152,7 @@ def layers_text(count: int) -> str:
     return "1 layer" if count == 1 else f"{count} layers"
 
 
-def _check_heads(file: gguf.GGUF, config: ModelConfig, settings: EngineConfig, backend: Backend) -> None:
+def _check_heads(file: Checkpoint, config: ModelConfig, settings: EngineConfig, backend: Backend) -> None:
     """Raises UnsupportedError for heads that no kernel holds, before anything is loaded."""
     if not backend.is_gpu or config.head_dim <= MAX_HEAD_DIM:
         return
@@ -238,7 +238,7 @@ def _sequence_bytes(config: ModelConfig) -> int:
 
 
 def _cut(
-    file: gguf.GGUF, settings: EngineConfig, kinds: tuple[PagedKV, ...], context: int, wanted: int, room: int
+    file: Checkpoint, settings: EngineConfig, kinds: tuple[PagedKV, ...], context: int, wanted: int, room: int
 ) -> str:
     """A remark on a shorter context than the model's. Raises OutOfMemoryError where somebody asked for it."""
     if context < 1:
@@ -265,7 +265,7 @@ def _cache_note(kinds: tuple[PagedKV, ...], num_pages: tuple[int, ...], context:
     return f"KV cache: {', '.join(parts)}; a smaller context takes less"
 
 
-def _least_cpu_experts(file: gguf.GGUF, config: ModelConfig, settings: EngineConfig, backend: Backend) -> int:
+def _least_cpu_experts(file: Checkpoint, config: ModelConfig, settings: EngineConfig, backend: Backend) -> int:
     """The least `cpu_experts` above that of the settings with which the model has the context that it is to have; 0 =
     there is none."""
     if config.experts is None or not backend.is_gpu or backend.is_integrated:
@@ -278,7 +278,9 @@ def _least_cpu_experts(file: gguf.GGUF, config: ModelConfig, settings: EngineCon
     return 0
 
 
-def _weight_bytes(file: gguf.GGUF, config: ModelConfig, backend: Backend, cpu_experts: int = 0) -> tuple[int, int, str]:
+def _weight_bytes(
+    file: Checkpoint, config: ModelConfig, backend: Backend, cpu_experts: int = 0
+) -> tuple[int, int, str]:
     """Bytes that the weights take of a backend's memory, and of the host's, and which types are converted to float16
     for lack of a kernel. The memory of an integrated GPU is the host's."""
     tensors = {name: info for name, info in file.tensors.items() if _is_read(name, config)}

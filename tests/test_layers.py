@@ -22,11 +22,12 @@ CHAIN = [
 BESIDE = {
     "display": "errors config",
     "formats": "errors config",
+    "checkpoints": "errors config formats tokenizer backend ops models",
     "tokenizer": "errors keywords config",
     "hub": "errors config _files",
     "devtools": "errors config formats tuning backend ops state models engine planning loading",
     "server": "forge errors config display engine outputs runtime llm loading tokenizer",
-    "cli": f"forge server display formats tokenizer hub devtools {' '.join(CHAIN)}",
+    "cli": f"forge server display checkpoints formats tokenizer hub devtools {' '.join(CHAIN)}",
     "__main__": "cli",
     "__init__": "",  # names types for type checkers, and imports when a name is first used
 }
@@ -38,7 +39,7 @@ ALSO = {
     "runtime": "tokenizer",
     "llm": "tokenizer",
     "planning": "formats",
-    "loading": "display formats tokenizer hub",
+    "loading": "checkpoints display formats tokenizer hub",
 }
 ALLOWED = {room: [*CHAIN[:place], *ALSO.get(room, "").split()] for place, room in enumerate(CHAIN)}
 ALLOWED |= {room: names.split() for room, names in BESIDE.items()}

@@ -15,7 +15,8 @@ from forge.cli.about import about
 
 if TYPE_CHECKING:
     from forge.config import ExpertsConfig, ModelConfig
-    from forge.formats.gguf import GGUF, TensorInfo
+    from forge.formats.checkpoint import TensorInfo
+    from forge.formats.gguf import GGUF
 
 _SHORT = 16  # longer arrays are summarized
 _SHOWN_CHARS = 100

@@ -7,9 +7,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from forge.formats.checkpoint import TensorInfo
 from forge.formats.ggml import GGMLType, nbytes
 from forge.formats.gguf import GGUF
-from forge.formats.gguf_header import Header, TensorInfo
+from forge.formats.gguf_header import Header
 
 _MODELS = (  # E, H, G, F, V of Llama 3.2 1B and 3.1 8B
     (2048, 32, 8, 8192, 128_256),

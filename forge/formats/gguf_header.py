@@ -3,7 +3,6 @@
 No memory is allocated in proportion to a number in the file before the file is known to hold as many bytes.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -14,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from forge.errors import UnsupportedError
-from forge.formats.ggml import TYPE_OF_NUMBER, GGMLType, nbytes
+from forge.formats.checkpoint import StringArray, TensorInfo, Value
+from forge.formats.ggml import TYPE_OF_NUMBER, nbytes
 from forge.formats.source import U64, Cursor, Source, guess, show
 
 # Most bytes of a header, even in a sparse file of terabytes. Large vocabularies take 12 MB.
@@ -46,40 +46,6 @@ _U32, _ARRAY_HEAD, _COUNTS = Struct("<I"), Struct("<IQ"), Struct("<QQ")
 # Fewest bytes of a key-value (length, key, type, value) and of a tensor info (length, name, shape, type, offset).
 _MIN_KEY_VALUE = 8 + 1 + 4 + 1
 _MIN_TENSOR_INFO = 8 + 1 + 4 + 8 + 4 + 8
-
-
-class StringArray:
-    """The strings of an array, decoded during iteration. Bytes that are not UTF-8 become U+FFFD."""
-
-    def __init__(self, data: memoryview, start: int, stop: int, count: int) -> None:
-        self._data, self._start, self._stop, self._count = data, start, stop, count
-
-    def __len__(self) -> int:
-        return self._count
-
-    def __iter__(self) -> Iterator[str]:
-        data, position, length_at = bytes(self._data[self._start : self._stop]), 0, U64.unpack_from
-        for _ in range(self._count):
-            start = position + 8
-            position = start + length_at(data, position)[0]
-            yield str(data[start:position], "utf-8", "replace")
-
-    def __repr__(self) -> str:
-        return f"<{self._count} strings>"
-
-
-Value = bool | int | float | str | StringArray | NDArray[Any] | list["Value"]
-
-
-@dataclass(frozen=True, slots=True)
-class TensorInfo:
-    """A tensor of a file. `shape` has the slowest dimension first; `offset` counts bytes from the start of the file."""
-
-    name: str
-    shape: tuple[int, ...]
-    type: GGMLType
-    nbytes: int
-    offset: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ import numpy as np
 
 from forge.backend import Backend
 from forge.config import ModelConfig, Progress
-from forge.formats.gguf import GGUF
+from forge.formats.checkpoint import Checkpoint
 from forge.models.arch import ARCHS
 from forge.models.decoder import Decoder
 from forge.models.hparams import read_config
@@ -22,7 +22,7 @@ _MOST = 60_000.0
 
 
 def build(
-    file: GGUF,
+    file: Checkpoint,
     config: ModelConfig,
     backend: Backend,
     progress: Progress | None = None,
@@ -46,7 +46,7 @@ def build(
     return decoder
 
 
-def stream_scale(file: GGUF, config: ModelConfig) -> float:
+def stream_scale(file: Checkpoint, config: ModelConfig) -> float:
     """The least power of two that the residual stream, of results that are normed, has to be divided by to be within
     float16. It is exact: what reads the stream is linear or a norm.
 

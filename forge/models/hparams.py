@@ -10,7 +10,7 @@ import numpy as np
 
 from forge.config import ExpertsConfig, ModelConfig, RouterScores
 from forge.errors import FormatError, UnsupportedError
-from forge.formats.gguf import GGUF
+from forge.formats.checkpoint import Checkpoint
 from forge.formats.source import show
 from forge.models.arch import ARCHS
 from forge.models.attention_keys import AttentionKeys
@@ -40,7 +40,7 @@ _ROUTER_SCORES: dict[int, RouterScores | None] = {0: None, 1: "softmax", 2: "sig
 """By ggml's number of the gating function; 0 = the family's."""
 
 
-def read_config(file: GGUF, context: int | None = None) -> ModelConfig:
+def read_config(file: Checkpoint, context: int | None = None) -> ModelConfig:
     """The model's numbers, for a context of so many positions (None = the model's own).
 
     The context matters where a model has RoPE factors for short and for long contexts (longrope). Raises FormatError

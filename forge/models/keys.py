@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from forge.errors import FormatError, UnsupportedError
-from forge.formats.gguf import GGUF
+from forge.formats.checkpoint import Checkpoint
 from forge.models.family import Arch
 
 _MAX_LAYERS = 1024
@@ -19,7 +19,7 @@ MAX_COUNT = 2**31 - 1
 class Keys:
     """Reads keys, for all layers or for each."""
 
-    def __init__(self, file: GGUF, name: str, arch: Arch) -> None:
+    def __init__(self, file: Checkpoint, name: str, arch: Arch) -> None:
         self.file, self.name, self.arch = file, name, arch
         self.stored_layers = file.get_int(f"{name}.block_count", min=1, max=_MAX_LAYERS)
         """With those of multi-token prediction, which are not run."""

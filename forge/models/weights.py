@@ -19,8 +19,8 @@ from forge.backend.parallel import run_all
 from forge.backend.threads import THREADS
 from forge.config import Progress
 from forge.errors import FormatError, OutOfMemoryError, UnsupportedError
+from forge.formats.checkpoint import Checkpoint, TensorInfo
 from forge.formats.ggml import GGMLType, nbytes, row_bytes
-from forge.formats.gguf import GGUF, TensorInfo
 from forge.models.arch import UNUSED_TENSORS
 from forge.ops.expert_fetch import MAX_PARTS
 from forge.ops.experts import EXPERT_WIDTH
@@ -45,7 +45,7 @@ class Weights:
 
     def __init__(
         self,
-        file: GGUF,
+        file: Checkpoint,
         backend: Backend,
         unused_layers: range,
         progress: Progress | None,

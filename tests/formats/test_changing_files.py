@@ -18,7 +18,7 @@ from gguf_files import U16, Typed, write_gguf
 
 import forge
 from forge import FormatError, loading
-from forge.formats import gguf, source
+from forge.formats import checkpoint, gguf, source
 from forge.formats.source import Source
 
 MODEL = Path(__file__).parents[1] / "data" / "arch" / "gemma3" / "model.gguf"
@@ -28,11 +28,11 @@ TRUNCATED = """
 import itertools, os, pathlib, shutil, sys
 import forge
 from forge import loading
-from forge.formats import gguf
+from forge.formats import checkpoint, gguf
 
 source, path = map(pathlib.Path, sys.argv[1:])
 size = source.stat().st_size
-dequantize, from_metadata = gguf.dequantize, loading.Tokenizer.from_metadata
+dequantize, from_metadata = checkpoint.dequantize, loading.Tokenizer.from_metadata
 calls = itertools.count()
 
 def then(at, function):
@@ -48,7 +48,7 @@ for offset in sorted({0, 1, 4095, 4096, size - 1, *range(0, size, size // 15)}):
         shutil.copy(source, path)
         calls = itertools.count()
         loading.Tokenizer.from_metadata = then(0, from_metadata) if at is None else from_metadata
-        gguf.dequantize = dequantize if at is None else then(at, dequantize)
+        checkpoint.dequantize = dequantize if at is None else then(at, dequantize)
         try:
             forge.load(path, device="cpu")
         except forge.FormatError as error:
@@ -105,7 +105,7 @@ def test_a_file_that_is_another_one_meanwhile_is_an_error(
     model: Path, monkeypatch: pytest.MonkeyPatch, change: Callable[[Path], None], words: str, at: int
 ) -> None:
     """The file changes while every thread that loads waits: tensors are left for each to read."""
-    dequantize, calls, changes = gguf.dequantize, iter(range(1000)), Lock()
+    dequantize, calls, changes = checkpoint.dequantize, iter(range(1000)), Lock()
 
     def changing(*arguments: Any) -> Any:
         with changes:
@@ -113,7 +113,7 @@ def test_a_file_that_is_another_one_meanwhile_is_an_error(
                 change(model)
         return dequantize(*arguments)
 
-    monkeypatch.setattr(gguf, "dequantize", changing)
+    monkeypatch.setattr(checkpoint, "dequantize", changing)
     with pytest.raises(FormatError) as caught:
         forge.load(model, device="cpu")
     assert str(caught.value).startswith(f"{model}: {words}")

@@ -12,8 +12,9 @@ import pytest
 from gguf_files import ARR, BOOL, F32, F64, I8, I16, I32, I64, STR, U8, U16, U32, U64, Blocks, Typed, write_gguf
 
 from forge.errors import FormatError, UnsupportedError
+from forge.formats.checkpoint import StringArray, TensorInfo
 from forge.formats.ggml import GGMLType
-from forge.formats.gguf import GGUF, StringArray, TensorInfo, read
+from forge.formats.gguf import GGUF, read
 
 SCALARS: list[tuple[int, str, Any]] = [
     (U8, "uint8", 255),

@@ -35,7 +35,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from forge.errors import ForgeError, FormatError, UnsupportedError
-from forge.formats.gguf import StringArray, read
+from forge.formats.checkpoint import StringArray
+from forge.formats.gguf import read
 
 MAX_PEAK_BYTES = 5 << 20
 HUGE = 2**64 - 1

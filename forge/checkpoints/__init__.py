@@ -1,0 +1,16 @@
+"""From what a model lies in to the one protocol that it is read through, `formats.checkpoint.Checkpoint`."""
+
+from pathlib import Path
+
+from forge.formats import gguf
+from forge.formats.checkpoint import Checkpoint
+
+__all__ = ["open_checkpoint"]
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """Open a model: a GGUF file, a sharded one by its first shard.
+
+    Raises FormatError for what is not readable, truncated, forged or foreign, and UnsupportedError for other versions.
+    """
+    return gguf.read(path)

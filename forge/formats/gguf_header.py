@@ -91,7 +91,7 @@ def _version(cursor: Cursor) -> int:
     cursor.fill(min(32, cursor.stop))
     magic = bytes(cursor.data[:32])
     if not magic.startswith(b"GGUF"):
-        raise cursor.error(f"is not a GGUF file; it looks like {guess(magic)}")
+        raise cursor.error(f"is not a GGUF file; it looks like {guess(magic, cursor.path)}")
     cursor.take(4, "the magic number")
     version = cursor.number(_U32, "the version")
     if version in (2, 3):

@@ -21,10 +21,14 @@ U64 = Struct("<Q")
 
 _MIN_READ = 1 << 16
 
+PICKLE = "PyTorch's pickles run code when they are opened: take the model's safetensors, or save_pretrained it anew"
+_PICKLE_ENDS = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+
 _FOREIGN = (
+    (b"GGUF", "a GGUF file: give its path, with the name *.gguf"),
     (b"version https://git-lfs", "a Git LFS pointer and not the model itself: fetch it with 'git lfs pull'"),
-    (b"PK\x03\x04", "a zip archive (a PyTorch checkpoint or a wheel): convert it to GGUF"),
-    (b"\x80\x02", "a Python pickle (a PyTorch checkpoint): convert it to GGUF"),
+    (b"PK\x03\x04", f"a zip archive of PyTorch, or a wheel; {PICKLE}"),
+    (tuple(bytes((0x80, protocol)) for protocol in range(2, 6)), f"a pickle; {PICKLE}"),
     (b"\x1f\x8b", "a gzip archive: unpack it"),
     (b"\x28\xb5\x2f\xfd", "a zstd archive: unpack it"),
     (b"\x89HDF", "an HDF5 file: convert it to GGUF"),
@@ -46,12 +50,18 @@ def show(value: str | bytes | bool | int | float | Sized) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def guess(magic: bytes) -> str:
-    """The likely kind of a file of another format, by its first bytes, and the fix."""
+def is_pickle(name: str) -> bool:
+    """Whether a file has one of the names of PyTorch's checkpoints."""
+    return name.lower().endswith(_PICKLE_ENDS)
+
+
+def guess(magic: bytes, path: Path) -> str:
+    """The likely kind of a file of another format, by its first bytes and its name, and the fix."""
     if magic[8:10] == b'{"':
-        return "a safetensors file: convert it to GGUF"
+        return "a safetensors file: give its directory, which has config.json too"
+    other = f"a PyTorch checkpoint; {PICKLE}" if is_pickle(path.name) else None
     known = (description for start, description in _FOREIGN if magic.startswith(start))
-    return next(known, f"something else, which starts with {magic[:8]!r}: give a .gguf file")
+    return next(known, other or f"something else, which starts with {magic[:8]!r}: give a .gguf file or a directory")
 
 
 class Source:
@@ -72,7 +82,7 @@ class Source:
         self.size = self._status.st_size
         if not stat.S_ISREG(self._status.st_mode):
             kind = "a directory" if stat.S_ISDIR(self._status.st_mode) else "a pipe or a device"
-            raise FormatError(f"{path}: is {kind} and not a file: give a .gguf file")
+            raise FormatError(f"{path}: is {kind} and not a file")
         if self.size == 0:
             raise FormatError(f"{path}: is empty: download it again")
 

@@ -91,13 +91,15 @@ class Source:
 
         Raises FormatError if the bytes cannot be read, or the file has changed since it was opened.
         """
-        rest = out.reshape(-1).view(np.uint8).data
+        self.read_strided(start, 0, out.reshape(1, -1))
+
+    def read_strided(self, start: int, step: int, out: NDArray[Any]) -> None:
+        """Fill the rows of a C-contiguous array, each with the bytes from `step` behind those of the row before."""
+        rest = 0
         try:
-            while rest:
-                count = os.preadv(self._descriptor, [rest], start)
-                if not count:
+            for number, row in enumerate(out.reshape(len(out), -1).view(np.uint8)):
+                if rest := self._read_row(start + number * step, row.data):
                     break
-                start, rest = start + count, rest[count:]
             now = os.fstat(self._descriptor)
         except OSError as error:
             raise FormatError(f"{self.path}: cannot be read at byte {start}: {error.strerror}") from None
@@ -106,6 +108,15 @@ class Source:
             raise FormatError(f"{self.path}: changed {sizes} while it was read: load it again when it is whole")
         if rest or now.st_mtime_ns != self._status.st_mtime_ns:
             raise FormatError(f"{self.path}: was written to while it was read: load it again when it is whole")
+
+    def _read_row(self, start: int, rest: memoryview) -> int:
+        """Fill `rest` from `start` on. Returns how many bytes the file ended before."""
+        while rest:
+            count = os.preadv(self._descriptor, [rest], start)
+            if not count:
+                break
+            start, rest = start + count, rest[count:]
+        return len(rest)
 
     def check_path(self) -> None:
         """Raises FormatError if another file has replaced this one at its path."""

@@ -37,11 +37,12 @@ __all__ = [
 
 
 def resolve(name_or_path: str | Path, *, progress: Progress | None = None, download: bool = True) -> Path:
-    """Path of the model file that a text names: an existing file, a known name, or a name of the Hugging Face Hub.
+    """Path of the model that a text names: an existing file or directory, a known name, or a name of the Hub.
 
     Names of the Hub are `hf:owner/repo[:QUANT]`, `hf:owner/repo[@revision]/file.gguf` and addresses (`names.parse`).
-    A model that is not in the cache is pulled, unless `download` is false. An existing file is preferred to a name, a
-    directory is not. Raises ModelNotFoundError for an unknown name, DownloadError if the model cannot be fetched.
+    A repository without GGUF files is the directory of its safetensors. A model that is not in the cache is pulled,
+    unless `download` is false. An existing file is preferred to a name, a directory is not.
+    Raises ModelNotFoundError for an unknown name, DownloadError if the model cannot be fetched.
     """
     text = os.path.expanduser(os.fspath(name_or_path))
     if os.path.isfile(text):
@@ -61,7 +62,7 @@ def resolve(name_or_path: str | Path, *, progress: Progress | None = None, downl
                 f"{text} is not in the cache {cache_dir()}{state}", hint=f"run `forge pull {text}`"
             )
     if os.path.isdir(text):
-        raise ModelNotFoundError(f"{shown(text)} is a directory", hint="pass the path of a GGUF file in it")
+        return _directory(text)
     if os.path.exists(text):
         raise ModelNotFoundError(f"{shown(text)} is not a regular file", hint="pass the path of a GGUF file")
     known = f"known names are {', '.join(MODELS)}"
@@ -82,8 +83,10 @@ def pull(name: str, *, progress: Progress | None = None, force: bool = False) ->
         from forge.hub import huggingface
 
         return huggingface.fetch(name, report, force=force)
-    if os.path.isfile(os.path.expanduser(name)):
-        raise ModelNotFoundError(f"{shown(name)} is a file that is here", hint="use it as the model, without a pull")
+    place = os.path.expanduser(name)
+    if os.path.isfile(place) or (name not in MODELS and os.path.isdir(place)):
+        kind = "file" if os.path.isfile(place) else "directory"
+        raise ModelNotFoundError(f"{shown(name)} is a {kind} that is here", hint="use it as the model, without a pull")
     if name not in MODELS and (hint := names.hint(name)):
         raise ModelNotFoundError(f"no model named {shown(name)}", hint=hint)
     model = find(name)
@@ -103,6 +106,17 @@ def pull(name: str, *, progress: Progress | None = None, force: bool = False) ->
         _sync(target.parent)
         hashes.remember(target, model.sha256)
     return target
+
+
+def _directory(text: str) -> Path:
+    """A directory that has a model's configuration. Raises ModelNotFoundError for another."""
+    if any(os.path.lexists(os.path.join(text, name)) for name in ("config.json", "genai_config.json")):
+        return Path(text)
+    raise ModelNotFoundError(
+        f"{shown(text)} is a directory without config.json, and not a model's, which has config.json, "
+        "model.safetensors or model.safetensors.index.json with its shards, and tokenizer.json",
+        hint="pass another, or the path of a GGUF file in it",
+    )
 
 
 def _extract(model: Model, directory: Path, target: Path, report: Progress) -> None:

@@ -204,7 +204,7 @@ def _remote(url: str, headers: dict[str, str]) -> Remote:
     etag = _bare(linked or headers.get("etag", ""))
     size = headers.get("x-linked-size") or headers.get("content-length", "")
     if not commit and "text/html" in headers.get("content-type", ""):
-        raise DownloadError("the server sent an HTML page instead of a GGUF file: is it a login page or a proxy's?")
+        raise DownloadError("the server sent an HTML page instead of the file: is it a login page or a proxy's?")
     for what, value, form in (("commit", commit, _COMMIT), ("etag", etag, _ETAG), ("length", size, _LENGTH)):
         if not form.fullmatch(value):
             raise DownloadError(

@@ -6,6 +6,8 @@ import hashlib
 import os
 import shutil
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
@@ -15,19 +17,39 @@ from forge.hub import locks
 from forge.hub._failures import Absent, Refused, Unreachable
 from forge.hub.client import Hub, Remote
 
-_MAGIC = b"GGUF"
 _TRIES = 5
 _STEP_BYTES = 1 << 20
 """Bytes between two reports of progress. A connection that brought as many before it broke gets all tries again."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    """How files of a name's end begin. `may_begin` takes the first bytes there are, at most `_HEAD_BYTES`."""
+
+    article: str
+    name: str
+    may_begin: Callable[[bytes], bool]
+    least_bytes: int
+
+
+_HEAD_BYTES = 9
+_KINDS = {
+    ".gguf": _Kind("a", "GGUF file", lambda head: b"GGUF".startswith(head[:4]), 4),
+    ".safetensors": _Kind("a", "safetensors file", lambda head: head[8:9] in (b"", b"{"), 10),
+    ".json": _Kind("a", "JSON file", lambda head: head.lstrip()[:1] in (b"", b"{"), 2),
+}
+_ANY = _Kind("this", "file", lambda head: not head.startswith((b"<!DOCTYPE", b"<html")), 1)
+
+
 def download(hub: Hub, remote: Remote, partial: Path, stage: str, report: Progress) -> None:
-    """Fetch a file into `partial`, continuing an earlier download, and check magic, length and SHA-256.
+    """Fetch a file into `partial`, continuing an earlier download, and check its start, length and SHA-256.
+
+    The end of the name in the remote's address says how it should begin.
 
     Wrong bytes leave no file. A broken connection or an interrupt leaves the bytes so far for the next call.
     Raises DownloadError, OSError.
     """
-    _require_space(partial, remote.size)
+    require_space(partial.parent, remote.size - (partial.lstat().st_size if partial.is_file() else 0))
     try:
         with open(locks.open_regular(partial), "r+b") as out:
             _Transfer(remote, out, stage, report).run(hub)
@@ -45,6 +67,7 @@ class _Transfer:
 
     def __init__(self, remote: Remote, out: IO[bytes], stage: str, report: Progress) -> None:
         self.remote, self.out, self.stage, self.report = remote, out, stage, report
+        self.kind = _KINDS.get(os.path.splitext(remote.url)[1].lower(), _ANY)
         self._restart()
 
     def run(self, hub: Hub) -> None:
@@ -94,19 +117,20 @@ class _Transfer:
         if self.have > self.remote.size:
             raise DownloadError(f"the server announced {self.remote.size} bytes and sent more")
         self.digest.update(chunk)
-        if len(self.head) < len(_MAGIC):
-            self.head += chunk[: len(_MAGIC) - len(self.head)]
-            if not _MAGIC.startswith(self.head):
+        if len(self.head) < _HEAD_BYTES:
+            self.head += chunk[: _HEAD_BYTES - len(self.head)]
+            if (is_html and self.kind is _ANY) or not self.kind.may_begin(self.head):
                 page = is_html or self.head.startswith(b"<")
                 raise DownloadError(
-                    "the server sent an HTML page instead of a GGUF file: is it a login page or a proxy's?"
+                    f"the server sent an HTML page instead of {self.kind.article} {self.kind.name}: "
+                    "is it a login page or a proxy's?"
                     if page
-                    else f"the server sent something that is no GGUF file: it begins with {self.head!r}"
+                    else f"the server sent something that is no {self.kind.name}: it begins with {self.head!r}"
                 )
 
     def _check(self) -> None:
-        if self.head != _MAGIC:
-            raise DownloadError(f"what the server has is no GGUF file: it has {self.remote.size} bytes")
+        if self.have < self.kind.least_bytes:
+            raise DownloadError(f"what the server has is no {self.kind.name}: it has {self.remote.size} bytes")
         if self.remote.sha256 and self.digest.hexdigest() != self.remote.sha256:
             raise DownloadError(
                 f"SHA-256 of what came is {self.digest.hexdigest()}, announced was {self.remote.sha256}: run it again"
@@ -119,11 +143,11 @@ class _Transfer:
         self.report(self.stage, self.have, self.remote.size)
 
 
-def _require_space(partial: Path, size: int) -> None:
-    missing = size - (partial.lstat().st_size if partial.is_file() else 0)
-    usage = shutil.disk_usage(partial.parent)
-    if usage.total > 0 and usage.free < missing:  # some network file systems report no sizes at all
+def require_space(folder: Path, missing_bytes: int) -> None:
+    """Raises DownloadError if the disk of a folder has no room for so many bytes."""
+    usage = shutil.disk_usage(folder)
+    if usage.total > 0 and usage.free < missing_bytes:  # some network file systems report no sizes at all
         raise DownloadError(
-            f"{missing / 1e6:.0f} MB are missing, and {usage.free / 1e6:.0f} MB are free in {partial.parent}: "
+            f"{missing_bytes / 1e6:.0f} MB are missing, and {usage.free / 1e6:.0f} MB are free in {folder}: "
             "free some space or set HF_HOME to another disk"
         )

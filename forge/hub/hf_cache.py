@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from forge import _files
-from forge.hub.names import is_inside
+from forge.hub import directories
+from forge.hub.names import is_gguf, is_inside
 
 _COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 _FOLDER = re.compile(r"models--([\w.-]+?)--([\w.-]+)", re.ASCII)
@@ -41,7 +42,7 @@ class Repo:
         return self.folder / ".forge"
 
     def pointer(self, commit: str, file: str) -> Path:
-        return self.folder / "snapshots" / commit / file
+        return self.snapshot(commit) / file
 
     def blob(self, etag: str) -> Path:
         return self.folder / "blobs" / etag
@@ -70,15 +71,17 @@ class Repo:
             return sorted(name for name in os.listdir(self.folder / "snapshots") if _COMMIT.fullmatch(name))
         return []
 
-    def ggufs(self, commit: str) -> list[str]:
-        """GGUF files of a snapshot. Their blobs may be gone."""
-        base = self.folder / "snapshots" / commit
-        return sorted(file for file in _below(base) if _is_gguf(file))
+    def snapshot(self, commit: str) -> Path:
+        return self.folder / "snapshots" / commit
+
+    def files(self, commit: str) -> list[str]:
+        """Files of models in a snapshot. Their blobs may be gone."""
+        return sorted(file for file in _below(self.snapshot(commit)) if _is_of_model(file))
 
     def partial_files(self) -> list[tuple[str, Path]]:
         """Files that are partially downloaded, each with the path of its part."""
         found = ((file.rpartition("/")[0], self.partials / file) for file in sorted(_below(self.partials)))
-        return [(file, path) for file, path in found if _is_gguf(file)]
+        return [(file, path) for file, path in found if _is_of_model(file)]
 
     def blob_of(self, pointer: Path) -> Path | None:
         """The blob that a file of a snapshot links to."""
@@ -95,7 +98,7 @@ class Repo:
     def forget_lost(self) -> None:
         """Removes the refs whose snapshots are gone."""
         for ref, commit in self.refs().items():
-            if not (self.folder / "snapshots" / commit).exists():
+            if not self.snapshot(commit).exists():
                 path = self.folder / "refs" / ref
                 path.unlink(missing_ok=True)
                 prune(path.parent, root())
@@ -118,9 +121,9 @@ class Repo:
                 _files.replace(path, commit.encode())
 
 
-def _is_gguf(file: str) -> bool:
-    """Whether a path within a repository is one that a name can have."""
-    return file.lower().endswith(".gguf") and is_inside(file)
+def _is_of_model(file: str) -> bool:
+    """Whether a path within a repository is that of a GGUF file, or of a part of a directory."""
+    return (is_gguf(file) and is_inside(file)) or directories.belongs(file)
 
 
 def _below(base: Path) -> Iterator[str]:

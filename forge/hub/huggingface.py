@@ -3,7 +3,7 @@
 import hashlib
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
@@ -13,12 +13,12 @@ from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from forge.config import Progress
 from forge.errors import DownloadError, ModelNotFoundError
-from forge.hub import client, locks, names
+from forge.hub import client, directories, locks, names
 from forge.hub._failures import Absent, NoRevision, Refused, Unreachable
 from forge.hub.cache import FULL_DISK, require_place
 from forge.hub.catalog import shown
 from forge.hub.client import Hub, Remote
-from forge.hub.download import download
+from forge.hub.download import download, require_space
 from forge.hub.hf_cache import Repo, prune, root
 from forge.hub.names import Name
 
@@ -27,10 +27,11 @@ _SPLIT_COUNT = struct.pack("<Q", 11) + b"split.count"
 
 
 def fetch(text: str, report: Progress, *, may_download: bool = True, force: bool = False) -> Path:
-    """Local path of a file of the Hub, fetched if the cache lacks it. `names.parse` lists the forms of `text`.
+    """Local path of a model of the Hub, fetched if the cache lacks it. `names.parse` lists the forms of `text`.
 
-    All shards of a sharded file (`-00001-of-00003.gguf`) are fetched, and the path of the first is returned. If the Hub
-    cannot be asked, the cached file of the revision is used. `force` checks the bytes of a cached file.
+    All shards of a sharded file (`-00001-of-00003.gguf`) are fetched, and the path of the first is returned. Of a
+    repository without GGUF files it is the directory of safetensors, or of ONNX, and what a model needs beside them.
+    If the Hub cannot be asked, the cached model of the revision is used. `force` checks the bytes of cached files.
     Raises ModelNotFoundError for a name that means no file, DownloadError for every other failure.
     """
     name = names.parse(text)
@@ -52,10 +53,12 @@ def _fetch(name: Name, report: Progress, force: bool) -> Path:
     with ExitStack() as stack:
         try:
             hub = stack.enter_context(Hub())
-            revision, file, remote = _find(hub, name, report)
+            revision, parts, remote = _find(hub, name, report)
         except (Unreachable, Refused) as error:
             return _cached(name, str(error))
-        repo, parts = Repo(name.repo), names.shards(file)
+        repo = Repo(name.repo)
+        if remote is None:
+            return _fetch_directory(hub, repo, revision, parts, report, force)
         paths = [_fetch_file(hub, repo, revision, parts[0], remote if len(parts) == 1 else None, report, force)]
         if len(parts) > 1:
             _check_split(paths[0], len(parts))
@@ -65,10 +68,11 @@ def _fetch(name: Name, report: Progress, force: bool) -> Path:
     return paths[0]
 
 
-def _find(hub: Hub, name: Name, report: Progress) -> tuple[str, str, Remote]:
-    """Revision and file that a name means, and the Hub's announcement of the file, or of its last shard.
+def _find(hub: Hub, name: Name, report: Progress) -> tuple[str, list[str], Remote | None]:
+    """Revision and files that a name means: the shards of a GGUF file, and the Hub's announcement of the last of them.
 
-    A name may claim any number of shards, so the last shard is asked for before anything else.
+    Without an announcement they are all files of a repository whose model is a directory. A name may claim any number
+    of shards, so the last shard is asked for before anything else.
     """
     failure: Absent | None = None
     for revision, file in name.places:
@@ -76,14 +80,17 @@ def _find(hub: Hub, name: Name, report: Progress) -> tuple[str, str, Remote]:
         try:
             if file is None:
                 report(f"asking the Hub for {name.repo}", 0, None)
-                file = names.choose(name, hub.files(name.repo, revision))
+                files = hub.files(name.repo, revision)
+                if _is_directory(name, files):
+                    return revision or "main", files, None
+                file = names.choose(name, files)
             parts = names.shards(file)
             last = parts[-1]
             report(f"asking the Hub for {last}", 0, None)
             remote = hub.about(name.repo, revision or "main", last)
             if len(parts) > _MAX_SHARDS:
                 raise DownloadError(f"no model has {len(parts)} shards, at most {_MAX_SHARDS}: check the name")
-            return revision or "main", file, remote
+            return revision or "main", parts, remote
         except NoRevision as error:
             failure = failure or error
         except Absent as error:  # this revision exists: its failure says more than the absence of another revision
@@ -94,25 +101,55 @@ def _find(hub: Hub, name: Name, report: Progress) -> tuple[str, str, Remote]:
     raise failure
 
 
+def _is_directory(name: Name, files: Collection[str]) -> bool:
+    """Whether a name without a file means a directory: a GGUF file is preferred, and a quantization names one."""
+    return name.quant is None and not names.matching(files, None) and directories.is_model(files)
+
+
 def _cached(name: Name, problem: str) -> Path:
-    """Path of the first shard in the cache. Raises DownloadError with the reason why the Hub was not asked."""
+    """Path of the first shard, or of a directory, in the cache. Raises DownloadError with why the Hub was not asked."""
     repo = Repo(name.repo)
     for revision, file in name.places:
         if commit := repo.commit(revision or "main"):
-            with suppress(ModelNotFoundError):
-                parts = names.shards(file or names.choose(name, repo.ggufs(commit)))
-                paths = [repo.pointer(commit, part) for part in parts]
-                if all(path.is_file() for path in paths):
-                    return paths[0]
+            present = {part for part in repo.files(commit) if repo.pointer(commit, part).is_file()}
+            with suppress(ModelNotFoundError, DownloadError):
+                if file is None and _is_directory(name, present):
+                    directories.weights(present, repo.snapshot(commit))
+                    return repo.snapshot(commit)
+                parts = names.shards(file or names.choose(name, repo.files(commit)))
+                if present.issuperset(parts):
+                    return repo.pointer(commit, parts[0])
     raise DownloadError(problem)
+
+
+def _fetch_directory(hub: Hub, repo: Repo, revision: str, files: list[str], report: Progress, force: bool) -> Path:
+    """The directory of a snapshot, with all files of its model: the weights come last, when there is room for all."""
+    beside = directories.beside(files)
+    commit = _about(hub, repo, revision, beside[0], report).commit  # the branch may move meanwhile
+    for file in beside:
+        remote = _about(hub, repo, commit, file, report)
+        if remote.size > directories.MAX_BESIDE_BYTES:
+            raise DownloadError(f"{file} has {remote.size} bytes, allowed are {directories.MAX_BESIDE_BYTES}")
+        _fetch_file(hub, repo, commit, file, remote, report, force)
+    snapshot = repo.snapshot(commit)
+    remotes = {file: _about(hub, repo, commit, file, report) for file in directories.weights(files, snapshot)}
+    missing = (remote.size for file, remote in remotes.items() if not _is_right(snapshot / file, remote, afresh=False))
+    require_space(snapshot, sum(missing))
+    for file, remote in remotes.items():
+        _fetch_file(hub, repo, commit, file, remote, report, force)
+    repo.remember(revision, commit)
+    return snapshot
+
+
+def _about(hub: Hub, repo: Repo, revision: str, file: str, report: Progress) -> Remote:
+    report(f"asking the Hub for {file}", 0, None)
+    return hub.about(repo.name, revision, file)
 
 
 def _fetch_file(
     hub: Hub, repo: Repo, revision: str, file: str, remote: Remote | None, report: Progress, force: bool
 ) -> Path:
-    if remote is None:
-        report(f"asking the Hub for {file}", 0, None)
-        remote = hub.about(repo.name, revision, file)
+    remote = remote or _about(hub, repo, revision, file, report)
     pointer, blob, lock = repo.pointer(remote.commit, file), repo.blob(remote.etag), repo.lock(remote.etag)
     if _is_right(pointer, remote, force):
         repo.remember(revision, remote.commit)

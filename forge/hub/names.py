@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from forge.errors import ModelNotFoundError
+from forge.hub import directories
 from forge.hub.catalog import shown
 
 DEFAULT_QUANTS = ("Q4_K_M", "Q8_0")
@@ -61,6 +62,11 @@ def parse(text: str) -> Name:
     return name
 
 
+def is_gguf(file: str) -> bool:
+    """Whether a file has a name of GGUF files."""
+    return file.lower().endswith(".gguf")
+
+
 def is_inside(path: str) -> bool:
     """Whether a path that is not trusted stays below the directory it is appended to, and is printable."""
     return path.isprintable() and "\\" not in path and not {"", ".", ".."}.intersection(path.split("/"))
@@ -74,7 +80,7 @@ def _parse_name(text: str) -> Name:
     kind, rest = rest[:1], rest[1:]
     if kind == "/":
         return Name(text, repo, ((None, _gguf(text, rest)),))
-    if kind == "@" and rest.lower().endswith(".gguf"):
+    if kind == "@" and is_gguf(rest):
         return Name(text, repo, _splits(text, rest.split("/")))
     if kind == "@":
         revision, colon, quant = rest.partition(":")
@@ -103,7 +109,7 @@ def _parse_address(text: str) -> Name:
         return Name(text, repo, ((None, _gguf(text, unquote("/".join(segments[2:])))),))
     if not tail:
         raise _malformed(text)
-    if verb == "tree" and not tail[-1].lower().endswith(".gguf"):
+    if verb == "tree" and not is_gguf(tail[-1]):
         return _chosen(text, repo, "/".join(map(unquote, tail)), None)
     return Name(text, repo, _splits(text, [tail[0], *map(unquote, tail[1:])]))
 
@@ -140,13 +146,13 @@ def _splits(text: str, segments: list[str]) -> tuple[Place, ...]:
 def _chosen(text: str, repo: str, revision: str | None, quant: str | None) -> Name:
     if quant is not None and not _QUANT.fullmatch(quant):
         raise _malformed(text)
-    if quant and quant.lower().endswith(".gguf"):  # ollama's form
+    if quant and is_gguf(quant):  # ollama's form
         return Name(text, repo, ((revision, quant),))
     return Name(text, repo, ((revision, None),), None if quant in (None, "latest") else quant)
 
 
 def _gguf(text: str, file: str) -> str:
-    if not file.lower().endswith(".gguf"):
+    if not is_gguf(file):
         raise _malformed(text)
     return file
 
@@ -224,7 +230,7 @@ def choose(name: Name, files: Sequence[str], where: str = "the repository") -> s
     """
     models = matching(files, None)
     if not models:
-        raise ModelNotFoundError(f"{name.text}: {where} has no GGUF file", hint="look for one that has")
+        raise _no_model(name, files, where)
     for quant in (name.quant,) if name.quant else DEFAULT_QUANTS:
         if found := matching(files, quant):
             break
@@ -236,6 +242,21 @@ def choose(name: Name, files: Sequence[str], where: str = "the repository") -> s
         raise ModelNotFoundError(f"{name.text}: {where} has no such file", hint=f"it has {_listed(models)}")
     raise ModelNotFoundError(
         f"{name.text}: several files may be meant: {_listed(found)}", hint=f"name one, as hf:{name.repo}/file.gguf"
+    )
+
+
+def _no_model(name: Name, files: Sequence[str], where: str) -> ModelNotFoundError:
+    """The error for files of which none is a GGUF file, and which are not asked for, or not usable, as a directory."""
+    if name.quant and directories.is_model(files):
+        return ModelNotFoundError(f"{name.text}: {where} has no GGUF file", hint=f"leave out :{name.quant}")
+    if (pickle := directories.pickle(files)) and not directories.has_weights(files):
+        return ModelNotFoundError(
+            f"{name.text}: {where} has no GGUF file and no safetensors, but {shown(pickle)}: "
+            "a pickle of PyTorch, which runs code when it is opened",
+            hint="look for a repository with safetensors",
+        )
+    return ModelNotFoundError(
+        f"{name.text}: {where} has no GGUF file, and no safetensors with config.json", hint="look for one that has"
     )
 
 

@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 from forge._files import cache_dir
 from forge.errors import DownloadError, ModelNotFoundError
-from forge.hub import locks, names
+from forge.hub import directories, locks, names
 from forge.hub.cache import bytes_under, is_whole, model_path, silent, work_path
 from forge.hub.catalog import MODELS, Model, shown
 from forge.hub.hf_cache import Repo, prune, repos, root
@@ -21,7 +21,7 @@ from forge.hub.hf_cache import Repo, prune, repos, root
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """A model in a cache: its name for `forge rm` and `-m`, its (first) file, and its size.
+    """A model in a cache: its name for `forge rm` and `-m`, its (first) file or its directory, and its size.
 
     `state` is "complete", "damaged" (wrong size or SHA-256) or "partial" (a download that was interrupted or runs).
     """
@@ -33,7 +33,7 @@ class Stored:
 
 
 def stored() -> list[Stored]:
-    """The known models in forge's cache, and the GGUF files in the Hugging Face cache, whoever fetched them."""
+    """The known models in forge's cache, and those in the Hugging Face cache, whoever fetched them."""
     found = [item for model in MODELS.values() for item in _of_catalog(model)]
     return found + [item for repo in repos() for item in (*_snapshots(repo), *_partials(repo))]
 
@@ -99,18 +99,31 @@ def _snapshots(repo: Repo) -> Iterator[Stored]:
     for commit in repo.commits():
         ref = refs.get(commit, commit)
         at = "" if ref == "main" else f"@{quote(ref, safe='')}"
-        present = [file for file in repo.ggufs(commit) if repo.pointer(commit, file).is_file()]
-        for parts in dict.fromkeys(tuple(_shards(file)) for file in present):
+        present = [file for file in repo.files(commit) if repo.pointer(commit, file).is_file()]
+        for parts in dict.fromkeys(tuple(_shards(file)) for file in present if names.is_gguf(file)):
             there = [repo.pointer(commit, part) for part in parts if part in present]
             size = sum(path.stat().st_size for path in there)
             state = "complete" if len(there) == len(parts) else "partial"
             yield Stored(f"hf:{repo.name}{at}/{parts[0]}", there[0], size, state)
+        if directories.is_model(present):
+            yield _directory(f"hf:{repo.name}{at}", repo.snapshot(commit), present)
+
+
+def _directory(name: str, folder: Path, present: list[str]) -> Stored:
+    """The model that a snapshot is. Other files in it are not counted."""
+    size = sum((folder / file).stat().st_size for file in present if directories.belongs(file))
+    try:
+        directories.weights(present, folder)
+    except (DownloadError, OSError):  # a shard is missing, or the index is none
+        return Stored(name, folder, size, "partial")
+    return Stored(name, folder, size, "complete")
 
 
 def _partials(repo: Repo) -> Iterator[Stored]:
     for file, path in repo.partial_files():
         with suppress(FileNotFoundError):  # the download has ended meanwhile
-            yield Stored(f"hf:{repo.name}/{file}", path, path.lstat().st_size, "partial")
+            name = f"hf:{repo.name}/{file}" if names.is_gguf(file) else f"hf:{repo.name}"
+            yield Stored(name, path, path.lstat().st_size, "partial")
 
 
 def _remove_of_hub(text: str) -> int:
@@ -139,16 +152,26 @@ def _meant(repo: Repo, name: names.Name) -> tuple[list[Path], list[Path]]:
     coming = list(repo.partial_files())
     for revision, file in name.places:
         commits = repo.commits() if revision is None else [commit] if (commit := repo.commit(revision)) else []
-        present = [(commit, file) for commit in commits for file in repo.ggufs(commit)]
+        present = [(commit, file) for commit in commits for file in repo.files(commit)]
         known = sorted({file for _, file in present} | {file for file, _ in coming})
-        if file is None and known:
-            file = names.choose(name, known, "the cache")
-        parts = _shards(file) if file else []
+        parts = _shards(file) if file else _chosen(name, known)
         pointers = [repo.pointer(commit, file) for commit, file in present if file in parts]
         partials = [path for file, path in coming if file in parts]
         if pointers or partials:
             return pointers, partials
     return [], []
+
+
+def _chosen(name: names.Name, known: list[str]) -> list[str]:
+    """The files that a name without one means: those of a GGUF, or of a directory where no GGUF is meant."""
+    is_directory = name.quant is None and directories.has_weights(known)
+    try:
+        if any(map(names.is_gguf, known)):
+            return _shards(names.choose(name, known, "the cache"))
+    except ModelNotFoundError:
+        if not is_directory:
+            raise
+    return list(filter(directories.belongs, known)) if is_directory else []
 
 
 def _shards(file: str) -> list[str]:

@@ -1,0 +1,78 @@
+"""Models that are directories: which files of a repository, or of a snapshot in the cache, make one up."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+from pathlib import Path
+
+from forge import _files
+from forge.errors import DownloadError
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+MAX_BESIDE_BYTES = 128 << 20
+"""Most bytes of a file beside the weights. The largest known is a tokenizer.json of 33 MB."""
+
+_MAX_SHARDS = 1000
+_BESIDE = re.compile(
+    r"(?:(?:generation_|genai_)?config|tokenizer[\w.-]*|special_tokens_map|added_tokens)\.json"
+    r"|tokenizer\.model|chat_template\.jinja|model\.safetensors\.index\.json",
+    re.ASCII,
+)
+# Not consolidated.safetensors, the same weights again in another layout, nor an adapter's.
+_WEIGHTS = re.compile(r"(?!consolidated|adapter)[\w.-]+\.safetensors|[\w.-]+\.onnx(?:[._]data[\w.-]*)?", re.ASCII)
+_NAMED = re.compile(rb'"([\w.-]+\.safetensors)"')
+_PICKLE = re.compile(r".*\.(?:bin|pt|pth|ckpt)", re.IGNORECASE | re.DOTALL)
+
+
+def belongs(file: str) -> bool:
+    """Whether a file may be part of a model's directory."""
+    return bool(_BESIDE.fullmatch(file) or _WEIGHTS.fullmatch(file))
+
+
+def beside(files: Collection[str]) -> list[str]:
+    """The files of a repository that a model needs beside its weights, and the index of these unless they are one."""
+    return sorted(file for file in files if _BESIDE.fullmatch(file) and not (file == INDEX and SINGLE in files))
+
+
+def is_model(files: Collection[str]) -> bool:
+    """Whether files are those of a model: safetensors with config.json, or ONNX with a configuration."""
+    if "config.json" in files and (SINGLE in files or INDEX in files):
+        return True
+    return bool({"config.json", "genai_config.json"}.intersection(files)) and any(_is_onnx(file) for file in files)
+
+
+def has_weights(files: Collection[str]) -> bool:
+    """Whether there are weights, or an index of them, whatever else is missing."""
+    return INDEX in files or any(_WEIGHTS.fullmatch(file) for file in files)
+
+
+def weights(files: Collection[str], folder: Path) -> list[str]:
+    """The files of a model's weights. An index of shards is read in `folder`.
+
+    Raises DownloadError for an index that is too long, names no shards, too many, or some that are not among `files`.
+    """
+    if SINGLE in files:
+        return [SINGLE]
+    if INDEX not in files:
+        return sorted(file for file in files if _WEIGHTS.fullmatch(file) and not file.endswith(".safetensors"))
+    try:
+        data = _files.read(folder / INDEX, MAX_BESIDE_BYTES)
+    except ValueError as error:
+        raise DownloadError(f"{INDEX} cannot be used: {error}") from None
+    # The names alone, found without a parser: whoever opens the model reads the whole index, and strictly.
+    named = sorted({match[1].decode("ascii") for match in _NAMED.finditer(data)})
+    if not 1 <= len(named) <= _MAX_SHARDS:
+        raise DownloadError(f"{INDEX} names {len(named)} shards, allowed are 1 to {_MAX_SHARDS}")
+    if missing := [file for file in named if file not in files]:
+        raise DownloadError(f"{INDEX} names {missing[0]}, which is not there")
+    return named
+
+
+def pickle(files: Collection[str]) -> str | None:
+    """A checkpoint of PyTorch among files, or None."""
+    return next((file for file in sorted(files) if _PICKLE.fullmatch(file)), None)
+
+
+def _is_onnx(file: str) -> bool:
+    return file.endswith(".onnx") and _WEIGHTS.fullmatch(file) is not None

@@ -43,6 +43,14 @@ def read(path: Path, most_bytes: int) -> bytes:
     return data
 
 
+def model_name(path: Path) -> str:
+    """What to call a model: its file's name, or its directory's; of a snapshot in the Hugging Face cache owner/repo."""
+    folder = path.parents[1].name if path.parent.name == "snapshots" else ""
+    if folder.startswith("models--"):
+        return folder.removeprefix("models--").replace("--", "/", 1)
+    return path.name or path.resolve().name
+
+
 def replace(path: Path, data: bytes, mode: int = 0o666) -> None:
     """Replace a file, which appears whole or not at all, with the permissions `mode` less the umask."""
     scratch = path.with_name(f".{secrets.token_hex(8)}")

@@ -11,6 +11,7 @@ from weakref import finalize
 import numpy as np
 import numpy.typing as npt
 
+from forge import _files
 from forge.config import Pooling, SamplingParams
 from forge.engine import Engine
 from forge.errors import ForgeError, ParameterError
@@ -65,7 +66,7 @@ class LLM(AsyncFront):
         finalize(self, self._loop.stop).atexit = False
 
     def __repr__(self) -> str:
-        return f"<forge.LLM {self.path.name}: {self.config.arch}, context {self.context}, {self.device}>"
+        return f"<forge.LLM {_files.model_name(self.path)}: {self.config.arch}, context {self.context}, {self.device}>"
 
     def __reduce__(self) -> NoReturn:
         raise ForgeError(f"{self._name}: a loaded model cannot be copied, or sent to another process: load it there")

@@ -25,7 +25,7 @@ BESIDE = {
     "checkpoints": "errors config formats tokenizer backend ops models",
     "tokenizer": "errors keywords config",
     "hub": "errors config _files",
-    "devtools": "errors config formats tuning backend ops state models engine planning loading",
+    "devtools": "errors config checkpoints formats tuning backend ops state models engine planning loading",
     "server": "forge errors config display engine outputs runtime llm loading tokenizer",
     "cli": f"forge server display checkpoints formats tokenizer hub devtools {' '.join(CHAIN)}",
     "__main__": "cli",

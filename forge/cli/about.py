@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -15,24 +16,31 @@ def about(device: str | None = None, model: Path | None = None) -> dict[str, Any
 
     Without a device it is the CPU.
     The hash is of the whole file, as `sha256sum` and the Hub show it: about a second per GB, once. It is kept in the
-    cache directory until the file's size or times change. Of a model in several files there is a list, in their order.
+    cache directory until the file's size or times change. Of weights in several files there is a list, in their order.
     """
     import forge
     from forge.backend import select
 
     hashes = None
     if model is not None:
-        from forge.hub import names
-
-        parts = names.shards(model.name) if "-00001-of-" in model.name else [model.name]
         with output.ProgressDisplay() as progress:
-            hashes = [_sha256(model.with_name(part), progress) for part in parts]
+            hashes = [_sha256(path, progress) for path in _parts(model)]
     return {
         "forge": forge.__version__,
         "device": device or select("cpu").device,
-        "model": model.name if model else None,
+        "model": _files.model_name(model) if model else None,
         "model_sha256": hashes[0] if hashes and len(hashes) == 1 else hashes,
     }
+
+
+def _parts(model: Path) -> list[Path]:
+    """The files of a model's weights."""
+    from forge.hub import directories, names
+
+    if model.is_dir():
+        return [model / name for name in directories.weights(os.listdir(model), model)]
+    parts = names.shards(model.name) if "-00001-of-" in model.name else [model.name]
+    return [model.with_name(part) for part in parts]
 
 
 def _sha256(path: Path, progress: output.ProgressDisplay) -> str:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from forge import _files
 from forge.cli import options, output, parts
 from forge.cli.about import about
 from forge.errors import ParameterError
@@ -147,5 +148,5 @@ def _print(llm: LLM, report: dict[str, Any]) -> None:
         if run["speedup"] and run["batch"] > 1:
             ratio += f", {run['speedup']:.2f} x batch 1"
         rows.append((f"decode, batch {run['batch']}", f"{run['tokens_per_s']:.1f} tokens/s", ratio))
-    title = f"{llm.path.name} on {llm.device}"
+    title = f"{_files.model_name(llm.path)} on {llm.device}"
     output.write_table(title, ("", "measured", "compared"), rows, right=("measured",))

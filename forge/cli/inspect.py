@@ -1,4 +1,4 @@
-"""`forge inspect`: what a model file holds."""
+"""`forge inspect`: what a model's files hold."""
 
 from __future__ import annotations
 
@@ -15,21 +15,20 @@ from forge.cli.about import about
 
 if TYPE_CHECKING:
     from forge.config import ExpertsConfig, ModelConfig
-    from forge.formats.checkpoint import TensorInfo
-    from forge.formats.gguf import GGUF
+    from forge.formats.checkpoint import Checkpoint, TensorInfo
 
 _SHORT = 16  # longer arrays are summarized
 _SHOWN_CHARS = 100
 
 
 def command(
-    file: Annotated[str, typer.Argument(metavar="FILE", help="A GGUF file, or a model's name.")],
+    file: Annotated[str, typer.Argument(metavar="FILE", help="A GGUF file, a model's directory, or a model's name.")],
     as_json: options.Json = False,
 ) -> None:
-    """Show and check what a model file holds. Its weights are not loaded."""
-    from forge.formats import gguf
+    """Show and check what a model's files hold. Its weights are not loaded."""
+    from forge.checkpoints import open_checkpoint
 
-    with gguf.read(options.resolve(file)) as model:
+    with open_checkpoint(options.resolve(file)) as model:
         config, remark = _config(model)
         facts = _facts(model, config, remark)
         if as_json:
@@ -48,7 +47,7 @@ def command(
             output.note(remark)
 
 
-def _config(model: GGUF) -> tuple[ModelConfig | None, str | None]:
+def _config(model: Checkpoint) -> tuple[ModelConfig | None, str | None]:
     """The numbers of a model that forge can run, and the remark on a file that it cannot."""
     from forge.errors import ForgeError
     from forge.models import read_config
@@ -63,13 +62,15 @@ def _config(model: GGUF) -> tuple[ModelConfig | None, str | None]:
     return config, remark
 
 
-def _facts(model: GGUF, config: ModelConfig | None, remark: str | None) -> dict[str, Any]:
+def _facts(model: Checkpoint, config: ModelConfig | None, remark: str | None) -> dict[str, Any]:
     """The file as plain values; arrays of more than 16 items as their type and length."""
     tensors = model.tensors.values()
     name = model.metadata.get("general.architecture")
     return {
         "path": str(model.path),
+        "format": model.format,
         "version": model.version,
+        "files": [str(path) for path in model.paths],
         "architecture": name if isinstance(name, str) else None,
         "metadata": {key: _plain(value) for key, value in model.metadata.items()},
         "tensors": [
@@ -100,14 +101,14 @@ def _state(config: ModelConfig) -> list[dict[str, Any]]:
     ]
 
 
-def _summary(model: GGUF, config: ModelConfig | None, facts: dict[str, Any]) -> list[tuple[str, str]]:
+def _summary(model: Checkpoint, config: ModelConfig | None, facts: dict[str, Any]) -> list[tuple[str, str]]:
     types = Counter[str]()
     for info in model.tensors.values():
         types[info.type.name] += math.prod(info.shape)
     mix = ", ".join(f"{name} {count / facts['parameters']:.1%}" for name, count in types.most_common())
     template = model.metadata.get("tokenizer.chat_template")
     rows = [
-        ("format", f"GGUF {model.version}"),
+        ("format", _format_text(model)),
         ("architecture", str(facts["architecture"])),
         ("name", _shown(model.metadata.get("general.name", "-"))),
         ("parameters", f"{facts['parameters']:,}"),
@@ -133,7 +134,13 @@ def _summary(model: GGUF, config: ModelConfig | None, facts: dict[str, Any]) -> 
     return rows
 
 
-def _widths_text(config: ModelConfig, model: GGUF) -> str:
+def _format_text(model: Checkpoint) -> str:
+    """What a model lies in, and in how many files if they are several."""
+    name = f"{model.format} {model.version}" if model.version else model.format
+    return name if len(model.paths) == 1 else f"{name}, {output.count(len(model.paths), 'file')}"
+
+
+def _widths_text(config: ModelConfig, model: Checkpoint) -> str:
     """Widths of the feed-forwards that are no experts, if there are such."""
     is_dense = config.experts is None or any(re.fullmatch(r"blk\.\d+\.ffn_up\.weight", name) for name in model.tensors)
     widths = " and ".join(str(width) for width in dict.fromkeys(config.layer_ffn_widths))
@@ -149,7 +156,7 @@ def _heads_text(config: ModelConfig) -> str:
     return ", ".join(f"{text} in {output.count(n, 'layer')}" for text, (_, n) in zip(texts, kinds, strict=True))
 
 
-def _experts(config: ModelConfig | None, model: GGUF) -> dict[str, Any] | None:
+def _experts(config: ModelConfig | None, model: Checkpoint) -> dict[str, Any] | None:
     """A mixture of experts as plain values, with the bytes that its matrices take in each layer."""
     from forge.models import expert_bytes
 
@@ -158,7 +165,7 @@ def _experts(config: ModelConfig | None, model: GGUF) -> dict[str, Any] | None:
     return asdict(config.experts) | {"layer_bytes": expert_bytes(model.tensors)}
 
 
-def _experts_text(experts: ExpertsConfig, model: GGUF) -> str:
+def _experts_text(experts: ExpertsConfig, model: Checkpoint) -> str:
     """A mixture of experts in words, with what layers take of a GPU, or of the host with `cpu_experts`."""
     from forge.models import expert_bytes
 
@@ -176,7 +183,7 @@ def _cache_text(kind: dict[str, Any]) -> str:
     return f"{sequence} ({output.count(kind['layers'], 'layer')}, {kind['holds']}, float32)"
 
 
-def _alike(model: GGUF) -> list[tuple[str, int, str, str, str]]:
+def _alike(model: Checkpoint) -> list[tuple[str, int, str, str, str]]:
     """Tensors that differ in their layer alone, as one row."""
     groups: dict[tuple[str, tuple[int, ...], str], list[TensorInfo]] = {}
     for info in model.tensors.values():

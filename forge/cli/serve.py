@@ -65,7 +65,7 @@ def command(
         )
     names = (*_LOOPBACK, host, socket.gethostname(), *serving.pop("allowed_hosts"))
     settings = ServerSettings(
-        model_name=model_name or model.rpartition("/")[2].removesuffix(".gguf"),
+        model_name=model_name or model.rstrip("/").rpartition("/")[2].removesuffix(".gguf"),
         api_keys=tuple(api_key or ()),
         allowed_hosts=tuple(name.lower() for name in names),
         cors_origins=tuple(serving.pop("cors_origins")),

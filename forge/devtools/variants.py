@@ -12,12 +12,12 @@ import numpy as np
 
 from forge import loading, models
 from forge.backend import sources
+from forge.checkpoints import open_checkpoint
 from forge.config import EngineConfig
 from forge.devtools.cases import all_cases
 from forge.devtools.recorder import Recorder
 from forge.devtools.usual import usual_models
 from forge.devtools.verify import launch
-from forge.formats import gguf
 from forge.formats.ggml import GGMLType
 from forge.models.weights import Weights
 from forge.ops.quant import Packed
@@ -45,7 +45,7 @@ def model_variants(path: Path | None, arch: str, *, is_deterministic: bool = Fal
 
     Of the file only the header is read. Raises what `load` raises for a file.
 
-    path: A GGUF file; None for usual models.
+    path: A GGUF file or a model's directory; None for usual models.
     arch: The name of a GPU, such as gfx1100. is_deterministic: As of `EngineConfig`.
     """
     device = Recorder(arch)
@@ -57,7 +57,7 @@ def model_variants(path: Path | None, arch: str, *, is_deterministic: bool = Fal
 
 def record(path: Path | None, device: Recorder, settings: EngineConfig = _SETTINGS) -> None:
     """Note on a device what the warm-up of a model launches, or of each usual model where there is no path."""
-    for opened in [gguf.read(path)] if path else usual_models():
+    for opened in [open_checkpoint(path)] if path else usual_models():
         with opened as file:
             plan = plan_memory(file, settings, device)
             config = models.read_config(file, plan.context)

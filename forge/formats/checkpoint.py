@@ -58,9 +58,16 @@ class TensorInfo:
 
 
 class Checkpoint(ABC):
-    """An open model: `path` of its first file or its directory, `metadata`, `tensors`."""
+    """An open model: `path` of its first file or its directory, `metadata`, `tensors`.
+
+    `format` is the name of what it lies in, with a `version` if formats of this name have one. `paths` are the files
+    of its weights.
+    """
 
     path: Path
+    format: str
+    version: int | None = None
+    paths: tuple[Path, ...]
     metadata: Mapping[str, Value]
     tensors: Mapping[str, TensorInfo]
 

@@ -20,10 +20,13 @@ _MAX_SHARDS = 65_535
 
 
 class GGUF(Checkpoint):
-    """An open model file with all its shards: `path`, `version`, `metadata` (of the first shard), `tensors`."""
+    """An open model file with all its shards, `version` and `metadata` of the first."""
+
+    format = "GGUF"
 
     def __init__(self, shards: list[Header]) -> None:
         self.path = shards[0].path
+        self.paths = tuple(shard.path for shard in shards)
         self.version = shards[0].version
         self.metadata: Mapping[str, Value] = MappingProxyType(shards[0].metadata)
         self._shards = shards

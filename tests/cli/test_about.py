@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 import forge
+from forge import _files
 from forge.backend import select
 from forge.cli import about, run
 from forge.hub import hashes
@@ -159,3 +160,26 @@ def test_json_of_a_sharded_model_holds_all_hashes(tmp_path: Path) -> None:
     assert found["model_sha256"] == [sha256sum(path) for path in paths]
     shutil.copy(paths[0], tmp_path / "y.gguf")
     assert about.about("cpu", tmp_path / "y.gguf")["model_sha256"] == sha256sum(paths[0])
+
+
+def test_json_of_a_directory_holds_the_hashes_of_its_weights(tmp_path: Path) -> None:
+    folder = tmp_path / "models--o--r" / "snapshots" / ("0" * 40)
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    single = write(folder / "model.safetensors", b"one")
+    found: dict[str, Any] = about.about("cpu", folder)
+    assert (found["model"], found["model_sha256"]) == ("o/r", sha256sum(single))
+    single.unlink()
+    shards = [write(folder / f"model-{i}-of-2.safetensors", bytes([i])) for i in (1, 2)]
+    (folder / "model.safetensors.index.json").write_text(
+        json.dumps({"weight_map": {"b": shards[1].name, "a": shards[0].name}})
+    )
+    assert about.about("cpu", folder)["model_sha256"] == [sha256sum(path) for path in shards]
+    folder.rename(tmp_path / "mine")
+    assert about.about("cpu", tmp_path / "mine")["model"] == "mine"
+
+
+def test_the_directory_that_one_is_in_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert _files.model_name(Path()) == tmp_path.name
+    assert _files.model_name(Path("x/m.gguf")) == "m.gguf"

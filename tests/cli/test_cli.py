@@ -87,6 +87,7 @@ def test_inspect_describes_the_file(capsys: Captured) -> None:
         infos = list(model.tensors.values())
     assert found["architecture"] == "llama"
     assert (found["path"], found["version"], found["remark"]) == (LLAMA, 3, None)
+    assert (found["format"], found["files"]) == ("GGUF", [LLAMA])
     assert found["metadata"]["llama.embedding_length"] == 64
     assert found["metadata"]["tokenizer.ggml.tokens"] == {"type": "string", "length": 320}
     assert found["metadata"]["tokenizer.ggml.token_type"] == {"type": "int32", "length": 320}

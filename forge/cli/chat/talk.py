@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from forge import _files
 from forge.cli import options, output
 from forge.cli.chat import sampling, transcript
 from forge.cli.chat.conversation import Conversation
@@ -26,7 +27,7 @@ def talk(conversation: Conversation) -> None:
     """Answer messages until the user leaves. Raises KeyboardInterrupt if the user leaves by Ctrl-C."""
     conversation.is_interactive = True
     llm = conversation.llm
-    output.status(f"{llm.path.name} on {llm.device}, context {llm.context}; /help shows the commands")
+    output.status(f"{_files.model_name(llm.path)} on {llm.device}, context {llm.context}; /help shows the commands")
     commands = Commands(conversation)
     read = reader()
     was_interrupted = False

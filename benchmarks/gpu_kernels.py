@@ -38,7 +38,7 @@ _PROJECTIONS = (  # of the normalized residual stream, at 1B and 8B shapes: glu,
     ("silu", 28_672, 4096),
 )
 _PLAIN = {"glu": "none", "split_k": "never"}
-_FORMATS = ("F16", "Q8_0", "Q6_K", "Q4_0", "Q4_K")
+_FORMATS = ("F16", "Q8_0", "Q6_K", "Q4_0", "Q4_K", "Q4_G128")
 
 Make = Callable[[], tuple[Any, ...]]
 

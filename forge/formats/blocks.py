@@ -173,3 +173,9 @@ def q2_0(blocks: Bytes) -> Planes:
     codes = blocks[:, 2:18, None] >> np.array([0, 2, 4, 6], np.uint8) & np.uint8(3)
     own: Bytes = codes.reshape(len(blocks), -1)
     return Planes(signed(own, 1), half(blocks, 0))
+
+
+def q4_g(blocks: Bytes) -> Planes:
+    """A scale, a code of zero in 16 bits, and 32 or 128 codes of 4 bits around it."""
+    codes = unpack(blocks, 4, blocks.shape[1], width=16, bits=4).view(np.int8)
+    return Planes(np.subtract(codes, blocks[:, 2:3].view(np.int8), out=codes), half(blocks, 0))

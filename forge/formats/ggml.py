@@ -23,7 +23,7 @@ CHUNK_WEIGHTS = 1 << 16
 
 
 class GGMLType(IntEnum):
-    """Tensor types of GGUF files: the number in the file, weights per block, bytes per block.
+    """Tensor types of GGUF files and two of forge: the number in the file, weights per block, bytes per block.
 
     A copy of the `gguf` package's tables (a test compares them): importing that package costs 35 ms, this file 1 ms.
     """
@@ -73,9 +73,16 @@ class GGMLType(IntEnum):
     NVFP4 = 40, 64, 36
     Q1_0 = 41, 128, 18
     Q2_0 = 42, 64, 18
+    Q4_G32 = 1000, 32, 20
+    Q4_G128 = 1001, 128, 68
+
+    @property
+    def in_files(self) -> bool:
+        """Whether GGUF has the type. Those from 1000 on are forge's own: matrices of GPTQ and AWQ, `formats.int4`."""
+        return self < 1000
 
 
-TYPE_OF_NUMBER = {int(type): type for type in GGMLType}
+TYPE_OF_NUMBER = {int(type): type for type in GGMLType if type.in_files}
 
 
 def row_bytes(type: GGMLType, cols: int) -> int:
@@ -212,6 +219,8 @@ BLOCK_FORMATS = {
     GGMLType.MXFP4: BlockFormat(blocks.mxfp4, (), 32, quants=(1, 17), deltas=(0, 1)),
     GGMLType.Q1_0: BlockFormat(blocks.q1_0, (0,), 64, quants=(2, 18), deltas=(0, 2)),
     GGMLType.Q2_0: BlockFormat(blocks.q2_0, (0,), 64, quants=(2, 18), deltas=(0, 2)),
+    GGMLType.Q4_G32: BlockFormat(blocks.q4_g, (0,), 32, quants=(4, 20), deltas=(0, 4)),
+    GGMLType.Q4_G128: BlockFormat(blocks.q4_g, (0,), 32, quants=(4, 68), deltas=(0, 4)),
     # Types with a codebook: quants are numbers of entries, beside signs and scales where those are in the same words.
     GGMLType.IQ2_XXS: BlockFormat(codebooks.iq2_xxs, (0,), 64, quants=(2, 66), deltas=(0, 2)),
     GGMLType.IQ2_XS: BlockFormat(codebooks.iq2_xs, (0,), 64, quants=(2, 66), scales=(66, 74), deltas=(0, 2)),

@@ -52,6 +52,8 @@ class QuantTensor:
 
         for offset in ggml.BLOCK_FORMATS[kind].halves:
             blocks[..., offset : offset + 2] = draw()[..., None].view(np.uint8)
+        if not kind.in_files:
+            blocks[..., 2:4] = rng.integers(0, 17, blocks.shape[:2], np.uint16)[..., None].view(np.uint8)
         if kind is ggml.GGMLType.MXFP4:
             blocks[..., 0] = np.frexp(draw().astype(np.float32))[1] + 127
         if kind is ggml.GGMLType.IQ1_M:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from forge.formats.ggml import BLOCK_FORMATS, GGMLType
 from forge.tuning.spec import Shape, Values
 
-FEW_FORMATS = ("Q4_0", "Q4_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K", "MXFP4")
+FEW_FORMATS = ("Q4_0", "Q4_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K", "MXFP4", "Q4_G32", "Q4_G128")
 """What `matmul_mma_quant` multiplies: codes below an exponent are float16 numbers by one or two instructions."""
 FEW_ROWS = (8, 16)
 """Rows of x that a block of it takes, in variants up to each of these."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from forge.formats.ggml import BLOCK_FORMATS, GGMLType
 from forge.tuning.spec import Kernel, Row, Shape, Values
 
-ONE_SCALE = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "IQ4_NL", "MXFP4")  # blocks of 32, of less than a byte a weight
+ONE_SCALE = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "IQ4_NL", "MXFP4", "Q4_G32", "Q4_G128")  # 32 weights of a thread
 _FORMATS = tuple(type.name for type in BLOCK_FORMATS)
 
 

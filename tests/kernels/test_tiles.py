@@ -116,6 +116,7 @@ def test_a_router_whose_logits_are_not_numbers_chooses_an_expert_once(rows: int,
         ("MXFP4", 8, (256, 512, 3, 1), {"among": 1}),
         ("Q4_0", 20, (256, 256, 5, 1), {"among": 2}),  # more rows of an expert than a tile has
         ("Q4_1", 5, (512, 256, 4, 2), {"activation": "relu2"}),
+        ("Q4_G128", 7, (512, 768, 3, 2), {"extras": "residual"}),
         ("Q8_0", 6, (512, 256, 4, 1), {"among": 1, "extras": "residual"}),
     ],
 )

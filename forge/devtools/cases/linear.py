@@ -16,7 +16,7 @@ from forge.tuning.lds import WITHOUT_LINES
 Make = Callable[[np.random.Generator], Any]
 _PLAIN = {"glu": "none", "split_k": "never"}
 _OTHERS = tuple(name for name in FORMATS if name not in WITHOUT_LINES)
-_ACTIVATIONS = 7 * ("silu", "gelu")
+_ACTIVATIONS = 8 * ("silu", "gelu")
 
 
 # Products of arrays

@@ -118,12 +118,12 @@ DEVICE void dequantize_step(const RowWeights &held, u32 unit, u32 group, u32 hal
     u32 factor = to_f16(scale).bits, minus = to_f16(-offset).bits;
     factor |= factor << 16, minus |= minus << 16;
     // The float16 1024 + n has the bits 0x6400 | n. Subtracting what was added is exact.
-    const u32 zero = ZERO + (IS_SIGNED ? 128 : 0), away = (0xe400u + zero) * 0x10001u;
+    const u32 zero = HAS_ZEROS ? held.delta >> 16 : ZERO + (IS_SIGNED ? 128 : 0), away = (0xe400u + zero) * 0x10001u;
     UNROLL for (u32 i = 0; i < 4; ++i) {
         u32 codes = four_codes(held, index, group, 4 * half + i) ^ (IS_SIGNED ? 0x80808080u : 0u);
         UNROLL for (u32 j = 0; j < 2; ++j) {
             u32 two = add_f16x2(byte_perm(0x64646464u, codes, j ? 0x04030402u : 0x04010400u), away);
-            weights[i].v[j] = fma_f16x2(two, factor, HAS_OFFSET ? minus : 0);
+            weights[i].v[j] = fma_f16x2(two, factor, HAS_OFFSET && !HAS_ZEROS ? minus : 0);
         }
     }
 #endif

@@ -23,8 +23,8 @@
 #define QUANT_PIECES (FORMAT == Q8_0 ? 16 : 8)
 #define HIGH_PIECES (FORMAT == Q6_K ? 4 : FORMAT == Q5_K ? 2 : 0)
 #define SCALE_PIECES (IS_K ? 1 : 0)
-#define DELTA_PIECES (IS_K || FORMAT == MXFP4 ? 0 : HAS_OFFSET ? 2 : 1)
-#define HAS_REST (FORMAT == Q6_K || FORMAT == MXFP4) // scales of blocks that are less than a piece
+#define DELTA_PIECES (IS_K || FORMAT == MXFP4 || FORMAT == Q4_G128 ? 0 : HAS_OFFSET ? 2 : 1)
+#define HAS_REST (FORMAT == Q6_K || FORMAT == MXFP4 || FORMAT == Q4_G128) // scales of blocks that are less than a piece
 #define WAVE_ROWS (16 * TILES)
 // A lane's words of the two steps of a group lie beside each other. Where they do not, lanes of a part have words of a step together.
 #define IS_PAIRED (SIX_BIT_SCALES || FORMAT == Q8_0)
@@ -203,9 +203,9 @@ DEVICE Rest load_rest(const u8 *deltas, u32 line) {
     Rest rest = {};
 #if FORMAT == Q6_K
     rest.words[0] = ((const u16 *)deltas)[line];
-#elif FORMAT == MXFP4
-    u32x2 bytes = ((const u32x2 *)deltas)[line];
-    UNROLL for (u32 i = 0; i < 2; ++i) rest.words[i] = bytes.v[i];
+#elif FORMAT == MXFP4 || FORMAT == Q4_G128
+    u32x2 words = ((const u32x2 *)deltas)[line];
+    UNROLL for (u32 i = 0; i < 2; ++i) rest.words[i] = words.v[i];
 #endif
     return rest;
 }
@@ -238,6 +238,8 @@ DEVICE Scales read_scales(const WaveStage &stage, u32 row, const Rest &rest) {
 #elif DELTA_PIECES == 1
     u32x4 all = stage[DELTAS_AT + row];
     UNROLL for (u32 i = 0; i < 4; ++i) s.words[i] = all.v[i];
+#elif FORMAT == Q4_G128 // and zeros
+    UNROLL for (u32 i = 0; i < 4; ++i) s.words[i] = rest.words[i % 2];
 #elif FORMAT != MXFP4
     UNROLL for (u32 i = 0; i < 4; ++i) s.words[i] = 0;
 #endif
@@ -251,23 +253,36 @@ DEVICE float scale_of(const Scales &s, const WaveStage &stage, u32 row, u32 grou
     return (float)(i8)(s.words[group / 2] >> 8 * (group % 2 * 2 + half));
 #elif FORMAT == MXFP4
     return as_float(byte_perm(0, s.words[group / 4], 0x00040404u | group % 4 << 24) >> 1);
+#elif FORMAT == Q4_G128
+    return to_float(f16{(u16)s.words[group / 4]});
 #elif DELTA_PIECES == 1
     return to_float(f16{(u16)(s.words[group / 2] >> 16 * (group % 2))});
 #else
     return to_float(f16{((const u16 *)&stage[DELTAS_AT + row * DELTA_PIECES])[2 * group]});
 #endif
 }
-// Minima of the lane's part's two groups as float16: whole numbers, or negative as they are.
-DEVICE u32 minima_of(const WaveStage &stage, u32 row) {
+// Minima of the lane's part's two groups as float16: whole numbers, or negative as they are. Of codes of zero there are two pieces, the
+// product with the scale rounded and what that leaves.
+#define MINIMA_PIECES (HAS_ZEROS ? 2 : 1)
+DEVICE void minima_of(const WaveStage &stage, u32 row, const Scales &s, u32 (&to)[MINIMA_PIECES]) {
     u32 part = tile_part();
 #if SIX_BIT_SCALES
     const u32 *words = (const u32 *)&stage[SCALES_AT + row];
     u32 shift = part % 2 * 16, second = words[2] >> shift, last = words[3] >> shift;
     u32 minima = part < 2 ? second & 0x3f3f : (last >> 4 & 0x0f0f) | (second >> 2 & 0x3030);
-    return add_f16x2(byte_perm(0x64006400u, minima, 0x07010500u), 0xe400e400u);
+    to[0] = add_f16x2(byte_perm(0x64006400u, minima, 0x07010500u), 0xe400e400u);
+#else
+#if FORMAT == Q4_G128
+    u32 both = part / 2 ? s.words[1] : s.words[0];
+    u32x2 two = u32x2{{both, both}};
 #else
     u32x2 two = ((const u32x2 *)&stage[DELTAS_AT + row * DELTA_PIECES])[part];
-    return byte_perm(two.v[1], two.v[0], 0x07060302u);
+#endif
+    to[0] = byte_perm(two.v[1], two.v[0], 0x07060302u);
+#if HAS_ZEROS
+    u32 scales = byte_perm(two.v[1], two.v[0], 0x05040100u), zeros = add_f16x2(0x64006400u, 0xe400e400u + to[0]); // 1024 - (1024 + n)
+    to[0] = fma_f16x2(scales, zeros, 0), to[1] = fma_f16x2(scales, zeros, to[0] ^ 0x80008000u);
+#endif
 #endif
 }
 
@@ -370,16 +385,20 @@ DEVICE void multiply_block(
 
 #if HAS_OFFSET
 // The minima of a line times 1/16 of the sums of x.
-DEVICE void add_minima(Sums &sum, const WaveStage &stage, const XLine *x) {
+DEVICE void add_minima(Sums &sum, const WaveStage &stage, const XLine *x, const WaveScales &scales) {
     UNROLL for (u32 t = 0; t < TILES; ++t) {
-        u32 low = minima_of(stage, t * 16 + tile_row(0)), upper = minima_of(stage, t * 16 + tile_row(1)), a[4] = {low, upper, low, upper};
-        UNROLL for (u32 m = 0; m < OCTETS; ++m) mma_m16n8k16(sum[t][m], a, x[m].sums[LANE].v);
+        u32 low[MINIMA_PIECES], upper[MINIMA_PIECES];
+        minima_of(stage, t * 16 + tile_row(0), scales[t][0], low), minima_of(stage, t * 16 + tile_row(1), scales[t][1], upper);
+        UNROLL for (u32 i = 0; i < MINIMA_PIECES; ++i) {
+            u32 a[4] = {low[i], upper[i], low[i], upper[i]};
+            UNROLL for (u32 m = 0; m < OCTETS; ++m) mma_m16n8k16(sum[t][m], a, x[m].sums[LANE].v);
+        }
     }
 }
 DEVICE void take_minima(Sums &sum, const WaveStage &stage, const XLine *x, const WaveScales &scales) {
     Sums minima;
     clear_sums(minima);
-    add_minima(minima, stage, x);
+    add_minima(minima, stage, x, scales);
     UNROLL for (u32 t = 0; t < TILES; ++t)
         UNROLL for (u32 m = 0; m < OCTETS; ++m)
             UNROLL for (u32 v = 0; v < TILE_VALUES; ++v)
@@ -401,7 +420,7 @@ DEVICE void multiply_line(
 #if HAS_OFFSET && IS_K
     take_minima(sum, stage, x, scales);
 #elif HAS_OFFSET
-    add_minima(minima, stage, x);
+    add_minima(minima, stage, x, scales);
 #endif
 #if IS_K
     UNROLL for (u32 t = 0; t < TILES; ++t)

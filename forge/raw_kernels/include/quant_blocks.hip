@@ -3,7 +3,7 @@
 //
 // A unit is what a thread reads at once: 32 bytes of quants, 16 bytes for types of up to 64 weights a block, 8 of Q1_0's, and 16 or 8
 // for types with a codebook, where they are numbers of its entries. It holds GROUPS groups of 32 weights. A group has one scale and one offset, or two, one for each of its halves (HALVES). weight = scale * (code - ZERO) - offset.
-// -D FORMAT=ggml's number of the type.
+// -D FORMAT=ggml's number of the type, or forge's from 1000 on.
 
 #define F16 1
 #define Q4_0 2
@@ -28,6 +28,8 @@
 #define MXFP4 39
 #define Q1_0 41
 #define Q2_0 42
+#define Q4_G32 1000
+#define Q4_G128 1001
 
 #define IS_K (FORMAT == Q2_K || FORMAT == Q3_K || FORMAT == Q4_K || FORMAT == Q5_K || FORMAT == Q6_K || FORMAT == IQ4_XS)
 #define IS_IQ1 (FORMAT == IQ1_S || FORMAT == IQ1_M)
@@ -35,15 +37,16 @@
 #define IS_IQ3 (FORMAT == IQ3_XXS || FORMAT == IQ3_S)
 #define HAS_CODEBOOK (IS_IQ1 || IS_IQ2 || IS_IQ3)
 #define TWO_BITS (FORMAT == Q2_K || FORMAT == Q3_K)
-#define HALF_BY_HALF (FORMAT == Q4_0 || FORMAT == Q4_1 || FORMAT == Q5_0 || FORMAT == Q5_1 || FORMAT == IQ4_NL || FORMAT == IQ4_XS || FORMAT == MXFP4)
+#define HAS_ZEROS (FORMAT == Q4_G32 || FORMAT == Q4_G128) // of GPTQ and AWQ: a code of zero for each block
+#define HALF_BY_HALF (FORMAT == Q4_0 || FORMAT == Q4_1 || FORMAT == Q5_0 || FORMAT == Q5_1 || FORMAT == IQ4_NL || FORMAT == IQ4_XS || FORMAT == MXFP4 || HAS_ZEROS)
 #define SIX_BIT_SCALES (FORMAT == Q4_K || FORMAT == Q5_K) // 16 bytes, the block's scale and minimum included
-#define HAS_OFFSET (FORMAT == Q4_1 || FORMAT == Q5_1 || FORMAT == Q2_K || FORMAT == Q4_K || FORMAT == Q5_K)
+#define HAS_OFFSET (FORMAT == Q4_1 || FORMAT == Q5_1 || FORMAT == Q2_K || FORMAT == Q4_K || FORMAT == Q5_K || HAS_ZEROS)
 #define NONLINEAR (FORMAT == IQ4_NL || FORMAT == IQ4_XS || FORMAT == MXFP4)
 #define IS_SIGNED (FORMAT == Q8_0 || NONLINEAR || IS_IQ2 || IS_IQ3)
 #define ZERO (FORMAT == Q4_0 ? 8 : FORMAT == Q5_0 ? 16 : FORMAT == Q3_K ? 4 : FORMAT == Q6_K ? 32 : IS_IQ1 ? 9 : FORMAT == Q1_0 || FORMAT == Q2_0 ? 1 : 0)
 #define GROUPS (TWO_BITS ? 4 : IS_K || HAS_CODEBOOK || FORMAT == Q1_0 || FORMAT == Q2_0 ? 2 : 1)
 #define HALVES (TWO_BITS || FORMAT == Q6_K || FORMAT == IQ2_XS || FORMAT == IQ2_S || FORMAT == IQ1_M ? 2 : 1)
-#define UNITS_PER_BLOCK (TWO_BITS || FORMAT == Q1_0 ? 2 : IS_K || HAS_CODEBOOK ? 4 : 1)
+#define UNITS_PER_BLOCK (TWO_BITS || FORMAT == Q1_0 ? 2 : IS_K || HAS_CODEBOOK || FORMAT == Q4_G128 ? 4 : 1)
 #define UNIT_WEIGHTS (32 * GROUPS)
 #define PIECES (IS_K || FORMAT == Q8_0 ? 2 : 1) // of 16 bytes
 
@@ -56,7 +59,7 @@ struct Unit {
     u32x4 quants[PIECES];
     u32x4 high[2]; // bits: of the unit, or of its block; signs of what a codebook has
     u32x4 scales;  // of its block
-    u32 delta;     // float16 scale of the block; above it the minimum
+    u32 delta;     // float16 scale of the block; above it the minimum, or the code of zero
 };
 
 DEVICE Unit read_unit(const Planes &p, u64 unit) {
@@ -234,6 +237,8 @@ DEVICE void group_scale(const Unit &u, u32 index, u32 group, u32 half, float &sc
     offset = 0;
 #if FORMAT == Q4_1 || FORMAT == Q5_1
     offset = -minimum;
+#elif HAS_ZEROS
+    offset = scale * (float)(u.delta >> 16);
 #elif FORMAT == Q2_K
     u32 first = u.scales.v[0], second = u.scales.v[1], third = u.scales.v[2], last = u.scales.v[3];
     u32 both = (group / 2 ? index ? last : second : index ? third : first) >> 8 * (group % 2 * 2 + half);

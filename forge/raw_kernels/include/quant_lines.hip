@@ -6,14 +6,14 @@
 
 #define LINE_WEIGHTS 256
 #define PARTS 4
-#define IS_NIBBLES (FORMAT == Q4_0 || FORMAT == Q4_1 || FORMAT == Q4_K)
+#define IS_NIBBLES (FORMAT == Q4_0 || FORMAT == Q4_1 || FORMAT == Q4_K || HAS_ZEROS)
 #define AT_TOP (FORMAT == Q4_1 || FORMAT == Q4_K) // of a float16's 10 bits, as Factors say
 // Pieces of 16 bytes of a row's line, in each plane. What is no whole piece is a Rest.
 #define QUANT_PIECES (TWO_BITS ? 4 : FORMAT == Q8_0 ? 16 : 8)
 #define HIGH_PIECES (FORMAT == Q6_K ? 4 : FORMAT == Q3_K || FORMAT == Q5_0 || FORMAT == Q5_1 || FORMAT == Q5_K ? 2 : 0)
 #define SCALE_PIECES (SIX_BIT_SCALES || FORMAT == Q2_K || FORMAT == Q6_K ? 1 : 0)
-#define DELTA_PIECES (IS_K || FORMAT == MXFP4 ? 0 : HAS_OFFSET ? 2 : 1)
-#define HAS_REST ((IS_K || FORMAT == MXFP4) && !SIX_BIT_SCALES)
+#define DELTA_PIECES (IS_K || FORMAT == MXFP4 || FORMAT == Q4_G128 ? 0 : HAS_OFFSET ? 2 : 1)
+#define HAS_REST ((IS_K || FORMAT == MXFP4 || FORMAT == Q4_G128) && !SIX_BIT_SCALES)
 #define WAVE_ROWS (16 * TILES)
 #define QUARTERS 4                                           // of a line: 16 weights of each part, half of a group of 32
 
@@ -96,9 +96,9 @@ DEVICE void load_rests(Rests &rests, const Planes &p, const u32 (&rows)[TILES][T
             u64 block = (u64)rows[t][r] * lines + line;
 #if FORMAT == Q2_K
             rest.delta = ((const u32 *)p.deltas)[block];
-#elif FORMAT == MXFP4 // of 8 blocks
-            u32x2 exponents = ((const u32x2 *)p.deltas)[block];
-            UNROLL for (u32 i = 0; i < 2; ++i) rest.scales[i] = exponents.v[i];
+#elif FORMAT == MXFP4 || FORMAT == Q4_G128 // of 8 blocks, or of two
+            u32x2 deltas = ((const u32x2 *)p.deltas)[block];
+            UNROLL for (u32 i = 0; i < 2; ++i) rest.scales[i] = deltas.v[i];
 #elif HAS_REST
             rest.delta = ((const u16 *)p.deltas)[block];
 #endif
@@ -158,7 +158,7 @@ DEVICE void read_codes(Codes &to, const WaveStage &stage, const OwnPlace &own, u
 #endif
 }
 
-// Float16 scales and addends by which codes become weights: of both groups in blocks of 256, twice that of one in blocks of 32.
+// Float16 scales and addends, or codes of zero, by which codes become weights: of both groups in blocks of 256, twice that of one in blocks of 32.
 // A code of four bits with an offset is at the top of a float16's 10: of the number 1 + code / 16 the scale is 16 times as much, and what
 // that is too much for a code of 0 is in the addend, which is rounded as a weight of the code 16 would be.
 struct Factors {
@@ -176,10 +176,13 @@ DEVICE Factors factors_of(const WaveStage &stage, const Rest &rest, const OwnPla
 #elif FORMAT == MXFP4
     u32 scale = to_f16(half_of_power((part / 2 ? rest.scales[1] : rest.scales[0]) >> (16 * (part % 2) + 8 * q.group) & 255)).bits;
     return Factors{scale | scale << 16, 0};
+#elif FORMAT == Q4_G128
+    u32 delta = part / 2 ? rest.scales[1] : rest.scales[0];
+    return Factors{twice(delta, 0), delta >> 16};
 #elif DELTA_PIECES == 2
     u32 delta = ((const u32 *)&stage[DELTAS_AT + row * 2])[2 * part + q.group];
     if (AT_TOP) return Factors{fma_f16x2(twice(delta, 0), 0x4c004c00u, 0), fma_f16x2(twice(delta, 0), 0xcc00cc00u, twice(delta, 1))};
-    return Factors{twice(delta, 0), twice(delta, 1)};
+    return Factors{twice(delta, 0), HAS_ZEROS ? delta >> 16 : twice(delta, 1)};
 #elif SIX_BIT_SCALES
     u32x4 all = stage[SCALES_AT + row];
     u32 shift = part % 2 * 16, first = all.v[1] >> shift, second = all.v[2] >> shift, last = all.v[3] >> shift;
@@ -223,8 +226,8 @@ DEVICE Masks masks_of() { return Masks{kept(0x000f000fu), kept(0x00f000f0u), kep
 
 // 16 weights of a row as float16: of each four, numbers 0 and 2, then 1 and 3.
 DEVICE void dequantize_quarter(const Codes &codes, const Quarter &q, const Factors &factors, const Masks &masks, u32 (&pairs)[4][2]) {
-    const u32 zero = ZERO + (IS_SIGNED ? 128 : 0), group = IS_K ? q.group : 0;
-    u32 scale = IS_K ? twice(factors.scale, group) : factors.scale, addend = !HAS_OFFSET ? 0 : IS_K ? twice(factors.addend, group) : factors.addend;
+    const u32 zero = HAS_ZEROS ? factors.addend : ZERO + (IS_SIGNED ? 128 : 0), group = IS_K ? q.group : 0;
+    u32 scale = IS_K ? twice(factors.scale, group) : factors.scale, addend = !HAS_OFFSET || HAS_ZEROS ? 0 : IS_K ? twice(factors.addend, group) : factors.addend;
 #if !IS_NIBBLES && FORMAT != Q8_0 && FORMAT != Q5_K && FORMAT != Q6_K
     Unit unit = {};
     unit.quants[HALF_BY_HALF ? group : q.half] = codes.quants;

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from forge.errors import FormatError
 
 _PREFIX = "tokenizer.ggml."
-_MAX_TOKENS = 1 << 20  # far more than any vocabulary; a file of empty tokens would cost memory
+MAX_TOKENS = 1 << 20  # far more than any vocabulary; a file of empty tokens would cost memory
+_MAX_ENDS = 64
 
 
 class TokenType(IntEnum):
@@ -36,7 +37,7 @@ SPECIAL = (TokenType.UNKNOWN, TokenType.CONTROL)
 """Types that plain text never becomes. They are matched only if special text is parsed."""
 
 # Names of tokens with a role, for files without the key of the role. The lists are llama.cpp's.
-_END_NAMES = (
+END_NAMES = (
     *("<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<|flush|>", "<|calls|>", "<end_of_turn>"),
     *("<|endoftext|>", "</s>", "<|eom_id|>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]", "<|end_of_text|>"),
     *("<end_of_utterance>", "<eos>", "<turn|>", "<|tool_response>", "<｜end▁of▁sentence｜>", "[e~["),
@@ -175,10 +176,10 @@ class Fields:
 def read_vocabulary(fields: Fields) -> Vocabulary:
     """Pieces, types and ends. Raises FormatError.
 
-    An id given by an eos, eot or eom key ends a text. So does a token with the name of an end, whatever its type, but
-    not gemma's user-defined `</s>`, which is HTML.
+    An id given by an eos, eot or eom key, or by the list `eos_token_ids`, ends a text. So does a token with the name of
+    an end, whatever its type, but not gemma's user-defined `</s>`, which is HTML.
     """
-    pieces = fields.strings("tokens", _MAX_TOKENS)
+    pieces = fields.strings("tokens", MAX_TOKENS)
     if not pieces:
         raise fields.error(f"{_PREFIX}tokens is empty")
     pieces = [piece or f"[EMPTY_{i}]" for i, piece in enumerate(pieces)]
@@ -198,6 +199,7 @@ def read_vocabulary(fields: Fields) -> Vocabulary:
             raise fields.error(f"byte token {i} is {pieces[i]!r:.60}, not of the form <0xFF>")
 
     ends = {fields.token_id(f"{role}_token_id", len(pieces)) for role in ("eos", "eot", "eom")} - {None}
+    ends |= fields.ids("eos_token_ids", len(pieces), _MAX_ENDS)
     ends |= _mark_controls(fields, ids, types)
     for name in _ALWAYS_TEXT:
         if name in ids:
@@ -221,7 +223,7 @@ def _mark_controls(fields: Fields, ids: Mapping[str, int], types: NDArray[np.uin
             ends.add(i)
         types[i] = TokenType.CONTROL
 
-    for name in _END_NAMES:
+    for name in END_NAMES:
         if name in ids:
             # Converters up to 2024 stored ends of turns as user-defined tokens.
             mark(ids[name], name not in _HTML_NAMES or types[ids[name]] != TokenType.USER_DEFINED)

@@ -1,0 +1,171 @@
+"""Tokenizers of Hugging Face directories against llama.cpp's converter (its keys) and `tokenizers` (its ids)."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from forge.checkpoints.hf_tokenizer import read_tokenizer
+from forge.errors import ForgeError, FormatError, UnsupportedError
+from forge.tokenizer import Tokenizer
+
+DATA = Path(__file__).parents[1] / "data/tokenizer/huggingface"
+
+
+def read(folder: Path, architecture: str = "llama") -> dict[str, Any]:
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    return read_tokenizer(folder, config, architecture=architecture, vocab_size=config["vocab_size"])
+
+
+def plain(value: Any) -> Any:
+    return value.tolist() if isinstance(value, np.ndarray) else value
+
+
+@pytest.mark.parametrize("kind", ["bytes", "characters", "gemma4"])
+def test_ids_are_those_of_tokenizers(kind: str) -> None:
+    keys = read(DATA / kind, kind)
+    tokenizer = Tokenizer.from_metadata(keys, source=kind)
+    expected = json.loads((DATA / kind / "expected.json").read_text("utf-8"))
+    for line, ids in zip(expected["lines"], expected["ids"], strict=True):
+        assert tokenizer.encode(line, parse_special=True) == ids, line
+
+
+@pytest.mark.parametrize("kind", ["bytes", "characters", "gemma4"])
+def test_keys_are_those_of_llama_cpps_converter(kind: str) -> None:
+    keys = {key: plain(value) for key, value in read(DATA / kind, kind).items()}
+    expected = json.loads((DATA / kind / "expected.json").read_text("utf-8"))["keys"]
+    if kind == "characters":  # a tokenizer.json has no scores; their order is tested by the ids
+        assert keys.pop("tokenizer.ggml.scores") != expected.pop("tokenizer.ggml.scores")
+    if kind == "bytes":  # ends of generation_config.json, which the converter leaves to the names of tokens
+        tokens = keys["tokenizer.ggml.tokens"]
+        assert keys.pop("tokenizer.ggml.eot_token_id") == tokens.index("<|stop|>")
+        assert keys.pop("tokenizer.ggml.eom_token_id") == tokens.index("<|more|>")
+    assert keys == expected
+
+
+def edited(tmp_path: Path, kind: str, file: str, edit: Any) -> Path:
+    """A copy of a directory in which a file has other values: keys with dots for levels, None = the key is gone."""
+    folder = tmp_path / kind
+    shutil.copytree(DATA / kind, folder)
+    path = folder / file
+    content = json.loads(path.read_text("utf-8")) if path.exists() else {}
+    for key, value in edit.items():
+        *parents, last = key.split(".")
+        place = content
+        for parent in parents:
+            place = place[parent]
+        place[last] = value
+        if value is None:
+            del place[last]
+    path.write_text(json.dumps(content), "utf-8")
+    return folder
+
+
+def test_templates_have_names_and_files_go_first(tmp_path: Path) -> None:
+    listed = [{"name": "default", "template": "old"}, {"name": "tool use!", "template": "{{ b }}"}]
+    keys = read(edited(tmp_path, "bytes", "tokenizer_config.json", {"chat_template": listed}))
+    found = {key: value for key, value in keys.items() if "template" in key}
+    assert found == {
+        "tokenizer.chat_template": "{{ messages[0].content }}",
+        "tokenizer.chat_template.tool_use": "{{ tools }}",
+        "tokenizer.chat_template.tool_use_": "{{ b }}",
+        "tokenizer.chat_templates": ["tool_use_", "tool_use"],
+    }
+
+
+def test_all_ends_of_a_configuration_end_a_text(tmp_path: Path) -> None:
+    folder = edited(tmp_path, "bytes", "generation_config.json", {"eos_token_id": [65, 66, 67, 68, 999]})
+    ends = Tokenizer.from_metadata(read(folder), source="t").eog_ids
+    assert ends == {65, 66, 67, 68, 401}  # 401 is its own, <|end_of_turn|>
+
+
+def test_suggestions_are_offered_and_no_more() -> None:
+    keys = read(DATA / "bytes")
+    assert keys["general.sampling.temp"] == 0.6
+    assert keys["general.sampling.top_k"] == 20
+
+
+def test_rows_without_tokens_and_tokens_without_rows(tmp_path: Path) -> None:
+    folder = edited(tmp_path, "bytes", "config.json", {"vocab_size": 402})
+    tokenizer = Tokenizer.from_metadata(read(folder), source="t")
+    assert tokenizer.vocab_size == 402
+    assert tokenizer.encode("<|begin|>", False, True) == [400]
+    assert len(tokenizer.encode("<|stop|>", False, True)) > 1  # 402: the model has no row for it
+    padded = Tokenizer.from_metadata(read(DATA / "bytes"), source="t")
+    assert padded.token_text(415) == "[PAD415]"
+    assert padded.vocab_size == 416
+
+
+MALFORMED: list[tuple[str, str, dict[str, Any], type[ForgeError], str]] = [
+    ("bytes", "tokenizer.json", {"model": []}, FormatError, "model is not an object"),
+    ("bytes", "tokenizer.json", {"model.vocab": []}, FormatError, "model.vocab is not an object"),
+    ("bytes", "tokenizer.json", {"model.vocab": {"a": "0"}}, FormatError, "ids that are not integers"),
+    ("bytes", "tokenizer.json", {"model.vocab": {"a": True}}, FormatError, "ids that are not integers"),
+    ("bytes", "tokenizer.json", {"model.vocab": {"a": 1, "b": 1}}, FormatError, "two tokens the same id"),
+    ("bytes", "tokenizer.json", {"model.vocab": {"a": -1}}, FormatError, "ids from -1 to -1, and the embedding 416"),
+    ("bytes", "tokenizer.json", {"model.vocab": {"a": 2**63}}, FormatError, "and the embedding 416 rows"),
+    ("bytes", "tokenizer.json", {"model.merges": "a b"}, FormatError, "model.merges is not a list:"),
+    ("bytes", "tokenizer.json", {"model.merges": ["a b", ["a", "b"]]}, FormatError, "not a list of pairs"),
+    ("bytes", "tokenizer.json", {"model.merges": [["a", "b", "c"]]}, FormatError, "not a list of pairs"),
+    ("bytes", "tokenizer.json", {"model.merges": ["a  b"]}, FormatError, "holds what is no pair of tokens"),
+    ("bytes", "tokenizer.json", {"added_tokens": {"a": 1}}, FormatError, "added_tokens is not a list"),
+    ("bytes", "tokenizer.json", {"added_tokens": [1]}, FormatError, "added_tokens is not a list of objects"),
+    ("bytes", "tokenizer.json", {"added_tokens": [{"id": -5, "content": "x"}]}, FormatError, "without a text or an id"),
+    ("bytes", "tokenizer.json", {"added_tokens": [{"id": 9}]}, FormatError, "without a text or an id"),
+    ("bytes", "tokenizer.json", {"model.type": "Unigram"}, UnsupportedError, "'Unigram'; forge knows BPE alone"),
+    ("bytes", "tokenizer.json", {"model.type": ["BPE"]}, UnsupportedError, "forge knows BPE alone"),
+    ("bytes", "tokenizer.json", {"model.end_of_word_suffix": "</w>"}, UnsupportedError, "end_of_word_suffix, '</w>'"),
+    ("bytes", "tokenizer.json", {"pre_tokenizer": None, "decoder": None}, UnsupportedError, "without tokens for bytes"),
+    (
+        "bytes",
+        "tokenizer.json",
+        {"pre_tokenizer": {"type": "Sequence", "pretokenizers": 3}},
+        UnsupportedError,
+        "no pattern",
+    ),
+    ("bytes", "tokenizer_config.json", {"added_tokens_decoder": [1]}, FormatError, "is not an object of tokens"),
+    ("bytes", "tokenizer_config.json", {"added_tokens_decoder": {"x": {}}}, FormatError, "is not an object of tokens"),
+    ("bytes", "config.json", {"vocab_size": 2**40}, FormatError, "config.json: vocab_size is 1099511627776"),
+    (
+        "characters",
+        "tokenizer.json",
+        {"model.merges": [["a", "zz"]]},
+        FormatError,
+        "a merge forms 'azz', which is no token",
+    ),
+    ("characters", "tokenizer.json", {"normalizer": None}, UnsupportedError, "spaces are not spelled as"),
+    ("characters", "tokenizer.json", {"normalizer": {"type": "Precompiled"}}, UnsupportedError, "'Precompiled'"),
+    ("characters", "tokenizer.json", {"pre_tokenizer": {"type": "Whitespace"}}, UnsupportedError, "'Whitespace'"),
+    (
+        "characters",
+        "tokenizer.json",
+        {"model.merges": [["▁", "▁"]] * 2},
+        UnsupportedError,
+        "merged by rank, and not by",
+    ),
+]
+
+
+@pytest.mark.parametrize(("kind", "file", "edit", "error", "message"), MALFORMED)
+def test_malformed_files_are_one_line(
+    kind: str, file: str, edit: dict[str, Any], error: type[ForgeError], message: str, tmp_path: Path
+) -> None:
+    folder = edited(tmp_path, kind, file, edit)
+    with pytest.raises(error) as raised:
+        Tokenizer.from_metadata(read(folder), source="t")
+    assert message in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_directory_without_a_tokenizer_json_says_what_it_has(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(DATA / "bytes", folder)
+    (folder / "tokenizer.json").rename(folder / "tokenizer.model")
+    with pytest.raises(FormatError, match=r"has no tokenizer\.json, only tokenizer\.model: save the tokenizer anew"):
+        read(folder)
+    (folder / "tokenizer.model").unlink()
+    with pytest.raises(FormatError, match=r"has no tokenizer\.json: fetch"):
+        read(folder)

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from forge.checkpoints.huggingface import open_directory
 from forge.formats import gguf
 from forge.formats.checkpoint import Checkpoint
 
@@ -9,8 +10,12 @@ __all__ = ["open_checkpoint"]
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
-    """Open a model: a GGUF file, a sharded one by its first shard.
+    """Open a model: a GGUF file, a sharded one by its first shard, or a Hugging Face directory, also by one of its
+    .safetensors files.
 
-    Raises FormatError for what is not readable, truncated, forged or foreign, and UnsupportedError for other versions.
+    Raises FormatError for what is not readable, truncated, forged or foreign, and UnsupportedError for other versions
+    and for families without a row.
     """
-    return gguf.read(path)
+    if path.suffix == ".safetensors":
+        path = path.parent
+    return open_directory(path) if path.is_dir() else gguf.read(path)

@@ -84,8 +84,10 @@ def test_published_stages_have_llama_cpps_name(name: str, stages: list[dict[str,
 
 
 def _load(stages: list[dict[str, Any]]) -> PreTokenizer:
-    text = json.dumps(tokenizer_json(stages, model={"type": "BPE", "vocab": {}, "merges": []}))
-    pre_tokenizer: PreTokenizer | None = Tokenizer.from_str(text).pre_tokenizer
+    model = {"type": "BPE", "vocab": {}, "merges": []}
+    pre_tokenizer: PreTokenizer | None = Tokenizer.from_str(
+        json.dumps(tokenizer_json(stages, model=model))
+    ).pre_tokenizer
     assert pre_tokenizer is not None
     return pre_tokenizer
 

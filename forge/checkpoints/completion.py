@@ -1,0 +1,118 @@
+"""What transformers computes and llama.cpp's keys leave unsaid: written as keys that `models` reads, or refused.
+
+The converter writes none of these. A key is written only where `models` would compute something else without it.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from forge.checkpoints.family import Family
+from forge.checkpoints.keys import Metadata, single
+from forge.checkpoints.settings import Settings
+from forge.errors import UnsupportedError
+from forge.models.arch import ARCHS
+from forge.models.family import Arch
+
+_ACTIVATIONS = {
+    "silu": ("silu", "swish"),
+    "gelu": ("gelu_pytorch_tanh", "gelu_new", "gelu_fast"),
+    "gelu_erf": ("gelu", "gelu_python"),
+    "xielu": ("xielu",),
+}
+"""What config.json calls what `models` computes."""
+_BASE = 10_000.0
+"""The base of the rotation where a file names none."""
+
+
+def complete(keys: Metadata, settings: Settings, family: Family) -> None:
+    """Add keys. Raises UnsupportedError for a model that the family's row in `models.arch` computes differently."""
+    arch = ARCHS[family.arch]
+    _check(settings, family, arch)
+    local = _windows(keys, settings, family, arch)
+    _check_rotations(settings, arch, local)
+    scaling = settings.rope()
+    base = settings.checked_number("rope_theta", scaling.get("rope_theta", _BASE), 1.0)
+    if "rope.freq_base" not in keys and base != _BASE and arch.nope != "all":
+        keys["rope.freq_base"] = single(base)
+    if scaling["rope_type"] == "yarn" and scaling.get("truncate", True) is not arch.yarn_rounds:
+        raise UnsupportedError(f"{settings.path}: truncate = {not arch.yarn_rounds} is not supported in {family.arch}")
+    if keys.get("expert_count") and settings.has("norm_topk_prob") and "expert_weights_norm" not in keys:
+        renormalizes = settings.flag("norm_topk_prob")
+        if renormalizes is not arch.router.renormalizes:
+            keys["expert_weights_norm"] = renormalizes
+    if family.scales_scores:
+        divisor = settings.number("query_pre_attn_scalar", min=1e-6, max=1e9)
+        scales_by_width = settings.layers == arch.width_scaled_layers
+        known = settings.integer("hidden_size", min=1) / settings.heads if scales_by_width else settings.head_dim
+        if divisor != known:
+            keys["attention.scale"] = single(divisor**-0.5)
+
+
+def _check(settings: Settings, family: Family, arch: Arch) -> None:
+    for name, values in family.expects.items():
+        settings.expect(name, values)
+    found = settings.find("hidden_activation hidden_act activation_function activation")
+    known = _ACTIVATIONS[arch.activation]
+    if family.arch == "gemma":  # the first Gemma's files say gelu, and mean the form by tanh
+        known = (*known, "gelu")
+    if found and found[1] not in known:
+        settings.expect(found[0], known)
+
+
+def _windows(keys: Metadata, settings: Settings, family: Family, arch: Arch) -> list[bool]:
+    """Whether each layer has a window. Writes the keys for that, unless the others say the same."""
+    layers = range(settings.layers)
+    local = _local_layers(settings, family)
+    window = settings.integer(family.window) if settings.has(family.window) else 0
+    if not window:
+        local = [False for _ in layers]
+    said, every = keys.get("attention.sliding_window", arch.default_window or 0), arch.global_every
+    pattern = keys.get("attention.sliding_window_pattern")
+    if not isinstance(pattern, np.ndarray):
+        pattern = np.array([not every or (layer + 1) % every != 0 for layer in layers])
+    said_local = [bool(said) and bool(entry) for entry in pattern]
+    if local != said_local or (any(local) and said != window):
+        keys["attention.sliding_window"] = window
+        keys["attention.sliding_window_pattern"] = np.array(local)
+    return local
+
+
+def _local_layers(settings: Settings, family: Family) -> list[bool]:
+    layers = range(settings.layers)
+    if settings.has("use_sliding_window") and not settings.flag("use_sliding_window"):
+        return [False for _ in layers]
+    local = settings.is_local()
+    if local is not None:
+        return local
+    match family.local_layers:
+        case "none":
+            return [False for _ in layers]
+        case "all":
+            return [True for _ in layers]
+        case "listed":
+            first = settings.integer("max_window_layers", 0) if settings.has("use_sliding_window") else len(layers)
+            return [layer >= first for layer in layers]
+        case every:
+            names = "sliding_window_pattern _sliding_window_pattern no_rope_layer_interval"
+            found = settings.find(names)
+            if found and type(found[1]) is str:  # EXAONE's LLLG
+                return [found[1][layer % len(found[1])] == "L" for layer in layers]
+            every = settings.integer(names, every, min=1)
+            return [(layer + 1) % every != 0 for layer in layers]
+
+
+def _check_rotations(settings: Settings, arch: Arch, local: list[bool]) -> None:
+    """Raises UnsupportedError if other layers are rotated than in all models of the family."""
+    if arch.nope_every:
+        expected = [int((layer + 1) % arch.nope_every != 0) for layer in range(settings.layers)]
+    elif arch.nope == "global" and any(local):
+        expected = [int(is_local) for is_local in local]
+    else:
+        expected = [1] * settings.layers
+    if settings.has("no_rope_layers") and [int(bool(x)) for x in settings.per_layer("no_rope_layers")] != expected:
+        raise UnsupportedError(f"{settings.path}: no_rope_layers says other layers than the family's are not rotated")
+    if settings.has("layer_rope_theta"):
+        base = settings.rope().get("rope_theta", _BASE)
+        if settings.per_layer("layer_rope_theta") != [base * is_rotated for is_rotated in expected]:
+            raise UnsupportedError(f"{settings.path}: layer_rope_theta with several bases is not supported")

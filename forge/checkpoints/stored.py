@@ -1,0 +1,80 @@
+"""The weights of a Hugging Face directory by name, whatever they are stored as: floats, FP8 or MXFP4 with scales."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from forge.checkpoints.family import UNUSED, Family
+from forge.checkpoints.scaled import Fp8, Mxfp4
+from forge.checkpoints.settings import Settings
+from forge.checkpoints.views import Stored, View
+from forge.errors import FormatError, UnsupportedError
+from forge.formats.safetensors import SafeTensors
+from forge.formats.source import show
+
+_PREFIX = re.compile(r"((language_model|model|text_model|transformer|gpt_neox|ernie)\.)+")
+"""What is before `layers` and the like, as versions of transformers, and models that hold a text model, differ in."""
+_SCALES = re.compile(r"(_scale_inv|_scale|_scales|\.input_scale|activation_scale|\.[kv]_scale|output_scale)$")
+_METHODS = ("fp8", "mxfp4", "compressed-tensors", "fbgemm_fp8", "modelopt")
+
+
+def stored_views(files: SafeTensors, settings: Settings, family: Family) -> dict[str, View]:
+    """The weights by their names without prefixes. Tables, towers of images and what is tied are left out.
+
+    Raises FormatError for two tensors of one name and for scales that do not fit, UnsupportedError for a quantization
+    that is not known.
+    """
+    method = settings.object("quantization_config").get("quant_method")
+    if method is not None and method not in _METHODS:
+        raise UnsupportedError(
+            f"{settings.path}: weights quantized by {method!r:.60} are not supported, of {', '.join(_METHODS)} they are"
+        )
+    found: dict[str, View] = {}
+    for name, short in _used(files, settings, family):
+        if short in found:
+            raise FormatError(f"{files.path}: there are two tensors {show(short)}, one of them {show(name)}")
+        found[short] = _view(files, name)
+    return found
+
+
+def _used(files: SafeTensors, settings: Settings, family: Family) -> Iterator[tuple[str, str]]:
+    """The stored tensors that are weights of the text model: name, and name without prefix."""
+    tied = settings.flag("tie_word_embeddings", family.is_tied)
+    outputs = [name for name, new in family.names.items() if new == "output"]
+    for name in files.tensors:
+        short = _PREFIX.sub("", name, count=1) if _PREFIX.match(name) else name
+        is_output = short.removesuffix(".weight") in outputs
+        if UNUSED.fullmatch(short) or (tied and is_output):
+            continue
+        if _SCALES.search(name) and _scaled(name, files) is not None:
+            continue
+        if short.endswith("_scales") or short.endswith((".input_scale", "activation_scale", ".k_scale", ".v_scale")):
+            continue
+        yield name, short
+    if not tied and outputs and not any(name.endswith(f"{outputs[0]}.weight") for name in files.tensors):
+        raise FormatError(
+            f"{files.path}: {outputs[0]}.weight is missing, and {settings.path.name} does not say tie_word_embeddings"
+        )
+
+
+def _scaled(name: str, files: SafeTensors) -> str | None:
+    """The tensor that a scale belongs to."""
+    bases = (name.removesuffix("_scale_inv"), name.removesuffix("_scale"), f"{name.removesuffix('_scales')}_blocks")
+    return next((base for base in bases if base != name and base in files.tensors), None)
+
+
+def _view(files: SafeTensors, name: str) -> View:
+    dtype = files.tensors[name].dtype
+    if dtype == "F8_E4M3":
+        return Fp8(files, name, _scale_of(files, name, ("_scale_inv", "_scale")))
+    if dtype == "U8" and name.endswith("_blocks"):
+        return Mxfp4(files, name, _scale_of(files, name.removesuffix("_blocks"), ("_scales",)))
+    return Stored(files, name)
+
+
+def _scale_of(files: SafeTensors, name: str, ends: tuple[str, ...]) -> str:
+    for end in ends:
+        if name + end in files.tensors:
+            return name + end
+    raise FormatError(f"{files.path}: tensor {show(name + ends[0])}, the scales of {show(name)}, is missing")

@@ -154,7 +154,7 @@ def _meant(repo: Repo, name: names.Name) -> tuple[list[Path], list[Path]]:
         commits = repo.commits() if revision is None else [commit] if (commit := repo.commit(revision)) else []
         present = [(commit, file) for commit in commits for file in repo.files(commit)]
         known = sorted({file for _, file in present} | {file for file, _ in coming})
-        parts = _shards(file) if file else _chosen(name, known)
+        parts = _shards(file) if file else _chosen(name, known, [file for file, _ in coming])
         pointers = [repo.pointer(commit, file) for commit, file in present if file in parts]
         partials = [path for file, path in coming if file in parts]
         if pointers or partials:
@@ -162,9 +162,9 @@ def _meant(repo: Repo, name: names.Name) -> tuple[list[Path], list[Path]]:
     return [], []
 
 
-def _chosen(name: names.Name, known: list[str]) -> list[str]:
+def _chosen(name: names.Name, known: list[str], coming: list[str]) -> list[str]:
     """The files that a name without one means: those of a GGUF, or of a directory where no GGUF is meant."""
-    is_directory = name.quant is None and directories.has_weights(known)
+    is_directory = name.quant is None and (directories.has_weights(known) or any(map(directories.belongs, coming)))
     try:
         if any(map(names.is_gguf, known)):
             return _shards(names.choose(name, known, "the cache"))

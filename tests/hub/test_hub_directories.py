@@ -280,8 +280,16 @@ def test_a_directory_is_listed_and_removed(model: FakeHub, capsys: Captured) -> 
         hub.remove(NAME)
 
 
-def test_what_a_broken_download_left_is_removed(model: FakeHub) -> None:
-    model.spoil = lambda method, path, reply: setattr(reply, "send", 9) if path.endswith(SHARDS[0]) else None
+def test_a_quantization_never_means_a_directory(model: FakeHub) -> None:
+    folder = hub.resolve(NAME)
+    with pytest.raises(ModelNotFoundError, match=f"^{NAME}:Q8_0 is not in the Hugging Face cache"):
+        hub.remove(f"{NAME}:Q8_0")
+    assert contents(folder) == BESIDE | WEIGHTS
+
+
+@pytest.mark.parametrize("file", ["chat_template.jinja", SHARDS[0]])
+def test_what_a_broken_download_left_is_removed(model: FakeHub, file: str) -> None:
+    model.spoil = lambda method, path, reply: setattr(reply, "send", 2) if path.endswith(file) else None
     with pytest.raises(DownloadError):
         hub.resolve(NAME)
     assert {item.state for item in hub.stored()} == {"partial"}

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Protocol
 
 from forge.checkpoints.completion import complete
 from forge.checkpoints.families import FAMILIES
@@ -26,7 +26,6 @@ from forge.formats.blocks import Bytes
 from forge.formats.checkpoint import Checkpoint, TensorInfo, Value
 from forge.formats.ggml import GGMLType
 from forge.formats.model_directory import read_json
-from forge.formats.safetensors import SafeTensors
 from forge.formats.source import show
 from forge.formats.strict_json import Json, show_json
 
@@ -36,14 +35,23 @@ _FLOAT32 = re.compile(r".*_norm\.weight|.*\.ffn_gate_inp(_shexp)?\.weight|positi
 _CONFIG = "config.json"
 
 
+class Opened(Protocol):
+    """Open files of a model."""
+
+    @property
+    def paths(self) -> tuple[Path, ...]: ...
+
+    def close(self) -> None: ...
+
+    def check_path(self) -> None: ...
+
+
 class HuggingFaceDirectory(Checkpoint):
     """An open directory: `metadata` and `tensors` in GGUF's words."""
 
     format = "Hugging Face directory"
 
-    def __init__(
-        self, path: Path, files: SafeTensors, metadata: Mapping[str, Value], views: Mapping[str, View]
-    ) -> None:
+    def __init__(self, path: Path, files: Opened, metadata: Mapping[str, Value], views: Mapping[str, View]) -> None:
         self.path, self.paths, self._files, self._views = path, files.paths, files, views
         self.metadata = MappingProxyType(metadata)
         self.tensors = MappingProxyType(
@@ -76,21 +84,30 @@ def open_directory(directory: Path) -> HuggingFaceDirectory:
     files = safetensors.read_directory(directory)
     try:
         stored = stored_views(files, settings, family)
-        keys: dict[str, Any] = {}
-        for some in family.keys:
-            keys |= some(settings, stored)
-        complete(keys, settings, family)
-        views = _translated(stored, settings, family, int(keys["block_count"]))
-        if "token_embd.weight" not in views:
-            raise FormatError(f"{directory}: the embedding is missing, of {len(files.tensors)} tensors")
-        metadata: dict[str, Any] = {"general.architecture": family.arch, "general.type": "model"}
-        metadata |= {key[1:] if key[0] == "." else f"{family.arch}.{key}": value for key, value in keys.items()}
-        rows = views["token_embd.weight"].shape[0]
-        metadata |= read_tokenizer(directory, config, architecture=family.arch, vocab_size=rows)
-        return HuggingFaceDirectory(directory, files, metadata, views)
+        return HuggingFaceDirectory(directory, files, *in_words_of_gguf(directory, config, settings, family, stored))
     except BaseException:
         files.close()
         raise
+
+
+def in_words_of_gguf(
+    directory: Path, config: Mapping[str, Json], settings: Settings, family: Family, stored: Mapping[str, View]
+) -> tuple[dict[str, Any], dict[str, View]]:
+    """Metadata and tensors of a model in GGUF's words.
+
+    stored: Its weights by their names in Hugging Face directories, without prefixes. Raises as `open_directory` does.
+    """
+    keys: dict[str, Any] = {}
+    for some in family.keys:
+        keys |= some(settings, stored)
+    complete(keys, settings, family)
+    views = _translated(stored, settings, family, int(keys["block_count"]))
+    if "token_embd.weight" not in views:
+        raise FormatError(f"{directory}: the embedding is missing, of {len(stored)} tensors")
+    metadata: dict[str, Any] = {"general.architecture": family.arch, "general.type": "model"}
+    metadata |= {key[1:] if key[0] == "." else f"{family.arch}.{key}": value for key, value in keys.items()}
+    rows = views["token_embd.weight"].shape[0]
+    return metadata | read_tokenizer(directory, config, architecture=family.arch, vocab_size=rows), views
 
 
 def family_of(config: Mapping[str, Json], path: Path) -> Family:
@@ -119,8 +136,8 @@ def _translated(stored: Mapping[str, View], settings: Settings, family: Family, 
     for name, view in stored.items():
         if family.unused and re.fullmatch(family.unused, name):
             continue
-        pattern, layer, expert = _numbers_of(name)
-        known, suffix = (pattern, "") if pattern in family.names else _without_suffix(pattern)
+        pattern, layer, expert = numbers_of(name)
+        known, suffix = (pattern, "") if pattern in family.names else without_suffix(pattern)
         if known not in family.names:
             raise FormatError(f"{settings.path.parent}: tensor {show(name)} has no place in {family.arch}")
         if layer and int(layer) >= layers:
@@ -138,7 +155,7 @@ def _translated(stored: Mapping[str, View], settings: Settings, family: Family, 
     return views
 
 
-def _numbers_of(name: str) -> tuple[str, str, int | None]:
+def numbers_of(name: str) -> tuple[str, str, int | None]:
     """A name with # for the layer's number and * for the expert's, and these; "" and None where it has none."""
     parts = name.split(".")
     numbers: list[str] = []
@@ -150,7 +167,7 @@ def _numbers_of(name: str) -> tuple[str, str, int | None]:
     return ".".join(parts), layer, int(expert) if expert else None
 
 
-def _without_suffix(pattern: str) -> tuple[str, str]:
+def without_suffix(pattern: str) -> tuple[str, str]:
     suffix = next((suffix for suffix in _SUFFIXES[:2] if pattern.endswith(suffix)), "")
     return pattern.removesuffix(suffix), suffix
 

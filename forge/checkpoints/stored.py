@@ -38,12 +38,17 @@ def stored_views(files: SafeTensors, settings: Settings, family: Family) -> dict
     return found
 
 
+def without_prefix(name: str) -> str:
+    """A name without what is before `layers` and the like."""
+    return _PREFIX.sub("", name, count=1) if _PREFIX.match(name) else name
+
+
 def _used(files: SafeTensors, settings: Settings, family: Family) -> Iterator[tuple[str, str]]:
     """The stored tensors that are weights of the text model: name, and name without prefix."""
     tied = settings.flag("tie_word_embeddings", family.is_tied)
     outputs = [name for name, new in family.names.items() if new == "output"]
     for name in files.tensors:
-        short = _PREFIX.sub("", name, count=1) if _PREFIX.match(name) else name
+        short = without_prefix(name)
         is_output = short.removesuffix(".weight") in outputs
         if UNUSED.fullmatch(short) or (tied and is_output):
             continue

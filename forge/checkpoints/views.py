@@ -7,9 +7,10 @@ MB at a time, so that a model is loaded without a second copy of it.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import prod
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from forge.errors import FormatError, UnsupportedError
 from forge.formats.blocks import Bytes
 from forge.formats.ggml import GGMLType, dequantize, nbytes, row_bytes
-from forge.formats.safetensors import SafeTensors
+from forge.formats.safetensors import Info
 from forge.formats.source import show
 
 Indices = NDArray[np.int64]
@@ -65,10 +66,21 @@ class View(ABC):
         return dequantize(out, self.type).reshape(self.shape)
 
 
+class Files(Protocol):
+    """Open files that hold tensors, as `SafeTensors` are."""
+
+    @property
+    def tensors(self) -> Mapping[str, Info]: ...
+
+    def path_of(self, name: str) -> Path: ...
+
+    def read(self, name: str, start: int, out: NDArray[Any]) -> None: ...
+
+
 class Stored(View):
     """A tensor of the files as it is."""
 
-    def __init__(self, files: SafeTensors, name: str) -> None:
+    def __init__(self, files: Files, name: str) -> None:
         """Raises UnsupportedError for a dtype that is not one of weights, FormatError for a tensor without numbers."""
         info = files.tensors[name]
         if info.dtype not in TYPES:

@@ -1,8 +1,8 @@
 """float32 weights to the blocks of ggml's types: what `ggml.dequantize` reads.
 
-Bit for bit what the `gguf` package computes where it has the type, and ggml-quants.c for the others, whose sums run in
-the order of the weights and are not contracted. Weights lie transposed while they are worked on, one group a column:
-then every step is a vector operation over many groups, and a sum over a group adds row to row, in order.
+Bit for bit what the `gguf` package computes where it has the type; `quantize_k.py` has the others. Weights lie
+transposed while they are worked on, one group a column: then every step is a vector operation over many groups, and a
+sum over a group adds row to row, in order.
 """
 
 from __future__ import annotations
@@ -14,12 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from forge.errors import ParameterError, UnsupportedError
-from forge.formats.blocks import Bytes, Floats
-from forge.formats.ggml import GGMLType, row_bytes
+from forge.formats.blocks import Bytes, Floats, half
+from forge.formats.ggml import BLOCK_FORMATS, GGMLType, row_bytes
+from forge.formats.quantize_k import extreme, k_minimum, q6_k
 
-_CHUNK_BLOCKS = 1008
-"""Blocks of 32 weights that are worked on together, so that temporaries stay in the L2 cache. No power of two: columns
-that lie so far apart would share few lines of the cache."""
+_CHUNK_WEIGHTS = 1008 * 32
+"""Weights that are worked on together, so that temporaries stay in the L2 cache. Columns are no power of two apart:
+such columns would share few lines of the cache."""
+_REFUSED = "weights are not finite, or too large for {}"
 
 
 def quantize(rows: Floats, type: GGMLType, out: Bytes | None = None) -> Bytes:
@@ -37,20 +39,35 @@ def quantize(rows: Floats, type: GGMLType, out: Bytes | None = None) -> Bytes:
     elif out.shape != shape or out.dtype != np.uint8 or not out.flags.c_contiguous:
         message = f"out: expected C-contiguous uint8 {shape}, not {out.dtype} {out.shape}"
         raise ParameterError(message, parameter="out")
+    fill(rows, type, out)
+    if not is_sound(out, type):
+        raise UnsupportedError(_REFUSED.format(type.name))
+    return out
+
+
+def fill(rows: Floats, type: GGMLType, out: Bytes) -> None:
+    """As `quantize`, but weights that have no block give one whose scale is NaN or infinite: see `is_sound`."""
     if type not in QUANTIZERS:
         raise UnsupportedError(f"nothing writes blocks of type {type.name}: use one of {quantizable()}")
     group, write = QUANTIZERS[type]
     source = np.ascontiguousarray(rows).reshape(-1, group)
     target = out.reshape(-1, type.type_size)
     per_block = type.block_size // group
-    step = max(_CHUNK_BLOCKS * 32 // type.block_size, 1) if group > 1 else 32 * _CHUNK_BLOCKS
+    step = max(_CHUNK_WEIGHTS // type.block_size, 1)
     with np.errstate(all="ignore"):
         for start in range(0, len(target), step):
             blocks = target[start : start + step]
-            part = source[start * per_block : (start + len(blocks)) * per_block]
-            if not write(part.T.copy(), blocks):
-                raise UnsupportedError(f"weights are not finite, or too large for {type.name}")
-    return out
+            write(source[start * per_block : (start + len(blocks)) * per_block].T.copy(), blocks)
+
+
+def is_sound(blocks: Bytes, type: GGMLType) -> bool:
+    """Whether all weights of blocks, uint8 (rows, row_bytes), had a place in them: their scales are finite."""
+    if type.block_size == 1:
+        return True
+    each = blocks.reshape(-1, type.type_size)
+    if type is GGMLType.MXFP4:
+        return not (each[:, 0] == _E8M0_NAN).any()
+    return all(np.isfinite(half(each, start)).all() for start in BLOCK_FORMATS[type].halves)
 
 
 def quantizable() -> str:
@@ -65,11 +82,9 @@ def _inverse(scale: Floats) -> Floats:
     return inverse
 
 
-def _put_half(blocks: Bytes, start: int, values: Floats) -> bool:
-    """Write a number of each block (n,) as float16 at this offset. Whether all are finite."""
-    halves = values.astype("<f2")
-    blocks[:, start : start + 2] = halves.view(np.uint8).reshape(-1, 2)
-    return bool(np.isfinite(halves).all())
+def _put_half(blocks: Bytes, start: int, values: Floats) -> None:
+    """Write a number of each block (n,) as float16 at this offset."""
+    blocks[:, start : start + 2] = values.astype("<f2").view(np.uint8).reshape(-1, 2)
 
 
 def _put_nibbles(blocks: Bytes, start: int, codes: Bytes) -> None:
@@ -82,32 +97,20 @@ def _put_fifth_bits(blocks: Bytes, start: int, codes: Bytes) -> None:
     blocks[:, start : start + 4] = np.packbits(codes >> np.uint8(4), axis=0, bitorder="little").T
 
 
-def _extreme(x: Floats) -> Floats:
-    """Of each column the weight that is largest without its sign, the first of equal ones: (n,)."""
-    low: Floats = np.minimum.reduce(x)
-    found: Floats = np.maximum.reduce(x)
-    ties = np.flatnonzero(found == -low)
-    np.copyto(found, low, where=found < -low)
-    if ties.size:
-        tied = x[:, ties]
-        found[ties] = np.take_along_axis(tied, np.abs(tied).argmax(axis=0)[None], axis=0)[0]
-    return found
-
-
-def _around_zero(bits: int, x: Floats, blocks: Bytes) -> bool:
+def _around_zero(bits: int, x: Floats, blocks: Bytes) -> None:
     """Q4_0 and Q5_0: the extreme weight is the lowest code, and the scale has its sign."""
     zero = 1 << bits - 1
-    scale = _extreme(x) / np.float32(-zero)
+    scale = extreme(x) / np.float32(-zero)
     x *= _inverse(scale)
     x += np.float32(zero + 0.5)
     codes = np.minimum(x.astype(np.uint8), np.uint8(2 * zero - 1))
     if bits == 5:
         _put_fifth_bits(blocks, 2, codes)
     _put_nibbles(blocks, 4 * bits - 14, codes)
-    return _put_half(blocks, 0, scale)
+    _put_half(blocks, 0, scale)
 
 
-def _above_minimum(bits: int, x: Floats, blocks: Bytes) -> bool:
+def _above_minimum(bits: int, x: Floats, blocks: Bytes) -> None:
     """Q4_1 and Q5_1: codes count steps above the least weight."""
     low, most = np.minimum.reduce(x), (1 << bits) - 1
     scale = (np.maximum.reduce(x) - low) / np.float32(most)
@@ -118,7 +121,8 @@ def _above_minimum(bits: int, x: Floats, blocks: Bytes) -> bool:
     if bits == 5:
         _put_fifth_bits(blocks, 4, codes)
     _put_nibbles(blocks, 4 * (bits - 3), codes)
-    return _put_half(blocks, 0, scale) & _put_half(blocks, 2, low)
+    _put_half(blocks, 0, scale)
+    _put_half(blocks, 2, low)
 
 
 _BELOW_HALF = np.float32(0.49999997)
@@ -126,7 +130,7 @@ _BELOW_HALF = np.float32(0.49999997)
 this number to 1."""
 
 
-def _q8_0(x: Floats, blocks: Bytes) -> bool:
+def _q8_0(x: Floats, blocks: Bytes) -> None:
     """Whole steps of a 127th of the largest weight, halves away from zero."""
     sign = -np.less(x, 0).view(np.int8)
     np.abs(x, out=x)
@@ -137,9 +141,10 @@ def _q8_0(x: Floats, blocks: Bytes) -> bool:
     codes ^= sign
     codes -= sign
     blocks[:, 2:] = codes.view(np.uint8).T
-    return _put_half(blocks, 0, scale)
+    _put_half(blocks, 0, scale)
 
 
+_E8M0_NAN = 255
 _E2M1_BORDERS = (0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0)
 """Halfway between the neighbours of 0, 0.5, 1, 1.5, 2, 3, 4, 6: a weight beyond it takes the larger one."""
 
@@ -159,7 +164,7 @@ def _rounding_log2() -> NDArray[np.uint32]:
 _LOG2 = _rounding_log2()
 
 
-def _mxfp4(x: Floats, blocks: Bytes) -> bool:
+def _mxfp4(x: Floats, blocks: Bytes) -> None:
     """The scale is a power of 2 by the logarithm of the largest weight, as float32 rounds it. Of two codes that are as
     near the smaller one. Weights below 2**-124, for which the formula of the scale has no byte, have the least."""
     is_negative = np.less(x, 0).view(np.uint8)
@@ -167,41 +172,37 @@ def _mxfp4(x: Floats, blocks: Bytes) -> bool:
     most = np.maximum.reduce(x)
     bits = most.view(np.uint32)
     exponent = np.maximum((bits + _LOG2[bits >> 23] >> 23).astype(np.int32) - 2, 0)
-    # 1 / scale: 2**(127 - exponent). Its bits are an exponent, but for that of a subnormal number.
-    inverse = np.where(exponent < 254, 254 - exponent << 23, 1 << 22).astype(np.uint32).view(np.float32)
-    x *= inverse
+    x *= (254 - exponent << 23).astype(np.uint32).view(np.float32)  # 2**(127 - exponent), one over the scale
     codes = np.zeros(x.shape, np.uint8)
     for border in _E2M1_BORDERS:
         codes += (x > np.float32(border)).view(np.uint8)
     codes |= is_negative << np.uint8(3)
     codes *= codes != 8  # there is one zero
-    blocks[:, 0] = exponent
+    blocks[:, 0] = np.where(np.isfinite(most), exponent, _E8M0_NAN)
     _put_nibbles(blocks, 1, codes)
-    return bool(np.isfinite(most).all())
 
 
-def _f32(x: Floats, blocks: Bytes) -> bool:
+def _f32(x: Floats, blocks: Bytes) -> None:
     np.copyto(blocks.view("<f4"), x.T)
-    return True
 
 
-def _f16(x: Floats, blocks: Bytes) -> bool:
+def _f16(x: Floats, blocks: Bytes) -> None:
     halves = blocks.view("<f2")
     np.copyto(halves, x.T, casting="same_kind")
-    return not (np.isinf(halves) & np.isfinite(x.T)).any()
+    if (np.isinf(halves) & np.isfinite(x.T)).any():
+        raise UnsupportedError(_REFUSED.format("F16"))
 
 
-def _bf16(x: Floats, blocks: Bytes) -> bool:
+def _bf16(x: Floats, blocks: Bytes) -> None:
     """The nearest, the even one of two. A NaN becomes a quiet one."""
     bits = x.view(np.uint32)
     is_nan = np.isnan(x)
     rounded = bits + (np.uint32(0x7FFF) + (bits >> 16 & 1)) >> 16
     rounded[is_nan] = (bits[is_nan] >> 16) | 64
     np.copyto(blocks.view("<u2"), rounded.T, casting="same_kind")
-    return True
 
 
-QUANTIZERS: dict[GGMLType, tuple[int, Callable[[Floats, Bytes], bool]]] = {
+QUANTIZERS: dict[GGMLType, tuple[int, Callable[[Floats, Bytes], None]]] = {
     GGMLType.F32: (1, _f32),
     GGMLType.F16: (1, _f16),
     GGMLType.BF16: (1, _bf16),
@@ -211,6 +212,9 @@ QUANTIZERS: dict[GGMLType, tuple[int, Callable[[Floats, Bytes], bool]]] = {
     GGMLType.Q5_1: (32, partial(_above_minimum, 5)),
     GGMLType.Q8_0: (32, _q8_0),
     GGMLType.MXFP4: (32, _mxfp4),
+    GGMLType.Q4_K: (32, partial(k_minimum, 4)),
+    GGMLType.Q5_K: (32, partial(k_minimum, 5)),
+    GGMLType.Q6_K: (16, q6_k),
 }
 """By type the weights of a group, and what writes the blocks of groups (weights of a group, groups), which it may
-overwrite. It returns False for weights that the type cannot hold."""
+overwrite."""

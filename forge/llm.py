@@ -8,24 +8,20 @@ from types import TracebackType
 from typing import Any, Literal, NoReturn, Self, overload
 from weakref import finalize
 
-import numpy as np
-import numpy.typing as npt
-
 from forge import _files
-from forge.config import Pooling, SamplingParams
+from forge.config import SamplingParams
 from forge.engine import Engine
 from forge.errors import ForgeError, ParameterError
-from forge.keywords import check_integer, keywords
-from forge.outputs import Chunk, Completion, Perplexity
-from forge.runtime import scoring
-from forge.runtime.async_front import AsyncFront
+from forge.keywords import keywords
+from forge.outputs import Chunk, Completion
 from forge.runtime.encoder import Messages, Prompt
 from forge.runtime.prompts import is_single, prompts_of, sampling_params
+from forge.runtime.scoring_front import ScoringFront
 from forge.tokenizer import Tokenizer
 from forge.tokenizer.chat import ChatTemplate
 
 
-class LLM(AsyncFront):
+class LLM(ScoringFront):
     """A loaded model. `forge.load` makes one.
 
     All methods may be called from several threads. One thread of the model's own computes: requests of several threads
@@ -44,6 +40,7 @@ class LLM(AsyncFront):
         context: Most tokens of one sequence, prompt and completion.
         device: The device and what it is, in words.
         path: The model's file.
+        adapters: Names of the adapters that `forge.load` was given.
         notes: Remarks on what loading decided, such as the device or a context that was cut to fit.
         load_ms: Milliseconds that loading took.
         load_parts: Milliseconds of its parts, by name, in order; the first may lie before `load_ms` begins.
@@ -59,8 +56,9 @@ class LLM(AsyncFront):
         notes: tuple[str, ...],
         load_parts: Mapping[str, float],
         load_ms: float,
+        adapters: tuple[str, ...] = (),
     ) -> None:
-        super().__init__(engine, tokenizer, chat_template, str(path))
+        super().__init__(engine, tokenizer, chat_template, str(path), adapters)
         self.path, self.notes, self.load_ms, self.load_parts = path, notes, load_ms, load_parts
         self.config, self.device = engine.runner.config, engine.runner.device
         finalize(self, self._loop.stop).atexit = False
@@ -103,7 +101,12 @@ class LLM(AsyncFront):
     ) -> list[Completion]: ...
     @keywords(SamplingParams)
     def generate(
-        self, prompt: Prompt | Sequence[Prompt], params: SamplingParams | None = None, **overrides: Any
+        self,
+        prompt: Prompt | Sequence[Prompt],
+        params: SamplingParams | None = None,
+        *,
+        adapter: str | None = None,
+        **overrides: Any,
     ) -> Completion | list[Completion]:
         """Complete a prompt, or a list of prompts together.
 
@@ -112,6 +115,8 @@ class LLM(AsyncFront):
                 gets the model's BOS unless it begins with it (`Tokenizer.encode_prompt`). Ids are taken as they are. A
                 list of strings, or of lists of ids, is a batch.
             params: How to sample. None = `SamplingParams()`.
+            adapter: The name of one of `LLM.adapters`, which the model then has for these prompts. None = the model as
+                it is, to the bit.
             **overrides: Fields of `SamplingParams` that differ from `params`.
 
         Returns:
@@ -124,18 +129,19 @@ class LLM(AsyncFront):
         """
         params = sampling_params(params, overrides)
         prompts, single = prompts_of(prompt)
-        completions = self._complete([self.encode_prompt(p) for p in prompts], params)
+        completions = self._complete([self.encode_prompt(p) for p in prompts], params, adapter)
         return completions[0] if single and params.n == 1 else completions
 
     @keywords(SamplingParams)
     def stream(
-        self, prompt: Prompt, params: SamplingParams | None = None, **overrides: Any
+        self, prompt: Prompt, params: SamplingParams | None = None, *, adapter: str | None = None, **overrides: Any
     ) -> Generator[Chunk, None, None]:
         """Complete one prompt, piece by piece. Closing the iterator aborts the request.
 
         Args:
             prompt: As in `generate`, but no batch.
             params: How to sample. None = `SamplingParams()`.
+            adapter: As in `generate`.
             **overrides: Fields of `SamplingParams` that differ from `params`.
 
         Returns:
@@ -147,7 +153,7 @@ class LLM(AsyncFront):
         """
         if not is_single(prompt):
             raise ParameterError("stream takes one prompt; generate takes a list of them", parameter="prompt")
-        return self._stream(self.encode_prompt(prompt), sampling_params(params, overrides))
+        return self._stream(self.encode_prompt(prompt), sampling_params(params, overrides), adapter)
 
     @overload
     def chat(
@@ -185,6 +191,7 @@ class LLM(AsyncFront):
         template_variables: Mapping[str, Any] | None = None,
         continue_final_message: bool = False,
         parse_special: bool = True,
+        adapter: str | None = None,
         **overrides: Any,
     ) -> Completion | list[Completion]:
         """Answer a conversation in the model's own chat format.
@@ -198,6 +205,7 @@ class LLM(AsyncFront):
             continue_final_message: The last message is the assistant's, and the completion is what follows its content.
             parse_special: Whether names of control tokens in messages and tools are these tokens. False = they are
                 text, so that a user's message cannot end its turn: for messages from strangers.
+            adapter: As in `generate`.
             **overrides: Fields of `SamplingParams` that differ from `params`.
 
         Returns:
@@ -216,7 +224,7 @@ class LLM(AsyncFront):
             continue_final_message=continue_final_message,
             parse_special=parse_special,
         )
-        completions = self._complete([ids], params)
+        completions = self._complete([ids], params, adapter)
         return completions[0] if params.n == 1 else completions
 
     @keywords(SamplingParams)
@@ -229,6 +237,7 @@ class LLM(AsyncFront):
         template_variables: Mapping[str, Any] | None = None,
         continue_final_message: bool = False,
         parse_special: bool = True,
+        adapter: str | None = None,
         **overrides: Any,
     ) -> Generator[Chunk, None, None]:
         """Answer a conversation, piece by piece. Closing the iterator aborts the request.
@@ -240,6 +249,7 @@ class LLM(AsyncFront):
             template_variables: As in `chat`.
             continue_final_message: As in `chat`.
             parse_special: As in `chat`.
+            adapter: As in `generate`.
             **overrides: Fields of `SamplingParams` that differ from `params`.
 
         Returns:
@@ -256,94 +266,4 @@ class LLM(AsyncFront):
             continue_final_message=continue_final_message,
             parse_special=parse_special,
         )
-        return self._stream(ids, params)
-
-    @keywords()
-    def logits(self, prompt: Prompt) -> npt.NDArray[np.float32]:
-        """Logits of all positions of a prompt, from one pass.
-
-        Args:
-            prompt: As in `generate`, with one BOS; no batch.
-
-        Returns:
-            (T, V) float32 on the host. Row t scores the token that follows the prompt's first t + 1 tokens.
-
-        Raises:
-            ParameterError: The prompt is empty, or holds ids outside the vocabulary.
-            ContextLengthError: The prompt is too long.
-            OutOfMemoryError: The array is larger than the free memory; the message has the numbers.
-        """
-        return scoring.logits(self._loop, self.engine, self.encode_prompt(prompt))
-
-    @keywords()
-    def attention(self, prompt: Prompt, layer: int | None = None) -> npt.NDArray[np.float32]:
-        """Attention weights of a prompt of T tokens, from one pass without logits.
-
-        Args:
-            prompt: As in `generate`, with one BOS; no batch.
-            layer: From 0. None = all L layers.
-
-        Returns:
-            float32 on the host, (H, T, T) of one layer, (L, H, T, T) of all. Row t of a head says how much token t
-            attends to each token; it adds up to 1.
-
-        Raises:
-            ParameterError: There is no such layer, the prompt is empty, or it holds ids outside the vocabulary.
-            ContextLengthError: The prompt is too long.
-            OutOfMemoryError: The array is larger than the free memory; the message has the numbers.
-        """
-        if layer is not None:
-            check_integer("layer", layer, 0, self.config.num_layers - 1)
-        layers = range(self.config.num_layers) if layer is None else range(int(layer), int(layer) + 1)
-        weights = scoring.attention(self._loop, self.engine, self.encode_prompt(prompt), layers)
-        return weights if layer is None else weights[0]
-
-    @keywords()
-    def embed(
-        self, prompts: Prompt | Sequence[Prompt], pooling: Pooling = "mean", normalize: bool = True
-    ) -> npt.NDArray[np.float32]:
-        """Embeddings of texts: the last layer's results, through the output's norm, pooled over the tokens of each.
-
-        Args:
-            prompts: As in `generate`: one prompt, or B of them.
-            pooling: "mean" = of all tokens, "last" = the last token's.
-            normalize: Whether each embedding gets the length 1.
-
-        Returns:
-            (B, E) float32 on the host; B is 1 for one prompt.
-
-        Raises:
-            ForgeError: As `logits`. NumericsError where an embedding is not finite.
-        """
-        ids = [self.encode_prompt(prompt) for prompt in prompts_of(prompts)[0]]
-        return scoring.embed(self._loop, self.engine, ids, pooling, normalize=normalize, name=self._name)
-
-    @keywords()
-    def perplexity(self, text: Prompt, *, context: int | None = None) -> Perplexity:
-        """How well the model predicts a text: exp of the mean negative log likelihood per token.
-
-        The text is cut into chunks, each scored from its second token on. If the model starts texts with BOS, the first
-        token of each chunk is replaced by it. A remainder shorter than a chunk is scored only if it is all there is;
-        else `Perplexity.remainder` counts its tokens.
-
-        Args:
-            text: A string or a list of token ids. A string becomes tokens as in `generate`: one BOS, no EOS, names of
-                special tokens are these tokens.
-            context: Tokens of a chunk. None = 512, or what the model has if that is less.
-
-        Raises:
-            ParameterError: The text has fewer than two tokens or holds ids outside the vocabulary, or `context` is not
-                from 2 to the model's.
-            NumericsError: Logits are not finite.
-        """
-        if context is None:
-            context = min(512, self.context)
-        check_integer("context", context, 2, self.context)
-        ids = self._tokens(text)
-        chunks = [ids[start : start + context] for start in range(0, len(ids) - context + 1, context)] or [ids]
-        if len(chunks[0]) < 2:
-            raise ParameterError("the text has fewer than two tokens: there is nothing to predict", parameter="text")
-        remainder = len(ids) - sum(map(len, chunks))
-        if self.tokenizer.add_bos and self.tokenizer.bos_id is not None:
-            chunks = [[self.tokenizer.bos_id, *chunk[1:]] for chunk in chunks]
-        return scoring.perplexity(self._loop, self.engine, chunks, remainder, str(self.path))
+        return self._stream(ids, params, adapter)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from forge import hub, models
 from forge.backend import Backend, compilers
 from forge.backend.threads import THREADS
 from forge.checkpoints import open_checkpoint
+from forge.checkpoints.adapters import check_adapters, read_adapter
 from forge.config import Dtype, EngineConfig, Progress
 from forge.display import Stopwatch, watched
 from forge.engine import Engine, ModelRunner
@@ -48,6 +49,7 @@ def load(
     threads: int | None = None,
     chat_template: str | os.PathLike[str] | None = None,
     graphs: bool | int | None = None,
+    adapters: Mapping[str, str | os.PathLike[str]] | None = None,
     engine: EngineConfig | None = None,
     progress: Progress | bool | None = None,
 ) -> LLM:
@@ -77,6 +79,8 @@ def load(
         graphs: Whether decode steps on a GPU are replayed as graphs. N = yes, and every Nth replay is compared with its
             launches: from a difference on there are no graphs. By default as the variable FORGE_GRAPHS says: 0, 1,
             check:N.
+        adapters: LoRA adapters of the model, from their names to their files: docs/adapters.md. A request chooses one
+            by its name, and several may be in one batch. They stay beside the weights, which do not change.
         engine: All settings of the engine, those without a keyword too. A keyword beside it sets a field that it leaves
             at its default.
         progress: Called with a stage, how much of it is done, and its total or None. None = bars on a terminal and in
@@ -92,6 +96,31 @@ def load(
     watch = Stopwatch()
     backend = backends.select(device)
     watch.lap("device")
+    _check(settings, chat_template, backend)
+    named = check_adapters(adapters)
+    THREADS.use(None if threads is None else int(threads))  # NumPy's integers too
+    with watched(progress) as report:
+        path = _resolve(model, report)
+        watch.lap("file")
+        started = time.perf_counter()
+        running, tokenizer, template, notes = _assembled(
+            path, settings, graphs, backend, chat_template, list(named.values()), report, watch
+        )
+    load_ms = 1000 * (time.perf_counter() - started)
+    return LLM(
+        running,
+        tokenizer,
+        template,
+        path=path,
+        notes=(*_device_notes(device, settings, backend), *notes),
+        load_parts=watch.parts,
+        load_ms=load_ms,
+        adapters=tuple(named),
+    )
+
+
+def _check(settings: EngineConfig, chat_template: object, backend: Backend) -> None:
+    """Raises ParameterError for arguments of `load` that cannot be used on this backend, or at all."""
     if settings.dtype == "f32" and backend.is_gpu:
         raise ParameterError(
             f"dtype f32 is for the CPU: {backend.device} computes in f16",
@@ -102,20 +131,16 @@ def load(
         raise ParameterError(
             f"chat_template must be a name or a path, not a {type(chat_template).__name__}", parameter="chat_template"
         )
-    THREADS.use(None if threads is None else int(threads))  # NumPy's integers too
-    with watched(progress) as report:
-        path = _resolve(model, report)
-        watch.lap("file")
-        started = time.perf_counter()
-        running, tokenizer, template, notes = _assembled(path, settings, graphs, backend, chat_template, report, watch)
-    if untested := compilers.untested(backend.arch):
-        notes = (f"device: {untested}", *notes)
-    if settings.dtype == "f16" and not backend.is_gpu:
-        notes = (f"dtype: {backend.device} computes in float32; f16 is for GPUs", *notes)
+
+
+def _device_notes(device: str, settings: EngineConfig, backend: Backend) -> Iterator[str]:
+    """Remarks on the device, and on a precision that it has not."""
     if device == "auto":
-        notes = (f"device: {backend.device}; auto: {backends.explain()}", *notes)
-    load_ms = 1000 * (time.perf_counter() - started)
-    return LLM(running, tokenizer, template, path=path, notes=notes, load_parts=watch.parts, load_ms=load_ms)
+        yield f"device: {backend.device}; auto: {backends.explain()}"
+    if settings.dtype == "f16" and not backend.is_gpu:
+        yield f"dtype: {backend.device} computes in float32; f16 is for GPUs"
+    if untested := compilers.untested(backend.arch):
+        yield f"device: {untested}"
 
 
 def _assembled(
@@ -124,12 +149,14 @@ def _assembled(
     graphs: bool | int,
     backend: Backend,
     chat_template: str | os.PathLike[str] | None,
+    adapters: list[Path],
     report: Progress | None,
     watch: Stopwatch,
 ) -> tuple[Engine, Tokenizer, ChatTemplate | None, tuple[str, ...]]:
     """The parts of an LLM from a file, ready to run, and remarks on what was decided for them."""
     with open_checkpoint(path) as file:
-        plan = plan_memory(file, settings, backend)
+        read = [read_adapter(each, file) for each in adapters]
+        plan = plan_memory(file, settings, backend, models.adapter_bytes(file, read, backend.dtype.itemsize))
         config = models.read_config(file, plan.context)
         watch.lap("header")
         tokenizer = Tokenizer.from_metadata(file.metadata, source=str(path))
@@ -147,6 +174,7 @@ def _assembled(
             is_deterministic=settings.deterministic,
             cpu_experts=settings.cpu_experts,
         )
+        models.attach(decoder, read)
     watch.lap("weights")
     runner = build_runner(decoder, plan, settings, backend, graphs)
     is_measured = backend.is_asynchronous

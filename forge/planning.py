@@ -66,9 +66,9 @@ class Plan:
     notes: tuple[str, ...]
 
 
-def plan_memory(file: Checkpoint, settings: EngineConfig, backend: Backend) -> Plan:
-    """What fits beside the weights. Raises OutOfMemoryError with the bytes needed and free, and what to change,
-    `cpu_experts` where that helps, and UnsupportedError for heads without a kernel.
+def plan_memory(file: Checkpoint, settings: EngineConfig, backend: Backend, adapters: int = 0) -> Plan:
+    """What fits beside the weights, and so many bytes of adapters. Raises OutOfMemoryError with the bytes needed and
+    free, and what to change, `cpu_experts` where that helps, and UnsupportedError for heads without a kernel.
 
     Weights and KV cache take no more than `memory_fraction` of what is free, and with what steps make no more than half
     of the rest. Where nobody asked for room for so many sequences, one whole context is kept, and what others leave of
@@ -81,21 +81,22 @@ def plan_memory(file: Checkpoint, settings: EngineConfig, backend: Backend) -> P
             f"{file.path}: the model has no experts", parameter="cpu_experts", hint="leave cpu_experts out"
         )
     try:
-        return _planned(file, config, settings, backend)
+        return _planned(file, config, settings, backend, adapters)
     except OutOfMemoryError as error:
-        if least := _least_cpu_experts(file, config, settings, backend):
+        if least := _least_cpu_experts(file, config, settings, backend, adapters):
             others = f"{error.hint}, or " if error.hint else ""
             hint = f"{others}use cpu_experts={least}: experts of {layers_text(least)} then stay in the host's memory"
             raise OutOfMemoryError(error.args[0], parameter=error.parameter, hint=hint) from None
         raise
 
 
-def _planned(file: Checkpoint, config: ModelConfig, settings: EngineConfig, backend: Backend) -> Plan:
+def _planned(file: Checkpoint, config: ModelConfig, settings: EngineConfig, backend: Backend, adapters: int) -> Plan:
     """The plan for these settings alone. Raises OutOfMemoryError, and ParameterError for too long a context."""
     there = backend.free_bytes()
     free = int(there * settings.memory_fraction)
     spare = (there - free) // 2
     weights, on_host, converted = _weight_bytes(file, config, backend, settings.cpu_experts)
+    weights += adapters
     if on_host > host.free_bytes():
         raise OutOfMemoryError(
             f"{file.path}: experts of {layers_text(settings.cpu_experts)} need {_gb(on_host)} of the host's memory "
@@ -104,8 +105,9 @@ def _planned(file: Checkpoint, config: ModelConfig, settings: EngineConfig, back
             hint="use a smaller cpu_experts, or free some memory",
         )
     if weights > free:
+        what = f"weights{' and adapters' if adapters else ''}"
         raise OutOfMemoryError(
-            f"{file.path}: the weights need {_gb(weights)}{'' if backend.is_gpu else ' as float32'} and "
+            f"{file.path}: the {what} need {_gb(weights)}{'' if backend.is_gpu else ' as float32'} and "
             f"{_gb(free)} may be taken, {settings.memory_fraction:g} of what is free on {backend.device}",
             parameter="memory_fraction",
             hint="free some memory, use a smaller model, or a larger memory_fraction",
@@ -265,7 +267,9 @@ def _cache_note(kinds: tuple[PagedKV, ...], num_pages: tuple[int, ...], context:
     return f"KV cache: {', '.join(parts)}; a smaller context takes less"
 
 
-def _least_cpu_experts(file: Checkpoint, config: ModelConfig, settings: EngineConfig, backend: Backend) -> int:
+def _least_cpu_experts(
+    file: Checkpoint, config: ModelConfig, settings: EngineConfig, backend: Backend, adapters: int
+) -> int:
     """The least `cpu_experts` above that of the settings with which the model has the context that it is to have; 0 =
     there is none."""
     if config.experts is None or not backend.is_gpu or backend.is_integrated:
@@ -273,7 +277,7 @@ def _least_cpu_experts(file: Checkpoint, config: ModelConfig, settings: EngineCo
     goal = settings.context or min(config.context_length, _USUAL_CONTEXT)
     for count in range(settings.cpu_experts + 1, config.num_layers + 1):
         with suppress(OutOfMemoryError):
-            if _planned(file, config, replace(settings, cpu_experts=count), backend).context >= goal:
+            if _planned(file, config, replace(settings, cpu_experts=count), backend, adapters).context >= goal:
                 return count
     return 0
 

@@ -59,7 +59,7 @@ THIRD_PARTY = {
     "jinja2": "tokenizer",
     "numpy": "backend ops models engine.batch engine.pipeline engine.model_runner engine.request_table "
     "engine.sampler "
-    "runtime.prompts runtime.scoring llm formats checkpoints tokenizer devtools cli",
+    "runtime.prompts runtime.scoring runtime.scoring_front formats checkpoints tokenizer devtools cli",
     "platformdirs": "_files",
     "prompt_toolkit": "cli.chat",
     "prometheus_client": "server",

@@ -669,9 +669,9 @@ def test_every_way_in_gives_a_text_one_bos_and_no_eos(monkeypatch: pytest.Monkey
     plain = llm.tokenizer.encode("a b", add_special=False)
     seen: list[list[int]] = []
     complete, stream, logits = llm._complete, llm._stream, llm.engine.logits
-    monkeypatch.setattr(llm, "_complete", lambda prompts, params: (seen.extend(prompts), complete(prompts, params))[1])
-    monkeypatch.setattr(llm, "_stream", lambda ids, params: (seen.append(ids), stream(ids, params))[1])
-    monkeypatch.setattr(llm.engine, "logits", lambda ids: (seen.append(ids), logits(ids))[1])
+    monkeypatch.setattr(llm, "_complete", lambda prompts, *more: (seen.extend(prompts), complete(prompts, *more))[1])
+    monkeypatch.setattr(llm, "_stream", lambda ids, *more: (seen.append(ids), stream(ids, *more))[1])
+    monkeypatch.setattr(llm.engine, "logits", lambda ids, **how: (seen.append(ids), logits(ids, **how))[1])
     for source in ("{{ bos_token }}{{ messages[0].content }}", "{{ messages[0].content }}"):
         llm.chat_template = ChatTemplate(source, name="m", special_tokens={"bos_token": name})
         messages = [{"role": "user", "content": "a b"}]

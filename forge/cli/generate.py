@@ -33,6 +33,7 @@ def command(
     sampling: dict[str, Any],
     ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Run through the model's end tokens.")] = False,
     loading: dict[str, Any],
+    adapter: options.Adapter = None,
     timings: options.Timings = False,
     as_json: options.Json = False,
 ) -> None:
@@ -41,7 +42,8 @@ def command(
 
     params = SamplingParams(ignore_eos=ignore_eos, **sampling)
     text = options.text_or_stdin(prompt, "PROMPT")
-    with options.loaded(model, **loading) as llm:
+    adapters = options.adapters_of([adapter] if adapter else [])
+    with options.loaded(model, adapters=adapters, **loading) as llm:
         request: str | list[int] = text
         if chat or system is not None:
             head = [{"role": "system", "content": system}] if system else []
@@ -61,7 +63,7 @@ def stream(llm: LLM, prompt: str | list[int], params: SamplingParams) -> Timings
     timings = reason = None
     logprobs: list[TokenLogprobs] = []
     try:
-        with closing(llm.stream(prompt, params)) as chunks:
+        with closing(llm.stream(prompt, params, adapter=options.chosen_adapter(llm))) as chunks:
             for chunk in chunks:
                 output.write(chunk.text)
                 logprobs += chunk.logprobs or ()
@@ -80,7 +82,7 @@ def stream(llm: LLM, prompt: str | list[int], params: SamplingParams) -> Timings
 
 def answer_json(llm: LLM, prompt: str | list[int], params: SamplingParams) -> dict[str, Any]:
     """A completion as the object that --json prints."""
-    completion = llm.generate(prompt, params)
+    completion = llm.generate(prompt, params, adapter=options.chosen_adapter(llm))
     options.check_finish(completion.finish_reason, llm)
     timings = completion.timings
     found: dict[str, Any] = {

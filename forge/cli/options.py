@@ -64,6 +64,10 @@ ChatTemplate = Annotated[
         "--chat-template", metavar="FILE|NAME", help="A Jinja template, or one of the model's several by its name."
     ),
 ]
+Adapter = Annotated[
+    str | None,
+    typer.Option("--adapter", metavar="[NAME=]PATH", help="A LoRA adapter of the model: a GGUF file or a directory."),
+]
 Timings = Annotated[bool, typer.Option("--timings", help="Show the parts of the time to the first token.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
@@ -168,6 +172,25 @@ def check_text(text: str, name: str) -> None:
     except UnicodeEncodeError:
         message = f"{name} is not UTF-8 text"
         raise ParameterError(message, parameter=name.lower(), hint="check the terminal's encoding") from None
+
+
+def adapters_of(given: list[str]) -> dict[str, str]:
+    """The adapters that --adapter [NAME=]PATH names. Without a name it is the file's or the directory's."""
+    found: dict[str, str] = {}
+    for text in given:
+        name, equals, path = text.partition("=")
+        if not equals:
+            name, path = os.path.basename(os.path.normpath(text)).removesuffix(".gguf"), text
+        if not name or not path or name in found:
+            problem = f"{name!r:.100} is there twice" if name in found else f"{text!r:.100} is no NAME=PATH"
+            raise ParameterError(f"adapter: {problem}", parameter="adapter")
+        found[name] = path
+    return found
+
+
+def chosen_adapter(llm: LLM) -> str | None:
+    """The adapter of a command that takes one: each of its answers has it."""
+    return next(iter(llm.adapters), None)
 
 
 def resolve(model: str) -> Path:

@@ -29,6 +29,14 @@ def command(
         str | None, typer.Option("--model-name", metavar="NAME", help="Name for clients. [default: the file's]")
     ] = None,
     chat_template: options.ChatTemplate = None,
+    adapter: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--adapter",
+            metavar="NAME=PATH",
+            help="A LoRA adapter, which requests choose as the model NAME; several.",
+        ),
+    ] = None,
     max_sequences: Annotated[
         int | None,
         typer.Option(
@@ -64,8 +72,10 @@ def command(
             f"host {host} lets other machines in", parameter="host", hint="use api_key=KEY, or --no-auth"
         )
     names = (*_LOOPBACK, host, socket.gethostname(), *serving.pop("allowed_hosts"))
+    adapters = options.adapters_of(adapter or [])
     settings = ServerSettings(
         model_name=model_name or model.rstrip("/").rpartition("/")[2].removesuffix(".gguf"),
+        adapters=tuple(adapters),
         api_keys=tuple(api_key or ()),
         allowed_hosts=tuple(name.lower() for name in names),
         cors_origins=tuple(serving.pop("cors_origins")),
@@ -75,7 +85,7 @@ def command(
     listener = bind(host, port, settings.send_seconds)
     path = options.resolve(model)
     encoder = load_encoder(path, settings.model_name, chat_template)
-    loading |= {"chat_template": chat_template, "max_sequences": max_sequences}
+    loading |= {"chat_template": chat_template, "max_sequences": max_sequences, "adapters": adapters}
     client = EngineClient(path, {**loading, "engine": EngineConfig(deterministic=deterministic)})
     try:
         use_one_arena()

@@ -28,16 +28,20 @@ class HostBatch(NamedTuple):
     """(kinds of layer state, T)"""
     page_tables: Ints
     """(kinds of layer state, B, the next power of two of the most pages of a sequence)"""
+    adapters: Ints | None
+    """(T,) the slot of each token's adapter, or -1; None = no token has one"""
     followed: Ints
     """(N, 2) rows of the request table, and the tokens whose ids they hold"""
 
     def place(self, put: Callable[[list[Ints]], list[Any]], logit_rows: Ints | None) -> tuple[Batch, Any]:
         """The step on a device, and `followed`. put: From arrays of the host to the device's."""
-        *arrays, followed = self
-        *arrays, on_device = put([*arrays, *([] if logit_rows is None else [logit_rows]), followed])
-        ids, positions, starts, lengths, slots, pages, *rows = arrays
+        *arrays, adapters, followed = self
+        optional = [array for array in (logit_rows, adapters) if array is not None]
+        *placed, on_device = put([*arrays, *optional, followed])
+        ids, positions, starts, lengths, slots, pages, *others = placed
         tables = tuple(PageTable(own, of_kind) for own, of_kind in zip(slots, pages, strict=True))
-        return Batch(ids, positions, starts, lengths, tables, rows[0] if rows else None), on_device
+        rows = None if logit_rows is None else others.pop(0)
+        return Batch(ids, positions, starts, lengths, tables, rows, others[0] if others else None), on_device
 
 
 def build(step: list[Scheduled], page_size: int, num_rows: int = 0) -> HostBatch:
@@ -62,6 +66,9 @@ def build(step: list[Scheduled], page_size: int, num_rows: int = 0) -> HostBatch
     row_of = np.repeat(np.arange(rows), counts)  # (T,)
     positions = np.arange(starts[-1], dtype=np.int32) - (starts[:-1] - first)[row_of]
     slot_mapping = table[:, row_of, positions // page_size] * page_size + positions % page_size  # (kinds, T)
+    adapters = [entry.sequence.adapter for entry in step]
+    slots = np.full(rows, -1, np.int32)
+    slots[: len(step)] = adapters
     ids: list[int] = []
     followed: list[tuple[int, int]] = []
     for entry in step:
@@ -77,6 +84,7 @@ def build(step: list[Scheduled], page_size: int, num_rows: int = 0) -> HostBatch
         lengths,
         slot_mapping,
         table,
+        slots[row_of] if max(adapters) >= 0 else None,
         np.array(followed, np.int32).reshape(-1, 2),
     )
 

@@ -92,8 +92,8 @@ class Engine:
                 message = f"{name} names token {max(ids)}, and ids go from 0 to {vocabulary - 1}"
                 raise ParameterError(message, parameter=name)
 
-    def add(self, prompt_ids: list[int], params: SamplingParams) -> list[Sequence]:
-        """Queue a request; returns its sequences, one for each of params.n choices.
+    def add(self, prompt_ids: list[int], params: SamplingParams, adapter: int = -1) -> list[Sequence]:
+        """Queue a request; returns its sequences, one for each of params.n choices. adapter: As of `Sequence`.
 
         Raises ContextLengthError for a prompt that leaves no room, ParameterError for ids outside the vocabulary.
         """
@@ -102,10 +102,8 @@ class Engine:
         length = len(prompt_ids) + (room if params.max_tokens is None else min(room, params.max_tokens))
         seed = secrets.randbits(64) if params.seed is None else params.seed
         end_ids = frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else self.end_ids)
-        sequences = [
-            Sequence(choice, list(prompt_ids), len(prompt_ids), params, seed, length, end_ids)
-            for choice in range(params.n)
-        ]
+        numbers = len(prompt_ids), params, seed, length, end_ids, adapter
+        sequences = [Sequence(choice, list(prompt_ids), *numbers) for choice in range(params.n)]
         self.scheduler.add(sequences[0])
         if params.n > 1:
             siblings = list(sequences)
@@ -274,7 +272,7 @@ class Engine:
                 self.scheduler.add(siblings[0])
         self.scheduler.finish(sequence, reason)
 
-    def logits(self, ids: list[int], hook: Hook | None = None) -> Generator[Any, None, None]:
+    def logits(self, ids: list[int], hook: Hook | None = None, adapter: int = -1) -> Generator[Any, None, None]:
         """float32 logits (rows, V) of all positions, some rows at a time. What requests give is the same without it.
 
         Where pages run out, the youngest running sequences give theirs up and wait until it is read to its end, or
@@ -282,25 +280,27 @@ class Engine:
         their ends, hold the pages that it needs.
         """
         most = LOGIT_BYTES // (4 * self.runner.vocab_size)
-        return self._run_pass(ids, most, lambda step: self.runner.forward(step, all_logits=True, hook=hook))
+        return self._run_pass(ids, most, lambda step: self.runner.forward(step, all_logits=True, hook=hook), adapter)
 
-    def run_blocks(self, ids: list[int], hook: Hook) -> Generator[int, None, None]:
+    def run_blocks(self, ids: list[int], hook: Hook, adapter: int = -1) -> Generator[int, None, None]:
         """Run the model's blocks alone over all positions, some tokens at a time, and show a hook their results.
 
         No logits are computed. Yields numbers of tokens. Raises what `logits` does.
         """
-        return self._run_pass(ids, len(ids), lambda step: self.runner.run_blocks(step, hook))
+        return self._run_pass(ids, len(ids), lambda step: self.runner.run_blocks(step, hook), adapter)
 
-    def states(self, ids: list[int]) -> Generator[Any, None, None]:
+    def states(self, ids: list[int], adapter: int = -1) -> Generator[Any, None, None]:
         """float32 (rows, E) of all positions, some rows at a time: the last layer's results through the output's norm.
 
         No logits are computed. Raises what `logits` does.
         """
-        return self._run_pass(ids, len(ids), self.runner.states)
+        return self._run_pass(ids, len(ids), self.runner.states, adapter)
 
-    def _run_pass(self, ids: list[int], most: int, run: Callable[[list[Scheduled]], T]) -> Generator[T, None, None]:
+    def _run_pass(
+        self, ids: list[int], most: int, run: Callable[[list[Scheduled]], T], adapter: int
+    ) -> Generator[T, None, None]:
         self.check_ids(ids)
-        yield from run_pass(self.scheduler, ids, most, run)
+        yield from run_pass(self.scheduler, ids, most, run, adapter)
 
     @property
     def is_busy(self) -> bool:

@@ -1,4 +1,4 @@
-"""Cache of captured decode steps, keyed by rows and sampling features."""
+"""Cache of captured decode steps, keyed by rows, sampling features and whether there are adapters."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ class Key(NamedTuple):
     penalized_rows: int
     num_top: int | None
     draws: bool
+    is_adapted: bool
 
 
 def bucket(rows: int, most: int) -> int:
@@ -44,13 +45,15 @@ class GraphCache:
         self._generation = backend.step_generation
         self._until_compared = self._interval = 0 if isinstance(graphs, bool) else graphs
 
-    def holds(self, rows: int, features: Features) -> bool:
-        """Whether a step of the first `rows` rows is there to be replayed."""
+    def holds(self, rows: int, features: Features, *, is_adapted: bool) -> bool:
+        """Whether a step of the first `rows` rows is there to be replayed. is_adapted: As in `run`."""
         is_valid = self._generation is self._backend.step_generation
-        return is_valid and Key(rows, *features) in self._replays
+        return is_valid and Key(rows, *features, is_adapted) in self._replays
 
-    def run(self, rows: int, step: Callable[[int], list[Any]]) -> list[Any] | None:
+    def run(self, rows: int, step: Callable[[int], list[Any]], *, is_adapted: bool) -> list[Any] | None:
         """Queue a step of the first `rows` rows, and return its arrays. `step` runs it where it is to be captured.
+
+        is_adapted: Whether rows may have adapters, which the step then reads from the table.
 
         Returns None where a replay was compared with its launches and did something else. Earlier replays may have done
         so, too.
@@ -58,7 +61,7 @@ class GraphCache:
         `step` is not kept. It may be a method of the cache's owner: the two would be a cycle, and the device's memory
         would stay in use without the model until Python collects garbage.
         """
-        table, key = self._table, Key(rows, *self._table.sampler.features)
+        table, key = self._table, Key(rows, *self._table.sampler.features, is_adapted)
         outputs: list[Any] | None
         with self._backend.active():  # no other thread gives memory back between the comparison and the replay
             if self._generation is not self._backend.step_generation:

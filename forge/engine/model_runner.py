@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -102,10 +103,13 @@ class ModelRunner:
         shapes = [(rows, 1) if rows <= most else (1, min(rows, longest)) for rows in ROW_COUNTS]
         shapes += [(2, min(8, longest))] * (most > 1)  # attention of several prompts may have a kernel of its own
         everything = SamplingParams(repetition_penalty=2.0, logprobs=1)
-        for rows, length in dict.fromkeys([(1, longest), *shapes, (most, 1)]):  # the last product has a row for each
+        every = dict.fromkeys([(1, longest), *shapes, (most, 1)])  # the last product has a row for each
+        slots = (-1, 0) if self.model.num_adapters else (-1,)
+        for (rows, length), adapter in product(every, slots):
             pages = [[0] * kind.num_entries(length) for kind in self.kinds]
             sequences = [
-                Sequence(choice, [0] * length, length, everything, 0, length, pages=pages) for choice in range(rows)
+                Sequence(choice, [0] * length, length, everything, 0, length, adapter=adapter, pages=pages)
+                for choice in range(rows)
             ]
             step = [Scheduled(sequence, 0, length) for sequence in sequences]
             # A short prompt's logits are computed at all positions: products of as many rows as `LLM.logits` has. A

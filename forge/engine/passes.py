@@ -19,14 +19,14 @@ MAX_TOKENS = 1024
 
 
 def run_pass(
-    scheduler: Scheduler, ids: list[int], most: int, run: Callable[[list[Scheduled]], T]
+    scheduler: Scheduler, ids: list[int], most: int, run: Callable[[list[Scheduled]], T], adapter: int = -1
 ) -> Generator[T, None, None]:
-    """Run steps over ids, of `most` tokens at most; yields what `run` returns.
+    """Run steps over ids, of `most` tokens at most; yields what `run` returns. adapter: As of `Sequence`.
 
     Beside running sequences a step has no more tokens than a step of theirs has prompt tokens. Where pages run out, the
     youngest of them give theirs up. Raises OutOfMemoryError where other passes hold the pages that it needs.
     """
-    sequence = Sequence(0, list(ids), len(ids), SamplingParams(), 0, len(ids))
+    sequence = Sequence(0, list(ids), len(ids), SamplingParams(), 0, len(ids), adapter=adapter)
     if not scheduler.reserve(sequence):
         raise OutOfMemoryError(
             f"a pass over {len(ids)} positions needs pages of the KV cache that other passes hold, which are not "

@@ -113,8 +113,9 @@ class StepPipeline:
             return False
         rows, sampler = bucket(len(step), self.max_sequences), self.table.sampler
         is_smaller = rows < len(self._sequences)
-        features = sampler.features_of([entry.sequence for entry in step]) if is_smaller else sampler.features
-        return not self._graphs.holds(rows, features)
+        sequences = [entry.sequence for entry in step]
+        features = sampler.features_of(sequences) if is_smaller else sampler.features
+        return not self._graphs.holds(rows, features, is_adapted=self._is_adapted(sequences))
 
     def warm_up(self, logits: Any, sequences: list[Sequence]) -> None:
         """Call the ops that a step calls beside the model, on rows of logits (B, V)."""
@@ -163,7 +164,10 @@ class StepPipeline:
             step=None if built is None and self._is_step_known else known,
         )
         if built is None:
-            outputs = self._graphs.run(len(self._sequences), self._step)
+            adapted = self._is_adapted(self._sequences)
+            outputs = self._graphs.run(
+                len(self._sequences), partial(self._step, is_adapted=adapted), is_adapted=adapted
+            )
             if outputs is None:
                 return False
             drawn = outputs[0]
@@ -222,7 +226,11 @@ class StepPipeline:
             self.table.sampler.serve(coming, also=True)
         return joining, moves
 
-    def _step(self, rows: int) -> list[Any]:
+    def _is_adapted(self, sequences: list[Sequence]) -> bool:
+        """Whether a step of these has launches for adapters. Without any it is the step of a model without them."""
+        return self.model.num_adapters > 0 and any(sequence.adapter >= 0 for sequence in sequences)
+
+    def _step(self, rows: int, *, is_adapted: bool) -> list[Any]:
         """One step of the first rows: what `read_sampled` takes, and the logits, by which a replay is compared."""
         table, row_numbers = self.table, self._rows[:rows]
         last_ids, lengths = table.fields["last_id"], table.fields["length"]
@@ -230,7 +238,10 @@ class StepPipeline:
             row_numbers, last_ids, lengths, table.page_tables, table.step, self.state.page_size
         )
         tables = tuple(PageTable(own, pages[:rows]) for own, pages in zip(slot_mapping, table.page_tables, strict=True))
-        decoding = Batch(ids, positions, self._starts[: rows + 1], row_lengths, tables, None)  # row r is slot r
+        adapters = table.fields["adapter"][:rows] if is_adapted else None
+        decoding = Batch(
+            ids, positions, self._starts[: rows + 1], row_lengths, tables, None, adapters
+        )  # row r is slot r
         logits = self.model(decoding, self.state)
         return [self._draw(logits), logits]
 

@@ -32,7 +32,8 @@ class PrefixCache:
     """A tree of full pages: each is found by its ids behind those before it.
 
     A page is looked up by the hash of its ids, and Python's dict compares the ids themselves. An engine has one model,
-    one precision and one KV cache, so these are no part of the key. A page is entered when an id was drawn behind it
+    one precision and one KV cache, so these are no part of the key. The adapter is: behind the first page that names
+    it, an adapter's pages are a tree of their own. A page is entered when an id was drawn behind it
     from finite logits; those of a sequence that ends with an error are forgotten, whoever wrote them. Pages without an
     owner stay until the pool needs them, the least recently used first. Source: automatic prefix caching of vLLM.
 
@@ -153,7 +154,8 @@ class PrefixCache:
         """Keys of the first `count` pages, or more. Bytes, because their hash differs from process to process."""
         keys, size = sequence.page_keys, self.page_size
         for start in range(len(keys) * size, count * size, size):
-            keys.append(array("i", sequence.ids[start : start + size]).tobytes())
+            own = [sequence.adapter] if not start and sequence.adapter >= 0 else []  # one number longer: no other key
+            keys.append(array("i", [*own, *sequence.ids[start : start + size]]).tobytes())
         return keys if len(keys) == count else keys[:count]
 
     def _num_released(self, count: int) -> list[int]:

@@ -20,6 +20,7 @@ _FIELDS: tuple[_Field, ...] = (  # the widest first, so that each lies at a mult
     ("choice", np.uint32, lambda s: s.choice),
     ("last_id", np.int32, lambda s: s.ids[-1] if s.ids else 0),
     ("length", np.int32, lambda s: s.num_tokens),
+    ("adapter", np.int32, lambda s: s.adapter),
     ("temperature", np.float32, lambda s: s.params.temperature),
     ("top_k", np.int32, lambda s: min(s.params.top_k, 2**31 - 1)),
     ("top_p", np.float32, lambda s: s.params.top_p),

@@ -39,6 +39,8 @@ class Sequence:
     """Ids at which it is finished: prompt + max_tokens, or the context."""
     end_ids: frozenset[int] = frozenset()
     """Ids that end it: its request's, and the model's unless it runs through them."""
+    adapter: int = -1
+    """The slot of its adapter; -1 = it has none."""
     num_computed: int = 0
     """Leading ids that the layers' state holds."""
     num_pending: int = 0

@@ -10,12 +10,23 @@ import numpy as np
 from forge.backend import Backend
 from forge.config import ModelConfig, Progress
 from forge.formats.checkpoint import Checkpoint
+from forge.models.adapters import adapter_bytes, attach
 from forge.models.arch import ARCHS
 from forge.models.decoder import Decoder
 from forge.models.hparams import read_config
 from forge.models.weights import Weights, expert_bytes, kept_bytes, kept_type, staging_bytes
 
-__all__ = ["Decoder", "build", "expert_bytes", "kept_bytes", "kept_type", "read_config", "staging_bytes"]
+__all__ = [
+    "Decoder",
+    "adapter_bytes",
+    "attach",
+    "build",
+    "expert_bytes",
+    "kept_bytes",
+    "kept_type",
+    "read_config",
+    "staging_bytes",
+]
 
 _MOST = 60_000.0
 """What the results of all layers may add up to: the rest of float16's 65,504 is the embedding's."""

@@ -111,13 +111,13 @@ class Attention:
         is_one_op = is_one_op and self.has_kv and self.head_dim <= MAX_HEAD_DIM
         operand = stream.normed(self.attn_norm)  # (T, E)
         split_k = "allowed" if is_one_op and not self.edits else "never"
-        qkv = self.attn_qkv(operand, split_k=split_k)  # (T, C)
+        qkv = self.attn_qkv(operand, batch.adapters, split_k=split_k)  # (T, C)
         self.edits(qkv, batch)
         attended = (self._decode if is_one_op else self._attend)(qkv, batch, state, hook)
         attended = attended.reshape(len(attended), -1)  # (T, H * D)
         if self.gates:
             attended = sigmoid_gate(attended, qkv, self.gates)
-        stream.add(self.attn_output, attended, self.post_attention_norm)
+        stream.add(self.attn_output, attended, self.post_attention_norm, batch.adapters)
 
     def _rope_args(self) -> RopeArgs:
         norms, tables = (self.attn_q_norm, self.attn_k_norm), (self.rope.cos_sin, self.rope.query_scale)

@@ -31,11 +31,14 @@ class Batch:
     """One for each kind of layer state"""
     logit_rows: Any | None
     """(R,) tokens whose logits are wanted; None = all T"""
+    adapters: Any | None = None
+    """(T,) the slot of each token's adapter, -1 = it has none; None = no token has one"""
 
     def arrays(self) -> list[Any]:
         """All of them, in an order of their own."""
         tables = [array for table in self.tables for array in table]
-        return [self.ids, self.positions, self.starts, self.lengths, self.logit_rows, *tables]
+        adapters = [] if self.adapters is None else [self.adapters]
+        return [self.ids, self.positions, self.starts, self.lengths, self.logit_rows, *tables, *adapters]
 
     @property
     def is_decode(self) -> bool:

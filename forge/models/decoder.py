@@ -41,6 +41,8 @@ class Decoder:
     ) -> None:
         self.config, self.backend, self.is_deterministic = config, backend, is_deterministic
         self.token_embd = weights.matrix({"token_embd.weight": config.vocab_size}, cols=config.width)
+        self.num_adapters = 0
+        """Slots that the layers' products have for adapters."""
         self._ropes = [RotaryEmbedding(rope, backend) for rope in config.ropes]
         self._rope_positions = 0
         self.layers: list[tuple[Mixer, AnyFeedForward]] = []
@@ -95,12 +97,16 @@ class Decoder:
         """Every matrix product of a decode step, in order."""
         if self.per_layer_inputs:
             yield self.per_layer_inputs.per_layer_model_proj
+        yield from self.layer_linears()
+        yield self.output
+
+    def layer_linears(self) -> Iterator[Linear]:
+        """Those of the layers: the products that may have adapters."""
         for index, (mixer, feed_forward) in enumerate(self.layers):
             yield from mixer.linears()
             yield from feed_forward.linears()
             if self.ends:
                 yield from self.ends[index].linears()
-        yield self.output
 
     def matrices(self) -> Iterator[tuple[Any, float]]:
         """The matrices that a decode step of one token reads, and what share of each, without `host_experts`."""
@@ -156,7 +162,7 @@ class Decoder:
             mixer(stream, batch, state, hook)
             feed_forward(stream, batch, hook)
             if self.ends:
-                self.ends[index](stream, inputs)
+                self.ends[index](stream, inputs, batch.adapters)
             if hook:
                 hook(f"blk.{index}", stream.value(unit))
         return stream

@@ -43,8 +43,10 @@ class FeedForward:
     def __call__(self, stream: ResidualStream, batch: Batch, hook: Hook | None) -> None:
         """Add the result to the stream."""
         operand = stream.kept() if self.beside else stream.normed(self.ffn_norm)
-        h = self.ffn_up(operand, glu=self.glu, split_k=self._split_k)  # (T, F)
-        stream.add(self.ffn_down, self.activate(h) if self.glu == "none" else h, self.post_ffw_norm)
+        slots = batch.adapters
+        split_k = self._split_k if slots is None else "never"  # adapters read x as it is
+        h = self.ffn_up(operand, slots, glu=self.glu, split_k=split_k)  # (T, F)
+        stream.add(self.ffn_down, self.activate(h) if self.glu == "none" else h, self.post_ffw_norm, slots)
 
     def activate(self, h: Any) -> Any:
         """The activation of a feed-forward without a gate: float32 (T, F) to operands."""

@@ -55,12 +55,12 @@ class LayerEnd:
         """The layer's matrix products, in the order of their launches."""
         return [self.inp_gate, self.proj] if self.inp_gate else []
 
-    def __call__(self, stream: ResidualStream, inputs: Any) -> None:
-        """inputs: float32 (T, layers * P) of `PerLayerInputs`, or None."""
+    def __call__(self, stream: ResidualStream, inputs: Any, slots: Any) -> None:
+        """inputs: float32 (T, layers * P) of `PerLayerInputs`, or None. slots: Of adapters, as of `Linear`."""
         if self.inp_gate:
             # The gate reads the stream itself, which is beyond float16: it is normed here, and the op undoes that.
-            gate = self.inp_gate(stream.normed(self._norm))  # (T, P)
+            gate = self.inp_gate(stream.normed(self._norm), slots)  # (T, P)
             h = per_layer_gate(gate, stream.x, inputs, self._first, self._norm.eps)
-            stream.add(self.proj, h, self.post_norm)
+            stream.add(self.proj, h, self.post_norm, slots)
         if self.layer_output_scale != 1.0:
             stream.scale(self.layer_output_scale)

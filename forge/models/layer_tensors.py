@@ -73,12 +73,16 @@ class LayerTensors:
         A file may hold them as one tensor, `joined`.
         """
         matrix = self._weights.matrix(*self._stored("", tensors, joined), cols=cols)
+        how: dict[str, Any] = {
+            "is_deterministic": self.is_deterministic,
+            "parts": self._weights.stored(*self._stored("", tensors, joined)),
+        }
         known = [f"{tensor}.bias" for tensor in tensors]
         is_joined = joined is not None and self.is_stored(f"{joined}.bias", self._first)
         if any(map(self.has, known)) or (is_joined and set(known) & set(self._optional)):
             bias = self._weights.vector(*self._stored(".bias", tensors, joined))
-            return Linear(matrix, bias, is_deterministic=self.is_deterministic)
-        return Linear(matrix, is_deterministic=self.is_deterministic)
+            return Linear(matrix, bias, **how)
+        return Linear(matrix, **how)
 
     def has(self, tensor: str) -> bool:
         """Whether the layer has this tensor: the family requires it, or has it as an option and this file brings it.

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from forge.config import NormKind
 from forge.ops.activation import act_and_mul, add_and_scale
 from forge.ops.linear import linear
+from forge.ops.lora import LowRank, lora
 from forge.ops.norm import Normed, norm
 
 
@@ -14,24 +16,33 @@ class Linear:
     """weight: (N, K), float or QuantTensor; bias: float32 (N,) or None.
 
     is_deterministic: A row's result does not depend on the rows beside it. factor: Of the product, which then has no
-    bias.
+    bias. parts: The file's tensors that it multiplies by, and their rows. adapters: What rows may add to it.
     """
 
-    __slots__ = ("bias", "factor", "is_deterministic", "weight")
+    __slots__ = ("adapters", "bias", "factor", "is_deterministic", "parts", "weight")
 
-    def __init__(self, weight: Any, bias: Any = None, *, is_deterministic: bool = False) -> None:
+    def __init__(
+        self, weight: Any, bias: Any = None, *, is_deterministic: bool = False, parts: Mapping[str, int] | None = None
+    ) -> None:
         self.weight, self.bias, self.is_deterministic = weight, bias, is_deterministic
+        self.parts = parts or {}
         self.factor = 1.0
+        self.adapters: LowRank | None = None
 
-    def __call__(self, operand: Any, *, residual: Any = None, glu: str = "none", split_k: str = "never") -> Any:
+    def __call__(
+        self, operand: Any, slots: Any = None, *, residual: Any = None, glu: str = "none", split_k: str = "never"
+    ) -> Any:
         """The product with an operand (M, K): float32 (M, N), or with glu (M, N / 2) in the precision of operands.
 
-        operand: An array, `Normed`, or `Ordered`.
+        operand: An array, `Normed`, or, without slots, `Ordered`.
+        slots: int32 (M,), as `Batch.adapters`. None = no row has an adapter: the launches are those without any.
         residual: float32 (M, N). The product is added to it in place.
         glu: silu or gelu: The first half of the product is a gate, and the result is activation(gate) * up.
         split_k: "allowed": The result may be `Partials`, which the reader sums; with glu `Ordered`, for a product with
         a quantized matrix.
         """
+        if slots is not None and self.adapters is not None:
+            return self._adapted(operand, slots, self.adapters, residual, glu)
         if self.factor != 1.0:
             assert self.bias is None
             assert residual is None
@@ -43,6 +54,16 @@ class Linear:
         if self.is_deterministic:
             split_k = "fixed_allowed" if split_k == "allowed" else "fixed"
         return linear(operand, self.weight, self.bias, residual, glu=glu, split_k=split_k)
+
+    def _adapted(self, operand: Any, slots: Any, adapters: LowRank, residual: Any, glu: str) -> Any:
+        """The product, what the rows' adapters add to it, and only then the activation."""
+        split_k, order = ("fixed", "fixed") if self.is_deterministic else ("never", "any")
+        x = norm(operand, out="act") if isinstance(operand, Normed) else operand  # which both read
+        y = linear(x, self.weight, self.bias, residual, glu="none", split_k=split_k)
+        lora(x, slots, adapters, y, order=order)
+        if self.factor != 1.0:
+            add_and_scale(y, None, self.factor)
+        return y if glu == "none" else act_and_mul(y, activation=glu)
 
 
 class Norm:

@@ -122,13 +122,13 @@ class MixtureOfExperts:
             else:
                 self.experts(operand, choice, stream.x)
             return
-        h = self.ffn_up_shexp(operand, glu=self.glu)  # (T, F)
+        h = self.ffn_up_shexp(operand, batch.adapters, glu=self.glu)  # (T, F)
         if self.ffn_gate_inp_shexp is not None:
             h = gate_rows(h, normed, self.ffn_gate_inp_shexp)
         # From here on the stream is no longer what was chosen by. The shared expert's result comes last: it may be left
         # pending, and sums are to have one order.
         self.experts(operand, choice, stream.x)
-        stream.add(self.ffn_down_shexp, h, None)
+        stream.add(self.ffn_down_shexp, h, None, batch.adapters)
 
 
 class FeedForwardBesideExperts:
@@ -155,7 +155,8 @@ class FeedForwardBesideExperts:
     def __call__(self, stream: ResidualStream, batch: Batch, hook: Hook | None) -> None:
         """Add the result to the stream."""
         operand = norm(stream.normed(self.ffn_norm), out="act")  # what is pending is in the stream from here on
-        dense = self.post_ffw_norm_1(self.ffn_down(self.ffn_up(operand, glu=self.glu)))  # (T, E)
+        slots = batch.adapters
+        dense = self.post_ffw_norm_1(self.ffn_down(self.ffn_up(operand, slots, glu=self.glu), slots))  # (T, E)
         choice = self.experts.choose(self.router_norm.operand(stream.x))
         sparse = self.post_ffw_norm_2(self.experts(self.pre_ffw_norm_2.operand(stream.x), choice, None))
         stream.add_result(add(dense, sparse), self.post_ffw_norm)

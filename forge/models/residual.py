@@ -45,14 +45,17 @@ class ResidualStream:
         operand, self._kept = self._kept[1], None
         return operand
 
-    def add(self, linear: Linear, h: Any, post_norm: Norm | None) -> None:
-        """Add linear(h), through the post_norm if there is one, in place or by leaving it pending."""
+    def add(self, linear: Linear, h: Any, post_norm: Norm | None, slots: Any = None) -> None:
+        """Add linear(h), through the post_norm if there is one, in place or by leaving it pending.
+
+        slots: Of the rows' adapters, as of `Linear`.
+        """
         if post_norm is not None:
-            self.leave(post_norm(linear(h)))
+            self.leave(post_norm(linear(h, slots)))
         elif self.leaves_pending and self._kept is None:
-            self.leave(linear(h, split_k="allowed"))
+            self.leave(linear(h, slots, split_k="allowed"))
         else:
-            linear(h, residual=self.x)
+            linear(h, slots, residual=self.x)
 
     def add_result(self, y: Any, post_norm: Norm) -> None:
         """Add y (T, E) through the post_norm, by leaving it pending."""

@@ -85,7 +85,7 @@ class Weights:
         A file may hold them as one tensor, `joined`. On NumPy the result is float32. On a GPU it is Packed, float16, or
         a Stack of these.
         """
-        rows = self._stored(rows, joined)
+        rows = self.stored(rows, joined)
         for name, count in rows.items():
             self._take(name, (count, cols))
         if self.backend.is_gpu:
@@ -135,7 +135,7 @@ class Weights:
             self._staging = self.backend.empty((words,), np.uint32)
         return self._staging
 
-    def _stored(self, sizes: Mapping[str, int], joined: str | None) -> Mapping[str, int]:
+    def stored(self, sizes: Mapping[str, int], joined: str | None) -> Mapping[str, int]:
         """Names and sizes of the tensors that the file has for these: the same, or `joined` alone.
 
         `joined` may be one of the names too: phi3's ffn_up holds gate and up. The size of the tensor then tells.
@@ -195,7 +195,7 @@ class Weights:
 
     def vector(self, sizes: Mapping[str, int], joined: str | None = None) -> Any:
         """(sum of sizes,) float32 on the device: the named vectors, or `joined` where the file has that."""
-        return self.array({name: (size,) for name, size in self._stored(sizes, joined).items()})
+        return self.array({name: (size,) for name, size in self.stored(sizes, joined).items()})
 
     def array(self, shapes: Mapping[str, tuple[int, ...]], factor: float = 1.0) -> Any:
         """float32 on the device: the named tensors, one behind the other, times the factor."""

@@ -11,6 +11,7 @@ from forge.ops import (  # noqa: F401
     kv_cache,
     linear,
     logprobs,
+    lora,
     norm,
     penalties,
     per_layer,

@@ -36,13 +36,19 @@ class AsyncFront(Front):
     ) -> list[Completion]: ...
     @keywords(SamplingParams)
     async def agenerate(
-        self, prompt: Prompt | Sequence[Prompt], params: SamplingParams | None = None, **overrides: Any
+        self,
+        prompt: Prompt | Sequence[Prompt],
+        params: SamplingParams | None = None,
+        *,
+        adapter: str | None = None,
+        **overrides: Any,
     ) -> Completion | list[Completion]:
         """Complete a prompt, or a list of prompts together. Cancelling the task aborts the request.
 
         Args:
             prompt: As in `generate`.
             params: As in `generate`.
+            adapter: As in `generate`.
             **overrides: As in `generate`.
 
         Returns:
@@ -54,12 +60,12 @@ class AsyncFront(Front):
         params = sampling_params(params, overrides)
         prompts, single = prompts_of(prompt)
         ids = await asyncio.to_thread(lambda: [self.encode_prompt(one) for one in prompts])
-        completions = await self._acomplete(ids, params)
+        completions = await self._acomplete(ids, params, adapter)
         return completions[0] if single and params.n == 1 else completions
 
     @keywords(SamplingParams)
     def astream(
-        self, prompt: Prompt, params: SamplingParams | None = None, **overrides: Any
+        self, prompt: Prompt, params: SamplingParams | None = None, *, adapter: str | None = None, **overrides: Any
     ) -> AsyncGenerator[Chunk, None]:
         """Complete one prompt, piece by piece: ``async for chunk in llm.astream(...)``.
 
@@ -68,6 +74,7 @@ class AsyncFront(Front):
         Args:
             prompt: As in `stream`.
             params: As in `stream`.
+            adapter: As in `generate`.
             **overrides: As in `stream`.
 
         Returns:
@@ -79,7 +86,8 @@ class AsyncFront(Front):
         """
         if not is_single(prompt):
             raise ParameterError("astream takes one prompt; agenerate takes a list of them", parameter="prompt")
-        return self._achunks(lambda: self.encode_prompt(prompt), sampling_params(params, overrides))
+        self._slot_of(adapter)
+        return self._achunks(lambda: self.encode_prompt(prompt), sampling_params(params, overrides), adapter)
 
     @overload
     async def achat(
@@ -117,6 +125,7 @@ class AsyncFront(Front):
         template_variables: Mapping[str, Any] | None = None,
         continue_final_message: bool = False,
         parse_special: bool = True,
+        adapter: str | None = None,
         **overrides: Any,
     ) -> Completion | list[Completion]:
         """Answer a conversation in the model's own chat format. Cancelling the task aborts the request.
@@ -128,6 +137,7 @@ class AsyncFront(Front):
             template_variables: As in `chat`.
             continue_final_message: As in `chat`.
             parse_special: As in `chat`.
+            adapter: As in `generate`.
             **overrides: As in `chat`.
 
         Returns:
@@ -145,7 +155,7 @@ class AsyncFront(Front):
             continue_final_message=continue_final_message,
             parse_special=parse_special,
         )
-        completions = await self._acomplete([ids], params)
+        completions = await self._acomplete([ids], params, adapter)
         return completions[0] if params.n == 1 else completions
 
     @keywords(SamplingParams)
@@ -158,6 +168,7 @@ class AsyncFront(Front):
         template_variables: Mapping[str, Any] | None = None,
         continue_final_message: bool = False,
         parse_special: bool = True,
+        adapter: str | None = None,
         **overrides: Any,
     ) -> AsyncGenerator[Chunk, None]:
         """Answer a conversation, piece by piece: ``async for chunk in llm.astream_chat(...)``.
@@ -171,6 +182,7 @@ class AsyncFront(Front):
             template_variables: As in `chat`.
             continue_final_message: As in `chat`.
             parse_special: As in `chat`.
+            adapter: As in `generate`.
             **overrides: As in `chat`.
 
         Returns:
@@ -190,11 +202,14 @@ class AsyncFront(Front):
                 parse_special=parse_special,
             )
 
-        return self._achunks(encode, sampling_params(params, overrides))
+        self._slot_of(adapter)
+        return self._achunks(encode, sampling_params(params, overrides), adapter)
 
-    async def _acomplete(self, prompts: list[list[int]], params: SamplingParams) -> list[Completion]:
+    async def _acomplete(
+        self, prompts: list[list[int]], params: SamplingParams, adapter: str | None
+    ) -> list[Completion]:
         waiter = AsyncWaiter()
-        request = self._request(prompts, params, waiter, is_streamed=False)
+        request = self._request(prompts, params, waiter, adapter, is_streamed=False)
         try:
             if prompts:
                 self._loop.submit(request)
@@ -203,10 +218,12 @@ class AsyncFront(Front):
             self._loop.cancel(request)
         return request.completions()
 
-    async def _achunks(self, encode: Callable[[], list[int]], params: SamplingParams) -> AsyncGenerator[Chunk, None]:
+    async def _achunks(
+        self, encode: Callable[[], list[int]], params: SamplingParams, adapter: str | None
+    ) -> AsyncGenerator[Chunk, None]:
         ids = await asyncio.to_thread(encode)
         waiter = AsyncWaiter()
-        request = self._request([ids], params, waiter, is_streamed=True)
+        request = self._request([ids], params, waiter, adapter, is_streamed=True)
         try:
             self._loop.submit(request)
             running = params.n

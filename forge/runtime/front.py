@@ -8,6 +8,8 @@ from typing import Any
 
 from forge.config import SamplingParams, with_bias
 from forge.engine import Engine
+from forge.errors import ParameterError
+from forge.keywords import shown
 from forge.outputs import Chunk, Completion
 from forge.runtime import process
 from forge.runtime.encoder import PromptEncoder
@@ -20,14 +22,38 @@ from forge.tokenizer.chat import ChatTemplate
 class Front(PromptEncoder):
     """Base of `LLM`: an engine's thread in front of which texts become ids."""
 
-    def __init__(self, engine: Engine, tokenizer: Tokenizer, chat_template: ChatTemplate | None, name: str) -> None:
-        """name: the model's, for messages."""
+    def __init__(
+        self,
+        engine: Engine,
+        tokenizer: Tokenizer,
+        chat_template: ChatTemplate | None,
+        name: str,
+        adapters: tuple[str, ...] = (),
+    ) -> None:
+        """name: the model's, for messages. adapters: Names of those in the model's slots, in order."""
         super().__init__(tokenizer, chat_template, engine.context, name)
-        self.engine = engine
+        self.engine, self.adapters = engine, adapters
         self._loop = EngineLoop(engine, name)
         process.watch(self._loop)
 
-    def _request(self, prompts: list[list[int]], params: SamplingParams, waiter: Any, *, is_streamed: bool) -> Request:
+    def _slot_of(self, adapter: str | None) -> int:
+        """The slot of an adapter; -1 for None. Raises ParameterError for a name that there is not."""
+        if adapter is None:
+            return -1
+        if adapter not in self.adapters:
+            there = f"there are: {', '.join(map(shown, self.adapters))}" if self.adapters else "load was given none"
+            raise ParameterError(f"adapter {shown(adapter)} is not loaded; {there}", parameter="adapter")
+        return self.adapters.index(adapter)
+
+    def _request(
+        self,
+        prompts: list[list[int]],
+        params: SamplingParams,
+        waiter: Any,
+        adapter: str | None = None,
+        *,
+        is_streamed: bool,
+    ) -> Request:
         """A request that is not submitted yet. Raises what is wrong with it in the caller's thread.
 
         waiter: What the engine's thread calls `deliver` of. The caller alone holds it.
@@ -36,11 +62,14 @@ class Front(PromptEncoder):
             self.engine.check(ids, params)
         if suppressed := self.tokenizer.suppressed_ids:
             params = with_bias(params, dict.fromkeys(suppressed, -math.inf))
-        return Request(prompts, params, self.tokenizer, self._loop.watch(waiter), is_streamed=is_streamed)
+        watched, slot = self._loop.watch(waiter), self._slot_of(adapter)
+        return Request(prompts, params, self.tokenizer, watched, slot, is_streamed=is_streamed)
 
-    def _complete(self, prompts: list[list[int]], params: SamplingParams) -> list[Completion]:
+    def _complete(
+        self, prompts: list[list[int]], params: SamplingParams, adapter: str | None = None
+    ) -> list[Completion]:
         waiter = self._loop.waiter()
-        request = self._request(prompts, params, waiter, is_streamed=False)
+        request = self._request(prompts, params, waiter, adapter, is_streamed=False)
         try:
             if prompts:
                 self._loop.submit(request)
@@ -49,14 +78,19 @@ class Front(PromptEncoder):
             self._loop.cancel(request)
         return request.completions()
 
-    def _stream(self, ids: list[int], params: SamplingParams) -> Generator[Chunk, None, None]:
+    def _stream(
+        self, ids: list[int], params: SamplingParams, adapter: str | None = None
+    ) -> Generator[Chunk, None, None]:
         self.engine.check(ids, params)  # now, not when the first chunk is read
+        self._slot_of(adapter)
         self._loop.check()
-        return self._chunks(ids, params)
+        return self._chunks(ids, params, adapter)
 
-    def _chunks(self, ids: list[int], params: SamplingParams) -> Generator[Chunk, None, None]:
+    def _chunks(
+        self, ids: list[int], params: SamplingParams, adapter: str | None = None
+    ) -> Generator[Chunk, None, None]:
         waiter = self._loop.waiter()
-        request = self._request([ids], params, waiter, is_streamed=True)
+        request = self._request([ids], params, waiter, adapter, is_streamed=True)
         try:
             self._loop.submit(request)
             running = params.n

@@ -26,11 +26,13 @@ class Request:
         params: SamplingParams,
         tokenizer: Tokenizer,
         waiter: ref[Any],
+        adapter: int = -1,
         *,
         is_streamed: bool,
     ) -> None:
+        """adapter: As of `Sequence`."""
         self.prompts, self.params, self.tokenizer, self.waiter = prompts, params, tokenizer, waiter
-        self.is_streamed = is_streamed
+        self.adapter, self.is_streamed = adapter, is_streamed
         """Chunks are delivered as they come. Else one message says that all choices have ended."""
         self.choices: list[Choice] = []
         self.chunks: list[Chunk] = []

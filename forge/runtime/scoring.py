@@ -22,8 +22,11 @@ _SCORED = 1 << 22
 """Logits whose likelihoods are computed between two steps of requests."""
 
 
-def logits(loop: EngineLoop, engine: Engine, ids: list[int]) -> npt.NDArray[np.float32]:
-    """float32 logits (T, V) of all T positions. Raises what `LLM.logits` does."""
+def logits(loop: EngineLoop, engine: Engine, ids: list[int], adapter: int = -1) -> npt.NDArray[np.float32]:
+    """float32 logits (T, V) of all T positions. Raises what `LLM.logits` does.
+
+    adapter: As of `Sequence`, here and below.
+    """
     engine.check_ids(ids)
     vocabulary = engine.runner.vocab_size
     size, free = 4 * len(ids) * vocabulary, select("cpu").free_bytes()
@@ -31,19 +34,28 @@ def logits(loop: EngineLoop, engine: Engine, ids: list[int]) -> npt.NDArray[np.f
         raise OutOfMemoryError(
             f"the logits of {len(ids)} tokens need {size / 1e9:.2f} GB, {free / 1e9:.2f} GB are free"
         )
-    return loop.run(_logits(engine, ids))
+    return loop.run(_logits(engine, ids, adapter))
 
 
-def attention(loop: EngineLoop, engine: Engine, ids: list[int], layers: range) -> npt.NDArray[np.float32]:
+def attention(
+    loop: EngineLoop, engine: Engine, ids: list[int], layers: range, adapter: int = -1
+) -> npt.NDArray[np.float32]:
     """Attention weights (layers, H, T, T) of some layers. Raises what `LLM.attention` does."""
     engine.check_ids(ids)
     found = AttentionWeights(engine.runner.config, layers, len(ids), select("cpu").free_bytes())
-    loop.run(engine.run_blocks(ids, found))
+    loop.run(engine.run_blocks(ids, found, adapter))
     return found.weights
 
 
 def embed(
-    loop: EngineLoop, engine: Engine, prompts: list[list[int]], pooling: Pooling, *, normalize: bool, name: str
+    loop: EngineLoop,
+    engine: Engine,
+    prompts: list[list[int]],
+    pooling: Pooling,
+    adapter: int = -1,
+    *,
+    normalize: bool,
+    name: str,
 ) -> npt.NDArray[np.float32]:
     """Embeddings (B, E) of prompts. Raises what `LLM.embed` does."""
     if pooling not in get_args(Pooling):
@@ -52,18 +64,20 @@ def embed(
         engine.check_ids(ids)
     rows = np.empty((len(prompts), engine.runner.config.width), np.float32)
     for row, ids in zip(rows, prompts, strict=True):
-        row[:] = loop.run(embedding(engine, ids, pooling, normalize=normalize, name=name))
+        row[:] = loop.run(embedding(engine, ids, pooling, adapter, normalize=normalize, name=name))
     return rows
 
 
-def perplexity(loop: EngineLoop, engine: Engine, chunks: list[list[int]], remainder: int, name: str) -> Perplexity:
+def perplexity(
+    loop: EngineLoop, engine: Engine, chunks: list[list[int]], remainder: int, name: str, adapter: int = -1
+) -> Perplexity:
     """How well each chunk's ids are predicted, from its second one on.
 
     remainder: tokens that are in no chunk. name: the model's, for messages.
     """
     nll, count = 0.0, 0
     for chunk in chunks:
-        for likelihood in loop.run(_score(engine, chunk)):
+        for likelihood in loop.run(_score(engine, chunk, adapter)):
             nll -= likelihood
         count += len(chunk) - 1
     if not math.isfinite(nll):
@@ -75,11 +89,11 @@ def perplexity(loop: EngineLoop, engine: Engine, chunks: list[list[int]], remain
 
 
 def embedding(
-    engine: Engine, ids: list[int], pooling: Pooling, *, normalize: bool, name: str
+    engine: Engine, ids: list[int], pooling: Pooling, adapter: int = -1, *, normalize: bool, name: str
 ) -> Generator[None, None, npt.NDArray[np.float32]]:
     """The embedding (E,) of a prompt: the mean of its states, or the last one. name: the model's, for messages."""
     total, row = np.zeros(engine.runner.config.width), np.zeros(0)
-    with closing(engine.states(ids)) as parts:
+    with closing(engine.states(ids, adapter)) as parts:
         for part in parts:
             states = engine.runner.backend.to_numpy(part)  # (rows, E)
             row = states[-1].astype(np.float64)
@@ -92,11 +106,11 @@ def embedding(
     return np.asarray(found / length if normalize and length else found, np.float32)
 
 
-def _logits(engine: Engine, ids: list[int]) -> Generator[None, None, npt.NDArray[np.float32]]:
+def _logits(engine: Engine, ids: list[int], adapter: int) -> Generator[None, None, npt.NDArray[np.float32]]:
     """float32 logits (T, V) on the host."""
     out = np.empty((len(ids), engine.runner.vocab_size), np.float32)
     row = 0
-    with closing(engine.logits(ids)) as parts:
+    with closing(engine.logits(ids, adapter=adapter)) as parts:
         for part in parts:
             out[row : row + len(part)] = engine.runner.backend.to_numpy(part)
             row += len(part)
@@ -104,11 +118,11 @@ def _logits(engine: Engine, ids: list[int]) -> Generator[None, None, npt.NDArray
     return out
 
 
-def _score(engine: Engine, ids: list[int]) -> Generator[None, None, list[float]]:
+def _score(engine: Engine, ids: list[int], adapter: int) -> Generator[None, None, list[float]]:
     """Log likelihoods of all ids but the first one, summed over some of them at a time."""
     sums: list[float] = []
     position, rows = 1, max(_SCORED // engine.runner.vocab_size, 1)
-    with closing(engine.logits(ids)) as parts:
+    with closing(engine.logits(ids, adapter=adapter)) as parts:
         for part in parts:
             targets = ids[position : position + len(part)]
             logits = engine.runner.backend.to_numpy(part)[: len(targets)]

@@ -41,7 +41,7 @@ class Work:
             self._timed[request] = request.deadline
         try:
             for ids in request.prompts:
-                for sequence in self._engine.add(ids, request.params):
+                for sequence in self._engine.add(ids, request.params, request.adapter):
                     self.choices[sequence] = request.begin(sequence), request
         except BaseException as error:
             self._fail(request, error)

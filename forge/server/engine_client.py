@@ -59,13 +59,15 @@ class EngineClient:
         self._send((self._model, self._options))
         self._reading = asyncio.create_task(self._read(reader))
 
-    async def stream(self, prompts: list[list[int]], params: SamplingParams) -> AsyncGenerator[list[Chunk], None]:
+    async def stream(
+        self, prompts: list[list[int]], params: SamplingParams, adapter: str | None = None
+    ) -> AsyncGenerator[list[Chunk], None]:
         """Chunks as they come, all that have come since the last ones together. Closing it ends the request.
 
         The first list is empty: the engine has accepted the request.
         """
         running = len(prompts) * params.n
-        number, queue = self._submit("submit", (prompts, params, True))
+        number, queue = self._submit("submit", (prompts, params, adapter, True))
         try:
             while running:
                 chunks = [Chunk(*found) for found in await _get(queue)]
@@ -76,18 +78,20 @@ class EngineClient:
         finally:
             self._forget(number)
 
-    async def complete(self, prompts: list[list[int]], params: SamplingParams) -> list[Completion]:
+    async def complete(
+        self, prompts: list[list[int]], params: SamplingParams, adapter: str | None = None
+    ) -> list[Completion]:
         """All completions at once, the n choices of the first prompt first. Cancelling the task ends the request."""
-        number, queue = self._submit("submit", (prompts, params, False))
+        number, queue = self._submit("submit", (prompts, params, adapter, False))
         try:
             completions: list[Completion] = await _get(queue)
             return completions
         finally:
             self._forget(number)
 
-    async def embed(self, ids: list[int], pooling: Pooling) -> bytes:
+    async def embed(self, ids: list[int], pooling: Pooling, adapter: str | None = None) -> bytes:
         """The embedding of a prompt, of length 1: float32 (E,) in the machine's byte order."""
-        number, queue = self._submit("embed", (ids, pooling))
+        number, queue = self._submit("embed", (ids, pooling, adapter))
         try:
             embedding: bytes = await _get(queue)
             return embedding

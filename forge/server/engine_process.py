@@ -102,20 +102,23 @@ class EngineServer:
             self._outlets.pop(number, None)
             self._outbox.put(("error", number, portable(error)))
 
-    def _submit(self, number: int, prompts: list[list[int]], params: SamplingParams, is_streamed: bool) -> None:
+    def _submit(
+        self, number: int, prompts: list[list[int]], params: SamplingParams, adapter: str | None, is_streamed: bool
+    ) -> None:
         llm = self._llm
         outlet = Outlet(number, self._outbox.put)
-        request = outlet.request = llm._request(prompts, params, outlet, is_streamed=is_streamed)
+        request = outlet.request = llm._request(prompts, params, outlet, adapter, is_streamed=is_streamed)
         self._outlets[number] = outlet
         if is_streamed:
             self._outbox.put(("chunks", number, []))  # it is accepted
         llm._loop.submit(request)
 
-    def _embed(self, number: int, ids: list[int], pooling: Pooling) -> None:
+    def _embed(self, number: int, ids: list[int], pooling: Pooling, adapter: str | None) -> None:
         llm = self._llm
         llm.engine.check_ids(ids)
         outlet = self._outlets[number] = Outlet(number, self._outbox.put)
-        llm._loop.submit_pass(embedding(llm.engine, ids, pooling, normalize=True, name=str(llm.path)), outlet)
+        slot = llm._slot_of(adapter)
+        llm._loop.submit_pass(embedding(llm.engine, ids, pooling, slot, normalize=True, name=str(llm.path)), outlet)
 
     def _describe(self) -> dict[str, Any]:
         llm = self._llm

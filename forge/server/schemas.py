@@ -45,7 +45,7 @@ Effort = Annotated[
 _TOKEN_ID = re.compile(r"0|[1-9]\d{0,8}", re.ASCII)
 """One way to write each, so that no key stands for another."""
 Strict = Annotated[bool | None, Field(description="Accepted, without effect: the arguments are not constrained.")]
-ModelName: Any = Field(default="", max_length=512, description="Any name: the server has one model.")
+ModelName: Any = Field(default="", max_length=512, description="An adapter's name; any other is the model.")
 
 
 class Body(BaseModel):

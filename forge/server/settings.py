@@ -15,6 +15,7 @@ _MAX_SECONDS = 1_000_000
 class ServerSettings:
     """Attributes:
     model_name: The model's name for clients. Requests may ask for another one: it is not compared.
+    adapters: Names of the model's adapters. A request chooses one by the name of its model.
     api_keys: Keys of which a client must send one; none = no key is asked for.
     allowed_hosts: Names that the Host header may have, beside IP addresses.
     cors_origins: Origins whose pages may call the server; "*" = any.
@@ -34,6 +35,7 @@ class ServerSettings:
     """
 
     model_name: str
+    adapters: tuple[str, ...] = ()
     api_keys: tuple[str, ...] = ()
     allowed_hosts: tuple[str, ...] = ()
     cors_origins: tuple[str, ...] = ()
@@ -67,6 +69,9 @@ class ServerSettings:
                 is_right, bound = value >= least, f"at least {least}"
             if not is_right:
                 raise ParameterError(f"{name} must be {bound}, not {value}", parameter=name)
+        if self.model_name in self.adapters:
+            message = f"an adapter has the model's name {self.model_name!r:.60}"
+            raise ParameterError(message, parameter="adapter", hint="give one of them another name")
         for key in self.api_keys:
             if not (key.isascii() and key.isprintable() and 0 < len(key) <= _KEY_LENGTH) or " " in key:
                 message = "api_key must be a word of letters, digits and signs, without spaces"

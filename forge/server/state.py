@@ -98,6 +98,10 @@ class Server:
         end = self.encoder.tokenizer.decode(prompt[-_PROMPT_END:])
         return self.output.parser(tools, end, tells_reasoning=self.settings.reasoning)
 
+    def adapter_of(self, model: str) -> str | None:
+        """The adapter that a request's "model" names; None for the model itself, which any other name is."""
+        return model if model in self.settings.adapters else None
+
     def check_ready(self) -> None:
         """Raises HTTPError where the engine takes no requests."""
         if self.client.state == "loading":

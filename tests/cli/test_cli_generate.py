@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from adapter_files import random_pairs, write_adapter
 from cli_runs import LLAMA, Captured, failure, json_of, with_template
 
 import forge
@@ -108,3 +109,27 @@ def test_generate_through_the_chat_template(tmp_path: Path, capsys: Captured) ->
     code, line = failure(capsys, "generate", "hi", "-m", LLAMA, "--chat")
     assert code == 1
     assert "no chat template" in line
+
+
+def test_generate_takes_an_adapter(tmp_path: Path, capsys: Captured) -> None:
+    path = write_adapter(tmp_path / "poet.gguf", "llama", random_pairs(Path(LLAMA), seed=0, size=1.0))
+    with forge.load(LLAMA, adapters={"poet": path}) as llm:
+        wanted = llm.generate("a b", max_tokens=8, ignore_eos=True, adapter="poet").ids
+        assert wanted != llm.generate("a b", max_tokens=8, ignore_eos=True).ids
+    common = ("generate", "a b", "-m", LLAMA, "--max-tokens", "8", "--ignore-eos", "--adapter")
+    for given in (str(path), f"x={path}"):
+        assert json_of(capsys, *common, given)["ids"] == wanted
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("=a.gguf", "--adapter: '=a.gguf' is no NAME=PATH"),
+        ("a=", "--adapter: 'a=' is no NAME=PATH"),
+        ("a=nothing.gguf", "nothing.gguf: "),
+    ],
+)
+def test_an_adapter_that_is_not_there_is_one_line(given: str, message: str, capsys: Captured) -> None:
+    code, line = failure(capsys, "generate", "a b", "-m", LLAMA, "--adapter", given)
+    assert code == 1 + (message.startswith("--adapter"))
+    assert line.startswith(f"forge: {message}")

@@ -179,12 +179,12 @@ def test_a_step_that_fails_ends_its_sequences_and_leaves_nothing_behind(
     calls = Counter[str]()
     real = getattr(owner, name)
 
-    def sometimes(self: object, *args: object) -> object:
+    def sometimes(self: object, *args: object, **options: object) -> object:
         calls[name] += 1
         stops = calls[name] in stopped
         if stops and not done:
             raise RuntimeError
-        result = real(self, *args)
+        result = real(self, *args, **options)
         if stops:
             raise RuntimeError
         return result

@@ -68,6 +68,7 @@ def command(
     *,
     sampling: dict[str, Any],
     loading: dict[str, Any],
+    adapter: options.Adapter = None,
     timings: options.Timings = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object for each answer.")] = False,
 ) -> None:
@@ -88,7 +89,8 @@ def command(
         raise ParameterError(what, parameter="question", hint="leave out QUESTION")
     if talks and as_json:
         raise ParameterError("--json needs a QUESTION, or text on standard input", parameter="question")
-    with options.loaded(model, chat_template=chat_template, **loading) as llm:
+    adapters = options.adapters_of([adapter] if adapter else [])
+    with options.loaded(model, chat_template=chat_template, adapters=adapters, **loading) as llm:
         conversation = Conversation(llm, params, system, assistant or "", variables, drops=not no_context_shift)
         conversation.render_once()  # an error of the template comes before any input is read
         message = None if talks or lines else _message(question, is_piped)

@@ -97,7 +97,7 @@ class Conversation:
         timings = reason = None
         interrupted = False
         try:
-            with closing(self.llm.stream(ids, self.params)) as chunks:
+            with closing(self.llm.stream(ids, self.params, adapter=options.chosen_adapter(self.llm))) as chunks:
                 output.write(show)
                 for chunk in chunks:
                     used += len(chunk.ids)

@@ -19,6 +19,7 @@ from forge.devtools.cases import (
     kv_cache,
     linear,
     logprobs,
+    lora,
     norm,
     penalties,
     per_layer,
@@ -31,7 +32,7 @@ from forge.ops.op import REGISTRY, Op
 
 _FILES = (
     *(activation, attention, decode_attention, decode_state, embed, expert_fetch, experts, kv_cache, linear, logprobs),
-    *(norm, penalties, per_layer, qkv, rope, sampling),
+    *(lora, norm, penalties, per_layer, qkv, rope, sampling),
 )
 CASES: dict[str, Sequence[Case]] = {name: cases for file in _FILES for name, cases in file.CASES.items()}
 

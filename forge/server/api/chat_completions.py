@@ -111,6 +111,7 @@ class ChatAnswer:
             "chat",
             chat.params(server.settings),
             checked_messages(chat.messages, server),
+            model=chat.model,
             tools=shown_tools(chat.tools, chat.tool_choice),
             template_variables=chat.template_variables(),
             one_call=chat.parallel_tool_calls is False,
@@ -118,7 +119,7 @@ class ChatAnswer:
         self._head: dict[str, Any] = {
             "id": id,
             "created": int(time.time()),
-            "model": server.settings.model_name,
+            "model": self._made.model_name,
             "system_fingerprint": None,
         }
 

@@ -61,14 +61,16 @@ class TextAnswer:
         self._wanted, self._tokenizer = wanted, server.encoder.tokenizer
         self._prompts, encode = encoded_prompts("prompt", wanted.prompt, server, server.settings.max_prompts)
         params, id = wanted.params(server.settings), new_id("cmpl-")
-        self._made = Generation(server, id, "completion", params, encode, num_prompts=len(self._prompts))
+        self._made = Generation(
+            server, id, "completion", params, encode, model=wanted.model, num_prompts=len(self._prompts)
+        )
         self._lengths = [0] * len(self._prompts) * params.n
         """Characters of the tokens so far, for each choice."""
         self._head: dict[str, Any] = {
             "id": id,
             "object": "text_completion",
             "created": int(time.time()),
-            "model": server.settings.model_name,
+            "model": self._made.model_name,
             "system_fingerprint": None,
         }
 

@@ -41,13 +41,14 @@ async def embeddings(request: Request, wanted: EmbeddingBody) -> Response:
 
 async def _embed(server: Server, wanted: EmbeddingBody) -> dict[str, Any]:
     _, encode = encoded_prompts("input", wanted.input, server, server.settings.max_inputs)
+    adapter = server.adapter_of(wanted.model)
     with server.admitted(new_id("embd-"), "embeddings", 1) as record:
         seconds = server.settings.request_seconds
         try:
             async with asyncio.timeout(seconds):
                 prompts = await asyncio.to_thread(encode)
                 tokens = record.prompt_tokens = sum(map(len, prompts))
-                found = [await server.client.embed(ids, wanted.pooling) for ids in prompts]
+                found = [await server.client.embed(ids, wanted.pooling, adapter) for ids in prompts]
         except TimeoutError:
             raise HTTPError(504, f"the request did not end within {seconds:g} s", code="timeout") from None
     is_text = wanted.encoding_format == "base64"
@@ -56,7 +57,7 @@ async def _embed(server: Server, wanted: EmbeddingBody) -> dict[str, Any]:
         for index, row in enumerate(found)
     ]
     usage = {"prompt_tokens": tokens, "total_tokens": tokens}
-    return {"object": "list", "data": data, "model": server.settings.model_name, "usage": usage}
+    return {"object": "list", "data": data, "model": adapter or server.settings.model_name, "usage": usage}
 
 
 def _base64(row: bytes) -> str:

@@ -44,6 +44,7 @@ class Generation:
         id: The answer's, for the client and the log.
         prompts: Ids of the prompts, as soon as they are encoded.
         completion_tokens: How many were generated, as far as choices have ended.
+        model_name: The name of what answers, the model's or an adapter's.
         cached_tokens: How many of the prompts' tokens the prefix cache had, as far as choices have ended.
     """
 
@@ -55,6 +56,7 @@ class Generation:
         params: SamplingParams,
         encode: Callable[[], list[list[int]]],
         *,
+        model: str,
         num_prompts: int = 1,
         parser: Callable[[list[int]], OutputParser] = lambda _: Plain(),
         one_call: bool = False,
@@ -63,10 +65,13 @@ class Generation:
         Args:
             endpoint: For the log.
             encode: Gives the ids of the prompts; runs in a thread.
+            model: The name that the request gives: an adapter's, or any.
             parser: Makes a parser of an answer, by the ids of its prompt.
             one_call: Calls of tools behind the first one are left out.
         """
         self.id, self.params = id, replace(params, timeout=server.settings.request_seconds)
+        self._adapter = server.adapter_of(model)
+        self.model_name = self._adapter or server.settings.model_name
         self.prompts: list[list[int]] = []
         self.completion_tokens = self.cached_tokens = 0
         self._server, self._endpoint, self._encode, self._parser = server, endpoint, encode, parser
@@ -82,7 +87,7 @@ class Generation:
         """Each choice as a whole."""
         with self._admitted() as record:
             await self._begin(record)
-            found = await self._server.client.complete(self.prompts, self.params)
+            found = await self._server.client.complete(self.prompts, self.params, self._adapter)
             record.add_completions(found)
             _check(found)
         return [self._output(index, one) for index, one in enumerate(found)]
@@ -91,7 +96,7 @@ class Generation:
         """What is new, as it comes. The first list is empty: the request is accepted."""
         with self._admitted() as record:
             await self._begin(record)
-            async with aclosing(self._server.client.stream(self.prompts, self.params)) as arriving:
+            async with aclosing(self._server.client.stream(self.prompts, self.params, self._adapter)) as arriving:
                 async for chunks in arriving:
                     record.add_chunks(chunks)
                     yield [self._output(chunk.index, chunk) for chunk in merged(chunks)]
@@ -129,6 +134,7 @@ def chat_generation(
     params: SamplingParams,
     messages: list[dict[str, Any]],
     *,
+    model: str,
     tools: list[dict[str, Any]],
     template_variables: Mapping[str, Any] | None = None,
     continues: bool = False,
@@ -137,6 +143,7 @@ def chat_generation(
     """The answer to a conversation, as OpenAI's chat API has it.
 
     Args:
+        model: As of `Generation`.
         tools: What the model is shown.
         continues: The answer goes on with the last message, which is the assistant's.
         one_call: Calls of tools behind the first one are left out.
@@ -149,6 +156,7 @@ def chat_generation(
         endpoint,
         params,
         lambda: [encoded(server, messages, tools, template_variables, continues=continues)],
+        model=model,
         parser=lambda ids: server.parser(tools, ids),
         one_call=one_call,
     )

@@ -15,21 +15,24 @@ router = APIRouter()
 
 @router.get("/v1/models")
 async def models(request: Request) -> dict[str, Any]:
-    """The one model."""
-    return {"object": "list", "data": [_model(server_of(request))]}
+    """The model, and its adapters."""
+    return {"object": "list", "data": _models(server_of(request))}
 
 
 @router.get("/v1/models/{id:path}")
 async def model(request: Request, id: str) -> dict[str, Any]:
     """The model of this name."""
-    found = _model(server_of(request))
-    if id != found["id"]:
-        raise HTTPError(404, f"the server has no model {id!r:.100}", "model", "model_not_found")
-    return found
+    for found in _models(server_of(request)):
+        if id == found["id"]:
+            return found
+    raise HTTPError(404, f"the server has no model {id!r:.100}", "model", "model_not_found")
 
 
-def _model(server: Server) -> dict[str, Any]:
-    """Its most tokens a sequence have two names in use. They are known when the model is loaded."""
-    model = {"id": server.settings.model_name, "object": "model", "created": server.created, "owned_by": "forge"}
-    context = server.client.info.get("context")
-    return model | ({"context_length": context, "max_model_len": context} if context else {})
+def _models(server: Server) -> list[dict[str, Any]]:
+    """Their most tokens a sequence have two names in use. They are known when the model is loaded. An adapter's parent
+    is the model, as vLLM has it."""
+    context, name = server.client.info.get("context"), server.settings.model_name
+    common = {"object": "model", "created": server.created, "owned_by": "forge"}
+    common |= {"context_length": context, "max_model_len": context} if context else {}
+    adapters = [{"id": adapter, **common, "parent": name} for adapter in server.settings.adapters]
+    return [{"id": name, **common}, *adapters]

@@ -1,0 +1,63 @@
+"""Cases of low-rank adapters."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from forge.devtools.cases.case import Case, normal
+from forge.ops.lora import LowRank
+from forge.ops.op import Arrays
+
+
+def lora_case(
+    name: str,
+    slots: list[int],
+    inner: int,
+    parts: tuple[int, ...],
+    rank: int = 8,
+    *,
+    count: int = 3,
+    order: str = "any",
+) -> Case:
+    """slots: Of the rows. parts: Rows of each matrix. count: Slots that there are."""
+
+    def make(rng: np.random.Generator) -> Arrays:
+        outer = sum(parts)
+        starts = np.cumsum([0, *parts[:-1]]).astype(np.int32)
+        a = normal(rng, count, len(parts) * rank, inner) * np.float32(inner**-0.5)
+        b = normal(rng, count, outer, rank) * np.float32(rank**-0.5)
+        adapters = LowRank(a, b, (1 + rng.random(count)).astype(np.float32), starts)
+        return normal(rng, len(slots), inner), np.array(slots, np.int32), adapters, normal(rng, len(slots), outer)
+
+    return Case(name, make, {"order": order})
+
+
+def _by_hand() -> Case:
+    """Two matrices of one row each. A of slot 1 sums x for the first and negates its last number for the second."""
+    a = np.zeros((2, 16, 2), np.float32)
+    a[1, 0], a[1, 8], a[0] = 1, (0, -1), 7
+    b = np.zeros((2, 2, 8), np.float32)
+    b[1, 0, 0], b[1, 1, 0], b[0] = 2, 3, 5
+    adapters = LowRank(a, b, np.array([9, 0.5], np.float32), np.array([0, 1], np.int32))
+    x = np.array([[3, 4], [3, 4]], np.float32)
+    y = np.full((2, 2), 10, np.float32)
+    # 10 + 0.5 * 2 * (3 + 4), 10 + 0.5 * 3 * -4; the other row has no adapter
+    return Case(
+        "by hand",
+        lambda _: (x.copy(), np.array([-1, 1], np.int32), adapters, y.copy()),
+        {"order": "any"},
+        written=(np.array([[10, 10], [17, 4]], np.float32),),
+    )
+
+
+CASES = {
+    "lora": [
+        _by_hand(),
+        lora_case("one row", [2], 72, (33,)),
+        lora_case("rows without", [-1, 0, -1, 2, 2], 1100 * 8, (40, 8, 8), 16),
+        lora_case("none has one", [-1, -1, -1], 64, (64,)),
+        lora_case("no vectors", [1, 0, 1], 37, (300, 5)),
+        lora_case("many rows", [*[0] * 11, -1, *[1] * 30, *[2, 0, 1] * 9], 136, (260, 12), 24),
+        lora_case("fixed", [*[0] * 30, -1, *[1] * 40], 64, (70,), order="fixed"),
+    ],
+}

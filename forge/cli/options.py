@@ -44,7 +44,7 @@ Model = Annotated[
         "--model",
         metavar="MODEL",
         envvar="FORGE_MODEL",
-        help="A name, a GGUF file, or hf:owner/repo[:QUANT].",
+        help="A name, a GGUF file, a model's directory, or hf:owner/repo[:QUANT].",
         autocompletion=_models,
     ),
 ]

@@ -12,7 +12,7 @@ import pytest
 from safetensors_files import framed, ones, safetensors_bytes, write_model
 
 from forge.errors import FormatError, ParameterError
-from forge.formats import model_directory, safetensors, strict_json
+from forge.formats import model_directory, safetensors
 from forge.formats.safetensors import SafeTensors
 
 # What safetensors 0.8.0 wrote: save({"b": bfloat16 [1.5, -2], "a": float32 arange(6) as (2, 3), "q": float8_e4m3fn
@@ -145,29 +145,6 @@ def test_the_most_tensors_of_a_file_are_read_in_bounded_calls(tmp_path: Path) ->
     path.write_bytes(framed("{" + header + ',"x":{"dtype":"U8","shape":[0],"data_offsets":[0,0]}}', bytes(4 << 16)))
     with pytest.raises(FormatError, match="has 65537 tensors, allowed are 65536"):
         safetensors.read_files([path])
-
-
-@pytest.mark.parametrize(
-    ("text", "value"),
-    [
-        (r'{"a": "[[[[\"]]\\", "b": [1, -2.5e3, true, null]}', {"a": '[[[["]]\\', "b": [1, -2500.0, True, None]}),
-        ('{"model_max_length": 1000000000000000019884624838656}', {"model_max_length": int(1e30)}),
-        (r'{"a": "\ud83d\ude00", "ü": "\\ud800"}', {"a": "\U0001f600", "ü": "\\ud800"}),
-        ("[" * 32 + "]" * 32, None),
-        ('{"a": {"k": 1}, "b": {"k": 1}}', {"a": {"k": 1}, "b": {"k": 1}}),
-    ],
-)
-def test_right_json_is_read_as_python_reads_it(text: str, value: strict_json.Json) -> None:
-    found = strict_json.parse(text.encode(), "m:")
-    assert value is None or found == value
-
-
-def test_counts_of_json_do_not_depend_on_where_it_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Texts are counted in parts of a megabyte: here of 1 to 9 bytes."""
-    text = rb'{"a[": [1, [2, "]\"[", {"b\\": "c"}]], "d": [[], {}]}'  # 7 open, 5 commas, 1 first value
-    for size in range(1, 10):
-        monkeypatch.setattr(strict_json, "_CHUNK", size)
-        assert strict_json._extent(text) == (4, 13)
 
 
 def test_files_are_read_up_to_their_limits(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import pytest
 from safetensors_files import framed, ones, safetensors_bytes, write_model
 
 from forge.errors import ForgeError, FormatError, UnsupportedError
-from forge.formats import safetensors, strict_json
+from forge.formats import safetensors
 
 MAX_PEAK_BYTES = 5 << 20
 DIGITS = "9" * 30
@@ -237,30 +237,6 @@ def test_a_header_of_gigabytes_is_refused_at_once(tmp_path: Path) -> None:
     refuse(path, (str(1 << 32), "allowed are 16777216"))
 
 
-@pytest.mark.parametrize(
-    ("unit", "words"),
-    [
-        (b'"%d":{},', "values, allowed are 65536"),
-        (b"[],", "values, allowed are 65536"),
-        (b'"a":0,', "values, allowed are 65536"),
-        (b'"\\"":1,', "values, allowed are 65536"),
-        (b"[", "nested deeper"),
-        (b'"', "not JSON"),
-        (b'\\"', "not JSON"),
-    ],
-)
-def test_bombs_of_json_take_little_memory(unit: bytes, words: str) -> None:
-    """2 MB: they are counted before Python makes objects of them."""
-    data = b"{" + unit * ((2 << 20) // len(unit))
-    tracemalloc.start()
-    try:
-        with pytest.raises(FormatError, match=words):
-            strict_json.parse(data, "m:", 1 << 16)
-        assert tracemalloc.get_traced_memory()[1] < 8 * len(data)
-    finally:
-        tracemalloc.stop()
-
-
 def index_of(weight_map: Any, **more: Any) -> str:
     return json.dumps({"metadata": {"total_size": 8}, "weight_map": weight_map, **more})
 
@@ -461,7 +437,7 @@ def test_mutated_files_are_read_or_refused_in_one_line(tmp_path: Path) -> None:
     header_bytes = struct.unpack_from("<Q", VALID)[0] + 8
     outcomes = {True: 0, False: 0}
     tracemalloc.start()
-    for _ in range(400):
+    for _ in range(150):
         data = bytearray(VALID)
         for _ in range(rng.choice((1, 1, 2, 5))):
             at, length = rng.randrange(header_bytes), rng.randrange(1, 9)
@@ -484,5 +460,5 @@ def test_mutated_files_are_read_or_refused_in_one_line(tmp_path: Path) -> None:
     peak_bytes = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak_bytes < MAX_PEAK_BYTES
-    assert outcomes[True] > 2  # a letter of a name
-    assert outcomes[False] > 250
+    assert outcomes[True] > 0  # a letter of a name
+    assert outcomes[False] > 100

@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 from fake_hub import COMMIT, FakeHub, Reply
+from hf_models import unpacked
 from hub_servers import Recorder
 from safetensors_files import ones, safetensors_bytes
 
+import forge
 from forge import hub
 from forge.cli import run
 from forge.errors import DownloadError, ModelNotFoundError
@@ -342,3 +344,46 @@ def test_a_directory_without_a_configuration_says_what_one_holds(tmp_path: Path)
         f"{os.fspath(tmp_path)!r} is a directory without config.json, and not a model's, which has"
     )
     assert message.endswith("or the path of a GGUF file in it")
+
+
+# ---- from the Hub to an answer
+
+
+@pytest.mark.slow
+def test_a_model_of_the_hub_is_pulled_run_and_inspected(
+    the_hub: FakeHub, cache: Path, tmp_path: Path, capsys: Captured
+) -> None:
+    """Through the links of the cache: the same ids as of the directory itself, and as of the GGUF file."""
+    mine = unpacked("qwen3", tmp_path / "mine")
+    publish(the_hub, {path.name: path.read_bytes() for path in mine.iterdir()} | OTHERS)
+    assert run(["pull", NAME]) == 0
+    folder = Path(capsys.readouterr().out.strip())
+    assert contents(folder) == contents(mine)
+    answers = []
+    for model in (NAME, str(mine), str(mine / "model.safetensors")):
+        assert run(["generate", "a", "-m", model, "--max-tokens", "3", "--json", "--device", "cpu"]) == 0
+        answers.append(json.loads(capsys.readouterr().out))
+    assert answers[0]["ids"] == answers[1]["ids"] == answers[2]["ids"]
+    assert [answer["model"] for answer in answers] == [REPO, "mine", "model.safetensors"]
+    assert len({answer["model_sha256"] for answer in answers}) == 1
+    assert run(["inspect", NAME, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["architecture"], found["path"], found["version"]) == ("qwen3", str(folder), None)
+    assert found["files"] == [str(folder / "model.safetensors")]
+    assert run(["inspect", NAME]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "format Hugging Face directory" in shown
+    assert "BF16" in shown or "F32" in shown
+    with forge.load(NAME, device="cpu") as llm:
+        assert repr(llm).startswith(f"<forge.LLM {REPO}: qwen3, ")
+
+
+def test_pickles_alone_are_refused_by_load(tmp_path: Path) -> None:
+    directory = unpacked("qwen3", tmp_path / "m")
+    (directory / "model.safetensors").unlink()
+    (directory / "pytorch_model.bin").write_bytes(b"PK\x03\x04" + bytes(60))
+    why = "pickles run code when they are opened: take the model's safetensors, or save_pretrained it anew"
+    for path in (directory, directory / "pytorch_model.bin"):
+        with pytest.raises(forge.FormatError, match=why) as caught:
+            forge.load(path)
+        assert str(caught.value).isprintable()

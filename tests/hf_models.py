@@ -27,6 +27,14 @@ def decode(packed: bytes, source: bytes) -> bytes:
     return bytes(out + other[at:])
 
 
+def int4_directory(name: str, directory: Path) -> Path:
+    """A model of tests/data/int4 (make_int4_goldens.py), with the tokenizer of all."""
+    shutil.copytree(DATA / "int4" / name, directory, dirs_exist_ok=True)
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(HF / file, directory)
+    return directory
+
+
 def unpacked(name: str, directory: Path) -> Path:
     """The directory of a model."""
     directory.mkdir(parents=True, exist_ok=True)

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 
 from forge.checkpoints.family import UNUSED, Family
+from forge.checkpoints.quantized import int4_views
 from forge.checkpoints.scaled import Fp8, Mxfp4
 from forge.checkpoints.settings import Settings
 from forge.checkpoints.views import Stored, View
@@ -16,7 +17,7 @@ from forge.formats.source import show
 _PREFIX = re.compile(r"((language_model|model|text_model|transformer|gpt_neox|ernie)\.)+")
 """What is before `layers` and the like, as versions of transformers, and models that hold a text model, differ in."""
 _SCALES = re.compile(r"(_scale_inv|_scale|_scales|\.input_scale|activation_scale|\.[kv]_scale|output_scale)$")
-_METHODS = ("fp8", "mxfp4", "compressed-tensors", "fbgemm_fp8", "modelopt")
+_METHODS = ("fp8", "mxfp4", "compressed-tensors", "fbgemm_fp8", "modelopt", "gptq", "awq")
 
 
 def stored_views(files: SafeTensors, settings: Settings, family: Family) -> dict[str, View]:
@@ -31,10 +32,12 @@ def stored_views(files: SafeTensors, settings: Settings, family: Family) -> dict
             f"{settings.path}: weights quantized by {method!r:.60} are not supported, of {', '.join(_METHODS)} they are"
         )
     found: dict[str, View] = {}
-    for name, short in _used(files, settings, family):
+    matrices, unread = int4_views(files, settings)
+    names = [*(name for name in files.tensors if name not in unread), *matrices]
+    for name, short in _used(names, files, settings, family):
         if short in found:
             raise FormatError(f"{files.path}: there are two tensors {show(short)}, one of them {show(name)}")
-        found[short] = _view(files, name)
+        found[short] = matrices[name] if name in matrices else _view(files, name)
     return found
 
 
@@ -43,11 +46,11 @@ def without_prefix(name: str) -> str:
     return _PREFIX.sub("", name, count=1) if _PREFIX.match(name) else name
 
 
-def _used(files: SafeTensors, settings: Settings, family: Family) -> Iterator[tuple[str, str]]:
-    """The stored tensors that are weights of the text model: name, and name without prefix."""
+def _used(names: list[str], files: SafeTensors, settings: Settings, family: Family) -> Iterator[tuple[str, str]]:
+    """The tensors that are weights of the text model: name, and name without prefix."""
     tied = settings.flag("tie_word_embeddings", family.is_tied)
     outputs = [name for name, new in family.names.items() if new == "output"]
-    for name in files.tensors:
+    for name in names:
         short = without_prefix(name)
         is_output = short.removesuffix(".weight") in outputs
         if UNUSED.fullmatch(short) or (tied and is_output):
@@ -57,7 +60,7 @@ def _used(files: SafeTensors, settings: Settings, family: Family) -> Iterator[tu
         if short.endswith("_scales") or short.endswith((".input_scale", "activation_scale", ".k_scale", ".v_scale")):
             continue
         yield name, short
-    if not tied and outputs and not any(name.endswith(f"{outputs[0]}.weight") for name in files.tensors):
+    if not tied and outputs and not any(name.endswith(f"{outputs[0]}.weight") for name in names):
         raise FormatError(
             f"{files.path}: {outputs[0]}.weight is missing, and {settings.path.name} does not say tie_word_embeddings"
         )

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from gguf_files import Blocks, write_gguf
 from harness import COMPILER, Harness
+from hf_models import int4_directory
 from host_memory import HostMemory, Replayed
 
 import forge
@@ -49,7 +50,18 @@ class HarnessBackend(Replayed, HostMemory, Harness):
     ],
 )
 def test_a_model_agrees_with_float32(name: str, wave: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = ARCH / name / "model.gguf"
+    agrees_with_float32(ARCH / name / "model.gguf", wave, monkeypatch)
+
+
+@slow
+@pytest.mark.parametrize(("name", "wave"), [("qwen2_awq", 32), ("qwen2_gptq_v2", 64)])
+def test_a_directory_of_int4_agrees_with_float32(
+    name: str, wave: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agrees_with_float32(int4_directory(name, tmp_path), wave, monkeypatch)
+
+
+def agrees_with_float32(path: Path, wave: int, monkeypatch: pytest.MonkeyPatch) -> None:
     prompts = [[5, 9, 17, 3], list(range(20, 40))]
     with forge.load(path, device="cpu", context=64) as llm:
         expected = llm.generate(prompts, max_tokens=8, temperature=0, ignore_eos=True)

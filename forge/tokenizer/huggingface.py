@@ -19,6 +19,7 @@ from forge.tokenizer.split_names import split_name, steps
 from forge.tokenizer.spm import SPACE
 from forge.tokenizer.vocab import END_NAMES, MAX_TOKENS, TokenType
 
+_ID = re.compile("[0-9]{1,9}")
 _BYTE_PIECE = re.compile("<0x[0-9A-Fa-f]{2}>")
 _CONTROLS = ("<pad>", "<mask>", "<2mass>", "[@BOS@]")
 """Added tokens that models declare as text, and that are none. llama.cpp's list."""
@@ -175,17 +176,23 @@ def _added_tokens(files: HuggingFaceFiles, vocab: Mapping[str, int], size: int) 
     more = files.tokenizer_config.get("added_tokens_decoder") or {}
     if not isinstance(tokens, list) or not all(isinstance(token, Mapping) for token in tokens):
         raise files.error("added_tokens is not a list of objects")
-    if not isinstance(more, Mapping) or not all(key.isdecimal() and isinstance(more[key], Mapping) for key in more):
+    if not isinstance(more, Mapping) or not all(_ID.fullmatch(key) and isinstance(more[key], Mapping) for key in more):
         raise files.error("added_tokens_decoder is not an object of tokens", "tokenizer_config.json")
-    known = {token.get("content") for token in tokens}
-    tokens = [*tokens, *({**more[key], "id": int(key)} for key in more if more[key].get("content") not in known)]
-    for token in tokens:
-        text, i = token.get("content"), token.get("id")
-        if not isinstance(text, str) or not text or isinstance(i, bool) or not isinstance(i, int) or i < 0:
+    known = set(map(_content, tokens))
+    rest = [{**more[key], "id": int(key)} for key in more if _content(more[key]) not in known]
+    for token in [*tokens, *rest]:
+        text, i = _content(token), token.get("id")
+        if not text or isinstance(i, bool) or not isinstance(i, int) or i < 0:
             raise files.error("added_tokens holds a token without a text or an id")
         i = vocab.get(text, i)
         if i < size:
             yield text, i, bool(token.get("special")) or _is_marker(text)
+
+
+def _content(token: Mapping[str, Any]) -> str:
+    """The text of an added token, "" for one that has none."""
+    text = token.get("content")
+    return text if isinstance(text, str) else ""
 
 
 def _is_marker(text: str) -> bool:

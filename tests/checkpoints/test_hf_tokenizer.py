@@ -115,6 +115,7 @@ MALFORMED: list[tuple[str, str, dict[str, Any], type[ForgeError], str]] = [
     ("bytes", "tokenizer.json", {"added_tokens": [1]}, FormatError, "added_tokens is not a list of objects"),
     ("bytes", "tokenizer.json", {"added_tokens": [{"id": -5, "content": "x"}]}, FormatError, "without a text or an id"),
     ("bytes", "tokenizer.json", {"added_tokens": [{"id": 9}]}, FormatError, "without a text or an id"),
+    ("bytes", "tokenizer.json", {"added_tokens": [{"id": 9, "content": {}}]}, FormatError, "without a text or an id"),
     ("bytes", "tokenizer.json", {"model.type": "Unigram"}, UnsupportedError, "'Unigram'; forge knows BPE alone"),
     ("bytes", "tokenizer.json", {"model.type": ["BPE"]}, UnsupportedError, "forge knows BPE alone"),
     ("bytes", "tokenizer.json", {"model.end_of_word_suffix": "</w>"}, UnsupportedError, "end_of_word_suffix, '</w>'"),
@@ -128,6 +129,20 @@ MALFORMED: list[tuple[str, str, dict[str, Any], type[ForgeError], str]] = [
     ),
     ("bytes", "tokenizer_config.json", {"added_tokens_decoder": [1]}, FormatError, "is not an object of tokens"),
     ("bytes", "tokenizer_config.json", {"added_tokens_decoder": {"x": {}}}, FormatError, "is not an object of tokens"),
+    (
+        "bytes",
+        "tokenizer_config.json",
+        {"added_tokens_decoder": {"9" * 5000: {}}},
+        FormatError,
+        "not an object of tokens",
+    ),
+    (
+        "bytes",
+        "tokenizer_config.json",
+        {"added_tokens_decoder": {"9": {"content": {}}}},
+        FormatError,
+        "without a text or an id",
+    ),
     ("bytes", "config.json", {"vocab_size": 2**40}, FormatError, "config.json: vocab_size is 1099511627776"),
     (
         "characters",

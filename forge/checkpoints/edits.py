@@ -38,16 +38,17 @@ def pair_keys(view: View, settings: Settings) -> tuple[View, ...]:
     return _paired(view, settings.kv_heads, settings)
 
 
-def _half(size: int, settings: Settings) -> int:
-    if size % 2:
-        raise FormatError(f"{settings.path}: a tensor of gates and ups has an odd number of rows, {size}")
-    return size // 2
+def _half(view: View, axis: int, settings: Settings) -> int:
+    """Half of a side of a tensor that holds gates and ups. Raises FormatError for vectors, and for odd sides."""
+    if len(view.shape) < 2 or view.shape[axis] % 2:
+        raise FormatError(f"{settings.path}: a tensor {view.shape} cannot be gates and ups")
+    return view.shape[axis] // 2
 
 
 def halves(view: View, settings: Settings) -> tuple[View, ...]:
     """Gate over up, (2 * F, E) or for each expert (X, 2 * F, E): two tensors."""
+    size = _half(view, -2, settings)
     *more, rows, cols = view.shape
-    size = _half(rows, settings)
 
     def part(offset: int) -> View:
         pick: Pick = lambda out: out // size * rows + out % size + offset  # noqa: E731
@@ -58,14 +59,13 @@ def halves(view: View, settings: Settings) -> tuple[View, ...]:
 
 def alternate(view: View, settings: Settings) -> tuple[View, ...]:
     """Rows of gate and up in turn, for each expert (X, 2 * F, E): two tensors."""
-    *more, rows, cols = view.shape
-    shape = (*more, _half(rows, settings), cols)
+    shape = (*view.shape[:-2], _half(view, -2, settings), view.shape[-1])
     return Picked(view, lambda out: 2 * out, shape), Picked(view, lambda out: 2 * out + 1, shape)
 
 
 def alternate_numbers(view: View, settings: Settings) -> tuple[View, ...]:
     """Biases of gate and up in turn, (X, 2 * F): two tensors."""
-    shape = (*view.shape[:-1], _half(view.shape[-1], settings))
+    shape = (*view.shape[:-1], _half(view, -1, settings))
     return Whole(view, lambda all: all[..., ::2], shape), Whole(view, lambda all: all[..., 1::2], shape)
 
 
@@ -76,14 +76,14 @@ def transposed(view: View, settings: Settings) -> tuple[View, ...]:
 
 def transposed_halves(view: View, settings: Settings) -> tuple[View, ...]:
     """Gate beside up, (X, E, 2 * F): two tensors (X, F, E)."""
-    size = _half(view.shape[-1], settings)
+    size = _half(view, -1, settings)
     stored = _stored(view, settings)
     return Transposed(stored, 0, 1, size), Transposed(stored, size, 1, size)
 
 
 def transposed_alternate(view: View, settings: Settings) -> tuple[View, ...]:
     """Columns of gate and up in turn, (X, E, 2 * F): two tensors (X, F, E)."""
-    size = _half(view.shape[-1], settings)
+    size = _half(view, -1, settings)
     stored = _stored(view, settings)
     return Transposed(stored, 0, 2, size), Transposed(stored, 1, 2, size)
 

@@ -13,6 +13,7 @@ from forge.formats.strict_json import Json, show_json
 
 MAX_INT = 2**31 - 1
 MAX_LAYERS = 1024
+MAX_HEAD_DIM = 1 << 16
 
 _OLD_ROPE = {
     "partial_rotary_factor": "partial_rotary_factor rotary_pct rope_pct",
@@ -92,7 +93,7 @@ class Settings:
     def head_dim(self) -> int:
         """Numbers of a head."""
         width = self.integer("hidden_size n_embd", min=1)
-        return self.integer("head_dim", max(width // self.heads, 1), min=1)
+        return self.integer("head_dim", max(width // self.heads, 1), min=1, max=MAX_HEAD_DIM)
 
     @property
     def kv_heads(self) -> int:
@@ -116,15 +117,17 @@ class Settings:
         """
         found = self._rope_parameters()
         settings = dict(self._object("rope_parameters", found.get("full_attention", found)))
-        settings["rope_type"] = settings.get("rope_type") or settings.pop("type", None) or "default"
+        older = settings.pop("type", None)
+        if settings.get("rope_type") is None:
+            settings["rope_type"] = "default" if older is None else older
         if type(settings["rope_type"]) is not str:
             self.refuse("rope_type", "a string", settings["rope_type"])
         settings["rope_type"] = _OLD_TYPES.get(settings["rope_type"], settings["rope_type"])
         if settings.get("rope_theta") is None and self.has("rope_theta rotary_emb_base"):
             settings["rope_theta"] = self.number("rope_theta rotary_emb_base", min=1.0)
         for name, older_names in _OLD_ROPE.items():
-            if settings.get(name) is None and (older := self.find(older_names)):
-                settings[name] = older[1]
+            if settings.get(name) is None and (found_outside := self.find(older_names)):
+                settings[name] = found_outside[1]
         return {name: value for name, value in settings.items() if value is not None}
 
     def local_rope(self) -> dict[str, Any]:
@@ -153,17 +156,17 @@ class Settings:
     def of_global_layers(self, name: str, overall: str) -> int:
         """A number of Gemma 4's layers without a window: `overall`, or what per_layer_config says of the first one."""
         if self.has(overall):
-            return self.integer(overall, min=1)
+            return self.integer(overall, min=1, max=MAX_HEAD_DIM)
         configs = self.values.get("per_layer_config") or {}
         if type(configs) is not dict:
             self.refuse("per_layer_config", "an object", configs)
         for layer, is_local in enumerate(self.is_local() or []):
             config = configs.get(str(layer), configs.get(f"{layer:02}"))
             if not is_local and type(config) is dict and name in config:
-                if type(config[name]) is not int or not 0 < config[name] <= MAX_INT:
+                if type(config[name]) is not int or not 0 < config[name] <= MAX_HEAD_DIM:
                     self.refuse(f"per_layer_config.{layer}.{name}", "a whole number", config[name])
                 return int(config[name])
-        return self.integer(name, min=1)
+        return self.integer(name, min=1, max=MAX_HEAD_DIM)
 
     @property
     def rotary_share(self) -> float:

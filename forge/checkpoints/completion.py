@@ -52,6 +52,9 @@ def complete(keys: Metadata, settings: Settings, family: Family) -> None:
 def _check(settings: Settings, family: Family, arch: Arch) -> None:
     for name, values in family.expects.items():
         settings.expect(name, values)
+    if arch.norms_rotated_heads:
+        experts = settings.integer("num_local_experts", 0)
+        settings.expect("use_qk_norm", (arch.norms_heads_of(experts),))
     found = settings.find("hidden_activation hidden_act activation_function activation")
     known = _ACTIVATIONS[arch.activation]
     if family.arch == "gemma":  # the first Gemma's files say gelu, and mean the form by tanh
@@ -110,7 +113,10 @@ def _check_rotations(settings: Settings, arch: Arch, local: list[bool]) -> None:
         expected = [int(is_local) for is_local in local]
     else:
         expected = [1] * settings.layers
-    if settings.has("no_rope_layers") and [int(bool(x)) for x in settings.per_layer("no_rope_layers")] != expected:
+    if (
+        settings.values.get("no_rope_layers")
+        and [int(bool(x)) for x in settings.per_layer("no_rope_layers")] != expected
+    ):
         raise UnsupportedError(f"{settings.path}: no_rope_layers says other layers than the family's are not rotated")
     if settings.has("layer_rope_theta"):
         base = settings.rope().get("rope_theta", _BASE)

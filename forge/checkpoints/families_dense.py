@@ -51,7 +51,7 @@ GEMMA3 = Family(
         "sliding_window": 4096,
         "query_pre_attn_scalar": 256,
     },
-    expects={"attn_logit_softcapping": (), "use_bidirectional_attention": (False,)},
+    expects={"attn_logit_softcapping": (), "use_bidirectional_attention": (False, "vision")},
     local_layers=6,
     scales_scores=True,
     is_tied=True,
@@ -85,7 +85,6 @@ layers.#.mlp.up_gate_proj blk.#.ffn_gate blk.#.ffn_up
 DENSE: dict[str, Family] = {
     "llama": LLAMA,
     "mistral": MISTRAL,
-    "mistral3": replace(MISTRAL, arch="mistral3"),
     "ministral3": _MINISTRAL,
     "qwen2": QWEN2,
     "qwen3": QWEN3,

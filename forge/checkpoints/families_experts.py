@@ -148,6 +148,7 @@ layers.#.pre_feedforward_layernorm_2 blk.#.pre_ffw_norm_2
         extras=(extras.proportional_factors,),
         keys=(*GEMMA3.keys, keys.EXPERT_WIDTH, keys.gemma4),
         defaults={**EPS_6, "hidden_size_per_layer_input": 256, "head_dim": 256, "sliding_window": 512},
+        expects={"use_bidirectional_attention": (False, "vision")},
         is_tied=True,
     ),
     "llama4_text": Family(
@@ -243,5 +244,6 @@ int? rope.dimension_count rotary_dim
 """),
         ),
         defaults={**EPS_6, "rope_theta": 5e6},
+        expects={"qk_norm_type": ("per_layer",)},
     ),
 }

@@ -113,16 +113,16 @@ def in_words_of_gguf(
 def family_of(config: Mapping[str, Json], path: Path) -> Family:
     """The row of a config.json. Raises UnsupportedError, with names like it, for a model without one."""
     text = config.get("text_config")
-    kinds = [config.get("model_type"), *([text.get("model_type")] if isinstance(text, dict) else [])]
+    kinds = [*([text.get("model_type")] if isinstance(text, dict) else []), config.get("model_type")]
     named = [kind for kind in kinds if isinstance(kind, str)]
     if not named:
         raise FormatError(f"{path}: model_type should be the name of a family, not {show_json(kinds[-1])}")
     for kind in named:
         if kind in FAMILIES:
             return FAMILIES[kind]
-    alike = ", ".join(get_close_matches(named[-1], FAMILIES, 5, 0.4)) or "none"
+    alike = ", ".join(get_close_matches(named[0], FAMILIES, 5, 0.4)) or "none"
     raise UnsupportedError(
-        f"{path}: model_type {show(named[-1])} is not supported; of the {len(FAMILIES)} that are, these have names "
+        f"{path}: model_type {show(named[0])} is not supported; of the {len(FAMILIES)} that are, these have names "
         f"like it: {alike}"
     )
 

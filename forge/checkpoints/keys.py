@@ -229,7 +229,7 @@ def llama4(settings: Settings, _: Mapping[str, View]) -> Metadata:
     if local is not None and not any(local):
         return found | {"attention.sliding_window": 0}
     found["attention.sliding_window"] = number("attention_chunk_size", 8192)
-    if settings.flag("attn_temperature_tuning", True):
+    if settings.values.get("attn_temperature_tuning", True):  # the first files say 4
         scale = settings.number("attn_scale", 0.1)
         found |= {
             "attention.temperature_length": number("floor_scale", 8192),
@@ -243,6 +243,8 @@ def llama4(settings: Settings, _: Mapping[str, View]) -> Metadata:
 def ernie_experts(settings: Settings, _: Mapping[str, View]) -> Metadata:
     width = settings.integer("moe_intermediate_size", max=2**20)
     shared = settings.integer("moe_num_shared_experts", 0, max=2**10)
+    if settings.integer("moe_layer_end_index", settings.layers - 1) < settings.layers - 1:
+        raise UnsupportedError(f"{settings.path}: dense layers behind those with experts are not supported")
     found: Metadata = {
         "expert_count": settings.integer("moe_num_experts"),
         "expert_used_count": settings.integer("moe_k"),

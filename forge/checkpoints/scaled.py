@@ -14,7 +14,7 @@ from forge.formats.ggml import GGMLType
 from forge.formats.safetensors import SafeTensors
 from forge.formats.source import show
 
-_SCALE_BLOCK = 128
+SCALE_BLOCK = 128
 """Rows and columns that share a scale, where they are not all of the matrix's or all of a row's."""
 
 
@@ -52,7 +52,7 @@ class Fp8(View):
             shape = (*[1] * len(more), 1, 1)
         elif shape in (tuple(info.shape[:-1]), (*info.shape[:-1], 1)):  # one for each row
             shape = (*more, rows, 1)
-        blocks = -(-rows // _SCALE_BLOCK), -(-cols // _SCALE_BLOCK)
+        blocks = -(-rows // SCALE_BLOCK), -(-cols // SCALE_BLOCK)
         if len(shape) != len(info.shape) or shape[-2:] not in ((1, 1), (rows, 1), blocks):
             raise FormatError(
                 f"{files.path_of(scale)}: tensor {show(scale)} has shape {scales.shape}, which does not fit "
@@ -76,10 +76,10 @@ class Fp8(View):
             self._files.read(self._name, (start + first) * cols, codes)
             numbers = np.arange(start + first, start + first + len(part))
             within = numbers % rows
-            place = within if row_of == rows else within // _SCALE_BLOCK if row_of > 1 else np.zeros_like(within)
+            place = within if row_of == rows else within // SCALE_BLOCK if row_of > 1 else np.zeros_like(within)
             scales = self._kept[numbers // rows * row_of + place]
             if scales.shape[1] > 1:
-                scales = np.repeat(scales, _SCALE_BLOCK, axis=1)[:, :cols]
+                scales = np.repeat(scales, SCALE_BLOCK, axis=1)[:, :cols]
             np.take(_E4M3, codes, out=part)
             part *= scales
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from forge.checkpoints.family import UNUSED, Family
 from forge.checkpoints.quantized import int4_views
-from forge.checkpoints.scaled import Fp8, Mxfp4
+from forge.checkpoints.scaled import SCALE_BLOCK, Fp8, Mxfp4
 from forge.checkpoints.settings import Settings
 from forge.checkpoints.views import Stored, View
 from forge.errors import FormatError, UnsupportedError
@@ -17,6 +17,8 @@ from forge.formats.source import show
 _PREFIX = re.compile(r"((language_model|model|text_model|transformer|gpt_neox|ernie)\.)+")
 """What is before `layers` and the like, as versions of transformers, and models that hold a text model, differ in."""
 _SCALES = re.compile(r"(_scale_inv|_scale|_scales|\.input_scale|activation_scale|\.[kv]_scale|output_scale)$")
+_FORMATS = ("float-quantized", "naive-quantized", "pack-quantized")
+"""Of compressed-tensors: FP8, and integers of 4 bits."""
 _METHODS = ("fp8", "mxfp4", "compressed-tensors", "fbgemm_fp8", "modelopt", "gptq", "awq")
 
 
@@ -26,11 +28,7 @@ def stored_views(files: SafeTensors, settings: Settings, family: Family) -> dict
     Raises FormatError for two tensors of one name and for scales that do not fit, UnsupportedError for a quantization
     that is not known.
     """
-    method = settings.object("quantization_config").get("quant_method")
-    if method is not None and method not in _METHODS:
-        raise UnsupportedError(
-            f"{settings.path}: weights quantized by {method!r:.60} are not supported, of {', '.join(_METHODS)} they are"
-        )
+    _check_method(settings)
     found: dict[str, View] = {}
     matrices, unread = int4_views(files, settings)
     names = [*(name for name in files.tensors if name not in unread), *matrices]
@@ -44,6 +42,20 @@ def stored_views(files: SafeTensors, settings: Settings, family: Family) -> dict
 def without_prefix(name: str) -> str:
     """A name without what is before `layers` and the like."""
     return _PREFIX.sub("", name, count=1) if _PREFIX.match(name) else name
+
+
+def _check_method(settings: Settings) -> None:
+    """Raises UnsupportedError for a quantization that nothing here reads."""
+    config = settings.object("quantization_config")
+    method, form, block = (config.get(key) for key in ("quant_method", "format", "weight_block_size"))
+    if method is not None and method not in _METHODS:
+        raise UnsupportedError(
+            f"{settings.path}: weights quantized by {method!r:.60} are not supported, of {', '.join(_METHODS)} they are"
+        )
+    if method == "compressed-tensors" and form not in _FORMATS:
+        raise UnsupportedError(f"{settings.path}: weights of the format {form!r:.60} are not supported")
+    if block not in (None, [SCALE_BLOCK, SCALE_BLOCK]):
+        raise UnsupportedError(f"{settings.path}: scales of blocks of {block!r:.60} weights are not supported")
 
 
 def _used(names: list[str], files: SafeTensors, settings: Settings, family: Family) -> Iterator[tuple[str, str]]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,8 +29,8 @@ NOT_COMPARED = {
 """Beside tokenizer.*, which tests/tokenizer compares with the converter's."""
 
 
-def cases(quick: set[str]) -> list[object]:
-    return [name if name in quick else pytest.param(name, marks=pytest.mark.slow) for name in NAMES]
+def cases(quick: set[str], names: Iterable[str] = NAMES) -> list[object]:
+    return [name if name in quick else pytest.param(name, marks=pytest.mark.slow) for name in sorted(names)]
 
 
 def plain(value: object) -> object:
@@ -81,3 +83,93 @@ def test_rows_are_read_alike_whole_and_in_parts(name: str, tmp_path: Path, monke
             np.testing.assert_array_equal(
                 file.raw(tensor, slice(start, stop)), expected.raw(tensor, slice(start, stop)), err_msg=tensor
             )
+
+
+def older(config: dict[str, Any]) -> dict[str, Any]:
+    """A config.json as transformers wrote it before version 5: RoPE in several keys."""
+    text = config.get("text_config", config)
+    rope = text.pop("rope_parameters", None)
+    if rope is None:
+        return config
+    local = rope.get("sliding_attention")
+    rope = dict(rope.get("full_attention", rope))
+    text["rope_theta"] = rope.pop("rope_theta")
+    for name in ("partial_rotary_factor", "original_max_position_embeddings"):
+        if name in rope and (name == "partial_rotary_factor" or rope["rope_type"] == "longrope"):
+            text[name] = rope.pop(name)
+    kind = rope.pop("rope_type")
+    text["rope_scaling"] = None if kind == "default" else {"type": kind, **rope}
+    if local:
+        text["rope_local_base_freq"] = local["rope_theta"]
+    return config
+
+
+@pytest.mark.parametrize(
+    "name",
+    cases(
+        {"gemma3_linear", "phi3_longrope", "apertus", "glm4"}, set(NAMES) - {"gemma4", "gemma4_e2b", "gemma4_26b_a4b"}
+    ),
+)
+def test_configurations_of_older_versions_say_the_same(name: str, tmp_path: Path) -> None:
+    """Gemma 4 is younger."""
+    directory = unpacked(name, tmp_path)
+    with open_checkpoint(directory) as file:
+        expected = {key: plain(value) for key, value in file.metadata.items()}, dict(file.tensors)
+    config = older(json.loads((directory / "config.json").read_text()))
+    (directory / "config.json").write_text(json.dumps(config))
+    with open_checkpoint(directory) as file:
+        assert ({key: plain(value) for key, value in file.metadata.items()}, dict(file.tensors)) == expected
+
+
+def test_what_a_configuration_leaves_out_is_the_default_of_its_class(tmp_path: Path) -> None:
+    """Gemma 3's files say little: sizes, and no numbers of attention."""
+    directory = unpacked("gemma3", tmp_path)
+    config = json.loads((directory / "config.json").read_text())
+    said = {"model_type", "hidden_size", "intermediate_size", "num_hidden_layers", "sliding_window"}
+    (directory / "config.json").write_text(json.dumps({key: config[key] for key in said}))
+    with open_checkpoint(directory) as file:
+        found = {key: file.metadata[f"gemma3.{key}"] for key in DEFAULTS_OF_GEMMA3}
+    assert found == {
+        key: np.float32(value) if isinstance(value, float) else value for key, value in DEFAULTS_OF_GEMMA3.items()
+    }
+
+
+DEFAULTS_OF_GEMMA3 = {
+    "context_length": 131072,
+    "attention.head_count": 8,
+    "attention.head_count_kv": 4,
+    "attention.key_length": 256,
+    "attention.layer_norm_rms_epsilon": 1e-6,
+    "rope.freq_base": 1e6,
+    "rope.freq_base_swa": 1e4,
+}
+"""By Gemma3TextConfig of transformers 5.24."""
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "keys"),
+    [
+        ("mistral", {"sliding_window": 16}, {"sliding_window": 16, "sliding_window_pattern": [True, True]}),
+        (
+            "qwen2_yarn",
+            {"use_sliding_window": True, "sliding_window": 16, "max_window_layers": 1, "layer_types": None},
+            {"sliding_window": 16, "sliding_window_pattern": [False, True]},
+        ),
+        ("gemma3", {"layer_types": ["full_attention"] * 7}, {"sliding_window_pattern": [False] * 7}),
+        ("gemma3", {"query_pre_attn_scalar": 64}, {"scale": 0.125}),
+        ("qwen3moe", {"norm_topk_prob": False}, {"expert_weights_norm": False}),
+        ("gptneox", {"rope_parameters": {"rope_theta": 5e4, "partial_rotary_factor": 0.25}}, {"rope.freq_base": 5e4}),
+    ],
+)
+def test_what_the_converter_loses_is_a_key(
+    name: str, settings: dict[str, Any], keys: dict[str, object], tmp_path: Path
+) -> None:
+    directory = unpacked(name, tmp_path)
+    config = json.loads((directory / "config.json").read_text()) | settings
+    config = {key: value for key, value in config.items() if value is not None}
+    (directory / "config.json").write_text(json.dumps(config))
+    with open_checkpoint(directory) as file:
+        metadata = {
+            key.partition(".")[2].removeprefix("attention."): plain(value) for key, value in file.metadata.items()
+        }
+    assert {key: metadata[key] for key in keys} == keys

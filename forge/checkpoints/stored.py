@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 
 from forge.checkpoints.family import UNUSED, Family
-from forge.checkpoints.quantized import int4_views
+from forge.checkpoints.int4_views import int4_views
 from forge.checkpoints.scaled import SCALE_BLOCK, Fp8, Mxfp4
 from forge.checkpoints.settings import Settings
 from forge.checkpoints.views import Stored, View

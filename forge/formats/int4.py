@@ -11,7 +11,7 @@ its lowest bits, but for AWQ, whose words hold the columns 0, 2, 4, 6, 1, 3, 5, 
   stored less 1, except in "gptq_v2". Source: AutoGPTQ's `nn_modules/qlinear/qlinear_cuda.py`; GPTQModel for v2.
 - AWQ: qweight (K, N / 8), qzeros (K / G, N / 8), scales (K / G, N). Source: AutoAWQ's `modules/linear/gemm.py`.
 - compressed-tensors, pack-quantized: weight_packed (N, K / 8), weight_scale (N, K / G), weight_zero_point
-  (N / 8, K / G), or without one 8. Source: its `compressors/quantized_compressors/pack_quantized.py`.
+  (N / 8, K / G), or without one 8. Source: its `compressors/pack_quantized/`.
 """
 
 from __future__ import annotations

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:  # `as` says to type checkers that the name is public
+    from forge.checkpoints.converting import Converted as Converted
+    from forge.checkpoints.converting import convert as convert
     from forge.config import EngineConfig as EngineConfig
     from forge.config import ModelConfig as ModelConfig
     from forge.config import SamplingParams as SamplingParams
@@ -25,6 +27,7 @@ if TYPE_CHECKING:  # `as` says to type checkers that the name is public
 # Where each public name lives: it is imported when it is first used, so that `import forge` costs nothing.
 _HOMES = {
     "forge.config": "EngineConfig ModelConfig SamplingParams",
+    "forge.checkpoints.converting": "Converted convert",
     "forge.engine": "TokenLogprobs",
     "forge.errors": "ChatTemplateError ContextLengthError DeviceError DownloadError ForgeError FormatError "
     "ModelNotFoundError NumericsError OutOfMemoryError ParameterError RequestTimeoutError TokenizerError "

@@ -9,6 +9,7 @@ import typer
 from forge.cli import (
     bench,
     chat,
+    convert,
     doctor,
     generate,
     inspect,
@@ -66,6 +67,7 @@ for module in (
     logits,
     perplexity,
     inspect,
+    convert,
     pull,
     list_,
     rm,

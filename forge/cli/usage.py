@@ -15,6 +15,7 @@ _COMMANDS = {
     "inspect": "show info",
     "pull": "download get",
     "rm": "delete remove",
+    "convert": "quantize export",
     "generate": "complete completion",
     "bench": "benchmark",
     "perplexity": "ppl",
@@ -102,6 +103,8 @@ def _line(error: ForgeError, ctx: Any) -> str:
         name, flag = str(param.name), param.metavar if is_argument else max(param.opts, key=len)
         source = ctx.get_parameter_source(name)
         source = source.name if source else ""
+        if getattr(param, "is_flag", False):
+            hint = re.sub(rf"\b{name}=True\b", flag, hint)
         hint = re.sub(rf"""\b{name}=(["']?)([^\s"',;]+)\1""", rf"{flag} \2", hint)
         if name == error.parameter:
             hint = re.sub(rf"(?<!-)\b{name}\b(?!=)", flag, hint)

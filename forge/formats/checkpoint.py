@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Self
 
 import numpy as np
@@ -36,6 +37,10 @@ class StringArray:
             position = start + length_at(data, position)[0]
             yield str(data[start:position], "utf-8", "replace")
 
+    def packed(self) -> memoryview:
+        """The strings as the file has them: each behind its length of 8 bytes."""
+        return self._data[self._start : self._stop]
+
     def __repr__(self) -> str:
         return f"<{self._count} strings>"
 
@@ -61,12 +66,13 @@ class Checkpoint(ABC):
     """An open model: `path` of its first file or its directory, `metadata`, `tensors`.
 
     `format` is the name of what it lies in, with a `version` if formats of this name have one. `paths` are the files
-    of its weights.
+    of its weights. `value_types` has GGUF's numbers of the types of values, where the file says them.
     """
 
     path: Path
     format: str
     version: int | None = None
+    value_types: Mapping[str, int] = MappingProxyType({})
     paths: tuple[Path, ...]
     metadata: Mapping[str, Value]
     tensors: Mapping[str, TensorInfo]

@@ -29,6 +29,7 @@ class GGUF(Checkpoint):
         self.paths = tuple(shard.path for shard in shards)
         self.version = shards[0].version
         self.metadata: Mapping[str, Value] = MappingProxyType(shards[0].metadata)
+        self.value_types = MappingProxyType(shards[0].types)
         self._shards = shards
         self._homes: dict[str, Header] = {}
         tensors: dict[str, TensorInfo] = {}

@@ -3,7 +3,7 @@
 No memory is allocated in proportion to a number in the file before the file is known to hold as many bytes.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
 from struct import Struct
@@ -27,8 +27,8 @@ MAX_ARRAY_DEPTH = 4
 MAX_ALIGNMENT = 1 << 20
 DEFAULT_ALIGNMENT = 32
 
-_BOOL, _STRING, _ARRAY = 7, 8, 9
-_NUMBERS = {
+BOOL, STRING, ARRAY = 7, 8, 9
+NUMBERS = {
     0: "u1",
     1: "i1",
     2: "<u2",
@@ -36,7 +36,7 @@ _NUMBERS = {
     4: "<u4",
     5: "<i4",
     6: "<f4",
-    _BOOL: "?",
+    BOOL: "?",
     10: "<u8",
     11: "<i8",
     12: "<f8",
@@ -50,7 +50,10 @@ _MIN_TENSOR_INFO = 8 + 1 + 4 + 8 + 4 + 8
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """The parsed header of one file, and the open file. `end` is the first byte behind the header."""
+    """The parsed header of one file, and the open file. `end` is the first byte behind the header.
+
+    `types` are the numbers of the types of `metadata`'s values.
+    """
 
     path: Path
     source: Source
@@ -58,6 +61,7 @@ class Header:
     metadata: dict[str, Value]
     tensors: dict[str, TensorInfo]
     end: int
+    types: dict[str, int] = field(default_factory=dict)
 
 
 def parse_header(path: Path) -> Header:
@@ -70,12 +74,14 @@ def parse_header(path: Path) -> Header:
     if least > cursor.left or max(num_tensors, num_keys) > MAX_COUNT:
         raise cursor.error(f"{num_tensors} tensors and {num_keys} keys are more than {cursor.left} bytes may hold")
     metadata: dict[str, Value] = {}
+    types: dict[str, int] = {}
     for i in range(num_keys):
         key = cursor.name(MAX_KEY_BYTES, f"key {i + 1} of {num_keys}")
         if key in metadata:
             raise cursor.error(f"key {show(key)} is there twice")
         where = f"key {show(key)}"
-        metadata[key] = _value(cursor, cursor.number(_U32, where), where)
+        types[key] = cursor.number(_U32, where)
+        metadata[key] = _value(cursor, types[key], where)
     alignment = _alignment(cursor, metadata)
     infos: dict[str, TensorInfo] = {}
     for i in range(num_tensors):
@@ -84,7 +90,7 @@ def parse_header(path: Path) -> Header:
             raise cursor.error(f"tensor {show(info.name)} is there twice")
         infos[info.name] = info
     start = -(-cursor.position // alignment) * alignment
-    return Header(path, source, version, metadata, _place(cursor, infos, start, alignment), cursor.position)
+    return Header(path, source, version, metadata, _place(cursor, infos, start, alignment), cursor.position, types)
 
 
 def _version(cursor: Cursor) -> int:
@@ -102,30 +108,30 @@ def _version(cursor: Cursor) -> int:
 
 
 def _value(cursor: Cursor, type: int, where: str, depth: int = 0) -> Value:
-    if type == _STRING:
+    if type == STRING:
         return str(cursor.bytes(where), "utf-8", "replace")
-    if type != _ARRAY:
+    if type != ARRAY:
         value: Value = _numbers(cursor, type, 1, where)[0].item()
         return value
     item, count = cursor.numbers(_ARRAY_HEAD, where)
-    if item == _STRING:
+    if item == STRING:
         return _strings(cursor, count, where)
-    if item != _ARRAY:
+    if item != ARRAY:
         return _numbers(cursor, item, count, where)
     if depth == MAX_ARRAY_DEPTH - 1:
         raise cursor.error(f"{where} has arrays nested deeper than {MAX_ARRAY_DEPTH}")
     if count * _ARRAY_HEAD.size > cursor.left:
         raise cursor.error(f"{where} claims {count} arrays beyond the end of the file: it is truncated or forged")
-    return [_value(cursor, _ARRAY, where, depth + 1) for _ in range(count)]
+    return [_value(cursor, ARRAY, where, depth + 1) for _ in range(count)]
 
 
 def _numbers(cursor: Cursor, type: int, count: int, where: str) -> NDArray[Any]:
     """Numbers of an array: a read-only view of the file's bytes, not always aligned."""
-    if type not in _NUMBERS:
+    if type not in NUMBERS:
         raise cursor.error(f"{where} has the unknown value type {type}")
-    dtype = np.dtype(_NUMBERS[type])
+    dtype = np.dtype(NUMBERS[type])
     start = cursor.take(count * dtype.itemsize, where)
-    if type == _BOOL and np.ndarray(count, np.uint8, cursor.data, start).max(initial=0) > 1:
+    if type == BOOL and np.ndarray(count, np.uint8, cursor.data, start).max(initial=0) > 1:
         raise cursor.error(f"{where} is a boolean that is neither 0 nor 1")
     return np.ndarray(count, dtype, cursor.data, start)
 

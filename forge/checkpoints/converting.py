@@ -1,0 +1,87 @@
+"""`forge.convert`: any model as one GGUF file."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from forge import hub
+from forge.checkpoints import open_checkpoint
+from forge.checkpoints.gguf_writer import write_gguf
+from forge.checkpoints.retyped import Retyped, type_named
+from forge.config import Progress
+from forge.display import watched
+from forge.errors import ParameterError
+from forge.keywords import keywords
+
+
+@dataclass(frozen=True, slots=True)
+class Converted:
+    """What `convert` wrote.
+
+    Attributes:
+        path: The file.
+        bytes: Its size.
+        notes: Remarks on what was decided, a line each.
+    """
+
+    path: Path
+    bytes: int
+    notes: tuple[str, ...]
+
+
+@keywords()
+def convert(
+    model: str | os.PathLike[str],
+    path: str | os.PathLike[str],
+    *,
+    type: str | None = None,
+    force: bool = False,
+    progress: Progress | bool | None = None,
+) -> Converted:
+    """Write a model as one GGUF file, with its tokenizer and all metadata, so that llama.cpp loads it.
+
+    The file appears whole or not at all: an error or Ctrl-C leaves nothing behind. Weights are read, converted and
+    written by rows, so memory does not grow with the model.
+
+    Args:
+        model: A name, a GGUF file, a Hugging Face directory, or what else `load` takes.
+        path: The file to write; it ends in .gguf.
+        type: The type of all matrices, such as "Q8_0" or "F16". Norms, biases and routers are F32, as in llama.cpp's
+            files; rows that are no multiple of a block are F16. None = each tensor in the type that it has.
+        force: Whether to replace a file that is there.
+        progress: Called with a stage, how much of it is done, and its total. None = bars on a terminal and in a
+            notebook; False = no progress.
+
+    Raises:
+        ParameterError: `path` is there already, or has another ending; the type is not known.
+        ForgeError: The model is damaged or unknown; the file cannot be written.
+    """
+    target = Path(path)
+    chosen = None if type is None else type_named(type)
+    if target.suffix != ".gguf":
+        raise ParameterError(f"path must end in .gguf, not {str(target)!r:.200}", parameter="path")
+    if target.is_dir() or not target.parent.is_dir():
+        what = "is a directory" if target.is_dir() else f"cannot be written: {target.parent} is no directory"
+        raise ParameterError(f"path {target} {what}", parameter="path")
+    if target.exists() and not force:
+        raise ParameterError(f"path {target} exists", parameter="path", hint="use force=True to replace it")
+    with watched(progress) as report, open_checkpoint(hub.resolve(str(model), progress=report)) as source:
+        if any(target.exists() and other.samefile(target) for other in source.paths):
+            raise ParameterError(f"path {target} is the model itself: give another one", parameter="path")
+        changed = source if chosen is None and source.format == "GGUF" else Retyped(source, chosen)
+        size = write_gguf(changed, target, report)
+        return Converted(target, size, tuple(_notes(changed)))
+
+
+def _notes(model: object) -> list[str]:
+    if not isinstance(model, Retyped):
+        return []
+    notes = []
+    if model.kept:
+        notes.append(f"type: {model.kept} matrices are F16, as their rows are no multiple of the type's blocks")
+    if model.twice:
+        before = ", ".join(kind.name for kind in model.twice)
+        notes.append(f"type: weights were quantized already ({before}) and are quantized again: convert the original")
+    return notes

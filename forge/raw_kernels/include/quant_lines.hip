@@ -96,9 +96,11 @@ DEVICE void load_rests(Rests &rests, const Planes &p, const u32 (&rows)[TILES][T
             u64 block = (u64)rows[t][r] * lines + line;
 #if FORMAT == Q2_K
             rest.delta = ((const u32 *)p.deltas)[block];
-#elif FORMAT == MXFP4 || FORMAT == Q4_G128 // of 8 blocks, or of two
-            u32x2 deltas = ((const u32x2 *)p.deltas)[block];
-            UNROLL for (u32 i = 0; i < 2; ++i) rest.scales[i] = deltas.v[i];
+#elif FORMAT == MXFP4 // of 8 blocks
+            u32x2 exponents = ((const u32x2 *)p.deltas)[block];
+            UNROLL for (u32 i = 0; i < 2; ++i) rest.scales[i] = exponents.v[i];
+#elif FORMAT == Q4_G128 // of the block that holds the lane's part
+            rest.delta = ((const u32 *)p.deltas)[2 * block + tile_part() / 2];
 #elif HAS_REST
             rest.delta = ((const u16 *)p.deltas)[block];
 #endif
@@ -177,8 +179,7 @@ DEVICE Factors factors_of(const WaveStage &stage, const Rest &rest, const OwnPla
     u32 scale = to_f16(half_of_power((part / 2 ? rest.scales[1] : rest.scales[0]) >> (16 * (part % 2) + 8 * q.group) & 255)).bits;
     return Factors{scale | scale << 16, 0};
 #elif FORMAT == Q4_G128
-    u32 delta = part / 2 ? rest.scales[1] : rest.scales[0];
-    return Factors{twice(delta, 0), delta >> 16};
+    return Factors{twice(rest.delta, 0), rest.delta >> 16};
 #elif DELTA_PIECES == 2
     u32 delta = ((const u32 *)&stage[DELTAS_AT + row * 2])[2 * part + q.group];
     if (AT_TOP) return Factors{fma_f16x2(twice(delta, 0), 0x4c004c00u, 0), fma_f16x2(twice(delta, 0), 0xcc00cc00u, twice(delta, 1))};

@@ -1,36 +1,22 @@
-"""Adapters of a model: low-rank pairs (LoRA) from a GGUF file, checked against the model's tensors."""
+"""Adapters of a model: low-rank pairs (LoRA) from a GGUF file, or a directory of PEFT's."""
 
 from __future__ import annotations
 
-import math
 import os
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
+from forge.checkpoints import peft
+from forge.checkpoints.halves import Half, checked
 from forge.errors import FormatError, ParameterError, UnsupportedError
 from forge.formats import gguf
 from forge.formats.checkpoint import Checkpoint
 from forge.formats.source import show
-from forge.models.adapters import ADAPTED, Adapter, Pair
+from forge.models.adapters import Adapter
 
 MAX_ADAPTERS = 256
 MAX_NAME_CHARS = 200
-MAX_RANK = 4096
-
-
-@dataclass(frozen=True, slots=True)
-class Half:
-    """One of the two matrices of a pair: its name in the file, its shape, and what reads it in float32."""
-
-    name: str
-    shape: tuple[int, ...]
-    load: Callable[[], npt.NDArray[np.float32]]
 
 
 def check_adapters(adapters: object) -> dict[str, Path]:
@@ -52,13 +38,15 @@ def check_adapters(adapters: object) -> dict[str, Path]:
 
 
 def read_adapter(path: Path, model: Checkpoint) -> Adapter:
-    """Read an adapter of a model: a GGUF file.
+    """Read an adapter of a model: a GGUF file, or a directory of PEFT's.
 
     Raises FormatError for a file that is not readable, forged, or of another model, UnsupportedError for what is not
     plain LoRA of the products of layers.
     """
-    if path.suffix in (".bin", ".pt", ".pth", ".safetensors") or path.is_dir():
-        raise FormatError(f"{path}: an adapter is a GGUF file: convert it by llama.cpp's convert_lora_to_gguf.py")
+    if path.is_dir():
+        return peft.read_directory(path, model)
+    if path.name in (peft.WEIGHTS, peft.CONFIG, peft.PICKLED):
+        raise FormatError(f"{path}: is a file of an adapter: give its directory")
     with gguf.read(path) as file:
         return _read_gguf(file, model)
 
@@ -83,58 +71,3 @@ def _read_gguf(file: Checkpoint, model: Checkpoint) -> Adapter:
         halves.setdefault(target, {})[half] = Half(name, info.shape, partial(file.load, name))
     alpha = file.get_float("adapter.lora.alpha", 0.0)  # 0 = the pairs are not scaled, as in llama.cpp
     return checked(file.path, halves, lambda _, rank: alpha / rank if alpha else 1.0, model)
-
-
-def checked(
-    path: Path,
-    halves: Mapping[str, Mapping[str, Half]],
-    scale_of: Callable[[str, int], float],
-    model: Checkpoint,
-) -> Adapter:
-    """The adapter of these halves, "a" and "b" by the model's tensor. scale_of: From the tensor and its rank."""
-    if not halves:
-        raise FormatError(f"{path}: has no tensors")
-    pairs: dict[str, Pair] = {}
-    for target, both in halves.items():
-        _check_target(path, target, model)
-        for one, other in (("a", "b"), ("b", "a")):
-            if one not in both:
-                raise FormatError(f"{path}: {show(both[other].name)} has no lora_{one} beside it: the file is damaged")
-        (a, b), (rows, cols) = (both["a"], both["b"]), model.tensors[target].shape
-        for half in (a, b):
-            if len(half.shape) != 2:
-                raise FormatError(f"{path}: tensor {show(half.name)} should be a matrix, not of shape {half.shape}")
-        rank = a.shape[0]
-        if not 1 <= rank <= MAX_RANK:
-            raise FormatError(f"{path}: tensor {show(a.name)} has the rank {rank}, allowed are 1 to {MAX_RANK}")
-        for half, shape in ((a, (rank, cols)), (b, (rows, rank))):
-            if half.shape != shape:
-                raise FormatError(
-                    f"{path}: tensor {show(half.name)} has shape {half.shape}, not {shape}: it is for another model"
-                )
-        scale = scale_of(target, rank)
-        if not math.isfinite(scale) or abs(scale) > np.finfo(np.float32).max:
-            raise FormatError(f"{path}: the scale of {show(target)} is {scale}: alpha should be a finite number")
-        pairs[target] = Pair(_finite(path, a), _finite(path, b), scale)
-    return Adapter(path, pairs)
-
-
-def _check_target(path: Path, target: str, model: Checkpoint) -> None:
-    """Raises for a tensor of a model that may have no adapter."""
-    if target.removesuffix(".weight") in ("token_embd", "output"):
-        raise UnsupportedError(f"{path}: adapts the embedding or the output's matrix ({show(target)}): not supported")
-    if "_exps." in target:
-        raise UnsupportedError(f"{path}: adapts a mixture's experts ({show(target)}): not supported")
-    if target not in model.tensors:
-        raise FormatError(f"{path}: adapts {show(target)}, which the model has not: it is for another model")
-    if not ADAPTED.fullmatch(target) or len(model.tensors[target].shape) != 2:
-        raise UnsupportedError(
-            f"{path}: adapts {show(target)}, which is no matrix of a layer's products: not supported"
-        )
-
-
-def _finite(path: Path, half: Half) -> npt.NDArray[Any]:
-    found = half.load()
-    if not np.isfinite(found).all():
-        raise FormatError(f"{path}: tensor {show(half.name)} holds numbers that are not finite")
-    return found

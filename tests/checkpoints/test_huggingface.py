@@ -71,7 +71,7 @@ def test_every_architecture_has_a_family_and_every_family_a_model() -> None:
     assert proven == ARCHS.keys() - {"mistral"}
 
 
-@pytest.mark.parametrize("name", cases({"gpt2", "gpt_oss"}))
+@pytest.mark.parametrize("name", cases({"gpt2", "gpt_oss", "llama_bias_tied"}))
 def test_rows_are_read_alike_whole_and_in_parts(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Any cut of a tensor's rows, and steps of few bytes within it."""
     monkeypatch.setattr("forge.checkpoints.views.STEP_BYTES", 300)

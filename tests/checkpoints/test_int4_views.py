@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from hf_models import DATA as ALL_DATA
-from hf_models import int4_directory
+from hf_models import int4_directory, unpacked
 from safetensors_files import safetensors_bytes
 from table_rows import row
 
@@ -83,6 +83,43 @@ def test_a_bias_that_is_zeros_in_one_layer_stays(tmp_path: Path) -> None:
     with open_checkpoint(path) as file:
         assert not file.load("blk.0.attn_q.bias").any()
         assert file.load("blk.1.attn_q.bias").any()
+
+
+def test_experts_in_four_bits_compute_what_their_weights_do(tmp_path: Path) -> None:
+    """Gates and ups of all experts of a layer are one tensor of blocks, downs beside them floats."""
+    paths = [unpacked("qwen2moe", tmp_path / name) for name in ("floats", "int4")]
+    floats, packed = tensors_of(paths[0]), tensors_of(paths[1])
+    for name in [name for name in floats if "experts." in name and "down_proj" not in name and "shared" not in name]:
+        weights = floats[name][1].view(np.float16).astype(np.float64).reshape(16, 2, 32)  # groups of 32
+        scales = (np.ptp(weights, axis=2) / 15).astype(np.float16)
+        zeros = np.round(-weights.min(axis=2) / scales).astype(np.int64)
+        codes = np.clip(np.round(weights / scales[..., None]) + zeros[..., None], 0, 15).astype(np.int64)
+        meant = (scales[..., None].astype(np.float64) * (codes - zeros[..., None])).reshape(16, 64)
+        floats[name] = "F32", meant.astype(np.float32).view(np.uint32)
+        base = name.removesuffix("weight")
+        packed[f"{base}qweight"] = "I32", awq_words(codes.reshape(16, 64).T)
+        packed[f"{base}qzeros"], packed[f"{base}scales"] = (
+            ("I32", awq_words(zeros.T)),
+            ("F16", scales.T.view(np.uint16)),
+        )
+        del packed[name]
+    config = json.loads((paths[1] / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "awq", "bits": 4, "group_size": 32}
+    (paths[1] / "config.json").write_text(json.dumps(config))
+    found = []
+    for path, tensors in zip(paths, (floats, packed), strict=True):
+        (path / "model.safetensors").write_bytes(safetensors_bytes(tensors))
+        with forge.load(path, device="cpu") as llm:
+            found.append(llm.logits(list(range(30))))
+    with open_checkpoint(paths[1]) as file:
+        assert file.tensors["blk.0.ffn_up_exps.weight"].type.name == "Q4_G32"
+    np.testing.assert_array_equal(*found)
+
+
+def awq_words(codes: np.ndarray) -> np.ndarray:
+    """(A, B) codes as (A, B / 8): nibbles of a word are columns 0, 2, 4, 6, 1, 3, 5, 7."""
+    eights = codes.reshape(len(codes), -1, 8)[..., [0, 2, 4, 6, 1, 3, 5, 7]]
+    return np.asarray((eights << np.arange(0, 32, 4)).sum(axis=-1)).astype(np.uint32)
 
 
 # Directories that are refused

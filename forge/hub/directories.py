@@ -15,8 +15,8 @@ MAX_BESIDE_BYTES = 128 << 20
 
 _MAX_SHARDS = 1000
 _BESIDE = re.compile(
-    r"(?:(?:generation_|genai_)?config|tokenizer[\w.-]*|special_tokens_map|added_tokens)\.json"
-    r"|tokenizer\.model|chat_template\.jinja|model\.safetensors\.index\.json",
+    r"(?:(?:generation_|genai_)?config|tokenizer[\w.-]*|special_tokens_map|chat_template)\.json"
+    r"|(?:chat_template|additional_chat_templates/[\w.-]+)\.jinja|model\.safetensors\.index\.json",
     re.ASCII,
 )
 # Not consolidated.safetensors, the same weights again in another layout, nor an adapter's.

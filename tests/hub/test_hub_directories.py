@@ -32,11 +32,15 @@ BESIDE = {
     "tokenizer_config.json": b'\n {"a": 1}',
     "special_tokens_map.json": b'{"b": 2}',
     "chat_template.jinja": b"<s>{{ messages }}",
+    "additional_chat_templates/tool_use.jinja": b"{{ tools }}",
     INDEX: json.dumps({"weight_map": {"a": SHARDS[0], "b": SHARDS[1], "c": SHARDS[0]}}).encode(),
 }
 WEIGHTS = {name: safetensors_bytes({name[6:11]: ones(50, 50)}) for name in SHARDS}
 OTHERS = {
     "README.md": b"#",
+    "tokenizer.model": b"\x0a",
+    "vocab.json": b"{}",
+    "merges.txt": b"a b",
     ".gitattributes": b"*",
     "pytorch_model-00001-of-00001.bin": b"\x80\x02",
     "consolidated.safetensors": b"x",
@@ -83,7 +87,7 @@ def test_the_files_of_a_model_are_fetched_and_no_others(model: FakeHub) -> None:
     folder = hub.resolve(NAME, progress=seen)
     assert folder == hf() / "models--good--model" / "snapshots" / COMMIT
     assert contents(folder) == BESIDE | WEIGHTS
-    assert {path.rpartition("/")[2] for path in model.asked("GET", "/resolve/")} == BESIDE.keys() | WEIGHTS.keys()
+    assert {path.partition("/resolve/")[2][41:] for path in model.asked("GET", "/resolve/")} == {*BESIDE, *WEIGHTS}
     seen.check(f"downloading {SHARDS[1]}", len(WEIGHTS[SHARDS[1]]))
     count = len(model.asked("GET", "/resolve/"))
     assert hub.pull(NAME) == hub.resolve(f"https://huggingface.co/{REPO}") == folder
@@ -235,7 +239,7 @@ def test_an_index_that_is_none_fetches_no_weights(model: FakeHub, index: bytes, 
 
 def test_a_file_beside_the_weights_that_is_too_long(model: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(directories, "MAX_BESIDE_BYTES", 20)
-    with pytest.raises(DownloadError, match=f"^{NAME}: chat_template|config.json has 23 bytes, allowed are 20"):
+    with pytest.raises(DownloadError, match=f"^{NAME}: config.json has 23 bytes, allowed are 20"):
         hub.resolve(NAME)
     assert not any("config.json" in path for path in left())
 
@@ -259,6 +263,13 @@ def test_a_repository_of_pickles_is_refused(the_hub: FakeHub, file: str) -> None
     assert the_hub.asked("GET", "/resolve/") == []
 
 
+def test_a_repository_without_a_tokenizer_is_refused_before_its_weights_are_fetched(model: FakeHub) -> None:
+    del model.repos[REPO]["main"]["tokenizer.json"]
+    with pytest.raises(DownloadError, match=f"^{NAME}: the repository has no tokenizer.json: take one that has, or"):
+        hub.resolve(NAME)
+    assert model.asked("GET", "/resolve/") == []
+
+
 # ---- list and rm
 
 
@@ -273,7 +284,7 @@ def test_a_directory_is_listed_and_removed(model: FakeHub, capsys: Captured) -> 
     found = json.loads(capsys.readouterr().out)
     assert found["models"] == [{"name": NAME, "path": str(folder), "bytes": size, "state": "complete"}]
     assert run(["rm", NAME]) == 0
-    assert capsys.readouterr().out == f"{NAME}: removed, 20.4 kB freed\n"
+    assert capsys.readouterr().out == f"{NAME}: removed, 20.41 kB freed\n"
     assert contents(hf()) == {
         f"models--good--model/snapshots/{COMMIT}/pytorch_model.bin": b"theirs",
         "models--good--model/refs/main": COMMIT.encode(),

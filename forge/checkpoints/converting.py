@@ -49,13 +49,15 @@ def convert(
         model: A name, a GGUF file, a Hugging Face directory, or what else `load` takes.
         path: The file to write; it ends in .gguf.
         type: The type of all matrices, such as "Q8_0" or "F16". Norms, biases and routers are F32, as in llama.cpp's
-            files; rows that are no multiple of a block are F16. None = each tensor in the type that it has.
+            files; rows that are no multiple of a block are F16. None = each tensor in the type that it has, but for the
+            4 bits of GPTQ and AWQ, which become Q4_1.
         force: Whether to replace a file that is there.
         progress: Called with a stage, how much of it is done, and its total. None = bars on a terminal and in a
             notebook; False = no progress.
 
     Raises:
-        ParameterError: `path` is there already, or has another ending; the type is not known.
+        ParameterError: `path` is there already, or has another ending; the type is not known, or quantized, and the
+            weights were quantized before.
         ForgeError: The model is damaged or unknown; the file cannot be written.
     """
     target = Path(path)
@@ -72,16 +74,4 @@ def convert(
             raise ParameterError(f"path {target} is the model itself: give another one", parameter="path")
         changed = source if chosen is None and source.format == "GGUF" else Retyped(source, chosen)
         size = write_gguf(changed, target, report)
-        return Converted(target, size, tuple(_notes(changed)))
-
-
-def _notes(model: object) -> list[str]:
-    if not isinstance(model, Retyped):
-        return []
-    notes = []
-    if model.kept:
-        notes.append(f"type: {model.kept} matrices are F16, as their rows are no multiple of the type's blocks")
-    if model.twice:
-        before = ", ".join(kind.name for kind in model.twice)
-        notes.append(f"type: weights were quantized already ({before}) and are quantized again: convert the original")
-    return notes
+        return Converted(target, size, changed.notes if isinstance(changed, Retyped) else ())

@@ -25,8 +25,8 @@ from forge.formats.checkpoint import Checkpoint, StringArray, TensorInfo, Value
 from forge.formats.gguf_header import ARRAY, BOOL, DEFAULT_ALIGNMENT, MAX_DIMS, MAX_NAME_BYTES, NUMBERS, STRING
 from forge.formats.source import show
 
-_PART_BYTES = 8 << 20
-"""Bytes of rows that a thread reads and writes at once."""
+_PART_WEIGHTS = 1 << 21
+"""Weights that a thread reads, converts and writes at once."""
 _SHARDS = ("split.no", "split.count", "split.tensors.count")
 _UINT32, _INT32, _FLOAT32, _UINT64, _INT64 = 4, 5, 6, 10, 11
 _TYPE_OF_DTYPE = {np.dtype(text): number for number, text in NUMBERS.items()}
@@ -40,8 +40,8 @@ Part = tuple[TensorInfo, int, int, int]
 def write_gguf(model: Checkpoint, path: Path, progress: Progress | None = None) -> int:
     """Write a model to a file, which appears whole or not at all, and replaces another one. Returns its bytes.
 
-    A value has the type that the model's file gives it, else what llama.cpp reads: uint32, float32. Memory: a few
-    megabytes for each thread.
+    A value has the type that the model's file gives it, else what llama.cpp reads: uint32, float32. Memory: some
+    20 MB for each thread.
 
     Raises:
         UnsupportedError: A tensor has a type or a name that a GGUF file cannot hold.
@@ -96,7 +96,7 @@ def _up(position: int, alignment: int) -> int:
 def _parts(info: TensorInfo, place: int) -> Iterator[Part]:
     rows = prod(info.shape[:-1])
     width = info.nbytes // rows
-    step = max(_PART_BYTES // width, 1)
+    step = max(_PART_WEIGHTS // info.shape[-1], 1)
     for start in range(0, rows, step):
         yield info, start, min(start + step, rows), place + start * width
 

@@ -7,6 +7,8 @@ from collections import Counter
 from collections.abc import Mapping
 from types import MappingProxyType
 
+import numpy as np
+
 from forge.errors import ParameterError, UnsupportedError
 from forge.formats.blocks import Bytes
 from forge.formats.checkpoint import Checkpoint, TensorInfo
@@ -22,12 +24,9 @@ _FILE_TYPES = {
     "Q8_0": 7,
     "Q5_0": 8,
     "Q5_1": 9,
-    "Q2_K": 10,
-    "Q3_K": 11,
     "Q4_K": 14,
     "Q5_K": 16,
     "Q6_K": 18,
-    "IQ4_NL": 25,
     "BF16": 32,
     "MXFP4": 38,
 }
@@ -39,40 +38,38 @@ _ALWAYS_FLOAT32 = re.compile(r".*_norm\.weight|.*\.ffn_gate_inp(_shexp)?\.weight
 
 
 class Retyped(Checkpoint):
-    """A model with its matrices in one type, or as they are (None), and the keys that say so. It closes the model.
+    """A model with some tensors in other types, and the keys that say so. It closes the model.
+
+    Matrices of GPTQ and AWQ whose type is not changed become Q4_1, as GGUF has no type of forge's own: the same codes
+    and scales, and minima rounded to float16.
 
     Attributes:
-        kept: How many matrices have not the type that was asked for, as their rows are no multiple of its blocks: they
-            are float16.
-        twice: The quantized types whose weights were quantized anew.
+        notes: Remarks on what was decided, a line each.
     """
 
     def __init__(self, model: Checkpoint, type: GGMLType | None) -> None:
+        """type: Of all matrices; None = each as it is. Raises ParameterError for weights that were quantized before."""
         self._model = model
         self.path, self.paths, self.format, self.version = model.path, model.paths, model.format, model.version
         self.value_types = model.value_types
-        self.kept = 0
-        found: dict[str, TensorInfo] = {}
-        twice = Counter[GGMLType]()
-        for name, info in model.tensors.items():
-            chosen = info.type if type is None else self._chosen(info, type)
-            found[name] = TensorInfo(name, info.shape, chosen, nbytes(chosen, info.shape))
-            if min(info.type.block_size, chosen.block_size) > 1 and chosen != info.type:
-                twice[info.type] += 1
-        self.twice = tuple(twice)
+        types = {} if type is None else _chosen(model, type)
+        own = {name: GGMLType.Q4_1 for name, info in model.tensors.items() if not info.type.in_files}
+        found = {
+            name: TensorInfo(name, info.shape, to, nbytes(to, info.shape))
+            for name, info in model.tensors.items()
+            for to in (types.get(name, own.get(name, info.type)),)
+        }
         self.tensors: Mapping[str, TensorInfo] = MappingProxyType(found)
         number = _FILE_TYPES.get((type or _usual(found)).name)
         numbers = {"general.quantization_version": _QUANTIZATION_VERSION}
         numbers |= {} if number is None else {"general.file_type": number}
         self.metadata = MappingProxyType({"general.name": model.path.name, **model.metadata, **numbers})
-
-    def _chosen(self, info: TensorInfo, type: GGMLType) -> GGMLType:
-        if len(info.shape) < 2 or _ALWAYS_FLOAT32.fullmatch(info.name):
-            return GGMLType.F32
-        if info.shape[-1] % type.block_size:
-            self.kept += 1
-            return GGMLType.F16
-        return type
+        halves = sum(to is GGMLType.F16 for to in types.values()) if type is not GGMLType.F16 else 0
+        remarks = (
+            (len(own.keys() - types.keys()), "are Q4_1, the nearest of GGUF's types to those of GPTQ and AWQ"),
+            (halves, "are F16, as their rows are no multiple of the type's blocks"),
+        )
+        self.notes = tuple(f"{count} matrices {remark}" for count, remark in remarks if count)
 
     def close(self) -> None:
         self._model.close()
@@ -82,13 +79,47 @@ class Retyped(Checkpoint):
 
     def _read(self, info: TensorInfo, start: int, out: Bytes) -> None:
         rows = slice(start, start + len(out))
-        if self._model.tensors[info.name].type == info.type:
+        before = self._model.tensors[info.name].type
+        if before == info.type:
             self._model.raw(info.name, rows, out)
-            return
-        try:
-            quantize(self._model.load_rows(info.name, rows), info.type, out)
-        except UnsupportedError as error:
-            raise UnsupportedError(f"{self.path}: tensor {show(info.name)}: {error}") from None
+        elif not before.in_files and info.type is GGMLType.Q4_1:
+            _from_groups(self._model.raw(info.name, rows), before, out)
+        else:
+            try:
+                quantize(self._model.load_rows(info.name, rows), info.type, out)
+            except UnsupportedError as error:
+                raise UnsupportedError(f"{self.path}: tensor {show(info.name)}: {error}") from None
+
+
+def type_named(name: str) -> GGMLType:
+    """The type of a name, in any case. Raises ParameterError for one that nothing writes."""
+    known = {type.name: type for type in QUANTIZERS if type.name in _FILE_TYPES}
+    if name.upper() not in known:
+        raise ParameterError(f"type must be one of {', '.join(known)}, not {name!r:.40}", parameter="type")
+    return known[name.upper()]
+
+
+def _chosen(model: Checkpoint, type: GGMLType) -> dict[str, GGMLType]:
+    """The types of the tensors, as llama.cpp's converter chooses them."""
+    types: dict[str, GGMLType] = {}
+    quantized = set[str]()
+    for name, info in model.tensors.items():
+        if len(info.shape) < 2 or _ALWAYS_FLOAT32.fullmatch(name):
+            types[name] = GGMLType.F32
+        else:
+            types[name] = GGMLType.F16 if info.shape[-1] % type.block_size else type
+        if min(info.type.block_size, types[name].block_size) > 1 and info.type not in (types[name], *_OWN):
+            quantized.add(info.type.name)
+    if quantized:
+        raise ParameterError(
+            f"{model.path}: the weights are quantized already ({', '.join(sorted(quantized))}): again makes them worse",
+            parameter="type",
+            hint="leave type out, or convert a model in F16, BF16 or F32",
+        )
+    return types
+
+
+_OWN = tuple(type for type in GGMLType if not type.in_files)
 
 
 def _usual(tensors: Mapping[str, TensorInfo]) -> GGMLType:
@@ -99,9 +130,12 @@ def _usual(tensors: Mapping[str, TensorInfo]) -> GGMLType:
     return sizes.most_common(1)[0][0] if sizes else GGMLType.F32
 
 
-def type_named(name: str) -> GGMLType:
-    """The type of a name, in any case. Raises ParameterError for one that nothing writes."""
-    known = {type.name: type for type in QUANTIZERS if type.name in _FILE_TYPES}
-    if name.upper() not in known:
-        raise ParameterError(f"type must be one of {', '.join(known)}, not {name!r:.40}", parameter="type")
-    return known[name.upper()]
+def _from_groups(rows: Bytes, type: GGMLType, out: Bytes) -> None:
+    """Blocks of Q4_1 (rows, row_bytes) from those of `formats.int4`, whose codes lie in the same order."""
+    groups = rows.reshape(-1, type.type_size)
+    blocks = out.reshape(len(groups), -1, GGMLType.Q4_1.type_size)  # (groups, blocks of a group, bytes)
+    scale, zero = groups[:, :2].copy().view("<f2"), groups[:, 2:4].copy().view("<u2")
+    minimum = (-scale.astype(np.float32) * zero).astype("<f2")
+    blocks[..., :2] = groups[:, None, :2]
+    blocks[..., 2:4] = minimum.view(np.uint8)[:, None]
+    blocks[..., 4:] = groups[:, 4:].reshape(len(groups), -1, 16)

@@ -4,7 +4,6 @@ import errno
 import json
 import os
 import shutil
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +12,10 @@ import gguf_files
 import numpy as np
 import pytest
 from gguf_files import Typed
-from hf_models import ARCH, NAMES, unpacked
+from hf_models import ARCH, NAMES, int4_directory, unpacked
 
 import forge
-from forge.checkpoints import gguf_writer
+from forge.checkpoints import gguf_writer, open_checkpoint
 from forge.checkpoints.retyped import _FILE_TYPES, Retyped, type_named
 from forge.errors import ForgeError, ParameterError, UnsupportedError
 from forge.formats import gguf as forge_gguf
@@ -156,7 +155,7 @@ def _bytes(shape: tuple[int, ...], type: GGMLType) -> int:
 
 def test_rules_of_types_and_remarks() -> None:
     names = {
-        "token_embd.weight": ((8, 64), GGMLType.Q4_0),
+        "token_embd.weight": ((8, 64), GGMLType.BF16),
         "output.weight": ((8, 48), GGMLType.F16),  # no multiple of 32
         "blk.0.attn_norm.weight": ((64,), GGMLType.F16),
         "blk.0.attn_q_norm.weight": ((2, 64), GGMLType.F32),
@@ -174,8 +173,27 @@ def test_rules_of_types_and_remarks() -> None:
         "blk.0.ffn_up_exps.weight": "Q8_0",
         "blk.0.ffn_up_exps.bias": "F32",
     }
-    assert (model.kept, model.twice) == (1, (GGMLType.Q4_0,))
-    assert Counter(type_named(name) for name in ("q8_0", "Q8_0")) == {GGMLType.Q8_0: 2}
+    assert model.notes == ("1 matrices are F16, as their rows are no multiple of the type's blocks",)
+    assert type_named("q8_0") is type_named("Q8_0") is GGMLType.Q8_0
+    again = {"a.weight": ((2, 64), GGMLType.Q4_0), "b.weight": ((2, 64), GGMLType.F16)}
+    message = r"memory: the weights are quantized already \(Q4_0\): again makes them worse: leave type out"
+    with pytest.raises(ParameterError, match=message):
+        Retyped(Memory(again), GGMLType.Q8_0)
+    assert Retyped(Memory(again), GGMLType.F16).tensor("a.weight").type is GGMLType.F16
+
+
+@pytest.mark.parametrize("name", ["llama_gptq", "qwen2_awq"])
+def test_four_bits_of_gptq_and_awq_become_q4_1(name: str, tmp_path: Path) -> None:
+    source = int4_directory(name, tmp_path / name)
+    written = forge.convert(source, tmp_path / "a.gguf", progress=False)
+    with open_checkpoint(source) as before, forge_gguf.read(tmp_path / "a.gguf") as after:
+        own = [info.name for info in before.tensors.values() if not info.type.in_files]
+        assert written.notes == (f"{len(own)} matrices are Q4_1, the nearest of GGUF's types to those of GPTQ and AWQ",)
+        for tensor in own:
+            assert after.tensor(tensor).type is GGMLType.Q4_1
+            weights = before.load(tensor)
+            largest = np.abs(weights).max(initial=0)  # of a minimum, a multiple of its scale, float16 keeps 11 bits
+            np.testing.assert_allclose(after.load(tensor), weights, rtol=0, atol=2.0**-11 * 2 * largest)
 
 
 def test_a_failure_leaves_nothing_behind_and_the_old_file_alone(tmp_path: Path) -> None:

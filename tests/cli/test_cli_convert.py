@@ -15,11 +15,16 @@ def test_convert_prints_the_path_of_the_file(tmp_path: Path, capsys: Captured) -
     facts = json_of(capsys, "convert", str(tmp_path / "a.gguf"), again, "--type", "q8_0")
     assert (facts["path"], facts["bytes"], facts["notes"]) == (again, (tmp_path / "b.gguf").stat().st_size, [])
     assert failure(capsys, "convert", LLAMA, again) == (2, f"forge: DST {again} exists: use --force to replace it")
-    assert run(["convert", again, str(tmp_path / "a.gguf"), "--force", "--type", "Q4_0"]) == 0
-    note = "weights were quantized already (Q8_0) and are quantized again: convert the original"
-    assert note in capsys.readouterr().err
-    with gguf.read(tmp_path / "a.gguf") as model:
+    assert run(["convert", LLAMA, again, "--force", "--type", "Q4_0"]) == 0
+    capsys.readouterr()
+    with gguf.read(Path(again)) as model:
         assert model.tensor("output.weight").type.name == "Q4_0"
+    code, line = failure(capsys, "convert", again, str(tmp_path / "c.gguf"), "--type", "Q8_0")
+    assert (code, line.partition(": ")[2]) == (
+        2,
+        f"{again}: the weights are quantized already (Q4_0): again makes them worse: "
+        "leave --type out, or convert a model in F16, BF16 or F32",
+    )
 
 
 def test_convert_names_its_own_flags_and_arguments(capsys: Captured) -> None:

@@ -57,6 +57,7 @@ PUBLISHED: list[tuple[str, list[dict[str, Any]], bool | None]] = [
     ("qwen2", [split(OPENAI), BYTES], True),
     ("qwen35", [split(QWEN35), BYTES], True),
     ("gpt-4o", [split(GPT4O, "Removed", True), BYTES], False),
+    ("gpt-4o", [split(GPT4O.replace(SUFFIX, "(?:'(?i:[sdmt]|ll|ve|re))")), BYTES], False),
     ("tekken", [split(CASED.replace("@", "") + r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*" + END), BYTES], False),
     ("tiny_aya", [split(r"\d{1,3}(?=(?:\d{3})*\b)"), split(GPT4O), BYTES], None),
     ("deepseek-v3", [split(r"\p{N}{1,3}"), split("[一-龥\u3040-ゟ゠-ヿ]+"), split(DEEPSEEK + END), BYTES], True),

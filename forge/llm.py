@@ -41,6 +41,7 @@ class LLM(ScoringFront):
         device: The device and what it is, in words.
         path: The model's file.
         adapters: Names of the adapters that `forge.load` was given.
+        quantize: The type that the weights got while they were loaded, or None.
         notes: Remarks on what loading decided, such as the device or a context that was cut to fit.
         load_ms: Milliseconds that loading took.
         load_parts: Milliseconds of its parts, by name, in order; the first may lie before `load_ms` begins.
@@ -57,14 +58,17 @@ class LLM(ScoringFront):
         load_parts: Mapping[str, float],
         load_ms: float,
         adapters: tuple[str, ...] = (),
+        quantize: str | None = None,
     ) -> None:
         super().__init__(engine, tokenizer, chat_template, str(path), adapters)
         self.path, self.notes, self.load_ms, self.load_parts = path, notes, load_ms, load_parts
+        self.quantize = quantize
         self.config, self.device = engine.runner.config, engine.runner.device
         finalize(self, self._loop.stop).atexit = False
 
     def __repr__(self) -> str:
-        return f"<forge.LLM {_files.model_name(self.path)}: {self.config.arch}, context {self.context}, {self.device}>"
+        name = _files.model_name(self.path) + (f" as {self.quantize}" if self.quantize else "")
+        return f"<forge.LLM {name}: {self.config.arch}, context {self.context}, {self.device}>"
 
     def __reduce__(self) -> NoReturn:
         raise ForgeError(f"{self._name}: a loaded model cannot be copied, or sent to another process: load it there")

@@ -16,6 +16,8 @@ from forge.backend import Backend, compilers
 from forge.backend.threads import THREADS
 from forge.checkpoints import open_checkpoint
 from forge.checkpoints.adapters import check_adapters, read_adapter
+from forge.checkpoints.quantized import Quantized
+from forge.checkpoints.recipes import check_recipe
 from forge.config import Dtype, EngineConfig, Progress
 from forge.display import Stopwatch, watched
 from forge.engine import Engine, ModelRunner
@@ -50,6 +52,7 @@ def load(
     chat_template: str | os.PathLike[str] | None = None,
     graphs: bool | int | None = None,
     adapters: Mapping[str, str | os.PathLike[str]] | None = None,
+    quantize: str | None = None,
     engine: EngineConfig | None = None,
     progress: Progress | bool | None = None,
 ) -> LLM:
@@ -81,6 +84,8 @@ def load(
             check:N.
         adapters: LoRA adapters of the model, from their names to their files: docs/adapters.md. A request chooses one
             by its name, and several may be in one batch. They stay beside the weights, which do not change.
+        quantize: A type that the weights get while they are loaded, of a model that is not quantized: "Q8_0", "Q6_K",
+            "Q4_K_M", ...; docs/quantization.md lists them, and what they cost.
         engine: All settings of the engine, those without a keyword too. A keyword beside it sets a field that it leaves
             at its default.
         progress: Called with a stage, how much of it is done, and its total or None. None = bars on a terminal and in
@@ -98,25 +103,19 @@ def load(
     watch.lap("device")
     _check(settings, chat_template, backend)
     named = check_adapters(adapters)
+    quantize = None if quantize is None else check_recipe(quantize)
     THREADS.use(None if threads is None else int(threads))  # NumPy's integers too
     with watched(progress) as report:
         path = _resolve(model, report)
         watch.lap("file")
         started = time.perf_counter()
         running, tokenizer, template, notes = _assembled(
-            path, settings, graphs, backend, chat_template, list(named.values()), report, watch
+            path, settings, graphs, backend, chat_template, list(named.values()), quantize, report, watch
         )
     load_ms = 1000 * (time.perf_counter() - started)
-    return LLM(
-        running,
-        tokenizer,
-        template,
-        path=path,
-        notes=(*_device_notes(device, settings, backend), *notes),
-        load_parts=watch.parts,
-        load_ms=load_ms,
-        adapters=tuple(named),
-    )
+    notes = (*_device_notes(device, settings, backend), *notes)
+    about: dict[str, Any] = {"path": path, "load_parts": watch.parts, "adapters": tuple(named), "quantize": quantize}
+    return LLM(running, tokenizer, template, notes=notes, load_ms=load_ms, **about)
 
 
 def _check(settings: EngineConfig, chat_template: object, backend: Backend) -> None:
@@ -150,11 +149,13 @@ def _assembled(
     backend: Backend,
     chat_template: str | os.PathLike[str] | None,
     adapters: list[Path],
+    quantize: str | None,
     report: Progress | None,
     watch: Stopwatch,
 ) -> tuple[Engine, Tokenizer, ChatTemplate | None, tuple[str, ...]]:
     """The parts of an LLM from a file, ready to run, and remarks on what was decided for them."""
-    with open_checkpoint(path) as file:
+    with open_checkpoint(path) as stored:
+        file = Quantized(stored, quantize, backend) if quantize else stored
         read = [read_adapter(each, file) for each in adapters]
         plan = plan_memory(file, settings, backend, models.adapter_bytes(file, read, backend.dtype.itemsize))
         config = models.read_config(file, plan.context)
@@ -189,7 +190,8 @@ def _assembled(
     watch.lap("KV cache")
     engine.warm_up(report, watch.lap)
     backend.reserve(plan.step_bytes)  # not before: the warm-up has given back what its largest step made
-    return engine, tokenizer, template, (*plan.notes, *_cost_of_host_experts(decoder))
+    of_weights = (file.note,) if isinstance(file, Quantized) else ()
+    return engine, tokenizer, template, (*of_weights, *plan.notes, *_cost_of_host_experts(decoder))
 
 
 def _cost_of_host_experts(decoder: models.Decoder) -> tuple[str, ...]:

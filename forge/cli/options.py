@@ -100,6 +100,7 @@ _LOADING: dict[str, _Option] = {
         _option(float, "F", "Share of the free memory for weights and KV cache, at most."),
         DEFAULT_MEMORY_FRACTION,
     ),
+    "quantize": (_option(str | None, "TYPE", "Quantize the weights while they are loaded: Q8_0, Q4_K_M, ..."), None),
     "cpu_experts": (_option(int, "N", "Leave the experts of the first N layers in the host's memory."), 0),
 }
 """Options for arguments of `forge.load`."""

@@ -21,7 +21,7 @@ from forge.formats.quantize_k import extreme, k_minimum, q6_k
 _CHUNK_WEIGHTS = 1008 * 32
 """Weights that are worked on together, so that temporaries stay in the L2 cache. Columns are no power of two apart:
 such columns would share few lines of the cache."""
-_REFUSED = "weights are not finite, or too large for {}"
+REFUSED = "weights are not finite, or too large for {}"
 
 
 def quantize(rows: Floats, type: GGMLType, out: Bytes | None = None) -> Bytes:
@@ -41,7 +41,7 @@ def quantize(rows: Floats, type: GGMLType, out: Bytes | None = None) -> Bytes:
         raise ParameterError(message, parameter="out")
     fill(rows, type, out)
     if not is_sound(out, type):
-        raise UnsupportedError(_REFUSED.format(type.name))
+        raise UnsupportedError(REFUSED.format(type.name))
     return out
 
 
@@ -190,7 +190,7 @@ def _f16(x: Floats, blocks: Bytes) -> None:
     halves = blocks.view("<f2")
     np.copyto(halves, x.T, casting="same_kind")
     if (np.isinf(halves) & np.isfinite(x.T)).any():
-        raise UnsupportedError(_REFUSED.format("F16"))
+        raise UnsupportedError(REFUSED.format("F16"))
 
 
 def _bf16(x: Floats, blocks: Bytes) -> None:

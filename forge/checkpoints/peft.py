@@ -79,7 +79,7 @@ def read_directory(directory: Path, model: Checkpoint) -> Adapter:
     halves: dict[str, dict[str, Half]] = {}
     modules: dict[str, str] = {}
     numbers = models.read_config(model, None)
-    with safetensors.read_files([member(directory, WEIGHTS)]) as files:
+    with safetensors.read_file(member(directory, WEIGHTS)) as files:
         for name in files.tensors:
             module, half = _module_of(name, files)
             for target, view in _targets(module, half, Stored(files, name), rows, numbers, path):

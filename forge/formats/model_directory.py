@@ -10,7 +10,7 @@ import numpy as np
 
 from forge.errors import FormatError
 from forge.formats.source import Source, show
-from forge.formats.strict_json import Json, read_object
+from forge.formats.strict_json import MAX_VALUES, Json, read_object
 
 # Most bytes of each file that is read whole. The largest known: a tokenizer.json of 33 MB, an index of 20 MB.
 MAX_BYTES = {"tokenizer.json": 128 << 20, "model.safetensors.index.json": 64 << 20}
@@ -34,10 +34,12 @@ def member(directory: Path, name: str) -> Path:
     return path
 
 
-def read_json(directory: Path, name: str) -> dict[str, Json] | None:
+def read_json(directory: Path, name: str, max_values: int = MAX_VALUES) -> dict[str, Json] | None:
     """The object in a JSON file of a directory; None if there is no such file. Raises FormatError as `read_object`."""
     path = member(directory, name)
-    return read_object(path, MAX_BYTES.get(name, MAX_OTHER_BYTES)) if os.path.lexists(path) else None
+    if not os.path.lexists(path):
+        return None
+    return read_object(path, MAX_BYTES.get(name, MAX_OTHER_BYTES), max_values)
 
 
 def read_text(directory: Path, name: str) -> str | None:

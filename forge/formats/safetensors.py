@@ -6,7 +6,7 @@ weights. Weights are read and not mapped, as `source` says, so no page is held t
 """
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from operator import itemgetter
@@ -39,6 +39,7 @@ MAX_NAME_CHARS = 512
 MAX_DIMS = 8
 MAX_SHARDS = 1000
 
+_MAX_INDEX_FIELDS = 1000  # beside the tensors; an index has three
 _FIELDS = {"dtype", "shape", "data_offsets"}
 _VALUES_OF_A_TENSOR = 8 + MAX_DIMS
 
@@ -128,43 +129,35 @@ class SafeTensors:
         file.source.read(file.starts[name] + start, out)
 
 
-def read_files(paths: Iterable[Path]) -> SafeTensors:
-    """Open files that belong together, of which no two hold a tensor of the same name.
+def read_file(path: Path) -> SafeTensors:
+    """Open one file.
 
     Raises FormatError for a file that is not readable, truncated, forged or foreign, UnsupportedError for a dtype that
     is not one of ITEM_BYTES.
     """
-    files: list[_File] = []
-    homes: dict[str, Path] = {}
-    try:
-        for path in paths:
-            files.append(file := _File(path))
-            for name in file.tensors.keys() & homes.keys():
-                raise FormatError(f"{path}: tensor {show(name)} is in {homes[name].name} as well")
-            homes |= dict.fromkeys(file.tensors, path)
-        return SafeTensors(files[0].path, files)
-    except BaseException:
-        _close(files)
-        raise
+    return SafeTensors(path, [_File(path)])
 
 
 def read_directory(directory: Path) -> SafeTensors:
     """Open model.safetensors of a directory, or the shards that model.safetensors.index.json names.
 
-    Raises as `read_files` does, and FormatError for an index that is forged or does not fit its shards.
+    Raises as `read_file` does, and FormatError for an index that is forged or does not fit its shards.
     """
     if os.path.lexists(single := member(directory, SINGLE)):
-        opened = read_files([single])
-    else:
-        listed = _listed(directory)
-        opened = read_files(_shards(directory, listed))
-        try:
-            _check_index(opened, listed)
-        except BaseException:
-            opened.close()
-            raise
-    opened.path = directory
-    return opened
+        return SafeTensors(directory, [_File(single)])
+    listed = _listed(directory)
+    files: list[_File] = []
+    try:
+        for path in _shards(directory, listed):
+            files.append(_File(path))
+            _check_shard(files[-1], listed)  # before the next: all shards have no more tensors than the index
+        opened = SafeTensors(directory, files)
+        for name in listed.keys() - opened.tensors.keys():
+            raise FormatError(f"{directory / listed[name]}: lacks tensor {show(name)}, which {INDEX} lists")
+        return opened
+    except BaseException:
+        _close(files)
+        raise
 
 
 def _close(files: list[_File]) -> None:
@@ -265,7 +258,7 @@ def _misplaced(
 
 def _listed(directory: Path) -> dict[str, str]:
     """The shard of each tensor, as the index says."""
-    index = read_json(directory, INDEX)
+    index = read_json(directory, INDEX, MAX_LISTED + _MAX_INDEX_FIELDS)
     if index is None:
         raise _no_weights(directory)
     listed = index.get("weight_map")
@@ -291,18 +284,14 @@ def _shards(directory: Path, listed: dict[str, str]) -> list[Path]:
     return paths
 
 
-def _check_index(opened: SafeTensors, listed: dict[str, str]) -> None:
-    """Raises FormatError unless each shard holds the tensors that the index lists for it, and no others."""
-    for name, shard in listed.items():
-        if name not in opened.tensors:
-            raise FormatError(f"{opened.paths[0].with_name(shard)}: lacks tensor {show(name)}, which {INDEX} lists")
-        if (home := opened.path_of(name)).name != shard:
-            raise FormatError(f"{home}: has tensor {show(name)}, which {INDEX} lists in {show(shard)}")
-    for name in opened.tensors.keys() - listed.keys():
-        raise FormatError(
-            f"{opened.path_of(name)}: has tensor {show(name)}, which {INDEX} does not list: "
-            "the shards do not belong together"
-        )
+def _check_shard(file: _File, listed: dict[str, str]) -> None:
+    """Raises FormatError unless the index lists each tensor of a shard there."""
+    for name in file.tensors:
+        if name not in listed:
+            problem = f"has tensor {show(name)}, which {INDEX} does not list"
+            raise FormatError(f"{file.path}: {problem}: the shards do not belong together")
+        if listed[name] != file.path.name:
+            raise FormatError(f"{file.path}: has tensor {show(name)}, which {INDEX} lists in {show(listed[name])}")
 
 
 def _no_weights(directory: Path) -> FormatError:

@@ -20,7 +20,7 @@ from forge.formats.source import Source, show
 Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
 
 MAX_DEPTH = 32  # configurations of several parts, the deepest files of models, nest seven deep
-MAX_VALUES = 1 << 23  # a vocabulary of 262,144 tokens and its merges are two million
+MAX_VALUES = 1 << 22  # a vocabulary of 262,144 tokens and its merges are two million
 MAX_DIGITS = 40  # the length of no limit, int(1e30), in tokenizer_config.json has 31
 
 _CHUNK = 1 << 18
@@ -54,7 +54,7 @@ def parse(data: bytes, where: str, max_values: int = MAX_VALUES) -> Json:
     return value
 
 
-def read_object(path: Path, max_bytes: int, max_values: int = MAX_VALUES) -> dict[str, Json]:
+def read_object(path: Path, max_bytes: int, max_values: int) -> dict[str, Json]:
     """The object that a JSON file of at most `max_bytes` bytes holds. Raises FormatError as `parse` does."""
     source = Source(path)
     try:

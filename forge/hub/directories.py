@@ -61,12 +61,16 @@ def weights(files: Collection[str], folder: Path) -> list[str]:
     except ValueError as error:
         raise DownloadError(f"{INDEX} cannot be used: {error}") from None
     # The names alone, found without a parser: whoever opens the model reads the whole index, and strictly.
-    named = sorted({match[1].decode("ascii") for match in _NAMED.finditer(data)})
-    if not 1 <= len(named) <= _MAX_SHARDS:
-        raise DownloadError(f"{INDEX} names {len(named)} shards, allowed are 1 to {_MAX_SHARDS}")
-    if missing := [file for file in named if file not in files]:
+    named: set[str] = set()
+    for match in _NAMED.finditer(data):
+        named.add(match[1].decode("ascii"))
+        if len(named) > _MAX_SHARDS:
+            raise DownloadError(f"{INDEX} names more than {_MAX_SHARDS} shards")
+    if not named:
+        raise DownloadError(f"{INDEX} names no shards")
+    if missing := sorted(named.difference(files)):
         raise DownloadError(f"{INDEX} names {missing[0]}, which is not there")
-    return named
+    return sorted(named)
 
 
 def pickle(files: Collection[str]) -> str | None:

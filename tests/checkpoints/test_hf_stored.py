@@ -97,7 +97,7 @@ def test_fp8_is_its_number_times_its_scale(
         "block": lambda: np.repeat(np.repeat(factors, 128, -2), 128, -1)[..., :rows, :cols],
     }
     expected = E4M3[codes] * full[kind]()
-    with safetensors.read_files([path]) as files:
+    with safetensors.read_file(path) as files:
         view = Fp8(files, "w", "w_scale_inv")
         np.testing.assert_array_equal(view.floats(), expected)
         part = np.empty((60, view.row_bytes), np.uint8)
@@ -109,7 +109,7 @@ def test_fp8_with_scales_of_another_shape_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     codes = np.zeros((200, 300), np.uint8)
     path.write_bytes(safetensors_bytes({"w": ("F8_E4M3", codes), "w_scale": np.ones((2, 2), np.float32)}))
-    with safetensors.read_files([path]) as files, pytest.raises(FormatError, match="which does not fit"):
+    with safetensors.read_file(path) as files, pytest.raises(FormatError, match="which does not fit"):
         Fp8(files, "w", "w_scale")
 
 

@@ -73,7 +73,7 @@ def test_rows_of_one_architecture_agree_on_what_adapters_need() -> None:
 
 
 def tensors_of(path: Path) -> dict[str, Any]:
-    with safetensors.read_files([path]) as files:
+    with safetensors.read_file(path) as files:
         found = {name: np.empty(info.shape, np.float32) for name, info in files.tensors.items()}
         for name, array in found.items():
             files.read(name, 0, array)

@@ -82,7 +82,7 @@ def test_parts_of_tensors_are_read_by_many_threads(tmp_path: Path) -> None:
 def test_bytes_that_a_tensor_has_not(tmp_path: Path) -> None:
     path = tmp_path / "m.safetensors"
     path.write_bytes(safetensors_bytes({"a": ones(4), "b": ones(4)}))
-    with safetensors.read_files([path]) as file:
+    with safetensors.read_file(path) as file:
         for start, out in ((1, np.empty(16, np.uint8)), (-4, ones(1)), (0, ones(5)), (16, ones(1)), (0, ones(8)[::2])):
             with pytest.raises(ParameterError, match="16 bytes of tensor 'a'"):
                 file.read("a", start, out)
@@ -140,11 +140,11 @@ def test_the_most_tensors_of_a_file_are_read_in_bounded_calls(tmp_path: Path) ->
     )
     path = tmp_path / "m.safetensors"
     path.write_bytes(framed("{" + header + "}", bytes(4 << 16)))
-    with safetensors.read_files([path]) as file:
+    with safetensors.read_file(path) as file:
         assert len(file.tensors) == 1 << 16
     path.write_bytes(framed("{" + header + ',"x":{"dtype":"U8","shape":[0],"data_offsets":[0,0]}}', bytes(4 << 16)))
     with pytest.raises(FormatError, match="has 65537 tensors, allowed are 65536"):
-        safetensors.read_files([path])
+        safetensors.read_file(path)
 
 
 def test_files_are_read_up_to_their_limits(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from safetensors_files import framed, ones, safetensors_bytes, write_model
 
 from forge.errors import ForgeError, FormatError, UnsupportedError
 from forge.formats import safetensors
+from forge.formats.source import Source
 
 MAX_PEAK_BYTES = 5 << 20
 DIGITS = "9" * 30
@@ -194,7 +195,7 @@ def refuse(
     tracemalloc.start()
     try:
         with pytest.raises(ForgeError) as caught:
-            safetensors.read_directory(path) if path.is_dir() else safetensors.read_files([path])
+            safetensors.read_directory(path) if path.is_dir() else safetensors.read_file(path)
         assert tracemalloc.get_traced_memory()[1] < MAX_PEAK_BYTES
     finally:
         tracemalloc.stop()
@@ -357,12 +358,12 @@ CHANGES: dict[str, tuple[Any, str, tuple[str, ...]]] = {
     "the shard of another model": (
         lambda d: (d / "2.safetensors").write_bytes(safetensors_bytes({"x": ones(2)})),
         "2.safetensors",
-        ("lacks tensor 'b'",),
+        ("has tensor 'x'", "does not list"),
     ),
     "a tensor in both shards": (
         lambda d: (d / "2.safetensors").write_bytes(safetensors_bytes({"a": ones(2), "b": ones(2)})),
         "2.safetensors",
-        ("'a' is in 1.safetensors as well",),
+        ("has tensor 'a'", "lists in '1.safetensors'"),
     ),
     "no index": (lambda d: (d / safetensors.INDEX).unlink(), "", ("'1.safetensors'", "download the files")),
     "pickles alone": (
@@ -386,6 +387,30 @@ def test_shards_that_do_not_fit_are_refused(tmp_path: Path, name: str) -> None:
     refuse(directory, words, named=directory / named)
 
 
+def test_an_index_of_more_values_than_tensors_may_have_is_refused_before_objects_are_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(safetensors, "MAX_LISTED", 500)
+    (tmp_path / safetensors.INDEX).write_bytes(b'{"weight_map":[' + b"[]," * 1000 + b"0]}")
+    refuse(tmp_path, ("2003 values, allowed are 1500",), named=tmp_path / safetensors.INDEX)
+
+
+def test_shards_are_opened_no_further_than_the_index_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thousand shards could hold 65 million tensors that no index lists."""
+    directory = write_model(tmp_path, {f"{n}.safetensors": {str(n): ones(1)} for n in range(5)})
+    (directory / "1.safetensors").write_bytes(safetensors_bytes({"1": ones(1), "x": ones(1)}))
+    opened: list[str] = []
+
+    class Counted(Source):
+        def __init__(self, path: Path) -> None:
+            super().__init__(path)
+            opened.append(path.name)
+
+    monkeypatch.setattr(safetensors, "Source", Counted)
+    refuse(directory, ("has tensor 'x'", "does not list"), named=directory / "1.safetensors")
+    assert opened == ["0.safetensors", "1.safetensors"]
+
+
 def open_descriptors() -> int:
     return len(os.listdir("/proc/self/fd"))
 
@@ -404,12 +429,12 @@ def test_a_file_that_is_truncated_or_replaced_after_it_was_opened(tmp_path: Path
     path = tmp_path / "m.safetensors"
     path.write_bytes(VALID)
     out = np.empty(24, np.uint8)
-    with safetensors.read_files([path]) as file:
+    with safetensors.read_file(path) as file:
         os.truncate(path, len(VALID) - 24)
         with pytest.raises(FormatError, match="changed from"):
             file.read("a", 0, out)
     path.write_bytes(VALID)
-    with safetensors.read_files([path]) as file:
+    with safetensors.read_file(path) as file:
         file.check_path()
         (tmp_path / "new").write_bytes(VALID)
         (tmp_path / "new").rename(path)
@@ -421,7 +446,7 @@ def test_a_file_that_is_truncated_or_replaced_after_it_was_opened(tmp_path: Path
 def use(path: Path) -> bool:
     """Read all there is; False where the file is refused."""
     try:
-        with safetensors.read_files([path]) as file:
+        with safetensors.read_file(path) as file:
             for name, info in file.tensors.items():
                 out = np.empty(info.nbytes, np.uint8)
                 file.read(name, 0, out)

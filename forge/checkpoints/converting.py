@@ -9,7 +9,7 @@ from pathlib import Path
 from forge import hub
 from forge.checkpoints import open_checkpoint
 from forge.checkpoints.gguf_writer import write_gguf
-from forge.checkpoints.retyped import Retyped, type_named
+from forge.checkpoints.retyped import Retyped, check_type
 from forge.config import Progress
 from forge.display import watched
 from forge.errors import ParameterError
@@ -48,9 +48,9 @@ def convert(
     Args:
         model: A name, a GGUF file, a Hugging Face directory, or what else `load` takes.
         path: The file to write; it ends in .gguf.
-        type: The type of all matrices, such as "Q8_0" or "F16". Norms, biases and routers are F32, as in llama.cpp's
-            files; rows that are no multiple of a block are F16. None = each tensor in the type that it has, but for the
-            4 bits of GPTQ and AWQ, which become Q4_1.
+        type: "F32", "F16" or "BF16" for all matrices; norms, biases and routers are F32, as in llama.cpp's files. Or a
+            type or mixture that `load(quantize=)` takes, chosen for each tensor as there: docs/quantization.md. None =
+            each tensor in the type that it has, but for the 4 bits of GPTQ and AWQ, which become Q4_1.
         force: Whether to replace a file that is there.
         progress: Called with a stage, how much of it is done, and its total. None = bars on a terminal and in a
             notebook; False = no progress.
@@ -61,7 +61,7 @@ def convert(
         ForgeError: The model is damaged or unknown; the file cannot be written.
     """
     target = Path(path)
-    chosen = None if type is None else type_named(type)
+    chosen = None if type is None else check_type(type)
     if target.suffix != ".gguf":
         raise ParameterError(f"path must end in .gguf, not {str(target)!r:.200}", parameter="path")
     if target.is_dir() or not target.parent.is_dir():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 
@@ -48,11 +48,11 @@ RECIPES |= {
 }
 
 
-def check_recipe(name: object) -> str:
-    """The name of a recipe, in its own case. Raises ParameterError for another."""
-    if not isinstance(name, str) or name.upper() not in RECIPES:
-        message = f"quantize must be one of {', '.join(sorted(RECIPES))}, not {name!r:.60}"
-        raise ParameterError(message, parameter="quantize")
+def check_recipe(name: object, parameter: str = "quantize", more: Collection[str] = ()) -> str:
+    """The name of a recipe, or of one of `more`, in its own case. Raises ParameterError for another."""
+    if not isinstance(name, str) or name.upper() not in {*RECIPES, *more}:
+        message = f"{parameter} must be one of {', '.join([*more, *sorted(RECIPES)])}, not {name!r:.60}"
+        raise ParameterError(message, parameter=parameter)
     return name.upper()
 
 
@@ -61,7 +61,7 @@ def has_more_bits(layer: int, layers: int) -> bool:
     return layer < layers // 8 or layer >= 7 * layers // 8 or (layer - layers // 8) % 3 == 2
 
 
-def new_types(model: Checkpoint, name: str) -> dict[str, GGMLType]:
+def new_types(model: Checkpoint, name: str, parameter: str = "quantize") -> dict[str, GGMLType]:
     """The types of the tensors that a recipe changes, by name.
 
     Embeddings are quantized as well, as the output matrix where they are that. Rows that no type fits stay as they are.
@@ -71,8 +71,8 @@ def new_types(model: Checkpoint, name: str) -> dict[str, GGMLType]:
     if quantized:
         raise ParameterError(
             f"{model.path}: the weights are quantized already ({', '.join(quantized)}): again makes them worse",
-            parameter="quantize",
-            hint="leave quantize out, or use a model in F16, BF16 or F32",
+            parameter=parameter,
+            hint=f"leave {parameter} out, or use a model in F16, BF16 or F32",
         )
     return dict(_chosen(model, RECIPES[name]))
 

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 
 import numpy as np
 
-from forge.errors import ParameterError, UnsupportedError
+from forge.checkpoints.recipes import check_recipe, new_types
+from forge.errors import UnsupportedError
 from forge.formats.blocks import Bytes
 from forge.formats.checkpoint import Checkpoint, TensorInfo
 from forge.formats.ggml import GGMLType, nbytes
-from forge.formats.quantize import QUANTIZERS, quantize
+from forge.formats.quantize import quantize
 from forge.formats.source import show
 
+_FLOATS = {type.name: type for type in (GGMLType.F32, GGMLType.F16, GGMLType.BF16)}
 _FILE_TYPES = {
     "F32": 0,
     "F16": 1,
@@ -25,12 +27,14 @@ _FILE_TYPES = {
     "Q5_0": 8,
     "Q5_1": 9,
     "Q4_K": 14,
+    "Q4_K_M": 15,
     "Q5_K": 16,
+    "Q5_K_M": 17,
     "Q6_K": 18,
     "BF16": 32,
     "MXFP4": 38,
 }
-"""`general.file_type` of a file of one type, by llama.cpp's table: of several the smallest mixture."""
+"""`general.file_type`, by llama.cpp's table: of a K type its smallest mixture."""
 _QUANTIZATION_VERSION = 2
 
 _ALWAYS_FLOAT32 = re.compile(r".*_norm\.weight|.*\.ffn_gate_inp(_shexp)?\.weight|position_embd\.weight|.*(?<!\.weight)")
@@ -40,36 +44,38 @@ _ALWAYS_FLOAT32 = re.compile(r".*_norm\.weight|.*\.ffn_gate_inp(_shexp)?\.weight
 class Retyped(Checkpoint):
     """A model with some tensors in other types, and the keys that say so. It closes the model.
 
-    Matrices of GPTQ and AWQ whose type is not changed become Q4_1, as GGUF has no type of forge's own: the same codes
-    and scales, and minima rounded to float16.
+    Matrices of GPTQ and AWQ become Q4_1 where all types stay, as GGUF has no type of forge's own: the same codes and
+    scales, and minima rounded to float16.
 
     Attributes:
         notes: Remarks on what was decided, a line each.
     """
 
-    def __init__(self, model: Checkpoint, type: GGMLType | None) -> None:
-        """type: Of all matrices; None = each as it is. Raises ParameterError for weights that were quantized before."""
+    def __init__(self, model: Checkpoint, type: str | None) -> None:
+        """type: A name that `check_type` gives, or None: all as they are. Raises ParameterError for weights that were
+        quantized before, where they would be quantized again."""
         self._model = model
         self.path, self.paths, self.format, self.version = model.path, model.paths, model.format, model.version
         self.value_types = model.value_types
-        types = {} if type is None else _chosen(model, type)
-        own = {name: GGMLType.Q4_1 for name, info in model.tensors.items() if not info.type.in_files}
+        self.notes: tuple[str, ...] = ()
+        if type is None:
+            types = {name: GGMLType.Q4_1 for name, info in model.tensors.items() if not info.type.in_files}
+            if types:
+                self.notes = (f"{len(types)} matrices are Q4_1, the nearest of GGUF's types to those of GPTQ and AWQ",)
+        elif type in _FLOATS:
+            types = dict(_floats(model, _FLOATS[type]))
+        else:
+            types = new_types(model, type, "type")
         found = {
             name: TensorInfo(name, info.shape, to, nbytes(to, info.shape))
             for name, info in model.tensors.items()
-            for to in (types.get(name, own.get(name, info.type)),)
+            for to in (types.get(name, info.type),)
         }
         self.tensors: Mapping[str, TensorInfo] = MappingProxyType(found)
-        number = _FILE_TYPES.get((type or _usual(found)).name)
+        number = _FILE_TYPES.get(type or _usual(found).name)
         numbers = {"general.quantization_version": _QUANTIZATION_VERSION}
         numbers |= {} if number is None else {"general.file_type": number}
         self.metadata = MappingProxyType({"general.name": model.path.name, **model.metadata, **numbers})
-        halves = sum(to is GGMLType.F16 for to in types.values()) if type is not GGMLType.F16 else 0
-        remarks = (
-            (len(own.keys() - types.keys()), "are Q4_1, the nearest of GGUF's types to those of GPTQ and AWQ"),
-            (halves, "are F16, as their rows are no multiple of the type's blocks"),
-        )
-        self.notes = tuple(f"{count} matrices {remark}" for count, remark in remarks if count)
 
     def close(self) -> None:
         self._model.close()
@@ -91,35 +97,15 @@ class Retyped(Checkpoint):
                 raise UnsupportedError(f"{self.path}: tensor {show(info.name)}: {error}") from None
 
 
-def type_named(name: str) -> GGMLType:
-    """The type of a name, in any case. Raises ParameterError for one that nothing writes."""
-    known = {type.name: type for type in QUANTIZERS if type.name in _FILE_TYPES}
-    if name.upper() not in known:
-        raise ParameterError(f"type must be one of {', '.join(known)}, not {name!r:.40}", parameter="type")
-    return known[name.upper()]
+def check_type(name: object) -> str:
+    """A name of a type, or of a mixture of types, in its own case. Raises ParameterError for another."""
+    return check_recipe(name, "type", _FLOATS)
 
 
-def _chosen(model: Checkpoint, type: GGMLType) -> dict[str, GGMLType]:
-    """The types of the tensors, as llama.cpp's converter chooses them."""
-    types: dict[str, GGMLType] = {}
-    quantized = set[str]()
+def _floats(model: Checkpoint, type: GGMLType) -> Iterator[tuple[str, GGMLType]]:
+    """The types of all tensors, as llama.cpp's converter chooses them."""
     for name, info in model.tensors.items():
-        if len(info.shape) < 2 or _ALWAYS_FLOAT32.fullmatch(name):
-            types[name] = GGMLType.F32
-        else:
-            types[name] = GGMLType.F16 if info.shape[-1] % type.block_size else type
-        if min(info.type.block_size, types[name].block_size) > 1 and info.type not in (types[name], *_OWN):
-            quantized.add(info.type.name)
-    if quantized:
-        raise ParameterError(
-            f"{model.path}: the weights are quantized already ({', '.join(sorted(quantized))}): again makes them worse",
-            parameter="type",
-            hint="leave type out, or convert a model in F16, BF16 or F32",
-        )
-    return types
-
-
-_OWN = tuple(type for type in GGMLType if not type.in_files)
+        yield name, GGMLType.F32 if len(info.shape) < 2 or _ALWAYS_FLOAT32.fullmatch(name) else type
 
 
 def _usual(tensors: Mapping[str, TensorInfo]) -> GGMLType:

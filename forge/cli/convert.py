@@ -19,7 +19,7 @@ def command(
     type: Annotated[
         str | None,
         typer.Option(
-            "--type", metavar="TYPE", help="Type of all matrices: F32, F16, BF16, Q8_0, ... [default: theirs]"
+            "--type", metavar="TYPE", help="Type of the matrices: F32, F16, BF16, Q8_0, Q4_K_M, ... [default: theirs]"
         ),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,

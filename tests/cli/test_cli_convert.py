@@ -18,12 +18,12 @@ def test_convert_prints_the_path_of_the_file(tmp_path: Path, capsys: Captured) -
     assert run(["convert", LLAMA, again, "--force", "--type", "Q4_0"]) == 0
     capsys.readouterr()
     with gguf.read(Path(again)) as model:
-        assert model.tensor("output.weight").type.name == "Q4_0"
+        assert model.tensor("token_embd.weight").type.name == "Q4_0"
     code, line = failure(capsys, "convert", again, str(tmp_path / "c.gguf"), "--type", "Q8_0")
     assert (code, line.partition(": ")[2]) == (
         2,
-        f"{again}: the weights are quantized already (Q4_0): again makes them worse: "
-        "leave --type out, or convert a model in F16, BF16 or F32",
+        f"{again}: the weights are quantized already (Q4_0, Q8_0): again makes them worse: "
+        "leave --type out, or use a model in F16, BF16 or F32",
     )
 
 

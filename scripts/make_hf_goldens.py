@@ -5,7 +5,8 @@ must give the model.gguf that is there, tensor by tensor. It becomes a folder wi
   config.json            as transformers wrote it;
   model.safetensors.xz   the saved file as copies out of model.gguf and other bytes (`encode`), so that the same weights
                          do not lie here twice. `hf_models.decode` of the tests gives back every byte.
-tokenizer.json and tokenizer_config.json, the same for all, lie beside the folders.
+tokenizer.json and tokenizer_config.json, the same for all, lie beside the folders, and defaults.json: for each family
+a config.json of nothing but sizes, and the one that transformers makes of it.
 Needs what make_goldens.py needs, and safetensors.
     python scripts/make_hf_goldens.py --llama-cpp ~/llama.cpp [NAME ...]
 """
@@ -198,6 +199,29 @@ def compare(again: Path, golden: Path) -> None:
         raise SystemExit(f"{golden}: made again it differs in {wrong}, {sorted(new.keys() ^ old.keys())}")
 
 
+SIZES = (
+    "intermediate_size intermediate_size_mlp vocab_size max_position_embeddings num_local_experts num_experts "
+    "n_routed_experts num_experts_per_tok moe_num_experts moe_k moe_intermediate_size shared_expert_intermediate_size"
+)
+"""What every config.json says, as large as transformers' class has it."""
+SMALL = {"hidden_size": 256, "num_hidden_layers": 8, "num_attention_heads": 8, "num_key_value_heads": 4}
+LEFT_OUT = ("id2label", "label2id", "initializer_range", "use_cache", "transformers_version", "problem_type")
+
+
+def write_defaults(out: Path) -> None:
+    """For each family a config.json of nothing but sizes, and what transformers' class makes of it."""
+    families: Any = importlib.import_module("forge.checkpoints.families")
+    of_kind = make_goldens.transformers.AutoConfig.for_model
+    found = {}
+    for kind in sorted(families.FAMILIES):
+        usual, names = of_kind(kind).to_dict(), of_kind(kind).attribute_map
+        sizes = {name: usual[name] for name in SIZES.split() if usual.get(name) is not None}
+        sizes |= {name: value for name, value in SMALL.items() if name in usual or name in names}
+        whole = {name: value for name, value in of_kind(kind, **sizes).to_dict().items() if name not in LEFT_OUT}
+        found[kind] = [{"model_type": kind} | {names.get(name, name): value for name, value in sizes.items()}, whole]
+    (out / "defaults.json").write_text(json.dumps(found, separators=(",", ":")) + "\n", "utf-8")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--llama-cpp", type=Path, required=True, help="llama.cpp's source tree")
@@ -213,6 +237,7 @@ def main() -> None:
     for name in args.names or [*FAMILIES, "gemma2"]:
         build(name, args.out, args.whole)
         print(name, (args.out / name / "model.safetensors.xz").stat().st_size)
+    write_defaults(args.out)
 
 
 if __name__ == "__main__":

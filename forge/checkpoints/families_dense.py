@@ -56,12 +56,13 @@ GEMMA3 = Family(
     scales_scores=True,
     is_tied=True,
 )
+_MULTIPLIERS = ("attention_multiplier", "embedding_multiplier", "residual_multiplier", "logits_scaling")
 GRANITE = Family(
     arch="granite",
     edits=PAIRED,
     extras=(extras.llama3_factors,),
     keys=(*keys.LIKE_LLAMA, keys.VOCABULARY, keys.rotated_head, keys.GRANITE),
-    defaults=EPS_6,
+    defaults={**EPS_6, **dict.fromkeys(_MULTIPLIERS, 1.0)},
 )
 _OLMO2 = Family(
     arch="olmo2",
@@ -143,7 +144,11 @@ layers.#.mlp.gate_up_proj blk.#.ffn_up
     ),
     "granite": GRANITE,
     "olmo2": _OLMO2,
-    "olmo3": replace(_OLMO2, defaults={**_OLMO2.defaults, "sliding_window": 4096}, local_layers=4),
+    "olmo3": replace(
+        _OLMO2,
+        defaults={**_OLMO2.defaults, "rope_theta": 500_000.0, "sliding_window": 4096},
+        local_layers=4,
+    ),
     "glm4": Family(
         arch="glm4",
         names=LLAMA_NAMES

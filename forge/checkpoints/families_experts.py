@@ -55,8 +55,8 @@ layers.#.shared_mlp.output_linear blk.#.ffn_down_shexp
 """),
     edits=PAIRED
     | {"layers.#.block_sparse_moe.input_linear": edits.halves, "layers.#.shared_mlp.input_linear": edits.halves},
-    keys=(*GRANITE.keys, keys.table("int? expert_shared_feed_forward_length shared_intermediate_size")),
-    defaults=EPS_6,
+    keys=(*GRANITE.keys, keys.shared_width),
+    defaults=GRANITE.defaults,
 )
 _ERNIE_MOE = replace(
     ERNIE,
@@ -67,7 +67,13 @@ _ERNIE_MOE = replace(
     | names("layers.#.mlp.moe_statics.e_score_correction_bias blk.#.exp_probs_b.bias"),
     edits=ERNIE.edits | _SPLIT_EXPERTS,
     keys=(*keys.LIKE_LLAMA, keys.stated_head_length, keys.EXPERT_WIDTH, keys.ernie_experts),
-    defaults={**EPS_5, "rope_theta": 500_000.0, "max_position_embeddings": 131072},
+    defaults={
+        **EPS_5,
+        "rope_theta": 500_000.0,
+        "max_position_embeddings": 131072,
+        "moe_num_shared_experts": 2,
+        "moe_layer_start_index": 1,
+    },
     unused=r"mtp_.*",
 )
 _NAMES_OF_GLM4_MOE = (
@@ -87,6 +93,15 @@ layers.#.shared_head.head blk.#.nextn.shared_head_head
 layers.#.shared_head.norm blk.#.nextn.shared_head_norm
 """)
 )
+_GLM4_EXPERTS = {"n_shared_experts": 1, "first_k_dense_replace": 1, "num_nextn_predict_layers": 1}
+_GPT_OSS_YARN = {
+    "rope_type": "yarn",
+    "factor": 32.0,
+    "beta_fast": 32.0,
+    "beta_slow": 1.0,
+    "truncate": False,
+    "original_max_position_embeddings": 4096,
+}
 
 WITH_EXPERTS: dict[str, Family] = {
     "mixtral": replace(
@@ -173,7 +188,13 @@ layers.#.feed_forward.shared_expert.down_proj blk.#.ffn_down_shexp
         },
         extras=(extras.llama3_factors,),
         keys=(*LLAMA.keys, keys.llama4),
-        defaults={**EPS_5, "rope_theta": 500_000.0, "max_position_embeddings": 131072},
+        defaults={
+            **EPS_5,
+            "rope_theta": 500_000.0,
+            "max_position_embeddings": 131072,
+            "head_dim": 128,
+            "attention_chunk_size": 8192,
+        },
         local_layers=4,
         window="attention_chunk_size",
     ),
@@ -197,7 +218,7 @@ layers.#.feed_forward.shared_expert.down_proj blk.#.ffn_down_shexp
             keys.rotated_share,
             keys.glm4_experts,
         ),
-        defaults={**EPS_5, "partial_rotary_factor": 0.5, "n_group": 1, "topk_group": 1, "n_shared_experts": 1},
+        defaults={**EPS_5, "partial_rotary_factor": 0.5, "n_group": 1, "topk_group": 1, **_GLM4_EXPERTS},
     ),
     "gpt_oss": Family(
         arch="gpt-oss",
@@ -226,7 +247,14 @@ layers.#.mlp.experts.down_proj_blocks blk.#.ffn_down_exps.weight
             keys.WINDOW,
             keys.table("int expert_feed_forward_length intermediate_size"),
         ),
-        defaults={**EPS_5, "rope_theta": 150_000.0, "sliding_window": 128, "max_position_embeddings": 131072},
+        defaults={
+            **EPS_5,
+            "rope_theta": 150_000.0,
+            "rope_scaling": _GPT_OSS_YARN,
+            "head_dim": 64,
+            "sliding_window": 128,
+            "max_position_embeddings": 131072,
+        },
         expects={"swiglu_alpha": (1.702,), "swiglu_limit": (7.0,)},
         local_layers=2,
     ),
@@ -243,7 +271,7 @@ int expert_feed_forward_length intermediate_size
 int? rope.dimension_count rotary_dim
 """),
         ),
-        defaults={**EPS_6, "rope_theta": 5e6},
+        defaults={**EPS_6, "rope_theta": 5e6, "head_dim": 128},
         expects={"qk_norm_type": ("per_layer",)},
     ),
 }

@@ -55,7 +55,7 @@ h.#.mlp.c_proj blk.#.ffn_down
 """),
         edits=dict.fromkeys(("h.#.attn.c_attn", "h.#.attn.c_proj", "h.#.mlp.c_fc", "h.#.mlp.c_proj"), edits.transposed),
         keys=(keys.SIZES, keys.EPS, keys.wide_feed_forward("n_inner")),
-        defaults={"layer_norm_epsilon": 1e-5},
+        defaults={"layer_norm_epsilon": 1e-5, "n_positions": 1024},
         expects={"scale_attn_weights": (True,), "scale_attn_by_inverse_layer_idx": (False,)},
         is_tied=True,
     ),
@@ -124,7 +124,7 @@ layers.#.mlp.c_proj blk.#.ffn_down
         arch="cohere2",
         keys=(
             *keys.LIKE_LLAMA,
-            keys.stated_head_length,
+            keys.head_length,
             keys.LOGIT_SCALE,
             keys.WINDOW,
             keys.VOCABULARY,

@@ -17,6 +17,7 @@ from forge.checkpoints.completion import complete
 from forge.checkpoints.families import FAMILIES
 from forge.checkpoints.family import Family
 from forge.checkpoints.hf_tokenizer import read_tokenizer
+from forge.checkpoints.keys import Metadata
 from forge.checkpoints.settings import Settings
 from forge.checkpoints.stored import stored_views
 from forge.checkpoints.views import Stacked, View, Widened
@@ -97,17 +98,25 @@ def in_words_of_gguf(
 
     stored: Its weights by their names in Hugging Face directories, without prefixes. Raises as `open_directory` does.
     """
-    keys: dict[str, Any] = {}
-    for some in family.keys:
-        keys |= some(settings, stored)
-    complete(keys, settings, family)
-    views = _translated(stored, settings, family, int(keys["block_count"]))
+    keys = keys_of(settings, family, stored)
+    layers = keys["block_count"]
+    assert isinstance(layers, int)
+    views = _translated(stored, settings, family, layers)
     if "token_embd.weight" not in views:
         raise FormatError(f"{directory}: the embedding is missing, of {len(stored)} tensors")
     metadata: dict[str, Any] = {"general.architecture": family.arch, "general.type": "model"}
     metadata |= {key[1:] if key[0] == "." else f"{family.arch}.{key}": value for key, value in keys.items()}
     rows = views["token_embd.weight"].shape[0]
     return metadata | read_tokenizer(directory, config, architecture=family.arch, vocab_size=rows), views
+
+
+def keys_of(settings: Settings, family: Family, stored: Mapping[str, View]) -> Metadata:
+    """The model's keys below its architecture's prefix, by its numbers and its stored tensors."""
+    keys: Metadata = {}
+    for some in family.keys:
+        keys |= some(settings, stored)
+    complete(keys, settings, family)
+    return keys
 
 
 def family_of(config: Mapping[str, Json], path: Path) -> Family:

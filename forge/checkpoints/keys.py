@@ -255,6 +255,12 @@ def ernie_experts(settings: Settings, _: Mapping[str, View]) -> Metadata:
     return found | ({"expert_shared_feed_forward_length": width * shared} if shared else {})
 
 
+def shared_width(settings: Settings, _: Mapping[str, View]) -> Metadata:
+    """Numbers of Granite's shared expert; 0 = there is none."""
+    width = settings.integer("shared_intermediate_size", 0)
+    return {"expert_shared_feed_forward_length": width} if width else {}
+
+
 def glm4_experts(settings: Settings, _: Mapping[str, View]) -> Metadata:
     prediction = settings.integer("num_nextn_predict_layers", 0, max=settings.layers)
     return {

@@ -9,11 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hf_models import ARCH, NAMES, unpacked
+from hf_models import ARCH, HF, NAMES, unpacked
 
 import forge
 from forge.checkpoints import open_checkpoint
 from forge.checkpoints.families import FAMILIES
+from forge.checkpoints.huggingface import keys_of
+from forge.checkpoints.settings import Settings
 from forge.formats import gguf
 from forge.models.arch import ARCHS
 
@@ -122,29 +124,29 @@ def test_configurations_of_older_versions_say_the_same(name: str, tmp_path: Path
         assert ({key: plain(value) for key, value in file.metadata.items()}, dict(file.tensors)) == expected
 
 
-def test_what_a_configuration_leaves_out_is_the_default_of_its_class(tmp_path: Path) -> None:
-    """Gemma 3's files say little: sizes, and no numbers of attention."""
-    directory = unpacked("gemma3", tmp_path)
-    config = json.loads((directory / "config.json").read_text())
-    said = {"model_type", "hidden_size", "intermediate_size", "num_hidden_layers", "sliding_window"}
-    (directory / "config.json").write_text(json.dumps({key: config[key] for key in said}))
-    with open_checkpoint(directory) as file:
-        found = {key: file.metadata[f"gemma3.{key}"] for key in DEFAULTS_OF_GEMMA3}
-    assert found == {
-        key: np.float32(value) if isinstance(value, float) else value for key, value in DEFAULTS_OF_GEMMA3.items()
-    }
-
-
-DEFAULTS_OF_GEMMA3 = {
-    "context_length": 131072,
-    "attention.head_count": 8,
-    "attention.head_count_kv": 4,
-    "attention.key_length": 256,
-    "attention.layer_norm_rms_epsilon": 1e-6,
-    "rope.freq_base": 1e6,
-    "rope.freq_base_swa": 1e4,
+NEEDED = {"gemma4_text", "ministral3", "muse_glimmer_text"}
+"""Families whose files have to say more than sizes, as all of them do."""
+IMPLIED = {
+    "exaone4": {"attention.sliding_window_pattern"},
+    "olmo3": {"attention.sliding_window_pattern", "rope.freq_base_swa"},
 }
-"""By Gemma3TextConfig of transformers 5.24."""
+"""Keys that are written where the file says it, and that mean the same where they are not there."""
+
+
+def test_what_a_configuration_leaves_out_is_the_default_of_its_class() -> None:
+    """Files of nothing but sizes, and what transformers' classes make of them."""
+    defaults = json.loads((HF / "defaults.json").read_text())
+    assert defaults.keys() == FAMILIES.keys()
+    for kind, configs in defaults.items():
+        if kind in NEEDED:
+            continue
+        family = FAMILIES[kind]
+        sparse, whole = (keys_of(Settings(HF / kind, config, family.defaults), family, {}) for config in configs)
+        for keys in (sparse, whole):
+            for key in IMPLIED.get(kind, ()):
+                keys.pop(key, None)
+        assert {key: plain(value) for key, value in sparse.items()} == {k: plain(v) for k, v in whole.items()}, kind
+        assert configs[1]["tie_word_embeddings"] is family.is_tied, kind
 
 
 @pytest.mark.parametrize(

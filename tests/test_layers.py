@@ -22,7 +22,7 @@ CHAIN = [
 BESIDE = {
     "display": "errors config",
     "formats": "errors config",
-    "checkpoints": "errors keywords config display formats tokenizer hub backend ops models",
+    "checkpoints": "errors keywords config _files display formats tokenizer hub backend ops models",
     "tokenizer": "errors keywords config",
     "hub": "errors config _files",
     "devtools": "errors config checkpoints formats tuning backend ops state models engine planning loading",

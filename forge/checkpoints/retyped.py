@@ -9,6 +9,7 @@ from types import MappingProxyType
 
 import numpy as np
 
+from forge import _files
 from forge.checkpoints.recipes import check_recipe, new_types
 from forge.errors import UnsupportedError
 from forge.formats.blocks import Bytes
@@ -72,10 +73,11 @@ class Retyped(Checkpoint):
             for to in (types.get(name, info.type),)
         }
         self.tensors: Mapping[str, TensorInfo] = MappingProxyType(found)
+        name = _files.model_name(model.path).rpartition("/")[2]
         number = _FILE_TYPES.get(type or _usual(found).name)
         numbers = {"general.quantization_version": _QUANTIZATION_VERSION}
         numbers |= {} if number is None else {"general.file_type": number}
-        self.metadata = MappingProxyType({"general.name": model.path.name, **model.metadata, **numbers})
+        self.metadata = MappingProxyType({"general.name": name, **model.metadata, **numbers})
 
     def close(self) -> None:
         self._model.close()

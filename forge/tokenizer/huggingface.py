@@ -87,13 +87,19 @@ def tokenizer_metadata(files: HuggingFaceFiles, *, architecture: str, vocab_size
         pieces[i] = piece
         types[i] = TokenType.BYTE if spells_bytes and _BYTE_PIECE.fullmatch(piece) else TokenType.NORMAL
     ids = dict(vocab)
-    for text, i, is_control in _added_tokens(files, vocab, vocab_size):
+    strips: dict[str, list[int]] = {"lstrip": [], "rstrip": []}
+    for text, i, token in _added_tokens(files, vocab, vocab_size):
         ids[text] = i
+        is_control = bool(token.get("special")) or _is_marker(text)
         if architecture == "gemma4" and text in _GEMMA4_VISIBLE:
             is_control = False
         pieces[i] = text if is_control else text.replace(SPACE, " ")
         types[i] = TokenType.CONTROL if is_control else TokenType.USER_DEFINED
+        for side, swallowing in strips.items():
+            if token.get(side):
+                swallowing.append(i)
 
+    found |= {f"{side}_token_ids": np.array(swallowing, np.int32) for side, swallowing in strips.items() if swallowing}
     found |= {"tokens": [piece or f"[PAD{i}]" for i, piece in enumerate(pieces)], "token_type": types}
     configs = files.tokenizer_config, files.special_tokens
     found = role_fields(files.tokenizer, configs, files.config, ids, architecture) | found
@@ -170,8 +176,10 @@ def _merges(files: HuggingFaceFiles, model: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def _added_tokens(files: HuggingFaceFiles, vocab: Mapping[str, int], size: int) -> Iterator[tuple[str, int, bool]]:
-    """Added tokens that the embedding has: text, id, and whether plain text never becomes it."""
+def _added_tokens(
+    files: HuggingFaceFiles, vocab: Mapping[str, int], size: int
+) -> Iterator[tuple[str, int, Mapping[str, Any]]]:
+    """Added tokens that the embedding has: text, id, and what the file says of it."""
     tokens = files.tokenizer.get("added_tokens") or []
     more = files.tokenizer_config.get("added_tokens_decoder") or {}
     if not isinstance(tokens, list) or not all(isinstance(token, Mapping) for token in tokens):
@@ -186,7 +194,7 @@ def _added_tokens(files: HuggingFaceFiles, vocab: Mapping[str, int], size: int) 
             raise files.error("added_tokens holds a token without a text or an id")
         i = vocab.get(text, i)
         if i < size:
-            yield text, i, bool(token.get("special")) or _is_marker(text)
+            yield text, i, token
 
 
 def _content(token: Mapping[str, Any]) -> str:

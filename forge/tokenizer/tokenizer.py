@@ -101,7 +101,7 @@ class Tokenizer:
         self.add_eos = add_eos and self.eos_id is not None
         self.chat_templates = _chat_templates(fields)
         self.chat_template = self.chat_templates.get("default")
-        self._text_literals, self._all_literals = _literals(self._vocabulary, pre, fields.text("general.name") or "")
+        self._text_literals, self._all_literals = _literals(self._vocabulary, pre, fields)
         self._markers: dict[str, Literals] = {}
 
     @classmethod
@@ -286,19 +286,23 @@ def _rule(pre: str, source: str) -> Rule:
     return RULES[pre]
 
 
-def _literals(vocabulary: Vocabulary, pre: str, model_name: str) -> tuple[Partition, Partition]:
+def _literals(vocabulary: Vocabulary, pre: str, fields: Fields) -> tuple[Partition, Partition]:
     """The tokens that are matched literally in text, without and with control tokens.
 
-    The file does not say which of them swallow blanks. As in llama.cpp, their names decide.
+    A GGUF file does not say which of them swallow blanks: names decide, as in llama.cpp. A Hugging Face directory does.
     """
     types = vocabulary.types
     pieces = vocabulary.pieces
     user_defined = [pieces[i] for i in np.flatnonzero(types == TokenType.USER_DEFINED)]
     control = [pieces[i] for i in np.flatnonzero(np.isin(types, SPECIAL))]
+    model_name = (fields.text("general.name") or "").lower()
     strip_left = {"<mask>"} if pre in ("jina-v2-de", "jina-v2-es", "jina-v2-code") else set()
     strip_right = set[str]()
-    if "phi-3" in model_name.lower() or "phi3" in model_name.lower():
+    if "phi-3" in model_name or "phi3" in model_name:
         strip_right = {*user_defined, *control, "</s>"} - {"<unk>", "<s>", "<|endoftext|>"}
+
+    for name, strip in (("lstrip_token_ids", strip_left), ("rstrip_token_ids", strip_right)):
+        strip.update(pieces[i] for i in fields.ids(name, len(pieces), len(pieces)))
 
     def partition(tokens: list[str]) -> Partition:
         return Partition({token: vocabulary.ids[token] for token in tokens}, strip_left, strip_right)

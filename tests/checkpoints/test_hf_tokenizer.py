@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer as HFTokenizer
 
 from forge.checkpoints.hf_tokenizer import read_tokenizer
 from forge.errors import ForgeError, FormatError, UnsupportedError
@@ -97,6 +98,17 @@ def test_rows_without_tokens_and_tokens_without_rows(tmp_path: Path) -> None:
     padded = Tokenizer.from_metadata(read(DATA / "bytes"), source="t")
     assert padded.token_text(415) == "[PAD415]"
     assert padded.vocab_size == 416
+
+
+def test_tokens_swallow_the_blanks_beside_them_as_their_file_says(tmp_path: Path) -> None:
+    added = json.loads((DATA / "bytes/tokenizer.json").read_text("utf-8"))["added_tokens"]
+    flags = {"<tool>": {"lstrip": True}, "<|stop|>": {"rstrip": True}, "<|more|>": {"lstrip": True, "rstrip": True}}
+    added = [token | flags.get(token["content"], {}) for token in added]
+    folder = edited(tmp_path, "bytes", "tokenizer.json", {"added_tokens": added})
+    theirs = HFTokenizer.from_file(str(folder / "tokenizer.json"))
+    ours = Tokenizer.from_metadata(read(folder), source="t")
+    for text in ("a <tool> b", "a\n <|stop|> \n b", "a  <|more|>\t b<tool><|more|>", "<|stop|>", " <|pad|> "):
+        assert ours.encode(text, True, True) == theirs.encode(text).ids, text
 
 
 MALFORMED: list[tuple[str, str, dict[str, Any], type[ForgeError], str]] = [

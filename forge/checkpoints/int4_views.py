@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -63,22 +63,21 @@ def int4_views(files: SafeTensors, settings: Settings) -> tuple[dict[str, View],
     for base, arrays in found.items():
         where = f"{files.path_of(next(f'{base}.{end}' for end in arrays))}: {show(base)}"
         views[f"{base}.weight"] = Int4View(layout.make(where, arrays))
-    return views, used | _zero_biases(files, list(found))
+    return views, used | _zero_biases(files, views)
 
 
-def _zero_biases(files: SafeTensors, bases: list[str]) -> set[str]:
-    kinds: dict[str, list[str]] = {}
-    for base in bases:
-        if f"{base}.bias" in files.tensors:
-            kind = ".".join("#" if part.isdecimal() else part for part in base.split("."))
-            kinds.setdefault(kind, []).append(f"{base}.bias")
-    return {name for names in kinds.values() if all(_is_zero(files, name) for name in names) for name in names}
-
-
-def _is_zero(files: SafeTensors, name: str) -> bool:
-    data = np.empty(files.tensors[name].nbytes, np.uint8)
-    files.read(name, 0, data)
-    return not data.any()
+def _zero_biases(files: SafeTensors, views: Mapping[str, View]) -> set[str]:
+    kinds: dict[str, list[bool]] = {}
+    biases: dict[str, str] = {}
+    for name, view in views.items():
+        bias = f"{name.removesuffix('.weight')}.bias"
+        info = files.tensors.get(bias)
+        if info is not None and info.shape == view.shape[:1]:
+            biases[bias] = kind = ".".join("#" if part.isdecimal() else part for part in bias.split("."))
+            data = np.empty(info.nbytes, np.uint8)
+            files.read(bias, 0, data)
+            kinds.setdefault(kind, []).append(not data.any())
+    return {bias for bias, kind in biases.items() if all(kinds[kind])}
 
 
 # What config.json says

@@ -53,3 +53,30 @@ def write_model(directory: Path, shards: Mapping[str, Mapping[str, Any]]) -> Pat
 
 def ones(*shape: int) -> NDArray[np.float32]:
     return np.ones(shape, np.float32)
+
+
+def split(directory: Path) -> None:
+    """Make two shards and an index of a directory's model.safetensors."""
+    data = (directory / "model.safetensors").read_bytes()
+    (length,) = struct.unpack_from("<Q", data)
+    header = {name: entry for name, entry in json.loads(data[8 : 8 + length]).items() if name != "__metadata__"}
+    tensors = {
+        name: (
+            entry["dtype"],
+            np.frombuffer(data, np.uint8)[8 + length :][slice(*entry["data_offsets"])],
+            entry["shape"],
+        )
+        for name, entry in header.items()
+    }
+    names = sorted(tensors)
+    weight_map = {}
+    for number, part in enumerate((names[::2], names[1::2]), 1):
+        shard, entries, end = f"model-{number:05}-of-00002.safetensors", {}, 0
+        for name in part:
+            dtype, stored, shape = tensors[name]
+            entries[name] = {"dtype": dtype, "shape": shape, "data_offsets": [end, end := end + len(stored)]}
+        body = b"".join(tensors[name][1].tobytes() for name in part)
+        (directory / shard).write_bytes(framed(json.dumps(entries), body))
+        weight_map |= dict.fromkeys(part, shard)
+    (directory / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    (directory / "model.safetensors").unlink()

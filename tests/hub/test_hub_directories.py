@@ -12,7 +12,7 @@ import pytest
 from fake_hub import COMMIT, FakeHub, Reply
 from hf_models import unpacked
 from hub_servers import Recorder
-from safetensors_files import ones, safetensors_bytes
+from safetensors_files import ones, safetensors_bytes, split
 
 import forge
 from forge import hub
@@ -367,27 +367,29 @@ def test_a_directory_without_a_configuration_says_what_one_holds(tmp_path: Path)
 def test_a_model_of_the_hub_is_pulled_run_and_inspected(
     the_hub: FakeHub, cache: Path, tmp_path: Path, capsys: Captured
 ) -> None:
-    """Through the links of the cache: the same ids as of the directory itself, and as of the GGUF file."""
-    mine = unpacked("qwen3", tmp_path / "mine")
-    publish(the_hub, {path.name: path.read_bytes() for path in mine.iterdir()} | OTHERS)
+    """In shards and through the links of the cache: the same ids as of one file."""
+    mine, shards = unpacked("qwen3", tmp_path / "mine"), unpacked("qwen3", tmp_path / "shards")
+    split(shards)
+    publish(the_hub, {path.name: path.read_bytes() for path in shards.iterdir()} | OTHERS)
     assert run(["pull", NAME]) == 0
     folder = Path(capsys.readouterr().out.strip())
-    assert contents(folder) == contents(mine)
+    assert contents(folder) == contents(shards)
     answers = []
     for model in (NAME, str(mine), str(mine / "model.safetensors")):
         assert run(["generate", "a", "-m", model, "--max-tokens", "3", "--json", "--device", "cpu"]) == 0
         answers.append(json.loads(capsys.readouterr().out))
     assert answers[0]["ids"] == answers[1]["ids"] == answers[2]["ids"]
     assert [answer["model"] for answer in answers] == [REPO, "mine", "model.safetensors"]
-    assert len({answer["model_sha256"] for answer in answers}) == 1
+    assert len(answers[0]["model_sha256"]) == 2
+    assert answers[1]["model_sha256"] == answers[2]["model_sha256"]
     assert run(["inspect", NAME, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert (found["architecture"], found["path"], found["version"]) == ("qwen3", str(folder), None)
-    assert found["files"] == [str(folder / "model.safetensors")]
+    assert found["files"] == [str(folder / f"model-0000{n}-of-00002.safetensors") for n in (1, 2)]
     assert run(["inspect", NAME]) == 0
     shown = " ".join(capsys.readouterr().out.split())
-    assert "format Hugging Face directory" in shown
-    assert "BF16" in shown or "F32" in shown
+    assert "format Hugging Face directory, 2 files" in shown
+    assert "F16 99" in shown
     with forge.load(NAME, device="cpu") as llm:
         assert repr(llm).startswith(f"<forge.LLM {REPO}: qwen3, ")
 

@@ -40,7 +40,9 @@ def nibbles(words: np.ndarray, axis: int) -> np.ndarray:
     return np.moveaxis(moved.reshape(*moved.shape[:-2], -1), -1, axis).astype(np.int64)
 
 
-@pytest.mark.parametrize("name", TYPES)
+@pytest.mark.parametrize(
+    "name", ["llama_gptq", "qwen2_awq", *(pytest.param(name, marks=pytest.mark.slow) for name in list(TYPES)[2:])]
+)
 def test_logits_equal_transformers_at_every_position(name: str, tmp_path: Path) -> None:
     golden = np.load(DATA / name / "logits.npz")
     with forge.load(int4_directory(name, tmp_path), device="cpu") as llm:

@@ -64,7 +64,7 @@ def write_gguf(model: Checkpoint, path: Path, progress: Progress | None = None) 
     header = b"".join(_header(model, infos, offsets))
     start = _up(len(header), alignment)
     parts = [part for info, offset in zip(infos, offsets, strict=True) for part in _parts(info, start + offset)]
-    total = start + size
+    total = start + size if infos else len(header)
     scratch = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
         _check_room(path, total)

@@ -54,6 +54,12 @@ def test_a_copy_of_a_gguf_file_is_the_same_bytes(tmp_path: Path) -> None:
     assert seen[-1] == ("writing a.gguf", 681_728, 681_728)
 
 
+def test_a_file_without_tensors_is_copied_too(tmp_path: Path) -> None:
+    source = ARCH.parent / "vocab/ggml-vocab-llama-spm.gguf"
+    forge.convert(source, tmp_path / "a.gguf", progress=False)
+    assert (tmp_path / "a.gguf").read_bytes() == source.read_bytes()
+
+
 def test_values_of_all_types_keep_them(tmp_path: Path) -> None:
     keys = {
         "general.architecture": "llama",

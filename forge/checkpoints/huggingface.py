@@ -50,7 +50,7 @@ class Opened(Protocol):
 class HuggingFaceDirectory(Checkpoint):
     """An open directory: `metadata` and `tensors` in GGUF's words."""
 
-    format = "Hugging Face directory"
+    format = "safetensors"
 
     def __init__(self, path: Path, files: Opened, metadata: Mapping[str, Value], views: Mapping[str, View]) -> None:
         self.path, self.paths, self._files, self._views = path, files.paths, files, views

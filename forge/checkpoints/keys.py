@@ -243,7 +243,7 @@ def llama4(settings: Settings, _: Mapping[str, View]) -> Metadata:
 def ernie_experts(settings: Settings, _: Mapping[str, View]) -> Metadata:
     width = settings.integer("moe_intermediate_size", max=2**20)
     shared = settings.integer("moe_num_shared_experts", 0, max=2**10)
-    if settings.integer("moe_layer_end_index", settings.layers - 1) < settings.layers - 1:
+    if 0 <= settings.integer("moe_layer_end_index", -1, min=-1) < settings.layers - 1:
         raise UnsupportedError(f"{settings.path}: dense layers behind those with experts are not supported")
     found: Metadata = {
         "expert_count": settings.integer("moe_num_experts"),

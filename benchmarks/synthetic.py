@@ -9,7 +9,6 @@ tokenizer_config.json and, where the template is not in that, its chat_template.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 import gguf
 import numpy as np
 
+from forge.checkpoints.hf_tokenizer import read_tokenizer
 from forge.ops.quant import QuantTensor
 
 
@@ -41,19 +41,16 @@ class Shape:
     """Further keys of the architecture."""
     has_biases: bool = False
     norms: tuple[str, str] = ("attn_norm", "ffn_norm")
-    pre: str = "llama-bpe"
-    """The rule that splits texts into words, by llama.cpp's name."""
     is_tied: bool = True
     """Whether the embedding is the output matrix too."""
 
 
-_QWEN3: Any = {"vectors": (("attn_q_norm", "head"), ("attn_k_norm", "head")), "pre": "qwen2", "is_tied": False}
+_QWEN3: Any = {"vectors": (("attn_q_norm", "head"), ("attn_k_norm", "head")), "is_tied": False}
 _GPT_OSS: Any = {
     "vectors": (("attn_sinks", "heads"),),
     "keys": (("attention.sliding_window", 128),),
     "has_biases": True,
     "norms": ("attn_norm", "post_attention_norm"),
-    "pre": "gpt-4o",
     "is_tied": False,
 }
 
@@ -184,20 +181,12 @@ def _add_tokens(writer: gguf.GGUFWriter, count: int) -> None:
 
 
 def _add_tokenizer(writer: gguf.GGUFWriter, shape: Shape, folder: Path) -> None:
-    """Add a published byte-level BPE as llama.cpp's converter does."""
-    tokenizer = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
-    pieces = [f"[PAD{i}]" for i in range(shape.vocabulary)]
-    types = [gguf.TokenType.UNUSED] * shape.vocabulary
-    for piece, i in tokenizer["model"]["vocab"].items():
-        pieces[i], types[i] = piece, gguf.TokenType.NORMAL
-    for added in tokenizer["added_tokens"]:
-        kind = gguf.TokenType.CONTROL if added["special"] else gguf.TokenType.USER_DEFINED
-        pieces[added["id"]], types[added["id"]] = added["content"], kind
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre(shape.pre)
-    writer.add_token_list(pieces)
-    writer.add_token_types(types)
-    gguf.SpecialVocab(folder, load_merges=True).add_to_gguf(writer, quiet=True)
+    """Add a published tokenizer, as llama.cpp's converter does."""
+    add: dict[type, Any] = {bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32}
+    add |= {str: writer.add_string, list: writer.add_array}
+    for key, value in read_tokenizer(folder, {}, architecture=shape.arch, vocab_size=shape.vocabulary).items():
+        plain = value.tolist() if isinstance(value, np.ndarray) else value
+        add[type(plain)](key, plain)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from forge import _files
 from forge.checkpoints.recipes import check_recipe, new_types
 from forge.errors import UnsupportedError
 from forge.formats.blocks import Bytes
-from forge.formats.checkpoint import Checkpoint, TensorInfo
+from forge.formats.checkpoint import Checkpoint, TensorInfo, Value
 from forge.formats.ggml import GGMLType, nbytes
 from forge.formats.quantize import quantize
 from forge.formats.source import show
@@ -75,9 +75,10 @@ class Retyped(Checkpoint):
         self.tensors: Mapping[str, TensorInfo] = MappingProxyType(found)
         name = _files.model_name(model.path).rpartition("/")[2]
         number = _FILE_TYPES.get(type or _usual(found).name)
-        numbers = {"general.quantization_version": _QUANTIZATION_VERSION}
-        numbers |= {} if number is None else {"general.file_type": number}
-        self.metadata = MappingProxyType({"general.name": name, **model.metadata, **numbers})
+        new: dict[str, Value] = {"general.quantization_version": _QUANTIZATION_VERSION}
+        new |= {} if number is None else {"general.file_type": number}
+        new |= {} if "general.name" in model.metadata else {"general.name": name}
+        self.metadata = MappingProxyType({**model.metadata, **new})
 
     def close(self) -> None:
         self._model.close()

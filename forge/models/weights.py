@@ -20,7 +20,7 @@ from forge.backend.threads import THREADS
 from forge.config import Progress
 from forge.errors import FormatError, OutOfMemoryError, UnsupportedError
 from forge.formats.checkpoint import Checkpoint, TensorInfo
-from forge.formats.ggml import GGMLType, nbytes, row_bytes
+from forge.formats.ggml import GGMLType, nbytes
 from forge.models.arch import UNUSED_TENSORS
 from forge.ops.expert_fetch import MAX_PARTS
 from forge.ops.experts import EXPERT_WIDTH
@@ -165,33 +165,34 @@ class Weights:
         `kept`. on_host: In the device's form, of NumPy's arrays."""
         infos = [self.file.tensors[name] for name in names]
         sizes = [prod(info.shape[:-1]) // count for info in infos]  # rows of one expert
-        rows, cols = count * sum(sizes), infos[0].shape[-1]
-        quantized = kept is not GGMLType.F16
-        whole: npt.NDArray[Any] = np.empty((rows, row_bytes(kept, cols) if quantized else 2 * cols), np.uint8)
-        start = 0
+        shape = count * sum(sizes), infos[0].shape[-1]
+        matrix = np.empty(shape, np.float16) if kept is GGMLType.F16 else Packed.empty(kept, shape)
+        step, start = max(_TASK_WEIGHTS // shape[1], 1), 0
+        parts: list[tuple[str, slice, int]] = []
         for expert in range(count):
-            for name, info, size in zip(names, infos, sizes, strict=True):
-                part, first = whole[start : start + size], expert * size
-                if info.type is kept:
-                    self.file.raw(name, slice(first, first + size), part)
-                else:
-                    self._to_half(name, part.view(np.float16), first)
+            for name, size in zip(names, sizes, strict=True):
+                rows = range(expert * size, (expert + 1) * size, step)
+                parts += [(name, slice(row, min(row + step, rows.stop)), start + row - rows.start) for row in rows]
                 start += size
-        if quantized:
-            packed = Packed(kept, (rows, cols), *split(kept, whole))
-            return packed if on_host else packed.on(self.backend)
-        halves = whole.view(np.float16)
-        return halves if on_host else self.backend.asarray(halves)
+        run_all(lambda part: self._read_part(matrix, *part), parts, THREADS.count, lambda _: None)
+        if on_host:
+            return matrix
+        return matrix.on(self.backend) if isinstance(matrix, Packed) else self.backend.asarray(matrix)
 
-    def _to_half(self, name: str, out: npt.NDArray[np.float16], first: int) -> None:
-        step = max(_TASK_WEIGHTS // out.shape[1], 1)
-        for row in range(0, len(out), step):
-            to = out[row : row + step]
+    def _read_part(self, matrix: Packed | npt.NDArray[np.float16], name: str, rows: slice, start: int) -> None:
+        """Put some rows of a tensor into a matrix, from row `start` on."""
+        to = slice(start, start + rows.stop - rows.start)
+        if isinstance(matrix, Packed):
+            planes = [plane if plane is None else plane[to] for plane in matrix.planes]
+            split(matrix.type, self.file.raw(name, rows), planes)
+        elif self.file.tensors[name].type is GGMLType.F16:
+            self.file.raw(name, rows, matrix[to].view(np.uint8))
+        else:
             with np.errstate(over="ignore"):
-                to[:] = self.file.load_rows(name, slice(first + row, first + row + len(to)))
-        if np.isinf(out).any():
-            message = f"{self.file.path}: tensor {name!r} has weights beyond float16"
-            raise UnsupportedError(message, parameter="device", hint='use device="cpu"')
+                matrix[to] = self.file.load_rows(name, rows)
+            if np.isinf(matrix[to]).any():
+                message = f"{self.file.path}: tensor {name!r} has weights beyond float16"
+                raise UnsupportedError(message, parameter="device", hint='use device="cpu"')
 
     def vector(self, sizes: Mapping[str, int], joined: str | None = None) -> Any:
         """(sum of sizes,) float32 on the device: the named vectors, or `joined` where the file has that."""

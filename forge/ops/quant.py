@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,14 +80,13 @@ class Packed:
     deltas: Any
 
     @classmethod
-    def empty(cls, type: ggml.GGMLType, shape: tuple[int, int], backend: Backend) -> Packed:
-        """A matrix whose contents are undefined."""
+    def empty(cls, type: ggml.GGMLType, shape: tuple[int, int], backend: Backend | None = None) -> Packed:
+        """A matrix whose contents are undefined; without a backend its planes lie on the host."""
+        empty = backend.empty if backend else np.empty
         rows, blocks = shape[0], shape[1] // type.block_size
         fields = ggml.BLOCK_FORMATS[type].planes
         widths = (None if field is None else blocks * (field[1] - field[0]) for field in fields)
-        return cls(
-            type, shape, *(None if width is None else backend.empty((rows, width), np.uint8) for width in widths)
-        )
+        return cls(type, shape, *(None if width is None else empty((rows, width), np.uint8) for width in widths))
 
     def on(self, backend: Backend) -> Packed:
         """A copy on a backend, of planes that may lie on the host."""
@@ -145,10 +145,18 @@ def planes_of(weight: Any) -> tuple[Any, ...]:
     return weight.planes if isinstance(weight, Packed) else (weight,)
 
 
-def split(type: ggml.GGMLType, blocks: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.uint8] | None, ...]:
-    """The planes of blocks (rows, bytes per row): each uint8 (rows, blocks per row * bytes of its field)."""
+def split(
+    type: ggml.GGMLType, blocks: npt.NDArray[np.uint8], out: Sequence[npt.NDArray[np.uint8] | None] | None = None
+) -> tuple[npt.NDArray[np.uint8] | None, ...]:
+    """The planes of blocks (rows, bytes per row): each uint8 (rows, blocks per row * bytes of its field).
+
+    out: C-contiguous planes that are filled and returned instead of new ones.
+    """
     whole = blocks.reshape(len(blocks), -1, type.type_size)  # (rows, blocks, bytes)
-    return tuple(
-        None if field is None else np.ascontiguousarray(whole[:, :, slice(*field)]).reshape(len(blocks), -1)
-        for field in ggml.BLOCK_FORMATS[type].planes
-    )
+    if out is None:
+        out = Packed.empty(type, (len(blocks), whole.shape[1] * type.block_size)).planes
+    for field, plane in zip(ggml.BLOCK_FORMATS[type].planes, out, strict=True):
+        if field is not None and plane is not None:
+            part = whole[:, :, slice(*field)]
+            plane.reshape(part.shape)[...] = part
+    return tuple(out)

@@ -112,10 +112,11 @@ def _product_case(shape: Shape) -> Case:
 
 
 def _experts_case(shape: Shape) -> Case:
-    """As many rows as have two pairs for each expert. The shape is of the first product or of the second."""
+    """Few rows of a class, or as many as have four pairs for each expert. The shape is of the first product or of the
+    second."""
     sizes = shape["inner"], shape["outer"]
     inner, width = sizes if shape["op"] == "rms_gated" else sizes[::-1]
-    rows = _EXPERTS // 2
+    rows = min(shape["rows"] // 2, _EXPERTS)
     return experts_case("", rows, inner, width, _EXPERTS, 4, format=shape["format"])
 
 

@@ -207,8 +207,9 @@ class _Groups:
         is_packed = isinstance(weight, Packed)
         format = weight.type.name if is_packed else "F16"
         shape = {"op": "rms_gated" if is_gated else "linear", "format": format, "inner": inner}
-        kernel = "expert_mma_quant" if self.is_few else "matmul"
-        choice = self.device.choice(kernel, **shape, outer=outer // (2 if is_gated else 1), tokens=self.tokens)
+        kernel, rows = ("expert_mma_quant", {"rows": self.rows}) if self.is_few else ("matmul", {})
+        shape |= {"outer": outer // (2 if is_gated else 1), "tokens": self.tokens, **rows}
+        choice = self.device.choice(kernel, **shape)
         planes = weight.planes if is_packed else (weight, None, None, None)
         of_x = len(self.pairs) // len(x)
         lists, matrices = (x, self.tiles, self.pairs), (*planes, bias, y, h)

@@ -90,18 +90,23 @@ KERNELS = {
         ),
     ),
     "matvec_quant": Kernel(
-        classes={"op": _OPS, "format": _FORMATS, "inner": (1024, 2048, 4096, 8192, 16_384), "outer": _OUTER},
+        classes={
+            "op": _OPS, "format": _FORMATS, "inner": (1024, 2048, 4096, 8192, 16_384), "outer": (2048, 4096, *_OUTER)
+        },
         # THREADS_PER_ROW threads share ROWS rows. Of blocks of 32 two rows are on their way, a gate and its up always.
         # Those need registers, as do codes in two planes, and a norm of a long row behind which two wait.
         candidates={"BLOCK": (256, 512), "THREADS_PER_ROW": (16, 32, 64), "ROWS": (1, 2, 4), "MIN_BLOCKS": (1, 2, 4)},
         allows=allows_matvec_quant,
         measured="H100: BLOCK and THREADS_PER_ROW for Q4_K, Q5_K, Q6_K, Q8_0 and Q4_0 at the shapes of a 1B and an 8B "
-        "model, of teams of 16 to 128, 1 to 4 rows of a team, blocks of 128 to 1,024, and 1 and 2 units read ahead",
+        "model, of teams of 16 to 128, 1 to 4 rows of a team, blocks of 128 to 1,024, and 1 and 2 units read ahead; "
+        "H200: the rows of sm_90, at the shapes of Qwen3 30B-A3B too",
         rows=(
             Row({"op": ("linear",), "format": ONE_SCALE}, (512, 32, 2, 2)),
             Row({"op": ("rms_linear",), "format": ONE_SCALE, "inner": 4096}, (512, 32, 2, 2)),
             Row({"op": ("rms_linear",), "format": ONE_SCALE}, (512, 32, 2, 1)),
-            Row({"op": ("rms_linear",), "format": ("Q4_K",), "inner": 2048, "outer": 8191}, (512, 32, 2, 1), "sm_90"),
+            Row({"op": ("rms_linear",), "format": ("Q4_K",), "inner": 2048, "outer": 4096}, (512, 32, 2, 1), "sm_90"),
+            Row({"op": ("rms_linear",), "format": ("Q4_K",), "inner": 2048, "outer": 8191}, (512, 16, 1, 1), "sm_90"),
+            Row({"op": ("linear",), "format": ("Q4_K",), "inner": 4096, "outer": 2048}, (512, 64, 2, 1), "sm_90"),
             Row({"op": ("linear", "rms_linear"), "format": ("Q8_0", "Q4_K")}, (512, 32, 1, 2)),
             Row({"op": ("linear", "rms_linear"), "format": ("Q5_K", "Q6_K")}, (512, 32, 1, 1)),
             Row({"op": ("linear", "rms_linear"), "format": ("Q3_K",)}, (512, 16, 1, 1)),
@@ -212,6 +217,7 @@ KERNELS = {
             Row({"op": ("rms_gated",), "outer": 8192}, (1, 256, 1, 3, 8)),
             Row({"outer": 4096, "tokens": 8}, (1, 256, 2, 2, 8)),
             Row({"outer": 4096}, (2, 256, 1, 2, 8)),
+            Row({"format": ("Q4_K", "Q5_K"), "op": ("linear",), "outer": 8191, "tokens": 8}, (1, 128, 3, 3, 4)),
             Row({"format": ("Q6_K", "Q8_0"), "outer": 8191, "tokens": 8}, (1, 128, 3, 2, 4)),
             Row({"format": ("Q8_0",), "outer": 8191}, (2, 256, 1, 2, 8)),
             Row({"outer": 8191}, (2, 128, 3, 2, 4)),

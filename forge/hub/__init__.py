@@ -7,7 +7,7 @@ from pathlib import Path
 from forge._files import cache_dir
 from forge.config import Progress
 from forge.errors import DownloadError, ModelNotFoundError
-from forge.hub import hashes, names, pypi
+from forge.hub import directories, hashes, names, pypi
 from forge.hub.cache import (
     cached_path,
     disk_errors,
@@ -112,6 +112,10 @@ def _directory(text: str) -> Path:
     """A directory that has a model's configuration. Raises ModelNotFoundError for another."""
     if any(os.path.lexists(os.path.join(text, name)) for name in ("config.json", "genai_config.json")):
         return Path(text)
+    if os.path.lexists(os.path.join(text, directories.ADAPTER)):
+        raise ModelNotFoundError(
+            f"{shown(text)} is a LoRA adapter and not a model", hint="give it as an adapter of what it was made for"
+        )
     raise ModelNotFoundError(
         f"{shown(text)} is a directory without config.json, and not a model's, which has config.json, "
         "model.safetensors or model.safetensors.index.json with its shards, and tokenizer.json",

@@ -249,6 +249,11 @@ def _no_model(name: Name, files: Sequence[str], where: str) -> ModelNotFoundErro
     """The error for files of which none is a GGUF file, and which are not asked for, or not usable, as a directory."""
     if name.quant and directories.is_model(files):
         return ModelNotFoundError(f"{name.text}: {where} has no GGUF file", hint=f"leave out :{name.quant}")
+    if directories.ADAPTER in files:
+        return ModelNotFoundError(
+            f"{name.text}: {where} holds a LoRA adapter and not a model",
+            hint="download it, and give its path as an adapter of what it was made for",
+        )
     if (pickle := directories.pickle(files)) and not directories.has_weights(files):
         return ModelNotFoundError(
             f"{name.text}: {where} has no GGUF file and no safetensors, but {shown(pickle)}: "

@@ -273,6 +273,18 @@ def test_a_repository_without_a_tokenizer_is_refused_before_its_weights_are_fetc
     assert model.asked("GET", "/resolve/") == []
 
 
+@pytest.mark.parametrize("weights", ["adapter_model.safetensors", "adapter_model.bin"])
+def test_an_adapter_is_no_model(the_hub: FakeHub, tmp_path: Path, weights: str) -> None:
+    publish(the_hub, {"adapter_config.json": b"{}", weights: b"x", "tokenizer.json": b"{}"})
+    with pytest.raises(ModelNotFoundError, match=f"^{NAME}: the repository holds a LoRA adapter and not a model: down"):
+        hub.resolve(NAME)
+    (tmp_path / "adapter_config.json").write_bytes(b"{}")
+    with pytest.raises(
+        ModelNotFoundError, match="is a LoRA adapter and not a model: give it as an adapter of what it was made for"
+    ):
+        hub.resolve(tmp_path)
+
+
 # ---- list and rm
 
 

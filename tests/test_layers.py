@@ -34,7 +34,7 @@ BESIDE = {
 # What rooms of the chain read beside it.
 ALSO = {
     "tuning": "formats.ggml",
-    "ops": "formats.ggml",
+    "ops": "formats.ggml formats.quantize",
     "models": "formats",
     "runtime": "tokenizer",
     "llm": "tokenizer",

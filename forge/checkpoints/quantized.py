@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from math import prod
 from types import MappingProxyType
 
@@ -16,11 +16,10 @@ from forge.formats.checkpoint import Checkpoint, TensorInfo
 from forge.formats.ggml import GGMLType, dequantize, nbytes
 from forge.formats.quantize import REFUSED, fill, is_sound
 from forge.formats.source import show
+from forge.ops.quantize import quantize
 
-Quantize = Callable[[Bytes, GGMLType, GGMLType, Bytes], None]
-"""From rows as they are stored, uint8 (rows, row_bytes), and their type to blocks of another type, into an array."""
 _STEP_WEIGHTS, _GPU_STEP_WEIGHTS = 1 << 18, 1 << 25
-"""Weights that are read and quantized at a time: on a CPU by each thread, on a GPU 64 MB of float16."""
+"""Weights that are read and quantized at a time: by each thread of a CPU, or on a GPU, 64 MB of float16."""
 
 
 class Quantized(Checkpoint):
@@ -66,4 +65,10 @@ class Quantized(Checkpoint):
                 )
 
     def _quantize(self, rows: Bytes, stored: GGMLType, type: GGMLType, out: Bytes) -> None:
-        fill(dequantize(rows, stored), type, out)
+        backend = self._backend
+        if not backend.is_gpu:
+            fill(dequantize(rows, stored), type, out)
+            return
+        with backend.active():
+            blocks = quantize(backend.asarray(rows), stored=stored.name, type=type.name)
+            np.copyto(out, backend.to_numpy(blocks))

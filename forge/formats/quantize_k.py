@@ -21,6 +21,8 @@ FACTORS = {
 """By bits: the numbers of steps into which a group's range is divided, of 6 bits its largest weight. The best is taken.
 `raw_kernels/include/quantize_k.hip` has the same."""
 
+_DISTINCT = np.float32(2**-16)
+"""A share of what codes are squared by which they differ at least, beyond what rounding makes."""
 _TOO_LARGE = np.float32(2**38)
 """Where cubes of weights may overflow; Q6_K holds no more than 2**28."""
 
@@ -62,9 +64,12 @@ def _best_lines(x: Floats, factors: tuple[float, ...], most: int) -> tuple[Float
         sum_l2: Floats = np.add.reduce(np.multiply(scratch, codes, out=scratch))
         sum_lt: Floats = np.add.reduce(np.multiply(shared, codes, out=scratch))
         common = sum_w * sum_lt - sum_l * sum_t
-        slope = common / (sum_w * sum_l2 - sum_l * sum_l)
+        squared = sum_l * sum_l
+        determinant = sum_w * sum_l2 - squared
+        slope = common / determinant
         explained = common * slope
-        np.copyto(best, (explained, slope, sum_l, sum_l2, sum_lt), where=explained > best[0])
+        is_better = (explained > best[0]) & (determinant > squared * _DISTINCT)
+        np.copyto(best, (explained, slope, sum_l, sum_l2, sum_lt), where=is_better)
 
     for factor in factors:
         np.rint(np.multiply(share, np.float32(factor), out=codes), out=codes)
@@ -75,10 +80,13 @@ def _best_lines(x: Floats, factors: tuple[float, ...], most: int) -> tuple[Float
     _limited(np.multiply(codes, steep, out=codes), most)
     try_codes()
     _, slope, sum_l, sum_l2, sum_lt = best
-    is_above = (low == 0) & (sum_t > slope * sum_l)  # the line begins above 0, where a minimum cannot be
-    slope = np.where(is_above, sum_lt / sum_l2, slope)
+    from_zero = (low == 0) & (sum_t > slope * sum_l)  # the line begins above 0, where a minimum cannot be
+    mean = sum_t * inverse
+    is_level = from_zero & (sum_l2 == 0)  # weights that are nearly the same have no line: they are the last code
+    slope = np.where(is_level, mean / np.float32(most), np.where(from_zero, sum_lt / sum_l2, slope))
+    mean_code = np.where(is_level, np.float32(most), sum_l * inverse)
     scale = np.where(np.isfinite(sum_w), slope * size, np.float32(np.nan))
-    return scale, sum_l * inverse, sum_t * inverse * size + low
+    return scale, mean_code, mean * size + low
 
 
 def _put_sixths(blocks: Bytes, place: int, values: Floats) -> Floats:

@@ -16,6 +16,7 @@ from forge.ops import (  # noqa: F401
     penalties,
     per_layer,
     qkv,
+    quantize,
     rope,
     sampling,
 )

@@ -17,7 +17,7 @@ Arguments are written as data:
 
 - ``name:dtype[dims]`` is an array, without dims a scalar. Dims are the shape letters of CONTRIBUTING.md, products
   of them (``2*F``), or numbers; the same letter is the same size in all arguments.
-- dtypes: ``f32 i32 u32 u64``, and ``act``, the backend's precision of matrix inputs (float32 on NumPy, float16 on a
+- dtypes: ``f32 i32 u32 u64 u8``, and ``act``, the backend's precision of matrix inputs (float32 on NumPy, float16 on a
   GPU); ``weight`` is a matrix in act, a QuantTensor or a Stack of them; the name of a choice between dtypes.
 - ``name:Record`` is a record class, whose fields `record` declares in the same language. They are checked like
   arguments of their own. ``name:dtype[dims]|Record`` is an array or such a record.
@@ -60,6 +60,7 @@ _DTYPES = {
     "i32": (np.int32,),
     "u32": (np.uint32,),
     "u64": (np.uint64,),
+    "u8": (np.uint8,),
 }
 
 

@@ -58,6 +58,7 @@ def line(x: list[np.float32], bits: int) -> tuple[np.float32, np.float32, np.flo
         sum_lt = total([a * b for a, b in zip(wt, codes, strict=True)])
         common = sum_w * sum_lt - sum_l * sum_t
         slope = common / (sum_w * sum_l2 - sum_l * sum_l)
+        assert sum_w * sum_l2 - sum_l * sum_l > f32(2**-16) * sum_l * sum_l
         return max(best, (common * slope, slope, sum_l, sum_l2, sum_lt), key=lambda found: found[0])
 
     for factor in FACTORS[bits]:
@@ -154,6 +155,17 @@ def test_few_weights_of_a_block_that_are_not_zero(type: GGMLType) -> None:
     back = dequantize(quantize(rows, type), type)
     np.testing.assert_array_equal(back[0], 0)
     np.testing.assert_allclose(back[1:], rows[1:], rtol=1e-3, atol=1e-2)
+
+
+@pytest.mark.parametrize("type", TYPES, ids=lambda t: t.name)
+@pytest.mark.parametrize("value", [1.5, -1.5])
+def test_weights_that_are_nearly_the_same(type: GGMLType, value: float) -> None:
+    """They have no line of which the slope were more than rounding."""
+    rows = np.full((1, 256), value, np.float32)
+    rows[0, 32:64] *= np.linspace(1, 1.0002, 32, dtype=np.float32)
+    rows[0, 64:] = 0.01
+    back = dequantize(quantize(rows, type), type)
+    np.testing.assert_allclose(back[0, :64], rows[0, :64], rtol=5e-3)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 3e30])

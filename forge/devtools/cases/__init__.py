@@ -24,6 +24,7 @@ from forge.devtools.cases import (
     penalties,
     per_layer,
     qkv,
+    quantize,
     rope,
     sampling,
 )
@@ -32,7 +33,7 @@ from forge.ops.op import REGISTRY, Op
 
 _FILES = (
     *(activation, attention, decode_attention, decode_state, embed, expert_fetch, experts, kv_cache, linear, logprobs),
-    *(lora, norm, penalties, per_layer, qkv, rope, sampling),
+    *(lora, norm, penalties, per_layer, qkv, quantize, rope, sampling),
 )
 CASES: dict[str, Sequence[Case]] = {name: cases for file in _FILES for name, cases in file.CASES.items()}
 

@@ -80,6 +80,11 @@ DEVICE float div_rn(float a, float b) {
     asm("" : "+v"(quotient));
     return (float)quotient;
 }
+DEVICE float sqrt_rn(float x) { // as div_rn
+    double root = __builtin_sqrt((double)x);
+    asm("" : "+v"(root));
+    return (float)root;
+}
 DEVICE float fast_divide(float a, float b) { return a * __builtin_amdgcn_rcpf(b); }
 DEVICE u32 byte_perm(u32 high, u32 low, u32 places) { return __builtin_amdgcn_perm(high, low, places); }
 typedef u32 words_t __attribute__((ext_vector_type(4)));

@@ -44,6 +44,7 @@ DEVICE u64 atomic_add(u64 *p, u64 x) { u64 old = *p; *p = old + x; return old; }
 DEVICE float add_rn(float a, float b) { return a + b; }
 DEVICE float mul_rn(float a, float b) { return a * b; }
 DEVICE float div_rn(float a, float b) { return a / b; }
+DEVICE float sqrt_rn(float x) { return __builtin_sqrtf(x); }
 DEVICE float fast_divide(float a, float b) { return a / b; }
 DEVICE i32 dot4(u32 a, u32 b, i32 c) { return dot4_bytes(a, b, c); }
 DEVICE u32x4 load_streaming(const u32x4 *p) { return *p; }

@@ -94,6 +94,11 @@ DEVICE float fma_rn(float a, float b, float c) { return __fmaf_rn(a, b, c); }
 ROUNDED(add_rn, "add.rn.f32")
 ROUNDED(mul_rn, "mul.rn.f32")
 ROUNDED(div_rn, "div.rn.f32")
+DEVICE float sqrt_rn(float x) {
+    float y;
+    asm("sqrt.rn.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
 DEVICE float fast_divide(float a, float b) { return __fdividef(a, b); }
 DEVICE u32 mul_high(u32 a, u32 b) { return __umulhi(a, b); }
 DEVICE u64 mul_high(u64 a, u64 b) { return __umul64hi(a, b); }

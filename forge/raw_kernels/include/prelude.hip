@@ -51,7 +51,7 @@
 // Arithmetic
 //   to_float, to_f16, as_float, as_u32  Conversion of float16, and of the bits of a float.
 //   to_f16x2(low, high)  Two float16 numbers in a word.
-//   add_rn, mul_rn, div_rn, fma_rn  Rounded to nearest exactly as written. They keep subnormals and are never fused.
+//   add_rn, mul_rn, div_rn, sqrt_rn, fma_rn  Rounded to nearest exactly as written. They keep subnormals and are never fused.
 //   fast_divide(a, b)  a / b within 2 units in the last place, 0 where b > 2**126. b is not subnormal.
 //   fast_exp2, fast_log, fast_rsqrt  The GPU's approximations.
 //   fast_max(a, b)  The larger of two numbers, neither of which is NaN.

@@ -6,6 +6,7 @@ in tokenizer.json. Opening reads headers and small files; a tensor is put togeth
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from difflib import get_close_matches
@@ -89,6 +90,11 @@ def open_directory(directory: Path) -> HuggingFaceDirectory:
     except BaseException:
         files.close()
         raise
+
+
+def has_safetensors(directory: Path) -> bool:
+    """Whether a directory has the files that `open_directory` reads weights of."""
+    return any(os.path.lexists(directory / name) for name in (safetensors.SINGLE, safetensors.INDEX))
 
 
 def in_words_of_gguf(

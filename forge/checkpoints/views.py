@@ -184,6 +184,31 @@ class Stacked(View):
             done += count
 
 
+class Joined(View):
+    """Matrices with rows of one length, one below the other; or vectors."""
+
+    def __init__(self, parts: Sequence[View]) -> None:
+        """Raises FormatError for parts that do not fit together."""
+        if len({(part.type, part.shape[1:]) for part in parts}) > 1:
+            raise FormatError(f"tensors of {', '.join(str(part.shape) for part in parts)} cannot be one")
+        self._parts = parts
+        self.shape, self.type = (sum(part.shape[0] for part in parts), *parts[0].shape[1:]), parts[0].type
+
+    def read(self, start: int, out: Bytes) -> None:
+        if len(self.shape) == 1:
+            ends = np.cumsum([part.nbytes for part in self._parts])
+            for part, target in zip(self._parts, np.split(out[0], ends[:-1]), strict=True):
+                part.read(0, target[None])
+            return
+        done = 0
+        for part in self._parts:
+            count = min(part.num_rows - start, len(out) - done)
+            if count > 0:
+                part.read(start, out[done : done + count])
+                done += count
+            start = max(start - part.num_rows, 0)
+
+
 class Transposed(View):
     """A stored (N, K, M), or (K, M), with its last two dimensions swapped: columns first, first + every, ... of it."""
 

@@ -85,9 +85,14 @@ class Graph:
 class ONNX:
     """An open model: `path`, `ir_version`, `producer`, `opsets` (version by domain), `metadata` (strings), `graph`."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, directory: Path | None = None) -> None:
+        """directory: The model's, where the file lies in a folder of it: no external data lies out of it.
+
+        Raises FormatError for a file that is not readable, truncated, forged or foreign, and UnsupportedError for
+        tensors of unknown types and for sparse ones.
+        """
         source = Source(path)
-        self.path, self._files = path, DataFiles(source)
+        self.path, self._files = path, DataFiles(source, path.parent if directory is None else directory)
         try:
             self._reader = Reader(source)
             message = self._model(source)

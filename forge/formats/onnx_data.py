@@ -15,8 +15,10 @@ _NUMBER = re.compile(r"[0-9]{1,18}")
 class DataFiles:
     """Open files of a model, its own first. Files of external data are opened when a tensor is placed in them."""
 
-    def __init__(self, model: Source) -> None:
-        self.path = model.path
+    def __init__(self, model: Source, directory: Path) -> None:
+        self.path, self._directory = model.path, directory
+        folder = model.path.parent.relative_to(directory).as_posix()
+        self._folder = "" if folder == "." else f"{folder}/"
         self.sources = [model]
         self._numbers: dict[str, int] = {}
         self._placed: list[tuple[int, int, int, str]] = []
@@ -73,7 +75,7 @@ class DataFiles:
                     f"{self.path}: has its data in more than {MAX_FILES} files: save it with all tensors in one file"
                 )
             try:
-                path = member(self.path.parent, location.removeprefix("./"))
+                path = member(self._directory, self._folder + location.removeprefix("./"))
             except FormatError as error:
                 raise FormatError(f"{error} (the external data of {where})") from None
             if not path.exists():

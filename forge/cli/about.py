@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +37,8 @@ def _parts(model: Path) -> list[Path]:
     from forge.hub import directories, names
 
     if model.is_dir():
-        return [model / name for name in directories.weights(os.listdir(model), model)]
+        files = [path.relative_to(model).as_posix() for path in (*model.glob("*"), *model.glob("onnx/*"))]
+        return [model / name for name in directories.weights(files, model)]
     parts = names.shards(model.name) if "-00001-of-" in model.name else [model.name]
     return [model.with_name(part) for part in parts]
 

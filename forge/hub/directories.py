@@ -21,7 +21,11 @@ _BESIDE = re.compile(
     re.ASCII,
 )
 # Not consolidated.safetensors, the same weights again in another layout, nor an adapter's.
-_WEIGHTS = re.compile(r"(?!consolidated|adapter)[\w.-]+\.safetensors|[\w.-]+\.onnx(?:[._]data[\w.-]*)?", re.ASCII)
+_WEIGHTS = re.compile(
+    r"(?!consolidated|adapter)[\w.-]+\.safetensors|(?:onnx/)?[\w.-]+\.onnx(?:[._]data[\w.-]*)?", re.ASCII
+)
+_IN_FOLDER = ("onnx/model.onnx", "onnx/decoder_model_merged.onnx", "onnx/decoder_model.onnx")
+"""A folder `onnx`, as transformers.js has it, holds the model in several types. These have the whole weights."""
 _NAMED = re.compile(rb'"([\w.-]+\.safetensors)"')
 _PICKLE = re.compile(r".*\.(?:bin|pt|pth|ckpt)", re.IGNORECASE | re.DOTALL)
 
@@ -56,7 +60,11 @@ def weights(files: Collection[str], folder: Path) -> list[str]:
     if SINGLE in files:
         return [SINGLE]
     if INDEX not in files:
-        return sorted(file for file in files if _WEIGHTS.fullmatch(file) and not file.endswith(".safetensors"))
+        onnx = sorted(file for file in files if _WEIGHTS.fullmatch(file) and not file.endswith(".safetensors"))
+        if above := [file for file in onnx if "/" not in file]:
+            return above
+        start = next((file for file in _IN_FOLDER if file in files), "onnx/")
+        return [file for file in onnx if file.startswith(start)]
     try:
         data = _files.read(folder / INDEX, MAX_BESIDE_BYTES)
     except ValueError as error:

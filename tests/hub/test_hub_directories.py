@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -17,6 +18,7 @@ from safetensors_files import ones, safetensors_bytes, split
 import forge
 from forge import hub
 from forge.cli import run
+from forge.cli.about import about
 from forge.errors import DownloadError, ModelNotFoundError
 from forge.hub import directories
 
@@ -114,6 +116,25 @@ def test_onnx_with_its_external_data(the_hub: FakeHub, cache: Path) -> None:
     assert contents(hub.resolve(NAME)) == files
     assert hub.resolve(NAME, download=False).name == COMMIT
     assert [(item.name, item.state) for item in hub.stored()] == [(NAME, "complete")]
+
+
+def test_onnx_in_a_folder_of_its_own(the_hub: FakeHub, cache: Path) -> None:
+    """In one type of several."""
+    files = {
+        "config.json": b"{}",
+        "tokenizer.json": b"{}",
+        "onnx/model.onnx": b"\x08\x0a",
+        "onnx/model.onnx_data": b"x",
+    }
+    publish(the_hub, files | {"onnx/model_q4.onnx": b"\x08", "onnx/model_fp16.onnx": b"\x08", "onnx/README.md": b"#"})
+    folder = hub.resolve(NAME)
+    assert contents(folder) == files
+    assert hub.resolve(NAME, download=False) == folder
+    hashes = about("cpu", folder)["model_sha256"]
+    assert hashes == [hashlib.sha256(files[name]).hexdigest() for name in ("onnx/model.onnx", "onnx/model.onnx_data")]
+    assert [(item.name, item.state) for item in hub.stored()] == [(NAME, "complete")]
+    hub.remove(NAME)
+    assert left() == []
 
 
 def test_a_gguf_file_is_preferred_and_a_quantization_names_one(model: FakeHub) -> None:
@@ -400,7 +421,7 @@ def test_a_model_of_the_hub_is_pulled_run_and_inspected(
     assert found["files"] == [str(folder / f"model-0000{n}-of-00002.safetensors") for n in (1, 2)]
     assert run(["inspect", NAME]) == 0
     shown = " ".join(capsys.readouterr().out.split())
-    assert "format Hugging Face directory, 2 files" in shown
+    assert "format safetensors, 2 files" in shown
     assert "F16 99" in shown
     with forge.load(NAME, device="cpu") as llm:
         assert repr(llm).startswith(f"<forge.LLM {REPO}: qwen3, ")

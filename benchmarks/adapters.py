@@ -20,7 +20,7 @@ import forge
 from forge.formats import gguf
 from forge.models.adapters import ADAPTED
 
-_WARM_TOKENS, _TOKENS, _PROMPT = 32, 160, 64
+_WARM_TOKENS, _TOKENS, _PROMPT, _LONG = 32, 160, 64, 4000
 
 
 def main() -> None:
@@ -32,7 +32,7 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     arguments = parser.parse_args()
     batches = [int(batch) for batch in arguments.batch.split(",")]
-    settings = {"device": arguments.device, "context": 1024, "max_sequences": max(batches)}
+    settings = {"device": arguments.device, "context": 4096, "max_sequences": max(batches)}
     found: dict[tuple[str, int], float] = {}
     with forge.load(arguments.model, **settings) as llm:
         for batch in batches:
@@ -53,6 +53,8 @@ def main() -> None:
                 found["half", batch] = rate(
                     llm, [row if row < arguments.count and row % 2 else -1 for row in range(batch)]
                 )
+            for kind, slot in (("none", -1), ("one", 0)):
+                print(f"a prompt of {_LONG} tokens, {kind}: {prefill(llm, slot):.0f} tokens/s")
     kinds = ("no load", "none", "one", "several", "half")
     print("batch", *(f"{kind:>10}" for kind in kinds), " tokens/s; several / none")
     for batch in batches:
@@ -77,6 +79,18 @@ def rate(llm: forge.LLM, slots: list[int]) -> float:
             engine.step()
         seconds = time.perf_counter() - start
         best = max(best, (sum(len(sequence.completion) for sequence in sequences) - count) / seconds)
+    return best
+
+
+def prefill(llm: forge.LLM, slot: int) -> float:
+    """Tokens per second of a long prompt, the best of three."""
+    best, ids = 0.0, llm.config.vocab_size
+    for turn in range(3):
+        llm.engine.add([(turn + 3 * place) % ids for place in range(_LONG)], forge.SamplingParams(max_tokens=1), slot)
+        start = time.perf_counter()
+        while llm.engine.has_work:
+            llm.engine.step()
+        best = max(best, _LONG / (time.perf_counter() - start))
     return best
 
 

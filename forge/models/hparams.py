@@ -46,6 +46,8 @@ def read_config(file: Checkpoint, context: int | None = None) -> ModelConfig:
     The context matters where a model has RoPE factors for short and for long contexts (longrope). Raises FormatError
     for a missing or impossible key and UnsupportedError for an architecture without a row in the table.
     """
+    if file.get_str("general.type", "model") == "adapter":
+        raise FormatError(f"{file.path}: is an adapter, and no model: give its model, and this as adapter")
     name = file.get_str("general.architecture")
     if name not in ARCHS:
         alike = ", ".join(get_close_matches(name, ARCHS, 5, 0.4)) or "none"

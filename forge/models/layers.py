@@ -9,6 +9,7 @@ from forge.config import NormKind
 from forge.ops.activation import act_and_mul, add_and_scale
 from forge.ops.linear import linear
 from forge.ops.lora import LowRank, lora
+from forge.ops.matmul import Partials
 from forge.ops.norm import Normed, norm
 
 
@@ -42,7 +43,8 @@ class Linear:
         a quantized matrix.
         """
         if slots is not None and self.adapters is not None:
-            return self._adapted(operand, slots, self.adapters, residual, glu)
+            split_k = split_k if glu == "none" and self.factor == 1.0 else "never"
+            return self._adapted(operand, slots, self.adapters, residual, glu, self._order(split_k))
         if self.factor != 1.0:
             assert self.bias is None
             assert residual is None
@@ -51,16 +53,21 @@ class Linear:
             )
             add_and_scale(y, None, self.factor)
             return y if glu == "none" else act_and_mul(y, activation=glu)
-        if self.is_deterministic:
-            split_k = "fixed_allowed" if split_k == "allowed" else "fixed"
-        return linear(operand, self.weight, self.bias, residual, glu=glu, split_k=split_k)
+        return linear(operand, self.weight, self.bias, residual, glu=glu, split_k=self._order(split_k))
 
-    def _adapted(self, operand: Any, slots: Any, adapters: LowRank, residual: Any, glu: str) -> Any:
-        """The product, what the rows' adapters add to it, and only then the activation."""
-        split_k, order = ("fixed", "fixed") if self.is_deterministic else ("never", "any")
+    def _order(self, split_k: str) -> str:
+        """`split_k` of the op `linear`."""
+        if self.is_deterministic:
+            return "fixed_allowed" if split_k == "allowed" else "fixed"
+        return split_k
+
+    def _adapted(self, operand: Any, slots: Any, adapters: LowRank, residual: Any, glu: str, split_k: str) -> Any:
+        """The product, what the rows' adapters add to it, to its first partial if it is split, and only then the
+        activation."""
         x = norm(operand, out="act") if isinstance(operand, Normed) else operand  # which both read
         y = linear(x, self.weight, self.bias, residual, glu="none", split_k=split_k)
-        lora(x, slots, adapters, y, order=order)
+        whole = y.parts[0] if isinstance(y, Partials) else y
+        lora(x, slots, adapters, whole, order="fixed" if self.is_deterministic else "any")
         if self.factor != 1.0:
             add_and_scale(y, None, self.factor)
         return y if glu == "none" else act_and_mul(y, activation=glu)

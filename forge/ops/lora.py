@@ -12,9 +12,10 @@ from forge.ops import fixed
 from forge.ops.op import Array, op, record
 
 _BLOCK_THREADS, _COLUMNS = 256, 4
-_FEW_ROWS = 64
-"""Up to this many rows, the most of a decode step, a block has one row, because neighbours seldom share an adapter."""
-_MANY_TOKENS = 8
+_SHRINK_ROWS = ((64, 1), (1 << 31, 8))
+_EXPAND_ROWS = ((8, 1), (64, 4), (1 << 31, 8))
+"""Up to so many rows of a step, how many a block has. Those of a decode step seldom share an adapter, those of a prompt
+do."""
 RANK_MULTIPLE = 8
 """Ranks are filled up with zeros to multiples of this: kernels load so many numbers at once."""
 
@@ -77,12 +78,18 @@ def _lora_gpu(device: GPU, x: Any, slots: Any, adapters: LowRank, y: Any, *, ord
     """Two launches: h = A x, (M, P * C), then y += scale * B h. Either order is fixed: a row's sums are its own."""
     (rows, inner), outer = x.shape, y.shape[1]
     ranks, rank = adapters.a.shape[1], adapters.b.shape[2]
-    tokens = 1 if rows <= _FEW_ROWS else _MANY_TOKENS
     h = device.empty((rows, ranks), np.float32)
+    vector = 8 if inner % 8 == 0 else 1
+    tokens = _tokens(rows, _SHRINK_ROWS)
     grid = (ranks // _COLUMNS, -(-rows // tokens))
-    how = {"TOKENS": tokens, "VECTOR": 8 if inner % 8 == 0 else 1}
-    device.run("lora", "lora_shrink", grid, x, slots, adapters.a, h, rows, inner, ranks, **how)
+    sizes: tuple[int, ...] = rows, inner, ranks
+    device.run("lora", "lora_shrink", grid, x, slots, adapters.a, h, *sizes, TOKENS=tokens, VECTOR=vector)
+    tokens = _tokens(rows, _EXPAND_ROWS)
     grid = (-(-outer // _BLOCK_THREADS), -(-rows // tokens))
     numbers = adapters.b, adapters.scales, adapters.starts
     sizes = rows, outer, rank, len(adapters.starts)
-    device.run("lora", "lora_expand", grid, h, slots, *numbers, y, *sizes, **how)
+    device.run("lora", "lora_expand", grid, h, slots, *numbers, y, *sizes, TOKENS=tokens, VECTOR=vector)
+
+
+def _tokens(rows: int, table: tuple[tuple[int, int], ...]) -> int:
+    return next(tokens for most, tokens in table if rows <= most)

@@ -1,7 +1,6 @@
 // Low-rank adapters of a product: y += scale * B (A x). Rows have different ones, or none.
 //
-// A block takes TOKENS rows, and loads an adapter's numbers once for neighbours that share it. What is summed of a row, and in
-// which order, does not depend on the rows beside it.
+// A block takes TOKENS rows. What is summed of a row, and in which order, does not depend on the rows beside it.
 // -D TOKENS; VECTOR=numbers of x that a thread takes together: 8, or 1 where rows are no multiples of 8.
 
 #define COLUMNS 4
@@ -81,22 +80,16 @@ KERNEL(256) lora_expand(
     for (u32 p = 1; p < parts; ++p) part += n >= (u32)starts[p];
     float sum[TOKENS];
     UNROLL for (u32 t = 0; t < TOKENS; ++t) sum[t] = 0;
-    for (u32 r = 0; r < rank; r += 8) {
-        f16x8 w{};
-        i32 held = -1;
+    for (u32 r = 0; r < rank; r += 8)
         UNROLL for (u32 t = 0; t < TOKENS; ++t) {
             if (slot[t] < 0) continue;
-            if (slot[t] != held) {
-                held = slot[t];
-                w = load<8>(b + ((u64)(u32)held * outer + n) * rank + r);
-            }
+            f16x8 w = load<8>(b + ((u64)(u32)slot[t] * outer + n) * rank + r); // of neighbours that share it from L1
             const float *from = h + ((u64)(first + t) * parts + part) * rank + r;
             UNROLL for (u32 q = 0; q < 2; ++q) {
                 f32x4 four = load<4>(from + 4 * q);
                 UNROLL for (u32 i = 0; i < 4; ++i) sum[t] += to_float(w.v[4 * q + i]) * four.v[i];
             }
         }
-    }
     UNROLL for (u32 t = 0; t < TOKENS; ++t)
         if (slot[t] >= 0) y[(u64)(first + t) * outer + n] += scales[slot[t]] * sum[t];
 }

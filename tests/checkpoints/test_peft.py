@@ -265,3 +265,12 @@ def test_a_configuration_that_is_no_json_object_is_refused(text: str, tmp_path: 
 def test_an_adapter_of_another_model_is_refused() -> None:
     with gguf.read(ARCH / "gpt2" / "model.gguf") as model, pytest.raises(ForgeError, match="for another model"):
         read_adapter(LORA / "llama_attention", model)
+
+
+def test_an_adapter_in_the_place_of_a_model_is_said_to_be_one() -> None:
+    with pytest.raises(ForgeError, match=r"phi3' is a LoRA adapter and not a model"):
+        forge.load(LORA / "phi3", device="cpu")
+    with pytest.raises(
+        ForgeError, match=r"adapter\.gguf: is an adapter, and no model: give its model, and this as adap"
+    ):
+        forge.load(LORA / "phi3" / "adapter.gguf", device="cpu")

@@ -15,6 +15,7 @@ import forge
 from forge import LLM, SamplingParams, loading
 from forge.backend.numpy import NumpyBackend
 from forge.engine.sequence import Sequence
+from forge.formats import gguf
 
 PATH = Path(__file__).parents[1] / "data" / "arch" / "llama" / "model.gguf"
 GREEDY = SamplingParams(max_tokens=8, ignore_eos=True)
@@ -139,6 +140,44 @@ class TestOnKernels:
         def _run(self, entry: Any, grid: tuple[int, ...], args: list[Any]) -> None:
             self.launched = [*getattr(self, "launched", ()), entry.function]
             super()._run(entry, grid, args)
+
+    @pytest.mark.parametrize(
+        ("name", "wave"),
+        [
+            *(("gemma2", 32), ("phi3", 64), ("qwen2moe", 32), ("gemma4_e2b", 64), ("falcon_40b", 32), ("exaone4", 64)),
+            ("gemma4_26b_a4b", 64),
+        ],
+    )
+    def test_a_model_agrees_with_float32(
+        self, name: str, wave: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Prompts and decode steps, whose products, norms and activations are others."""
+        path, ids = PATH.parents[1] / name / "model.gguf", list(range(20, 40))
+        with gguf.read(path) as file:
+            arch = file.get_str("general.architecture")
+        adapters = {
+            each: write_adapter(tmp_path / f"{each}.gguf", arch, random_pairs(path, seed=seed))
+            for seed, each in enumerate("ab")
+        }
+        with forge.load(path, device="cpu", context=64, adapters=adapters) as llm:
+            expected = [llm.generate([ids], GREEDY, adapter=each)[0].ids for each in (*adapters, None)]
+            exact = [
+                llm.logits([*ids, *found], adapter=each)
+                for each, found in zip((*adapters, None), expected, strict=True)
+            ]
+        assert np.sqrt(np.mean((exact[0] - exact[2])[:20] ** 2) / np.mean(exact[2] ** 2)) > 0.05
+        monkeypatch.setattr(loading.backends, "select", lambda _: self.Device(wave))
+        with forge.load(path, context=64, max_sequences=4, adapters=adapters) as llm:
+            for each, found, wanted in zip((*adapters, None), expected, exact, strict=True):
+                got = llm.logits([*ids, *found], adapter=each)
+                errors = np.sqrt(np.mean((got - wanted) ** 2, axis=1) / np.mean(wanted**2, axis=1))
+                assert np.median(errors) < 0.005
+                assert np.mean(errors > 0.01) < 0.1  # a router may choose another expert in a near tie
+            ids_together = together(llm, [(ids, each) for each in (*adapters, None)])
+        for got_ids, found, wanted in zip(ids_together, expected, exact, strict=True):
+            parted = [i for i, pair in enumerate(zip(got_ids, found, strict=True)) if len({*pair}) > 1]
+            if parted:  # only a near tie may part them
+                assert np.diff(np.sort(wanted[len(ids) + parted[0] - 1])[-2:])[0] < 0.05
 
     def launches(
         self, files: dict[str, Path] | None, names: tuple[str | None, ...], monkeypatch: pytest.MonkeyPatch

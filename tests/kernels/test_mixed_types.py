@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -42,8 +40,7 @@ def test_a_gate_before_a_matrix_without_lines_is_stored_as_it_is(tmp_path: Path)
     tensors = LayerTensors(weights, config, Sublayer("gated", FEED_FORWARD), 0, 0, is_deterministic=False)
     x = rng.standard_normal((40, WIDTH)).astype(np.float32)
     stream = ResidualStream(device.asarray(x), leaves_pending=False)
-    batch: Any = SimpleNamespace(adapters=None)
-    FeedForward(tensors, None)(stream, batch, hook=None)
+    FeedForward(tensors, None)(stream, batch=None, hook=None)
     exact = x.astype(np.float64)
     normed = exact / np.sqrt((exact**2).mean(axis=1, keepdims=True) + config.norm_eps)
     gate, up, down = (matrix.dequantize().astype(np.float64) for matrix in matrices.values())

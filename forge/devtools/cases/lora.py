@@ -57,6 +57,7 @@ CASES = {
         lora_case("rows without", [-1, 0, -1, 2, 2], 1100 * 8, (40, 8, 8), 16),
         lora_case("none has one", [-1, -1, -1], 64, (64,)),
         lora_case("no vectors", [1, 0, 1], 37, (300, 5)),
+        lora_case("some rows", [*[1] * 9, -1, *[0, 2] * 6], 64, (44, 300), 16),
         lora_case("many rows", [*[0] * 11, -1, *[1] * 30, *[2, 0, 1] * 9], 136, (260, 12), 24),
         lora_case("fixed", [*[0] * 30, -1, *[1] * 40], 64, (70,), order="fixed"),
     ],

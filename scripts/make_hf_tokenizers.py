@@ -116,7 +116,7 @@ def characters(folder: Path, text: list[str], *, prefix: bool) -> None:
         finish(folder, tokenizer, "_set_vocab_sentencepiece", text)
     else:
         finish(folder, tokenizer, "set_vocab", text)
-    (folder / "tokenizer.model").unlink()
+        (folder / "tokenizer.model").unlink()
 
 
 def write(

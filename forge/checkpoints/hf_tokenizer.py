@@ -1,14 +1,17 @@
 """The tokenizer of a Hugging Face directory, read from its files."""
 
 import os
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from forge.errors import FormatError
-from forge.formats.model_directory import read_json, read_text
-from forge.tokenizer.huggingface import HuggingFaceFiles, tokenizer_metadata
+from forge.formats.model_directory import member, read_json, read_text
+from forge.formats.sentencepiece import read_sentencepiece
+from forge.tokenizer.huggingface import HuggingFaceFiles, ScoredPieces, tokenizer_metadata
 
+_SENTENCEPIECE = "tokenizer.model"
 _MORE_TEMPLATES = "additional_chat_templates"
 _MAX_TEMPLATES = 64
 
@@ -26,24 +29,51 @@ def read_tokenizer(folder: Path, config: Mapping[str, Any], *, architecture: str
         FormatError: A file is damaged or missing.
         UnsupportedError: The tokenizer is of a kind, or has a rule, that forge does not know.
     """
-    tokenizer = read_json(folder, "tokenizer.json")
+    settings = read_json(folder, "tokenizer_config.json") or {}
+    tokenizer, scored = read_json(folder, "tokenizer.json"), None
     if tokenizer is None:
-        raise FormatError(f"{folder}: has no tokenizer.json{_others(folder)}")
+        tokenizer, scored = _sentencepiece(folder, settings)
     files = HuggingFaceFiles(
         str(folder),
         tokenizer,
         config,
-        read_json(folder, "tokenizer_config.json") or {},
+        settings,
         read_json(folder, "special_tokens_map.json") or {},
         read_json(folder, "generation_config.json") or {},
         _templates(folder),
+        scored,
     )
     return tokenizer_metadata(files, architecture=architecture, vocab_size=vocab_size)
 
 
+def _sentencepiece(folder: Path, settings: Mapping[str, Any]) -> tuple[dict[str, Any], ScoredPieces]:
+    """A tokenizer.model, and tokens of added_tokens.json, in the words of a tokenizer.json, which is missing.
+
+    settings: tokenizer_config.json, whose `added_tokens_decoder` says more of the tokens that it holds.
+    """
+    path = member(folder, _SENTENCEPIECE)
+    if not os.path.lexists(path):
+        raise FormatError(f"{folder}: has no tokenizer.json{_others(folder)}")
+    found = read_sentencepiece(path)
+    if found.normalizer is not None:
+        warnings.warn(
+            f"{path}: its texts are normalized by {found.normalizer!r:.40}, which forge and llama.cpp leave out: "
+            "some characters get other ids",
+            stacklevel=2,
+        )
+    added = read_json(folder, "added_tokens.json") or {}
+    more = settings.get("added_tokens_decoder")
+    described = {str(key) for key in more} if isinstance(more, Mapping) else set()
+    tokens = [{"content": text, "id": i} for text, i in added.items() if str(i) not in described]
+    tokenizer = {"model": {"type": "BPE", "vocab": found.ids}, "added_tokens": tokens}
+    prefix = settings.get("add_prefix_space")
+    has_prefix = prefix if isinstance(prefix, bool) else found.has_prefix
+    return tokenizer, ScoredPieces(found.scores, found.types, has_prefix)
+
+
 def _others(folder: Path) -> str:
     """What to do without a tokenizer.json, by the files that are there instead."""
-    known = ("tokenizer.model", "tekken.json", "vocab.json", "vocab.txt")
+    known = ("tekken.json", "vocab.json", "vocab.txt")
     there = next((name for name in known if os.path.lexists(folder / name)), None)
     if there is None:
         return ": fetch the file of the model that this one was made from"

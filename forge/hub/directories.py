@@ -16,7 +16,8 @@ MAX_BESIDE_BYTES = 128 << 20
 
 _MAX_SHARDS = 1000
 _BESIDE = re.compile(
-    r"(?:(?:generation_|genai_)?config|tokenizer[\w.-]*|special_tokens_map|chat_template)\.json"
+    r"(?:(?:generation_|genai_)?config|tokenizer[\w.-]*|added_tokens|special_tokens_map|chat_template)\.json"
+    r"|tokenizer\.model"
     r"|(?:chat_template|additional_chat_templates/[\w.-]+)\.jinja|model\.safetensors\.index\.json",
     re.ASCII,
 )
@@ -36,8 +37,13 @@ def belongs(file: str) -> bool:
 
 
 def beside(files: Collection[str]) -> list[str]:
-    """The files of a repository that a model needs beside its weights, and the index of these unless they are one."""
-    return sorted(file for file in files if _BESIDE.fullmatch(file) and not (file == INDEX and SINGLE in files))
+    """The files of a repository that a model needs beside its weights, and the index of these unless they are one.
+
+    A tokenizer.json holds what tokenizer.model and added_tokens.json do, too.
+    """
+    held = {INDEX} if SINGLE in files else set()
+    held |= {"tokenizer.model", "added_tokens.json"} if "tokenizer.json" in files else set()
+    return sorted(file for file in files if _BESIDE.fullmatch(file) and file not in held)
 
 
 def is_model(files: Collection[str]) -> bool:

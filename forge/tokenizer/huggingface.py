@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from forge.errors import FormatError, UnsupportedError
 from forge.tokenizer.hf_characters import character_fields
@@ -27,6 +28,8 @@ _GEMMA4_VISIBLE = (
     *("<|channel>", "<channel|>", "<|tool_call>", "<tool_call|>", "<|tool_response>", "<tool_response|>", '<|"|>'),
 )
 """Control tokens of Gemma 4 that a parser of answers must see."""
+_ADDED_SCORE, _NO_SCORE = -1000, -10_000
+"""What the converter writes beside SentencePiece's scores: for added tokens, and for rows without a token."""
 _SAMPLING = {
     "temperature": ("temp", float),
     "top_k": ("top_k", int),
@@ -35,6 +38,15 @@ _SAMPLING = {
     "repetition_penalty": ("penalty_repeat", float),
 }
 """Defaults of generation_config.json, and the ends of their keys behind "general.sampling."."""
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredPieces:
+    """Scores and types of SentencePiece's pieces, by id, and whether a space is put before a text."""
+
+    scores: NDArray[np.float32]
+    types: NDArray[np.int32]
+    has_prefix: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +66,8 @@ class HuggingFaceFiles:
     """generation_config.json"""
     templates: Mapping[str, str] = field(default_factory=dict)
     """Chat templates that lie in files of their own, by name."""
+    scored: ScoredPieces | None = None
+    """What a tokenizer.model has beside the vocabulary. `tokenizer` is then made of that and added_tokens.json."""
 
     def error(self, problem: str, name: str = "tokenizer.json") -> FormatError:
         return FormatError(f"{self.source}/{name}: {problem}: the file is damaged; fetch it again")
@@ -86,6 +100,9 @@ def tokenizer_metadata(files: HuggingFaceFiles, *, architecture: str, vocab_size
     for piece, i in vocab.items():
         pieces[i] = piece
         types[i] = TokenType.BYTE if spells_bytes and _BYTE_PIECE.fullmatch(piece) else TokenType.NORMAL
+    if files.scored is not None:  # the converter takes SentencePiece's user-defined pieces for normal ones
+        given = files.scored.types
+        types[: len(given)] = np.where(given == TokenType.USER_DEFINED, TokenType.NORMAL, given)
     ids = dict(vocab)
     strips: dict[str, list[int]] = {"lstrip": [], "rstrip": []}
     for text, i, token in _added_tokens(files, vocab, vocab_size):
@@ -93,6 +110,8 @@ def tokenizer_metadata(files: HuggingFaceFiles, *, architecture: str, vocab_size
         is_control = bool(token.get("special")) or _is_marker(text)
         if architecture == "gemma4" and text in _GEMMA4_VISIBLE:
             is_control = False
+        if files.scored is not None:
+            found["scores"][i] = _ADDED_SCORE
         pieces[i] = text if is_control else text.replace(SPACE, " ")
         types[i] = TokenType.CONTROL if is_control else TokenType.USER_DEFINED
         for side, swallowing in strips.items():
@@ -116,6 +135,11 @@ def _kind(
     files: HuggingFaceFiles, model: Mapping[str, Any], vocab: Mapping[str, int], architecture: str, size: int
 ) -> dict[str, Any]:
     """What depends on the kind of vocabulary: the fields model, pre, merges or scores, and how a text begins."""
+    if files.scored is not None:
+        scores = np.full(size, _NO_SCORE, np.float32)
+        scores[: len(vocab)] = files.scored.scores
+        prefix = {} if files.scored.has_prefix else {"add_space_prefix": False}
+        return {"model": "llama", "pre": "default", "scores": scores} | prefix
     where = f"{files.source}/tokenizer.json"
     kind = model.get("type", "BPE")
     if kind != "BPE":

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from tokenizers import Tokenizer as HFTokenizer
 
 from forge.checkpoints.hf_tokenizer import read_tokenizer
 from forge.errors import ForgeError, FormatError, UnsupportedError
+from forge.formats.sentencepiece import read_sentencepiece
 from forge.tokenizer import Tokenizer
 
 DATA = Path(__file__).parents[1] / "data/tokenizer/huggingface"
@@ -45,6 +47,53 @@ def test_keys_are_those_of_llama_cpps_converter(kind: str) -> None:
         assert keys.pop("tokenizer.ggml.eot_token_id") == tokens.index("<|stop|>")
         assert keys.pop("tokenizer.ggml.eom_token_id") == tokens.index("<|more|>")
     assert keys == expected
+
+
+def test_a_tokenizer_model_has_the_scores_of_the_converter(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(DATA / "characters", folder)
+    (folder / "tokenizer.json").unlink()
+    settings = json.loads((folder / "tokenizer_config.json").read_text("utf-8"))
+    settings |= {"add_bos_token": True}  # of the post-processor, which is in the tokenizer.json
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings), "utf-8")
+    expected = json.loads((DATA / "characters/expected.json").read_text("utf-8"))
+    keys = {key: plain(value) for key, value in read(folder).items()}
+    theirs = expected["keys"] | {
+        "tokenizer.ggml.scores": np.float32(expected["keys"]["tokenizer.ggml.scores"]).tolist()
+    }
+    assert {key: value for key, value in keys.items() if key in theirs} == {
+        key: value for key, value in theirs.items() if not key.endswith(("add_eos_token", "add_sep_token"))
+    }
+    tokenizer = Tokenizer.from_metadata(read(folder), source="t")
+    for line, ids in zip(expected["lines"], expected["ids"], strict=True):
+        assert tokenizer.encode(line, parse_special=True) == ids, line
+    (folder / "tokenizer_config.json").unlink()
+    (folder / "added_tokens.json").write_text('{"<tool>": 700}', "utf-8")
+    assert plain(read(folder)["tokenizer.ggml.token_type"])[700] == 4  # user-defined
+
+
+@pytest.mark.parametrize(
+    ("edit", "error", "message"),
+    [
+        (lambda data: data[:-5], FormatError, "is truncated or forged"),
+        (lambda data: b"\x0a\xff\xff\xff\xff\x0f", FormatError, "is truncated or forged"),
+        (lambda data: data + b"\x0a\x05\x0a\x03<s>", FormatError, "has the piece '<s>' twice"),
+        (lambda data: data + b"\x0a\x00", FormatError, "has the piece '' twice or without a text"),
+        (lambda data: data + b"\x0a\x05\x0a\x01~\x18\x09", FormatError, "a piece of an unknown type"),
+        (lambda data: b"\x0a\x03\x0a\x01a", UnsupportedError, "kind Unigram; forge knows BPE"),
+        (lambda data: b"\x0a\x03\x0a\x01a\x12\x02\x18\x04", UnsupportedError, "kind character; forge knows BPE"),
+        (lambda data: b"{}", FormatError, ""),
+    ],
+)
+def test_other_files_than_a_bpe_of_sentencepiece_are_one_line(
+    edit: Callable[[bytes], bytes], error: type[ForgeError], message: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "tokenizer.model"
+    path.write_bytes(edit((DATA / "characters/tokenizer.model").read_bytes()))
+    with pytest.raises(error) as raised:
+        read_sentencepiece(path)
+    assert message in str(raised.value)
+    assert "\n" not in str(raised.value)
 
 
 def edited(tmp_path: Path, kind: str, file: str, edit: Any) -> Path:
@@ -190,9 +239,9 @@ def test_malformed_files_are_one_line(
 def test_a_directory_without_a_tokenizer_json_says_what_it_has(tmp_path: Path) -> None:
     folder = tmp_path / "model"
     shutil.copytree(DATA / "bytes", folder)
-    (folder / "tokenizer.json").rename(folder / "tokenizer.model")
-    with pytest.raises(FormatError, match=r"has no tokenizer\.json, only tokenizer\.model: save the tokenizer anew"):
+    (folder / "tokenizer.json").rename(folder / "vocab.json")
+    with pytest.raises(FormatError, match=r"has no tokenizer\.json, only vocab\.json: save the tokenizer anew"):
         read(folder)
-    (folder / "tokenizer.model").unlink()
+    (folder / "vocab.json").unlink()
     with pytest.raises(FormatError, match=r"has no tokenizer\.json: fetch"):
         read(folder)

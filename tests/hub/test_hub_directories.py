@@ -289,9 +289,18 @@ def test_a_repository_of_pickles_is_refused(the_hub: FakeHub, file: str) -> None
 
 def test_a_repository_without_a_tokenizer_is_refused_before_its_weights_are_fetched(model: FakeHub) -> None:
     del model.repos[REPO]["main"]["tokenizer.json"]
+    model.repos[REPO]["main"].pop("tokenizer.model", None)
     with pytest.raises(DownloadError, match=f"^{NAME}: the repository has no tokenizer.json: take one that has, or"):
         hub.resolve(NAME)
     assert model.asked("GET", "/resolve/") == []
+
+
+def test_a_tokenizer_model_is_fetched_where_there_is_no_tokenizer_json(model: FakeHub) -> None:
+    files = model.repos[REPO]["main"]
+    del files["tokenizer.json"]
+    files |= {"tokenizer.model": b"\x0a", "added_tokens.json": b"{}"}
+    folder = hub.resolve(NAME)
+    assert {"tokenizer.model", "added_tokens.json"} <= {path.name for path in folder.iterdir()}
 
 
 @pytest.mark.parametrize("weights", ["adapter_model.safetensors", "adapter_model.bin"])

@@ -32,8 +32,9 @@ AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 _NATURAL = (0, 1, 2, 3, 4, 5, 6, 7)
 _STEP_WEIGHTS = 1 << 21
 """Weights that are unpacked at a time."""
-_NARROW = 4
-"""Columns that are less than a part so large of a stored row are read apart, else with all others."""
+_RUN_BYTES, _NARROW = 4096, 32
+"""Less than half of a stored row is read alone if it has so many bytes, or is a part so small; else with all others,
+because many short reads hold threads up."""
 _ITEM_BYTES = {"I32": 4, "F16": 2, "BF16": 2, "F32": 4}
 _SCALES = ("F16", "BF16", "F32")
 
@@ -52,7 +53,8 @@ class Stored:
         """Some columns of some rows, as numbers of the dtype; BF16 as uint16."""
         item = np.dtype({"I32": "<u4", "F16": "<f2", "BF16": "<u2", "F32": "<f4"}[self.dtype])
         width = self.shape[1]
-        if len(cols) * _NARROW < width:
+        run = len(cols) * item.itemsize
+        if 2 * len(cols) <= width and (run >= _RUN_BYTES or len(cols) * _NARROW < width):
             out = np.empty((len(rows), len(cols)), item)
             for row, part in zip(rows, out, strict=True):
                 self.read((row * width + cols.start) * item.itemsize, part)

@@ -109,12 +109,16 @@ def test_weights_are_those_of_the_definition(layout: str, shape: tuple[int, int]
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_some_columns_at_a_time(layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_some_columns_at_a_time_and_few_rows_alone(layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(int4, "_STEP_WEIGHTS", 1)
-    codes, scales, zeros = drawn(24, 512, 256, seed=1)
+    codes, scales, zeros = drawn(48, 512, 256, seed=1)
     arrays, read = LAYOUTS[layout](codes, scales, np.maximum(zeros, 1))
     wanted = expected(codes, scales, np.maximum(zeros, 1))
-    np.testing.assert_array_equal(weights_of(read("m", stored(arrays), 256)), wanted)
+    matrix = read("m", stored(arrays), 256)
+    for least in (1, 1 << 12):
+        monkeypatch.setattr(int4, "_RUN_BYTES", least)
+        for start, stop in ((0, None), (3, 12), (40, 48), (47, None)):
+            np.testing.assert_array_equal(weights_of(matrix, start, stop), wanted[start:stop])
 
 
 def test_by_hand() -> None:

@@ -50,7 +50,7 @@ def convert(
         path: The file to write; it ends in .gguf.
         type: "F32", "F16" or "BF16" for all matrices; norms, biases and routers are F32, as in llama.cpp's files. Or a
             type or mixture that `load(quantize=)` takes, chosen for each tensor as there: docs/quantization.md. None =
-            each tensor in the type that it has, but for the 4 bits of GPTQ and AWQ, which become Q4_1.
+            each tensor in the type that it has, but for the 4 bits of GPTQ, AWQ and ONNX, which become Q4_1.
         force: Whether to replace a file that is there.
         progress: Called with a stage, how much of it is done, and its total. None = bars on a terminal and in a
             notebook; False = no progress.

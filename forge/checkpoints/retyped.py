@@ -45,8 +45,8 @@ _ALWAYS_FLOAT32 = re.compile(r".*_norm\.weight|.*\.ffn_gate_inp(_shexp)?\.weight
 class Retyped(Checkpoint):
     """A model with some tensors in other types, and the keys that say so. It closes the model.
 
-    Matrices of GPTQ and AWQ become Q4_1 where all types stay, as GGUF has no type of forge's own: the same codes and
-    scales, and minima rounded to float16.
+    Matrices of GPTQ, AWQ and ONNX in 4 bits become Q4_1 where all types stay, as GGUF has no type of forge's own: the
+    same codes and scales, and minima rounded to float16.
 
     Attributes:
         notes: Remarks on what was decided, a line each.
@@ -62,7 +62,7 @@ class Retyped(Checkpoint):
         if type is None:
             types = {name: GGMLType.Q4_1 for name, info in model.tensors.items() if not info.type.in_files}
             if types:
-                self.notes = (f"{len(types)} matrices are Q4_1, the nearest of GGUF's types to those of GPTQ and AWQ",)
+                self.notes = (f"{len(types)} matrices are Q4_1, the nearest of GGUF's types to their 4 bits",)
         elif type in _FLOATS:
             types = dict(_floats(model, _FLOATS[type]))
         else:
@@ -73,7 +73,8 @@ class Retyped(Checkpoint):
             for to in (types.get(name, info.type),)
         }
         self.tensors: Mapping[str, TensorInfo] = MappingProxyType(found)
-        name = _files.model_name(model.path).rpartition("/")[2]
+        folder = model.path if model.path.is_dir() else model.path.parent
+        name = model.path.stem if model.format == "GGUF" else _files.model_name(folder).rpartition("/")[2]
         number = _FILE_TYPES.get(type or _usual(found).name)
         new: dict[str, Value] = {"general.quantization_version": _QUANTIZATION_VERSION}
         new |= {} if number is None else {"general.file_type": number}

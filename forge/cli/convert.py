@@ -13,7 +13,7 @@ from forge.cli.about import about
 
 def command(
     model: Annotated[
-        str, typer.Argument(metavar="SRC", help="A GGUF file, a Hugging Face directory, or a model's name.")
+        str, typer.Argument(metavar="SRC", help="A GGUF file, a directory of safetensors or ONNX, or a model's name.")
     ],
     path: Annotated[Path, typer.Argument(metavar="DST", help="The file to write; it ends in .gguf.")],
     type: Annotated[

@@ -180,13 +180,14 @@ def test_types_of_tensors() -> None:
     assert check_type("q8_0") == "Q8_0"
 
 
-@pytest.mark.parametrize("name", ["llama_gptq", "qwen2_awq"])
-def test_four_bits_of_gptq_and_awq_become_q4_1(name: str, tmp_path: Path) -> None:
-    source = int4_directory(name, tmp_path / name)
+@pytest.mark.parametrize("name", ["llama_gptq", "qwen2_awq", "onnx/genai/qwen3_int4_128"])
+def test_four_bits_of_gptq_awq_and_onnx_become_q4_1(name: str, tmp_path: Path) -> None:
+    source = ARCH.parent / name if "/" in name else int4_directory(name, tmp_path / name)
     written = forge.convert(source, tmp_path / "a.gguf", progress=False)
     with open_checkpoint(source) as before, forge_gguf.read(tmp_path / "a.gguf") as after:
         own = [info.name for info in before.tensors.values() if not info.type.in_files]
-        assert written.notes == (f"{len(own)} matrices are Q4_1, the nearest of GGUF's types to those of GPTQ and AWQ",)
+        assert written.notes == (f"{len(own)} matrices are Q4_1, the nearest of GGUF's types to their 4 bits",)
+        assert after.get_str("general.name") == source.name
         for tensor in own:
             assert after.tensor(tensor).type is GGMLType.Q4_1
             weights = before.load(tensor)

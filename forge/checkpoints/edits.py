@@ -143,8 +143,3 @@ def _check_rows(view: View, expected: int, settings: Settings) -> None:
         raise FormatError(
             f"{settings.path}: a tensor of queries, keys and values has {view.shape[0]} rows and not {expected}"
         )
-
-
-def flat(view: View, settings: Settings) -> tuple[View, ...]:
-    """A vector that is stored as a matrix of one row."""
-    return (Whole(view, lambda all: all.reshape(-1), (int(np.prod(view.shape)),)),)

@@ -98,17 +98,6 @@ class Stored(View):
         self.files.read(self.name, start * self.row_bytes, out)
 
 
-class Reshaped(View):
-    """The same bytes in another shape. A row of it is a whole number of rows of the other."""
-
-    def __init__(self, inner: View, shape: tuple[int, ...]) -> None:
-        self._inner, self.shape, self.type = inner, shape, inner.type
-        self._rows = self.row_bytes // inner.row_bytes
-
-    def read(self, start: int, out: Bytes) -> None:
-        self._inner.read(start * self._rows, out.reshape(len(out) * self._rows, -1))
-
-
 class Picked(View):
     """Rows of another tensor, by number."""
 
@@ -160,11 +149,6 @@ def picked(inner: View, pick: Pick, count: int | None = None) -> View:
     if len(inner.shape) == 1:
         return PickedNumbers(inner, pick, count or inner.shape[0])
     return Picked(inner, pick, (count or inner.num_rows, inner.shape[-1]))
-
-
-def first_rows(inner: View, count: int) -> View:
-    """The first rows of a matrix."""
-    return Picked(inner, lambda rows: rows, (count, inner.shape[-1]))
 
 
 class Stacked(View):

@@ -18,6 +18,7 @@ import gguf
 import numpy as np
 
 from forge.checkpoints.hf_tokenizer import read_tokenizer
+from forge.checkpoints.recipes import has_more_bits
 from forge.ops.quant import QuantTensor
 
 
@@ -116,8 +117,7 @@ def write(name: str, mixture: str, out: Path, tokenizer: Path | None = None) -> 
     if not shape.is_tied:
         matrix("output.weight", shape.vocabulary, shape.width, is_precise=True)
     for layer in range(shape.layers):
-        eighth = shape.layers // 8
-        is_precise = layer < eighth or layer >= 7 * eighth or (layer - eighth) % 3 == 2
+        is_precise = has_more_bits(layer, shape.layers)
         for part, rows, cols, experts in _matrices(shape):
             precise = is_precise and part in ("attn_v", "ffn_down", "ffn_down_exps")
             matrix(f"blk.{layer}.{part}.weight", rows, cols, is_precise=precise, experts=experts)

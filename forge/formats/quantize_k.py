@@ -57,29 +57,32 @@ def _best_lines(x: Floats, factors: tuple[float, ...], most: int) -> tuple[Float
     sum_w: Floats = np.add.reduce(weight)
     sum_t: Floats = np.add.reduce(shared)
     codes, scratch = np.empty_like(x), np.empty_like(x)
-    best = np.zeros((5, x.shape[1]), np.float32)  # what the line explains, its slope, and the sums of its codes
+    sums = np.empty((3, len(factors), x.shape[1]), np.float32)  # of w l, w l l and w t l
 
-    def try_codes() -> None:
-        sum_l: Floats = np.add.reduce(np.multiply(weight, codes, out=scratch))
-        sum_l2: Floats = np.add.reduce(np.multiply(scratch, codes, out=scratch))
-        sum_lt: Floats = np.add.reduce(np.multiply(shared, codes, out=scratch))
-        common = sum_w * sum_lt - sum_l * sum_t
-        squared = sum_l * sum_l
-        determinant = sum_w * sum_l2 - squared
-        slope = common / determinant
-        explained = common * slope
-        is_better = (explained > best[0]) & (determinant > squared * _DISTINCT)
-        np.copyto(best, (explained, slope, sum_l, sum_l2, sum_lt), where=is_better)
+    def add_up(place: int) -> None:
+        np.add.reduce(np.multiply(weight, codes, out=scratch), axis=0, out=sums[0, place])
+        np.add.reduce(np.multiply(scratch, codes, out=scratch), axis=0, out=sums[1, place])
+        np.add.reduce(np.multiply(shared, codes, out=scratch), axis=0, out=sums[2, place])
 
-    for factor in factors:
+    for i, factor in enumerate(factors):
         np.rint(np.multiply(share, np.float32(factor), out=codes), out=codes)
-        try_codes()
+        add_up(i)
+    slope, explained = _lines(sums, sum_w, sum_t)
+    place = explained.argmax(axis=0)  # the first of equal ones
+    place = place * sum_w.size + np.arange(sum_w.size)
+    best = sums.reshape(3, -1).take(place, axis=1)
+    slope, explained = (each.reshape(-1).take(place) for each in (slope, explained))
+    best[:, explained == 0] = 0
+    slope[explained == 0] = 0
     inverse = np.where(sum_w > 0, np.float32(1) / sum_w, np.float32(0))
-    steep = np.where(best[1] > 0, np.float32(1) / best[1], np.float32(0))
-    np.subtract(share, (sum_t - best[1] * best[2]) * inverse, out=codes)
+    steep = np.where(slope > 0, np.float32(1) / slope, np.float32(0))
+    np.subtract(share, (sum_t - slope * best[0]) * inverse, out=codes)
     _limited(np.multiply(codes, steep, out=codes), most)
-    try_codes()
-    _, slope, sum_l, sum_l2, sum_lt = best
+    add_up(0)
+    last_slope, last_explained = _lines(sums[:, 0], sum_w, sum_t)
+    is_better = last_explained > explained
+    slope = np.where(is_better, last_slope, slope)
+    sum_l, sum_l2, sum_lt = np.where(is_better, sums[:, 0], best)
     from_zero = (low == 0) & (sum_t > slope * sum_l)  # the line begins above 0, where a minimum cannot be
     mean = sum_t * inverse
     is_level = from_zero & (sum_l2 == 0)  # weights that are nearly the same have no line: they are the last code
@@ -87,6 +90,18 @@ def _best_lines(x: Floats, factors: tuple[float, ...], most: int) -> tuple[Float
     mean_code = np.where(is_level, np.float32(most), sum_l * inverse)
     scale = np.where(np.isfinite(sum_w), slope * size, np.float32(np.nan))
     return scale, mean_code, mean * size + low
+
+
+def _lines(sums: Floats, sum_w: Floats, sum_t: Floats) -> tuple[Floats, Floats]:
+    """The slopes of lines, and what they explain: 0 where codes hardly differ. sums: Of w l, w l l and w t l."""
+    sum_l, sum_l2, sum_lt = sums
+    squared = sum_l * sum_l
+    determinant = sum_w * sum_l2 - squared
+    common = sum_w * sum_lt - sum_l * sum_t
+    slope: Floats = common / determinant
+    explained = common * slope
+    np.copyto(explained, np.float32(0), where=~(determinant > squared * _DISTINCT))
+    return slope, explained
 
 
 def _put_sixths(blocks: Bytes, place: int, values: Floats) -> Floats:

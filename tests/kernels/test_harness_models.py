@@ -61,14 +61,22 @@ def test_a_directory_of_int4_agrees_with_float32(
     agrees_with_float32(int4_directory(name, tmp_path), wave, monkeypatch)
 
 
-def agrees_with_float32(path: Path, wave: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@slow
+@pytest.mark.parametrize(("name", "quantize", "wave"), [("llama", "Q4_K_M", 32), ("mixtral", "MXFP4", 64)])
+def test_a_model_that_a_device_quantizes_agrees_with_float32(
+    name: str, quantize: str, wave: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agrees_with_float32(ARCH / name / "model.gguf", wave, monkeypatch, quantize)
+
+
+def agrees_with_float32(path: Path, wave: int, monkeypatch: pytest.MonkeyPatch, quantize: str | None = None) -> None:
     prompts = [[5, 9, 17, 3], list(range(20, 40))]
-    with forge.load(path, device="cpu", context=64) as llm:
+    with forge.load(path, device="cpu", context=64, quantize=quantize) as llm:
         expected = llm.generate(prompts, max_tokens=8, temperature=0, ignore_eos=True)
         exact = [llm.logits([*c.prompt_ids, *c.ids]) for c in expected]
     device = HarnessBackend(wave)
     monkeypatch.setattr(loading.backends, "select", lambda _: device)
-    with forge.load(path, context=64, max_sequences=4) as llm:
+    with forge.load(path, context=64, max_sequences=4, quantize=quantize) as llm:
         for completion, wanted in zip(expected, exact, strict=True):
             got = llm.logits([*completion.prompt_ids, *completion.ids])
             assert np.sqrt(np.mean((got - wanted) ** 2) / np.mean(wanted**2)) < MAX_ERROR

@@ -97,7 +97,7 @@ def _layout(settings: Settings) -> _Layout | None:
 
 def _gptq(settings: Settings, config: dict[str, Any]) -> _Layout:
     _expect_bits(settings, config.get("bits"))
-    stored = config.get("checkpoint_format") or "gptq"
+    stored = config.get("checkpoint_format") or config.get("format") or "gptq"
     if stored not in ("gptq", "gptq_v2") or config.get("is_marlin_format"):
         _refuse(settings, "checkpoint_format", "marlin" if config.get("is_marlin_format") else stored)
     overrides = config.get("dynamic") or {}
@@ -111,7 +111,7 @@ def _gptq(settings: Settings, config: dict[str, Any]) -> _Layout:
 
 def _awq(settings: Settings, config: dict[str, Any]) -> _Layout:
     _expect_bits(settings, config.get("bits", config.get("w_bit")))
-    version = config.get("version") or "gemm"
+    version = config.get("version") or config.get("format") or "gemm"
     if version not in ("gemm", "GEMM", "exllama", "ipex"):  # the latter two are ways to compute the first
         _refuse(settings, "version", version)
     if config.get("backend") == "llm-awq":

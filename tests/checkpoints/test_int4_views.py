@@ -183,6 +183,8 @@ BAD: dict[str, tuple[str, Callable[[dict[str, Any], Tensors], None], type[ForgeE
     "groups that no row is whole": (LLAMA, settings(group_size=96), FormatError, "no groups of 96"),
     "Marlin's order": (LLAMA, settings(checkpoint_format="marlin"), UnsupportedError, "checkpoint_format = 'marlin'"),
     "Marlin's order, as once said": (LLAMA, settings(is_marlin_format=True), UnsupportedError, "marlin"),
+    "Marlin's order, as GPTQModel may say": (LLAMA, settings(format="marlin"), UnsupportedError, "= 'marlin'"),
+    "AWQ for one row, as GPTQModel says": (QWEN, settings(version=None, format="gemv_fast"), UnsupportedError, "gemv"),
     "bits by module": (LLAMA, settings(dynamic={"+:.*up.*": {"bits": 8}}), UnsupportedError, "dynamic"),
     "rules that are a list": (LLAMA, settings(dynamic=[1]), UnsupportedError, "dynamic"),
     "AWQ for one row": (QWEN, settings(version="gemv"), UnsupportedError, "version = 'gemv' is not supported"),

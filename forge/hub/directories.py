@@ -11,6 +11,7 @@ from forge.errors import DownloadError
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 ADAPTER = "adapter_config.json"
+TOKENIZERS = {"tokenizer.json", "tokenizer.model"}
 MAX_BESIDE_BYTES = 128 << 20
 """Most bytes of a file beside the weights. The largest known is a tokenizer.json of 33 MB."""
 

@@ -82,9 +82,7 @@ def _find(hub: Hub, name: Name, report: Progress) -> tuple[str, list[str], Remot
                 report(f"asking the Hub for {name.repo}", 0, None)
                 files = hub.files(name.repo, revision)
                 if _is_directory(name, files):
-                    if not {"tokenizer.json", "tokenizer.model"}.intersection(
-                        files
-                    ):  # said before gigabytes are fetched
+                    if directories.TOKENIZERS.isdisjoint(files):  # said before gigabytes are fetched
                         raise DownloadError(
                             "the repository has no tokenizer.json: take one that has, or save its tokenizer there by "
                             "transformers' AutoTokenizer(...).save_pretrained"

@@ -119,7 +119,7 @@ def _stage(step: Mapping[str, Any], where: str) -> str:
         regex, literal = pattern.get("Regex"), pattern.get("String")
         how = (behavior, bool(step.get("invert")))
         if isinstance(literal, str) and how == ("Isolated", False):
-            return re.escape(literal)
+            return _spelled(re.escape(literal))
         if isinstance(regex, str) and how in (("Isolated", False), ("Removed", True)):
             return _spelled(regex)
         if isinstance(regex, str) and how == ("MergedWithNext", False):  # superbpe's groups of three digits

@@ -102,6 +102,11 @@ def test_ignore_merges_chooses_among_names_of_one_pattern() -> None:
     ("stages", "more", "message"),
     [
         ([split(r"\w+"), BYTES], {}, r"t: text is split by a rule that forge does not know: \w+"),
+        (
+            [{"type": "Split", "pattern": {"String": "\n"}, "behavior": "Isolated"}, GPT2],
+            {},
+            r"does not know: \\n then 's|",
+        ),
         ([BYTES], {}, "t: text is split by a rule that forge does not know: no pattern"),
         (
             [split(r"\p{N}", "Removed"), GPT2],

@@ -10,8 +10,9 @@ from forge.cli import output
 from forge.errors import ForgeError
 
 
-def about(device: str | None = None, model: Path | None = None) -> dict[str, Any]:
-    """The first members of a JSON object: forge, device, model, model_sha256; null where there is no model.
+def about(device: str | None = None, model: Path | None = None, quantize: str | None = None) -> dict[str, Any]:
+    """The first members of a JSON object: forge, device, model, model_sha256; null where there is no model. Of a model
+    that was quantized while it was loaded also quantize, the type.
 
     Without a device it is the CPU.
     The hash is of the whole file, as `sha256sum` and the Hub show it: about a second per GB, once. It is kept in the
@@ -29,6 +30,7 @@ def about(device: str | None = None, model: Path | None = None) -> dict[str, Any
         "device": device or select("cpu").device,
         "model": _files.model_name(model) if model else None,
         "model_sha256": hashes[0] if hashes and len(hashes) == 1 else hashes,
+        **({"quantize": quantize} if quantize else {}),
     }
 
 

@@ -48,7 +48,7 @@ def command(
         _check_room(llm, prompt_tokens, gen_tokens, max(batches))
         report = measure(llm, prompt_tokens, gen_tokens, batches, repetitions)
     if as_json:
-        output.write_json(about(llm.device, llm.path) | report)
+        output.write_json(about(llm.device, llm.path, llm.quantize) | report)
     else:
         _print(llm, report)
     if timings:

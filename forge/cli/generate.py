@@ -86,7 +86,7 @@ def answer_json(llm: LLM, prompt: str | list[int], params: SamplingParams) -> di
     options.check_finish(completion.finish_reason, llm)
     timings = completion.timings
     found: dict[str, Any] = {
-        **about(llm.device, llm.path),
+        **about(llm.device, llm.path, llm.quantize),
         "prompt_ids": completion.prompt_ids,
         "ids": completion.ids,
         "text": completion.text,

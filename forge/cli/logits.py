@@ -35,7 +35,9 @@ def command(
     values = [float(last[id]) for id in best]
     if as_json:
         top_ids = list(zip(best, values, strict=True))
-        output.write_json({**about(llm.device, llm.path), "prompt_ids": ids, "top": top_ids, "pieces": names})
+        output.write_json(
+            {**about(llm.device, llm.path, llm.quantize), "prompt_ids": ids, "top": top_ids, "pieces": names}
+        )
         return
     exact = last.astype(np.float64)
     exact = np.exp(exact - exact.max())

@@ -32,7 +32,7 @@ def command(
         result = llm.perplexity(ids, context=context)
     if as_json:
         scores = {"ppl": result.ppl, "tokens": result.tokens, "remainder": result.remainder}
-        output.write_json(about(llm.device, llm.path) | scores)
+        output.write_json(about(llm.device, llm.path, llm.quantize) | scores)
         return
     output.write(f"perplexity {result.ppl:.4f} over {output.count(result.tokens, 'token')}\n")
     if result.remainder:

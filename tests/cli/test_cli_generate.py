@@ -133,3 +133,11 @@ def test_an_adapter_that_is_not_there_is_one_line(given: str, message: str, caps
     code, line = failure(capsys, "generate", "a b", "-m", LLAMA, "--adapter", given)
     assert code == 1 + (message.startswith("--adapter"))
     assert line.startswith(f"forge: {message}")
+
+
+def test_generate_quantizes_the_model_and_says_so(capsys: Captured) -> None:
+    found = json_of(capsys, "generate", "a b", "-m", LLAMA, "--max-tokens", "8", "--ignore-eos", "--quantize", "q4_0")
+    with forge.load(LLAMA, quantize="Q4_0") as llm:
+        assert found["ids"] == llm.generate("a b", max_tokens=8, ignore_eos=True).ids
+    assert found["quantize"] == "Q4_0"
+    assert "quantize" not in json_of(capsys, "generate", "a b", "-m", LLAMA, "--max-tokens", "1")

@@ -35,6 +35,8 @@ def complete(keys: Metadata, settings: Settings, family: Family) -> None:
     base = settings.checked_number("rope_theta", scaling.get("rope_theta", _BASE), 1.0)
     if "rope.freq_base" not in keys and base != _BASE and arch.nope != "all":
         keys["rope.freq_base"] = single(base)
+    if settings.local_rope().get("rope_type") not in (None, "default"):
+        raise UnsupportedError(f"{settings.path}: a scaled RoPE of layers with a window is not supported")
     if scaling["rope_type"] == "yarn" and scaling.get("truncate", True) is not arch.yarn_rounds:
         raise UnsupportedError(f"{settings.path}: truncate = {not arch.yarn_rounds} is not supported in {family.arch}")
     if keys.get("expert_count") and settings.has("norm_topk_prob") and "expert_weights_norm" not in keys:

@@ -73,6 +73,12 @@ def changed(directory: Path, name: str, settings: Mapping[str, Any]) -> Path:
             FormatError,
             "long_factor",
         ),
+        (
+            "olmo3",
+            {"rope_parameters": {"sliding_attention": {"rope_type": "yarn", "factor": 2.0, "rope_theta": 1e4}}},
+            UnsupportedError,
+            "a scaled RoPE of layers with a window is not supported",
+        ),
         ("muse_glimmer", {"text_config": {}}, UnsupportedError, "model_type 'muse_glimmer' is not supported"),
     ],
 )

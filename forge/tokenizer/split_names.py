@@ -34,6 +34,11 @@ _SPELLINGS = (
     (r"\s*[\r\n]|", r"\s*[\r\n]+|"),  # the blanks before the last line feed hold the others
     (r"\p{N}{1}|", r"\p{N}|"),
     (r"\s{1}", r"\s"),
+    (r"|[\n]+", r"|\n+"),
+    (r"\s+$", r"\s+\z"),
+    # Two ranges hold blanks, which llama.cpp leaves out.
+    ("[一-龥ࠀ-一가-퟿]+", r"[一-龥ࠀ-一가-퟿&&\S]+"),
+    ("‘-‟\u3000-。", "‘-‟、-。"),
 )
 
 # Patterns of published files for which llama.cpp, and so `RULES`, has another text.
@@ -52,9 +57,9 @@ _PUBLISHED: dict[str, tuple[str, ...]] = {
         r"[\p{Han}]+|" + _KIMI.replace("@", f"{_CONTRACTION}?") + r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*" + _ENDS,
     ),
     "seed-coder": (rf"{_CONTRACTION}|{_LEAD}\p{{L}}+|\p{{N}}| ?[^\s\p{{L}}\p{{N}}\r\n]+" + _ENDS,),
+    "youtu": (RULES["youtu"].stages[0], _GPT4O.replace(r"\p{N}{1,3}", r"\p{N}")),
     "superbpe": (r"\p{N}+", r"(?=(\d{3})+(?!\d))"),
     "falcon": (_PUNCTUATION, _GPT2, r"\p{N}+", "[0-9][0-9][0-9]"),
-    "deepseek-coder": (r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", "[一-龥ࠀ-一가-퟿]+", r"\p{N}"),
 }
 
 
@@ -128,6 +133,7 @@ def _stage(step: Mapping[str, Any], where: str) -> str:
 
 
 def _spelled(pattern: str) -> str:
+    pattern = re.sub(r"\\x\{([0-9A-F]{2,5})\}", lambda code: chr(int(code[1], 16)), pattern)
     for other, spelling in _SPELLINGS:
         pattern = pattern.replace(other, spelling)
     return pattern

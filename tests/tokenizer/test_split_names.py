@@ -65,6 +65,12 @@ PUBLISHED: list[tuple[str, list[dict[str, Any]], bool | None]] = [
     ("minicpm5", [split(r"\p{N}{1,3}"), split(f"{SUFFIX}|{WORD}|\\p{{N}}+{MARKS}{END}"), BYTES], True),
     ("exaone-moe", [split(EXAONE), BYTES], True),
     ("falcon", FALCON, False),
+    (
+        "deepseek-coder",
+        [*map(split, (r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", "[一-龥ࠀ-一가-퟿]+")), DIGITS, BYTES],
+        False,
+    ),
+    ("laguna", [split(r"[^\n]+|[\n]+"), split(f"{SUFFIX}|{WORD}|\\p{{N}}{MARKS}{END}"), BYTES], True),
 ]
 
 

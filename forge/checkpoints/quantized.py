@@ -33,7 +33,7 @@ class Quantized(Checkpoint):
         """recipe: A name of `recipes.RECIPES`. Raises ParameterError for a model that is quantized already."""
         self._model, self._backend = model, backend
         self.path, self.paths, self.format, self.version = model.path, model.paths, model.format, model.version
-        self.metadata = model.metadata
+        self.metadata, self.value_types = model.metadata, model.value_types
         changed = {
             name: TensorInfo(name, model.tensors[name].shape, type, nbytes(type, model.tensors[name].shape))
             for name, type in new_types(model, recipe).items()

@@ -102,7 +102,7 @@ def _nodes(constants: Constants, types: tuple[str, ...]) -> Iterator[Node]:
 
 
 def _attributes(constants: Constants, types: tuple[str, ...], name: str, default: float) -> set[float]:
-    found = {node.attributes.get(name, default) for node in _nodes(constants, types)}
+    found = (node.attributes.get(name, default) for node in _nodes(constants, types))
     return {float(value) for value in found if isinstance(value, int | float)}
 
 

@@ -181,6 +181,8 @@ class ONNX:
 
     def _node(self, message: Message) -> Node:
         name, op_type = message.get("name", ""), message.get("op_type", "")
+        if not op_type.isprintable():  # messages have it as it is
+            raise self._error(f"node {show(name)} has the operation {show(op_type)}, which is no name")
         attributes: dict[str, Any] = {}
         for entry in message["attribute"]:
             key = entry.get("name", "")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -153,6 +154,13 @@ def graph_of(*nodes: bytes, tensors: tuple[bytes, ...] = ()) -> Callable[[Path],
     return lambda folder: (folder / "model.onnx").write_bytes(model(nodes, tensors)) and None  # type: ignore[func-returns-value]
 
 
+def listed_epsilons(folder: Path) -> None:
+    """Attributes of one number become lists of one."""
+    path = folder / "model.onnx"
+    number = re.compile(rb"(\x0a\x07epsilon)\x15(.{4})\xa0\x01\x01", re.DOTALL)
+    path.write_bytes(number.sub(lambda found: found[1] + b"\x3d" + found[2] + b"\xa0\x01\x06", path.read_bytes()))
+
+
 MATRIX = np.ones((32, 32), np.float32)
 QWEN, LLAMA = "genai/qwen3_int4_128", "optimum/llama"
 # name: (model, what is done to its folder, the error, words of its message)
@@ -189,6 +197,7 @@ REFUSED: dict[str, tuple[str, Callable[[Path], None], type[ForgeError], tuple[st
         ("no decoder that forge knows", "no wte.weight", "first parameters 'model.embed_tokens.weight"),
     ),
     "no family": (LLAMA, edited("config.json", model_type="no_such"), UnsupportedError, ("'no_such'",)),
+    "epsilons in lists": (QWEN, listed_epsilons, UnsupportedError, ("epsilon of the norms",)),
     "more layers": (LLAMA, edited("config.json", num_hidden_layers=3), ForgeError, ("blk.2",)),
     "fewer layers": (LLAMA, edited("config.json", num_hidden_layers=1), FormatError, ("layers.1",)),
     "no table of cosines": (QWEN, replaced(b"cos_cache", b"xos_cache"), UnsupportedError, ("cos_cache",)),

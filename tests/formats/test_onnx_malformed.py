@@ -96,6 +96,7 @@ FORGED: dict[str, tuple[bytes, tuple[str, ...]]] = {
     "node name that is no UTF-8": (model([span(3, b"\xff\xfe")]), ("graph.node[0]", "name is not UTF-8")),
     "node name too long": (model([span(3, "n" * 70_000)]), ("node[0]", "70000 bytes")),
     "node name twice": (model([span(3, "a") * 2]), ("node[0]", "name is there twice")),
+    "operation that is no name": (model([node("Ma\0\x1b[2J", [], [], "n")]), ("'n'", r"'Ma\x00\x1b[2J'", "no name")),
     "attribute twice": (
         model([node("Op", [], [], "n", [attribute("a", 2, integer(3, 1))] * 2)]),
         ("'n'", "'a' twice"),

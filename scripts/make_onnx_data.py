@@ -2,12 +2,13 @@
 
     types/model.onnx   one tensor of every type and in every form, by `onnx.helper`; types/values.npz holds its numbers.
     optimum/NAME       tiny random transformers models, exported; logits.npz: ids (T,), transformers' logits (T, V).
+    dynamo/llama       the same by torch.onnx with dynamo, without optimum.
     genai/NAME         the same by the builder; logits.npz: onnxruntime's logits of the builder's float32 graph, with
                        the weights that its operation MatMulNBits multiplies by, scales rounded to float16.
 
-Downloads nothing. The second needs optimum-onnx, which needs transformers 4; the third onnxruntime-genai, onnx-ir and
-transformers 5: give what the environment is made for.
-    python scripts/make_onnx_data.py types|optimum|genai [NAME ...] [--out tests/data/onnx]
+Downloads nothing. optimum needs optimum-onnx, and so transformers 4. The others need transformers 5, dynamo onnxscript,
+genai onnxruntime-genai and onnx-ir: give what the environment is made for.
+    python scripts/make_onnx_data.py types|optimum|dynamo|genai [NAME ...] [--out tests/data/onnx]
 """
 
 from __future__ import annotations
@@ -91,7 +92,7 @@ WIDE = {"hidden_size": 64, "intermediate_size": 128}
 OPTIMUM: dict[str, tuple[str, Mapping[str, Any]]] = {
     "llama": ("llama", {"attention_bias": True, "num_hidden_layers": 2}),
     "gemma": ("gemma", {"head_dim": 8, "tie_word_embeddings": True}),
-    "gpt2": ("gpt2", {"n_embd": 32, "n_layer": 1, "n_head": 4, "n_inner": 48, "n_positions": 128}),
+    "gpt2": ("gpt2", {"n_embd": 16, "n_layer": 1, "n_head": 2, "n_inner": 24, "n_positions": 64}),
     "olmo": ("olmo", {}),
 }
 # And the precision, the device that it is for, and options of the builder.
@@ -112,10 +113,17 @@ GENAI: dict[str, tuple[str, Mapping[str, Any], str, str, tuple[str, ...]]] = {
         "cpu",
         ("shared_embeddings=true", "algo_config=rtn", "block_size=64"),
     ),
-    "phi3_f32": ("phi3", {"hidden_size": 64, "original_max_position_embeddings": 128}, "fp32", "cpu", ()),
+    "qwen2_int4_tail": (
+        "qwen2",
+        {"hidden_size": 96, "intermediate_size": 160, "num_attention_heads": 6},
+        "int4",
+        "dml",
+        ("block_size=128", "is_symmetric=false"),
+    ),
+    "phi3_f16": ("phi3", {"hidden_size": 64, "original_max_position_embeddings": 128}, "fp16", "dml", ()),
     "gemma_f16": ("gemma", {"hidden_size": 64, "head_dim": 16, "tie_word_embeddings": True}, "fp16", "dml", ()),
 }
-WITH_CONFIG = ("llama_shared", "phi3_f32", "gemma_f16")
+WITH_CONFIG = ("llama_shared", "gemma_f16")
 # The builder rounds the scale of Gemma's embedding to two digits: it is 8 here.
 NUM_IDS = 16
 
@@ -158,6 +166,30 @@ def make_optimum(folder: Path, names: list[str]) -> None:
             command = [exporter, "export", "onnx", "-m", scratch, "--task", "text-generation-with-past", out]
             subprocess.run(list(map(str, command)), check=True)
         np.savez_compressed(out / "logits.npz", ids=ids, logits=logits)
+
+
+def make_dynamo(folder: Path, _: list[str]) -> None:
+    """A Llama by torch.onnx with dynamo, which names nodes in their metadata."""
+    torch, transformers = map(importlib.import_module, ("torch", "transformers"))
+    with tempfile.TemporaryDirectory() as scratch:
+        ids, logits = make_checkpoint("llama", {}, Path(scratch))
+        whole = transformers.AutoModelForCausalLM.from_pretrained(scratch, attn_implementation="eager").eval()
+        shutil.rmtree(folder / "llama", ignore_errors=True)
+        (folder / "llama").mkdir(parents=True)
+        for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+            shutil.copy(Path(scratch) / name, folder / "llama")
+
+    class Logits(torch.nn.Module):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
+            super().__init__()
+            self.model, self.lm_head = whole.model, whole.lm_head
+
+        def forward(self, input_ids: Any) -> Any:
+            return self.lm_head(self.model(input_ids, use_cache=False).last_hidden_state)
+
+    inputs = (torch.from_numpy(ids)[None],)
+    torch.onnx.export(Logits(), inputs, folder / "llama/model.onnx", dynamo=True, external_data=False)
+    np.savez_compressed(folder / "llama/logits.npz", ids=ids, logits=logits)
 
 
 def build(checkpoint: Path, out: Path, precision: str, device: str, options: tuple[str, ...]) -> None:
@@ -265,7 +297,7 @@ def run_with_weights(path: Path, other: Path, weights: Mapping[str, Any], config
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    makers = {"types": make_types, "optimum": make_optimum, "genai": make_genai}
+    makers = {"types": make_types, "optimum": make_optimum, "dynamo": make_dynamo, "genai": make_genai}
     parser.add_argument("what", choices=makers)
     parser.add_argument("names", nargs="*", help="of folders; without any all")
     parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "tests/data/onnx")

@@ -22,8 +22,8 @@ from forge.formats.source import show
 from forge.formats.strict_json import Json, show_json
 
 FILE = "genai_config.json"
-_FAMILIES = {"llama": "llama", "mistral": "mistral", "qwen2": "qwen2", "qwen3": "qwen3"}
-"""Types whose graphs say all that genai_config.json does not."""
+_FAMILIES = ("llama", "mistral", "phi3", "qwen2", "qwen3")
+"""Types whose graphs say all that genai_config.json does not; config.json calls them the same."""
 _HINT = "put the config.json of the model that it was made from beside it"
 _SIZES = {
     "hidden_size": "hidden_size",
@@ -55,12 +55,14 @@ def config_of(genai: Mapping[str, Json], path: Path, constants: Constants, feed_
     model = _object(genai.get("model"), "model", path)
     decoder = _object(model.get("decoder"), "model.decoder", path)
     kind = model.get("type")
-    if kind not in _FAMILIES:
+    if not isinstance(kind, str) or kind not in _FAMILIES:
         raise UnsupportedError(f"{path}: a model of type {show_json(kind)} needs more than this file says: {_HINT}")
     config: dict[str, Any] = {new: decoder.get(key) for key, new in _SIZES.items()}
     config |= {key: model.get(key) for key in ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")}
-    config |= {"max_position_embeddings": model.get("context_length"), "intermediate_size": feed_forward}
-    config |= {"model_type": _FAMILIES[str(kind)], "tie_word_embeddings": False}
+    context = model.get("context_length")
+    config |= {"max_position_embeddings": context, "original_max_position_embeddings": context}
+    config |= {"intermediate_size": feed_forward}
+    config |= {"model_type": kind, "tie_word_embeddings": False}
     if type(config["head_dim"]) is not int or not 2 <= config["head_dim"] <= 1024:
         raise FormatError(
             f"{path}: model.decoder.head_size should be a whole number to 1024, not {show_json(config['head_dim'])}"

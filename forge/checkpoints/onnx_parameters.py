@@ -47,6 +47,8 @@ _PLACES: dict[str, tuple[_Place, ...]] = {
 }
 _WITH_TABLES = ("GroupQueryAttention", "MultiHeadAttention", "Attention")
 """Operations whose other constants are tables of the rotation."""
+_SCOPES = "pkg.torch.onnx.name_scopes"
+"""The metadata of a node that is a list of modules, each within the one before, and the operation."""
 _PARAMETER = re.compile(r"\w+(\.\w+)*\.(weight|bias)")
 _OPERATION = re.compile(r"(^|\.)(MatMul|Gemm|Add|Mul)(_\w+)?\.")
 """In a name: the name is not PyTorch's."""
@@ -106,6 +108,11 @@ class Constants:
         """Fill a C-contiguous array with the bytes of a tensor from its byte `start` on. Threads may call it."""
         self.model.read(self.found[name], start, out)
 
+    def is_table(self, name: str) -> bool:
+        """Whether it is for all sequences and heads, as masks and cosines that an exporter computed are."""
+        shape = self.found[name].shape
+        return len(shape) > 2 and shape[0] == 1
+
     def is_weight(self, name: str) -> bool:
         """Whether a tensor has numbers of a weight, and more than one."""
         tensor = self.found.get(name)
@@ -136,7 +143,7 @@ def find_parameters(constants: Constants, *, by_nodes: bool) -> dict[str, Parame
                     )
     readers = {name: node for node in graph.walk() for name in node.inputs}
     for constant in constants.found:
-        if constant in used or not constants.is_weight(constant):
+        if constant in used or not constants.is_weight(constant) or constants.is_table(constant):
             continue
         if not by_nodes and _is_parameter(constant):
             found.setdefault(constant, Parameter(constant, constant, None, False, False))
@@ -196,6 +203,8 @@ def _parameters_of(node: Node, constants: Constants) -> Iterator[tuple[str, str,
     """Constants that an operation reads as parameters: name, parameter, whether it is transposed."""
     for place, leaf, is_transposed in _PLACES.get(node.op_type, ()):
         name = node.inputs[place] if place < len(node.inputs) else ""
+        if node.op_type in ("Mul", "Add") and name in constants.found and len(constants.found[name].shape) != 1:
+            continue  # a table or a mask: those of modules are vectors
         is_blocks = node.op_type in BLOCKED and leaf == "weight" and name in constants.found
         if is_blocks or constants.is_weight(name):
             turned = is_transposed and not node.attributes.get("transB", 0)
@@ -206,7 +215,7 @@ def _named(
     constants: Constants, node: Node, constant: str, leaf: str, is_transposed: bool, by_nodes: bool
 ) -> Iterator[Parameter]:
     """A constant as the parameter of its own name, and as that of the node, where they differ: several share it."""
-    module = node.name.strip("/").rpartition("/")[0].replace("/", ".")
+    module = _module_of(constants, node)
     if not by_nodes and _is_parameter(constant):
         own, _, leaf = constant.rpartition(".")
         for name in dict.fromkeys((own, module or own)):
@@ -220,6 +229,15 @@ def _named(
             f"{constants.path}: {node.op_type} {show(node.name)} and tensor {show(constant)}, which it reads, have no "
             "names of modules: export the model with them"
         )
+
+
+def _module_of(constants: Constants, node: Node) -> str:
+    """The module that a node was traced in: by its name, or by what torch.onnx with dynamo says beside it."""
+    module = node.name.strip("/").rpartition("/")[0].replace("/", ".")
+    if module or _SCOPES not in node.metadata:
+        return module
+    scopes = re.findall(r"'([\w.]*)'", constants.model.text(node.metadata[_SCOPES]))
+    return scopes[-2] if len(scopes) > 1 else ""
 
 
 def _is_parameter(name: str) -> bool:

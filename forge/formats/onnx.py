@@ -53,7 +53,10 @@ class Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """An operation. An attribute is an int, float, str, Tensor, Graph, Span (a long string) or a list of these."""
+    """An operation. An attribute is an int, float, str, Tensor, Graph, Span (a long string) or a list of these.
+
+    `metadata`: What exporters say of it, for `ONNX.text`.
+    """
 
     op_type: str
     domain: str
@@ -61,6 +64,7 @@ class Node:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     attributes: Mapping[str, Any]
+    metadata: Mapping[str, Span]
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +153,11 @@ class ONNX:
         for row, target in enumerate(out.reshape(rows, -1).view(np.uint8)):
             target[:] = data[start + row * step :][:width]
 
+    def text(self, span: Span) -> str:
+        """The first 4096 bytes of a string of the model's file. Bytes that are not UTF-8 are U+FFFD."""
+        start, stop = span
+        return str(self._reader.bytes(Span(start, min(stop, start + _MAX_STRING))), "utf-8", "replace")
+
     def _model(self, source: Source) -> Message:
         try:
             message = self._reader.read(Span(0, source.size), MODEL)
@@ -190,7 +199,8 @@ class ONNX:
                 raise self._error(f"node {show(name)} has the attribute {show(key)} twice")
             attributes[key] = self._attribute(entry, f"attribute {show(key)} of node {show(name)}")
         domain = message.get("domain", "")
-        return Node(op_type, domain, name, tuple(message["input"]), tuple(message["output"]), attributes)
+        metadata = {entry.get("key", ""): entry.get("value", Span(0, 0)) for entry in message["metadata_props"]}
+        return Node(op_type, domain, name, tuple(message["input"]), tuple(message["output"]), attributes, metadata)
 
     def _attribute(self, message: Message, where: str) -> Any:
         kind = message.get("type", 0)
@@ -211,7 +221,7 @@ class ONNX:
         if field in ("g", "graphs"):
             return self._graph(value)
         if isinstance(value, Span) and value.size <= _MAX_STRING:
-            return str(self._reader.bytes(value), "utf-8", "replace")
+            return self.text(value)
         return value
 
     def _tensor(self, message: Message) -> Tensor:

@@ -82,6 +82,7 @@ NODE: Schema = {
     4: Field("op_type", "text"),
     5: Field("attribute", "message", True, ATTRIBUTE),
     7: Field("domain", "text"),
+    9: Field("metadata_props", "message", True, {1: Field("key", "text"), 2: Field("value", "span")}),
 }
 GRAPH[1] = Field("node", "message", True, NODE)
 

@@ -184,6 +184,7 @@ def numbers_of(name: str) -> tuple[str, str, int | None]:
 
 
 def without_suffix(pattern: str) -> tuple[str, str]:
+    """A name without .weight or .bias, and that."""
     suffix = next((suffix for suffix in _SUFFIXES[:2] if pattern.endswith(suffix)), "")
     return pattern.removesuffix(suffix), suffix
 

@@ -31,6 +31,7 @@ def table(text: str) -> Keys:
     lines = [line.split(maxsplit=2) for line in text.strip().splitlines()]
 
     def keys(settings: Settings, _: Mapping[str, View]) -> Metadata:
+        """What the lines of a table say."""
         found: Metadata = {}
         for kind, key, names in lines:
             if kind.endswith("?") and not settings.has(names):
@@ -80,6 +81,7 @@ EXPERT_WIDTH = table("int? expert_feed_forward_length moe_intermediate_size")
 
 
 def kv_heads(settings: Settings, _: Mapping[str, View]) -> Metadata:
+    """Heads of keys and values."""
     return {"attention.head_count_kv": settings.kv_heads}
 
 
@@ -129,6 +131,7 @@ def rope(settings: Settings, _: Mapping[str, View]) -> Metadata:
 
 
 def rope_base(settings: Settings, _: Mapping[str, View]) -> Metadata:
+    """The base of the rotation alone."""
     base = settings.rope().get("rope_theta")
     return {} if base is None else {"rope.freq_base": single(settings.checked_number("rope_theta", base, 1.0))}
 
@@ -165,6 +168,7 @@ LIKE_LLAMA: tuple[Keys, ...] = (SIZES, kv_heads, rope, EPS, EXPERTS, gating)
 
 
 def ministral(settings: Settings, _: Mapping[str, View]) -> Metadata:
+    """YaRN's multiplier and the temperature of long contexts."""
     scaling = settings.rope()
     if scaling["rope_type"] != "yarn":
         raise UnsupportedError(
@@ -178,6 +182,7 @@ def ministral(settings: Settings, _: Mapping[str, View]) -> Metadata:
 
 
 def no_scaling(settings: Settings, _: Mapping[str, View]) -> Metadata:
+    """A rotation without scaling, said as llama.cpp's converter says it."""
     return {"rope.scaling.type": "none"}
 
 
@@ -241,6 +246,7 @@ def llama4(settings: Settings, _: Mapping[str, View]) -> Metadata:
 
 
 def ernie_experts(settings: Settings, _: Mapping[str, View]) -> Metadata:
+    """ERNIE's experts, and the layers that have them."""
     width = settings.integer("moe_intermediate_size", max=2**20)
     shared = settings.integer("moe_num_shared_experts", 0, max=2**10)
     if 0 <= settings.integer("moe_layer_end_index", -1, min=-1) < settings.layers - 1:
@@ -262,6 +268,7 @@ def shared_width(settings: Settings, _: Mapping[str, View]) -> Metadata:
 
 
 def glm4_experts(settings: Settings, _: Mapping[str, View]) -> Metadata:
+    """GLM's experts, and its layers of multi-token prediction."""
     prediction = settings.integer("num_nextn_predict_layers", 0, max=settings.layers)
     return {
         "block_count": settings.layers + prediction,
@@ -328,6 +335,7 @@ def wide_feed_forward(names: str) -> Keys:
 
 
 def falcon_heads(settings: Settings, _: Mapping[str, View]) -> Metadata:
+    """Heads of keys: one, or as many as config.json says."""
     return {"attention.head_count_kv": edits.falcon_groups(settings), "tensor_data_layout": "jploski"}
 
 

@@ -158,19 +158,19 @@ def _best_scales(x: Floats, largest: Floats) -> Floats:
     weight = x * x
     cubes = weight * x
     unit = np.where(largest != 0, np.float32(-1) / largest, np.float32(0))
-    best, scale = np.zeros_like(largest), np.zeros_like(largest)
     codes, scratch = np.empty_like(x), np.empty_like(x)
-    for factor in FACTORS[6]:
+    common, squares = np.empty((2, len(FACTORS[6]), x.shape[1]), np.float32)
+    for i, factor in enumerate(FACTORS[6]):
         np.rint(np.multiply(x, np.float32(factor) * unit, out=codes), out=codes)
         if factor > 31.4:
             np.minimum(codes, np.float32(31), out=codes)
         np.multiply(np.multiply(weight, codes, out=scratch), codes, out=scratch)
-        common: Floats = np.add.reduce(np.multiply(cubes, codes, out=codes))
-        found = common / np.add.reduce(scratch)
-        explained = common * found
-        is_better = explained > best
-        np.copyto(best, explained, where=is_better)
-        np.copyto(scale, found, where=is_better)
+        np.add.reduce(scratch, axis=0, out=squares[i])
+        np.add.reduce(np.multiply(cubes, codes, out=codes), axis=0, out=common[i])
+    found = common / squares
+    found[squares == 0] = 0
+    best = (common * found).argmax(axis=0)  # the first of equal ones
+    scale: Floats = found.reshape(-1).take(best * largest.size + np.arange(largest.size))
     scale[~(np.abs(largest) < _TOO_LARGE)] = np.nan
     return scale
 

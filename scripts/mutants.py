@@ -33,7 +33,7 @@ TESTS = {  # by kernel file: what names of these tests hold, the likeliest to fi
     "embed": "embed|take_rows",
     "linear": "[linear-M|M70|M257",
     "logprobs": "logprobs",
-    "lora": "[lora-",
+    "lora": "[lora",
     "norm": "norm|order_that",
     "kv_cache": "copy_page|take_slots",
     "penalize": "penalize",

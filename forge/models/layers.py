@@ -8,7 +8,7 @@ from typing import Any
 from forge.config import NormKind
 from forge.ops.activation import act_and_mul, add_and_scale
 from forge.ops.linear import linear
-from forge.ops.lora import LowRank, lora
+from forge.ops.lora import LowRank, lora, lora_glu
 from forge.ops.matmul import Partials
 from forge.ops.norm import Normed, norm
 
@@ -66,8 +66,10 @@ class Linear:
         activation."""
         x = norm(operand, out="act") if isinstance(operand, Normed) else operand  # which both read
         y = linear(x, self.weight, self.bias, residual, glu="none", split_k=split_k)
-        whole = y.parts[0] if isinstance(y, Partials) else y
-        lora(x, slots, adapters, whole, order="fixed" if self.is_deterministic else "any")
+        order = "fixed" if self.is_deterministic else "any"
+        if glu != "none" and self.factor == 1.0:
+            return lora_glu(x, slots, adapters, y, order=order, activation=glu)
+        lora(x, slots, adapters, y.parts[0] if isinstance(y, Partials) else y, order=order)
         if self.factor != 1.0:
             add_and_scale(y, None, self.factor)
         return y if glu == "none" else act_and_mul(y, activation=glu)

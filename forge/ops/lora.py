@@ -9,6 +9,7 @@ import numpy as np
 
 from forge.backend.gpu import GPU
 from forge.ops import fixed
+from forge.ops.activation import act_and_mul
 from forge.ops.op import Array, op, record
 
 _BLOCK_THREADS, _COLUMNS = 256, 4
@@ -76,19 +77,50 @@ def _product(matrix: Array, x: Array, order: str) -> Array:
 @lora.gpu
 def _lora_gpu(device: GPU, x: Any, slots: Any, adapters: LowRank, y: Any, *, order: str) -> None:
     """Two launches: h = A x, (M, P * C), then y += scale * B h. Either order is fixed: a row's sums are its own."""
-    (rows, inner), outer = x.shape, y.shape[1]
-    ranks, rank = adapters.a.shape[1], adapters.b.shape[2]
-    h = device.empty((rows, ranks), np.float32)
-    vector = 8 if inner % 8 == 0 else 1
-    tokens = _tokens(rows, _SHRINK_ROWS)
-    grid = (ranks // _COLUMNS, -(-rows // tokens))
-    sizes: tuple[int, ...] = rows, inner, ranks
-    device.run("lora", "lora_shrink", grid, x, slots, adapters.a, h, *sizes, TOKENS=tokens, VECTOR=vector)
-    tokens = _tokens(rows, _EXPAND_ROWS)
-    grid = (-(-outer // _BLOCK_THREADS), -(-rows // tokens))
-    numbers = adapters.b, adapters.scales, adapters.starts
-    sizes = rows, outer, rank, len(adapters.starts)
-    device.run("lora", "lora_expand", grid, h, slots, *numbers, y, *sizes, TOKENS=tokens, VECTOR=vector)
+    _expand(device, "lora_expand", _shrink(device, x, slots, adapters), slots, adapters, y, y, y.shape[1])
+
+
+@op("x:act[M,K] slots:i32[M] adapters:LowRank y:f32[M,N] order=any|fixed activation=silu|gelu -> z:act[M,N/2]")
+def lora_glu(x: Array, slots: Array, adapters: LowRank, y: Array, *, order: str, activation: str) -> Array:
+    """activation(gate) * up of what `lora` makes of y, whose halves are gate and up."""
+    adapted = y.copy()
+    lora.reference(x, slots, adapters, adapted, order=order)
+    return np.asarray(act_and_mul.reference(adapted, activation=activation))
+
+
+@lora_glu.cpu
+def _lora_glu_cpu(x: Array, slots: Array, adapters: LowRank, y: Array, *, order: str, activation: str) -> Array:
+    adapted = y.copy()
+    lora.run_cpu(x, slots, adapters, adapted, order=order)
+    return np.asarray(act_and_mul.run_cpu(adapted, activation=activation))
+
+
+@lora_glu.gpu
+def _lora_glu_gpu(device: GPU, x: Any, slots: Any, adapters: LowRank, y: Any, *, order: str, activation: str) -> Any:
+    rows, width = y.shape[0], y.shape[1] // 2
+    h, z = _shrink(device, x, slots, adapters), device.empty((rows, width), device.dtype)
+    _expand(device, "lora_expand_glu", h, slots, adapters, y, z, width, int(activation == "gelu"))
+    return z
+
+
+def _shrink(device: GPU, x: Any, slots: Any, adapters: LowRank) -> Any:
+    """A x of the rows' slots, float32 (M, P * C)."""
+    (rows, inner), ranks = x.shape, adapters.a.shape[1]
+    h, tokens = device.empty((rows, ranks), np.float32), _tokens(rows, _SHRINK_ROWS)
+    grid, how = (ranks // _COLUMNS, -(-rows // tokens)), {"TOKENS": tokens, "VECTOR": 8 if inner % 8 == 0 else 1}
+    device.run("lora", "lora_shrink", grid, x, slots, adapters.a, h, rows, inner, ranks, **how)
+    return h
+
+
+def _expand(
+    device: GPU, kernel: str, h: Any, slots: Any, adapters: LowRank, y: Any, out: Any, width: int, *more: int
+) -> None:
+    """A thread has one of `width` numbers of the result."""
+    rows, tokens = len(y), _tokens(len(y), _EXPAND_ROWS)
+    grid = (-(-width // _BLOCK_THREADS), -(-rows // tokens))
+    numbers = adapters.b, adapters.scales, adapters.starts, y, *(() if out is y else (out,))
+    sizes = rows, y.shape[1], adapters.b.shape[2], len(adapters.starts), *more
+    device.run("lora", kernel, grid, h, slots, *numbers, *sizes, TOKENS=tokens, VECTOR=8)
 
 
 def _tokens(rows: int, table: tuple[tuple[int, int], ...]) -> int:

@@ -60,6 +60,34 @@ KERNEL(128) lora_shrink(
     h[(u64)row * ranks + column + THREAD % COLUMNS] = total;
 }
 
+// Adds B h of each row's slot to the sums of output n, whose rows of h are those of its part.
+DEVICE void expand(
+    float (&sum)[TOKENS],
+    const i32 (&slot)[TOKENS],
+    const float *h,
+    const f16 *b,
+    const i32 *starts,
+    u32 n,
+    u32 outer,
+    u32 rank,
+    u32 parts,
+    u32 first
+) {
+    u32 part = 0;
+    for (u32 p = 1; p < parts; ++p) part += n >= (u32)starts[p];
+    UNROLL for (u32 t = 0; t < TOKENS; ++t) sum[t] = 0;
+    for (u32 r = 0; r < rank; r += 8)
+        UNROLL for (u32 t = 0; t < TOKENS; ++t) {
+            if (slot[t] < 0) continue;
+            f16x8 w = load<8>(b + ((u64)(u32)slot[t] * outer + n) * rank + r); // of neighbours that share it from L1
+            const float *from = h + ((u64)(first + t) * parts + part) * rank + r;
+            UNROLL for (u32 q = 0; q < 2; ++q) {
+                f32x4 four = load<4>(from + 4 * q);
+                UNROLL for (u32 i = 0; i < 4; ++i) sum[t] += to_float(w.v[4 * q + i]) * four.v[i];
+            }
+        }
+}
+
 // A thread has one number of each row.
 KERNEL(256) lora_expand(
     const float *h,      // (M, parts * C)
@@ -74,22 +102,43 @@ KERNEL(256) lora_expand(
     u32 parts
 ) {
     grid_dependency_sync();
-    u32 first = BLOCK_Y * TOKENS, n = BLOCK_X * 256 + THREAD, part = 0;
+    u32 first = BLOCK_Y * TOKENS, n = BLOCK_X * 256 + THREAD;
     i32 slot[TOKENS];
     if (!read_slots(slot, slots, first, rows) || n >= outer) return;
-    for (u32 p = 1; p < parts; ++p) part += n >= (u32)starts[p];
     float sum[TOKENS];
-    UNROLL for (u32 t = 0; t < TOKENS; ++t) sum[t] = 0;
-    for (u32 r = 0; r < rank; r += 8)
-        UNROLL for (u32 t = 0; t < TOKENS; ++t) {
-            if (slot[t] < 0) continue;
-            f16x8 w = load<8>(b + ((u64)(u32)slot[t] * outer + n) * rank + r); // of neighbours that share it from L1
-            const float *from = h + ((u64)(first + t) * parts + part) * rank + r;
-            UNROLL for (u32 q = 0; q < 2; ++q) {
-                f32x4 four = load<4>(from + 4 * q);
-                UNROLL for (u32 i = 0; i < 4; ++i) sum[t] += to_float(w.v[4 * q + i]) * four.v[i];
-            }
-        }
+    expand(sum, slot, h, b, starts, n, outer, rank, parts, first);
     UNROLL for (u32 t = 0; t < TOKENS; ++t)
         if (slot[t] >= 0) y[(u64)(first + t) * outer + n] += scales[slot[t]] * sum[t];
+}
+
+// A thread has a gate and its up of each row, and stores activation(gate) * up, of rows without an adapter too.
+KERNEL(256) lora_expand_glu(
+    const float *h,
+    const i32 *slots,
+    const f16 *b,
+    const float *scales,
+    const i32 *starts,
+    const float *y, // (M, 2F) gates, then ups
+    f16 *z,         // (M, F)
+    u32 rows,
+    u32 outer, // 2F
+    u32 rank,
+    u32 parts,
+    u32 is_gelu // 0: SiLU
+) {
+    grid_dependency_sync();
+    u32 first = BLOCK_Y * TOKENS, n = BLOCK_X * 256 + THREAD, width = outer / 2;
+    i32 slot[TOKENS];
+    if (n >= width) return;
+    read_slots(slot, slots, first, rows);
+    float gate[TOKENS], up[TOKENS];
+    expand(gate, slot, h, b, starts, n, outer, rank, parts, first);
+    expand(up, slot, h, b, starts, n + width, outer, rank, parts, first);
+    UNROLL for (u32 t = 0; t < TOKENS; ++t) {
+        if (first + t >= rows) continue;
+        const float *own = y + (u64)(first + t) * outer + n;
+        float a = own[0], c = own[width];
+        if (slot[t] >= 0) a += scales[slot[t]] * gate[t], c += scales[slot[t]] * up[t];
+        z[(u64)(first + t) * width + n] = to_f16(activate(a, is_gelu) * c);
+    }
 }

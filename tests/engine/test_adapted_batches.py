@@ -225,4 +225,6 @@ class TestOnKernels:
         assert ids == wanted
         assert replays > 3
         products, steps = 4 * layers, launched.count("embed")
-        assert launched.count("lora_shrink") == launched.count("lora_expand") == products * steps
+        assert launched.count("lora_shrink") == products * steps
+        assert launched.count("lora_expand_glu") == layers * steps
+        assert launched.count("lora_expand") == (products - layers) * steps

@@ -17,9 +17,9 @@ def lora_case(
     rank: int = 8,
     *,
     count: int = 3,
-    order: str = "any",
+    options: dict[str, str] | None = None,
 ) -> Case:
-    """slots: Of the rows. parts: Rows of each matrix. count: Slots that there are."""
+    """slots: Of the rows. parts: Rows of each matrix. count: Slots that there are. options: Further choices."""
 
     def make(rng: np.random.Generator) -> Arrays:
         outer = sum(parts)
@@ -29,7 +29,7 @@ def lora_case(
         adapters = LowRank(a, b, (1 + rng.random(count)).astype(np.float32), starts)
         return normal(rng, len(slots), inner), np.array(slots, np.int32), adapters, normal(rng, len(slots), outer)
 
-    return Case(name, make, {"order": order})
+    return Case(name, make, {"order": "any", **(options or {})})
 
 
 def _by_hand() -> Case:
@@ -59,6 +59,35 @@ CASES = {
         lora_case("no vectors", [1, 0, 1], 37, (300, 5)),
         lora_case("some rows", [*[1] * 9, -1, *[0, 2] * 6], 64, (44, 300), 16),
         lora_case("many rows", [*[0] * 11, -1, *[1] * 30, *[2, 0, 1] * 9], 136, (260, 12), 24),
-        lora_case("fixed", [*[0] * 30, -1, *[1] * 40], 64, (70,), order="fixed"),
+        lora_case("fixed", [*[0] * 30, -1, *[1] * 40], 64, (70,), options={"order": "fixed"}),
+    ],
+    "lora_glu": [
+        *(
+            lora_case(f"{activation} {name}", slots, inner, (width, width), rank, options={"activation": activation})
+            for activation in ("silu", "gelu")
+            for name, slots, inner, width, rank in (
+                ("one row", [1], 64, 260, 8),
+                ("some rows", [*[1] * 9, -1, *[0, 2] * 6], 72, 33, 16),
+                ("many rows", [*[0] * 11, -1, *[1] * 30, *[2, 0, 1] * 9], 64, 20, 8),
+            )
+        ),
+        lora_case("silu of one matrix", [0, -1, 1], 64, (64,), options={"activation": "silu"}),
+        Case(
+            "by hand",
+            lambda _: (
+                np.ones((2, 2), np.float32),
+                np.array([-1, 0], np.int32),
+                LowRank(
+                    np.ones((1, 16, 2), np.float32),
+                    np.ones((1, 2, 8), np.float32),
+                    np.array([0.5], np.float32),
+                    np.array([0, 1], np.int32),
+                ),
+                np.array([[100, 3], [92, -4]], np.float32),
+            ),
+            {"order": "any", "activation": "silu"},
+            # silu(100) is 100; gate and up of the other row grow by 0.5 * 8 * 2
+            expected=(np.array([[300], [400]], np.float32),),
+        ),
     ],
 }

@@ -96,6 +96,8 @@ def _attention(constants: Constants, head_dim: int) -> dict[str, Any]:
     if _one(_attributes(constants, names, "softcap", 0.0), "softcap of the attention", constants):
         raise UnsupportedError(f"{constants.path}: its attention has a softcap: {_HINT}")
     window = _one(_attributes(constants, names, "local_window_size", -1), "window of the attention", constants)
+    if window >= 1 << 31:
+        raise UnsupportedError(f"{constants.path}: the window of its attention, {window:.3g}, is no number of tokens")
     return {"sliding_window": int(window) if window > 0 else None, "use_sliding_window": window > 0}
 
 
@@ -116,12 +118,12 @@ def _one(values: set[float], what: str, constants: Constants) -> float:
 
 def _rotation(constants: Constants, head_dim: int) -> dict[str, Any]:
     """Base and scaling of the rotation whose tables the graph has."""
-    cosines, sines = (_table(constants, name) for name in ("cos_cache", "sin_cache"))
-    pairs = cosines.shape[1]
-    frequencies = frequencies_of(cosines, sines)
-    if cosines.shape != sines.shape or 2 * pairs != head_dim or len(cosines) < 64 or frequencies is None:
+    pairs = head_dim // 2
+    cosines, sines = (_table(constants, name, pairs) for name in ("cos_cache", "sin_cache"))
+    frequencies = frequencies_of(cosines, sines) if cosines.shape == sines.shape and len(cosines) >= 64 else None
+    if frequencies is None or pairs < 2 or not 1e-6 < frequencies[1] < 1:
         raise UnsupportedError(f"{constants.path}: its tables of the rotation are not plain ones: {_HINT}")
-    exact = frequencies[1] ** (-head_dim / 2)
+    exact = min(frequencies[1] ** (-head_dim / 2), 1e12)
     for digits in range(1, 7):  # a base is a round number
         base = float(f"{exact:.{digits - 1}e}")
         if abs(base / exact - 1) > 0.02:
@@ -164,11 +166,12 @@ def _llama3(plain: NDArray[np.float64], rope: Mapping[str, Any]) -> NDArray[np.f
     return scaled
 
 
-def _table(constants: Constants, name: str) -> NDArray[np.float64]:
+def _table(constants: Constants, name: str, pairs: int) -> NDArray[np.float64]:
+    """The first rows of a table (positions, pairs) of the rotation."""
     tensor = constants.found.get(name)
     dtype = constants.tensors[name].dtype if tensor else ""
-    if tensor is None or dtype not in TYPES or len(tensor.shape) != 2 or 0 in tensor.shape:
-        raise UnsupportedError(f"{constants.path}: has no table {name} of its rotation: {_HINT}")
+    if tensor is None or dtype not in TYPES or len(tensor.shape) != 2 or tensor.shape[1] != pairs or not tensor.nbytes:
+        raise UnsupportedError(f"{constants.path}: has no table {name} of its rotation, for {pairs} pairs: {_HINT}")
     rows = min(tensor.shape[0], _MAX_POSITIONS)
     out = np.empty((rows, tensor.nbytes // tensor.shape[0]), np.uint8)
     constants.read(name, 0, out)

@@ -47,6 +47,8 @@ _PLACES: dict[str, tuple[_Place, ...]] = {
 }
 _WITH_TABLES = ("GroupQueryAttention", "MultiHeadAttention", "Attention")
 """Operations whose other constants are tables of the rotation."""
+_MAX_WIDTH = 1 << 20
+"""Of a norm that is looked at."""
 _SCOPES = "pkg.torch.onnx.name_scopes"
 """The metadata of a node that is a list of modules, each within the one before, and the operation."""
 _PARAMETER = re.compile(r"\w+(\.\w+)*\.(weight|bias)")
@@ -187,7 +189,8 @@ def _tables_of(node: Node) -> tuple[str, ...]:
 def _is_identity(parameter: Parameter, constants: Constants) -> bool:
     """Whether it is the weight or the bias of a norm that has none, for which exporters write ones and zeros."""
     is_norm = parameter.node is not None and parameter.node.op_type == "LayerNormalization"
-    if not is_norm or not parameter.is_folded:
+    shape = constants.found[parameter.constant].shape
+    if not is_norm or not parameter.is_folded or len(shape) != 1 or shape[0] > _MAX_WIDTH:
         return False
     value = 1.0 if parameter.name.endswith(".weight") else 0.0
     return bool((Stored(constants, parameter.constant).floats() == value).all())

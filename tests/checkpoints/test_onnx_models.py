@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from onnx_files import array, attribute, graph, integer, model, node, span, tensor
+from onnx_files import array, attribute, external, graph, integer, model, node, span, tensor
 
 import forge
 from forge.checkpoints import open_checkpoint
@@ -202,6 +203,12 @@ REFUSED: dict[str, tuple[str, Callable[[Path], None], type[ForgeError], tuple[st
     "epsilons in lists": (QWEN, listed_epsilons, UnsupportedError, ("epsilon of the norms",)),
     "more layers": (LLAMA, edited("config.json", num_hidden_layers=3), ForgeError, ("blk.2",)),
     "fewer layers": (LLAMA, edited("config.json", num_hidden_layers=1), FormatError, ("layers.1",)),
+    "heads of two numbers": (
+        QWEN,
+        edited("genai_config.json", model__decoder__head_size=2),
+        UnsupportedError,
+        ("the scale of its attention is",),
+    ),
     "no table of cosines": (QWEN, replaced(b"cos_cache", b"xos_cache"), UnsupportedError, ("cos_cache",)),
     "operations of another domain": (
         QWEN,
@@ -327,6 +334,23 @@ def test_no_changed_bytes_are_another_error(tmp_path: Path, name: str) -> None:
         except ForgeError as error:
             assert str(error).isprintable()  # noqa: PT017 - most changes are refused, and some are not
     assert 0 < used < 100
+
+
+def test_a_norm_of_terabytes_is_not_read(tmp_path: Path) -> None:
+    """A sparse file: what is looked at when a model is opened has bounds of its own."""
+    folder = copy_of(LLAMA, tmp_path)
+    huge = 1 << 38
+    graph_of(
+        node("LayerNormalization", ["x", "w"], ["y"], "/norm/LayerNormalization"),
+        tensors=(tensor("w", (huge,), external("data")),),
+    )(folder)
+    with open(folder / "data", "wb") as file:
+        file.truncate(4 * huge)
+    tracemalloc.start()
+    with pytest.raises(UnsupportedError, match=r"first parameters 'norm\.weight'"):
+        open_checkpoint(folder)
+    assert tracemalloc.get_traced_memory()[1] < 5 << 20
+    tracemalloc.stop()
 
 
 def test_nodes_of_inner_graphs_are_found(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import gguf
 import numpy as np
 import pytest
 from gguf_files import Blocks, write_gguf
+from hf_models import unpacked
 from table_rows import row
 
 import forge
@@ -128,6 +129,18 @@ def test_a_model_is_quantized_while_it_is_loaded() -> None:
         assert llm.notes[0].startswith("quantize: Q8_0: 0.00 GB of weights as they are stored become 0.00 GB")
         exact, found = plain.logits([1, 2, 3]), llm.logits([1, 2, 3])
     assert 0.005 < np.abs(exact - found).max() < 0.3
+
+
+def test_a_directory_of_safetensors_is_quantized(tmp_path: Path) -> None:
+    with open_checkpoint(unpacked("phi3_window", tmp_path)) as stored:
+        model = Quantized(stored, "Q4_0", NUMPY)
+        for name, info in model.tensors.items():
+            if info.type.block_size > 1:
+                expected = by_gguf(stored.load_rows(name, slice(None)), info.type)
+                np.testing.assert_array_equal(model.raw(name), expected)
+    with forge.load(tmp_path, device="cpu") as plain, forge.load(tmp_path, device="cpu", quantize="Q8_0") as llm:
+        exact, found = plain.logits([5, 6, 7]), llm.logits([5, 6, 7])
+    assert 1e-3 < np.sqrt(np.mean((exact - found) ** 2) / np.mean(exact**2)) < 0.03
 
 
 def test_a_name_that_is_no_type_is_refused() -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from adapter_files import random_pairs, write_adapter
 from gguf_files import Blocks, write_gguf
+from table_rows import row
 
 import forge
 from forge.checkpoints.adapters import check_adapters, read_adapter
@@ -189,15 +190,15 @@ ROWS: dict[str, tuple[dict[str, Any], Callable[[], Tensors], str]] = {
 }
 
 
-@pytest.mark.parametrize("name", ROWS)
-def test_a_file_is_refused_with_a_line_that_says_why(name: str, tmp_path: Path) -> None:
-    metadata, made, message = ROWS[name]
-    path = write_gguf(tmp_path / "bad.gguf", metadata, made())
-    with gguf.read(PATH) as model, pytest.raises(ForgeError) as caught:
-        read_adapter(path, model)
-    assert str(caught.value).startswith(f"{path}: ")
-    assert message in str(caught.value)
-    assert "\n" not in str(caught.value)
+def test_a_file_is_refused_with_a_line_that_says_why(tmp_path: Path) -> None:
+    for name, (metadata, made, message) in ROWS.items():
+        with row(name):
+            path = write_gguf(tmp_path / "bad.gguf", metadata, made())
+            with gguf.read(PATH) as model, pytest.raises(ForgeError) as caught:
+                read_adapter(path, model)
+            assert str(caught.value).startswith(f"{path}: ")
+            assert message in str(caught.value)
+            assert "\n" not in str(caught.value)
 
 
 def test_the_file_that_the_others_differ_from_is_read(tmp_path: Path) -> None:

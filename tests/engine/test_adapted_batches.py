@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -73,17 +74,17 @@ def test_a_batch_of_several_adapters_gives_each_request_its_own(
 
 
 def test_pages_of_one_adapter_are_not_found_for_another(files: dict[str, Path]) -> None:
-    prompt = [*range(20, 60)]
+    prompt, few = [*range(20, 44)], replace(GREEDY, max_tokens=4)
     with load(files, engine=forge.EngineConfig(page_size=8, prefix_caching=False)) as llm:
-        fresh = {name: llm.generate([prompt], GREEDY, adapter=name)[0].ids for name in (None, "first", "second")}
+        fresh = {name: llm.generate([prompt], few, adapter=name)[0].ids for name in (None, "first", "second")}
     with load(files, engine=forge.EngineConfig(page_size=8)) as llm:
         for name in (None, "first", "second"):
-            found = llm.generate([prompt], GREEDY, adapter=name)[0]
+            found = llm.generate([prompt], few, adapter=name)[0]
             assert found.timings.cached_tokens == 0
             assert found.ids == fresh[name]
         for name in ("second", None, "first"):
-            again = llm.generate([prompt], GREEDY, adapter=name)[0]
-            assert again.timings.cached_tokens == 32
+            again = llm.generate([prompt], few, adapter=name)[0]
+            assert again.timings.cached_tokens == 16
             assert again.ids == fresh[name]
     assert len({tuple(ids) for ids in fresh.values()}) == 3
 

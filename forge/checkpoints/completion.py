@@ -5,6 +5,8 @@ The converter writes none of these. A key is written only where `models` would c
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from forge.checkpoints.family import Family
@@ -37,8 +39,10 @@ def complete(keys: Metadata, settings: Settings, family: Family) -> None:
         keys["rope.freq_base"] = single(base)
     if settings.local_rope().get("rope_type") not in (None, "default"):
         raise UnsupportedError(f"{settings.path}: a scaled RoPE of layers with a window is not supported")
-    if scaling["rope_type"] == "yarn" and scaling.get("truncate", True) is not arch.yarn_rounds:
-        raise UnsupportedError(f"{settings.path}: truncate = {not arch.yarn_rounds} is not supported in {family.arch}")
+    if scaling["rope_type"] == "yarn":
+        if scaling.get("truncate", True) is not arch.yarn_rounds:
+            raise UnsupportedError(f"{settings.path}: truncate = {not arch.yarn_rounds} is not supported here")
+        _magnitude(keys, settings)
     if keys.get("expert_count") and settings.has("norm_topk_prob") and "expert_weights_norm" not in keys:
         renormalizes = settings.flag("norm_topk_prob")
         if renormalizes is not arch.router.renormalizes:
@@ -49,6 +53,21 @@ def complete(keys: Metadata, settings: Settings, family: Family) -> None:
         known = settings.integer("hidden_size", min=1) / settings.heads if scales_by_width else settings.head_dim
         if divisor != known:
             keys["attention.scale"] = single(divisor**-0.5)
+
+
+def _magnitude(keys: Metadata, settings: Settings) -> None:
+    """YaRN's factor of the rotated numbers, where mscale says another one than the family's files mean."""
+    scaling = settings.rope()
+    if "rope.scaling.yarn_attn_factor" in keys or not (scaling.get("mscale") and scaling.get("mscale_all_dim")):
+        return
+    growth = 0.1 * math.log(max(settings.checked_number("factor", scaling.get("factor", 1.0), 1e-3, 1e6), 1.0))
+    of_all = settings.checked_number("mscale_all_dim", scaling["mscale_all_dim"], 0.0, 1e3)
+    magnitude = (growth * settings.checked_number("mscale", scaling["mscale"], 0.0, 1e3) + 1.0) / (
+        growth * of_all + 1.0
+    )
+    said = (growth + 1.0) / (growth * (of_all if "rope.scaling.yarn_log_multiplier" in keys else 0.0) + 1.0)
+    if magnitude != said:
+        keys["rope.scaling.yarn_attn_factor"] = single(magnitude)
 
 
 def _check(settings: Settings, family: Family, arch: Arch) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from forge.checkpoints import edits, extras, keys
+from forge.checkpoints import edits, extras, family_keys, keys
 from forge.checkpoints.family import (
     ATTENTION_NAMES,
     EPS_5,
@@ -28,7 +28,11 @@ LLAMA = Family(
 )
 MISTRAL = replace(LLAMA, local_layers="all", defaults={**EPS_6, "sliding_window": 4096})
 _MINISTRAL = replace(
-    LLAMA, arch="mistral3", keys=(*LLAMA.keys, keys.ministral), local_layers="all", defaults={"rms_norm_eps": 1e-5}
+    LLAMA,
+    arch="mistral3",
+    keys=(*LLAMA.keys, family_keys.ministral),
+    local_layers="all",
+    defaults={"rms_norm_eps": 1e-5},
 )
 QWEN2 = Family(arch="qwen2", keys=(*keys.LIKE_LLAMA, keys.stated_head_length), defaults=EPS_6, local_layers="listed")
 QWEN3 = replace(QWEN2, arch="qwen3", keys=(*keys.LIKE_LLAMA, keys.head_length), defaults={**EPS_6, "head_dim": 128})
@@ -138,7 +142,7 @@ layers.#.self_attn.qkv_proj blk.#.attn_qkv
 layers.#.mlp.gate_up_proj blk.#.ffn_up
 """),
         extras=(extras.longrope_factors,),
-        keys=(*_PLAIN, keys.EPS, keys.rope_base, keys.rotated_share, keys.phi3_scaling),
+        keys=(*_PLAIN, keys.EPS, keys.rope_base, keys.rotated_share, family_keys.phi3_scaling),
         defaults={**EPS_5, "max_position_embeddings": 4096, "original_max_position_embeddings": 4096},
         local_layers="all",
     ),
@@ -190,7 +194,7 @@ layers.#.mlp.gate_up_proj blk.#.ffn_up
 layers.#.self_attn.query_layernorm blk.#.attn_q_norm
 layers.#.self_attn.key_layernorm blk.#.attn_k_norm
 """),
-        keys=(*keys.LIKE_LLAMA, keys.stated_head_length, keys.hunyuan),
+        keys=(*keys.LIKE_LLAMA, keys.stated_head_length, family_keys.hunyuan),
         defaults=EPS_5,
     ),
     "apertus": Family(
@@ -204,7 +208,7 @@ layers.#.mlp.up_proj blk.#.ffn_up
 layers.#.mlp.down_proj blk.#.ffn_down
 """),
         extras=(extras.llama3_factors,),
-        keys=(*keys.LIKE_LLAMA, keys.stated_head_length, keys.VOCABULARY, keys.rotated_head, keys.xielu),
+        keys=(*keys.LIKE_LLAMA, keys.stated_head_length, keys.VOCABULARY, keys.rotated_head, family_keys.xielu),
         defaults={**EPS_5, "rope_theta": 12e6, "max_position_embeddings": 65536},
         unused=r"layers\.\d+\.mlp\.act_fn\..*",
     ),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from forge.checkpoints import edits, extras, keys
+from forge.checkpoints import edits, extras, family_keys, keys
 from forge.checkpoints.families_dense import ERNIE, GEMMA3, GRANITE, LLAMA, MISTRAL, QWEN2, QWEN3
 from forge.checkpoints.family import (
     ATTENTION_NAMES,
@@ -55,7 +55,7 @@ layers.#.shared_mlp.output_linear blk.#.ffn_down_shexp
 """),
     edits=PAIRED
     | {"layers.#.block_sparse_moe.input_linear": edits.halves, "layers.#.shared_mlp.input_linear": edits.halves},
-    keys=(*GRANITE.keys, keys.shared_width),
+    keys=(*GRANITE.keys, family_keys.shared_width),
     defaults=GRANITE.defaults,
 )
 _ERNIE_MOE = replace(
@@ -66,7 +66,7 @@ _ERNIE_MOE = replace(
     | _SHARED_EXPERT_NAMES
     | names("layers.#.mlp.moe_statics.e_score_correction_bias blk.#.exp_probs_b.bias"),
     edits=ERNIE.edits | _SPLIT_EXPERTS,
-    keys=(*keys.LIKE_LLAMA, keys.stated_head_length, keys.EXPERT_WIDTH, keys.ernie_experts),
+    keys=(*keys.LIKE_LLAMA, keys.stated_head_length, keys.EXPERT_WIDTH, family_keys.ernie_experts),
     defaults={
         **EPS_5,
         "rope_theta": 500_000.0,
@@ -161,7 +161,7 @@ layers.#.post_feedforward_layernorm_2 blk.#.post_ffw_norm_2
 layers.#.pre_feedforward_layernorm_2 blk.#.pre_ffw_norm_2
 """),
         extras=(extras.proportional_factors,),
-        keys=(*GEMMA3.keys, keys.EXPERT_WIDTH, keys.gemma4),
+        keys=(*GEMMA3.keys, keys.EXPERT_WIDTH, family_keys.gemma4),
         defaults={**EPS_6, "hidden_size_per_layer_input": 256, "head_dim": 256, "sliding_window": 512},
         expects={"use_bidirectional_attention": (False, "vision")},
         is_tied=True,
@@ -187,7 +187,7 @@ layers.#.feed_forward.shared_expert.down_proj blk.#.ffn_down_shexp
             "layers.#.feed_forward.experts.down_proj": edits.transposed,
         },
         extras=(extras.llama3_factors,),
-        keys=(*LLAMA.keys, keys.llama4),
+        keys=(*LLAMA.keys, family_keys.llama4),
         defaults={
             **EPS_5,
             "rope_theta": 500_000.0,
@@ -216,7 +216,7 @@ layers.#.feed_forward.shared_expert.down_proj blk.#.ffn_down_shexp
             keys.stated_head_length,
             keys.EXPERT_WIDTH,
             keys.rotated_share,
-            keys.glm4_experts,
+            family_keys.glm4_experts,
         ),
         defaults={**EPS_5, "partial_rotary_factor": 0.5, "n_group": 1, "topk_group": 1, **_GLM4_EXPERTS},
     ),
@@ -265,11 +265,8 @@ layers.#.mlp.experts.down_proj_blocks blk.#.ffn_down_exps.weight
         keys=(
             *keys.LIKE_LLAMA,
             keys.head_length,
-            keys.rotated_share,
-            keys.table("""
-int expert_feed_forward_length intermediate_size
-int? rope.dimension_count rotary_dim
-"""),
+            keys.rotated_share_or_dim,
+            keys.table("int expert_feed_forward_length intermediate_size"),
         ),
         defaults={**EPS_6, "rope_theta": 5e6, "head_dim": 128},
         expects={"qk_norm_type": ("per_layer",)},

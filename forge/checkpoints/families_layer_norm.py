@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from forge.checkpoints import edits, keys
+from forge.checkpoints import edits, family_keys, keys
 from forge.checkpoints.family import BASE_10_000, LAYER_EPS_5, LLAMA_NAMES, PAIRED, Family, names
 
 _PLAIN = (keys.SIZES, keys.kv_heads)
@@ -91,7 +91,7 @@ h.#.mlp.dense_h_to_4h blk.#.ffn_up
 h.#.mlp.dense_4h_to_h blk.#.ffn_down
 """),
         edits={"h.#.self_attention.query_key_value": edits.falcon_qkv},
-        keys=(keys.SIZES, keys.EPS, keys.wide_feed_forward("ffn_hidden_size"), keys.falcon_heads),
+        keys=(keys.SIZES, keys.EPS, keys.wide_feed_forward("ffn_hidden_size"), family_keys.falcon_heads),
         defaults={"layer_norm_epsilon": 1e-5, **BASE_10_000, "max_position_embeddings": 2048, "multi_query": True},
         expects={"alibi": (False,), "parallel_attn": (True,)},
         is_tied=True,

@@ -30,6 +30,7 @@ from forge.formats.ggml import GGMLType
 from forge.formats.model_directory import read_json
 from forge.formats.source import show
 from forge.formats.strict_json import Json, show_json
+from forge.models.arch import ARCHS
 
 _SUFFIXES = (".weight", ".bias", ".scale")
 _FLOAT32 = re.compile(r".*_norm\.weight|.*\.ffn_gate_inp(_shexp)?\.weight|position_embd\.weight|.*(?<!\.weight)")
@@ -110,6 +111,8 @@ def in_words_of_gguf(
     views = _translated(stored, settings, family, layers)
     if "token_embd.weight" not in views:
         raise FormatError(f"{directory}: the embedding is missing, of {len(stored)} tensors")
+    if "output" in ARCHS[family.arch].outer.split():  # the family's files have one, and this model's is tied
+        views.setdefault("output.weight", views["token_embd.weight"])
     metadata: dict[str, Any] = {"general.architecture": family.arch, "general.type": "model"}
     metadata |= {key[1:] if key[0] == "." else f"{family.arch}.{key}": value for key, value in keys.items()}
     rows = views["token_embd.weight"].shape[0]

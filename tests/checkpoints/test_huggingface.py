@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ import pytest
 from hf_models import ARCH, HF, NAMES, unpacked
 
 import forge
+from forge import models
+from forge.backend import NUMPY
 from forge.checkpoints import open_checkpoint
 from forge.checkpoints.families import FAMILIES
 from forge.checkpoints.huggingface import keys_of
@@ -149,6 +152,9 @@ def test_what_a_configuration_leaves_out_is_the_default_of_its_class() -> None:
         assert configs[1]["tie_word_embeddings"] is family.is_tied, kind
 
 
+YARN = {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 64, "mscale_all_dim": 1.0}
+
+
 @pytest.mark.parametrize(
     ("name", "settings", "keys"),
     [
@@ -161,6 +167,11 @@ def test_what_a_configuration_leaves_out_is_the_default_of_its_class() -> None:
         ("gemma3", {"layer_types": ["full_attention"] * 7}, {"sliding_window_pattern": [False] * 7}),
         ("gemma3", {"query_pre_attn_scalar": 64}, {"scale": 0.125}),
         ("qwen3moe", {"norm_topk_prob": False}, {"expert_weights_norm": False}),
+        (
+            "ministral3",
+            {"rope_parameters": {**YARN, "mscale": 2.0}},
+            {"rope.scaling.yarn_attn_factor": np.float32((0.2 * math.log(8) + 1) / (0.1 * math.log(8) + 1))},
+        ),
         ("gptneox", {"rope_parameters": {"rope_theta": 5e4, "partial_rotary_factor": 0.25}}, {"rope.freq_base": 5e4}),
     ],
 )
@@ -176,3 +187,12 @@ def test_what_the_converter_loses_is_a_key(
             key.partition(".")[2].removeprefix("attention."): plain(value) for key, value in file.metadata.items()
         }
     assert {key: metadata[key] for key in keys} == keys
+
+
+def test_a_tied_model_of_a_family_with_outputs_has_its_embedding_for_one(tmp_path: Path) -> None:
+    directory = unpacked("olmo2", tmp_path)
+    config = json.loads((directory / "config.json").read_text()) | {"tie_word_embeddings": True}
+    (directory / "config.json").write_text(json.dumps(config))
+    with open_checkpoint(directory) as file:
+        np.testing.assert_array_equal(file.raw("output.weight"), file.raw("token_embd.weight"))
+        models.build(file, models.read_config(file), NUMPY)

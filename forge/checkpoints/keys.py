@@ -135,6 +135,7 @@ def rope_base(settings: Settings, _: Mapping[str, View]) -> Metadata:
 
 
 def original_context(settings: Settings) -> int:
+    """Positions that a model was trained for before its RoPE was scaled."""
     found = settings.rope().get("original_max_position_embeddings")
     if found is None:
         return settings.integer("max_position_embeddings", min=1)

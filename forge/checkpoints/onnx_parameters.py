@@ -54,6 +54,8 @@ _SCOPES = "pkg.torch.onnx.name_scopes"
 _PARAMETER = re.compile(r"\w+(\.\w+)*\.(weight|bias)")
 _OPERATION = re.compile(r"(^|\.)(MatMul|Gemm|Add|Mul)(_\w+)?\.")
 """In a name: the name is not PyTorch's."""
+_FUSED = re.compile(r"\.(Mul|Add)(_\d+)?$")
+"""ONNX Runtime's optimizer names what it fuses after the last operation of what it fused."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,6 +239,7 @@ def _named(
 def _module_of(constants: Constants, node: Node) -> str:
     """The module that a node was traced in: by its name, or by what torch.onnx with dynamo says beside it."""
     module = node.name.strip("/").rpartition("/")[0].replace("/", ".")
+    module = _FUSED.sub("", module)
     if module or _SCOPES not in node.metadata:
         return module
     scopes = re.findall(r"'([\w.]*)'", constants.model.text(node.metadata[_SCOPES]))

@@ -16,7 +16,9 @@ from onnx_files import array, attribute, external, graph, integer, model, node, 
 import forge
 from forge.checkpoints import open_checkpoint
 from forge.checkpoints.onnx_genai import frequencies_of
+from forge.checkpoints.onnx_parameters import Constants, find_parameters
 from forge.errors import ForgeError, FormatError, UnsupportedError
+from forge.formats.onnx import ONNX
 
 DATA = Path(__file__).parents[1] / "data/onnx"
 NAMES = sorted(str(path.parent.relative_to(DATA)) for path in DATA.glob("*/*/logits.npz"))
@@ -315,6 +317,14 @@ def test_matrices_in_blocks_that_lie(tmp_path: Path, name: str) -> None:
     with pytest.raises(ForgeError) as caught:
         open_checkpoint(folder)
     assert words in str(caught.value)
+
+
+def test_a_node_that_onnx_runtime_fused_has_the_module_of_its_parts(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    fused = node("SimplifiedLayerNormalization", ["x", "model.norm.weight"], ["y"], "/model/norm/Mul_1/NormFusion/")
+    path.write_bytes(model([fused], [array("model.norm.weight", np.ones(4, np.float32))]))
+    with ONNX(path) as opened:
+        assert list(find_parameters(Constants(opened), by_nodes=False)) == ["model.norm.weight"]
 
 
 @pytest.mark.slow

@@ -2,7 +2,7 @@
 
 python benchmarks/load_directory.py FOLDER [--layers 32] [--device auto] [--quantize Q8_0]
 
-FOLDER is written if it is not there: shards of the shapes of Llama 3.1 8B, random weights, a tokenizer of the tests.
+FOLDER is written if it is not there: shards of the shapes of Llama 3.1 8B, random weights, a tokenizer of bytes.
 Each rate is measured with the files out of the page cache ("cold") and in it ("warm"). Peak memory is what the process
 takes at most while it loads, less what it took before, device and libraries included.
 """
@@ -12,18 +12,17 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shutil
 import struct
 import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 WIDTH, FFN, VOCAB, HEADS, KV_HEADS, HEAD_DIM = 4096, 14_336, 128_256, 32, 8, 128
-TOKENIZER = Path(__file__).parents[1] / "tests" / "data" / "hf"
 _PIECE = 16 << 20
 _THREADS = 8
 _SHARDS = 4
@@ -93,8 +92,7 @@ def write(folder: Path, layers: int, *, shards: int) -> None:
     config |= {"num_attention_heads": HEADS, "num_key_value_heads": KV_HEADS, "head_dim": HEAD_DIM}
     config |= {"num_hidden_layers": layers, "max_position_embeddings": 8192, "rms_norm_eps": 1e-5, "rope_theta": 5e5}
     (folder / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": False}))
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(TOKENIZER / name, folder)
+    (folder / "tokenizer.json").write_text(json.dumps(byte_tokenizer()))
     values = np.random.default_rng(0).normal(0, 0.02, 1 << 24).astype(np.float32)
     data = memoryview((values.view(np.uint32) >> 16).astype("<u2").view(np.uint8))  # type: ignore[arg-type]
     tensors = list(shapes(layers).items())
@@ -106,6 +104,15 @@ def write(folder: Path, layers: int, *, shards: int) -> None:
         write_shard(path, part, data)
     if shards > 1:
         (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+
+
+def byte_tokenizer() -> dict[str, Any]:
+    """A tokenizer.json of GPT-2's letters for bytes, without merges."""
+    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [256 + place for place in range(256 - len(plain))]
+    split = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+    model = {"type": "BPE", "vocab": {chr(letter): i for i, letter in enumerate(plain + others)}, "merges": []}
+    return {"version": "1.0", "pre_tokenizer": split, "decoder": split, "model": model}
 
 
 def write_shard(path: Path, tensors: list[tuple[str, tuple[int, ...]]], data: memoryview) -> None:

@@ -6,7 +6,8 @@ must give the model.gguf that is there, tensor by tensor. It becomes a folder wi
   model.safetensors.xz   the saved file as copies out of model.gguf and other bytes (`encode`), so that the same weights
                          do not lie here twice. `hf_models.decode` of the tests gives back every byte.
 tokenizer.json and tokenizer_config.json, the same for all, lie beside the folders, and defaults.json: for each family
-a config.json of nothing but sizes, and the one that transformers makes of it.
+a config.json of nothing but sizes, and the one that transformers makes of it; and changes.json: for each model all
+changes of one key of its configuration that change transformers' logits.
 Needs what make_goldens.py needs, and safetensors.
     python scripts/make_hf_goldens.py --llama-cpp ~/llama.cpp [NAME ...]
 """
@@ -34,6 +35,7 @@ from make_goldens import (
     Family,
     convert,
     is_vector,
+    merged,
     model_of,
     randomize,
     save_tokenizer,
@@ -222,6 +224,67 @@ def write_defaults(out: Path) -> None:
     (out / "defaults.json").write_text(json.dumps(found, separators=(",", ":")) + "\n", "utf-8")
 
 
+SHAPES = (
+    "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads head_dim "
+    "n_embd n_layer n_head model_type tie_word_embeddings dtype architectures pad_token_id bos_token_id eos_token_id "
+    "initializer_range use_cache"
+)
+"""Keys that say what tensors there are, or nothing of what a model computes."""
+
+
+def others(value: Any) -> list[Any]:
+    """Values that a key could have instead of this one."""
+    match value:
+        case bool():
+            return [not value]
+        case int():
+            return [value + 1, max(value - 1, 0)] if value else [1]
+        case float():
+            return [value * 1.5 + 0.1]
+        case str():
+            return ["relu" if value == "gelu" else "gelu"]
+        case None:
+            return [True, 8, 0.5]
+    return []
+
+
+def changes(config: Any, path: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...], Any]]:
+    """Each key of a configuration by its path, with other values."""
+    found = []
+    for name, value in config.items():
+        if isinstance(value, dict):
+            found += changes(value, (*path, name))
+        elif name not in SHAPES.split():
+            found += [((*path, name), other) for other in others(value)]
+    return found
+
+
+def write_changes(out: Path) -> None:
+    """For each model the changes of its configuration, as path and value, that change transformers' logits."""
+    ids = np.random.default_rng(24).integers(0, VOCAB, 40, np.int32)
+    found: dict[str, list[Any]] = {}
+    for name, family in FAMILIES.items():
+        model = model_of(family, {})
+        randomize(model, 1, ids)
+        state, expected = model.state_dict(), make_goldens.logits_of(model, ids)
+        config = model.config.to_dict()
+        for path, value in changes(config.get("text_config", config)):
+            patch: Any = value
+            for key in reversed(path):
+                patch = {key: patch}
+            try:  # many values are none that transformers takes, or other shapes
+                other = model_of(family, patch)
+                other.load_state_dict(state)
+                difference = np.abs(make_goldens.logits_of(other, ids) - expected).max()
+            except Exception:
+                continue
+            made = other.config.to_dict()
+            is_alone = made.get("text_config", made) == merged(config.get("text_config", config), patch)
+            if is_alone and not difference < 1e-3:
+                found.setdefault(name, []).append([list(path), value])
+    (out / "changes.json").write_text(json.dumps(found, separators=(",", ":")) + "\n", "utf-8")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--llama-cpp", type=Path, required=True, help="llama.cpp's source tree")
@@ -238,6 +301,7 @@ def main() -> None:
         build(name, args.out, args.whole)
         print(name, (args.out / name / "model.safetensors.xz").stat().st_size)
     write_defaults(args.out)
+    write_changes(args.out)
 
 
 if __name__ == "__main__":

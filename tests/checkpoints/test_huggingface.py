@@ -17,8 +17,9 @@ from forge import models
 from forge.backend import NUMPY
 from forge.checkpoints import open_checkpoint
 from forge.checkpoints.families import FAMILIES
-from forge.checkpoints.huggingface import keys_of
+from forge.checkpoints.huggingface import family_of, keys_of
 from forge.checkpoints.settings import Settings
+from forge.errors import ForgeError
 from forge.formats import gguf
 from forge.models.arch import ARCHS
 
@@ -196,3 +197,33 @@ def test_a_tied_model_of_a_family_with_outputs_has_its_embedding_for_one(tmp_pat
     with open_checkpoint(directory) as file:
         np.testing.assert_array_equal(file.raw("output.weight"), file.raw("token_embd.weight"))
         models.build(file, models.read_config(file), NUMPY)
+
+
+def test_each_number_that_changes_logits_changes_a_key_or_is_refused() -> None:
+    """Each key of each model's configuration with another value, of those that change what transformers computes."""
+    changes = json.loads((HF / "changes.json").read_text())
+    assert changes.keys() <= set(NAMES)
+    outcomes = {"key": 0, "refused": 0}
+    for name, patches in changes.items():
+        original = said_by(json.loads((HF / name / "config.json").read_text()))
+        for path, value in patches:
+            config = json.loads((HF / name / "config.json").read_text())
+            inner = config.get("text_config", config)
+            for key in path[:-1]:
+                inner = inner[key]
+            inner[path[-1]] = value
+            try:
+                assert said_by(config) != original, (name, path, value)
+                outcomes["key"] += 1
+            except ForgeError:
+                outcomes["refused"] += 1
+    assert outcomes["key"] > 200
+    assert outcomes["refused"] > 40
+
+
+def said_by(config: dict[str, Any]) -> dict[str, object]:
+    """Keys of a configuration, and the tensors that it stands for."""
+    family = family_of(config, HF)
+    settings = Settings(HF, config, family.defaults)
+    keys = {key: plain(value) for key, value in keys_of(settings, family, {}).items()}
+    return keys | {name: plain(view.floats()) for extra in family.extras for name, view in extra(settings).items()}

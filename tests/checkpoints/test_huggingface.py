@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hf_models import ARCH, HF, NAMES, unpacked
+from hf_models import ARCH, HF, NAMES, older, unpacked
 
 import forge
 from forge import models
@@ -90,25 +90,6 @@ def test_rows_are_read_alike_whole_and_in_parts(name: str, tmp_path: Path, monke
             np.testing.assert_array_equal(
                 file.raw(tensor, slice(start, stop)), expected.raw(tensor, slice(start, stop)), err_msg=tensor
             )
-
-
-def older(config: dict[str, Any]) -> dict[str, Any]:
-    """A config.json as transformers wrote it before version 5: RoPE in several keys."""
-    text = config.get("text_config", config)
-    rope = text.pop("rope_parameters", None)
-    if rope is None:
-        return config
-    local = rope.get("sliding_attention")
-    rope = dict(rope.get("full_attention", rope))
-    text["rope_theta"] = rope.pop("rope_theta")
-    for name in ("partial_rotary_factor", "original_max_position_embeddings"):
-        if name in rope and (name == "partial_rotary_factor" or rope["rope_type"] == "longrope"):
-            text[name] = rope.pop(name)
-    kind = rope.pop("rope_type")
-    text["rope_scaling"] = None if kind == "default" else {"type": kind, **rope}
-    if local:
-        text["rope_local_base_freq"] = local["rope_theta"]
-    return config
 
 
 @pytest.mark.parametrize(

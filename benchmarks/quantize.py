@@ -17,7 +17,7 @@ import numpy as np
 
 from forge import backend as backends
 from forge.backend.parallel import run_all
-from forge.checkpoints.quantized import _STEP_WEIGHTS
+from forge.checkpoints.retyped import _STEP_WEIGHTS
 from forge.formats.ggml import GGMLType, dequantize, row_bytes
 from forge.formats.quantize import fill
 from forge.ops.quantize import TYPES, quantize

@@ -16,8 +16,8 @@ from forge.backend import Backend, compilers
 from forge.backend.threads import THREADS
 from forge.checkpoints import open_checkpoint
 from forge.checkpoints.adapters import check_adapters, read_adapter
-from forge.checkpoints.quantized import Quantized
 from forge.checkpoints.recipes import check_recipe
+from forge.checkpoints.retyped import quantized
 from forge.config import Dtype, EngineConfig, Progress
 from forge.display import Stopwatch, watched
 from forge.engine import Engine, ModelRunner
@@ -155,7 +155,7 @@ def _assembled(
 ) -> tuple[Engine, Tokenizer, ChatTemplate | None, tuple[str, ...]]:
     """The parts of an LLM from a file, ready to run, and remarks on what was decided for them."""
     with open_checkpoint(path) as stored:
-        file = Quantized(stored, quantize, backend) if quantize else stored
+        file = quantized(stored, quantize, backend) if quantize else stored
         read = [read_adapter(each, file) for each in adapters]
         plan = plan_memory(file, settings, backend, models.adapter_bytes(file, read, backend.dtype.itemsize))
         config = models.read_config(file, plan.context)
@@ -190,8 +190,7 @@ def _assembled(
     watch.lap("KV cache")
     engine.warm_up(report, watch.lap)
     backend.reserve(plan.step_bytes)  # not before: the warm-up has given back what its largest step made
-    of_weights = (file.note,) if isinstance(file, Quantized) else ()
-    return engine, tokenizer, template, (*of_weights, *plan.notes, *_cost_of_host_experts(decoder))
+    return engine, tokenizer, template, (*file.notes, *plan.notes, *_cost_of_host_experts(decoder))
 
 
 def _cost_of_host_experts(decoder: models.Decoder) -> tuple[str, ...]:

@@ -3,17 +3,47 @@
 from __future__ import annotations
 
 import os
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
-from forge import hub
+from forge import _files, hub
 from forge.checkpoints import open_checkpoint
 from forge.checkpoints.gguf_writer import write_gguf
-from forge.checkpoints.retyped import Retyped, check_type
+from forge.checkpoints.recipes import check_recipe, new_types
+from forge.checkpoints.retyped import Retyped
 from forge.config import Progress
 from forge.display import watched
 from forge.errors import ParameterError
+from forge.formats.checkpoint import Checkpoint, TensorInfo, Value
+from forge.formats.ggml import GGMLType
 from forge.keywords import keywords
+
+_FLOATS = {type.name: type for type in (GGMLType.F32, GGMLType.F16, GGMLType.BF16)}
+_FILE_TYPES = {
+    "F32": 0,
+    "F16": 1,
+    "Q4_0": 2,
+    "Q4_1": 3,
+    "Q8_0": 7,
+    "Q5_0": 8,
+    "Q5_1": 9,
+    "Q4_K": 14,
+    "Q4_K_M": 15,
+    "Q5_K": 16,
+    "Q5_K_M": 17,
+    "Q6_K": 18,
+    "BF16": 32,
+    "MXFP4": 38,
+}
+"""`general.file_type`, by llama.cpp's table: of a K type its smallest mixture."""
+_QUANTIZATION_VERSION = 2
+
+_ALWAYS_FLOAT32 = re.compile(r".*_norm\.weight|.*\.ffn_gate_inp(_shexp)?\.weight|position_embd\.weight|.*(?<!\.weight)")
+"""Matrices that llama.cpp's converter writes as float32: norms, routers, positions, and what is no weight."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +102,51 @@ def convert(
     with watched(progress) as report, open_checkpoint(hub.resolve(str(model), progress=report)) as source:
         if any(target.exists() and other.samefile(target) for other in source.paths):
             raise ParameterError(f"path {target} is the model itself: give another one", parameter="path")
-        changed = source if chosen is None and source.format == "GGUF" else Retyped(source, chosen)
-        size = write_gguf(changed, target, report)
-        return Converted(target, size, changed.notes if isinstance(changed, Retyped) else ())
+        changed = source if chosen is None and source.format == "GGUF" else retyped(source, chosen)
+        return Converted(target, write_gguf(changed, target, report), changed.notes)
+
+
+def retyped(model: Checkpoint, type: str | None) -> Retyped:
+    """A model in the types of a name that `check_type` gives, and the keys that say so. None = all as they are.
+
+    Matrices of GPTQ, AWQ and ONNX in 4 bits become Q4_1 where all types stay, as GGUF has no type of forge's own: the
+    same codes and scales, and minima rounded to float16. Raises ParameterError for weights that were quantized before,
+    where they would be quantized again.
+    """
+    notes: tuple[str, ...] = ()
+    if type is None:
+        types = {name: GGMLType.Q4_1 for name, info in model.tensors.items() if not info.type.in_files}
+        if types:
+            notes = (f"{len(types)} matrices are Q4_1, the nearest of GGUF's types to their 4 bits",)
+    elif type in _FLOATS:
+        types = dict(_floats(model, _FLOATS[type]))
+    else:
+        types = new_types(model, type, "type")
+    changed = Retyped(model, types, "type")
+    folder = model.path if model.path.is_dir() else model.path.parent
+    name = model.path.stem if model.format == "GGUF" else _files.model_name(folder).rpartition("/")[2]
+    number = _FILE_TYPES.get(type or _usual(changed.tensors).name)
+    new: dict[str, Value] = {"general.quantization_version": _QUANTIZATION_VERSION}
+    new |= {} if number is None else {"general.file_type": number}
+    new |= {} if "general.name" in model.metadata else {"general.name": name}
+    changed.metadata, changed.notes = MappingProxyType({**model.metadata, **new}), notes
+    return changed
+
+
+def check_type(name: object) -> str:
+    """A name of a type, or of a mixture of types, in its own case. Raises ParameterError for another."""
+    return check_recipe(name, "type", _FLOATS)
+
+
+def _floats(model: Checkpoint, type: GGMLType) -> Iterator[tuple[str, GGMLType]]:
+    """The types of all tensors, as llama.cpp's converter chooses them."""
+    for name, info in model.tensors.items():
+        yield name, GGMLType.F32 if len(info.shape) < 2 or _ALWAYS_FLOAT32.fullmatch(name) else type
+
+
+def _usual(tensors: Mapping[str, TensorInfo]) -> GGMLType:
+    """The type of the most bytes."""
+    sizes = Counter[GGMLType]()
+    for info in tensors.values():
+        sizes[info.type] += info.nbytes
+    return sizes.most_common(1)[0][0] if sizes else GGMLType.F32

@@ -1,85 +1,43 @@
-"""A checkpoint whose tensors have other types: each row is converted when it is read."""
+"""A checkpoint that gives another's weights in other types, made when they are read: nothing is held twice."""
 
 from __future__ import annotations
 
-import re
-from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from math import prod
 from types import MappingProxyType
 
 import numpy as np
 
-from forge import _files
-from forge.checkpoints.recipes import check_recipe, new_types
+from forge.backend import Backend
+from forge.checkpoints.recipes import new_types
 from forge.errors import UnsupportedError
 from forge.formats.blocks import Bytes
-from forge.formats.checkpoint import Checkpoint, TensorInfo, Value
-from forge.formats.ggml import GGMLType, nbytes
-from forge.formats.quantize import quantize
+from forge.formats.checkpoint import Checkpoint, TensorInfo
+from forge.formats.ggml import GGMLType, dequantize, nbytes
+from forge.formats.quantize import REFUSED, fill, is_sound
 from forge.formats.source import show
+from forge.ops.quantize import quantize
 
-_FLOATS = {type.name: type for type in (GGMLType.F32, GGMLType.F16, GGMLType.BF16)}
-_FILE_TYPES = {
-    "F32": 0,
-    "F16": 1,
-    "Q4_0": 2,
-    "Q4_1": 3,
-    "Q8_0": 7,
-    "Q5_0": 8,
-    "Q5_1": 9,
-    "Q4_K": 14,
-    "Q4_K_M": 15,
-    "Q5_K": 16,
-    "Q5_K_M": 17,
-    "Q6_K": 18,
-    "BF16": 32,
-    "MXFP4": 38,
-}
-"""`general.file_type`, by llama.cpp's table: of a K type its smallest mixture."""
-_QUANTIZATION_VERSION = 2
-
-_ALWAYS_FLOAT32 = re.compile(r".*_norm\.weight|.*\.ffn_gate_inp(_shexp)?\.weight|position_embd\.weight|.*(?<!\.weight)")
-"""Matrices that llama.cpp's converter writes as float32: norms, routers, positions, and what is no weight."""
+_STEP_WEIGHTS, _GPU_STEP_WEIGHTS = 1 << 18, 1 << 25
+"""Weights that are read and quantized at a time: by each thread of a CPU, or on a GPU, 64 MB of float16."""
 
 
 class Retyped(Checkpoint):
-    """A model with some tensors in other types, and the keys that say so. It closes the model.
+    """A model with some tensors in other types. It closes the model that it is made of."""
 
-    Matrices of GPTQ, AWQ and ONNX in 4 bits become Q4_1 where all types stay, as GGUF has no type of forge's own: the
-    same codes and scales, and minima rounded to float16.
-
-    Attributes:
-        notes: Remarks on what was decided, a line each.
-    """
-
-    def __init__(self, model: Checkpoint, type: str | None) -> None:
-        """type: A name that `check_type` gives, or None: all as they are. Raises ParameterError for weights that were
-        quantized before, where they would be quantized again."""
-        self._model = model
+    def __init__(
+        self, model: Checkpoint, types: Mapping[str, GGMLType], parameter: str, backend: Backend | None = None
+    ) -> None:
+        """types: Of the tensors that change. parameter: What asked for them, in errors. backend: What quantizes, some
+        rows at a time; None = NumPy, all rows that are read at once."""
+        self._model, self._parameter, self._backend = model, parameter, backend
         self.path, self.paths, self.format, self.version = model.path, model.paths, model.format, model.version
-        self.value_types = model.value_types
-        self.notes: tuple[str, ...] = ()
-        if type is None:
-            types = {name: GGMLType.Q4_1 for name, info in model.tensors.items() if not info.type.in_files}
-            if types:
-                self.notes = (f"{len(types)} matrices are Q4_1, the nearest of GGUF's types to their 4 bits",)
-        elif type in _FLOATS:
-            types = dict(_floats(model, _FLOATS[type]))
-        else:
-            types = new_types(model, type, "type")
-        found = {
-            name: TensorInfo(name, info.shape, to, nbytes(to, info.shape))
-            for name, info in model.tensors.items()
-            for to in (types.get(name, info.type),)
+        self.metadata, self.value_types = model.metadata, model.value_types
+        changed = {
+            name: TensorInfo(name, model.tensors[name].shape, type, nbytes(type, model.tensors[name].shape))
+            for name, type in types.items()
         }
-        self.tensors: Mapping[str, TensorInfo] = MappingProxyType(found)
-        folder = model.path if model.path.is_dir() else model.path.parent
-        name = model.path.stem if model.format == "GGUF" else _files.model_name(folder).rpartition("/")[2]
-        number = _FILE_TYPES.get(type or _usual(found).name)
-        new: dict[str, Value] = {"general.quantization_version": _QUANTIZATION_VERSION}
-        new |= {} if number is None else {"general.file_type": number}
-        new |= {} if "general.name" in model.metadata else {"general.name": name}
-        self.metadata = MappingProxyType({**model.metadata, **new})
+        self.tensors: Mapping[str, TensorInfo] = MappingProxyType({**model.tensors, **changed})
 
     def close(self) -> None:
         self._model.close()
@@ -88,36 +46,44 @@ class Retyped(Checkpoint):
         self._model.check_path()
 
     def _read(self, info: TensorInfo, start: int, out: Bytes) -> None:
-        rows = slice(start, start + len(out))
-        before = self._model.tensors[info.name].type
-        if before == info.type:
-            self._model.raw(info.name, rows, out)
-        elif not before.in_files and info.type is GGMLType.Q4_1:
-            _from_groups(self._model.raw(info.name, rows), before, out)
-        else:
+        stored = self._model.tensors[info.name]
+        if stored.type is info.type:
+            self._model.raw(info.name, slice(start, start + len(out)), out)
+            return
+        step = len(out)
+        if self._backend is not None:
+            step = max((_GPU_STEP_WEIGHTS if self._backend.is_gpu else _STEP_WEIGHTS) // info.shape[-1], 1)
+        rows = np.empty((min(step, len(out)), stored.nbytes // prod(stored.shape[:-1])), np.uint8)
+        for first in range(0, len(out), max(step, 1)):
+            blocks = out[first : first + step]
+            part = self._model.raw(info.name, slice(start + first, start + first + len(blocks)), rows[: len(blocks)])
             try:
-                quantize(self._model.load_rows(info.name, rows), info.type, out)
+                self._convert(part, stored.type, info.type, blocks)
             except UnsupportedError as error:
-                raise UnsupportedError(f"{self.path}: tensor {show(info.name)}: {error}") from None
+                message = f"{self.path}: tensor {show(info.name)}: {error}"
+                raise UnsupportedError(message, parameter=self._parameter) from None
+
+    def _convert(self, rows: Bytes, stored: GGMLType, type: GGMLType, out: Bytes) -> None:
+        backend = self._backend
+        if not stored.in_files and type is GGMLType.Q4_1:
+            _from_groups(rows, stored, out)
+        elif backend is None or not backend.is_gpu:
+            fill(dequantize(rows, stored), type, out)
+        else:
+            with backend.active():
+                blocks = quantize(backend.asarray(rows), stored=stored.name, type=type.name)
+                np.copyto(out, backend.to_numpy(blocks))
+        if not is_sound(out, type):
+            raise UnsupportedError(REFUSED.format(type.name))
 
 
-def check_type(name: object) -> str:
-    """A name of a type, or of a mixture of types, in its own case. Raises ParameterError for another."""
-    return check_recipe(name, "type", _FLOATS)
-
-
-def _floats(model: Checkpoint, type: GGMLType) -> Iterator[tuple[str, GGMLType]]:
-    """The types of all tensors, as llama.cpp's converter chooses them."""
-    for name, info in model.tensors.items():
-        yield name, GGMLType.F32 if len(info.shape) < 2 or _ALWAYS_FLOAT32.fullmatch(name) else type
-
-
-def _usual(tensors: Mapping[str, TensorInfo]) -> GGMLType:
-    """The type of the most bytes."""
-    sizes = Counter[GGMLType]()
-    for info in tensors.values():
-        sizes[info.type] += info.nbytes
-    return sizes.most_common(1)[0][0] if sizes else GGMLType.F32
+def quantized(model: Checkpoint, recipe: str, backend: Backend) -> Retyped:
+    """A model in the types of a recipe, a name of `recipes.RECIPES`. Raises ParameterError for one that is quantized
+    already."""
+    changed = Retyped(model, new_types(model, recipe), "quantize", backend)
+    before, after = (sum(info.nbytes for info in each.tensors.values()) / 1e9 for each in (model, changed))
+    changed.notes = (f"quantize: {recipe}: {before:.2f} GB of weights as they are stored become {after:.2f} GB",)
+    return changed
 
 
 def _from_groups(rows: Bytes, type: GGMLType, out: Bytes) -> None:

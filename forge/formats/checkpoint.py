@@ -66,13 +66,15 @@ class Checkpoint(ABC):
     """An open model: `path` of its first file or its directory, `metadata`, `tensors`.
 
     `format` is the name of what it lies in, with a `version` if formats of this name have one. `paths` are the files
-    of its weights. `value_types` has GGUF's numbers of the types of values, where the file says them.
+    of its weights. `value_types` has GGUF's numbers of the types of values, where the file says them. `notes` are
+    remarks on what was decided, a line each.
     """
 
     path: Path
     format: str
     version: int | None = None
     value_types: Mapping[str, int] = MappingProxyType({})
+    notes: tuple[str, ...] = ()
     paths: tuple[Path, ...]
     metadata: Mapping[str, Value]
     tensors: Mapping[str, TensorInfo]

@@ -16,8 +16,8 @@ from hf_models import ARCH, NAMES, int4_directory, unpacked
 
 import forge
 from forge.checkpoints import gguf_writer, open_checkpoint
+from forge.checkpoints.converting import _FILE_TYPES, check_type, retyped
 from forge.checkpoints.recipes import RECIPES
-from forge.checkpoints.retyped import _FILE_TYPES, Retyped, check_type
 from forge.errors import ForgeError, ParameterError, UnsupportedError
 from forge.formats import gguf as forge_gguf
 from forge.formats.checkpoint import Checkpoint, TensorInfo
@@ -170,13 +170,13 @@ def test_types_of_tensors() -> None:
     }
     matrices = {"token_embd.weight", "blk.0.ffn_up_exps.weight"}
     for type in ("F16", "BF16", "F32"):
-        model = Retyped(Memory(names), type)
+        model = retyped(Memory(names), type)
         assert {name: info.type.name for name, info in model.tensors.items()} == {
             name: type if name in matrices else "F32" for name in names
         }
     message = r"memory: the weights are quantized already \(Q4_0\): again makes them worse: leave type out"
     with pytest.raises(ParameterError, match=message):
-        Retyped(Memory(names), "Q8_0")
+        retyped(Memory(names), "Q8_0")
     assert check_type("q8_0") == "Q8_0"
 
 

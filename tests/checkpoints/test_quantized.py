@@ -16,8 +16,8 @@ from table_rows import row
 import forge
 from forge.backend.numpy import NUMPY
 from forge.checkpoints import open_checkpoint
-from forge.checkpoints.quantized import Quantized
 from forge.checkpoints.recipes import RECIPES, new_types
+from forge.checkpoints.retyped import quantized
 from forge.errors import ParameterError, UnsupportedError
 from forge.formats.blocks import Bytes
 from forge.formats.checkpoint import Checkpoint, TensorInfo
@@ -96,7 +96,7 @@ def by_gguf(rows: np.ndarray, type: GGMLType) -> np.ndarray:
 @pytest.mark.parametrize("recipe", ["Q8_0", "Q4_K_M", "MXFP4"])
 def test_blocks_are_those_of_the_stored_weights(recipe: str) -> None:
     """Of all rows and of some, read by several threads, into given memory."""
-    with open_checkpoint(LLAMA) as stored, Quantized(stored, recipe, NUMPY) as model:
+    with open_checkpoint(LLAMA) as stored, quantized(stored, recipe, NUMPY) as model:
         changed = [name for name, info in model.tensors.items() if info.type is not stored.tensors[name].type]
         assert len(changed) == 2 + 3 * 7
         with ThreadPoolExecutor(4) as pool:
@@ -116,9 +116,9 @@ def test_blocks_are_those_of_the_stored_weights(recipe: str) -> None:
 
 
 def test_rows_are_quantized_some_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("forge.checkpoints.quantized._STEP_WEIGHTS", 5 * 64)
+    monkeypatch.setattr("forge.checkpoints.retyped._STEP_WEIGHTS", 5 * 64)
     name = "blk.1.ffn_down.weight"
-    with open_checkpoint(LLAMA) as stored, Quantized(stored, "Q5_0", NUMPY) as model:
+    with open_checkpoint(LLAMA) as stored, quantized(stored, "Q5_0", NUMPY) as model:
         np.testing.assert_array_equal(model.raw(name), quantize(stored.load_rows(name, slice(None)), GGMLType.Q5_0))
 
 
@@ -133,7 +133,7 @@ def test_a_model_is_quantized_while_it_is_loaded() -> None:
 
 def test_a_directory_of_safetensors_is_quantized(tmp_path: Path) -> None:
     with open_checkpoint(unpacked("phi3_window", tmp_path)) as stored:
-        model = Quantized(stored, "Q4_0", NUMPY)
+        model = quantized(stored, "Q4_0", NUMPY)
         for name, info in model.tensors.items():
             if info.type.block_size > 1:
                 expected = by_gguf(stored.load_rows(name, slice(None)), info.type)
@@ -158,7 +158,7 @@ def tiny(path: Path, **tensors: Any) -> Path:
 def test_a_quantized_model_is_refused(tmp_path: Path) -> None:
     path = tiny(tmp_path / "q.gguf", output__weight=Blocks(8, (2, 32), bytes(68)))
     with open_checkpoint(path) as stored, pytest.raises(ParameterError) as caught:
-        Quantized(stored, "Q4_0", NUMPY)
+        quantized(stored, "Q4_0", NUMPY)
     assert str(caught.value) == (
         f"{path}: the weights are quantized already (Q8_0): again makes them worse: "
         "leave quantize out, or use a model in F16, BF16 or F32"
@@ -169,7 +169,7 @@ def test_weights_without_a_block_name_their_tensor(tmp_path: Path) -> None:
     rows = np.ones((4, 64), np.float16)
     rows[2, 5] = np.inf
     path = tiny(tmp_path / "inf.gguf", output__weight=rows, token_embd__weight=np.ones((4, 64), np.float16))
-    with open_checkpoint(path) as stored, Quantized(stored, "Q8_0", NUMPY) as model:
+    with open_checkpoint(path) as stored, quantized(stored, "Q8_0", NUMPY) as model:
         model.raw("token_embd.weight")
         with pytest.raises(UnsupportedError) as caught:
             model.raw("output.weight")

@@ -10,7 +10,7 @@ from harness import COMPILER, Harness
 
 from forge.backend.numpy import NUMPY
 from forge.checkpoints import open_checkpoint
-from forge.checkpoints.quantized import Quantized
+from forge.checkpoints.retyped import quantized
 from forge.formats.ggml import GGMLType
 from forge.formats.quantize import is_sound
 from forge.ops.quantize import quantize
@@ -22,10 +22,10 @@ LLAMA = Path(__file__).parents[1] / "data" / "arch" / "llama" / "model.gguf"
 
 def test_a_device_reads_the_blocks_that_numpy_makes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Some rows at a time, of which the last ones are fewer."""
-    monkeypatch.setattr("forge.checkpoints.quantized._GPU_STEP_WEIGHTS", 5 * 64)
+    monkeypatch.setattr("forge.checkpoints.retyped._GPU_STEP_WEIGHTS", 5 * 64)
     name = "blk.0.attn_q.weight"
     with open_checkpoint(LLAMA) as stored:
-        on_device, on_host = (Quantized(stored, "Q8_0", backend) for backend in (Harness(32), NUMPY))
+        on_device, on_host = (quantized(stored, "Q8_0", backend) for backend in (Harness(32), NUMPY))
         np.testing.assert_array_equal(on_device.raw(name), on_host.raw(name))
 
 

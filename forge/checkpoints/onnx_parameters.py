@@ -208,8 +208,12 @@ def _parameters_of(node: Node, constants: Constants) -> Iterator[tuple[str, str,
     """Constants that an operation reads as parameters: name, parameter, whether it is transposed."""
     for place, leaf, is_transposed in _PLACES.get(node.op_type, ()):
         name = node.inputs[place] if place < len(node.inputs) else ""
-        if node.op_type in ("Mul", "Add") and name in constants.found and len(constants.found[name].shape) != 1:
-            continue  # a table or a mask: those of modules are vectors
+        if (
+            node.op_type in ("Mul", "Add")
+            and name in constants.found
+            and len(constants.found[name].shape) not in (1, 2)
+        ):
+            continue  # a table or a mask: those of modules are vectors, or a row for each head
         is_blocks = node.op_type in BLOCKED and leaf == "weight" and name in constants.found
         if is_blocks or constants.is_weight(name):
             turned = is_transposed and not node.attributes.get("transB", 0)

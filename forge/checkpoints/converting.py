@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from types import MappingProxyType
 from forge import _files, hub
 from forge.checkpoints import open_checkpoint
 from forge.checkpoints.gguf_writer import write_gguf
-from forge.checkpoints.recipes import check_recipe, new_types
+from forge.checkpoints.recipes import check_recipe, is_float32, new_types
 from forge.checkpoints.retyped import Retyped
 from forge.config import Progress
 from forge.display import watched
@@ -41,9 +40,6 @@ _FILE_TYPES = {
 }
 """`general.file_type`, by llama.cpp's table: of a K type its smallest mixture."""
 _QUANTIZATION_VERSION = 2
-
-_ALWAYS_FLOAT32 = re.compile(r".*_norm\.weight|.*\.ffn_gate_inp(_shexp)?\.weight|position_embd\.weight|.*(?<!\.weight)")
-"""Matrices that llama.cpp's converter writes as float32: norms, routers, positions, and what is no weight."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +137,7 @@ def check_type(name: object) -> str:
 def _floats(model: Checkpoint, type: GGMLType) -> Iterator[tuple[str, GGMLType]]:
     """The types of all tensors, as llama.cpp's converter chooses them."""
     for name, info in model.tensors.items():
-        yield name, GGMLType.F32 if len(info.shape) < 2 or _ALWAYS_FLOAT32.fullmatch(name) else type
+        yield name, GGMLType.F32 if is_float32(name, info.shape) else type
 
 
 def _usual(tensors: Mapping[str, TensorInfo]) -> GGMLType:

@@ -18,7 +18,6 @@ from forge.checkpoints.family import (
     names,
 )
 
-_PLAIN = (keys.SIZES, keys.kv_heads)
 LLAMA = Family(
     arch="llama",
     edits=PAIRED,
@@ -36,7 +35,7 @@ _MINISTRAL = replace(
 )
 QWEN2 = Family(arch="qwen2", keys=(*keys.LIKE_LLAMA, keys.stated_head_length), defaults=EPS_6, local_layers="listed")
 QWEN3 = replace(QWEN2, arch="qwen3", keys=(*keys.LIKE_LLAMA, keys.head_length), defaults={**EPS_6, "head_dim": 128})
-_GEMMA_KEYS = (*_PLAIN, keys.EPS, keys.head_length)
+_GEMMA_KEYS = (*keys.PLAIN, keys.EPS, keys.head_length)
 _GEMMA_DEFAULTS = {**EPS_6, "max_position_embeddings": 8192, "head_dim": 256}
 GEMMA3 = Family(
     arch="gemma3",
@@ -142,7 +141,7 @@ layers.#.self_attn.qkv_proj blk.#.attn_qkv
 layers.#.mlp.gate_up_proj blk.#.ffn_up
 """),
         extras=(extras.longrope_factors,),
-        keys=(*_PLAIN, keys.EPS, keys.rope_base, keys.rotated_share, family_keys.phi3_scaling),
+        keys=(*keys.PLAIN, keys.EPS, keys.rope_base, keys.rotated_share, family_keys.phi3_scaling),
         defaults={**EPS_5, "max_position_embeddings": 4096, "original_max_position_embeddings": 4096},
         local_layers="all",
     ),

@@ -7,7 +7,6 @@ from dataclasses import replace
 from forge.checkpoints import edits, family_keys, keys
 from forge.checkpoints.family import BASE_10_000, LAYER_EPS_5, LLAMA_NAMES, PAIRED, Family, names
 
-_PLAIN = (keys.SIZES, keys.kv_heads)
 _COHERE = Family(
     arch="command-r",
     keys=(
@@ -35,7 +34,7 @@ layers.#.self_attn.dense blk.#.attn_output
 layers.#.mlp.fc1 blk.#.ffn_up
 layers.#.mlp.fc2 blk.#.ffn_down
 """),
-        keys=(*_PLAIN, keys.EPS, keys.wide_feed_forward("intermediate_size"), keys.rotated_share),
+        keys=(*keys.PLAIN, keys.EPS, keys.wide_feed_forward("intermediate_size"), keys.rotated_share),
         defaults={**LAYER_EPS_5, "partial_rotary_factor": 0.5, "max_position_embeddings": 2048},
         expects={"qk_layernorm": (False,)},
     ),
@@ -103,7 +102,7 @@ h.#.mlp.dense_4h_to_h blk.#.ffn_down
 layers.#.self_attn.q_layernorm.norms.* blk.#.attn_q_norm
 layers.#.self_attn.k_layernorm.norms.* blk.#.attn_k_norm
 """),
-        keys=(*_PLAIN, keys.EPS, keys.rotated_share, keys.PARALLEL),
+        keys=(*keys.PLAIN, keys.EPS, keys.rotated_share, keys.PARALLEL),
         defaults={**LAYER_EPS_5, "partial_rotary_factor": 0.25, "use_parallel_residual": False},
     ),
     "starcoder2": Family(

@@ -19,6 +19,7 @@ from forge.checkpoints.families import FAMILIES
 from forge.checkpoints.family import Family
 from forge.checkpoints.hf_tokenizer import read_tokenizer
 from forge.checkpoints.keys import Metadata
+from forge.checkpoints.recipes import is_float32
 from forge.checkpoints.settings import Settings
 from forge.checkpoints.stored import stored_views
 from forge.checkpoints.views import Stacked, View, Widened
@@ -33,8 +34,6 @@ from forge.formats.strict_json import Json, show_json
 from forge.models.arch import ARCHS
 
 _SUFFIXES = (".weight", ".bias", ".scale")
-_FLOAT32 = re.compile(r".*_norm\.weight|.*\.ffn_gate_inp(_shexp)?\.weight|position_embd\.weight|.*(?<!\.weight)")
-"""GGUF's names of matrices that llama.cpp's converter writes as float32. Vectors always are."""
 _CONFIG = "config.json"
 
 
@@ -214,7 +213,7 @@ def _add(
         name += "" if name.endswith(_SUFFIXES) else suffix or ".weight"
         if re.fullmatch(family.norms_less_one, name.removesuffix(".weight").rpartition(".")[2]):
             part = Widened(part, 1.0)
-        elif part.type is not GGMLType.F32 and (len(part.shape) == 1 or _FLOAT32.fullmatch(name)):
+        elif part.type is not GGMLType.F32 and is_float32(name, part.shape):
             part = Widened(part)
         if name in views:
             raise FormatError(f"{settings.path.parent}: two tensors are {name}, one of them {show(known)}")

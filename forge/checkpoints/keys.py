@@ -170,7 +170,8 @@ def rotated_share_or_dim(settings: Settings, tensors: Mapping[str, View]) -> Met
     return {"rope.dimension_count": settings.integer("rotary_dim", settings.head_dim, min=1)}
 
 
-LIKE_LLAMA: tuple[Keys, ...] = (SIZES, kv_heads, rope, EPS, EXPERTS, gating)
+PLAIN: tuple[Keys, ...] = (SIZES, kv_heads)
+LIKE_LLAMA: tuple[Keys, ...] = (*PLAIN, rope, EPS, EXPERTS, gating)
 
 
 def no_scaling(settings: Settings, _: Mapping[str, View]) -> Metadata:

@@ -14,6 +14,7 @@ from forge.formats.quantize import QUANTIZERS
 
 _KEPT = re.compile(r".*(_norm\.weight|ffn_gate_inp\.weight|per_layer_model_proj\.weight)|position_embd\.weight")
 """Matrices that stay as they are, beside all that is no weight: norms, routers, and what is small."""
+_FLOAT32 = re.compile(r".*_norm\.weight|.*\.ffn_gate_inp(_shexp)?\.weight|position_embd\.weight|.*(?<!\.weight)")
 _EMBEDDINGS = ("token_embd.weight", "per_layer_token_embd.weight")
 _OUTPUT = "output.weight"
 _PART = re.compile(r"blk\.(\d{1,6})\.(attn_qkv|attn_kv_b|attn_v|attn_k|attn_output|ffn_down)(?:_exps|_shexp)?\.weight")
@@ -54,6 +55,11 @@ def check_recipe(name: object, parameter: str = "quantize", more: Collection[str
         message = f"{parameter} must be one of {', '.join([*more, *sorted(RECIPES)])}, not {name!r:.60}"
         raise ParameterError(message, parameter=parameter)
     return name.upper()
+
+
+def is_float32(name: str, shape: tuple[int, ...]) -> bool:
+    """Whether llama.cpp's converter writes it as float32: vectors, norms, routers, positions, what is no weight."""
+    return len(shape) < 2 or _FLOAT32.fullmatch(name) is not None
 
 
 def has_more_bits(layer: int, layers: int) -> bool:

@@ -35,7 +35,6 @@ _STEP_WEIGHTS = 1 << 21
 _RUN_BYTES, _NARROW = 4096, 32
 """Less than half of a stored row is read alone if it has so many bytes, or is a part so small; else with all others,
 because many short reads hold threads up."""
-_ITEM_BYTES = {"I32": 4, "F16": 2, "BF16": 2, "F32": 4}
 _SCALES = ("F16", "BF16", "F32")
 
 
@@ -204,7 +203,7 @@ def gptq(where: str, arrays: dict[str, Stored], group: int, *, is_v2: bool) -> I
     shape = weight.shape[1], 8 * weight.shape[0]
     found = _checked(where, shape, group)
     groups = shape[1] // found
-    _expect(where, zeros, (groups, _eighth(where, "N", shape[0])))
+    _expect(where, zeros, (groups, _eighth(where, shape[0])))
     _expect(where, scales, (groups, shape[0]))
     if "g_idx" in arrays:
         _check_order(where, arrays["g_idx"], shape[1], found)
@@ -235,7 +234,7 @@ def compressed(where: str, arrays: dict[str, Stored], group: int) -> Int4:
     packed = None
     if "weight_zero_point" in arrays:
         zeros = _array(where, arrays, "weight_zero_point")
-        _expect(where, zeros, (_eighth(where, "N", shape[0]), groups))
+        _expect(where, zeros, (_eighth(where, shape[0]), groups))
         packed = _Codes(zeros, False, True)
     if "weight_g_idx" in arrays:
         _check_order(where, arrays["weight_g_idx"], shape[1], found)
@@ -265,7 +264,7 @@ def _checked(where: str, shape: tuple[int, int], group: int) -> int:
     return found
 
 
-def _eighth(where: str, what: str, count: int) -> int:
+def _eighth(where: str, count: int) -> int:
     if count % 8:
         raise FormatError(f"{where}: has {count} rows, no multiple of 8")
     return count // 8

@@ -87,7 +87,7 @@ class Graph:
 
 
 class ONNX:
-    """An open model: `path`, `ir_version`, `producer`, `opsets` (version by domain), `metadata` (strings), `graph`."""
+    """An open model: `path`, `producer`, `opsets` (version by domain), `metadata` (strings), `graph`."""
 
     def __init__(self, path: Path, directory: Path | None = None) -> None:
         """directory: The model's, where the file lies in a folder of it: no external data lies out of it.
@@ -100,7 +100,6 @@ class ONNX:
         try:
             self._reader = Reader(source)
             message = self._model(source)
-            self.ir_version: int = message["ir_version"]
             self.producer = " ".join(message.get(f"producer_{key}", "") for key in ("name", "version")).strip()
             self.opsets = {opset.get("domain", ""): opset.get("version", 0) for opset in message["opset_import"]}
             self.metadata = {entry.get("key", ""): entry.get("value", "") for entry in message["metadata_props"]}

@@ -129,6 +129,11 @@ def no_shared_expert(model: Any) -> None:
             layer.feed_forward.shared_expert.down_proj.weight.data.zero_()
 
 
+def no_shared_mlp(model: Any) -> None:
+    for layer in model.model.layers:
+        layer.shared_mlp.output_linear.weight.data.zero_()
+
+
 BASE: Config = {
     "vocab_size": VOCAB,
     "hidden_size": 48,
@@ -396,6 +401,27 @@ FAMILIES: dict[str, Family] = {
             "residual_1": {"residual_multiplier": 1.0},
             "attention_scale": {"attention_multiplier": 0.25},
         },
+    ),
+    "granitemoe_shared": Family(
+        "granitemoeshared",
+        {
+            **WIDE,
+            **rope(1e4),
+            "intermediate_size": 16,
+            "shared_intermediate_size": 24,
+            "num_local_experts": 6,
+            "num_experts_per_tok": 2,
+            "embedding_multiplier": 3.0,
+            "residual_multiplier": 0.4,
+            "attention_multiplier": 0.1,
+            "logits_scaling": 2.0,
+        },
+        {
+            "three_experts": {"num_experts_per_tok": 3},
+            "residual_1": {"residual_multiplier": 1.0},
+            "no_shared_expert": no_shared_mlp,
+        },
+        note="An expert that all tokens have, beside those that are chosen.",
     ),
     "minimax_m2": Family(
         "minimax_m2",

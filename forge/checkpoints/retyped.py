@@ -91,7 +91,8 @@ def _from_groups(rows: Bytes, type: GGMLType, out: Bytes) -> None:
     groups = rows.reshape(-1, type.type_size)
     blocks = out.reshape(len(groups), -1, GGMLType.Q4_1.type_size)  # (groups, blocks of a group, bytes)
     scale, zero = groups[:, :2].copy().view("<f2"), groups[:, 2:4].copy().view("<u2")
-    minimum = (-scale.astype(np.float32) * zero).astype("<f2")
+    with np.errstate(over="ignore"):  # `is_sound` finds it
+        minimum = (-scale.astype(np.float32) * zero).astype("<f2")
     blocks[..., :2] = groups[:, None, :2]
     blocks[..., 2:4] = minimum.view(np.uint8)[:, None]
     blocks[..., 4:] = groups[:, 4:].reshape(len(groups), -1, 16)

@@ -70,8 +70,8 @@ class Settings:
             self.refuse(name, "true or false", value)
         return value
 
-    def text(self, names: str, default: str | None = None) -> str:
-        name, value = self._found(names, default)
+    def text(self, names: str) -> str:
+        name, value = self._found(names, None)
         if type(value) is not str:
             self.refuse(name, "a string", value)
         return value

@@ -20,6 +20,7 @@ from forge.checkpoints.converting import _FILE_TYPES, check_type, retyped
 from forge.checkpoints.recipes import RECIPES
 from forge.errors import ForgeError, ParameterError, UnsupportedError
 from forge.formats import gguf as forge_gguf
+from forge.formats import int4
 from forge.formats.checkpoint import Checkpoint, TensorInfo
 from forge.formats.ggml import GGMLType
 
@@ -193,6 +194,15 @@ def test_four_bits_of_gptq_awq_and_onnx_become_q4_1(name: str, tmp_path: Path) -
             weights = before.load(tensor)
             largest = np.abs(weights).max(initial=0)  # of a minimum, a multiple of its scale, float16 keeps 11 bits
             np.testing.assert_allclose(after.load(tensor), weights, rtol=0, atol=2.0**-11 * 2 * largest)
+
+
+def test_minima_of_q4_1_beyond_float16_are_refused() -> None:
+    """In float32 they are none: a scale of 60,000 times 15 - 15."""
+    model = Memory({"a": ((1, 32), GGMLType.Q4_G32)})
+    rows = int4.pack(np.full((1, 32), 15, np.uint8), np.array([[60_000.0]]), np.array([[15]], np.uint8))[1]
+    model._read = lambda info, start, out: np.copyto(out, rows)  # type: ignore[method-assign]
+    with pytest.raises(UnsupportedError, match=r"^memory: tensor 'a': weights are not finite, or too large for Q4_1$"):
+        retyped(model, None).raw("a")
 
 
 def test_a_failure_leaves_nothing_behind_and_the_old_file_alone(tmp_path: Path) -> None:

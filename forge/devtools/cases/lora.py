@@ -8,6 +8,8 @@ from forge.devtools.cases.case import Case, normal
 from forge.ops.lora import LowRank
 from forge.ops.op import Arrays
 
+_SLOTS = 3
+
 
 def lora_case(
     name: str,
@@ -16,17 +18,16 @@ def lora_case(
     parts: tuple[int, ...],
     rank: int = 8,
     *,
-    count: int = 3,
     options: dict[str, str] | None = None,
 ) -> Case:
-    """slots: Of the rows. parts: Rows of each matrix. count: Slots that there are. options: Further choices."""
+    """slots: Of the rows. parts: Rows of each matrix. options: Further choices."""
 
     def make(rng: np.random.Generator) -> Arrays:
         outer = sum(parts)
         starts = np.cumsum([0, *parts[:-1]]).astype(np.int32)
-        a = normal(rng, count, len(parts) * rank, inner) * np.float32(inner**-0.5)
-        b = normal(rng, count, outer, rank) * np.float32(rank**-0.5)
-        adapters = LowRank(a, b, (1 + rng.random(count)).astype(np.float32), starts)
+        a = normal(rng, _SLOTS, len(parts) * rank, inner) * np.float32(inner**-0.5)
+        b = normal(rng, _SLOTS, outer, rank) * np.float32(rank**-0.5)
+        adapters = LowRank(a, b, (1 + rng.random(_SLOTS)).astype(np.float32), starts)
         return normal(rng, len(slots), inner), np.array(slots, np.int32), adapters, normal(rng, len(slots), outer)
 
     return Case(name, make, {"order": "any", **(options or {})})

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 import numpy as np
+from numpy.typing import NDArray
 
 from forge.checkpoints.settings import Settings
 from forge.checkpoints.views import Numbers, View
@@ -14,10 +15,7 @@ Extra = Callable[[Settings], Mapping[str, View]]
 
 
 def llama3_factors(settings: Settings) -> Mapping[str, View]:
-    """Divisors of the frequencies: 1 for short waves, `factor` for long ones, and between them a smooth change.
-
-    Llama 3.1's rule, as transformers' modeling_rope_utils has it; computed in float32.
-    """
+    """Divisors of the frequencies of Llama 3.1."""
     rope = settings.rope()
     if rope["rope_type"] != "llama3":
         return {}
@@ -29,12 +27,22 @@ def llama3_factors(settings: Settings) -> Mapping[str, View]:
     base = number("rope_theta", rope.get("rope_theta", 10_000.0), 1.0)
     dim = settings.head_dim
     frequencies = np.float32(1.0) / np.float32(base) ** (np.arange(0, dim, 2, dtype=np.float32) / np.float32(dim))
+    return {"rope_freqs.weight": Numbers(llama3_divisors(frequencies, factor, low, high, context))}
+
+
+def llama3_divisors(
+    frequencies: NDArray[np.float32], factor: float, low: float, high: float, context: float
+) -> NDArray[np.float32]:
+    """1 for short waves, `factor` for long ones, and between them a smooth change.
+
+    Llama 3.1's rule, as transformers' modeling_rope_utils has it; computed in float32.
+    """
     waves = np.float32(2 * np.pi) / frequencies
     with np.errstate(all="ignore"):  # of the numbers that np.where drops
         smooth = (np.float32(context) / waves - np.float32(low)) / np.float32(high - low)
         between = np.float32(1.0) / ((np.float32(1.0) - smooth) / np.float32(factor) + smooth)
     factors = np.where(waves < context / high, np.float32(1.0), np.where(waves > context / low, factor, between))
-    return {"rope_freqs.weight": Numbers(factors.astype(np.float32))}
+    return factors.astype(np.float32)
 
 
 def proportional_factors(settings: Settings) -> Mapping[str, View]:

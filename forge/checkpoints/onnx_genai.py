@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from forge.checkpoints.extras import llama3_divisors
 from forge.checkpoints.onnx_parameters import Constants
 from forge.checkpoints.views import TYPES
 from forge.errors import FormatError, UnsupportedError
@@ -39,6 +40,7 @@ _LLAMA3: dict[str, Any] = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 8192,
 }
+_LLAMA3_NUMBERS = ("low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
 _LLAMA3_FACTORS = (8.0, 32.0)
 """The scalings of the rotation that are recognized, those of Llama 3.1 to 3.3."""
 _MAX_POSITIONS = 4096
@@ -133,7 +135,9 @@ def _rotation(constants: Constants, head_dim: int) -> dict[str, Any]:
             return {"rope_theta": base}
         for factor in _LLAMA3_FACTORS:
             rope: dict[str, Any] = _LLAMA3 | {"factor": factor}
-            if _fits(_llama3(plain, rope), cosines, sines):
+            low, high, context = (_LLAMA3[key] for key in _LLAMA3_NUMBERS)
+            divisors = llama3_divisors(plain.astype(np.float32), factor, low, high, context)
+            if _fits(plain / divisors, cosines, sines):
                 return {"rope_theta": base, "rope_scaling": rope}
     raise UnsupportedError(f"{constants.path}: its rotation is scaled in a way that is not known: {_HINT}")
 
@@ -155,15 +159,6 @@ def _fits(frequencies: NDArray[np.float64], cosines: NDArray[np.float64], sines:
     angles = np.arange(len(cosines))[:, None] * frequencies
     worst = max(np.abs(np.cos(angles) - cosines).max(), np.abs(np.sin(angles) - sines).max())
     return bool(worst < _TOLERANCE)
-
-
-def _llama3(plain: NDArray[np.float64], rope: Mapping[str, Any]) -> NDArray[np.float64]:
-    """Frequencies by Llama 3.1's rule, as `extras.llama3_factors` has it."""
-    waves = 2 * np.pi / plain
-    low, high, factor = rope["low_freq_factor"], rope["high_freq_factor"], rope["factor"]
-    smooth = np.clip((rope["original_max_position_embeddings"] / waves - low) / (high - low), 0.0, 1.0)
-    scaled: NDArray[np.float64] = plain * ((1 - smooth) / factor + smooth)
-    return scaled
 
 
 def _table(constants: Constants, name: str, pairs: int) -> NDArray[np.float64]:

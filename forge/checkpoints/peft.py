@@ -11,9 +11,7 @@ import math
 import os
 import re
 from collections.abc import Iterator, Mapping
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 from forge import models
 from forge.checkpoints import edits
@@ -85,13 +83,9 @@ def read_directory(directory: Path, model: Checkpoint) -> Adapter:
             for target, view in _targets(module, half, Stored(files, name), rows, numbers, path):
                 if half in halves.setdefault(target, {}):
                     raise FormatError(f"{files.path}: two tensors are {target}.lora_{half}, one of them {show(name)}")
-                halves[target][half] = Half(name, view.shape, partial(_floats, view))
+                halves[target][half] = Half(name, view.shape, view.floats)
                 modules[target] = module
         return checked(files.path, halves, lambda target, rank: _scale(config, modules[target], rank, path), model)
-
-
-def _floats(view: View) -> Any:
-    return view.floats()
 
 
 def _check_config(config: Mapping[str, Json], path: Path) -> None:
@@ -145,8 +139,6 @@ def _targets(
 
 def _settings(numbers: ModelConfig, layer: int, path: Path) -> Settings:
     """What edits read of a config.json, of a model in any format."""
-    if layer >= numbers.num_layers:
-        raise FormatError(f"{path}: adapts layer {layer}, and the model has {numbers.num_layers}")
     kv_heads = numbers.layer_kv_heads[layer]
     values: dict[str, Json] = {
         "num_hidden_layers": numbers.num_layers,

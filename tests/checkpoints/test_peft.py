@@ -42,10 +42,17 @@ def test_logits_are_pefts(name: str) -> None:
 
 
 @slow
-@pytest.mark.parametrize("name", [name for name in NAMES if base_of(name) in hf_models.NAMES])
-def test_logits_are_pefts_where_the_model_is_a_directory_too(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "made"),
+    [(name, hf_models.unpacked) for name in NAMES if base_of(name) in hf_models.NAMES]
+    + [(name, hf_models.exported) for name in NAMES if (hf_models.EXPORTS / f"{base_of(name)}.onnx.xz").exists()],
+)
+def test_logits_are_pefts_where_the_model_is_a_directory_too(
+    name: str, made: Callable[[str, Path], Path], tmp_path: Path
+) -> None:
+    """Of safetensors, and of ONNX."""
     golden = np.load(LORA / name / "logits.npz")
-    model = hf_models.unpacked(base_of(name), tmp_path / "model")
+    model = made(base_of(name), tmp_path / "model")
     with forge.load(model, device="cpu", context=64, adapters={"a": LORA / name}) as llm:
         got = llm.logits(golden["ids"].tolist(), adapter="a")
     np.testing.assert_allclose(got, golden["logits"], rtol=0, atol=5e-4)

@@ -6,10 +6,8 @@ A directory may come from a stranger: a name in one of its files, or a link in i
 import os
 from pathlib import Path
 
-import numpy as np
-
 from forge.errors import FormatError
-from forge.formats.source import Source, show
+from forge.formats.source import read_whole, show
 from forge.formats.strict_json import MAX_VALUES, Json, read_object
 
 # Most bytes of each file that is read whole. The largest known: a tokenizer.json of 33 MB, an index of 20 MB.
@@ -47,15 +45,7 @@ def read_text(directory: Path, name: str) -> str | None:
     path = member(directory, name)
     if not os.path.lexists(path):
         return None
-    source = Source(path)
     try:
-        if source.size > MAX_OTHER_BYTES:
-            raise FormatError(f"{path}: has {source.size} bytes, allowed are {MAX_OTHER_BYTES}")
-        data = np.empty(source.size, np.uint8)
-        source.read(0, data)
-    finally:
-        source.close()
-    try:
-        return str(data.data, "utf-8")
+        return str(read_whole(path, MAX_OTHER_BYTES), "utf-8")
     except UnicodeDecodeError as error:
         raise FormatError(f"{path}: is not UTF-8 at byte {error.start}") from None

@@ -64,6 +64,21 @@ def guess(magic: bytes, path: Path) -> str:
     return next(known, other or f"something else, which starts with {magic[:8]!r}: give a .gguf file or a directory")
 
 
+def read_whole(path: Path, max_bytes: int) -> bytes:
+    """A small file. Raises FormatError for one of more bytes, and as `Source` does."""
+    source = Source(path)
+    try:
+        if source.size > max_bytes:
+            raise FormatError(
+                f"{path}: has {source.size} bytes, allowed are {max_bytes}: it is forged, or another file"
+            )
+        data = np.empty(source.size, np.uint8)
+        source.read(0, data)
+    finally:
+        source.close()
+    return data.tobytes()
+
+
 class Source:
     """An open file of `size` bytes. Reading gives the content at the time of opening, or an error."""
 

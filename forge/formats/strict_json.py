@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from forge.errors import FormatError
-from forge.formats.source import Source, show
+from forge.formats.source import read_whole, show
 
 Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
 
@@ -56,17 +56,7 @@ def parse(data: bytes, where: str, max_values: int = MAX_VALUES) -> Json:
 
 def read_object(path: Path, max_bytes: int, max_values: int) -> dict[str, Json]:
     """The object that a JSON file of at most `max_bytes` bytes holds. Raises FormatError as `parse` does."""
-    source = Source(path)
-    try:
-        if source.size > max_bytes:
-            raise FormatError(
-                f"{path}: has {source.size} bytes, allowed are {max_bytes}: it is forged, or another file"
-            )
-        data = np.empty(source.size, np.uint8)
-        source.read(0, data)
-    finally:
-        source.close()
-    value = parse(data.tobytes(), f"{path}:", max_values)
+    value = parse(read_whole(path, max_bytes), f"{path}:", max_values)
     if not isinstance(value, dict):
         raise FormatError(f"{path}: should be a JSON object, not {show_json(value)}")
     return value

@@ -65,9 +65,7 @@ class Front(PromptEncoder):
         watched, slot = self._loop.watch(waiter), self._slot_of(adapter)
         return Request(prompts, params, self.tokenizer, watched, slot, is_streamed=is_streamed)
 
-    def _complete(
-        self, prompts: list[list[int]], params: SamplingParams, adapter: str | None = None
-    ) -> list[Completion]:
+    def _complete(self, prompts: list[list[int]], params: SamplingParams, adapter: str | None) -> list[Completion]:
         waiter = self._loop.waiter()
         request = self._request(prompts, params, waiter, adapter, is_streamed=False)
         try:
@@ -78,17 +76,13 @@ class Front(PromptEncoder):
             self._loop.cancel(request)
         return request.completions()
 
-    def _stream(
-        self, ids: list[int], params: SamplingParams, adapter: str | None = None
-    ) -> Generator[Chunk, None, None]:
+    def _stream(self, ids: list[int], params: SamplingParams, adapter: str | None) -> Generator[Chunk, None, None]:
         self.engine.check(ids, params)  # now, not when the first chunk is read
         self._slot_of(adapter)
         self._loop.check()
         return self._chunks(ids, params, adapter)
 
-    def _chunks(
-        self, ids: list[int], params: SamplingParams, adapter: str | None = None
-    ) -> Generator[Chunk, None, None]:
+    def _chunks(self, ids: list[int], params: SamplingParams, adapter: str | None) -> Generator[Chunk, None, None]:
         waiter = self._loop.waiter()
         request = self._request([ids], params, waiter, adapter, is_streamed=True)
         try:

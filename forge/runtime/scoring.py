@@ -22,7 +22,7 @@ _SCORED = 1 << 22
 """Logits whose likelihoods are computed between two steps of requests."""
 
 
-def logits(loop: EngineLoop, engine: Engine, ids: list[int], adapter: int = -1) -> npt.NDArray[np.float32]:
+def logits(loop: EngineLoop, engine: Engine, ids: list[int], adapter: int) -> npt.NDArray[np.float32]:
     """float32 logits (T, V) of all T positions. Raises what `LLM.logits` does.
 
     adapter: As of `Sequence`, here and below.
@@ -37,9 +37,7 @@ def logits(loop: EngineLoop, engine: Engine, ids: list[int], adapter: int = -1) 
     return loop.run(_logits(engine, ids, adapter))
 
 
-def attention(
-    loop: EngineLoop, engine: Engine, ids: list[int], layers: range, adapter: int = -1
-) -> npt.NDArray[np.float32]:
+def attention(loop: EngineLoop, engine: Engine, ids: list[int], layers: range, adapter: int) -> npt.NDArray[np.float32]:
     """Attention weights (layers, H, T, T) of some layers. Raises what `LLM.attention` does."""
     engine.check_ids(ids)
     found = AttentionWeights(engine.runner.config, layers, len(ids), select("cpu").free_bytes())
@@ -52,7 +50,7 @@ def embed(
     engine: Engine,
     prompts: list[list[int]],
     pooling: Pooling,
-    adapter: int = -1,
+    adapter: int,
     *,
     normalize: bool,
     name: str,
@@ -69,7 +67,7 @@ def embed(
 
 
 def perplexity(
-    loop: EngineLoop, engine: Engine, chunks: list[list[int]], remainder: int, name: str, adapter: int = -1
+    loop: EngineLoop, engine: Engine, chunks: list[list[int]], remainder: int, name: str, adapter: int
 ) -> Perplexity:
     """How well each chunk's ids are predicted, from its second one on.
 
@@ -89,7 +87,7 @@ def perplexity(
 
 
 def embedding(
-    engine: Engine, ids: list[int], pooling: Pooling, adapter: int = -1, *, normalize: bool, name: str
+    engine: Engine, ids: list[int], pooling: Pooling, adapter: int, *, normalize: bool, name: str
 ) -> Generator[None, None, npt.NDArray[np.float32]]:
     """The embedding (E,) of a prompt: the mean of its states, or the last one. name: the model's, for messages."""
     total, row = np.zeros(engine.runner.config.width), np.zeros(0)

@@ -60,7 +60,7 @@ class EngineClient:
         self._reading = asyncio.create_task(self._read(reader))
 
     async def stream(
-        self, prompts: list[list[int]], params: SamplingParams, adapter: str | None = None
+        self, prompts: list[list[int]], params: SamplingParams, adapter: str | None
     ) -> AsyncGenerator[list[Chunk], None]:
         """Chunks as they come, all that have come since the last ones together. Closing it ends the request.
 
@@ -78,9 +78,7 @@ class EngineClient:
         finally:
             self._forget(number)
 
-    async def complete(
-        self, prompts: list[list[int]], params: SamplingParams, adapter: str | None = None
-    ) -> list[Completion]:
+    async def complete(self, prompts: list[list[int]], params: SamplingParams, adapter: str | None) -> list[Completion]:
         """All completions at once, the n choices of the first prompt first. Cancelling the task ends the request."""
         number, queue = self._submit("submit", (prompts, params, adapter, False))
         try:
@@ -89,7 +87,7 @@ class EngineClient:
         finally:
             self._forget(number)
 
-    async def embed(self, ids: list[int], pooling: Pooling, adapter: str | None = None) -> bytes:
+    async def embed(self, ids: list[int], pooling: Pooling, adapter: str | None) -> bytes:
         """The embedding of a prompt, of length 1: float32 (E,) in the machine's byte order."""
         number, queue = self._submit("embed", (ids, pooling, adapter))
         try:

@@ -9,6 +9,7 @@ from typing import Any
 from forge.errors import FormatError
 from forge.formats.model_directory import member, read_json, read_text
 from forge.formats.sentencepiece import read_sentencepiece
+from forge.formats.source import show
 from forge.tokenizer.huggingface import HuggingFaceFiles, ScoredPieces, tokenizer_metadata
 
 _SENTENCEPIECE = "tokenizer.model"
@@ -55,20 +56,25 @@ def _sentencepiece(folder: Path, settings: Mapping[str, Any]) -> tuple[dict[str,
     if not os.path.lexists(path):
         raise FormatError(f"{folder}: has no tokenizer.json{_others(folder)}")
     found = read_sentencepiece(path)
-    if found.normalizer is not None:
+    if found.changes:
         warnings.warn(
-            f"{path}: its texts are normalized by {found.normalizer!r:.40}, which forge and llama.cpp leave out: "
-            "some characters get other ids",
+            f"{path}: its texts are changed by {', '.join(map(show, found.changes))}, which forge and llama.cpp leave "
+            "out: some characters or spaces get other ids",
             stacklevel=2,
         )
     added = read_json(folder, "added_tokens.json") or {}
     more = settings.get("added_tokens_decoder")
-    described = {str(key) for key in more} if isinstance(more, Mapping) else set()
-    tokens = [{"content": text, "id": i} for text, i in added.items() if str(i) not in described]
+    described = more if isinstance(more, Mapping) else {}
+    tokens = [{"content": text, "id": i} for text, i in added.items() if not _is_of(text, described.get(str(i)))]
     tokenizer = {"model": {"type": "BPE", "vocab": found.ids}, "added_tokens": tokens}
     prefix = settings.get("add_prefix_space")
     has_prefix = prefix if isinstance(prefix, bool) else found.has_prefix
     return tokenizer, ScoredPieces(found.scores, found.types, has_prefix)
+
+
+def _is_of(text: str, described: Any) -> bool:
+    """Whether an entry of `added_tokens_decoder` is that of a text."""
+    return isinstance(described, Mapping) and described.get("content") == text
 
 
 def _others(folder: Path) -> str:

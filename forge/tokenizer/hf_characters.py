@@ -28,7 +28,7 @@ def character_fields(
         FormatError: A merge forms no piece.
         UnsupportedError: Text is changed or split in a way that forge does not know.
     """
-    has_prefix = _has_prefix(tokenizer, where)
+    has_prefix = puts_space_before(tokenizer, where)
     counts = Counter(merge.replace(" ", "", 1) for merge in merges)  # in the order of the first merge of each
     if missing := next((piece for piece in counts if piece not in vocab), None):
         raise FormatError(f"{where}: a merge forms {missing!r:.60}, which is no token: the file is damaged")
@@ -47,10 +47,10 @@ def character_fields(
     return {"model": "gpt2", "pre": "sarvam-moe", "merges": merges}
 
 
-def _has_prefix(tokenizer: Mapping[str, Any], where: str) -> bool:
+def puts_space_before(tokenizer: Mapping[str, Any], where: str) -> bool:
     """Whether a space is put before a text. Raises UnsupportedError for steps that do more than spell spaces as ▁."""
     spells = has_prefix = False
-    for step in (*steps(tokenizer, "normalizer", "normalizers"), *steps(tokenizer, "pre_tokenizer", "pretokenizers")):
+    for step in (*steps(tokenizer, "normalizer", where), *steps(tokenizer, "pre_tokenizer", where)):
         kind, pattern = step.get("type"), step.get("pattern")
         is_space = pattern == {"String": " "}
         if kind == "Prepend" and step.get("prepend") == SPACE:

@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from forge.errors import FormatError, UnsupportedError
-from forge.tokenizer.hf_characters import character_fields
+from forge.tokenizer.hf_characters import character_fields, puts_space_before
 from forge.tokenizer.hf_roles import config_value, role_fields
 from forge.tokenizer.pretokenizers import RULES
-from forge.tokenizer.split_names import split_name, steps
+from forge.tokenizer.split_names import describe, ignores_merges, split_name, steps
 from forge.tokenizer.spm import SPACE
 from forge.tokenizer.vocab import END_NAMES, MAX_TOKENS, TokenType
 
@@ -30,6 +30,14 @@ _GEMMA4_VISIBLE = (
 """Control tokens of Gemma 4 that a parser of answers must see."""
 _ADDED_SCORE, _NO_SCORE = -1000, -10_000
 """What the converter writes beside SentencePiece's scores: for added tokens, and for rows without a token."""
+_CHARACTER_DECODERS: tuple[Mapping[str, Any], ...] = (
+    {"type": "Replace", "pattern": {"String": SPACE}, "content": " "},
+    {"type": "ByteFallback"},
+    {"type": "Fuse"},
+    {"type": "Strip", "content": " ", "start": 1, "stop": 0},
+    {"type": "Metaspace", "replacement": SPACE},
+)
+"""Steps that make ▁ spaces and bytes text, and leave out the space before a text."""
 _SAMPLING = {
     "temperature": ("temp", float),
     "top_k": ("top_k", int),
@@ -69,8 +77,14 @@ class HuggingFaceFiles:
     scored: ScoredPieces | None = None
     """What a tokenizer.model has beside the vocabulary. `tokenizer` is then made of that and added_tokens.json."""
 
-    def error(self, problem: str, name: str = "tokenizer.json") -> FormatError:
-        return FormatError(f"{self.source}/{name}: {problem}: the file is damaged; fetch it again")
+    @property
+    def vocabulary(self) -> str:
+        """The file of the vocabulary."""
+        return "tokenizer.json" if self.scored is None else "tokenizer.model"
+
+    def error(self, problem: str, name: str = "") -> FormatError:
+        where = f"{self.source}/{name or self.vocabulary}"
+        return FormatError(f"{where}: {problem}: the file is damaged; fetch it again")
 
 
 def tokenizer_metadata(files: HuggingFaceFiles, *, architecture: str, vocab_size: int) -> dict[str, Any]:
@@ -121,7 +135,8 @@ def tokenizer_metadata(files: HuggingFaceFiles, *, architecture: str, vocab_size
     found |= {f"{side}_token_ids": np.array(swallowing, np.int32) for side, swallowing in strips.items() if swallowing}
     found |= {"tokens": [piece or f"[PAD{i}]" for i, piece in enumerate(pieces)], "token_type": types}
     configs = files.tokenizer_config, files.special_tokens
-    found = role_fields(files.tokenizer, configs, files.config, ids, architecture) | found
+    where = f"{files.source}/tokenizer.json"
+    found = role_fields(files.tokenizer, configs, files.config, ids, architecture, where) | found
     if found["model"] == "gpt2" and RULES[found["pre"]].add_bos:
         found.setdefault("add_bos_token", False)  # the rule's default is for files that do not say
     _add_ends(files, found, pieces)
@@ -147,19 +162,35 @@ def _kind(
     for key in ("continuing_subword_prefix", "end_of_word_suffix"):
         if model.get(key):
             raise UnsupportedError(f"{where}: its tokens have a {key}, {model[key]!r:.40}; forge knows no such BPE")
-    merges = _merges(files, model)
-    stages = (*steps(files.tokenizer, "pre_tokenizer", "pretokenizers"), *steps(files.tokenizer, "decoder", "decoders"))
-    if any(step.get("type") == "ByteLevel" for step in stages):
-        return {"model": "gpt2", "pre": split_name(files.tokenizer, where), "merges": merges}
+    merges, ignores = _merges(files, model), ignores_merges(files.tokenizer, where)
+    decoders = list(steps(files.tokenizer, "decoder", where))
+    if any(step["type"] == "ByteLevel" for step in (*steps(files.tokenizer, "pre_tokenizer", where), *decoders)):
+        _check_decoders(decoders, ({"type": "ByteLevel"}, {"type": "Fuse"}), where)
+        pre = split_name(files.tokenizer, where)
+        # The rule has llama.cpp's default, and GGUF has no key for another.
+        differs = {} if ignores == RULES[pre].ignore_merges else {"ignore_merges": ignores}
+        return {"model": "gpt2", "pre": pre, "merges": merges} | differs
     if not model.get("byte_fallback"):
         raise UnsupportedError(
             f"{where}: the tokenizer is a BPE of characters without tokens for bytes; forge has none"
         )
+    if ignores:
+        raise UnsupportedError(f"{where}: ignore_merges of a BPE of characters is not supported")
+    _check_decoders(decoders, _CHARACTER_DECODERS, where)
     if architecture == "gemma4":
+        if puts_space_before(files.tokenizer, where):
+            raise UnsupportedError(f"{where}: a space is put before a text, which Gemma 4 does not do")
         scores = np.full(size, -1000, np.float32)  # as the converter writes them; nothing reads them
         starts = {"add_space_prefix": False, "add_bos_token": True}
         return {"model": "gemma4", "scores": scores, "merges": merges, **starts}
     return character_fields(files.tokenizer, vocab, merges, size, where)
+
+
+def _check_decoders(found: Sequence[Mapping[str, Any]], known: Sequence[Mapping[str, Any]], where: str) -> None:
+    """Raises UnsupportedError for a step that is none of the known ones, which have at least these values."""
+    for step in found:
+        if not any(step.items() >= each.items() for each in known):
+            raise UnsupportedError(f"{where}: its decoder is {describe(step)}, which forge does not know")
 
 
 def _object(files: HuggingFaceFiles, value: Any, name: str) -> Mapping[str, Any]:
@@ -204,20 +235,26 @@ def _added_tokens(
     files: HuggingFaceFiles, vocab: Mapping[str, int], size: int
 ) -> Iterator[tuple[str, int, Mapping[str, Any]]]:
     """Added tokens that the embedding has: text, id, and what the file says of it."""
+    name = "tokenizer.json" if files.scored is None else "added_tokens.json"
     tokens = files.tokenizer.get("added_tokens") or []
     more = files.tokenizer_config.get("added_tokens_decoder") or {}
     if not isinstance(tokens, list) or not all(isinstance(token, Mapping) for token in tokens):
-        raise files.error("added_tokens is not a list of objects")
+        raise files.error("added_tokens is not a list of objects", name)
     if not isinstance(more, Mapping) or not all(_ID.fullmatch(key) and isinstance(more[key], Mapping) for key in more):
         raise files.error("added_tokens_decoder is not an object of tokens", "tokenizer_config.json")
-    known = set(map(_content, tokens))
-    rest = [{**more[key], "id": int(key)} for key in more if _content(more[key]) not in known]
-    for token in [*tokens, *rest]:
+    rest = [{**more[key], "id": int(key)} for key in more]
+    ids, texts = dict(vocab), {i: text for text, i in vocab.items()}
+    known = set[str]()
+    for file, token in (*((name, token) for token in tokens), *(("tokenizer_config.json", token) for token in rest)):
         text, i = _content(token), token.get("id")
         if not text or isinstance(i, bool) or not isinstance(i, int) or i < 0:
-            raise files.error("added_tokens holds a token without a text or an id")
-        i = vocab.get(text, i)
-        if i < size:
+            raise files.error("added_tokens holds a token without a text or an id", file)
+        if (other := ids.setdefault(text, i)) != i:
+            raise files.error(f"the token {text!r:.60} has the id {i}, and the id {other}, too", file)
+        if (taken := texts.setdefault(i, text)) != text:
+            raise files.error(f"the id {i} is that of the token {text!r:.60}, and of {taken!r:.60}, too", file)
+        if i < size and text not in known:
+            known.add(text)
             yield text, i, token
 
 

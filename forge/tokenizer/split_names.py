@@ -8,10 +8,18 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from forge.errors import UnsupportedError
+from forge.errors import FormatError, UnsupportedError
 from forge.tokenizer.pretokenizers import RULES
 
 _GPT2 = RULES["gpt-2"].stages[0]
+_MEMBERS = {
+    "normalizer": "normalizers",
+    "pre_tokenizer": "pretokenizers",
+    "post_processor": "processors",
+    "decoder": "decoders",
+}
+"""Components of a `tokenizer.json`, and what the members of a Sequence are called in each."""
+_MAX_SHOWN, _MAX_KEYS = 400, 8
 _PUNCTUATION = "punctuation"
 """The stage `Punctuation`: ASCII punctuation and Unicode's, in runs."""
 
@@ -66,8 +74,9 @@ _PUBLISHED: dict[str, tuple[str, ...]] = {
 def split_name(tokenizer: Mapping[str, Any], where: str) -> str:
     """The name for `tokenizer.ggml.pre`, for a byte-level BPE.
 
-    Of names with the same rule it is the first whose `ignore_merges` is the file's. A pattern whose matches are kept
-    and whose rest is removed is as good as an isolated one, as each of these matches any text.
+    Of names with the same rule it is the first whose `ignore_merges` is the file's, else the first: the caller writes
+    what the file says. A pattern whose matches are kept and whose rest is removed is as good as an isolated one, as
+    each of these matches any text.
 
     Args:
         tokenizer: The object in a `tokenizer.json`.
@@ -76,38 +85,59 @@ def split_name(tokenizer: Mapping[str, Any], where: str) -> str:
     Raises:
         UnsupportedError: Text is normalized by more than NFC, which llama.cpp does not, or no rule has these stages.
     """
-    for step in steps(tokenizer, "normalizer", "normalizers"):
+    for step in steps(tokenizer, "normalizer", where):
         if step.get("type") != "NFC":
             raise UnsupportedError(
                 f"{where}: its normalizer is {describe(step)}; forge knows NFC alone for a vocabulary of bytes"
             )
-    stages = tuple(filter(None, (_stage(step, where) for step in steps(tokenizer, "pre_tokenizer", "pretokenizers"))))
+    stages = tuple(filter(None, (_stage(step, where) for step in steps(tokenizer, "pre_tokenizer", where))))
     names = _NAMES.get(stages)
     if names is None:
-        found = " then ".join(stage if len(stage) < 400 else f"{stage[:400]}..." for stage in stages) or "no pattern"
+        found = shown(" then ".join(stage[:_MAX_SHOWN] for stage in stages[:_MAX_SHOWN]), _MAX_SHOWN) or "no pattern"
         raise UnsupportedError(f"{where}: text is split by a rule that forge does not know: {found}")
-    model = tokenizer.get("model")
-    ignores = bool(isinstance(model, Mapping) and model.get("ignore_merges"))
+    ignores = ignores_merges(tokenizer, where)
     return next((name for name in names if RULES[name].ignore_merges == ignores), names[0])
 
 
-def steps(tokenizer: Mapping[str, Any], key: str, parts: str) -> Iterator[Mapping[str, Any]]:
-    """The steps of a component of a `tokenizer.json`, which is missing, one step, or a Sequence of steps."""
+def ignores_merges(tokenizer: Mapping[str, Any], where: str) -> bool:
+    """Whether a word that is a token is taken whole. Raises FormatError for what is neither true nor false."""
+    model = tokenizer.get("model")
+    flag = model.get("ignore_merges") if isinstance(model, Mapping) else None
+    if flag is not None and not isinstance(flag, bool):
+        raise FormatError(f"{where}: model.ignore_merges should be true or false, not {flag!r:.60}")
+    return bool(flag)
+
+
+def steps(tokenizer: Mapping[str, Any], key: str, where: str) -> Iterator[Mapping[str, Any]]:
+    """The steps of a component of a `tokenizer.json`, a key of `_MEMBERS`: none, one step, or a Sequence of steps.
+
+    Raises FormatError for a component, or a member of a Sequence, of another form: it does something that nobody reads.
+    """
     component = tokenizer.get(key)
-    if not isinstance(component, Mapping):
+    if component is None:
         return
-    if component.get("type") != "Sequence":
+    if not isinstance(component, Mapping) or not isinstance(component.get("type"), str):
+        raise FormatError(f"{where}: its {key} should be an object with a type, not {component!r:.60}")
+    if component["type"] != "Sequence":
         yield component
         return
-    members = component.get(parts)
-    for member in members if isinstance(members, list) else ():
-        if isinstance(member, Mapping):
-            yield from steps({key: member}, key, parts)
+    members = component.get(_MEMBERS[key])
+    if not isinstance(members, list) or None in members:
+        raise FormatError(f"{where}: the Sequence of its {key} should have a list of {_MEMBERS[key]}")
+    for member in members:
+        yield from steps({key: member}, key, where)
+
+
+def shown(text: str, limit: int) -> str:
+    """A text of a file for a message: as it is, but with escapes for what does not print, and of bounded length."""
+    cut = text if len(text) <= limit else f"{text[:limit]}..."
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in cut)
 
 
 def describe(step: Mapping[str, Any]) -> str:
     """A step for a message: its type and what it does."""
-    return ", ".join([f"{step.get('type')!r:.40}", *(f"{k} {v!r:.60}" for k, v in step.items() if k != "type")])
+    more = [f"{shown(key, 40)} {value!r:.60}" for key, value in step.items() if key != "type"]
+    return ", ".join([f"{step['type']!r:.40}", *more[:_MAX_KEYS]])
 
 
 def _stage(step: Mapping[str, Any], where: str) -> str:

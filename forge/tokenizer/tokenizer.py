@@ -3,6 +3,7 @@
 import re
 import warnings
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from functools import cached_property
 from operator import index
 from typing import Any, Protocol, Self
@@ -61,7 +62,7 @@ class Tokenizer:
         self._is_spm = model == "llama"
         self._space_prefix = self._is_spm and fields.flag("add_space_prefix", True)
         pre = "gemma4" if model == "gemma4" else fields.text("tokenizer.ggml.pre") or ""
-        rule = DEFAULT if self._is_spm else _rule(pre, source)
+        rule = DEFAULT if self._is_spm else _rule(pre, fields, source)
         self._spells_spaces = self._is_spm or not rule.stages
         self._vocabulary = read_vocabulary(fields)
         self.vocab_size = len(self._vocabulary.pieces)
@@ -273,7 +274,8 @@ def _chat_templates(fields: Fields) -> dict[str, str]:
     return {name: source for name, source in templates.items() if source.strip()}
 
 
-def _rule(pre: str, source: str) -> Rule:
+def _rule(pre: str, fields: Fields, source: str) -> Rule:
+    """The rule of a name. A Hugging Face directory may say another `ignore_merges` than llama.cpp has for the name."""
     if not pre:
         warnings.warn(
             f"{source}: tokenizer.ggml.pre is missing, so text is split by a default rule and answers may be worse; "
@@ -283,7 +285,8 @@ def _rule(pre: str, source: str) -> Rule:
         return DEFAULT
     if pre not in RULES:
         raise UnsupportedError(f"{source}: tokenizer.ggml.pre is {pre!r:.60}, a split rule that forge does not know")
-    return RULES[pre]
+    rule = RULES[pre]
+    return replace(rule, ignore_merges=fields.flag("ignore_merges", rule.ignore_merges))
 
 
 def _literals(vocabulary: Vocabulary, pre: str, fields: Fields) -> tuple[Partition, Partition]:

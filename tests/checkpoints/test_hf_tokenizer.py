@@ -82,6 +82,8 @@ def test_a_tokenizer_model_has_the_scores_of_the_converter(tmp_path: Path) -> No
         (lambda data: data + b"\x0a\x05\x0a\x01~\x18\x09", FormatError, "a piece of an unknown type"),
         (lambda data: b"\x0a\x03\x0a\x01a", UnsupportedError, "kind Unigram; forge knows BPE"),
         (lambda data: b"\x0a\x03\x0a\x01a\x12\x02\x18\x04", UnsupportedError, "kind character; forge knows BPE"),
+        (lambda data: b"\x12\x05\x18\x02\xc0\x01\x01", UnsupportedError, "treat_whitespace_as_suffix"),
+        (lambda data: b"\x12\x02\x18\x02\x1a\x02\x28\x00", UnsupportedError, "(escape_whitespaces), which is not"),
         (lambda data: b"{}", FormatError, ""),
     ],
 )
@@ -185,8 +187,91 @@ MALFORMED: list[tuple[str, str, dict[str, Any], type[ForgeError], str]] = [
         "bytes",
         "tokenizer.json",
         {"pre_tokenizer": {"type": "Sequence", "pretokenizers": 3}},
+        FormatError,
+        "the Sequence of its pre_tokenizer should have a list of pretokenizers",
+    ),
+    ("bytes", "tokenizer.json", {"model.ignore_merges": "no"}, FormatError, "should be true or false, not 'no'"),
+    ("characters", "tokenizer.json", {"model.ignore_merges": True}, UnsupportedError, "ignore_merges of a BPE of char"),
+    ("bytes", "tokenizer.json", {"post_processor": {"type": "Zzz"}}, UnsupportedError, "its post-processor is 'Zzz'"),
+    ("bytes", "tokenizer.json", {"post_processor": {"type": "BertProcessing"}}, UnsupportedError, "'BertProcessing'"),
+    (
+        "bytes",
+        "tokenizer.json",
+        {"post_processor": {"type": "TemplateProcessing", "single": [1, 2]}},
+        FormatError,
+        "'single' of its post-processor should be a list of tokens and texts",
+    ),
+    (
+        "bytes",
+        "tokenizer.json",
+        {"post_processor": {"type": "TemplateProcessing", "pair": [{"SpecialToken": {"id": 1}}]}},
+        FormatError,
+        "'pair' of its post-processor should be a list",
+    ),
+    ("bytes", "tokenizer.json", {"decoder": {"type": "WordPiece"}}, UnsupportedError, "its decoder is 'WordPiece'"),
+    (
+        "characters",
+        "tokenizer.json",
+        {"decoder": {"type": "Strip", "content": " ", "start": 2, "stop": 0}},
         UnsupportedError,
-        "no pattern",
+        "its decoder is 'Strip', content ' ', start 2, stop 0, which forge does not know",
+    ),
+    ("gemma4", "tokenizer.json", {"normalizer": {"type": "Lowercase"}}, UnsupportedError, "goes through 'Lowercase'"),
+    ("gemma4", "tokenizer.json", {"pre_tokenizer": {"type": "Digits"}}, UnsupportedError, "goes through 'Digits'"),
+    (
+        "gemma4",
+        "tokenizer.json",
+        {"pre_tokenizer": {"type": "Metaspace", "replacement": "▁", "split": False}},
+        UnsupportedError,
+        "a space is put before a text, which Gemma 4 does not do",
+    ),
+    *(
+        (kind, "tokenizer.json", {component: value}, FormatError, f"its {component} should ")
+        for kind, component, value in (
+            ("bytes", "normalizer", "NFKC"),
+            ("characters", "normalizer", [{"type": "NFKC"}]),
+            ("gemma4", "pre_tokenizer", 7),
+            ("bytes", "post_processor", {}),
+            ("characters", "decoder", {"type": "Sequence", "decoders": [None]}),
+            ("bytes", "normalizer", {"type": "Sequence"}),
+            ("bytes", "pre_tokenizer", {"type": "Sequence", "pretokenizers": {"a": 1}}),
+            ("bytes", "post_processor", {"type": ["ByteLevel"]}),
+        )
+    ),
+    (
+        "bytes",
+        "tokenizer.json",
+        {"added_tokens": [{"id": 5, "content": "<x>"}]},
+        FormatError,
+        "the id 5 is that of the token '<x>', and of '&', too",
+    ),
+    (
+        "bytes",
+        "tokenizer.json",
+        {"added_tokens": [{"id": 400, "content": "<x>"}, {"id": 400, "content": "<y>"}]},
+        FormatError,
+        "the id 400 is that of the token '<y>', and of '<x>', too",
+    ),
+    (
+        "bytes",
+        "tokenizer.json",
+        {"added_tokens": [{"id": 400, "content": "<x>"}, {"id": 9999, "content": "<x>"}]},
+        FormatError,
+        "tokenizer.json: the token '<x>' has the id 9999, and the id 400, too",
+    ),
+    (
+        "bytes",
+        "tokenizer.json",
+        {"added_tokens": [{"id": 400, "content": "&"}]},
+        FormatError,
+        "the token '&' has the id 400, and the id 5, too",
+    ),
+    (
+        "bytes",
+        "tokenizer_config.json",
+        {"added_tokens_decoder": {"401": {"content": "<|begin|>"}}},
+        FormatError,
+        "tokenizer_config.json: the token '<|begin|>' has the id 401, and the id 400, too",
     ),
     ("bytes", "tokenizer_config.json", {"added_tokens_decoder": [1]}, FormatError, "is not an object of tokens"),
     ("bytes", "tokenizer_config.json", {"added_tokens_decoder": {"x": {}}}, FormatError, "is not an object of tokens"),
@@ -231,9 +316,89 @@ def test_malformed_files_are_one_line(
 ) -> None:
     folder = edited(tmp_path, kind, file, edit)
     with pytest.raises(error) as raised:
-        Tokenizer.from_metadata(read(folder), source="t")
+        Tokenizer.from_metadata(read(folder, kind), source="t")
     assert message in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("ignores", [False, True])
+@pytest.mark.parametrize("digits", [r"\p{N}{1,3}", r"\p{N}"])
+def test_merges_are_ignored_where_the_file_says_so_whatever_the_rule(
+    digits: str, ignores: bool, tmp_path: Path
+) -> None:
+    """Llama 3's rule has names with and without; that with single digits, Qwen 2's, has names without alone."""
+    component = json.loads((DATA / "bytes/tokenizer.json").read_text("utf-8"))["pre_tokenizer"]
+    pattern = component["pretokenizers"][0]["pattern"]
+    pattern["Regex"] = pattern["Regex"].replace(r"\p{N}{1,3}", digits)
+    edit = {"pre_tokenizer": component, "model.ignore_merges": ignores, "model.merges": []}
+    folder = edited(tmp_path, "bytes", "tokenizer.json", edit)
+    theirs = HFTokenizer.from_file(str(folder / "tokenizer.json"))
+    keys = read(folder)
+    ours = Tokenizer.from_metadata(keys, source="t")
+    whole = False
+    for text in ("the", " the", "in on and\n12 345"):
+        ids = ours.encode(text, False)
+        assert ids == theirs.encode(text, add_special_tokens=False).ids
+        whole |= len(ids) < len(text)
+    assert whole == ignores
+    assert keys.get("tokenizer.ggml.ignore_merges") == (True if ignores and digits == r"\p{N}" else None)
+
+
+def test_messages_quote_a_bounded_part_of_a_file_on_one_line(tmp_path: Path) -> None:
+    step = {"type": "Split", "pattern": {"Regex": "\x1b[31m\n" * 999}, "behavior": "Isolated"}
+    odd: dict[str, Any] = {"type": "Zzz\x1b", "\x1b\n" * 9999: 1} | {f"k{i}": i for i in range(9999)}
+    edits = (
+        {"pre_tokenizer": {"type": "Sequence", "pretokenizers": [step] * 40}},
+        *({component: odd} for component in ("normalizer", "pre_tokenizer", "post_processor", "decoder")),
+        {"normalizer": "\x1b" * 9999},
+        {"added_tokens": [{"id": 5, "content": "\x1b\n" * 9999}]},
+    )
+    for number, edit in enumerate(edits):
+        folder = edited(tmp_path / str(number), "bytes", "tokenizer.json", edit)
+        with pytest.raises(ForgeError) as raised:
+            read(folder)
+        assert len(str(raised.value)) < 2000 + len(str(folder))
+        assert str(raised.value).isprintable()
+
+
+def test_a_second_token_before_a_text_is_left_out_with_a_warning(tmp_path: Path) -> None:
+    parts = [{"SpecialToken": {"id": text, "type_id": 0}} for text in ("<|begin|>", "<|stop|>")]
+    template = {"type": "TemplateProcessing", "single": [*parts, {"Sequence": {"id": "A", "type_id": 0}}]}
+    folder = edited(tmp_path, "bytes", "tokenizer.json", {"post_processor": template})
+    with pytest.warns(UserWarning, match=r"adds '<\|stop\|>', too, which forge and llama\.cpp leave out"):
+        assert read(folder)["tokenizer.ggml.bos_token_id"] == 400
+
+
+@pytest.mark.parametrize(
+    ("added", "message"),
+    [
+        ('{"<x>": 1}', r"added_tokens\.json: the id 1 is that of the token '<x>', and of '<s>', too"),
+        ('{"<s>": 700}', r"added_tokens\.json: the token '<s>' has the id 700, and the id 1, too"),
+        ('{"<x>": 2}', r"added_tokens\.json: the id 2 is that of the token '<x>', and of '</s>', too"),
+        ('{"<x>": "2"}', r"added_tokens\.json: added_tokens holds a token without a text or an id"),
+    ],
+)
+def test_tokens_beside_a_tokenizer_model_have_one_id_and_one_text(added: str, message: str, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(DATA / "characters", folder)
+    (folder / "tokenizer.json").unlink()
+    (folder / "added_tokens.json").write_text(added, "utf-8")
+    with pytest.raises(FormatError, match=message):
+        read(folder)
+    (folder / "added_tokens.json").unlink()
+    (folder / "config.json").write_text('{"vocab_size": 100}', "utf-8")
+    with pytest.raises(FormatError, match=r"tokenizer\.model: model\.vocab has ids from 0 to"):
+        read(folder)
+
+
+def test_what_a_tokenizer_model_removes_is_said(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(DATA / "characters", folder)
+    (folder / "tokenizer.json").unlink()
+    data = (folder / "tokenizer.model").read_bytes()
+    (folder / "tokenizer.model").write_bytes(data[:-1] + b"\x01")  # the flag is the file's last field
+    with pytest.warns(UserWarning, match="changed by 'remove_extra_whitespaces', which forge and llama.cpp leave out"):
+        read(folder)
 
 
 def test_a_directory_without_a_tokenizer_json_says_what_it_has(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from forge.checkpoints.halves import Half, checked
 from forge.errors import FormatError, ParameterError, UnsupportedError
 from forge.formats import gguf
 from forge.formats.checkpoint import Checkpoint
-from forge.formats.source import show
+from forge.formats.source import is_directory, show
 from forge.models.adapters import Adapter
 
 MAX_ADAPTERS = 256
@@ -31,8 +31,9 @@ def check_adapters(adapters: object) -> dict[str, Path]:
         if not isinstance(name, str) or not 0 < len(name) <= MAX_NAME_CHARS or not name.isprintable():
             message = f"adapters: a name must be 1 to {MAX_NAME_CHARS} printable characters, not {show(name)}"
             raise ParameterError(message, parameter="adapters")
-        if not isinstance(path, str | os.PathLike):
-            message = f"adapters: {show(name)} must be a path, not a {type(path).__name__}"
+        if not isinstance(path, str | os.PathLike) or not isinstance(os.fspath(path), str) or not os.fspath(path):
+            what = "empty" if path == "" else f"a {type(path).__name__}"
+            message = f"adapters: {show(name)} must be a path, not {what}"
             raise ParameterError(message, parameter="adapters")
     return {name: Path(path) for name, path in adapters.items()}
 
@@ -43,7 +44,7 @@ def read_adapter(path: Path, model: Checkpoint) -> Adapter:
     Raises FormatError for a file that is not readable, forged, or of another model, UnsupportedError for what is not
     plain LoRA of the products of layers.
     """
-    if path.is_dir():
+    if is_directory(path):
         return peft.read_directory(path, model)
     if path.name in (peft.WEIGHTS, peft.CONFIG, peft.PICKLED):
         raise FormatError(f"{path}: is a file of an adapter: give its directory")

@@ -16,9 +16,10 @@ from forge.checkpoints.recipes import check_recipe, is_float32, new_types
 from forge.checkpoints.retyped import Retyped
 from forge.config import Progress
 from forge.display import watched
-from forge.errors import ParameterError
+from forge.errors import FormatError, ParameterError
 from forge.formats.checkpoint import Checkpoint, TensorInfo, Value
 from forge.formats.ggml import GGMLType
+from forge.formats.source import is_directory, status
 from forge.keywords import keywords
 
 _FLOATS = {type.name: type for type in (GGMLType.F32, GGMLType.F16, GGMLType.BF16)}
@@ -86,20 +87,37 @@ def convert(
             weights were quantized before.
         ForgeError: The model is damaged or unknown; the file cannot be written.
     """
-    target = Path(path)
     chosen = None if type is None else check_type(type)
-    if target.suffix != ".gguf":
-        raise ParameterError(f"path must end in .gguf, not {str(target)!r:.200}", parameter="path")
-    if target.is_dir() or not target.parent.is_dir():
-        what = "is a directory" if target.is_dir() else f"cannot be written: {target.parent} is no directory"
-        raise ParameterError(f"path {target} {what}", parameter="path")
-    if target.exists() and not force:
-        raise ParameterError(f"path {target} exists", parameter="path", hint="use force=True to replace it")
-    with watched(progress) as report, open_checkpoint(hub.resolve(str(model), progress=report)) as source:
-        if any(target.exists() and other.samefile(target) for other in source.paths):
+    if not isinstance(model, str | os.PathLike):
+        raise ParameterError(f"model must be a name or a path, not {model!r:.60}", parameter="model")
+    target = _target(path, force)
+    named = model if isinstance(model, str) else Path(model)
+    with watched(progress) as report, open_checkpoint(hub.resolve(named, progress=report)) as source:
+        there = status(target)
+        if there is not None and any(os.path.samestat(there, now) for other in source.paths if (now := status(other))):
             raise ParameterError(f"path {target} is the model itself: give another one", parameter="path")
         changed = source if chosen is None and source.format == "GGUF" else retyped(source, chosen)
         return Converted(target, write_gguf(changed, target, report), changed.notes)
+
+
+def _target(path: object, force: bool) -> Path:
+    """The path of a file that may be written. Raises ParameterError for another."""
+    if not isinstance(path, str | os.PathLike) or not isinstance(os.fspath(path), str):
+        raise ParameterError(f"path must be a path, not {path!r:.60}", parameter="path")
+    target = Path(path)
+    if target.suffix != ".gguf":
+        raise ParameterError(f"path must end in .gguf, not {str(target)!r:.200}", parameter="path")
+    try:
+        is_closed, is_folder = not is_directory(target.parent), is_directory(target)
+        is_there = status(target, follows=False) is not None  # a link that leads nowhere would be replaced, too
+    except FormatError as error:
+        raise ParameterError(f"path {error}", parameter="path") from None
+    if is_folder or is_closed:
+        what = "is a directory" if is_folder else f"cannot be written: {target.parent} is no directory"
+        raise ParameterError(f"path {target} {what}", parameter="path")
+    if is_there and not force:
+        raise ParameterError(f"path {target} exists", parameter="path", hint="use force=True to replace it")
+    return target
 
 
 def retyped(model: Checkpoint, type: str | None) -> Retyped:
@@ -121,6 +139,7 @@ def retyped(model: Checkpoint, type: str | None) -> Retyped:
     changed = Retyped(model, types, "type")
     folder = model.path if model.path.is_dir() else model.path.parent
     name = model.path.stem if model.format == "GGUF" else _files.model_name(folder).rpartition("/")[2]
+    name = name.encode(errors="replace").decode()  # a directory's name may be bytes of no encoding
     number = _FILE_TYPES.get(type or _usual(changed.tensors).name)
     new: dict[str, Value] = {"general.quantization_version": _QUANTIZATION_VERSION}
     new |= {} if number is None else {"general.file_type": number}

@@ -1,6 +1,5 @@
 """The tokenizer of a Hugging Face directory, read from its files."""
 
-import os
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 from forge.errors import FormatError
 from forge.formats.model_directory import member, read_json, read_text
 from forge.formats.sentencepiece import read_sentencepiece
-from forge.formats.source import show
+from forge.formats.source import names_in, show, status
 from forge.tokenizer.huggingface import HuggingFaceFiles, ScoredPieces, tokenizer_metadata
 
 _SENTENCEPIECE = "tokenizer.model"
@@ -53,7 +52,7 @@ def _sentencepiece(folder: Path, settings: Mapping[str, Any]) -> tuple[dict[str,
     settings: tokenizer_config.json, whose `added_tokens_decoder` says more of the tokens that it holds.
     """
     path = member(folder, _SENTENCEPIECE)
-    if not os.path.lexists(path):
+    if status(path, follows=False) is None:
         raise FormatError(f"{folder}: has no tokenizer.json{_others(folder)}")
     found = read_sentencepiece(path)
     if found.changes:
@@ -80,7 +79,7 @@ def _is_of(text: str, described: Any) -> bool:
 def _others(folder: Path) -> str:
     """What to do without a tokenizer.json, by the files that are there instead."""
     known = ("tekken.json", "vocab.json", "vocab.txt")
-    there = next((name for name in known if os.path.lexists(folder / name)), None)
+    there = next((name for name in known if status(folder / name, follows=False)), None)
     if there is None:
         return ": fetch the file of the model that this one was made from"
     return f", only {there}: save the tokenizer anew by transformers' AutoTokenizer(...).save_pretrained"
@@ -92,11 +91,7 @@ def _templates(folder: Path) -> dict[str, str]:
     older = (read_json(folder, "chat_template.json") or {}).get("chat_template")
     if isinstance(older, str):
         found["default"] = older
-    try:
-        names = sorted(os.listdir(folder / _MORE_TEMPLATES))
-    except (FileNotFoundError, NotADirectoryError):
-        names = []
-    names = [name for name in names if name.endswith(".jinja")]
+    names = [name for name in names_in(folder / _MORE_TEMPLATES) if name.endswith(".jinja")]
     if len(names) > _MAX_TEMPLATES:
         raise FormatError(f"{folder / _MORE_TEMPLATES}: holds {len(names)} templates, more than {_MAX_TEMPLATES}")
     files = {"default": "chat_template.jinja"} | {name[:-6]: f"{_MORE_TEMPLATES}/{name}" for name in names}

@@ -6,7 +6,6 @@ in tokenizer.json. Opening reads headers and small files; a tensor is put togeth
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping
 from difflib import get_close_matches
@@ -29,7 +28,7 @@ from forge.formats.blocks import Bytes
 from forge.formats.checkpoint import Checkpoint, TensorInfo, Value
 from forge.formats.ggml import GGMLType
 from forge.formats.model_directory import read_json
-from forge.formats.source import show
+from forge.formats.source import show, status
 from forge.formats.strict_json import Json, show_json
 from forge.models.arch import ARCHS
 
@@ -94,7 +93,7 @@ def open_directory(directory: Path) -> HuggingFaceDirectory:
 
 def has_safetensors(directory: Path) -> bool:
     """Whether a directory has the files that `open_directory` reads weights of."""
-    return any(os.path.lexists(directory / name) for name in (safetensors.SINGLE, safetensors.INDEX))
+    return any(status(directory / name, follows=False) for name in (safetensors.SINGLE, safetensors.INDEX))
 
 
 def in_words_of_gguf(

@@ -7,7 +7,6 @@ genai_config.json and the graph (`onnx_genai`). The graph is not executed.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -30,7 +29,7 @@ from forge.checkpoints.views import Joined, Stored, Transposed, View, Widened
 from forge.errors import FormatError
 from forge.formats.model_directory import member, read_json
 from forge.formats.onnx import ONNX
-from forge.formats.source import show
+from forge.formats.source import is_directory, names_in, show, status
 from forge.formats.strict_json import Json
 
 _CONFIG = "config.json"
@@ -63,7 +62,7 @@ def open_onnx(path: Path) -> OnnxModel:
     Raises FormatError for files that are missing, truncated or forged, UnsupportedError for a graph that is no known
     decoder, and for a family without a row.
     """
-    file = _model_file(path) if path.is_dir() else path
+    file = _model_file(path) if is_directory(path) else path
     directory = file.parent.parent if _is_folder(file.parent) else file.parent
     model = ONNX(file, directory)
     try:
@@ -85,8 +84,7 @@ def open_onnx(path: Path) -> OnnxModel:
 
 def has_onnx(directory: Path) -> bool:
     """Whether a directory has .onnx files where `open_onnx` looks for them."""
-    folders = (directory, directory / _FOLDER)
-    return any(name.endswith(".onnx") for folder in folders if folder.is_dir() for name in os.listdir(folder))
+    return any(name.endswith(".onnx") for folder in (directory, directory / _FOLDER) for name in names_in(folder))
 
 
 def _model_file(directory: Path) -> Path:
@@ -96,9 +94,9 @@ def _model_file(directory: Path) -> Path:
         genai = genai.get(key) if isinstance(genai, dict) else None
     names = [genai] if isinstance(genai, str) else [*_FILES, *(f"{_FOLDER}/{name}" for name in _FILES)]
     for name in names:
-        if (found := member(directory, name)).exists():
+        if status(found := member(directory, name)) is not None:
             return found
-    others = sorted(name for name in os.listdir(directory) if name.endswith(".onnx"))
+    others = [name for name in names_in(directory) if name.endswith(".onnx")]
     if len(others) == 1:
         return member(directory, others[0])
     if not others:
@@ -108,7 +106,7 @@ def _model_file(directory: Path) -> Path:
 
 def _is_folder(folder: Path) -> bool:
     """Whether a folder holds the .onnx files of the directory above it, as transformers.js has them."""
-    return folder.name == _FOLDER and not (folder / _CONFIG).exists() and (folder.parent / _CONFIG).exists()
+    return folder.name == _FOLDER and status(folder / _CONFIG) is None and status(folder.parent / _CONFIG) is not None
 
 
 def _config(

@@ -8,7 +8,6 @@ Facts: `LoraConfig`, the layers and `get_pattern_key` of PEFT.
 from __future__ import annotations
 
 import math
-import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -28,7 +27,7 @@ from forge.formats import safetensors
 from forge.formats.checkpoint import Checkpoint
 from forge.formats.model_directory import member, read_json
 from forge.formats.safetensors import SafeTensors
-from forge.formats.source import PICKLE, show
+from forge.formats.source import PICKLE, show, status
 from forge.formats.strict_json import Json, show_json
 from forge.models.adapters import Adapter
 
@@ -65,8 +64,8 @@ def read_directory(directory: Path, model: Checkpoint) -> Adapter:
         )
     path = directory / CONFIG
     _check_config(config, path)
-    if not os.path.lexists(member(directory, WEIGHTS)):
-        what = f", but {PICKLED}: {PICKLE}" if os.path.lexists(directory / PICKLED) else ": download it again"
+    if status(member(directory, WEIGHTS), follows=False) is None:
+        what = f", but {PICKLED}: {PICKLE}" if status(directory / PICKLED, follows=False) else ": download it again"
         raise FormatError(f"{directory}: has no {WEIGHTS}{what}")
     rows = [family for family in FAMILIES.values() if family.arch == model.get_str("general.architecture")]
     if not rows:

@@ -7,12 +7,13 @@ import os
 from pathlib import Path
 
 from forge.errors import FormatError
-from forge.formats.source import read_whole, show
+from forge.formats.source import read_whole, show, status
 from forge.formats.strict_json import MAX_VALUES, Json, read_object
 
 # Most bytes of each file that is read whole. The largest known: a tokenizer.json of 33 MB, an index of 20 MB.
 MAX_BYTES = {"tokenizer.json": 128 << 20, "model.safetensors.index.json": 64 << 20}
 MAX_OTHER_BYTES = 8 << 20
+MAX_NAME_CHARS, MAX_PART_BYTES = 512, 255  # the second is Linux's
 
 
 def member(directory: Path, name: str) -> Path:
@@ -21,7 +22,9 @@ def member(directory: Path, name: str) -> Path:
     Raises FormatError if the name, or a link, leads out of the directory. The files of a snapshot in the Hugging Face
     cache are links to ../../blobs, which belongs to it.
     """
-    if not name.isprintable() or "\\" in name or {"", ".", ".."}.intersection(name.split("/")):
+    parts = name.split("/")
+    is_long = len(name) > MAX_NAME_CHARS or any(len(part.encode(errors="replace")) > MAX_PART_BYTES for part in parts)
+    if is_long or not name.isprintable() or "\\" in name or {"", ".", ".."}.intersection(parts):
         raise FormatError(f"{directory}: {show(name)} is no name of a file in this directory: the model is forged")
     path = directory / name
     base, real = Path(os.path.realpath(directory)), Path(os.path.realpath(path))
@@ -35,7 +38,7 @@ def member(directory: Path, name: str) -> Path:
 def read_json(directory: Path, name: str, max_values: int = MAX_VALUES) -> dict[str, Json] | None:
     """The object in a JSON file of a directory; None if there is no such file. Raises FormatError as `read_object`."""
     path = member(directory, name)
-    if not os.path.lexists(path):
+    if status(path, follows=False) is None:
         return None
     return read_object(path, MAX_BYTES.get(name, MAX_OTHER_BYTES), max_values)
 
@@ -43,7 +46,7 @@ def read_json(directory: Path, name: str, max_values: int = MAX_VALUES) -> dict[
 def read_text(directory: Path, name: str) -> str | None:
     """The text of a file of a directory, such as chat_template.jinja; None if there is no such file."""
     path = member(directory, name)
-    if not os.path.lexists(path):
+    if status(path, follows=False) is None:
         return None
     try:
         return str(read_whole(path, MAX_OTHER_BYTES), "utf-8")

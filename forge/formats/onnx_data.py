@@ -6,7 +6,7 @@ from pathlib import Path
 from forge.errors import FormatError
 from forge.formats.model_directory import member
 from forge.formats.protobuf import Message
-from forge.formats.source import Source, show
+from forge.formats.source import Source, show, status
 
 MAX_FILES = 256
 _NUMBER = re.compile(r"[0-9]{1,18}")
@@ -78,7 +78,7 @@ class DataFiles:
                 path = member(self._directory, self._folder + location.removeprefix("./"))
             except FormatError as error:
                 raise FormatError(f"{error} (the external data of {where})") from None
-            if not path.exists():
+            if status(path) is None:
                 raise FormatError(f"{path}: is missing: put it, the external data of {where}, beside {self.path.name}")
             self._numbers[location] = len(self.sources)
             self.sources.append(Source(path))

@@ -5,7 +5,6 @@ JSON object, and the tensors' bytes, which cover the rest of the file without a 
 weights. Weights are read and not mapped, as `source` says, so no page is held twice.
 """
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
@@ -20,7 +19,7 @@ from numpy.typing import NDArray
 from forge.errors import ForgeError, FormatError, ParameterError, UnsupportedError
 from forge.formats import strict_json
 from forge.formats.model_directory import member, read_json
-from forge.formats.source import PICKLE, U64, Source, guess, is_pickle, show
+from forge.formats.source import PICKLE, U64, Source, guess, is_pickle, names_in, show, status
 from forge.formats.strict_json import Json, show_json
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -143,7 +142,7 @@ def read_directory(directory: Path) -> SafeTensors:
 
     Raises as `read_file` does, and FormatError for an index that is forged or does not fit its shards.
     """
-    if os.path.lexists(single := member(directory, SINGLE)):
+    if status(single := member(directory, SINGLE), follows=False) is not None:
         return SafeTensors(directory, [_File(single)])
     listed = _listed(directory)
     files: list[_File] = []
@@ -279,7 +278,7 @@ def _shards(directory: Path, listed: dict[str, str]) -> list[Path]:
         raise FormatError(f"{directory / INDEX}: names {len(names)} shards, allowed are {MAX_SHARDS}")
     paths = [member(directory, name) for name in names]
     for path in paths:
-        if not path.exists():
+        if status(path) is None:
             raise FormatError(f"{path}: one of {len(names)} shards is missing: put it beside {INDEX}")
     return paths
 
@@ -295,10 +294,7 @@ def _check_shard(file: _File, listed: dict[str, str]) -> None:
 
 
 def _no_weights(directory: Path) -> FormatError:
-    try:
-        names = sorted(os.listdir(directory))
-    except OSError as error:
-        return FormatError(f"{directory}: cannot be read: {error.strerror}")
+    names = names_in(directory)
     problem = f"{directory}: has neither {SINGLE} nor {INDEX}"
     if pickles := [name for name in names if is_pickle(name)]:
         return FormatError(f"{problem}, but {show(pickles[0])}: {PICKLE}")

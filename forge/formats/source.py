@@ -20,6 +20,7 @@ from forge.errors import FormatError, OutOfMemoryError
 U64 = Struct("<Q")
 
 _MIN_READ = 1 << 16
+_MAX_PATH_CHARS = 500
 
 PICKLE = "PyTorch's pickles run code when they are opened: take the model's safetensors, or save_pretrained it anew"
 _PICKLE_ENDS = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
@@ -48,6 +49,42 @@ def show(value: str | bytes | bool | int | float | Sized) -> str:
         return f"an array of {len(value)}"
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def status(path: Path, *, follows: bool = True) -> os.stat_result | None:
+    """What is at a path; None = nothing. follows: A link is what it leads to, and one that leads nowhere is nothing.
+
+    Raises FormatError for a path that cannot be looked at: too long, behind a closed directory, links in a circle.
+    """
+    try:
+        return os.stat(path, follow_symlinks=follows)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise FormatError(f"{_shown(path)}: cannot be read: {error.strerror}") from None
+    except ValueError as error:  # a null byte, or what the file system's encoding cannot spell
+        raise FormatError(f"{show(str(path))}: cannot be read: {error}") from None
+
+
+def is_directory(path: Path) -> bool:
+    """Whether a path is a directory. Raises FormatError as `status` does."""
+    found = status(path)
+    return found is not None and stat.S_ISDIR(found.st_mode)
+
+
+def names_in(directory: Path) -> list[str]:
+    """The sorted names in a directory, none if there is no such directory. Raises FormatError for a closed one."""
+    try:
+        return sorted(os.listdir(directory))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise FormatError(f"{_shown(directory)}: cannot be read: {error.strerror}") from None
+
+
+def _shown(path: Path) -> str:
+    """A path for a message; of one that is too long for the system its begin."""
+    return str(path) if len(str(path)) <= _MAX_PATH_CHARS else show(str(path))
 
 
 def is_pickle(name: str) -> bool:

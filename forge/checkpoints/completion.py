@@ -6,11 +6,13 @@ The converter writes none of these. A key is written only where `models` would c
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
+from forge.checkpoints import extras, family_keys
 from forge.checkpoints.family import Family
-from forge.checkpoints.keys import Metadata, single
+from forge.checkpoints.keys import FACTORS, Metadata, rope, single
 from forge.checkpoints.settings import Settings
 from forge.errors import UnsupportedError
 from forge.models.arch import ARCHS
@@ -25,6 +27,27 @@ _ACTIVATIONS = {
 """What config.json calls what `models` computes."""
 _BASE = 10_000.0
 """The base of the rotation where a file names none."""
+_ROPE_KINDS: Mapping[Callable[..., object], tuple[str, ...]] = {
+    rope: ("linear", "yarn"),
+    extras.llama3_factors: ("llama3",),
+    extras.longrope_factors: ("longrope",),
+    extras.proportional_factors: ("proportional",),
+    family_keys.hunyuan: ("dynamic",),
+}
+"""What of a family's row carries out which kinds of RoPE, beside the plain one."""
+
+
+def check_rope_kind(settings: Settings, family: Family) -> None:
+    """Raises UnsupportedError for a kind of RoPE that nothing in the family's row carries out."""
+    carried = {"default"}.union(
+        *(kinds for some, kinds in _ROPE_KINDS.items() if some in (*family.keys, *family.extras))
+    )
+    kind = settings.rope()["rope_type"]
+    if kind not in carried:
+        raise UnsupportedError(
+            f"{settings.path}: RoPE scaling {kind!r:.60} is not supported in {family.arch}, of "
+            f"{', '.join(sorted(carried))} it is"
+        )
 
 
 def complete(keys: Metadata, settings: Settings, family: Family) -> None:
@@ -32,9 +55,9 @@ def complete(keys: Metadata, settings: Settings, family: Family) -> None:
     arch = ARCHS[family.arch]
     _check(settings, family, arch)
     local = _windows(keys, settings, family, arch)
-    _check_rotations(settings, arch, local)
     scaling = settings.rope()
     base = settings.checked_number("rope_theta", scaling.get("rope_theta", _BASE), 1.0)
+    _check_rotations(settings, arch, local, base)
     if "rope.freq_base" not in keys and base != _BASE and arch.nope != "all":
         keys["rope.freq_base"] = single(base)
     if settings.local_rope().get("rope_type") not in (None, "default"):
@@ -60,7 +83,7 @@ def _magnitude(keys: Metadata, settings: Settings) -> None:
     scaling = settings.rope()
     if "rope.scaling.yarn_attn_factor" in keys or not (scaling.get("mscale") and scaling.get("mscale_all_dim")):
         return
-    growth = 0.1 * math.log(max(settings.checked_number("factor", scaling.get("factor", 1.0), 1e-3, 1e6), 1.0))
+    growth = 0.1 * math.log(max(settings.rope_number("factor", *FACTORS), 1.0))
     of_all = settings.checked_number("mscale_all_dim", scaling["mscale_all_dim"], 0.0, 1e3)
     magnitude = (growth * settings.checked_number("mscale", scaling["mscale"], 0.0, 1e3) + 1.0) / (
         growth * of_all + 1.0
@@ -87,7 +110,7 @@ def _check(settings: Settings, family: Family, arch: Arch) -> None:
 def _windows(keys: Metadata, settings: Settings, family: Family, arch: Arch) -> list[bool]:
     """Whether each layer has a window. Writes the keys for that, unless the others say the same."""
     layers = range(settings.layers)
-    local = _local_layers(settings, family)
+    local = _local_layers(settings, family, arch)
     window = settings.integer(family.window) if settings.has(family.window) else 0
     if not window:
         local = [False for _ in layers]
@@ -102,7 +125,7 @@ def _windows(keys: Metadata, settings: Settings, family: Family, arch: Arch) -> 
     return local
 
 
-def _local_layers(settings: Settings, family: Family) -> list[bool]:
+def _local_layers(settings: Settings, family: Family, arch: Arch) -> list[bool]:
     layers = range(settings.layers)
     if settings.has("use_sliding_window") and not settings.flag("use_sliding_window"):
         return [False for _ in layers]
@@ -115,8 +138,9 @@ def _local_layers(settings: Settings, family: Family) -> list[bool]:
         case "all":
             return [True for _ in layers]
         case "listed":
-            first = settings.integer("max_window_layers", 0) if settings.has("use_sliding_window") else len(layers)
-            return [layer >= first for layer in layers]
+            return [layer >= settings.integer("max_window_layers") for layer in layers]
+        case "unrotated":
+            return [not is_rotated for is_rotated in _rotated(arch, layers)]
         case every:
             names = "sliding_window_pattern _sliding_window_pattern no_rope_layer_interval"
             found = settings.find(names)
@@ -126,20 +150,29 @@ def _local_layers(settings: Settings, family: Family) -> list[bool]:
             return [(layer + 1) % every != 0 for layer in layers]
 
 
-def _check_rotations(settings: Settings, arch: Arch, local: list[bool]) -> None:
+def _rotated(arch: Arch, layers: range) -> list[int]:
+    """Whether each layer rotates, where every Nth does not."""
+    return [int((layer + 1) % arch.nope_every != 0) for layer in layers]
+
+
+def _check_rotations(settings: Settings, arch: Arch, local: list[bool], base: float) -> None:
     """Raises UnsupportedError if other layers are rotated than in all models of the family."""
+    layers = range(settings.layers)
     if arch.nope_every:
-        expected = [int((layer + 1) % arch.nope_every != 0) for layer in range(settings.layers)]
+        expected = _rotated(arch, layers)
     elif arch.nope == "global" and any(local):
         expected = [int(is_local) for is_local in local]
     else:
         expected = [1] * settings.layers
-    if (
-        settings.values.get("no_rope_layers")
-        and [int(bool(x)) for x in settings.per_layer("no_rope_layers")] != expected
-    ):
-        raise UnsupportedError(f"{settings.path}: no_rope_layers says other layers than the family's are not rotated")
-    if settings.has("layer_rope_theta"):
-        base = settings.rope().get("rope_theta", _BASE)
-        if settings.per_layer("layer_rope_theta") != [base * is_rotated for is_rotated in expected]:
-            raise UnsupportedError(f"{settings.path}: layer_rope_theta with several bases is not supported")
+    name, found = "no_rope_layers", expected
+    if settings.stated.get(name) not in (None, []):  # an empty list is as none in Llama 4's files
+        found = [int(bool(entry)) for entry in settings.per_layer(name)]
+    elif settings.has("no_rope_layer_interval"):
+        name = "no_rope_layer_interval"
+        every = settings.integer(name, min=1)
+        found = [int((layer + 1) % every != 0) for layer in layers]
+    if found != expected:
+        raise UnsupportedError(f"{settings.path}: {name} says other layers than the family's are not rotated")
+    bases = [base * is_rotated for is_rotated in expected]
+    if settings.has("layer_rope_theta") and settings.per_layer("layer_rope_theta") != bases:
+        raise UnsupportedError(f"{settings.path}: layer_rope_theta with several bases is not supported")

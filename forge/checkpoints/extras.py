@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
+from forge.checkpoints.keys import FACTORS
 from forge.checkpoints.settings import Settings
 from forge.checkpoints.views import Numbers, View
 from forge.errors import UnsupportedError
@@ -19,12 +20,11 @@ def llama3_factors(settings: Settings) -> Mapping[str, View]:
     rope = settings.rope()
     if rope["rope_type"] != "llama3":
         return {}
-    number = settings.checked_number
-    factor = number("factor", rope.get("factor", 8.0), 1e-3, 1e6)
-    low = number("low_freq_factor", rope.get("low_freq_factor", 1.0), 1e-6, 1e6)
-    high = number("high_freq_factor", rope.get("high_freq_factor", 4.0), 1e-6, 1e6)
-    context = number("original_max_position_embeddings", rope.get("original_max_position_embeddings", 8192), 1.0)
-    base = number("rope_theta", rope.get("rope_theta", 10_000.0), 1.0)
+    factor = settings.rope_number("factor", *FACTORS)
+    low = settings.rope_number("low_freq_factor", 1e-6, 1e6)
+    high = settings.rope_number("high_freq_factor", 1e-6, 1e6)
+    context = settings.rope_number("original_max_position_embeddings", 1.0)
+    base = settings.checked_number("rope_theta", rope.get("rope_theta", 10_000.0), 1.0)
     dim = settings.head_dim
     frequencies = np.float32(1.0) / np.float32(base) ** (np.arange(0, dim, 2, dtype=np.float32) / np.float32(dim))
     return {"rope_freqs.weight": Numbers(llama3_divisors(frequencies, factor, low, high, context))}

@@ -33,8 +33,19 @@ _MINISTRAL = replace(
     local_layers="all",
     defaults={"rms_norm_eps": 1e-5},
 )
-QWEN2 = Family(arch="qwen2", keys=(*keys.LIKE_LLAMA, keys.stated_head_length), defaults=EPS_6, local_layers="listed")
-QWEN3 = replace(QWEN2, arch="qwen3", keys=(*keys.LIKE_LLAMA, keys.head_length), defaults={**EPS_6, "head_dim": 128})
+_QWEN_WINDOWS = {"use_sliding_window": False, "sliding_window": 4096, "max_window_layers": 28}
+QWEN2 = Family(
+    arch="qwen2",
+    keys=(*keys.LIKE_LLAMA, keys.stated_head_length),
+    defaults={**EPS_6, **_QWEN_WINDOWS},
+    local_layers="listed",
+)
+QWEN3 = replace(
+    QWEN2,
+    arch="qwen3",
+    keys=(*keys.LIKE_LLAMA, keys.head_length),
+    defaults={**QWEN2.defaults, "head_dim": 128},
+)
 _GEMMA_KEYS = (*keys.PLAIN, keys.EPS, keys.head_length)
 _GEMMA_DEFAULTS = {**EPS_6, "max_position_embeddings": 8192, "head_dim": 256}
 GEMMA3 = Family(
@@ -123,7 +134,9 @@ DENSE: dict[str, Family] = {
         extras=(extras.norms_of_heads,),
         norms_less_one="attn_norm|ffn_norm|post_attention_norm|post_ffw_norm",
         keys=(
-            *keys.LIKE_LLAMA,
+            *keys.PLAIN,
+            keys.EPS,
+            keys.rope_base,
             keys.head_length,
             keys.FINAL_SOFTCAP,
             keys.table("float logit_scale output_multiplier"),
@@ -169,7 +182,8 @@ layers.#.mlp.gate_up_proj blk.#.ffn_up
         edits=PAIRED,
         extras=(extras.llama3_factors,),
         keys=(*keys.LIKE_LLAMA, keys.stated_head_length, keys.VOCABULARY, keys.rotated_head),
-        defaults={**EPS_6, "rope_theta": 2e6},
+        defaults={**EPS_6, "rope_theta": 2e6, "no_rope_layer_interval": 4, "use_sliding_window": False},
+        local_layers="unrotated",
         is_tied=True,
     ),
     "exaone4": Family(

@@ -74,6 +74,7 @@ _ERNIE_MOE = replace(
         "moe_num_shared_experts": 2,
         "moe_layer_start_index": 1,
     },
+    expects={"moe_norm_min": (1e-12,)},
     unused=r"mtp_.*",
 )
 _NAMES_OF_GLM4_MOE = (
@@ -128,7 +129,7 @@ layers.#.mlp.shared_expert_gate blk.#.ffn_gate_inp_shexp
             keys.EXPERT_WIDTH,
             keys.table("int? expert_shared_feed_forward_length shared_expert_intermediate_size"),
         ),
-        defaults={**EPS_6, "norm_topk_prob": False},
+        defaults={**QWEN2.defaults, "norm_topk_prob": False},
         expects=_QWEN_EXPERTS,
     ),
     "qwen3_moe": replace(
@@ -137,8 +138,9 @@ layers.#.mlp.shared_expert_gate blk.#.ffn_gate_inp_shexp
         names=LLAMA_NAMES | _EXPERT_NAMES,
         edits=_SPLIT_EXPERTS,
         keys=(*QWEN2.keys, keys.EXPERT_WIDTH),
-        defaults={**EPS_6, "norm_topk_prob": False},
+        defaults={**QWEN2.defaults, "norm_topk_prob": False},
         expects=_QWEN_EXPERTS,
+        local_layers="all",
     ),
     "gemma4_text": Family(
         arch="gemma4",
@@ -194,6 +196,7 @@ layers.#.feed_forward.shared_expert.down_proj blk.#.ffn_down_shexp
             "max_position_embeddings": 131072,
             "head_dim": 128,
             "attention_chunk_size": 8192,
+            "no_rope_layer_interval": 4,
         },
         local_layers=4,
         window="attention_chunk_size",

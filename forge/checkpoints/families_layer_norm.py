@@ -7,10 +7,11 @@ from dataclasses import replace
 from forge.checkpoints import edits, family_keys, keys
 from forge.checkpoints.family import BASE_10_000, LAYER_EPS_5, LLAMA_NAMES, PAIRED, Family, names
 
+_COHERE_KEYS = (*keys.PLAIN, keys.EPS, keys.rope_base)
 _COHERE = Family(
     arch="command-r",
     keys=(
-        *keys.LIKE_LLAMA,
+        *_COHERE_KEYS,
         keys.table("int context_length model_max_length max_position_embeddings"),
         keys.LOGIT_SCALE,
         keys.no_scaling,
@@ -122,7 +123,7 @@ layers.#.mlp.c_proj blk.#.ffn_down
         _COHERE,
         arch="cohere2",
         keys=(
-            *keys.LIKE_LLAMA,
+            *_COHERE_KEYS,
             keys.head_length,
             keys.LOGIT_SCALE,
             keys.WINDOW,

@@ -86,9 +86,9 @@ class Family:
     """What config.json may leave out, as transformers' configuration class has it."""
     expects: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     """Values that `models` computes with, of keys that change what a model computes and that GGUF has no key for."""
-    local_layers: Literal["none", "all", "listed"] | int = "none"
+    local_layers: Literal["none", "all", "listed", "unrotated"] | int = "none"
     """Layers with a window where config.json has no layer_types: those from max_window_layers on for "listed", all but
-    every Nth for a number."""
+    every Nth for a number. None has a window if use_sliding_window is false."""
     window: str = "sliding_window"
     """The key of the window."""
     scales_scores: bool = False

@@ -67,7 +67,7 @@ def llama4(settings: Settings, _: Mapping[str, View]) -> Metadata:
     if local is not None and not any(local):
         return found | {"attention.sliding_window": 0}
     found["attention.sliding_window"] = number("attention_chunk_size", 8192)
-    if settings.values.get("attn_temperature_tuning", True):  # the first files say 4
+    if settings.stated.get("attn_temperature_tuning", True):  # the first files say 4
         scale = settings.number("attn_scale", 0.1)
         found |= {
             "attention.temperature_length": number("floor_scale", 8192),
@@ -119,7 +119,7 @@ def hunyuan(settings: Settings, _: Mapping[str, View]) -> Metadata:
     scaling = settings.rope()
     if scaling["rope_type"] != "dynamic":
         return {}
-    alpha = settings.checked_number("alpha", scaling.get("alpha", 50.0), 1.0, 1e6)
+    alpha = settings.rope_number("alpha", 1.0, 1e6)
     base = settings.checked_number("rope_theta", scaling.get("rope_theta", 10_000.0), 1.0, 1e9)
     dim = max(settings.head_dim, 4)
     return {

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Protocol
 
-from forge.checkpoints.completion import complete
+from forge.checkpoints.completion import check_rope_kind, complete
 from forge.checkpoints.families import FAMILIES
 from forge.checkpoints.family import Family
 from forge.checkpoints.hf_tokenizer import read_tokenizer
@@ -119,6 +119,7 @@ def in_words_of_gguf(
 
 def keys_of(settings: Settings, family: Family, stored: Mapping[str, View]) -> Metadata:
     """The model's keys below its architecture's prefix, by its numbers and its stored tensors."""
+    check_rope_kind(settings, family)
     keys: Metadata = {}
     for some in family.keys:
         keys |= some(settings, stored)

@@ -124,7 +124,7 @@ def _compressed(settings: Settings, config: dict[str, Any]) -> _Layout:
     groups = config.get("config_groups")
     if type(groups) is not dict or not groups:
         settings.refuse(f"{_CONFIG}.config_groups", "an object of groups", groups)
-    sizes = set()
+    sizes, have_zeros = set(), set()
     for name, group in groups.items():
         weights = group.get("weights") if type(group) is dict else None
         if type(weights) is not dict:
@@ -133,6 +133,7 @@ def _compressed(settings: Settings, config: dict[str, Any]) -> _Layout:
         for key, known in (("type", ("int", None)), ("strategy", ("group", "channel", None))):
             if weights.get(key) not in known:
                 _refuse(settings, f"weights.{key}", weights.get(key))
+        have_zeros.add(weights.get("symmetric", True) is not True)
         size = weights.get("group_size")
         sizes.add(-1 if size is None or weights.get("strategy") == "channel" else _group(settings, size))
     if len(sizes) > 1:
@@ -140,8 +141,11 @@ def _compressed(settings: Settings, config: dict[str, Any]) -> _Layout:
         raise UnsupportedError(
             f"{settings.path}: config_groups with groups of different sizes, {found}, are not supported"
         )
+    if len(have_zeros) > 1:
+        raise UnsupportedError(f"{settings.path}: config_groups of which some are symmetric are not supported")
     arrays = ("weight_packed", "weight_scale", "weight_zero_point", "weight_g_idx")
-    return _Layout(arrays, partial(int4.compressed, group=sizes.pop()), ("weight_shape",))
+    make = partial(int4.compressed, group=sizes.pop(), has_zeros=have_zeros.pop())
+    return _Layout(arrays, make, ("weight_shape",))
 
 
 def _group(settings: Settings, size: Any) -> int:

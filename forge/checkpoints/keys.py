@@ -9,11 +9,12 @@ import numpy as np
 
 from forge.checkpoints.settings import Settings
 from forge.checkpoints.views import View
-from forge.errors import UnsupportedError
 from forge.formats.checkpoint import Value
 
 Metadata = dict[str, Value]
 """By the key below the architecture's prefix; a key that begins with a dot has no prefix."""
+FACTORS = 1e-3, 1e6
+"""Bounds of what RoPE is scaled by."""
 Keys = Callable[[Settings, Mapping[str, View]], Metadata]
 """Keys of a model by its numbers and its stored tensors, whose names have a # for each number."""
 
@@ -94,7 +95,7 @@ def stated_head_length(settings: Settings, tensors: Mapping[str, View]) -> Metad
 
 
 def rope(settings: Settings, _: Mapping[str, View]) -> Metadata:
-    """Base and scaling of the rotation."""
+    """Base and scaling of the rotation, linear or YaRN: tensors and other keys say the other kinds."""
     scaling = settings.rope()
     found: Metadata = {}
 
@@ -107,31 +108,26 @@ def rope(settings: Settings, _: Mapping[str, View]) -> Metadata:
     match scaling["rope_type"]:
         case "linear":
             found["rope.scaling.type"] = "linear"
-            number("factor", "factor")
+            found["rope.scaling.factor"] = single(settings.rope_number("factor", *FACTORS))
         case "yarn":
             found["rope.scaling.type"] = "yarn"
-            number("factor", "factor")
+            found["rope.scaling.factor"] = single(settings.rope_number("factor", *FACTORS))
             found["rope.scaling.original_context_length"] = original_context(settings)
             number("yarn_ext_factor", "extrapolation_factor")
             number("yarn_attn_factor", "attention_factor", "attn_factor")
             number("yarn_beta_fast", "beta_fast")
             number("yarn_beta_slow", "beta_slow")
-        case "longrope":
-            found["rope.scaling.type"] = "longrope"
-        case "default" | "llama3" | "dynamic" | "proportional":  # tensors or other keys say these
-            pass
-        case kind:
-            raise UnsupportedError(f"{settings.path}: RoPE scaling {kind!r:.60} is not supported")
-    found |= rope_base(settings, {})
-    if (local := settings.local_rope()) and "rope_theta" in local:
-        found["rope.freq_base_swa"] = single(settings.checked_number("rope_theta", local["rope_theta"], 1.0))
-    return found
+    return found | rope_base(settings, {})
 
 
 def rope_base(settings: Settings, _: Mapping[str, View]) -> Metadata:
-    """The base of the rotation alone."""
-    base = settings.rope().get("rope_theta")
-    return {} if base is None else {"rope.freq_base": single(settings.checked_number("rope_theta", base, 1.0))}
+    """The base of the rotation alone, and that of layers with a window where they have their own."""
+    bases = {"rope.freq_base": settings.rope(), "rope.freq_base_swa": settings.local_rope()}
+    return {
+        key: single(settings.checked_number("rope_theta", rope["rope_theta"], 1.0))
+        for key, rope in bases.items()
+        if "rope_theta" in rope
+    }
 
 
 def original_context(settings: Settings) -> int:

@@ -16,30 +16,61 @@ MAX_LAYERS = 1024
 MAX_HEAD_DIM = 1 << 16
 
 _OLD_ROPE = {
+    "rope_theta": "rope_theta rotary_emb_base",
     "partial_rotary_factor": "partial_rotary_factor rotary_pct rope_pct",
     "original_max_position_embeddings": "original_max_position_embeddings",
 }
 """What older files say outside of rope_scaling, and under which names."""
 _OLD_TYPES = {"su": "longrope"}
+_OFF = {"attn_logit_softcapping": 0.0, "final_logit_softcapping": 0.0}
+"""What null means of keys that have another default; of flags it means false."""
+_MAY_BE_NULL = (
+    *("head_dim", "num_key_value_heads", "num_kv_heads", "n_head_kv", "n_inner", "ffn_hidden_size"),
+    *("sliding_window", "rope_parameters", "rope_scaling", "hidden_size_per_layer_input", "num_nextn_predict_layers"),
+    "moe_layer_end_index",
+)
+"""Keys of which null is as if they, and their default, were not there. No model runs with null of the others."""
 
 
 class Settings:
     """Reads config.json. A model of text and images has its text model's numbers in text_config.
 
-    A key that is not there has the default that transformers' configuration class has, and null is no value. All
-    getters raise FormatError for a value of another kind, or beyond its bounds, and for none where one is needed.
+    A key that is not there has the default that transformers' configuration class has. Null is what it means there:
+    never that default. All getters raise FormatError for a value of another kind, or beyond its bounds, and for none
+    where one is needed.
     """
 
     def __init__(self, path: Path, values: Mapping[str, Json], defaults: Mapping[str, Any]) -> None:
         self.path = path
         text = values.get("text_config")
-        self.values: dict[str, Any] = {**defaults, **values, **(text if isinstance(text, dict) else {})}
+        self.stated: dict[str, Any] = {**values, **(text if isinstance(text, dict) else {})}
+        self._defaults = defaults
         self.layers = self.integer("num_hidden_layers n_layer n_layers num_layers", min=1, max=MAX_LAYERS)
         self.heads = self.integer("num_attention_heads n_head n_heads", min=1)
 
     def find(self, names: str) -> tuple[str, Any] | None:
-        """The first of these keys, apart by blanks, that is there, and its value."""
-        return next(((name, self.values[name]) for name in names.split() if self.values.get(name) is not None), None)
+        """The first of these keys, apart by blanks, that the file has or that has a default, and its value."""
+        found = self._first(names, self.stated)
+        if found:
+            return found
+        default = self._first(names, self._defaults)
+        null = self._null(names)
+        return self._of_null(null, default[1]) if null and default else default
+
+    def _first(self, names: str, values: Mapping[str, Any]) -> tuple[str, Any] | None:
+        return next(((name, values[name]) for name in names.split() if values.get(name) is not None), None)
+
+    def _null(self, names: str) -> str | None:
+        """The first of these keys that the file has; for keys that have no value."""
+        return next((name for name in names.split() if name in self.stated), None)
+
+    def _of_null(self, name: str, default: Any) -> tuple[str, Any] | None:
+        """What null means of a key with such a default. Raises FormatError where no model runs with it."""
+        if name in _MAY_BE_NULL:
+            return None
+        if type(default) is not bool and name not in _OFF:
+            self.refuse(name, "a value", None)
+        return name, _OFF.get(name, False)
 
     def has(self, names: str) -> bool:
         return self.find(names) is not None
@@ -116,25 +147,53 @@ class Settings:
         in rope_scaling, and others outside of it.
         """
         found = self._rope_parameters()
-        settings = dict(self._object("rope_parameters", found.get("full_attention", found)))
-        older = settings.pop("type", None)
-        if settings.get("rope_type") is None:
-            settings["rope_type"] = "default" if older is None else older
-        if type(settings["rope_type"]) is not str:
-            self.refuse("rope_type", "a string", settings["rope_type"])
-        settings["rope_type"] = _OLD_TYPES.get(settings["rope_type"], settings["rope_type"])
-        if settings.get("rope_theta") is None and self.has("rope_theta rotary_emb_base"):
-            settings["rope_theta"] = self.number("rope_theta rotary_emb_base", min=1.0)
+        settings = self._with_type(self._object("rope_parameters", found.get("full_attention", found)))
+        if self.stated.get("rope_parameters") is not None:
+            self._check_older(settings)
         for name, older_names in _OLD_ROPE.items():
-            if settings.get(name) is None and (found_outside := self.find(older_names)):
+            if name not in settings and (found_outside := self.find(older_names)):
                 settings[name] = found_outside[1]
-        return {name: value for name, value in settings.items() if value is not None}
+        return settings
+
+    def rope_number(self, name: str, min: float, max: float = MAX_INT) -> float:
+        """A number without which the kind of RoPE has no meaning."""
+        rope = self.rope()
+        if name not in rope:
+            raise FormatError(f"{self.path}: {name!r} is missing, which rope_type {rope['rope_type']!r:.60} needs")
+        return self.checked_number(name, rope[name], min, max)
+
+    def _with_type(self, settings: dict[str, Any]) -> dict[str, Any]:
+        """RoPE settings without nulls, and with their kind under its present name."""
+        found = {name: value for name, value in settings.items() if value is not None}
+        older = found.pop("type", "default")
+        kind = found.setdefault("rope_type", older)
+        if type(kind) is not str:
+            self.refuse("rope_type", "a string", kind)
+        return found | {"rope_type": _OLD_TYPES.get(kind, kind)}
+
+    def _check_older(self, settings: dict[str, Any]) -> None:
+        """Raises FormatError if the keys that transformers 4 reads say another RoPE than rope_parameters."""
+        older = {}
+        for name, names in _OLD_ROPE.items():
+            found = self._first(names, self.stated)
+            if found and name in settings:
+                older[name] = found[1]
+        scaling = self.stated.get("rope_scaling")
+        if scaling is not None:
+            newer = {name: value for name, value in settings.items() if name not in _OLD_ROPE}
+            older = dict.fromkeys(newer) | older | self._with_type(self._object("rope_scaling", scaling))
+        for name, value in older.items():
+            if settings.get(name) != value:
+                raise FormatError(
+                    f"{self.path}: rope_parameters says {show(name)} = {show_json(settings.get(name))}, and the older "
+                    f"keys {show_json(value)}: take out what is wrong"
+                )
 
     def local_rope(self) -> dict[str, Any]:
         """The RoPE settings of layers with a window, where they have their own; else empty."""
         found = self._rope_parameters()
         if "sliding_attention" in found:
-            return self._object("rope_parameters.sliding_attention", found["sliding_attention"])
+            return self._with_type(self._object("rope_parameters.sliding_attention", found["sliding_attention"]))
         if self.has("rope_local_base_freq"):
             return {"rope_theta": self.number("rope_local_base_freq", min=1.0)}
         return {}
@@ -145,7 +204,7 @@ class Settings:
 
     def object(self, name: str) -> dict[str, Any]:
         """An object; without one an empty one."""
-        value = self.values.get(name)
+        value = self.stated.get(name)
         return {} if value is None else self._object(name, value)
 
     def _object(self, name: str, value: Any) -> dict[str, Any]:
@@ -157,7 +216,7 @@ class Settings:
         """A number of Gemma 4's layers without a window: `overall`, or what per_layer_config says of the first one."""
         if self.has(overall):
             return self.integer(overall, min=1, max=MAX_HEAD_DIM)
-        configs = self.values.get("per_layer_config") or {}
+        configs = self.stated.get("per_layer_config") or {}
         if type(configs) is not dict:
             self.refuse("per_layer_config", "an object", configs)
         for layer, is_local in enumerate(self.is_local() or []):
@@ -175,7 +234,7 @@ class Settings:
 
     def expect(self, name: str, values: tuple[Any, ...]) -> None:
         """Raises UnsupportedError if a key is there and has none of these values."""
-        value = self.values.get(name)
+        value = self.stated.get(name)
         if value is not None and value not in values:
             raise UnsupportedError(f"{self.path}: {name} = {show_json(value)} is not supported")
 
@@ -188,4 +247,5 @@ class Settings:
             return found
         if default is None:
             raise FormatError(f"{self.path}: {names.split()[0]!r} is missing")
-        return names.split()[0], default
+        null = self._null(names)
+        return (self._of_null(null, default) if null else None) or (names.split()[0], default)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from forge.checkpoints.family import UNUSED, Family
 from forge.checkpoints.int4_views import int4_views
@@ -13,10 +14,14 @@ from forge.checkpoints.views import Stored, View
 from forge.errors import FormatError, UnsupportedError
 from forge.formats.safetensors import SafeTensors
 from forge.formats.source import show
+from forge.formats.strict_json import show_json
 
 _PREFIX = re.compile(r"((language_model|model|text_model|transformer|gpt_neox|ernie)\.)+")
 """What is before `layers` and the like, as versions of transformers, and models that hold a text model, differ in."""
-_SCALES = re.compile(r"(_scale_inv|_scale|_scales|\.input_scale|activation_scale|\.[kv]_scale|output_scale)$")
+_UNREAD_SCALES = (".input_scale", "activation_scale", ".k_scale", ".v_scale")
+"""Of activations and of cached keys and values, which are not rounded here."""
+_SCALED = ("F8_E4M3", "U8")
+"""Dtypes of matrices that have scales beside them."""
 _FORMATS = ("float-quantized", "naive-quantized", "pack-quantized")
 """Of compressed-tensors: FP8, and integers of 4 bits."""
 _METHODS = ("fp8", "mxfp4", "compressed-tensors", "fbgemm_fp8", "modelopt", "gptq", "awq")
@@ -52,10 +57,23 @@ def _check_method(settings: Settings) -> None:
         raise UnsupportedError(
             f"{settings.path}: weights quantized by {method!r:.60} are not supported, of {', '.join(_METHODS)} they are"
         )
-    if method == "compressed-tensors" and form not in _FORMATS:
-        raise UnsupportedError(f"{settings.path}: weights of the format {form!r:.60} are not supported")
+    if method == "compressed-tensors":
+        if form not in _FORMATS:
+            raise UnsupportedError(f"{settings.path}: weights of the format {form!r:.60} are not supported")
+        _check_changed(settings, config)
     if block not in (None, [SCALE_BLOCK, SCALE_BLOCK]):
         raise UnsupportedError(f"{settings.path}: scales of blocks of {block!r:.60} weights are not supported")
+
+
+def _check_changed(settings: Settings, config: Mapping[str, Any]) -> None:
+    """Raises UnsupportedError for weights that are multiplied by other matrices, or stored without their zeros."""
+    sparsity = config.get("sparsity_config")
+    is_dense = type(sparsity) is dict and sparsity.get("format") in (None, "dense")
+    transform = config.get("transform_config")
+    is_plain = type(transform) is dict and not transform.get("config_groups")
+    for name, is_read in (("sparsity_config", is_dense), ("transform_config", is_plain)):
+        if config.get(name) is not None and not is_read:
+            raise UnsupportedError(f"{settings.path}: {name} = {show_json(config[name])} is not supported")
 
 
 def _used(names: list[str], files: SafeTensors, settings: Settings, family: Family) -> Iterator[tuple[str, str]]:
@@ -67,9 +85,12 @@ def _used(names: list[str], files: SafeTensors, settings: Settings, family: Fami
         is_output = short.removesuffix(".weight") in outputs
         if UNUSED.fullmatch(short) or (tied and is_output):
             continue
-        if _SCALES.search(name) and _scaled(name, files) is not None:
+        if short.endswith(_UNREAD_SCALES):
             continue
-        if short.endswith("_scales") or short.endswith((".input_scale", "activation_scale", ".k_scale", ".v_scale")):
+        if (base := _scaled(name, files)) is not None:
+            if files.tensors[base].dtype not in _SCALED:
+                dtype = files.tensors[base].dtype
+                raise UnsupportedError(f"{files.path}: {dtype} weights with scales, {show(name)}, are not supported")
             continue
         yield name, short
     if not tied and outputs and not any(name.endswith(f"{outputs[0]}.weight") for name in names):

@@ -90,8 +90,8 @@ def _stacked(linear: Linear, adapters: Sequence[Adapter], decoder: Decoder) -> L
     scales = np.zeros(len(adapters), np.float32)
     for slot, adapter in enumerate(adapters):
         pairs = [adapter.pairs.get(name) for name in parts]
-        # One scale for the product: where its matrices differ in theirs, b takes the difference.
-        scales[slot] = scale = next((pair.scale for pair in pairs if pair), 0.0)
+        # One scale for the product, the largest: where its matrices differ in theirs, b takes the difference.
+        scales[slot] = scale = max((pair.scale for pair in pairs if pair), key=abs, default=0.0)
         for part, (pair, (start, end)) in enumerate(zip(pairs, pairwise(starts), strict=True)):
             if pair:
                 factor = np.float32(1.0 if pair.scale == scale else pair.scale / scale)

@@ -13,7 +13,7 @@ import forge
 from forge.checkpoints.adapters import read_adapter
 from forge.errors import ForgeError, OutOfMemoryError
 from forge.formats import gguf
-from forge.models.adapters import adapter_bytes
+from forge.models.adapters import Adapter, Pair, adapter_bytes, attach
 
 ARCH = Path(__file__).parents[1] / "data" / "arch"
 IDS = [5, 9, 17, 3, 22, 40, 7]
@@ -103,3 +103,23 @@ def test_a_tensor_of_the_file_that_no_product_reads_has_no_adapter(tmp_path: Pat
             linear.parts = {name: rows for name, rows in linear.parts.items() if "attn_q" not in name}
         with pytest.raises(ForgeError, match=r"a\.gguf: adapts 'blk\.0\.attn_q\.weight', which the model does not"):
             forge.models.attach(decoder, [read_adapter(adapter, file)])
+
+
+@pytest.mark.parametrize(
+    "scales", [(0.0, 8.0, 2.0), (8.0, 0.0, -8.0), (1e-200, 1.0, 1e-3), (3e38, 1e-30, 1.0), (0.0, 0.0, 0.0)]
+)
+def test_matrices_of_one_product_have_any_scales(scales: tuple[float, ...]) -> None:
+    """Queries, keys and values are one product with one scale: zero, tiny, huge and negative ones beside each other."""
+    path = ARCH / "llama" / "model.gguf"
+    random = random_pairs(path, seed=2, wants=lambda name: name in [f"blk.0.attn_{part}.weight" for part in "qkv"])
+    pairs = {name: Pair(a, b, scale) for (name, (a, b)), scale in zip(sorted(random.items()), scales, strict=True)}
+    with forge.load(path, device="cpu", context=64) as llm, np.errstate(all="raise", under="ignore"):
+        decoder = llm.engine.runner.model
+        attach(decoder, [Adapter(path, pairs)])
+        linear = next(each for each in decoder.layer_linears() if "blk.0.attn_q.weight" in each.parts)
+        found, start, lost = linear.adapters, 0, 1e-30 * max(map(abs, scales))
+        for name, rows in linear.parts.items():
+            pair = pairs[name]
+            got = float(found.scales[0]) * found.b[0, start : start + rows, : pair.rank].astype(np.float64)
+            np.testing.assert_allclose(got, pair.scale * pair.b.astype(np.float64), rtol=1e-5, atol=lost)
+            start += rows

@@ -62,10 +62,11 @@ NORMS_BEHIND = {
 }
 
 UNUSED = re.compile(
-    r"(.*\.)?(rotary_emb\.inv_freq|attn\.(masked_)?bias|attention\.(masked_)?bias)"
-    r"|(.*[._])?(vision|audio|visual|projector|mm_projector|image_newline|view_seperator)([._].*)?"
+    r"(^|\.)(rotary_emb\.inv_freq|attn\.(masked_)?bias|attention\.(masked_)?bias)\Z"
+    r"|(^|[._])(vision|audio|visual|projector|mm_projector|image_newline|view_seperator)([._]|\Z)"
 )
-"""Stored tensors that no text model reads: tables of rotations, masks, towers and projectors of images and sounds."""
+"""Stored tensors that no text model reads: tables of rotations, masks, towers and projectors of images and sounds.
+To be searched for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

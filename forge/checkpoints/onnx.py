@@ -143,7 +143,7 @@ def _views(
         pattern = without_suffix(numbers_of(short)[0])[0]
         view = _view(parameter, constants)
         # The output of a tied model may be quantized, and the embedding not.
-        if UNUSED.fullmatch(short) or (tied and pattern in outputs and not isinstance(view, Blocked)):
+        if UNUSED.search(short) or (tied and pattern in outputs and not isinstance(view, Blocked)):
             continue
         target = family.names.get(pattern, "").rpartition(".")[2]
         if parameter.is_folded and target and re.fullmatch(family.norms_less_one, target):

@@ -83,7 +83,7 @@ def _used(names: list[str], files: SafeTensors, settings: Settings, family: Fami
     for name in names:
         short = without_prefix(name)
         is_output = short.removesuffix(".weight") in outputs
-        if UNUSED.fullmatch(short) or (tied and is_output):
+        if UNUSED.search(short) or (tied and is_output):
             continue
         if short.endswith(_UNREAD_SCALES):
             continue

@@ -1,6 +1,6 @@
 """ONNX files written by hand, field by field, so that tests can also write what no proper writer would."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -64,6 +64,45 @@ def graph(nodes: Sequence[bytes] = (), tensors: Sequence[bytes] = (), rest: byte
 def model(nodes: Sequence[bytes] = (), tensors: Sequence[bytes] = (), rest: bytes = b"") -> bytes:
     """A ModelProto. rest: More fields of its graph."""
     return integer(1, 8) + span(2, "forge") + span(8, integer(2, 18)) + span(7, graph(nodes, tensors, rest))
+
+
+def _fields(data: bytes) -> list[tuple[int, bytes]]:
+    """Numbers of the fields of a message, and its bytes of them, keys and all, for varints and what has a length."""
+    found, at = [], 0
+    while at < len(data):
+        start, numbers = at, []
+        for _ in range(2):
+            value = shift = 0
+            while data[at] > 0x7F:
+                value |= (data[at] & 0x7F) << shift
+                at, shift = at + 1, shift + 7
+            numbers.append(value | data[at] << shift)
+            at += 1
+        key, size = numbers
+        at += size if key & 7 == 2 else 0
+        found.append((key >> 3, data[start:at]))
+    return found
+
+
+def with_nodes(data: bytes, change: Callable[[list[bytes]], list[bytes]]) -> bytes:
+    """A model with other nodes in its graph."""
+    out = b""
+    for number, field in _fields(data):
+        if number == 7:
+            fields = _fields(_payload(field))
+            nodes = change([_payload(one) for kind, one in fields if kind == 1])
+            field = span(
+                7, b"".join(span(1, one) for one in nodes) + b"".join(one for kind, one in fields if kind != 1)
+            )
+        out += field
+    return out
+
+
+def _payload(field: bytes) -> bytes:
+    at = 1
+    while field[at] > 0x7F:
+        at += 1
+    return field[at + 1 :]
 
 
 def nested(depth: int) -> bytes:

@@ -22,6 +22,7 @@ from forge.checkpoints.huggingface import (
     without_suffix,
 )
 from forge.checkpoints.onnx_blocks import Blocked
+from forge.checkpoints.onnx_operations import check_computation, check_known
 from forge.checkpoints.onnx_parameters import BLOCKED, Constants, Parameter, find_parameters, no_decoder
 from forge.checkpoints.settings import Settings
 from forge.checkpoints.stored import without_prefix
@@ -31,6 +32,7 @@ from forge.formats.model_directory import member, read_json
 from forge.formats.onnx import ONNX
 from forge.formats.source import is_directory, names_in, show, status
 from forge.formats.strict_json import Json
+from forge.models.hparams import read_config
 
 _CONFIG = "config.json"
 _FILES = ("model.onnx", "decoder_model_merged.onnx", "decoder_model.onnx")
@@ -69,6 +71,7 @@ def open_onnx(path: Path) -> OnnxModel:
         constants = Constants(model)
         genai = read_json(directory, onnx_genai.FILE)
         is_built = genai is not None or any(node.op_type == "GroupQueryAttention" for node in model.graph.walk())
+        check_known(constants)
         parameters = find_parameters(constants, by_nodes=is_built)
         config, where = _config(directory, genai, constants, parameters)
         family = family_of(config, where)
@@ -76,7 +79,9 @@ def open_onnx(path: Path) -> OnnxModel:
         if is_built:
             onnx_genai.check_attention(constants, settings.heads, settings.kv_heads)
         stored = _views(parameters, constants, settings, family, is_built=is_built)
-        return OnnxModel(file, model, *in_words_of_gguf(directory, config, settings, family, stored))
+        opened = OnnxModel(file, model, *in_words_of_gguf(directory, config, settings, family, stored))
+        check_computation(constants, parameters, read_config(opened))
+        return opened
     except BaseException:
         model.close()
         raise

@@ -37,14 +37,16 @@ class Blocked(View):
         is_product = node.op_type == "MatMulNBits"
         self.bits, self.block = self._number("bits", 4), self._number("block_size", 0)
         codes = self._tensor(0 if not is_product else 1, ("UINT8", "UINT4"))
+        if self.bits not in (4, 8):
+            raise UnsupportedError(f"{self._where}: has codes of {self.bits} bits, known are 4 and 8")
+        if not codes.shape:
+            raise FormatError(f"{self._where}: {show(codes.name)}, its codes, is one number and no matrix")
         if is_product:
             self.shape = self._number("N", 0), self._number("K", 0)
         else:
             self._expect_number("gather_axis", 0)
             self._expect_number("quantize_axis", len(codes.shape) - 1)
             self.shape = codes.shape[0], prod(codes.shape[1:]) * (8 // self.bits if codes.type == "UINT8" else 1)
-        if self.bits not in (4, 8):
-            raise UnsupportedError(f"{self._where}: has codes of {self.bits} bits, known are 4 and 8")
         if self.block < 16 or self.block & (self.block - 1) or min(self.shape) < 1:
             raise FormatError(f"{self._where}: a matrix {self.shape} in blocks of {self.block} is impossible")
         self.blocks = -(-self.shape[1] // self.block)

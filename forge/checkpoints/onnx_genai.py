@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from forge.checkpoints.extras import llama3_divisors
-from forge.checkpoints.onnx_parameters import Constants
+from forge.checkpoints.onnx_parameters import Constants, shown
 from forge.checkpoints.views import TYPES
 from forge.errors import FormatError, UnsupportedError
 from forge.formats.ggml import dequantize
@@ -79,12 +79,11 @@ def check_attention(constants: Constants, heads: int, kv_heads: int) -> None:
     for node in _nodes(constants, ("GroupQueryAttention",)):
         found = node.attributes.get("num_heads"), node.attributes.get("kv_num_heads")
         if found != (heads, kv_heads):
+            of_queries, of_keys = map(shown, found)
             raise FormatError(
-                f"{constants.path}: {show(node.name)} has {found[0]} heads and {found[1]} of keys, the configuration "
+                f"{constants.path}: {show(node.name)} has {of_queries} heads and {of_keys} of keys, the configuration "
                 f"says {heads} and {kv_heads}: the files do not belong together"
             )
-        if node.attributes.get("rotary_interleaved", 0):
-            raise UnsupportedError(f"{constants.path}: {show(node.name)} rotates neighbours (rotary_interleaved)")
 
 
 def _attention(constants: Constants, head_dim: int) -> dict[str, Any]:

@@ -26,7 +26,6 @@ from forge.formats.source import show
 DTYPES = {"FLOAT": "F32", "FLOAT16": "F16", "BFLOAT16": "BF16"}
 """Safetensors' names of the types that weights have."""
 BLOCKED = ("MatMulNBits", "GatherBlockQuantized")
-_DOMAINS = ("", "ai.onnx", "com.microsoft")
 
 # Where an operation's parameters are: the number of an input, the parameter, whether a matrix lies there transposed.
 _Place = tuple[int, str, bool]
@@ -101,7 +100,8 @@ class Constants:
                 out = np.empty(count, "<i8")
                 self.model.read(sizes, 0, out)
                 shape = tuple(out.tolist())
-                return replace(data, shape=shape) if prod(shape) == prod(data.shape) and min(shape) > 0 else None
+                is_same = prod(shape) == prod(data.shape) and all(side > 0 for side in shape)
+                return replace(data, shape=shape) if is_same else None
         return None
 
     def path_of(self, name: str) -> Path:
@@ -126,10 +126,9 @@ class Constants:
 def find_parameters(constants: Constants, *, by_nodes: bool) -> dict[str, Parameter]:
     """The parameters by name. by_nodes: Names of tensors say nothing, even where they look like PyTorch's.
 
-    Raises UnsupportedError for operations that forge does not know weights of, and for a tensor without a place.
+    Raises UnsupportedError for a tensor without a place.
     """
     graph = constants.model.graph
-    _check_operations(constants)
     found: dict[str, Parameter] = {}
     used: set[str] = set()
     for node in graph.walk():
@@ -157,6 +156,11 @@ def find_parameters(constants: Constants, *, by_nodes: bool) -> dict[str, Parame
     return {name: parameter for name, parameter in found.items() if not _is_identity(parameter, constants)}
 
 
+def shown(value: object) -> str:
+    """An attribute's value for a message."""
+    return show(value) if isinstance(value, str | int | float | list) else f"a {type(value).__name__}"
+
+
 def no_decoder(constants: Constants, parameters: Mapping[str, Parameter], problem: str) -> UnsupportedError:
     """The error of a graph that is no decoder which forge knows, with what it is."""
     counts = Counter(node.op_type for node in constants.model.graph.walk())
@@ -167,16 +171,6 @@ def no_decoder(constants: Constants, parameters: Mapping[str, Parameter], proble
         f"{constants.path}: is no decoder that forge knows: {problem}; its operations are {operations or 'none'}, its "
         f"first parameters {show(first)}"
     )
-
-
-def _check_operations(constants: Constants) -> None:
-    """Raises UnsupportedError for operations of other domains, and for those whose weights forge does not read."""
-    for node in constants.model.graph.walk():
-        what = f"node {show(node.name)} is {show(node.op_type)}"
-        if node.domain not in _DOMAINS:
-            raise no_decoder(constants, {}, f"{what} of {show(node.domain)}")
-        if _OTHER_WEIGHTS.fullmatch(node.op_type):
-            raise no_decoder(constants, {}, f"{what}, whose weights are not read")
 
 
 def _tables_of(node: Node) -> tuple[str, ...]:
@@ -196,12 +190,6 @@ def _is_identity(parameter: Parameter, constants: Constants) -> bool:
         return False
     value = 1.0 if parameter.name.endswith(".weight") else 0.0
     return bool((Stored(constants, parameter.constant).floats() == value).all())
-
-
-_OTHER_WEIGHTS = re.compile(
-    r"(.*Integer|QLinear\w*|Q?MoE|QAttention|.*Conv\w*|LSTM|GRU|RNN|MatMulBnb4|MatMulFpQ4|DequantizeLinear|\w*EPContext|"
-    r"LoopTransformer|TreeEnsemble\w*|BatchNormalization)$"
-)
 
 
 def _parameters_of(node: Node, constants: Constants) -> Iterator[tuple[str, str, bool]]:

@@ -31,6 +31,7 @@ MAX_NODES = 1 << 18
 MAX_INLINE_BYTES = 1 << 20
 """Most bytes of a tensor whose numbers are protobuf's own (int32_data and others): writers use them for constants."""
 _MAX_STRING = 4096
+_MAX_OP_TYPE = 100
 _EXTERNAL = 1
 
 
@@ -189,8 +190,9 @@ class ONNX:
 
     def _node(self, message: Message) -> Node:
         name, op_type = message.get("name", ""), message.get("op_type", "")
-        if not op_type.isprintable():  # messages have it as it is
-            raise self._error(f"node {show(name)} has the operation {show(op_type)}, which is no name")
+        if not op_type.isprintable() or len(op_type) > _MAX_OP_TYPE:  # messages have it as it is
+            problem = f"which is no name of at most {_MAX_OP_TYPE} printable characters"
+            raise self._error(f"node {show(name)} has the operation {show(op_type)}, {problem}")
         attributes: dict[str, Any] = {}
         for entry in message["attribute"]:
             key = entry.get("name", "")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
 import tracemalloc
@@ -203,7 +204,7 @@ REFUSED: dict[str, tuple[str, Callable[[Path], None], type[ForgeError], tuple[st
     ),
     "no family": (LLAMA, edited("config.json", model_type="no_such"), UnsupportedError, ("'no_such'",)),
     "epsilons in lists": (QWEN, listed_epsilons, UnsupportedError, ("epsilon of the norms",)),
-    "more layers": (LLAMA, edited("config.json", num_hidden_layers=3), ForgeError, ("blk.2",)),
+    "more layers": (LLAMA, edited("config.json", num_hidden_layers=3), UnsupportedError, ("2 operations", "3 layers")),
     "fewer layers": (LLAMA, edited("config.json", num_hidden_layers=1), FormatError, ("layers.1",)),
     "heads of two numbers": (
         QWEN,
@@ -306,6 +307,7 @@ BLOCKS: dict[str, tuple[dict[str, int], str]] = {
     "2^30 rows": ({"N": 1 << 30}, "1073741824"),
     "rows below zero": ({"N": -1}, "N should be a whole number"),
     "2^30 columns": ({"K": 1 << 30}, "1073741824"),
+    "0 bits": ({"bits": 0}, "codes of 0 bits"),
 }
 
 
@@ -317,6 +319,38 @@ def test_matrices_in_blocks_that_lie(tmp_path: Path, name: str) -> None:
     with pytest.raises(ForgeError) as caught:
         open_checkpoint(folder)
     assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(("shape", "bits", "words"), [((), 4, "is one number"), ((8, 16), 0, "codes of 0 bits")])
+def test_embeddings_in_blocks_that_lie(tmp_path: Path, shape: tuple[int, ...], bits: int, words: str) -> None:
+    attributes = [attribute("bits", 2, integer(3, bits)), attribute("block_size", 2, integer(3, 32))]
+    codes = tensor("q", shape, span(9, bytes(math.prod(shape))), 2)
+    folder = copy_of(LLAMA, tmp_path)
+    graph_of(
+        node("GatherBlockQuantized", ["q", "x", "s"], ["y"], "/model/embed_tokens/Gather", attributes),
+        tensors=(codes, array("s", np.ones(8, np.float32))),
+    )(folder)
+    with pytest.raises(ForgeError, match=words):
+        open_checkpoint(folder)
+
+
+def test_a_number_is_no_parameter_of_another_shape(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    sizes = array("sizes", np.zeros(0, np.int64))
+    same = node("Reshape", ["number", "sizes"], ["same"], "Reshape")
+    path.write_bytes(model([same], [tensor("number", (), span(9, bytes(4))), sizes]))
+    with ONNX(path) as opened:
+        assert Constants(opened).found["same"].shape == ()
+
+
+@pytest.mark.parametrize("op_type", ["Conv" * 4000 + "-", "\x1b[31m", "A" * 101])
+def test_names_of_operations_have_bounds(tmp_path: Path, op_type: str) -> None:
+    """What is matched and shown of them is short. The first took seconds for a regular expression."""
+    path = tmp_path / "model.onnx"
+    path.write_bytes(model([node(op_type, ["x"], ["y"], "a")]))
+    with pytest.raises(FormatError, match=r"at most 100 printable") as caught:
+        ONNX(path)
+    assert len(str(caught.value)) < 300 + len(str(path))
 
 
 def test_a_node_that_onnx_runtime_fused_has_the_module_of_its_parts(tmp_path: Path) -> None:

@@ -8,12 +8,12 @@ import re
 import time
 
 import forge.checkpoints
-from forge.checkpoints import family, onnx_parameters, stored
+from forge.checkpoints import family, onnx_parameters
 from forge.checkpoints.families import FAMILIES
 
 MODULES = [f"forge.checkpoints.{found.name}" for found in pkgutil.iter_modules(forge.checkpoints.__path__)]
 MODULES += ["forge.formats.gguf", "forge.formats.onnx_data", "forge.models.adapters", "forge.models.arch"]
-SEARCHED = (family.UNUSED, onnx_parameters._OPERATION, onnx_parameters._FUSED, stored._SCALES)
+SEARCHED = (family.UNUSED, onnx_parameters._OPERATION, onnx_parameters._FUSED)
 NAMES = [
     *("a" * 20_000, "1" * 20_000, "a." * 10_000, "." * 20_000, "Conv" * 5000 + "-", ".Mul_1" * 3000 + "!"),
     *("model." * 3000 + "!", "vision_x." * 2500 + "\n", "layers.0." * 2500 + "\n", "_norm.weight" * 1500 + "\n"),

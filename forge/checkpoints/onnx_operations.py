@@ -128,7 +128,8 @@ class _Check:
             if node.op_type in self.activating:
                 self._check_activation(node)
             if node.op_type in _NORMS:
-                self._check_close(node, "epsilon", self.numbers.norm_eps)
+                epsilon = node.attributes.get("epsilon", 1e-12 if node.op_type.startswith("Skip") else 1e-5)
+                self._check_close(node, "epsilon", epsilon, self.numbers.norm_eps)
         layers, found = self.numbers.num_layers, sum(counts[op] for op in self.activating)
         if found < layers:
             problem = (
@@ -184,8 +185,7 @@ class _Check:
             if tensor is not None and tensor.type in DTYPES and prod(tensor.shape) == 1 and name not in self.stream:
                 yield float(Stored(self.constants, name).floats().reshape(-1)[0])
 
-    def _check_close(self, node: Node, name: str, wanted: float) -> None:
-        value = node.attributes.get(name, wanted)
+    def _check_close(self, node: Node, name: str, value: Any, wanted: float) -> None:
         if type(value) not in (int, float) or not abs(value - wanted) <= _CLOSE * abs(wanted):
             self._refuse(node, f"has {name} = {shown(value)}, and its configuration says {wanted:.6g}")
 
@@ -210,13 +210,9 @@ class _Check:
             if attributes.get(name) != heads:
                 self._refuse(node, f"has {name} = {shown(attributes.get(name))}, and its configuration says {heads}")
         # 0 is the operation's word for its default.
-        if (
-            attributes.get("scale", 0.0) != 0.0
-            or abs(numbers.attention_scale * numbers.layer_head_dims[layer] ** 0.5 - 1) > _CLOSE
-        ):
-            self._check_close(node, "scale", numbers.attention_scale)
-        if attributes.get("softcap", 0.0) != numbers.attention_softcap:
-            self._check_close(node, "softcap", numbers.attention_softcap)
+        scale = attributes.get("scale", 0.0) or numbers.layer_head_dims[layer] ** -0.5
+        self._check_close(node, "scale", scale, numbers.attention_scale)
+        self._check_close(node, "softcap", attributes.get("softcap", 0.0), numbers.attention_softcap)
         window, wanted = attributes.get("local_window_size", -1), numbers.layer_windows[layer]
         if type(window) is not int:
             self._refuse(node, f"has local_window_size = {shown(window)}, which is no whole number")

@@ -36,22 +36,26 @@ def renamed(old: str, new: str) -> Change:
     return replaced(old, span(4, old), span(4, new))
 
 
+def encoded(name: str, value: int | float | str) -> bytes:
+    """An attribute of a node."""
+    if isinstance(value, str):
+        return span(5, attribute(name, 3, span(4, value)))
+    if isinstance(value, float):
+        return span(5, attribute(name, 1, b"\x15" + struct.pack("<f", value)))
+    return span(5, attribute(name, 2, integer(3, value)))
+
+
 def number(op: str, name: str, old: int | float, new: int | float | str) -> Change:
     """An attribute with another value."""
+    return replaced(op, encoded(name, old), encoded(name, new))
 
-    def encoded(value: int | float | str) -> bytes:
-        if isinstance(value, str):
-            return attribute(name, 3, span(4, value))
-        if isinstance(value, float):
-            return attribute(name, 1, b"\x15" + struct.pack("<f", value))
-        return attribute(name, 2, integer(3, value))
 
-    return replaced(op, span(5, encoded(old)), span(5, encoded(new)))
+def without(op: str, name: str, old: int | float) -> Change:
+    return replaced(op, encoded(name, old), b"")
 
 
 def added(op: str, name: str, value: int) -> Change:
-    end = span(4, op)
-    return replaced(op, end, end + span(5, attribute(name, 2, integer(3, value))))
+    return replaced(op, span(4, op), span(4, op) + encoded(name, value))
 
 
 def scaled_logits(factor: float) -> Change:
@@ -80,6 +84,7 @@ ROWS: dict[str, tuple[str, Change, str]] = {
     "a factor of the logits": (LLAMA, scaled_logits(3.7), "Mul '/Mul' computes with 3.7: llama"),
     "a factor of Gemma's": (GEMMA, scaled_logits(0.3), "computes with 0.3: gemma"),
     "an epsilon": (GEMMA, number("SimplifiedLayerNormalization", "epsilon", 1e-6, 1e-3), "epsilon = 0.001"),
+    "no epsilon": (GEMMA, without("SimplifiedLayerNormalization", "epsilon", 1e-6), "epsilon = 1e-05"),
     "no rotation": (SHARED, number(GQA, "do_rotary", 1, 0), "has no rotated queries and keys"),
     "a rotation without tables": (QWEN, number(GQA, "do_rotary", 0, 1), "no tables of the rotation"),
     "rotated neighbours": (QWEN, number(GQA, "rotary_interleaved", 0, 1), "rotary_interleaved = 1"),

@@ -62,8 +62,8 @@ def load(
     None = the field of `engine`.
 
     Args:
-        model: A name (`forge pull --help` lists them), a path, `hf:owner/repo[:QUANT]`,
-            `hf:owner/repo[@revision]/file.gguf`, or an address of the Hugging Face Hub.
+        model: A name (`forge pull --help` lists them), the path of a file or of a model's directory,
+            `hf:owner/repo[:QUANT]`, `hf:owner/repo[@revision]/file.gguf`, or an address of the Hugging Face Hub.
         device: "auto", "cpu", "hip", "cuda", or "hip:1" for the second GPU.
         context: Most tokens of one sequence, prompt and completion. By default the model's, cut to what fits.
         memory_fraction: Share of the free memory that weights and KV cache may take. By default 0.9.

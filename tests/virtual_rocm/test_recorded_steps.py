@@ -223,7 +223,7 @@ def test_a_model_that_is_closed_takes_no_memory_of_anothers_replay(
                 thread.join(1)
             return found
 
-        monkeypatch.setattr(GraphCache, "run", lambda *args: running.append(1) or run(*args))
+        monkeypatch.setattr(GraphCache, "run", lambda *args, **how: running.append(1) or run(*args, **how))
         monkeypatch.setattr(type(device), "step_generation", property(generation))
         assert llm.generate([5, 9, 17, 3], params).ids == wanted
         thread.join()

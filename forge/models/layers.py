@@ -65,9 +65,12 @@ class Linear:
         """The product, what the rows' adapters add to it, to its first partial if it is split, and only then the
         activation."""
         x = norm(operand, out="act") if isinstance(operand, Normed) else operand  # which both read
+        is_one_op = glu != "none" and self.factor == 1.0
+        if is_one_op and self.is_deterministic:
+            split_k = "fixed_glu"  # rows without an adapter have the bits that they have in a step without any
         y = linear(x, self.weight, self.bias, residual, glu="none", split_k=split_k)
         order = "fixed" if self.is_deterministic else "any"
-        if glu != "none" and self.factor == 1.0:
+        if is_one_op:
             return lora_glu(x, slots, adapters, y, order=order, activation=glu)
         lora(x, slots, adapters, y.parts[0] if isinstance(y, Partials) else y, order=order)
         if self.factor != 1.0:

@@ -16,13 +16,13 @@ from forge.ops.ordered import ORDERS, empty
 from forge.ops.quant import Packed, QuantTensor, Stack, parts_of
 from forge.tuning.table import MATMUL_ROWS
 
-FIXED = ("fixed", "fixed_allowed")
+FIXED = ("fixed", "fixed_allowed", "fixed_glu")
 """Values of split_k with which a row's result does not depend on the rows beside it."""
 
 
 @op(
     "operand:act[M,K]|Normed weight:weight[N,K] bias?:f32[N] &residual?:f32[M,N] glu=none|silu|gelu "
-    "split_k=never|allowed|fixed|fixed_allowed -> y:f32[M,N] if glu=none else y:act[M,N/2]",
+    "split_k=never|allowed|fixed|fixed_allowed|fixed_glu -> y:f32[M,N] if glu=none else y:act[M,N/2]",
     rtol=1e-4,
     atol=1e-4,
 )
@@ -34,6 +34,7 @@ def linear(operand: Any, weight: Any, bias: Array | None, residual: Array | None
     glu: The product's first half is a gate, and the result is activation(gate) * up (arXiv:2002.05202).
     split_k: "allowed": The result may be `Partials`, which the reader sums; with glu `Ordered`, for the product with a
     quantized matrix. "fixed": A row's result has the same bits whatever rows stand beside it. "fixed_allowed": Both.
+    "fixed_glu": The sums have the same bits as those that a product with glu and "fixed" makes its result of.
     """
     _check(residual, glu)
     x = norm.reference(operand, out="act") if isinstance(operand, Normed) else operand
@@ -156,6 +157,7 @@ def _linear_gpu(device: GPU, operand: Any, weight: Any, bias: Any, residual: Any
     for place, (column, part, part_bias) in enumerate(parts):
         order = min(place + 1, 2) if are_beside else 0
         how = {"accumulate": residual is not None, "is_fixed": is_fixed}
+        how["sums_as_glu"] = split_k == "fixed_glu" and not is_stack  # of a stack they are no other sums
         _product(device, operand, part, part_bias, y, column, part=order, **how)
     return y if glu == "none" else device.launch(act_and_mul, (y,), {"activation": glu})
 
@@ -170,6 +172,7 @@ def _product(
     *,
     accumulate: bool,
     is_fixed: bool,
+    sums_as_glu: bool,
     part: int,
 ) -> None:
     """y[:, column:column + N] = operand @ weight.T + bias, or += with accumulate."""
@@ -181,7 +184,17 @@ def _product(
     elif rows == 1 and not is_fixed and matvec.supports(weight, normed=isinstance(operand, Normed)):
         matvec.matvec(device, operand, weight, bias, y[0, column : column + outer], accumulate=accumulate, part=part)
     elif matmul.supports(weight):
-        matmul.matmul(device, operand, weight, bias, y, column, accumulate=accumulate, is_fixed=is_fixed)
+        matmul.matmul(
+            device,
+            operand,
+            weight,
+            bias,
+            y,
+            column,
+            accumulate=accumulate,
+            is_fixed=is_fixed,
+            sums_as_glu=sums_as_glu,
+        )
     else:
         sizes = (inner, outer, y.shape[1], column, int(accumulate))
         device.run("linear", "linear", (outer, rows), operand, weight, bias, y, *sizes)

@@ -84,21 +84,24 @@ def matmul(
     accumulate: bool = False,
     glu: str = "none",
     is_fixed: bool = False,
+    sums_as_glu: bool = False,
 ) -> None:
     """y[:, column:column + N] = x @ weight.T + bias, or += with accumulate.
 
     x: act (M, K) or `Ordered`. weight: (N, K). bias: float32 (N,) or None. y: float32 (M, at least column + N). With
     glu, silu or gelu: act (M, N / 2), the activation of the product's first half times the second, or the same in both
-    ORDERS of `Ordered`, where it `leaves_orders`. is_fixed: A row's sums do not depend on M.
+    ORDERS of `Ordered`, where it `leaves_orders`. is_fixed: A row's sums do not depend on M. sums_as_glu: They are
+    added up in the order of a product with glu.
     """
     rows, outer, is_glu = x.shape[0], weight.shape[0], glu != "none"
-    launch = _Launch(device, x, weight, bias, is_glu=is_glu, is_fixed=is_fixed)
+    sums_as_glu = sums_as_glu or is_glu
+    launch = _Launch(device, x, weight, bias, is_glu=sums_as_glu, is_fixed=is_fixed)
     x = getattr(in_orders(device, x, [launch.order]), launch.order)
     product, gated = (None, y) if is_glu else (y, None)
     if is_glu and y.ndim > 2:
         launch.defines["ORDERED"] = 1
     epilogue: dict[str, Any] = {"accumulate": int(accumulate), "gelu": int(glu == "gelu")}
-    if launch.splits < (_MIN_GLU_SPLITS if is_glu else 2):
+    if launch.splits < (_MIN_GLU_SPLITS if sums_as_glu else 2):
         launch.run(x, product, gated, outer if is_glu else y.shape[1], column, **epilogue)
         return
     partials = device.empty((launch.splits, rows, outer), np.float32)

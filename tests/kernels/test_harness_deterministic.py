@@ -20,6 +20,7 @@ from forge.ops.attention import AttentionSpec, paged_attention
 from forge.ops.experts import experts, route
 from forge.ops.kv_cache import KVPages
 from forge.ops.linear import linear
+from forge.ops.lora import LowRank, lora_glu
 from forge.ops.matmul import Partials
 from forge.ops.norm import Normed, norm
 from forge.ops.quant import QuantTensor
@@ -82,6 +83,29 @@ def test_a_rows_product_has_the_same_bits_beside_any_others(name: str, is_tuned:
             np.testing.assert_array_equal(found, wanted[:count], err_msg=f"{glu}, {count} rows")
     found = results(device, device.asarray(x[::-1]), weight, residual[::-1], "silu")
     np.testing.assert_array_equal(found, wanted[::-1], err_msg="in another order")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["F16", "Q4_K"])
+@pytest.mark.parametrize("cores", [2, 6, 64])
+def test_a_gated_row_without_an_adapter_has_the_bits_of_a_step_without_any(cores: int, kind: str) -> None:
+    """With adapters the sums are an array, which the adapters of other rows are added to before the activation."""
+    rng = np.random.default_rng(0)
+    device = Harness(32, cores=cores)
+    blocks = QuantTensor.random("Q8_0" if kind == "F16" else kind, 144, 1280, rng)
+    weight = device.asarray(blocks.dequantize(), np.float16) if kind == "F16" else blocks.on(device)
+    x = rng.standard_normal((9, 1280)).astype(np.float16)
+    wanted = results(device, device.asarray(x), weight, x, "silu")
+    a, b = (rng.standard_normal(shape).astype(np.float16) for shape in ((2, 16, 1280), (2, 144, 8)))
+    adapters = LowRank(
+        device.asarray(a), device.asarray(b), device.asarray(np.ones(2, np.float32)), device.asarray([0, 72], np.int32)
+    )
+    slots = np.where(np.arange(9) % 3 == 2, 1, -1).astype(np.int32)
+    y = device.launch(linear, (device.asarray(x), weight, None, None), {"glu": "none", "split_k": "fixed_glu"})
+    given = device.asarray(x), device.asarray(slots), adapters, y
+    found = device.to_numpy(device.launch(lora_glu, given, {"order": "fixed", "activation": "silu"}))
+    np.testing.assert_array_equal(found[slots < 0], wanted[slots < 0])
+    assert (found[slots >= 0] != wanted[slots >= 0]).any()
 
 
 @pytest.mark.parametrize(("window", "softcap"), [(0, 0.0), (150, 2.0)])

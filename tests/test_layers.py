@@ -25,7 +25,7 @@ BESIDE = {
     "checkpoints": "errors keywords config _files display formats tokenizer hub backend ops models",
     "tokenizer": "errors keywords config",
     "hub": "errors config _files",
-    "devtools": "errors config checkpoints formats tuning backend ops state models engine planning loading",
+    "devtools": "errors config _files checkpoints formats tuning backend ops state models engine planning loading",
     "server": "forge errors config display engine outputs runtime llm loading tokenizer",
     "cli": f"forge server display checkpoints formats tokenizer hub devtools {' '.join(CHAIN)}",
     "__main__": "cli",
@@ -80,6 +80,7 @@ DEVICE = [
 ]
 NOT_CODE = {
     "py.typed",
+    "devtools/harness/runtime.cpp",
     "server/chat_page.html",
     *(str(path.relative_to(ROOT / "forge")) for path in (ROOT / "forge/raw_kernels").rglob("*.hip")),
 }

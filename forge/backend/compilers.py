@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import cache
-from itertools import count
+from itertools import count, islice
 from pathlib import Path
 from typing import TypeVar
 
@@ -38,7 +38,11 @@ COMPILERS = f"ROCm's hipcc, or clang >= {MIN_CLANG} with lld (Debian, Ubuntu: ap
 TESTED = ("gfx90a", "gfx942", "gfx1030", "gfx1100", "gfx1151", "gfx1201")
 """AMD GPUs that every kernel is compiled for on every change, within their registers and local memory."""
 
-_ERROR = re.compile(r":(?P<line>\d+):\d+: (?:fatal )?error: (?P<text>.*)$", re.MULTILINE)
+_ERROR = re.compile(
+    r"(?::(?P<line>\d+):\d+|\((?P<of_nvrtc>\d+)\)): (?:fatal |catastrophic )?error(?: #[\w-]+)?: (?P<text>.*)$",
+    re.MULTILINE,
+)
+_MAX_COMPLAINTS = 8
 _COMPILE_SECONDS = 60
 """A kernel takes 0.3 of one; more than this is no slow compiler."""
 _VERSION_SECONDS = 30
@@ -76,7 +80,7 @@ def compile_variant(variant: sources.Variant, arch: str, compiler: Compiler) -> 
                 why = reason(text, variant, how)
                 if why == _UNKNOWN_TARGET:
                     raise DeviceError(f"{compiler.path} does not know {arch}: check the name, or use a newer compiler")
-                raise DeviceError(f"{variant.name} does not compile for {arch} with {compiler.path}: {why}")
+                raise refused(f"{variant.name} does not compile for {arch} with {compiler.path}", text, variant, how)
             data = _files.read(code, MAX_CODE_BYTES)
     except (OSError, ValueError) as error:
         raise DeviceError(
@@ -150,14 +154,30 @@ def reason(text: str, variant: sources.Variant, how: str = "no message") -> str:
 
     Without such a complaint, the file, `how` it ended and what of its output speaks of an error.
     """
-    if match := _ERROR.search(text):
-        place, line = sources.place(variant.file, int(match["line"]))
-        return f"{place}: {match['text']:.{_MAX_CHARS}}: {line!r}"
+    if found := _complaints(text, variant):
+        return found[0]
     if "invalid target ID" in text:
         return _UNKNOWN_TARGET
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     cause = next((line for line in lines if "error" in line.lower()), lines[0] if lines else "")
     return f"{variant.file}.hip: {how}{f': {cause:.{_MAX_CHARS}}' if cause else ''}"
+
+
+def refused(what: str, text: str, variant: sources.Variant, how: str = "no message") -> DeviceError:
+    """The error of a variant that a compiler refuses, from its output. Complaints behind the first are its notes."""
+    error = DeviceError(f"{what}: {reason(text, variant, how)}")
+    for complaint in _complaints(text, variant)[1:]:
+        error.add_note(complaint)
+    return error
+
+
+def _complaints(text: str, variant: sources.Variant) -> list[str]:
+    """What a compiler calls errors, the first ones: each with its place and the line that stands there."""
+    found = []
+    for match in islice(_ERROR.finditer(text), _MAX_COMPLAINTS):
+        place, line = sources.place(variant.file, int(match["line"] or match["of_nvrtc"]))
+        found.append(f"{place}: {match['text']:.{_MAX_CHARS}}: {line!r}")
+    return found
 
 
 def untested(arch: str) -> str:

@@ -3,28 +3,28 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Generator
+from collections.abc import Callable
+from collections.abc import Sequence as Items
 from contextlib import suppress
 from itertools import chain
 from traceback import clear_frames
-from typing import Any, TypeVar
+from typing import Any
 
-from forge.config import Hook, Progress, SamplingParams
+from forge.config import Progress, SamplingParams
 from forge.engine.model_runner import ModelRunner
 from forge.engine.page_pool import PagePool
-from forge.engine.passes import LOGIT_BYTES, run_pass
+from forge.engine.passes import Passes
 from forge.engine.prefix_cache import PrefixCache, can_share
 from forge.engine.scheduler import Scheduled, Scheduler
 from forge.engine.sequence import FinishReason, Sampled, Sequence
 from forge.engine.stats import EngineStats
 from forge.engine.step_budget import StepBudget
-from forge.errors import ContextLengthError, OutOfMemoryError, ParameterError
+from forge.errors import OutOfMemoryError
 
-T = TypeVar("T")
 _OUT_OF_MEMORY = (MemoryError, OutOfMemoryError)
 
 
-class Engine:
+class Engine(Passes):
     """Runs the sequences of many requests together.
 
     It knows ids, not text. One thread at a time may use it.
@@ -76,24 +76,17 @@ class Engine:
         """Compile the kernels of the steps to come, so that no request waits. `lap` is called behind each part."""
         self.runner.warm_up(self.scheduler.max_step_tokens, progress, lap)
 
-    def check(self, prompt_ids: list[int], params: SamplingParams) -> None:
-        """Raises what `add` would: ContextLengthError, or ParameterError for ids outside the vocabulary."""
-        self._check_ids(prompt_ids)
-        if len(prompt_ids) >= self.context:
-            raise ContextLengthError(
-                f"the prompt has {len(prompt_ids)} tokens and the context holds {self.context}, one of which must be "
-                "free",
-                parameter="context",
-                hint="shorten the prompt or load with a larger context",
-            )
-        vocabulary = self.runner.vocab_size
-        for name, ids in (("logit_bias", params.logit_bias), ("stop_token_ids", params.stop_token_ids)):
-            if max(ids, default=0) >= vocabulary:
-                message = f"{name} names token {max(ids)}, and ids go from 0 to {vocabulary - 1}"
-                raise ParameterError(message, parameter=name)
+    def add(
+        self,
+        prompt_ids: list[int],
+        params: SamplingParams,
+        adapter: int = -1,
+        hooks: Items[tuple[Any, ...]] | None = None,
+    ) -> list[Sequence]:
+        """Queue a request; returns its sequences, one for each of params.n choices.
 
-    def add(self, prompt_ids: list[int], params: SamplingParams, adapter: int = -1) -> list[Sequence]:
-        """Queue a request; returns its sequences, one for each of params.n choices. adapter: As of `Sequence`.
+        adapter: As of `Sequence`. hooks: As of `Sequence`, of each choice. A choice with hooks computes the prompt
+        itself.
 
         Raises ContextLengthError for a prompt that leaves no room, ParameterError for ids outside the vocabulary.
         """
@@ -103,7 +96,12 @@ class Engine:
         seed = secrets.randbits(64) if params.seed is None else params.seed
         end_ids = frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else self.end_ids)
         numbers = len(prompt_ids), params, seed, length, end_ids, adapter
-        sequences = [Sequence(choice, list(prompt_ids), *numbers) for choice in range(params.n)]
+        of_each = hooks or [()] * params.n
+        sequences = [Sequence(choice, list(prompt_ids), *numbers, own) for choice, own in enumerate(of_each)]
+        if any(sequence.is_separate for sequence in sequences):
+            for sequence in sequences:
+                self.scheduler.add(sequence)
+            return sequences
         self.scheduler.add(sequences[0])
         if params.n > 1:
             siblings = list(sequences)
@@ -119,17 +117,19 @@ class Engine:
 
         An id that ends a sequence is not among the sequence's ids: an end token, one of stop_token_ids, or -1 for an
         error. Where the step fails, its sequences end with finish_reason "error", and others run in later steps. Where
-        memory runs out, only the youngest prompt's sequences end so: all others have their ids computed again.
+        memory runs out, only the youngest prompt's sequences end so: all others have their ids computed again. Separate
+        sequences run behind the others, and fail alone: `Sequence.error` says with what.
         """
         if self.runner.pipeline:
             return self._step_ahead()
-        step = self._scheduled()
+        step, separate = _split(self._scheduled())
         groups = [self._choices(entry.sequence) for entry in step]
         try:
-            return self._run(step) if step else []
+            sampled = self._run(step) if step else []
         except BaseException as error:
             self._fail(groups, error)
             raise
+        return sampled + self._run_separate(separate)
 
     def _scheduled(self, *, may_preempt: bool = True) -> list[Scheduled]:
         try:
@@ -153,6 +153,25 @@ class Engine:
         self._copy_pages([fork for first in sampling for fork in self._forks(first)])
         self._append(sampled)
         return sampled
+
+    def _run_separate(self, step: list[Scheduled]) -> list[Sampled]:
+        """Run the separate sequences of a step in one forward. Those that fail have -1 for an id, and their error."""
+        if not step:
+            return []
+        sequences, sampled = [entry.sequence for entry in step], list[Sampled]()
+        try:
+            sampled = self._run(step)
+        except BaseException as error:
+            self._fail([[sequence] for sequence in sequences], error)
+            if not isinstance(error, Exception):
+                raise
+            for sequence in sequences:
+                sequence.error = error if sequence.finish_reason else None
+        failed = [sequence for sequence in sequences if sequence.error]
+        for sequence in failed:
+            if sequence.finish_reason is None:
+                self.scheduler.finish(sequence, "error")
+        return [one for one in sampled if not one.sequence.error] + [Sampled(one, -1, None) for one in failed]
 
     def _commit(self, step: list[Scheduled]) -> None:
         self.scheduler.commit(step)
@@ -178,9 +197,15 @@ class Engine:
                 self.scheduler.preempt(other)  # it computes the ids itself
 
     def _step_ahead(self) -> list[Sampled]:
-        """Queue steps as far as they may be ahead, and return the ids of the oldest."""
-        while not self._pipeline.is_full and (step := self._scheduled(may_preempt=not self._pipeline.num_queued)):
-            if self._pipeline.may_wait(step):
+        """Queue steps as far as they may be ahead, and return the ids of the oldest, and those of separate sequences.
+
+        These run once, behind what is queued then: the device has work until their ids are known.
+        """
+        separate: list[Scheduled] = []
+        while not self._pipeline.is_full and (found := self._scheduled(may_preempt=not self._pipeline.num_queued)):
+            step, behind = _split(found)
+            separate = separate or behind
+            if not step or self._pipeline.may_wait(step):
                 break
             if not self._launch(step):
                 self._start_over()
@@ -191,6 +216,9 @@ class Engine:
         except BaseException as error:
             self._fail_all(error)
             raise
+        if separate:
+            sampled += self._run_separate(separate)
+            self._pipeline.lose_time()
         return sampled
 
     _pipeline = property(lambda self: self.runner.pipeline)
@@ -272,36 +300,6 @@ class Engine:
                 self.scheduler.add(siblings[0])
         self.scheduler.finish(sequence, reason)
 
-    def logits(self, ids: list[int], hook: Hook | None = None, adapter: int = -1) -> Generator[Any, None, None]:
-        """float32 logits (rows, V) of all positions, some rows at a time. What requests give is the same without it.
-
-        Where pages run out, the youngest running sequences give theirs up and wait until it is read to its end, or
-        closed. Raises ContextLengthError for too many ids, and OutOfMemoryError where other such passes, not read to
-        their ends, hold the pages that it needs.
-        """
-        most = LOGIT_BYTES // (4 * self.runner.vocab_size)
-        return self._run_pass(ids, most, lambda step: self.runner.forward(step, all_logits=True, hook=hook), adapter)
-
-    def run_blocks(self, ids: list[int], hook: Hook, adapter: int = -1) -> Generator[int, None, None]:
-        """Run the model's blocks alone over all positions, some tokens at a time, and show a hook their results.
-
-        No logits are computed. Yields numbers of tokens. Raises what `logits` does.
-        """
-        return self._run_pass(ids, len(ids), lambda step: self.runner.run_blocks(step, hook), adapter)
-
-    def states(self, ids: list[int], adapter: int = -1) -> Generator[Any, None, None]:
-        """float32 (rows, E) of all positions, some rows at a time: the last layer's results through the output's norm.
-
-        No logits are computed. Raises what `logits` does.
-        """
-        return self._run_pass(ids, len(ids), self.runner.states, adapter)
-
-    def _run_pass(
-        self, ids: list[int], most: int, run: Callable[[list[Scheduled]], T], adapter: int
-    ) -> Generator[T, None, None]:
-        self.check_ids(ids)
-        yield from run_pass(self.scheduler, ids, most, run, adapter)
-
     @property
     def is_busy(self) -> bool:
         """Whether there are requests, or passes over all positions, that have not ended."""
@@ -312,30 +310,10 @@ class Engine:
         """Whether nothing can run before a pass over all positions gives its pages back."""
         return bool(self.scheduler.has_reserved and self.scheduler.waiting and not self.scheduler.running)
 
-    def check_ids(self, ids: list[int]) -> None:
-        """Raises what `logits` would of these ids: ParameterError, or ContextLengthError for too many."""
-        self._check_ids(ids)
-        if len(ids) > self.context:
-            raise ContextLengthError(
-                f"{len(ids)} tokens do not fit the context of {self.context}",
-                parameter="context",
-                hint="use fewer, or load with a larger context",
-            )
-
-    def _check_ids(self, ids: list[int]) -> None:
-        vocabulary = self.runner.vocab_size
-        if not ids:
-            message = "the prompt is empty and this model adds no token of its own"
-            raise ParameterError(message, parameter="prompt", hint="give some text")
-        if min(ids) < 0 or max(ids) >= vocabulary:
-            wrong = next(token for token in ids if not 0 <= token < vocabulary)
-            message = f"the prompt holds token id {wrong}, and ids go from 0 to {vocabulary - 1}"
-            raise ParameterError(message, parameter="prompt")
-
     def _append(self, sampled: list[Sampled]) -> None:
         """Each sequence takes its new id, which may end it."""
         for sequence, token, _ in sampled:
-            if token < 0:
+            if token < 0 or sequence.error:
                 self.scheduler.finish(sequence, "error")
                 continue
             if self.prefix_cache:
@@ -347,3 +325,9 @@ class Engine:
                 self._generated_tokens += 1
                 if len(sequence.ids) >= sequence.max_length:
                     self.scheduler.finish(sequence, "length")
+
+
+def _split(step: list[Scheduled]) -> tuple[list[Scheduled], list[Scheduled]]:
+    """The entries that run together as ever, and those of separate sequences."""
+    separate = [entry for entry in step if entry.sequence.is_separate]
+    return ([entry for entry in step if not entry.sequence.is_separate], separate) if separate else (step, [])

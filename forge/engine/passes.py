@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator
 from traceback import clear_frames
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from forge.config import SamplingParams
+from forge.config import Hook, SamplingParams
+from forge.engine.model_runner import ModelRunner
 from forge.engine.scheduler import Scheduled, Scheduler
 from forge.engine.sequence import Sequence
-from forge.errors import OutOfMemoryError
+from forge.errors import ContextLengthError, OutOfMemoryError, ParameterError
 
 T = TypeVar("T")
 LOGIT_BYTES = 128 << 20
@@ -44,3 +45,77 @@ def run_pass(
         raise
     finally:
         scheduler.release(sequence)
+
+
+class Passes:
+    """Base of `Engine`: which ids it takes, and passes over all positions of some."""
+
+    runner: ModelRunner
+    scheduler: Scheduler
+    context: int
+
+    def logits(self, ids: list[int], hook: Hook | None = None, adapter: int = -1) -> Generator[Any, None, None]:
+        """float32 logits (rows, V) of all positions, some rows at a time. What requests give is the same without it.
+
+        Where pages run out, the youngest running sequences give theirs up and wait until it is read to its end, or
+        closed. Raises ContextLengthError for too many ids, and OutOfMemoryError where other such passes, not read to
+        their ends, hold the pages that it needs.
+        """
+        most = LOGIT_BYTES // (4 * self.runner.vocab_size)
+        return self._run_pass(ids, most, lambda step: self.runner.forward(step, all_logits=True, hook=hook), adapter)
+
+    def run_blocks(self, ids: list[int], hook: Hook, adapter: int = -1) -> Generator[int, None, None]:
+        """Run the model's blocks alone over all positions, some tokens at a time, and show a hook their results.
+
+        No logits are computed. Yields numbers of tokens. Raises what `logits` does.
+        """
+        return self._run_pass(ids, len(ids), lambda step: self.runner.run_blocks(step, hook), adapter)
+
+    def states(self, ids: list[int], adapter: int = -1) -> Generator[Any, None, None]:
+        """float32 (rows, E) of all positions, some rows at a time: the last layer's results through the output's norm.
+
+        No logits are computed. Raises what `logits` does.
+        """
+        return self._run_pass(ids, len(ids), self.runner.states, adapter)
+
+    def _run_pass(
+        self, ids: list[int], most: int, run: Callable[[list[Scheduled]], T], adapter: int
+    ) -> Generator[T, None, None]:
+        self.check_ids(ids)
+        yield from run_pass(self.scheduler, ids, most, run, adapter)
+
+    def check(self, prompt_ids: list[int], params: SamplingParams) -> None:
+        """Raises what `add` would: ContextLengthError, or ParameterError for ids outside the vocabulary."""
+        self._check_ids(prompt_ids)
+        if len(prompt_ids) >= self.context:
+            raise ContextLengthError(
+                f"the prompt has {len(prompt_ids)} tokens and the context holds {self.context}, one of which must be "
+                "free",
+                parameter="context",
+                hint="shorten the prompt or load with a larger context",
+            )
+        vocabulary = self.runner.vocab_size
+        for name, ids in (("logit_bias", params.logit_bias), ("stop_token_ids", params.stop_token_ids)):
+            if max(ids, default=0) >= vocabulary:
+                message = f"{name} names token {max(ids)}, and ids go from 0 to {vocabulary - 1}"
+                raise ParameterError(message, parameter=name)
+
+    def check_ids(self, ids: list[int]) -> None:
+        """Raises what `logits` would of these ids: ParameterError, or ContextLengthError for too many."""
+        self._check_ids(ids)
+        if len(ids) > self.context:
+            raise ContextLengthError(
+                f"{len(ids)} tokens do not fit the context of {self.context}",
+                parameter="context",
+                hint="use fewer, or load with a larger context",
+            )
+
+    def _check_ids(self, ids: list[int]) -> None:
+        vocabulary = self.runner.vocab_size
+        if not ids:
+            message = "the prompt is empty and this model adds no token of its own"
+            raise ParameterError(message, parameter="prompt", hint="give some text")
+        if min(ids) < 0 or max(ids) >= vocabulary:
+            wrong = next(token for token in ids if not 0 <= token < vocabulary)
+            message = f"the prompt holds token id {wrong}, and ids go from 0 to {vocabulary - 1}"
+            raise ParameterError(message, parameter="prompt")

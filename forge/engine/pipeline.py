@@ -91,7 +91,7 @@ class StepPipeline:
         spare = [[page] * kind.num_entries(_SHORT[-1]) for kind, page in zip(state.kinds, state.num_pages, strict=True)]
         self._filler = Sequence(0, [0] * _SHORT[-1], 0, SamplingParams(), 0, 0, pages=spare)
         """Tokens that nobody asked for. Their keys and values go to the spare pages."""
-        self._num_steps = 0
+        self._num_steps = self._num_untimed = 0
         self._is_step_known = False
         """Whether the table's count of steps is this one."""
         self._words = backend.empty((_MIN_UPLOAD,), np.int32)
@@ -106,6 +106,10 @@ class StepPipeline:
     def is_full(self) -> bool:
         """Whether no further step may be queued."""
         return len(self._queue) >= _MAX_QUEUED
+
+    def lose_time(self) -> None:
+        """Something else has run behind the queued steps: when they have ended is not known."""
+        self._num_untimed = len(self._queue)
 
     def may_wait(self, step: list[Scheduled]) -> bool:
         """Whether the ids under way had better be read before a step: it is captured first, which takes long."""
@@ -283,7 +287,8 @@ class StepPipeline:
         queued = self._queue[0]
         queued.wait()
         self._queue.popleft()
-        if self.budget and any(sequence.finish_reason is None for sequence in queued.computed):  # else nobody waited
+        is_timed, self._num_untimed = not self._num_untimed, max(self._num_untimed - 1, 0)
+        if self.budget and is_timed and any(s.finish_reason is None for s in queued.computed):  # else nobody waited
             self.budget.measured(queued.num_decoding, queued.num_prompt_tokens, queued.queued_at)
         sampled = read_sampled(queued.sequences, queued.drawn)
         found = [token for token in sampled if token.sequence.finish_reason is None]
@@ -298,6 +303,7 @@ class StepPipeline:
                 queued.wait()
         finally:
             self._queue.clear()
+            self._num_untimed = 0
             self._forget_rows()
 
     def _forget_rows(self) -> None:

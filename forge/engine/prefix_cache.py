@@ -38,7 +38,8 @@ class PrefixCache:
     owner stay until the pool needs them, the least recently used first. Source: automatic prefix caching of vLLM.
 
     A window's pages may be gone while later ones are there. So a hit of some length asks of each kind for the pages
-    alone that the tokens behind it read.
+    alone that the tokens behind it read. A sequence with hooks finds nothing, because they are to see all its
+    positions, and its pages are not found, because they may have changed what these hold.
     """
 
     def __init__(self, pools: Items[PagePool], page_size: int) -> None:
@@ -58,7 +59,7 @@ class PrefixCache:
 
     def find(self, sequence: Sequence) -> Hit:
         """The longest prefix of a sequence's ids that is there. At least one id is left to compute, for its logits."""
-        most = (len(sequence.ids) - 1) // self.page_size
+        most = 0 if sequence.hooks else (len(sequence.ids) - 1) // self.page_size
         found: list[CachedPage] = []
         in_a_row = [0] * len(self._pools)  # pages of each kind without a gap up to here
         best = 0
@@ -86,7 +87,7 @@ class PrefixCache:
         """The first `length` ids are computed: their full pages, released ones too, stay until it is known of them
         whether they may be found."""
         prefix, count = sequence.prefix, length // self.page_size
-        if not sequence.pages or len(prefix) >= count:
+        if not sequence.pages or len(prefix) >= count or sequence.hooks:
             return
         for index, key in enumerate(self._keys(sequence, count)[len(prefix) : count], len(prefix)):
             node = CachedPage(key, [None] * len(self._pools))

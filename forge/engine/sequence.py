@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from forge.config import SamplingParams
 
@@ -41,6 +41,8 @@ class Sequence:
     """Ids that end it: its request's, and the model's unless it runs through them."""
     adapter: int = -1
     """The slot of its adapter; -1 = it has none."""
+    hooks: tuple[Any, ...] = ()
+    """What reads or changes what is computed of it, as `models.hooks` says."""
     num_computed: int = 0
     """Leading ids that the layers' state holds."""
     num_pending: int = 0
@@ -56,8 +58,16 @@ class Sequence:
     num_cached: int | None = None
     """Leading ids that the prefix cache held when it started for the first time."""
     finish_reason: FinishReason | None = None
+    error: BaseException | None = None
+    """What user code has raised that it runs, or what has failed its step where others went on: it ends with it."""
     started_at: float | None = None
     """When it first had pages, by `time.perf_counter`."""
+
+    @property
+    def is_separate(self) -> bool:
+        """Whether it runs in a forward of its own, with others of its kind: user code has a part in its steps. Its ids
+        are known before its next step is scheduled, and it never has a row of the request table."""
+        return bool(self.hooks)
 
     @property
     def num_tokens(self) -> int:

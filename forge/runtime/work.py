@@ -158,6 +158,10 @@ class Work:
         for token in sampled:
             if entry := self.choices.get(token.sequence):  # else it was added by hand
                 choice, request = entry
+                if token.sequence.error:
+                    self._fail(request, token.sequence.error)
+                    touched.pop(request, None)
+                    continue
                 touched[request] = None
                 try:
                     self._push(token, choice, request)

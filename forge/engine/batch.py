@@ -89,8 +89,7 @@ def build(step: list[Scheduled], page_size: int, num_rows: int = 0) -> HostBatch
     )
 
 
-def last_tokens(step: list[Scheduled], *, all_logits: bool = False) -> Ints | None:
-    """The tokens whose logits are wanted, int32 (R,): each sequence's that reaches its last id. None = all are."""
+def last_tokens(step: list[Scheduled]) -> Ints:
+    """The tokens of the sequences' last ids, int32 (R,), whose logits give the next ones."""
     ends = np.cumsum([entry.count for entry in step], dtype=np.int32)
-    rows = np.array([end - 1 for end, entry in zip(ends, step, strict=True) if entry.samples], np.int32)
-    return None if all_logits or len(rows) == ends[-1] else rows
+    return np.array([end - 1 for end, entry in zip(ends, step, strict=True) if entry.samples], np.int32)

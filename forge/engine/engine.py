@@ -82,11 +82,12 @@ class Engine(Passes):
         params: SamplingParams,
         adapter: int = -1,
         hooks: Items[tuple[Any, ...]] | None = None,
+        origin: Sequence | None = None,
     ) -> list[Sequence]:
         """Queue a request; returns its sequences, one for each of params.n choices.
 
-        adapter: As of `Sequence`. hooks: As of `Sequence`, of each choice. A choice with hooks computes the prompt
-        itself.
+        adapter, origin: As of `Sequence`. hooks: As of `Sequence`, of each choice. A choice with hooks computes the
+        prompt itself.
 
         Raises ContextLengthError for a prompt that leaves no room, ParameterError for ids outside the vocabulary.
         """
@@ -97,7 +98,9 @@ class Engine(Passes):
         end_ids = frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else self.end_ids)
         numbers = len(prompt_ids), params, seed, length, end_ids, adapter
         of_each = hooks or [()] * params.n
-        sequences = [Sequence(choice, list(prompt_ids), *numbers, own) for choice, own in enumerate(of_each)]
+        sequences = [
+            Sequence(choice, list(prompt_ids), *numbers, own, origin=origin) for choice, own in enumerate(of_each)
+        ]
         if any(sequence.is_separate for sequence in sequences):
             for sequence in sequences:
                 self.scheduler.add(sequence)
@@ -144,6 +147,7 @@ class Engine(Passes):
 
     def _run(self, step: list[Scheduled]) -> list[Sampled]:
         """Run a step, and wait for its ids."""
+        self.copy_started_pages()
         logits = self.runner.forward(step)
         sampling = [entry.sequence for entry in step if entry.samples]
         # A prompt's other choices draw from its row, whether or not there is room for them to go on now.
@@ -228,6 +232,7 @@ class Engine(Passes):
         """Queue a step. Its prompts' other choices draw from it, where they have pages to go on."""
         siblings = self._siblings.copy()
         try:
+            self.copy_started_pages()
             sampling = [entry.sequence for entry in step if entry.samples] if siblings else []
             self._commit(step)
             forks = {first: found for first in sampling if (found := self._forks(first))}
@@ -302,13 +307,16 @@ class Engine(Passes):
 
     @property
     def is_busy(self) -> bool:
-        """Whether there are requests, or passes over all positions, that have not ended."""
-        return self.has_work or self.scheduler.has_reserved
+        """Whether there are requests, or passes, that have not ended."""
+        return self.has_work or bool(self.scheduler.passes)
 
     @property
     def is_held_up(self) -> bool:
-        """Whether nothing can run before a pass over all positions gives its pages back."""
-        return bool(self.scheduler.has_reserved and self.scheduler.waiting and not self.scheduler.running)
+        """Whether nothing can run before passes or states give pages back."""
+        scheduler = self.scheduler
+        if not (scheduler.passes or scheduler.states) or not scheduler.waiting or scheduler.running:
+            return False
+        return not scheduler.can_start(next(iter(scheduler.waiting)))
 
     def _append(self, sampled: list[Sampled]) -> None:
         """Each sequence takes its new id, which may end it."""

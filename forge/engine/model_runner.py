@@ -50,12 +50,12 @@ class ModelRunner:
             StepPipeline(model, state, backend, max_sequences, context, graphs) if self.is_asynchronous else None
         )
 
-    def forward(self, step: list[Scheduled], *, all_logits: bool = False, hook: Hook | None = None) -> Any:
-        """float32 logits (R, V): one row for each entry that reaches its last id, or one for every token."""
+    def forward(self, step: list[Scheduled], *, rows: list[int] | None = None, hook: Hook | None = None) -> Any:
+        """float32 logits (R, V) of these tokens of the step, ascending. None = those of each entry's last id."""
         with self.backend.active():
-            return self.model(self._batch(step, all_logits=all_logits), self.state, hook)
+            return self.model(self._batch(step, rows), self.state, hook)
 
-    def run_blocks(self, step: list[Scheduled], hook: Hook) -> int:
+    def run_blocks(self, step: list[Scheduled], hook: Hook | None = None) -> int:
         """Run the blocks alone and show a hook their results. No logits are computed. Returns the number of tokens."""
         with self.backend.active():
             tokens = self._batch(step)
@@ -67,11 +67,14 @@ class ModelRunner:
         with self.backend.active():
             return self.model.states(self._batch(step), self.state)
 
-    def _batch(self, step: list[Scheduled], *, all_logits: bool = False) -> Batch:
+    def _batch(self, step: list[Scheduled], rows: list[int] | None = None) -> Batch:
         self.model.reserve(max(entry.start + entry.count for entry in step))
         built = batch.build(step, self.state.page_size)
-        rows = batch.last_tokens(step, all_logits=all_logits)
-        return built.place(lambda arrays: [self.backend.asarray(array) for array in arrays], rows)[0]
+        wanted = batch.last_tokens(step) if rows is None else np.array(rows, np.int32)
+        is_all = len(wanted) == len(built.ids)  # then none need be taken
+        return built.place(
+            lambda arrays: [self.backend.asarray(array) for array in arrays], None if is_all else wanted
+        )[0]
 
     def sample(self, logits: Any, rows: list[int], sequences: list[Sequence]) -> list[Sampled]:
         """The next id of each sequence, drawn from its row of the logits (R, V)."""
@@ -115,7 +118,8 @@ class ModelRunner:
             # A short prompt's logits are computed at all positions: products of as many rows as `LLM.logits` has. A
             # hook looks at its activations, because that launches ops which nothing else may need.
             is_short = 1 < length < longest
-            logits = self.forward(step, all_logits=is_short, hook=(lambda *_: None) if is_short else None)
+            wanted = list(range(rows * length)) if is_short else None
+            logits = self.forward(step, rows=wanted, hook=(lambda *_: None) if is_short else None)
             if self.pipeline:
                 self.pipeline.warm_up(logits[:rows], sequences)
         for kind in range(len(self.kinds)):

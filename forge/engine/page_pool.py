@@ -21,8 +21,6 @@ class PagePool:
         self.kind, self.num_pages = kind, num_pages
         self.spare_page = num_pages
         """Stands in a list where a page was released."""
-        self.num_reserved = 0
-        """Pages that passes over all positions may hold at one time: no request counts on them."""
         self.on_reuse: Callable[[int], None] = lambda page: None
         """Told of a page that can be found, before it is handed out for something else."""
         self._is_free = bytearray(b"\1" * num_pages)

@@ -39,7 +39,8 @@ class PrefixCache:
 
     A window's pages may be gone while later ones are there. So a hit of some length asks of each kind for the pages
     alone that the tokens behind it read. A sequence with hooks finds nothing, because they are to see all its
-    positions, and its pages are not found, because they may have changed what these hold.
+    positions, and its pages are not found, because they may have changed what these hold. So may those have that a
+    sequence starts from.
     """
 
     def __init__(self, pools: Items[PagePool], page_size: int) -> None:
@@ -59,7 +60,7 @@ class PrefixCache:
 
     def find(self, sequence: Sequence) -> Hit:
         """The longest prefix of a sequence's ids that is there. At least one id is left to compute, for its logits."""
-        most = 0 if sequence.hooks else (len(sequence.ids) - 1) // self.page_size
+        most = (len(sequence.ids) - 1) // self.page_size if sequence.is_cached else 0
         found: list[CachedPage] = []
         in_a_row = [0] * len(self._pools)  # pages of each kind without a gap up to here
         best = 0
@@ -87,7 +88,7 @@ class PrefixCache:
         """The first `length` ids are computed: their full pages, released ones too, stay until it is known of them
         whether they may be found."""
         prefix, count = sequence.prefix, length // self.page_size
-        if not sequence.pages or len(prefix) >= count or sequence.hooks:
+        if not sequence.pages or len(prefix) >= count or not sequence.is_cached:
             return
         for index, key in enumerate(self._keys(sequence, count)[len(prefix) : count], len(prefix)):
             node = CachedPage(key, [None] * len(self._pools))
@@ -124,6 +125,8 @@ class PrefixCache:
     def leave(self, sequence: Sequence, *, failed: bool = False) -> None:
         """A sequence gives its pages up. What it held alone cannot be found, and if it failed nothing of its ids: what
         it was given may have been wrong."""
+        if not sequence.is_cached:
+            return
         for node in reversed(sequence.prefix):
             if node.parent is not None:
                 self._prune(node)

@@ -8,7 +8,8 @@ from collections.abc import Sequence as Items
 from typing import NamedTuple
 
 from forge.engine.page_pool import PagePool
-from forge.engine.prefix_cache import Hit, PrefixCache
+from forge.engine.prefix_cache import PrefixCache
+from forge.engine.reservations import Reservations
 from forge.engine.sequence import FinishReason, Sequence
 from forge.engine.step_budget import StepBudget
 
@@ -30,7 +31,7 @@ class _NoPages(Exception):
     """Somebody would have to be preempted."""
 
 
-class Scheduler:
+class Scheduler(Reservations):
     """Continuous batching: each step takes one token of every decoding sequence, and prompt tokens while there is room.
 
     A prompt is computed in chunks of what a step has room for. Beside decoding sequences that is `max_prefill_tokens`
@@ -51,9 +52,7 @@ class Scheduler:
         prefix_cache: PrefixCache | None = None,
     ) -> None:
         """max_prefill_tokens: None = as many as fit in a step."""
-        self.pools = tuple(pools)
-        """One for each kind of layer state, in the order of `Sequence.pages`."""
-        self.prefix_cache = prefix_cache
+        super().__init__(pools, prefix_cache)
         self.max_sequences = max_sequences
         self.max_step_tokens = max(max_step_tokens, max_sequences)
         self.max_prefill_tokens = max_prefill_tokens or self.max_step_tokens
@@ -70,15 +69,6 @@ class Scheduler:
     @property
     def has_work(self) -> bool:
         return bool(self.running or self.waiting)
-
-    @property
-    def has_reserved(self) -> bool:
-        """Whether passes over all positions hold pages."""
-        return any(pool.num_reserved for pool in self.pools)
-
-    def fits(self, count: int, length: int) -> bool:
-        """Whether so many sequences of `length` ids can run together."""
-        return all(count * pool.kind.num_pages(length) <= pool.num_pages for pool in self.pools)
 
     def add(self, sequence: Sequence) -> None:
         """Queue a sequence; the pools must be able to hold it alone at its greatest length."""
@@ -184,32 +174,6 @@ class Scheduler:
         self.waiting.move_to_end(sequence, last=False)
         return sequence
 
-    def reserve(self, sequence: Sequence) -> bool:
-        """Pages for a pass over the ids of a sequence that no request has. False where other passes hold them.
-
-        Running sequences give theirs up for it, the youngest first. Steps under way may still write to these, and
-        sample ids of those sequences: the device works in order.
-        """
-        needed = [pool.kind.num_pages(len(sequence.ids)) for pool in self.pools]
-        if any(pool.num_reserved + count > pool.num_pages for pool, count in zip(self.pools, needed, strict=True)):
-            return False
-        while not self._allocate(sequence, self._nothing):
-            self.preempt()
-        for pool, count in zip(self.pools, needed, strict=True):
-            pool.num_reserved += count
-        return True
-
-    def reserve_more(self, sequence: Sequence, length: int) -> None:
-        """Pages for the next tokens of a pass, up to `length`. Those that it does not need any more go back."""
-        while not self._grow(sequence, length):
-            self.preempt()
-
-    def release(self, sequence: Sequence) -> None:
-        """Free the pages of a pass that has ended."""
-        for pool in self.pools:
-            pool.num_reserved -= pool.kind.num_pages(len(sequence.ids))
-        self._drop_pages(sequence)
-
     def _most_prompt_tokens(self, decoding: list[Sequence], others: list[Sequence]) -> int:
         """Prompt tokens of a step in which sequences decode. others: Running ones that do not."""
         num_coming = len(others) + min(len(self.waiting), self.max_sequences - len(self.running))
@@ -244,75 +208,3 @@ class Scheduler:
             if self.preempt() is sequence:
                 return False
         return True
-
-    def _start(self, sequence: Sequence) -> bool:
-        """Pages for all ids of a sequence that waits. The first ones may be found."""
-        hit = self._find(sequence)
-        if not self._allocate(sequence, hit):
-            return False
-        if self.prefix_cache:
-            self.prefix_cache.count(sequence, hit)
-        return True
-
-    @property
-    def _nothing(self) -> Hit:
-        return Hit(0, [], [[] for _ in self.pools])
-
-    def _find(self, sequence: Sequence) -> Hit:
-        return self.prefix_cache.find(sequence) if self.prefix_cache else self._nothing
-
-    def _counts(self, sequence: Sequence, hit: Hit) -> list[int] | None:
-        """Pages behind those that were found, as many as a sequence holds at most until all its ids are computed.
-
-        None where there are not so many.
-        """
-        counts, length = [], len(sequence.ids)
-        for pool, pages in zip(self.pools, hit.pages, strict=True):
-            held = pool.held(pages)
-            num_released = len(pages) - len(held)
-            most = min(pool.kind.num_entries(length), num_released + pool.kind.num_pages(length))
-            counts.append(most - len(pages))
-            if counts[-1] + sum(not pool.references(page) for page in held) > pool.num_free:
-                return None
-        return counts
-
-    def _allocate(self, sequence: Sequence, hit: Hit) -> bool:
-        """Pages for all ids of a sequence without any, those that were found included. False where there is no room."""
-        counts = self._counts(sequence, hit)
-        if counts is None:
-            return False
-        for pool, pages, count in zip(self.pools, hit.pages, counts, strict=True):
-            pool.share(pool.held(pages))
-            pool.extend(pages, count)
-        sequence.pages, sequence.prefix, sequence.num_computed = hit.pages, hit.prefix, hit.length
-        return True
-
-    def _grow(self, sequence: Sequence, length: int) -> bool:
-        """Pages for `length` ids. Where there are to be more, those that no later step reads are released first."""
-        for pool, pages in zip(self.pools, sequence.pages, strict=True):
-            if pool.kind.num_entries(length) > len(pages):
-                break
-        else:
-            return True
-        for pool, pages in zip(self.pools, sequence.pages, strict=True):
-            pool.release_before(pages, sequence.num_computed)
-        return self._extend(sequence, [pool.kind.num_entries(length) for pool in self.pools])
-
-    def _extend(self, sequence: Sequence, num_entries: list[int]) -> bool:
-        """Make the lists so long, all or none."""
-        lists = list(zip(self.pools, sequence.pages, num_entries, strict=True))
-        if any(count - len(pages) > pool.num_free for pool, pages, count in lists):
-            return False
-        for pool, pages, count in lists:
-            if count > len(pages):
-                pool.extend(pages, count - len(pages))
-        return True
-
-    def _drop_pages(self, sequence: Sequence, *, failed: bool = False) -> None:
-        if self.prefix_cache:
-            self.prefix_cache.leave(sequence, failed=failed)
-        for pool, pages in zip(self.pools, sequence.pages, strict=False):  # a sequence that waits has no lists
-            pool.release(pool.held(pages))
-        sequence.pages = []
-        sequence.num_computed = 0
-        sequence.row = None

@@ -43,6 +43,8 @@ class Sequence:
     """The slot of its adapter; -1 = it has none."""
     hooks: tuple[Any, ...] = ()
     """What reads or changes what is computed of it, as `models.hooks` says."""
+    origin: Sequence | None = None
+    """A computed sequence that begins with the same ids, and keeps its pages meanwhile: it starts from them."""
     num_computed: int = 0
     """Leading ids that the layers' state holds."""
     num_pending: int = 0
@@ -78,6 +80,11 @@ class Sequence:
     def num_remaining(self) -> int:
         """Ids not yet computed: the rest of the prompt, or the one sampled last."""
         return self.num_tokens - self.num_computed
+
+    @property
+    def is_cached(self) -> bool:
+        """Whether its pages may be found by others that begin with its ids, and it looks for theirs."""
+        return self.origin is None and not self.hooks
 
     @property
     def is_decoding(self) -> bool:

@@ -6,7 +6,7 @@ import sys
 import time
 from _thread import start_new_thread
 from collections.abc import Callable, Generator
-from contextlib import suppress
+from contextlib import closing, suppress
 from queue import Empty, SimpleQueue
 from threading import Lock, get_ident
 from typing import Any, TypeVar
@@ -104,8 +104,13 @@ class EngineLoop:
         """What a generator returns that runs in the engine's thread, one item between two steps.
 
         It needs nothing of its caller meanwhile: a signal handler, within the caller's wait, may use the model too. The
-        generators of several callers run one after the other.
+        generators of several callers run one after the other. One that the engine's thread itself wants, for a user's
+        function within a step, runs at once, and takes free pages alone.
         """
+        if get_ident() == self._thread_id:
+            self.check()
+            with self._engine.scheduler.within_step():
+                return _result_of(parts)
         waiter = self.waiter()
         current = self.submit_pass(parts, waiter)
         try:
@@ -238,3 +243,14 @@ class EngineLoop:
         self._refusal = self._refusal or _FORKED
         self._begin()
         self._has_ended = True
+
+
+def _result_of(parts: Generator[object, None, T]) -> T:
+    """Run a generator to its end."""
+    with closing(parts):
+        while True:
+            try:
+                next(parts)
+            except StopIteration as end:
+                result: T = end.value
+                return result

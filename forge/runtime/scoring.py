@@ -13,6 +13,7 @@ import numpy.typing as npt
 from forge.backend import select
 from forge.config import Pooling
 from forge.engine import Engine
+from forge.engine.passes import job_of
 from forge.errors import NumericsError, OutOfMemoryError, ParameterError
 from forge.models.attention_weights import AttentionWeights
 from forge.outputs import Perplexity
@@ -91,8 +92,8 @@ def embedding(
 ) -> Generator[None, None, npt.NDArray[np.float32]]:
     """The embedding (E,) of a prompt: the mean of its states, or the last one. name: the model's, for messages."""
     total, row = np.zeros(engine.runner.config.width), np.zeros(0)
-    with closing(engine.states(ids, adapter)) as parts:
-        for part in parts:
+    with closing(engine.states([job_of(ids, range(len(ids)), adapter)])) as parts:
+        for part, _ in parts:
             states = engine.runner.backend.to_numpy(part)  # (rows, E)
             row = states[-1].astype(np.float64)
             total += states.sum(axis=0, dtype=np.float64)

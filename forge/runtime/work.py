@@ -8,7 +8,7 @@ from typing import Any
 from weakref import ref
 
 from forge.engine import Engine, Sampled, Sequence
-from forge.errors import OutOfMemoryError, RequestTimeoutError
+from forge.errors import RequestTimeoutError
 from forge.runtime.request import Choice, Pass, Request, deliver
 
 
@@ -85,8 +85,8 @@ class Work:
 
     def can_run(self) -> bool:
         """Whether `run` would do anything."""
-        if self.requests and self._engine.is_held_up and not self.passes:  # by a pass that somebody runs by hand
-            self.fail_all(OutOfMemoryError("logits not read to their end hold the KV cache: read or close them first"))
+        while self.requests and not self.passes and self._engine.is_held_up:
+            self._fail_held_up()
         return self._can_run_part() or (bool(self.requests) and not self._engine.is_held_up)
 
     def run(self) -> None:
@@ -113,6 +113,16 @@ class Work:
         for current in list(self.passes):
             self.end_pass(current)
             deliver(current, error)
+
+    def _fail_held_up(self) -> None:
+        """End the request that is next and does not fit beside states, or a pass that somebody runs by hand."""
+        scheduler = self._engine.scheduler
+        sequence = next(iter(scheduler.waiting))
+        error = scheduler.out_of_pages(f"a request of {len(sequence.ids)} tokens")
+        if entry := self.choices.get(sequence):
+            self._fail(entry[1], error)
+        else:  # it was added by hand
+            self.fail_all(error)
 
     def _can_run_part(self) -> bool:
         owes = self._num_owed and self.requests and not self._engine.is_held_up

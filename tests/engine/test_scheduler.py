@@ -169,9 +169,11 @@ class FakeRunner:
         self.pages[kind][target] = list(self.pages[kind][source])
         self.counts["copied page"] += 1
 
-    def forward(self, step: list[Scheduled], *, all_logits: bool = False, hook: object = None) -> list[tuple[int, ...]]:
+    def forward(
+        self, step: list[Scheduled], *, rows: list[int] | None = None, hook: object = None
+    ) -> list[tuple[int, ...]]:
         scheduler = self.engine.scheduler
-        if not all_logits:
+        if rows is None:
             assert len({entry.sequence for entry in step}) == len(step)
             assert sum(entry.count for entry in step) <= scheduler.max_step_tokens
             for entry in step:

@@ -406,13 +406,52 @@ def test_a_model_that_is_dropped_ends_its_thread_and_is_freed() -> None:
 
 def test_the_engine_s_own_thread_is_told_that_it_cannot_wait_for_itself(llm: LLM) -> None:
     def within() -> Generator[None, None, str]:
-        for use in (lambda: llm.generate([1], SHORT), lambda: list(llm.stream([1], SHORT)), lambda: llm.logits([1])):
+        for use in (lambda: llm.generate([1], SHORT), lambda: list(llm.stream([1], SHORT))):
             with pytest.raises(ForgeError, match="cannot wait for itself"):
                 use()
         yield
         return "told"
 
     assert llm._loop.run(within()) == "told"
+
+
+def within_a_step(llm: LLM, use: Callable[[], Any], requests: int) -> tuple[list[Any], list[list[int]]]:
+    """What a function gives that the engine's thread calls between forward and sampling, where a user's is called."""
+    found: list[Any] = []
+    sample = llm.engine.runner.sample
+
+    def sampled(*arguments: Any) -> Any:
+        if not found and len(llm.engine.scheduler.running) == requests:
+            try:
+                found.append(use())
+            except ForgeError as error:
+                found.append(error)
+        return sample(*arguments)
+
+    llm.engine.runner.sample = sampled  # type: ignore[method-assign]
+    ids = [completion.ids for completion in llm.generate([[1, 2, 3]] * requests, LONG)]
+    assert_idle(llm)
+    return found, ids
+
+
+def test_passes_run_within_a_step_of_requests_which_go_on_as_without_them() -> None:
+    llm = tiny_llm("llama")
+    expected, logits = [c.ids for c in llm.generate([[1, 2, 3]] * 2, LONG)], llm.logits([5] * 40)
+    found, ids = within_a_step(llm, lambda: llm.logits([5] * 40), 2)
+    np.testing.assert_allclose(found[0], logits, rtol=0, atol=1e-5)
+    assert ids == expected
+
+
+def test_a_pass_within_a_step_takes_no_pages_of_its_requests() -> None:
+    llm = tiny_llm("llama", num_pages=12)
+    expected = [c.ids for c in llm.generate([[1, 2, 3]] * 2, LONG)]
+    found, ids = within_a_step(llm, lambda: llm.logits([5] * 90), 2)
+    assert isinstance(found[0], OutOfMemoryError)
+    assert str(found[0]) == (
+        "a pass over 90 positions needs pages of the KV cache that others hold: the requests of the step under way, "
+        "which take 2 of 12 pages (all positions): call it outside of the request"
+    )
+    assert ids == expected
 
 
 # Steps that fail

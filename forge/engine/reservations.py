@@ -1,0 +1,128 @@
+"""Pages of sequences that no request has: passes under way, and states that callers hold. Integers only."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator
+from collections.abc import Sequence as Items
+from contextlib import contextmanager
+
+from forge.engine.page_lists import PageLists
+from forge.engine.page_pool import PagePool
+from forge.engine.prefix_cache import PrefixCache
+from forge.engine.sequence import Sequence
+from forge.errors import OutOfMemoryError
+
+
+class Reservations(PageLists):
+    """Base of `Scheduler`. Running sequences give pages up for these, the youngest first.
+
+    A pass counts with the most pages that it holds at one time, a state with those that it holds. No request counts on
+    either.
+    """
+
+    def __init__(self, pools: Items[PagePool], prefix_cache: PrefixCache | None) -> None:
+        super().__init__(pools, prefix_cache)
+        self.passes: dict[Sequence, list[int]] = {}
+        """Sequences of passes that have not ended, with the most pages of each kind that they have beside their
+        origin's."""
+        self.states: dict[Sequence, None] = {}
+        """Computed sequences whose pages stay as they are until they are released."""
+        self._may_preempt_for_passes = True
+
+    @abstractmethod
+    def preempt(self, sequence: Sequence | None = None) -> Sequence: ...
+
+    @contextmanager
+    def within_step(self) -> Iterator[None]:
+        """What is reserved within takes free pages alone: running sequences are in a step under way."""
+        before, self._may_preempt_for_passes = self._may_preempt_for_passes, False
+        try:
+            yield
+        finally:
+            self._may_preempt_for_passes = before
+
+    def reserve(self, sequence: Sequence, *, may_preempt: bool = True) -> bool:
+        """Pages for a pass over the ids of a sequence. False where there are not so many.
+
+        Steps under way may still write to pages that running sequences give up for it, and sample ids of those
+        sequences: the device works in order.
+        """
+        hit = self._find(sequence) if sequence.origin is not None else self._nothing
+        length, needed = len(sequence.ids), []
+        for pool, taken, pages in zip(self.pools, self._taken(), hit.pages, strict=True):
+            most = min(pool.kind.num_pages(length), pool.kind.num_entries(length) - len(pages))
+            if taken + most > pool.num_pages:
+                return False
+            needed.append(most)
+        while not self._allocate(sequence, hit):
+            if not (may_preempt and self._may_preempt_for_passes):
+                return False
+            self.preempt()
+        self.passes[sequence] = needed
+        return True
+
+    def reserve_more(self, sequence: Sequence, length: int) -> None:
+        """Pages for the next tokens of a pass, up to `length`. Those that it does not need any more go back."""
+        while not self._grow(sequence, length):
+            if not self._may_preempt_for_passes:
+                raise self.out_of_pages(f"a pass over {len(sequence.ids)} positions within a step")
+            self.preempt()
+
+    def release(self, sequence: Sequence) -> None:
+        """Free the pages of a pass that has ended, or of a state, unless that was done before."""
+        if self.passes.pop(sequence, None) is not None or sequence in self.states:
+            self.states.pop(sequence, None)
+            self._drop_pages(sequence)
+
+    def keep(self, sequence: Sequence) -> None:
+        """A pass has ended, and its pages are a state's."""
+        del self.passes[sequence]
+        self.states[sequence] = None
+        sequence.origin = None
+
+    def num_kept(self, state: Sequence) -> int:
+        """The fewest of a state's leading ids that a sequence can go on from: it has all that later tokens read."""
+        length = state.num_computed
+        while length > 1 and all(
+            pool.spare_page not in pages[pool.kind.num_released(length - 1) : pool.kind.num_entries(length - 1)]
+            for pool, pages in zip(self.pools, state.pages, strict=True)
+        ):
+            length -= 1
+        return length
+
+    def out_of_pages(self, what: str) -> OutOfMemoryError:
+        """The error for something that needs more pages than there are, which says what holds them."""
+        held = []
+        if self.states:
+            tokens = sum(state.num_computed for state in self.states)
+            held.append(f"{_counted(len(self.states), 'state')} of {_counted(tokens, 'token')}")
+        if self.passes:
+            held.append(f"{_counted(len(self.passes), 'pass', 'passes')} that are not read to their ends")
+        if not self._may_preempt_for_passes:
+            held.append("the requests of the step under way")
+        used = self._taken()
+        if not self._may_preempt_for_passes:
+            used = [pool.num_pages - pool.num_free for pool in self.pools]
+        pages = ", ".join(
+            f"{count} of {pool.num_pages} pages ({pool.kind.name})"
+            for pool, count in zip(self.pools, used, strict=True)
+        )
+        hint = "close states that are not needed, or load with a larger context" if self.states else None
+        hint = hint or ("read or close them first" if self.passes else "call it outside of the request")
+        return OutOfMemoryError(
+            f"{what} needs pages of the KV cache that others hold: {' and '.join(held)}, which take {pages}", hint=hint
+        )
+
+    def _taken(self) -> list[int]:
+        """Pages of each kind that running sequences cannot give up."""
+        of_passes = list(self.passes.values())
+        found = []
+        for kind, pool in enumerate(self.pools):
+            of_states = set[int]().union(*(pool.held(state.pages[kind]) for state in self.states))
+            found.append(len(of_states) + sum(needed[kind] for needed in of_passes))
+        return found
+
+
+def _counted(count: int, one: str, several: str | None = None) -> str:
+    return f"{count:,} {one if count == 1 else several or one + 's'}"

@@ -89,6 +89,6 @@ def older(config: dict[str, Any]) -> dict[str, Any]:
             text[name] = rope.pop(name)
     kind = rope.pop("rope_type")
     text["rope_scaling"] = None if kind == "default" else {"type": kind, **rope}
-    if local:
+    if local and "gemma" in text["model_type"]:
         text["rope_local_base_freq"] = local["rope_theta"]
     return config

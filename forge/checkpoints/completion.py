@@ -13,6 +13,7 @@ import numpy as np
 from forge.checkpoints import extras, family_keys
 from forge.checkpoints.family import Family
 from forge.checkpoints.keys import FACTORS, Metadata, rope, single
+from forge.checkpoints.refusals import check_share
 from forge.checkpoints.settings import Settings
 from forge.errors import UnsupportedError
 from forge.models.arch import ARCHS
@@ -54,6 +55,7 @@ def complete(keys: Metadata, settings: Settings, family: Family) -> None:
     """Add keys. Raises UnsupportedError for a model that the family's row in `models.arch` computes differently."""
     arch = ARCHS[family.arch]
     _check(settings, family, arch)
+    check_share(keys, settings, family)
     local = _windows(keys, settings, family, arch)
     scaling = settings.rope()
     base = settings.checked_number("rope_theta", scaling.get("rope_theta", _BASE), 1.0)
@@ -66,7 +68,7 @@ def complete(keys: Metadata, settings: Settings, family: Family) -> None:
         if scaling.get("truncate", True) is not arch.yarn_rounds:
             raise UnsupportedError(f"{settings.path}: truncate = {not arch.yarn_rounds} is not supported here")
         _magnitude(keys, settings)
-    if keys.get("expert_count") and settings.has("norm_topk_prob") and "expert_weights_norm" not in keys:
+    if keys.get("expert_count") and "norm_topk_prob" in family.defaults and "expert_weights_norm" not in keys:
         renormalizes = settings.flag("norm_topk_prob")
         if renormalizes is not arch.router.renormalizes:
             keys["expert_weights_norm"] = renormalizes
@@ -94,8 +96,6 @@ def _magnitude(keys: Metadata, settings: Settings) -> None:
 
 
 def _check(settings: Settings, family: Family, arch: Arch) -> None:
-    for name, values in family.expects.items():
-        settings.expect(name, values)
     if arch.norms_rotated_heads:
         experts = settings.integer("num_local_experts", 0)
         settings.expect("use_qk_norm", (arch.norms_heads_of(experts),))
@@ -127,7 +127,8 @@ def _windows(keys: Metadata, settings: Settings, family: Family, arch: Arch) -> 
 
 def _local_layers(settings: Settings, family: Family, arch: Arch) -> list[bool]:
     layers = range(settings.layers)
-    if settings.has("use_sliding_window") and not settings.flag("use_sliding_window"):
+    flag = "use_sliding_window"
+    if flag in family.defaults and settings.has(flag) and not settings.flag(flag):
         return [False for _ in layers]
     local = settings.is_local()
     if local is not None:
@@ -142,11 +143,10 @@ def _local_layers(settings: Settings, family: Family, arch: Arch) -> list[bool]:
         case "unrotated":
             return [not is_rotated for is_rotated in _rotated(arch, layers)]
         case every:
-            names = "sliding_window_pattern _sliding_window_pattern no_rope_layer_interval"
-            found = settings.find(names)
-            if found and type(found[1]) is str:  # EXAONE's LLLG
+            found = settings.find(family.pattern)
+            if found and type(found[1]) is str and found[1]:  # EXAONE's LLLG
                 return [found[1][layer % len(found[1])] == "L" for layer in layers]
-            every = settings.integer(names, every, min=1)
+            every = settings.integer(family.pattern, every, min=1) if family.pattern else every
             return [(layer + 1) % every != 0 for layer in layers]
 
 

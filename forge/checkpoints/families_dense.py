@@ -65,8 +65,9 @@ GEMMA3 = Family(
         "sliding_window": 4096,
         "query_pre_attn_scalar": 256,
     },
-    expects={"attn_logit_softcapping": (), "use_bidirectional_attention": (False, "vision")},
+    expects={"attn_logit_softcapping": ()},
     local_layers=6,
+    pattern="sliding_window_pattern",
     scales_scores=True,
     is_tied=True,
 )
@@ -108,6 +109,7 @@ DENSE: dict[str, Family] = {
         norms_less_one=".*norm",
         keys=_GEMMA_KEYS,
         defaults=_GEMMA_DEFAULTS,
+        expects={"use_bidirectional_attention": (False,)},
         is_tied=True,
     ),
     "gemma2": Family(
@@ -122,6 +124,7 @@ DENSE: dict[str, Family] = {
             "final_logit_softcapping": 30.0,
             "attn_logit_softcapping": 50.0,
         },
+        expects={"use_bidirectional_attention": (False,)},
         local_layers=2,
         scales_scores=True,
         is_tied=True,
@@ -193,6 +196,7 @@ layers.#.mlp.gate_up_proj blk.#.ffn_up
         keys=(*keys.LIKE_LLAMA, keys.stated_head_length, keys.VOCABULARY, keys.local_pattern),
         defaults={**EPS_5, "sliding_window": 4096},
         local_layers=4,
+        pattern="sliding_window_pattern",
     ),
     "seed_oss": Family(
         arch="seed_oss",

@@ -165,7 +165,7 @@ layers.#.pre_feedforward_layernorm_2 blk.#.pre_ffw_norm_2
         extras=(extras.proportional_factors,),
         keys=(*GEMMA3.keys, keys.EXPERT_WIDTH, family_keys.gemma4),
         defaults={**EPS_6, "hidden_size_per_layer_input": 256, "head_dim": 256, "sliding_window": 512},
-        expects={"use_bidirectional_attention": (False, "vision")},
+        local_layers=6,
         is_tied=True,
     ),
     "llama4_text": Family(
@@ -199,6 +199,7 @@ layers.#.feed_forward.shared_expert.down_proj blk.#.ffn_down_shexp
             "no_rope_layer_interval": 4,
         },
         local_layers=4,
+        pattern="no_rope_layer_interval",
         window="attention_chunk_size",
     ),
     "granitemoe": _GRANITE_MOE,

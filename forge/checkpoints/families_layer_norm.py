@@ -74,7 +74,7 @@ layers.#.mlp.dense_4h_to_h blk.#.ffn_down
 """),
         edits={"layers.#.attention.query_key_value": edits.neox_qkv},
         keys=(keys.SIZES, keys.EPS, keys.rotated_share, keys.PARALLEL),
-        defaults={**LAYER_EPS_5, "partial_rotary_factor": 0.25, "use_parallel_residual": True},
+        defaults={"layer_norm_eps": 1e-5, "rotary_emb_base": 1e4, "rotary_pct": 0.25, "use_parallel_residual": True},
     ),
     "falcon": Family(
         arch="falcon",
@@ -128,11 +128,12 @@ layers.#.mlp.c_proj blk.#.ffn_down
             keys.LOGIT_SCALE,
             keys.WINDOW,
             keys.VOCABULARY,
-            keys.rotated_share,
+            keys.rotated_head,
             keys.no_scaling,
         ),
         defaults={**LAYER_EPS_5, "logit_scale": 0.0625, "sliding_window": 4096},
         local_layers=4,
+        pattern="sliding_window_pattern",
     ),
     "olmo": Family(
         arch="olmo",

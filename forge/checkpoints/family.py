@@ -89,7 +89,9 @@ class Family:
     """Values that `models` computes with, of keys that change what a model computes and that GGUF has no key for."""
     local_layers: Literal["none", "all", "listed", "unrotated"] | int = "none"
     """Layers with a window where config.json has no layer_types: those from max_window_layers on for "listed", all but
-    every Nth for a number. None has a window if use_sliding_window is false."""
+    every Nth for a number. None has a window if use_sliding_window, of families that read it, is false."""
+    pattern: str = ""
+    """The key of that number; "" = files have none."""
     window: str = "sliding_window"
     """The key of the window."""
     scales_scores: bool = False

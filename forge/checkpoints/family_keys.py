@@ -11,7 +11,7 @@ from forge.checkpoints import edits
 from forge.checkpoints.keys import Metadata, original_context, single
 from forge.checkpoints.settings import Settings
 from forge.checkpoints.views import View
-from forge.errors import UnsupportedError
+from forge.errors import FormatError, UnsupportedError
 
 
 def ministral(settings: Settings, _: Mapping[str, View]) -> Metadata:
@@ -62,7 +62,9 @@ def llama4(settings: Settings, _: Mapping[str, View]) -> Metadata:
     number, found = settings.integer, Metadata()
     found["feed_forward_length"] = number("intermediate_size_mlp")
     found["expert_feed_forward_length"] = number("intermediate_size")
-    found["interleave_moe_layer_step"] = number("interleave_moe_layer_step", 1)
+    found["interleave_moe_layer_step"] = every = number("interleave_moe_layer_step", 1)
+    with_experts = [layer for layer in range(settings.layers) if every and (layer + 1) % every == 0]
+    settings.expect("moe_layers", (with_experts, []))
     local = settings.is_local()
     if local is not None and not any(local):
         return found | {"attention.sliding_window": 0}
@@ -84,9 +86,11 @@ def ernie_experts(settings: Settings, _: Mapping[str, View]) -> Metadata:
     shared = settings.integer("moe_num_shared_experts", 0, max=2**10)
     if 0 <= settings.integer("moe_layer_end_index", -1, min=-1) < settings.layers - 1:
         raise UnsupportedError(f"{settings.path}: dense layers behind those with experts are not supported")
+    used = "moe_k num_experts_per_tok"
+    settings.check_alike(used)
     found: Metadata = {
         "expert_count": settings.integer("moe_num_experts"),
-        "expert_used_count": settings.integer("moe_k"),
+        "expert_used_count": settings.integer(used),
         "interleave_moe_layer_step": settings.integer("moe_layer_interval", 1),
         "leading_dense_block_count": settings.integer("moe_layer_start_index", 0),
         "expert_shared_count": shared,
@@ -157,6 +161,13 @@ def phi3_scaling(settings: Settings, _: Mapping[str, View]) -> Metadata:
     return found
 
 
-def falcon_heads(settings: Settings, _: Mapping[str, View]) -> Metadata:
-    """Heads of keys: one, or as many as config.json says."""
+def falcon_heads(settings: Settings, tensors: Mapping[str, View]) -> Metadata:
+    """Heads of keys: one, or as many as config.json says. Raises FormatError for norms that it does not say."""
+    is_new = settings.flag("new_decoder_architecture", False)
+    norms = settings.integer("num_ln_in_parallel_attn", 2 if is_new else 1)
+    if tensors and (is_new and norms == 2) is not any(".ln_attn." in name for name in tensors):
+        raise FormatError(
+            f"{settings.path}: new_decoder_architecture = {is_new} with {norms} norms of a layer is not what the files "
+            "have"
+        )
     return {"attention.head_count_kv": edits.falcon_groups(settings), "tensor_data_layout": "jploski"}

@@ -19,6 +19,7 @@ from forge.checkpoints.family import Family
 from forge.checkpoints.hf_tokenizer import read_tokenizer
 from forge.checkpoints.keys import Metadata
 from forge.checkpoints.recipes import is_float32
+from forge.checkpoints.refusals import check_read
 from forge.checkpoints.settings import Settings
 from forge.checkpoints.stored import stored_views
 from forge.checkpoints.views import Stacked, View, Widened
@@ -120,6 +121,7 @@ def in_words_of_gguf(
 def keys_of(settings: Settings, family: Family, stored: Mapping[str, View]) -> Metadata:
     """The model's keys below its architecture's prefix, by its numbers and its stored tensors."""
     check_rope_kind(settings, family)
+    check_read(settings, family, stored)
     keys: Metadata = {}
     for some in family.keys:
         keys |= some(settings, stored)

@@ -15,6 +15,8 @@ Metadata = dict[str, Value]
 """By the key below the architecture's prefix; a key that begins with a dot has no prefix."""
 FACTORS = 1e-3, 1e6
 """Bounds of what RoPE is scaled by."""
+_LENGTHS = ("context_length", "feed_forward_length")
+"""Keys of which files have several names with several values."""
 Keys = Callable[[Settings, Mapping[str, View]], Metadata]
 """Keys of a model by its numbers and its stored tensors, whose names have a # for each number."""
 
@@ -35,6 +37,8 @@ def table(text: str) -> Keys:
         for kind, key, names in lines:
             if kind.endswith("?") and not settings.has(names):
                 continue
+            if key not in _LENGTHS:
+                settings.check_alike(names)
             match kind.rstrip("?"):
                 case "int":
                     found[key] = settings.integer(names)

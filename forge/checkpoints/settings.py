@@ -17,17 +17,17 @@ MAX_HEAD_DIM = 1 << 16
 
 _OLD_ROPE = {
     "rope_theta": "rope_theta rotary_emb_base",
-    "partial_rotary_factor": "partial_rotary_factor rotary_pct rope_pct",
+    "partial_rotary_factor": "partial_rotary_factor rotary_pct",
     "original_max_position_embeddings": "original_max_position_embeddings",
 }
-"""What older files say outside of rope_scaling, and under which names."""
+"""What older files say outside of rope_scaling, and under which names. The second names are GPT-NeoX' own."""
 _OLD_TYPES = {"su": "longrope"}
 _OFF = {"attn_logit_softcapping": 0.0, "final_logit_softcapping": 0.0}
 """What null means of keys that have another default; of flags it means false."""
 _MAY_BE_NULL = (
     *("head_dim", "num_key_value_heads", "num_kv_heads", "n_head_kv", "n_inner", "ffn_hidden_size"),
     *("sliding_window", "rope_parameters", "rope_scaling", "hidden_size_per_layer_input", "num_nextn_predict_layers"),
-    "moe_layer_end_index",
+    *("moe_layer_end_index", "num_ln_in_parallel_attn"),
 )
 """Keys of which null is as if they, and their default, were not there. No model runs with null of the others."""
 
@@ -71,6 +71,16 @@ class Settings:
         if type(default) is not bool and name not in _OFF:
             self.refuse(name, "a value", None)
         return name, _OFF.get(name, False)
+
+    def check_alike(self, names: str) -> None:
+        """Raises FormatError if two of these keys have different values."""
+        found = [(name, self.stated[name]) for name in names.split() if self.stated.get(name) is not None]
+        for name, value in found[1:]:
+            if value != found[0][1]:
+                raise FormatError(
+                    f"{self.path}: {found[0][0]} = {show_json(found[0][1])}, and {name} = {show_json(value)}, which is "
+                    "another name of it: take out what is wrong"
+                )
 
     def has(self, names: str) -> bool:
         return self.find(names) is not None
@@ -150,10 +160,15 @@ class Settings:
         settings = self._with_type(self._object("rope_parameters", found.get("full_attention", found)))
         if self.stated.get("rope_parameters") is not None:
             self._check_older(settings)
-        for name, older_names in _OLD_ROPE.items():
-            if name not in settings and (found_outside := self.find(older_names)):
+        for name in _OLD_ROPE:
+            if name not in settings and (found_outside := self.find(self._older_names(name))):
                 settings[name] = found_outside[1]
         return settings
+
+    def _older_names(self, name: str) -> str:
+        """The names that a number of RoPE has outside of rope_parameters, in this family."""
+        first, *others = _OLD_ROPE[name].split()
+        return " ".join(other for other in others if other in self._defaults) or first
 
     def rope_number(self, name: str, min: float, max: float = MAX_INT) -> float:
         """A number without which the kind of RoPE has no meaning."""
@@ -174,8 +189,8 @@ class Settings:
     def _check_older(self, settings: dict[str, Any]) -> None:
         """Raises FormatError if the keys that transformers 4 reads say another RoPE than rope_parameters."""
         older = {}
-        for name, names in _OLD_ROPE.items():
-            found = self._first(names, self.stated)
+        for name in _OLD_ROPE:
+            found = self._first(self._older_names(name), self.stated)
             if found and name in settings:
                 older[name] = found[1]
         scaling = self.stated.get("rope_scaling")
@@ -194,7 +209,7 @@ class Settings:
         found = self._rope_parameters()
         if "sliding_attention" in found:
             return self._with_type(self._object("rope_parameters.sliding_attention", found["sliding_attention"]))
-        if self.has("rope_local_base_freq"):
+        if "rope_local_base_freq" in self._defaults and self.has("rope_local_base_freq"):
             return {"rope_theta": self.number("rope_local_base_freq", min=1.0)}
         return {}
 

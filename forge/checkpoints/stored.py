@@ -6,11 +6,13 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import numpy as np
+
 from forge.checkpoints.family import UNUSED, Family
 from forge.checkpoints.int4_views import int4_views
 from forge.checkpoints.scaled import SCALE_BLOCK, Fp8, Mxfp4
 from forge.checkpoints.settings import Settings
-from forge.checkpoints.views import Stored, View
+from forge.checkpoints.views import STEP_BYTES, Stored, View
 from forge.errors import FormatError, UnsupportedError
 from forge.formats.safetensors import SafeTensors
 from forge.formats.source import show
@@ -41,7 +43,33 @@ def stored_views(files: SafeTensors, settings: Settings, family: Family) -> dict
         if short in found:
             raise FormatError(f"{files.path}: there are two tensors {show(short)}, one of them {show(name)}")
         found[short] = matrices[name] if name in matrices else _view(files, name)
+    if settings.flag("tie_word_embeddings", family.is_tied):
+        _drop_equal(found, family)
     return found
+
+
+def _drop_equal(found: dict[str, View], family: Family) -> None:
+    """Take out an output's matrix that is the embedding. One that differs is used, as transformers 5 does."""
+    embedding, output = (
+        next((f"{name}.weight" for name, new in family.names.items() if new == wanted), "")
+        for wanted in ("token_embd", "output")
+    )
+    if output in found and embedding in found and _are_equal(found[embedding], found[output]):
+        del found[output]
+
+
+def _are_equal(one: View, other: View) -> bool:
+    if (one.shape, one.type) != (other.shape, other.type) or len(one.shape) != 2 or not one.nbytes:
+        return False
+    rows, width = one.shape[0], one.nbytes // one.shape[0]
+    step = max(STEP_BYTES // width, 1)
+    for start in range(0, rows, step):
+        left, right = (np.empty((min(step, rows - start), width), np.uint8) for _ in range(2))
+        one.read(start, left)
+        other.read(start, right)
+        if not np.array_equal(left, right):
+            return False
+    return True
 
 
 def without_prefix(name: str) -> str:
@@ -82,8 +110,7 @@ def _used(names: list[str], files: SafeTensors, settings: Settings, family: Fami
     outputs = [name for name, new in family.names.items() if new == "output"]
     for name in names:
         short = without_prefix(name)
-        is_output = short.removesuffix(".weight") in outputs
-        if UNUSED.search(short) or (tied and is_output):
+        if UNUSED.search(short):
             continue
         if short.endswith(_UNREAD_SCALES):
             continue

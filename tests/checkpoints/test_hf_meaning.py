@@ -15,6 +15,7 @@ from test_hf_stored import tensors_of
 from test_huggingface import said_by
 
 from forge.checkpoints import open_checkpoint
+from forge.checkpoints.settings import Settings
 from forge.errors import ForgeError, FormatError, UnsupportedError
 
 _LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64}
@@ -68,7 +69,8 @@ def test_every_kind_of_rope_is_carried_out_or_refused_by_name() -> None:
                 carried[kind].add(name)
             else:
                 assert str(HF) in found
-                assert f"{kind!r} is not supported" in found or "should be" in found or "alpha" in found, (name, kind)
+                problems = (f"{kind!r} is not supported", "should be", "alpha", "partial_rotary_factor")
+                assert any(problem in found for problem in problems), (name, kind)
     assert carried["longrope"] == {"phi3_window"}  # the other Phi 3 has lists of another length
     assert carried["proportional"] == {"gemma4", "gemma4_26b_a4b", "gemma4_e2b"}
     assert carried["dynamic"] == carried["zzz"] == set()  # Hunyuan's has an alpha
@@ -115,6 +117,60 @@ def test_what_no_key_says_is_refused(name: str, changes: Mapping[str, Any], mess
     with pytest.raises(ForgeError, match=message) as caught:
         said_by({**config_of(name), **changes})
     assert str(HF) in str(caught.value)
+
+
+_HONOURED = {
+    "partial_rotary_factor": {"gemma4_text", "glm4", "glm4_moe", "minimax_m2", "phi", "phi3", "stablelm"},
+    "rotary_pct": {"gpt_neox"},
+    "rope_pct": set[str](),
+    "rotary_dim": {"minimax_m2"},
+}
+"""Families in which transformers 5.24 rotates another share of the heads if config.json has such a number."""
+
+
+def without_share(config: dict[str, Any]) -> dict[str, Any]:
+    """A configuration that leaves to its family how much of each head rotates."""
+    copy: dict[str, Any] = json.loads(json.dumps(config))
+    rope = copy.get("rope_parameters") or {}
+    for inner in (copy, rope, *(value for value in rope.values() if isinstance(value, dict))):
+        for name in _HONOURED:
+            inner.pop(name, None)
+    return copy
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "phi3_longrope"])  # its lists have a length
+def test_a_share_of_heads_that_rotates_is_carried_out_or_refused(name: str) -> None:
+    config = without_share(config_of(name))
+    head = Settings(HF, config, {}).head_dim
+    plain = said_by(config)
+    for key, families in _HONOURED.items():
+        value, count = (4, 4) if key == "rotary_dim" else (0.75, head * 3 // 4)
+        if config["model_type"] in families:
+            found = said_by({**config, key: value})
+            if "rope_freqs.weight" in found:  # Gemma 4's: pairs that do not rotate have an endless wave
+                factors = found["rope_freqs.weight"]
+                assert isinstance(factors, list)
+                assert factors.count(1.0) == len(factors) * 3 // 4
+            else:
+                assert found["rope.dimension_count"] == count
+        elif plain.get("rope.dimension_count", head) != count:
+            with pytest.raises(UnsupportedError, match=f"{key} = {value} is not supported: in .* numbers of a head"):
+                said_by({**config, key: value})
+
+
+@pytest.mark.parametrize("name", ["mistral", "gemma3", "gemma4", "cohere2", "gptneox"])
+def test_a_share_in_rope_parameters_is_carried_out_or_refused(name: str) -> None:
+    config = without_share(config_of(name))
+    rope = config["rope_parameters"]
+    inner = rope.get("sliding_attention", rope)
+    inner["partial_rotary_factor"] = 0.75
+    if name == "gptneox":
+        assert said_by(config)["rope.dimension_count"] == 12  # of 16
+        return
+    with pytest.raises(UnsupportedError, match=r"partial_rotary_factor = 0\.75 is not supported"):
+        said_by(config)
+    inner["partial_rotary_factor"] = 1.0
+    said_by(config)
 
 
 _WINDOWED = {"use_sliding_window": True, "sliding_window": 8, "layer_types": None}

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 from hf_models import ARCH, HF, NAMES, older, unpacked
+from safetensors_files import safetensors_bytes
+from test_hf_stored import tensors_of
 
 import forge
 from forge import models
@@ -175,9 +177,34 @@ def test_a_tied_model_of_a_family_with_outputs_has_its_embedding_for_one(tmp_pat
     directory = unpacked("olmo2", tmp_path)
     config = json.loads((directory / "config.json").read_text()) | {"tie_word_embeddings": True}
     (directory / "config.json").write_text(json.dumps(config))
+    weights = directory / "model.safetensors"
+    tensors = {name: weight for name, weight in tensors_of(directory).items() if name != "lm_head.weight"}
+    weights.write_bytes(safetensors_bytes(tensors))
     with open_checkpoint(directory) as file:
         np.testing.assert_array_equal(file.raw("output.weight"), file.raw("token_embd.weight"))
         models.build(file, models.read_config(file), NUMPY)
+
+
+@pytest.mark.parametrize("step", [1000, 4 << 20])
+def test_an_output_beside_a_tied_embedding_is_used_where_it_differs(
+    step: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """transformers 5 ties weights that are both there only if they are equal."""
+    monkeypatch.setattr("forge.checkpoints.stored.STEP_BYTES", step)
+    directory = unpacked("mistral", tmp_path)
+    config = json.loads((directory / "config.json").read_text()) | {"tie_word_embeddings": True}
+    (directory / "config.json").write_text(json.dumps(config))
+    tensors = tensors_of(directory)
+    with open_checkpoint(directory) as file:
+        np.testing.assert_array_equal(file.load("output.weight"), tensors["lm_head.weight"].astype(np.float32))
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].copy()
+    (directory / "model.safetensors").write_bytes(safetensors_bytes(tensors))
+    with open_checkpoint(directory) as file:
+        assert "output.weight" not in file.tensors
+    tensors["lm_head.weight"][-1, -1] += 1  # the last number of all
+    (directory / "model.safetensors").write_bytes(safetensors_bytes(tensors))
+    with open_checkpoint(directory) as file:
+        assert "output.weight" in file.tensors
 
 
 def test_each_number_that_changes_logits_changes_a_key_or_is_refused() -> None:

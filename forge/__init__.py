@@ -18,6 +18,8 @@ if TYPE_CHECKING:  # `as` says to type checkers that the name is public
     from forge.llm import LLM as LLM
     from forge.loading import load as load
     from forge.loading import load_tokenizer as load_tokenizer
+    from forge.memory import MemoryPlan as MemoryPlan
+    from forge.memory import plan_memory as plan_memory
     from forge.outputs import Chunk as Chunk
     from forge.outputs import Completion as Completion
     from forge.outputs import Perplexity as Perplexity
@@ -34,6 +36,7 @@ _HOMES = {
     "UnsupportedError",
     "forge.llm": "LLM",
     "forge.loading": "load load_tokenizer",
+    "forge.memory": "MemoryPlan plan_memory",
     "forge.outputs": "Chunk Completion Perplexity Timings",
     "forge.tokenizer": "Tokenizer",
 }

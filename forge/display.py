@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
+from html import escape
 from typing import IO, TYPE_CHECKING, Any, Self
 
 from forge.config import Progress
@@ -13,6 +15,9 @@ from forge.errors import ParameterError
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
     from rich.progress import TaskID
+
+_NOTEBOOK_S = 0.1
+"""A notebook's line is replaced no more often."""
 
 
 def watched(progress: Progress | bool | None) -> AbstractContextManager[Progress | None]:
@@ -31,7 +36,7 @@ def watched(progress: Progress | bool | None) -> AbstractContextManager[Progress
     if is_terminal(sys.stderr):
         return Bars()
     if is_notebook():
-        return nullcontext(NotebookLine())
+        return NotebookLine()
     return nullcontext(None)
 
 
@@ -70,12 +75,28 @@ class Bars:
 
 
 class NotebookLine:
-    """One line in the output of a notebook's cell, which each report replaces. It needs no widgets."""
+    """One line in the output of a notebook's cell, which reports replace, and which is empty at the end.
+
+    It needs no widgets, so it is the same in Jupyter, VS Code and Colab. Reports that come within a moment of the one
+    before are dropped: each is a message to the browser.
+    """
 
     def __init__(self) -> None:
         self._handle: Any = None
+        self._stage, self._shown_at = "", 0.0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._handle is not None:
+            self._handle.update({"text/plain": ""}, raw=True)
 
     def __call__(self, stage: str, done: int, total: int | None) -> None:
+        now = time.monotonic()
+        if stage == self._stage and now < self._shown_at + _NOTEBOOK_S:
+            return
+        self._stage, self._shown_at = stage, now
         share = f" {done / total:.0%}" if total else f" {amount(stage, done)}" if done else ""
         shown = {"text/plain": printable(stage) + share}
         if self._handle is None:
@@ -122,6 +143,25 @@ def num_bytes(count: int) -> str:
         if count >= 10**power:
             return f"{count / 10**power:.4g} {unit}"
     return "1 byte" if count == 1 else f"{count} bytes"
+
+
+def html_table(title: str, rows: Iterable[tuple[str, str]]) -> str:
+    """A title and what there is to say, as HTML for a notebook. All text is escaped.
+
+    It has no colours of its own, so that it can be read on light and dark pages, and no `<style>`, which Jupyter,
+    VS Code and GitHub treat in different ways.
+    """
+    cell = '<td style="text-align: left; vertical-align: top; white-space: pre-wrap">'
+    lines = "".join(f"<tr>{cell}{escape(name)}</td>{cell}{escape(text)}</td></tr>" for name, text in rows)
+    return f"<div><b>{escape(title)}</b><table>{lines}</table></div>"
+
+
+def html_text(text: str, caption: str) -> str:
+    """A text with its spaces and lines, and a smaller line below, as `html_table` makes it."""
+    return (
+        f'<div><div style="white-space: pre-wrap">{escape(text)}</div>'
+        f'<div style="opacity: 0.6; font-size: smaller">{escape(caption)}</div></div>'
+    )
 
 
 def printable(text: str) -> str:

@@ -1,5 +1,7 @@
 """Every error that forge raises on purpose. Its text is one line: what is wrong, where, and how to fix it."""
 
+from traceback import clear_frames
+
 __all__ = [
     "ChatTemplateError",
     "ContextLengthError",
@@ -90,3 +92,18 @@ def one_line(message: str, hint: str | None) -> str:
     """A message with its hint behind it, on one line whatever names the message quotes."""
     text = f"{message}: {hint}" if hint else message
     return text.replace("\r", "\\r").replace("\n", "\\n")
+
+
+def drop_frames(error: BaseException, outer: BaseException | None = None) -> None:
+    """Let go of what the functions held in which an error came up, and the errors behind it. Lines stay to be seen.
+
+    Whoever keeps the error, as a notebook does, would keep arrays and models. outer: One that was there before.
+    """
+    seen = {id(outer)}
+    left: list[BaseException | None] = [error]
+    while left:
+        one = left.pop()
+        if one is not None and id(one) not in seen:
+            seen.add(id(one))
+            clear_frames(one.__traceback__)
+            left += [one.__cause__, one.__context__]

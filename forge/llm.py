@@ -10,6 +10,7 @@ from weakref import finalize
 
 from forge import _files
 from forge.config import SamplingParams
+from forge.display import html_table, num_bytes
 from forge.engine import Engine
 from forge.errors import ForgeError, ParameterError
 from forge.keywords import keywords
@@ -42,7 +43,10 @@ class LLM(ScoringFront):
         path: The model's file.
         adapters: Names of the adapters that `forge.load` was given.
         quantize: The type that the weights got while they were loaded, or None.
-        notes: Remarks on what loading decided, such as the device or a context that was cut to fit.
+        notes: Remarks on what loading decided, such as the device or a context that was cut to fit, and on models that
+            were loaded already.
+        nbytes: Bytes of the device's memory that weights, KV cache and steps take, as `forge.plan_memory` says them.
+            `close` gives them back.
         load_ms: Milliseconds that loading took.
         load_parts: Milliseconds of its parts, by name, in order; the first may lie before `load_ms` begins.
     """
@@ -59,16 +63,31 @@ class LLM(ScoringFront):
         load_ms: float,
         adapters: tuple[str, ...] = (),
         quantize: str | None = None,
+        nbytes: int = 0,
     ) -> None:
         super().__init__(engine, tokenizer, chat_template, str(path), adapters)
         self.path, self.notes, self.load_ms, self.load_parts = path, notes, load_ms, load_parts
-        self.quantize = quantize
+        self.quantize, self.nbytes = quantize, nbytes
+        self._loop.nbytes = nbytes
         self.config, self.device = engine.runner.config, engine.runner.device
         finalize(self, self._loop.stop).atexit = False
 
     def __repr__(self) -> str:
-        name = _files.model_name(self.path) + (f" as {self.quantize}" if self.quantize else "")
-        return f"<forge.LLM {name}: {self.config.arch}, context {self.context}, {self.device}>"
+        return f"<forge.LLM {self._title}: {self.config.arch}, context {self.context}, {self.device}>"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        config = self.config
+        rows = [("architecture", f"{config.arch}, {config.num_layers} layers, width {config.width:,}")]
+        rows += [("context", f"{self.context:,} tokens"), ("device", self.device)]
+        rows += [("memory", "closed" if self._loop.is_closed else num_bytes(self.nbytes))]
+        rows += [("adapters", ", ".join(self.adapters))] * bool(self.adapters)
+        rows += [("note", note) for note in self.notes]
+        return html_table(self._title, rows)
+
+    @property
+    def _title(self) -> str:
+        return _files.model_name(self.path) + (f" as {self.quantize}" if self.quantize else "")
 
     def __reduce__(self) -> NoReturn:
         raise ForgeError(f"{self._name}: a loaded model cannot be copied, or sent to another process: load it there")
@@ -79,10 +98,8 @@ class LLM(ScoringFront):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if isinstance(error, KeyboardInterrupt):
-            self._loop.stop()  # whoever interrupts a long step does not want to wait for it
-        else:
-            self.close()
+        # whoever interrupts a long step does not want to wait for it; the next load does
+        self._loop.close(waits=not isinstance(error, KeyboardInterrupt))
 
     def close(self) -> None:
         """End all requests (their finish_reason becomes "abort"), and give the model's memory back.

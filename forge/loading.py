@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from forge import _files, hub, models
 from forge import backend as backends
-from forge import hub, models
 from forge.backend import Backend, compilers
 from forge.backend.threads import THREADS
 from forge.checkpoints import open_checkpoint
@@ -22,14 +24,14 @@ from forge.config import Dtype, EngineConfig, Progress
 from forge.display import Stopwatch, watched
 from forge.engine import Engine, ModelRunner
 from forge.engine.step_budget import StepBudget
-from forge.errors import FormatError, ParameterError
+from forge.errors import FormatError, OutOfMemoryError, ParameterError, drop_frames
 from forge.keywords import check_integer, keywords
 from forge.llm import LLM
-from forge.planning import Plan, layers_text, plan_memory
+from forge.planning import Plan, layers_text, make_plan
+from forge.runtime import process
 from forge.runtime.encoder import PromptEncoder, choose_template
 from forge.state.model_state import ModelState
 from forge.tokenizer import Tokenizer
-from forge.tokenizer.chat import ChatTemplate
 
 _CPU_PREFILL_TOKENS = 64
 """Prompt tokens of a step beside others that decode, where nobody says how many. By benchmarks/mixed_steps.py, with
@@ -95,30 +97,57 @@ def load(
         ForgeError: A child of it names what is wrong: an unknown name, a damaged file, too little memory.
     """
     shortcuts = {"context": context, "memory_fraction": memory_fraction, "cpu_experts": cpu_experts, "dtype": dtype}
-    settings = _settings(engine, shortcuts | {"max_sequences": max_sequences, "graphs": graphs})
+    settings = settings_of(engine, shortcuts | {"max_sequences": max_sequences, "graphs": graphs})
     graphs = _graphs() if settings.graphs is None else settings.graphs  # before anything is fetched
     check_integer("threads", threads, 1, _MAX_THREADS, optional=True)
     watch = Stopwatch()
     backend = backends.select(device)
     watch.lap("device")
-    _check(settings, chat_template, backend)
+    check_settings(settings, chat_template, backend)
     named = check_adapters(adapters)
     quantize = None if quantize is None else check_recipe(quantize)
     THREADS.use(None if threads is None else int(threads))  # NumPy's integers too
     with watched(progress) as report:
-        path = _resolve(model, report)
+        path = resolve(model, report)
         watch.lap("file")
-        started = time.perf_counter()
-        running, tokenizer, template, notes = _assembled(
-            path, settings, graphs, backend, chat_template, list(named.values()), quantize, report, watch
-        )
-    load_ms = 1000 * (time.perf_counter() - started)
-    notes = (*_device_notes(device, settings, backend), *notes)
-    about: dict[str, Any] = {"path": path, "load_parts": watch.parts, "adapters": tuple(named), "quantize": quantize}
-    return LLM(running, tokenizer, template, notes=notes, load_ms=load_ms, **about)
+        process.wait_for_closed()
+        notes = (*_device_notes(device, settings, backend), *(f"memory: {text}" for text in loaded_text(backend)))
+        with nothing_kept(backend):
+            return _assembled(path, settings, graphs, backend, chat_template, named, quantize, notes, report, watch)
 
 
-def _check(settings: EngineConfig, chat_template: object, backend: Backend) -> None:
+@contextmanager
+def nothing_kept(backend: Backend) -> Iterator[None]:
+    """An error within keeps no array, and the device's memory is given back. One of memory says what else is loaded."""
+    outer = sys.exception()
+    try:
+        yield
+    except BaseException as error:
+        drop_frames(error, outer)
+        with suppress(Exception):  # the device may have failed, which the error says
+            backend.release_memory()
+        if isinstance(error, OutOfMemoryError):
+            raise with_loaded(error, backend) from None
+        raise
+
+
+def with_loaded(error: OutOfMemoryError, backend: Backend) -> OutOfMemoryError:
+    """The error, or one that says what else takes the device's memory."""
+    for text in loaded_text(backend):
+        hint = f"close it, or {error.hint}" if error.hint else "close it"
+        return OutOfMemoryError(f"{error.args[0]}; {text}", parameter=error.parameter, hint=hint)
+    return error
+
+
+def loaded_text(backend: Backend) -> Iterator[str]:
+    """A line on the models that this process has loaded to the same device, if there are any."""
+    loops = [loop for loop in process.loaded() if loop.device == backend.device]
+    if loops:
+        names = ", ".join(f"{_files.model_name(Path(loop.name))} ({loop.nbytes / 1e9:.2f} GB)" for loop in loops)
+        yield f"this process has loaded {names}, which LLM.close() gives back"
+
+
+def check_settings(settings: EngineConfig, chat_template: object, backend: Backend) -> None:
     """Raises ParameterError for arguments of `load` that cannot be used on this backend, or at all."""
     if settings.dtype == "f32" and backend.is_gpu:
         raise ParameterError(
@@ -148,16 +177,18 @@ def _assembled(
     graphs: bool | int,
     backend: Backend,
     chat_template: str | os.PathLike[str] | None,
-    adapters: list[Path],
+    adapters: Mapping[str, Path],
     quantize: str | None,
+    notes: tuple[str, ...],
     report: Progress | None,
     watch: Stopwatch,
-) -> tuple[Engine, Tokenizer, ChatTemplate | None, tuple[str, ...]]:
-    """The parts of an LLM from a file, ready to run, and remarks on what was decided for them."""
+) -> LLM:
+    """An LLM of its parts, ready to run. notes: Those that come first."""
+    started = time.perf_counter()
     with open_checkpoint(path) as stored:
         file = quantized(stored, quantize, backend) if quantize else stored
-        read = [read_adapter(each, file) for each in adapters]
-        plan = plan_memory(file, settings, backend, models.adapter_bytes(file, read, backend.dtype.itemsize))
+        read = [read_adapter(each, file) for each in adapters.values()]
+        plan = make_plan(file, settings, backend, models.adapter_bytes(file, read, backend.dtype.itemsize))
         config = models.read_config(file, plan.context)
         watch.lap("header")
         tokenizer = Tokenizer.from_metadata(file.metadata, source=str(path))
@@ -190,7 +221,18 @@ def _assembled(
     watch.lap("KV cache")
     engine.warm_up(report, watch.lap)
     backend.reserve(plan.step_bytes)  # not before: the warm-up has given back what its largest step made
-    return engine, tokenizer, template, (*file.notes, *plan.notes, *_cost_of_host_experts(decoder))
+    return LLM(
+        engine,
+        tokenizer,
+        template,
+        path=path,
+        notes=(*notes, *file.notes, *plan.notes, *_cost_of_host_experts(decoder)),
+        load_parts=watch.parts,
+        load_ms=1000 * (time.perf_counter() - started),
+        adapters=tuple(adapters),
+        quantize=quantize,
+        nbytes=plan.device_bytes,
+    )
 
 
 def _cost_of_host_experts(decoder: models.Decoder) -> tuple[str, ...]:
@@ -219,7 +261,7 @@ def load_tokenizer(model: str | os.PathLike[str], *, progress: Progress | bool |
         ForgeError: A child of it names what is wrong: an unknown name, a damaged file, an unknown kind of tokenizer.
     """
     with watched(progress) as report:
-        path = _resolve(model, report)
+        path = resolve(model, report)
     with open_checkpoint(path) as file:
         return Tokenizer.from_metadata(file.metadata, source=str(path))
 
@@ -235,7 +277,7 @@ def load_encoder(path: Path, name: str, chat_template: str | os.PathLike[str] | 
     return PromptEncoder(tokenizer, choose_template(chat_template, tokenizer, name), context, name)
 
 
-def _settings(engine: EngineConfig | None, given: Mapping[str, Any]) -> EngineConfig:
+def settings_of(engine: EngineConfig | None, given: Mapping[str, Any]) -> EngineConfig:
     """The settings of an engine, with the keywords of `load` that are not None."""
     if engine is not None and not isinstance(engine, EngineConfig):
         raise ParameterError(f"engine must be an EngineConfig, not a {type(engine).__name__}", parameter="engine")
@@ -278,7 +320,8 @@ def build_runner(
     )
 
 
-def _resolve(model: str | os.PathLike[str], progress: Progress | None) -> Path:
+def resolve(model: str | os.PathLike[str], progress: Progress | None) -> Path:
+    """The file or directory of a model, fetched if need be. Raises ParameterError for what is no name."""
     if not isinstance(model, str | os.PathLike):
         raise ParameterError(f"model must be a name or a path, not {model!r:.60}", parameter="model")
     return hub.resolve(model if isinstance(model, str) else Path(model), progress=progress)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from forge.display import html_text
 from forge.engine import FinishReason, TokenLogprobs
 
 
@@ -90,6 +91,14 @@ class Completion:
     logprobs: tuple[TokenLogprobs, ...] | None = None
     index: int = 0
     stop_string: str | None = None
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the text, and a line on its end and its times."""
+        times = self.timings
+        parts = [f"{times.prompt_tokens} prompt tokens", f"{times.completion_tokens} generated"]
+        parts += [f"ended by {self.finish_reason}", f"{times.total_ms / 1000:.2f} s"]
+        parts += [f"{times.decode_tokens_per_s:.1f} tokens/s"] * (times.decode_tokens_per_s > 0)
+        return html_text(self.text, " · ".join(parts))
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ import pytest
 from table_rows import row
 
 from forge import EngineConfig, OutOfMemoryError, ParameterError, SamplingParams, load
-from forge.loading import _settings
+from forge.loading import settings_of
 
 INF, NAN = math.inf, math.nan
 LLAMA = Path(__file__).parent / "data" / "arch" / "llama" / "model.gguf"
@@ -214,10 +214,10 @@ def test_every_engine_setting_reaches_the_engine_through_load() -> None:
 def test_a_keyword_of_load_sets_what_engine_leaves_at_its_default() -> None:
     given = {"context": 64, "max_sequences": 2, "memory_fraction": 0.5, "cpu_experts": 3, "graphs": False}
     settings = EngineConfig(max_step_tokens=9)
-    assert _settings(settings, given) == replace(settings, **given)
-    assert _settings(replace(settings, **given), given) == replace(settings, **given)
-    assert _settings(settings, dict.fromkeys(given)) == settings
-    assert _settings(None, given) == EngineConfig(**given)
+    assert settings_of(settings, given) == replace(settings, **given)
+    assert settings_of(replace(settings, **given), given) == replace(settings, **given)
+    assert settings_of(settings, dict.fromkeys(given)) == settings
+    assert settings_of(None, given) == EngineConfig(**given)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 # Each room may import those before it.
 CHAIN = [
     *("errors", "keywords", "config", "_files", "tuning", "backend", "ops", "state", "models", "engine", "outputs"),
-    *("runtime", "llm", "planning", "loading"),
+    *("runtime", "llm", "planning", "loading", "memory"),
 ]
 # Rooms beside the chain, with what they may import.
 BESIDE = {
@@ -37,9 +37,11 @@ ALSO = {
     "ops": "formats.ggml formats.quantize",
     "models": "formats",
     "runtime": "tokenizer",
-    "llm": "tokenizer",
+    "outputs": "display",
+    "llm": "display tokenizer",
     "planning": "formats",
     "loading": "checkpoints display formats tokenizer hub",
+    "memory": "checkpoints display formats",
 }
 ALLOWED = {room: [*CHAIN[:place], *ALSO.get(room, "").split()] for place, room in enumerate(CHAIN)}
 ALLOWED |= {room: names.split() for room, names in BESIDE.items()}

@@ -14,7 +14,7 @@ from forge.backend import NUMPY
 from forge.backend.numpy import NumpyBackend
 from forge.config import EngineConfig
 from forge.formats import gguf
-from forge.planning import plan_memory
+from forge.planning import make_plan
 from forge.state.model_state import kinds_of
 
 PATH = ARCH / "llama" / "model.gguf"
@@ -24,7 +24,7 @@ PAGE = 64
 def planned(context: int | None, *, sequences: int | None, backend: Any = NUMPY) -> Any:
     settings = EngineConfig(context=context, max_sequences=sequences)
     with gguf.read(PATH) as file:
-        return plan_memory(file, settings, backend)
+        return make_plan(file, settings, backend)
 
 
 def bytes_of(tokens: int) -> int:

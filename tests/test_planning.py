@@ -25,7 +25,7 @@ from forge.errors import OutOfMemoryError, UnsupportedError
 from forge.formats.gguf import GGUF
 from forge.formats.gguf_header import Header
 from forge.models.rope import RotaryEmbedding
-from forge.planning import Plan, plan_memory
+from forge.planning import Plan, make_plan
 
 GB = 10**9
 LONG = 131_000
@@ -80,7 +80,7 @@ def loaded(number: int, total: int, settings: EngineConfig) -> tuple[Counting, P
     """One of the usual models on a GPU of so many bytes: 0 to 3 have 1B's widths, 4 to 7 8B's."""
     device = Counting(total)
     file = list(usual_models())[number]
-    plan = plan_memory(file, settings, device)
+    plan = make_plan(file, settings, device)
     decoder = models.build(file, models.read_config(file, plan.context), device, None, HeaderWeights)
     runner = loading.build_runner(decoder, plan, settings, device)
     return device, plan, Engine(runner, end_ids=frozenset(), max_step_tokens=plan.max_step_tokens)
@@ -147,7 +147,7 @@ def test_a_small_gpu_keeps_most_of_what_weights_leave_for_a_context(number: int,
     weights = sum(info.nbytes for info in file.tensors.values())
     token_bytes = 2 * layers * 8 * 128 * 2  # keys and values of 8 heads of 128, float16
     left = int(0.9 * free) - weights
-    plan = plan_memory(file, EngineConfig(), Counting(free))
+    plan = make_plan(file, EngineConfig(), Counting(free))
     assert plan.context * token_bytes >= min(0.7 * left, 2**14 * token_bytes)
     assert plan.num_pages[0] * 64 >= plan.context
     assert plan.max_step_tokens >= 512
@@ -155,7 +155,7 @@ def test_a_small_gpu_keeps_most_of_what_weights_leave_for_a_context(number: int,
     taken = weights + (plan.num_pages[0] + 1) * 64 * token_bytes
     assert taken <= 0.9 * free
     assert taken + plan.step_bytes < 0.95 * free
-    asked = plan_memory(file, EngineConfig(context=plan.context), Counting(free))
+    asked = make_plan(file, EngineConfig(context=plan.context), Counting(free))
     assert (asked.context, asked.max_step_tokens >= 512) == (plan.context, True)
 
 
@@ -171,12 +171,12 @@ def test_experts_in_the_hosts_memory_leave_the_room_of_one_layer_on_the_device()
     file, all_bytes, of_layer = mixture(48)
     device, config = Recorder("gfx1100"), models.read_config(file)
     for count, there in ((1, 1), (10, 10), (48, 48), (99, 48)):
-        on_device, on_host, _ = planning._weight_bytes(file, config, device, count)
+        on_device, on_host, _ = planning.weight_bytes(file, config, device, count)
         assert on_host == there * of_layer
         assert 0 <= on_device - (all_bytes - on_host + of_layer) < 8192
-    assert planning._weight_bytes(file, config, device, 0) == (all_bytes, 0, "")
+    assert planning.weight_bytes(file, config, device, 0) == (all_bytes, 0, "")
     device.is_integrated = True  # its memory is the host's
-    assert 0 <= planning._weight_bytes(file, config, device, 10)[0] - (all_bytes + of_layer) < 8192
+    assert 0 <= planning.weight_bytes(file, config, device, 10)[0] - (all_bytes + of_layer) < 8192
 
 
 def test_a_mixture_that_does_not_fit_is_told_how_many_layers_experts_would_have_to_leave(
@@ -186,21 +186,21 @@ def test_a_mixture_that_does_not_fit_is_told_how_many_layers_experts_would_have_
     file, all_bytes, of_layer = mixture(48)
     assert all_bytes > 16 * GB
     with pytest.raises(OutOfMemoryError, match=r"need 1\d\.\d\d GB and 1\d.* or use cpu_experts=\d+: experts") as said:
-        plan_memory(file, EngineConfig(), Counting(16 * GB))
+        make_plan(file, EngineConfig(), Counting(16 * GB))
     assert said.value.parameter == "memory_fraction"
     least = int(str(said.value).split("cpu_experts=")[1].split(":")[0])
-    assert plan_memory(file, EngineConfig(cpu_experts=least), Counting(16 * GB)).context >= 1 << 14
-    assert plan_memory(file, EngineConfig(cpu_experts=least - 1), Counting(16 * GB)).context < 1 << 14
+    assert make_plan(file, EngineConfig(cpu_experts=least), Counting(16 * GB)).context >= 1 << 14
+    assert make_plan(file, EngineConfig(cpu_experts=least - 1), Counting(16 * GB)).context < 1 << 14
     assert 0 <= least * of_layer - (all_bytes + of_layer - 0.9 * 16 * GB) < 3 * GB  # of which are KV cache and a step
     with pytest.raises(OutOfMemoryError, match=r"a context of 99000 needs .*use context=\d+, or use cpu_experts=\d+: "):
-        plan_memory(file, EngineConfig(context=99_000, cpu_experts=least), Counting(16 * GB))
+        make_plan(file, EngineConfig(context=99_000, cpu_experts=least), Counting(16 * GB))
     with pytest.raises(OutOfMemoryError, match=r"larger memory_fraction$"):  # nothing would help
-        plan_memory(file, EngineConfig(), Counting(2 * GB))
+        make_plan(file, EngineConfig(), Counting(2 * GB))
     monkeypatch.setattr(planning.host, "free_bytes", lambda: 3 * GB)
     with pytest.raises(
         OutOfMemoryError, match=r"experts of 40 layers need \d+\.\d\d GB of the host's memory and 3\.00 GB"
     ):
-        plan_memory(file, EngineConfig(cpu_experts=40), Counting(16 * GB))
+        make_plan(file, EngineConfig(cpu_experts=40), Counting(16 * GB))
 
 
 def test_what_is_given_wins() -> None:
@@ -217,32 +217,32 @@ def test_what_a_model_reads_is_planned_in_the_blocks_of_its_file() -> None:
     assert "blk.0.ffn_gate_exps.weight" in mixture.tensors
     stored = sum(info.nbytes for info in mixture.tensors.values())
     config = models.read_config(mixture)
-    assert planning._weight_bytes(mixture, config, Recorder("gfx1100")) == (stored, 0, "")
+    assert planning.weight_bytes(mixture, config, Recorder("gfx1100")) == (stored, 0, "")
     behind = {f"blk.1.{name}": mixture.tensors["blk.0.attn_k.weight"] for name in ("attn_k.weight", "ffn_up.weight")}
     mixture.tensors = {**mixture.tensors, **behind}  # of a layer behind the model's own
-    assert planning._weight_bytes(mixture, config, Recorder("gfx1100")) == (stored, 0, "")
+    assert planning.weight_bytes(mixture, config, Recorder("gfx1100")) == (stored, 0, "")
     of_another = replace(config, layer_kv=(-1,))
     without = stored - sum(mixture.tensors[f"blk.0.attn_{name}.weight"].nbytes for name in "kv")
-    assert planning._weight_bytes(mixture, of_another, Recorder("gfx1100")) == (without, 0, "")
+    assert planning.weight_bytes(mixture, of_another, Recorder("gfx1100")) == (without, 0, "")
 
 
 def test_heads_without_a_deterministic_kernel_are_refused_before_anything_is_loaded() -> None:
     file, *_ = usual_models()
     file.metadata = {**file.metadata, "llama.attention.key_length": 320, "llama.attention.value_length": 320}
-    assert plan_memory(file, EngineConfig(), Recorder("gfx942")).context
+    assert make_plan(file, EngineConfig(), Recorder("gfx942")).context
     settings = EngineConfig(deterministic=True)
-    assert plan_memory(file, settings, NUMPY).context
+    assert make_plan(file, settings, NUMPY).context
     with pytest.raises(UnsupportedError, match="heads of 320 numbers have no deterministic kernel: 256 is") as caught:
-        plan_memory(file, settings, Recorder("gfx942"))
+        make_plan(file, settings, Recorder("gfx942"))
     assert caught.value.parameter == "deterministic"
     file.metadata = {**file.metadata, "llama.attention.key_length": 514, "llama.attention.value_length": 514}
     with pytest.raises(UnsupportedError, match=f"{file.path}: heads of 514 numbers have no kernel: 512 is") as caught:
-        plan_memory(file, EngineConfig(), Recorder("gfx942"))
+        make_plan(file, EngineConfig(), Recorder("gfx942"))
     assert caught.value.parameter == "device"
 
 
 def test_steps_are_as_long_as_kernels_can_count_the_numbers_of() -> None:
     """Whatever is asked for, where memory is for more: 8 experts of 2,048 numbers each for a token here."""
     *_, mixture = usual_models()
-    plan = plan_memory(mixture, EngineConfig(max_step_tokens=1 << 20), Recorder("gfx942"))
+    plan = make_plan(mixture, EngineConfig(max_step_tokens=1 << 20), Recorder("gfx942"))
     assert plan.max_step_tokens == (2**32 - 1) // (8 * 2048)

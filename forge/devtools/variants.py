@@ -21,7 +21,7 @@ from forge.devtools.verify import launch
 from forge.formats.ggml import GGMLType
 from forge.models.weights import Weights
 from forge.ops.quant import Packed
-from forge.planning import plan_memory
+from forge.planning import make_plan
 
 _SETTINGS = EngineConfig(context=4096)
 """Settings of recorded models. Launches do not depend on the context, but tables of its positions take time."""
@@ -59,7 +59,7 @@ def record(path: Path | None, device: Recorder, settings: EngineConfig = _SETTIN
     """Note on a device what the warm-up of a model launches, or of each usual model where there is no path."""
     for opened in [open_checkpoint(path)] if path else usual_models():
         with opened as file:
-            plan = plan_memory(file, settings, device)
+            plan = make_plan(file, settings, device)
             config = models.read_config(file, plan.context)
             is_deterministic = settings.deterministic
             decoder = models.build(file, config, device, None, HeaderWeights, is_deterministic=is_deterministic)

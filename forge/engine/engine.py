@@ -7,7 +7,6 @@ from collections.abc import Callable
 from collections.abc import Sequence as Items
 from contextlib import suppress
 from itertools import chain
-from traceback import clear_frames
 from typing import Any
 
 from forge.config import Progress, SamplingParams
@@ -19,7 +18,7 @@ from forge.engine.scheduler import Scheduled, Scheduler
 from forge.engine.sequence import FinishReason, Sampled, Sequence
 from forge.engine.stats import EngineStats
 from forge.engine.step_budget import StepBudget
-from forge.errors import OutOfMemoryError
+from forge.errors import OutOfMemoryError, drop_frames
 
 _OUT_OF_MEMORY = (MemoryError, OutOfMemoryError)
 
@@ -274,7 +273,7 @@ class Engine(Passes):
 
         What the step has written of the others' pages is not known. They give them up.
         """
-        clear_frames(error.__traceback__)  # whoever keeps the error shall not keep the step's arrays
+        drop_frames(error)  # whoever keeps the error shall not keep the step's arrays
         if isinstance(error, _OUT_OF_MEMORY):
             group_of = {sequence: group for group in groups for sequence in group}
             groups = [group_of[sequence] for sequence in self.scheduler.running if sequence in group_of][-1:]

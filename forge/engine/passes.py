@@ -7,14 +7,13 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
-from traceback import clear_frames
 from typing import Any, NamedTuple, TypeVar
 
 from forge.config import Hook, SamplingParams
 from forge.engine.model_runner import ModelRunner
 from forge.engine.scheduler import Scheduled, Scheduler
 from forge.engine.sequence import Sequence
-from forge.errors import ContextLengthError, ParameterError
+from forge.errors import ContextLengthError, ParameterError, drop_frames
 
 T = TypeVar("T")
 LOGIT_BYTES = 128 << 20
@@ -122,8 +121,8 @@ class Passes:
             while step := jobs_under_way.schedule(most):
                 yield run(*step[:2]), step[2]
                 jobs_under_way.commit(step[0])
-        except BaseException as error:
-            clear_frames(error.__traceback__)
+        except Exception as error:
+            drop_frames(error)
             raise
         finally:
             jobs_under_way.close()

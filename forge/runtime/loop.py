@@ -7,6 +7,7 @@ import time
 from _thread import start_new_thread
 from collections.abc import Callable, Generator
 from contextlib import closing, suppress
+from itertools import count
 from queue import Empty, SimpleQueue
 from threading import Lock, get_ident
 from typing import Any, TypeVar
@@ -25,6 +26,7 @@ _FORKED = (
     "loaded before the process was forked, on a GPU or while requests were running: load it in the child, or use "
     "multiprocessing's spawn"
 )
+_NUMBERS = count()
 _POLL_S = 0.0005
 """A lock of `threading.Event` would be held where a signal handler that waits for the same interrupts the wait."""
 
@@ -44,6 +46,10 @@ class EngineLoop:
         self._refusal: str | None = None
         """Why no work is taken any more."""
         self._num_forks = 0
+        self.number = next(_NUMBERS)
+        """Later ones have larger numbers."""
+        self.nbytes, self.device = 0, engine.runner.device
+        """Bytes of the device's memory that the model takes, as planned."""
         self.work = Work(engine)
         self._begin()
 
@@ -54,10 +60,26 @@ class EngineLoop:
         """Held by the thread that runs steps. A second thread ends at once."""
         self._thread_id: int | None = None
         self._is_idle = True
+        self._has_thread = False
+        """Whether one was started, which may not run yet."""
         self._is_stopping = self._frees = False
         self._has_ended = False
 
     # Called by any thread
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the model's memory was given back, or is another process'."""
+        return self._has_ended
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether no work is taken any more."""
+        return self._refusal is not None
 
     def check(self) -> None:
         """Raises ForgeError where no work is taken."""
@@ -119,8 +141,9 @@ class EngineLoop:
         finally:
             self._inbox.put((self.work.end_pass, current))
 
-    def close(self) -> None:
-        """End all requests as aborted, stop the thread, let go of the model. Waits for the step under way."""
+    def close(self, *, waits: bool = True) -> None:
+        """End all requests as aborted, stop the thread, let go of the model. waits: For the step under way, and until
+        memory is given back."""
         if self._has_ended:
             return
         self.stop()
@@ -129,7 +152,7 @@ class EngineLoop:
                 self._start()  # this thread may be interrupted: that one frees all
             except RuntimeError:  # no thread can be started, as at the interpreter's exit
                 self._run()
-            while not self._has_ended:
+            while waits and not self._has_ended:
                 time.sleep(_POLL_S)
 
     def stop(self, *, frees: bool = True) -> None:
@@ -140,7 +163,7 @@ class EngineLoop:
     def wait_for_end(self, seconds: float) -> None:
         """Wait until the thread has ended, if there is one, for so long at most."""
         deadline = time.monotonic() + seconds
-        while self._thread_id is not None and not self._has_ended and time.monotonic() < deadline:
+        while self._has_thread and not self._has_ended and time.monotonic() < deadline:
             time.sleep(_POLL_S)
 
     def _put(self, handle: Callable[[Any], None], sent: Request | Pass) -> None:
@@ -160,6 +183,7 @@ class EngineLoop:
         """
         if self._thread_id is None:
             start_new_thread(self._run, ())
+            self._has_thread = True
 
     # Called by the engine's thread
 

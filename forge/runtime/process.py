@@ -1,4 +1,4 @@
-"""What becomes of loaded models where the process forks or ends.
+"""The models that are loaded in this process, and what becomes of them where it forks or ends.
 
 A fork leaves no threads, and locks that they may have held for ever.
 """
@@ -18,6 +18,9 @@ _EXIT_S = 0.5
 _SETTLE_S = 1.0
 """How long a fork waits for threads to notice that their work has ended."""
 
+_ENDING_S = 5.0
+"""How long a load waits for models that are being closed."""
+
 _watched: WeakSet[EngineLoop] = WeakSet()
 
 
@@ -25,6 +28,19 @@ def watch(loop: EngineLoop) -> None:
     """From here on a fork, and the end of the process, are noticed."""
     _register()
     _watched.add(loop)
+
+
+def loaded() -> list[EngineLoop]:
+    """Those that have not ended, in the order in which they were loaded."""
+    return sorted((loop for loop in list(_watched) if not loop.has_ended), key=lambda loop: loop.number)
+
+
+def wait_for_closed() -> None:
+    """Wait for models that nobody can use any more and that still hold memory: their last step is under way."""
+    deadline = time.monotonic() + _ENDING_S
+    for loop in loaded():
+        if loop.is_closed:
+            loop.wait_for_end(deadline - time.monotonic())
 
 
 @cache

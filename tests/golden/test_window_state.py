@@ -71,7 +71,7 @@ def test_a_context_of_32k_takes_a_third_of_what_it_took(
     with gguf.read(gemma3_path) as file:
         monkeypatch.setattr(planning, "kinds_of", plain)
         settings = EngineConfig(context=CONTEXT, max_sequences=max_sequences)
-        plan = planning.plan_memory(file, settings, NUMPY)
+        plan = planning.make_plan(file, settings, NUMPY)
     assert budget.bytes_of(plan.kinds, plan.num_pages) == before
 
 

@@ -64,8 +64,11 @@ class Backend(ABC):
     @abstractmethod
     def to_numpy(self, array: Any) -> npt.NDArray[Any]: ...
 
-    def upload(self, array: Any, values: npt.NDArray[Any]) -> None:
-        """Overwrite an array with a host's values of its dtype, in order with the ops before and after."""
+    def upload(self, array: Any, values: npt.NDArray[Any], *, is_pinned: bool = False) -> None:
+        """Overwrite an array with a host's values of its dtype, in order with the ops before and after.
+
+        is_pinned: They lie in memory that `host_visible` gave, and stay as they are until an event behind this.
+        """
         np.copyto(np.asarray(array), values)
 
     def host_visible(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> tuple[Any, npt.NDArray[Any]]:

@@ -218,10 +218,10 @@ class CupyBackend(GPU):
         with self.active():
             return np.asarray(cp.asnumpy(array))
 
-    def upload(self, array: Any, values: npt.NDArray[Any]) -> None:
+    def upload(self, array: Any, values: npt.NDArray[Any], *, is_pinned: bool = False) -> None:
         """Overwrite an array by way of pinned memory, which stays alive until the copy has run."""
         with self.active():
-            self._staging.upload(array, values)
+            self._staging.upload(array, values, is_pinned=is_pinned)
 
     def poison(self, array: Any) -> None:
         """Set every byte of an array to 255."""

@@ -61,8 +61,11 @@ class Staging:
         self._staged: deque[tuple[Any, Any]] = deque()
         """Pinned arrays that copies read, and the events behind the copies."""
 
-    def upload(self, array: Any, values: npt.NDArray[Any]) -> None:
-        """Overwrite an array of the GPU that is current."""
+    def upload(self, array: Any, values: npt.NDArray[Any], *, is_pinned: bool) -> None:
+        """Overwrite an array of the GPU that is current. is_pinned: As of `Backend.upload`."""
+        if is_pinned:
+            array.data.copy_from_host_async(values.ctypes.data, values.nbytes, self._stream)
+            return
         staged, event = pinned(values.shape, values.dtype), cp.cuda.Event(block=False, disable_timing=True)
         np.copyto(staged, values)
         array.data.copy_from_host_async(staged.ctypes.data, values.nbytes, self._stream)

@@ -71,7 +71,7 @@ class Recorder(GPU):
     def matmul(self, x: Any, weight: Any, out: Any, column: int, *, accumulate: bool) -> None:
         """The vendor's BLAS has kernels of its own."""
 
-    def upload(self, array: Any, values: npt.NDArray[Any]) -> None:
+    def upload(self, array: Any, values: npt.NDArray[Any], *, is_pinned: bool = False) -> None:
         pass
 
     def host_visible(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> tuple[Any, npt.NDArray[Any]]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from functools import partial
 from itertools import groupby
 from math import prod
 from typing import Any, Self
@@ -20,16 +21,16 @@ from forge.backend.threads import THREADS
 from forge.config import Progress
 from forge.errors import FormatError, OutOfMemoryError, UnsupportedError
 from forge.formats.checkpoint import Checkpoint, TensorInfo
-from forge.formats.ggml import GGMLType, nbytes
+from forge.formats.ggml import BLOCK_FORMATS, GGMLType, nbytes
 from forge.models.arch import UNUSED_TENSORS
+from forge.models.uploads import Run, Uploads, fill_host
+from forge.ops.bfloat16 import bf16_to_f16
 from forge.ops.expert_fetch import MAX_PARTS
 from forge.ops.experts import EXPERT_WIDTH
 from forge.ops.quant import FORMATS, Packed, Stack, split
 
 _TASK_WEIGHTS = 1 << 22
 """Weights that a task dequantizes: threads share a large tensor."""
-_CACHED_WEIGHTS = 1 << 17
-"""Weights that become float16 at a time: as float32 they are half a megabyte."""
 _ALIGNMENT = 16
 """float32 numbers of a cache line, at which matrices start."""
 _EXPERTS = re.compile(r"blk\.(\d{1,6})\.ffn_(?:gate|up|down|gate_up)_exps\.weight")
@@ -57,6 +58,9 @@ class Weights:
         self.file, self.backend = file, backend
         self.cpu_experts = min(cpu_experts, unused_layers.start) if backend.is_gpu else 0
         self._staging: Any = None
+        self._uploads = Uploads(backend)
+        self._beyond: list[tuple[str, Any]] = []
+        """Names of tensors, and on the device whether one has weights beyond float16: i32 (1,)."""
         self._unused_layers = unused_layers
         self._progress = progress
         self._taken: set[str] = set()
@@ -73,6 +77,9 @@ class Weights:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is None:
             self._refuse_leftovers()
+            for names, beyond in self._beyond:
+                if self.backend.to_numpy(beyond)[0]:
+                    raise self._beyond_float16(names)
             run_all(lambda part: self.file.load_rows(*part), self._parts, THREADS.count, self._report_part)
 
     def has(self, name: str) -> bool:
@@ -168,42 +175,44 @@ class Weights:
         infos = [self.file.tensors[name] for name in names]
         sizes = [prod(info.shape[:-1]) // count for info in infos]  # rows of one expert
         shape = count * sum(sizes), infos[0].shape[-1]
-        matrix = np.empty(shape, np.float16) if kept is GGMLType.F16 else Packed.empty(kept, shape)
-        step, start = max(_TASK_WEIGHTS // shape[1], 1), 0
-        parts: list[tuple[str, slice, int]] = []
-        for expert in range(count):
-            for name, size in zip(names, sizes, strict=True):
-                rows = range(expert * size, (expert + 1) * size, step)
-                parts += [(name, slice(row, min(row + step, rows.stop)), start + row - rows.start) for row in rows]
-                start += size
-        run_all(lambda part: self._read_part(matrix, *part), parts, THREADS.count, lambda _: None)
-        if on_host:
-            return matrix
-        return matrix.on(self.backend) if isinstance(matrix, Packed) else self.backend.asarray(matrix)
-
-    def _read_part(self, matrix: Packed | npt.NDArray[np.float16], name: str, rows: slice, start: int) -> None:
-        """Put some rows of a tensor into a matrix, from row `start` on."""
-        to = slice(start, start + rows.stop - rows.start)
-        if isinstance(matrix, Packed):
-            planes = [plane if plane is None else plane[to] for plane in matrix.planes]
-            split(matrix.type, self.file.raw(name, rows), planes)
-        elif self.file.tensors[name].type is GGMLType.F16:
-            self.file.raw(name, rows, matrix[to].view(np.uint8))
+        device = None if on_host else self.backend
+        matrix: Any
+        if kept is GGMLType.F16:
+            matrix = (device.empty if device else np.empty)(shape, np.float16)
+            planes = [matrix.view(np.uint8)]
         else:
-            self._read_halves(name, rows, matrix[to])
+            matrix = Packed.empty(kept, shape, device)
+            planes = [plane for plane in matrix.planes if plane is not None]
+        is_bf16 = all(info.type is GGMLType.BF16 for info in infos)
+        is_converted = not on_host and is_bf16 and prod(shape) % 2 == 0  # on the device
+        read = partial(self._read_rows, kept=GGMLType.BF16 if is_converted else kept)
+        runs = [
+            Run(name, expert * size, size) for expert in range(count) for name, size in zip(names, sizes, strict=True)
+        ]
+        (fill_host if on_host else self._uploads.fill)(planes, runs, read)
+        if is_converted:
+            beyond = self.backend.asarray(np.zeros(1, np.int32))
+            bf16_to_f16(matrix.view(np.uint32).reshape(-1), beyond)
+            self._beyond.append((" or ".join(map(repr, names)), beyond))
+        return matrix
 
-    def _read_halves(self, name: str, rows: slice, out: npt.NDArray[np.float16]) -> None:
-        """Rows of a tensor as float16, some at a time that stay in a core's cache on their way."""
-        step = max(_CACHED_WEIGHTS // out.shape[1], 1)
-        floats = np.empty((min(step, len(out)), out.shape[1]), np.float32)
-        for start in range(0, len(out), step):
-            part = out[start : start + step]
-            of_file = slice(rows.start + start, rows.start + start + len(part))
+    def _read_rows(self, name: str, rows: slice, planes: Sequence[npt.NDArray[np.uint8]], *, kept: GGMLType) -> None:
+        """Some rows of a tensor as a GPU keeps them: the planes of Packed, or the bytes of floats."""
+        if kept in BLOCK_FORMATS:
+            filled = iter(planes)
+            split(kept, self.file.raw(name, rows), [f and next(filled) for f in BLOCK_FORMATS[kept].planes])
+        elif self.file.tensors[name].type is kept:
+            self.file.raw(name, rows, planes[0])
+        else:
             with np.errstate(over="ignore"):
-                part[:] = self.file.load_rows(name, of_file, floats[: len(part)])
-            if (part.view(np.uint16) & 0x7FFF == 0x7C00).any():  # infinite; np.isinf takes five times as long
-                message = f"{self.file.path}: tensor {name!r} has weights beyond float16"
-                raise UnsupportedError(message, parameter="device", hint='use device="cpu"')
+                halves = self.file.load_rows(name, rows).astype(np.float16)
+            if (halves.view(np.uint16) & 0x7FFF == 0x7C00).any():  # infinite; np.isinf takes five times as long
+                raise self._beyond_float16(repr(name))
+            planes[0][:] = halves.view(np.uint8)
+
+    def _beyond_float16(self, tensor: str) -> UnsupportedError:
+        message = f"{self.file.path}: tensor {tensor} has weights beyond float16"
+        return UnsupportedError(message, parameter="device", hint='use device="cpu"')
 
     def vector(self, sizes: Mapping[str, int], joined: str | None = None) -> Any:
         """(sum of sizes,) float32 on the device: the named vectors, or `joined` where the file has that."""

@@ -8,32 +8,32 @@ from typing import Any
 
 import numpy as np
 import pytest
-from gguf_files import write_gguf
+from gguf_files import Blocks, write_gguf
 from numpy.typing import NDArray
 
+from forge.backend.numpy import NumpyBackend
 from forge.errors import UnsupportedError
 from forge.formats import gguf
+from forge.formats.ggml import GGMLType
 from forge.models.weights import Weights
+from forge.ops.quant import QuantTensor, split
 
 
-class Device:
-    """A GPU that keeps what it is given."""
+class Device(NumpyBackend):
+    """A GPU whose memory is the host's."""
 
     is_gpu = True
 
-    @staticmethod
-    def asarray(values: NDArray[Any]) -> NDArray[Any]:
-        return values
-
 
 @pytest.fixture
-def taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, NDArray[np.float32]]], Weights]:
-    """Weights of these tensors, read three rows at a time."""
-    monkeypatch.setattr("forge.models.weights._TASK_WEIGHTS", 3 * 64)
+def taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, Any]], Weights]:
+    """Weights of these tensors, on their way in pieces of five rows, which threads read three rows at a time."""
+    monkeypatch.setattr("forge.models.uploads._TASK_BYTES", 3 * 128)
+    monkeypatch.setattr("forge.models.uploads._PIECE_BYTES", 5 * 128 + 256)
 
-    def take(tensors: dict[str, NDArray[np.float32]]) -> Weights:
+    def take(tensors: dict[str, Any]) -> Weights:
         write_gguf(tmp_path / "model.gguf", {"general.architecture": "llama"}, tensors)
-        return Weights(gguf.read(tmp_path / "model.gguf"), Device(), range(0), None)  # type: ignore[arg-type]
+        return Weights(gguf.read(tmp_path / "model.gguf"), Device(), range(0), None)
 
     return take
 
@@ -60,3 +60,43 @@ def test_a_weight_beyond_float16_is_refused_with_its_tensor(taken: Any) -> None:
     tensors["a.weight"][5, 9] = 7e4
     with pytest.raises(UnsupportedError, match=r"tensor 'a\.weight' has weights beyond float16"):
         taken(tensors).matrix({"a.weight": 7}, cols=64)
+
+
+def bfloat16(values: NDArray[np.float32]) -> tuple[Blocks, NDArray[np.float32]]:
+    """Numbers cut to bfloat16, as a file has them and as float32."""
+    bits = (values.view(np.uint32) >> 16).astype(np.uint16)
+    return Blocks(GGMLType.BF16.value, values.shape, bits.tobytes()), (bits.astype(np.uint32) << 16).view(np.float32)
+
+
+def test_bfloat16_becomes_float16_on_the_device(taken: Any) -> None:
+    (a, of_a), (b, of_b) = bfloat16(numbers(7, 64)), bfloat16(numbers(5, 64))
+    mixed = numbers(2, 64)
+    weights = taken({"a.weight": a, "b.weight": b, "c.weight": mixed})
+    with weights:
+        found = weights.matrix({"a.weight": 7, "b.weight": 5}, cols=64)
+        beside_others = weights.matrix({"b.weight": 5, "c.weight": 2}, cols=64)
+    np.testing.assert_array_equal(found, np.concatenate([of_a, of_b]).astype(np.float16))
+    np.testing.assert_array_equal(beside_others, np.concatenate([of_b, mixed]).astype(np.float16))
+
+
+def test_bfloat16_beyond_float16_is_refused_with_its_tensors(taken: Any) -> None:
+    values = numbers(7, 64)
+    values[5, 9] = 7e4
+    (a, _), (b, _) = bfloat16(values), bfloat16(numbers(5, 64))
+    weights = taken({"a.weight": a, "b.weight": b})
+    with (
+        pytest.raises(UnsupportedError, match=r"tensor 'a\.weight' or 'b\.weight' has weights beyond float16"),
+        weights,
+    ):
+        weights.matrix({"a.weight": 7, "b.weight": 5}, cols=64)
+
+
+@pytest.mark.parametrize("kind", ["Q8_0", "Q4_K", "Q6_K"])
+def test_planes_of_blocks_come_in_pieces(taken: Any, kind: str) -> None:
+    rng = np.random.default_rng(1)
+    tensors = [QuantTensor.random(kind, rows, 256, rng) for rows in (7, 5)]
+    of_file = {f"{n}.weight": Blocks(t.type.value, t.shape, t.blocks.tobytes()) for n, t in enumerate(tensors)}
+    found = taken(of_file).matrix({"0.weight": 7, "1.weight": 5}, cols=256)
+    planes = split(tensors[0].type, np.concatenate([t.blocks for t in tensors]))
+    for one, expected in zip(found.planes, planes, strict=True):
+        np.testing.assert_array_equal(one, expected)

@@ -11,6 +11,7 @@ import forge.ops  # noqa: F401  (fills the registry)
 from forge.devtools.cases import (
     activation,
     attention,
+    bfloat16,
     decode_attention,
     decode_state,
     embed,
@@ -32,8 +33,8 @@ from forge.devtools.cases.case import Case
 from forge.ops.op import REGISTRY, Op
 
 _FILES = (
-    *(activation, attention, decode_attention, decode_state, embed, expert_fetch, experts, kv_cache, linear, logprobs),
-    *(lora, norm, penalties, per_layer, qkv, quantize, rope, sampling),
+    *(activation, attention, bfloat16, decode_attention, decode_state, embed, expert_fetch, experts, kv_cache, linear),
+    *(logprobs, lora, norm, penalties, per_layer, qkv, quantize, rope, sampling),
 )
 CASES: dict[str, Sequence[Case]] = {name: cases for file in _FILES for name, cases in file.CASES.items()}
 

@@ -70,7 +70,7 @@ class LLM(ScoringFront):
         self.quantize, self.nbytes = quantize, nbytes
         self._loop.nbytes = nbytes
         self.config, self.device = engine.runner.config, engine.runner.device
-        finalize(self, self._loop.stop).atexit = False
+        finalize(self, self._loop.abandon).atexit = False
 
     def __repr__(self) -> str:
         return f"<forge.LLM {self._title}: {self.config.arch}, context {self.context}, {self.device}>"

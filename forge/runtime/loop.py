@@ -160,6 +160,13 @@ class EngineLoop:
         self._refusal = self._refusal or (_CLOSED if frees else _EXITS)
         self._inbox.put((self._stop, frees))
 
+    def abandon(self) -> None:
+        """As `stop`, where the model's object is gone. What never ran has no thread that would free it: a message to
+        that would be a cycle of references, and keep all until the garbage collector comes."""
+        self._refusal = self._refusal or _CLOSED
+        if self._has_thread:
+            self.stop()
+
     def wait_for_end(self, seconds: float) -> None:
         """Wait until the thread has ended, if there is one, for so long at most."""
         deadline = time.monotonic() + seconds
@@ -182,8 +189,8 @@ class EngineLoop:
         would wait for.
         """
         if self._thread_id is None:
-            start_new_thread(self._run, ())
             self._has_thread = True
+            start_new_thread(self._run, ())
 
     # Called by the engine's thread
 

@@ -85,6 +85,18 @@ def test_a_closed_model_leaves_no_array_whatever_a_notebook_keeps(made: Made, no
         assert left == 0
 
 
+@pytest.mark.parametrize("is_used", [False, True])
+def test_a_model_that_is_dropped_leaves_no_array(is_used: bool, made: Made, no_collector: None) -> None:
+    llm = load()
+    if is_used:
+        llm.generate([1, 2], max_tokens=2)
+    del llm
+    process.wait_for_closed()
+    count, left = made.counts()
+    assert count > 8
+    assert left == 0
+
+
 def test_a_failed_load_leaves_no_array_though_its_error_is_kept(
     made: Made, no_collector: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:  # `as` says to type checkers that the name is public
     from forge.outputs import Chunk as Chunk
     from forge.outputs import Completion as Completion
     from forge.outputs import Perplexity as Perplexity
+    from forge.outputs import Score as Score
     from forge.outputs import Timings as Timings
     from forge.tokenizer import Tokenizer as Tokenizer
 
@@ -37,7 +38,7 @@ _HOMES = {
     "forge.llm": "LLM",
     "forge.loading": "load load_tokenizer",
     "forge.memory": "MemoryPlan plan_memory",
-    "forge.outputs": "Chunk Completion Perplexity Timings",
+    "forge.outputs": "Chunk Completion Perplexity Score Timings",
     "forge.tokenizer": "Tokenizer",
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}

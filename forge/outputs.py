@@ -1,4 +1,4 @@
-"""Results of requests: chunks, completions, their times, and perplexity."""
+"""Results of requests: chunks, completions, their times, scores and perplexity."""
 
 from __future__ import annotations
 
@@ -99,6 +99,25 @@ class Completion:
         parts += [f"ended by {self.finish_reason}", f"{times.total_ms / 1000:.2f} s"]
         parts += [f"{times.decode_tokens_per_s:.1f} tokens/s"] * (times.decode_tokens_per_s > 0)
         return html_text(self.text, " · ".join(parts))
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """How probable a continuation is behind its prompt.
+
+    Attributes:
+        logprob: Its natural log probability: the sum of `logprobs`.
+        is_greedy: Whether each of its tokens is the most probable one at its place.
+        ids: Its token ids.
+        logprobs: The natural log probability of each of its tokens.
+        prompt_ids: The token ids before it.
+    """
+
+    logprob: float
+    is_greedy: bool
+    ids: list[int]
+    logprobs: list[float]
+    prompt_ids: list[int]
 
 
 @dataclass(frozen=True, slots=True)

@@ -60,7 +60,7 @@ THIRD_PARTY = {
     "huggingface_hub": "hub",
     "jinja2": "tokenizer",
     "numpy": "backend ops models engine.batch engine.pipeline engine.model_runner engine.request_table "
-    "engine.sampler "
+    "engine.sampler runtime.likelihoods "
     "runtime.prompts runtime.scoring runtime.scoring_front formats checkpoints tokenizer devtools cli",
     "platformdirs": "_files",
     "prompt_toolkit": "cli.chat",

@@ -668,10 +668,10 @@ def test_every_way_in_gives_a_text_one_bos_and_no_eos(monkeypatch: pytest.Monkey
     name = llm.tokenizer.token_text(bos)
     plain = llm.tokenizer.encode("a b", add_special=False)
     seen: list[list[int]] = []
-    complete, stream, logits = llm._complete, llm._stream, llm.engine.logits
+    complete, stream, check = llm._complete, llm._stream, llm.engine.check_ids
     monkeypatch.setattr(llm, "_complete", lambda prompts, *more: (seen.extend(prompts), complete(prompts, *more))[1])
     monkeypatch.setattr(llm, "_stream", lambda ids, *more: (seen.append(ids), stream(ids, *more))[1])
-    monkeypatch.setattr(llm.engine, "logits", lambda ids, **how: (seen.append(ids), logits(ids, **how))[1])
+    monkeypatch.setattr(llm.engine, "check_ids", lambda ids: (seen.append(ids), check(ids))[1])
     for source in ("{{ bos_token }}{{ messages[0].content }}", "{{ messages[0].content }}"):
         llm.chat_template = ChatTemplate(source, name="m", special_tokens={"bos_token": name})
         messages = [{"role": "user", "content": "a b"}]
@@ -686,7 +686,7 @@ def test_every_way_in_gives_a_text_one_bos_and_no_eos(monkeypatch: pytest.Monkey
             assert len(llm.attention(text, 0)[0]) == 1 + len(plain)
             llm.perplexity(text)
     assert seen == [[bos, *plain]] * len(seen)
-    assert len(seen) == 2 * (2 + 3 * 6)
+    assert len(seen) == 2 * (2 + 3 * 8)  # of `attention` twice
     llm.generate([bos, bos, *plain], GREEDY)
     llm.generate(plain, GREEDY)
     assert seen[-2:] == [[bos, bos, *plain], plain]  # ids are taken as they are

@@ -25,7 +25,7 @@ def command(
     text = options.text_or_stdin(text, "TEXT")
     with options.loaded(model, **loading) as llm:
         ids = llm.tokenizer.encode_prompt(text)  # as llm.logits(text) does
-        last = llm.logits(ids)[-1]  # (V,)
+        last = llm.logits(ids, -1)  # (V,)
         options.check_finish(None if np.isfinite(last).any() and not np.isnan(last).any() else "error", llm)
         best = np.argsort(-last, kind="stable")[:top].tolist()
         names = [llm.tokenizer.token_text(id) for id in best]

@@ -7,6 +7,7 @@ from itertools import product
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from forge.backend import Backend
 from forge.config import Hook, Progress, SamplingParams
@@ -19,8 +20,12 @@ from forge.engine.sequence import Sampled, Sequence
 from forge.models import Decoder
 from forge.models.batch import Batch
 from forge.ops.embed import take_rows
+from forge.ops.logprobs import logprobs
 from forge.ops.matmul import ROW_COUNTS
 from forge.state.model_state import ModelState
+
+Floats = npt.NDArray[np.float64]
+Flags = npt.NDArray[np.bool_]
 
 
 class ModelRunner:
@@ -62,10 +67,10 @@ class ModelRunner:
             self.model.hidden(tokens, self.state, hook)
             return len(tokens.ids)
 
-    def states(self, step: list[Scheduled]) -> Any:
-        """float32 (T, E) of all tokens: what logits would be computed from."""
+    def states(self, step: list[Scheduled], rows: list[int]) -> Any:
+        """float32 (R, E) of these tokens of the step, ascending: what logits would be computed from."""
         with self.backend.active():
-            return self.model.states(self._batch(step), self.state)
+            return self.model.states(self._batch(step, rows), self.state)
 
     def _batch(self, step: list[Scheduled], rows: list[int] | None = None) -> Batch:
         self.model.reserve(max(entry.start + entry.count for entry in step))
@@ -85,6 +90,16 @@ class ModelRunner:
             table.fill(sequences)
             _, drawn = table.sampler.draw(logits, table.fields)
             return read_sampled(sequences, self.backend.to_numpy(drawn))
+
+    def log_likelihoods(self, logits: Any, rows: list[int], ids: list[int]) -> tuple[Floats, Flags]:
+        """The log probability float64 (N,) of each id at its row of the logits (R, V), and whether it is the most
+        probable id there, bool (N,). NaN where the row's greatest logit is not finite."""
+        with self.backend.active():
+            if rows != list(range(len(logits))):
+                logits = take_rows(self.backend.asarray(rows, np.int32), logits)  # (N, V)
+            top_ids, values = logprobs(logits, self.backend.asarray(ids, np.int32), 1)  # (N, 2) each
+            best = self.backend.to_numpy(top_ids)[:, 1]
+            return self.backend.to_numpy(values)[:, 0].astype(np.float64), best == np.array(ids)
 
     def copy_page(self, kind: int, source: int, target: int) -> None:
         self.state.caches[kind].copy_page(source, target)

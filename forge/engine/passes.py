@@ -80,13 +80,14 @@ class Passes:
         Jobs run together as far as there are pages. Raises what `logits` does. A step without wanted positions yields
         None.
         """
-        return self._run_jobs(jobs, self._most_rows, self._logits_of_rows)
+        return self._run_jobs(
+            jobs, self._most_rows, self._computing(lambda step, rows: self.runner.forward(step, rows=rows))
+        )
 
     def states(self, jobs: Iterable[Job]) -> Generator[tuple[Any, list[Rows]], None, None]:
-        """float32 (rows, E) of all positions of jobs, which want them all: the last layer's results through the
-        output's norm. No logits are computed. Raises what `logits` does.
-        """
-        return self._run_jobs(jobs, MAX_TOKENS, lambda step, _: self.runner.states(step))
+        """As `run_jobs`, but float32 (rows, E): the last layer's results through the output's norm. No logits are
+        computed."""
+        return self._run_jobs(jobs, MAX_TOKENS, self._computing(self.runner.states))
 
     def run_blocks(self, ids: list[int], hook: Hook, adapter: int = -1) -> Generator[int, None, None]:
         """Run the model's blocks alone over all positions, some tokens at a time, and show a hook their results.
@@ -103,11 +104,18 @@ class Passes:
     def _most_rows(self) -> int:
         return max(LOGIT_BYTES // (4 * self.runner.vocab_size), 1)
 
-    def _logits_of_rows(self, step: list[Scheduled], rows: list[int]) -> Any:
-        if rows:
-            return self.runner.forward(step, rows=rows)
-        self.runner.run_blocks(step)
-        return None
+    def _computing(
+        self, run: Callable[[list[Scheduled], list[int]], T]
+    ) -> Callable[[list[Scheduled], list[int]], T | None]:
+        """As `run`, but None, of the blocks alone, where no rows are wanted."""
+
+        def wanted(step: list[Scheduled], rows: list[int]) -> T | None:
+            if rows:
+                return run(step, rows)
+            self.runner.run_blocks(step)
+            return None
+
+        return wanted
 
     def _run_jobs(
         self, jobs: Iterable[Job], most: int, run: Callable[[list[Scheduled], list[int]], T]

@@ -98,7 +98,7 @@ class Reservations(PageLists):
             tokens = sum(state.num_computed for state in self.states)
             held.append(f"{_counted(len(self.states), 'state')} of {_counted(tokens, 'token')}")
         if self.passes:
-            held.append(f"{_counted(len(self.passes), 'pass', 'passes')} that are not read to their ends")
+            held.append(f"{_counted(len(self.passes), 'pass that is', 'passes that are')} not read to the end")
         if not self._may_preempt_for_passes:
             held.append("the requests of the step under way")
         used = self._taken()

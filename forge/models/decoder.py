@@ -138,8 +138,11 @@ class Decoder:
         return soft_cap(logits, self.config.final_softcap) if self.config.final_softcap else logits
 
     def states(self, batch: Batch, state: ModelState) -> Any:
-        """The last layer's results through the output's norm, float32 (T, E): what logits are the product of."""
-        return self.output_norm(self.hidden(batch, state).value())
+        """The last layer's results through the output's norm, float32 (R, E): what logits are the product of."""
+        stream = self.hidden(batch, state)
+        if batch.logit_rows is not None:
+            stream.take(batch.logit_rows)
+        return self.output_norm(stream.value())
 
     def hidden(self, batch: Batch, state: ModelState, hook: Hook | None = None) -> ResidualStream:
         """The residual stream after the last layer. No logits are computed."""

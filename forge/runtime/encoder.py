@@ -113,6 +113,45 @@ class PromptEncoder:
             )
         return self._tokens(prompt)
 
+    @keywords()
+    def encode_pair(self, prompt: Prompt, continuation: Prompt) -> tuple[list[int], list[int]]:
+        """The token ids that `score` computes for a prompt and one of its continuations.
+
+        Two strings become the tokens of both together, cut where the tokens of the prompt alone differ from them first.
+
+        Args:
+            prompt: As in `generate`, but no batch.
+            continuation: A string or a list of token ids.
+
+        Raises:
+            ParameterError: The continuation is empty, or one of them is neither a string nor a list of ids.
+            ContextLengthError: A text is far too long.
+        """
+        ids = self.encode_prompt(prompt)
+        if isinstance(continuation, str) and isinstance(prompt, str):
+            both = self.encode_prompt(prompt + continuation)
+            differ = (place for place, pair in enumerate(zip(ids, both, strict=False)) if pair[0] != pair[1])
+            cut = next(differ, min(len(ids), len(both)))
+            ids, found = both[:cut], both[cut:]
+        else:
+            found = self.encode_continuation(continuation)
+        if not found:
+            raise ParameterError("a continuation is empty: there is nothing to score", parameter="continuations")
+        return ids, found
+
+    @keywords()
+    def encode_continuation(self, text: Prompt) -> list[int]:
+        """The token ids of a text that goes on behind tokens: without BOS, and without a space that the model's
+        tokenizer would put before a text. Names of special tokens are these tokens.
+
+        Args:
+            text: A string or a list of token ids.
+
+        Raises:
+            ParameterError: It is neither.
+        """
+        return self.tokenizer.encode_continuation(text) if isinstance(text, str) else token_ids(text)
+
     def _tokens(self, text: Prompt) -> list[int]:
         return self.tokenizer.encode_prompt(text) if isinstance(text, str) else token_ids(text)
 

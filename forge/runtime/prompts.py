@@ -22,26 +22,27 @@ def sampling_params(params: SamplingParams | None, overrides: Mapping[str, Any])
     return replace(params, **overrides)
 
 
-def is_single(prompt: Any) -> bool:
-    """One prompt: a string, or a list of ids that is not empty."""
+def is_single(prompt: Any, name: str = "prompt") -> bool:
+    """One prompt: a string, or a list of ids that is not empty. name: the argument's, here and below."""
     if isinstance(prompt, str):
         return True
-    items = items_of(prompt)
+    items = items_of(prompt, name)
     return len(items) > 0 and isinstance(items[0], Number)
 
 
-def prompts_of(prompt: Any) -> tuple[list[Any], bool]:
+def prompts_of(prompt: Any, name: str = "prompt") -> tuple[list[Any], bool]:
     """The prompts of a call, and whether it gave one alone instead of a list of them."""
-    single = is_single(prompt)
-    return [prompt] if single else items_of(prompt), single
+    single = is_single(prompt, name)
+    return [prompt] if single else items_of(prompt, name), single
 
 
-def items_of(prompt: Any) -> list[Any]:
+def items_of(prompt: Any, name: str = "prompt") -> list[Any]:
     """The members of a list, tuple or array."""
     is_array = isinstance(prompt, np.ndarray) and prompt.ndim > 0
     if not is_array and (isinstance(prompt, str | bytes | bytearray) or not isinstance(prompt, Sequence)):
-        message = f"a prompt must be a string or a list of token ids, not a {type(prompt).__name__}"
-        raise ParameterError(message, parameter="prompt")
+        what = "a prompt" if name == "prompt" else name
+        message = f"{what} must be a string or a list of token ids, not a {type(prompt).__name__}"
+        raise ParameterError(message, parameter=name)
     return list(prompt)
 
 

@@ -1,11 +1,12 @@
-"""Passes over all positions of a prompt: logits, attention weights, embeddings, perplexity. They sample nothing."""
+"""Passes over prompts: logits, attention weights, embeddings. They sample nothing."""
 
 from __future__ import annotations
 
-import math
+from bisect import bisect_left
 from collections.abc import Generator
+from collections.abc import Sequence as Items
 from contextlib import closing
-from typing import Any, get_args
+from typing import get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -15,27 +16,60 @@ from forge.config import Pooling
 from forge.engine import Engine
 from forge.engine.passes import job_of
 from forge.errors import NumericsError, OutOfMemoryError, ParameterError
+from forge.keywords import refusal
 from forge.models.attention_weights import AttentionWeights
-from forge.outputs import Perplexity
 from forge.runtime.loop import EngineLoop
 
-_SCORED = 1 << 22
-"""Logits whose likelihoods are computed between two steps of requests."""
+Positions = int | slice | Items[int] | None
+"""Which positions of a prompt; None = all."""
+Logits = npt.NDArray[np.float32]
+_TOGETHER = 64
+"""Prompts of one pass. Those of other callers come in between."""
 
 
-def logits(loop: EngineLoop, engine: Engine, ids: list[int], adapter: int) -> npt.NDArray[np.float32]:
-    """float32 logits (T, V) of all T positions. Raises what `LLM.logits` does.
+def logits(
+    loop: EngineLoop, engine: Engine, prompts: list[list[int]], positions: Positions, adapter: int
+) -> list[Logits]:
+    """float32 logits of some positions of each prompt, (R, V), or (V,) of one. Raises what `LLM.logits` does.
 
     adapter: As of `Sequence`, here and below.
     """
-    engine.check_ids(ids)
+    for ids in prompts:
+        engine.check_ids(ids)
+    places = [places_of(positions, len(ids)) for ids in prompts]
     vocabulary = engine.runner.vocab_size
-    size, free = 4 * len(ids) * vocabulary, select("cpu").free_bytes()
+    count = sum(map(np.size, places))
+    size, free = 4 * count * vocabulary, select("cpu").free_bytes()
     if size > free:
-        raise OutOfMemoryError(
-            f"the logits of {len(ids)} tokens need {size / 1e9:.2f} GB, {free / 1e9:.2f} GB are free"
+        of = "tokens" if positions is None else "positions"
+        raise OutOfMemoryError(f"the logits of {count} {of} need {size / 1e9:.2f} GB, {free / 1e9:.2f} GB are free")
+    found: list[Logits] = []
+    for start in range(0, len(prompts), _TOGETHER):
+        some = slice(start, start + _TOGETHER)
+        found += loop.run(_logits(engine, prompts[some], places[some], adapter))
+    return found
+
+
+def places_of(positions: Positions, length: int) -> npt.NDArray[np.int64]:
+    """The positions of a prompt that were asked for, int64 (R,), or () for one; counted from its start.
+
+    Raises ParameterError for those that it has not.
+    """
+    allowed = "an integer, a slice, or a list of integers"
+    try:
+        if positions is None or isinstance(positions, slice):
+            return np.arange(length)[positions or slice(None)]
+        places = np.asarray(positions)
+    except (TypeError, ValueError):
+        raise refusal("positions", allowed, positions) from None
+    if places.ndim > 1 or (places.size and places.dtype.kind not in "iu"):
+        raise refusal("positions", allowed, positions)
+    wrong = places[(places < -length) | (places >= length)] if places.size else places
+    if wrong.size:
+        raise ParameterError(
+            f"positions holds {int(wrong.flat[0])}, and the prompt has {length} tokens", parameter="positions"
         )
-    return loop.run(_logits(engine, ids, adapter))
+    return np.where(places < 0, places + length, places).astype(np.int64)
 
 
 def attention(loop: EngineLoop, engine: Engine, ids: list[int], layers: range, adapter: int) -> npt.NDArray[np.float32]:
@@ -62,82 +96,63 @@ def embed(
     for ids in prompts:
         engine.check_ids(ids)
     rows = np.empty((len(prompts), engine.runner.config.width), np.float32)
-    for row, ids in zip(rows, prompts, strict=True):
-        row[:] = loop.run(embedding(engine, ids, pooling, adapter, normalize=normalize, name=name))
+    for start in range(0, len(prompts), _TOGETHER):
+        some = slice(start, start + _TOGETHER)
+        rows[some] = loop.run(embeddings(engine, prompts[some], pooling, adapter, normalize=normalize, name=name))
     return rows
-
-
-def perplexity(
-    loop: EngineLoop, engine: Engine, chunks: list[list[int]], remainder: int, name: str, adapter: int
-) -> Perplexity:
-    """How well each chunk's ids are predicted, from its second one on.
-
-    remainder: tokens that are in no chunk. name: the model's, for messages.
-    """
-    nll, count = 0.0, 0
-    for chunk in chunks:
-        for likelihood in loop.run(_score(engine, chunk, adapter)):
-            nll -= likelihood
-        count += len(chunk) - 1
-    if not math.isfinite(nll):
-        raise NumericsError(f"{name}: the logits are not finite: the file is damaged; check or replace it")
-    return Perplexity(ppl=math.exp(min(nll / count, 700.0)), nll=nll / count, tokens=count, remainder=remainder)
 
 
 # Run in the engine's thread
 
 
+def embeddings(
+    engine: Engine, prompts: list[list[int]], pooling: Pooling, adapter: int, *, normalize: bool, name: str
+) -> Generator[None, None, npt.NDArray[np.float32]]:
+    """The embeddings (B, E) of prompts: the mean of the states of each, or the last one. name: the model's, for
+    messages."""
+    jobs = [job_of(ids, range(len(ids))[-1 if pooling == "last" else 0 :], adapter) for ids in prompts]
+    totals = {job: np.zeros(engine.runner.config.width) for job in jobs}
+    with closing(engine.states(jobs)) as steps:
+        for part, of_jobs in steps:
+            for job, _, rows in of_jobs:
+                states = engine.runner.backend.to_numpy(part[rows])  # (rows, E)
+                totals[job] += states.sum(axis=0, dtype=np.float64)
+            yield
+    found = np.stack([totals[job] / len(job.wanted) for job in jobs])
+    lengths = np.linalg.norm(found, axis=1, keepdims=True)
+    if not np.isfinite(lengths).all():
+        raise NumericsError(f"{name}: the embedding is not finite: the file is damaged; check or replace it")
+    if normalize:
+        found /= np.where(lengths, lengths, 1.0)
+    return found.astype(np.float32)
+
+
 def embedding(
     engine: Engine, ids: list[int], pooling: Pooling, adapter: int, *, normalize: bool, name: str
 ) -> Generator[None, None, npt.NDArray[np.float32]]:
-    """The embedding (E,) of a prompt: the mean of its states, or the last one. name: the model's, for messages."""
-    total, row = np.zeros(engine.runner.config.width), np.zeros(0)
-    with closing(engine.states([job_of(ids, range(len(ids)), adapter)])) as parts:
-        for part, _ in parts:
-            states = engine.runner.backend.to_numpy(part)  # (rows, E)
-            row = states[-1].astype(np.float64)
-            total += states.sum(axis=0, dtype=np.float64)
+    """The embedding (E,) of one prompt, as `embeddings`."""
+    found = yield from embeddings(engine, [ids], pooling, adapter, normalize=normalize, name=name)
+    row: npt.NDArray[np.float32] = found[0]
+    return row
+
+
+def _logits(
+    engine: Engine, prompts: list[list[int]], places: list[npt.NDArray[np.int64]], adapter: int
+) -> Generator[None, None, list[Logits]]:
+    """float32 logits on the host of the places of each prompt, in their order."""
+    jobs = [job_of(ids, np.unique(own).tolist(), adapter) for ids, own in zip(prompts, places, strict=True)]
+    found = {job: np.empty((len(job.wanted), engine.runner.vocab_size), np.float32) for job in jobs}
+    with closing(engine.run_jobs([job for job in jobs if job.wanted])) as steps:
+        for part, of_jobs in steps:
+            for job, positions, rows in of_jobs:
+                first = bisect_left(job.wanted, positions[0])
+                found[job][first : first + len(positions)] = engine.runner.backend.to_numpy(part[rows])
             yield
-    found = row if pooling == "last" else total / len(ids)
-    length = float(np.linalg.norm(found))
-    if not math.isfinite(length):
-        raise NumericsError(f"{name}: the embedding is not finite: the file is damaged; check or replace it")
-    return np.asarray(found / length if normalize and length else found, np.float32)
+    return [_taken(found[job], job.wanted, own) for job, own in zip(jobs, places, strict=True)]
 
 
-def _logits(engine: Engine, ids: list[int], adapter: int) -> Generator[None, None, npt.NDArray[np.float32]]:
-    """float32 logits (T, V) on the host."""
-    out = np.empty((len(ids), engine.runner.vocab_size), np.float32)
-    row = 0
-    with closing(engine.logits(ids, adapter=adapter)) as parts:
-        for part in parts:
-            out[row : row + len(part)] = engine.runner.backend.to_numpy(part)
-            row += len(part)
-            yield
-    return out
-
-
-def _score(engine: Engine, ids: list[int], adapter: int) -> Generator[None, None, list[float]]:
-    """Log likelihoods of all ids but the first one, summed over some of them at a time."""
-    sums: list[float] = []
-    position, rows = 1, max(_SCORED // engine.runner.vocab_size, 1)
-    with closing(engine.logits(ids, adapter=adapter)) as parts:
-        for part in parts:
-            targets = ids[position : position + len(part)]
-            logits = engine.runner.backend.to_numpy(part)[: len(targets)]
-            likelihoods = np.empty(len(targets))
-            for start in range(0, len(targets), rows):  # requests wait meanwhile, and a step on a GPU is shorter
-                some = slice(start, start + rows)
-                likelihoods[some] = _log_likelihoods(logits[some], targets[some])
-                yield
-            sums.append(float(likelihoods.sum()))
-            position += len(part)
-    return sums
-
-
-def _log_likelihoods(logits: npt.NDArray[np.float32], targets: list[int]) -> npt.NDArray[np.float64]:
-    """log softmax (T,) of each row of the logits (T, V) at its target, in float64."""
-    with np.errstate(all="ignore"):  # the caller looks at the sum
-        shifted: npt.NDArray[Any] = logits - logits.max(axis=1, keepdims=True)
-        total = np.exp(shifted).sum(axis=1, dtype=np.float64)
-        return np.asarray(shifted[np.arange(len(targets)), targets] - np.log(total))
+def _taken(rows: Logits, wanted: Items[int], places: npt.NDArray[np.int64]) -> Logits:
+    """The rows of `wanted`, which is sorted, that belong to places. No copy where these are the same."""
+    if places.ndim and np.array_equal(wanted, places):
+        return rows
+    return np.asarray(rows[np.searchsorted(wanted, places)], np.float32)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -10,34 +11,97 @@ import numpy.typing as npt
 from forge.config import Pooling
 from forge.errors import ParameterError
 from forge.keywords import check_integer, keywords
-from forge.outputs import Perplexity
-from forge.runtime import scoring
+from forge.outputs import Perplexity, Score
+from forge.runtime import likelihoods, scoring
 from forge.runtime.async_front import AsyncFront
 from forge.runtime.encoder import Prompt
-from forge.runtime.prompts import prompts_of
+from forge.runtime.prompts import items_of, prompts_of
+from forge.runtime.scoring import Logits, Positions
 
 
 class ScoringFront(AsyncFront):
-    """Base of `LLM`: logits, attention weights, embeddings and perplexity of texts."""
+    """Base of `LLM`: logits, scores, attention weights, embeddings and perplexity of texts."""
 
+    @overload
+    def logits(  # type: ignore[overload-overlap]  # a string is a sequence of strings, too
+        self, prompt: Prompt, positions: Positions = None, *, adapter: str | None = None
+    ) -> Logits: ...
+    @overload
+    def logits(
+        self, prompt: Sequence[Prompt], positions: Positions = None, *, adapter: str | None = None
+    ) -> list[Logits]: ...
     @keywords()
-    def logits(self, prompt: Prompt, *, adapter: str | None = None) -> npt.NDArray[np.float32]:
-        """Logits of all positions of a prompt, from one pass.
+    def logits(
+        self, prompt: Prompt | Sequence[Prompt], positions: Positions = None, *, adapter: str | None = None
+    ) -> Logits | list[Logits]:
+        """Logits of a prompt, or of a list of prompts together.
 
         Args:
-            prompt: As in `generate`, with one BOS; no batch.
+            prompt: As in `generate`, with one BOS.
+            positions: Which of the T tokens' logits are wanted: an integer, a slice or a list of integers, which may
+                count from the end. No others are computed. None = all.
             adapter: As in `generate`.
 
         Returns:
-            (T, V) float32 on the host. Row t scores the token that follows the prompt's first t + 1 tokens.
+            (T, V) float32 on the host, or what ``[positions]`` takes of that: (V,) of one position, (R, V) of several.
+            Row t scores the token that follows the prompt's first t + 1 tokens. A list of such arrays for a list of
+            prompts.
 
         Raises:
-            ParameterError: The prompt is empty, or holds ids outside the vocabulary.
-            ContextLengthError: The prompt is too long.
+            ParameterError: A prompt is empty, holds ids outside the vocabulary, or has no such positions.
+            ContextLengthError: A prompt is too long.
             OutOfMemoryError: The array is larger than the free memory; the message has the numbers.
         """
         slot = self._slot_of(adapter)
-        return scoring.logits(self._loop, self.engine, self.encode_prompt(prompt), slot)
+        prompts, single = prompts_of(prompt)
+        ids = [self.encode_prompt(one) for one in prompts]
+        found = scoring.logits(self._loop, self.engine, ids, positions, slot)
+        return found[0] if single else found
+
+    @overload
+    def score(  # type: ignore[overload-overlap]
+        self, prompt: Prompt, continuations: Prompt, *, adapter: str | None = None
+    ) -> Score: ...
+    @overload
+    def score(self, prompt: Prompt, continuations: Sequence[Prompt], *, adapter: str | None = None) -> list[Score]: ...
+    @overload
+    def score(
+        self, prompt: Sequence[Prompt], continuations: Sequence[Any], *, adapter: str | None = None
+    ) -> list[Any]: ...
+    @keywords()
+    def score(self, prompt: Any, continuations: Any, *, adapter: str | None = None) -> Any:
+        """How probable continuations of a prompt are, or continuations of each of several prompts.
+
+        A prompt that has several continuations is computed once. Many sequences are computed together.
+
+        Args:
+            prompt: As in `generate`, with one BOS. A list of prompts is a batch.
+            continuations: A string or a list of token ids, or a list of these. For a list of prompts, such an entry for
+                each of them. A string behind a string becomes what the tokens of both together have behind the
+                tokens that the prompt alone has too: where a token reaches over the end of the prompt, it counts.
+            adapter: As in `generate`.
+
+        Returns:
+            A `Score` for one continuation, a list for a list of them; for a list of prompts, a list of that. Log
+            probabilities are those of the model's own distribution, in float32, added in float64.
+
+        Raises:
+            ParameterError: A continuation or a prompt is empty, or holds ids outside the vocabulary; or there are
+                not as many entries of continuations as prompts.
+            ContextLengthError: A prompt with its continuation is too long.
+            NumericsError: Logits are not finite.
+        """
+        slot = self._slot_of(adapter)
+        prompts, single = prompts_of(prompt)
+        entries = [continuations] if single else items_of(continuations, "continuations")
+        if len(entries) != len(prompts):
+            message = f"continuations has {len(entries)} entries for {len(prompts)} prompts"
+            raise ParameterError(message, parameter="continuations", hint="give one for each prompt, or a list for it")
+        several = [prompts_of(entry, "continuations") for entry in entries]
+        pairs = [self.encode_pair(one, each) for one, (own, _) in zip(prompts, several, strict=True) for each in own]
+        scores = iter(likelihoods.score(self._loop, self.engine, pairs, self._name, slot))
+        found = [next(scores) if alone else [next(scores) for _ in own] for own, alone in several]
+        return found[0] if single else found
 
     @keywords()
     def attention(
@@ -123,4 +187,4 @@ class ScoringFront(AsyncFront):
         remainder = len(ids) - sum(map(len, chunks))
         if self.tokenizer.add_bos and self.tokenizer.bos_id is not None:
             chunks = [[self.tokenizer.bos_id, *chunk[1:]] for chunk in chunks]
-        return scoring.perplexity(self._loop, self.engine, chunks, remainder, self._name, slot)
+        return likelihoods.perplexity(self._loop, self.engine, chunks, remainder, self._name, slot)

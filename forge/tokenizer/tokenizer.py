@@ -156,6 +156,13 @@ class Tokenizer:
         bos = self.bos_id if self.add_bos else None
         return [bos, *ids] if bos is not None and ids[:1] != [bos] else ids
 
+    def encode_continuation(self, text: str) -> list[int]:
+        """Token ids of a text that goes on behind others: as `encode_prompt`, without BOS and without a first space.
+
+        Raises TokenizerError for a text that is no Unicode.
+        """
+        return self._encode(text, self._all_literals, {}, continues=True)
+
     def begins_with_bos(self, text: str) -> bool:
         """Whether a text begins with the model's BOS, so that `encode_prompt` adds none."""
         return self.add_bos and next(self._all_literals(text), None) == self.bos_id
@@ -176,7 +183,9 @@ class Tokenizer:
             self._markers = {template: found}  # kept for the last template alone
         return found
 
-    def _encode(self, text: str, literals: Partition, unmask: Mapping[int, int]) -> list[int]:
+    def _encode(
+        self, text: str, literals: Partition, unmask: Mapping[int, int], *, continues: bool = False
+    ) -> list[int]:
         if not isinstance(text, str):
             raise TokenizerError(f"text to encode is a {type(text).__name__}; give a string")
         try:
@@ -186,7 +195,7 @@ class Tokenizer:
                 f"the text has a lone surrogate at character {error.start}; decode it as UTF-8"
             ) from None
         ids: list[int] = []
-        after_token = True
+        after_token = not continues
         for fragment in literals(text):
             if isinstance(fragment, int):
                 ids.append(fragment)

@@ -14,7 +14,7 @@ from forge import NumericsError, OutOfMemoryError, ParameterError
 from forge.backend import NUMPY
 from forge.config import EngineConfig
 from forge.formats import gguf
-from forge.runtime import scoring
+from forge.runtime import likelihoods
 
 ARCH = Path(__file__).parents[1] / "data" / "arch"
 
@@ -25,7 +25,7 @@ def test_perplexity_is_that_of_all_logits_however_many_rows_are_scored_at_a_time
 ) -> None:
     llm = tiny_llm("llama", max_step_tokens=20)
     ids = np.random.default_rng(0).integers(0, 250, 75).tolist()
-    monkeypatch.setattr(scoring, "_SCORED", rows * llm.config.vocab_size)
+    monkeypatch.setattr(likelihoods, "_SCORED", rows * llm.config.vocab_size)
     found = llm.perplexity(ids, context=75)
     logits = llm.logits([llm.tokenizer.bos_id, *ids[1:]] if llm.tokenizer.add_bos else ids).astype(np.float64)
     highest = logits.max(axis=1, keepdims=True)

@@ -3,6 +3,7 @@
 from forge.ops import (  # noqa: F401
     activation,
     attention,
+    bfloat16,
     decode_attention,
     decode_state,
     embed,

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 from forge.errors import ParameterError
 from forge.keywords import check_bool, check_integer, check_real, items, keywords, real, refusal, shown, warn_renamed
@@ -18,12 +18,6 @@ RouterScores = Literal["softmax", "sigmoid"]
 Dtype = Literal["f32", "f16"]
 Progress = Callable[[str, int, int | None], None]
 """Called with the name of a stage, how much of it is done, and its total, or None where that is not known."""
-Hook = Callable[[str, Any], None]
-"""Called with the name and the array of each intermediate result of a model. The array is lent: copy what you keep.
-
-Names: token_embd; for each layer i blk.i.attn_q (T, H, D) and blk.i.attn_k (T, G, D), both rotated, before them
-blk.i.attn_sinks (H,) where the layer has sinks, and blk.i, the residual stream (T, E) behind the layer.
-"""
 Pooling = Literal["mean", "last"]
 MAX_LOGPROBS = 100
 """Most alternatives whose log probabilities a request may ask for."""

@@ -1,5 +1,6 @@
 """Every error that forge raises on purpose. Its text is one line: what is wrong, where, and how to fix it."""
 
+import contextlib
 from traceback import clear_frames
 
 __all__ = [
@@ -92,6 +93,18 @@ def one_line(message: str, hint: str | None) -> str:
     """A message with its hint behind it, on one line whatever names the message quotes."""
     text = f"{message}: {hint}" if hint else message
     return text.replace("\r", "\\r").replace("\n", "\\n")
+
+
+def drop_callers(error: BaseException) -> None:
+    """Let go of what functions held that have called those of an error's traceback, and have returned.
+
+    Whoever keeps the error would keep their arrays. What user code held in which it came up stays to be seen.
+    """
+    frame = error.__traceback__.tb_frame.f_back if error.__traceback__ else None
+    while frame is not None:
+        with contextlib.suppress(RuntimeError):  # it has not returned
+            frame.clear()
+        frame = frame.f_back
 
 
 def drop_frames(error: BaseException, outer: BaseException | None = None) -> None:

@@ -15,8 +15,8 @@ ROOT = Path(__file__).parents[1]
 
 # Each room may import those before it.
 CHAIN = [
-    *("errors", "keywords", "config", "_files", "tuning", "backend", "ops", "state", "models", "engine", "outputs"),
-    *("runtime", "llm", "planning", "loading", "memory"),
+    *("errors", "keywords", "config", "_files", "tuning", "backend", "ops", "state", "models", "engine", "hooks"),
+    *("outputs", "runtime", "llm", "planning", "loading", "memory"),
 ]
 # Rooms beside the chain, with what they may import.
 BESIDE = {
@@ -60,7 +60,7 @@ THIRD_PARTY = {
     "huggingface_hub": "hub",
     "jinja2": "tokenizer",
     "numpy": "backend ops models engine.batch engine.pipeline engine.model_runner engine.request_table "
-    "engine.sampler runtime.likelihoods "
+    "engine.sampler engine.hooked hooks runtime.likelihoods "
     "runtime.prompts runtime.scoring runtime.scoring_front formats checkpoints tokenizer devtools cli",
     "platformdirs": "_files",
     "prompt_toolkit": "cli.chat",

@@ -31,7 +31,8 @@ from forge.backend.numpy import NumpyBackend
 from forge.engine import ModelRunner
 from forge.engine.pipeline import StepPipeline
 from forge.engine.scheduler import Scheduler
-from forge.models import attention, attention_weights
+from forge.hooks import attention as of_attention
+from forge.models import attention, attention_pattern
 from forge.runtime.request import Choice
 from forge.tokenizer.chat import ChatTemplate
 
@@ -595,7 +596,7 @@ def test_attention_weighs_what_paged_attention_adds_up(
     name: str, together: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each layer's weights times its values are what the fused op gives: with windows, soft caps and several steps."""
-    monkeypatch.setattr(attention_weights, "_SCORE_BYTES", together)
+    monkeypatch.setattr(attention_pattern, "_SCORE_BYTES", together)
     llm = tiny_llm(name, max_step_tokens=24)
     outputs: list[np.ndarray] = []
     fused = attention.paged_attention
@@ -631,8 +632,8 @@ def test_attention_that_does_not_fit_is_refused_with_the_numbers(llm: LLM, monke
     computed = []
     monkeypatch.setattr(llm.engine.runner, "run_blocks", lambda *arguments: computed.append(arguments))
     ids = list(range(50))
-    weights, keys = 4 * 50 * 50 * 4, 50 * 2 * 32 * 4  # heads, T, T; T, G, D
-    one, all_layers = (count * (weights + keys) + 4 * weights for count in (1, 3))
+    weights = 4 * 50 * 50 * 4  # heads, T, T
+    one, all_layers = 3 * weights, 5 * weights
     for layer, needed, words in ((0, one, "in one layer"), (None, all_layers, "in 3 layers")):
         monkeypatch.setattr(NUMPY, "free_bytes", lambda needed=needed: needed - 1)
         with pytest.raises(OutOfMemoryError, match=rf"attention of 50 tokens {words} needs 0\.00 GB.* are free: use"):
@@ -643,7 +644,7 @@ def test_attention_that_does_not_fit_is_refused_with_the_numbers(llm: LLM, monke
 
     with monkeypatch.context() as patch:
         patch.setattr(NUMPY, "free_bytes", lambda: 1 << 40)
-        patch.setattr(attention_weights, "np", SimpleNamespace(empty=refused, float32=np.float32))
+        patch.setattr(of_attention, "np", SimpleNamespace(zeros=refused, float32=np.float32))
         with pytest.raises(OutOfMemoryError, match=r"needs 0\.00 GB, the system gives less: use"):
             llm.attention(ids)
     with pytest.raises(ContextLengthError, match="97 tokens"):  # not that they do not fit the memory

@@ -18,7 +18,7 @@ from forge.engine.scheduler import Scheduled, Scheduler
 from forge.engine.sequence import FinishReason, Sampled, Sequence
 from forge.engine.stats import EngineStats
 from forge.engine.step_budget import StepBudget
-from forge.errors import OutOfMemoryError, drop_frames
+from forge.errors import OutOfMemoryError, drop_callers, drop_frames
 
 _OUT_OF_MEMORY = (MemoryError, OutOfMemoryError)
 
@@ -172,7 +172,8 @@ class Engine(Passes):
                 sequence.error = error if sequence.finish_reason else None
         failed = [sequence for sequence in sequences if sequence.error]
         for sequence in failed:
-            if sequence.finish_reason is None:
+            if sequence.finish_reason is None and sequence.error:
+                drop_callers(sequence.error)
                 self.scheduler.finish(sequence, "error")
         return [one for one in sampled if not one.sequence.error] + [Sampled(one, -1, None) for one in failed]
 

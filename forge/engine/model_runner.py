@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import product
 from typing import Any
 
@@ -10,8 +11,10 @@ import numpy as np
 import numpy.typing as npt
 
 from forge.backend import Backend
-from forge.config import Hook, Progress, SamplingParams
+from forge.config import Progress, SamplingParams
 from forge.engine import batch
+from forge.engine.batch import Ints
+from forge.engine.hooked import StepHook, Watch
 from forge.engine.pipeline import StepPipeline
 from forge.engine.request_table import RequestTable
 from forge.engine.sampler import read_sampled
@@ -48,34 +51,51 @@ class ModelRunner:
         self.model, self.state, self.backend = model, state, backend
         self.context, self.max_sequences = context, max_sequences
         self.config, self.device = model.config, backend.device
-        self.vocab_size = model.config.vocab_size
+        self.vocab_size, self.hook_points = model.config.vocab_size, model.points()
         self.kinds, self.num_pages, self.page_size = state.kinds, state.num_pages, state.page_size
         self.is_asynchronous = backend.is_asynchronous
         self.pipeline = (
             StepPipeline(model, state, backend, max_sequences, context, graphs) if self.is_asynchronous else None
         )
 
-    def forward(self, step: list[Scheduled], *, rows: list[int] | None = None, hook: Hook | None = None) -> Any:
-        """float32 logits (R, V) of these tokens of the step, ascending. None = those of each entry's last id."""
-        with self.backend.active():
-            return self.model(self._batch(step, rows), self.state, hook)
+    def forward(self, step: list[Scheduled], *, rows: list[int] | None = None) -> Any:
+        """float32 logits (R, V) of these tokens of the step, ascending. None = those of each entry's last id.
 
-    def run_blocks(self, step: list[Scheduled], hook: Hook | None = None) -> int:
-        """Run the blocks alone and show a hook their results. No logits are computed. Returns the number of tokens."""
-        with self.backend.active():
+        Here and below the sequences' hooks read and change what is computed. What they raise is `Sequence.error`.
+        """
+        asked = batch.last_tokens(step) if rows is None else np.array(rows, np.int32)
+        with self.backend.active(), self._hooked(step) as hook:
+            wanted = asked if hook is None else hook.logit_rows(asked)
+            logits = self.model(self._batch(step, wanted), self.state, hook)
+            if len(wanted) == len(asked):
+                return logits
+            return take_rows(self.backend.asarray(np.searchsorted(wanted, asked), np.int32), logits)
+
+    def run_blocks(self, step: list[Scheduled]) -> int:
+        """Run the blocks alone. No logits are computed. Returns the number of tokens."""
+        with self.backend.active(), self._hooked(step) as hook:
             tokens = self._batch(step)
             self.model.hidden(tokens, self.state, hook)
             return len(tokens.ids)
 
     def states(self, step: list[Scheduled], rows: list[int]) -> Any:
         """float32 (R, E) of these tokens of the step, ascending: what logits would be computed from."""
-        with self.backend.active():
-            return self.model.states(self._batch(step, rows), self.state)
+        with self.backend.active(), self._hooked(step) as hook:
+            return self.model.states(self._batch(step, np.array(rows, np.int32)), self.state, hook)
 
-    def _batch(self, step: list[Scheduled], rows: list[int] | None = None) -> Batch:
+    @contextmanager
+    def _hooked(self, step: list[Scheduled]) -> Iterator[StepHook | None]:
+        """The hooks of a step; None where they want nothing of it."""
+        hook = StepHook(step, self.backend) if any(entry.sequence.hooks for entry in step) else None
+        yield hook if hook and hook.names else None
+        if hook:
+            hook.end()
+
+    def _batch(self, step: list[Scheduled], wanted: Ints | None = None) -> Batch:
+        """wanted: Tokens whose logits are. None = those of each entry's last id."""
+        wanted = batch.last_tokens(step) if wanted is None else wanted
         self.model.reserve(max(entry.start + entry.count for entry in step))
         built = batch.build(step, self.state.page_size)
-        wanted = batch.last_tokens(step) if rows is None else np.array(rows, np.int32)
         is_all = len(wanted) == len(built.ids)  # then none need be taken
         return built.place(
             lambda arrays: [self.backend.asarray(array) for array in arrays], None if is_all else wanted
@@ -123,18 +143,16 @@ class ModelRunner:
         everything = SamplingParams(repetition_penalty=2.0, logprobs=1)
         every = dict.fromkeys([(1, longest), *shapes, (most, 1)])  # the last product has a row for each
         slots = (-1, 0) if self.model.num_adapters else (-1,)
+        watch = (Watch(frozenset(p.name for p in self.hook_points if ".resid" in p.name or p.name.endswith(".k"))),)
         for (rows, length), adapter in product(every, slots):
-            pages = [[0] * kind.num_entries(length) for kind in self.kinds]
-            sequences = [
-                Sequence(choice, [0] * length, length, everything, 0, length, adapter=adapter, pages=pages)
-                for choice in range(rows)
-            ]
-            step = [Scheduled(sequence, 0, length) for sequence in sequences]
             # A short prompt's logits are computed at all positions: products of as many rows as `LLM.logits` has. A
             # hook looks at its activations, because that launches ops which nothing else may need.
             is_short = 1 < length < longest
-            wanted = list(range(rows * length)) if is_short else None
-            logits = self.forward(step, rows=wanted, hook=(lambda *_: None) if is_short else None)
+            pages = [[0] * kind.num_entries(length) for kind in self.kinds]
+            how: dict[str, Any] = {"adapter": adapter, "pages": pages, "hooks": watch if is_short else ()}
+            sequences = [Sequence(choice, [0] * length, length, everything, 0, length, **how) for choice in range(rows)]
+            step = [Scheduled(sequence, 0, length) for sequence in sequences]
+            logits = self.forward(step, rows=list(range(rows * length)) if is_short else None)
             if self.pipeline:
                 self.pipeline.warm_up(logits[:rows], sequences)
         for kind in range(len(self.kinds)):

@@ -9,11 +9,11 @@ from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
 
-from forge.config import Hook, SamplingParams
+from forge.config import SamplingParams
 from forge.engine.model_runner import ModelRunner
 from forge.engine.scheduler import Scheduled, Scheduler
 from forge.engine.sequence import Sequence
-from forge.errors import ContextLengthError, ParameterError, drop_frames
+from forge.errors import ContextLengthError, ParameterError, drop_callers, drop_frames
 
 T = TypeVar("T")
 LOGIT_BYTES = 128 << 20
@@ -46,9 +46,16 @@ class Rows(NamedTuple):
     rows: slice
 
 
-def job_of(ids: list[int], wanted: Items[int] = (), adapter: int = -1, origin: Sequence | None = None) -> Job:
-    """A job over ids. adapter, origin: As of `Sequence`."""
-    sequence = Sequence(0, list(ids), len(ids), SamplingParams(), 0, len(ids), adapter=adapter, origin=origin)
+def job_of(
+    ids: list[int],
+    wanted: Items[int] = (),
+    adapter: int = -1,
+    origin: Sequence | None = None,
+    hooks: tuple[Any, ...] = (),
+) -> Job:
+    """A job over ids. adapter, origin, hooks: As of `Sequence`."""
+    how: dict[str, Any] = {"adapter": adapter, "origin": origin, "hooks": hooks}
+    sequence = Sequence(0, list(ids), len(ids), SamplingParams(), 0, len(ids), **how)
     return Job(sequence, wanted)
 
 
@@ -59,19 +66,15 @@ class Passes:
     scheduler: Scheduler
     context: int
 
-    def logits(self, ids: list[int], hook: Hook | None = None, adapter: int = -1) -> Generator[Any, None, None]:
+    def logits(self, ids: list[int], adapter: int = -1, hooks: tuple[Any, ...] = ()) -> Generator[Any, None, None]:
         """float32 logits (rows, V) of all positions, some rows at a time. What requests give is the same without it.
 
         Where pages run out, the youngest running sequences give theirs up and wait until it is read to its end, or
         closed. Raises ContextLengthError for too many ids, and OutOfMemoryError where other such passes, not read to
-        their ends, or states hold the pages that it needs.
+        their ends, or states hold the pages that it needs. adapter, hooks: As of `Sequence`.
         """
         self.check_ids(ids)
-
-        def run(step: list[Scheduled], rows: list[int]) -> Any:
-            return self.runner.forward(step, rows=rows, hook=hook)
-
-        for result, _ in self._run_jobs([job_of(ids, range(len(ids)), adapter)], self._most_rows, run):
+        for result, _ in self.run_jobs([job_of(ids, range(len(ids)), adapter, hooks=hooks)]):
             yield result
 
     def run_jobs(self, jobs: Iterable[Job]) -> Generator[tuple[Any, list[Rows]], None, None]:
@@ -89,15 +92,14 @@ class Passes:
         computed."""
         return self._run_jobs(jobs, MAX_TOKENS, self._computing(self.runner.states))
 
-    def run_blocks(self, ids: list[int], hook: Hook, adapter: int = -1) -> Generator[int, None, None]:
-        """Run the model's blocks alone over all positions, some tokens at a time, and show a hook their results.
+    def run_blocks(self, ids: list[int], hooks: tuple[Any, ...], adapter: int = -1) -> Generator[int, None, None]:
+        """Run the model's blocks alone over all positions, some tokens at a time, for hooks.
 
         No logits are computed. Yields numbers of tokens. Raises what `logits` does.
         """
         self.check_ids(ids)
-        for result, _ in self._run_jobs(
-            [job_of(ids, (), adapter)], MAX_TOKENS, lambda step, _: self.runner.run_blocks(step, hook)
-        ):
+        jobs = [job_of(ids, (), adapter, hooks=hooks)]
+        for result, _ in self._run_jobs(jobs, MAX_TOKENS, lambda step, _: self.runner.run_blocks(step)):
             yield result
 
     @property
@@ -125,12 +127,16 @@ class Passes:
         Beside running sequences a step has no more tokens than a step of theirs has prompt tokens.
         """
         jobs_under_way = _Jobs(self.scheduler, jobs, self.copy_started_pages)
+        raised: BaseException | None = None
         try:
             while step := jobs_under_way.schedule(most):
-                yield run(*step[:2]), step[2]
+                result = run(*step[:2])
+                if raised := next((entry.sequence.error for entry in step[0] if entry.sequence.error), None):
+                    raise raised
+                yield result, step[2]
                 jobs_under_way.commit(step[0])
         except Exception as error:
-            drop_frames(error)
+            (drop_callers if error is raised else drop_frames)(error)
             raise
         finally:
             jobs_under_way.close()

@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from forge.config import Hook, ModelConfig
+from forge.config import ModelConfig
 from forge.models.arch import ARCHS
+from forge.models.attention_pattern import attend_by, patterns
 from forge.models.batch import Batch
+from forge.models.hooks import ACT, F32, Hook, Points, Shape, points_in
 from forge.models.layer_tensors import LayerTensors
 from forge.models.layers import Linear
 from forge.models.qkv_edits import QKVEdits
@@ -41,7 +43,7 @@ class Attention:
         """ropes: The model's, as of `ModelConfig`."""
         config, self.index = tensors.config, tensors.index
         self.kv_layer = config.layer_kv[self.index]
-        self.head_dim = config.layer_head_dims[self.index]
+        self.head_dim, self.kv_heads = config.layer_head_dims[self.index], config.layer_kv_heads[self.index]
         self.gates = config.num_gates if tensors.has("attn_gate") else 0
         self.attn_norm = tensors.norm_before("attn_norm")
         self.values_are_keys = False
@@ -107,31 +109,48 @@ class Attention:
     def __call__(self, stream: ResidualStream, batch: Batch, state: ModelState, hook: Hook | None) -> None:
         """Add the result to the stream, and keys and values of the batch's T tokens to the state."""
         # A hook sees what that op does not write, and it adds up in another order than the ops of prompts.
-        is_one_op = batch.is_decode and hook is None and not self.spec.is_deterministic
+        points = points_in(hook, f"blk.{self.index}.attn.")
+        is_one_op = batch.is_decode and points is None and not self.spec.is_deterministic
         is_one_op = is_one_op and self.has_kv and self.head_dim <= MAX_HEAD_DIM
         operand = stream.normed(self.attn_norm)  # (T, E)
+        if points:
+            operand = points.operand("in", operand, self.attn_qkv.factor)
         split_k = "allowed" if is_one_op and not self.edits else "never"
         qkv = self.attn_qkv(operand, batch.adapters, split_k=split_k)  # (T, C)
         self.edits(qkv, batch)
-        attended = (self._decode if is_one_op else self._attend)(qkv, batch, state, hook)
+        attended = self._decode(qkv, batch, state) if is_one_op else self._attend(qkv, batch, state, points)
+        shape = attended.shape
         attended = attended.reshape(len(attended), -1)  # (T, H * D)
         if self.gates:
             attended = sigmoid_gate(attended, qkv, self.gates)
-        stream.add(self.attn_output, attended, self.post_attention_norm, batch.adapters)
+        if points:
+            attended = points.at("heads", attended.reshape(shape)).reshape(attended.shape)
+        stream.add(self.attn_output, attended, self.post_attention_norm, batch.adapters, points, "out")
+
+    def points(self) -> dict[str, tuple[Shape, str]]:
+        """Of hooks: what is read, what attention reads and its weights, what the second product reads, what is
+        added."""
+        width, inner = self.attn_output.weight.shape
+        heads = inner // self.head_dim
+        of_heads: tuple[Shape, str] = ("T", heads, self.head_dim), ACT
+        of_keys: tuple[Shape, str] = ("T", self.kv_heads, self.head_dim), ACT
+        own = {"k": of_keys, "v": of_keys} if self.has_kv else {}
+        before: dict[str, tuple[Shape, str]] = {"in": (("T", width), ACT), "q": of_heads, **own}
+        return before | {"pattern": ((heads, "T", "S"), F32), "heads": of_heads, "out": (("T", width), F32)}
 
     def _rope_args(self) -> RopeArgs:
         norms, tables = (self.attn_q_norm, self.attn_k_norm), (self.rope.cos_sin, self.rope.query_scale)
         args = RopeArgs(self.attn_qkv_bias, *norms, *tables, self.norm_eps)
         return replace(args, v_norm=self.attn_v_norm, values_are_keys=self.values_are_keys, rest=self.gates)
 
-    def _decode(self, qkv: Any, batch: Batch, state: ModelState, hook: Hook | None) -> Any:
+    def _decode(self, qkv: Any, batch: Batch, state: ModelState) -> Any:
         """The attended values (T, H, D) of one token of each sequence, in one launch."""
         kv, table = state[self.kv_layer]
         slot_mapping, page_table = batch.tables[table]
         where = batch.lengths, slot_mapping, kv, page_table
         return decode_attention(qkv, self._rope_args(), *where, self.spec, style=self.rope.config.style)
 
-    def _attend(self, qkv: Any, batch: Batch, state: ModelState, hook: Hook | None) -> Any:
+    def _attend(self, qkv: Any, batch: Batch, state: ModelState, points: Points | None) -> Any:
         """The attended values (T, H, D) of any batch."""
         kv, table = state[self.kv_layer]
         slot_mapping, page_table = batch.tables[table]
@@ -140,9 +159,18 @@ class Attention:
             q = rope_append_kv(qkv, rope, batch.positions, slot_mapping, kv, style=style)  # (T, H, D)
         else:
             q = rope_queries(qkv.reshape(len(qkv), -1, self.head_dim), rope, batch.positions, style=style)
-        if hook:
-            if self.spec.sinks is not None:
-                hook(f"blk.{self.index}.attn_sinks", self.spec.sinks)
-            hook(f"blk.{self.index}.attn_q", q)
-            hook(f"blk.{self.index}.attn_k", take_slots(slot_mapping, kv.k))  # (T, G, D)
-        return paged_attention(q, kv, batch.starts, batch.lengths, page_table, self.spec)
+        if points:
+            q = points.at("q", q)
+            for name, pages in (("k", kv.k), ("v", kv.v)) if self.has_kv else ():
+                if points.wants(name):
+                    seen = take_slots(slot_mapping, pages)  # (T, G, D)
+                    found = points.at(name, seen)
+                    if found is not seen:
+                        pages.reshape(-1, *pages.shape[2:])[slot_mapping] = found
+        attended = paged_attention(q, kv, batch.starts, batch.lengths, page_table, self.spec)
+        if points and points.wants("pattern"):
+            weights = patterns(q, kv, batch, page_table, self.spec)
+            found = points.at("pattern", weights)
+            if found is not weights:
+                attend_by(weights, found, attended, kv, batch, page_table, self.spec)
+        return attended

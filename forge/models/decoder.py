@@ -6,12 +6,13 @@ from collections.abc import Iterator
 from typing import Any
 
 from forge.backend import Backend
-from forge.config import Hook, ModelConfig
+from forge.config import ModelConfig
 from forge.models.arch import ARCHS
 from forge.models.attention import Attention
 from forge.models.batch import Batch
 from forge.models.family import Sublayer
 from forge.models.feed_forward import FeedForward
+from forge.models.hooks import ACT, F32, Hook, HookPoint, Shape, points_in
 from forge.models.host_experts import HostExperts
 from forge.models.layer_end import LayerEnd, PerLayerInputs
 from forge.models.layer_tensors import LayerTensors
@@ -21,7 +22,8 @@ from forge.models.residual import ResidualStream
 from forge.models.rope import RotaryEmbedding
 from forge.models.weights import Weights
 from forge.ops.activation import add, soft_cap
-from forge.ops.embed import embed
+from forge.ops.embed import embed, take_rows
+from forge.ops.norm import as_operand
 from forge.state.model_state import ModelState
 
 Mixer = Attention
@@ -131,15 +133,27 @@ class Decoder:
 
     def __call__(self, batch: Batch, state: ModelState, hook: Hook | None = None) -> Any:
         """float32 logits (R, V) of the batch's logit rows. The layers' state of its T tokens is written."""
-        stream = self.hidden(batch, state, hook)
+        stream, points = self.hidden(batch, state, hook), points_in(hook)
+        changed = None  # the operand, where a hook changes it
+        if points and points.wants("final_norm"):
+            normed = self.output_norm(stream.value())
+            found = points.at("final_norm", normed)
+            if found is not normed:
+                found = found * self.config.logit_scale
+                changed = as_operand(found if batch.logit_rows is None else take_rows(batch.logit_rows, found), None)
         if batch.logit_rows is not None:
             stream.take(batch.logit_rows)
-        logits = self.output(stream.normed(self._logit_norm))  # (R, V)
-        return soft_cap(logits, self.config.final_softcap) if self.config.final_softcap else logits
+        logits = self.output(stream.normed(self._logit_norm) if changed is None else changed)  # (R, V)
+        if self.config.final_softcap:
+            logits = soft_cap(logits, self.config.final_softcap)
+        return points.at("logits", logits) if points else logits
 
-    def states(self, batch: Batch, state: ModelState) -> Any:
+    def states(self, batch: Batch, state: ModelState, hook: Hook | None = None) -> Any:
         """The last layer's results through the output's norm, float32 (R, E): what logits are the product of."""
-        stream = self.hidden(batch, state)
+        stream, points = self.hidden(batch, state, hook), points_in(hook)
+        if points and points.wants("final_norm"):
+            normed = points.at("final_norm", self.output_norm(stream.value()))
+            return normed if batch.logit_rows is None else take_rows(batch.logit_rows, normed)
         if batch.logit_rows is not None:
             stream.take(batch.logit_rows)
         return self.output_norm(stream.value())
@@ -151,21 +165,42 @@ class Decoder:
             x = add(x, embed(batch.positions, self.position_embd, 1.0))
         if self.token_embd_norm:
             x = self.token_embd_norm(x)
+        unit, points = self.config.stream_scale, points_in(hook)
+        if points:
+            x = points.at("embed", x, unit)
         inputs = self.per_layer_inputs(batch.ids, x) if self.per_layer_inputs else None
         # Products of several sequences' tokens are split-K partials. Their sum is a launch, unless the next norm adds
         # them. Rows cannot be taken of partials, and hooks do not see them. The sums have the same bits either way.
         is_plain = batch.logit_rows is None and hook is None
         takes_partials = batch.is_decode and is_plain and (len(x) > 1 or self.is_deterministic)
-        stream, unit = ResidualStream(x, leaves_pending=takes_partials), self.config.stream_scale
-        if hook:
-            hook("token_embd", stream.value(unit))
+        stream = ResidualStream(x, leaves_pending=takes_partials, unit=unit)
         for index, (mixer, feed_forward) in enumerate(self.layers):
-            if isinstance(feed_forward, FeedForward) and feed_forward.beside:
-                stream.keep(feed_forward.beside)
+            points = points_in(hook, f"blk.{index}.") if hook else None
+            is_beside = isinstance(feed_forward, FeedForward) and feed_forward.beside
+            stream.show(points, "resid_pre")
+            if is_beside:
+                stream.keep(is_beside)
             mixer(stream, batch, state, hook)
+            if not is_beside:
+                stream.show(points, "resid_mid")
             feed_forward(stream, batch, hook)
             if self.ends:
-                self.ends[index](stream, inputs, batch.adapters)
-            if hook:
-                hook(f"blk.{index}", stream.value(unit))
+                self.ends[index](stream, inputs, batch.adapters, points)
+            stream.show(points, "resid_post")
         return stream
+
+    def points(self) -> list[HookPoint]:
+        """The points of hooks, in the order in which a pass comes to them."""
+        stream: tuple[Shape, str] = ("T", self.config.width), F32
+        found = {"embed": stream}
+        for index, (mixer, feed_forward) in enumerate(self.layers):
+            is_beside = isinstance(feed_forward, FeedForward) and feed_forward.beside
+            layer = {"resid_pre": stream} | {f"attn.{name}": point for name, point in mixer.points().items()}
+            layer |= {} if is_beside else {"resid_mid": stream}
+            layer |= {f"ffn.{name}": point for name, point in feed_forward.points().items()}
+            layer |= self.ends[index].points() if self.ends else {}
+            found |= {f"blk.{index}.{name}": point for name, point in {**layer, "resid_post": stream}.items()}
+        found |= {"final_norm": stream, "logits": (("R", self.config.vocab_size), F32)}
+        act = self.backend.dtype.name
+        types = {F32: "float32", ACT: act, "i32": "int32"}
+        return [HookPoint(name, shape, types[dtype]) for name, (shape, dtype) in found.items()]

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from forge.models.hooks import F32, Points, Shape
 from forge.models.layer_tensors import LayerTensors
 from forge.models.layers import Linear, Norm
 from forge.models.residual import ResidualStream
@@ -55,12 +56,16 @@ class LayerEnd:
         """The layer's matrix products, in the order of their launches."""
         return [self.inp_gate, self.proj] if self.inp_gate else []
 
-    def __call__(self, stream: ResidualStream, inputs: Any, slots: Any) -> None:
+    def points(self) -> dict[str, tuple[Shape, str]]:
+        """Of hooks: what is added."""
+        return {"per_layer": (("T", len(self._norm.weight)), F32)} if self.inp_gate else {}
+
+    def __call__(self, stream: ResidualStream, inputs: Any, slots: Any, points: Points | None) -> None:
         """inputs: float32 (T, layers * P) of `PerLayerInputs`, or None. slots: Of adapters, as of `Linear`."""
         if self.inp_gate:
             # The gate reads the stream itself, which is beyond float16: it is normed here, and the op undoes that.
             gate = self.inp_gate(stream.normed(self._norm), slots)  # (T, P)
             h = per_layer_gate(gate, stream.x, inputs, self._first, self._norm.eps)
-            stream.add(self.proj, h, self.post_norm, slots)
+            stream.add(self.proj, h, self.post_norm, slots, points, "per_layer")
         if self.layer_output_scale != 1.0:
             stream.scale(self.layer_output_scale)

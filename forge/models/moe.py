@@ -6,13 +6,15 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from forge.config import Hook
 from forge.models.arch import ARCHS
 from forge.models.batch import Batch
+from forge.models.feed_forward import gated, gated_points
+from forge.models.hooks import ACT, F32, Hook, Points, Shape, points_in
 from forge.models.host_experts import HostExperts
 from forge.models.layer_tensors import LayerTensors
 from forge.models.layers import Linear, Norm
 from forge.models.residual import ResidualStream
+from forge.models.router_points import gate_of, seen_choice
 from forge.ops.activation import add
 from forge.ops.experts import Experts, Router, experts, gate_rows, route
 from forge.ops.norm import Normed, norm
@@ -71,8 +73,19 @@ class _Experts:
             if matrix is not None:
                 yield matrix, self.router.used / self.experts.count
 
-    def choose(self, normed: Normed) -> tuple[Any, Any]:
-        """Experts and their weights (T, U) of rows with nothing pending."""
+    def points(self) -> dict[str, tuple[Shape, str]]:
+        """Of hooks: the router's logits with their biases, which experts compute each token, and their weights."""
+        used: Shape = ("T", self.router.used)
+        return {
+            "router": (("T", self.experts.count), F32),
+            "experts": (used, "i32"),
+            "expert_weights": (used, F32),
+        }
+
+    def choose(self, normed: Any, points: Points | None) -> tuple[Any, Any]:
+        """Experts and their weights (T, U) of rows with nothing pending, or of an array, which a hook has made."""
+        if points and (points.wants(*self.points()) or not isinstance(normed, Normed)):
+            return seen_choice(normed, self.router, self.scores, points)
         chosen, weights = route(normed, self.router, **self.scores)
         return chosen, weights
 
@@ -91,7 +104,8 @@ class MixtureOfExperts:
     """
 
     def __init__(self, tensors: LayerTensors) -> None:
-        config = tensors.config
+        config, self.index = tensors.config, tensors.index
+        self.width = config.width
         self.ffn_norm = tensors.norm_before("ffn_norm")
         self.experts = _Experts(tensors)
         self.ffn_up_shexp: Linear | None = None
@@ -108,14 +122,25 @@ class MixtureOfExperts:
         """The matrix products that compute every token, in the order of their launches."""
         return [] if self.ffn_up_shexp is None else [self.ffn_up_shexp, self.ffn_down_shexp]
 
+    def points(self) -> dict[str, tuple[Shape, str]]:
+        """Of hooks: what router and experts read, the choice, the shared expert's products, what is added."""
+        stream: Shape = ("T", self.width)
+        shared = {}
+        if self.ffn_up_shexp is not None:
+            shared = gated_points(self.ffn_down_shexp.weight.shape[1], self.glu, "shared.")
+        return {"in": (stream, ACT)} | self.experts.points() | shared | {"down": (stream, F32)}
+
     def __call__(self, stream: ResidualStream, batch: Batch, hook: Hook | None) -> None:
         """Add the result to the stream."""
         normed = operand = stream.normed(self.ffn_norm)
         assert isinstance(normed, Normed)
+        if points := points_in(hook, f"blk.{self.index}.ffn."):
+            self._seen(normed, stream, batch, points)
+            return
         if normed.shape[0] > 1 or normed.pending is not None or self.ffn_up_shexp is not None:
             operand = norm(normed, out="act")  # (T, E), which several products read
             normed = replace(normed, pending=None)
-        choice = self.experts.choose(normed)
+        choice = self.experts.choose(normed, None)
         if self.ffn_up_shexp is None:
             if stream.leaves_pending:
                 stream.leave(self.experts(operand, choice, None, partials="allowed"))
@@ -130,12 +155,27 @@ class MixtureOfExperts:
         self.experts(operand, choice, stream.x)
         stream.add(self.ffn_down_shexp, h, None, batch.adapters)
 
+    def _seen(self, normed: Normed, stream: ResidualStream, batch: Batch, points: Points) -> None:
+        """The same where hooks look: what is added is one sum, apart from the stream."""
+        operand = norm(normed, out="act")
+        found = points.at("in", operand)
+        read = replace(normed, pending=None) if found is operand else found
+        choice = self.experts.choose(read, points)
+        result = self.experts(found, choice, None)
+        if self.ffn_up_shexp is not None:
+            h = gated(self.ffn_up_shexp, found, batch.adapters, self.glu, points, "shared.")
+            if self.ffn_gate_inp_shexp is not None:
+                gate = self.ffn_gate_inp_shexp
+                h = gate_rows(h, read, gate) if isinstance(read, Normed) else gate_of(h, read, gate)
+            self.ffn_down_shexp(h, batch.adapters, residual=result)
+        stream.leave(result, points, "down")
+
 
 class FeedForwardBesideExperts:
     """A gated feed-forward and a mixture of experts, each between two norms, and a norm of their sum: Gemma 4."""
 
     def __init__(self, tensors: LayerTensors) -> None:
-        config = tensors.config
+        config, self.index = tensors.config, tensors.index
         width, inner = config.width, config.layer_ffn_widths[tensors.index]
         self.glu = config.activation
         self.ffn_norm = tensors.norm_before("ffn_norm")
@@ -152,14 +192,25 @@ class FeedForwardBesideExperts:
         """The matrix products that compute every token, in the order of their launches."""
         return [self.ffn_up, self.ffn_down]
 
+    def points(self) -> dict[str, tuple[Shape, str]]:
+        """Of hooks: those of the feed-forward and of the choice. `in` is what the feed-forward alone reads, `down` what
+        both add."""
+        width, inner = self.ffn_down.weight.shape
+        stream: Shape = ("T", width)
+        return {"in": (stream, ACT)} | gated_points(inner, self.glu) | self.experts.points() | {"down": (stream, F32)}
+
     def __call__(self, stream: ResidualStream, batch: Batch, hook: Hook | None) -> None:
         """Add the result to the stream."""
         operand = norm(stream.normed(self.ffn_norm), out="act")  # what is pending is in the stream from here on
-        slots = batch.adapters
-        dense = self.post_ffw_norm_1(self.ffn_down(self.ffn_up(operand, slots, glu=self.glu), slots))  # (T, E)
-        choice = self.experts.choose(self.router_norm.operand(stream.x))
+        slots, points = batch.adapters, points_in(hook, f"blk.{self.index}.ffn.")
+        if points:
+            h = gated(self.ffn_up, points.at("in", operand), slots, self.glu, points)
+        else:
+            h = self.ffn_up(operand, slots, glu=self.glu)
+        dense = self.post_ffw_norm_1(self.ffn_down(h, slots))  # (T, E)
+        choice = self.experts.choose(self.router_norm.operand(stream.x), points)
         sparse = self.post_ffw_norm_2(self.experts(self.pre_ffw_norm_2.operand(stream.x), choice, None))
-        stream.add_result(add(dense, sparse), self.post_ffw_norm)
+        stream.leave(self.post_ffw_norm(add(dense, sparse)), points, "down")
 
 
 def _there(norm: Norm | None) -> Norm:

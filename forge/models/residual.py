@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from forge.models.hooks import Points
 from forge.models.layers import Linear, Norm
 from forge.ops.activation import add, add_and_scale
 from forge.ops.embed import take_rows
@@ -18,9 +19,10 @@ class ResidualStream:
     where a model on several devices would reduce theirs.
     """
 
-    def __init__(self, x: Any, *, leaves_pending: bool) -> None:
-        """leaves_pending: Products may be left pending, as split-K partials, to save the launch that sums them."""
-        self.x = x
+    def __init__(self, x: Any, *, leaves_pending: bool, unit: float = 1.0) -> None:
+        """leaves_pending: Products may be left pending, as split-K partials, to save the launch that sums them. unit:
+        The stream is held divided by it."""
+        self.x, self._unit = x, unit
         self._pending: Any = None
         self.leaves_pending = leaves_pending
         self._kept: tuple[Norm, Any] | None = None
@@ -45,24 +47,32 @@ class ResidualStream:
         operand, self._kept = self._kept[1], None
         return operand
 
-    def add(self, linear: Linear, h: Any, post_norm: Norm | None, slots: Any = None) -> None:
+    def add(
+        self,
+        linear: Linear,
+        h: Any,
+        post_norm: Norm | None,
+        slots: Any = None,
+        points: Points | None = None,
+        name: str = "",
+    ) -> None:
         """Add linear(h), through the post_norm if there is one, in place or by leaving it pending.
 
-        slots: Of the rows' adapters, as of `Linear`.
+        slots: Of the rows' adapters, as of `Linear`. name: Of the point at which what is added is seen.
         """
         if post_norm is not None:
-            self.leave(post_norm(linear(h, slots)))
+            self.leave(post_norm(linear(h, slots)), points, name)
+        elif points and points.wants(name):
+            self.leave(linear(h, slots), points, name)
         elif self.leaves_pending and self._kept is None:
             self.leave(linear(h, slots, split_k="allowed"))
         else:
             linear(h, slots, residual=self.x)
 
-    def add_result(self, y: Any, post_norm: Norm) -> None:
-        """Add y (T, E) through the post_norm, by leaving it pending."""
-        self.leave(post_norm(y))
-
-    def leave(self, addend: Any) -> None:
-        """Leave a result (T, E) pending, an array or `Partials`."""
+    def leave(self, addend: Any, points: Points | None = None, name: str = "") -> None:
+        """Leave a result (T, E) pending, an array or `Partials`. name: Of the point at which it is seen."""
+        if points:
+            addend = points.at(name, addend, self._unit)
         if self._pending is not None:  # two results without a norm between them
             self.x = add(self.x, self._pending)
         self._pending = addend
@@ -78,11 +88,14 @@ class ResidualStream:
         if self._pending is not None:
             self._pending = take_rows(rows, self._pending)
 
-    def value(self, factor: float = 1.0) -> Any:
-        """The stream (T, E) with what is pending added, times the factor: for hooks."""
-        if factor == 1.0:
-            return self.x if self._pending is None else add(self.x, self._pending)
-        twice = self._pending is None  # a copy of the stream that an op makes
-        seen = add(self.x, self.x if twice else self._pending)
-        add_and_scale(seen, None, factor / 2 if twice else factor)
-        return seen
+    def value(self) -> Any:
+        """The stream (T, E) as it is held, with what is pending added."""
+        return self.x if self._pending is None else add(self.x, self._pending)
+
+    def show(self, points: Points | None, name: str) -> None:
+        """The stream passes a point."""
+        if points and points.wants(name):
+            seen = self.value()
+            found = points.at(name, seen, self._unit)
+            if found is not seen:
+                self.x, self._pending = found, None

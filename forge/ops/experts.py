@@ -68,14 +68,19 @@ def route(normed: Normed, router: Router, *, scores: str, weights: str, order: s
     normed: Rows in float32 with nothing pending. The best are those with the largest logits; with a selection bias or
     with groups, those with the largest sums of score and bias. Sources: arXiv:1701.06538, arXiv:2412.19437.
     """
-    x = norm.reference(normed, out="f32")
-    return _chosen(x @ router.weight.T.astype(x.dtype), router, scores, weights)
+    logits = norm.reference(normed, out="f32") @ router.weight.T
+    return chosen_by(logits if router.bias is None else logits + router.bias, router, scores, weights)
 
 
-def _chosen(logits: Array, router: Router, scores: str, weights: str) -> tuple[Array, Array]:
-    """The choice by logits (M, X) without their bias."""
-    if router.bias is not None:
-        logits = logits + router.bias
+def router_logits(x: Array, router: Router) -> Array:
+    """Logits (M, X) of rows (M, K), both float32, on NumPy. They have the same bits whatever rows stand beside them:
+    they are few, and decide."""
+    logits = fixed.product(router.weight, x)
+    return logits if router.bias is None else logits + router.bias
+
+
+def chosen_by(logits: Array, router: Router, scores: str, weights: str) -> tuple[Array, Array]:
+    """The choice by logits (M, X), on NumPy."""
     if scores == "softmax":
         powers = np.exp(logits - logits.max(axis=1, keepdims=True))
         scored = powers / powers.sum(axis=1, keepdims=True)
@@ -102,8 +107,7 @@ def _chosen(logits: Array, router: Router, scores: str, weights: str) -> tuple[A
 def _route_cpu(
     normed: Normed, router: Router, *, scores: str, weights: str, order: str, tiles: str
 ) -> tuple[Array, Array]:
-    """A row's logits have the same bits whatever rows stand beside it: they are few, and decide."""
-    return _chosen(fixed.product(router.weight, norm.run_cpu(normed, out="f32")), router, scores, weights)
+    return chosen_by(router_logits(norm.run_cpu(normed, out="f32"), router), router, scores, weights)
 
 
 def _of_best_groups(ranked: Array, router: Router) -> Array:

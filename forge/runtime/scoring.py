@@ -16,8 +16,8 @@ from forge.config import Pooling
 from forge.engine import Engine
 from forge.engine.passes import job_of
 from forge.errors import NumericsError, OutOfMemoryError, ParameterError
+from forge.hooks.attention import AttentionWeights
 from forge.keywords import refusal
-from forge.models.attention_weights import AttentionWeights
 from forge.runtime.loop import EngineLoop
 
 Positions = int | slice | Items[int] | None
@@ -76,7 +76,7 @@ def attention(loop: EngineLoop, engine: Engine, ids: list[int], layers: range, a
     """Attention weights (layers, H, T, T) of some layers. Raises what `LLM.attention` does."""
     engine.check_ids(ids)
     found = AttentionWeights(engine.runner.config, layers, len(ids), select("cpu").free_bytes())
-    loop.run(engine.run_blocks(ids, found, adapter))
+    loop.run(engine.run_blocks(ids, (found,), adapter))
     return found.weights
 
 

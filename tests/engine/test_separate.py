@@ -9,19 +9,13 @@ from tiny_models import GREEDY, SEEDED, assert_idle, count_preemptions, random_p
 
 from forge import LLM
 from forge.backend.numpy import NumpyBackend
+from forge.engine.hooked import Watch
 from forge.engine.pipeline import StepPipeline
 from forge.engine.scheduler import Scheduled
 from forge.engine.sequence import Sequence
 
-
-class Idle:
-    """A hook that wants nothing."""
-
-    def wants(self, name: str) -> bool:
-        return False
-
-
-HOOKED, PLAIN = [(Idle(),)], None
+IDLE = Watch(frozenset())
+HOOKED, PLAIN = [(IDLE,)], None
 
 
 @pytest.fixture(params=[False, True], ids=["waits", "ahead"])
@@ -89,7 +83,7 @@ def test_every_choice_with_hooks_computes_its_prompt(ahead: bool) -> None:
     llm = tiny_llm("llama")
     params = SEEDED.__class__(max_tokens=5, ignore_eos=True, temperature=1.5, seed=4, n=2)
     plain = llm.engine.add([1, 2, 3], params)
-    hooked = llm.engine.add([1, 2, 3], params, hooks=[(Idle(),), (Idle(),)])
+    hooked = llm.engine.add([1, 2, 3], params, hooks=[(IDLE,), (IDLE,)])
     while llm.engine.has_work:
         llm.engine.step()
     assert [one.ids for one in hooked] == [one.ids for one in plain]

@@ -67,10 +67,10 @@ def test_two_results_without_a_norm_between_are_both_added(post_norm: Norm | Non
 def test_a_stream_without_a_norm_is_an_operand_with_all_that_was_added(leaves_pending: bool) -> None:
     stream = ResidualStream(X.copy(), leaves_pending=leaves_pending)
     stream.add(DOWN, H, None)
-    np.testing.assert_allclose(stream.value(0.25), 0.25 * (X + PRODUCT), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(stream.value(), (X + PRODUCT), rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(stream.normed(None), X + PRODUCT, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(stream.value(), X + PRODUCT, rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(stream.value(0.25), 0.25 * (X + PRODUCT), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(stream.value(), (X + PRODUCT), rtol=1e-5, atol=1e-6)
 
 
 def test_rows_are_taken_with_what_is_pending() -> None:

@@ -18,7 +18,7 @@ import numpy as np
 from forge import backend as backends
 from forge.backend.parallel import run_all
 from forge.checkpoints.retyped import _STEP_WEIGHTS
-from forge.formats.ggml import GGMLType, dequantize, row_bytes
+from forge.formats.ggml import GGMLType, row_bytes
 from forge.formats.quantize import fill
 from forge.ops.quantize import TYPES, quantize
 
@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     device = backends.select(arguments.device)
-    rows = (0.02 * np.random.default_rng(0).standard_normal((16 * arguments.threads * 64, _COLS), np.float32)).astype(
+    rows = (0.02 * np.random.default_rng(0).standard_normal((64 * arguments.threads * 64, _COLS), np.float32)).astype(
         np.float16
     )
     if device.is_gpu:
@@ -61,7 +61,7 @@ def _measured(device: Any, rows: Any, type: GGMLType, out: Any, threads: int) ->
         return run
 
     def on_cpu(part: slice) -> None:
-        fill(dequantize(rows[part].view(np.uint8), GGMLType.F16), type, out[part])
+        fill(rows[part].view(np.uint8), GGMLType.F16, type, out[part])
 
     start = time.perf_counter()
     if device.is_gpu:

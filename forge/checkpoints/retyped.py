@@ -13,7 +13,7 @@ from forge.checkpoints.recipes import new_types
 from forge.errors import UnsupportedError
 from forge.formats.blocks import Bytes
 from forge.formats.checkpoint import Checkpoint, TensorInfo
-from forge.formats.ggml import GGMLType, dequantize, nbytes
+from forge.formats.ggml import GGMLType, nbytes
 from forge.formats.quantize import REFUSED, fill, is_sound
 from forge.formats.source import show
 from forge.ops.quantize import quantize
@@ -68,7 +68,7 @@ class Retyped(Checkpoint):
         if not stored.in_files and type is GGMLType.Q4_1:
             _from_groups(rows, stored, out)
         elif backend is None or not backend.is_gpu:
-            fill(dequantize(rows, stored), type, out)
+            fill(rows, stored, type, out)
         else:
             with backend.active():
                 blocks = quantize(backend.asarray(rows), stored=stored.name, type=type.name)

@@ -145,6 +145,19 @@ def _float(dtype: str, blocks: Bytes, out: Floats) -> None:
     np.copyto(out, blocks.view(dtype))
 
 
+def _f16(blocks: Bytes, out: Floats) -> None:
+    """A third of the time of NumPy's conversion, to the same bits: the exponent's place is moved, and its bias by a
+    product, which also makes subnormal numbers normal ones. Numbers that are not finite are left to NumPy."""
+    halves, bits = blocks.view("<i2"), out.view(np.int32)
+    if ((halves & np.int16(0x7C00)) == 0x7C00).any():
+        _float("<f2", blocks, out)
+        return
+    np.copyto(bits, halves)
+    np.left_shift(bits, 13, out=bits)
+    np.bitwise_and(bits, np.int32(-0x70002000), out=bits)  # 0x8fffe000: the sign's copies between are cleared
+    np.multiply(out, np.float32(2**112), out=out)
+
+
 def _bf16(blocks: Bytes, out: Floats) -> None:
     bits = out.view(np.uint32)
     np.copyto(bits, blocks.view("<u2"))
@@ -164,7 +177,7 @@ def _by_gguf(type: GGMLType, blocks: Bytes, out: Floats) -> None:
 
 _FLOATS: dict[GGMLType, Callable[[Bytes, Floats], None]] = {
     GGMLType.F32: partial(_float, "<f4"),
-    GGMLType.F16: partial(_float, "<f2"),
+    GGMLType.F16: _f16,
     GGMLType.BF16: _bf16,
 }
 

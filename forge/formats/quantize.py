@@ -15,12 +15,13 @@ from numpy.typing import NDArray
 
 from forge.errors import ParameterError, UnsupportedError
 from forge.formats.blocks import Bytes, Floats, half
-from forge.formats.ggml import BLOCK_FORMATS, GGMLType, row_bytes
+from forge.formats.ggml import BLOCK_FORMATS, GGMLType, dequantize, row_bytes
 from forge.formats.quantize_k import extreme, k_minimum, q6_k
+from forge.formats.scratch import scratch
 
-_CHUNK_WEIGHTS = 1008 * 32
-"""Weights that are worked on together, so that temporaries stay in the L2 cache. Columns are no power of two apart:
-such columns would share few lines of the cache."""
+_CHUNK_WEIGHTS = 4128 * 32
+"""Weights that are worked on together: of operations that take long, threads seldom wait for Python's lock, and what it
+costs to begin one counts little. Columns are no power of two apart: such columns would share few lines of the cache."""
 REFUSED = "weights are not finite, or too large for {}"
 
 
@@ -39,25 +40,31 @@ def quantize(rows: Floats, type: GGMLType, out: Bytes | None = None) -> Bytes:
     elif out.shape != shape or out.dtype != np.uint8 or not out.flags.c_contiguous:
         message = f"out: expected C-contiguous uint8 {shape}, not {out.dtype} {out.shape}"
         raise ParameterError(message, parameter="out")
-    fill(rows, type, out)
+    fill(np.ascontiguousarray(rows).view(np.uint8), GGMLType.F32, type, out)
     if not is_sound(out, type):
         raise UnsupportedError(REFUSED.format(type.name))
     return out
 
 
-def fill(rows: Floats, type: GGMLType, out: Bytes) -> None:
-    """As `quantize`, but weights that have no block give one whose scale is NaN or infinite: see `is_sound`."""
+def fill(source: Bytes, stored: GGMLType, type: GGMLType, out: Bytes) -> None:
+    """As `quantize`, of rows as a file stores them, uint8 (rows, row_bytes). Weights that have no block give one whose
+    scale is NaN or infinite: see `is_sound`."""
     if type not in QUANTIZERS:
         raise UnsupportedError(f"nothing writes blocks of type {type.name}: use one of {quantizable()}")
     group, write = QUANTIZERS[type]
-    source = np.ascontiguousarray(rows).reshape(-1, group)
+    given = source.reshape(-1, stored.type_size)
     target = out.reshape(-1, type.type_size)
-    per_block = type.block_size // group
-    step = max(_CHUNK_WEIGHTS // type.block_size, 1)
+    weights = len(target) * type.block_size
+    step = _CHUNK_WEIGHTS // 256 * 256
     with np.errstate(all="ignore"):
-        for start in range(0, len(target), step):
-            blocks = target[start : start + step]
-            write(source[start * per_block : (start + len(blocks)) * per_block].T.copy(), blocks)
+        for start in range(0, weights, step):
+            part = slice(start, min(start + step, weights))
+            size = part.stop - start
+            floats = scratch("floats", (size // stored.block_size, stored.block_size), np.float32)
+            dequantize(given[start // stored.block_size : part.stop // stored.block_size], stored, floats)
+            columns = scratch("columns", (group, size // group), np.float32)
+            np.copyto(columns, floats.reshape(-1, group).T)
+            write(columns, target[start // type.block_size : part.stop // type.block_size])
 
 
 def is_sound(blocks: Bytes, type: GGMLType) -> bool:

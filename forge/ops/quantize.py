@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from forge.backend.gpu import GPU
-from forge.formats.ggml import GGMLType, dequantize, row_bytes
+from forge.formats.ggml import GGMLType, row_bytes
 from forge.formats.quantize import fill
 from forge.ops.op import Array, op
 
@@ -21,9 +21,9 @@ def quantize(source: Array, *, stored: str, type: str) -> Array:
 
     `formats.quantize` has the rule of each type, and says which blocks have weights that are not finite, or too large.
     """
-    rows = dequantize(source, GGMLType[stored])
-    blocks = np.empty((len(rows), row_bytes(GGMLType[type], rows.shape[1])), np.uint8)
-    fill(rows, GGMLType[type], blocks)
+    cols = source.shape[1] // GGMLType[stored].type_size
+    blocks = np.empty((len(source), row_bytes(GGMLType[type], cols)), np.uint8)
+    fill(source, GGMLType[stored], GGMLType[type], blocks)
     return blocks
 
 

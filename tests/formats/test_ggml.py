@@ -126,6 +126,14 @@ def test_every_exponent_and_code_of_mxfp4_gives_the_same_bits() -> None:
     assert_same_bits(np.hstack([np.arange(256, dtype=np.uint8)[:, None], codes]), GGMLType.MXFP4)
 
 
+def test_every_float16_gives_the_same_bits_as_numpy() -> None:
+    """Infinities and NaNs in a row, and the others without them."""
+    every = np.arange(1 << 16, dtype=np.uint16)
+    for halves in (every, every[np.isfinite(every.view(np.float16))]):
+        weights = dequantize(halves.view(np.uint8)[None], GGMLType.F16)
+        np.testing.assert_array_equal(weights[0].view(np.uint32), halves.view("<f2").astype(np.float32).view(np.uint32))
+
+
 @pytest.mark.parametrize("type", types("Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 F16 BF16"), ids=lambda t: t.name)
 def test_quantized_weights_come_back_near_themselves(type: GGMLType) -> None:
     weights = np.random.default_rng(3).standard_normal((24, 192)).astype(np.float32) * 0.02

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from forge.errors import UnsupportedError
+from forge.formats import quantize as quantizing
 from forge.formats.ggml import GGMLType, dequantize
 from forge.formats.quantize import quantize
-from forge.formats.quantize_k import FACTORS
+from forge.formats.quantize_k import CANDIDATES
 
 DATA = Path(__file__).parents[1] / "data" / "quantize"
 TYPES = [GGMLType.Q4_K, GGMLType.Q5_K, GGMLType.Q6_K]
@@ -41,18 +42,45 @@ def total(terms: list[np.float32]) -> np.float32:
     return sum
 
 
+def distances(places: list[int], factor: int) -> list[int]:
+    """From the multiples of `factor` to the nearest multiples of 2**16, in 32nds of these, rounded down."""
+    return [((place * factor + 32768) % 65536 - 32768) // 2048 for place in places]
+
+
+def first_line(t: list[np.float32], w: list[np.float32], bits: int) -> tuple[np.float32, np.float32]:
+    """By whole numbers: a code is t * steep - start."""
+    places, whole = [int(v) for v in t], [int(v) for v in w]
+    at = [place // 256 - 8 for place in places]
+    sum_w = f32(sum(whole))
+    mean = f32(sum(a * u for a, u in zip(whole, at, strict=True))) / sum_w
+    spread = f32(sum(a * u * u for a, u in zip(whole, at, strict=True))) - sum_w * mean * mean
+    found = []
+    for k, factor in enumerate(CANDIDATES[bits]):
+        q = distances(places, factor)
+        shift = f32(sum(a * d for a, d in zip(whole, q, strict=True)))
+        tilt = f32(sum(a * d * u for a, d, u in zip(whole, q, at, strict=True))) - shift * mean
+        error = f32(sum(a * d * d for a, d in zip(whole, q, strict=True))) - shift * shift / sum_w
+        error = (error - tilt * tilt * (f32(1) / spread)) * (f32(1) / f32(factor * factor))
+        found.append((int(error.view(np.int32)) & -16 | k, factor, shift / sum_w, tilt * (f32(1) / spread)))
+    _, factor, shift, tilt = min(found)
+    start = (shift + f32(0.5) - tilt * (mean + f32(8.5))) / f32(32)
+    return (f32(factor) / f32(16) - tilt * f32(0.5)) / f32(4096), start
+
+
 def line(x: list[np.float32], bits: int) -> tuple[np.float32, np.float32, np.float32]:
     """Scale, and weighted means of codes and weights, of one group of Q4_K or Q5_K."""
     rms = np.sqrt(total([v * v for v in x]) / f32(32))
-    w = [abs(v) + rms for v in x]
+    w = [abs(v) * (f32(4) / rms) + f32(4) for v in x]
     low = min(f32(0), *x)
     size = max(x) - low
-    t = [(v - low) * (f32(1) / size) for v in x]
+    t = [(v - low) * (f32(4096) / size) for v in x]
     wt = [a * b for a, b in zip(w, t, strict=True)]
     sum_w, sum_t = total(w), total(wt)
+    mean = sum_t / sum_w
     best = (f32(0),) * 5
 
-    def tried(codes: list[np.float32]) -> tuple[np.float32, ...]:
+    def tried(steep: np.float32, start: np.float32) -> tuple[np.float32, ...]:
+        codes = [np.clip(np.rint(v * steep - start), f32(0), f32((1 << bits) - 1)) for v in t]
         wl = [a * b for a, b in zip(w, codes, strict=True)]
         sum_l, sum_l2 = total(wl), total([a * b for a, b in zip(wl, codes, strict=True)])
         sum_lt = total([a * b for a, b in zip(wt, codes, strict=True)])
@@ -61,15 +89,13 @@ def line(x: list[np.float32], bits: int) -> tuple[np.float32, np.float32, np.flo
         assert sum_w * sum_l2 - sum_l * sum_l > f32(2**-16) * sum_l * sum_l
         return max(best, (common * slope, slope, sum_l, sum_l2, sum_lt), key=lambda found: found[0])
 
-    for factor in FACTORS[bits]:
-        best = tried([np.rint(v * f32(factor)) for v in t])
-    inverse, steep = f32(1) / sum_w, f32(1) / best[1]
-    start = (sum_t - best[1] * best[2]) * inverse
-    best = tried([np.clip(np.rint((v - start) * steep), f32(0), f32((1 << bits) - 1)) for v in t])
+    best = tried(*first_line(t, w, bits))
+    best = tried(f32(1) / best[1], (mean - best[1] * (best[2] / sum_w)) * (f32(1) / best[1]))
     slope = best[1]
     if low == 0 and sum_t > slope * best[2]:
         slope = best[4] / best[3]
-    return slope * size, best[2] * inverse, sum_t * inverse * size + low
+    unit = size / f32(4096)
+    return slope * unit, best[2] / sum_w, mean * unit + low
 
 
 def by_rule(row: np.ndarray, bits: int) -> tuple[list[int], list[int], list[int]]:
@@ -112,20 +138,38 @@ def test_blocks_with_minima_weight_by_weight(bits: int, row: int | str) -> None:
         assert weights[i] == d * f32(scales[i // 32]) * f32(codes[i]) - dmin * f32(minima[i // 32])
 
 
+def scale_of(x: list[np.float32]) -> np.float32:
+    """The scale of one group of Q6_K."""
+    largest = max(x, key=abs)
+    t = [v * (f32(-4096) / largest) for v in x]
+    squares = [v * v for v in t]
+    whole = [int(v * (f32(255) / total(squares))) for v in squares]
+    places = [int(v) + 2 for v in t]
+    at = [(place + 256) // 512 for place in places]
+    inverse = f32(1) / f32(sum(a * u * u for a, u in zip(whole, at, strict=True)))
+    lost = max(t) * max(t) * (f32(255 * 2048) / total(squares))
+    found = []
+    for k, factor in enumerate(CANDIDATES[6]):
+        q = distances(places, factor)
+        tilt = f32(sum(a * d * u for a, d, u in zip(whole, q, at, strict=True)))
+        error = f32(sum(a * d * d for a, d in zip(whole, q, strict=True))) - tilt * tilt * inverse
+        if factor > 504:
+            error += max(max(t) * f32(factor / 65536) - f32(31.5), f32(0)) * lost
+        error *= f32(1) / f32(factor * factor)
+        found.append((int(error.view(np.int32)) & -16 | k, factor, tilt))
+    _, factor, tilt = min(found)
+    steep = (f32(factor) / f32(16) - tilt * inverse * f32(0.25)) / f32(4096)
+    codes = [np.clip(np.rint(v * steep), f32(-32), f32(31)) for v in t]
+    common = total([a * code * v for a, code, v in zip(squares, codes, t, strict=True)])
+    square = total([a * code * code for a, code in zip(squares, codes, strict=True)])
+    return common * (f32(1) / square) * (largest / f32(-4096))
+
+
 def test_a_q6_block_weight_by_weight() -> None:
     x = np.load(DATA / "weights.npy").astype(np.float32)[1, 256:512]
     x[16:32] = 0
     block = quantize(x[None], GGMLType.Q6_K)[0]
-    scales = []
-    for group in x.reshape(16, 16):
-        largest, best, scale = max(group, key=abs), f32(0), f32(0)
-        for factor in FACTORS[6] if largest else ():
-            codes = [np.clip(np.rint(v * (f32(factor) * (f32(-1) / largest))), f32(-32), f32(31)) for v in group]
-            common = total([v * v * v * code for v, code in zip(group, codes, strict=True)])
-            found = common / total([v * v * code * code for v, code in zip(group, codes, strict=True)])
-            if common * found > best:
-                best, scale = common * found, found
-        scales.append(scale)
+    scales = [scale_of(list(group)) if group.any() else f32(0) for group in x.reshape(16, 16)]
     most = max(scales, key=abs)
     steps = [int(min(np.rint(scale * (f32(-128) / most)), f32(127))) for scale in scales]
     np.testing.assert_array_equal(block[192:208].view(np.int8), steps)
@@ -140,7 +184,8 @@ def test_a_q6_block_weight_by_weight() -> None:
 
 
 @pytest.mark.parametrize("type", TYPES, ids=lambda t: t.name)
-def test_a_block_does_not_depend_on_others(type: GGMLType) -> None:
+def test_a_block_does_not_depend_on_others(type: GGMLType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quantizing, "_CHUNK_WEIGHTS", 126 * 256)
     rows = np.random.default_rng(4).standard_normal((5, 256 * 31)).astype(np.float32)
     whole = quantize(rows, type).reshape(-1, type.type_size)
     for i in (0, 125, 126, 154):  # beside a border of chunks, too

@@ -58,12 +58,29 @@ def _halves(_: np.random.Generator) -> Arrays:
     return (halves.view(np.uint8),)
 
 
+def _both_ends(rng: np.random.Generator) -> Arrays:
+    """Of Q6_K, largest weights of both signs, of which one may be beyond the last code."""
+    rows = rng.uniform(-1, 1, (16, 256)).astype(np.float32)
+    rows[:, ::16] = rng.choice([-1, 1], (16, 16))
+    rows[:, 1::16] = -rows[:, ::16] * rng.uniform(0.96, 1, (16, 16))
+    return (rows.view(np.uint8),)
+
+
+def _level(rng: np.random.Generator) -> Arrays:
+    """Weights that are nearly the same, or two numbers that are near each other."""
+    rows = 1 + rng.random((32, 256)).astype(np.float32) * np.exp2(-rng.integers(3, 24, (32, 8))).repeat(32, axis=1)
+    rows[16:] = np.where(rng.random((16, 256)) < 0.5, rows[16:], rows[16:, :1] * rng.uniform(0.9, 1, (16, 1)))
+    return (rows.astype(np.float32).view(np.uint8),)
+
+
 CASES = {
     "quantize": [
         _by_hand(),
         *(_case("small", type, "F16", 7, 256) for type in TYPES.split()),
         *(_case("more than a launch's block", type, "BF16", 6, 768) for type in ("Q4_K", "Q5_K", "Q6_K")),
         *(_case("blocks that end within a word", type, "F32", 7, 544) for type in ("MXFP4", "Q4_0", "Q8_0", "Q5_1")),
+        Case("Q6_K both ends", _both_ends, {"type": "Q6_K", "stored": "F32"}),
+        *(Case(f"{type} level", _level, {"type": type, "stored": "F32"}) for type in ("Q4_K", "Q5_K")),
         Case("Q8_0 halves", _halves, {"type": "Q8_0", "stored": "F32"}),
         Case("MXFP4 powers of two", _powers, {"type": "MXFP4", "stored": "F32"}),
     ],

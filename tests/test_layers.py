@@ -26,6 +26,7 @@ BESIDE = {
     "tokenizer": "errors keywords config",
     "hub": "errors config _files",
     "devtools": "errors config _files checkpoints formats tuning backend ops state models engine planning loading",
+    "lab": "errors config backend devtools ops tuning",
     "server": "forge errors config display engine outputs runtime llm loading tokenizer",
     "cli": f"forge server display checkpoints formats tokenizer hub devtools {' '.join(CHAIN)}",
     "__main__": "cli",
@@ -49,7 +50,7 @@ ALLOWED |= {room: names.split() for room, names in BESIDE.items()}
 # Packages that are not Python's own, and the modules that may import them.
 # Not on NumPy's list: settings, downloads, and the part of the engine that holds integers and no arrays.
 THIRD_PARTY = {
-    "IPython": "display",  # only where it runs already
+    "IPython": "display lab.magics",  # only where it runs already
     "cupy": "backend.cupy backend.cupy_blas backend.cupy_driver backend.cupy_memory backend.cupy_modules "
     "backend.cupy_plans backend.cupy_steps backend.cupy_trace",
     "cupy_backends": "backend.cupy backend.cupy_blas backend.cupy_driver backend.cupy_modules backend.cupy_plans",

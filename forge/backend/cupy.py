@@ -6,9 +6,7 @@ The same code runs on HIP and on CUDA. Only this module and its neighbours `cupy
 from __future__ import annotations
 
 import math
-import sys
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property
 from threading import RLock, get_ident
@@ -20,9 +18,9 @@ import numpy.typing as npt
 from cupy_backends.cuda.api import driver
 from cupy_backends.cuda.libs import nvrtc
 
-from forge.backend import amd, compilers, host, probe, sources
-from forge.backend.cupy_blas import product_of
-from forge.backend.cupy_driver import IS_HIP, KIND, card_of, cards, errors, facts, hiding
+from forge.backend import amd, compilers, edits, host, sources
+from forge.backend.cupy_blas import multiplies, product_of
+from forge.backend.cupy_driver import IS_HIP, KIND, card_of, cards, check, errors, facts, hiding
 from forge.backend.cupy_memory import Copies, Guarded, Staging, host_visible, lasting
 from forge.backend.cupy_modules import Modules, block_of, pointer
 from forge.backend.cupy_plans import Plans
@@ -106,7 +104,7 @@ class CupyBackend(GPU):
         function = self._modules.function(entry)
         if self._graphs.is_capturing and self._has_pdl and entry.uses_pdl:
             dependent = DependentLaunch(pointer(function), grid, entry.threads, args, entry.lds_bytes)
-            self._graphs.call(lambda: _check(dependent(self._stream.ptr)), args, function)
+            self._graphs.call(lambda: check(dependent(self._stream.ptr)), args, function)
         else:
             packed = Packed(args)
             arguments = pointer(function), *grid, *block_of(entry), self._stream.ptr, packed.address, 0
@@ -121,7 +119,14 @@ class CupyBackend(GPU):
             finally:
                 self._plans.collected = None
             cp.get_default_memory_pool().free_all_blocks()  # of the largest step, which has memory of its own
-        self._modules.build(launched, self._on_device, progress)
+        self.build(launched, progress)
+
+    def build(self, variants: Iterable[sources.Variant], progress: Progress | None = None) -> None:
+        self._modules.build(variants, self._on_device, progress)
+
+    @property
+    def loaded(self) -> list[sources.Variant]:
+        return self._modules.loaded
 
     @contextmanager
     def _on_device(self) -> Iterator[None]:
@@ -135,17 +140,7 @@ class CupyBackend(GPU):
 
     @cached_property
     def has_blas(self) -> bool:
-        if not IS_HIP:
-            return True
-        trial = f"import sys; sys.path[:] = {sys.path!r}; from forge.backend import select"
-        failure = probe.failure([sys.executable, "-c", f"{trial}; select('{KIND}:{self.index}').try_blas()"])
-        if failure:
-            warnings.warn(
-                f"{self.device}: hipBLAS cannot multiply here ({failure}); prompts are computed by forge's own "
-                "kernels, slower",
-                stacklevel=2,
-            )
-        return not failure
+        return not IS_HIP or multiplies(self.device, f"{KIND}:{self.index}")
 
     def try_blas(self) -> None:
         """Multiply small matrices. rocBLAS aborts the process where it has no kernels for this GPU."""
@@ -265,7 +260,7 @@ class CupyBackend(GPU):
     @property
     def shared(self) -> tuple[Any, ...]:
         """What ops share. Launches that are kept hold its addresses, or what it chose."""
-        return self.tuning, self._scratch, self._counters
+        return self.tuning, self._scratch, self._counters, edits.replaced()
 
     @contextmanager
     def recording(self, log: StepLog) -> Iterator[None]:
@@ -278,7 +273,7 @@ class CupyBackend(GPU):
 
     @property
     def step_generation(self) -> object:
-        return self._step_memory.generation
+        return self._step_memory.valid_with(edits.replaced())
 
     def free_bytes(self) -> int:
         """Bytes that are free on the device and in CuPy's pool.
@@ -320,17 +315,15 @@ class CupyBackend(GPU):
             end.synchronize()
             return float(cp.cuda.get_elapsed_time(start, end)) / 1000
 
+    def resources(self, entry: sources.Entry) -> dict[str, int]:
+        with self._on_device():
+            return self._modules.resources(entry)
+
     def read_seconds(self, size: int) -> float:
         """Seconds to read so many bytes at the rate of a large copy, measured now."""
         with self.active():
             copies = Copies(self._stream)
             return size * self.seconds(copies.queue) / copies.nbytes
-
-
-def _check(status: int) -> None:
-    """A CUresult as the error that CuPy's own calls raise for it."""
-    if status:
-        raise cp.cuda.driver.CUDADriverError(status)
 
 
 _BACKENDS: dict[int, CupyBackend] = {}

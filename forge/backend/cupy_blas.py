@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+import warnings
 from typing import Any, NamedTuple
 
 import cupy as cp
 import numpy as np
 from cupy_backends.cuda.libs import cublas
 
+from forge.backend import probe
 from forge.backend.cupy_driver import IS_HIP
 
 _R_32F, _R_16F = 0, 2  # cudaDataType
@@ -36,6 +39,18 @@ class Product(NamedTuple):
             *(_ONE, weight, _R_16F, self.inner, x, _R_16F, self.inner),
             *(_ONE if self.accumulate else _ZERO, out, _R_32F, self.stride, _COMPUTE_32F, _DEFAULT_ALGORITHM),
         )
+
+
+def multiplies(device: str, name: str) -> bool:
+    """Whether hipBLAS works on the GPU of this name, tried in a process that it may end. Else there is a warning."""
+    trial = f"import sys; sys.path[:] = {sys.path!r}; from forge.backend import select"
+    failure = probe.failure([sys.executable, "-c", f"{trial}; select('{name}').try_blas()"])
+    if failure:
+        warnings.warn(
+            f"{device}: hipBLAS cannot multiply here ({failure}); prompts are computed by forge's own kernels, slower",
+            stacklevel=3,
+        )
+    return not failure
 
 
 def product_of(x: Any, weight: Any, out: Any, *, accumulate: bool) -> Product:

@@ -81,6 +81,12 @@ def errors() -> Iterator[None]:
         raise DeviceError(f"the GPU failed: {text}") from None
 
 
+def check(status: int) -> None:
+    """A CUresult as the error that CuPy's own calls raise for it."""
+    if status:
+        raise cp.cuda.driver.CUDADriverError(status)
+
+
 def facts(device: Any) -> list[tuple[str, str]]:
     """What there is to say about a CupyBackend's GPU, as (what, found)."""
     runtime = cp.cuda.runtime

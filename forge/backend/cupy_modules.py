@@ -9,13 +9,15 @@ from typing import Any
 import cupy as cp
 from cupy_backends.cuda.libs import nvrtc
 
-from forge.backend import compilers, kernel_cache, sources
+from forge.backend import code_objects, compilers, kernel_cache, sources
 from forge.backend.cupy_driver import IS_HIP, one_line
 from forge.config import Progress
 from forge.errors import DeviceError
 
 _FLAGS = ("-std=c++17",)
 _MAX_DYNAMIC_SHARED_SIZE_BYTES = 8  # CUfunction_attribute
+_ATTRIBUTES = {"registers": 4, "local bytes (spills)": 3, "shared bytes": 1}
+"""CUfunction_attribute of what a kernel takes. Registers and local memory are a thread's, shared memory a block's."""
 
 
 class Modules:
@@ -40,6 +42,14 @@ class Modules:
                 cp.cuda.driver.funcSetAttribute(pointer(function), _MAX_DYNAMIC_SHARED_SIZE_BYTES, entry.lds_bytes)
             self._functions[entry] = function
         return function
+
+    def resources(self, entry: sources.Entry) -> dict[str, int]:
+        """See `GPU.resources`."""
+        if IS_HIP:
+            return code_objects.resources(kernel_cache.obtain(entry.variant, self._arch))[entry.function]
+        function = pointer(self.function(entry))
+        taken = {name: cp.cuda.driver.funcGetAttribute(number, function) for name, number in _ATTRIBUTES.items()}
+        return {**taken, "shared bytes": taken["shared bytes"] + entry.lds_bytes}
 
     def build(
         self,
@@ -87,8 +97,8 @@ def _nvrtc(variant: sources.Variant, target: str) -> bytes:
         nvrtc.compileProgram(program, (f"-arch={target}", "-ftz=true", *_FLAGS, *variant.options))
         return bytes(nvrtc.getCUBIN(program))
     except nvrtc.NVRTCError:
-        why = compilers.reason(nvrtc.getProgramLog(program), variant)
-        raise DeviceError(f"{variant.name} does not compile for {target}: {why}") from None
+        log = nvrtc.getProgramLog(program)
+        raise compilers.refused(f"{variant.name} does not compile for {target}", log, variant) from None
     finally:
         nvrtc.destroyProgram(program)
 

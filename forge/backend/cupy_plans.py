@@ -17,7 +17,7 @@ import cupy as cp
 import numpy as np
 from cupy_backends.cuda.api import driver
 
-from forge.backend import sources
+from forge.backend import edits, sources
 from forge.backend.base import Launchable
 from forge.backend.cupy_modules import Modules, block_of, pointer
 from forge.backend.cupy_steps import StepLog
@@ -42,6 +42,7 @@ class Plans:
     def __init__(self, device: GPU, modules: Modules, stream: int) -> None:
         self._device, self._modules, self._stream = device, modules, stream
         self._tuning: object = None
+        self._edits: object = None
         self._plans: dict[Hashable, Plan] = {}
         self.log: StepLog | None = None
         """Takes the launches of a step that is recorded."""
@@ -50,8 +51,8 @@ class Plans:
 
     def launch(self, op: Launchable, args: tuple[Any, ...], options: Mapping[str, Any]) -> Any:
         """Run an op within the device's context. Raises what its check raises."""
-        if self._device.tuning is not self._tuning:
-            self._tuning = self._device.tuning
+        if self._device.tuning is not self._tuning or edits.replaced() is not self._edits:
+            self._tuning, self._edits = self._device.tuning, edits.replaced()
             self._plans.clear()
         key: list[Any] = [op]
         arrays: list[Any] = []

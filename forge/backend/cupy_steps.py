@@ -44,6 +44,7 @@ class StepMemory:
         self._pool = cp.cuda.MemoryPool(self._allocate)
         self.generation = object()
         """Another one whenever memory may have gone back to the driver."""
+        self._valid: tuple[object, ...] = ()
 
     def _allocate(self, size: int) -> Any:
         """Memory of the driver. Where there is none, the pool gives back what no array uses, and tries again."""
@@ -52,6 +53,13 @@ class StepMemory:
         except cp.cuda.runtime.CUDARuntimeError:
             self.generation = object()
             raise
+
+    def valid_with(self, shared: object) -> object:
+        """The same object as long as the generation and what is shared are the same ones."""
+        now = self.generation, shared
+        if not same(self._valid, now):
+            self._valid = now
+        return self._valid
 
     def used(self) -> Any:
         """New arrays within the context are in this memory."""
@@ -106,7 +114,7 @@ class RecordedSteps:
         with device.active():
             if not device.is_plain:
                 return step()
-            if not _same(self._valid, state := self._state()):
+            if not same(self._valid, state := self._state()):
                 self._steps.clear()
                 self._valid = state
             key = tuple(array if array is None else (array.data.ptr, array.shape, array.dtype.char) for array in inputs)
@@ -123,7 +131,7 @@ class RecordedSteps:
         log = StepLog()
         with self._memory.used(), self._device.recording(log):
             made: Any = step()
-        if _same(self._valid, self._state()):
+        if same(self._valid, self._state()):
             if len(self._steps) >= _MAX_STEPS:
                 del self._steps[next(iter(self._steps))]
             self._steps[key] = _Step(log, (made.shape, made.dtype, made.data.ptr))
@@ -140,5 +148,6 @@ def _borrowed(shape: tuple[int, ...], dtype: Any, address: int, owner: object, i
     return cp.ndarray(shape, dtype, cp.cuda.MemoryPointer(cp.cuda.UnownedMemory(address, 1, owner, index), 0))
 
 
-def _same(some: Sequence[Any], others: Sequence[Any]) -> bool:
+def same(some: Sequence[Any], others: Sequence[Any]) -> bool:
+    """Whether they are the same objects."""
     return len(some) == len(others) and all(one is other for one, other in zip(some, others, strict=True))

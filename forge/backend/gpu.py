@@ -1,17 +1,18 @@
-"""The base class of backends that run kernels, with checks of each launch: CuPy's, and the tests' CPU harness."""
+"""The base class of backends that run kernels, with checks of each launch: CuPy's, and the CPU harness of devtools."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-from forge.backend import sources
+from forge.backend import edits, sources
 from forge.backend.base import Backend, Launchable
+from forge.config import Progress
 from forge.errors import UnsupportedError
 from forge.tuning import Choices
 from forge.tuning.spec import Values
@@ -66,7 +67,7 @@ class GPU(Backend):
         if max(blocks[1:], default=0) > _MAX_BLOCKS:
             raise ValueError(f"{function}: a grid of {blocks} blocks has more than {_MAX_BLOCKS} in y or z")
         if 0 not in blocks:
-            entry = sources.entry(file, function, tuple(defines.items()))
+            entry = sources.entry(edits.current(file, function), function, tuple(defines.items()))
             self._run(entry, (*blocks, *(1,) * (3 - len(blocks))), entry.bind(args))
 
     def tensor_map(self, array: Any, slots: int) -> Any:
@@ -104,6 +105,19 @@ class GPU(Backend):
     def seconds(self, run: Callable[[], object]) -> float:
         """Seconds that the device takes for what `run` queues: it runs twice, and the second run is timed."""
         raise NotImplementedError(f"{self.device} has no speed")
+
+    @property
+    def loaded(self) -> list[sources.Variant]:
+        """The variants that were launched or prepared."""
+        return []
+
+    def build(self, variants: Iterable[sources.Variant], progress: Progress | None = None) -> None:
+        """Compile variants in parallel, and load them."""
+        raise NotImplementedError(f"{self.device} compiles what is launched")
+
+    def resources(self, entry: sources.Entry) -> dict[str, int]:
+        """What a kernel takes, by the vendor's names: registers and spills of a thread, bytes of LDS of a block."""
+        raise NotImplementedError(f"{self.device} has no registers")
 
     def read_seconds(self, size: int) -> float:
         """Seconds to read so many bytes at the rate of a large copy, measured now."""

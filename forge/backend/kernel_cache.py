@@ -19,7 +19,7 @@ from typing import Literal, NamedTuple
 
 from forge import _files
 from forge._files import cache_dir
-from forge.backend import amd, compilers, sources
+from forge.backend import amd, compilers, edits, sources
 from forge.backend.compilers import COMPILERS, FLAGS, MAX_CODE_BYTES, compile_variant, find_compiler, target
 from forge.config import Progress
 from forge.errors import DeviceError, DownloadError, ParameterError
@@ -68,6 +68,17 @@ def stores() -> list[Path]:
     return found
 
 
+edit_store: Path | None = None
+"""Where code of edits is kept, for this process and those that it starts; None: nowhere."""
+
+
+def stores_of(variant: sources.Variant) -> list[Path]:
+    """Where a variant's code is looked for: what is compiled of an edit is no part of the cache."""
+    if edits.of(variant.file) is None:
+        return stores()
+    return [] if edit_store is None else [edit_store]
+
+
 def check_arch(arch: str) -> str:
     """The name of an AMD GPU as directories spell it, without features. Raises ParameterError for another text."""
     name = amd.without_features(arch)
@@ -86,13 +97,14 @@ def obtain(variant: sources.Variant, arch: str) -> bytes:
     takes the code of one GPU for another's of the same compute capability (cupy#9830). A file that is refused is named
     in a warning. Raises DeviceError where there is nothing to use and nothing to compile with.
     """
-    code, refused = _search(stores(), variant, arch)
+    searched = stores_of(variant)
+    code, refused = _search(searched, variant, arch)
     if code is not None:
         return code
     compiler = find_compiler()
     if compiler is None:
-        searched = " or ".join(map(str, stores()))
-        found = f"{refused[0].path} {refused[0].fault}" if refused else f"none is prebuilt in {searched}"
+        places = " or ".join(map(str, searched))
+        found = f"{refused[0].path} {refused[0].fault}" if refused else f"none is prebuilt in {places}"
         raise DeviceError(
             f"no code for kernel {variant.name} on {arch}: {found}, and there is no compiler: install {COMPILERS}, or "
             f"run `forge kernels build --arch {arch} --out DIR` where there is one and set FORGE_KERNELS to DIR"
@@ -100,7 +112,7 @@ def obtain(variant: sources.Variant, arch: str) -> bytes:
     for checked in refused:
         _warn_once(checked, "compiled anew")
     code = compile_variant(variant, arch, compiler)
-    if failed := _keep(stores(), variant, arch, code, compiler.version):
+    if failed := _keep(searched, variant, arch, code, compiler.version):
         warnings.warn(f"compiled kernels cannot be kept in {' or '.join(failed)}", stacklevel=2)
     return code
 
@@ -111,7 +123,7 @@ def kept(variant: sources.Variant, arch: str, make: Callable[[], bytes]) -> byte
     `make` compiles the code where no store has it. Code that cannot be kept is compiled again by the next process.
     """
     try:
-        searched = stores()
+        searched = stores_of(variant)
     except DownloadError:
         searched = []
     code, _ = _search(searched, variant, arch)

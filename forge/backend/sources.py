@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from forge.backend import edits
+
 PRELUDE = tuple(
     f"include/{part}"
     for part in ("prelude", "platform_clang", "platform_amd", "platform_nvidia", "platform_harness", "device_functions")
@@ -69,13 +71,24 @@ class Variant:
         file, *parts = name.split("-")
         defines = (part.partition("=")[::2] for part in parts)
         variant = cls(file, tuple((key, int(value) if value.isdecimal() else value) for key, value in defines))
-        is_known = _FILE.fullmatch(file) and (_DIRECTORY / f"{file}.hip").is_file()
+        is_known = edits.of(file) or (_FILE.fullmatch(file) and (_DIRECTORY / f"{file}.hip").is_file())
         return variant if is_known and variant.name == name else None
 
 
 @cache
 def _text(part: str) -> str:
-    return (_DIRECTORY / f"{part}.hip").read_text(encoding="utf-8")
+    edit = edits.of(part)
+    return edit.text if edit else (_DIRECTORY / f"{part}.hip").read_text(encoding="utf-8")
+
+
+def text(file: str) -> str:
+    """A kernel file as it is written."""
+    return _text(file)
+
+
+def files() -> list[str]:
+    """The kernel files, by name."""
+    return sorted(path.name[: -len(".hip")] for path in _DIRECTORY.iterdir() if path.name.endswith(".hip"))
 
 
 @cache
@@ -107,11 +120,25 @@ def place(file: str, line: int) -> tuple[str, str]:
         if line <= length:
             return f"{part}.hip:{line}", text
         line -= length
-    return f"{file}.hip:{line}", text
+    edit = edits.of(file)
+    return edit.place(line) if edit else f"{file}.hip:{line}", text
 
 
 def _code(file: str) -> str:
     return _COMMENT.sub("", source(file))
+
+
+def span(file: str, kernel: str) -> tuple[int, int]:
+    """Where a kernel stands in its file, from its comment-free first line to its closing brace: lines, from 0, end
+    excluded."""
+    text = _text(file)
+    start = next(match for match in _KERNEL.finditer(_COMMENT.sub(_blank, text)) if match["name"] == kernel).start()
+    end = text.index("\n}", start) + 2
+    return text.count("\n", 0, start), text.count("\n", 0, end) + 1
+
+
+def _blank(match: re.Match[str]) -> str:
+    return " " * len(match[0])
 
 
 @cache

@@ -21,9 +21,9 @@ from forge.tuning.table import KERNELS
 
 _MIN_GAIN = 0.03
 """Least gain, as a share of the time. A smaller one is noise, and not worth another order of sums."""
-_ROTATED_BYTES = 400_000_000
+ROTATED_BYTES = 400_000_000
 """Bytes of all inputs of a measured step, so that none is in a cache: AMD's largest cache has 256 MB."""
-_MAX_COPIES = 200
+MAX_COPIES = 200
 """Most copies of the inputs. Small inputs come from a cache in models, too."""
 _ROUNDS = 9
 
@@ -77,7 +77,7 @@ def _steps(
     """Captured steps by the number of their candidate, 0 being the default, and how often each runs the cases."""
     calls = [(op, case, verify.inputs(op, case, device)) for op, case in cases]
     arrays = [value for op, _, args in calls for _, value in op.flat(args) if hasattr(value, "nbytes")]
-    copies = min(-(-_ROTATED_BYTES // sum(array.nbytes for array in arrays)), _MAX_COPIES)
+    copies = min(-(-ROTATED_BYTES // sum(array.nbytes for array in arrays)), MAX_COPIES)
     inputs = [verify.on(op, args, device) for _ in range(copies) for op, _, args in calls]
 
     def launch(times: int) -> list[Any]:

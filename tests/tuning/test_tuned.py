@@ -124,7 +124,7 @@ class TunedBackend(HostMemory, Harness):
 @pytest.fixture(autouse=True)
 def few(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("FORGE_CACHE", str(tmp_path))
-    monkeypatch.setattr(autotune, "_ROTATED_BYTES", 1)
+    monkeypatch.setattr(autotune, "ROTATED_BYTES", 1)
     monkeypatch.setattr(workloads, "_NORM_ROWS", (2, 3))
 
 

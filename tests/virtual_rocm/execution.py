@@ -153,7 +153,7 @@ _held: dict[Path, tuple[int, bytes]] = {}
 
 def _variant(code: bytes, arch: str) -> sources.Variant | None:
     """What a code object was compiled from, by its name in a store of forge's; None where it is not forge's."""
-    for store in kernel_cache.stores():
+    for store in filter(None, [*kernel_cache.stores(), kernel_cache.edit_store]):
         for path in (store / arch).glob("*.hsaco"):
             when = path.stat().st_mtime_ns
             if path not in _held or _held[path][0] != when:

@@ -57,7 +57,7 @@ def test_what_is_tuned_is_launched_by_the_next_process(
 
     measure = autotune.rotated
     monkeypatch.setattr(autotune, "rotated", timed)
-    monkeypatch.setattr(autotune, "_ROTATED_BYTES", 20_000)
+    monkeypatch.setattr(autotune, "ROTATED_BYTES", 20_000)
     monkeypatch.setattr(autotune, "_ROUNDS", 1)
     usual = forge(*GENERATE)
     library.load(MODEL, device="hip").close()

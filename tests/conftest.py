@@ -8,6 +8,10 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Processes side by side take all CPUs. Threads of BLAS beside them would only wait for each other, spinning.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 import pytest
 from hypothesis import HealthCheck, settings
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import nbformat
 import pytest
+from harness import COMPILER
 from nbclient import NotebookClient
 
 import forge
@@ -17,7 +18,7 @@ NOTEBOOKS = sorted((Path(__file__).parents[2] / "notebooks").glob("*.ipynb"))
 
 
 def test_there_are_notebooks() -> None:
-    assert [path.name for path in NOTEBOOKS] == ["01_quickstart.ipynb"]
+    assert [path.name for path in NOTEBOOKS] == ["01_quickstart.ipynb", "09_write_your_own_kernel.ipynb"]
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
@@ -101,3 +102,31 @@ def test_quickstart(smollm2: forge.LLM, tmp_path: Path) -> None:
     assert done.text("attention") == "9 heads, 10 tokens; every row adds up to 1: True"
     for cell in ("probabilities-picture", "attention-picture"):
         assert min(done.picture_size(cell)) > 200
+
+
+def named(name: str) -> Path:
+    return next(path for path in NOTEBOOKS if path.stem == name)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(COMPILER is None, reason="no clang++: scripts/install-toolchain installs it")
+def test_write_your_own_kernel(tmp_path: Path) -> None:
+    """A kernel that is right comes into use, with fewer registers; those that are wrong do not."""
+    done = Executed(named("09_write_your_own_kernel"), tmp_path)
+
+    assert not [output for cell in done.cells.values() for output in cell.outputs if output.get("name") == "stderr"]
+    assert done.text("source").startswith("KERNEL(BLOCK) rmsnorm(\n    const float *x,      // (T, E)\n")
+    assert "DEVICE void normalize(" in done.text("file")
+    assert done.text("replace").startswith("rmsnorm is replaced\nverified ")
+    cases, share = re.match(r"(\d+) cases on .*\nlargest error: (\d+)% of", done.text("report")).groups()
+    assert int(cases) > 18
+    assert 0 < int(share) <= 100
+    if "CPU harness" in done.text("report"):
+        before_and_now = re.findall(
+            r"^gfx\w+: (\d+) VGPRs of a thread before, (\d+) now", done.text("registers"), re.MULTILINE
+        )
+        assert [int(now) < int(before) for before, now in before_and_now] == [True, True]
+    assert re.match(r"source: rmsnorm is wrong in case 'rms small values' of norm: off by \d", done.text("wrong"))
+    assert re.search(r"does not compile for .*: cell:11: .*\bO\b.*: 'float squares = O;'", done.text("compile"))
+    assert done.text("context") == "3 cases; in use: True\nin use: False"
+    assert done.text("restore") == "restored: rmsnorm"

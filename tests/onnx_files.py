@@ -66,7 +66,7 @@ def model(nodes: Sequence[bytes] = (), tensors: Sequence[bytes] = (), rest: byte
     return integer(1, 8) + span(2, "forge") + span(8, integer(2, 18)) + span(7, graph(nodes, tensors, rest))
 
 
-def _fields(data: bytes) -> list[tuple[int, bytes]]:
+def fields_of(data: bytes) -> list[tuple[int, bytes]]:
     """Numbers of the fields of a message, and its bytes of them, keys and all, for varints and what has a length."""
     found, at = [], 0
     while at < len(data):
@@ -87,10 +87,10 @@ def _fields(data: bytes) -> list[tuple[int, bytes]]:
 def with_nodes(data: bytes, change: Callable[[list[bytes]], list[bytes]]) -> bytes:
     """A model with other nodes in its graph."""
     out = b""
-    for number, field in _fields(data):
+    for number, field in fields_of(data):
         if number == 7:
-            fields = _fields(_payload(field))
-            nodes = change([_payload(one) for kind, one in fields if kind == 1])
+            fields = fields_of(payload_of(field))
+            nodes = change([payload_of(one) for kind, one in fields if kind == 1])
             field = span(
                 7, b"".join(span(1, one) for one in nodes) + b"".join(one for kind, one in fields if kind != 1)
             )
@@ -98,7 +98,7 @@ def with_nodes(data: bytes, change: Callable[[list[bytes]], list[bytes]]) -> byt
     return out
 
 
-def _payload(field: bytes) -> bytes:
+def payload_of(field: bytes) -> bytes:
     at = 1
     while field[at] > 0x7F:
         at += 1

@@ -23,7 +23,15 @@ from forge.checkpoints.huggingface import (
 )
 from forge.checkpoints.onnx_blocks import Blocked
 from forge.checkpoints.onnx_operations import check_computation, check_known
-from forge.checkpoints.onnx_parameters import BLOCKED, Constants, Parameter, find_parameters, no_decoder
+from forge.checkpoints.onnx_parameters import (
+    BLOCKED,
+    Constants,
+    Parameter,
+    find_parameters,
+    no_decoder,
+    parameters_read,
+)
+from forge.checkpoints.onnx_wiring import Wiring
 from forge.checkpoints.settings import Settings
 from forge.checkpoints.stored import without_prefix
 from forge.checkpoints.views import Joined, Stored, Transposed, View, Widened
@@ -50,6 +58,10 @@ _BUILDER = {
 """What the builder calls modules."""
 _OTHERS = {"norm": "final_layernorm", f"{_ATTENTION}.o_proj": f"{_ATTENTION}.dense"}
 """And what some families do."""
+
+
+_ROLES = {f"{_ATTENTION}.qkv_proj": ["attn_qkv"], f"{_MLP}.gate_up_proj": ["ffn_gate_up"]}
+_ROLES_OF_SEVERAL = {"blk.#.attn_q": "attn_qkv", "blk.#.ffn_gate": "ffn_gate_up"}
 
 
 class OnnxModel(HuggingFaceDirectory):
@@ -80,7 +92,9 @@ def open_onnx(path: Path) -> OnnxModel:
             onnx_genai.check_attention(constants, settings.heads, settings.kv_heads)
         stored = _views(parameters, constants, settings, family, is_built=is_built)
         opened = OnnxModel(file, model, *in_words_of_gguf(directory, config, settings, family, stored))
-        check_computation(constants, parameters, read_config(opened))
+        numbers = read_config(opened)
+        check_computation(constants, parameters, numbers)
+        Wiring(constants, _roles(constants, family, is_built=is_built), numbers).check()
         return opened
     except BaseException:
         model.close()
@@ -162,6 +176,21 @@ def _views(
     if not tied and outputs and not any(f"{name}.weight" in found for name in outputs):
         problem = f"{outputs[0]}.weight is missing, and {settings.path.name} does not say tie_word_embeddings"
         raise FormatError(f"{constants.path}: {problem}")
+    return found
+
+
+def _roles(constants: Constants, family: Family, *, is_built: bool) -> dict[tuple[str, str], str]:
+    """What nodes read in constants, as of `Wiring`. Of two names that of the node counts, where the family has it."""
+    found: dict[tuple[str, str], str] = {}
+    for parameter in parameters_read(constants, by_nodes=is_built):
+        short = without_prefix(parameter.name)
+        numbered, layer, _ = numbers_of(_by_family(short, family) if is_built else short)
+        pattern = without_suffix(numbered)[0]
+        targets = family.names.get(pattern, "").split() or _ROLES.get(pattern, [])
+        if targets and parameter.node is not None:
+            kind = targets[0] if len(targets) == 1 else _ROLES_OF_SEVERAL.get(targets[0], targets[0])
+            role = f"{kind.removeprefix('blk.#.')}.{int(layer)}" if layer else kind
+            found[next(iter(parameter.node.outputs), ""), parameter.constant] = role
     return found
 
 

@@ -112,6 +112,25 @@ class Constants:
         """Fill a C-contiguous array with the bytes of a tensor from its byte `start` on. Threads may call it."""
         self.model.read(self.found[name], start, out)
 
+    def number(self, name: str) -> int | None:
+        """The whole number that a constant is; None where it is none."""
+        tensor = self.found.get(name)
+        if tensor is None or tensor.type != "INT64" or prod(tensor.shape) != 1:
+            return None
+        out = np.empty(1, "<i8")
+        self.model.read(tensor, 0, out)
+        return int(out[0])
+
+    def value(self, name: str) -> float | None:
+        """The number that a constant is; None where it is none, or several."""
+        tensor = self.found.get(name)
+        if tensor is None or prod(tensor.shape) != 1:
+            return None
+        return float(self.number(name) or 0) if tensor.type == "INT64" else self._float(name, tensor)
+
+    def _float(self, name: str, tensor: Tensor) -> float | None:
+        return float(Stored(self, name).floats().flat[0]) if tensor.type in DTYPES else None
+
     def is_table(self, name: str) -> bool:
         """Whether it is for all sequences and heads, as masks and cosines that an exporter computed are."""
         shape = self.found[name].shape
@@ -130,20 +149,15 @@ def find_parameters(constants: Constants, *, by_nodes: bool) -> dict[str, Parame
     """
     graph = constants.model.graph
     found: dict[str, Parameter] = {}
-    used: set[str] = set()
-    for node in graph.walk():
-        used.update(_tables_of(node))
-        if "rotary_emb" in node.name:
-            continue
-        for constant, leaf, is_transposed in _parameters_of(node, constants):
-            for parameter in _named(constants, node, constant, leaf, is_transposed, by_nodes):
-                used.add(constant)
-                known = found.setdefault(parameter.name, parameter)
-                if (known.constant, known.is_transposed) != (constant, parameter.is_transposed):
-                    raise UnsupportedError(
-                        f"{constants.path}: parameter {show(known.name)} is both {show(known.constant)} and "
-                        f"{show(constant)}"
-                    )
+    used: set[str] = {name for node in graph.walk() for name in _tables_of(node)}
+    for parameter in parameters_read(constants, by_nodes=by_nodes):
+        used.add(parameter.constant)
+        known = found.setdefault(parameter.name, parameter)
+        if (known.constant, known.is_transposed) != (parameter.constant, parameter.is_transposed):
+            raise UnsupportedError(
+                f"{constants.path}: parameter {show(known.name)} is both {show(known.constant)} and "
+                f"{show(parameter.constant)}"
+            )
     readers = {name: node for node in graph.walk() for name in node.inputs}
     for constant in constants.found:
         if constant in used or not constants.is_weight(constant) or constants.is_table(constant):
@@ -154,6 +168,15 @@ def find_parameters(constants: Constants, *, by_nodes: bool) -> dict[str, Parame
             problem = f"{readers[constant].op_type} {show(readers[constant].name)} reads tensor {show(constant)}"
             raise no_decoder(constants, found, f"{problem}, which has no place")
     return {name: parameter for name, parameter in found.items() if not _is_identity(parameter, constants)}
+
+
+def parameters_read(constants: Constants, *, by_nodes: bool) -> Iterator[Parameter]:
+    """What each node reads: the parameter of the constant's own name, then that of the node's, if they differ."""
+    for node in constants.model.graph.walk():
+        if "rotary_emb" in node.name:
+            continue
+        for constant, leaf, is_transposed in _parameters_of(node, constants):
+            yield from _named(constants, node, constant, leaf, is_transposed, by_nodes)
 
 
 def shown(value: object) -> str:

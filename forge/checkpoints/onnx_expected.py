@@ -18,6 +18,8 @@ _JOINED = ("attn_qkv", "ffn_gate_up")
 
 
 class Expected:
+    """What a model's weights read, by their roles and its numbers."""
+
     def __init__(self, roles: Iterable[str], numbers: ModelConfig) -> None:
         self.roles, self.numbers = frozenset(roles), numbers
         self.arch = ARCHS[numbers.arch]

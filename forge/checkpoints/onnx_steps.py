@@ -55,6 +55,8 @@ _Rule = Callable[[Sequence[Value], Sequence[str]], tuple[str, Terms]]
 
 
 class Steps:
+    """Says of which step an operation is, by what its inputs are."""
+
     def __init__(self, constants: Constants) -> None:
         self.constants = constants
         self.producers = {name: node for node in constants.model.graph.walk() for name in node.outputs}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 import sys
@@ -124,6 +125,7 @@ def nothing_kept(backend: Backend) -> Iterator[None]:
         yield
     except BaseException as error:
         drop_frames(error, outer)
+        gc.collect()  # parts of a model may refer to each other
         with suppress(Exception):  # the device may have failed, which the error says
             backend.release_memory()
         if isinstance(error, OutOfMemoryError):

@@ -27,6 +27,7 @@ BESIDE = {
     "hub": "errors config _files",
     "devtools": "errors config _files checkpoints formats tuning backend ops state models engine planning loading",
     "lab": "errors config backend devtools ops tuning",
+    "contrib": "errors llm loading",
     "server": "forge errors config display engine outputs runtime llm loading tokenizer",
     "cli": f"forge server display checkpoints formats tokenizer hub devtools {' '.join(CHAIN)}",
     "__main__": "cli",
@@ -59,6 +60,7 @@ THIRD_PARTY = {
     "httpx2": "hub",
     "h11": "server",
     "huggingface_hub": "hub",
+    "lm_eval": "contrib.lm_eval",  # of the extra `lm-eval`
     "jinja2": "tokenizer",
     "numpy": "backend ops models engine.batch engine.pipeline engine.model_runner engine.request_table "
     "engine.sampler engine.hooked hooks runtime.likelihoods "
@@ -71,6 +73,7 @@ THIRD_PARTY = {
     "rich": "cli display",
     "threadpoolctl": "backend",
     "tokenizers": "tokenizer",
+    "tqdm": "contrib.lm_eval",  # the harness'
     "starlette": "server",
     "typer": "cli",
     "uvicorn": "server",
@@ -214,7 +217,7 @@ def test_dependencies_are_the_packages_that_are_imported() -> None:
         for path in (ROOT / "forge").rglob("*.py")
         for _, target in imports(path, module_name(path.relative_to(ROOT / "forge")), set())
     }
-    extras = {"IPython", "cupy", "cupy_backends"}
+    extras = {"IPython", "lm_eval", "tqdm", "cupy", "cupy_backends"}
     extras |= {"fastapi", "h11", "prometheus_client", "pydantic", "starlette", "uvicorn"}  # of the extra `serve`
     assert listed == imported & set(THIRD_PARTY) - extras
 

@@ -3,6 +3,7 @@
 import ast
 import dataclasses
 import importlib
+import importlib.util
 import inspect
 import json
 import pkgutil
@@ -31,10 +32,11 @@ ERRORS = [value for value in vars(errors).values() if inspect.isclass(value)]
 
 
 def modules() -> list[ModuleType]:
+    not_here = [] if importlib.util.find_spec("lm_eval") else ["forge.contrib.lm_eval"]
     names = [
         info.name
         for info in pkgutil.walk_packages(forge.__path__, "forge.")
-        if info.name != "forge.__main__" and not info.name.startswith("forge.backend.cupy")
+        if not info.name.endswith("__main__") and not info.name.startswith(("forge.backend.cupy", *not_here))
     ]
     return [forge, *map(importlib.import_module, names)]
 
@@ -138,7 +140,7 @@ def test_every_public_module_lists_what_it_offers() -> None:
     """docs/api.md names the public modules; every other one is internal by that statement."""
     page = (Path(__file__).parents[1] / "docs" / "api.md").read_text()
     statement = page[: page.index("```")]
-    assert re.findall(r"`(forge(?:\.\w+)*)`", statement) == ["forge", "forge.errors", "forge.lab"]
+    assert re.findall(r"`(forge(?:\.\w+)*)`", statement) == ["forge", "forge.errors", "forge.lab", "forge.contrib"]
     assert sorted(errors.__all__) == sorted(error.__name__ for error in ERRORS)
     assert set(errors.__all__) < set(forge.__all__)
     assert list(errors.__all__) == sorted(errors.__all__)

@@ -116,6 +116,11 @@ class Tokenizer:
         return cls(metadata, source=source)
 
     @cached_property
+    def control_ids(self) -> frozenset[int]:
+        """Ids of control tokens, such as BOS and `<|im_start|>`: in texts for people they are left out."""
+        return frozenset(np.flatnonzero(np.isin(self._vocabulary.types, SPECIAL)).tolist())
+
+    @cached_property
     def longest_token(self) -> int:
         """Characters of the longest token."""
         return max(len(piece) for piece in self._vocabulary.pieces)
@@ -208,7 +213,7 @@ class Tokenizer:
                     ids += part
                 continue
             found = self._encode_text(prefix + fragment.translate(unmask))
-            if not self._special_ids.isdisjoint(found):  # merging formed a new token of its characters
+            if not self.control_ids.isdisjoint(found):  # merging formed a new token of its characters
                 pieces = re.split(f"([{re.escape(''.join(map(chr, unmask)))}])", prefix + fragment)
                 found = [i for piece in pieces if piece for i in self._encode_text(piece.translate(unmask))]
             ids += found
@@ -216,10 +221,6 @@ class Tokenizer:
 
     def _encode_text(self, text: str) -> list[int]:
         return [i for part in self._encoder.encode(text) for i in part]
-
-    @cached_property
-    def _special_ids(self) -> frozenset[int]:
-        return frozenset(np.flatnonzero(np.isin(self._vocabulary.types, SPECIAL)).tolist())
 
     @keywords()
     def decode(self, ids: Iterable[int]) -> str:

@@ -85,8 +85,11 @@ def test_a_closed_model_leaves_no_array_whatever_a_notebook_keeps(made: Made, no
         assert left == 0
 
 
-@pytest.mark.parametrize("is_used", [False, True])
-def test_a_model_that_is_dropped_leaves_no_array(is_used: bool, made: Made, no_collector: None) -> None:
+@pytest.mark.parametrize(("is_used", "runs_ahead"), [(False, False), (False, True), (True, False)])
+def test_a_model_that_is_dropped_leaves_no_array(
+    is_used: bool, runs_ahead: bool, made: Made, no_collector: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(NumpyBackend, "is_asynchronous", runs_ahead)
     llm = load()
     if is_used:
         llm.generate([1, 2], max_tokens=2)
@@ -97,9 +100,11 @@ def test_a_model_that_is_dropped_leaves_no_array(is_used: bool, made: Made, no_c
     assert left == 0
 
 
+@pytest.mark.parametrize("runs_ahead", [False, True])
 def test_a_failed_load_leaves_no_array_though_its_error_is_kept(
-    made: Made, no_collector: None, monkeypatch: pytest.MonkeyPatch
+    runs_ahead: bool, made: Made, no_collector: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(NumpyBackend, "is_asynchronous", runs_ahead)
     outer = ValueError("of the caller")
 
     def fails(*_: Any) -> None:

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
-from forge.errors import ParameterError
-from forge.keywords import check_bool, check_integer, check_real, items, keywords, real, refusal, shown, warn_renamed
+from forge.keywords import (
+    biases,
+    check_bool,
+    check_integer,
+    check_real,
+    functions,
+    items,
+    keywords,
+    refusal,
+    texts,
+    warn_renamed,
+)
 
 RopeStyle = Literal["neox", "interleaved"]
 Activation = Literal["silu", "gelu", "gelu_erf", "xielu"]
@@ -248,9 +257,10 @@ class EngineConfig:
 class SamplingParams:
     """How the tokens of a request are chosen.
 
-    The steps come in this order: logit bias, repetition, presence and frequency penalties, temperature, top-k, top-p,
-    min-p, one draw. The draw depends on the seed, the choice index and the position alone: the same request gives the
-    same tokens whatever else runs. Raises ParameterError for a value that cannot be used.
+    The steps come in this order: logits processors, logit bias, repetition, presence and frequency penalties,
+    temperature, top-k, top-p, min-p, one draw, or the sampler's. The draw depends on the seed, the choice index and the
+    position alone: the same request gives the same tokens whatever else runs. Raises ParameterError for a value that
+    cannot be used.
 
     Attributes:
         max_tokens: Most tokens to generate. None = until the context is full.
@@ -263,6 +273,12 @@ class SamplingParams:
         presence_penalty: Subtracted once from the logit of each token that was already generated.
         frequency_penalty: Subtracted from the logit of a token for each time that it was already generated.
         logit_bias: Token id -> number that is added to its logit, from -1e6 to 1e6. -inf forbids the token.
+        logits_processors: Functions f(ids, logits), called one after the other for each id: with the list of prompt and
+            completion ids, and the model's logits float32 (V,) on its device (NumPy or CuPy). Each returns logits like
+            them, or None after a change in place. docs/research.md
+        sampler: A function f(ids, logits, random) that gives the next id in place of the draw, with a
+            `numpy.random.Generator` of its own for each seed, choice and position. Logits are divided by the
+            temperature, unless it is 0, and -inf where the limits exclude a token. docs/research.md
         seed: 0 to 2**64 - 1. None = a fresh one for each request.
         n: Number of completions of the same prompt. Their choice indices are 0 to n - 1.
         stop: Texts that end the completion; they are not part of it. At most 64, of at most 1,000 characters each.
@@ -282,6 +298,8 @@ class SamplingParams:
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     logit_bias: Mapping[int, float] = field(default_factory=dict, hash=False)
+    logits_processors: Sequence[Any] = field(default=(), hash=False)
+    sampler: Any = field(default=None, hash=False)
     seed: int | None = None
     n: int = 1
     stop: str | Sequence[str] = ()
@@ -305,14 +323,11 @@ class SamplingParams:
         if self.timeout is not None:
             check_real("timeout", self.timeout, 0, 1e9, is_open=True)
         check_bool("ignore_eos", self.ignore_eos)
-        self._freeze("logit_bias", _bias(self.logit_bias))
-        stop = (self.stop,) if isinstance(self.stop, str) else items("stop", self.stop, MAX_STOP_STRINGS)
-        if not all(isinstance(s, str) and s for s in stop):
-            raise refusal("stop", "non-empty strings", self.stop)
-        if (longest := max(map(len, stop), default=0)) > MAX_STOP_CHARACTERS:
-            message = f"stop may hold strings of {MAX_STOP_CHARACTERS} characters, and one of these has {longest}"
-            raise ParameterError(message, parameter="stop")
-        self._freeze("stop", stop)
+        self._freeze("logits_processors", functions("logits_processors", self.logits_processors, "ids", "logits"))
+        if self.sampler is not None:
+            functions("sampler", [self.sampler], "ids", "logits", "random")
+        self._freeze("logit_bias", biases("logit_bias", self.logit_bias))
+        self._freeze("stop", texts("stop", self.stop, MAX_STOP_STRINGS, MAX_STOP_CHARACTERS))
         self._freeze("stop_token_ids", items("stop_token_ids", self.stop_token_ids, MAX_STOP_TOKEN_IDS))
         for token in self.stop_token_ids:
             check_integer("stop_token_ids", token, 0)
@@ -332,13 +347,3 @@ def with_bias(params: SamplingParams, bias: Mapping[int, float]) -> SamplingPara
     found = copy(params)
     object.__setattr__(found, "logit_bias", {**params.logit_bias, **bias})
     return found
-
-
-def _bias(bias: Mapping[int, float]) -> dict[int, float]:
-    if not isinstance(bias, Mapping):
-        raise ParameterError(f"logit_bias must map token ids to numbers, not {shown(bias)}", parameter="logit_bias")
-    for token, value in bias.items():
-        check_integer("logit_bias token", token, 0)
-        if value != -math.inf and abs(real("logit_bias", value)) > 1e6:
-            raise refusal("logit_bias", "in [-1e6, 1e6] or -inf", value)
-    return dict(bias)

@@ -120,3 +120,11 @@ def drop_frames(error: BaseException, outer: BaseException | None = None) -> Non
             seen.add(id(one))
             clear_frames(one.__traceback__)
             left += [one.__cause__, one.__context__]
+
+
+def of_user(error: BaseException, file: str) -> BaseException:
+    """An error of a user's function, whose traceback begins where a file of forge's calls others."""
+    trace = error.__traceback__
+    while trace and trace.tb_next and trace.tb_frame.f_code.co_filename == file:
+        trace = trace.tb_next
+    return error.with_traceback(trace)

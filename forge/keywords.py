@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 import math
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
 from difflib import SequenceMatcher
 from functools import wraps
@@ -23,6 +23,7 @@ RENAMED = {"stop_ids": "stop_token_ids", "activations": "dtype"}
 """Former names of keywords. They work with a warning until version 0.2."""
 _LIKE = 0.6
 """A suggestion has at least this share of equal letters."""
+_MAX_FUNCTIONS = 64
 _MISSPELLED = 0.85
 """In functions that pass unknown names on, a misspelling has at least this share of equal letters."""
 
@@ -143,3 +144,44 @@ def shown(value: object) -> str:
     """A value for a message: one line, not long."""
     text = " ".join(repr(value).split())
     return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def functions(name: str, value: Iterable[Any], *arguments: str) -> tuple[Any, ...]:
+    """Functions of a list; raises ParameterError unless each can be called with these arguments, or has a method
+    `begin` that can be called with one."""
+    found = items(name, value, _MAX_FUNCTIONS)
+    for one in found:
+        function, given = getattr(one, "begin", None), arguments[:1]
+        if function is None:
+            function, given = one, arguments
+        try:
+            if not callable(function):
+                raise TypeError
+            inspect.signature(function).bind(*given)
+        except TypeError:
+            raise refusal(name, f"a function of ({', '.join(arguments)})", one) from None
+        except ValueError:  # some functions written in C do not say what they take
+            pass
+    return found
+
+
+def texts(name: str, value: str | Iterable[str], most: int, most_characters: int) -> tuple[str, ...]:
+    """One string or several; raises ParameterError where there are too many, or one is empty or too long."""
+    found = (value,) if isinstance(value, str) else items(name, value, most)
+    if not all(isinstance(s, str) and s for s in found):
+        raise refusal(name, "non-empty strings", value)
+    if (longest := max(map(len, found), default=0)) > most_characters:
+        message = f"{name} may hold strings of {most_characters} characters, and one of these has {longest}"
+        raise ParameterError(message, parameter=name)
+    return found
+
+
+def biases(name: str, value: object) -> dict[int, float]:
+    """A mapping of token ids to what is added to their logits; raises ParameterError where it is another."""
+    if not isinstance(value, Mapping):
+        raise refusal(name, "a mapping of token ids to numbers", value)
+    for token, bias in value.items():
+        check_integer(f"{name} token", token, 0)
+        if bias != -math.inf and abs(real(name, bias)) > 1e6:
+            raise refusal(name, "in [-1e6, 1e6] or -inf", bias)
+    return dict(value)

@@ -40,6 +40,8 @@ BAD_SAMPLING: list[tuple[str, list[Any]]] = [
     ("stop_token_ids", [5, None, count()]),
     ("ignore_eos", ["no", 2, None]),
     ("logit_bias", [{1: 1e300}, {1: 10**400}]),
+    ("logits_processors", [print, [3], [lambda ids: None], [print] * 65, "x"]),
+    ("sampler", [3, lambda ids, logits: 0, "x"]),
     ("temperature", [10**400]),
     ("timeout", [0, -1, NAN, INF, "5", True]),
 ]
@@ -53,6 +55,8 @@ GOOD_SAMPLING: list[tuple[str, list[Any]]] = [
     ("repetition_penalty", [0.01, 1, 100]),
     ("presence_penalty", [-100, 100]),
     ("frequency_penalty", [-100, 0, 100.0]),
+    ("logits_processors", [(), (print,), (lambda ids, logits: None,)]),
+    ("sampler", [None, print, lambda ids, logits, random: 0]),
     ("logit_bias", [{}, {0: -INF}, {np.int64(3): np.float32(1.5)}]),
     ("seed", [None, 0, 2**64 - 1, np.uint64(2**64 - 1)]),
     ("n", [1, 256, np.uint8(2)]),

@@ -62,8 +62,8 @@ THIRD_PARTY = {
     "huggingface_hub": "hub",
     "lm_eval": "contrib.lm_eval",  # of the extra `lm-eval`
     "jinja2": "tokenizer",
-    "numpy": "backend ops models engine.batch engine.pipeline engine.model_runner engine.request_table "
-    "engine.sampler engine.hooked hooks runtime.likelihoods "
+    "numpy": "backend ops models engine.batch engine.pipeline engine.model_runner engine.processors "
+    "engine.request_table engine.sampler engine.hooked hooks runtime.likelihoods "
     "runtime.prompts runtime.scoring runtime.scoring_front formats checkpoints tokenizer devtools cli",
     "platformdirs": "_files",
     "prompt_toolkit": "cli.chat",
@@ -82,7 +82,8 @@ THIRD_PARTY = {
 WITHOUT_A_DEVICE = ("engine.engine", "engine.scheduler", "engine.passes", "engine.sequence", "engine.page_pool")
 DEVICE = [
     *("backend", "ops", "models", "numpy", "cupy", "engine.batch", "engine.pipeline", "engine.graph_cache"),
-    *("engine.request_table", "engine.sampler", "state.model_state", "state.paged_kv", "state.window_kv"),
+    *("engine.processors", "engine.request_table", "engine.sampler"),
+    *("state.model_state", "state.paged_kv", "state.window_kv"),
 ]
 NOT_CODE = {
     "py.typed",

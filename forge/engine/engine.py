@@ -100,7 +100,7 @@ class Engine(Passes):
         sequences = [
             Sequence(choice, list(prompt_ids), *numbers, own, origin=origin) for choice, own in enumerate(of_each)
         ]
-        if any(sequence.is_separate for sequence in sequences):
+        if any(of_each):
             for sequence in sequences:
                 self.scheduler.add(sequence)
             return sequences
@@ -161,11 +161,12 @@ class Engine(Passes):
         """Run the separate sequences of a step in one forward. Those that fail have -1 for an id, and their error."""
         if not step:
             return []
-        sequences, sampled = [entry.sequence for entry in step], list[Sampled]()
+        groups, sampled = [self._choices(entry.sequence) for entry in step], list[Sampled]()
+        sequences = list(chain.from_iterable(groups))
         try:
             sampled = self._run(step)
         except BaseException as error:
-            self._fail([[sequence] for sequence in sequences], error)
+            self._fail(groups, error)
             if not isinstance(error, Exception):
                 raise
             for sequence in sequences:

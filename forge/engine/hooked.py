@@ -11,7 +11,7 @@ import numpy.typing as npt
 from forge.backend import Backend
 from forge.engine.scheduler import Scheduled
 from forge.engine.sequence import Sequence
-from forge.errors import ParameterError
+from forge.errors import ParameterError, of_user
 
 Ints = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
@@ -129,7 +129,7 @@ class StepHook:
                     found, is_own = found.copy(), True
                 self._write(name, found, seen, changed)
             except Exception as error:
-                seen.sequence.error = _of_user(error)
+                seen.sequence.error = of_user(error, __file__)
         return found
 
     def _changed(self, name: str, value: Any, seen: _Seen) -> Any:
@@ -187,15 +187,7 @@ class StepHook:
                 try:
                     seen.hook.end()
                 except Exception as error:
-                    seen.sequence.error = _of_user(error)
-
-
-def _of_user(error: Exception) -> Exception:
-    """An error whose traceback begins where this file calls others."""
-    trace = error.__traceback__
-    while trace and trace.tb_next and trace.tb_frame.f_code.co_filename == __file__:
-        trace = trace.tb_next
-    return error.with_traceback(trace)
+                    seen.sequence.error = of_user(error, __file__)
 
 
 class Watch:

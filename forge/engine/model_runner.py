@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from itertools import product
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy.typing as npt
 
 from forge.backend import Backend
 from forge.config import Progress, SamplingParams
-from forge.engine import batch
+from forge.engine import batch, processors
 from forge.engine.batch import Ints
 from forge.engine.hooked import StepHook, Watch
 from forge.engine.pipeline import StepPipeline
@@ -102,14 +103,21 @@ class ModelRunner:
         )[0]
 
     def sample(self, logits: Any, rows: list[int], sequences: list[Sequence]) -> list[Sampled]:
-        """The next id of each sequence, drawn from its row of the logits (R, V)."""
+        """The next id of each sequence, drawn from its row of the logits (R, V), or given by its sampler."""
         with self.backend.active():
             if rows != list(range(len(logits))):
                 logits = take_rows(self.backend.asarray(rows, np.int32), logits)  # (B, V)
             table = RequestTable(self.backend, len(sequences), self.vocab_size)
             table.fill(sequences)
-            _, drawn = table.sampler.draw(logits, table.fields)
-            return read_sampled(sequences, self.backend.to_numpy(drawn))
+            samples = any(sequence.params.sampler is not None for sequence in sequences)
+            choose = partial(processors.choose, self.backend, sequences) if samples else None
+            given = processors.processed(logits, sequences)
+            _, drawn = table.sampler.draw(given, table.fields, logits, choose)
+            sampled = read_sampled(sequences, self.backend.to_numpy(drawn))
+            for row, (sequence, token, _) in enumerate(sampled):
+                if token < 0:
+                    processors.blame(self.backend, sequence, logits[row])
+            return sampled
 
     def log_likelihoods(self, logits: Any, rows: list[int], ids: list[int]) -> tuple[Floats, Flags]:
         """The log probability float64 (N,) of each id at its row of the logits (R, V), and whether it is the most

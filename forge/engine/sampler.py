@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from itertools import repeat
 from typing import Any
 
@@ -115,17 +115,25 @@ class Sampler:
                 copy_rows(same, old[part], self.history[part])
         self._has_history = True
 
-    def draw(self, logits: Any, fields: Mapping[str, Any]) -> tuple[Any, Any]:
+    def draw(
+        self,
+        logits: Any,
+        fields: Mapping[str, Any],
+        own: Any = None,
+        choose: Callable[[Any, Any], None] | None = None,
+    ) -> tuple[Any, Any]:
         """The next id of each row.
 
         Args:
             logits: f32 (B, V), of the first B rows.
             fields: Arrays of the request table, by name, (rows,) each.
+            own: f32 (B, V), the model's, where `logits` are no longer these.
+            choose: Called with the logits behind penalties and the drawn ids, of which it may change some.
 
         Returns:
             i32 (B,) ids, and the array that `read_sampled` takes.
         """
-        own = logits  # log probabilities are the model's, without penalties
+        own = logits if own is None else own  # log probabilities are the model's, without penalties
         fields = {name: array[: len(logits)] for name, array in fields.items()}
         if self.penalized_rows:
             counts, bias = (part[: len(logits)] for part in self.history)
@@ -134,6 +142,8 @@ class Sampler:
             ids = sample(logits, *(fields[name] for name in _DRAW), fields["length"].view(np.uint32))
         else:
             ids = argmax(logits)
+        if choose:
+            choose(logits, ids)
         if self.num_top is None:
             return ids, ids
         return ids, pack_logprobs(*logprobs(own, ids, self.num_top))

@@ -158,7 +158,7 @@ class Scheduler(Reservations):
 
     def finish(self, sequence: Sequence, reason: FinishReason) -> None:
         """End a sequence, running or waiting, and give its pages back."""
-        sequence.finish_reason = reason
+        sequence.finish_reason, sequence.functions = reason, ()
         self.waiting.pop(sequence, None)  # it is nowhere if it waits for its prompt to be computed as another choice's
         if sequence in self.running:
             self.running.remove(sequence)

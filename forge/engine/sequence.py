@@ -43,6 +43,8 @@ class Sequence:
     """The slot of its adapter; -1 = it has none."""
     hooks: tuple[Any, ...] = ()
     """What reads or changes what is computed of it, as `models.hooks` says."""
+    functions: tuple[Any, ...] = ()
+    """Its logits processors and its sampler, or None, as they were begun for it; none before its first id."""
     origin: Sequence | None = None
     """A computed sequence that begins with the same ids, and keeps its pages meanwhile: it starts from them."""
     num_computed: int = 0
@@ -69,7 +71,7 @@ class Sequence:
     def is_separate(self) -> bool:
         """Whether it runs in a forward of its own, with others of its kind: user code has a part in its steps. Its ids
         are known before its next step is scheduled, and it never has a row of the request table."""
-        return bool(self.hooks)
+        return bool(self.hooks or self.params.logits_processors or self.params.sampler is not None)
 
     @property
     def num_tokens(self) -> int:

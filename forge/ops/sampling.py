@@ -124,7 +124,7 @@ def weights(logits: Array, max_logit: np.float32, temperature: float) -> Array:
     fit on [-ln2/2, ln2/2] whose own relative error is 3.1e-9. Times 2**(42 + n), which is exact, and truncated.
     Against float64 exp(d) the relative error is below 8.1e-8 before truncation (measured). exp(0) is exactly 1.
     """
-    scale = _f32(1.0) / np.maximum(_f32(temperature), _MIN_TEMPERATURE)
+    scale = _f32(1.0) / divisor(temperature)
     result = np.empty(len(logits), np.int64)
     for start in range(0, len(logits), _BLOCK):
         block = slice(start, start + _BLOCK)
@@ -145,6 +145,11 @@ def weights(logits: Array, max_logit: np.float32, temperature: float) -> Array:
         exp *= ((n.astype(np.int32) + (127 + WEIGHT_BITS)) << 23).view(np.float32)  # 2**(42 + n) from its bits
         result[block] = exp
     return result
+
+
+def divisor(temperature: float) -> np.float32:
+    """What logits are divided by at a temperature above 0."""
+    return np.maximum(_f32(temperature), _MIN_TEMPERATURE)
 
 
 def _top_p_weight(p: float, total: int) -> int:
@@ -174,16 +179,14 @@ def _sample_cpu(logits: Array, temperature: Array, *parameters: Array) -> Array:
         return chosen
     *limits, seed, choice, position = (array[sampled] for array in (temperature, *parameters))
     for row, r, *own_limits in _rows(sampled, random_bits(seed, choice, position), *limits):
-        ids, kept = _candidates(logits[row], *own_limits)
+        ids, kept = candidates(logits[row], *own_limits)
         sums = kept.cumsum(out=kept)
         first = sums.searchsorted(r * int(sums[-1]) >> 64, side="right")
         chosen[row] = first if ids is None else ids[first]
     return chosen
 
 
-def _candidates(
-    logits: Array, temperature: float, top_k: int, top_p: float, min_p: float
-) -> tuple[Array | None, Array]:
+def candidates(logits: Array, temperature: float, top_k: int, top_p: float, min_p: float) -> tuple[Array | None, Array]:
     """Ids, ascending (None = all), and weights of the tokens that can be drawn. A weight is 0 where min_p forbids."""
     max_logit = logits.max()
     ids = None

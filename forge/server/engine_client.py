@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from forge.config import Pooling, SamplingParams
 from forge.engine import EngineStats
-from forge.errors import ForgeError
+from forge.errors import ForgeError, ParameterError
 from forge.outputs import Chunk, Completion
 from forge.server.errors import HTTPError
 
@@ -67,7 +67,7 @@ class EngineClient:
         The first list is empty: the engine has accepted the request.
         """
         running = len(prompts) * params.n
-        number, queue = self._submit("submit", (prompts, params, adapter, True))
+        number, queue = self._submit_request(prompts, params, adapter, is_streamed=True)
         try:
             while running:
                 chunks = [Chunk(*found) for found in await _get(queue)]
@@ -80,7 +80,7 @@ class EngineClient:
 
     async def complete(self, prompts: list[list[int]], params: SamplingParams, adapter: str | None) -> list[Completion]:
         """All completions at once, the n choices of the first prompt first. Cancelling the task ends the request."""
-        number, queue = self._submit("submit", (prompts, params, adapter, False))
+        number, queue = self._submit_request(prompts, params, adapter, is_streamed=False)
         try:
             completions: list[Completion] = await _get(queue)
             return completions
@@ -142,6 +142,15 @@ class EngineClient:
         queue = self._queues[number] = asyncio.Queue()
         self._send((kind, number, content))
         return number, queue
+
+    def _submit_request(
+        self, prompts: list[list[int]], params: SamplingParams, adapter: str | None, *, is_streamed: bool
+    ) -> tuple[int, asyncio.Queue[Any]]:
+        for name in ("logits_processors", "sampler"):
+            if getattr(params, name) not in ((), None):
+                message = f"{name}: Python functions stay in this process, and the engine runs in another one"
+                raise ParameterError(message, parameter=name, hint="use them with an LLM of forge.load")
+        return self._submit("submit", (prompts, params, adapter, is_streamed))
 
     def _forget(self, number: int) -> None:
         if self._queues.pop(number, None) is not None and self.state == "ready":

@@ -73,7 +73,7 @@ def assert_equals_reference(args: tuple) -> None:
     np.testing.assert_array_equal(sample(*args), sample.reference(*args))
     for z, *limits in zip(args[0], *(a.tolist() for a in args[1:5]), strict=True):
         if limits[0] > 0.0:
-            ids, kept = sampling._candidates(z, *limits)
+            ids, kept = sampling.candidates(z, *limits)
             ids = range(len(z)) if ids is None else ids.tolist()
             fast = [(i, w) for i, w in zip(ids, kept.tolist(), strict=True) if w]
             assert fast == [(i, w) for i, w in sampling._plain_candidates(z, *limits) if w]
@@ -157,7 +157,7 @@ class TestKept:
     def kept(z: np.ndarray, temperature: float, top_k: int, top_p: float, min_p: float) -> set[int]:
         limits = (float(np.float32(v)) for v in (temperature, top_p, min_p))
         temperature, top_p, min_p = limits
-        ids, weight = sampling._candidates(z, temperature, top_k, top_p, min_p)
+        ids, weight = sampling.candidates(z, temperature, top_k, top_p, min_p)
         return set((np.flatnonzero(weight) if ids is None else ids[weight > 0]).tolist())
 
     @staticmethod

@@ -7,9 +7,11 @@ import os
 import signal
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from forge import ParameterError, SamplingParams
 from forge.server import engine_client
 from forge.server.engine_client import EngineClient
 
@@ -36,3 +38,13 @@ def test_an_engine_that_cannot_be_killed_does_not_hold_up_the_end(monkeypatch: p
     process = asyncio.run(asyncio.wait_for(run(), 30))
     process.kill()
     assert process.wait(30) == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("how", [{"logits_processors": [lambda ids, logits: None]}, {"sampler": lambda i, z, r: 0}])
+def test_functions_of_python_do_not_reach_the_engines_process(how: dict[str, Any]) -> None:
+    client, (name,) = EngineClient(Path("none"), {}), how
+    with pytest.raises(
+        ParameterError, match=f"^{name}: Python functions stay in this process, and the engine"
+    ) as caught:
+        asyncio.run(client.complete([[1]], SamplingParams(**how), None))
+    assert caught.value.parameter == name

@@ -27,6 +27,7 @@ _NUMBER = re.compile(r"^#define (\w+) (\d+)$", re.MULTILINE)
 _USES = re.compile(r"^// Uses: (.+)$", re.MULTILINE)
 _TARGET = re.compile(r"^// Target: (\w+)$", re.MULTILINE)
 _COMMENT = re.compile(r"//[^\n]*")
+_BRACE = re.compile(r"[{}]")
 _PARAMETER = re.compile(r"(?P<const>const )?(?P<type>\w+) ?(?P<pointer>\*)? ?(?P<name>\w+)$")
 DTYPES: dict[str, np.dtype[Any]] = {
     "float": np.dtype(np.float32),
@@ -129,12 +130,17 @@ def _code(file: str) -> str:
 
 
 def span(file: str, kernel: str) -> tuple[int, int]:
-    """Where a kernel stands in its file, from its comment-free first line to its closing brace: lines, from 0, end
+    """Where a kernel stands in its file, from the line of its name to that of its closing brace: lines, from 0, end
     excluded."""
-    text = _text(file)
-    start = next(match for match in _KERNEL.finditer(_COMMENT.sub(_blank, text)) if match["name"] == kernel).start()
-    end = text.index("\n}", start) + 2
-    return text.count("\n", 0, start), text.count("\n", 0, end) + 1
+    code = _COMMENT.sub(_blank, _text(file))
+    match = next(match for match in _KERNEL.finditer(code) if match["name"] == kernel)
+    end, depth = len(code), 0
+    for brace in _BRACE.finditer(code, match.end()):
+        depth += 1 if brace[0] == "{" else -1
+        if depth <= 0:
+            end = brace.end()
+            break
+    return code.count("\n", 0, match.start()), code.count("\n", 0, end) + 1
 
 
 def _blank(match: re.Match[str]) -> str:

@@ -39,13 +39,13 @@ def find(name: str) -> Place:
 
 def text(place: Place) -> str:
     """The text that stands for a kernel or a file now: of an edit its cell."""
-    used = edits.of(edits.current(*place.kernels[0]))
-    if used and (used.start == 0) == place.is_file:
-        return "\n".join(used.text.split("\n")[used.start : used.start + used.lines]) + "\n"
-    lines = sources.text(place.file).split("\n")
+    name = edits.current(*place.kernels[0])
+    used = edits.of(name)
+    is_whole = used is not None and used.start == 0
     if place.is_file:
-        return "\n".join(lines)
-    start, end = sources.span(*place.kernels[0])
+        return sources.text(name if is_whole else place.file)
+    lines = sources.text(name).split("\n")
+    start, end = (used.start, used.start + used.lines) if used and not is_whole else sources.span(name, place.name)
     return "\n".join(lines[start:end]) + "\n"
 
 
@@ -56,6 +56,9 @@ def edited(place: Place, cell: str, first_line: int) -> edits.Edit:
     """
     if not isinstance(cell, str):
         raise ParameterError(f"source must be a text, not a {type(cell).__name__}", parameter="source")
+    for number, line in enumerate(cell.split("\n"), first_line):
+        if "\0" in line or line != line.encode(errors="ignore").decode():
+            raise ParameterError(f"source: cell:{number}: a character that no text file holds", parameter="source")
     whole, own = sources.text(place.file).split("\n"), cell.rstrip().split("\n")
     start, end = (0, len(whole)) if place.is_file else sources.span(*place.kernels[0])
     joined = "\n".join([*whole[:start], *own, *whole[end:]])

@@ -88,7 +88,23 @@ def test_a_source_that_launches_do_not_fit_is_refused(old: str, new: str, messag
     assert edits.replaced() == {}
 
 
+def test_a_kernel_of_a_replaced_file_is_that_of_its_text() -> None:
+    """However it is written."""
+    whole = sources.text("embed").replace("KERNEL(256) take_rows(", "KERNEL(256) take_rows( // } {")
+    whole = whole[: whole.rindex("}")].rstrip() + " /*x*/ }  // the end }"
+    name = edits.add(kernels.edited(kernels.find("embed.hip"), whole, 1))
+    edits.replace({("embed", "embed"): name, ("embed", "take_rows"): name})
+    assert lab.source("embed.hip") == whole
+    assert lab.source("take_rows") == whole[whole.index("KERNEL(256)") :] + "\n"
+    lab.restore("take_rows")
+    assert lab.source("take_rows").rstrip() in sources.text("embed")
+    assert lab.source("embed.hip") == whole
+
+
 def test_a_source_that_is_no_text_is_refused() -> None:
+    for character in ("\ud800", "\0"):
+        with pytest.raises(ParameterError, match="source: cell:3: a character that no text file holds"):
+            lab.replace("rmsnorm", f"\n// µ\n{character}{lab.source('rmsnorm')}")
     with pytest.raises(ParameterError, match="source must be a text, not a NoneType"):
         lab.replace("rmsnorm", None)  # type: ignore[arg-type]
 
@@ -136,7 +152,9 @@ def test_launches_are_those_of_the_edit_as_long_as_it_is_in_use() -> None:
     device = Harness(32)
     own = normed(device)
     double = edits.add(
-        kernels.edited(kernels.find("rmsnorm"), lab.source("rmsnorm").replace("weight, nullptr", "x, nullptr"), 1)
+        kernels.edited(
+            kernels.find("rmsnorm"), lab.source("rmsnorm").replace("weight, nullptr", "x /* µ */, nullptr"), 1
+        )
     )
     edits.replace({("norm", "rmsnorm"): double})
     other = normed(device)
@@ -146,7 +164,7 @@ def test_launches_are_those_of_the_edit_as_long_as_it_is_in_use() -> None:
     assert normed(device) == other != own
     assert lab.restore("layernorm") == ["layernorm"]
     assert normed(device) == other
-    assert "x, nullptr" in lab.source("rmsnorm")
+    assert "x /* µ */, nullptr" in lab.source("rmsnorm")
     assert lab.restore() == ["rmsnorm"]
     assert normed(device) == own
     assert lab.restore() == []

@@ -120,7 +120,7 @@ def build(variant: sources.Variant, tile: str, wave: int, tile_flush: bool = Fal
     with alone(library):
         if not library.exists():
             kernel, scratch = library.with_suffix(".cpp"), library.with_suffix(".scratch")
-            kernel.write_text(unit)
+            kernel.write_text(unit, encoding="utf-8")
             try:
                 log = _compile([*flags, *options, str(kernel), "-o", str(scratch), "-lm", "-lc"])
             finally:

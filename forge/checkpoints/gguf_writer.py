@@ -6,10 +6,15 @@ gigabytes, and leaves half a file behind when it is stopped.
 
 from __future__ import annotations
 
+import fcntl
+import io
 import os
+import re
 import secrets
 import shutil
+import stat
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from math import prod
 from pathlib import Path
 from struct import pack
@@ -23,10 +28,12 @@ from forge.config import Progress
 from forge.errors import ForgeError, UnsupportedError
 from forge.formats.checkpoint import Checkpoint, StringArray, TensorInfo, Value
 from forge.formats.gguf_header import ARRAY, BOOL, DEFAULT_ALIGNMENT, MAX_DIMS, MAX_NAME_BYTES, NUMBERS, STRING
-from forge.formats.source import show
+from forge.formats.source import names_in, show, status
 
 _PART_WEIGHTS = 1 << 21
 """Weights that a thread reads, converts and writes at once."""
+_LEFT = re.compile(r"\..+\.gguf\.[0-9a-f]{8}\.part", re.DOTALL)
+"""Names of files that are being written."""
 _SHARDS = ("split.no", "split.count", "split.tensors.count")
 _UINT32, _INT32, _FLOAT32, _UINT64, _INT64 = 4, 5, 6, 10, 11
 _TYPE_OF_DTYPE = {np.dtype(text): number for number, text in NUMBERS.items()}
@@ -65,11 +72,13 @@ def write_gguf(model: Checkpoint, path: Path, progress: Progress | None = None) 
     start = _up(len(header), alignment)
     parts = [part for info, offset in zip(infos, offsets, strict=True) for part in _parts(info, start + offset)]
     total = start + size if infos else len(header)
-    scratch = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
+        _remove_left(path.parent)
         _check_room(path, total)
+        file = _scratch(path)
+        scratch = Path(file.name)
         try:
-            with open(scratch, "xb", buffering=0) as file:
+            with file:
                 file.write(header)
                 file.truncate(total)
                 _write_parts(model, file.fileno(), parts, f"writing {path.name}", progress)
@@ -81,6 +90,33 @@ def write_gguf(model: Checkpoint, path: Path, progress: Progress | None = None) 
     except OSError as error:
         raise ForgeError(f"{path}: cannot be written: {error.strerror or error}") from None
     return total
+
+
+def _scratch(path: Path) -> io.FileIO:
+    """A new file beside `path`, locked for as long as it is open: by that others know that its writer lives."""
+    while True:
+        file = open(path.with_name(f".{path.name}.{secrets.token_hex(4)}.part"), "xb", buffering=0)  # noqa: SIM115
+        with suppress(OSError):  # a file system without locks: then nobody removes it
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        there = status(Path(file.name))
+        if there is not None and os.path.samestat(os.fstat(file.fileno()), there):
+            return file
+        file.close()  # removed before it was locked
+
+
+def _remove_left(folder: Path) -> None:
+    """Remove what writers that were killed have left in a folder: nobody has locked it."""
+    for name in names_in(folder):
+        if not _LEFT.fullmatch(name):
+            continue
+        with suppress(OSError):  # in use, gone, or another's
+            left = os.open(folder / name, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+            try:
+                fcntl.flock(left, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if stat.S_ISREG(os.fstat(left).st_mode):
+                    os.unlink(folder / name)
+            finally:
+                os.close(left)
 
 
 def _check_room(path: Path, total: int) -> None:

@@ -225,14 +225,17 @@ def awq(where: str, arrays: dict[str, Stored], group: int) -> Int4:
 
 def compressed(where: str, arrays: dict[str, Stored], group: int, *, has_zeros: bool = False) -> Int4:
     """A matrix of compressed-tensors from `weight_packed`, `weight_scale` and, where there is one,
-    `weight_zero_point`. has_zeros: It must have that one. Other arguments and errors as of `gptq`."""
+    `weight_zero_point`. has_zeros: Whether it must have that one; vLLM takes none beside codes that are symmetric.
+    Other arguments and errors as of `gptq`."""
     weight, scales = (_array(where, arrays, name) for name in ("weight_packed", "weight_scale"))
     shape = weight.shape[0], 8 * weight.shape[1]
     found = _checked(where, shape, group)
     groups = shape[1] // found
     _expect(where, scales, (shape[0], groups))
     packed = None
-    if has_zeros or "weight_zero_point" in arrays:
+    if "weight_zero_point" in arrays and not has_zeros:
+        raise FormatError(f"{where}: has weight_zero_point, and config.json says symmetric")
+    if has_zeros:
         zeros = _array(where, arrays, "weight_zero_point")
         _expect(where, zeros, (_eighth(where, shape[0]), groups))
         packed = _Codes(zeros, False, True)

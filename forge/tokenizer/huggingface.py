@@ -5,6 +5,7 @@ another kind is refused by name.
 """
 
 import re
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -249,6 +250,9 @@ def _added_tokens(
         text, i = _content(token), token.get("id")
         if not text or isinstance(i, bool) or not isinstance(i, int) or i < 0:
             raise files.error("added_tokens holds a token without a text or an id", file)
+        if file != name and (ids.get(text, i), texts.get(i, text)) != (i, text):
+            _warn_of_other(files, text, i, ids.get(text), texts.get(i))
+            continue
         if (other := ids.setdefault(text, i)) != i:
             raise files.error(f"the token {text!r:.60} has the id {i}, and the id {other}, too", file)
         if (taken := texts.setdefault(i, text)) != text:
@@ -256,6 +260,16 @@ def _added_tokens(
         if i < size and text not in known:
             known.add(text)
             yield text, i, token
+
+
+def _warn_of_other(files: HuggingFaceFiles, text: str, i: int, known: int | None, taken: str | None) -> None:
+    """Of a token of tokenizer_config.json that the vocabulary has otherwise, which counts, as in transformers."""
+    kept = f"which has it as {known}" if known is not None else f"where {i} is {taken!r:.60}, so that it is no token"
+    warnings.warn(
+        f"{files.source}/tokenizer_config.json: says that {text!r:.60} has the id {i}, and is not followed, but "
+        f"{files.vocabulary}, {kept}",
+        stacklevel=2,
+    )
 
 
 def _content(token: Mapping[str, Any]) -> str:

@@ -4,6 +4,8 @@ import errno
 import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -218,6 +220,32 @@ def test_a_failure_leaves_nothing_behind_and_the_old_file_alone(tmp_path: Path) 
         assert os.listdir(tmp_path) == ["a.gguf"]
         assert target.read_bytes() == b"old"
     assert str(raised.value) == f"{target}: cannot be written: No space left on device"
+
+
+def test_what_killed_writers_left_is_removed_and_what_others_write_is_not(tmp_path: Path) -> None:
+    left, names = (
+        tmp_path / ".old.gguf.0123abcd.part",
+        {".a.gguf.part", ".a.gguf.0123abcg.part", "a.gguf.0123abcd.part"},
+    )
+    for path in (left, *(tmp_path / name for name in names)):
+        path.write_bytes(b"half")
+    (tmp_path / ".link.gguf.0123abcd.part").symlink_to(tmp_path / "a.gguf.0123abcd.part")
+    (tmp_path / ".folder.gguf.0123abcd.part").mkdir()
+    with gguf_writer._scratch(tmp_path / "b.gguf") as other:  # a writer that lives
+        forge.convert(LLAMA, tmp_path / "a.gguf", progress=False)
+        kept = names | {".link.gguf.0123abcd.part", ".folder.gguf.0123abcd.part", Path(str(other.name)).name}
+        assert set(os.listdir(tmp_path)) == kept | {"a.gguf"}
+    assert (tmp_path / "a.gguf.0123abcd.part").read_bytes() == b"half"
+
+
+@pytest.mark.slow
+def test_a_writer_that_is_killed_leaves_nothing_for_long(tmp_path: Path) -> None:
+    kill = "lambda *report: report[0].startswith('writing') and os.kill(os.getpid(), 9)"
+    text = f"import os, forge; forge.convert({str(LLAMA)!r}, {str(tmp_path / 'a.gguf')!r}, progress={kill})"
+    assert subprocess.run([sys.executable, "-c", text], check=False).returncode == -9
+    assert [name.endswith(".part") for name in os.listdir(tmp_path)] == [True]
+    forge.convert(LLAMA, tmp_path / "b.gguf", progress=False)
+    assert os.listdir(tmp_path) == ["b.gguf"]
 
 
 def test_a_disk_without_room_is_said_before_anything_is_written(

@@ -266,13 +266,6 @@ MALFORMED: list[tuple[str, str, dict[str, Any], type[ForgeError], str]] = [
         FormatError,
         "the token '&' has the id 400, and the id 5, too",
     ),
-    (
-        "bytes",
-        "tokenizer_config.json",
-        {"added_tokens_decoder": {"401": {"content": "<|begin|>"}}},
-        FormatError,
-        "tokenizer_config.json: the token '<|begin|>' has the id 401, and the id 400, too",
-    ),
     ("bytes", "tokenizer_config.json", {"added_tokens_decoder": [1]}, FormatError, "is not an object of tokens"),
     ("bytes", "tokenizer_config.json", {"added_tokens_decoder": {"x": {}}}, FormatError, "is not an object of tokens"),
     (
@@ -359,6 +352,24 @@ def test_messages_quote_a_bounded_part_of_a_file_on_one_line(tmp_path: Path) -> 
             read(folder)
         assert len(str(raised.value)) < 2000 + len(str(folder))
         assert str(raised.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    ("token", "message"),
+    [
+        ({"401": {"content": "<|begin|>"}}, r"'<\|begin\|>' has the id 401, and is not followed, .* has it as 400"),
+        ({"5": {"content": "<new>"}}, r"'<new>' has the id 5, .*where 5 is '&', so that it is no token"),
+    ],
+)
+def test_the_vocabulary_goes_before_what_a_configuration_says_of_its_ids(
+    token: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    """As in transformers, whose tokenizers.json counts: what is not in it keeps no id that is taken."""
+    expected = read(DATA / "bytes")
+    folder = edited(tmp_path, "bytes", "tokenizer_config.json", {"added_tokens_decoder": token})
+    with pytest.warns(UserWarning, match=message):
+        found = read(folder)
+    assert found["tokenizer.ggml.tokens"] == expected["tokenizer.ggml.tokens"]
 
 
 def test_a_second_token_before_a_text_is_left_out_with_a_warning(tmp_path: Path) -> None:

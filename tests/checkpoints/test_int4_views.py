@@ -205,6 +205,10 @@ BAD: dict[str, tuple[str, Callable[[dict[str, Any], Tensors], None], type[ForgeE
         FormatError,
         "weight_zero_point is missing",
     ),
+    "zeros beside codes that have none": (
+        *(PACKED, array("weight_zero_point", "I32", np.zeros((32, 1), np.uint32)), FormatError),
+        "has weight_zero_point, and config.json says symmetric",
+    ),
     "matrices to multiply by": (
         PACKED,
         settings(transform_config={"config_groups": {"u": {"type": "hadamard"}}}),

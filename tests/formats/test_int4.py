@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -54,6 +55,9 @@ def compressed_arrays(codes: np.ndarray, scales: np.ndarray, zeros: np.ndarray) 
     }
 
 
+with_zeros = partial(int4.compressed, has_zeros=True)
+
+
 def stored(arrays: dict[str, Any]) -> dict[str, Stored]:
     """Arrays as a file holds them. One that is a pair has a dtype that NumPy lacks."""
     found = {}
@@ -76,7 +80,7 @@ LAYOUTS: dict[str, Callable[..., tuple[Arrays, Callable[..., Int4]]]] = {
     "gptq": lambda *drawn: (gptq_arrays(*drawn), lambda *args: int4.gptq(*args, is_v2=False)),
     "gptq_v2": lambda *drawn: (gptq_arrays(*drawn, more=0), lambda *args: int4.gptq(*args, is_v2=True)),
     "awq": lambda *drawn: (awq_arrays(*drawn), int4.awq),
-    "compressed": lambda *drawn: (compressed_arrays(*drawn), int4.compressed),
+    "compressed": lambda *drawn: (compressed_arrays(*drawn), with_zeros),
 }
 
 
@@ -182,7 +186,7 @@ def test_scales_of_other_types_are_rounded_to_float16() -> None:
     for name, scales, given in (("F32", numbers, numbers), ("BF16", of_bits, ("BF16", bits))):
         with row(name):
             arrays: dict[str, Any] = {**compressed_arrays(codes, numbers, zeros), "weight_scale": given}
-            found = weights_of(int4.compressed("m", stored(arrays), 32))
+            found = weights_of(with_zeros("m", stored(arrays), 32))
             np.testing.assert_array_equal(found, expected(codes, scales.astype(np.float16), zeros))
     np.testing.assert_array_equal(of_bits.astype(np.float16), of_bits)  # of usual size nothing is lost
 

@@ -63,7 +63,7 @@ THIRD_PARTY = {
     "lm_eval": "contrib.lm_eval",  # of the extra `lm-eval`
     "jinja2": "tokenizer",
     "numpy": "backend ops models engine.batch engine.pipeline engine.model_runner engine.processors "
-    "engine.request_table engine.sampler engine.hooked hooks runtime.likelihoods "
+    "engine.request_table engine.sampler engine.hooked engine.recorded_hooks hooks runtime.likelihoods "
     "runtime.prompts runtime.scoring runtime.scoring_front formats checkpoints tokenizer devtools cli",
     "platformdirs": "_files",
     "prompt_toolkit": "cli.chat",

@@ -5,25 +5,22 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable
 from collections.abc import Sequence as Items
-from contextlib import suppress
 from itertools import chain
 from typing import Any
 
 from forge.config import Progress, SamplingParams
 from forge.engine.model_runner import ModelRunner
 from forge.engine.page_pool import PagePool
-from forge.engine.passes import Passes
 from forge.engine.prefix_cache import PrefixCache, can_share
+from forge.engine.recovery import OUT_OF_MEMORY, Recovery
 from forge.engine.scheduler import Scheduled, Scheduler
 from forge.engine.sequence import FinishReason, Sampled, Sequence
 from forge.engine.stats import EngineStats
 from forge.engine.step_budget import StepBudget
-from forge.errors import OutOfMemoryError, drop_callers, drop_frames
-
-_OUT_OF_MEMORY = (MemoryError, OutOfMemoryError)
+from forge.errors import drop_callers
 
 
-class Engine(Passes):
+class Engine(Recovery):
     """Runs the sequences of many requests together.
 
     It knows ids, not text. One thread at a time may use it.
@@ -140,10 +137,6 @@ class Engine(Passes):
             self._fail_all(error)
             raise
 
-    def _choices(self, first: Sequence) -> list[Sequence]:
-        """A sequence, and those that start when its prompt is computed."""
-        return self._siblings.get(first, [first])
-
     def _run(self, step: list[Scheduled]) -> list[Sampled]:
         """Run a step, and wait for its ids."""
         self.copy_started_pages()
@@ -198,7 +191,7 @@ class Engine(Passes):
             try:
                 for copy in copies:
                     self.runner.copy_page(*copy)
-            except _OUT_OF_MEMORY:
+            except OUT_OF_MEMORY:
                 self.scheduler.preempt(other)  # it computes the ids itself
 
     def _step_ahead(self) -> list[Sampled]:
@@ -207,16 +200,17 @@ class Engine(Passes):
         These run once, behind what is queued then: the device has work until their ids are known.
         """
         separate: list[Scheduled] = []
-        while not self._pipeline.is_full and (found := self._scheduled(may_preempt=not self._pipeline.num_queued)):
-            step, behind = _split(found)
+        while self._can_queue and (found := self._scheduled(may_preempt=not self._num_queued)):
+            step, hooked, behind = self._hooked.parts(found)
             separate = separate or behind
-            if not step or self._pipeline.may_wait(step):
+            if not (step or hooked) or (step and self._pipeline.may_wait(step)):
                 break
-            if not self._launch(step):
+            if (step and not self._launch(step)) or (hooked and not self._launch_hooked(hooked)):
                 self._start_over()
                 return []
         try:
             sampled: list[Sampled] = self._pipeline.collect() if self._pipeline.num_queued else []
+            sampled += self._hooked.collect()
             self._append(sampled)
         except BaseException as error:
             self._fail_all(error)
@@ -228,6 +222,19 @@ class Engine(Passes):
 
     _pipeline = property(lambda self: self.runner.pipeline)
     """No frame of a step has it: who keeps an error would keep the model."""
+    _hooked = property(lambda self: self.runner.hooked)
+    _can_queue = property(lambda self: not (self._pipeline.is_full or self._hooked.is_full))
+    _num_queued = property(lambda self: max(self._pipeline.num_queued, self._hooked.num_queued))
+
+    def _launch_hooked(self, step: list[Scheduled]) -> bool:
+        """Queue the steps of sequences whose hooks are data."""
+        try:
+            self._commit(step)
+            is_right: bool = self._hooked.launch(step)
+            return is_right
+        except BaseException as error:
+            self._fail([[entry.sequence] for entry in step], error)
+            raise
 
     def _launch(self, step: list[Scheduled]) -> bool:
         """Queue a step. Its prompts' other choices draw from it, where they have pages to go on."""
@@ -243,46 +250,6 @@ class Engine(Passes):
         except BaseException as error:
             self._fail([siblings.get(entry.sequence, [entry.sequence]) for entry in step], error)
             raise
-
-    def _discard_queued(self) -> None:
-        """Forget the steps under way, and the ids that they sample."""
-        try:
-            if self.runner.pipeline:
-                self.runner.pipeline.discard()
-        finally:
-            for sequence in (*self.scheduler.running, *self.scheduler.waiting):  # one that waits may be in these steps
-                sequence.num_pending = 0
-
-    def _start_over(self) -> None:
-        """Replays were wrong, and so may be the KV cache: all of it is computed again from the ids."""
-        self._discard_queued()
-        self._preempt_all()
-        if self.prefix_cache:
-            self.prefix_cache.clear()
-
-    def _preempt_all(self) -> None:
-        while self.scheduler.running:
-            self.scheduler.preempt()
-
-    def _fail_all(self, error: BaseException) -> None:
-        """End all running sequences, or the youngest where memory ran out: they are in the steps under way."""
-        with suppress(Exception):  # the device may have failed: the step's own error says so
-            self._discard_queued()
-        self._fail([self._choices(first) for first in self.scheduler.running], error)
-
-    def _fail(self, groups: list[list[Sequence]], error: BaseException) -> None:
-        """End the sequences of a step that failed: the choices of each prompt. Where memory ran out, the youngest's.
-
-        What the step has written of the others' pages is not known. They give them up.
-        """
-        drop_frames(error)  # whoever keeps the error shall not keep the step's arrays
-        if isinstance(error, _OUT_OF_MEMORY):
-            group_of = {sequence: group for group in groups for sequence in group}
-            groups = [group_of[sequence] for sequence in self.scheduler.running if sequence in group_of][-1:]
-            self._preempt_all()
-        for sequence in chain.from_iterable(groups):
-            self._siblings.pop(sequence, None)
-            self.scheduler.finish(sequence, "error")
 
     def close(self) -> None:
         """End all sequences as aborted, and let go of the model, the KV cache and the device's memory."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence as Items
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -64,6 +65,12 @@ class SequenceHook(Protocol):
 
     def end(self) -> None:
         """The step has been launched."""
+        ...
+
+    @property
+    def recorded(self) -> Literal["read"] | npt.NDArray[np.float32] | None:
+        """What it does at each position that it wants, where that is data and steps that do so may be captured: it only
+        reads its points, or adds a vector (E,) to them. None: It runs code of the user's, which sees each step."""
         ...
 
 
@@ -190,10 +197,30 @@ class StepHook:
                     seen.sequence.error = of_user(error, __file__)
 
 
+def deliver(sequence: Sequence, position: int, found: Items[tuple[SequenceHook, str, Any]]) -> None:
+    """Hooks get what a recorded step has read of a sequence's position: the points' values, (E,) each."""
+    try:
+        for hook, name, value in found:
+            where = Where(
+                name,
+                int(name.split(".")[1]),
+                np.array([position]),
+                sequence.num_prompt,
+                position - sequence.num_prompt + 1,
+                hook.request,
+            )
+            hook.at(value[None], where)
+        for hook in dict.fromkeys(hook for hook, _, _ in found):
+            hook.end()
+    except Exception as error:
+        sequence.error = sequence.error or of_user(error, __file__)
+
+
 class Watch:
     """A hook of all positions that changes nothing: what is launched for hooks is launched."""
 
     request = 0
+    recorded = None
 
     def __init__(self, names: frozenset[str]) -> None:
         self.names = names

@@ -16,6 +16,7 @@ from forge.config import Progress, SamplingParams
 from forge.engine import batch, processors
 from forge.engine.batch import Ints
 from forge.engine.hooked import StepHook, Watch
+from forge.engine.hooked_pipelines import HookedPipelines
 from forge.engine.pipeline import StepPipeline
 from forge.engine.request_table import RequestTable
 from forge.engine.sampler import read_sampled
@@ -55,9 +56,11 @@ class ModelRunner:
         self.vocab_size, self.hook_points = model.config.vocab_size, model.points()
         self.kinds, self.num_pages, self.page_size = state.kinds, state.num_pages, state.page_size
         self.is_asynchronous = backend.is_asynchronous
-        self.pipeline = (
-            StepPipeline(model, state, backend, max_sequences, context, graphs) if self.is_asynchronous else None
-        )
+        self.pipeline: StepPipeline | None = None
+        self.hooked: HookedPipelines | None = None
+        if self.is_asynchronous:
+            make = partial(StepPipeline, model, state, backend, max_sequences, context, graphs)
+            self.pipeline, self.hooked = make(), HookedPipelines(make)
 
     def forward(self, step: list[Scheduled], *, rows: list[int] | None = None) -> Any:
         """float32 logits (R, V) of these tokens of the step, ascending. None = those of each entry's last id.
@@ -171,7 +174,9 @@ class ModelRunner:
         try:
             if self.pipeline:
                 self.pipeline.discard()
+            if self.hooked:
+                self.hooked.discard()
         finally:
-            self.pipeline = None
+            self.pipeline = self.hooked = None
             del self.model, self.state
             self.backend.release_memory()

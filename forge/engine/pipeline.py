@@ -15,6 +15,7 @@ from forge.backend import Backend
 from forge.config import MAX_LOGPROBS, SamplingParams
 from forge.engine import batch
 from forge.engine.graph_cache import GraphCache, bucket
+from forge.engine.recorded_hooks import Edit, RecordedHook, most_rows
 from forge.engine.request_table import RequestTable
 from forge.engine.sampler import read_sampled
 from forge.engine.scheduler import Scheduled
@@ -53,6 +54,9 @@ class _Queued:
     num_prompt_tokens: int
     queued_at: float
     """By the budget's clock; 0 without one."""
+    number: int
+    positions: list[int]
+    """Of each row's token, where hooks read something of it."""
 
 
 class StepPipeline:
@@ -69,8 +73,18 @@ class StepPipeline:
     """
 
     def __init__(
-        self, model: Decoder, state: ModelState, backend: Backend, max_sequences: int, context: int, graphs: bool | int
+        self,
+        model: Decoder,
+        state: ModelState,
+        backend: Backend,
+        max_sequences: int,
+        context: int,
+        graphs: bool | int,
+        edits: tuple[Edit, ...] = (),
     ) -> None:
+        """edits: What hooks do in each step. All steps are then decode steps of sequences with these edits."""
+        if edits:
+            max_sequences = min(max_sequences, most_rows(edits, model.config.width, _RING_ENTRIES))
         self.model, self.state, self.backend, self.max_sequences = model, state, backend, max_sequences
         model.reserve(context)  # captured steps hold the addresses of the RoPE tables
         self._sequences: list[Sequence] = []
@@ -86,6 +100,10 @@ class StepPipeline:
         self._ring, self._host_ring = backend.host_visible((_RING_ENTRIES, most_words), np.int32)
         """Output ring: a step writes its ids to an entry in the host's memory. A copy between steps would hold up the
         next one."""
+        self._hook: RecordedHook | None = None
+        if edits:
+            sizes = max_sequences, model.config.width
+            self._hook = RecordedHook(edits, backend, *sizes, self.table.step, _RING_ENTRIES)
         self.budget: StepBudget | None = None
         """Told of the time of each step."""
         spare = [[page] * kind.num_entries(_SHORT[-1]) for kind, page in zip(state.kinds, state.num_pages, strict=True)]
@@ -101,6 +119,11 @@ class StepPipeline:
     def num_queued(self) -> int:
         """Steps that are queued and not collected."""
         return len(self._queue)
+
+    @property
+    def is_seated(self) -> bool:
+        """Whether a sequence has a row."""
+        return any(sequence.row == row for row, sequence in enumerate(self._sequences))
 
     @property
     def is_full(self) -> bool:
@@ -157,7 +180,7 @@ class StepPipeline:
                 tokens[sequence] = stop - 1
                 for other in forks.get(sequence, ()) if forks else ():
                     tokens[other] = stop - 1
-        built = None if num_decoding == stop else self._built(step, stop)
+        built = None if num_decoding == stop or self._hook else self._built(step, stop)
         joining, moves = self._seat(tokens)
         number = self._num_steps + 1
         known = number - 1 if built is None else number  # a captured step counts itself
@@ -167,6 +190,8 @@ class StepPipeline:
             moves=moves,
             step=None if built is None and self._is_step_known else known,
         )
+        if self._hook:
+            self._hook.seat(self._sequences)
         if built is None:
             adapted = self._is_adapted(self._sequences)
             outputs = self._graphs.run(
@@ -183,7 +208,9 @@ class StepPipeline:
         sequences, wait = tuple(self._sequences[: shape[0]]), self.backend.record_event()
         now = self.budget.clock() if self.budget else 0.0
         computed = tuple(entry.sequence for entry in step)
-        self._queue.append(_Queued(sequences, computed, wait, entry_of_ring, num_decoding, stop - num_decoding, now))
+        positions = [sequence.num_tokens - 1 for sequence in sequences] if self._hook else []
+        counts = num_decoding, stop - num_decoding
+        self._queue.append(_Queued(sequences, computed, wait, entry_of_ring, *counts, now, number, positions))
         for sequence in tokens:
             sequence.num_pending += 1
         return True
@@ -246,7 +273,7 @@ class StepPipeline:
         decoding = Batch(
             ids, positions, self._starts[: rows + 1], row_lengths, tables, None, adapters
         )  # row r is slot r
-        logits = self.model(decoding, self.state)
+        logits = self.model(decoding, self.state, self._hook)
         return [self._draw(logits), logits]
 
     def _mixed_step(self, built: batch.HostBatch, tokens: Mapping[Sequence, int]) -> Any:
@@ -294,6 +321,8 @@ class StepPipeline:
         found = [token for token in sampled if token.sequence.finish_reason is None]
         for token in found:
             token.sequence.num_pending -= 1
+        if self._hook:
+            self._hook.deliver(queued.sequences, queued.positions, queued.number)
         return found
 
     def discard(self) -> None:

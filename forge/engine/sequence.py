@@ -45,6 +45,10 @@ class Sequence:
     """What reads or changes what is computed of it, as `models.hooks` says."""
     functions: tuple[Any, ...] = ()
     """Its logits processors and its sampler, or None, as they were begun for it; none before its first id."""
+    may_be_recorded: bool = True
+    """Whether it is not known that its hooks keep its decode steps from being captured."""
+    recorded: Any = None
+    """What its hooks do in decode steps, `RecordedEdits`, where that is data and known."""
     origin: Sequence | None = None
     """A computed sequence that begins with the same ids, and keeps its pages meanwhile: it starts from them."""
     num_computed: int = 0
@@ -69,9 +73,14 @@ class Sequence:
 
     @property
     def is_separate(self) -> bool:
-        """Whether it runs in a forward of its own, with others of its kind: user code has a part in its steps. Its ids
-        are known before its next step is scheduled, and it never has a row of the request table."""
-        return bool(self.hooks or self.params.logits_processors or self.params.sampler is not None)
+        """Whether it runs in a forward of its own, with others of its kind: user code may have a part in its steps. Its
+        ids are known before its next step is scheduled, unless its decode steps are recorded."""
+        return bool(self.hooks) or self.has_functions
+
+    @property
+    def has_functions(self) -> bool:
+        """Whether user code draws its ids, or changes what they are drawn from."""
+        return bool(self.params.logits_processors) or self.params.sampler is not None
 
     @property
     def num_tokens(self) -> int:

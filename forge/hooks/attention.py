@@ -21,6 +21,7 @@ class AttentionWeights:
     """
 
     request = 0
+    recorded = None
 
     def __init__(self, config: ModelConfig, layers: range, num_tokens: int, free: int) -> None:
         """Raises OutOfMemoryError, with the numbers, where `free` bytes of the host are too few for a pass."""

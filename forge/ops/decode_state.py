@@ -13,6 +13,7 @@ from forge.backend.gpu import GPU
 from forge.ops.op import Array, op
 
 _BLOCK_THREADS = 64
+_RING_BLOCK, _RING_NUMBERS = 256, 4
 
 
 @op(
@@ -112,6 +113,18 @@ def _copy_rows_gpu(device: GPU, pairs: Any, source: Any, target: Any) -> None:
     width = source.shape[1]
     blocks = -(-len(pairs) * width // _BLOCK_THREADS)
     device.run("decode_state", "copy_rows", blocks, pairs, source, target, len(pairs), width)
+
+
+@op("x:f32[T,W] step:i32[1] &ring:f32[R,N] first:i32")
+def store_in_ring(x: Array, step: Array, ring: Array, first: int) -> None:
+    """ring[step % R, first:first + T * W] = x, row by row: what the host reads of a step, in its memory."""
+    ring[step[0] % len(ring), first : first + x.size] = x.reshape(-1)
+
+
+@store_in_ring.gpu
+def _store_in_ring_gpu(device: GPU, x: Any, step: Any, ring: Any, first: int) -> None:
+    blocks = -(-x.size // (_RING_BLOCK * _RING_NUMBERS))
+    device.run("decode_state", "store_in_ring", blocks, x, step, ring, x.size, *ring.shape, first)
 
 
 @op("&words:i32[N]")

@@ -86,6 +86,24 @@ KERNEL(64) copy_rows(
     target[(u64)(u32)pairs[2 * pair + 1] * width + column] = source[(u64)(u32)pairs[2 * pair] * width + column];
 }
 
+// A thread copies 4 numbers, 256 apart: a wave's stores to the host's memory lie together.
+KERNEL(256) store_in_ring(
+    const float *x,  // (count,)
+    const i32 *step, // (1,)
+    float *ring,     // (entries, width) in the host's memory
+    u32 count,
+    u32 entries,
+    u32 width,
+    u32 first        // where x begins in the step's entry
+) {
+    grid_dependency_sync();
+    float *entry = ring + (u64)((u32)step[0] % entries) * width + first;
+    UNROLL for (u32 i = 0; i < 4; ++i) {
+        u32 at = (BLOCK_X * 4 + i) * 256 + THREAD;
+        if (at < count) entry[at] = x[at];
+    }
+}
+
 KERNEL(64) clear(
     i32 *words, // (count,)
     u64 count

@@ -409,8 +409,8 @@ class Late(Replayed, HostMemory, Harness):
     def matmul(self, *args: Any, accumulate: bool) -> None:
         self._later(lambda: Harness.matmul(self, *args, accumulate=accumulate))
 
-    def upload(self, array: Any, values: Any) -> None:
-        kept = np.array(values)
+    def upload(self, array: Any, values: Any, *, is_pinned: bool = False) -> None:
+        kept = values if is_pinned else np.array(values)
         self._later(lambda: Harness.upload(self, array, kept))
 
     def to_numpy(self, array: Any) -> np.ndarray:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from forge.config import SamplingParams
 from forge.engine import Engine, Sampled, Sequence
+from forge.engine.hooked_pipelines import HookedPipelines
 from forge.engine.page_pool import PagePool
 from forge.engine.prefix_cache import PrefixCache
 from forge.engine.scheduler import Scheduled, Scheduler
@@ -140,6 +141,7 @@ class FakeRunner:
         self.page_size = page_size
         self.context, self.max_sequences = context, max_sequences
         self.pipeline = FakePipeline(self) if runs_ahead else None
+        self.hooked = HookedPipelines(lambda edits: self.pipeline) if runs_ahead else None  # no sequence has hooks
         self.own_faults = ["collect"] * runs_ahead
         self.rng = random.Random(0)
         self.pages: list[list[list[int | None]]] = [

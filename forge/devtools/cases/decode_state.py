@@ -52,6 +52,22 @@ CASES = {
             ),
         ),
     ],
+    "store_in_ring": [
+        by_hand(
+            "by hand: step 5 has the third of three entries",
+            *([[1.5, 2.5], [3.5, 4.5]], [5], [[0.0] * 6, [0.5] * 6, [0.25] * 6], 1),
+            written=([[0.0] * 6, [0.5] * 6, [0.25, 1.5, 2.5, 3.5, 4.5, 0.25]],),
+        ),
+        Case(
+            "more than a block, to the end",
+            lambda rng: (
+                rng.standard_normal((3, 700)).astype(np.float32),
+                np.array([9], np.int32),
+                np.zeros((4, 2105), np.float32),
+                5,
+            ),
+        ),
+    ],
     "copy_rows": [
         by_hand(
             "by hand: the last row to the first, the first to the last",

@@ -45,6 +45,9 @@ class Retyped(Checkpoint):
     def check_path(self) -> None:
         self._model.check_path()
 
+    def source(self, name: str) -> Checkpoint:
+        return self._model
+
     def _read(self, info: TensorInfo, start: int, out: Bytes) -> None:
         stored = self._model.tensors[info.name]
         if stored.type is info.type:

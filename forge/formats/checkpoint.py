@@ -97,6 +97,11 @@ class Checkpoint(ABC):
     def _read(self, info: TensorInfo, start: int, out: Bytes) -> None:
         """Fill `out`, uint8 (rows, row_bytes), with the rows of a tensor from row `start` on. Threads may call it."""
 
+    def source(self, name: str) -> "Checkpoint":
+        """What has a tensor as it is stored: the checkpoint itself, or one whose weights become others when they are
+        read."""
+        return self
+
     def tensor(self, name: str) -> TensorInfo:
         """The info of a tensor. Raises FormatError if the file lacks it."""
         if name not in self.tensors:

@@ -241,6 +241,7 @@ def _best_scales(x: Floats, largest: Floats) -> Floats:
     common = np.add.reduce(np.multiply(product, share, out=share))
     slope = common * _over(1, np.add.reduce(np.multiply(product, codes, out=product)))
     scale: Floats = slope * (largest * np.float32(-1 / 4096))
+    scale += np.float32(0)  # zero has no sign
     return scale
 
 

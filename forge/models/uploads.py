@@ -45,13 +45,15 @@ def fill_host(planes: Sequence[npt.NDArray[np.uint8]], runs: Sequence[Run], read
 
 
 class Uploads:
-    """Pieces of pinned memory, for one matrix after the other. They are given back with the object."""
+    """Pieces of pinned memory, for one matrix after the other. They are given back with the object, as is the device's
+    memory for rows that become others there."""
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
         self._pieces: list[npt.NDArray[np.uint8]] = []
         self._are_copied: list[Callable[[], None]] = [lambda: None] * _PIECES
         self._next = 0
+        self._rows: Any = None
 
     def fill(self, planes: Sequence[Any], runs: Sequence[Run], read: Read) -> None:
         """Fill arrays of the device, uint8 (rows, bytes), with the rows of `runs`, one run behind the other.
@@ -62,6 +64,18 @@ class Uploads:
         step = max((_PIECE_BYTES - len(planes) * _ALIGNMENT) // row_bytes, 1)
         for start, group in _groups(runs, step):
             self._fill_rows(planes, start, group, read)
+
+    def convert(self, row_bytes: int, runs: Sequence[Run], read: Read, use: Callable[[Any, slice], None]) -> None:
+        """use(rows, where) for all rows of `runs`, some at a time: uint8 (rows, row_bytes) on the device, in memory
+        that is used again behind it, and which rows of the matrix they are."""
+        step = max((_PIECE_BYTES - _ALIGNMENT) // row_bytes, 1)
+        if self._rows is None or self._rows.nbytes < step * row_bytes:
+            self._rows = self._backend.empty((step * row_bytes,), np.uint8)
+        for start, group in _groups(runs, step):
+            count = sum(run.size for run in group)
+            rows = self._rows[: count * row_bytes].reshape(count, row_bytes)
+            self._fill_rows([rows], 0, group, read)
+            use(rows, slice(start, start + count))
 
     def _fill_rows(self, planes: Sequence[Any], start: int, runs: Sequence[Run], read: Read) -> None:
         count = sum(run.size for run in runs)

@@ -22,15 +22,18 @@ from forge.config import Progress
 from forge.errors import FormatError, OutOfMemoryError, UnsupportedError
 from forge.formats.checkpoint import Checkpoint, TensorInfo
 from forge.formats.ggml import BLOCK_FORMATS, GGMLType, nbytes
+from forge.formats.quantize import REFUSED
 from forge.models.arch import UNUSED_TENSORS
 from forge.models.uploads import Run, Uploads, fill_host
 from forge.ops.bfloat16 import bf16_to_f16
 from forge.ops.expert_fetch import MAX_PARTS
 from forge.ops.experts import EXPERT_WIDTH
 from forge.ops.quant import FORMATS, Packed, Stack, split
+from forge.ops.quantize import quantize_planes
 
 _TASK_WEIGHTS = 1 << 22
 """Weights that a task dequantizes: threads share a large tensor."""
+_FLOATS = {GGMLType.F32, GGMLType.F16, GGMLType.BF16}
 _ALIGNMENT = 16
 """float32 numbers of a cache line, at which matrices start."""
 _EXPERTS = re.compile(r"blk\.(\d{1,6})\.ffn_(?:gate|up|down|gate_up)_exps\.weight")
@@ -59,8 +62,8 @@ class Weights:
         self.cpu_experts = min(cpu_experts, unused_layers.start) if backend.is_gpu else 0
         self._staging: Any = None
         self._uploads = Uploads(backend)
-        self._beyond: list[tuple[str, Any]] = []
-        """Names of tensors, and on the device whether one has weights beyond float16: i32 (1,)."""
+        self._refused: list[tuple[Any, UnsupportedError]] = []
+        """On the device whether weights cannot become what they should, i32 (1,), and the error that says so."""
         self._unused_layers = unused_layers
         self._progress = progress
         self._taken: set[str] = set()
@@ -77,9 +80,9 @@ class Weights:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is None:
             self._refuse_leftovers()
-            for names, beyond in self._beyond:
-                if self.backend.to_numpy(beyond)[0]:
-                    raise self._beyond_float16(names)
+            for refused, error in self._refused:
+                if self.backend.to_numpy(refused)[0]:
+                    raise error
             run_all(lambda part: self.file.load_rows(*part), self._parts, THREADS.count, self._report_part)
 
     def has(self, name: str) -> bool:
@@ -175,6 +178,9 @@ class Weights:
         infos = [self.file.tensors[name] for name in names]
         sizes = [prod(info.shape[:-1]) // count for info in infos]  # rows of one expert
         shape = count * sum(sizes), infos[0].shape[-1]
+        runs = [
+            Run(name, expert * size, size) for expert in range(count) for name, size in zip(names, sizes, strict=True)
+        ]
         device = None if on_host else self.backend
         matrix: Any
         if kept is GGMLType.F16:
@@ -183,18 +189,38 @@ class Weights:
         else:
             matrix = Packed.empty(kept, shape, device)
             planes = [plane for plane in matrix.planes if plane is not None]
+            stored = {self.file.source(name).tensors[name].type for name in names}
+            if device and len(stored) == 1 and stored <= _FLOATS:
+                self._quantize(matrix, stored.pop(), names, runs)
+                return matrix
         is_bf16 = all(info.type is GGMLType.BF16 for info in infos)
         is_converted = not on_host and is_bf16 and prod(shape) % 2 == 0  # on the device
         read = partial(self._read_rows, kept=GGMLType.BF16 if is_converted else kept)
-        runs = [
-            Run(name, expert * size, size) for expert in range(count) for name, size in zip(names, sizes, strict=True)
-        ]
         (fill_host if on_host else self._uploads.fill)(planes, runs, read)
         if is_converted:
-            beyond = self.backend.asarray(np.zeros(1, np.int32))
+            beyond = self._refusable(self._beyond_float16(" or ".join(map(repr, names))))
             bf16_to_f16(matrix.view(np.uint32).reshape(-1), beyond)
-            self._beyond.append((" or ".join(map(repr, names)), beyond))
         return matrix
+
+    def _quantize(self, matrix: Packed, stored: GGMLType, names: Sequence[str], runs: Sequence[Run]) -> None:
+        """Fill a matrix of the device with what the device makes of rows as they are stored."""
+        message = f"{self.file.path}: tensor {' or '.join(map(repr, names))}: {REFUSED.format(matrix.type.name)}"
+        refused = self._refusable(UnsupportedError(message, parameter="quantize"))
+
+        def read(name: str, rows: slice, out: Sequence[npt.NDArray[np.uint8]]) -> None:
+            self.file.source(name).raw(name, rows, out[0])
+
+        def use(rows: Any, where: slice) -> None:
+            planes = [plane if plane is None else plane[where] for plane in matrix.planes]
+            quantize_planes(rows, *planes, refused, stored=stored.name, type=matrix.type.name)
+
+        self._uploads.convert(matrix.shape[1] * stored.type_size, runs, read, use)
+
+    def _refusable(self, error: UnsupportedError) -> Any:
+        """A number of the device, i32 (1,). Where it is 1 at the end the error is raised."""
+        refused = self.backend.asarray(np.zeros(1, np.int32))
+        self._refused.append((refused, error))
+        return refused
 
     def _read_rows(self, name: str, rows: slice, planes: Sequence[npt.NDArray[np.uint8]], *, kept: GGMLType) -> None:
         """Some rows of a tensor as a GPU keeps them: the planes of Packed, or the bytes of floats."""

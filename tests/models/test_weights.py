@@ -12,9 +12,11 @@ from gguf_files import Blocks, write_gguf
 from numpy.typing import NDArray
 
 from forge.backend.numpy import NumpyBackend
+from forge.checkpoints.retyped import Retyped
 from forge.errors import UnsupportedError
 from forge.formats import gguf
-from forge.formats.ggml import GGMLType
+from forge.formats.ggml import GGMLType, dequantize
+from forge.formats.quantize import quantize
 from forge.models.weights import Weights
 from forge.ops.quant import QuantTensor, split
 
@@ -100,3 +102,34 @@ def test_planes_of_blocks_come_in_pieces(taken: Any, kind: str) -> None:
     planes = split(tensors[0].type, np.concatenate([t.blocks for t in tensors]))
     for one, expected in zip(found.planes, planes, strict=True):
         np.testing.assert_array_equal(one, expected)
+
+
+@pytest.mark.parametrize("stored", ["F16", "BF16", "F32"])
+@pytest.mark.parametrize("recipe", ["Q8_0", "Q6_K"])
+def test_weights_are_quantized_on_the_device(taken: Any, recipe: str, stored: str, monkeypatch: Any) -> None:
+    """What was stored is uploaded in pieces, and becomes planes there: the host makes no blocks."""
+    values, type = [numbers(rows, 256) for rows in (7, 5)], GGMLType[recipe]
+    of_file = [quantize(each, GGMLType[stored]) for each in values]
+    tensors = {
+        f"blk.0.ffn_{part}.weight": Blocks(GGMLType[stored].value, each.shape, blocks.tobytes())
+        for part, each, blocks in zip(("gate", "up"), values, of_file, strict=True)
+    }
+    weights = taken(tensors)
+    weights.file = Retyped(weights.file, dict.fromkeys(tensors, type), "quantize", weights.backend)
+    monkeypatch.setattr(Retyped, "_read", None)
+    with weights:
+        found = weights.matrix({"blk.0.ffn_gate.weight": 7, "blk.0.ffn_up.weight": 5}, cols=256)
+    blocks = quantize(np.concatenate([dequantize(each, GGMLType[stored]) for each in of_file]), type)
+    for one, expected in zip(found.planes, split(type, blocks), strict=True):
+        np.testing.assert_array_equal(one, expected)
+
+
+def test_weights_without_a_block_are_refused_with_their_tensor(taken: Any) -> None:
+    tensors = {"a.weight": numbers(7, 64)}
+    tensors["a.weight"][5, 9] = np.inf
+    weights = taken(tensors)
+    weights.file = Retyped(weights.file, {"a.weight": GGMLType.Q8_0}, "quantize", weights.backend)
+    message = r"tensor 'a\.weight': weights are not finite, or too large for Q8_0$"
+    with pytest.raises(UnsupportedError, match=message) as caught, weights:
+        weights.matrix({"a.weight": 7}, cols=64)
+    assert caught.value.parameter == "quantize"

@@ -8,6 +8,7 @@ from forge.devtools.cases.case import Case
 from forge.formats.ggml import GGMLType
 from forge.formats.quantize import quantize
 from forge.ops.op import Array, Arrays
+from forge.ops.quant import Packed
 from forge.ops.quantize import TYPES
 
 
@@ -73,6 +74,35 @@ def _level(rng: np.random.Generator) -> Arrays:
     return (rows.astype(np.float32).view(np.uint8),)
 
 
+def _planes(name: str, type: str, stored: str, rows: int, cols: int) -> Case:
+    """Planes of a launch's last block that is not whole."""
+
+    def make(rng: np.random.Generator) -> Arrays:
+        return quantize(_weights(rng, rows, cols), GGMLType[stored]), *_to_fill(type, rows, cols)
+
+    return Case(f"{type} {name}", make, {"type": type, "stored": stored})
+
+
+def _to_fill(type: str, rows: int, cols: int) -> Arrays:
+    planes = Packed.empty(GGMLType[type], (rows, cols)).planes
+    return *(plane if plane is None else np.full_like(plane, 7) for plane in planes), np.zeros(1, np.int32)
+
+
+def _refused() -> Case:
+    """A block of ones, and one with a weight of which the scale is beyond float16."""
+    rows = np.ones((2, 32), np.float32)
+    rows[1, 5] = 1 << 24
+    quants = np.full((2, 32), 127, np.uint8)
+    quants[1, np.arange(32) != 5] = 0
+    deltas = np.array([[1 / 127], [np.inf]], np.float16).view(np.uint8)
+    return Case(
+        "Q8_0 by hand, refused",
+        lambda _: (rows.view(np.uint8), *_to_fill("Q8_0", 2, 32)),
+        {"type": "Q8_0", "stored": "F32"},
+        written=(quants, deltas, np.ones(1, np.int32)),
+    )
+
+
 CASES = {
     "quantize": [
         _by_hand(),
@@ -83,5 +113,10 @@ CASES = {
         *(Case(f"{type} level", _level, {"type": type, "stored": "F32"}) for type in ("Q4_K", "Q5_K")),
         Case("Q8_0 halves", _halves, {"type": "Q8_0", "stored": "F32"}),
         Case("MXFP4 powers of two", _powers, {"type": "MXFP4", "stored": "F32"}),
+    ],
+    "quantize_planes": [
+        _refused(),
+        *(_planes("more than a launch's block", type, "F16", 5, 1280) for type in TYPES.split()),
+        *(_planes("of an odd number of bytes", type, "F32", 3, 32 * 45) for type in ("MXFP4", "Q8_0")),
     ],
 }

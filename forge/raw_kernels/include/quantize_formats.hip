@@ -26,6 +26,28 @@
 #endif
 #define F16_NAN 0x7e00u
 
+// Where the planes' bytes are in a block: `planes` of formats/ggml.BLOCK_FORMATS.
+#define DELTAS (FORMAT == Q6_K ? 208 : 0)
+#define DELTA_BYTES (FORMAT == Q4_K || FORMAT == Q5_K ? 0 : FORMAT == Q4_1 || FORMAT == Q5_1 ? 4 : FORMAT == MXFP4 ? 1 : 2)
+#define SCALES (FORMAT == Q6_K ? 192 : 0)
+#define SCALE_BYTES (IS_K ? 16 : 0)
+#define HIGH (FORMAT == Q6_K ? 128 : FORMAT == Q5_K ? 16 : DELTA_BYTES)
+#define HIGH_BYTES (FORMAT == Q6_K ? 64 : FORMAT == Q5_K ? 32 : HAS_FIVE_BITS ? 4 : 0)
+#define QUANTS (FORMAT == Q6_K ? 0 : DELTA_BYTES + SCALE_BYTES + HIGH_BYTES)
+#define QUANT_BYTES (BLOCK_BYTES - DELTA_BYTES - SCALE_BYTES - HIGH_BYTES)
+
+// Whether all weights of a block had a place in it: `is_sound` of formats/quantize.py.
+DEVICE bool is_sound(const u8 *block) {
+#if FORMAT == MXFP4
+    return block[0] != 255;
+#elif FORMAT == Q6_K
+    return (block[209] & 0x7c) != 0x7c;
+#else
+    bool has_minimum = FORMAT == Q4_1 || FORMAT == Q5_1 || FORMAT == Q4_K || FORMAT == Q5_K;
+    return (block[1] & 0x7c) != 0x7c && (!has_minimum || (block[3] & 0x7c) != 0x7c);
+#endif
+}
+
 // Weights of a group as they are stored.
 DEVICE void read_weights(const u8 *source, u32 group, float (&x)[GROUP]) {
     const u32 each = STORED == 0 ? 4 : 8; // weights in 16 bytes

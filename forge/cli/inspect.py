@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,8 +15,11 @@ from forge.cli import options, output
 from forge.cli.about import about
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from forge.config import ExpertsConfig, ModelConfig
-    from forge.formats.checkpoint import Checkpoint, TensorInfo
+    from forge.errors import ForgeError
+    from forge.formats.checkpoint import Checkpoint
 
 _SHORT = 16  # longer arrays are summarized
 _SHOWN_CHARS = 100
@@ -27,8 +31,15 @@ def command(
 ) -> None:
     """Show and check what a model's files hold. Its weights are not loaded."""
     from forge.checkpoints import open_checkpoint
+    from forge.errors import ForgeError
 
-    with open_checkpoint(options.resolve(file)) as model:
+    path = options.resolve(file)
+    try:
+        opened = open_checkpoint(path)
+    except ForgeError as error:
+        _show_refused(path, error, as_json)
+        raise
+    with opened as model:
         config, remark = _config(model)
         facts = _facts(model, config, remark)
         if as_json:
@@ -42,9 +53,54 @@ def command(
             output.write("\n")
             title = f"{output.count(len(model.tensors), 'tensor')} (* stands for the layer)"
             numbers = ("count", "shape", "size")
-            output.write_table(title, ("tensor", "count", "shape", "type", "size"), _alike(model), right=numbers)
+            tensors = [(info.name, info.shape, info.type.name, info.nbytes) for info in model.tensors.values()]
+            output.write_table(title, ("tensor", "count", "shape", "type", "size"), _alike(tensors), right=numbers)
         if remark:
             output.note(remark)
+
+
+def _show_refused(path: Path, error: ForgeError, as_json: bool) -> None:
+    """What there is of a model that cannot be loaded; the error follows on stderr, with its exit code."""
+    from forge.checkpoints.contents import contents_of
+
+    found = contents_of(path)
+    if found is None:
+        return
+    size = sum(tensor.nbytes for tensor in found.tensors)
+    facts = {
+        "path": str(path),
+        "format": found.format or None,
+        "files": [str(file) for file in found.files],
+        "architecture": found.architecture,
+        "layers": found.layers,
+        "tokenizer": found.tokenizer,
+        "tensors": [
+            {"name": each.name, "shape": each.shape, "type": each.type, "bytes": each.nbytes} for each in found.tensors
+        ],
+        "bytes": size,
+        "error": f"{error}",
+    }
+    if as_json:
+        output.write_json(about() | {"model": None} | facts)
+        return
+    types = Counter[str]()
+    for tensor in found.tensors:
+        types[tensor.type] += tensor.nbytes
+    mix = ", ".join(f"{name} {count / size:.1%}" for name, count in types.most_common()) if size else "none"
+    rows = [
+        ("format", found.format or "no weights that can be read"),
+        ("architecture", _shown(found.architecture or "-")),
+        ("layers", str(found.layers or "-")),
+        ("weights", f"{output.num_bytes(size)} ({mix})"),
+        ("tokenizer", ", ".join(found.tokenizer) or "none"),
+        ("can be loaded", "no, as the error below says"),
+    ]
+    output.write_table(f"{path}", ("", ""), rows)
+    if found.tensors:
+        output.write("\n")
+        title = f"{output.count(len(found.tensors), 'stored tensor')} (* stands for the layer)"
+        alike = _alike([(each.name, each.shape, each.type, each.nbytes) for each in found.tensors])
+        output.write_table(title, ("tensor", "count", "shape", "type", "size"), alike, right=("count", "shape", "size"))
 
 
 def _config(model: Checkpoint) -> tuple[ModelConfig | None, str | None]:
@@ -183,15 +239,15 @@ def _cache_text(kind: dict[str, Any]) -> str:
     return f"{sequence} ({output.count(kind['layers'], 'layer')}, {kind['holds']}, float32)"
 
 
-def _alike(model: Checkpoint) -> list[tuple[str, int, str, str, str]]:
-    """Tensors that differ in their layer alone, as one row."""
-    groups: dict[tuple[str, tuple[int, ...], str], list[TensorInfo]] = {}
-    for info in model.tensors.values():
-        name = re.sub(r"(?<=\.)\d+(?=\.)", "*", info.name, count=1)
-        groups.setdefault((name, info.shape, info.type.name), []).append(info)
+def _alike(tensors: Iterable[tuple[str, tuple[int, ...], str, int]]) -> list[tuple[str, int, str, str, str]]:
+    """Tensors (name, shape, type, bytes) that differ in their layer alone, as one row."""
+    groups: dict[tuple[str, tuple[int, ...], str], list[int]] = {}
+    for name, shape, type, nbytes in tensors:
+        name = re.sub(r"(?<=\.)\d+(?=\.)", "*", name, count=1)
+        groups.setdefault((name, shape, type), []).append(nbytes)
     return [
-        (name, len(infos), " x ".join(map(str, shape)), type, output.num_bytes(sum(info.nbytes for info in infos)))
-        for (name, shape, type), infos in groups.items()
+        (_shown(name), len(sizes), " x ".join(map(str, shape)), type, output.num_bytes(sum(sizes)))
+        for (name, shape, type), sizes in groups.items()
     ]
 
 

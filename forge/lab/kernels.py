@@ -61,7 +61,7 @@ def edited(place: Place, cell: str, first_line: int) -> edits.Edit:
             raise ParameterError(f"source: cell:{number}: a character that no text file holds", parameter="source")
     whole, own = sources.text(place.file).split("\n"), cell.rstrip().split("\n")
     start, end = (0, len(whole)) if place.is_file else sources.span(*place.kernels[0])
-    joined = "\n".join([*whole[:start], *own, *whole[end:]])
+    joined = "\n".join([*whole[:start], *own, *(whole[end:] or [""])])
     edit = edits.Edit(place.file, joined, start, len(own), end - start, first_line)
     name = edits.add(edit)
     try:

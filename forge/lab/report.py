@@ -69,9 +69,10 @@ class Report:
         return cls(**{**fields, "times": times, "resources": [Resources(**each) for each in fields["resources"]]})
 
     def __repr__(self) -> str:
+        cases = f"{self.cases} case{'s' * (self.cases != 1)}"
         lines = [
             f"{self.name} is replaced",
-            f"verified   {self.cases} cases on {self.device}; largest error {self.max_abs:.2g}, "
+            f"verified   {cases} on {self.device}; largest error {self.max_abs:.2g}, "
             f"{self.share:.1%} of what is allowed ({self.worst_case})",
         ]
         if self.not_timed:

@@ -144,4 +144,4 @@ def entries(
 
 
 def _text(variant: sources.Variant) -> str:
-    return " ".join(f"{name}={value}" for name, value in variant.defines)
+    return " ".join(f"{name}={value}" for name, value in variant.defines) or "its one variant"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -48,10 +49,12 @@ def main(folder: str) -> None:
 
 def _report(kernels: Kernels, name: str, loaded: Sequence[sources.Variant]) -> Report:
     device = backends.select(name)
-    devices = [device] if isinstance(device, GPU) else _on_cpu(kernels)
-    recorder = _recorder(devices[0])
-    calls = launching(all_cases(), kernels, recorder)
-    if not calls:
+    for devices in [[device]] if isinstance(device, GPU) else _on_cpu():
+        recorder = _recorder(devices[0])
+        calls = launching(all_cases(), kernels, recorder)
+        if calls:
+            break
+    else:
         raise DeviceError(
             f"no case of an op launches {_named(kernels)} on {devices[0].device}: it cannot be verified here"
         )
@@ -64,7 +67,8 @@ def _report(kernels: Kernels, name: str, loaded: Sequence[sources.Variant]) -> R
         devices[0].build(loaded)
     errors = [error for each in devices for error in _verified(calls, each, kernels)]
     worst = max(errors, key=lambda error: error.share)
-    where = devices[0].device if isinstance(device, GPU) else "the CPU harness, in waves of 32 and 64"
+    waves = " and ".join(str(each.wave_size) for each in devices)
+    where = devices[0].device if isinstance(device, GPU) else f"the CPU harness, in waves of {waves}"
     times: list[Time] = []
     resources: list[Resources] = []
     not_timed, not_shown = _NOT_TIMED, ""
@@ -102,15 +106,14 @@ class _Harness(harness.Harness):
         compilers.compile_all(compile, variants, progress)
 
 
-def _on_cpu(kernels: Kernels) -> list[GPU]:
-    """Two GPUs on the CPU: waves of both sizes, in another order, arrays with a fence at another side."""
+def _on_cpu() -> list[list[GPU]]:
+    """GPUs on the CPU: waves of both sizes, in another order, arrays with a fence at another side; then Hopper, for
+    kernels that nothing else launches."""
     if why := harness.missing():
         raise DeviceError(f"there is no GPU to try a kernel on, and {why}")
-    if any(sources.target(file) for file, _ in kernels):  # of Hopper
-        return [_Harness(32, groups=True)]
-    found: list[GPU] = [_Harness(32), _Harness(64, seed=1)]
-    found[0].begins = True  # type: ignore[attr-defined]
-    return found
+    first, second = _Harness(32), _Harness(64, seed=1)
+    first.begins = True
+    return [[first, second], [_Harness(32, groups=True)]]
 
 
 def _recorder(device: GPU) -> Recorder:
@@ -122,9 +125,11 @@ def _recorder(device: GPU) -> Recorder:
 
 def _few(calls: Sequence[Call], kernels: Kernels, recorder: Recorder) -> list[Call]:
     """Calls that launch nothing else, and of the others those that launch further variants: a CPU computes all kernels
-    of a call, and compiles them."""
+    of a call, and compiles them. All calls, where none is alone."""
     found, seen = [], set[sources.Variant]()
     noted = [_launches([call], kernels, recorder) for call in calls]
+    if all(others for _, others in noted):
+        return list(calls)
     for call, (own, others) in sorted(zip(calls, noted, strict=True), key=lambda pair: pair[1][1] > 0):
         if not (others and seen.issuperset(own)):
             found.append(call)
@@ -147,9 +152,16 @@ def _variants(calls: Sequence[Call], kernels: Kernels, recorder: Recorder) -> li
 
 def _compile(device: GPU, variants: list[sources.Variant]) -> None:
     """The first alone: what is wrong with it is wrong with most, and is said once."""
-    try:
+    with _refusing():
         device.build(variants[:1])
         device.build(variants[1:])
+
+
+@contextmanager
+def _refusing() -> Iterator[None]:
+    """What does not compile is the source's fault."""
+    try:
+        yield
     except DeviceError as error:
         refused = ParameterError(f"source: {error}", parameter="source")
         for note in getattr(error, "__notes__", ()):
@@ -191,20 +203,21 @@ def _said(error: CaseError) -> str:
 
 def _of_amd(workloads: Sequence[Call], kernels: Kernels) -> tuple[list[Resources], str]:
     """What kernels take of AMD GPUs, by a compiler without a GPU; or why that is not known."""
-    if any(sources.target(file) for file, _ in kernels):
-        return [], "this kernel is for NVIDIA's Hopper alone, and there is no GPU"
     compiler = compilers.find_compiler()
     if compiler is None:
         return [], f"there is no compiler for AMD GPUs: install {compilers.COMPILERS}"
     found = []
     for target in _SHOWN_TARGETS:
         for kernel, variant, old, new in timing.entries(workloads, kernels, Recorder(target)):
-            taken = [
-                code_objects.resources(compilers.compile_variant(entry.variant, target, compiler))[kernel]
-                for entry in (old, new)
-            ]
+            try:
+                own = compilers.compile_variant(old.variant, target, compiler)
+            except DeviceError as error:  # the linker is missing, say
+                return [], str(error)
+            with _refusing():
+                edited = compilers.compile_variant(new.variant, target, compiler)
+            taken = [code_objects.resources(code)[kernel] for code in (own, edited)]
             found.append(Resources(kernel, target, variant, *taken))
-    return found, ""
+    return found, "" if found else "it is launched on NVIDIA's Hopper alone, and there is no GPU"
 
 
 def _named(kernels: Kernels) -> str:

@@ -151,6 +151,19 @@ def test_a_kernel_without_an_end_is_ended(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @slow
+def test_a_kernel_of_hopper_is_tried_with_the_kernels_that_it_works_for() -> None:
+    """No op launches it alone, and no other GPU: its cases are products of quantized matrices."""
+    with lab.replaced("reorder_x", lab.source("reorder_x"), device="cpu") as report:
+        assert report.device == "the CPU harness, in waves of 32"
+        assert report.cases >= 5
+        assert report.worst_case.startswith("linear ")
+        assert "NVIDIA's Hopper alone" in report.not_shown
+    wrong = lab.source("reorder_x").replace("n % steps, inner, halves", "n % steps, inner, 1 - halves")
+    with pytest.raises(ParameterError, match=r"reorder_x is wrong in case .* of linear: off by"):
+        lab.replace("reorder_x", wrong, device="cpu")
+
+
+@slow
 def test_a_context_restores_what_was_in_use_before() -> None:
     outer = edits.add(kernels.edited(kernels.find("embed"), lab.source("embed") + "// outer\n", 1))
     edits.replace({("embed", "embed"): outer})

@@ -25,6 +25,7 @@ if TYPE_CHECKING:  # `as` says to type checkers that the name is public
     from forge.outputs import Perplexity as Perplexity
     from forge.outputs import Score as Score
     from forge.outputs import Timings as Timings
+    from forge.runtime.state import State as State
     from forge.tokenizer import Tokenizer as Tokenizer
 
 # Where each public name lives: it is imported when it is first used, so that `import forge` costs nothing.
@@ -39,6 +40,7 @@ _HOMES = {
     "forge.loading": "load load_tokenizer",
     "forge.memory": "MemoryPlan plan_memory",
     "forge.outputs": "Chunk Completion Perplexity Score Timings",
+    "forge.runtime.state": "State",
     "forge.tokenizer": "Tokenizer",
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}

@@ -17,17 +17,17 @@ from forge.keywords import keywords
 from forge.outputs import Chunk, Completion
 from forge.runtime.encoder import Messages, Prompt
 from forge.runtime.prompts import is_single, prompts_of, sampling_params
-from forge.runtime.scoring_front import ScoringFront
+from forge.runtime.state_front import StateFront
 from forge.tokenizer import Tokenizer
 from forge.tokenizer.chat import ChatTemplate
 
 
-class LLM(ScoringFront):
+class LLM(StateFront):
     """A loaded model. `forge.load` makes one.
 
     All methods may be called from several threads. One thread of the model's own computes: requests of several threads
     run together in one batch, and a stream's tokens are generated whether or not it is read meanwhile. Ctrl-C ends the
-    call that it interrupts, and nothing else. `logits`, `attention`, `embed` and `perplexity` may be called beside
+    call that it interrupts, and nothing else. `logits`, `score`, `prefill` and the like may be called beside
     requests: where these need pages of the KV cache that requests hold, the youngest requests wait, and have their
     tokens computed again. A step that fails ends its requests with its error, which their callers raise; others go on.
     Where memory runs out in a step, only the youngest of its requests ends so.
@@ -64,8 +64,9 @@ class LLM(ScoringFront):
         adapters: tuple[str, ...] = (),
         quantize: str | None = None,
         nbytes: int = 0,
+        fingerprints: Mapping[str | None, str] | None = None,
     ) -> None:
-        super().__init__(engine, tokenizer, chat_template, str(path), adapters)
+        super().__init__(engine, tokenizer, chat_template, str(path), adapters, fingerprints)
         self.path, self.notes, self.load_ms, self.load_parts = path, notes, load_ms, load_parts
         self.quantize, self.nbytes = quantize, nbytes
         self._loop.nbytes = nbytes

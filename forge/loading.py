@@ -209,6 +209,7 @@ def _assembled(
             cpu_experts=settings.cpu_experts,
         )
         models.attach(decoder, read)
+        known = models.fingerprints(file, config, dict(zip(adapters, read, strict=True)))
     watch.lap("weights")
     runner = build_runner(decoder, plan, settings, backend, graphs)
     is_measured = backend.is_asynchronous
@@ -234,6 +235,7 @@ def _assembled(
         adapters=tuple(adapters),
         quantize=quantize,
         nbytes=plan.device_bytes,
+        fingerprints=known,
     )
 
 

@@ -38,7 +38,7 @@ ALSO = {
     "tuning": "formats.ggml",
     "ops": "formats.ggml formats.quantize",
     "models": "formats",
-    "runtime": "tokenizer",
+    "runtime": "display formats.safetensors formats.safetensors_writer tokenizer",
     "outputs": "display",
     "llm": "display tokenizer",
     "planning": "formats",
@@ -63,8 +63,9 @@ THIRD_PARTY = {
     "lm_eval": "contrib.lm_eval",  # of the extra `lm-eval`
     "jinja2": "tokenizer",
     "numpy": "backend ops models engine.batch engine.pipeline engine.model_runner engine.processors "
-    "engine.request_table engine.sampler engine.hooked engine.recorded_hooks hooks runtime.likelihoods "
-    "runtime.prompts runtime.scoring runtime.scoring_front formats checkpoints tokenizer devtools cli",
+    "engine.request_table engine.sampler engine.hooked engine.recorded_hooks engine.stored_pages hooks "
+    "runtime.likelihoods runtime.prompts runtime.scoring runtime.scoring_front runtime.state_files runtime.states "
+    "formats checkpoints tokenizer devtools cli",
     "platformdirs": "_files",
     "prompt_toolkit": "cli.chat",
     "prometheus_client": "server",

@@ -58,11 +58,14 @@ class PageLists:
             return self._shared(sequence.origin, min(sequence.origin.num_computed, len(sequence.ids) - 1))
         return self.prefix_cache.find(sequence) if self.prefix_cache else self._nothing
 
-    def _shared(self, origin: Sequence, length: int) -> Hit:
-        """The pages that a sequence shares which goes on behind the first `length` ids of another one."""
+    def _shared(self, origin: Sequence, length: int, *, keeps_last: bool = False) -> Hit:
+        """The pages that a sequence shares which goes on behind the first `length` ids of another one.
+
+        keeps_last: With those that the last of these ids reads, which may have to be computed again.
+        """
         pages = []
         for pool, own in zip(self.pools, origin.pages, strict=True):
-            released = pool.kind.num_released(length)
+            released = pool.kind.num_released(length - keeps_last)
             pages.append([pool.spare_page] * released + own[released : pool.kind.num_shared(length)])
         return Hit(length, [], pages)
 

@@ -141,6 +141,16 @@ class Passes:
         finally:
             jobs_under_way.close()
 
+    def fork_state(self, state: Sequence, length: int) -> Sequence:
+        """Another state of the first `length` ids of one. Raises OutOfMemoryError."""
+        forked = self.scheduler.fork_state(state, length)
+        try:
+            self.copy_started_pages()
+        except BaseException:
+            self.scheduler.release(forked)
+            raise
+        return forked
+
     def copy_started_pages(self) -> None:
         """Copy what sequences that have begun from others' pages may not share with them."""
         copies, self.scheduler.copies = self.scheduler.copies, []
@@ -227,7 +237,7 @@ class _Jobs:
         num_tokens = sum(job.sequence.num_remaining for job in self._running)
         while self._waiting and num_tokens < budget and len(self._running) < self._scheduler.max_sequences:
             job = self._waiting[0]
-            if not self._scheduler.reserve(job.sequence, may_preempt=not self._running):
+            if not self._scheduler.reserve(job.sequence, may_preempt=not self._running, is_kept=job.is_kept):
                 if self._running:
                     return
                 if job.parent is None:

@@ -13,6 +13,7 @@ from forge.formats.checkpoint import Checkpoint
 from forge.models.adapters import adapter_bytes, attach
 from forge.models.arch import ARCHS
 from forge.models.decoder import Decoder
+from forge.models.fingerprint import fingerprints
 from forge.models.hparams import read_config
 from forge.models.weights import Weights, expert_bytes, kept_bytes, kept_type, staging_bytes
 
@@ -22,6 +23,7 @@ __all__ = [
     "attach",
     "build",
     "expert_bytes",
+    "fingerprints",
     "kept_bytes",
     "kept_type",
     "read_config",

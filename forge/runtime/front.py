@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from typing import Any
 
 from forge.config import SamplingParams, with_bias
@@ -14,7 +14,7 @@ from forge.outputs import Chunk, Completion
 from forge.runtime import process
 from forge.runtime.encoder import PromptEncoder
 from forge.runtime.loop import EngineLoop
-from forge.runtime.request import Request
+from forge.runtime.request import Hold, Request
 from forge.tokenizer import Tokenizer
 from forge.tokenizer.chat import ChatTemplate
 
@@ -29,10 +29,12 @@ class Front(PromptEncoder):
         chat_template: ChatTemplate | None,
         name: str,
         adapters: tuple[str, ...] = (),
+        fingerprints: Mapping[str | None, str] | None = None,
     ) -> None:
-        """name: the model's, for messages. adapters: Names of those in the model's slots, in order."""
+        """name: the model's, for messages. adapters: Names of those in the model's slots, in order. fingerprints: As
+        `models.fingerprints` gives them."""
         super().__init__(tokenizer, chat_template, engine.context, name)
-        self.engine, self.adapters = engine, adapters
+        self.engine, self.adapters, self._fingerprints = engine, adapters, fingerprints or {}
         self._loop = EngineLoop(engine, name)
         process.watch(self._loop)
 
@@ -51,23 +53,29 @@ class Front(PromptEncoder):
         params: SamplingParams,
         waiter: Any,
         adapter: str | None = None,
+        hold: Hold | None = None,
         *,
         is_streamed: bool,
     ) -> Request:
         """A request that is not submitted yet. Raises what is wrong with it in the caller's thread.
 
-        waiter: What the engine's thread calls `deliver` of. The caller alone holds it.
+        waiter: What the engine's thread calls `deliver` of. The caller alone holds it. hold: What is computed of the
+        prompts, which all begin with it.
         """
         for ids in prompts:
             self.engine.check(ids, params)
         if suppressed := self.tokenizer.suppressed_ids:
             params = with_bias(params, dict.fromkeys(suppressed, -math.inf))
         watched, slot = self._loop.watch(waiter), self._slot_of(adapter)
-        return Request(prompts, params, self.tokenizer, watched, slot, is_streamed=is_streamed)
+        if hold:
+            hold.use()
+        return Request(prompts, params, self.tokenizer, watched, slot, hold, is_streamed=is_streamed)
 
-    def _complete(self, prompts: list[list[int]], params: SamplingParams, adapter: str | None) -> list[Completion]:
+    def _complete(
+        self, prompts: list[list[int]], params: SamplingParams, adapter: str | None, hold: Hold | None = None
+    ) -> list[Completion]:
         waiter = self._loop.waiter()
-        request = self._request(prompts, params, waiter, adapter, is_streamed=False)
+        request = self._request(prompts, params, waiter, adapter, hold, is_streamed=False)
         try:
             if prompts:
                 self._loop.submit(request)
@@ -76,15 +84,19 @@ class Front(PromptEncoder):
             self._loop.cancel(request)
         return request.completions()
 
-    def _stream(self, ids: list[int], params: SamplingParams, adapter: str | None) -> Generator[Chunk, None, None]:
+    def _stream(
+        self, ids: list[int], params: SamplingParams, adapter: str | None, hold: Hold | None = None
+    ) -> Generator[Chunk, None, None]:
         self.engine.check(ids, params)  # now, not when the first chunk is read
         self._slot_of(adapter)
         self._loop.check()
-        return self._chunks(ids, params, adapter)
+        return self._chunks(ids, params, adapter, hold)
 
-    def _chunks(self, ids: list[int], params: SamplingParams, adapter: str | None) -> Generator[Chunk, None, None]:
+    def _chunks(
+        self, ids: list[int], params: SamplingParams, adapter: str | None, hold: Hold | None
+    ) -> Generator[Chunk, None, None]:
         waiter = self._loop.waiter()
-        request = self._request([ids], params, waiter, adapter, is_streamed=True)
+        request = self._request([ids], params, waiter, adapter, hold, is_streamed=True)
         try:
             self._loop.submit(request)
             running = params.n

@@ -13,9 +13,9 @@ from threading import Lock, get_ident
 from typing import Any, TypeVar
 from weakref import ref
 
-from forge.engine import Engine
+from forge.engine import Engine, Sequence
 from forge.errors import ForgeError
-from forge.runtime.request import Pass, Request, deliver
+from forge.runtime.request import Hold, Pass, Request, deliver
 from forge.runtime.waiters import Waiter
 from forge.runtime.work import Work
 
@@ -121,6 +121,10 @@ class EngineLoop:
         """End a request before the next step, unless it has ended. Nothing more of it is delivered."""
         if not request.is_finished:
             self._inbox.put((self.work.cancel, request))
+
+    def hold(self, sequence: Sequence) -> Hold:
+        """What keeps the pages of a state's sequence. Called by the engine's thread."""
+        return Hold(sequence, lambda state: self._inbox.put((self.work.release, state)))
 
     def run(self, parts: Generator[object, None, T]) -> T:
         """What a generator returns that runs in the engine's thread, one item between two steps.

@@ -4,14 +4,44 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator
+from threading import RLock
 from typing import Any
-from weakref import ref
+from weakref import finalize, ref
 
 from forge.config import SamplingParams
 from forge.engine import FinishReason, Sampled, Sequence, TokenLogprobs
+from forge.errors import ForgeError
 from forge.outputs import Chunk, Completion, Timings
 from forge.tokenizer import Tokenizer
 from forge.tokenizer.stop import StopStrings
+
+
+class Hold:
+    """A computed sequence, whose pages stay as they are while anybody uses it.
+
+    Users are counted, and not only the references to it: an error that somebody keeps would keep pages.
+    """
+
+    def __init__(self, sequence: Sequence, release: Callable[[Sequence], None]) -> None:
+        """release: Called once, in any thread, when nobody uses or refers to it any more."""
+        self.sequence = sequence
+        self._num_users, self._counting = 0, RLock()
+        self._end = finalize(self, release, sequence)
+        self._end.atexit = False
+
+    def use(self) -> None:
+        """One user more. Raises ForgeError where it has ended."""
+        with self._counting:
+            if not self._end.alive:
+                raise ForgeError("the state is closed: prefill the prompt again")
+            self._num_users += 1
+
+    def leave(self) -> None:
+        """One user less."""
+        with self._counting:
+            self._num_users -= 1
+            if self._num_users <= 0:
+                self._end()
 
 
 class Request:
@@ -27,11 +57,13 @@ class Request:
         tokenizer: Tokenizer,
         waiter: ref[Any],
         adapter: int = -1,
+        hold: Hold | None = None,
         *,
         is_streamed: bool,
     ) -> None:
-        """adapter: As of `Sequence`."""
+        """adapter: As of `Sequence`. hold: What the prompts begin with and is computed."""
         self.prompts, self.params, self.tokenizer, self.waiter = prompts, params, tokenizer, waiter
+        self.hold = hold
         self.adapter, self.is_streamed = adapter, is_streamed
         """Chunks are delivered as they come. Else one message says that all choices have ended."""
         self.choices: list[Choice] = []
@@ -41,6 +73,16 @@ class Request:
         self._started = time.perf_counter()
         self.deadline = None if params.timeout is None else self._started + params.timeout
         """When it ends with an error, as `time.perf_counter` tells. None = never."""
+
+    @property
+    def origin(self) -> Sequence | None:
+        return self.hold.sequence if self.hold else None
+
+    def let_go(self) -> None:
+        """It has ended, and uses no state any more."""
+        hold, self.hold = self.hold, None
+        if hold:
+            hold.leave()
 
     @property
     def is_finished(self) -> bool:

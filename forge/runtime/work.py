@@ -41,7 +41,7 @@ class Work:
             self._timed[request] = request.deadline
         try:
             for ids in request.prompts:
-                for sequence in self._engine.add(ids, request.params, request.adapter):
+                for sequence in self._engine.add(ids, request.params, request.adapter, origin=request.origin):
                     self.choices[sequence] = request.begin(sequence), request
         except BaseException as error:
             self._fail(request, error)
@@ -63,6 +63,10 @@ class Work:
         if current in self.passes:
             self.passes.remove(current)
             current.parts.close()  # in this thread: it gives pages back
+
+    def release(self, state: Sequence) -> None:
+        """Give back the pages of a state that nobody refers to any more."""
+        self._engine.scheduler.release(state)
 
     def drop(self, waiter: ref[Any]) -> None:
         """End what was delivered to a waiter that is gone."""
@@ -197,6 +201,7 @@ class Work:
     def _forget(self, request: Request) -> None:
         self.requests.pop(request.waiter, None)
         self._timed.pop(request, None)
+        request.let_go()
 
     def _deliver_progress(self, request: Request) -> bool:
         """Deliver a stream's new chunks, or that all choices have ended. False where nobody waits."""

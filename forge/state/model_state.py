@@ -24,6 +24,9 @@ class Cache(Protocol):
     def copy_page(self, source: int, target: int) -> None:
         """Copy one page in all layers of the kind."""
 
+    def parts(self) -> dict[str, Any]:
+        """The arrays that hold positions by name, (layers of the kind, num_pages + 1, P, ...) each."""
+
     def changing(self, rows: int) -> list[Any]:
         """Arrays that have another value when a decode step of so many rows runs twice.
 

@@ -80,6 +80,9 @@ class KVCache:
     def copy_page(self, source: int, target: int) -> None:
         copy_page(self.k, self.v, source, target)
 
+    def parts(self) -> dict[str, Any]:
+        return {"k": self.k, "v": self.v}
+
     def changing(self, rows: int) -> list[Any]:
         """None: a step that runs twice writes the same keys and values to the same places."""
         return []

@@ -16,7 +16,8 @@ from forge.config import SamplingParams
 from forge.engine import Engine, Sampled, Sequence
 from forge.engine.hooked_pipelines import HookedPipelines
 from forge.engine.page_pool import PagePool
-from forge.engine.prefix_cache import PrefixCache
+from forge.engine.passes import job_of
+from forge.engine.prefix_cache import PrefixCache, can_share
 from forge.engine.scheduler import Scheduled, Scheduler
 from forge.engine.sequence import CachedPage
 from forge.errors import OutOfMemoryError
@@ -200,6 +201,9 @@ class FakeRunner:
                 self._read(kind, entry)
         return [tuple(self.ids_of(entry.sequence)) for entry in step if entry.samples]
 
+    def run_blocks(self, step: list[Scheduled]) -> None:
+        self.forward(step, rows=[])
+
     def ids_of(self, sequence: Sequence) -> list[int]:
         """The ids that a step computes from: the device's, where the sequence has a row there."""
         return sequence.ids if sequence.row is None else self.pipeline.rows[sequence.row][1]
@@ -303,12 +307,13 @@ class Simulation:
         self.hit_tokens = self.num_evictions = 0
         self.samples: dict[Sequence, list[int]] = {}
         self.failed: set[Sequence] = set()
+        self.states: list[Sequence] = []
 
     @property
     def unfinished(self) -> list[Sequence]:
         return [s for s in self.sequences if s.finish_reason is None]
 
-    def add(self, rng: random.Random) -> None:
+    def add(self, rng: random.Random, origin: Sequence | None = None) -> None:
         if self.engine.context < 2 or len(self.unfinished) > 30:
             return
         params = SamplingParams(
@@ -323,12 +328,60 @@ class Simulation:
             earlier = rng.choice(self.sequences).ids[: self.engine.context - 1]
             count = len(earlier) if rng.random() < 0.3 else rng.randint(1, len(earlier))
             prompt = (earlier[:count] + prompt)[: max(count, rng.randint(1, self.engine.context - 1))]
-        added = self.engine.add(prompt, params)
+        if origin:
+            prompt = (origin.ids + prompt[: rng.randint(0, len(prompt))])[: self.engine.context - 1]
+        added = self.engine.add(prompt, params, origin=origin)
         self.sequences += added
         self.samples.update((s, []) for s in added)
         self.counts["fork"] += params.n > 1
 
+    def state(self, rng: random.Random) -> None:
+        """A state begins, grows, goes back, is forked or closed, or a request goes on from it."""
+        engine = self.engine
+        if not can_share(self.runner.kinds, self.runner.page_size):
+            return
+        what = rng.choice(["prefill", "prefill", "extend", "fork", "close", "continue", "continue"])
+        one = rng.choice(self.states) if self.states else None
+        try:
+            if what == "prefill" or one is None:
+                self._compute([rng.randrange(VOCABULARY) for _ in range(rng.randint(1, engine.context))], None, rng)
+            elif what == "extend" and len(one.ids) < engine.context:
+                more = rng.randint(1, engine.context - len(one.ids))
+                self._compute([*one.ids, *(rng.randrange(VOCABULARY) for _ in range(more))], one, rng)
+            elif what == "fork":
+                length = rng.randint(engine.scheduler.fewest_ids(one), len(one.ids))
+                self.states.append(engine.fork_state(one, length))
+                self.counts["state that went back"] += length < len(one.ids)
+            elif what == "close":
+                self._close(one)
+            elif len(one.ids) < engine.context:
+                self.add(rng, one)
+                self.counts["request from a state"] += 1
+        except OutOfMemoryError:
+            self.counts["no room for a state"] += 1
+            if self.states:
+                self._close(rng.choice(self.states))
+
+    def _compute(self, ids: list[int], origin: Sequence | None, rng: random.Random) -> None:
+        job = job_of(ids, [len(ids) - 1], origin=origin)
+        job.is_kept = True
+        for _ in self.engine.run_jobs([job]):
+            if rng.random() < 0.1:
+                return
+            if rng.random() < 0.3:
+                self.step(rng)
+        self.states.append(job.sequence)
+
+    def _close(self, state: Sequence) -> None:
+        """As the caller's last reference goes: not while requests go on from it."""
+        if not any(sequence.origin is state for sequence in self.unfinished):
+            self.states.remove(state)
+            self.engine.scheduler.release(state)
+
     def step(self, rng: random.Random) -> None:
+        if self.engine.is_held_up and not self.engine.scheduler.passes:  # its caller gets an error
+            self.counts["request held up by states"] += 1
+            self.engine.finish(next(iter(self.engine.scheduler.waiting)), "abort")
         before, unfinished = list(self.engine.scheduler.running), set(self.unfinished)
         self.runner.running_before = before
         starting = [s for s in self.engine.scheduler.waiting if self.samples[s]]
@@ -376,15 +429,24 @@ class Simulation:
         if self.engine.context < 1:
             return
         ids = [VOCABULARY - 1] * rng.randint(1, self.engine.context)
-        for _ in self.engine.logits(ids):
-            self.counts["pass beside preempted ones"] += self.engine.is_held_up
-            if rng.random() < 0.3:
-                break
-            if rng.random() < 0.3:
-                self.step(rng)
+        try:
+            for _ in self.engine.logits(ids):
+                self.counts["pass beside preempted ones"] += bool(self.engine.scheduler.waiting)
+                if rng.random() < 0.3:
+                    break
+                if rng.random() < 0.3:
+                    self.step(rng)
+        except OutOfMemoryError:
+            assert self.states, "requests give way"
 
     def drain(self) -> None:
         """Without new requests everything ends: the oldest sequence computes at least one id in every step."""
+        for sequence in self.unfinished:
+            if sequence.origin:
+                self.engine.finish(sequence, "abort")
+        for state in list(self.states):
+            self._close(state)
+        assert not self.engine.scheduler.states
         bound = sum(s.max_length + 1 for s in self.unfinished) + 2  # as many may be under way
         rng = random.Random(0)
         while self.engine.has_work:
@@ -402,8 +464,12 @@ class Simulation:
         assert Counter([*running, *waiting, *starting]) == Counter(self.unfinished), "each in one place"
         assert len(running) <= scheduler.max_sequences
 
+        assert list(scheduler.states) == self.states
+        assert not scheduler.copies or self.runner.pipeline, "copies are made before the step"
         for kind in range(len(engine.pools)):
             self.check_pages(kind)
+            for state in self.states:
+                self.check_state(kind, state)
 
         for sequence in self.sequences:
             if sequence in running:
@@ -450,7 +516,7 @@ class Simulation:
         """No page is owned twice, none is lost, and what was released is never needed again."""
         pool, rule = self.engine.pools[kind], self.runner.kinds[kind]
         owners: dict[int, list[tuple[int, Sequence]]] = {}
-        for sequence in self.sequences:
+        for sequence in (*self.sequences, *self.states):
             if not sequence.pages:
                 continue
             pages = sequence.pages[kind]
@@ -477,6 +543,14 @@ class Simulation:
                     assert end <= sequence.num_computed, f"page {page} is shared before it is full"
                     assert sequence.ids[:end] == first.ids[:end]
 
+    def check_state(self, kind: int, state: Sequence) -> None:
+        """Its pages hold what is read behind its last id but one."""
+        size, pages = self.runner.page_size, state.pages[kind]
+        first = self.runner.kinds[kind].num_released(len(state.ids) - 1) * size
+        held = [self.runner.pages[kind][pages[p // size]][p % size] for p in range(first, len(state.ids))]
+        assert held == state.ids[first:]
+        assert state.num_computed == len(state.ids)
+
     def check_ids(self, sequence: Sequence) -> None:
         """Ids and end are the model's, whatever else ran."""
         params, reason = sequence.params, sequence.finish_reason
@@ -498,7 +572,7 @@ class Simulation:
 
 
 STEP = [("step", 0)]
-OPERATIONS = ["step"] * 12 + ["add"] * 3 + ["abort", "faulty_step", "logits"]
+OPERATIONS = ["step"] * 12 + ["add"] * 3 + ["abort", "faulty_step", "logits", "state"]
 
 
 def simulate(
@@ -527,7 +601,7 @@ def random_operations(seed: int, count: int) -> Iterator[tuple[str, int]]:
 @pytest.mark.parametrize("runs_ahead", [False, True], ids=["waits for ids", "runs ahead"])
 def test_ten_thousand_random_operations_keep_the_invariants(runs_ahead: bool) -> None:
     counts: Counter[str] = Counter()
-    for seed in range(60):
+    for seed in range(80):
         counts += simulate(list(random_operations(seed, 180)), seed, runs_ahead=runs_ahead)
     assert counts["step"] >= 7000
     events = "preemption", "fork", "shared page", "copied page", "released page", "abort", "fault", "chunk"
@@ -542,6 +616,8 @@ def test_ten_thousand_random_operations_keep_the_invariants(runs_ahead: bool) ->
         *["step with rows and others"] * runs_ahead,
     ):
         assert counts[event] >= 100, f"the simulation must meet this often: {event} {counts}"
+    for event in ("state that went back", "request from a state", "request held up by states", "no room for a state"):
+        assert counts[event] >= 20, f"the simulation must meet this: {event} {counts}"
 
 
 FORK_OF_FAILED = [

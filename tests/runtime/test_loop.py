@@ -448,8 +448,8 @@ def test_a_pass_within_a_step_takes_no_pages_of_its_requests() -> None:
     found, ids = within_a_step(llm, lambda: llm.logits([5] * 90), 2)
     assert isinstance(found[0], OutOfMemoryError)
     assert str(found[0]) == (
-        "a pass over 90 positions needs pages of the KV cache that others hold: the requests of the step under way, "
-        "which take 2 of 12 pages (all positions): call it outside of the request"
+        "a pass over 90 positions needs pages of the KV cache that others hold: requests under way, which "
+        "take 2 of 12 pages (all positions): wait for them, or load with a larger context"
     )
     assert ids == expected
 

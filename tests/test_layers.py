@@ -27,7 +27,7 @@ BESIDE = {
     "hub": "errors config _files",
     "devtools": "errors config _files checkpoints formats tuning backend ops state models engine planning loading",
     "lab": "errors config backend devtools ops tuning",
-    "contrib": "errors llm loading",
+    "contrib": "errors keywords tokenizer ops.philox llm loading",
     "server": "forge errors config display engine outputs runtime llm loading tokenizer",
     "cli": f"forge server display checkpoints formats tokenizer hub devtools {' '.join(CHAIN)}",
     "__main__": "cli",
@@ -65,7 +65,7 @@ THIRD_PARTY = {
     "numpy": "backend ops models engine.batch engine.pipeline engine.model_runner engine.processors "
     "engine.request_table engine.sampler engine.hooked engine.recorded_hooks engine.stored_pages hooks "
     "runtime.likelihoods runtime.prompts runtime.scoring runtime.scoring_front runtime.state_files runtime.states "
-    "formats checkpoints tokenizer devtools cli",
+    "formats checkpoints tokenizer devtools contrib cli",
     "platformdirs": "_files",
     "prompt_toolkit": "cli.chat",
     "prometheus_client": "server",

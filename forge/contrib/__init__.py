@@ -1,1 +1,4 @@
-"""forge within other projects' tools. Each module needs the project that it is named after."""
+"""What is built on forge's own interfaces: functions for `SamplingParams`, and forge within other projects' tools.
+
+Each of the latter needs the project that it is named after.
+"""

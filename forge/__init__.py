@@ -14,12 +14,16 @@ if TYPE_CHECKING:  # `as` says to type checkers that the name is public
     from forge.config import ModelConfig as ModelConfig
     from forge.config import SamplingParams as SamplingParams
     from forge.engine import TokenLogprobs as TokenLogprobs
+    from forge.engine.hooked import Where as Where
     from forge.errors import *  # noqa: F403
+    from forge.hooks.cache import Cache as Cache
+    from forge.hooks.cache import Captured as Captured
     from forge.llm import LLM as LLM
     from forge.loading import load as load
     from forge.loading import load_tokenizer as load_tokenizer
     from forge.memory import MemoryPlan as MemoryPlan
     from forge.memory import plan_memory as plan_memory
+    from forge.models.hooks import HookPoint as HookPoint
     from forge.outputs import Chunk as Chunk
     from forge.outputs import Completion as Completion
     from forge.outputs import Perplexity as Perplexity
@@ -36,9 +40,12 @@ _HOMES = {
     "forge.errors": "ChatTemplateError ContextLengthError DeviceError DownloadError ForgeError FormatError "
     "ModelNotFoundError NumericsError OutOfMemoryError ParameterError RequestTimeoutError TokenizerError "
     "UnsupportedError",
+    "forge.engine.hooked": "Where",
+    "forge.hooks.cache": "Cache Captured",
     "forge.llm": "LLM",
     "forge.loading": "load load_tokenizer",
     "forge.memory": "MemoryPlan plan_memory",
+    "forge.models.hooks": "HookPoint",
     "forge.outputs": "Chunk Completion Perplexity Score Timings",
     "forge.runtime.state": "State",
     "forge.tokenizer": "Tokenizer",

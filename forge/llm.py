@@ -16,13 +16,13 @@ from forge.errors import ForgeError, ParameterError
 from forge.keywords import keywords
 from forge.outputs import Chunk, Completion
 from forge.runtime.encoder import Messages, Prompt
+from forge.runtime.hooks_front import HooksFront
 from forge.runtime.prompts import is_single, prompts_of, sampling_params
-from forge.runtime.state_front import StateFront
 from forge.tokenizer import Tokenizer
 from forge.tokenizer.chat import ChatTemplate
 
 
-class LLM(StateFront):
+class LLM(HooksFront):
     """A loaded model. `forge.load` makes one.
 
     All methods may be called from several threads. One thread of the model's own computes: requests of several threads

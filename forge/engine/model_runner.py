@@ -15,7 +15,7 @@ from forge.backend import Backend
 from forge.config import Progress, SamplingParams
 from forge.engine import batch, processors
 from forge.engine.batch import Ints
-from forge.engine.hooked import StepHook, Watch
+from forge.engine.hooked import LOGITS, StepHook, Watch
 from forge.engine.hooked_pipelines import HookedPipelines
 from forge.engine.pipeline import StepPipeline
 from forge.engine.request_table import RequestTable
@@ -70,6 +70,9 @@ class ModelRunner:
         asked = batch.last_tokens(step) if rows is None else np.array(rows, np.int32)
         with self.backend.active(), self._hooked(step) as hook:
             wanted = asked if hook is None else hook.logit_rows(asked)
+            if not len(wanted):
+                self._run_blocks(step, hook)
+                return self.backend.empty((0, self.vocab_size), np.float32)
             logits = self.model(self._batch(step, wanted), self.state, hook)
             if len(wanted) == len(asked):
                 return logits
@@ -78,9 +81,15 @@ class ModelRunner:
     def run_blocks(self, step: list[Scheduled]) -> int:
         """Run the blocks alone. No logits are computed. Returns the number of tokens."""
         with self.backend.active(), self._hooked(step) as hook:
-            tokens = self._batch(step)
-            self.model.hidden(tokens, self.state, hook)
-            return len(tokens.ids)
+            if hook and LOGITS in hook.names:
+                self.model(self._batch(step, hook.logit_rows(np.zeros(0, np.int32))), self.state, hook)
+            else:
+                self._run_blocks(step, hook)
+            return sum(entry.count for entry in step)
+
+    def _run_blocks(self, step: list[Scheduled], hook: StepHook | None) -> None:
+        run = self.model.states if hook and "final_norm" in hook.names else self.model.hidden
+        run(self._batch(step, np.arange(sum(entry.count for entry in step), dtype=np.int32)), self.state, hook)
 
     def states(self, step: list[Scheduled], rows: list[int]) -> Any:
         """float32 (R, E) of these tokens of the step, ascending: what logits would be computed from."""

@@ -132,11 +132,13 @@ class Passes:
             while step := jobs_under_way.schedule(most):
                 result = run(*step[:2])
                 if raised := next((entry.sequence.error for entry in step[0] if entry.sequence.error), None):
+                    drop_callers(raised)
                     raise raised
                 yield result, step[2]
                 jobs_under_way.commit(step[0])
         except Exception as error:
-            (drop_callers if error is raised else drop_frames)(error)
+            if error is not raised:
+                drop_frames(error)
             raise
         finally:
             jobs_under_way.close()

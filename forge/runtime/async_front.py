@@ -8,6 +8,7 @@ from typing import Any, Literal, overload
 
 from forge.config import SamplingParams
 from forge.errors import ParameterError
+from forge.hooks.scope import Scope, entered
 from forge.keywords import keywords
 from forge.outputs import Chunk, Completion
 from forge.runtime.encoder import Messages, Prompt
@@ -87,7 +88,8 @@ class AsyncFront(Front):
         if not is_single(prompt):
             raise ParameterError("astream takes one prompt; agenerate takes a list of them", parameter="prompt")
         self._slot_of(adapter)
-        return self._achunks(lambda: self.encode_prompt(prompt), sampling_params(params, overrides), adapter)
+        own = sampling_params(params, overrides)
+        return self._achunks(lambda: self.encode_prompt(prompt), own, adapter, entered(self._loop))
 
     @overload
     async def achat(
@@ -203,7 +205,7 @@ class AsyncFront(Front):
             )
 
         self._slot_of(adapter)
-        return self._achunks(encode, sampling_params(params, overrides), adapter)
+        return self._achunks(encode, sampling_params(params, overrides), adapter, entered(self._loop))
 
     async def _acomplete(
         self, prompts: list[list[int]], params: SamplingParams, adapter: str | None
@@ -219,11 +221,11 @@ class AsyncFront(Front):
         return request.completions()
 
     async def _achunks(
-        self, encode: Callable[[], list[int]], params: SamplingParams, adapter: str | None
+        self, encode: Callable[[], list[int]], params: SamplingParams, adapter: str | None, scopes: list[Scope[Any]]
     ) -> AsyncGenerator[Chunk, None]:
         ids = await asyncio.to_thread(encode)
         waiter = AsyncWaiter()
-        request = self._request([ids], params, waiter, adapter, is_streamed=True)
+        request = self._request([ids], params, waiter, adapter, is_streamed=True, scopes=scopes)
         try:
             self._loop.submit(request)
             running = params.n

@@ -9,6 +9,7 @@ from typing import Any
 from forge.config import SamplingParams, with_bias
 from forge.engine import Engine
 from forge.errors import ParameterError
+from forge.hooks.scope import Scope, bound, entered
 from forge.keywords import shown
 from forge.outputs import Chunk, Completion
 from forge.runtime import process
@@ -56,20 +57,24 @@ class Front(PromptEncoder):
         hold: Hold | None = None,
         *,
         is_streamed: bool,
+        scopes: list[Scope[Any]] | None = None,
     ) -> Request:
         """A request that is not submitted yet. Raises what is wrong with it in the caller's thread.
 
         waiter: What the engine's thread calls `deliver` of. The caller alone holds it. hold: What is computed of the
-        prompts, which all begin with it.
+        prompts, which all begin with it. scopes: Blocks whose hooks it has. None = those that the caller is in.
         """
         for ids in prompts:
             self.engine.check(ids, params)
+        scopes = entered(self._loop) if scopes is None else scopes
+        most = self.engine.context if params.max_tokens is None else params.max_tokens
+        hooks = bound(scopes, prompts, most - 1, params.n) if scopes else None
         if suppressed := self.tokenizer.suppressed_ids:
             params = with_bias(params, dict.fromkeys(suppressed, -math.inf))
         watched, slot = self._loop.watch(waiter), self._slot_of(adapter)
         if hold:
             hold.use()
-        return Request(prompts, params, self.tokenizer, watched, slot, hold, is_streamed=is_streamed)
+        return Request(prompts, params, self.tokenizer, watched, slot, hold, hooks, is_streamed=is_streamed)
 
     def _complete(
         self, prompts: list[list[int]], params: SamplingParams, adapter: str | None, hold: Hold | None = None
@@ -90,13 +95,13 @@ class Front(PromptEncoder):
         self.engine.check(ids, params)  # now, not when the first chunk is read
         self._slot_of(adapter)
         self._loop.check()
-        return self._chunks(ids, params, adapter, hold)
+        return self._chunks(ids, params, adapter, hold, entered(self._loop))
 
     def _chunks(
-        self, ids: list[int], params: SamplingParams, adapter: str | None, hold: Hold | None
+        self, ids: list[int], params: SamplingParams, adapter: str | None, hold: Hold | None, scopes: list[Scope[Any]]
     ) -> Generator[Chunk, None, None]:
         waiter = self._loop.waiter()
-        request = self._request([ids], params, waiter, adapter, hold, is_streamed=True)
+        request = self._request([ids], params, waiter, adapter, hold, is_streamed=True, scopes=scopes)
         try:
             self._loop.submit(request)
             running = params.n

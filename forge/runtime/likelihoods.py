@@ -12,6 +12,7 @@ import numpy.typing as npt
 from forge.engine import Engine
 from forge.engine.passes import Job, job_of
 from forge.errors import NumericsError
+from forge.hooks.scope import Hooks, bound, entered
 from forge.outputs import Perplexity, Score
 from forge.runtime.loop import EngineLoop
 
@@ -32,14 +33,17 @@ def score(loop: EngineLoop, engine: Engine, pairs: list[tuple[Ids, Ids]], name: 
     for prompt, continuation in pairs:
         engine.check_ids([*prompt, *continuation][:-1])
         engine.check_ids(continuation[-1:])
+    hooks = [own for (own,) in bound(entered(loop), [[*prompt, *ids][:-1] for prompt, ids in pairs])]
     places: dict[tuple[int, ...], list[int]] = {}
     for place, (prompt, _) in enumerate(pairs):
-        places.setdefault(tuple(prompt), []).append(place)
+        key = (place,) if hooks[place] else (-1, *prompt)  # what hooks change is nobody else's
+        places.setdefault(key, []).append(place)
     groups = list(places.values())
     found: dict[int, tuple[Likelihoods, bool]] = {}
     for start in range(0, len(groups), _TOGETHER):
         own = groups[start : start + _TOGETHER]
-        found |= loop.run(_likelihoods(engine, [[(place, *pairs[place]) for place in group] for group in own], adapter))
+        some = [[(place, *pairs[place]) for place in group] for group in own]
+        found |= loop.run(_likelihoods(engine, some, adapter, hooks))
     scores = []
     for place, (prompt, continuation) in enumerate(pairs):
         values, is_greedy = found[place]
@@ -59,7 +63,10 @@ def perplexity(
     nll, count = 0.0, 0
     for chunk in chunks:
         engine.check_ids(chunk)
-        for values, _ in loop.run(_likelihoods(engine, [[(0, chunk[:1], chunk[1:])]], adapter)).values():
+    hooks = [own for (own,) in bound(entered(loop), [chunk[:-1] for chunk in chunks])]
+    for place, chunk in enumerate(chunks):
+        group = [(place, chunk[:1], chunk[1:])]
+        for values, _ in loop.run(_likelihoods(engine, [group], adapter, hooks)).values():
             nll -= math.fsum(values)
         count += len(chunk) - 1
     if not math.isfinite(nll):
@@ -71,18 +78,19 @@ def perplexity(
 
 
 def _likelihoods(
-    engine: Engine, groups: list[list[tuple[int, Ids, Ids]]], adapter: int
+    engine: Engine, groups: list[list[tuple[int, Ids, Ids]]], adapter: int, hooks: list[Hooks]
 ) -> Generator[None, None, dict[int, tuple[Likelihoods, bool]]]:
     """The log probability of each id of continuations, and whether all are the most probable ones, by their places.
 
-    groups: (place, prompt, continuation); those of one group have the same prompt.
+    groups: (place, prompt, continuation); those of one group have the same prompt. hooks: By place. Who has some
+    is alone in a group.
     """
     found: dict[int, tuple[Likelihoods, list[bool]]] = {}
     targets: dict[Job, list[tuple[int, int, Ids]]] = {}  # (place, position of the first target's row, targets)
     jobs = []
     for group in groups:
         found |= {place: (np.zeros(len(ids)), [True] * len(ids)) for place, _, ids in group}
-        jobs.append(_jobs(group, targets, adapter))
+        jobs.append(_jobs(group, targets, adapter, hooks[group[0][0]]))
     rows_at_once = max(_SCORED // engine.runner.vocab_size, 1)
     with closing(engine.run_jobs(jobs)) as steps:
         for part, of_jobs in steps:
@@ -104,13 +112,15 @@ def _likelihoods(
     return {place: (values, all(are_best)) for place, (values, are_best) in found.items()}
 
 
-def _jobs(group: list[tuple[int, Ids, Ids]], targets: dict[Job, list[tuple[int, int, Ids]]], adapter: int) -> Job:
+def _jobs(
+    group: list[tuple[int, Ids, Ids]], targets: dict[Job, list[tuple[int, int, Ids]]], adapter: int, hooks: Hooks
+) -> Job:
     """A job over a prompt and what goes on from it. What each row is to predict is added to the targets."""
     prompt = group[0][1]
     last = len(prompt) - 1
     if len(group) == 1:
         ((place, _, ids),) = group
-        job = job_of([*prompt, *ids[:-1]], range(last, last + len(ids)), adapter)
+        job = job_of([*prompt, *ids[:-1]], range(last, last + len(ids)), adapter, hooks=hooks)
         targets[job] = [(place, last, ids)]
         return job
     parent = job_of(prompt, [last], adapter)

@@ -58,13 +58,15 @@ class Request:
         waiter: ref[Any],
         adapter: int = -1,
         hold: Hold | None = None,
+        hooks: list[list[tuple[Any, ...]]] | None = None,
         *,
         is_streamed: bool,
     ) -> None:
-        """adapter: As of `Sequence`. hold: What the prompts begin with and is computed."""
+        """adapter: As of `Sequence`. hold: What the prompts begin with and is computed. hooks: Of each choice of each
+        prompt; None = there are none."""
         self.prompts, self.params, self.tokenizer, self.waiter = prompts, params, tokenizer, waiter
         self.hold = hold
-        self.adapter, self.is_streamed = adapter, is_streamed
+        self.adapter, self.hooks, self.is_streamed = adapter, hooks, is_streamed
         """Chunks are delivered as they come. Else one message says that all choices have ended."""
         self.choices: list[Choice] = []
         self.chunks: list[Chunk] = []

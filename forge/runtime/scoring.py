@@ -17,6 +17,7 @@ from forge.engine import Engine
 from forge.engine.passes import job_of
 from forge.errors import NumericsError, OutOfMemoryError, ParameterError
 from forge.hooks.attention import AttentionWeights
+from forge.hooks.scope import Hooks, bound, entered
 from forge.keywords import refusal
 from forge.runtime.loop import EngineLoop
 
@@ -43,11 +44,17 @@ def logits(
     if size > free:
         of = "tokens" if positions is None else "positions"
         raise OutOfMemoryError(f"the logits of {count} {of} need {size / 1e9:.2f} GB, {free / 1e9:.2f} GB are free")
+    hooks = _hooks(loop, prompts)
     found: list[Logits] = []
     for start in range(0, len(prompts), _TOGETHER):
         some = slice(start, start + _TOGETHER)
-        found += loop.run(_logits(engine, prompts[some], places[some], adapter))
+        found += loop.run(_logits(engine, prompts[some], places[some], adapter, hooks[some]))
     return found
+
+
+def _hooks(loop: EngineLoop, prompts: list[list[int]]) -> list[Hooks]:
+    """The hooks of each prompt, of the blocks that the caller is in."""
+    return [hooks for (hooks,) in bound(entered(loop), prompts)]
 
 
 def places_of(positions: Positions, length: int) -> npt.NDArray[np.int64]:
@@ -76,7 +83,7 @@ def attention(loop: EngineLoop, engine: Engine, ids: list[int], layers: range, a
     """Attention weights (layers, H, T, T) of some layers. Raises what `LLM.attention` does."""
     engine.check_ids(ids)
     found = AttentionWeights(engine.runner.config, layers, len(ids), select("cpu").free_bytes())
-    loop.run(engine.run_blocks(ids, (found,), adapter))
+    loop.run(engine.run_blocks(ids, (*_hooks(loop, [ids])[0], found), adapter))
     return found.weights
 
 
@@ -95,10 +102,12 @@ def embed(
         raise ParameterError(f"pooling must be 'mean' or 'last', not {pooling!r:.40}", parameter="pooling")
     for ids in prompts:
         engine.check_ids(ids)
-    rows = np.empty((len(prompts), engine.runner.config.width), np.float32)
+    rows, hooks = np.empty((len(prompts), engine.runner.config.width), np.float32), _hooks(loop, prompts)
     for start in range(0, len(prompts), _TOGETHER):
         some = slice(start, start + _TOGETHER)
-        rows[some] = loop.run(embeddings(engine, prompts[some], pooling, adapter, normalize=normalize, name=name))
+        rows[some] = loop.run(
+            embeddings(engine, prompts[some], pooling, adapter, normalize=normalize, name=name, hooks=hooks[some])
+        )
     return rows
 
 
@@ -106,11 +115,22 @@ def embed(
 
 
 def embeddings(
-    engine: Engine, prompts: list[list[int]], pooling: Pooling, adapter: int, *, normalize: bool, name: str
+    engine: Engine,
+    prompts: list[list[int]],
+    pooling: Pooling,
+    adapter: int,
+    *,
+    normalize: bool,
+    name: str,
+    hooks: list[Hooks] | None = None,
 ) -> Generator[None, None, npt.NDArray[np.float32]]:
     """The embeddings (B, E) of prompts: the mean of the states of each, or the last one. name: the model's, for
     messages."""
-    jobs = [job_of(ids, range(len(ids))[-1 if pooling == "last" else 0 :], adapter) for ids in prompts]
+    first = -1 if pooling == "last" else 0
+    jobs = [
+        job_of(ids, range(len(ids))[first:], adapter, hooks=own)
+        for ids, own in zip(prompts, hooks or [()] * len(prompts), strict=True)
+    ]
     totals = {job: np.zeros(engine.runner.config.width) for job in jobs}
     with closing(engine.states(jobs)) as steps:
         for part, of_jobs in steps:
@@ -137,12 +157,19 @@ def embedding(
 
 
 def _logits(
-    engine: Engine, prompts: list[list[int]], places: list[npt.NDArray[np.int64]], adapter: int
+    engine: Engine,
+    prompts: list[list[int]],
+    places: list[npt.NDArray[np.int64]],
+    adapter: int,
+    hooks: list[Hooks],
 ) -> Generator[None, None, list[Logits]]:
     """float32 logits on the host of the places of each prompt, in their order."""
-    jobs = [job_of(ids, np.unique(own).tolist(), adapter) for ids, own in zip(prompts, places, strict=True)]
+    jobs = [
+        job_of(ids, np.unique(own).tolist(), adapter, hooks=its)
+        for ids, own, its in zip(prompts, places, hooks, strict=True)
+    ]
     found = {job: np.empty((len(job.wanted), engine.runner.vocab_size), np.float32) for job in jobs}
-    with closing(engine.run_jobs([job for job in jobs if job.wanted])) as steps:
+    with closing(engine.run_jobs([job for job in jobs if job.wanted or job.sequence.hooks])) as steps:
         for part, of_jobs in steps:
             for job, positions, rows in of_jobs:
                 first = bisect_left(job.wanted, positions[0])

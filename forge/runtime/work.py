@@ -40,8 +40,9 @@ class Work:
         if request.deadline is not None:
             self._timed[request] = request.deadline
         try:
-            for ids in request.prompts:
-                for sequence in self._engine.add(ids, request.params, request.adapter, origin=request.origin):
+            for number, ids in enumerate(request.prompts):
+                hooks = request.hooks[number] if request.hooks else None
+                for sequence in self._engine.add(ids, request.params, request.adapter, hooks, origin=request.origin):
                     self.choices[sequence] = request.begin(sequence), request
         except BaseException as error:
             self._fail(request, error)

@@ -1,0 +1,131 @@
+"""What `LLM.capture` keeps: the values of points, by request."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from difflib import get_close_matches
+from typing import Any
+
+import numpy as np
+
+from forge.engine.hooked import PATTERN, Ints
+from forge.errors import ParameterError
+from forge.keywords import shown
+
+
+class Captured(Mapping[str, Any]):
+    """The values of one request, by the names of points.
+
+    ``captured["blk.3.resid_post"]`` is an array (N, ...) of N positions, in order: `positions` has their numbers. Of
+    attention weights it is (H, N, S), where S is the longest context; weights of positions that a query does not see
+    are 0.
+
+    Attributes:
+        prompt_ids: The prompt's token ids.
+    """
+
+    def __init__(self, prompt_ids: list[int]) -> None:
+        self.prompt_ids = prompt_ids
+        self._parts: dict[str, list[tuple[Ints, Any]]] = {}
+
+    def add(self, name: str, positions: Ints, value: Any) -> None:
+        """Positions of a point have been computed; (H, N, S) of attention weights, else (N, ...). A position that is
+        computed again, as happens where memory was short, is replaced."""
+        self._parts.setdefault(name, []).append((positions, value))
+
+    def positions(self, name: str) -> Ints:
+        """int64 (N,) positions of a point's rows, counted from the prompt's first token."""
+        return self._whole(name)[0]
+
+    def __getitem__(self, name: str) -> Any:
+        return self._whole(name)[1]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._parts)
+
+    def __len__(self) -> int:
+        return len(self._parts)
+
+    def __repr__(self) -> str:
+        return f"<forge.Captured of {len(self.prompt_ids)} prompt tokens: {_named(list(self))}>"
+
+    def _whole(self, name: str) -> tuple[Ints, Any]:
+        if name not in self._parts:
+            near = get_close_matches(str(name), self._parts, 3)
+            there = f"the nearest are {', '.join(near)}" if near else f"it holds {_named(list(self))}"
+            raise ParameterError(f"nothing was captured of {shown(name)}; {there}", parameter="name")
+        parts = self._parts[name]
+        if len(parts) > 1:
+            self._parts[name] = parts = [_joined(parts, axis=1 if name.endswith(PATTERN) else 0)]
+        return parts[0]
+
+
+def _joined(parts: list[tuple[Ints, Any]], axis: int) -> tuple[Ints, Any]:
+    """Parts in the order of their positions; of one that was computed twice, the last."""
+    positions = np.concatenate([own for own, _ in parts])
+    last = len(positions) - 1 - np.unique(positions[::-1], return_index=True)[1]  # in the order of positions
+    values = [value for _, value in parts]
+    if axis:
+        longest = max(value.shape[2] for value in values)
+        values = [np.pad(value, ((0, 0), (0, 0), (0, longest - value.shape[2]))) for value in values]
+    whole = np.concatenate(values, axis)
+    if not np.array_equal(last, np.arange(len(positions))):
+        whole = whole[:, last] if axis else whole[last]
+    return positions[last], whole
+
+
+class Cache:
+    """The values that `LLM.capture` has kept, by request: each prompt of a call is one, and each choice of it.
+
+    ``cache[name]`` is an array of the only request, ``cache[1, name]`` of the second one. Requests are in the order of
+    their calls.
+
+    Attributes:
+        requests: What was kept of each, a `Captured`.
+        names: Names of the points.
+    """
+
+    def __init__(self, names: tuple[str, ...]) -> None:
+        self.names = names
+        self.requests: list[Captured] = []
+
+    def __getitem__(self, key: str | tuple[int, str]) -> Any:
+        if isinstance(key, str):
+            return self._only(key)[key]
+        number, name = key
+        if not -len(self.requests) <= number < len(self.requests):
+            message = f"the cache holds {len(self.requests)} requests, and no number {number}"
+            raise ParameterError(message, parameter="request")
+        return self.requests[number][name]
+
+    def _only(self, name: str) -> Captured:
+        if len(self.requests) != 1:
+            how = f": say which, cache[0, {name!r}]" if self.requests else ": call the model within the with block"
+            raise ParameterError(f"the cache holds {len(self.requests)} requests{how}", parameter="request")
+        return self.requests[0]
+
+    def positions(self, name: str) -> Ints:
+        """int64 (N,) positions of the only request's rows."""
+        return self._only(name).positions(name)
+
+    def stack(self, name: str) -> Any:
+        """The arrays of all requests in one, (requests, N, ...). Raises ParameterError where their shapes differ."""
+        arrays = [request[name] for request in self.requests]
+        shapes = sorted({array.shape for array in arrays})
+        if len(shapes) != 1:
+            found = f"the shapes {shapes[0]} and {shapes[-1]}" if shapes else "no request"
+            raise ParameterError(f"{name}: {found} cannot be stacked", parameter="name")
+        return np.stack(arrays)
+
+    def __len__(self) -> int:
+        return len(self.requests)
+
+    def __iter__(self) -> Iterator[Captured]:
+        return iter(self.requests)
+
+    def __repr__(self) -> str:
+        return f"<forge.Cache of {len(self.requests)} requests: {_named(list(self.names))}>"
+
+
+def _named(names: list[str]) -> str:
+    return ", ".join(names) if len(names) <= 4 else f"{', '.join(names[:2])}, ... {names[-1]} ({len(names)} points)"

@@ -1,0 +1,66 @@
+"""Which hooks the calls of this thread, or task, have: those of the `with` blocks that it is in."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from contextvars import ContextVar
+from types import TracebackType
+from typing import Any, Generic, TypeVar
+
+from forge.engine.hooked import SequenceHook
+from forge.hooks.selection import Prompt
+
+Result = TypeVar("Result")
+_entered: ContextVar[tuple[Scope[Any], ...]] = ContextVar("forge_hooks", default=())
+"""In the order in which they were entered."""
+
+
+class Scope(ABC, Generic[Result]):
+    """A `with` block whose calls of one model have hooks."""
+
+    def __init__(self, owner: object, result: Result) -> None:
+        """owner: Whose calls. result: What `as` names."""
+        self._owner, self._result = owner, result
+
+    def __enter__(self) -> Result:
+        _entered.set((*_entered.get(), self))
+        return self._result
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        # Not by the token of `set`: the block may end in another context, as that of an asynchronous generator may.
+        _entered.set(tuple(scope for scope in _entered.get() if scope is not self))
+
+    @abstractmethod
+    def check(self, prompt: Prompt) -> None:
+        """Raises ParameterError for a prompt that cannot have the hook."""
+
+    @abstractmethod
+    def bind(self, prompt: Prompt) -> SequenceHook | None:
+        """The hook of one sequence, which was checked; None where it has none."""
+
+
+Hooks = tuple[SequenceHook, ...]
+
+
+def entered(owner: object) -> list[Scope[Any]]:
+    """The blocks that this thread, or task, is in, and that are about these calls."""
+    return [scope for scope in _entered.get() if scope._owner is owner]
+
+
+def bound(scopes: list[Scope[Any]], prompts: list[list[int]], more: int = 0, n: int = 1) -> list[list[Hooks]]:
+    """The hooks of each choice of each prompt of a call. Raises ParameterError for what a prompt cannot have.
+
+    more: Positions behind a prompt that are computed at most. n: Choices of a prompt.
+    """
+    if not scopes:
+        return [[()] * n for _ in prompts]
+    several = [
+        [Prompt(number, choice, list(ids), len(ids) + more) for choice in range(n)]
+        for number, ids in enumerate(prompts)
+    ]
+    for scope in scopes:
+        for choices in several:
+            scope.check(choices[0])
+    return [[tuple(hook for scope in scopes if (hook := scope.bind(one))) for one in choices] for choices in several]

@@ -52,25 +52,31 @@ struct Start {
     float steep, start; // a code is share * steep - start
 };
 
+#if FORMAT == Q4_K || FORMAT == Q5_K
+// A thread's weights as whole numbers: places, and weights of these in the upper half. They are here and not in registers, of which
+// a loop over weights would need too many. A row's odd number of words puts neighbours' into other banks.
+SHARED u32 wholes[128][33];
+
 DEVICE Start likely_line(const float (&share)[32], const float (&weight)[32]) {
-    i32 sum = 0, lean = 0, square = 0;
-    UNROLL for (u32 i = 0; i < 32; ++i) {
-        i32 whole = (i32)weight[i], at = ((i32)share[i] >> 8) - 8;
+    UNROLL for (u32 i = 0; i < 32; ++i) wholes[THREAD][i] = (u32)share[i] | (u32)weight[i] << 16;
+    i32 sum = 0, lean = 0, square = 0, squares[FACTORS] = {}, shifts[FACTORS] = {}, tilts[FACTORS] = {};
+    ROLLED for (u32 i = 0; i < 32; ++i) {
+        u32 word = wholes[THREAD][i];
+        i32 whole = (i32)(word >> 16), place = (i32)(word & 0xffff), at = (place >> 8) - 8;
         sum += whole, lean += whole * at, square += whole * at * at;
+        UNROLL for (u32 k = 0; k < FACTORS; ++k) {
+            i32 distance = distance_of(place, FIRST_FACTOR + NEXT_FACTOR * (i32)k), part = whole * distance;
+            squares[k] += part * distance, shifts[k] += part, tilts[k] += part * at;
+        }
     }
     float sum_w = (float)sum, mean = div_rn((float)lean, sum_w);
     float spread = add_rn((float)square, -mul_rn(mul_rn(sum_w, mean), mean)), inverse = spread > 1.0f ? div_rn(1.0f, spread) : 0.0f;
     i32 least = 0x7fffffff;
     float best_shift = 0.0f, best_tilt = 0.0f;
-    ROLLED for (u32 k = 0; k < FACTORS; ++k) {
-        i32 factor = FIRST_FACTOR + NEXT_FACTOR * (i32)k, squares = 0, shifts = 0, tilts = 0;
-        UNROLL for (u32 i = 0; i < 32; ++i) {
-            i32 place = (i32)share[i], part = (i32)weight[i] * distance_of(place, factor);
-            squares += part * distance_of(place, factor), shifts += part, tilts += part * ((place >> 8) - 8);
-        }
-        float shift = (float)shifts, tilt = add_rn((float)tilts, -mul_rn(shift, mean));
-        float error = add_rn((float)(u32)(u16)squares, -div_rn(mul_rn(shift, shift), sum_w)); // 2**16 wraps, as in NumPy
-        i32 bits = marked(add_rn(error, -mul_rn(mul_rn(tilt, tilt), inverse)), factor, k);
+    UNROLL for (u32 k = 0; k < FACTORS; ++k) {
+        float shift = (float)shifts[k], tilt = add_rn((float)tilts[k], -mul_rn(shift, mean));
+        float error = add_rn((float)(u32)(u16)squares[k], -div_rn(mul_rn(shift, shift), sum_w)); // 2**16 wraps, as in NumPy
+        i32 bits = marked(add_rn(error, -mul_rn(mul_rn(tilt, tilt), inverse)), FIRST_FACTOR + NEXT_FACTOR * (i32)k, k);
         if (bits < least) least = bits, best_shift = shift, best_tilt = tilt;
     }
     float steps = mul_rn((float)(FIRST_FACTOR + NEXT_FACTOR * (least & 15)), 0.0625f), shift = div_rn(best_shift, sum_w);
@@ -128,6 +134,7 @@ DEVICE Line best_line(const float (&x)[32], float most) {
     return Line{is_number(rms) ? mul_rn(best.slope, unit) : as_float(0x7fc00000u), mean_code, add_rn(mul_rn(mean, unit), low)};
 }
 
+#elif FORMAT == Q6_K
 // The scale of a group of Q6_K.
 DEVICE float best_scale(const float (&x)[16]) {
     float largest = 0.0f, total = 0.0f, high = 0.0f, share[16];
@@ -159,7 +166,7 @@ DEVICE float best_scale(const float (&x)[16]) {
         }
         float tilt = (float)tilts, error = add_rn((float)squares, -mul_rn(mul_rn(tilt, tilt), inverse));
         if (factor > 504) // 31.5 steps
-            error = add_rn(error, mul_rn(larger(add_rn(mul_rn(high, (float)factor / 65536.0f), -31.5f), 0.0f), lost));
+            error = add_rn(error, mul_rn(larger(add_rn(mul_rn(high, (float)factor * 1.52587890625e-5f), -31.5f), 0.0f), lost));
         i32 bits = marked(error, factor, k);
         if (bits < least) least = bits, best_tilt = tilt;
     }
@@ -173,3 +180,4 @@ DEVICE float best_scale(const float (&x)[16]) {
     }
     return mul_rn(mul_rn(common, over(1.0f, squares)), mul_rn(largest, -0.000244140625f));
 }
+#endif

@@ -14,7 +14,8 @@ def command(
         str,
         typer.Argument(
             metavar="NAME",
-            help="smollm2, gemma3-270m, hf:owner/repo[@revision][:QUANT], the same with /file.gguf, or a Hub address.",
+            help="smollm2, gemma3-270m, hf:owner/repo[@revision][:QUANT], the same with /file.gguf or /file.onnx, or "
+            "a Hub address.",
         ),
     ],
     force: Annotated[

@@ -89,6 +89,34 @@ def weights(files: Collection[str], folder: Path) -> list[str]:
     return sorted(named)
 
 
+def is_graph(file: str) -> bool:
+    """Whether a file has a name of ONNX files."""
+    return file.lower().endswith(".onnx")
+
+
+def of_graph(file: str, files: Collection[str]) -> list[str]:
+    """An ONNX file of a repository, which may hold several, and its external data: what has its name before the end."""
+    data = re.compile(re.escape(file) + r"[._]data[\w.-]*", re.ASCII)
+    return [file, *sorted(other for other in files if data.fullmatch(other))]
+
+
+def graphs(files: Collection[str]) -> list[str]:
+    """ONNX files that have to be named, as others are taken where none is."""
+    return sorted(file for file in files if _is_onnx(file) and file not in _taken(files))
+
+
+def is_taken(files: Collection[str]) -> bool:
+    """Whether there are weights that are taken where no file is named."""
+    return bool(_taken(files))
+
+
+def _taken(files: Collection[str]) -> list[str]:
+    if held := [file for file in (SINGLE, INDEX) if file in files]:
+        return held
+    above = [file for file in files if _is_onnx(file) and "/" not in file]
+    return above or [file for file in _IN_FOLDER if file in files][:1]
+
+
 def pickle(files: Collection[str]) -> str | None:
     """A checkpoint of PyTorch among files, or None."""
     return next((file for file in sorted(files) if _PICKLE.fullmatch(file)), None)

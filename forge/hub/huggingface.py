@@ -58,7 +58,9 @@ def _fetch(name: Name, report: Progress, force: bool) -> Path:
             return _cached(name, str(error))
         repo = Repo(name.repo)
         if remote is None:
-            return _fetch_directory(hub, repo, revision, parts, report, force)
+            graph = next((file for _, file in name.places if file in parts), None)
+            folder = _fetch_directory(hub, repo, revision, parts, graph, report, force)
+            return folder / graph if graph else folder
         paths = [_fetch_file(hub, repo, revision, parts[0], remote if len(parts) == 1 else None, report, force)]
         if len(parts) > 1:
             _check_split(paths[0], len(parts))
@@ -71,8 +73,8 @@ def _fetch(name: Name, report: Progress, force: bool) -> Path:
 def _find(hub: Hub, name: Name, report: Progress) -> tuple[str, list[str], Remote | None]:
     """Revision and files that a name means: the shards of a GGUF file, and the Hub's announcement of the last of them.
 
-    Without an announcement they are all files of a repository whose model is a directory. A name may claim any number
-    of shards, so the last shard is asked for before anything else.
+    Without an announcement they are all files of a repository whose model is a directory, or an ONNX file in it. A
+    name may claim any number of shards, so the last shard is asked for before anything else.
     """
     failure: Absent | None = None
     for revision, file in name.places:
@@ -89,6 +91,12 @@ def _find(hub: Hub, name: Name, report: Progress) -> tuple[str, list[str], Remot
                         )
                     return revision or "main", files, None
                 file = names.choose(name, files)
+            elif directories.is_graph(file):
+                report(f"asking the Hub for {name.repo}", 0, None)
+                files = hub.files(name.repo, revision)
+                if file not in files:
+                    raise Absent(f"the repository has no file {shown(file)}: check the name, folders included")
+                return revision or "main", files, None
             parts = names.shards(file)
             last = parts[-1]
             report(f"asking the Hub for {last}", 0, None)
@@ -127,9 +135,16 @@ def _cached(name: Name, problem: str) -> Path:
     raise DownloadError(problem)
 
 
-def _fetch_directory(hub: Hub, repo: Repo, revision: str, files: list[str], report: Progress, force: bool) -> Path:
-    """The directory of a snapshot, with all files of its model: the weights come last, when there is room for all."""
+def _fetch_directory(
+    hub: Hub, repo: Repo, revision: str, files: list[str], graph: str | None, report: Progress, force: bool
+) -> Path:
+    """The directory of a snapshot, with all files of its model: the weights come last, when there is room for all.
+
+    graph: The ONNX file that is meant, where it is named.
+    """
     beside = directories.beside(files)
+    if not beside:
+        raise DownloadError("the repository has no config.json and no tokenizer beside the graph at its top")
     commit = _about(hub, repo, revision, beside[0], report).commit  # the branch may move meanwhile
     for file in beside:
         remote = _about(hub, repo, commit, file, report)
@@ -137,7 +152,8 @@ def _fetch_directory(hub: Hub, repo: Repo, revision: str, files: list[str], repo
             raise DownloadError(f"{file} has {remote.size} bytes, allowed are {directories.MAX_BESIDE_BYTES}")
         _fetch_file(hub, repo, commit, file, remote, report, force)
     snapshot = repo.snapshot(commit)
-    remotes = {file: _about(hub, repo, commit, file, report) for file in directories.weights(files, snapshot)}
+    weights = directories.of_graph(graph, files) if graph else directories.weights(files, snapshot)
+    remotes = {file: _about(hub, repo, commit, file, report) for file in weights}
     missing = (remote.size for file, remote in remotes.items() if not _is_right(snapshot / file, remote, afresh=False))
     require_space(snapshot, sum(missing))
     for file, remote in remotes.items():

@@ -67,6 +67,11 @@ def is_gguf(file: str) -> bool:
     return file.lower().endswith(".gguf")
 
 
+def is_file(file: str) -> bool:
+    """Whether a file has a name of those that a name of the Hub can end with."""
+    return is_gguf(file) or directories.is_graph(file)
+
+
 def is_inside(path: str) -> bool:
     """Whether a path that is not trusted stays below the directory it is appended to, and is printable."""
     return path.isprintable() and "\\" not in path and not {"", ".", ".."}.intersection(path.split("/"))
@@ -79,8 +84,8 @@ def _parse_name(text: str) -> Name:
     repo, rest = match.groups()
     kind, rest = rest[:1], rest[1:]
     if kind == "/":
-        return Name(text, repo, ((None, _gguf(text, rest)),))
-    if kind == "@" and is_gguf(rest):
+        return Name(text, repo, ((None, _file(text, rest)),))
+    if kind == "@" and is_file(rest):
         return Name(text, repo, _splits(text, rest.split("/")))
     if kind == "@":
         revision, colon, quant = rest.partition(":")
@@ -102,14 +107,14 @@ def _parse_address(text: str) -> Name:
     if rest and (not rest.startswith(":") or verb):
         raise _malformed(text)
     if shown_file and verb in ("", "tree"):
-        return Name(text, repo, (("/".join(map(unquote, tail)) or None, _gguf(text, shown_file[0])),))
+        return Name(text, repo, (("/".join(map(unquote, tail)) or None, _file(text, shown_file[0])),))
     if not verb:
         return _chosen(text, repo, None, rest[1:] if rest else None)
     if verb not in _VERBS:
-        return Name(text, repo, ((None, _gguf(text, unquote("/".join(segments[2:])))),))
+        return Name(text, repo, ((None, _file(text, unquote("/".join(segments[2:])))),))
     if not tail:
         raise _malformed(text)
-    if verb == "tree" and not is_gguf(tail[-1]):
+    if verb == "tree" and not is_file(tail[-1]):
         return _chosen(text, repo, "/".join(map(unquote, tail)), None)
     return Name(text, repo, _splits(text, [tail[0], *map(unquote, tail[1:])]))
 
@@ -133,7 +138,7 @@ def _path(text: str) -> tuple[str, str]:
 
 def _splits(text: str, segments: list[str]) -> tuple[Place, ...]:
     """All ways to cut `revision/file`: the revision is the first segment, or the first ones."""
-    _gguf(text, segments[-1])
+    _file(text, segments[-1])
     special = _SPECIAL_REF.fullmatch("/".join(segments))
     if special:
         return ((special[1], special[2]),)
@@ -151,15 +156,15 @@ def _chosen(text: str, repo: str, revision: str | None, quant: str | None) -> Na
     return Name(text, repo, ((revision, None),), None if quant in (None, "latest") else quant)
 
 
-def _gguf(text: str, file: str) -> str:
-    if not is_gguf(file):
+def _file(text: str, file: str) -> str:
+    if not is_file(file):
         raise _malformed(text)
     return file
 
 
 def _malformed(text: str) -> ModelNotFoundError:
     return ModelNotFoundError(
-        f"{shown(text)} is not of the form hf:owner/repo, hf:owner/repo:QUANT or hf:owner/repo/file.gguf "
+        f"{shown(text)} is not of the form hf:owner/repo, hf:owner/repo:QUANT or hf:owner/repo/file.gguf or .onnx "
         "(or hf:owner/repo@revision/…)"
     )
 
@@ -170,7 +175,7 @@ def hint(text: str) -> str | None:
     if (
         match
         and not text.startswith((".", "-"))
-        and re.fullmatch(r"(|:[\w.-]+|@\S+|/\S+\.gguf)", match[2], re.ASCII | re.IGNORECASE)
+        and re.fullmatch(r"(|:[\w.-]+|@\S+|/\S+\.(gguf|onnx))", match[2], re.ASCII | re.IGNORECASE)
     ):
         return f"for a repository of the Hugging Face Hub write {shown('hf:' + text)}"
     return None

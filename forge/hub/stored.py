@@ -105,7 +105,10 @@ def _snapshots(repo: Repo) -> Iterator[Stored]:
             size = sum(path.stat().st_size for path in there)
             state = "complete" if len(there) == len(parts) else "partial"
             yield Stored(f"hf:{repo.name}{at}/{parts[0]}", there[0], size, state)
-        if directories.is_model(present):
+        for file in directories.graphs(present) if directories.is_model(present) else []:
+            size = sum(repo.pointer(commit, part).stat().st_size for part in directories.of_graph(file, present))
+            yield Stored(f"hf:{repo.name}{at}/{file}", repo.pointer(commit, file), size, "complete")
+        if directories.is_model(present) and directories.is_taken(present):
             yield _directory(f"hf:{repo.name}{at}", repo.snapshot(commit), present)
 
 
@@ -154,7 +157,8 @@ def _meant(repo: Repo, name: names.Name) -> tuple[list[Path], list[Path]]:
         commits = repo.commits() if revision is None else [commit] if (commit := repo.commit(revision)) else []
         present = [(commit, file) for commit in commits for file in repo.files(commit)]
         known = sorted({file for _, file in present} | {file for file, _ in coming})
-        parts = _shards(file) if file else _chosen(name, known, [file for file, _ in coming])
+        of_file = directories.of_graph(file, known) if file and directories.is_graph(file) else None
+        parts = of_file or _shards(file) if file else _chosen(name, known, [file for file, _ in coming])
         pointers = [repo.pointer(commit, file) for commit, file in present if file in parts]
         partials = [path for file, path in coming if file in parts]
         if pointers or partials:

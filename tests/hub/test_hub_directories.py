@@ -118,6 +118,42 @@ def test_onnx_with_its_external_data(the_hub: FakeHub, cache: Path) -> None:
     assert [(item.name, item.state) for item in hub.stored()] == [(NAME, "complete")]
 
 
+@pytest.mark.parametrize("form", ["hf:{}/{}", "hf:{}@main/{}", "https://huggingface.co/{}/blob/main/{}"])
+def test_one_graph_of_several_by_the_name_of_its_file(form: str, the_hub: FakeHub, cache: Path) -> None:
+    """With its data, and the tokenizer at the top; safetensors stay where they are."""
+    beside = {"config.json": b"{}", "tokenizer.json": b"{}"}
+    wanted = {"onnx/model_q4.onnx": b"\x08\x0a", "onnx/model_q4.onnx_data": b"x", "onnx/model_q4.onnx_data_1": b"yy"}
+    others = {"onnx/model.onnx": b"\x08", "onnx/model_q4f16.onnx": b"\x08", "onnx/model_q4f16.onnx_data": b"z"}
+    publish(the_hub, beside | wanted | others | {"model.safetensors": WEIGHTS[SHARDS[0]]})
+    name = form.format(REPO, "onnx/model_q4.onnx")
+    path = hub.resolve(name)
+    folder = hf() / "models--good--model" / "snapshots" / COMMIT
+    assert path == folder / "onnx/model_q4.onnx"
+    assert contents(folder) == beside | wanted
+    assert hub.resolve(name, download=False) == path
+    assert [(item.name, item.bytes) for item in hub.stored()] == [(f"{NAME}/onnx/model_q4.onnx", 5)]
+    with pytest.raises(DownloadError, match=r"the repository has no file 'onnx/model_q8\.onnx'"):
+        hub.resolve(f"hf:{REPO}/onnx/model_q8.onnx")
+
+
+def test_graphs_are_listed_and_removed_by_name(the_hub: FakeHub, cache: Path) -> None:
+    files = {
+        "config.json": b"{}",
+        "tokenizer.json": b"{}",
+        "onnx/model.onnx": b"\x08\x0a",
+        "onnx/model.onnx_data": b"x",
+    }
+    more = {"onnx/model_fp16.onnx": b"\x08", "onnx/model_fp16.onnx_data": b"yy"}
+    publish(the_hub, files | more)
+    folder = hub.resolve(NAME)
+    fp16 = f"{NAME}/onnx/model_fp16.onnx"
+    hub.resolve(fp16)
+    assert contents(folder) == files | more
+    assert {item.name: item.bytes for item in hub.stored() if item.name == fp16} == {fp16: 3}
+    assert hub.remove(fp16) == 3
+    assert contents(folder) == files
+
+
 def test_onnx_in_a_folder_of_its_own(the_hub: FakeHub, cache: Path) -> None:
     """In one type of several."""
     files = {

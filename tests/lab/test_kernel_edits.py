@@ -220,6 +220,7 @@ def test_metadata_cut_off_or_forged_is_refused() -> None:
         b"\x81\xaeamdhsa.kernels\x01",
         b"\x81\x90\x01",
     ]
+    forged += [b"\x81\xaeamdhsa.kernels\x91\x81\xa5.name\xa5k"]  # a name of five characters, of which one is there
     for metadata in forged:
         with pytest.raises(FormatError, match="metadata cannot be read"):
             code_objects.resources(code_object(metadata))

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from threading import Thread
+from time import sleep
 from typing import Any
 
 import pytest
@@ -10,7 +13,7 @@ import pytest
 import forge
 from forge import lab
 from forge.backend import edits, sources
-from forge.lab import replacing
+from forge.lab import kernels, replacing
 from virtual_rocm import tiny
 
 pytestmark = [pytest.mark.virtual_rocm, pytest.mark.slow]
@@ -66,6 +69,28 @@ def test_a_loaded_model_uses_a_replaced_kernel_from_the_next_step_on_and_its_own
     assert {each.kernel for each in report.resources} == {"embed"}
     assert all(each.new["VGPRs"] > 0 and not each.new["VGPR spills"] for each in report.resources)
     assert [time.workload.split()[0] for time in report.times] == ["embed", "embed"]
+
+
+def test_a_kernel_is_replaced_while_another_thread_generates(device: Any) -> None:
+    """The same text under other names: whatever step it comes into, the bits stay, and no step fails."""
+    place = kernels.find("embed.hip")
+    names = [edits.add(kernels.edited(place, f"{lab.source('embed.hip')}// {n}", 1)) for n in range(3)]
+    found: list[list[float]] = []
+    with forge.load(tiny.ARCH / "llama" / "model.gguf", device="hip", context=128, max_sequences=2) as llm:
+        own = made(llm, PROMPTS)
+        device.build(
+            [replace(variant, file=name) for variant in device.loaded if variant.file == "embed" for name in names]
+        )
+        thread = Thread(target=lambda: found.extend(made(llm, PROMPTS) for _ in range(12)))
+        thread.start()
+        changes = 0
+        while thread.is_alive():
+            edits.replace(dict.fromkeys(place.kernels, (*names, None)[changes % 4]))
+            changes += 1
+            sleep(0.02)
+        thread.join()
+    assert changes > 12
+    assert found == [own] * 12
 
 
 def test_a_refused_kernel_changes_nothing(device: Any) -> None:

@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny_models import ARCH, GREEDY, SEEDED, assert_idle, settle, tiny_llm
+import tiny_models
+from tiny_models import ARCH, assert_idle, settle, tiny_llm
 
 import forge
 from forge import LLM, ContextLengthError, ForgeError, FormatError, OutOfMemoryError, ParameterError, State
@@ -23,7 +24,8 @@ from forge.formats.safetensors_writer import write_file
 
 LONG = np.random.default_rng(5).integers(0, 250, 80).tolist()
 IDS = LONG[:40]
-FAMILIES = ["llama", "gemma3", pytest.param("gemma4_e2b", marks=pytest.mark.slow)]
+GREEDY, SEEDED = replace(tiny_models.GREEDY, max_tokens=8), replace(tiny_models.SEEDED, max_tokens=8)
+FAMILIES = [pytest.param("llama", marks=pytest.mark.slow), "gemma3", pytest.param("gemma4_e2b", marks=pytest.mark.slow)]
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -132,11 +134,11 @@ def test_what_cannot_be_added_leaves_a_state_as_it_was(windowed: LLM, monkeypatc
     close_all(windowed, state)
 
 
-@pytest.mark.parametrize("prefix_caching", [False, True])
+@pytest.mark.parametrize("prefix_caching", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_requests_whose_pages_run_out_start_again_from_their_state(prefix_caching: bool) -> None:
     roomy = tiny_llm("gemma3")
-    llm = tiny_llm("gemma3", num_pages=22, prefix_caching=prefix_caching)
-    prompts = [[number] * (3 + number) for number in range(6)]
+    llm = tiny_llm("gemma3", num_pages=13, prefix_caching=prefix_caching)
+    prompts = [[number] * (3 + number) for number in range(5)]
     wanted = [roomy.generate([*IDS, *prompt], SEEDED).ids for prompt in prompts]
     state = llm.prefill(IDS)
     assert [completion.ids for completion in state.generate(prompts, SEEDED)] == wanted
@@ -184,7 +186,7 @@ def test_pages_that_states_hold_are_said_where_they_are_missing() -> None:
 
 def test_a_state_takes_pages_of_requests_that_can_go_on_beside_it_and_of_no_others() -> None:
     llm = tiny_llm("llama", num_pages=14)
-    params, prompts = replace(GREEDY, max_tokens=30), [[number] * 10 for number in range(5)]
+    params, prompts = replace(GREEDY, max_tokens=20), [[number] * 10 for number in range(4)]
     wanted = [llm.generate(prompt, params).ids for prompt in prompts]
     streams = [llm.stream(prompt, params) for prompt in prompts]
     found = [list(next(stream).ids) for stream in streams]

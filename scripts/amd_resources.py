@@ -5,7 +5,9 @@
 Fails where a kernel spills registers, uses scratch memory or more LDS than a workgroup has, or switches the denormal
 mode, as a plain division of floats does; with --check also where the committed table is not what came out.
 
-The table is clang 19's. Targets that are newer than it are compiled where the newest compiler on PATH knows them.
+The table is clang 19's, and says of each file of kernels what its rows were made from: texts, variants and flags. Where
+these are the same, the rows are kept, and nothing is compiled.
+Targets that are newer than clang 19 are compiled where the newest compiler on PATH knows them.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -65,26 +67,54 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true")
     arguments = parser.parse_args()
-    usages = measure(TARGETS, clang_19())
+    jobs = [(variant, target) for target in TARGETS for variant in variants(target)]
+    old, made_from = rows_of(TABLE.read_text() if TABLE.exists() else ""), inputs(jobs)
+    stale = {file for file, made in made_from.items() if f"| {file} | {seal(made, old.get(file, []))} |" not in old[""]}
+    usages = measure([job for job in jobs if job[0].file in stale], clang_19())
     faults = list(wrong(usages))
     newest = compilers.find_compiler()
     for target in NEWER_TARGETS:
         if newest and knows(newest, target):
-            newer = measure((target,), newest)
+            newer = measure([(variant, target) for variant in variants(target)], newest)
             faults += wrong(newer)
             print(f"{target}: {len({u.variant for u in newer})} variants, by {newest.version}; not in the table")
         else:
             print(f"{target}: not compiled: {newest.version if newest else 'no compiler'} does not know it")
-    text = table(usages)
-    if arguments.check:
-        if TABLE.read_text() != text:
-            faults.append(f"{TABLE.relative_to(ROOT)} is not up to date: run scripts/amd_resources.py")
-    else:
+    new = {file: old[file] for file in made_from.keys() - stale} | rows(usages)
+    if not arguments.check:
         TABLE.parent.mkdir(exist_ok=True)
-        TABLE.write_text(text)
-    print(f"{len(usages)} kernels of {len({u.variant for u in usages})} variants on {len(TARGETS)} targets")
+        faulty = {usage.variant.partition("-")[0] for usage in usages if any(wrong([usage]))}
+        sound = {file: made for file, made in made_from.items() if file not in faulty}
+        TABLE.write_text(table(new, sound, len({variant for variant, _ in jobs})))
+    elif new != {file: lines for file, lines in old.items() if file}:
+        faults.append(f"{TABLE.relative_to(ROOT)} is not up to date: run scripts/amd_resources.py")
+    elif stale:
+        print(f"run scripts/amd_resources.py, and CI need not compile these again: {', '.join(sorted(stale))}")
+    print(f"{len(usages)} kernels compiled, of {len(stale)} of {len(made_from)} files, for {len(TARGETS)} targets")
     if faults:
         sys.exit("\n".join(faults))
+
+
+def inputs(jobs: Iterable[tuple[sources.Variant, str]]) -> dict[str, str]:
+    """For each file of kernels a hash of all that its rows are made from."""
+    hashes = {file: hashlib.sha256(sources.source(file).encode()) for file in {variant.file for variant, _ in jobs}}
+    for variant, target in sorted(jobs, key=lambda job: (job[0].name, job[1])):
+        hashes[variant.file].update("\0".join(["", target, *compilers.FLAGS, *variant.options, _SHOWN]).encode())
+    return {file: found.hexdigest() for file, found in hashes.items()}
+
+
+def seal(made_from: str, lines: list[str]) -> str:
+    """What the table says of a file of kernels: whoever edits a row or a kernel alone breaks it."""
+    return hashlib.sha256("\n".join([made_from, *lines]).encode()).hexdigest()[:16]
+
+
+def rows_of(text: str) -> dict[str, list[str]]:
+    """A table's rows by file of kernels; the others by ""."""
+    found: dict[str, list[str]] = {"": []}
+    for line in text.splitlines():
+        match = re.match(r"\| (\w+): ", line)
+        found.setdefault(match[1] if match else "", []).append(line)
+    return found
 
 
 def variants(target: str) -> list[sources.Variant]:
@@ -108,11 +138,11 @@ def knows(compiler: compilers.Compiler, target: str) -> bool:
     return True
 
 
-def measure(targets: tuple[str, ...], compiler: compilers.Compiler) -> list[Usage]:
-    """Compile each target's variants, in parallel; what was compiled before is read from the cache."""
+def measure(jobs: list[tuple[sources.Variant, str]], compiler: compilers.Compiler) -> list[Usage]:
+    """Compile variants for targets, in parallel; what was compiled before is read from the cache."""
     with ThreadPoolExecutor() as pool:
-        jobs = [(variant, target, compiler) for target in targets for variant in variants(target)]
-        return [usage for usages in pool.map(lambda job: compile_for(*job), jobs) for usage in usages]
+        found = pool.map(lambda job: compile_for(job[0], job[1], compiler), jobs)
+        return [usage for usages in found for usage in usages]
 
 
 def compile_for(variant: sources.Variant, target: str, compiler: compilers.Compiler) -> list[Usage]:
@@ -203,29 +233,42 @@ def wrong(usages: list[Usage]) -> Iterator[str]:
                 yield f"{u.variant}: {u.kernel} on {u.target}: {what}"
 
 
-def table(usages: list[Usage]) -> str:
-    """Markdown: the most demanding variant of each kernel on each target."""
-    worst: dict[tuple[str, str], Usage] = {}
+def rows(usages: list[Usage]) -> dict[str, list[str]]:
+    """By file of kernels: the most demanding variant of each kernel on each target."""
+    worst: dict[tuple[str, str, str], Usage] = {}
     for u in usages:
-        key = (f"{u.variant.partition('-')[0]}: {u.kernel}", u.target)
+        key = (u.variant.partition("-")[0], u.kernel, u.target)
         if key not in worst or (-u.occupancy, u.vgprs) > (-worst[key].occupancy, worst[key].vgprs):
             worst[key] = u
+    found: dict[str, list[str]] = {}
+    for (file, kernel, target), u in sorted(worst.items()):
+        name = u.variant.partition("-")[2].replace("-", " ")
+        found.setdefault(file, []).append(
+            f"| {file}: {kernel} | {target} | {name} | {u.vgprs} | {u.sgprs} | {u.spills} | {u.scratch_bytes} "
+            f"| {u.lds_bytes} | {u.occupancy} | {u.instructions} |"
+        )
+    return found
+
+
+def table(rows: dict[str, list[str]], made_from: dict[str, str], num_variants: int) -> str:
+    """Markdown."""
     lines = [
         "# What the kernels take of AMD GPUs",
         "",
-        f"Written by `scripts/amd_resources.py` from {len({u.variant for u in usages})} variants, compiled by clang 19",
+        f"Written by `scripts/amd_resources.py` from {num_variants} variants, compiled by clang 19",
         "without a GPU; per kernel and target the variant with the fewest waves per SIMD. CI fails where any of them",
-        "spills or uses scratch.",
+        "spills or uses scratch. It compiles those of files that were changed since.",
         "",
         "| kernel | target | variant | VGPRs | SGPRs | spills | scratch B | LDS B | waves/SIMD | has |",
         "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | --- |",
+        *(line for file in sorted(rows) for line in rows[file]),
+        "",
+        "What these rows were made from:",
+        "",
+        "| kernels | SHA-256 of texts, variants, flags and rows |",
+        "| --- | --- |",
+        *(f"| {file} | {seal(made, rows[file])} |" for file, made in sorted(made_from.items())),
     ]
-    for (kernel, target), u in sorted(worst.items()):
-        name = u.variant.partition("-")[2].replace("-", " ")
-        lines.append(
-            f"| {kernel} | {target} | {name} | {u.vgprs} | {u.sgprs} | {u.spills} | {u.scratch_bytes} | {u.lds_bytes} "
-            f"| {u.occupancy} | {u.instructions} |"
-        )
     return "\n".join(lines) + "\n"
 
 

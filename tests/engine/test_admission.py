@@ -153,8 +153,9 @@ def test_pages_are_back_at_once_whenever_a_request_is_aborted(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("runs_ahead", [False, True], ids=["waits for ids", "runs ahead"])
-@pytest.mark.parametrize("deterministic", [False, True], ids=["default", "deterministic"])
+@pytest.mark.parametrize(
+    ("deterministic", "runs_ahead"), [(False, True), (True, False)], ids=["default, runs ahead", "deterministic, waits"]
+)
 def test_a_thousand_requests_with_a_quarter_of_the_pages_they_need_lose_and_double_nothing(
     deterministic: bool, runs_ahead: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -130,3 +130,9 @@ def test_a_long_file_and_a_long_kernel_are_found(tmp_path: Path) -> None:
     (tmp_path / "a.py").write_text("x = 1\n" * 351)
     (tmp_path / "a.hip").write_text("KERNEL(64) f() {" + "\n" * 120 + "}\n")
     assert too_large(tmp_path) == {"a.py": "351 lines, at most 350", "a.hip: f": "121 lines, at most 120"}
+
+
+def test_no_two_files_of_tests_have_one_name() -> None:
+    """pytest imports them by their names alone: the second of a name would end the whole run."""
+    names = [path.name for path in Path(__file__).parent.rglob("test_*.py")]
+    assert sorted(names) == sorted(set(names))

@@ -11,6 +11,7 @@ from typing import Any, NoReturn, Self, TypeVar
 from forge.config import SamplingParams
 from forge.display import html_table, num_bytes
 from forge.errors import ForgeError, ParameterError
+from forge.hooks.scope import bound, entered
 from forge.keywords import check_integer, keywords
 from forge.outputs import Chunk, Completion
 from forge.runtime import state_files, states
@@ -223,7 +224,9 @@ class State:
 
     def _compute(self, ids: list[int], start: Computed, *, is_kept: bool = True) -> Generator[None, None, Computed]:
         llm = self._llm
-        return states.computed(llm._loop, llm.engine, ids, llm._slot_of(self.adapter), start.hold, is_kept=is_kept)
+        ((hooks,),) = bound(entered(llm._loop), [ids])
+        slot = llm._slot_of(self.adapter)
+        return states.computed(llm._loop, llm.engine, ids, slot, hooks, start.hold, is_kept=is_kept)
 
     def _run(self, now: Computed, parts: Generator[None, None, T]) -> T:
         """What a generator gives that the engine's thread runs, and that needs what is there now."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from forge.errors import ParameterError
+from forge.hooks.scope import bound, entered
 from forge.keywords import keywords
 from forge.runtime import state_files, states
 from forge.runtime.encoder import Prompt
@@ -36,7 +37,8 @@ class StateFront(ScoringFront):
             raise ParameterError("prefill takes one prompt: call it for each", parameter="prompt")
         slot, ids = self._slot_of(adapter), self.encode_prompt(prompt)
         self.engine.check_ids(ids)
-        return State(self, self._loop.run(states.computed(self._loop, self.engine, ids, slot)), adapter)
+        ((hooks,),) = bound(entered(self._loop), [ids])
+        return State(self, self._loop.run(states.computed(self._loop, self.engine, ids, slot, hooks)), adapter)
 
     @keywords()
     def load_state(self, path: str | os.PathLike[str]) -> State:

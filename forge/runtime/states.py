@@ -15,6 +15,7 @@ from forge.engine.passes import job_of
 from forge.engine.prefix_cache import can_share
 from forge.engine.stored_pages import StoredPart, read_part, stored_parts, write_part
 from forge.errors import UnsupportedError
+from forge.hooks.scope import Hooks
 from forge.runtime.loop import EngineLoop
 from forge.runtime.request import Hold
 
@@ -34,12 +35,22 @@ class Computed(NamedTuple):
 
 
 def computed(
-    loop: EngineLoop, engine: Engine, ids: list[int], adapter: int, start: Hold | None = None, *, is_kept: bool = True
+    loop: EngineLoop,
+    engine: Engine,
+    ids: list[int],
+    adapter: int,
+    hooks: Hooks,
+    start: Hold | None = None,
+    *,
+    is_kept: bool = True,
 ) -> Generator[None, None, Computed]:
-    """A state of ids, of which `start` has the first ones; `start` itself, with logits, unless it is to be kept."""
+    """A state of ids, of which `start` has the first ones; `start` itself, with logits, unless it is to be kept.
+
+    hooks: See what is computed, which is not what `start` has.
+    """
     if not can_share(engine.runner.kinds, engine.runner.page_size):
         raise UnsupportedError("layers of this model keep a recurrence, which states do not hold yet")
-    job = job_of(ids, [len(ids) - 1], adapter, start.sequence if start else None)
+    job = job_of(ids, [len(ids) - 1], adapter, start.sequence if start else None, hooks)
     job.is_kept = is_kept
     row = np.zeros(0, np.float32)
     with closing(engine.run_jobs([job])) as steps:

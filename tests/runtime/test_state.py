@@ -270,6 +270,32 @@ def test_threads_that_change_one_state_are_told_and_those_that_read_it_are_not(l
     close_all(llm, state, fork)
 
 
+# Hooks
+
+
+def test_hooks_see_what_is_computed_and_a_state_keeps_what_they_changed(windowed: LLM) -> None:
+    point = "blk.2.resid_post"
+    with windowed.capture(point) as whole:
+        windowed.logits(IDS)
+    with windowed.capture(point) as prefill:
+        state = windowed.prefill(IDS[:30])
+    with windowed.capture(point) as extend:
+        state.extend(IDS[30:])
+    np.testing.assert_allclose(prefill[point], whole[point][:30], rtol=0, atol=1e-4)
+    assert extend.requests[0].positions(point).tolist() == list(range(30, 40))
+    np.testing.assert_allclose(extend[point], whole[point][30:], rtol=0, atol=1e-4)
+    vector = np.full(windowed.config.width, 3.0, np.float32)
+    with windowed.steer(point, vector, steps="prompt"):
+        wanted, changed = windowed.generate(IDS, GREEDY), windowed.prefill(IDS)
+    plain = windowed.generate(IDS, GREEDY).ids
+    assert wanted.ids != plain
+    assert changed.logits.argmax() == wanted.ids[0]
+    changed.extend(wanted.ids[:1])
+    assert changed.generate("", GREEDY).ids[:7] == wanted.ids[1:]
+    assert windowed.generate(IDS, GREEDY).ids == state.generate("", GREEDY).ids == plain
+    close_all(windowed, state, changed)
+
+
 # Files
 
 

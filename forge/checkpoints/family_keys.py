@@ -98,9 +98,11 @@ def ernie_experts(settings: Settings, _: Mapping[str, View]) -> Metadata:
     return found | ({"expert_shared_feed_forward_length": width * shared} if shared else {})
 
 
-def shared_width(settings: Settings, _: Mapping[str, View]) -> Metadata:
-    """Numbers of Granite's shared expert; 0 = there is none."""
+def shared_width(settings: Settings, tensors: Mapping[str, View]) -> Metadata:
+    """Numbers of Granite's shared expert; 0 = there is none. Raises FormatError if the files have one then."""
     width = settings.integer("shared_intermediate_size", 0)
+    if not width and any(".shared_mlp." in name for name in tensors):
+        raise FormatError(f"{settings.path}: shared_intermediate_size = 0, and the files have a shared expert")
     return {"expert_shared_feed_forward_length": width} if width else {}
 
 

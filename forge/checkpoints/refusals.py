@@ -53,8 +53,12 @@ def check_read(settings: Settings, family: Family, stored: Iterable[str]) -> Non
     settings.expect("scoring_func", (router.scores,))
     if "norm_topk_prob" not in family.defaults:
         settings.expect("norm_topk_prob", (router.renormalizes,))
-    if family.local_layers == "none" and any(settings.is_local() or ()):
+    local = settings.is_local() or []
+    if family.local_layers == "none" and any(local):
         raise UnsupportedError(f"{settings.path}: layer_types with windows are not supported in {family.arch}")
+    has_window = settings.has(family.window) and settings.stated.get("use_sliding_window") is not False
+    if family.local_layers == "all" and any(local) and not all(local) and has_window:
+        raise UnsupportedError(f"{settings.path}: layer_types without windows are not supported in {family.arch}")
     _check_layers(settings, family)
     _check_tensors(settings, ARCHS[family.arch], list(stored))
 

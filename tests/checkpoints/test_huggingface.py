@@ -101,10 +101,12 @@ def test_rows_are_read_alike_whole_and_in_parts(name: str, tmp_path: Path, monke
     ),
 )
 def test_configurations_of_older_versions_say_the_same(name: str, tmp_path: Path) -> None:
-    """Gemma 4 is younger."""
+    """Gemma 4 is younger. OLMo 3 had one base for all layers, which has no key of its own then."""
     directory = unpacked(name, tmp_path)
     with open_checkpoint(directory) as file:
         expected = {key: plain(value) for key, value in file.metadata.items()}, dict(file.tensors)
+    if name == "olmo3":
+        assert expected[0].pop("olmo2.rope.freq_base_swa") == expected[0]["olmo2.rope.freq_base"]
     config = older(json.loads((directory / "config.json").read_text()))
     (directory / "config.json").write_text(json.dumps(config))
     with open_checkpoint(directory) as file:

@@ -52,10 +52,14 @@ class PageLists:
     def _nothing(self) -> Hit:
         return Hit(0, [], [[] for _ in self.pools])
 
-    def _find(self, sequence: Sequence) -> Hit:
-        """What is there of a sequence's ids: what it begins from, or what the prefix cache has."""
-        if sequence.origin is not None:
-            return self._shared(sequence.origin, min(sequence.origin.num_computed, len(sequence.ids) - 1))
+    def _find(self, sequence: Sequence, *, keeps_last: bool = False) -> Hit:
+        """What is there of a sequence's ids: what it begins from, or what the prefix cache has.
+
+        keeps_last: As of `_shared`.
+        """
+        if (origin := sequence.origin) is not None:
+            length = min(origin.num_computed, len(sequence.ids) - 1)
+            return self._shared(origin, length, keeps_last=keeps_last and length == origin.num_computed)
         return self.prefix_cache.find(sequence) if self.prefix_cache else self._nothing
 
     def _shared(self, origin: Sequence, length: int, *, keeps_last: bool = False) -> Hit:

@@ -56,7 +56,7 @@ class Reservations(PageLists):
         Steps under way may still write to pages that running sequences give up for it, and sample ids of those
         sequences: the device works in order.
         """
-        hit = self._find(sequence) if sequence.origin is not None else self._nothing
+        hit = self._find(sequence, keeps_last=is_kept) if sequence.origin is not None else self._nothing
         length, needed = len(sequence.ids), []
         for pool, pages in zip(self.pools, hit.pages, strict=True):
             needed.append(min(pool.kind.num_pages(length), pool.kind.num_entries(length) - len(pages)))

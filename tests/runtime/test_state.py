@@ -270,6 +270,31 @@ def test_threads_that_change_one_state_are_told_and_those_that_read_it_are_not(l
     close_all(llm, state, fork)
 
 
+# Within a step
+
+
+def test_a_processor_may_use_states_and_scores_at_once(windowed: LLM) -> None:
+    seen: list[Any] = []
+
+    def other_model(ids: Any, logits: Any) -> Any:
+        """As contrastive decoding would ask one."""
+        held = windowed.prefill(ids.tolist() if hasattr(ids, "tolist") else list(ids))
+        np.testing.assert_allclose(held.logits, logits, rtol=0, atol=1e-4)
+        held.extend([5])
+        held.rollback(-1)
+        seen.append(windowed.score(held.ids, [[5], [6, 7]])[1].logprob)
+        held.close()
+
+    plain = windowed.generate(IDS, GREEDY).ids
+    assert windowed.generate(IDS, GREEDY, logits_processors=[other_model]).ids == plain
+    whole = [windowed.score([*IDS, *plain[:count]], [6, 7]).logprob for count in range(8)]
+    np.testing.assert_allclose(seen, whole, rtol=0, atol=1e-3)
+    state = windowed.prefill(IDS)
+    with pytest.raises(ForgeError, match="cannot wait for itself"):
+        windowed.generate([1], GREEDY, logits_processors=[lambda *_: state.generate("", GREEDY) and None])
+    close_all(windowed, state)
+
+
 # Hooks
 
 

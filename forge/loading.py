@@ -212,31 +212,36 @@ def _assembled(
         known = models.fingerprints(file, config, dict(zip(adapters, read, strict=True)))
     watch.lap("weights")
     runner = build_runner(decoder, plan, settings, backend, graphs)
-    is_measured = backend.is_asynchronous
-    engine = Engine(
-        runner,
-        end_ids=tokenizer.eog_ids,
-        max_step_tokens=plan.max_step_tokens,
-        max_prefill_tokens=settings.max_prefill_tokens or (None if is_measured else _CPU_PREFILL_TOKENS),
-        prefix_caching=settings.prefix_caching,
-        budget=StepBudget(plan.max_step_tokens) if is_measured and settings.max_prefill_tokens is None else None,
-    )
-    watch.lap("KV cache")
-    engine.warm_up(report, watch.lap)
-    backend.reserve(plan.step_bytes)  # not before: the warm-up has given back what its largest step made
-    return LLM(
-        engine,
-        tokenizer,
-        template,
-        path=path,
-        notes=(*notes, *file.notes, *plan.notes, *_cost_of_host_experts(decoder)),
-        load_parts=watch.parts,
-        load_ms=1000 * (time.perf_counter() - started),
-        adapters=tuple(adapters),
-        quantize=quantize,
-        nbytes=plan.device_bytes,
-        fingerprints=known,
-    )
+    try:
+        is_measured = backend.is_asynchronous
+        engine = Engine(
+            runner,
+            end_ids=tokenizer.eog_ids,
+            max_step_tokens=plan.max_step_tokens,
+            max_prefill_tokens=settings.max_prefill_tokens or (None if is_measured else _CPU_PREFILL_TOKENS),
+            prefix_caching=settings.prefix_caching,
+            budget=StepBudget(plan.max_step_tokens) if is_measured and settings.max_prefill_tokens is None else None,
+        )
+        watch.lap("KV cache")
+        engine.warm_up(report, watch.lap)
+        backend.reserve(plan.step_bytes)  # not before: the warm-up has given back what its largest step made
+        return LLM(
+            engine,
+            tokenizer,
+            template,
+            path=path,
+            notes=(*notes, *file.notes, *plan.notes, *_cost_of_host_experts(decoder)),
+            load_parts=watch.parts,
+            load_ms=1000 * (time.perf_counter() - started),
+            adapters=tuple(adapters),
+            quantize=quantize,
+            nbytes=plan.device_bytes,
+            fingerprints=known,
+        )
+    except BaseException:  # the error's traceback keeps functions, and what they refer to from outside of them
+        with suppress(Exception):  # the device may have failed, which the error says
+            runner.close()
+        raise
 
 
 def _cost_of_host_experts(decoder: models.Decoder) -> tuple[str, ...]:

@@ -58,3 +58,6 @@ def run_all(do: Callable[[T], object], jobs: Collection[T], threads: int, ended:
                 waiting.get_nowait()
         while len(over) < started:
             time.sleep(_POLL_S)
+        with suppress(Empty):  # an error's traceback keeps `work`, and these jobs with it
+            while True:
+                results.get_nowait()

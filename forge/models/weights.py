@@ -78,12 +78,12 @@ class Weights:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        parts, self._parts, self._arena, self._uploads = self._parts, [], None, Uploads(self.backend)  # errors keep it
         if kind is None:
             self._refuse_leftovers()
-            for refused, error in self._refused:
-                if self.backend.to_numpy(refused)[0]:
-                    raise error
-            run_all(lambda part: self.file.load_rows(*part), self._parts, THREADS.count, self._report_part)
+            for error in (error for refused, error in self._refused if self.backend.to_numpy(refused)[0]):
+                raise error
+            run_all(lambda part: self.file.load_rows(*part), parts, THREADS.count, self._report_part)
 
     def has(self, name: str) -> bool:
         return name in self.file.tensors

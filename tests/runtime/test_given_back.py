@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import subprocess
 import sys
 import weakref
@@ -18,6 +19,8 @@ from forge import LLM, OutOfMemoryError, loading
 from forge.backend import NUMPY
 from forge.backend.numpy import NumpyBackend
 from forge.engine import Engine
+from forge.formats.checkpoint import Checkpoint
+from forge.models.feed_forward import FeedForward
 from forge.models.weights import Weights
 from forge.runtime import process
 
@@ -128,6 +131,41 @@ def test_a_failed_load_leaves_no_array_though_its_error_is_kept(
     assert kept.value.__context__ is outer
     assert outer.__traceback__ is not None
     assert outer.__traceback__.tb_frame.f_locals["mine"] == [1, 2]  # the caller's own are left alone
+
+
+def test_a_failure_within_the_warm_up_s_own_functions_leaves_no_array(
+    made: Made, no_collector: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU. A traceback keeps the functions that failed, and what these refer to from outside of them."""
+
+    def fails(*_: Any) -> None:
+        raise RuntimeError("in a step")
+
+    monkeypatch.setattr(NumpyBackend, "prepare", lambda self, run, progress=None: run())
+    monkeypatch.setattr(FeedForward, "__call__", fails)
+    with pytest.raises(RuntimeError, match="in a step") as kept:
+        load()
+    count, left = made.counts()
+    assert (count > 8, left) == (True, 0)
+    assert "run_typical_steps" in [entry.name for entry in kept.traceback]
+
+
+def test_a_failure_of_a_thread_that_reads_weights_leaves_no_array(
+    made: Made, no_collector: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, calls = Checkpoint.load_rows, itertools.count()
+
+    def fails(*args: Any) -> Any:
+        if next(calls) == 5:
+            raise RuntimeError("in a thread")
+        return real(*args)
+
+    monkeypatch.setattr(Checkpoint, "load_rows", fails)
+    with pytest.raises(RuntimeError, match="in a thread") as kept:
+        load()
+    count, left = made.counts()
+    assert (count > 5, left) == (True, 0)
+    assert kept.value.__traceback__ is not None
 
 
 def test_a_model_that_an_interrupt_closes_is_given_back_though_it_was_never_used(made: Made) -> None:

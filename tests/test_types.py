@@ -63,3 +63,14 @@ def test_awaited_answers_are_typed_as_the_others(llm: forge.LLM) -> None:
         assert [type(completion) for completion in both] == 6 * [Completion]
 
     asyncio.run(answers())
+
+
+def test_states_and_scores_are_typed_by_what_they_were_asked_for(llm: forge.LLM) -> None:
+    with llm.prefill("a") as state:
+        assert isinstance(assert_type(state.generate("b", max_tokens=1), Completion), Completion)
+        assert isinstance(assert_type(state.generate(max_tokens=1), Completion), Completion)
+        assert len(assert_type(state.generate(["b", "c"], max_tokens=1), list[Completion])) == 2
+        assert len(assert_type(state.generate("b", n=2, max_tokens=1), list[Completion])) == 2
+    assert isinstance(assert_type(llm.score("a", "b"), forge.Score), forge.Score)
+    assert len(assert_type(llm.score("a", ["b", "c"]), list[forge.Score])) == 2
+    assert len(assert_type(llm.score([5, 6], [[7], [8, 9]]), list[forge.Score])) == 2

@@ -118,6 +118,7 @@ class PromptEncoder:
         """The token ids that `score` computes for a prompt and one of its continuations.
 
         Two strings become the tokens of both together, cut where the tokens of the prompt alone differ from them first.
+        Where that leaves nothing of the prompt, each becomes its own tokens.
 
         Args:
             prompt: As in `generate`, but no batch.
@@ -127,14 +128,12 @@ class PromptEncoder:
             ParameterError: The continuation is empty, or one of them is neither a string nor a list of ids.
             ContextLengthError: A text is far too long.
         """
-        ids = self.encode_prompt(prompt)
+        ids, cut, both = self.encode_prompt(prompt), 0, list[int]()
         if isinstance(continuation, str) and isinstance(prompt, str):
             both = self.encode_prompt(prompt + continuation)
             differ = (place for place, pair in enumerate(zip(ids, both, strict=False)) if pair[0] != pair[1])
             cut = next(differ, min(len(ids), len(both)))
-            ids, found = both[:cut], both[cut:]
-        else:
-            found = self.encode_continuation(continuation)
+        ids, found = (both[:cut], both[cut:]) if cut else (ids, self.encode_continuation(continuation))
         if not found:
             raise ParameterError("a continuation is empty: there is nothing to score", parameter="continuations")
         return ids, found

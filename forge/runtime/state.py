@@ -6,7 +6,7 @@ import os
 from collections.abc import Generator, Sequence
 from threading import RLock
 from types import TracebackType
-from typing import Any, NoReturn, Self, TypeVar
+from typing import Any, Literal, NoReturn, Self, TypeVar, overload
 
 from forge.config import SamplingParams
 from forge.display import html_table, num_bytes
@@ -121,6 +121,18 @@ class State:
         self._llm.engine.check_ids(ids)
         self._replace(now, self._compute(ids, now))
 
+    @overload
+    def generate(
+        self, prompt: Prompt = "", params: SamplingParams | None = None, *, n: Literal[1] = 1, **overrides: Any
+    ) -> Completion: ...
+    @overload
+    def generate(
+        self, prompt: Prompt = "", params: SamplingParams | None = None, *, n: int, **overrides: Any
+    ) -> list[Completion]: ...
+    @overload
+    def generate(
+        self, prompt: Sequence[Prompt], params: SamplingParams | None = None, **overrides: Any
+    ) -> list[Completion]: ...
     @keywords(SamplingParams)
     def generate(
         self, prompt: Prompt | Sequence[Prompt] = "", params: SamplingParams | None = None, **overrides: Any

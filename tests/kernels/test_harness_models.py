@@ -242,3 +242,25 @@ def test_joined_blocks_are_the_separate_ones_in_their_order(tmp_path: Path, monk
             if a is not None:
                 np.testing.assert_array_equal(device.to_numpy(a), device.to_numpy(b))
     np.testing.assert_array_equal(*found)
+
+
+@slow
+@pytest.mark.parametrize("name", ["llama", "gemma3"])
+def test_states_and_scores_are_those_of_float32(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    ids, path = np.random.default_rng(0).integers(0, 250, 30).tolist(), ARCH / name / "model.gguf"
+    host, device = forge.load(path, device="cpu", context=64), HarnessBackend(64)
+    monkeypatch.setattr(loading.backends, "select", lambda _: device)
+    with host, forge.load(path, context=64, max_sequences=4) as llm:
+        others = [[5], [7, 8, 9], ids[20:24]]
+        for found, wanted in zip(llm.score(ids[:20], others), host.score(ids[:20], others), strict=True):
+            np.testing.assert_allclose(found.logprobs, wanted.logprobs, rtol=0, atol=0.1)
+        np.testing.assert_allclose(llm.embed([ids[:5], ids]), host.embed([ids[:5], ids]), rtol=0, atol=0.01)
+        state, tokens = llm.prefill(ids), llm.generate(ids, max_tokens=6, ignore_eos=True).ids
+        np.testing.assert_allclose(state.logits, llm.logits(ids, -1), rtol=0, atol=0.02)
+        state.extend([3, 4])
+        state.rollback(-2)
+        state.save(tmp_path / "state")
+        for one in (state, llm.load_state(tmp_path / "state")):
+            assert one.generate("", max_tokens=6, ignore_eos=True).ids == tokens
+        with pytest.raises(forge.FormatError, match="is F16, and this model computes in float32"):
+            host.load_state(tmp_path / "state")

@@ -38,6 +38,7 @@ ALSO = {
     "tuning": "formats.ggml",
     "ops": "formats.ggml formats.quantize",
     "models": "formats",
+    "hooks": "formats",
     "runtime": "display formats.safetensors formats.safetensors_writer tokenizer",
     "outputs": "display",
     "llm": "display tokenizer",

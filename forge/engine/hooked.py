@@ -67,6 +67,10 @@ class SequenceHook(Protocol):
         """The step has been launched."""
         ...
 
+    def finished(self, is_whole: bool) -> None:
+        """The sequence has ended: by itself, or else by an error or its caller. Raises nothing."""
+        ...
+
     @property
     def recorded(self) -> Literal["read"] | npt.NDArray[np.float32] | None:
         """What it does at each position that it wants, where that is data and steps that do so may be captured: it only
@@ -232,3 +236,5 @@ class Watch:
         return None
 
     def end(self) -> None: ...
+
+    def finished(self, is_whole: bool) -> None: ...

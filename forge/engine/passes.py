@@ -268,6 +268,8 @@ class _Jobs:
 
     def _end(self, job: Job) -> None:
         del self._held[job.sequence]
+        for hook in job.sequence.hooks:
+            hook.finished(True)
         if job.is_kept:
             self._scheduler.keep(job.sequence)
         else:

@@ -163,6 +163,8 @@ class Scheduler(Reservations):
         if sequence in self.running:
             self.running.remove(sequence)
         self._drop_pages(sequence, failed=reason == "error")
+        for hook in sequence.hooks:
+            hook.finished(reason in ("stop", "length"))
 
     def preempt(self, sequence: Sequence | None = None) -> Sequence:
         """A running sequence, the youngest unless told, gives its pages up and waits, before all others that wait."""

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from forge.engine.hooked import PATTERN, Ints
-from forge.errors import ParameterError
+from forge.errors import FormatError, ParameterError
+from forge.formats.safetensors import SafeTensors, read_file
+from forge.formats.safetensors_writer import write_file
 from forge.keywords import shown
+
+PROMPT = "prompt_ids"
+_POSITIONS = ".positions"
+_TYPES = {"F32": np.float32, "F16": np.float16, "I32": np.int32}
 
 
 class Captured(Mapping[str, Any]):
@@ -27,6 +35,25 @@ class Captured(Mapping[str, Any]):
     def __init__(self, prompt_ids: list[int]) -> None:
         self.prompt_ids = prompt_ids
         self._parts: dict[str, list[tuple[Ints, Any]]] = {}
+        self._path: Path | None = None
+
+    @classmethod
+    def of_file(cls, path: Path) -> Captured:
+        """What a file holds that `write` has made. Values are read when they are asked for."""
+        with read_file(path) as file:
+            found = cls(_read(file, PROMPT).tolist())
+            names = [name for name in file.tensors if f"{name}{_POSITIONS}" in file.tensors]
+        found._parts, found._path = {name: [] for name in names}, path
+        return found
+
+    def write(self, path: Path, metadata: dict[str, str]) -> None:
+        """Move the values to a file. Raises OSError if it cannot be written."""
+        tensors = {PROMPT: np.array(self.prompt_ids, np.int32)}
+        for name in self._parts:
+            positions, value = self._whole(name)
+            tensors |= {name: value, f"{name}{_POSITIONS}": positions.astype(np.int32)}
+        write_file(path, tensors, metadata)
+        self._parts, self._path = {name: [] for name in self._parts}, path
 
     def add(self, name: str, positions: Ints, value: Any) -> None:
         """Positions of a point have been computed; (H, N, S) of attention weights, else (N, ...). A position that is
@@ -54,10 +81,23 @@ class Captured(Mapping[str, Any]):
             near = get_close_matches(str(name), self._parts, 3)
             there = f"the nearest are {', '.join(near)}" if near else f"it holds {_named(list(self))}"
             raise ParameterError(f"nothing was captured of {shown(name)}; {there}", parameter="name")
+        if self._path:
+            with read_file(self._path) as file:
+                return _read(file, f"{name}{_POSITIONS}").astype(np.int64), _read(file, name)
         parts = self._parts[name]
         if len(parts) > 1:
             self._parts[name] = parts = [_joined(parts, axis=1 if name.endswith(PATTERN) else 0)]
         return parts[0]
+
+
+def _read(file: SafeTensors, name: str) -> npt.NDArray[Any]:
+    info = file.tensors.get(name)
+    if info is None or info.dtype not in _TYPES:
+        raise FormatError(f"{file.path}: has no tensor {shown(name)} as `LLM.capture` writes it")
+    out = np.empty(info.shape, _TYPES[info.dtype])
+    if out.size:
+        file.read(name, 0, out)
+    return out
 
 
 def _joined(parts: list[tuple[Ints, Any]], axis: int) -> tuple[Ints, Any]:
@@ -81,7 +121,7 @@ class Cache:
     their calls.
 
     Attributes:
-        requests: What was kept of each, a `Captured`.
+        requests: What was kept of each, a `Captured`. With `to`, those that the directory held come first.
         names: Names of the points.
     """
 

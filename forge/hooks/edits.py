@@ -67,6 +67,8 @@ class EditHook:
 
     def end(self) -> None: ...
 
+    def finished(self, is_whole: bool) -> None: ...
+
 
 class PatchByFunction(Edits):
     """A function makes the new rows of the old ones."""

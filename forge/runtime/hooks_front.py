@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any, Literal
 
 from forge.hooks.cache import Cache
@@ -49,6 +52,7 @@ class HooksFront(StateFront):
         dtype: Literal["f32", "f16"] = "f32",
         device: bool = False,
         reduce: Any = None,
+        to: str | os.PathLike[str] | None = None,
     ) -> AbstractContextManager[Cache]:
         """Keep values of the calls in a `with` block: ``with llm.capture("blk.*.resid_post", positions=-1) as cache``.
 
@@ -65,6 +69,9 @@ class HooksFront(StateFront):
                 products with them; ("top_k", encoder (E, M), bias (M,) or None, k), the k greatest of
                 relu(x @ encoder + bias), with which they are under the point's name and ``.indices``; a function of
                 (rows (N, ...), `Where`) that gives an array (N, ...). "mean" keeps the mean of all positions, (1, ...).
+            to: A directory, for runs that are larger than memory: a request that has ended is moved to a file of
+                safetensors there, and read when the cache is asked for it. A block with the same directory and settings
+                goes on behind the requests that it holds: ``prompts[len(cache):]`` are left.
 
         Returns:
             A context manager, which gives a `Cache`.
@@ -78,14 +85,22 @@ class HooksFront(StateFront):
         check_bool("device", device)
         if device and reduce is not None:
             raise refusal("reduce", "None with device=True: it is computed on the host", reduce)
+        if device and to is not None:
+            raise refusal("to", "None with device=True: files are the host's", to)
+        reduction = reduction_of(reduce, found)
+        names = tuple(point.name for point in found)
+        kind = reduce if isinstance(reduce, str | None) else "function" if callable(reduce) else reduce[0]
+        settings = json.dumps([self._name, names, repr(positions), steps, request, dtype, kind])
         return Capture(
             self._loop,
-            tuple(point.name for point in found),
+            names,
             selected(positions, steps, request),
             self.engine.runner.backend,
             dtype=_DTYPES[dtype],
             is_on_device=device,
-            reduction=reduction_of(reduce, found),
+            reduction=reduction,
+            directory=None if to is None else Path(to),
+            settings=settings,
         )
 
     @keywords()

@@ -38,6 +38,8 @@ class Read:
             self.found[where.name, int(position)] = row
         return None
 
+    def finished(self, is_whole: bool) -> None: ...
+
     def end(self) -> None:
         self.ended += 1
 

@@ -38,6 +38,8 @@ class Hook:
 
     def end(self) -> None: ...
 
+    def finished(self, is_whole: bool) -> None: ...
+
 
 def logits_of(llm: LLM, *hooks: Any) -> Any:
     return np.concatenate(list(llm.engine.logits(IDS, hooks=hooks)))

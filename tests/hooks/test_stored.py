@@ -1,0 +1,98 @@
+"""Captures that go to files, request by request, and go on where they were."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tiny_models import assert_idle, random_prompts, tiny_llm
+
+from forge import LLM, ForgeError, FormatError, ParameterError, SamplingParams, Where
+
+POINTS = ["blk.1.resid_post", "blk.0.attn.pattern"]
+PROMPTS = random_prompts(5, 12)
+PARAMS = SamplingParams(max_tokens=3, ignore_eos=True)
+
+
+@pytest.fixture(scope="module")
+def llm() -> LLM:
+    return tiny_llm("llama")
+
+
+def test_requests_are_moved_to_files_and_a_later_run_goes_on_behind_them(llm: LLM, tmp_path: Path) -> None:
+    with llm.capture(POINTS) as expected:
+        llm.generate(PROMPTS, PARAMS)
+    with llm.capture(POINTS, to=tmp_path / "run") as cache:
+        assert len(cache) == 0
+        llm.generate(PROMPTS[:2], PARAMS)
+        assert cache.requests[1]._parts == {name: [] for name in cache.requests[1]}  # they are no longer in memory
+        np.testing.assert_allclose(cache[1, POINTS[0]], expected[1, POINTS[0]], rtol=1e-4, atol=1e-5)
+    with llm.capture(POINTS, to=tmp_path / "run") as cache:
+        assert len(cache) == 2
+        llm.generate(PROMPTS[len(cache) :], PARAMS)
+    assert [path.name for path in sorted((tmp_path / "run").iterdir())] == [f"{n:06}.safetensors" for n in range(5)]
+    with llm.capture(POINTS, to=tmp_path / "run") as cache:
+        pass
+    for number, ids in enumerate(PROMPTS):
+        assert cache.requests[number].prompt_ids == ids
+        for name in POINTS:
+            assert cache.requests[number].positions(name).tolist() == list(range(len(ids) + 2))
+            np.testing.assert_allclose(cache[number, name], expected[number, name], rtol=1e-4, atol=1e-5)
+    whole = (tmp_path / "run" / "000003.safetensors").read_bytes()
+    size = int.from_bytes(whole[:8], "little")
+    entry = json.loads(whole[8 : 8 + size])[POINTS[0]]
+    begin, end = (8 + size + offset for offset in entry["data_offsets"])
+    stored = np.frombuffer(whole[begin:end], np.float32).reshape(entry["shape"])
+    np.testing.assert_array_equal(stored, cache[3, POINTS[0]])
+
+
+def test_a_pass_is_stored_too_and_a_reduction_of_it(llm: LLM, tmp_path: Path) -> None:
+    with llm.capture(POINTS[0], to=tmp_path, reduce="norm", dtype="f16") as cache:
+        llm.logits(PROMPTS[:2])
+    with llm.capture(POINTS[0], reduce="norm") as expected:
+        llm.logits(PROMPTS[:2])
+    assert cache[1, POINTS[0]].dtype == np.float16
+    np.testing.assert_allclose(cache[1, POINTS[0]], expected[1, POINTS[0]], rtol=1e-3)
+
+
+def test_what_is_not_whole_is_not_stored(llm: LLM, tmp_path: Path) -> None:
+    def fail(value: Any, where: Where) -> None:
+        if where.step == 2:
+            raise ZeroDivisionError
+
+    with llm.capture(POINTS[0], to=tmp_path):
+        llm.generate(PROMPTS[0], PARAMS)
+        with llm.patch(POINTS[0], fail), pytest.raises(ZeroDivisionError):
+            llm.generate(PROMPTS[1], PARAMS)
+    with llm.capture(POINTS[0], to=tmp_path) as cache:
+        assert len(cache) == 1
+    assert_idle(llm)
+
+
+def test_other_settings_damaged_files_and_directories_that_are_none_are_refused(llm: LLM, tmp_path: Path) -> None:
+    with llm.capture(POINTS[0], to=tmp_path):
+        llm.logits(PROMPTS[0])
+    for how in ({"points": POINTS}, {"positions": -1}, {"dtype": "f16"}, {"reduce": "norm"}):
+        with pytest.raises(ParameterError, match=r"000000.safetensors was captured with other settings"):
+            llm.capture(**({"points": POINTS[0], "to": tmp_path} | how))  # type: ignore[arg-type]
+    with pytest.raises(ParameterError, match="to must be None with device=True"):
+        llm.capture(POINTS[0], to=tmp_path, device=True)
+    (tmp_path / "000001.safetensors").write_bytes(b"\0" * 20)
+    with pytest.raises(FormatError, match=r"000001\.safetensors"):
+        llm.capture(POINTS[0], to=tmp_path)
+    with pytest.raises(ParameterError, match="is no directory"):
+        llm.capture(POINTS[0], to=tmp_path / "000000.safetensors")
+
+
+def test_a_file_that_cannot_be_written_is_an_error_of_the_block(llm: LLM, tmp_path: Path) -> None:
+    def capture_in(directory: Path) -> None:
+        with llm.capture(POINTS[0], to=directory):
+            (directory / "000000.safetensors").mkdir()  # nothing replaces a directory
+            llm.logits(PROMPTS[0])
+
+    with pytest.raises(ForgeError, match=r"000000\.safetensors: cannot be written: "):
+        capture_in(tmp_path / "run")
+    assert_idle(llm)

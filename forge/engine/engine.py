@@ -254,7 +254,7 @@ class Engine(Recovery):
     def close(self) -> None:
         """End all sequences as aborted, and let go of the model, the KV cache and the device's memory."""
         for sequence in (*self.scheduler.running, *self.scheduler.waiting, *self._siblings):
-            self.scheduler.finish(sequence, "abort")
+            self._finish(sequence, "abort")
         self._siblings.clear()
         self.runner.close()
 
@@ -271,7 +271,7 @@ class Engine(Recovery):
             siblings.remove(sequence)
             if was_first and siblings:  # they would have started from it: the next one goes first
                 self.scheduler.add(siblings[0])
-        self.scheduler.finish(sequence, reason)
+        self._finish(sequence, reason)
 
     @property
     def is_busy(self) -> bool:
@@ -295,12 +295,12 @@ class Engine(Recovery):
             if self.prefix_cache:
                 self.prefix_cache.enter(sequence, len(sequence.ids))
             if token in sequence.end_ids:
-                self.scheduler.finish(sequence, "stop")
+                self._finish(sequence, "stop")
             else:
                 sequence.ids.append(token)
                 self._generated_tokens += 1
                 if len(sequence.ids) >= sequence.max_length:
-                    self.scheduler.finish(sequence, "length")
+                    self._finish(sequence, "length")
 
 
 def _split(step: list[Scheduled]) -> tuple[list[Scheduled], list[Scheduled]]:

@@ -201,19 +201,19 @@ class StepHook:
                     seen.sequence.error = of_user(error, __file__)
 
 
-def deliver(sequence: Sequence, position: int, found: Items[tuple[SequenceHook, str, Any]]) -> None:
-    """Hooks get what a recorded step has read of a sequence's position: the points' values, (E,) each."""
+def deliver(sequence: Sequence, positions: Ints, found: Items[tuple[SequenceHook, str, Any]]) -> None:
+    """Hooks get what recorded steps have read of a sequence's positions: the points' values, (N, E) each."""
     try:
         for hook, name, value in found:
             where = Where(
                 name,
                 int(name.split(".")[1]),
-                np.array([position]),
+                positions,
                 sequence.num_prompt,
-                position - sequence.num_prompt + 1,
+                int(positions[-1]) - sequence.num_prompt + 1,
                 hook.request,
             )
-            hook.at(value[None], where)
+            hook.at(value, where)
         for hook in dict.fromkeys(hook for hook, _, _ in found):
             hook.end()
     except Exception as error:

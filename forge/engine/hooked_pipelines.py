@@ -8,7 +8,7 @@ from collections.abc import Callable
 from forge.engine.pipeline import StepPipeline
 from forge.engine.recorded_hooks import Edit, RecordedEdits, recorded_edits
 from forge.engine.scheduler import Scheduled
-from forge.engine.sequence import Sampled
+from forge.engine.sequence import Sampled, Sequence
 from forge.errors import OutOfMemoryError
 
 _MAX_PIPELINES = 4
@@ -75,6 +75,12 @@ class HookedPipelines:
     def collect(self) -> list[Sampled]:
         """The ids of the oldest step of each."""
         return [one for p in self._pipelines.values() if p.num_queued for one in p.collect()]
+
+    def deliver(self, sequence: Sequence) -> None:
+        """A sequence ends: its hooks get what steps have read of it."""
+        for pipeline in self._pipelines.values():
+            if pipeline.hook:
+                pipeline.hook.deliver(sequence)
 
     def discard(self) -> None:
         """Forget the queued steps, and let go of the pipelines."""

@@ -100,10 +100,10 @@ class StepPipeline:
         self._ring, self._host_ring = backend.host_visible((_RING_ENTRIES, most_words), np.int32)
         """Output ring: a step writes its ids to an entry in the host's memory. A copy between steps would hold up the
         next one."""
-        self._hook: RecordedHook | None = None
+        self.hook: RecordedHook | None = None
         if edits:
             sizes = max_sequences, model.config.width
-            self._hook = RecordedHook(edits, backend, *sizes, self.table.step, _RING_ENTRIES)
+            self.hook = RecordedHook(edits, backend, *sizes, self.table.step, _RING_ENTRIES)
         self.budget: StepBudget | None = None
         """Told of the time of each step."""
         spare = [[page] * kind.num_entries(_SHORT[-1]) for kind, page in zip(state.kinds, state.num_pages, strict=True)]
@@ -180,7 +180,7 @@ class StepPipeline:
                 tokens[sequence] = stop - 1
                 for other in forks.get(sequence, ()) if forks else ():
                     tokens[other] = stop - 1
-        built = None if num_decoding == stop or self._hook else self._built(step, stop)
+        built = None if num_decoding == stop or self.hook else self._built(step, stop)
         joining, moves = self._seat(tokens)
         number = self._num_steps + 1
         known = number - 1 if built is None else number  # a captured step counts itself
@@ -190,8 +190,8 @@ class StepPipeline:
             moves=moves,
             step=None if built is None and self._is_step_known else known,
         )
-        if self._hook:
-            self._hook.seat(self._sequences)
+        if self.hook:
+            self.hook.seat(self._sequences)
         if built is None:
             adapted = self._is_adapted(self._sequences)
             outputs = self._graphs.run(
@@ -208,7 +208,7 @@ class StepPipeline:
         sequences, wait = tuple(self._sequences[: shape[0]]), self.backend.record_event()
         now = self.budget.clock() if self.budget else 0.0
         computed = tuple(entry.sequence for entry in step)
-        positions = [sequence.num_tokens - 1 for sequence in sequences] if self._hook else []
+        positions = [sequence.num_tokens - 1 for sequence in sequences] if self.hook else []
         counts = num_decoding, stop - num_decoding
         self._queue.append(_Queued(sequences, computed, wait, entry_of_ring, *counts, now, number, positions))
         for sequence in tokens:
@@ -273,7 +273,7 @@ class StepPipeline:
         decoding = Batch(
             ids, positions, self._starts[: rows + 1], row_lengths, tables, None, adapters
         )  # row r is slot r
-        logits = self.model(decoding, self.state, self._hook)
+        logits = self.model(decoding, self.state, self.hook)
         return [self._draw(logits), logits]
 
     def _mixed_step(self, built: batch.HostBatch, tokens: Mapping[Sequence, int]) -> Any:
@@ -321,8 +321,8 @@ class StepPipeline:
         found = [token for token in sampled if token.sequence.finish_reason is None]
         for token in found:
             token.sequence.num_pending -= 1
-        if self._hook:
-            self._hook.deliver(queued.sequences, queued.positions, queued.number)
+        if self.hook:
+            self.hook.keep(queued.sequences, queued.positions, queued.number)
         return found
 
     def discard(self) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Sequence as Items
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from forge.backend import Backend
 from forge.engine.hooked import SequenceHook, deliver
@@ -17,6 +18,10 @@ from forge.ops.decode_state import store_in_ring
 
 _RING_BYTES = 128 << 20
 """Of the host's pinned memory for what a pipeline's steps read."""
+
+
+_MOST_KEPT = 32
+"""Positions of a sequence that are kept before its hooks get them."""
 
 
 class Edit(NamedTuple):
@@ -78,6 +83,8 @@ class RecordedHook:
         self._shape = len(reads), rows, width
         self._held: list[Sequence | None] = [None] * rows
         """The sequence whose vectors each row has."""
+        self._kept: dict[Sequence, list[tuple[int, npt.NDArray[np.float32]]]] = {}
+        """What hooks have not got yet: of each position (reads, E). A call for each costs more than a step."""
 
     def at(self, name: str, value: Any) -> Any:
         """value: float32 (R, E) of the first R rows."""
@@ -101,8 +108,8 @@ class RecordedHook:
                 self._backend.upload(vectors[row], np.zeros(width, np.float32) if added is None else added)
             self._held[row] = sequence
 
-    def deliver(self, sequences: Items[Sequence], positions: Items[int], number: int) -> None:
-        """The step of this number has run: hooks get what they read of it, but of sequences that have ended.
+    def keep(self, sequences: Items[Sequence], positions: Items[int], number: int) -> None:
+        """The step of this number has run: what it read of sequences that have not ended is kept for their hooks.
 
         positions: Of each row's token.
         """
@@ -111,6 +118,16 @@ class RecordedHook:
         entry = self._host_ring[number % len(self._host_ring)].reshape(self._shape)
         for row, (sequence, position) in enumerate(zip(sequences, positions, strict=True)):
             if sequence.finish_reason is None and sequence.recorded:
-                hooks = [sequence.recorded.hooks[place] for place in self._firsts]
-                names = [self._edits[place].name for place in self._firsts]
-                deliver(sequence, position, list(zip(hooks, names, entry[:, row].copy(), strict=True)))
+                kept = self._kept.setdefault(sequence, [])
+                kept.append((position, entry[:, row].copy()))
+                if len(kept) == _MOST_KEPT:
+                    self.deliver(sequence)
+
+    def deliver(self, sequence: Sequence) -> None:
+        """The sequence's hooks get what was kept for them."""
+        if kept := self._kept.pop(sequence, None):
+            positions = np.array([position for position, _ in kept])
+            values = np.stack([value for _, value in kept], axis=1)  # (reads, N, E)
+            hooks = [sequence.recorded.hooks[place] for place in self._firsts]
+            names = [self._edits[place].name for place in self._firsts]
+            deliver(sequence, positions, list(zip(hooks, names, values, strict=True)))

@@ -7,7 +7,7 @@ from itertools import chain
 
 from forge.engine.passes import Passes
 from forge.engine.prefix_cache import PrefixCache
-from forge.engine.sequence import Sequence
+from forge.engine.sequence import FinishReason, Sequence
 from forge.errors import OutOfMemoryError, drop_frames
 
 OUT_OF_MEMORY = (MemoryError, OutOfMemoryError)
@@ -22,6 +22,12 @@ class Recovery(Passes):
     def _choices(self, first: Sequence) -> list[Sequence]:
         """A sequence, and those that start when its prompt is computed."""
         return self._siblings.get(first, [first])
+
+    def _finish(self, sequence: Sequence, reason: FinishReason) -> None:
+        """End a sequence, whose hooks get what was read of it. What they raise ends it with an error."""
+        if sequence.recorded and self.runner.hooked:
+            self.runner.hooked.deliver(sequence)
+        self.scheduler.finish(sequence, "error" if sequence.error else reason)
 
     def _discard_queued(self) -> None:
         """Forget the steps under way, and the ids that they sample."""

@@ -34,18 +34,20 @@ class Capture(Scope[Cache]):
         dtype: Any,
         is_on_device: bool,
         reduction: Reduction | None,
+        runs_code: bool = False,
         directory: Path | None = None,
         settings: str = "",
     ) -> None:
-        """dtype: Of floating point numbers that are kept. reduction: What is kept of values; None = they. directory:
-        Where requests go when they have ended. settings: What its files must have in common."""
+        """dtype: Of floating point numbers that are kept. reduction: What is kept of values; None = they. runs_code:
+        Whether it is a function of the user's. directory: Where requests go when they have ended. settings: What its
+        files must have in common."""
         super().__init__(owner, Cache(names))
         self.directory, self._metadata = directory, {_KEY: settings}
         self._failure: ForgeError | None = None
         if directory is not None:
             self._result.requests += _stored(directory, settings)
         self.names, self.selection, self._backend = frozenset(names), selection, backend
-        self.dtype, self.is_on_device, self.reduction = dtype, is_on_device, reduction
+        self.dtype, self.is_on_device, self.reduction, self.runs_code = dtype, is_on_device, reduction, runs_code
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -108,7 +110,7 @@ class CaptureHook:
 
     @property
     def recorded(self) -> Literal["read"] | None:
-        return None if self._capture.is_on_device else "read"
+        return "read" if not (self._capture.is_on_device or self._capture.runs_code) else None
 
     def selects(self, positions: Ints, num_prompt: int) -> Mask:
         return self._capture.selection.mask(positions, num_prompt)

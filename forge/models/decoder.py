@@ -170,9 +170,8 @@ class Decoder:
             x = points.at("embed", x, unit)
         inputs = self.per_layer_inputs(batch.ids, x) if self.per_layer_inputs else None
         # Products of several sequences' tokens are split-K partials. Their sum is a launch, unless the next norm adds
-        # them. Rows cannot be taken of partials, and hooks do not see them. The sums have the same bits either way.
-        is_plain = batch.logit_rows is None and hook is None
-        takes_partials = batch.is_decode and is_plain and (len(x) > 1 or self.is_deterministic)
+        # them, or a hook sees the stream. Rows cannot be taken of partials. The sums have the same bits either way.
+        takes_partials = batch.is_decode and batch.logit_rows is None and (len(x) > 1 or self.is_deterministic)
         stream = ResidualStream(x, leaves_pending=takes_partials, unit=unit)
         for index, (mixer, feed_forward) in enumerate(self.layers):
             points = points_in(hook, f"blk.{index}.") if hook else None

@@ -146,15 +146,19 @@ def _soft_cap_gpu(device: GPU, x: Any, cap: float) -> Any:
 
 
 @op("x:f32[T,E] addend:f32[T,E] -> y:f32[T,E]")
-def add(x: Array, addend: Array) -> Array:
-    """x + addend as a new array: a hook sees the residual stream while a pending addend stays apart from it."""
-    return x + addend
+def add(x: Array, addend: Any) -> Array:
+    """x + addend as a new array: a hook sees the residual stream while a pending addend stays apart from it.
+
+    addend: An array or `Partials`.
+    """
+    return np.asarray(x + addend)
 
 
 @add.gpu
 def _add_gpu(device: GPU, x: Any, addend: Any) -> Any:
     y = device.empty(x.shape, np.float32)
-    device.run("activation", "add", -(-x.size // _BLOCK_THREADS), x, addend, y, x.size)
+    addends = addend.parts if isinstance(addend, Partials) else addend[None]
+    device.run("activation", "add", -(-x.size // _BLOCK_THREADS), x, addends, y, x.size, len(addends))
     return y
 
 

@@ -91,14 +91,18 @@ KERNEL(256) soft_cap(
 }
 
 KERNEL(256) add(
-    const float *x,     // (count,)
-    const float *delta, // (count,)
-    float *y,           // (count,)
-    u32 count
+    const float *x,      // (count,)
+    const float *addend, // (partials, count)
+    float *y,            // (count,)
+    u32 count,
+    u32 partials
 ) {
     grid_dependency_sync();
     u32 i = BLOCK_X * 256 + THREAD;
-    if (i < count) y[i] = x[i] + delta[i];
+    if (i >= count) return;
+    float sum = x[i];
+    for (u32 s = 0; s < partials; ++s) sum += addend[(u64)s * count + i];
+    y[i] = sum;
 }
 
 KERNEL(256) add_and_scale(

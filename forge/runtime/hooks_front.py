@@ -99,6 +99,7 @@ class HooksFront(StateFront):
             dtype=_DTYPES[dtype],
             is_on_device=device,
             reduction=reduction,
+            runs_code=callable(reduce),
             directory=None if to is None else Path(to),
             settings=settings,
         )

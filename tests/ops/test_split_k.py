@@ -12,10 +12,11 @@ from harness import COMPILER, Harness
 from forge.devtools.cases import CASES
 from forge.devtools.cases.decode_attention import decode_case
 from forge.devtools.verify import compare
+from forge.ops.activation import add
 from forge.ops.decode_attention import decode_attention
 from forge.ops.linear import linear
 from forge.ops.matmul import Partials
-from forge.ops.norm import norm
+from forge.ops.norm import Normed, norm
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="no clang++: scripts/install-toolchain installs it")
 
@@ -47,6 +48,19 @@ def test_norms_add_partials_to_the_residual_stream(kind: str, splits: int, wave:
         y = device.launch(norm, (replace(normed, pending=split(device, given.pending, splits)),), {"out": "act"})
         for got, want in zip((y, normed.x), expected, strict=True):
             assert compare(device.to_numpy(got), want, 2e-3, 2e-3)[1] <= 1, case.name
+
+
+@pytest.mark.parametrize("splits", [1, 2, 9])
+def test_the_stream_that_a_hook_sees_has_partials_in_the_order_of_norms(splits: int) -> None:
+    device, rng = Harness(32), np.random.default_rng(0)
+    x, pending = (rng.standard_normal((3, 1500)).astype(np.float32) for _ in range(2))
+    partials, stream = split(device, pending, splits), device.asarray(x.copy())
+    seen = device.to_numpy(device.launch(add, (stream, partials), {}))
+    np.testing.assert_array_equal(device.to_numpy(stream), x)
+    normed = Normed(stream, partials, device.asarray(np.ones(1500, np.float32)), None, 1e-5, True)
+    device.launch(norm, (normed,), {"out": "act"})
+    np.testing.assert_array_equal(seen, device.to_numpy(stream))  # which the norm has added them to
+    np.testing.assert_allclose(seen, x + pending, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("wave", [32, 64])

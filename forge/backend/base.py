@@ -71,6 +71,10 @@ class Backend(ABC):
         """
         np.copyto(np.asarray(array), values)
 
+    def snapshot(self, array: Any) -> Any:
+        """A copy of a contiguous array on the device, in order with the ops before and after."""
+        return np.array(array)
+
     def host_visible(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> tuple[Any, npt.NDArray[Any]]:
         """Host memory that ops write: the array for ops, and the same memory for the host to read behind an event."""
         array = self.empty(shape, dtype)

@@ -158,6 +158,9 @@ class CupyBackend(GPU):
         self._graphs.call(lambda: product.queue(*addresses), (x, weight, out), capturable=False)
 
     def asarray(self, array: npt.ArrayLike, dtype: npt.DTypeLike | None = None) -> Any:
+        if isinstance(array, cp.ndarray):  # of user code
+            with self.active(), lasting():
+                return cp.ascontiguousarray(array, dtype)
         values = np.ascontiguousarray(array, dtype)
         with self.active(), lasting():
             if self._guarded is None:

@@ -116,7 +116,9 @@ class CaptureHook:
         return self._capture.selection.mask(positions, num_prompt)
 
     def at(self, value: Any, where: Where) -> None:
-        self._waiting.append((where, value.copy()))
+        is_whole = not isinstance(value, np.ndarray) and value.flags.c_contiguous
+        # CuPy's copy compiles a kernel of its own. Slices need one.
+        self._waiting.append((where, self._backend.snapshot(value) if is_whole else value.copy()))
 
     def end(self) -> None:
         waiting, self._waiting = self._waiting, []

@@ -123,7 +123,7 @@ def _above_minimum(bits: int, x: Floats, blocks: Bytes) -> None:
     scale = (np.maximum.reduce(x) - low) / np.float32(most)
     x -= low
     x *= _inverse(scale)
-    x += np.float32(0.49999997)
+    x += np.float32(0.5)
     codes = np.minimum(x.astype(np.uint8), np.uint8(most))
     if bits == 5:
         _put_fifth_bits(blocks, 4, codes)

@@ -66,6 +66,17 @@ def test_ties_are_rounded_as_gguf_does() -> None:
         assert_same_blocks(np.hstack([halves, np.full((3, 1), steps, np.float32)]), type)
 
 
+@pytest.mark.parametrize(("type", "most"), [(GGMLType.Q4_1, 15), (GGMLType.Q5_1, 31)])
+def test_numbers_beside_half_steps_are_rounded_as_gguf_does(type: GGMLType, most: int) -> None:
+    """The number before 0.5 becomes 1: its sum with 0.5 rounds to that."""
+    halves = np.resize(np.arange(1, 2 * most, dtype=np.float32) / 2, (3, 32))
+    halves[1:] = np.nextafter(halves[1:], np.array([[0], [99]], np.float32))
+    halves[:, -2:] = 0, most
+    assert_same_blocks(halves, type)
+    found = quantize(np.float32([[0.49999997] + [0] * 30 + [most]]), type)
+    assert found[0, -16] & 15 == 1
+
+
 def test_scales_of_mxfp4_next_to_powers_of_two() -> None:
     """A float32 logarithm rounds up to the next integer just below a power of 2, the farther the larger it is."""
     powers = np.exp2(np.arange(-123, 127, dtype=np.float32))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from forge.devtools.cases.case import Case
@@ -51,12 +53,12 @@ def _powers(rng: np.random.Generator) -> Arrays:
     return ((most * shares).view(np.uint8),)
 
 
-def _halves(_: np.random.Generator) -> Arrays:
-    """Half steps of Q8_0, and the numbers beside them."""
+def _halves(most: float) -> Callable[[np.random.Generator], Arrays]:
+    """Half steps of a scale of 1, and the numbers beside them. most: The largest number, which makes that scale."""
     halves = np.resize(np.arange(1, 32, dtype=np.float32) / 2, (3, 32))
     halves[1:] = np.nextafter(halves[1:], np.array([[0], [99]], np.float32))
-    halves[:, 0] = 127
-    return (halves.view(np.uint8),)
+    halves[:, -2:] = 0, most
+    return lambda _: (halves.view(np.uint8),)
 
 
 def _both_ends(rng: np.random.Generator) -> Arrays:
@@ -111,7 +113,10 @@ CASES = {
         *(_case("blocks that end within a word", type, "F32", 7, 544) for type in ("MXFP4", "Q4_0", "Q8_0", "Q5_1")),
         Case("Q6_K both ends", _both_ends, {"type": "Q6_K", "stored": "F32"}),
         *(Case(f"{type} level", _level, {"type": type, "stored": "F32"}) for type in ("Q4_K", "Q5_K")),
-        Case("Q8_0 halves", _halves, {"type": "Q8_0", "stored": "F32"}),
+        *(
+            Case(f"{t} halves", _halves(most), {"type": t, "stored": "F32"})
+            for t, most in (("Q8_0", 127), ("Q4_1", 15), ("Q5_1", 31))
+        ),
         Case("MXFP4 powers of two", _powers, {"type": "MXFP4", "stored": "F32"}),
     ],
     "quantize_planes": [

@@ -53,6 +53,10 @@ class Backend(ABC):
         """Makes the device current for the ops within. They give no warnings about NaN and infinity."""
         return nullcontext()
 
+    def released(self) -> AbstractContextManager[None]:
+        """Other threads may use the device, though this one is within `active`: it waits for one of them."""
+        return nullcontext()
+
     @abstractmethod
     def asarray(self, array: npt.ArrayLike, dtype: npt.DTypeLike | None = None) -> Any:
         """The array on the device."""

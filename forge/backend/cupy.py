@@ -9,7 +9,6 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property
-from threading import RLock, get_ident
 from typing import Any, TypeVar
 
 import cupy as cp
@@ -25,6 +24,7 @@ from forge.backend.cupy_memory import Copies, Guarded, Staging, host_visible, la
 from forge.backend.cupy_modules import Modules, block_of, pointer
 from forge.backend.cupy_plans import Plans
 from forge.backend.cupy_steps import RecordedSteps, StepLog, StepMemory
+from forge.backend.device_lock import DeviceLock
 from forge.backend.gpu import GPU
 from forge.backend.graphs import Graphs, Perturb
 from forge.backend.pdl import DependentLaunch, Packed
@@ -58,8 +58,7 @@ class CupyBackend(GPU):
         self._modules = Modules(self.arch)
         self._guarded: list[Guarded] | None = None
         self._scratch: Any = None
-        self._lock = RLock()
-        self._thread: int | None = None
+        self._lock = DeviceLock()
         with self._cuda_device:
             self._stream = cp.cuda.Stream(non_blocking=True)
         self._staging = Staging(self._stream)
@@ -76,16 +75,15 @@ class CupyBackend(GPU):
 
     def _is_within(self) -> bool:
         # The stream alone does not tell: where HIP fails while one is left, CuPy goes on to call it the current one.
-        return self._thread == get_ident() and cp.cuda.get_current_stream().ptr == self._stream.ptr
+        return self._lock.is_mine and cp.cuda.get_current_stream().ptr == self._stream.ptr
 
     @contextmanager
     def _enter(self) -> Iterator[None]:
-        with self._lock, errors(), self._cuda_device, self._stream:
-            outer, self._thread = self._thread, get_ident()
-            try:
-                yield
-            finally:
-                self._thread = outer
+        with self._lock.held(), errors(), self._cuda_device, self._stream:
+            yield
+
+    def released(self) -> AbstractContextManager[None]:
+        return self._lock.released()
 
     def launch(self, op: Any, args: tuple[Any, ...], options: Mapping[str, Any]) -> Any:
         if not self._is_within():

@@ -123,7 +123,7 @@ class ModelRunner:
             table.fill(sequences)
             samples = any(sequence.params.sampler is not None for sequence in sequences)
             choose = partial(processors.choose, self.backend, sequences) if samples else None
-            given = processors.processed(logits, sequences)
+            given = processors.processed(self.backend, logits, sequences)
             _, drawn = table.sampler.draw(given, table.fields, logits, choose)
             sampled = read_sampled(sequences, self.backend.to_numpy(drawn))
             for row, (sequence, token, _) in enumerate(sampled):

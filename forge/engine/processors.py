@@ -22,12 +22,12 @@ from forge.ops.sampling import candidates, divisor
 T = TypeVar("T")
 
 
-def processed(logits: Any, sequences: list[Sequence]) -> Any:
+def processed(backend: Backend, logits: Any, sequences: list[Sequence]) -> Any:
     """Logits f32 (B, V) behind the processors of each row's sequence, in memory of their own where there are any."""
     own = [(row, sequence) for row, sequence in enumerate(sequences) if sequence.params.logits_processors]
     if not own:
         return logits
-    found = logits.copy()
+    found = backend.snapshot(logits)
     for row, sequence in own:
         _guarded(sequence, partial(_process, sequence, found[row]))
     return found
@@ -88,6 +88,7 @@ def _sample(backend: Backend, sequence: Sequence, row: Any) -> int:
     random = np.random.Generator(np.random.Philox(key=key))
     found = sampler(list(sequence.ids), _limited(backend, row, params), random)
     try:
+        found = backend.to_numpy(found).item() if getattr(found, "shape", None) == () else found  # as argmax gives it
         token = -1 if isinstance(found, bool | np.bool_) else index(found)
     except TypeError:
         token = -1

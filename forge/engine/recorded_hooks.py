@@ -115,11 +115,11 @@ class RecordedHook:
         """
         if not self._firsts:
             return
-        entry = self._host_ring[number % len(self._host_ring)].reshape(self._shape)
+        entry = self._host_ring[number % len(self._host_ring)].reshape(self._shape)[:, : len(sequences)].copy()
         for row, (sequence, position) in enumerate(zip(sequences, positions, strict=True)):
             if sequence.finish_reason is None and sequence.recorded:
                 kept = self._kept.setdefault(sequence, [])
-                kept.append((position, entry[:, row].copy()))
+                kept.append((position, entry[:, row]))
                 if (number + row) % _MOST_KEPT == 0:  # those of a batch take turns: no step waits for all of them
                     self.deliver(sequence)
 

@@ -99,7 +99,7 @@ class EngineLoop:
             has_ended = self._has_ended or sys.is_finalizing()  # which leaves no thread
             return f"{self._name}: {self._refusal or _EXITS}" if has_ended else None
 
-        return Waiter(refusal)
+        return Waiter(refusal, self._engine.runner.backend.released)
 
     def watch(self, waiter: Any) -> ref[Any]:
         """A weak reference to a waiter. The loop is told when the waiter is gone."""
@@ -180,7 +180,10 @@ class EngineLoop:
     def _put(self, handle: Callable[[Any], None], sent: Request | Pass) -> None:
         self.check()
         if get_ident() == self._thread_id:
-            raise ForgeError(f"{self._name}: the engine's own thread cannot wait for itself: call from another thread")
+            raise ForgeError(
+                f"{self._name}: a request cannot wait for the step that runs this function",
+                hint="use logits, score or a state of the model here, or call from another thread",
+            )
         self._start()
         self._inbox.put((handle, sent))
         if self._has_ended:  # since the check

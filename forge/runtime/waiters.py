@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from copy import copy
 from queue import Empty, SimpleQueue
 from typing import Any
@@ -22,9 +22,14 @@ class Waiter:
     The caller alone holds it. When it is gone, the engine's thread ends the request.
     """
 
-    def __init__(self, refusal: Callable[[], str | None]) -> None:
-        """refusal: why nothing will be delivered any more; None while something may."""
-        self._refusal = refusal
+    def __init__(
+        self,
+        refusal: Callable[[], str | None],
+        released: Callable[[], AbstractContextManager[None]] = nullcontext[None],
+    ) -> None:
+        """refusal: why nothing will be delivered any more; None while something may. released: As of `Backend`: the
+        thread may be that of another model on the same device, in a function of the user's."""
+        self._refusal, self._released = refusal, released
         self._messages: SimpleQueue[Any] = SimpleQueue()
 
     def deliver(self, message: Any) -> None:
@@ -33,13 +38,16 @@ class Waiter:
 
     def get(self) -> Any:
         """The next message. Raises it where it is an error."""
+        with self._released():
+            message = self._next()
+        return _result(message)
+
+    def _next(self) -> Any:
         while True:
             with suppress(Empty):
-                message = self._messages.get(timeout=PATIENCE_S)
-                break
+                return self._messages.get(timeout=PATIENCE_S)
             if (refusal := self._refusal()) is not None and self._messages.empty():
                 raise ForgeError(refusal)
-        return _result(message)
 
 
 class AsyncWaiter:

@@ -407,7 +407,7 @@ def test_a_model_that_is_dropped_ends_its_thread_and_is_freed() -> None:
 def test_the_engine_s_own_thread_is_told_that_it_cannot_wait_for_itself(llm: LLM) -> None:
     def within() -> Generator[None, None, str]:
         for use in (lambda: llm.generate([1], SHORT), lambda: list(llm.stream([1], SHORT))):
-            with pytest.raises(ForgeError, match="cannot wait for itself"):
+            with pytest.raises(ForgeError, match="cannot wait for the step"):
                 use()
         yield
         return "told"

@@ -1,4 +1,4 @@
-"""Hooks with `device="hip"`, on CuPy's arrays: captured and steered as with NumPy."""
+"""Hooks and functions of users with `device="hip"`: as with NumPy."""
 
 from __future__ import annotations
 
@@ -65,3 +65,27 @@ def test_recorded_steps_steer_and_read_as_numpy_does() -> None:
         for name, value in other.items():
             assert len(value) == LOGGED.max_tokens - 1
             near(one[name], value, name)
+
+
+def test_a_function_may_ask_another_model_on_the_same_device() -> None:
+    """The thread of that model waits for the device, which the step that runs the function has."""
+    found = []
+    for device in ("hip", "cpu"):
+        settings = {"device": device, "context": 64, "max_sequences": 4}
+        with forge.load(MODEL, **settings) as expert, forge.load(MODEL, **settings) as amateur:
+            asked: list[Any] = []
+
+            def ask(ids: list[int], logits: Any, amateur: forge.LLM = amateur, asked: list[Any] = asked) -> None:
+                asked.append(amateur.logits(ids, positions=-1)[0])
+                asked.append(amateur.generate(ids, max_tokens=2).ids)
+
+            own = forge.SamplingParams(max_tokens=4, ignore_eos=True, logits_processors=[ask])
+            found.append(([one.ids for one in expert.generate(PROMPTS, own)], asked))
+    (ids, asked), (expected, others) = found
+    assert ids == expected
+    assert len(asked) == 2 * 4 * len(PROMPTS)
+    for one, other in zip(asked, others, strict=True):
+        if isinstance(one, list):
+            assert one == other
+        else:
+            near(one, other)

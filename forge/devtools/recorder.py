@@ -19,7 +19,7 @@ MAX_CUS = 512
 
 
 class Recorded(np.ndarray[Any, Any]):
-    """An array of a recorder: zeros that nobody writes."""
+    """An array of a recorder: what was placed there, or zeros that nobody writes."""
 
     device: Any = None
 
@@ -59,8 +59,10 @@ class Recorder(GPU):
         return array
 
     def asarray(self, array: npt.ArrayLike, dtype: npt.DTypeLike | None = None) -> Any:
-        values = np.asarray(array, dtype)
-        return self.empty(values.shape, values.dtype)
+        """The values as they are: what a batch says of its sequences is read again."""
+        found = np.asarray(array, dtype, order="C").view(Recorded)
+        found.device = self
+        return found
 
     def tensor_map(self, array: Any, slots: int) -> Any:
         return self.empty((16,), np.uint64)

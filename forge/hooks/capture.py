@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from forge.backend import Backend
+from forge.backend import backend_of
 from forge.engine.hooked import Ints, Mask, Where
 from forge.errors import ForgeError, ParameterError
 from forge.formats.safetensors import read_file
@@ -29,7 +29,6 @@ class Capture(Scope[Cache]):
         owner: object,
         names: tuple[str, ...],
         selection: Selection,
-        backend: Backend,
         *,
         dtype: Any,
         is_on_device: bool,
@@ -46,7 +45,7 @@ class Capture(Scope[Cache]):
         self._failure: ForgeError | None = None
         if directory is not None:
             self._result.requests += _stored(directory, settings)
-        self.names, self.selection, self._backend = frozenset(names), selection, backend
+        self.names, self.selection = frozenset(names), selection
         self.dtype, self.is_on_device, self.reduction, self.runs_code = dtype, is_on_device, reduction, runs_code
 
     def __exit__(
@@ -76,7 +75,7 @@ class Capture(Scope[Cache]):
             return None
         captured, number = Captured(prompt.ids), len(self._result.requests)
         self._result.requests.append(captured)
-        return CaptureHook(self, prompt.request, number, captured, self._backend)
+        return CaptureHook(self, prompt.request, number, captured)
 
 
 def _stored(directory: Path, settings: str) -> list[Captured]:
@@ -99,10 +98,10 @@ def _stored(directory: Path, settings: str) -> list[Captured]:
 class CaptureHook:
     """Keeps values of one sequence."""
 
-    def __init__(self, capture: Capture, request: int, number: int, captured: Captured, backend: Backend) -> None:
+    def __init__(self, capture: Capture, request: int, number: int, captured: Captured) -> None:
         """number: Of the request in the cache."""
         self.names, self.request, self._number = capture.names, request, number
-        self._capture, self._captured, self._backend = capture, captured, backend
+        self._capture, self._captured = capture, captured
         self._waiting: list[tuple[Where, Any]] = []
         """Of the step under way, on the device: it is not waited for before all of it is launched."""
         self._state: dict[str, Any] = {}
@@ -116,9 +115,9 @@ class CaptureHook:
         return self._capture.selection.mask(positions, num_prompt)
 
     def at(self, value: Any, where: Where) -> None:
-        is_whole = not isinstance(value, np.ndarray) and value.flags.c_contiguous
         # CuPy's copy compiles a kernel of its own. Slices need one.
-        self._waiting.append((where, self._backend.snapshot(value) if is_whole else value.copy()))
+        is_whole = value.flags.c_contiguous
+        self._waiting.append((where, backend_of(value).snapshot(value) if is_whole else value.copy()))
 
     def end(self) -> None:
         waiting, self._waiting = self._waiting, []
@@ -135,7 +134,7 @@ class CaptureHook:
             kept = value.astype(self._capture.dtype) if is_float else value
             self._captured.add(where.name, where.positions, kept)
             return
-        host = value if isinstance(value, np.ndarray) else self._backend.to_numpy(value)
+        host = backend_of(value).to_numpy(value)
         if self._capture.reduction is None:
             self._captured.add(where.name, where.positions, host.astype(self._capture.dtype) if is_float else host)
             return

@@ -95,7 +95,6 @@ class HooksFront(StateFront):
             self._loop,
             names,
             selected(positions, steps, request),
-            self.engine.runner.backend,
             dtype=_DTYPES[dtype],
             is_on_device=device,
             reduction=reduction,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
 
 from forge.engine.pipeline import StepPipeline
@@ -22,23 +21,42 @@ class HookedPipelines:
         """make: Raises OutOfMemoryError where there is no memory for another pipeline."""
         self._make = make
         self._pipelines: dict[tuple[Edit, ...], StepPipeline] = {}
+        self._known: dict[tuple[Edit, ...], tuple[Edit, ...]] = {}
+        """Equal ones are one object: a step tells them apart by its id."""
         self._refused: set[tuple[Edit, ...]] = set()
         """Edits for which there was no memory."""
 
     def parts(self, step: list[Scheduled]) -> tuple[list[Scheduled], list[Scheduled], list[Scheduled]]:
         """The entries of a step that run as those without hooks do, those of these pipelines, and the separate rest."""
-        plain, hooked, separate = [], list[Scheduled](), list[Scheduled]()
-        counts: Counter[tuple[Edit, ...]] = Counter()
-        for entry in sorted(step, key=lambda entry: entry.sequence.row is None):  # who has a row keeps it
-            found = _edits_of(entry) if entry.sequence.hooks else None
-            if not entry.sequence.is_separate or (found and not found.edits):
-                plain.append(entry)
-            elif found and counts[found.edits] < self._room(found.edits):
-                counts[found.edits] += 1
-                hooked.append(entry)
-            else:
+        apart = [entry for entry in step if entry.sequence.is_separate]
+        if not apart:
+            return step, [], []
+        plain = [entry for entry in step if not entry.sequence.is_separate]
+        hooked, separate, room = list[Scheduled](), list[Scheduled](), dict[int, int]()
+        for entry in sorted(apart, key=lambda entry: entry.sequence.row is None):  # who has a row keeps it
+            found = self._edits_of(entry)
+            if found is None:
                 separate.append(entry)
+            elif not found.edits:
+                plain.append(entry)
+            else:
+                left = room[id(found.edits)] if id(found.edits) in room else self._room(found.edits)
+                (hooked if left > 0 else separate).append(entry)
+                room[id(found.edits)] = left - 1
         return plain, hooked, separate
+
+    def _edits_of(self, entry: Scheduled) -> RecordedEdits | None:
+        """What the hooks of a sequence do in this decode step and in later ones, where that is data."""
+        sequence, start, count = entry
+        if sequence.row is None:  # else it is in such steps already
+            is_decoding = count == 1 and start >= sequence.num_prompt and sequence.num_remaining == 1
+            if not is_decoding or not sequence.may_be_recorded:
+                return None
+            if sequence.recorded is None:
+                sequence.recorded = recorded_edits(sequence, self._known)
+                sequence.may_be_recorded = sequence.recorded is not None
+        found: RecordedEdits | None = sequence.recorded
+        return found
 
     def _room(self, edits: tuple[Edit, ...]) -> int:
         """How many sequences with these edits may be in a step."""
@@ -67,10 +85,10 @@ class HookedPipelines:
 
     def launch(self, step: list[Scheduled]) -> bool:
         """Queue a step for each kind of edits. As `StepPipeline.launch`."""
-        groups: dict[tuple[Edit, ...], list[Scheduled]] = {}
+        groups: dict[int, list[Scheduled]] = {}
         for entry in step:
-            groups.setdefault(entry.sequence.recorded.edits, []).append(entry)
-        return all(self._pipelines[edits].launch(group, {}) for edits, group in groups.items())
+            groups.setdefault(id(entry.sequence.recorded.edits), []).append(entry)
+        return all(self._pipelines[group[0].sequence.recorded.edits].launch(group, {}) for group in groups.values())
 
     def collect(self) -> list[Sampled]:
         """The ids of the oldest step of each."""
@@ -89,15 +107,3 @@ class HookedPipelines:
                 pipeline.discard()
         finally:
             self._pipelines.clear()
-
-
-def _edits_of(entry: Scheduled) -> RecordedEdits | None:
-    """What the hooks of a sequence do in this decode step and in later ones, where that is data."""
-    sequence, start, count = entry
-    if count != 1 or start < sequence.num_prompt or sequence.num_remaining != 1 or not sequence.may_be_recorded:
-        return None
-    if sequence.recorded is None:
-        sequence.recorded = None if sequence.has_functions else recorded_edits(sequence)
-        sequence.may_be_recorded = sequence.recorded is not None
-    found: RecordedEdits | None = sequence.recorded
-    return found

@@ -40,7 +40,7 @@ class RecordedEdits(NamedTuple):
     """Whose each edit is."""
 
 
-def recorded_edits(sequence: Sequence) -> RecordedEdits | None:
+def recorded_edits(sequence: Sequence, known: dict[tuple[Edit, ...], tuple[Edit, ...]]) -> RecordedEdits | None:
     """Of a sequence whose prompt is computed. None where a hook runs code of the user's, looks elsewhere than at the
     residual stream, or at some steps only."""
     positions = np.arange(sequence.num_computed, max(sequence.max_length, sequence.num_computed + 1))
@@ -52,7 +52,8 @@ def recorded_edits(sequence: Sequence) -> RecordedEdits | None:
         if hook.recorded is None or not chosen.all() or not all(".resid_" in name for name in hook.names):
             return None
         found += [(Edit(name, isinstance(hook.recorded, str)), hook) for name in sorted(hook.names)]
-    return RecordedEdits(tuple(edit for edit, _ in found), tuple(hook for _, hook in found))
+    edits = tuple(edit for edit, _ in found)
+    return RecordedEdits(known.setdefault(edits, edits), tuple(hook for _, hook in found))
 
 
 def most_rows(edits: Items[Edit], width: int, ring_entries: int) -> int:
@@ -83,8 +84,9 @@ class RecordedHook:
         self._shape = len(reads), rows, width
         self._held: list[Sequence | None] = [None] * rows
         """The sequence whose vectors each row has."""
-        self._kept: dict[Sequence, list[tuple[int, npt.NDArray[np.float32]]]] = {}
-        """What hooks have not got yet: of each position (reads, E). A call for each costs more than a step."""
+        self._kept: dict[Sequence, list[tuple[int, npt.NDArray[np.float32], int]]] = {}
+        """What hooks have not got yet: of each position what its step read, (reads, R, E), and its row. A call for each
+        costs more than a step."""
 
     def at(self, name: str, value: Any) -> Any:
         """value: float32 (R, E) of the first R rows."""
@@ -118,16 +120,15 @@ class RecordedHook:
         entry = self._host_ring[number % len(self._host_ring)].reshape(self._shape)[:, : len(sequences)].copy()
         for row, (sequence, position) in enumerate(zip(sequences, positions, strict=True)):
             if sequence.finish_reason is None and sequence.recorded:
-                kept = self._kept.setdefault(sequence, [])
-                kept.append((position, entry[:, row]))
+                self._kept.setdefault(sequence, []).append((position, entry, row))
                 if (number + row) % _MOST_KEPT == 0:  # those of a batch take turns: no step waits for all of them
                     self.deliver(sequence)
 
     def deliver(self, sequence: Sequence) -> None:
         """The sequence's hooks get what was kept for them."""
         if kept := self._kept.pop(sequence, None):
-            positions = np.array([position for position, _ in kept])
-            values = np.stack([value for _, value in kept], axis=1)  # (reads, N, E)
+            positions = np.array([position for position, *_ in kept])
+            values = np.stack([entry[:, row] for _, entry, row in kept], axis=1)  # (reads, N, E)
             hooks = [sequence.recorded.hooks[place] for place in self._firsts]
             names = [self._edits[place].name for place in self._firsts]
             deliver(sequence, positions, list(zip(hooks, names, values, strict=True)))

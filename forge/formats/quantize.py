@@ -19,9 +19,10 @@ from forge.formats.ggml import BLOCK_FORMATS, GGMLType, dequantize, row_bytes
 from forge.formats.quantize_k import extreme, k_minimum, q6_k
 from forge.formats.scratch import scratch
 
-_CHUNK_WEIGHTS = 4128 * 32
-"""Weights that are worked on together: of operations that take long, threads seldom wait for Python's lock, and what it
-costs to begin one counts little. Columns are no power of two apart: such columns would share few lines of the cache."""
+_CHUNK_GROUPS = 4128
+"""Groups of 32 weights that are worked on together: what it costs to begin an operation counts little, and of long ones
+threads seldom wait for Python's lock. K types, of many operations, take twice as many. Columns are no power of two
+apart: such columns would share few lines of the cache."""
 REFUSED = "weights are not finite, or too large for {}"
 
 
@@ -55,7 +56,7 @@ def fill(source: Bytes, stored: GGMLType, type: GGMLType, out: Bytes) -> None:
     given = source.reshape(-1, stored.type_size)
     target = out.reshape(-1, type.type_size)
     weights = len(target) * type.block_size
-    step = _CHUNK_WEIGHTS // 256 * 256
+    step = _CHUNK_GROUPS * 32 * (2 if type.block_size == 256 else 1)
     with np.errstate(all="ignore"):
         for start in range(0, weights, step):
             part = slice(start, min(start + step, weights))
@@ -63,7 +64,10 @@ def fill(source: Bytes, stored: GGMLType, type: GGMLType, out: Bytes) -> None:
             floats = scratch("floats", (size // stored.block_size, stored.block_size), np.float32)
             dequantize(given[start // stored.block_size : part.stop // stored.block_size], stored, floats)
             columns = scratch("columns", (group, size // group), np.float32)
-            np.copyto(columns, floats.reshape(-1, group).T)
+            rows = floats.reshape(-1, group)
+            for first in range(0, len(rows), _CHUNK_GROUPS):  # more would leave the cache between two of their columns
+                some = slice(first, first + _CHUNK_GROUPS)
+                np.copyto(columns[:, some], rows[some].T)
             write(columns, target[start // type.block_size : part.stop // type.block_size])
 
 

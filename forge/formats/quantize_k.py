@@ -97,15 +97,17 @@ def _likely_lines(share: Floats, weight: Floats, candidates: range) -> tuple[Flo
     Weights are quarters of the group's root mean square, together at most 256, and distances 32nds of a step, so sums
     have 16 bits. Of weights that are all the same 2**16 may become 0, here as on a device: it makes no difference.
     """
-    places, whole = _whole(share, "places"), _whole(weight, "whole")
+    places, weights = _whole(share, "places"), scratch("weights", (2, *share.shape), np.int16)
+    whole, leaned = weights
+    np.copyto(whole, weight, casting="unsafe")
     at = np.right_shift(places, 8, out=_like(places, "distance"))
     at -= np.int16(8)
-    leaned = np.multiply(whole, at, out=_like(places, "leaned"))
+    np.multiply(whole, at, out=leaned)
     sum_w = np.add.reduce(whole, axis=0, dtype=np.int16).astype(np.float32)
     mean = np.add.reduce(leaned, axis=0, dtype=np.int16).astype(np.float32) / sum_w
     spread = np.einsum("ij,ij->j", leaned, at).astype(np.float32) - sum_w * mean * mean
     inverse = np.where(spread > 1, np.float32(1) / spread, np.float32(0))
-    error, shift, tilt = _distances(places, candidates, whole, whole, leaned)
+    error, shift, tilt = _distances(places, candidates, whole, weights)
     tilt -= shift * mean
     error -= shift * shift / sum_w
     error -= tilt * tilt * inverse
@@ -115,7 +117,7 @@ def _likely_lines(share: Floats, weight: Floats, candidates: range) -> tuple[Flo
     return (factor - tilt * np.float32(0.5)) * np.float32(1 / 4096), start
 
 
-def _distances(places: Shorts, candidates: range, weight: Shorts, *others: Shorts) -> Any:
+def _distances(places: Shorts, candidates: range, weight: Shorts, others: Shorts) -> Any:
     """Sums (1 + others, candidates, n) of w q q, and of others times q: q are the distances to the nearest codes, in
     32nds of a step, rounded down."""
     shape = 1 + len(others), len(candidates), places.shape[1]
@@ -123,8 +125,7 @@ def _distances(places: Shorts, candidates: range, weight: Shorts, *others: Short
     for i, factor in enumerate(candidates):
         np.right_shift(np.multiply(places, np.int16(factor), out=distance), np.int16(11), out=distance)
         np.einsum("ij,ij,ij->j", weight, distance, distance, out=sums[0, i])
-        for other, out in zip(others, sums[1:, i], strict=True):
-            np.einsum("ij,ij->j", other, distance, out=out)
+        np.einsum("kij,ij->kj", others, distance, out=sums[1:, i])
     found = scratch("found", shape, np.float32)
     np.copyto(found[0], sums[0].view(np.uint16))
     np.copyto(found[1:], sums[1:])
@@ -226,7 +227,7 @@ def _best_scales(x: Floats, largest: Floats) -> Floats:
     at >>= np.int16(9)
     leaned = np.multiply(whole, at, out=_like(places, "leaned"))
     inverse = _over(1, np.einsum("ij,ij->j", leaned, at).astype(np.float32))
-    error, tilt = _distances(places, CANDIDATES[6], whole, leaned)
+    error, tilt = _distances(places, CANDIDATES[6], whole, leaned[None])
     error -= tilt * tilt * inverse
     high = np.maximum.reduce(share)
     lost = high * high * _over(255 * 2048, total)

@@ -41,7 +41,7 @@ def assert_same_blocks(rows: np.ndarray, type: GGMLType) -> None:
 @pytest.mark.parametrize("type", BY_GGUF, ids=lambda t: t.name)
 def test_blocks_are_those_of_the_gguf_package(type: GGMLType, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of more than one chunk, the last of them short, with a border within a row."""
-    monkeypatch.setattr(quantizing, "_CHUNK_WEIGHTS", 1000 * 32)
+    monkeypatch.setattr(quantizing, "_CHUNK_GROUPS", 1000)
     rows = drawn(kind, 33, 32 * 31)
     assert_same_blocks(rows, type)
 

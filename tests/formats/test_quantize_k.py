@@ -185,7 +185,7 @@ def test_a_q6_block_weight_by_weight() -> None:
 
 @pytest.mark.parametrize("type", TYPES, ids=lambda t: t.name)
 def test_a_block_does_not_depend_on_others(type: GGMLType, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(quantizing, "_CHUNK_WEIGHTS", 126 * 256)
+    monkeypatch.setattr(quantizing, "_CHUNK_GROUPS", 504)
     rows = np.random.default_rng(4).standard_normal((5, 256 * 31)).astype(np.float32)
     whole = quantize(rows, type).reshape(-1, type.type_size)
     for i in (0, 125, 126, 154):  # beside a border of chunks, too

@@ -52,10 +52,12 @@ def job_of(
     adapter: int = -1,
     origin: Sequence | None = None,
     hooks: tuple[Any, ...] = (),
+    num_prompt: int | None = None,
 ) -> Job:
-    """A job over ids. adapter, origin, hooks: As of `Sequence`."""
+    """A job over ids. adapter, origin, hooks: As of `Sequence`. num_prompt: Of the ids, to hooks; None = all."""
     how: dict[str, Any] = {"adapter": adapter, "origin": origin, "hooks": hooks}
-    sequence = Sequence(0, list(ids), len(ids), SamplingParams(), 0, len(ids), **how)
+    length = len(ids) if num_prompt is None else num_prompt
+    sequence = Sequence(0, list(ids), length, SamplingParams(), 0, len(ids), **how)
     return Job(sequence, wanted)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from forge.engine.hooked import PATTERN, Ints
 from forge.errors import FormatError, ParameterError
 from forge.formats.safetensors import SafeTensors, read_file
 from forge.formats.safetensors_writer import write_file
-from forge.keywords import shown
+from forge.keywords import refusal, shown
 
 PROMPT = "prompt_ids"
 _POSITIONS = ".positions"
@@ -129,10 +130,20 @@ class Cache:
         self.names = names
         self.requests: list[Captured] = []
 
+    @classmethod
+    def of(cls, request: Captured) -> Cache:
+        """A cache of one request."""
+        found = cls(tuple(request))
+        found.requests.append(request)
+        return found
+
     def __getitem__(self, key: str | tuple[int, str]) -> Any:
         if isinstance(key, str):
             return self._only(key)[key]
-        number, name = key
+        if not (isinstance(key, tuple) and len(key) == 2 and isinstance(key[0], Integral) and isinstance(key[1], str)):
+            allowed = "a point's name, such as 'blk.3.resid_post', or a request's number and such a name"
+            raise refusal("key", f"{allowed}; cache.requests holds the requests", key)
+        number, name = int(key[0]), key[1]
         if not -len(self.requests) <= number < len(self.requests):
             message = f"the cache holds {len(self.requests)} requests, and no number {number}"
             raise ParameterError(message, parameter="request")

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from forge.backend import Backend, backend_of
 from forge.engine.hooked import PATTERN, Ints, Mask, Where
 from forge.errors import ForgeError, ParameterError
-from forge.hooks.cache import Cache
+from forge.hooks.cache import Cache, Captured
 from forge.hooks.scope import Scope
 from forge.hooks.selection import Prompt, Selection
 from forge.keywords import refusal
@@ -173,10 +173,15 @@ class PatchByCache(Edits):
         super().check(prompt)
         if not self.selection.concerns(prompt):
             return
-        number = self._number(prompt)
-        if not 0 <= number < len(self._cache.requests):
-            message = f"the cache holds {len(self._cache.requests)} requests, and no number {number}"
-            raise ParameterError(message, parameter="value")
+        number, held = self._number(prompt), len(self._cache.requests)
+        if not 0 <= number < held:
+            raise ParameterError(f"the cache holds {held} requests, and no number {number}", parameter="value")
+        if held not in (1, prompt.requests) and self.selection.request is None:
+            raise ParameterError(
+                f"the cache holds {held} requests, and the call has {prompt.requests}",
+                parameter="value",
+                hint="patch with one of them, as cache.requests[0]",
+            )
         captured = self._cache.requests[number]
         for point in self.points:
             positions, rows = captured.positions(point.name), captured[point.name]
@@ -252,6 +257,8 @@ def patch(
 ) -> Edits:
     """The block of `LLM.patch`. Raises ParameterError for a value or heads that the points cannot have."""
     own = _heads(heads, points)
+    if isinstance(value, Captured):
+        value = Cache.of(value)
     if isinstance(value, Cache):
         return PatchByCache(owner, points, selection, value, own, backend)
     if callable(value):
@@ -260,14 +267,18 @@ def patch(
 
 
 def numbers(name: str, value: Any) -> npt.NDArray[np.float32]:
-    """An array of a user, of whatever device, as float32 on the host. Raises ParameterError for what is none."""
+    """An array of a user, of whatever device, as float32 on the host. Raises ParameterError for what is none, and for
+    numbers that are complex or beyond float32."""
     try:
-        host = value if isinstance(value, np.ndarray | list | tuple) else _on_host(value)
-        found = np.array(host, np.float32)
-    except (TypeError, ValueError):
+        host = np.asarray(value if isinstance(value, np.ndarray | list | tuple) else _on_host(value))
+        if not host.ndim or host.dtype.kind in "cSUMm":
+            raise TypeError
+        with np.errstate(over="ignore"):
+            found = np.array(host, np.float32)
+    except (TypeError, ValueError, OverflowError):
         raise refusal(name, "an array of numbers", value) from None
-    if not found.ndim:
-        raise refusal(name, "an array of numbers", value)
+    if np.isinf(found).any() and not np.isinf(host.astype(np.float64)).any():
+        raise ParameterError(f"{name} holds numbers beyond float32", parameter=name)
     return found
 
 

@@ -56,11 +56,18 @@ def bound(scopes: list[Scope[Any]], prompts: list[list[int]], more: int = 0, n: 
     """
     if not scopes:
         return [[()] * n for _ in prompts]
-    several = [
-        [Prompt(number, choice, list(ids), len(ids) + more) for choice in range(n)]
-        for number, ids in enumerate(prompts)
-    ]
+    several = [Prompt(number, len(prompts), list(ids), len(ids) + more) for number, ids in enumerate(prompts)]
+    check(scopes, several)
+    return [[hooks_of(scopes, prompt) for _ in range(n)] for prompt in several]
+
+
+def check(scopes: list[Scope[Any]], prompts: list[Prompt]) -> None:
+    """Raises ParameterError for what a prompt cannot have."""
     for scope in scopes:
-        for choices in several:
-            scope.check(choices[0])
-    return [[tuple(hook for scope in scopes if (hook := scope.bind(one))) for one in choices] for choices in several]
+        for prompt in prompts:
+            scope.check(prompt)
+
+
+def hooks_of(scopes: list[Scope[Any]], prompt: Prompt) -> Hooks:
+    """The hooks of one sequence, which was checked."""
+    return tuple(hook for scope in scopes if (hook := scope.bind(prompt)))

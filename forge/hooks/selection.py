@@ -23,13 +23,14 @@ _MAX_LISTED = 5
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """What a hook is bound to: one choice of a prompt of a call.
+    """What a hook is bound to: a prompt of a call, and what is computed behind it.
 
-    request: Number of the prompt within its call. length: Positions that are computed at most.
+    request: Number of the prompt within its call, which has so many `requests`. length: Positions that are computed at
+    most.
     """
 
     request: int
-    choice: int
+    requests: int
     ids: list[int]
     length: int
 

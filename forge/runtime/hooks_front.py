@@ -62,7 +62,8 @@ class HooksFront(StateFront):
                 without an end has none, and has what is generated too. None = all. The last id of a completion is not
                 computed, unless more ids follow.
             steps: "prompt" or "generated" positions alone. None = both.
-            request: Number of the prompt within its call. None = all.
+            request: Number of the prompt within its call; its choices, or continuations of `score`, have the same
+                one. None = all.
             dtype: Of what is kept. Integers, as of experts, stay int32.
             device: Whether arrays stay on the model's device. Else they are NumPy's.
             reduce: What is kept instead of a position's value: "norm", its L2 norm; ("project", vectors (M, E)), its
@@ -120,9 +121,10 @@ class HooksFront(StateFront):
             points: As in `capture`.
             value: An array (...) for all positions, or (N, ...) with a row for each: row i is the i-th one of
                 `positions`, and positions beyond the rows stay. Or the `Cache` of another run, of whose points and
-                positions the same ones are replaced; of several requests, the one with the same number. Or a function
-                of (value, `Where`) that gets an array (N, ...) on the model's device, changes it or returns another,
-                and may return None. Attention weights are (H, N, S), on the host.
+                positions the same ones are replaced; of several requests, those of a call with as many prompts. Or one
+                of its requests, a `Captured`. Or a function of (value, `Where`) that gets an array (N, ...) on the
+                model's device, changes it or returns another, and may return None. Attention weights are (H, N, S), on
+                the host.
             positions: As in `capture`.
             heads: Those that are replaced; an array has these alone. None = all.
             steps: As in `capture`.

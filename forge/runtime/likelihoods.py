@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Generator
 from contextlib import closing
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +13,8 @@ import numpy.typing as npt
 from forge.engine import Engine
 from forge.engine.passes import Job, job_of
 from forge.errors import NumericsError
-from forge.hooks.scope import Hooks, bound, entered
+from forge.hooks.scope import Hooks, Scope, bound, check, entered, hooks_of
+from forge.hooks.selection import Prompt
 from forge.outputs import Perplexity, Score
 from forge.runtime.loop import EngineLoop
 
@@ -25,15 +27,17 @@ Ids = list[int]
 Likelihoods = npt.NDArray[np.float64]
 
 
-def score(loop: EngineLoop, engine: Engine, pairs: list[tuple[Ids, Ids]], name: str, adapter: int) -> list[Score]:
+def score(
+    loop: EngineLoop, engine: Engine, pairs: list[tuple[Ids, Ids]], counts: list[int], name: str, adapter: int
+) -> list[Score]:
     """The score of each pair of prompt and continuation. A prompt that several have is computed once.
 
-    name: The model's, for messages.
+    counts: Pairs of each of the caller's prompts. name: The model's, for messages.
     """
     for prompt, continuation in pairs:
         engine.check_ids([*prompt, *continuation][:-1])
         engine.check_ids(continuation[-1:])
-    hooks = [own for (own,) in bound(entered(loop), [[*prompt, *ids][:-1] for prompt, ids in pairs])]
+    hooks, lengths = _hooks(entered(loop), pairs, counts), [len(prompt) for prompt, _ in pairs]
     places: dict[tuple[int, ...], list[int]] = {}
     for place, (prompt, _) in enumerate(pairs):
         key = (place,) if hooks[place] else (-1, *prompt)  # what hooks change is nobody else's
@@ -43,7 +47,7 @@ def score(loop: EngineLoop, engine: Engine, pairs: list[tuple[Ids, Ids]], name: 
     for start in range(0, len(groups), _TOGETHER):
         own = groups[start : start + _TOGETHER]
         some = [[(place, *pairs[place]) for place in group] for group in own]
-        found |= loop.run(_likelihoods(engine, some, adapter, hooks))
+        found |= loop.run(_likelihoods(engine, some, adapter, hooks, lengths))
     scores = []
     for place, (prompt, continuation) in enumerate(pairs):
         values, is_greedy = found[place]
@@ -64,9 +68,10 @@ def perplexity(
     for chunk in chunks:
         engine.check_ids(chunk)
     hooks = [own for (own,) in bound(entered(loop), [chunk[:-1] for chunk in chunks])]
+    lengths = [len(chunk) - 1 for chunk in chunks]
     for place, chunk in enumerate(chunks):
         group = [(place, chunk[:1], chunk[1:])]
-        for values, _ in loop.run(_likelihoods(engine, [group], adapter, hooks)).values():
+        for values, _ in loop.run(_likelihoods(engine, [group], adapter, hooks, lengths)).values():
             nll -= math.fsum(values)
         count += len(chunk) - 1
     if not math.isfinite(nll):
@@ -74,23 +79,38 @@ def perplexity(
     return Perplexity(ppl=math.exp(min(nll / count, 700.0)), nll=nll / count, tokens=count, remainder=remainder)
 
 
+def _hooks(scopes: list[Scope[Any]], pairs: list[tuple[Ids, Ids]], counts: list[int]) -> list[Hooks]:
+    """The hooks of each pair: to them its continuation is what is generated behind its prompt."""
+    numbers = [number for number, count in enumerate(counts) for _ in range(count)]
+    prompts = [
+        Prompt(number, len(counts), list(ids), len(ids) + len(behind) - 1)
+        for number, (ids, behind) in zip(numbers, pairs, strict=True)
+    ]
+    check(scopes, prompts)
+    return [hooks_of(scopes, prompt) for prompt in prompts]
+
+
 # Run in the engine's thread
 
 
 def _likelihoods(
-    engine: Engine, groups: list[list[tuple[int, Ids, Ids]]], adapter: int, hooks: list[Hooks]
+    engine: Engine,
+    groups: list[list[tuple[int, Ids, Ids]]],
+    adapter: int,
+    hooks: list[Hooks],
+    lengths: list[int],
 ) -> Generator[None, None, dict[int, tuple[Likelihoods, bool]]]:
     """The log probability of each id of continuations, and whether all are the most probable ones, by their places.
 
     groups: (place, prompt, continuation); those of one group have the same prompt. hooks: By place. Who has some
-    is alone in a group.
+    is alone in a group. lengths: By place, the ids that are the prompt to hooks.
     """
     found: dict[int, tuple[Likelihoods, list[bool]]] = {}
     targets: dict[Job, list[tuple[int, int, Ids]]] = {}  # (place, position of the first target's row, targets)
     jobs = []
     for group in groups:
         found |= {place: (np.zeros(len(ids)), [True] * len(ids)) for place, _, ids in group}
-        jobs.append(_jobs(group, targets, adapter, hooks[group[0][0]]))
+        jobs.append(_jobs(group, targets, adapter, hooks[group[0][0]], lengths[group[0][0]]))
     rows_at_once = max(_SCORED // engine.runner.vocab_size, 1)
     with closing(engine.run_jobs(jobs)) as steps:
         for part, of_jobs in steps:
@@ -113,14 +133,22 @@ def _likelihoods(
 
 
 def _jobs(
-    group: list[tuple[int, Ids, Ids]], targets: dict[Job, list[tuple[int, int, Ids]]], adapter: int, hooks: Hooks
+    group: list[tuple[int, Ids, Ids]],
+    targets: dict[Job, list[tuple[int, int, Ids]]],
+    adapter: int,
+    hooks: Hooks,
+    num_prompt: int,
 ) -> Job:
-    """A job over a prompt and what goes on from it. What each row is to predict is added to the targets."""
+    """A job over a prompt and what goes on from it. What each row is to predict is added to the targets.
+
+    num_prompt: As of `job_of`.
+    """
     prompt = group[0][1]
     last = len(prompt) - 1
     if len(group) == 1:
         ((place, _, ids),) = group
-        job = job_of([*prompt, *ids[:-1]], range(last, last + len(ids)), adapter, hooks=hooks)
+        wanted = range(last, last + len(ids))
+        job = job_of([*prompt, *ids[:-1]], wanted, adapter, hooks=hooks, num_prompt=num_prompt)
         targets[job] = [(place, last, ids)]
         return job
     parent = job_of(prompt, [last], adapter)

@@ -99,7 +99,8 @@ class ScoringFront(AsyncFront):
             raise ParameterError(message, parameter="continuations", hint="give one for each prompt, or a list for it")
         several = [prompts_of(entry, "continuations") for entry in entries]
         pairs = [self.encode_pair(one, each) for one, (own, _) in zip(prompts, several, strict=True) for each in own]
-        scores = iter(likelihoods.score(self._loop, self.engine, pairs, self._name, slot))
+        counts = [len(own) for own, _ in several]
+        scores = iter(likelihoods.score(self._loop, self.engine, pairs, counts, self._name, slot))
         found = [next(scores) if alone else [next(scores) for _ in own] for own, alone in several]
         return found[0] if single else found
 

@@ -250,6 +250,9 @@ def test_threads_have_their_own_blocks(llm: LLM) -> None:
         (np.zeros(63), {}, r"shape \(63,\), and blk.1.resid_post takes \(N, 64\) or \(64,\)"),
         ("zero", {}, "value must be an array of numbers"),
         (1.0, {}, "value must be an array of numbers"),
+        (np.full(64, 1j), {}, "value must be an array of numbers"),
+        (["1"] * 64, {}, "value must be an array of numbers"),
+        (np.full(64, 1e300), {}, "value holds numbers beyond float32"),
         (np.zeros(64), {"heads": [0]}, "blk.1.resid_post has no heads"),
         (np.zeros((1, 32)), {"points": "blk.1.attn.q", "heads": [4]}, "heads must be different numbers from 0 to 3"),
         (np.zeros((4, 32)), {"points": "blk.1.attn.q", "heads": [1]}, r"takes \(N, 1, 32\) or \(1, 32\)"),
@@ -279,7 +282,10 @@ def test_what_does_not_fit_a_prompt_is_refused_where_it_is_called(llm: LLM, clea
     for block, message in cases:
         with block, pytest.raises(ParameterError, match=message):
             llm.logits(CLEAN)
-    with llm.patch(POINT, two), pytest.raises(ParameterError, match="2 requests, and no number 2"):
+    for count in (1, 3):  # not those with the same numbers: that would patch with another prompt's values
+        with llm.patch(POINT, two), pytest.raises(ParameterError, match=f"holds 2 requests, and the call has {count}"):
+            llm.logits([CLEAN] * count)
+    with llm.patch(POINT, two, request=2), pytest.raises(ParameterError, match="2 requests, and no number 2"):
         llm.logits([CLEAN] * 3)
     for vector, message in (([1.0, 2.0], r"vector has the shape \(2,\)"), ("x", "vector must be an array of numbers")):
         with pytest.raises(ParameterError, match=message):
@@ -289,3 +295,16 @@ def test_what_does_not_fit_a_prompt_is_refused_where_it_is_called(llm: LLM, clea
     with pytest.raises(ParameterError, match="cannot be steered"):
         llm.steer("blk.0.attn.pattern", np.zeros(64))
     assert_idle(llm)
+
+
+def test_one_request_of_a_cache_is_a_value_of_its_own(llm: LLM) -> None:
+    """As where prompts were captured in a loop, and each is patched into another run."""
+    with llm.capture(POINT, positions=-1) as cache:
+        for ids in (CLEAN, CORRUPTED):
+            llm.logits(ids)
+    for number in range(2):
+        with llm.patch(POINT, cache.requests[number], positions=-1), llm.capture("final_norm", positions=-1) as found:
+            llm.logits([CLEAN, CORRUPTED])
+        with llm.patch(POINT, cache[number, POINT], positions=-1), llm.capture("final_norm", positions=-1) as expected:
+            llm.logits([CLEAN, CORRUPTED])
+        np.testing.assert_array_equal(found.stack("final_norm"), expected.stack("final_norm"))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import os
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
@@ -14,6 +15,7 @@ from difflib import SequenceMatcher
 from functools import wraps
 from itertools import islice
 from numbers import Integral, Real
+from pathlib import Path
 from typing import Any, TypeVar
 
 from forge.errors import ParameterError
@@ -185,3 +187,14 @@ def biases(name: str, value: object) -> dict[int, float]:
         if bias != -math.inf and abs(real(name, bias)) > 1e6:
             raise refusal(name, "in [-1e6, 1e6] or -inf", bias)
     return dict(value)
+
+
+def path_of(name: str, value: Any) -> Path:
+    """A path that a caller gave. Raises ParameterError for something else, and for a name that no file can have."""
+    try:
+        text = os.fspath(value)
+        if isinstance(text, str) and text and b"\0" not in os.fsencode(text):
+            return Path(text)
+    except (TypeError, UnicodeEncodeError):
+        pass
+    raise refusal(name, "a path", value)

@@ -42,7 +42,7 @@ class Captured(Mapping[str, Any]):
     def of_file(cls, path: Path) -> Captured:
         """What a file holds that `write` has made. Values are read when they are asked for."""
         with read_file(path) as file:
-            found = cls(_read(file, PROMPT).tolist())
+            found = cls(_numbers(file, PROMPT).tolist())
             names = [name for name in file.tensors if f"{name}{_POSITIONS}" in file.tensors]
         found._parts, found._path = {name: [] for name in names}, path
         return found
@@ -84,11 +84,23 @@ class Captured(Mapping[str, Any]):
             raise ParameterError(f"nothing was captured of {shown(name)}; {there}", parameter="name")
         if self._path:
             with read_file(self._path) as file:
-                return _read(file, f"{name}{_POSITIONS}").astype(np.int64), _read(file, name)
+                positions, value = _numbers(file, f"{name}{_POSITIONS}").astype(np.int64), _read(file, name)
+            axis = int(name.endswith(PATTERN))
+            if value.ndim <= axis or value.shape[axis] != len(positions) or (np.diff(positions) < 1).any():
+                raise FormatError(f"{self._path}: {name} and its positions do not belong together: the file is forged")
+            return positions, value
         parts = self._parts[name]
         if len(parts) > 1:
             self._parts[name] = parts = [_joined(parts, axis=1 if name.endswith(PATTERN) else 0)]
         return parts[0]
+
+
+def _numbers(file: SafeTensors, name: str) -> npt.NDArray[Any]:
+    """A list of integers."""
+    found = _read(file, name)
+    if found.dtype != np.int32 or found.ndim != 1 or (found < 0).any():
+        raise FormatError(f"{file.path}: tensor {shown(name)} is no list of numbers as `LLM.capture` writes it")
+    return found
 
 
 def _read(file: SafeTensors, name: str) -> npt.NDArray[Any]:
@@ -140,7 +152,8 @@ class Cache:
     def __getitem__(self, key: str | tuple[int, str]) -> Any:
         if isinstance(key, str):
             return self._only(key)[key]
-        if not (isinstance(key, tuple) and len(key) == 2 and isinstance(key[0], Integral) and isinstance(key[1], str)):
+        types: Any = tuple(map(type, key)) if isinstance(key, tuple) else ()
+        if len(types) != 2 or not (issubclass(types[0], Integral) and issubclass(types[1], str)):
             allowed = "a point's name, such as 'blk.3.resid_post', or a request's number and such a name"
             raise refusal("key", f"{allowed}; cache.requests holds the requests", key)
         number, name = int(key[0]), key[1]
@@ -151,7 +164,11 @@ class Cache:
 
     def _only(self, name: str) -> Captured:
         if len(self.requests) != 1:
-            how = f": say which, cache[0, {name!r}]" if self.requests else ": call the model within the with block"
+            how = (
+                f": say which, cache[0, {name!r}]"
+                if self.requests
+                else ": call the model in the block, and in its thread"
+            )
             raise ParameterError(f"the cache holds {len(self.requests)} requests{how}", parameter="request")
         return self.requests[0]
 

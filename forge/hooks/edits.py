@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from forge.backend import Backend, backend_of
+from forge.backend import Backend
 from forge.engine.hooked import PATTERN, Ints, Mask, Where
-from forge.errors import ForgeError, ParameterError
+from forge.errors import ParameterError
 from forge.hooks.cache import Cache, Captured
+from forge.hooks.numbers import numbers
 from forge.hooks.scope import Scope
 from forge.hooks.selection import Prompt, Selection
 from forge.keywords import refusal
@@ -264,29 +265,6 @@ def patch(
     if callable(value):
         return PatchByFunction(owner, points, selection, value, own)
     return PatchByArray(owner, points, selection, numbers("value", value), own, backend)
-
-
-def numbers(name: str, value: Any) -> npt.NDArray[np.float32]:
-    """An array of a user, of whatever device, as float32 on the host. Raises ParameterError for what is none, and for
-    numbers that are complex or beyond float32."""
-    try:
-        host = np.asarray(value if isinstance(value, np.ndarray | list | tuple) else _on_host(value))
-        if not host.ndim or host.dtype.kind in "cSUMm":
-            raise TypeError
-        with np.errstate(over="ignore"):
-            found = np.array(host, np.float32)
-    except (TypeError, ValueError, OverflowError):
-        raise refusal(name, "an array of numbers", value) from None
-    if np.isinf(found).any() and not np.isinf(host.astype(np.float64)).any():
-        raise ParameterError(f"{name} holds numbers beyond float32", parameter=name)
-    return found
-
-
-def _on_host(value: Any) -> Any:
-    try:
-        return backend_of(value).to_numpy(value)
-    except (ForgeError, TypeError, KeyError, LookupError):
-        return np.asarray(value)
 
 
 def _heads(value: Any, points: list[HookPoint]) -> Heads:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from hashlib import sha256
 from math import prod
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -11,7 +13,8 @@ import numpy.typing as npt
 
 from forge.engine.hooked import PATTERN, Ints, Where
 from forge.errors import ParameterError
-from forge.keywords import check_integer, refusal
+from forge.hooks.numbers import numbers
+from forge.keywords import check_integer, refusal, shown
 from forge.models.hooks import HookPoint
 
 Array = npt.NDArray[Any]
@@ -37,18 +40,38 @@ def reduction_of(wanted: Any, points: list[HookPoint]) -> Reduction | None:
         raise ParameterError("reduce: attention weights have no rows of numbers: give a function", parameter="reduce")
     if callable(wanted):
         return _by_function(wanted)
+    kind, *given = wanted if isinstance(wanted, tuple | list) and wanted else (wanted,)
+    if not isinstance(kind, str):
+        raise refusal("reduce", _ALLOWED, wanted)
     if wanted == "mean":
         return _mean
     if wanted == "norm":
         return lambda rows, where, _: {"": (where.positions, np.linalg.norm(rows.reshape(len(rows), -1), axis=1))}
-    kind, *numbers = wanted if isinstance(wanted, tuple | list) and wanted else (None,)
-    if kind == "project" and len(numbers) == 1:
-        vectors = np.asarray(numbers[0], np.float32)
+    if kind == "project" and len(given) == 1:
+        vectors = numbers("reduce", given[0])
         _check(vectors, 1, points)
         return lambda rows, where, _: {"": (where.positions, rows.reshape(len(rows), -1) @ vectors.T)}
-    if kind == "top_k" and len(numbers) == 3:
-        return _top_k(numbers[0], numbers[1], numbers[2], points)
+    if kind == "top_k" and len(given) == 3:
+        return _top_k(given[0], given[1], given[2], points)
     raise refusal("reduce", _ALLOWED, wanted)
+
+
+def settings_of(wanted: Any) -> Any:
+    """What tells a reduction, which is one, from others, as JSON: of arrays a hash. Functions are all alike."""
+    if callable(wanted):
+        return "function"
+    if not isinstance(wanted, tuple | list):
+        return wanted
+    return [one if one is None or isinstance(one, str | Integral) else _hash(one) for one in map(_plain, wanted)]
+
+
+def _plain(value: Any) -> Any:
+    return int(value) if isinstance(value, Integral) else value
+
+
+def _hash(array: Any) -> str:
+    found = numbers("reduce", array)
+    return sha256(repr(found.shape).encode() + found.tobytes()).hexdigest()
 
 
 def _check(matrix: Array, axis: int, points: list[HookPoint]) -> None:
@@ -71,10 +94,10 @@ def _mean(rows: Array, where: Where, state: dict[str, Any]) -> Found:
 
 
 def _top_k(encoder: Any, bias: Any, k: Any, points: list[HookPoint]) -> Reduction:
-    matrix = np.asarray(encoder, np.float32)
+    matrix = numbers("reduce", encoder)
     _check(matrix, 0, points)
     check_integer("reduce's k", k, 1, matrix.shape[1])
-    offset = np.zeros(matrix.shape[1], np.float32) if bias is None else np.asarray(bias, np.float32)
+    offset = np.zeros(matrix.shape[1], np.float32) if bias is None else numbers("reduce", bias)
     if offset.shape != matrix.shape[1:]:
         message = f"reduce: the bias has the shape {offset.shape}, and the encoder takes {matrix.shape[1:]}"
         raise ParameterError(message, parameter="reduce")
@@ -90,7 +113,7 @@ def _top_k(encoder: Any, bias: Any, k: Any, points: list[HookPoint]) -> Reductio
 
 def _by_function(function: Callable[[Array, Where], Any]) -> Reduction:
     def reduce(rows: Array, where: Where, _: dict[str, Any]) -> Found:
-        found = np.asarray(function(rows, where))
+        found = _kept(function(rows, where), where)
         if found.ndim == 0 or len(found) != len(where.positions):
             raise ParameterError(
                 f"reduce: the function gives the shape {found.shape} for {len(where.positions)} positions of "
@@ -100,3 +123,17 @@ def _by_function(function: Callable[[Array, Where], Any]) -> Reduction:
         return {"": (where.positions, found)}
 
     return reduce
+
+
+def _kept(given: Any, where: Where) -> Array:
+    """What a function gives, as what files can hold: floating point numbers as they are, others as int32."""
+    try:
+        found = np.asarray(given)
+        if found.dtype.kind == "f":
+            return found
+        if found.dtype.kind in "iub" and (not found.size or -(1 << 31) <= found.min() <= found.max() < 1 << 31):
+            return found.astype(np.int32)
+    except (TypeError, ValueError):
+        pass
+    message = f"reduce: the function gives no floats or integers of int32 for {where.name}: {shown(given)}"
+    raise ParameterError(message, parameter="reduce")

@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 import os
 from contextlib import AbstractContextManager
-from pathlib import Path
 from typing import Any, Literal
 
 from forge.hooks.cache import Cache
 from forge.hooks.capture import Capture
-from forge.hooks.edits import Steer, numbers, patch
-from forge.hooks.reduction import reduction_of
+from forge.hooks.edits import Steer, patch
+from forge.hooks.numbers import numbers
+from forge.hooks.reduction import reduction_of, settings_of
 from forge.hooks.selection import Positions, Steps, matching, selected
-from forge.keywords import check_bool, keywords, real, refusal
+from forge.keywords import check_bool, keywords, path_of, real, refusal
 from forge.models.hooks import HookPoint
 from forge.runtime.state_front import StateFront
 
@@ -81,7 +81,7 @@ class HooksFront(StateFront):
             ParameterError: There is no such point, with the nearest names, or a value cannot be used.
         """
         found = matching(self.engine.runner.hook_points, points)
-        if dtype not in _DTYPES:
+        if not isinstance(dtype, str) or dtype not in _DTYPES:
             raise refusal("dtype", "'f32' or 'f16'", dtype)
         check_bool("device", device)
         if device and reduce is not None:
@@ -90,18 +90,20 @@ class HooksFront(StateFront):
             raise refusal("to", "None with device=True: files are the host's", to)
         reduction = reduction_of(reduce, found)
         names = tuple(point.name for point in found)
-        kind = reduce if isinstance(reduce, str | None) else "function" if callable(reduce) else reduce[0]
-        settings = json.dumps([self._name, names, repr(positions), steps, request, dtype, kind])
+        where = selected(positions, steps, request)
+        directory = None if to is None else path_of("to", to)
+        model = self._fingerprints.get(None, self._name)
+        settings = [model, names, repr(where), dtype, settings_of(reduce)]
         return Capture(
             self._loop,
             names,
-            selected(positions, steps, request),
+            where,
             dtype=_DTYPES[dtype],
             is_on_device=device,
             reduction=reduction,
             runs_code=callable(reduce),
-            directory=None if to is None else Path(to),
-            settings=settings,
+            directory=directory,
+            settings=json.dumps(settings),
         )
 
     @keywords()

@@ -12,7 +12,7 @@ from forge.config import SamplingParams
 from forge.display import html_table, num_bytes
 from forge.errors import ForgeError, ParameterError
 from forge.hooks.scope import bound, entered
-from forge.keywords import check_integer, keywords
+from forge.keywords import check_integer, keywords, path_of
 from forge.outputs import Chunk, Completion
 from forge.runtime import state_files, states
 from forge.runtime.encoder import Prompt
@@ -65,7 +65,7 @@ class State:
             self._swap(now, after)
             now = after
         assert now.logits is not None
-        return now.logits
+        return now.logits.copy()  # forks have the same
 
     def fork(self) -> State:
         """Another state with the same tokens. It shares all pages, and takes memory of its own from the next change."""
@@ -190,7 +190,7 @@ class State:
         Raises:
             ForgeError: The file cannot be written.
         """
-        target = state_files.path_of(path)
+        target = path_of("path", path)
         logits, now = self.logits, self._now
         arrays = self._run(now, states.read(self._llm.engine, now.hold))
         fingerprint = self._llm._fingerprints.get(self.adapter, "")

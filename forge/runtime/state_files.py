@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,13 +30,6 @@ class Stored(NamedTuple):
     """(V,)"""
     arrays: dict[str, npt.NDArray[Any]]
     """As `states.read` gives them."""
-
-
-def path_of(path: object) -> Path:
-    """A path that a caller gave. Raises ParameterError for something else."""
-    if not isinstance(path, str | os.PathLike) or not isinstance(os.fspath(path), str) or not os.fspath(path):
-        raise ParameterError(f"path must be a path, not {shown(path)}", parameter="path")
-    return Path(path)
 
 
 def write(path: Path, stored: Stored, fingerprint: str, adapter: str | None) -> None:

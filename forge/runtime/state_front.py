@@ -6,7 +6,7 @@ import os
 
 from forge.errors import ParameterError
 from forge.hooks.scope import bound, entered
-from forge.keywords import keywords
+from forge.keywords import keywords, path_of
 from forge.runtime import state_files, states
 from forge.runtime.encoder import Prompt
 from forge.runtime.prompts import is_single
@@ -58,7 +58,8 @@ class StateFront(ScoringFront):
             ContextLengthError: It has more tokens than the context.
             OutOfMemoryError: It does not fit the memory, or others hold the pages that it needs.
         """
-        with state_files.opened(state_files.path_of(path)) as file:
+        self._loop.check()
+        with state_files.opened(path_of("path", path)) as file:
             adapter = state_files.adapter_of(file, self.adapters, self._fingerprints)
             stored = state_files.read(file, self.engine, self._name)
         slot = self._slot_of(adapter)

@@ -248,3 +248,36 @@ def test_a_list_of_points_is_shown_as_a_table(llm: LLM) -> None:
     assert len(lines) == len(llm.hook_points())
     assert lines[0].split() == ["embed", "(T,", "64)", "float32"]
     assert lines[-1].split() == ["logits", "(R,", "320)", "float32"]
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ({"dtype": []}, "dtype must be 'f32' or 'f16'"),
+        ({"steps": object()}, "steps must be 'prompt'"),
+        ({"reduce": np.ones(3)}, "reduce must be 'mean', 'norm'"),
+        ({"reduce": (np.ones(2), 1)}, "reduce must be 'mean', 'norm'"),
+        ({"reduce": ("project", "x")}, "reduce must be an array of numbers"),
+        ({"reduce": ("project", [[1], [1, 2]])}, "reduce must be an array of numbers"),
+        ({"reduce": ("top_k", "x", None, 3)}, "reduce must be an array of numbers"),
+        ({"reduce": ("top_k", np.eye(64), "x", 3)}, "reduce must be an array of numbers"),
+        ({"to": 3}, "to must be a path"),
+        ({"to": ""}, "to must be a path"),
+        ({"to": b"x"}, "to must be a path"),
+        ({"to": "a\0b"}, "to must be a path"),
+        ({"to": "a\ud800"}, "to must be a path"),
+    ],
+)
+def test_each_wrong_argument_is_one_line_where_the_block_begins(llm: LLM, how: Any, message: str) -> None:
+    with pytest.raises(ParameterError, match=message):
+        llm.capture(POINT, **how)
+
+
+def test_numbers_of_numpy_are_numbers(llm: LLM) -> None:
+    with llm.capture(POINT, request=np.int64(1), positions=np.array([1, 2])) as cache:  # type: ignore[arg-type]
+        llm.logits([IDS, IDS[::-1]])
+    assert cache[np.int64(0), POINT].shape == (2, 64)
+    assert cache.requests[0].prompt_ids == IDS[::-1]
+    for key in (0, None, (POINT, 0), (0, 0), (0, POINT, 1)):
+        with pytest.raises(ParameterError, match=r"key must be a point's name.*cache\.requests"):
+            cache[key]  # type: ignore[index]

@@ -236,6 +236,7 @@ def test_a_state_of_a_closed_model_says_so() -> None:
         lambda: state.extend([1]),
         lambda: state.rollback(3),
         lambda: state.save("x"),
+        lambda: llm.load_state("x"),
     ):
         with pytest.raises(ForgeError, match="the model is closed"):
             use()
@@ -438,7 +439,7 @@ def test_a_window_that_lacks_positions_is_refused(windowed: LLM, tmp_path: Path)
 
 def test_bad_paths_and_little_memory(windowed: LLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with windowed.prefill(IDS) as state:
-        for path in (None, 5, "", b"x"):
+        for path in (None, 5, "", b"x", "a\0b", "a\ud800"):
             with pytest.raises(ParameterError, match="path must be a path"):
                 state.save(path)  # type: ignore[arg-type]
             with pytest.raises(ParameterError, match="path must be a path"):
@@ -480,3 +481,15 @@ def test_the_file_is_plain_safetensors(windowed: LLM, tmp_path: Path) -> None:
         max(entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__")
         == len(data) - 8 - length
     )
+
+
+def test_logits_are_the_callers_own(windowed: LLM) -> None:
+    """What is computed in place with them reaches neither the state, nor its forks, nor its file."""
+    with windowed.prefill(IDS) as state, state.fork() as fork:
+        before = state.logits.copy()
+        state.logits[:] = 0
+        mine = state.logits
+        mine -= mine.max()
+        np.testing.assert_array_equal(state.logits, before)
+        np.testing.assert_array_equal(fork.logits, before)
+    close_all(windowed)

@@ -68,6 +68,13 @@ class Captured(Mapping[str, Any]):
     def __getitem__(self, name: str) -> Any:
         return self._whole(name)[1]
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._parts
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """A point's values, or the default where nothing was captured of it."""
+        return self._whole(name)[1] if name in self._parts else default
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._parts)
 
@@ -187,6 +194,10 @@ class Cache:
 
     def __len__(self) -> int:
         return len(self.requests)
+
+    def __contains__(self, name: object) -> bool:
+        """Whether it is one of `names`: the point of a capture."""
+        return name in self.names
 
     def __iter__(self) -> Iterator[Captured]:
         return iter(self.requests)

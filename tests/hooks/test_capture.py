@@ -281,3 +281,15 @@ def test_numbers_of_numpy_are_numbers(llm: LLM) -> None:
     for key in (0, None, (POINT, 0), (0, 0), (0, POINT, 1)):
         with pytest.raises(ParameterError, match=r"key must be a point's name.*cache\.requests"):
             cache[key]  # type: ignore[index]
+
+
+def test_a_cache_says_what_it_holds(llm: LLM) -> None:
+    with llm.capture([POINT, "embed"], steps="generated") as cache:
+        llm.generate([IDS, IDS], max_tokens=2, ignore_eos=True)
+        llm.logits(IDS)  # nothing is generated
+    assert POINT in cache
+    assert "blk.0.resid_post" not in cache
+    assert [POINT in request for request in cache] == [True, True, False]
+    assert cache.requests[0].get("blk.0.resid_post") is None
+    assert cache.requests[2].get(POINT, 0) == 0
+    np.testing.assert_array_equal(cache.requests[1].get(POINT), cache[1, POINT])

@@ -18,7 +18,12 @@ NOTEBOOKS = sorted((Path(__file__).parents[2] / "notebooks").glob("*.ipynb"))
 
 
 def test_there_are_notebooks() -> None:
-    assert [path.name for path in NOTEBOOKS] == ["01_quickstart.ipynb", "09_write_your_own_kernel.ipynb"]
+    assert [path.stem for path in NOTEBOOKS] == [
+        "01_quickstart",
+        "04_activation_patching",
+        "07_induction_heads",
+        "09_write_your_own_kernel",
+    ]
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
@@ -130,3 +135,17 @@ def test_write_your_own_kernel(tmp_path: Path) -> None:
     assert re.search(r"does not compile for .*: cell:11: .*\bO\b.*: 'float squares = O;'", done.text("compile"))
     assert done.text("context") == "3 cases; in use: True\nin use: False"
     assert done.text("restore") == "restored: rmsnorm"
+
+
+PICTURES = {"04_activation_patching": 3, "07_induction_heads": 4}  # of notebooks whose cells assert what they find
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PICTURES)
+def test_an_experiment_finds_what_it_says(name: str, smollm2: forge.LLM, tmp_path: Path) -> None:
+    done = Executed(named(name), tmp_path)
+
+    assert not [output for cell in done.cells.values() for output in cell.outputs if output.get("name") == "stderr"]
+    pictures = [cell for cell in done.cells if done.outputs(cell, "image/png")]
+    assert len(pictures) == PICTURES[name]
+    assert all(min(done.picture_size(cell)) > 200 for cell in pictures)

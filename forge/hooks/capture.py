@@ -40,12 +40,12 @@ class Capture(Scope[Cache]):
         """dtype: Of floating point numbers that are kept. reduction: What is kept of values; None = they. runs_code:
         Whether it is a function of the user's. directory: Where requests go when they have ended. settings: What its
         files must have in common."""
-        super().__init__(owner, Cache(names))
+        super().__init__(owner, Cache(names), selection)
         self.directory, self._metadata = directory, {_KEY: settings}
         self._failure: ForgeError | None = None
         if directory is not None:
             self._result.requests += _stored(directory, settings)
-        self.names, self.selection = frozenset(names), selection
+        self.names = frozenset(names)
         self.dtype, self.is_on_device, self.reduction, self.runs_code = dtype, is_on_device, reduction, runs_code
 
     def __exit__(
@@ -67,8 +67,7 @@ class Capture(Scope[Cache]):
     def check(self, prompt: Prompt) -> None:
         if self._failure:
             raise self._failure
-        if self.selection.concerns(prompt):
-            self.selection.check(prompt)
+        super().check(prompt)
 
     def bind(self, prompt: Prompt) -> CaptureHook | None:
         if not self.selection.concerns(prompt):

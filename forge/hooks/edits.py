@@ -28,13 +28,9 @@ class Edits(Scope[None]):
     """A `with` block whose calls compute with other values."""
 
     def __init__(self, owner: object, points: list[HookPoint], selection: Selection) -> None:
-        super().__init__(owner, None)
-        self.points, self.selection = points, selection
+        super().__init__(owner, None, selection)
+        self.points = points
         self.names = frozenset(point.name for point in points)
-
-    def check(self, prompt: Prompt) -> None:
-        if self.selection.concerns(prompt):
-            self.selection.check(prompt)
 
     def bind(self, prompt: Prompt) -> EditHook | None:
         if not self.selection.concerns(prompt):
@@ -118,9 +114,8 @@ class PatchByArray(Edits):
                 message = f"value has the shape {value.shape}, and {point.name} takes {takes}"
                 raise ParameterError(message, parameter="value")
 
-    def check(self, prompt: Prompt) -> None:
-        super().check(prompt)
-        if not self.selection.concerns(prompt) or not self._has_rows:
+    def check_selected(self, prompt: Prompt) -> None:
+        if not self._has_rows:
             return
         count = self.selection.of_prompt(len(prompt.ids))
         rows = self._value.shape[int(self._is_pattern)]
@@ -170,10 +165,7 @@ class PatchByCache(Edits):
         super().__init__(owner, points, selection)
         self._cache, self._heads, self._backend = cache, heads, backend
 
-    def check(self, prompt: Prompt) -> None:
-        super().check(prompt)
-        if not self.selection.concerns(prompt):
-            return
+    def check_selected(self, prompt: Prompt) -> None:
         number, held = self._number(prompt), len(self._cache.requests)
         if not 0 <= number < held:
             raise ParameterError(f"the cache holds {held} requests, and no number {number}", parameter="value")

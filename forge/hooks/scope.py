@@ -8,7 +8,8 @@ from types import TracebackType
 from typing import Any, Generic, TypeVar
 
 from forge.engine.hooked import SequenceHook
-from forge.hooks.selection import Prompt
+from forge.errors import ParameterError
+from forge.hooks.selection import Prompt, Selection
 
 Result = TypeVar("Result")
 _entered: ContextVar[tuple[Scope[Any], ...]] = ContextVar("forge_hooks", default=())
@@ -18,9 +19,11 @@ _entered: ContextVar[tuple[Scope[Any], ...]] = ContextVar("forge_hooks", default
 class Scope(ABC, Generic[Result]):
     """A `with` block whose calls of one model have hooks."""
 
-    def __init__(self, owner: object, result: Result) -> None:
+    def __init__(self, owner: object, result: Result, selection: Selection) -> None:
         """owner: Whose calls. result: What `as` names."""
-        self._owner, self._result = owner, result
+        self._owner, self._result, self.selection = owner, result, selection
+        self._most_requests = 0
+        """Of a call in the block."""
 
     def __enter__(self) -> Result:
         _entered.set((*_entered.get(), self))
@@ -31,10 +34,21 @@ class Scope(ABC, Generic[Result]):
     ) -> None:
         # Not by the token of `set`: the block may end in another context, as that of an asynchronous generator may.
         _entered.set(tuple(scope for scope in _entered.get() if scope is not self))
+        most, self._most_requests = self._most_requests, 0
+        wanted = self.selection.request
+        if error is None and wanted is not None and 0 < most <= wanted:
+            message = f"request is {wanted}, and no call in the block had more than {most}: it was used in none"
+            raise ParameterError(message, parameter="request", hint="numbers begin at 0")
 
-    @abstractmethod
     def check(self, prompt: Prompt) -> None:
         """Raises ParameterError for a prompt that cannot have the hook."""
+        self._most_requests = max(self._most_requests, prompt.requests)
+        if self.selection.concerns(prompt):
+            self.selection.check(prompt)
+            self.check_selected(prompt)
+
+    def check_selected(self, prompt: Prompt) -> None:
+        """As `check`, of a prompt that is selected."""
 
     @abstractmethod
     def bind(self, prompt: Prompt) -> SequenceHook | None:

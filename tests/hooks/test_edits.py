@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import traceback
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from tiny_models import assert_idle, tiny_llm
 
 from forge import LLM, Cache, ParameterError, SamplingParams, Where
 from forge.backend.numpy import NumpyBackend
+from forge.hooks.scope import _entered
 
 CLEAN = [3, 17, 5, 9, 200, 41, 8]
 CORRUPTED = [3, 17, 60, 9, 200, 41, 8]
@@ -308,3 +310,27 @@ def test_one_request_of_a_cache_is_a_value_of_its_own(llm: LLM) -> None:
         with llm.patch(POINT, cache[number, POINT], positions=-1), llm.capture("final_norm", positions=-1) as expected:
             llm.logits([CLEAN, CORRUPTED])
         np.testing.assert_array_equal(found.stack("final_norm"), expected.stack("final_norm"))
+
+
+def test_a_request_that_no_call_of_the_block_had_is_said_at_its_end(llm: LLM) -> None:
+    """Else its hook is not used, and nobody is told."""
+
+    def use(block: AbstractContextManager[Any], *counts: int, error: type[Exception] | None = None) -> None:
+        with block:
+            for count in counts:
+                llm.logits([CLEAN] * count)
+            if error:
+                raise error
+
+    for block in (
+        llm.patch(POINT, np.zeros(64), request=2),
+        llm.steer(POINT, np.ones(64), request=2),
+        llm.capture(POINT, request=2),
+    ):
+        with pytest.raises(ParameterError, match="request is 2, and no call in the block had more than 2"):
+            use(block, 1, 2)
+        use(block, 1, 3)
+        use(block)
+        with pytest.raises(ZeroDivisionError):
+            use(block, 1, error=ZeroDivisionError)
+    assert not _entered.get()

@@ -21,6 +21,7 @@ def test_there_are_notebooks() -> None:
     assert [path.stem for path in NOTEBOOKS] == [
         "01_quickstart",
         "04_activation_patching",
+        "05_steering_vectors",
         "07_induction_heads",
         "09_write_your_own_kernel",
     ]
@@ -137,7 +138,8 @@ def test_write_your_own_kernel(tmp_path: Path) -> None:
     assert done.text("restore") == "restored: rmsnorm"
 
 
-PICTURES = {"04_activation_patching": 3, "07_induction_heads": 4}  # of notebooks whose cells assert what they find
+# Of notebooks whose cells assert what they find.
+PICTURES = {"04_activation_patching": 3, "05_steering_vectors": 3, "07_induction_heads": 4}
 
 
 @pytest.mark.slow

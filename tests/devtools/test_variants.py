@@ -55,7 +55,7 @@ def run_requests(
     *,
     is_deterministic: bool = False,
 ) -> None:
-    """Load a model on a device; prompts of all row counts, decode steps, every kind of sampling, passes over ids."""
+    """Load a model on a device; prompts of all row counts, decode steps, every kind of sampling, passes, hooks."""
     monkeypatch.setattr(loading.backends, "select", lambda _: device)
     settings = EngineConfig(context=128, max_sequences=sequences, deterministic=is_deterministic)
     with forge.load(path, engine=settings) as llm:
@@ -69,6 +69,8 @@ def run_requests(
         for rows in (2, 20, 40, 70):
             llm.logits([5] * rows)
         llm.attention([5, 6, 7], 0)
+        with llm.capture("*.resid_post"):
+            llm.logits([5, 6, 7])
 
 
 def recorded(path: Path, arch: str, sequences: int = SEQUENCES, num_cus: int = NUM_CUS) -> set[sources.Variant]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import Any, Literal
 
 from forge.hooks.cache import Cache
@@ -18,13 +20,28 @@ from forge.models.hooks import HookPoint
 from forge.runtime.state_front import StateFront
 
 _DTYPES = {"f32": "float32", "f16": "float16"}
+_LAYER = re.compile(r"blk\.(\d+)\.")
 
 
 class HookPoints(list[HookPoint]):
-    """A list of points, shown as a table."""
+    """A list of points, shown as a table: one row for those that layers have alike, with the layers' numbers."""
 
     def __repr__(self) -> str:
-        return "\n".join(map(str, self))
+        rows: dict[HookPoint, list[int]] = {}
+        for point in self:
+            layer = _LAYER.match(point.name)
+            name = point.name if layer is None else f"blk.N.{point.name[layer.end() :]}"
+            rows.setdefault(replace(point, name=name), []).extend([] if layer is None else [int(layer[1])])
+        return "\n".join(f"{row}  N = {_ranges(layers)}" if layers else str(row) for row, layers in rows.items())
+
+
+def _ranges(numbers: list[int]) -> str:
+    """Ascending numbers: "0 to 3, 5"."""
+    starts = [one for one in numbers if one - 1 not in numbers]
+    ends = [one for one in numbers if one + 1 not in numbers]
+    return ", ".join(
+        f"{first}" if first == last else f"{first} to {last}" for first, last in zip(starts, ends, strict=True)
+    )
 
 
 class HooksFront(StateFront):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from tiny_models import assert_idle, count_preemptions, random_prompts, tiny_llm
 
 from forge import LLM, Cache, ParameterError, SamplingParams
 from forge.backend.numpy import NumpyBackend
+from forge.runtime.hooks_front import HookPoints
 
 POINT = "blk.1.resid_post"
 IDS = [3, 17, 5, 9, 200, 41, 8]
@@ -244,10 +246,20 @@ def test_positions_that_a_prompt_does_not_have_are_refused_before_anything_runs(
 
 
 def test_a_list_of_points_is_shown_as_a_table(llm: LLM) -> None:
-    lines = repr(llm.hook_points()).splitlines()
-    assert len(lines) == len(llm.hook_points())
+    points = llm.hook_points()
+    lines = repr(points).splitlines()
     assert lines[0].split() == ["embed", "(T,", "64)", "float32"]
     assert lines[-1].split() == ["logits", "(R,", "320)", "float32"]
+    assert [line.split()[0] for line in lines if line.startswith("blk.")] == [
+        point.name.replace("0", "N", 1) for point in points if point.name.startswith("blk.0.")
+    ]
+    mixed = HookPoints([replace(points[1], name=f"blk.{layer}.resid_pre") for layer in (0, 1, 2, 4, 10, 11)])
+    assert " ".join(repr(mixed).split()) == "blk.N.resid_pre (T, 64) float32 N = 0 to 2, 4, 10 to 11"
+    other = replace(points[1], shape=("T", 8), name="blk.3.resid_pre")
+    assert [line.split("N = ")[1] for line in repr(HookPoints([*mixed, other])).splitlines()] == [
+        "0 to 2, 4, 10 to 11",
+        "3",
+    ]
 
 
 @pytest.mark.parametrize(

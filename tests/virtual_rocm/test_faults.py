@@ -195,12 +195,11 @@ def test_a_kernel_that_does_not_compile(
 
 
 def test_a_driver_call_of_ours_that_fails_raises_what_cupys_own_raise() -> None:
-    from forge.backend import cupy as backend
-    from forge.backend.cupy_driver import errors
+    from forge.backend.cupy_driver import check, errors
 
-    backend._check(0)
+    check(0)
     with pytest.raises(RuntimeError, match=r"^hipErrorInvalidValue: invalid argument$"):  # the fallback's
-        backend._check(1)
+        check(1)
     failed = r"^the GPU failed: hipErrorInvalidValue: invalid argument$"
     with pytest.raises(forge.DeviceError, match=failed), errors():
-        backend._check(1)
+        check(1)

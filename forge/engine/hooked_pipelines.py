@@ -53,7 +53,7 @@ class HookedPipelines:
             if not is_decoding or not sequence.may_be_recorded:
                 return None
             if sequence.recorded is None:
-                sequence.recorded = recorded_edits(sequence, self._known)
+                sequence.recorded = None if sequence.has_functions else recorded_edits(sequence, self._known)
                 sequence.may_be_recorded = sequence.recorded is not None
         found: RecordedEdits | None = sequence.recorded
         return found

@@ -22,6 +22,7 @@ def test_there_are_notebooks() -> None:
         "01_quickstart",
         "04_activation_patching",
         "05_steering_vectors",
+        "06_attention_sinks_and_massive_activations",
         "07_induction_heads",
         "09_write_your_own_kernel",
     ]
@@ -139,7 +140,12 @@ def test_write_your_own_kernel(tmp_path: Path) -> None:
 
 
 # Of notebooks whose cells assert what they find.
-PICTURES = {"04_activation_patching": 3, "05_steering_vectors": 3, "07_induction_heads": 4}
+PICTURES = {
+    "04_activation_patching": 3,
+    "05_steering_vectors": 3,
+    "06_attention_sinks_and_massive_activations": 5,
+    "07_induction_heads": 4,
+}
 
 
 @pytest.mark.slow

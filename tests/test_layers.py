@@ -65,7 +65,8 @@ THIRD_PARTY = {
     "jinja2": "tokenizer",
     "numpy": "backend ops models engine.batch engine.pipeline engine.model_runner engine.processors "
     "engine.request_table engine.sampler engine.hooked engine.recorded_hooks engine.stored_pages hooks "
-    "runtime.likelihoods runtime.prompts runtime.scoring runtime.scoring_front runtime.state_files runtime.states "
+    "runtime.hooks_front runtime.likelihoods runtime.prompts runtime.scoring runtime.scoring_front "
+    "runtime.state_files runtime.states runtime.unembedding "
     "formats checkpoints tokenizer devtools contrib cli",
     "platformdirs": "_files",
     "prompt_toolkit": "cli.chat",

@@ -96,6 +96,11 @@ class ModelRunner:
         with self.backend.active(), self._hooked(step) as hook:
             return self.model.states(self._batch(step, np.array(rows, np.int32)), self.state, hook)
 
+    def unembed(self, rows: npt.NDArray[np.float32]) -> Any:
+        """float32 logits (R, V) of rows (R, E) of the residual stream. No sequence is needed."""
+        with self.backend.active():
+            return self.model.unembed(self.backend.asarray(rows, np.float32))
+
     @contextmanager
     def _hooked(self, step: list[Scheduled]) -> Iterator[StepHook | None]:
         """The hooks of a step; None where they want nothing of it."""
@@ -137,9 +142,17 @@ class ModelRunner:
         with self.backend.active():
             if rows != list(range(len(logits))):
                 logits = take_rows(self.backend.asarray(rows, np.int32), logits)  # (N, V)
-            top_ids, values = logprobs(logits, self.backend.asarray(ids, np.int32), 1)  # (N, 2) each
-            best = self.backend.to_numpy(top_ids)[:, 1]
-            return self.backend.to_numpy(values)[:, 0].astype(np.float64), best == np.array(ids)
+            top_ids, values = self.most_probable(logits, ids, 1)
+            return values[:, 0].astype(np.float64), top_ids[:, 1] == np.array(ids)
+
+    def most_probable(
+        self, logits: Any, ids: npt.ArrayLike, count: int
+    ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
+        """Ids (N, 1 + count) of rows of logits (N, V), a given one and the most probable ones, and their log
+        probabilities. On the host."""
+        with self.backend.active():
+            top_ids, values = logprobs(logits, self.backend.asarray(ids, np.int32), count)
+            return self.backend.to_numpy(top_ids), self.backend.to_numpy(values)
 
     def copy_page(self, kind: int, source: int, target: int) -> None:
         self.state.caches[kind].copy_page(source, target)

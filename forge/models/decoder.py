@@ -143,10 +143,19 @@ class Decoder:
                 changed = as_operand(found if batch.logit_rows is None else take_rows(batch.logit_rows, found), None)
         if batch.logit_rows is not None:
             stream.take(batch.logit_rows)
-        logits = self.output(stream.normed(self._logit_norm) if changed is None else changed)  # (R, V)
-        if self.config.final_softcap:
-            logits = soft_cap(logits, self.config.final_softcap)
+        logits = self._logits(stream.normed(self._logit_norm) if changed is None else changed)
         return points.at("logits", logits) if points else logits
+
+    def unembed(self, rows: Any) -> Any:
+        """float32 logits (R, V) of rows (R, E) of the residual stream, as hooks see it: through the output's norm and
+        product."""
+        unit = self.config.stream_scale
+        return self._logits(self._logit_norm.operand(rows if unit == 1.0 else rows / unit, None))
+
+    def _logits(self, operand: Any) -> Any:
+        """(R, V) of an operand of the output's product."""
+        logits = self.output(operand)
+        return soft_cap(logits, self.config.final_softcap) if self.config.final_softcap else logits
 
     def states(self, batch: Batch, state: ModelState, hook: Hook | None = None) -> Any:
         """The last layer's results through the output's norm, float32 (R, E): what logits are the product of."""

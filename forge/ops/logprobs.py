@@ -31,6 +31,9 @@ def logprobs(logits: Array, ids: Array, n: int) -> tuple[Array, Array]:
 @logprobs.cpu
 def _logprobs_cpu(logits: Array, ids: Array, n: int) -> tuple[Array, Array]:
     count = min(n, logits.shape[1])
+    if count == 1:  # the first of equal ones; 0 where the greatest is NaN or infinite
+        best = np.where(np.isfinite(logits.max(axis=1)), logits.argmax(axis=1), 0)
+        return _with_values(logits, ids, best[:, None].astype(np.int32))
     top = np.tile(np.arange(count, dtype=np.int32), (len(logits), 1))  # (B, n)
     for row in np.flatnonzero(np.isfinite(logits.max(axis=1)) & (count > 0)):
         first = first_ids(logits[row], count)

@@ -9,6 +9,9 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any, Literal
 
+import numpy as np
+import numpy.typing as npt
+
 from forge.hooks.cache import Cache
 from forge.hooks.capture import Capture
 from forge.hooks.edits import Steer, patch
@@ -17,6 +20,7 @@ from forge.hooks.reduction import reduction_of, settings_of
 from forge.hooks.selection import Positions, Steps, matching, selected
 from forge.keywords import check_bool, keywords, path_of, real, refusal
 from forge.models.hooks import HookPoint
+from forge.runtime import unembedding
 from forge.runtime.state_front import StateFront
 
 _DTYPES = {"f32": "float32", "f16": "float16"}
@@ -189,3 +193,19 @@ class HooksFront(StateFront):
         found = matching(self.engine.runner.hook_points, points)
         scaled = numbers("vector", vector) * numbers("scale", [real("scale", scale)])[0]
         return Steer(self._loop, found, selected(positions, steps, request), scaled, self.engine.runner.backend)
+
+    @keywords()
+    def unembed(self, residuals: Any) -> npt.NDArray[np.float32]:
+        """Logits of rows of the residual stream, as if the last layer had left them: by the output's norm and product.
+
+        Args:
+            residuals: (..., E) numbers, such as a point ``blk.N.resid_post`` that was captured.
+
+        Returns:
+            (..., V) float32 on the host: with the last layer's rows what `logits` gives.
+
+        Raises:
+            ParameterError: They have another width, or are no numbers.
+            OutOfMemoryError: The array is larger than the free memory; the message has the numbers.
+        """
+        return unembedding.unembed(self._loop, self.engine, residuals)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from html import escape
 from typing import IO, TYPE_CHECKING, Any, Self
@@ -156,12 +156,46 @@ def html_table(title: str, rows: Iterable[tuple[str, str]]) -> str:
     return f"<div><b>{escape(title)}</b><table>{lines}</table></div>"
 
 
+def html_cells(
+    title: str, columns: Sequence[str], rows: Iterable[tuple[str, Sequence[tuple[str, float, str]]]], caption: str = ""
+) -> str:
+    """A table whose cells have (text, share, note): shaded by shares from 0 to 1, and with notes that a pointer shows.
+
+    Colours are transparent, for light and dark pages. All text is escaped. rows: A label and as many cells as columns.
+    """
+    head = "".join(f"<th>{escape(visible(name))}</th>" for name in columns)
+    lines = "".join(
+        f"<tr><th>{escape(label)}</th>{''.join(_shaded('td', *cell) for cell in cells)}</tr>" for label, cells in rows
+    )
+    table = f'<table style="white-space: pre"><tr><th></th>{head}</tr>{lines}</table>'
+    return f'<div style="overflow-x: auto"><b>{escape(title)}</b>{table}{_small(caption)}</div>'
+
+
+def html_shaded(pieces: Iterable[tuple[str, float, str]], caption: str) -> str:
+    """A text of pieces (text, share, note), shaded as the cells of `html_cells`, and a smaller line below."""
+    text = "".join(_shaded("span", *piece) for piece in pieces)
+    return f'<div><div style="white-space: pre-wrap">{text}</div>{_small(caption)}</div>'
+
+
+def _shaded(tag: str, text: str, share: float, note: str) -> str:
+    alpha = 0.7 * min(max(share, 0.0), 1.0) if share == share else 0.0  # NaN has no colour
+    line = "<br>" * text.count("\n") if tag == "span" else ""
+    shown = escape(visible(text)) + line
+    return f'<{tag} style="background: rgba(230, 80, 40, {alpha:.3f})" title="{escape(note)}">{shown}</{tag}>'
+
+
+def _small(caption: str) -> str:
+    return f'<div style="opacity: 0.6; font-size: smaller">{escape(caption)}</div>'
+
+
+def visible(text: str) -> str:
+    """A token's text in which line ends, tabs and control characters can be seen."""
+    return printable(text.replace("\n", "\u23ce").replace("\t", "\u21e5"))
+
+
 def html_text(text: str, caption: str) -> str:
     """A text with its spaces and lines, and a smaller line below, as `html_table` makes it."""
-    return (
-        f'<div><div style="white-space: pre-wrap">{escape(text)}</div>'
-        f'<div style="opacity: 0.6; font-size: smaller">{escape(caption)}</div></div>'
-    )
+    return f'<div><div style="white-space: pre-wrap">{escape(text)}</div>{_small(caption)}</div>'
 
 
 def printable(text: str) -> str:

@@ -28,6 +28,7 @@ BESIDE = {
     "devtools": "errors config _files checkpoints formats tuning backend ops state models engine planning loading",
     "lab": "errors config backend devtools ops tuning",
     "contrib": "errors keywords tokenizer ops.philox llm loading",
+    "viz": "errors keywords display engine hooks runtime llm",
     "server": "forge errors config display engine outputs runtime llm loading tokenizer",
     "cli": f"forge server display checkpoints formats tokenizer hub devtools {' '.join(CHAIN)}",
     "__main__": "cli",
@@ -67,7 +68,8 @@ THIRD_PARTY = {
     "engine.request_table engine.sampler engine.hooked engine.recorded_hooks engine.stored_pages hooks "
     "runtime.hooks_front runtime.likelihoods runtime.prompts runtime.scoring runtime.scoring_front "
     "runtime.state_files runtime.states runtime.unembedding "
-    "formats checkpoints tokenizer devtools contrib cli",
+    "formats checkpoints tokenizer devtools contrib viz cli",
+    "matplotlib": "viz",  # of the extra `viz`
     "platformdirs": "_files",
     "prompt_toolkit": "cli.chat",
     "prometheus_client": "server",
@@ -221,7 +223,7 @@ def test_dependencies_are_the_packages_that_are_imported() -> None:
         for path in (ROOT / "forge").rglob("*.py")
         for _, target in imports(path, module_name(path.relative_to(ROOT / "forge")), set())
     }
-    extras = {"IPython", "lm_eval", "tqdm", "cupy", "cupy_backends"}
+    extras = {"IPython", "matplotlib", "lm_eval", "tqdm", "cupy", "cupy_backends"}
     extras |= {"fastapi", "h11", "prometheus_client", "pydantic", "starlette", "uvicorn"}  # of the extra `serve`
     assert listed == imported & set(THIRD_PARTY) - extras
 

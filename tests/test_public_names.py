@@ -19,7 +19,7 @@ import pytest
 from source_trees import tree_of
 
 import forge
-from forge import errors, lab
+from forge import errors, lab, viz
 from forge.cli.app import app
 from forge.hub import MODELS
 from forge.keywords import RENAMED
@@ -140,7 +140,13 @@ def test_every_public_module_lists_what_it_offers() -> None:
     """docs/api.md names the public modules; every other one is internal by that statement."""
     page = (Path(__file__).parents[1] / "docs" / "api.md").read_text()
     statement = page[: page.index("```")]
-    assert re.findall(r"`(forge(?:\.\w+)*)`", statement) == ["forge", "forge.errors", "forge.lab", "forge.contrib"]
+    assert re.findall(r"`(forge(?:\.\w+)*)`", statement) == [
+        "forge",
+        "forge.errors",
+        "forge.lab",
+        "forge.viz",
+        "forge.contrib",
+    ]
     assert sorted(errors.__all__) == sorted(error.__name__ for error in ERRORS)
     assert set(errors.__all__) < set(forge.__all__)
     assert list(errors.__all__) == sorted(errors.__all__)
@@ -154,6 +160,8 @@ def test_the_api_reference_holds_every_public_name_and_no_other() -> None:
     assert sorted([*documented, *errors.__all__]) == sorted(forge.__all__)
     of_the_lab = re.findall(r"^\.\. auto(?:function|class):: forge\.lab\.(\w+)$", page, re.MULTILINE)
     assert {*of_the_lab, "load_ipython_extension", "unload_ipython_extension"} == set(lab.__all__)  # IPython calls two
+    of_pictures = re.findall(r"^\.\. auto(?:function|class):: forge\.viz\.(\w+)$", page, re.MULTILINE)
+    assert sorted(of_pictures) == sorted(viz.__all__)
 
 
 def test_the_table_of_former_names_is_the_one_that_works() -> None:

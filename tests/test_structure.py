@@ -11,7 +11,7 @@ import pytest
 from source_trees import tree_of
 
 FORGE = Path(__file__).parents[1] / "forge"
-MAX_ROOMS = 35
+MAX_ROOMS = 36
 MAX_FILE_LINES = 350
 MAX_FUNCTION_LINES = 80
 MAX_HIP_FUNCTION_LINES = 120

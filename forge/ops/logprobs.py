@@ -13,6 +13,9 @@ from forge.backend.gpu import GPU
 from forge.ops.op import Array, op
 from forge.ops.sampling import first_ids
 
+_ROWS = 4
+"""Of logits whose sums NumPy computes together."""
+
 
 @op("logits:f32[B,V] ids:i32[B] n:i32 -> top_ids:i32[B,N] values:f32[B,N]", gpu_rtol=1e-5, gpu_atol=1e-5)
 def logprobs(logits: Array, ids: Array, n: int) -> tuple[Array, Array]:
@@ -56,7 +59,11 @@ def _with_values(logits: Array, ids: Array, top: Array) -> tuple[Array, Array]:
     greatest = logits.max(axis=1, keepdims=True)
     greatest[~np.isfinite(greatest)] = np.nan
     with np.errstate(over="ignore"):  # to -inf, a probability of 0
-        sums = np.exp(logits - greatest).sum(axis=1, keepdims=True, dtype=np.float64)
+        sums = np.empty((len(logits), 1))
+        for row in range(0, len(logits), _ROWS):  # their differences stay in the cache
+            part = slice(row, row + _ROWS)
+            powers = logits[part] - greatest[part]
+            np.exp(powers, out=powers).sum(axis=1, keepdims=True, dtype=np.float64, out=sums[part])
         asked = np.take_along_axis(logits, np.maximum(top_ids, 0), axis=1)
         values: Array = (asked - (greatest + np.log(sums))).astype(logits.dtype)
     return top_ids, values

@@ -25,6 +25,7 @@ def test_there_are_notebooks() -> None:
         "06_attention_sinks_and_massive_activations",
         "07_induction_heads",
         "09_write_your_own_kernel",
+        "11_benchmarks_and_roofline",
     ]
 
 
@@ -145,6 +146,7 @@ PICTURES = {
     "05_steering_vectors": 3,
     "06_attention_sinks_and_massive_activations": 5,
     "07_induction_heads": 4,
+    "11_benchmarks_and_roofline": 2,
 }
 
 

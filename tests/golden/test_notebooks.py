@@ -25,6 +25,7 @@ def test_there_are_notebooks() -> None:
         "05_steering_vectors",
         "06_attention_sinks_and_massive_activations",
         "07_induction_heads",
+        "08_what_quantization_does",
         "09_write_your_own_kernel",
         "10_batch_inference",
         "11_benchmarks_and_roofline",
@@ -149,6 +150,7 @@ PICTURES = {
     "05_steering_vectors": 3,
     "06_attention_sinks_and_massive_activations": 5,
     "07_induction_heads": 4,
+    "08_what_quantization_does": 4,
     "11_benchmarks_and_roofline": 2,
     "10_batch_inference": 1,
 }

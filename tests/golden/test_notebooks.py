@@ -20,6 +20,7 @@ NOTEBOOKS = sorted((Path(__file__).parents[2] / "notebooks").glob("*.ipynb"))
 def test_there_are_notebooks() -> None:
     assert [path.stem for path in NOTEBOOKS] == [
         "01_quickstart",
+        "02_sampling_and_processors",
         "03_logit_lens_and_attention",
         "04_activation_patching",
         "05_steering_vectors",
@@ -145,6 +146,7 @@ def test_write_your_own_kernel(tmp_path: Path) -> None:
 
 # Of notebooks whose cells assert what they find.
 PICTURES = {
+    "02_sampling_and_processors": 3,
     "03_logit_lens_and_attention": 5,
     "04_activation_patching": 3,
     "05_steering_vectors": 3,

@@ -13,7 +13,7 @@ from forge.engine.model_runner import ModelRunner
 from forge.engine.page_pool import PagePool
 from forge.engine.prefix_cache import PrefixCache, can_share
 from forge.engine.recovery import OUT_OF_MEMORY, Recovery
-from forge.engine.scheduler import Scheduled, Scheduler
+from forge.engine.scheduler import Scheduled, Scheduler, split
 from forge.engine.sequence import FinishReason, Sampled, Sequence
 from forge.engine.stats import EngineStats
 from forge.engine.step_budget import StepBudget
@@ -121,7 +121,7 @@ class Engine(Recovery):
         """
         if self.runner.pipeline:
             return self._step_ahead()
-        step, separate = _split(self._scheduled())
+        step, separate = split(self._scheduled())
         groups = [self._choices(entry.sequence) for entry in step]
         try:
             sampled = self._run(step) if step else []
@@ -168,7 +168,7 @@ class Engine(Recovery):
         for sequence in failed:
             if sequence.finish_reason is None and sequence.error:
                 drop_callers(sequence.error)
-                self.scheduler.finish(sequence, "error")
+                self._finish(sequence, "error")
         return [one for one in sampled if not one.sequence.error] + [Sampled(one, -1, None) for one in failed]
 
     def _commit(self, step: list[Scheduled]) -> None:
@@ -290,7 +290,7 @@ class Engine(Recovery):
         """Each sequence takes its new id, which may end it."""
         for sequence, token, _ in sampled:
             if token < 0 or sequence.error:
-                self.scheduler.finish(sequence, "error")
+                self._finish(sequence, "error")
                 continue
             if self.prefix_cache:
                 self.prefix_cache.enter(sequence, len(sequence.ids))
@@ -301,9 +301,3 @@ class Engine(Recovery):
                 self._generated_tokens += 1
                 if len(sequence.ids) >= sequence.max_length:
                     self._finish(sequence, "length")
-
-
-def _split(step: list[Scheduled]) -> tuple[list[Scheduled], list[Scheduled]]:
-    """The entries that run together as ever, and those of separate sequences."""
-    separate = [entry for entry in step if entry.sequence.is_separate]
-    return ([entry for entry in step if not entry.sequence.is_separate], separate) if separate else (step, [])

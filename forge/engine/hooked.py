@@ -146,10 +146,7 @@ class StepHook:
     def _changed(self, name: str, value: Any, seen: _Seen) -> Any:
         """What a hook makes of its rows, on the device; None where they stay."""
         rows = self._rows(name, value, seen)
-        layer = int(name.split(".")[1]) if name.startswith("blk.") else None
-        step = max(int(seen.positions[-1]) - seen.sequence.num_prompt + 1, 0)
-        where = Where(name, layer, seen.positions, seen.sequence.num_prompt, step, seen.hook.request)
-        found = seen.hook.at(rows, where)
+        found = seen.hook.at(rows, _where(name, seen.hook, seen.sequence, seen.positions))
         if found is None or found is rows:
             return None
         if isinstance(rows, np.ndarray):
@@ -201,19 +198,17 @@ class StepHook:
                     seen.sequence.error = of_user(error, __file__)
 
 
+def _where(name: str, hook: SequenceHook, sequence: Sequence, positions: Ints) -> Where:
+    layer = int(name.split(".")[1]) if name.startswith("blk.") else None
+    step = max(int(positions[-1]) - sequence.num_prompt + 1, 0)
+    return Where(name, layer, positions, sequence.num_prompt, step, hook.request)
+
+
 def deliver(sequence: Sequence, positions: Ints, found: Items[tuple[SequenceHook, str, Any]]) -> None:
     """Hooks get what recorded steps have read of a sequence's positions: the points' values, (N, E) each."""
     try:
         for hook, name, value in found:
-            where = Where(
-                name,
-                int(name.split(".")[1]),
-                positions,
-                sequence.num_prompt,
-                int(positions[-1]) - sequence.num_prompt + 1,
-                hook.request,
-            )
-            hook.at(value, where)
+            hook.at(value, _where(name, hook, sequence, positions))
         for hook in dict.fromkeys(hook for hook, _, _ in found):
             hook.end()
     except Exception as error:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from forge.engine.pipeline import StepPipeline
 from forge.engine.recorded_hooks import Edit, RecordedEdits, recorded_edits
-from forge.engine.scheduler import Scheduled
+from forge.engine.scheduler import Scheduled, split
 from forge.engine.sequence import Sampled, Sequence
 from forge.errors import OutOfMemoryError
 
@@ -28,10 +28,7 @@ class HookedPipelines:
 
     def parts(self, step: list[Scheduled]) -> tuple[list[Scheduled], list[Scheduled], list[Scheduled]]:
         """The entries of a step that run as those without hooks do, those of these pipelines, and the separate rest."""
-        apart = [entry for entry in step if entry.sequence.is_separate]
-        if not apart:
-            return step, [], []
-        plain = [entry for entry in step if not entry.sequence.is_separate]
+        plain, apart = split(step)
         hooked, separate, room = list[Scheduled](), list[Scheduled](), dict[int, int]()
         for entry in sorted(apart, key=lambda entry: entry.sequence.row is None):  # who has a row keeps it
             found = self._edits_of(entry)

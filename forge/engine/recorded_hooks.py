@@ -18,8 +18,6 @@ from forge.ops.decode_state import store_in_ring
 
 _RING_BYTES = 128 << 20
 """Of the host's pinned memory for what a pipeline's steps read."""
-
-
 _MOST_KEPT = 32
 """Positions of a sequence that are kept before its hooks get them."""
 

@@ -69,4 +69,4 @@ class Recovery(Passes):
             self._preempt_all()
         for sequence in chain.from_iterable(groups):
             self._siblings.pop(sequence, None)
-            self.scheduler.finish(sequence, "error")
+            self._finish(sequence, "error")

@@ -210,3 +210,9 @@ class Scheduler(Reservations):
             if self.preempt() is sequence:
                 return False
         return True
+
+
+def split(step: list[Scheduled]) -> tuple[list[Scheduled], list[Scheduled]]:
+    """The entries that run together as ever, and those of separate sequences."""
+    separate = [entry for entry in step if entry.sequence.is_separate]
+    return ([entry for entry in step if not entry.sequence.is_separate], separate) if separate else (step, [])
